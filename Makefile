@@ -1,0 +1,47 @@
+# vicort: `make demo` and `make test` are all it takes; `make help` lists the rest.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+MODEL ?= tiny
+BACKEND ?= auto
+PRECISION ?= fp32
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test engines bench lint types clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: .venv/installed ## a virtual environment with everything in it
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "make: $(PYTHON) is not Python 3.11: name one with PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[export,dev]'
+	@touch $@
+
+demo: install ## build the embedded model's engines, stream a real video, ask about it
+	$(BIN)/python -m vicort.benchmarks.demo
+
+test: install ## the whole suite (slow, gpu and weights are marked and off)
+	$(BIN)/python -m pytest -q
+
+engines: install ## engines/<model>-<precision>-<backend>/ [MODEL=tiny BACKEND=auto PRECISION=fp32]
+	$(BIN)/vicort-build $(MODEL) --backend $(BACKEND) --precision $(PRECISION)
+
+bench: install ## measure this machine: JSON, a table and a picture in benchmarks/results/
+	$(BIN)/vicort-bench
+
+lint: install types ## ruff, and mypy over the package
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+types: # the package as type checkers see it: a folder of links under one name
+	@mkdir -p build/types/vicort
+	@for room in export runtime configs benchmarks; do ln -sfn ../../../$$room build/types/vicort/$$room; done
+
+clean: ## remove the environment, build output and engines
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find engines -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +

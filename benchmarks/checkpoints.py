@@ -1,0 +1,61 @@
+"""A checkpoint of about 100 million parameters: random weights in Hugging Face layout, with the tiny model's tokenizer and template."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from vicort.export.tiny.model import CHECKPOINT as TINY
+
+SIDE = 224  # pixels
+COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+VISION = {"depth": 12, "hidden_size": 512, "intermediate_size": 1024, "num_heads": 8, "window_size": 112, "fullatt_block_indexes": [3, 7, 11]}
+TEXT = {"hidden_size": 640, "intermediate_size": 1920, "num_hidden_layers": 12, "num_attention_heads": 10, "num_key_value_heads": 2}
+SECTIONS = [8, 12, 12]  # of the multimodal rotary embedding: half a head of 64
+INITIAL = 0.04  # standard deviation of the weights; transformers' 0.02 leaves features of all positions nearly alike
+
+
+def write_medium(folder: Path) -> Path:
+    """Writes the checkpoint to `folder` unless it is there, and returns it."""
+    if (folder / "model.safetensors").is_file():
+        return folder
+    import torch
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    torch.manual_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**_medium_config())).float()
+    partial = folder.with_name(folder.name + ".partial")
+    model.save_pretrained(partial)
+    for name in COPIED:
+        shutil.copy(TINY / name, partial / name)
+    preprocessing = json.loads((TINY / "preprocessor_config.json").read_text()) | {"min_pixels": SIDE * SIDE, "max_pixels": SIDE * SIDE}
+    (partial / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return folder
+
+
+def parameters(checkpoint: Path) -> int:
+    """Parameters in a checkpoint of one safetensors file."""
+    from safetensors import safe_open
+
+    with safe_open(checkpoint / "model.safetensors", "pt") as weights:
+        shapes = [weights.get_slice(key).get_shape() for key in weights.keys()]  # noqa: SIM118 - safe_open is no mapping
+    total = 0
+    for shape in shapes:
+        size = 1
+        for length in shape:
+            size *= length
+        total += size
+    return total
+
+
+def _medium_config() -> dict:
+    config = json.loads((TINY / "config.json").read_text())
+    for key in ("architectures", "model_type", "transformers_version", "dtype"):
+        config.pop(key, None)
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": SECTIONS}
+    config["vision_config"] |= VISION | {"out_hidden_size": TEXT["hidden_size"], "initializer_range": INITIAL}
+    config["text_config"] |= TEXT | {"rope_parameters": rope, "initializer_range": INITIAL, "layer_types": None}
+    return config

@@ -1,0 +1,188 @@
+"""`vicort::BoundedAttention` as an ONNX operator with a function body, which the CPU engines run.
+
+It means what `vicort.export.bounded_attention` means; docs and shapes stand there. The body does what is the same for every layer
+(positions, angles, visibility) from expressions that do not mention `layer`, so that common subexpression elimination leaves one
+copy of it, and touches only the pages that the table names.
+"""
+
+# ruff: noqa: F821, N802 -- onnxscript names: functions are ONNX operators
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+import onnxscript
+import torch
+from onnxscript import FLOAT, INT64
+from onnxscript import opset20 as op
+
+from vicort.export import bounded_attention as torch_form
+
+DOMAIN = "vicort"
+NAME = "BoundedAttention"
+VERSION = 1
+OPSET = 20
+INPUTS = ("q", "k", "v", "pos", "pool", "where", "table")
+
+_vicort = onnxscript.values.Opset(DOMAIN, VERSION)
+
+
+@onnxscript.script(_vicort, default_opset=op)
+def RotaryAngles(pos, like, sections: Sequence[int], theta: float):
+    """Angles of the multimodal rotary embedding: pos [..., 3] int32, like [..., D] -> [..., D/2] float32."""
+    half = op.Div(op.Squeeze(op.Shape(like, start=-1)), op.Constant(value_int=2))
+    frequency = op.Range(op.Constant(value_int=0), half, op.Constant(value_int=1))  # [D/2] 0, 1, …
+    ends = op.CumSum(op.Constant(value_ints=sections), op.Constant(value_int=0))  # [3]
+    passed = op.Cast(op.GreaterOrEqual(op.Unsqueeze(frequency, op.Constant(value_ints=[1])), ends), to=INT64.dtype)
+    axis = op.ReduceSum(passed, op.Constant(value_ints=[1]), keepdims=0)  # [D/2] which of t, h, w
+    exponent = op.Div(op.Cast(frequency, to=FLOAT.dtype), op.Cast(half, to=FLOAT.dtype))
+    inverse = op.Reciprocal(op.Pow(op.Constant(value_float=theta), exponent))
+    return op.Mul(op.Cast(op.Gather(pos, axis, axis=-1), to=FLOAT.dtype), inverse)
+
+
+@onnxscript.script(_vicort, default_opset=op)
+def Rotate(x, cos, sin):
+    """x [..., D] turned by angles [..., D/2], in float32; the result has x's type."""
+    first, second = op.Split(op.Cast(x, to=FLOAT.dtype), axis=-1, num_outputs=2)
+    turned = op.Concat(
+        op.Sub(op.Mul(first, cos), op.Mul(second, sin)), op.Add(op.Mul(second, cos), op.Mul(first, sin)), axis=-1
+    )
+    return op.CastLike(turned, x)
+
+
+@onnxscript.script(_vicort, default_opset=op)
+def PagePlaces(where, table):
+    """Positions of the cached tokens that the table names, and which of them are there.
+
+    A and R are the larger of the two inputs' layer and head dimensions. -> [A,R,N*T,3] int32, [A,R,N*T] bool
+    """
+    zero = op.Constant(value_int=0)
+    one = op.Constant(value_int=1)
+    last = op.Constant(value_ints=[-1])
+    layers_heads = op.Max(op.Shape(table, end=2), op.Shape(where, start=1, end=3))  # [2]
+    slots = op.Cast(op.Expand(table, op.Concat(layers_heads, op.Shape(table, start=2), axis=0)), to=INT64.dtype)  # [A,R,N]
+    layers = op.Range(zero, op.Squeeze(op.Slice(layers_heads, [0], [1])), one)
+    heads = op.Range(zero, op.Squeeze(op.Slice(layers_heads, [1], [2])), one)
+    where_layer = op.Min(layers, op.Sub(op.Squeeze(op.Shape(where, start=1, end=2)), one))
+    where_head = op.Min(heads, op.Sub(op.Squeeze(op.Shape(where, start=2, end=3)), one))
+    index = op.Concat(
+        op.Unsqueeze(op.Max(slots, zero), last),
+        op.Unsqueeze(op.Expand(op.Reshape(where_layer, [-1, 1, 1]), op.Shape(slots)), last),
+        op.Unsqueeze(op.Expand(op.Reshape(where_head, [-1, 1]), op.Shape(slots)), last),
+        axis=-1,
+    )
+    places = op.GatherND(where, index)  # [A,R,N,T,3]
+    time = op.Squeeze(op.Slice(places, [0], [1], [-1]), last)
+    taken = op.GreaterOrEqual(time, op.CastLike(zero, time))
+    filled = op.And(taken, op.Unsqueeze(op.GreaterOrEqual(slots, zero), last))
+    return op.Reshape(places, op.Concat(layers_heads, [-1, 3], axis=0)), op.Reshape(filled, op.Concat(layers_heads, [-1], axis=0))
+
+
+@onnxscript.script(_vicort, default_opset=op)
+def Visible(pos, filled):
+    """Which columns each new row may attend to: [A,R,C,N*T+C] bool, the cached tokens first."""
+    rows = op.Shape(pos, end=1)
+    layers_heads = op.Shape(filled, end=2)
+    cached = op.Expand(
+        op.Unsqueeze(filled, op.Constant(value_ints=[2])), op.Concat(layers_heads, rows, op.Shape(filled, start=2), axis=0)
+    )
+    real = op.GreaterOrEqual(op.Squeeze(op.Slice(pos, [0], [1], [-1]), [-1]), op.Constant(value=onnx.helper.make_tensor("zero", 6, [], [0])))
+    row = op.Range(op.Constant(value_int=0), op.Squeeze(rows), op.Constant(value_int=1))
+    causal = op.And(op.GreaterOrEqual(op.Unsqueeze(row, [1]), row), real)  # [C,C]
+    new = op.Expand(causal, op.Concat(layers_heads, rows, rows, axis=0))
+    return op.Concat(cached, new, axis=-1), real
+
+
+@onnxscript.script(_vicort, default_opset=op)
+def BoundedAttention(q, k, v, pos, pool, where, table, layer: int, scale: float, sections: Sequence[int], theta: float):
+    one = op.Constant(value_int=1)
+    dim = op.Shape(q, start=2)  # [1] D
+    heads = op.Shape(k, start=1, end=2)  # [1] Hkv
+    rows = op.Shape(q, end=1)  # [1] C
+
+    # The same for every layer.
+    places, filled = PagePlaces(where, table)
+    visible, real = Visible(pos, filled)
+    new_angle = op.Unsqueeze(RotaryAngles(pos, q, sections, theta), [1])  # [C,1,D/2]
+    new_cos, new_sin = op.Cos(new_angle), op.Sin(new_angle)
+    angle = RotaryAngles(places, q, sections, theta)  # [A,R,N*T,D/2]
+    cos, sin = op.Cos(angle), op.Sin(angle)
+    mine = op.Reshape(real, [-1, 1, 1])  # [C,1,1]
+    per_slot = op.Mul(op.Shape(pool, start=1, end=2), heads)  # cells in a slot
+    cells = op.Reshape(pool, op.Concat([-1], op.Shape(pool, start=3), axis=0))  # [P*L*Hkv,2,T,D]
+    head = op.Unsqueeze(op.Range(op.Constant(value_int=0), op.Squeeze(heads), one), [1])  # [Hkv,1]
+    first_cell = op.Add(op.Mul(op.Max(op.Cast(table, to=INT64.dtype), op.Constant(value_int=0)), per_slot), head)  # [L|1,Hkv,N]
+
+    # This layer's cells. Where a dimension is 1, it serves all layers.
+    layer_id = op.Constant(value_int=layer)
+    table_layer = op.Min(layer_id, op.Sub(op.Squeeze(op.Shape(table, end=1)), one))
+    layer_cells = op.Add(op.Gather(first_cell, table_layer, axis=0), op.Mul(layer_id, heads))  # [Hkv,N]
+    cached_k, cached_v = op.Split(op.Gather(cells, layer_cells, axis=0), axis=2, num_outputs=2)  # [Hkv,N,1,T,D] each
+    flat = op.Concat(heads, [-1], dim, axis=0)
+    place_layer = op.Min(layer_id, op.Sub(op.Squeeze(op.Shape(filled, end=1)), one))
+    there = op.Unsqueeze(op.Gather(filled, place_layer, axis=0), [-1])  # [R,N*T,1]
+    none = op.CastLike(op.Constant(value_float=0.0), v)
+    layer_cos, layer_sin = op.Gather(cos, place_layer, axis=0), op.Gather(sin, place_layer, axis=0)  # [R,N*T,D/2]
+    old_k = Rotate(op.Reshape(cached_k, flat), layer_cos, layer_sin)  # [Hkv,N*T,D]
+    old_v = op.Where(there, op.Reshape(cached_v, flat), none)
+
+    new_k = Rotate(k, new_cos, new_sin)
+    keys = op.Concat(old_k, op.Transpose(new_k, perm=[1, 0, 2]), axis=1)  # [Hkv,N*T+C,D]
+    values = op.Concat(old_v, op.Transpose(op.Where(mine, v, none), perm=[1, 0, 2]), axis=1)
+
+    new_q = op.Mul(Rotate(q, new_cos, new_sin), op.CastLike(op.Constant(value_float=scale), q))
+    grouped = op.Reshape(op.Transpose(new_q, perm=[1, 0, 2]), flat)  # [Hkv,Hq/Hkv*C,D]
+    scores = op.Cast(op.MatMul(grouped, op.Transpose(keys, perm=[0, 2, 1])), to=FLOAT.dtype)
+    split = op.Reshape(scores, op.Concat(heads, [-1], rows, op.Shape(keys, start=1, end=2), axis=0))  # [Hkv,Hq/Hkv,C,N*T+C]
+    seen = op.Unsqueeze(op.Gather(visible, place_layer, axis=0), [1])  # [R,1,C,N*T+C]
+    weights = op.Softmax(op.Where(seen, split, op.Constant(value_float=-1e30)), axis=-1)
+    out = op.MatMul(op.CastLike(op.Reshape(weights, op.Shape(scores)), v), values)  # [Hkv,Hq/Hkv*C,D]
+    by_row = op.Transpose(op.Reshape(out, op.Concat([-1], rows, dim, axis=0)), perm=[1, 0, 2])
+    return op.Where(mine, by_row, none)
+
+
+FUNCTIONS = (RotaryAngles, Rotate, PagePlaces, Visible, BoundedAttention)
+
+
+def register_schema() -> None:
+    """Make the op known to onnx: the exporter emits a node of a foreign domain only if it is."""
+    if onnx.defs.has(NAME, DOMAIN):
+        return
+    schema = onnx.defs.OpSchema
+    integer = ("pos", "where", "table")
+    types = schema.AttrType
+    attributes = {"layer": types.INT, "scale": types.FLOAT, "sections": types.INTS, "theta": types.FLOAT}
+    onnx.defs.register_schema(
+        schema(
+            NAME,
+            DOMAIN,
+            VERSION,
+            doc="Attention of new tokens over the pages in a table and, causally, over each other.",
+            inputs=[schema.FormalParameter(name, "I" if name in integer else "T") for name in INPUTS],
+            outputs=[schema.FormalParameter("o", "T")],
+            type_constraints=[("T", ["tensor(float)", "tensor(bfloat16)"], ""), ("I", ["tensor(int32)"], "")],
+            attributes=[schema.Attribute(name, kind, "", required=True) for name, kind in attributes.items()],
+        )
+    )
+
+
+def _to_onnx(q, k, v, pos, pool, where, table, layer: int, scale: float, sections: Sequence[int], theta: float):
+    return _vicort.BoundedAttention(q, k, v, pos, pool, where, table, layer=layer, scale=scale, sections=sections, theta=theta)
+
+
+def translation_table() -> dict:
+    """For `torch.onnx.export(custom_translation_table=…)`."""
+    register_schema()
+    return {torch.ops.vicort.bounded_attention.default: _to_onnx}
+
+
+def add_function_body(model: onnx.ModelProto) -> int:
+    """Give the model's BoundedAttention nodes a meaning of their own; returns how many there are."""
+    count = sum(node.domain == DOMAIN and node.op_type == NAME for node in model.graph.node)
+    if count:
+        model.functions.extend(function.to_function_proto() for function in FUNCTIONS)
+    return count
+
+
+assert_registered = torch_form.NAME  # importing the torch form registers the torch operator

@@ -1,0 +1,93 @@
+"""The language model of Qwen2.5-VL (arXiv:2502.13923): one graph for prefill, question and decode.
+
+Parameters have the names that Hugging Face gives them below `model.`; `lm_head` is the output head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vicort.export.bounded_attention import bounded_attention
+from vicort.export.qwen2_5_vl.configuration import LanguageConfiguration
+from vicort.export.qwen2_5_vl.layers import RMSNorm, SwiGLU
+
+
+class LanguageModel(nn.Module):
+    """New tokens through all layers, each attending to the pages that the table names and to the new tokens before it."""
+
+    def __init__(self, config: LanguageConfiguration):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.layers))
+        self.norm = RMSNorm(config.width, config.epsilon)
+        self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
+        if config.tied:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    def forward(
+        self, tokens: Tensor, features: Tensor, pos: Tensor, pool: Tensor, where: Tensor, table: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One run over C new rows.
+
+        tokens: [C] int32 token ids, -1 = this row is a visual token and comes from `features`; features: [C,width], of the model's dtype.
+        pos, pool, where, table: as bounded_attention takes them; a row whose t is -1 is padding and changes no other row.
+
+        Returns logits [1,V] float32 of the last row that is not padding; k and v [L,C,Hkv,D], not rotated, of the model's dtype;
+        q [L,Hq,D] float32, not rotated, the mean over the rows that are not padding.
+        """
+        real = pos[:, 0] >= 0
+        x = torch.where((tokens >= 0)[:, None], self.embed_tokens(tokens.clamp(min=0)), features)
+        x = torch.where(real[:, None], x, 0)
+        keys, values, queries = [], [], []
+        for layer in self.layers:
+            x, k, v, q = layer(x, real, pos, pool, where, table)
+            keys.append(k)
+            values.append(v)
+            queries.append(q)
+        row = torch.arange(pos.shape[0], device=pos.device)
+        last = torch.where(real, row, 0).amax(0, keepdim=True)
+        logits = self.lm_head(self.norm(x.index_select(0, last)))
+        return logits.float(), torch.stack(keys), torch.stack(values), torch.stack(queries)
+
+
+class Layer(nn.Module):
+    def __init__(self, config: LanguageConfiguration, index: int):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.width, config.epsilon)
+        self.self_attn = Attention(config, index)
+        self.post_attention_layernorm = RMSNorm(config.width, config.epsilon)
+        self.mlp = SwiGLU(config.width, config.intermediate, bias=False)
+
+    def forward(
+        self, x: Tensor, real: Tensor, pos: Tensor, pool: Tensor, where: Tensor, table: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mixed, k, v, q = self.self_attn(self.input_layernorm(x), real, pos, pool, where, table)
+        x = x + mixed
+        return x + self.mlp(self.post_attention_layernorm(x)), k, v, q
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (arXiv:2305.13245) with biases on q, k and v, over a bounded table of pages."""
+
+    def __init__(self, config: LanguageConfiguration, index: int):
+        super().__init__()
+        self.config, self.index = config, index
+        self.q_proj = nn.Linear(config.width, config.query_heads * config.head_dim)
+        self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_dim)
+        self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_dim)
+        self.o_proj = nn.Linear(config.query_heads * config.head_dim, config.width, bias=False)
+
+    def forward(
+        self, x: Tensor, real: Tensor, pos: Tensor, pool: Tensor, where: Tensor, table: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x: [C,width], real: [C] bool -> output [C,width], k and v [C,Hkv,D], mean q [Hq,D] float32."""
+        config = self.config
+        q = self.q_proj(x).reshape(-1, config.query_heads, config.head_dim)
+        k = self.k_proj(x).reshape(-1, config.kv_heads, config.head_dim)
+        v = self.v_proj(x).reshape(-1, config.kv_heads, config.head_dim)
+        scale = config.head_dim**-0.5
+        mixed = bounded_attention(q, k, v, pos, pool, where, table, self.index, scale, list(config.sections), config.theta)
+        weight = real.float() / real.float().sum().clamp(min=1)
+        mean_q = (q.float() * weight[:, None, None]).sum(0)
+        return self.o_proj(mixed.flatten(1)), k, v, mean_q

@@ -1,0 +1,138 @@
+"""Weights of a Hugging Face directory, as it was published, into the modules of this package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from vicort.export.qwen2_5_vl.configuration import Configuration, read_configuration
+from vicort.export.qwen2_5_vl.language import LanguageModel
+from vicort.export.qwen2_5_vl.vision import VisionEncoder
+from vicort.export.token_control import TokenControl
+from vicort.runtime.errors import EngineError
+
+Part = Literal["vision", "language"]
+Model = TypeVar("Model", bound=nn.Module)
+
+# Checkpoints before transformers 4.52 have `visual.` and `model.`, later ones may have `model.visual.` and `model.language_model.`.
+PREFIXES: tuple[tuple[str, Part], ...] = (
+    ("model.visual.", "vision"),
+    ("visual.", "vision"),
+    ("model.language_model.", "language"),
+    ("model.", "language"),
+)
+HEAD = "lm_head.weight"
+CONVOLUTION = "patch_embed.proj.weight"  # the only parameter that has another name and shape here
+STORED_TYPES = ("F32", "F16", "BF16")
+
+
+def load_models(
+    folder: Path, height: int, width: int, dtype: torch.dtype = torch.float32
+) -> tuple[VisionEncoder, LanguageModel, TokenControl, Configuration]:
+    """The three graphs of a checkpoint folder, for frames of height x width pixels, ready to be exported.
+
+    Raises EngineError if a file, a key or a shape is not what config.json says, ConfigError if the image size is not allowed.
+    """
+    config = read_configuration(folder)
+    return load_vision(folder, config, height, width, dtype), load_language(folder, config, dtype), TokenControl().eval(), config
+
+
+def load_vision(folder: Path, config: Configuration, height: int, width: int, dtype: torch.dtype = torch.float32) -> VisionEncoder:
+    """The vision encoder alone, for frames of height x width pixels."""
+    with torch.device("meta"):
+        model = VisionEncoder(config.vision, config.language.width, height, width)
+    return _fill(model, folder, "vision", dtype)
+
+
+def load_language(folder: Path, config: Configuration, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """The language model alone."""
+    with torch.device("meta"):
+        model = LanguageModel(config.language)
+    return _fill(model, folder, "language", dtype)
+
+
+def _fill(model: Model, folder: Path, part: Part, dtype: torch.dtype) -> Model:
+    """Gives a model on the meta device the checkpoint's parameters, one tensor at a time."""
+    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}  # a tied head is no parameter of its own
+    found: dict[str, Tensor] = {}
+    for path in _files(folder):
+        with _opened(path) as file:
+            for key in file.keys():  # noqa: SIM118: a safetensors file cannot be iterated
+                owner, name = _place(key, path)
+                if owner != part or (name == HEAD and HEAD not in wanted):
+                    continue
+                found[name] = _tensor(file, key, path, name, wanted).to(dtype)
+    missing = sorted(wanted.keys() - found.keys())
+    if missing:
+        raise EngineError(f"{folder} has no weight {missing[0]!r} ({len(missing)} missing) of the {part} model: download the checkpoint again")
+    for name, tensor in found.items():
+        _replace(model, name, tensor)
+    return model.eval()
+
+
+def _place(key: str, path: Path) -> tuple[Part, str]:
+    """Which model a checkpoint's key belongs to, and the parameter's name there."""
+    if key == HEAD:
+        return "language", key
+    for prefix, part in PREFIXES:
+        if key.startswith(prefix):
+            name = key.removeprefix(prefix)
+            return part, "patch_embed.weight" if name == CONVOLUTION else name
+    raise EngineError(f"{path} has a weight {key!r} that Qwen2.5-VL does not have: name an unmodified checkpoint")
+
+
+def _tensor(file: safe_open, key: str, path: Path, name: str, wanted: dict[str, torch.Size]) -> Tensor:
+    if name not in wanted:
+        raise EngineError(f"{path} has a weight {key!r} that config.json has no place for: name an unmodified checkpoint")
+    view = file.get_slice(key)
+    if view.get_dtype() not in STORED_TYPES:
+        raise EngineError(f"{path}: {key!r} is stored as {view.get_dtype()}, allowed are {', '.join(STORED_TYPES)}: name an unquantised checkpoint")
+    tensor = file.get_tensor(key)
+    if key.endswith(CONVOLUTION) and tensor.ndim == 5:
+        tensor = tensor.permute(0, 2, 3, 4, 1).flatten(1)  # [width, channel, frame, y, x] -> pixels in the order of VisionEncoder.patches
+    if tensor.shape != wanted[name]:
+        shape, expected = list(view.get_shape()), list(wanted[name])
+        raise EngineError(f"{path}: {key!r} has shape {shape}, config.json makes it {expected}: the two are not of one checkpoint")
+    return tensor
+
+
+def _replace(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Puts a tensor in the place of a parameter, wherever in the model that parameter is used: a tied head stays tied."""
+    parameter = nn.Parameter(tensor, requires_grad=False)
+    old = model.get_parameter(name)
+    for module in model.modules():
+        for leaf, held in list(module.named_parameters(recurse=False)):
+            if held is old:
+                setattr(module, leaf, parameter)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, shards in the order of their names."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        names = ["model.safetensors"]
+    else:
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EngineError(f"{index} is no index of weights ({error!r}): download the checkpoint again") from error
+    for name in names:
+        if not (folder / name).is_file():
+            raise EngineError(f"{folder} has no {name}: weights must be in safetensors files, download the checkpoint again")
+    return [folder / name for name in names]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise EngineError(f"{path} is damaged ({error}): download the checkpoint again") from error

@@ -1,0 +1,85 @@
+"""The training material: encoded, decoded and cut into units beforehand, because drawing and coding cost more than a training step.
+
+A reel is one encoded stream of up to seven things. The pool is a folder of reels, written by `fill_pool` beside the training and read as it grows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vicort.export.tiny.video import read_units, write_video
+from vicort.export.tiny.world import Stream, Thing, make_stream
+
+SHAPES_OF_FRAMES = ((1, 1), (4, 3), (16, 9), (3, 4), (9, 16), (2, 1))
+HEIGHTS = (112, 128, 160, 192, 240, 288, 360)  # pixels, of the shorter side
+
+
+@dataclass(frozen=True)
+class Reel:
+    units: np.ndarray  # [U, 2, 112, 112, 3] uint8
+    there: np.ndarray  # [U, 2] int16: index of the thing that each frame shows, -1 = none
+    things: tuple[Thing, ...]
+
+
+def make_reel(seed: int) -> Reel:
+    """A stream through a real H.264 file of random size, frame rate and quality, sampled at 2 frames a second from a random moment on."""
+    rng = np.random.default_rng([seed, 10])
+    wide, high = SHAPES_OF_FRAMES[rng.integers(len(SHAPES_OF_FRAMES))]
+    side = int(rng.choice(HEIGHTS, p=np.array([8, 6, 4, 3, 2, 1, 1]) / 25))
+    size = tuple(side * part // min(wide, high) // 2 * 2 for part in (wide, high))
+    lead, tail = rng.uniform(0, 3, 2)
+    stream = make_stream(seed, 7, size[0] / size[1], lead, tail, stay=(1.2, 4.5), gap=(0.0, 1.5))
+    options = {"crf": str(rng.integers(18, 41)), "preset": str(rng.choice(["ultrafast", "veryfast", "medium"]))}
+    phase = float(rng.choice([0.0, 0.25]))
+    shift = tuple(rng.uniform(0, 1, 2)) if rng.random() < 0.3 else (0.5, 0.5)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "reel.mp4"
+        write_video(path, stream, size, fps=int(rng.choice([4, 4, 8])), options=options)
+        units, times = read_units(path, phase=phase, shift=shift)
+    return Reel(units, labels(stream, [float(time) for time in times]), stream.things)
+
+
+def labels(stream: Stream, times: list[float]) -> np.ndarray:
+    """[U, 2] int16: which thing each frame shows, -1 = none; times: 2 U seconds."""
+    shown = [stream.at(time) for time in times]
+    return np.array([-1 if thing is None else stream.things.index(thing) for thing in shown], np.int16).reshape(-1, 2)
+
+
+def fill_pool(folder: Path, first: int, count: int) -> None:
+    """Writes reels `first` to `first + count - 1`, a file each, complete once it has its name; those already there are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(first, first + count):
+        path = folder / f"{seed:06}.npz"
+        if path.exists():
+            continue
+        reel = make_reel(seed)
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.savez(file, units=reel.units, there=reel.there, things=json.dumps([asdict(thing) for thing in reel.things]))
+        partial.rename(path)
+
+
+def load_reel(path: Path) -> Reel:
+    """Reads a reel that `fill_pool` wrote."""
+    with np.load(path) as file:
+        things = tuple(Thing(**fields) for fields in json.loads(str(file["things"])))
+        return Reel(file["units"], file["there"], things)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--count", type=int, default=1000)
+    arguments = parser.parse_args()
+    fill_pool(arguments.folder, arguments.first, arguments.count)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Trains the tiny model: stage by stage, resumable, on whatever reels lie in the pool.
+
+    python -m vicort.export.tiny.reels POOL --count 1600 &
+    python -m vicort.export.tiny.train POOL RUN --threads 2
+
+RUN holds state.pt (everything needed to go on), checkpoint/ (a Hugging Face directory) and curve.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from vicort.export.tiny.batches import IGNORED, Batch, Composer, Recipe, gather
+from vicort.export.tiny.model import faster_attention, encode_units, new_model, save_checkpoint
+from vicort.export.tiny.reels import load_reel
+from vicort.export.tiny.tokenizer import VOCABULARY
+
+LOG_EVERY, SAVE_EVERY = 50, 100  # steps
+END = VOCABULARY.index("<|im_end|>")
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    steps: int
+    rates: tuple[float, float]  # learning rate at its first and last step, geometric in between
+    recipe: Recipe
+
+
+MEMORY = {"far": 0.7, "bounded": 0.4, "drops": 0.4, "retrieval": 0.3, "turns": 0.1}
+STAGES = (
+    Stage("one thing", 700, (1e-3, 1e-3), Recipe(streams=48, questions=6, reels=3, things=(1, 1), empties=(0, 1), windows=0.0)),
+    Stage("up to seven", 1500, (1e-3, 6e-4), Recipe(drops=0.2)),
+    Stage("memory", 1500, (6e-4, 5e-5), Recipe(empties=(0, 30), **MEMORY)),
+)
+
+
+@dataclass
+class Run:
+    """The state of a training run."""
+
+    model: Qwen2_5_VLForConditionalGeneration
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    curve: list[dict[str, object]] = field(default_factory=list)
+
+
+def start_or_resume(folder: Path) -> Run:
+    model = new_model(seed=0)
+    faster_attention(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02)
+    run = Run(model, optimizer)
+    path = folder / "state.pt"
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        run.step, run.curve = state["step"], json.loads(state["curve"])
+    return run
+
+
+def save(run: Run, folder: Path) -> None:
+    state = {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict(), "step": run.step, "curve": json.dumps(run.curve)}
+    torch.save(state, folder / "state.partial")
+    (folder / "state.partial").rename(folder / "state.pt")
+    save_checkpoint(run.model, folder / "checkpoint")
+    (folder / "curve.json").write_text(json.dumps(run.curve, indent=1) + "\n")
+
+
+def stage_at(step: int) -> tuple[Stage, float] | None:
+    """The stage of a step and how far it has come, 0 to 1; None after the last."""
+    for stage in STAGES:
+        if step < stage.steps:
+            return stage, step / stage.steps
+        step -= stage.steps
+    return None
+
+
+def augmented(units: np.ndarray, generator: torch.Generator) -> Tensor:
+    """[U, 2, 112, 112, 3] float32 of 0 to 255: the units with other brightness, contrast and noise."""
+    frames = torch.from_numpy(np.ascontiguousarray(units)).float()
+    shape = (len(frames), 1, 1, 1, 1)
+    gain = 1 + 0.1 * torch.randn(shape, generator=generator)
+    bias = 8 * torch.randn(shape, generator=generator)
+    strength = 6 * torch.rand(shape, generator=generator) ** 2
+    small = torch.randn(frames.shape[1:], generator=generator)  # one noise for all units: drawing it is what costs
+    return (frames * gain + bias + strength * small).clamp_(0, 255)
+
+
+def forward(model: Qwen2_5_VLForConditionalGeneration, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(logits [N, vocabulary], labels [N], kinds [N]) of the batch's labelled cells; features [units * 16, width]."""
+    rows = torch.from_numpy(batch.feature)
+    words = model.get_input_embeddings()(torch.from_numpy(batch.tokens))
+    embedded = torch.where(rows[..., None] >= 0, features[rows.clamp(min=0)].to(words.dtype), words)
+    labels = torch.from_numpy(batch.labels)
+    hidden = model.model.language_model(
+        inputs_embeds=embedded,
+        position_ids=torch.from_numpy(batch.positions),
+        attention_mask={"full_attention": torch.from_numpy(batch.mask)},
+        use_cache=False,
+    ).last_hidden_state
+    chosen = labels != IGNORED
+    return model.lm_head(hidden[chosen]).float(), labels[chosen], torch.from_numpy(batch.kinds)[chosen]
+
+
+def train_step(run: Run, stage: Stage, composer: Composer, pool: list[Path], rate: float) -> tuple[float, Tensor, Tensor]:
+    """One update. -> loss, and for each answer token but the last: right or not, and the kind of its question."""
+    rng = np.random.default_rng([run.step, 20])
+    generator = torch.Generator().manual_seed(run.step)
+    reels = [load_reel(pool[index]) for index in rng.integers(0, len(pool), stage.recipe.reels)]
+    units, episodes = gather(rng, reels, stage.recipe)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = encode_units(run.model, augmented(units, generator))
+        batch = composer.compose(rng, episodes, features.detach().float().numpy())
+        logits, labels, kinds = forward(run.model, batch, features.flatten(0, 1))
+    loss = cross_entropy(logits, labels)
+    run.optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate * min(1.0, (run.step + 1) / 50)
+    run.optimizer.step()
+    words = labels != END
+    return loss.item(), (logits.argmax(-1) == labels)[words], kinds[words]
+
+
+class Meter:
+    """Means since the last report."""
+
+    def __init__(self, kinds: list[str]) -> None:
+        self.kinds, self.began = kinds, time.monotonic()
+        self.losses: list[float] = []
+        self.right, self.kind = [], []
+
+    def add(self, loss: float, right: Tensor, kind: Tensor) -> None:
+        self.losses.append(loss)
+        self.right.append(right)
+        self.kind.append(kind)
+
+    def report(self, step: int, stage: str) -> dict[str, object]:
+        right, kind = torch.cat(self.right).float(), torch.cat(self.kind)
+        accuracy = {name: round(right[kind == k].mean().item(), 3) for k, name in enumerate(self.kinds) if (kind == k).any()}
+        seconds = (time.monotonic() - self.began) / len(self.losses)
+        return {
+            "step": step,
+            "stage": stage,
+            "loss": round(float(np.mean(self.losses)), 4),
+            "accuracy": accuracy,
+            "seconds_a_step": round(seconds, 2),
+        }
+
+
+def train(pool: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    run = start_or_resume(folder)
+    composers = {stage.name: Composer(stage.recipe) for stage in STAGES}
+    meter = None
+    while (now := stage_at(run.step)) is not None:
+        stage, share = now
+        meter = meter or Meter(composers[stage.name].kind_names)
+        paths = sorted(pool.glob("*.npz"))
+        rate = stage.rates[0] * (stage.rates[1] / stage.rates[0]) ** share
+        meter.add(*train_step(run, stage, composers[stage.name], paths, rate))
+        run.step += 1
+        if run.step % LOG_EVERY == 0:
+            run.curve.append(meter.report(run.step, stage.name))
+            print(json.dumps(run.curve[-1]), flush=True)
+            meter = None
+        if run.step % SAVE_EVERY == 0 or stage_at(run.step) is None:
+            save(run, folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pool", type=Path, help="folder of reels, see vicort.export.tiny.reels")
+    parser.add_argument("run", type=Path, help="folder of the run; an interrupted one goes on where it stopped")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    train(arguments.pool, arguments.run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""Run time: video in, streams, engines, memory, retrieval, answers. Never imports torch, never `vicort.export`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vicort.runtime.core import Answer, Frame, Question, Sampling
+    from vicort.runtime.session import Session
+    from vicort.runtime.source import open_source
+
+__all__ = ["Answer", "Frame", "Question", "Sampling", "Session", "open_source"]
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when they are first used: `vicort.export` takes the nouns without the video libraries."""
+    from importlib import import_module
+
+    rooms = {"Session": "session", "open_source": "source"}
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{rooms.get(name, 'core')}"), name)

@@ -1,0 +1,144 @@
+"""Questions: what the stream was when each came, who waits for whom in a conversation, and what their runs share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+
+from vicort.runtime.core import Answer, Question
+from vicort.runtime.device import HostDevice
+from vicort.runtime.engine import EngineSet
+from vicort.runtime.errors import QuestionError
+from vicort.runtime.language import LanguageRun
+from vicort.runtime.memory import ANSWER_TOKENS, Lease, Memory
+from vicort.runtime.pipeline import StageClock
+from vicort.runtime.positions import Timeline
+from vicort.runtime.prompt import Prompt
+from vicort.runtime.stages import LatestUnit, Prefill
+from vicort.runtime.token_choice import TokenChoice
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its answer, whose pages the next turn of the conversation sees."""
+
+    question: str
+    text: str
+    slots: tuple[int, ...]  # of the pool's conversation part
+
+
+@dataclass
+class Conversation:
+    turns: list[Turn] = field(default_factory=list)
+    newest: Future | None = None  # answer to its newest question: turns follow one another
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the stream was when a question came, held fast by a lease."""
+
+    lease: Lease
+    first_text: int  # position of the question's first token
+    seen_until: Fraction  # seconds
+    latest: tuple[LatestUnit, ...]  # units that the question has to prefill itself
+
+
+class Answerer:
+    """What questions share: the question stream, idle buffers, conversations."""
+
+    def __init__(
+        self,
+        device: HostDevice,
+        engines: EngineSet,
+        memory: Memory,
+        timeline: Timeline,
+        prompt: Prompt,
+        prefill: Prefill,
+        clock: StageClock,
+    ) -> None:
+        self.device, self.engines, self.memory, self.prompt, self.clock = device, engines, memory, prompt, clock
+        self.model = engines.manifest.model
+        self.stream = device.stream("question", urgent=True)
+        self._timeline, self._prefill = timeline, prefill
+        self._idle_runs: list[LanguageRun] = []
+        self._conversations: dict[str, Conversation] = {}
+        self._lock = threading.Lock()
+
+    def check(self, question: Question) -> None:
+        """Raises QuestionError, or ConfigError for its sampling, if no stream could answer the question."""
+        tokens = len(self.prompt.question(question.text))
+        if tokens > self.model.max_rows:
+            raise QuestionError(f"the question has {tokens} tokens, this engine takes {self.model.max_rows}: ask a shorter one")
+        if question.sampling.max_tokens > ANSWER_TOKENS:
+            raise QuestionError(f"max_tokens {question.sampling.max_tokens} is too many: an answer has room for {ANSWER_TOKENS}")
+        if question.at is not None and question.at < 0:
+            raise QuestionError(f"the question's time {float(question.at):g} s is negative: the stream starts at 0")
+        TokenChoice(question.sampling)
+
+    def snapshot(self, question: Question) -> Snapshot:
+        """Retrieval, and a lease on what it chose. Runs in the order of the stream, between two chunks."""
+        words = np.asarray(self.prompt.words(question.text), np.int32)
+        digest = self.engines.embedding[words].mean(axis=0)
+        units = self.memory.system.retrieval.choose(digest, self.memory.remembered())
+        return Snapshot(self.memory.lease(units), self._timeline.next_text, self._prefill.seen_until, tuple(self._prefill.latest))
+
+    def answer(self, question: Question, snapshot: Snapshot, asked: int, on_token: Callable[[str], None]) -> Answer:
+        """asked: perf_counter_ns when the question came. on_token gets each piece of text as it is ready."""
+        from vicort.runtime.answer_run import AnswerRun
+
+        try:
+            return AnswerRun(self, question, snapshot, asked, on_token).answer()
+        finally:
+            snapshot.lease.release()
+
+    def borrow(self) -> LanguageRun:
+        """Buffers for one answer."""
+        with self._lock:
+            if self._idle_runs:
+                return self._idle_runs.pop()
+        return LanguageRun(self.engines.llm, self.model, self.device, self.memory.pool)
+
+    def give_back(self, run: LanguageRun) -> None:
+        with self._lock:
+            self._idle_runs.append(run)
+
+    # ---- conversations --------------------------------------------------------------------------------------------------
+
+    def join(self, question: Question, answer: Future) -> Future | None:
+        """Enter a question into its conversation; returns the answer that it has to wait for."""
+        if question.conversation is None:
+            return None
+        with self._lock:
+            conversation = self._conversations.setdefault(question.conversation, Conversation())
+            before, conversation.newest = conversation.newest, answer
+            return before
+
+    def turns(self, question: Question) -> list[Turn]:
+        """The earlier turns of its conversation that are still cached."""
+        if question.conversation is None:
+            return []
+        with self._lock:
+            return list(self._conversations[question.conversation].turns)
+
+    def keep_turn(self, question: Question, text: str, pages: Sequence[int]) -> None:
+        """Copy a turn's text pages to the conversations' part, forgetting the oldest turns where it is full.
+
+        A turn too long for the whole part is not kept, and neither is anything before it: a conversation has no holes.
+        """
+        slots, pool = self.memory.conversation_slots, self.memory.pool
+        if question.conversation is None:
+            return
+        with self._lock:
+            conversation = self._conversations[question.conversation]
+            while slots.live and slots.live + len(pages) > slots.count:
+                crowded = next(each for each in self._conversations.values() if each.turns)
+                slots.free(crowded.turns.pop(0).slots)
+            if len(pages) <= slots.count:
+                kept = slots.take(len(pages))
+                pool.copy_from(pool, pages, kept)
+                conversation.turns.append(Turn(question.text, text, tuple(kept)))

@@ -1,0 +1,152 @@
+"""The nouns of vicort. Everything else is a verb on them.
+
+This module knows nothing of engines, devices or files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+
+UNIT_FRAMES = 2  # frames in a temporal unit, the smallest thing the vision encoder takes (temporal patch size of Qwen2.5-VL)
+
+
+@dataclass(frozen=True)
+class Frame:
+    image: np.ndarray  # [height, width, 3] uint8, RGB, upright
+    time: Fraction  # seconds on the source's own clock, exact
+    index: int  # 0, 1, 2, … in the source, before sampling
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Up to N frames that go through the stages together: the batch of the pipeline."""
+
+    index: int
+    first_unit: int  # number, in the stream, of its first temporal unit
+    frames: tuple[Frame, ...]  # an even number of them, UNIT_FRAMES a unit; the last may be a repeat that completes its unit
+    repeated: int = 0  # how many frames at the end are such repeats (0 or 1)
+
+    @property
+    def units(self) -> int:
+        return len(self.frames) // UNIT_FRAMES
+
+    @property
+    def start(self) -> Fraction:
+        return self.frames[0].time
+
+    @property
+    def end(self) -> Fraction:
+        return self.frames[-1].time
+
+
+PageKind = Literal["prompt", "vision", "text"]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Keys and values of up to T tokens, of one temporal unit or of one run of text, never of two."""
+
+    id: int  # unique in a session, rising in the order of the transcript
+    kind: PageKind
+    tokens: int  # filled cells, at most T
+    chunk: int = -1  # of kind vision: the chunk it came with
+    unit: int = -1  # of kind vision: the temporal unit, counted from the start of the stream
+    start: Fraction = Fraction(0)  # seconds, of the unit's first frame
+    end: Fraction = Fraction(0)  # seconds, of the unit's last frame
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """What one run of the engine may attend to, besides its own new tokens."""
+
+    slots: np.ndarray  # [L|1, Hkv|1, N] int32 slots of the device pool, -1 = none
+    pages: tuple[Page, ...]  # the pages behind them, in transcript order
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; the defaults are greedy."""
+
+    temperature: float = 0.0  # 0 = greedy
+    top_p: float = 1.0  # smallest set of tokens whose probability reaches this
+    top_k: int = 0  # 0 = all
+    repetition_penalty: float = 1.0  # Keskar et al. 2019, over the answer's own tokens
+    seed: int = 0
+    max_tokens: int = 64
+
+
+@dataclass(frozen=True)
+class Question:
+    text: str
+    at: Fraction | None = None  # seconds on the source's clock; None = now, or at the end of the stream
+    id: str = ""
+    conversation: str | None = None  # questions of one conversation see each other; None = forgotten after its answer
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened, as it is written to a JSONL stream."""
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.removesuffix("Event").lower()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"event": self.name} | {key: _plain(value) for key, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class ChunkEvent(Event):
+    index: int
+    frames: int
+    start: Fraction  # seconds, first frame
+    end: Fraction  # seconds, last frame
+    tokens: int  # visual tokens that left the vision encoder
+    kept: int  # visual tokens that were placed in pages
+    wall_ms: float  # from the hand-over to the first stage until its last page was placed
+
+
+@dataclass(frozen=True)
+class Answer(Event):
+    id: str
+    at: Fraction  # seconds, when it was asked
+    seen_until: Fraction  # seconds, last frame of the last unit that was complete then
+    question: str
+    text: str
+    ttft_ms: float  # from the ask to the first token, all waiting included
+    tokens: int  # tokens in the answer
+    read: tuple[tuple[Fraction, Fraction], ...]  # time ranges, in seconds, whose pages the question could see
+    pages: int  # vision pages it could see
+
+
+@dataclass(frozen=True)
+class Summary(Event):
+    system: str
+    frames: int  # frames that entered the pipeline, after sampling
+    dropped: int  # frames that a lag policy dropped
+    chunks: int
+    seconds: float  # first frame in to last page placed
+    fps: float  # frames / seconds
+    stage_ms: dict[str, float]  # total a stage: preprocess, vision, tokens, prefill
+    overlap: float  # sum of the stage times / seconds
+    ttft_ms: dict[str, float] | None  # p50, p95, p99 over the answers; None without any
+    pages: dict[str, int]  # now in use: device, host
+    peak_rss_mb: float
+
+
+def _plain(value: Any) -> Any:
+    """JSON's view of a value: fractions become seconds with microseconds, tuples become lists."""
+    if isinstance(value, Fraction):
+        return round(float(value), 6)
+    if isinstance(value, float):
+        return round(value, 3)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

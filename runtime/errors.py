@@ -1,0 +1,36 @@
+"""What vicort says when it cannot go on: one line with the value, what is allowed, and the next command to try."""
+
+
+class VicortError(Exception):
+    """A failure the user can act on.
+
+    Its text is one line. `exit_code` is what a command line tool returns for it.
+    """
+
+    exit_code = 2
+
+
+class EngineError(VicortError):
+    """An engine set is missing, damaged, of another schema, or not what its manifest says."""
+
+
+class ConfigError(VicortError):
+    """A YAML file, a flag or an argument holds a value that is not allowed."""
+
+
+class SourceError(VicortError):
+    """A video source cannot be opened or holds no video."""
+
+
+class TruncatedSource(SourceError):
+    """A source broke off in the middle: what came before it is good, and was delivered."""
+
+    exit_code = 3
+
+
+class MemoryBudgetError(VicortError):
+    """A page budget is too small for what must be kept."""
+
+
+class QuestionError(VicortError):
+    """A question cannot be asked: empty, too long, or at a time that cannot be."""

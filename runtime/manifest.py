@@ -1,0 +1,161 @@
+"""The manifest of an engine set: what was built, from what, with what, and what the runtime may rely on.
+
+Written by `vicort.export`, read by `vicort.runtime`; it is the only thing that the two share besides `core`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vicort.runtime.errors import EngineError
+
+SCHEMA_VERSION = 1
+FILE_NAME = "manifest.json"
+Backend = Literal["onnxruntime", "openvino", "tensorrt"]
+Precision = Literal["fp32", "bf16"]
+GraphName = Literal["vision", "tokens", "llm"]
+
+SAMPLED_ABOVE = 64 << 20  # bytes: larger files are fingerprinted by samples, so that opening a 10 GB set stays quick
+SAMPLE_BYTES = 1 << 20
+SAMPLES = 16
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorSpec(Strict):
+    """One tensor at an engine's border."""
+
+    name: str
+    dtype: str  # NumPy's name of it, or "bfloat16"
+    shape: tuple[int | str, ...]  # a fixed size, or the name of a dimension that varies
+
+
+class Dimension(Strict):
+    """The sizes that a varying dimension may take: a TensorRT profile, and what the other backends are checked against."""
+
+    min: int
+    opt: int
+    max: int
+
+
+class GraphSpec(Strict):
+    file: str  # in the engine folder
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    dimensions: dict[str, Dimension]
+    plugin_layers: int = 0  # BoundedAttention nodes that a plugin runs; 0 where its function body was expanded
+
+
+class EmbeddingSpec(Strict):
+    """Where the token embeddings lie: a raw row-major array in a file of the set, which the language graph uses too."""
+
+    file: str
+    offset: int  # bytes
+    dtype: str
+    rows: int
+    width: int
+
+
+class ModelSpec(Strict):
+    """The facts about the model that the runtime needs."""
+
+    name: str
+    layers: int
+    width: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    image_height: int  # pixels of a frame as the vision graph takes it
+    image_width: int
+    grid_height: int  # merged tokens down a unit
+    grid_width: int  # merged tokens across a unit
+    fps: float  # frames a second the model was trained to see
+    tokens_per_second: float  # steps of the temporal position in a second (vision_config.tokens_per_second)
+    chunk_frames: int  # most frames in a chunk
+    page_tokens: int  # T, cells in a page
+    max_rows: int  # most new tokens in one run of the language graph
+    max_position: int  # positions stay below this: the range that the model was trained in
+    eos_tokens: tuple[int, ...]
+    video_token: int  # id of the placeholder that visual tokens stand for
+
+    @property
+    def unit_tokens(self) -> int:
+        """Visual tokens in a temporal unit, before any are dropped."""
+        return self.grid_height * self.grid_width
+
+
+class FileSpec(Strict):
+    bytes: int
+    fingerprint: str
+
+
+class Manifest(Strict):
+    schema_version: int = SCHEMA_VERSION
+    backend: Backend
+    precision: Precision
+    model: ModelSpec
+    graphs: dict[GraphName, GraphSpec]
+    embedding: EmbeddingSpec
+    checkpoint: str  # hash over the source checkpoint's configuration and weights
+    target: str  # GPU architecture, or the CPU's instruction sets
+    versions: dict[str, str]  # of the tools that built it
+    build_command: str
+    files: dict[str, FileSpec] = Field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        (folder / FILE_NAME).write_text(self.model_dump_json(indent=2) + "\n")
+
+
+def fingerprint(path: Path) -> FileSpec:
+    """Size and hash of a file; above 64 MiB the hash is over 16 evenly spaced blocks of 1 MiB."""
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if size <= SAMPLED_ABOVE:
+            while block := file.read(SAMPLE_BYTES):
+                digest.update(block)
+        else:
+            for sample in range(SAMPLES):
+                file.seek((size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return FileSpec(bytes=size, fingerprint=digest.hexdigest())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an engine set, checked against its schema and its files.
+
+    Raises EngineError, with the command that rebuilds, if anything is missing, of another schema, or damaged.
+    """
+    path = folder / FILE_NAME
+    if not folder.is_dir():
+        raise EngineError(f"no engine folder {folder}: build one with `vicort-build tiny`, or name another with --engine-dir")
+    if not path.is_file():
+        raise EngineError(f"{folder} holds no {FILE_NAME}, so it is no engine set: build one with `vicort-build MODEL --out {folder}`")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise EngineError(f"{path} is not JSON ({error}): rebuild with `vicort-build MODEL --out {folder}`") from error
+    rebuild = f"rebuild with `{content.get('build_command', f'vicort-build MODEL --out {folder}')}`" if isinstance(content, dict) else ""
+    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+        found = content.get("schema_version") if isinstance(content, dict) else type(content).__name__
+        raise EngineError(f"{path} has schema version {found!r}, this vicort reads {SCHEMA_VERSION}: {rebuild}")
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise EngineError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}: {rebuild}") from error
+    for name, expected in manifest.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise EngineError(f"{file} is missing: {rebuild}")
+        if fingerprint(file) != expected:
+            raise EngineError(f"{file} is damaged ({file.stat().st_size} bytes, {expected.bytes} were built): {rebuild}")
+    return manifest

@@ -1,0 +1,53 @@
+"""Which visual tokens of a chunk go on to the language model."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from vicort.runtime.policies.registry import Policy, Registry
+
+NEVER = -2.0  # below every cosine: no position is hot by threshold
+
+
+class Drop(Policy):
+    def bounds(self, units: int, unit_tokens: int) -> tuple[float, int] | None:
+        """Threshold and number of hot positions for the token control graph; None = keep all, the graph is not run."""
+        raise NotImplementedError
+
+
+class KeepAll(Drop):
+    policy: ClassVar[str] = "none"
+
+    def bounds(self, units: int, unit_tokens: int) -> tuple[float, int] | None:
+        return None
+
+
+class ChunkIntra(Drop):
+    """ViCoStream's rule (arXiv 2606.19849 and its code): the first unit of a chunk is kept whole, later ones only at positions
+    whose cosine to the unit before fell below `threshold` at least once in the chunk.
+
+    With `keep` instead, the positions that changed most are kept, so many that this share of the chunk's tokens remains.
+    """
+
+    policy: ClassVar[str] = "chunk-intra"
+    threshold: float | None = Field(None, ge=-1, le=1)
+    keep: float | None = Field(None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.threshold is None) == (self.keep is None):
+            raise ValueError("set either threshold or keep")
+        return self
+
+    def bounds(self, units: int, unit_tokens: int) -> tuple[float, int] | None:
+        if self.threshold is not None:
+            return self.threshold, 0
+        if units == 1 or self.keep is None:
+            return NEVER, 0
+        hot = round((self.keep * units - 1) * unit_tokens / (units - 1))
+        return NEVER, min(max(hot, 0), unit_tokens)
+
+
+DROPS = Registry("drop", KeepAll, ChunkIntra)

@@ -1,0 +1,52 @@
+"""What a new chunk may attend to, besides the prompt and itself."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from vicort.runtime.policies.registry import Policy, Registry
+
+
+class Ingest(Policy):
+    prefills: ClassVar[bool] = True  # False: chunks wait as visual tokens until a question prefills the latest of them
+
+    @property
+    def window(self) -> int | None:
+        """How many of the latest chunks the next one attends to; None = all that memory holds."""
+        raise NotImplementedError
+
+
+class AllChunks(Ingest):
+    policy: ClassVar[str] = "all"
+
+    @property
+    def window(self) -> int | None:
+        return None
+
+
+class RecentChunks(Ingest):
+    """ViCoStream's bounded visual attention: the last `chunks` chunks (`attend_chunk_num` of its code)."""
+
+    policy: ClassVar[str] = "recent-chunks"
+    chunks: int = Field(ge=0)
+
+    @property
+    def window(self) -> int | None:
+        return self.chunks
+
+
+class LatestFrames(Ingest):
+    """SimpleStream (arXiv 2604.02317): nothing is remembered but the latest `frames` frames, prefilled when a question comes."""
+
+    policy: ClassVar[str] = "latest-frames"
+    prefills: ClassVar[bool] = False
+    frames: int = Field(gt=0, multiple_of=2)
+
+    @property
+    def window(self) -> int | None:
+        return 0
+
+
+INGESTS = Registry("ingest", AllChunks, RecentChunks, LatestFrames)

@@ -1,0 +1,137 @@
+"""The text around the video: the model's own chat template, cut at the place where the visual tokens stand.
+
+prefix  <|im_start|>user … <|vision_start|>        cached once, when a session opens
+video   the visual tokens, chunk by chunk
+suffix  <|vision_end|>QUESTION …                   a fork of the stream, one a question
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from vicort.runtime.errors import EngineError, QuestionError
+
+TOKENIZER_FILE = "tokenizer.json"
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+class Prompt:
+    """Token ids of the prefix and of questions; text of answers."""
+
+    def __init__(self, folder: Path, video_token: int) -> None:
+        """Reads the tokenizer and the chat template of an engine set, or of a Hugging Face folder."""
+        self._tokenizer = _read_tokenizer(folder / TOKENIZER_FILE)
+        self._template = _read_template(folder)
+        self._video = self._tokenizer.id_to_token(video_token)
+        before, found, _ = self._render([_turn("", with_video=True)]).partition(self._video)
+        if not found:
+            raise EngineError(f"the chat template in {folder} puts no {self._video} where a video is: use the model's own template")
+        self.prefix: list[int] = self._encode(before)
+
+    def question(self, text: str, earlier: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """The tokens that follow what is cached, up to where the answer begins.
+
+        earlier: the (question, answer) turns of the same conversation; their tokens are cached already, vision before them.
+        """
+        if not text.strip():
+            raise QuestionError("the question is empty: ask something, for example --ask 'what is there now?'")
+        if special := next((t for t in self._special_tokens() if t in text), None):
+            raise QuestionError(f"the question holds the model's control token {special!r}: leave it out")
+        whole = self._render(self._turns([*earlier, (text, "")]))
+        if not earlier:
+            return self._encode(whole.partition(self._video)[2])
+        cached = self._render(self._turns([*earlier[:-1], (earlier[-1][0], "")])) + earlier[-1][1]
+        if not whole.startswith(cached):
+            raise QuestionError("this model's chat template cannot go on with a conversation: ask without one")
+        return self._encode(whole[len(cached) :])
+
+    def words(self, text: str) -> list[int]:
+        """The tokens of a question alone, without the template: what retrieval compares with."""
+        return self._encode(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    def _turns(self, turns: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = []
+        for number, (question, answer) in enumerate(turns):
+            messages.append(_turn(question, with_video=number == 0))
+            if answer:
+                messages.append({"role": "assistant", "content": answer})
+        return messages
+
+    def _render(self, messages: list[dict[str, Any]]) -> str:
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=True)
+        except TemplateError as error:
+            raise EngineError(f"the model's chat template fails ({error}): use the template that came with the model") from error
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _special_tokens(self) -> list[str]:
+        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+
+
+class TextStream:
+    """Tokens in, printable text out: holds back bytes of a character that is not whole yet."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        self._prompt = prompt
+        self._tokens: list[int] = []
+        self.text = ""
+
+    def add(self, token: int) -> str:
+        """The text that this token completes; may be empty."""
+        self._tokens.append(token)
+        whole = self._prompt.decode(self._tokens)
+        return "" if whole.endswith("�") else self._advance(whole)
+
+    def finish(self) -> str:
+        """What was held back to the end."""
+        return self._advance(self._prompt.decode(self._tokens))
+
+    def _advance(self, whole: str) -> str:
+        new = whole[len(self.text) :]
+        self.text = whole
+        return new
+
+
+def _turn(text: str, with_video: bool) -> dict[str, Any]:
+    video = [{"type": "video"}] if with_video else []
+    return {"role": "user", "content": [*video, {"type": "text", "text": text}]}
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    if not path.is_file():
+        raise EngineError(f"{path} is missing: build the engine set again with vicort-build")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise EngineError(f"{path} is no tokenizer ({error}): build the engine set again with vicort-build") from error
+
+
+def _read_template(folder: Path) -> Any:
+    """The template's places, newest convention first: chat_template.jinja, chat_template.json, tokenizer_config.json."""
+    source = None
+    if (folder / TEMPLATE_FILE).is_file():
+        source = (folder / TEMPLATE_FILE).read_text()
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if source is None and (folder / name).is_file():
+            source = json.loads((folder / name).read_text()).get("chat_template")
+    if not isinstance(source, str):
+        raise EngineError(f"{folder} holds no chat template: add the model's {TEMPLATE_FILE} and build again")
+
+    def fail(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = fail
+    return environment.from_string(source)

@@ -1,0 +1,194 @@
+"""The stages of a chunk's journey, each a verb on a `Job`:
+
+preprocess -> vision -> tokens -> prefill
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Protocol
+
+import numpy as np
+
+from vicort.runtime.core import Chunk
+from vicort.runtime.device import HostDevice, Stream
+from vicort.runtime.engine import Engine, EngineSet
+from vicort.runtime.errors import MemoryBudgetError
+from vicort.runtime.language import LanguageRun
+from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.memory import Memory
+from vicort.runtime.policies.drop import Drop
+from vicort.runtime.policies.ingest import LatestFrames
+from vicort.runtime.policies.overflow import Refuse
+from vicort.runtime.positions import Timeline
+from vicort.runtime.preprocess import Preprocessor
+
+
+class Buffers:
+    """What one chunk in flight needs, allocated once."""
+
+    def __init__(self, device: HostDevice, model: ModelSpec, feature_dtype: np.dtype) -> None:
+        units, tokens = model.chunk_frames // 2, model.unit_tokens
+        self.frames = device.empty((model.chunk_frames, model.image_height, model.image_width, 3), np.uint8)
+        self.features = device.empty((units, tokens, model.width), feature_dtype)
+        self.kept = device.empty((units * tokens,), np.int32)
+        self.count = device.empty((1,), np.int32)
+        self.compact = device.empty((units * tokens, model.width), feature_dtype)
+        self.mean = device.empty((model.width,), np.float32)
+
+
+@dataclass
+class Job:
+    """A chunk on its way."""
+
+    chunk: Chunk
+    buffers: Buffers
+    submitted: int = field(default_factory=time.perf_counter_ns)
+    kept: int = 0  # set by TokenControl: rows of `rows` and `indices`
+    rows: np.ndarray = field(init=False)  # set by TokenControl: [kept, width] what enters the language model
+    indices: np.ndarray = field(init=False)  # set by TokenControl: [kept] u * P + p, ascending
+
+
+class Stage(Protocol):
+    name: str
+    stream: Stream
+
+    def run(self, job: Job) -> None: ...
+
+
+class Preprocess:
+    """Frames of any size -> letterboxed frames of the engine's size."""
+
+    name = "preprocess"
+
+    def __init__(self, stream: Stream, preprocessor: Preprocessor) -> None:
+        self.stream, self._preprocessor = stream, preprocessor
+
+    def run(self, job: Job) -> None:
+        images = [frame.image for frame in job.chunk.frames]
+        self._preprocessor(images, job.buffers.frames[: len(images)])
+
+
+class Vision:
+    """Frames -> visual tokens, P a temporal unit."""
+
+    name = "vision"
+
+    def __init__(self, stream: Stream, engine: Engine) -> None:
+        self.stream, self._engine = stream, engine
+
+    def run(self, job: Job) -> None:
+        units, buffers = job.chunk.units, job.buffers
+        bindings = {"frames": buffers.frames[: 2 * units], "features": buffers.features[:units]}
+        self._engine.enqueue(bindings, self.stream).result()
+
+
+class TokenControl:
+    """Which visual tokens go on, and their mean, the chunk's digest."""
+
+    name = "tokens"
+
+    def __init__(self, stream: Stream, engine: Engine, drop: Drop) -> None:
+        self.stream, self._engine, self._drop = stream, engine, drop
+
+    def run(self, job: Job) -> None:
+        buffers = job.buffers
+        features = buffers.features[: job.chunk.units]
+        units, tokens, width = features.shape
+        bounds = self._drop.bounds(units, tokens)
+        if bounds is None:
+            job.kept = units * tokens
+            job.rows = features.reshape(-1, width)
+            job.indices = np.arange(job.kept, dtype=np.int32)
+            np.mean(job.rows, axis=0, dtype=np.float32, out=buffers.mean)
+            return
+        bindings = {
+            "features": features,
+            "threshold": np.array([bounds[0]], np.float32),
+            "positions": np.array([bounds[1]], np.int32),
+            "kept": buffers.kept[: units * tokens],
+            "count": buffers.count,
+            "compact": buffers.compact[: units * tokens],
+            "mean": buffers.mean,
+        }
+        self._engine.enqueue(bindings, self.stream).result()
+        job.kept = int(buffers.count[0])  # the one wait that a data-dependent count costs
+        job.rows, job.indices = buffers.compact[: job.kept], buffers.kept[: job.kept]
+
+
+@dataclass(frozen=True)
+class LatestUnit:
+    """A unit that waits, as visual tokens, for a question to prefill it."""
+
+    start: Fraction
+    end: Fraction
+    number: int
+    chunk: int
+    rows: np.ndarray  # [P, width]
+
+
+class Prefill:
+    """Visual tokens -> keys and values in pages."""
+
+    name = "prefill"
+
+    def __init__(self, stream: Stream, run: LanguageRun, memory: Memory, timeline: Timeline, model: ModelSpec) -> None:
+        self.stream, self._language, self._memory, self._timeline, self._model = stream, run, memory, timeline, model
+        ingest = memory.system.ingest
+        self.latest: deque[LatestUnit] = deque(maxlen=ingest.frames // 2 if isinstance(ingest, LatestFrames) else 0)
+        self.seen_until = Fraction(0)  # seconds, last frame of the newest unit
+
+    def run(self, job: Job) -> None:
+        if self._memory.system.ingest.prefills:
+            self._prefill(job)
+        else:
+            self._wait_for_question(job)
+        self.seen_until = job.chunk.end
+
+    def _prefill(self, job: Job) -> None:
+        chunk, tokens = job.chunk, self._model.unit_tokens
+        self._keep_in_range(chunk.frames[-2].time)
+        positions = np.concatenate([self._timeline.unit(chunk.frames[2 * u].time) for u in range(chunk.units)])[job.indices]
+        of_unit = np.bincount(job.indices // tokens, minlength=chunk.units).tolist()
+        if job.kept:
+            out = self._language(None, job.rows, positions, self._memory.ingest_table().slots, self.stream)
+            self._memory.place_chunk(chunk, of_unit, out.k, out.v, positions, job.buffers.mean.copy())
+
+    def _wait_for_question(self, job: Job) -> None:
+        tokens = self._model.unit_tokens
+        for u in range(job.chunk.units):
+            frames = job.chunk.frames[2 * u : 2 * u + 2]
+            rows = job.rows[u * tokens : (u + 1) * tokens].copy()
+            self.latest.append(LatestUnit(frames[0].time, frames[1].time, job.chunk.first_unit + u, job.chunk.index, rows))
+
+    def _keep_in_range(self, newest: Fraction) -> None:
+        """Re-base time when the newest unit would leave the range that the model was trained in."""
+        excess = self._timeline.excess(newest)
+        if not excess:
+            return
+        if isinstance(self._memory.system.overflow, Refuse):
+            raise MemoryBudgetError(
+                f"at {float(newest):.0f} s the stream leaves the {self._model.max_position} positions that the model was trained with, "
+                "and this system forgets nothing: take a bounded one with --system vicostream"
+            )
+        first = self._timeline.first
+        oldest = self._memory.oldest_unit()
+        age = 0 if oldest is None else int(self._memory.first_cell(oldest)[0]) - first
+        steps = max(excess, age, self._timeline.range // 2)
+        self._memory.rebase(steps, floor=first)
+        self._timeline.rebase(steps)
+
+
+def make_stages(
+    device: HostDevice, engines: EngineSet, preprocessor: Preprocessor, memory: Memory, timeline: Timeline, run: LanguageRun
+) -> tuple[Preprocess, Vision, TokenControl, Prefill]:
+    """The four stages, each on a stream of its own."""
+    return (
+        Preprocess(device.stream("preprocess"), preprocessor),
+        Vision(device.stream("vision"), engines.vision),
+        TokenControl(device.stream("tokens"), engines.tokens, memory.system.drop),
+        Prefill(device.stream("prefill"), run, memory, timeline, engines.manifest.model),
+    )

@@ -1,0 +1,170 @@
+"""An engine set in plain NumPy: the contracts of the three graphs, stated once more, on a random model of toy size.
+
+It lets the whole runtime be tested without weights, torch or a compiler, and it counts what it is asked to do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from vicort.runtime.manifest import Dimension, EmbeddingSpec, GraphSpec, Manifest, ModelSpec
+
+TOKENIZER = Path(__file__).parents[2] / "export" / "tiny" / "checkpoint"
+SECTIONS, THETA = (1, 1, 2), 100.0
+
+
+def toy_model(**changes) -> ModelSpec:
+    facts = dict(
+        name="toy",
+        layers=2,
+        width=16,
+        query_heads=4,
+        kv_heads=2,
+        head_dim=8,
+        vocabulary=101,
+        image_height=8,
+        image_width=8,
+        grid_height=2,
+        grid_width=2,
+        fps=2.0,
+        tokens_per_second=1.0,
+        chunk_frames=8,
+        page_tokens=4,
+        max_rows=32,
+        max_position=1 << 20,
+        eos_tokens=(),
+        video_token=_special_token("<|video_pad|>"),
+    )
+    return ModelSpec(**(facts | changes))
+
+
+class FakeEngine:
+    """A graph as a function from named inputs to named outputs."""
+
+    def __init__(self, function) -> None:
+        self.function = function
+        self.runs: list[dict[str, tuple[int, ...]]] = []  # shapes of each run's bindings
+
+    @property
+    def signature(self) -> GraphSpec:
+        return GraphSpec(file="", inputs=(), outputs=(), dimensions={"C": Dimension(min=1, opt=8, max=32)})
+
+    def enqueue(self, bindings, stream):
+        def work():
+            self.runs.append({name: array.shape for name, array in bindings.items()})
+            for name, value in self.function(**bindings).items():
+                assert bindings[name].shape == value.shape, (name, bindings[name].shape, value.shape)
+                bindings[name][...] = value
+
+        return stream.submit(work)
+
+
+class FakeEngineSet:
+    """What `EngineSet.open` gives, without files."""
+
+    def __init__(self, seed: int = 0, **model_changes) -> None:
+        self.model = toy_model(**model_changes)
+        self.folder, self.dtype = TOKENIZER, np.dtype(np.float32)
+        random = np.random.default_rng(seed)
+        m = self.model
+        self.embedding = random.normal(size=(m.vocabulary, m.width)).astype(np.float32)
+        self._pixels = random.normal(size=(2 * (m.image_height // m.grid_height) * (m.image_width // m.grid_width) * 3, m.width))
+        self._layers = [
+            {name: random.normal(size=(m.width, heads * m.head_dim)) / m.width**0.5 for name, heads in _heads(m).items()}
+            | {"o": random.normal(size=(m.query_heads * m.head_dim, m.width)) / m.width**0.5}
+            for _ in range(m.layers)
+        ]
+        self.vision, self.tokens, self.llm = (FakeEngine(f) for f in (self._see, control_tokens, self._read))
+        self.manifest = Manifest(
+            backend="onnxruntime",
+            precision="fp32",
+            model=m,
+            graphs={},
+            embedding=EmbeddingSpec(file="", offset=0, dtype="float32", rows=m.vocabulary, width=m.width),
+            checkpoint="",
+            target="",
+            versions={},
+            build_command="",
+        )
+
+    def _see(self, frames, **_):
+        m = self.model
+        units, gh, gw = len(frames) // 2, m.grid_height, m.grid_width
+        cells = frames.reshape(units, 2, gh, m.image_height // gh, gw, m.image_width // gw, 3).astype(np.float64) / 255 - 0.5
+        return {"features": cells.transpose(0, 2, 4, 1, 3, 5, 6).reshape(units, gh * gw, -1) @ self._pixels}
+
+    def _read(self, tokens, features, pos, pool, where, table, **_):
+        m = self.model
+        x = np.where(tokens[:, None] >= 0, self.embedding[np.maximum(tokens, 0)], features).astype(np.float64)
+        real = pos[:, 0] >= 0
+        keys, values, queries = [], [], []
+        for layer, weights in enumerate(self._layers):
+            q, k, v = ((x @ weights[name]).reshape(len(x), heads, m.head_dim) for name, heads in _heads(m).items())
+            x = x + bounded_attention(q, k, v, pos, pool, where, table, layer).reshape(len(x), -1) @ weights["o"]
+            keys.append(k)
+            values.append(v)
+            queries.append(q[real].mean(axis=0))
+        logits = (x[np.flatnonzero(real)[-1]] @ self.embedding.T)[None]
+        return {"logits": logits, "k": np.array(keys), "v": np.array(values), "q": np.array(queries)}
+
+
+def bounded_attention(q, k, v, pos, pool, where, table, layer):
+    """DESIGN's op, one query and one head at a time, as a loop over what it may see."""
+    out = np.zeros(q.shape)
+    group = q.shape[1] // k.shape[1]
+    for head in range(q.shape[1]):
+        kv = head // group
+        slots = table[min(layer, len(table) - 1), min(kv, table.shape[1] - 1)]
+        seen_k, seen_v = [], []
+        for slot in slots[slots >= 0]:
+            places = where[slot, min(layer, where.shape[1] - 1), min(kv, where.shape[2] - 1)]
+            for cell in np.flatnonzero(places[:, 0] >= 0):
+                seen_k.append(rotate(pool[slot, layer, kv, 0, cell], places[cell]))
+                seen_v.append(pool[slot, layer, kv, 1, cell])
+        for row in np.flatnonzero(pos[:, 0] >= 0):
+            seen_k.append(rotate(k[row, kv], pos[row]))
+            seen_v.append(v[row, kv])
+            scores = np.array(seen_k, np.float64) @ rotate(q[row, head], pos[row]) / q.shape[2] ** 0.5
+            weights = np.exp(scores - scores.max())
+            out[row, head] = weights @ np.array(seen_v, np.float64) / weights.sum()
+    return out
+
+
+def rotate(x, position):
+    half = len(x) // 2
+    axis = np.repeat(np.arange(3), SECTIONS)
+    angle = position[axis] * THETA ** -(np.arange(half) / half)
+    a, b = x[:half], x[half:]
+    return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)])
+
+
+def control_tokens(features, threshold, positions, kept, **_):
+    """ViCoStream's chunk-intra rule, in words: SEEDS 1.5."""
+    units, tokens, width = features.shape
+    norm = features / np.linalg.norm(features, axis=-1, keepdims=True)
+    least = (norm[1:] * norm[:-1]).sum(-1).min(axis=0) if units > 1 else np.full(tokens, 2.0)
+    hot = least < threshold[0]
+    hot[np.argsort(least, kind="stable")[: positions[0]]] = True
+    keep = np.tile(hot, (units, 1))
+    keep[0] = True
+    chosen = np.flatnonzero(keep.reshape(-1))
+    rows = features.reshape(-1, width)[chosen]
+    padding = units * tokens - len(chosen)
+    return {
+        "kept": np.concatenate([chosen, np.full(padding, -1)]).astype(np.int32),
+        "count": np.array([len(chosen)], np.int32),
+        "compact": np.concatenate([rows, np.zeros((padding, width), np.float32)]),
+        "mean": rows.mean(axis=0),
+    }
+
+
+def _heads(m: ModelSpec) -> dict[str, int]:
+    return {"q": m.query_heads, "k": m.kv_heads, "v": m.kv_heads}
+
+
+def _special_token(text: str) -> int:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(TOKENIZER / "tokenizer.json")).token_to_id(text)
