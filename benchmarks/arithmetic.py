@@ -5,9 +5,7 @@ Only matrix products count, two operations (multiply, add) a product term; norms
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 UNIT_FRAMES = 2
 FORMULA = {
@@ -34,11 +32,6 @@ class Operations:
     def gflop(self) -> dict[str, float]:
         stages = {"vision": self.vision, "tokens": self.tokens, "prefill": self.prefill, "total": self.total}
         return {stage: round(count / 1e9, 5) for stage, count in stages.items()}
-
-
-def read_config(checkpoint: Path) -> dict:
-    """config.json of a Hugging Face directory, with nested text_config and vision_config."""
-    return json.loads((checkpoint / "config.json").read_text())
 
 
 def count(config: dict, height: int, width: int, units: int, rows: int, window_rows: int, prompt_rows: int) -> Operations:

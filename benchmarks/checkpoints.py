@@ -10,8 +10,8 @@ from vicort.export.tiny.model import CHECKPOINT as TINY
 
 SIDE = 224  # pixels
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
-VISION = {"depth": 12, "hidden_size": 512, "intermediate_size": 1024, "num_heads": 8, "window_size": 112, "fullatt_block_indexes": [3, 7, 11]}
-TEXT = {"hidden_size": 640, "intermediate_size": 1920, "num_hidden_layers": 12, "num_attention_heads": 10, "num_key_value_heads": 2}
+VISION = {"depth": 6, "hidden_size": 512, "intermediate_size": 1280, "num_heads": 8, "window_size": 112, "fullatt_block_indexes": [2, 5]}
+TEXT = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 2}
 SECTIONS = [8, 12, 12]  # of the multimodal rotary embedding: half a head of 64
 INITIAL = 0.04  # standard deviation of the weights; transformers' 0.02 leaves features of all positions nearly alike
 
@@ -29,11 +29,15 @@ def write_medium(folder: Path) -> Path:
     model.save_pretrained(partial)
     for name in COPIED:
         shutil.copy(TINY / name, partial / name)
-    preprocessing = json.loads((TINY / "preprocessor_config.json").read_text()) | {"min_pixels": SIDE * SIDE, "max_pixels": SIDE * SIDE}
+    preprocessing = read_json(TINY / "preprocessor_config.json") | {"min_pixels": SIDE * SIDE, "max_pixels": SIDE * SIDE}
     (partial / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text())
 
 
 def parameters(checkpoint: Path) -> int:
@@ -52,7 +56,7 @@ def parameters(checkpoint: Path) -> int:
 
 
 def _medium_config() -> dict:
-    config = json.loads((TINY / "config.json").read_text())
+    config = read_json(TINY / "config.json")
     for key in ("architectures", "model_type", "transformers_version", "dtype"):
         config.pop(key, None)
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": SECTIONS}

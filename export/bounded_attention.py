@@ -77,9 +77,7 @@ def bounded_attention(
     return torch.where(real[:, None, None], out, 0).to(q.dtype).contiguous()
 
 
-def _cached(
-    pool: Tensor, where: Tensor, table: Tensor, layer: int, sections: Sequence[int], theta: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _cached(pool: Tensor, where: Tensor, table: Tensor, layer: int, sections: Sequence[int], theta: float) -> tuple[Tensor, Tensor, Tensor]:
     """Rotated keys [Hkv,N*T,D], values [Hkv,N*T,D] and which of them are there [Hkv,N*T], as one layer's table names them."""
     head = torch.arange(pool.shape[2], device=pool.device)
     slots = table[min(layer, table.shape[0] - 1), head.clamp(max=table.shape[1] - 1)]  # [Hkv,N]

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import fingerprint
@@ -23,10 +23,12 @@ def resolve(model: str) -> Path:
     """
     if model == TINY:
         return _checked(Path(__file__).parent / "tiny" / "checkpoint", model)
-    if Path(model).is_dir():
+    if model and Path(model).is_dir():
         return _checked(Path(model), model)
     if Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise EngineError(f"no model folder {model!r}: give {TINY!r}, a folder in Hugging Face layout, or a hub id such as Qwen/Qwen2.5-VL-3B-Instruct")
+        raise EngineError(
+            f"no model folder {model!r}: give {TINY!r}, a folder in Hugging Face layout, or a hub id such as Qwen/Qwen2.5-VL-3B-Instruct"
+        )
     return _checked(_download(model), model)
 
 
@@ -46,7 +48,7 @@ def _download(hub_id: str) -> Path:
         raise EngineError(f"model {hub_id!r} is gated: accept its terms on the hub, then `hf auth login`") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise EngineError(f"no model {hub_id!r} on the hub and no folder of that name: check the spelling, or give {TINY!r}") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HTTPError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise EngineError(f"model {hub_id!r} cannot be downloaded ({reason}): check the connection, or give a local folder") from error
 

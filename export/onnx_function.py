@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx
+import onnx_ir
 import onnxscript
 import torch
+from onnx_ir import serde
 from onnxscript import FLOAT, INT64
 from onnxscript import opset20 as op
 
-from vicort.export import bounded_attention as torch_form
+from vicort.export import bounded_attention  # noqa: F401 -- registers the torch operator
 
 DOMAIN = "vicort"
 NAME = "BoundedAttention"
@@ -45,9 +47,7 @@ def RotaryAngles(pos, like, sections: Sequence[int], theta: float):
 def Rotate(x, cos, sin):
     """x [..., D] turned by angles [..., D/2], in float32; the result has x's type."""
     first, second = op.Split(op.Cast(x, to=FLOAT.dtype), axis=-1, num_outputs=2)
-    turned = op.Concat(
-        op.Sub(op.Mul(first, cos), op.Mul(second, sin)), op.Add(op.Mul(second, cos), op.Mul(first, sin)), axis=-1
-    )
+    turned = op.Concat(op.Sub(op.Mul(first, cos), op.Mul(second, sin)), op.Add(op.Mul(second, cos), op.Mul(first, sin)), axis=-1)
     return op.CastLike(turned, x)
 
 
@@ -84,10 +84,10 @@ def Visible(pos, filled):
     """Which columns each new row may attend to: [A,R,C,N*T+C] bool, the cached tokens first."""
     rows = op.Shape(pos, end=1)
     layers_heads = op.Shape(filled, end=2)
-    cached = op.Expand(
-        op.Unsqueeze(filled, op.Constant(value_ints=[2])), op.Concat(layers_heads, rows, op.Shape(filled, start=2), axis=0)
+    cached = op.Expand(op.Unsqueeze(filled, op.Constant(value_ints=[2])), op.Concat(layers_heads, rows, op.Shape(filled, start=2), axis=0))
+    real = op.GreaterOrEqual(
+        op.Squeeze(op.Slice(pos, [0], [1], [-1]), [-1]), op.Constant(value=onnx.helper.make_tensor("zero", 6, [], [0]))
     )
-    real = op.GreaterOrEqual(op.Squeeze(op.Slice(pos, [0], [1], [-1]), [-1]), op.Constant(value=onnx.helper.make_tensor("zero", 6, [], [0])))
     row = op.Range(op.Constant(value_int=0), op.Squeeze(rows), op.Constant(value_int=1))
     causal = op.And(op.GreaterOrEqual(op.Unsqueeze(row, [1]), row), real)  # [C,C]
     new = op.Expand(causal, op.Concat(layers_heads, rows, rows, axis=0))
@@ -177,12 +177,12 @@ def translation_table() -> dict:
     return {torch.ops.vicort.bounded_attention.default: _to_onnx}
 
 
-def add_function_body(model: onnx.ModelProto) -> int:
+def add_function_body(model: onnx_ir.Model) -> int:
     """Give the model's BoundedAttention nodes a meaning of their own; returns how many there are."""
-    count = sum(node.domain == DOMAIN and node.op_type == NAME for node in model.graph.node)
+    count = sum(node.domain == DOMAIN and node.op_type == NAME for node in model.graph)
     if count:
-        model.functions.extend(function.to_function_proto() for function in FUNCTIONS)
+        for function in FUNCTIONS:
+            body = serde.deserialize_function(function.to_function_proto())
+            model.functions[body.identifier()] = body
+        model.opset_imports[DOMAIN] = VERSION
     return count
-
-
-assert_registered = torch_form.NAME  # importing the torch form registers the torch operator

@@ -82,7 +82,7 @@ class Sampling:
 @dataclass(frozen=True)
 class Question:
     text: str
-    at: Fraction | None = None  # seconds on the source's clock; None = now, or at the end of the stream
+    at: Fraction | None = None  # seconds since the stream's first frame; None = at its end
     id: str = ""
     conversation: str | None = None  # questions of one conversation see each other; None = forgotten after its answer
     sampling: Sampling = field(default_factory=Sampling)

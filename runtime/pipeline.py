@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from vicort.runtime.core import Chunk
 from vicort.runtime.device import Event
+from vicort.runtime.errors import VicortError
 from vicort.runtime.stages import Buffers, Job, Stage
 
 
@@ -61,6 +62,10 @@ class Pipeline(Protocol):
         """Wait until all chunks are through. Raises what one of them failed with."""
         ...
 
+    def close(self) -> None:
+        """Wake whoever waits for buffers, with an error: none will come back."""
+        ...
+
 
 class SequentialPipeline:
     """One chunk at a time through all stages, on the caller's thread."""
@@ -86,32 +91,45 @@ class SequentialPipeline:
     def drain(self) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
 
 class OverlappedPipeline:
     """Chunk t is in vision while t + 1 is in preprocess and t - 1 in prefill; as many chunks in flight as there are buffers."""
 
     def __init__(self, stages: Sequence[Stage], buffers: Sequence[Buffers], clock: StageClock, done: Callable[[Job], None]) -> None:
         self._stages, self._clock, self._done = stages, clock, done
-        self._free: SimpleQueue[Buffers] = SimpleQueue()
+        self._free: SimpleQueue[Buffers | None] = SimpleQueue()  # None: closed
         for each in buffers:
             self._free.put(each)
         self.newest: Event | None = None
 
     def submit(self, chunk: Chunk) -> None:
-        self._enter(chunk, self._free.get())
+        self._enter(chunk, self._take_buffers())
 
     def try_submit(self, chunk: Chunk) -> bool:
         if self._free.empty():
             return False
-        self._enter(chunk, self._free.get())
+        self._enter(chunk, self._take_buffers())
         return True
 
     def wait_for_room(self) -> None:
-        self._free.put(self._free.get())
+        self._free.put(self._take_buffers())
 
     def drain(self) -> None:
         if self.newest:
             self.newest.result()
+
+    def close(self) -> None:
+        self._free.put(None)
+
+    def _take_buffers(self) -> Buffers:
+        buffers = self._free.get()
+        if buffers is None:
+            self._free.put(None)
+            raise VicortError("the session is closed: open a new one")
+        return buffers
 
     def _enter(self, chunk: Chunk, buffers: Buffers) -> None:
         if self.newest and self.newest.done():

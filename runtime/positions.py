@@ -31,9 +31,8 @@ class Timeline:
 
     def step(self, start: Fraction) -> int:
         """Temporal position of a unit that starts at `start` seconds, before it is known to fit."""
-        if self._origin is None:
-            self._origin = start
-        return self.first + math.floor((start - self._origin) * self._rate) - self.offset
+        since_origin = Fraction(0) if self._origin is None else start - self._origin
+        return self.first + math.floor(since_origin * self._rate) - self.offset
 
     def excess(self, start: Fraction) -> int:
         """By how many steps a unit starting then would pass the trained range; 0 = it fits."""
@@ -51,6 +50,8 @@ class Timeline:
 
     def unit(self, start: Fraction) -> np.ndarray:
         """[P, 3] int32: the positions of all tokens of a unit, row-major over the merged grid."""
+        if self._origin is None:
+            self._origin = start
         step = self.step(start)
         self._newest = max(self._newest, step, self._spatial_end)
         return np.column_stack([np.full(len(self._grid), step, np.int32), self._grid])

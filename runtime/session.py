@@ -81,7 +81,7 @@ class Session:
         self._device = HostDevice(threads=overlap)
         self._clock = StageClock(trace)
         self._build(engines, overlap)
-        self._sampler = Sampler(None if fps == "source" else Fraction(fps or model.fps))
+        self._sampler = Sampler(None if fps == "source" else model.fps if fps is None else fps)
         self._chunker = Chunker(model.chunk_frames)
         self._drivers: Executor = ThreadPoolExecutor(ANSWERS_AT_ONCE, "answer") if overlap else _InlineExecutor()
         self._waiting: deque[Chunk] = deque()  # chunks without buffers yet, with on_lag "drop-oldest"
@@ -162,7 +162,7 @@ class Session:
     # ---- questions ------------------------------------------------------------------------------------------------------
 
     def submit(self, question: Question, on_token: Callable[[str], None] | None = None) -> Future:
-        """Ask without waiting; the future holds the Answer. A time to come is waited for, one that has passed is now.
+        """Ask without waiting; the future holds the Answer. A time to come, or the end, is waited for; one that has passed is now.
 
         Raises QuestionError for a question that cannot be asked.
         """
@@ -171,10 +171,10 @@ class Session:
             self._count += 1
             asked = _Asked(replace(question, id=question.id or f"q{self._count}"), Future(), on_token or (lambda text: None))
             self._open = [answer for answer in self._open if not answer.done() or answer.exception()] + [asked.answer]
-            if question.at is not None and question.at > self._now and not self._finished:
-                self._due.append(asked)
-            else:
+            if self._finished or (question.at is not None and question.at <= self._now):
                 self._launch(asked)
+            else:
+                self._due.append(asked)
         return asked.answer
 
     def ask(
@@ -187,7 +187,7 @@ class Session:
         on_token: Callable[[str], None] | None = None,
     ) -> Answer:
         """Ask now, or at a time to come, and wait for the answer."""
-        question = Question(text, at, conversation=conversation, sampling=sampling or self._sampling)
+        question = Question(text, self._now if at is None else at, conversation=conversation, sampling=sampling or self._sampling)
         return self.submit(question, on_token).result()
 
     # ---- the end --------------------------------------------------------------------------------------------------------
@@ -213,6 +213,7 @@ class Session:
     def cancel(self) -> None:
         """Stop now: what is placed stays counted, what is not is lost. Open answers fail."""
         self._finished = self._closed = True
+        self._pipeline.close()
         self._memory.close()
         self._drivers.shutdown(wait=False, cancel_futures=True)
         self._device.close()

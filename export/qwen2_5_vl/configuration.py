@@ -78,7 +78,9 @@ def read_configuration(folder: Path) -> Configuration:
     path = folder / "config.json"
     outer = _read_json(path, needed=True)
     if outer.get("model_type") != MODEL_TYPE:
-        raise EngineError(f"{path} is of a {outer.get('model_type')!r} model, only {MODEL_TYPE!r} is supported: name a Qwen2.5-VL checkpoint")
+        raise EngineError(
+            f"{path} is of a {outer.get('model_type')!r} model, only {MODEL_TYPE!r} is supported: name a Qwen2.5-VL checkpoint"
+        )
     text = outer.get("text_config") or outer
     preprocessing = _preprocessing(folder)
     seen = outer.get("vision_config") or {}
@@ -114,7 +116,9 @@ def _vision(seen: Mapping[str, Any], preprocessing: Mapping[str, Any], path: Pat
         std=tuple(preprocessing["image_std"]),
     )
     if vision.window < vision.token_pixels:
-        raise EngineError(f"{path}: vision_config.window_size is {vision.window}, at least {vision.token_pixels} (one visual token) is needed")
+        raise EngineError(
+            f"{path}: vision_config.window_size is {vision.window}, at least {vision.token_pixels} (one visual token) is needed"
+        )
     return vision
 
 
@@ -140,7 +144,9 @@ def _language(text: Mapping[str, Any], outer: Mapping[str, Any], path: Path) -> 
     except KeyError as error:
         raise EngineError(f"{path} has no {error.args[0]}: download the checkpoint again, or name another") from error
     if 2 * sum(language.sections) != language.head_dim:
-        raise EngineError(f"{path}: mrope_section {list(language.sections)} must sum to {language.head_dim // 2}, half the head's {language.head_dim}")
+        raise EngineError(
+            f"{path}: mrope_section {list(language.sections)} must sum to {language.head_dim // 2}, half the head's {language.head_dim}"
+        )
     return language
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -29,6 +30,7 @@ PREFIXES: tuple[tuple[str, Part], ...] = (
     ("model.", "language"),
 )
 HEAD = "lm_head.weight"
+EMBEDDING = "embed_tokens.weight"
 CONVOLUTION = "patch_embed.proj.weight"  # the only parameter that has another name and shape here
 STORED_TYPES = ("F32", "F16", "BF16")
 
@@ -52,9 +54,13 @@ def load_vision(folder: Path, config: Configuration, height: int, width: int, dt
 
 
 def load_language(folder: Path, config: Configuration, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """The language model alone."""
+    """The language model alone.
+
+    As in transformers, a head that config.json ties, but that the checkpoint holds with other values, stands on its own.
+    """
+    tied = config.language.tied and not _has_own_head(folder)
     with torch.device("meta"):
-        model = LanguageModel(config.language)
+        model = LanguageModel(replace(config.language, tied=tied))
     return _fill(model, folder, "language", dtype)
 
 
@@ -64,17 +70,29 @@ def _fill(model: Model, folder: Path, part: Part, dtype: torch.dtype) -> Model:
     found: dict[str, Tensor] = {}
     for path in _files(folder):
         with _opened(path) as file:
-            for key in file.keys():  # noqa: SIM118: a safetensors file cannot be iterated
+            for key in file.keys():  # noqa: SIM118 (the file cannot be iterated)
                 owner, name = _place(key, path)
                 if owner != part or (name == HEAD and HEAD not in wanted):
                     continue
                 found[name] = _tensor(file, key, path, name, wanted).to(dtype)
     missing = sorted(wanted.keys() - found.keys())
     if missing:
-        raise EngineError(f"{folder} has no weight {missing[0]!r} ({len(missing)} missing) of the {part} model: download the checkpoint again")
+        raise EngineError(
+            f"{folder} has no weight {missing[0]!r} ({len(missing)} missing) of the {part} model: download the checkpoint again"
+        )
     for name, tensor in found.items():
         _replace(model, name, tensor)
     return model.eval()
+
+
+def _has_own_head(folder: Path) -> bool:
+    """Whether the checkpoint holds an output head that differs from the token embedding."""
+    held: dict[str, Tensor] = {}
+    for path in _files(folder):
+        with _opened(path) as file:
+            names = {_place(key, path)[1]: key for key in file.keys()}  # noqa: SIM118 (the file cannot be iterated)
+            held |= {name: file.get_tensor(names[name]) for name in (HEAD, EMBEDDING) if name in names}
+    return HEAD in held and EMBEDDING in held and not torch.equal(held[HEAD], held[EMBEDDING])
 
 
 def _place(key: str, path: Path) -> tuple[Part, str]:
@@ -93,7 +111,9 @@ def _tensor(file: safe_open, key: str, path: Path, name: str, wanted: dict[str, 
         raise EngineError(f"{path} has a weight {key!r} that config.json has no place for: name an unmodified checkpoint")
     view = file.get_slice(key)
     if view.get_dtype() not in STORED_TYPES:
-        raise EngineError(f"{path}: {key!r} is stored as {view.get_dtype()}, allowed are {', '.join(STORED_TYPES)}: name an unquantised checkpoint")
+        raise EngineError(
+            f"{path}: {key!r} is stored as {view.get_dtype()}, allowed are {', '.join(STORED_TYPES)}: name an unquantised checkpoint"
+        )
     tensor = file.get_tensor(key)
     if key.endswith(CONVOLUTION) and tensor.ndim == 5:
         tensor = tensor.permute(0, 2, 3, 4, 1).flatten(1)  # [width, channel, frame, y, x] -> pixels in the order of VisionEncoder.patches

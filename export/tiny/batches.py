@@ -1,7 +1,7 @@
 """Training batches: many streams put together from the units of a few reels, many questions a stream.
 
-Units are independent of each other in the vision encoder, so a unit is encoded once and used by every stream that holds it. Questions are forks
-behind one shared video: each sees the video and itself. Plain NumPy; what the masks mean is what the systems do:
+Units are independent of each other in the vision encoder, so a unit is encoded once and used by every stream that holds it. Questions are
+forks behind one shared video: each sees the video and itself. Plain NumPy; what the masks mean is what the systems do:
 
 - some streams are ingested with bounded attention: a chunk sees the prompt, the last few chunks, and itself;
 - some lose tokens: ViCoStream's chunk-intra drop (the first unit of a chunk whole, then only the positions that change most), or at random;
@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from vicort.export.tiny.model import GRID, MAX_POSITION, UNIT_TOKENS
-from vicort.export.tiny.questions import Asked, all_questions
+from vicort.export.tiny.questions import KINDS, Asked, all_questions
 from vicort.export.tiny.reels import Reel
 from vicort.export.tiny.tokenizer import PROMPT, make_tokenizer
-from vicort.export.tiny.world import Thing
+from vicort.export.tiny.world import COLORS, SHAPES, Thing
 
 IGNORED = -100  # a label that does not count
 
@@ -82,6 +82,20 @@ def gather(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> tuple
     return units, [_episode(rng, reels, recipe) for _ in range(recipe.streams)]
 
 
+def glances(rng: np.random.Generator, reels: list[Reel], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Single units: frames [U, 2, 112, 112, 3], up to `count` of each reel, half of the time mirrored; and what they show, see `sights`."""
+    chosen = [rng.permutation(len(reel.units))[:count] for reel in reels]
+    units = np.concatenate([reel.units[rows] for reel, rows in zip(reels, chosen, strict=True)])
+    shown = np.concatenate([sights(reel)[rows] for reel, rows in zip(reels, chosen, strict=True)])
+    return units[:, :, :, :: rng.choice([-1, 1])], shown
+
+
+def sights(reel: Reel) -> np.ndarray:
+    """[U, 2, 2] int64: for each frame the number of its shape and of its colour, from 1; 0 = nothing is there."""
+    names = [(SHAPES.index(thing.shape) + 1, list(COLORS).index(thing.color) + 1) for thing in reel.things]
+    return np.array([*names, (0, 0)], np.int64)[reel.there]  # its last entry serves -1
+
+
 def mirrored(thing: Thing) -> Thing:
     return replace(thing, x=-thing.x, angle=-thing.angle, way={"left": "right", "right": "left"}.get(thing.way, thing.way))
 
@@ -116,7 +130,8 @@ def _window(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> Epis
     present = [k for k in np.unique(there) if k >= 0]
     renumbered = np.full(len(reel.things) + 1, -1)  # its last entry serves -1
     renumbered[present] = np.arange(len(present))
-    return Episode(np.arange(start + first, start + last), _times(rng, last - first, recipe), renumbered[there], tuple(reel.things[k] for k in present))
+    things = tuple(reel.things[k] for k in present)
+    return Episode(np.arange(start + first, start + last), _times(rng, last - first, recipe), renumbered[there], things)
 
 
 def _run(reel: Reel, thing: int) -> np.ndarray:
@@ -129,7 +144,10 @@ def _run(reel: Reel, thing: int) -> np.ndarray:
 def _with_empties(
     rng: np.random.Generator, parts: list[tuple[np.ndarray, np.ndarray]], empty: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Puts `count` of the `empty` units, in up to three stretches, between runs of (units [u], there [u, 2]); a stream has at least one unit."""
+    """Puts `count` of the `empty` units, in up to three stretches, between runs of (units [u], there [u, 2]).
+
+    At least one, where there is no run: a stream has a unit.
+    """
     if not parts:
         count = max(count, 1)
     gaps = rng.integers(0, len(parts) + 1, 3)
@@ -164,7 +182,7 @@ class Composer:
         self.recipe = recipe
         self.tokenizer = make_tokenizer()
         self.prompt = self.tokenizer.encode(PROMPT).ids
-        self.kind_names = list(recipe.weights)
+        self.kind_names = list(KINDS)
 
     def compose(self, rng: np.random.Generator, episodes: list[Episode], features: np.ndarray) -> Batch:
         """features [units, 16, width] float32: the visual tokens, which drops by similarity look at."""
@@ -190,8 +208,8 @@ class Composer:
         text_start = vision.max() + 1
         if rng.random() < 0.3 * recipe.far:  # the stream went on, but its later units are not read
             text_start += rng.integers(0, max(1, MAX_POSITION - 32 - text_start))
-        text = [(token, label, kind, fork, text_start + i) for fork, rows in enumerate(forks) for i, (token, label, kind) in enumerate(rows)]
-        words = np.array(text, np.int64).T
+        rows = [(*row, fork, text_start + place) for fork, rows in enumerate(forks) for place, row in enumerate(rows)]
+        words = np.array(rows, np.int64).T  # token, label, kind, fork, position
         prompt = np.arange(n)
         count, total = len(unit), len(words[0])
         return {
@@ -206,12 +224,8 @@ class Composer:
     def _forks(self, rng: np.random.Generator, episode: Episode, visible: np.ndarray) -> list[list[tuple[int, int, int]]]:
         """(token, label, kind) rows of each question: `<|vision_end|>` question answer, or two turns of a conversation."""
         shown = np.unique(episode.there[visible])
-        whole = bool(visible.all())
-        asked = [
-            question
-            for question in all_questions(episode.things, episode.now)
-            if (question.about in shown if question.about is not None else whole or (question.kind == "now" and visible[-1]) or _absent(question))
-        ]
+        everything = all_questions(episode.things, episode.now)
+        asked = [question for question in everything if _answerable(question, shown, bool(visible.all()), bool(visible[-1]))]
         weights = np.array([self._weight(question, episode) for question in asked])
         picked = rng.choice(len(asked), min(self.recipe.questions, len(asked)), replace=False, p=weights / weights.sum())
         forks = []
@@ -234,6 +248,13 @@ class Composer:
         tokens = question + answer
         labels = [IGNORED] * (len(question) - 1) + answer + [IGNORED]
         return [(token, label, kind if label != IGNORED else -1) for token, label in zip(tokens, labels, strict=True)]
+
+
+def _answerable(asked: Asked, shown: np.ndarray, whole: bool, end: bool) -> bool:
+    """Whether one can know, having seen the things `shown`, the whole stream or not, its end or not."""
+    if asked.about is not None:
+        return asked.about in shown
+    return whole or _absent(asked) or (asked.kind == "now" and end)
 
 
 def _absent(asked: Asked) -> bool:

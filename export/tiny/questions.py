@@ -60,8 +60,8 @@ def _last(things: tuple[Thing, ...], now: Thing | None) -> list[Asked]:
 
 
 def _after(things: tuple[Thing, ...], now: Thing | None) -> list[Asked]:
-    following = [*things[1:], None]
-    return [Asked("after", f"what came after the {thing.shape}?", named(after), None) for thing, after in zip(things, following, strict=False)]
+    pairs = zip(things, [*things[1:], None], strict=False)
+    return [Asked("after", f"what came after the {thing.shape}?", named(after), None) for thing, after in pairs]
 
 
 def _any(things: tuple[Thing, ...], now: Thing | None) -> list[Asked]:
@@ -75,9 +75,7 @@ def _count(things: tuple[Thing, ...], now: Thing | None) -> list[Asked]:
 
 def _way(things: tuple[Thing, ...], now: Thing | None) -> list[Asked]:
     """Only of what is gone: while a thing is there, where it will end is not known."""
-    return [
-        Asked("way", f"which way went the {thing.shape}?", thing.way, index) for index, thing in enumerate(things) if thing is not now
-    ]
+    return [Asked("way", f"which way went the {thing.shape}?", thing.way, index) for index, thing in enumerate(things) if thing is not now]
 
 
 KINDS: dict[str, Callable[[tuple[Thing, ...], Thing | None], list[Asked]]] = {

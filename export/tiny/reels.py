@@ -1,6 +1,6 @@
 """The training material: encoded, decoded and cut into units beforehand, because drawing and coding cost more than a training step.
 
-A reel is one encoded stream of up to seven things. The pool is a folder of reels, written by `fill_pool` beside the training and read as it grows.
+A reel is one encoded stream of seven things. The pool is a folder of reels, written by `fill_pool` beside the training, read as it grows.
 """
 
 from __future__ import annotations

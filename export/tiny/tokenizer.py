@@ -1,7 +1,8 @@
 """The tiny model's own tokenizer and chat template: one token a word.
 
-The normaliser lowers the case and drops punctuation, so that a question ends with its last word: "what color was the circle?" ends with "circle",
-whose own position is where the model reads the answer off. For the same reason nothing follows the question, not even a generation prompt.
+The normaliser lowers the case and drops punctuation, so that a question ends with its last word: "what color was the circle?" ends with
+"circle", whose own position is where the model reads the answer off. For the same reason nothing follows the question, not even a
+generation prompt.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from vicort.export.tiny.world import COLORS, NONE, NOTHING, NUMBERS, SHAPES, WAYS
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|unknown|>")
-QUESTION_WORDS = (
-    "what which how many was is were are there now a an the color shape shapes came come first last after before way went go "
-    "did do does to of in on and or it this that thing things object objects video frame see you it's please tell me describe "
-    "where when who why moved moving seen shown left-over ever at all time"
-).split()
+UNKNOWN = "<|unknown|>"
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", UNKNOWN)
+QUESTION_WORDS = """
+what which how many was is were are there now a an the color shape shapes came come first last after before way went go did do
+does to of in on and or it this that thing things object objects video frame see you its please tell me describe where when
+who why moved moving seen shown more ever at all time
+"""
 ANSWER_WORDS = [*COLORS, *SHAPES, *WAYS, *NUMBERS, NOTHING, NONE, "yes", "no"]
-VOCABULARY = list(dict.fromkeys([*SPECIAL, *QUESTION_WORDS, *ANSWER_WORDS]))
+VOCABULARY = list(dict.fromkeys([*SPECIAL, *QUESTION_WORDS.split(), *ANSWER_WORDS]))
 
 PROMPT = "<|im_start|><|vision_start|>"  # what the template puts before the video
 
@@ -43,7 +45,7 @@ CHAT_TEMPLATE = """\
 def make_tokenizer() -> Tokenizer:
     """A word-level tokenizer; words it does not know become `<|unknown|>`."""
     ids = {word: index for index, word in enumerate(VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<|unknown|>"))
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.NFKC(),
@@ -64,7 +66,7 @@ def save_tokenizer(folder: Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
-        "unk_token": "<|unknown|>",
+        "unk_token": UNKNOWN,
         "clean_up_tokenization_spaces": False,
         "model_max_length": 2048,
     }

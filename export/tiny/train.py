@@ -1,6 +1,6 @@
 """Trains the tiny model: stage by stage, resumable, on whatever reels lie in the pool.
 
-    python -m vicort.export.tiny.reels POOL --count 1600 &
+    python -m vicort.export.tiny.reels POOL --count 800 &
     python -m vicort.export.tiny.train POOL RUN --threads 2
 
 RUN holds state.pt (everything needed to go on), checkpoint/ (a Hugging Face directory) and curve.json.
@@ -16,15 +16,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from vicort.export.tiny.batches import IGNORED, Batch, Composer, Recipe, gather
-from vicort.export.tiny.model import faster_attention, encode_units, new_model, save_checkpoint
+from vicort.export.tiny.batches import IGNORED, Batch, Composer, Recipe, gather, glances, sights
+from vicort.export.tiny.model import encode_units, faster_attention, new_model, save_checkpoint
+from vicort.export.tiny.questions import KINDS
 from vicort.export.tiny.reels import load_reel
 from vicort.export.tiny.tokenizer import VOCABULARY
+from vicort.export.tiny.world import COLORS, SHAPES
 
+SIGHTS = (len(SHAPES) + 1, len(COLORS) + 1)  # classes that `sight` tells apart in each frame
+GLANCES = (16, 7)  # reels, and units of each, that a step of the vision encoder alone looks at
 LOG_EVERY, SAVE_EVERY = 50, 100  # steps
 END = VOCABULARY.index("<|im_end|>")
 
@@ -34,22 +38,24 @@ class Stage:
     name: str
     steps: int
     rates: tuple[float, float]  # learning rate at its first and last step, geometric in between
-    recipe: Recipe
+    recipe: Recipe | None  # None: the vision encoder alone
+    sight: float = 0.0  # weight of the loss that asks every visual token what its unit shows
 
 
 MEMORY = {"far": 0.7, "bounded": 0.4, "drops": 0.4, "retrieval": 0.3, "turns": 0.1}
 STAGES = (
-    Stage("one thing", 700, (1e-3, 1e-3), Recipe(streams=48, questions=6, reels=3, things=(1, 1), empties=(0, 1), windows=0.0)),
-    Stage("up to seven", 1500, (1e-3, 6e-4), Recipe(drops=0.2)),
-    Stage("memory", 1500, (6e-4, 5e-5), Recipe(empties=(0, 30), **MEMORY)),
+    Stage("eyes", 600, (1.5e-3, 1e-3), None, sight=1.0),
+    Stage("up to seven", 700, (1e-3, 7e-4), Recipe(drops=0.2), sight=0.3),
+    Stage("memory", 800, (7e-4, 5e-5), Recipe(empties=(0, 30), **MEMORY), sight=0.1),
 )
 
 
 @dataclass
 class Run:
-    """The state of a training run."""
+    """The state of a training run; `sight`, a head on the visual tokens, serves training alone."""
 
     model: Qwen2_5_VLForConditionalGeneration
+    sight: nn.Linear
     optimizer: torch.optim.Optimizer
     step: int = 0
     curve: list[dict[str, object]] = field(default_factory=list)
@@ -58,20 +64,22 @@ class Run:
 def start_or_resume(folder: Path) -> Run:
     model = new_model(seed=0)
     faster_attention(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02)
-    run = Run(model, optimizer)
+    sight = nn.Linear(model.config.vision_config.out_hidden_size, sum(SIGHTS) * 2)
+    optimizer = torch.optim.AdamW([*model.parameters(), *sight.parameters()], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02)
+    run = Run(model, sight, optimizer)
     path = folder / "state.pt"
     if path.exists():
         state = torch.load(path, weights_only=True)
         model.load_state_dict(state["model"])
+        sight.load_state_dict(state["sight"])
         optimizer.load_state_dict(state["optimizer"])
         run.step, run.curve = state["step"], json.loads(state["curve"])
     return run
 
 
 def save(run: Run, folder: Path) -> None:
-    state = {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict(), "step": run.step, "curve": json.dumps(run.curve)}
-    torch.save(state, folder / "state.partial")
+    parts = {name: getattr(run, name).state_dict() for name in ("model", "sight", "optimizer")}
+    torch.save({**parts, "step": run.step, "curve": json.dumps(run.curve)}, folder / "state.partial")
     (folder / "state.partial").rename(folder / "state.pt")
     save_checkpoint(run.model, folder / "checkpoint")
     (folder / "curve.json").write_text(json.dumps(run.curve, indent=1) + "\n")
@@ -113,25 +121,52 @@ def forward(model: Qwen2_5_VLForConditionalGeneration, batch: Batch, features: T
     return model.lm_head(hidden[chosen]).float(), labels[chosen], torch.from_numpy(batch.kinds)[chosen]
 
 
-def train_step(run: Run, stage: Stage, composer: Composer, pool: list[Path], rate: float) -> tuple[float, Tensor, Tensor]:
-    """One update. -> loss, and for each answer token but the last: right or not, and the kind of its question."""
-    rng = np.random.default_rng([run.step, 20])
-    generator = torch.Generator().manual_seed(run.step)
-    reels = [load_reel(pool[index]) for index in rng.integers(0, len(pool), stage.recipe.reels)]
-    units, episodes = gather(rng, reels, stage.recipe)
+def sight_loss(run: Run, features: Tensor, shown: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Every visual token has to tell what its unit shows.
+
+    features [U, 16, width], shown [U, 2, 2] (frame; shape, colour) -> mean loss, and [U, 2 * 2] which of it the tokens together tell right.
+    """
+    logits = run.sight(features).float()
+    losses, right = [], []
+    for part, target in zip(logits.split([*SIGHTS, *SIGHTS], -1), torch.from_numpy(shown).flatten(1).T, strict=True):
+        losses.append(cross_entropy(part.flatten(0, 1), target.repeat_interleave(features.shape[1])))
+        right.append(part.mean(1).argmax(-1) == target)
+    return torch.stack(losses).mean(), torch.stack(right, 1)
+
+
+def look(run: Run, stage: Stage, rng: np.random.Generator, generator: torch.Generator, pool: list[Path]) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss of single units; shapes and colours told right or not, as kinds 1 and 0."""
+    reels = [load_reel(pool[index]) for index in rng.integers(0, len(pool), GLANCES[0])]
+    units, shown = glances(rng, reels, GLANCES[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, right = sight_loss(run, encode_units(run.model, augmented(units, generator)), shown)
+    return loss * stage.sight, right.flatten(), torch.tensor([1, 0, 1, 0]).repeat(len(right))
+
+
+def read(run: Run, stage: Stage, rng: np.random.Generator, generator: torch.Generator, pool: list[Path], composer: Composer):
+    """Loss of questions about streams; each answer token but the last right or not, and the kind of its question."""
+    reels = [load_reel(pool[index]) for index in rng.integers(0, len(pool), composer.recipe.reels)]
+    units, episodes = gather(rng, reels, composer.recipe)
     with torch.autocast("cpu", torch.bfloat16):
         features = encode_units(run.model, augmented(units, generator))
         batch = composer.compose(rng, episodes, features.detach().float().numpy())
         logits, labels, kinds = forward(run.model, batch, features.flatten(0, 1))
-    loss = cross_entropy(logits, labels)
+        seen, _ = sight_loss(run, features, np.concatenate([sights(reel) for reel in reels]))
+    words = labels != END
+    return cross_entropy(logits, labels) + stage.sight * seen, (logits.argmax(-1) == labels)[words], kinds[words]
+
+
+def train_step(run: Run, stage: Stage, composer: Composer | None, pool: list[Path], rate: float) -> tuple[float, Tensor, Tensor]:
+    """One update. -> loss, what was answered right or not, and its kind."""
+    rng, generator = np.random.default_rng([run.step, 20]), torch.Generator().manual_seed(run.step)
+    loss, right, kinds = read(run, stage, rng, generator, pool, composer) if composer else look(run, stage, rng, generator, pool)
     run.optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
     for group in run.optimizer.param_groups:
         group["lr"] = rate * min(1.0, (run.step + 1) / 50)
     run.optimizer.step()
-    words = labels != END
-    return loss.item(), (logits.argmax(-1) == labels)[words], kinds[words]
+    return loss.item(), right, kinds
 
 
 class Meter:
@@ -163,11 +198,11 @@ class Meter:
 def train(pool: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     run = start_or_resume(folder)
-    composers = {stage.name: Composer(stage.recipe) for stage in STAGES}
+    composers = {stage.name: Composer(stage.recipe) if stage.recipe else None for stage in STAGES}
     meter = None
     while (now := stage_at(run.step)) is not None:
         stage, share = now
-        meter = meter or Meter(composers[stage.name].kind_names)
+        meter = meter or Meter(list(KINDS))
         paths = sorted(pool.glob("*.npz"))
         rate = stage.rates[0] * (stage.rates[1] / stage.rates[0]) ** share
         meter.add(*train_step(run, stage, composers[stage.name], paths, rate))

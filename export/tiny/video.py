@@ -26,7 +26,7 @@ def write_video(
 ) -> None:
     """Draws and encodes a stream.
 
-    path: its ending chooses the container. size: (width, height) in pixels, both even, width / height = stream.aspect. fps: frames a second.
+    path: its ending chooses the container. size: (width, height) in pixels, both even, in the stream's aspect. fps: frames a second.
     codec: an encoder of FFmpeg's, such as libx264, mpeg4, libvpx-vp9 or mjpeg. bitrate: bits a second, None = the encoder's own choice.
     options: more of the encoder's options, such as {"crf": "28"}.
     """
@@ -69,7 +69,9 @@ def letterbox(image: np.ndarray, shift: tuple[float, float] = (0.5, 0.5)) -> np.
     return boxed
 
 
-def read_units(path: str | Path, fps: float = 2.0, phase: float = 0.0, shift: tuple[float, float] = (0.5, 0.5)) -> tuple[np.ndarray, list[Fraction]]:
+def read_units(
+    path: str | Path, fps: float = 2.0, phase: float = 0.0, shift: tuple[float, float] = (0.5, 0.5)
+) -> tuple[np.ndarray, list[Fraction]]:
     """A whole file as units.
 
     -> frames [U, 2, 112, 112, 3] uint8 and the 2 U times of the frames in seconds; the last frame is repeated where it has no partner.

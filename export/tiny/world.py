@@ -1,7 +1,7 @@
 """The stream world of the embedded default: shapes that come and go over a changing, noisy background.
 
-One after another, up to seven things appear for a second or more, fully inside the frame; each shape comes at most once in a stream, so that
-"what color was the circle?" has one answer. Everything follows from a seed. This module knows nothing of files, codecs or models.
+One after another, up to seven things appear for a second or more, fully inside the frame; each shape comes at most once in a stream, so
+that "what color was the circle?" has one answer. Everything follows from a seed. This module knows nothing of files, codecs or models.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def make_stream(
 ) -> Stream:
     """A stream with `objects` things, 0 to 7.
 
-    seed: the same seed and arguments make the same stream. aspect: width / height of its frames. lead, tail: seconds without anything before
-    the first and after the last thing. stay, gap: range, in seconds, of how long a thing is there and of the time between two of them.
+    seed: the same seed and arguments make the same stream. aspect: width / height of its frames. lead, tail: seconds without anything
+    before the first and after the last thing. stay, gap: range, in seconds, of how long a thing is there and of the time between two.
     Colours are unique up to six things; a seventh repeats one.
     """
     if not 0 <= objects <= len(SHAPES):

@@ -60,6 +60,7 @@ def test_an_excess_is_how_far_a_unit_would_stand_out():
     timeline = Timeline(toy_model(max_position=100, tokens_per_second=1.0), 2, text_room=9)
     timeline.unit(Fraction(0))
     last = 100 - 9 - 1
+    assert Timeline(toy_model(), 2, 9).excess(Fraction(7)) == 0
     assert timeline.excess(Fraction(last - 2)) == 0
     assert timeline.excess(Fraction(last - 1)) == 1
     assert np.all(timeline.unit(Fraction(last - 2))[:, 0] == last)

@@ -1,0 +1,45 @@
+"""The engine sets that the benchmarks run, built by `vicort-build` where they are not there yet."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from vicort.benchmarks.checkpoints import SIDE as MEDIUM_SIDE
+from vicort.benchmarks.checkpoints import write_medium
+from vicort.benchmarks.workload import CHUNK_FRAMES
+from vicort.export.tiny.model import CHECKPOINT as TINY
+from vicort.export.tiny.model import SIDE as TINY_SIDE
+from vicort.runtime.errors import EngineError
+
+KINDS = (("openvino", "fp32"), ("openvino", "bf16"), ("onnxruntime", "fp32"))  # backend, precision
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to measure with: its checkpoint and the frames it takes."""
+
+    name: str
+    checkpoint: Path
+    side: int  # pixels, frames are square
+
+    def engines(self, cache: Path, backend: str, precision: str) -> Path:
+        """Folder of its engine set in `cache`, which is built there if need be."""
+        folder = cache / f"{self.name}-{precision}-{backend}"
+        options = ["--out", folder, "--backend", backend, "--precision", precision, "--chunk-frames", CHUNK_FRAMES]
+        command = [sys.executable, "-m", "vicort.export.build", self.checkpoint, *options, "--image-size", f"{self.side}x{self.side}"]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise EngineError(f"building {folder} failed: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]}")
+        return folder
+
+
+def tiny_model() -> Model:
+    return Model("tiny", TINY, TINY_SIDE)
+
+
+def medium_model(cache: Path) -> Model:
+    """About 100 million parameters; its checkpoint is written to `cache` if need be."""
+    return Model("medium", write_medium(cache / "medium-checkpoint"), MEDIUM_SIDE)

@@ -1,0 +1,164 @@
+"""`vicort-build`: a checkpoint in, an engine set out."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn, get_args
+
+from vicort.runtime.errors import ConfigError, VicortError
+from vicort.runtime.locations import default_engine_dir
+from vicort.runtime.manifest import Backend, Manifest, Precision
+
+CPU_BACKENDS: tuple[Backend, ...] = ("openvino", "onnxruntime")
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a wrong argument, like every other failure."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}: see `vicort-build --help`")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    model: str
+    out: Path | None
+    backend: str  # a Backend, or auto
+    precision: Precision | None
+    chunk_frames: int | None
+    image_size: tuple[int, int] | None  # pixels, width and height
+    verify: bool
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line tool; returns its exit status."""
+    try:
+        return build(_parse(sys.argv[1:] if arguments is None else arguments))
+    except VicortError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        say("interrupted, nothing was written")
+        return 130
+
+
+def build(options: Arguments) -> int:
+    """Build what is not built yet; returns 1 if the engines are verified and differ from the model, else 0."""
+    if options.backend == "tensorrt":
+        raise ConfigError("--backend tensorrt is not in this version: take --backend openvino or onnxruntime")
+    from vicort.export.checkpoint import TINY, resolve  # late, because torch takes seconds to load: not for --help, not for a typing error
+    from vicort.export.engine_set import building, check_replaceable, is_built, plan, publish, write_engine_set
+    from vicort.export.qwen2_5_vl.configuration import read_configuration
+    from vicort.export.recipe import load_recipe, model_spec
+
+    checkpoint = resolve(options.model)
+    name = TINY if options.model == TINY else default_engine_dir(options.model, "fp32", "openvino").name.removesuffix("-fp32-openvino")
+    width, height = options.image_size or (None, None)
+    recipe = load_recipe(name, precision=options.precision, chunk_frames=options.chunk_frames, image_width=width, image_height=height)
+    spec = model_spec(name, read_configuration(checkpoint), recipe)
+    plans = [
+        plan(checkpoint, spec, backend, recipe.precision, _command(options, backend))
+        for backend in _candidates(options.backend, recipe.precision)
+    ]
+    folders = [options.out or default_engine_dir(options.model, recipe.precision, manifest.backend) for manifest in plans]
+    for folder, manifest in zip(folders, plans, strict=True):
+        if is_built(folder, manifest):
+            say(f"{folder} is up to date: same checkpoint, options and tool versions, nothing to do")
+            return _verify(folder, checkpoint) if options.verify else 0
+    for folder in folders:
+        check_replaceable(folder)
+    with building(folders[0].parent) as temporary:
+        write_engine_set(temporary, checkpoint, plans[0], say)
+        chosen = _faster(temporary, plans) if len(plans) > 1 else 0
+        failed = _verify(temporary, checkpoint) if options.verify else 0
+        if not failed:
+            publish(temporary, folders[chosen])
+            say(f"built {folders[chosen]}")
+    return failed
+
+
+def say(line: str) -> None:
+    print(f"vicort-build: {line}", file=sys.stderr, flush=True)
+
+
+def _candidates(backend: str, precision: Precision) -> list[Backend]:
+    """The backends that a build may be for: one, or, of `auto`, all that this machine has."""
+    installed: list[Backend] = [name for name in CPU_BACKENDS if find_spec(name)]
+    if precision == "bf16":
+        if backend == "onnxruntime":
+            raise ConfigError(
+                "--precision bf16 with --backend onnxruntime: onnxruntime has no bf16 matrix product, take --backend openvino or --precision fp32"
+            )
+        installed = [name for name in installed if name != "onnxruntime"]
+    allowed = installed if backend == "auto" else [name for name in installed if name == backend]
+    if not allowed:
+        missing = "openvino" if backend == "auto" else backend
+        raise ConfigError(f"--backend {backend} --precision {precision}: {missing} is not installed: run `pip install {missing}`")
+    return allowed
+
+
+def _faster(folder: Path, plans: Sequence[Manifest]) -> int:
+    """Which of several backends runs a chunk of this set fastest here; the set becomes that one's. All run the same files."""
+    from vicort.export.engine_set import seal
+    from vicort.export.verify import chunk_seconds
+
+    seconds = []
+    for manifest in plans:
+        seal(folder, manifest)
+        seconds.append(chunk_seconds(folder))
+    chosen = seconds.index(min(seconds))
+    seal(folder, plans[chosen])
+    measured = ", ".join(f"{manifest.backend} {1000 * second:.1f} ms" for manifest, second in zip(plans, seconds, strict=True))
+    say(f"a chunk takes {measured}: chose {plans[chosen].backend}")
+    return chosen
+
+
+def _verify(folder: Path, checkpoint: Path) -> int:
+    from vicort.export.verify import compare
+
+    say("comparing the engines with the PyTorch model on random input")
+    differences = list(compare(folder, checkpoint))
+    for difference in differences:
+        print(difference)
+    return 0 if all(difference.passed for difference in differences) else 1
+
+
+def _command(options: Arguments, backend: Backend) -> str:
+    """The command that builds this set again."""
+    words = ["vicort-build", options.model, "--backend", backend]
+    words += ["--out", str(options.out)] if options.out else []
+    words += ["--precision", options.precision] if options.precision else []
+    words += ["--chunk-frames", str(options.chunk_frames)] if options.chunk_frames else []
+    words += ["--image-size", "x".join(map(str, options.image_size))] if options.image_size else []
+    return shlex.join(words)
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed, give WIDTHxHEIGHT in pixels, such as 308x308")
+    return int(width), int(height)
+
+
+def _parse(arguments: Sequence[str]) -> Arguments:
+    parser = Parser(prog="vicort-build", description="Build an engine set from a Qwen2.5-VL checkpoint.")
+    parser.add_argument("model", metavar="MODEL", help="`tiny` (the embedded default), a folder in Hugging Face layout, or a hub id")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default: engines/<model>-<precision>-<backend>)")
+    parser.add_argument(
+        "--backend", choices=("auto", *get_args(Backend)), default="auto", help="auto: the faster of those that this machine has, measured"
+    )
+    parser.add_argument("--precision", choices=get_args(Precision), help="default: what the model's recipe says, fp32 for all")
+    parser.add_argument("--chunk-frames", type=int, metavar="N", help="most frames in a chunk, even")
+    parser.add_argument("--image-size", type=_image_size, metavar="WxH", help="pixels of a frame as the model sees it")
+    parser.add_argument("--verify", action="store_true", help="compare the engines with the PyTorch model; fails if they differ")
+    return Arguments(**vars(parser.parse_args(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

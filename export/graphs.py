@@ -1,0 +1,190 @@
+"""The three graphs of a model: from PyTorch modules to ONNX, and what their tensors are called."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx_ir
+import onnx_ir.passes.common as passes
+import onnxscript.optimizer
+import torch
+from onnx_ir import serde
+from torch import nn
+from torch.export import Dim
+
+from vicort.export import onnx_function
+from vicort.runtime.core import UNIT_FRAMES
+from vicort.runtime.manifest import Dimension, GraphName, GraphSpec, ModelSpec, Precision, TensorSpec
+
+TORCH_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16"}
+EXTERNAL_ABOVE = 1024  # bytes: smaller constants stay inside the .onnx file
+ALIGNMENT = 4096  # bytes, of a weight in its file: a page of memory
+EMBEDDING_FILE = "embedding.bin"
+EMBEDDING_NAME = "embed_tokens.weight"
+MANY = 1 << 20  # an upper bound that no machine meets
+
+
+def signatures(model: ModelSpec, precision: Precision) -> dict[GraphName, GraphSpec]:
+    """Names, types and shapes of the tensors of all three graphs. Sizes in quotes vary, and have bounds in `dimensions`."""
+    kind = TYPE_NAMES[precision]
+    units, tokens, width = model.chunk_frames // UNIT_FRAMES, model.unit_tokens, model.width
+    cells = ("P", model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim)
+    new = (model.layers, "C", model.kv_heads, model.head_dim)
+    count = _up_to(units)
+    scaled = {name: Dimension(min=step, opt=step * units, max=step * units) for name, step in (("2*U", UNIT_FRAMES), ("U*P", tokens))}
+    vision = GraphSpec(
+        file="vision.onnx",
+        inputs=(_spec("frames", "uint8", "2*U", model.image_height, model.image_width, 3),),
+        outputs=(_spec("features", kind, "U", tokens, width),),
+        dimensions={"2*U": scaled["2*U"], "U": count},
+    )
+    control = GraphSpec(
+        file="tokens.onnx",
+        inputs=(_spec("features", kind, "U", tokens, width), _spec("threshold", "float32", 1), _spec("positions", "int32", 1)),
+        outputs=(
+            _spec("kept", "int32", "U*P"),
+            _spec("count", "int32", 1),
+            _spec("compact", kind, "U*P", width),
+            _spec("mean", "float32", width),
+        ),
+        dimensions={"U": count, "U*P": scaled["U*P"]},
+    )
+    language = GraphSpec(
+        file="llm.onnx",
+        inputs=(
+            _spec("tokens", "int32", "C"),
+            _spec("features", kind, "C", width),
+            _spec("pos", "int32", "C", 3),
+            _spec("pool", kind, *cells),
+            _spec("where", "int32", "P", "where_layers", "where_heads", model.page_tokens, 3),
+            _spec("table", "int32", "table_layers", "table_heads", "N"),
+        ),
+        outputs=(
+            _spec("logits", "float32", 1, model.vocabulary),
+            _spec("k", kind, *new),
+            _spec("v", kind, *new),
+            _spec("q", "float32", model.layers, model.query_heads, model.head_dim),
+        ),
+        dimensions={
+            "C": _up_to(model.max_rows),
+            "P": _up_to(MANY),
+            "N": _up_to(MANY),
+            "where_layers": Dimension(min=1, opt=1, max=model.layers),
+            "where_heads": Dimension(min=1, opt=1, max=model.kv_heads),
+            "table_layers": Dimension(min=1, opt=1, max=model.layers),
+            "table_heads": Dimension(min=1, opt=1, max=model.kv_heads),
+        },
+    )
+    return {"vision": vision, "tokens": control, "llm": language}
+
+
+def export_graph(module: nn.Module, graph: GraphSpec) -> tuple[onnx_ir.Model, int]:
+    """A module as an ONNX model in memory, with plain operators only: functions are expanded, and what several layers share is there once.
+
+    The module takes the graph's inputs, and gives its outputs, in that order. Returns the model, and how many BoundedAttention nodes were
+    expanded in it.
+    """
+    inputs, dimensions = _examples(graph)
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            inputs,
+            dynamo=True,
+            opset_version=onnx_function.OPSET,
+            input_names=[spec.name for spec in graph.inputs],
+            output_names=[spec.name for spec in graph.outputs],
+            dynamic_shapes=dimensions,
+            custom_translation_table=onnx_function.translation_table(),
+            verbose=False,
+        )
+        if program is None:
+            raise RuntimeError(f"torch.onnx.export gave no program for {graph.file}")
+        model = program.model
+        expanded = onnx_function.add_function_body(model)
+        passes.InlinePass()(model)
+        onnxscript.optimizer.optimize(model)
+        passes.CommonSubexpressionEliminationPass()(model)
+        passes.DeduplicateInitializersPass()(model)
+        passes.RemoveUnusedNodesPass()(model)
+        passes.ClearMetadataAndDocStringPass()(model)
+    for value, spec in zip([*model.graph.inputs, *model.graph.outputs], [*graph.inputs, *graph.outputs], strict=True):
+        value.shape = onnx_ir.Shape(spec.shape)
+    return model, expanded
+
+
+def write_graph(model: onnx_ir.Model, path: Path) -> Iterator[int]:
+    """Write a model to `path`, its weights beside it in `<stem>.bin` and the token embeddings, raw, in `embedding.bin`.
+
+    Yields the size of each weight, in bytes, as it is written.
+    """
+    weights_path = path.with_suffix(".bin")
+    with contextlib.ExitStack() as stack:
+        weights = None
+        for value in list(model.graph.initializers.values()):
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes < EXTERNAL_ABOVE:
+                continue
+            if value.name == EMBEDDING_NAME:
+                file = stack.enter_context((path.parent / EMBEDDING_FILE).open("wb"))
+            else:
+                file = weights = weights or stack.enter_context(weights_path.open("wb"))
+                file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT)
+            offset = file.tell()
+            file.write(tensor.tobytes())
+            name = Path(file.name).name
+            value.const_value = onnx_ir.ExternalTensor(
+                name, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name or "", base_dir=str(path.parent)
+            )
+            yield tensor.nbytes
+    path.write_bytes(serde.serialize_model(model).SerializeToString())
+
+
+def weight_bytes(model: onnx_ir.Model) -> int:
+    """Bytes that `write_graph` writes beside the .onnx file."""
+    sizes = (value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    return sum(size for size in sizes if size >= EXTERNAL_ABOVE)
+
+
+def _examples(graph: GraphSpec) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]:
+    """Zeros to trace with, and which of their axes vary. torch.export takes a size of 1 for a constant, so the examples have more."""
+    names = {size for spec in graph.inputs for size in spec.shape if isinstance(size, str)}
+    dims: dict[str, Any] = {name: Dim(name, min=1, max=graph.dimensions[name].max) for name in names - {"2*U"}}
+    sizes = {name: min(index + 2, graph.dimensions[name].max) for index, name in enumerate(sorted(dims))}
+    if "2*U" in names:
+        dims["2*U"] = UNIT_FRAMES * Dim("U", min=1, max=graph.dimensions["U"].max)
+        sizes["2*U"] = 2 * UNIT_FRAMES
+    tensors, dynamic = [], []
+    for spec in graph.inputs:
+        shape = [size if isinstance(size, int) else sizes[size] for size in spec.shape]
+        tensors.append(torch.zeros(shape, dtype=getattr(torch, spec.dtype)))
+        dynamic.append({axis: dims[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)})
+    return tuple(tensors), tuple(dynamic)
+
+
+def _spec(name: str, dtype: str, *shape: int | str) -> TensorSpec:
+    return TensorSpec(name=name, dtype=dtype, shape=shape)
+
+
+def _up_to(most: int) -> Dimension:
+    return Dimension(min=1, opt=most, max=most)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what the exporter tells of its own progress; its errors are exceptions."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

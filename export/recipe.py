@@ -1,0 +1,81 @@
+"""How a model is built: the shapes and the precision that a checkpoint leaves open. One YAML file a known model, flags over it."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vicort.export.qwen2_5_vl.configuration import Configuration
+from vicort.runtime.core import UNIT_FRAMES
+from vicort.runtime.errors import ConfigError
+from vicort.runtime.manifest import ModelSpec, Precision
+
+ROW_STEP = 16  # the most rows of a run are a multiple of this: runs are padded in such steps
+
+
+class Recipe(BaseModel):
+    """The defaults are for a checkpoint that no YAML file knows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    image_width: int = Field(308, gt=0)  # pixels of a frame as the vision graph takes it
+    image_height: int = Field(308, gt=0)
+    chunk_frames: int = Field(16, ge=UNIT_FRAMES, le=512, multiple_of=UNIT_FRAMES)  # most frames in a chunk
+    page_tokens: int = Field(32, ge=1, le=1024)  # cells in a page
+    question_rows: int = Field(512, ge=ROW_STEP)  # a text of so many tokens fits into one run, however short the chunks are
+    precision: Precision = "fp32"
+
+
+FLAGS = {"chunk_frames": "--chunk-frames", "image_width": "--image-size", "image_height": "--image-size", "precision": "--precision"}
+
+
+def known_models() -> list[str]:
+    folder = resources.files("vicort.configs") / "models"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def load_recipe(name: str, **changes: object) -> Recipe:
+    """The recipe of the known model that `name` begins with, else the defaults; `changes` that are not None go over it.
+
+    Raises ConfigError for a value that is not allowed.
+    """
+    known = next((model for model in known_models() if name.lower().startswith(model)), None)
+    content = yaml.safe_load((resources.files("vicort.configs") / "models" / f"{known}.yaml").read_text()) if known else {}
+    try:
+        return Recipe.model_validate(content | {key: value for key, value in changes.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        raise ConfigError(f"{FLAGS.get(key, key)} {first['input']!r} is not allowed: {first['msg'].lower()}") from error
+
+
+def model_spec(name: str, config: Configuration, recipe: Recipe) -> ModelSpec:
+    """What the runtime needs to know of a model that is built so. Raises ConfigError if the image size does not fit its patches."""
+    step, language = config.vision.token_pixels, config.language
+    for side, pixels in (("height", recipe.image_height), ("width", recipe.image_width)):
+        if pixels % step:
+            raise ConfigError(f"image {side} {pixels} is not allowed: give multiples of {step} pixels with --image-size WxH")
+    grid_height, grid_width = recipe.image_height // step, recipe.image_width // step
+    chunk_rows = recipe.chunk_frames // UNIT_FRAMES * grid_height * grid_width
+    return ModelSpec(
+        name=name,
+        layers=language.layers,
+        width=language.width,
+        query_heads=language.query_heads,
+        kv_heads=language.kv_heads,
+        head_dim=language.head_dim,
+        vocabulary=language.vocabulary,
+        image_height=recipe.image_height,
+        image_width=recipe.image_width,
+        grid_height=grid_height,
+        grid_width=grid_width,
+        fps=config.fps,
+        tokens_per_second=config.tokens_per_second,
+        chunk_frames=recipe.chunk_frames,
+        page_tokens=recipe.page_tokens,
+        max_rows=-(-max(chunk_rows, recipe.question_rows) // ROW_STEP) * ROW_STEP,
+        max_position=language.max_position,
+        eos_tokens=config.eos_tokens,
+        video_token=config.video_token,
+    )

@@ -1,0 +1,182 @@
+"""How often the tiny model answers right, on streams it never saw, through encoded files.
+
+    python -m vicort.export.tiny.evaluate --out export/tiny/evaluation.json
+
+Runs transformers' own class with the positions of vicort and full history: the reference for what the pipeline reaches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
+
+from vicort.export.tiny.model import CHECKPOINT, GRID, TOKENS_PER_SECOND, UNIT_TOKENS, batched_windows, encode_units
+from vicort.export.tiny.questions import Asked, all_questions
+from vicort.export.tiny.reels import labels
+from vicort.export.tiny.tokenizer import PROMPT, VOCABULARY, make_tokenizer
+from vicort.export.tiny.video import read_units, write_video
+from vicort.export.tiny.world import UNSEEN, Style, make_stream, shifted
+
+HELD_OUT = 10_000_000  # seeds from here on are never trained on
+PIECE = 64  # units that are read at once: the answers do not depend on it
+LONGEST_ANSWER = 6  # tokens
+
+
+def load_model(folder: Path = CHECKPOINT) -> Qwen2_5_VLForConditionalGeneration:
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    batched_windows(model)
+    return model
+
+
+class Reader:
+    """Watches one stream and answers questions about it; a question leaves no trace."""
+
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration) -> None:
+        self.model, self.tokenizer, self.cache = model, make_tokenizer(), DynamicCache()
+        prompt = self.tokenizer.encode(PROMPT).ids
+        self.prompt, self.next_position, self.first_time = len(prompt), len(prompt), None
+        self._run(self._embed(prompt), np.tile(np.arange(len(prompt)), (3, 1)), np.tril(np.ones((len(prompt),) * 2, bool)))
+
+    @torch.inference_mode()
+    def watch(self, frames: np.ndarray, times: Sequence[Fraction]) -> None:
+        """frames [U, 2, 112, 112, 3] uint8; times: seconds of the U units' first frames."""
+        if self.first_time is None:
+            self.first_time = times[0]
+        for start in range(0, len(frames), PIECE):
+            piece = torch.from_numpy(np.ascontiguousarray(frames[start : start + PIECE]))
+            t = np.array([int((time - self.first_time) * TOKENS_PER_SECOND) for time in times[start : start + PIECE]]).repeat(UNIT_TOKENS)
+            row, column = np.divmod(np.tile(np.arange(UNIT_TOKENS), len(piece)), GRID)
+            positions = self.prompt + np.stack([t, row, column])
+            past, new = self.cache.get_seq_length(), len(t)
+            mask = np.arange(past + new)[None, :] <= past + np.arange(new)[:, None]
+            self._run(encode_units(self.model, piece).flatten(0, 1), positions, mask)
+            self.next_position = max(self.next_position, int(positions.max()) + 1)
+
+    @torch.inference_mode()
+    def answer(self, questions: Iterable[str]) -> list[str]:
+        """Greedy answers, all questions side by side, none seeing another."""
+        end = VOCABULARY.index("<|im_end|>")
+        questions = [self.tokenizer.encode("<|vision_end|>" + question).ids for question in questions]
+        texts = [list(question) for question in questions]
+        for _ in range(LONGEST_ANSWER):
+            for text, token in zip(texts, self._next_tokens(texts), strict=True):
+                if text[-1] != end:
+                    text.append(token)
+            if all(text[-1] == end for text in texts):
+                break
+        return [self.tokenizer.decode(text[len(question) :]) for text, question in zip(texts, questions, strict=True)]
+
+    def _next_tokens(self, texts: list[list[int]]) -> list[int]:
+        past = self.cache.get_seq_length()
+        fork = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
+        inner = np.concatenate([np.arange(len(text)) for text in texts])
+        own = (fork[:, None] == fork[None, :]) & np.tri(len(fork), dtype=bool)
+        mask = np.concatenate([np.ones((len(fork), past), bool), own], 1)
+        hidden = self._run(self._embed([token for text in texts for token in text]), np.tile(self.next_position + inner, (3, 1)), mask)
+        self.cache.crop(past)
+        last = np.cumsum([len(text) for text in texts]) - 1
+        return self.model.lm_head(hidden[last]).argmax(-1).tolist()
+
+    def _embed(self, tokens: list[int]) -> Tensor:
+        return self.model.get_input_embeddings()(torch.tensor(tokens))
+
+    @torch.inference_mode()
+    def _run(self, embedded: Tensor, positions: np.ndarray, mask: np.ndarray) -> Tensor:
+        """embedded [N, width], positions [3, N], mask [N, past + N] bool -> hidden states [N, width]; the cache grows."""
+        output = self.model.model.language_model(
+            inputs_embeds=embedded[None],
+            position_ids=torch.from_numpy(np.ascontiguousarray(positions))[:, None],
+            attention_mask={"full_attention": torch.from_numpy(mask)[None, None]},
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return output.last_hidden_state[0]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One kind of file. The things of its streams are spread over `objects`."""
+
+    name: str
+    objects: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
+    empties: int = 0  # seconds, that is units, without anything behind the last thing
+    size: tuple[int, int] = (320, 240)
+    fps: int = 12
+    codec: str = "libx264"
+    container: str = "mp4"
+    bitrate: int | None = 300_000
+    style: Style | None = None
+    options: dict[str, str] = field(default_factory=dict)
+
+
+DEFAULT = Setting("default")
+LONG = Setting("age", objects=(7,), size=(160, 120), fps=4, bitrate=100_000)
+SETTINGS = (
+    *(replace(DEFAULT, name=f"objects {n}", objects=(n,)) for n in range(1, 8)),
+    *(replace(LONG, name=f"empties {n}", empties=n) for n in (0, 8, 64, 250, 1000)),
+    *(replace(DEFAULT, name=f"bitrate {kilo}k", bitrate=kilo * 1000) for kilo in (60, 150, 1000)),
+    *(replace(DEFAULT, name=f"size {w}x{h}", size=(w, h)) for w, h in ((320, 180), (180, 320), (128, 96), (640, 480))),
+    replace(DEFAULT, name="codec mpeg4", codec="mpeg4"),
+    replace(DEFAULT, name="codec vp9", codec="libvpx-vp9", container="webm", options={"deadline": "realtime", "cpu-used": "8"}),
+    replace(DEFAULT, name="codec mjpeg", codec="mjpeg", container="mkv", bitrate=4_000_000),
+    *(replace(DEFAULT, name=f"style {name}", style=style) for name, style in UNSEEN.items()),
+)
+
+
+def ask_about(reader: Reader, setting: Setting, seed: int, folder: Path) -> list[tuple[Asked, str]]:
+    """One stream of a setting through a file: every question with the answer that was given."""
+    objects = setting.objects[seed % len(setting.objects)]
+    width, height = setting.size
+    stream = shifted(make_stream(seed, objects, width / height, tail=setting.empties), seconds=0.3)
+    path = folder / f"stream.{setting.container}"
+    write_video(path, stream, setting.size, setting.fps, setting.codec, setting.bitrate, setting.style, setting.options)
+    units, times = read_units(path)
+    reader.watch(units, times[::2])
+    shown = labels(stream, [float(time) for time in times])
+    now = stream.things[shown[-1, 1]] if shown[-1, 1] >= 0 else None
+    asked = all_questions(stream.things, now)
+    return list(zip(asked, reader.answer(question.question for question in asked), strict=True))
+
+
+def measure(model: Qwen2_5_VLForConditionalGeneration, setting: Setting, streams: int) -> dict[str, dict[str, float | int]]:
+    """Accuracy of each kind of question; those about things that never came are counted apart, as "… (none)"."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        for index in range(streams):
+            for asked, answer in ask_about(Reader(model), setting, HELD_OUT + index, Path(folder)):
+                absent = asked.about is None and asked.kind in ("color", "shape", "any")
+                right[asked.kind + (" (none)" if absent else "")].append(answer == asked.answer)
+    return {kind: {"accuracy": round(float(np.mean(each)), 4), "asked": len(each)} for kind, each in right.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--streams", type=int, default=20, help="streams a setting")
+    parser.add_argument("--only", default="", help="settings whose name begins so")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    model = load_model(arguments.checkpoint)
+    results = {}
+    for setting in SETTINGS:
+        if setting.name.startswith(arguments.only):
+            results[setting.name] = measure(model, setting, arguments.streams)
+            print(setting.name, {kind: each["accuracy"] for kind, each in results[setting.name].items()}, flush=True)
+    if arguments.out:
+        arguments.out.write_text(json.dumps({"streams a setting": arguments.streams, "accuracy": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

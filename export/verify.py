@@ -1,0 +1,157 @@
+"""What built engines do: beside the PyTorch model that they come from, and how fast."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vicort.export.graphs import TORCH_TYPES
+from vicort.export.qwen2_5_vl.configuration import read_configuration
+from vicort.export.qwen2_5_vl.weights import load_language, load_vision
+from vicort.export.token_control import TokenControl
+from vicort.runtime.bindings import numpy_dtype
+from vicort.runtime.core import UNIT_FRAMES
+from vicort.runtime.device import InlineStream
+from vicort.runtime.engine import Engine, EngineSet
+from vicort.runtime.manifest import ModelSpec
+
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # largest difference, as a part of the largest value
+TIMED_RUNS = 7
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One output of one run, against the PyTorch model's."""
+
+    run: str
+    output: str
+    absolute: float  # largest difference
+    relative: float  # the same, as a part of the largest value
+    allowed: float  # of `relative`
+
+    @property
+    def passed(self) -> bool:
+        return self.relative <= self.allowed  # False for NaN
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.passed else "TOO LARGE"
+        return f"{self.run:<12} {self.output:<9} abs {self.absolute:.2e}  rel {self.relative:.2e} (allowed {self.allowed:.0e})  {verdict}"
+
+
+def compare(folder: Path, checkpoint: Path, seed: int = 0) -> Iterator[Difference]:
+    """Run an engine set and the PyTorch model of its precision on the same random input: vision, token control, a prefill over pages and
+    a decode step."""
+    random = np.random.default_rng(seed)
+    with EngineSet.open(folder) as engines:
+        model, dtype = engines.manifest.model, TORCH_TYPES[engines.manifest.precision]
+        allowed = TOLERANCE[engines.manifest.precision]
+        config = read_configuration(checkpoint)
+        vision = load_vision(checkpoint, config, model.image_height, model.image_width, dtype)
+        yield from _compare("vision", engines.vision, vision, _frames(model, 2, random), {}, allowed)
+        yield from _compare("tokens", engines.tokens, TokenControl(), _features(model, engines.dtype, random), {}, allowed)
+        del vision
+        language = load_language(checkpoint, config, dtype)
+        for run, rows, pages in (("llm prefill", 13, 5), ("llm decode", 1, 9)):
+            inputs = language_inputs(model, engines.dtype, rows, pages, random)
+            real = inputs["pos"][:, 0] >= 0
+            yield from _compare(run, engines.llm, language, inputs, {"k": real, "v": real}, allowed)
+
+
+def chunk_seconds(folder: Path) -> float:
+    """How long a full chunk takes, vision and prefill, the best of a few runs on one thread."""
+    random, stream = np.random.default_rng(0), InlineStream("timing")
+    with EngineSet.open(folder) as engines:
+        model = engines.manifest.model
+        frames = _frames(model, model.chunk_frames // UNIT_FRAMES, random)
+        rows = model.chunk_frames // UNIT_FRAMES * model.unit_tokens
+        runs = [(engines.vision, frames), (engines.llm, language_inputs(model, engines.dtype, rows, 4 * rows // model.page_tokens, random))]
+        bound = [(engine, inputs | _outputs(engine, inputs)) for engine, inputs in runs]
+        times = []
+        for _ in range(TIMED_RUNS):
+            start = time.perf_counter()
+            for engine, bindings in bound:
+                engine.enqueue(bindings, stream).result()
+            times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def language_inputs(model: ModelSpec, dtype: np.dtype, rows: int, pages: int, random: np.random.Generator) -> Arrays:
+    """Random input of the language graph: half tokens, half features, some padding rows, some empty cells, a slot that is none."""
+    cells = (pages, model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim)
+    tokens = random.integers(0, model.vocabulary, rows)
+    pos = random.integers(0, model.max_position, (rows, 3))
+    where = random.integers(0, model.max_position, (pages, 1, 1, model.page_tokens, 3))
+    tokens[1::2] = -1
+    pos[2::5] = -1
+    where[random.random(where.shape[:-1]) < 0.3] = -1
+    table = random.permutation(pages)
+    table[-1] = -1
+    return {
+        "tokens": tokens.astype(np.int32),
+        "features": random.standard_normal((rows, model.width), np.float32).astype(dtype),
+        "pos": pos.astype(np.int32),
+        "pool": random.standard_normal(cells, np.float32).astype(dtype),
+        "where": where.astype(np.int32),
+        "table": table[None, None].astype(np.int32),
+    }
+
+
+def _frames(model: ModelSpec, units: int, random: np.random.Generator) -> Arrays:
+    return {"frames": random.integers(0, 256, (UNIT_FRAMES * units, model.image_height, model.image_width, 3), np.uint8)}
+
+
+def _features(model: ModelSpec, dtype: np.dtype, random: np.random.Generator) -> Arrays:
+    """Units of which some tokens resemble those before, and bounds that let a few pass."""
+    features = random.standard_normal((min(model.chunk_frames // UNIT_FRAMES, 3), model.unit_tokens, model.width), np.float32)
+    features[1:, ::2] += 3 * features[:1, ::2]
+    bounds = {"threshold": np.array([0.2], np.float32), "positions": np.array([model.unit_tokens // 3], np.int32)}
+    return {"features": features.astype(dtype), **bounds}
+
+
+def _compare(
+    run: str, engine: Engine, module: nn.Module, inputs: Arrays, rows: dict[str, np.ndarray], allowed: float
+) -> Iterator[Difference]:
+    """rows: of an output [L,C,…], the rows of C that count."""
+    outputs = _outputs(engine, inputs)
+    engine.enqueue(inputs | outputs, InlineStream("verify")).result()
+    with torch.no_grad():
+        wanted = module(*(_to_torch(inputs[spec.name]) for spec in engine.signature.inputs))
+    wanted = (wanted,) if isinstance(wanted, Tensor) else wanted
+    for spec, tensor in zip(engine.signature.outputs, wanted, strict=True):
+        real, want = outputs[spec.name].astype(np.float64), tensor.double().numpy()
+        if spec.name in rows:
+            real, want = real[:, rows[spec.name]], want[:, rows[spec.name]]
+        absolute = float(np.abs(real - want).max())
+        relative = absolute / max(float(np.abs(want).max()), 1e-12)
+        yield Difference(run, spec.name, absolute, relative, 0.0 if spec.dtype == "int32" else allowed)
+
+
+def _outputs(engine: Engine, inputs: Arrays) -> Arrays:
+    """Arrays for a graph's outputs, of the sizes that its inputs' sizes make."""
+    sizes = {
+        name: size
+        for spec in engine.signature.inputs
+        for name, size in zip(spec.shape, inputs[spec.name].shape, strict=True)
+        if isinstance(name, str)
+    }
+    if "2*U" in sizes:
+        sizes["U"] = sizes["2*U"] // UNIT_FRAMES
+    if "U" in sizes and "features" in inputs:
+        sizes["U*P"] = sizes["U"] * inputs["features"].shape[1]
+    return {
+        spec.name: np.zeros([size if isinstance(size, int) else sizes[size] for size in spec.shape], numpy_dtype(spec.dtype))
+        for spec in engine.signature.outputs
+    }
+
+
+def _to_torch(array: np.ndarray) -> Tensor:
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

@@ -1,0 +1,46 @@
+"""Frames in, chunks out: whole temporal units, in order, each frame once."""
+
+from __future__ import annotations
+
+from vicort.runtime.core import UNIT_FRAMES, Chunk, Frame
+from vicort.runtime.errors import ConfigError
+
+
+class Chunker:
+    """Collects frames into chunks of `chunk_frames`; a chunk may be cut short between any two units."""
+
+    def __init__(self, chunk_frames: int) -> None:
+        if chunk_frames < UNIT_FRAMES or chunk_frames % UNIT_FRAMES:
+            raise ConfigError(f"a chunk of {chunk_frames} frames: it must hold whole units of {UNIT_FRAMES} frames (try 16)")
+        self._chunk_frames = chunk_frames
+        self._frames: list[Frame] = []
+        self._chunks = self._units = 0  # that went out
+
+    @property
+    def pending(self) -> int:
+        """Frames that wait for their chunk to fill."""
+        return len(self._frames)
+
+    def add(self, frame: Frame) -> Chunk | None:
+        """The chunk that this frame completes, if it does."""
+        self._frames.append(frame)
+        return self._take(self._chunk_frames) if len(self._frames) == self._chunk_frames else None
+
+    def cut(self) -> Chunk | None:
+        """A short chunk of the units that are complete now, if there are any; half a unit stays pending."""
+        return self._take(len(self._frames) // UNIT_FRAMES * UNIT_FRAMES)
+
+    def flush(self) -> Chunk | None:
+        """End of the stream: what is left, if anything; half a unit is completed by repeating its frame."""
+        missing = -len(self._frames) % UNIT_FRAMES
+        self._frames += self._frames[-1:] * missing
+        return self._take(len(self._frames), repeated=missing)
+
+    def _take(self, count: int, repeated: int = 0) -> Chunk | None:
+        if not count:
+            return None
+        chunk = Chunk(self._chunks, self._units, tuple(self._frames[:count]), repeated)
+        del self._frames[:count]
+        self._chunks += 1
+        self._units += chunk.units
+        return chunk

@@ -1,0 +1,90 @@
+"""Engine sets: a folder that `vicort-build` made, opened to be run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+
+from vicort.runtime.bindings import Bindings, numpy_dtype
+from vicort.runtime.device import Event, Stream
+from vicort.runtime.errors import EngineError
+from vicort.runtime.manifest import EmbeddingSpec, GraphName, GraphSpec, Manifest, read_manifest
+
+LLM_STREAMS = 2  # the stream of chunks, and a question beside it
+
+
+class Engine(Protocol):
+    @property
+    def signature(self) -> GraphSpec: ...
+
+    def enqueue(self, bindings: Bindings, stream: Stream) -> Event:
+        """Run once on `stream`, which keeps the order. `bindings` names every input and output: contiguous arrays, of the shapes and types
+        of `signature`, that the caller leaves alone until the event is done. Raises ValueError if they do not fit."""
+        ...
+
+
+class Embedding:
+    """The model's token embeddings, as they lie on disk.
+
+    `embedding[ids]` gives [n, width] float32 for [n] ids.
+    """
+
+    def __init__(self, folder: Path, spec: EmbeddingSpec) -> None:
+        dtype = numpy_dtype(spec.dtype)
+        self._rows = np.memmap(folder / spec.file, dtype, "r", offset=spec.offset, shape=(spec.rows, spec.width))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, ids: np.ndarray) -> np.ndarray:
+        return np.asarray(self._rows[ids], np.float32)
+
+
+class EngineSet:
+    """The three engines of a model, its embeddings and its manifest."""
+
+    def __init__(self, folder: Path, manifest: Manifest, engines: dict[GraphName, Engine]) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.vision, self.tokens, self.llm = engines["vision"], engines["tokens"], engines["llm"]
+        self.embedding = Embedding(folder, manifest.embedding)
+
+    @classmethod
+    def open(cls, folder: Path | str, *, threads: int = 1) -> EngineSet:
+        """Load an engine set. threads: CPU threads that one run of an engine takes.
+
+        Raises EngineError, naming the command that rebuilds, if the set is missing, damaged, of another schema, or not what its manifest
+        says.
+        """
+        from vicort.runtime.backends import load_engine
+
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        engines: dict[GraphName, Engine] = {}
+        for name in ("vision", "tokens", "llm"):
+            if name not in manifest.graphs:
+                raise EngineError(f"{folder} has no {name} graph: rebuild with `{manifest.build_command}`")
+            graph = manifest.graphs[name]
+            try:
+                streams = LLM_STREAMS if name == "llm" else 1
+                engines[name] = load_engine(manifest.backend, folder / graph.file, graph, threads=threads, streams=streams)
+            except EngineError as error:
+                raise EngineError(f"{error}: rebuild with `{manifest.build_command}`") from error
+        return cls(folder, manifest, engines)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of features, pool, k and v: float32, or bfloat16 in a bf16 set."""
+        return next(numpy_dtype(spec.dtype) for spec in self.manifest.graphs["llm"].inputs if spec.name == "pool")
+
+    def close(self) -> None:
+        """Let go of engines and files."""
+        del self.vision, self.tokens, self.llm, self.embedding
+
+    def __enter__(self) -> EngineSet:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,6 @@
+"""Video in: every form a source can take, as one iterable of upright RGB frames with exact times."""
+
+from vicort.runtime.sources.opening import open_source
+from vicort.runtime.sources.source import Source
+
+__all__ = ["Source", "open_source"]

@@ -1,0 +1,177 @@
+"""Frames out of whatever FFmpeg opens: files, network streams, cameras, pipes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import av
+from av.stream import Disposition
+
+from vicort.runtime.core import Frame
+from vicort.runtime.errors import SourceError, TruncatedSource
+from vicort.runtime.sources.clock import Clock
+from vicort.runtime.sources.pixels import Converter
+from vicort.runtime.sources.source import Source, Wants, Warn
+
+TIMEOUT = (10.0, 10.0)  # seconds to open a network source, and to wait for its next packet
+USUAL_RATE = Fraction(25)  # frames a second, where a stream names none
+TEXT = "tty"  # FFmpeg draws plain text as a video of letters
+SLACK = Fraction(1)  # seconds that may lack at the end of a whole stream: containers round, and last frames last
+
+
+class ContainerSource(Source):
+    """One video stream of a container.
+
+    Decodes on one thread unless told otherwise: the engines need the others, and next to damaged data more threads lose more frames.
+    """
+
+    def __init__(
+        self,
+        target: Any,  # what `av.open` takes: a URL, or a file object opened for reading bytes
+        name: str,
+        *,
+        stream: int | None = None,  # index in the container; None = its first video
+        live: bool | None = None,  # None = if it has no length
+        warn: Warn | None = None,
+        threads: int = 1,
+        **options: Any,  # for `av.open`
+    ) -> None:
+        super().__init__(name, warn=warn)
+        try:
+            self._container = av.open(target, metadata_errors="replace", **options)
+        except (av.FFmpegError, OSError) as error:
+            raise SourceError(f"{name} cannot be opened as a video ({reason(error)}): see what it is with `ffprobe {name}`") from error
+        try:
+            self._stream = _choose(self._container, name, stream)
+        except SourceError:
+            self._container.close()
+            raise
+        self._stream.codec_context.thread_count = threads
+        declared = self._stream.duration and self._stream.duration * self._time_base
+        self.duration = declared or (self._container.duration and Fraction(self._container.duration, av.time_base)) or None
+        self.live = self.duration is None if live is None else live
+        rate = self._stream.average_rate or USUAL_RATE
+        self.frames_total = self._stream.frames or (self.duration and round(self.duration * rate)) or None
+        self._clock = Clock(1 / rate, self.warn)
+        self._convert = Converter()
+        self._health = _Health()
+
+    @property
+    def _time_base(self) -> Fraction:
+        return self._stream.time_base or Fraction(1, av.time_base)
+
+    def frames(self, wants: Wants | None = None) -> Iterator[Frame]:
+        for picture in self._pictures():
+            time, index = self._clock.time(self._stamp(picture)), self._health.pictures
+            self._health.see_picture(picture.is_corrupt)
+            if wants is None or wants(time):
+                yield Frame(self._convert(picture), time, index)
+        if self._health.pictures == 0:
+            raise SourceError(f"{self.name} holds a video stream, but no picture of it can be decoded: give another file or `--stream`")
+        if self._health.damaged:
+            self.warn(f"{self.name}: {self._health.damaged} damaged packets: their pictures are missing or patched")
+        if not self.live and (reason := self._broken_off()):
+            raise TruncatedSource(
+                f"{self.name} breaks off after {self._health.pictures} frames ({reason}): they are all there is, fetch or record it again"
+            )
+
+    def close(self) -> None:
+        self._container.close()
+
+    def _pictures(self) -> Iterator[av.VideoFrame]:
+        """Every picture of the stream, in the order they are shown; damaged packets are passed over."""
+        try:
+            for packet in self._container.demux(self._stream):
+                if packet.size:
+                    self._health.see_packet(packet)
+                yield from self._decoded(packet)
+        except av.FFmpegError as error:  # the container cannot be read on, but the decoder may hold pictures back
+            self._health.stopped = reason(error)
+            yield from self._decoded(None)
+
+    def _decoded(self, packet: av.Packet | None) -> list[av.VideoFrame]:
+        try:
+            return self._stream.decode(packet)
+        except av.FFmpegError:
+            self._health.see_damage()
+            return []
+
+    def _stamp(self, picture: av.VideoFrame) -> Fraction | None:
+        ticks = picture.dts if picture.pts is None else picture.pts
+        return None if ticks is None else ticks * Fraction(picture.time_base or self._time_base)
+
+    def _broken_off(self) -> str | None:
+        """Why the stream is taken to be cut short, or None if it is whole as far as anyone can tell."""
+        health = self._health
+        if health.stopped:
+            return health.stopped
+        if health.end_damaged:
+            return "its last picture is damaged"
+        indexed = len(self._stream.index_entries) if "mov" in self._container.format.name else 0  # others index key frames only
+        if health.packets < indexed:
+            return f"its index lists {indexed}"
+        declared, end = self._declared_end(), health.end * self._time_base
+        if declared is not None and end + SLACK < declared:
+            return f"at {float(end):.3f} s of {float(declared):.3f} s"
+        return None
+
+    def _declared_end(self) -> Fraction | None:
+        """When the stream ends, in seconds, as a Matroska header says; other containers' lengths are estimated from what is there."""
+        if "matroska" not in self._container.format.name:
+            return None
+        if match := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", self._stream.metadata.get("DURATION", "")):
+            hours, minutes, seconds = match.groups()
+            return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
+        return self.duration if len(self._container.streams) == 1 else None  # of several, another may be the longest
+
+
+class _Health:
+    """What was read of a stream, and how well."""
+
+    def __init__(self) -> None:
+        self.packets = 0  # that held data
+        self.pictures = 0  # that were decoded
+        self.damaged = 0  # packets that were not decoded, or not well
+        self.end = 0  # ticks: when the latest packet's picture is over
+        self.end_damaged = False  # the newest packet or picture is damaged
+        self.stopped: str | None = None  # why the container could not be read to its end
+
+    def see_packet(self, packet: av.Packet) -> None:
+        self.packets += 1
+        self.end_damaged = packet.is_corrupt
+        if packet.pts is not None:
+            self.end = max(self.end, packet.pts + (packet.duration or 0))
+
+    def see_picture(self, corrupt: bool) -> None:
+        self.pictures += 1
+        if corrupt:
+            self.see_damage()
+
+    def see_damage(self) -> None:
+        self.damaged += 1
+        self.end_damaged = True
+
+
+def _choose(container: av.container.InputContainer, name: str, index: int | None) -> av.VideoStream:
+    """The stream of that index, or the first that is video and no cover picture."""
+    videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not videos or container.format.name == TEXT:
+        found = ", ".join(f"{stream.index} {stream.type}" for stream in container.streams) or "none"
+        raise SourceError(f"{name} holds no video stream (streams: {found}): give a file with video")
+    chosen = videos[0] if index is None else next((stream for stream in videos if stream.index == index), None)
+    allowed = ", ".join(f"{stream.index} ({stream.width}x{stream.height})" for stream in videos)
+    if chosen is None:
+        raise SourceError(f"stream {index} of {name} is no video: its video streams are {allowed} (try `--stream {videos[0].index}`)")
+    if chosen.codec_context is None:
+        raise SourceError(
+            f"stream {chosen.index} of {name} has a codec that cannot be decoded: convert it to H.264, or use another of {allowed}"
+        )
+    return chosen
+
+
+def reason(error: BaseException) -> str:
+    """What FFmpeg or the system says, in one line."""
+    return str(getattr(error, "strerror", None) or error).splitlines()[0]

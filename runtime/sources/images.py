@@ -1,0 +1,54 @@
+"""A folder or a glob of still pictures as a stream."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+
+from vicort.runtime.core import Frame
+from vicort.runtime.errors import SourceError
+from vicort.runtime.sources.pixels import Converter
+from vicort.runtime.sources.source import Source, Wants, Warn
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def natural_order(path: Path) -> list[str | int]:
+    """Sorts shot2 before shot10."""
+    return [int(part) if part.isdecimal() else part.casefold() for part in re.split(r"([0-9]+)", str(path))]
+
+
+class ImageSource(Source):
+    """Frame i has the time i / fps, however it is named or dated."""
+
+    def __init__(self, paths: Sequence[Path], name: str, *, fps: Fraction, warn: Warn | None = None) -> None:
+        super().__init__(name, frames_total=len(paths), duration=len(paths) / fps, warn=warn)
+        self._paths, self._fps = sorted(paths, key=natural_order), fps
+
+    def frames(self, wants: Wants | None = None) -> Iterator[Frame]:
+        convert, good = Converter(), 0
+        for index, path in enumerate(self._paths):
+            time = index / self._fps
+            if wants is not None and not wants(time):
+                continue
+            if picture := self._decoded(path):
+                good += 1
+                yield Frame(convert(picture), time, index)
+        if not good:
+            raise SourceError(f"none of the {len(self._paths)} images of {self.name} can be decoded: give PNG or JPEG files")
+
+    def _decoded(self, path: Path) -> av.VideoFrame | None:
+        try:
+            with path.open("rb") as file, av.open(file, metadata_errors="replace") as container:
+                return next(container.decode(video=0))
+        except (av.FFmpegError, OSError, IndexError, StopIteration) as error:
+            self.warn(f"{path} is left out: it cannot be decoded ({getattr(error, 'strerror', None) or 'no picture in it'})")
+            return None

@@ -1,0 +1,36 @@
+"""Decoded pictures -> upright RGB arrays."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+# swscale otherwise starts a thread a core for every picture; PyAV before 17 never did, and does not know the option
+ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+
+
+class Converter:
+    """Converts by each picture's own colour matrix and range (BT.601, limited, where it does not say), and turns it upright."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, picture: av.VideoFrame) -> np.ndarray:
+        """-> [height, width, 3] uint8 RGB, contiguous; a display matrix may swap height and width."""
+        image = self._reformatter.reformat(picture, format="rgb24", **ONE_THREAD).to_ndarray()
+        matrix = picture.side_data.get("DISPLAYMATRIX")
+        return image if matrix is None else np.ascontiguousarray(upright(image, np.frombuffer(bytes(matrix), np.int32)))
+
+
+def upright(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """A view of the image as a display matrix wants it shown: quarter turns and mirrorings (other angles: the nearest of them).
+
+    matrix: [9] int32, rows (a b u) (c d v) (x y w), 16.16 fixed point; a pixel at (p, q) goes to (a p + c q, b p + d q).
+    """
+    a, b, c, d = (int(matrix[i]) for i in (0, 1, 3, 4))
+    if abs(a) < abs(b):  # rows become columns
+        image, mirrored, upended = image.swapaxes(0, 1), c < 0, b < 0
+    else:
+        mirrored, upended = a < 0, d < 0
+    return image[:: -1 if upended else 1, :: -1 if mirrored else 1]

@@ -1,0 +1,509 @@
+"""The whole runtime on a toy model in NumPy: order, freshness, memory, conversations, and the twin that must agree."""
+
+import itertools
+import threading
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from support.fake_engines import FakeEngineSet, rotate
+from support.streams import frames
+from support.systems import FULL, system
+
+from vicort.runtime.core import Answer, ChunkEvent, Question, Sampling
+from vicort.runtime.errors import MemoryBudgetError, QuestionError, VicortError
+from vicort.runtime.pool import Slots
+from vicort.runtime.session import Session
+
+SHORT = Sampling(max_tokens=5)
+ASK = "what color was the circle?"
+
+
+def run(video, questions=(), chosen=None, engines=None, **options):
+    """Events of a whole stream, in order, and its session's summary."""
+    events = []
+    engines = engines or FakeEngineSet()
+    with Session(engines, chosen or system(), on_event=events.append, sampling=SHORT, **options) as session:
+        for question in questions:
+            session.submit(question)
+        for frame in video:
+            if session.wants(frame.time):
+                session.push(frame)
+        session.finish()
+        return events, session.summary()
+
+
+def answers(events):
+    return [event for event in events if isinstance(event, Answer)]
+
+
+def chunks(events):
+    return [event for event in events if isinstance(event, ChunkEvent)]
+
+
+def question(at, text=ASK, **options):
+    return Question(text, None if at is None else Fraction(at), sampling=SHORT, **options)
+
+
+class Transcript:
+    """The same model in one pass over everything, without pages, chunks or a cache: the plain statement of `full-history`."""
+
+    def __init__(self, engines, prompt):
+        self.engines, self.model, self.prompt = engines, engines.model, prompt
+
+    def answer(self, video, suffix, count):
+        """Greedy tokens after prompt, all units of the video and the question."""
+        m = self.model
+        pictures = np.stack([frame.image for frame in video])
+        visual = self.engines.vision.function(frames=pictures)["features"].reshape(-1, m.width)
+        n = len(self.prompt)
+        rows = [(self.engines.embedding[token], (i, i, i)) for i, token in enumerate(self.prompt)]
+        grid = itertools.product(range(len(video) // 2), range(m.grid_height), range(m.grid_width))
+        origin = video[0].time
+        for row, (unit, h, w) in zip(visual, grid, strict=True):
+            rows.append((row, (n + int((video[2 * unit].time - origin) * Fraction(m.tokens_per_second)), n + h, n + w)))
+        tokens = []
+        for token in suffix:
+            rows.append(self._text(token, rows))
+        for _ in range(count):
+            tokens.append(self._next(rows))
+            rows.append(self._text(tokens[-1], rows))
+        return tokens
+
+    def _text(self, token, rows):
+        position = max((max(place) for _, place in rows), default=-1) + 1
+        return self.engines.embedding[token], (position,) * 3
+
+    def _next(self, rows):
+        m = self.model
+        x = np.array([row for row, _ in rows], np.float64)
+        places = np.array([place for _, place in rows])
+        for weights in self.engines._layers:
+            q, k, v = (
+                (x @ weights[name]).reshape(len(x), heads, m.head_dim)
+                for name, heads in (("q", m.query_heads), ("k", m.kv_heads), ("v", m.kv_heads))
+            )
+            q, k = (np.array([[rotate(vector, place) for vector in row] for row, place in zip(t, places, strict=True)]) for t in (q, k))
+            k, v = (np.repeat(t, m.query_heads // m.kv_heads, axis=1) for t in (k, v))
+            scores = np.einsum("chd,jhd->hcj", q, k) / m.head_dim**0.5
+            scores[:, ~np.tri(len(x), dtype=bool)] = -np.inf
+            weight = np.exp(scores - scores.max(-1, keepdims=True))
+            mixed = np.einsum("hcj,jhd->chd", weight / weight.sum(-1, keepdims=True), v)
+            x = x + mixed.reshape(len(x), -1) @ weights["o"]
+        return int(np.argmax(x[-1] @ self.engines.embedding.T))
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_full_history_in_chunks_equals_one_pass_over_everything(overlap):
+    engines, video = FakeEngineSet(seed=3), frames(22)
+    events, _ = run(video, [question(4), question(None)], system(**FULL), engines, overlap=overlap)
+    with Session(engines, system(**FULL)) as session:
+        prompt = session._answerer.prompt
+    plain = Transcript(engines, prompt.prefix)
+    for answer, seen in zip(answers(events), (video[:8], video), strict=True):
+        expected = plain.answer(seen, prompt.question(ASK), 5)
+        assert answer.text == prompt.decode(expected)
+        assert answer.seen_until == seen[-1].time
+
+
+SYSTEMS = {
+    "full": system(**FULL),
+    "dropping": system(drop="{policy: chunk-intra, threshold: 0.2}"),
+    "ratio": system(drop="{policy: chunk-intra, keep: 0.5}"),
+    "spilling": system(memory="{device_mb: 0.9, host_mb: 0.02, when_full: drop-oldest}"),
+    "even": system(retrieval="{policy: even-units, units: 3}", memory="{device_mb: 0.9, when_full: thin-evenly}"),
+    "latest": system(ingest="{policy: latest-frames, frames: 4}", retrieval="{policy: all}"),
+}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_the_overlapped_pipeline_and_its_sequential_twin_agree_to_the_last_bit(name):
+    def told(overlap):
+        questions = [question(at, id=str(at)) for at in (0, 3, "7.25", 11, None)]
+        events, summary = run(frames(61), questions, SYSTEMS[name], overlap=overlap)
+        said = {a.id: (a.text, a.seen_until, a.read, a.pages, a.tokens) for a in answers(events)}
+        placed = [(c.index, c.frames, c.start, c.end, c.tokens, c.kept) for c in chunks(events)]
+        return said, placed, summary.pages, summary.frames
+
+    assert told(True) == told(False)
+
+
+# ---- freshness ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("at", "seen"), [("0.4", 0), ("0.5", "0.5"), ("0.9", "0.5"), ("1.4", "0.5"), ("1.5", "1.5"), ("6", "5.5")])
+def test_a_question_sees_every_unit_that_is_complete_and_nothing_later(at, seen):
+    events, _ = run(frames(20), [question(at)], system(**FULL))
+    (answer,) = answers(events)
+    assert answer.at == Fraction(at)
+    assert answer.seen_until == Fraction(seen)
+    assert answer.read == (((Fraction(0), Fraction(seen)),) if seen else ())
+
+
+def test_the_chunk_being_filled_is_cut_at_a_question_and_no_frame_is_lost():
+    events, summary = run(frames(20), [question("2.5")], system(**FULL))
+    assert [(c.frames, c.start, c.end) for c in chunks(events)][:2] == [(6, 0, Fraction(5, 2)), (8, 3, Fraction(13, 2))]
+    assert summary.frames == sum(c.frames for c in chunks(events)) == 20
+
+
+def test_later_frames_never_change_an_earlier_answer():
+    short, _ = run(frames(12), [question(4)], system(**FULL))
+    long, _ = run(frames(12) + frames(20, seed=9, start=12), [question(4)], system(**FULL))
+    assert answers(short)[0].text == answers(long)[0].text
+
+
+def test_a_question_far_past_the_end_is_asked_at_the_end():
+    (answer,) = answers(run(frames(8), [question(1000)])[0])
+    assert (answer.at, answer.seen_until) == (1000, Fraction(7, 2))
+
+
+def test_one_frame_is_a_stream():
+    events, summary = run(frames(1), [question(None)])
+    assert (summary.frames, summary.chunks) == (1, 1)
+    assert answers(events)[0].pages > 0
+
+
+def test_no_frames_at_all_still_answers():
+    events, summary = run([], [question(None)])
+    assert (summary.frames, summary.fps, answers(events)[0].read) == (0, 0, ())
+
+
+def test_questions_come_back_in_time_order_whatever_order_they_were_given_in():
+    events, _ = run(frames(30), [question(at, id=str(at)) for at in (9, 2, 6)], overlap=False)
+    assert [a.id for a in answers(events)] == ["2", "6", "9"]
+
+
+# ---- the six defects of the public ViCoStream code (SEEDS 1.11) --------------------------------------------------------------------
+
+
+def test_defect_1_stages_of_different_chunks_run_at_the_same_time():
+    spans = []
+
+    class Trace:
+        def span(self, track, name, start_ns, end_ns, **args):
+            spans.append((name, start_ns, end_ns, args))
+
+    run(frames(80), trace=Trace())
+    by_stage = {stage: [s for s in spans if s[0] == stage] for stage in ("vision", "prefill")}
+    together = [
+        (v[3]["chunk"], p[3]["chunk"]) for v in by_stage["vision"] for p in by_stage["prefill"] if v[1] < p[2] and p[1] < v[2]
+    ]
+    assert together
+    assert all(vision > prefill for vision, prefill in together)
+
+
+def test_defect_2_chunks_are_done_before_the_stream_has_ended_and_questions_rebuild_nothing():
+    engines, placed = FakeEngineSet(), threading.Event()
+    with Session(engines, system(), on_event=lambda event: placed.set()) as session:
+        for frame in frames(8):
+            session.push(frame)
+        assert placed.wait(timeout=10)  # the stream goes on, its first chunk is through
+        runs = len(engines.vision.runs)
+        for _ in range(3):
+            session.ask(ASK, sampling=SHORT)
+        assert len(engines.vision.runs) == runs
+
+
+@pytest.mark.parametrize("name", ["spilling", "even", "latest", "dropping"])
+def test_defect_3_memory_stays_within_its_budget_however_long_the_stream(name):
+    pages, picture = [], frames(1)[0]
+    with Session(FakeEngineSet(), SYSTEMS[name], overlap=False, on_event=lambda e: pages.append(session.summary().pages)) as session:
+        for i in range(1200):
+            session.push(type(picture)(picture.image, Fraction(i, 2), i))
+        late = pages[-20:]
+        assert late == [late[0]] * 20
+        memory = session._memory
+        budget = SYSTEMS[name].budget
+        assert memory.pool.data.nbytes + memory.pool.where.nbytes <= budget.device_mb * 1e6
+        assert memory.host_pool.data.nbytes + memory.host_pool.where.nbytes <= budget.host_mb * 1e6
+
+
+def test_defect_4_after_two_thousand_chunks_retrieval_still_finds_the_chunk_it_means():
+    """One chunk shows a picture of its own; a question whose embedding points there reads just that stretch of time."""
+    engines = FakeEngineSet(chunk_frames=2, layers=1)
+    dull, bright = frames(1)[0].image * 0, frames(1)[0].image * 0 + 255
+    marked = 1900
+    chosen = system(retrieval="{policy: similar-chunks, top: 1}", memory="{device_mb: 8, when_full: drop-oldest}")
+    with Session(engines, chosen, overlap=False, fps="source") as session:
+        prompt = session._answerer.prompt
+        target = engines.vision.function(frames=np.stack([bright, bright]))["features"][0].mean(axis=0)
+        engines.embedding[prompt.words(ASK)] = target
+        for i in range(2 * 2100):
+            image = bright if i // 2 == marked else dull
+            session.push(frames(1)[0].__class__(image, Fraction(i, 2), i))
+        answer = session.ask(ASK, sampling=SHORT)
+    assert answer.read == ((Fraction(marked), Fraction(2 * marked + 1, 2)),)
+
+
+def test_defect_5_answering_does_not_narrow_what_the_next_chunk_attends_to():
+    def tables(ask):
+        engines = FakeEngineSet()
+        with Session(engines, system(), overlap=False, sampling=Sampling(max_tokens=30)) as session:
+            for i, frame in enumerate(frames(64)):
+                session.push(frame)
+                if ask and i == 40 - 1:
+                    session.ask(ASK)
+            prefills = [run for run in engines.llm.runs if run["tokens"][0] >= 16 and run["features"][0] >= 16]
+            return session._memory.ingest_table().pages, prefills[-1]["table"]
+
+    asked, quiet = tables(True), tables(False)
+    assert [p.unit for p in asked[0]] == [p.unit for p in quiet[0]]
+    assert asked[1] == quiet[1]
+
+
+def test_defect_6_a_full_pipeline_waits_or_drops_the_oldest_and_counts_it():
+    gate = threading.Event()
+    engines = FakeEngineSet()
+    see = engines.vision.function
+
+    def blocked(**bindings):
+        gate.wait(timeout=30)
+        return see(**bindings)
+
+    engines.vision.function = blocked
+    with Session(engines, system(), on_lag="drop-oldest") as session:
+        for frame in frames(160):
+            session.push(frame)  # never waits
+        gate.set()
+        session.finish()
+        summary = session.summary()
+    assert summary.dropped > 0
+    assert summary.frames == 160
+    assert summary.chunks * 8 == 160 - summary.dropped
+    _, patient = run(frames(160))
+    assert (patient.dropped, patient.chunks) == (0, 20)
+
+
+# ---- conversations, several questions, tokens ----------------------------------------------------------------------------------------
+
+
+def test_a_conversation_sees_its_earlier_turns_and_others_do_not():
+    def second(first, conversation):
+        with Session(FakeEngineSet(seed=5), system(**FULL), overlap=False) as session:
+            for frame in frames(16):
+                session.push(frame)
+            session.ask(first, conversation="a", sampling=SHORT)
+            return session.ask("what shape was green?", conversation=conversation, sampling=Sampling(max_tokens=20)).text
+
+    assert second("what color was the circle?", "a") != second("what came after the star?", "a")
+    assert second("what color was the circle?", None) == second("what came after the star?", None)
+    assert second("what color was the circle?", "b") == second("what came after the star?", None)
+
+
+def test_questions_leave_nothing_behind():
+    with Session(FakeEngineSet(), system(**FULL)) as session:
+        for frame in frames(16):
+            session.push(frame)
+        first = session.ask(ASK, sampling=SHORT)
+        pages = session.summary().pages
+        again = [session.submit(question(0)) for _ in range(12)]
+        assert {answer.result().text for answer in again} == {first.text}
+        assert session.summary().pages == pages
+
+
+def test_a_long_conversation_stays_within_its_pages():
+    with Session(FakeEngineSet(layers=1), system(**FULL), overlap=False) as session:
+        session._memory.conversation_slots = Slots(session._memory.conversation_slots.all.start, 20)
+        session.push(frames(1)[0])
+        for i in range(12):
+            session.ask(ASK, conversation=str(i % 3), sampling=Sampling(max_tokens=12))
+        slots = session._memory.conversation_slots
+        assert slots.count - 6 < slots.live <= slots.count
+
+
+def test_answers_stream_and_the_pieces_make_the_text():
+    pieces = []
+    with Session(FakeEngineSet(), system()) as session:
+        for frame in frames(8):
+            session.push(frame)
+        answer = session.ask(ASK, sampling=Sampling(max_tokens=12), on_token=pieces.append)
+    assert "".join(pieces) == answer.text
+    assert len(pieces) > 1
+    assert answer.tokens == 12
+    assert answer.ttft_ms > 0
+
+
+def test_sampling_is_seeded():
+    def say(seed):
+        with Session(FakeEngineSet(), system(), overlap=False) as session:
+            session.push(frames(1)[0])
+            return session.ask(ASK, sampling=Sampling(temperature=3.0, seed=seed, max_tokens=30)).text
+
+    assert say(1) == say(1)
+    assert say(1) != say(2)
+
+
+def test_many_threads_ask_while_frames_go_on():
+    engines, texts, stop = FakeEngineSet(), [], threading.Event()
+    with Session(engines, system(memory="{device_mb: 0.9, host_mb: 0.02, when_full: drop-oldest}")) as session:
+        session.push(frames(1)[0])
+
+        def pester():
+            while not stop.is_set():
+                texts.append(session.ask(ASK, sampling=SHORT).text)
+
+        threads = [threading.Thread(target=pester) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for frame in frames(400)[1:]:
+            session.push(frame)
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=30)
+        session.finish()
+        assert session.summary().frames == 400
+    assert len(texts) > 6
+
+
+# ---- positions and bounds ------------------------------------------------------------------------------------------------------------
+
+
+def test_positions_stay_in_the_trained_range_however_long_the_stream():
+    engines = FakeEngineSet(max_position=200, layers=1)
+    largest = []
+    read = engines.llm.function
+
+    def watched(**bindings):
+        largest.append(max(bindings["pos"].max(), bindings["where"][bindings["table"][bindings["table"] >= 0]].max(initial=-1)))
+        return read(**bindings)
+
+    engines.llm.function = watched
+    picture = frames(1)[0]
+    with Session(engines, system(), overlap=False) as session:
+        for i in range(3000):
+            session.push(type(picture)(picture.image, Fraction(i, 2), i))
+            if i % 500 == 499:
+                session.ask(ASK, sampling=SHORT)
+    assert 100 < max(largest) < 200
+
+
+def test_after_rebasing_cached_time_agrees_with_time_to_come():
+    picture = frames(1)[0]
+    chosen = system(memory="{device_mb: 0.9, host_mb: 0.02, when_full: drop-oldest}")
+    with Session(FakeEngineSet(max_position=200, layers=1), chosen, overlap=False) as session:
+        for i in range(3000):
+            session.push(type(picture)(picture.image, Fraction(i, 2), i))
+        memory, timeline = session._memory, session._prefill._timeline
+        assert timeline.offset > 1000
+        assert memory.host_slots.live
+        for unit, held in memory._units.items():
+            assert memory.first_cell(unit).tolist() == [max(timeline.first, timeline.step(held.held[0].page.start)), 2, 2]
+
+
+def test_full_history_refuses_when_memory_or_time_is_full():
+    tight = system(**(FULL | {"memory": "{device_mb: 0.9, when_full: refuse}"}))
+    with pytest.raises(MemoryBudgetError, match="device_mb"):
+        run(frames(2000), chosen=tight)
+    with pytest.raises(MemoryBudgetError, match="positions"):
+        run(frames(2000), chosen=system(**FULL), engines=FakeEngineSet(max_position=100))
+
+
+def test_a_budget_too_small_for_one_chunk_names_the_smallest_that_works():
+    with pytest.raises(MemoryBudgetError, match="at least") as caught:
+        Session(FakeEngineSet(), system(memory="{device_mb: 0.001, when_full: drop-oldest}"))
+    smallest = str(caught.value).split()[-1]
+    run(frames(40), chosen=system(memory=f"{{device_mb: {smallest}, when_full: drop-oldest}}"))
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (Question(" "), "empty"),
+        (Question("what " * 60), "ask a shorter one"),
+        (Question(ASK, Fraction(-1)), "negative"),
+        (Question("<|video_pad|>"), "control token"),
+        (Question(ASK, sampling=Sampling(max_tokens=10**6)), "room for"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_refused_at_once(bad, words):
+    with Session(FakeEngineSet(), system()) as session, pytest.raises(QuestionError, match=words):
+        session.submit(bad)
+
+
+def test_a_stage_that_fails_fails_the_stream_and_its_questions():
+    engines = FakeEngineSet()
+    engines.vision.function = lambda **bindings: 1 / 0
+    with Session(engines, system()) as session:
+        for frame in frames(8):
+            session.push(frame)
+        with pytest.raises(ZeroDivisionError):
+            session.ask(ASK)
+        with pytest.raises(ZeroDivisionError):
+            session.finish()
+
+
+def test_a_finished_stream_takes_questions_but_no_frames():
+    with Session(FakeEngineSet(), system()) as session:
+        session.push(frames(1)[0])
+        session.finish()
+        assert session.ask(ASK, sampling=SHORT).pages > 0
+        with pytest.raises(VicortError, match="finished"):
+            session.push(frames(2)[1])
+
+
+def test_closing_a_session_wakes_a_thread_that_waits_for_room():
+    gate, engines, failures = threading.Event(), FakeEngineSet(), []
+    engines.vision.function = lambda **bindings: {} if gate.wait(timeout=30) else {}
+    session = Session(engines, system())
+
+    def push():
+        try:
+            for frame in frames(400):
+                session.push(frame)
+        except VicortError as error:
+            failures.append(str(error))
+
+    thread = threading.Thread(target=push)
+    thread.start()
+    threading.Timer(0.2, gate.set).start()
+    session.close()
+    thread.join(timeout=30)
+    assert failures == ["the session is closed: open a new one"] or "finished" in failures[0]
+
+
+# ---- systems against plain statements ------------------------------------------------------------------------------------------------
+
+
+def test_vicostream_reads_the_top_chunks_by_cosine_and_ingests_over_the_last_n():
+    engines = FakeEngineSet(seed=7)
+    video = frames(80)
+    (answer,) = answers(run(video, [question(None)], system(drop="{policy: chunk-intra, threshold: 0.2}"), engines, overlap=False)[0])
+    embeddings = []
+    for first in range(0, 80, 8):
+        features = engines.vision.function(frames=np.stack([f.image for f in video[first : first + 8]]))["features"]
+        norm = features / np.linalg.norm(features, axis=-1, keepdims=True)
+        hot = np.array([any((norm[j, p] @ norm[j + 1, p]) < 0.2 for j in range(3)) for p in range(4)])
+        embeddings.append(np.concatenate([features[0], *features[1:, hot]]).mean(axis=0))
+    with Session(engines, system()) as session:
+        asked = engines.embedding[session._answerer.prompt.words(ASK)].mean(axis=0)
+    scores = [float(e @ asked / np.linalg.norm(e) / np.linalg.norm(asked)) for e in embeddings]
+    chosen = sorted({*sorted(range(10), key=lambda m: -scores[m])[:2], 9})
+    seconds = [(Fraction(4 * c), Fraction(8 * c + 7, 2)) for c in chosen]
+    merged = [seconds[0]]
+    for start, end in seconds[1:]:
+        if start - merged[-1][1] == Fraction(1, 2):
+            merged[-1] = (merged[-1][0], end)
+        else:
+            merged.append((start, end))
+    assert answer.read == tuple(merged)
+    prefills = [run for run in engines.llm.runs if run["tokens"][0] >= 16]
+    pages_at_most = 1 + 2 * 4  # prompt, two chunks of four units
+    assert all(run["table"][2] <= 16 for run in prefills)
+    assert pages_at_most <= 16
+
+
+def test_simplestream_is_one_pass_over_prompt_latest_four_frames_and_question():
+    engines, video = FakeEngineSet(seed=4), frames(30)
+    (answer,) = answers(run(video, [question(10)], SYSTEMS["latest"], engines, overlap=False)[0])
+    with Session(engines, system()) as session:
+        prompt = session._answerer.prompt
+    expected = Transcript(engines, prompt.prefix).answer(video[16:20], prompt.question(ASK), 5)
+    assert answer.text == prompt.decode(expected)
+    assert answer.read == ((Fraction(8), Fraction(19, 2)),)
+
+
+def test_uniform_reads_evenly_spaced_units():
+    (answer,) = answers(run(frames(64), [question(None)], system(retrieval="{policy: even-units, units: 5}"), overlap=False)[0])
+    starts = [start for start, _ in answer.read]
+    places = [round(i * 31 / 4) for i in range(5)]
+    assert [int(s) for s in starts] == places

@@ -1,0 +1,15 @@
+"""Systems for tests, as YAML that changes a word or two."""
+
+from vicort.runtime.system import System, parse_system
+
+
+def system(
+    drop: str = "{policy: none}",
+    ingest: str = "{policy: recent-chunks, chunks: 2}",
+    retrieval: str = "{policy: similar-chunks, top: 2, recent: 1}",
+    memory: str = "{device_mb: 1, when_full: drop-oldest}",
+) -> System:
+    return parse_system(f"name: test\ndrop: {drop}\ningest: {ingest}\nretrieval: {retrieval}\nmemory: {memory}", "test.yaml")
+
+
+FULL = {"ingest": "{policy: all}", "retrieval": "{policy: all}", "memory": "{device_mb: 4, when_full: refuse}"}
