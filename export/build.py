@@ -93,7 +93,7 @@ def _candidates(backend: str, precision: Precision) -> list[Backend]:
     if precision == "bf16":
         if backend == "onnxruntime":
             raise ConfigError(
-                "--precision bf16 with --backend onnxruntime: onnxruntime has no bf16 matrix product, take --backend openvino or --precision fp32"
+                "--precision bf16 with --backend onnxruntime: it has no bf16 matrix product, take --backend openvino or --precision fp32"
             )
         installed = [name for name in installed if name != "onnxruntime"]
     allowed = installed if backend == "auto" else [name for name in installed if name == backend]

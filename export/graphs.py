@@ -27,7 +27,7 @@ TYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16"}
 EXTERNAL_ABOVE = 1024  # bytes: smaller constants stay inside the .onnx file
 ALIGNMENT = 4096  # bytes, of a weight in its file: a page of memory
 EMBEDDING_FILE = "embedding.bin"
-EMBEDDING_NAME = "embed_tokens.weight"
+EMBEDDING_NAMES = ("embed_tokens.weight", "lm_head.weight")  # a tied head is the same weight, and may give it its name
 MANY = 1 << 20  # an upper bound that no machine meets
 
 
@@ -125,13 +125,14 @@ def write_graph(model: onnx_ir.Model, path: Path) -> Iterator[int]:
     Yields the size of each weight, in bytes, as it is written.
     """
     weights_path = path.with_suffix(".bin")
+    embedding = next((name for name in EMBEDDING_NAMES if name in model.graph.initializers), None)
     with contextlib.ExitStack() as stack:
         weights = None
         for value in list(model.graph.initializers.values()):
             tensor = value.const_value
-            if tensor is None or tensor.nbytes < EXTERNAL_ABOVE:
+            if tensor is None or (tensor.nbytes < EXTERNAL_ABOVE and value.name != embedding):
                 continue
-            if value.name == EMBEDDING_NAME:
+            if value.name == embedding:
                 file = stack.enter_context((path.parent / EMBEDDING_FILE).open("wb"))
             else:
                 file = weights = weights or stack.enter_context(weights_path.open("wb"))

@@ -5,8 +5,6 @@ It means what `vicort.export.bounded_attention` means; docs and shapes stand the
 copy of it, and touches only the pages that the table names.
 """
 
-# ruff: noqa: F821, N802 -- onnxscript names: functions are ONNX operators
-
 from __future__ import annotations
 
 from collections.abc import Sequence

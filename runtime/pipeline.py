@@ -104,6 +104,8 @@ class OverlappedPipeline:
         for each in buffers:
             self._free.put(each)
         self.newest: Event | None = None
+        self._failure: BaseException | None = None  # of the earliest chunk that failed
+        self._failed_chunk = 0
 
     def submit(self, chunk: Chunk) -> None:
         self._enter(chunk, self._take_buffers())
@@ -132,24 +134,28 @@ class OverlappedPipeline:
         return buffers
 
     def _enter(self, chunk: Chunk, buffers: Buffers) -> None:
-        if self.newest and self.newest.done():
-            self.newest.result()
+        if self._failure:
+            raise self._failure
         job, before = Job(chunk, buffers), None
         for stage in self._stages:
-            before = stage.stream.submit(self._run, stage, job, before, self.newest)
+            before = stage.stream.submit(self._run, stage, job, before)
         self.newest = before
 
-    def _run(self, stage: Stage, job: Job, before: Event | None, chunk_before: Event | None) -> None:
-        """One stage of one chunk, once the stage before has let go of it. A failure runs through all later stages and chunks."""
+    def _run(self, stage: Stage, job: Job, before: Event | None) -> None:
+        """One stage of one chunk, once the stage before has let go of it. Nothing more is run of chunks behind one that failed."""
         try:
             if before:
                 before.result()
-            if chunk_before and chunk_before.done():
-                chunk_before.result()
+            if self._failure and self._failed_chunk < job.chunk.index:
+                raise self._failure
             with self._clock.measure(stage.name, chunk=job.chunk.index):
                 stage.run(job)
             if stage is self._stages[-1]:
                 self._done(job)
+        except BaseException as error:
+            if self._failure is None or job.chunk.index < self._failed_chunk:
+                self._failure, self._failed_chunk = error, job.chunk.index
+            raise
         finally:
             if stage is self._stages[-1]:
                 self._free.put(job.buffers)

@@ -24,6 +24,7 @@ def load_engine(backend: Backend, path: Path, graph: GraphSpec, *, threads: int,
         from vicort.runtime.backends.openvino import OpenVinoEngine
 
         return OpenVinoEngine(path, graph, threads=threads, streams=streams)
+    allowed = " and ".join(LOADABLE)
     raise EngineError(
-        f"{path.parent} is for {backend!r}, this version runs {' and '.join(LOADABLE)}: build one with `vicort-build MODEL --backend openvino`"
+        f"{path.parent} is for {backend!r}, this version runs {allowed}: build one with `vicort-build MODEL --backend openvino`"
     )

@@ -27,7 +27,7 @@ class OnnxRuntimeEngine:
         self._check = BindingsCheck(signature)
         try:
             self._session = onnxruntime.InferenceSession(path, _options(threads), providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001 -- onnxruntime raises classes of its own, derived from nothing narrower
+        except Exception as error:  # onnxruntime's own errors derive from nothing narrower
             raise EngineError(f"onnxruntime cannot load {path}: {str(error).splitlines()[0]}") from error
         mismatch = describe_mismatch(
             signature, *([_spec(t) for t in side] for side in (self._session.get_inputs(), self._session.get_outputs()))

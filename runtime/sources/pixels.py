@@ -19,7 +19,10 @@ class Converter:
     def __call__(self, picture: av.VideoFrame) -> np.ndarray:
         """-> [height, width, 3] uint8 RGB, contiguous; a display matrix may swap height and width."""
         image = self._reformatter.reformat(picture, format="rgb24", **ONE_THREAD).to_ndarray()
-        matrix = picture.side_data.get("DISPLAYMATRIX")
+        try:
+            matrix = picture.side_data.get("DISPLAYMATRIX")
+        except ValueError:  # some PyAV refuse to list side data that FFmpeg knows and they do not, as EXIF is; the angle they tell still
+            return np.ascontiguousarray(np.rot90(image, round(picture.rotation / 90)))
         return image if matrix is None else np.ascontiguousarray(upright(image, np.frombuffer(bytes(matrix), np.int32)))
 
 

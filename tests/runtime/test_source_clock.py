@@ -1,0 +1,48 @@
+"""Time repair against its statement."""
+
+from fractions import Fraction
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vicort.runtime.sources.clock import LEAST, RESET, Clock
+
+STEP = Fraction(1, 25)
+STAMPS = st.lists(st.none() | st.fractions(min_value=-10, max_value=10, max_denominator=90_000), max_size=60)
+
+
+def repaired(stamps: list[Fraction | None]) -> tuple[list[Fraction], list[str]]:
+    warnings: list[str] = []
+    clock = Clock(STEP, warnings.append)
+    return [clock.time(stamp) for stamp in stamps], warnings
+
+
+@given(STAMPS)
+def test_times_rise_whatever_comes(stamps: list[Fraction | None]) -> None:
+    times, warnings = repaired(stamps)
+    assert all(before < after for before, after in zip(times, times[1:], strict=False))
+    assert len(warnings) <= 3
+
+
+@given(st.lists(st.fractions(min_value=-10, max_value=10, max_denominator=90_000), unique=True).map(sorted))
+def test_good_times_are_not_touched(stamps: list[Fraction]) -> None:
+    assert repaired(list(stamps)) == (stamps, [])
+
+
+@given(st.integers(2, 30), st.integers(1, 30), st.fractions(min_value=RESET, max_value=1000, max_denominator=1000))
+def test_after_a_reset_distances_stay(before: int, after: int, back: Fraction) -> None:
+    first = [i * STEP for i in range(before)]
+    second = [first[-1] - back + 3 * i * STEP for i in range(after)]
+    times, warnings = repaired(first + second)
+    assert times == first + [first[-1] + STEP + 3 * i * STEP for i in range(after)]
+    assert len(warnings) == 1
+
+
+def test_a_repeated_stamp_does_not_shift_what_follows() -> None:
+    times, warnings = repaired([Fraction(0), Fraction(1), Fraction(1), Fraction(2)])
+    assert times == [0, 1, 1 + LEAST, 2]
+    assert len(warnings) == 1
+
+
+def test_missing_stamps_are_a_step_apart() -> None:
+    assert repaired([None, None, Fraction(1), None])[0] == [0, STEP, 1, 1 + STEP]
