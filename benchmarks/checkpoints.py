@@ -55,6 +55,18 @@ def parameters(checkpoint: Path) -> int:
     return total
 
 
+def matrix_shapes() -> dict[str, tuple[int, int, int]]:
+    """(rows, in, out) of the matrix product that each part of each model spends most on, for a chunk of 16 frames, 30 % of it kept."""
+    tiny = read_json(TINY / "config.json")
+    medium = _medium_config()
+    return {
+        "tiny vision MLP": (512, tiny["vision_config"]["hidden_size"], tiny["vision_config"]["intermediate_size"]),
+        "tiny language MLP": (48, tiny["text_config"]["hidden_size"], tiny["text_config"]["intermediate_size"]),
+        "medium vision MLP": (2048, medium["vision_config"]["hidden_size"], medium["vision_config"]["intermediate_size"]),
+        "medium language MLP": (160, medium["text_config"]["hidden_size"], medium["text_config"]["intermediate_size"]),
+    }
+
+
 def _medium_config() -> dict:
     config = read_json(TINY / "config.json")
     for key in ("architectures", "model_type", "transformers_version", "dtype"):

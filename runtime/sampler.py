@@ -13,7 +13,7 @@ def as_rate(fps: float | Fraction) -> Fraction:
 
     Raises ConfigError unless it is a number above 0.
     """
-    if isinstance(fps, float) and not math.isfinite(fps) or fps <= 0:
+    if (isinstance(fps, float) and not math.isfinite(fps)) or fps <= 0:
         raise ConfigError(f"{fps} frames a second: it must be a number above 0, or `source` for every frame (try `--fps 2`)")
     return Fraction(str(fps)) if isinstance(fps, float) else Fraction(fps)
 

@@ -84,7 +84,7 @@ class Reader:
         own = (fork[:, None] == fork[None, :]) & np.tri(len(fork), dtype=bool)
         mask = np.concatenate([np.ones((len(fork), past), bool), own], 1)
         hidden = self._run(self._embed([token for text in texts for token in text]), np.tile(self.next_position + inner, (3, 1)), mask)
-        self.cache.crop(past)
+        self.cache.crop(past - self.cache.get_seq_length())
         last = np.cumsum([len(text) for text in texts]) - 1
         return self.model.lm_head(hidden[last]).argmax(-1).tolist()
 

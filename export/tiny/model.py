@@ -23,6 +23,7 @@ GRID = SIDE // PATCH // MERGE  # visual tokens a side
 UNIT_TOKENS = GRID * GRID
 TOKENS_PER_SECOND = 1  # steps of t in a second: at 2 frames a second, one a unit
 MAX_POSITION = 2048
+INITIAL = 0.06  # standard deviation of new weights: with the usual 0.02, width 128 does not learn shapes
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # as in Qwen2.5-VL
 STD = (0.26862954, 0.26130258, 0.27577711)
 ATTENTION_BLOCK = 128  # queries
@@ -37,6 +38,7 @@ def tiny_config() -> Qwen2_5_VLConfig:
     return Qwen2_5_VLConfig(
         vision_config={
             "depth": 4,
+            "initializer_range": INITIAL,
             "hidden_size": 128,
             "intermediate_size": 256,
             "num_heads": 4,
@@ -49,6 +51,7 @@ def tiny_config() -> Qwen2_5_VLConfig:
             "fullatt_block_indexes": [1, 3],
         },
         text_config={
+            "initializer_range": INITIAL,
             "vocab_size": len(VOCABULARY),
             "hidden_size": 128,
             "intermediate_size": 384,

@@ -30,7 +30,7 @@ class Reel:
 def make_reel(seed: int) -> Reel:
     """A stream through a real H.264 file of random size, frame rate and quality, sampled at 2 frames a second from a random moment on."""
     rng = np.random.default_rng([seed, 10])
-    wide, high = SHAPES_OF_FRAMES[rng.integers(len(SHAPES_OF_FRAMES))]
+    wide, high = _frame_shape(rng)
     side = int(rng.choice(HEIGHTS, p=np.array([8, 6, 4, 3, 2, 1, 1]) / 25))
     size = tuple(side * part // min(wide, high) // 2 * 2 for part in (wide, high))
     lead, tail = rng.uniform(0, 3, 2)
@@ -43,6 +43,15 @@ def make_reel(seed: int) -> Reel:
         write_video(path, stream, size, fps=int(rng.choice([4, 4, 8])), options=options)
         units, times = read_units(path, phase=phase, shift=shift)
     return Reel(units, labels(stream, [float(time) for time in times]), stream.things)
+
+
+def is_square(seed: int) -> bool:
+    """Whether the frames of this reel fill the model's frame, so that things are as large as they get."""
+    return _frame_shape(np.random.default_rng([seed, 10])) == (1, 1)
+
+
+def _frame_shape(rng: np.random.Generator) -> tuple[int, int]:
+    return SHAPES_OF_FRAMES[rng.integers(len(SHAPES_OF_FRAMES))]
 
 
 def labels(stream: Stream, times: list[float]) -> np.ndarray:

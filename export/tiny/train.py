@@ -23,7 +23,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from vicort.export.tiny.batches import IGNORED, Batch, Composer, Recipe, gather, glances, sights
 from vicort.export.tiny.model import encode_units, faster_attention, new_model, save_checkpoint
 from vicort.export.tiny.questions import KINDS
-from vicort.export.tiny.reels import load_reel
+from vicort.export.tiny.reels import is_square, load_reel
 from vicort.export.tiny.tokenizer import VOCABULARY
 from vicort.export.tiny.world import COLORS, SHAPES
 
@@ -39,14 +39,16 @@ class Stage:
     steps: int
     rates: tuple[float, float]  # learning rate at its first and last step, geometric in between
     recipe: Recipe | None  # None: the vision encoder alone
-    sight: float = 0.0  # weight of the loss that asks every visual token what its unit shows
+    sight: float = 0.0  # weight of the loss that asks every visual token what its unit shows; 0 = the vision encoder stays as it is
+    square: bool = False  # only reels with square frames, in which things are large
 
 
 MEMORY = {"far": 0.7, "bounded": 0.4, "drops": 0.4, "retrieval": 0.3, "turns": 0.1}
 STAGES = (
-    Stage("eyes", 600, (1.5e-3, 1e-3), None, sight=1.0),
-    Stage("up to seven", 700, (1e-3, 7e-4), Recipe(drops=0.2), sight=0.3),
-    Stage("memory", 800, (7e-4, 5e-5), Recipe(empties=(0, 30), **MEMORY), sight=0.1),
+    Stage("eyes, large", 200, (1.5e-3, 1.5e-3), None, sight=1.0, square=True),
+    Stage("eyes", 600, (1.5e-3, 3e-4), None, sight=1.0),
+    Stage("up to seven", 700, (1e-3, 7e-4), Recipe(drops=0.2)),
+    Stage("memory", 800, (7e-4, 5e-5), Recipe(empties=(0, 30), **MEMORY)),
 )
 
 
@@ -148,10 +150,11 @@ def read(run: Run, stage: Stage, rng: np.random.Generator, generator: torch.Gene
     reels = [load_reel(pool[index]) for index in rng.integers(0, len(pool), composer.recipe.reels)]
     units, episodes = gather(rng, reels, composer.recipe)
     with torch.autocast("cpu", torch.bfloat16):
-        features = encode_units(run.model, augmented(units, generator))
+        with torch.set_grad_enabled(stage.sight > 0):
+            features = encode_units(run.model, augmented(units, generator))
         batch = composer.compose(rng, episodes, features.detach().float().numpy())
         logits, labels, kinds = forward(run.model, batch, features.flatten(0, 1))
-        seen, _ = sight_loss(run, features, np.concatenate([sights(reel) for reel in reels]))
+        seen = sight_loss(run, features, np.concatenate([sights(reel) for reel in reels]))[0] if stage.sight else 0.0
     words = labels != END
     return cross_entropy(logits, labels) + stage.sight * seen, (logits.argmax(-1) == labels)[words], kinds[words]
 
@@ -160,7 +163,7 @@ def train_step(run: Run, stage: Stage, composer: Composer | None, pool: list[Pat
     """One update. -> loss, what was answered right or not, and its kind."""
     rng, generator = np.random.default_rng([run.step, 20]), torch.Generator().manual_seed(run.step)
     loss, right, kinds = read(run, stage, rng, generator, pool, composer) if composer else look(run, stage, rng, generator, pool)
-    run.optimizer.zero_grad()
+    run.optimizer.zero_grad()  # to None: what takes no part in a stage is not decayed either
     loss.backward()
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
     for group in run.optimizer.param_groups:
@@ -203,7 +206,7 @@ def train(pool: Path, folder: Path) -> None:
     while (now := stage_at(run.step)) is not None:
         stage, share = now
         meter = meter or Meter(list(KINDS))
-        paths = sorted(pool.glob("*.npz"))
+        paths = [path for path in sorted(pool.glob("*.npz")) if not stage.square or is_square(int(path.stem))]
         rate = stage.rates[0] * (stage.rates[1] / stage.rates[0]) ** share
         meter.add(*train_step(run, stage, composers[stage.name], paths, rate))
         run.step += 1

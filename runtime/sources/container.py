@@ -37,13 +37,15 @@ class ContainerSource(Source):
         live: bool | None = None,  # None = if it has no length
         warn: Warn | None = None,
         threads: int = 1,
+        advice: str = "",  # what to do if nothing can be read of it
         **options: Any,  # for `av.open`
     ) -> None:
         super().__init__(name, warn=warn)
+        self._advice = advice or f"see what it is with `ffprobe {name}`"
         try:
             self._container = av.open(target, metadata_errors="replace", **options)
         except (av.FFmpegError, OSError) as error:
-            raise SourceError(f"{name} cannot be opened as a video ({reason(error)}): see what it is with `ffprobe {name}`") from error
+            raise SourceError(f"{name} cannot be opened as a video ({reason(error)}): {self._advice}") from error
         try:
             self._stream = _choose(self._container, name, stream)
         except SourceError:
@@ -70,7 +72,7 @@ class ContainerSource(Source):
             if wants is None or wants(time):
                 yield Frame(self._convert(picture), time, index)
         if self._health.pictures == 0:
-            raise SourceError(f"{self.name} holds a video stream, but no picture of it can be decoded: give another file or `--stream`")
+            raise SourceError(f"{self.name} holds a video stream, but no picture of it can be decoded: {self._advice}")
         if self._health.damaged:
             self.warn(f"{self.name}: {self._health.damaged} damaged packets: their pictures are missing or patched")
         if not self.live and (reason := self._broken_off()):
@@ -119,13 +121,15 @@ class ContainerSource(Source):
         return None
 
     def _declared_end(self) -> Fraction | None:
-        """When the stream ends, in seconds, as a Matroska header says; other containers' lengths are estimated from what is there."""
-        if "matroska" not in self._container.format.name:
-            return None
-        if match := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", self._stream.metadata.get("DURATION", "")):
+        """When the stream ends, in seconds, by containers whose header says so; others' lengths are estimated from what is there."""
+        stream, kind = self._stream, self._container.format.name
+        if kind == "avi" and stream.frames and stream.average_rate:
+            return stream.frames / stream.average_rate
+        if match := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):  # Matroska, of the stream
             hours, minutes, seconds = match.groups()
             return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
-        return self.duration if len(self._container.streams) == 1 else None  # of several, another may be the longest
+        alone = len(self._container.streams) == 1  # of several, another may be the longest
+        return self.duration if alone and ("matroska" in kind or kind == "flv") else None
 
 
 class _Health:

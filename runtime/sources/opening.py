@@ -8,6 +8,7 @@ import stat
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 
@@ -20,6 +21,7 @@ from vicort.runtime.sources.source import Source, Warn
 
 SCHEMES = {"rtsp": {"rtsp_transport": "tcp"}, "rtsps": {"rtsp_transport": "tcp"}, "http": {}, "https": {}}  # FFmpeg's options for each
 FORMS = "a file, rtsp://…, http(s)://…, /dev/videoN, a folder or glob of images, - (stdin), or testsrc:"
+PIPED = "pipe a video that reads from front to back: MPEG-TS, Matroska, or an MP4 written with `-movflags +faststart`"
 IMAGE_FPS = 2  # images a second: the rate at which the model takes frames, so that it sees every one
 
 
@@ -39,14 +41,15 @@ def open_source(
     image_fps: images a second of a folder or glob. warn: gets each warning as it comes. threads: to decode with.
     Raises SourceError if there is no such source, or no video in it.
     """
-    options = {"stream": stream, "warn": warn, "threads": threads}
+    options: dict[str, Any] = {"stream": stream, "warn": warn, "threads": threads}
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", spec)
     if not spec:
         raise SourceError(f"the source is empty: give {FORMS}")
     if spec.startswith(SCHEME):
         return PatternSource(spec)
     if spec == "-":
-        return _open_stdin(bool(live), options)
+        pipe = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)  # raw: gives what is there, without waiting for a full buffer
+        return ContainerSource(pipe, "stdin", live=bool(live), advice=PIPED, **options)
     if scheme:
         return _open_url(spec, scheme[1].lower(), live, options)
     path = Path(spec)
@@ -57,7 +60,7 @@ def open_source(
     return _open_file(spec, path, bool(live), options)
 
 
-def _open_url(url: str, scheme: str, live: bool | None, options: dict) -> Source:
+def _open_url(url: str, scheme: str, live: bool | None, options: dict[str, Any]) -> Source:
     name = re.sub(r"(?<=://)[^/@]*@", "", url)  # passwords stay out of messages
     if scheme not in SCHEMES:
         raise SourceError(f"{name} has the unknown scheme {scheme}://: give {FORMS}")
@@ -82,7 +85,7 @@ def _images(spec: str, path: Path) -> list[Path]:
     return images
 
 
-def _open_file(spec: str, path: Path, live: bool, options: dict) -> Source:
+def _open_file(spec: str, path: Path, live: bool, options: dict[str, Any]) -> Source:
     if not path.exists():
         raise SourceError(f"no such file {spec}: give {FORMS}")
     start = _first_bytes(spec, path) if path.is_file() else b""
@@ -93,18 +96,6 @@ def _open_file(spec: str, path: Path, live: bool, options: dict) -> Source:
             raise SourceError(
                 f"{spec} is an MP4 cut off before its index (moov): fetch it again, or record with `-movflags +faststart`"
             ) from error.__cause__
-        raise
-
-
-def _open_stdin(live: bool, options: dict) -> Source:
-    try:
-        return ContainerSource(
-            getattr(sys.stdin.buffer, "raw", sys.stdin.buffer), "stdin", live=live, **options
-        )  # raw: gives what is there
-    except SourceError as error:
-        if isinstance(error.__cause__, av.FFmpegError):
-            hint = "pipe a video that can be read from front to back: MPEG-TS, Matroska, or an MP4 written with `-movflags +faststart`"
-            raise SourceError(f"stdin cannot be opened as a video ({reason(error.__cause__)}): {hint}") from error.__cause__
         raise
 
 

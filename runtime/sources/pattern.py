@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -75,8 +76,8 @@ def _inside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return masks[shape]
 
 
-def _parsed(spec: str) -> dict:
-    values: dict = {"seconds": Fraction(10), "size": (320, 240), "fps": Fraction(25)}
+def _parsed(spec: str) -> dict[str, Any]:
+    values: dict[str, Any] = {"seconds": Fraction(10), "size": (320, 240), "fps": Fraction(25)}
     for part in filter(None, spec.removeprefix(SCHEME).split(",")):
         key, _, text = part.partition("=")
         if key == "size" and (match := re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)):

@@ -6,9 +6,6 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-# swscale otherwise starts a thread a core for every picture; PyAV before 17 never did, and does not know the option
-ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
-
 
 class Converter:
     """Converts by each picture's own colour matrix and range (BT.601, limited, where it does not say), and turns it upright."""
@@ -18,7 +15,7 @@ class Converter:
 
     def __call__(self, picture: av.VideoFrame) -> np.ndarray:
         """-> [height, width, 3] uint8 RGB, contiguous; a display matrix may swap height and width."""
-        image = self._reformatter.reformat(picture, format="rgb24", **ONE_THREAD).to_ndarray()
+        image = self._reformatter.reformat(picture, format="rgb24", threads=1).to_ndarray()  # else: a thread a core
         try:
             matrix = picture.side_data.get("DISPLAYMATRIX")
         except ValueError:  # some PyAV refuse to list side data that FFmpeg knows and they do not, as EXIF is; the angle they tell still

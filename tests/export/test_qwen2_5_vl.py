@@ -13,8 +13,9 @@ from support.paged_model import PagedModel, streamed_answer
 from support.reference_model import Conversation, load_reference, pixel_values, random_frames, write_random_checkpoint
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vicort.export.qwen2_5_vl.configuration import read_configuration
-from vicort.export.qwen2_5_vl.weights import load_models, load_vision
+from vicort.export.qwen2_5_vl.configuration import LanguageConfiguration, read_configuration
+from vicort.export.qwen2_5_vl.language import LanguageModel
+from vicort.export.qwen2_5_vl.weights import load_language, load_models, load_vision
 from vicort.export.qwen2_5_vl.windows import arrange
 from vicort.runtime.errors import ConfigError
 
@@ -145,25 +146,40 @@ def test_widths_and_vocabulary_of_the_3b_model(tmp_path):
     assert_answers_equal(tmp_path, talk, [1, 1], length=2, page_tokens=16)
 
 
-def test_questions_query_is_the_mean_over_its_rows(tiny):
-    """q, k and v leave the model un-rotated: they do not change with the positions of the first layer's input."""
-    _, language, _, config = load_models(tiny, 56, 56)
-    width, layers = config.language.width, config.language.layers
-    pool = torch.zeros(1, layers, config.language.kv_heads, 2, 4, config.language.head_dim)
+def alone(folder: Path, tokens: list[int], pos: torch.Tensor) -> tuple[LanguageModel, LanguageConfiguration, list[torch.Tensor]]:
+    """The model, its configuration, and what it gives for these rows when no page is there; token -1 comes with features of NaN."""
+    config = read_configuration(folder)
+    language, sizes = load_language(folder, config), config.language
+    pool = torch.zeros(1, sizes.layers, sizes.kv_heads, 2, 4, sizes.head_dim)
     where, table = torch.full((1, 1, 1, 4, 3), -1, dtype=torch.int32), torch.full((1, 1, 1), -1, dtype=torch.int32)
-    tokens, features = torch.tensor([4, 8, 15], dtype=torch.int32), torch.zeros(3, width)
-    place = torch.arange(3, dtype=torch.int32)[:, None].repeat(1, 3)
+    features = torch.full((len(tokens), sizes.width), torch.nan)
     with torch.no_grad():
-        _, k, v, q = language(tokens, features, place, pool, where, table)
-        _, moved_k, moved_v, moved_q = language(tokens, features, place * 7 + 100, pool, where, table)
-        attention = language.layers[0].self_attn
-        entering = language.layers[0].input_layernorm(language.embed_tokens(tokens))
-    torch.testing.assert_close(q[0], attention.q_proj(entering).mean(0).unflatten(0, (config.language.query_heads, -1)), atol=1e-6, rtol=0)
-    torch.testing.assert_close(k[0].flatten(1), attention.k_proj(entering), atol=1e-6, rtol=0)
-    torch.testing.assert_close(v[0].flatten(1), attention.v_proj(entering), atol=1e-6, rtol=0)
-    for here, there in ((k, moved_k), (v, moved_v), (q, moved_q)):
-        torch.testing.assert_close(here[0], there[0])
-    assert (k[1] - moved_k[1]).abs().max() > 1e-3  # deeper layers do see the spacing
+        return language, sizes, list(language(torch.tensor(tokens).int(), features, pos.int(), pool, where, table))
+
+
+def test_keys_values_and_mean_query_are_not_rotated(tiny):
+    """In the first layer they are the projections of the normed embedding, wherever the tokens stand."""
+    tokens = [4, 8, 15]
+    language, sizes, (_, k, v, q) = alone(tiny, tokens, torch.arange(3)[:, None].expand(3, 3) * 7 + 100)
+    attention = language.layers[0].self_attn
+    with torch.no_grad():
+        entering = language.layers[0].input_layernorm(language.embed_tokens(torch.tensor(tokens)))
+        expected_q = attention.q_proj(entering).mean(0).reshape(sizes.query_heads, sizes.head_dim)
+        torch.testing.assert_close(q[0], expected_q, atol=1e-5, rtol=0)
+        torch.testing.assert_close(k[0].flatten(1), attention.k_proj(entering), atol=1e-5, rtol=0)
+        torch.testing.assert_close(v[0].flatten(1), attention.v_proj(entering), atol=1e-5, rtol=0)
+
+
+def test_padding_rows_change_nothing(tiny):
+    """At the end or between the others, and with NaN in their features."""
+    pos = torch.arange(3)[:, None].expand(3, 3)
+    empty = torch.full((1, 3), -1)
+    _, _, plain = alone(tiny, [4, 8, 15], pos)
+    _, _, padded = alone(tiny, [4, 8, -1, 15, -1, 3], torch.cat([pos[:2], empty, pos[2:], empty, empty]))
+    real = [0, 1, 3]
+    for expected, found in zip(plain, (padded[0], padded[1][:, real], padded[2][:, real], padded[3]), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert all(out.isfinite().all() for out in padded)
 
 
 def test_bfloat16_stays_near_float32(tiny):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vicort.runtime.chunker import Chunker
 from vicort.runtime.core import UNIT_FRAMES, Chunk, Frame
 from vicort.runtime.errors import ConfigError

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+
 from vicort.runtime.errors import VicortError
 from vicort.runtime.preprocess import Box, Preprocessor, letterbox
 

@@ -5,6 +5,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.sampler import Sampler, as_rate
 

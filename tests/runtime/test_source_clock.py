@@ -1,6 +1,7 @@
 """Time repair against its statement."""
 
 from fractions import Fraction
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ def repaired(stamps: list[Fraction | None]) -> tuple[list[Fraction], list[str]]:
 @given(STAMPS)
 def test_times_rise_whatever_comes(stamps: list[Fraction | None]) -> None:
     times, warnings = repaired(stamps)
-    assert all(before < after for before, after in zip(times, times[1:], strict=False))
+    assert all(before < after for before, after in pairwise(times))
     assert len(warnings) <= 3
 
 

@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -171,7 +172,7 @@ def test_a_jump_back_goes_on_from_there(tmp_path: Path) -> None:
     with open_source(str(whole)) as source:
         found = list(source)
     assert numbers(found) == [*range(30), *range(20)]
-    assert [after.time - before.time for before, after in zip(found, found[1:], strict=False)] == [Fraction(1, 25)] * 49
+    assert [after.time - before.time for before, after in pairwise(found)] == [Fraction(1, 25)] * 49
     assert len(source.warnings) == 1
     assert "jump back" in source.warnings[0]
 
@@ -199,7 +200,8 @@ def test_a_pipe_that_cannot_seek(tmp_path: Path) -> None:
 
 
 def test_whole_files_of_other_containers_are_not_called_broken(tmp_path: Path) -> None:
-    for suffix, options in (("mkv", {}), ("ts", {}), ("avi", {}), ("flv", {}), ("mov", {}), ("mp4", {"movflags": "frag_keyframe+empty_moov"})):
+    fragmented = {"movflags": "frag_keyframe+empty_moov"}
+    for suffix, options in (("mkv", {}), ("ts", {}), ("avi", {}), ("flv", {}), ("mov", {}), ("mp4", {}), ("mp4", fragmented)):
         videos.write_video(tmp_path / f"a.{suffix}", 30, options=options, encoder={"bf": "0"})
         assert numbers(frames(tmp_path / f"a.{suffix}")) == list(range(30))
 
@@ -215,7 +217,11 @@ def yuv(color: tuple[int, int, int], red: float, blue: float, full: bool) -> tup
     r, g, b = (value / 255 for value in color)
     y = red * r + (1 - red - blue) * g + blue * b
     u, v = (b - y) / (2 - 2 * blue), (r - y) / (2 - 2 * red)
-    return (round(255 * y), round(128 + 255 * u), round(128 + 255 * v)) if full else (round(16 + 219 * y), round(128 + 224 * u), round(128 + 224 * v))
+    return (
+        (round(255 * y), round(128 + 255 * u), round(128 + 255 * v))
+        if full
+        else (round(16 + 219 * y), round(128 + 224 * u), round(128 + 224 * v))
+    )
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])

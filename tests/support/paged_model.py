@@ -24,9 +24,12 @@ class PagedModel:
         self.used: list[int] = []
 
     def run(self, tokens: Tensor, features: Tensor, pos: Tensor, padding: int = 0) -> Tensor:
-        """tokens [C], features [C,width], pos [C,3] through the model and into new pages -> logits [V]. padding: empty rows to add."""
+        """tokens [C], features [C,width], pos [C,3] through the model and into new pages -> logits [V].
+
+        padding: empty rows to add, which hold NaN.
+        """
         rows = len(pos)
-        tokens = torch.cat([tokens, torch.zeros(padding)]).int()
+        tokens = torch.cat([tokens, torch.full((padding,), -1)]).int()
         features = torch.cat([features, torch.full((padding, self.config.width), torch.nan)]).to(self.pool.dtype)
         pos = torch.cat([pos, torch.full((padding, 3), -1)]).int()
         table = torch.tensor([[[*self.used, -1]]], dtype=torch.int32)

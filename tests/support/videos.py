@@ -46,8 +46,8 @@ def number(picture: np.ndarray) -> int:
 
 def corners(picture: np.ndarray) -> list[int]:
     """Which of CORNERS is nearest to the picture's top left, top right, bottom left and bottom right."""
-    height, width = picture.shape[:2]
-    spots = [picture[height // 8, width // 8], picture[height // 8, -width // 8], picture[-height // 8, width // 8], picture[-height // 8, -width // 8]]
+    down, right = picture.shape[0] // 8, picture.shape[1] // 8
+    spots = [picture[row, column] for row in (down, -down) for column in (right, -right)]
     return [int(np.abs(np.array(CORNERS) - spot).sum(axis=-1).argmin()) for spot in spots]
 
 
@@ -111,7 +111,10 @@ def write_image(path: Path, picture: np.ndarray, codec: str = "png", pixel_forma
 
 
 def turn(path: Path, matrix: tuple[int, int, int, int]) -> None:
-    """Write a display matrix (a, b, c, d) into an MP4's track header: the pixel (p, q) is shown at (a p + c q, b p + d q) (ISO 14496-12, 8.3.2)."""
+    """Write a display matrix (a, b, c, d) into an MP4's track header (ISO 14496-12, 8.3.2).
+
+    The pixel (p, q) is shown at (a p + c q, b p + d q).
+    """
     content = bytearray(path.read_bytes())
     start = content.index(b"tkhd") + 4 + 40  # version 0: the matrix follows 40 bytes of other fields
     a, b, c, d = (value << 16 for value in matrix)

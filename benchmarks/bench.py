@@ -1,0 +1,148 @@
+"""`vicort-bench`: what this machine makes of vicort, measured; JSON, a table and a picture.
+
+Each part runs in a process of its own, so that memory is each part's own and no library's threads disturb another part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from vicort.benchmarks.settings import QUICK, Settings
+from vicort.runtime.errors import ConfigError, VicortError
+
+SCHEMA = 1
+CACHE = Path("build/bench")
+TINY_ENGINES = ("openvino", "fp32")  # of the parts that measure one engine set
+
+
+def machine(cache: Path, settings: Settings) -> dict[str, Any]:
+    from vicort.benchmarks.checkpoints import matrix_shapes
+    from vicort.benchmarks.machine import ceilings
+
+    return ceilings(settings.matrix_size, settings.copy_mb, settings.matrix_repeats, matrix_shapes())
+
+
+def overlap(cache: Path, settings: Settings) -> dict[str, Any]:
+    from vicort.benchmarks import overlap
+    from vicort.benchmarks.engine_sets import tiny_model
+
+    return overlap.measure(tiny_model().engines(cache, *TINY_ENGINES), settings)
+
+
+def transformers_tiny(cache: Path, settings: Settings) -> dict[str, Any]:
+    from vicort.benchmarks.against_transformers import measure
+    from vicort.benchmarks.engine_sets import tiny_model
+
+    return measure(tiny_model(), cache, settings)
+
+
+def transformers_medium(cache: Path, settings: Settings) -> dict[str, Any]:
+    from vicort.benchmarks.against_transformers import measure
+    from vicort.benchmarks.engine_sets import medium_model
+
+    return measure(medium_model(cache), cache, settings)
+
+
+def long_stream(cache: Path, settings: Settings) -> dict[str, Any]:
+    from vicort.benchmarks import long_stream
+    from vicort.benchmarks.engine_sets import tiny_model
+
+    return long_stream.measure(tiny_model().engines(cache, *TINY_ENGINES), settings)
+
+
+def first_token(cache: Path, settings: Settings) -> dict[str, Any]:
+    from vicort.benchmarks import first_token
+    from vicort.benchmarks.engine_sets import tiny_model
+
+    return first_token.measure(tiny_model().engines(cache, *TINY_ENGINES), settings)
+
+
+Part = Callable[[Path, Settings], dict[str, Any]]
+PARTS: dict[str, Part] = {
+    "machine": machine,
+    "overlap": overlap,
+    "transformers-tiny": transformers_tiny,
+    "transformers-medium": transformers_medium,
+    "long-stream": long_stream,
+    "first-token": first_token,
+}
+
+
+def run(names: Sequence[str], cache: Path, settings: Settings, quick: bool) -> dict[str, Any]:
+    """Measure these parts, one after another."""
+    from vicort.benchmarks.machine import conditions
+
+    result: dict[str, Any] = {"schema": SCHEMA, "quick": quick, "conditions": conditions(), "settings": vars(settings), "parts": {}}
+    for name in names:
+        start = time.perf_counter()
+        print(f"{name} …", end=" ", file=sys.stderr, flush=True)
+        result["parts"][name] = in_own_process(PARTS[name], cache, settings)
+        print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    return result
+
+
+def in_own_process(part: Part, *arguments: Any) -> dict[str, Any]:
+    """What `part` returns, or raises, from a fresh interpreter."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(part, *arguments).result()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    try:
+        return _bench(options)
+    except VicortError as error:
+        print(f"vicort-bench: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from vicort.benchmarks.picture import draw
+    from vicort.benchmarks.report import table
+
+    settings = QUICK if options.quick else Settings()
+    names = _chosen(options.only, settings)
+    if not options.out.parent.is_dir():
+        raise ConfigError(f"--out {options.out}: there is no folder {options.out.parent}: make it, or name another file")
+    options.cache.mkdir(parents=True, exist_ok=True)
+    result = run(names, options.cache.resolve(), settings, options.quick)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(result))
+    written = [str(options.out)]
+    if picture := draw(result, options.out.with_suffix(".png")):
+        written.append(str(picture))
+    print(f"\nwritten: {', '.join(written)}")
+    return 0
+
+
+def _chosen(only: Sequence[str], settings: Settings) -> list[str]:
+    if unknown := [name for name in only if name not in PARTS]:
+        raise ConfigError(f"--only {unknown[0]}: there is no such part: choose from {', '.join(PARTS)}")
+    return list(only) or [name for name in PARTS if settings.medium or name != "transformers-medium"]
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="vicort-bench", description="Measure vicort on this machine's CPU: JSON, a table and a picture.")
+    parser.add_argument("--quick", action="store_true", help="tiny amounts, under a minute: does it run?")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="PART", help=f"measure this part alone (repeatable): {', '.join(PARTS)}"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results/bench.json"), help="JSON; the picture lies beside it (%(default)s)"
+    )
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where engine sets for the benchmarks are built (%(default)s)")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Where a run's events, warnings and progress go: events to stdout, all else to stderr, and never through one another."""
+
+from __future__ import annotations
+
+import threading
+from typing import TextIO
+
+from tqdm import tqdm
+
+from vicort.runtime.core import ChunkEvent, Event
+from vicort.runtime.sources import Source
+from vicort.runtime.writers import Writer
+
+
+class Output:
+    """Takes events and tokens from any thread.
+
+    A reader that has gone away cannot be told to a worker thread: the failure is kept, and raised by `check`.
+    """
+
+    def __init__(self, writer: Writer, errors: TextIO, *, stats: bool) -> None:
+        """stats: whether chunks are written too."""
+        self._writer, self._errors, self._stats = writer, errors, stats
+        self._lock = threading.Lock()
+        self._bar: tqdm | None = None
+        self._failure: OSError | None = None
+        self._closed = False
+
+    def event(self, event: Event) -> None:
+        if self._stats or not isinstance(event, ChunkEvent):
+            with self._lock:
+                self._write(lambda: self._writer.write(event))
+
+    def token(self, answer_id: str, question: str, text: str) -> None:
+        with self._lock:
+            self._write(lambda: self._writer.token(answer_id, question, text))
+
+    def warn(self, line: str) -> None:
+        with self._lock:
+            self._clear_bar()
+            print(f"vicort-run: warning: {line}", file=self._errors, flush=True)
+
+    def start(self, source: Source) -> None:
+        """A progress bar for this source, if there is somebody to see it."""
+        if self._errors.isatty():
+            self._bar = tqdm(total=source.frames_total, unit=" frames", desc=source.name, file=self._errors, leave=False)
+
+    def progress(self, frames: int) -> None:
+        """So many frames of the source have been read."""
+        if self._bar is not None and not self._writer.mid_line:
+            with self._lock:
+                self._bar.update(frames - self._bar.n)
+
+    def stop(self) -> None:
+        """The source is done: its bar goes."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def close(self) -> None:
+        """What still comes is dropped: the last word has been written."""
+        with self._lock:
+            self._closed = True
+
+    def check(self) -> None:
+        """Raises the OSError, if any, with which writing failed; BrokenPipeError if the reader has gone."""
+        if self._failure is not None:
+            raise self._failure
+
+    def _write(self, write) -> None:
+        if self._closed or self._failure is not None:
+            return
+        self._clear_bar()
+        try:
+            write()
+        except OSError as error:
+            self._failure = error
+
+    def _clear_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.clear()

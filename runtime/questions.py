@@ -1,0 +1,86 @@
+"""Questions as the user writes them: on the command line, or a line each in a JSONL file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vicort.runtime.core import Question
+from vicort.runtime.errors import QuestionError
+
+ASK_FORM = '--ask "[@SECONDS] QUESTION", as --ask "@12.5 what color was the circle?"'
+LINE_FORM = '{"at": 12.5, "question": "what color was the circle?", "id": "a"}'
+KEYS = ("at", "question", "id", "conversation")
+
+
+def parse_ask(text: str) -> Question:
+    """`[@SECONDS] QUESTION`; without a time it is asked at the end. Raises QuestionError."""
+    at, words = None, text.strip()
+    if words.startswith("@"):
+        stamp, *rest = words[1:].split(maxsplit=1)  or [""]
+        words = rest[0] if rest else ""
+        at = _seconds(stamp, f"--ask {text!r}", ASK_FORM)
+    if not words:
+        raise QuestionError(f"--ask {text!r} holds no question: give {ASK_FORM}")
+    return Question(words, at)
+
+
+def read_questions(path: Path | str) -> list[Question]:
+    """The questions of a JSONL file, one object a line: question, and if wanted at (seconds), id, conversation.
+
+    Raises QuestionError, with the number of the line, for anything else.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise QuestionError(f"questions file {path} cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}): give a JSONL file") from error
+    return [_parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def with_ids(questions: Sequence[Question]) -> list[Question]:
+    """Those without an id get q1, q2, … by their place. Raises QuestionError if two ids are the same."""
+    named = [question if question.id else replace(question, id=f"q{place}") for place, question in enumerate(questions, 1)]
+    ids = [question.id for question in named]
+    if twice := {id for id in ids if ids.count(id) > 1}:
+        raise QuestionError(f"two questions have the id {min(twice)!r}: give each its own (those without one get q1, q2, … by their place)")
+    return named
+
+
+def _parse_line(line: str, where: str) -> Question:
+    try:
+        content: Any = json.loads(line, parse_float=Fraction, parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise QuestionError(f"{where} is not JSON ({error}): give {LINE_FORM}") from error
+    if not isinstance(content, dict):
+        raise QuestionError(f"{where} is no JSON object: give {LINE_FORM}")
+    if unknown := sorted(set(content) - set(KEYS)):
+        raise QuestionError(f"{where} has the unknown key {unknown[0]!r}: the keys are {', '.join(KEYS)}")
+    for key in ("question", "id", "conversation"):
+        if not isinstance(content.get(key, ""), str):
+            raise QuestionError(f"{where}: {key} is {content[key]!r}, not a string: give {LINE_FORM}")
+    if not content.get("question", "").strip():
+        raise QuestionError(f"{where} holds no question: give {LINE_FORM}")
+    at = content.get("at")
+    if at is not None and (isinstance(at, bool) or not isinstance(at, int | Fraction)):
+        raise QuestionError(f"{where}: at is {at!r}, not a number of seconds or null: give {LINE_FORM}")
+    if at is not None and at < 0:
+        raise QuestionError(f"{where}: at is {float(at):g}, before the stream: give 0 or more seconds, or null for its end")
+    time = None if at is None else Fraction(at)
+    return Question(content["question"].strip(), time, content.get("id", ""), content.get("conversation"))
+
+
+def _seconds(text: str, where: str, form: str) -> Fraction:
+    if not re.fullmatch(r"[+-]?(\d{1,12}(\.\d{0,12})?|\.\d{1,12})", text):
+        raise QuestionError(f"{where}: {text!r} is not a number of seconds: give {form}")
+    if text.startswith("-"):
+        raise QuestionError(f"{where}: {text} s is before the stream: give 0 or more seconds, or no time to ask at the end")
+    return Fraction(text)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")

@@ -1,0 +1,142 @@
+"""Events -> text, JSONL or subtitles. Each event is flushed as it happens."""
+
+from __future__ import annotations
+
+import html
+import json
+from abc import ABC, abstractmethod
+from fractions import Fraction
+from typing import TextIO
+
+from vicort.runtime.core import Answer, ChunkEvent, Event, Summary
+
+CUE_SECONDS = Fraction(4)  # an answer stays on the screen; nothing is known yet of the next one when it is written
+
+
+class Writer(ABC):
+    """Not thread-safe: events and tokens come one at a time."""
+
+    shows_stats = False  # whether it has a place for chunks
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    @abstractmethod
+    def write(self, event: Event) -> None: ...
+
+    def token(self, answer_id: str, question: str, text: str) -> None:
+        """A piece of an answer that is being given; the whole of it comes as an event later."""
+        return None
+
+    def _put(self, text: str) -> None:
+        self._file.write(text)
+        self._file.flush()
+
+
+class JsonlWriter(Writer):
+    """One JSON object a line."""
+
+    shows_stats = True
+
+    def write(self, event: Event) -> None:
+        self._put(json.dumps(event.to_json(), ensure_ascii=False) + "\n")
+
+
+class TextWriter(Writer):
+    """For reading: answers, and a last line about the run. On a terminal, one answer at a time appears word by word."""
+
+    shows_stats = True
+
+    def __init__(self, file: TextIO) -> None:
+        super().__init__(file)
+        self._live = file.isatty()
+        self._open: str | None = None  # id of the answer that is appearing
+        self._waiting: list[Event] = []  # until it is complete
+
+    def token(self, answer_id: str, question: str, text: str) -> None:
+        if not self._live or self._open not in (None, answer_id):
+            return
+        if self._open is None:
+            self._put(f"{question}\n  ")
+            self._open = answer_id
+        self._put(text)
+
+    @property
+    def mid_line(self) -> bool:
+        """Whether an answer is appearing, so that nothing else should be drawn."""
+        return self._open is not None
+
+    def write(self, event: Event) -> None:
+        if isinstance(event, Answer) and event.id == self._open:
+            self._open, waiting, self._waiting = None, self._waiting, []
+            self._put(f"   [asked at {float(event.at):.3f} s, {_answer_facts(event)}]\n")
+            for later in waiting:
+                self.write(later)
+        elif self._open is not None:
+            self._waiting.append(event)
+        else:
+            self._put(_as_text(event))
+
+
+class SrtWriter(Writer):
+    """SubRip: answers as cues at the time they were asked."""
+
+    def __init__(self, file: TextIO) -> None:
+        super().__init__(file)
+        self._cues = 0
+
+    def write(self, event: Event) -> None:
+        if isinstance(event, Answer):
+            self._cues += 1
+            self._put(f"{self._cues}\n{_span(event, ',')}\n{_lines(event.question)}\n{_lines(event.text)}\n\n")
+
+
+class VttWriter(Writer):
+    """WebVTT: answers as cues at the time they were asked."""
+
+    def __init__(self, file: TextIO) -> None:
+        super().__init__(file)
+        self._put("WEBVTT\n\n")
+
+    def write(self, event: Event) -> None:
+        if isinstance(event, Answer):
+            question, text = (html.escape(_lines(part), quote=False) for part in (event.question, event.text))
+            self._put(f"{_lines(event.id)}\n{_span(event, '.')}\n{question}\n{text}\n\n")
+
+
+WRITERS: dict[str, type[Writer]] = {"text": TextWriter, "jsonl": JsonlWriter, "srt": SrtWriter, "vtt": VttWriter}
+
+
+def _as_text(event: Event) -> str:
+    match event:
+        case Answer():
+            return f"{event.question}\n  {event.text}   [asked at {float(event.at):.3f} s, {_answer_facts(event)}]\n"
+        case ChunkEvent():
+            span = f"{float(event.start):.3f}-{float(event.end):.3f} s"
+            return f"chunk {event.index}: {event.frames} frames, {span}, kept {event.kept} of {event.tokens} tokens, {event.wall_ms:.1f} ms\n"
+        case Summary():
+            dropped = f" ({event.dropped} dropped)" if event.dropped else ""
+            ttft = f", first token after {event.ttft_ms['p50']:.1f} ms (median)" if event.ttft_ms else ""
+            rate = f"{event.seconds:.2f} s, {event.fps:.1f} frames/s{ttft}"
+            return f"{event.system}: {event.frames} frames{dropped} in {event.chunks} chunks, {rate}\n"
+    raise TypeError(f"{event.name} has no text form")
+
+
+def _answer_facts(answer: Answer) -> str:
+    return f"seen until {float(answer.seen_until):.3f} s, first token after {answer.ttft_ms:.1f} ms"
+
+
+def _span(answer: Answer, point: str) -> str:
+    return f"{_clock(answer.at, point)} --> {_clock(answer.at + CUE_SECONDS, point)}"
+
+
+def _clock(seconds: Fraction, point: str) -> str:
+    """HH:MM:SS.mmm; times before 0, which subtitles cannot hold, become 0."""
+    milliseconds = max(0, round(seconds * 1000))
+    minutes, rest = divmod(milliseconds, 60_000)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02}{point}{rest % 1000:03}"
+
+
+def _lines(text: str) -> str:
+    """Without what would end a cue: empty lines and arrows."""
+    return "\n".join(line for line in text.splitlines() if line.strip()).replace("-->", "->") or "-"
