@@ -45,9 +45,9 @@ def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
 
 
 def _starts(chunks: int) -> list[int]:
-    """First chunk of each point: 10, 950 and the last hundred, as far as the stream goes; of a short one its last quarter."""
+    """First chunk of each point: 10, 950 and the last hundred, as far as the stream goes; of a short one what follows the first."""
     later = [start for start in (950, chunks - POINT) if start >= FIRST + POINT and start + POINT <= chunks]
-    return [FIRST, *dict.fromkeys(later or [max(chunks * 3 // 4, FIRST + 1)])]
+    return [FIRST, *dict.fromkeys(later or [FIRST + POINT])]
 
 
 def _point(stream: VicortStream, first: int) -> dict[str, Any]:

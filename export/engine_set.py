@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -60,7 +61,7 @@ def plan(checkpoint: Path, model: ModelSpec, backend: Backend, precision: Precis
         embedding=EmbeddingSpec(file=EMBEDDING_FILE, offset=0, dtype=TYPE_NAMES[precision], rows=model.vocabulary, width=model.width),
         checkpoint=checkpoint_hash(checkpoint),
         target=cpu(),
-        versions={tool: version(tool) for tool in (*TOOLS, backend)},
+        versions={tool: version(tool) for tool in (*TOOLS, backend)} | {"exporter": exporter_hash()},
         build_command=command,
     )
 
@@ -129,6 +130,15 @@ def publish(built: Path, folder: Path) -> None:
         folder.rename(old)
     built.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def exporter_hash() -> str:
+    """Of the code that makes graphs: a change of it is a change of what it builds, whatever the version says."""
+    room = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted([*room.glob("*.py"), *room.glob("qwen2_5_vl/*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def cpu() -> str:

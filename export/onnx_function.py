@@ -1,6 +1,7 @@
 """`vicort::BoundedAttention` as an ONNX operator with a function body, which the CPU engines run.
 
-It means what `vicort.export.bounded_attention` means; docs and shapes stand there. The body does what is the same for every layer
+It means what `vicort.export.bounded_attention` means; docs and shapes stand there. In place of theta it has the rotary frequencies
+themselves, since engines differ in how they round a power. The body does what is the same for every layer
 (positions, angles, visibility) from expressions that do not mention `layer`, so that common subexpression elimination leaves one
 copy of it, and touches only the pages that the table names.
 """
@@ -29,15 +30,14 @@ _vicort = onnxscript.values.Opset(DOMAIN, VERSION)
 
 
 @onnxscript.script(_vicort, default_opset=op)
-def RotaryAngles(pos, like, sections: Sequence[int], theta: float):
-    """Angles of the multimodal rotary embedding: pos [..., 3] int32, like [..., D] -> [..., D/2] float32."""
-    half = op.Div(op.Squeeze(op.Shape(like, start=-1)), op.Constant(value_int=2))
-    frequency = op.Range(op.Constant(value_int=0), half, op.Constant(value_int=1))  # [D/2] 0, 1, …
+def RotaryAngles(pos, sections: Sequence[int], frequencies: Sequence[float]):
+    """Angles of the multimodal rotary embedding: pos [..., 3] int32 -> [..., D/2] float32."""
+    inverse = op.Constant(value_floats=frequencies)  # [D/2]
+    half = op.Squeeze(op.Shape(inverse))
+    number = op.Range(op.Constant(value_int=0), half, op.Constant(value_int=1))  # [D/2] 0, 1, …
     ends = op.CumSum(op.Constant(value_ints=sections), op.Constant(value_int=0))  # [3]
-    passed = op.Cast(op.GreaterOrEqual(op.Unsqueeze(frequency, op.Constant(value_ints=[1])), ends), to=INT64.dtype)
+    passed = op.Cast(op.GreaterOrEqual(op.Unsqueeze(number, op.Constant(value_ints=[1])), ends), to=INT64.dtype)
     axis = op.ReduceSum(passed, op.Constant(value_ints=[1]), keepdims=0)  # [D/2] which of t, h, w
-    exponent = op.Div(op.Cast(frequency, to=FLOAT.dtype), op.Cast(half, to=FLOAT.dtype))
-    inverse = op.Reciprocal(op.Pow(op.Constant(value_float=theta), exponent))
     return op.Mul(op.Cast(op.Gather(pos, axis, axis=-1), to=FLOAT.dtype), inverse)
 
 
@@ -93,7 +93,7 @@ def Visible(pos, filled):
 
 
 @onnxscript.script(_vicort, default_opset=op)
-def BoundedAttention(q, k, v, pos, pool, where, table, layer: int, scale: float, sections: Sequence[int], theta: float):
+def BoundedAttention(q, k, v, pos, pool, where, table, layer: int, scale: float, sections: Sequence[int], frequencies: Sequence[float]):
     one = op.Constant(value_int=1)
     dim = op.Shape(q, start=2)  # [1] D
     heads = op.Shape(k, start=1, end=2)  # [1] Hkv
@@ -102,9 +102,9 @@ def BoundedAttention(q, k, v, pos, pool, where, table, layer: int, scale: float,
     # The same for every layer.
     places, filled = PagePlaces(where, table)
     visible, real = Visible(pos, filled)
-    new_angle = op.Unsqueeze(RotaryAngles(pos, q, sections, theta), [1])  # [C,1,D/2]
+    new_angle = op.Unsqueeze(RotaryAngles(pos, sections, frequencies), [1])  # [C,1,D/2]
     new_cos, new_sin = op.Cos(new_angle), op.Sin(new_angle)
-    angle = RotaryAngles(places, q, sections, theta)  # [A,R,N*T,D/2]
+    angle = RotaryAngles(places, sections, frequencies)  # [A,R,N*T,D/2]
     cos, sin = op.Cos(angle), op.Sin(angle)
     mine = op.Reshape(real, [-1, 1, 1])  # [C,1,1]
     per_slot = op.Mul(op.Shape(pool, start=1, end=2), heads)  # cells in a slot
@@ -150,7 +150,7 @@ def register_schema() -> None:
     schema = onnx.defs.OpSchema
     integer = ("pos", "where", "table")
     types = schema.AttrType
-    attributes = {"layer": types.INT, "scale": types.FLOAT, "sections": types.INTS, "theta": types.FLOAT}
+    attributes = {"layer": types.INT, "scale": types.FLOAT, "sections": types.INTS, "frequencies": types.FLOATS}
     onnx.defs.register_schema(
         schema(
             NAME,
@@ -165,8 +165,14 @@ def register_schema() -> None:
     )
 
 
+def rotary_frequencies(theta: float, count: int) -> list[float]:
+    """theta^(-i/count), rounded as the model itself rounds them: at position 100,000 one unit in the last place is 0.01 radian."""
+    return (1.0 / theta ** (torch.arange(count, dtype=torch.float32) / count)).tolist()
+
+
 def _to_onnx(q, k, v, pos, pool, where, table, layer: int, scale: float, sections: Sequence[int], theta: float):
-    return _vicort.BoundedAttention(q, k, v, pos, pool, where, table, layer=layer, scale=scale, sections=sections, theta=theta)
+    frequencies = rotary_frequencies(theta, sum(sections))
+    return _vicort.BoundedAttention(q, k, v, pos, pool, where, table, layer=layer, scale=scale, sections=sections, frequencies=frequencies)
 
 
 def translation_table() -> dict:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vicort.runtime.core import Answer, Frame, Question, Sampling
     from vicort.runtime.session import Session
-    from vicort.runtime.source import open_source
+    from vicort.runtime.sources import open_source
 
 __all__ = ["Answer", "Frame", "Question", "Sampling", "Session", "open_source"]
 
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
     """The public names, imported when they are first used: `vicort.export` takes the nouns without the video libraries."""
     from importlib import import_module
 
-    rooms = {"Session": "session", "open_source": "source"}
+    rooms = {"Session": "session", "open_source": "sources"}
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{rooms.get(name, 'core')}"), name)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 from tqdm import tqdm
 
 from vicort.runtime.core import ChunkEvent, Event
+from vicort.runtime.errors import VicortError
 from vicort.runtime.sources import Source
 from vicort.runtime.writers import Writer
 
@@ -40,10 +43,19 @@ class Output:
             self._clear_bar()
             print(f"vicort-run: warning: {line}", file=self._errors, flush=True)
 
-    def start(self, source: Source) -> None:
-        """A progress bar for this source, if there is somebody to see it."""
+    @contextmanager
+    def progress_of(self, source: Source) -> Iterator[None]:
+        """The first words of the format, and while this lasts, a progress bar if there is somebody to see it."""
+        with self._lock:
+            self._write(self._writer.start)
         if self._errors.isatty():
             self._bar = tqdm(total=source.frames_total, unit=" frames", desc=source.name, file=self._errors, leave=False)
+        try:
+            yield
+        finally:
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
 
     def progress(self, frames: int) -> None:
         """So many frames of the source have been read."""
@@ -51,23 +63,19 @@ class Output:
             with self._lock:
                 self._bar.update(frames - self._bar.n)
 
-    def stop(self) -> None:
-        """The source is done: its bar goes."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
     def close(self) -> None:
         """What still comes is dropped: the last word has been written."""
         with self._lock:
             self._closed = True
 
     def check(self) -> None:
-        """Raises the OSError, if any, with which writing failed; BrokenPipeError if the reader has gone."""
-        if self._failure is not None:
+        """Raises BrokenPipeError if the reader has gone, VicortError if writing failed otherwise."""
+        if isinstance(self._failure, BrokenPipeError):
             raise self._failure
+        if self._failure is not None:
+            raise VicortError(f"events cannot be written ({self._failure.strerror}): make room, or send them elsewhere") from self._failure
 
-    def _write(self, write) -> None:
+    def _write(self, write: Callable[[], None]) -> None:
         if self._closed or self._failure is not None:
             return
         self._clear_bar()

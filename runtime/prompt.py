@@ -134,4 +134,7 @@ def _read_template(folder: Path) -> Any:
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = fail
-    return environment.from_string(source)
+    try:
+        return environment.from_string(source)
+    except TemplateError as error:
+        raise EngineError(f"the model's chat template fails ({error}): use the template that came with the model") from error

@@ -22,7 +22,7 @@ def parse_ask(text: str) -> Question:
     """`[@SECONDS] QUESTION`; without a time it is asked at the end. Raises QuestionError."""
     at, words = None, text.strip()
     if words.startswith("@"):
-        stamp, *rest = words[1:].split(maxsplit=1)  or [""]
+        stamp, *rest = words[1:].split(maxsplit=1) or [""]
         words = rest[0] if rest else ""
         at = _seconds(stamp, f"--ask {text!r}", ASK_FORM)
     if not words:
@@ -38,17 +38,19 @@ def read_questions(path: Path | str) -> list[Question]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise QuestionError(f"questions file {path} cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}): give a JSONL file") from error
+        raise QuestionError(
+            f"questions file {path} cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}): give a JSONL file"
+        ) from error
     return [_parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def with_ids(questions: Sequence[Question]) -> list[Question]:
+def with_ids(questions: Sequence[Question]) -> tuple[Question, ...]:
     """Those without an id get q1, q2, … by their place. Raises QuestionError if two ids are the same."""
     named = [question if question.id else replace(question, id=f"q{place}") for place, question in enumerate(questions, 1)]
     ids = [question.id for question in named]
     if twice := {id for id in ids if ids.count(id) > 1}:
         raise QuestionError(f"two questions have the id {min(twice)!r}: give each its own (those without one get q1, q2, … by their place)")
-    return named
+    return tuple(named)
 
 
 def _parse_line(line: str, where: str) -> Question:

@@ -1,87 +1,39 @@
 """vicort-run: watch sources, answer questions about them.
 
-source -> session -> events, one source after another. What is typed is checked before anything heavy is loaded.
+options -> source -> session -> events. What is typed is checked before anything heavy is loaded.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
 
-from vicort.runtime.core import Question, Sampling
+from vicort.runtime.arguments import Options, parse_options
 from vicort.runtime.errors import ConfigError, EngineError, TruncatedSource, VicortError
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.output import Output
-from vicort.runtime.questions import parse_ask, read_questions, with_ids
-from vicort.runtime.sampler import as_rate
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source, open_source
-from vicort.runtime.sources.opening import FORMS, IMAGE_FPS
-from vicort.runtime.system import load_system
-from vicort.runtime.token_choice import TokenChoice
 from vicort.runtime.trace import Trace
 from vicort.runtime.writers import WRITERS
 
-MODEL = "tiny"  # the embedded default
-DEFAULT_SYSTEM = "vicostream"
+MODEL = "tiny"  # whose engines are used, and built if need be, where none are named
 INTERRUPTED = 130  # exit code: 128 + SIGINT
 READER_GONE = 141  # exit code: 128 + SIGPIPE
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}: see `vicort-run --help`")
-
-
-def parser() -> argparse.ArgumentParser:
-    default = Sampling()
-    parser = Parser("vicort-run", description="Watch a video and answer questions about it, while it comes in.", allow_abbrev=False)
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help=f"{FORMS}; several are watched one after another, each on its own")
-    parser.add_argument("--version", action="version", version=f"vicort {metadata.version('vicort')}")
-    parser.add_argument("--engine-dir", type=Path, metavar="DIR", help="engine set; default: the tiny model's, built if there is none")
-    parser.add_argument("--system", default=DEFAULT_SYSTEM, metavar="NAME|FILE", help="what is remembered and how (default: %(default)s)")
-    parser.add_argument("--sequential", action="store_true", help="one stage at a time: same answers, slower, easier to debug")
-
-    video = parser.add_argument_group("video")
-    video.add_argument("--fps", metavar="N|source", help="frames a second to take, or every frame (default: as the model was trained)")
-    video.add_argument("--stream", type=int, metavar="N", help="index of the video stream in its file (default: the first)")
-    video.add_argument("--realtime", action="store_true", help="play a file by its timestamps")
-    kind = video.add_mutually_exclusive_group()
-    kind.add_argument("--live", action="store_true", help="the source waits for nobody: implies --on-lag drop-oldest")
-    kind.add_argument("--file", action="store_true", help="the source can wait: implies --on-lag wait (default)")
-    video.add_argument("--on-lag", choices=("wait", "drop-oldest"), help="what happens to frames that come too fast")
-
-    questions = parser.add_argument_group("questions")
-    questions.add_argument("--ask", action="append", default=[], metavar="'[@SECONDS] QUESTION'", help="at a time, or at the end; repeatable")
-    questions.add_argument("--questions", type=Path, metavar="FILE.jsonl", help='lines of {"at": seconds|null, "question": "…", "id": "…"}')
-    questions.add_argument("--temperature", type=float, default=default.temperature, help="0 = always the likeliest token (default)")
-    questions.add_argument("--top-p", type=float, default=default.top_p, help="share of the likeliest tokens to draw from (default: %(default)s)")
-    questions.add_argument("--top-k", type=int, default=default.top_k, help="number of the likeliest tokens to draw from, 0 = all (default)")
-    questions.add_argument("--seed", type=int, default=default.seed, help="of the draw (default: %(default)s)")
-    questions.add_argument("--max-tokens", type=int, default=default.max_tokens, help="longest answer (default: %(default)s)")
-
-    output = parser.add_argument_group("output")
-    output.add_argument("--format", choices=tuple(WRITERS), default="text", help="of the events on stdout (default: %(default)s)")
-    output.add_argument("--stats", action="store_true", help="an event for each chunk too (text and jsonl)")
-    output.add_argument("--trace", type=Path, metavar="FILE.json", help="write what ran when, for https://ui.perfetto.dev")
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line tool; returns its exit code."""
     try:
-        return run(parser().parse_args(arguments))
+        return run(parse_options(arguments))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -92,16 +44,113 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
-def run(options: argparse.Namespace) -> int:
-    fps = _checked_fps(options.fps)
-    questions = _checked_questions(options)
-    _check(options)
-    trace = Trace() if options.trace else None
+def run(options: Options) -> int:
+    """All sources, one after another; returns the highest of their exit codes."""
+    output = Output(WRITERS[options.format](sys.stdout), sys.stderr, stats=options.stats)
     with ExitStack() as stack:
-        writer = WRITERS[options.format]
-        sources = [stack.enter_context(_open(spec, options, fps)) for spec in options.sources]
+        sources = [stack.enter_context(_open(spec, options, output)) for spec in options.sources]
+        trace = stack.enter_context(_traced(options.trace))
         engine_dir = options.engine_dir or _default_engines()
-        code = 0
-        for source in sources:
-            code = max(code, watch(source, questions, ...))
+        return max([watch(source, options, engine_dir, output, trace) for source in sources])
+
+
+def watch(source: Source, options: Options, engine_dir: Path, output: Output, trace: Trace | None) -> int:
+    """One source from its first frame to its summary; returns its exit code: 0, or that of a source that breaks off."""
+    with Session.open(
+        engine_dir,
+        options.system,
+        fps=options.fps,
+        overlap=options.overlap,
+        on_lag=options.on_lag or "wait",
+        sampling=options.sampling,
+        trace=trace,
+        on_event=output.event,
+    ) as session:
+        for question in options.questions:
+            session.submit(question, partial(output.token, question.id, question.text))
+        try:
+            with output.progress_of(source):
+                code = feed(source, session, options.realtime, output)
+            session.finish()
+        except KeyboardInterrupt:
+            output.event(session.summary())
+            output.close()
+            session.cancel()
+            raise
+        output.event(session.summary())
+        output.check()
     return code
+
+
+def feed(source: Source, session: Session, realtime: bool, output: Output) -> int:
+    """Push the frames that the session wants, each when it is due; returns an exit code."""
+    pace = Pace() if realtime else None
+
+    def wants(at: Fraction) -> bool:
+        if pace:
+            pace.wait(at)
+        return session.wants(at)
+
+    try:
+        for frame in source.frames(wants):
+            session.push(frame)
+            output.progress(frame.index + 1)
+            output.check()
+    except TruncatedSource as error:  # what was seen is answered all the same
+        output.warn(str(error))
+        return error.exit_code
+    return 0
+
+
+class Pace:
+    """Plays a source by its timestamps."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, Fraction] | None = None  # monotonic seconds, and the source's
+
+    def wait(self, at: Fraction) -> None:
+        """Sleep until a frame of that time is due; the first one is due at once."""
+        now = time.monotonic()
+        began, first = self._first = self._first or (now, at)
+        time.sleep(max(0.0, began + float(at - first) - now))
+
+
+def _open(spec: str, options: Options, output: Output) -> Source:
+    source = open_source(spec, stream=options.stream, live=options.live, image_fps=options.image_fps, warn=output.warn)
+    if options.realtime and source.live:
+        source.close()
+        raise ConfigError(f"--realtime is for files, and {source.name} is live: leave it out, or say --file")
+    if source.live and options.on_lag is None:
+        output.warn(f"{source.name} looks live, and its frames wait while the pipeline is full: say --live to drop the oldest instead")
+    return source
+
+
+@contextmanager
+def _traced(path: Path | None) -> Iterator[Trace | None]:
+    """A trace that is written in the end, however that comes, if anything was recorded."""
+    trace = Trace() if path else None
+    try:
+        yield trace
+    finally:
+        if path and trace:
+            trace.write(path)
+
+
+def _default_engines() -> Path:
+    """The embedded model's engines; built in a process of their own if there are none, as the runtime knows nothing of building."""
+    if found := find_engine_dir(MODEL):
+        return found
+    try:
+        metadata.distribution("torch")
+    except metadata.PackageNotFoundError as error:
+        hint = "`pip install 'vicort[export]'` and try again, or name an engine set with --engine-dir"
+        raise EngineError(f"no engines of the {MODEL} model are built, and building needs the export tools: {hint}") from error
+    print(f"vicort-run: building the engines of the {MODEL} model (once)", file=sys.stderr, flush=True)
+    built = subprocess.run([sys.executable, "-m", "vicort.export.build", MODEL], stdout=sys.stderr, check=False)
+    if built.returncode or not (found := find_engine_dir(MODEL)):
+        raise EngineError(f"the engines of the {MODEL} model could not be built (exit code {built.returncode}): try `vicort-build {MODEL}`")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

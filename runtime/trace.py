@@ -29,6 +29,10 @@ class Trace:
         self._spans: deque[Span] = deque(maxlen=spans)
         self._lock = threading.Lock()
 
+    def __len__(self) -> int:
+        """Spans that are kept."""
+        return len(self._spans)
+
     def span(self, track: str, name: str, start_ns: int, end_ns: int, **args: Any) -> None:
         """Something ran on `track` from start to end; args are shown beside it and must be JSON's."""
         with self._lock:

@@ -20,6 +20,11 @@ class Writer(ABC):
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
+        self.mid_line = False  # whether an answer is appearing, so that nothing else should be drawn
+
+    def start(self) -> None:
+        """What the format begins with; asked for again, it comes only once."""
+        return None
 
     @abstractmethod
     def write(self, event: Event) -> None: ...
@@ -58,17 +63,13 @@ class TextWriter(Writer):
             return
         if self._open is None:
             self._put(f"{question}\n  ")
-            self._open = answer_id
+            self._open, self.mid_line = answer_id, True
         self._put(text)
-
-    @property
-    def mid_line(self) -> bool:
-        """Whether an answer is appearing, so that nothing else should be drawn."""
-        return self._open is not None
 
     def write(self, event: Event) -> None:
         if isinstance(event, Answer) and event.id == self._open:
-            self._open, waiting, self._waiting = None, self._waiting, []
+            self._open, self.mid_line = None, False
+            waiting, self._waiting = self._waiting, []
             self._put(f"   [asked at {float(event.at):.3f} s, {_answer_facts(event)}]\n")
             for later in waiting:
                 self.write(later)
@@ -96,7 +97,12 @@ class VttWriter(Writer):
 
     def __init__(self, file: TextIO) -> None:
         super().__init__(file)
-        self._put("WEBVTT\n\n")
+        self._started = False
+
+    def start(self) -> None:
+        if not self._started:
+            self._started = True
+            self._put("WEBVTT\n\n")
 
     def write(self, event: Event) -> None:
         if isinstance(event, Answer):
@@ -113,7 +119,9 @@ def _as_text(event: Event) -> str:
             return f"{event.question}\n  {event.text}   [asked at {float(event.at):.3f} s, {_answer_facts(event)}]\n"
         case ChunkEvent():
             span = f"{float(event.start):.3f}-{float(event.end):.3f} s"
-            return f"chunk {event.index}: {event.frames} frames, {span}, kept {event.kept} of {event.tokens} tokens, {event.wall_ms:.1f} ms\n"
+            return (
+                f"chunk {event.index}: {event.frames} frames, {span}, kept {event.kept} of {event.tokens} tokens, {event.wall_ms:.1f} ms\n"
+            )
         case Summary():
             dropped = f" ({event.dropped} dropped)" if event.dropped else ""
             ttft = f", first token after {event.ttft_ms['p50']:.1f} ms (median)" if event.ttft_ms else ""

@@ -1,0 +1,38 @@
+"""vicort-bench with engines: both sides do the same job, and a quick run leaves a whole result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vicort.benchmarks import bench
+from vicort.benchmarks.against_transformers import check_same_job
+from vicort.benchmarks.engine_sets import tiny_model
+from vicort.benchmarks.workload import QUESTIONS, bench_system
+
+CACHE = Path(__file__).parents[2] / "build" / "bench"
+
+
+def test_both_sides_do_the_same_job():
+    """Kept tokens, answers and logits of a session on engines against transformers' own class."""
+    same = check_same_job(tiny_model(), CACHE, bench_system(), chunks=6)
+    assert same["kept_tokens_equal"]
+    assert same["answers_equal"]
+    assert len(same["answers"]) == len(QUESTIONS)
+    assert len(set(same["kept_a_chunk"])) == 1  # fixed ratio: equal work at every precision
+    assert same["logits_compared"] >= len(QUESTIONS)
+    assert same["largest_logit_difference"] < 1e-3 * same["logit_deviation"]
+
+
+@pytest.mark.slow
+def test_quick_run_writes_json_table_and_picture(tmp_path, capsys):
+    out = tmp_path / "bench.json"
+    assert bench.main(["--quick", "--out", str(out), "--cache", str(CACHE)]) == 0
+    result = json.loads(out.read_text())
+    assert set(result["parts"]) == set(bench.PARTS) - {"transformers-medium"}
+    assert result["parts"]["overlap"]["from_memory"]["gain"] > 0
+    assert result["parts"]["long-stream"]["points"][0]["ms_between_chunks"]["n"] > 50
+    assert out.with_suffix(".png").stat().st_size > 10_000
+    assert "GFLOP/s" in capsys.readouterr().out
