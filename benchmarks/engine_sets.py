@@ -22,6 +22,7 @@ class Model:
     """A model to measure with: its checkpoint and the frames it takes."""
 
     name: str
+    source: str  # MODEL of vicort-build
     checkpoint: Path
     side: int  # pixels, frames are square
 
@@ -29,7 +30,7 @@ class Model:
         """Folder of its engine set in `cache`, which is built there if need be."""
         folder = cache / f"{self.name}-{precision}-{backend}"
         options = ["--out", folder, "--backend", backend, "--precision", precision, "--chunk-frames", CHUNK_FRAMES]
-        command = [sys.executable, "-m", "vicort.export.build", self.checkpoint, *options, "--image-size", f"{self.side}x{self.side}"]
+        command = [sys.executable, "-m", "vicort.export.build", self.source, *options, "--image-size", f"{self.side}x{self.side}"]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
         if done.returncode:
             raise EngineError(f"building {folder} failed: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]}")
@@ -37,9 +38,10 @@ class Model:
 
 
 def tiny_model() -> Model:
-    return Model("tiny", TINY, TINY_SIDE)
+    return Model("tiny", "tiny", TINY, TINY_SIDE)
 
 
 def medium_model(cache: Path) -> Model:
     """About 100 million parameters; its checkpoint is written to `cache` if need be."""
-    return Model("medium", write_medium(cache / "medium-checkpoint"), MEDIUM_SIDE)
+    checkpoint = write_medium(cache / "medium-checkpoint")
+    return Model("medium", str(checkpoint), checkpoint, MEDIUM_SIDE)

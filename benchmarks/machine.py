@@ -47,22 +47,20 @@ def ceilings(size: int, copy_mb: int, repeats: int, shapes: dict[str, tuple[int,
     for name, (m, k, n) in shapes.items():
         for precision in ("fp32", "bf16"):
             work = _torch_product(m, k, n, precision, 1)
-            result["torch_model_shapes"][f"{name} {m}x{k}x{n} {precision} 1t"] = _rate(work, m * k * n, repeats, at_least=0.02)
+            result["torch_model_shapes"][f"{name} {m}x{k}x{n} {precision} 1t"] = _rate(work, m * k * n, repeats)
     result["copy_gb_s"] = _copy_rate(copy_mb, repeats)
     return result
 
 
-def _rate(work: Callable[[], Any], products: int, repeats: int, at_least: float = 0.0) -> dict[str, float]:
+def _rate(work: Callable[[], Any], products: int, repeats: int, at_least: float = 0.02) -> dict[str, float]:
     """GFLOP/s, two operations a product; short work is repeated until a measurement lasts `at_least` seconds."""
-    times = 1
-    if at_least:
-        times = max(1, int(at_least / min(seconds_of(work, 3, 3))))
+    times = max(1, int(at_least / min(seconds_of(work, 2, 2))))
 
     def batch() -> None:
         for _ in range(times):
             work()
 
-    return spread([2 * products * times / 1e9 / s for s in seconds_of(batch, 1, repeats)], 1)
+    return spread([2 * products * times / 1e9 / s for s in seconds_of(batch, 1, repeats)], 2)
 
 
 def _torch_product(m: int, k: int, n: int, precision: str, threads: int) -> Callable[[], Any]:

@@ -52,7 +52,9 @@ Say = Callable[[str], None]
 
 
 def plan(checkpoint: Path, model: ModelSpec, backend: Backend, precision: Precision, command: str) -> Manifest:
-    """The manifest that a build is going to have, but for its files."""
+    """The manifest that a build is going to have, but for its files. Raises EngineError if the checkpoint has no tokenizer."""
+    if not (checkpoint / NEEDED).is_file():
+        raise EngineError(f"{checkpoint} has no {NEEDED}, so nothing could be asked: download the checkpoint again")
     return Manifest(
         backend=backend,
         precision=precision,
@@ -80,21 +82,19 @@ def write_engine_set(folder: Path, checkpoint: Path, manifest: Manifest, say: Sa
     """Export the three graphs into `folder`, with everything else that the runtime needs, and the manifest last."""
     model, dtype = manifest.model, TORCH_TYPES[manifest.precision]
     config = read_configuration(checkpoint)
-    if not (checkpoint / NEEDED).is_file():
-        raise EngineError(f"{checkpoint} has no {NEEDED}, so nothing could be asked: download the checkpoint again")
     parts: dict[GraphName, Callable[[], nn.Module]] = {
+        "llm": lambda: load_language(checkpoint, config, dtype),
         "vision": lambda: load_vision(checkpoint, config, model.image_height, model.image_width, dtype),
         "tokens": lambda: TokenControl().eval(),
-        "llm": lambda: load_language(checkpoint, config, dtype),
     }
     for name, load in parts.items():
         say(f"exporting the {name} graph")
         graph = manifest.graphs[name]
         exported, _ = export_graph(load(), graph)
         _write(exported, folder / graph.file)
-    for name in COPIED:
-        if (checkpoint / name).is_file():
-            shutil.copyfile(checkpoint / name, folder / name)
+    for file in COPIED:
+        if (checkpoint / file).is_file():
+            shutil.copyfile(checkpoint / file, folder / file)
     seal(folder, manifest)
 
 

@@ -120,8 +120,10 @@ def _add_questions(group: argparse._ArgumentGroup) -> None:
 
 
 def _fps(text: str | None) -> Fraction | Literal["source"] | None:
-    if text is None or text == "source":
-        return text
+    if text is None:
+        return None
+    if text == "source":
+        return "source"
     if not re.fullmatch(r"\d{1,9}(\.\d{1,9}|/\d{1,9})?", text) or re.fullmatch(r".*/0+", text):
         raise ConfigError(f"--fps {text} is no rate: give a number above 0 as 2, 29.97 or 30000/1001, or `source` for every frame")
     return as_rate(Fraction(text))

@@ -36,7 +36,7 @@ class LanguageRun:
         self._positions = device.empty((rows, 3), np.int32)
         self._k = device.empty((model.layers * rows * model.kv_heads * model.head_dim,), dtype)
         self._v = device.empty(self._k.shape, dtype)
-        self._q = device.empty((model.layers, model.query_heads, model.head_dim), dtype)
+        self._q = device.empty((model.layers, model.query_heads, model.head_dim), np.float32)
         self._logits = device.empty((1, model.vocabulary), np.float32)
         self._features[:] = 0
 

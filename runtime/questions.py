@@ -21,10 +21,8 @@ KEYS = ("at", "question", "id", "conversation")
 def parse_ask(text: str) -> Question:
     """`[@SECONDS] QUESTION`; without a time it is asked at the end. Raises QuestionError."""
     at, words = None, text.strip()
-    if words.startswith("@"):
-        stamp, *rest = words[1:].split(maxsplit=1) or [""]
-        words = rest[0] if rest else ""
-        at = _seconds(stamp, f"--ask {text!r}", ASK_FORM)
+    if match := re.fullmatch(r"@(\S*)\s*(.*)", words, re.DOTALL):
+        at, words = _seconds(match[1], f"--ask {text!r}", ASK_FORM), match[2]
     if not words:
         raise QuestionError(f"--ask {text!r} holds no question: give {ASK_FORM}")
     return Question(words, at)

@@ -132,7 +132,7 @@ def _traced(path: Path | None) -> Iterator[Trace | None]:
     try:
         yield trace
     finally:
-        if path and trace:
+        if path and trace and trace.kept:
             trace.write(path)
 
 

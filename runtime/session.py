@@ -64,12 +64,13 @@ class Session:
         *,
         fps: float | Fraction | Literal["source"] | None = None,
         overlap: bool = True,
+        threads: int = 1,
         on_lag: OnLag = "wait",
         sampling: Sampling | None = None,
         trace: SpanSink | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
-        """fps: frames a second to take, None = what the model was trained with, "source" = every frame.
+        """fps: frames a second to take, None = what the model was trained with, "source" = every frame. threads: of preprocessing.
 
         on_event gets each ChunkEvent and Answer as it happens, from the session's own threads, one at a time.
         Raises MemoryBudgetError if the system's budget does not hold one chunk.
@@ -80,7 +81,7 @@ class Session:
         self._lock, self._event_lock = threading.RLock(), threading.Lock()
         self._device = HostDevice(threads=overlap)
         self._clock = StageClock(trace)
-        self._build(engines, overlap)
+        self._build(engines, overlap, threads)
         self._sampler = Sampler(None if fps == "source" else model.fps if fps is None else fps)
         self._chunker = Chunker(model.chunk_frames)
         self._drivers: Executor = ThreadPoolExecutor(ANSWERS_AT_ONCE, "answer") if overlap else _InlineExecutor()
@@ -95,10 +96,10 @@ class Session:
 
     @classmethod
     def open(cls, engine_dir: Path | str, system: str | Path = "vicostream", *, threads: int = 1, **options: Any) -> Session:
-        """A session on an engine set, with a system by name or YAML path; threads: CPU threads a running engine."""
-        return cls(EngineSet.open(Path(engine_dir), threads=threads), load_system(system), **options)
+        """A session on an engine set, with a system by name or YAML path; threads: CPU threads a running stage."""
+        return cls(EngineSet.open(Path(engine_dir), threads=threads), load_system(system), threads=threads, **options)
 
-    def _build(self, engines: EngineSet, overlap: bool) -> None:
+    def _build(self, engines: EngineSet, overlap: bool, threads: int) -> None:
         """Wire the stages, and cache the prompt."""
         model, device = self.model, self._device
         dtype = engines.dtype
@@ -106,7 +107,7 @@ class Session:
         self._memory = Memory(device, model, self.system, len(prompt.prefix), dtype)
         timeline = Timeline(model, len(prompt.prefix), min(model.max_rows + self._sampling.max_tokens, model.max_position // 8))
         run = LanguageRun(engines.llm, model, device, self._memory.pool)
-        preprocessor = Preprocessor(model.image_height, model.image_width)
+        preprocessor = Preprocessor(model.image_height, model.image_width, threads=threads)
         stages = make_stages(device, engines, preprocessor, self._memory, timeline, run)
         self._prefill = stages[-1]
         if prompt.prefix:

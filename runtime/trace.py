@@ -29,8 +29,9 @@ class Trace:
         self._spans: deque[Span] = deque(maxlen=spans)
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        """Spans that are kept."""
+    @property
+    def kept(self) -> int:
+        """How many spans will be written."""
         return len(self._spans)
 
     def span(self, track: str, name: str, start_ns: int, end_ns: int, **args: Any) -> None:

@@ -67,15 +67,21 @@ class TextWriter(Writer):
         self._put(text)
 
     def write(self, event: Event) -> None:
-        if isinstance(event, Answer) and event.id == self._open:
-            self._open, self.mid_line = None, False
-            waiting, self._waiting = self._waiting, []
-            self._put(f"   [asked at {float(event.at):.3f} s, {_answer_facts(event)}]\n")
-            for later in waiting:
-                self.write(later)
-        elif self._open is not None:
+        if self._open is not None and isinstance(event, Answer) and event.id == self._open:
+            self._complete(f"   {_when(event)}\n")
+        elif self._open is not None and not isinstance(event, Summary):
             self._waiting.append(event)
         else:
+            if self._open is not None:  # the run ends before its answer does
+                self._complete(" …\n")
+            self._put(_as_text(event))
+
+    def _complete(self, rest: str) -> None:
+        """End the answer that is appearing, and write what had to wait for it."""
+        self._put(rest)
+        self._open, self.mid_line = None, False
+        waiting, self._waiting = self._waiting, []
+        for event in waiting:
             self._put(_as_text(event))
 
 
@@ -116,7 +122,7 @@ WRITERS: dict[str, type[Writer]] = {"text": TextWriter, "jsonl": JsonlWriter, "s
 def _as_text(event: Event) -> str:
     match event:
         case Answer():
-            return f"{event.question}\n  {event.text}   [asked at {float(event.at):.3f} s, {_answer_facts(event)}]\n"
+            return f"{event.question}\n  {event.text}   {_when(event)}\n"
         case ChunkEvent():
             span = f"{float(event.start):.3f}-{float(event.end):.3f} s"
             return (
@@ -130,8 +136,9 @@ def _as_text(event: Event) -> str:
     raise TypeError(f"{event.name} has no text form")
 
 
-def _answer_facts(answer: Answer) -> str:
-    return f"seen until {float(answer.seen_until):.3f} s, first token after {answer.ttft_ms:.1f} ms"
+def _when(answer: Answer) -> str:
+    times = f"asked at {float(answer.at):.3f} s, seen until {float(answer.seen_until):.3f} s"
+    return f"[{times}, first token after {answer.ttft_ms:.1f} ms]"
 
 
 def _span(answer: Answer, point: str) -> str:

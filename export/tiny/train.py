@@ -28,8 +28,8 @@ from vicort.export.tiny.tokenizer import VOCABULARY
 from vicort.export.tiny.world import COLORS, SHAPES
 
 SIGHTS = (len(SHAPES) + 1, len(COLORS) + 1)  # classes that `sight` tells apart in each frame
-GLANCES = (16, 7)  # reels, and units of each, that a step of the vision encoder alone looks at
 LOG_EVERY, SAVE_EVERY = 50, 100  # steps
+WARM_UP = 30  # steps of each stage
 END = VOCABULARY.index("<|im_end|>")
 
 
@@ -40,15 +40,17 @@ class Stage:
     rates: tuple[float, float]  # learning rate at its first and last step, geometric in between
     recipe: Recipe | None  # None: the vision encoder alone
     sight: float = 0.0  # weight of the loss that asks every visual token what its unit shows; 0 = the vision encoder stays as it is
+    glances: tuple[int, int] = (16, 7)  # of the vision encoder alone: reels, and units of each
     square: bool = False  # only reels with square frames, in which things are large
 
 
 MEMORY = {"far": 0.7, "bounded": 0.4, "drops": 0.4, "retrieval": 0.3, "turns": 0.1}
 STAGES = (
     Stage("eyes, large", 200, (1.5e-3, 1.5e-3), None, sight=1.0, square=True),
-    Stage("eyes", 600, (1.5e-3, 3e-4), None, sight=1.0),
-    Stage("up to seven", 700, (1e-3, 7e-4), Recipe(drops=0.2)),
-    Stage("memory", 800, (7e-4, 5e-5), Recipe(empties=(0, 30), **MEMORY)),
+    Stage("eyes", 400, (1.5e-3, 5e-4), None, sight=1.0),
+    Stage("eyes, longer", 1000, (1.2e-3, 2e-4), None, sight=1.0, glances=(16, 4)),
+    Stage("up to seven", 500, (1.2e-3, 8e-4), Recipe(drops=0.2)),
+    Stage("memory", 500, (8e-4, 5e-5), Recipe(empties=(0, 30), **MEMORY)),
 )
 
 
@@ -138,8 +140,8 @@ def sight_loss(run: Run, features: Tensor, shown: np.ndarray) -> tuple[Tensor, T
 
 def look(run: Run, stage: Stage, rng: np.random.Generator, generator: torch.Generator, pool: list[Path]) -> tuple[Tensor, Tensor, Tensor]:
     """Loss of single units; shapes and colours told right or not, as kinds 1 and 0."""
-    reels = [load_reel(pool[index]) for index in rng.integers(0, len(pool), GLANCES[0])]
-    units, shown = glances(rng, reels, GLANCES[1])
+    reels = [load_reel(pool[index]) for index in rng.integers(0, len(pool), stage.glances[0])]
+    units, shown = glances(rng, reels, stage.glances[1])
     with torch.autocast("cpu", torch.bfloat16):
         loss, right = sight_loss(run, encode_units(run.model, augmented(units, generator)), shown)
     return loss * stage.sight, right.flatten(), torch.tensor([1, 0, 1, 0]).repeat(len(right))
@@ -167,7 +169,7 @@ def train_step(run: Run, stage: Stage, composer: Composer | None, pool: list[Pat
     loss.backward()
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
     for group in run.optimizer.param_groups:
-        group["lr"] = rate * min(1.0, (run.step + 1) / 50)
+        group["lr"] = rate
     run.optimizer.step()
     return loss.item(), right, kinds
 
@@ -207,7 +209,8 @@ def train(pool: Path, folder: Path) -> None:
         stage, share = now
         meter = meter or Meter(list(KINDS))
         paths = [path for path in sorted(pool.glob("*.npz")) if not stage.square or is_square(int(path.stem))]
-        rate = stage.rates[0] * (stage.rates[1] / stage.rates[0]) ** share
+        warm = min(1.0, (share * stage.steps + 1) / WARM_UP)
+        rate = warm * stage.rates[0] * (stage.rates[1] / stage.rates[0]) ** share
         meter.add(*train_step(run, stage, composers[stage.name], paths, rate))
         run.step += 1
         if run.step % LOG_EVERY == 0:

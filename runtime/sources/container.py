@@ -73,12 +73,12 @@ class ContainerSource(Source):
                 yield Frame(self._convert(picture), time, index)
         if self._health.pictures == 0:
             raise SourceError(f"{self.name} holds a video stream, but no picture of it can be decoded: {self._advice}")
-        if self._health.damaged:
-            self.warn(f"{self.name}: {self._health.damaged} damaged packets: their pictures are missing or patched")
         if not self.live and (reason := self._broken_off()):
             raise TruncatedSource(
                 f"{self.name} breaks off after {self._health.pictures} frames ({reason}): they are all there is, fetch or record it again"
             )
+        if self._health.damaged:
+            self.warn(f"{self.name}: {self._health.damaged} damaged packets: their pictures are missing or patched")
 
     def close(self) -> None:
         self._container.close()

@@ -390,6 +390,20 @@ def test_after_rebasing_cached_time_agrees_with_time_to_come():
             assert memory.first_cell(unit).tolist() == [max(timeline.first, timeline.step(held.held[0].page.start)), 2, 2]
 
 
+def test_a_page_recalled_from_the_host_reads_like_one_that_never_left():
+    def told(memory):
+        engines = FakeEngineSet(seed=6)
+        chosen = system(retrieval="{policy: similar-chunks, top: 4}", memory=memory)
+        questions = [question(at, text, id=f"{at}{text}") for at in (20, 40, None) for text in (ASK, "what came after the star?")]
+        events, summary = run(frames(200), questions, chosen, engines)
+        return {a.id: (a.text, a.read) for a in answers(events)}, summary.pages["host"]
+
+    spilled, on_host = told("{device_mb: 0.9, host_mb: 2, when_full: drop-oldest}")
+    kept, none = told("{device_mb: 4, when_full: drop-oldest}")
+    assert spilled == kept
+    assert on_host > 0 == none
+
+
 def test_full_history_refuses_when_memory_or_time_is_full():
     tight = system(**(FULL | {"memory": "{device_mb: 0.9, when_full: refuse}"}))
     with pytest.raises(MemoryBudgetError, match="device_mb"):

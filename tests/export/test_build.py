@@ -1,0 +1,184 @@
+"""vicort-build: what it builds, what it leaves alone, what it refuses."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.engine_sets import BACKENDS, OPTIONS, checkpoint, chosen_set, damaged_copy, engine_set
+from support.reference_model import write_random_checkpoint
+
+from vicort.export import build, recipe
+from vicort.export.engine_set import seal
+from vicort.export.verify import compare
+from vicort.runtime.errors import ConfigError
+from vicort.runtime.manifest import FILE_NAME, read_manifest
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def run(capfd, *arguments) -> tuple[int, str]:
+    """Exit status, and what was said on stderr."""
+    status = build.main([str(argument) for argument in arguments])
+    return status, capfd.readouterr().err
+
+
+def test_a_set_holds_its_graphs_its_tokenizer_and_one_copy_of_the_embeddings():
+    folder = chosen_set()
+    manifest = read_manifest(folder)
+    weights = load_file(checkpoint() / "model.safetensors")
+    language = sum(w.nbytes for name, w in weights.items() if "visual" not in name)
+    assert {path.name for path in folder.iterdir()} == {*manifest.files, FILE_NAME}
+    assert {"config.json", "preprocessor_config.json", "tokenizer.json", "generation_config.json"} <= set(manifest.files)
+    embedding = manifest.files["embedding.bin"].bytes
+    assert embedding == manifest.embedding.rows * manifest.embedding.width * 4
+    assert language * 0.9 < embedding + manifest.files["llm.bin"].bytes + manifest.files["llm.onnx"].bytes < language + 300_000
+    assert (manifest.model.unit_tokens, manifest.model.chunk_frames, manifest.model.max_rows % 16) == (6, 4, 0)
+    assert manifest.backend in BACKENDS
+
+
+def test_building_again_does_nothing_and_says_so(capfd):
+    before = {path.name: path.stat().st_mtime_ns for path in chosen_set().iterdir()}
+    status, said = run(capfd, checkpoint(), "--out", chosen_set(), *OPTIONS)
+    assert status == 0
+    assert "up to date" in said
+    assert "exporting" not in said
+    assert before == {path.name: path.stat().st_mtime_ns for path in chosen_set().iterdir()}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_engines_equal_the_pytorch_model(backend):
+    differences = list(compare(engine_set(backend), checkpoint()))
+    assert {d.run for d in differences} == {"vision", "tokens", "llm prefill", "llm decode"}
+    assert [str(d) for d in differences if not d.passed] == []
+    assert any(d.absolute > 0 for d in differences)  # two programs, not one
+
+
+def test_verify_prints_differences_and_passes(capfd):
+    assert build.main([str(checkpoint()), "--out", str(chosen_set()), *OPTIONS, "--verify"]) == 0
+    assert capfd.readouterr().out.count(" ok") == 13
+
+
+def test_verify_fails_on_engines_of_other_weights(tmp_path, capfd):
+    folder = tmp_path / "set"
+    shutil.copytree(chosen_set(), folder)
+    weights = bytearray((folder / "llm.bin").read_bytes())
+    weights[-40_000:] = bytes(40_000)
+    (folder / "llm.bin").write_bytes(weights)
+    seal(folder, read_manifest(chosen_set()))
+    assert build.main([str(checkpoint()), "--out", str(folder), *OPTIONS, "--verify"]) == 1
+    assert "TOO LARGE" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["file", "options", "exporter"])
+def test_what_is_damaged_or_was_built_otherwise_is_not_up_to_date(change, tmp_path, monkeypatch, capfd):
+    class Building(Exception):
+        pass
+
+    def stop(*_):
+        raise Building
+
+    monkeypatch.setattr("vicort.export.engine_set.write_engine_set", stop)
+    folder = tmp_path / "set"
+    versions = read_manifest(chosen_set()).versions
+    damaged_copy(chosen_set(), folder, **({"versions": versions | {"exporter": "older"}} if change == "exporter" else {}))
+    if change == "file":
+        (folder / "vision.bin").write_bytes(b"short")
+    options = OPTIONS[:2] if change == "options" else OPTIONS
+    with pytest.raises(Building):
+        build.main([str(checkpoint()), "--out", str(folder), *options])
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]  # no temporary folder is left, and the old set is
+
+
+def test_a_build_that_fails_leaves_nothing(tmp_path, capfd):
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint(), model)
+    weights = load_file(model / "model.safetensors")
+    del weights["model.norm.weight" if "model.norm.weight" in weights else "model.language_model.norm.weight"]
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    (tmp_path / "out").mkdir()
+    status, said = run(capfd, model, "--out", tmp_path / "out" / "set", *OPTIONS, "--backend", "onnxruntime")
+    assert status == 2
+    assert "norm.weight" in said.splitlines()[-1]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch, capfd):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vicort.export.engine_set.export_graph", interrupt)
+    assert build.main([str(checkpoint()), "--out", str(tmp_path / "set"), *OPTIONS]) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+REFUSED = {
+    "bf16 of onnxruntime": (["tiny", "--backend", "onnxruntime", "--precision", "bf16"], "no bf16 matrix product", "--backend openvino"),
+    "tensorrt": (["tiny", "--backend", "tensorrt"], "not in this version", "openvino"),
+    "no folder": (["./no/such/folder"], "no/such/folder", "folder"),
+    "odd frames": (["tiny", "--chunk-frames", "7"], "7", "multiple of 2"),
+    "odd size": (["tiny", "--image-size", "100x112"], "100", "multiples of 28"),
+    "no size": (["tiny", "--image-size", "big"], "'big'", "308x308"),
+    "unknown backend": (["tiny", "--backend", "cuda"], "'cuda'", "openvino"),
+    "unknown precision": (["tiny", "--precision", "fp8"], "'fp8'", "bf16"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "value", "allowed"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_built_is_refused_in_one_line(arguments, value, allowed, tmp_path, capfd):
+    status, said = run(capfd, *arguments, "--out", tmp_path / "set")
+    assert status == 2
+    assert len(said.splitlines()) == 1
+    assert value in said
+    assert allowed in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_engine_set_is_never_overwritten(tmp_path, capfd):
+    (tmp_path / "holiday.jpg").write_bytes(b"dear")
+    status, said = run(capfd, checkpoint(), "--out", tmp_path, *OPTIONS)
+    assert status == 2
+    assert "not overwritten" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path, capfd):
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint(), model, ignore=shutil.ignore_patterns("tokenizer.json"))
+    status, said = run(capfd, model, "--out", tmp_path / "set", *OPTIONS)
+    assert status == 2
+    assert "tokenizer.json" in said
+
+
+def test_recipes_are_known_by_the_beginning_of_a_name_and_flags_go_over_them():
+    assert recipe.known_models() == ["qwen2.5-vl-3b", "qwen2.5-vl-7b", "tiny"]
+    assert recipe.load_recipe("Qwen2.5-VL-3B-Instruct").page_tokens == 32
+    assert recipe.load_recipe("tiny", chunk_frames=4, image_width=None).chunk_frames == 4
+    assert recipe.load_recipe("tiny").image_width == 112
+    assert recipe.load_recipe("something-else") == recipe.Recipe()
+
+
+def test_an_unknown_key_in_a_recipe_is_refused():
+    with pytest.raises(ConfigError, match="chunk_size"):
+        recipe.load_recipe("tiny", chunk_size=4)
+
+
+@pytest.mark.slow
+def test_bf16_engines_equal_the_bf16_model(tmp_path, capfd):
+    folder = tmp_path / "set"
+    status, _ = run(capfd, checkpoint(), "--out", folder, *OPTIONS, "--precision", "bf16", "--verify")
+    assert status == 0
+    assert read_manifest(folder).backend == "openvino"
+
+
+@pytest.mark.slow
+def test_the_widths_and_the_vocabulary_of_the_3b_model(tmp_path, capfd):
+    model = tmp_path / "model"
+    write_random_checkpoint(model, "3b-widths", seed=5)
+    shutil.copy(checkpoint() / "tokenizer.json", model)
+    status, said = run(capfd, model, "--out", tmp_path / "set", "--backend", "openvino", "--image-size", "112x84", "--verify")
+    assert status == 0, said
+    assert read_manifest(tmp_path / "set").files["embedding.bin"].bytes == 151936 * 2048 * 4

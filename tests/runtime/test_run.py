@@ -1,0 +1,357 @@
+"""vicort-run's own work: what goes to the session, what comes out where, and how it ends. The session is a fake that counts."""
+
+import importlib.metadata
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from support import videos
+from support.fake_session import FakeSession
+
+from vicort.runtime import run
+from vicort.runtime.core import Sampling
+
+CLIP_SECONDS = 4
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeSession.opened.clear()
+    monkeypatch.setattr(run, "Session", FakeSession)
+    monkeypatch.setattr(run, "find_engine_dir", lambda model: Path(f"engines/{model}"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clips") / "my clip.mp4"
+    videos.write_video(path, CLIP_SECONDS * 25, options={"movflags": "+faststart"}, noise=True, encoder={"bf": "0"})
+    return path
+
+
+def ran(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = run.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def events(out: str) -> list[dict]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def session() -> FakeSession:
+    (only,) = FakeSession.opened
+    return only
+
+
+# ---- what goes in ---------------------------------------------------------------------------------------------------------
+
+
+def test_defaults(capsys: pytest.CaptureFixture[str], clip: Path) -> None:
+    code, out, err = ran(capsys, clip)
+    assert (code, err) == (0, "")
+    assert session().engine_dir == Path("engines/tiny")
+    assert session().system == "vicostream"
+    options = dict(session().options)
+    del options["on_event"]
+    assert options == {"fps": None, "overlap": True, "on_lag": "wait", "sampling": Sampling(), "trace": None}
+    assert session().times == [0, Fraction(13, 25), 1, Fraction(38, 25), 2, Fraction(63, 25), 3, Fraction(88, 25)]
+    assert session().calls == ["finish", "summary", "close"]
+    assert out.startswith("vicostream: 8 frames")
+
+
+def test_options_reach_the_session(capsys: pytest.CaptureFixture[str], clip: Path, tmp_path: Path) -> None:
+    sampling = ["--temperature", "0.5", "--top-p", "0.9", "--top-k", "7", "--seed", "3", "--max-tokens", "9"]
+    flags = ["--system", "full-history", "--engine-dir", tmp_path, "--fps", "30000/1001", "--sequential", "--live", "--ask", "why?"]
+    assert ran(capsys, clip, *flags, *sampling)[0] == 0
+    assert (session().engine_dir, session().system) == (tmp_path, "full-history")
+    options = session().options
+    assert (options["fps"], options["overlap"], options["on_lag"]) == (Fraction(30_000, 1001), False, "drop-oldest")
+    assert options["sampling"] == Sampling(temperature=0.5, top_p=0.9, top_k=7, seed=3, max_tokens=9)
+
+
+@pytest.mark.parametrize(
+    ("flags", "policy"),
+    [
+        ([], "wait"),
+        (["--live"], "drop-oldest"),
+        (["--file"], "wait"),
+        (["--live", "--on-lag", "wait"], "wait"),
+        (["--file", "--on-lag", "drop-oldest"], "drop-oldest"),
+    ],
+)
+def test_lag_policy_is_stated_never_guessed(capsys: pytest.CaptureFixture[str], clip: Path, flags: list[str], policy: str) -> None:
+    assert ran(capsys, clip, *flags)[0] == 0
+    assert session().options["on_lag"] == policy
+
+
+def test_every_frame(capsys: pytest.CaptureFixture[str], clip: Path) -> None:
+    assert ran(capsys, clip, "--fps", "source")[0] == 0
+    assert session().times == [Fraction(i, 25) for i in range(CLIP_SECONDS * 25)]
+
+
+def test_every_image_of_a_folder_is_seen_at_any_rate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for i in range(7):
+        videos.write_image(tmp_path / f"{i}.png", videos.image(i))
+    for flags, fps in (([], 2), (["--fps", "7"], 7), (["--fps", "source"], 2)):
+        FakeSession.opened.clear()
+        assert ran(capsys, tmp_path, *flags)[0] == 0
+        assert session().times == [Fraction(i, fps) for i in range(7)]
+
+
+def test_sources_are_watched_one_after_another(capsys: pytest.CaptureFixture[str], clip: Path) -> None:
+    code, out, _ = ran(capsys, clip, "testsrc:seconds=1", "--format", "jsonl", "--ask", "what?")
+    assert code == 0
+    assert [len(session.times) for session in FakeSession.opened] == [8, 2]
+    assert [event["event"] for event in events(out)] == ["answer", "summary"] * 2
+
+
+# ---- what comes out -------------------------------------------------------------------------------------------------------
+
+
+def test_questions_are_asked_at_their_times(capsys: pytest.CaptureFixture[str], clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"at": 2.0, "question": "from a file", "id": "f"}\n{"question": "in the end"}\n')
+    asked = ["--ask", "@1.6 early", "--ask", "@9999 far past the end", "--questions", tmp_path / "q.jsonl"]
+    code, out, err = ran(capsys, clip, *asked, "--format", "jsonl")
+    assert (code, err) == (0, "")
+    answers = [event for event in events(out) if event["event"] == "answer"]
+    assert [(a["id"], a["at"], a["seen_until"], a["question"], a["text"]) for a in answers] == [
+        ("q1", 1.6, 1.52, "early", "4 frames"),
+        ("f", 2.0, 2.0, "from a file", "5 frames"),
+        ("q2", 9999.0, 3.52, "far past the end", "8 frames"),
+        ("q4", 3.52, 3.52, "in the end", "8 frames"),
+    ]
+    assert events(out)[-1]["event"] == "summary"
+    assert events(out)[-1]["frames"] == 8
+
+
+def test_chunks_come_with_stats_only(capsys: pytest.CaptureFixture[str], clip: Path) -> None:
+    assert [event["event"] for event in events(ran(capsys, clip, "--format", "jsonl")[1])] == ["summary"]
+    assert [event["event"] for event in events(ran(capsys, clip, "--format", "jsonl", "--stats")[1])] == ["chunk"] * 8 + ["summary"]
+
+
+@pytest.mark.parametrize(
+    ("form", "start"), [("srt", "1\n00:00:02,000 --> "), ("vtt", "WEBVTT\n\nq1\n00:00:02.000 --> "), ("text", "what?\n  5")]
+)
+def test_other_formats(capsys: pytest.CaptureFixture[str], clip: Path, form: str, start: str) -> None:
+    code, out, _ = ran(capsys, clip, "--ask", "@2 what?", "--format", form)
+    assert code == 0
+    assert out.startswith(start)
+
+
+def test_trace(capsys: pytest.CaptureFixture[str], clip: Path, tmp_path: Path) -> None:
+    assert ran(capsys, clip, "--trace", tmp_path / "trace.json")[0] == 0
+    names = [event["name"] for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]]
+    assert names.count("chunk") == 8
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_there_is_a_progress_bar_and_answers_are_streamed(monkeypatch: pytest.MonkeyPatch, clip: Path) -> None:
+    out, err = Terminal(), Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert run.main([str(clip), "--ask", "@1 what?"]) == 0
+    assert "my clip.mp4" in err.getvalue()
+    assert "/100" in err.getvalue()
+    assert out.getvalue().startswith("what?\n  3 frames   [asked at 1.000 s")
+
+
+def test_realtime_plays_by_the_timestamps(capsys: pytest.CaptureFixture[str]) -> None:
+    began = time.monotonic()
+    assert ran(capsys, "testsrc:seconds=1,size=32x32,fps=10", "--realtime", "--fps", "source")[0] == 0
+    assert 0.9 <= time.monotonic() - began < 3
+    began = time.monotonic()
+    assert ran(capsys, "testsrc:seconds=1,size=32x32,fps=10", "--fps", "source")[0] == 0
+    assert time.monotonic() - began < 0.5
+
+
+# ---- how it ends ----------------------------------------------------------------------------------------------------------
+
+
+def test_truncated_source_answers_warns_and_exits_3(capsys: pytest.CaptureFixture[str], clip: Path, tmp_path: Path) -> None:
+    half = videos.cut(clip, tmp_path / "half.mp4", 0.6)
+    code, out, err = ran(capsys, half, "testsrc:seconds=1", "--ask", "what?", "--format", "jsonl")
+    assert code == 3
+    assert [event["event"] for event in events(out)] == ["answer", "summary"] * 2  # the source behind it is watched all the same
+    assert events(out)[0]["text"] == f"{events(out)[1]['frames']} frames"
+    assert 3 <= events(out)[1]["frames"] <= 6
+    (line,) = err.splitlines()
+    assert line.startswith(f"vicort-run: warning: {half} breaks off after")
+
+
+def test_repairs_are_warned_of(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    videos.write_image(tmp_path / "1.png", videos.image(1))
+    (tmp_path / "2.png").write_bytes(b"no image")
+    code, _, err = ran(capsys, tmp_path)
+    assert code == 0
+    assert err.startswith(f"vicort-run: warning: {tmp_path / '2.png'} is left out")
+
+
+BAD = {
+    "no source": ([], "the following arguments are required: SOURCE: see `vicort-run --help`"),
+    "unknown flag": (["CLIP", "--colour"], "unrecognized arguments: --colour: see `vicort-run --help`"),
+    "abbreviated flag": (["CLIP", "--form", "srt"], "unrecognized arguments: --form srt"),
+    "unknown format": (["CLIP", "--format", "xml"], "invalid choice: 'xml' (choose from 'text', 'jsonl', 'srt', 'vtt')"),
+    "unknown system": (
+        ["CLIP", "--system", "none"],
+        "unknown system 'none': choose one of full-history, simplestream, uniform, vicostream",
+    ),
+    "fps of nothing": (["CLIP", "--fps", "0"], "0 frames a second: it must be a number above 0"),
+    "fps in words": (["CLIP", "--fps", "fast"], "--fps fast is no rate: give a number above 0 as 2, 29.97 or 30000/1001, or `source`"),
+    "fps over nothing": (["CLIP", "--fps", "1/0"], "--fps 1/0 is no rate"),
+    "live file": (["CLIP", "--live", "--file"], "--file: not allowed with argument --live"),
+    "live and realtime": (["CLIP", "--live", "--realtime"], "--realtime is for files"),
+    "stats without a place": (["CLIP", "--stats", "--format", "srt"], "--stats has no place in --format srt: use text or jsonl"),
+    "trace in no folder": (["CLIP", "--trace", "/no/such/folder/t.json"], "--trace /no/such/folder/t.json cannot be a file there"),
+    "negative stream": (["CLIP", "--stream", "-1"], "--stream -1 is no index"),
+    "stream that is none": (["CLIP", "--stream", "5"], "its video streams are 0 (160x120)"),
+    "negative temperature": (["CLIP", "--temperature", "-1"], "temperature -1.0 is negative"),
+    "max tokens in words": (["CLIP", "--max-tokens", "many"], "argument --max-tokens: invalid int value: 'many'"),
+    "empty question": (["CLIP", "--ask", " "], "holds no question"),
+    "negative time": (["CLIP", "--ask", "@-2 what?"], "-2 s is before the stream"),
+    "time in words": (["CLIP", "--ask", "@soon what?"], "'soon' is not a number of seconds"),
+    "long question": (["CLIP", "--ask", "w" * 41], "ask a shorter one"),
+    "no questions file": (["CLIP", "--questions", "/none.jsonl"], "questions file /none.jsonl cannot be read"),
+    "missing file": (["/none.mp4"], "no such file /none.mp4"),
+    "second file missing": (["CLIP", "/none.mp4"], "no such file /none.mp4"),
+    "unknown scheme": (["gopher://x/y"], "unknown scheme gopher://"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "complaint"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    capsys: pytest.CaptureFixture[str], clip: Path, arguments: list[str], complaint: str
+) -> None:
+    code, out, err = ran(
+        capsys, *[clip if item == "CLIP" else item for item in arguments], *(["--format", "vtt"] if "--format" not in arguments else [])
+    )
+    assert (code, out) == (2, "")
+    assert complaint in err
+    assert err.startswith("vicort-run: ")
+    assert err.count("\n") == 1
+    # only a question's length needs an engine: everything else is found before one is loaded
+    assert len(FakeSession.opened) == ("shorter" in complaint)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"vicort {importlib.metadata.version('vicort')}\n"
+
+
+def test_help_lists_the_whole_contract(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.main(["--help"])
+    text = capsys.readouterr().out
+    contract = "--engine-dir --system --fps --ask --questions --format --realtime --live --file --on-lag --trace --stats"
+    assert all(flag in text for flag in contract.split())
+    assert all(form in text for form in ("rtsp://", "http(s)://", "/dev/videoN", "glob of images", "stdin", "testsrc:"))
+
+
+# ---- engines that are not there -------------------------------------------------------------------------------------------
+
+
+def test_missing_engines_are_built_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, clip: Path) -> None:
+    commands: list[list[str]] = []
+
+    def build(command: list[str], **options: object) -> subprocess.CompletedProcess:
+        commands.append(command)
+        monkeypatch.setattr(run, "find_engine_dir", lambda model: Path("built"))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(run, "find_engine_dir", lambda model: None)
+    monkeypatch.setattr(subprocess, "run", build)
+    code, out, err = ran(capsys, clip)
+    assert (code, session().engine_dir) == (0, Path("built"))
+    assert commands == [[sys.executable, "-m", "vicort.export.build", "tiny"]]
+    assert "building the engines" in err
+    assert "building" not in out
+
+
+def test_engines_that_cannot_be_built(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, clip: Path) -> None:
+    monkeypatch.setattr(run, "find_engine_dir", lambda model: None)
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 5))
+    code, _, err = ran(capsys, clip)
+    assert code == 2
+    assert "could not be built (exit code 5): try `vicort-build tiny`" in err
+
+
+def test_without_the_export_tools_nothing_is_built(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, clip: Path) -> None:
+    distribution = importlib.metadata.distribution
+
+    def missing(name: str) -> importlib.metadata.Distribution:
+        if name == "torch":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return distribution(name)
+
+    monkeypatch.setattr(run, "find_engine_dir", lambda model: None)
+    monkeypatch.setattr(run.metadata, "distribution", missing)
+    code, _, err = ran(capsys, clip)
+    assert code == 2
+    assert err.startswith("vicort-run: no engines of the tiny model are built, and building needs the export tools: `pip install")
+
+
+# ---- signals and pipes: in a process of its own ---------------------------------------------------------------------------
+
+DRIVER = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from support.fake_session import FakeSession
+from vicort.runtime import run
+run.Session, run.find_engine_dir = FakeSession, lambda model: Path("engines")
+sys.exit(run.main(sys.argv[1:]))
+"""
+
+
+def started(*arguments: str) -> subprocess.Popen:
+    code = DRIVER.format(tests=str(Path(__file__).parents[1]))
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_ctrl_c_flushes_what_there_is_and_exits_130(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    slow = ("testsrc:seconds=600,size=32x32,fps=4", "--realtime", "--format", "jsonl", "--stats", "--trace", str(trace))
+    process = started(*slow, "--ask", "@0.1 early", "--ask", "never")
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(3)]  # it is well under way
+    process.send_signal(signal.SIGINT)
+    rest, err = process.communicate(timeout=20)
+    found = [json.loads(line) for line in [*lines, *rest.splitlines()]]
+    assert (process.returncode, err) == (130, b"")
+    assert [event["event"] for event in found[:3]] == ["chunk", "answer", "chunk"]
+    assert found[-1]["event"] == "summary"
+    assert found[-1]["frames"] == sum(event["event"] == "chunk" for event in found)
+    assert all(event.get("question") != "never" for event in found)
+    assert json.loads(trace.read_text())["traceEvents"]
+
+
+def test_a_reader_that_goes_away_ends_it_quietly() -> None:
+    process = started("testsrc:seconds=600,size=32x32,fps=25", "--fps", "source", "--format", "jsonl", "--stats")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=20) == 141
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_full_disk_is_said() -> None:
+    code = DRIVER.format(tests=str(Path(__file__).parents[1]))
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code, "testsrc:seconds=1"], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"vicort-run: events cannot be written (No space left on device)")

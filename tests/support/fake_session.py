@@ -1,0 +1,81 @@
+"""A session without engines: it samples, counts, and answers with what it counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Self
+
+from vicort.runtime.core import Answer, ChunkEvent, Frame, Question, Summary
+from vicort.runtime.errors import QuestionError
+from vicort.runtime.sampler import Sampler
+
+LONGEST = 40  # characters of a question
+
+
+class FakeSession:
+    """The answer to any question is `N frames`, given in two tokens; each frame is a chunk."""
+
+    opened: list[FakeSession] = []  # noqa: RUF012 (a log, cleared by the test)
+
+    def __init__(self, engine_dir: Path, system: str, options: dict[str, Any]) -> None:
+        self.engine_dir, self.system, self.options = engine_dir, system, options
+        fps = options["fps"]
+        self._sampler = Sampler(None if fps == "source" else fps or 2)
+        self.times: list[Fraction] = []
+        self.due: list[tuple[Question, Callable[[str], None], Future]] = []
+        self.calls: list[str] = []
+        FakeSession.opened.append(self)
+
+    @classmethod
+    def open(cls, engine_dir: Path, system: str, **options: Any) -> Self:
+        return cls(engine_dir, system, options)
+
+    def submit(self, question: Question, on_token: Callable[[str], None]) -> Future:
+        if len(question.text) > LONGEST:
+            raise QuestionError(f"the question has {len(question.text)} letters, this engine takes {LONGEST}: ask a shorter one")
+        answer: Future = Future()
+        self.due.append((question, on_token, answer))
+        return answer
+
+    def wants(self, at: Fraction) -> bool:
+        self._answer(lambda question: question.at is not None and question.at < at)
+        return self._sampler.wants(at)
+
+    def push(self, frame: Frame) -> None:
+        assert self._sampler.take(frame.time)
+        self.times.append(frame.time)
+        self.options["on_event"](ChunkEvent(len(self.times) - 1, 1, frame.time, frame.time, 16, 8, 1.5))
+        if trace := self.options["trace"]:
+            trace.span("vision", "chunk", 1000 * len(self.times), 1000 * len(self.times) + 500)
+
+    def finish(self) -> None:
+        self.calls.append("finish")
+        self._answer(lambda question: True)
+
+    def _answer(self, is_due: Callable[[Question], bool]) -> None:
+        now, self.due = [item for item in self.due if is_due(item[0])], [item for item in self.due if not is_due(item[0])]
+        for question, on_token, answer in now:
+            seen = self.times[-1] if self.times else Fraction(0)
+            for token in (str(len(self.times)), " frames"):
+                on_token(token)
+            text = f"{len(self.times)} frames"
+            given = Answer(question.id, question.at or seen, seen, question.text, text, 1.0, 2, ((Fraction(0), seen),), len(self.times))
+            self.options["on_event"](given)
+            answer.set_result(given)
+
+    def summary(self) -> Summary:
+        self.calls.append("summary")
+        frames = len(self.times)
+        return Summary(self.system, frames, 0, frames, 1.0, float(frames), {"vision": 1.0}, 1.0, None, {"device": 0, "host": 0}, 1.0)
+
+    def cancel(self) -> None:
+        self.calls.append("cancel")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.calls.append("close")
