@@ -17,7 +17,7 @@ UNIT_FRAMES = 2  # frames in a temporal unit, the smallest thing the vision enco
 @dataclass(frozen=True)
 class Frame:
     image: np.ndarray  # [height, width, 3] uint8, RGB, upright
-    time: Fraction  # seconds on the source's own clock, exact
+    time: Fraction  # seconds since the source's first frame, exact
     index: int  # 0, 1, 2, … in the source, before sampling
 
 

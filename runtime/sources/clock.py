@@ -11,19 +11,20 @@ LEAST = Fraction(1, 90_000)  # seconds: the tick of MPEG's clock, put between fr
 
 
 class Clock:
-    """Exact times, in seconds. Late starts and gaps stay as they are; every kind of repair is warned of once."""
+    """Exact times, in seconds since the first frame, as players count them. Gaps stay; every kind of repair is warned of once."""
 
     def __init__(self, step: Fraction, warn: Warn) -> None:
         """step: seconds from one frame to the next, where no timestamp says so."""
         self._step, self._warn = step, warn
-        self._offset = Fraction(0)  # added to every timestamp: what was lost in resets
+        self._offset = Fraction(0)  # added to every timestamp: the late start, and what was lost in resets
         self._last: Fraction | None = None
         self._warned: set[str] = set()
 
     def time(self, stamp: Fraction | None) -> Fraction:
         """The time of the next frame: above the one before, and its timestamp where that is good."""
         if self._last is None:
-            self._last = Fraction(0) if stamp is None else stamp
+            self._last = Fraction(0)
+            self._offset = -(stamp or Fraction(0))
         else:
             self._last = self._after(self._last, stamp)
         return self._last

@@ -26,8 +26,8 @@ def test_times_rise_whatever_comes(stamps: list[Fraction | None]) -> None:
 
 
 @given(st.lists(st.fractions(min_value=-10, max_value=10, max_denominator=90_000), unique=True).map(sorted))
-def test_good_times_are_not_touched(stamps: list[Fraction]) -> None:
-    assert repaired(list(stamps)) == (stamps, [])
+def test_good_times_are_only_counted_from_the_first(stamps: list[Fraction]) -> None:
+    assert repaired(list(stamps)) == ([stamp - stamps[0] for stamp in stamps], [])
 
 
 @given(st.integers(2, 30), st.integers(1, 30), st.fractions(min_value=RESET, max_value=1000, max_denominator=1000))
