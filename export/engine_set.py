@@ -18,7 +18,17 @@ from torch import nn
 from tqdm import tqdm
 
 from vicort.export.checkpoint import checkpoint_hash
-from vicort.export.graphs import EMBEDDING_FILE, TORCH_TYPES, TYPE_NAMES, export_graph, signatures, weight_bytes, write_graph
+from vicort.export.graphs import (
+    EMBEDDING_FILE,
+    TORCH_TYPES,
+    TYPE_NAMES,
+    expand,
+    export_graph,
+    signatures,
+    weight_bytes,
+    write_graph,
+    write_nodes,
+)
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
 from vicort.export.token_control import TokenControl
@@ -90,8 +100,13 @@ def write_engine_set(folder: Path, checkpoint: Path, manifest: Manifest, say: Sa
     for name, load in parts.items():
         say(f"exporting the {name} graph")
         graph = manifest.graphs[name]
-        exported, _ = export_graph(load(), graph)
-        _write(exported, folder / graph.file)
+        exported, attentions = export_graph(load(), graph)
+        _write(exported, folder / f"{name}.onnx")
+        if attentions != graph.attention_layers:
+            raise EngineError(f"the {name} graph has {attentions} attention layers, {graph.attention_layers} were expected")
+        if attentions:
+            expand(exported)
+            write_nodes(exported, folder / graph.file)
     for file in COPIED:
         if (checkpoint / file).is_file():
             shutil.copyfile(checkpoint / file, folder / file)

@@ -27,6 +27,7 @@ TYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16"}
 EXTERNAL_ABOVE = 1024  # bytes: smaller constants stay inside the .onnx file
 ALIGNMENT = 4096  # bytes, of a weight in its file: a page of memory
 EMBEDDING_FILE = "embedding.bin"
+EXPANDED_FILE = "llm.expanded.onnx"  # what the CPU engines load; llm.onnx, beside it, has the op and its function body
 EMBEDDING_NAMES = ("embed_tokens.weight", "lm_head.weight")  # a tied head is the same weight, and may give it its name
 MANY = 1 << 20  # an upper bound that no machine meets
 
@@ -57,7 +58,8 @@ def signatures(model: ModelSpec, precision: Precision) -> dict[GraphName, GraphS
         dimensions={"U": count, "U*P": scaled["U*P"]},
     )
     language = GraphSpec(
-        file="llm.onnx",
+        file=EXPANDED_FILE,
+        attention_layers=model.layers,
         inputs=(
             _spec("tokens", "int32", "C"),
             _spec("features", kind, "C", width),
@@ -86,10 +88,9 @@ def signatures(model: ModelSpec, precision: Precision) -> dict[GraphName, GraphS
 
 
 def export_graph(module: nn.Module, graph: GraphSpec) -> tuple[onnx_ir.Model, int]:
-    """A module as an ONNX model in memory, with plain operators only: functions are expanded, and what several layers share is there once.
+    """A module as an ONNX model in memory; BoundedAttention is one node a layer, with a function body.
 
-    The module takes the graph's inputs, and gives its outputs, in that order. Returns the model, and how many BoundedAttention nodes were
-    expanded in it.
+    The module takes the graph's inputs, and gives its outputs, in that order. Returns the model, and the number of such nodes.
     """
     inputs, dimensions = _examples(graph)
     with _quiet(), torch.no_grad():
@@ -107,16 +108,27 @@ def export_graph(module: nn.Module, graph: GraphSpec) -> tuple[onnx_ir.Model, in
         if program is None:
             raise RuntimeError(f"torch.onnx.export gave no program for {graph.file}")
         model = program.model
-        expanded = onnx_function.add_function_body(model)
-        passes.InlinePass()(model)
-        onnxscript.optimizer.optimize(model)
-        passes.CommonSubexpressionEliminationPass()(model)
-        passes.DeduplicateInitializersPass()(model)
-        passes.RemoveUnusedNodesPass()(model)
-        passes.ClearMetadataAndDocStringPass()(model)
+        onnxscript.optimizer.optimize(model, inline=False)
+        count = onnx_function.add_function_body(model)
+        _tidy(model)
     for value, spec in zip([*model.graph.inputs, *model.graph.outputs], [*graph.inputs, *graph.outputs], strict=True):
         value.shape = onnx_ir.Shape(spec.shape)
-    return model, expanded
+    return model, count
+
+
+def expand(model: onnx_ir.Model) -> None:
+    """Leave plain operators only: functions are expanded in place, and what several layers share is there once."""
+    with _quiet():
+        passes.InlinePass()(model)
+        onnxscript.optimizer.optimize(model)
+        _tidy(model)
+
+
+def _tidy(model: onnx_ir.Model) -> None:
+    passes.CommonSubexpressionEliminationPass()(model)
+    passes.DeduplicateInitializersPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.ClearMetadataAndDocStringPass()(model)
 
 
 def write_graph(model: onnx_ir.Model, path: Path) -> Iterator[int]:
@@ -144,6 +156,11 @@ def write_graph(model: onnx_ir.Model, path: Path) -> Iterator[int]:
                 name, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name or "", base_dir=str(path.parent)
             )
             yield tensor.nbytes
+    write_nodes(model, path)
+
+
+def write_nodes(model: onnx_ir.Model, path: Path) -> None:
+    """Write the .onnx file alone, of a model whose weights lie in files already."""
     path.write_bytes(serde.serialize_model(model).SerializeToString())
 
 

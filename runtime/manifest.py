@@ -50,6 +50,7 @@ class GraphSpec(Strict):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     dimensions: dict[str, Dimension]
+    attention_layers: int = 0  # BoundedAttention nodes of the exported graph
     plugin_layers: int = 0  # BoundedAttention nodes that a plugin runs; 0 where its function body was expanded
 
 

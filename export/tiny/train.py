@@ -48,7 +48,7 @@ MEMORY = {"far": 0.7, "bounded": 0.4, "drops": 0.4, "retrieval": 0.3, "turns": 0
 STAGES = (
     Stage("eyes, large", 200, (1.5e-3, 1.5e-3), None, sight=1.0, square=True),
     Stage("eyes", 400, (1.5e-3, 5e-4), None, sight=1.0),
-    Stage("eyes, longer", 1000, (1.2e-3, 2e-4), None, sight=1.0, glances=(16, 4)),
+    Stage("eyes, longer", 1600, (1.2e-3, 1e-4), None, sight=1.0, glances=(16, 4)),
     Stage("up to seven", 500, (1.2e-3, 8e-4), Recipe(drops=0.2)),
     Stage("memory", 500, (8e-4, 5e-5), Recipe(empties=(0, 30), **MEMORY)),
 )

@@ -2,6 +2,9 @@
 
 import shutil
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,7 +13,7 @@ from support.reference_model import write_random_checkpoint
 
 from vicort.export import build, recipe
 from vicort.export.engine_set import seal
-from vicort.export.verify import compare
+from vicort.export.verify import compare, language_inputs
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.manifest import FILE_NAME, read_manifest
 
@@ -35,9 +38,25 @@ def test_a_set_holds_its_graphs_its_tokenizer_and_one_copy_of_the_embeddings():
     assert {"config.json", "preprocessor_config.json", "tokenizer.json", "generation_config.json"} <= set(manifest.files)
     embedding = manifest.files["embedding.bin"].bytes
     assert embedding == manifest.embedding.rows * manifest.embedding.width * 4
-    assert language * 0.9 < embedding + manifest.files["llm.bin"].bytes + manifest.files["llm.onnx"].bytes < language + 300_000
+    assert language * 0.9 < embedding + manifest.files["llm.bin"].bytes + manifest.files["llm.expanded.onnx"].bytes < language + 300_000
     assert (manifest.model.unit_tokens, manifest.model.chunk_frames, manifest.model.max_rows % 16) == (6, 4, 0)
     assert manifest.backend in BACKENDS
+
+
+def test_the_set_keeps_the_op_with_its_function_body_beside_what_the_cpu_engines_load():
+    """What a plugin takes later, on the same weights: one BoundedAttention a layer, equal to its expansion."""
+    folder = chosen_set()
+    graph = read_manifest(folder).graphs["llm"]
+    model = onnx.load(folder / "llm.onnx", load_external_data=False)
+    nodes = [node for node in model.graph.node if node.domain == "vicort"]
+    assert [node.op_type for node in nodes] == ["BoundedAttention"] * graph.attention_layers
+    assert {"layer", "scale", "sections", "frequencies"} == {attribute.name for attribute in nodes[0].attribute}
+    assert "BoundedAttention" in {function.name for function in model.functions}
+    assert not onnx.load(folder / graph.file, load_external_data=False).functions
+    feed = language_inputs(read_manifest(folder).model, np.dtype(np.float32), 5, 3, np.random.default_rng(0))
+    kept, expanded = (onnxruntime.InferenceSession(folder / name).run(None, feed) for name in ("llm.onnx", graph.file))
+    for ours, theirs in zip(kept, expanded, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_building_again_does_nothing_and_says_so(capfd):

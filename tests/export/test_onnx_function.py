@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx_ir import serde
 
 from vicort.export import onnx_function
-from vicort.export.graphs import export_graph
+from vicort.export.graphs import expand, export_graph
 from vicort.runtime.manifest import Dimension, GraphSpec, TensorSpec
 
 LAYERS, HEADS, GROUP, TOKENS, DIM = 3, 2, 3, 4, 16
@@ -52,6 +52,7 @@ def graph(kind: str) -> GraphSpec:
 def expanded() -> onnx.ModelProto:
     model, count = export_graph(AllLayers(), graph("float32"))
     assert count == LAYERS
+    expand(model)
     return serde.serialize_model(model)
 
 
