@@ -23,6 +23,7 @@ from vicort.runtime.pool import Layout, Pool, Slots, page_bytes
 from vicort.runtime.system import System
 
 TABLE_STEP = 8  # tables grow in steps of so many slots, so that engines meet few shapes
+SPARE_CHUNKS = 4  # chunks that the stream can place while a question reads what it would have overwritten
 QUESTIONS_AT_ONCE = 4  # questions whose text has room in the scratch pages at the same time
 ANSWER_TOKENS = 512  # longest answer
 CONVERSATION_TOKENS = 1024  # text of earlier turns that is kept for the next one
@@ -54,10 +55,10 @@ class Memory:
         """Allocates both tiers. Raises MemoryBudgetError, with the smallest budget that works, if one chunk does not fit."""
         self.model, self.system = model, system
         plan = _Plan.of(model, system, prompt_tokens, page_bytes(model, dtype))
-        self.pool = Pool(device, model, plan.stream + plan.scratch + plan.conversation, dtype)
-        self.stream_slots = Slots(0, plan.stream)
-        self.scratch_slots = Slots(plan.stream, plan.scratch)
-        self.conversation_slots = Slots(plan.stream + plan.scratch, plan.conversation)
+        self.scratch_slots = Slots(0, plan.scratch)
+        self.conversation_slots = Slots(plan.scratch, plan.conversation)
+        self.stream_slots = Slots(plan.scratch + plan.conversation, plan.stream, plan.spare)
+        self.pool = Pool(device, model, self.stream_slots.all.stop, dtype)
         self.host_pool = Pool(device, model, plan.host, dtype)
         self.host_slots = Slots(0, plan.host)
         self.ids = itertools.count()
@@ -224,6 +225,7 @@ class _Plan:
     """How many pages each part of the two tiers has."""
 
     stream: int
+    spare: int  # stand in for pages that were forgotten under a question's lease, so that the stream goes on
     scratch: int
     conversation: int
     host: int
@@ -240,13 +242,15 @@ class _Plan:
         recalled = min((system.retrieval.most_units(chunk_units) or 0) * unit_pages, host)
         scratch = QUESTIONS_AT_ONCE * (pages(model.max_rows) + pages(ANSWER_TOKENS) + deferred) + recalled
         conversation = pages(CONVERSATION_TOKENS)
+        spare = SPARE_CHUNKS * chunk_units * unit_pages if system.ingest.prefills else 0
         window = 1 + (system.ingest.window or 0)
         needed = pages(prompt_tokens) + window * chunk_units * unit_pages
-        stream = int(system.budget.device_mb * 1e6) // bytes_of_page - scratch - conversation
+        others = spare + scratch + conversation
+        stream = int(system.budget.device_mb * 1e6) // bytes_of_page - others
         if stream < needed:
-            smallest = math.ceil((needed + scratch + conversation) * bytes_of_page / 1e6)
+            smallest = math.ceil((needed + others) * bytes_of_page / 1e6)
             raise MemoryBudgetError(
                 f"a device budget of {system.budget.device_mb:g} MB is too small for one chunk of {model.chunk_frames} frames with "
                 f"system {system.name}: set memory.device_mb to at least {smallest}"
             )
-        return _Plan(stream, scratch, conversation, host)
+        return _Plan(stream, spare, scratch, conversation, host)

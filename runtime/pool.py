@@ -78,8 +78,9 @@ class Slots:
     again only when the lease ends, and `take` waits for that. So what the stream remembers never depends on timing.
     """
 
-    def __init__(self, first: int, count: int) -> None:
-        self.all = range(first, first + count)
+    def __init__(self, first: int, count: int, spare: int = 0) -> None:
+        """Slots first, first + 1, …: `count` may be live at a time; `spare` more stand in for freed ones under a lease."""
+        self.all = range(first, first + count + spare)
         self.count = count
         self.live = 0
         self._free = list(reversed(self.all))

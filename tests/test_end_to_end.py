@@ -63,7 +63,9 @@ def test_overlapped_and_sequential_agree_to_the_last_bit_on_a_real_file(build_ti
             Session.open(build_tiny(backend), system, overlap=overlap, on_event=events.append, fps=4) as session,
         ):
             for at in (2, 7, 11, None):
-                session.submit(Question("what is there now?", None if at is None else Fraction(at), str(at), sampling=Sampling(max_tokens=8)))
+                session.submit(
+                    Question("what is there now?", None if at is None else Fraction(at), str(at), sampling=Sampling(max_tokens=8))
+                )
             for frame in source.frames(session.wants):
                 session.push(frame)
             session.finish()
@@ -83,7 +85,9 @@ def without_torch(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_a_whole_run_works_with_torch_unimportable(tiny_engines):
-    done = without_torch(str(FIXTURES / "shapes.mp4"), "--engine-dir", str(tiny_engines), "--ask", "what is there now?", "--format", "jsonl")
+    done = without_torch(
+        str(FIXTURES / "shapes.mp4"), "--engine-dir", str(tiny_engines), "--ask", "what is there now?", "--format", "jsonl"
+    )
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["event"] for event in events] == ["answer", "summary"]

@@ -39,7 +39,18 @@ def test_export_takes_only_the_nouns_from_the_runtime(path):
 
 
 def test_the_wheel_holds_every_module_and_every_data_file(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(tmp_path),
+        str(ROOT),
+    ]
     subprocess.run(command, check=True, cwd=tmp_path)
     (wheel,) = tmp_path.glob("vicort-*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
@@ -56,5 +67,7 @@ def test_every_sub_package_is_listed():
 
 
 def test_the_nouns_come_without_the_video_libraries():
-    code = "import sys, vicort.runtime.core; sys.exit(any(name in sys.modules for name in ('av', 'nvidia.dali', 'openvino', 'onnxruntime')))"
+    code = (
+        "import sys, vicort.runtime.core; sys.exit(any(name in sys.modules for name in ('av', 'nvidia.dali', 'openvino', 'onnxruntime')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

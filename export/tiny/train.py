@@ -50,7 +50,8 @@ STAGES = (
     Stage("eyes", 400, (1.5e-3, 5e-4), None, sight=1.0),
     Stage("eyes, longer", 1600, (1.2e-3, 1e-4), None, sight=1.0, glances=(16, 4)),
     Stage("up to seven", 500, (1.2e-3, 8e-4), Recipe(drops=0.2)),
-    Stage("memory", 500, (8e-4, 5e-5), Recipe(empties=(0, 30), **MEMORY)),
+    Stage("together", 350, (8e-4, 5e-4), Recipe(empties=(0, 12), drops=0.3, far=0.4), sight=0.3),
+    Stage("memory", 550, (6e-4, 3e-5), Recipe(empties=(0, 30), **MEMORY), sight=0.2),
 )
 
 
