@@ -64,7 +64,7 @@ def test_every_chunk_passes_every_stage_in_order_behind_the_chunk_before():
 
 
 def test_no_more_chunks_are_in_flight_than_there_are_buffers():
-    overlapped, log, done, device = pipeline([0, 0.05], depth=2)
+    overlapped, _log, done, device = pipeline([0, 0.05], depth=2)
     assert all(overlapped.try_submit(chunk(i)) for i in range(2))
     assert not overlapped.try_submit(chunk(2))
     overlapped.submit(chunk(2))  # waits
@@ -74,12 +74,14 @@ def test_no_more_chunks_are_in_flight_than_there_are_buffers():
 
 
 def test_a_failure_stops_the_chunks_behind_it_and_reaches_the_caller():
-    overlapped, log, done, device = pipeline([0, 0, 0], fail_at=2)
-    with pytest.raises(RuntimeError, match="1 broke"):
-        for index in range(50):
-            overlapped.submit(chunk(index))
+    overlapped, _log, done, device = pipeline([0, 0, 0], fail_at=2)
+    for index in range(3):
+        overlapped.submit(chunk(index))
+    overlapped.wait_for_room()
     with pytest.raises(RuntimeError, match="1 broke"):
         overlapped.drain()
+    with pytest.raises(RuntimeError, match="1 broke"):
+        overlapped.submit(chunk(3))
     assert done == [0, 1]
     device.close()
 

@@ -477,7 +477,7 @@ def test_a_finished_stream_takes_questions_but_no_frames():
 
 def test_closing_a_session_wakes_a_thread_that_waits_for_room():
     gate, engines, failures = threading.Event(), FakeEngineSet(), []
-    engines.vision.function = lambda **bindings: {} if gate.wait(timeout=30) else {}
+    engines.vision.function = lambda **bindings: dict.fromkeys([], gate.wait(timeout=30))
     session = Session(engines, system())
 
     def push():
@@ -492,7 +492,7 @@ def test_closing_a_session_wakes_a_thread_that_waits_for_room():
     threading.Timer(0.2, gate.set).start()
     session.close()
     thread.join(timeout=30)
-    assert failures == ["the session is closed: open a new one"] or "finished" in failures[0]
+    assert "open a new" in failures[0]
 
 
 # ---- systems against plain statements ------------------------------------------------------------------------------------------------

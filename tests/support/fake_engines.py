@@ -16,27 +16,27 @@ SECTIONS, THETA = (1, 1, 2), 100.0
 
 
 def toy_model(**changes) -> ModelSpec:
-    facts = dict(
-        name="toy",
-        layers=2,
-        width=16,
-        query_heads=4,
-        kv_heads=2,
-        head_dim=8,
-        vocabulary=101,
-        image_height=8,
-        image_width=8,
-        grid_height=2,
-        grid_width=2,
-        fps=2.0,
-        tokens_per_second=1.0,
-        chunk_frames=8,
-        page_tokens=4,
-        max_rows=32,
-        max_position=1 << 20,
-        eos_tokens=(),
-        video_token=_special_token("<|video_pad|>"),
-    )
+    facts = {
+        "name": "toy",
+        "layers": 2,
+        "width": 16,
+        "query_heads": 4,
+        "kv_heads": 2,
+        "head_dim": 8,
+        "vocabulary": 101,
+        "image_height": 8,
+        "image_width": 8,
+        "grid_height": 2,
+        "grid_width": 2,
+        "fps": 2.0,
+        "tokens_per_second": 1.0,
+        "chunk_frames": 8,
+        "page_tokens": 4,
+        "max_rows": 32,
+        "max_position": 1 << 20,
+        "eos_tokens": (),
+        "video_token": _special_token("<|video_pad|>"),
+    }
     return ModelSpec(**(facts | changes))
 
 
