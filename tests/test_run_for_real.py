@@ -3,11 +3,10 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.processes import python
 
 from vicort.runtime import run
 
@@ -116,8 +115,8 @@ def test_an_engine_folder_that_is_not_right_names_the_command_that_rebuilds(caps
 
 
 def test_ctrl_c_flushes_the_summary_and_exits_130(tiny_engines):
-    command = [sys.executable, "-m", "vicort.runtime.run", "testsrc:seconds=3600", "--fps", "source", "--format", "jsonl", "--stats"]
-    running = subprocess.Popen([*command, "--engine-dir", str(tiny_engines)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    options = ("--fps", "source", "--format", "jsonl", "--stats", "--engine-dir", str(tiny_engines))
+    running = python("-m", "vicort.runtime.run", "testsrc:seconds=3600", *options, text=True)
     for _ in range(3):
         assert json.loads(running.stdout.readline())["event"] == "chunk"
     running.send_signal(signal.SIGINT)

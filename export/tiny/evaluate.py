@@ -164,18 +164,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--streams", type=int, default=20, help="streams a setting")
-    parser.add_argument("--only", default="", help="settings whose name begins so")
+    parser.add_argument("--only", default="", help="settings whose name begins so; the others stay in OUT as they are")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = load_model(arguments.checkpoint)
-    results = {}
+    results = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {}
     for setting in SETTINGS:
         if setting.name.startswith(arguments.only):
             results[setting.name] = measure(model, setting, arguments.streams)
             print(setting.name, {kind: each["accuracy"] for kind, each in results[setting.name].items()}, flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"streams a setting": arguments.streams, "accuracy": results}, indent=1) + "\n")
+            if arguments.out:
+                arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

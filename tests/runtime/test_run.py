@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from support import videos
 from support.fake_session import FakeSession
+from support.processes import python
 
 from vicort.runtime import run
 from vicort.runtime.core import Sampling
@@ -317,7 +318,7 @@ sys.exit(run.main(sys.argv[1:]))
 
 def started(*arguments: str) -> subprocess.Popen:
     code = DRIVER.format(tests=str(Path(__file__).parents[1]))
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return python("-c", code, *arguments)
 
 
 def test_ctrl_c_flushes_what_there_is_and_exits_130(tmp_path: Path) -> None:
