@@ -71,8 +71,7 @@ def measure(model: Model, cache: Path, settings: Settings) -> dict[str, Any]:
     variants, screened = screen_transformers(model, workload, system, amount, settings.compiled)
     runners, vicort_screened = screen_vicort(model, cache, workload, system, amount)
     final = compare(model, cache, workload, system, amount, variants, runners)
-    best = {side: min(names, key=lambda name: names[name]["with_preprocessing"]["median"]) for side, names in final.items()}
-    bare = {side: min(names, key=lambda name: names[name]["without_preprocessing"]["median"]) for side, names in final.items()}
+    best, bare = (fastest(final, kind) for kind in ("with_preprocessing", "without_preprocessing"))
     return {
         "model": {"name": model.name, "parameters": parameters(model.checkpoint), "frame": f"{model.side}x{model.side}"},
         "workload": workload.describe() | {"chunk_frames": CHUNK_FRAMES},
@@ -90,6 +89,11 @@ def measure(model: Model, cache: Path, settings: Settings) -> dict[str, Any]:
         },
         "full_history": full_history(model, cache, workload, amount, variants[0], runners[0]),
     }
+
+
+def fastest(final: dict[str, dict[str, Any]], kind: str) -> dict[str, str]:
+    """Of each side the runner with the least median, among those that were measured in this way."""
+    return {side: min((n for n in names if kind in names[n]), key=lambda n: names[n][kind]["median"]) for side, names in final.items()}
 
 
 # ---- the same job -------------------------------------------------------------------------------------------------------
@@ -181,7 +185,9 @@ def compare(
         for runner in [*runners, *(replace(runner, threads=threads, overlap=True) for runner in runners for threads in (1, 2))]:
             engines = stack.enter_context(EngineSet.open(model.engines(cache, runner.backend, runner.precision), threads=runner.threads))
             ours[runner.name] = _Ours(
-                stack.enter_context(VicortStream(engines, system, workload, runner.overlap, max_tokens=ANSWER_TOKENS))
+                stack.enter_context(
+                    VicortStream(engines, system, workload, runner.overlap, max_tokens=ANSWER_TOKENS, threads=runner.threads)
+                )
             )
         everyone = {**theirs, **ours}
         for each in everyone.values():

@@ -76,8 +76,8 @@ PARTS: dict[str, Part] = {
 }
 
 
-def run(names: Sequence[str], cache: Path, settings: Settings, quick: bool) -> dict[str, Any]:
-    """Measure these parts, one after another."""
+def run(names: Sequence[str], cache: Path, settings: Settings, quick: bool, out: Path) -> dict[str, Any]:
+    """Measure these parts, one after another; what is done is in `out` even if a later part fails."""
     from vicort.benchmarks.machine import conditions
 
     result: dict[str, Any] = {"schema": SCHEMA, "quick": quick, "conditions": conditions(), "settings": vars(settings), "parts": {}}
@@ -86,6 +86,7 @@ def run(names: Sequence[str], cache: Path, settings: Settings, quick: bool) -> d
         print(f"{name} …", end=" ", file=sys.stderr, flush=True)
         result["parts"][name] = in_own_process(PARTS[name], cache, settings)
         print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        out.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -115,8 +116,7 @@ def _bench(options: argparse.Namespace) -> int:
     if not options.out.parent.is_dir():
         raise ConfigError(f"--out {options.out}: there is no folder {options.out.parent}: make it, or name another file")
     options.cache.mkdir(parents=True, exist_ok=True)
-    result = run(names, options.cache.resolve(), settings, options.quick)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    result = run(names, options.cache.resolve(), settings, options.quick, options.out)
     print(table(result))
     written = [str(options.out)]
     if picture := draw(result, options.out.with_suffix(".png")):

@@ -35,7 +35,7 @@ def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
         streams = {}
         for mode, (overlap, threads) in MODES.items():
             engines = stack.enter_context(EngineSet.open(engine_dir, threads=threads))
-            streams[mode] = stack.enter_context(VicortStream(engines, system, workload, overlap))
+            streams[mode] = stack.enter_context(VicortStream(engines, system, workload, overlap, threads=threads))
             streams[mode].push_chunks(settings.warmup_chunks)
         memory = interleaved({mode: lambda s=stream: s.push_chunks(settings.chunks) for mode, stream in streams.items()}, settings.repeats)
         stages = {mode: _stages(stream, settings.warmup_chunks) for mode, stream in streams.items()}

@@ -22,7 +22,7 @@ class Recipe(BaseModel):
     image_width: int = Field(308, gt=0)  # pixels of a frame as the vision graph takes it
     image_height: int = Field(308, gt=0)
     chunk_frames: int = Field(16, ge=UNIT_FRAMES, le=512, multiple_of=UNIT_FRAMES)  # most frames in a chunk
-    page_tokens: int = Field(32, ge=1, le=1024)  # cells in a page
+    page_tokens: int = Field(8, ge=1, le=1024)  # cells in a page: small ones waste little where most of a unit's tokens are dropped
     question_rows: int = Field(512, ge=ROW_STEP)  # a text of so many tokens fits into one run, however short the chunks are
     precision: Precision = "fp32"
 

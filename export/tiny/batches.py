@@ -116,7 +116,7 @@ def _episode(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> Epi
     for index, ((r, k), run) in enumerate(zip(chosen.values(), runs, strict=True)):
         parts.append((starts[r] + run, np.where(reels[r].there[run] == k, index, -1)))
     empty = np.concatenate([start + np.flatnonzero((reel.there == -1).all(1)) for start, reel in zip(starts, reels, strict=False)])
-    rows, there = _with_empties(rng, parts, empty, rng.integers(recipe.empties[0], recipe.empties[1] + 1))
+    rows, there = _with_empties(rng, parts, empty, int(rng.integers(recipe.empties[0], recipe.empties[1] + 1)))
     things = tuple(reels[r].things[k] for r, k in chosen.values())
     return Episode(rows, _times(rng, len(rows), recipe), there, things)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vicort.export.tiny.questions import all_questions
+from vicort.export.tiny.questions import Asked, all_questions
 from vicort.export.tiny.video import write_video
 from vicort.export.tiny.world import Stream, Style, make_stream, shifted
 
@@ -24,7 +24,7 @@ def make_demo(folder: Path) -> None:
     """
     stream = demo_stream()
     write_video(folder / "shapes.mp4", stream, SIZE, FPS, bitrate=BITRATE, style=STYLE, options={"preset": "slow"})
-    asked = []
+    asked: list[tuple[float | None, Asked]] = []
     for index, thing in enumerate(stream.things):
         at = int(thing.end) - 0.01  # a unit begins each second: then the last frame seen is that of half a second before
         seen = stream.things[: index + 1]

@@ -45,17 +45,17 @@ class Reader:
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration) -> None:
         self.model, self.tokenizer, self.cache = model, make_tokenizer(), DynamicCache()
         prompt = self.tokenizer.encode(PROMPT).ids
-        self.prompt, self.next_position, self.first_time = len(prompt), len(prompt), None
+        self.prompt, self.next_position = len(prompt), len(prompt)
+        self.first_time: Fraction | None = None
         self._run(self._embed(prompt), np.tile(np.arange(len(prompt)), (3, 1)), np.tril(np.ones((len(prompt),) * 2, bool)))
 
     @torch.inference_mode()
     def watch(self, frames: np.ndarray, times: Sequence[Fraction]) -> None:
         """frames [U, 2, 112, 112, 3] uint8; times: seconds of the U units' first frames."""
-        if self.first_time is None:
-            self.first_time = times[0]
+        first = self.first_time = times[0] if self.first_time is None else self.first_time
         for start in range(0, len(frames), PIECE):
             piece = torch.from_numpy(np.ascontiguousarray(frames[start : start + PIECE]))
-            t = np.array([int((time - self.first_time) * TOKENS_PER_SECOND) for time in times[start : start + PIECE]]).repeat(UNIT_TOKENS)
+            t = np.array([int((time - first) * TOKENS_PER_SECOND) for time in times[start : start + PIECE]]).repeat(UNIT_TOKENS)
             row, column = np.divmod(np.tile(np.arange(UNIT_TOKENS), len(piece)), GRID)
             positions = self.prompt + np.stack([t, row, column])
             past, new = self.cache.get_seq_length(), len(t)
@@ -67,15 +67,15 @@ class Reader:
     def answer(self, questions: Iterable[str]) -> list[str]:
         """Greedy answers, all questions side by side, none seeing another."""
         end = VOCABULARY.index("<|im_end|>")
-        questions = [self.tokenizer.encode("<|vision_end|>" + question).ids for question in questions]
-        texts = [list(question) for question in questions]
+        asked: list[list[int]] = [self.tokenizer.encode("<|vision_end|>" + question).ids for question in questions]
+        texts = [list(question) for question in asked]
         for _ in range(LONGEST_ANSWER):
             for text, token in zip(texts, self._next_tokens(texts), strict=True):
                 if text[-1] != end:
                     text.append(token)
             if all(text[-1] == end for text in texts):
                 break
-        return [self.tokenizer.decode(text[len(question) :]) for text, question in zip(texts, questions, strict=True)]
+        return [self.tokenizer.decode(text[len(question) :]) for text, question in zip(texts, asked, strict=True)]
 
     def _next_tokens(self, texts: list[list[int]]) -> list[int]:
         past = self.cache.get_seq_length()

@@ -32,7 +32,7 @@ def make_reel(seed: int) -> Reel:
     rng = np.random.default_rng([seed, 10])
     wide, high = _frame_shape(rng)
     side = int(rng.choice(HEIGHTS, p=np.array([8, 6, 4, 3, 2, 1, 1]) / 25))
-    size = tuple(side * part // min(wide, high) // 2 * 2 for part in (wide, high))
+    size = side * wide // min(wide, high) // 2 * 2, side * high // min(wide, high) // 2 * 2
     lead, tail = rng.uniform(0, 3, 2)
     stream = make_stream(seed, 7, size[0] / size[1], lead, tail, stay=(1.2, 4.5), gap=(0.0, 1.5))
     options = {"crf": str(rng.integers(18, 41)), "preset": str(rng.choice(["ultrafast", "veryfast", "medium"]))}

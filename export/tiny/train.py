@@ -44,14 +44,14 @@ class Stage:
     square: bool = False  # only reels with square frames, in which things are large
 
 
-MEMORY = {"far": 0.7, "bounded": 0.4, "drops": 0.4, "retrieval": 0.3, "turns": 0.1}
+MEMORY = Recipe(empties=(0, 30), far=0.7, bounded=0.4, drops=0.4, retrieval=0.3, turns=0.1)
 STAGES = (
     Stage("eyes, large", 200, (1.5e-3, 1.5e-3), None, sight=1.0, square=True),
     Stage("eyes", 400, (1.5e-3, 5e-4), None, sight=1.0),
     Stage("eyes, longer", 1600, (1.2e-3, 1e-4), None, sight=1.0, glances=(16, 4)),
     Stage("up to seven", 500, (1.2e-3, 8e-4), Recipe(drops=0.2)),
     Stage("together", 350, (8e-4, 5e-4), Recipe(empties=(0, 12), drops=0.3, far=0.4), sight=0.3),
-    Stage("memory", 550, (6e-4, 3e-5), Recipe(empties=(0, 30), **MEMORY), sight=0.2),
+    Stage("memory", 420, (6e-4, 3e-5), MEMORY, sight=0.2),
 )
 
 
@@ -181,7 +181,8 @@ class Meter:
     def __init__(self, kinds: list[str]) -> None:
         self.kinds, self.began = kinds, time.monotonic()
         self.losses: list[float] = []
-        self.right, self.kind = [], []
+        self.right: list[Tensor] = []
+        self.kind: list[Tensor] = []
 
     def add(self, loss: float, right: Tensor, kind: Tensor) -> None:
         self.losses.append(loss)

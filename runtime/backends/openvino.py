@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -24,7 +25,8 @@ TYPES = {
 class OpenVinoEngine:
     """A compiled model with an inference request for each thread that runs it.
 
-    `streams` runs go on at once, each with `threads` CPU threads; a further one waits. The weights are shared.
+    Up to `streams` runs go on at once, each with `threads` CPU threads, as far as there are cores; a further one waits. The weights are
+    shared.
     """
 
     def __init__(self, path: Path, signature: GraphSpec, *, threads: int, streams: int) -> None:
@@ -56,6 +58,11 @@ class OpenVinoEngine:
 
 
 def _properties(threads: int, streams: int) -> dict[str, object]:
+    """OpenVINO shares the cores out between streams: on two cores, two streams have one thread each, however many are asked for.
+
+    So runs go side by side only where each can have its threads; else they take turns.
+    """
+    streams = max(1, min(streams, len(os.sched_getaffinity(0)) // threads))
     return {
         "INFERENCE_NUM_THREADS": threads * streams,
         "NUM_STREAMS": streams,

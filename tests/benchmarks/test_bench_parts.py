@@ -142,7 +142,7 @@ def test_batched_windows_change_nothing():
 
 def test_machine_part_measures_and_reports(tmp_path):
     small = Settings(matrix_size=64, matrix_repeats=2, copy_mb=1)
-    result = bench.run(["machine"], tmp_path, small, quick=True)
+    result = bench.run(["machine"], tmp_path, small, quick=True, out=tmp_path / "part.json")
     for key in ("date", "cpu", "cores", "matrix_flags", "python", "libraries"):
         assert result["conditions"][key]
     rates = result["parts"]["machine"]["torch"]
