@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,13 +190,13 @@ def compare(
                     VicortStream(engines, system, workload, runner.overlap, max_tokens=ANSWER_TOKENS, threads=runner.threads)
                 )
             )
-        everyone = {**theirs, **ours}
+        everyone: dict[str, _Theirs | _Ours] = {**theirs, **ours}
         for each in everyone.values():
             each.run(amount.warmup)
             each.clear()
-        interleaved({name: lambda e=each: e.run(amount.chunks) for name, each in everyone.items()}, amount.repeats)
+        interleaved({name: partial(each.run, amount.chunks) for name, each in everyone.items()}, amount.repeats)
         asked = {name: each.ask() for name, each in everyone.items()}
-    sides = {"transformers": theirs, "vicort": ours}
+    sides: dict[str, dict[str, Any]] = {"transformers": theirs, "vicort": ours}
     return {side: {name: each.report() | {"question_ms": asked[name]} for name, each in names.items()} for side, names in sides.items()}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
             engines = stack.enter_context(EngineSet.open(engine_dir, threads=threads))
             streams[mode] = stack.enter_context(VicortStream(engines, system, workload, overlap, threads=threads))
             streams[mode].push_chunks(settings.warmup_chunks)
-        memory = interleaved({mode: lambda s=stream: s.push_chunks(settings.chunks) for mode, stream in streams.items()}, settings.repeats)
+        memory = interleaved({mode: partial(stream.push_chunks, settings.chunks) for mode, stream in streams.items()}, settings.repeats)
         stages = {mode: _stages(stream, settings.warmup_chunks) for mode, stream in streams.items()}
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         workload.encode(folder / "clip.mp4", settings.chunks * CHUNK_FRAMES)

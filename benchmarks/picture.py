@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def _panels(parts: dict[str, Any]) -> list[Callable[[Any], None]]:
     panels: list[Callable[[Any], None]] = []
     for name in ("transformers-tiny", "transformers-medium"):
         if name in parts:
-            panels.append(lambda axis, part=parts[name]: _transformers(axis, part))
+            panels.append(partial(_transformers, part=parts[name]))
     if "overlap" in parts:
         panels.append(lambda axis: _overlap(axis, parts["overlap"]))
         panels.append(lambda axis: _stages(axis, parts["overlap"]))

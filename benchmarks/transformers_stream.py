@@ -155,7 +155,9 @@ class TransformersStream:
         start = time.perf_counter()
         cache = self._assemble(self._retrieve(question))
         ids = self._suffix(question)
-        first, tokens, logits, ttft = self._newest + 1, [], [], 0.0
+        tokens: list[int] = []
+        logits: list[np.ndarray] = []
+        first, ttft = self._newest + 1, 0.0
         while True:
             positions = torch.arange(first, first + len(ids)).expand(3, -1)
             hidden = self._forward(self._language.embed_tokens(torch.tensor(ids)), positions, cache)
