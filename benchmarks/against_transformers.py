@@ -88,7 +88,7 @@ def measure(model: Model, cache: Path, settings: Settings) -> dict[str, Any]:
             kind: round(final["transformers"][names["transformers"]][kind]["median"] / final["vicort"][names["vicort"]][kind]["median"], 3)
             for kind, names in (("with_preprocessing", best), ("without_preprocessing", bare))
         },
-        "full_history": full_history(model, cache, workload, amount, variants[0], runners[0]),
+        "full_history": full_history(model, cache, workload, amount, replace(variants[0], compiled=False), runners[0]),
     }
 
 
@@ -138,7 +138,7 @@ def check_same_job(model: Model, cache: Path, system: System, chunks: int) -> di
 def screen_transformers(
     model: Model, workload: Workload, system: System, amount: Amount, compiled: bool
 ) -> tuple[list[Variant], dict[str, float]]:
-    """Milliseconds a chunk, without preprocessing, of all variants; returns the fastest of each precision, fastest first."""
+    """Milliseconds a chunk, without preprocessing, of all variants; returns the fastest in fp32 and with bf16, fastest first."""
     chunks = chunks_of(workload, 0, 2 + amount.screening)
     measured: dict[Variant, float] = {}
 
@@ -154,7 +154,8 @@ def screen_transformers(
         screen(replace(fastest, compiled=True))
     gc.collect()
     order = sorted((v for v in measured if not v.batched_windows), key=measured.__getitem__)
-    leaders = [next(v for v in order if v.precision == precision) for precision in dict.fromkeys(v.precision for v in order)]
+    leaders = [next(v for v in order if (v.precision == "fp32") == full) for full in (True, False)]
+    leaders.sort(key=measured.__getitem__)
     return leaders, {variant.name: round(ms, 3) for variant, ms in measured.items()}
 
 
@@ -179,11 +180,11 @@ def screen_vicort(model: Model, cache: Path, workload: Workload, system: System,
 def compare(
     model: Model, cache: Path, workload: Workload, system: System, amount: Amount, variants: Sequence[Variant], runners: Sequence[Runner]
 ) -> dict[str, dict[str, Any]]:
-    """Interleaved measurements of the leaders; vicort overlapped as well as sequential."""
+    """Interleaved measurements of the leaders; the first of vicort's overlapped as well."""
     with ExitStack() as stack:
         theirs = {v.name: _Theirs(model, system, workload, v) for v in variants}
         ours: dict[str, _Ours] = {}
-        for runner in [*runners, *(replace(runner, threads=threads, overlap=True) for runner in runners for threads in (1, 2))]:
+        for runner in [*runners, *(replace(runners[0], threads=threads, overlap=True) for threads in (1, 2))]:
             engines = stack.enter_context(EngineSet.open(model.engines(cache, runner.backend, runner.precision), threads=runner.threads))
             ours[runner.name] = _Ours(
                 stack.enter_context(
@@ -253,7 +254,10 @@ class _Ours:
 
 
 def full_history(model: Model, cache: Path, workload: Workload, amount: Amount, variant: Variant, runner: Runner) -> dict[str, Any]:
-    """Nothing dropped, everything attended to: milliseconds a chunk, without preprocessing, as the stream grows."""
+    """Nothing dropped, everything attended to: milliseconds a chunk, without preprocessing, as the stream grows.
+
+    Not compiled: every chunk brings a new shape, and torch.compile would be timed instead.
+    """
     system, count = bench_system("full-history"), amount.history
     theirs = TransformersStream(model.checkpoint, system, variant, model.side, model.side)
     their_ms = [rest for _, rest in timed(theirs, chunks_of(workload, 0, count))]

@@ -20,6 +20,7 @@ from vicort.runtime.errors import ConfigError, VicortError
 
 SCHEMA = 1
 CACHE = Path("build/bench")
+OUT = Path("benchmarks/results/bench.json")
 TINY_ENGINES = ("openvino", "fp32")  # of the parts that measure one engine set
 
 
@@ -77,17 +78,37 @@ PARTS: dict[str, Part] = {
 
 
 def run(names: Sequence[str], cache: Path, settings: Settings, quick: bool, out: Path) -> dict[str, Any]:
-    """Measure these parts, one after another; what is done is in `out` even if a later part fails."""
-    from vicort.benchmarks.machine import conditions
+    """Measure these parts, one after another; what is done is in `out` even if a later part fails.
+
+    Parts that `out` already holds, measured on the same machine with the same libraries and settings, stay; each part has its own date.
+    """
+    from vicort.benchmarks.machine import conditions, now
 
     result: dict[str, Any] = {"schema": SCHEMA, "quick": quick, "conditions": conditions(), "settings": vars(settings), "parts": {}}
+    result["parts"] = earlier_parts(out, result)
     for name in names:
-        start = time.perf_counter()
+        moment, start = now(), time.perf_counter()
         print(f"{name} …", end=" ", file=sys.stderr, flush=True)
-        result["parts"][name] = in_own_process(PARTS[name], cache, settings)
+        result["parts"][name] = in_own_process(PARTS[name], cache, settings) | {"measured": moment}
         print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        result["parts"] = {part: result["parts"][part] for part in PARTS if part in result["parts"]}
         out.write_text(json.dumps(result, indent=1) + "\n")
     return result
+
+
+def earlier_parts(out: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Parts of an earlier run in `out` that may stand beside those of `result`."""
+    if not out.is_file():
+        return {}
+    try:
+        earlier = json.loads(out.read_text())
+    except ValueError as error:
+        raise ConfigError(f"--out {out} is there and no result of vicort-bench ({error}): name another file") from error
+    comparable = ("cpu", "cores", "memory_gb", "python", "libraries")
+    same = all(earlier.get(key) == result[key] for key in ("schema", "quick", "settings")) and all(
+        earlier["conditions"].get(key) == result["conditions"][key] for key in comparable
+    )
+    return earlier["parts"] if same else {}
 
 
 def in_own_process(part: Part, *arguments: Any) -> dict[str, Any]:
@@ -113,13 +134,14 @@ def _bench(options: argparse.Namespace) -> int:
 
     settings = QUICK if options.quick else Settings()
     names = _chosen(options.only, settings)
-    if not options.out.parent.is_dir():
-        raise ConfigError(f"--out {options.out}: there is no folder {options.out.parent}: make it, or name another file")
     options.cache.mkdir(parents=True, exist_ok=True)
-    result = run(names, options.cache.resolve(), settings, options.quick, options.out)
+    out = options.out or (options.cache / "quick.json" if options.quick else OUT)
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}: make it, or name another file")
+    result = run(names, options.cache.resolve(), settings, options.quick, out)
     print(table(result))
-    written = [str(options.out)]
-    if picture := draw(result, options.out.with_suffix(".png")):
+    written = [str(out)]
+    if picture := draw(result, out.with_suffix(".png")):
         written.append(str(picture))
     print(f"\nwritten: {', '.join(written)}")
     return 0

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
-VIDEO, QUESTIONS = FIXTURES / "shapes.mp4", FIXTURES / "shapes.json"
+CHECKOUT = Path(__file__).parents[1]
+FIXTURES = CHECKOUT / "tests" / "fixtures"
+VIDEO, TRUTH = FIXTURES / "shapes.mp4", FIXTURES / "shapes.json"
 
 
 def main() -> int:
@@ -21,12 +22,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m vicort.benchmarks.demo", description=__doc__)
     parser.add_argument("--system", default="full-history", help="any of configs/systems (default: %(default)s)")
     options = parser.parse_args()
-    cases = [{"id": str(number)} | case for number, case in enumerate(json.loads(QUESTIONS.read_text())["questions"])]
+    cases = [{"id": str(number)} | case for number, case in enumerate(json.loads(TRUTH.read_text())["questions"])]
     run("vicort.export.build", "tiny")
-    with tempfile.TemporaryDirectory() as folder:
-        questions = Path(folder) / "questions.jsonl"
-        questions.write_text("".join(json.dumps({key: case[key] for key in ("at", "question", "id")}) + "\n" for case in cases))
-        events = run("vicort.runtime.run", str(VIDEO), "--system", options.system, "--questions", str(questions), "--format", "jsonl")
+    questions = CHECKOUT / "build" / "demo" / "questions.jsonl"
+    questions.parent.mkdir(parents=True, exist_ok=True)
+    questions.write_text("".join(json.dumps({key: case[key] for key in ("at", "question", "id")}) + "\n" for case in cases))
+    paths = os.path.relpath(VIDEO), "--system", options.system, "--questions", os.path.relpath(questions)
+    events = run("vicort.runtime.run", *paths, "--format", "jsonl")
     return report(cases, [json.loads(line) for line in events.splitlines()])
 
 

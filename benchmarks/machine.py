@@ -23,16 +23,23 @@ def conditions() -> dict[str, Any]:
     info = _cpu_info()
     flags = (info.get("flags") or info.get("Features") or "").split()
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **now(),
         "cpu": info.get("model name", platform.processor() or platform.machine()),
         "cpu_family_model": f"{info.get('cpu family', '?')}/{info.get('model', '?')}",
         "cores": len(os.sched_getaffinity(0)),
         "matrix_flags": [flag for flag in MATRIX_FLAGS if flag in flags],
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "load_average_at_start": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
         "python": platform.python_version(),
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def now() -> dict[str, Any]:
+    """When, and how busy the machine was before."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "load_average": round(os.getloadavg()[0], 2),  # over the last minute: processes that ran or waited for a core
     }
 
 

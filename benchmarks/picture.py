@@ -25,8 +25,10 @@ def draw(result: dict[str, Any], path: Path) -> Path | None:
         return None
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
-    with pyplot.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titleweight": "bold"}):
-        figure, axes = pyplot.subplots(rows, columns, figsize=(6.8 * columns, 3.9 * rows + 0.7), squeeze=False, layout="constrained")
+    with pyplot.rc_context(
+        {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titleweight": "bold", "axes.titlesize": 11}
+    ):
+        figure, axes = pyplot.subplots(rows, columns, figsize=(7.6 * columns, 3.6 * rows + 0.7), squeeze=False, layout="constrained")
         for axis, panel in zip(axes.flat, panels, strict=False):
             panel(axis)
         for axis in axes.flat[len(panels) :]:
@@ -42,7 +44,7 @@ def _panels(parts: dict[str, Any]) -> list[Callable[[Any], None]]:
     panels: list[Callable[[Any], None]] = []
     for name in ("transformers-tiny", "transformers-medium"):
         if name in parts:
-            panels.append(partial(_transformers, part=parts[name]))
+            panels.append(partial(_transformers, part=parts[name], machine=parts.get("machine")))
     if "overlap" in parts:
         panels.append(lambda axis: _overlap(axis, parts["overlap"]))
         panels.append(lambda axis: _stages(axis, parts["overlap"]))
@@ -56,7 +58,7 @@ def _panels(parts: dict[str, Any]) -> list[Callable[[Any], None]]:
     return panels
 
 
-def _transformers(axis: Any, part: dict[str, Any]) -> None:
+def _transformers(axis: Any, part: dict[str, Any], machine: dict[str, Any] | None) -> None:
     rows = [(side, name, row["with_preprocessing"]) for side, names in part["ms_a_chunk"].items() for name, row in names.items()]
     rows.sort(key=lambda row: -row[2]["median"])
     _bars(
@@ -65,9 +67,14 @@ def _transformers(axis: Any, part: dict[str, Any]) -> None:
         [ms for _, _, ms in rows],
         [OURS if s == "vicort" else THEIRS for s, _, _ in rows],
     )
-    axis.set_xlabel("ms a chunk of 16 frames, preprocessing included")
-    size = f"{part['model']['parameters'] / 1e6:.3g} M parameters"
-    axis.set_title(f"{part['model']['name']}, {size}: {part['speedup']['with_preprocessing']:.2f}x transformers' fastest", loc="left")
+    least = 0.0
+    if machine:
+        least = min(row["least_ms"] for row in limit(part, machine).values())
+        axis.axvline(least, color="#333333", linestyle=":")
+    dotted = f"; dotted: its arithmetic at the best matrix rate, {least:.3g} ms" if machine else ""
+    axis.set_xlabel(f"ms a chunk of 16 frames, preprocessing included{dotted}")
+    size = f"{part['model']['parameters'] / 1e6:.2g} M parameters"
+    axis.set_title(f"{size}: {part['speedup']['with_preprocessing']:.2f}x transformers' best (goal {GOALS['transformers']})", loc="left")
 
 
 def _overlap(axis: Any, part: dict[str, Any]) -> None:
@@ -92,7 +99,7 @@ def _stages(axis: Any, part: dict[str, Any]) -> None:
     axis.plot([wall[mode]["median"] for mode in modes], modes, "k|", markersize=22, markeredgewidth=2, label="wall")
     axis.set_xlabel("ms a chunk inside each stage")
     axis.set_title("where the time goes, tiny", loc="left")
-    axis.legend(ncols=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=9)
+    axis.legend(ncols=5, frameon=False, loc="upper center", bbox_to_anchor=(0.4, -0.2), fontsize=9)
 
 
 def _long(axis: Any, part: dict[str, Any]) -> None:
@@ -100,9 +107,10 @@ def _long(axis: Any, part: dict[str, Any]) -> None:
     medians = [point["ms_between_chunks"]["median"] for point in part["points"]]
     low = [point["ms_between_chunks"]["median"] - point["ms_between_chunks"]["p25"] for point in part["points"]]
     high = [point["ms_between_chunks"]["p75"] - point["ms_between_chunks"]["median"] for point in part["points"]]
-    axis.bar(labels, medians, yerr=[low, high], color=OURS, width=0.5, capsize=4, ecolor="#333333")
+    axis.bar(labels, medians, yerr=[low, high], color=OURS, width=0.7, capsize=4, ecolor="#333333")
     for label, median, point in zip(labels, medians, part["points"], strict=True):
         axis.text(label, median / 2, f"{median:.2f} ms\nRSS {point['rss_mb']:.0f} MB", ha="center", va="center", color="white", fontsize=9)
+    axis.margins(x=0.25)
     axis.set_ylabel("ms between chunks")
     axis.set_xlabel("chunks of one stream")
     axis.set_title(f"long stream: peak RSS {part['peak_rss_mb']:.0f} MB", loc="left")
@@ -142,5 +150,5 @@ def _bars(axis: Any, labels: list[str], spreads: list[dict[str, float]], colors:
     errors = [[s["median"] - s["p25"] for s in spreads], [s["p75"] - s["median"] for s in spreads]]
     axis.barh(labels, medians, xerr=errors, color=colors, height=0.6, capsize=3, ecolor="#333333")
     for label, s in zip(labels, spreads, strict=True):
-        axis.annotate(f" {s['median']:.3g}", (s["p75"], label), va="center", fontsize=9)
+        axis.annotate(f" {s['median']:.{1 if s['median'] < 100 else 0}f}", (s["p75"], label), va="center", fontsize=9)
     axis.margins(x=0.15)

@@ -25,8 +25,8 @@ class Settings:
     medium_history_chunks: int = 6
     checked_chunks: int = 6  # that both sides do the same job
     long_chunks: int = 2100
-    long_device_mb: float = 80  # budgets that the stream outgrows: the device tier by about chunk 250, the host tier by about chunk 900
-    long_host_mb: float = 160
+    long_device_mb: float = 40  # budgets that the stream outgrows: the device tier by about chunk 300, the host tier by about chunk 850
+    long_host_mb: float = 50
     questions: int = 100  # of each kind, for percentiles of the time to the first token
     real_time_fps: int = 30
 

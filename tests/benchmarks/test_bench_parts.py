@@ -157,3 +157,16 @@ def test_unknown_part_is_one_line_and_an_exit_code(capsys):
     assert message.count("\n") == 1
     assert "nothing" in message
     assert "overlap" in message
+
+
+def test_a_part_measured_again_leaves_the_others(tmp_path):
+    out, small = tmp_path / "part.json", Settings(matrix_size=64, matrix_repeats=2, copy_mb=1)
+    first = bench.run(["machine"], tmp_path, small, quick=True, out=out)
+    kept = json.loads(out.read_text())
+    kept["parts"]["overlap"] = {"kept": True}
+    out.write_text(json.dumps(kept))
+    again = bench.run(["machine"], tmp_path, small, quick=True, out=out)
+    assert again["parts"]["overlap"] == {"kept": True}
+    assert again["parts"]["machine"]["measured"]["date"] >= first["parts"]["machine"]["measured"]["date"]
+    other = bench.run(["machine"], tmp_path, Settings(matrix_size=64, matrix_repeats=3, copy_mb=1), quick=True, out=out)
+    assert set(other["parts"]) == {"machine"}  # other settings: not comparable
