@@ -159,9 +159,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", default=[], metavar="PART", help=f"measure this part alone (repeatable): {', '.join(PARTS)}"
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("benchmarks/results/bench.json"), help="JSON; the picture lies beside it (%(default)s)"
-    )
+    parser.add_argument("--out", type=Path, help=f"JSON; the picture lies beside it ({OUT}; with --quick {CACHE}/quick.json)")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where engine sets for the benchmarks are built (%(default)s)")
     return parser.parse_args(arguments)
 

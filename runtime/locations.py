@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import get_args
 
 from vicort.runtime.manifest import FILE_NAME, Backend, Precision
 
-PREFERRED: tuple[Backend, ...] = ("tensorrt", "openvino", "onnxruntime")
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 def engines_root() -> Path:
@@ -25,12 +27,10 @@ def default_engine_dir(model: str, precision: Precision, backend: Backend) -> Pa
 
 
 def find_engine_dir(model: str) -> Path | None:
-    """An engine set of this model that was built with the defaults, the fastest kind first; None if there is none."""
-    for backend in PREFERRED:
-        folder = default_engine_dir(model, "fp32", backend)
-        if (folder / FILE_NAME).is_file():
-            return folder
-    return None
+    """The engine set of this model that was built last, of those built where the defaults put them; None if there is none."""
+    manifests = [default_engine_dir(model, precision, backend) / FILE_NAME for precision in PRECISIONS for backend in BACKENDS]
+    built = [manifest for manifest in manifests if manifest.is_file()]
+    return max(built, key=lambda manifest: manifest.stat().st_mtime_ns).parent if built else None
 
 
 def user_cache() -> Path:

@@ -1,6 +1,7 @@
 """Engine sets as the runtime opens and runs them."""
 
 import json
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -192,4 +193,11 @@ def test_where_engine_sets_lie(tmp_path, monkeypatch):
     built = locations.default_engine_dir("tiny", "fp32", "onnxruntime")
     built.mkdir(parents=True)
     (built / FILE_NAME).write_text("{}")
+    assert locations.find_engine_dir("tiny") == built
+    later = locations.default_engine_dir("tiny", "fp32", "openvino")
+    later.mkdir()
+    (later / FILE_NAME).write_text("{}")
+    os.utime(built / FILE_NAME, (1000, 1000))
+    assert locations.find_engine_dir("tiny") == later
+    os.utime(later / FILE_NAME, (500, 500))
     assert locations.find_engine_dir("tiny") == built
