@@ -18,14 +18,14 @@ from datetime import date
 from fractions import Fraction
 from pathlib import Path
 
-from tqdm import tqdm
-
 from vicort.export.tiny.evaluate import HELD_OUT, LONG
 from vicort.export.tiny.video import write_video
 from vicort.export.tiny.world import Stream, make_stream
 from vicort.runtime.core import Answer, Question
+from vicort.runtime.engine import EngineSet
 from vicort.runtime.session import Session
 from vicort.runtime.sources import open_source
+from vicort.runtime.system import load_system
 
 SYSTEMS = ("full-history", "vicostream", "uniform", "simplestream")
 AGES = (0, 8, 64, 250, 1000)  # units, that is seconds, since the last thing went
@@ -44,14 +44,15 @@ def main() -> int:
     systems = options.system or SYSTEMS
     started = time.time()
     right: dict[str, dict[str, list[bool]]] = {system: defaultdict(list) for system in systems}
-    with tempfile.TemporaryDirectory() as folder:
-        for seed in tqdm(range(options.streams), unit="stream", disable=not sys.stderr.isatty()):
+    with tempfile.TemporaryDirectory() as folder, EngineSet.open(options.engine_dir) as engines:
+        for seed in range(options.streams):
             stream = make_stream(HELD_OUT + seed, THINGS, LONG.size[0] / LONG.size[1], tail=max(options.ages) + 1)
             path = Path(folder) / "stream.mp4"
             write_video(path, stream, LONG.size, LONG.fps, LONG.codec, LONG.bitrate, LONG.style)
             for system in systems:
-                for kind, verdict in watch(path, stream, options.engine_dir, system, options.ages):
+                for kind, verdict in watch(path, stream, engines, system, options.ages):
                     right[system][kind].append(verdict)
+            print(f"stream {seed + 1} of {options.streams}", file=sys.stderr, flush=True)
     table = {system: {kind: summarise(verdicts) for kind, verdicts in kinds.items()} for system, kinds in right.items()}
     print_table(table)
     if options.out:
@@ -68,11 +69,11 @@ def main() -> int:
     return 0
 
 
-def watch(path: Path, stream: Stream, engines: Path, system: str, ages: tuple[int, ...]) -> list[tuple[str, bool]]:
+def watch(path: Path, stream: Stream, engines: EngineSet, system: str, ages: tuple[int, ...]) -> list[tuple[str, bool]]:
     """One pass of one system over one file: each question's kind, and whether its answer was right."""
     gone = Fraction(stream.things[-1].end).limit_denominator(1000)
     truth: dict[str, tuple[str, str]] = {}  # of each question: its kind and its answer
-    with Session.open(engines, system) as session, open_source(str(path)) as source:
+    with Session(engines, load_system(system)) as session, open_source(str(path)) as source:
         last = stream.things[-1]
         middle = Fraction((max(last.start, last.end - 1) + last.end) / 2).limit_denominator(1000)
         truth["now"] = "now", f"{last.color} {last.shape}"

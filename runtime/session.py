@@ -6,6 +6,7 @@ question -> snapshot (retrieval, lease) -> prefill of its text -> answer, a toke
 
 from __future__ import annotations
 
+import gc
 import resource
 import sys
 import threading
@@ -223,6 +224,7 @@ class Session:
         """Let go of threads and memory; open work is dropped."""
         if not self._closed:
             self.cancel()
+            gc.collect()  # engines and pools are large, and lie in reference cycles that might otherwise stay for long
 
     def __enter__(self) -> Self:
         return self

@@ -23,7 +23,7 @@ GRID = SIDE // PATCH // MERGE  # visual tokens a side
 UNIT_TOKENS = GRID * GRID
 TOKENS_PER_SECOND = 1  # steps of t in a second: at 2 frames a second, one a unit
 MAX_POSITION = 2048
-INITIAL = 0.06  # standard deviation of new weights: with the usual 0.02, width 128 does not learn shapes
+INITIAL = 0.06  # standard deviation of new weights; the usual 0.02 is small for a width of 128
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # as in Qwen2.5-VL
 STD = (0.26862954, 0.26130258, 0.27577711)
 ATTENTION_BLOCK = 128  # queries
@@ -160,5 +160,5 @@ def _attend_in_windows(self: Qwen2_5_VLVisionAttention, hidden_states: Tensor, c
     q, k = apply_rotary_pos_emb_vision(q, k, *position_embeddings)
     windows = len(cu_seqlens) - 1
     q, k, v = (x.reshape(windows, -1, self.num_heads, self.head_dim).transpose(1, 2) for x in (q, k, v))
-    mixed = ((q * self.scaling) @ k.mT).softmax(-1) @ v  # windows this small: backwards ten times as fast as PyTorch's fused form
+    mixed = ((q * self.scaling) @ k.mT).softmax(-1) @ v  # windows this small: backwards faster than PyTorch's fused form
     return self.proj(mixed.transpose(1, 2).reshape(len(hidden_states), -1))

@@ -1,6 +1,6 @@
 """Trains the tiny model: stage by stage, resumable, on whatever reels lie in the pool.
 
-    python -m vicort.export.tiny.reels POOL --count 800 &
+    python -m vicort.export.tiny.reels POOL --count 1300 &
     python -m vicort.export.tiny.train POOL RUN --threads 2
 
 RUN holds state.pt (everything needed to go on), checkpoint/ (a Hugging Face directory) and curve.json.
