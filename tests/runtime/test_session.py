@@ -296,7 +296,7 @@ def test_a_conversation_sees_its_earlier_turns_and_others_do_not():
 
 
 def test_a_conversation_goes_on_behind_its_earlier_turns_and_all_video():
-    engines, video, second = FakeEngineSet(seed=11), frames(24), "what came after the star?"
+    engines, video, second = FakeEngineSet(seed=11), frames(60), "what came after the star?"
     with Session(engines, system(**FULL), sampling=SHORT) as session:
         prompt, plain = session._answerer.prompt, None
         plain = Transcript(engines, prompt.prefix)
