@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,46 +34,72 @@ class AnswerRun:
         self._rows = 0  # written so far
 
     def answer(self) -> Answer:
-        memory = self._shared.memory
-        recalls = self._snapshot.lease.recalls
-        scratch = memory.scratch_slots.take(recalls + len(self._layout.tokens))
-        run = self._shared.borrow()
+        shared, memory = self._shared, self._shared.memory
+        scratch = memory.scratch_slots.take(self._snapshot.lease.recalls + len(self._layout.tokens))
+        run = shared.borrow()
         try:
-            own = scratch[recalls:]
-            memory.pool.clear(own)
-            earlier = [slot for turn in self._turns for slot in turn.slots]
-            self._slots = np.asarray(own)[self._layout.page]
-            self._table = pad_table([*self._snapshot.lease.slots(scratch[:recalls]), *earlier, *own])
-            with self._shared.device.urgency.hold():
-                token = self._choice.choose(self._read(run, earlier), ())
+            with shared.device.urgency.hold():
+                shared.stream.submit(self._prepare, scratch).result()
+                token = self._choice.choose(self._read(run), ())
                 ttft = time.perf_counter_ns() - self._asked
             tokens, text = self._generate(run, token)
             if self._question.conversation is not None:
-                self._shared.keep_turn(self._question, text, own[self._layout.run.index(len(self._snapshot.latest)) : self._pages_written])
+                shared.stream.submit(self._keep_turn, text).result()
             return self._report(tokens, text, ttft)
         finally:
-            self._shared.give_back(run)
+            shared.give_back(run)
             memory.scratch_slots.free(scratch)
 
-    def _read(self, run: LanguageRun, earlier: Sequence[int]) -> np.ndarray:
+    def _prepare(self, scratch: Sequence[int]) -> None:
+        """The question's pages and its table. Runs in the question stream's work, as all does that touches pages."""
+        shared, lease = self._shared, self._snapshot.lease
+        shared.stream.wait(self._snapshot.ready)
+        recalled, self._own = scratch[: lease.recalls], scratch[lease.recalls :]
+        shared.memory.pool.clear(self._own, shared.stream)
+        self._earlier = [slot for turn in self._turns for slot in turn.slots]
+        self._slots = np.asarray(self._own)[self._layout.page]
+        self._table = pad_table([*lease.slots(recalled, shared.stream), *self._earlier, *self._own])
+
+    def _keep_turn(self, text: str) -> None:
+        shared = self._shared
+        first = self._layout.run.index(len(self._snapshot.latest))
+        shared.keep_turn(self._question, text, self._own[first : self._pages_written])
+        shared.device.read(shared.stream)  # the pages are given back next
+
+    def _read(self, run: LanguageRun) -> np.ndarray:
         """Prefill what the question brings; returns the logits [V] behind its last token."""
         first_text, vision = self._snapshot.first_text, np.empty((0, 3), np.int32)
         if latest := self._snapshot.latest:
             timeline = Timeline(self._shared.model, len(self._shared.prompt.prefix), 0)
             vision = np.concatenate([timeline.unit(unit.start) for unit in latest])
             first_text = timeline.next_text
-        if earlier:  # text also comes behind the earlier turns of its conversation
-            first_text = max(first_text, int(self._shared.memory.pool.where[list(earlier)].max()) + 1)
+        if self._earlier:  # text also comes behind the earlier turns of its conversation
+            first_text = max(first_text, int(self._shared.memory.pool.places[self._earlier].max()) + 1)
         self._first_text = first_text
-        positions = np.concatenate([vision, text_positions(first_text, len(self._suffix))])
-        tokens = np.concatenate([np.full(len(vision), FEATURE_ROW, np.int32), np.asarray(self._suffix, np.int32)])
-        features = np.zeros((len(tokens), self._shared.model.width), self._shared.memory.pool.data.dtype)
-        if latest:
-            features[: len(vision)] = np.concatenate([unit.rows for unit in latest])
-        for first in range(0, len(tokens), self._shared.model.max_rows):
-            rows = slice(first, first + self._shared.model.max_rows)
-            logits = self._step(run, tokens[rows], features[rows], positions[rows])
+        for unit_rows, tokens, positions in self._runs(vision, text_positions(first_text, len(self._suffix))):
+            logits = self._step(run, tokens, unit_rows, positions)
         return logits
+
+    def _runs(self, vision: np.ndarray, text: np.ndarray) -> Iterator[tuple[list[Any], np.ndarray, np.ndarray]]:
+        """The rows that the question brings, cut into runs that the engine takes: visual rows first, then text.
+
+        vision: [n, 3] positions of the rows of the units that wait, text: [m, 3]. -> visual rows, token ids [C], positions [C, 3]
+        """
+        positions = np.concatenate([vision, text])
+        tokens = np.concatenate([np.full(len(vision), FEATURE_ROW, np.int32), np.asarray(self._suffix, np.int32)])
+        most = self._shared.model.max_rows
+        for first in range(0, len(tokens), most):
+            yield self._visual_rows(first, first + most), tokens[first : first + most], positions[first : first + most]
+
+    def _visual_rows(self, first: int, last: int) -> list[Any]:
+        """Arrays of the visual rows first, …, last - 1, counted over all units that wait."""
+        pieces, start = [], 0
+        for unit in self._snapshot.latest:
+            rows = unit.rows.shape[0]
+            if start < last and start + rows > first:
+                pieces.append(unit.rows[max(first - start, 0) : min(last - start, rows)])
+            start += rows
+        return pieces
 
     def _generate(self, run: LanguageRun, token: int) -> tuple[list[int], str]:
         """The answer's tokens and text, from its first token on."""
@@ -84,7 +110,7 @@ class AnswerRun:
             if piece := text.add(token):
                 self._on_token(piece)
             position = self._first_text + len(self._suffix) + len(tokens) - 1
-            logits = self._step(run, np.array([token], np.int32), None, text_positions(position, 1))
+            logits = self._step(run, np.array([token], np.int32), [], text_positions(position, 1))
             if len(tokens) == self._question.sampling.max_tokens or position + 1 >= model.max_position:
                 break
             token = self._choice.choose(logits, tokens)
@@ -92,15 +118,19 @@ class AnswerRun:
             self._on_token(piece)
         return tokens, text.text
 
-    def _step(self, run: LanguageRun, tokens: np.ndarray, features: np.ndarray | None, positions: np.ndarray) -> np.ndarray:
+    def _step(self, run: LanguageRun, tokens: np.ndarray, features: Sequence[Any], positions: np.ndarray) -> np.ndarray:
         """Run rows over the table and place their keys and values in the scratch pages; returns logits [V]."""
-        shared = self._shared
-        with shared.clock.measure("question", rows=len(tokens)):
-            out = shared.stream.submit(run, tokens, features, positions, self._table, shared.stream).result()
+        return self._shared.stream.submit(self._step_in_stream, run, tokens, features, positions).result()
+
+    def _step_in_stream(self, run: LanguageRun, tokens: np.ndarray, features: Sequence[Any], positions: np.ndarray) -> np.ndarray:
+        shared, stream = self._shared, self._shared.stream
+        with shared.clock.measure("question", stream, rows=len(tokens)):
+            out = run(tokens, features, positions, self._table, stream)
             rows = slice(self._rows, self._rows + len(tokens))
-            shared.memory.pool.write(self._slots[rows], self._layout.cell[rows], out.k, out.v, positions)
+            shared.memory.pool.write(self._slots[rows], self._layout.cell[rows], out.k, out.v, positions, stream)
             self._rows = rows.stop
-        return out.logits
+            (logits,) = shared.device.read(stream, out.logits)
+        return logits[0]
 
     @property
     def _pages_written(self) -> int:

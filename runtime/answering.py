@@ -11,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 
 from vicort.runtime.core import Answer, Question
-from vicort.runtime.device import HostDevice
+from vicort.runtime.device import Device, Event
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import QuestionError
 from vicort.runtime.language import LanguageRun
@@ -46,6 +46,7 @@ class Snapshot:
     first_text: int  # position of the question's first token
     seen_until: Fraction  # seconds
     latest: tuple[LatestUnit, ...]  # units that the question has to prefill itself
+    ready: Event  # when all of it lies in memory
 
 
 class Answerer:
@@ -53,7 +54,7 @@ class Answerer:
 
     def __init__(
         self,
-        device: HostDevice,
+        device: Device,
         engines: EngineSet,
         memory: Memory,
         timeline: Timeline,
@@ -85,7 +86,10 @@ class Answerer:
         words = np.asarray(self.prompt.words(question.text), np.int32)
         digest = self.engines.embedding[words].mean(axis=0)
         units = self.memory.system.retrieval.choose(digest, self.memory.remembered())
-        return Snapshot(self.memory.lease(units), self._timeline.next_text, self._prefill.seen_until, tuple(self._prefill.latest))
+        prefill = self._prefill
+        return Snapshot(
+            self.memory.lease(units), self._timeline.next_text, prefill.seen_until, tuple(prefill.latest), prefill.stream.record()
+        )
 
     def answer(self, question: Question, snapshot: Snapshot, asked: int, on_token: Callable[[str], None]) -> Answer:
         """asked: perf_counter_ns when the question came. on_token gets each piece of text as it is ready."""
@@ -128,7 +132,8 @@ class Answerer:
     def keep_turn(self, question: Question, text: str, pages: Sequence[int]) -> None:
         """Copy a turn's text pages to the conversations' part, forgetting the oldest turns where it is full.
 
-        A turn too long for the whole part is not kept, and neither is anything before it: a conversation has no holes.
+        A turn too long for the whole part is not kept, and neither is anything before it: a conversation has no holes. Runs in the
+        question stream's work.
         """
         slots, pool = self.memory.conversation_slots, self.memory.pool
         if question.conversation is None:
@@ -140,5 +145,5 @@ class Answerer:
                 slots.free(crowded.turns.pop(0).slots)
             if len(pages) <= slots.count:
                 kept = slots.take(len(pages))
-                pool.copy_from(pool, pages, kept)
+                pool.copy_from(pool, pages, kept, self.stream)
                 conversation.turns.append(Turn(question.text, text, tuple(kept)))

@@ -1,22 +1,131 @@
-"""The host as a device: streams are ordered worker threads, events are futures, buffers are NumPy arrays.
+"""Devices: ordered streams of work, events in them, and the memory that they work on.
 
-`CudaDevice` will offer the same verbs on CUDA streams; the scheduler knows no other.
+The scheduler knows these verbs and nothing else. `HostDevice` keeps them with worker threads and NumPy arrays, `CudaDevice` (cuda.py)
+with CUDA streams and device memory. On the host a stream's work is done when it returns; on CUDA it has then only been *enqueued*, so
+whoever needs the result on another stream waits there with `Stream.wait`, and whoever needs it on the host calls `Device.read`.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.pool import HostPool, Pool
+from vicort.runtime.preprocess import Preprocessor
+
 ALIGNMENT = 64  # bytes: a cache line, and what AVX-512 loads want
 
-Event = Future  # done when the work it was recorded behind is done; its result() raises what that work raised
+
+class Array(Protocol):
+    """Memory of a device, contiguous: a NumPy array, or a `DeviceArray` of the same look."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Self:
+        """A part along the first axis."""
+        ...
+
+    def reshape(self, shape: tuple[int, ...], /) -> Self: ...
+
+
+class Event(Protocol):
+    """A point in a stream."""
+
+    def result(self) -> Any:
+        """Wait, on the host, until the stream has come there; gives what the work returned, raises what it raised."""
+        ...
+
+
+class Mark(Protocol):
+    """A moment in a stream, for stage times and traces."""
+
+    def ns(self) -> int | None:
+        """When the stream came there, on the clock of `time.perf_counter_ns`; None while it has not."""
+        ...
+
+
+class Stream(Protocol):
+    """Work in order. All verbs but `submit`, `synchronize` and `close` are for the stream's own work to call."""
+
+    name: str
+
+    def submit(self, work: Callable[..., Any], *args: Any) -> Event:
+        """Run `work` behind all that was submitted before; from inside the stream's own work, at once."""
+        ...
+
+    def wait(self, event: Event) -> None:
+        """What follows comes after `event`, of whatever stream. Raises what the work behind the event raised."""
+        ...
+
+    def record(self) -> Event:
+        """An event behind all work so far."""
+        ...
+
+    def mark(self) -> Mark: ...
+
+    def notify(self, work: Callable[..., Any], *args: Any) -> None:
+        """Call `work` on the host once all work so far is done; calls keep their order."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait, on the host, for all work submitted so far."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Device(Protocol):
+    urgency: Urgency
+
+    def stream(self, name: str, urgent: bool = False) -> Stream: ...
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        """An `Array` whose content is undefined."""
+        ...
+
+    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any: ...
+
+    def pool(self, model: ModelSpec, pages: int, dtype: DTypeLike) -> Pool:
+        """Pages that engines can read."""
+        ...
+
+    def host_pool(self, model: ModelSpec, pages: int, dtype: DTypeLike) -> Pool:
+        """Pages in the host's memory, which move from and to the device's."""
+        ...
+
+    def preprocessor(self, height: int, width: int, threads: int) -> Any:
+        """Of frames to [F, height, width, 3] uint8 in this device's memory: called with (frames, out, stream)."""
+        ...
+
+    def upload(self, target: Any, source: np.ndarray, stream: Stream) -> None:
+        """Host to device; `source` may change as soon as this returns."""
+        ...
+
+    def copy(self, target: Any, source: Any, stream: Stream) -> None:
+        """Within the device."""
+        ...
+
+    def read(self, stream: Stream, *arrays: Any) -> tuple[np.ndarray, ...]:
+        """Wait for the stream, and see arrays on the host. What is seen stays valid until the same arrays are written or read again."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class HostStream:
@@ -30,7 +139,7 @@ class HostStream:
 
     def submit(self, work: Callable[..., Any], *args: Any) -> Event:
         if threading.get_ident() == self._thread:
-            return _run_now(work, *args)
+            return _done(work(*args))
         return self._executor.submit(self._run, work, *args)
 
     def _run(self, work: Callable[..., Any], *args: Any) -> Any:
@@ -39,8 +148,19 @@ class HostStream:
             self._urgency.give_way()
         return work(*args)
 
+    def wait(self, event: Event) -> None:
+        event.result()
+
+    def record(self) -> Event:
+        return _done(None)
+
+    def mark(self) -> Mark:
+        return HostMark(time.perf_counter_ns())
+
+    def notify(self, work: Callable[..., Any], *args: Any) -> None:
+        work(*args)
+
     def synchronize(self) -> None:
-        """Wait for all work submitted so far."""
         self.submit(lambda: None).result()
 
     def close(self) -> None:
@@ -54,7 +174,19 @@ class InlineStream:
         self.name = name
 
     def submit(self, work: Callable[..., Any], *args: Any) -> Event:
-        return _run_now(work, *args)
+        return _done(work(*args))
+
+    def wait(self, event: Event) -> None:
+        event.result()
+
+    def record(self) -> Event:
+        return _done(None)
+
+    def mark(self) -> Mark:
+        return HostMark(time.perf_counter_ns())
+
+    def notify(self, work: Callable[..., Any], *args: Any) -> None:
+        work(*args)
 
     def synchronize(self) -> None:
         pass
@@ -63,7 +195,12 @@ class InlineStream:
         pass
 
 
-Stream = HostStream | InlineStream
+@dataclass(frozen=True)
+class HostMark:
+    at: int  # perf_counter_ns
+
+    def ns(self) -> int:
+        return self.at
 
 
 class Urgency:
@@ -112,15 +249,34 @@ class HostDevice:
         offset = -raw.ctypes.data % ALIGNMENT
         return raw[offset : offset + size].view(dtype).reshape(shape)
 
-    def copy(self, target: np.ndarray, source: np.ndarray, stream: Stream) -> Event:
-        return stream.submit(np.copyto, target, source)
+    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+        array = self.empty(shape, dtype)
+        array[:] = 0
+        return array
+
+    def pool(self, model: ModelSpec, pages: int, dtype: DTypeLike) -> HostPool:
+        return HostPool(self.empty, model, pages, dtype)
+
+    host_pool = pool
+
+    def preprocessor(self, height: int, width: int, threads: int) -> Preprocessor:
+        return Preprocessor(height, width, threads=threads)
+
+    def upload(self, target: np.ndarray, source: np.ndarray, stream: Stream) -> None:
+        np.copyto(target, source)
+
+    def copy(self, target: np.ndarray, source: np.ndarray, stream: Stream) -> None:
+        np.copyto(target, source)
+
+    def read(self, stream: Stream, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+        return arrays
 
     def close(self) -> None:
         for stream in self._streams:
             stream.close()
 
 
-def _run_now(work: Callable[..., Any], *args: Any) -> Event:
-    event: Event = Future()
-    event.set_result(work(*args))
+def _done(result: Any) -> Event:
+    event: Future = Future()
+    event.set_result(result)
     return event

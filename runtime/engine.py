@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from vicort.runtime.bindings import Bindings, numpy_dtype
-from vicort.runtime.device import Event, Stream
+from vicort.runtime.device import Device, Event, Stream
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import EmbeddingSpec, GraphName, GraphSpec, Manifest, read_manifest
+
+if TYPE_CHECKING:
+    from vicort.runtime.backends import OpenBackend
 
 LLM_STREAMS = 2  # the stream of chunks, and a question beside it
 
@@ -21,8 +24,8 @@ class Engine(Protocol):
     def signature(self) -> GraphSpec: ...
 
     def enqueue(self, bindings: Bindings, stream: Stream) -> Event:
-        """Run once on `stream`, which keeps the order. `bindings` names every input and output: contiguous arrays, of the shapes and types
-        of `signature`, that the caller leaves alone until the event is done. Raises ValueError if they do not fit."""
+        """Run once on `stream`, which keeps the order. `bindings` names every input and output: contiguous arrays on the engine's device,
+        of the shapes and types of `signature`, left alone until the event is done. Raises ValueError if they do not fit."""
         ...
 
 
@@ -46,8 +49,8 @@ class Embedding:
 class EngineSet:
     """The three engines of a model, its embeddings and its manifest."""
 
-    def __init__(self, folder: Path, manifest: Manifest, engines: dict[GraphName, Engine]) -> None:
-        self.folder, self.manifest = folder, manifest
+    def __init__(self, folder: Path, manifest: Manifest, engines: dict[GraphName, Engine], backend: OpenBackend) -> None:
+        self.folder, self.manifest, self._backend = folder, manifest, backend
         self.vision, self.tokens, self.llm = engines["vision"], engines["tokens"], engines["llm"]
         self.embedding = Embedding(folder, manifest.embedding)
 
@@ -58,10 +61,11 @@ class EngineSet:
         Raises EngineError, naming the command that rebuilds, if the set is missing, damaged, of another schema, or not what its manifest
         says.
         """
-        from vicort.runtime.backends import load_engine
+        from vicort.runtime.backends import open_backend
 
         folder = Path(folder)
         manifest = read_manifest(folder)
+        backend = open_backend(manifest.backend, folder, threads=threads)
         engines: dict[GraphName, Engine] = {}
         for name in ("vision", "tokens", "llm"):
             if name not in manifest.graphs:
@@ -69,19 +73,23 @@ class EngineSet:
             graph = manifest.graphs[name]
             try:
                 streams = LLM_STREAMS if name == "llm" else 1
-                engines[name] = load_engine(manifest.backend, folder / graph.file, graph, threads=threads, streams=streams)
+                engines[name] = backend.load(folder / graph.file, graph, streams=streams)
             except EngineError as error:
                 raise EngineError(f"{error}: rebuild with `{manifest.build_command}`") from error
-        return cls(folder, manifest, engines)
+        return cls(folder, manifest, engines, backend)
 
     @property
     def dtype(self) -> np.dtype:
         """Of features, pool, k and v: float32, or bfloat16 in a bf16 set."""
         return next(numpy_dtype(spec.dtype) for spec in self.manifest.graphs["llm"].inputs if spec.name == "pool")
 
+    def new_device(self, overlap: bool = True) -> Device:
+        """What these engines run on, with streams of its own. overlap=False: each stream's work runs in its caller."""
+        return self._backend.new_device(overlap)
+
     def close(self) -> None:
         """Let go of engines and files."""
-        del self.vision, self.tokens, self.llm, self.embedding
+        del self.vision, self.tokens, self.llm, self.embedding, self._backend
 
     def __enter__(self) -> EngineSet:
         return self

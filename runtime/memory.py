@@ -1,7 +1,7 @@
 """What a stream remembers: the prompt, the pages of its units over two tiers, and what running questions hold on to.
 
 The device tier is what the language graph reads; the host tier keeps older pages, which a question recalls. Both have hard
-budgets. All methods but `Lease`'s run in the order of the stream.
+budgets. All methods but `Lease`'s run in the order of the stream, from its own work.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from vicort.runtime.core import Chunk, Page, PageTable
-from vicort.runtime.device import HostDevice
+from vicort.runtime.device import Device, Stream
 from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.policies.retrieval import Remembered
-from vicort.runtime.pool import Layout, Pool, Slots, page_bytes
+from vicort.runtime.pool import Layout, Slots, page_bytes
 from vicort.runtime.system import System
 
 TABLE_STEP = 8  # tables grow in steps of so many slots, so that engines meet few shapes
@@ -51,15 +52,15 @@ class _ChunkEntry:
 
 
 class Memory:
-    def __init__(self, device: HostDevice, model: ModelSpec, system: System, prompt_tokens: int, dtype: DTypeLike) -> None:
+    def __init__(self, device: Device, model: ModelSpec, system: System, prompt_tokens: int, dtype: DTypeLike) -> None:
         """Allocates both tiers. Raises MemoryBudgetError, with the smallest budget that works, if one chunk does not fit."""
         self.model, self.system = model, system
         plan = _Plan.of(model, system, prompt_tokens, page_bytes(model, dtype))
         self.scratch_slots = Slots(0, plan.scratch)
         self.conversation_slots = Slots(plan.scratch, plan.conversation)
         self.stream_slots = Slots(plan.scratch + plan.conversation, plan.stream, plan.spare)
-        self.pool = Pool(device, model, self.stream_slots.all.stop, dtype)
-        self.host_pool = Pool(device, model, plan.host, dtype)
+        self.pool = device.pool(model, self.stream_slots.all.stop, dtype)
+        self.host_pool = device.host_pool(model, plan.host, dtype)
         self.host_slots = Slots(0, plan.host)
         self.ids = itertools.count()
         self._prompt: list[_Held] = []
@@ -70,22 +71,23 @@ class Memory:
 
     # ---- what the stream does -------------------------------------------------------------------------------------------
 
-    def place_prompt(self, k: np.ndarray, v: np.ndarray, positions: np.ndarray) -> None:
-        """k, v: [L, n, Hkv, D], positions: [n, 3]. The prompt comes first and stays."""
-        self._prompt = self._write([Page(-1, "prompt", 0)], [len(positions)], k, v, positions)
+    def place_prompt(self, k: Any, v: Any, positions: np.ndarray, stream: Stream) -> None:
+        """k, v: Array [L, R, Hkv, D], R at least n; positions: [n, 3]. The prompt comes first and stays."""
+        self._prompt = self._write([Page(-1, "prompt", 0)], [len(positions)], k, v, positions, stream)
 
     def place_chunk(
-        self, chunk: Chunk, tokens_of_unit: Sequence[int], k: np.ndarray, v: np.ndarray, positions: np.ndarray, digest: np.ndarray
+        self, chunk: Chunk, tokens_of_unit: Sequence[int], k: Any, v: Any, positions: np.ndarray, digest: np.ndarray, stream: Stream
     ) -> None:
         """Cache a chunk's kept tokens, unit by unit; older units move to the host tier, or are forgotten, to make room.
 
-        tokens_of_unit: kept tokens of each unit; k, v: [L, C, Hkv, D]; positions: [C, 3], C their sum; digest: [width].
+        tokens_of_unit: kept tokens of each unit; k, v: Array [L, R, Hkv, D], R at least C; positions: [C, 3], C their sum; digest:
+        [width].
         """
         templates = [
             Page(-1, "vision", 0, chunk.index, chunk.first_unit + u, chunk.frames[2 * u].time, chunk.frames[2 * u + 1].time)
             for u in range(chunk.units)
         ]
-        for held in self._write(templates, tokens_of_unit, k, v, positions):
+        for held in self._write(templates, tokens_of_unit, k, v, positions, stream):
             unit = held.page.unit
             self._units.setdefault(unit, _Unit([], chunk.index)).held.append(held)
             self._on_device[unit] = None
@@ -112,17 +114,17 @@ class Memory:
     def first_cell(self, unit: int) -> np.ndarray:
         """[3] position of a unit's first cached token."""
         held = self._units[unit].held[0]
-        return (self.pool if held.on_device else self.host_pool).where[held.slot, 0, 0, 0]
+        return (self.pool if held.on_device else self.host_pool).places[held.slot, 0, 0, 0]
 
-    def rebase(self, steps: int, floor: int) -> None:
+    def rebase(self, steps: int, floor: int, stream: Stream) -> None:
         """Take `steps` off the time of all cached units and turns, not below `floor`; waits until no question reads them."""
         self.stream_slots.wait_unleased()
         self.host_slots.wait_unleased()
         pages = [page for unit in self._units.values() for page in unit.held]
         time_only, text = np.array([steps, 0, 0]), np.array([steps, steps, steps])
-        self.pool.shift([page.slot for page in pages if page.on_device], time_only, floor)
-        self.host_pool.shift([page.slot for page in pages if not page.on_device], time_only, floor)
-        self.pool.shift(self.conversation_slots.all, text, floor)
+        self.pool.shift([page.slot for page in pages if page.on_device], time_only, floor, stream)
+        self.host_pool.shift([page.slot for page in pages if not page.on_device], time_only, floor, stream)
+        self.pool.shift(self.conversation_slots.all, text, floor, stream)
 
     def pages_in_use(self) -> dict[str, int]:
         device = self.stream_slots.live + self.scratch_slots.live + self.conversation_slots.live
@@ -134,28 +136,30 @@ class Memory:
 
     # ---- making room ----------------------------------------------------------------------------------------------------
 
-    def _write(self, templates: Sequence[Page], lengths: Sequence[int], k: np.ndarray, v: np.ndarray, positions: np.ndarray) -> list[_Held]:
+    def _write(
+        self, templates: Sequence[Page], lengths: Sequence[int], k: Any, v: Any, positions: np.ndarray, stream: Stream
+    ) -> list[_Held]:
         """Write runs of tokens to pages in the stream's part of the device; templates: one a run."""
         layout = Layout.of(lengths, self.model.page_tokens)
-        self._make_device_room(len(layout.tokens))
+        self._make_device_room(len(layout.tokens), stream)
         slots = self.stream_slots.take(len(layout.tokens))
-        self.pool.clear(slots)
-        self.pool.write(np.asarray(slots)[layout.page], layout.cell, k, v, positions)
+        self.pool.clear(slots, stream)
+        self.pool.write(np.asarray(slots)[layout.page], layout.cell, k, v, positions, stream)
         return [_Held(page, True, slot) for page, slot in zip(pages_of(layout, templates, self.ids), slots, strict=True)]
 
-    def _make_device_room(self, pages: int) -> None:
+    def _make_device_room(self, pages: int, stream: Stream) -> None:
         while self.stream_slots.live + pages > self.stream_slots.count:
             if self.host_slots.count:
-                self._move_to_host(next(iter(self._on_device)))
+                self._move_to_host(next(iter(self._on_device)), stream)
             else:
                 self._forget_all(self.system.overflow.victims(self._on_device.keys()))
 
-    def _move_to_host(self, unit: int) -> None:
+    def _move_to_host(self, unit: int, stream: Stream) -> None:
         held = self._units[unit].held
         while self.host_slots.live + len(held) > self.host_slots.count:
             self._forget_all(self.system.overflow.victims(self._on_host.keys()))
         slots = self.host_slots.take(len(held))
-        self.host_pool.copy_from(self.pool, [page.slot for page in held], slots)
+        self.host_pool.copy_from(self.pool, [page.slot for page in held], slots, stream)
         self.stream_slots.free([page.slot for page in held])
         for page, slot in zip(held, slots, strict=True):
             page.on_device, page.slot = False, slot
@@ -192,9 +196,9 @@ class Lease:
         """Pages that lie on the host, and need scratch slots on the device to be read."""
         return len(self._host)
 
-    def slots(self, scratch: Sequence[int]) -> list[int]:
+    def slots(self, scratch: Sequence[int], stream: Stream) -> list[int]:
         """Device slots of the leased pages, in transcript order, host pages recalled into `scratch` (`recalls` of them)."""
-        self.memory.pool.copy_from(self.memory.host_pool, self._host, scratch)
+        self.memory.pool.copy_from(self.memory.host_pool, self._host, scratch, stream)
         recalled = iter(scratch)
         return [slot if on_device else next(recalled) for on_device, slot in self._layout]
 

@@ -6,14 +6,13 @@ Both give bit-identical results: start a bug hunt with the twin.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from queue import SimpleQueue
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vicort.runtime.core import Chunk
-from vicort.runtime.device import Event
+from vicort.runtime.device import Event, Mark, Stream
 from vicort.runtime.errors import VicortError
 from vicort.runtime.stages import Buffers, Job, Stage
 
@@ -22,29 +21,57 @@ class SpanSink(Protocol):
     def span(self, track: str, name: str, start_ns: int, end_ns: int, **args: Any) -> None: ...
 
 
+@dataclass(frozen=True)
+class _Span:
+    stage: str
+    start: Mark
+    end: Mark
+    args: dict[str, Any]
+
+
 class StageClock:
-    """Time spent inside each stage, and its spans for a trace."""
+    """Time spent inside each stage, on its device's clock, and its spans for a trace."""
 
     def __init__(self, trace: SpanSink | None) -> None:
         self._trace = trace
         self._lock = threading.Lock()
-        self.totals: dict[str, int] = {}  # nanoseconds
+        self._totals: dict[str, int] = {}
+        self._open: list[_Span] = []  # whose end the device has not come to
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Nanoseconds a stage, of what is done."""
+        self.settle()
+        with self._lock:
+            return dict(self._totals)
 
     @contextmanager
-    def measure(self, stage: str, **args: Any) -> Iterator[None]:
-        start = time.perf_counter_ns()
+    def measure(self, stage: str, stream: Stream, **args: Any) -> Iterator[None]:
+        """Time what is done inside on `stream`, from its own work."""
+        start = stream.mark()
         try:
             yield
         finally:
-            end = time.perf_counter_ns()
             with self._lock:
-                self.totals[stage] = self.totals.get(stage, 0) + end - start
-            if self._trace:
-                self._trace.span(stage, stage, start, end, **args)
+                self._open.append(_Span(stage, start, stream.mark(), args))
+            self.settle()
+
+    def settle(self) -> None:
+        """Count what has come to its end."""
+        with self._lock:
+            spans, self._open = self._open, []
+            for span in spans:
+                start, end = span.start.ns(), span.end.ns()
+                if start is None or end is None:
+                    self._open.append(span)
+                    continue
+                self._totals[span.stage] = self._totals.get(span.stage, 0) + end - start
+                if self._trace:
+                    self._trace.span(span.stage, span.stage, start, end, **span.args)
 
 
 class Pipeline(Protocol):
-    newest: Event | None  # done when the newest chunk is through
+    newest: Event | None  # when the newest chunk has left the last stage
 
     def submit(self, chunk: Chunk) -> None:
         """Hand a chunk to the first stage; waits while no buffers are free. Raises what an earlier chunk failed with."""
@@ -77,9 +104,12 @@ class SequentialPipeline:
     def submit(self, chunk: Chunk) -> None:
         job = Job(chunk, self._buffers)
         for stage in self._stages:
-            with self._clock.measure(stage.name, chunk=chunk.index):
-                stage.run(job)
+            stage.stream.submit(self._run, stage, job).result()
         self._done(job)
+
+    def _run(self, stage: Stage, job: Job) -> None:
+        with self._clock.measure(stage.name, stage.stream, chunk=job.chunk.index):
+            stage.run(job)
 
     def try_submit(self, chunk: Chunk) -> bool:
         self.submit(chunk)
@@ -100,62 +130,99 @@ class OverlappedPipeline:
 
     def __init__(self, stages: Sequence[Stage], buffers: Sequence[Buffers], clock: StageClock, done: Callable[[Job], None]) -> None:
         self._stages, self._clock, self._done = stages, clock, done
-        self._free: SimpleQueue[Buffers | None] = SimpleQueue()  # None: closed
-        for each in buffers:
-            self._free.put(each)
+        self._free = list(buffers)
+        self._in_flight = 0
+        self._closed = False
+        self._changed = threading.Condition()  # of the three above
         self.newest: Event | None = None
         self._failure: BaseException | None = None  # of the earliest chunk that failed
         self._failed_chunk = 0
 
     def submit(self, chunk: Chunk) -> None:
-        self._enter(chunk, self._take_buffers())
+        with self._changed:
+            self._wait_for_room()
+            buffers = self._take_buffers()
+        self._enter(chunk, buffers)
 
     def try_submit(self, chunk: Chunk) -> bool:
-        if self._free.empty():
-            return False
-        self._enter(chunk, self._take_buffers())
+        with self._changed:
+            if not self._free:
+                return False
+            buffers = self._take_buffers()
+        self._enter(chunk, buffers)
         return True
 
     def wait_for_room(self) -> None:
-        self._free.put(self._take_buffers())
+        with self._changed:
+            self._wait_for_room()
 
     def drain(self) -> None:
-        if self.newest:
-            self.newest.result()
-
-    def close(self) -> None:
-        self._free.put(None)
-
-    def _take_buffers(self) -> Buffers:
-        buffers = self._free.get()
-        if buffers is None:
-            self._free.put(None)
-            raise VicortError("the session is closed: open a new one")
-        return buffers
-
-    def _enter(self, chunk: Chunk, buffers: Buffers) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._in_flight)
+            self._check_open()
         if self._failure:
             raise self._failure
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _wait_for_room(self) -> None:
+        self._changed.wait_for(lambda: self._closed or self._free)
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise VicortError("the session is closed: open a new one")
+
+    def _take_buffers(self) -> Buffers:
+        if self._failure:
+            raise self._failure
+        self._in_flight += 1
+        return self._free.pop()
+
+    def _let_go(self, buffers: Buffers) -> None:
+        with self._changed:
+            self._in_flight -= 1
+            self._free.append(buffers)
+            self._changed.notify_all()
+
+    def _enter(self, chunk: Chunk, buffers: Buffers) -> None:
         job, before = Job(chunk, buffers), None
         for stage in self._stages:
             before = stage.stream.submit(self._run, stage, job, before)
         self.newest = before
 
     def _run(self, stage: Stage, job: Job, before: Event | None) -> None:
-        """One stage of one chunk, once the stage before has let go of it. Nothing more is run of chunks behind one that failed."""
+        """One stage of one chunk, behind the stage before. Nothing more is run of chunks behind one that failed."""
+        last = stage is self._stages[-1]
         try:
             if before:
-                before.result()
+                stage.stream.wait(before)
             if self._failure and self._failed_chunk < job.chunk.index:
                 raise self._failure
-            with self._clock.measure(stage.name, chunk=job.chunk.index):
+            with self._clock.measure(stage.name, stage.stream, chunk=job.chunk.index):
                 stage.run(job)
-            if stage is self._stages[-1]:
-                self._done(job)
         except BaseException as error:
-            if self._failure is None or job.chunk.index < self._failed_chunk:
-                self._failure, self._failed_chunk = error, job.chunk.index
+            self._fail(job, error)
+            if last:
+                self._let_go(job.buffers)
+            raise
+        if last:
+            stage.stream.notify(self._finish, job)
+
+    def _finish(self, job: Job) -> None:
+        """The device is done with a chunk."""
+        try:
+            self._clock.settle()
+            self._done(job)
+        except BaseException as error:
+            self._fail(job, error)
             raise
         finally:
-            if stage is self._stages[-1]:
-                self._free.put(job.buffers)
+            self._let_go(job.buffers)
+
+    def _fail(self, job: Job, error: BaseException) -> None:
+        if self._failure is None or job.chunk.index < self._failed_chunk:
+            self._failure, self._failed_chunk = error, job.chunk.index

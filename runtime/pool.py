@@ -3,48 +3,75 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from vicort.runtime.device import HostDevice
 from vicort.runtime.manifest import ModelSpec
+
+if TYPE_CHECKING:
+    from vicort.runtime.device import Stream
 
 EMPTY = -1  # position of a cell that holds no token
 
 
-class Pool:
+class Pool(Protocol):
     """Keys, values and positions of pages, as the language graph reads them.
 
-    data: [P, L, Hkv, 2, T, D], cell (slot, layer, head) = T keys, not rotated, then T values.
-    where: [P, 1, 1, T, 3] int32, the (t, h, w) of each cached token, -1 = empty; shared by all layers and heads.
+    What changes them runs in the order of a stream, and is called from its work; positions are on the host too, as of the last call.
     """
 
-    def __init__(self, device: HostDevice, model: ModelSpec, pages: int, dtype: DTypeLike) -> None:
-        self.data = device.empty((pages, model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim), dtype)
-        self.where = device.empty((pages, 1, 1, model.page_tokens, 3), np.int32)
+    data: Any  # Array [P, L, Hkv, 2, T, D], cell (slot, layer, head) = T keys, not rotated, then T values
+    where: Any  # Array [P, 1, 1, T, 3] int32, the (t, h, w) of each cached token, -1 = empty; shared by all layers and heads
+    places: np.ndarray  # `where` on the host
+
+    def write(self, slots: np.ndarray, cells: np.ndarray, k: Any, v: Any, positions: np.ndarray, stream: Stream) -> None:
+        """Place n tokens: token i goes to cell cells[i] of slot slots[i]. k, v: Array [L, R, Hkv, D], whose first n rows count;
+        positions: [n, 3]."""
+        ...
+
+    def clear(self, slots: Sequence[int], stream: Stream) -> None: ...
+
+    def copy_from(self, source: Pool, source_slots: Sequence[int], slots: Sequence[int], stream: Stream) -> None: ...
+
+    def shift(self, slots: Sequence[int], step: np.ndarray, floor: int, stream: Stream) -> None:
+        """Subtract `step` [3] from the positions of all tokens in these slots; none falls below `floor`."""
+        ...
+
+
+class HostPool:
+    """Pages in NumPy arrays: the device tier of the host, and the host tier behind it."""
+
+    def __init__(self, empty: Callable[..., np.ndarray], model: ModelSpec, pages: int, dtype: DTypeLike) -> None:
+        """empty: gives an array of a shape and a type."""
+        self.data = empty((pages, model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim), dtype)
+        self.where = self.places = empty((pages, 1, 1, model.page_tokens, 3), np.int32)
         self.where[:] = EMPTY
 
-    def write(self, slots: np.ndarray, cells: np.ndarray, k: np.ndarray, v: np.ndarray, positions: np.ndarray) -> None:
-        """Place n tokens: token i goes to cell cells[i] of slot slots[i]. k, v: [L, n, Hkv, D]; positions: [n, 3]."""
-        self.data[slots, :, :, 0, cells] = k.swapaxes(0, 1)
-        self.data[slots, :, :, 1, cells] = v.swapaxes(0, 1)
+    def write(self, slots: np.ndarray, cells: np.ndarray, k: np.ndarray, v: np.ndarray, positions: np.ndarray, stream: Stream) -> None:
+        count = len(slots)
+        self.data[slots, :, :, 0, cells] = k[:, :count].swapaxes(0, 1)
+        self.data[slots, :, :, 1, cells] = v[:, :count].swapaxes(0, 1)
         self.where[slots, 0, 0, cells] = positions
 
-    def clear(self, slots: Iterable[int]) -> None:
+    def clear(self, slots: Sequence[int], stream: Stream) -> None:
         self.where[list(slots)] = EMPTY
 
-    def copy_from(self, source: Pool, source_slots: Sequence[int], slots: Sequence[int]) -> None:
+    def copy_from(self, source: Pool, source_slots: Sequence[int], slots: Sequence[int], stream: Stream) -> None:
         for there, here in zip(source_slots, slots, strict=True):
             self.data[here] = source.data[there]
             self.where[here] = source.where[there]
 
-    def shift(self, slots: Sequence[int], step: np.ndarray, floor: int) -> None:
-        """Subtract `step` [3] from the positions of all tokens in these slots; none falls below `floor`."""
-        where = self.where[list(slots)]
-        self.where[list(slots)] = np.where(where == EMPTY, EMPTY, np.maximum(where - step.astype(np.int32), floor))
+    def shift(self, slots: Sequence[int], step: np.ndarray, floor: int, stream: Stream) -> None:
+        self.where[list(slots)] = shifted(self.where[list(slots)], step, floor)
+
+
+def shifted(places: np.ndarray, step: np.ndarray, floor: int) -> np.ndarray:
+    """Positions [..., 3] with `step` [3] taken off where there is a token, not below `floor`."""
+    return np.where(places == EMPTY, EMPTY, np.maximum(places - step.astype(np.int32), floor))
 
 
 @dataclass(frozen=True)

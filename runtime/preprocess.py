@@ -48,7 +48,7 @@ class Preprocessor:
         self._height, self._width = height, width
         self._pipeline = _build(height, width, device, threads)
 
-    def __call__(self, frames: Sequence[np.ndarray], out: np.ndarray) -> None:
+    def __call__(self, frames: Sequence[np.ndarray], out: np.ndarray, stream: object = None) -> None:
         """frames: F arrays [h, w, 3] uint8 RGB, each of any size; out: [F, height, width, 3] uint8, written."""
         if out.shape != (len(frames), self._height, self._width, 3):
             raise ValueError(f"{len(frames)} frames into {out.shape}: not {(len(frames), self._height, self._width, 3)}")

@@ -24,14 +24,13 @@ import numpy as np
 from vicort.runtime.answering import Answerer, Snapshot
 from vicort.runtime.chunker import Chunker
 from vicort.runtime.core import Answer, Chunk, ChunkEvent, Event, Frame, Question, Sampling, Summary
-from vicort.runtime.device import HostDevice
+from vicort.runtime.device import Event as StreamEvent
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import VicortError
 from vicort.runtime.language import LanguageRun
 from vicort.runtime.memory import Memory
 from vicort.runtime.pipeline import OverlappedPipeline, Pipeline, SequentialPipeline, SpanSink, StageClock
 from vicort.runtime.positions import Timeline, text_positions
-from vicort.runtime.preprocess import Preprocessor
 from vicort.runtime.prompt import Prompt
 from vicort.runtime.sampler import Sampler
 from vicort.runtime.stages import Buffers, Job, make_stages
@@ -80,7 +79,7 @@ class Session:
         self.system, self.model, self._sampling, self._on_lag = system, model, sampling or Sampling(), on_lag
         self._on_event = on_event or (lambda event: None)
         self._lock, self._event_lock = threading.RLock(), threading.Lock()
-        self._device = HostDevice(threads=overlap)
+        self._device = engines.new_device(overlap)
         self._clock = StageClock(trace)
         self._build(engines, overlap, threads)
         self._sampler = Sampler(None if fps == "source" else model.fps if fps is None else fps)
@@ -108,14 +107,10 @@ class Session:
         self._memory = Memory(device, model, self.system, len(prompt.prefix), dtype)
         timeline = Timeline(model, len(prompt.prefix), min(model.max_rows + self._sampling.max_tokens, model.max_position // 8))
         run = LanguageRun(engines.llm, model, device, self._memory.pool)
-        preprocessor = Preprocessor(model.image_height, model.image_width, threads=threads)
-        stages = make_stages(device, engines, preprocessor, self._memory, timeline, run)
+        stages = make_stages(device, engines, self._memory, timeline, run, threads)
         self._prefill = stages[-1]
         if prompt.prefix:
-            positions = text_positions(0, len(prompt.prefix))
-            table = self._memory.ingest_table().slots
-            out = run(np.asarray(prompt.prefix, np.int32), None, positions, table, self._prefill.stream)
-            self._memory.place_prompt(out.k, out.v, positions)
+            self._prefill.stream.submit(self._cache_prompt, run, np.asarray(prompt.prefix, np.int32)).result()
         buffers = [Buffers(device, model, dtype) for _ in range(CHUNKS_IN_FLIGHT if overlap else 1)]
         self._pipeline: Pipeline = (
             OverlappedPipeline(stages, buffers, self._clock, self._placed)
@@ -123,6 +118,11 @@ class Session:
             else SequentialPipeline(stages, buffers[0], self._clock, self._placed)
         )
         self._answerer = Answerer(device, engines, self._memory, timeline, prompt, self._prefill, self._clock)
+
+    def _cache_prompt(self, run: LanguageRun, tokens: np.ndarray) -> None:
+        positions, stream = text_positions(0, len(tokens)), self._prefill.stream
+        out = run(tokens, [], positions, self._memory.ingest_table().slots, stream)
+        self._memory.place_prompt(out.k, out.v, positions, stream)
 
     # ---- frames ---------------------------------------------------------------------------------------------------------
 
@@ -272,12 +272,12 @@ class Session:
         snapshot = self._prefill.stream.submit(self._snapshot, asked.question, self._pipeline.newest)
         self._drivers.submit(self._drive, asked, snapshot, before)
 
-    def _snapshot(self, question: Question, newest_chunk: Future | None) -> Snapshot:
+    def _snapshot(self, question: Question, newest_chunk: StreamEvent | None) -> Snapshot:
         if newest_chunk:
-            newest_chunk.result()
+            self._prefill.stream.wait(newest_chunk)
         return self._answerer.snapshot(question)
 
-    def _drive(self, asked: _Asked, snapshot: Future, before: Future | None) -> None:
+    def _drive(self, asked: _Asked, snapshot: StreamEvent, before: Future | None) -> None:
         """On a thread of its own: one answer from its snapshot to its event."""
         try:
             taken = snapshot.result()

@@ -9,12 +9,12 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from vicort.runtime.core import Chunk
-from vicort.runtime.device import HostDevice, Stream
+from vicort.runtime.device import Device, Stream
 from vicort.runtime.engine import Engine, EngineSet
 from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.language import LanguageRun
@@ -24,16 +24,17 @@ from vicort.runtime.policies.drop import Drop
 from vicort.runtime.policies.ingest import LatestFrames
 from vicort.runtime.policies.overflow import Refuse
 from vicort.runtime.positions import Timeline
-from vicort.runtime.preprocess import Preprocessor
 
 
 class Buffers:
     """What one chunk in flight needs, allocated once."""
 
-    def __init__(self, device: HostDevice, model: ModelSpec, feature_dtype: np.dtype) -> None:
+    def __init__(self, device: Device, model: ModelSpec, feature_dtype: np.dtype) -> None:
         units, tokens = model.chunk_frames // 2, model.unit_tokens
         self.frames = device.empty((model.chunk_frames, model.image_height, model.image_width, 3), np.uint8)
         self.features = device.empty((units, tokens, model.width), feature_dtype)
+        self.threshold = device.empty((1,), np.float32)
+        self.positions = device.empty((1,), np.int32)
         self.kept = device.empty((units * tokens,), np.int32)
         self.count = device.empty((1,), np.int32)
         self.compact = device.empty((units * tokens, model.width), feature_dtype)
@@ -48,15 +49,18 @@ class Job:
     buffers: Buffers
     submitted: int = field(default_factory=time.perf_counter_ns)
     kept: int = 0  # set by TokenControl: rows of `rows` and `indices`
-    rows: np.ndarray = field(init=False)  # set by TokenControl: [kept, width] what enters the language model
+    rows: Any = field(init=False)  # set by TokenControl: Array [kept, width], what enters the language model
     indices: np.ndarray = field(init=False)  # set by TokenControl: [kept] u * P + p, ascending
+    mean: np.ndarray = field(init=False)  # set by TokenControl: [width] float32, of the kept tokens: the chunk's digest
 
 
 class Stage(Protocol):
     name: str
     stream: Stream
 
-    def run(self, job: Job) -> None: ...
+    def run(self, job: Job) -> None:
+        """From the stream's own work. What it gives is there for whoever waits for this work."""
+        ...
 
 
 class Preprocess:
@@ -64,12 +68,12 @@ class Preprocess:
 
     name = "preprocess"
 
-    def __init__(self, stream: Stream, preprocessor: Preprocessor) -> None:
+    def __init__(self, stream: Stream, preprocessor: Any) -> None:
         self.stream, self._preprocessor = stream, preprocessor
 
     def run(self, job: Job) -> None:
         images = [frame.image for frame in job.chunk.frames]
-        self._preprocessor(images, job.buffers.frames[: len(images)])
+        self._preprocessor(images, job.buffers.frames[: len(images)], self.stream)
 
 
 class Vision:
@@ -83,7 +87,7 @@ class Vision:
     def run(self, job: Job) -> None:
         units, buffers = job.chunk.units, job.buffers
         bindings = {"frames": buffers.frames[: 2 * units], "features": buffers.features[:units]}
-        self._engine.enqueue(bindings, self.stream).result()
+        self._engine.enqueue(bindings, self.stream)
 
 
 class TokenControl:
@@ -91,32 +95,30 @@ class TokenControl:
 
     name = "tokens"
 
-    def __init__(self, stream: Stream, engine: Engine, drop: Drop) -> None:
-        self.stream, self._engine, self._drop = stream, engine, drop
+    def __init__(self, stream: Stream, engine: Engine, drop: Drop, device: Device) -> None:
+        self.stream, self._engine, self._drop, self._device = stream, engine, drop, device
 
     def run(self, job: Job) -> None:
-        buffers = job.buffers
+        buffers, device = job.buffers, self._device
         features = buffers.features[: job.chunk.units]
-        units, tokens, width = features.shape
-        bounds = self._drop.bounds(units, tokens)
-        if bounds is None:
-            job.kept = units * tokens
-            job.rows = features.reshape(-1, width)
-            job.indices = np.arange(job.kept, dtype=np.int32)
-            np.mean(job.rows, axis=0, dtype=np.float32, out=buffers.mean)
-            return
+        units, tokens, _ = features.shape
+        threshold, positions = self._drop.bounds(units, tokens)
+        device.upload(buffers.threshold, np.array([threshold], np.float32), self.stream)
+        device.upload(buffers.positions, np.array([positions], np.int32), self.stream)
         bindings = {
             "features": features,
-            "threshold": np.array([bounds[0]], np.float32),
-            "positions": np.array([bounds[1]], np.int32),
+            "threshold": buffers.threshold,
+            "positions": buffers.positions,
             "kept": buffers.kept[: units * tokens],
             "count": buffers.count,
             "compact": buffers.compact[: units * tokens],
             "mean": buffers.mean,
         }
-        self._engine.enqueue(bindings, self.stream).result()
-        job.kept = int(buffers.count[0])  # the one wait that a data-dependent count costs
-        job.rows, job.indices = buffers.compact[: job.kept], buffers.kept[: job.kept]
+        self._engine.enqueue(bindings, self.stream)
+        # The one wait of the host between stages: how much is prefilled depends on what was seen.
+        count, kept, job.mean = device.read(self.stream, buffers.count, buffers.kept, buffers.mean)
+        job.kept = int(count[0])
+        job.rows, job.indices = buffers.compact[: job.kept], kept[: job.kept]
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class LatestUnit:
     end: Fraction
     number: int
     chunk: int
-    rows: np.ndarray  # [P, width]
+    rows: Any  # Array [P, width]
 
 
 class Prefill:
@@ -135,8 +137,9 @@ class Prefill:
 
     name = "prefill"
 
-    def __init__(self, stream: Stream, run: LanguageRun, memory: Memory, timeline: Timeline, model: ModelSpec) -> None:
-        self.stream, self._language, self._memory, self._timeline, self._model = stream, run, memory, timeline, model
+    def __init__(self, device: Device, stream: Stream, run: LanguageRun, memory: Memory, timeline: Timeline, model: ModelSpec) -> None:
+        self._device, self.stream, self._language = device, stream, run
+        self._memory, self._timeline, self._model = memory, timeline, model
         ingest = memory.system.ingest
         self.latest: deque[LatestUnit] = deque(maxlen=ingest.frames // 2 if isinstance(ingest, LatestFrames) else 0)
         self.seen_until = Fraction(0)  # seconds, last frame of the newest unit
@@ -154,14 +157,15 @@ class Prefill:
         positions = np.concatenate([self._timeline.unit(chunk.frames[2 * u].time) for u in range(chunk.units)])[job.indices]
         of_unit = np.bincount(job.indices // tokens, minlength=chunk.units).tolist()
         if job.kept:
-            out = self._language(None, job.rows, positions, self._memory.ingest_table().slots, self.stream)
-            self._memory.place_chunk(chunk, of_unit, out.k, out.v, positions, job.buffers.mean.copy())
+            out = self._language(None, [job.rows], positions, self._memory.ingest_table().slots, self.stream)
+            self._memory.place_chunk(chunk, of_unit, out.k, out.v, positions, job.mean.copy(), self.stream)
 
     def _wait_for_question(self, job: Job) -> None:
         tokens = self._model.unit_tokens
         for u in range(job.chunk.units):
             frames = job.chunk.frames[2 * u : 2 * u + 2]
-            rows = job.rows[u * tokens : (u + 1) * tokens].copy()
+            rows = self._device.empty((tokens, self._model.width), job.rows.dtype)
+            self._device.copy(rows, job.rows[u * tokens : (u + 1) * tokens], self.stream)
             self.latest.append(LatestUnit(frames[0].time, frames[1].time, job.chunk.first_unit + u, job.chunk.index, rows))
 
     def _keep_in_range(self, newest: Fraction) -> None:
@@ -178,17 +182,18 @@ class Prefill:
         oldest = self._memory.oldest_unit()
         age = 0 if oldest is None else int(self._memory.first_cell(oldest)[0]) - first
         steps = max(excess, age, self._timeline.range // 2)
-        self._memory.rebase(steps, floor=first)
+        self._memory.rebase(steps, first, self.stream)
         self._timeline.rebase(steps)
 
 
 def make_stages(
-    device: HostDevice, engines: EngineSet, preprocessor: Preprocessor, memory: Memory, timeline: Timeline, run: LanguageRun
+    device: Device, engines: EngineSet, memory: Memory, timeline: Timeline, run: LanguageRun, threads: int
 ) -> tuple[Preprocess, Vision, TokenControl, Prefill]:
-    """The four stages, each on a stream of its own."""
+    """The four stages, each on a stream of its own. threads: of preprocessing."""
+    model = engines.manifest.model
     return (
-        Preprocess(device.stream("preprocess"), preprocessor),
+        Preprocess(device.stream("preprocess"), device.preprocessor(model.image_height, model.image_width, threads)),
         Vision(device.stream("vision"), engines.vision),
-        TokenControl(device.stream("tokens"), engines.tokens, memory.system.drop),
-        Prefill(device.stream("prefill"), run, memory, timeline, engines.manifest.model),
+        TokenControl(device.stream("tokens"), engines.tokens, memory.system.drop, device),
+        Prefill(device, device.stream("prefill"), run, memory, timeline, model),
     )

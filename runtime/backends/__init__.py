@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
+from vicort.runtime.device import Device, HostDevice
 from vicort.runtime.engine import Engine
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import Backend, GraphSpec
@@ -11,20 +13,41 @@ from vicort.runtime.manifest import Backend, GraphSpec
 LOADABLE = ("onnxruntime", "openvino")
 
 
-def load_engine(backend: Backend, path: Path, graph: GraphSpec, *, threads: int, streams: int) -> Engine:
-    """The engine in a file. threads: CPU threads a run; streams: runs at once, at most.
+class OpenBackend(Protocol):
+    """A backend made ready for one engine set."""
 
-    Raises EngineError if the file cannot be loaded, or does not have the tensors that `graph` says.
-    """
-    if backend == "onnxruntime":
-        from vicort.runtime.backends.onnxruntime import OnnxRuntimeEngine
+    def load(self, path: Path, graph: GraphSpec, *, streams: int) -> Engine:
+        """The engine in a file. streams: runs at once, at most.
 
-        return OnnxRuntimeEngine(path, graph, threads=threads)
-    if backend == "openvino":
+        Raises EngineError if the file cannot be loaded, or does not have the tensors that `graph` says.
+        """
+        ...
+
+    def new_device(self, overlap: bool) -> Device:
+        """The device that these engines run on, with streams of its own. overlap=False: each stream's work runs in its caller."""
+        ...
+
+
+def open_backend(backend: Backend, folder: Path, *, threads: int) -> OpenBackend:
+    """threads: CPU threads a run."""
+    if backend in LOADABLE:
+        return CpuBackend(backend, threads)
+    allowed = " and ".join(LOADABLE)
+    raise EngineError(f"{folder} is for {backend!r}, this version runs {allowed}: build one with `vicort-build MODEL --backend openvino`")
+
+
+class CpuBackend:
+    def __init__(self, backend: Backend, threads: int) -> None:
+        self._backend, self._threads = backend, threads
+
+    def load(self, path: Path, graph: GraphSpec, *, streams: int) -> Engine:
+        if self._backend == "onnxruntime":
+            from vicort.runtime.backends.onnxruntime import OnnxRuntimeEngine
+
+            return OnnxRuntimeEngine(path, graph, threads=self._threads)
         from vicort.runtime.backends.openvino import OpenVinoEngine
 
-        return OpenVinoEngine(path, graph, threads=threads, streams=streams)
-    allowed = " and ".join(LOADABLE)
-    raise EngineError(
-        f"{path.parent} is for {backend!r}, this version runs {allowed}: build one with `vicort-build MODEL --backend openvino`"
-    )
+        return OpenVinoEngine(path, graph, threads=self._threads, streams=streams)
+
+    def new_device(self, overlap: bool) -> HostDevice:
+        return HostDevice(threads=overlap)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -9,19 +10,20 @@ from pydantic import Field, model_validator
 from vicort.runtime.policies.registry import Policy, Registry
 
 NEVER = -2.0  # below every cosine: no position is hot by threshold
+ALWAYS = math.inf  # above every score: all positions are
 
 
 class Drop(Policy):
-    def bounds(self, units: int, unit_tokens: int) -> tuple[float, int] | None:
-        """Threshold and number of hot positions for the token control graph; None = keep all, the graph is not run."""
+    def bounds(self, units: int, unit_tokens: int) -> tuple[float, int]:
+        """Threshold and number of hot positions for the token control graph."""
         raise NotImplementedError
 
 
 class KeepAll(Drop):
     policy: ClassVar[str] = "none"
 
-    def bounds(self, units: int, unit_tokens: int) -> tuple[float, int] | None:
-        return None
+    def bounds(self, units: int, unit_tokens: int) -> tuple[float, int]:
+        return ALWAYS, 0
 
 
 class ChunkIntra(Drop):
@@ -41,7 +43,7 @@ class ChunkIntra(Drop):
             raise ValueError("set either threshold or keep")
         return self
 
-    def bounds(self, units: int, unit_tokens: int) -> tuple[float, int] | None:
+    def bounds(self, units: int, unit_tokens: int) -> tuple[float, int]:
         if self.threshold is not None:
             return self.threshold, 0
         if units == 1 or self.keep is None:

@@ -9,11 +9,12 @@ from support.fake_engines import toy_model
 from support.systems import system
 
 from vicort.runtime.core import Chunk, Frame
-from vicort.runtime.device import HostDevice
+from vicort.runtime.device import HostDevice, InlineStream
 from vicort.runtime.memory import SPARE_CHUNKS, Memory, pad_table
 
 PICTURE = np.zeros((1, 1, 3), np.uint8)
 MODEL = toy_model(chunk_frames=4)
+STREAM = InlineStream("test")
 
 
 def chunk(index):
@@ -27,13 +28,15 @@ def filled(count, memory="{device_mb: 0.92, host_mb: 0.01, when_full: drop-oldes
     for index in range(count):
         units = np.repeat([2 * index, 2 * index + 1], 4).astype(np.float32)
         k = np.broadcast_to(units[None, :, None, None], (MODEL.layers, 8, MODEL.kv_heads, MODEL.head_dim))
-        held.place_chunk(chunk(index), [4, 4], k, -k, np.repeat(units[:, None], 3, 1).astype(np.int32), np.ones(MODEL.width, np.float32))
+        held.place_chunk(
+            chunk(index), [4, 4], k, -k, np.repeat(units[:, None], 3, 1).astype(np.int32), np.ones(MODEL.width, np.float32), STREAM
+        )
     return held
 
 
 def place(memory, index):
     k = np.full((MODEL.layers, 8, MODEL.kv_heads, MODEL.head_dim), 999, np.float32)
-    memory.place_chunk(chunk(index), [4, 4], k, k, np.full((8, 3), index, np.int32), np.ones(MODEL.width, np.float32))
+    memory.place_chunk(chunk(index), [4, 4], k, k, np.full((8, 3), index, np.int32), np.ones(MODEL.width, np.float32), STREAM)
 
 
 def test_pages_on_either_tier_are_recalled_in_the_order_of_the_stream():
@@ -42,7 +45,7 @@ def test_pages_on_either_tier_are_recalled_in_the_order_of_the_stream():
     units = [number for chunk in memory.remembered() for number in chunk.units]
     lease = memory.lease(units)
     scratch = memory.scratch_slots.take(lease.recalls)
-    slots = lease.slots(scratch)
+    slots = lease.slots(scratch, STREAM)
     assert [page.unit for page in lease.pages] == units
     assert memory.pool.data[slots, 0, 0, 0, 0, 0].tolist() == units
     assert memory.pool.data[slots, -1, -1, 1, -1, -1].tolist() == [-unit for unit in units]
@@ -53,15 +56,15 @@ def test_a_leased_page_is_never_overwritten_however_far_the_stream_goes():
     memory = filled(60, "{device_mb: 0.92, when_full: drop-oldest}")
     units = [number for held in memory.remembered() for number in held.units][: 2 * SPARE_CHUNKS]
     lease = memory.lease(units)
-    before = memory.pool.data[lease.slots([])].copy()
+    before = memory.pool.data[lease.slots([], STREAM)].copy()
     for index in range(60, 60 + SPARE_CHUNKS):  # the spare slots: the stream goes on
         place(memory, index)
     assert not set(units) & set(memory._units)
-    np.testing.assert_array_equal(memory.pool.data[lease.slots([])], before)
+    np.testing.assert_array_equal(memory.pool.data[lease.slots([], STREAM)], before)
     more = threading.Thread(target=lambda: [place(memory, index) for index in range(90, 120)])
     more.start()  # now it waits for the question, which reads on
     more.join(0.1)
-    np.testing.assert_array_equal(memory.pool.data[lease.slots([])], before)
+    np.testing.assert_array_equal(memory.pool.data[lease.slots([], STREAM)], before)
     lease.release()
     more.join(10)
     assert not more.is_alive()
@@ -70,7 +73,7 @@ def test_a_leased_page_is_never_overwritten_however_far_the_stream_goes():
 def test_time_is_not_moved_under_a_question_that_reads_it():
     memory = filled(4)
     lease, moved = memory.lease([0, 1]), threading.Event()
-    thread = threading.Thread(target=lambda: (memory.rebase(3, 0), moved.set()))
+    thread = threading.Thread(target=lambda: (memory.rebase(3, 0, STREAM), moved.set()))
     thread.start()
     assert not moved.wait(0.1)
     assert memory.first_cell(5).tolist() == [5, 5, 5]
@@ -83,7 +86,7 @@ def test_time_is_not_moved_under_a_question_that_reads_it():
 def test_a_unit_of_which_nothing_was_kept_takes_no_page():
     memory = filled(1)
     k = np.zeros((MODEL.layers, 4, MODEL.kv_heads, MODEL.head_dim), np.float32)
-    memory.place_chunk(chunk(1), [4, 0], k, k, np.zeros((4, 3), np.int32), np.ones(MODEL.width, np.float32))
+    memory.place_chunk(chunk(1), [4, 0], k, k, np.zeros((4, 3), np.int32), np.ones(MODEL.width, np.float32), STREAM)
     assert [held.units for held in memory.remembered()] == [(0, 1), (2,)]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vicort.runtime.core import Chunk, Frame
-from vicort.runtime.device import HostDevice, Urgency
+from vicort.runtime.device import HostDevice, InlineStream, Urgency
 from vicort.runtime.pipeline import OverlappedPipeline, SequentialPipeline, StageClock
 
 PICTURE = np.zeros((1, 1, 3), np.uint8)
@@ -88,7 +88,7 @@ def test_a_failure_stops_the_chunks_behind_it_and_reaches_the_caller():
 
 def test_the_sequential_twin_does_the_same_work():
     log, done = [], []
-    stages = [Waiting(str(i), None, 0, log) for i in range(3)]
+    stages = [Waiting(str(i), InlineStream(str(i)), 0, log) for i in range(3)]
     clock = StageClock(None)
     twin = SequentialPipeline(stages, SimpleNamespace(), clock, lambda job: done.append(job.chunk.index))
     for index in range(3):

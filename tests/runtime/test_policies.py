@@ -82,8 +82,13 @@ def test_the_fixed_ratio_keeps_positions_that_changed_most():
     assert out["kept"][: out["count"][0]].tolist() == [0, 1, 2, 3, 4, 5, 7, 10, 13, 16]
 
 
-def test_keep_all_needs_no_graph():
-    assert KeepAll().bounds(4, 16) is None
+@given(st.integers(1, 4))
+def test_keep_all_keeps_all(units):
+    features = np.random.default_rng(units).normal(size=(units, 6, 8))
+    threshold, hot = KeepAll().bounds(units, 6)
+    out = control_tokens(features, np.array([threshold]), np.array([hot]), None)
+    assert out["kept"].tolist() == list(range(units * 6))
+    assert out["count"] == units * 6
 
 
 @given(st.integers(3, 40), st.integers(0, 400))

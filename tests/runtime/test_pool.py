@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from support.fake_engines import toy_model
 
-from vicort.runtime.device import HostDevice
-from vicort.runtime.pool import EMPTY, Layout, Pool, Slots, page_bytes
+from vicort.runtime.device import HostDevice, InlineStream
+from vicort.runtime.pool import EMPTY, Layout, Slots, page_bytes
+
+STREAM = InlineStream("test")
 
 
 @given(st.lists(st.integers(0, 13), max_size=8), st.integers(1, 6))
@@ -30,11 +32,11 @@ def test_a_page_never_holds_tokens_of_two_runs_and_all_but_a_runs_last_are_full(
 
 def test_written_tokens_lie_in_their_cells_and_nowhere_else():
     model, random = toy_model(), np.random.default_rng(0)
-    pool = Pool(HostDevice(threads=False), model, 5, np.float32)
+    pool = HostDevice(threads=False).pool(model, 5, np.float32)
     pool.data[:] = 7
     k, v = random.normal(size=(2, model.layers, 3, model.kv_heads, model.head_dim)).astype(np.float32)
     slots, cells, places = np.array([4, 4, 1]), np.array([0, 3, 2]), np.arange(9).reshape(3, 3)
-    pool.write(slots, cells, k, v, places)
+    pool.write(slots, cells, k, v, places, STREAM)
     for token, (slot, cell) in enumerate(zip(slots, cells, strict=True)):
         np.testing.assert_array_equal(pool.data[slot, :, :, 0, cell], k[:, token])
         np.testing.assert_array_equal(pool.data[slot, :, :, 1, cell], v[:, token])
@@ -44,16 +46,16 @@ def test_written_tokens_lie_in_their_cells_and_nowhere_else():
 
 
 def test_shifting_moves_time_only_where_there_are_tokens():
-    pool = Pool(HostDevice(threads=False), toy_model(), 2, np.float32)
+    pool = HostDevice(threads=False).pool(toy_model(), 2, np.float32)
     pool.where[0, 0, 0, 0] = (50, 3, 4)
     pool.where[0, 0, 0, 1] = (6, 3, 4)
-    pool.shift([0], np.array([10, 0, 0]), floor=2)
+    pool.shift([0], np.array([10, 0, 0]), 2, STREAM)
     assert pool.where[0, 0, 0].tolist() == [[40, 3, 4], [2, 3, 4], [EMPTY] * 3, [EMPTY] * 3]
 
 
 def test_the_bytes_of_a_page_are_those_of_its_arrays():
     model = toy_model()
-    pool = Pool(HostDevice(threads=False), model, 3, np.float32)
+    pool = HostDevice(threads=False).pool(model, 3, np.float32)
     assert page_bytes(model, np.float32) * 3 == pool.data.nbytes + pool.where.nbytes
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vicort.runtime.device import HostDevice
 from vicort.runtime.manifest import Dimension, EmbeddingSpec, GraphSpec, Manifest, ModelSpec
 
 TOKENIZER = Path(__file__).parents[2] / "export" / "tiny" / "checkpoint"
@@ -88,6 +89,9 @@ class FakeEngineSet:
             versions={},
             build_command="",
         )
+
+    def new_device(self, overlap=True):
+        return HostDevice(threads=overlap)
 
     def _see(self, frames, **_):
         m = self.model
