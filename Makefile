@@ -3,13 +3,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 MODEL ?= tiny
 BACKEND ?= auto
-PRECISION ?= fp32
+PRECISION ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test engines bench lint types clean
+.PHONY: help install demo test engines bench gpu-check lint types clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/installed ## a virtual environment with everything in it
 
@@ -18,7 +18,7 @@ install: .venv/installed ## a virtual environment with everything in it
 		{ echo "make: $(PYTHON) is not Python 3.11: name one with PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[export,dev]'
+	$(BIN)/pip install --quiet --editable '.[export,tensorrt-rtx,dev]'
 	@touch $@
 
 demo: install ## build the embedded model's engines, stream a real video, ask about it
@@ -27,11 +27,14 @@ demo: install ## build the embedded model's engines, stream a real video, ask ab
 test: install ## the whole suite (slow, gpu and weights are marked and off)
 	$(BIN)/python -m pytest -q
 
-engines: install ## engines/<model>-<precision>-<backend>/ [MODEL=tiny BACKEND=auto PRECISION=fp32]
-	$(BIN)/vicort-build $(MODEL) --backend $(BACKEND) --precision $(PRECISION)
+engines: install ## engines/<model>-<precision>-<backend>/ [MODEL=tiny BACKEND=auto|tensorrt|... PRECISION=fp32|bf16]
+	$(BIN)/vicort-build $(MODEL) --backend $(BACKEND) $(if $(PRECISION),--precision $(PRECISION))
 
 bench: install ## measure this machine: JSON, a table and a picture in benchmarks/results/
 	$(BIN)/vicort-bench
+
+gpu-check: install ## on a machine with an NVIDIA GPU: kernels, plugin, engines and pipeline, one JSON report
+	$(BIN)/python -m vicort.benchmarks.gpu_check
 
 lint: install types ## ruff, and mypy over the package
 	$(BIN)/ruff check .

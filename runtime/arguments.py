@@ -31,6 +31,7 @@ class Options:
     overlap: bool = True
     fps: Fraction | Literal["source"] | None = None  # frames a second; None = as the model was trained
     stream: int | None = None
+    decode: Literal["auto", "cpu", "gpu"] = "auto"
     realtime: bool = False
     live: bool | None = None  # None = as the source is
     on_lag: Literal["wait", "drop-oldest"] | None = None  # None = wait, unless live
@@ -62,6 +63,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         overlap=not typed.sequential,
         fps=_fps(typed.fps),
         stream=typed.stream,
+        decode=typed.decode,
         realtime=typed.realtime,
         live=True if typed.live else False if typed.file else None,
         on_lag=typed.on_lag or ("drop-oldest" if typed.live else "wait" if typed.file else None),
@@ -99,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_video(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--fps", metavar="N|source", help="frames a second to take, or every frame (default: as the model was trained)")
     group.add_argument("--stream", type=int, metavar="N", help="index of the video stream in its file (default: the first)")
+    group.add_argument(
+        "--decode", choices=("auto", "cpu", "gpu"), default=Options.decode, help="auto: NVDEC, if it is there, for engines on an NVIDIA GPU"
+    )
     group.add_argument("--realtime", action="store_true", help="play a file by its timestamps")
     kind = group.add_mutually_exclusive_group()
     kind.add_argument("--live", action="store_true", help="the source waits for nobody: implies --on-lag drop-oldest")

@@ -79,8 +79,8 @@ class Stream(Protocol):
 
     def mark(self) -> Mark: ...
 
-    def notify(self, work: Callable[..., Any], *args: Any) -> None:
-        """Call `work` on the host once all work so far is done; calls keep their order."""
+    def notify(self, work: Callable[..., Any], *args: Any, failed: Callable[[BaseException], Any] | None = None) -> None:
+        """Call `work` on the host once all work so far is done; calls keep their order. `failed` is called instead if the device broke."""
         ...
 
     def synchronize(self) -> None:
@@ -157,7 +157,7 @@ class HostStream:
     def mark(self) -> Mark:
         return HostMark(time.perf_counter_ns())
 
-    def notify(self, work: Callable[..., Any], *args: Any) -> None:
+    def notify(self, work: Callable[..., Any], *args: Any, failed: Callable[[BaseException], Any] | None = None) -> None:
         work(*args)
 
     def synchronize(self) -> None:
@@ -185,7 +185,7 @@ class InlineStream:
     def mark(self) -> Mark:
         return HostMark(time.perf_counter_ns())
 
-    def notify(self, work: Callable[..., Any], *args: Any) -> None:
+    def notify(self, work: Callable[..., Any], *args: Any, failed: Callable[[BaseException], Any] | None = None) -> None:
         work(*args)
 
     def synchronize(self) -> None:

@@ -32,5 +32,9 @@ class MemoryBudgetError(VicortError):
     """A page budget is too small for what must be kept."""
 
 
+class DeviceError(VicortError):
+    """A GPU is asked for that is not there, cannot be used, or has too little memory."""
+
+
 class QuestionError(VicortError):
     """A question cannot be asked: empty, too long, or at a time that cannot be."""

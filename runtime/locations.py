@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from ctypes.util import find_library
 from pathlib import Path
 from typing import get_args
 
@@ -27,10 +28,19 @@ def default_engine_dir(model: str, precision: Precision, backend: Backend) -> Pa
 
 
 def find_engine_dir(model: str) -> Path | None:
-    """The engine set of this model that was built last, of those built where the defaults put them; None if there is none."""
-    manifests = [default_engine_dir(model, precision, backend) / FILE_NAME for precision in PRECISIONS for backend in BACKENDS]
+    """The engine set of this model that was built last, of those that lie where the defaults put them; None if there is none.
+
+    Engines for an NVIDIA GPU count only where its driver is.
+    """
+    backends = [backend for backend in BACKENDS if backend != "tensorrt" or has_nvidia_driver()]
+    manifests = [default_engine_dir(model, precision, backend) / FILE_NAME for precision in PRECISIONS for backend in backends]
     built = [manifest for manifest in manifests if manifest.is_file()]
     return max(built, key=lambda manifest: manifest.stat().st_mtime_ns).parent if built else None
+
+
+def has_nvidia_driver() -> bool:
+    """Whether CUDA's driver library can be found; it is not loaded."""
+    return find_library("nvcuda" if sys.platform == "win32" else "cuda") is not None
 
 
 def user_cache() -> Path:

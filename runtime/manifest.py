@@ -16,7 +16,9 @@ from vicort.runtime.errors import EngineError
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
+KERNELS_FILE = "kernels.zip"  # cubins of a TensorRT set, for every GPU architecture that it is for
 Backend = Literal["onnxruntime", "openvino", "tensorrt"]
+Flavour = Literal["tensorrt", "tensorrt_rtx"]  # the module that built plans and runs them: TensorRT, or TensorRT for RTX
 Precision = Literal["fp32", "bf16"]
 GraphName = Literal["vision", "tokens", "llm"]
 
@@ -52,6 +54,8 @@ class GraphSpec(Strict):
     dimensions: dict[str, Dimension]
     attention_layers: int = 0  # BoundedAttention nodes of the exported graph
     plugin_layers: int = 0  # BoundedAttention nodes that a plugin runs; 0 where its function body was expanded
+    layer_types: dict[str, int] = Field(default_factory=dict)  # of a TensorRT plan: layers of its network, by TensorRT's name of their type
+    refit_from: str | None = None  # of a stripped plan: the ONNX file in the folder whose weights it is to be given before it runs
 
 
 class EmbeddingSpec(Strict):
@@ -101,12 +105,13 @@ class FileSpec(Strict):
 class Manifest(Strict):
     schema_version: int = SCHEMA_VERSION
     backend: Backend
+    flavour: Flavour | None = None  # of backend tensorrt
     precision: Precision
     model: ModelSpec
     graphs: dict[GraphName, GraphSpec]
     embedding: EmbeddingSpec
     checkpoint: str  # hash over the source checkpoint's configuration and weights
-    target: str  # GPU architecture, or the CPU's instruction sets
+    target: str  # GPU architectures, or the CPU's instruction sets
     versions: dict[str, str]  # of the tools that built it
     build_command: str
     files: dict[str, FileSpec] = Field(default_factory=dict)
@@ -128,6 +133,14 @@ def fingerprint(path: Path) -> FileSpec:
                 file.seek((size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
                 digest.update(file.read(SAMPLE_BYTES))
     return FileSpec(bytes=size, fingerprint=digest.hexdigest())
+
+
+def backend_of(folder: Path) -> str | None:
+    """The backend that an engine set is for, without checking the set; None if there is no telling."""
+    try:
+        return json.loads((folder / FILE_NAME).read_text())["backend"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def read_manifest(folder: Path) -> Manifest:

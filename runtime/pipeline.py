@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from vicort.runtime.core import Chunk
@@ -210,7 +211,7 @@ class OverlappedPipeline:
                 self._let_go(job.buffers)
             raise
         if last:
-            stage.stream.notify(self._finish, job)
+            stage.stream.notify(self._finish, job, failed=partial(self._broke, job))
 
     def _finish(self, job: Job) -> None:
         """The device is done with a chunk."""
@@ -222,6 +223,11 @@ class OverlappedPipeline:
             raise
         finally:
             self._let_go(job.buffers)
+
+    def _broke(self, job: Job, error: BaseException) -> None:
+        """The device failed under a chunk."""
+        self._fail(job, error)
+        self._let_go(job.buffers)
 
     def _fail(self, job: Job, error: BaseException) -> None:
         if self._failure is None or job.chunk.index < self._failed_chunk:

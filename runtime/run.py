@@ -15,10 +15,12 @@ from fractions import Fraction
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 from vicort.runtime.arguments import Options, parse_options
 from vicort.runtime.errors import ConfigError, EngineError, TruncatedSource, VicortError
 from vicort.runtime.locations import find_engine_dir
+from vicort.runtime.manifest import backend_of
 from vicort.runtime.output import Output
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source, open_source
@@ -116,13 +118,24 @@ class Pace:
 
 
 def _open(spec: str, options: Options, output: Output) -> Source:
-    source = open_source(spec, stream=options.stream, live=options.live, image_fps=options.image_fps, warn=output.warn)
+    source = open_source(
+        spec, stream=options.stream, live=options.live, image_fps=options.image_fps, warn=output.warn, decode=_decode(options)
+    )
     if options.realtime and source.live:
         source.close()
         raise ConfigError(f"--realtime is for files, and {source.name} is live: leave it out, or say --file")
     if source.live and options.on_lag is None:
         output.warn(f"{source.name} looks live, and its frames wait while the pipeline is full: say --live to drop the oldest instead")
     return source
+
+
+def _decode(options: Options) -> Literal["auto", "cpu", "gpu"]:
+    """Where frames are decoded: pixels on a GPU are of use only to engines that run there. Raises ConfigError if asked otherwise."""
+    engine_dir = options.engine_dir or find_engine_dir(MODEL)
+    on_gpu = engine_dir is not None and backend_of(engine_dir) == "tensorrt"
+    if options.decode == "gpu" and not on_gpu:
+        raise ConfigError("--decode gpu is for engines on an NVIDIA GPU: leave it out, or build such with `vicort-build --backend tensorrt`")
+    return options.decode if on_gpu else "cpu"
 
 
 @contextmanager

@@ -201,3 +201,14 @@ def test_where_engine_sets_lie(tmp_path, monkeypatch):
     assert locations.find_engine_dir("tiny") == later
     os.utime(later / FILE_NAME, (500, 500))
     assert locations.find_engine_dir("tiny") == built
+
+
+def test_engines_for_a_gpu_are_found_only_where_its_driver_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(locations, "engines_root", lambda: tmp_path)
+    built = locations.default_engine_dir("tiny", "bf16", "tensorrt")
+    built.mkdir()
+    (built / FILE_NAME).write_text("{}")
+    monkeypatch.setattr(locations, "find_library", lambda name: None)
+    assert locations.find_engine_dir("tiny") is None
+    monkeypatch.setattr(locations, "find_library", lambda name: "libcuda.so.1")
+    assert locations.find_engine_dir("tiny") == built

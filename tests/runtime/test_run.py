@@ -260,6 +260,30 @@ def test_help_lists_the_whole_contract(capsys: pytest.CaptureFixture[str]) -> No
     assert all(form in text for form in ("rtsp://", "http(s)://", "/dev/videoN", "glob of images", "stdin", "testsrc:"))
 
 
+@pytest.mark.parametrize(
+    ("backend", "asked", "decode"), [("openvino", "auto", "cpu"), ("tensorrt", "auto", "auto"), ("tensorrt", "cpu", "cpu"), (None, "auto", "cpu")]
+)
+def test_frames_are_decoded_on_a_gpu_only_for_engines_there(backend, asked, decode, tmp_path, monkeypatch, capsys, clip) -> None:
+    if backend:
+        (tmp_path / "manifest.json").write_text(json.dumps({"backend": backend}))
+    given, open_source = [], run.open_source
+
+    def opened(spec: str, *, decode: str, **options: object) -> object:
+        given.append(decode)
+        return open_source(spec, **options)
+
+    monkeypatch.setattr(run, "open_source", opened)
+    assert ran(capsys, clip, "--engine-dir", tmp_path, "--decode", asked)[0] == 0
+    assert given == [decode]
+
+
+def test_decoding_on_a_gpu_for_engines_on_the_cpu_is_refused(tmp_path, capsys, clip) -> None:
+    (tmp_path / "manifest.json").write_text('{"backend": "openvino"}')
+    code, _, err = ran(capsys, clip, "--engine-dir", tmp_path, "--decode", "gpu")
+    assert code == 2
+    assert "--decode gpu is for engines on an NVIDIA GPU" in err
+
+
 # ---- engines that are not there -------------------------------------------------------------------------------------------
 
 
