@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from vicort.runtime.buckets import padded_rows
 from vicort.runtime.device import Device, Stream
 from vicort.runtime.engine import Engine
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.pool import EMPTY, Pool
 
-ROW_STEP = 16  # rows of a run grow in steps of so many, so that engines meet few shapes; the rest is padding
 FEATURE_ROW = -1  # token id of a row that comes from `features`
 
 
@@ -31,7 +31,7 @@ class LanguageOutput:
 class LanguageRun:
     def __init__(self, engine: Engine, model: ModelSpec, device: Device, pool: Pool) -> None:
         self._engine, self._model, self._device, self._pool = engine, model, device, pool
-        rows = _padded(model.max_rows)
+        rows = model.max_rows
         dtype = pool.data.dtype
         self._tokens = device.empty((rows,), np.int32)
         self._features = device.zeros((rows, model.width), dtype)
@@ -51,7 +51,7 @@ class LanguageRun:
         after another; positions: [C, 3] int32; table: [L|1, Hkv|1, N] int32. C is at most max_rows.
         """
         count, model = len(positions), self._model
-        rows = 1 if count == 1 else _padded(count)
+        rows = 1 if count == 1 else min(padded_rows(count), model.max_rows)
         padded_tokens = np.full(rows, FEATURE_ROW, np.int32)
         if tokens is not None:
             padded_tokens[:count] = tokens
@@ -90,7 +90,3 @@ class LanguageRun:
         placed = self._table[: table.size].reshape(table.shape)
         self._device.upload(placed, table, stream)
         return placed
-
-
-def _padded(rows: int) -> int:
-    return math.ceil(rows / ROW_STEP) * ROW_STEP

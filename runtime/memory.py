@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from vicort.runtime.buckets import padded_slots
 from vicort.runtime.core import Chunk, Page, PageTable
 from vicort.runtime.device import Device, Stream
 from vicort.runtime.errors import MemoryBudgetError
@@ -23,7 +24,6 @@ from vicort.runtime.policies.retrieval import Remembered
 from vicort.runtime.pool import Layout, Slots, page_bytes
 from vicort.runtime.system import System
 
-TABLE_STEP = 8  # tables grow in steps of so many slots, so that engines meet few shapes
 SPARE_CHUNKS = 4  # chunks that the stream can place while a question reads what it would have overwritten
 QUESTIONS_AT_ONCE = 4  # questions whose text has room in the scratch pages at the same time
 ANSWER_TOKENS = 512  # longest answer
@@ -217,9 +217,8 @@ def table_of(held: Sequence[_Held]) -> PageTable:
 
 
 def pad_table(slots: Sequence[int]) -> np.ndarray:
-    """[1, 1, N] int32, N a multiple of TABLE_STEP, filled up with -1."""
-    length = max(math.ceil(len(slots) / TABLE_STEP), 1) * TABLE_STEP
-    table = np.full((1, 1, length), -1, np.int32)
+    """[1, 1, N] int32, filled up with -1."""
+    table = np.full((1, 1, padded_slots(len(slots))), -1, np.int32)
     table[0, 0, : len(slots)] = slots
     return table
 

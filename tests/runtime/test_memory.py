@@ -90,7 +90,7 @@ def test_a_unit_of_which_nothing_was_kept_takes_no_page():
     assert [held.units for held in memory.remembered()] == [(0, 1), (2,)]
 
 
-@pytest.mark.parametrize(("count", "length"), [(0, 8), (1, 8), (8, 8), (9, 16)])
+@pytest.mark.parametrize(("count", "length"), [(0, 8), (1, 8), (8, 8), (9, 16), (128, 128), (129, 144), (257, 288)])
 def test_tables_grow_in_steps_and_are_filled_up_with_none(count, length):
     table = pad_table(range(count))
     assert table.shape == (1, 1, length)
