@@ -7,8 +7,10 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from vicort.export.graphs import (
     TYPE_NAMES,
     expand,
     export_graph,
+    plan_signatures,
+    remove_functions,
     signatures,
     weight_bytes,
     write_graph,
@@ -31,13 +35,17 @@ from vicort.export.graphs import (
 )
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
+from vicort.export.tensorrt import KERNELS_FILE, PIP_NAMES, Job, build_plan
 from vicort.export.token_control import TokenControl
+from vicort.export.torch_tensorrt import compile_directly
 from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.manifest import (
     FILE_NAME,
     Backend,
     EmbeddingSpec,
+    Flavour,
     GraphName,
+    GraphSpec,
     Manifest,
     ModelSpec,
     Precision,
@@ -61,21 +69,52 @@ CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "as
 Say = Callable[[str], None]
 
 
-def plan(checkpoint: Path, model: ModelSpec, backend: Backend, precision: Precision, command: str) -> Manifest:
-    """The manifest that a build is going to have, but for its files. Raises EngineError if the checkpoint has no tokenizer."""
+@dataclass(frozen=True)
+class PlanOptions:
+    """How a TensorRT set is built."""
+
+    flavour: Flavour
+    plugin: bool = True  # else BoundedAttention is expanded into TensorRT's own layers
+    strip: bool = False  # plans without weights, which the runtime gives them from the ONNX files, kept in the set
+    targets: tuple[str, ...] = ()  # sm_80, …; none: what TensorRT does by itself
+    frontend: str = "onnx"  # or torch-tensorrt, for the vision graph
+
+
+def plan(
+    checkpoint: Path, model: ModelSpec, backend: Backend, precision: Precision, command: str, options: PlanOptions | None = None
+) -> Manifest:
+    """The manifest that a build is going to have, but for its files. options: of backend tensorrt.
+
+    Raises EngineError if the checkpoint has no tokenizer.
+    """
     if not (checkpoint / NEEDED).is_file():
         raise EngineError(f"{checkpoint} has no {NEEDED}, so nothing could be asked: download the checkpoint again")
+    graphs, tools = signatures(model, precision), [*TOOLS, backend]
+    if options:
+        graphs = plan_signatures(graphs, model, options.plugin, options.strip)
+        tools = [*TOOLS, "triton", PIP_NAMES[options.flavour]]
+    versions = {tool: version(tool) for tool in tools} | {"exporter": exporter_hash()}
+    if options and options.frontend != "onnx":
+        versions |= {options.frontend: version(options.frontend)}
     return Manifest(
         backend=backend,
+        flavour=options.flavour if options else None,
         precision=precision,
         model=model,
-        graphs=signatures(model, precision),
+        graphs=graphs,
         embedding=EmbeddingSpec(file=EMBEDDING_FILE, offset=0, dtype=TYPE_NAMES[precision], rows=model.vocabulary, width=model.width),
         checkpoint=checkpoint_hash(checkpoint),
-        target=cpu(),
-        versions={tool: version(tool) for tool in (*TOOLS, backend)} | {"exporter": exporter_hash()},
+        target=plan_target(options) if options else cpu(),
+        versions=versions,
         build_command=command,
     )
+
+
+def plan_target(options: PlanOptions) -> str:
+    """The GPUs that plans are for."""
+    if options.targets:
+        return " ".join(options.targets)
+    return "what TensorRT for RTX builds for by itself" if options.flavour == "tensorrt_rtx" else "the GPU that they were built on"
 
 
 def is_built(folder: Path, manifest: Manifest) -> bool:
@@ -84,12 +123,34 @@ def is_built(folder: Path, manifest: Manifest) -> bool:
         found = read_manifest(folder)
     except EngineError:
         return False
-    same = {"backend", "precision", "model", "graphs", "embedding", "checkpoint", "versions"}
-    return found.model_dump(include=same) == manifest.model_dump(include=same)
+    same = {"backend", "flavour", "precision", "model", "embedding", "checkpoint", "versions"} | ({"target"} if manifest.flavour else set())
+    graphs = {"graphs": {"__all__": {"layer_types", "plan_names"}}}  # known only when it is built
+    return found.model_dump(include=same) == manifest.model_dump(include=same) and found.model_dump(
+        include={"graphs"}, exclude=graphs
+    ) == manifest.model_dump(include={"graphs"}, exclude=graphs)
 
 
-def write_engine_set(folder: Path, checkpoint: Path, manifest: Manifest, say: Say) -> None:
-    """Export the three graphs into `folder`, with everything else that the runtime needs, and the manifest last."""
+def write_engine_set(folder: Path, checkpoint: Path, manifest: Manifest, say: Say, options: PlanOptions | None = None) -> None:
+    """Export the three graphs into `folder`, with everything else that the runtime needs, and the manifest last.
+
+    options: of backend tensorrt, which builds plans of them; the ONNX files are kept in a temporary folder then.
+    """
+    if options:
+        with tempfile.TemporaryDirectory(dir=folder, prefix="onnx-") as temporary:  # beside its target, so that moving costs nothing
+            manifest = _write_plans(folder, Path(temporary), checkpoint, manifest, say, options)
+    else:
+        for name, exported in _exports(folder, checkpoint, manifest, say):
+            if manifest.graphs[name].attention_layers:
+                expand(exported)
+                write_nodes(exported, folder / manifest.graphs[name].file)
+    for file in COPIED:
+        if (checkpoint / file).is_file():
+            shutil.copyfile(checkpoint / file, folder / file)
+    seal(folder, manifest)
+
+
+def _exports(folder: Path, checkpoint: Path, manifest: Manifest, say: Say, but: str = "") -> Iterator[tuple[GraphName, onnx_ir.Model]]:
+    """Each graph but one, as soon as it is written to <name>.onnx, its weights beside it."""
     model, dtype = manifest.model, TORCH_TYPES[manifest.precision]
     config = read_configuration(checkpoint)
     parts: dict[GraphName, Callable[[], nn.Module]] = {
@@ -98,19 +159,61 @@ def write_engine_set(folder: Path, checkpoint: Path, manifest: Manifest, say: Sa
         "tokens": lambda: TokenControl().eval(),
     }
     for name, load in parts.items():
+        if name == but:
+            continue
         say(f"exporting the {name} graph")
         graph = manifest.graphs[name]
         exported, attentions = export_graph(load(), graph)
         _write(exported, folder / f"{name}.onnx")
         if attentions != graph.attention_layers:
             raise EngineError(f"the {name} graph has {attentions} attention layers, {graph.attention_layers} were expected")
-        if attentions:
-            expand(exported)
-            write_nodes(exported, folder / graph.file)
-    for file in COPIED:
-        if (checkpoint / file).is_file():
-            shutil.copyfile(checkpoint / file, folder / file)
-    seal(folder, manifest)
+        yield name, exported
+
+
+def _write_plans(folder: Path, onnx: Path, checkpoint: Path, manifest: Manifest, say: Say, options: PlanOptions) -> Manifest:
+    """Kernels and plans into `folder`, by way of ONNX files in `onnx`; returns the manifest with what is in the plans."""
+    from vicort.export.kernels.compile import compile_kernels, kernel_spec  # late: it takes Triton, which no other backend needs
+
+    kernels = folder / KERNELS_FILE
+    with _bar(f"compiling {KERNELS_FILE}", say) as bar:
+        spec = kernel_spec(read_configuration(checkpoint).language, manifest.model.page_tokens, manifest.precision)
+        kernels.write_bytes(compile_kernels(spec, progress=lambda done, total, what: bar(what, done / total)))
+    graphs: dict[GraphName, GraphSpec] = {}
+    direct = "vision" if options.frontend == "torch-tensorrt" else ""
+    for name, exported in _exports(onnx, checkpoint, manifest, say, but=direct):
+        graph, model = manifest.graphs[name], onnx / f"{name}.onnx"
+        if graph.attention_layers:
+            remove_functions(exported) if options.plugin else expand(exported)
+            write_nodes(exported, model)
+        del exported
+        with _bar(f"building {graph.file}", say) as bar:
+            job = Job(
+                model=model,
+                plan=folder / graph.file,
+                graph=graph,
+                flavour=options.flavour,
+                kernels=kernels if graph.plugin_layers else None,
+                strip=options.strip,
+                targets=options.targets,
+            )
+            built = build_plan(job, bar)
+        if built.plugin_layers != graph.plugin_layers:
+            raise EngineError(f"{graph.file} has {built.plugin_layers} plugin layers, {graph.plugin_layers} were expected")
+        graphs[name] = graph.model_copy(update={"layer_types": built.layer_types})
+    if direct:
+        say("compiling vision.plan with torch-tensorrt")
+        vision = load_vision(
+            checkpoint,
+            read_configuration(checkpoint),
+            manifest.model.image_height,
+            manifest.model.image_width,
+            TORCH_TYPES[manifest.precision],
+        )
+        graphs["vision"] = compile_directly(vision, manifest.graphs["vision"], folder / manifest.graphs["vision"].file)
+    kept = [EMBEDDING_FILE, *(file.name for file in onnx.iterdir() if options.strip and file.name != EMBEDDING_FILE)]
+    for file in kept:
+        (onnx / file).rename(folder / file)
+    return manifest.model_copy(update={"graphs": graphs})
 
 
 def seal(folder: Path, manifest: Manifest) -> None:
@@ -151,7 +254,7 @@ def exporter_hash() -> str:
     """Of the code that makes graphs: a change of it is a change of what it builds, whatever the version says."""
     room = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted([*room.glob("*.py"), *room.glob("qwen2_5_vl/*.py")]):
+    for path in sorted([*room.glob("*.py"), *room.glob("qwen2_5_vl/*.py"), *room.glob("kernels/*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -161,6 +264,19 @@ def cpu() -> str:
     info = Path("/proc/cpuinfo")
     flags = set(info.read_text().split()) if info.is_file() else set()
     return " ".join([platform.machine(), *(feature for feature in CPU_FEATURES if feature in flags)])
+
+
+@contextmanager
+def _bar(what: str, say: Say) -> Iterator[Callable[[str, float], None]]:
+    """Say what is done; on a terminal, show how much of it. Gives a function of a phase's name and the part that is done, 0 to 1."""
+    say(what)
+    with tqdm(total=100, desc=what, leave=False, disable=not sys.stderr.isatty(), bar_format="{desc} {percentage:3.0f}% |{bar}|") as bar:
+
+        def show(phase: str, done: float) -> None:
+            bar.set_description(phase[:40], refresh=False)
+            bar.update(round(100 * done) - bar.n)
+
+        yield show
 
 
 def _write(exported: onnx_ir.Model, path: Path) -> None:

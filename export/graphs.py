@@ -30,6 +30,10 @@ EMBEDDING_FILE = "embedding.bin"
 EXPANDED_FILE = "llm.expanded.onnx"  # what the CPU engines load; llm.onnx, beside it, has the op and its function body
 EMBEDDING_NAMES = ("embed_tokens.weight", "lm_head.weight")  # a tied head is the same weight, and may give it its name
 MANY = 1 << 20  # an upper bound that no machine meets
+TENSORRT_VOLUME = 1 << 40  # elements: TensorRT's bound on a tensor at a profile's largest shape, from its own message
+NATIVE_VOLUME = 1 << 31  # elements of a pool that TensorRT's own layers gather from: their indices are taken to have 32 bits
+NATIVE_TOKENS = 1 << 15  # cached tokens that a plan without the plugin may read: its memory grows with them
+USUAL_PAGES = 1024  # what plans are tuned for
 
 
 def signatures(model: ModelSpec, precision: Precision) -> dict[GraphName, GraphSpec]:
@@ -87,6 +91,25 @@ def signatures(model: ModelSpec, precision: Precision) -> dict[GraphName, GraphS
     return {"vision": vision, "tokens": control, "llm": language}
 
 
+def plan_signatures(graphs: dict[GraphName, GraphSpec], model: ModelSpec, plugin: bool, strip: bool) -> dict[GraphName, GraphSpec]:
+    """The same graphs as TensorRT plans: their files, and bounds that a profile can have.
+
+    plugin: whether BoundedAttention is a plugin, or its expansion into TensorRT's own layers. strip: whether the weights stay outside.
+    """
+    page = model.layers * model.kv_heads * 2 * model.page_tokens * model.head_dim  # elements
+    volume, read = (TENSORRT_VOLUME, MANY) if plugin else (NATIVE_VOLUME, NATIVE_TOKENS // model.page_tokens)
+    pages = {
+        name: Dimension(min=1, opt=min(USUAL_PAGES, most), max=most) for name, most in (("P", min(MANY, (volume - 1) // page)), ("N", read))
+    }
+    plans: dict[GraphName, GraphSpec] = {}
+    for name, graph in graphs.items():
+        changes: dict[str, Any] = {"file": f"{name}.plan", "refit_from": f"{name}.onnx" if strip else None}
+        if graph.attention_layers:
+            changes |= {"dimensions": graph.dimensions | pages, "plugin_layers": graph.attention_layers if plugin else 0}
+        plans[name] = graph.model_copy(update=changes)
+    return plans
+
+
 def export_graph(module: nn.Module, graph: GraphSpec) -> tuple[onnx_ir.Model, int]:
     """A module as an ONNX model in memory; BoundedAttention is one node a layer, with a function body.
 
@@ -116,12 +139,24 @@ def export_graph(module: nn.Module, graph: GraphSpec) -> tuple[onnx_ir.Model, in
     return model, count
 
 
+def export_program(module: nn.Module, graph: GraphSpec, device: str) -> tuple[torch.export.ExportedProgram, tuple[torch.Tensor, ...]]:
+    """A module as torch.export gives it, on a device, and the inputs that it was traced with."""
+    inputs, dimensions = _examples(graph)
+    placed = tuple(tensor.to(device) for tensor in inputs)
+    return torch.export.export(module.to(device), placed, dynamic_shapes=dimensions), placed
+
+
 def expand(model: onnx_ir.Model) -> None:
     """Leave plain operators only: functions are expanded in place, and what several layers share is there once."""
     with _quiet():
         passes.InlinePass()(model)
         onnxscript.optimizer.optimize(model)
         _tidy(model)
+
+
+def remove_functions(model: onnx_ir.Model) -> None:
+    """Leave BoundedAttention a node without a body: TensorRT prefers a body to a plugin."""
+    model.functions.clear()
 
 
 def _tidy(model: onnx_ir.Model) -> None:

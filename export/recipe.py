@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vicort.export.qwen2_5_vl.configuration import Configuration
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.manifest import ModelSpec, Precision
+from vicort.runtime.manifest import Backend, ModelSpec, Precision
 
 ROW_STEP = 16  # the most rows of a run are a multiple of this: runs are padded in such steps
 
@@ -24,8 +24,10 @@ class Recipe(BaseModel):
     chunk_frames: int = Field(16, ge=UNIT_FRAMES, le=512, multiple_of=UNIT_FRAMES)  # most frames in a chunk
     page_tokens: int = Field(8, ge=1, le=1024)  # cells in a page: small ones waste little where most of a unit's tokens are dropped
     question_rows: int = Field(512, ge=ROW_STEP)  # a text of so many tokens fits into one run, however short the chunks are
-    precision: Precision = "fp32"
+    precision: Precision | None = None  # None: what suits the backend
 
+
+DEFAULT_PRECISION: dict[Backend, Precision] = {"onnxruntime": "fp32", "openvino": "fp32", "tensorrt": "bf16"}
 
 FLAGS = {"chunk_frames": "--chunk-frames", "image_width": "--image-size", "image_height": "--image-size", "precision": "--precision"}
 

@@ -54,8 +54,8 @@ def compare(folder: Path, checkpoint: Path, seed: int = 0) -> Iterator[Differenc
         allowed = TOLERANCE[engines.manifest.precision]
         config = read_configuration(checkpoint)
         vision = load_vision(checkpoint, config, model.image_height, model.image_width, dtype)
-        yield from _compare("vision", engines.vision, vision, _frames(model, 2, random), {}, allowed)
-        yield from _compare("tokens", engines.tokens, TokenControl(), _features(model, engines.dtype, random), {}, allowed)
+        yield from _compare("vision", engines.vision, vision, frame_inputs(model, 2, random), {}, allowed)
+        yield from _compare("tokens", engines.tokens, TokenControl(), feature_inputs(model, engines.dtype, random), {}, allowed)
         del vision
         language = load_language(checkpoint, config, dtype)
         for run, rows, pages in (("llm prefill", 13, 5), ("llm decode", 1, 9)):
@@ -69,10 +69,10 @@ def chunk_seconds(folder: Path) -> float:
     random, stream = np.random.default_rng(0), InlineStream("timing")
     with EngineSet.open(folder) as engines:
         model = engines.manifest.model
-        frames = _frames(model, model.chunk_frames // UNIT_FRAMES, random)
+        frames = frame_inputs(model, model.chunk_frames // UNIT_FRAMES, random)
         rows = model.chunk_frames // UNIT_FRAMES * model.unit_tokens
         runs = [(engines.vision, frames), (engines.llm, language_inputs(model, engines.dtype, rows, 4 * rows // model.page_tokens, random))]
-        bound = [(engine, inputs | _outputs(engine, inputs)) for engine, inputs in runs]
+        bound = [(engine, inputs | output_arrays(engine, inputs)) for engine, inputs in runs]
         times = []
         for _ in range(TIMED_RUNS):
             start = time.perf_counter()
@@ -103,11 +103,11 @@ def language_inputs(model: ModelSpec, dtype: np.dtype, rows: int, pages: int, ra
     }
 
 
-def _frames(model: ModelSpec, units: int, random: np.random.Generator) -> Arrays:
+def frame_inputs(model: ModelSpec, units: int, random: np.random.Generator) -> Arrays:
     return {"frames": random.integers(0, 256, (UNIT_FRAMES * units, model.image_height, model.image_width, 3), np.uint8)}
 
 
-def _features(model: ModelSpec, dtype: np.dtype, random: np.random.Generator) -> Arrays:
+def feature_inputs(model: ModelSpec, dtype: np.dtype, random: np.random.Generator) -> Arrays:
     """Units of which some tokens resemble those before, and bounds that let a few pass."""
     features = random.standard_normal((min(model.chunk_frames // UNIT_FRAMES, 3), model.unit_tokens, model.width), np.float32)
     features[1:, ::2] += 3 * features[:1, ::2]
@@ -119,7 +119,7 @@ def _compare(
     run: str, engine: Engine, module: nn.Module, inputs: Arrays, rows: dict[str, np.ndarray], allowed: float
 ) -> Iterator[Difference]:
     """rows: of an output [L,C,…], the rows of C that count."""
-    outputs = _outputs(engine, inputs)
+    outputs = output_arrays(engine, inputs)
     engine.enqueue(inputs | outputs, InlineStream("verify")).result()
     with torch.no_grad():
         wanted = module(*(_to_torch(inputs[spec.name]) for spec in engine.signature.inputs))
@@ -133,7 +133,7 @@ def _compare(
         yield Difference(run, spec.name, absolute, relative, 0.0 if spec.dtype == "int32" else allowed)
 
 
-def _outputs(engine: Engine, inputs: Arrays) -> Arrays:
+def output_arrays(engine: Engine, inputs: Arrays) -> Arrays:
     """Arrays for a graph's outputs, of the sizes that its inputs' sizes make."""
     sizes = {
         name: size

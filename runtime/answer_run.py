@@ -39,7 +39,7 @@ class AnswerRun:
         run = shared.borrow()
         try:
             with shared.device.urgency.hold():
-                shared.stream.submit(self._prepare, scratch).result()
+                shared.stream.submit(self._prepare, scratch).value()
                 token = self._choice.choose(self._read(run), ())
                 ttft = time.perf_counter_ns() - self._asked
             tokens, text = self._generate(run, token)

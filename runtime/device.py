@@ -51,6 +51,10 @@ class Event(Protocol):
         """Wait, on the host, until the stream has come there; gives what the work returned, raises what it raised."""
         ...
 
+    def value(self) -> Any:
+        """The same as soon as the host has it: the device may still be at what the work enqueued."""
+        ...
+
 
 class Mark(Protocol):
     """A moment in a stream, for stage times and traces."""
@@ -128,6 +132,17 @@ class Device(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class HostEvent:
+    future: Future
+
+    def result(self, timeout: float | None = None) -> Any:
+        return self.future.result(timeout)
+
+    def value(self) -> Any:
+        return self.future.result()
+
+
 class HostStream:
     """Work in order, on a thread of its own. Work submitted from that thread itself runs at once, inside its caller."""
 
@@ -137,10 +152,10 @@ class HostStream:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._thread: int | None = None
 
-    def submit(self, work: Callable[..., Any], *args: Any) -> Event:
+    def submit(self, work: Callable[..., Any], *args: Any) -> HostEvent:
         if threading.get_ident() == self._thread:
             return _done(work(*args))
-        return self._executor.submit(self._run, work, *args)
+        return HostEvent(self._executor.submit(self._run, work, *args))
 
     def _run(self, work: Callable[..., Any], *args: Any) -> Any:
         self._thread = threading.get_ident()
@@ -173,7 +188,7 @@ class InlineStream:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def submit(self, work: Callable[..., Any], *args: Any) -> Event:
+    def submit(self, work: Callable[..., Any], *args: Any) -> HostEvent:
         return _done(work(*args))
 
     def wait(self, event: Event) -> None:
@@ -276,7 +291,7 @@ class HostDevice:
             stream.close()
 
 
-def _done(result: Any) -> Event:
-    event: Future = Future()
-    event.set_result(result)
-    return event
+def _done(result: Any) -> HostEvent:
+    future: Future = Future()
+    future.set_result(result)
+    return HostEvent(future)

@@ -16,7 +16,6 @@ from vicort.runtime.errors import EngineError
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
-KERNELS_FILE = "kernels.zip"  # cubins of a TensorRT set, for every GPU architecture that it is for
 Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 Flavour = Literal["tensorrt", "tensorrt_rtx"]  # the module that built plans and runs them: TensorRT, or TensorRT for RTX
 Precision = Literal["fp32", "bf16"]
@@ -55,6 +54,7 @@ class GraphSpec(Strict):
     attention_layers: int = 0  # BoundedAttention nodes of the exported graph
     plugin_layers: int = 0  # BoundedAttention nodes that a plugin runs; 0 where its function body was expanded
     layer_types: dict[str, int] = Field(default_factory=dict)  # of a TensorRT plan: layers of its network, by TensorRT's name of their type
+    plan_names: dict[str, str] = Field(default_factory=dict)  # of tensors that a TensorRT plan calls otherwise
     refit_from: str | None = None  # of a stripped plan: the ONNX file in the folder whose weights it is to be given before it runs
 
 

@@ -134,7 +134,9 @@ def _decode(options: Options) -> Literal["auto", "cpu", "gpu"]:
     engine_dir = options.engine_dir or find_engine_dir(MODEL)
     on_gpu = engine_dir is not None and backend_of(engine_dir) == "tensorrt"
     if options.decode == "gpu" and not on_gpu:
-        raise ConfigError("--decode gpu is for engines on an NVIDIA GPU: leave it out, or build such with `vicort-build --backend tensorrt`")
+        raise ConfigError(
+            "--decode gpu is for engines on an NVIDIA GPU: leave it out, or build such with `vicort-build --backend tensorrt`"
+        )
     return options.decode if on_gpu else "cpu"
 
 

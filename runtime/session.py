@@ -280,7 +280,7 @@ class Session:
     def _drive(self, asked: _Asked, snapshot: StreamEvent, before: Future | None) -> None:
         """On a thread of its own: one answer from its snapshot to its event."""
         try:
-            taken = snapshot.result()
+            taken = snapshot.value()
             if before:
                 before.exception()  # wait: its turn comes first, whether it succeeds or not
             answer = self._answerer.answer(asked.question, taken, asked.since, asked.on_token)

@@ -7,10 +7,7 @@ from typing import Protocol
 
 from vicort.runtime.device import Device, HostDevice
 from vicort.runtime.engine import Engine
-from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import Backend, GraphSpec
-
-LOADABLE = ("onnxruntime", "openvino")
 
 
 class OpenBackend(Protocol):
@@ -29,11 +26,15 @@ class OpenBackend(Protocol):
 
 
 def open_backend(backend: Backend, folder: Path, *, threads: int) -> OpenBackend:
-    """threads: CPU threads a run."""
-    if backend in LOADABLE:
-        return CpuBackend(backend, threads)
-    allowed = " and ".join(LOADABLE)
-    raise EngineError(f"{folder} is for {backend!r}, this version runs {allowed}: build one with `vicort-build MODEL --backend openvino`")
+    """threads: CPU threads a run.
+
+    Raises DeviceError if a GPU is needed and there is none, EngineError if the module that runs the engines is missing.
+    """
+    if backend == "tensorrt":
+        from vicort.runtime.backends.tensorrt import TensorRTBackend
+
+        return TensorRTBackend(folder)
+    return CpuBackend(backend, threads)
 
 
 class CpuBackend:

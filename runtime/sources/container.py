@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 import av
 from av.stream import Disposition
@@ -20,6 +20,38 @@ TIMEOUT = (10.0, 10.0)  # seconds to open a network source, and to wait for its 
 USUAL_RATE = Fraction(25)  # frames a second, where a stream names none
 TEXT = "tty"  # FFmpeg draws plain text as a video of letters
 SLACK = Fraction(1)  # seconds that may lack at the end of a whole stream: containers round, and last frames last
+
+
+class Damaged(Exception):
+    """A packet that cannot be decoded."""
+
+
+class Decoder(Protocol):
+    """Packets -> pictures -> frames."""
+
+    def decode(self, packet: av.Packet | None) -> Iterable[Any]:
+        """The next pictures in the order they are shown, each with pts, dts, time_base and is_corrupt as PyAV has them.
+
+        None, or a packet without data, gives those that are held back. Each may be good only until the next is taken. Raises Damaged.
+        """
+        ...
+
+    def convert(self, picture: Any) -> Any:
+        """A picture as the image of a `Frame`."""
+        ...
+
+
+class CpuDecoder:
+    """FFmpeg's decoder of a stream."""
+
+    def __init__(self, stream: av.VideoStream) -> None:
+        self._stream, self.convert = stream, Converter()
+
+    def decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
+        try:
+            return self._stream.decode(packet)
+        except av.FFmpegError as error:
+            raise Damaged(reason(error)) from error
 
 
 class ContainerSource(Source):
@@ -58,8 +90,17 @@ class ContainerSource(Source):
         rate = self._stream.average_rate or USUAL_RATE
         self.frames_total = self._stream.frames or (self.duration and round(self.duration * rate)) or None
         self._clock = Clock(1 / rate, self.warn)
-        self._convert = Converter()
+        self._decoder: Decoder = CpuDecoder(self._stream)
         self._health = _Health()
+
+    @property
+    def video(self) -> av.VideoStream:
+        """The stream that frames come from."""
+        return self._stream
+
+    def decode_with(self, decoder: Decoder) -> None:
+        """Another decoder than FFmpeg's, before the first frame."""
+        self._decoder = decoder
 
     @property
     def _time_base(self) -> Fraction:
@@ -70,7 +111,7 @@ class ContainerSource(Source):
             time, index = self._clock.time(self._stamp(picture)), self._health.pictures
             self._health.see_picture(picture.is_corrupt)
             if wants is None or wants(time):
-                yield Frame(self._convert(picture), time, index)
+                yield Frame(self._decoder.convert(picture), time, index)
         if self._health.pictures == 0:
             raise SourceError(f"{self.name} holds a video stream, but no picture of it can be decoded: {self._advice}")
         if not self.live and (reason := self._broken_off()):
@@ -83,7 +124,7 @@ class ContainerSource(Source):
     def close(self) -> None:
         self._container.close()
 
-    def _pictures(self) -> Iterator[av.VideoFrame]:
+    def _pictures(self) -> Iterator[Any]:
         """Every picture of the stream, in the order they are shown; damaged packets are passed over."""
         try:
             for packet in self._container.demux(self._stream):
@@ -94,14 +135,13 @@ class ContainerSource(Source):
             self._health.stopped = reason(error)
             yield from self._decoded(None)
 
-    def _decoded(self, packet: av.Packet | None) -> list[av.VideoFrame]:
+    def _decoded(self, packet: av.Packet | None) -> Iterator[Any]:
         try:
-            return self._stream.decode(packet)
-        except av.FFmpegError:
+            yield from self._decoder.decode(packet)
+        except Damaged:
             self._health.see_damage()
-            return []
 
-    def _stamp(self, picture: av.VideoFrame) -> Fraction | None:
+    def _stamp(self, picture: Any) -> Fraction | None:
         ticks = picture.dts if picture.pts is None else picture.pts
         return None if ticks is None else ticks * Fraction(picture.time_base or self._time_base)
 

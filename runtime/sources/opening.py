@@ -8,7 +8,7 @@ import stat
 import sys
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 
@@ -22,6 +22,7 @@ from vicort.runtime.sources.source import Source, Warn
 SCHEMES = {"rtsp": {"rtsp_transport": "tcp"}, "rtsps": {"rtsp_transport": "tcp"}, "http": {}, "https": {}}  # FFmpeg's options for each
 FORMS = "a file, rtsp://…, http(s)://…, /dev/videoN, a folder or glob of images, - (stdin), or testsrc:"
 PIPED = "pipe a video that reads from front to back: MPEG-TS, Matroska, or an MP4 written with `-movflags +faststart`"
+Decode = Literal["auto", "cpu", "gpu"]
 IMAGE_FPS = 2  # images a second: the rate at which the model takes frames, so that it sees every one
 
 
@@ -33,15 +34,38 @@ def open_source(
     image_fps: float | Fraction = IMAGE_FPS,
     warn: Warn | None = None,
     threads: int = 1,
+    decode: Decode = "cpu",
 ) -> Source:
     """Open a source of frames: a file, a URL (RTSP, HTTP, HLS), a camera, a folder or glob of images, - for stdin, or testsrc:.
 
     stream: index of the video stream in its container; None = the first that is no cover picture.
     live: whether frames come when they come; None = cameras, RTSP, and whatever has no length but stdin and files.
     image_fps: images a second of a folder or glob. warn: gets each warning as it comes. threads: to decode with.
-    Raises SourceError if there is no such source, or no video in it.
+    decode: video on the CPU, into arrays, or on the GPU, into surfaces of its memory; auto = there if it can, else here with a warning.
+    Raises SourceError if there is no such source, no video in it, or none that the GPU can decode where it must.
     """
-    options: dict[str, Any] = {"stream": stream, "warn": warn, "threads": threads}
+    source = _open(spec, live, image_fps, {"stream": stream, "warn": warn, "threads": threads})
+    if decode != "cpu" and isinstance(source, ContainerSource):
+        try:
+            _decode_on_gpu(source, decode)
+        except SourceError:
+            source.close()
+            raise
+    return source
+
+
+def _decode_on_gpu(source: ContainerSource, decode: Decode) -> None:
+    from vicort.runtime.sources.nvdec import NvdecDecoder, NvdecUnavailable
+
+    try:
+        source.decode_with(NvdecDecoder(source))
+    except NvdecUnavailable as error:
+        if decode == "gpu":
+            raise SourceError(f"{source.name} cannot be decoded on the GPU: {error}, or say `--decode cpu`") from error
+        source.warn(f"{source.name} is decoded on the CPU: {error}")
+
+
+def _open(spec: str, live: bool | None, image_fps: float | Fraction, options: dict[str, Any]) -> Source:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", spec)
     if not spec:
         raise SourceError(f"the source is empty: give {FORMS}")
@@ -56,7 +80,7 @@ def open_source(
     if path.exists() and stat.S_ISCHR(path.stat().st_mode):
         return ContainerSource(spec, spec, format="v4l2", live=live is not False, timeout=TIMEOUT, **options)
     if images := _images(spec, path):
-        return ImageSource(images, spec, fps=as_rate(image_fps), warn=warn)
+        return ImageSource(images, spec, fps=as_rate(image_fps), warn=options["warn"])
     return _open_file(spec, path, bool(live), options)
 
 

@@ -1,6 +1,7 @@
 """vicort-build: what it builds, what it leaves alone, what it refuses."""
 
 import shutil
+import sys
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from support.reference_model import write_random_checkpoint
 from vicort.export import build, recipe
 from vicort.export.engine_set import seal
 from vicort.export.verify import compare, language_inputs
+from vicort.runtime.backends.tensorrt import load_tensorrt
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.manifest import FILE_NAME, read_manifest
 
@@ -136,7 +138,10 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch, capfd):
 
 REFUSED = {
     "bf16 of onnxruntime": (["tiny", "--backend", "onnxruntime", "--precision", "bf16"], "no bf16 matrix product", "--backend openvino"),
-    "tensorrt": (["tiny", "--backend", "tensorrt"], "not in this version", "openvino"),
+    "a flag of tensorrt": (["tiny", "--no-plugin"], "--no-plugin", "--backend tensorrt"),
+    "another flag of tensorrt": (["tiny", "--backend", "openvino", "--target", "sm_89"], "--target", "leave it out"),
+    "no gpu name": (["tiny", "--backend", "tensorrt", "--target", "hopper"], "'hopper'", "sm_89"),
+    "unknown frontend": (["tiny", "--backend", "tensorrt", "--frontend", "jax"], "'jax'", "torch-tensorrt"),
     "no folder": (["./no/such/folder"], "no/such/folder", "folder"),
     "odd frames": (["tiny", "--chunk-frames", "7"], "7", "multiple of 2"),
     "odd size": (["tiny", "--image-size", "100x112"], "100", "multiples of 28"),
@@ -144,6 +149,58 @@ REFUSED = {
     "unknown backend": (["tiny", "--backend", "cuda"], "'cuda'", "openvino"),
     "unknown precision": (["tiny", "--precision", "fp8"], "'fp8'", "bf16"),
 }
+
+
+NEEDS_GPU = {
+    "verify": ("--verify", "build without --verify"),
+    "strip": ("--strip", "leave --strip out"),
+}
+
+
+@pytest.mark.parametrize(("flag", "hint"), NEEDS_GPU.values(), ids=NEEDS_GPU.keys())
+def test_what_takes_a_gpu_is_refused_at_once_where_there_is_none(flag, hint, tmp_path, monkeypatch, capfd):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    monkeypatch.setattr("vicort.export.tensorrt.missing_gpu", lambda: "no driver")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    status, said = run(capfd, "tiny", "--backend", "tensorrt", flag, "--out", tmp_path / "set")
+    assert status == 2
+    assert len(said.splitlines()) == 1
+    assert all(words in said for words in (flag, "no driver", hint))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_tensorrt_its_backend_names_the_pip_command(tmp_path, monkeypatch, capfd):
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    load_tensorrt.cache_clear()
+    status, said = run(capfd, "tiny", "--backend", "tensorrt", "--out", tmp_path / "set")
+    load_tensorrt.cache_clear()
+    assert status == 2
+    assert len(said.splitlines()) == 1
+    assert "pip install tensorrt-rtx" in said
+
+
+def test_the_torch_tensorrt_frontend_wants_the_full_tensorrt(tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    status, said = run(capfd, "tiny", "--backend", "tensorrt", "--frontend", "torch-tensorrt", "--out", tmp_path / "set")
+    assert status == 2
+    assert "pip install tensorrt`" in said
+
+
+def test_auto_never_chooses_tensorrt_and_the_precision_suits_the_backend():
+    assert build._candidates("auto", "fp32") == ["openvino", "onnxruntime"]
+    assert build._candidates("auto", "bf16") == ["openvino"]
+    assert build._candidates("tensorrt", "bf16") == ["tensorrt"]
+    assert recipe.load_recipe("tiny").precision is None
+    assert recipe.DEFAULT_PRECISION == {"onnxruntime": "fp32", "openvino": "fp32", "tensorrt": "bf16"}
+
+
+def test_the_build_command_in_a_manifest_builds_the_same_set_again():
+    words = ["m", "--backend", "tensorrt", "--no-plugin", "--strip", "--target", "sm_89,sm_120", "--precision", "fp32"]
+    options = build._parse([*words, "--image-size", "56x84"])
+    command = build._command(options, "tensorrt").split()
+    assert command[0] == "vicort-build"
+    assert build._parse(command[1:]) == options
 
 
 @pytest.mark.parametrize(("arguments", "value", "allowed"), REFUSED.values(), ids=REFUSED.keys())

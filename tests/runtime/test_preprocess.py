@@ -1,17 +1,25 @@
 """Preprocessing against Hugging Face's own processor, and the letterbox against a plain statement of it."""
 
+import ctypes
+import inspect
 import sys
 import threading
 from fractions import Fraction
+from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from vicort.runtime import preprocess
+from vicort.runtime.cuda import DeviceArray
 from vicort.runtime.errors import VicortError
-from vicort.runtime.preprocess import Box, Preprocessor, letterbox
+from vicort.runtime.preprocess import Box, Preprocessor, image_graph, letterbox, surface_graph
+from vicort.runtime.sources.pixels import Converter
+from vicort.runtime.surface import Surface, to_rgb
 
 SIDES = st.integers(1, 5000)
 
@@ -154,3 +162,158 @@ def test_says_so_if_dali_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     with pytest.raises(VicortError, match="pip install nvidia-dali-cuda130"):
         Preprocessor(112, 112)
+
+
+# ---- surfaces: what a GPU's video engine leaves ---------------------------------------------------------------------------
+
+BT601, BT709 = (0.299, 0.114), (0.2126, 0.0722)
+
+
+def surface(image: np.ndarray, shares: tuple[float, float] = BT601, **turns) -> Surface:
+    """An image as FFmpeg makes 4:2:0 of it, in limited range."""
+    planes = (
+        av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="nv12", dst_colorspace=1 if shares == BT709 else 5).to_ndarray()
+    )
+    height, width = image.shape[:2]
+    luma, chroma = planes[:height, :, None].copy(), planes[height:].reshape(height // 2, width // 2, 2).copy()
+    return Surface(luma, chroma, to_rgb(*shares, full=False), **turns)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("shares", [BT601, BT709])
+def test_colours_follow_the_standards(shares: tuple[float, float], full: bool) -> None:
+    """RGB -> YCbCr as ITU-R BT.601 and BT.709 define it, and back."""
+    red, blue = shares
+    rgb = np.random.default_rng(0).uniform(0, 255, (100, 3))
+    y = rgb @ (red, 1 - red - blue, blue)
+    cb, cr = (rgb[:, 2] - y) / (2 * (1 - blue)), (rgb[:, 0] - y) / (2 * (1 - red))
+    coded = [y, cb + 128, cr + 128] if full else [16 + y * 219 / 255, 128 + cb * 224 / 255, 128 + cr * 224 / 255]
+    np.testing.assert_allclose(np.column_stack([*coded, np.ones(100)]) @ to_rgb(red, blue, full).T, rgb, atol=1e-3)
+
+
+def test_a_surface_of_one_colour_is_exact() -> None:
+    rng = np.random.default_rng(0)
+    luma, chroma = rng.integers(0, 256, (64, 96, 1), dtype=np.uint8), np.full((32, 48, 2), (90, 200), np.uint8)
+    matrix = to_rgb(*BT709, full=False)
+    expected = np.concatenate([luma, np.broadcast_to((90.0, 200.0, 1.0), (64, 96, 3))], axis=-1) @ matrix.T
+    found = processed([Surface(luma, chroma, matrix)], 64, 96)[0]
+    assert np.abs(found - np.clip(expected, 0, 255)).max() <= 0.51
+
+
+@pytest.mark.parametrize("into", [(180, 320), (63, 112), (252, 448)])
+@pytest.mark.parametrize("shares", [BT601, BT709])
+def test_surfaces_equal_a_plain_statement(into: tuple[int, int], shares: tuple[float, float]) -> None:
+    """Pillow resizes each plane, then the matrix, which doubles what rounding does to a colour difference."""
+    made = surface(picture(180, 320), shares)
+    planes = [made.luma[..., 0], made.chroma[..., 0], made.chroma[..., 1]]
+    resized = [np.asarray(Image.fromarray(plane).resize(into[::-1], Image.Resampling.BICUBIC), float) for plane in planes]
+    expected = np.clip(np.stack([*resized, np.ones(into)], axis=-1) @ made.to_rgb.T, 0, 255)
+    error = np.abs(processed([made], *into)[0] - expected)
+    assert error.mean() < 0.75
+    assert (error <= 3).mean() >= 0.99
+
+
+@pytest.mark.parametrize("shares", [BT601, BT709])
+def test_surfaces_look_like_images(shares: tuple[float, float]) -> None:
+    """FFmpeg's fast conversion is up to 3 steps darker; another matrix is 8 and more away."""
+    made = surface(picture(180, 320), shares)
+    frame = av.VideoFrame.from_ndarray(np.concatenate([made.luma.reshape(-1), made.chroma.reshape(-1)]).reshape(270, 320), format="nv12")
+    frame.colorspace = 1 if shares == BT709 else 5
+    error = np.abs(processed([made], 63, 112).astype(int) - processed([Converter()(frame)], 63, 112))
+    assert (error <= 4).mean() >= 0.97
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("quarters", range(4))
+def test_surfaces_come_out_upright_in_their_box(quarters: int, mirrored: bool) -> None:
+    lying = picture(180, 320)
+    upright = np.ascontiguousarray(np.rot90(lying[:, ::-1] if mirrored else lying, quarters))
+    made = surface(lying, quarters=quarters, mirrored=mirrored)
+    assert made.shape == upright.shape
+    found, expected = processed([made], 84, 112)[0], processed([upright], 84, 112)[0]
+    assert np.abs(found.astype(int) - expected).mean() < 3
+    box = letterbox(*upright.shape[:2], 84, 112)
+    assert not found[: box.top].any()
+    assert not found[:, : box.left].any()
+    assert not found[:, box.left + box.width :].any()
+
+
+def test_both_kinds_in_one_chunk_keep_their_places() -> None:
+    kinds = [
+        picture(90, 160, 1),
+        surface(picture(90, 160, 2)),
+        surface(picture(160, 90, 3)),
+        picture(112, 112, 4),
+        surface(picture(90, 160, 5)),
+    ]
+    together = processed(kinds, 112, 112)
+    for kind, found in zip(kinds, together, strict=True):
+        np.testing.assert_array_equal(found, processed([kind], 112, 112)[0])
+
+
+# ---- on a GPU: the graphs, and the order of the calls ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("graph", [image_graph, surface_graph])
+def test_graphs_hold_together_on_a_gpu(graph) -> None:
+    """DALI checks what each operator takes where when it writes a graph down, which needs no GPU."""
+    written = {device: graph(56, 112, device)(batch_size=4, num_threads=1, device_id=None).serialize() for device in ("cpu", "gpu")}
+    assert b"gpu" in written["gpu"]
+    assert b"gpu" not in written["cpu"]
+
+
+def test_says_so_if_dali_does_not_take_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self) -> None:
+        raise RuntimeError("You are trying to create a GPU DALI pipeline while CUDA is not available.\nmore")
+
+    from nvidia.dali import Pipeline
+
+    monkeypatch.setattr(Pipeline, "build", fails)
+    with pytest.raises(VicortError, match=r"does not take the gpu.*CUDA is not available") as failure:
+        Preprocessor(56, 56, device="gpu")
+    assert "\n" not in str(failure.value)
+
+
+class RecordingPipeline:
+    """Takes the calls of a DALI pipeline; what `run` gives records its copy."""
+
+    def __init__(self, calls: list) -> None:
+        self.calls = calls
+
+    def feed_input(self, name: str, values: list, *, cuda_stream: int | None) -> None:
+        self.calls.append((name, len(values), cuda_stream))
+
+    def run(self, stream: int):
+        self.calls.append(("run", stream))
+        return (self,)
+
+    def copy_to_external(self, pointer: ctypes.c_void_p, stream: ctypes.c_void_p, *, non_blocking: bool) -> None:
+        self.calls.append(("copy", pointer.value, stream.value, non_blocking))
+
+
+def test_on_a_gpu_everything_goes_to_the_callers_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list = []
+    monkeypatch.setattr(preprocess, "_built", lambda graph, device, threads: RecordingPipeline(calls))
+    stream = SimpleNamespace(handle=0xABC, notify=lambda work, *held: calls.append(("held", type(held[0]))))
+    out = DeviceArray(None, 4096, (67, 56, 112, 3), np.uint8)
+    frames = [picture(56, 112)] * 65 + [surface(picture(90, 160))] * 2
+    Preprocessor(56, 112, device="gpu")(frames, out, stream)
+    frame = 56 * 112 * 3
+    run, held = ("run", 0xABC), ("held", RecordingPipeline)
+    images = [[("frames", n, None), ("sizes", n, None), ("starts", n, None), run] for n in (64, 1)]
+    surfaces = [
+        ("luma", 2, 0xABC),
+        ("chroma", 2, 0xABC),
+        *((name, 2, None) for name in ("sizes", "colours", "angles", "mirrored", "starts")),
+        run,
+    ]
+    copies = [("copy", 4096 + start * frame, 0xABC, True) for start in (0, 64, 65)]
+    assert calls == [*images[0], copies[0], held, *images[1], copies[1], held, *surfaces, copies[2], held]
+
+
+def test_dali_has_the_verbs_that_the_gpu_path_calls() -> None:
+    from nvidia.dali import Pipeline
+    from nvidia.dali.backend import TensorListGPU
+
+    assert "cuda_stream=None, /" in str(inspect.signature(Pipeline.run))
+    assert "ptr: object, cuda_stream: object = None, non_blocking: bool = False" in TensorListGPU.copy_to_external.__doc__

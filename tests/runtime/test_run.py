@@ -261,7 +261,8 @@ def test_help_lists_the_whole_contract(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize(
-    ("backend", "asked", "decode"), [("openvino", "auto", "cpu"), ("tensorrt", "auto", "auto"), ("tensorrt", "cpu", "cpu"), (None, "auto", "cpu")]
+    ("backend", "asked", "decode"),
+    [("openvino", "auto", "cpu"), ("tensorrt", "auto", "auto"), ("tensorrt", "cpu", "cpu"), (None, "auto", "cpu")],
 )
 def test_frames_are_decoded_on_a_gpu_only_for_engines_there(backend, asked, decode, tmp_path, monkeypatch, capsys, clip) -> None:
     if backend:

@@ -55,8 +55,9 @@ def test_unwanted_frames_are_counted_but_not_converted(tmp_path: Path) -> None:
         return sampler.take(time)
 
     with open_source(str(tmp_path / "a.mp4")) as source:
-        converted, convert = [], source._convert
-        source._convert = lambda picture: converted.append(picture.pts) or convert(picture)
+        decoder = source._decoder
+        converted, convert = [], decoder.convert
+        decoder.convert = lambda picture: converted.append(picture.pts) or convert(picture)
         found = list(source.frames(wants))
     assert [frame.index for frame in found] == numbers(found) == [0, 13, 25, 38, 50]
     assert asked == [Fraction(i, 25) for i in range(60)]

@@ -1,0 +1,339 @@
+"""Plans: ONNX graphs built by TensorRT, each in a process of its own. All its calls at build time are in this file.
+
+In a process of its own, because an abort in its C++ is then one line of ours, its memory comes back between two plans, and the loader
+path that TensorRT for RTX needs is set without the user.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from vicort.runtime.backends.tensorrt import (
+    KERNELS_FILE,
+    PIP_NAMES,
+    PluginHost,
+    TensorRT,
+    check_tensors,
+    load_tensorrt,
+    missing_gpu,
+    tensor_spec,
+)
+from vicort.runtime.errors import EngineError, VicortError
+from vicort.runtime.kernels import Kernels
+from vicort.runtime.locations import user_cache
+from vicort.runtime.manifest import Flavour, GraphSpec, TensorSpec
+
+RTX_LIBRARY = "libtensorrt_rtx.so"
+__all__ = ["KERNELS_FILE", "PIP_NAMES", "Built", "Job", "build", "build_plan", "load_tensorrt", "missing_gpu"]
+LISTED_TYPES = {"Float": "float32", "BFloat16": "bfloat16", "Half": "float16", "Int32": "int32", "UInt8": "uint8"}  # in TensorRT's listing
+Progress = Callable[[str, float], None]  # of a phase, and how much of the plan is done, 0 to 1
+
+
+class Job(BaseModel):
+    """What the child process is told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    model: Path  # an ONNX file; its weights lie where it says
+    plan: Path
+    graph: GraphSpec
+    flavour: Flavour
+    kernels: Path | None = None  # kernels.zip; None = a graph without plugins
+    strip: bool = False
+    targets: tuple[str, ...] = ()  # sm_80, …; none = what TensorRT does by itself
+
+
+class Built(BaseModel):
+    """What the child process answers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    layer_types: dict[str, int]  # layers of the network, by type
+    plugin_layers: int
+
+
+def build_plan(job: Job, progress: Progress = lambda phase, done: None) -> Built:
+    """Build one plan in a child process.
+
+    Raises EngineError, in one line: what TensorRT refuses, with the name of the node where it gives one, or how the child ended.
+    """
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as errors:
+        environment = os.environ | loader_path(job.flavour, Path(folder))
+        command = [sys.executable, "-m", "vicort.export.tensorrt", job.model_dump_json()]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as child:
+            try:
+                answer = _listen(child, progress)
+            except BaseException:
+                child.kill()
+                raise
+        if answer is None:
+            errors.seek(0)
+            raise EngineError(_abrupt_end(job, child.returncode, errors.read()))
+    if "error" in answer:
+        raise EngineError(answer["error"])
+    return Built.model_validate(answer["built"])
+
+
+def loader_path(flavour: Flavour, folder: Path) -> dict[str, str]:
+    """The environment in which the parser finds its library: TensorRT for RTX loads it by a name that its wheel does not have."""
+    found = importlib.util.find_spec("tensorrt_rtx_libs") if flavour == "tensorrt_rtx" else None
+    if found is None or not found.submodule_search_locations:
+        return {}
+    library = next(iter(sorted(Path(found.submodule_search_locations[0]).glob(f"{RTX_LIBRARY}.*"))), None)
+    if library is None:
+        return {}
+    (folder / RTX_LIBRARY).symlink_to(library)
+    return {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("LD_LIBRARY_PATH", "")]))}
+
+
+def _listen(child: subprocess.Popen, progress: Progress) -> dict | None:
+    """The child's answer, its last line; None if it ended without one."""
+    answer = None
+    for line in child.stdout or ():
+        message = json.loads(line)
+        if "phase" in message:
+            progress(message["phase"], message["done"])
+        else:
+            answer = message
+    return answer
+
+
+def _abrupt_end(job: Job, status: int, errors: str) -> str:
+    how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+    lines = [line.strip() for line in errors.splitlines() if line.strip()] or ["no message"]
+    raised = [line for line in lines if line.startswith("[ERROR] Exception")]  # by a plugin, as TensorRT's bindings print it
+    hint = "try --no-plugin" if job.kernels else "report it to NVIDIA"
+    return f"{job.flavour} broke down while it built {job.plan.name} ({how}: {(raised or lines[-1:])[0]}): {hint}"
+
+
+def main(arguments: list[str]) -> int:
+    """The child process: one JSON document a line on stdout, the answer last. All else that is printed goes to stderr."""
+    stdout = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # TensorRT's own prints
+
+    def tell(**message: Any) -> None:
+        print(json.dumps(message), file=stdout, flush=True)
+
+    try:
+        built = build(Job.model_validate_json(arguments[0]), lambda phase, done: tell(phase=phase, done=done))
+    except VicortError as error:
+        tell(error=str(error))
+        return error.exit_code
+    tell(built=built.model_dump())
+    return 0
+
+
+def build(job: Job, progress: Progress) -> Built:
+    """Build a plan in this process."""
+    tensorrt = load_tensorrt(job.flavour)
+    tensorrt.logger.echo = sys.stderr  # for the case that this process breaks down
+    with _plugins(tensorrt, job) as host:
+        builder = _builder(tensorrt)
+        network = builder.create_network(_network_flags(tensorrt))
+        parser = _parse(tensorrt, network, job, host)  # which owns the weights of the network
+        layer_types = Counter(network.get_layer(index).type.name for index in range(network.num_layers))
+        check_tensors(f"{job.model.name}, as {job.flavour} parsed it,", job.graph, *_network_tensors(network))
+        listed = _serialise(tensorrt, builder, network, job, host, progress)
+        del parser
+    plugins = layer_types.get("PLUGIN_V3", 0)
+    _check_listing(job, listed, plugins)
+    return Built(layer_types=dict(sorted(layer_types.items())), plugin_layers=plugins)
+
+
+def _plugins(tensorrt: TensorRT, job: Job) -> AbstractContextManager[PluginHost | None]:
+    return tensorrt.plugins(Kernels.read(job.kernels)) if job.kernels else nullcontext()
+
+
+def _builder(tensorrt: TensorRT) -> Any:
+    try:
+        return tensorrt.module.Builder(tensorrt.logger)
+    except TypeError as error:  # how the bindings say that there is none
+        reason = tensorrt.logger.reason()
+        raise EngineError(
+            f"{tensorrt.flavour} {tensorrt.version} gives no builder ({reason}): the full TensorRT builds only where a GPU is, "
+            f"`pip install {PIP_NAMES['tensorrt_rtx']}` builds anywhere"
+        ) from error
+
+
+def _network_flags(tensorrt: TensorRT) -> int:
+    """Strongly typed: asked for in TensorRT 10, the only way since 11 and in TensorRT for RTX."""
+    if tensorrt.flavour == "tensorrt" and tensorrt.version.startswith("10."):
+        return 1 << int(tensorrt.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    return 0
+
+
+def _parse(tensorrt: TensorRT, network: Any, job: Job, host: PluginHost | None) -> Any:
+    parser = tensorrt.module.OnnxParser(network, tensorrt.logger)
+    if parser.parse_from_file(str(job.model)):
+        _raise_kept(host)
+        return parser
+    _raise_kept(host)
+    name = f"{tensorrt.flavour} {tensorrt.version}"
+    error = parser.get_error(0) if parser.num_errors else None
+    if error is None or not error.node_name():  # a file, or a weight
+        raise EngineError(f"{name} cannot take {job.model.name}: {tensorrt.logger.reason()}")
+    node = f"node {error.node_name()} ({error.node_operator()})"
+    raise EngineError(f"{name} cannot take {node} of {job.model.name}: {' '.join(error.desc().split())}")
+
+
+def _raise_kept(host: PluginHost | None) -> None:
+    """What a plugin raised: TensorRT drops some of it, and builds a wrong plan."""
+    failure = host.take_failure() if host else None
+    if failure:
+        raise failure if isinstance(failure, VicortError) else EngineError(f"the plugin failed: {failure!r}") from failure
+
+
+def _serialise(tensorrt: TensorRT, builder: Any, network: Any, job: Job, host: PluginHost | None, progress: Progress) -> list[str]:
+    """Build the plan and write it; returns what TensorRT lists of the plan's layers and tensors, where it does."""
+    config = builder.create_builder_config()
+    _configure(tensorrt, config, job)
+    profile = builder.create_optimization_profile()
+    for spec in job.graph.inputs:
+        if not all(isinstance(size, int) for size in spec.shape):
+            profile.set_shape(spec.name, *(profile_shape(job.graph, spec, bound) for bound in ("min", "opt", "max")))
+    if config.add_optimization_profile(profile) < 0:
+        raise EngineError(f"{tensorrt.flavour} refuses the shapes of {job.graph.file}: {tensorrt.logger.reason()}")
+    config.progress_monitor = monitor = progress_monitor(tensorrt, progress)
+    listed: list[str] = []
+    tensorrt.logger.listener = lambda message: listed.append(message) if "I/O Tensors:" in message else None
+    with _timing_cache(tensorrt, config):
+        plan = builder.build_serialized_network(network, config)
+    tensorrt.logger.listener = None
+    _raise_kept(host)
+    if plan is None:
+        raise EngineError(f"{tensorrt.flavour} {tensorrt.version} cannot build {job.graph.file}: {tensorrt.logger.reason()}")
+    del monitor
+    with job.plan.open("wb") as file:
+        file.write(plan)
+    return listed
+
+
+def _configure(tensorrt: TensorRT, config: Any, job: Job) -> None:
+    flags = tensorrt.module.BuilderFlag
+    config.clear_flag(flags.TF32)  # fp32 means fp32
+    config.profiling_verbosity = tensorrt.module.ProfilingVerbosity.DETAILED  # so that an inspector can list the layers
+    config.max_aux_streams = 0  # an engine stays on the stream that it is given, and has its priority
+    if hasattr(flags, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(flags.REQUIRE_USER_ALLOCATION)  # which capturing into CUDA graphs needs
+    if job.strip:
+        config.set_flag(flags.STRIP_PLAN)
+        config.set_flag(flags.REFIT_IDENTICAL)
+    if job.targets:
+        _set_targets(tensorrt, config, job.targets)
+
+
+def _set_targets(tensorrt: TensorRT, config: Any, targets: tuple[str, ...]) -> None:
+    known = getattr(tensorrt.module, "ComputeCapability", None)
+    if known is None:
+        raise EngineError(f"--target {','.join(targets)}: {tensorrt.flavour} builds for the GPU that it runs on: leave --target out")
+    names = {f"sm_{name.removeprefix('SM')}": name for name in known.__members__ if name.startswith("SM")}
+    wrong = [target for target in targets if target not in names]
+    if wrong:
+        raise EngineError(f"--target {wrong[0]} is not allowed: {tensorrt.flavour} {tensorrt.version} takes {', '.join(names)}")
+    config.num_compute_capabilities = len(targets)
+    for index, target in enumerate(targets):
+        if not config.set_compute_capability(known.__members__[names[target]], index):
+            raise EngineError(f"--target {target} is refused: {tensorrt.logger.reason()}")
+
+
+def profile_shape(graph: GraphSpec, spec: TensorSpec, bound: str) -> tuple[int, ...]:
+    """A tensor's smallest, best or largest shape. bound: "min", "opt" or "max"."""
+    return tuple(size if isinstance(size, int) else getattr(graph.dimensions[size], bound) for size in spec.shape)
+
+
+def _network_tensors(network: Any) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    return [tensor_spec(t.name, t.dtype, t.shape) for t in inputs], [tensor_spec(t.name, t.dtype, t.shape) for t in outputs]
+
+
+def progress_monitor(tensorrt: TensorRT, progress: Progress) -> Any:
+    """A progress monitor that calls `progress` when another hundredth of the plan is done."""
+
+    base: Any = tensorrt.module.IProgressMonitor
+
+    class Monitor(base):
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.phases: list[list] = []  # name, steps done, steps; each is one step of the one before
+            self.told = -1
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            self.phases.append([name, 0, max(steps, 1)])
+
+        def phase_finish(self, name: str) -> None:
+            self.phases = [phase for phase in self.phases if phase[0] != name]
+
+        def step_complete(self, name: str, step: int) -> bool:
+            for phase in self.phases:
+                if phase[0] == name:
+                    phase[1] = step + 1
+            done = 0.0
+            for _, step_done, steps in reversed(self.phases):
+                done = min(1.0, (step_done + done) / steps)
+            if int(100 * done) > self.told:
+                self.told = int(100 * done)
+                progress(name, done)
+            return True
+
+    return Monitor()
+
+
+@contextmanager
+def _timing_cache(tensorrt: TensorRT, config: Any) -> Iterator[None]:
+    """What TensorRT measured in earlier builds, in the user's cache folder. TensorRT for RTX measures nothing, and needs none."""
+    if tensorrt.flavour == "tensorrt_rtx":
+        yield
+        return
+    path = user_cache() / "vicort" / f"timing-{tensorrt.flavour}-{tensorrt.version}.cache"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        known = path.read_bytes() if path.is_file() else b""
+        if not config.set_timing_cache(config.create_timing_cache(known), False):
+            config.set_timing_cache(config.create_timing_cache(b""), False)  # of another GPU: begin anew
+        yield
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}")
+        part.write_bytes(bytes(config.get_timing_cache().serialize()))
+        part.replace(path)
+
+
+def _check_listing(job: Job, listed: list[str], plugins: int) -> None:
+    """Compare the built plan's own listing, which TensorRT for RTX writes into its log, with the manifest. No GPU is needed for that."""
+    for text in listed:
+        check_tensors(job.plan.name, job.graph, *listed_tensors(text))
+        custom = text.count("LayerType: custom_layer")
+        if custom != plugins:
+            raise EngineError(f"{job.plan.name} has {custom} plugin layers, its network had {plugins}")
+
+
+def listed_tensors(text: str) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Inputs and outputs in a plan's listing."""
+    sides: dict[str, list[TensorSpec]] = {"Input": [], "Output": []}
+    for line in text.partition("I/O Tensors:")[2].splitlines():
+        facts = dict(part.strip().split(": ", 1) for part in line.split(", ") if ": " in part)
+        if "IOMode" in facts:
+            shape = [int(size) for size in facts["Dimensions"].strip("[]").split(",")]
+            spec = TensorSpec(
+                name=facts["Name"],
+                dtype=LISTED_TYPES.get(facts["DataType"], facts["DataType"]),
+                shape=tuple(size if size >= 0 else "?" for size in shape),
+            )
+            sides[facts["IOMode"]].append(spec)
+    return sides["Input"], sides["Output"]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,522 @@
+"""Plans that TensorRT for RTX really builds, without a GPU: what is in them, and what is said when it refuses."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from support.reference_model import write_random_checkpoint
+from support.tensorrt_sets import ONE_GPU, plan_graphs, tiny_model, tiny_onnx, tiny_set
+
+from vicort.export import build, tensorrt
+from vicort.export.checkpoint import resolve
+from vicort.export.engine_set import PlanOptions, is_built, plan, write_engine_set
+from vicort.export.graphs import export_program, plan_signatures, signatures
+from vicort.export.qwen2_5_vl.configuration import read_configuration
+from vicort.export.qwen2_5_vl.weights import load_language, load_vision
+from vicort.export.tensorrt import Built, Job, build_plan, listed_tensors
+from vicort.export.verify import language_inputs
+from vicort.runtime.backends.openvino import OpenVinoEngine
+from vicort.runtime.bindings import numpy_dtype
+from vicort.runtime.device import InlineStream
+from vicort.runtime.errors import EngineError
+from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
+from vicort.runtime.manifest import FILE_NAME, Dimension, GraphSpec, Manifest, TensorSpec, read_manifest
+
+pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def job(tmp_path, name: str, plugin: bool = True, **changes) -> Job:
+    """One graph of the tiny model."""
+    file = name if plugin else f"{name}.expanded"
+    graph = plan_graphs(plugin)[name]
+    kernels = tiny_set() / KERNELS_FILE if graph.plugin_layers else None
+    facts = {"model": tiny_onnx() / f"{file}.onnx", "plan": tmp_path / graph.file, "graph": graph, "kernels": kernels}
+    return Job(**(facts | {"flavour": "tensorrt_rtx"} | changes))
+
+
+def refused(asked: Job) -> str:
+    with pytest.raises(EngineError) as caught:
+        build_plan(asked)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not asked.plan.exists()
+    return str(caught.value)
+
+
+def test_a_set_holds_plans_kernels_embeddings_and_a_tokenizer_and_no_onnx():
+    folder = tiny_set()
+    manifest = read_manifest(folder)
+    found = {path.name for path in folder.iterdir()}
+    assert found == {*manifest.files, FILE_NAME}
+    assert {"llm.plan", "vision.plan", "tokens.plan", KERNELS_FILE, "embedding.bin", "tokenizer.json", "config.json"} <= found
+    assert not [name for name in found if "onnx" in name or name in ("llm.bin", "vision.bin")]
+    assert manifest.files["embedding.bin"].bytes == manifest.embedding.rows * manifest.embedding.width * 2
+    with zipfile.ZipFile(folder / KERNELS_FILE) as kernels:
+        assert [name for name in kernels.namelist() if str(ONE_GPU[0]) in name]
+
+
+def test_the_manifest_says_what_was_built_with_what():
+    manifest = read_manifest(tiny_set())
+    assert (manifest.backend, manifest.flavour, manifest.precision) == ("tensorrt", "tensorrt_rtx", "bf16")
+    assert {"tensorrt-rtx", "triton", "torch", "exporter"} <= set(manifest.versions)
+    assert {graph.file for graph in manifest.graphs.values()} == {"llm.plan", "vision.plan", "tokens.plan"}
+    llm = manifest.graphs["llm"]
+    assert llm.layer_types["PLUGIN_V3"] == llm.plugin_layers == llm.attention_layers == manifest.model.layers
+    assert all("PLUGIN_V3" not in manifest.graphs[name].layer_types for name in ("vision", "tokens"))
+    assert all(graph.layer_types["SHUFFLE"] for graph in manifest.graphs.values())
+
+
+def test_building_again_does_nothing(capfd):
+    tiny_set()
+    capfd.readouterr()
+    assert build.main(["tiny", "--backend", "tensorrt", "--out", str(tiny_set())]) == 0
+    assert "up to date" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"plugin": False}, {"strip": True}, {"targets": ("sm_89",)}])
+def test_a_set_of_other_options_is_not_up_to_date(change):
+    def planned(**options) -> Manifest:
+        return plan(resolve("tiny"), tiny_model(), "tensorrt", "bf16", "", PlanOptions("tensorrt_rtx", **options))
+
+    assert is_built(tiny_set(), planned())
+    assert not is_built(tiny_set(), planned(**change))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A build whose export and compilation are pretence: what is left is what goes into the folder."""
+
+    def exports(folder, *_, but=""):
+        shutil.copytree(tiny_onnx(), folder, dirs_exist_ok=True)
+        (folder / "llm.expanded.onnx").unlink()
+        yield from ((name, None) for name in ("llm", "vision", "tokens") if name != but)
+
+    def build_plan(job, progress):
+        job.plan.write_bytes(b"a plan")
+        return Built(layer_types={"CAST": 1}, plugin_layers=job.graph.plugin_layers)
+
+    tiny_onnx()
+    monkeypatch.setattr("vicort.export.kernels.compile.compile_kernels", lambda spec, progress: b"cubins")
+    for name, pretence in {"_exports": exports, "build_plan": build_plan, "remove_functions": str, "write_nodes": lambda *_: None}.items():
+        monkeypatch.setattr(f"vicort.export.engine_set.{name}", pretence)
+    return monkeypatch
+
+
+def built_quickly(folder: Path, **options) -> Manifest:
+    folder.mkdir()
+    chosen = PlanOptions("tensorrt_rtx", **options)
+    write_engine_set(
+        folder, resolve("tiny"), plan(resolve("tiny"), tiny_model(), "tensorrt", "bf16", "", chosen), lambda line: None, chosen
+    )
+    return read_manifest(folder)
+
+
+def test_a_stripped_set_keeps_the_weights_that_its_plans_are_to_be_given(quick, tmp_path):
+    manifest = built_quickly(tmp_path / "set", strip=True)
+    assert {"llm.onnx", "llm.bin", "vision.onnx", "vision.bin", "tokens.onnx", "embedding.bin"} <= set(manifest.files)
+    assert {name: graph.refit_from for name, graph in manifest.graphs.items()} == {name: f"{name}.onnx" for name in manifest.graphs}
+    assert not [name for name in built_quickly(tmp_path / "whole").files if name.endswith(".onnx")]
+
+
+def test_a_plan_that_lost_its_plugins_is_refused(quick, tmp_path):
+    quick.setattr("vicort.export.engine_set.build_plan", lambda job, progress: Built(layer_types={}, plugin_layers=0))
+    with pytest.raises(EngineError, match=r"llm\.plan has 0 plugin layers, 4 were expected"):
+        built_quickly(tmp_path / "set")
+
+
+def test_a_build_that_tensorrt_refuses_leaves_nothing(quick, tmp_path, capfd):
+    def refuse(job, progress):
+        raise EngineError("tensorrt_rtx cannot take node x of llm.onnx")
+
+    quick.setattr("vicort.export.engine_set.build_plan", refuse)
+    assert build.main(["tiny", "--backend", "tensorrt", "--out", str(tmp_path / "set")]) == 2
+    assert "node x" in capfd.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_build_says_that_it_was_not_run_where_there_is_no_gpu(quick, tmp_path, capfd):
+    quick.setattr(tensorrt, "missing_gpu", lambda: "no driver")
+    assert build.main(["tiny", "--backend", "tensorrt", "--out", str(tmp_path / "set")]) == 0
+    assert capfd.readouterr().err.splitlines()[-1] == "vicort-build: built, not run: this machine has no NVIDIA GPU"
+
+
+def test_the_vision_plan_can_come_straight_from_the_exported_program(quick, tmp_path):
+    """torch-tensorrt itself was never run: this is what it would be asked."""
+    asked = []
+
+    def convert(program, **options):
+        asked.append((program, options))
+        return b"a plan of torch-tensorrt"
+
+    dynamo = SimpleNamespace(convert_exported_program_to_serialized_trt_engine=convert)
+    quick.setitem(sys.modules, "torch_tensorrt", SimpleNamespace(dynamo=dynamo))
+    quick.setattr("vicort.export.torch_tensorrt.export_program", lambda module, graph, device: export_program(module, graph, "cpu"))
+    quick.setattr("vicort.export.engine_set.version", lambda name: "1.0")
+    manifest = built_quickly(tmp_path / "set", frontend="torch-tensorrt")
+    ((program, options),) = asked
+    assert program.graph_signature.user_inputs == ("frames",)
+    assert options["arg_inputs"][0].shape[1:] == (112, 112, 3)
+    assert manifest.graphs["vision"].plan_names == {"features": "output0"}
+    assert (tmp_path / "set" / "vision.plan").read_bytes() == b"a plan of torch-tensorrt"
+
+
+def test_attention_builds_without_the_plugin_too(tmp_path):
+    built = build_plan(job(tmp_path, "llm", plugin=False))
+    assert built.plugin_layers == 0
+    assert "PLUGIN_V3" not in built.layer_types
+    assert built.layer_types["SOFTMAX"] == tiny_model().layers
+    assert (tmp_path / "llm.plan").stat().st_size > 1 << 20
+
+
+def test_progress_goes_on_to_the_end(tmp_path):
+    told: list[tuple[str, float]] = []
+    build_plan(job(tmp_path, "tokens"), lambda phase, done: told.append((phase, done)))
+    assert len(told) > 20
+    assert [done for _, done in told] == sorted(done for _, done in told)
+    assert told[-1][1] > 0.8
+    assert len({phase for phase, _ in told}) > 1
+
+
+def test_an_interrupted_build_leaves_no_process(tmp_path, monkeypatch):
+    children = []
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            children.append(self)
+
+    def interrupt(phase, done):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tensorrt.subprocess, "Popen", Popen)
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(job(tmp_path, "tokens"), interrupt)
+    assert children[0].returncode == -signal.SIGKILL
+
+
+def test_a_plan_can_be_for_named_gpus(tmp_path):
+    build_plan(job(tmp_path, "tokens", targets=("sm_89", "sm_120")))
+    assert (tmp_path / "tokens.plan").is_file()
+
+
+# Refusals
+
+
+def test_a_gpu_that_tensorrt_does_not_know_is_named_with_those_it_does(tmp_path):
+    said = refused(job(tmp_path, "tokens", targets=("sm_90",)))
+    assert "sm_90" in said
+    assert "sm_89" in said
+
+
+def test_a_node_that_the_parser_does_not_take_is_named(tmp_path):
+    value = helper.make_tensor_value_info
+    node = helper.make_node("Fancy", ["x"], ["y"], name="the_fancy_one", domain="elsewhere")
+    graph = helper.make_graph([node], "g", [value("x", TensorProto.FLOAT, [2])], [value("y", TensorProto.FLOAT, [2])])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("elsewhere", 1)]), tmp_path / "f.onnx"
+    )
+    said = refused(job(tmp_path, "tokens", model=tmp_path / "f.onnx"))
+    assert "the_fancy_one" in said
+    assert "Fancy" in said
+
+
+def test_a_weights_file_that_is_missing_is_named(tmp_path):
+    shutil.copy(tiny_onnx() / "vision.onnx", tmp_path)
+    assert "vision.bin" in refused(job(tmp_path, "vision", model=tmp_path / "vision.onnx"))
+
+
+def test_a_model_that_is_missing_is_named(tmp_path):
+    assert "none.onnx" in refused(job(tmp_path, "vision", model=tmp_path / "none.onnx"))
+
+
+def test_kernels_that_are_missing_are_named(tmp_path):
+    assert KERNELS_FILE in refused(job(tmp_path, "llm", kernels=tmp_path / KERNELS_FILE))
+
+
+def test_a_graph_that_is_not_what_was_planned_is_refused(tmp_path):
+    graph = plan_graphs()["tokens"]
+    other = graph.model_copy(update={"outputs": (graph.outputs[0].model_copy(update={"dtype": "float32"}), *graph.outputs[1:])})
+    assert "'kept' is int32, not float32" in refused(job(tmp_path, "tokens", graph=other))
+
+
+def test_shapes_that_no_profile_can_have_are_refused(tmp_path):
+    graph = plan_graphs()["tokens"]
+    upside_down = graph.model_copy(update={"dimensions": graph.dimensions | {"U": Dimension(min=5, opt=3, max=2)}})
+    assert "tokens.plan" in refused(job(tmp_path, "tokens", graph=upside_down))
+
+
+def test_an_abort_in_tensorrt_is_one_line_here(tmp_path, monkeypatch):
+    """A real one: without its loader path the parser ends the process when it comes to a plugin."""
+    monkeypatch.setattr(tensorrt, "loader_path", lambda flavour, folder: {})
+    said = refused(job(tmp_path, "llm"))
+    assert "llm.plan" in said
+    assert "SIGABRT" in said
+    assert "--no-plugin" in said
+
+
+def test_an_exception_of_the_plugin_is_not_lost_in_tensorrt(tmp_path):
+    """TensorRT goes on after some exceptions of a plugin, and aborts after others."""
+    kernels = tmp_path / KERNELS_FILE
+    with zipfile.ZipFile(tiny_set() / KERNELS_FILE) as whole, zipfile.ZipFile(kernels, "w") as changed:
+        for name in whole.namelist():
+            content = whole.read(name)
+            if name == "kernels.json":
+                content = json.dumps(other_pages(json.loads(content))).encode()
+            changed.writestr(name, content)
+    assert "is for pages of" in refused(job(tmp_path, "llm", kernels=kernels))
+
+
+def other_pages(index: dict) -> dict:
+    return index | {"spec": index["spec"] | {"page_tokens": 2 * index["spec"]["page_tokens"]}}
+
+
+def test_what_get_workspace_size_raises_is_raised_after_the_build(tmp_path, monkeypatch):
+    """Which TensorRT drops, and goes on with no workspace."""
+    host = tensorrt.PluginHost(None)
+    host.keep(ValueError("no such kernel"))
+    with pytest.raises(EngineError, match="no such kernel"):
+        tensorrt._raise_kept(host)
+    tensorrt._raise_kept(host)  # told once
+
+
+# What a listing says
+
+
+LISTING = """Layers:
+Name: a, LayerType: custom_layer, Inputs: []
+Name: b, LayerType: gemm, Inputs: []
+
+I/O Tensors:
+ Name: tokens, IOMode: Input, DataType: Int32, Dimensions: [-1], Location: Device, ProfileInfo: [ { MinShape: [1], OptShape: [128] }]
+ Name: k, IOMode: Output, DataType: BFloat16, Dimensions: [4,-1,2,32], Location: Device, ProfileInfo: [ { Format: linear }]
+
+Engine Metadata:
+"""
+LISTED = GraphSpec(
+    file="llm.plan",
+    inputs=(TensorSpec(name="tokens", dtype="int32", shape=("C",)),),
+    outputs=(TensorSpec(name="k", dtype="bfloat16", shape=(4, "C", 2, 32)),),
+    dimensions={},
+)
+
+
+def test_the_tensors_of_a_plan_are_read_from_tensorrts_own_listing():
+    inputs, outputs = listed_tensors(LISTING)
+    assert inputs == [TensorSpec(name="tokens", dtype="int32", shape=("?",))]
+    assert outputs == [TensorSpec(name="k", dtype="bfloat16", shape=(4, "?", 2, 32))]
+
+
+def test_a_plan_whose_listing_differs_is_refused(tmp_path):
+    listed = SimpleNamespace(graph=LISTED, plan=tmp_path / "llm.plan")
+    tensorrt._check_listing(listed, [LISTING], 1)
+    with pytest.raises(EngineError, match="1 plugin layers, its network had 2"):
+        tensorrt._check_listing(listed, [LISTING], 2)
+    with pytest.raises(EngineError, match="'k' is float32"):
+        tensorrt._check_listing(listed, [LISTING.replace("BFloat16", "Float")], 1)
+
+
+def test_tensorrt_for_rtx_does_list_its_plans(tmp_path, monkeypatch):
+    """Without that the comparison above would never be made."""
+    seen = []
+    monkeypatch.setattr(tensorrt, "_check_listing", lambda job, listed, plugins: seen.extend(listed))
+    tensorrt.build(job(tmp_path, "tokens"), lambda phase, done: None)
+    (listing,) = seen
+    assert {spec.name for side in listed_tensors(listing) for spec in side} == {
+        "features", "threshold", "positions", "kept", "count", "compact", "mean"
+    }  # fmt: skip
+
+
+# Bounds
+
+
+@given(st.integers(1, 80), st.integers(1, 16), st.sampled_from([32, 64, 128]), st.sampled_from([1, 4, 8, 16, 32, 1024]), st.booleans())
+def test_the_largest_pool_of_a_plan_is_one_that_tensorrt_takes(layers, heads, dim, tokens, plugin):
+    model = tiny_model().model_copy(update={"layers": layers, "kv_heads": heads, "head_dim": dim, "page_tokens": tokens})
+    dimensions = plan_signatures(signatures(model, "bf16"), model, plugin, False)["llm"].dimensions
+    volume = dimensions["P"].max * layers * heads * 2 * tokens * dim
+    assert volume < (1 << 40 if plugin else 1 << 31)
+    assert all(1 <= bounds.min <= bounds.opt <= bounds.max for bounds in dimensions.values())
+    assert plugin or dimensions["N"].max * tokens <= 1 << 15
+
+
+def test_a_pool_of_the_3b_model_may_be_larger_than_two_to_the_31_elements():
+    model = tiny_model().model_copy(update={"layers": 36, "kv_heads": 2, "head_dim": 128, "page_tokens": 16})
+    most = plan_signatures(signatures(model, "bf16"), model, True, False)["llm"].dimensions["P"].max
+    assert most * 36 * 2 * 2 * 16 * 128 * 2 > 140 << 30  # bytes: more than a GPU holds
+
+
+# bf16
+
+
+ACCURATE = {"Softmax", "ReduceMean", "Sqrt", "Reciprocal", "Pow", "Cos", "Sin", "ReduceSum", "CumSum"}
+
+
+@pytest.mark.parametrize("file", ["vision.onnx", "llm.expanded.onnx", "tokens.onnx"])
+def test_norms_softmax_and_rotary_angles_of_the_bf16_graphs_are_in_fp32(file):
+    model = onnx.shape_inference.infer_shapes(onnx.load(tiny_onnx() / file, load_external_data=False))
+    types = {value.name: value.type.tensor_type.elem_type for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]}
+    types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    types |= {node.output[0]: node.attribute[0].t.data_type for node in model.graph.node if node.op_type == "Constant" and node.attribute}
+    found = {node.op_type: types.get(node.input[0]) for node in model.graph.node if node.op_type in ACCURATE}
+    assert found
+    assert TensorProto.BFLOAT16 not in found.values()
+    matmuls = {types.get(node.input[0]) for node in model.graph.node if node.op_type in ("MatMul", "Gemm")}
+    assert file == "tokens.onnx" or TensorProto.BFLOAT16 in matmuls  # it is a bf16 graph
+
+
+def arrays_of(graph: GraphSpec, inputs: dict[str, np.ndarray], **sizes: int) -> dict[str, np.ndarray]:
+    """The inputs, and room for the outputs."""
+    shapes = {spec.name: [sizes.get(size, size) for size in spec.shape] for spec in graph.outputs}
+    return inputs | {spec.name: np.zeros(shapes[spec.name], numpy_dtype(spec.dtype)) for spec in graph.outputs}
+
+
+def as_torch(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array)
+
+
+def off_by(found: np.ndarray, wanted: torch.Tensor) -> float:
+    """The root mean square of the difference, as a part of the wanted values'."""
+    difference = found.astype(np.float32) - wanted.numpy()
+    return float(np.sqrt((difference**2).mean() / (wanted.numpy() ** 2).mean()))
+
+
+def test_the_bf16_vision_graph_is_near_the_fp32_model():
+    """The ONNX file that TensorRT is given, run by OpenVINO, beside PyTorch in fp32: within bf16's own rounding, 2^-8, a few times over."""
+    model, graph, checkpoint = tiny_model(), plan_graphs()["vision"], resolve("tiny")
+    frames = np.random.default_rng(0).integers(0, 256, (4, model.image_height, model.image_width, 3), np.uint8)
+    bound = arrays_of(graph, {"frames": frames}, U=2)
+    OpenVinoEngine(tiny_onnx() / "vision.onnx", graph, threads=1, streams=1).enqueue(bound, InlineStream("test"))
+    vision = load_vision(checkpoint, read_configuration(checkpoint), model.image_height, model.image_width)
+    with torch.no_grad():
+        assert 1e-4 < off_by(bound["features"], vision(torch.from_numpy(frames))) < 2e-2
+
+
+def test_the_bf16_language_graph_is_near_the_fp32_model():
+    """On average over a few runs, and not much further from it than PyTorch's own bf16 is."""
+    model, graph, checkpoint = tiny_model(), plan_graphs(plugin=False)["llm"], resolve("tiny")
+    engine = OpenVinoEngine(tiny_onnx() / "llm.expanded.onnx", graph, threads=1, streams=1)
+    exact, rounded = (load_language(checkpoint, read_configuration(checkpoint), dtype) for dtype in (torch.float32, torch.bfloat16))
+    ours, pytorchs = [], []
+    for seed in range(6):
+        inputs = language_inputs(model, np.dtype(ml_dtypes.bfloat16), 21, 9, np.random.default_rng(seed))
+        bound = arrays_of(graph, inputs, C=21)
+        engine.enqueue(bound, InlineStream("test"))
+        tensors = [as_torch(inputs[spec.name]) for spec in graph.inputs]
+        with torch.no_grad():
+            wanted = exact(*tensors)
+            near = rounded(*(tensor.bfloat16() if tensor.is_floating_point() else tensor for tensor in tensors))
+        ours.append([off_by(bound[spec.name], tensor) for spec, tensor in zip(graph.outputs, wanted, strict=True)])
+        pytorchs.append([off_by(found.float().numpy(), tensor) for found, tensor in zip(near, wanted, strict=True)])
+    means, limits = np.mean(ours, axis=0), np.mean(pytorchs, axis=0)
+    assert (means > 1e-4).all()
+    assert (means < 2e-2).all(), means
+    assert (means < 2 * limits).all(), (means, limits)
+
+
+# The full TensorRT, and real widths
+
+
+def test_the_timing_cache_is_kept_for_the_next_build_of_the_full_tensorrt(tmp_path, monkeypatch):
+    """With the builder configuration of TensorRT for RTX, which has the same calls."""
+    monkeypatch.setattr(tensorrt, "user_cache", lambda: tmp_path)
+    rtx = tensorrt.load_tensorrt("tensorrt_rtx")
+    config = rtx.module.Builder(rtx.logger).create_builder_config()
+    full = SimpleNamespace(flavour="tensorrt", version="11.4.0")
+    for _ in range(2):
+        with tensorrt._timing_cache(full, config):
+            pass
+        (file,) = (tmp_path / "vicort").iterdir()
+        assert file.name == "timing-tensorrt-11.4.0.cache"
+        assert file.stat().st_size
+    file.unlink()
+    with tensorrt._timing_cache(rtx, config):  # which has nothing to keep
+        pass
+    assert not list((tmp_path / "vicort").iterdir())
+
+
+def test_networks_are_strongly_typed_in_every_version():
+    flags = SimpleNamespace(NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1))
+    versions = {("tensorrt", "10.13.2"): 2, ("tensorrt", "11.4.0"): 0, ("tensorrt_rtx", "1.7.1"): 0}
+    for (flavour, version), wanted in versions.items():
+        assert tensorrt._network_flags(SimpleNamespace(flavour=flavour, version=version, module=flags)) == wanted
+
+
+NAMES = """
+import sys
+import tensorrt as trt
+
+owners = {
+    "Builder": "create_network create_builder_config create_optimization_profile build_serialized_network",
+    "IBuilderConfig": "set_flag clear_flag create_timing_cache set_timing_cache get_timing_cache add_optimization_profile "
+    "profiling_verbosity progress_monitor",
+    "BuilderFlag": "TF32 STRIP_PLAN REFIT_IDENTICAL",
+    "ProfilingVerbosity": "DETAILED",
+    "IOptimizationProfile": "set_shape",
+    "IProgressMonitor": "phase_start phase_finish step_complete",
+    "OnnxParser": "parse_from_file num_errors get_error",
+    "ParserError": "desc node_name node_operator",
+    "INetworkDefinition": "num_layers get_layer num_inputs get_input num_outputs get_output",
+    "Runtime": "deserialize_cuda_engine",
+    "ICudaEngine": "num_io_tensors get_tensor_name get_tensor_mode get_tensor_dtype get_tensor_shape create_execution_context",
+    "IExecutionContext": "set_input_shape set_tensor_address update_device_memory_size_for_shapes set_device_memory execute_async_v3",
+    "ExecutionContextAllocationStrategy": "USER_MANAGED",
+    "TensorIOMode": "INPUT OUTPUT",
+    "Refitter": "refit_cuda_engine",
+    "OnnxParserRefitter": "refit_from_file",
+    "IPluginRegistry": "register_creator",
+    "PluginFieldType": "INT32 FLOAT32",
+    "TensorFormat": "LINEAR",
+}
+missing = [f"{owner}.{name}" for owner, names in owners.items() for name in names.split() if not hasattr(getattr(trt, owner, None), name)]
+wanted = "ILogger IPluginV3 IPluginV3OneCore IPluginV3OneBuildV2 IPluginV3OneRuntime IPluginCreatorV3One PluginField PluginFieldCollection"
+missing += [name for name in wanted.split() if not hasattr(trt, name)]
+print(trt.__version__, missing)
+sys.exit(bool(missing))
+"""
+
+
+@pytest.mark.slow
+def test_every_name_that_is_used_is_in_the_real_bindings_of_the_full_tensorrt(tmp_path):
+    stub = Path(__file__).parents[3] / "shared" / "trt" / "stub" / "build.sh"
+    if not stub.is_file():
+        pytest.skip("no ../shared/trt/stub beside this checkout")
+    made = subprocess.run(["bash", stub, tmp_path], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"the bindings cannot be fetched here: {made.stderr[-200:]}")
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", NAMES], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plugin", [True, False], ids=["plugin", "native"])
+def test_the_widths_of_the_3b_model_build(plugin, tmp_path, capfd):
+    """Two layers each, bf16, and the real vocabulary."""
+    model = tmp_path / "qwen2.5-vl-3b"
+    write_random_checkpoint(model, "3b-widths", seed=5, dtype=torch.bfloat16)
+    shutil.copy(resolve("tiny") / "tokenizer.json", model)
+    options = [] if plugin else ["--no-plugin"]
+    assert build.main([str(model), "--out", str(tmp_path / "set"), "--backend", "tensorrt", *options]) == 0, capfd.readouterr().err
+    manifest = read_manifest(tmp_path / "set")
+    llm = manifest.graphs["llm"]
+    assert llm.layer_types.get("PLUGIN_V3", 0) == llm.plugin_layers == (2 if plugin else 0)
+    assert (manifest.model.head_dim, manifest.model.width, manifest.model.vocabulary) == (128, 2048, 151936)
+    assert manifest.files["llm.plan"].bytes > 2 * (151936 * 2048 + 2 * 3 * 2048 * 11008)  # the weights, once

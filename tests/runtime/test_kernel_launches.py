@@ -1,0 +1,251 @@
+"""How the compiled kernels are read, chosen and launched: without a GPU, with a launcher that only records."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import zipfile
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.interpreter import stand_in
+
+from vicort.runtime.errors import EngineError
+from vicort.runtime.kernels import INDEX, MAX_SHARES, Kernels, KernelSpec, LoadedKernels
+
+TILES = {"wide": (128, 64), "narrow": (16, 64)}
+
+
+class Recorder:
+    """A launcher that notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.constants: list[bytes] = []
+        self.launches: list[dict[str, Any]] = []
+
+    def load(self, cubin: bytes, function: str, shared_bytes: int) -> str:
+        return function
+
+    def launch(self, kernel, grid, threads, shared_bytes, stream_handle, args) -> None:
+        self.launches.append({"kernel": kernel, "grid": grid, "threads": threads, "stream": stream_handle, "args": list(args)})
+
+    def constant(self, data: bytes) -> int:
+        self.constants.append(data)
+        return 0xC0
+
+
+def make_spec(**changes: Any) -> KernelSpec:
+    parts: dict[str, Any] = {"kv_heads": 2, "groups": 8, "head_dim": 128, "page_tokens": 16, "dtype": "bfloat16", "sections": (16, 24, 24)}
+    parts |= changes
+    return KernelSpec(frequencies=tuple(np.linspace(1, 0, parts["head_dim"] // 2, dtype=np.float32).tolist()), **parts)
+
+
+def make_kernels(spec: KernelSpec | None = None, architectures: tuple[int, ...] = (80, 86, 89, 90, 120)) -> Kernels:
+    return Kernels.parse(stand_in(spec or make_spec(), TILES, architectures))
+
+
+def load(kernels: Kernels, multiprocessors: int = 132) -> tuple[LoadedKernels, Recorder]:
+    recorder = Recorder()
+    return LoadedKernels(kernels, capability=(9, 0), multiprocessors=multiprocessors, launcher=recorder), recorder
+
+
+def attend(loaded: LoadedKernels, **changes: Any) -> None:
+    pointers = {"q": 1, "k": 2, "v": 3, "pos": 4, "pool": 1 << 40, "where": 1 << 20, "table": 1 << 10, "out": 8, "workspace": 9}
+    shapes = {"pool_shape": (50, 4, 2, 2, 16, 128), "where_shape": (50, 1, 1, 16, 3), "table_shape": (1, 1, 7)}
+    loaded.attention(**(pointers | shapes | {"rows": 1, "layer": 2, "scale": 0.125, "stream": 77} | changes))
+
+
+specs = st.builds(
+    make_spec,
+    kv_heads=st.integers(1, 8),
+    groups=st.sampled_from([1, 2, 4, 7, 8]),
+    head_dim=st.sampled_from([32, 128]),
+    page_tokens=st.sampled_from([4, 8, 16, 32]),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    spec=specs,
+    rows=st.integers(1, 2048),
+    pages=st.integers(0, 4096),
+    multiprocessors=st.integers(1, 200),
+    spare=st.tuples(st.integers(0, 500), st.integers(0, 500)),
+    capability=st.sampled_from([(8, 0), (9, 0), (12, 0)]),
+)
+def test_programs_cover_all_queries_and_the_workspace_has_a_bound(spec, rows, pages, multiprocessors, spare, capability):
+    kernels = make_kernels(spec)
+    plan = kernels.plan(rows, pages, multiprocessors, capability)
+    tiles, heads, shares = plan.grid
+    block_m, block_n = TILES[plan.form]
+    assert (tiles - 1) * block_m < rows * spec.groups <= tiles * block_m
+    assert heads == spec.kv_heads
+    key_tiles = math.ceil(pages * spec.page_tokens / block_n) + math.ceil(rows / block_n)
+    assert 1 <= shares <= min(MAX_SHARES, key_tiles)
+    needed = shares * rows * spec.groups * heads * (spec.head_dim + 2) * 4 if shares > 1 else 0
+    assert plan.workspace_bytes == needed <= kernels.workspace_bytes(rows + spare[0], pages + spare[1])
+
+
+def test_one_row_fills_the_gpu():
+    tiles, heads, shares = make_kernels().plan(1, 2048, 132, (9, 0)).grid
+    assert 100 <= tiles * heads * shares <= 264
+
+
+def test_the_workspace_is_bounded_however_large_the_table():
+    kernels = make_kernels()
+    assert kernels.workspace_bytes(2048, 1 << 20) <= 35 << 20
+    assert kernels.workspace_bytes(1, 4) < kernels.workspace_bytes(1, 4096)
+
+
+def test_arguments_are_those_of_the_cubin_with_hidden_ones_zero():
+    loaded, recorder = load(make_kernels())
+    attend(loaded, rows=2, table_shape=(1, 1, 900))
+    loaded.scatter_tokens(k=1, v=2, slots=3, cells=4, pool=5, count=6, rows=7, layers=8, stream=9)
+    loaded.set_places(slots=1, places=2, where=3, count=4, stream=5)
+    assert [launch["kernel"] for launch in recorder.launches] == ["bounded_attention", "combine", "scatter_tokens", "set_places"]
+    index = {each.kernel: each for each in loaded.kernels.compiled if each.architecture == 90}
+    for launch in recorder.launches:
+        assert tuple(kind for kind, _ in launch["args"]) == index[launch["kernel"]].arguments
+        assert [value for _, value in launch["args"][-2:]] == [0, 0]
+        assert launch["threads"] == 32 * index[launch["kernel"]].warps
+    assert [launch["grid"] for launch in recorder.launches[2:]] == [(6, 8, 1), (4, 1, 1)]
+    assert [launch["stream"] for launch in recorder.launches] == [77, 77, 9, 5]
+
+
+@pytest.mark.parametrize(
+    ("where_shape", "table_shape", "where_first", "table_first", "where_head", "table_head"),
+    [
+        ((50, 1, 1, 16, 3), (1, 1, 7), 0, 0, 0, 0),
+        ((50, 4, 1, 16, 3), (1, 2, 7), 2 * 48 * 4, 0, 0, 7),
+        ((50, 4, 2, 16, 3), (4, 1, 7), 2 * 2 * 48 * 4, 2 * 7 * 4, 48, 0),
+        ((50, 1, 2, 16, 3), (4, 2, 7), 0, 2 * 2 * 7 * 4, 48, 7),
+    ],
+)
+def test_a_dimension_of_one_serves_all_layers_or_heads(where_shape, table_shape, where_first, table_first, where_head, table_head):
+    loaded, recorder = load(make_kernels())
+    attend(loaded, where_shape=where_shape, table_shape=table_shape)
+    values = [value for _, value in recorder.launches[0]["args"]]
+    assert values[4] == (1 << 40) + 2 * 2 * 2 * 16 * 128 * 2
+    assert values[5:7] == [(1 << 20) + where_first, (1 << 10) + table_first]
+    rows, pages, slot_cells, where_slot = values[10:14]
+    assert (rows, pages, slot_cells) == (1, 7, 4 * 2)
+    assert where_slot == math.prod(where_shape[1:])
+    assert values[14:16] == [where_head, table_head]
+    assert values[16] == pytest.approx(0.125 / math.log(2))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pool_shape": (50, 4, 2, 2, 8, 128)},
+        {"pool_shape": (50, 4, 3, 2, 16, 128)},
+        {"where_shape": (50, 3, 1, 16, 3)},
+        {"table_shape": (1, 4, 7)},
+    ],
+)
+def test_shapes_that_are_not_the_kernels_are_refused(changes):
+    loaded, recorder = load(make_kernels())
+    with pytest.raises(EngineError, match="does not fit the kernels"):
+        attend(loaded, **changes)
+    assert not recorder.launches
+
+
+def test_nothing_to_do_launches_nothing():
+    loaded, recorder = load(make_kernels())
+    attend(loaded, rows=0)
+    loaded.scatter_tokens(k=1, v=2, slots=3, cells=4, pool=5, count=0, rows=7, layers=8, stream=9)
+    loaded.set_places(slots=1, places=2, where=3, count=0, stream=5)
+    assert not recorder.launches
+
+
+def test_frequencies_go_to_the_gpu_once_as_they_are():
+    loaded, recorder = load(make_kernels())
+    attend(loaded)
+    assert recorder.constants == [np.array(loaded.spec.frequencies, np.float32).tobytes()]
+    assert recorder.launches[0]["args"][9] == ("pointer", 0xC0)
+
+
+def test_tables_hold_cos_and_then_sin_of_each_position():
+    cos, sin = make_spec(positions=30).rotary()
+    frequencies = np.array(make_spec().frequencies)
+    np.testing.assert_allclose(cos, np.cos(np.arange(30)[:, None] * frequencies), atol=2e-6)
+    np.testing.assert_allclose(sin[29], np.sin(29 * frequencies), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("capability", "architecture"), [((8, 0), 80), ((8, 6), 86), ((8, 7), 86), ((8, 9), 89), ((9, 0), 90), ((12, 0), 120)]
+)
+def test_the_nearest_older_cubin_of_the_same_generation_serves(capability, architecture):
+    assert make_kernels().architecture(capability) == architecture
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (10, 0), (12, 1)])
+def test_a_gpu_without_a_cubin_is_named(capability):
+    with pytest.raises(EngineError, match=f"no kernels for sm_{capability[0]}{capability[1]}, only for sm_80, .*sm_120"):
+        make_kernels().architecture(capability)
+
+
+def edited(change: str, value: object) -> bytes:
+    """A kernels.zip whose index says something else."""
+    source = zipfile.ZipFile(io.BytesIO(stand_in(make_spec(), TILES)))
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for name in source.namelist():
+            data = source.read(name)
+            archive.writestr(name, json.dumps(json.loads(data) | {change: value}) if name == INDEX else data)
+    return target.getvalue()
+
+
+def without(name: str) -> bytes:
+    source = zipfile.ZipFile(io.BytesIO(stand_in(make_spec(), TILES)))
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for each in source.namelist():
+            if each != name:
+                archive.writestr(each, source.read(each))
+    return target.getvalue()
+
+
+def flipped() -> bytes:
+    data = bytearray(stand_in(make_spec(), TILES))
+    data[len(data) // 4] ^= 0xFF
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "is damaged"),
+        (b"not a zip", "is damaged"),
+        (stand_in(make_spec(), TILES)[:-50], "is damaged"),
+        (flipped(), "is damaged"),
+        (without(INDEX), "is damaged"),
+        (without("sm_90/combine"), "is damaged"),
+        (edited("schema_version", 99), "schema version 99"),
+        (edited("kernels", [{"kernel": "other"}]), "kernels.0"),
+    ],
+)
+def test_damage_is_one_line_with_what_to_do(tmp_path, data, words):
+    path = tmp_path / "kernels.zip"
+    path.write_bytes(data)
+    with pytest.raises(EngineError, match=words) as raised:
+        Kernels.read(path)
+    assert str(path) in str(raised.value)
+    assert "rebuild" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(EngineError, match=r"kernels\.zip cannot be read .*rebuild"):
+        Kernels.read(tmp_path / "kernels.zip")
+
+
+def test_an_archive_without_one_of_the_kernels_is_refused():
+    kernels = make_kernels()
+    fewer = Kernels(kernels.name, kernels.spec, {}, tuple(each for each in kernels.compiled if each.form != "wide"), kernels.cubins)
+    with pytest.raises(EngineError, match="no bounded_attention wide for sm_90"):
+        load(fewer)

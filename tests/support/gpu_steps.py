@@ -1,0 +1,40 @@
+"""Steps of `gpu_check` that behave badly, and one that does not; they run in processes of their own."""
+
+import os
+import signal
+import time
+
+from vicort.benchmarks.gpu_lab import NotRight, Skip
+from vicort.runtime.errors import EngineError
+
+
+def fine(lab):
+    return {"folder": str(lab.folder)}
+
+
+def skips(lab):
+    raise Skip("no such\nthing here")
+
+
+def wrong(lab):
+    raise NotRight("1 is not 2", {"numbers": [1, 2]})
+
+
+def refuses(lab):
+    raise EngineError("the plan is for another GPU")
+
+
+def breaks(lab):
+    return {"ratio": 1 / 0}
+
+
+def dies(lab):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def leaves(lab):
+    os._exit(0)
+
+
+def hangs(lab):
+    time.sleep(600)

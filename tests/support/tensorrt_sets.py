@@ -1,0 +1,64 @@
+"""The embedded model's TensorRT set, built once in a test run, and the ONNX files that it is made of."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from pathlib import Path
+from unittest import mock
+
+from support.engine_sets import room
+
+from vicort.export import build, engine_set
+from vicort.export.checkpoint import TINY, resolve
+from vicort.export.graphs import expand, plan_signatures, remove_functions, signatures, write_nodes
+from vicort.export.kernels import compile as compiling
+from vicort.export.qwen2_5_vl.configuration import read_configuration
+from vicort.export.recipe import load_recipe, model_spec
+from vicort.export.tensorrt import build_plan
+from vicort.runtime.manifest import GraphName, GraphSpec, ModelSpec
+
+ONE_GPU = (89,)  # architectures: the others' cubins are the kernels' own tests' matter
+
+
+@functools.cache
+def tiny_set() -> Path:
+    """What `vicort-build tiny --backend tensorrt` makes, with kernels for one architecture.
+
+    On the way it copies the ONNX files, which the build throws away, to `tiny_onnx()`.
+    """
+    folder, onnx = room() / "tiny-bf16-tensorrt", room() / "tiny-bf16-onnx"
+    onnx.mkdir()
+
+    def copy_and_build(job, *args):
+        shutil.copytree(job.model.parent, onnx, dirs_exist_ok=True)
+        return build_plan(job, *args)
+
+    def expand_and_remove(exported):
+        other = exported.clone()
+        expand(other)
+        write_nodes(other, onnx / "llm.expanded.onnx")
+        remove_functions(exported)
+
+    with (
+        mock.patch.object(engine_set, "build_plan", copy_and_build),
+        mock.patch.object(engine_set, "remove_functions", expand_and_remove),
+        mock.patch.object(compiling, "compile_kernels", functools.partial(compiling.compile_kernels, architectures=ONE_GPU)),
+    ):
+        assert build.main([TINY, "--backend", "tensorrt", "--out", str(folder)]) == 0
+    return folder
+
+
+def tiny_onnx() -> Path:
+    """Folder of the bf16 graphs as TensorRT is given them: <name>.onnx, and llm.expanded.onnx for a plan without the plugin."""
+    tiny_set()
+    return room() / "tiny-bf16-onnx"
+
+
+@functools.cache
+def tiny_model() -> ModelSpec:
+    return model_spec(TINY, read_configuration(resolve(TINY)), load_recipe(TINY))
+
+
+def plan_graphs(plugin: bool = True, strip: bool = False) -> dict[GraphName, GraphSpec]:
+    return plan_signatures(signatures(tiny_model(), "bf16"), tiny_model(), plugin, strip)

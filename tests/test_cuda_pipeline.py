@@ -1,0 +1,281 @@
+"""The whole runtime on a simulated GPU that runs its streams as late, and in as bad an order, as CUDA allows."""
+
+import gc
+import threading
+from collections import Counter
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from support.fake_engines import FakeEngineSet
+from support.simulated_cuda import Misuse, ObservedStream, Race, SimulatedEngineSet
+from support.simulated_tensorrt import SimulatedTensorRTSet
+from support.streams import frames
+from support.systems import system
+
+from vicort.runtime.backends.tensorrt import Lane, TensorRTEngine
+from vicort.runtime.core import Answer, ChunkEvent, Question, Sampling
+from vicort.runtime.cuda import CudaDevice, CudaStream
+from vicort.runtime.device import Urgency
+from vicort.runtime.errors import DeviceError
+from vicort.runtime.session import Session
+from vicort.runtime.system import known_systems, load_system
+
+SHORT = Sampling(max_tokens=4)
+ASK, OTHER = "what color was the circle?", "what came after the star?"
+SPILLING = system(retrieval="{policy: similar-chunks, top: 4}", memory="{device_mb: 0.92, host_mb: 0.02, when_full: drop-oldest}")
+
+
+def small(name):
+    """A system of the product, with the pages of a toy."""
+    found = load_system(name)
+    host = 0.02 if found.budget.host_mb else 0
+    device = {"uniform": 2.5, "vicostream": 2.5}.get(name, 1.2)
+    return replace(found, budget=replace_budget(found, device, host))
+
+
+def replace_budget(found, device_mb, host_mb):
+    return found.budget.model_copy(update={"device_mb": device_mb, "host_mb": host_mb})
+
+
+def watch(engines, chosen, video, questions=(), *, asks=(), **options):
+    """A stream, with questions at times to come (several at once), and a conversation that is asked as it goes.
+
+    -> answers by their id, chunks in their order, pages at the end
+    """
+    events = []
+    with Session(engines, chosen, sampling=SHORT, on_event=events.append, **options) as session:
+        for at in questions:
+            session.submit(Question(ASK, None if at is None else Fraction(at), id=f"at {at}", sampling=SHORT))
+        for number, frame in enumerate(video):
+            session.push(frame)
+            if number in asks:
+                session.submit(Question(OTHER, Fraction(0), id=f"turn {number}", conversation="a", sampling=SHORT))
+        session.finish()
+        pages = session.summary().pages
+    said = {e.id: (e.text, e.seen_until, e.read, e.pages, e.tokens) for e in events if isinstance(e, Answer)}
+    return said, [(e.index, e.start, e.end, e.kept) for e in events if isinstance(e, ChunkEvent)], pages
+
+
+def told(engines, name, **options):
+    chosen = SPILLING if name == "spilling" else small(name)
+    video = frames(120 if name == "spilling" else 48)
+    return watch(engines, chosen, video, (0, "3.2", "3.2", 11, None), asks=(20, 40), **options)
+
+
+@pytest.fixture(scope="module")
+def on_the_host():
+    """What the host says of a system, worked out once."""
+    known = {}
+
+    def tell(name):
+        if name not in known:
+            known[name] = told(FakeEngineSet(), name)
+        return known[name]
+
+    return tell
+
+
+@pytest.mark.parametrize("order", range(2))
+@pytest.mark.parametrize("name", ["spilling", *known_systems()])
+def test_every_system_says_on_the_gpu_what_it_says_on_the_host_to_the_last_bit(name, order, on_the_host):
+    engines = SimulatedEngineSet(order=order, lag=0.002 * order)
+    assert told(engines, name) == on_the_host(name)
+    assert engines.driver.counts["replay"] > engines.driver.counts["capture"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", range(2, 30))
+@pytest.mark.parametrize("name", ["spilling", *known_systems()])
+def test_every_system_says_the_same_in_many_more_orders(name, order, on_the_host):
+    assert told(SimulatedEngineSet(order=order, lag=0.002 * (order % 3)), name) == on_the_host(name)
+
+
+@pytest.mark.parametrize("name", ["spilling", "simplestream"])
+def test_the_sequential_twin_says_the_same_on_one_cuda_stream(name, on_the_host):
+    engines = SimulatedEngineSet()
+    assert told(engines, name, overlap=False) == on_the_host(name)
+    assert len({stream for _, stream in engines.driver.log if _ in ("vision", "tokens", "llm")}) == 1
+
+
+@pytest.mark.parametrize("order", range(2))
+@pytest.mark.parametrize("name", ["spilling", "simplestream"])
+def test_the_real_tensorrt_engines_say_the_same(name, order, on_the_host):
+    """With their contexts, the memory of these, and CUDA graphs, over plans that are stand-ins."""
+    engines = SimulatedTensorRTSet(order=order)
+    assert told(engines, name) == on_the_host(name)
+    assert engines.driver.counts["replay"] > engines.driver.counts["capture"] > 0
+
+
+def test_old_pages_were_moved_to_the_host_tier_and_read_again(on_the_host):
+    """So that the comparison above means something."""
+    said, _, pages = on_the_host("spilling")
+    assert pages["host"]
+    assert any(read[0][0] == 0 for _, _, read, _, _ in said.values() if read)
+
+
+def test_time_is_rebased_on_the_gpu_as_on_the_host():
+    def run(engines):
+        picture = frames(1)[0]
+        video = [type(picture)(np.full((8, 8, 3), i % 251, np.uint8), Fraction(i, 2), i) for i in range(600)]
+        chosen = system(memory="{device_mb: 0.92, host_mb: 0.02, when_full: drop-oldest}")
+        return watch(engines, chosen, video, (60, 150, None), asks=(299,))
+
+    small_range = {"max_position": 200, "layers": 1}
+    assert run(SimulatedEngineSet(**small_range)) == run(FakeEngineSet(**small_range))
+
+
+# ---- the stand-in sees what it is for -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", range(2))
+@pytest.mark.parametrize("victim", ["vision", "tokens", "question"])
+def test_work_that_does_not_wait_for_the_work_before_it_is_found(victim, order, monkeypatch):
+    """Prefill is not among them: it comes behind the count that the host reads, and so behind all of `tokens`."""
+    wait = ObservedStream.wait
+
+    def without(self, event):
+        if self.name == victim:
+            event.value()  # the host's half of it alone
+        else:
+            wait(self, event)
+
+    monkeypatch.setattr(ObservedStream, "wait", without)
+    with pytest.raises(Race, match=r"no event between them|may still read"):
+        watch(SimulatedEngineSet(order=order, lag=0.01), small("vicostream"), frames(64), (3, 7, 11, 15, 19, 23, None))
+
+
+def test_context_memory_that_two_streams_share_is_found(monkeypatch):
+    blocks = {}
+
+    def shared(lane, context):
+        block = blocks.setdefault(id(lane._engine), lane._stream.device.empty((1 << 20,), np.uint8))
+        context.set_device_memory(block.pointer, block.nbytes)
+
+    monkeypatch.setattr(Lane, "_give_memory", shared)
+    with pytest.raises(Race):
+        watch(SimulatedTensorRTSet(lag=0.005), small("vicostream"), frames(160), range(2, 60))
+
+
+def test_a_context_whose_graph_would_still_be_replayed_is_not_used_for_other_shapes(monkeypatch):
+    monkeypatch.setattr(TensorRTEngine, "new_context", lambda engine, make=TensorRTEngine.new_context: _the_one(engine, make))
+    with pytest.raises(Misuse, match="context of a CUDA graph was changed"):
+        told(SimulatedTensorRTSet(), "vicostream", overlap=False)
+
+
+def _the_one(engine, make):
+    if not hasattr(engine, "the_one"):
+        engine.the_one = make(engine)
+    return engine.the_one
+
+
+def test_a_read_that_does_not_wait_is_found(monkeypatch, on_the_host):
+    monkeypatch.setattr(CudaStream, "finish", lambda self: None)
+    try:
+        said = told(SimulatedEngineSet(), "vicostream")
+    except Exception:  # noqa: BLE001 - poison is no number of rows
+        return
+    assert said != on_the_host("vicostream")
+
+
+def test_a_chunks_buffers_that_are_given_back_too_early_are_found(monkeypatch):
+    """They may go to the next chunk only once the device is done with this one: what `notify` is for."""
+    monkeypatch.setattr(CudaStream, "notify", lambda self, work, *args, failed=None: work(*args))
+    with pytest.raises(Race):
+        watch(SimulatedEngineSet(), small("vicostream"), frames(80))
+
+
+# ---- what a steady stream costs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["spilling", "vicostream", "uniform", "simplestream"])
+def test_a_steady_stream_allocates_nothing_and_waits_once_a_chunk_and_once_a_token(name):
+    engines = SimulatedEngineSet()
+    driver, chosen = engines.driver, SPILLING if name == "spilling" else small(name)
+    warm, chunks, asked = 10, 10, 0
+    with Session(engines, chosen, sampling=SHORT) as session:
+        for number, frame in enumerate(frames(8 * (warm + chunks))):
+            if number == 8 * warm:
+                session._pipeline.drain()
+                before, waits = Counter(driver.counts), len(driver.waits)
+            session.push(frame)
+            if number % 40 == 39:  # no chunk is being filled: it would be cut
+                session.ask(ASK)
+                asked += number > 8 * warm
+        session._pipeline.drain()
+        after, waited = Counter(driver.counts), Counter(name.rpartition("_")[0] or name for name in driver.waits[waits:])
+    assert {what: after[what] - before[what] for what in ("allocate", "allocate_pinned")} == {"allocate": 0, "allocate_pinned": 0}
+    assert not {"preprocess", "vision", "prefill"} & set(waited)
+    assert waited["tokens"] == chunks
+    assert waited["question"] == asked * (1 + SHORT.max_tokens)  # the prefill of its text, and each token
+
+
+def test_urgent_work_needs_no_gate_on_the_host():
+    device = SimulatedEngineSet().new_device()
+    assert isinstance(device, CudaDevice)
+    with device.urgency.hold():
+        device.urgency.give_way()  # returns: the GPU itself puts urgent streams first
+    assert isinstance(device.urgency, Urgency)
+    device.close()
+
+
+# ---- a GPU that breaks -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("graph", ["vision", "tokens", "llm"])
+def test_a_device_that_breaks_ends_the_stream_with_its_error(graph):
+    engines = SimulatedEngineSet()
+    engine, seen = getattr(engines, graph), []
+    function = engine.function
+
+    def breaks(**bindings):
+        seen.append(graph)
+        if len(seen) == 4:
+            raise DeviceError("CUDA failed (CUDA_ERROR_ILLEGAL_ADDRESS)")
+        return function(**bindings)
+
+    engine.function = breaks
+    failure = fails_in_time(lambda: watch(engines, small("vicostream"), frames(200)))
+    assert str(failure) == "CUDA failed (CUDA_ERROR_ILLEGAL_ADDRESS)"
+
+
+@pytest.mark.parametrize("order", range(4))
+def test_a_caller_whose_own_callback_fails_is_told_and_nothing_hangs(order):
+    def on_event(event):
+        if isinstance(event, ChunkEvent) and event.index == 3:
+            raise KeyError("theirs")
+
+    def run():
+        with Session(SimulatedEngineSet(order=order), small("vicostream"), on_event=on_event) as session:
+            for frame in frames(200):
+                session.push(frame)
+            session.finish()
+
+    assert repr(fails_in_time(run)) == "KeyError('theirs')"
+
+
+def fails_in_time(run):
+    """What it raises."""
+    failures = []
+
+    def guarded():
+        try:
+            run()
+        except Exception as error:  # noqa: BLE001 - looked at below
+            failures.append(error)
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+    return failures[0]
+
+
+def test_a_closed_session_gives_its_device_memory_back():
+    engines = SimulatedEngineSet()
+    for _ in range(2):
+        watch(engines, small("vicostream"), frames(20), (None,))
+        gc.collect()
+        engines.gpu.memory.trim()
+        assert engines.gpu.memory.in_use <= 256  # the kernels' constants
