@@ -107,7 +107,7 @@ def engines(lab: Lab) -> dict[str, Any]:
 def compare_engines(ours: EngineSet, theirs: EngineSet) -> dict[str, float]:
     """Largest difference of each output, as a part of its largest value; `count` and `kept` are exact or 1."""
     found = {}
-    for name, graph, inputs, rows in random_runs(theirs.manifest.model):
+    for name, graph, inputs, rows in random_runs(theirs.manifest.model, ours.dtype):
         got, wanted = (run_engine(each, graph, inputs, 1) for each in (ours, theirs))
         for output, want in wanted.items():
             real, want = (
@@ -117,15 +117,15 @@ def compare_engines(ours: EngineSet, theirs: EngineSet) -> dict[str, float]:
     return found
 
 
-def random_runs(model: ModelSpec) -> Iterator[tuple[str, str, Arrays, np.ndarray | None]]:
-    """Name, graph, float32 inputs, and which rows of k and v count."""
+def random_runs(model: ModelSpec, dtype: np.dtype) -> Iterator[tuple[str, str, Arrays, np.ndarray | None]]:
+    """Name, graph, inputs of values that `dtype` can hold, and which rows of k and v count."""
     from vicort.export.verify import feature_inputs, frame_inputs, language_inputs
 
-    random, float32 = np.random.default_rng(0), np.dtype(np.float32)
+    random = np.random.default_rng(0)
     yield "vision", "vision", frame_inputs(model, 2, random), None
-    yield "tokens", "tokens", feature_inputs(model, float32, random), None
+    yield "tokens", "tokens", feature_inputs(model, dtype, random), None
     for name, rows, pages in (("prefill", 13, 5), ("decode", 1, 9)):
-        inputs = language_inputs(model, float32, rows, pages, random)
+        inputs = language_inputs(model, dtype, rows, pages, random)
         yield name, "llm", inputs, inputs["pos"][:, 0] >= 0
 
 
@@ -166,7 +166,7 @@ def graphs(lab: Lab) -> dict[str, Any]:
     """The same run plain, captured and replayed gives the same, and what a replay saves."""
     found: dict[str, Any] = {"gpu": lab.gpu.name, "runs": {}}
     with lab.engines("tensorrt", "bf16") as ours:
-        for name, graph, inputs, _ in random_runs(ours.manifest.model):
+        for name, graph, inputs, _ in random_runs(ours.manifest.model, ours.dtype):
             found["runs"][name] = timed = time_runs(ours, graph, inputs)
             if timed["different"]:
                 raise NotRight(f"replays of {name} give other {', '.join(timed['different'])} than the first run", found)
@@ -221,7 +221,11 @@ def streams(lab: Lab) -> dict[str, Any]:
 def overlap_of_two(engines: EngineSet, runs: int = 30) -> dict[str, Any]:
     """Seconds of `runs` runs of two engines, one after the other and at once."""
     model = engines.manifest.model
-    work = {name: (getattr(engines, graph), inputs) for name, graph, inputs, _ in random_runs(model) if name in ("vision", "prefill")}
+    work = {
+        name: (getattr(engines, graph), inputs)
+        for name, graph, inputs, _ in random_runs(model, engines.dtype)
+        if name in ("vision", "prefill")
+    }
     device = engines.new_device(overlap=True)
     try:
         lanes = {name: device.stream(name) for name in work}

@@ -18,7 +18,7 @@ from vicort.benchmarks.spread import Spread
 from vicort.runtime.cuda import DeviceArray
 from vicort.runtime.kernels import KernelSpec, LoadedKernels
 
-TOLERANCE = {"float32": 3e-5, "float16": 4e-3, "bfloat16": 2e-2}  # largest difference, as a part of the largest value
+TOLERANCE = {"float32": 3e-5, "float16": 8e-3, "bfloat16": 4e-2}  # largest difference, as a part of the largest value
 CHECKED_ROWS = 6  # of a long run: the plain statement is slow
 TABLE_POSITIONS = 1 << 16  # of the tables of cos and sin that computing them is measured against
 LAYERS = 16  # of a pool in a measurement: taken in turn, so that no cache holds them all
@@ -157,7 +157,7 @@ class Call:
 
     def __init__(self, lab: Lab, kernels: LoadedKernels, inputs: Arrays) -> None:
         self._lab, self._kernels = lab, kernels
-        self._shapes = {f"{name}_shape": inputs[name].shape for name in ("pool", "where", "table")}
+        self._shapes: dict[str, Any] = {f"{name}_shape": inputs[name].shape for name in ("pool", "where", "table")}
         self._rows = len(inputs["pos"])
         self._arrays = {name: lab.put(array) for name, array in inputs.items()}
         self._arrays["out"] = lab.poisoned(inputs["q"].shape, inputs["q"].dtype)
@@ -166,7 +166,7 @@ class Call:
         self._arrays["workspace"] = lab.poisoned((max(plan.workspace_bytes, 1),), np.uint8)
 
     def launch(self, layer: int) -> None:
-        pointers = {name: array.pointer for name, array in self._arrays.items()}
+        pointers: dict[str, Any] = {name: array.pointer for name, array in self._arrays.items()}
         scale = self._kernels.spec.head_dim**-0.5
         self._kernels.attention(**pointers, **self._shapes, rows=self._rows, layer=layer, scale=scale, stream=self._lab.handle)
 
@@ -322,6 +322,8 @@ def speed_at(lab: Lab, kernels: dict[str, LoadedKernels], rows: int, context: in
         found["torch_sdpa_ms"] = sdpa_ms(spec, rows, context)
     except Skip as skip:
         found["torch_sdpa_ms"] = f"skipped: {skip}"
+    except RuntimeError as error:  # of PyTorch: the measurement beside ours is missing, ours stands
+        found["torch_sdpa_ms"] = f"failed: {str(error).splitlines()[0]}"
     return found
 
 

@@ -19,13 +19,15 @@ from vicort.runtime.errors import VicortError
 from vicort.runtime.preprocess import Preprocessor
 from vicort.runtime.sources import Source, open_source
 from vicort.runtime.sources.nvdec import NvdecUnavailable, load_module
+from vicort.runtime.sources.opening import Decode
 
 SIZES = ((320, 180), (1280, 720), (1920, 1080))  # width, height
 INTO = (252, 448)  # height, width of the engine's frames
 FRAMES = 16  # a chunk's
 MOST_ERROR = {"mean": 0.5, "within_2": 0.99}  # of 255: two implementations of one filter
 MOST_DECODED_ERROR = {"mean": 3.0, "within_2": 0.5}  # the colours are converted by another method: FFmpeg's is up to 3 steps darker
-CLIP_FRAMES = 250
+DECODERS: tuple[Decode, ...] = ("cpu", "gpu")
+CLIP_FRAMES = 120
 REPEATS = 9
 
 
@@ -101,7 +103,8 @@ def nvdec(lab: Lab) -> dict[str, Any]:
         load_module()
     except NvdecUnavailable as error:
         raise Skip(str(error)) from error
-    device, found = cuda_device(lab), {"gpu": lab.gpu.name, "allowed": MOST_DECODED_ERROR, "clips": {}}
+    found: dict[str, Any] = {"gpu": lab.gpu.name, "allowed": MOST_DECODED_ERROR, "clips": {}}
+    device = cuda_device(lab)
     try:
         for width, height in SIZES:
             path = lab.folder / f"clip-{width}x{height}.mp4"
@@ -133,7 +136,7 @@ def write_clip(path: Path, width: int, height: int) -> None:
 def compare_decoding(device: Any, path: Path) -> dict[str, Any]:
     frames, seconds = {}, {}
     for decode in ("cpu", "gpu"):
-        with open_source(str(path), decode=decode) as source:  # type: ignore[arg-type]
+        with open_source(str(path), decode=decode) as source:
             seconds[decode], frames[decode] = timed(source)
     few = slice(0, None, max(1, len(frames["cpu"]) // FRAMES))
     wanted = resized_on_cpu([frame.image for frame in frames["cpu"][few]])

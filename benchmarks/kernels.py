@@ -18,7 +18,7 @@ from tqdm import tqdm
 from vicort.benchmarks.machine import now
 from vicort.export.kernels.compile import ARCHITECTURES, Built, build, plan_tasks, ptxas_report, versions
 from vicort.export.onnx_function import rotary_frequencies
-from vicort.runtime.kernels import KernelSpec
+from vicort.runtime.kernels import Dtype, KernelSpec
 
 RESULT = Path(__file__).parent / "results" / "kernels.json"
 MODELS: dict[str, dict[str, Any]] = {
@@ -26,7 +26,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "Qwen2.5-VL-7B": {"kv_heads": 4, "groups": 7, "head_dim": 128, "page_tokens": 16, "sections": (16, 24, 24)},
     "tiny": {"kv_heads": 2, "groups": 2, "head_dim": 32, "page_tokens": 4, "sections": (4, 6, 6)},
 }
-DTYPES = ("bfloat16", "float16", "float32")
+DTYPES: tuple[Dtype, ...] = ("bfloat16", "float16", "float32")
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 120: 99}  # KiB a program may take (CUDA C++ Programming Guide, compute capabilities)
 REGISTER_FILE = 65536  # 32-bit registers of a multiprocessor
 COLUMNS = (

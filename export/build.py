@@ -107,14 +107,17 @@ def _plan_options(options: Arguments) -> PlanOptions | None:
             raise ConfigError(f"{given[0]} is for --backend tensorrt, not {options.backend}: leave it out, or name that backend")
         return None
     from vicort.export.engine_set import PlanOptions
-    from vicort.export.tensorrt import load_tensorrt, missing_gpu
+    from vicort.export.tensorrt import check_targets, load_tensorrt, missing_gpu
 
     if options.verify and (reason := missing_gpu()):
         raise DeviceError(f"--verify runs the engines, which takes a GPU ({reason}): build without --verify, and verify where the GPU is")
-    flavour = load_tensorrt("tensorrt" if options.frontend == "torch-tensorrt" else None).flavour
-    if options.strip and flavour == "tensorrt_rtx" and (reason := missing_gpu()):
+    if find_spec("triton") is None:
+        raise ConfigError("--backend tensorrt compiles its attention kernels with Triton, which is not installed: run `pip install triton`")
+    tensorrt = load_tensorrt("tensorrt" if options.frontend == "torch-tensorrt" else None)
+    check_targets(tensorrt, options.target)
+    if options.strip and tensorrt.flavour == "tensorrt_rtx" and (reason := missing_gpu()):
         raise DeviceError(f"--strip: TensorRT for RTX builds plans that can be refitted only where a GPU is ({reason}): leave --strip out")
-    return PlanOptions(flavour, not options.no_plugin, options.strip, options.target, options.frontend)
+    return PlanOptions(tensorrt.flavour, not options.no_plugin, options.strip, options.target, options.frontend)
 
 
 def _not_run() -> str:

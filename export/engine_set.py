@@ -35,7 +35,7 @@ from vicort.export.graphs import (
 )
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
-from vicort.export.tensorrt import KERNELS_FILE, PIP_NAMES, Job, build_plan
+from vicort.export.tensorrt import KERNELS_FILE, PIP_NAMES, Job, Progress, build_plan
 from vicort.export.token_control import TokenControl
 from vicort.export.torch_tensorrt import compile_directly
 from vicort.runtime.errors import ConfigError, EngineError
@@ -123,11 +123,13 @@ def is_built(folder: Path, manifest: Manifest) -> bool:
         found = read_manifest(folder)
     except EngineError:
         return False
-    same = {"backend", "flavour", "precision", "model", "embedding", "checkpoint", "versions"} | ({"target"} if manifest.flavour else set())
-    graphs = {"graphs": {"__all__": {"layer_types", "plan_names"}}}  # known only when it is built
-    return found.model_dump(include=same) == manifest.model_dump(include=same) and found.model_dump(
-        include={"graphs"}, exclude=graphs
-    ) == manifest.model_dump(include={"graphs"}, exclude=graphs)
+    return _plan_of(found) == _plan_of(manifest)
+
+
+def _plan_of(manifest: Manifest) -> dict:
+    """What was known of a set before it was built, but for the command and, where it does not matter, the machine."""
+    known = manifest.model_dump(exclude={"build_command": True, "files": True, "graphs": {"__all__": {"layer_types", "plan_names"}}})
+    return known | ({} if manifest.flavour else {"target": None})
 
 
 def write_engine_set(folder: Path, checkpoint: Path, manifest: Manifest, say: Say, options: PlanOptions | None = None) -> None:
@@ -172,48 +174,50 @@ def _exports(folder: Path, checkpoint: Path, manifest: Manifest, say: Say, but: 
 
 def _write_plans(folder: Path, onnx: Path, checkpoint: Path, manifest: Manifest, say: Say, options: PlanOptions) -> Manifest:
     """Kernels and plans into `folder`, by way of ONNX files in `onnx`; returns the manifest with what is in the plans."""
-    from vicort.export.kernels.compile import compile_kernels, kernel_spec  # late: it takes Triton, which no other backend needs
-
-    kernels = folder / KERNELS_FILE
-    with _bar(f"compiling {KERNELS_FILE}", say) as bar:
-        spec = kernel_spec(read_configuration(checkpoint).language, manifest.model.page_tokens, manifest.precision)
-        kernels.write_bytes(compile_kernels(spec, progress=lambda done, total, what: bar(what, done / total)))
-    graphs: dict[GraphName, GraphSpec] = {}
+    graphs = dict(manifest.graphs)
+    _write_kernels(folder, checkpoint, manifest, say)
     direct = "vision" if options.frontend == "torch-tensorrt" else ""
     for name, exported in _exports(onnx, checkpoint, manifest, say, but=direct):
-        graph, model = manifest.graphs[name], onnx / f"{name}.onnx"
-        if graph.attention_layers:
+        if graphs[name].attention_layers:
             remove_functions(exported) if options.plugin else expand(exported)
-            write_nodes(exported, model)
-        del exported
-        with _bar(f"building {graph.file}", say) as bar:
-            job = Job(
-                model=model,
-                plan=folder / graph.file,
-                graph=graph,
-                flavour=options.flavour,
-                kernels=kernels if graph.plugin_layers else None,
-                strip=options.strip,
-                targets=options.targets,
-            )
-            built = build_plan(job, bar)
-        if built.plugin_layers != graph.plugin_layers:
-            raise EngineError(f"{graph.file} has {built.plugin_layers} plugin layers, {graph.plugin_layers} were expected")
-        graphs[name] = graph.model_copy(update={"layer_types": built.layer_types})
+            write_nodes(exported, onnx / f"{name}.onnx")
+        with _bar(f"building {graphs[name].file}", say) as bar:
+            graphs[name] = _build(onnx / f"{name}.onnx", folder, graphs[name], options, bar)
     if direct:
         say("compiling vision.plan with torch-tensorrt")
-        vision = load_vision(
-            checkpoint,
-            read_configuration(checkpoint),
-            manifest.model.image_height,
-            manifest.model.image_width,
-            TORCH_TYPES[manifest.precision],
-        )
-        graphs["vision"] = compile_directly(vision, manifest.graphs["vision"], folder / manifest.graphs["vision"].file)
-    kept = [EMBEDDING_FILE, *(file.name for file in onnx.iterdir() if options.strip and file.name != EMBEDDING_FILE)]
-    for file in kept:
-        (onnx / file).rename(folder / file)
+        model, dtype = manifest.model, TORCH_TYPES[manifest.precision]
+        vision = load_vision(checkpoint, read_configuration(checkpoint), model.image_height, model.image_width, dtype)
+        graphs["vision"] = compile_directly(vision, graphs["vision"], folder / graphs["vision"].file)
+    for file in list(onnx.iterdir()):
+        if options.strip or file.name == EMBEDDING_FILE:
+            file.rename(folder / file.name)
     return manifest.model_copy(update={"graphs": graphs})
+
+
+def _write_kernels(folder: Path, checkpoint: Path, manifest: Manifest, say: Say) -> None:
+    from vicort.export.kernels.compile import compile_kernels, kernel_spec  # late: it takes Triton, which no other backend needs
+
+    spec = kernel_spec(read_configuration(checkpoint).language, manifest.model.page_tokens, manifest.precision)
+    with _bar(f"compiling {KERNELS_FILE}", say) as bar:
+        content = compile_kernels(spec, progress=lambda done, total, what: bar(what, done / total))
+    (folder / KERNELS_FILE).write_bytes(content)
+
+
+def _build(model: Path, folder: Path, graph: GraphSpec, options: PlanOptions, progress: Progress) -> GraphSpec:
+    """A plan into `folder`; returns the graph with what is in it."""
+    job = Job(
+        model=model,
+        plan=folder / graph.file,
+        graph=graph,
+        flavour=options.flavour,
+        kernels=folder / KERNELS_FILE if graph.plugin_layers else None,
+        strip=options.strip,
+        targets=options.targets,
+    )
+    built = build_plan(job, progress)
+    if built.plugin_layers != graph.plugin_layers:
+        raise EngineError(f"{graph.file} has {built.plugin_layers} plugin layers, {graph.plugin_layers} were expected")
+    return graph.model_copy(update={"layer_types": built.layer_types})
 
 
 def seal(folder: Path, manifest: Manifest) -> None:
@@ -251,10 +255,11 @@ def publish(built: Path, folder: Path) -> None:
 
 
 def exporter_hash() -> str:
-    """Of the code that makes graphs: a change of it is a change of what it builds, whatever the version says."""
+    """Of the code that makes graphs and plans: a change of it is a change of what it builds, whatever the version says."""
     room = Path(__file__).parent
+    plugin = [room.parent / "runtime" / name for name in ("kernels.py", "backends/tensorrt.py")]  # whose workspace is part of a plan
     digest = hashlib.sha256()
-    for path in sorted([*room.glob("*.py"), *room.glob("qwen2_5_vl/*.py"), *room.glob("kernels/*.py")]):
+    for path in sorted([*room.glob("*.py"), *room.glob("qwen2_5_vl/*.py"), *room.glob("kernels/*.py"), *plugin]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -267,7 +272,7 @@ def cpu() -> str:
 
 
 @contextmanager
-def _bar(what: str, say: Say) -> Iterator[Callable[[str, float], None]]:
+def _bar(what: str, say: Say) -> Iterator[Progress]:
     """Say what is done; on a terminal, show how much of it. Gives a function of a phase's name and the part that is done, 0 to 1."""
     say(what)
     with tqdm(total=100, desc=what, leave=False, disable=not sys.stderr.isatty(), bar_format="{desc} {percentage:3.0f}% |{bar}|") as bar:

@@ -32,13 +32,13 @@ from vicort.runtime.backends.tensorrt import (
     missing_gpu,
     tensor_spec,
 )
-from vicort.runtime.errors import EngineError, VicortError
+from vicort.runtime.errors import ConfigError, EngineError, VicortError
 from vicort.runtime.kernels import Kernels
 from vicort.runtime.locations import user_cache
 from vicort.runtime.manifest import Flavour, GraphSpec, TensorSpec
 
 RTX_LIBRARY = "libtensorrt_rtx.so"
-__all__ = ["KERNELS_FILE", "PIP_NAMES", "Built", "Job", "build", "build_plan", "load_tensorrt", "missing_gpu"]
+__all__ = ["KERNELS_FILE", "PIP_NAMES", "Built", "Job", "Progress", "build", "build_plan", "check_targets", "load_tensorrt", "missing_gpu"]
 LISTED_TYPES = {"Float": "float32", "BFloat16": "bfloat16", "Half": "float16", "Int32": "int32", "UInt8": "uint8"}  # in TensorRT's listing
 Progress = Callable[[str, float], None]  # of a phase, and how much of the plan is done, 0 to 1
 
@@ -235,17 +235,24 @@ def _configure(tensorrt: TensorRT, config: Any, job: Job) -> None:
 
 
 def _set_targets(tensorrt: TensorRT, config: Any, targets: tuple[str, ...]) -> None:
-    known = getattr(tensorrt.module, "ComputeCapability", None)
-    if known is None:
-        raise EngineError(f"--target {','.join(targets)}: {tensorrt.flavour} builds for the GPU that it runs on: leave --target out")
-    names = {f"sm_{name.removeprefix('SM')}": name for name in known.__members__ if name.startswith("SM")}
-    wrong = [target for target in targets if target not in names]
-    if wrong:
-        raise EngineError(f"--target {wrong[0]} is not allowed: {tensorrt.flavour} {tensorrt.version} takes {', '.join(names)}")
+    known = check_targets(tensorrt, targets)
     config.num_compute_capabilities = len(targets)
     for index, target in enumerate(targets):
-        if not config.set_compute_capability(known.__members__[names[target]], index):
+        if not config.set_compute_capability(known[target], index):
             raise EngineError(f"--target {target} is refused: {tensorrt.logger.reason()}")
+
+
+def check_targets(tensorrt: TensorRT, targets: tuple[str, ...]) -> dict[str, Any]:
+    """What TensorRT calls the GPUs that it can be told to build for. Raises ConfigError if one of `targets` is not among them."""
+    capabilities = getattr(tensorrt.module, "ComputeCapability", None)
+    if targets and capabilities is None:
+        raise ConfigError(f"--target {','.join(targets)}: {tensorrt.flavour} builds for the GPU that it runs on: leave --target out")
+    members = capabilities.__members__ if capabilities else {}
+    known = {f"sm_{name.removeprefix('SM')}": value for name, value in members.items() if name.startswith("SM")}
+    for target in targets:
+        if target not in known:
+            raise ConfigError(f"--target {target} is not allowed: {tensorrt.flavour} {tensorrt.version} takes {', '.join(known)}")
+    return known
 
 
 def profile_shape(graph: GraphSpec, spec: TensorSpec, bound: str) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ UNIT_FRAMES = 2  # frames in a temporal unit, the smallest thing the vision enco
 
 @dataclass(frozen=True)
 class Frame:
-    image: np.ndarray  # [height, width, 3] uint8, RGB, upright
+    image: Any  # np.ndarray [height, width, 3] uint8, RGB, upright; or a Surface in the memory of a GPU
     time: Fraction  # seconds since the source's first frame, exact
     index: int  # 0, 1, 2, … in the source, before sampling
 

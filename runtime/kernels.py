@@ -26,6 +26,7 @@ INDEX = "kernels.json"
 SCHEMA_VERSION = 1
 REBUILD = "rebuild the engine set with the command in its manifest"
 
+Dtype = Literal["bfloat16", "float16", "float32"]
 ArgumentKind = Literal["pointer", "i32", "i64", "f32"]
 KernelName = Literal["bounded_attention", "combine", "scatter_tokens", "set_places"]
 Form = Literal["wide", "narrow", ""]  # of bounded_attention: tiles of many query vectors, or of few
@@ -75,7 +76,7 @@ class KernelSpec(_Strict):
     groups: int = Field(ge=1)  # query heads that share a KV head
     head_dim: int = Field(ge=32, le=256)
     page_tokens: int = Field(ge=1)
-    dtype: Literal["bfloat16", "float16", "float32"]
+    dtype: Dtype
     sections: tuple[int, int, int]
     frequencies: tuple[float, ...]  # D/2, each a float32
     positions: int = Field(default=0, ge=0)  # 0: cos and sin are computed; else tables of so many positions are read

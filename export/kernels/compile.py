@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Literal
 
 import triton
 from triton import knobs
@@ -26,10 +25,10 @@ from vicort.export.kernels.scatter import scatter_tokens, set_places
 from vicort.export.onnx_function import rotary_frequencies
 from vicort.export.qwen2_5_vl.configuration import LanguageConfiguration
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.kernels import INDEX, SCHEMA_VERSION, ArgumentKind, CompiledKernel, Form, KernelName, KernelSpec
+from vicort.runtime.kernels import INDEX, SCHEMA_VERSION, ArgumentKind, CompiledKernel, Dtype, Form, KernelName, KernelSpec
 
 ARCHITECTURES = (80, 86, 89, 90, 120)
-DTYPES: dict[str, Literal["bfloat16", "float16", "float32"]] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+DTYPES: dict[str, Dtype] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 KERNELS: dict[KernelName, JITFunction] = {each.__name__: each for each in (bounded_attention, combine, scatter_tokens, set_places)}
 TENSORS = ("q", "k", "v", "pool", "out")  # arguments that point at the model's own type
 TYPES = {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32", "pointer": "*i32", "i32": "i32", "f32": "fp32"}

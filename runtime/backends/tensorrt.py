@@ -69,17 +69,21 @@ class TensorRT:
                 self.creator.host = None
 
 
-@functools.cache
 def load_tensorrt(flavour: Flavour | None = None) -> TensorRT:
     """TensorRT of a flavour, or of the first that is installed. Raises EngineError, with the pip command, if there is none."""
     failures = []
     for name in [flavour] if flavour else FLAVOURS:
         try:
-            return TensorRT(importlib.import_module(name), name)
+            return _load(name)
         except (ImportError, OSError, RuntimeError, AttributeError) as error:  # a package may be there without its libraries
             failures.append(f"{name}: {_first_line(error)}")
     wanted = PIP_NAMES[flavour or "tensorrt_rtx"]
     raise EngineError(f"TensorRT cannot be loaded ({'; '.join(failures)}): run `pip install {wanted}`")
+
+
+@functools.cache  # a process has one logger and one plugin creator of each
+def _load(flavour: Flavour) -> TensorRT:
+    return TensorRT(importlib.import_module(flavour), flavour)
 
 
 class Logger:
@@ -319,19 +323,22 @@ class TensorRTEngine:
 
         Raises EngineError if a dimension is larger than the plan was built for.
         """
-        for spec in self.signature.inputs:
-            for name, size in zip(spec.shape, bindings[spec.name].shape, strict=False):
-                if isinstance(name, str) and size > self.signature.dimensions[name].max:
-                    most = self.signature.dimensions[name].max
-                    raise EngineError(
-                        f"{self._path.name} takes {name} up to {most}, not {size}: give it less, or build it for larger chunks"
-                    )
+        self._check_profile(bindings)
         self._check(bindings)
         return stream.submit(self._run, bindings, stream)
 
-    def refusals(self, stream: Any) -> list[str]:
-        """Why runs on this stream could not be captured as CUDA graphs."""
-        return self._lanes[stream].refusals if stream in self._lanes else []
+    def _check_profile(self, bindings: Arrays) -> None:
+        """What is too large for this plan may be no defect, but a wish that another plan can fulfil: an error for the user."""
+        for spec in self.signature.inputs:
+            for name, size in zip(spec.shape, bindings[spec.name].shape, strict=False):
+                most = size if isinstance(name, int) else self.signature.dimensions[name].max
+                if size > most:
+                    raise EngineError(f"{self._path.name} takes {name} up to {most}, not {size}: give less, or build for larger chunks")
+
+    def graph_report(self, stream: Any) -> dict[str, Any]:
+        """How many CUDA graphs this stream has of the engine, and why other runs could not be captured."""
+        lane = self._lanes.get(stream)
+        return {"graphs": lane.graphs, "refusals": list(lane.refusals)} if lane else {"graphs": 0, "refusals": []}
 
     def _run(self, bindings: Arrays, stream: CudaStream) -> None:
         lane = self._lanes.get(stream)
@@ -408,7 +415,8 @@ class TensorRTEngine:
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        config.set_runtime_cache(config.create_runtime_cache())
+        self._compiled = config.create_runtime_cache()
+        config.set_runtime_cache(self._compiled)
         return config
 
 
@@ -420,13 +428,13 @@ def check_tensors(what: str, graph: GraphSpec, inputs: list[TensorSpec], outputs
 
 
 def missing_gpu() -> str | None:
-    """Why no GPU of this machine can be used; None if one can."""
+    """Why no GPU of this machine can be used, in a few words; None if one can."""
     from vicort.runtime.cuda import open_gpu
 
     try:
         open_gpu()
     except DeviceError as error:
-        return str(error)
+        return str(error).partition(":")[0]
     return None
 
 
@@ -446,6 +454,10 @@ class Lane:
         self._graphs: GraphCache[Captured] = GraphCache(MOST_GRAPHS)
         self._memory: DeviceArray | None = None
         self.refusals: list[str] = []  # why runs could not be captured
+
+    @property
+    def graphs(self) -> int:
+        return len(self._graphs)
 
     def run(self, bindings: Arrays) -> None:
         tensors = [(spec.name, bindings[spec.name]) for spec in (*self._engine.signature.inputs, *self._engine.signature.outputs)]

@@ -79,9 +79,12 @@ def _open_driver(ordinal: int) -> Driver:
     except RuntimeError as error:  # the driver's library is not there
         raise DeviceError(f"no NVIDIA driver is installed: install version {OLDEST_DRIVER} or newer, or {ELSEWHERE}") from error
     check_driver(status.name, version, count, ordinal)
-    from vicort.runtime.cuda.cuda_core import CudaCoreDriver
+    try:
+        from vicort.runtime.cuda.cuda_core import CudaCoreDriver
 
-    return CudaCoreDriver(ordinal)
+        return CudaCoreDriver(ordinal)
+    except Exception as error:  # of `cuda.core`, whose errors have no common class
+        raise DeviceError(f"GPU {ordinal} cannot be opened ({' '.join(str(error).split())}): see `nvidia-smi`, or {ELSEWHERE}") from error
 
 
 def check_driver(status: str, version: int, count: int, ordinal: int) -> None:

@@ -61,7 +61,7 @@ class DeviceMemory:
         self.in_use = 0  # bytes of these that somebody holds
         self._streams: weakref.WeakSet[CudaStream] = weakref.WeakSet()
         self._let_go: deque[Block] = deque()  # by finalizers, which may run anywhere
-        self._idle: dict[int, list[Block]] = {}  # by size
+        self._idle: dict[int, deque[Block]] = {}  # by size
         self._lock = threading.RLock()
 
     def watch(self, stream: CudaStream) -> None:
@@ -82,14 +82,20 @@ class DeviceMemory:
             raise DeviceError(f"{purpose} asked for {size} bytes of device memory while work is captured: allocate before")
         self._collect()
         with self._lock:
-            idle = self._idle.get(size)
-            block = idle.pop() if idle else self._take(size, purpose)
+            block = self._reusable(size) or self._take(size, purpose)
             self.in_use += size
         self._come_after(block.last_uses)
         block.last_uses = ()
         holding = Holding(block)
         weakref.finalize(holding, self._let_go.append, block).atexit = False
         return holding
+
+    def _reusable(self, size: int) -> Block | None:
+        """The block that has been idle longest. A caller outside all streams would have to wait for its last uses: there must be none."""
+        idle = self._idle.get(size)
+        if not idle or not (current_stream() or all(map(self.driver.is_done, idle[0].last_uses))):
+            return None
+        return idle.popleft()
 
     def available(self) -> int:
         """Bytes that could still be allocated."""
@@ -119,16 +125,13 @@ class DeviceMemory:
             for block in blocks:
                 block.last_uses = last_uses
                 self.in_use -= block.size
-                self._idle.setdefault(block.size, []).append(block)
+                self._idle.setdefault(block.size, deque()).append(block)
 
     def _come_after(self, events: tuple[Any, ...]) -> None:
-        """The stream whose work asks waits; a caller outside all streams waits itself."""
-        stream = current_stream()
-        for event in events:
-            if stream:
+        """The stream whose work asks waits; outside all streams the events are done."""
+        if stream := current_stream():
+            for event in events:
                 self.driver.wait(stream.raw, event)
-            else:
-                self.driver.synchronize(event)
 
     def _take(self, size: int, purpose: str) -> Block:
         if self.limit is None or self.reserved + size <= self.limit:

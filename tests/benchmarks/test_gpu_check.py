@@ -2,13 +2,13 @@
 
 import json
 import sys
-from dataclasses import replace
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support import gpu_steps, nvdec
+from support import gpu_steps, interpreter, nvdec
 from support.fake_engines import FakeEngineSet
 from support.simulated_cuda import SimulatedDriver, SimulatedEngineSet
 
@@ -23,6 +23,7 @@ from vicort.runtime.cuda import DeviceArray, Gpu
 from vicort.runtime.device import HostDevice
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import DeviceError
+from vicort.runtime.kernels import Kernels, LoadedKernels
 from vicort.runtime.preprocess import Preprocessor
 
 THETA = {"tiny-fp32": 1e4, "tiny-bf16": 1e4, "3b-bf16": 1e6, "3b-fp16": 1e6, "3b-fp32": 1e6, "7b-bf16": 1e6}
@@ -256,6 +257,24 @@ def test_speed_is_reported_beside_the_ceilings(lab: Lab, monkeypatch: pytest.Mon
             assert call[form]["share_of_copy"] == pytest.approx(call[form]["gb_s"] / found["ceilings"]["copy_gb_s"], abs=1e-3)
 
 
+def test_calls_are_what_the_real_kernels_take(tmp_path: Path) -> None:
+    """Real launch code on a stand-in for compiled kernels: shapes are accepted, and every argument is there."""
+    driver, launches, spec = SimulatedDriver(), [], SPECS["3b-bf16"]
+    driver.launch = lambda kernel, grid, threads, shared, stream, args: launches.append((kernel, grid, len(args)))
+    lab = Lab(tmp_path, Gpu(driver))
+    data = interpreter.stand_in(spec, {"wide": (64, 32), "narrow": (16, 32)})
+    kernels = LoadedKernels(Kernels.parse(data), capability=(9, 0), multiprocessors=132, launcher=lab.gpu.launcher)
+    for case in (Case(1, 40, "head"), Case(33, 9, "layer")):
+        call = gpu_kernels.Call(lab, kernels, random_inputs(spec, case))
+        launches.clear()
+        call.launch(1)
+        assert len(launches) == (2 if call.shares > 1 else 1)
+        assert launches[0][1][1] == spec.kv_heads
+        for name, (_, _, count) in zip(("bounded_attention", "combine"), launches, strict=False):
+            assert count == len(interpreter.ARGUMENTS[name]) + len(interpreter.HIDDEN)
+    assert gpu_kernels.placing_errors(lab, kernels) == ["scatter_tokens", "set_places"]  # nothing ran
+
+
 def test_work_is_counted() -> None:
     found = gpu_kernels.rates(flop=2e12, moved=3e9, ms=1.0, limits={"copy_gb_s": 4000.0, "matrix_tflop_s": 4000.0})
     assert found == {"tflop_s": 2000.0, "gb_s": 3000.0, "share_of_copy": 0.75, "share_of_matrix_product": 0.5}
@@ -292,7 +311,7 @@ class Scaled:
 
 def test_repeated_runs_and_runs_at_once_are_compared(tiny_engines: Path) -> None:
     with EngineSet.open(tiny_engines) as engines:
-        name, graph, inputs, _ = next(gpu_engines.random_runs(engines.manifest.model))
+        name, graph, inputs, _ = next(gpu_engines.random_runs(engines.manifest.model, engines.dtype))
         timed = gpu_engines.time_runs(engines, graph, inputs, replays=2)
         assert (name, timed["different"], timed["graphs"], timed["replay_ms"]["n"]) == ("vision", [], 0, 2)
         found = gpu_engines.overlap_of_two(engines, runs=2)
@@ -325,16 +344,19 @@ def test_the_pipeline_step_runs_on_a_simulated_gpu() -> None:
     assert set(found["ms_a_chunk"]) == {"overlapped", "sequential", "cpu"}
 
 
-def test_pipelines_that_answer_otherwise_fail_the_step(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = {"chunk_frames": 16, "page_tokens": 4, "max_rows": 64}
-    sets = {"tensorrt": 0, "openvino": 1}  # seeds: another model
-    monkeypatch.setattr(FakeEngineSet, "__enter__", lambda self: self, raising=False)
-    monkeypatch.setattr(FakeEngineSet, "__exit__", lambda self, *failure: None, raising=False)
-    monkeypatch.setattr(lab, "engines", lambda backend, precision: FakeEngineSet(sets[backend], **model), raising=False)
-    for name, value in (("DEVICE_MB", 2), ("CHUNKS", 1), ("REPEATS", 1)):
-        monkeypatch.setattr(gpu_engines, name, value)
-    with pytest.raises(NotRight, match="are not the CPU's"):
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ({"overlapped": ["a"], "sequential": ["b"], "cpu": ["a"]}, "overlapped and sequential give other answers"),
+        ({"overlapped": ["a"], "sequential": ["a"], "cpu": ["b"]}, "are not the CPU's"),
+    ],
+)
+def test_pipelines_that_answer_otherwise_fail_the_step(answers, said: str, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lab, "engines", lambda backend, precision: nullcontext(), raising=False)
+    monkeypatch.setattr(gpu_engines, "compare_pipelines", lambda ours, theirs, **options: {"answers": answers})
+    with pytest.raises(NotRight, match=said) as failure:
         gpu_engines.pipeline(lab)
+    assert failure.value.found["fp32"] == {"answers": answers}
 
 
 # ---- video ----------------------------------------------------------------------------------------------------------------
@@ -373,4 +395,18 @@ def test_cases_cover_what_the_kernel_can_be_given() -> None:
         assert {1, 2048} <= {case.rows for case in cases}
         assert max(case.pages * spec.page_tokens for case in cases) == 32_768
         assert any(case.padding for case in cases)
-    assert replace(SMALL[0], rows=2).rows == 2
+
+
+# ---- for real -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(1300)
+@pytest.mark.parametrize("name", STEPS)
+def test_on_a_gpu(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    cache = tmp_path_factory.getbasetemp() / "gpu-check"
+    cache.mkdir(exist_ok=True)
+    outcome = run_apart(name, cache)
+    if outcome["outcome"] == "skipped":
+        pytest.skip(outcome["reason"])
+    assert outcome["outcome"] == "passed", outcome

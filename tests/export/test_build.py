@@ -15,7 +15,7 @@ from support.reference_model import write_random_checkpoint
 from vicort.export import build, recipe
 from vicort.export.engine_set import seal
 from vicort.export.verify import compare, language_inputs
-from vicort.runtime.backends.tensorrt import load_tensorrt
+from vicort.runtime.backends import tensorrt
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.manifest import FILE_NAME, read_manifest
 
@@ -169,15 +169,32 @@ def test_what_takes_a_gpu_is_refused_at_once_where_there_is_none(flag, hint, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_gpu_that_tensorrt_cannot_be_told_to_build_for_is_refused_at_once(tmp_path, monkeypatch, capfd):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    status, said = run(capfd, "tiny", "--backend", "tensorrt", "--target", "sm_89,sm_90", "--out", tmp_path / "set")
+    assert status == 2
+    assert len(said.splitlines()) == 1
+    assert "--target sm_90" in said
+    assert "sm_89, sm_120" in said
+
+
 def test_without_tensorrt_its_backend_names_the_pip_command(tmp_path, monkeypatch, capfd):
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
-    load_tensorrt.cache_clear()
+    monkeypatch.setattr(tensorrt, "_load", tensorrt._load.__wrapped__)
     status, said = run(capfd, "tiny", "--backend", "tensorrt", "--out", tmp_path / "set")
-    load_tensorrt.cache_clear()
     assert status == 2
     assert len(said.splitlines()) == 1
     assert "pip install tensorrt-rtx" in said
+
+
+def test_without_triton_the_tensorrt_backend_names_the_pip_command(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(build, "find_spec", lambda name: None)
+    status, said = run(capfd, "tiny", "--backend", "tensorrt", "--out", tmp_path / "set")
+    assert status == 2
+    assert len(said.splitlines()) == 1
+    assert "pip install triton" in said
 
 
 def test_the_torch_tensorrt_frontend_wants_the_full_tensorrt(tmp_path, monkeypatch, capfd):

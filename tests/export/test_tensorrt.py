@@ -32,7 +32,7 @@ from vicort.export.verify import language_inputs
 from vicort.runtime.backends.openvino import OpenVinoEngine
 from vicort.runtime.bindings import numpy_dtype
 from vicort.runtime.device import InlineStream
-from vicort.runtime.errors import EngineError
+from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
 from vicort.runtime.manifest import FILE_NAME, Dimension, GraphSpec, Manifest, TensorSpec, read_manifest
 
@@ -220,12 +220,6 @@ def test_a_plan_can_be_for_named_gpus(tmp_path):
 # Refusals
 
 
-def test_a_gpu_that_tensorrt_does_not_know_is_named_with_those_it_does(tmp_path):
-    said = refused(job(tmp_path, "tokens", targets=("sm_90",)))
-    assert "sm_90" in said
-    assert "sm_89" in said
-
-
 def test_a_node_that_the_parser_does_not_take_is_named(tmp_path):
     value = helper.make_tensor_value_info
     node = helper.make_node("Fancy", ["x"], ["y"], name="the_fancy_one", domain="elsewhere")
@@ -272,29 +266,44 @@ def test_an_abort_in_tensorrt_is_one_line_here(tmp_path, monkeypatch):
     assert "--no-plugin" in said
 
 
-def test_an_exception_of_the_plugin_is_not_lost_in_tensorrt(tmp_path):
-    """TensorRT goes on after some exceptions of a plugin, and aborts after others."""
-    kernels = tmp_path / KERNELS_FILE
-    with zipfile.ZipFile(tiny_set() / KERNELS_FILE) as whole, zipfile.ZipFile(kernels, "w") as changed:
-        for name in whole.namelist():
-            content = whole.read(name)
-            if name == "kernels.json":
-                content = json.dumps(other_pages(json.loads(content))).encode()
-            changed.writestr(name, content)
-    assert "is for pages of" in refused(job(tmp_path, "llm", kernels=kernels))
-
-
 def other_pages(index: dict) -> dict:
     return index | {"spec": index["spec"] | {"page_tokens": 2 * index["spec"]["page_tokens"]}}
 
 
-def test_what_get_workspace_size_raises_is_raised_after_the_build(tmp_path, monkeypatch):
-    """Which TensorRT drops, and goes on with no workspace."""
-    host = tensorrt.PluginHost(None)
-    host.keep(ValueError("no such kernel"))
-    with pytest.raises(EngineError, match="no such kernel"):
-        tensorrt._raise_kept(host)
-    tensorrt._raise_kept(host)  # told once
+def other_angles(index: dict) -> dict:
+    return index | {"spec": index["spec"] | {"frequencies": [0.5] * len(index["spec"]["frequencies"])}}
+
+
+def no_constants(index: dict) -> dict:
+    return index | {"kernels": [kernel | {"constants": {}} for kernel in index["kernels"]]}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(other_pages, "is for pages of"), (other_angles, "another rotary embedding"), (no_constants, "KeyError")],
+)
+def test_an_exception_of_the_plugin_is_not_lost_in_tensorrt(change, said, tmp_path):
+    """TensorRT aborts after some (here configure_plugin's), reports others badly (create_plugin's), and drops the rest, building a plan
+    all the same (get_workspace_size's)."""
+    kernels = tmp_path / KERNELS_FILE
+    with zipfile.ZipFile(tiny_set() / KERNELS_FILE) as whole, zipfile.ZipFile(kernels, "w") as changed:
+        for name in whole.namelist():
+            content = whole.read(name)
+            changed.writestr(name, json.dumps(change(json.loads(content))) if name == "kernels.json" else content)
+    assert said in refused(job(tmp_path, "llm", kernels=kernels))
+
+
+def test_plans_are_built_for_fp32_that_is_fp32_and_for_cuda_graphs(tmp_path):
+    rtx = tensorrt.load_tensorrt("tensorrt_rtx")
+    flags = rtx.module.BuilderFlag
+    for strip in (False, True):
+        config = rtx.module.Builder(rtx.logger).create_builder_config()
+        tensorrt._configure(rtx, config, job(tmp_path, "tokens", strip=strip))
+        assert not config.get_flag(flags.TF32)
+        assert config.get_flag(flags.REQUIRE_USER_ALLOCATION)
+        assert config.get_flag(flags.STRIP_PLAN) == config.get_flag(flags.REFIT_IDENTICAL) == strip
+        assert config.profiling_verbosity == rtx.module.ProfilingVerbosity.DETAILED
+        assert config.max_aux_streams == 0
 
 
 # What a listing says
@@ -450,6 +459,13 @@ def test_the_timing_cache_is_kept_for_the_next_build_of_the_full_tensorrt(tmp_pa
     with tensorrt._timing_cache(rtx, config):  # which has nothing to keep
         pass
     assert not list((tmp_path / "vicort").iterdir())
+
+
+def test_the_full_tensorrt_builds_for_the_gpu_that_it_runs_on():
+    full = SimpleNamespace(flavour="tensorrt", version="11.4.0", module=SimpleNamespace())
+    assert tensorrt.check_targets(full, ()) == {}
+    with pytest.raises(ConfigError, match="leave --target out"):
+        tensorrt.check_targets(full, ("sm_90",))
 
 
 def test_networks_are_strongly_typed_in_every_version():

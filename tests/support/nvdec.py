@@ -70,10 +70,13 @@ class StandInDecoder:
         self._module, self._codec = module, av.CodecContext.create(codec, "r")
         self._codec.thread_count = 1
         self._buffer = np.zeros(1 << 20, np.uint8)
+        self._late: list[tuple[np.ndarray, np.ndarray]] = []  # parts of the buffer, and what is written there in the end
         self._packets = 0
 
     def SyncOnCUStream(self):
-        pass
+        for part, pixels in self._late:
+            part[:] = pixels
+        self._late.clear()
 
     def Decode(self, entry):
         self._module.flags.append(entry.decode_flag)
@@ -85,12 +88,13 @@ class StandInDecoder:
         if packet:
             packet.pts = entry.pts
         self._buffer[:] = 0x55  # pictures of the call before are gone
+        self._late.clear()
         return [self._frame(picture, slot) for slot, picture in enumerate(self._codec.decode(packet))]
 
     def _frame(self, picture: av.VideoFrame, slot: int):
         height, width = picture.height, picture.width
         whole = self._buffer[slot * height * width * 3 // 2 :][: height * width * 3 // 2]
-        whole[:] = picture.to_ndarray(format="nv12").reshape(-1)
+        self._late.append((whole, picture.to_ndarray(format="nv12").reshape(-1)))
         strides = [width + 256, 1, 1] if self._module.gaps else None
         views = [
             View(whole[: height * width].reshape(height, width, 1), strides),

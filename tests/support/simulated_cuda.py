@@ -22,7 +22,7 @@ from support.fake_engines import FakeEngineSet
 
 from vicort.runtime.cuda import CudaDevice, CudaEvent, CudaStream, DeviceArray, Gpu
 from vicort.runtime.cuda.memory import current_stream
-from vicort.runtime.kernels import CompiledKernel, Kernels, KernelSpec, LoadedKernels
+from vicort.runtime.kernels import NEEDED, CompiledKernel, Kernels, KernelSpec, LoadedKernels
 
 POISON = 0x7FFF  # of each two bytes: NaN in float16, bfloat16, float32 and float64, and an int32 of two billion
 GRAIN = 4  # bytes: races are told apart to this
@@ -258,6 +258,8 @@ class SimulatedDriver:
                 ready = self._ready()
                 if ready:
                     self._run_one(ready[self._random.integers(len(ready))])
+            if event.is_done:
+                self._know(event.clock)
             return event.is_done
 
     def synchronize(self, event):
@@ -353,6 +355,7 @@ class SimulatedDriver:
         assert grid[0] > 0
         assert threads % 32 == 0
         values = [value for _, value in args]
+        assert all(value % 16 == 0 for kind, value in args if kind == "pointer")  # cubins are compiled for that
         run = getattr(self.functions, kernel)
         self.enqueue(self.stream_of(stream_handle), lambda: run(grid, *values), kernel)
 
@@ -394,14 +397,24 @@ def bare(array):
 
 def simulated_kernels(gpu, model, dtype):
     """The kernels that move tokens and positions into pages: the real `LoadedKernels`, on cubins that are NumPy functions."""
-    functions = {"scatter_tokens": ("pointer",) * 5 + ("i32",), "set_places": ("pointer",) * 3}
+    arguments = {"scatter_tokens": ("pointer",) * 5 + ("i32",), "set_places": ("pointer",) * 3}
     compiled = tuple(
-        CompiledKernel(kernel=name, architecture=90, file=name, function=name, warps=4, shared_bytes=0, arguments=arguments, constants={})
-        for name, arguments in functions.items()
+        CompiledKernel(
+            kernel=name,
+            form=form,
+            architecture=90,
+            file=name,
+            function=name,
+            warps=4,
+            shared_bytes=0,
+            arguments=arguments.get(name, ()),
+            constants={},
+        )
+        for name, form in NEEDED  # engines are functions as a whole here: attention is never launched
     )
     spec = KernelSpec.model_construct(page_tokens=model.page_tokens, frequencies=(1.0,), positions=0)
     gpu.driver.functions = PageFunctions(gpu.driver, model, np.dtype(dtype))
-    kernels = Kernels("simulated", spec, {}, compiled, dict.fromkeys(functions, b""))
+    kernels = Kernels("simulated", spec, {}, compiled, {each.file: b"" for each in compiled})
     return LoadedKernels(kernels, capability=gpu.capability, multiprocessors=gpu.multiprocessors, launcher=gpu.launcher)
 
 
