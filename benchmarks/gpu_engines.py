@@ -17,7 +17,7 @@ from vicort.benchmarks.gpu_lab import Lab, NotRight, version
 from vicort.benchmarks.spread import interleaved, spread
 from vicort.benchmarks.workload import QUESTIONS, Workload, bench_system
 from vicort.runtime.engine import Engine, EngineSet
-from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.manifest import GraphName, ModelSpec
 
 LIBRARIES = (
     "vicort",
@@ -106,9 +106,11 @@ def engines(lab: Lab) -> dict[str, Any]:
 
 def compare_engines(ours: EngineSet, theirs: EngineSet) -> dict[str, float]:
     """Largest difference of each output, as a part of its largest value; `count` and `kept` are exact or 1."""
+    from vicort.export.verify import run_engine
+
     found = {}
     for name, graph, inputs, rows in random_runs(theirs.manifest.model, ours.dtype):
-        got, wanted = (run_engine(each, graph, inputs, 1) for each in (ours, theirs))
+        got, wanted = (run_engine(each, graph, inputs) for each in (ours, theirs))
         for output, want in wanted.items():
             real, want = (
                 array.astype(np.float64)[..., rows, :, :] if output in "kv" else array.astype(np.float64) for array in (got[output], want)
@@ -117,7 +119,7 @@ def compare_engines(ours: EngineSet, theirs: EngineSet) -> dict[str, float]:
     return found
 
 
-def random_runs(model: ModelSpec, dtype: np.dtype) -> Iterator[tuple[str, str, Arrays, np.ndarray | None]]:
+def random_runs(model: ModelSpec, dtype: np.dtype) -> Iterator[tuple[str, GraphName, Arrays, np.ndarray | None]]:
     """Name, graph, inputs of values that `dtype` can hold, and which rows of k and v count."""
     from vicort.export.verify import feature_inputs, frame_inputs, language_inputs
 
@@ -127,39 +129,6 @@ def random_runs(model: ModelSpec, dtype: np.dtype) -> Iterator[tuple[str, str, A
     for name, rows, pages in (("prefill", 13, 5), ("decode", 1, 9)):
         inputs = language_inputs(model, dtype, rows, pages, random)
         yield name, "llm", inputs, inputs["pos"][:, 0] >= 0
-
-
-def run_engine(engines: EngineSet, graph: str, inputs: Arrays, runs: int) -> Arrays:
-    """The outputs of the last of some runs with the same addresses, on the set's own device, which is closed again."""
-    device = engines.new_device(overlap=True)
-    try:
-        stream = device.stream("check")
-        return stream.submit(partial(_run_engine, device, stream, getattr(engines, graph), inputs, runs)).result()
-    finally:
-        device.close()
-
-
-def _run_engine(device: Any, stream: Any, engine: Engine, inputs: Arrays, runs: int) -> Arrays:
-    bound = bind(device, stream, engine, inputs)
-    for _ in range(runs):
-        engine.enqueue(bound, stream)
-    names = [spec.name for spec in engine.signature.outputs]
-    return {name: np.array(array) for name, array in zip(names, device.read(stream, *(bound[name] for name in names)), strict=True)}
-
-
-def bind(device: Any, stream: Any, engine: Engine, inputs: Arrays) -> dict[str, Any]:
-    """Inputs on the device, in the engine's types, and room for its outputs."""
-    from vicort.export.verify import output_arrays
-    from vicort.runtime.bindings import numpy_dtype
-
-    bound = {}
-    for spec in engine.signature.inputs:
-        array = inputs[spec.name].astype(numpy_dtype(spec.dtype))
-        bound[spec.name] = device.empty(array.shape, array.dtype)
-        device.upload(bound[spec.name], array, stream)
-    for name, array in output_arrays(engine, inputs).items():
-        bound[name] = device.zeros(array.shape, array.dtype)
-    return bound
 
 
 def graphs(lab: Lab) -> dict[str, Any]:
@@ -186,6 +155,8 @@ def time_runs(engines: EngineSet, graph: str, inputs: Arrays, replays: int = 50)
 
 
 def _time_runs(device: Any, stream: Any, engine: Engine, inputs: Arrays, replays: int) -> dict[str, Any]:
+    from vicort.export.verify import bind
+
     bound = bind(device, stream, engine, inputs)
     outputs = {spec.name: bound[spec.name] for spec in engine.signature.outputs}
 
@@ -220,6 +191,8 @@ def streams(lab: Lab) -> dict[str, Any]:
 
 def overlap_of_two(engines: EngineSet, runs: int = 30) -> dict[str, Any]:
     """Seconds of `runs` runs of two engines, one after the other and at once."""
+    from vicort.export.verify import bind
+
     model = engines.manifest.model
     work = {
         name: (getattr(engines, graph), inputs)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,9 @@ from vicort.export.qwen2_5_vl.weights import load_language, load_vision
 from vicort.export.token_control import TokenControl
 from vicort.runtime.bindings import numpy_dtype
 from vicort.runtime.core import UNIT_FRAMES
-from vicort.runtime.device import InlineStream
+from vicort.runtime.device import Device, InlineStream, Stream
 from vicort.runtime.engine import Engine, EngineSet
-from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.manifest import GraphName, ModelSpec
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # largest difference, as a part of the largest value
 TIMED_RUNS = 7
@@ -54,14 +55,14 @@ def compare(folder: Path, checkpoint: Path, seed: int = 0) -> Iterator[Differenc
         allowed = TOLERANCE[engines.manifest.precision]
         config = read_configuration(checkpoint)
         vision = load_vision(checkpoint, config, model.image_height, model.image_width, dtype)
-        yield from _compare("vision", engines.vision, vision, frame_inputs(model, 2, random), {}, allowed)
-        yield from _compare("tokens", engines.tokens, TokenControl(), feature_inputs(model, engines.dtype, random), {}, allowed)
+        yield from _compare("vision", engines, "vision", vision, frame_inputs(model, 2, random), {}, allowed)
+        yield from _compare("tokens", engines, "tokens", TokenControl(), feature_inputs(model, engines.dtype, random), {}, allowed)
         del vision
         language = load_language(checkpoint, config, dtype)
         for run, rows, pages in (("llm prefill", 13, 5), ("llm decode", 1, 9)):
             inputs = language_inputs(model, engines.dtype, rows, pages, random)
             real = inputs["pos"][:, 0] >= 0
-            yield from _compare(run, engines.llm, language, inputs, {"k": real, "v": real}, allowed)
+            yield from _compare(run, engines, "llm", language, inputs, {"k": real, "v": real}, allowed)
 
 
 def chunk_seconds(folder: Path) -> float:
@@ -116,21 +117,50 @@ def feature_inputs(model: ModelSpec, dtype: np.dtype, random: np.random.Generato
 
 
 def _compare(
-    run: str, engine: Engine, module: nn.Module, inputs: Arrays, rows: dict[str, np.ndarray], allowed: float
+    run: str, engines: EngineSet, graph: GraphName, module: nn.Module, inputs: Arrays, rows: dict[str, np.ndarray], allowed: float
 ) -> Iterator[Difference]:
     """rows: of an output [L,C,…], the rows of C that count."""
-    outputs = output_arrays(engine, inputs)
-    engine.enqueue(inputs | outputs, InlineStream("verify")).result()
+    signature, outputs = engines.manifest.graphs[graph], run_engine(engines, graph, inputs)
     with torch.no_grad():
-        wanted = module(*(_to_torch(inputs[spec.name]) for spec in engine.signature.inputs))
+        wanted = module(*(_to_torch(inputs[spec.name]) for spec in signature.inputs))
     wanted = (wanted,) if isinstance(wanted, Tensor) else wanted
-    for spec, tensor in zip(engine.signature.outputs, wanted, strict=True):
+    for spec, tensor in zip(signature.outputs, wanted, strict=True):
         real, want = outputs[spec.name].astype(np.float64), tensor.double().numpy()
         if spec.name in rows:
             real, want = real[:, rows[spec.name]], want[:, rows[spec.name]]
         absolute = float(np.abs(real - want).max())
         relative = absolute / max(float(np.abs(want).max()), 1e-12)
         yield Difference(run, spec.name, absolute, relative, 0.0 if spec.dtype == "int32" else allowed)
+
+
+def run_engine(engines: EngineSet, graph: GraphName, inputs: Arrays, runs: int = 1) -> Arrays:
+    """The outputs of the last of some runs with the same addresses, on the set's own device."""
+    device = engines.new_device()
+    try:
+        stream = device.stream("verify")
+        return stream.submit(_run_engine, device, stream, getattr(engines, graph), inputs, runs).result()
+    finally:
+        device.close()
+
+
+def _run_engine(device: Device, stream: Stream, engine: Engine, inputs: Arrays, runs: int) -> Arrays:
+    bound = bind(device, stream, engine, inputs)
+    for _ in range(runs):
+        engine.enqueue(bound, stream)
+    names = [spec.name for spec in engine.signature.outputs]
+    return {name: np.array(array) for name, array in zip(names, device.read(stream, *(bound[name] for name in names)), strict=True)}
+
+
+def bind(device: Device, stream: Stream, engine: Engine, inputs: Arrays) -> dict[str, Any]:
+    """Inputs on the device, in the engine's types, and room for its outputs. From the stream's own work."""
+    bound = {}
+    for spec in engine.signature.inputs:
+        array = inputs[spec.name].astype(numpy_dtype(spec.dtype))
+        bound[spec.name] = device.empty(array.shape, array.dtype)
+        device.upload(bound[spec.name], array, stream)
+    for name, array in output_arrays(engine, inputs).items():
+        bound[name] = device.zeros(array.shape, array.dtype)
+    return bound
 
 
 def output_arrays(engine: Engine, inputs: Arrays) -> Arrays:
