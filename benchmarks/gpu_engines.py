@@ -243,7 +243,7 @@ def pipeline(lab: Lab) -> dict[str, Any]:
     """The same stream and questions on the GPU, overlapped and sequential, and on the CPU: fp32 answers are equal, bf16's are counted."""
     found: dict[str, Any] = {"gpu": lab.gpu.name}
     for precision in ("fp32", "bf16"):
-        with lab.engines("tensorrt", precision) as ours, lab.engines("openvino", "fp32") as theirs:
+        with lab.engines("tensorrt", precision) as ours, lab.engines("onnxruntime", "fp32") as theirs:
             found[precision] = compared = compare_pipelines(ours, theirs, device_mb=DEVICE_MB)
         answers = compared["answers"]
         if answers["overlapped"] != answers["sequential"]:

@@ -7,7 +7,6 @@ from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
-import av
 import numpy as np
 
 from vicort.export.tiny.world import Painter, make_stream
@@ -46,6 +45,8 @@ class Workload:
 
     def encode(self, path: Path, frames: int) -> None:
         """The stream as an H.264 file of ENCODED_RATE frames a second: `frames` of them, all to be taken."""
+        import av  # here, since a machine that only measures engines may lack it
+
         with av.open(str(path), "w") as container:
             track = container.add_stream("libx264", rate=ENCODED_RATE, options={"preset": "veryfast", "crf": "23"})
             track.width, track.height, track.pix_fmt = self.width, self.height, "yuv420p"
