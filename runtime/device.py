@@ -143,7 +143,23 @@ class HostEvent:
         return self.future.result()
 
 
-class HostStream:
+class _Immediate:
+    """What is simple where work is done when it returns."""
+
+    def wait(self, event: Event) -> None:
+        event.result()
+
+    def record(self) -> Event:
+        return _done(None)
+
+    def mark(self) -> Mark:
+        return HostMark(time.perf_counter_ns())
+
+    def notify(self, work: Callable[..., Any], *args: Any, failed: Callable[[BaseException], Any] | None = None) -> None:
+        work(*args)
+
+
+class HostStream(_Immediate):
     """Work in order, on a thread of its own. Work submitted from that thread itself runs at once, inside its caller."""
 
     def __init__(self, name: str, urgency: Urgency, urgent: bool) -> None:
@@ -163,18 +179,6 @@ class HostStream:
             self._urgency.give_way()
         return work(*args)
 
-    def wait(self, event: Event) -> None:
-        event.result()
-
-    def record(self) -> Event:
-        return _done(None)
-
-    def mark(self) -> Mark:
-        return HostMark(time.perf_counter_ns())
-
-    def notify(self, work: Callable[..., Any], *args: Any, failed: Callable[[BaseException], Any] | None = None) -> None:
-        work(*args)
-
     def synchronize(self) -> None:
         self.submit(lambda: None).result()
 
@@ -182,7 +186,7 @@ class HostStream:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
-class InlineStream:
+class InlineStream(_Immediate):
     """A stream without a thread: its work runs at once, in its caller. The sequential twin runs on it."""
 
     def __init__(self, name: str) -> None:
@@ -190,18 +194,6 @@ class InlineStream:
 
     def submit(self, work: Callable[..., Any], *args: Any) -> HostEvent:
         return _done(work(*args))
-
-    def wait(self, event: Event) -> None:
-        event.result()
-
-    def record(self) -> Event:
-        return _done(None)
-
-    def mark(self) -> Mark:
-        return HostMark(time.perf_counter_ns())
-
-    def notify(self, work: Callable[..., Any], *args: Any, failed: Callable[[BaseException], Any] | None = None) -> None:
-        work(*args)
 
     def synchronize(self) -> None:
         pass
