@@ -122,8 +122,8 @@ def write_text(target: Any, size: int, text: str) -> int:
 def open(params: Any, result: Any) -> None:
     sampling = Sampling(params.temperature, params.top_p, params.top_k, seed=params.seed, max_tokens=params.max_tokens)
     TokenChoice(sampling)
-    if params.max_tokens < 1 or params.threads < 1:
-        raise ArgumentError(f"max_tokens {params.max_tokens}, threads {params.threads}: give 1 or more of both")
+    if params.threads < 1:
+        raise ArgumentError(f"{params.threads} threads: give 1 or more")
     if params.on_lag not in LAGS:
         raise ArgumentError(f"on_lag {params.on_lag} is unknown: give VICORT_WAIT or VICORT_DROP_OLDEST")
     if not params.system:

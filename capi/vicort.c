@@ -5,6 +5,7 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <unistd.h>
@@ -42,7 +43,7 @@ const char *vicort_strerror(int status) {
         [VICORT_E_CLOSED] = "the session is closed, or is none",
         [VICORT_E_ARGUMENT] = "a value is not allowed",
         [VICORT_E_SIZE] = "width, height, stride and length of the picture do not fit together",
-        [VICORT_E_TIME] = "the frame's time is not after that of the frame before",
+        [VICORT_E_TIME] = "the frame's time is not after that of the frame before, or over a year after it",
         [VICORT_E_FINISHED] = "the stream was finished",
         [VICORT_E_BUFFER] = "the text was cut to fit its buffer",
         [VICORT_E_STOPPED] = "the token callback asked to stop",
@@ -76,7 +77,7 @@ int vicort_params_init(vicort_params *params, size_t size, uint32_t abi_version)
 
 static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER;
 static atomic_bool started;          /* Python runs, and vicort is imported */
-static char chosen_home[ERROR_SIZE]; /* under `starting` */
+static char chosen_home[ERROR_SIZE]; /* whose vicort that is; under `starting` */
 
 /* Extension modules look for Python's symbols in the global scope, which a dlopen with RTLD_LOCAL keeps them out of. */
 static void show_python_to_extensions(void) {
@@ -94,6 +95,12 @@ static int check_home(const char *home) {
     snprintf(path, sizeof path, "%s/bin/python3", home);
     if (access(path, X_OK)) return fail(VICORT_E_ENVIRONMENT, "%.400s has no bin/python3: " INSTALL, home);
     return VICORT_OK;
+}
+
+static int import(const char *name) {
+    PyObject *module = PyImport_ImportModule(name);
+    Py_XDECREF(module);
+    return module != NULL;
 }
 
 /* As `home`/bin/python3 would start, but that signals and locale stay the host's. */
@@ -115,15 +122,17 @@ static PyStatus initialize(const char *home) {
     return status;
 }
 
-static int import(const char *name) {
-    PyObject *module = PyImport_ImportModule(name);
-    Py_XDECREF(module);
-    return module != NULL;
+/* The module `signal` takes SIGINT when it is first imported, whatever the configuration says. */
+static void keep_interrupts(void) {
+    struct sigaction interrupt;
+    sigaction(SIGINT, NULL, &interrupt);
+    if (!import("signal")) PyErr_Clear();
+    sigaction(SIGINT, &interrupt, NULL);
 }
 
 static int import_all(void) { return import("_cffi_backend") && import("vicort.runtime.shared_session"); }
 
-/* A Python that the host started may not know the environment. */
+/* A Python that the host started, or that another home did which had no vicort, may not know the environment. */
 static int import_from(const char *home) {
     char packages[PATH_SIZE];
     snprintf(packages, sizeof packages, "%s/lib/" PYTHON_NAME "/site-packages", home);
@@ -163,14 +172,14 @@ static int start_locked(const char *wished) {
         const PyStatus python = initialize(home);
         if (PyStatus_Exception(python))
             return fail(VICORT_E_ENVIRONMENT, "%.400s does not start (%.300s): " INSTALL, home, python.err_msg ? python.err_msg : "?");
-        snprintf(chosen_home, sizeof chosen_home, "%s", home);
+        keep_interrupts();
         PyEval_SaveThread();
     }
     const PyGILState_STATE state = PyGILState_Ensure();
     const int imported = import_all() || import_from(home);
     const int failure = imported ? VICORT_OK : fail_with_exception(home);
     PyGILState_Release(state);
-    if (imported && !chosen_home[0]) snprintf(chosen_home, sizeof chosen_home, "%s", home);
+    if (imported) snprintf(chosen_home, sizeof chosen_home, "%s", home);
     atomic_store(&started, imported);
     return failure;
 }

@@ -43,7 +43,7 @@ typedef enum vicort_status {
     VICORT_E_CLOSED = 3,       /* the session was closed, before or during the call, or never was one */
     VICORT_E_ARGUMENT = 4,     /* a value is not allowed, or text is not UTF-8 */
     VICORT_E_SIZE = 5,         /* width, height, stride and length of a picture do not fit together */
-    VICORT_E_TIME = 6,         /* a frame's time is not after that of the frame before */
+    VICORT_E_TIME = 6,         /* a frame's time is not after that of the frame before, or over a year after it */
     VICORT_E_FINISHED = 7,     /* a frame for a stream that vicort_finish has ended */
     VICORT_E_BUFFER = 8,       /* a text was cut to fit its buffer */
     VICORT_E_STOPPED = 9,      /* the token callback asked to stop */
@@ -139,7 +139,7 @@ int vicort_open(const vicort_params *params, vicort_session **session);
 
 /* Push a picture: packed RGB, 8 bits each, top row first. Rows begin `stride` bytes apart, at least 3 * width. `length`: bytes that may
  * be read from `pixels`, at least stride * (height - 1) + 3 * width. Copied before it returns, if it is sampled at all.
- * `time_us`: microseconds on any clock, rising from frame to frame; only differences count.
+ * `time_us`: microseconds on any clock, rising from frame to frame, by a year at most; only differences count.
  * With VICORT_WAIT it waits while the pipeline is full. A picture that comes too late or does not fit changes nothing.
  * NULL, CLOSED, SIZE, TIME, FINISHED, and what an earlier frame failed with. */
 int vicort_push_rgb24(vicort_session *session, const uint8_t *pixels, size_t length, int32_t width, int32_t height, size_t stride,

@@ -27,7 +27,7 @@ class Frame:
     def of(cls, tensor: Any, time: Fraction | float, index: int = 0) -> Self:
         """A frame of anything that speaks DLPack in the host's memory: an array of NumPy, a tensor of PyTorch, …
 
-        tensor: [height, width, 3] uint8 RGB, or [3, height, width], told apart by where the 3 is; with any strides. It is not copied:
+        tensor: [height, width, 3] uint8 RGB, or [3, height, width], told apart by where the 3 is, last if at both ends; with any strides. It is not copied:
         leave it as it is until its chunk is through. time: seconds since the first frame; a float is taken as it prints.
         Raises ConfigError for another type, shape, time, or memory.
         """

@@ -22,6 +22,7 @@ from vicort.runtime.session import Session
 from vicort.runtime.sources import open_source
 
 MICROSECONDS = 1_000_000
+LONGEST_GAP = 366 * 86_400  # seconds between two frames: more is another clock
 
 
 class SessionClosed(VicortError):
@@ -165,6 +166,9 @@ class SharedSession:
         if self._origin_us is not None and self._frames and at <= self._last:
             late = int((self._last - at) * MICROSECONDS)
             raise TimeOrderError(f"the frame is {late} us before the newest one, or at its time: push frames in the order of their times")
+        if at - self._last > LONGEST_GAP:
+            days = int((at - self._last) / 86_400)
+            raise TimeOrderError(f"the frame is {days} days after the newest one, and at most 366 may lie between: keep to one clock")
 
     def _sees(self, wait: Callable[[Fraction], None], at: Fraction) -> bool:
         """Whether a source's frame is wanted, when its time has come."""
