@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
+from contextlib import redirect_stdout
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -34,7 +36,8 @@ def emit(target: Path) -> None:
     ffi.embedding_api(re.sub(r"/\*.*?\*/", "", (HERE / "embedded.h").read_text(), flags=re.DOTALL).replace("extern ", ""))
     ffi.set_source(MODULE, '#include "vicort.h"')
     ffi.embedding_init_code((HERE / "glue.py").read_text())
-    ffi.emit_c_code(str(target))
+    with redirect_stdout(io.StringIO()):  # it tells what it writes
+        ffi.emit_c_code(str(target))
 
 
 def compile_library(work: Path, target: Path) -> None:
@@ -43,13 +46,16 @@ def compile_library(work: Path, target: Path) -> None:
     flags = os.environ.get("CFLAGS", "").split()
     common = ["-O2", "-fPIC", "-pthread", "-fvisibility=default", f"-I{HERE}", f"-isystem{sysconfig.get_path('include')}"]
     home = f'-DVICORT_BUILT_IN="{sys.prefix}"'
-    subprocess.run([*compiler, *common, "-std=gnu11", *WARNINGS, *flags, home, "-c", HERE / "vicort.c", "-o", work / "vicort.o"], check=True)
+    subprocess.run(
+        [*compiler, *common, "-std=gnu11", *WARNINGS, *flags, home, "-c", HERE / "vicort.c", "-o", work / "vicort.o"], check=True
+    )
     subprocess.run([*compiler, *common, "-w", "-c", work / "glue.c", "-o", work / "glue.o"], check=True)
     (work / "exports.map").write_text(EXPORTS)
     folder, python = sysconfig.get_config_var("LIBDIR"), f"-lpython{sysconfig.get_config_var('LDVERSION')}"
-    link = [f"-Wl,--version-script={work / 'exports.map'}", "-Wl,-soname,libvicort.so", f"-L{folder}", f"-Wl,-rpath,{folder}", python]
+    shared = ["-shared", "-pthread", "-Wl,-soname,libvicort.so", "-Wl,-z,nodelete", f"-Wl,--version-script={work / 'exports.map'}"]
+    link = [f"-L{folder}", f"-Wl,-rpath,{folder}", python, "-ldl"]
     objects = [work / "vicort.o", work / "glue.o"]
-    subprocess.run([*compiler, "-shared", "-pthread", "-o", target, *objects, *link, "-ldl"], check=True)
+    subprocess.run([*compiler, *shared, "-o", target, *objects, *link], check=True)
 
 
 def install(prefix: Path) -> None:

@@ -14,3 +14,4 @@ extern int embedded_ask_stream(char *error, vicort_session *session, const char 
                                void *user_data, vicort_answer *answer);
 extern int embedded_get_stats(char *error, vicort_session *session, vicort_stats *stats);
 extern int embedded_close(char *error, vicort_session *session);
+extern int embedded_close_all(char *error);

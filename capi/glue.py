@@ -9,11 +9,13 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from _vicort_capi import ffi, lib
+
 from vicort.runtime import errors
 from vicort.runtime import shared_session as shared
 from vicort.runtime.core import Sampling
@@ -153,6 +155,13 @@ def embedded_models_engines() -> Path:
 def close(handle: Any) -> None:
     session_of(handle).close()
     sessions.pop(int(ffi.cast("uintptr_t", handle)), None)
+
+
+@embedded
+def close_all() -> None:
+    for session in list(sessions.values()):
+        with suppress(shared.SessionClosed):
+            session.close()
 
 
 # ---- frames -------------------------------------------------------------------------------------------------------------

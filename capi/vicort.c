@@ -218,6 +218,14 @@ static int settle(int status, const char *error) {
         return settle(status, error);                                                               \
     } while (0)
 
+/* Engines must not run any more when exit() takes their libraries down. */
+static void close_all_at_exit(void) {
+    char error[ERROR_SIZE];
+    if (Py_IsInitialized()) (void)embedded_close_all(error); /* else the host has finalised its Python, and all threads with it */
+}
+
+static void register_exit(void) { (void)atexit(close_all_at_exit); }
+
 int vicort_open(const vicort_params *params, vicort_session **session) {
     NEED(session);
     *session = NULL;
@@ -228,7 +236,11 @@ int vicort_open(const vicort_params *params, vicort_session **session) {
                     params->abi_version, params->size, VICORT_ABI_VERSION, sizeof *params);
     const int status = start_python(params->home);
     if (status != VICORT_OK) return status;
-    HAND_OVER(embedded_open, params, session);
+    char error[ERROR_SIZE] = "";
+    const int opened = settle(embedded_open(error, params, session), error);
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    if (opened == VICORT_OK) (void)pthread_once(&once, register_exit); /* now that the engines' libraries are loaded: exit goes backwards */
+    return opened;
 }
 
 int vicort_push_rgb24(vicort_session *session, const uint8_t *pixels, size_t length, int32_t width, int32_t height, size_t stride,

@@ -18,7 +18,7 @@
  * Python. The library runs a Python interpreter inside the process, from the first vicort_open that gets that far until the process
  * ends: it is never finalised. Signal handlers, locale and command line of the process are left alone. PYTHON* environment variables
  * are heard as by `python`. Where the process has a Python 3.11 already, that one is used. After the first vicort_open a fork is
- * good for exec only. Leave the process after vicort_close: Python's idle threads do not hinder exit().
+ * good for exec only. exit() closes what is open; dlclose leaves the library where it is.
  *
  * Text is UTF-8. Numbers of bytes never count the final NUL, buffer sizes do.
  */

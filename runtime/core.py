@@ -14,6 +14,7 @@ import numpy as np
 
 from vicort.runtime.errors import ConfigError
 
+HOST_MEMORY = (1, 3, 11, 13)  # DLPack's device types that the CPU reads: its own, pinned by CUDA or ROCm, and CUDA's managed
 UNIT_FRAMES = 2  # frames in a temporal unit, the smallest thing the vision encoder takes (temporal patch size of Qwen2.5-VL)
 
 
@@ -27,8 +28,9 @@ class Frame:
     def of(cls, tensor: Any, time: Fraction | float, index: int = 0) -> Self:
         """A frame of anything that speaks DLPack in the host's memory: an array of NumPy, a tensor of PyTorch, …
 
-        tensor: [height, width, 3] uint8 RGB, or [3, height, width], told apart by where the 3 is, last if at both ends; with any strides. It is not copied:
-        leave it as it is until its chunk is through. time: seconds since the first frame; a float is taken as it prints.
+        tensor: [height, width, 3] uint8 RGB, or [3, height, width], told apart by where the 3 is, last if at both ends; with any
+        strides. It is not copied: leave it as it is until its chunk is through. time: seconds since the first frame; a float is taken
+        as it prints.
         Raises ConfigError for another type, shape, time, or memory.
         """
         if isinstance(time, float) and not math.isfinite(time):
@@ -157,6 +159,8 @@ class Summary(Event):
 def _as_image(tensor: Any) -> np.ndarray:
     """[height, width, 3] uint8: a view. Raises ConfigError."""
     try:
+        if tensor.__dlpack_device__()[0] not in HOST_MEMORY:
+            raise BufferError("it is in a GPU's")
         image = np.from_dlpack(tensor)
     except (AttributeError, BufferError, RuntimeError, TypeError) as error:
         raise ConfigError(f"a {type(tensor).__name__} is no picture in the host's memory ({error}): move it to the CPU") from error

@@ -121,6 +121,7 @@ class SharedSession:
             while (piece := pieces.get()) is not None:
                 if not on_token(piece):
                     raise AnswerStopped("the token callback asked to stop")
+            self._check_open()  # closed from on_token, the answer may be whole all the same
             return self._heard(answer)
 
     def summary(self) -> Summary:

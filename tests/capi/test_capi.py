@@ -1,5 +1,6 @@
 """libvicort.so from C and C++: programs that use it as others would, compiled with every warning an error."""
 
+import json
 import subprocess
 import sys
 import venv
@@ -8,14 +9,21 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from support.c_programs import ROOT, STRICT, compiler, library, program, run
+from support.c_programs import ROOT, STRICT, compiler, library, run
 
+from vicort.benchmarks.capi import TIMES, from_python
 from vicort.runtime.core import Frame
 from vicort.runtime.session import Session
 from vicort.runtime.surface import Surface, to_rgb
 
 CLIP = ROOT / "tests" / "fixtures" / "shapes.mp4"
-SMALL = "name: small\ndrop: {policy: none}\ningest: {policy: recent-chunks, chunks: 2}\nretrieval: {policy: similar-chunks, top: 2, recent: 1}\nmemory: {device_mb: 11, host_mb: 3, when_full: drop-oldest}\n"
+SMALL = """
+name: small
+drop: {policy: none}
+ingest: {policy: recent-chunks, chunks: 2}
+retrieval: {policy: similar-chunks, top: 2, recent: 1}
+memory: {device_mb: 11, host_mb: 3, when_full: drop-oldest}
+"""
 QUESTION = "what color was the circle?"
 
 
@@ -24,7 +32,9 @@ def test_the_headers_compile_strictly_by_themselves(suffix, standard, tmp_path):
     headers = ("vicort.h",) if suffix == ".c" else ("vicort.h", "vicort.hpp")
     for header in headers:
         source = tmp_path / f"alone{suffix}"
-        source.write_text(f"#include <{header}>\n#include <{header}>\nint main(void) {{ return (int)vicort_params_default().size == 0; }}\n")
+        source.write_text(
+            f"#include <{header}>\n#include <{header}>\nint main(void) {{ return (int)vicort_params_default().size == 0; }}\n"
+        )
         command = [*compiler(suffix), standard, *STRICT, "-Wconversion", f"-I{library() / 'include'}", "-c", str(source), "-o", "/dev/null"]
         assert subprocess.run(command, capture_output=True, text=True, check=False).stderr == ""
 
@@ -61,7 +71,7 @@ def test_eight_threads_push_and_ask_and_are_closed_under(tiny_engines):
 def test_memory_is_flat(pushes, tiny_engines, tmp_path):
     system = tmp_path / "small.yaml"
     system.write_text(SMALL)
-    resident =  [int(line) for line in run("memory.c", tiny_engines, system, pushes, 320, 180).splitlines()]
+    resident = [int(line) for line in run("memory.c", tiny_engines, system, pushes, 320, 180).splitlines()]
     kept_frames = pushes // 2 * 320 * 180 * 3  # what the second half would add if its pictures stayed
     assert len(resident) == 10
     assert max(resident[5:]) - resident[4] < kept_frames / 10
@@ -69,6 +79,12 @@ def test_memory_is_flat(pushes, tiny_engines, tmp_path):
 
 def test_the_wrapper_throws_codes_and_lets_nothing_through(tiny_engines):
     assert "the wrapper holds" in run("wrapper.cpp", tiny_engines)
+
+
+def test_leaving_with_a_session_open_is_no_crash(tiny_engines):
+    """It used to be one, most times: the engines' libraries went before the threads that ran them."""
+    for _ in range(2):
+        assert run("leave.c", tiny_engines) == ""
 
 
 def test_it_loads_as_a_plugin_and_leaves_signals_and_locale_alone(tiny_engines):
@@ -103,10 +119,10 @@ def as_frames(images: list, fps: int) -> list[Frame]:
     return [Frame(image, Fraction(i, fps), i) for i, image in enumerate(images)]
 
 
-@pytest.mark.parametrize(("kind", "padding", "origin"), [("rgb24", 0, 0), ("rgb24", 7, 1_763_700_000_000_000), ("nv12", 0, 0), ("nv12", 5, -9)])
+@pytest.mark.parametrize(("kind", "padding", "origin"), [("rgb24", 7, 1_763_700_000_000_000), ("nv12", 5, -9)])
 def test_c_and_python_see_the_same(kind, padding, origin, tiny_engines, tmp_path):
     """The same pictures, pushed from C with rows apart and a clock of its own, and from Python as arrays."""
-    fps, images = 25, pictures(kind)[:240]
+    fps, images = 25, pictures(kind)[:200]
     raw = tmp_path / "raw"
     raw.write_bytes(b"".join(image.tobytes() for image in images))
     height, width = images[0].shape[0] if kind == "rgb24" else images[0].shape[0] * 2 // 3, images[0].shape[1]
@@ -126,7 +142,9 @@ def test_c_and_python_see_the_same(kind, padding, origin, tiny_engines, tmp_path
 
 def test_the_example_answers_while_it_streams(tiny_engines, tmp_path):
     """Built with CMake's find_package, as the README says."""
-    subprocess.run(["cmake", "-S", ROOT / "capi" / "example", "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={library()}"], check=True, capture_output=True)
+    subprocess.run(
+        ["cmake", "-S", ROOT / "capi" / "example", "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={library()}"], check=True, capture_output=True
+    )
     subprocess.run(["cmake", "--build", tmp_path], check=True, capture_output=True)
     done = subprocess.run([tmp_path / "service", CLIP, "10", tiny_engines], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -144,3 +162,9 @@ def test_the_package_knows_its_version(tmp_path):
     )
     command = ["cmake", "-S", tmp_path, "-B", tmp_path / "b", f"-DCMAKE_PREFIX_PATH={library()}"]
     assert "found=0" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_benchmark_asks_both_sides_the_same(tiny_engines):
+    from_c = json.loads(run("../../capi/bench/push.c", tiny_engines, 200, 32, 32, 24))
+    assert list(from_c) == list(from_python(tiny_engines, 200, 32, 32, 24)) == list(TIMES)
+    assert all(value > 0 for value in from_c.values())

@@ -13,8 +13,8 @@ import pytest
 from support.engine_sets import room
 
 ROOT = Path(__file__).parents[2]
-STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread")
-LANGUAGES = {".c": ("CC", "cc", "-std=gnu11"), ".cpp": ("CXX", "c++", "-std=c++17")}
+STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread", "-D_GNU_SOURCE")
+LANGUAGES = {".c": ("CC", "cc", "-std=c11"), ".cpp": ("CXX", "c++", "-std=c++17")}
 
 
 def compiler(suffix: str) -> list[str]:
@@ -40,13 +40,12 @@ def library() -> Path:
 
 
 @functools.cache
-def program(name: str, standard: str | None = None) -> Path:
+def program(name: str) -> Path:
     """A source of tests/capi, compiled and linked."""
     source = ROOT / "tests" / "capi" / name
     prefix, target = library(), room() / source.stem
     search = [f"-I{prefix / 'include'}", f"-L{prefix / 'lib'}", f"-Wl,-rpath,{prefix / 'lib'}"]
-    standard = standard or LANGUAGES[source.suffix][2]
-    command = [*compiler(source.suffix), standard, *STRICT, str(source), "-o", str(target), *search, "-lvicort", "-ldl"]
+    command = [*compiler(source.suffix), LANGUAGES[source.suffix][2], *STRICT, str(source), "-o", str(target), *search, "-lvicort", "-ldl"]
     subprocess.run(command, check=True)
     return target
 
