@@ -162,7 +162,7 @@ def _as_image(tensor: Any) -> np.ndarray:
         if tensor.__dlpack_device__()[0] not in HOST_MEMORY:
             raise BufferError("it is in a GPU's")
         image = np.from_dlpack(tensor)
-    except (AttributeError, BufferError, RuntimeError, TypeError) as error:
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(f"a {type(tensor).__name__} is no picture in the host's memory ({error}): move it to the CPU") from error
     if image.ndim == 3 and image.shape[2] != 3 and image.shape[0] == 3:
         image = image.transpose(1, 2, 0)
