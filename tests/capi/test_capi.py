@@ -1,6 +1,7 @@
 """libvicort.so from C and C++: programs that use it as others would, compiled with every warning an error."""
 
 import json
+import shutil
 import subprocess
 import sys
 import venv
@@ -24,6 +25,7 @@ ingest: {policy: recent-chunks, chunks: 2}
 retrieval: {policy: similar-chunks, top: 2, recent: 1}
 memory: {device_mb: 11, host_mb: 3, when_full: drop-oldest}
 """
+needs_cmake = pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake")
 QUESTION = "what color was the circle?"
 
 
@@ -140,6 +142,7 @@ def test_c_and_python_see_the_same(kind, padding, origin, tiny_engines, tmp_path
     assert printed.strip("\n").rsplit("|", 5) == [str(value) for value in expected]
 
 
+@needs_cmake
 def test_the_example_answers_while_it_streams(tiny_engines, tmp_path):
     """Built with CMake's find_package, as the README says."""
     subprocess.run(
@@ -156,6 +159,7 @@ def test_the_example_answers_while_it_streams(tiny_engines, tmp_path):
     assert last.startswith("49 frames in ")
 
 
+@needs_cmake
 def test_the_package_knows_its_version(tmp_path):
     (tmp_path / "CMakeLists.txt").write_text(
         "cmake_minimum_required(VERSION 3.16)\nproject(p NONE)\nfind_package(vicort 99 QUIET)\nmessage(STATUS found=${vicort_FOUND})\n"
