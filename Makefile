@@ -6,7 +6,7 @@ BACKEND ?= auto
 PRECISION ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test engines bench gpu-check lint types clean
+.PHONY: help install demo test engines capi bench gpu-check lint types clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: install ## the whole suite (slow, gpu and weights are marked and off)
 
 engines: install ## engines/<model>-<precision>-<backend>/ [MODEL=tiny BACKEND=auto|tensorrt|... PRECISION=fp32|bf16]
 	$(BIN)/vicort-build $(MODEL) --backend $(BACKEND) $(if $(PRECISION),--precision $(PRECISION))
+
+capi: install ## build/capi/: libvicort.so, vicort.h, vicort.hpp and a CMake package
+	$(BIN)/python capi/build.py
 
 bench: install ## measure this machine: JSON, a table and a picture in benchmarks/results/
 	$(BIN)/vicort-bench

@@ -5,12 +5,16 @@ This module knows nothing of engines, devices or files.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
+from vicort.runtime.errors import ConfigError
+
+HOST_MEMORY = (1, 3, 11, 13)  # DLPack's device types that the CPU reads: its own, pinned by CUDA or ROCm, and CUDA's managed
 UNIT_FRAMES = 2  # frames in a temporal unit, the smallest thing the vision encoder takes (temporal patch size of Qwen2.5-VL)
 
 
@@ -19,6 +23,19 @@ class Frame:
     image: Any  # np.ndarray [height, width, 3] uint8, RGB, upright; or a Surface in the memory of a GPU
     time: Fraction  # seconds since the source's first frame, exact
     index: int  # 0, 1, 2, … in the source, before sampling
+
+    @classmethod
+    def of(cls, tensor: Any, time: Fraction | float, index: int = 0) -> Self:
+        """A frame of anything that speaks DLPack in the host's memory: an array of NumPy, a tensor of PyTorch, …
+
+        tensor: [height, width, 3] uint8 RGB, or [3, height, width], told apart by where the 3 is, last if at both ends; with any
+        strides. It is not copied: leave it as it is until its chunk is through. time: seconds since the first frame; a float is taken
+        as it prints.
+        Raises ConfigError for another type, shape, time, or memory.
+        """
+        if isinstance(time, float) and not math.isfinite(time):
+            raise ConfigError(f"a frame at {time} s: give a finite number of seconds since the first frame")
+        return cls(_as_image(tensor), Fraction(str(time)) if isinstance(time, float) else Fraction(time), index)
 
 
 @dataclass(frozen=True)
@@ -137,6 +154,22 @@ class Summary(Event):
     ttft_ms: dict[str, float] | None  # p50, p95, p99 over the answers; None without any
     pages: dict[str, int]  # now in use: device, host
     peak_rss_mb: float
+
+
+def _as_image(tensor: Any) -> np.ndarray:
+    """[height, width, 3] uint8: a view. Raises ConfigError."""
+    try:
+        if tensor.__dlpack_device__()[0] not in HOST_MEMORY:
+            raise BufferError("it is in a GPU's")
+        image = np.from_dlpack(tensor)
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(f"a {type(tensor).__name__} is no picture in the host's memory ({error}): move it to the CPU") from error
+    if image.ndim == 3 and image.shape[2] != 3 and image.shape[0] == 3:
+        image = image.transpose(1, 2, 0)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        shape = "x".join(map(str, image.shape))
+        raise ConfigError(f"a tensor of {image.dtype} {shape} is no picture: give uint8 RGB, [height, width, 3] or [3, height, width]")
+    return image
 
 
 def _plain(value: Any) -> Any:

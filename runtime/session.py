@@ -6,16 +6,19 @@ question -> snapshot (retrieval, lease) -> prefill of its text -> answer, a toke
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import resource
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor, Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -124,6 +127,11 @@ class Session:
         out = run(tokens, [], positions, self._memory.ingest_table().slots, stream)
         self._memory.place_prompt(out.k, out.v, positions, stream)
 
+    @property
+    def now(self) -> Fraction:
+        """Time of the newest frame seen, sampled or not, in seconds."""
+        return self._now
+
     # ---- frames ---------------------------------------------------------------------------------------------------------
 
     def wants(self, at: Fraction) -> bool:
@@ -192,6 +200,23 @@ class Session:
         question = Question(text, self._now if at is None else at, conversation=conversation, sampling=sampling or self._sampling)
         return self.submit(question, on_token).result()
 
+    async def ask_stream(
+        self, text: str, *, at: Fraction | None = None, conversation: str | None = None, sampling: Sampling | None = None
+    ) -> AsyncIterator[str]:
+        """Ask as `ask` does, and get the pieces of the answer as they come: `async for piece in session.ask_stream("…")`.
+
+        The event loop never waits meanwhile; frames are pushed from another thread (`await asyncio.to_thread(session.push, frame)`).
+        Leaving early drops the rest, which is made to its end behind. Raises what `ask` raises.
+        """
+        pieces: asyncio.Queue[str | Future] = asyncio.Queue()
+        give = partial(_give_to_loop, asyncio.get_running_loop(), pieces)
+        question = Question(text, self._now if at is None else at, conversation=conversation, sampling=sampling or self._sampling)
+        answer = await asyncio.to_thread(self.submit, question, give)
+        answer.add_done_callback(give)
+        while isinstance(piece := await pieces.get(), str):
+            yield piece
+        piece.result()
+
     # ---- the end --------------------------------------------------------------------------------------------------------
 
     def summary(self) -> Summary:
@@ -219,6 +244,9 @@ class Session:
         self._memory.close()
         self._drivers.shutdown(wait=False, cancel_futures=True)
         self._device.close()
+        for answer in self._open:
+            with suppress(InvalidStateError):  # given, or failed by itself
+                answer.set_exception(VicortError("the session was closed before the answer: open a new one"))
 
     def close(self) -> None:
         """Let go of threads and memory; open work is dropped."""
@@ -319,6 +347,11 @@ class _InlineExecutor(Executor):
         done: Future = Future()
         done.set_result(work(*args, **kwargs))
         return done
+
+
+def _give_to_loop(loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue, piece: str | Future) -> None:
+    with suppress(RuntimeError):  # the loop has ended: nobody listens
+        loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float] | None:

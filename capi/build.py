@@ -1,0 +1,104 @@
+"""`make capi`: libvicort.so, its headers and its CMake package, for the environment that this runs in."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from contextlib import redirect_stdout
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+MODULE = "_vicort_capi"
+EXPORTS = "{ global: vicort_*; local: *; };\n"
+WARNINGS = ("-Wall", "-Wextra")  # of what is written by hand; what cffi writes is its own affair
+
+
+def declarations() -> str:
+    """vicort.h and embedded.h as cffi reads them: types, numbers and what is called in Python."""
+    header = re.sub(r"/\*.*?\*/", "", (HERE / "vicort.h").read_text(), flags=re.DOTALL)
+    kinds = r"typedef (?:enum|struct) \w+ (?:\{.*?\} )?\w+;|enum \{.*?\};|typedef int \(\*.*?\);"
+    return "\n".join(re.findall(kinds, header, re.DOTALL))
+
+
+def emit(target: Path) -> None:
+    """The C source that carries glue.py."""
+    import cffi
+
+    ffi = cffi.FFI()
+    ffi.cdef(declarations())
+    ffi.embedding_api(re.sub(r"/\*.*?\*/", "", (HERE / "embedded.h").read_text(), flags=re.DOTALL).replace("extern ", ""))
+    ffi.set_source(MODULE, '#include "vicort.h"')
+    ffi.embedding_init_code((HERE / "glue.py").read_text())
+    with redirect_stdout(io.StringIO()):  # it tells what it writes
+        ffi.emit_c_code(str(target))
+
+
+def compile_library(work: Path, target: Path) -> None:
+    """Raises subprocess.CalledProcessError if the C compiler refuses, which has then said why."""
+    compiler = os.environ.get("CC", "cc").split()
+    flags = os.environ.get("CFLAGS", "").split()
+    common = ["-O2", "-fPIC", "-pthread", "-fvisibility=default", f"-I{HERE}", f"-isystem{sysconfig.get_path('include')}"]
+    home = f'-DVICORT_BUILT_IN="{sys.prefix}"'
+    subprocess.run(
+        [*compiler, *common, "-std=gnu11", *WARNINGS, *flags, home, "-c", HERE / "vicort.c", "-o", work / "vicort.o"], check=True
+    )
+    subprocess.run([*compiler, *common, "-w", "-c", work / "glue.c", "-o", work / "glue.o"], check=True)
+    (work / "exports.map").write_text(EXPORTS)
+    folder, python = sysconfig.get_config_var("LIBDIR"), f"-lpython{sysconfig.get_config_var('LDVERSION')}"
+    shared = ["-shared", "-pthread", "-Wl,-soname,libvicort.so", "-Wl,-z,nodelete", f"-Wl,--version-script={work / 'exports.map'}"]
+    link = [f"-L{folder}", f"-Wl,-rpath,{folder}", python, "-ldl"]
+    objects = [work / "vicort.o", work / "glue.o"]
+    subprocess.run([*compiler, *shared, "-o", target, *objects, *link], check=True)
+
+
+def install(prefix: Path) -> None:
+    """lib/, include/ and lib/cmake/vicort/ under `prefix`."""
+    package = prefix / "lib" / "cmake" / "vicort"
+    work = prefix / "work"
+    for folder in (package, prefix / "include", work):
+        folder.mkdir(parents=True, exist_ok=True)
+    emit(work / "glue.c")
+    compile_library(work, prefix / "lib" / "libvicort.so")
+    for name in ("vicort.h", "vicort.hpp"):
+        shutil.copy(HERE / name, prefix / "include")
+    shutil.copy(HERE / "cmake" / "vicort-config.cmake", package)
+    version = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]["version"]
+    template = (HERE / "cmake" / "vicort-config-version.cmake.in").read_text()
+    (package / "vicort-config-version.cmake").write_text(template.replace("@VERSION@", version))
+
+
+def problem() -> str | None:
+    """Why the library cannot be built here, in a line; None if it can."""
+    if not sysconfig.get_config_var("Py_ENABLE_SHARED"):
+        return f"{sys.executable} has no libpython to link: build it with --enable-shared, or take a distribution's Python 3.11"
+    compiler = os.environ.get("CC", "cc").split()[0]
+    if shutil.which(compiler) is None:
+        return f"no C compiler {compiler}: install gcc or clang, or name one with CC=/path/to/cc"
+    return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prefix", type=Path, default=HERE.parent / "build" / "capi", help="where it goes (default: %(default)s)")
+    prefix = parser.parse_args().prefix.resolve()
+    if reason := problem():
+        print(f"make capi: {reason}", file=sys.stderr)
+        return 2
+    try:
+        install(prefix)
+    except subprocess.CalledProcessError as error:
+        print(f"make capi: {error.cmd[0]} failed, and said why above; name another compiler with CC=/path/to/cc", file=sys.stderr)
+        return 2
+    print(f"{prefix}/lib/libvicort.so, for the environment {sys.prefix}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""The Python side of libvicort.so: pointers to values and back, and failures to codes. It is compiled into the library.
+
+`embedded.h` declares what is defined here; vicort.h says what each means.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from _vicort_capi import ffi, lib
+
+from vicort.runtime import errors
+from vicort.runtime import shared_session as shared
+from vicort.runtime.core import Sampling
+from vicort.runtime.locations import find_engine_dir
+from vicort.runtime.manifest import backend_of
+from vicort.runtime.session import Session
+from vicort.runtime.shared_session import SharedSession
+from vicort.runtime.surface import Surface, to_rgb
+from vicort.runtime.token_choice import TokenChoice
+
+ERROR_SIZE = 1024  # bytes, as in vicort.c
+LARGEST_SIDE = 65_535  # pixels
+LAGS = {lib.VICORT_WAIT: "wait", lib.VICORT_DROP_OLDEST: "drop-oldest"}
+RATES: dict[float, Literal["source"] | None] = {0.0: None, -1.0: "source"}  # VICORT_FPS_MODEL, VICORT_FPS_SOURCE
+COLOURS = {  # shares of red and blue in the brightness (ITU-R BT.601, BT.709), and whether all of 0 to 255 is used
+    lib.VICORT_BT601: to_rgb(0.299, 0.114, False),
+    lib.VICORT_BT709: to_rgb(0.2126, 0.0722, False),
+    lib.VICORT_BT601_FULL: to_rgb(0.299, 0.114, True),
+    lib.VICORT_BT709_FULL: to_rgb(0.2126, 0.0722, True),
+}
+
+
+class ArgumentError(errors.VicortError):
+    """A value is not allowed."""
+
+
+class SizeError(errors.VicortError):
+    """Sizes of a picture do not fit together."""
+
+
+class CutText(errors.VicortError):
+    """A buffer does not hold the whole text."""
+
+
+CODES: dict[type[BaseException], int] = {
+    ArgumentError: lib.VICORT_E_ARGUMENT,
+    SizeError: lib.VICORT_E_SIZE,
+    CutText: lib.VICORT_E_BUFFER,
+    shared.SessionClosed: lib.VICORT_E_CLOSED,
+    shared.StreamFinished: lib.VICORT_E_FINISHED,
+    shared.TimeOrderError: lib.VICORT_E_TIME,
+    shared.AnswerStopped: lib.VICORT_E_STOPPED,
+    errors.EngineError: lib.VICORT_E_ENGINE,
+    errors.ConfigError: lib.VICORT_E_CONFIG,
+    errors.SourceError: lib.VICORT_E_SOURCE,
+    errors.MemoryBudgetError: lib.VICORT_E_MEMORY,
+    errors.DeviceError: lib.VICORT_E_DEVICE,
+    errors.QuestionError: lib.VICORT_E_QUESTION,
+    errors.VicortError: lib.VICORT_E_FAILED,
+    MemoryError: lib.VICORT_E_MEMORY,
+    BaseException: lib.VICORT_E_INTERNAL,
+}
+
+sessions: dict[int, SharedSession] = {}  # by handle; handles are numbers, never addresses, and never come again
+handles = itertools.count(0x10000, 16)
+opening = threading.Lock()  # of both
+
+
+def embedded(function: Callable[..., None]) -> Callable[..., int]:
+    """Make it the definition of what embedded.h declares: nothing escapes, and a status + 1 comes back."""
+
+    @ffi.def_extern(name=f"embedded_{function.__name__}", error=0)
+    @functools.wraps(function)
+    def call(error: Any, *arguments: Any) -> int:
+        try:
+            function(*arguments)
+        except BaseException as failure:  # noqa: BLE001 (C has codes)
+            write_text(error, ERROR_SIZE, words_of(failure))
+            return next(CODES[kind] for kind in type(failure).__mro__ if kind in CODES) + 1
+        return lib.VICORT_OK + 1
+
+    return call
+
+
+def words_of(failure: BaseException) -> str:
+    expected = isinstance(failure, errors.VicortError)
+    return str(failure) if expected else " ".join(f"{type(failure).__name__}: {failure}".split())
+
+
+def session_of(handle: Any) -> SharedSession:
+    if found := sessions.get(int(ffi.cast("uintptr_t", handle))):
+        return found
+    raise shared.SessionClosed("the session is closed, or is none: open one with vicort_open")
+
+
+def read_text(text: Any, name: str) -> str:
+    try:
+        return ffi.string(text).decode()
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"{name} is not UTF-8 ({error.reason} at byte {error.start}): convert it") from error
+
+
+def write_text(target: Any, size: int, text: str) -> int:
+    """As much as fits in `size` bytes with a NUL, cut between characters; returns how many bytes the whole has."""
+    whole = text.encode(errors="replace")
+    if size:
+        cut = whole[: size - 1].decode(errors="ignore").encode()
+        ffi.memmove(target, cut + b"\0", len(cut) + 1)
+    return len(whole)
+
+
+# ---- open and close -----------------------------------------------------------------------------------------------------
+
+
+@embedded
+def open(params: Any, result: Any) -> None:
+    sampling = Sampling(params.temperature, params.top_p, params.top_k, seed=params.seed, max_tokens=params.max_tokens)
+    TokenChoice(sampling)
+    if params.threads < 1:
+        raise ArgumentError(f"{params.threads} threads: give 1 or more")
+    if params.on_lag not in LAGS:
+        raise ArgumentError(f"on_lag {params.on_lag} is unknown: give VICORT_WAIT or VICORT_DROP_OLDEST")
+    if not params.system:
+        raise ArgumentError("system is null: begin with vicort_params_default(), or name one as vicostream")
+    engine_dir = Path(read_text(params.engine_dir, "engine_dir")) if params.engine_dir else embedded_models_engines()
+    session = Session.open(
+        engine_dir,
+        read_text(params.system, "system"),
+        threads=params.threads,
+        fps=RATES.get(params.fps, params.fps),
+        on_lag=LAGS[params.on_lag],
+        sampling=sampling,
+    )
+    with opening:
+        handle = next(handles)
+        sessions[handle] = SharedSession(session, sampling, on_gpu=backend_of(engine_dir) == "tensorrt")
+    result[0] = ffi.cast("vicort_session *", handle)
+
+
+def embedded_models_engines() -> Path:
+    if found := find_engine_dir("tiny"):
+        return found
+    raise errors.EngineError("no engines of the tiny model are built: run `vicort-build tiny`, or name a set in vicort_params.engine_dir")
+
+
+@embedded
+def close(handle: Any) -> None:
+    session_of(handle).close()
+    sessions.pop(int(ffi.cast("uintptr_t", handle)), None)
+
+
+@embedded
+def close_all() -> None:
+    for session in list(sessions.values()):
+        with suppress(shared.SessionClosed):
+            session.close()
+
+
+# ---- frames -------------------------------------------------------------------------------------------------------------
+
+
+@embedded
+def push_rgb24(handle: Any, pixels: Any, length: int, width: int, height: int, stride: int, time_us: int) -> None:
+    session = session_of(handle)
+    check_sides(width, height)
+    check_plane("pixels", length, stride, height, 3 * width)
+    session.push(time_us, lambda: plane(pixels, stride, height, width, 3))
+
+
+@embedded
+def push_nv12(
+    handle: Any,
+    luma: Any,
+    luma_length: int,
+    luma_stride: int,
+    chroma: Any,
+    chroma_length: int,
+    chroma_stride: int,
+    width: int,
+    height: int,
+    colours: int,
+    time_us: int,
+) -> None:
+    session = session_of(handle)
+    check_sides(width, height)
+    rows, pairs = (height + 1) // 2, (width + 1) // 2
+    check_plane("luma", luma_length, luma_stride, height, width)
+    check_plane("chroma", chroma_length, chroma_stride, rows, 2 * pairs)
+    if colours not in COLOURS:
+        raise ArgumentError(f"colours {colours} are unknown: give VICORT_BT601, VICORT_BT709 or one of these with _FULL")
+    if session.on_gpu:
+        raise ArgumentError("engines on a GPU do not take NV12 from the host's memory: push RGB24")
+
+    def surface() -> Surface:
+        brightness = plane(luma, luma_stride, height, width, 1)
+        return Surface(brightness, plane(chroma, chroma_stride, rows, pairs, 2), COLOURS[colours])
+
+    session.push(time_us, surface)
+
+
+@embedded
+def push_source(handle: Any, source: Any, pace: float) -> None:
+    session_of(handle).watch(read_text(source, "source"), pace)
+
+
+@embedded
+def finish(handle: Any) -> None:
+    session_of(handle).finish()
+
+
+def check_sides(width: int, height: int) -> None:
+    if not (0 < width <= LARGEST_SIDE and 0 < height <= LARGEST_SIDE):
+        raise SizeError(f"a picture of {width}x{height} pixels: each side is 1 to {LARGEST_SIDE}")
+
+
+def check_plane(name: str, length: int, stride: int, rows: int, row_bytes: int) -> None:
+    if stride < row_bytes:
+        raise SizeError(f"{name}: a stride of {stride} bytes is less than a row's {row_bytes}")
+    if length < (least := stride * (rows - 1) + row_bytes):
+        raise SizeError(f"{name}: {length} bytes are too few: {rows} rows of {row_bytes} bytes, {stride} apart, take {least}")
+
+
+def plane(data: Any, stride: int, rows: int, columns: int, channels: int) -> np.ndarray:
+    """[rows, columns, channels] uint8: a copy, contiguous."""
+    row = columns * channels
+    step = stride if rows > 1 else row
+    pixels = ffi.buffer(data, step * (rows - 1) + row)
+    return np.ndarray((rows, columns, channels), np.uint8, pixels, strides=(step, channels, 1)).copy()
+
+
+# ---- questions ----------------------------------------------------------------------------------------------------------
+
+
+@embedded
+def ask(handle: Any, question: Any, text: Any, text_size: int, text_length: Any, facts: Any) -> None:
+    heard = session_of(handle).ask(read_text(question, "question"), lambda piece: True)
+    length = write_text(text, text_size, heard.answer.text)
+    write_facts(facts, heard)
+    if text_length:
+        text_length[0] = length
+    if length >= text_size:
+        raise CutText(f"the answer has {length} bytes and a NUL, the buffer {text_size}: give a larger one, or ask with vicort_ask_stream")
+
+
+@embedded
+def ask_stream(handle: Any, question: Any, on_token: Any, user_data: Any, facts: Any) -> None:
+    def give(piece: str) -> bool:
+        whole = piece.encode(errors="replace")
+        return on_token(user_data, ffi.from_buffer(whole + b"\0"), len(whole)) == 0
+
+    write_facts(facts, session_of(handle).ask(read_text(question, "question"), give))
+
+
+def write_facts(facts: Any, heard: shared.Heard) -> None:
+    if facts:
+        facts.at_us, facts.seen_until_us = heard.at_us, heard.seen_until_us
+        facts.ttft_ms, facts.tokens, facts.pages = heard.answer.ttft_ms, heard.answer.tokens, heard.answer.pages
+
+
+@embedded
+def get_stats(handle: Any, stats: Any) -> None:
+    summary = session_of(handle).summary()
+    stats.frames, stats.dropped, stats.chunks = summary.frames, summary.dropped, summary.chunks
+    stats.device_pages, stats.host_pages = summary.pages["device"], summary.pages["host"]
+    stats.seconds, stats.fps, stats.peak_rss_mb = summary.seconds, summary.fps, summary.peak_rss_mb
+    ttft = summary.ttft_ms or {"p50": 0.0, "p95": 0.0, "p99": 0.0}
+    stats.ttft_p50_ms, stats.ttft_p95_ms, stats.ttft_p99_ms = ttft["p50"], ttft["p95"], ttft["p99"]

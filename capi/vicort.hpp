@@ -1,0 +1,137 @@
+// vicort.hpp: vicort.h for C++17, with exceptions for codes and a session that closes itself. Header only.
+//
+//     vicort::Session session(vicort::defaults());
+//     session.push_rgb24(pixels, length, width, height, stride, time_us);
+//     std::cout << session.ask("what is there now?").text;
+//
+// Threads: as in vicort.h; any thread may use a session, but moving and destroying it is for one thread while no other does.
+#ifndef VICORT_HPP
+#define VICORT_HPP
+
+#include <exception>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+#include "vicort.h"
+
+namespace vicort {
+
+using Params = vicort_params;
+using Stats = vicort_stats;
+
+/// A code other than VICORT_OK; what() has the line of vicort_last_error.
+class Error : public std::runtime_error {
+public:
+    Error(int code, const std::string &words) : std::runtime_error(words), code_(code) {}
+    int code() const noexcept { return code_; }
+
+private:
+    int code_;
+};
+
+inline void check(int code) {
+    if (code == VICORT_OK) return;
+    const std::string words = vicort_last_error();
+    throw Error(code, words.empty() ? vicort_strerror(code) : words);
+}
+
+/// The default parameters. Throws Error with VICORT_E_ABI if header and library do not belong together.
+inline Params defaults() {
+    Params params{};
+    check(vicort_params_init(&params, sizeof params, VICORT_ABI_VERSION));
+    return params;
+}
+
+struct Answer {
+    std::string text;
+    bool stopped = false; // the callback ended it: `text` is what was heard, `facts` are empty
+    vicort_answer facts{};
+};
+
+class Session {
+public:
+    explicit Session(const Params &params = defaults()) { check(vicort_open(&params, &session_)); }
+    Session(Session &&other) noexcept : session_(std::exchange(other.session_, nullptr)) {}
+    Session &operator=(Session &&other) noexcept {
+        std::swap(session_, other.session_);
+        return *this;
+    }
+    Session(const Session &) = delete;
+    Session &operator=(const Session &) = delete;
+    ~Session() {
+        if (session_) (void)vicort_close(session_);
+    }
+
+    void push_rgb24(const std::uint8_t *pixels, std::size_t length, int width, int height, std::size_t stride, std::int64_t time_us) {
+        check(vicort_push_rgb24(session_, pixels, length, width, height, stride, time_us));
+    }
+
+    void push_nv12(const std::uint8_t *luma, std::size_t luma_length, std::size_t luma_stride, const std::uint8_t *chroma,
+                   std::size_t chroma_length, std::size_t chroma_stride, int width, int height, int colours, std::int64_t time_us) {
+        check(vicort_push_nv12(session_, luma, luma_length, luma_stride, chroma, chroma_length, chroma_stride, width, height, colours,
+                               time_us));
+    }
+
+    /// Watch a source to its end. pace: 0 = as fast as it is taken, 1 = by its timestamps.
+    void push_source(const std::string &source, double pace = 0) { check(vicort_push_source(session_, source.c_str(), pace)); }
+
+    void finish() { check(vicort_finish(session_)); }
+
+    Answer ask(const std::string &question) {
+        return ask(question, [](std::string_view) {});
+    }
+
+    /// on_token(std::string_view) gets each piece on this thread; if it returns a bool, false stops. What it throws comes out of here.
+    template <class OnToken> Answer ask(const std::string &question, OnToken &&on_token) {
+        Call<std::remove_reference_t<OnToken>> call{on_token, {}, nullptr};
+        const int code = vicort_ask_stream(session_, question.c_str(), &decltype(call)::token, &call, &call.answer.facts);
+        if (call.thrown) std::rethrow_exception(call.thrown);
+        call.answer.stopped = code == VICORT_E_STOPPED;
+        if (!call.answer.stopped) check(code);
+        return std::move(call.answer);
+    }
+
+    Stats stats() const {
+        Stats stats{};
+        check(vicort_get_stats(session_, &stats));
+        return stats;
+    }
+
+    /// Ends other threads' calls with VICORT_E_CLOSED. The destructor does the same, quietly.
+    void close() { check(vicort_close(session_)); }
+
+    vicort_session *get() const noexcept { return session_; }
+
+private:
+    template <class OnToken> struct Call {
+        OnToken &on_token;
+        Answer answer;
+        std::exception_ptr thrown;
+
+        static int token(void *user_data, const char *text, std::size_t length) noexcept {
+            auto &call = *static_cast<Call *>(user_data);
+            try {
+                const std::string_view piece(text, length);
+                call.answer.text += piece;
+                if constexpr (std::is_same_v<decltype(call.on_token(piece)), bool>) {
+                    return call.on_token(piece) ? 0 : 1;
+                } else {
+                    call.on_token(piece);
+                    return 0;
+                }
+            } catch (...) {
+                call.thrown = std::current_exception();
+                return 1;
+            }
+        }
+    };
+
+    vicort_session *session_ = nullptr;
+};
+
+} // namespace vicort
+
+#endif

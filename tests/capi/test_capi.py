@@ -1,0 +1,174 @@
+"""libvicort.so from C and C++: programs that use it as others would, compiled with every warning an error."""
+
+import json
+import shutil
+import subprocess
+import sys
+import venv
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from support.c_programs import ROOT, STRICT, compiler, library, run
+
+from vicort.benchmarks.capi import TIMES, from_python
+from vicort.runtime.core import Frame
+from vicort.runtime.session import Session
+from vicort.runtime.surface import Surface, to_rgb
+
+CLIP = ROOT / "tests" / "fixtures" / "shapes.mp4"
+SMALL = """
+name: small
+drop: {policy: none}
+ingest: {policy: recent-chunks, chunks: 2}
+retrieval: {policy: similar-chunks, top: 2, recent: 1}
+memory: {device_mb: 11, host_mb: 3, when_full: drop-oldest}
+"""
+needs_cmake = pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake")
+QUESTION = "what color was the circle?"
+
+
+@pytest.mark.parametrize(("suffix", "standard"), [(".c", "-std=c11"), (".cpp", "-std=c++17"), (".cpp", "-std=c++20")])
+def test_the_headers_compile_strictly_by_themselves(suffix, standard, tmp_path):
+    headers = ("vicort.h",) if suffix == ".c" else ("vicort.h", "vicort.hpp")
+    for header in headers:
+        source = tmp_path / f"alone{suffix}"
+        source.write_text(
+            f"#include <{header}>\n#include <{header}>\nint main(void) {{ return (int)vicort_params_default().size == 0; }}\n"
+        )
+        command = [*compiler(suffix), standard, *STRICT, "-Wconversion", f"-I{library() / 'include'}", "-c", str(source), "-o", "/dev/null"]
+        assert subprocess.run(command, capture_output=True, text=True, check=False).stderr == ""
+
+
+def test_only_the_api_is_visible():
+    names = subprocess.run(["nm", "-D", "--defined-only", library() / "lib" / "libvicort.so"], capture_output=True, text=True, check=True)
+    seen = {line.split()[-1] for line in names.stdout.splitlines()}
+    header = (ROOT / "capi" / "vicort.h").read_text()
+    assert seen
+    assert all(name.startswith("vicort_") and f"{name}(" in header for name in seen)
+
+
+def test_wrong_calls_give_codes(tiny_engines):
+    assert "gave its code" in run("wrong_calls.c", tiny_engines)
+
+
+def test_an_environment_without_vicort_is_told_from_the_right_one(tiny_engines, tmp_path):
+    venv.create(tmp_path / "empty", with_pip=False)
+    refused, other = run("homes.c", tiny_engines, tmp_path / "empty").splitlines()
+    assert f"{tmp_path}/empty cannot run vicort (No module named '_cffi_backend')" in refused
+    assert "pip install 'vicort[capi]'" in refused
+    assert "a process has one environment" in other
+
+
+def test_eight_threads_push_and_ask_and_are_closed_under(tiny_engines):
+    together, closed = run("threads.c", tiny_engines, 100).splitlines()
+    counts = dict(part.split() for part in together.split(", "))
+    assert int(counts["pushed"]) >= 100
+    assert int(counts["asked"]) >= 4
+    assert int(closed.split(": ")[1]) > 0
+
+
+@pytest.mark.parametrize("pushes", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_memory_is_flat(pushes, tiny_engines, tmp_path):
+    system = tmp_path / "small.yaml"
+    system.write_text(SMALL)
+    resident = [int(line) for line in run("memory.c", tiny_engines, system, pushes, 320, 180).splitlines()]
+    kept_frames = pushes // 2 * 320 * 180 * 3  # what the second half would add if its pictures stayed
+    assert len(resident) == 10
+    assert max(resident[5:]) - resident[4] < kept_frames / 10
+
+
+def test_the_wrapper_throws_codes_and_lets_nothing_through(tiny_engines):
+    assert "the wrapper holds" in run("wrapper.cpp", tiny_engines)
+
+
+def test_leaving_with_a_session_open_is_no_crash(tiny_engines):
+    """It used to be one, most times: the engines' libraries went before the threads that ran them."""
+    for _ in range(2):
+        assert run("leave.c", tiny_engines) == ""
+
+
+def test_it_loads_as_a_plugin_and_leaves_signals_and_locale_alone(tiny_engines):
+    assert "loaded and closed" in run("plugin.c", library() / "lib" / "libvicort.so", tiny_engines)
+
+
+def test_a_process_that_is_python_already_keeps_its_interpreter(tiny_engines):
+    code = f"""
+import ctypes
+lib = ctypes.CDLL({str(library() / "lib" / "libvicort.so")!r})
+lib.vicort_last_error.restype = ctypes.c_char_p
+params = ctypes.create_string_buffer(80)
+assert lib.vicort_params_init(params, ctypes.c_size_t(80), 1) == 0, lib.vicort_last_error()
+ctypes.c_char_p.from_buffer(params, 16).value = {str(tiny_engines).encode()!r}
+session = ctypes.c_void_p()
+assert lib.vicort_open(params, ctypes.byref(session)) == 0, lib.vicort_last_error()
+import vicort.runtime.session
+assert lib.vicort_close(session) == 0
+assert lib.vicort_close(session) == 3
+print("both")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "both\n", done.stderr
+
+
+def pictures(kind: str) -> list[np.ndarray]:
+    with av.open(str(CLIP)) as container:
+        return [frame.reformat(format=kind).to_ndarray() for frame in container.decode(video=0)]
+
+
+def as_frames(images: list, fps: int) -> list[Frame]:
+    return [Frame(image, Fraction(i, fps), i) for i, image in enumerate(images)]
+
+
+@pytest.mark.parametrize(("kind", "padding", "origin"), [("rgb24", 7, 1_763_700_000_000_000), ("nv12", 5, -9)])
+def test_c_and_python_see_the_same(kind, padding, origin, tiny_engines, tmp_path):
+    """The same pictures, pushed from C with rows apart and a clock of its own, and from Python as arrays."""
+    fps, images = 25, pictures(kind)[:200]
+    raw = tmp_path / "raw"
+    raw.write_bytes(b"".join(image.tobytes() for image in images))
+    height, width = images[0].shape[0] if kind == "rgb24" else images[0].shape[0] * 2 // 3, images[0].shape[1]
+    if kind == "nv12":
+        rows = (height + 1) // 2
+        images = [Surface(i[:height, :, None], i[height:].reshape(rows, -1, 2), to_rgb(0.299, 0.114, False)) for i in images]
+    with Session.open(tiny_engines) as session:
+        for frame in as_frames(images, fps):
+            session.push(frame)
+        session.finish()
+        answer, frames = session.ask(QUESTION), session.summary().frames
+    times = [origin + round(time * 1_000_000) for time in (answer.at, answer.seen_until)]
+    expected = [answer.text, *times, answer.tokens, answer.pages, frames]
+    printed = run("replay.c", tiny_engines, kind, raw, width, height, fps, padding, origin, QUESTION)
+    assert printed.strip("\n").rsplit("|", 5) == [str(value) for value in expected]
+
+
+@needs_cmake
+def test_the_example_answers_while_it_streams(tiny_engines, tmp_path):
+    """Built with CMake's find_package, as the README says."""
+    subprocess.run(
+        ["cmake", "-S", ROOT / "capi" / "example", "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={library()}"], check=True, capture_output=True
+    )
+    subprocess.run(["cmake", "--build", tmp_path], check=True, capture_output=True)
+    done = subprocess.run([tmp_path / "service", CLIP, "10", tiny_engines], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    *now, colour, last = done.stdout.splitlines()
+    assert len(now) >= 6
+    assert all(line.startswith("what is there now?  ") for line in now)
+    assert {"green square", "yellow diamond"} <= {line[20:].split("   (")[0] for line in now}
+    assert colour.startswith("what color was the circle?  white ")
+    assert last.startswith("49 frames in ")
+
+
+@needs_cmake
+def test_the_package_knows_its_version(tmp_path):
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.16)\nproject(p NONE)\nfind_package(vicort 99 QUIET)\nmessage(STATUS found=${vicort_FOUND})\n"
+    )
+    command = ["cmake", "-S", tmp_path, "-B", tmp_path / "b", f"-DCMAKE_PREFIX_PATH={library()}"]
+    assert "found=0" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_benchmark_asks_both_sides_the_same(tiny_engines):
+    from_c = json.loads(run("../../capi/bench/push.c", tiny_engines, 200, 32, 32, 24))
+    assert list(from_c) == list(from_python(tiny_engines, 200, 32, 32, 24)) == list(TIMES)
+    assert all(value > 0 for value in from_c.values())

@@ -1,0 +1,58 @@
+"""The C library and programs against it, compiled strictly, once in a test run."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.engine_sets import room
+
+ROOT = Path(__file__).parents[2]
+STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread", "-D_GNU_SOURCE")
+LANGUAGES = {".c": ("CC", "cc", "-std=c11"), ".cpp": ("CXX", "c++", "-std=c++17")}
+
+
+def compiler(suffix: str) -> list[str]:
+    """The command for sources of this kind; skips the test where there is none."""
+    variable, usual, _ = LANGUAGES[suffix]
+    command = os.environ.get(variable, usual).split()
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"no compiler {command[0]}")
+    return command
+
+
+@functools.cache
+def library() -> Path:
+    """What `make capi` makes, in a folder of the tests."""
+    compiler(".c")
+    prefix = room() / "capi"
+    command = [sys.executable, str(ROOT / "capi" / "build.py"), "--prefix", str(prefix)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"CFLAGS": "-Werror"})
+    if "no libpython" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    return prefix
+
+
+@functools.cache
+def program(name: str) -> Path:
+    """A source of tests/capi, compiled and linked."""
+    source = ROOT / "tests" / "capi" / name
+    prefix, target = library(), room() / source.stem
+    search = [f"-I{prefix / 'include'}", f"-L{prefix / 'lib'}", f"-Wl,-rpath,{prefix / 'lib'}"]
+    command = [*compiler(source.suffix), LANGUAGES[source.suffix][2], *STRICT, str(source), "-o", str(target), *search, "-lvicort", "-ldl"]
+    subprocess.run(command, check=True)
+    return target
+
+
+def run(name: str, *arguments: object, timeout: float = 120) -> str:
+    """What a program prints; it must end well and say nothing on stderr."""
+    command = [str(program(name)), *(str(argument) for argument in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+    assert (done.returncode, done.stderr) == (0, ""), f"{name} ended with {done.returncode}: {done.stderr}"
+    return done.stdout
