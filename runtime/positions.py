@@ -52,7 +52,7 @@ class Timeline:
         """[P, 3] int32: the positions of all tokens of a unit, row-major over the merged grid."""
         if self._origin is None:
             self._origin = start
-        step = self.step(start)
+        step = max(self.step(start), self.first)  # a unit from before a jump past the whole range, whose time has been re-based since
         self._newest = max(self._newest, step, self._spatial_end)
         return np.column_stack([np.full(len(self._grid), step, np.int32), self._grid])
 

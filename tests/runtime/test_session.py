@@ -397,6 +397,23 @@ def test_positions_stay_in_the_trained_range_however_long_the_stream():
     assert 100 < max(largest) < 200
 
 
+def test_a_silence_longer_than_the_trained_range_loses_no_token_of_the_chunk_that_it_cuts():
+    engines = FakeEngineSet(max_position=200, layers=1)
+    real, read = [], engines.llm.function
+
+    def watched(**bindings):
+        real.append(int((bindings["pos"][:, 0] >= 0).sum()))
+        return read(**bindings)
+
+    engines.llm.function = watched
+    picture, kept = frames(1)[0], []
+    with Session(engines, system(), overlap=False, on_event=lambda event: kept.append(event.kept)) as session:
+        real.clear()  # the prompt
+        for i, at in enumerate([0, 1, 2, 3, 9000, 9001, 9002, 9003]):  # seconds; one chunk
+            session.push(type(picture)(picture.image, Fraction(at), i))
+    assert real == kept == [16]
+
+
 def test_after_rebasing_cached_time_agrees_with_time_to_come():
     picture = frames(1)[0]
     chosen = system(memory="{device_mb: 0.92, host_mb: 0.02, when_full: drop-oldest}")
