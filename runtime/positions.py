@@ -29,6 +29,11 @@ class Timeline:
         self._grid = (grid.T + self.first).astype(np.int32)  # [P, 2]
         self._spatial_end = self.first + max(model.grid_height, model.grid_width) - 1
 
+    def begin(self, start: Fraction) -> None:
+        """Time counts from the start of the first unit; later calls change nothing."""
+        if self._origin is None:
+            self._origin = start
+
     def step(self, start: Fraction) -> int:
         """Temporal position of a unit that starts at `start` seconds, before it is known to fit."""
         since_origin = Fraction(0) if self._origin is None else start - self._origin
@@ -50,8 +55,7 @@ class Timeline:
 
     def unit(self, start: Fraction) -> np.ndarray:
         """[P, 3] int32: the positions of all tokens of a unit, row-major over the merged grid."""
-        if self._origin is None:
-            self._origin = start
+        self.begin(start)
         step = max(self.step(start), self.first)  # a unit from before a jump past the whole range, whose time has been re-based since
         self._newest = max(self._newest, step, self._spatial_end)
         return np.column_stack([np.full(len(self._grid), step, np.int32), self._grid])

@@ -153,6 +153,7 @@ class Prefill:
 
     def _prefill(self, job: Job) -> None:
         chunk, tokens = job.chunk, self._model.unit_tokens
+        self._timeline.begin(chunk.start)
         self._keep_in_range(chunk.frames[-2].time)
         positions = np.concatenate([self._timeline.unit(chunk.frames[2 * u].time) for u in range(chunk.units)])[job.indices]
         of_unit = np.bincount(job.indices // tokens, minlength=chunk.units).tolist()

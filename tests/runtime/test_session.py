@@ -397,21 +397,25 @@ def test_positions_stay_in_the_trained_range_however_long_the_stream():
     assert 100 < max(largest) < 200
 
 
-def test_a_silence_longer_than_the_trained_range_loses_no_token_of_the_chunk_that_it_cuts():
+@pytest.mark.parametrize("before", [4, 12])  # frames before the silence, which cuts the first or the second chunk in the middle
+def test_a_silence_longer_than_the_trained_range_loses_no_token_and_leaves_no_position_outside(before):
     engines = FakeEngineSet(max_position=200, layers=1)
-    real, read = [], engines.llm.function
+    real, largest, read = [], [], engines.llm.function
 
     def watched(**bindings):
         real.append(int((bindings["pos"][:, 0] >= 0).sum()))
+        largest.append(int(bindings["pos"].max()))
         return read(**bindings)
 
     engines.llm.function = watched
     picture, kept = frames(1)[0], []
+    times = [*range(before), *range(9000, 9004)]  # seconds
     with Session(engines, system(), overlap=False, on_event=lambda event: kept.append(event.kept)) as session:
         real.clear()  # the prompt
-        for i, at in enumerate([0, 1, 2, 3, 9000, 9001, 9002, 9003]):  # seconds; one chunk
+        for i, at in enumerate(times):
             session.push(type(picture)(picture.image, Fraction(at), i))
-    assert real == kept == [16]
+    assert real == kept == [16] * (len(times) // 8)
+    assert max(largest) < 200
 
 
 def test_after_rebasing_cached_time_agrees_with_time_to_come():
