@@ -15,10 +15,15 @@ from vicort.runtime.core import Question, Sampling
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.questions import parse_ask, read_questions, with_ids
 from vicort.runtime.sampler import as_rate
+from vicort.runtime.sources.limits import Limits
+from vicort.runtime.sources.live import Patience
 from vicort.runtime.sources.opening import FORMS, IMAGE_FPS
 from vicort.runtime.system import load_system
 from vicort.runtime.token_choice import TokenChoice
 from vicort.runtime.writers import WRITERS
+
+MOST_SECONDS = 86_400  # of a time-out
+MOST = 2**31 - 1  # FFmpeg's own limit of pixels
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,9 @@ class Options:
     realtime: bool = False
     live: bool | None = None  # None = as the source is
     on_lag: Literal["wait", "drop-oldest"] | None = None  # None = wait, unless live
+    rtsp_transport: Literal["tcp", "udp"] = "tcp"
+    patience: Patience = Patience()  # noqa: RUF009 (frozen)
+    limits: Limits = Limits()  # noqa: RUF009 (frozen)
     questions: tuple[Question, ...] = ()
     sampling: Sampling = Sampling()  # noqa: RUF009 (frozen)
     format: str = "text"
@@ -67,6 +75,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         realtime=typed.realtime,
         live=True if typed.live else False if typed.file else None,
         on_lag=typed.on_lag or ("drop-oldest" if typed.live else "wait" if typed.file else None),
+        rtsp_transport=typed.rtsp_transport,
+        patience=_patience(typed),
+        limits=_limits(typed),
         questions=_questions(typed, sampling),
         sampling=sampling,
         format=typed.format,
@@ -89,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine-dir", type=Path, metavar="DIR", help="engine set; default: the tiny model's, built if there is none")
     parser.add_argument("--system", default=Options.system, metavar="NAME|FILE", help="what is kept and how (default: %(default)s)")
     parser.add_argument("--sequential", action="store_true", help="one stage after another: the same answers, for debugging")
+    _add_live(parser.add_argument_group("live sources"))
     _add_video(parser.add_argument_group("video"))
     _add_questions(parser.add_argument_group("questions"))
     output = parser.add_argument_group("output")
@@ -109,6 +121,18 @@ def _add_video(group: argparse._ArgumentGroup) -> None:
     kind.add_argument("--live", action="store_true", help="the source waits for nobody: implies --on-lag drop-oldest")
     kind.add_argument("--file", action="store_true", help="the source can wait: implies --on-lag wait (default)")
     group.add_argument("--on-lag", choices=("wait", "drop-oldest"), help="what happens when frames come too fast")
+
+
+def _add_live(group: argparse._ArgumentGroup) -> None:
+    patience, limits = Patience(), Limits()
+    group.add_argument("--rtsp-transport", choices=("tcp", "udp"), default=Options.rtsp_transport, help="(default: %(default)s)")
+    group.add_argument(
+        "--open-timeout", type=float, default=patience.open_timeout, metavar="SECONDS", help="to connect (default: %(default)s)"
+    )
+    group.add_argument("--read-timeout", type=float, metavar="SECONDS", help="of silence (default: 10, or 30 for HLS)")
+    group.add_argument("--reconnect", type=int, metavar="N", help="attempts in a row before a live source is given up (default: no end)")
+    group.add_argument("--max-pixels", type=int, default=limits.pixels, metavar="N", help="largest frame (default: %(default)s)")
+    group.add_argument("--max-fps", type=int, default=limits.fps, metavar="N", help="highest declared rate (default: %(default)s)")
 
 
 def _add_questions(group: argparse._ArgumentGroup) -> None:
@@ -132,6 +156,23 @@ def _fps(text: str | None) -> Fraction | Literal["source"] | None:
     if not re.fullmatch(r"\d{1,9}(\.\d{1,9}|/\d{1,9})?", text) or re.fullmatch(r".*/0+", text):
         raise ConfigError(f"--fps {text} is no rate: give a number above 0 as 2, 29.97 or 30000/1001, or `source` for every frame")
     return as_rate(Fraction(text))
+
+
+def _patience(typed: argparse.Namespace) -> Patience:
+    for name in ("open_timeout", "read_timeout"):
+        seconds = getattr(typed, name)
+        if seconds is not None and not 0 < seconds <= MOST_SECONDS:
+            raise ConfigError(f"--{name.replace('_', '-')} {seconds:g}: give seconds above 0, and {MOST_SECONDS} at most, as 10")
+    if typed.reconnect is not None and typed.reconnect < 0:
+        raise ConfigError(f"--reconnect {typed.reconnect}: give 0 or more attempts, or leave it out to try without end")
+    return Patience(typed.open_timeout, typed.read_timeout, attempts=typed.reconnect)
+
+
+def _limits(typed: argparse.Namespace) -> Limits:
+    for name, value in (("pixels", typed.max_pixels), ("fps", typed.max_fps)):
+        if not 1 <= value <= MOST:
+            raise ConfigError(f"--max-{name} {value}: give 1 or more, and {MOST} at most")
+    return Limits(typed.max_pixels, typed.max_fps)
 
 
 def _questions(typed: argparse.Namespace, sampling: Sampling) -> tuple[Question, ...]:

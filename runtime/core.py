@@ -139,6 +139,16 @@ class Summary(Event):
     peak_rss_mb: float
 
 
+@dataclass(frozen=True)
+class SourceEvent(Event):
+    """A live source came, went, or is tried again."""
+
+    state: Literal["connected", "lost", "reconnecting", "resized", "ended", "given-up"]
+    at: Fraction  # seconds, of the newest frame
+    reason: str  # of a loss or a failed attempt; of resized, from what to what
+    attempt: int  # how many times in a row it was tried again; 0 = not
+
+
 def _plain(value: Any) -> Any:
     """JSON's view of a value: fractions become seconds with microseconds, tuples become lists."""
     if isinstance(value, Fraction):

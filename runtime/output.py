@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from vicort.runtime.core import ChunkEvent, Event
 from vicort.runtime.errors import VicortError
+from vicort.runtime.redact import redact
 from vicort.runtime.sources import Source
 from vicort.runtime.writers import Writer
 
@@ -41,7 +42,7 @@ class Output:
     def warn(self, line: str) -> None:
         with self._lock:
             self._clear_bar()
-            print(f"vicort-run: warning: {line}", file=self._errors, flush=True)
+            print(f"vicort-run: warning: {redact(line)}", file=self._errors, flush=True)
 
     @contextmanager
     def progress_of(self, source: Source) -> Iterator[None]:

@@ -22,6 +22,7 @@ from vicort.runtime.errors import ConfigError, EngineError, TruncatedSource, Vic
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.manifest import backend_of
 from vicort.runtime.output import Output
+from vicort.runtime.redact import redact
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source, open_source
 from vicort.runtime.trace import Trace
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit stays quiet too
         return READER_GONE
     except VicortError as error:
-        print(f"vicort-run: {error}", file=sys.stderr)
+        print(f"vicort-run: {redact(str(error))}", file=sys.stderr)
         return error.exit_code
 
 
@@ -119,7 +120,16 @@ class Pace:
 
 def _open(spec: str, options: Options, output: Output) -> Source:
     source = open_source(
-        spec, stream=options.stream, live=options.live, image_fps=options.image_fps, warn=output.warn, decode=_decode(options)
+        spec,
+        stream=options.stream,
+        live=options.live,
+        image_fps=options.image_fps,
+        warn=output.warn,
+        decode=_decode(options),
+        rtsp_transport=options.rtsp_transport,
+        patience=options.patience,
+        limits=options.limits,
+        on_state=output.event,
     )
     if options.realtime and source.live:
         source.close()

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from fractions import Fraction
 from typing import TextIO
 
-from vicort.runtime.core import Answer, ChunkEvent, Event, Summary
+from vicort.runtime.core import Answer, ChunkEvent, Event, SourceEvent, Summary
 
 CUE_SECONDS = Fraction(4)  # an answer stays on the screen; nothing is known yet of the next one when it is written
 
@@ -128,6 +128,10 @@ def _as_text(event: Event) -> str:
             return (
                 f"chunk {event.index}: {event.frames} frames, {span}, kept {event.kept} of {event.tokens} tokens, {event.wall_ms:.1f} ms\n"
             )
+        case SourceEvent():
+            attempt = f" (attempt {event.attempt})" if event.attempt else ""
+            reason = f": {event.reason}" if event.reason else ""
+            return f"source {event.state} at {float(event.at):.3f} s{attempt}{reason}\n"
         case Summary():
             dropped = f" ({event.dropped} dropped)" if event.dropped else ""
             ttft = f", first token after {event.ttft_ms['p50']:.1f} ms (median)" if event.ttft_ms else ""

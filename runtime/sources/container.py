@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any, Protocol
@@ -12,12 +13,14 @@ from av.stream import Disposition
 
 from vicort.runtime.core import Frame
 from vicort.runtime.errors import SourceError, TruncatedSource
+from vicort.runtime.redact import redact
 from vicort.runtime.sources.clock import Clock
+from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.pixels import Converter
 from vicort.runtime.sources.source import Source, Wants, Warn
 
-TIMEOUT = (10.0, 10.0)  # seconds to open a network source, and to wait for its next packet
 USUAL_RATE = Fraction(25)  # frames a second, where a stream names none
+UNTIMED = ("mpjpeg", "mjpeg", "jpeg_pipe", "h264", "hevc", "m4v")  # formats without timestamps: FFmpeg counts 25 a second
 TEXT = "tty"  # FFmpeg draws plain text as a video of letters
 SLACK = Fraction(1)  # seconds that may lack at the end of a whole stream: containers round, and last frames last
 
@@ -70,19 +73,22 @@ class ContainerSource(Source):
         warn: Warn | None = None,
         threads: int = 1,
         advice: str = "",  # what to do if nothing can be read of it
+        limits: Limits | None = None,  # None = the default ones
+        picture_timeout: float | None = None,  # seconds of packets without a picture that end a live stream
         **options: Any,  # for `av.open`
     ) -> None:
         super().__init__(name, warn=warn)
         self._advice = advice or f"see what it is with `ffprobe {name}`"
-        try:
-            self._container = av.open(target, metadata_errors="replace", **options)
-        except (av.FFmpegError, OSError) as error:
-            raise SourceError(f"{name} cannot be opened as a video ({reason(error)}): {self._advice}") from error
+        self._container = _opened(target, name, self._advice, options)
+        limits = limits or Limits()
         try:
             self._stream = _choose(self._container, name, stream)
+            limits.check(name, self._stream.width, self._stream.height, self._stream.average_rate)
         except SourceError:
             self._container.close()
             raise
+        self._stream.codec_context.options = {"max_pixels": str(limits.pixels)}  # for pictures that are larger than was declared
+        self._picture_timeout = picture_timeout
         self._stream.codec_context.thread_count = threads
         declared = self._stream.duration and self._stream.duration * self._time_base
         self.duration = declared or (self._container.duration and Fraction(self._container.duration, av.time_base)) or None
@@ -92,6 +98,16 @@ class ContainerSource(Source):
         self._clock = Clock(1 / rate, self.warn)
         self._decoder: Decoder = CpuDecoder(self._stream)
         self._health = _Health()
+
+    @property
+    def untimed(self) -> bool:
+        """Whether its timestamps only count frames, whenever they came."""
+        return self._container.format.name in UNTIMED
+
+    @property
+    def stopped(self) -> str | None:
+        """Why it could not be read to its end; None if it could, so far."""
+        return self._health.stopped
 
     @property
     def video(self) -> av.VideoStream:
@@ -126,12 +142,18 @@ class ContainerSource(Source):
 
     def _pictures(self) -> Iterator[Any]:
         """Every picture of the stream, in the order they are shown; damaged packets are passed over."""
+        seen = time.monotonic()
         try:
             for packet in self._container.demux(self._stream):
                 if packet.size:
                     self._health.see_packet(packet)
+                before = self._health.pictures
                 yield from self._decoded(packet)
-        except av.FFmpegError as error:  # the container cannot be read on, but the decoder may hold pictures back
+                seen = seen if self._health.pictures == before else time.monotonic()
+                if self._picture_timeout and time.monotonic() - seen > self._picture_timeout:
+                    self._health.stopped = f"no picture for {self._picture_timeout:g} s, though data comes"
+                    return
+        except (av.FFmpegError, OSError) as error:  # the container cannot be read on, but the decoder may hold pictures back
             self._health.stopped = reason(error)
             yield from self._decoded(None)
 
@@ -199,6 +221,18 @@ class _Health:
         self.end_damaged = True
 
 
+def _opened(target: Any, name: str, advice: str, options: dict[str, Any]) -> av.container.InputContainer:
+    try:
+        return av.open(target, metadata_errors="replace", **options)
+    except (av.FFmpegError, OSError) as error:
+        failure = error
+    why = reason(failure)
+    line = f"{name} cannot be opened as a video ({why}): {advice}"
+    if name != target and "://" in str(target):  # FFmpeg's error quotes the URL with its password, so it goes no further
+        raise SourceError(line, why)
+    raise SourceError(line, why) from failure
+
+
 def _choose(container: av.container.InputContainer, name: str, index: int | None) -> av.VideoStream:
     """The stream of that index, or the first that is video and no cover picture."""
     videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
@@ -218,4 +252,6 @@ def _choose(container: av.container.InputContainer, name: str, index: int | None
 
 def reason(error: BaseException) -> str:
     """What FFmpeg or the system says, in one line."""
-    return str(getattr(error, "strerror", None) or error).splitlines()[0]
+    if isinstance(error, av.error.ExitError):  # what PyAV makes of a time-out
+        return "nothing came in time"
+    return redact((str(getattr(error, "strerror", None) or error).splitlines() or [type(error).__name__])[0])

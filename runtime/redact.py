@@ -1,0 +1,29 @@
+"""URLs as they may be shown: without user, password, and the values of their query, which may be keys too."""
+
+from __future__ import annotations
+
+import re
+
+HIDDEN = "?…"
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(\S*)")
+
+
+def redact_url(url: str) -> str:
+    """One URL without its credentials; anything that is no URL stays as it is.
+
+    Up to the last @ everything goes: passwords are typed with any sign in them, and a path that loses its head is the lesser harm.
+    """
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme}{mark}{_bare(rest)}" if mark else url
+
+
+def redact(text: str) -> str:
+    """The same for every URL within a text; a URL ends at white space."""
+    return _URL.sub(lambda url: url[1] + _bare(url[2]), text)
+
+
+def _bare(rest: str) -> str:
+    """What is behind the scheme, without what is before its last @, and behind its first question mark."""
+    host = rest.rpartition("@")[2]
+    path, query, _ = host.partition("?")
+    return path + HIDDEN if query else path
