@@ -24,6 +24,7 @@ def redact(text: str) -> str:
 
 def _bare(rest: str) -> str:
     """What is behind the scheme, without what is before its last @, and behind its first question mark."""
-    host = rest.rpartition("@")[2]
-    path, query, _ = host.partition("?")
-    return path + HIDDEN if query else path
+    path, query, values = rest.partition("?")
+    if "@" in values:  # a password with a question mark, or a query with an @: who knows which, so nothing is shown
+        return "…"
+    return path.rpartition("@")[2] + (HIDDEN if query else "")
