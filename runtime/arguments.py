@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from vicort.runtime.core import Question, Sampling
-from vicort.runtime.errors import ConfigError
+from vicort.runtime.errors import ConfigError, QuestionError
 from vicort.runtime.questions import parse_ask, read_questions, with_ids
 from vicort.runtime.sampler import as_rate
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.live import Patience
 from vicort.runtime.sources.opening import FORMS, IMAGE_FPS
+from vicort.runtime.standing import UNTIL_SECONDS, Standing
 from vicort.runtime.system import load_system
 from vicort.runtime.token_choice import TokenChoice
 from vicort.runtime.writers import WRITERS
 
+STDIN = "-"
 MOST_SECONDS = 86_400  # of a time-out
 MOST = 2**31 - 1  # FFmpeg's own limit of pixels
 
@@ -44,6 +46,9 @@ class Options:
     patience: Patience = Patience()  # noqa: RUF009 (frozen)
     limits: Limits = Limits()  # noqa: RUF009 (frozen)
     questions: tuple[Question, ...] = ()
+    standing: tuple[Standing, ...] = ()
+    typed_questions: bool = False  # whether more come on stdin
+    serve_socket: Path | None = None
     sampling: Sampling = Sampling()  # noqa: RUF009 (frozen)
     format: str = "text"
     stats: bool = False
@@ -62,6 +67,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     TokenChoice(sampling)
     load_system(typed.system)
     _check_output(typed)
+    if str(typed.questions) == STDIN and STDIN in typed.sources:
+        raise ConfigError("stdin cannot be the source and the questions too: give one of them as a file, or use --serve-socket")
     if typed.stream is not None and typed.stream < 0:
         raise ConfigError(f"--stream {typed.stream} is no index: give 0 or more, as `ffprobe` numbers them")
     return Options(
@@ -79,6 +86,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         patience=_patience(typed),
         limits=_limits(typed),
         questions=_questions(typed, sampling),
+        standing=_standing(typed, sampling),
+        typed_questions=str(typed.questions) == STDIN,
+        serve_socket=typed.serve_socket,
         sampling=sampling,
         format=typed.format,
         stats=typed.stats,
@@ -95,7 +105,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser("vicort-run", description="Watch a video, and answer questions about it while it comes in.", allow_abbrev=False)
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help=f"{FORMS}; several are watched one after another, each on its own")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help=f"{FORMS}; several are watched at the same time")
     parser.add_argument("--version", action="version", version=f"vicort {metadata.version('vicort')}")
     parser.add_argument("--engine-dir", type=Path, metavar="DIR", help="engine set; default: the tiny model's, built if there is none")
     parser.add_argument("--system", default=Options.system, metavar="NAME|FILE", help="what is kept and how (default: %(default)s)")
@@ -138,7 +148,12 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
 def _add_questions(group: argparse._ArgumentGroup) -> None:
     default = Sampling()
     group.add_argument("--ask", action="append", default=[], metavar='"[@SECONDS] QUESTION"', help="at a time or at the end; repeatable")
-    group.add_argument("--questions", type=Path, metavar="FILE.jsonl", help='lines of {"at": seconds|null, "question": "…", "id": "…"}')
+    group.add_argument(
+        "--questions", type=Path, metavar="FILE.jsonl|-", help='lines of {"at": seconds|null, "question": "…", "id": "…"}; - as they come'
+    )
+    group.add_argument("--every", action="append", default=[], nargs=2, metavar=("SECONDS", "QUESTION"), help="again and again; repeatable")
+    group.add_argument("--until", metavar="QUESTION", help=f"every {UNTIL_SECONDS} s, until the answer is yes, which ends the run")
+    group.add_argument("--serve-socket", type=Path, metavar="PATH", help="take questions on a Unix socket, JSON lines in and out")
     group.add_argument("--temperature", type=float, default=default.temperature, help="0 = always the likeliest token (default)")
     group.add_argument(
         "--top-p", type=float, default=default.top_p, help="draw from the likeliest, up to this share (default: %(default)s)"
@@ -176,11 +191,33 @@ def _limits(typed: argparse.Namespace) -> Limits:
 
 
 def _questions(typed: argparse.Namespace, sampling: Sampling) -> tuple[Question, ...]:
-    asked = [parse_ask(text) for text in typed.ask] + (read_questions(typed.questions) if typed.questions else [])
+    asked = [parse_ask(text) for text in typed.ask]
+    if typed.questions and str(typed.questions) != STDIN:
+        asked += read_questions(typed.questions)
     return with_ids([Question(item.text, item.at, item.id, item.conversation, sampling) for item in asked])
 
 
+def _standing(typed: argparse.Namespace, sampling: Sampling) -> tuple[Standing, ...]:
+    found = []
+    for place, (seconds, text) in enumerate(typed.every, 1):
+        if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", seconds) or not Fraction(seconds):
+            raise ConfigError(f"--every {seconds} {text!r}: give a number of seconds above 0 first, as `--every 10 {text!r}`")
+        found.append(Standing(Question(_words(text, "--every"), None, f"every{place}", None, sampling), Fraction(seconds)))
+    if typed.until is not None:
+        found.append(Standing(Question(_words(typed.until, "--until"), None, "until", None, sampling), UNTIL_SECONDS, until_yes=True))
+    return tuple(found)
+
+
+def _words(text: str, flag: str) -> str:
+    if not text.strip():
+        raise QuestionError(f"{flag} {text!r} holds no question: give one as `{flag} ... 'is there a circle?'`")
+    return text.strip()
+
+
 def _check_output(typed: argparse.Namespace) -> None:
+    if len(typed.sources) > 1 and not WRITERS[typed.format].tells_sources:
+        shown = " or ".join(name for name, writer in WRITERS.items() if writer.tells_sources)
+        raise ConfigError(f"--format {typed.format} is for one source, and there are {len(typed.sources)}: use {shown}")
     if typed.stats and not WRITERS[typed.format].shows_stats:
         shown = " or ".join(name for name, writer in WRITERS.items() if writer.shows_stats)
         raise ConfigError(f"--stats has no place in --format {typed.format}: use {shown}")

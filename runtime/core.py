@@ -137,6 +137,13 @@ class Summary(Event):
     ttft_ms: dict[str, float] | None  # p50, p95, p99 over the answers; None without any
     pages: dict[str, int]  # now in use: device, host
     peak_rss_mb: float
+    realtime: dict[str, Any] | None = None  # of live sources and --realtime: what `LagMeter.summary` gives
+
+    def to_json(self) -> dict[str, Any]:
+        written = super().to_json()
+        if self.realtime is None:
+            del written["realtime"]
+        return written
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,11 @@ class Output:
         self._failure: OSError | None = None
         self._closed = False
 
-    def event(self, event: Event) -> None:
+    def event(self, event: Event, source: str = "") -> None:
+        """source: whose it is, where there are several."""
         if self._stats or not isinstance(event, ChunkEvent):
             with self._lock:
-                self._write(lambda: self._writer.write(event))
+                self._write(lambda: self._writer.write(event, source))
 
     def token(self, answer_id: str, question: str, text: str) -> None:
         with self._lock:
@@ -45,11 +46,11 @@ class Output:
             print(f"vicort-run: warning: {redact(line)}", file=self._errors, flush=True)
 
     @contextmanager
-    def progress_of(self, source: Source) -> Iterator[None]:
+    def progress_of(self, source: Source, shown: bool = True) -> Iterator[None]:
         """The first words of the format, and while this lasts, a progress bar if there is somebody to see it."""
         with self._lock:
             self._write(self._writer.start)
-        if self._errors.isatty():
+        if shown and self._errors.isatty():
             self._bar = tqdm(total=source.frames_total, unit=" frames", desc=source.name, file=self._errors, leave=False)
         try:
             yield

@@ -95,9 +95,13 @@ class Session:
         self._finished = self._closed = False
 
     @classmethod
-    def open(cls, engine_dir: Path | str, system: str | Path = "vicostream", *, threads: int = 1, **options: Any) -> Session:
-        """A session on an engine set, with a system by name or YAML path; threads: CPU threads a running stage."""
-        return cls(EngineSet.open(Path(engine_dir), threads=threads), load_system(system), threads=threads, **options)
+    def open(cls, engines: Path | str | EngineSet, system: str | Path = "vicostream", *, threads: int = 1, **options: Any) -> Session:
+        """A session on an engine set, with a system by name or YAML path; threads: CPU threads a running stage.
+
+        engines: a folder, or a set that is open already, which several sessions may share.
+        """
+        opened = engines if isinstance(engines, EngineSet) else EngineSet.open(Path(engines), threads=threads)
+        return cls(opened, load_system(system), threads=threads, **options)
 
     def _build(self, engines: EngineSet, overlap: bool, threads: int) -> None:
         """Wire the stages, and cache the prompt."""
@@ -191,6 +195,11 @@ class Session:
         """Ask now, or at a time to come, and wait for the answer."""
         question = Question(text, self._now if at is None else at, conversation=conversation, sampling=sampling or self._sampling)
         return self.submit(question, on_token).result()
+
+    @property
+    def now(self) -> Fraction:
+        """Seconds: the time of the newest frame seen."""
+        return self._now
 
     # ---- the end --------------------------------------------------------------------------------------------------------
 

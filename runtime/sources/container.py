@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -98,6 +99,7 @@ class ContainerSource(Source):
         self._clock = Clock(1 / rate, self.warn)
         self._decoder: Decoder = CpuDecoder(self._stream)
         self._health = _Health()
+        self._reader: int | None = None  # the thread that frames are read on
 
     @property
     def untimed(self) -> bool:
@@ -123,6 +125,13 @@ class ContainerSource(Source):
         return self._stream.time_base or Fraction(1, av.time_base)
 
     def frames(self, wants: Wants | None = None) -> Iterator[Frame]:
+        self._reader = threading.get_ident()
+        try:
+            yield from self._frames(wants)
+        finally:
+            self._reader = None
+
+    def _frames(self, wants: Wants | None) -> Iterator[Frame]:
         for picture in self._pictures():
             time, index = self._clock.time(self._stamp(picture)), self._health.pictures
             self._health.see_picture(picture.is_corrupt)
@@ -138,7 +147,9 @@ class ContainerSource(Source):
             self.warn(f"{self.name}: {self._health.damaged} damaged packets: their pictures are missing or patched")
 
     def close(self) -> None:
-        self._container.close()
+        """Called while another thread reads, this does nothing: FFmpeg would read what is gone."""
+        if self._reader in (None, threading.get_ident()):
+            self._container.close()
 
     def _pictures(self) -> Iterator[Any]:
         """Every picture of the stream, in the order they are shown; damaged packets are passed over."""
