@@ -61,7 +61,7 @@ class Watch:
             overlap=self._around.options.overlap,
             on_lag=self._on_lag,
             sampling=self._around.options.sampling,
-            trace=self._around.trace,
+            trace=self._trace,
             on_event=self._event,
         ) as session:
             try:
@@ -73,6 +73,11 @@ class Watch:
                 raise
             finally:
                 self._around.desk.leave(self.label)
+
+    @property
+    def _trace(self) -> SpanSink | None:
+        trace = self._around.trace
+        return _LabelledSpans(trace, self.label) if trace and self.label else trace
 
     @property
     def _on_lag(self) -> str:
@@ -155,6 +160,16 @@ class Watch:
                 self._output.warn(f"{standing.question.text!r} was due {each.left_out} times more, while its last answer was not there yet")
         summary = session.summary()
         self._output.event(replace(summary, realtime=self._meter.summary()) if self._meter else summary, self.label)
+
+
+class _LabelledSpans:
+    """A trace whose tracks say which source they belong to."""
+
+    def __init__(self, trace: SpanSink, label: str) -> None:
+        self._trace, self._label = trace, label
+
+    def span(self, track: str, name: str, start_ns: int, end_ns: int, **args: Any) -> None:
+        self._trace.span(f"{self._label}: {track}", name, start_ns, end_ns, **args)
 
 
 class Pace:

@@ -48,14 +48,18 @@ class Decoder(Protocol):
 class CpuDecoder:
     """FFmpeg's decoder of a stream."""
 
-    def __init__(self, stream: av.VideoStream) -> None:
-        self._stream, self.convert = stream, Converter()
+    def __init__(self, stream: av.VideoStream, limits: Limits) -> None:
+        self._stream, self._limits, self.convert = stream, limits, Converter()
 
     def decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
         try:
-            return self._stream.decode(packet)
+            pictures = self._stream.decode(packet)
         except av.FFmpegError as error:
             raise Damaged(reason(error)) from error
+        for picture in pictures:
+            if not self._limits.allows(picture.width, picture.height):
+                raise Damaged(f"{picture.width}x{picture.height} is more than was declared")
+        return pictures
 
 
 class ContainerSource(Source):
@@ -80,15 +84,16 @@ class ContainerSource(Source):
     ) -> None:
         super().__init__(name, warn=warn)
         self._advice = advice or f"see what it is with `ffprobe {name}`"
-        self._container = _opened(target, name, self._advice, options)
         limits = limits or Limits()
+        options["options"] = options.get("options", {}) | limits.decoder_options  # heeded while the stream is probed
+        self._container = _opened(target, name, self._advice, options)
         try:
             self._stream = _choose(self._container, name, stream)
             limits.check(name, self._stream.width, self._stream.height, self._stream.average_rate)
         except SourceError:
             self._container.close()
             raise
-        self._stream.codec_context.options = {"max_pixels": str(limits.pixels)}  # for pictures that are larger than was declared
+        self._stream.codec_context.options = limits.decoder_options
         self._picture_timeout = picture_timeout
         self._stream.codec_context.thread_count = threads
         declared = self._stream.duration and self._stream.duration * self._time_base
@@ -97,7 +102,7 @@ class ContainerSource(Source):
         rate = self._stream.average_rate or USUAL_RATE
         self.frames_total = self._stream.frames or (self.duration and round(self.duration * rate)) or None
         self._clock = Clock(1 / rate, self.warn)
-        self._decoder: Decoder = CpuDecoder(self._stream)
+        self._decoder: Decoder = CpuDecoder(self._stream, limits)
         self._health = _Health()
         self._reader: int | None = None  # the thread that frames are read on
 

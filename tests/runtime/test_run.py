@@ -383,7 +383,9 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 from support.fake_session import FakeSession
 from vicort.runtime import run
+import contextlib
 run.Session, run.find_engine_dir = FakeSession, lambda model: Path("engines")
+run.EngineSet = type("Engines", (), {{"open": staticmethod(contextlib.nullcontext)}})
 sys.exit(run.main(sys.argv[1:]))
 """
 
@@ -412,6 +414,30 @@ def test_ctrl_c_flushes_what_there_is_and_exits_130(tmp_path: Path) -> None:
 
 def test_a_reader_that_goes_away_ends_it_quietly() -> None:
     process = started("testsrc:seconds=600,size=32x32,fps=25", "--fps", "source", "--format", "jsonl", "--stats")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=20) == 141
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+def test_ctrl_c_ends_several_sources_each_with_its_summary() -> None:
+    sources = [f"testsrc:seconds=600,size=32x32,fps={fps}" for fps in (4, 8)]
+    process = started(*sources, "--realtime", "--format", "jsonl", "--stats")
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(6)]
+    process.send_signal(signal.SIGINT)
+    rest, err = process.communicate(timeout=20)
+    found = [json.loads(line) for line in [*lines, *rest.splitlines()]]
+    assert (process.returncode, err) == (130, b"")
+    assert {event["source"] for event in found if event["event"] == "summary"} == set(sources)
+
+
+def test_a_reader_that_goes_away_ends_several_sources_quietly() -> None:
+    sources = [f"testsrc:seconds=600,size=32x32,fps={fps}" for fps in (24, 25)]
+    process = started(*sources, "--fps", "source", "--format", "jsonl", "--stats")
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.readline()
