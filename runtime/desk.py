@@ -20,8 +20,10 @@ Ask = Callable[[Question], Future]  # of one stream; a question without a time i
 class Desk:
     """Thread-safe. Streams come and go; a question without a `source` goes to all that are there."""
 
-    def __init__(self, sampling: Sampling) -> None:
-        self._sampling = sampling
+    def __init__(self, sampling: Sampling, streams: int = 1) -> None:
+        """streams: how many will come."""
+        self._sampling, self._to_come = sampling, streams
+        self.complete = threading.Event()  # all have come, and some may have left
         self._streams: dict[str, Ask] = {}
         self._lock = threading.Lock()
         self._count = itertools.count(1)
@@ -32,10 +34,18 @@ class Desk:
     def enter(self, source: str, ask: Ask) -> None:
         with self._lock:
             self._streams[source] = ask
+            self._expect_one_less()
 
     def leave(self, source: str) -> None:
+        """Whether it has come or not."""
         with self._lock:
-            self._streams.pop(source, None)
+            if self._streams.pop(source, None) is None:
+                self._expect_one_less()
+
+    def _expect_one_less(self) -> None:
+        self._to_come -= 1
+        if self._to_come <= 0:
+            self.complete.set()
 
     def ask(self, line: str, where: str) -> dict[str, Future]:
         """One line that was typed or sent -> the answers to come, by source. Raises QuestionError."""
@@ -72,17 +82,12 @@ class TypedQuestions:
     def __init__(self, file: TextIO, desk: Desk, warn: Callable[[str], None]) -> None:
         self._file, self._desk, self._warn = file, desk, warn
         self.ended = threading.Event()
-        self._ready = threading.Event()
         threading.Thread(target=self._read, name="questions", daemon=True).start()
-
-    def begin(self) -> None:
-        """There is a stream now: what has come is asked."""
-        self._ready.set()
 
     def _read(self) -> None:
         try:
             for number, line in enumerate(self._file, 1):
-                self._ready.wait()
+                self._desk.complete.wait()
                 if line.strip():
                     self._take(line, f"stdin, line {number}")
         except (OSError, UnicodeDecodeError) as error:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 HIDDEN = "?…"
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(\S*)")
+_SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*:/+)"  # with a slash too few or too many as well
+_URL = re.compile(_SCHEME + r"(\S*)")
+_WHOLE = re.compile(_SCHEME + r"(.*)", re.DOTALL)
 
 
 def redact_url(url: str) -> str:
@@ -13,8 +15,8 @@ def redact_url(url: str) -> str:
 
     Up to the last @ everything goes: passwords are typed with any sign in them, and a path that loses its head is the lesser harm.
     """
-    scheme, mark, rest = url.partition("://")
-    return f"{scheme}{mark}{_bare(rest)}" if mark else url
+    match = _WHOLE.fullmatch(url)
+    return match[1] + _bare(match[2]) if match else url
 
 
 def redact(text: str) -> str:

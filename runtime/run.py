@@ -60,7 +60,7 @@ def run(options: Options) -> int:
         sources = [stack.enter_context(_open(spec, options, output, label)) for spec, label in zip(options.sources, labels, strict=True)]
         trace = stack.enter_context(_traced(options.trace))
         engine_dir = options.engine_dir or _default_engines()
-        desk = Desk(options.sampling)
+        desk = Desk(options.sampling, len(sources))
         if options.serve_socket:
             stack.enter_context(QuestionSocket(options.serve_socket, desk))
         around = Surroundings(

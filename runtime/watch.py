@@ -90,8 +90,6 @@ class Watch:
             submit(question)
         self._rounds = [Round(each, submit, waits=self._on_lag == "wait") for each in around.options.standing]
         around.desk.enter(self.label, partial(self._ask_now, session))
-        if around.typed:
-            around.typed.begin()
         with self._output.progress_of(self.source, shown=not self.label):
             code = self._feed(session)
             session.finish()

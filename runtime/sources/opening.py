@@ -163,7 +163,7 @@ def _images(spec: str, path: Path) -> list[Path]:
 
 def _open_file(spec: str, path: Path, live: bool, options: dict[str, Any]) -> Source:
     if not path.exists():
-        raise SourceError(f"no such file {spec}: give {FORMS}")
+        raise SourceError(f"no such file {redact_url(spec)}: give {FORMS}")
     start = _first_bytes(spec, path) if path.is_file() else b""
     try:
         return ContainerSource(f"file:{spec}", spec, live=live, **options)  # the prefix keeps a colon in the name from being a protocol

@@ -84,6 +84,10 @@ def test_unknown_scheme_keeps_the_password_to_itself() -> None:
     assert "secret" not in line
 
 
+def test_a_url_with_a_slash_too_few_keeps_the_password_to_itself() -> None:
+    assert "no such file rtsp:/host/cam: give" in refused("rtsp:/user:secret@host/cam")
+
+
 @pytest.mark.parametrize("url", ["http://user:secret@127.0.0.1:9/a.mp4", "rtsp://user:secret@127.0.0.1:9/a"])
 def test_nobody_answers(url: str) -> None:
     line = refused(url)
