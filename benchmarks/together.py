@@ -39,6 +39,7 @@ def main() -> int:
     report: dict[str, Any] = {"conditions": machine.conditions() | machine.now(), "command": " ".join(sys.argv[1:])}
     report["at 1x"] = [in_time(options.engine_dir, streams) for streams in options.streams]
     with EngineSet.open(options.engine_dir) as engines:
+        at_full_speed(engines, 1, 64)  # warm-up
         report["full speed"] = [at_full_speed(engines, streams, options.frames) for streams in (1, 4)]
     text = json.dumps(report, indent=2)
     print(text)
