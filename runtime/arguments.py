@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from vicort.runtime.core import Question, Sampling
-from vicort.runtime.errors import ConfigError
+from vicort.runtime.errors import ConfigError, QuestionError
 from vicort.runtime.questions import parse_ask, read_questions, with_ids
 from vicort.runtime.sampler import as_rate
+from vicort.runtime.sources.limits import Limits
+from vicort.runtime.sources.live import Patience
 from vicort.runtime.sources.opening import FORMS, IMAGE_FPS
+from vicort.runtime.standing import UNTIL_SECONDS, Standing
 from vicort.runtime.system import load_system
 from vicort.runtime.token_choice import TokenChoice
 from vicort.runtime.writers import WRITERS
+
+STDIN = "-"
+MOST_SECONDS = 86_400  # of a time-out
+MOST = 2**31 - 1  # FFmpeg's own limit of pixels
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,13 @@ class Options:
     realtime: bool = False
     live: bool | None = None  # None = as the source is
     on_lag: Literal["wait", "drop-oldest"] | None = None  # None = wait, unless live
+    rtsp_transport: Literal["tcp", "udp"] = "tcp"
+    patience: Patience = Patience()  # noqa: RUF009 (frozen)
+    limits: Limits = Limits()  # noqa: RUF009 (frozen)
     questions: tuple[Question, ...] = ()
+    standing: tuple[Standing, ...] = ()
+    typed_questions: bool = False  # whether more come on stdin
+    serve_socket: Path | None = None
     sampling: Sampling = Sampling()  # noqa: RUF009 (frozen)
     format: str = "text"
     stats: bool = False
@@ -54,6 +67,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     TokenChoice(sampling)
     load_system(typed.system)
     _check_output(typed)
+    if str(typed.questions) == STDIN and STDIN in typed.sources:
+        raise ConfigError("stdin cannot be the source and the questions too: give one of them as a file, or use --serve-socket")
     if typed.stream is not None and typed.stream < 0:
         raise ConfigError(f"--stream {typed.stream} is no index: give 0 or more, as `ffprobe` numbers them")
     return Options(
@@ -67,7 +82,13 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         realtime=typed.realtime,
         live=True if typed.live else False if typed.file else None,
         on_lag=typed.on_lag or ("drop-oldest" if typed.live else "wait" if typed.file else None),
+        rtsp_transport=typed.rtsp_transport,
+        patience=_patience(typed),
+        limits=_limits(typed),
         questions=_questions(typed, sampling),
+        standing=_standing(typed, sampling),
+        typed_questions=str(typed.questions) == STDIN,
+        serve_socket=typed.serve_socket,
         sampling=sampling,
         format=typed.format,
         stats=typed.stats,
@@ -84,11 +105,12 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser("vicort-run", description="Watch a video, and answer questions about it while it comes in.", allow_abbrev=False)
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help=f"{FORMS}; several are watched one after another, each on its own")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help=f"{FORMS}; several are watched at the same time")
     parser.add_argument("--version", action="version", version=f"vicort {metadata.version('vicort')}")
     parser.add_argument("--engine-dir", type=Path, metavar="DIR", help="engine set; default: the tiny model's, built if there is none")
     parser.add_argument("--system", default=Options.system, metavar="NAME|FILE", help="what is kept and how (default: %(default)s)")
     parser.add_argument("--sequential", action="store_true", help="one stage after another: the same answers, for debugging")
+    _add_live(parser.add_argument_group("live sources"))
     _add_video(parser.add_argument_group("video"))
     _add_questions(parser.add_argument_group("questions"))
     output = parser.add_argument_group("output")
@@ -111,10 +133,27 @@ def _add_video(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--on-lag", choices=("wait", "drop-oldest"), help="what happens when frames come too fast")
 
 
+def _add_live(group: argparse._ArgumentGroup) -> None:
+    patience, limits = Patience(), Limits()
+    group.add_argument("--rtsp-transport", choices=("tcp", "udp"), default=Options.rtsp_transport, help="(default: %(default)s)")
+    group.add_argument(
+        "--open-timeout", type=float, default=patience.open_timeout, metavar="SECONDS", help="to connect (default: %(default)s)"
+    )
+    group.add_argument("--read-timeout", type=float, metavar="SECONDS", help="of silence (default: 10, or 30 for HLS)")
+    group.add_argument("--reconnect", type=int, metavar="N", help="attempts in a row before a live source is given up (default: no end)")
+    group.add_argument("--max-pixels", type=int, default=limits.pixels, metavar="N", help="largest frame (default: %(default)s)")
+    group.add_argument("--max-fps", type=int, default=limits.fps, metavar="N", help="highest declared rate (default: %(default)s)")
+
+
 def _add_questions(group: argparse._ArgumentGroup) -> None:
     default = Sampling()
     group.add_argument("--ask", action="append", default=[], metavar='"[@SECONDS] QUESTION"', help="at a time or at the end; repeatable")
-    group.add_argument("--questions", type=Path, metavar="FILE.jsonl", help='lines of {"at": seconds|null, "question": "…", "id": "…"}')
+    group.add_argument(
+        "--questions", type=Path, metavar="FILE.jsonl|-", help='lines of {"at": seconds|null, "question": "…", "id": "…"}; - as they come'
+    )
+    group.add_argument("--every", action="append", default=[], nargs=2, metavar=("SECONDS", "QUESTION"), help="again and again; repeatable")
+    group.add_argument("--until", metavar="QUESTION", help=f"every {UNTIL_SECONDS} s, until the answer is yes, which ends the run")
+    group.add_argument("--serve-socket", type=Path, metavar="PATH", help="take questions on a Unix socket, JSON lines in and out")
     group.add_argument("--temperature", type=float, default=default.temperature, help="0 = always the likeliest token (default)")
     group.add_argument(
         "--top-p", type=float, default=default.top_p, help="draw from the likeliest, up to this share (default: %(default)s)"
@@ -134,12 +173,51 @@ def _fps(text: str | None) -> Fraction | Literal["source"] | None:
     return as_rate(Fraction(text))
 
 
+def _patience(typed: argparse.Namespace) -> Patience:
+    for name in ("open_timeout", "read_timeout"):
+        seconds = getattr(typed, name)
+        if seconds is not None and not 0 < seconds <= MOST_SECONDS:
+            raise ConfigError(f"--{name.replace('_', '-')} {seconds:g}: give seconds above 0, and {MOST_SECONDS} at most, as 10")
+    if typed.reconnect is not None and typed.reconnect < 0:
+        raise ConfigError(f"--reconnect {typed.reconnect}: give 0 or more attempts, or leave it out to try without end")
+    return Patience(typed.open_timeout, typed.read_timeout, attempts=typed.reconnect)
+
+
+def _limits(typed: argparse.Namespace) -> Limits:
+    for name, value in (("pixels", typed.max_pixels), ("fps", typed.max_fps)):
+        if not 1 <= value <= MOST:
+            raise ConfigError(f"--max-{name} {value}: give 1 or more, and {MOST} at most")
+    return Limits(typed.max_pixels, typed.max_fps)
+
+
 def _questions(typed: argparse.Namespace, sampling: Sampling) -> tuple[Question, ...]:
-    asked = [parse_ask(text) for text in typed.ask] + (read_questions(typed.questions) if typed.questions else [])
+    asked = [parse_ask(text) for text in typed.ask]
+    if typed.questions and str(typed.questions) != STDIN:
+        asked += read_questions(typed.questions)
     return with_ids([Question(item.text, item.at, item.id, item.conversation, sampling) for item in asked])
 
 
+def _standing(typed: argparse.Namespace, sampling: Sampling) -> tuple[Standing, ...]:
+    found = []
+    for place, (seconds, text) in enumerate(typed.every, 1):
+        if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", seconds) or not Fraction(seconds):
+            raise ConfigError(f"--every {seconds} {text!r}: give a number of seconds above 0 first, as `--every 10 {text!r}`")
+        found.append(Standing(Question(_words(text, "--every"), None, f"every{place}", None, sampling), Fraction(seconds)))
+    if typed.until is not None:
+        found.append(Standing(Question(_words(typed.until, "--until"), None, "until", None, sampling), UNTIL_SECONDS, until_yes=True))
+    return tuple(found)
+
+
+def _words(text: str, flag: str) -> str:
+    if not text.strip():
+        raise QuestionError(f"{flag} {text!r} holds no question: give one as `{flag} ... 'is there a circle?'`")
+    return text.strip()
+
+
 def _check_output(typed: argparse.Namespace) -> None:
+    if len(typed.sources) > 1 and not WRITERS[typed.format].tells_sources:
+        shown = " or ".join(name for name, writer in WRITERS.items() if writer.tells_sources)
+        raise ConfigError(f"--format {typed.format} is for one source, and there are {len(typed.sources)}: use {shown}")
     if typed.stats and not WRITERS[typed.format].shows_stats:
         shown = " or ".join(name for name, writer in WRITERS.items() if writer.shows_stats)
         raise ConfigError(f"--stats has no place in --format {typed.format}: use {shown}")

@@ -154,6 +154,23 @@ class Summary(Event):
     ttft_ms: dict[str, float] | None  # p50, p95, p99 over the answers; None without any
     pages: dict[str, int]  # now in use: device, host
     peak_rss_mb: float
+    realtime: dict[str, Any] | None = None  # of live sources and --realtime: what `LagMeter.summary` gives
+
+    def to_json(self) -> dict[str, Any]:
+        written = super().to_json()
+        if self.realtime is None:
+            del written["realtime"]
+        return written
+
+
+@dataclass(frozen=True)
+class SourceEvent(Event):
+    """A live source came, went, or is tried again."""
+
+    state: Literal["connected", "lost", "reconnecting", "resized", "ended", "given-up"]
+    at: Fraction  # seconds, of the newest frame
+    reason: str  # of a loss or a failed attempt; of resized, from what to what
+    attempt: int  # how many times in a row it was tried again; 0 = not
 
 
 def _as_image(tensor: Any) -> np.ndarray:

@@ -19,7 +19,11 @@ class ConfigError(VicortError):
 
 
 class SourceError(VicortError):
-    """A video source cannot be opened or holds no video."""
+    """A video source cannot be opened or holds no video. `brief`: only why, for those who know which and what next."""
+
+    def __init__(self, line: str, brief: str = "") -> None:
+        super().__init__(line)
+        self.brief = brief or line
 
 
 class TruncatedSource(SourceError):

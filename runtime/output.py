@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from vicort.runtime.core import ChunkEvent, Event
 from vicort.runtime.errors import VicortError
+from vicort.runtime.redact import redact
 from vicort.runtime.sources import Source
 from vicort.runtime.writers import Writer
 
@@ -29,10 +30,11 @@ class Output:
         self._failure: OSError | None = None
         self._closed = False
 
-    def event(self, event: Event) -> None:
+    def event(self, event: Event, source: str = "") -> None:
+        """source: whose it is, where there are several."""
         if self._stats or not isinstance(event, ChunkEvent):
             with self._lock:
-                self._write(lambda: self._writer.write(event))
+                self._write(lambda: self._writer.write(event, source))
 
     def token(self, answer_id: str, question: str, text: str) -> None:
         with self._lock:
@@ -41,14 +43,14 @@ class Output:
     def warn(self, line: str) -> None:
         with self._lock:
             self._clear_bar()
-            print(f"vicort-run: warning: {line}", file=self._errors, flush=True)
+            print(f"vicort-run: warning: {redact(line)}", file=self._errors, flush=True)
 
     @contextmanager
-    def progress_of(self, source: Source) -> Iterator[None]:
+    def progress_of(self, source: Source, shown: bool = True) -> Iterator[None]:
         """The first words of the format, and while this lasts, a progress bar if there is somebody to see it."""
         with self._lock:
             self._write(self._writer.start)
-        if self._errors.isatty():
+        if shown and self._errors.isatty():
             self._bar = tqdm(total=source.frames_total, unit=" frames", desc=source.name, file=self._errors, leave=False)
         try:
             yield

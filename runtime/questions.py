@@ -42,6 +42,18 @@ def read_questions(path: Path | str) -> list[Question]:
     return [_parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
+def parse_typed(line: str, where: str) -> Question:
+    """A question that comes while the stream runs: a line as in a JSONL file, or plain words. Without a time it is asked now.
+
+    Raises QuestionError, which `where` begins.
+    """
+    if line.lstrip().startswith("{"):
+        return _parse_line(line, where)
+    if not line.strip():
+        raise QuestionError(f"{where} holds no question: give {LINE_FORM}, or plain words")
+    return Question(line.strip())
+
+
 def with_ids(questions: Sequence[Question]) -> tuple[Question, ...]:
     """Those without an id get q1, q2, … by their place. Raises QuestionError if two ids are the same."""
     named = [question if question.id else replace(question, id=f"q{place}") for place, question in enumerate(questions, 1)]

@@ -8,27 +8,33 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from fractions import Fraction
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 from vicort.runtime.arguments import Options, parse_options
-from vicort.runtime.errors import ConfigError, EngineError, TruncatedSource, VicortError
+from vicort.runtime.desk import Desk, TypedQuestions
+from vicort.runtime.engine import EngineSet
+from vicort.runtime.errors import ConfigError, EngineError, VicortError
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.manifest import backend_of
 from vicort.runtime.output import Output
+from vicort.runtime.question_socket import QuestionSocket
+from vicort.runtime.redact import redact, redact_url
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source, open_source
 from vicort.runtime.trace import Trace
+from vicort.runtime.watch import NEVER_YES, POLL, Surroundings, Watch
 from vicort.runtime.writers import WRITERS
 
 MODEL = "tiny"  # whose engines are used, and built if need be, where none are named
 INTERRUPTED = 130  # exit code: 128 + SIGINT
+STOP_SECONDS = 3.0  # that a source may take to end when all are to
 READER_GONE = 141  # exit code: 128 + SIGPIPE
 
 
@@ -42,84 +48,101 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit stays quiet too
         return READER_GONE
     except VicortError as error:
-        print(f"vicort-run: {error}", file=sys.stderr)
+        print(f"vicort-run: {redact(str(error))}", file=sys.stderr)
         return error.exit_code
 
 
 def run(options: Options) -> int:
-    """All sources, one after another; returns the highest of their exit codes."""
+    """All sources at the same time; returns the highest of their exit codes."""
     output = Output(WRITERS[options.format](sys.stdout), sys.stderr, stats=options.stats)
+    labels = _labels(options.sources)
     with ExitStack() as stack:
-        sources = [stack.enter_context(_open(spec, options, output)) for spec in options.sources]
+        sources = [stack.enter_context(_open(spec, options, output, label)) for spec, label in zip(options.sources, labels, strict=True)]
         trace = stack.enter_context(_traced(options.trace))
         engine_dir = options.engine_dir or _default_engines()
-        return max([watch(source, options, engine_dir, output, trace) for source in sources])
+        desk = Desk(options.sampling, len(sources))
+        if options.serve_socket:
+            stack.enter_context(QuestionSocket(options.serve_socket, desk))
+        around = Surroundings(
+            options,
+            engine_dir if len(sources) == 1 else stack.enter_context(EngineSet.open(engine_dir)),
+            output,
+            trace,
+            desk,
+            TypedQuestions(sys.stdin, desk, output.warn) if options.typed_questions else None,
+            threading.Event(),
+            Session.open,
+        )
+        watches = [Watch(source, around, label) for source, label in zip(sources, labels, strict=True)]
+        code = watches[0].run() if len(watches) == 1 else watch_together(watches, around)
+    if not any(standing.until_yes for standing in options.standing):
+        return code
+    return 0 if any(watch.said_yes for watch in watches) else max(code, NEVER_YES)
 
 
-def watch(source: Source, options: Options, engine_dir: Path, output: Output, trace: Trace | None) -> int:
-    """One source from its first frame to its summary; returns its exit code: 0, or that of a source that breaks off."""
-    with Session.open(
-        engine_dir,
-        options.system,
-        fps=options.fps,
-        overlap=options.overlap,
-        on_lag=options.on_lag or "wait",
-        sampling=options.sampling,
-        trace=trace,
-        on_event=output.event,
-    ) as session:
-        for question in options.questions:
-            session.submit(question, partial(output.token, question.id, question.text))
+def watch_together(watches: Sequence[Watch], around: Surroundings) -> int:
+    """Each source on a thread of its own. One that fails is warned of, and harms no other; returns the highest exit code."""
+    codes: dict[Watch, int] = {}
+    broken: list[BaseException] = []
+
+    def run_one(watch: Watch) -> None:
         try:
-            with output.progress_of(source):
-                code = feed(source, session, options.realtime, output)
-            session.finish()
-        except KeyboardInterrupt:
-            output.event(session.summary())
-            output.close()
-            session.cancel()
-            raise
-        output.event(session.summary())
-        output.check()
-    return code
+            codes[watch] = watch.run()
+        except BrokenPipeError as error:
+            broken.append(error)
+            around.stopping.set()
+        except VicortError as error:
+            around.output.warn(f"{watch.label}: {error}")
+            codes[watch] = error.exit_code
+        except BaseException as error:  # noqa: BLE001 - raised again below, by the thread that can
+            broken.append(error)
+            around.stopping.set()
 
-
-def feed(source: Source, session: Session, realtime: bool, output: Output) -> int:
-    """Push the frames that the session wants, each when it is due; returns an exit code."""
-    pace = Pace() if realtime else None
-
-    def wants(at: Fraction) -> bool:
-        if pace:
-            pace.wait(at)
-        return session.wants(at)
-
+    threads = [threading.Thread(target=run_one, args=(watch,), name=watch.label, daemon=True) for watch in watches]
+    for thread in threads:
+        thread.start()
     try:
-        for frame in source.frames(wants):
-            session.push(frame)
-            output.progress(frame.index + 1)
-            output.check()
-    except TruncatedSource as error:  # what was seen is answered all the same
-        output.warn(str(error))
-        return error.exit_code
-    return 0
+        while any(thread.is_alive() for thread in threads):
+            if around.stopping.wait(POLL):
+                _stop(watches, threads)
+    except KeyboardInterrupt:
+        around.stopping.set()
+        _stop(watches, threads)
+        raise
+    if broken:
+        raise broken[0]
+    return max(codes.values())
 
 
-class Pace:
-    """Plays a source by its timestamps."""
-
-    def __init__(self) -> None:
-        self._first: tuple[float, Fraction] | None = None  # monotonic seconds, and the source's
-
-    def wait(self, at: Fraction) -> None:
-        """Sleep until a frame of that time is due; the first one is due at once."""
-        now = time.monotonic()
-        began, first = self._first = self._first or (now, at)
-        time.sleep(max(0.0, began + float(at - first) - now))
+def _stop(watches: Sequence[Watch], threads: Sequence[threading.Thread]) -> None:
+    """End every source at its next frame; one that gives none is waited for no longer than this."""
+    for watch in watches:
+        watch.source.stop()
+    limit = time.monotonic() + STOP_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, limit - time.monotonic()))
 
 
-def _open(spec: str, options: Options, output: Output) -> Source:
+def _labels(specs: Sequence[str]) -> list[str]:
+    """What tells sources apart in events: nothing for one, else their names as they may be shown, numbered where two are the same."""
+    if len(specs) == 1:
+        return [""]
+    names = [redact_url(spec) for spec in specs]
+    return [name if names.count(name) == 1 else f"{name}#{names[:place].count(name) + 1}" for place, name in enumerate(names)]
+
+
+def _open(spec: str, options: Options, output: Output, label: str) -> Source:
     source = open_source(
-        spec, stream=options.stream, live=options.live, image_fps=options.image_fps, warn=output.warn, decode=_decode(options)
+        spec,
+        stream=options.stream,
+        live=options.live,
+        image_fps=options.image_fps,
+        warn=output.warn,
+        decode=_decode(options),
+        rtsp_transport=options.rtsp_transport,
+        patience=options.patience,
+        limits=options.limits,
+        on_state=partial(output.event, source=label),
     )
     if options.realtime and source.live:
         source.close()

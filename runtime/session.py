@@ -98,9 +98,13 @@ class Session:
         self._finished = self._closed = False
 
     @classmethod
-    def open(cls, engine_dir: Path | str, system: str | Path = "vicostream", *, threads: int = 1, **options: Any) -> Session:
-        """A session on an engine set, with a system by name or YAML path; threads: CPU threads a running stage."""
-        return cls(EngineSet.open(Path(engine_dir), threads=threads), load_system(system), threads=threads, **options)
+    def open(cls, engines: Path | str | EngineSet, system: str | Path = "vicostream", *, threads: int = 1, **options: Any) -> Session:
+        """A session on an engine set, with a system by name or YAML path; threads: CPU threads a running stage.
+
+        engines: a folder, or a set that is open already, which several sessions may share.
+        """
+        opened = engines if isinstance(engines, EngineSet) else EngineSet.open(Path(engines), threads=threads)
+        return cls(opened, load_system(system), threads=threads, **options)
 
     def _build(self, engines: EngineSet, overlap: bool, threads: int) -> None:
         """Wire the stages, and cache the prompt."""

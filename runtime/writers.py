@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from fractions import Fraction
 from typing import TextIO
 
-from vicort.runtime.core import Answer, ChunkEvent, Event, Summary
+from vicort.runtime.core import Answer, ChunkEvent, Event, SourceEvent, Summary
 
 CUE_SECONDS = Fraction(4)  # an answer stays on the screen; nothing is known yet of the next one when it is written
 
@@ -17,6 +17,7 @@ class Writer(ABC):
     """Not thread-safe: events and tokens come one at a time."""
 
     shows_stats = False  # whether it has a place for chunks
+    tells_sources = False  # whether one can see whose an event is
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -27,7 +28,9 @@ class Writer(ABC):
         return None
 
     @abstractmethod
-    def write(self, event: Event) -> None: ...
+    def write(self, event: Event, source: str = "") -> None:
+        """source: whose event it is, where there are several."""
+        ...
 
     def token(self, answer_id: str, question: str, text: str) -> None:
         """A piece of an answer that is being given; the whole of it comes as an event later."""
@@ -41,16 +44,16 @@ class Writer(ABC):
 class JsonlWriter(Writer):
     """One JSON object a line."""
 
-    shows_stats = True
+    shows_stats = tells_sources = True
 
-    def write(self, event: Event) -> None:
-        self._put(json.dumps(event.to_json(), ensure_ascii=False) + "\n")
+    def write(self, event: Event, source: str = "") -> None:
+        self._put(json.dumps(event.to_json() | ({"source": source} if source else {}), ensure_ascii=False) + "\n")
 
 
 class TextWriter(Writer):
     """For reading: answers, and a last line about the run. On a terminal, one answer at a time appears word by word."""
 
-    shows_stats = True
+    shows_stats = tells_sources = True
 
     def __init__(self, file: TextIO) -> None:
         super().__init__(file)
@@ -66,8 +69,10 @@ class TextWriter(Writer):
             self._open, self.mid_line = answer_id, True
         self._put(text)
 
-    def write(self, event: Event) -> None:
-        if self._open is not None and isinstance(event, Answer) and event.id == self._open:
+    def write(self, event: Event, source: str = "") -> None:
+        if source:  # no answer appears word by word then
+            self._put(f"[{source}] {_as_text(event)}")
+        elif self._open is not None and isinstance(event, Answer) and event.id == self._open:
             self._complete(f"   {_when(event)}\n")
         elif self._open is not None and not isinstance(event, Summary):
             self._waiting.append(event)
@@ -92,7 +97,7 @@ class SrtWriter(Writer):
         super().__init__(file)
         self._cues = 0
 
-    def write(self, event: Event) -> None:
+    def write(self, event: Event, source: str = "") -> None:
         if isinstance(event, Answer):
             self._cues += 1
             self._put(f"{self._cues}\n{_span(event, ',')}\n{_lines(event.question)}\n{_lines(event.text)}\n\n")
@@ -110,7 +115,7 @@ class VttWriter(Writer):
             self._started = True
             self._put("WEBVTT\n\n")
 
-    def write(self, event: Event) -> None:
+    def write(self, event: Event, source: str = "") -> None:
         if isinstance(event, Answer):
             question, text = (html.escape(_lines(part), quote=False) for part in (event.question, event.text))
             self._put(f"{_lines(event.id)}\n{_span(event, '.')}\n{question}\n{text}\n\n")
@@ -128,12 +133,22 @@ def _as_text(event: Event) -> str:
             return (
                 f"chunk {event.index}: {event.frames} frames, {span}, kept {event.kept} of {event.tokens} tokens, {event.wall_ms:.1f} ms\n"
             )
+        case SourceEvent():
+            attempt = f" (attempt {event.attempt})" if event.attempt else ""
+            reason = f": {event.reason}" if event.reason else ""
+            return f"source {event.state} at {float(event.at):.3f} s{attempt}{reason}\n"
         case Summary():
             dropped = f" ({event.dropped} dropped)" if event.dropped else ""
             ttft = f", first token after {event.ttft_ms['p50']:.1f} ms (median)" if event.ttft_ms else ""
             rate = f"{event.seconds:.2f} s, {event.fps:.1f} frames/s{ttft}"
-            return f"{event.system}: {event.frames} frames{dropped} in {event.chunks} chunks, {rate}\n"
+            return f"{event.system}: {event.frames} frames{dropped} in {event.chunks} chunks, {rate}{_lag(event)}\n"
     raise TypeError(f"{event.name} has no text form")
+
+
+def _lag(summary: Summary) -> str:
+    if not summary.realtime or not (lag := summary.realtime["lag_ms"]):
+        return ""
+    return f", lag {lag['p50']:.1f} ms (median) and {lag['p99']:.1f} ms (p99), {summary.realtime['late']} frames late"
 
 
 def _when(answer: Answer) -> str:

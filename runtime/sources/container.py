@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any, Protocol
@@ -12,12 +14,14 @@ from av.stream import Disposition
 
 from vicort.runtime.core import Frame
 from vicort.runtime.errors import SourceError, TruncatedSource
+from vicort.runtime.redact import redact
 from vicort.runtime.sources.clock import Clock
+from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.pixels import Converter
 from vicort.runtime.sources.source import Source, Wants, Warn
 
-TIMEOUT = (10.0, 10.0)  # seconds to open a network source, and to wait for its next packet
 USUAL_RATE = Fraction(25)  # frames a second, where a stream names none
+UNTIMED = ("mpjpeg", "mjpeg", "jpeg_pipe", "h264", "hevc", "m4v")  # formats without timestamps: FFmpeg counts 25 a second
 TEXT = "tty"  # FFmpeg draws plain text as a video of letters
 SLACK = Fraction(1)  # seconds that may lack at the end of a whole stream: containers round, and last frames last
 
@@ -44,14 +48,18 @@ class Decoder(Protocol):
 class CpuDecoder:
     """FFmpeg's decoder of a stream."""
 
-    def __init__(self, stream: av.VideoStream) -> None:
-        self._stream, self.convert = stream, Converter()
+    def __init__(self, stream: av.VideoStream, limits: Limits) -> None:
+        self._stream, self._limits, self.convert = stream, limits, Converter()
 
     def decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
         try:
-            return self._stream.decode(packet)
+            pictures = self._stream.decode(packet)
         except av.FFmpegError as error:
             raise Damaged(reason(error)) from error
+        for picture in pictures:
+            if not self._limits.allows(picture.width, picture.height):
+                raise Damaged(f"{picture.width}x{picture.height} is more than was declared")
+        return pictures
 
 
 class ContainerSource(Source):
@@ -70,19 +78,23 @@ class ContainerSource(Source):
         warn: Warn | None = None,
         threads: int = 1,
         advice: str = "",  # what to do if nothing can be read of it
+        limits: Limits | None = None,  # None = the default ones
+        picture_timeout: float | None = None,  # seconds of packets without a picture that end a live stream
         **options: Any,  # for `av.open`
     ) -> None:
         super().__init__(name, warn=warn)
         self._advice = advice or f"see what it is with `ffprobe {name}`"
-        try:
-            self._container = av.open(target, metadata_errors="replace", **options)
-        except (av.FFmpegError, OSError) as error:
-            raise SourceError(f"{name} cannot be opened as a video ({reason(error)}): {self._advice}") from error
+        limits = limits or Limits()
+        options["options"] = options.get("options", {}) | limits.decoder_options  # heeded while the stream is probed
+        self._container = _opened(target, name, self._advice, options)
         try:
             self._stream = _choose(self._container, name, stream)
+            limits.check(name, self._stream.width, self._stream.height, self._stream.average_rate)
         except SourceError:
             self._container.close()
             raise
+        self._stream.codec_context.options = limits.decoder_options
+        self._picture_timeout = picture_timeout
         self._stream.codec_context.thread_count = threads
         declared = self._stream.duration and self._stream.duration * self._time_base
         self.duration = declared or (self._container.duration and Fraction(self._container.duration, av.time_base)) or None
@@ -90,8 +102,19 @@ class ContainerSource(Source):
         rate = self._stream.average_rate or USUAL_RATE
         self.frames_total = self._stream.frames or (self.duration and round(self.duration * rate)) or None
         self._clock = Clock(1 / rate, self.warn)
-        self._decoder: Decoder = CpuDecoder(self._stream)
+        self._decoder: Decoder = CpuDecoder(self._stream, limits)
         self._health = _Health()
+        self._reader: int | None = None  # the thread that frames are read on
+
+    @property
+    def untimed(self) -> bool:
+        """Whether its timestamps only count frames, whenever they came."""
+        return self._container.format.name in UNTIMED
+
+    @property
+    def stopped(self) -> str | None:
+        """Why it could not be read to its end; None if it could, so far."""
+        return self._health.stopped
 
     @property
     def video(self) -> av.VideoStream:
@@ -107,6 +130,13 @@ class ContainerSource(Source):
         return self._stream.time_base or Fraction(1, av.time_base)
 
     def frames(self, wants: Wants | None = None) -> Iterator[Frame]:
+        self._reader = threading.get_ident()
+        try:
+            yield from self._frames(wants)
+        finally:
+            self._reader = None
+
+    def _frames(self, wants: Wants | None) -> Iterator[Frame]:
         for picture in self._pictures():
             time, index = self._clock.time(self._stamp(picture)), self._health.pictures
             self._health.see_picture(picture.is_corrupt)
@@ -122,16 +152,24 @@ class ContainerSource(Source):
             self.warn(f"{self.name}: {self._health.damaged} damaged packets: their pictures are missing or patched")
 
     def close(self) -> None:
-        self._container.close()
+        """Called while another thread reads, this does nothing: FFmpeg would read what is gone."""
+        if self._reader in (None, threading.get_ident()):
+            self._container.close()
 
     def _pictures(self) -> Iterator[Any]:
         """Every picture of the stream, in the order they are shown; damaged packets are passed over."""
+        seen = time.monotonic()
         try:
             for packet in self._container.demux(self._stream):
                 if packet.size:
                     self._health.see_packet(packet)
+                before = self._health.pictures
                 yield from self._decoded(packet)
-        except av.FFmpegError as error:  # the container cannot be read on, but the decoder may hold pictures back
+                seen = seen if self._health.pictures == before else time.monotonic()
+                if self._picture_timeout and time.monotonic() - seen > self._picture_timeout:
+                    self._health.stopped = f"no picture for {self._picture_timeout:g} s, though data comes"
+                    return
+        except (av.FFmpegError, OSError) as error:  # the container cannot be read on, but the decoder may hold pictures back
             self._health.stopped = reason(error)
             yield from self._decoded(None)
 
@@ -199,6 +237,18 @@ class _Health:
         self.end_damaged = True
 
 
+def _opened(target: Any, name: str, advice: str, options: dict[str, Any]) -> av.container.InputContainer:
+    try:
+        return av.open(target, metadata_errors="replace", **options)
+    except (av.FFmpegError, OSError) as error:
+        failure = error
+    why = reason(failure)
+    line = f"{name} cannot be opened as a video ({why}): {advice}"
+    if name != target and "://" in str(target):  # FFmpeg's error quotes the URL with its password, so it goes no further
+        raise SourceError(line, why)
+    raise SourceError(line, why) from failure
+
+
 def _choose(container: av.container.InputContainer, name: str, index: int | None) -> av.VideoStream:
     """The stream of that index, or the first that is video and no cover picture."""
     videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
@@ -218,4 +268,6 @@ def _choose(container: av.container.InputContainer, name: str, index: int | None
 
 def reason(error: BaseException) -> str:
     """What FFmpeg or the system says, in one line."""
-    return str(getattr(error, "strerror", None) or error).splitlines()[0]
+    if isinstance(error, av.error.ExitError):  # what PyAV makes of a time-out
+        return "nothing came in time"
+    return redact((str(getattr(error, "strerror", None) or error).splitlines() or [type(error).__name__])[0])

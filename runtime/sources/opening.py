@@ -13,16 +13,21 @@ from typing import Any, Literal
 import av
 
 from vicort.runtime.errors import SourceError
+from vicort.runtime.redact import redact_url
 from vicort.runtime.sampler import as_rate
-from vicort.runtime.sources.container import TIMEOUT, ContainerSource, reason
+from vicort.runtime.sources.container import ContainerSource, reason
 from vicort.runtime.sources.images import SUFFIXES, ImageSource, is_image
+from vicort.runtime.sources.limits import Limits
+from vicort.runtime.sources.live import LiveSource, OnState, Patience
 from vicort.runtime.sources.pattern import SCHEME, PatternSource
 from vicort.runtime.sources.source import Source, Warn
 
-SCHEMES = {"rtsp": {"rtsp_transport": "tcp"}, "rtsps": {"rtsp_transport": "tcp"}, "http": {}, "https": {}}  # FFmpeg's options for each
+SCHEMES = ("rtsp", "rtsps", "http", "https")
+HTTP_ONLY = "http,https,tcp,tls,crypto,httpproxy,hls,data"  # what a playlist may lead to: never to files of this machine
 FORMS = "a file, rtsp://…, http(s)://…, /dev/videoN, a folder or glob of images, - (stdin), or testsrc:"
 PIPED = "pipe a video that reads from front to back: MPEG-TS, Matroska, or an MP4 written with `-movflags +faststart`"
 Decode = Literal["auto", "cpu", "gpu"]
+Transport = Literal["tcp", "udp"]
 IMAGE_FPS = 2  # images a second: the rate at which the model takes frames, so that it sees every one
 
 
@@ -35,6 +40,10 @@ def open_source(
     warn: Warn | None = None,
     threads: int = 1,
     decode: Decode = "cpu",
+    rtsp_transport: Transport = "tcp",
+    patience: Patience | None = None,
+    limits: Limits | None = None,
+    on_state: OnState | None = None,
 ) -> Source:
     """Open a source of frames: a file, a URL (RTSP, HTTP, HLS), a camera, a folder or glob of images, - for stdin, or testsrc:.
 
@@ -42,9 +51,29 @@ def open_source(
     live: whether frames come when they come; None = cameras, RTSP, and whatever has no length but stdin and files.
     image_fps: images a second of a folder or glob. warn: gets each warning as it comes. threads: to decode with.
     decode: video on the CPU, into arrays, or on the GPU, into surfaces of its memory; auto = there if it can, else here with a warning.
-    Raises SourceError if there is no such source, no video in it, or none that the GPU can decode where it must.
+    rtsp_transport: how RTSP brings its packets. patience: time-outs of network sources, and when a live one is tried again.
+    limits: on the size and rate of frames. on_state: gets each change of state of a live URL or camera, which is opened again as often
+    as it ends; its first opening must succeed.
+    Raises SourceError if there is no such source, no video in it, more than the limits, or none that the GPU can decode where it must.
     """
-    source = _open(spec, live, image_fps, {"stream": stream, "warn": warn, "threads": threads})
+    patience = patience or Patience()
+    options = {"stream": stream, "warn": warn, "threads": threads, "limits": limits}
+
+    def once() -> Source:
+        return _decoding(_open(spec, live, image_fps, rtsp_transport, patience, options), decode)
+
+    source = once()
+    if isinstance(source, ContainerSource) and source.live and _comes_again(spec):
+        return LiveSource(source, once, patience=patience, on_state=on_state, warn=warn)
+    return source
+
+
+def _comes_again(spec: str) -> bool:
+    """Whether it can be opened once more, and goes on then: URLs and cameras."""
+    return _scheme(spec) is not None or _is_camera(spec)
+
+
+def _decoding(source: Source, decode: Decode) -> Source:
     if decode != "cpu" and isinstance(source, ContainerSource):
         try:
             _decode_on_gpu(source, decode)
@@ -65,8 +94,9 @@ def _decode_on_gpu(source: ContainerSource, decode: Decode) -> None:
         source.warn(f"{source.name} is decoded on the CPU: {error}")
 
 
-def _open(spec: str, live: bool | None, image_fps: float | Fraction, options: dict[str, Any]) -> Source:
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", spec)
+def _open(
+    spec: str, live: bool | None, image_fps: float | Fraction, transport: Transport, patience: Patience, options: dict[str, Any]
+) -> Source:
     if not spec:
         raise SourceError(f"the source is empty: give {FORMS}")
     if spec.startswith(SCHEME):
@@ -74,23 +104,45 @@ def _open(spec: str, live: bool | None, image_fps: float | Fraction, options: di
     if spec == "-":
         pipe = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)  # raw: gives what is there, without waiting for a full buffer
         return ContainerSource(pipe, "stdin", live=bool(live), advice=PIPED, **options)
-    if scheme:
-        return _open_url(spec, scheme[1].lower(), live, options)
+    if scheme := _scheme(spec):
+        return _open_url(spec, scheme, live, transport, patience, options)
     path = Path(spec)
-    if path.exists() and stat.S_ISCHR(path.stat().st_mode):
-        return ContainerSource(spec, spec, format="v4l2", live=live is not False, timeout=TIMEOUT, **options)
+    if _is_camera(spec):
+        return ContainerSource(spec, spec, format="v4l2", live=live is not False, timeout=patience.timeouts(spec), **options)
     if images := _images(spec, path):
         return ImageSource(images, spec, fps=as_rate(image_fps), warn=options["warn"])
     return _open_file(spec, path, bool(live), options)
 
 
-def _open_url(url: str, scheme: str, live: bool | None, options: dict[str, Any]) -> Source:
-    name = re.sub(r"(?<=://)[^/@]*@", "", url)  # passwords stay out of messages
+def _scheme(spec: str) -> str | None:
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", spec)
+    return match[1].lower() if match else None
+
+
+def _is_camera(spec: str) -> bool:
+    path = Path(spec)
+    return spec not in ("", "-") and path.exists() and stat.S_ISCHR(path.stat().st_mode)
+
+
+def _open_url(
+    url: str, scheme: str, live: bool | None, transport: Transport, patience: Patience, options: dict[str, Any]
+) -> ContainerSource:
+    name = redact_url(url)
     if scheme not in SCHEMES:
         raise SourceError(f"{name} has the unknown scheme {scheme}://: give {FORMS}")
-    if live is None and scheme.startswith("rtsp"):
+    rtsp = scheme.startswith("rtsp")
+    if live is None and rtsp:
         live = True
-    return ContainerSource(url, name, live=live, timeout=TIMEOUT, options=SCHEMES[scheme], **options)
+    timeouts = patience.timeouts(url)
+    return ContainerSource(
+        url,
+        name,
+        live=live,
+        timeout=timeouts,
+        picture_timeout=timeouts[1],
+        options={"rtsp_transport": transport} if rtsp else {"protocol_whitelist": HTTP_ONLY},
+        **options,
+    )
 
 
 def _images(spec: str, path: Path) -> list[Path]:
@@ -111,7 +163,7 @@ def _images(spec: str, path: Path) -> list[Path]:
 
 def _open_file(spec: str, path: Path, live: bool, options: dict[str, Any]) -> Source:
     if not path.exists():
-        raise SourceError(f"no such file {spec}: give {FORMS}")
+        raise SourceError(f"no such file {redact_url(spec)}: give {FORMS}")
     start = _first_bytes(spec, path) if path.is_file() else b""
     try:
         return ContainerSource(f"file:{spec}", spec, live=live, **options)  # the prefix keeps a colon in the name from being a protocol

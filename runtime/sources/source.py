@@ -43,6 +43,9 @@ class Source(ABC):
         Raises SourceError if there is no picture in it, and TruncatedSource after the last frame of one that breaks off.
         """
 
+    def stop(self) -> None:  # noqa: B027 (what ends by itself needs no more)
+        """End a source that would go on for ever; from any thread."""
+
     def close(self) -> None:  # noqa: B027 (nothing to close is a fine default)
         """Let go of files and connections; closing twice does nothing."""
 

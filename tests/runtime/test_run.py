@@ -1,5 +1,6 @@
 """vicort-run's own work: what goes to the session, what comes out where, and how it ends. The session is a fake that counts."""
 
+import contextlib
 import importlib.metadata
 import io
 import json
@@ -22,10 +23,17 @@ from vicort.runtime.core import Sampling
 CLIP_SECONDS = 4
 
 
+class FakeEngines:
+    @classmethod
+    def open(cls, folder: Path) -> contextlib.nullcontext[str]:
+        return contextlib.nullcontext(f"one set of {folder}")
+
+
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeSession.opened.clear()
     monkeypatch.setattr(run, "Session", FakeSession)
+    monkeypatch.setattr(run, "EngineSet", FakeEngines)
     monkeypatch.setattr(run, "find_engine_dir", lambda model: Path(f"engines/{model}"))
 
 
@@ -46,6 +54,10 @@ def events(out: str) -> list[dict]:
     return [json.loads(line) for line in out.splitlines()]
 
 
+def of_source(out: str, source: str) -> list[dict]:
+    return [event for event in events(out) if event["source"] == source]
+
+
 def session() -> FakeSession:
     (only,) = FakeSession.opened
     return only
@@ -60,6 +72,7 @@ def test_defaults(capsys: pytest.CaptureFixture[str], clip: Path) -> None:
     assert session().engine_dir == Path("engines/tiny")
     assert session().system == "vicostream"
     options = dict(session().options)
+    assert out.count("\n") == 1
     del options["on_event"]
     assert options == {"fps": None, "overlap": True, "on_lag": "wait", "sampling": Sampling(), "trace": None}
     assert session().times == [0, Fraction(13, 25), 1, Fraction(38, 25), 2, Fraction(63, 25), 3, Fraction(88, 25)]
@@ -106,11 +119,28 @@ def test_every_image_of_a_folder_is_seen_at_any_rate(capsys: pytest.CaptureFixtu
         assert session().times == [Fraction(i, fps) for i in range(7)]
 
 
-def test_sources_are_watched_one_after_another(capsys: pytest.CaptureFixture[str], clip: Path) -> None:
-    code, out, _ = ran(capsys, clip, "testsrc:seconds=1", "--format", "jsonl", "--ask", "what?")
+def test_sources_are_watched_together_on_one_engine_set(capsys: pytest.CaptureFixture[str], clip: Path) -> None:
+    pattern = "testsrc:seconds=1"
+    code, out, _ = ran(capsys, clip, pattern, pattern, "--format", "jsonl", "--ask", "what?")
     assert code == 0
-    assert [len(session.times) for session in FakeSession.opened] == [8, 2]
-    assert [event["event"] for event in events(out)] == ["answer", "summary"] * 2
+    assert sorted(len(session.times) for session in FakeSession.opened) == [2, 2, 8]
+    assert {session.engine_dir for session in FakeSession.opened} == {"one set of engines/tiny"}
+    by_source = {source: of_source(out, source) for source in (str(clip), f"{pattern}#1", f"{pattern}#2")}
+    assert [[event["event"] for event in found] for found in by_source.values()] == [["answer", "summary"]] * 3
+    assert [found[0]["text"] for found in by_source.values()] == ["8 frames", "2 frames", "2 frames"]
+
+
+def test_sources_run_at_the_same_time(capsys: pytest.CaptureFixture[str]) -> None:
+    began = time.monotonic()
+    sources = [f"testsrc:seconds=1,size=32x32,fps={fps}" for fps in (8, 9, 10)]
+    assert ran(capsys, *sources, "--realtime", "--fps", "source")[0] == 0
+    assert time.monotonic() - began < 2
+
+
+def test_text_says_whose_an_answer_is(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = ran(capsys, "testsrc:seconds=1", "testsrc:seconds=2", "--ask", "what?")
+    assert "[testsrc:seconds=1] what?\n  2 frames" in out
+    assert "[testsrc:seconds=2] what?\n  4 frames" in out
 
 
 # ---- what comes out -------------------------------------------------------------------------------------------------------
@@ -180,12 +210,14 @@ def test_realtime_plays_by_the_timestamps(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_truncated_source_answers_warns_and_exits_3(capsys: pytest.CaptureFixture[str], clip: Path, tmp_path: Path) -> None:
-    half = videos.cut(clip, tmp_path / "half.mp4", 0.6)
-    code, out, err = ran(capsys, half, "testsrc:seconds=1", "--ask", "what?", "--format", "jsonl")
+    half, whole = videos.cut(clip, tmp_path / "half.mp4", 0.6), "testsrc:seconds=1"
+    code, out, err = ran(capsys, half, whole, "--ask", "what?", "--format", "jsonl")
     assert code == 3
-    assert [event["event"] for event in events(out)] == ["answer", "summary"] * 2  # the source behind it is watched all the same
-    assert events(out)[0]["text"] == f"{events(out)[1]['frames']} frames"
-    assert 3 <= events(out)[1]["frames"] <= 6
+    for source in (str(half), whole):  # the one beside it is watched all the same
+        assert [event["event"] for event in of_source(out, source)] == ["answer", "summary"]
+    answer, summary = of_source(out, str(half))
+    assert answer["text"] == f"{summary['frames']} frames"
+    assert 3 <= summary["frames"] <= 6
     (line,) = err.splitlines()
     assert line.startswith(f"vicort-run: warning: {half} breaks off after")
 
@@ -224,7 +256,22 @@ BAD = {
     "long question": (["CLIP", "--ask", "w" * 41], "ask a shorter one"),
     "no questions file": (["CLIP", "--questions", "/none.jsonl"], "questions file /none.jsonl cannot be read"),
     "missing file": (["/none.mp4"], "no such file /none.mp4"),
-    "second file missing": (["CLIP", "/none.mp4"], "no such file /none.mp4"),
+    "second file missing": (["CLIP", "/none.mp4", "--format", "text"], "no such file /none.mp4"),
+    "subtitles of two": (["CLIP", "CLIP", "--format", "srt"], "--format srt is for one source, and there are 2: use text or jsonl"),
+    "every without a number": (["CLIP", "--every", "often", "what?"], "--every often 'what?': give a number of seconds above 0"),
+    "every with no time": (["CLIP", "--every", "0", "what?"], "--every 0 'what?': give a number of seconds above 0"),
+    "nothing to wait for": (["CLIP", "--until", " "], "--until ' ' holds no question"),
+    "stdin twice": (["-", "--questions", "-"], "stdin cannot be the source and the questions too"),
+    "no time to open": (["CLIP", "--open-timeout", "0"], "--open-timeout 0: give seconds above 0"),
+    "time-out of nothing": (["CLIP", "--read-timeout", "nan"], "--read-timeout nan: give seconds above 0"),
+    "fewer than no attempts": (["CLIP", "--reconnect", "-1"], "--reconnect -1: give 0 or more attempts"),
+    "no pixels": (["CLIP", "--max-pixels", "0"], "--max-pixels 0: give 1 or more"),
+    "too many pixels": (["CLIP", "--max-pixels", "19199"], "has frames of 160x120, more than 19199 pixels: allow them with `--max-pixels`"),
+    "too many frames": (["CLIP", "--max-fps", "24"], "declares 25 frames a second, more than 24: allow them with `--max-fps`"),
+    "password in a flag": (["CLIP", "--fps", "rtsp://admin:geheim@host/"], "--fps rtsp://host/ is no rate"),
+    "socket over a file": (["CLIP", "--serve-socket", __file__], f"--serve-socket {__file__} is a file that is no socket"),
+    "socket in no folder": (["CLIP", "--serve-socket", "/no/such/s"], "--serve-socket /no/such/s cannot be made"),
+    "socket with a long name": (["CLIP", "--serve-socket", "/tmp/" + "s" * 120], "is longer than the 107 bytes"),
     "unknown scheme": (["gopher://x/y"], "unknown scheme gopher://"),
 }
 
@@ -336,7 +383,9 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 from support.fake_session import FakeSession
 from vicort.runtime import run
+import contextlib
 run.Session, run.find_engine_dir = FakeSession, lambda model: Path("engines")
+run.EngineSet = type("Engines", (), {{"open": staticmethod(contextlib.nullcontext)}})
 sys.exit(run.main(sys.argv[1:]))
 """
 
@@ -365,6 +414,30 @@ def test_ctrl_c_flushes_what_there_is_and_exits_130(tmp_path: Path) -> None:
 
 def test_a_reader_that_goes_away_ends_it_quietly() -> None:
     process = started("testsrc:seconds=600,size=32x32,fps=25", "--fps", "source", "--format", "jsonl", "--stats")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=20) == 141
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+def test_ctrl_c_ends_several_sources_each_with_its_summary() -> None:
+    sources = [f"testsrc:seconds=600,size=32x32,fps={fps}" for fps in (4, 8)]
+    process = started(*sources, "--realtime", "--format", "jsonl", "--stats")
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(6)]
+    process.send_signal(signal.SIGINT)
+    rest, err = process.communicate(timeout=20)
+    found = [json.loads(line) for line in [*lines, *rest.splitlines()]]
+    assert (process.returncode, err) == (130, b"")
+    assert {event["source"] for event in found if event["event"] == "summary"} == set(sources)
+
+
+def test_a_reader_that_goes_away_ends_several_sources_quietly() -> None:
+    sources = [f"testsrc:seconds=600,size=32x32,fps={fps}" for fps in (24, 25)]
+    process = started(*sources, "--fps", "source", "--format", "jsonl", "--stats")
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.readline()

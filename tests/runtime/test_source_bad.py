@@ -1,8 +1,11 @@
 """Bad input: one clear line that names it, and every good frame before."""
 
 import io
+import resource
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import av
@@ -12,6 +15,7 @@ from support import videos
 from vicort.runtime.core import Frame
 from vicort.runtime.errors import SourceError, TruncatedSource
 from vicort.runtime.sources import open_source
+from vicort.runtime.sources.limits import Limits
 
 
 def refused(spec: Path | str, **options) -> str:
@@ -80,6 +84,10 @@ def test_unknown_scheme_keeps_the_password_to_itself() -> None:
     assert "secret" not in line
 
 
+def test_a_url_with_a_slash_too_few_keeps_the_password_to_itself() -> None:
+    assert "no such file rtsp:/host/cam: give" in refused("rtsp:/user:secret@host/cam")
+
+
 @pytest.mark.parametrize("url", ["http://user:secret@127.0.0.1:9/a.mp4", "rtsp://user:secret@127.0.0.1:9/a"])
 def test_nobody_answers(url: str) -> None:
     line = refused(url)
@@ -99,6 +107,55 @@ def test_stream_that_is_no_video(tmp_path: Path) -> None:
 )
 def test_bad_pattern(spec: str) -> None:
     assert "give testsrc:[seconds=NUMBER]" in refused(spec) or "give a smaller size" in refused(spec)
+
+
+# ---- bombs ----------------------------------------------------------------------------------------------------------------
+
+
+def png(width: int, height: int) -> bytes:
+    """The header of a picture of that size, and next to nothing behind it."""
+
+    def part(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(bytes(1000))) + part(b"IEND", b"")
+
+
+def with_header(path: Path, size: tuple[int, int] = (160, 120), fps: int = 25) -> Path:
+    """An AVI whose header claims another size and rate than its pictures have."""
+    videos.write_video(path, 10, codec="mjpeg", pixel_format="yuvj420p")
+    content = bytearray(path.read_bytes())
+    form, stream = content.index(b"strf") + 8, content.index(b"strh") + 8
+    content[form + 4 : form + 12] = struct.pack("<ii", *size)
+    content[stream + 20 : stream + 28] = struct.pack("<II", 1, fps)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("side", [9_000, 20_000, 100_000, 2**31 - 1])
+def test_a_picture_bomb_is_refused_by_its_header(tmp_path: Path, side: int) -> None:
+    (tmp_path / "a.mkv").write_bytes(png(side, side))  # not by its name an image
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    line = refused(tmp_path / "a.mkv")
+    assert str(tmp_path / "a.mkv") in line
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000  # KB; one of 9,000 x 9,000 has 243,000
+
+
+def test_a_rate_bomb_is_refused(tmp_path: Path) -> None:
+    assert "declares 1e+06 frames a second, more than 1000" in refused(with_header(tmp_path / "a.avi", fps=1_000_000))
+    with open_source(str(tmp_path / "a.avi"), limits=Limits(fps=1_000_000)) as source:
+        assert len(list(source)) == 10
+
+
+@pytest.mark.parametrize("size", [(176, 144), (640, 480)])  # the decoder refuses the larger, we the smaller
+def test_pictures_larger_than_was_declared_are_left_out(tmp_path: Path, size: tuple[int, int]) -> None:
+    videos.write_video(tmp_path / "small.ts", 20, size=(160, 120), encoder={"bf": "0"})
+    videos.write_video(tmp_path / "large.ts", 20, size=size, encoder={"bf": "0"})
+    both = videos.join(tmp_path / "both.ts", [tmp_path / "small.ts", tmp_path / "large.ts"])
+    with open_source(str(both), live=True, limits=Limits(pixels=160 * 120)) as source:
+        assert {frame.image.shape for frame in source} == {(120, 160, 3)}
+    assert any("damaged" in line for line in source.warnings)
 
 
 # ---- cut off in the middle ------------------------------------------------------------------------------------------------

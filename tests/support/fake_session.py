@@ -37,8 +37,15 @@ class FakeSession:
         if len(question.text) > LONGEST:
             raise QuestionError(f"the question has {len(question.text)} letters, this engine takes {LONGEST}: ask a shorter one")
         answer: Future = Future()
+        now = question.at is not None and question.at <= self.now
         self.due.append((question, on_token, answer))
+        if now or "finish" in self.calls:
+            self._answer(lambda each: each is question)
         return answer
+
+    @property
+    def now(self) -> Fraction:
+        return self.times[-1] if self.times else Fraction(0)
 
     def wants(self, at: Fraction) -> bool:
         self._answer(lambda question: question.at is not None and question.at < at)
@@ -55,13 +62,16 @@ class FakeSession:
         self.calls.append("finish")
         self._answer(lambda question: True)
 
+    def text_of(self, question: Question) -> str:
+        return f"{len(self.times)} frames"
+
     def _answer(self, is_due: Callable[[Question], bool]) -> None:
         now, self.due = [item for item in self.due if is_due(item[0])], [item for item in self.due if not is_due(item[0])]
         for question, on_token, answer in now:
             seen = self.times[-1] if self.times else Fraction(0)
             for token in (str(len(self.times)), " frames"):
                 on_token(token)
-            text = f"{len(self.times)} frames"
+            text = self.text_of(question)
             given = Answer(question.id, question.at or seen, seen, question.text, text, 1.0, 2, ((Fraction(0), seen),), len(self.times))
             self.options["on_event"](given)
             answer.set_result(given)

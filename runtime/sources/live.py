@@ -1,0 +1,172 @@
+"""A source that is opened again whenever it breaks off, on one clock."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+from typing import Literal
+from urllib.parse import urlsplit
+
+from vicort.runtime.core import Frame, SourceEvent
+from vicort.runtime.errors import SourceError, TruncatedSource
+from vicort.runtime.redact import redact
+from vicort.runtime.sources.clock import LEAST
+from vicort.runtime.sources.container import ContainerSource
+from vicort.runtime.sources.source import Source, Wants, Warn
+
+JUMP = Fraction(10)  # seconds that live timestamps may run ahead of the wall clock in one step; more is a clock that was set
+KEPT_WARNINGS = 100
+OnState = Callable[[SourceEvent], None]
+State = Literal["connected", "lost", "reconnecting", "resized", "ended", "given-up"]
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a network source is waited for, and when it is tried again. Times in seconds."""
+
+    open_timeout: float = 10.0
+    read_timeout: float | None = None  # to the next packet, and to the next picture; None = 10, or 30 for HLS, which comes in segments
+    first_delay: float = 0.5  # before the first attempt; each further one waits twice as long
+    longest_delay: float = 30.0
+    steady: float = 10.0  # a connection that gave frames for so long was a good one: counting starts anew
+    attempts: int | None = None  # in a row; None = without end
+
+    def timeouts(self, url: str) -> tuple[float, float]:
+        """To open, and to read."""
+        segments = "://" in url and urlsplit(url).path.lower().endswith(".m3u8")
+        return self.open_timeout, self.read_timeout or (30.0 if segments else 10.0)
+
+    def delay(self, attempt: int, luck: float) -> float:
+        """Before attempt 1, 2, …; luck in [0, 1) spreads cameras that went down together over half of it."""
+        whole = min(self.longest_delay, self.first_delay * 2.0 ** min(attempt - 1, 60))
+        return whole * (0.5 + luck / 2)
+
+
+class LiveSource(Source):
+    """A URL or a camera. Its end, an error and silence all mean: open it again.
+
+    The time of its frames rises over all connections: a gap between two lasts as long as it did on the wall.
+    """
+
+    def __init__(
+        self,
+        first: ContainerSource,
+        again: Callable[[], Source],
+        *,
+        patience: Patience,
+        on_state: OnState | None = None,
+        warn: Warn | None = None,
+    ) -> None:
+        """first: the open connection. again: opens a further one, or raises SourceError. on_state: called on the thread that reads."""
+        super().__init__(first.name, live=True, warn=warn)
+        self.warnings.extend(first.warnings)
+        self._source: Source = first
+        self._again, self._patience = again, patience
+        self._on_state = on_state or (lambda event: None)
+        self._endless = first.duration is None
+        self._stopping = threading.Event()
+        self._attempts = 0  # in a row
+        self._time: Fraction | None = None  # of the newest frame
+        self._index = -1
+        self._stamp: Fraction | None = None  # of this connection's newest frame; None = it has given none
+        self._wall = self._since = 0  # monotonic_ns of the newest frame, and of this connection's first
+        self._size: tuple[int, ...] | None = None  # height, width
+
+    def warn(self, line: str) -> None:
+        super().warn(line)
+        del self.warnings[:-KEPT_WARNINGS]  # of days
+
+    def stop(self) -> None:
+        """End it at the next frame or before the next attempt; from any thread."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        self.stop()
+        self._source.close()
+
+    def frames(self, wants: Wants | None = None) -> Iterator[Frame]:
+        while True:
+            reason = yield from self._watch(wants)
+            self._source.close()
+            if self._stopping.is_set() or not self._reconnect(reason):
+                return
+
+    def _watch(self, wants: Wants | None) -> Generator[Frame, None, str]:
+        """One connection's frames; returns why it ended."""
+        source, self._stamp = self._source, None
+        try:
+            for frame in source.frames(partial(self._wants, wants)):
+                if self._stopping.is_set():
+                    return "stopped"
+                self._see_size(tuple(frame.image.shape[:2]))
+                yield replace(frame, time=self._now, index=self._index)
+        except SourceError as error:
+            return error.brief
+        return getattr(source, "stopped", None) or "the stream ended"
+
+    def _wants(self, wants: Wants | None, stamp: Fraction) -> bool:
+        """Every frame of a connection passes here first, with its time in it."""
+        now = time.monotonic_ns()
+        connected = self._stamp is None
+        if connected:
+            self._since = now
+        self._time = self._next_time(stamp, now)
+        self._stamp, self._wall, self._index = stamp, now, self._index + 1
+        if connected:
+            self._tell("connected", "")
+        return not self._stopping.is_set() and (wants is None or wants(self._time))
+
+    def _next_time(self, stamp: Fraction, now: int) -> Fraction:
+        if self._time is None:
+            return Fraction(0)
+        passed = max(LEAST, Fraction(now - self._wall, 10**9))
+        if self._stamp is None or getattr(self._source, "untimed", False):
+            return self._time + passed
+        step = stamp - self._stamp
+        if step > passed + JUMP:
+            self.warn(f"{self.name}: timestamps jump ahead by {float(step):.3f} s at {float(self._time):.3f} s: time goes on as it passed")
+            step = passed
+        return self._time + step
+
+    def _see_size(self, size: tuple[int, ...]) -> None:
+        before, self._size = self._size, size
+        if before is not None and before != size:
+            self._tell("resized", f"{before[1]}x{before[0]} to {size[1]}x{size[0]}")
+
+    def _reconnect(self, reason: str) -> bool:
+        """Wait and open, until it succeeds; False if there is nothing more to come."""
+        given = self._stamp is not None  # frames, by the connection that ended
+        if given:
+            self._tell("lost", reason)
+        if given and time.monotonic_ns() - self._since >= self._patience.steady * 1e9:
+            self._attempts = 0
+        while self._patience.attempts is None or self._attempts < self._patience.attempts:
+            self._attempts += 1
+            self._tell("reconnecting", reason)
+            if self._stopping.wait(self._patience.delay(self._attempts, random.random())):
+                return False
+            try:
+                self._source = self._again()
+            except SourceError as error:
+                reason = error.brief
+                continue
+            if self._endless and self._source.duration is not None:  # a broadcast that has become a recording of itself
+                self._tell("ended", f"it is a recording of {float(self._source.duration):.3f} s now")
+                return False
+            return True
+        self._tell("given-up", reason)
+        raise TruncatedSource(
+            f"{self.name} is gone ({self._attempts} attempts, {redact(reason)}): see what it is with `ffprobe {self.name}`"
+        )
+
+    @property
+    def _now(self) -> Fraction:
+        return self._time or Fraction(0)
+
+    def _tell(self, state: State, reason: str) -> None:
+        self._on_state(SourceEvent(state, self._now, redact(reason), self._attempts))
