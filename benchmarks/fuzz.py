@@ -8,6 +8,7 @@ File i of a seed is always the same: `--first i --files 1` tries it again.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     counts: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     peak = slowest = 0.0
+    os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder talks
     with ExitStack() as stack:
         room = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vicort-fuzz-")))
         files, lacking = good_files(room)

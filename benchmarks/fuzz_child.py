@@ -38,16 +38,17 @@ class Outcome:
 def tried(path: Path, kind: Kind, *, seconds: float, most_bytes: int) -> Outcome:
     """Read the file in a child that is ended after so many seconds."""
     reading, writing = os.pipe()
+    said = path.with_name("stderr")
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _be_child(path, kind, writing)
+        _be_child(path, kind, writing, said)
     os.close(writing)
     ended = bool(select.select([reading], [], [], seconds)[0])
     told = os.read(reading, TOLD).decode("utf-8", "replace") if ended else ""
     os.close(reading)
-    if not told:
-        ended or os.kill(child, signal.SIGKILL)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
     _, status, usage = os.wait4(child, 0)
     peak = usage.ru_maxrss * 1024
     if not ended:
@@ -56,11 +57,15 @@ def tried(path: Path, kind: Kind, *, seconds: float, most_bytes: int) -> Outcome
         return Outcome("crash", f"signal {os.WTERMSIG(status)}", peak)
     if peak > most_bytes:
         return Outcome("memory", f"{peak / 1e6:.0f} MB", peak)
+    noise = said.read_text(errors="replace")
+    if "Traceback" in noise:
+        return Outcome("traceback", f"on stderr: {noise[-TOLD:]}", peak)
     verdict, _, detail = told.partition(" ")
     return Outcome(verdict, detail, peak)
 
 
-def _be_child(path: Path, kind: Kind, writing: int) -> NoReturn:
+def _be_child(path: Path, kind: Kind, writing: int, said: Path) -> NoReturn:
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     try:
