@@ -50,8 +50,15 @@ VIDEOS = (  # codec, pixel format, container
     ("rawvideo", "yuv420p", "yuv4mpegpipe"),
     ("rawvideo", "bgr24", "avi"),
 )
-IMAGES = (("png", "rgb24", ".png"), ("mjpeg", "yuvj420p", ".jpg"), ("bmp", "bgr24", ".bmp"), ("tiff", "rgb24", ".tif"))
-IMAGES += (("libwebp", "yuv420p", ".webp"), ("ppm", "rgb24", ".ppm"), ("pgm", "gray", ".pgm"))
+IMAGES = (
+    ("png", "rgb24", ".png"),
+    ("mjpeg", "yuvj420p", ".jpg"),
+    ("bmp", "bgr24", ".bmp"),
+    ("tiff", "rgb24", ".tif"),
+    ("libwebp", "yuv420p", ".webp"),
+    ("ppm", "rgb24", ".ppm"),
+    ("pgm", "gray", ".pgm"),
+)
 ODD = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 100_000, 1_000_000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**63, 2**64 - 1)
 HEAD = 1_024  # bytes at either end in which most header fields lie
 QUESTIONS = '{"at": 1.5, "question": "what color was the circle?", "id": "a"}\n{"question": "what is there now?"}\n'

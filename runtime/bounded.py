@@ -7,9 +7,11 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
-SHOWN = 80  # characters of a value in an error
+MOST = 200  # characters of a value in an error
+SHOWN = 80  # and of a string or a number in it
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = SHOWN
+_short.maxlevel = 3
 
 
 def read_text(path: Path | str, most: int, encoding: str = "utf-8") -> str:
@@ -24,9 +26,10 @@ def read_text(path: Path | str, most: int, encoding: str = "utf-8") -> str:
 def shown(value: Any) -> str:
     """A value as Python writes it, shortened, for an error."""
     try:
-        return _short.repr(value)
+        text = _short.repr(value)
     except ValueError:  # Python writes no integer of more than 4,300 digits
         return "a huge number"
+    return text if len(text) <= MOST else f"{text[: MOST - 3]}..."
 
 
 def is_text(value: str) -> bool:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from vicort.runtime.bounded import shown
 from vicort.runtime.bindings import Bindings, numpy_dtype
+from vicort.runtime.bounded import shown
 from vicort.runtime.device import Device, Event, Stream
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import EmbeddingSpec, GraphName, GraphSpec, Manifest, read_manifest

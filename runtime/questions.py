@@ -72,7 +72,9 @@ def with_ids(questions: Sequence[Question]) -> tuple[Question, ...]:
     named = [question if question.id else replace(question, id=f"q{place}") for place, question in enumerate(questions, 1)]
     counts = Counter(question.id for question in named)
     if twice := {id for id, count in counts.items() if count > 1}:
-        raise QuestionError(f"two questions have the id {shown(min(twice))}: give each its own (those without one get q1, q2, … by their place)")
+        raise QuestionError(
+            f"two questions have the id {shown(min(twice))}: give each its own (those without one get q1, q2, … by their place)"
+        )
     return tuple(named)
 
 

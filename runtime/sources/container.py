@@ -81,15 +81,16 @@ class ContainerSource(Source):
     ) -> None:
         super().__init__(name, warn=warn)
         self._advice = advice or f"see what it is with `ffprobe {name}`"
-        self._container = _opened(target, name, self._advice, options)
         limits = limits or Limits()
+        options["options"] = options.get("options", {}) | limits.options  # in force while FFmpeg looks at the first pictures
+        self._container = _opened(target, name, self._advice, options)
         try:
             self._stream = _choose(self._container, name, stream)
             limits.check(name, self._stream.width, self._stream.height, self._stream.average_rate)
         except SourceError:
             self._container.close()
             raise
-        self._stream.codec_context.options = {"max_pixels": str(limits.pixels)}  # for pictures that are larger than was declared
+        self._stream.codec_context.options = limits.options  # for pictures that are larger than was declared
         self._picture_timeout = picture_timeout
         self._file = target if isinstance(target, ByteFile) else None
         self._stream.codec_context.thread_count = threads

@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 
 from vicort.runtime.core import Frame
 from vicort.runtime.errors import SourceError
@@ -34,9 +35,7 @@ def natural_order(path: Path) -> list[str | int]:
 class ImageSource(Source):
     """Frame i has the time i / fps, however it is named or dated."""
 
-    def __init__(
-        self, paths: Sequence[Path], name: str, *, fps: Fraction, warn: Warn | None = None, limits: Limits | None = None
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], name: str, *, fps: Fraction, warn: Warn | None = None, limits: Limits | None = None) -> None:
         super().__init__(name, frames_total=len(paths), duration=len(paths) / fps, warn=warn)
         self._paths, self._fps, self._limits = sorted(paths, key=natural_order), fps, limits or Limits()
 
@@ -46,22 +45,23 @@ class ImageSource(Source):
             time = index / self._fps
             if wants is not None and not wants(time):
                 continue
-            if picture := self._decoded(path):
+            if (image := self._decoded(path, convert)) is not None:
                 good += 1
-                yield Frame(convert(picture), time, index)
+                yield Frame(image, time, index)
         if not good:
             raise SourceError(f"none of the {len(self._paths)} images of {self.name} can be decoded: give PNG or JPEG files")
 
-    def _decoded(self, path: Path) -> av.VideoFrame | None:
+    def _decoded(self, path: Path, convert: Converter) -> np.ndarray | None:
+        options = ONLY_IMAGES | self._limits.options
         try:
-            with path.open("rb") as file, av.open(ByteFile(file), metadata_errors="replace", options=ONLY_IMAGES) as container:
+            with path.open("rb") as file, av.open(ByteFile(file), metadata_errors="replace", options=options) as container:
                 stream = container.streams.video[0]
                 if stream.codec_context is None:
-                    raise SourceError(f"{path} has an unknown codec: give PNG or JPEG files")
-                self._limits.check(str(path), stream.width, stream.height, None)
-                stream.codec_context.options = {"max_pixels": str(self._limits.pixels)}
+                    raise SourceError("it has an unknown codec")
+                self._limits.check(path.name, stream.width, stream.height, None)
+                stream.codec_context.options = self._limits.options
                 stream.codec_context.thread_count = 1
-                return next(container.decode(stream))
+                return convert(next(container.decode(stream)))
         except SourceError as error:
             self.warn(f"{path} is left out: {error}")
         except (av.FFmpegError, OSError, IndexError, StopIteration) as error:

@@ -15,6 +15,11 @@ class Limits:
     pixels: int = 8192 * 8192  # a picture: 201 MB as RGB
     fps: int = 1000  # frames a second
 
+    @property
+    def options(self) -> dict[str, str]:
+        """For FFmpeg's decoders, which refuse larger pictures than were declared too."""
+        return {"max_pixels": str(self.pixels)}
+
     def check(self, name: str, width: int, height: int, rate: Fraction | None) -> None:
         """Raises SourceError for a stream that declares more; `name` is its source's."""
         if width * height > self.pixels:

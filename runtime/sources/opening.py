@@ -19,8 +19,8 @@ from vicort.runtime.sources.container import ContainerSource, reason
 from vicort.runtime.sources.images import SUFFIXES, ImageSource, is_image
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.live import LiveSource, OnState, Patience
-from vicort.runtime.sources.piped import ByteFile
 from vicort.runtime.sources.pattern import SCHEME, PatternSource
+from vicort.runtime.sources.piped import ByteFile
 from vicort.runtime.sources.source import Source, Warn
 
 SCHEMES = ("rtsp", "rtsps", "http", "https")
@@ -104,9 +104,7 @@ def _open(
         return PatternSource(spec)
     if spec == "-":
         pipe = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)  # raw: gives what is there, without waiting for a full buffer
-        return ContainerSource(
-            ByteFile(pipe), "stdin", live=bool(live), advice=PIPED, options={"protocol_whitelist": "none"}, **options
-        )
+        return ContainerSource(ByteFile(pipe), "stdin", live=bool(live), advice=PIPED, options={"protocol_whitelist": "none"}, **options)
     if scheme := _scheme(spec):
         return _open_url(spec, scheme, live, transport, patience, options)
     path = Path(spec)
