@@ -114,7 +114,7 @@ def test_a_million_frames_a_second(tmp_path: Path) -> None:
         open_source(str(path))
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".mp4", ".ts", ""])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".mp4", ".m3u8", ".sdp", ""])
 @pytest.mark.parametrize(
     "text",
     [
