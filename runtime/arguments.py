@@ -13,7 +13,7 @@ from typing import Literal, NoReturn
 
 from vicort.runtime.core import Question, Sampling
 from vicort.runtime.errors import ConfigError, QuestionError
-from vicort.runtime.questions import parse_ask, read_questions, with_ids
+from vicort.runtime.questions import checked_words, parse_ask, read_questions, with_ids
 from vicort.runtime.sampler import as_rate
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.live import Patience
@@ -211,7 +211,7 @@ def _standing(typed: argparse.Namespace, sampling: Sampling) -> tuple[Standing, 
 def _words(text: str, flag: str) -> str:
     if not text.strip():
         raise QuestionError(f"{flag} {text!r} holds no question: give one as `{flag} ... 'is there a circle?'`")
-    return text.strip()
+    return checked_words(text.strip(), flag)
 
 
 def _check_output(typed: argparse.Namespace) -> None:

@@ -10,9 +10,10 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TextIO
 
+from vicort.runtime.bounded import shown
 from vicort.runtime.core import Question, Sampling
 from vicort.runtime.errors import QuestionError
-from vicort.runtime.questions import parse_typed
+from vicort.runtime.questions import LONGEST_LINE, parse_typed
 
 Ask = Callable[[Question], Future]  # of one stream; a question without a time is asked now
 
@@ -58,7 +59,7 @@ class Desk:
         with self._lock:  # held to the end, so that no stream is closed under a question
             streams = self._streams
             if source is not None and source not in streams:
-                raise QuestionError(f"{where}: no source {source!r} is being watched: the sources are {', '.join(streams) or 'gone'}")
+                raise QuestionError(f"{where}: no source {shown(source)} is being watched: the sources are {', '.join(streams) or 'gone'}")
             if not streams:
                 raise QuestionError(f"{where}: nothing is being watched yet, or any more: ask while a stream runs")
             return {name: ask(question) for name, ask in streams.items() if source in (None, name)}
@@ -86,14 +87,23 @@ class TypedQuestions:
 
     def _read(self) -> None:
         try:
-            for number, line in enumerate(self._file, 1):
+            for number, line in enumerate(iter(self._next, ""), 1):
                 self._desk.complete.wait()
-                if line.strip():
+                if len(line) > LONGEST_LINE:
+                    self._warn(f"stdin, line {number} has more than {LONGEST_LINE} characters: send a shorter question")
+                elif line.strip():
                     self._take(line, f"stdin, line {number}")
         except (OSError, UnicodeDecodeError) as error:
             self._warn(f"no more questions are read from stdin ({error}): send UTF-8 lines")
         finally:
             self.ended.set()
+
+    def _next(self) -> str:
+        """The next line; of one that is too long, the part that shows it."""
+        line = part = self._file.readline(LONGEST_LINE + 1)
+        while len(part) > LONGEST_LINE and not part.endswith("\n"):
+            part = self._file.readline(LONGEST_LINE + 1)
+        return line
 
     def _take(self, line: str, where: str) -> None:
         try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from vicort.runtime.bindings import Bindings, numpy_dtype
+from vicort.runtime.bounded import shown
 from vicort.runtime.device import Device, Event, Stream
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import EmbeddingSpec, GraphName, GraphSpec, Manifest, read_manifest
@@ -36,8 +37,13 @@ class Embedding:
     """
 
     def __init__(self, folder: Path, spec: EmbeddingSpec) -> None:
-        dtype = numpy_dtype(spec.dtype)
-        self._rows = np.memmap(folder / spec.file, dtype, "r", offset=spec.offset, shape=(spec.rows, spec.width))
+        """Raises EngineError if the file does not hold what the manifest says."""
+        try:
+            dtype = numpy_dtype(spec.dtype)
+            self._rows = np.memmap(folder / spec.file, dtype, "r", offset=spec.offset, shape=(spec.rows, spec.width))
+        except (OSError, TypeError, ValueError, OverflowError) as error:
+            what = f"{spec.rows} rows of {spec.width} {shown(spec.dtype)} from byte {spec.offset}"
+            raise EngineError(f"{folder / spec.file} does not hold {what}: build the engine set again with vicort-build") from error
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
-from typing import Literal
+import re
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from vicort.runtime.bounded import read_text, shown
 from vicort.runtime.errors import EngineError
 
 SCHEMA_VERSION = 1
@@ -24,6 +26,22 @@ GraphName = Literal["vision", "tokens", "llm"]
 SAMPLED_ABOVE = 64 << 20  # bytes: larger files are fingerprinted by samples, so that opening a 10 GB set stays quick
 SAMPLE_BYTES = 1 << 20
 SAMPLES = 16
+MOST_BYTES = 16 << 20  # of a manifest
+COMMAND = re.compile(r"vicort-build [\w ./:=,@+~'-]{0,2000}", re.ASCII)  # what errors tell the user to type: no other program, no shell
+
+
+def _inside(name: str) -> str:
+    """The name, if it is that of a file in the folder, not beside or above it."""
+    path = PurePosixPath(name)
+    if not name.isprintable() or "\\" in name or path.is_absolute() or ".." in path.parts or str(path) in (".", ""):
+        raise ValueError(f"{shown(name)} is no name of a file in the engine folder")
+    return name
+
+
+Size = Annotated[int, Field(gt=0, le=2**24)]  # of a part of a model: more than any has
+Rate = Annotated[float, Field(gt=0, le=1e6)]
+FileName = Annotated[str, AfterValidator(_inside)]
+Count = Annotated[int, Field(ge=0, le=2**40)]  # bytes, rows: of any model there may be
 
 
 class Strict(BaseModel):
@@ -47,7 +65,7 @@ class Dimension(Strict):
 
 
 class GraphSpec(Strict):
-    file: str  # in the engine folder
+    file: FileName  # in the engine folder
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     dimensions: dict[str, Dimension]
@@ -55,39 +73,39 @@ class GraphSpec(Strict):
     plugin_layers: int = 0  # BoundedAttention nodes that a plugin runs; 0 where its function body was expanded
     layer_types: dict[str, int] = Field(default_factory=dict)  # of a TensorRT plan: layers of its network, by TensorRT's name of their type
     plan_names: dict[str, str] = Field(default_factory=dict)  # of tensors that a TensorRT plan calls otherwise
-    refit_from: str | None = None  # of a stripped plan: the ONNX file in the folder whose weights it is to be given before it runs
+    refit_from: FileName | None = None  # of a stripped plan: the ONNX file in the folder whose weights it is to be given before it runs
 
 
 class EmbeddingSpec(Strict):
     """Where the token embeddings lie: a raw row-major array in a file of the set, which the language graph uses too."""
 
-    file: str
-    offset: int  # bytes
+    file: FileName
+    offset: Count  # bytes
     dtype: str
-    rows: int
-    width: int
+    rows: Count
+    width: Count
 
 
 class ModelSpec(Strict):
     """The facts about the model that the runtime needs."""
 
     name: str
-    layers: int
-    width: int
-    query_heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    image_height: int  # pixels of a frame as the vision graph takes it
-    image_width: int
-    grid_height: int  # merged tokens down a unit
-    grid_width: int  # merged tokens across a unit
-    fps: float  # frames a second the model was trained to see
-    tokens_per_second: float  # steps of the temporal position in a second (vision_config.tokens_per_second)
-    chunk_frames: int  # most frames in a chunk
-    page_tokens: int  # T, cells in a page
-    max_rows: int  # most new tokens in one run of the language graph
-    max_position: int  # positions stay below this: the range that the model was trained in
+    layers: Size
+    width: Size
+    query_heads: Size
+    kv_heads: Size
+    head_dim: Size
+    vocabulary: Size
+    image_height: Size  # pixels of a frame as the vision graph takes it
+    image_width: Size
+    grid_height: Size  # merged tokens down a unit
+    grid_width: Size  # merged tokens across a unit
+    fps: Rate  # frames a second the model was trained to see
+    tokens_per_second: Rate  # steps of the temporal position in a second (vision_config.tokens_per_second)
+    chunk_frames: Size  # most frames in a chunk
+    page_tokens: Size  # T, cells in a page
+    max_rows: Size  # most new tokens in one run of the language graph
+    max_position: Size  # positions stay below this: the range that the model was trained in
     eos_tokens: tuple[int, ...]
     video_token: int  # id of the placeholder that visual tokens stand for
 
@@ -98,7 +116,7 @@ class ModelSpec(Strict):
 
 
 class FileSpec(Strict):
-    bytes: int
+    bytes: Count
     fingerprint: str
 
 
@@ -114,7 +132,7 @@ class Manifest(Strict):
     target: str  # GPU architectures, or the CPU's instruction sets
     versions: dict[str, str]  # of the tools that built it
     build_command: str
-    files: dict[str, FileSpec] = Field(default_factory=dict)
+    files: dict[FileName, FileSpec] = Field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         (folder / FILE_NAME).write_text(self.model_dump_json(indent=2) + "\n")
@@ -138,8 +156,8 @@ def fingerprint(path: Path) -> FileSpec:
 def backend_of(folder: Path) -> str | None:
     """The backend that an engine set is for, without checking the set; None if there is no telling."""
     try:
-        return json.loads((folder / FILE_NAME).read_text())["backend"]
-    except (OSError, ValueError, LookupError, TypeError):
+        return json.loads(read_text(folder / FILE_NAME, MOST_BYTES))["backend"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 
@@ -154,22 +172,33 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise EngineError(f"{folder} holds no {FILE_NAME}, so it is no engine set: build one with `vicort-build MODEL --out {folder}`")
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise EngineError(f"{path} is not JSON ({error}): rebuild with `vicort-build MODEL --out {folder}`") from error
-    rebuild = f"rebuild with `{content.get('build_command', f'vicort-build MODEL --out {folder}')}`" if isinstance(content, dict) else ""
+        content = json.loads(read_text(path, MOST_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        why = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise EngineError(f"{path} is not JSON ({why}): rebuild with `vicort-build MODEL --out {folder}`") from error
+    command = _command(content, folder)
+    rebuild = f"rebuild with `{command}`"
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         found = content.get("schema_version") if isinstance(content, dict) else type(content).__name__
-        raise EngineError(f"{path} has schema version {found!r}, this vicort reads {SCHEMA_VERSION}: {rebuild}")
+        raise EngineError(f"{path} has schema version {shown(found)}, this vicort reads {SCHEMA_VERSION}: {rebuild}")
     try:
-        manifest = Manifest.model_validate(content)
+        manifest = Manifest.model_validate(content | {"build_command": command} if "build_command" in content else content)
     except ValidationError as error:
         first = error.errors()[0]
-        raise EngineError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}: {rebuild}") from error
+        place = ".".join(shown(part).strip("'") for part in first["loc"])
+        raise EngineError(f"{path}: {place}: {first['msg']}: {rebuild}") from error
     for name, expected in manifest.files.items():
         file = folder / name
         if not file.is_file():
             raise EngineError(f"{file} is missing: {rebuild}")
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise EngineError(f"{file} is a link that leads out of its folder: copy the file there, or {rebuild}")
         if fingerprint(file) != expected:
             raise EngineError(f"{file} is damaged ({file.stat().st_size} bytes, {expected.bytes} were built): {rebuild}")
     return manifest
+
+
+def _command(content: Any, folder: Path) -> str:
+    """The command that rebuilds, as the manifest has it, if it is one."""
+    told = content.get("build_command") if isinstance(content, dict) else None
+    return told if isinstance(told, str) and COMMAND.fullmatch(told) else f"vicort-build MODEL --out {folder}"

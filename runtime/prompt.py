@@ -16,6 +16,7 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from vicort.runtime.bounded import is_text, shown
 from vicort.runtime.errors import EngineError, QuestionError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -42,6 +43,8 @@ class Prompt:
         """
         if not text.strip():
             raise QuestionError("the question is empty: ask something, for example --ask 'what is there now?'")
+        if not is_text(text):
+            raise QuestionError(f"the question {shown(text)} holds half a character (a lone surrogate): ask in UTF-8")
         if special := next((t for t in self._special_tokens() if t in text), None):
             raise QuestionError(f"the question holds the model's control token {special!r}: leave it out")
         whole = self._render(self._turns([*earlier, (text, "")]))

@@ -15,8 +15,8 @@ from typing import Any, Self
 
 from vicort.runtime.desk import Desk
 from vicort.runtime.errors import ConfigError, QuestionError
+from vicort.runtime.questions import LONGEST_LINE
 
-LONGEST_LINE = 65_536  # bytes
 MOST_CLIENTS = 64
 LONGEST_PATH = 107  # bytes, of a Unix socket's name
 
@@ -125,7 +125,7 @@ class _Client:
             self._changed.notify_all()
 
     def send(self, content: dict[str, Any]) -> None:
-        data = (json.dumps(content, ensure_ascii=False) + "\n").encode()
+        data = (json.dumps(content, ensure_ascii=False) + "\n").encode("utf-8", "replace")
         with self._changed:
             if self._closed:
                 return

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from vicort.runtime.policies.registry import Policy, Registry
+from vicort.runtime.policies.registry import MOST, Policy, Registry
 
 
 class Ingest(Policy):
@@ -30,7 +30,7 @@ class RecentChunks(Ingest):
     """ViCoStream's bounded visual attention: the last `chunks` chunks (`attend_chunk_num` of its code)."""
 
     policy: ClassVar[str] = "recent-chunks"
-    chunks: int = Field(ge=0)
+    chunks: int = Field(ge=0, le=MOST)
 
     @property
     def window(self) -> int | None:
@@ -42,7 +42,7 @@ class LatestFrames(Ingest):
 
     policy: ClassVar[str] = "latest-frames"
     prefills: ClassVar[bool] = False
-    frames: int = Field(gt=0, multiple_of=2)
+    frames: int = Field(gt=0, le=MOST, multiple_of=2)
 
     @property
     def window(self) -> int | None:

@@ -6,7 +6,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vicort.runtime.bounded import shown
 from vicort.runtime.errors import ConfigError
+
+MOST = 1_000_000_000  # of units, chunks or frames
 
 
 class Policy(BaseModel):
@@ -26,13 +29,13 @@ class Registry(Generic[P]):
 
     def create(self, settings: Any, where: str) -> P:
         """`{policy: NAME, parameter: value, …}` -> the policy. Raises ConfigError naming what is allowed."""
-        if not isinstance(settings, dict) or settings.get("policy") not in self._policies:
-            found = settings.get("policy") if isinstance(settings, dict) else settings
-            raise ConfigError(f"{where}: {self.kind} policy {found!r} is unknown: choose one of {', '.join(sorted(self._policies))}")
+        found = settings.get("policy") if isinstance(settings, dict) else settings
+        if not isinstance(settings, dict) or not isinstance(found, str) or found not in self._policies:
+            raise ConfigError(f"{where}: {self.kind} policy {shown(found)} is unknown: choose one of {', '.join(sorted(self._policies))}")
         parameters = {key: value for key, value in settings.items() if key != "policy"}
-        policy = self._policies[settings["policy"]]
+        policy = self._policies[found]
         try:
-            return policy(**parameters)
+            return policy.model_validate(parameters)
         except ValidationError as error:
             first = error.errors()[0]
             allowed = ", ".join(policy.model_fields) or "no parameters"

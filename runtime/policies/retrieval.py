@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from vicort.runtime.policies.registry import Policy, Registry
+from vicort.runtime.policies.registry import MOST, Policy, Registry
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class SimilarChunks(Retrieval):
     """
 
     policy: ClassVar[str] = "similar-chunks"
-    top: int = Field(ge=0)
-    recent: int = Field(0, ge=0)
+    top: int = Field(ge=0, le=MOST)
+    recent: int = Field(0, ge=0, le=MOST)
 
     def choose(self, question: np.ndarray, memory: Sequence[Remembered]) -> list[int]:
         if not memory:
@@ -67,7 +67,7 @@ class EvenUnits(Retrieval):
     """Up to `units` units, evenly spaced over all that memory holds, its first and its last among them."""
 
     policy: ClassVar[str] = "even-units"
-    units: int = Field(ge=2)
+    units: int = Field(ge=2, le=MOST)
 
     def choose(self, question: np.ndarray, memory: Sequence[Remembered]) -> list[int]:
         held = [unit for chunk in memory for unit in chunk.units]

@@ -17,6 +17,7 @@ from vicort.runtime.errors import SourceError, TruncatedSource
 from vicort.runtime.redact import redact
 from vicort.runtime.sources.clock import Clock
 from vicort.runtime.sources.limits import Limits
+from vicort.runtime.sources.piped import MOST_WITHOUT_PICTURE, ByteFile
 from vicort.runtime.sources.pixels import Converter
 from vicort.runtime.sources.source import Source, Wants, Warn
 
@@ -95,6 +96,7 @@ class ContainerSource(Source):
             raise
         self._stream.codec_context.options = limits.decoder_options
         self._picture_timeout = picture_timeout
+        self._file = target if isinstance(target, ByteFile) else None
         self._stream.codec_context.thread_count = threads
         declared = self._stream.duration and self._stream.duration * self._time_base
         self.duration = declared or (self._container.duration and Fraction(self._container.duration, av.time_base)) or None
@@ -140,6 +142,8 @@ class ContainerSource(Source):
         for picture in self._pictures():
             time, index = self._clock.time(self._stamp(picture)), self._health.pictures
             self._health.see_picture(picture.is_corrupt)
+            if self._file:
+                self._file.see_picture()
             if wants is None or wants(time):
                 yield Frame(self._decoder.convert(picture), time, index)
         if self._health.pictures == 0:
@@ -160,7 +164,7 @@ class ContainerSource(Source):
         """Every picture of the stream, in the order they are shown; damaged packets are passed over."""
         seen = time.monotonic()
         try:
-            for packet in self._container.demux(self._stream):
+            for packet in self._packets():
                 if packet.size:
                     self._health.see_packet(packet)
                 before = self._health.pictures
@@ -172,6 +176,16 @@ class ContainerSource(Source):
         except (av.FFmpegError, OSError) as error:  # the container cannot be read on, but the decoder may hold pictures back
             self._health.stopped = reason(error)
             yield from self._decoded(None)
+
+    def _packets(self) -> Iterator[av.Packet]:
+        while True:
+            try:
+                yield from self._container.demux(self._stream)
+            except IndexError:  # PyAV, at the first packet of a stream that was not there when the container was opened: it is left out
+                continue
+            if self._file and self._file.spent:
+                self._health.stopped = f"no picture in {MOST_WITHOUT_PICTURE} bytes"
+            return
 
     def _decoded(self, packet: av.Packet | None) -> Iterator[Any]:
         try:
@@ -256,7 +270,7 @@ def _choose(container: av.container.InputContainer, name: str, index: int | None
         found = ", ".join(f"{stream.index} {stream.type}" for stream in container.streams) or "none"
         raise SourceError(f"{name} holds no video stream (streams: {found}): give a file with video")
     chosen = videos[0] if index is None else next((stream for stream in videos if stream.index == index), None)
-    allowed = ", ".join(f"{stream.index} ({stream.width}x{stream.height})" for stream in videos)
+    allowed = ", ".join(f"{stream.index} ({_size(stream)})" for stream in videos)
     if chosen is None:
         raise SourceError(f"stream {index} of {name} is no video: its video streams are {allowed} (try `--stream {videos[0].index}`)")
     if chosen.codec_context is None:
@@ -264,6 +278,10 @@ def _choose(container: av.container.InputContainer, name: str, index: int | None
             f"stream {chosen.index} of {name} has a codec that cannot be decoded: convert it to H.264, or use another of {allowed}"
         )
     return chosen
+
+
+def _size(stream: av.VideoStream) -> str:
+    return "unknown codec" if stream.codec_context is None else f"{stream.width}x{stream.height}"
 
 
 def reason(error: BaseException) -> str:

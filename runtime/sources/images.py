@@ -8,13 +8,19 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 
 from vicort.runtime.core import Frame
 from vicort.runtime.errors import SourceError
+from vicort.runtime.sources.limits import Limits
+from vicort.runtime.sources.piped import ByteFile
 from vicort.runtime.sources.pixels import Converter
 from vicort.runtime.sources.source import Source, Wants, Warn
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+FORMATS = "apng,bmp_pipe,image2,image2pipe,jpeg_pipe,jpegls_pipe,mjpeg,pgm_pipe,png_pipe,ppm_pipe,tiff_pipe,webp_pipe"
+ONLY_IMAGES = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}  # a playlist by the name of an image opens nothing
 
 
 def is_image(path: Path) -> bool:
@@ -29,9 +35,9 @@ def natural_order(path: Path) -> list[str | int]:
 class ImageSource(Source):
     """Frame i has the time i / fps, however it is named or dated."""
 
-    def __init__(self, paths: Sequence[Path], name: str, *, fps: Fraction, warn: Warn | None = None) -> None:
+    def __init__(self, paths: Sequence[Path], name: str, *, fps: Fraction, warn: Warn | None = None, limits: Limits | None = None) -> None:
         super().__init__(name, frames_total=len(paths), duration=len(paths) / fps, warn=warn)
-        self._paths, self._fps = sorted(paths, key=natural_order), fps
+        self._paths, self._fps, self._limits = sorted(paths, key=natural_order), fps, limits or Limits()
 
     def frames(self, wants: Wants | None = None) -> Iterator[Frame]:
         convert, good = Converter(), 0
@@ -39,16 +45,25 @@ class ImageSource(Source):
             time = index / self._fps
             if wants is not None and not wants(time):
                 continue
-            if picture := self._decoded(path):
+            if (image := self._decoded(path, convert)) is not None:
                 good += 1
-                yield Frame(convert(picture), time, index)
+                yield Frame(image, time, index)
         if not good:
             raise SourceError(f"none of the {len(self._paths)} images of {self.name} can be decoded: give PNG or JPEG files")
 
-    def _decoded(self, path: Path) -> av.VideoFrame | None:
+    def _decoded(self, path: Path, convert: Converter) -> np.ndarray | None:
+        options = ONLY_IMAGES | self._limits.decoder_options
         try:
-            with path.open("rb") as file, av.open(file, metadata_errors="replace") as container:
-                return next(container.decode(video=0))
+            with path.open("rb") as file, av.open(ByteFile(file), metadata_errors="replace", options=options) as container:
+                stream = container.streams.video[0]
+                if stream.codec_context is None:
+                    raise SourceError("it has an unknown codec")
+                self._limits.check(path.name, stream.width, stream.height, None)
+                stream.codec_context.options = self._limits.decoder_options
+                stream.codec_context.thread_count = 1
+                return convert(next(container.decode(stream)))
+        except SourceError as error:
+            self.warn(f"{path} is left out: {error}")
         except (av.FFmpegError, OSError, IndexError, StopIteration) as error:
             self.warn(f"{path} is left out: it cannot be decoded ({getattr(error, 'strerror', None) or 'no picture in it'})")
-            return None
+        return None

@@ -20,6 +20,7 @@ from vicort.runtime.sources.images import SUFFIXES, ImageSource, is_image
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.live import LiveSource, OnState, Patience
 from vicort.runtime.sources.pattern import SCHEME, PatternSource
+from vicort.runtime.sources.piped import ByteFile
 from vicort.runtime.sources.source import Source, Warn
 
 SCHEMES = ("rtsp", "rtsps", "http", "https")
@@ -103,14 +104,14 @@ def _open(
         return PatternSource(spec)
     if spec == "-":
         pipe = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)  # raw: gives what is there, without waiting for a full buffer
-        return ContainerSource(pipe, "stdin", live=bool(live), advice=PIPED, **options)
+        return ContainerSource(ByteFile(pipe), "stdin", live=bool(live), advice=PIPED, options={"protocol_whitelist": "none"}, **options)
     if scheme := _scheme(spec):
         return _open_url(spec, scheme, live, transport, patience, options)
     path = Path(spec)
     if _is_camera(spec):
         return ContainerSource(spec, spec, format="v4l2", live=live is not False, timeout=patience.timeouts(spec), **options)
     if images := _images(spec, path):
-        return ImageSource(images, spec, fps=as_rate(image_fps), warn=options["warn"])
+        return ImageSource(images, spec, fps=as_rate(image_fps), warn=options["warn"], limits=options["limits"])
     return _open_file(spec, path, bool(live), options)
 
 

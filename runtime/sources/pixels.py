@@ -6,6 +6,10 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from vicort.runtime.errors import SourceError
+
+UNSPECIFIED = 2  # of H.273's tables of colours
+
 
 class Converter:
     """Converts by each picture's own colour matrix and range (BT.601, limited, where it does not say), and turns it upright."""
@@ -14,13 +18,26 @@ class Converter:
         self._reformatter = VideoReformatter()
 
     def __call__(self, picture: av.VideoFrame) -> np.ndarray:
-        """-> [height, width, 3] uint8 RGB, contiguous; a display matrix may swap height and width."""
-        image = self._reformatter.reformat(picture, format="rgb24", threads=1).to_ndarray()  # else: a thread a core
+        """-> [height, width, 3] uint8 RGB, contiguous; a display matrix may swap height and width.
+
+        Raises SourceError for a picture that has no way to RGB.
+        """
+        image = self._rgb(picture)
         try:
             matrix = picture.side_data.get("DISPLAYMATRIX")
         except ValueError:  # some PyAV refuse to list side data that FFmpeg knows and they do not, as EXIF is; the angle they tell still
             return np.ascontiguousarray(np.rot90(image, round(picture.rotation / 90)))
         return image if matrix is None else np.ascontiguousarray(upright(image, np.frombuffer(bytes(matrix), np.int32)))
+
+    def _rgb(self, picture: av.VideoFrame) -> np.ndarray:
+        try:
+            return self._reformatter.reformat(picture, format="rgb24", threads=1).to_ndarray()  # else: a thread a core
+        except (av.FFmpegError, ValueError):
+            picture.colorspace = picture.color_trc = picture.color_primaries = UNSPECIFIED  # a damaged header names colours there are not
+        try:
+            return self._reformatter.reformat(picture, format="rgb24", threads=1).to_ndarray()
+        except (av.FFmpegError, ValueError) as error:
+            raise SourceError(f"pictures of format {picture.format.name} cannot be turned into RGB: convert them to yuv420p") from error
 
 
 def upright(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
