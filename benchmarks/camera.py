@@ -185,8 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VicortError as error:
         print(f"camera: {error}", file=sys.stderr)
         return error.exit_code
-    draw(result, options.out.with_suffix(".png"))
-    print(f"{options.out} and {options.out.with_suffix('.png')} are written")
+    picture = draw(result, options.out.with_suffix(".png"))
+    print("written:", options.out, picture or "(no picture: it needs the hour or the streams)")
     return 0
 
 
