@@ -450,7 +450,6 @@ def test_a_typed_line_without_end_costs_a_warning() -> None:
     desk = Desk(Sampling())
     desk.enter("a", lambda question: asked.append(question.text) or Future())
     typed = TypedQuestions(io.StringIO("x" * 300_000 + "\nwhat is there?\n" + "y" * 200_000), desk, warnings.append)
-    typed.begin()
     assert typed.ended.wait(10)
     assert asked == ["what is there?"]
     assert [f"more than {LONGEST_LINE}" in line for line in warnings] == [True, True]

@@ -50,7 +50,7 @@ class FakeEngine:
 
     @property
     def signature(self) -> GraphSpec:
-        return GraphSpec(file="", inputs=(), outputs=(), dimensions={"C": Dimension(min=1, opt=8, max=32)})
+        return GraphSpec(file="graph.onnx", inputs=(), outputs=(), dimensions={"C": Dimension(min=1, opt=8, max=32)})
 
     def enqueue(self, bindings, stream):
         def work():
@@ -83,7 +83,7 @@ class FakeEngineSet:
             precision="fp32",
             model=m,
             graphs={},
-            embedding=EmbeddingSpec(file="", offset=0, dtype="float32", rows=m.vocabulary, width=m.width),
+            embedding=EmbeddingSpec(file="embedding.bin", offset=0, dtype="float32", rows=m.vocabulary, width=m.width),
             checkpoint="",
             target="",
             versions={},
