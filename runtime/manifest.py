@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from vicort.runtime.bounded import read_text, shown
 from vicort.runtime.errors import EngineError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
 Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 Flavour = Literal["tensorrt", "tensorrt_rtx"]  # the module that built plans and runs them: TensorRT, or TensorRT for RTX
@@ -105,6 +105,7 @@ class ModelSpec(Strict):
     chunk_frames: Size  # most frames in a chunk
     page_tokens: Size  # T, cells in a page
     max_rows: Size  # most new tokens in one run of the language graph
+    observed_rows: Size  # last rows of a run whose queries the language graph gives one by one; at most max_rows
     max_position: Size  # positions stay below this: the range that the model was trained in
     eos_tokens: tuple[int, ...]
     video_token: int  # id of the placeholder that visual tokens stand for
