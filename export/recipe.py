@@ -79,6 +79,8 @@ def model_spec(name: str, config: Configuration, recipe: Recipe) -> ModelSpec:
         max_rows=-(-max(chunk_rows, recipe.question_rows) // ROW_STEP) * ROW_STEP,
         observed_rows=OBSERVED_ROWS,
         max_position=language.max_position,
+        rotary_sections=language.sections,
+        rotary_theta=language.theta,
         eos_tokens=config.eos_tokens,
         video_token=config.video_token,
     )

@@ -36,6 +36,8 @@ def toy_model(**changes) -> ModelSpec:
         "max_rows": 32,
         "observed_rows": 8,
         "max_position": 1 << 20,
+        "rotary_sections": SECTIONS,
+        "rotary_theta": THETA,
         "eos_tokens": (),
         "video_token": _special_token("<|video_pad|>"),
     }
