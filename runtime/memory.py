@@ -1,4 +1,4 @@
-"""What a stream remembers: the prompt, the text that joined it, the pages of its units over two tiers, and what running questions hold on to.
+"""What a stream remembers: the prompt, joined text, the pages of its units over two tiers, and what running questions hold on to.
 
 The device tier is what the language graph reads; the host tier keeps older pages, which a question recalls. Both have hard
 budgets. A system with long-term memory by layer and head has that instead of the host tier: chunks go there when they leave the recent

@@ -367,8 +367,8 @@ def _chunk_frames(system: System, model: ModelSpec) -> int:
     """Frames in a chunk. Raises ConfigError for more than the engines take."""
     if system.chunk_frames and system.chunk_frames > model.chunk_frames:
         raise ConfigError(
-            f"system {system.name} takes chunks of {system.chunk_frames} frames, these engines {model.chunk_frames}: set chunk.frames in its "
-            f"YAML file to at most that, or rebuild with --chunk-frames {system.chunk_frames}"
+            f"system {system.name} takes chunks of {system.chunk_frames} frames, these engines {model.chunk_frames}: set chunk.frames in "
+            f"its YAML file to at most that, or rebuild with --chunk-frames {system.chunk_frames}"
         )
     return system.chunk_frames or model.chunk_frames
 

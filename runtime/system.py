@@ -17,8 +17,8 @@ from vicort.runtime.policies.drop import DROPS, Drop
 from vicort.runtime.policies.ingest import INGESTS, AllChunks, Ingest
 from vicort.runtime.policies.long_term import LONG_TERMS, LongTermPolicy
 from vicort.runtime.policies.overflow import OVERFLOWS, Overflow
-from vicort.runtime.policies.retrieval import RETRIEVALS, AllUnits, Retrieval
 from vicort.runtime.policies.registry import MOST
+from vicort.runtime.policies.retrieval import RETRIEVALS, AllUnits, Retrieval
 
 MOST_BYTES = 65_536  # of a system file
 LONGEST_NAME = 100  # characters
@@ -45,7 +45,7 @@ class Text(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     joins: bool = False
-    tokens: int = Field(512, ge=1, le=MOST)  # the latest that stay
+    tokens: int = Field(default=512, ge=1, le=MOST)  # the latest that stay
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class System:
     overflow: Overflow
     budget: Budget
     long_term: LongTermPolicy | None = None
-    text: Text = field(default_factory=Text)
+    text: Text = field(default_factory=lambda: Text())
     chunk_frames: int | None = None  # frames in a chunk, None = as many as the engines take
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vicort.runtime.manifest import ModelSpec
-from vicort.runtime.pool import EMPTY, HostPool
+from vicort.runtime.pool import EMPTY, HostPool, Pool
 
 NONE = -1  # in a table or a selection: no cell
 
@@ -34,8 +34,8 @@ class Selection:
 class Recall:
     """Device slots of one reader, into which cells are copied: the i-th of a layer and head into that layer and head of slot i."""
 
-    def __init__(self, pool: HostPool, slots: Sequence[int]) -> None:
-        """pool: what the engine reads, by_head."""
+    def __init__(self, pool: Pool, slots: Sequence[int]) -> None:
+        """pool: what the engine reads, by_head, in the host's memory."""
         self._pool, self.slots = pool, np.asarray(slots, np.int32)
         self.bytes_moved = 0
 

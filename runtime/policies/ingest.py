@@ -39,7 +39,7 @@ class RecentChunks(Ingest):
 
 
 class SlidingWindow(RecentChunks):
-    """StreamingVLM (arXiv 2510.09608): the last `chunks` chunks are all there is, at contiguous positions behind the prompt and joined text."""
+    """StreamingVLM (arXiv 2510.09608): the last `chunks` chunks are all there is, at contiguous positions behind prompt and joined text."""
 
     policy: ClassVar[str] = "sliding-window"
     slides: ClassVar[bool] = True
