@@ -26,9 +26,7 @@ class Departing:
     k: np.ndarray  # [L, n, Hkv, D], not rotated
     v: np.ndarray  # [L, n, Hkv, D]
     positions: np.ndarray  # [n, 3] int32 (t, h, w)
-    queries: (
-        np.ndarray
-    )  # [L, R, Hq, D] float32, not rotated: of the last R rows of the chunk, oldest first; zeros in front where it had fewer
+    queries: np.ndarray  # [L, R, Hq, D] float32, not rotated: of the chunk's last R rows, oldest first; zeros in front of fewer
 
 
 class View(Protocol):
