@@ -117,6 +117,7 @@ class Answerer:
 
         In the order of the stream, which waits for the answer meanwhile.
         """
+        self._prefill.stream.wait(self.stream.submit(self.stream.record).value())
         self.memory.join_text(pages, slots, self._prefill.stream)
         self._timeline.join_text(end)
 

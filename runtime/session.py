@@ -112,7 +112,7 @@ class Session:
         model, device = self.model, self._device
         dtype = engines.dtype
         prompt = Prompt(engines.folder, model.video_token)
-        self._memory = Memory(device, model, self.system, len(prompt.prefix), dtype)
+        self._memory = Memory(device, model, self.system, len(prompt.prefix), dtype, self._clock)
         timeline = Timeline(model, len(prompt.prefix), min(model.max_rows + self._sampling.max_tokens, model.max_position // 8))
         run = LanguageRun(engines.llm, model, device, self._memory.pool)
         stages = make_stages(device, engines, self._memory, timeline, run, threads)

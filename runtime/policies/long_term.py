@@ -8,11 +8,12 @@ from vicort.runtime.device import Device
 from vicort.runtime.long_term.long_term import LongTerm
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.policies.registry import Policy, Registry
+from vicort.runtime.stage_clock import StageClock
 
 
 class LongTermPolicy(Policy):
-    def open(self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike) -> LongTerm:
-        """The memory, within `host_mb` MB of 1e6 bytes. Raises MemoryBudgetError, with the least that works, if that is too little."""
+    def open(self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock) -> LongTerm:
+        """The memory, within `host_mb` MB of 1e6 bytes. clock: for what it does on streams of its own. Raises MemoryBudgetError, with the least that works, if that is too little."""
         raise NotImplementedError
 
 

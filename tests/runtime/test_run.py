@@ -237,7 +237,7 @@ BAD = {
     "unknown format": (["CLIP", "--format", "xml"], "invalid choice: 'xml' (choose from 'text', 'jsonl', 'srt', 'vtt')"),
     "unknown system": (
         ["CLIP", "--system", "none"],
-        "unknown system 'none': choose one of full-history, simplestream, uniform, vicostream",
+        f"unknown system 'none': choose one of {', '.join(known_systems())}",
     ),
     "fps of nothing": (["CLIP", "--fps", "0"], "0 frames a second: it must be a number above 0"),
     "fps in words": (["CLIP", "--fps", "fast"], "--fps fast is no rate: give a number above 0 as 2, 29.97 or 30000/1001, or `source`"),

@@ -17,7 +17,7 @@ SUMMARY = Summary(
 
 
 def answer(text: str = "red", question: str = "what color was the circle?", at: Fraction = Fraction(25, 2), id: str = "q1") -> Answer:
-    return Answer(id, at, Fraction(12), question, text, 4.25, 1, ((Fraction(0), Fraction(1)),), 7)
+    return Answer(id, at, Fraction(12), question, text, 4.25, 1, ((Fraction(0), Fraction(1)),), 7, 100)
 
 
 class Terminal(io.StringIO):
