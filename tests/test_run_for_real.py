@@ -90,7 +90,7 @@ def _damage(folder):
 
 
 def _other_schema(folder):
-    (folder / "manifest.json").write_text((folder / "manifest.json").read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    (folder / "manifest.json").write_text((folder / "manifest.json").read_text().replace('"schema_version": 2', '"schema_version": 99'))
 
 
 def _other_model(folder):
