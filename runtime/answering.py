@@ -17,9 +17,9 @@ from vicort.runtime.errors import QuestionError
 from vicort.runtime.language import LanguageRun
 from vicort.runtime.long_term.long_term import View
 from vicort.runtime.memory import ANSWER_TOKENS, Lease, Memory
-from vicort.runtime.pipeline import StageClock
 from vicort.runtime.positions import Timeline
 from vicort.runtime.prompt import Prompt
+from vicort.runtime.stage_clock import StageClock
 from vicort.runtime.stages import LatestUnit, Prefill
 from vicort.runtime.token_choice import TokenChoice
 

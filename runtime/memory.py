@@ -58,10 +58,11 @@ class _ChunkEntry:
 
 
 class Memory:
-    def __init__(
-        self, device: Device, model: ModelSpec, system: System, prompt_tokens: int, dtype: DTypeLike, clock: StageClock
-    ) -> None:
-        """Allocates both tiers. clock: for what long-term memory does behind the runs. Raises MemoryBudgetError, with the smallest budget that works, if one chunk does not fit."""
+    def __init__(self, device: Device, model: ModelSpec, system: System, prompt_tokens: int, dtype: DTypeLike, clock: StageClock) -> None:
+        """Allocates both tiers. clock: for what long-term memory does behind the runs.
+
+        Raises MemoryBudgetError, with the smallest budget that works, if one chunk does not fit.
+        """
         self.model, self.system = model, system
         self.long_term = system.long_term.open(device, model, system.budget.host_mb, dtype, clock) if system.long_term else None
         self._by_head = self.long_term is not None

@@ -6,15 +6,14 @@ Both give bit-identical results: start a bug hunt with the twin.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from vicort.runtime.core import Chunk
-from vicort.runtime.device import Event, Mark, Stream
+from vicort.runtime.device import Event
 from vicort.runtime.errors import VicortError
+from vicort.runtime.stage_clock import StageClock
 from vicort.runtime.stages import Buffers, Job, Stage
 
 

@@ -33,10 +33,11 @@ from vicort.runtime.errors import ConfigError, VicortError
 from vicort.runtime.language import LanguageRun
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory import Memory
-from vicort.runtime.pipeline import OverlappedPipeline, Pipeline, SequentialPipeline, SpanSink, StageClock
+from vicort.runtime.pipeline import OverlappedPipeline, Pipeline, SequentialPipeline
 from vicort.runtime.positions import Timeline, text_positions
 from vicort.runtime.prompt import Prompt
 from vicort.runtime.sampler import Sampler
+from vicort.runtime.stage_clock import SpanSink, StageClock
 from vicort.runtime.stages import Buffers, Job, make_stages
 from vicort.runtime.system import System, load_system
 

@@ -9,6 +9,7 @@ import pytest
 from support.processes import python
 
 from vicort.runtime import run
+from vicort.runtime.system import known_systems
 
 CLIP = Path(__file__).parent / "fixtures" / "shapes.mp4"
 NASA = Path(__file__).parents[2] / "shared" / "videos" / "nasa_13013.mp4"

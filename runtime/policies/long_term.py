@@ -13,7 +13,10 @@ from vicort.runtime.stage_clock import StageClock
 
 class LongTermPolicy(Policy):
     def open(self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock) -> LongTerm:
-        """The memory, within `host_mb` MB of 1e6 bytes. clock: for what it does on streams of its own. Raises MemoryBudgetError, with the least that works, if that is too little."""
+        """The memory, within `host_mb` MB of 1e6 bytes. clock: for what it does on streams of its own.
+
+        Raises MemoryBudgetError, with the least that works, if that is too little.
+        """
         raise NotImplementedError
 
 

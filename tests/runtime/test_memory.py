@@ -10,8 +10,8 @@ from support.systems import system
 
 from vicort.runtime.core import Chunk, Frame
 from vicort.runtime.device import HostDevice, InlineStream
-from vicort.runtime.stage_clock import StageClock
 from vicort.runtime.memory import SPARE_CHUNKS, Memory, pad_table
+from vicort.runtime.stage_clock import StageClock
 
 PICTURE = np.zeros((1, 1, 3), np.uint8)
 MODEL = toy_model(chunk_frames=4)

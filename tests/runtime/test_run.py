@@ -19,6 +19,7 @@ from support.processes import python
 
 from vicort.runtime import run
 from vicort.runtime.core import Sampling
+from vicort.runtime.system import known_systems
 
 CLIP_SECONDS = 4
 
