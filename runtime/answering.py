@@ -144,8 +144,8 @@ class Answerer:
             return before
 
     def turns(self, question: Question) -> list[Turn]:
-        """The earlier turns of its conversation that are still cached."""
-        if question.conversation is None:
+        """The earlier turns of its conversation that are still cached; none where they are part of the stream anyway."""
+        if question.conversation is None or self.memory.system.text.joins:
             return []
         with self._lock:
             return list(self._conversations[question.conversation].turns)
