@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vicort.runtime.policies.long_term import SinkBuckets
 
 MERGED_AT_ONCE = 16  # a full memory makes room for that part of itself, so that it seldom has to
-LEVELS = 64  # of buckets: more than any stream comes to
+LEVELS = 40  # of buckets: more than any stream comes to
 ALL = 0  # views hold fast all that there is
 
 
@@ -63,9 +63,9 @@ class SinkBucketsMemory:
         pages = min(math.ceil(settings.tokens / page), int(host_mb * 1e6) // page_size)
         if pages < least:
             raise MemoryBudgetError(
-                f"a long-term memory of {pages * page} tokens a layer (long_term.tokens {settings.tokens}, memory.host_mb {host_mb:g}) is too "
-                f"small for chunks of {model.chunk_frames} frames: set long_term.tokens to at least {least * page}, and memory.host_mb to at "
-                f"least {math.ceil(least * page_size / 1e6)}"
+                f"a long-term memory of {pages * page} tokens a layer (long_term.tokens {settings.tokens}, memory.host_mb {host_mb:g}) "
+                f"is too small for chunks of {model.chunk_frames} frames: set long_term.tokens to at least {least * page}, and "
+                f"memory.host_mb to at least {math.ceil(least * page_size / 1e4) / 100:g}"
             )
         return pages * page
 
