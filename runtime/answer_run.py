@@ -213,6 +213,7 @@ class AnswerRun:
             read=time_ranges([*recalled, *leased, *latest]),
             pages=len(leased) + sum(run < len(latest) for run in self._layout.run) + (self._reader.selection.most if self._reader else 0),
             tokens_read=sum(page.tokens for page in [*leased, *latest]) + (self._reader.selection.tokens if self._reader else 0),
+            memory_from=self._snapshot.memory_from,
         )
 
 

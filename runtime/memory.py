@@ -12,6 +12,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -180,6 +181,13 @@ class Memory:
     def recall_slots(self) -> int:
         """Scratch slots that a reader of long-term memory needs."""
         return self.long_term.most_cells * self.long_term.recall_sets if self.long_term else 0
+
+    def oldest(self) -> Fraction | None:
+        """Start, in seconds, of the oldest temporal unit of which something is held, wherever it lies."""
+        if self.long_term and self.long_term.oldest is not None:
+            return self.long_term.oldest
+        unit = self.oldest_unit()
+        return None if unit is None else self._units[unit].held[0].page.start
 
     def oldest_unit(self) -> int | None:
         return next(iter(self._units), None)
