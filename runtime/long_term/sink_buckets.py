@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -142,6 +143,10 @@ class SinkBucketsMemory:
         self._views.wait_unleased()
         slots = slice(math.ceil(self._buckets.tokens / self.model.page_tokens))
         self.pool.where[slots] = shifted(self.pool.where[slots], np.array([steps, 0, 0]), floor)
+
+    @property
+    def oldest(self) -> Fraction | None:
+        return self._pages[int(self._units[:, 0].min())].start if self._buckets.tokens else None
 
     def cells_in_use(self) -> float:
         return math.ceil(self._buckets.tokens / self.model.page_tokens)

@@ -319,9 +319,8 @@ def test_a_question_reads_from_the_first_minute_of_a_long_stream():
             session.push(Frame(picture, Fraction(i, 2), i))
         answer = session.ask(ASK)
         largest = max(int(session._memory.pool.where.max()), int(session._memory.long_term.pool.where.max()))
-        oldest = session._memory.long_term._pages[int(session._memory.long_term._units[0, 0])]
     assert max(p["host"] for p in pages[-500:]) == max(p["host"] for p in pages[500:1000]) <= POLICY["tokens"] // 4
     assert {p["device"] for p in pages[-500:]} == {pages[500]["device"]}
     assert largest < 400
-    assert oldest.start < 60
-    assert len(answer.read) >= 1
+    assert answer.memory_from < 60
+    assert len(answer.read) > 1
