@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from numpy.typing import DTypeLike
+from pydantic import Field
 
 from vicort.runtime.device import Device
 from vicort.runtime.long_term.long_term import LongTerm
+from vicort.runtime.long_term.sink_buckets import SinkBucketsMemory
 from vicort.runtime.manifest import ModelSpec
-from vicort.runtime.policies.registry import Policy, Registry
+from vicort.runtime.policies.registry import MOST, Policy, Registry
 from vicort.runtime.stage_clock import StageClock
 
 
@@ -20,4 +24,20 @@ class LongTermPolicy(Policy):
         raise NotImplementedError
 
 
-LONG_TERMS: Registry[LongTermPolicy] = Registry("long_term")
+class SinkBuckets(LongTermPolicy):
+    """LiveVLM (arXiv:2505.15269): Vision Sink Bucketing keeps few tokens a layer, and position-agnostic retrieval reads part of their
+    pages."""
+
+    policy: ClassVar[str] = "sink-buckets"
+    tokens: int = Field(gt=0, le=MOST)  # M, most that a layer keeps; fewer where memory.host_mb holds fewer
+    keep: float = Field(gt=0, le=1)  # share of a chunk's tokens that enter
+    capacity: int = Field(gt=0, le=MOST)  # B, tokens of a bucket
+    observed: int = Field(gt=0, le=MOST)  # r, last rows of a chunk whose queries score its tokens, as far as the engines give them
+    page: int = Field(gt=0, le=MOST)  # C, tokens that are retrieved together; rounded up to whole cells of the engines
+    share: float = Field(gt=0, le=1)  # of the pages, retrieved
+
+    def open(self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock) -> LongTerm:
+        return SinkBucketsMemory(model, self, host_mb, dtype)
+
+
+LONG_TERMS: Registry[LongTermPolicy] = Registry("long_term", SinkBuckets)
