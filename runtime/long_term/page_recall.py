@@ -6,12 +6,16 @@ lets it see everything, which no bounded memory can.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from vicort.runtime.core import Page
+from vicort.runtime.device import Device
+from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.long_term.long_term import Departing
 from vicort.runtime.long_term.page_digest import Digest, boxes, page_scores, top_pages
 from vicort.runtime.long_term.page_ring import PageRing
@@ -19,7 +23,10 @@ from vicort.runtime.long_term.recall_streams import RecallStreams
 from vicort.runtime.long_term.selection import NONE, Recall, Selection
 from vicort.runtime.long_term.speculative import Speculation, Speculative
 from vicort.runtime.manifest import ModelSpec
-from vicort.runtime.pool import EMPTY, HostPool, Layout, shifted
+from vicort.runtime.pool import EMPTY, HostPool, Layout, page_bytes, shifted
+from vicort.runtime.stage_clock import StageClock
+
+SPARE_CHUNKS = 4  # whose pages the stream can take in while a question reads what they would overwrite
 
 
 @dataclass(frozen=True)
@@ -138,3 +145,36 @@ class PageView:
         if self._leased:
             self._leased = False
             self._memory.ring.release(self.first)
+
+
+def open_page_recall(
+    device: Device,
+    model: ModelSpec,
+    host_mb: float,
+    dtype: DTypeLike,
+    clock: StageClock,
+    budget: int,
+    digest: Digest,
+    speculation: Speculation,
+    chunks: bool,
+) -> PageRecallMemory:
+    """As many pages, with their boxes, as `host_mb` MB of 1e6 bytes hold. budget: tokens that a KV head reads; chunks: whether chunks do.
+
+    Raises MemoryBudgetError if that is less than what one question may hold back, and a chunk.
+    """
+    box_bytes = model.layers * model.kv_heads * 2 * model.head_dim * np.dtype(np.float32).itemsize
+    bytes_of_page = page_bytes(model, dtype, by_head=True) + box_bytes
+    slots = int(host_mb * 1e6) // bytes_of_page
+    chunk_pages = model.chunk_frames // 2 * math.ceil(model.unit_tokens / model.page_tokens)
+    spare = SPARE_CHUNKS * chunk_pages
+    if slots < spare + chunk_pages:
+        smallest = (spare + chunk_pages) * bytes_of_page / 1e6
+        raise MemoryBudgetError(
+            f"a host budget of {host_mb:g} MB is too small for page-recall with this model: "
+            f"set memory.host_mb to at least {math.ceil(smallest * 100) / 100:g}"
+        )
+    most_cells = max(budget // model.page_tokens, 1)
+    pool = HostPool(device.empty, model, slots, dtype, by_head=True)
+    of_questions = RecallStreams(device, model, dtype, most_cells, clock, urgent=True)
+    of_chunks = RecallStreams(device, model, dtype, most_cells, clock, urgent=False) if chunks else None
+    return PageRecallMemory(model, pool, spare, most_cells, digest, speculation, of_questions, of_chunks)

@@ -12,8 +12,8 @@ from numpy.typing import DTypeLike
 
 from vicort.runtime.device import Device, Event
 from vicort.runtime.manifest import ModelSpec
-from vicort.runtime.pipeline import StageClock
-from vicort.runtime.pool import HostPool
+from vicort.runtime.pool import HostPool, Pool
+from vicort.runtime.stage_clock import StageClock
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class RecallStreams:
         """Run `work`, which may call `move`, behind all recalls so far."""
         return self._copy.submit(work, *args)
 
-    def move(self, source: HostPool, target: HostPool, moves: Iterable[Move]) -> None:
+    def move(self, source: HostPool, target: Pool, moves: Iterable[Move]) -> None:
         """Copy cells; done when it returns. For the work given to `submit`."""
         scattered: list[Event] = []
         for move in moves:
@@ -56,7 +56,7 @@ class RecallStreams:
         for event in scattered[-2:]:
             self._copy.wait(event)
 
-    def _place(self, target: HostPool, move: Move, half: int) -> None:
+    def _place(self, target: Pool, move: Move, half: int) -> None:
         with self._clock.measure(self._scatter.name, self._scatter, layer=move.layer, head=move.head, cells=len(move.here)):
             target.data[move.here, move.layer, move.head] = self._data[half, : len(move.here)]
             target.where[move.here, move.layer, move.head] = self._where[half, : len(move.here)]

@@ -20,8 +20,8 @@ from vicort.runtime.long_term.page_ring import PageRing
 from vicort.runtime.long_term.recall_streams import Move, RecallStreams
 from vicort.runtime.long_term.selection import NONE, Recall
 from vicort.runtime.long_term.speculative import Speculation
-from vicort.runtime.pipeline import StageClock
 from vicort.runtime.pool import EMPTY
+from vicort.runtime.stage_clock import StageClock
 from vicort.runtime.trace import Trace
 
 MODEL = toy_model(chunk_frames=4)  # chunks of two units, four tokens and so one page each
