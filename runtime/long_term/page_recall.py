@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -16,7 +17,7 @@ from numpy.typing import DTypeLike
 from vicort.runtime.core import Page
 from vicort.runtime.device import Device
 from vicort.runtime.errors import MemoryBudgetError
-from vicort.runtime.long_term.long_term import Departing
+from vicort.runtime.long_term.long_term import Departing, View
 from vicort.runtime.long_term.page_digest import Digest, boxes, page_scores, top_pages
 from vicort.runtime.long_term.page_ring import PageRing
 from vicort.runtime.long_term.recall_streams import RecallStreams
@@ -89,17 +90,28 @@ class PageRecallMemory:
         self.pool.where[:] = shifted(self.pool.where, np.array([steps, 0, 0]), floor)
         self.shifts += 1
 
+    @property
+    def oldest(self) -> Fraction | None:
+        first = self.ring.first
+        unit = self.units[first % self.ring.slots] if first < self.ring.last else None
+        return unit.start if unit else None
+
     def cells_in_use(self) -> float:
         return self.ring.last - self.ring.first
 
-    def reader(self, view: PageView, recalls: Sequence[Recall]) -> Speculative:
-        return Speculative(self, view, recalls, self._of_questions, self._speculation, of_stream=False)
+    def reader(self, view: View, recalls: Sequence[Recall]) -> Speculative:
+        return Speculative(self, self.own_view(view), recalls, self._of_questions, self._speculation, of_stream=False)
 
-    def stream_reader(self, view: PageView, recalls: Sequence[Recall]) -> Speculative:
+    def stream_reader(self, view: View, recalls: Sequence[Recall]) -> Speculative:
         if self._of_chunks is None:
             raise ValueError("chunks do not read this memory")
-        self._chunks = Speculative(self, view, recalls, self._of_chunks, self._speculation, of_stream=True)
+        self._chunks = Speculative(self, self.own_view(view), recalls, self._of_chunks, self._speculation, of_stream=True)
         return self._chunks
+
+    def own_view(self, view: View) -> PageView:
+        if not isinstance(view, PageView):
+            raise TypeError("a view of another memory")
+        return view
 
     def close(self) -> None:
         self.ring.close()

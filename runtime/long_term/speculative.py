@@ -22,6 +22,7 @@ import numpy as np
 
 from vicort.runtime.core import Page
 from vicort.runtime.device import Event
+from vicort.runtime.long_term.long_term import View
 from vicort.runtime.long_term.page_digest import query_similarity
 from vicort.runtime.long_term.recall_streams import Move, RecallStreams
 from vicort.runtime.long_term.selection import NONE, Recall
@@ -94,8 +95,9 @@ class Speculative:
             self._choose_behind(q)
         return False
 
-    def renew(self, view: PageView) -> None:
+    def renew(self, view: View) -> None:
         self.settle()
+        view = self._memory.own_view(view)
         if view.shifts != self._view.shifts:
             self._held[:] = NONE  # the positions on the device are of another time
         self._view = view

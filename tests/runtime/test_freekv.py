@@ -234,7 +234,8 @@ def test_recalls_stand_in_the_trace(tmp_path):
     trace = Trace()
     watch(frames(60), freekv(), questions=(20, None), trace=trace)
     trace.write(tmp_path / "trace.json")
-    tracks = {event["args"]["name"] for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if event["ph"] == "M" and "name" in event["args"]}
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    tracks = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
     assert {f"recall {verb} {whose}" for verb in ("copy", "scatter") for whose in ("chunk", "question")} <= tracks
 
 
@@ -277,7 +278,7 @@ def test_a_session_closes_while_a_recall_is_on_its_way(monkeypatch):
 
 
 def test_a_budget_too_small_names_the_smallest_that_works():
-    with pytest.raises(MemoryBudgetError, match="memory.host_mb to at least") as caught:
+    with pytest.raises(MemoryBudgetError, match=r"memory\.host_mb to at least") as caught:
         Session(FakeEngineSet(), freekv(host_mb=0.001))
     watch(frames(40), freekv(host_mb=str(caught.value).split()[-1]))
 

@@ -253,6 +253,7 @@ class Bench:
 
     def keys_read(self, table):
         """Keys that a run over the table sees, [L][Hkv] [n, D]."""
+
         def seen(layer, head):
             slots = table[layer, head][table[layer, head] != NONE]
             there = self.pool.where[slots, layer, head][..., 0] != EMPTY
@@ -388,6 +389,7 @@ def test_a_question_keeps_its_pages_however_far_the_stream_goes():
     data_then = bench.memory.pool.data[chosen.cells[0, 0]].copy()
     for _ in range(2):
         bench.leave()
+    assert bench.memory.oldest == 2  # forgotten, but still there for the question
     further = threading.Thread(target=lambda: [bench.leave() for _ in range(20)])
     further.start()
     further.join(0.1)
@@ -429,5 +431,6 @@ def test_tokens_of_a_unit_fill_pages_of_their_own():
     assert selection.filled[0, 0].tolist() == [4, 1, 4, 1]
     assert [page.unit for page in view.pages(selection)] == [0, 1]
     assert bench.memory.cells_in_use() == 4
+    assert bench.memory.oldest == 0
     view.release()
     bench.close()

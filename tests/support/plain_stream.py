@@ -7,7 +7,6 @@ import itertools
 from fractions import Fraction
 
 import numpy as np
-
 from support.fake_engines import rotate
 from support.plain_freekv import PlainChunks, PlainQuestion
 
