@@ -153,6 +153,8 @@ class Summary(Event):
     overlap: float  # sum of the stage times / seconds
     ttft_ms: dict[str, float] | None  # p50, p95, p99 over the answers; None without any
     pages: dict[str, int]  # now in use: device, host
+    moved_mb: float  # between the device and the tiers behind it, both ways, in MB of 1e6 bytes
+    reruns: int  # runs of the language graph that were made again over pages chosen anew
     peak_rss_mb: float
     realtime: dict[str, Any] | None = None  # of live sources and --realtime: what `LagMeter.summary` gives
 

@@ -12,7 +12,7 @@ from vicort.runtime.writers import WRITERS, TextWriter, Writer
 
 CHUNK = ChunkEvent(3, 16, Fraction(1, 3), Fraction(8), 128, 40, 12.3456)
 SUMMARY = Summary(
-    "vicostream", 32, 2, 4, 0.5, 64.0, {"vision": 3.21}, 1.2, {"p50": 4.2, "p95": 5.0, "p99": 5.0}, {"device": 9, "host": 0}, 250.0
+    "vicostream", 32, 2, 4, 0.5, 64.0, {"vision": 3.21}, 1.2, {"p50": 4.2, "p95": 5.0, "p99": 5.0}, {"device": 9, "host": 0}, 1.5, 0, 250.0
 )
 
 

@@ -79,7 +79,7 @@ class FakeSession:
     def summary(self) -> Summary:
         self.calls.append("summary")
         frames = len(self.times)
-        return Summary(self.system, frames, 0, frames, 1.0, float(frames), {"vision": 1.0}, 1.0, None, {"device": 0, "host": 0}, 1.0)
+        return Summary(self.system, frames, 0, frames, 1.0, float(frames), {"vision": 1.0}, 1.0, None, {"device": 0, "host": 0}, 0.0, 0, 1.0)
 
     def cancel(self) -> None:
         self.calls.append("cancel")
