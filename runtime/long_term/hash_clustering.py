@@ -14,11 +14,11 @@ class HashPlanes:
     """Random hyperplanes through the origin, of each group its own."""
 
     def __init__(self, groups: int, bits: int, width: int, seed: int) -> None:
-        self._normals = np.random.default_rng(seed).standard_normal((groups, width, bits)).astype(np.float32)
+        self.normals = np.random.default_rng(seed).standard_normal((groups, width, bits)).astype(np.float32)
 
     def bits(self, keys: np.ndarray) -> np.ndarray:
         """h(k) = [w . k > 0], as +1 and -1. keys: [G, n, D] -> [G, n, bits] float32."""
-        return np.where(keys.astype(np.float32, copy=False) @ self._normals > 0, np.float32(1), np.float32(-1))
+        return np.where(keys.astype(np.float32, copy=False) @ self.normals > 0, np.float32(1), np.float32(-1))
 
 
 def hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:

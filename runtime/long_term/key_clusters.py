@@ -43,9 +43,9 @@ class KeyClusterMemory:
         self.model, self.settings = model, settings
         self.most_cells = settings.most_cells
         groups, cells = model.layers * model.kv_heads, int(host_mb * 1e6) // bytes_of_slot(model, dtype)
-        self._room = cells - cells // SPARE  # cells of a group that may be live
+        self.room = cells - cells // SPARE  # cells of a group that may be live
         self._chunk_tokens = model.chunk_frames // 2 * model.unit_tokens
-        if self._room < self._chunk_tokens:
+        if self.room < self._chunk_tokens:
             least = math.ceil((self._chunk_tokens + self._chunk_tokens // (SPARE - 1) + 2) * bytes_of_slot(model, dtype) / 1e4) / 100
             raise MemoryBudgetError(
                 f"a host budget of {host_mb:g} MB is too small for the clusters of one chunk of {model.chunk_frames} frames: "
@@ -66,6 +66,7 @@ class KeyClusterMemory:
         self._first_serial: list[int] = []  # of each unit in `_pages`
         self._pages: list[Page] = []
         self._taken = 0  # tokens so far
+        self._tidy_at = 64  # how many pages are listed when those without tokens are looked for
         self.capped = 0  # how often a layer and head of a selection had to do with `most_cells`
 
     # ---- what the stream does -------------------------------------------------------------------------------------------
@@ -144,10 +145,11 @@ class KeyClusterMemory:
         self._count += counts
 
     def _make_room(self, cells: int) -> None:
-        for group in np.flatnonzero(self._cells.live + cells > self._room):
-            self._forget(int(group), int(self._cells.live[group]) + cells - self._room)
-        if self._pages and not len(self._pages) % 64:
+        for group in np.flatnonzero(self._cells.live + cells > self.room):
+            self._forget(int(group), int(self._cells.live[group]) + cells - self.room)
+        if len(self._pages) >= self._tidy_at:
             self._forget_pages()
+            self._tidy_at = 2 * len(self._pages) + 64  # so that it costs little
 
     def _forget(self, group: int, cells: int) -> None:
         """Drop the clusters whose newest token is oldest until so many cells are free."""
