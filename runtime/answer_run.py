@@ -38,7 +38,7 @@ class AnswerRun:
     def answer(self) -> Answer:
         shared, memory = self._shared, self._shared.memory
         scratch = memory.scratch_slots.take(self._snapshot.lease.recalls + memory.recall_slots + len(self._layout.tokens))
-        run = shared.borrow()
+        run = shared.stream.submit(shared.borrow).value()  # its buffers are then in the order of the stream that uses them
         try:
             with shared.device.urgency.hold():
                 shared.stream.submit(self._prepare, scratch).value()
@@ -52,6 +52,7 @@ class AnswerRun:
             return self._report(tokens, text, ttft)
         finally:
             if self._reader:
+                self._reader.release()
                 memory.bytes_moved += self._reader.bytes_moved
                 memory.reruns += self._reader.reruns
             shared.give_back(run)
@@ -211,6 +212,7 @@ class AnswerRun:
             tokens=len(tokens),
             read=time_ranges([*recalled, *leased, *latest]),
             pages=len(leased) + sum(run < len(latest) for run in self._layout.run) + (self._reader.selection.most if self._reader else 0),
+            tokens_read=sum(page.tokens for page in [*leased, *latest]) + (self._reader.selection.tokens if self._reader else 0),
         )
 
 

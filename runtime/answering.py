@@ -17,9 +17,9 @@ from vicort.runtime.errors import QuestionError
 from vicort.runtime.language import LanguageRun
 from vicort.runtime.long_term.long_term import View
 from vicort.runtime.memory import ANSWER_TOKENS, Lease, Memory
-from vicort.runtime.pipeline import StageClock
 from vicort.runtime.positions import Timeline
 from vicort.runtime.prompt import Prompt
+from vicort.runtime.stage_clock import StageClock
 from vicort.runtime.stages import LatestUnit, Prefill
 from vicort.runtime.token_choice import TokenChoice
 
@@ -117,6 +117,7 @@ class Answerer:
 
         In the order of the stream, which waits for the answer meanwhile.
         """
+        self._prefill.stream.wait(self.stream.submit(self.stream.record).value())
         self.memory.join_text(pages, slots, self._prefill.stream)
         self._timeline.join_text(end)
 
@@ -143,8 +144,8 @@ class Answerer:
             return before
 
     def turns(self, question: Question) -> list[Turn]:
-        """The earlier turns of its conversation that are still cached."""
-        if question.conversation is None:
+        """The earlier turns of its conversation that are still cached; none where they are part of the stream anyway."""
+        if question.conversation is None or self.memory.system.text.joins:
             return []
         with self._lock:
             return list(self._conversations[question.conversation].turns)

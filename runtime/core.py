@@ -138,7 +138,8 @@ class Answer(Event):
     ttft_ms: float  # from the ask to the first token, all waiting included
     tokens: int  # tokens in the answer
     read: tuple[tuple[Fraction, Fraction], ...]  # time ranges, in seconds, whose pages the question could see
-    pages: int  # vision pages it could see
+    pages: int  # vision pages it could see; where they differ by layer and head, of the one that sees most
+    tokens_read: int  # cached visual tokens that it could see; where they differ by layer and head, their mean
 
 
 @dataclass(frozen=True)

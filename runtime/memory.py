@@ -26,6 +26,7 @@ from vicort.runtime.long_term.selection import Recall, joined_table
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.policies.retrieval import Remembered
 from vicort.runtime.pool import Layout, Slots, page_bytes
+from vicort.runtime.stage_clock import StageClock
 from vicort.runtime.system import System
 
 SPARE_CHUNKS = 4  # chunks that the stream can place while a question reads what it would have overwritten
@@ -53,14 +54,17 @@ class _Unit:
 class _ChunkEntry:
     units: list[int]
     digest: np.ndarray  # [width] float32
-    queries: np.ndarray | None  # [L, R, Hq, D] float32: where long-term memory wants them
+    queries: np.ndarray | None  # [L, R, Hq, D] float32; None without long-term memory
 
 
 class Memory:
-    def __init__(self, device: Device, model: ModelSpec, system: System, prompt_tokens: int, dtype: DTypeLike) -> None:
-        """Allocates both tiers. Raises MemoryBudgetError, with the smallest budget that works, if one chunk does not fit."""
+    def __init__(self, device: Device, model: ModelSpec, system: System, prompt_tokens: int, dtype: DTypeLike, clock: StageClock) -> None:
+        """Allocates both tiers. clock: for what long-term memory does behind the runs.
+
+        Raises MemoryBudgetError, with the smallest budget that works, if one chunk does not fit.
+        """
         self.model, self.system = model, system
-        self.long_term = system.long_term.open(device, model, system.budget.host_mb, dtype) if system.long_term else None
+        self.long_term = system.long_term.open(device, model, system.budget.host_mb, dtype, clock) if system.long_term else None
         self._by_head = self.long_term is not None
         plan = _Plan.of(model, system, self.long_term, prompt_tokens, page_bytes(model, dtype, self._by_head))
         self.scratch_slots = Slots(0, plan.scratch)
@@ -257,15 +261,15 @@ class Memory:
         there = np.arange(self.model.page_tokens) < np.asarray(counts)[:, None]  # [pages, T]
         data = self.pool.data[slots].transpose(3, 1, 0, 4, 2, 5)[:, :, there]  # [2, L, n, Hkv, D]
         tokens = [sum(page.page.tokens for page in unit) for unit in units]
-        model = self.model
-        queries = np.zeros((model.layers, 1, model.query_heads, model.head_dim), np.float32) if chunk.queries is None else chunk.queries
+        if chunk.queries is None:
+            raise ValueError("long-term memory wants the queries of a chunk's last rows")
         return Departing(
             pages=tuple(replace(unit[0].page, tokens=count) for unit, count in zip(units, tokens, strict=True)),
             unit=np.repeat(np.arange(len(units)), tokens),
             k=data[0],
             v=data[1],
             positions=self.pool.places[slots][:, 0, 0][there],
-            queries=queries,
+            queries=chunk.queries,
         )
 
     def _new_stream_reader(self) -> StreamReader | None:

@@ -33,10 +33,11 @@ from vicort.runtime.errors import ConfigError, VicortError
 from vicort.runtime.language import LanguageRun
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory import Memory
-from vicort.runtime.pipeline import OverlappedPipeline, Pipeline, SequentialPipeline, SpanSink, StageClock
+from vicort.runtime.pipeline import OverlappedPipeline, Pipeline, SequentialPipeline
 from vicort.runtime.positions import Timeline, text_positions
 from vicort.runtime.prompt import Prompt
 from vicort.runtime.sampler import Sampler
+from vicort.runtime.stage_clock import SpanSink, StageClock
 from vicort.runtime.stages import Buffers, Job, make_stages
 from vicort.runtime.system import System, load_system
 
@@ -112,7 +113,7 @@ class Session:
         model, device = self.model, self._device
         dtype = engines.dtype
         prompt = Prompt(engines.folder, model.video_token)
-        self._memory = Memory(device, model, self.system, len(prompt.prefix), dtype)
+        self._memory = Memory(device, model, self.system, len(prompt.prefix), dtype, self._clock)
         timeline = Timeline(model, len(prompt.prefix), min(model.max_rows + self._sampling.max_tokens, model.max_position // 8))
         run = LanguageRun(engines.llm, model, device, self._memory.pool)
         stages = make_stages(device, engines, self._memory, timeline, run, threads)

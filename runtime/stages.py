@@ -161,7 +161,8 @@ class Prefill:
         of_unit = np.bincount(job.indices // tokens, minlength=chunk.units).tolist()
         if job.kept:
             out = self._attend(job, positions)
-            self._memory.place_chunk(chunk, of_unit, out.k, out.v, positions, job.mean.copy(), self.stream)
+            queries = self._device.read(self.stream, out.queries)[0].copy() if self._memory.long_term else None
+            self._memory.place_chunk(chunk, of_unit, out.k, out.v, positions, job.mean.copy(), self.stream, queries)
 
     def _attend(self, job: Job, positions: np.ndarray) -> LanguageOutput:
         """Run a chunk over what memory shows it; again where its own queries say that it should have seen something else."""
@@ -193,7 +194,8 @@ class Prefill:
             )
         first = self._timeline.first
         oldest = self._memory.oldest_unit()
-        age = 0 if oldest is None else int(self._memory.first_cell(oldest)[0]) - first
+        # What long-term memory holds is older than the window: all of it would fall to the floor.
+        age = 0 if oldest is None or self._memory.long_term else int(self._memory.first_cell(oldest)[0]) - first
         steps = max(excess, age, self._timeline.range // 2)
         self._memory.rebase(steps, first, self.stream)
         self._timeline.rebase(steps)

@@ -26,6 +26,11 @@ class Selection:
         return Selection(empty, empty)
 
     @property
+    def tokens(self) -> int:
+        """Seen tokens, the mean over layers and heads."""
+        return round(float(np.where(self.cells == NONE, 0, self.filled).sum(2).mean()))
+
+    @property
     def most(self) -> int:
         """N: the most cells of a layer and head."""
         return self.cells.shape[2]

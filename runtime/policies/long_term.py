@@ -12,11 +12,15 @@ from vicort.runtime.long_term.key_clusters import KeyClusterMemory
 from vicort.runtime.long_term.long_term import LongTerm
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.policies.registry import MOST, Policy, Registry
+from vicort.runtime.stage_clock import StageClock
 
 
 class LongTermPolicy(Policy):
-    def open(self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike) -> LongTerm:
-        """The memory, within `host_mb` MB of 1e6 bytes. Raises MemoryBudgetError, with the least that works, if that is too little."""
+    def open(self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock) -> LongTerm:
+        """The memory, within `host_mb` MB of 1e6 bytes. clock: for what it does on streams of its own.
+
+        Raises MemoryBudgetError, with the least that works, if that is too little.
+        """
         raise NotImplementedError
 
 
@@ -32,7 +36,7 @@ class KeyClusters(LongTermPolicy):
     most_cells: int = Field(ge=1, le=MOST)  # that a layer and head reads at a time, which bounds what the device holds
     seed: int = Field(0, ge=0, le=MOST)  # of the hyperplanes
 
-    def open(self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike) -> LongTerm:
+    def open(self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock) -> LongTerm:
         return KeyClusterMemory(model, host_mb, dtype, self)
 
 
