@@ -7,23 +7,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.fake_engines import FakeEngineSet, toy_model
-from support.streams import frames
-from support.systems import system
+from support.fake_engines import toy_model
+from support.key_clusters import PlainMemory, clusters_of, groups_of, read
 
-from vicort.runtime.core import Page, Question, Sampling
+from vicort.runtime.core import Page
 from vicort.runtime.errors import MemoryBudgetError
-from vicort.runtime.long_term.hash_clustering import HashPlanes
-from vicort.runtime.long_term.key_clusters import ClusterView, KeyClusterMemory, bytes_of_slot
+from vicort.runtime.long_term.key_clusters import KeyClusterMemory, bytes_of_slot
 from vicort.runtime.long_term.long_term import Departing
-from vicort.runtime.long_term.selection import Recall
 from vicort.runtime.long_term.wicsum import wicsum
 from vicort.runtime.policies.long_term import KeyClusters
-from vicort.runtime.pool import HostPool
-from vicort.runtime.session import Session
 
 MODEL = toy_model(chunk_frames=4)  # 2 layers, 2 KV heads of 8, 2 units of 4 tokens a chunk, cells of 4
-GROUPS = [(layer, head) for layer in range(MODEL.layers) for head in range(MODEL.kv_heads)]
+GROUPS = groups_of(MODEL)
 FINE = {"hash_bits": 24, "threshold": 4, "recent": 5, "most_tokens": 9, "share": 0.6, "most_cells": 1000}
 
 
@@ -45,115 +40,6 @@ def chunk(index, seed=0, kinds=6, spread=0.3, tokens=(4, 4), first=None, model=M
     at = np.stack([np.arange(first, first + count)] * 3, axis=1).astype(np.int32)
     pages = tuple(Page(-1, "vision", n, index, 2 * index + u, Fraction(2 * index + u), Fraction(2 * index + u)) for u, n in enumerate(tokens))
     return Departing(pages, np.repeat(np.arange(len(tokens)), tokens), k.astype(np.float32), v.astype(np.float32), at, np.empty(0))
-
-
-class PlainClusters:
-    """Hash-bit clustering of one layer and KV head, as SEEDS 3 and the module say it."""
-
-    def __init__(self, chosen, normals, page_tokens, room):
-        self.chosen, self.normals, self.page_tokens = chosen, normals, page_tokens
-        self.room = room  # cells
-        self.clusters = []  # in the order they were opened: lists of (serial, key)
-        self.serial = 0
-
-    def bits(self, key):
-        return [float(key @ normal) > 0 for normal in self.normals.T]
-
-    def hash(self, cluster):
-        return self.bits(np.mean([key for _, key in cluster], axis=0))
-
-    def cells(self, cluster):
-        return -(-len(cluster) // self.page_tokens)
-
-    def take(self, units):
-        """units: lists of keys."""
-        while sum(map(self.cells, self.clusters)) + sum(map(len, units)) > self.room:  # room for a cluster a token
-            self.clusters.remove(min(self.clusters, key=lambda cluster: cluster[-1][0]))
-        for keys in units:
-            recent = [cluster for cluster in self.clusters[-self.chosen.recent :] if len(cluster) < self.chosen.most_tokens]
-            before = [(self.hash(cluster), cluster) for cluster in recent]
-            opened = []
-            for key in keys:
-                near = self.nearest(before, key) or self.nearest(opened, key)
-                if near is None:
-                    near = []
-                    self.clusters.append(near)
-                    opened.append((self.bits(key), near))
-                near.append((self.serial, key))
-                self.serial += 1
-
-    def nearest(self, clusters, key):
-        """Of clusters (hash, tokens), the newest of the nearest that is near enough."""
-        found, least = None, self.chosen.threshold
-        for bits, cluster in reversed(clusters):
-            distance = sum(a != b for a, b in zip(bits, self.bits(key), strict=True))
-            if distance < least:
-                found, least = cluster, distance
-        return found
-
-    def choose(self, queries):
-        """Serials of the tokens that a KV head reads. queries: [heads, D]"""
-        chosen = set()
-        for query in queries:
-            means = [np.mean([key for _, key in cluster], axis=0) for cluster in self.clusters]
-            scores = [float(np.exp(query @ mean / len(query) ** 0.5)) for mean in means]
-            total = sum(score * len(cluster) for score, cluster in zip(scores, self.clusters, strict=True))
-            running = 0.0
-            for score, place in sorted(zip(scores, range(len(scores)), strict=True), key=lambda item: -item[0]):
-                if running > self.chosen.share * total:
-                    break
-                running += score * len(self.clusters[place])
-                chosen |= {serial for serial, _ in self.clusters[place]}
-        return chosen
-
-
-class PlainMemory:
-    """All layers and heads of it."""
-
-    def __init__(self, product, model=MODEL):
-        self.model = model
-        normals = HashPlanes(len(groups_of(model)), product.settings.hash_bits, model.head_dim, product.settings.seed).normals
-        self.groups = {
-            group: PlainClusters(product.settings, plane, model.page_tokens, product.room)
-            for group, plane in zip(groups_of(model), normals, strict=True)
-        }
-
-    def take(self, departing):
-        for (layer, head), group in self.groups.items():
-            group.take([departing.k[layer, departing.unit == unit, head] for unit in range(len(departing.pages))])
-
-    def choose(self, q):
-        heads = self.model.query_heads // self.model.kv_heads
-        return {(layer, head): group.choose(q[layer, head * heads : (head + 1) * heads]) for (layer, head), group in self.groups.items()}
-
-
-def groups_of(model):
-    return [(layer, head) for layer in range(model.layers) for head in range(model.kv_heads)]
-
-
-def clusters_of(held, group):
-    """What the product holds, in the order it was opened: (serials, mean) a cluster."""
-    owner, filled = held._cells.filled(held._tokens[:, : held._cells.used], held.model.page_tokens)
-    found = []
-    for cluster in held._clusters[group, : held._count[group]]:
-        cells = [slot for slot in np.flatnonzero(owner[group] == cluster) if filled[group, slot]]
-        serials = [serial for slot in cells for serial in held._serials[slot, group, : filled[group, slot]]]
-        found.append((sorted(serials), held._mean[group, cluster]))
-    return found
-
-
-def read(held, selection):
-    """By layer and head: the tokens that a reader sees, told by their values, as the engine's pool has them."""
-    model = held.model
-    pool = HostPool(np.zeros, model, 1000, np.float32, by_head=True)
-    table = Recall(pool, range(1000)).load(held.pool, selection)
-    seen = {}
-    for layer, head in groups_of(model):
-        slots = table[layer, head][table[layer, head] >= 0]
-        there = pool.where[slots, layer, head, :, 0] >= 0
-        assert (pool.where[slots, layer, head, :, 0][there] == pool.data[slots, layer, head, 1, :, 0][there]).all()
-        seen[layer, head] = pool.data[slots, layer, head, 1, :, 0][there].astype(int).tolist()
-    return seen
 
 
 def queries(seed, model=MODEL, size=2.0):
