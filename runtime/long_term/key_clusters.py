@@ -8,7 +8,9 @@ behind the other in cells of its own. A reader scores the means with its query a
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,6 +70,10 @@ class KeyClusterMemory:
         self._taken = 0  # tokens so far
         self._tidy_at = 64  # how many pages are listed when those without tokens are looked for
         self.capped = 0  # how often a layer and head of a selection had to do with `most_cells`
+
+    @property
+    def oldest(self) -> Fraction | None:
+        return self._pages[self._oldest_page()].start if self._pages else None
 
     # ---- what the stream does -------------------------------------------------------------------------------------------
 
@@ -168,10 +174,14 @@ class KeyClusterMemory:
 
     def _forget_pages(self) -> None:
         """Units of which no token is left. Views hold the lists as they were."""
-        heads = [self._clusters[group, :count] for group, count in enumerate(self._count)]
-        oldest = min(int(self._serials[slots, group, 0].min(initial=self._taken)) for group, slots in enumerate(heads))
-        kept = max(int(np.searchsorted(self._first_serial, oldest, "right")) - 1, 0)
-        self._first_serial, self._pages = self._first_serial[kept:], self._pages[kept:]
+        first = self._oldest_page()
+        self._first_serial, self._pages = self._first_serial[first:], self._pages[first:]
+
+    def _oldest_page(self) -> int:
+        """Which of `_pages` is the oldest of which a token is left: the first of a group's first cluster."""
+        held = np.flatnonzero(self._count)
+        oldest = int(self._serials[self._clusters[held, 0], held, 0].min(initial=self._taken))
+        return max(bisect_right(self._first_serial, oldest) - 1, 0)
 
     def _by_group(self, tokens: np.ndarray) -> np.ndarray:
         """[L, n, Hkv, D] -> [G, n, D]"""
@@ -249,7 +259,9 @@ class ClusterView:
         return [self._pages[unit] for unit in np.unique(units)]
 
     def release(self) -> None:
+        """Once is enough; more does nothing."""
         if self._leased:
+            self._leased = False
             self._memory._cells.release(self._moment)
 
     def _scores(self, q: np.ndarray) -> np.ndarray:

@@ -172,6 +172,7 @@ def test_a_view_stays_what_it_was_whatever_the_stream_does(cells):
     assert read(held, again) == before
     assert view.pages(again) == pages
     view.release()
+    view.release()
     if cells == 30:
         more.join(10)
         assert not more.is_alive()
@@ -186,6 +187,9 @@ def test_pages_are_the_units_of_what_any_layer_or_head_reads():
     selection = view.choose(queries(5))
     serials = sorted({serial for tokens in read(held, selection).values() for serial in tokens})
     assert [page.unit for page in view.pages(selection)] == sorted({serial // 4 for serial in serials})
+    left = min(serial for group in range(len(GROUPS)) for found, _ in clusters_of(held, group) for serial in found)
+    assert held.oldest == left // 4 > 0
+    assert memory().oldest is None
 
 
 def test_positions_move_once_no_question_reads():
