@@ -44,7 +44,9 @@ class ClusterCells:
                 raise RuntimeError("the memory is closed")
             self._depth -= counts
             self.live += counts
-            taken = [self._free[group, depth : depth + count][::-1] for group, (depth, count) in enumerate(zip(self._depth, counts, strict=True))]
+            taken = [
+                self._free[group, depth : depth + count][::-1] for group, (depth, count) in enumerate(zip(self._depth, counts, strict=True))
+            ]
             slots = np.concatenate(taken)
             self.used = max(self.used, int(slots.max(initial=-1)) + 1)
             return slots

@@ -248,8 +248,8 @@ class ClusterView:
             return Selection.nothing(memory.model)
         scores = self._scores(q.reshape(-1, heads, q.shape[-1]))  # [G, heads, C]
         tokens = np.repeat(self._tokens, heads, axis=0)
-        chosen = wicsum(scores.reshape(-1, clusters), tokens, memory.settings.share).reshape(scores.shape)
-        return self._select(chosen.any(axis=1), scores)
+        by_head = wicsum(scores.reshape(-1, clusters), tokens, memory.settings.share).reshape(scores.shape)
+        return self._select(np.logical_or.reduce(by_head, axis=1), scores)
 
     def pages(self, selection: Selection) -> list[Page]:
         layer, head, place = np.nonzero(selection.filled)

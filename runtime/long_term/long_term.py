@@ -50,7 +50,11 @@ class Reader(Protocol):
     table: np.ndarray  # [L, Hkv, N] int32: device slots that the next run attends to, besides what all layers and heads share
     selection: Selection  # what lies there
     reruns: int  # how often the same rows had to be run again
-    bytes_moved: int  # from this memory to the device
+
+    @property
+    def bytes_moved(self) -> int:
+        """From this memory to the device."""
+        ...
 
     def saw(self, q: np.ndarray, prefill: bool) -> bool:
         """A run has ended whose mean queries were q [L, Hq, D]. True: run the same rows again, over the table as it is now.

@@ -38,7 +38,8 @@ def chunk(index, seed=0, kinds=6, spread=0.3, tokens=(4, 4), first=None, model=M
     k = directions[:, random.integers(0, kinds, count)] + spread * random.normal(size=(model.layers, count, model.kv_heads, model.head_dim))
     v = np.broadcast_to(np.arange(first, first + count, dtype=np.float32)[None, :, None, None], k.shape)
     at = np.stack([np.arange(first, first + count)] * 3, axis=1).astype(np.int32)
-    pages = tuple(Page(-1, "vision", n, index, 2 * index + u, Fraction(2 * index + u), Fraction(2 * index + u)) for u, n in enumerate(tokens))
+    times = [Fraction(2 * index + u) for u in range(len(tokens))]
+    pages = tuple(Page(-1, "vision", n, index, int(at), at, at) for at, n in zip(times, tokens, strict=True))
     return Departing(pages, np.repeat(np.arange(len(tokens)), tokens), k.astype(np.float32), v.astype(np.float32), at, np.empty(0))
 
 
@@ -212,7 +213,7 @@ def test_all_that_is_allocated_is_within_the_budget():
     arrays = [held.pool.data, held.pool.where, held._serials, held._mean, held._tokens, held._newest, held._last, held._clusters]
     arrays += [held._cells._owner, held._cells._ordinal, held._cells._next, held._cells._free]
     assert sum(array.nbytes for array in arrays) == 500 * bytes_of_slot(MODEL, np.float32)
-    with pytest.raises(MemoryBudgetError, match="at least 0.0") as refused:
+    with pytest.raises(MemoryBudgetError, match=r"at least 0\.0") as refused:
         memory(5)
     least = float(str(refused.value).split()[-1])
     KeyClusterMemory(MODEL, least, np.float32, policy())

@@ -113,7 +113,7 @@ def contents(held):
     """Clusters and their tokens, wherever they lie."""
     means = [(serials, mean.tobytes()) for group in range(len(groups_of(held.model))) for serials, mean in clusters_of(held, group)]
     tokens = {}
-    owner, filled = held._cells.filled(held._tokens[:, : held._cells.used], held.model.page_tokens)
+    _, filled = held._cells.filled(held._tokens[:, : held._cells.used], held.model.page_tokens)
     for number, (layer, head) in enumerate(groups_of(held.model)):
         for slot in np.flatnonzero(filled[number]):
             for cell in range(filled[number, slot]):
