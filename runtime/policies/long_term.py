@@ -77,7 +77,4 @@ class KeyClusters(LongTermPolicy):
         return KeyClusterMemory(model, host_mb, dtype, self)
 
 
-LONG_TERMS = Registry[LongTermPolicy]("long_term", KeyClusters)
-
-
-LONG_TERMS: Registry[LongTermPolicy] = Registry("long_term", SinkBuckets, PageRecall)
+LONG_TERMS: Registry[LongTermPolicy] = Registry("long_term", SinkBuckets, KeyClusters, PageRecall)
