@@ -26,7 +26,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Cell:
-    accuracy: float | None  # share of 1; None = nothing was asked
+    accuracy: float  # share of 1
     asked: int
     score: float | None = None  # mean of a judge's
 
@@ -80,13 +80,10 @@ def make_table(dataset: Dataset, scored: Sequence[Scored]) -> Table:
 
 def mean_of(cells: Sequence[Cell]) -> Cell:
     """Each counts the same, however many questions it holds."""
-    shares = [cell.accuracy for cell in cells if cell.accuracy is not None]
-    return Cell(fmean(shares) if shares else None, sum(cell.asked for cell in cells))
+    return Cell(fmean(cell.accuracy for cell in cells), sum(cell.asked for cell in cells))
 
 
 def _cell(scored: Sequence[Scored]) -> Cell:
-    if not scored:
-        return Cell(None, 0)
     scores = [each.score for each in scored if each.score is not None]
     return Cell(fmean(each.right for each in scored), len(scored), fmean(scores) if scores else None)
 
@@ -121,6 +118,6 @@ def _most(tables: Mapping[str, Table], title: str, heading: str) -> int:
 
 
 def _shown(cell: Cell | None) -> str:
-    if cell is None or cell.accuracy is None:
+    if cell is None:
         return "–"
     return f"{100 * cell.accuracy:.2f}" + (f" / {cell.score:.2f}" if cell.score is not None else "")
