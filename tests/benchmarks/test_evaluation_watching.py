@@ -6,7 +6,7 @@ from fractions import Fraction
 from functools import partial
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support import evaluation_data as made
 from support.fake_engines import FakeEngineSet
@@ -36,7 +36,7 @@ def count(question, seen) -> str:
     return str(len(seen))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(times=TIMES, carry=st.sampled_from(["state", "restart"]), context=st.none() | st.integers(1, 20_000))
 def test_a_question_sees_every_frame_up_to_its_time_and_none_after(film, times, carry, context):
     path, frames = film
@@ -63,8 +63,9 @@ def seen_until(frames: list[Fraction], at: Fraction, fps: int = 2) -> Fraction:
     return complete[-1] if complete else Fraction(0)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(times=TIMES)
+@example(times=[Fraction(57, 4)])  # the last frame's: half a unit waits, and is completed only after it
 def test_a_real_session_knows_the_newest_complete_unit(film, times):
     path, frames = film
     engines = FakeEngineSet()
@@ -79,7 +80,7 @@ def test_a_question_leaves_no_trace(film, overlap):
     """One pass with all questions, and a fresh session for each, answer alike where everything is kept."""
     path, _ = film
     engines = FakeEngineSet()
-    video = asked_at(path, *(Fraction(n) for n in (2, 2, 5, 7, 9, 14)))
+    video = asked_at(path, *(Fraction(n) for n in (2, 2, 5, 9)))
     answers = [
         [reply.text for reply in watch(video, lambda: Session(engines, system(**FULL), overlap=overlap), carry, max_tokens=4).replies]
         for carry in ("state", "restart")
