@@ -9,7 +9,6 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from vicort.benchmarks.evaluation import ovo_bench, rvs, shapestream, streamingbench
@@ -18,12 +17,11 @@ from vicort.benchmarks.evaluation.arguments import Options, parse_options
 from vicort.benchmarks.evaluation.items import Dataset, Reply, Video
 from vicort.benchmarks.evaluation.ledger import Ledger
 from vicort.benchmarks.evaluation.tables import Table, make_table, print_table, score_all
-from vicort.benchmarks.evaluation.watching import OpenSession, watch
+from vicort.benchmarks.evaluation.watching import Candidate, watch
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import ConfigError, EngineError, SourceError, VicortError
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.manifest import Manifest, ModelSpec, read_manifest
-from vicort.runtime.session import Session
 from vicort.runtime.system import System, load_system
 
 RECORD, REPORT, TABLE = "answers.jsonl", "report.json", "report.txt"
@@ -53,8 +51,8 @@ def run(options: Options) -> int:
     unread = check_videos(dataset, options)
     ledger = open_ledger(options, dataset, manifest, systems)
     with EngineSet.open(engine_dir, threads=options.threads) as engines:
-        sessions = {name: partial(Session, engines, system, fps=options.fps, threads=options.threads) for name, system in systems.items()}
-        unread |= watch_all(dataset, options, sessions, ledger)
+        candidates = {name: Candidate.of(engines, each, fps=options.fps, threads=options.threads) for name, each in systems.items()}
+        unread |= watch_all(dataset, options, candidates, ledger)
     report(options, dataset, manifest, systems, ledger, unread)
     return 0
 
@@ -131,17 +129,17 @@ def settings_of(options: Options, dataset: Dataset, manifest: Manifest) -> dict[
     }
 
 
-def watch_all(dataset: Dataset, options: Options, sessions: Mapping[str, OpenSession], ledger: Ledger) -> dict[str, str]:
+def watch_all(dataset: Dataset, options: Options, candidates: Mapping[str, Candidate], ledger: Ledger) -> dict[str, str]:
     """Each video with each system, unless the record has it already; returns the videos that cannot be read, and why."""
     unread: dict[str, str] = {}
     most = options.max_tokens or dataset.max_tokens
     for number, video in enumerate(dataset.videos, 1):
-        for name, open_session in sessions.items():
+        for name, candidate in candidates.items():
             if video.path is None or video.name in unread or (name, video.name) in ledger.watched:
                 continue
             started = time.monotonic()
             try:
-                watched = watch(video, open_session, options.carry, options.context, most)
+                watched = watch(video, candidate, options.carry, options.context, most)
             except SourceError as error:
                 if options.strict:
                     raise
