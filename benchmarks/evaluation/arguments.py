@@ -17,7 +17,6 @@ from vicort.benchmarks.evaluation.shapestream import AGE_UNITS, AGES, CACHE, STR
 from vicort.benchmarks.evaluation.watching import CARRIES, Carry
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.sampler import as_rate
-from vicort.runtime.system import known_systems
 
 BENCHMARKS = {
     "streamingbench": "StreamingBench: JSON files, or Real_Time_Visual_Understanding.csv",
@@ -36,7 +35,7 @@ class Options:
     benchmark: str
     files: tuple[Path, ...] = ()
     videos: tuple[Path, ...] = ()
-    systems: tuple[str, ...] = (SYSTEM,)
+    systems: tuple[str, ...] = (SYSTEM,)  # none = all there are
     engine_dir: Path | None = None  # None = the tiny model's
     out: Path = OUT
     carry: Carry = "state"
@@ -63,7 +62,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         raise ConfigError(f"--limit {typed.limit}: give 1 video or more")
     chosen = {
         "benchmark": typed.benchmark,
-        "systems": tuple(dict.fromkeys(typed.system or (known_systems() if typed.benchmark == "shapestream" else [SYSTEM]))),
+        "systems": tuple(dict.fromkeys(typed.system or ([] if typed.benchmark == "shapestream" else [SYSTEM]))),
         "engine_dir": typed.engine_dir,
         "out": typed.out or OUT / typed.benchmark,
         "carry": typed.protocol,

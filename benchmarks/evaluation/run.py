@@ -22,7 +22,7 @@ from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import ConfigError, EngineError, SourceError, VicortError
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.manifest import Manifest, ModelSpec, read_manifest
-from vicort.runtime.system import System, load_system
+from vicort.runtime.system import System, known_systems, load_system
 
 RECORD, REPORT, TABLE = "answers.jsonl", "report.json", "report.txt"
 SHOWN_MISSING = 5
@@ -42,16 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options) -> int:
-    systems = systems_of(options.systems)
+    systems = systems_of(options.systems or known_systems())
     engine_dir = options.engine_dir or find_engine_dir("tiny")
     if engine_dir is None:
         raise EngineError("no engines of the tiny model are built: build them with `vicort-build tiny`, or name a set with --engine-dir")
     manifest = read_manifest(engine_dir)
     dataset = load(options, manifest.model)
     unread = check_videos(dataset, options)
-    ledger = open_ledger(options, dataset, manifest, systems)
+    options.out.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(options.out / RECORD, settings_of(options, dataset, manifest))
     with EngineSet.open(engine_dir, threads=options.threads) as engines:
         candidates = {name: Candidate.of(engines, each, fps=options.fps, threads=options.threads) for name, each in systems.items()}
+        systems = runnable(systems, candidates, named=bool(options.systems))
+        declare(systems, ledger)
         unread |= watch_all(dataset, options, candidates, ledger)
     report(options, dataset, manifest, systems, ledger, unread)
     return 0
@@ -66,6 +69,21 @@ def systems_of(names: Sequence[str]) -> dict[str, System]:
             raise ConfigError(f"--system {name}: its name {system.name!r} is another's too: name it otherwise in its YAML file")
         systems[system.name] = system
     return systems
+
+
+def runnable(systems: Mapping[str, System], candidates: dict[str, Candidate], named: bool) -> dict[str, System]:
+    """Those of which these engines can open a session; the others leave `candidates`. Raises why not, if they were asked for by name."""
+    able = {}
+    for name, system in systems.items():
+        try:
+            with candidates[name].open_session():
+                able[name] = system
+        except VicortError as error:
+            if named:
+                raise
+            del candidates[name]
+            _say(f"warning: {name} is left out: {error}")
+    return able
 
 
 def load(options: Options, model: ModelSpec) -> Dataset:
@@ -101,14 +119,11 @@ def check_videos(dataset: Dataset, options: Options) -> dict[str, str]:
     return dict.fromkeys(missing, "not there")
 
 
-def open_ledger(options: Options, dataset: Dataset, manifest: Manifest, systems: Mapping[str, System]) -> Ledger:
+def declare(systems: Mapping[str, System], ledger: Ledger) -> None:
     from vicort.benchmarks.workload import describe_system
 
-    options.out.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(options.out / RECORD, settings_of(options, dataset, manifest))
     for name, system in systems.items():
         ledger.declare(name, describe_system(system))
-    return ledger
 
 
 def settings_of(options: Options, dataset: Dataset, manifest: Manifest) -> dict[str, Any]:
@@ -160,7 +175,7 @@ def report(
     seen = [video for video in dataset.videos if video.name not in unread]
     replies = {name: [reply for video in seen for reply in ledger.watched[name, video.name].replies] for name in systems}
     tables = {name: _table(options, dataset, seen, replies[name]) for name in systems}
-    settings = settings_of(options, dataset, manifest)
+    settings = settings_of(options, dataset, manifest) | {"threads": options.threads}
     head = {
         "conditions": conditions() | settings | dataset.about,
         "judge": options.judge.name if dataset.name == "rvs" else None,

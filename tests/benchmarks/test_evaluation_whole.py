@@ -269,3 +269,16 @@ def test_ages_in_chunks_and_files_that_are_made_once(tiny_engines, tmp_path):
 def test_worlds_that_cannot_be_are_refused(tiny_engines, tmp_path, capsys, wrong):
     assert evaluate(tiny_engines, tmp_path / "out", "shapestream", "--cache", tmp_path, *wrong) == 2
     assert wrong[0] in capsys.readouterr().err
+
+
+def test_a_system_that_these_engines_cannot_run_is_left_out_only_where_none_is_named(tiny_engines, tmp_path, monkeypatch, capsys):
+    text = (made.Path(run.__file__).parents[2] / "configs" / "systems" / "simplestream.yaml").read_text()
+    (tmp_path / "large.yaml").write_text(text.replace("simplestream\n", "large\n") + "chunk: {frames: 1024}\n")
+    arguments = ("shapestream", "--streams", "1", "--ages", "0", "--cache", tmp_path)
+    large = ("--system", tmp_path / "large.yaml")
+    assert evaluate(tiny_engines, tmp_path / "out", *arguments, "--system", "simplestream", *large) == 2
+    assert "system large takes chunks of 1024 frames" in capsys.readouterr().err
+    monkeypatch.setattr(run, "known_systems", lambda: [str(tmp_path / "large.yaml"), "simplestream"])
+    assert evaluate(tiny_engines, tmp_path / "out", *arguments) == 0
+    assert "warning: large is left out" in capsys.readouterr().err
+    assert list(report(tmp_path / "out")["accuracy"]) == ["simplestream"]
