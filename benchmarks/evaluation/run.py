@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from vicort.benchmarks.evaluation import ovo_bench, rvs, shapestream, streamingbench
@@ -22,6 +23,7 @@ from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import ConfigError, EngineError, SourceError, VicortError
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.manifest import Manifest, ModelSpec, read_manifest
+from vicort.runtime.session import percentiles
 from vicort.runtime.system import System, known_systems, load_system
 
 RECORD, REPORT, TABLE = "answers.jsonl", "report.json", "report.txt"
@@ -201,9 +203,12 @@ def _table(options: Options, dataset: Dataset, seen: Sequence[Video], replies: S
 def _about(name: str, seen: Sequence[Video], ledger: Ledger, replies: Sequence[Reply]) -> dict[str, Any]:
     """What a system is, what went wrong with it, and how the last pass over each video went."""
     watched = {video.name: ledger.watched[name, video.name] for video in seen}
+    answered = [reply for reply in replies if not reply.error]
     return {
         "is": ledger.systems[name],
         "asked": len(replies),
+        "ttft_ms": percentiles([reply.ttft_ms for reply in answered]),
+        "tokens_read": fmean(reply.tokens_read for reply in answered) if answered else None,
         "errors": [f"{reply.item}: {reply.error}" for reply in replies if reply.error],
         "warnings": {video: each.warnings for video, each in watched.items() if each.warnings},
         "summaries": {video: each.summary for video, each in watched.items()},
