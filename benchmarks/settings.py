@@ -37,7 +37,7 @@ class Settings:
     system_repeats: int = 5
     system_questions: int = 60  # idle
     system_loaded_questions: int = 40  # while frames come as fast as they are taken
-    replay_s: float = 10.0  # of 1x replay
+    replay_s: float = 8.0  # of 1x replay
     system_minutes: float = 5.0  # one system may take for one kind of measurement
     side_by_side: bool = False  # whether two systems may be timed at once: only to see that it runs
     migration_fill_frames: int = 2080  # so that the largest scope has that many chunks to choose from

@@ -6,27 +6,15 @@ two systems round within streams, and the interval draws streams.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-Z = 1.959964  # of a two-sided 95 % interval
 DRAWS = 4000  # of the bootstrap
 ALPHA = 0.05
 Verdicts = Mapping[int, Sequence[bool]]  # stream -> whether each of its questions was answered right, in one fixed order
-
-
-def wilson(right: int, asked: int) -> tuple[float, float]:
-    """95 % interval of a share by Wilson (1927); as wide as can be, (0, 1), where nothing was asked."""
-    if not asked:
-        return 0.0, 1.0
-    share, z2 = right / asked, Z * Z
-    middle = (share + z2 / (2 * asked)) / (1 + z2 / asked)
-    half = Z / (1 + z2 / asked) * math.sqrt(share * (1 - share) / asked + z2 / (4 * asked * asked))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def sign_flip_p(differences: Sequence[int]) -> float:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vicort.benchmarks.children import one_line
-from vicort.benchmarks.evaluation.ages import Row, accuracy_by_age, by_age
+from vicort.benchmarks.evaluation.ages import Row, by_age, row_of
+from vicort.benchmarks.evaluation.items import Dataset
+from vicort.benchmarks.evaluation.watching import watch
 from vicort.benchmarks.settings import Settings
 from vicort.benchmarks.tokens_read import CountingEngine
 from vicort.benchmarks.twins import BASELINES, twin_of, with_store
@@ -20,13 +23,14 @@ from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import VicortError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.pool import page_bytes
+from vicort.runtime.session import Session
 from vicort.runtime.system import System, load_system
 
 OLD_CHUNKS = 64  # chunks of the engine set: from here on an event is old
 
 
-def measure(engine_dir: Path, name: str, streams: Path, settings: Settings) -> dict[str, dict[str, Any]]:
-    """Rows of a system and, if it has one, of its twin; a row that failed holds nothing but its `error`. streams: where files lie."""
+def measure(engine_dir: Path, name: str, streams: Dataset, settings: Settings) -> dict[str, dict[str, Any]]:
+    """Rows of a system and, if it has one, of its twin; a row that failed holds nothing but its `error`."""
     with EngineSet.open(engine_dir, threads=1) as engines:
         system = with_store(engines, load_system(name), settings.store_mb)
         rows = {name: _row(engines, system, streams, settings)}
@@ -41,14 +45,14 @@ def old_ages(ages: Sequence[int], chunk_units: int) -> list[int]:
     return [age for age in ages if age >= OLD_CHUNKS * chunk_units] or [max(ages)]
 
 
-def _row(engines: EngineSet, system: System, streams: Path, settings: Settings) -> dict[str, Any]:
+def _row(engines: EngineSet, system: System, streams: Dataset, settings: Settings) -> dict[str, Any]:
     try:
         return answers(engines, system, streams, settings)
     except (VicortError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         return {"error": one_line(error)}
 
 
-def answers(engines: EngineSet, system: System, streams: Path, settings: Settings) -> dict[str, Any]:
+def answers(engines: EngineSet, system: System, streams: Dataset, settings: Settings) -> dict[str, Any]:
     """One system's row: stages one after another on one core, which changes no answer.
 
     Raises VicortError if not one question was answered.
@@ -56,7 +60,7 @@ def answers(engines: EngineSet, system: System, streams: Path, settings: Setting
     start, plain = time.perf_counter(), engines.llm
     engines.llm = counter = CountingEngine(plain)
     try:
-        rows = accuracy_by_age(engines, {system.name: system}, settings.system_streams, settings.system_ages, cache=streams, overlap=False)
+        rows = list(_watched(engines, system, streams))
     finally:
         engines.llm = plain
     if failures := [row.error for row in rows if row.error]:
@@ -73,6 +77,13 @@ def answers(engines: EngineSet, system: System, streams: Path, settings: Setting
         "counted_at": "engine" if counted is not None else "answers",
         "seconds": round(time.perf_counter() - start, 1),
     }
+
+
+def _watched(engines: EngineSet, system: System, streams: Dataset) -> Iterator[Row]:
+    for video in streams.videos:
+        items = {item.id: item for item in video.items}
+        for reply in watch(video, partial(Session, engines, system, overlap=False)).replies:
+            yield row_of(system.name, items[reply.item], reply)
 
 
 def _counted(counter: CountingEngine, settings: Settings) -> np.ndarray | None:

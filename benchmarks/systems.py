@@ -19,6 +19,8 @@ import vicort.configs
 import vicort.runtime
 from vicort.benchmarks import significance, system_answers, system_clock
 from vicort.benchmarks.children import in_child, one_line
+from vicort.benchmarks.evaluation import shapestream
+from vicort.benchmarks.evaluation.items import Dataset
 from vicort.benchmarks.machine import now
 from vicort.benchmarks.recorded import write_recording
 from vicort.benchmarks.settings import Settings
@@ -30,6 +32,7 @@ from vicort.runtime.errors import VicortError
 from vicort.runtime.manifest import read_manifest
 from vicort.runtime.system import known_systems, load_system
 
+MAKING_S = 3600  # seconds that drawing and encoding the streams may take, where they are not there
 Rows = dict[str, dict[str, Any]]  # label of a system or a twin -> what was measured, or its `error`
 
 
@@ -38,9 +41,9 @@ def measure(engine_dir: Path, cache: Path, settings: Settings) -> dict[str, Any]
     folder = cache / "systems"
     folder.mkdir(parents=True, exist_ok=True)
     done = Done(folder, fingerprint(engine_dir, settings))
-    recording, streams = folder / "recording.mp4", folder / "streams"
+    recording = folder / "recording.mp4"
     write_recording(recording)
-    in_child(make_streams, streams, settings, seconds=3600)
+    streams = in_child(make_streams, engine_dir, settings, seconds=MAKING_S)
     rows = _answers(engine_dir, streams, settings, done)
     _clock(engine_dir, recording, settings, done, rows)
     model = read_manifest(engine_dir).model
@@ -65,7 +68,7 @@ def measure(engine_dir: Path, cache: Path, settings: Settings) -> dict[str, Any]
 # ---- the two kinds of measurement -----------------------------------------------------------------------------------------------
 
 
-def _answers(engine_dir: Path, streams: Path, settings: Settings, done: Done) -> Rows:
+def _answers(engine_dir: Path, streams: Dataset, settings: Settings, done: Done) -> Rows:
     """As many systems at a time as there are cores, each on one core: answers do not depend on time."""
 
     def of(name: str) -> Rows:
@@ -109,11 +112,10 @@ def clock_of(engine_dir: Path, recording: Path, name: str, tokens: float | None,
     return system_clock.measure(engine_dir, recording, system, settings, whole=tokens is None) | {"measured": moment}
 
 
-def make_streams(folder: Path, settings: Settings) -> None:
-    """The files that all systems watch, made once."""
-    from vicort.benchmarks.evaluation.ages import make_streams
-
-    make_streams(settings.system_streams, settings.system_ages, cache=folder)
+def make_streams(engine_dir: Path, settings: Settings) -> Dataset:
+    """The files that all systems watch, made once, and what is asked about them. In a process of its own: drawing needs the export side."""
+    model = read_manifest(engine_dir).model
+    return shapestream.load(model, settings.system_streams, settings.system_ages, cache=shapestream.CACHE.resolve())
 
 
 def ordered(names: Iterable[str]) -> list[str]:

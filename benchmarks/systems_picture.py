@@ -20,8 +20,9 @@ def draw(result: dict[str, Any], path: Path) -> Path | None:
     conditions = [
         f"{machine_line(result['conditions'])}. {part['engine_set']}; {part['streams']} unseen streams of seven things through H.264 "
         f"files and the whole pipeline; {part['store_mb']:g} MB of pages a system ({part['store_units']} whole units of "
-        f"{part['unit_seconds']:g} s), full-history excepted; timed after {part['fill_frames']} frames decoded into memory. Old: {chunks:g} or more chunks of "
-        f"{part['chunk_units']} units. Hollow: the uniform that reads as many tokens as the system of its colour, from the same store."
+        f"{part['unit_seconds']:g} s), full-history excepted; timed after {part['fill_frames']} frames decoded into memory. Old: "
+        f"{chunks:g} or more chunks of {part['chunk_units']} units. Hollow: the uniform that reads as many tokens as the system of its "
+        "colour, from the same store."
     ]
 
     def panels(figure: Any, axes: Any) -> None:

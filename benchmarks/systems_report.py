@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from vicort.benchmarks.significance import ALPHA, wilson
+from vicort.benchmarks.evaluation.ages import wilson
+from vicort.benchmarks.significance import ALPHA
 from vicort.benchmarks.tables import Table
 from vicort.benchmarks.twins import TWIN
 
@@ -117,8 +118,7 @@ def _age(age: int, part: dict[str, Any]) -> str:
 
 
 def _accuracy(cell: dict[str, Any]) -> str:
-    low, high = wilson(round(cell["accuracy"] * cell["asked"]), cell["asked"])
-    return f"{100 * cell['accuracy']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+    return f"{100 * cell['accuracy']:.0f} % [{100 * cell['low']:.0f}, {100 * cell['high']:.0f}]"
 
 
 def _costs(row: dict[str, Any]) -> tuple[str, ...]:
