@@ -20,10 +20,11 @@ from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.language import LanguageRun
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory import Memory
-from vicort.runtime.policies.drop import Drop
+from vicort.runtime.policies.drop import Drop, MotionPruning
 from vicort.runtime.policies.ingest import LatestFrames
 from vicort.runtime.policies.overflow import Refuse
 from vicort.runtime.positions import Timeline
+from vicort.runtime.pruned_vision import PrunedTokens, PrunedVision
 
 
 class Buffers:
@@ -189,12 +190,19 @@ class Prefill:
 
 def make_stages(
     device: Device, engines: EngineSet, memory: Memory, timeline: Timeline, run: LanguageRun, threads: int
-) -> tuple[Preprocess, Vision, TokenControl, Prefill]:
+) -> tuple[Preprocess, Stage, Stage, Prefill]:
     """The four stages, each on a stream of its own. threads: of preprocessing."""
     model = engines.manifest.model
     return (
         Preprocess(device.stream("preprocess"), device.preprocessor(model.image_height, model.image_width, threads)),
-        Vision(device.stream("vision"), engines.vision),
-        TokenControl(device.stream("tokens"), engines.tokens, memory.system.drop, device),
+        *_make_vision(device, engines, memory.system.drop),
         Prefill(device, device.stream("prefill"), run, memory, timeline, model),
     )
+
+
+def _make_vision(device: Device, engines: EngineSet, drop: Drop) -> tuple[Stage, Stage]:
+    """From frames to the tokens that go on: dropped after the encoder, or pruned before it."""
+    vision, tokens = device.stream("vision"), device.stream("tokens")
+    if isinstance(drop, MotionPruning):
+        return PrunedVision(device, vision, engines, drop), PrunedTokens(device, tokens, engines.manifest.model.width)
+    return Vision(vision, engines.vision), TokenControl(tokens, engines.tokens, drop, device)
