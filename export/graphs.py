@@ -100,7 +100,7 @@ def signatures(model: ModelSpec, precision: Precision) -> dict[GraphName, GraphS
 
 
 def plan_signatures(graphs: dict[GraphName, GraphSpec], model: ModelSpec, plugin: bool, strip: bool) -> dict[GraphName, GraphSpec]:
-    """The same graphs as TensorRT plans, but for the pruned vision encoder, which is not built yet: their files, and bounds that a profile can have.
+    """The same graphs as TensorRT plans, but for the pruned vision encoder: their files, and bounds that a profile can have.
 
     plugin: whether BoundedAttention is a plugin, or its expansion into TensorRT's own layers. strip: whether the weights stay outside.
     """

@@ -24,7 +24,9 @@ class Motion:
     """What the codec tells of how a frame differs from the frame before it."""
 
     refreshed: bool  # an I picture has come, or what came before is unknown: nothing is carried over
-    cells: np.ndarray | None  # [rows, columns] float32, of MOTION_CELL pixels a side: the longest motion vector, in pixels, inf where coded anew
+    cells: (
+        np.ndarray | None
+    )  # [rows, columns] float32, of MOTION_CELL pixels a side: the longest motion vector, in pixels, inf where coded anew
     # None = the codec hands none out
     top: int = 0  # pixels of the upright frame where the first cell starts: 0, or less where the last one is whole instead
     left: int = 0

@@ -49,7 +49,7 @@ def visual(checkpoint):
 
 
 def transformers_over_the_rest(visual, frames: torch.Tensor, kept: list[int]) -> torch.Tensor:
-    """[len(kept), width]: transformers' patch embedding, blocks and merger over one unit's kept tokens, the others cut out of the sequence."""
+    """[len(kept), width]: transformers' patch embedding, blocks and merger over one unit's kept tokens, the others cut out."""
     side = visual.config.window_size // 28
     window = [(token // COLUMNS // side, token % COLUMNS // side) for token in kept]
     order = sorted(range(len(kept)), key=lambda place: window[place])
