@@ -46,7 +46,9 @@ class PrunedVision:
     def run(self, job: Job) -> None:
         frames = job.buffers.frames[: UNIT_FRAMES * job.chunk.units]
         (images,) = self._device.read(self.stream, frames)
-        kept = self._pruner(job.chunk, images)
+        units = self._pruner(job.chunk, images)
+        kept = [unit.tokens for unit in units]
+        job.anchors = tuple(number for number, unit in enumerate(units) if unit.anchor)
         job.indices = np.concatenate([unit * self._tokens + tokens for unit, tokens in enumerate(kept)]).astype(np.int32)
         job.kept = len(job.indices)
         job.rows = job.buffers.compact[: job.kept]

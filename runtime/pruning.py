@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -17,6 +16,14 @@ MERGE = 2  # patches a side of a token (spatial_merge_size of Qwen2.5-VL)
 BLOCKS = 2  # a side of a patch, whose means are compared: noise of single pixels cancels, a thing's edge does not
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What is encoded of a unit."""
+
+    tokens: np.ndarray  # of its P tokens, ascending
+    anchor: bool  # whether one of its frames is whole because nothing is carried over to it, as an I frame is
+
+
 class Pruner:
     """The masks of one stream, which its chunks pass in order."""
 
@@ -28,36 +35,33 @@ class Pruner:
         self._refreshed = Fraction(0)  # seconds, of the last whole frame
         self._next_unit = -1
 
-    def __call__(self, chunk: Chunk, images: np.ndarray) -> list[np.ndarray]:
-        """Tokens to encode of each unit, ascending; all P of one that is whole. images: [F,H,W,3] uint8, the chunk's frames letterboxed."""
+    def __call__(self, chunk: Chunk, images: np.ndarray) -> list[Kept]:
+        """Of each unit. images: [F,H,W,3] uint8, the chunk's frames letterboxed."""
         if chunk.first_unit != self._next_unit:  # the stream's first, or others were dropped before it
             self._shape = ()
         self._next_unit = chunk.first_unit + chunk.units
-        masks = list(self._masks(chunk.frames, images))
+        masks = [self._mask(frame, image) for frame, image in zip(chunk.frames, images, strict=True)]
+        units = [masks[first : first + UNIT_FRAMES] for first in range(0, len(masks), UNIT_FRAMES)]
         return [
-            np.flatnonzero(tokens_of(np.logical_or.reduce(masks[first : first + UNIT_FRAMES])))
-            for first in range(0, len(masks), UNIT_FRAMES)
+            Kept(np.flatnonzero(tokens_of(np.logical_or.reduce([mask for mask, _ in unit]))), any(whole for _, whole in unit))
+            for unit in units
         ]
 
-    def _masks(self, frames: tuple[Frame, ...], images: np.ndarray) -> Iterator[np.ndarray]:
-        """Of each frame, the patches [rows,columns] to encode."""
-        for frame, image in zip(frames, images, strict=True):
-            means = block_means(image, *self._moved.shape)
-            if self._is_whole(frame):
-                self._moved[:] = False
-                self._refreshed = frame.time
-                yield np.ones_like(self._moved)
-            else:
-                self._moved |= self._moves(frame, means)
-                yield self._moved.copy()
-            self._means, self._shape = means, tuple(frame.image.shape[:2])
+    def _mask(self, frame: Frame, image: np.ndarray) -> tuple[np.ndarray, bool]:
+        """The patches [rows,columns] of a frame to encode, and whether it is whole whatever moves."""
+        means, whole = block_means(image, *self._moved.shape), self._is_whole(frame)
+        if whole:
+            self._moved[:] = False
+            self._refreshed = frame.time
+        else:
+            self._moved |= self._moves(frame, means)
+        self._means, self._shape = means, tuple(frame.image.shape[:2])
+        return (np.ones_like(self._moved) if whole else self._moved.copy()), whole
 
     def _is_whole(self, frame: Frame) -> bool:
-        if self._shape != tuple(frame.image.shape[:2]):
+        if self._shape != tuple(frame.image.shape[:2]) or (frame.motion is not None and frame.motion.refreshed):
             return True
-        if frame.motion is None:
-            return frame.time - self._refreshed >= self._policy.refresh
-        return frame.motion.refreshed
+        return frame.time - self._refreshed >= self._policy.refresh
 
     def _moves(self, frame: Frame, means: np.ndarray) -> np.ndarray:
         """Patches [rows,columns] where the frame differs from the one before."""
@@ -71,7 +75,8 @@ class Pruner:
         vertical = Side(self._moved.shape[0], model.image_height, box.top, box.height, shape[0], frame.motion.top)
         horizontal = Side(self._moved.shape[1], model.image_width, box.left, box.width, shape[1], frame.motion.left)
         longest = vertical.longest(horizontal.longest(frame.motion.cells.T).T)
-        return longest * (box.height / shape[0]) + policy.alpha * difference >= policy.tau
+        moved: np.ndarray = longest * (box.height / shape[0]) + policy.alpha * difference >= policy.tau
+        return moved
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vicort.runtime.anchors import Anchors
 from vicort.runtime.core import Chunk
 from vicort.runtime.device import Device, Stream
 from vicort.runtime.engine import Engine, EngineSet
@@ -21,7 +22,7 @@ from vicort.runtime.language import LanguageOutput, LanguageRun
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory import Memory
 from vicort.runtime.policies.drop import Drop, MotionPruning
-from vicort.runtime.policies.ingest import LatestFrames
+from vicort.runtime.policies.ingest import LatestFrames, SlidingWindow
 from vicort.runtime.policies.overflow import Refuse
 from vicort.runtime.positions import Timeline
 from vicort.runtime.pruned_vision import PrunedTokens, PrunedVision
@@ -49,6 +50,7 @@ class Job:
     chunk: Chunk
     buffers: Buffers
     submitted: int = field(default_factory=time.perf_counter_ns)
+    anchors: tuple[int, ...] = ()  # set by PrunedVision: units of the chunk that hold an I frame
     kept: int = 0  # set by TokenControl: rows of `rows` and `indices`
     rows: Any = field(init=False)  # set by TokenControl: Array [kept, width], what enters the language model
     indices: np.ndarray = field(init=False)  # set by TokenControl: [kept] u * P + p, ascending
@@ -142,6 +144,7 @@ class Prefill:
         self._device, self.stream, self._language = device, stream, run
         self._memory, self._timeline, self._model = memory, timeline, model
         ingest = memory.system.ingest
+        self._anchors = Anchors(ingest, device, run, memory) if isinstance(ingest, SlidingWindow) and ingest.anchors else None
         self.latest: deque[LatestUnit] = deque(maxlen=ingest.frames // 2 if isinstance(ingest, LatestFrames) else 0)
         self.seen_until = Fraction(0)  # seconds, last frame of the newest unit
 
@@ -155,8 +158,8 @@ class Prefill:
     def _prefill(self, job: Job) -> None:
         chunk, tokens = job.chunk, self._model.unit_tokens
         self._timeline.begin(chunk.start)
-        if self._memory.system.ingest.slides and (steps := self._memory.close_gaps(self._timeline.first, self.stream)):
-            self._timeline.rebase(steps)
+        if self._memory.system.ingest.slides:
+            self._slide(chunk)
         self._keep_in_range(chunk.frames[-2].time)
         positions = np.concatenate([self._timeline.unit(chunk.frames[2 * u].time) for u in range(chunk.units)])[job.indices]
         of_unit = np.bincount(job.indices // tokens, minlength=chunk.units).tolist()
@@ -164,6 +167,16 @@ class Prefill:
             out = self._attend(job, positions)
             queries = self._device.read(self.stream, out.queries)[0].copy() if self._memory.long_term else None
             self._memory.place_chunk(chunk, of_unit, out.k, out.v, positions, job.mean.copy(), self.stream, queries)
+        if self._anchors:
+            self._anchors.keep(job, of_unit, self.stream)
+
+    def _slide(self, chunk: Chunk) -> None:
+        """Positions follow the prompt again once older chunks are gone; where the system has anchors, that is now."""
+        slid = self._anchors is not None and self._memory.slide(chunk.index - self._anchors.policy.chunks + 1)
+        if steps := self._memory.close_gaps(self._timeline.first, self.stream):
+            self._timeline.rebase(steps)
+        if self._anchors and slid:
+            self._anchors.refresh(self.stream)
 
     def _attend(self, job: Job, positions: np.ndarray) -> LanguageOutput:
         """Run a chunk over what memory shows it; again where its own queries say that it should have seen something else."""

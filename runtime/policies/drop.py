@@ -57,7 +57,7 @@ class MotionPruning(Drop):
 
     A patch is dynamic where M = V + alpha * R reaches `tau`; V: longest motion vector, in pixels of the engine's frame; R: how much it
     differs from the frame before, in grey levels (decoders keep the residual to themselves). Where a codec hands no vectors out it is
-    dynamic where R reaches `difference`, and where it has no I pictures either, a frame is whole every `refresh` seconds.
+    dynamic where R reaches `difference`. A frame is whole at an I picture, and where none came for `refresh` seconds.
     """
 
     policy: ClassVar[str] = "motion"

@@ -64,7 +64,7 @@ def chunks_of(frames: list[Frame], chunk_frames: int = 8):
 
 
 def run_pruner(pruner: Pruner, chunks) -> list[list[int]]:
-    return [tokens.tolist() for chunk in chunks for tokens in pruner(chunk, np.stack([frame.image for frame in chunk.frames]))]
+    return [kept.tokens.tolist() for chunk in chunks for kept in pruner(chunk, np.stack([frame.image for frame in chunk.frames]))]
 
 
 @settings(deadline=None, max_examples=60)
@@ -114,7 +114,7 @@ def test_lengths_count_in_pixels_of_the_engines_frame():
         pruner = Pruner(POLICY, MODEL)
         small = np.zeros((2, 84, 112, 3), np.uint8)
         chunks = chunks_of([whole, whole, moved, moved], 2)
-        assert [len(tokens) for chunk in chunks for tokens in pruner(chunk, small)] == [12, kept]
+        assert [len(unit.tokens) for chunk in chunks for unit in pruner(chunk, small)] == [12, kept]
 
 
 def test_a_dropped_chunk_and_another_size_make_a_frame_whole():
@@ -125,7 +125,7 @@ def test_a_dropped_chunk_and_another_size_make_a_frame_whole():
     assert [len(tokens) for tokens in run_pruner(pruner, [third])] == [12, 0]  # the second was lost
     larger, none = np.zeros((168, 224, 3), np.uint8), Motion(False, np.zeros((11, 14), np.float32))
     other = replace(fourth, frames=tuple(replace(frame, image=larger, motion=none) for frame in fourth.frames))
-    assert [len(tokens) for tokens in pruner(other, np.zeros((4, 84, 112, 3), np.uint8))] == [12, 0]
+    assert [len(unit.tokens) for unit in pruner(other, np.zeros((4, 84, 112, 3), np.uint8))] == [12, 0]
     assert second.units == 2
 
 
@@ -237,8 +237,8 @@ def test_rows_are_those_of_the_kept_tokens():
     pruner, rows = Pruner(MotionPruning(tau=0.5, difference=4, refresh=10), model), []
     for chunk, shown in zip(chunks_of(small), boxed, strict=True):
         whole = see(frames=shown)["features"]
-        rows.append(np.concatenate([whole[unit][tokens] for unit, tokens in enumerate(pruner(chunk, shown))]))
-    sizes = {len(tokens) for chunk, shown in zip(chunks_of(small), boxed, strict=True) for tokens in pruner(chunk, shown)}
+        rows.append(np.concatenate([whole[unit][kept.tokens] for unit, kept in enumerate(pruner(chunk, shown))]))
+    sizes = {len(each) for each in rows}
     placed = [features for features in seen if len(features) in {chunk.kept for chunk in chunks}]
     assert len(sizes) > 2
     for expected in rows:
