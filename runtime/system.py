@@ -60,6 +60,11 @@ class System:
     text: Text = field(default_factory=lambda: Text())
     chunk_frames: int | None = None  # frames in a chunk, None = as many as the engines take
 
+    @property
+    def wants_motion(self) -> bool:
+        """Whether its frames should carry what their codec tells of motion."""
+        return isinstance(self.drop, MotionPruning)
+
 
 def known_systems() -> list[str]:
     folder = resources.files("vicort.configs") / "systems"
