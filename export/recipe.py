@@ -47,7 +47,9 @@ def load_recipe(name: str, **changes: object) -> Recipe:
     """
     known = max((model for model in known_models() if name.lower().startswith(model)), key=len, default=None)
     try:
-        return Recipe.model_validate((_content(known) if known else {}) | {key: value for key, value in changes.items() if value is not None})
+        return Recipe.model_validate(
+            (_content(known) if known else {}) | {key: value for key, value in changes.items() if value is not None}
+        )
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])

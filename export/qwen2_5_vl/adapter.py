@@ -37,8 +37,8 @@ class LowRank:
         return self.up.shape[0], self.down.shape[1]
 
     def added_to(self, weight: Tensor) -> Tensor:
-        """weight + scale * B A, in fp32 whatever they are stored as, -> the weight's type."""
-        return (weight.float() + self.scale * (self.up.float() @ self.down.float())).to(weight.dtype)
+        """weight + scale * B A in fp32, whatever they are stored as."""
+        return weight.float() + self.scale * (self.up.float() @ self.down.float())
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,7 @@ def load_vision(
     return _fill(model, folder, "vision", dtype, adapter)
 
 
-def load_language(
-    folder: Path, config: Configuration, dtype: torch.dtype = torch.float32, adapter: Adapter | None = None
-) -> LanguageModel:
+def load_language(folder: Path, config: Configuration, dtype: torch.dtype = torch.float32, adapter: Adapter | None = None) -> LanguageModel:
     """The language model alone. adapter: merged into its weights.
 
     As in transformers, a head that config.json ties, but that the checkpoint holds with other values, stands on its own.

@@ -67,7 +67,7 @@ class Layout:
         return rows.laid(scene.window)
 
     def _add_turn(self, rng: np.random.Generator, rows: _Rows, turn: Turn) -> None:
-        answer = self._encode(turn.answer) + [self._end]
+        answer = [*self._encode(turn.answer), self._end]
         if turn.question:
             # A question behind an earlier turn may be laid out as the first one was, or as the next of one conversation.
             opening = "<|im_start|>" if rows.turns and rng.random() < 0.5 else "<|vision_end|>"

@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from vicort.export.qwen2_5_vl.adapter import CONFIG_FILE, PREFIX, WEIGHTS_FILE
+
 RANK = 16  # ours: the paper's 128 is a width of this model
 ALPHA = 32.0  # paper: twice the rank
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # paper: every linear layer of the language model
-PREFIX = "base_model.model."  # what PEFT puts before the names of the model that it wraps
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
 class LoraLinear(nn.Module):

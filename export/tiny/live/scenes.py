@@ -186,9 +186,7 @@ def _instructions(rng: np.random.Generator, episode: Episode, recipe: Recipe) ->
     return sorted(asked, key=lambda pair: pair[0])
 
 
-def _speech(
-    rng: np.random.Generator, episode: Episode, asked: list[tuple[int, Target]], recipe: Recipe
-) -> tuple[list[Turn], np.ndarray]:
+def _speech(rng: np.random.Generator, episode: Episode, asked: list[tuple[int, Target]], recipe: Recipe) -> tuple[list[Turn], np.ndarray]:
     """What is said behind which unit, and [U] bool where silence is right; where neither, there is no loss."""
     units = len(episode.units)
     told: set[int] = set()

@@ -4,8 +4,8 @@
     python -m vicort.export.tiny.live.train POOL RUN
 
 The loss is that of VideoLLM-online (arXiv 2406.11816): cross-entropy of what is said, plus, behind each unit where nothing is to be said,
-that of <|im_end|>, weight 1. Half as much weighs the loss of the base model's ordinary questions, so that they stay answered. The vision encoder
-is frozen: each reel is encoded once. RUN holds state.pt, adapter/ (PEFT's layout) and curve.json.
+that of <|im_end|>, weight 1. The base model's ordinary questions are added with half that weight, so that they stay answered. The vision
+encoder is frozen: each reel is encoded once. RUN holds state.pt, adapter/ (PEFT's layout) and curve.json.
 """
 
 from __future__ import annotations
