@@ -36,7 +36,6 @@ class Recipe:
     """Shares are probabilities."""
 
     streams: int = 8
-    reels: int = 6
     windows: float = 0.25  # share of streams that are a stretch of one reel; the others are put together from all
     runs: tuple[int, int] = (1, 8)  # things in a stream that is put together
     stay: float = 0.15  # share of things that stay for 5 to 16 units

@@ -1,6 +1,6 @@
 """Trains the adapter with which the tiny model speaks by itself: resumable, deterministic by its seed.
 
-    python -m vicort.export.tiny.reels POOL --count 400
+    python -m vicort.export.tiny.reels POOL --count 240
     python -m vicort.export.tiny.live.train POOL RUN
 
 The loss is that of VideoLLM-online (arXiv 2406.11816): cross-entropy of what is said, plus, behind each unit where nothing is to be said,
@@ -32,15 +32,15 @@ from vicort.export.tiny.model import CHECKPOINT, encode_units, faster_attention,
 from vicort.export.tiny.reels import Reel, load_reel
 from vicort.export.tiny.train import forward
 
-STEPS, WARM_UP = 1200, 50
+STEPS, WARM_UP = 700, 30
 RATES = (2e-3, 2e-5)  # learning rate at its highest and at the last step, cosine in between
 STREAM_WEIGHT = 1.0  # paper: of the loss of silence
 THRESHOLD = 0.725  # paper: silence takes this probability
 ASKED = Recipe(streams=3, questions=12, empties=(0, 20), far=0.5, bounded=0.2, drops=0.2, retrieval=0.1, turns=0.1)
 LIVE = LiveRecipe()
-REELS = 400  # of the pool are used, the first ones
+REELS, REELS_A_STEP = 240, 4  # the first ones of the pool
 ENCODED_AT_ONCE = 64  # units
-LOG_EVERY, SAVE_EVERY = 50, 200  # steps
+LOG_EVERY, SAVE_EVERY = 25, 100  # steps
 SEED = 60
 END = token_id("<|im_end|>")
 
@@ -101,9 +101,8 @@ def save(run: Run, folder: Path) -> None:
     (folder / "curve.json").write_text(json.dumps(run.curve, indent=1) + "\n")
 
 
-def speak(run: Run, rng: np.random.Generator, eyes: Eyes, layout: Layout) -> tuple[Tensor, dict[str, Tensor]]:
+def speak(run: Run, rng: np.random.Generator, reels: list[Reel], layout: Layout) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of streams that are spoken over, and what was decided right: silence and speech at the threshold, words if most probable."""
-    reels = eyes.draw(rng, LIVE.reels)
     batch = layout.batch(rng, [make_scene(rng, reels, LIVE) for _ in range(LIVE.streams)])
     logits, labels, kinds = forward(run.model, batch, _features(reels))
     losses = cross_entropy(logits, labels, reduction="none")
@@ -113,13 +112,11 @@ def speak(run: Run, rng: np.random.Generator, eyes: Eyes, layout: Layout) -> tup
     return (losses * weights).mean(), {name: right[kinds == kind] for kind, name in enumerate(KINDS)}
 
 
-def answer(run: Run, rng: np.random.Generator, eyes: Eyes, composer: Composer) -> tuple[Tensor, dict[str, Tensor]]:
+def answer(run: Run, rng: np.random.Generator, reels: list[Reel], composer: Composer) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of ordinary questions, and which words of the answers were right."""
-    reels = eyes.draw(rng, ASKED.reels)
-    features = _features(reels)
     episodes = [episode_of(rng, reels, ASKED) for _ in range(ASKED.streams)]
     batch = composer.compose(rng, episodes, np.concatenate([reel.units for reel in reels]))
-    logits, labels, _ = forward(run.model, batch, features)
+    logits, labels, _ = forward(run.model, batch, _features(reels))
     return cross_entropy(logits, labels), {"answers": (logits.argmax(-1) == labels)[labels != END]}
 
 
@@ -134,9 +131,10 @@ def rate_at(step: int) -> float:
 
 def train_step(run: Run, eyes: Eyes, layout: Layout, composer: Composer) -> tuple[float, dict[str, Tensor]]:
     rng = np.random.default_rng([run.step, SEED])
+    reels = eyes.draw(rng, REELS_A_STEP)
     with torch.autocast("cpu", torch.bfloat16):
-        live_loss, live_right = speak(run, rng, eyes, layout)
-        asked_loss, asked_right = answer(run, rng, eyes, composer)
+        live_loss, live_right = speak(run, rng, reels, layout)
+        asked_loss, asked_right = answer(run, rng, reels, composer)
     loss = live_loss + 0.5 * asked_loss
     run.optimizer.zero_grad()
     loss.backward()
