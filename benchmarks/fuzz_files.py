@@ -12,6 +12,7 @@ from typing import Literal
 import av
 import numpy as np
 
+from vicort.runtime.manifest import SCHEMA_VERSION
 from vicort.runtime.system import known_systems
 
 Kind = Literal["video", "stdin", "image", "system", "manifest", "questions"]
@@ -173,12 +174,12 @@ def _manifest() -> bytes:
     tensor = {"name": "tokens", "dtype": "int32", "shape": ["rows"]}
     graph = {"file": "llm.onnx", "inputs": [tensor], "outputs": [tensor], "dimensions": {"rows": {"min": 1, "opt": 8, "max": 64}}}
     numbers = "layers width query_heads kv_heads head_dim vocabulary image_height image_width grid_height grid_width fps tokens_per_second"
-    model = dict.fromkeys(f"{numbers} chunk_frames page_tokens max_rows max_position video_token".split(), 8)
+    model = dict.fromkeys(f"{numbers} chunk_frames page_tokens max_rows observed_rows max_position rotary_theta video_token".split(), 8)
     content = {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "backend": "openvino",
         "precision": "fp32",
-        "model": {"name": "m", "eos_tokens": [1], **model},
+        "model": {"name": "m", "eos_tokens": [1], "rotary_sections": [1, 1, 2], **model},
         "graphs": {"llm": graph},
         "embedding": {"file": "embedding.bin", "offset": 0, "dtype": "float32", "rows": 8, "width": 8},
         "checkpoint": "",

@@ -77,6 +77,7 @@ def signatures(model: ModelSpec, precision: Precision) -> dict[GraphName, GraphS
             _spec("k", kind, *new),
             _spec("v", kind, *new),
             _spec("q", "float32", model.layers, model.query_heads, model.head_dim),
+            _spec("queries", "float32", model.layers, model.observed_rows, model.query_heads, model.head_dim),
         ),
         dimensions={
             "C": _up_to(model.max_rows),

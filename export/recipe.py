@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vicort.export.qwen2_5_vl.configuration import Configuration
+from vicort.export.qwen2_5_vl.configuration import OBSERVED_ROWS, Configuration
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.manifest import Backend, ModelSpec, Precision
@@ -92,7 +92,10 @@ def model_spec(name: str, config: Configuration, recipe: Recipe) -> ModelSpec:
         chunk_frames=recipe.chunk_frames,
         page_tokens=recipe.page_tokens,
         max_rows=-(-max(chunk_rows, recipe.question_rows) // ROW_STEP) * ROW_STEP,
+        observed_rows=OBSERVED_ROWS,
         max_position=language.max_position,
+        rotary_sections=language.sections,
+        rotary_theta=language.theta,
         eos_tokens=config.eos_tokens,
         video_token=config.video_token,
     )

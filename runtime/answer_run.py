@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vicort.runtime.core import Answer, Page, Question
-from vicort.runtime.language import FEATURE_ROW, LanguageRun
-from vicort.runtime.memory import pad_table
+from vicort.runtime.language import FEATURE_ROW, LanguageOutput, LanguageRun
+from vicort.runtime.long_term.long_term import Reader
 from vicort.runtime.pool import Layout
 from vicort.runtime.positions import Timeline, text_positions
 from vicort.runtime.prompt import TextStream
@@ -32,21 +32,29 @@ class AnswerRun:
         unit_lengths = [len(unit.rows) for unit in snapshot.latest]
         self._layout = Layout.of([*unit_lengths, len(self._suffix) + question.sampling.max_tokens], shared.model.page_tokens)
         self._rows = 0  # written so far
+        self._reader: Reader | None = None  # of long-term memory by layer and head
+        self._joins = shared.memory.system.text.joins
 
     def answer(self) -> Answer:
         shared, memory = self._shared, self._shared.memory
-        scratch = memory.scratch_slots.take(self._snapshot.lease.recalls + len(self._layout.tokens))
-        run = shared.borrow()
+        scratch = memory.scratch_slots.take(self._snapshot.lease.recalls + memory.recall_slots + len(self._layout.tokens))
+        run = shared.stream.submit(shared.borrow).value()  # its buffers are then in the order of the stream that uses them
         try:
             with shared.device.urgency.hold():
                 shared.stream.submit(self._prepare, scratch).value()
                 token = self._choice.choose(self._read(run), ())
                 ttft = time.perf_counter_ns() - self._asked
             tokens, text = self._generate(run, token)
-            if self._question.conversation is not None:
+            if self._joins:
+                self._join_stream()
+            elif self._question.conversation is not None:
                 shared.stream.submit(self._keep_turn, text).result()
             return self._report(tokens, text, ttft)
         finally:
+            if self._reader:
+                self._reader.release()
+                memory.bytes_moved += self._reader.bytes_moved
+                memory.reruns += self._reader.reruns
             shared.give_back(run)
             memory.scratch_slots.free(scratch)
 
@@ -54,11 +62,22 @@ class AnswerRun:
         """The question's pages and its table. Runs in the question stream's work, as all does that touches pages."""
         shared, lease = self._shared, self._snapshot.lease
         shared.stream.wait(self._snapshot.ready)
-        recalled, self._own = scratch[: lease.recalls], scratch[lease.recalls :]
-        shared.memory.pool.clear(self._own, shared.stream)
+        own = lease.recalls + shared.memory.recall_slots
+        self._own = scratch[own:]
         self._earlier = [slot for turn in self._turns for slot in turn.slots]
         self._slots = np.asarray(self._own)[self._layout.page]
-        self._table = pad_table([*lease.slots(recalled, shared.stream), *self._earlier, *self._own])
+        self._table = [*lease.slots(scratch[: lease.recalls], shared.stream), *self._earlier, *self._own]
+        if self._snapshot.view:
+            self._reader = shared.memory.reader(self._snapshot.view, scratch[lease.recalls : own])
+
+    def _join_stream(self) -> None:
+        """The snapshot is let go first: making room may have to wait for what it holds."""
+        self._snapshot.release()
+        first, last = self._layout.run.index(len(self._snapshot.latest)), self._pages_written
+        counts = np.bincount(self._layout.page[: self._rows], minlength=last)[first:last]
+        pages = [Page(-1, "text", int(count)) for count in counts]
+        end = self._first_text + self._rows - sum(len(unit.rows) for unit in self._snapshot.latest) - 1
+        self._shared.join_stream(pages, self._own[first:last], end)
 
     def _keep_turn(self, text: str) -> None:
         shared = self._shared
@@ -67,18 +86,31 @@ class AnswerRun:
         shared.device.read(shared.stream)  # the pages are given back next
 
     def _read(self, run: LanguageRun) -> np.ndarray:
-        """Prefill what the question brings; returns the logits [V] behind its last token."""
+        """Prefill what the question brings, once more over what its own queries choose; returns the logits [V] behind its last token."""
+        shared = self._shared
         first_text, vision = self._snapshot.first_text, np.empty((0, 3), np.int32)
         if latest := self._snapshot.latest:
-            timeline = Timeline(self._shared.model, len(self._shared.prompt.prefix), 0)
+            timeline = Timeline(shared.model, len(shared.prompt.prefix), 0)
             vision = np.concatenate([timeline.unit(unit.start) for unit in latest])
             first_text = timeline.next_text
         if self._earlier:  # text also comes behind the earlier turns of its conversation
-            first_text = max(first_text, int(self._shared.memory.pool.places[self._earlier].max()) + 1)
+            first_text = max(first_text, int(shared.memory.pool.places[self._earlier].max()) + 1)
         self._first_text = first_text
-        for unit_rows, tokens, positions in self._runs(vision, text_positions(first_text, len(self._suffix))):
-            logits = self._step(run, tokens, unit_rows, positions)
-        return logits
+        text = text_positions(first_text, len(self._suffix))
+        while True:
+            shared.stream.submit(self._begin_pass).value()
+            for unit_rows, tokens, positions in self._runs(vision, text):
+                logits, q = self._step(run, tokens, unit_rows, positions)
+            if q is None or not shared.stream.submit(self._saw, q, True).result():
+                return logits
+
+    def _begin_pass(self) -> None:
+        """A pass over the question's rows finds its pages empty."""
+        self._shared.memory.pool.clear(self._own, self._shared.stream)
+        self._rows = 0
+
+    def _saw(self, q: np.ndarray, prefill: bool) -> bool:
+        return self._reader is not None and self._reader.saw(q, prefill)
 
     def _runs(self, vision: np.ndarray, text: np.ndarray) -> Iterator[tuple[list[Any], np.ndarray, np.ndarray]]:
         """The rows that the question brings, cut into runs that the engine takes: visual rows first, then text.
@@ -109,28 +141,57 @@ class AnswerRun:
             tokens.append(token)
             if piece := text.add(token):
                 self._on_token(piece)
-            position = self._first_text + len(self._suffix) + len(tokens) - 1
-            logits = self._step(run, np.array([token], np.int32), [], text_positions(position, 1))
-            if len(tokens) == self._question.sampling.max_tokens or position + 1 >= model.max_position:
+            logits = self._decode(run, token, len(tokens))
+            if len(tokens) == self._question.sampling.max_tokens or self._position(len(tokens)) >= model.max_position:
                 break
             token = self._choice.choose(logits, tokens)
+        else:
+            if self._joins:  # what comes sees that the answer has ended
+                self._decode(run, token, len(tokens) + 1)
         if piece := text.finish():
             self._on_token(piece)
         return tokens, text.text
 
-    def _step(self, run: LanguageRun, tokens: np.ndarray, features: Sequence[Any], positions: np.ndarray) -> np.ndarray:
-        """Run rows over the table and place their keys and values in the scratch pages; returns logits [V]."""
-        return self._shared.stream.submit(self._step_in_stream, run, tokens, features, positions).result()
+    def _decode(self, run: LanguageRun, token: int, number: int) -> np.ndarray:
+        """Logits [V] behind the answer's `number`-th token, counted from 1."""
+        positions = text_positions(self._position(number - 1), 1)
+        return self._step(run, np.array([token], np.int32), [], positions, decodes=True)[0]
 
-    def _step_in_stream(self, run: LanguageRun, tokens: np.ndarray, features: Sequence[Any], positions: np.ndarray) -> np.ndarray:
+    def _position(self, number: int) -> int:
+        """Of the answer's token `number`, counted from 0."""
+        return self._first_text + len(self._suffix) + number
+
+    def _step(
+        self, run: LanguageRun, tokens: np.ndarray, features: Sequence[Any], positions: np.ndarray, decodes: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Run rows over the table and place their keys and values in the scratch pages; returns logits [V], and mean queries [L, Hq, D]
+        where the system reads by them."""
+        return self._shared.stream.submit(self._step_in_stream, run, tokens, features, positions, decodes).result()
+
+    def _step_in_stream(
+        self, run: LanguageRun, tokens: np.ndarray, features: Sequence[Any], positions: np.ndarray, decodes: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         shared, stream = self._shared, self._shared.stream
         with shared.clock.measure("question", stream, rows=len(tokens)):
-            out = run(tokens, features, positions, self._table, stream)
+            out, logits, q = self._run(run, tokens, features, positions)
+            while decodes and q is not None and self._saw(q, False):
+                out, logits, q = self._run(run, tokens, features, positions)
             rows = slice(self._rows, self._rows + len(tokens))
             shared.memory.pool.write(self._slots[rows], self._layout.cell[rows], out.k, out.v, positions, stream)
             self._rows = rows.stop
-            (logits,) = shared.device.read(stream, out.logits)
-        return logits[0]
+        return logits, q
+
+    def _run(
+        self, run: LanguageRun, tokens: np.ndarray, features: Sequence[Any], positions: np.ndarray
+    ) -> tuple[LanguageOutput, np.ndarray, np.ndarray | None]:
+        shared, reader = self._shared, self._reader
+        table = shared.memory.table(self._table, reader.table if reader else None)
+        out = run(tokens, features, positions, table, shared.stream)
+        if reader:
+            logits, q = shared.device.read(shared.stream, out.logits, out.q)
+            return out, logits[0], q.copy()
+        (logits,) = shared.device.read(shared.stream, out.logits)
+        return out, logits[0], None
 
     @property
     def _pages_written(self) -> int:
@@ -139,6 +200,7 @@ class AnswerRun:
     def _report(self, tokens: list[int], text: str, ttft: int) -> Answer:
         latest = [Page(-1, "vision", len(unit.rows), unit.chunk, unit.number, unit.start, unit.end) for unit in self._snapshot.latest]
         leased = [page for page in self._snapshot.lease.pages if page.kind == "vision"]
+        recalled = self._reader.pages() if self._reader else []
         asked_at = self._snapshot.seen_until if self._question.at is None else self._question.at
         return Answer(
             id=self._question.id,
@@ -148,8 +210,9 @@ class AnswerRun:
             text=text,
             ttft_ms=ttft / 1e6,
             tokens=len(tokens),
-            read=time_ranges([*leased, *latest]),
-            pages=len(leased) + sum(run < len(latest) for run in self._layout.run),
+            read=time_ranges([*recalled, *leased, *latest]),
+            pages=len(leased) + sum(run < len(latest) for run in self._layout.run) + (self._reader.selection.most if self._reader else 0),
+            tokens_read=sum(page.tokens for page in [*leased, *latest]) + (self._reader.selection.tokens if self._reader else 0),
         )
 
 

@@ -10,15 +10,16 @@ from fractions import Fraction
 
 import numpy as np
 
-from vicort.runtime.core import Answer, Question
+from vicort.runtime.core import Answer, Page, Question
 from vicort.runtime.device import Device, Event
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import QuestionError
 from vicort.runtime.language import LanguageRun
+from vicort.runtime.long_term.long_term import View
 from vicort.runtime.memory import ANSWER_TOKENS, Lease, Memory
-from vicort.runtime.pipeline import StageClock
 from vicort.runtime.positions import Timeline
 from vicort.runtime.prompt import Prompt
+from vicort.runtime.stage_clock import StageClock
 from vicort.runtime.stages import LatestUnit, Prefill
 from vicort.runtime.token_choice import TokenChoice
 
@@ -43,10 +44,16 @@ class Snapshot:
     """What the stream was when a question came, held fast by a lease."""
 
     lease: Lease
+    view: View | None  # of long-term memory by layer and head, where the system has it
     first_text: int  # position of the question's first token
     seen_until: Fraction  # seconds
     latest: tuple[LatestUnit, ...]  # units that the question has to prefill itself
     ready: Event  # when all of it lies in memory
+
+    def release(self) -> None:
+        self.lease.release()
+        if self.view:
+            self.view.release()
 
 
 class Answerer:
@@ -88,7 +95,12 @@ class Answerer:
         units = self.memory.system.retrieval.choose(digest, self.memory.remembered())
         prefill = self._prefill
         return Snapshot(
-            self.memory.lease(units), self._timeline.next_text, prefill.seen_until, tuple(prefill.latest), prefill.stream.record()
+            lease=self.memory.lease(units),
+            view=self.memory.view(),
+            first_text=self._timeline.next_text,
+            seen_until=prefill.seen_until,
+            latest=tuple(prefill.latest),
+            ready=prefill.stream.record(),
         )
 
     def answer(self, question: Question, snapshot: Snapshot, asked: int, on_token: Callable[[str], None]) -> Answer:
@@ -98,7 +110,16 @@ class Answerer:
         try:
             return AnswerRun(self, question, snapshot, asked, on_token).answer()
         finally:
-            snapshot.lease.release()
+            snapshot.release()
+
+    def join_stream(self, pages: Sequence[Page], slots: Sequence[int], end: int) -> None:
+        """A question and its answer become part of the stream. slots: scratch slots of its text's pages; end: position of its last token.
+
+        In the order of the stream, which waits for the answer meanwhile.
+        """
+        self._prefill.stream.wait(self.stream.submit(self.stream.record).value())
+        self.memory.join_text(pages, slots, self._prefill.stream)
+        self._timeline.join_text(end)
 
     def borrow(self) -> LanguageRun:
         """Buffers for one answer."""
@@ -123,8 +144,8 @@ class Answerer:
             return before
 
     def turns(self, question: Question) -> list[Turn]:
-        """The earlier turns of its conversation that are still cached."""
-        if question.conversation is None:
+        """The earlier turns of its conversation that are still cached; none where they are part of the stream anyway."""
+        if question.conversation is None or self.memory.system.text.joins:
             return []
         with self._lock:
             return list(self._conversations[question.conversation].turns)

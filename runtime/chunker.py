@@ -12,7 +12,7 @@ class Chunker:
     def __init__(self, chunk_frames: int) -> None:
         if chunk_frames < UNIT_FRAMES or chunk_frames % UNIT_FRAMES:
             raise ConfigError(f"a chunk of {chunk_frames} frames: it must hold whole units of {UNIT_FRAMES} frames (try 16)")
-        self._chunk_frames = chunk_frames
+        self.chunk_frames = chunk_frames
         self._frames: list[Frame] = []
         self._chunks = self._units = 0  # that went out
 
@@ -24,7 +24,7 @@ class Chunker:
     def add(self, frame: Frame) -> Chunk | None:
         """The chunk that this frame completes, if it does."""
         self._frames.append(frame)
-        return self._take(self._chunk_frames) if len(self._frames) == self._chunk_frames else None
+        return self._take(self.chunk_frames) if len(self._frames) == self.chunk_frames else None
 
     def cut(self) -> Chunk | None:
         """A short chunk of the units that are complete now, if there are any; half a unit stays pending."""

@@ -138,7 +138,8 @@ class Answer(Event):
     ttft_ms: float  # from the ask to the first token, all waiting included
     tokens: int  # tokens in the answer
     read: tuple[tuple[Fraction, Fraction], ...]  # time ranges, in seconds, whose pages the question could see
-    pages: int  # vision pages it could see
+    pages: int  # vision pages it could see; where they differ by layer and head, of the one that sees most
+    tokens_read: int  # cached visual tokens that it could see; where they differ by layer and head, their mean
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,8 @@ class Summary(Event):
     overlap: float  # sum of the stage times / seconds
     ttft_ms: dict[str, float] | None  # p50, p95, p99 over the answers; None without any
     pages: dict[str, int]  # now in use: device, host
+    moved_mb: float  # between the device and the tiers behind it, both ways, in MB of 1e6 bytes
+    reruns: int  # runs of the language graph that were made again over pages chosen anew
     peak_rss_mb: float
     realtime: dict[str, Any] | None = None  # of live sources and --realtime: what `LagMeter.summary` gives
 

@@ -105,11 +105,11 @@ class Device(Protocol):
 
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any: ...
 
-    def pool(self, model: ModelSpec, pages: int, dtype: DTypeLike) -> Pool:
-        """Pages that engines can read."""
+    def pool(self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False) -> Pool:
+        """Pages that engines can read. by_head: whether each layer and head may hold other tokens than the next."""
         ...
 
-    def host_pool(self, model: ModelSpec, pages: int, dtype: DTypeLike) -> Pool:
+    def host_pool(self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False) -> Pool:
         """Pages in the host's memory, which move from and to the device's."""
         ...
 
@@ -261,8 +261,8 @@ class HostDevice:
         array[:] = 0
         return array
 
-    def pool(self, model: ModelSpec, pages: int, dtype: DTypeLike) -> HostPool:
-        return HostPool(self.empty, model, pages, dtype)
+    def pool(self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False) -> HostPool:
+        return HostPool(self.empty, model, pages, dtype, by_head)
 
     host_pool = pool
 

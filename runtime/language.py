@@ -25,7 +25,8 @@ class LanguageOutput:
     logits: Any  # [1, V], of the last row
     k: Any  # [L, R, Hkv, D], not rotated
     v: Any  # [L, R, Hkv, D]
-    q: Any  # [L, Hq, D], mean over the rows, not rotated
+    q: Any  # [L, Hq, D] float32, mean over the rows, not rotated
+    queries: Any  # [L, observed_rows, Hq, D] float32, not rotated, of the last rows, oldest first, behind zeros where there are fewer
 
 
 class LanguageRun:
@@ -40,6 +41,7 @@ class LanguageRun:
         self._k = device.empty((model.layers * rows * model.kv_heads * model.head_dim,), dtype)
         self._v = device.empty(self._k.shape, dtype)
         self._q = device.empty((model.layers, model.query_heads, model.head_dim), np.float32)
+        self._queries = device.empty((model.layers, model.observed_rows, model.query_heads, model.head_dim), np.float32)
         self._logits = device.empty((1, model.vocabulary), np.float32)
 
     def __call__(
@@ -73,9 +75,10 @@ class LanguageRun:
             "k": k,
             "v": v,
             "q": self._q,
+            "queries": self._queries,
         }
         self._engine.enqueue(bindings, stream)
-        return LanguageOutput(self._logits, k, v, self._q)
+        return LanguageOutput(self._logits, k, v, self._q, self._queries)
 
     def _place_features(self, features: Sequence[Any], stream: Stream) -> None:
         first = 0

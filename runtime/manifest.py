@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from vicort.runtime.bounded import read_text, shown
 from vicort.runtime.errors import EngineError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
 Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 Flavour = Literal["tensorrt", "tensorrt_rtx"]  # the module that built plans and runs them: TensorRT, or TensorRT for RTX
@@ -40,6 +40,7 @@ def _inside(name: str) -> str:
 
 Size = Annotated[int, Field(gt=0, le=2**24)]  # of a part of a model: more than any has
 Rate = Annotated[float, Field(gt=0, le=1e6)]
+Theta = Annotated[float, Field(gt=0, le=1e12)]
 FileName = Annotated[str, AfterValidator(_inside)]
 Count = Annotated[int, Field(ge=0, le=2**40)]  # bytes, rows: of any model there may be
 
@@ -105,7 +106,10 @@ class ModelSpec(Strict):
     chunk_frames: Size  # most frames in a chunk
     page_tokens: Size  # T, cells in a page
     max_rows: Size  # most new tokens in one run of the language graph
+    observed_rows: Size  # last rows of a run whose queries the language graph gives one by one; at most max_rows
     max_position: Size  # positions stay below this: the range that the model was trained in
+    rotary_sections: tuple[Size, Size, Size]  # rotary frequencies that turn with t, h and w; they sum to head_dim / 2
+    rotary_theta: Theta  # base of the rotary frequencies
     eos_tokens: tuple[int, ...]
     video_token: int  # id of the placeholder that visual tokens stand for
 

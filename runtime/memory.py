@@ -1,13 +1,15 @@
-"""What a stream remembers: the prompt, the pages of its units over two tiers, and what running questions hold on to.
+"""What a stream remembers: the prompt, joined text, the pages of its units over two tiers, and what running questions hold on to.
 
 The device tier is what the language graph reads; the host tier keeps older pages, which a question recalls. Both have hard
-budgets. All methods but `Lease`'s run in the order of the stream, from its own work.
+budgets. A system with long-term memory by layer and head has that instead of the host tier: chunks go there when they leave the recent
+window. All methods but `Lease`'s run in the order of the stream, from its own work.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,9 +21,12 @@ from vicort.runtime.buckets import padded_slots
 from vicort.runtime.core import Chunk, Page, PageTable
 from vicort.runtime.device import Device, Stream
 from vicort.runtime.errors import MemoryBudgetError
+from vicort.runtime.long_term.long_term import Departing, LongTerm, Reader, StreamReader, View
+from vicort.runtime.long_term.selection import Recall, joined_table
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.policies.retrieval import Remembered
 from vicort.runtime.pool import Layout, Slots, page_bytes
+from vicort.runtime.stage_clock import StageClock
 from vicort.runtime.system import System
 
 SPARE_CHUNKS = 4  # chunks that the stream can place while a question reads what it would have overwritten
@@ -49,20 +54,31 @@ class _Unit:
 class _ChunkEntry:
     units: list[int]
     digest: np.ndarray  # [width] float32
+    queries: np.ndarray | None  # [L, R, Hq, D] float32; None without long-term memory
 
 
 class Memory:
-    def __init__(self, device: Device, model: ModelSpec, system: System, prompt_tokens: int, dtype: DTypeLike) -> None:
-        """Allocates both tiers. Raises MemoryBudgetError, with the smallest budget that works, if one chunk does not fit."""
+    def __init__(self, device: Device, model: ModelSpec, system: System, prompt_tokens: int, dtype: DTypeLike, clock: StageClock) -> None:
+        """Allocates both tiers. clock: for what long-term memory does behind the runs.
+
+        Raises MemoryBudgetError, with the smallest budget that works, if one chunk does not fit.
+        """
         self.model, self.system = model, system
-        plan = _Plan.of(model, system, prompt_tokens, page_bytes(model, dtype))
+        self.long_term = system.long_term.open(device, model, system.budget.host_mb, dtype, clock) if system.long_term else None
+        self._by_head = self.long_term is not None
+        plan = _Plan.of(model, system, self.long_term, prompt_tokens, page_bytes(model, dtype, self._by_head))
         self.scratch_slots = Slots(0, plan.scratch)
         self.conversation_slots = Slots(plan.scratch, plan.conversation)
         self.stream_slots = Slots(plan.scratch + plan.conversation, plan.stream, plan.spare)
-        self.pool = device.pool(model, self.stream_slots.all.stop, dtype)
+        self.pool = device.pool(model, self.stream_slots.all.stop, dtype, self._by_head)
         self.host_pool = device.host_pool(model, plan.host, dtype)
         self.host_slots = Slots(0, plan.host)
+        self.bytes_moved = 0  # between the device and what lies behind it, both ways
+        self.reruns = 0  # runs of the language graph that were made again over another choice of pages
+        self._page_bytes = page_bytes(model, dtype)
+        self._stream_reader = self._new_stream_reader()
         self.ids = itertools.count()
+        self._texts: deque[list[_Held]] = deque()  # that joined the stream, oldest first
         self._prompt: list[_Held] = []
         self._units: dict[int, _Unit] = {}  # in the order of the stream
         self._chunks: dict[int, _ChunkEntry] = {}
@@ -76,12 +92,20 @@ class Memory:
         self._prompt = self._write([Page(-1, "prompt", 0)], [len(positions)], k, v, positions, stream)
 
     def place_chunk(
-        self, chunk: Chunk, tokens_of_unit: Sequence[int], k: Any, v: Any, positions: np.ndarray, digest: np.ndarray, stream: Stream
+        self,
+        chunk: Chunk,
+        tokens_of_unit: Sequence[int],
+        k: Any,
+        v: Any,
+        positions: np.ndarray,
+        digest: np.ndarray,
+        stream: Stream,
+        queries: np.ndarray | None = None,
     ) -> None:
-        """Cache a chunk's kept tokens, unit by unit; older units move to the host tier, or are forgotten, to make room.
+        """Cache a chunk's kept tokens, unit by unit; older units move to the host tier or to long-term memory, or are forgotten.
 
         tokens_of_unit: kept tokens of each unit; k, v: Array [L, R, Hkv, D], R at least C; positions: [C, 3], C their sum; digest:
-        [width].
+        [width]; queries: [L, R, Hq, D] float32 of its last rows, for long-term memory.
         """
         templates = [
             Page(-1, "vision", 0, chunk.index, chunk.first_unit + u, chunk.frames[2 * u].time, chunk.frames[2 * u + 1].time)
@@ -93,20 +117,69 @@ class Memory:
             self._on_device[unit] = None
         units = [chunk.first_unit + u for u, tokens in enumerate(tokens_of_unit) if tokens]
         if units:
-            self._chunks[chunk.index] = _ChunkEntry(units, digest)
+            self._chunks[chunk.index] = _ChunkEntry(units, digest, queries)
+        self._leave_window()
+
+    def join_text(self, pages: Sequence[Page], slots: Sequence[int], stream: Stream) -> None:
+        """Text that joins the stream: what comes sees it, until newer text takes its room. Copied from these scratch slots."""
+        budget = self.system.text.tokens
+        self._make_device_room(len(slots), stream)
+        kept = self.stream_slots.take(len(slots))
+        self.pool.copy_from(self.pool, slots, kept, stream)
+        self._texts.append([_Held(replace(page, id=next(self.ids)), True, slot) for page, slot in zip(pages, kept, strict=True)])
+        while len(self._texts) > 1 and sum(held.page.tokens for run in self._texts for held in run) > budget:
+            self.stream_slots.free([held.slot for held in self._texts.popleft()])
 
     def ingest_table(self) -> PageTable:
-        """What the next chunk attends to: the prompt, and the chunks that the system's ingest policy shows it."""
+        """What the next chunk attends to: the prompt, joined text, and the chunks that the system's ingest policy shows it."""
         latest = list(itertools.islice(reversed(self._chunks.values()), self.system.ingest.window))
         held = [page for chunk in reversed(latest) for unit in chunk.units for page in self._units[unit].held if page.on_device]
-        return table_of([*self._prompt, *held])
+        shared = [*self._prompt, *itertools.chain(*self._texts), *held]
+        slots = [page.slot for page in shared]
+        table = self.table(slots, self._stream_reader.table if self._stream_reader else None)
+        return PageTable(table, tuple(page.page for page in shared))
+
+    @property
+    def chooses(self) -> bool:
+        """Whether chunks read what queries choose: then `saw` wants theirs."""
+        return self._stream_reader is not None
+
+    def saw(self, q: np.ndarray) -> bool:
+        """A chunk's run has ended, with mean queries q [L, Hq, D]. True: run it again over `ingest_table` as it is now."""
+        if not self._stream_reader or not self._stream_reader.saw(q, prefill=True):
+            return False
+        self.reruns += 1
+        return True
+
+    def table(self, shared: Sequence[int], own: np.ndarray | None = None) -> np.ndarray:
+        """What the language graph takes: slots that all layers and heads read, and those [L, Hkv, m] that each reads besides."""
+        if not self._by_head:
+            return pad_table(shared)
+        if own is None:
+            own = np.empty((self.model.layers, self.model.kv_heads, 0), np.int32)
+        return joined_table(shared, own, padded_slots(len(shared) + own.shape[2]))
 
     def remembered(self) -> list[Remembered]:
         return [Remembered(index, tuple(entry.units), entry.digest) for index, entry in self._chunks.items()]
 
     def lease(self, units: Iterable[int]) -> Lease:
         """Hold on to the prompt and these units, wherever they lie, until the lease is released."""
-        return Lease(self, [*self._prompt, *(page for unit in units for page in self._units[unit].held)])
+        return Lease(self, [*self._prompt, *itertools.chain(*self._texts), *(page for unit in units for page in self._units[unit].held)])
+
+    def view(self) -> View | None:
+        """Long-term memory as it is now, held fast; None where the system has none."""
+        return self.long_term.view() if self.long_term else None
+
+    def reader(self, view: View, slots: Sequence[int]) -> Reader:
+        """A question's way to read long-term memory. slots: `recall_slots` scratch slots."""
+        if self.long_term is None:
+            raise ValueError("this system has no long-term memory")
+        return self.long_term.reader(view, self._recalls(self.long_term, slots))
+
+    @property
+    def recall_slots(self) -> int:
+        """Scratch slots that a reader of long-term memory needs."""
+        return self.long_term.most_cells * self.long_term.recall_sets if self.long_term else 0
 
     def oldest_unit(self) -> int | None:
         return next(iter(self._units), None)
@@ -125,14 +198,93 @@ class Memory:
         self.pool.shift([page.slot for page in pages if page.on_device], time_only, floor, stream)
         self.host_pool.shift([page.slot for page in pages if not page.on_device], time_only, floor, stream)
         self.pool.shift(self.conversation_slots.all, text, floor, stream)
+        self.pool.shift([held.slot for run in self._texts for held in run], text, floor, stream)
+        if self.long_term:
+            self.long_term.shift(steps, floor)
+            self._renew()
+
+    def close_gaps(self, first: int, stream: Stream) -> int:
+        """Let what the window still holds follow the prompt without a gap: joined text that is older than its oldest unit, a run behind the
+        other, then that unit. Returns the temporal steps that units went back by. first: the position behind the prompt."""
+        oldest = self.oldest_unit()
+        if oldest is None:
+            return 0
+        begin, moves = int(self.first_cell(oldest)[0]), []
+        for run in self._texts:
+            slots = [held.slot for held in run]
+            start = int(self.pool.places[slots[0], 0, 0, 0, 0])
+            if start >= begin:
+                break
+            moves.append((slots, start - first))
+            first += sum(held.page.tokens for held in run)
+        steps = begin - first
+        if not steps and not any(gap for _, gap in moves):
+            return 0
+        self.stream_slots.wait_unleased()
+        self.host_slots.wait_unleased()
+        for slots, gap in moves:
+            self.pool.shift(slots, np.array([gap] * 3), 0, stream)
+        later = [held.slot for run in list(self._texts)[len(moves) :] for held in run]
+        self.pool.shift(later, np.array([steps] * 3), 0, stream)
+        self.pool.shift([held.slot for unit in self._units.values() for held in unit.held], np.array([steps, 0, 0]), 0, stream)
+        return steps
 
     def pages_in_use(self) -> dict[str, int]:
         device = self.stream_slots.live + self.scratch_slots.live + self.conversation_slots.live
-        return {"device": device, "host": self.host_slots.live}
+        return {"device": device, "host": math.ceil(self.long_term.cells_in_use()) if self.long_term else self.host_slots.live}
 
     def close(self) -> None:
         for slots in (self.stream_slots, self.scratch_slots, self.conversation_slots, self.host_slots):
             slots.close()
+        if self.long_term:
+            self.long_term.close()
+
+    # ---- the recent window ----------------------------------------------------------------------------------------------
+
+    def _leave_window(self) -> None:
+        """Chunks that the next one does not see go to long-term memory, or are forgotten, if the system keeps no others."""
+        window = self.system.ingest.window
+        if window is None or not (self.long_term or self.system.ingest.slides):
+            return
+        for index in list(self._chunks)[: max(len(self._chunks) - window, 0)]:
+            if self.long_term:
+                departing = self._departing(self._chunks[index])
+                self.bytes_moved += departing.k.nbytes + departing.v.nbytes
+                self.long_term.take(departing)
+            self._forget_all(list(self._chunks[index].units))
+        self._renew()
+
+    def _departing(self, chunk: _ChunkEntry) -> Departing:
+        units = [self._units[unit].held for unit in chunk.units]
+        held = [page for unit in units for page in unit]
+        slots, counts = [page.slot for page in held], [page.page.tokens for page in held]
+        there = np.arange(self.model.page_tokens) < np.asarray(counts)[:, None]  # [pages, T]
+        data = self.pool.data[slots].transpose(3, 1, 0, 4, 2, 5)[:, :, there]  # [2, L, n, Hkv, D]
+        tokens = [sum(page.page.tokens for page in unit) for unit in units]
+        if chunk.queries is None:
+            raise ValueError("long-term memory wants the queries of a chunk's last rows")
+        return Departing(
+            pages=tuple(replace(unit[0].page, tokens=count) for unit, count in zip(units, tokens, strict=True)),
+            unit=np.repeat(np.arange(len(units)), tokens),
+            k=data[0],
+            v=data[1],
+            positions=self.pool.places[slots][:, 0, 0][there],
+            queries=chunk.queries,
+        )
+
+    def _new_stream_reader(self) -> StreamReader | None:
+        if not self.long_term or not self.long_term.reads_in_prefill:
+            return None
+        slots = self.scratch_slots.take(self.recall_slots)
+        return self.long_term.stream_reader(self.long_term.view(leased=False), self._recalls(self.long_term, slots))
+
+    def _recalls(self, long_term: LongTerm, slots: Sequence[int]) -> list[Recall]:
+        most = long_term.most_cells
+        return [Recall(self.pool, slots[first : first + most]) for first in range(0, len(slots), most)]
+
+    def _renew(self) -> None:
+        if self.long_term and self._stream_reader:
+            self._stream_reader.renew(self.long_term.view(leased=False))
 
     # ---- making room ----------------------------------------------------------------------------------------------------
 
@@ -159,6 +311,7 @@ class Memory:
         while self.host_slots.live + len(held) > self.host_slots.count:
             self._forget_all(self.system.overflow.victims(self._on_host.keys()))
         slots = self.host_slots.take(len(held))
+        self.bytes_moved += len(held) * self._page_bytes
         self.host_pool.copy_from(self.pool, [page.slot for page in held], slots, stream)
         self.stream_slots.free([page.slot for page in held])
         for page, slot in zip(held, slots, strict=True):
@@ -199,21 +352,20 @@ class Lease:
     def slots(self, scratch: Sequence[int], stream: Stream) -> list[int]:
         """Device slots of the leased pages, in transcript order, host pages recalled into `scratch` (`recalls` of them)."""
         self.memory.pool.copy_from(self.memory.host_pool, self._host, scratch, stream)
+        self.memory.bytes_moved += len(self._host) * self.memory._page_bytes
         recalled = iter(scratch)
         return [slot if on_device else next(recalled) for on_device, slot in self._layout]
 
     def release(self) -> None:
+        """The first call counts."""
         self.memory.stream_slots.release(self._device)
         self.memory.host_slots.release(self._host)
+        self._device, self._host = [], []
 
 
 def pages_of(layout: Layout, templates: Sequence[Page], ids: Iterator[int]) -> list[Page]:
     """The pages of a layout: the template of their run, with an id and a number of tokens."""
     return [replace(templates[run], id=next(ids), tokens=tokens) for run, tokens in zip(layout.run, layout.tokens, strict=True)]
-
-
-def table_of(held: Sequence[_Held]) -> PageTable:
-    return PageTable(pad_table([page.slot for page in held]), tuple(page.page for page in held))
 
 
 def pad_table(slots: Sequence[int]) -> np.ndarray:
@@ -234,20 +386,23 @@ class _Plan:
     host: int
 
     @staticmethod
-    def of(model: ModelSpec, system: System, prompt_tokens: int, bytes_of_page: int) -> _Plan:
+    def of(model: ModelSpec, system: System, long_term: LongTerm | None, prompt_tokens: int, bytes_of_page: int) -> _Plan:
         def pages(tokens: int) -> int:
             return math.ceil(tokens / model.page_tokens)
 
         chunk_units = model.chunk_frames // 2
         unit_pages = pages(model.unit_tokens)
-        host = int(system.budget.host_mb * 1e6) // bytes_of_page
+        host = 0 if long_term else int(system.budget.host_mb * 1e6) // bytes_of_page
         deferred = 0 if system.ingest.prefills else chunk_units * unit_pages
         recalled = min((system.retrieval.most_units(chunk_units) or 0) * unit_pages, host)
+        if long_term:  # of one question, and of the stream itself
+            recalled = long_term.most_cells * long_term.recall_sets * (2 if long_term.reads_in_prefill else 1)
         scratch = QUESTIONS_AT_ONCE * (pages(model.max_rows) + pages(ANSWER_TOKENS) + deferred) + recalled
         conversation = pages(CONVERSATION_TOKENS)
         spare = SPARE_CHUNKS * chunk_units * unit_pages if system.ingest.prefills else 0
         window = 1 + (system.ingest.window or 0)
-        needed = pages(prompt_tokens) + window * chunk_units * unit_pages
+        text = pages(system.text.tokens + model.max_rows + ANSWER_TOKENS) if system.text.joins else 0
+        needed = pages(prompt_tokens) + window * chunk_units * unit_pages + text
         others = spare + scratch + conversation
         stream = int(system.budget.device_mb * 1e6) // bytes_of_page - others
         if stream < needed:

@@ -25,7 +25,7 @@ class Pool(Protocol):
     """
 
     data: Any  # Array [P, L, Hkv, 2, T, D], cell (slot, layer, head) = T keys, not rotated, then T values
-    where: Any  # Array [P, 1, 1, T, 3] int32, the (t, h, w) of each cached token, -1 = empty; shared by all layers and heads
+    where: Any  # Array [P, L|1, Hkv|1, T, 3] int32, the (t, h, w) of each cached token, -1 = empty; 1 = all layers, all heads alike
     places: np.ndarray  # `where` on the host
 
     def write(self, slots: np.ndarray, cells: np.ndarray, k: Any, v: Any, positions: np.ndarray, stream: Stream) -> None:
@@ -45,17 +45,18 @@ class Pool(Protocol):
 class HostPool:
     """Pages in NumPy arrays: the device tier of the host, and the host tier behind it."""
 
-    def __init__(self, empty: Callable[..., np.ndarray], model: ModelSpec, pages: int, dtype: DTypeLike) -> None:
-        """empty: gives an array of a shape and a type."""
+    def __init__(self, empty: Callable[..., np.ndarray], model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False) -> None:
+        """empty: gives an array of a shape and a type. by_head: whether each layer and head may hold other tokens than the next."""
         self.data = empty((pages, model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim), dtype)
-        self.where = self.places = empty((pages, 1, 1, model.page_tokens, 3), np.int32)
+        alike = (model.layers, model.kv_heads) if by_head else (1, 1)
+        self.where = self.places = empty((pages, *alike, model.page_tokens, 3), np.int32)
         self.where[:] = EMPTY
 
     def write(self, slots: np.ndarray, cells: np.ndarray, k: np.ndarray, v: np.ndarray, positions: np.ndarray, stream: Stream) -> None:
         count = len(slots)
         self.data[slots, :, :, 0, cells] = k[:, :count].swapaxes(0, 1)
         self.data[slots, :, :, 1, cells] = v[:, :count].swapaxes(0, 1)
-        self.where[slots, 0, 0, cells] = positions
+        self.where[slots, :, :, cells] = positions[:, None, None]
 
     def clear(self, slots: Sequence[int], stream: Stream) -> None:
         self.where[list(slots)] = EMPTY
@@ -93,9 +94,11 @@ class Layout:
         return Layout(page, cell, tokens, tuple(run for run, _ in pages))
 
 
-def page_bytes(model: ModelSpec, dtype: DTypeLike) -> int:
+def page_bytes(model: ModelSpec, dtype: DTypeLike, by_head: bool = False) -> int:
     """Bytes of one page in a pool, positions included."""
-    return model.layers * model.kv_heads * 2 * model.page_tokens * model.head_dim * np.dtype(dtype).itemsize + model.page_tokens * 3 * 4
+    cells = model.layers * model.kv_heads
+    values = cells * 2 * model.page_tokens * model.head_dim * np.dtype(dtype).itemsize
+    return values + (cells if by_head else 1) * model.page_tokens * 3 * 4
 
 
 class Slots:

@@ -25,14 +25,22 @@ class Timeline:
         self._last = model.max_position - text_room - 1  # largest t a unit may have
         self._origin: Fraction | None = None  # seconds, start of the first unit
         self._newest = self.first - 1  # largest position used so far
+        self._text_end = self.first - 1  # position of the last token of text that joined the stream: units that follow come behind it
         grid = np.mgrid[: model.grid_height, : model.grid_width].reshape(2, -1)
         self._grid = (grid.T + self.first).astype(np.int32)  # [P, 2]
         self._spatial_end = self.first + max(model.grid_height, model.grid_width) - 1
 
     def begin(self, start: Fraction) -> None:
-        """Time counts from the start of the first unit; later calls change nothing."""
+        """A unit that starts then comes next. Time counts from the start of the first one, and goes on behind text that joined."""
         if self._origin is None:
             self._origin = start
+        if self._text_end >= self.first:
+            self.offset -= max(self._text_end + 1 - self.step(start), 0)
+            self._text_end = self.first - 1
+
+    def join_text(self, end: int) -> None:
+        """Text whose last token stands at `end` has become part of the stream."""
+        self._text_end, self._newest = end, max(self._newest, end)
 
     def step(self, start: Fraction) -> int:
         """Temporal position of a unit that starts at `start` seconds, before it is known to fit."""
@@ -47,6 +55,7 @@ class Timeline:
         """Take `steps` off the time of all that is to come; what is cached must be shifted alike."""
         self.offset += steps
         self._newest = max(self._newest - steps, self._spatial_end)
+        self._text_end -= steps
 
     @property
     def range(self) -> int:

@@ -29,13 +29,15 @@ from vicort.runtime.chunker import Chunker
 from vicort.runtime.core import Answer, Chunk, ChunkEvent, Event, Frame, Question, Sampling, Summary
 from vicort.runtime.device import Event as StreamEvent
 from vicort.runtime.engine import EngineSet
-from vicort.runtime.errors import VicortError
+from vicort.runtime.errors import ConfigError, VicortError
 from vicort.runtime.language import LanguageRun
+from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory import Memory
-from vicort.runtime.pipeline import OverlappedPipeline, Pipeline, SequentialPipeline, SpanSink, StageClock
+from vicort.runtime.pipeline import OverlappedPipeline, Pipeline, SequentialPipeline
 from vicort.runtime.positions import Timeline, text_positions
 from vicort.runtime.prompt import Prompt
 from vicort.runtime.sampler import Sampler
+from vicort.runtime.stage_clock import SpanSink, StageClock
 from vicort.runtime.stages import Buffers, Job, make_stages
 from vicort.runtime.system import System, load_system
 
@@ -86,7 +88,7 @@ class Session:
         self._clock = StageClock(trace)
         self._build(engines, overlap, threads)
         self._sampler = Sampler(None if fps == "source" else model.fps if fps is None else fps)
-        self._chunker = Chunker(model.chunk_frames)
+        self._chunker = Chunker(_chunk_frames(system, model))
         self._drivers: Executor = ThreadPoolExecutor(ANSWERS_AT_ONCE, "answer") if overlap else _InlineExecutor()
         self._waiting: deque[Chunk] = deque()  # chunks without buffers yet, with on_lag "drop-oldest"
         self._due: list[_Asked] = []  # questions whose time has not come
@@ -111,7 +113,7 @@ class Session:
         model, device = self.model, self._device
         dtype = engines.dtype
         prompt = Prompt(engines.folder, model.video_token)
-        self._memory = Memory(device, model, self.system, len(prompt.prefix), dtype)
+        self._memory = Memory(device, model, self.system, len(prompt.prefix), dtype, self._clock)
         timeline = Timeline(model, len(prompt.prefix), min(model.max_rows + self._sampling.max_tokens, model.max_position // 8))
         run = LanguageRun(engines.llm, model, device, self._memory.pool)
         stages = make_stages(device, engines, self._memory, timeline, run, threads)
@@ -146,7 +148,7 @@ class Session:
 
     def push(self, frame: Frame) -> None:
         """Give the stream its next frame; with on_lag "wait" this waits while the pipeline is full."""
-        if self._on_lag == "wait" and self._chunker.pending == self.model.chunk_frames - 1:
+        if self._on_lag == "wait" and self._chunker.pending == self._chunker.chunk_frames - 1:
             self._pipeline.wait_for_room()  # before the lock is taken, so that questions get in meanwhile
         with self._lock:
             if self._finished:
@@ -238,6 +240,8 @@ class Session:
             overlap=sum(stage_ms.values()) / 1e3 / seconds if seconds else 0.0,
             ttft_ms=percentiles(self._ttfts),
             pages=self._memory.pages_in_use(),
+            moved_mb=self._memory.bytes_moved / 1e6,
+            reruns=self._memory.reruns,
             peak_rss_mb=_peak_rss_mb(),
         )
 
@@ -300,19 +304,26 @@ class Session:
         if chunk := self._chunker.cut():
             self._send(chunk)
         self._send_waiting()
+        if self.system.text.joins:
+            self._prefill.stream.submit(self._answer_in_stream, asked, self._pipeline.newest)
+            return
         before = self._answerer.join(asked.question, asked.answer)
         snapshot = self._prefill.stream.submit(self._snapshot, asked.question, self._pipeline.newest)
-        self._drivers.submit(self._drive, asked, snapshot, before)
+        self._drivers.submit(self._drive, asked, snapshot.value, before)
 
     def _snapshot(self, question: Question, newest_chunk: StreamEvent | None) -> Snapshot:
         if newest_chunk:
             self._prefill.stream.wait(newest_chunk)
         return self._answerer.snapshot(question)
 
-    def _drive(self, asked: _Asked, snapshot: StreamEvent, before: Future | None) -> None:
-        """On a thread of its own: one answer from its snapshot to its event."""
+    def _answer_in_stream(self, asked: _Asked, newest_chunk: StreamEvent | None) -> None:
+        """One answer in the order of the stream, of which it becomes a part: chunks wait for it."""
+        self._drive(asked, lambda: self._snapshot(asked.question, newest_chunk), None)
+
+    def _drive(self, asked: _Asked, snapshot: Callable[[], Snapshot], before: Future | None) -> None:
+        """One answer from its snapshot to its event; on a thread of its own, unless it joins the stream."""
         try:
-            taken = snapshot.value()
+            taken = snapshot()
             if before:
                 before.exception()  # wait: its turn comes first, whether it succeeds or not
             answer = self._answerer.answer(asked.question, taken, asked.since, asked.on_token)
@@ -351,6 +362,16 @@ class _InlineExecutor(Executor):
         done: Future = Future()
         done.set_result(work(*args, **kwargs))
         return done
+
+
+def _chunk_frames(system: System, model: ModelSpec) -> int:
+    """Frames in a chunk. Raises ConfigError for more than the engines take."""
+    if system.chunk_frames and system.chunk_frames > model.chunk_frames:
+        raise ConfigError(
+            f"system {system.name} takes chunks of {system.chunk_frames} frames, these engines {model.chunk_frames}: set chunk.frames in "
+            f"its YAML file to at most that, or rebuild with --chunk-frames {system.chunk_frames}"
+        )
+    return system.chunk_frames or model.chunk_frames
 
 
 def _give_to_loop(loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue, piece: str | Future) -> None:

@@ -17,7 +17,7 @@ from vicort.runtime.core import Chunk
 from vicort.runtime.device import Device, Stream
 from vicort.runtime.engine import Engine, EngineSet
 from vicort.runtime.errors import MemoryBudgetError
-from vicort.runtime.language import LanguageRun
+from vicort.runtime.language import LanguageOutput, LanguageRun
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory import Memory
 from vicort.runtime.policies.drop import Drop
@@ -154,12 +154,25 @@ class Prefill:
     def _prefill(self, job: Job) -> None:
         chunk, tokens = job.chunk, self._model.unit_tokens
         self._timeline.begin(chunk.start)
+        if self._memory.system.ingest.slides and (steps := self._memory.close_gaps(self._timeline.first, self.stream)):
+            self._timeline.rebase(steps)
         self._keep_in_range(chunk.frames[-2].time)
         positions = np.concatenate([self._timeline.unit(chunk.frames[2 * u].time) for u in range(chunk.units)])[job.indices]
         of_unit = np.bincount(job.indices // tokens, minlength=chunk.units).tolist()
         if job.kept:
+            out = self._attend(job, positions)
+            queries = self._device.read(self.stream, out.queries)[0].copy() if self._memory.long_term else None
+            self._memory.place_chunk(chunk, of_unit, out.k, out.v, positions, job.mean.copy(), self.stream, queries)
+
+    def _attend(self, job: Job, positions: np.ndarray) -> LanguageOutput:
+        """Run a chunk over what memory shows it; again where its own queries say that it should have seen something else."""
+        while True:
             out = self._language(None, [job.rows], positions, self._memory.ingest_table().slots, self.stream)
-            self._memory.place_chunk(chunk, of_unit, out.k, out.v, positions, job.mean.copy(), self.stream)
+            if not self._memory.chooses:
+                return out
+            (q,) = self._device.read(self.stream, out.q)
+            if not self._memory.saw(q):
+                return out
 
     def _wait_for_question(self, job: Job) -> None:
         tokens = self._model.unit_tokens
@@ -181,7 +194,8 @@ class Prefill:
             )
         first = self._timeline.first
         oldest = self._memory.oldest_unit()
-        age = 0 if oldest is None else int(self._memory.first_cell(oldest)[0]) - first
+        # What long-term memory holds is older than the window: all of it would fall to the floor.
+        age = 0 if oldest is None or self._memory.long_term else int(self._memory.first_cell(oldest)[0]) - first
         steps = max(excess, age, self._timeline.range // 2)
         self._memory.rebase(steps, first, self.stream)
         self._timeline.rebase(steps)

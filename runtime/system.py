@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vicort.runtime.bounded import read_text, shown
+from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.policies.drop import DROPS, Drop
 from vicort.runtime.policies.ingest import INGESTS, AllChunks, Ingest
+from vicort.runtime.policies.long_term import LONG_TERMS, LongTermPolicy
 from vicort.runtime.policies.overflow import OVERFLOWS, Overflow
+from vicort.runtime.policies.registry import MOST
 from vicort.runtime.policies.retrieval import RETRIEVALS, AllUnits, Retrieval
 
 MOST_BYTES = 65_536  # of a system file
 LONGEST_NAME = 100  # characters
 MOST_MB = 16e6  # of a tier: 16 TB
-SECTIONS = ("name", "about", "drop", "ingest", "retrieval", "memory")
+SECTIONS = ("name", "about", "chunk", "drop", "ingest", "retrieval", "long_term", "text", "memory")
+NEEDED = ("name", "drop", "ingest", "memory")
 
 
 class Budget(BaseModel):
@@ -31,14 +35,30 @@ class Budget(BaseModel):
     host_mb: float = Field(0, ge=0, le=MOST_MB)
 
 
+class ChunkSize(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    frames: int | None = Field(None, ge=UNIT_FRAMES, le=MOST, multiple_of=UNIT_FRAMES)  # None = as many as the engines take
+
+
+class Text(BaseModel):
+    """Whether questions and answers become part of the stream, so that what comes sees them; then chunks wait for answers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    joins: bool = False
+    tokens: int = Field(default=512, ge=1, le=MOST)  # the latest that stay
+
+
 @dataclass(frozen=True)
 class System:
     name: str
     drop: Drop
     ingest: Ingest
-    retrieval: Retrieval
+    retrieval: Retrieval  # of the units in memory; with long-term memory, of those in the recent window
     overflow: Overflow
     budget: Budget
+    long_term: LongTermPolicy | None = None
+    text: Text = field(default_factory=lambda: Text())
+    chunk_frames: int | None = None  # frames in a chunk, None = as many as the engines take
 
 
 def known_systems() -> list[str]:
@@ -83,29 +103,49 @@ def parse_system(text: str, where: str) -> System:
         raise ConfigError(f"{where} holds {type(content).__name__}, not the keys {', '.join(SECTIONS)}")
     if unknown := set(content) - set(SECTIONS):
         raise ConfigError(f"{where}: unknown key {min(map(shown, unknown))}: the keys are {', '.join(SECTIONS)}")
-    if missing := set(SECTIONS) - {"about"} - set(content):
+    needed = {*NEEDED, *(() if "long_term" in content else ("retrieval",))}
+    if missing := needed - set(content):
         raise ConfigError(f"{where}: key {sorted(missing)[0]!r} is missing: the keys are {', '.join(SECTIONS)}")
+    if {"long_term", "retrieval"} <= set(content):
+        raise ConfigError(f"{where}: retrieval and long_term both say what a question sees: leave one of them out")
     name, memory = content["name"], content["memory"]
     if not isinstance(name, str) or not name.isprintable() or len(name) > LONGEST_NAME:
         raise ConfigError(f"{where}: name is {shown(name)}: give one of at most {LONGEST_NAME} letters")
     if not isinstance(memory, dict):
         raise ConfigError(f"{where}: memory is {shown(memory)}, not the keys device_mb, host_mb, when_full")
-    try:
-        budget = Budget.model_validate({key: value for key, value in memory.items() if key != "when_full"})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(
-            f"{where}: memory.{'.'.join(map(str, first['loc']))}: {first['msg']}; the keys are device_mb, host_mb, when_full"
-        ) from error
     system = System(
         name=name,
         drop=DROPS.create(content["drop"], where),
         ingest=INGESTS.create(content["ingest"], where),
-        retrieval=RETRIEVALS.create(content["retrieval"], where),
+        retrieval=RETRIEVALS.create(content.get("retrieval", {"policy": "all"}), where),
         overflow=OVERFLOWS.create({"policy": memory.get("when_full")}, where),
-        budget=budget,
+        budget=_settings(Budget, {key: value for key, value in memory.items() if key != "when_full"}, f"{where}: memory", "when_full"),
+        long_term=LONG_TERMS.create(content["long_term"], where) if "long_term" in content else None,
+        text=_settings(Text, content.get("text", {}), f"{where}: text"),
+        chunk_frames=_settings(ChunkSize, content.get("chunk", {}), f"{where}: chunk").frames,
     )
-    unbounded = isinstance(system.retrieval, AllUnits) or isinstance(system.ingest, AllChunks)
-    if budget.host_mb and unbounded:
-        raise ConfigError(f"{where}: policy 'all' reads every page on the device: set memory.host_mb to 0, or bound ingest and retrieval")
+    _check_bounds(system, where)
     return system
+
+
+def _check_bounds(system: System, where: str) -> None:
+    if system.long_term and system.ingest.window is None:
+        raise ConfigError(f"{where}: with long_term, ingest needs a window that chunks leave: take policy recent-chunks")
+    unbounded = isinstance(system.retrieval, AllUnits) or isinstance(system.ingest, AllChunks)
+    if system.budget.host_mb and unbounded and not system.long_term:
+        raise ConfigError(f"{where}: policy 'all' reads every page on the device: set memory.host_mb to 0, or bound ingest and retrieval")
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _settings(kind: type[M], settings: Any, where: str, *others: str) -> M:
+    """A section of plain values. others: keys of the section that are read elsewhere."""
+    keys = ", ".join([*kind.model_fields, *others])
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{where} is {shown(settings)}, not the keys {keys}")
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{where}.{'.'.join(map(str, first['loc']))}: {first['msg']}; the keys are {keys}") from error

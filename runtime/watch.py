@@ -18,9 +18,9 @@ from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import TruncatedSource
 from vicort.runtime.lag import LagMeter
 from vicort.runtime.output import Output
-from vicort.runtime.pipeline import SpanSink
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source
+from vicort.runtime.stage_clock import SpanSink
 from vicort.runtime.standing import Round
 
 NEVER_YES = 1  # exit code: the sources ended, and --until was not answered yes

@@ -9,6 +9,7 @@ import pytest
 from support.processes import python
 
 from vicort.runtime import run
+from vicort.runtime.system import known_systems
 
 CLIP = Path(__file__).parent / "fixtures" / "shapes.mp4"
 NASA = Path(__file__).parents[2] / "shared" / "videos" / "nasa_13013.mp4"
@@ -66,7 +67,7 @@ def test_a_trace_shows_stages_of_different_chunks_at_the_same_time(capsys, tiny_
         (["--ask", "what " * 600], "ask a shorter one"),
         (["--ask", "@-3 what is there now?"], "-3"),
         (["--ask", " "], "holds no question"),
-        (["--system", "nothing-like-it"], "full-history, simplestream, uniform, vicostream"),
+        (["--system", "nothing-like-it"], ", ".join(known_systems())),
         (["--system", "{folder}/budget.yaml"], "too small for one chunk"),
         (["--system", "{folder}/key.yaml"], "unknown key 'memry'"),
         (["--max-tokens", "100000", "--ask", "what is there now?"], "room for"),
@@ -90,7 +91,7 @@ def _damage(folder):
 
 
 def _other_schema(folder):
-    (folder / "manifest.json").write_text((folder / "manifest.json").read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    (folder / "manifest.json").write_text((folder / "manifest.json").read_text().replace('"schema_version": 2', '"schema_version": 99'))
 
 
 def _other_model(folder):

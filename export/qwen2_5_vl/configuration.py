@@ -11,6 +11,7 @@ from typing import Any
 from vicort.runtime.errors import EngineError
 
 MODEL_TYPE = "qwen2_5_vl"
+OBSERVED_ROWS = 16  # last rows of a run whose queries the language graph gives one by one; ours: LiveVLM gives no value for its r
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,13 @@ class CudaDevice:
             driver.close_stream(raw)
         return array
 
-    def pool(self, model: ModelSpec, pages: int, dtype: DTypeLike) -> CudaPool:
-        """Raises DeviceError, with the largest budget that fits, if the pages do not."""
+    def pool(self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False) -> CudaPool:
+        """Raises DeviceError, with the largest budget that fits, if the pages do not; and if they are to differ by head."""
+        if by_head:
+            raise DeviceError(
+                "memory that differs by layer and head (systems livevlm, resv, freekv) runs on CPU engines only so far: "
+                "take --system vicostream, or an engine set of --backend openvino"
+            )
         wanted, available = pages * page_bytes(model, dtype), self.gpu.memory.available()
         if wanted > available:
             raise DeviceError(
@@ -80,7 +85,7 @@ class CudaDevice:
             )
         return CudaPool(self, model, pages, dtype)
 
-    def host_pool(self, model: ModelSpec, pages: int, dtype: DTypeLike) -> PinnedPool:
+    def host_pool(self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False) -> PinnedPool:
         return PinnedPool(self, model, pages, dtype)
 
     def preprocessor(self, height: int, width: int, threads: int) -> Any:

@@ -11,6 +11,7 @@ from vicort.runtime.policies.registry import MOST, Policy, Registry
 
 class Ingest(Policy):
     prefills: ClassVar[bool] = True  # False: chunks wait as visual tokens until a question prefills the latest of them
+    slides: ClassVar[bool] = False  # True: what leaves the window is forgotten, and what stays moves up behind the prompt
 
     @property
     def window(self) -> int | None:
@@ -37,6 +38,14 @@ class RecentChunks(Ingest):
         return self.chunks
 
 
+class SlidingWindow(RecentChunks):
+    """StreamingVLM (arXiv 2510.09608): the last `chunks` chunks are all there is, at contiguous positions behind prompt and joined text."""
+
+    policy: ClassVar[str] = "sliding-window"
+    slides: ClassVar[bool] = True
+    chunks: int = Field(ge=1, le=MOST)
+
+
 class LatestFrames(Ingest):
     """SimpleStream (arXiv 2604.02317): nothing is remembered but the latest `frames` frames, prefilled when a question comes."""
 
@@ -49,4 +58,4 @@ class LatestFrames(Ingest):
         return 0
 
 
-INGESTS = Registry("ingest", AllChunks, RecentChunks, LatestFrames)
+INGESTS = Registry("ingest", AllChunks, RecentChunks, SlidingWindow, LatestFrames)

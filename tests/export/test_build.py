@@ -80,7 +80,7 @@ def test_engines_equal_the_pytorch_model(backend):
 
 def test_verify_prints_differences_and_passes(capfd):
     assert build.main([str(checkpoint()), "--out", str(chosen_set()), *OPTIONS, "--verify"]) == 0
-    assert capfd.readouterr().out.count(" ok") == 13
+    assert capfd.readouterr().out.count(" ok") == 15
 
 
 def test_verify_fails_on_engines_of_other_weights(tmp_path, capfd):

@@ -13,7 +13,7 @@ from support.paged_model import PagedModel, streamed_answer
 from support.reference_model import Conversation, load_reference, pixel_values, random_frames, write_random_checkpoint
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vicort.export.qwen2_5_vl.configuration import LanguageConfiguration, read_configuration
+from vicort.export.qwen2_5_vl.configuration import OBSERVED_ROWS, LanguageConfiguration, read_configuration
 from vicort.export.qwen2_5_vl.language import LanguageModel
 from vicort.export.qwen2_5_vl.weights import load_language, load_models, load_vision
 from vicort.export.qwen2_5_vl.windows import arrange
@@ -160,7 +160,7 @@ def alone(folder: Path, tokens: list[int], pos: torch.Tensor) -> tuple[LanguageM
 def test_keys_values_and_mean_query_are_not_rotated(tiny):
     """In the first layer they are the projections of the normed embedding, wherever the tokens stand."""
     tokens = [4, 8, 15]
-    language, sizes, (_, k, v, q) = alone(tiny, tokens, torch.arange(3)[:, None].expand(3, 3) * 7 + 100)
+    language, sizes, (_, k, v, q, _) = alone(tiny, tokens, torch.arange(3)[:, None].expand(3, 3) * 7 + 100)
     attention = language.layers[0].self_attn
     with torch.no_grad():
         entering = language.layers[0].input_layernorm(language.embed_tokens(torch.tensor(tokens)))
@@ -170,6 +170,36 @@ def test_keys_values_and_mean_query_are_not_rotated(tiny):
         torch.testing.assert_close(v[0].flatten(1), attention.v_proj(entering), atol=1e-5, rtol=0)
 
 
+def projected_queries(model: torch.nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
+    """[L,C,Hq,D], what each layer's q_proj of a transformers model gives in one pass, before any rotation."""
+    seen: list[torch.Tensor] = []
+    layers = model.model.language_model.layers
+    hooks = [layer.self_attn.q_proj.register_forward_hook(lambda module, entered, left: seen.append(left[0])) for layer in layers]
+    with torch.no_grad():
+        model(**inputs, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(seen).unflatten(-1, (-1, layers[0].self_attn.head_dim))
+
+
+@pytest.mark.parametrize("rows", [1, OBSERVED_ROWS - 1, OBSERVED_ROWS, 3 * OBSERVED_ROWS + 2])
+def test_queries_of_the_last_rows_are_those_of_transformers(tiny, rows):
+    """In every layer, oldest first, behind zeros; padding before, between and after does not show."""
+    random = torch.Generator().manual_seed(rows)
+    tokens = torch.randint(0, 40, (rows,), generator=random).tolist()
+    places = torch.arange(rows)[:, None].expand(3, rows, 1)[..., 0].T  # [C,3]
+    expected = projected_queries(load_reference(tiny), input_ids=torch.tensor([tokens]), position_ids=places.T[:, None])
+    spread = sorted(torch.randperm(2 * rows + 3, generator=random)[:rows].tolist())
+    padded, pos = [-1] * (2 * rows + 3), torch.full((2 * rows + 3, 3), -1)
+    for row, token, place in zip(spread, tokens, places, strict=True):
+        padded[row], pos[row] = token, place
+    for fed, positions in ((tokens, places), (padded, pos)):
+        _, _, (*_, queries) = alone(tiny, fed, positions)
+        assert queries.shape == (expected.shape[0], OBSERVED_ROWS, *expected.shape[2:])
+        assert not queries[:, : max(OBSERVED_ROWS - rows, 0)].any()
+        torch.testing.assert_close(queries[:, -min(rows, OBSERVED_ROWS) :], expected[:, -OBSERVED_ROWS:], atol=2e-5, rtol=0)
+
+
 def test_padding_rows_change_nothing(tiny):
     """At the end or between the others, and with NaN in their features."""
     pos = torch.arange(3)[:, None].expand(3, 3)
@@ -177,7 +207,7 @@ def test_padding_rows_change_nothing(tiny):
     _, _, plain = alone(tiny, [4, 8, 15], pos)
     _, _, padded = alone(tiny, [4, 8, -1, 15, -1, 3], torch.cat([pos[:2], empty, pos[2:], empty, empty]))
     real = [0, 1, 3]
-    for expected, found in zip(plain, (padded[0], padded[1][:, real], padded[2][:, real], padded[3]), strict=True):
+    for expected, found in zip(plain, (padded[0], padded[1][:, real], padded[2][:, real], *padded[3:]), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert all(out.isfinite().all() for out in padded)
 

@@ -18,6 +18,8 @@ from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import FILE_NAME, read_manifest
 
+OUTPUTS = ("logits", "k", "v", "q", "queries")
+
 
 @pytest.fixture(params=BACKENDS, scope="module")
 def engines(request):
@@ -34,11 +36,12 @@ def bindings(engines: EngineSet, rows: int, pages: int, seed: int) -> dict[str, 
         "k": np.zeros(cache, engines.dtype),
         "v": np.zeros(cache, engines.dtype),
         "q": np.zeros((model.layers, model.query_heads, model.head_dim), np.float32),
+        "queries": np.zeros((model.layers, model.observed_rows, model.query_heads, model.head_dim), np.float32),
     }
 
 
 def results(bound: dict[str, np.ndarray]) -> bytes:
-    return b"".join(bound[name].tobytes() for name in ("logits", "k", "v", "q"))
+    return b"".join(bound[name].tobytes() for name in OUTPUTS)
 
 
 def test_a_run_writes_into_the_callers_arrays(engines):
@@ -46,7 +49,7 @@ def test_a_run_writes_into_the_callers_arrays(engines):
     addresses = {name: array.ctypes.data for name, array in bound.items()}
     before = {name: bound[name].copy() for name in ("tokens", "features", "pos", "pool", "where", "table")}
     assert engines.llm.enqueue(bound, InlineStream("test")).result() is None
-    assert all(bound[name].any() for name in ("logits", "k", "v", "q"))
+    assert all(bound[name].any() for name in OUTPUTS)
     assert all(np.array_equal(bound[name], array) for name, array in before.items())
     assert addresses == {name: array.ctypes.data for name, array in bound.items()}
 
@@ -58,7 +61,7 @@ def test_both_backends_agree():
             bound = bindings(engines, 7, 6, seed=1)
             engines.llm.enqueue(bound, InlineStream("test")).result()
             outputs.append(bound)
-    for name in ("logits", "q"):
+    for name in ("logits", "q", "queries"):
         np.testing.assert_allclose(outputs[0][name], outputs[1][name], atol=2e-5)
 
 
@@ -74,7 +77,7 @@ def test_two_streams_at_once_give_the_very_bits_of_one(engines):
         stream = HostStream(str(index), Urgency(), urgent=True)
         same = True
         for _ in range(times):
-            for name in ("logits", "k", "v", "q"):
+            for name in OUTPUTS:
                 bound[name][:] = np.nan
             engines.llm.enqueue(bound, stream).result()
             same = same and results(bound) == alone[index]

@@ -11,6 +11,7 @@ from support.systems import system
 from vicort.runtime.core import Chunk, Frame
 from vicort.runtime.device import HostDevice, InlineStream
 from vicort.runtime.memory import SPARE_CHUNKS, Memory, pad_table
+from vicort.runtime.stage_clock import StageClock
 
 PICTURE = np.zeros((1, 1, 3), np.uint8)
 MODEL = toy_model(chunk_frames=4)
@@ -24,7 +25,7 @@ def chunk(index):
 
 def filled(count, memory="{device_mb: 0.92, host_mb: 0.01, when_full: drop-oldest}"):
     """A memory in which every key of unit u is u, every value -u."""
-    held = Memory(HostDevice(threads=False), MODEL, system(memory=memory), 0, np.float32)
+    held = Memory(HostDevice(threads=False), MODEL, system(memory=memory), 0, np.float32, StageClock(None))
     for index in range(count):
         units = np.repeat([2 * index, 2 * index + 1], 4).astype(np.float32)
         k = np.broadcast_to(units[None, :, None, None], (MODEL.layers, 8, MODEL.kv_heads, MODEL.head_dim))

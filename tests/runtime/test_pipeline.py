@@ -10,7 +10,8 @@ import pytest
 
 from vicort.runtime.core import Chunk, Frame
 from vicort.runtime.device import HostDevice, InlineStream, Urgency
-from vicort.runtime.pipeline import OverlappedPipeline, SequentialPipeline, StageClock
+from vicort.runtime.pipeline import OverlappedPipeline, SequentialPipeline
+from vicort.runtime.stage_clock import StageClock
 
 PICTURE = np.zeros((1, 1, 3), np.uint8)
 

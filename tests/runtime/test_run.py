@@ -19,6 +19,7 @@ from support.processes import python
 
 from vicort.runtime import run
 from vicort.runtime.core import Sampling
+from vicort.runtime.system import known_systems
 
 CLIP_SECONDS = 4
 
@@ -237,7 +238,7 @@ BAD = {
     "unknown format": (["CLIP", "--format", "xml"], "invalid choice: 'xml' (choose from 'text', 'jsonl', 'srt', 'vtt')"),
     "unknown system": (
         ["CLIP", "--system", "none"],
-        "unknown system 'none': choose one of full-history, simplestream, uniform, vicostream",
+        f"unknown system 'none': choose one of {', '.join(known_systems())}",
     ),
     "fps of nothing": (["CLIP", "--fps", "0"], "0 frames a second: it must be a number above 0"),
     "fps in words": (["CLIP", "--fps", "fast"], "--fps fast is no rate: give a number above 0 as 2, 29.97 or 30000/1001, or `source`"),

@@ -24,7 +24,7 @@ from vicort.runtime.core import Sampling
 from vicort.runtime.desk import Desk, TypedQuestions
 from vicort.runtime.engine import Embedding
 from vicort.runtime.errors import ConfigError, EngineError, QuestionError, SourceError
-from vicort.runtime.manifest import EmbeddingSpec, GraphSpec, read_manifest
+from vicort.runtime.manifest import SCHEMA_VERSION, EmbeddingSpec, GraphSpec, read_manifest
 from vicort.runtime.question_socket import QuestionSocket
 from vicort.runtime.questions import LONGEST_LINE, parse_ask, parse_typed, read_questions, with_ids
 from vicort.runtime.sources import open_source, piped
@@ -298,12 +298,12 @@ def manifest(**changes: object) -> dict:
     tensor = {"name": "t", "dtype": "int32", "shape": ["rows"]}
     graph = {"file": "llm.onnx", "inputs": [tensor], "outputs": [tensor], "dimensions": {}}
     numbers = "layers width query_heads kv_heads head_dim vocabulary image_height image_width grid_height grid_width fps tokens_per_second"
-    model = dict.fromkeys(f"{numbers} chunk_frames page_tokens max_rows max_position video_token".split(), 8)
+    model = dict.fromkeys(f"{numbers} chunk_frames page_tokens max_rows observed_rows max_position rotary_theta video_token".split(), 8)
     return {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "backend": "openvino",
         "precision": "fp32",
-        "model": {"name": "m", "eos_tokens": [1], **model},
+        "model": {"name": "m", "eos_tokens": [1], "rotary_sections": [1, 1, 2], **model},
         "graphs": {"llm": graph},
         "embedding": {"file": "embedding.bin", "offset": 0, "dtype": "float32", "rows": 8, "width": 8},
         "checkpoint": "",

@@ -12,12 +12,12 @@ from vicort.runtime.writers import WRITERS, TextWriter, Writer
 
 CHUNK = ChunkEvent(3, 16, Fraction(1, 3), Fraction(8), 128, 40, 12.3456)
 SUMMARY = Summary(
-    "vicostream", 32, 2, 4, 0.5, 64.0, {"vision": 3.21}, 1.2, {"p50": 4.2, "p95": 5.0, "p99": 5.0}, {"device": 9, "host": 0}, 250.0
+    "vicostream", 32, 2, 4, 0.5, 64.0, {"vision": 3.21}, 1.2, {"p50": 4.2, "p95": 5.0, "p99": 5.0}, {"device": 9, "host": 0}, 1.5, 0, 250.0
 )
 
 
 def answer(text: str = "red", question: str = "what color was the circle?", at: Fraction = Fraction(25, 2), id: str = "q1") -> Answer:
-    return Answer(id, at, Fraction(12), question, text, 4.25, 1, ((Fraction(0), Fraction(1)),), 7)
+    return Answer(id, at, Fraction(12), question, text, 4.25, 1, ((Fraction(0), Fraction(1)),), 7, 100)
 
 
 class Terminal(io.StringIO):
@@ -60,6 +60,7 @@ def test_jsonl_is_the_contract() -> None:
             "tokens": 1,
             "read": [[0.0, 1.0]],
             "pages": 7,
+            "tokens_read": 100,
         },
         {
             "event": "summary",
@@ -73,6 +74,8 @@ def test_jsonl_is_the_contract() -> None:
             "overlap": 1.2,
             "ttft_ms": {"p50": 4.2, "p95": 5.0, "p99": 5.0},
             "pages": {"device": 9, "host": 0},
+            "moved_mb": 1.5,
+            "reruns": 0,
             "peak_rss_mb": 250.0,
         },
     ]

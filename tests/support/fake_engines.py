@@ -34,7 +34,10 @@ def toy_model(**changes) -> ModelSpec:
         "chunk_frames": 8,
         "page_tokens": 4,
         "max_rows": 32,
+        "observed_rows": 8,
         "max_position": 1 << 20,
+        "rotary_sections": SECTIONS,
+        "rotary_theta": THETA,
         "eos_tokens": (),
         "video_token": _special_token("<|video_pad|>"),
     }
@@ -103,15 +106,17 @@ class FakeEngineSet:
         m = self.model
         x = np.where(tokens[:, None] >= 0, self.embedding[np.maximum(tokens, 0)], features).astype(np.float64)
         real = pos[:, 0] >= 0
-        keys, values, queries = [], [], []
+        keys, values, means, queries = [], [], [], []
         for layer, weights in enumerate(self._layers):
             q, k, v = ((x @ weights[name]).reshape(len(x), heads, m.head_dim) for name, heads in _heads(m).items())
             x = x + bounded_attention(q, k, v, pos, pool, where, table, layer).reshape(len(x), -1) @ weights["o"]
             keys.append(k)
             values.append(v)
-            queries.append(q[real].mean(axis=0))
+            means.append(q[real].mean(axis=0))
+            queries.append(np.concatenate([np.zeros((m.observed_rows, *q.shape[1:])), q[real]])[-m.observed_rows :])
         logits = (x[np.flatnonzero(real)[-1]] @ self.embedding.T)[None]
-        return {"logits": logits, "k": np.array(keys), "v": np.array(values), "q": np.array(queries)}
+        outputs = {"k": keys, "v": values, "q": means, "queries": queries}
+        return {"logits": logits} | {name: np.array(layers) for name, layers in outputs.items()}
 
 
 def bounded_attention(q, k, v, pos, pool, where, table, layer):

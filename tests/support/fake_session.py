@@ -72,14 +72,16 @@ class FakeSession:
             for token in (str(len(self.times)), " frames"):
                 on_token(token)
             text = self.text_of(question)
-            given = Answer(question.id, question.at or seen, seen, question.text, text, 1.0, 2, ((Fraction(0), seen),), len(self.times))
+            given = Answer(question.id, question.at or seen, seen, question.text, text, 1.0, 2, ((Fraction(0), seen),), len(self.times), 0)
             self.options["on_event"](given)
             answer.set_result(given)
 
     def summary(self) -> Summary:
         self.calls.append("summary")
         frames = len(self.times)
-        return Summary(self.system, frames, 0, frames, 1.0, float(frames), {"vision": 1.0}, 1.0, None, {"device": 0, "host": 0}, 1.0)
+        return Summary(
+            self.system, frames, 0, frames, 1.0, float(frames), {"vision": 1.0}, 1.0, None, {"device": 0, "host": 0}, 0.0, 0, 1.0
+        )
 
     def cancel(self) -> None:
         self.calls.append("cancel")

@@ -27,7 +27,7 @@ from vicort.runtime.kernels import NEEDED, CompiledKernel, Kernels, KernelSpec, 
 POISON = 0x7FFF  # of each two bytes: NaN in float16, bfloat16, float32 and float64, and an int32 of two billion
 GRAIN = 4  # bytes: races are told apart to this
 MOST_STREAMS = 64
-OUTPUTS = {"vision": ("features",), "tokens": ("kept", "count", "compact", "mean"), "llm": ("logits", "k", "v", "q")}
+OUTPUTS = {"vision": ("features",), "tokens": ("kept", "count", "compact", "mean"), "llm": ("logits", "k", "v", "q", "queries")}
 
 
 class Race(Exception):

@@ -48,6 +48,7 @@ def graph_specs(model) -> dict[str, GraphSpec]:
                 "k": ("float32", m.layers, "C", m.kv_heads, m.head_dim),
                 "v": ("float32", m.layers, "C", m.kv_heads, m.head_dim),
                 "q": ("float32", m.layers, m.query_heads, m.head_dim),
+                "queries": ("float32", m.layers, m.observed_rows, m.query_heads, m.head_dim),
             },
         ),
     }
