@@ -58,7 +58,7 @@ def load_recipe(name: str, **changes: object) -> Recipe:
 
 def embedded_adapter(model: str) -> tuple[str, Path] | None:
     """The base and the adapter's folder of a known model that has one; None for every other MODEL."""
-    recipe = Recipe.model_validate(_content(model)) if model in known_models() else Recipe()
+    recipe = Recipe.model_validate(_content(model)) if model in known_models() else Recipe.model_validate({})
     return (recipe.base, Path(__file__).parent / recipe.adapter) if recipe.base and recipe.adapter else None
 
 

@@ -24,6 +24,7 @@ from vicort.runtime.policies.drop import Drop
 from vicort.runtime.policies.ingest import LatestFrames
 from vicort.runtime.policies.overflow import Refuse
 from vicort.runtime.positions import Timeline
+from vicort.runtime.speaker import Speaker
 
 
 class Buffers:
@@ -143,6 +144,7 @@ class Prefill:
         ingest = memory.system.ingest
         self.latest: deque[LatestUnit] = deque(maxlen=ingest.frames // 2 if isinstance(ingest, LatestFrames) else 0)
         self.seen_until = Fraction(0)  # seconds, last frame of the newest unit
+        self.speaker: Speaker | None = None  # set by Session where the system speaks by itself
 
     def run(self, job: Job) -> None:
         if self._memory.system.ingest.prefills:
@@ -163,6 +165,9 @@ class Prefill:
             out = self._attend(job, positions)
             queries = self._device.read(self.stream, out.queries)[0].copy() if self._memory.long_term else None
             self._memory.place_chunk(chunk, of_unit, out.k, out.v, positions, job.mean.copy(), self.stream, queries)
+            if self.speaker:
+                (logits,) = self._device.read(self.stream, out.logits)
+                self.speaker.decide(chunk, logits[0], job.submitted)
 
     def _attend(self, job: Job, positions: np.ndarray) -> LanguageOutput:
         """Run a chunk over what memory shows it; again where its own queries say that it should have seen something else."""

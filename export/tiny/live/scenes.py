@@ -126,7 +126,9 @@ def _mixed(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> tuple
     starts = np.cumsum([0, *(len(reel.there) for reel in reels)])
     clips = [(r, k) for r in range(len(reels)) for k in range(len(reels[r].things))]
     empty = np.concatenate([start + np.flatnonzero((reel.there == -1).all(1)) for start, reel in zip(starts, reels, strict=False)])
-    units, there, things = [], [], []
+    units: list[np.ndarray] = []
+    there: list[np.ndarray] = []
+    things: list[Thing] = []
 
     def pause(count: int) -> None:
         units.append(rng.choice(empty, count))
