@@ -96,6 +96,12 @@ def weigh(target: Target) -> float:
     return 0.3 / (2 * len(COLORS)) if target.color else 0.05
 
 
+def make_scenes(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> list[Scene]:
+    """A batch of about one length: the shorter or the longer half of twice as many."""
+    scenes = sorted((make_scene(rng, reels, recipe) for _ in range(2 * recipe.streams)), key=lambda scene: len(scene.episode.units))
+    return scenes[: recipe.streams] if rng.random() < 0.5 else scenes[recipe.streams :]
+
+
 def make_scene(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> Scene:
     """reels: only their labels are looked at; rows of units count over all of them, one after another."""
     episode = _episode(rng, reels, recipe)

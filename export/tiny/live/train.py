@@ -5,7 +5,8 @@
 
 The loss is that of VideoLLM-online (arXiv 2406.11816): cross-entropy of what is said, plus, behind each unit where nothing is to be said,
 that of <|im_end|>, weight 1. The base model's ordinary questions are added with half that weight, so that they stay answered. The vision
-encoder is frozen: each reel is encoded once. RUN holds state.pt, adapter/ (PEFT's layout) and curve.json.
+encoder is frozen: each reel is encoded once. RUN holds state.pt, adapter/ (PEFT's layout), curve.json, and
+what the vision encoder saw.
 """
 
 from __future__ import annotations
@@ -27,17 +28,21 @@ from vicort.export.tiny.batches import Composer, Recipe, episode_of, mirrored
 from vicort.export.tiny.live.layout import FIRST_WORD, KINDS, SILENCE, Layout
 from vicort.export.tiny.live.lora import save_adapter, wrap
 from vicort.export.tiny.live.scenes import Recipe as LiveRecipe
-from vicort.export.tiny.live.scenes import make_scene
+from vicort.export.tiny.live.scenes import make_scenes
 from vicort.export.tiny.model import CHECKPOINT, encode_units, faster_attention, token_id
 from vicort.export.tiny.reels import Reel, load_reel
 from vicort.export.tiny.train import forward
 
-STEPS, WARM_UP = 700, 30
+WARM_UP = 30  # steps
 RATES = (2e-3, 2e-5)  # learning rate at its highest and at the last step, cosine in between
 STREAM_WEIGHT = 1.0  # paper: of the loss of silence
 THRESHOLD = 0.725  # paper: silence takes this probability
 ASKED = Recipe(streams=3, questions=12, empties=(0, 20), far=0.5, bounded=0.2, drops=0.2, retrieval=0.1, turns=0.1)
-LIVE = LiveRecipe()
+STAGES = (  # steps, and the streams that are spoken over in them
+    (400, LiveRecipe(streams=12, longest=10, gaps=(0.5, 0.25, 0.15), present=0.9)),
+    (300, LiveRecipe()),
+)
+STEPS = sum(steps for steps, _ in STAGES)
 REELS, REELS_A_STEP = 240, 4  # the first ones of the pool
 ENCODED_AT_ONCE = 64  # units
 LOG_EVERY, SAVE_EVERY = 25, 100  # steps
@@ -57,8 +62,10 @@ class Run:
 class Eyes:
     """The visual tokens of the pool's reels, each encoded once; a Reel of them has units [U, 16, width] float32."""
 
-    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, pool: Path) -> None:
-        self._model, self._paths = model, sorted(pool.glob("*.npz"))[:REELS]
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, pool: Path, cache: Path) -> None:
+        """cache: a folder for what was encoded, of this model and this pool."""
+        self._model, self._paths, self._cache = model, sorted(pool.glob("*.npz"))[:REELS], cache
+        cache.mkdir(parents=True, exist_ok=True)
         self._seen: dict[tuple[int, bool], Reel] = {}
 
     def draw(self, rng: np.random.Generator, count: int) -> list[Reel]:
@@ -66,17 +73,21 @@ class Eyes:
         mirror = bool(rng.random() < 0.5)
         return [self._reel(int(index), mirror) for index in rng.choice(len(self._paths), count, replace=False)]
 
-    @torch.no_grad()
     def _reel(self, index: int, mirror: bool) -> Reel:
         if (index, mirror) not in self._seen:
             reel = load_reel(self._paths[index])
-            units = reel.units[:, :, :, ::-1] if mirror else reel.units
+            path = self._cache / f"{index:06}{'-mirrored' * mirror}.npy"
+            if not path.exists():
+                np.save(path, self._encoded(reel.units[:, :, :, ::-1] if mirror else reel.units))
             things = tuple(mirrored(thing) for thing in reel.things) if mirror else reel.things
-            pieces = torch.from_numpy(np.ascontiguousarray(units)).split(ENCODED_AT_ONCE)
-            with torch.autocast("cpu", enabled=False):
-                features = torch.cat([encode_units(self._model, piece) for piece in pieces])
-            self._seen[index, mirror] = replace(reel, units=features.numpy(), things=things)
+            self._seen[index, mirror] = replace(reel, units=np.load(path), things=things)
         return self._seen[index, mirror]
+
+    @torch.no_grad()
+    def _encoded(self, units: np.ndarray) -> np.ndarray:
+        pieces = torch.from_numpy(np.ascontiguousarray(units)).split(ENCODED_AT_ONCE)
+        with torch.autocast("cpu", enabled=False):
+            return torch.cat([encode_units(self._model, piece) for piece in pieces]).numpy()
 
 
 def start_or_resume(folder: Path) -> Run:
@@ -101,9 +112,9 @@ def save(run: Run, folder: Path) -> None:
     (folder / "curve.json").write_text(json.dumps(run.curve, indent=1) + "\n")
 
 
-def speak(run: Run, rng: np.random.Generator, reels: list[Reel], layout: Layout) -> tuple[Tensor, dict[str, Tensor]]:
+def speak(run: Run, rng: np.random.Generator, reels: list[Reel], layout: Layout, recipe: LiveRecipe) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of streams that are spoken over, and what was decided right: silence and speech at the threshold, words if most probable."""
-    batch = layout.batch(rng, [make_scene(rng, reels, LIVE) for _ in range(LIVE.streams)])
+    batch = layout.batch(rng, make_scenes(rng, reels, recipe))
     logits, labels, kinds = forward(run.model, batch, _features(reels))
     losses = cross_entropy(logits, labels, reduction="none")
     weights = torch.where(kinds == SILENCE, STREAM_WEIGHT, 1.0)
@@ -124,6 +135,11 @@ def _features(reels: list[Reel]) -> Tensor:
     return torch.from_numpy(np.concatenate([reel.units for reel in reels])).flatten(0, 1)
 
 
+def recipe_at(step: int) -> LiveRecipe:
+    ends = np.cumsum([steps for steps, _ in STAGES])
+    return STAGES[int(np.searchsorted(ends, step, side="right"))][1]
+
+
 def rate_at(step: int) -> float:
     share = step / STEPS
     return min(1.0, (step + 1) / WARM_UP) * (RATES[1] + (RATES[0] - RATES[1]) * (1 + math.cos(math.pi * share)) / 2)
@@ -133,7 +149,7 @@ def train_step(run: Run, eyes: Eyes, layout: Layout, composer: Composer) -> tupl
     rng = np.random.default_rng([run.step, SEED])
     reels = eyes.draw(rng, REELS_A_STEP)
     with torch.autocast("cpu", torch.bfloat16):
-        live_loss, live_right = speak(run, rng, reels, layout)
+        live_loss, live_right = speak(run, rng, reels, layout, recipe_at(run.step))
         asked_loss, asked_right = answer(run, rng, reels, composer)
     loss = live_loss + 0.5 * asked_loss
     run.optimizer.zero_grad()
@@ -149,7 +165,7 @@ def train_step(run: Run, eyes: Eyes, layout: Layout, composer: Composer) -> tupl
 def train(pool: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     run = start_or_resume(folder)
-    eyes, layout, composer = Eyes(run.model, pool), Layout(), Composer(ASKED)
+    eyes, layout, composer = Eyes(run.model, pool, folder / "eyes"), Layout(), Composer(ASKED)
     losses: list[float] = []
     right: dict[str, list[Tensor]] = {}
     began = time.monotonic()
