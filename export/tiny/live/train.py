@@ -1,10 +1,10 @@
 """Trains the adapter with which the tiny model speaks by itself: resumable, deterministic by its seed.
 
-    python -m vicort.export.tiny.reels POOL --count 240
+    python -m vicort.export.tiny.reels POOL --count 200
     python -m vicort.export.tiny.live.train POOL RUN
 
 The loss is that of VideoLLM-online (arXiv 2406.11816): cross-entropy of what is said, plus, behind each unit where nothing is to be said,
-that of <|im_end|>, weight 1. The base model's ordinary questions are added with half that weight, so that they stay answered. The vision
+that of <|im_end|>, weight 1. In every second step the base model's ordinary questions are added, so that they stay answered. The vision
 encoder is frozen: each reel is encoded once. RUN holds state.pt, adapter/ (PEFT's layout), curve.json, and
 what the vision encoder saw.
 """
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from vicort.export.tiny.batches import Composer, Recipe, episode_of, mirrored
+from vicort.export.tiny.batches import Composer, Recipe, episode_of
 from vicort.export.tiny.live.layout import FIRST_WORD, KINDS, SILENCE, Layout
 from vicort.export.tiny.live.lora import save_adapter, wrap
 from vicort.export.tiny.live.scenes import Recipe as LiveRecipe
@@ -37,13 +37,14 @@ WARM_UP = 30  # steps
 RATES = (2e-3, 2e-5)  # learning rate at its highest and at the last step, cosine in between
 STREAM_WEIGHT = 1.0  # paper: of the loss of silence
 THRESHOLD = 0.725  # paper: silence takes this probability
+ASKED_EVERY = 2  # steps
 ASKED = Recipe(streams=3, questions=12, empties=(0, 20), far=0.5, bounded=0.2, drops=0.2, retrieval=0.1, turns=0.1)
 STAGES = (  # steps, and the streams that are spoken over in them
-    (400, LiveRecipe(streams=12, longest=10, gaps=(0.5, 0.25, 0.15), present=0.9)),
-    (300, LiveRecipe()),
+    (320, LiveRecipe(streams=12, longest=10, gaps=(0.5, 0.25, 0.15), present=0.9)),
+    (180, LiveRecipe()),
 )
 STEPS = sum(steps for steps, _ in STAGES)
-REELS, REELS_A_STEP = 240, 4  # the first ones of the pool
+REELS, REELS_A_STEP = 200, 4  # the first ones of the pool
 ENCODED_AT_ONCE = 64  # units
 LOG_EVERY, SAVE_EVERY = 25, 100  # steps
 SEED = 60
@@ -66,22 +67,19 @@ class Eyes:
         """cache: a folder for what was encoded, of this model and this pool."""
         self._model, self._paths, self._cache = model, sorted(pool.glob("*.npz"))[:REELS], cache
         cache.mkdir(parents=True, exist_ok=True)
-        self._seen: dict[tuple[int, bool], Reel] = {}
+        self._seen: dict[int, Reel] = {}
 
     def draw(self, rng: np.random.Generator, count: int) -> list[Reel]:
-        """Different reels, all or none of them mirrored."""
-        mirror = bool(rng.random() < 0.5)
-        return [self._reel(int(index), mirror) for index in rng.choice(len(self._paths), count, replace=False)]
+        """Different reels."""
+        return [self._reel(int(index)) for index in rng.choice(len(self._paths), count, replace=False)]
 
-    def _reel(self, index: int, mirror: bool) -> Reel:
-        if (index, mirror) not in self._seen:
-            reel = load_reel(self._paths[index])
-            path = self._cache / f"{index:06}{'-mirrored' * mirror}.npy"
+    def _reel(self, index: int) -> Reel:
+        if index not in self._seen:
+            reel, path = load_reel(self._paths[index]), self._cache / f"{index:06}.npy"
             if not path.exists():
-                np.save(path, self._encoded(reel.units[:, :, :, ::-1] if mirror else reel.units))
-            things = tuple(mirrored(thing) for thing in reel.things) if mirror else reel.things
-            self._seen[index, mirror] = replace(reel, units=np.load(path), things=things)
-        return self._seen[index, mirror]
+                np.save(path, self._encoded(reel.units))
+            self._seen[index] = replace(reel, units=np.load(path))
+        return self._seen[index]
 
     @torch.no_grad()
     def _encoded(self, units: np.ndarray) -> np.ndarray:
@@ -149,9 +147,10 @@ def train_step(run: Run, eyes: Eyes, layout: Layout, composer: Composer) -> tupl
     rng = np.random.default_rng([run.step, SEED])
     reels = eyes.draw(rng, REELS_A_STEP)
     with torch.autocast("cpu", torch.bfloat16):
-        live_loss, live_right = speak(run, rng, reels, layout, recipe_at(run.step))
-        asked_loss, asked_right = answer(run, rng, reels, composer)
-    loss = live_loss + 0.5 * asked_loss
+        loss, right = speak(run, rng, reels, layout, recipe_at(run.step))
+        if run.step % ASKED_EVERY == 0:
+            asked_loss, asked_right = answer(run, rng, reels, composer)
+            loss, right = loss + asked_loss, right | asked_right
     run.optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(run.trained, 1.0)
@@ -159,7 +158,7 @@ def train_step(run: Run, eyes: Eyes, layout: Layout, composer: Composer) -> tupl
         group["lr"] = rate_at(run.step)
     run.optimizer.step()
     run.step += 1
-    return loss.item(), live_right | asked_right
+    return loss.item(), right
 
 
 def train(pool: Path, folder: Path) -> None:
