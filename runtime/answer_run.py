@@ -53,8 +53,7 @@ class AnswerRun:
         finally:
             if self._reader:
                 self._reader.release()
-                memory.bytes_moved += self._reader.bytes_moved
-                memory.reruns += self._reader.reruns
+                memory.count_reader(self._reader)
             shared.give_back(run)
             memory.scratch_slots.free(scratch)
 
@@ -213,6 +212,7 @@ class AnswerRun:
             read=time_ranges([*recalled, *leased, *latest]),
             pages=len(leased) + sum(run < len(latest) for run in self._layout.run) + (self._reader.selection.most if self._reader else 0),
             tokens_read=sum(page.tokens for page in [*leased, *latest]) + (self._reader.selection.tokens if self._reader else 0),
+            memory_from=self._snapshot.memory_from,
         )
 
 

@@ -48,6 +48,7 @@ class Snapshot:
     first_text: int  # position of the question's first token
     seen_until: Fraction  # seconds
     latest: tuple[LatestUnit, ...]  # units that the question has to prefill itself
+    memory_from: Fraction | None  # seconds, start of the oldest unit that is remembered
     ready: Event  # when all of it lies in memory
 
     def release(self) -> None:
@@ -100,6 +101,7 @@ class Answerer:
             first_text=self._timeline.next_text,
             seen_until=prefill.seen_until,
             latest=tuple(prefill.latest),
+            memory_from=prefill.latest[0].start if prefill.latest else self.memory.oldest(),
             ready=prefill.stream.record(),
         )
 

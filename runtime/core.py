@@ -140,6 +140,7 @@ class Answer(Event):
     read: tuple[tuple[Fraction, Fraction], ...]  # time ranges, in seconds, whose pages the question could see
     pages: int  # vision pages it could see; where they differ by layer and head, of the one that sees most
     tokens_read: int  # cached visual tokens that it could see; where they differ by layer and head, their mean
+    memory_from: Fraction | None  # seconds, start of the oldest unit that memory still held of, seen or not; None = it held none
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ class Memory:
         self.pool = device.pool(model, self.stream_slots.all.stop, dtype, self._by_head)
         self.host_pool = device.host_pool(model, plan.host, dtype)
         self.host_slots = Slots(0, plan.host)
-        self.bytes_moved = 0  # between the device and what lies behind it, both ways
+        self._bytes_moved = 0
         self.reruns = 0  # runs of the language graph that were made again over another choice of pages
         self._page_bytes = page_bytes(model, dtype)
         self._stream_reader = self._new_stream_reader()
@@ -184,6 +185,13 @@ class Memory:
         """Scratch slots that a reader of long-term memory needs."""
         return self.long_term.most_cells * self.long_term.recall_sets if self.long_term else 0
 
+    def oldest(self) -> Fraction | None:
+        """Start, in seconds, of the oldest temporal unit of which something is held, wherever it lies."""
+        if self.long_term and self.long_term.oldest is not None:
+            return self.long_term.oldest
+        unit = self.oldest_unit()
+        return None if unit is None else self._units[unit].held[0].page.start
+
     def oldest_unit(self) -> int | None:
         return next(iter(self._units), None)
 
@@ -235,6 +243,20 @@ class Memory:
         self.pool.shift([held.slot for unit in self._units.values() for held in unit.held], np.array([steps, 0, 0]), 0, stream)
         return steps
 
+    @property
+    def bytes_moved(self) -> int:
+        """Between the device and what lies behind it, both ways, so far."""
+        return self._bytes_moved + (self._stream_reader.bytes_moved if self._stream_reader else 0)
+
+    def count_recalled(self, pages: int) -> None:
+        """Pages that a question fetched from the host tier."""
+        self._bytes_moved += pages * self._page_bytes
+
+    def count_reader(self, reader: Reader) -> None:
+        """What a question's reader did, at its end."""
+        self._bytes_moved += reader.bytes_moved
+        self.reruns += reader.reruns
+
     def pages_in_use(self) -> dict[str, int]:
         device = self.stream_slots.live + self.scratch_slots.live + self.conversation_slots.live
         return {"device": device, "host": math.ceil(self.long_term.cells_in_use()) if self.long_term else self.host_slots.live}
@@ -255,7 +277,7 @@ class Memory:
         for index in list(self._chunks)[: max(len(self._chunks) - window, 0)]:
             if self.long_term:
                 departing = self._departing(self._chunks[index])
-                self.bytes_moved += departing.k.nbytes + departing.v.nbytes
+                self._bytes_moved += departing.k.nbytes + departing.v.nbytes
                 self.long_term.take(departing)
             self._forget_all(list(self._chunks[index].units))
         self._renew()
@@ -317,7 +339,7 @@ class Memory:
         while self.host_slots.live + len(held) > self.host_slots.count:
             self._forget_all(self.system.overflow.victims(self._on_host.keys()))
         slots = self.host_slots.take(len(held))
-        self.bytes_moved += len(held) * self._page_bytes
+        self._bytes_moved += len(held) * self._page_bytes
         self.host_pool.copy_from(self.pool, [page.slot for page in held], slots, stream)
         self.stream_slots.free([page.slot for page in held])
         for page, slot in zip(held, slots, strict=True):
@@ -358,7 +380,7 @@ class Lease:
     def slots(self, scratch: Sequence[int], stream: Stream) -> list[int]:
         """Device slots of the leased pages, in transcript order, host pages recalled into `scratch` (`recalls` of them)."""
         self.memory.pool.copy_from(self.memory.host_pool, self._host, scratch, stream)
-        self.memory.bytes_moved += len(self._host) * self.memory._page_bytes
+        self.memory.count_recalled(len(self._host))
         recalled = iter(scratch)
         return [slot if on_device else next(recalled) for on_device, slot in self._layout]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Protocol
 
 import numpy as np
@@ -80,6 +81,11 @@ class LongTerm(Protocol):
     most_cells: int  # the most that one selection names for a layer and head: so many device slots a set
     recall_sets: int  # sets of device slots that a reader needs: 2 where one is filled while the other is read
     reads_in_prefill: bool  # whether chunks attend to it, and not questions only
+
+    @property
+    def oldest(self) -> Fraction | None:
+        """Start, in seconds, of the oldest temporal unit of which any layer or head still holds something."""
+        ...
 
     def take(self, departing: Departing) -> None:
         """Keep what leaves the window; compresses, or forgets, to stay within the pool."""

@@ -40,7 +40,7 @@ def ran(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, li
 
 def answered(question: Question, text: str) -> Answer:
     at = question.at or Fraction(0)
-    return Answer(question.id, at, at, question.text, text, 1.0, 1, (), 0, 0)
+    return Answer(question.id, at, at, question.text, text, 1.0, 1, (), 0, 0, None)
 
 
 # ---- standing questions ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ SUMMARY = Summary(
 
 
 def answer(text: str = "red", question: str = "what color was the circle?", at: Fraction = Fraction(25, 2), id: str = "q1") -> Answer:
-    return Answer(id, at, Fraction(12), question, text, 4.25, 1, ((Fraction(0), Fraction(1)),), 7, 100)
+    return Answer(id, at, Fraction(12), question, text, 4.25, 1, ((Fraction(0), Fraction(1)),), 7, 100, Fraction(0))
 
 
 class Terminal(io.StringIO):
@@ -61,6 +61,7 @@ def test_jsonl_is_the_contract() -> None:
             "read": [[0.0, 1.0]],
             "pages": 7,
             "tokens_read": 100,
+            "memory_from": 0.0,
         },
         {
             "event": "summary",

@@ -72,7 +72,9 @@ class FakeSession:
             for token in (str(len(self.times)), " frames"):
                 on_token(token)
             text = self.text_of(question)
-            given = Answer(question.id, question.at or seen, seen, question.text, text, 1.0, 2, ((Fraction(0), seen),), len(self.times), 0)
+            given = Answer(
+                question.id, question.at or seen, seen, question.text, text, 1.0, 2, ((Fraction(0), seen),), len(self.times), 0, None
+            )
             self.options["on_event"](given)
             answer.set_result(given)
 
