@@ -34,6 +34,7 @@ from vicort.export.graphs import (
     write_graph,
     write_nodes,
 )
+from vicort.export.qwen2_5_vl.adapter import Adapter
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.pruned_vision import PrunedVisionEncoder
 from vicort.export.qwen2_5_vl.vision import VisionEncoder
@@ -85,7 +86,13 @@ class PlanOptions:
 
 
 def plan(
-    checkpoint: Path, model: ModelSpec, backend: Backend, precision: Precision, command: str, options: PlanOptions | None = None
+    checkpoint: Path,
+    model: ModelSpec,
+    backend: Backend,
+    precision: Precision,
+    command: str,
+    options: PlanOptions | None = None,
+    adapter: Adapter | None = None,
 ) -> Manifest:
     """The manifest that a build is going to have, but for its files. options: of backend tensorrt.
 
@@ -107,7 +114,7 @@ def plan(
         model=model,
         graphs=graphs,
         embedding=EmbeddingSpec(file=EMBEDDING_FILE, offset=0, dtype=TYPE_NAMES[precision], rows=model.vocabulary, width=model.width),
-        checkpoint=checkpoint_hash(checkpoint),
+        checkpoint=checkpoint_hash(checkpoint, adapter.folder if adapter else None),
         target=plan_target(options) if options else cpu(),
         versions=versions,
         build_command=command,
@@ -136,16 +143,19 @@ def _plan_of(manifest: Manifest) -> dict:
     return known | ({} if manifest.flavour else {"target": None})
 
 
-def write_engine_set(folder: Path, checkpoint: Path, manifest: Manifest, say: Say, options: PlanOptions | None = None) -> None:
+def write_engine_set(
+    folder: Path, checkpoint: Path, manifest: Manifest, say: Say, options: PlanOptions | None = None, adapter: Adapter | None = None
+) -> None:
     """Export the graphs into `folder`, with everything else that the runtime needs, and the manifest last.
 
     options: of backend tensorrt, which builds plans of them; the ONNX files are kept in a temporary folder then.
+    adapter: merged into the checkpoint's weights as they are read.
     """
     if options:
         with tempfile.TemporaryDirectory(dir=folder, prefix="onnx-") as temporary:  # beside its target, so that moving costs nothing
-            manifest = _write_plans(folder, Path(temporary), checkpoint, manifest, say, options)
+            manifest = _write_plans(folder, Path(temporary), checkpoint, manifest, say, options, adapter)
     else:
-        for name, exported in _exports(folder, checkpoint, manifest, say):
+        for name, exported in _exports(folder, checkpoint, manifest, say, adapter):
             if manifest.graphs[name].attention_layers:
                 expand(exported)
                 write_nodes(exported, folder / manifest.graphs[name].file)
@@ -155,17 +165,19 @@ def write_engine_set(folder: Path, checkpoint: Path, manifest: Manifest, say: Sa
     seal(folder, manifest)
 
 
-def _exports(folder: Path, checkpoint: Path, manifest: Manifest, say: Say, but: str = "") -> Iterator[tuple[GraphName, onnx_ir.Model]]:
+def _exports(
+    folder: Path, checkpoint: Path, manifest: Manifest, say: Say, adapter: Adapter | None, but: str = ""
+) -> Iterator[tuple[GraphName, onnx_ir.Model]]:
     """Each graph but one, as soon as it is written to <name>.onnx, its weights beside it."""
     model, dtype = manifest.model, TORCH_TYPES[manifest.precision]
     config = read_configuration(checkpoint)
     written: Written = {}  # by the vision graph: the pruned one has the same weights
 
     def vision() -> VisionEncoder:
-        return load_vision(checkpoint, config, model.image_height, model.image_width, dtype)
+        return load_vision(checkpoint, config, model.image_height, model.image_width, dtype, adapter)
 
     parts: dict[GraphName, Callable[[], nn.Module]] = {
-        "llm": lambda: load_language(checkpoint, config, dtype),
+        "llm": lambda: load_language(checkpoint, config, dtype, adapter),
         "vision": vision,
         "vision_pruned": lambda: PrunedVisionEncoder(vision()),
         "tokens": lambda: TokenControl().eval(),
@@ -182,12 +194,14 @@ def _exports(folder: Path, checkpoint: Path, manifest: Manifest, say: Say, but: 
         yield name, exported
 
 
-def _write_plans(folder: Path, onnx: Path, checkpoint: Path, manifest: Manifest, say: Say, options: PlanOptions) -> Manifest:
+def _write_plans(
+    folder: Path, onnx: Path, checkpoint: Path, manifest: Manifest, say: Say, options: PlanOptions, adapter: Adapter | None
+) -> Manifest:
     """Kernels and plans into `folder`, by way of ONNX files in `onnx`; returns the manifest with what is in the plans."""
     graphs = dict(manifest.graphs)
     _write_kernels(folder, checkpoint, manifest, say)
     direct = "vision" if options.frontend == "torch-tensorrt" else ""
-    for name, exported in _exports(onnx, checkpoint, manifest, say, but=direct):
+    for name, exported in _exports(onnx, checkpoint, manifest, say, adapter, but=direct):
         if graphs[name].attention_layers:
             remove_functions(exported) if options.plugin else expand(exported)
             write_nodes(exported, onnx / f"{name}.onnx")
@@ -196,7 +210,7 @@ def _write_plans(folder: Path, onnx: Path, checkpoint: Path, manifest: Manifest,
     if direct:
         say("compiling vision.plan with torch-tensorrt")
         model, dtype = manifest.model, TORCH_TYPES[manifest.precision]
-        vision = load_vision(checkpoint, read_configuration(checkpoint), model.image_height, model.image_width, dtype)
+        vision = load_vision(checkpoint, read_configuration(checkpoint), model.image_height, model.image_width, dtype, adapter)
         graphs["vision"] = compile_directly(vision, graphs["vision"], folder / graphs["vision"].file)
     for file in list(onnx.iterdir()):
         if options.strip or file.name == EMBEDDING_FILE:

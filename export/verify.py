@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vicort.export.graphs import TORCH_TYPES
+from vicort.export.qwen2_5_vl.adapter import Adapter
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.pruned_vision import PrunedVisionEncoder
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
@@ -47,7 +48,7 @@ class Difference:
         return f"{self.run:<12} {self.output:<9} abs {self.absolute:.2e}  rel {self.relative:.2e} (allowed {self.allowed:.0e})  {verdict}"
 
 
-def compare(folder: Path, checkpoint: Path, seed: int = 0) -> Iterator[Difference]:
+def compare(folder: Path, checkpoint: Path, seed: int = 0, adapter: Adapter | None = None) -> Iterator[Difference]:
     """Run an engine set and the PyTorch model of its precision on the same random input: vision, token control, a prefill over pages and
     a decode step."""
     random = np.random.default_rng(seed)
@@ -55,14 +56,14 @@ def compare(folder: Path, checkpoint: Path, seed: int = 0) -> Iterator[Differenc
         model, dtype = engines.manifest.model, TORCH_TYPES[engines.manifest.precision]
         allowed = TOLERANCE[engines.manifest.precision]
         config = read_configuration(checkpoint)
-        vision = load_vision(checkpoint, config, model.image_height, model.image_width, dtype)
+        vision = load_vision(checkpoint, config, model.image_height, model.image_width, dtype, adapter)
         yield from _compare("vision", engines, "vision", vision, frame_inputs(model, 2, random), {}, allowed)
         if "vision_pruned" in engines.manifest.graphs:
             inputs = frame_inputs(model, 2, random) | kept_inputs(model, 2, random)
             yield from _compare("pruned", engines, "vision_pruned", PrunedVisionEncoder(vision), inputs, {}, allowed)
         yield from _compare("tokens", engines, "tokens", TokenControl(), feature_inputs(model, engines.dtype, random), {}, allowed)
         del vision
-        language = load_language(checkpoint, config, dtype)
+        language = load_language(checkpoint, config, dtype, adapter)
         for run, rows, pages in (("llm prefill", 13, 5), ("llm decode", 1, 9)):
             inputs = language_inputs(model, engines.dtype, rows, pages, random)
             real = inputs["pos"][:, 0] >= 0

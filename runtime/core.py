@@ -174,6 +174,18 @@ class Answer(Event):
 
 
 @dataclass(frozen=True)
+class Spoken(Event):
+    """What the model said by itself."""
+
+    at: Fraction  # seconds, last frame of the chunk behind which it was said
+    seen_until: Fraction  # seconds, the newest frame that it had seen: the same
+    text: str
+    tokens: int  # tokens in the text
+    latency_ms: float  # from the hand-over of that chunk to the first stage until the first token
+    silence: float  # probability that silence had
+
+
+@dataclass(frozen=True)
 class Summary(Event):
     system: str
     frames: int  # frames that entered the pipeline, after sampling

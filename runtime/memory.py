@@ -160,12 +160,15 @@ class Memory:
         while len(self._texts) > 1 and sum(held.page.tokens for run in self._texts for held in run) > budget:
             self.stream_slots.free([held.slot for held in self._texts.popleft()])
 
-    def ingest_table(self) -> PageTable:
-        """What the next chunk attends to: the prompt, joined text, and the chunks that the system's ingest policy shows it."""
+    def ingest_table(self, besides: Sequence[int] = ()) -> PageTable:
+        """What the next chunk attends to: the prompt, joined text, and the chunks that the system's ingest policy shows it.
+
+        besides: slots that are read too, of what is being said.
+        """
         latest = list(itertools.islice(reversed(self._chunks.values()), self.system.ingest.window))
         held = [page for chunk in reversed(latest) for unit in chunk.units for page in self._units[unit].held if page.on_device]
         shared = [*self._prompt, *itertools.chain(*self._texts), *held]
-        slots = [page.slot for page in shared]
+        slots = [*(page.slot for page in shared), *besides]
         table = self.table(slots, self._stream_reader.table if self._stream_reader else None)
         return PageTable(table, tuple(page.page for page in shared))
 
@@ -238,7 +241,10 @@ class Memory:
         self.pool.shift([page.slot for page in pages if page.on_device], time_only, floor, stream)
         self.host_pool.shift([page.slot for page in pages if not page.on_device], time_only, floor, stream)
         self.pool.shift(self.conversation_slots.all, text, floor, stream)
-        self.pool.shift([held.slot for run in self._texts for held in run], text, floor, stream)
+        for run in self._texts:  # each as a whole: at the floor its words keep their order
+            slots = [held.slot for held in run]
+            back = min(steps, int(self.pool.places[slots[0], 0, 0, 0, 0]) - floor)
+            self.pool.shift(slots, np.array([back] * 3), floor, stream)
         if self.long_term:
             self.long_term.shift(steps, floor)
             self._renew()

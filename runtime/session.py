@@ -34,9 +34,11 @@ from vicort.runtime.language import LanguageRun
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory import Memory
 from vicort.runtime.pipeline import OverlappedPipeline, Pipeline, SequentialPipeline
+from vicort.runtime.policies.speech import StreamingEos
 from vicort.runtime.positions import Timeline, text_positions
 from vicort.runtime.prompt import Prompt
 from vicort.runtime.sampler import Sampler
+from vicort.runtime.speaker import Speaker
 from vicort.runtime.stage_clock import SpanSink, StageClock
 from vicort.runtime.stages import Buffers, Job, make_stages
 from vicort.runtime.system import System, load_system
@@ -77,13 +79,14 @@ class Session:
     ) -> None:
         """fps: frames a second to take, None = what the model was trained with, "source" = every frame. threads: of preprocessing.
 
-        on_event gets each ChunkEvent and Answer as it happens, from the session's own threads, one at a time.
+        on_event gets each ChunkEvent, Answer and Spoken as it happens, from the session's own threads, one at a time.
         Raises MemoryBudgetError if the system's budget does not hold one chunk.
         """
         model = engines.manifest.model
         self.system, self.model, self._sampling, self._on_lag = system, model, sampling or Sampling(), on_lag
         self._on_event = on_event or (lambda event: None)
         self._lock, self._event_lock = threading.RLock(), threading.Lock()
+        system.drop.check(system.name, model)
         self._device = engines.new_device(overlap)
         self._clock = StageClock(trace)
         self._build(engines, overlap, threads)
@@ -127,6 +130,10 @@ class Session:
             if overlap
             else SequentialPipeline(stages, buffers[0], self._clock, self._placed)
         )
+        if isinstance(self.system.speaks, StreamingEos):
+            self._prefill.speaker = Speaker(
+                self.system.speaks, device, self._prefill.stream, run, self._memory, timeline, model, prompt, self._emit
+            )
         self._answerer = Answerer(device, engines, self._memory, timeline, prompt, self._prefill, self._clock)
 
     def _cache_prompt(self, run: LanguageRun, tokens: np.ndarray) -> None:

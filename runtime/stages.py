@@ -26,6 +26,7 @@ from vicort.runtime.policies.ingest import LatestFrames, SlidingWindow
 from vicort.runtime.policies.overflow import Refuse
 from vicort.runtime.positions import Timeline
 from vicort.runtime.pruned_vision import PrunedTokens, PrunedVision
+from vicort.runtime.speaker import Speaker
 
 
 class Buffers:
@@ -147,6 +148,7 @@ class Prefill:
         self._anchors = Anchors(ingest, device, run, memory) if isinstance(ingest, SlidingWindow) and ingest.anchors else None
         self.latest: deque[LatestUnit] = deque(maxlen=ingest.frames // 2 if isinstance(ingest, LatestFrames) else 0)
         self.seen_until = Fraction(0)  # seconds, last frame of the newest unit
+        self.speaker: Speaker | None = None  # set by Session where the system speaks by itself
 
     def run(self, job: Job) -> None:
         if self._memory.system.ingest.prefills:
@@ -167,6 +169,9 @@ class Prefill:
             out = self._attend(job, positions)
             queries = self._device.read(self.stream, out.queries)[0].copy() if self._memory.long_term else None
             self._memory.place_chunk(chunk, of_unit, out.k, out.v, positions, job.mean.copy(), self.stream, queries)
+            if self.speaker:
+                (logits,) = self._device.read(self.stream, out.logits)
+                self.speaker.decide(chunk, logits[0], job.submitted)
         if self._anchors:
             self._anchors.keep(job, of_unit, self.stream)
 

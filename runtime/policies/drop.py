@@ -7,6 +7,9 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from vicort.runtime.core import UNIT_FRAMES
+from vicort.runtime.errors import ConfigError
+from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.policies.registry import MOST, Policy, Registry
 
 NEVER = -2.0  # below every cosine: no position is hot by threshold
@@ -17,6 +20,10 @@ class Drop(Policy):
     def bounds(self, units: int, unit_tokens: int) -> tuple[float, int]:
         """Threshold and number of hot positions for the token control graph."""
         raise NotImplementedError
+
+    def check(self, system: str, model: ModelSpec) -> None:
+        """Raises ConfigError if the policy cannot be kept to with this model."""
+        return None
 
 
 class KeepAll(Drop):
@@ -70,4 +77,24 @@ class MotionPruning(Drop):
         return ALWAYS, 0
 
 
-DROPS = Registry("drop", KeepAll, ChunkIntra, MotionPruning)
+class FewTokens(Drop):
+    """VideoLLM-online (arXiv 2406.11816): at most `a_frame` visual tokens a frame.
+
+    The token control graph always keeps the first unit of a chunk whole, so nothing is dropped: it takes engines whose frames give no more.
+    """
+
+    policy: ClassVar[str] = "few-tokens"
+    a_frame: int = Field(10, ge=1, le=MOST)
+
+    def bounds(self, units: int, unit_tokens: int) -> tuple[float, int]:
+        return ALWAYS, 0
+
+    def check(self, system: str, model: ModelSpec) -> None:
+        if model.unit_tokens > self.a_frame * UNIT_FRAMES:
+            raise ConfigError(
+                f"system {system} takes {self.a_frame} tokens a frame, these engines give {model.unit_tokens / UNIT_FRAMES:g}: "
+                "build with a smaller --image-size, such as 112x112, or set drop.a_frame in its YAML file"
+            )
+
+
+DROPS = Registry("drop", KeepAll, ChunkIntra, MotionPruning, FewTokens)
