@@ -69,7 +69,7 @@ class Pruner:
         vectors = frame.motion is not None and frame.motion.cells is not None
         difference = np.abs(means - self._means).mean(axis=(1, 3)) if policy.alpha or not vectors else np.float32(0)
         if frame.motion is None or frame.motion.cells is None:
-            return difference >= policy.difference
+            return np.asarray(difference >= policy.difference)
         shape = frame.image.shape
         box = letterbox(shape[0], shape[1], model.image_height, model.image_width)
         vertical = Side(self._moved.shape[0], model.image_height, box.top, box.height, shape[0], frame.motion.top)
