@@ -53,8 +53,7 @@ class AnswerRun:
         finally:
             if self._reader:
                 self._reader.release()
-                memory.bytes_moved += self._reader.bytes_moved
-                memory.reruns += self._reader.reruns
+                memory.count_reader(self._reader)
             shared.give_back(run)
             memory.scratch_slots.free(scratch)
 

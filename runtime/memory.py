@@ -74,7 +74,7 @@ class Memory:
         self.pool = device.pool(model, self.stream_slots.all.stop, dtype, self._by_head)
         self.host_pool = device.host_pool(model, plan.host, dtype)
         self.host_slots = Slots(0, plan.host)
-        self.bytes_moved = 0  # between the device and what lies behind it, both ways
+        self._bytes_moved = 0
         self.reruns = 0  # runs of the language graph that were made again over another choice of pages
         self._page_bytes = page_bytes(model, dtype)
         self._stream_reader = self._new_stream_reader()
@@ -121,6 +121,35 @@ class Memory:
             self._chunks[chunk.index] = _ChunkEntry(units, digest, queries)
         self._leave_window()
 
+    def slide(self, oldest: int) -> bool:
+        """Forget chunks before number `oldest`. Returns whether there were any."""
+        gone = [index for index in self._chunks if index < oldest]
+        for index in gone:
+            self._forget_all(list(self._chunks[index].units))
+        return bool(gone)
+
+    def before(self, unit: int) -> np.ndarray:
+        """The table of what came before a unit of the window: the prompt, joined text, and earlier units."""
+        start = self.first_cell(unit)[0]
+        texts = [held for run in self._texts for held in run if self.pool.places[held.slot, 0, 0, 0, 0] < start]
+        units = itertools.takewhile(lambda number: number != unit, self._units)
+        held = [*self._prompt, *texts, *(page for number in units for page in self._units[number].held)]
+        return self.table([page.slot for page in held])
+
+    def positions(self, unit: int) -> np.ndarray:
+        """[n, 3] of a unit's cached tokens."""
+        slots, cells = self._cells(unit)
+        return self.pool.places[slots, 0, 0, cells]
+
+    def rewrite(self, unit: int, k: Any, v: Any, stream: Stream) -> None:
+        """Other keys and values for a unit's cached tokens, at the same positions; waits until no question reads them.
+
+        k, v: Array [L, R, Hkv, D], R at least n.
+        """
+        self.stream_slots.wait_unleased()
+        self.pool.write(*self._cells(unit), k, v, self.positions(unit), stream)
+        self.reruns += 1
+
     def join_text(self, pages: Sequence[Page], slots: Sequence[int], stream: Stream) -> None:
         """Text that joins the stream: what comes sees it, until newer text takes its room. Copied from these scratch slots."""
         budget = self.system.text.tokens
@@ -131,12 +160,15 @@ class Memory:
         while len(self._texts) > 1 and sum(held.page.tokens for run in self._texts for held in run) > budget:
             self.stream_slots.free([held.slot for held in self._texts.popleft()])
 
-    def ingest_table(self) -> PageTable:
-        """What the next chunk attends to: the prompt, joined text, and the chunks that the system's ingest policy shows it."""
+    def ingest_table(self, besides: Sequence[int] = ()) -> PageTable:
+        """What the next chunk attends to: the prompt, joined text, and the chunks that the system's ingest policy shows it.
+
+        besides: slots that are read too, of what is being said.
+        """
         latest = list(itertools.islice(reversed(self._chunks.values()), self.system.ingest.window))
         held = [page for chunk in reversed(latest) for unit in chunk.units for page in self._units[unit].held if page.on_device]
         shared = [*self._prompt, *itertools.chain(*self._texts), *held]
-        slots = [page.slot for page in shared]
+        slots = [*(page.slot for page in shared), *besides]
         table = self.table(slots, self._stream_reader.table if self._stream_reader else None)
         return PageTable(table, tuple(page.page for page in shared))
 
@@ -189,6 +221,9 @@ class Memory:
         unit = self.oldest_unit()
         return None if unit is None else self._units[unit].held[0].page.start
 
+    def holds(self, unit: int) -> bool:
+        return unit in self._units
+
     def oldest_unit(self) -> int | None:
         return next(iter(self._units), None)
 
@@ -206,7 +241,10 @@ class Memory:
         self.pool.shift([page.slot for page in pages if page.on_device], time_only, floor, stream)
         self.host_pool.shift([page.slot for page in pages if not page.on_device], time_only, floor, stream)
         self.pool.shift(self.conversation_slots.all, text, floor, stream)
-        self.pool.shift([held.slot for run in self._texts for held in run], text, floor, stream)
+        for run in self._texts:  # each as a whole: at the floor its words keep their order
+            slots = [held.slot for held in run]
+            back = min(steps, int(self.pool.places[slots[0], 0, 0, 0, 0]) - floor)
+            self.pool.shift(slots, np.array([back] * 3), floor, stream)
         if self.long_term:
             self.long_term.shift(steps, floor)
             self._renew()
@@ -237,6 +275,20 @@ class Memory:
         self.pool.shift([held.slot for unit in self._units.values() for held in unit.held], np.array([steps, 0, 0]), 0, stream)
         return steps
 
+    @property
+    def bytes_moved(self) -> int:
+        """Between the device and what lies behind it, both ways, so far."""
+        return self._bytes_moved + (self._stream_reader.bytes_moved if self._stream_reader else 0)
+
+    def count_recalled(self, pages: int) -> None:
+        """Pages that a question fetched from the host tier."""
+        self._bytes_moved += pages * self._page_bytes
+
+    def count_reader(self, reader: Reader) -> None:
+        """What a question's reader did, at its end."""
+        self._bytes_moved += reader.bytes_moved
+        self.reruns += reader.reruns
+
     def pages_in_use(self) -> dict[str, int]:
         device = self.stream_slots.live + self.scratch_slots.live + self.conversation_slots.live
         return {"device": device, "host": math.ceil(self.long_term.cells_in_use()) if self.long_term else self.host_slots.live}
@@ -257,7 +309,7 @@ class Memory:
         for index in list(self._chunks)[: max(len(self._chunks) - window, 0)]:
             if self.long_term:
                 departing = self._departing(self._chunks[index])
-                self.bytes_moved += departing.k.nbytes + departing.v.nbytes
+                self._bytes_moved += departing.k.nbytes + departing.v.nbytes
                 self.long_term.take(departing)
             self._forget_all(list(self._chunks[index].units))
         self._renew()
@@ -294,6 +346,12 @@ class Memory:
         if self.long_term and self._stream_reader:
             self._stream_reader.renew(self.long_term.view(leased=False))
 
+    def _cells(self, unit: int) -> tuple[np.ndarray, np.ndarray]:
+        """Device slot and cell of each of a unit's tokens."""
+        held = self._units[unit].held
+        counts = [page.page.tokens for page in held]
+        return np.repeat([page.slot for page in held], counts), np.concatenate([np.arange(count) for count in counts])
+
     # ---- making room ----------------------------------------------------------------------------------------------------
 
     def _write(
@@ -319,7 +377,7 @@ class Memory:
         while self.host_slots.live + len(held) > self.host_slots.count:
             self._forget_all(self.system.overflow.victims(self._on_host.keys()))
         slots = self.host_slots.take(len(held))
-        self.bytes_moved += len(held) * self._page_bytes
+        self._bytes_moved += len(held) * self._page_bytes
         self.host_pool.copy_from(self.pool, [page.slot for page in held], slots, stream)
         self.stream_slots.free([page.slot for page in held])
         for page, slot in zip(held, slots, strict=True):
@@ -360,7 +418,7 @@ class Lease:
     def slots(self, scratch: Sequence[int], stream: Stream) -> list[int]:
         """Device slots of the leased pages, in transcript order, host pages recalled into `scratch` (`recalls` of them)."""
         self.memory.pool.copy_from(self.memory.host_pool, self._host, scratch, stream)
-        self.memory.bytes_moved += len(self._host) * self.memory._page_bytes
+        self.memory.count_recalled(len(self._host))
         recalled = iter(scratch)
         return [slot if on_device else next(recalled) for on_device, slot in self._layout]
 

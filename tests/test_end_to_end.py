@@ -16,7 +16,7 @@ from vicort.runtime.core import Answer, ChunkEvent, Frame, Question, Sampling
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.session import Session
 from vicort.runtime.sources import open_source
-from vicort.runtime.system import load_system
+from vicort.runtime.system import known_systems, load_system
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CHECKPOINT = Path(__file__).parents[1] / "export" / "tiny" / "checkpoint"
@@ -64,7 +64,7 @@ def long_term_cells(memory) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("system", ["full-history", "vicostream", "uniform", "simplestream", "livevlm"])
+@pytest.mark.parametrize("system", known_systems())
 def test_overlapped_and_sequential_agree_to_the_last_bit_on_a_real_file(build_tiny, backend, system):
     def told(overlap):
         events = []

@@ -41,7 +41,7 @@ class Recall:
 
     def __init__(self, pool: Pool, slots: Sequence[int]) -> None:
         """pool: what the engine reads, by_head, in the host's memory."""
-        self._pool, self.slots = pool, np.asarray(slots, np.int32)
+        self.pool, self.slots = pool, np.asarray(slots, np.int32)
         self.bytes_moved = 0
 
     def load(self, source: HostPool, selection: Selection) -> np.ndarray:
@@ -51,8 +51,8 @@ class Recall:
         there, here = cells[layer, head, place], self.slots[place]
         where = source.where[there, layer, head]  # [n, T, 3]
         beyond = np.arange(where.shape[1]) >= selection.filled[layer, head, place][:, None]
-        self._pool.data[here, layer, head] = source.data[there, layer, head]
-        self._pool.where[here, layer, head] = np.where(beyond[..., None], EMPTY, where)
+        self.pool.data[here, layer, head] = source.data[there, layer, head]
+        self.pool.where[here, layer, head] = np.where(beyond[..., None], EMPTY, where)
         self.bytes_moved += len(there) * source.data[:1, 0, 0].nbytes
         return np.where(cells == NONE, NONE, self.slots[: cells.shape[2]])
 
