@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from vicort.benchmarks.evaluation import shapestream
+from vicort.benchmarks.evaluation.ages import Row, by_age, row_of
+from vicort.benchmarks.evaluation.watching import Candidate, watch
 from vicort.benchmarks.machine import conditions
-from vicort.benchmarks.shapestream import THINGS, print_table, summarise, watch
 from vicort.export.tiny.evaluate import HELD_OUT, LONG
 from vicort.export.tiny.video import write_video
 from vicort.export.tiny.world import make_stream
@@ -123,7 +125,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     before = conditions()
-    right: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    rows: list[Row] = []
     chosen = {name: VARIANTS[name] for name in options.variant or VARIANTS}
     with tempfile.TemporaryDirectory() as name, EngineSet.open(options.engine_dir) as engines:
         folder, model = Path(name), engines.manifest.model
@@ -133,16 +135,16 @@ def main() -> int:
             units = (WINDOW + budget) // model.unit_tokens
             systems[f"uniform-{units}"] = write_system(folder, "uniform", f"uniform-{units}", {"units": units})
         queries: dict[str, dict[str, Any]] = {}
-        for seed in range(options.streams):
-            stream = make_stream(HELD_OUT + seed, THINGS, LONG.size[0] / LONG.size[1], tail=max(options.ages) + 1)
-            path = folder / "stream.mp4"
-            write_video(path, stream, LONG.size, LONG.fps, LONG.codec, LONG.bitrate, LONG.style)
+        videos = shapestream.load(model, options.streams, options.ages).videos
+        last = next(video.path for video in reversed(videos) if video.path)
+        for video in videos:
+            items = {item.id: item for item in video.items}
             for variant, file in systems.items():
                 runs.clear()
-                for kind, verdict in watch(path, stream, engines, file, tuple(options.ages)):
-                    right[variant][kind].append(verdict)
+                replies = watch(video, Candidate.of(engines, load_system(file))).replies
+                rows += [row_of(variant, items[reply.item], reply) for reply in replies]
                 queries[variant] = told(runs, model) if variant in chosen else {}
-                print(f"stream {seed + 1}: {variant}: {json.dumps(queries[variant])}", file=sys.stderr, flush=True)
+                print(f"{video.name}: {variant}: {json.dumps(queries[variant])}", file=sys.stderr, flush=True)
         busy = {"busy world": [new_things(folder, seed) for seed in range(BUSY)]} | {clip.name: [clip] * REPEATED for clip in options.clip}
         chunks = {
             f"{what}, {variant}": chunk_queries(paths, engines, runs, systems.get(variant) or "freekv")
@@ -150,9 +152,10 @@ def main() -> int:
             for variant in ("freekv", "freekv-64")
         }
         print(json.dumps(chunks, indent=1), file=sys.stderr)
-        times = {kind: timed(path, engines, runs, write_system(folder, "freekv", kind, changes)) for kind, changes in TIMED.items()}
-    table = {variant: {kind: summarise(verdicts) for kind, verdicts in kinds.items()} for variant, kinds in right.items()}
-    print_table(table)
+        times = {kind: timed(last, engines, runs, write_system(folder, "freekv", kind, changes)) for kind, changes in TIMED.items()}
+    table = by_age(rows)
+    for variant, cells in table.items():
+        print(f"{variant:28}" + "  ".join(f"{task} {100 * cell['accuracy']:.1f} %" for task, cell in cells.items()))
     print(json.dumps(times, indent=1))
     if options.out:
         about = before | {"engines": options.engine_dir.name, "streams": options.streams, "answer tokens timed": ANSWER}
@@ -193,7 +196,7 @@ def told_of_chunks(runs: Runs, model: ModelSpec) -> dict[str, Any]:
 def new_things(folder: Path, seed: int) -> Path:
     """A file of the world in which things follow one another, and that ends with the last."""
     path = folder / f"busy-{seed}.mp4"
-    stream = make_stream(HELD_OUT + 1000 + seed, THINGS, LONG.size[0] / LONG.size[1])
+    stream = make_stream(HELD_OUT + 1000 + seed, shapestream.THINGS, LONG.size[0] / LONG.size[1])
     write_video(path, stream, LONG.size, LONG.fps, LONG.codec, LONG.bitrate, LONG.style)
     return path
 

@@ -26,6 +26,8 @@ from vicort.runtime.system import known_systems, load_system
 
 SHORT = Sampling(max_tokens=4)
 ASK, OTHER = "what color was the circle?", "what came after the star?"
+BY_HEAD = [name for name in known_systems() if load_system(name).long_term]  # on CPU engines only
+SHARED = [name for name in known_systems() if name not in BY_HEAD]
 SPILLING = system(retrieval="{policy: similar-chunks, top: 4}", memory="{device_mb: 0.92, host_mb: 0.02, when_full: drop-oldest}")
 
 
@@ -80,7 +82,7 @@ def on_the_host():
 
 
 @pytest.mark.parametrize("order", range(2))
-@pytest.mark.parametrize("name", ["spilling", *known_systems()])
+@pytest.mark.parametrize("name", ["spilling", *SHARED])
 def test_every_system_says_on_the_gpu_what_it_says_on_the_host_to_the_last_bit(name, order, on_the_host):
     engines = SimulatedEngineSet(order=order, lag=0.002 * order)
     assert told(engines, name) == on_the_host(name)
@@ -89,7 +91,7 @@ def test_every_system_says_on_the_gpu_what_it_says_on_the_host_to_the_last_bit(n
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", range(2, 30))
-@pytest.mark.parametrize("name", ["spilling", *known_systems()])
+@pytest.mark.parametrize("name", ["spilling", *SHARED])
 def test_every_system_says_the_same_in_many_more_orders(name, order, on_the_host):
     assert told(SimulatedEngineSet(order=order, lag=0.002 * (order % 3)), name) == on_the_host(name)
 
@@ -292,3 +294,10 @@ def test_a_closed_session_gives_its_device_memory_back():
         gc.collect()
         engines.gpu.memory.trim()
         assert engines.gpu.memory.in_use <= 256  # the kernels' constants
+
+
+@pytest.mark.parametrize("name", BY_HEAD)
+def test_memory_that_differs_by_head_is_refused_in_one_line(name):
+    with pytest.raises(DeviceError, match=r"CPU engines only so far: take --system vicostream") as caught:
+        Session(SimulatedEngineSet(), load_system(name))
+    assert "\n" not in str(caught.value)

@@ -16,7 +16,7 @@ from vicort.runtime.core import Answer, ChunkEvent, Frame, Question, Sampling
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.session import Session
 from vicort.runtime.sources import open_source
-from vicort.runtime.system import load_system
+from vicort.runtime.system import known_systems, load_system
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CHECKPOINT = Path(__file__).parents[1] / "export" / "tiny" / "checkpoint"
@@ -50,11 +50,21 @@ def cells(memory) -> list[bytes]:
     """Keys, values and positions of every cached visual token, in the order of the stream."""
     held = [page for unit in memory._units.values() for page in unit.held]
     tiers = [(memory.pool if page.on_device else memory.host_pool, page.slot, page.page.tokens) for page in held]
-    return [part.tobytes() for pool, slot, n in tiers for part in (pool.data[slot, :, :, :, :n], pool.where[slot, 0, 0, :n])]
+    units = [part for pool, slot, n in tiers for part in (pool.data[slot, :, :, :, :n], pool.where[slot, 0, 0, :n])]
+    return [part.tobytes() for part in (*units, *long_term_cells(memory))]
+
+
+def long_term_cells(memory) -> list[np.ndarray]:
+    """The same of whole cells of long-term memory; of one that is not full, other cells are left over."""
+    if memory.long_term is None:
+        return []
+    pool, full = memory.long_term.pool, int(memory.long_term.cells_in_use()) - 1
+    assert full > 0
+    return [pool.data[:full], pool.where[:full]]
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("system", ["full-history", "vicostream", "uniform", "simplestream"])
+@pytest.mark.parametrize("system", known_systems())
 def test_overlapped_and_sequential_agree_to_the_last_bit_on_a_real_file(build_tiny, backend, system):
     def told(overlap):
         events = []

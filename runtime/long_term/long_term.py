@@ -58,7 +58,11 @@ class Reader(Protocol):
         ...
 
     reruns: int  # how often the same rows had to be run again
-    bytes_moved: int  # from this memory to the device
+
+    @property
+    def bytes_moved(self) -> int:
+        """From this memory to the device."""
+        ...
 
     def saw(self, q: np.ndarray, prefill: bool) -> bool:
         """A run has ended whose mean queries were q [L, Hq, D]. True: run the same rows again, over the table as it is now.
