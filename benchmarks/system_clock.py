@@ -18,7 +18,7 @@ from vicort.benchmarks.recorded import Recording, read_recording
 from vicort.benchmarks.settings import Settings
 from vicort.benchmarks.spread import percentiles, spread
 from vicort.benchmarks.vicort_stream import VicortStream
-from vicort.benchmarks.workload import CHUNK_FRAMES, QUESTIONS
+from vicort.benchmarks.workload import QUESTIONS
 from vicort.runtime.core import Question
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.lag import LagMeter
@@ -28,11 +28,12 @@ from vicort.runtime.system import System
 ASK_EVERY_S = 0.5  # of a 1x replay
 
 
-def measure(engine_dir: Path, recording: Path, system: System, settings: Settings, whole: bool) -> dict[str, Any]:
+def measure(engine_dir: Path, recording: Path, choose: Callable[[EngineSet], System], settings: Settings, whole: bool) -> dict[str, Any]:
     """All of it; of a twin (`whole` False) only the overlapped rate and the first token, idle and under load."""
-    motion = system.drop.policy == "motion"
-    workload = read_recording(recording, motion=motion)
     with EngineSet.open(engine_dir, threads=1) as engines:
+        system = choose(engines)
+        motion = system.drop.policy == "motion"
+        workload = read_recording(recording, motion=motion)
         result = _overlapped(engines, system, workload, settings)
         if whole:
             result["replay"] = _replay(engines, system, read_recording(recording, settings.real_time_fps, motion), settings)
@@ -46,8 +47,10 @@ def measure(engine_dir: Path, recording: Path, system: System, settings: Setting
 
 def fill(stream: VicortStream, frames: int) -> None:
     """Bring a stream to its steady state, chunk by chunk: nothing is dropped, whatever the lag policy."""
-    for _ in range(frames // CHUNK_FRAMES):
-        stream.push_frames(CHUNK_FRAMES)
+    session = stream.session
+    chunk = session.system.chunk_frames or session.model.chunk_frames
+    for _ in range(frames // chunk):
+        stream.push_frames(chunk)
 
 
 def _overlapped(engines: EngineSet, system: System, workload: Recording, settings: Settings) -> dict[str, Any]:
