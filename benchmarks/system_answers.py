@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from vicort.benchmarks.children import one_line
 from vicort.benchmarks.evaluation.ages import Row, by_age, row_of
 from vicort.benchmarks.evaluation.items import Dataset
-from vicort.benchmarks.evaluation.watching import watch
+from vicort.benchmarks.evaluation.watching import Candidate, watch
 from vicort.benchmarks.settings import Settings
 from vicort.benchmarks.tokens_read import CountingEngine
 from vicort.benchmarks.twins import BASELINES, twin_of, with_store
@@ -23,7 +22,6 @@ from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import VicortError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.pool import page_bytes
-from vicort.runtime.session import Session
 from vicort.runtime.system import System, load_system
 
 OLD_CHUNKS = 64  # chunks of the engine set: from here on an event is old
@@ -82,7 +80,7 @@ def answers(engines: EngineSet, system: System, streams: Dataset, settings: Sett
 def _watched(engines: EngineSet, system: System, streams: Dataset) -> Iterator[Row]:
     for video in streams.videos:
         items = {item.id: item for item in video.items}
-        for reply in watch(video, partial(Session, engines, system, overlap=False)).replies:
+        for reply in watch(video, Candidate.of(engines, system, overlap=False)).replies:
             yield row_of(system.name, items[reply.item], reply)
 
 

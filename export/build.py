@@ -17,6 +17,7 @@ from vicort.runtime.manifest import Backend, Manifest, Precision
 
 if TYPE_CHECKING:
     from vicort.export.engine_set import PlanOptions
+    from vicort.export.qwen2_5_vl.adapter import Adapter
 
 FRONTENDS = ("onnx", "torch-tensorrt")
 CPU_BACKENDS: tuple[Backend, ...] = ("openvino", "onnxruntime")
@@ -38,6 +39,7 @@ class Arguments:
     chunk_frames: int | None
     image_size: tuple[int, int] | None  # pixels, width and height
     verify: bool
+    adapter: Path | None  # folder of a LoRA adapter, in PEFT's layout
     no_plugin: bool  # this and all below: of backend tensorrt
     strip: bool
     frontend: str  # of FRONTENDS
@@ -64,27 +66,29 @@ def build(options: Arguments) -> int:
     from vicort.export.qwen2_5_vl.configuration import read_configuration
     from vicort.export.recipe import DEFAULT_PRECISION, load_recipe, model_spec
 
-    checkpoint = resolve(options.model)
-    name = TINY if options.model == TINY else default_engine_dir(options.model, "fp32", "openvino").name.removesuffix("-fp32-openvino")
+    model, adapter = _adapted(options)
+    checkpoint = resolve(model)
+    called = f"{options.model}-{options.adapter.resolve().name}" if options.adapter else options.model
+    name = TINY if called == TINY else default_engine_dir(called, "fp32", "openvino").name.removesuffix("-fp32-openvino")
     width, height = options.image_size or (None, None)
     recipe = load_recipe(name, precision=options.precision, chunk_frames=options.chunk_frames, image_width=width, image_height=height)
     spec = model_spec(name, read_configuration(checkpoint), recipe)
     precision = recipe.precision or DEFAULT_PRECISION["tensorrt" if plan_options else "openvino"]
     plans = [
-        plan(checkpoint, spec, backend, precision, _command(options, backend), plan_options)
+        plan(checkpoint, spec, backend, precision, _command(options, backend), plan_options, adapter)
         for backend in _candidates(options.backend, precision)
     ]
-    folders = [options.out or default_engine_dir(options.model, precision, manifest.backend) for manifest in plans]
+    folders = [options.out or default_engine_dir(called, precision, manifest.backend) for manifest in plans]
     for folder, manifest in zip(folders, plans, strict=True):
         if is_built(folder, manifest):
             say(f"{folder} is up to date: same checkpoint, options and tool versions, nothing to do")
-            return _verify(folder, checkpoint) if options.verify else 0
+            return _verify(folder, checkpoint, adapter) if options.verify else 0
     for folder in folders:
         check_replaceable(folder)
     with building(folders[0].parent) as temporary:
-        write_engine_set(temporary, checkpoint, plans[0], say, plan_options)
+        write_engine_set(temporary, checkpoint, plans[0], say, plan_options, adapter)
         chosen = _faster(temporary, plans) if len(plans) > 1 else 0
-        failed = _verify(temporary, checkpoint) if options.verify else 0
+        failed = _verify(temporary, checkpoint, adapter) if options.verify else 0
         if not failed:
             publish(temporary, folders[chosen])
             say(f"built {folders[chosen]}")
@@ -95,6 +99,19 @@ def build(options: Arguments) -> int:
 
 def say(line: str) -> None:
     print(f"vicort-build: {line}", file=sys.stderr, flush=True)
+
+
+def _adapted(options: Arguments) -> tuple[str, Adapter | None]:
+    """The model without its adapter, and the adapter: that of --adapter, or the one that a known model comes with."""
+    from vicort.export.qwen2_5_vl.adapter import read_adapter
+    from vicort.export.recipe import embedded_adapter
+
+    embedded = embedded_adapter(options.model)
+    if embedded and options.adapter:
+        raise ConfigError(f"--adapter {options.adapter}: {options.model} has one already: name its base, {embedded[0]}")
+    if embedded:
+        return embedded[0], read_adapter(embedded[1])
+    return options.model, read_adapter(options.adapter) if options.adapter else None
 
 
 def _plan_options(options: Arguments) -> PlanOptions | None:
@@ -160,11 +177,11 @@ def _faster(folder: Path, plans: Sequence[Manifest]) -> int:
     return chosen
 
 
-def _verify(folder: Path, checkpoint: Path) -> int:
+def _verify(folder: Path, checkpoint: Path, adapter: Adapter | None) -> int:
     from vicort.export.verify import compare
 
     say("comparing the engines with the PyTorch model on random input")
-    differences = list(compare(folder, checkpoint))
+    differences = list(compare(folder, checkpoint, adapter=adapter))
     for difference in differences:
         print(difference)
     return 0 if all(difference.passed for difference in differences) else 1
@@ -173,6 +190,7 @@ def _verify(folder: Path, checkpoint: Path) -> int:
 def _command(options: Arguments, backend: Backend) -> str:
     """The command that builds this set again."""
     words = ["vicort-build", options.model, "--backend", backend]
+    words += ["--adapter", str(options.adapter)] if options.adapter else []
     words += ["--out", str(options.out)] if options.out else []
     words += ["--precision", options.precision] if options.precision else []
     words += ["--no-plugin"] if options.no_plugin else []
@@ -201,13 +219,14 @@ def _targets(text: str) -> tuple[str, ...]:
 
 def _parse(arguments: Sequence[str]) -> Arguments:
     parser = Parser(prog="vicort-build", description="Build an engine set from a Qwen2.5-VL checkpoint.")
-    parser.add_argument("model", metavar="MODEL", help="`tiny` (the embedded default), a folder in Hugging Face layout, or a hub id")
+    parser.add_argument("model", metavar="MODEL", help="`tiny` (the embedded default), `tiny-live`, a folder, or a hub id")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default: engines/<model>-<precision>-<backend>)")
     parser.add_argument("--backend", choices=("auto", *get_args(Backend)), default="auto", help="auto: the faster of the CPU's, measured")
     parser.add_argument("--precision", choices=get_args(Precision), help="default: fp32, with --backend tensorrt bf16")
     parser.add_argument("--chunk-frames", type=int, metavar="N", help="most frames in a chunk, even")
     parser.add_argument("--image-size", type=_image_size, metavar="WxH", help="pixels of a frame as the model sees it")
     parser.add_argument("--verify", action="store_true", help="compare the engines with the PyTorch model; fails if they differ")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="a LoRA adapter in PEFT's layout, merged into the weights")
     plans = parser.add_argument_group("of --backend tensorrt")
     plans.add_argument("--no-plugin", action="store_true", help="attention in TensorRT's own layers")
     plans.add_argument("--strip", action="store_true", help="plans without weights: they take them from the ONNX files when loaded")

@@ -8,11 +8,13 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from vicort.export.qwen2_5_vl.adapter import CONFIG_FILE, WEIGHTS_FILE
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import fingerprint
 
 TINY = "tiny"
 DOWNLOADED = ("*.json", "*.jinja", "*.txt", "*.safetensors")
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 HASHED = ("*.json", "*.jinja", "*.txt", "*.safetensors")
 
 
@@ -32,10 +34,11 @@ def resolve(model: str) -> Path:
     return _checked(_download(model), model)
 
 
-def checkpoint_hash(folder: Path) -> str:
-    """SHA-256 over the names, sizes and fingerprints of a checkpoint's weights, configuration and tokenizer."""
+def checkpoint_hash(folder: Path, adapter: Path | None = None) -> str:
+    """SHA-256 over the names, sizes and fingerprints of a checkpoint's weights, configuration and tokenizer, and of an adapter's files."""
     digest = hashlib.sha256()
-    for path in sorted({path for pattern in HASHED for path in folder.glob(pattern)}):
+    paths = sorted({path for pattern in HASHED for path in folder.glob(pattern)})
+    for path in [*paths, *((adapter / name for name in ADAPTER_FILES) if adapter else ())]:
         file = fingerprint(path)
         digest.update(f"{path.name} {file.bytes} {file.fingerprint}\n".encode())
     return digest.hexdigest()

@@ -24,6 +24,7 @@ from vicort.export.graphs import (
     EMBEDDING_FILE,
     TORCH_TYPES,
     TYPE_NAMES,
+    Written,
     expand,
     export_graph,
     plan_signatures,
@@ -33,7 +34,10 @@ from vicort.export.graphs import (
     write_graph,
     write_nodes,
 )
+from vicort.export.qwen2_5_vl.adapter import Adapter
 from vicort.export.qwen2_5_vl.configuration import read_configuration
+from vicort.export.qwen2_5_vl.pruned_vision import PrunedVisionEncoder
+from vicort.export.qwen2_5_vl.vision import VisionEncoder
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
 from vicort.export.tensorrt import KERNELS_FILE, PIP_NAMES, Job, Progress, build_plan
 from vicort.export.token_control import TokenControl
@@ -63,6 +67,7 @@ COPIED = (
     "chat_template.json",
 )
 NEEDED = "tokenizer.json"
+SHARING: tuple[GraphName, ...] = ("vision", "vision_pruned")  # graphs of the same weights, which lie in the folder once
 TOOLS = ("vicort", "torch", "onnx", "onnxscript", "onnx-ir")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16", "sve")
 
@@ -81,7 +86,13 @@ class PlanOptions:
 
 
 def plan(
-    checkpoint: Path, model: ModelSpec, backend: Backend, precision: Precision, command: str, options: PlanOptions | None = None
+    checkpoint: Path,
+    model: ModelSpec,
+    backend: Backend,
+    precision: Precision,
+    command: str,
+    options: PlanOptions | None = None,
+    adapter: Adapter | None = None,
 ) -> Manifest:
     """The manifest that a build is going to have, but for its files. options: of backend tensorrt.
 
@@ -103,7 +114,7 @@ def plan(
         model=model,
         graphs=graphs,
         embedding=EmbeddingSpec(file=EMBEDDING_FILE, offset=0, dtype=TYPE_NAMES[precision], rows=model.vocabulary, width=model.width),
-        checkpoint=checkpoint_hash(checkpoint),
+        checkpoint=checkpoint_hash(checkpoint, adapter.folder if adapter else None),
         target=plan_target(options) if options else cpu(),
         versions=versions,
         build_command=command,
@@ -132,16 +143,19 @@ def _plan_of(manifest: Manifest) -> dict:
     return known | ({} if manifest.flavour else {"target": None})
 
 
-def write_engine_set(folder: Path, checkpoint: Path, manifest: Manifest, say: Say, options: PlanOptions | None = None) -> None:
-    """Export the three graphs into `folder`, with everything else that the runtime needs, and the manifest last.
+def write_engine_set(
+    folder: Path, checkpoint: Path, manifest: Manifest, say: Say, options: PlanOptions | None = None, adapter: Adapter | None = None
+) -> None:
+    """Export the graphs into `folder`, with everything else that the runtime needs, and the manifest last.
 
     options: of backend tensorrt, which builds plans of them; the ONNX files are kept in a temporary folder then.
+    adapter: merged into the checkpoint's weights as they are read.
     """
     if options:
         with tempfile.TemporaryDirectory(dir=folder, prefix="onnx-") as temporary:  # beside its target, so that moving costs nothing
-            manifest = _write_plans(folder, Path(temporary), checkpoint, manifest, say, options)
+            manifest = _write_plans(folder, Path(temporary), checkpoint, manifest, say, options, adapter)
     else:
-        for name, exported in _exports(folder, checkpoint, manifest, say):
+        for name, exported in _exports(folder, checkpoint, manifest, say, adapter):
             if manifest.graphs[name].attention_layers:
                 expand(exported)
                 write_nodes(exported, folder / manifest.graphs[name].file)
@@ -151,33 +165,43 @@ def write_engine_set(folder: Path, checkpoint: Path, manifest: Manifest, say: Sa
     seal(folder, manifest)
 
 
-def _exports(folder: Path, checkpoint: Path, manifest: Manifest, say: Say, but: str = "") -> Iterator[tuple[GraphName, onnx_ir.Model]]:
+def _exports(
+    folder: Path, checkpoint: Path, manifest: Manifest, say: Say, adapter: Adapter | None, but: str = ""
+) -> Iterator[tuple[GraphName, onnx_ir.Model]]:
     """Each graph but one, as soon as it is written to <name>.onnx, its weights beside it."""
     model, dtype = manifest.model, TORCH_TYPES[manifest.precision]
     config = read_configuration(checkpoint)
+    written: Written = {}  # by the vision graph: the pruned one has the same weights
+
+    def vision() -> VisionEncoder:
+        return load_vision(checkpoint, config, model.image_height, model.image_width, dtype, adapter)
+
     parts: dict[GraphName, Callable[[], nn.Module]] = {
-        "llm": lambda: load_language(checkpoint, config, dtype),
-        "vision": lambda: load_vision(checkpoint, config, model.image_height, model.image_width, dtype),
+        "llm": lambda: load_language(checkpoint, config, dtype, adapter),
+        "vision": vision,
+        "vision_pruned": lambda: PrunedVisionEncoder(vision()),
         "tokens": lambda: TokenControl().eval(),
     }
     for name, load in parts.items():
-        if name == but:
+        if name == but or name not in manifest.graphs:
             continue
         say(f"exporting the {name} graph")
         graph = manifest.graphs[name]
         exported, attentions = export_graph(load(), graph)
-        _write(exported, folder / f"{name}.onnx")
+        _write(exported, folder / f"{name}.onnx", written if name in SHARING else None)
         if attentions != graph.attention_layers:
             raise EngineError(f"the {name} graph has {attentions} attention layers, {graph.attention_layers} were expected")
         yield name, exported
 
 
-def _write_plans(folder: Path, onnx: Path, checkpoint: Path, manifest: Manifest, say: Say, options: PlanOptions) -> Manifest:
+def _write_plans(
+    folder: Path, onnx: Path, checkpoint: Path, manifest: Manifest, say: Say, options: PlanOptions, adapter: Adapter | None
+) -> Manifest:
     """Kernels and plans into `folder`, by way of ONNX files in `onnx`; returns the manifest with what is in the plans."""
     graphs = dict(manifest.graphs)
     _write_kernels(folder, checkpoint, manifest, say)
     direct = "vision" if options.frontend == "torch-tensorrt" else ""
-    for name, exported in _exports(onnx, checkpoint, manifest, say, but=direct):
+    for name, exported in _exports(onnx, checkpoint, manifest, say, adapter, but=direct):
         if graphs[name].attention_layers:
             remove_functions(exported) if options.plugin else expand(exported)
             write_nodes(exported, onnx / f"{name}.onnx")
@@ -186,7 +210,7 @@ def _write_plans(folder: Path, onnx: Path, checkpoint: Path, manifest: Manifest,
     if direct:
         say("compiling vision.plan with torch-tensorrt")
         model, dtype = manifest.model, TORCH_TYPES[manifest.precision]
-        vision = load_vision(checkpoint, read_configuration(checkpoint), model.image_height, model.image_width, dtype)
+        vision = load_vision(checkpoint, read_configuration(checkpoint), model.image_height, model.image_width, dtype, adapter)
         graphs["vision"] = compile_directly(vision, graphs["vision"], folder / graphs["vision"].file)
     for file in list(onnx.iterdir()):
         if options.strip or file.name == EMBEDDING_FILE:
@@ -284,8 +308,8 @@ def _bar(what: str, say: Say) -> Iterator[Progress]:
         yield show
 
 
-def _write(exported: onnx_ir.Model, path: Path) -> None:
+def _write(exported: onnx_ir.Model, path: Path, written: Written | None) -> None:
     bar = tqdm(total=weight_bytes(exported), unit="B", unit_scale=True, desc=path.name, leave=False, disable=not sys.stderr.isatty())
     with bar, torch.no_grad():
-        for size in write_graph(exported, path):
+        for size in write_graph(exported, path, written):
             bar.update(size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from pathlib import Path
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,6 +26,8 @@ class Recipe(BaseModel):
     page_tokens: int = Field(8, ge=1, le=1024)  # cells in a page: small ones waste little where most of a unit's tokens are dropped
     question_rows: int = Field(512, ge=ROW_STEP)  # a text of so many tokens fits into one run, however short the chunks are
     precision: Precision | None = None  # None: what suits the backend
+    base: str | None = None  # a known model that this one is, but for an adapter and what else is named here
+    adapter: str | None = None  # its folder in the package vicort.export
 
 
 DEFAULT_PRECISION: dict[Backend, Precision] = {"onnxruntime": "fp32", "openvino": "fp32", "tensorrt": "bf16"}
@@ -42,14 +45,26 @@ def load_recipe(name: str, **changes: object) -> Recipe:
 
     Raises ConfigError for a value that is not allowed.
     """
-    known = next((model for model in known_models() if name.lower().startswith(model)), None)
-    content = yaml.safe_load((resources.files("vicort.configs") / "models" / f"{known}.yaml").read_text()) if known else {}
+    known = max((model for model in known_models() if name.lower().startswith(model)), key=len, default=None)
     try:
-        return Recipe.model_validate(content | {key: value for key, value in changes.items() if value is not None})
+        return Recipe.model_validate(
+            (_content(known) if known else {}) | {key: value for key, value in changes.items() if value is not None}
+        )
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
         raise ConfigError(f"{FLAGS.get(key, key)} {first['input']!r} is not allowed: {first['msg'].lower()}") from error
+
+
+def embedded_adapter(model: str) -> tuple[str, Path] | None:
+    """The base and the adapter's folder of a known model that has one; None for every other MODEL."""
+    recipe = Recipe.model_validate(_content(model)) if model in known_models() else Recipe.model_validate({})
+    return (recipe.base, Path(__file__).parent / recipe.adapter) if recipe.base and recipe.adapter else None
+
+
+def _content(known: str) -> dict[str, object]:
+    content = yaml.safe_load((resources.files("vicort.configs") / "models" / f"{known}.yaml").read_text())
+    return _content(content["base"]) | content if "base" in content else content
 
 
 def model_spec(name: str, config: Configuration, recipe: Recipe) -> ModelSpec:

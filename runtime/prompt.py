@@ -45,7 +45,7 @@ class Prompt:
             raise QuestionError("the question is empty: ask something, for example --ask 'what is there now?'")
         if not is_text(text):
             raise QuestionError(f"the question {shown(text)} holds half a character (a lone surrogate): ask in UTF-8")
-        if special := next((t for t in self._special_tokens() if t in text), None):
+        if special := next((t for t in self.special_tokens() if t in text), None):
             raise QuestionError(f"the question holds the model's control token {special!r}: leave it out")
         whole = self._render(self._turns([*earlier, (text, "")]))
         if not earlier:
@@ -58,6 +58,14 @@ class Prompt:
     def words(self, text: str) -> list[int]:
         """The tokens of a question alone, without the template: what retrieval compares with."""
         return self._encode(text)
+
+    def token_id(self, token: str) -> int | None:
+        """None for what is no token of the model."""
+        return self._tokenizer.token_to_id(token)
+
+    def special_tokens(self) -> list[str]:
+        """The model's control tokens."""
+        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
@@ -78,9 +86,6 @@ class Prompt:
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
-
-    def _special_tokens(self) -> list[str]:
-        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
 
 
 class TextStream:

@@ -26,7 +26,7 @@ import numpy as np
 
 from vicort.runtime.answering import Answerer, Snapshot
 from vicort.runtime.chunker import Chunker
-from vicort.runtime.core import Answer, Chunk, ChunkEvent, Event, Frame, Question, Sampling, Summary
+from vicort.runtime.core import Answer, Chunk, ChunkEvent, Event, Frame, Motion, Question, Sampling, Summary
 from vicort.runtime.device import Event as StreamEvent
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import ConfigError, VicortError
@@ -34,9 +34,11 @@ from vicort.runtime.language import LanguageRun
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory import Memory
 from vicort.runtime.pipeline import OverlappedPipeline, Pipeline, SequentialPipeline
+from vicort.runtime.policies.speech import StreamingEos
 from vicort.runtime.positions import Timeline, text_positions
 from vicort.runtime.prompt import Prompt
 from vicort.runtime.sampler import Sampler
+from vicort.runtime.speaker import Speaker
 from vicort.runtime.stage_clock import SpanSink, StageClock
 from vicort.runtime.stages import Buffers, Job, make_stages
 from vicort.runtime.system import System, load_system
@@ -77,19 +79,21 @@ class Session:
     ) -> None:
         """fps: frames a second to take, None = what the model was trained with, "source" = every frame. threads: of preprocessing.
 
-        on_event gets each ChunkEvent and Answer as it happens, from the session's own threads, one at a time.
+        on_event gets each ChunkEvent, Answer and Spoken as it happens, from the session's own threads, one at a time.
         Raises MemoryBudgetError if the system's budget does not hold one chunk.
         """
         model = engines.manifest.model
         self.system, self.model, self._sampling, self._on_lag = system, model, sampling or Sampling(), on_lag
         self._on_event = on_event or (lambda event: None)
         self._lock, self._event_lock = threading.RLock(), threading.Lock()
+        system.drop.check(system.name, model)
         self._device = engines.new_device(overlap)
         self._clock = StageClock(trace)
         self._build(engines, overlap, threads)
         self._sampler = Sampler(None if fps == "source" else model.fps if fps is None else fps)
         self._chunker = Chunker(_chunk_frames(system, model))
         self._drivers: Executor = ThreadPoolExecutor(ANSWERS_AT_ONCE, "answer") if overlap else _InlineExecutor()
+        self._passed: Motion | None = None  # of frames that were pushed since the last one that was taken
         self._waiting: deque[Chunk] = deque()  # chunks without buffers yet, with on_lag "drop-oldest"
         self._due: list[_Asked] = []  # questions whose time has not come
         self._open: list[Future] = []  # answers that are not given yet, or failed
@@ -126,6 +130,10 @@ class Session:
             if overlap
             else SequentialPipeline(stages, buffers[0], self._clock, self._placed)
         )
+        if isinstance(self.system.speaks, StreamingEos):
+            self._prefill.speaker = Speaker(
+                self.system.speaks, device, self._prefill.stream, run, self._memory, timeline, model, prompt, self._emit
+            )
         self._answerer = Answerer(device, engines, self._memory, timeline, prompt, self._prefill, self._clock)
 
     def _cache_prompt(self, run: LanguageRun, tokens: np.ndarray) -> None:
@@ -154,8 +162,12 @@ class Session:
             if self._finished:
                 raise VicortError("this stream was finished: open a new session for more frames")
             self._see(frame.time)
+            if frame.motion:
+                frame = replace(frame, motion=frame.motion.after(self._passed))
             if not self._sampler.take(frame.time):
+                self._passed = frame.motion
                 return
+            self._passed = None
             self._first_ns = self._first_ns or time.perf_counter_ns()
             self._frames += 1
             if chunk := self._chunker.add(frame):

@@ -13,17 +13,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vicort.runtime.bounded import read_text, shown
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.policies.drop import DROPS, Drop
-from vicort.runtime.policies.ingest import INGESTS, AllChunks, Ingest
+from vicort.runtime.policies.drop import DROPS, Drop, MotionPruning
+from vicort.runtime.policies.ingest import INGESTS, AllChunks, Ingest, SlidingWindow
 from vicort.runtime.policies.long_term import LONG_TERMS, LongTermPolicy
 from vicort.runtime.policies.overflow import OVERFLOWS, Overflow
 from vicort.runtime.policies.registry import MOST
 from vicort.runtime.policies.retrieval import RETRIEVALS, AllUnits, Retrieval
+from vicort.runtime.policies.speech import SPEECHES, Speech, StreamingEos, WhenAsked
 
 MOST_BYTES = 65_536  # of a system file
 LONGEST_NAME = 100  # characters
 MOST_MB = 16e6  # of a tier: 16 TB
-SECTIONS = ("name", "about", "chunk", "drop", "ingest", "retrieval", "long_term", "text", "memory")
+SECTIONS = ("name", "about", "chunk", "drop", "ingest", "retrieval", "long_term", "text", "speaks", "memory")
 NEEDED = ("name", "drop", "ingest", "memory")
 
 
@@ -58,7 +59,13 @@ class System:
     budget: Budget
     long_term: LongTermPolicy | None = None
     text: Text = field(default_factory=lambda: Text())
+    speaks: Speech = field(default_factory=lambda: WhenAsked())
     chunk_frames: int | None = None  # frames in a chunk, None = as many as the engines take
+
+    @property
+    def wants_motion(self) -> bool:
+        """Whether its frames should carry what their codec tells of motion."""
+        return isinstance(self.drop, MotionPruning)
 
 
 def known_systems() -> list[str]:
@@ -121,6 +128,7 @@ def parse_system(text: str, where: str) -> System:
         overflow=OVERFLOWS.create({"policy": memory.get("when_full")}, where),
         budget=_settings(Budget, {key: value for key, value in memory.items() if key != "when_full"}, f"{where}: memory", "when_full"),
         long_term=LONG_TERMS.create(content["long_term"], where) if "long_term" in content else None,
+        speaks=SPEECHES.create(content.get("speaks", {"policy": "when-asked"}), where),
         text=_settings(Text, content.get("text", {}), f"{where}: text"),
         chunk_frames=_settings(ChunkSize, content.get("chunk", {}), f"{where}: chunk").frames,
     )
@@ -131,6 +139,12 @@ def parse_system(text: str, where: str) -> System:
 def _check_bounds(system: System, where: str) -> None:
     if system.long_term and system.ingest.window is None:
         raise ConfigError(f"{where}: with long_term, ingest needs a window that chunks leave: take policy recent-chunks")
+    if isinstance(system.ingest, SlidingWindow) and system.ingest.anchors and not isinstance(system.drop, MotionPruning):
+        raise ConfigError(
+            f"{where}: ingest.anchors are units with an I frame, which drop policy motion knows: name that, or leave them out"
+        )
+    if isinstance(system.speaks, StreamingEos) and not (system.text.joins and system.ingest.prefills):
+        raise ConfigError(f"{where}: with speaks streaming-eos, words join a stream that is prefilled: set text.joins, and ingest to all")
     unbounded = isinstance(system.retrieval, AllUnits) or isinstance(system.ingest, AllChunks)
     if system.budget.host_mb and unbounded and not system.long_term:
         raise ConfigError(f"{where}: policy 'all' reads every page on the device: set memory.host_mb to 0, or bound ingest and retrieval")

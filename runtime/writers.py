@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from fractions import Fraction
 from typing import TextIO
 
-from vicort.runtime.core import Answer, ChunkEvent, Event, SourceEvent, Summary
+from vicort.runtime.core import Answer, ChunkEvent, Event, SourceEvent, Spoken, Summary
 
 CUE_SECONDS = Fraction(4)  # an answer stays on the screen; nothing is known yet of the next one when it is written
 
@@ -91,20 +91,20 @@ class TextWriter(Writer):
 
 
 class SrtWriter(Writer):
-    """SubRip: answers as cues at the time they were asked."""
+    """SubRip: answers as cues at the time they were asked, words said unasked at the time they were said."""
 
     def __init__(self, file: TextIO) -> None:
         super().__init__(file)
         self._cues = 0
 
     def write(self, event: Event, source: str = "") -> None:
-        if isinstance(event, Answer):
+        if isinstance(event, Answer | Spoken):
             self._cues += 1
-            self._put(f"{self._cues}\n{_span(event, ',')}\n{_lines(event.question)}\n{_lines(event.text)}\n\n")
+            self._put(f"{self._cues}\n{_span(event, ',')}\n{_cue(event)}\n\n")
 
 
 class VttWriter(Writer):
-    """WebVTT: answers as cues at the time they were asked."""
+    """WebVTT: answers as cues at the time they were asked, words said unasked at the time they were said."""
 
     def __init__(self, file: TextIO) -> None:
         super().__init__(file)
@@ -116,9 +116,9 @@ class VttWriter(Writer):
             self._put("WEBVTT\n\n")
 
     def write(self, event: Event, source: str = "") -> None:
-        if isinstance(event, Answer):
-            question, text = (html.escape(_lines(part), quote=False) for part in (event.question, event.text))
-            self._put(f"{_lines(event.id)}\n{_span(event, '.')}\n{question}\n{text}\n\n")
+        if isinstance(event, Answer | Spoken):
+            name = f"{_lines(event.id)}\n" if isinstance(event, Answer) else ""
+            self._put(f"{name}{_span(event, '.')}\n{html.escape(_cue(event), quote=False)}\n\n")
 
 
 WRITERS: dict[str, type[Writer]] = {"text": TextWriter, "jsonl": JsonlWriter, "srt": SrtWriter, "vtt": VttWriter}
@@ -128,6 +128,8 @@ def _as_text(event: Event) -> str:
     match event:
         case Answer():
             return f"{event.question}\n  {event.text}   {_when(event)}\n"
+        case Spoken():
+            return f"{float(event.at):.3f} s: {event.text}   [silence {event.silence:.3f}, first token after {event.latency_ms:.1f} ms]\n"
         case ChunkEvent():
             span = f"{float(event.start):.3f}-{float(event.end):.3f} s"
             return (
@@ -156,8 +158,12 @@ def _when(answer: Answer) -> str:
     return f"[{times}, first token after {answer.ttft_ms:.1f} ms]"
 
 
-def _span(answer: Answer, point: str) -> str:
-    return f"{_clock(answer.at, point)} --> {_clock(answer.at + CUE_SECONDS, point)}"
+def _span(event: Answer | Spoken, point: str) -> str:
+    return f"{_clock(event.at, point)} --> {_clock(event.at + CUE_SECONDS, point)}"
+
+
+def _cue(event: Answer | Spoken) -> str:
+    return f"{_lines(event.question)}\n{_lines(event.text)}" if isinstance(event, Answer) else _lines(event.text)
 
 
 def _clock(seconds: Fraction, point: str) -> str:

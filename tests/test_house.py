@@ -71,6 +71,7 @@ def test_the_wheel_holds_every_module_and_every_data_file(tmp_path):
     wanted = {f"vicort/{path.relative_to(ROOT)}" for room in ROOMS for path in (ROOT / room).rglob("*.py")}
     wanted |= {f"vicort/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
     wanted |= {f"vicort/{path.relative_to(ROOT)}" for path in (ROOT / "export" / "tiny" / "checkpoint").iterdir()}
+    wanted |= {f"vicort/{path.relative_to(ROOT)}" for path in (ROOT / "export" / "tiny" / "live" / "adapter").iterdir()}
     assert wanted <= held
 
 

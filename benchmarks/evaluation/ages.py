@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -15,9 +14,8 @@ from vicort.benchmarks.evaluation import shapestream
 from vicort.benchmarks.evaluation.items import Item, Reply
 from vicort.benchmarks.evaluation.rules import is_right
 from vicort.benchmarks.evaluation.shapestream import AGES, CACHE, AgeIn
-from vicort.benchmarks.evaluation.watching import watch
+from vicort.benchmarks.evaluation.watching import Candidate, watch
 from vicort.runtime.engine import EngineSet
-from vicort.runtime.session import Session
 from vicort.runtime.system import System
 
 Z95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
@@ -30,7 +28,7 @@ class Row:
     system: str
     stream: int
     age: int  # as it was asked for; -1 = what is there now
-    chunks: float  # the same in chunks of the engine set
+    chunks: float  # the same in chunks of the engine set, whatever a system makes of them
     shape: str
     task: str  # "now", "64 units", …
     question: str
@@ -42,6 +40,7 @@ class Row:
     pages: int  # vision pages that it could see
     at: float  # seconds
     seen_until: float  # seconds
+    memory_from: float | None  # seconds, start of the oldest unit of which memory still held something
     error: str = ""
 
     @property
@@ -72,7 +71,7 @@ def accuracy_by_age(
     for video in dataset.videos:
         items = {item.id: item for item in video.items}
         for label, system in systems.items():
-            watched = watch(video, partial(Session, engines, system, fps=fps, threads=threads, overlap=overlap))
+            watched = watch(video, Candidate.of(engines, system, fps=fps, threads=threads, overlap=overlap))
             rows += [row_of(label, items[reply.item], reply) for reply in watched.replies]
             if progress:
                 progress(f"{video.name}, {label}: {sum(row.right for row in rows[-len(items) :])} of {len(items)} right")
@@ -93,6 +92,7 @@ def row_of(system: str, item: Item, reply: Reply) -> Row:
         pages=reply.pages,
         at=float(reply.at),
         seen_until=float(reply.seen_until),
+        memory_from=None if reply.memory_from is None else float(reply.memory_from),
         error=reply.error,
     )
 

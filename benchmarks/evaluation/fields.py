@@ -64,16 +64,16 @@ class Entry:
         return value
 
     def texts(self, key: str) -> list[str]:
-        """A list of texts, or such a list as Python prints it (as CSV files hold it)."""
+        """A list of texts or numbers, or such a list as Python prints it (as CSV files hold it)."""
         value = self.content.get(key)
         if isinstance(value, str):
             try:
                 value = ast.literal_eval(value)
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 value = None
-        if not isinstance(value, list) or not value or not all(isinstance(each, str) for each in value):
+        if not isinstance(value, list) or not value or not all(isinstance(each, str | int | float) for each in value):
             raise self.wrong(key, "a list of texts")
-        return value
+        return [str(each) for each in value]
 
     def entries(self, key: str) -> list[Entry]:
         """The objects of a list that it holds, none of them empty of keys."""

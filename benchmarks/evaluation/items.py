@@ -79,12 +79,14 @@ class Reply:
     ttft_ms: float = 0.0
     tokens_read: int = 0  # cached visual tokens that it could see
     pages: int = 0  # vision pages that it could see
+    memory_from: Fraction | None = None  # seconds, start of the oldest unit of which memory still held something; None = it was empty
     error: str = ""  # why there is no answer
 
     def to_json(self) -> dict[str, Any]:
-        kept = {key: value for key, value in vars(self).items() if value != "" or key == "text"}
-        return kept | {"at": str(self.at), "seen_until": str(self.seen_until), "ttft_ms": round(self.ttft_ms, 3)}
+        """Exact: times as fractions."""
+        return {key: str(value) if isinstance(value, Fraction) else value for key, value in vars(self).items()}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Reply:
-        return cls(**content | {"at": Fraction(content["at"]), "seen_until": Fraction(content["seen_until"])})
+        times = {key: Fraction(content[key]) for key in ("at", "seen_until", "memory_from") if content[key] is not None}
+        return cls(**content | times)

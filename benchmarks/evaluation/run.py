@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
+from statistics import fmean
 from typing import Any
 
 from vicort.benchmarks.evaluation import ovo_bench, rvs, shapestream, streamingbench
@@ -18,13 +18,13 @@ from vicort.benchmarks.evaluation.arguments import Options, parse_options
 from vicort.benchmarks.evaluation.items import Dataset, Reply, Video
 from vicort.benchmarks.evaluation.ledger import Ledger
 from vicort.benchmarks.evaluation.tables import Table, make_table, print_table, score_all
-from vicort.benchmarks.evaluation.watching import OpenSession, watch
+from vicort.benchmarks.evaluation.watching import Candidate, watch
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import ConfigError, EngineError, SourceError, VicortError
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.manifest import Manifest, ModelSpec, read_manifest
-from vicort.runtime.session import Session
-from vicort.runtime.system import System, load_system
+from vicort.runtime.session import percentiles
+from vicort.runtime.system import System, known_systems, load_system
 
 RECORD, REPORT, TABLE = "answers.jsonl", "report.json", "report.txt"
 SHOWN_MISSING = 5
@@ -44,17 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options) -> int:
-    systems = systems_of(options.systems)
+    systems = systems_of(options.systems or known_systems())
     engine_dir = options.engine_dir or find_engine_dir("tiny")
     if engine_dir is None:
         raise EngineError("no engines of the tiny model are built: build them with `vicort-build tiny`, or name a set with --engine-dir")
     manifest = read_manifest(engine_dir)
     dataset = load(options, manifest.model)
     unread = check_videos(dataset, options)
-    ledger = open_ledger(options, dataset, manifest, systems)
+    options.out.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(options.out / RECORD, settings_of(options, dataset, manifest))
     with EngineSet.open(engine_dir, threads=options.threads) as engines:
-        sessions = {name: partial(Session, engines, system, fps=options.fps, threads=options.threads) for name, system in systems.items()}
-        unread |= watch_all(dataset, options, sessions, ledger)
+        candidates = {name: Candidate.of(engines, each, fps=options.fps, threads=options.threads) for name, each in systems.items()}
+        systems = runnable(systems, candidates, named=bool(options.systems))
+        declare(systems, ledger)
+        unread |= watch_all(dataset, options, candidates, ledger)
     report(options, dataset, manifest, systems, ledger, unread)
     return 0
 
@@ -68,6 +71,21 @@ def systems_of(names: Sequence[str]) -> dict[str, System]:
             raise ConfigError(f"--system {name}: its name {system.name!r} is another's too: name it otherwise in its YAML file")
         systems[system.name] = system
     return systems
+
+
+def runnable(systems: Mapping[str, System], candidates: dict[str, Candidate], named: bool) -> dict[str, System]:
+    """Those of which these engines can open a session; the others leave `candidates`. Raises why not, if they were asked for by name."""
+    able = {}
+    for name, system in systems.items():
+        try:
+            with candidates[name].open_session():
+                able[name] = system
+        except VicortError as error:
+            if named:
+                raise
+            del candidates[name]
+            _say(f"warning: {name} is left out: {error}")
+    return able
 
 
 def load(options: Options, model: ModelSpec) -> Dataset:
@@ -103,14 +121,11 @@ def check_videos(dataset: Dataset, options: Options) -> dict[str, str]:
     return dict.fromkeys(missing, "not there")
 
 
-def open_ledger(options: Options, dataset: Dataset, manifest: Manifest, systems: Mapping[str, System]) -> Ledger:
+def declare(systems: Mapping[str, System], ledger: Ledger) -> None:
     from vicort.benchmarks.workload import describe_system
 
-    options.out.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(options.out / RECORD, settings_of(options, dataset, manifest))
     for name, system in systems.items():
         ledger.declare(name, describe_system(system))
-    return ledger
 
 
 def settings_of(options: Options, dataset: Dataset, manifest: Manifest) -> dict[str, Any]:
@@ -131,17 +146,17 @@ def settings_of(options: Options, dataset: Dataset, manifest: Manifest) -> dict[
     }
 
 
-def watch_all(dataset: Dataset, options: Options, sessions: Mapping[str, OpenSession], ledger: Ledger) -> dict[str, str]:
+def watch_all(dataset: Dataset, options: Options, candidates: Mapping[str, Candidate], ledger: Ledger) -> dict[str, str]:
     """Each video with each system, unless the record has it already; returns the videos that cannot be read, and why."""
     unread: dict[str, str] = {}
     most = options.max_tokens or dataset.max_tokens
     for number, video in enumerate(dataset.videos, 1):
-        for name, open_session in sessions.items():
+        for name, candidate in candidates.items():
             if video.path is None or video.name in unread or (name, video.name) in ledger.watched:
                 continue
             started = time.monotonic()
             try:
-                watched = watch(video, open_session, options.carry, options.context, most)
+                watched = watch(video, candidate, options.carry, options.context, most)
             except SourceError as error:
                 if options.strict:
                     raise
@@ -162,7 +177,7 @@ def report(
     seen = [video for video in dataset.videos if video.name not in unread]
     replies = {name: [reply for video in seen for reply in ledger.watched[name, video.name].replies] for name in systems}
     tables = {name: _table(options, dataset, seen, replies[name]) for name in systems}
-    settings = settings_of(options, dataset, manifest)
+    settings = settings_of(options, dataset, manifest) | {"threads": options.threads}
     head = {
         "conditions": conditions() | settings | dataset.about,
         "judge": options.judge.name if dataset.name == "rvs" else None,
@@ -188,9 +203,12 @@ def _table(options: Options, dataset: Dataset, seen: Sequence[Video], replies: S
 def _about(name: str, seen: Sequence[Video], ledger: Ledger, replies: Sequence[Reply]) -> dict[str, Any]:
     """What a system is, what went wrong with it, and how the last pass over each video went."""
     watched = {video.name: ledger.watched[name, video.name] for video in seen}
+    answered = [reply for reply in replies if not reply.error]
     return {
         "is": ledger.systems[name],
         "asked": len(replies),
+        "ttft_ms": percentiles([reply.ttft_ms for reply in answered]),
+        "tokens_read": fmean(reply.tokens_read for reply in answered) if answered else None,
         "errors": [f"{reply.item}: {reply.error}" for reply in replies if reply.error],
         "warnings": {video: each.warnings for video, each in watched.items() if each.warnings},
         "summaries": {video: each.summary for video, each in watched.items()},

@@ -6,6 +6,7 @@ lists of such lists, proactive ones have ground_truth_time_stamp and ground_trut
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -115,21 +116,21 @@ def _read_entries(file: Path, folders: Sequence[Path]) -> Iterator[tuple[str, Pa
     content = read_json(file)
     nested = isinstance(content, list) and any(isinstance(each, list) for each in content)
     series = [entries_of(each, f"{file}, series {n}") for n, each in enumerate(content)] if nested else [entries_of(content, str(file))]
-    count = 0
+    count = itertools.count()
     for entries in series:
         context = ""
         for entry in entries:
             name = entry.text("video_path")
             path = find_video(folders, name)
             for question in entry.entries("questions"):
-                yield name, path, _item(question, f"{file.stem}/{count}", context if nested else None)
-                count += 1
+                yield name, path, _item(question, f"{file.stem}/{next(count)}", context if nested else None)
                 if nested:
                     context = (context or CONTEXT) + _earlier(question)
 
 
 def _read_rows(file: Path, folders: Sequence[Path]) -> Iterator[tuple[str, Path | None, Item]]:
-    """The same of a CSV file, whose question_id is `SUBSET_sample_NUMBER_QUESTION`."""
+    """The same of a CSV file, whose question_id is `SUBSET_sample_NUMBER_QUESTION`; sequential questions of a sample are a series."""
+    contexts: dict[str, str] = defaultdict(str)
     for number, row in enumerate(read_csv(file)):
         subset, found, rest = row.text("question_id").rpartition("_sample_")
         sample = rest.rpartition("_")[0]
@@ -138,7 +139,10 @@ def _read_rows(file: Path, folders: Sequence[Path]) -> Iterator[tuple[str, Path 
         kind = FOLDER_OF_SUBSET.get(subset, "omni")
         inside = [f"sample_{sample}_{kind}", f"{kind}/sample_{sample}_{kind}", f"{subset}/sample_{sample}/video"]
         path = find_any(folders, [*inside, f"sample_{sample}/video", f"sample_{sample}"])
-        yield f"{subset}/sample_{sample}", path, _item(row, f"{file.stem}/{number}", None)
+        series = row.content.get("task_type") == SEQUENTIAL_TASK
+        yield f"{subset}/sample_{sample}", path, _item(row, f"{file.stem}/{number}", contexts[sample] if series else None)
+        if series:
+            contexts[sample] = (contexts[sample] or CONTEXT) + _earlier(row)
 
 
 def _item(question: Entry, name: str, context: str | None) -> Item:

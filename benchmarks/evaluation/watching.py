@@ -12,13 +12,17 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import Any, Literal, Protocol, get_args
 
 from vicort.benchmarks.evaluation.items import Item, Reply, Video
 from vicort.benchmarks.evaluation.rules import is_settled
 from vicort.runtime.core import Answer, Frame, Question, Sampling, Summary
+from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import SourceError, TruncatedSource, VicortError
+from vicort.runtime.session import Session
 from vicort.runtime.sources import Source, open_source
+from vicort.runtime.system import System
 
 Carry = Literal["state", "restart"]
 CARRIES: tuple[Carry, ...] = get_args(Carry)
@@ -26,8 +30,6 @@ CARRIES: tuple[Carry, ...] = get_args(Carry)
 
 class AskedSession(Protocol):
     """What is used of a Session."""
-
-    model: Any
 
     @property
     def now(self) -> Fraction: ...
@@ -39,6 +41,18 @@ class AskedSession(Protocol):
 
 
 OpenSession = Callable[[], AbstractContextManager[AskedSession]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A system that is evaluated: how a session of it is opened."""
+
+    open_session: OpenSession
+    motion: bool = False  # whether its frames must carry what their codec tells of motion
+
+    @classmethod
+    def of(cls, engines: EngineSet, system: System, **options: Any) -> Candidate:
+        return cls(partial(Session, engines, system, **options), system.drop.policy == "motion")
 
 
 @dataclass(frozen=True)
@@ -59,9 +73,7 @@ class Watched:
         return is_settled(item, [reply for reply in self.replies if reply.item == item.id])
 
 
-def watch(
-    video: Video, open_session: OpenSession, carry: Carry = "state", context: Fraction | None = None, max_tokens: int = 64
-) -> Watched:
+def watch(video: Video, candidate: Candidate, carry: Carry = "state", context: Fraction | None = None, max_tokens: int = 64) -> Watched:
     """Ask all items of a video, of sessions that see it from its start, or (restart) from `context` seconds before the question.
 
     A system that cannot go on costs the questions that it leaves open: each has a reply with the reason. Raises SourceError if there is
@@ -74,9 +86,12 @@ def watch(
     for group in [askings] if carry == "state" else [[asking] for asking in askings]:
         if carry == "restart" and watched.settles(group[0].item):
             continue
+        options: dict[str, Any] = {"image_fps": video.image_fps, "warn": watched.warnings.append}
+        if candidate.motion:
+            options["motion"] = True
         start = Fraction(0) if context is None else max(Fraction(0), group[0].at - context)
-        with open_source(str(video.path), live=False, image_fps=video.image_fps, warn=watched.warnings.append) as source:
-            _Pass(source, group, start, max_tokens, watched).go(open_session)
+        with open_source(str(video.path), live=False, **options) as source:
+            _Pass(source, group, start, max_tokens, watched).go(candidate.open_session)
     return watched
 
 
@@ -136,13 +151,13 @@ class _Pass:
             answer: Answer = session.submit(Question(asking.item.text, asking.at, sampling=self._sampling)).result()
         except VicortError as error:
             return Reply(asking.item.id, asking.at, error=str(error))
-        most = answer.pages * session.model.page_tokens  # an upper bound, where an answer does not tell
         return Reply(
             asking.item.id,
             asking.at,
             answer.text,
             answer.seen_until,
             answer.ttft_ms,
-            getattr(answer, "tokens_read", most),
+            answer.tokens_read,
             answer.pages,
+            answer.memory_from,
         )

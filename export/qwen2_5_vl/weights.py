@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from vicort.export.qwen2_5_vl.adapter import Adapter, LowRank
 from vicort.export.qwen2_5_vl.configuration import Configuration, read_configuration
 from vicort.export.qwen2_5_vl.language import LanguageModel
 from vicort.export.qwen2_5_vl.vision import VisionEncoder
@@ -46,27 +47,30 @@ def load_models(
     return load_vision(folder, config, height, width, dtype), load_language(folder, config, dtype), TokenControl().eval(), config
 
 
-def load_vision(folder: Path, config: Configuration, height: int, width: int, dtype: torch.dtype = torch.float32) -> VisionEncoder:
-    """The vision encoder alone, for frames of height x width pixels."""
+def load_vision(
+    folder: Path, config: Configuration, height: int, width: int, dtype: torch.dtype = torch.float32, adapter: Adapter | None = None
+) -> VisionEncoder:
+    """The vision encoder alone, for frames of height x width pixels. adapter: merged into its weights."""
     with torch.device("meta"):
         model = VisionEncoder(config.vision, config.language.width, height, width)
-    return _fill(model, folder, "vision", dtype)
+    return _fill(model, folder, "vision", dtype, adapter)
 
 
-def load_language(folder: Path, config: Configuration, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """The language model alone.
+def load_language(folder: Path, config: Configuration, dtype: torch.dtype = torch.float32, adapter: Adapter | None = None) -> LanguageModel:
+    """The language model alone. adapter: merged into its weights.
 
     As in transformers, a head that config.json ties, but that the checkpoint holds with other values, stands on its own.
     """
     tied = config.language.tied and not _has_own_head(folder)
     with torch.device("meta"):
         model = LanguageModel(replace(config.language, tied=tied))
-    return _fill(model, folder, "language", dtype)
+    return _fill(model, folder, "language", dtype, adapter)
 
 
-def _fill(model: Model, folder: Path, part: Part, dtype: torch.dtype) -> Model:
-    """Gives a model on the meta device the checkpoint's parameters, one tensor at a time."""
+def _fill(model: Model, folder: Path, part: Part, dtype: torch.dtype, adapter: Adapter | None) -> Model:
+    """Gives a model on the meta device the checkpoint's parameters, one tensor at a time, with what an adapter adds to them."""
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}  # a tied head is no parameter of its own
+    added = _added(adapter, part, wanted) if adapter else {}
     found: dict[str, Tensor] = {}
     for path in _files(folder):
         with _opened(path) as file:
@@ -74,7 +78,8 @@ def _fill(model: Model, folder: Path, part: Part, dtype: torch.dtype) -> Model:
                 owner, name = _place(key, path)
                 if owner != part or (name == HEAD and HEAD not in wanted):
                     continue
-                found[name] = _tensor(file, key, path, name, wanted).to(dtype)
+                tensor = _tensor(file, key, path, name, wanted)
+                found[name] = (added[name].added_to(tensor) if name in added else tensor).to(dtype)
     missing = sorted(wanted.keys() - found.keys())
     if missing:
         raise EngineError(
@@ -83,6 +88,22 @@ def _fill(model: Model, folder: Path, part: Part, dtype: torch.dtype) -> Model:
     for name, tensor in found.items():
         _replace(model, name, tensor)
     return model.eval()
+
+
+def _added(adapter: Adapter, part: Part, wanted: dict[str, torch.Size]) -> dict[str, LowRank]:
+    """What an adapter adds to the parameters of one model, by their names there."""
+    added = {}
+    for key, low_rank in adapter.weights.items():
+        owner, name = _place(key, adapter.folder)
+        if owner != part:
+            continue
+        if wanted.get(name) != low_rank.shape:
+            has = f"of shape {list(wanted[name])}" if name in wanted else "no weight of that name, or a tied one,"
+            raise EngineError(
+                f"{adapter.folder} adds {list(low_rank.shape)} to {key!r}, the checkpoint has {has}: name the base that it was trained on"
+            )
+        added[name] = low_rank
+    return added
 
 
 def _has_own_head(folder: Path) -> bool:

@@ -79,7 +79,7 @@ def gather(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> tuple
     if rng.random() < 0.5:
         units = units[:, :, :, ::-1]
         reels = [replace(reel, things=tuple(mirrored(thing) for thing in reel.things)) for reel in reels]
-    return units, [_episode(rng, reels, recipe) for _ in range(recipe.streams)]
+    return units, [episode_of(rng, reels, recipe) for _ in range(recipe.streams)]
 
 
 def glances(rng: np.random.Generator, reels: list[Reel], count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -100,7 +100,7 @@ def mirrored(thing: Thing) -> Thing:
     return replace(thing, x=-thing.x, angle=-thing.angle, way={"left": "right", "right": "left"}.get(thing.way, thing.way))
 
 
-def _episode(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> Episode:
+def episode_of(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> Episode:
     if rng.random() < recipe.windows:
         return _window(rng, reels, recipe)
     starts = np.cumsum([0, *(len(reel.units) for reel in reels)])
@@ -186,7 +186,7 @@ class Composer:
 
     def compose(self, rng: np.random.Generator, episodes: list[Episode], features: np.ndarray) -> Batch:
         """features [units, 16, width] float32: the visual tokens, which drops by similarity look at."""
-        return _stack([self._lay_out(rng, episode, features) for episode in episodes])
+        return stacked([self._lay_out(rng, episode, features) for episode in episodes])
 
     def _lay_out(self, rng: np.random.Generator, episode: Episode, features: np.ndarray) -> dict[str, np.ndarray]:
         """The cells of one stream: token, feature, position [3], chunk, fork, label, kind; and which chunks its questions see."""
@@ -294,7 +294,7 @@ def _mask(prompt: int, chunk: np.ndarray, fork: np.ndarray, reach: int, seen: np
     return np.tril(mask)
 
 
-def _stack(laid: list[dict[str, np.ndarray]]) -> Batch:
+def stacked(laid: list[dict[str, np.ndarray]]) -> Batch:
     """Pads streams to one length; padding sees the first prompt token, and nobody sees padding."""
     longest = max(len(cells["tokens"]) for cells in laid)
 

@@ -64,6 +64,16 @@ def test_sequential_questions_carry_the_right_answers_before_them(streaming):
     assert third.text.count("At timestamp") == 2
 
 
+def test_sequential_questions_of_a_csv_are_series_too(streaming, tmp_path):
+    folder, (_, sqa, _, rows), _ = streaming
+    text = rows.read_text()
+    for task in ("Object Perception", "Counting", "Attribute Perception"):
+        text = text.replace(task, "Sequential Question Answering")
+    (tmp_path / "sqa.csv").write_text(text)
+    asked = [[item.text for item in video.items] for video in streamingbench.load([tmp_path / "sqa.csv"], [folder]).videos]
+    assert asked == [[item.text for item in video.items] for video in streamingbench.load([sqa], [folder]).videos]
+
+
 def test_proactive_questions_are_polled_from_a_second_after_the_ask_to_four_after_the_moment(streaming):
     folder, (_, _, proactive, _), streams = streaming
     item = streamingbench.load([proactive], [folder]).videos[0].items[0]

@@ -9,11 +9,10 @@ import sys
 import time
 from dataclasses import replace
 from fractions import Fraction
-from functools import partial
 
 import pytest
 from support import evaluation_data as made
-from support.scripted_session import ScriptedSession
+from support.scripted_session import scripted
 
 from vicort.benchmarks.evaluation import ages, ovo_bench, run, shapestream, streamingbench
 from vicort.benchmarks.evaluation.arguments import Options, parse_options
@@ -84,7 +83,7 @@ def test_scripted_answers_give_the_table_made_by_hand(streaming, tmp_path):
     """A session that says A to every choice, and yes five seconds in: what is right then is counted from the data by hand."""
     folder, (real, sqa, proactive, _), streams = streaming
     dataset = streamingbench.load([real, sqa, proactive], [folder])
-    sessions = {"says A": partial(ScriptedSession, lambda question, seen: "yes" if "yes or no" in question.text and seen[-1] >= 5 else "A")}
+    sessions = {"says A": scripted(lambda question, seen: "yes" if "yes or no" in question.text and seen[-1] >= 5 else "A")}
     ledger = Ledger(tmp_path / "answers.jsonl", {})
     assert run.watch_all(dataset, Options("streamingbench"), sessions, ledger) == {}
     replies = [reply for watched in ledger.watched.values() for reply in watched.replies]
@@ -115,7 +114,7 @@ def test_ovo_bench_scripted(tmp_path):
         return "?" if numbers[key] in wrong else f"It is {truths[key]}." if truths[key] in "ABCD" else truths[key]
 
     ledger = Ledger(tmp_path / "answers.jsonl", {})
-    run.watch_all(dataset, Options("ovo-bench"), {"oracle": partial(ScriptedSession, script)}, ledger)
+    run.watch_all(dataset, Options("ovo-bench"), {"oracle": scripted(script)}, ledger)
     table = make_table(dataset, score_all(dataset.items, ledger.watched["oracle", video.name].replies, ExactJudge()))
     forward = {heading: cell.accuracy for heading, cell in table["Forward Active Responding"].items()}
     assert forward == {"REC": 0.5, "SSR": 1.0, "CRR": 0.5, "Avg": pytest.approx(2 / 3)}
@@ -270,3 +269,16 @@ def test_ages_in_chunks_and_files_that_are_made_once(tiny_engines, tmp_path):
 def test_worlds_that_cannot_be_are_refused(tiny_engines, tmp_path, capsys, wrong):
     assert evaluate(tiny_engines, tmp_path / "out", "shapestream", "--cache", tmp_path, *wrong) == 2
     assert wrong[0] in capsys.readouterr().err
+
+
+def test_a_system_that_these_engines_cannot_run_is_left_out_only_where_none_is_named(tiny_engines, tmp_path, monkeypatch, capsys):
+    text = (made.Path(run.__file__).parents[2] / "configs" / "systems" / "simplestream.yaml").read_text()
+    (tmp_path / "large.yaml").write_text(text.replace("simplestream\n", "large\n") + "chunk: {frames: 1024}\n")
+    arguments = ("shapestream", "--streams", "1", "--ages", "0", "--cache", tmp_path)
+    large = ("--system", tmp_path / "large.yaml")
+    assert evaluate(tiny_engines, tmp_path / "out", *arguments, "--system", "simplestream", *large) == 2
+    assert "system large takes chunks of 1024 frames" in capsys.readouterr().err
+    monkeypatch.setattr(run, "known_systems", lambda: [str(tmp_path / "large.yaml"), "simplestream"])
+    assert evaluate(tiny_engines, tmp_path / "out", *arguments) == 0
+    assert "warning: large is left out" in capsys.readouterr().err
+    assert list(report(tmp_path / "out")["accuracy"]) == ["simplestream"]

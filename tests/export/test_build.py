@@ -247,7 +247,7 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path, capfd):
 
 
 def test_recipes_are_known_by_the_beginning_of_a_name_and_flags_go_over_them():
-    assert recipe.known_models() == ["qwen2.5-vl-3b", "qwen2.5-vl-7b", "tiny"]
+    assert recipe.known_models() == ["qwen2.5-vl-3b", "qwen2.5-vl-7b", "tiny", "tiny-live"]
     assert recipe.load_recipe("Qwen2.5-VL-3B-Instruct").page_tokens == 16
     assert recipe.load_recipe("tiny", chunk_frames=4, image_width=None).chunk_frames == 4
     assert recipe.load_recipe("tiny").image_width == 112

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from vicort.runtime.core import Answer, ChunkEvent, Event, Summary
+from vicort.runtime.core import Answer, ChunkEvent, Event, Spoken, Summary
 from vicort.runtime.writers import WRITERS, TextWriter, Writer
 
 CHUNK = ChunkEvent(3, 16, Fraction(1, 3), Fraction(8), 128, 40, 12.3456)
@@ -137,6 +137,24 @@ def test_vtt_begins_once_even_without_cues() -> None:
 
 def test_an_empty_answer_is_still_a_cue() -> None:
     assert SRT_CUE.fullmatch(written("srt", answer("  ")))
+
+
+SPOKEN = Spoken(Fraction(27, 2), Fraction(27, 2), "red <star>", 2, 31.26, 0.0412)
+
+
+def test_what_is_said_unasked() -> None:
+    assert json.loads(written("jsonl", SPOKEN)) == {
+        "event": "spoken",
+        "at": 13.5,
+        "seen_until": 13.5,
+        "text": "red <star>",
+        "tokens": 2,
+        "latency_ms": 31.26,
+        "silence": 0.041,
+    }
+    assert written("text", SPOKEN) == "13.500 s: red <star>   [silence 0.041, first token after 31.3 ms]\n"
+    assert written("srt", answer(), SPOKEN).endswith("\n\n2\n00:00:13,500 --> 00:00:17,500\nred <star>\n\n")
+    assert written("vtt", SPOKEN) == "WEBVTT\n\n00:00:13.500 --> 00:00:17.500\nred &lt;star&gt;\n\n"
 
 
 # ---- word by word ---------------------------------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ SEED = 10_000_123  # never trained on
 
 
 def make_film(path: Path, number: int = 0, things: int = 3) -> Stream:
-    """A file with `things` things, each there for 3 seconds, a second apart, and 2 seconds of nothing behind."""
+    """A file with `things` things, each there for 3 seconds, a second apart, then 2.5 of nothing: 58 frames, of which 29 are taken."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    stream = make_stream(SEED + number, things, SIZE[0] / SIZE[1], lead=1, tail=2, stay=(3, 3), gap=(1, 1))
+    stream = make_stream(SEED + number, things, SIZE[0] / SIZE[1], lead=1, tail=2.5, stay=(3, 3), gap=(1, 1))
     write_video(path, stream, SIZE, FPS)
     return stream
 
@@ -136,7 +136,7 @@ def ovo_bench(folder: Path) -> tuple[Path, Stream]:
 def rvs(folder: Path, form: str = "seconds") -> tuple[Path, Stream]:
     """Open questions that the embedded model can answer. form: seconds (of the source, RVS-Ego), frames (RVS-Movie) or rekv."""
     if form == "frames":
-        stream = make_stream(SEED, 3, SIZE[0] / SIZE[1], lead=1, tail=2, stay=(3, 3), gap=(1, 1))
+        stream = make_stream(SEED, 3, SIZE[0] / SIZE[1], lead=1, tail=2.5, stay=(3, 3), gap=(1, 1))
         write_frames(folder / "frames" / "film", stream)
     else:
         stream = make_film(folder / "frames" / "film.mp4")

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from fractions import Fraction
-from types import SimpleNamespace
+from functools import partial
 from typing import Self
 
+from vicort.benchmarks.evaluation.watching import Candidate
 from vicort.runtime.core import Answer, Frame, Question, Summary
 from vicort.runtime.errors import VicortError
 
 Script = Callable[[Question, list[Fraction]], str]  # the question and the times of all frames seen so far
+
+
+def scripted(script: Script, opened: list[ScriptedSession] | None = None, fails_at: Fraction | None = None) -> Candidate:
+    return Candidate(partial(ScriptedSession, script, opened, fails_at))
 
 
 class ScriptedSession:
@@ -19,7 +24,6 @@ class ScriptedSession:
 
     def __init__(self, script: Script, opened: list[ScriptedSession] | None = None, fails_at: Fraction | None = None) -> None:
         """fails_at: seconds; a frame from then on is more than it can hold."""
-        self.model = SimpleNamespace(page_tokens=4)
         self.script, self.fails_at = script, fails_at
         self.seen: list[Fraction] = []
         self.asked: list[tuple[Question, int]] = []  # each with how many frames were seen then
@@ -45,7 +49,7 @@ class ScriptedSession:
         assert question.at <= self.now or self.finished, "would wait for ever"
         seen = self.seen[-1] if self.seen else Fraction(0)
         text = self.script(question, list(self.seen))
-        answer.set_result(Answer(question.id, question.at, seen, question.text, text, 1.5, 1, (), len(self.seen)))
+        answer.set_result(Answer(question.id, question.at, seen, question.text, text, 1.5, 1, (), len(self.seen), 16, None))
         return answer
 
     def finish(self) -> None:
@@ -53,7 +57,7 @@ class ScriptedSession:
 
     def summary(self) -> Summary:
         frames = len(self.seen)
-        return Summary("scripted", frames, 0, 0, 1.0, float(frames), {}, 1.0, None, {"device": 0, "host": 0}, 1.0)
+        return Summary("scripted", frames, 0, 0, 1.0, float(frames), {}, 1.0, None, {"device": 0, "host": 0}, 0.0, 0, 1.0)
 
     def __enter__(self) -> Self:
         return self

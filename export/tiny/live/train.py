@@ -1,0 +1,197 @@
+"""Trains the adapter with which the tiny model speaks by itself: resumable, deterministic by its seed.
+
+    python -m vicort.export.tiny.reels POOL --count 200
+    python -m vicort.export.tiny.live.train POOL RUN
+
+The loss is that of VideoLLM-online (arXiv 2406.11816): cross-entropy of what is said, plus, behind each unit where nothing is to be said,
+that of <|im_end|>, weight 1. In every second step the base model's ordinary questions are added, so that they stay answered. The vision
+encoder is frozen: each reel is encoded once. RUN holds state.pt, adapter/ (PEFT's layout), curve.json, and
+what the vision encoder saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from vicort.export.tiny.batches import Composer, Recipe, episode_of
+from vicort.export.tiny.live.layout import FIRST_WORD, KINDS, SILENCE, Layout
+from vicort.export.tiny.live.lora import save_adapter, wrap
+from vicort.export.tiny.live.scenes import Recipe as LiveRecipe
+from vicort.export.tiny.live.scenes import make_scenes
+from vicort.export.tiny.model import CHECKPOINT, encode_units, faster_attention, token_id
+from vicort.export.tiny.reels import Reel, load_reel
+from vicort.export.tiny.train import forward
+
+WARM_UP = 30  # steps
+RATES = (2e-3, 2e-5)  # learning rate at its highest and at the last step, cosine in between
+STREAM_WEIGHT = 1.0  # paper: of the loss of silence
+THRESHOLD = 0.725  # paper: silence takes this probability
+ASKED_EVERY = 2  # steps
+ASKED = Recipe(streams=3, questions=12, empties=(0, 20), far=0.5, bounded=0.2, drops=0.2, retrieval=0.1, turns=0.1)
+STAGES = (  # steps, and the streams that are spoken over in them
+    (320, LiveRecipe(streams=12, longest=10, gaps=(0.5, 0.25, 0.15), present=0.9)),
+    (180, LiveRecipe()),
+)
+STEPS = sum(steps for steps, _ in STAGES)
+REELS, REELS_A_STEP = 200, 4  # the first ones of the pool
+ENCODED_AT_ONCE = 64  # units
+LOG_EVERY, SAVE_EVERY = 25, 100  # steps
+SEED = 60
+END = token_id("<|im_end|>")
+
+
+@dataclass
+class Run:
+    model: Qwen2_5_VLForConditionalGeneration
+    trained: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    curve: list[dict[str, object]] = field(default_factory=list)
+
+
+class Eyes:
+    """The visual tokens of the pool's reels, each encoded once; a Reel of them has units [U, 16, width] float32."""
+
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, pool: Path, cache: Path) -> None:
+        """cache: a folder for what was encoded, of this model and this pool."""
+        self._model, self._paths, self._cache = model, sorted(pool.glob("*.npz"))[:REELS], cache
+        cache.mkdir(parents=True, exist_ok=True)
+        self._seen: dict[int, Reel] = {}
+
+    def draw(self, rng: np.random.Generator, count: int) -> list[Reel]:
+        """Different reels."""
+        return [self._reel(int(index)) for index in rng.choice(len(self._paths), count, replace=False)]
+
+    def _reel(self, index: int) -> Reel:
+        if index not in self._seen:
+            reel, path = load_reel(self._paths[index]), self._cache / f"{index:06}.npy"
+            if not path.exists():
+                np.save(path, self._encoded(reel.units))
+            self._seen[index] = replace(reel, units=np.load(path))
+        return self._seen[index]
+
+    @torch.no_grad()
+    def _encoded(self, units: np.ndarray) -> np.ndarray:
+        pieces = torch.from_numpy(np.ascontiguousarray(units)).split(ENCODED_AT_ONCE)
+        with torch.autocast("cpu", enabled=False):
+            return torch.cat([encode_units(self._model, piece) for piece in pieces]).numpy()
+
+
+def start_or_resume(folder: Path) -> Run:
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
+    faster_attention(model)
+    trained = wrap(model, SEED)
+    run = Run(model, trained, torch.optim.AdamW(trained, lr=RATES[0], betas=(0.9, 0.98), weight_decay=0.0))
+    path = folder / "state.pt"
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.step, run.curve = state["step"], json.loads(state["curve"])
+    return run
+
+
+def save(run: Run, folder: Path) -> None:
+    state = {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict(), "step": run.step, "curve": json.dumps(run.curve)}
+    torch.save(state, folder / "state.partial")
+    (folder / "state.partial").rename(folder / "state.pt")
+    save_adapter(run.model, folder / "adapter")
+    (folder / "curve.json").write_text(json.dumps(run.curve, indent=1) + "\n")
+
+
+def speak(run: Run, rng: np.random.Generator, reels: list[Reel], layout: Layout, recipe: LiveRecipe) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of streams that are spoken over, and what was decided right: silence and speech at the threshold, words if most probable."""
+    batch = layout.batch(rng, make_scenes(rng, reels, recipe))
+    logits, labels, kinds = forward(run.model, batch, _features(reels))
+    losses = cross_entropy(logits, labels, reduction="none")
+    weights = torch.where(kinds == SILENCE, STREAM_WEIGHT, 1.0)
+    quiet = logits.detach().softmax(-1)[:, END] >= THRESHOLD
+    right = torch.where(kinds == SILENCE, quiet, torch.where(kinds == FIRST_WORD, ~quiet, logits.argmax(-1) == labels))
+    return (losses * weights).mean(), {name: right[kinds == kind] for kind, name in enumerate(KINDS)}
+
+
+def answer(run: Run, rng: np.random.Generator, reels: list[Reel], composer: Composer) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of ordinary questions, and which words of the answers were right."""
+    episodes = [episode_of(rng, reels, ASKED) for _ in range(ASKED.streams)]
+    batch = composer.compose(rng, episodes, np.concatenate([reel.units for reel in reels]))
+    logits, labels, _ = forward(run.model, batch, _features(reels))
+    return cross_entropy(logits, labels), {"answers": (logits.argmax(-1) == labels)[labels != END]}
+
+
+def _features(reels: list[Reel]) -> Tensor:
+    return torch.from_numpy(np.concatenate([reel.units for reel in reels])).flatten(0, 1)
+
+
+def recipe_at(step: int) -> LiveRecipe:
+    ends = np.cumsum([steps for steps, _ in STAGES])
+    return STAGES[int(np.searchsorted(ends, step, side="right"))][1]
+
+
+def rate_at(step: int) -> float:
+    share = step / STEPS
+    return min(1.0, (step + 1) / WARM_UP) * (RATES[1] + (RATES[0] - RATES[1]) * (1 + math.cos(math.pi * share)) / 2)
+
+
+def train_step(run: Run, eyes: Eyes, layout: Layout, composer: Composer) -> tuple[float, dict[str, Tensor]]:
+    rng = np.random.default_rng([run.step, SEED])
+    reels = eyes.draw(rng, REELS_A_STEP)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, right = speak(run, rng, reels, layout, recipe_at(run.step))
+        if run.step % ASKED_EVERY == 0:
+            asked_loss, asked_right = answer(run, rng, reels, composer)
+            loss, right = loss + asked_loss, right | asked_right
+    run.optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(run.trained, 1.0)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate_at(run.step)
+    run.optimizer.step()
+    run.step += 1
+    return loss.item(), right
+
+
+def train(pool: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    run = start_or_resume(folder)
+    eyes, layout, composer = Eyes(run.model, pool, folder / "eyes"), Layout(), Composer(ASKED)
+    losses: list[float] = []
+    right: dict[str, list[Tensor]] = {}
+    began = time.monotonic()
+    while run.step < STEPS:
+        loss, told = train_step(run, eyes, layout, composer)
+        losses.append(loss)
+        for name, each in told.items():
+            right.setdefault(name, []).append(each)
+        if run.step % LOG_EVERY == 0:
+            shares = {name: round(torch.cat(each).float().mean().item(), 4) for name, each in right.items()}
+            seconds = round((time.monotonic() - began) / len(losses), 2)
+            run.curve.append({"step": run.step, "loss": round(float(np.mean(losses)), 4), "right": shares, "seconds_a_step": seconds})
+            print(json.dumps(run.curve[-1]), flush=True)
+            losses, right, began = [], {}, time.monotonic()
+        if run.step % SAVE_EVERY == 0 or run.step == STEPS:
+            save(run, folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pool", type=Path, help="folder of reels, see vicort.export.tiny.reels")
+    parser.add_argument("run", type=Path, help="folder of the run; an interrupted one goes on where it stopped")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    train(arguments.pool, arguments.run)
+
+
+if __name__ == "__main__":
+    main()
