@@ -72,7 +72,7 @@ def _answers(engine_dir: Path, streams: Dataset, settings: Settings, done: Done)
     """As many systems at a time as there are cores, each on one core: answers do not depend on time."""
 
     def of(name: str) -> Rows:
-        work = partial(in_child, system_answers.measure, engine_dir, name, streams, settings, seconds=2 * settings.system_minutes * 60)
+        work = partial(in_child, system_answers.measure, engine_dir, name, streams, settings, seconds=settings.system_minutes * 60)
         try:
             return done.get(f"{name} answers", work)
         except VicortError as error:
