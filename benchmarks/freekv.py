@@ -14,7 +14,6 @@ import json
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -61,39 +60,56 @@ TIMED: dict[str, dict[str, Any]] = {
 
 
 @dataclass
+class _Series:
+    """Runs over one set of buffers: a stream's chunks, or a question and the tokens of its answer."""
+
+    kind: str
+    newest: bytes  # positions of the newest rows
+    q: list[np.ndarray] = field(default_factory=list)  # [L, Hq, D] of each run, of its last time
+    times: list[int] = field(default_factory=list)  # how often each was made
+
+
+@dataclass
 class Runs:
     """The language engine, and what each of its runs asked for."""
 
     engine: Any
-    q: dict[str, list[list[np.ndarray]]] = field(default_factory=lambda: defaultdict(list))  # "chunk", "answer": series of [L, Hq, D]
-    reads: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # how often each was read, one after another
-    at: list[int] = field(default_factory=list)  # perf_counter_ns when a token's last run began
-    _before: dict[int, bytes] = field(default_factory=dict)  # buffers of a run -> positions of their newest
+    series: list[_Series] = field(default_factory=list)
+    tokens_at: list[int] = field(default_factory=list)  # perf_counter_ns, when runs of one token began
+    _open: dict[int, _Series] = field(default_factory=dict)  # by the address of their buffers
 
     @property
     def signature(self) -> Any:
         return self.engine.signature
 
     def enqueue(self, bindings: Any, stream: Any) -> Any:
-        began, done = time.perf_counter_ns(), self.engine.enqueue(bindings, stream)
-        tokens, q = bindings["tokens"], bindings["q"].copy()
-        kind = "chunk" if tokens.max() < 0 else "answer"
-        buffers, positions = tokens.ctypes.data, bindings["pos"].tobytes()
-        again, self._before[buffers] = self._before.get(buffers) == positions, positions
-        if kind == "answer" and len(tokens) == 1:
-            self.at.append(began)
-        if again:
-            self.q[kind][-1][-1] = q
-            self.reads[kind][-1] += 1
-        else:
-            if not self.q[kind] or (kind == "answer" and len(tokens) > 1):
-                self.q[kind].append([])
-            self.q[kind][-1].append(q)
-            self.reads[kind].append(1)
+        tokens, newest = bindings["tokens"], bindings["pos"].tobytes()
+        if len(tokens) == 1:
+            self.tokens_at.append(time.perf_counter_ns())
+        done = self.engine.enqueue(bindings, stream)
+        address, kind = tokens.ctypes.data, "chunk" if tokens.max() < 0 else "answer"
+        series = self._open.get(address)
+        if series and series.newest == newest:
+            series.q[-1] = bindings["q"].copy()
+            series.times[-1] += 1
+            return done
+        if series is None or series.kind != kind or (kind == "answer" and len(tokens) > 1):
+            series = self._open[address] = _Series(kind, newest)
+            self.series.append(series)
+        series.newest = newest
+        series.q.append(bindings["q"].copy())
+        series.times.append(1)
         return done
 
+    def queries(self, kind: str) -> list[list[np.ndarray]]:
+        return [series.q for series in self.series if series.kind == kind]
+
+    def times(self, kind: str) -> list[int]:
+        """How often each run was made, all series one after another."""
+        return [times for series in self.series if series.kind == kind for times in series.times]
+
     def clear(self) -> None:
-        for each in (self.q, self.reads, self.at, self._before):
+        for each in (self.series, self.tokens_at, self._open):
             each.clear()
 
 
@@ -158,21 +174,21 @@ def write_system(folder: Path, base: str, name: str, changes: dict[str, Any]) ->
 
 def told(runs: Runs, model: ModelSpec) -> dict[str, Any]:
     """How alike the queries of a stream and its answers were, and how often a chunk or a token was read again."""
-    answers = runs.q["answer"]
+    answers = runs.queries("answer")
     return {
         **told_of_chunks(runs, model),
         "question to first token": spread_of(similarities([series[:2] for series in answers], model, 0)),
         "token to next": spread_of(similarities([series[1:] for series in answers], model, 0)),
-        "questions and tokens": len(runs.reads["answer"]),
-        "questions and tokens read again": sum(count > 1 for count in runs.reads["answer"]),
+        "questions and tokens": len(runs.times("answer")),
+        "questions and tokens read again": sum(count > 1 for count in runs.times("answer")),
     }
 
 
 def told_of_chunks(runs: Runs, model: ModelSpec) -> dict[str, Any]:
     return {
-        "chunk to next": spread_of(similarities(runs.q["chunk"], model, 0)),
-        "chunks": len(runs.reads["chunk"]),
-        "chunks read again": sum(count > 1 for count in runs.reads["chunk"]),
+        "chunk to next": spread_of(similarities(runs.queries("chunk"), model, 0)),
+        "chunks": len(runs.times("chunk")),
+        "chunks read again": sum(count > 1 for count in runs.times("chunk")),
     }
 
 
@@ -231,7 +247,7 @@ def timed(path: Path, engines: EngineSet, runs: Runs, system: str) -> dict[str, 
                     runs.clear()
                     before = session.summary()
                     first.append(session.ask(f"what color was the {shape}?").ttft_ms)
-                    between += np.diff(runs.at).tolist()
+                    between += np.diff(runs.tokens_at).tolist()
                     moved.append(session.summary().moved_mb - before.moved_mb)
     finally:
         engines.manifest = engines.manifest.model_copy(update={"model": model})

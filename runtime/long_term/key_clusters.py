@@ -99,6 +99,10 @@ class KeyClusterMemory:
     def cells_in_use(self) -> float:
         return float(self._cells.live.mean())
 
+    def cluster_tokens(self) -> np.ndarray:
+        """[clusters] how many tokens each holds, of all layers and heads."""
+        return self._tokens[self._tokens > 0]
+
     def reader(self, view: View, recalls: Sequence[Recall]) -> EachStep:
         return EachStep(self.model, view, self.pool, recalls[0])
 
