@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,13 +19,15 @@ from vicort.runtime.pruning import Pruner
 if TYPE_CHECKING:
     from vicort.runtime.stages import Job
 
+RUN_TOKENS = 8  # what a run of the graph costs by itself, in tokens: measured at the tiny size, where it matters
 BUCKETS = 4  # sizes that a pruned unit is padded to: a quarter of its tokens, half, three quarters, all
 
 
 class PrunedVision:
     """Frames -> the tokens that are worth encoding, and which those are.
 
-    Units that are whole go through the whole graph, together; the others through the pruned one, those of one bucket together.
+    Units that are whole go through the whole graph, together; the others through the pruned one, those of one bucket together. Engines
+    take a while for each shape that they first meet, so there are few.
     """
 
     name = "vision"
@@ -54,9 +57,9 @@ class PrunedVision:
         job.indices = np.concatenate([unit * self._tokens + tokens for unit, tokens in enumerate(kept)]).astype(np.int32)
         job.kept = len(job.indices)
         job.rows = job.buffers.compact[: job.kept]
-        buckets = np.array([bucket(len(tokens), self._tokens) for tokens in kept])
-        for size in sorted({*buckets.tolist()} - {0}):
-            self._encode(frames, kept, np.flatnonzero(buckets == size).tolist(), size, job.rows)
+        buckets = joined([bucket(len(tokens), self._tokens) for tokens in kept], self._tokens)
+        for size in sorted({*buckets} - {0}):
+            self._encode(frames, kept, [unit for unit, own in enumerate(buckets) if own == size], size, job.rows)
 
     def _encode(self, frames: Any, kept: Sequence[np.ndarray], units: list[int], size: int, rows: Any) -> None:
         """The units of one bucket, into their rows of the chunk's tokens."""
@@ -105,3 +108,13 @@ def bucket(kept: int, tokens: int) -> int:
     if kept in (0, tokens):
         return tokens + 1 if kept else 0
     return next(size for part in range(1, BUCKETS + 1) if (size := math.ceil(tokens * part / BUCKETS)) >= kept)
+
+
+def joined(buckets: Sequence[int], tokens: int) -> list[int]:
+    """The same, where a few units go along with those of the next larger bucket: padding them costs less than a run of their own."""
+    sizes = sorted({*buckets} - {0, tokens + 1})
+    joined = list(buckets)
+    for size, larger in pairwise(sizes):
+        if joined.count(size) * (larger - size) <= RUN_TOKENS:
+            joined = [larger if own == size else own for own in joined]
+    return joined

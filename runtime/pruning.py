@@ -30,7 +30,7 @@ class Pruner:
     def __init__(self, policy: MotionPruning, model: ModelSpec) -> None:
         self._policy, self._model = policy, model
         self._moved = np.zeros((model.grid_height * MERGE, model.grid_width * MERGE), bool)  # patches, since the last whole frame
-        self._means: np.ndarray | None = None  # of the blocks of the frame before
+        self._before = np.zeros((model.image_height, model.image_width, 3), np.uint8)  # the frame before, letterboxed
         self._shape: tuple[int, ...] = ()  # of the frame before, as its source gave it
         self._refreshed = Fraction(0)  # seconds, of the last whole frame
         self._next_unit = -1
@@ -49,13 +49,13 @@ class Pruner:
 
     def _mask(self, frame: Frame, image: np.ndarray) -> tuple[np.ndarray, bool]:
         """The patches [rows,columns] of a frame to encode, and whether it is whole whatever moves."""
-        means, whole = block_means(image, *self._moved.shape), self._is_whole(frame)
+        whole = self._is_whole(frame)
         if whole:
             self._moved[:] = False
             self._refreshed = frame.time
         else:
-            self._moved |= self._moves(frame, means)
-        self._means, self._shape = means, tuple(frame.image.shape[:2])
+            self._moved |= self._moves(frame, image)
+        self._before[:], self._shape = image, tuple(frame.image.shape[:2])
         return (np.ones_like(self._moved) if whole else self._moved.copy()), whole
 
     def _is_whole(self, frame: Frame) -> bool:
@@ -63,11 +63,11 @@ class Pruner:
             return True
         return frame.time - self._refreshed >= self._policy.refresh
 
-    def _moves(self, frame: Frame, means: np.ndarray) -> np.ndarray:
+    def _moves(self, frame: Frame, image: np.ndarray) -> np.ndarray:
         """Patches [rows,columns] where the frame differs from the one before."""
         policy, model = self._policy, self._model
         vectors = frame.motion is not None and frame.motion.cells is not None
-        difference = np.abs(means - self._means).mean(axis=(1, 3)) if policy.alpha or not vectors else np.float32(0)
+        difference = self._difference(image) if policy.alpha or not vectors else np.float32(0)
         if frame.motion is None or frame.motion.cells is None:
             return np.asarray(difference >= policy.difference)
         shape = frame.image.shape
@@ -77,6 +77,11 @@ class Pruner:
         longest = vertical.longest(horizontal.longest(frame.motion.cells.T).T)
         moved: np.ndarray = longest * (box.height / shape[0]) + policy.alpha * difference >= policy.tau
         return moved
+
+    def _difference(self, image: np.ndarray) -> np.ndarray:
+        """[rows,columns] float32: grey levels that each patch's blocks differ by from the frame before, on average."""
+        now, before = (block_means(each, *self._moved.shape) for each in (image, self._before))
+        return np.abs(now - before).mean(axis=(1, 3))
 
 
 @dataclass(frozen=True)
@@ -110,5 +115,7 @@ def tokens_of(patches: np.ndarray) -> np.ndarray:
 
 def block_means(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """[rows,BLOCKS,columns,BLOCKS] float32: mean grey level of each block of each patch of a frame [H,W,3]."""
-    height, width = image.shape[0] // (rows * BLOCKS), image.shape[1] // (columns * BLOCKS)
-    return image.reshape(rows, BLOCKS, height, columns, BLOCKS, width, 3).mean(axis=(2, 5, 6), dtype=np.float32)
+    down, across = rows * BLOCKS, columns * BLOCKS
+    sums = image.reshape(down, image.shape[0] // down, -1).sum(axis=1, dtype=np.uint32)  # of rows of pixels first: those lie in a line
+    means = sums.reshape(down, across, -1).sum(axis=2) / np.float32(image.size // (down * across))
+    return means.astype(np.float32).reshape(rows, BLOCKS, columns, BLOCKS)

@@ -17,7 +17,7 @@ from vicort.runtime.chunker import Chunker
 from vicort.runtime.core import ChunkEvent, Frame, Motion
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.policies.drop import MotionPruning
-from vicort.runtime.pruned_vision import bucket
+from vicort.runtime.pruned_vision import bucket, joined
 from vicort.runtime.pruning import Pruner, Side, tokens_of
 from vicort.runtime.session import Session
 
@@ -166,6 +166,21 @@ def test_buckets(tokens, data):
     else:
         assert kept <= size <= tokens
         assert size - kept <= -(-tokens // 4)
+
+
+@given(st.lists(st.sampled_from([0, 4, 8, 12, 16, 17]), max_size=8))
+def test_few_units_go_along_with_larger_ones(buckets):
+    runs = joined(buckets, 16)
+    for own, size in zip(buckets, runs, strict=True):
+        assert size == own if own in (0, 17) else own <= size <= 16
+        assert size in buckets
+    assert len({*runs}) <= len({*buckets})
+
+
+def test_a_run_of_its_own_is_worth_it_for_many():
+    assert joined([4, 4, 8], 16) == [8, 8, 8]
+    assert joined([4, 4, 4, 8], 16) == [4, 4, 4, 8]
+    assert joined([31, 61], 121) == [31, 61]
 
 
 def test_tokens_are_whole_groups():
