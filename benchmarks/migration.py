@@ -97,11 +97,9 @@ def point(engines: EngineSet, setting: Setting, workload: Recording, settings: S
     system = setting.system()
     with VicortStream(engines, system, workload, overlap=False) as stream:
         fill(stream, settings.migration_fill_frames)
-        filled, first = stream.watch.frames, len(stream.watch.chunks)
+        first = len(stream.watch.chunks)
         alone = [stream.push_frames(settings.migration_frames) for _ in range(settings.migration_repeats)]
-        frames = stream.watch.frames - filled
-        stage_ms = {stage: round(sum(times) / frames, 4) for stage, times in stream.stage_ms(first).items()}
-        chunks = stream.watch.chunks[first:]
+        chunks, stage_ms = stream.watch.chunks[first:], stream.stage_ms_a_frame(first)
         ttfts = [stream.ask(QUESTIONS[number % len(QUESTIONS)]).ttft_ms for number in range(settings.migration_questions)]
     with VicortStream(engines, system, workload, overlap=True) as stream:
         fill(stream, settings.migration_fill_frames)

@@ -40,6 +40,7 @@ class Settings:
     replay_s: float = 8.0  # of 1x replay
     system_seconds: float = 8.0  # of measuring a rate, after which a slow system's is enough
     system_minutes: float = 15.0  # that one system may take for one kind of measurement before it is ended
+    twins_timed: bool = True
     side_by_side: bool = False  # whether two systems may be timed at once: only to see that it runs
     migration_fill_frames: int = 2080  # so that the largest scope has that many chunks to choose from
     migration_frames: int = 320  # a measurement
@@ -74,6 +75,7 @@ QUICK = Settings(
     system_questions=4,
     system_loaded_questions=2,
     replay_s=1.0,
+    twins_timed=False,
     side_by_side=True,
     migration_fill_frames=48,
     migration_frames=16,

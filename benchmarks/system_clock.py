@@ -65,10 +65,9 @@ def _overlapped(engines: EngineSet, system: System, workload: Recording, setting
     meter = LagMeter()
     with VicortStream(engines, system, workload, overlap=True, also=meter.event) as stream:
         fill(stream, settings.system_fill_frames)
-        filled, first = stream.watch.frames, len(stream.watch.chunks)
+        first = len(stream.watch.chunks)
         measured = rates(stream, settings)
-        taken, chunks = stream.watch.frames - filled, stream.watch.chunks[first:]
-        stage_ms = {stage: round(sum(times) / taken, 4) for stage, times in stream.stage_ms(first).items()}
+        chunks, stage_ms = stream.watch.chunks[first:], stream.stage_ms_a_frame(first)
         idle = [stream.ask(QUESTIONS[number % len(QUESTIONS)]).ttft_ms for number in range(settings.system_questions)]
         resting = _memory(engines, stream)
         loaded = _under_load(stream, settings.system_loaded_questions)

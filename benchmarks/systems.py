@@ -86,10 +86,9 @@ def _clock(engine_dir: Path, recording: Path, settings: Settings, done: Done, ro
     """Adds the clock's part to each row that has answers: one system at a time, alone on the machine."""
 
     def of(label: str) -> None:
-        row = rows[label]
-        if "error" in row:
+        row, system = rows[label], label.removeprefix(TWIN)
+        if "error" in row or (label != system and not settings.twins_timed):
             return
-        system = label.removeprefix(TWIN)
         tokens = None if label == system else rows[system]["tokens_read"]
         work = partial(in_child, clock_of, engine_dir, recording, system, tokens, settings, seconds=settings.system_minutes * 60)
         try:

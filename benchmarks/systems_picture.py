@@ -9,6 +9,8 @@ from vicort.benchmarks.canvas import colors_of, machine_line, page
 from vicort.benchmarks.systems_report import old_accuracy
 from vicort.benchmarks.twins import BASELINES, TWIN
 
+HIGH = 70  # % right: labels of crowded points above go downwards
+
 
 def draw(result: dict[str, Any], path: Path) -> Path | None:
     """Four panels; None, and nothing drawn, if no system was measured."""
@@ -55,7 +57,8 @@ def _rate(axis: Any, part: dict[str, Any], rows: dict[str, Any], colors: dict[st
             )
     for name, place in places.items():
         if not name.startswith(TWIN):
-            above = 5 + 11 * _crowd(name, places)
+            step = 11 * _crowd(name, places)
+            above = 5 + step if place[1] < HIGH else -14 - step
             axis.annotate(name, place, xytext=(8, above), textcoords="offset points", fontsize=9, color=colors[name], zorder=4)
         if TWIN + name in places:
             axis.plot(*zip(place, places[TWIN + name], strict=True), color=colors[name], linewidth=0.8, linestyle=":")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 from collections import defaultdict
@@ -135,6 +136,12 @@ class VicortStream:
     def stage_ms(self, first_chunk: int) -> dict[str, list[float]]:
         """Milliseconds of each stage of each chunk from `first_chunk` on."""
         return {stage: [span.ms for span in self.watch.spans[stage] if span.chunk >= first_chunk] for stage in STAGES}
+
+    def stage_ms_a_frame(self, first_chunk: int) -> dict[str, float]:
+        """Milliseconds of each stage a frame, from the median chunk, over the chunks placed from `first_chunk` on."""
+        chunks = self.watch.chunks[first_chunk:]
+        frames = sum(chunk.frames for chunk in chunks) / len(chunks)
+        return {stage: round(statistics.median(times) / frames, 4) for stage, times in self.stage_ms(first_chunk).items()}
 
     def close(self) -> None:
         self.session.close()
