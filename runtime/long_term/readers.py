@@ -46,8 +46,9 @@ class TwoPass(Chosen):
         if not prefill or self.reruns:
             return False
         self.choose(q)
-        self.reruns += 1
-        return True
+        again = self.selection.most > 0  # a young stream has nothing to read
+        self.reruns += again
+        return again
 
 
 class EachStep(TwoPass):

@@ -217,6 +217,3 @@ class ReadOnce(TwoPass):
     def choose(self, q: np.ndarray) -> None:
         super().choose(q)
         self.release()
-
-    def saw(self, q: np.ndarray, prefill: bool) -> bool:
-        return super().saw(q, prefill) and self.selection.most > 0
