@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 from vicort.benchmarks.workload import PERIOD, Workload
 from vicort.runtime.core import Frame
@@ -35,11 +34,10 @@ def write_recording(path: Path) -> None:
         partial.rename(path)
 
 
-def read_recording(path: Path, fps: int = Workload.fps, motion: bool = False) -> Recording:
-    """fps: frames a second that it is played at; all are taken. motion: whether frames carry what the decoder says of their motion."""
-    told: dict[str, Any] = {"motion": True} if motion else {}
-    with open_source(str(path), **told) as source:
-        return Recording(fps=fps, decoded=tuple(_all(source)))
+def read_recording(path: Path, motion: bool = False) -> Recording:
+    """motion: whether frames carry what the decoder says of their motion."""
+    with open_source(str(path), motion=motion) as source:
+        return Recording(decoded=tuple(_all(source)))
 
 
 def _all(frames: Iterable[Frame]) -> list[Frame]:

@@ -29,7 +29,7 @@ class Settings:
     long_host_mb: float = 50
     questions: int = 100  # of each kind, for percentiles of the time to the first token
     real_time_fps: int = 30
-    system_streams: int = 12  # of seven things each, that every system watches
+    system_streams: int = 10  # of seven things each, that every system watches
     system_ages: tuple[int, ...] = (0, 8, 64, 250, 512, 1000)  # units since the last thing went; 512 are 64 chunks of 16 frames
     store_mb: float = 20.0  # of pages, for every system: about 600 whole units of the tiny model
     system_fill_frames: int = 2048  # before a system is timed: as long as the stream of the oldest question
@@ -38,7 +38,8 @@ class Settings:
     system_questions: int = 60  # idle
     system_loaded_questions: int = 40  # while frames come as fast as they are taken
     replay_s: float = 8.0  # of 1x replay
-    system_minutes: float = 5.0  # one system may take for one kind of measurement
+    system_seconds: float = 8.0  # of measuring a rate, after which a slow system's is enough
+    system_minutes: float = 15.0  # that one system may take for one kind of measurement before it is ended
     side_by_side: bool = False  # whether two systems may be timed at once: only to see that it runs
     migration_fill_frames: int = 2080  # so that the largest scope has that many chunks to choose from
     migration_frames: int = 320  # a measurement

@@ -7,6 +7,8 @@ import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +28,15 @@ from vicort.runtime.pool import page_bytes
 from vicort.runtime.system import System
 
 ASK_EVERY_S = 0.5  # of a 1x replay
+FEWEST = 2  # measurements of a rate
 
 
-def measure(engine_dir: Path, recording: Path, system: System, settings: Settings, whole: bool) -> dict[str, Any]:
+def measure(engine_dir: Path, recording: Path, choose: Callable[[EngineSet], System], settings: Settings, whole: bool) -> dict[str, Any]:
     """All of it; of a twin (`whole` False) only the overlapped rate and the first token, idle and under load."""
-    motion = system.drop.policy == "motion"
-    workload = read_recording(recording, motion=motion)
     with EngineSet.open(engine_dir, threads=1) as engines:
-        result = _overlapped(engines, system, workload, settings)
-        if whole:
-            result["replay"] = _replay(engines, system, read_recording(recording, settings.real_time_fps, motion), settings)
+        system = choose(engines)
+        workload = read_recording(recording, motion=system.wants_motion)
+        result = _overlapped(engines, system, workload, settings, whole)
     if whole:
         cores = len(os.sched_getaffinity(0))
         with EngineSet.open(engine_dir, threads=cores) as engines:
@@ -45,33 +46,45 @@ def measure(engine_dir: Path, recording: Path, system: System, settings: Setting
 
 
 def fill(stream: VicortStream, frames: int) -> None:
-    """Bring a stream to its steady state, chunk by chunk: nothing is dropped, whatever the lag policy."""
+    """Bring a stream to its steady state."""
     for _ in range(frames // CHUNK_FRAMES):
         stream.push_frames(CHUNK_FRAMES)
 
 
-def _overlapped(engines: EngineSet, system: System, workload: Recording, settings: Settings) -> dict[str, Any]:
-    with VicortStream(engines, system, workload, overlap=True) as stream:
+def rates(stream: VicortStream, settings: Settings) -> list[float]:
+    """Frames a second, measured several times; fewer where one takes long."""
+    start, measured = time.perf_counter(), list[float]()
+    while len(measured) < settings.system_repeats:
+        measured.append(stream.push_frames(settings.system_rate_frames))
+        if len(measured) >= FEWEST and time.perf_counter() - start > settings.system_seconds:
+            break
+    return measured
+
+
+def _overlapped(engines: EngineSet, system: System, workload: Recording, settings: Settings, whole: bool) -> dict[str, Any]:
+    meter = LagMeter()
+    with VicortStream(engines, system, workload, overlap=True, also=meter.event) as stream:
         fill(stream, settings.system_fill_frames)
         filled, first = stream.watch.frames, len(stream.watch.chunks)
-        rates = [stream.push_frames(settings.system_rate_frames) for _ in range(settings.system_repeats)]
+        measured = rates(stream, settings)
         taken, chunks = stream.watch.frames - filled, stream.watch.chunks[first:]
         stage_ms = {stage: round(sum(times) / taken, 4) for stage, times in stream.stage_ms(first).items()}
         idle = [stream.ask(QUESTIONS[number % len(QUESTIONS)]).ttft_ms for number in range(settings.system_questions)]
         resting = _memory(engines, stream)
         loaded = _under_load(stream, settings.system_loaded_questions)
         summary = stream.session.summary()
-        return {
-            "ingest": {"frames_a_second": spread(rates, 1), "stage_ms_a_frame": stage_ms},
+        result = {
+            "ingest": {"frames_a_second": spread(measured, 1), "stage_ms_a_frame": stage_ms},
             "kept_share": round(sum(chunk.kept for chunk in chunks) / sum(chunk.tokens for chunk in chunks), 4),
             "ttft_ms": {"idle": percentiles(idle), "while ingesting": loaded["ttft_ms"]},
             "frames_a_second_while_asked": loaded["frames_a_second"],
             **resting,
-            "moved_mb": getattr(summary, "moved_mb", None),
-            "reruns": getattr(summary, "reruns", None),
+            "moved_mb": round(summary.moved_mb, 3),
+            "reruns": summary.reruns,
             "asked": len(idle) + loaded["ttft_ms"]["n"],
             "rss_mb": rss_mb(),
         }
+        return result | ({"replay": _replay(stream, meter, settings)} if whole else {})
 
 
 def _memory(engines: EngineSet, stream: VicortStream) -> dict[str, Any]:
@@ -96,37 +109,39 @@ def _under_load(stream: VicortStream, questions: int) -> dict[str, Any]:
 def _sequential(engines: EngineSet, system: System, workload: Recording, settings: Settings) -> dict[str, Any]:
     with VicortStream(engines, system, workload, overlap=False, threads=len(os.sched_getaffinity(0))) as stream:
         fill(stream, settings.system_fill_frames)
-        rates = [stream.push_frames(settings.system_rate_frames) for _ in range(settings.system_repeats)]
-    return {"frames_a_second": spread(rates, 1)}
+        return {"frames_a_second": spread(rates(stream, settings), 1)}
 
 
-def _replay(engines: EngineSet, system: System, workload: Recording, settings: Settings) -> dict[str, Any]:
-    """Each frame when its time has come, by the machine's clock, questions among them, the oldest chunk dropped if it cannot keep up."""
-    meter, asked = LagMeter(), list[Future]()
-    with VicortStream(engines, system, workload, overlap=True, also=meter.event, on_lag="drop-oldest") as stream:
-        fill(stream, settings.system_fill_frames)
-        frames, before = stream.next_frames(round(settings.replay_s * workload.fps)), stream.session.summary()
-        ask_every = round(ASK_EVERY_S * workload.fps)
-        start = time.monotonic()
-        for number, frame in enumerate(frames):
-            due = start + number / workload.fps
-            time.sleep(max(0.0, due - time.monotonic()))
-            meter.take(frame.time, due)
-            stream.push([frame])
-            if number % ask_every == ask_every - 1:
-                text = QUESTIONS[len(asked) % len(QUESTIONS)]
-                asked.append(stream.session.submit(Question(text, stream.session.now), _first_token(meter, f"q{len(asked) + 1}")))
-        stream.session.finish()
-        summary, lag = stream.session.summary(), meter.summary()
-        return {
-            "frames_a_second": workload.fps,
-            "seconds": settings.replay_s,
-            "frames": len(frames),
-            "dropped": summary.dropped - before.dropped,
-            "late": lag["late"],
-            "lag_ms": lag["lag_ms"],
-            "ttft_ms": percentiles([answer.result().ttft_ms for answer in asked]),
-        }
+def _replay(stream: VicortStream, meter: LagMeter, settings: Settings) -> dict[str, Any]:
+    """Each frame when its time has come, by the machine's clock, questions among them, the oldest chunk dropped if it cannot keep up.
+
+    Ends the stream.
+    """
+    fps, before = settings.real_time_fps, stream.session.summary()
+    stream.session._on_lag = "drop-oldest"  # until here nothing was to be dropped
+    frames, first = stream.next_frames(round(settings.replay_s * fps)), stream.session.now
+    asked: list[Future] = []
+    start = time.monotonic()
+    for number, frame in enumerate(frames, 1):
+        due = start + number / fps
+        time.sleep(max(0.0, due - time.monotonic()))
+        at = first + Fraction(number, fps)
+        meter.take(at, due)
+        stream.push([replace(frame, time=at)])
+        if number % round(ASK_EVERY_S * fps) == 0:
+            question = Question(QUESTIONS[len(asked) % len(QUESTIONS)], at, id=f"replay {len(asked)}")
+            asked.append(stream.session.submit(question, _first_token(meter, question.id)))
+    stream.session.finish()
+    lag = meter.summary()
+    return {
+        "frames_a_second": fps,
+        "seconds": settings.replay_s,
+        "frames": len(frames),
+        "dropped": stream.session.summary().dropped - before.dropped,
+        "late": lag["late"],
+        "lag_ms": lag["lag_ms"],
+        "ttft_ms": percentiles([answer.result().ttft_ms for answer in asked]),
+    }
 
 
 def _first_token(meter: LagMeter, answer_id: str) -> Callable[[str], None]:

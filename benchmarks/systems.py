@@ -30,7 +30,7 @@ from vicort.benchmarks.twins import BASELINES, TWIN, twin_of, with_store
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import VicortError
 from vicort.runtime.manifest import read_manifest
-from vicort.runtime.system import known_systems, load_system
+from vicort.runtime.system import System, known_systems, load_system
 
 MAKING_S = 3600  # seconds that drawing and encoding the streams may take, where they are not there
 Rows = dict[str, dict[str, Any]]  # label of a system or a twin -> what was measured, or its `error`
@@ -72,7 +72,7 @@ def _answers(engine_dir: Path, streams: Dataset, settings: Settings, done: Done)
     """As many systems at a time as there are cores, each on one core: answers do not depend on time."""
 
     def of(name: str) -> Rows:
-        work = partial(in_child, system_answers.measure, engine_dir, name, streams, settings, seconds=2 * settings.system_minutes * 60)
+        work = partial(in_child, system_answers.measure, engine_dir, name, streams, settings, seconds=settings.system_minutes * 60)
         try:
             return done.get(f"{name} answers", work)
         except VicortError as error:
@@ -104,12 +104,14 @@ def _clock(engine_dir: Path, recording: Path, settings: Settings, done: Done, ro
 def clock_of(engine_dir: Path, recording: Path, name: str, tokens: float | None, settings: Settings) -> dict[str, Any]:
     """By the clock: the system of that name or, if `tokens` are given, its twin that reads so many."""
     moment = now()
-    with EngineSet.open(engine_dir) as engines:
+
+    def choose(engines: EngineSet) -> System:
         system = load_system(name)
         if tokens is not None:
             system = twin_of(system, tokens, engines.manifest.model.unit_tokens)
-        system = with_store(engines, system, settings.store_mb)
-    return system_clock.measure(engine_dir, recording, system, settings, whole=tokens is None) | {"measured": moment}
+        return with_store(engines, system, settings.store_mb)
+
+    return system_clock.measure(engine_dir, recording, choose, settings, whole=tokens is None) | {"measured": moment}
 
 
 def make_streams(engine_dir: Path, settings: Settings) -> Dataset:

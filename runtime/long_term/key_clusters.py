@@ -73,6 +73,7 @@ class KeyClusterMemory:
 
     @property
     def oldest(self) -> Fraction | None:
+        """Start, in seconds, of the oldest unit of which a token is left."""
         return self._pages[self._oldest_page()].start if self._pages else None
 
     # ---- what the stream does -------------------------------------------------------------------------------------------
@@ -98,6 +99,10 @@ class KeyClusterMemory:
 
     def cells_in_use(self) -> float:
         return float(self._cells.live.mean())
+
+    def cluster_tokens(self) -> np.ndarray:
+        """[clusters] how many tokens each holds, of all layers and heads."""
+        return self._tokens[self._tokens > 0]
 
     def reader(self, view: View, recalls: Sequence[Recall]) -> EachStep:
         return EachStep(self.model, view, self.pool, recalls[0])

@@ -33,7 +33,7 @@ class SinkBuckets(LongTermPolicy):
     pages."""
 
     policy: ClassVar[str] = "sink-buckets"
-    tokens: int = Field(gt=0, le=MOST)  # M, most that a layer keeps; fewer where memory.host_mb holds fewer
+    tokens: int = Field(gt=0, le=MOST)  # M, most that a layer keeps, rounded up to whole pages; fewer where memory.host_mb holds fewer
     keep: float = Field(gt=0, le=1)  # share of a chunk's tokens that enter
     capacity: int = Field(gt=0, le=MOST)  # B, tokens of a bucket
     observed: int = Field(gt=0, le=MOST)  # r, last rows of a chunk whose queries score its tokens, as far as the engines give them

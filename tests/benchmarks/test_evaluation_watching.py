@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -16,6 +17,7 @@ from support.videos import cut
 from vicort.benchmarks.evaluation.items import Item, Video
 from vicort.benchmarks.evaluation.watching import Candidate, watch
 from vicort.runtime.errors import SourceError
+from vicort.runtime.system import load_system
 
 TIMES = st.lists(st.integers(0, 16_000).map(lambda ms: Fraction(ms, 1000)), min_size=1, max_size=6)
 
@@ -99,6 +101,15 @@ def test_polls_end_with_the_first_yes(film, carry):
     watched = watch(video, scripted(script, opened), carry)
     assert [(reply.item, reply.at) for reply in watched.replies] == [("po", 3), ("po", 4), ("po", 5), ("po", 6), ("q", 9)]
     assert len(opened) == (1 if carry == "state" else 5)
+
+
+@pytest.mark.parametrize("motion", [False, True])
+def test_motion_is_read_for_systems_that_prune_by_it(film, motion):
+    opened: list[ScriptedSession] = []
+    watch(asked_at(film[0], Fraction(3)), replace(scripted(count, opened), motion=motion))
+    assert opened[0].told_motion is motion
+    assert Candidate.of(FakeEngineSet(), load_system("codecflow")).motion
+    assert not Candidate.of(FakeEngineSet(), load_system("uniform")).motion
 
 
 def test_frames_after_the_last_question_are_not_watched(film):

@@ -403,14 +403,21 @@ def test_a_question_keeps_its_pages_however_far_the_stream_goes():
     bench.close()
 
 
+def streaming(bench):
+    """A reader of chunks whose two sets of cells have both been read."""
+    reader = bench.memory.stream_reader(bench.memory.view(leased=False), bench.recalls(of_stream=True))
+    reader.saw(bench.query(), prefill=True)
+    for _ in range(2):
+        reader.renew(bench.memory.view(leased=False))
+        assert reader.table.size
+    return reader
+
+
 def test_time_is_moved_on_the_device_too():
     bench = Bench(tau=(None, None))
     for _ in range(9):
         bench.leave()
-    reader = bench.memory.stream_reader(bench.memory.view(leased=False), bench.recalls(of_stream=True))
-    q = bench.query()
-    reader.saw(q, prefill=True)
-    reader.renew(bench.memory.view(leased=False))
+    reader = streaming(bench)
     table, numbers = reader.table, reader.selection.pages
     places = bench.pool.where[table[0, 0], 0, 0].copy()
     np.testing.assert_array_equal(places, [bench.places[number] for number in numbers[0, 0].tolist()])
@@ -419,6 +426,29 @@ def test_time_is_moved_on_the_device_too():
     table = reader.table
     assert reader.selection.pages.tolist() == numbers.tolist()
     np.testing.assert_array_equal(bench.pool.where[table[0, 0], 0, 0], np.maximum(places - [5, 0, 0], 3))
+    bench.close()
+
+
+@pytest.mark.parametrize("who", ["question", "recall"])
+def test_time_is_not_moved_under_a_question_nor_under_a_recall(who, monkeypatch):
+    bench, place, let = Bench(tau=(None, None)), RecallStreams._place, threading.Event()
+    for _ in range(9):
+        bench.leave()
+    if who == "question":
+        held = bench.memory.view()
+    else:
+        monkeypatch.setattr(RecallStreams, "_place", lambda *args: (let.wait(5), place(*args)))
+        reader = bench.memory.stream_reader(bench.memory.view(leased=False), bench.recalls(of_stream=True))
+        reader.saw(bench.query(), prefill=True)
+        reader.renew(bench.memory.view(leased=False))
+    before, moved = bench.memory.pool.where.copy(), threading.Event()
+    thread = threading.Thread(target=lambda: (bench.memory.shift(5, 0), moved.set()))
+    thread.start()
+    assert not moved.wait(0.1)
+    np.testing.assert_array_equal(bench.memory.pool.where, before)
+    held.release() if who == "question" else let.set()
+    assert moved.wait(5)
+    thread.join()
     bench.close()
 
 

@@ -10,18 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support.fake_engines import FakeEngineSet, toy_model
-from support.sink_buckets import PlainMemory, attention_shares, page_scores
-from support.streams import frames
+from support.fake_engines import toy_model
+from support.sink_buckets import PlainMemory, attention_shares, page_scores, sink_buckets_system
 
-from vicort.runtime.core import Frame, Page, Question, Sampling
+from vicort.runtime.core import Page, Sampling
 from vicort.runtime.errors import ConfigError, MemoryBudgetError
 from vicort.runtime.long_term.long_term import Departing
 from vicort.runtime.long_term.selection import NONE
 from vicort.runtime.long_term.sink_buckets import SinkBucketsMemory
 from vicort.runtime.policies.long_term import SinkBuckets
-from vicort.runtime.session import Session
-from vicort.runtime.system import System, load_system, parse_system
+from vicort.runtime.system import load_system
 
 MODEL = toy_model()
 POLICY = {"tokens": 96, "keep": 0.5, "capacity": 1, "observed": 8, "page": 8, "share": 0.4}
@@ -40,7 +38,7 @@ def departing(number: int, count: int, seed: int = 0, unit_tokens: int = 4) -> D
     v[..., 0] = (1000 * number + np.arange(count))[None, :, None]
     unit = np.arange(count) // unit_tokens
     units = [100 * number + u for u in range(unit[-1] + 1)]
-    positions = np.stack([unit + 10 * number, np.arange(count) % 4, np.arange(count) % 2], axis=1).astype(np.int32)
+    positions = np.stack([unit + 10 * number, np.arange(count) % 4, np.arange(count) % 2], axis=1).astype(np.int32) + 5
     queries = random.normal(size=(m.layers, m.observed_rows, m.query_heads, m.head_dim)).astype(np.float32)
     queries[:, : max(m.observed_rows - count, 0)] = 0
     pages = tuple(Page(-1, "vision", unit_tokens, number, u, Fraction(u), Fraction(u) + Fraction(1, 2)) for u in units)
@@ -197,130 +195,10 @@ def test_a_parameter_that_is_not_allowed_is_named(change, words):
     key = change.split(":")[0]
     lines = {name: f"{name}: {value}" for name, value in POLICY.items()} | {key: change}
     with pytest.raises(ConfigError, match=words):
-        parse(", ".join(lines.values()))
-
-
-def parse(parameters: str, host_mb: float = 1.0) -> System:
-    return parse_system(
-        "name: test\ndrop: {policy: none}\ningest: {policy: recent-chunks, chunks: 2}\n"
-        f"long_term: {{policy: sink-buckets, {parameters}}}\nmemory: {{device_mb: 4, host_mb: {host_mb}, when_full: drop-oldest}}",
-        "test.yaml",
-    )
-
-
-SMALL = parse(", ".join(f"{name}: {value}" for name, value in POLICY.items()))
+        sink_buckets_system(", ".join(lines.values()))
 
 
 def test_the_yaml_file_says_what_the_paper_does():
     policy = load_system("livevlm").long_term
     assert isinstance(policy, SinkBuckets)
-    assert (policy.capacity, policy.page, policy.share, policy.tokens) == (1, 16, 0.4, 12288)
-
-
-class Recorder:
-    """Stands between a session and its long-term memory: what left the window, and what each question's runs chose with."""
-
-    def __init__(self, session: Session) -> None:
-        self.chunks: list[Departing] = []
-        self.queries: list[np.ndarray] = []
-        self.memory = session._memory.long_term
-        take, view = self.memory.take, self.memory.view
-
-        def recorded_take(chunk):
-            self.chunks.append(chunk)
-            take(chunk)
-
-        def recorded_view(leased=True):
-            taken = view(leased)
-            choose = taken.choose
-
-            def recorded_choose(q):
-                self.queries.append(q)
-                return choose(q)
-
-            taken.choose = recorded_choose
-            return taken
-
-        self.memory.take, self.memory.view = recorded_take, recorded_view
-
-
-def test_on_a_stream_each_run_reads_what_the_plain_statement_chooses():
-    """From what an engine is given: the second run of a question reads the window and, of each layer, the pages of the plain statement."""
-    engines, video = FakeEngineSet(seed=4), frames(60)
-    runs, read = [], engines.llm.function
-
-    def watched(**bindings):
-        out = read(**bindings)
-        runs.append(({name: np.array(bindings[name]) for name in ("pos", "pool", "where", "table")}, out["q"]))
-        return out
-
-    engines.llm.function = watched
-    with Session(engines, SMALL, overlap=False, sampling=SHORT) as session:
-        recorder = Recorder(session)
-        for frame in video:
-            session.push(frame)
-        session.finish()
-        ingested = len(runs)
-        answer = session.ask(ASK)
-        window = session._memory.ingest_table()
-    assert all((table >= 0).any() and len(np.unique(table, axis=0)) == 1 for table in (run["table"][:, 0] for run, _ in runs[1:ingested]))
-    assert len(recorder.chunks) == 8 - 2
-    plain = [PlainMemory(recorder.memory.settings, recorder.memory.tokens) for _ in range(engines.model.layers)]
-    for number, chunk in enumerate(recorder.chunks):
-        for layer, shares in enumerate(attention_shares(chunk.k, chunk.positions, chunk.queries)):
-            plain[layer].take(shares, [(number, i) for i in range(len(chunk.unit))])
-    first, second = runs[ingested], runs[ingested + 1]
-    np.testing.assert_array_equal(recorder.queries, [first[1].astype(np.float32)])
-    shared = {slot for slot in window.slots[0, 0].tolist() if slot >= 0}
-    for layer, one in enumerate(plain):
-        names = [name for _, name in one.tokens]
-        keys = np.array([recorder.chunks[c].k[layer, i] for c, i in names])
-        scores = page_scores(keys, recorder.queries[0][layer], 8)
-        best = sorted(sorted(range(len(scores)), key=lambda p: (-scores[p], p))[: math.ceil(0.4 * len(scores))])
-        expected = [keys[i] for p in best for i in range(8 * p, min(8 * p + 8, len(keys)))]
-        places = [recorder.chunks[c].positions[i] for p in best for c, i in names[8 * p : 8 * p + 8]]
-        for head in range(engines.model.kv_heads):
-            before = set(first[0]["table"][layer, head].tolist())
-            assert shared < before
-            slots = [slot for slot in second[0]["table"][layer, head].tolist() if slot >= 0 and slot not in before]
-            cells = [(s, c) for s in slots for c in range(4) if second[0]["where"][s, layer, head, c, 0] >= 0]
-            np.testing.assert_array_equal([second[0]["pool"][s, layer, head, 0, c] for s, c in cells], [key[head] for key in expected])
-            np.testing.assert_array_equal([second[0]["where"][s, layer, head, c] for s, c in cells], places)
-    assert [run["pos"].tolist() for run, _ in (first,)] == [run["pos"].tolist() for run, _ in (second,)]
-    assert [run["table"].tolist() for run, _ in runs[ingested + 2 :]] == [second[0]["table"].tolist()] * answer.tokens
-
-
-def test_the_overlapped_pipeline_and_its_sequential_twin_agree_to_the_last_bit():
-    def told(overlap):
-        answers = []
-        with Session(FakeEngineSet(seed=6), SMALL, overlap=overlap, sampling=SHORT) as session:
-            recorder = Recorder(session)
-            futures = [session.submit(Question(ASK, Fraction(at), str(at))) for at in (0, 9, 20, 29)]
-            for frame in frames(61):
-                session.push(frame)
-            session.finish()
-            answers = [(a.text, a.seen_until, a.read, a.pages, a.tokens) for a in (future.result() for future in futures)]
-            long_term = recorder.memory
-            count = long_term._buckets.tokens
-            parts = [long_term.pool.data[: count // 4], long_term.pool.where[: count // 4], long_term._scores[:, :count]]
-            return answers, [part.tobytes() for part in parts], session.summary().pages
-
-    assert told(True) == told(False)
-
-
-def test_a_question_reads_from_the_first_minute_of_a_long_stream():
-    """Thousands of chunks: pages stay flat, and what is read begins at the beginning."""
-    engines = FakeEngineSet(chunk_frames=2, layers=1, max_position=400)
-    picture, pages = frames(1)[0].image, []
-    with Session(
-        engines, SMALL, overlap=False, fps="source", sampling=SHORT, on_event=lambda _: pages.append(session.summary().pages)
-    ) as session:
-        for i in range(2 * 1500):
-            session.push(Frame(picture, Fraction(i, 2), i))
-        answer = session.ask(ASK)
-        largest = max(int(session._memory.pool.where.max()), int(session._memory.long_term.pool.where.max()))
-    assert max(p["host"] for p in pages[-500:]) == max(p["host"] for p in pages[500:1000]) <= POLICY["tokens"] // 4
-    assert {p["device"] for p in pages[-500:]} == {pages[500]["device"]}
-    assert largest < 400
-    assert answer.memory_from < 60
-    assert len(answer.read) > 1
+    assert (policy.capacity, policy.share, policy.tokens) == (1, 0.4, 12288)

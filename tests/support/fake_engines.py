@@ -149,10 +149,10 @@ def bounded_attention(q, k, v, pos, pool, where, table, layer):
     return out
 
 
-def rotate(x, position):
+def rotate(x, position, sections=SECTIONS, theta=THETA):
     half = len(x) // 2
-    axis = np.repeat(np.arange(3), SECTIONS)
-    angle = position[axis] * THETA ** -(np.arange(half) / half)
+    axis = np.repeat(np.arange(3), sections)
+    angle = position[axis] * theta ** -(np.arange(half) / half)
     a, b = x[:half], x[half:]
     return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)])
 

@@ -28,7 +28,7 @@ class ScriptedSession:
         self.seen: list[Fraction] = []
         self.asked: list[tuple[Question, int]] = []  # each with how many frames were seen then
         self.now = Fraction(0)
-        self.finished = self.closed = False
+        self.finished = self.closed = self.told_motion = False
         if opened is not None:
             opened.append(self)
 
@@ -41,6 +41,7 @@ class ScriptedSession:
         if self.fails_at is not None and frame.time >= self.fails_at:
             raise VicortError("memory is full: give more")
         self.seen.append(frame.time)
+        self.told_motion = frame.motion is not None
 
     def submit(self, question: Question) -> Future:
         self.asked.append((question, len(self.seen)))

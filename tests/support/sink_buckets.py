@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from support.fake_engines import rotate
 
+from vicort.runtime.system import parse_system
+
 
 def attention_shares(k, positions, queries, turn=rotate):
     """[L, n]: softmax(Q K^T) of the last rows, averaged over rows and query heads; 1 = an even share.
@@ -93,3 +95,12 @@ def page_scores(keys, q, page):
         weights = np.exp([mean[head // group] @ query / len(query) ** 0.5 for mean in means])
         scores += weights / weights.sum() / len(q)
     return scores
+
+
+def sink_buckets_system(parameters, host_mb=1.0, device_mb=4.0):
+    return parse_system(
+        "name: test\ndrop: {policy: none}\ningest: {policy: recent-chunks, chunks: 2}\n"
+        f"long_term: {{policy: sink-buckets, {parameters}}}\n"
+        f"memory: {{device_mb: {device_mb}, host_mb: {host_mb}, when_full: drop-oldest}}",
+        "test.yaml",
+    )
