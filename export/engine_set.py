@@ -199,6 +199,7 @@ def _write_plans(
 ) -> Manifest:
     """Kernels and plans into `folder`, by way of ONNX files in `onnx`; returns the manifest with what is in the plans."""
     graphs = dict(manifest.graphs)
+    say("leaving out vision_pruned: system codecflow runs on the engines of the CPU only")
     _write_kernels(folder, checkpoint, manifest, say)
     direct = "vision" if options.frontend == "torch-tensorrt" else ""
     for name, exported in _exports(onnx, checkpoint, manifest, say, adapter, but=direct):

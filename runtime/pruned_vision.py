@@ -36,7 +36,11 @@ class PrunedVision:
         """Raises ConfigError for an engine set without the pruned graph."""
         manifest, model = engines.manifest, engines.manifest.model
         if "vision_pruned" not in manifest.graphs:
-            why = "TensorRT sets hold none" if manifest.backend == "tensorrt" else f"rebuild with `{manifest.build_command}`"
+            why = (
+                "TensorRT sets hold none, take one of backend openvino"
+                if manifest.backend == "tensorrt"
+                else f"rebuild with `{manifest.build_command}`"
+            )
             raise ConfigError(f"drop policy 'motion' needs the vision_pruned graph, which {engines.folder} lacks: {why}")
         self.stream, self._device = stream, device
         self._whole, self._pruned = engines.vision, engines.engine("vision_pruned")

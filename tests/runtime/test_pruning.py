@@ -232,33 +232,35 @@ def test_only_what_is_kept_is_encoded():
 
 
 def test_rows_are_those_of_the_kept_tokens():
-    """What enters the language model, row by row, against the whole encoder's rows at the mask's places."""
-    model = toy_model(image_height=16, image_width=16, grid_height=4, grid_width=4, max_rows=64)
-    engines = FakeEngineSet(image_height=16, image_width=16, grid_height=4, grid_width=4, max_rows=64)
-    seen: list[np.ndarray] = []
-    read = engines.llm.function
-    engines.llm.function = lambda **bound: seen.append(np.array(bound["features"][bound["pos"][:, 0] >= 0])) or read(**bound)
+    """What enters the language model, chunk by chunk, against the whole encoder's rows at the mask's places."""
+    size = {"image_height": 16, "image_width": 16, "grid_height": 4, "grid_width": 4, "max_rows": 64}
+    engines, entered, boxed = FakeEngineSet(**size), [], []
+    read, see = engines.llm.function, engines.vision.function
+
+    def reading(**bound):
+        if (bound["tokens"] < 0).all():  # visual rows, not the prompt's or a question's
+            entered.append(np.array(bound["features"][bound["pos"][:, 0] >= 0]))
+        return read(**bound)
+
+    def seeing(**bound):
+        boxed.append(np.array(bound["frames"]))
+        return see(**bound)
+
     random = np.random.default_rng(1)
-    frames = [
-        replace(frame, motion=Motion(i == 0, (random.random((2, 2)) < 0.15) * np.float32(9)))
-        for i, frame in enumerate(random_frames(24, size=(32, 32)))
-    ]
-    images = [frame.image for frame in frames]
-    small = [replace(frame, image=image) for frame, image in zip(frames, images, strict=True)]
-    _, chunks, _ = watch(MOTION, small, engines)
-    boxed: list[np.ndarray] = []
-    engines.vision.function, see = (lambda **bound: boxed.append(np.array(bound["frames"])) or see(**bound)), engines.vision.function
-    watch("{policy: none}", small, engines)
-    pruner, rows = Pruner(MotionPruning(tau=0.5, difference=4, refresh=10), model), []
-    for chunk, shown in zip(chunks_of(small), boxed, strict=True):
+    told = [Motion(i == 0, (random.random((2, 2)) < 0.15) * np.float32(9)) for i in range(24)]
+    frames = [replace(frame, motion=motion) for frame, motion in zip(random_frames(24, size=(32, 32)), told, strict=True)]
+    engines.llm.function = reading
+    watch(MOTION, frames, engines, overlap=False)
+    pruned, entered = entered, []
+    engines.vision.function = seeing
+    watch("{policy: none}", frames, engines, overlap=False)
+    pruner, rows = Pruner(MotionPruning(tau=0.5, difference=4, refresh=10), toy_model(**size)), []
+    for chunk, shown in zip(chunks_of(frames), boxed, strict=True):
         whole = see(frames=shown)["features"]
         rows.append(np.concatenate([whole[unit][kept.tokens] for unit, kept in enumerate(pruner(chunk, shown))]))
-    sizes = {len(each) for each in rows}
-    placed = [features for features in seen if len(features) in {chunk.kept for chunk in chunks}]
-    assert len(sizes) > 2
-    for expected in rows:
-        if len(expected):
-            assert any(each.shape == expected.shape and np.allclose(each, expected, atol=1e-5) for each in placed)
+    assert len({len(each) for each in rows}) > 1
+    for got, expected in zip(pruned, [each for each in rows if len(each)], strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("cells", "said"), [(np.ones((1, 1), np.float32), "vectors"), (None, "frames compared")])
@@ -279,10 +281,14 @@ def test_the_trace_says_where_motion_came_from(cells, said):
     assert ("prefill", {"chunk": 0, "motion": said}) in spans.seen
 
 
-def test_a_set_without_the_graph_says_how_to_get_it():
+@pytest.mark.parametrize(
+    ("backend", "next_step"), [("openvino", "rebuild with `vicort-build tiny`"), ("tensorrt", "take one of backend openvino")]
+)
+def test_a_set_without_the_graph_says_how_to_get_it(backend, next_step):
     engines = FakeEngineSet()
-    engines.manifest = engines.manifest.model_copy(update={"graphs": {}, "build_command": "vicort-build tiny"})
-    with pytest.raises(ConfigError, match="rebuild with `vicort-build tiny`"):
+    changes = {"graphs": {}, "backend": backend, "build_command": "vicort-build tiny"}
+    engines.manifest = engines.manifest.model_copy(update=changes)
+    with pytest.raises(ConfigError, match=next_step):
         watch(MOTION, random_frames(2), engines)
 
 
