@@ -83,8 +83,8 @@ def verdict_table(part: dict[str, Any]) -> Table:
         (
             f"Old: {old} units, that is {min(part['old_ages']) / part['chunk_units']:g} chunks or more. Points of accuracy "
             "[95 % bootstrap over streams], p of an exact sign-flip test",
-            f"over streams, raised by Holm's rule over the systems; 'better' and 'worse' where that is below {ALPHA:g}. First token: idle, p50, "
-            "the system / its uniform.",
+            f"over streams, raised by Holm's rule over the systems; 'better' and 'worse' where that is below {ALPHA:g}. First token: idle, "
+            "p50, the system / its uniform.",
         ),
         ("system", *(f"{title}: against its uniform" for title in groups.values()), "all old: against simplestream", "first token, ms"),
         tuple(rows),
