@@ -31,7 +31,7 @@ class Settings:
     real_time_fps: int = 30
     system_streams: int = 10  # of seven things each, that every system watches
     system_ages: tuple[int, ...] = (0, 8, 64, 250, 512, 1000)  # units since the last thing went; 512 are 64 chunks of 16 frames
-    store_mb: float = 20.0  # of pages, for every system: about 600 whole units of the tiny model
+    store_mb: float = 28.0  # of pages, for every system: 849 whole units of the tiny model, so 512 fit however they are kept, 1,000 do not
     system_fill_frames: int = 2048  # before a system is timed: as long as the stream of the oldest question
     system_rate_frames: int = 320  # a measurement of the rate
     system_repeats: int = 5
