@@ -40,8 +40,8 @@ THRESHOLD = 0.725  # paper: silence takes this probability
 ASKED_EVERY = 2  # steps
 ASKED = Recipe(streams=3, questions=12, empties=(0, 20), far=0.5, bounded=0.2, drops=0.2, retrieval=0.1, turns=0.1)
 STAGES = (  # steps, and the streams that are spoken over in them
-    (320, LiveRecipe(streams=12, longest=10, gaps=(0.5, 0.25, 0.15), present=0.9)),
-    (180, LiveRecipe()),
+    (550, LiveRecipe(streams=12, longest=10, gaps=(0.5, 0.25, 0.15), present=0.9)),
+    (350, LiveRecipe()),
 )
 STEPS = sum(steps for steps, _ in STAGES)
 REELS, REELS_A_STEP = 200, 4  # the first ones of the pool
