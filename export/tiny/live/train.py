@@ -39,9 +39,13 @@ STREAM_WEIGHT = 1.0  # paper: of the loss of silence
 THRESHOLD = 0.725  # paper: silence takes this probability
 ASKED_EVERY = 2  # steps
 ASKED = Recipe(streams=3, questions=12, empties=(0, 20), far=0.5, bounded=0.2, drops=0.2, retrieval=0.1, turns=0.1)
+# One thing that is asked for in every second stream or so: what to compare with what is learnt here.
+ONE = LiveRecipe(streams=48, longest=3, runs=(1, 1), gaps=(1.0,), windows=0, stay=0, late=0, unasked=0, twice=0, questions=0, missed=0,
+                 spurious=0, bounded=0, present=0.5)  # fmt: skip
 STAGES = (  # steps, and the streams that are spoken over in them
-    (550, LiveRecipe(streams=12, longest=10, gaps=(0.5, 0.25, 0.15), present=0.9)),
-    (350, LiveRecipe()),
+    (300, LiveRecipe(streams=12, longest=10, gaps=(0.5, 0.25, 0.15), present=0.9)),
+    (220, ONE),
+    (280, LiveRecipe()),
 )
 STEPS = sum(steps for steps, _ in STAGES)
 REELS, REELS_A_STEP = 200, 4  # the first ones of the pool
