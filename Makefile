@@ -33,7 +33,7 @@ engines: install ## engines/<model>-<precision>-<backend>/ [MODEL=tiny BACKEND=a
 capi: install ## build/capi/: libvicort.so, vicort.h, vicort.hpp and a CMake package
 	$(BIN)/python capi/build.py
 
-bench: install ## measure this machine: JSON, a table and a picture in benchmarks/results/
+bench: install ## measure this machine: JSON, tables and pictures in benchmarks/results/
 	$(BIN)/vicort-bench
 
 gpu-check: install ## on a machine with an NVIDIA GPU: kernels, plugin, engines and pipeline, one JSON report

@@ -1,4 +1,4 @@
-"""`vicort-bench`: what this machine makes of vicort, measured; JSON, a table and a picture.
+"""`vicort-bench`: what this machine makes of vicort, measured; JSON, tables and pictures.
 
 Each part runs in a process of its own, so that memory is each part's own and no library's threads disturb another part.
 """
@@ -66,6 +66,20 @@ def first_token(cache: Path, settings: Settings) -> dict[str, Any]:
     return first_token.measure(tiny_model().engines(cache, *TINY_ENGINES), settings)
 
 
+def systems(cache: Path, settings: Settings) -> dict[str, Any]:
+    from vicort.benchmarks import systems
+    from vicort.benchmarks.engine_sets import tiny_model
+
+    return systems.measure(tiny_model().engines(cache, *TINY_ENGINES), cache, settings)
+
+
+def migration(cache: Path, settings: Settings) -> dict[str, Any]:
+    from vicort.benchmarks import migration
+    from vicort.benchmarks.engine_sets import tiny_model
+
+    return migration.measure(tiny_model().engines(cache, *TINY_ENGINES), cache, settings)
+
+
 Part = Callable[[Path, Settings], dict[str, Any]]
 PARTS: dict[str, Part] = {
     "machine": machine,
@@ -74,7 +88,11 @@ PARTS: dict[str, Part] = {
     "transformers-medium": transformers_medium,
     "long-stream": long_stream,
     "first-token": first_token,
+    "systems": systems,
+    "migration": migration,
 }
+CAP = "cap"  # measures nothing: it is worked out from the part `systems` of the same result
+ALL = [*PARTS, CAP]
 
 
 def run(names: Sequence[str], cache: Path, settings: Settings, quick: bool, out: Path) -> dict[str, Any]:
@@ -82,16 +100,19 @@ def run(names: Sequence[str], cache: Path, settings: Settings, quick: bool, out:
 
     Parts that `out` already holds, measured on the same machine with the same libraries and settings, stay; each part has its own date.
     """
+    from vicort.benchmarks.cap import place
     from vicort.benchmarks.machine import conditions, now
 
-    result: dict[str, Any] = {"schema": SCHEMA, "quick": quick, "conditions": conditions(), "settings": vars(settings), "parts": {}}
+    amounts = json.loads(json.dumps(vars(settings)))
+    result: dict[str, Any] = {"schema": SCHEMA, "quick": quick, "conditions": conditions(), "settings": amounts, "parts": {}}
     result["parts"] = earlier_parts(out, result)
     for name in names:
         moment, start = now(), time.perf_counter()
         print(f"{name} …", end=" ", file=sys.stderr, flush=True)
-        result["parts"][name] = in_own_process(PARTS[name], cache, settings) | {"measured": moment}
+        part = place(result["parts"]) if name == CAP else in_own_process(PARTS[name], cache, settings)
+        result["parts"][name] = part | {"measured": moment}
         print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-        result["parts"] = {part: result["parts"][part] for part in PARTS if part in result["parts"]}
+        result["parts"] = {part: result["parts"][part] for part in ALL if part in result["parts"]}
         out.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
@@ -105,8 +126,10 @@ def earlier_parts(out: Path, result: dict[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"--out {out} is there and no result of vicort-bench ({error}): name another file") from error
     comparable = ("cpu", "cores", "memory_gb", "python", "libraries")
-    same = all(earlier.get(key) == result[key] for key in ("schema", "quick", "settings")) and all(
-        earlier["conditions"].get(key) == result["conditions"][key] for key in comparable
+    same = (
+        all(earlier.get(key) == result[key] for key in ("schema", "quick"))
+        and earlier["settings"].items() <= result["settings"].items()  # an amount that came later concerns later parts alone
+        and all(earlier["conditions"].get(key) == result["conditions"][key] for key in comparable)
     )
     return earlier["parts"] if same else {}
 
@@ -129,8 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from vicort.benchmarks.picture import draw
-    from vicort.benchmarks.report import table
+    from vicort.benchmarks.report import pages, table
 
     settings = QUICK if options.quick else Settings()
     names = _chosen(options.only, settings)
@@ -140,26 +162,33 @@ def _bench(options: argparse.Namespace) -> int:
         raise ConfigError(f"--out {out}: there is no folder {out.parent}: make it, or name another file")
     result = run(names, options.cache.resolve(), settings, options.quick, out)
     print(table(result))
-    written = [str(out)]
-    if picture := draw(result, out.with_suffix(".png")):
-        written.append(str(picture))
-    print(f"\nwritten: {', '.join(written)}")
+    written = [out, *_drawn(result, out), *pages(result, out)]
+    print(f"\nwritten: {', '.join(map(str, written))}")
     return 0
 
 
+def _drawn(result: dict[str, Any], out: Path) -> list[Path]:
+    """The pictures, beside the JSON: one of the parts that measure the pipeline, one each of the systems, the migration and CAP."""
+    from vicort.benchmarks import cap_picture, migration_picture, picture, systems_picture
+
+    painters = {"": picture.draw, "-systems": systems_picture.draw, "-migration": migration_picture.draw, "-cap": cap_picture.draw}
+    paths = [draw(result, out.with_name(f"{out.stem}{name}.png")) for name, draw in painters.items()]
+    return [path for path in paths if path]
+
+
 def _chosen(only: Sequence[str], settings: Settings) -> list[str]:
-    if unknown := [name for name in only if name not in PARTS]:
-        raise ConfigError(f"--only {unknown[0]}: there is no such part: choose from {', '.join(PARTS)}")
-    return list(only) or [name for name in PARTS if settings.medium or name != "transformers-medium"]
+    if unknown := [name for name in only if name not in ALL]:
+        raise ConfigError(f"--only {unknown[0]}: there is no such part: choose from {', '.join(ALL)}")
+    return sorted(set(only), key=ALL.index) or [name for name in ALL if settings.medium or name != "transformers-medium"]
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="vicort-bench", description="Measure vicort on this machine's CPU: JSON, a table and a picture.")
-    parser.add_argument("--quick", action="store_true", help="tiny amounts, under a minute: does it run?")
+    parser = argparse.ArgumentParser(prog="vicort-bench", description="Measure vicort on this machine's CPU: JSON, tables and pictures.")
+    parser.add_argument("--quick", action="store_true", help="tiny amounts, some two minutes: does it run?")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="PART", help=f"measure this part alone (repeatable): {', '.join(PARTS)}"
+        "--only", action="append", default=[], metavar="PART", help=f"measure this part alone (repeatable): {', '.join(ALL)}"
     )
-    parser.add_argument("--out", type=Path, help=f"JSON; the picture lies beside it ({OUT}; with --quick {CACHE}/quick.json)")
+    parser.add_argument("--out", type=Path, help=f"JSON; pictures and tables lie beside it ({OUT}; with --quick {CACHE}/quick.json)")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where engine sets for the benchmarks are built (%(default)s)")
     return parser.parse_args(arguments)
 

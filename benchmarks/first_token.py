@@ -28,7 +28,7 @@ def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
     loads: dict[str, Callable[[VicortStream, threading.Event], None]] = {
         "idle": lambda stream, stop: None,
         f"1x real time, {settings.real_time_fps} frames/s": _at_real_time,
-        "as fast as it takes frames": _at_full_rate,
+        "as fast as it takes frames": at_full_rate,
     }
     result: dict[str, Any] = {}
     with EngineSet.open(engine_dir, threads=1) as engines:
@@ -53,13 +53,13 @@ def _under(stream: VicortStream, load: Callable[[VicortStream, threading.Event],
     """Asks one question after another from this thread while `load` feeds frames from another."""
     alone = _rate_of(stream, load, 2.0)
     random = np.random.default_rng(0)
-    with _running(stream, load):
-        frames, start = _placed(stream), time.perf_counter()
+    with running(stream, load):
+        frames, start = stream.watch.frames, time.perf_counter()
         answers: list[Answer] = []
         for number in range(questions):
             time.sleep(random.uniform(*PAUSE))
             answers.append(stream.ask(QUESTIONS[number % len(QUESTIONS)]))
-        rate = (_placed(stream) - frames) / (time.perf_counter() - start)
+        rate = (stream.watch.frames - frames) / (time.perf_counter() - start)
     return {
         "ttft_ms": percentiles([answer.ttft_ms for answer in answers]),
         "frames_a_second_without_questions": round(alone, 1),
@@ -69,19 +69,14 @@ def _under(stream: VicortStream, load: Callable[[VicortStream, threading.Event],
 
 
 def _rate_of(stream: VicortStream, load: Callable[[VicortStream, threading.Event], None], seconds: float) -> float:
-    with _running(stream, load):
-        frames, start = _placed(stream), time.perf_counter()
+    with running(stream, load):
+        frames, start = stream.watch.frames, time.perf_counter()
         time.sleep(seconds)
-        return (_placed(stream) - frames) / (time.perf_counter() - start)
-
-
-def _placed(stream: VicortStream) -> int:
-    """Frames whose pages are placed."""
-    return sum(chunk.frames for chunk in list(stream.watch.chunks))
+        return (stream.watch.frames - frames) / (time.perf_counter() - start)
 
 
 @contextmanager
-def _running(stream: VicortStream, load: Callable[[VicortStream, threading.Event], None]) -> Iterator[None]:
+def running(stream: VicortStream, load: Callable[[VicortStream, threading.Event], None]) -> Iterator[None]:
     """`load` on a thread of its own; what it fails with is raised here."""
     stop, failures = threading.Event(), []
 
@@ -102,7 +97,7 @@ def _running(stream: VicortStream, load: Callable[[VicortStream, threading.Event
         raise failures[0]
 
 
-def _at_full_rate(stream: VicortStream, stop: threading.Event) -> None:
+def at_full_rate(stream: VicortStream, stop: threading.Event) -> None:
     while not stop.is_set():
         stream.push(stream.next_frames(1))
 

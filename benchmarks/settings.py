@@ -1,4 +1,4 @@
-"""How much is measured: the default takes some minutes, `--quick` under one."""
+"""How much is measured: the default takes most of an hour, `--quick` some two minutes."""
 
 from __future__ import annotations
 
@@ -29,6 +29,22 @@ class Settings:
     long_host_mb: float = 50
     questions: int = 100  # of each kind, for percentiles of the time to the first token
     real_time_fps: int = 30
+    system_streams: int = 12  # of seven things each, that every system watches
+    system_ages: tuple[int, ...] = (0, 8, 64, 250, 512, 1000)  # units since the last thing went; 512 are 64 chunks of 16 frames
+    store_mb: float = 20.0  # of pages, for every system: about 600 whole units of the tiny model
+    system_fill_frames: int = 2048  # before a system is timed: as long as the stream of the oldest question
+    system_rate_frames: int = 320  # a measurement of the rate
+    system_repeats: int = 5
+    system_questions: int = 60  # idle
+    system_loaded_questions: int = 40  # while frames come as fast as they are taken
+    replay_s: float = 8.0  # of 1x replay
+    system_minutes: float = 5.0  # one system may take for one kind of measurement
+    side_by_side: bool = False  # whether two systems may be timed at once: only to see that it runs
+    migration_fill_frames: int = 2080  # so that the largest scope has that many chunks to choose from
+    migration_frames: int = 320  # a measurement
+    migration_repeats: int = 3
+    migration_questions: int = 10
+    migration_ends_only: bool = False  # the first and the last value of each axis
 
 
 QUICK = Settings(
@@ -49,4 +65,18 @@ QUICK = Settings(
     long_device_mb=40,
     long_host_mb=10,
     questions=8,
+    system_streams=1,
+    system_ages=(0, 8),
+    system_fill_frames=48,
+    system_rate_frames=32,
+    system_repeats=2,
+    system_questions=4,
+    system_loaded_questions=2,
+    replay_s=1.0,
+    side_by_side=True,
+    migration_fill_frames=48,
+    migration_frames=16,
+    migration_repeats=2,
+    migration_questions=2,
+    migration_ends_only=True,
 )

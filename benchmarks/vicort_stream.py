@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,6 +17,8 @@ from vicort.runtime.engine import Engine, EngineSet
 from vicort.runtime.manifest import GraphSpec
 from vicort.runtime.session import STAGES, Session
 from vicort.runtime.system import System
+
+PATIENCE_S = 60.0  # for frames to be placed, which takes milliseconds each
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Watch:
         self.spans: dict[str, list[Span]] = defaultdict(list)
         self.chunks: list[ChunkEvent] = []
         self.placed_ns: list[int] = []
+        self.frames = 0  # placed
         self._changed = threading.Condition()
 
     def span(self, track: str, name: str, start_ns: int, end_ns: int, **args: Any) -> None:
@@ -47,6 +50,7 @@ class Watch:
             with self._changed:
                 self.chunks.append(event)
                 self.placed_ns.append(time.perf_counter_ns())
+                self.frames += event.frames
                 self._changed.notify_all()
 
     def wait_for(self, chunks: int, timeout: float = 600.0) -> None:
@@ -55,17 +59,39 @@ class Watch:
             if not self._changed.wait_for(lambda: len(self.chunks) >= chunks, timeout):
                 raise TimeoutError(f"only {len(self.chunks)} of {chunks} chunks were placed within {timeout:g} s")
 
+    def wait_for_frames(self, frames: int, timeout: float = 600.0) -> int:
+        """Until so many frames are placed, in chunks of any size; returns when the last of them was, by perf_counter_ns."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.frames >= frames, timeout):
+                raise TimeoutError(f"only {self.frames} of {frames} frames were placed within {timeout:g} s")
+            return self.placed_ns[-1]
+
 
 class VicortStream:
     """A stream that goes on for as long as it is pushed: each call continues where the last one ended."""
 
-    def __init__(self, engines: EngineSet, system: System, workload: Workload, overlap: bool, max_tokens: int = 4, **options: Any) -> None:
-        self.watch, self.workload, self.overlap = Watch(), workload, overlap
+    def __init__(
+        self,
+        engines: EngineSet,
+        system: System,
+        workload: Workload,
+        overlap: bool,
+        max_tokens: int = 4,
+        also: Callable[[Event], None] | None = None,
+        **options: Any,
+    ) -> None:
+        """also: gets each event that the watch has seen. options: more of the session's."""
+        self.watch, self.workload, self.overlap, self._also = Watch(), workload, overlap, also
         sampling = Sampling(max_tokens=max_tokens)
         self.session = Session(
-            engines, system, fps="source", overlap=overlap, sampling=sampling, trace=self.watch, on_event=self.watch.event, **options
+            engines, system, fps="source", overlap=overlap, sampling=sampling, trace=self.watch, on_event=self._event, **options
         )
         self._next = 0
+
+    def _event(self, event: Event) -> None:
+        self.watch.event(event)
+        if self._also:
+            self._also(event)
 
     def push_chunks(self, count: int) -> float:
         """Push `count` chunks from memory as fast as they are taken; wall milliseconds a chunk, first frame in to last page placed."""
@@ -77,6 +103,21 @@ class VicortStream:
             self.session.push(frame)
         self.watch.wait_for(goal)
         return (self.watch.placed_ns[goal - 1] - start) / 1e6 / count
+
+    def push_frames(self, count: int) -> float:
+        """Push `count` frames, whole chunks, as fast as they are taken; frames a second, first frame in to last page placed.
+
+        Raises what a chunk failed with.
+        """
+        frames, goal = self.next_frames(count), self.watch.frames + count
+        start = time.perf_counter_ns()
+        self.push(frames)
+        try:
+            placed = self.watch.wait_for_frames(goal, PATIENCE_S)
+        except TimeoutError:
+            self.session.finish()  # raises what went wrong, if anything did
+            raise
+        return count / (placed - start) * 1e9
 
     def push(self, frames: Sequence[Frame]) -> None:
         for frame in frames:

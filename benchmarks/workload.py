@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from vicort.export.tiny.world import Painter, make_stream
 from vicort.runtime.core import Frame
 from vicort.runtime.policies.drop import ChunkIntra
+from vicort.runtime.policies.registry import Policy
 from vicort.runtime.system import System, load_system
 
 KEEP = 0.3  # share of a chunk's visual tokens that go on: the setting behind the published 134 frames a second (arXiv 2606.19849)
@@ -19,6 +22,7 @@ CHUNK_FRAMES = 16
 QUESTIONS = ("what color was the circle?", "what is there now?", "which came first?")
 PERIOD = 160  # frames that are drawn; longer streams repeat them, times go on
 ENCODED_RATE = 25  # frames a second of an encoded clip
+DESCRIBED_AS = {"overflow": "when_full", "budget": "memory"}  # fields of a system, as its YAML calls them
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,16 @@ def bench_system(name: str = "vicostream", device_mb: float | None = None, host_
 
 
 def describe_system(system: System) -> dict[str, object]:
-    """Every setting of a system, for the record."""
-    policies = {"drop": system.drop, "ingest": system.ingest, "retrieval": system.retrieval, "when_full": system.overflow}
-    described = {name: {"policy": policy.policy, **policy.model_dump()} for name, policy in policies.items()}
-    return {"name": system.name, **described, "memory": system.budget.model_dump()}
+    """Every setting of a system, for the record; what it does not have is left out."""
+    described: dict[str, object] = {}
+    for field in fields(system):
+        value = getattr(system, field.name)
+        if value is not None:
+            described[DESCRIBED_AS.get(field.name, field.name)] = _plain(value)
+    return described
+
+
+def _plain(value: Any) -> object:
+    if isinstance(value, Policy):
+        return {"policy": value.policy, **value.model_dump()}
+    return value.model_dump() if isinstance(value, BaseModel) else value

@@ -24,6 +24,7 @@ from vicort.export.graphs import (
     EMBEDDING_FILE,
     TORCH_TYPES,
     TYPE_NAMES,
+    Written,
     expand,
     export_graph,
     plan_signatures,
@@ -35,6 +36,8 @@ from vicort.export.graphs import (
 )
 from vicort.export.qwen2_5_vl.adapter import Adapter
 from vicort.export.qwen2_5_vl.configuration import read_configuration
+from vicort.export.qwen2_5_vl.pruned_vision import PrunedVisionEncoder
+from vicort.export.qwen2_5_vl.vision import VisionEncoder
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
 from vicort.export.tensorrt import KERNELS_FILE, PIP_NAMES, Job, Progress, build_plan
 from vicort.export.token_control import TokenControl
@@ -64,6 +67,7 @@ COPIED = (
     "chat_template.json",
 )
 NEEDED = "tokenizer.json"
+SHARING: tuple[GraphName, ...] = ("vision", "vision_pruned")  # graphs of the same weights, which lie in the folder once
 TOOLS = ("vicort", "torch", "onnx", "onnxscript", "onnx-ir")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16", "sve")
 
@@ -142,7 +146,7 @@ def _plan_of(manifest: Manifest) -> dict:
 def write_engine_set(
     folder: Path, checkpoint: Path, manifest: Manifest, say: Say, options: PlanOptions | None = None, adapter: Adapter | None = None
 ) -> None:
-    """Export the three graphs into `folder`, with everything else that the runtime needs, and the manifest last.
+    """Export the graphs into `folder`, with everything else that the runtime needs, and the manifest last.
 
     options: of backend tensorrt, which builds plans of them; the ONNX files are kept in a temporary folder then.
     adapter: merged into the checkpoint's weights as they are read.
@@ -167,18 +171,24 @@ def _exports(
     """Each graph but one, as soon as it is written to <name>.onnx, its weights beside it."""
     model, dtype = manifest.model, TORCH_TYPES[manifest.precision]
     config = read_configuration(checkpoint)
+    written: Written = {}  # by the vision graph: the pruned one has the same weights
+
+    def vision() -> VisionEncoder:
+        return load_vision(checkpoint, config, model.image_height, model.image_width, dtype, adapter)
+
     parts: dict[GraphName, Callable[[], nn.Module]] = {
         "llm": lambda: load_language(checkpoint, config, dtype, adapter),
-        "vision": lambda: load_vision(checkpoint, config, model.image_height, model.image_width, dtype, adapter),
+        "vision": vision,
+        "vision_pruned": lambda: PrunedVisionEncoder(vision()),
         "tokens": lambda: TokenControl().eval(),
     }
     for name, load in parts.items():
-        if name == but:
+        if name == but or name not in manifest.graphs:
             continue
         say(f"exporting the {name} graph")
         graph = manifest.graphs[name]
         exported, attentions = export_graph(load(), graph)
-        _write(exported, folder / f"{name}.onnx")
+        _write(exported, folder / f"{name}.onnx", written if name in SHARING else None)
         if attentions != graph.attention_layers:
             raise EngineError(f"the {name} graph has {attentions} attention layers, {graph.attention_layers} were expected")
         yield name, exported
@@ -298,8 +308,8 @@ def _bar(what: str, say: Say) -> Iterator[Progress]:
         yield show
 
 
-def _write(exported: onnx_ir.Model, path: Path) -> None:
+def _write(exported: onnx_ir.Model, path: Path, written: Written | None) -> None:
     bar = tqdm(total=weight_bytes(exported), unit="B", unit_scale=True, desc=path.name, leave=False, disable=not sys.stderr.isatty())
     with bar, torch.no_grad():
-        for size in write_graph(exported, path):
+        for size in write_graph(exported, path, written):
             bar.update(size)

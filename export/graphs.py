@@ -1,8 +1,9 @@
-"""The three graphs of a model: from PyTorch modules to ONNX, and what their tensors are called."""
+"""The graphs of a model: from PyTorch modules to ONNX, and what their tensors are called."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 import warnings
@@ -29,6 +30,7 @@ ALIGNMENT = 4096  # bytes, of a weight in its file: a page of memory
 EMBEDDING_FILE = "embedding.bin"
 EXPANDED_FILE = "llm.expanded.onnx"  # what the CPU engines load; llm.onnx, beside it, has the op and its function body
 EMBEDDING_NAMES = ("embed_tokens.weight", "lm_head.weight")  # a tied head is the same weight, and may give it its name
+Written = dict[bytes, tuple[str, int]]  # digest of a weight -> the file that holds it, and where in it, in bytes
 MANY = 1 << 20  # an upper bound that no machine meets
 TENSORRT_VOLUME = 1 << 40  # elements: TensorRT's bound on a tensor at a profile's largest shape, from its own message
 NATIVE_VOLUME = 1 << 31  # elements of a pool that TensorRT's own layers gather from: their indices are taken to have 32 bits
@@ -37,7 +39,7 @@ USUAL_PAGES = 1024  # what plans are tuned for
 
 
 def signatures(model: ModelSpec, precision: Precision) -> dict[GraphName, GraphSpec]:
-    """Names, types and shapes of the tensors of all three graphs. Sizes in quotes vary, and have bounds in `dimensions`."""
+    """Names, types and shapes of the tensors of all graphs. Sizes in quotes vary, and have bounds in `dimensions`."""
     kind = TYPE_NAMES[precision]
     units, tokens, width = model.chunk_frames // UNIT_FRAMES, model.unit_tokens, model.width
     cells = ("P", model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim)
@@ -49,6 +51,12 @@ def signatures(model: ModelSpec, precision: Precision) -> dict[GraphName, GraphS
         inputs=(_spec("frames", "uint8", "2*U", model.image_height, model.image_width, 3),),
         outputs=(_spec("features", kind, "U", tokens, width),),
         dimensions={"2*U": scaled["2*U"], "U": count},
+    )
+    pruned = GraphSpec(
+        file="vision_pruned.onnx",
+        inputs=(*vision.inputs, _spec("kept", "int32", "U", "G")),
+        outputs=(_spec("features", kind, "U", "G", width),),
+        dimensions={"2*U": scaled["2*U"], "U": count, "G": _up_to(tokens)},
     )
     control = GraphSpec(
         file="tokens.onnx",
@@ -89,11 +97,11 @@ def signatures(model: ModelSpec, precision: Precision) -> dict[GraphName, GraphS
             "table_heads": Dimension(min=1, opt=1, max=model.kv_heads),
         },
     )
-    return {"vision": vision, "tokens": control, "llm": language}
+    return {"vision": vision, "vision_pruned": pruned, "tokens": control, "llm": language}
 
 
 def plan_signatures(graphs: dict[GraphName, GraphSpec], model: ModelSpec, plugin: bool, strip: bool) -> dict[GraphName, GraphSpec]:
-    """The same graphs as TensorRT plans: their files, and bounds that a profile can have.
+    """The same graphs as TensorRT plans, but for the pruned vision encoder: their files, and bounds that a profile can have.
 
     plugin: whether BoundedAttention is a plugin, or its expansion into TensorRT's own layers. strip: whether the weights stay outside.
     """
@@ -104,6 +112,8 @@ def plan_signatures(graphs: dict[GraphName, GraphSpec], model: ModelSpec, plugin
     }
     plans: dict[GraphName, GraphSpec] = {}
     for name, graph in graphs.items():
+        if name == "vision_pruned":  # a plan has weights of its own, so this one would nearly double the vision encoder's
+            continue
         changes: dict[str, Any] = {"file": f"{name}.plan", "refit_from": f"{name}.onnx" if strip else None}
         if graph.attention_layers:
             changes |= {"dimensions": graph.dimensions | pages, "plugin_layers": graph.attention_layers if plugin else 0}
@@ -167,10 +177,11 @@ def _tidy(model: onnx_ir.Model) -> None:
     passes.ClearMetadataAndDocStringPass()(model)
 
 
-def write_graph(model: onnx_ir.Model, path: Path) -> Iterator[int]:
+def write_graph(model: onnx_ir.Model, path: Path, written: Written | None = None) -> Iterator[int]:
     """Write a model to `path`, its weights beside it in `<stem>.bin` and the token embeddings, raw, in `embedding.bin`.
 
-    Yields the size of each weight, in bytes, as it is written.
+    written: what graphs before it wrote to the same folder: equal weights are not written again, and its own are added.
+    Yields the size of each weight, in bytes, as it is written, or found to be there.
     """
     weights_path = path.with_suffix(".bin")
     embedding = next((name for name in EMBEDDING_NAMES if name in model.graph.initializers), None)
@@ -180,14 +191,20 @@ def write_graph(model: onnx_ir.Model, path: Path) -> Iterator[int]:
             tensor = value.const_value
             if tensor is None or (tensor.nbytes < EXTERNAL_ABOVE and value.name != embedding):
                 continue
-            if value.name == embedding:
-                file = stack.enter_context((path.parent / EMBEDDING_FILE).open("wb"))
+            content = tensor.tobytes()
+            digest = b"" if written is None else hashlib.blake2b(content).digest()
+            if written is not None and digest in written:
+                name, offset = written[digest]
             else:
-                file = weights = weights or stack.enter_context(weights_path.open("wb"))
-                file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT)
-            offset = file.tell()
-            file.write(tensor.tobytes())
-            name = Path(file.name).name
+                if value.name == embedding:
+                    file = stack.enter_context((path.parent / EMBEDDING_FILE).open("wb"))
+                else:
+                    file = weights = weights or stack.enter_context(weights_path.open("wb"))
+                    file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT)
+                name, offset = Path(file.name).name, file.tell()
+                file.write(content)
+                if written is not None:
+                    written[digest] = name, offset
             value.const_value = onnx_ir.ExternalTensor(
                 name, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name or "", base_dir=str(path.parent)
             )
@@ -212,8 +229,8 @@ def _examples(graph: GraphSpec) -> tuple[tuple[torch.Tensor, ...], tuple[dict[in
     dims: dict[str, Any] = {name: Dim(name, min=1, max=graph.dimensions[name].max) for name in names - {"2*U"}}
     sizes = {name: min(index + 2, graph.dimensions[name].max) for index, name in enumerate(sorted(dims))}
     if "2*U" in names:
-        dims["2*U"] = UNIT_FRAMES * Dim("U", min=1, max=graph.dimensions["U"].max)
-        sizes["2*U"] = 2 * UNIT_FRAMES
+        dims["2*U"] = UNIT_FRAMES * dims.setdefault("U", Dim("U", min=1, max=graph.dimensions["U"].max))
+        sizes["2*U"] = UNIT_FRAMES * sizes.setdefault("U", 2)
     tensors, dynamic = [], []
     for spec in graph.inputs:
         shape = [size if isinstance(size, int) else sizes[size] for size in spec.shape]

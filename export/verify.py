@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vicort.export.graphs import TORCH_TYPES
 from vicort.export.qwen2_5_vl.adapter import Adapter
 from vicort.export.qwen2_5_vl.configuration import read_configuration
+from vicort.export.qwen2_5_vl.pruned_vision import PrunedVisionEncoder
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
 from vicort.export.token_control import TokenControl
 from vicort.runtime.bindings import numpy_dtype
@@ -57,6 +58,9 @@ def compare(folder: Path, checkpoint: Path, seed: int = 0, adapter: Adapter | No
         config = read_configuration(checkpoint)
         vision = load_vision(checkpoint, config, model.image_height, model.image_width, dtype, adapter)
         yield from _compare("vision", engines, "vision", vision, frame_inputs(model, 2, random), {}, allowed)
+        if "vision_pruned" in engines.manifest.graphs:
+            inputs = frame_inputs(model, 2, random) | kept_inputs(model, 2, random)
+            yield from _compare("pruned", engines, "vision_pruned", PrunedVisionEncoder(vision), inputs, {}, allowed)
         yield from _compare("tokens", engines, "tokens", TokenControl(), feature_inputs(model, engines.dtype, random), {}, allowed)
         del vision
         language = load_language(checkpoint, config, dtype, adapter)
@@ -109,6 +113,14 @@ def frame_inputs(model: ModelSpec, units: int, random: np.random.Generator) -> A
     return {"frames": random.integers(0, 256, (UNIT_FRAMES * units, model.image_height, model.image_width, 3), np.uint8)}
 
 
+def kept_inputs(model: ModelSpec, units: int, random: np.random.Generator) -> Arrays:
+    """Half of each unit's tokens, fewer of the last one's."""
+    groups = -(-model.unit_tokens // 2)
+    kept = np.array([np.sort(random.permutation(model.unit_tokens)[:groups]) for _ in range(units)], np.int32)
+    kept[-1, groups // 2 :] = -1
+    return {"kept": kept}
+
+
 def feature_inputs(model: ModelSpec, dtype: np.dtype, random: np.random.Generator) -> Arrays:
     """Units of which some tokens resemble those before, and bounds that let a few pass."""
     features = random.standard_normal((min(model.chunk_frames // UNIT_FRAMES, 3), model.unit_tokens, model.width), np.float32)
@@ -139,7 +151,7 @@ def run_engine(engines: EngineSet, graph: GraphName, inputs: Arrays, runs: int =
     device = engines.new_device()
     try:
         stream = device.stream("verify")
-        return stream.submit(_run_engine, device, stream, getattr(engines, graph), inputs, runs).result()
+        return stream.submit(_run_engine, device, stream, engines.engine(graph), inputs, runs).result()
     finally:
         device.close()
 

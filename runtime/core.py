@@ -6,7 +6,7 @@ This module knows nothing of engines, devices or files.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Literal, Self
 
@@ -15,7 +15,36 @@ import numpy as np
 from vicort.runtime.errors import ConfigError
 
 HOST_MEMORY = (1, 3, 11, 13)  # DLPack's device types that the CPU reads: its own, pinned by CUDA or ROCm, and CUDA's managed
+MOTION_CELL = 16  # pixels: a macroblock's side, which no motion vector's block exceeds in the codecs that give them
 UNIT_FRAMES = 2  # frames in a temporal unit, the smallest thing the vision encoder takes (temporal patch size of Qwen2.5-VL)
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What the codec tells of how a frame differs from the frame before it."""
+
+    refreshed: bool  # an I picture has come, or what came before is unknown: nothing is carried over
+    cells: (
+        np.ndarray | None
+    )  # [rows, columns] float32, of MOTION_CELL pixels a side: the longest motion vector, in pixels, inf where coded anew
+    # None = the codec hands none out
+    top: int = 0  # pixels of the upright frame where the first cell starts: 0, or less where the last one is whole instead
+    left: int = 0
+
+    def after(self, earlier: Motion | None) -> Motion:
+        """This one and an earlier one, of a frame that is left out between.
+
+        The longer vector counts, not the sum: a P picture's vectors may lead several pictures back and a B picture's go both ways, so
+        that sums count a way twice, and add up the noise of an encoder. With sticky masks it is also what the rule asks: whether any
+        picture since the I picture moved enough.
+        """
+        if earlier is None or self.refreshed:
+            return self
+        if self.cells is None or earlier.cells is None:
+            return replace(self, refreshed=earlier.refreshed, cells=None)
+        if self.cells.shape != earlier.cells.shape:
+            return replace(self, refreshed=True)
+        return replace(self, refreshed=earlier.refreshed, cells=np.maximum(self.cells, earlier.cells))
 
 
 @dataclass(frozen=True)
@@ -23,6 +52,7 @@ class Frame:
     image: Any  # np.ndarray [height, width, 3] uint8, RGB, upright; or a Surface in the memory of a GPU
     time: Fraction  # seconds since the source's first frame, exact
     index: int  # 0, 1, 2, … in the source, before sampling
+    motion: Motion | None = None  # since the frame before; None = the source was not asked, or its codec knows nothing of it
 
     @classmethod
     def of(cls, tensor: Any, time: Fraction | float, index: int = 0) -> Self:

@@ -17,6 +17,7 @@ from vicort.runtime.manifest import EmbeddingSpec, GraphName, GraphSpec, Manifes
 if TYPE_CHECKING:
     from vicort.runtime.backends import OpenBackend
 
+ALWAYS: tuple[GraphName, ...] = ("vision", "tokens", "llm")  # what every system needs
 LLM_STREAMS = 2  # the stream of chunks, and a question beside it
 
 
@@ -53,10 +54,10 @@ class Embedding:
 
 
 class EngineSet:
-    """The three engines of a model, its embeddings and its manifest."""
+    """The engines of a model, its embeddings and its manifest."""
 
     def __init__(self, folder: Path, manifest: Manifest, engines: dict[GraphName, Engine], backend: OpenBackend) -> None:
-        self.folder, self.manifest, self._backend = folder, manifest, backend
+        self.folder, self.manifest, self._backend, self._engines = folder, manifest, backend, engines
         self.vision, self.tokens, self.llm = engines["vision"], engines["tokens"], engines["llm"]
         self.embedding = Embedding(folder, manifest.embedding)
 
@@ -72,17 +73,13 @@ class EngineSet:
         folder = Path(folder)
         manifest = read_manifest(folder)
         backend = open_backend(manifest.backend, folder, threads=threads)
-        engines: dict[GraphName, Engine] = {}
-        for name in ("vision", "tokens", "llm"):
-            if name not in manifest.graphs:
-                raise EngineError(f"{folder} has no {name} graph: rebuild with `{manifest.build_command}`")
-            graph = manifest.graphs[name]
-            try:
-                streams = LLM_STREAMS if name == "llm" else 1
-                engines[name] = backend.load(folder / graph.file, graph, streams=streams)
-            except EngineError as error:
-                raise EngineError(f"{error}: rebuild with `{manifest.build_command}`") from error
-        return cls(folder, manifest, engines, backend)
+        return cls(folder, manifest, {name: _load(folder, manifest, backend, name) for name in ALWAYS}, backend)
+
+    def engine(self, name: GraphName) -> Engine:
+        """One by its name; an optional one is loaded when it is first asked for. Raises EngineError if the set has none."""
+        if name not in self._engines:
+            self._engines[name] = _load(self.folder, self.manifest, self._backend, name)
+        return self._engines[name]
 
     @property
     def dtype(self) -> np.dtype:
@@ -95,10 +92,20 @@ class EngineSet:
 
     def close(self) -> None:
         """Let go of engines and files."""
-        del self.vision, self.tokens, self.llm, self.embedding, self._backend
+        del self.vision, self.tokens, self.llm, self.embedding, self._backend, self._engines
 
     def __enter__(self) -> EngineSet:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _load(folder: Path, manifest: Manifest, backend: OpenBackend, name: GraphName) -> Engine:
+    if name not in manifest.graphs:
+        raise EngineError(f"{folder} has no {name} graph: rebuild with `{manifest.build_command}`")
+    graph = manifest.graphs[name]
+    try:
+        return backend.load(folder / graph.file, graph, streams=LLM_STREAMS if name == "llm" else 1)
+    except EngineError as error:
+        raise EngineError(f"{error}: rebuild with `{manifest.build_command}`") from error

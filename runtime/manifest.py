@@ -21,7 +21,7 @@ FILE_NAME = "manifest.json"
 Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 Flavour = Literal["tensorrt", "tensorrt_rtx"]  # the module that built plans and runs them: TensorRT, or TensorRT for RTX
 Precision = Literal["fp32", "bf16"]
-GraphName = Literal["vision", "tokens", "llm"]
+GraphName = Literal["vision", "tokens", "llm", "vision_pruned"]  # the last is optional
 
 SAMPLED_ABOVE = 64 << 20  # bytes: larger files are fingerprinted by samples, so that opening a 10 GB set stays quick
 SAMPLE_BYTES = 1 << 20

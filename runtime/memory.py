@@ -121,6 +121,35 @@ class Memory:
             self._chunks[chunk.index] = _ChunkEntry(units, digest, queries)
         self._leave_window()
 
+    def slide(self, oldest: int) -> bool:
+        """Forget chunks before number `oldest`. Returns whether there were any."""
+        gone = [index for index in self._chunks if index < oldest]
+        for index in gone:
+            self._forget_all(list(self._chunks[index].units))
+        return bool(gone)
+
+    def before(self, unit: int) -> np.ndarray:
+        """The table of what came before a unit of the window: the prompt, joined text, and earlier units."""
+        start = self.first_cell(unit)[0]
+        texts = [held for run in self._texts for held in run if self.pool.places[held.slot, 0, 0, 0, 0] < start]
+        units = itertools.takewhile(lambda number: number != unit, self._units)
+        held = [*self._prompt, *texts, *(page for number in units for page in self._units[number].held)]
+        return self.table([page.slot for page in held])
+
+    def positions(self, unit: int) -> np.ndarray:
+        """[n, 3] of a unit's cached tokens."""
+        slots, cells = self._cells(unit)
+        return self.pool.places[slots, 0, 0, cells]
+
+    def rewrite(self, unit: int, k: Any, v: Any, stream: Stream) -> None:
+        """Other keys and values for a unit's cached tokens, at the same positions; waits until no question reads them.
+
+        k, v: Array [L, R, Hkv, D], R at least n.
+        """
+        self.stream_slots.wait_unleased()
+        self.pool.write(*self._cells(unit), k, v, self.positions(unit), stream)
+        self.reruns += 1
+
     def join_text(self, pages: Sequence[Page], slots: Sequence[int], stream: Stream) -> None:
         """Text that joins the stream: what comes sees it, until newer text takes its room. Copied from these scratch slots."""
         budget = self.system.text.tokens
@@ -191,6 +220,9 @@ class Memory:
             return self.long_term.oldest
         unit = self.oldest_unit()
         return None if unit is None else self._units[unit].held[0].page.start
+
+    def holds(self, unit: int) -> bool:
+        return unit in self._units
 
     def oldest_unit(self) -> int | None:
         return next(iter(self._units), None)
@@ -313,6 +345,12 @@ class Memory:
     def _renew(self) -> None:
         if self.long_term and self._stream_reader:
             self._stream_reader.renew(self.long_term.view(leased=False))
+
+    def _cells(self, unit: int) -> tuple[np.ndarray, np.ndarray]:
+        """Device slot and cell of each of a unit's tokens."""
+        held = self._units[unit].held
+        counts = [page.page.tokens for page in held]
+        return np.repeat([page.slot for page in held], counts), np.concatenate([np.arange(count) for count in counts])
 
     # ---- making room ----------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from vicort.runtime.question_socket import QuestionSocket
 from vicort.runtime.redact import redact, redact_url
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source, open_source
+from vicort.runtime.system import load_system
 from vicort.runtime.trace import Trace
 from vicort.runtime.watch import NEVER_YES, POLL, Surroundings, Watch
 from vicort.runtime.writers import WRITERS
@@ -143,6 +144,7 @@ def _open(spec: str, options: Options, output: Output, label: str) -> Source:
         patience=options.patience,
         limits=options.limits,
         on_state=partial(output.event, source=label),
+        motion=load_system(options.system).wants_motion,
     )
     if options.realtime and source.live:
         source.close()

@@ -26,7 +26,7 @@ import numpy as np
 
 from vicort.runtime.answering import Answerer, Snapshot
 from vicort.runtime.chunker import Chunker
-from vicort.runtime.core import Answer, Chunk, ChunkEvent, Event, Frame, Question, Sampling, Summary
+from vicort.runtime.core import Answer, Chunk, ChunkEvent, Event, Frame, Motion, Question, Sampling, Summary
 from vicort.runtime.device import Event as StreamEvent
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import ConfigError, VicortError
@@ -93,6 +93,7 @@ class Session:
         self._sampler = Sampler(None if fps == "source" else model.fps if fps is None else fps)
         self._chunker = Chunker(_chunk_frames(system, model))
         self._drivers: Executor = ThreadPoolExecutor(ANSWERS_AT_ONCE, "answer") if overlap else _InlineExecutor()
+        self._passed: Motion | None = None  # of frames that were pushed since the last one that was taken
         self._waiting: deque[Chunk] = deque()  # chunks without buffers yet, with on_lag "drop-oldest"
         self._due: list[_Asked] = []  # questions whose time has not come
         self._open: list[Future] = []  # answers that are not given yet, or failed
@@ -161,8 +162,12 @@ class Session:
             if self._finished:
                 raise VicortError("this stream was finished: open a new session for more frames")
             self._see(frame.time)
+            if frame.motion:
+                frame = replace(frame, motion=frame.motion.after(self._passed))
             if not self._sampler.take(frame.time):
+                self._passed = frame.motion
                 return
+            self._passed = None
             self._first_ns = self._first_ns or time.perf_counter_ns()
             self._frames += 1
             if chunk := self._chunker.add(frame):

@@ -88,7 +88,7 @@ class SharedSession:
         """
         if not 0 <= pace < float("inf"):
             raise ConfigError(f"pace {pace} is no speed: give 1 for the source's own, 2 for twice that, or 0 for as fast as it goes")
-        with self._inside(), open_source(spec) as source:
+        with self._inside(), open_source(spec, motion=self._session.system.wants_motion) as source:
             with self._pushing:
                 if self._origin_us is not None:
                     raise TimeOrderError(f"{source.name} begins at time 0, and the stream has frames already: open a session for it")

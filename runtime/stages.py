@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vicort.runtime.anchors import Anchors
 from vicort.runtime.core import Chunk
 from vicort.runtime.device import Device, Stream
 from vicort.runtime.engine import Engine, EngineSet
@@ -20,10 +21,11 @@ from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.language import LanguageOutput, LanguageRun
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory import Memory
-from vicort.runtime.policies.drop import Drop
-from vicort.runtime.policies.ingest import LatestFrames
+from vicort.runtime.policies.drop import Drop, MotionPruning
+from vicort.runtime.policies.ingest import LatestFrames, SlidingWindow
 from vicort.runtime.policies.overflow import Refuse
 from vicort.runtime.positions import Timeline
+from vicort.runtime.pruned_vision import PrunedTokens, PrunedVision
 from vicort.runtime.speaker import Speaker
 
 
@@ -49,6 +51,7 @@ class Job:
     chunk: Chunk
     buffers: Buffers
     submitted: int = field(default_factory=time.perf_counter_ns)
+    anchors: tuple[int, ...] = ()  # set by PrunedVision: units of the chunk that hold an I frame
     kept: int = 0  # set by TokenControl: rows of `rows` and `indices`
     rows: Any = field(init=False)  # set by TokenControl: Array [kept, width], what enters the language model
     indices: np.ndarray = field(init=False)  # set by TokenControl: [kept] u * P + p, ascending
@@ -142,6 +145,7 @@ class Prefill:
         self._device, self.stream, self._language = device, stream, run
         self._memory, self._timeline, self._model = memory, timeline, model
         ingest = memory.system.ingest
+        self._anchors = Anchors(ingest, device, run, memory) if isinstance(ingest, SlidingWindow) and ingest.anchors else None
         self.latest: deque[LatestUnit] = deque(maxlen=ingest.frames // 2 if isinstance(ingest, LatestFrames) else 0)
         self.seen_until = Fraction(0)  # seconds, last frame of the newest unit
         self.speaker: Speaker | None = None  # set by Session where the system speaks by itself
@@ -156,8 +160,8 @@ class Prefill:
     def _prefill(self, job: Job) -> None:
         chunk, tokens = job.chunk, self._model.unit_tokens
         self._timeline.begin(chunk.start)
-        if self._memory.system.ingest.slides and (steps := self._memory.close_gaps(self._timeline.first, self.stream)):
-            self._timeline.rebase(steps)
+        if self._memory.system.ingest.slides:
+            self._slide(chunk)
         self._keep_in_range(chunk.frames[-2].time)
         positions = np.concatenate([self._timeline.unit(chunk.frames[2 * u].time) for u in range(chunk.units)])[job.indices]
         of_unit = np.bincount(job.indices // tokens, minlength=chunk.units).tolist()
@@ -168,6 +172,16 @@ class Prefill:
             if self.speaker:
                 (logits,) = self._device.read(self.stream, out.logits)
                 self.speaker.decide(chunk, logits[0], job.submitted)
+        if self._anchors:
+            self._anchors.keep(job, of_unit, self.stream)
+
+    def _slide(self, chunk: Chunk) -> None:
+        """Positions follow the prompt again once older chunks are gone; where the system has anchors, that is now."""
+        slid = self._anchors is not None and self._memory.slide(chunk.index - self._anchors.policy.chunks + 1)
+        if steps := self._memory.close_gaps(self._timeline.first, self.stream):
+            self._timeline.rebase(steps)
+        if self._anchors and slid:
+            self._anchors.refresh(self.stream)
 
     def _attend(self, job: Job, positions: np.ndarray) -> LanguageOutput:
         """Run a chunk over what memory shows it; again where its own queries say that it should have seen something else."""
@@ -208,12 +222,19 @@ class Prefill:
 
 def make_stages(
     device: Device, engines: EngineSet, memory: Memory, timeline: Timeline, run: LanguageRun, threads: int
-) -> tuple[Preprocess, Vision, TokenControl, Prefill]:
+) -> tuple[Preprocess, Stage, Stage, Prefill]:
     """The four stages, each on a stream of its own. threads: of preprocessing."""
     model = engines.manifest.model
     return (
         Preprocess(device.stream("preprocess"), device.preprocessor(model.image_height, model.image_width, threads)),
-        Vision(device.stream("vision"), engines.vision),
-        TokenControl(device.stream("tokens"), engines.tokens, memory.system.drop, device),
+        *_make_vision(device, engines, memory.system.drop),
         Prefill(device, device.stream("prefill"), run, memory, timeline, model),
     )
+
+
+def _make_vision(device: Device, engines: EngineSet, drop: Drop) -> tuple[Stage, Stage]:
+    """From frames to the tokens that go on: dropped after the encoder, or pruned before it."""
+    vision, tokens = device.stream("vision"), device.stream("tokens")
+    if isinstance(drop, MotionPruning):
+        return PrunedVision(device, vision, engines, drop), PrunedTokens(device, tokens, engines.manifest.model.width)
+    return Vision(vision, engines.vision), TokenControl(tokens, engines.tokens, drop, device)

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vicort.runtime.bounded import read_text, shown
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.policies.drop import DROPS, Drop
-from vicort.runtime.policies.ingest import INGESTS, AllChunks, Ingest
+from vicort.runtime.policies.drop import DROPS, Drop, MotionPruning
+from vicort.runtime.policies.ingest import INGESTS, AllChunks, Ingest, SlidingWindow
 from vicort.runtime.policies.long_term import LONG_TERMS, LongTermPolicy
 from vicort.runtime.policies.overflow import OVERFLOWS, Overflow
 from vicort.runtime.policies.registry import MOST
@@ -61,6 +61,11 @@ class System:
     text: Text = field(default_factory=lambda: Text())
     speaks: Speech = field(default_factory=lambda: WhenAsked())
     chunk_frames: int | None = None  # frames in a chunk, None = as many as the engines take
+
+    @property
+    def wants_motion(self) -> bool:
+        """Whether its frames should carry what their codec tells of motion."""
+        return isinstance(self.drop, MotionPruning)
 
 
 def known_systems() -> list[str]:
@@ -134,6 +139,10 @@ def parse_system(text: str, where: str) -> System:
 def _check_bounds(system: System, where: str) -> None:
     if system.long_term and system.ingest.window is None:
         raise ConfigError(f"{where}: with long_term, ingest needs a window that chunks leave: take policy recent-chunks")
+    if isinstance(system.ingest, SlidingWindow) and system.ingest.anchors and not isinstance(system.drop, MotionPruning):
+        raise ConfigError(
+            f"{where}: ingest.anchors are units with an I frame, which drop policy motion knows: name that, or leave them out"
+        )
     if isinstance(system.speaks, StreamingEos) and not (system.text.joins and system.ingest.prefills):
         raise ConfigError(f"{where}: with speaks streaming-eos, words join a stream that is prefilled: set text.joins, and ingest to all")
     unbounded = isinstance(system.retrieval, AllUnits) or isinstance(system.ingest, AllChunks)

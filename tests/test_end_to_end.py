@@ -50,7 +50,17 @@ def cells(memory) -> list[bytes]:
     """Keys, values and positions of every cached visual token, in the order of the stream."""
     held = [page for unit in memory._units.values() for page in unit.held]
     tiers = [(memory.pool if page.on_device else memory.host_pool, page.slot, page.page.tokens) for page in held]
-    return [part.tobytes() for pool, slot, n in tiers for part in (pool.data[slot, :, :, :, :n], pool.where[slot, 0, 0, :n])]
+    units = [part for pool, slot, n in tiers for part in (pool.data[slot, :, :, :, :n], pool.where[slot, 0, 0, :n])]
+    return [part.tobytes() for part in (*units, *long_term_cells(memory))]
+
+
+def long_term_cells(memory) -> list[np.ndarray]:
+    """The same of whole cells of long-term memory; of one that is not full, other cells are left over."""
+    if memory.long_term is None:
+        return []
+    pool, full = memory.long_term.pool, int(memory.long_term.cells_in_use()) - 1
+    assert full > 0
+    return [pool.data[:full], pool.where[:full]]
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

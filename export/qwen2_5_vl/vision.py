@@ -136,7 +136,7 @@ def rotary_tables(windows: Windows, columns: int, head_dim: int) -> tuple[Tensor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x: [U,S,heads,D]; cos, sin: [S,D] -> of x's dtype, computed in float32."""
+    """x: [U,S,heads,D]; cos, sin: [S,D], or [U,S,D] -> of x's dtype, computed in float32."""
     first, second = x.float().chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)
-    return (x.float() * cos[:, None] + turned * sin[:, None]).to(x.dtype)
+    return (x.float() * cos.unsqueeze(-2) + turned * sin.unsqueeze(-2)).to(x.dtype)

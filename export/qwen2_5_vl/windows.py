@@ -47,7 +47,7 @@ def arrange(rows: int, columns: int, merge: int, window: int) -> Windows:
     gather = np.zeros(cells.size, dtype=np.int64)
     gather[scatter] = np.arange(scatter.size)
     return Windows(
-        patches=_patches(order, columns, merge),
+        patches=patches_of(order, columns, merge),
         tokens=np.argsort(order),
         count=down * across,
         gather=gather,
@@ -56,7 +56,13 @@ def arrange(rows: int, columns: int, merge: int, window: int) -> Windows:
     )
 
 
-def _patches(order: np.ndarray, columns: int, merge: int) -> np.ndarray:
+def window_of(rows: int, columns: int, window: int) -> np.ndarray:
+    """[P] int64: the window that each token of the row-major grid lies in, as `arrange` cuts them."""
+    y, x = np.divmod(np.arange(rows * columns), columns)
+    return y // window * columns + x // window
+
+
+def patches_of(order: np.ndarray, columns: int, merge: int) -> np.ndarray:
     """Index, in the row-major patch grid, of the merge*merge patches of each token in `order`."""
     row, column = np.divmod(order, columns)
     inner_row, inner_column = np.divmod(np.arange(merge * merge), merge)

@@ -47,10 +47,22 @@ class View(Protocol):
 class Reader(Protocol):
     """How one question, or the stream's own chunks, read long-term memory; called from the work of whose runs it serves."""
 
-    table: np.ndarray  # [L, Hkv, N] int32: device slots that the next run attends to, besides what all layers and heads share
-    selection: Selection  # what lies there
+    @property
+    def table(self) -> np.ndarray:
+        """[L, Hkv, N] int32: device slots that the next run attends to, besides what all layers and heads share."""
+        ...
+
+    @property
+    def selection(self) -> Selection:
+        """What lies there."""
+        ...
+
     reruns: int  # how often the same rows had to be run again
-    bytes_moved: int  # from this memory to the device
+
+    @property
+    def bytes_moved(self) -> int:
+        """From this memory to the device."""
+        ...
 
     def saw(self, q: np.ndarray, prefill: bool) -> bool:
         """A run has ended whose mean queries were q [L, Hq, D]. True: run the same rows again, over the table as it is now.

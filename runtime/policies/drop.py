@@ -59,6 +59,24 @@ class ChunkIntra(Drop):
         return NEVER, min(max(hot, 0), unit_tokens)
 
 
+class MotionPruning(Drop):
+    """CodecFlow's rule (arXiv 2604.06036): a token whose patches have not moved since the last I picture is never encoded at all.
+
+    A patch is dynamic where M = V + alpha * R reaches `tau`; V: longest motion vector, in pixels of the engine's frame; R: how much it
+    differs from the frame before, in grey levels (decoders keep the residual to themselves). Where a codec hands no vectors out it is
+    dynamic where R reaches `difference`. A frame is whole at an I picture, and where none came for `refresh` seconds.
+    """
+
+    policy: ClassVar[str] = "motion"
+    tau: float = Field(gt=0, le=MOST)
+    alpha: float = Field(0, ge=0, le=MOST)
+    difference: float = Field(gt=0, le=255)
+    refresh: float = Field(gt=0, le=MOST)
+
+    def bounds(self, units: int, unit_tokens: int) -> tuple[float, int]:
+        return ALWAYS, 0
+
+
 class FewTokens(Drop):
     """VideoLLM-online (arXiv 2406.11816): at most `a_frame` visual tokens a frame.
 
@@ -79,4 +97,4 @@ class FewTokens(Drop):
             )
 
 
-DROPS = Registry("drop", KeepAll, ChunkIntra, FewTokens)
+DROPS = Registry("drop", KeepAll, ChunkIntra, MotionPruning, FewTokens)

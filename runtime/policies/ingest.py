@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -39,11 +39,17 @@ class RecentChunks(Ingest):
 
 
 class SlidingWindow(RecentChunks):
-    """StreamingVLM (arXiv 2510.09608): the last `chunks` chunks are all there is, at contiguous positions behind prompt and joined text."""
+    """StreamingVLM (arXiv 2510.09608): the last `chunks` chunks are all there is, at contiguous positions behind prompt and joined text.
+
+    With `anchors` it is CodecFlow's window (arXiv 2604.06036), which slides before a chunk comes, so that the chunk is the last of
+    `chunks`: what stays is reused at its new positions, and of units with an I frame keys and values are computed again in the new
+    window's context ("refresh"), or reused like the others ("reuse").
+    """
 
     policy: ClassVar[str] = "sliding-window"
     slides: ClassVar[bool] = True
     chunks: int = Field(ge=1, le=MOST)
+    anchors: Literal["refresh", "reuse"] | None = None
 
 
 class LatestFrames(Ingest):

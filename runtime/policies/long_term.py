@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from numpy.typing import DTypeLike
+from pydantic import Field
 
 from vicort.runtime.device import Device
+from vicort.runtime.long_term.key_clusters import KeyClusterMemory
 from vicort.runtime.long_term.long_term import LongTerm
+from vicort.runtime.long_term.page_digest import Digest
+from vicort.runtime.long_term.page_recall import open_page_recall
+from vicort.runtime.long_term.sink_buckets import SinkBucketsMemory
+from vicort.runtime.long_term.speculative import Speculation
 from vicort.runtime.manifest import ModelSpec
-from vicort.runtime.policies.registry import Policy, Registry
+from vicort.runtime.policies.registry import MOST, Policy, Registry
 from vicort.runtime.stage_clock import StageClock
 
 
@@ -20,4 +28,53 @@ class LongTermPolicy(Policy):
         raise NotImplementedError
 
 
-LONG_TERMS: Registry[LongTermPolicy] = Registry("long_term")
+class SinkBuckets(LongTermPolicy):
+    """LiveVLM (arXiv:2505.15269): Vision Sink Bucketing keeps few tokens a layer, and position-agnostic retrieval reads part of their
+    pages."""
+
+    policy: ClassVar[str] = "sink-buckets"
+    tokens: int = Field(gt=0, le=MOST)  # M, most that a layer keeps; fewer where memory.host_mb holds fewer
+    keep: float = Field(gt=0, le=1)  # share of a chunk's tokens that enter
+    capacity: int = Field(gt=0, le=MOST)  # B, tokens of a bucket
+    observed: int = Field(gt=0, le=MOST)  # r, last rows of a chunk whose queries score its tokens, as far as the engines give them
+    page: int = Field(gt=0, le=MOST)  # C, tokens that are retrieved together; rounded up to whole cells of the engines
+    share: float = Field(gt=0, le=1)  # of the pages, retrieved
+
+    def open(self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock) -> LongTerm:
+        return SinkBucketsMemory(model, self, host_mb, dtype)
+
+
+class PageRecall(LongTermPolicy):
+    """FreeKV (arXiv 2505.13109): every page stays on the host, and each KV head reads those that an earlier run's queries chose, recalled
+    behind the runs between; heads whose queries have turned are corrected. Here for chunks too, not only for answers."""
+
+    policy: ClassVar[str] = "page-recall"
+    budget: int = Field(1024, gt=0, le=MOST)  # tokens that a KV head chooses, besides the prompt and the recent window
+    digest: Digest = "mean-radius"
+    chunks: bool = True  # whether chunks read it, and not questions only
+    tau_prefill: float | None = Field(0.8, ge=-1, le=1)  # see `Speculation`
+    tau_decode: float | None = Field(0.8, ge=-1, le=1)
+    speculative: bool = True  # False: recall is waited for, before each run
+
+    def open(self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock) -> LongTerm:
+        speculation = Speculation(self.tau_prefill, self.tau_decode, self.speculative)
+        return open_page_recall(device, model, host_mb, dtype, clock, self.budget, self.digest, speculation, self.chunks)
+
+
+class KeyClusters(LongTermPolicy):
+    """ReSV (V-Rex, arXiv 2512.12284): clusters of keys by hash bits, chosen by WiCSum; see `long_term/key_clusters.py`."""
+
+    policy: ClassVar[str] = "key-clusters"
+    hash_bits: int = Field(ge=1, le=4096)  # N_hp, random hyperplanes
+    threshold: int = Field(ge=1, le=4096)  # Th_hd: a key joins a cluster less than so many bits away
+    recent: int = Field(ge=1, le=MOST)  # clusters of a layer and head that still take tokens: those opened last
+    most_tokens: int = Field(ge=1, le=MOST)  # a cluster that holds so many before a unit takes none of it
+    share: float = Field(gt=0, le=1)  # Th_r-wics
+    most_cells: int = Field(ge=1, le=MOST)  # that a layer and head reads at a time, which bounds what the device holds
+    seed: int = Field(0, ge=0, le=MOST)  # of the hyperplanes
+
+    def open(self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock) -> LongTerm:
+        return KeyClusterMemory(model, host_mb, dtype, self)
+
+
+LONG_TERMS: Registry[LongTermPolicy] = Registry("long_term", SinkBuckets, KeyClusters, PageRecall)

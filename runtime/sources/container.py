@@ -17,6 +17,7 @@ from vicort.runtime.errors import SourceError, TruncatedSource
 from vicort.runtime.redact import redact
 from vicort.runtime.sources.clock import Clock
 from vicort.runtime.sources.limits import Limits
+from vicort.runtime.sources.motion import EXPORT_VECTORS, MotionReader, exports_vectors
 from vicort.runtime.sources.piped import MOST_WITHOUT_PICTURE, ByteFile
 from vicort.runtime.sources.pixels import Converter
 from vicort.runtime.sources.source import Source, Wants, Warn
@@ -105,6 +106,7 @@ class ContainerSource(Source):
         self.frames_total = self._stream.frames or (self.duration and round(self.duration * rate)) or None
         self._clock = Clock(1 / rate, self.warn)
         self._decoder: Decoder = CpuDecoder(self._stream, limits)
+        self._motion: MotionReader | None = None
         self._health = _Health()
         self._reader: int | None = None  # the thread that frames are read on
 
@@ -124,8 +126,18 @@ class ContainerSource(Source):
         return self._stream
 
     def decode_with(self, decoder: Decoder) -> None:
-        """Another decoder than FFmpeg's, before the first frame."""
-        self._decoder = decoder
+        """Another decoder than FFmpeg's, before the first frame; it tells no motion."""
+        self._decoder, self._motion = decoder, None
+
+    def tell_motion(self) -> None:
+        """Give each frame its motion, as far as the codec tells; to be said before the first frame."""
+        context = self._stream.codec_context
+        name = context.codec.canonical_name
+        if not exports_vectors(name):
+            self.warn(f"{self.name}: motion vectors of {name} cannot be had, so frames are compared instead")
+        if not context.codec.intra_only:
+            context.options = context.options | EXPORT_VECTORS
+            self._motion = MotionReader(exports_vectors(name))
 
     @property
     def _time_base(self) -> Fraction:
@@ -144,8 +156,10 @@ class ContainerSource(Source):
             self._health.see_picture(picture.is_corrupt)
             if self._file:
                 self._file.see_picture()
+            if self._motion:
+                self._motion.see(picture)
             if wants is None or wants(time):
-                yield Frame(self._decoder.convert(picture), time, index)
+                yield Frame(self._decoder.convert(picture), time, index, self._motion.take() if self._motion else None)
         if self._health.pictures == 0:
             raise SourceError(f"{self.name} holds a video stream, but no picture of it can be decoded: {self._advice}")
         if not self.live and (reason := self._broken_off()):

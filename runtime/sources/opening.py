@@ -45,6 +45,7 @@ def open_source(
     patience: Patience | None = None,
     limits: Limits | None = None,
     on_state: OnState | None = None,
+    motion: bool = False,
 ) -> Source:
     """Open a source of frames: a file, a URL (RTSP, HTTP, HLS), a camera, a folder or glob of images, - for stdin, or testsrc:.
 
@@ -54,14 +55,17 @@ def open_source(
     decode: video on the CPU, into arrays, or on the GPU, into surfaces of its memory; auto = there if it can, else here with a warning.
     rtsp_transport: how RTSP brings its packets. patience: time-outs of network sources, and when a live one is tried again.
     limits: on the size and rate of frames. on_state: gets each change of state of a live URL or camera, which is opened again as often
-    as it ends; its first opening must succeed.
+    as it ends; its first opening must succeed. motion: frames of a video that is decoded on the CPU carry what its codec tells of motion.
     Raises SourceError if there is no such source, no video in it, more than the limits, or none that the GPU can decode where it must.
     """
     patience = patience or Patience()
     options = {"stream": stream, "warn": warn, "threads": threads, "limits": limits}
 
     def once() -> Source:
-        return _decoding(_open(spec, live, image_fps, rtsp_transport, patience, options), decode)
+        opened = _open(spec, live, image_fps, rtsp_transport, patience, options)
+        if motion and isinstance(opened, ContainerSource):
+            opened.tell_motion()
+        return _decoding(opened, decode)
 
     source = once()
     if isinstance(source, ContainerSource) and source.live and _comes_again(spec):

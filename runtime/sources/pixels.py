@@ -22,12 +22,7 @@ class Converter:
 
         Raises SourceError for a picture that has no way to RGB.
         """
-        image = self._rgb(picture)
-        try:
-            matrix = picture.side_data.get("DISPLAYMATRIX")
-        except ValueError:  # some PyAV refuse to list side data that FFmpeg knows and they do not, as EXIF is; the angle they tell still
-            return np.ascontiguousarray(np.rot90(image, round(picture.rotation / 90)))
-        return image if matrix is None else np.ascontiguousarray(upright(image, np.frombuffer(bytes(matrix), np.int32)))
+        return np.ascontiguousarray(turned(self._rgb(picture), picture))
 
     def _rgb(self, picture: av.VideoFrame) -> np.ndarray:
         try:
@@ -38,6 +33,15 @@ class Converter:
             return self._reformatter.reformat(picture, format="rgb24", threads=1).to_ndarray()
         except (av.FFmpegError, ValueError) as error:
             raise SourceError(f"pictures of format {picture.format.name} cannot be turned into RGB: convert them to yuv420p") from error
+
+
+def turned(image: np.ndarray, picture: av.VideoFrame) -> np.ndarray:
+    """A view of an array [rows, columns, …] that lies over a picture, as the picture wants it shown."""
+    try:
+        matrix = picture.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # some PyAV refuse to list side data that FFmpeg knows and they do not, as EXIF is; the angle they tell still
+        return np.rot90(image, round(picture.rotation / 90))
+    return image if matrix is None else upright(image, np.frombuffer(bytes(matrix), np.int32))
 
 
 def upright(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:

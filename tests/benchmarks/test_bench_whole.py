@@ -31,7 +31,7 @@ def test_quick_run_writes_json_table_and_picture(tmp_path, capsys):
     out = tmp_path / "bench.json"
     assert bench.main(["--quick", "--out", str(out), "--cache", str(CACHE)]) == 0
     result = json.loads(out.read_text())
-    assert set(result["parts"]) == set(bench.PARTS) - {"transformers-medium"}
+    assert set(result["parts"]) == set(bench.ALL) - {"transformers-medium"}
     assert result["parts"]["overlap"]["from_memory"]["gain"] > 0
     assert result["parts"]["long-stream"]["points"][0]["ms_between_chunks"]["n"] > 50
     assert out.with_suffix(".png").stat().st_size > 10_000

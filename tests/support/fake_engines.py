@@ -81,11 +81,12 @@ class FakeEngineSet:
             for _ in range(m.layers)
         ]
         self.vision, self.tokens, self.llm = (FakeEngine(f) for f in (self._see, control_tokens, self._read))
+        self.pruned = FakeEngine(self._see_some)
         self.manifest = Manifest(
             backend="onnxruntime",
             precision="fp32",
             model=m,
-            graphs={},
+            graphs={"vision_pruned": GraphSpec(file="vision_pruned.onnx", inputs=(), outputs=(), dimensions={})},
             embedding=EmbeddingSpec(file="embedding.bin", offset=0, dtype="float32", rows=m.vocabulary, width=m.width),
             checkpoint="",
             target="",
@@ -101,6 +102,13 @@ class FakeEngineSet:
         units, gh, gw = len(frames) // 2, m.grid_height, m.grid_width
         cells = frames.reshape(units, 2, gh, m.image_height // gh, gw, m.image_width // gw, 3).astype(np.float64) / 255 - 0.5
         return {"features": cells.transpose(0, 2, 4, 1, 3, 5, 6).reshape(units, gh * gw, -1) @ self._pixels}
+
+    def engine(self, name):
+        return {"vision": self.vision, "tokens": self.tokens, "llm": self.llm, "vision_pruned": self.pruned}[name]
+
+    def _see_some(self, frames, kept, **_):
+        seen = self._see(frames)["features"]
+        return {"features": np.where(kept[..., None] >= 0, np.take_along_axis(seen, np.maximum(kept, 0)[..., None], axis=1), 0)}
 
     def _read(self, tokens, features, pos, pool, where, table, **_):
         m = self.model

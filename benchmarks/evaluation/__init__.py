@@ -1,0 +1,1 @@
+"""`vicort-eval`: how often systems answer right, on benchmarks as their users have them on disk. One file a data set."""

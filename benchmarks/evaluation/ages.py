@@ -1,0 +1,129 @@
+"""Accuracy by the age of what is asked about, for those who measure systems: a row a question, and cells over rows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from vicort.benchmarks.evaluation import shapestream
+from vicort.benchmarks.evaluation.items import Item, Reply
+from vicort.benchmarks.evaluation.rules import is_right
+from vicort.benchmarks.evaluation.shapestream import AGES, CACHE, AgeIn
+from vicort.benchmarks.evaluation.watching import Candidate, watch
+from vicort.runtime.engine import EngineSet
+from vicort.runtime.system import System
+
+Z95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question to one system. Rows of one `key` are the same question, put to several systems."""
+
+    system: str
+    stream: int
+    age: int  # as it was asked for; -1 = what is there now
+    chunks: float  # the same in chunks of the engine set, whatever a system makes of them
+    shape: str
+    task: str  # "now", "64 units", …
+    question: str
+    truth: str
+    answer: str
+    right: bool
+    ttft_ms: float
+    tokens_read: int  # cached visual tokens that it could see
+    pages: int  # vision pages that it could see
+    at: float  # seconds
+    seen_until: float  # seconds
+    memory_from: float | None  # seconds, start of the oldest unit of which memory still held something
+    error: str = ""
+
+    @property
+    def key(self) -> tuple[int, int, str]:
+        return self.stream, self.age, self.shape
+
+
+def accuracy_by_age(
+    engines: EngineSet,
+    systems: Mapping[str, System],
+    streams: int,
+    ages: Sequence[int] = AGES,
+    *,
+    age_in: AgeIn = "units",
+    cache: Path = CACHE,
+    fps: Fraction | None = None,
+    threads: int = 1,
+    overlap: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> list[Row]:
+    """Every system over the same files, one pass each, all ages asked in it.
+
+    systems: by the label that rows carry. streams: files; each has 7 questions an age, and one about now. ages: units or chunks since the
+    last thing went. cache: folder of the files. A system that cannot go on (VicortError) has its open questions as rows with the error.
+    """
+    dataset = shapestream.load(engines.manifest.model, streams, ages, age_in, cache, fps, progress)
+    rows: list[Row] = []
+    for video in dataset.videos:
+        items = {item.id: item for item in video.items}
+        for label, system in systems.items():
+            watched = watch(video, Candidate.of(engines, system, fps=fps, threads=threads, overlap=overlap))
+            rows += [row_of(label, items[reply.item], reply) for reply in watched.replies]
+            if progress:
+                progress(f"{video.name}, {label}: {sum(row.right for row in rows[-len(items) :])} of {len(items)} right")
+    return rows
+
+
+def row_of(system: str, item: Item, reply: Reply) -> Row:
+    return Row(
+        system=system,
+        **item.note,
+        task=item.task,
+        question=item.text,
+        truth=item.truth,
+        answer=reply.text,
+        right=is_right(item, [reply]),
+        ttft_ms=reply.ttft_ms,
+        tokens_read=reply.tokens_read,
+        pages=reply.pages,
+        at=float(reply.at),
+        seen_until=float(reply.seen_until),
+        memory_from=None if reply.memory_from is None else float(reply.memory_from),
+        error=reply.error,
+    )
+
+
+def by_age(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, Any]]]:
+    """By system and task: accuracy, asked, low and high (95 %, Wilson), and of what was answered ttft_ms (median), tokens_read and pages
+    (mean)."""
+    cells: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        cells[row.system][row.task].append(row)
+    return {system: {task: _cell(each) for task, each in tasks.items()} for system, tasks in cells.items()}
+
+
+def _cell(rows: Sequence[Row]) -> dict[str, Any]:
+    right, asked = sum(row.right for row in rows), len(rows)
+    low, high = wilson(right, asked)
+    cell: dict[str, Any] = {"accuracy": round(right / asked, 4), "asked": asked, "low": round(low, 4), "high": round(high, 4)}
+    if answered := [row for row in rows if not row.error]:
+        cell |= {
+            "ttft_ms": round(median(row.ttft_ms for row in answered), 3),
+            "tokens_read": round(fmean(row.tokens_read for row in answered), 1),
+            "pages": round(fmean(row.pages for row in answered), 1),
+        }
+    if errors := asked - len(answered):
+        cell["errors"] = errors
+    return cell
+
+
+def wilson(right: int, asked: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927)."""
+    share, spread = right / asked, Z95**2 / asked
+    middle = share + spread / 2
+    half = (share * (1 - share) * spread + spread**2 / 4) ** 0.5
+    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))

@@ -1,0 +1,137 @@
+"""Reading other people's data: what is wrong is said in one line that names the file, the entry and the key."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from vicort.runtime.bounded import shown
+from vicort.runtime.errors import ConfigError
+
+KINDS = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", "")  # "" = a folder of images
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of a data file. Its methods raise ConfigError."""
+
+    content: dict[str, Any]
+    where: str  # names it in errors: file, entry
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.content
+
+    def wrong(self, key: str, allowed: str) -> ConfigError:
+        found = f"{key!r} is {shown(self.content[key])}" if key in self.content else f"key {key!r} is missing"
+        return ConfigError(f"{self.where}: {found}: give {allowed}")
+
+    def text(self, key: str) -> str:
+        value = self._of_kind(key, str)
+        if not value.strip():
+            raise self.wrong(key, "text that is not empty")
+        return value
+
+    def whole(self, key: str) -> int:
+        return self._of_kind(key, int)
+
+    def seconds(self, key: str) -> Fraction:
+        """A number of seconds, exact as it is written."""
+        value = self.content.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+            raise self.wrong(key, "a number of seconds")
+        return Fraction(str(value))
+
+    def clock(self, key: str) -> Fraction:
+        """Seconds of HH:MM:SS, MM:SS or SS; seconds may have decimals."""
+        parts = self.text(key).split(":")
+        if len(parts) > 3 or not all(part.replace(".", "", 1).isdecimal() and part.isascii() for part in parts):
+            raise self.wrong(key, "a time as HH:MM:SS")
+        return sum((Fraction(part) * 60**power for power, part in enumerate(reversed(parts))), Fraction(0))
+
+    def one_of(self, key: str, allowed: str) -> str:
+        """A single letter out of `allowed`."""
+        value = self.text(key)
+        if len(value) != 1 or value not in allowed:
+            raise self.wrong(key, f"one letter of {allowed}")
+        return value
+
+    def texts(self, key: str) -> list[str]:
+        """A list of texts or numbers, or such a list as Python prints it (as CSV files hold it)."""
+        value = self.content.get(key)
+        if isinstance(value, str):
+            try:
+                value = ast.literal_eval(value)
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                value = None
+        if not isinstance(value, list) or not value or not all(isinstance(each, str | int | float) for each in value):
+            raise self.wrong(key, "a list of texts")
+        return [str(each) for each in value]
+
+    def entries(self, key: str) -> list[Entry]:
+        """The objects of a list that it holds, none of them empty of keys."""
+        return entries_of(self._of_kind(key, list), f"{self.where}, {key}")
+
+    def _of_kind(self, key: str, kind: type) -> Any:
+        value = self.content.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise self.wrong(key, KINDS[kind])
+        return value
+
+
+def entries_of(content: Any, where: str) -> list[Entry]:
+    if not isinstance(content, list):
+        raise ConfigError(f"{where} is {shown(content)}: give a list of objects")
+    for number, each in enumerate(content):
+        if not isinstance(each, dict):
+            raise ConfigError(f"{where}, entry {number} is {shown(each)}: give an object")
+    return [Entry(each, f"{where}, entry {number}") for number, each in enumerate(content)]
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): name the benchmark's data file") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not JSON ({error}): name the benchmark's data file") from error
+
+
+def read_csv(path: Path) -> list[Entry]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): name the benchmark's data file") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not CSV in UTF-8 ({error}): name the benchmark's data file") from error
+    return [Entry({key: value for key, value in row.items() if key}, f"{path}, row {number}") for number, row in enumerate(rows, 2)]
+
+
+def digests(paths: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 of each data file, by its name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def find_video(folders: Sequence[Path], named: str) -> Path | None:
+    """The file or folder of images that data calls `named`: its longest ending that is there in one of the folders; None if none is."""
+    parts = [part for part in PurePosixPath(named.replace("\\", "/")).parts if part not in ("/", ".")]
+    if ".." in parts:
+        return None
+    return first_there(folder.joinpath(*parts[first:]) for first in range(len(parts)) for folder in folders)
+
+
+def find_any(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
+    """The first of several names, in the order given, that is there with a suffix of videos, or as a folder; None if none is."""
+    return first_there(folder / (name + suffix) for name in names for suffix in VIDEO_SUFFIXES for folder in folders)
+
+
+def first_there(paths: Iterable[Path]) -> Path | None:
+    return next((path for path in paths if path.exists()), None)

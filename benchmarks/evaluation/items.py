@@ -1,0 +1,92 @@
+"""The nouns of an evaluation: what is asked, about which video, and what came back.
+
+This module knows no data set, no session and no file format.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+from vicort.runtime.sources.opening import IMAGE_FPS
+
+Mean = Literal["questions", "tasks", "groups"]  # over what an average is taken, each counting the same
+
+
+@dataclass(frozen=True)
+class Item:
+    """One scored question."""
+
+    id: str  # unique in its data set
+    task: str  # the column of the table that it counts in
+    rule: str  # a key of rules.RULES
+    truth: str  # what the rule compares with
+    text: str  # as it is asked, prompt included
+    times: tuple[Fraction, ...]  # seconds; several = the same text again and again until the first yes
+    note: dict[str, Any] = field(default_factory=dict)  # what reports may want to know besides
+
+
+@dataclass(frozen=True)
+class Video:
+    name: str  # as the data set calls it
+    path: Path | None  # a file, or a folder of images; None = not there
+    items: tuple[Item, ...]
+    image_fps: Fraction = Fraction(IMAGE_FPS)  # images a second, of a folder
+
+
+@dataclass(frozen=True)
+class Group:
+    """Columns that a paper's table shows side by side, with their average."""
+
+    title: str
+    tasks: dict[str, str]  # what the data calls a task: its heading
+    mean: Mean | None = "questions"  # None = an average would say nothing
+
+
+@dataclass(frozen=True)
+class Dataset:
+    name: str
+    videos: tuple[Video, ...]
+    groups: tuple[Group, ...]
+    overall: Mean | None = "questions"
+    settings: dict[str, Any] = field(default_factory=dict)  # what a record must agree on to be gone on with
+    about: dict[str, Any] = field(default_factory=dict)  # for the report: where prompts and scoring come from, …
+    max_tokens: int = 64  # of an answer
+
+    @property
+    def missing(self) -> list[str]:
+        return [video.name for video in self.videos if video.path is None]
+
+    def first(self, count: int) -> Dataset:
+        """Only so many videos."""
+        return replace(self, videos=self.videos[:count], about=self.about | {"videos": f"the first {count} only"})
+
+    @property
+    def items(self) -> dict[str, Item]:
+        return {item.id: item for video in self.videos for item in video.items}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back when an item was asked once."""
+
+    item: str  # its id
+    at: Fraction  # seconds, when it was asked
+    text: str = ""
+    seen_until: Fraction = Fraction(0)  # seconds, newest frame that it could know of
+    ttft_ms: float = 0.0
+    tokens_read: int = 0  # cached visual tokens that it could see
+    pages: int = 0  # vision pages that it could see
+    memory_from: Fraction | None = None  # seconds, start of the oldest unit of which memory still held something; None = it was empty
+    error: str = ""  # why there is no answer
+
+    def to_json(self) -> dict[str, Any]:
+        """Exact: times as fractions."""
+        return {key: str(value) if isinstance(value, Fraction) else value for key, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Reply:
+        times = {key: Fraction(content[key]) for key in ("at", "seen_until", "memory_from") if content[key] is not None}
+        return cls(**content | times)

@@ -1,0 +1,106 @@
+"""OVO-Bench (arXiv 2501.05510): 12 tasks that look back, look now, or wait; its JSON, and the source videos, uncut.
+
+Each entry has id, task, video. Nine tasks have realtime, question, options and gt; REC, SSR and CRR have test_info, a query each:
+{realtime, count}, {realtime, step, type} and {realtime, type}. Videos are cut here, at realtime and not at the next full second.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vicort.benchmarks.evaluation.fields import Entry, digests, entries_of, find_video, read_json
+from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Video
+
+# Prompts: github.com/JoeLeelyf/OVO-Bench, utils/OVOBench.py, without the indentation that they have there, spelling and all.
+CHOICE = """Question: {question}
+Options:
+{options}
+Respond only with the letter corresponding to your chosen option (e.g., A, B, C).
+Do not include any additional text or explanation in your response."""
+COUNT = """You're watching a video in which people may perform a certain type of action repetively.
+The person performing this kind of action are referred to as 'they' in the following statement.
+You're task is to count how many times have different people in the video perform this kind of action in total.
+One complete motion counts as one.
+Now, answer the following question: How many times did they {activity}?
+Provide your answer as a single number (e.g., 0, 1, 2, 3…) indicating the total count.
+Do not include any additional text or explanation in your response."""
+STEP = """You're watching a tutorial video which contain a sequential of steps.
+The following is one step from the whole procedures:
+{step}
+Your task is to determine if the man or woman in the video is currently performing this step.
+Answer only with “Yes” or “No”.
+Do not include any additional text or explanation in your response."""
+CLUE = """You're responsible of answering questions based on the video content.
+The following question are relevant to the latest frames, i.e. the end of the video.
+{question}
+Decide whether existing visual content, especially latest frames, i.e. frames that near the end of the video, provide enough \
+information for answering the question.
+Answer only with “Yes” or “No”.
+Do not include any additional text or explanation in your response."""
+
+LETTERS = "ABCDE"
+CHOICES = ("OCR", "ACR", "ATR", "STU", "FPD", "OJR", "EPM", "ASI", "HLD")
+FORWARD = ("REC", "SSR", "CRR")
+GROUPS = tuple(  # in the order of the paper's table
+    Group(title, {task: task for task in tasks}, "tasks")
+    for title, tasks in (
+        ("Real-Time Visual Perception", CHOICES[:6]),
+        ("Backward Tracing", CHOICES[6:]),
+        ("Forward Active Responding", FORWARD),
+    )
+)
+ABOUT = {
+    "benchmark": "OVO-Bench, arXiv 2501.05510",
+    "prompts": "github.com/JoeLeelyf/OVO-Bench, utils/OVOBench.py",
+    "scoring": "utils/OVOBenchScore.py: the letter within the reply; REC: equal digits; SSR, CRR: Yes or No within the reply. Category: "
+    "mean of its tasks; overall: (Backward + Real-Time + Forward) / 3. Cut at realtime, not rounded",
+}
+
+
+def load(files: Sequence[Path], folders: Sequence[Path]) -> Dataset:
+    """files: JSON; folders: where videos may lie. Raises ConfigError for data that is not OVO-Bench's."""
+    items: dict[str, list[Item]] = defaultdict(list)
+    for file in files:
+        known: set[int] = set()
+        for entry in entries_of(read_json(file), str(file)):
+            if entry.whole("id") in known:
+                raise entry.wrong("id", "each entry an id of its own")
+            known.add(entry.whole("id"))
+            items[entry.text("video")] += _items(entry, f"{file.stem}/")
+    videos = tuple(Video(name, find_video(folders, name), tuple(each)) for name, each in items.items())
+    return Dataset("ovo-bench", videos, GROUPS, "groups", {"data": digests(files)}, ABOUT)
+
+
+def _items(entry: Entry, prefix: str) -> Iterator[Item]:
+    task, name = entry.text("task"), f"{prefix}{entry.whole('id')}"
+    if task in CHOICES:
+        yield _choice(entry, task, name)
+    elif task in FORWARD:
+        for number, query in enumerate(entry.entries("test_info")):
+            yield _forward(entry, query, task, f"{name}.{number}")
+    else:
+        raise entry.wrong("task", f"one of {', '.join((*CHOICES, *FORWARD))}")
+
+
+def _choice(entry: Entry, task: str, name: str) -> Item:
+    options, right = entry.texts("options"), entry.whole("gt")
+    if not 2 <= len(options) <= len(LETTERS):
+        raise entry.wrong("options", f"2 to {len(LETTERS)} options")
+    if not 0 <= right < len(options):
+        raise entry.wrong("gt", f"the index of one of its {len(options)} options")
+    lettered = "; ".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)) + ";"
+    text = CHOICE.format(question=entry.text("question"), options=lettered)
+    return Item(name, task, "letter-within", LETTERS[right], text, (entry.seconds("realtime"),))
+
+
+def _forward(entry: Entry, query: Entry, task: str, name: str) -> Item:
+    times = (query.seconds("realtime"),)
+    if task == "REC":
+        return Item(name, task, "digits", str(query.whole("count")), COUNT.format(activity=entry.text("activity")), times)
+    kind = query.whole("type")
+    if kind not in (0, 1):
+        raise query.wrong("type", "0 for No or 1 for Yes")
+    text = STEP.format(step=query.text("step")) if task == "SSR" else CLUE.format(question=entry.text("question"))
+    return Item(name, task, "yes-or-no", ("No", "Yes")[kind], text, times)

@@ -1,0 +1,241 @@
+"""vicort-eval: watch a benchmark's videos with several systems, and print its table.
+
+options -> data set -> each video with each system -> record -> report. What is done is in the record: started again, it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from vicort.benchmarks.evaluation import ovo_bench, rvs, shapestream, streamingbench
+from vicort.benchmarks.evaluation.ages import by_age, row_of
+from vicort.benchmarks.evaluation.arguments import Options, parse_options
+from vicort.benchmarks.evaluation.items import Dataset, Reply, Video
+from vicort.benchmarks.evaluation.ledger import Ledger
+from vicort.benchmarks.evaluation.tables import Table, make_table, print_table, score_all
+from vicort.benchmarks.evaluation.watching import Candidate, watch
+from vicort.runtime.engine import EngineSet
+from vicort.runtime.errors import ConfigError, EngineError, SourceError, VicortError
+from vicort.runtime.locations import find_engine_dir
+from vicort.runtime.manifest import Manifest, ModelSpec, read_manifest
+from vicort.runtime.session import percentiles
+from vicort.runtime.system import System, known_systems, load_system
+
+RECORD, REPORT, TABLE = "answers.jsonl", "report.json", "report.txt"
+SHOWN_MISSING = 5
+INTERRUPTED = 130  # exit code: 128 + SIGINT
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line tool; returns its exit code."""
+    try:
+        return run(parse_options(arguments))
+    except VicortError as error:
+        print(f"vicort-eval: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("vicort-eval: stopped; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+
+
+def run(options: Options) -> int:
+    systems = systems_of(options.systems or known_systems())
+    engine_dir = options.engine_dir or find_engine_dir("tiny")
+    if engine_dir is None:
+        raise EngineError("no engines of the tiny model are built: build them with `vicort-build tiny`, or name a set with --engine-dir")
+    manifest = read_manifest(engine_dir)
+    dataset = load(options, manifest.model)
+    unread = check_videos(dataset, options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(options.out / RECORD, settings_of(options, dataset, manifest))
+    with EngineSet.open(engine_dir, threads=options.threads) as engines:
+        candidates = {name: Candidate.of(engines, each, fps=options.fps, threads=options.threads) for name, each in systems.items()}
+        systems = runnable(systems, candidates, named=bool(options.systems))
+        declare(systems, ledger)
+        unread |= watch_all(dataset, options, candidates, ledger)
+    report(options, dataset, manifest, systems, ledger, unread)
+    return 0
+
+
+def systems_of(names: Sequence[str]) -> dict[str, System]:
+    """By the names that they give themselves. Raises ConfigError if two have the same."""
+    systems: dict[str, System] = {}
+    for name in names:
+        system = load_system(name)
+        if system.name in systems:
+            raise ConfigError(f"--system {name}: its name {system.name!r} is another's too: name it otherwise in its YAML file")
+        systems[system.name] = system
+    return systems
+
+
+def runnable(systems: Mapping[str, System], candidates: dict[str, Candidate], named: bool) -> dict[str, System]:
+    """Those of which these engines can open a session; the others leave `candidates`. Raises why not, if they were asked for by name."""
+    able = {}
+    for name, system in systems.items():
+        try:
+            with candidates[name].open_session():
+                able[name] = system
+        except VicortError as error:
+            if named:
+                raise
+            del candidates[name]
+            _say(f"warning: {name} is left out: {error}")
+    return able
+
+
+def load(options: Options, model: ModelSpec) -> Dataset:
+    """The data set that was asked for, or the first videos of it."""
+    if options.benchmark == "shapestream":
+        fps = None if options.fps is None else options.fps
+        if fps == "source":
+            raise ConfigError("--fps source: ages count units, so give shapestream a rate")
+        dataset = shapestream.load(model, options.streams, options.ages, options.age_in, options.cache, fps, _say)
+    elif options.benchmark == "streamingbench":
+        dataset = streamingbench.load(options.files, options.videos)
+    elif options.benchmark == "ovo-bench":
+        dataset = ovo_bench.load(options.files, options.videos)
+    else:
+        dataset = rvs.load(options.files, options.videos, options.image_fps)
+    if len(dataset.items) != sum(len(video.items) for video in dataset.videos):
+        raise ConfigError(f"{', '.join(map(str, options.files))}: a file is named twice, or two have one name: give each one once")
+    if not dataset.videos:
+        raise ConfigError(f"{', '.join(map(str, options.files))}: no question in it: name the benchmark's data file")
+    return dataset.first(options.limit) if options.limit else dataset
+
+
+def check_videos(dataset: Dataset, options: Options) -> dict[str, str]:
+    """What is not there, and why it is not watched; told once. Raises ConfigError if it is all of it, or, if strict, any."""
+    missing = dataset.missing
+    where = ", ".join(map(str, options.videos))
+    if missing:
+        shown = ", ".join(missing[:SHOWN_MISSING]) + (", …" if len(missing) > SHOWN_MISSING else "")
+        line = f"{len(missing)} of {len(dataset.videos)} videos are not in {where}: {shown}"
+        if options.strict or len(missing) == len(dataset.videos):
+            raise ConfigError(f"{line}: say with --videos where they are" + (", or leave out --strict" if options.strict else ""))
+        _say(f"warning: {line}")
+    return dict.fromkeys(missing, "not there")
+
+
+def declare(systems: Mapping[str, System], ledger: Ledger) -> None:
+    from vicort.benchmarks.workload import describe_system
+
+    for name, system in systems.items():
+        ledger.declare(name, describe_system(system))
+
+
+def settings_of(options: Options, dataset: Dataset, manifest: Manifest) -> dict[str, Any]:
+    """What answers depend on, systems apart."""
+    return {
+        "benchmark": dataset.name,
+        **dataset.settings,
+        "protocol": options.carry,
+        "context_s": None if options.context is None else float(options.context),
+        "fps": str(options.fps or manifest.model.fps),
+        "max_tokens": options.max_tokens or dataset.max_tokens,
+        "model": manifest.model.name,
+        "precision": manifest.precision,
+        "backend": manifest.backend,
+        "checkpoint": manifest.checkpoint,
+        "image": f"{manifest.model.image_width}x{manifest.model.image_height}",
+        "chunk_frames": manifest.model.chunk_frames,
+    }
+
+
+def watch_all(dataset: Dataset, options: Options, candidates: Mapping[str, Candidate], ledger: Ledger) -> dict[str, str]:
+    """Each video with each system, unless the record has it already; returns the videos that cannot be read, and why."""
+    unread: dict[str, str] = {}
+    most = options.max_tokens or dataset.max_tokens
+    for number, video in enumerate(dataset.videos, 1):
+        for name, candidate in candidates.items():
+            if video.path is None or video.name in unread or (name, video.name) in ledger.watched:
+                continue
+            started = time.monotonic()
+            try:
+                watched = watch(video, candidate, options.carry, options.context, most)
+            except SourceError as error:
+                if options.strict:
+                    raise
+                unread[video.name] = str(error)
+                _say(f"warning: {error}")
+                continue
+            ledger.add(name, video.name, watched)
+            _say(f"[{number}/{len(dataset.videos)}] {video.name}, {name}: {len(watched.replies)} asked, {time.monotonic() - started:.1f} s")
+    return unread
+
+
+def report(
+    options: Options, dataset: Dataset, manifest: Manifest, systems: Mapping[str, System], ledger: Ledger, unread: Mapping[str, str]
+) -> None:
+    """Print the table, and write it with its conditions beside the record."""
+    from vicort.benchmarks.machine import conditions
+
+    seen = [video for video in dataset.videos if video.name not in unread]
+    replies = {name: [reply for video in seen for reply in ledger.watched[name, video.name].replies] for name in systems}
+    tables = {name: _table(options, dataset, seen, replies[name]) for name in systems}
+    settings = settings_of(options, dataset, manifest) | {"threads": options.threads}
+    head = {
+        "conditions": conditions() | settings | dataset.about,
+        "judge": options.judge.name if dataset.name == "rvs" else None,
+        "videos": {"watched": len(seen), "of": len(dataset.videos), "left out": dict(unread)},
+        "systems": {name: json.loads(json.dumps(_about(name, seen, ledger, replies[name]))) for name in systems},
+    }
+    accuracy: Any = {name: {title: {h: c.to_json() for h, c in cells.items()} for title, cells in t.items()} for name, t in tables.items()}
+    if dataset.name == "shapestream":
+        items = dataset.items
+        accuracy = by_age(row_of(name, items[reply.item], reply) for name, each in replies.items() for reply in each)
+    text = _text(options, dataset, settings, tables, head)
+    (options.out / REPORT).write_text(json.dumps(head | {"accuracy": accuracy}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (options.out / TABLE).write_text(text + "\n", encoding="utf-8")
+    print(text)
+    _say(f"written: {options.out / REPORT}, {options.out / TABLE}")
+
+
+def _table(options: Options, dataset: Dataset, seen: Sequence[Video], replies: Sequence[Reply]) -> Table:
+    items = {item.id: item for video in seen for item in video.items}
+    return make_table(dataset, score_all(items, replies, options.judge))
+
+
+def _about(name: str, seen: Sequence[Video], ledger: Ledger, replies: Sequence[Reply]) -> dict[str, Any]:
+    """What a system is, what went wrong with it, and how the last pass over each video went."""
+    watched = {video.name: ledger.watched[name, video.name] for video in seen}
+    answered = [reply for reply in replies if not reply.error]
+    return {
+        "is": ledger.systems[name],
+        "asked": len(replies),
+        "ttft_ms": percentiles([reply.ttft_ms for reply in answered]),
+        "tokens_read": fmean(reply.tokens_read for reply in answered) if answered else None,
+        "errors": [f"{reply.item}: {reply.error}" for reply in replies if reply.error],
+        "warnings": {video: each.warnings for video, each in watched.items() if each.warnings},
+        "summaries": {video: each.summary for video, each in watched.items()},
+    }
+
+
+def _text(options: Options, dataset: Dataset, settings: Mapping[str, Any], tables: Mapping[str, Table], head: Mapping[str, Any]) -> str:
+    videos = head["videos"]
+    shown = ("protocol", "context_s", "fps", "model", "precision", "backend", "image")
+    lines = [
+        f"{dataset.about['benchmark']}: {videos['watched']} of {videos['of']} videos",
+        ", ".join(f"{key} {settings[key]}" for key in shown if settings[key] is not None),
+        f"scoring: {dataset.about['scoring']}",
+    ]
+    if head["judge"]:
+        lines.append(f"judge: {head['judge']}")
+    for name, about in head["systems"].items():
+        if about["errors"]:
+            lines.append(
+                f"{name}: {len(about['errors'])} of {about['asked']} askings failed and count as wrong; first: {about['errors'][0]}"
+            )
+    return "\n".join(lines) + "\n\n" + print_table(tables)
+
+
+def _say(line: str) -> None:
+    print(f"vicort-eval: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

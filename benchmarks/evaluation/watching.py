@@ -1,0 +1,163 @@
+"""A session goes over a video, and is asked at the moments at which the data asks: never with a frame that came later.
+
+`state` is one pass with all its questions in order; `restart` is a fresh session for each, as the papers did. While a question is
+answered the stream stands, so that its time to the first token holds no other question's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+from typing import Any, Literal, Protocol, get_args
+
+from vicort.benchmarks.evaluation.items import Item, Reply, Video
+from vicort.benchmarks.evaluation.rules import is_settled
+from vicort.runtime.core import Answer, Frame, Question, Sampling, Summary
+from vicort.runtime.engine import EngineSet
+from vicort.runtime.errors import SourceError, TruncatedSource, VicortError
+from vicort.runtime.session import Session
+from vicort.runtime.sources import Source, open_source
+from vicort.runtime.system import System
+
+Carry = Literal["state", "restart"]
+CARRIES: tuple[Carry, ...] = get_args(Carry)
+
+
+class AskedSession(Protocol):
+    """What is used of a Session."""
+
+    @property
+    def now(self) -> Fraction: ...
+    def wants(self, at: Fraction) -> bool: ...
+    def push(self, frame: Frame) -> None: ...
+    def submit(self, question: Question) -> Future: ...
+    def finish(self) -> None: ...
+    def summary(self) -> Summary: ...
+
+
+OpenSession = Callable[[], AbstractContextManager[AskedSession]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A system that is evaluated: how a session of it is opened."""
+
+    open_session: OpenSession
+    motion: bool = False  # whether its frames must carry what their codec tells of motion
+
+    @classmethod
+    def of(cls, engines: EngineSet, system: System, **options: Any) -> Candidate:
+        return cls(partial(Session, engines, system, **options), system.drop.policy == "motion")
+
+
+@dataclass(frozen=True)
+class Asking:
+    at: Fraction  # seconds
+    item: Item
+
+
+@dataclass
+class Watched:
+    """What came of one video and one system."""
+
+    replies: list[Reply] = field(default_factory=list)  # in the order in which they were asked
+    warnings: list[str] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)  # of the last session
+
+    def settles(self, item: Item) -> bool:
+        return is_settled(item, [reply for reply in self.replies if reply.item == item.id])
+
+
+def watch(video: Video, candidate: Candidate, carry: Carry = "state", context: Fraction | None = None, max_tokens: int = 64) -> Watched:
+    """Ask all items of a video, of sessions that see it from its start, or (restart) from `context` seconds before the question.
+
+    A system that cannot go on costs the questions that it leaves open: each has a reply with the reason. Raises SourceError if there is
+    no video in the file.
+    """
+    if video.path is None:
+        raise SourceError(f"{video.name} is not there")
+    watched = Watched()
+    askings = sorted((Asking(at, item) for item in video.items for at in item.times), key=lambda asking: asking.at)
+    for group in [askings] if carry == "state" else [[asking] for asking in askings]:
+        if carry == "restart" and watched.settles(group[0].item):
+            continue
+        options: dict[str, Any] = {"image_fps": video.image_fps, "warn": watched.warnings.append}
+        if candidate.motion:
+            options["motion"] = True
+        start = Fraction(0) if context is None else max(Fraction(0), group[0].at - context)
+        with open_source(str(video.path), live=False, **options) as source:
+            _Pass(source, group, start, max_tokens, watched).go(candidate.open_session)
+    return watched
+
+
+class _Pass:
+    """One session over one video, from `start` to its last question."""
+
+    def __init__(self, source: Source, askings: Sequence[Asking], start: Fraction, max_tokens: int, watched: Watched) -> None:
+        self._source, self._start, self._watched = source, start, watched
+        self._sampling = Sampling(max_tokens=max_tokens)
+        self._open = deque(askings)
+
+    def go(self, open_session: OpenSession) -> None:
+        try:
+            with open_session() as session:
+                self._feed(session)
+                self._ask_at_end(session)
+                self._watched.summary = session.summary().to_json()
+        except SourceError:
+            raise
+        except VicortError as error:
+            self._watched.replies += [Reply(asking.item.id, asking.at, error=str(error)) for asking in self._open]
+
+    def _feed(self, session: AskedSession) -> None:
+        """Push the frames that the session wants; before a frame comes, what was to be asked earlier is asked."""
+
+        def wants(at: Fraction) -> bool:
+            while self._open and self._open[0].at < at:
+                session.wants(self._open[0].at)  # the stream's clock comes to that moment
+                self._ask(session)
+            return not self._open or (at >= self._start and session.wants(at))
+
+        try:
+            for frame in self._source.frames(wants):
+                if not self._open:
+                    return
+                session.push(frame)
+        except TruncatedSource as error:  # what was seen is asked about all the same
+            self._watched.warnings.append(str(error))
+
+    def _ask_at_end(self, session: AskedSession) -> None:
+        """What was to be asked when the last frame came, and then, with half a unit completed, what comes after the video's end."""
+        while self._open and self._open[0].at <= session.now:
+            self._ask(session)
+        if self._open:
+            session.finish()
+        while self._open:
+            self._ask(session)
+
+    def _ask(self, session: AskedSession) -> None:
+        asking = self._open[0]
+        if not self._watched.settles(asking.item):
+            self._watched.replies.append(self._reply(session, asking))
+        self._open.popleft()
+
+    def _reply(self, session: AskedSession, asking: Asking) -> Reply:
+        try:
+            answer: Answer = session.submit(Question(asking.item.text, asking.at, sampling=self._sampling)).result()
+        except VicortError as error:
+            return Reply(asking.item.id, asking.at, error=str(error))
+        return Reply(
+            asking.item.id,
+            asking.at,
+            answer.text,
+            answer.seen_until,
+            answer.ttft_ms,
+            answer.tokens_read,
+            answer.pages,
+            answer.memory_from,
+        )

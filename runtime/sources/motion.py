@@ -1,0 +1,82 @@
+"""Motion as the decoder hands it out: from motion vectors to a small array over a picture."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+from av.video.frame import PictureType
+
+from vicort.runtime.core import MOTION_CELL, Motion
+from vicort.runtime.sources.pixels import turned
+
+EXPORTING = ("h264", "mpeg4", "mpeg2video", "mpeg1video")  # FFmpeg's decoders that hand vectors out; others take the option and give none
+EXPORT_VECTORS = {"flags2": "+export_mvs"}  # FFmpeg's option
+INTRA = (PictureType.I, PictureType.SI, PictureType.BI)
+
+
+def exports_vectors(codec: str) -> bool:
+    return codec in EXPORTING
+
+
+class MotionReader:
+    """Sees every picture of a stream, and gives the motion from one taken frame to the next."""
+
+    def __init__(self, vectors: bool) -> None:
+        """vectors: whether the decoder hands them out; else only I pictures are told."""
+        self._vectors = vectors
+        self._since: Motion | None = None  # the frame that was taken last
+        self._size: tuple[int, int] | None = None  # height, width of the picture before
+
+    def see(self, picture: av.VideoFrame) -> None:
+        size = (picture.height, picture.width)
+        if size != self._size or picture.is_corrupt or picture.pict_type in INTRA:
+            self._size = size
+            motion = Motion(True, np.zeros(_grid(*size), np.float32) if self._vectors else None)
+        else:
+            motion = Motion(False, _cells(picture) if self._vectors and not picture.interlaced_frame else None)
+        self._since = _upright(motion, picture).after(self._since)
+
+    def take(self) -> Motion | None:
+        """Of the picture seen last, since this was asked before."""
+        taken, self._since = self._since, None
+        return taken
+
+
+def longest_vectors(vectors: np.ndarray, height: int, width: int) -> np.ndarray:
+    """[rows, columns] float32: the longest vector of each cell of a picture, in pixels; inf where there is none, so that the cell is coded
+    anew (a block that moves nowhere has a vector of length 0). vectors: FFmpeg's AVMotionVector records."""
+    rows, columns = _grid(height, width)
+    row, column = vectors["dst_y"] // MOTION_CELL, vectors["dst_x"] // MOTION_CELL  # dst: a block's centre
+    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    length = np.hypot(vectors["motion_x"], vectors["motion_y"]) / np.maximum(vectors["motion_scale"], 1)
+    longest = np.full((rows, columns), -1, np.float32)
+    np.maximum.at(longest, (row[inside], column[inside]), length[inside].astype(np.float32))
+    longest[longest < 0] = np.inf
+    return longest
+
+
+def _cells(picture: av.VideoFrame) -> np.ndarray | None:
+    """None where PyAV cannot say."""
+    try:
+        vectors = picture.side_data.get("MOTION_VECTORS")
+    except ValueError:  # it refuses to list side data of a kind that it does not know
+        return None
+    if vectors is None:
+        return np.full(_grid(picture.height, picture.width), np.inf, np.float32)
+    return longest_vectors(vectors.to_ndarray(), picture.height, picture.width)
+
+
+def _upright(motion: Motion, picture: av.VideoFrame) -> Motion:
+    """As the picture is shown. Turned, the cells that the picture's edge cuts come first instead of last."""
+    if motion.cells is None:
+        return motion
+    cells, corners = turned(motion.cells, picture), turned(np.arange(4).reshape(2, 2), picture)
+    (row, column), right_of_it = np.argwhere(corners == 0)[0], np.argwhere(corners == 1)[0]  # where the first cell's corner comes to lie
+    height, width = (picture.width, picture.height) if right_of_it[1] == column else (picture.height, picture.width)
+    top = height - cells.shape[0] * MOTION_CELL if row else 0
+    left = width - cells.shape[1] * MOTION_CELL if column else 0
+    return Motion(motion.refreshed, cells, top, left)
+
+
+def _grid(height: int, width: int) -> tuple[int, int]:
+    return -(-height // MOTION_CELL), -(-width // MOTION_CELL)

@@ -1,0 +1,168 @@
+"""Benchmarks of a few questions, in each format as its users have it, about small real files of the synthetic world."""
+
+from __future__ import annotations
+
+import csv
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from support.videos import write_image
+
+from vicort.export.tiny.video import write_video
+from vicort.export.tiny.world import Painter, Stream, make_stream
+
+SIZE, FPS = (160, 120), 4
+COLORS = ["red", "green", "blue", "yellow", "white", "purple"]
+SEED = 10_000_123  # never trained on
+
+
+def make_film(path: Path, number: int = 0, things: int = 3) -> Stream:
+    """A file with `things` things, each there for 3 seconds, a second apart, then 2.5 of nothing: 58 frames, of which 29 are taken."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = make_stream(SEED + number, things, SIZE[0] / SIZE[1], lead=1, tail=2.5, stay=(3, 3), gap=(1, 1))
+    write_video(path, stream, SIZE, FPS)
+    return stream
+
+
+def write_json(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def options_of(stream: Stream, thing: int) -> tuple[list[str], int]:
+    """Four colours in a fixed order, and which of them is the thing's."""
+    color = stream.things[thing].color
+    options = [each for each in COLORS if each != color][:3]
+    place = thing % 4
+    return [*options[:place], color, *options[place:]], place
+
+
+def clock(seconds: float) -> str:
+    return f"{int(seconds) // 3600:02}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
+
+
+def after(stream: Stream, thing: int) -> int:
+    """A whole second at which the thing has been seen."""
+    return int(stream.things[thing].start) + 2
+
+
+def streamingbench(folder: Path, films: int = 2) -> tuple[list[Path], list[Stream]]:
+    """real.json, its CSV, sqa.json and proactive.json, and their videos below folder/videos."""
+    streams = [make_film(folder / "videos" / f"sample_{n + 1}_real.mp4", n) for n in range(films)]
+    real, rows, series, proactive = [], [], [], []
+    for number, stream in enumerate(streams, 1):
+        path, questions = f"./videos/sample_{number}_real.mp4", []
+        for thing, each in enumerate(stream.things):
+            options, place = options_of(stream, thing)
+            question = {
+                "task_type": ["Object Perception", "Counting", "Attribute Perception"][thing],
+                "question": f"What color was the {each.shape}?",
+                "time_stamp": clock(after(stream, thing)),
+                "answer": "ABCD"[place],
+                "options": options if number % 2 else [f"{letter}. {o}" for letter, o in zip("ABCD", options, strict=True)],
+            }
+            questions.append(question | {"required_ability": "episodic memory"})
+            identity = {"question_id": f"Real-Time Visual Understanding_sample_{number}_{thing + 1}"}
+            rows.append(identity | question | {"options": str(question["options"]), "frames_required": "1", "temporal_clue_type": "now"})
+        common = {"time": "[0:00:00 - 0:00:10]", "video_categories": "shapes", "video_path": path}
+        real.append({**common, "questions": questions})
+        series.append([{**common, "questions": [question]} for question in questions])
+        asked = {
+            "task_type": "Proactive Output",
+            "question": f"When the {stream.things[1].shape} appears, output 'now'.",
+            "time_stamp": clock(stream.things[1].start - 3),
+            "ground_truth_time_stamp": clock(stream.things[1].start),
+            "ground_truth_output": "now",
+        }
+        proactive.append({**common, "questions": [asked]})
+    with (folder / "Real_Time_Visual_Understanding.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    files = [write_json(folder / f"{name}.json", each) for name, each in (("real", real), ("sqa", series), ("proactive", proactive))]
+    return [*files, folder / "Real_Time_Visual_Understanding.csv"], streams
+
+
+def ovo_bench(folder: Path) -> tuple[Path, Stream]:
+    """ovo.json with one entry of each of the 12 tasks, about folder/src_videos/shapes/film.mp4."""
+    stream = make_film(folder / "src_videos" / "shapes" / "film.mp4")
+    video, entries = "shapes/film.mp4", []
+    for number, task in enumerate(("EPM", "ASI", "HLD", "OCR", "ACR", "ATR", "STU", "FPD", "OJR")):
+        options, right = options_of(stream, number % 3)
+        entries.append(
+            {
+                "id": number,
+                "task": task,
+                "video": video,
+                "realtime": after(stream, number % 3) + 0.37,
+                "question": f"what color was the {stream.things[number % 3].shape}?",
+                "answer": options[right],
+                "options": options,
+                "gt": right,
+            }
+        )
+    entries += [
+        {
+            "id": 9,
+            "task": "REC",
+            "video": video,
+            "activity": "show a shape",
+            "test_info": [{"realtime": 3.5, "count": 1}, {"realtime": 7, "count": 2}],
+        },
+        {
+            "id": 10,
+            "task": "SSR",
+            "video": video,
+            "tutorial": "Shapes",
+            "test_info": [{"realtime": 2, "step": "show a shape", "type": 1}, {"realtime": 4.5, "step": "show a shape", "type": 0}],
+        },
+        {
+            "id": 11,
+            "task": "CRR",
+            "video": video,
+            "question": "what came last?",
+            "answer": "a shape",
+            "ask_time": 3,
+            "clue_time": 9,
+            "test_info": [{"realtime": 4, "type": 0}, {"realtime": 10.5, "type": 1}],
+        },
+    ]
+    return write_json(folder / "ovo.json", entries), stream
+
+
+def rvs(folder: Path, form: str = "seconds") -> tuple[Path, Stream]:
+    """Open questions that the embedded model can answer. form: seconds (of the source, RVS-Ego), frames (RVS-Movie) or rekv."""
+    if form == "frames":
+        stream = make_stream(SEED, 3, SIZE[0] / SIZE[1], lead=1, tail=2.5, stay=(3, 3), gap=(1, 1))
+        write_frames(folder / "frames" / "film", stream)
+    else:
+        stream = make_film(folder / "frames" / "film.mp4")
+    asked = []
+    for thing, each in enumerate(stream.things):
+        at: Any = {"seconds": 100 + after(stream, thing), "rekv": after(stream, thing)}.get(form)
+        at = at or f"shot_{2 * after(stream, thing):04}_img_0.jpg"
+        kind = "color" if thing else "first"
+        question = {"question": f"what color was the {each.shape}?", "answer": f"The {each.color}.", "answer_type": kind}
+        asked.append({"id": thing, "video_id": "film", "start_time": at, "end_time": at, "duration": 10} | question)
+    if form == "rekv":
+        turns = [{key: value for key, value in each.items() if key not in ("id", "video_id")} for each in asked]
+        return write_json(folder / "ego4d_oe.json", [{"video_id": "film", "video_path": "videos/film.mp4", "conversations": turns}]), stream
+    if form == "seconds":
+        write_json(folder / "rvs_ego.json", [{"video_id": "film", "start_time": 100, "end_time": 120}])
+    return write_json(folder / ("test_qa_ego4d.json" if form == "seconds" else "test_qa_movienet.json"), asked), stream
+
+
+def write_frames(folder: Path, stream: Stream, fps: int = 2) -> None:
+    folder.mkdir(parents=True)
+    painter = Painter(stream, *SIZE)
+    for index in range(int(stream.duration * fps)):
+        picture = np.ascontiguousarray(painter.frame(index / fps))
+        write_image(folder / f"shot_{index:04}_img_0.jpg", picture, "mjpeg", "yuvj420p")
+
+
+def frame_times(stream: Stream) -> list[Fraction]:
+    """Of each frame of a film's file."""
+    return [Fraction(index, FPS) for index in range(round(stream.duration * FPS))]

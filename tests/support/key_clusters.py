@@ -1,0 +1,117 @@
+"""ReSV's memory in the plainest way: one token, one head, one cluster at a time, in lists. And what the product's holds, told alike."""
+
+import numpy as np
+
+from vicort.runtime.long_term.hash_clustering import HashPlanes
+from vicort.runtime.long_term.selection import Recall
+from vicort.runtime.pool import HostPool
+
+
+class PlainClusters:
+    """Hash-bit clustering of one layer and KV head, as SEEDS 3 and the module say it."""
+
+    def __init__(self, chosen, normals, page_tokens, room):
+        self.chosen, self.normals, self.page_tokens = chosen, normals, page_tokens
+        self.room = room  # cells
+        self.clusters = []  # in the order they were opened: lists of (serial, key)
+        self.serial = 0
+
+    def bits(self, key):
+        return [float(key @ normal) > 0 for normal in self.normals.T]
+
+    def hash(self, cluster):
+        return self.bits(np.mean([key for _, key in cluster], axis=0))
+
+    def cells(self, cluster):
+        return -(-len(cluster) // self.page_tokens)
+
+    def take(self, units):
+        """units: lists of keys."""
+        while sum(map(self.cells, self.clusters)) + sum(map(len, units)) > self.room:  # room for a cluster a token
+            self.clusters.remove(min(self.clusters, key=lambda cluster: cluster[-1][0]))
+        for keys in units:
+            recent = [cluster for cluster in self.clusters[-self.chosen.recent :] if len(cluster) < self.chosen.most_tokens]
+            before = [(self.hash(cluster), cluster) for cluster in recent]
+            opened = []
+            for key in keys:
+                near = self.nearest(before, key) or self.nearest(opened, key)
+                if near is None:
+                    near = []
+                    self.clusters.append(near)
+                    opened.append((self.bits(key), near))
+                near.append((self.serial, key))
+                self.serial += 1
+
+    def nearest(self, clusters, key):
+        """Of clusters (hash, tokens), the newest of the nearest that is near enough."""
+        found, least = None, self.chosen.threshold
+        for bits, cluster in reversed(clusters):
+            distance = sum(a != b for a, b in zip(bits, self.bits(key), strict=True))
+            if distance < least:
+                found, least = cluster, distance
+        return found
+
+    def choose(self, queries):
+        """Serials of the tokens that a KV head reads. queries: [heads, D]"""
+        chosen = set()
+        for query in queries:
+            means = [np.mean([key for _, key in cluster], axis=0) for cluster in self.clusters]
+            exponents = [float(query @ mean) / len(query) ** 0.5 for mean in means]
+            scores = [np.exp(exponent - max(exponents)) for exponent in exponents]
+            total = sum(score * len(cluster) for score, cluster in zip(scores, self.clusters, strict=True))
+            running = 0.0
+            for score, place in sorted(zip(scores, range(len(scores)), strict=True), key=lambda item: -item[0]):
+                if running > self.chosen.share * total:
+                    break
+                running += score * len(self.clusters[place])
+                chosen |= {serial for serial, _ in self.clusters[place]}
+        return chosen
+
+
+class PlainMemory:
+    """All layers and heads of it."""
+
+    def __init__(self, product):
+        model = self.model = product.model
+        normals = HashPlanes(len(groups_of(model)), product.settings.hash_bits, model.head_dim, product.settings.seed).normals
+        self.groups = {
+            group: PlainClusters(product.settings, plane, model.page_tokens, product.room)
+            for group, plane in zip(groups_of(model), normals, strict=True)
+        }
+
+    def take(self, departing):
+        for (layer, head), group in self.groups.items():
+            group.take([departing.k[layer, departing.unit == unit, head] for unit in range(len(departing.pages))])
+
+    def choose(self, q):
+        heads = self.model.query_heads // self.model.kv_heads
+        return {(layer, head): group.choose(q[layer, head * heads : (head + 1) * heads]) for (layer, head), group in self.groups.items()}
+
+
+def groups_of(model):
+    return [(layer, head) for layer in range(model.layers) for head in range(model.kv_heads)]
+
+
+def clusters_of(held, group):
+    """What the product holds, in the order it was opened: (serials, mean) a cluster."""
+    owner, filled = held._cells.filled(held._tokens[:, : held._cells.used], held.model.page_tokens)
+    found = []
+    for cluster in held._clusters[group, : held._count[group]]:
+        cells = [slot for slot in np.flatnonzero(owner[group] == cluster) if filled[group, slot]]
+        serials = [serial for slot in cells for serial in held._serials[slot, group, : filled[group, slot]]]
+        found.append((sorted(serials), held._mean[group, cluster]))
+    return found
+
+
+def read(held, selection):
+    """By layer and head: the tokens that a reader sees, told by their values, as the engine's pool has them."""
+    model = held.model
+    pool = HostPool(np.zeros, model, 1000, np.float32, by_head=True)
+    table = Recall(pool, range(1000)).load(held.pool, selection)
+    seen = {}
+    for layer, head in groups_of(model):
+        slots = table[layer, head][table[layer, head] >= 0]
+        there = pool.where[slots, layer, head, :, 0] >= 0
+        assert (pool.where[slots, layer, head, :, 0][there] == pool.data[slots, layer, head, 1, :, 0][there]).all()
+        seen[layer, head] = pool.data[slots, layer, head, 1, :, 0][there].astype(int).tolist()
+    return seen
