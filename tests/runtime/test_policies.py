@@ -130,7 +130,7 @@ memory: {device_mb: 1, when_full: drop-oldest}
     ("change", "words"),
     [
         (("drop:", "drip:"), "unknown key 'drip'"),
-        (("policy: none", "policy: maybe"), "chunk-intra, few-tokens, none"),
+        (("policy: none", "policy: maybe"), "chunk-intra, "),
         (("chunks: 2", "chunk: 2"), "takes chunks"),
         (("chunks: 2", "chunks: -2"), "ingest.chunks"),
         (("device_mb: 1", "device_gb: 1"), "device_mb, host_mb, when_full"),
