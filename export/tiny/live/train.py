@@ -147,7 +147,7 @@ def stage_at(step: int) -> tuple[LiveRecipe, float]:
     number = int(np.searchsorted(ends, step, side="right"))
     steps, recipe, (first, last) = STAGES[number]
     share = (step - (ends[number] - steps)) / steps
-    return recipe, min(1.0, (step + 1) / WARM_UP) * (first + (last - first) * share)
+    return recipe, float(min(1.0, (step + 1) / WARM_UP) * (first + (last - first) * share))
 
 
 def train_step(run: Run, eyes: Eyes, layout: Layout, composer: Composer) -> tuple[float, dict[str, Tensor]]:
