@@ -45,6 +45,7 @@ class Speaker:
         self._ends = sorted({silence, *model.eos_tokens})
         self._device, self._stream, self._language = device, stream, run
         self._memory, self._timeline, self._prompt, self._on_spoken = memory, timeline, prompt, on_spoken
+        self._last = model.max_position - 1
         self._layout = Layout.of([policy.longest + 1], model.page_tokens)
 
     def decide(self, chunk: Chunk, logits: np.ndarray, since: int) -> None:
@@ -70,7 +71,7 @@ class Speaker:
             memory.pool.clear(scratch, self._stream)
             table, start = memory.ingest_table(scratch).slots, self._timeline.next_text
             tokens: list[int] = []
-            while token not in self._ends and len(tokens) < self._policy.longest:
+            while token not in self._ends and len(tokens) < min(self._policy.longest, self._last - start):
                 logits = self._place(token, len(tokens), start, scratch, table)
                 tokens.append(token)
                 token = int(np.argmax(logits))

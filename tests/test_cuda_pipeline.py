@@ -16,11 +16,12 @@ from support.streams import frames
 from support.systems import system
 
 from vicort.runtime.backends.tensorrt import Lane, TensorRTEngine
-from vicort.runtime.core import Answer, ChunkEvent, Question, Sampling
+from vicort.runtime.core import Answer, ChunkEvent, Question, Sampling, Spoken
 from vicort.runtime.cuda import CudaDevice, CudaStream
 from vicort.runtime.cuda.streams import Watcher
 from vicort.runtime.device import Urgency
 from vicort.runtime.errors import DeviceError
+from vicort.runtime.policies.speech import StreamingEos
 from vicort.runtime.session import Session
 from vicort.runtime.system import known_systems, load_system
 
@@ -35,8 +36,9 @@ def small(name):
     """A system of the product, with the pages of a toy."""
     found = load_system(name)
     host = 0.02 if found.budget.host_mb else 0
-    device = {"uniform": 2.5, "vicostream": 2.5}.get(name, 1.2)
-    return replace(found, budget=replace_budget(found, device, host))
+    device = {"uniform": 2.5, "vicostream": 2.5, "videollm-online": 3}.get(name, 1.2)
+    speaks = found.speaks.model_copy(update={"longest": 2}) if isinstance(found.speaks, StreamingEos) else found.speaks
+    return replace(found, budget=replace_budget(found, device, host), speaks=speaks)
 
 
 def replace_budget(found, device_mb, host_mb):
@@ -59,6 +61,7 @@ def watch(engines, chosen, video, questions=(), *, asks=(), **options):
         session.finish()
         pages = session.summary().pages
     said = {e.id: (e.text, e.seen_until, e.read, e.pages, e.tokens) for e in events if isinstance(e, Answer)}
+    said |= {f"unasked, {e.at}": (e.text, e.silence) for e in events if isinstance(e, Spoken)}
     return said, [(e.index, e.start, e.end, e.kept) for e in events if isinstance(e, ChunkEvent)], pages
 
 

@@ -148,10 +148,12 @@ def test_the_command_tells_when_a_thing_appears(live_engines, capfd, output):
     if output == "jsonl":
         events = [json.loads(line) for line in written.splitlines()]
         spoken = [event for event in events if event["event"] == "spoken"]
-        assert [event["text"] for event in spoken] == [f"{star['color']} star"]
-        assert star["start"] <= spoken[0]["at"] <= star["start"] + 2
+        told = [event for event in spoken if event["text"] == f"{star['color']} star"]
+        assert len(told) == 1
+        assert star["start"] <= told[0]["at"] <= star["start"] + 2
+        assert len(spoken) <= 3  # it does say more at times: see export/tiny/README.md
         assert spoken[0].keys() == {"event", "at", "seen_until", "text", "tokens", "latency_ms", "silence"}
-        assert [event["event"] for event in events] == ["answer", "spoken", "summary"]
+        assert [event["event"] for event in events if event["event"] != "spoken"] == ["answer", "summary"]
 
 
 def test_engines_without_the_adapter_run_too(tiny_engines, capfd):

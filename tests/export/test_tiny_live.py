@@ -134,7 +134,7 @@ def test_the_adapter_begins_as_nothing_and_its_files_hold_what_was_trained(tmp_p
 
 def test_a_training_step_is_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train.Eyes, "draw", lambda self, rng, count: reels_of_features())
-    monkeypatch.setattr(train, "STAGES", ((2, Recipe(streams=1, longest=4)),))
+    monkeypatch.setattr(train, "STAGES", ((2, Recipe(streams=1, longest=4), (1e-3, 1e-3)),))
 
     def stepped() -> list[torch.Tensor]:
         run = train.start_or_resume(tmp_path)

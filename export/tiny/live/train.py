@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,16 +33,25 @@ from vicort.export.tiny.reels import Reel, load_reel
 from vicort.export.tiny.train import forward
 
 WARM_UP = 30  # steps
-RATES = (2e-3, 2e-5)  # learning rate at its highest and at the last step, cosine in between
 STREAM_WEIGHT = 1.0  # paper: of the loss of silence
 THRESHOLD = 0.725  # paper: silence takes this probability
 ASKED_EVERY = 2  # steps
 ASKED = Recipe(streams=3, questions=12, empties=(0, 20), far=0.5, bounded=0.2, drops=0.2, retrieval=0.1, turns=0.1)
-STAGES = (  # steps, and the streams that are spoken over in them
-    (320, LiveRecipe(streams=12, longest=10, gaps=(0.5, 0.25, 0.15), present=0.9)),
-    (180, LiveRecipe()),
+SHORT = LiveRecipe(streams=12, longest=10, gaps=(0.5, 0.25, 0.15), present=0.9)
+CLEAN = replace(SHORT, late=0, unasked=0, twice=0, questions=0, missed=0, spurious=0, bounded=0)
+ONE = replace(CLEAN, streams=48, longest=3, runs=(1, 1), gaps=(1.0,), windows=0, stay=0, present=0.5)  # to compare with what was asked for
+FEW = replace(CLEAN, streams=16, longest=8, runs=(1, 3), gaps=(0.4, 0.2, 0.15, 0.1, 0.05), windows=0.15, far=0.15, present=0.8)
+STAGES = (  # steps, the streams that are spoken over in them, learning rate at the first and the last of them
+    (300, SHORT, (2e-3, 1.5e-3)),
+    (220, ONE, (1.5e-3, 1e-3)),
+    (80, LiveRecipe(), (1e-3, 1e-3)),
+    (200, SHORT, (8e-4, 5e-4)),
+    (260, FEW, (1.3e-3, 5e-4)),
+    (90, SHORT, (5e-4, 5e-5)),
+    (170, replace(CLEAN, streams=8, longest=16), (1.2e-3, 5e-4)),
+    (70, replace(SHORT, streams=8, longest=16), (5e-4, 5e-5)),
 )
-STEPS = sum(steps for steps, _ in STAGES)
+STEPS = sum(steps for steps, _, _ in STAGES)
 REELS, REELS_A_STEP = 200, 4  # the first ones of the pool
 ENCODED_AT_ONCE = 64  # units
 LOG_EVERY, SAVE_EVERY = 25, 100  # steps
@@ -92,7 +100,7 @@ def start_or_resume(folder: Path) -> Run:
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
     faster_attention(model)
     trained = wrap(model, SEED)
-    run = Run(model, trained, torch.optim.AdamW(trained, lr=RATES[0], betas=(0.9, 0.98), weight_decay=0.0))
+    run = Run(model, trained, torch.optim.AdamW(trained, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0))
     path = folder / "state.pt"
     if path.exists():
         state = torch.load(path, weights_only=True)
@@ -133,21 +141,21 @@ def _features(reels: list[Reel]) -> Tensor:
     return torch.from_numpy(np.concatenate([reel.units for reel in reels])).flatten(0, 1)
 
 
-def recipe_at(step: int) -> LiveRecipe:
-    ends = np.cumsum([steps for steps, _ in STAGES])
-    return STAGES[int(np.searchsorted(ends, step, side="right"))][1]
-
-
-def rate_at(step: int) -> float:
-    share = step / STEPS
-    return min(1.0, (step + 1) / WARM_UP) * (RATES[1] + (RATES[0] - RATES[1]) * (1 + math.cos(math.pi * share)) / 2)
+def stage_at(step: int) -> tuple[LiveRecipe, float]:
+    """The streams and the learning rate of a step."""
+    ends = np.cumsum([steps for steps, _, _ in STAGES])
+    number = int(np.searchsorted(ends, step, side="right"))
+    steps, recipe, (first, last) = STAGES[number]
+    share = (step - (ends[number] - steps)) / steps
+    return recipe, float(min(1.0, (step + 1) / WARM_UP) * (first + (last - first) * share))
 
 
 def train_step(run: Run, eyes: Eyes, layout: Layout, composer: Composer) -> tuple[float, dict[str, Tensor]]:
     rng = np.random.default_rng([run.step, SEED])
+    recipe, rate = stage_at(run.step)
     reels = eyes.draw(rng, REELS_A_STEP)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, right = speak(run, rng, reels, layout, recipe_at(run.step))
+        loss, right = speak(run, rng, reels, layout, recipe)
         if run.step % ASKED_EVERY == 0:
             asked_loss, asked_right = answer(run, rng, reels, composer)
             loss, right = loss + asked_loss, right | asked_right
@@ -155,7 +163,7 @@ def train_step(run: Run, eyes: Eyes, layout: Layout, composer: Composer) -> tupl
     loss.backward()
     torch.nn.utils.clip_grad_norm_(run.trained, 1.0)
     for group in run.optimizer.param_groups:
-        group["lr"] = rate_at(run.step)
+        group["lr"] = rate
     run.optimizer.step()
     run.step += 1
     return loss.item(), right
