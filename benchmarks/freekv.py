@@ -10,11 +10,14 @@ queries of chunks; and answers of 32 tokens, whose end is ignored, timed with sp
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from importlib import resources
@@ -30,7 +33,7 @@ from vicort.benchmarks.evaluation.watching import Candidate, watch
 from vicort.benchmarks.machine import conditions
 from vicort.export.tiny.evaluate import HELD_OUT, LONG
 from vicort.export.tiny.video import write_video
-from vicort.export.tiny.world import make_stream
+from vicort.export.tiny.world import SHAPES, make_stream
 from vicort.runtime.core import Sampling
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.long_term.page_digest import query_similarity
@@ -42,6 +45,7 @@ from vicort.runtime.system import load_system
 WINDOW = 512  # tokens of the recent window that every variant reads besides
 ANSWER = 32  # tokens of a timed answer
 BUSY = 12  # files of the world, some 26 seconds each
+ROUNDS = 3  # of timed questions
 REPEATED = 12  # times that a real clip is shown
 VARIANTS: dict[str, dict[str, Any]] = {
     "freekv": {},
@@ -151,7 +155,7 @@ def main() -> int:
             for variant in ("freekv", "freekv-64")
         }
         print(json.dumps(chunks, indent=1), file=sys.stderr)
-        times = {kind: timed(last, engines, runs, write_system(folder, "freekv", kind, changes)) for kind, changes in TIMED.items()}
+        times = timed(last, engines, runs, {kind: write_system(folder, "freekv", kind, changes) for kind, changes in TIMED.items()})
     table = by_age(rows)
     for variant, cells in table.items():
         print(f"{variant:28}" + "  ".join(f"{task} {100 * cell['accuracy']:.1f} %" for task, cell in cells.items()))
@@ -232,31 +236,49 @@ def spread_of(values: np.ndarray) -> dict[str, float]:
     return {name: round(float(value), 3) for name, value in parts.items()}
 
 
-def timed(path: Path, engines: EngineSet, runs: Runs, system: str) -> dict[str, Any]:
-    """Milliseconds of answers about a whole file, each asked twice, the first time for nothing."""
-    model = engines.manifest.model
-    engines.manifest = engines.manifest.model_copy(update={"model": model.model_copy(update={"eos_tokens": ()})})
-    between, first, moved = [], [], []
+def timed(path: Path, engines: EngineSet, runs: Runs, systems: dict[str, str]) -> dict[str, Any]:
+    """Milliseconds of answers about a whole file, the systems in turns; the first round is not counted."""
+    model, manifest = engines.manifest.model, engines.manifest
+    engines.manifest = manifest.model_copy(update={"model": model.model_copy(update={"eos_tokens": ()})})
+    first: dict[str, list[float]] = defaultdict(list)
+    between: dict[str, list[float]] = defaultdict(list)
+    moved: dict[str, list[float]] = defaultdict(list)
     try:
-        with Session(engines, load_system(system), sampling=Sampling(max_tokens=ANSWER)) as session, open_source(str(path)) as source:
-            for frame in source.frames(session.wants):
-                session.push(frame)
-            session.ask("what is there now?")
-            for _ in range(2):
-                for shape in ("circle", "square", "triangle", "cross", "ring", "diamond", "star"):
+        with ExitStack() as stack:
+            sessions = {kind: stack.enter_context(watched(path, engines, system)) for kind, system in systems.items()}
+            for turn in range(1 + ROUNDS):
+                for shape, (kind, session) in itertools.product(SHAPES, sessions.items()):
                     runs.clear()
-                    before = session.summary()
-                    first.append(session.ask(f"what color was the {shape}?").ttft_ms)
-                    between += np.diff(runs.tokens_at).tolist()
-                    moved.append(session.summary().moved_mb - before.moved_mb)
+                    before = session.summary().moved_mb
+                    answer = session.ask(f"what color was the {shape}?")
+                    if turn:
+                        first[kind].append(answer.ttft_ms)
+                        between[kind] += (np.diff(runs.tokens_at) / 1e6).tolist()
+                        moved[kind].append(session.summary().moved_mb - before)
     finally:
-        engines.manifest = engines.manifest.model_copy(update={"model": model})
-    steps = np.array(between[len(between) // 2 :]) / 1e6
+        engines.manifest = manifest
     return {
-        "first token ms": round(float(np.median(first[len(first) // 2 :])), 2),
-        "next token ms": {"p50": round(float(np.median(steps)), 3), "p95": round(float(np.percentile(steps, 95)), 3)},
-        "moved MB an answer": round(float(np.median(moved)), 3),
+        kind: {
+            "first token ms": quantiles(first[kind]),
+            "next token ms": quantiles(between[kind]),
+            "moved MB an answer": round(float(np.median(moved[kind])), 3),
+        }
+        for kind in systems
     }
+
+
+def watched(path: Path, engines: EngineSet, system: str) -> Session:
+    """A session that has seen a file."""
+    session = Session(engines, load_system(system), sampling=Sampling(max_tokens=ANSWER))
+    with open_source(str(path)) as source:
+        for frame in source.frames(session.wants):
+            session.push(frame)
+    session.ask("what is there now?")
+    return session
+
+
+def quantiles(values: list[float]) -> dict[str, float]:
+    return {f"p{level}": round(float(np.percentile(values, level)), 2) for level in (10, 50, 95)}
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class SequentialPipeline:
         self._done(job)
 
     def _run(self, stage: Stage, job: Job) -> None:
-        with self._clock.measure(stage.name, stage.stream, chunk=job.chunk.index):
+        with self._clock.measure(stage.name, stage.stream, chunk=job.chunk.index, **job.notes):
             stage.run(job)
 
     def try_submit(self, chunk: Chunk) -> bool:
@@ -149,7 +149,7 @@ class OverlappedPipeline:
                 stage.stream.wait(before)
             if self._failure and self._failed_chunk < job.chunk.index:
                 raise self._failure
-            with self._clock.measure(stage.name, stage.stream, chunk=job.chunk.index):
+            with self._clock.measure(stage.name, stage.stream, chunk=job.chunk.index, **job.notes):
                 stage.run(job)
         except BaseException as error:
             self._fail(job, error)

@@ -48,6 +48,8 @@ class PrunedVision:
         (images,) = self._device.read(self.stream, frames)
         units = self._pruner(job.chunk, images)
         kept = [unit.tokens for unit in units]
+        told = any(frame.motion is not None and frame.motion.cells is not None for frame in job.chunk.frames)
+        job.notes["motion"] = "vectors" if told else "frames compared"
         job.anchors = tuple(number for number, unit in enumerate(units) if unit.anchor)
         job.indices = np.concatenate([unit * self._tokens + tokens for unit, tokens in enumerate(kept)]).astype(np.int32)
         job.kept = len(job.indices)

@@ -51,6 +51,7 @@ class Job:
     chunk: Chunk
     buffers: Buffers
     submitted: int = field(default_factory=time.perf_counter_ns)
+    notes: dict[str, Any] = field(default_factory=dict)  # for the trace: what a stage found out, in the spans of those that follow
     anchors: tuple[int, ...] = ()  # set by PrunedVision: units of the chunk that hold an I frame
     kept: int = 0  # set by TokenControl: rows of `rows` and `indices`
     rows: Any = field(init=False)  # set by TokenControl: Array [kept, width], what enters the language model

@@ -73,6 +73,7 @@ class KeyClusterMemory:
 
     @property
     def oldest(self) -> Fraction | None:
+        """Start, in seconds, of the oldest unit of which a token is left."""
         return self._pages[self._oldest_page()].start if self._pages else None
 
     # ---- what the stream does -------------------------------------------------------------------------------------------

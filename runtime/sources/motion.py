@@ -7,7 +7,7 @@ import numpy as np
 from av.video.frame import PictureType
 
 from vicort.runtime.core import MOTION_CELL, Motion
-from vicort.runtime.sources.pixels import turned
+from vicort.runtime.sources.pixels import side_data, turned
 
 EXPORTING = ("h264", "mpeg4", "mpeg2video", "mpeg1video")  # FFmpeg's decoders that hand vectors out; others take the option and give none
 EXPORT_VECTORS = {"flags2": "+export_mvs"}  # FFmpeg's option
@@ -58,7 +58,7 @@ def longest_vectors(vectors: np.ndarray, height: int, width: int) -> np.ndarray:
 def _cells(picture: av.VideoFrame) -> np.ndarray | None:
     """None where PyAV cannot say."""
     try:
-        vectors = picture.side_data.get("MOTION_VECTORS")
+        vectors = side_data(picture, "MOTION_VECTORS")
     except ValueError:  # it refuses to list side data of a kind that it does not know
         return None
     if vectors is None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import av
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from av.video.reformatter import VideoReformatter
 
 from vicort.runtime.errors import SourceError
@@ -38,10 +41,18 @@ class Converter:
 def turned(image: np.ndarray, picture: av.VideoFrame) -> np.ndarray:
     """A view of an array [rows, columns, …] that lies over a picture, as the picture wants it shown."""
     try:
-        matrix = picture.side_data.get("DISPLAYMATRIX")
+        matrix = side_data(picture, "DISPLAYMATRIX")
     except ValueError:  # some PyAV refuse to list side data that FFmpeg knows and they do not, as EXIF is; the angle they tell still
         return np.rot90(image, round(picture.rotation / 90))
     return image if matrix is None else upright(image, np.frombuffer(bytes(matrix), np.int32))
+
+
+def side_data(picture: av.VideoFrame, kind: str) -> Any:
+    """What FFmpeg tells besides a picture, or None. Raises ValueError where PyAV refuses to list it.
+
+    `picture.side_data` would be kept by the picture, and keep the picture: both would stay until the garbage collector comes.
+    """
+    return SideDataContainer(picture).get(kind)
 
 
 def upright(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:

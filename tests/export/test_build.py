@@ -73,14 +73,14 @@ def test_building_again_does_nothing_and_says_so(capfd):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_engines_equal_the_pytorch_model(backend):
     differences = list(compare(engine_set(backend), checkpoint()))
-    assert {d.run for d in differences} == {"vision", "tokens", "llm prefill", "llm decode"}
+    assert {d.run for d in differences} == {"vision", "pruned", "tokens", "llm prefill", "llm decode"}
     assert [str(d) for d in differences if not d.passed] == []
     assert any(d.absolute > 0 for d in differences)  # two programs, not one
 
 
 def test_verify_prints_differences_and_passes(capfd):
     assert build.main([str(checkpoint()), "--out", str(chosen_set()), *OPTIONS, "--verify"]) == 0
-    assert capfd.readouterr().out.count(" ok") == 15
+    assert capfd.readouterr().out.count(" ok") == 16
 
 
 def test_verify_fails_on_engines_of_other_weights(tmp_path, capfd):

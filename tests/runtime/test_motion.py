@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from fractions import Fraction
 from pathlib import Path
 
@@ -80,6 +81,22 @@ def test_an_i_picture_that_nobody_takes_makes_the_next_frame_whole(tmp_path):
     with open_source(str(write_moving(tmp_path / "a.mp4", "libx264", **X264)), motion=True) as source:
         taken = list(source.frames(lambda time: time * 25 % 5 == 0))
     assert [frame.index for frame in taken if frame.motion.refreshed] == [0, 15, 25]  # I pictures are 0, 12 and 24
+
+
+@pytest.mark.parametrize("motion", [True, False])
+def test_pictures_are_let_go_without_the_garbage_collector(motion, tmp_path):
+    """Each holds megabytes; in reference cycles, a second of them would wait for it."""
+    path = write_moving(tmp_path / "a.mp4", "libx264", **X264)
+    gc.collect()
+    gc.disable()
+    try:
+        with open_source(str(path), motion=motion) as source:
+            taken = sum(1 for _ in source)
+            held = sum(isinstance(each, av.VideoFrame) for each in gc.get_objects())
+    finally:
+        gc.enable()
+    assert taken == 30
+    assert held < 5
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,24 @@ def test_rows_are_those_of_the_kept_tokens():
             assert any(each.shape == expected.shape and np.allclose(each, expected, atol=1e-5) for each in placed)
 
 
+@pytest.mark.parametrize(("cells", "said"), [(np.ones((1, 1), np.float32), "vectors"), (None, "frames compared")])
+def test_the_trace_says_where_motion_came_from(cells, said):
+    class Spans:
+        def __init__(self):
+            self.seen = []
+
+        def span(self, track, name, start_ns, end_ns, **args):
+            self.seen.append((name, args))
+
+    spans = Spans()
+    frames = [replace(frame, motion=Motion(False, cells)) for frame in random_frames(2)]
+    with Session(FakeEngineSet(), system(drop=MOTION), trace=spans) as session:
+        for frame in frames:
+            session.push(frame)
+        session.finish()
+    assert ("prefill", {"chunk": 0, "motion": said}) in spans.seen
+
+
 def test_a_set_without_the_graph_says_how_to_get_it():
     engines = FakeEngineSet()
     engines.manifest = engines.manifest.model_copy(update={"graphs": {}, "build_command": "vicort-build tiny"})

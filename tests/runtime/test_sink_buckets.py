@@ -201,4 +201,4 @@ def test_a_parameter_that_is_not_allowed_is_named(change, words):
 def test_the_yaml_file_says_what_the_paper_does():
     policy = load_system("livevlm").long_term
     assert isinstance(policy, SinkBuckets)
-    assert (policy.capacity, policy.page, policy.share, policy.tokens) == (1, 16, 0.4, 12288)
+    assert (policy.capacity, policy.share, policy.tokens) == (1, 0.4, 12288)
