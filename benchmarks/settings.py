@@ -38,6 +38,7 @@ class Settings:
     system_questions: int = 60  # idle
     system_loaded_questions: int = 40  # while frames come as fast as they are taken
     replay_s: float = 8.0  # of 1x replay
+    answer_seconds: float = 240.0  # of one system's streams, after which a slow one has watched enough
     system_seconds: float = 8.0  # of measuring a rate, after which a slow system's is enough
     system_minutes: float = 15.0  # that one system may take for one kind of measurement before it is ended
     twins_timed: bool = True

@@ -187,13 +187,14 @@ class Done:
         result = work()
         print(f"{name} {time.perf_counter() - start:.0f} s", end=", ", file=sys.stderr, flush=True)
         if '"error"' not in (text := json.dumps(result)):
+            self._folder.mkdir(exist_ok=True)  # another run may have ended, and taken it along
             path.with_suffix(".partial").write_text(text)
             path.with_suffix(".partial").rename(path)
         return result
 
     def forget(self) -> None:
         """All is measured: the next run begins anew."""
-        shutil.rmtree(self._folder)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def fingerprint(engine_dir: Path, settings: Settings) -> str:

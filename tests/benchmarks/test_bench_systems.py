@@ -142,11 +142,11 @@ def test_counts_are_used_only_if_every_question_was_counted():
     amounts = replace(QUICK, system_streams=2, system_ages=(0, 8))
     counter = CountingEngine(FakeEngineSet().llm)
     counter.counts = [float(n) for n in range(2 * (1 + 2 * 7))]
-    counted = _counted(counter, amounts)
+    counted = _counted(counter, 2, amounts)
     assert counted is not None
     assert counted.shape == (2, 15)
     counter.counts.pop()
-    assert _counted(counter, amounts) is None
+    assert _counted(counter, 2, amounts) is None
 
 
 def test_old_is_64_chunks_or_the_oldest_there_is():
