@@ -68,9 +68,10 @@ def first_token(cache: Path, settings: Settings) -> dict[str, Any]:
 
 def systems(cache: Path, settings: Settings) -> dict[str, Any]:
     from vicort.benchmarks import systems
-    from vicort.benchmarks.engine_sets import tiny_model
+    from vicort.benchmarks.engine_sets import speaking_model, tiny_model
 
-    return systems.measure(tiny_model().engines(cache, *TINY_ENGINES), cache, settings)
+    sets = systems.EngineDirs(tiny_model().engines(cache, *TINY_ENGINES), speaking_model().engines(cache, *TINY_ENGINES))
+    return systems.measure(sets, cache, settings)
 
 
 def migration(cache: Path, settings: Settings) -> dict[str, Any]:

@@ -41,6 +41,11 @@ def tiny_model() -> Model:
     return Model("tiny", "tiny", TINY, TINY_SIDE)
 
 
+def speaking_model() -> Model:
+    """The tiny model with the adapter that tells it when to speak by itself."""
+    return Model("tiny-live", "tiny-live", TINY, TINY_SIDE)
+
+
 def medium_model(cache: Path) -> Model:
     """About 100 million parameters; its checkpoint is written to `cache` if need be."""
     checkpoint = write_medium(cache / "medium-checkpoint")

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,27 +31,42 @@ from vicort.benchmarks.twins import BASELINES, TWIN, twin_of, with_store
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import VicortError
 from vicort.runtime.manifest import read_manifest
+from vicort.runtime.policies.speech import StreamingEos
 from vicort.runtime.system import System, known_systems, load_system
 
 MAKING_S = 3600  # seconds that drawing and encoding the streams may take, where they are not there
 Rows = dict[str, dict[str, Any]]  # label of a system or a twin -> what was measured, or its `error`
 
 
-def measure(engine_dir: Path, cache: Path, settings: Settings) -> dict[str, Any]:
+@dataclass(frozen=True)
+class EngineDirs:
+    plain: Path
+    speaking: Path  # of the same model, taught when to speak by itself
+
+    def of(self, name: str) -> Path:
+        """The set that a system runs on."""
+        try:
+            return self.speaking if isinstance(load_system(name).speaks, StreamingEos) else self.plain
+        except VicortError:  # its row will say so
+            return self.plain
+
+
+def measure(engine_dirs: EngineDirs, cache: Path, settings: Settings) -> dict[str, Any]:
     """Rows of all systems and their twins, and who beats whom. What was measured survives an interruption, and only that."""
-    folder = cache / "systems"
+    folder, engine_dir = cache / "systems", engine_dirs.plain
     folder.mkdir(parents=True, exist_ok=True)
-    done = Done(folder, fingerprint(engine_dir, settings))
+    done = Done(folder, fingerprint(engine_dirs, settings))
     recording = folder / "recording.mp4"
     write_recording(recording)
     streams = in_child(make_streams, engine_dir, settings, seconds=MAKING_S)
-    rows = _answers(engine_dir, streams, settings, done)
-    _clock(engine_dir, recording, settings, done, rows)
+    rows = _answers(engine_dirs, streams, settings, done)
+    _clock(engine_dirs, recording, settings, done, rows)
     model = read_manifest(engine_dir).model
     chunk_units = model.chunk_frames // 2
     done.forget()
     return {
         "engine_set": engine_dir.name,
+        "speaking_engine_set": engine_dirs.speaking.name,
         "streams": settings.system_streams,
         "ages": list(settings.system_ages),
         "old_ages": old_ages(settings.system_ages, chunk_units),
@@ -68,11 +84,13 @@ def measure(engine_dir: Path, cache: Path, settings: Settings) -> dict[str, Any]
 # ---- the two kinds of measurement -----------------------------------------------------------------------------------------------
 
 
-def _answers(engine_dir: Path, streams: Dataset, settings: Settings, done: Done) -> Rows:
+def _answers(engine_dirs: EngineDirs, streams: Dataset, settings: Settings, done: Done) -> Rows:
     """As many systems at a time as there are cores, each on one core: answers do not depend on time."""
 
     def of(name: str) -> Rows:
-        work = partial(in_child, system_answers.measure, engine_dir, name, streams, settings, seconds=settings.system_minutes * 60)
+        work = partial(
+            in_child, system_answers.measure, engine_dirs.of(name), name, streams, settings, seconds=settings.system_minutes * 60
+        )
         try:
             return done.get(f"{name} answers", work)
         except VicortError as error:
@@ -92,7 +110,7 @@ def _is_bounded(name: str) -> bool:
         return True
 
 
-def _clock(engine_dir: Path, recording: Path, settings: Settings, done: Done, rows: Rows) -> None:
+def _clock(engine_dirs: EngineDirs, recording: Path, settings: Settings, done: Done, rows: Rows) -> None:
     """Adds the clock's part to each row that has answers: one system at a time, alone on the machine."""
 
     def of(label: str) -> None:
@@ -100,7 +118,9 @@ def _clock(engine_dir: Path, recording: Path, settings: Settings, done: Done, ro
         if "error" in row or (label != system and not settings.twins_timed):
             return
         tokens = None if label == system else rows[system]["tokens_read"]
-        work = partial(in_child, clock_of, engine_dir, recording, system, tokens, settings, seconds=settings.system_minutes * 60)
+        work = partial(
+            in_child, clock_of, engine_dirs.of(system), recording, system, tokens, settings, seconds=settings.system_minutes * 60
+        )
         try:
             row |= done.get(f"{label} clock", work)
         except VicortError as error:
@@ -197,9 +217,11 @@ class Done:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def fingerprint(engine_dir: Path, settings: Settings) -> str:
+def fingerprint(engine_dirs: EngineDirs, settings: Settings) -> str:
     """Of all that results depend on: the code, the systems, the engines and the amounts."""
-    digest = hashlib.sha256(json.dumps(vars(settings)).encode() + (engine_dir / "manifest.json").read_bytes())
+    digest = hashlib.sha256(json.dumps(vars(settings)).encode())
+    for folder in (engine_dirs.plain, engine_dirs.speaking):
+        digest.update((folder / "manifest.json").read_bytes())
     for room in (vicort.runtime, vicort.configs, vicort.benchmarks):
         for path in sorted(Path(str(room.__file__)).parent.rglob("*")):
             if path.suffix in (".py", ".yaml"):

@@ -188,7 +188,7 @@ def test_a_failing_system_costs_its_row(tiny_engines, tmp_path, monkeypatch):
     """Real engines, real streams: a system, its twin, and one that is not there."""
     monkeypatch.setattr(systems, "known_systems", lambda: ["vicostream", "no-such"])
     amounts = replace(QUICK, system_ages=(0, 2), system_fill_frames=16, system_rate_frames=16, replay_s=0.6)
-    part = systems.measure(tiny_engines, tmp_path, amounts)
+    part = systems.measure(systems.EngineDirs(tiny_engines, tiny_engines), tmp_path, amounts)
     rows = part["rows"]
     assert set(rows) == {"vicostream", TWIN + "vicostream", "no-such"}
     assert rows["no-such"]["error"].startswith("unknown system 'no-such'")
