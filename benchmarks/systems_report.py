@@ -116,7 +116,7 @@ def _failures(part: dict[str, Any]) -> Iterator[str]:
 
 def _conditions(part: dict[str, Any]) -> tuple[str, ...]:
     return (
-        f"{part['engine_set']} (videollm-online: {part['speaking_engine_set']}); {part['streams']} streams that it never saw, seven things each,",
+        f"{part['engine_set']} (videollm-online: {part['speaking_engine_set']}); {part['streams']} unseen streams, seven things each,",
         "through H.264 files and the pipeline.",
         f"Store: {part['store_mb']:g} MB of pages for every system ({part['store_units']} whole units; the oldest question is asked after "
         f"{max(part['ages'])} more), full-history excepted.",

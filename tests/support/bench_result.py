@@ -30,6 +30,7 @@ def result() -> dict[str, Any]:
     rows["broken"] = {"error": "ConfigError: no such thing"}
     part = {
         "engine_set": "toy-fp32",
+        "speaking_engine_set": "toy-live-fp32",
         "streams": STREAMS,
         "ages": AGES,
         "old_ages": OLD,
