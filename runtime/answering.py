@@ -15,8 +15,10 @@ from vicort.runtime.device import Device, Event
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import QuestionError
 from vicort.runtime.language import LanguageRun
+from vicort.runtime.lease import Lease
 from vicort.runtime.long_term.long_term import View
-from vicort.runtime.memory import ANSWER_TOKENS, Lease, Memory
+from vicort.runtime.memory import Memory
+from vicort.runtime.memory_plan import ANSWER_TOKENS
 from vicort.runtime.positions import Timeline
 from vicort.runtime.prompt import Prompt
 from vicort.runtime.stage_clock import StageClock

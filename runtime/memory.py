@@ -21,33 +21,21 @@ from numpy.typing import DTypeLike
 from vicort.runtime.buckets import padded_slots
 from vicort.runtime.core import Chunk, Page, PageTable
 from vicort.runtime.device import Device, Stream
-from vicort.runtime.errors import MemoryBudgetError
+from vicort.runtime.lease import Held, Lease
 from vicort.runtime.long_term.long_term import Departing, LongTerm, Reader, StreamReader, View
-from vicort.runtime.long_term.selection import Recall, joined_table
+from vicort.runtime.long_term.selection import Recall
 from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.memory_plan import MemoryPlan
+from vicort.runtime.page_tables import joined_table, pad_table
 from vicort.runtime.policies.retrieval import Remembered
 from vicort.runtime.pool import Layout, Slots, page_bytes
 from vicort.runtime.stage_clock import StageClock
 from vicort.runtime.system import System
 
-SPARE_CHUNKS = 4  # chunks that the stream can place while a question reads what it would have overwritten
-QUESTIONS_AT_ONCE = 4  # questions whose text has room in the scratch pages at the same time
-ANSWER_TOKENS = 512  # longest answer
-CONVERSATION_TOKENS = 1024  # text of earlier turns that is kept for the next one
-
-
-@dataclass
-class _Held:
-    """Where a page of the stream lies now."""
-
-    page: Page
-    on_device: bool
-    slot: int
-
 
 @dataclass
 class _Unit:
-    held: list[_Held]
+    held: list[Held]
     chunk: int
 
 
@@ -67,7 +55,7 @@ class Memory:
         self.model, self.system = model, system
         self.long_term = system.long_term.open(device, model, system.budget.host_mb, dtype, clock) if system.long_term else None
         self._by_head = self.long_term is not None
-        plan = _Plan.of(model, system, self.long_term, prompt_tokens, page_bytes(model, dtype, self._by_head))
+        plan = MemoryPlan.of(model, system, self.long_term, prompt_tokens, page_bytes(model, dtype, self._by_head))
         self.scratch_slots = Slots(0, plan.scratch)
         self.conversation_slots = Slots(plan.scratch, plan.conversation)
         self.stream_slots = Slots(plan.scratch + plan.conversation, plan.stream, plan.spare)
@@ -79,8 +67,8 @@ class Memory:
         self._page_bytes = page_bytes(model, dtype)
         self._stream_reader = self._new_stream_reader()
         self.ids = itertools.count()
-        self._texts: deque[list[_Held]] = deque()  # that joined the stream, oldest first
-        self._prompt: list[_Held] = []
+        self._texts: deque[list[Held]] = deque()  # that joined the stream, oldest first
+        self._prompt: list[Held] = []
         self._units: dict[int, _Unit] = {}  # in the order of the stream
         self._chunks: dict[int, _ChunkEntry] = {}
         self._on_device: dict[int, None] = {}  # units whose pages lie on the device, oldest first (a set that keeps its order)
@@ -156,7 +144,7 @@ class Memory:
         self._make_device_room(len(slots), stream)
         kept = self.stream_slots.take(len(slots))
         self.pool.copy_from(self.pool, slots, kept, stream)
-        self._texts.append([_Held(replace(page, id=next(self.ids)), True, slot) for page, slot in zip(pages, kept, strict=True)])
+        self._texts.append([Held(replace(page, id=next(self.ids)), True, slot) for page, slot in zip(pages, kept, strict=True)])
         while len(self._texts) > 1 and sum(held.page.tokens for run in self._texts for held in run) > budget:
             self.stream_slots.free([held.slot for held in self._texts.popleft()])
 
@@ -356,14 +344,14 @@ class Memory:
 
     def _write(
         self, templates: Sequence[Page], lengths: Sequence[int], k: Any, v: Any, positions: np.ndarray, stream: Stream
-    ) -> list[_Held]:
+    ) -> list[Held]:
         """Write runs of tokens to pages in the stream's part of the device; templates: one a run."""
         layout = Layout.of(lengths, self.model.page_tokens)
         self._make_device_room(len(layout.tokens), stream)
         slots = self.stream_slots.take(len(layout.tokens))
         self.pool.clear(slots, stream)
         self.pool.write(np.asarray(slots)[layout.page], layout.cell, k, v, positions, stream)
-        return [_Held(page, True, slot) for page, slot in zip(pages_of(layout, templates, self.ids), slots, strict=True)]
+        return [Held(page, True, slot) for page, slot in zip(pages_of(layout, templates, self.ids), slots, strict=True)]
 
     def _make_device_room(self, pages: int, stream: Stream) -> None:
         while self.stream_slots.live + pages > self.stream_slots.count:
@@ -398,83 +386,6 @@ class Memory:
                 del self._chunks[unit.chunk]
 
 
-class Lease:
-    """Pages that a question reads: neither overwritten nor moved under it, whatever the stream does meanwhile."""
-
-    def __init__(self, memory: Memory, held: Sequence[_Held]) -> None:
-        self.memory = memory
-        self.pages = tuple(page.page for page in held)
-        self._device = [page.slot for page in held if page.on_device]
-        self._host = [page.slot for page in held if not page.on_device]
-        self._layout = [(page.on_device, page.slot) for page in held]
-        memory.stream_slots.lease(self._device)
-        memory.host_slots.lease(self._host)
-
-    @property
-    def recalls(self) -> int:
-        """Pages that lie on the host, and need scratch slots on the device to be read."""
-        return len(self._host)
-
-    def slots(self, scratch: Sequence[int], stream: Stream) -> list[int]:
-        """Device slots of the leased pages, in transcript order, host pages recalled into `scratch` (`recalls` of them)."""
-        self.memory.pool.copy_from(self.memory.host_pool, self._host, scratch, stream)
-        self.memory.count_recalled(len(self._host))
-        recalled = iter(scratch)
-        return [slot if on_device else next(recalled) for on_device, slot in self._layout]
-
-    def release(self) -> None:
-        """The first call counts."""
-        self.memory.stream_slots.release(self._device)
-        self.memory.host_slots.release(self._host)
-        self._device, self._host = [], []
-
-
 def pages_of(layout: Layout, templates: Sequence[Page], ids: Iterator[int]) -> list[Page]:
     """The pages of a layout: the template of their run, with an id and a number of tokens."""
     return [replace(templates[run], id=next(ids), tokens=tokens) for run, tokens in zip(layout.run, layout.tokens, strict=True)]
-
-
-def pad_table(slots: Sequence[int]) -> np.ndarray:
-    """[1, 1, N] int32, filled up with -1."""
-    table = np.full((1, 1, padded_slots(len(slots))), -1, np.int32)
-    table[0, 0, : len(slots)] = slots
-    return table
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How many pages each part of the two tiers has."""
-
-    stream: int
-    spare: int  # stand in for pages that were forgotten under a question's lease, so that the stream goes on
-    scratch: int
-    conversation: int
-    host: int
-
-    @staticmethod
-    def of(model: ModelSpec, system: System, long_term: LongTerm | None, prompt_tokens: int, bytes_of_page: int) -> _Plan:
-        def pages(tokens: int) -> int:
-            return math.ceil(tokens / model.page_tokens)
-
-        chunk_units = model.chunk_frames // 2
-        unit_pages = pages(model.unit_tokens)
-        host = 0 if long_term else int(system.budget.host_mb * 1e6) // bytes_of_page
-        deferred = 0 if system.ingest.prefills else chunk_units * unit_pages
-        recalled = min((system.retrieval.most_units(chunk_units) or 0) * unit_pages, host)
-        if long_term:  # of one question, and of the stream itself
-            recalled = long_term.most_cells * long_term.recall_sets * (2 if long_term.reads_in_prefill else 1)
-        scratch = QUESTIONS_AT_ONCE * (pages(model.max_rows) + pages(ANSWER_TOKENS) + deferred) + recalled
-        conversation = pages(CONVERSATION_TOKENS)
-        spare = SPARE_CHUNKS * chunk_units * unit_pages if system.ingest.prefills else 0
-        window = 1 + (system.ingest.window or 0)
-        text = pages(system.text.tokens + model.max_rows + ANSWER_TOKENS) if system.text.joins else 0
-        needed = pages(prompt_tokens) + window * chunk_units * unit_pages + text
-        others = spare + scratch + conversation
-        stream = int(system.budget.device_mb * 1e6) // bytes_of_page - others
-        if stream < needed:
-            smallest = math.ceil((needed + others) * bytes_of_page / 1e6)
-            raise MemoryBudgetError(
-                f"a device budget of {system.budget.device_mb:g} MB is too small for one chunk of {model.chunk_frames} frames with "
-                f"system {system.name}: set memory.device_mb to at least {smallest}"
-            )
-        return _Plan(stream, spare, scratch, conversation, host)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.page_tables import NONE
 from vicort.runtime.pool import EMPTY, HostPool, Pool
-
-NONE = -1  # in a table or a selection: no cell
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,3 @@ class Recall:
         self.pool.where[here, layer, head] = np.where(beyond[..., None], EMPTY, where)
         self.bytes_moved += len(there) * source.data[:1, 0, 0].nbytes
         return np.where(cells == NONE, NONE, self.slots[: cells.shape[2]])
-
-
-def joined_table(shared: Sequence[int], own: np.ndarray, length: int) -> np.ndarray:
-    """A table [L, Hkv, length] int32 of slots that all layers and heads read, [n], and of what each reads besides, [L, Hkv, m]."""
-    table = np.full((*own.shape[:2], length), NONE, np.int32)
-    table[:, :, : len(shared)] = shared
-    table[:, :, len(shared) : len(shared) + own.shape[2]] = own
-    return table

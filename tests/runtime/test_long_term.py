@@ -11,7 +11,8 @@ from support.systems import system
 from vicort.runtime.device import HostDevice
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.long_term.readers import ChunkBefore, EachStep, TwoPass
-from vicort.runtime.long_term.selection import NONE, Recall, Selection, joined_table
+from vicort.runtime.long_term.selection import NONE, Recall, Selection
+from vicort.runtime.page_tables import joined_table
 
 MODEL = toy_model()
 FAR, NEAR = 7, 5  # slots of the long-term pool, and of a reader

@@ -10,7 +10,9 @@ from support.systems import system
 
 from vicort.runtime.core import Chunk, Frame
 from vicort.runtime.device import HostDevice, InlineStream
-from vicort.runtime.memory import SPARE_CHUNKS, Memory, pad_table
+from vicort.runtime.memory import Memory
+from vicort.runtime.memory_plan import SPARE_CHUNKS
+from vicort.runtime.page_tables import pad_table
 from vicort.runtime.stage_clock import StageClock
 
 PICTURE = np.zeros((1, 1, 3), np.uint8)
