@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from vicort.runtime.buckets import padded_slots
-from vicort.runtime.core import Chunk, Page, PageTable
+from vicort.runtime.core import UNIT_FRAMES, Chunk, Page, PageTable
 from vicort.runtime.device import Device, Stream
 from vicort.runtime.lease import Held, Lease
 from vicort.runtime.long_term.long_term import Departing, LongTerm, Reader, StreamReader, View
@@ -41,7 +41,8 @@ class _Unit:
 
 @dataclass
 class _ChunkEntry:
-    units: list[int]
+    units: list[int]  # of which something is held
+    last: int  # number of its last unit, held or not
     digest: np.ndarray  # [width] float32
     queries: np.ndarray | None  # [L, R, Hq, D] float32; None without long-term memory
 
@@ -106,12 +107,12 @@ class Memory:
             self._on_device[unit] = None
         units = [chunk.first_unit + u for u, tokens in enumerate(tokens_of_unit) if tokens]
         if units:
-            self._chunks[chunk.index] = _ChunkEntry(units, digest, queries)
-        self._leave_window()
+            self._chunks[chunk.index] = _ChunkEntry(units, chunk.first_unit + chunk.units - 1, digest, queries)
+        self._leave_window(templates[-1].unit)
 
-    def slide(self, oldest: int) -> bool:
-        """Forget chunks before number `oldest`. Returns whether there were any."""
-        gone = [index for index in self._chunks if index < oldest]
+    def slide(self, chunk: Chunk) -> bool:
+        """Forget what leaves the window when this chunk comes. Returns whether there was anything."""
+        gone = self._beyond_window(chunk.first_unit + chunk.units - 1)
         for index in gone:
             self._forget_all(list(self._chunks[index].units))
         return bool(gone)
@@ -153,7 +154,8 @@ class Memory:
 
         besides: slots that are read too, of what is being said.
         """
-        latest = list(itertools.islice(reversed(self._chunks.values()), self.system.ingest.window))
+        window = None if self._keeps_window else self.system.ingest.window
+        latest = list(itertools.islice(reversed(self._chunks.values()), window))
         held = [page for chunk in reversed(latest) for unit in chunk.units for page in self._units[unit].held if page.on_device]
         shared = [*self._prompt, *itertools.chain(*self._texts), *held]
         slots = [*(page.slot for page in shared), *besides]
@@ -289,12 +291,25 @@ class Memory:
 
     # ---- the recent window ----------------------------------------------------------------------------------------------
 
-    def _leave_window(self) -> None:
-        """Chunks that the next one does not see go to long-term memory, or are forgotten, if the system keeps no others."""
+    @property
+    def _keeps_window(self) -> bool:
+        """Whether the pages of units are those of the recent window, and no others."""
+        return self.long_term is not None or self.system.ingest.slides
+
+    def _beyond_window(self, newest: int) -> list[int]:
+        """Numbers of the chunks that leave the window once unit `newest` is there: behind each of them come as many units as the window's
+        chunks hold when they are full. So a chunk that a question cut short makes it no shorter."""
         window = self.system.ingest.window
-        if window is None or not (self.long_term or self.system.ingest.slides):
+        if window is None or not self._keeps_window:
+            return []
+        units = window * (self.system.chunk_frames or self.model.chunk_frames) // UNIT_FRAMES
+        return [index for index, entry in self._chunks.items() if newest - entry.last >= units]
+
+    def _leave_window(self, newest: int) -> None:
+        """Chunks that the next one does not see go to long-term memory, or are forgotten, if the system keeps no others."""
+        if not self._keeps_window:
             return
-        for index in list(self._chunks)[: max(len(self._chunks) - window, 0)]:
+        for index in self._beyond_window(newest):
             if self.long_term:
                 departing = self._departing(self._chunks[index])
                 self._bytes_moved += departing.k.nbytes + departing.v.nbytes

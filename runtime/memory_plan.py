@@ -43,7 +43,9 @@ class MemoryPlan:
         scratch = QUESTIONS_AT_ONCE * (pages(model.max_rows) + pages(ANSWER_TOKENS) + deferred) + recalled
         conversation = pages(CONVERSATION_TOKENS)
         spare = SPARE_CHUNKS * chunk_units * unit_pages if system.ingest.prefills else 0
-        window = 1 + (system.ingest.window or 0)
+        window = (2 if long_term or system.ingest.slides else 1) + (
+            system.ingest.window or 0
+        )  # one may be of pieces, when questions cut it
         text = pages(system.text.tokens + model.max_rows + ANSWER_TOKENS) if system.text.joins else 0
         needed = pages(prompt_tokens) + window * chunk_units * unit_pages + text
         others = spare + scratch + conversation

@@ -178,7 +178,7 @@ class Prefill:
 
     def _slide(self, chunk: Chunk) -> None:
         """Positions follow the prompt again once older chunks are gone; where the system has anchors, that is now."""
-        slid = self._anchors is not None and self._memory.slide(chunk.index - self._anchors.policy.chunks + 1)
+        slid = self._anchors is not None and self._memory.slide(chunk)
         if steps := self._memory.close_gaps(self._timeline.first, self.stream):
             self._timeline.rebase(steps)
         if self._anchors and slid:

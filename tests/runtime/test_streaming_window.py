@@ -34,7 +34,7 @@ class PlainWindow:
 
     def __init__(self, engines, prompt):
         self.engines, self.prompt, self.first = engines, prompt, len(prompt.prefix)
-        self.runs, self.newest, self.origin, self.last = [], None, None, None
+        self.runs, self.units, self.origin, self.last = [], 0, None, None
         self._add("prompt", [engines.embedding[t] for t in prompt.prefix], [(i, i, i) for i in range(self.first)])
 
     def chunk(self, video):
@@ -51,8 +51,9 @@ class PlainWindow:
             self.last = (frame.time, step)
             positions += [(step, self.first + h, self.first + w) for h in range(m.grid_height) for w in range(m.grid_width)]
         self._add("vision", rows, positions)
-        old = [run for run in self.runs if run.kind == "vision"][:-CHUNKS]
-        self.runs = [run for run in self.runs if run not in old]
+        self.runs[-1].last = self.units = self.units + len(video) // 2
+        kept = CHUNKS * m.chunk_frames // 2
+        self.runs = [run for run in self.runs if run.kind != "vision" or self.units - run.last < kept]
 
     def ask(self, question):
         """The answer's tokens; it joins."""
