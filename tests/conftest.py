@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("vicort", deadline=None)  # a busy machine is no fault of the code
+settings.load_profile("vicort")
 
 
 @pytest.fixture(scope="session")
