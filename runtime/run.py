@@ -106,6 +106,7 @@ def watch_together(watches: Sequence[Watch], around: Surroundings) -> int:
         while any(thread.is_alive() for thread in threads):
             if around.stopping.wait(POLL):
                 _stop(watches, threads)
+                break  # a read that never ends is left behind
     except KeyboardInterrupt:
         around.stopping.set()
         _stop(watches, threads)
