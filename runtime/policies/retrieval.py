@@ -54,7 +54,7 @@ class SimilarChunks(Retrieval):
     def choose(self, question: np.ndarray, memory: Sequence[Remembered]) -> list[int]:
         if not memory:
             return []
-        scores = np.array([_cosine(question, chunk.digest) for chunk in memory])
+        scores = _cosines(np.stack([chunk.digest for chunk in memory]), question)
         best = set(np.argsort(-scores, kind="stable")[: self.top].tolist())
         best |= set(range(max(len(memory) - self.recent, 0), len(memory)))
         return [unit for place in sorted(best) for unit in memory[place].units]
@@ -83,6 +83,7 @@ class EvenUnits(Retrieval):
 RETRIEVALS = Registry("retrieval", AllUnits, SimilarChunks, EvenUnits)
 
 
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norm if norm else 0.0
+def _cosines(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """[n] of each row [n, width] with a vector; 0 where one of them is nothing."""
+    norms = np.sqrt(np.einsum("nw,nw->n", rows, rows)) * np.linalg.norm(vector)
+    return np.divide(rows @ vector, norms, out=np.zeros(len(rows), norms.dtype), where=norms > 0)
