@@ -186,7 +186,7 @@ def open_page_recall(
             f"set memory.host_mb to at least {math.ceil(smallest * 100) / 100:g}"
         )
     most_cells = max(budget // model.page_tokens, 1)
-    pool = HostPool(device.empty, model, slots, dtype, by_head=True)
+    pool = HostPool(np.empty, model, slots, dtype, by_head=True)
     of_questions = RecallStreams(device, model, dtype, most_cells, clock, urgent=True)
     of_chunks = RecallStreams(device, model, dtype, most_cells, clock, urgent=False) if chunks else None
     return PageRecallMemory(model, pool, spare, most_cells, digest, speculation, of_questions, of_chunks)
