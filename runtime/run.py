@@ -113,7 +113,7 @@ def watch_together(watches: Sequence[Watch], around: Surroundings) -> int:
         raise
     if broken:
         raise broken[0]
-    return max(codes.values())
+    return max(codes.values(), default=0)
 
 
 def _stop(watches: Sequence[Watch], threads: Sequence[threading.Thread]) -> None:

@@ -15,7 +15,10 @@ class Ingest(Policy):
 
     @property
     def window(self) -> int | None:
-        """How many of the latest chunks the next one attends to; None = all that memory holds."""
+        """How many of the latest chunks the next one attends to; None = all that memory holds.
+
+        Where what leaves goes to long-term memory or is forgotten, chunks cut short by questions count by their units: see `Memory`.
+        """
         raise NotImplementedError
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.fake_engines import FakeEngineSet
@@ -18,6 +19,10 @@ from vicort.runtime import run
 from vicort.runtime.core import Answer, ChunkEvent, Question, Sampling
 from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.session import Session
+
+
+class Stub(SimpleNamespace):
+    __hash__ = object.__hash__
 
 
 @pytest.fixture
@@ -71,6 +76,18 @@ def test_each_session_has_pages_of_its_own():
             busy.push(frame)
         busy.finish()
         assert busy.summary().pages["device"] > idle.summary().pages["device"]
+
+
+def test_a_source_that_never_answers_is_left_behind_when_all_are_to_stop(monkeypatch):
+    monkeypatch.setattr(run, "STOP_SECONDS", 0.2)
+    around = SimpleNamespace(stopping=threading.Event(), output=None)
+    never, source = threading.Event(), SimpleNamespace(stop=lambda: None)
+    last = Stub(run=lambda: around.stopping.set() or 3, source=source, label="last")
+    stalled = Stub(run=lambda: never.wait() and 0, source=source, label="stalled")
+    try:
+        assert run.watch_together([last, stalled], around) == 3
+    finally:
+        never.set()
 
 
 @pytest.mark.usefixtures("fake")
