@@ -28,7 +28,7 @@ from vicort.runtime.session import Session
 from vicort.runtime.sources import open_source
 from vicort.runtime.system import System, load_system
 
-SYSTEMS = ("vicostream", "livevlm")
+SYSTEMS = ("distinct", "vicostream", "livevlm")
 OTHERS = ("uniform", "simplestream")
 AGE = 1000  # units
 

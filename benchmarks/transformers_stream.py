@@ -28,7 +28,8 @@ from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position
 from vicort.benchmarks.checkpoints import read_json
 from vicort.runtime.core import UNIT_FRAMES, Frame
 from vicort.runtime.policies.drop import Drop
-from vicort.runtime.policies.retrieval import Remembered, Retrieval
+from vicort.runtime.policies.retrieval import Retrieval
+from vicort.runtime.recollection import Recollection, Remembered
 from vicort.runtime.system import System
 
 
@@ -175,9 +176,12 @@ class TransformersStream:
         """Numbers of the chunks that a question sees."""
         words = torch.tensor(self.tokenizer(question, add_special_tokens=False).input_ids)
         digest = self._language.embed_tokens(words).float().mean(0).numpy()
-        remembered = [Remembered(index, (index,), chunk.digest) for index, chunk in enumerate(self.chunks) if chunk.digest is not None]
         retrieval: Retrieval = self.system.retrieval
-        return retrieval.choose(digest, remembered)
+        held = Recollection(len(digest), unit_pages=1, compares=retrieval.compares)
+        for index, chunk in enumerate(self.chunks):
+            if chunk.digest is not None:
+                held.add(Remembered(index, [index], 1, index), chunk.digest)
+        return retrieval.choose(digest, held)
 
     def _suffix(self, question: str) -> list[int]:
         whole = self._render(question).partition(self._video_token)[2]

@@ -95,7 +95,7 @@ class Answerer:
         """Retrieval, and a lease on what it chose. Runs in the order of the stream, between two chunks."""
         words = np.asarray(self.prompt.words(question.text), np.int32)
         digest = self.engines.embedding[words].mean(axis=0)
-        units = self.memory.system.retrieval.choose(digest, self.memory.remembered())
+        units = self.memory.system.retrieval.choose(digest, self.memory.chunks)
         prefill = self._prefill
         return Snapshot(
             lease=self.memory.lease(units),

@@ -27,8 +27,8 @@ from vicort.runtime.long_term.selection import Recall
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory_plan import MemoryPlan
 from vicort.runtime.page_tables import joined_table, pad_table
-from vicort.runtime.policies.retrieval import Remembered
 from vicort.runtime.pool import Layout, Slots, page_bytes
+from vicort.runtime.recollection import Recollection, Remembered
 from vicort.runtime.stage_clock import StageClock
 from vicort.runtime.system import System
 
@@ -37,14 +37,6 @@ from vicort.runtime.system import System
 class _Unit:
     held: list[Held]
     chunk: int
-
-
-@dataclass
-class _ChunkEntry:
-    units: list[int]  # of which something is held
-    last: int  # number of its last unit, held or not
-    digest: np.ndarray  # [width] float32
-    queries: np.ndarray | None  # [L, R, Hq, D] float32; None without long-term memory
 
 
 class Memory:
@@ -71,7 +63,7 @@ class Memory:
         self._texts: deque[list[Held]] = deque()  # that joined the stream, oldest first
         self._prompt: list[Held] = []
         self._units: dict[int, _Unit] = {}  # in the order of the stream
-        self._chunks: dict[int, _ChunkEntry] = {}
+        self.chunks = Recollection(model.width, math.ceil(model.unit_tokens / model.page_tokens), system.retrieval.compares)
         self._on_device: dict[int, None] = {}  # units whose pages lie on the device, oldest first (a set that keeps its order)
         self._on_host: dict[int, None] = {}
 
@@ -107,14 +99,15 @@ class Memory:
             self._on_device[unit] = None
         units = [chunk.first_unit + u for u, tokens in enumerate(tokens_of_unit) if tokens]
         if units:
-            self._chunks[chunk.index] = _ChunkEntry(units, chunk.first_unit + chunk.units - 1, digest, queries)
+            pages = sum(len(self._units[unit].held) for unit in units)
+            self.chunks.add(Remembered(chunk.index, units, pages, chunk.first_unit + chunk.units - 1, queries), digest)
         self._leave_window(templates[-1].unit)
 
     def slide(self, chunk: Chunk) -> bool:
         """Forget what leaves the window when this chunk comes. Returns whether there was anything."""
         gone = self._beyond_window(chunk.first_unit + chunk.units - 1)
         for index in gone:
-            self._forget_all(list(self._chunks[index].units))
+            self._forget_all(list(self.chunks[index].units))
         return bool(gone)
 
     def before(self, unit: int) -> np.ndarray:
@@ -155,7 +148,7 @@ class Memory:
         besides: slots that are read too, of what is being said.
         """
         window = None if self._keeps_window else self.system.ingest.window
-        latest = list(itertools.islice(reversed(self._chunks.values()), window))
+        latest = list(itertools.islice(reversed(self.chunks), window))
         held = [page for chunk in reversed(latest) for unit in chunk.units for page in self._units[unit].held if page.on_device]
         shared = [*self._prompt, *itertools.chain(*self._texts), *held]
         slots = [*(page.slot for page in shared), *besides]
@@ -181,9 +174,6 @@ class Memory:
         if own is None:
             own = np.empty((self.model.layers, self.model.kv_heads, 0), np.int32)
         return joined_table(shared, own, padded_slots(len(shared) + own.shape[2]))
-
-    def remembered(self) -> list[Remembered]:
-        return [Remembered(index, tuple(entry.units), entry.digest) for index, entry in self._chunks.items()]
 
     def lease(self, units: Iterable[int]) -> Lease:
         """Hold on to the prompt and these units, wherever they lie, until the lease is released."""
@@ -303,7 +293,7 @@ class Memory:
         if window is None or not self._keeps_window:
             return []
         units = window * (self.system.chunk_frames or self.model.chunk_frames) // UNIT_FRAMES
-        return [index for index, entry in self._chunks.items() if newest - entry.last >= units]
+        return [chunk.chunk for chunk in self.chunks if newest - chunk.last >= units]
 
     def _leave_window(self, newest: int) -> None:
         """Chunks that the next one does not see go to long-term memory, or are forgotten, if the system keeps no others."""
@@ -311,13 +301,13 @@ class Memory:
             return
         for index in self._beyond_window(newest):
             if self.long_term:
-                departing = self._departing(self._chunks[index])
+                departing = self._departing(self.chunks[index])
                 self._bytes_moved += departing.k.nbytes + departing.v.nbytes
                 self.long_term.take(departing)
-            self._forget_all(list(self._chunks[index].units))
+            self._forget_all(list(self.chunks[index].units))
         self._renew()
 
-    def _departing(self, chunk: _ChunkEntry) -> Departing:
+    def _departing(self, chunk: Remembered) -> Departing:
         units = [self._units[unit].held for unit in chunk.units]
         held = [page for unit in units for page in unit]
         slots, counts = [page.slot for page in held], [page.page.tokens for page in held]
@@ -395,10 +385,11 @@ class Memory:
             tier.free([page.slot for page in unit.held])
             self._on_device.pop(number, None)
             self._on_host.pop(number, None)
-            entry = self._chunks[unit.chunk]
-            entry.units.remove(number)
-            if not entry.units:
-                del self._chunks[unit.chunk]
+            chunk = self.chunks[unit.chunk]
+            chunk.units.remove(number)
+            chunk.pages -= len(unit.held)
+            if not chunk.units:
+                self.chunks.forget(unit.chunk)
 
 
 def pages_of(layout: Layout, templates: Sequence[Page], ids: Iterator[int]) -> list[Page]:

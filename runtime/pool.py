@@ -62,9 +62,9 @@ class HostPool:
         self.where[list(slots)] = EMPTY
 
     def copy_from(self, source: Pool, source_slots: Sequence[int], slots: Sequence[int], stream: Stream) -> None:
-        for there, here in zip(source_slots, slots, strict=True):
-            self.data[here] = source.data[there]
-            self.where[here] = source.where[there]
+        there, here = list(source_slots), list(slots)
+        self.data[here] = source.data[there]
+        self.where[here] = source.where[there]
 
     def shift(self, slots: Sequence[int], step: np.ndarray, floor: int, stream: Stream) -> None:
         self.where[list(slots)] = shifted(self.where[list(slots)], step, floor)

@@ -26,7 +26,7 @@ import numpy as np
 
 from vicort.runtime.answering import Answerer, Snapshot
 from vicort.runtime.chunker import Chunker
-from vicort.runtime.core import Answer, Chunk, ChunkEvent, Event, Frame, Motion, Question, Sampling, Summary
+from vicort.runtime.core import UNIT_FRAMES, Answer, Chunk, ChunkEvent, Event, Frame, Motion, Question, Sampling, Summary
 from vicort.runtime.device import Event as StreamEvent
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import ConfigError, VicortError
@@ -87,6 +87,7 @@ class Session:
         self._on_event = on_event or (lambda event: None)
         self._lock, self._event_lock = threading.RLock(), threading.Lock()
         system.drop.check(system.name, model)
+        system.retrieval.check(system.name, _chunk_frames(system, model) // UNIT_FRAMES)
         self._device = engines.new_device(overlap)
         self._clock = StageClock(trace)
         self._build(engines, overlap, threads)

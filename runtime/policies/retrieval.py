@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
 from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
+from vicort.runtime.errors import ConfigError
 from vicort.runtime.policies.registry import MOST, Policy, Registry
-
-
-@dataclass(frozen=True)
-class Remembered:
-    """What memory still holds of one chunk."""
-
-    chunk: int
-    units: tuple[int, ...]
-    digest: np.ndarray  # [width] float32, mean of its kept tokens as they entered the language model
+from vicort.runtime.recollection import Recollection
 
 
 class Retrieval(Policy):
-    def choose(self, question: np.ndarray, memory: Sequence[Remembered]) -> list[int]:
-        """Units, ascending. question: [width] float32, the mean embedding of its tokens; memory: its chunks in order."""
+    compares: ClassVar[bool] = False  # whether it asks how alike chunks are
+
+    def choose(self, question: np.ndarray, memory: Recollection) -> list[int]:
+        """Units, ascending. question: [width] float32, the mean embedding of its tokens."""
         raise NotImplementedError
+
+    def check(self, system: str, chunk_units: int) -> None:
+        """Raises ConfigError if the policy cannot be kept to with chunks of so many units."""
+        return None
 
     def most_units(self, chunk_units: int) -> int | None:
         """The most units it ever chooses, which bounds what must be recalled at once; None = all there are."""
@@ -34,7 +32,7 @@ class Retrieval(Policy):
 class AllUnits(Retrieval):
     policy: ClassVar[str] = "all"
 
-    def choose(self, question: np.ndarray, memory: Sequence[Remembered]) -> list[int]:
+    def choose(self, question: np.ndarray, memory: Recollection) -> list[int]:
         return [unit for chunk in memory for unit in chunk.units]
 
     def most_units(self, chunk_units: int) -> int | None:
@@ -51,16 +49,56 @@ class SimilarChunks(Retrieval):
     top: int = Field(ge=0, le=MOST)
     recent: int = Field(0, ge=0, le=MOST)
 
-    def choose(self, question: np.ndarray, memory: Sequence[Remembered]) -> list[int]:
-        if not memory:
-            return []
-        scores = _cosines(np.stack([chunk.digest for chunk in memory]), question)
-        best = set(np.argsort(-scores, kind="stable")[: self.top].tolist())
+    def choose(self, question: np.ndarray, memory: Recollection) -> list[int]:
+        best = set(np.argsort(-memory.cosines(question), kind="stable")[: self.top].tolist())
         best |= set(range(max(len(memory) - self.recent, 0), len(memory)))
-        return [unit for place in sorted(best) for unit in memory[place].units]
+        return _units(memory, best)
 
     def most_units(self, chunk_units: int) -> int | None:
         return (self.top + self.recent) * chunk_units
+
+
+class DistinctChunks(Retrieval):
+    """Chunks that are like the question and unlike each other, in a room that no stream outgrows.
+
+    One after another, the chunk with the largest `relevance` * cosine to the question - (1 - `relevance`) * largest cosine to a chunk
+    that is chosen already, of equals the earlier; maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998,
+    doi 10.1145/290941.291025). A chunk that does not fit into what is left of the pages of `units` whole units is passed over; the `recent`
+    latest chunks are chosen first. So a question reads about as much whether much happens or little, and stretches that look alike, which
+    are most of what a camera sees, stand for each other.
+    """
+
+    policy: ClassVar[str] = "distinct-chunks"
+    compares: ClassVar[bool] = True
+    units: int = Field(ge=1, le=MOST)
+    recent: int = Field(1, ge=0, le=MOST)
+    relevance: float = Field(0.5, ge=0, le=1)
+
+    def choose(self, question: np.ndarray, memory: Recollection) -> list[int]:
+        pages = np.array([chunk.pages for chunk in memory], int)
+        worth = self.relevance * memory.cosines(question)
+        cost = np.full(len(memory), self.relevance - 1, worth.dtype)  # as for the least cosine there is: nothing is chosen yet
+        left, chosen = self.units * memory.unit_pages, list[int]()
+        while len(chosen) < len(memory):
+            gain = np.where(pages <= left, worth - cost, -np.inf)
+            place = len(memory) - 1 - len(chosen) if len(chosen) < self.recent else int(np.argmax(gain))
+            if gain[place] == -np.inf:
+                break
+            chosen.append(place)
+            left -= pages[place]
+            worth[place] = -np.inf
+            np.maximum(cost, (1 - self.relevance) * memory.likeness(place), out=cost)
+        return _units(memory, set(chosen))
+
+    def most_units(self, chunk_units: int) -> int | None:
+        return self.units
+
+    def check(self, system: str, chunk_units: int) -> None:
+        if self.units < self.recent * chunk_units:
+            raise ConfigError(
+                f"system {system} reads {self.units} units, and its {self.recent} latest chunks may hold {self.recent * chunk_units}: "
+                f"set retrieval.units to at least that, or retrieval.recent lower, in its YAML file"
+            )
 
 
 class EvenUnits(Retrieval):
@@ -69,7 +107,7 @@ class EvenUnits(Retrieval):
     policy: ClassVar[str] = "even-units"
     units: int = Field(ge=2, le=MOST)
 
-    def choose(self, question: np.ndarray, memory: Sequence[Remembered]) -> list[int]:
+    def choose(self, question: np.ndarray, memory: Recollection) -> list[int]:
         held = [unit for chunk in memory for unit in chunk.units]
         if len(held) <= self.units:
             return held
@@ -80,10 +118,9 @@ class EvenUnits(Retrieval):
         return self.units
 
 
-RETRIEVALS = Registry("retrieval", AllUnits, SimilarChunks, EvenUnits)
+RETRIEVALS = Registry("retrieval", AllUnits, SimilarChunks, DistinctChunks, EvenUnits)
 
 
-def _cosines(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """[n] of each row [n, width] with a vector; 0 where one of them is nothing."""
-    norms = np.sqrt(np.einsum("nw,nw->n", rows, rows)) * np.linalg.norm(vector)
-    return np.divide(rows @ vector, norms, out=np.zeros(len(rows), norms.dtype), where=norms > 0)
+def _units(memory: Recollection, places: Collection[int]) -> list[int]:
+    """Units of the chunks at these places, ascending."""
+    return [unit for place, chunk in enumerate(memory) if place in places for unit in chunk.units]

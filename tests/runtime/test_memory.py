@@ -45,7 +45,7 @@ def place(memory, index):
 def test_pages_on_either_tier_are_recalled_in_the_order_of_the_stream():
     memory = filled(60)
     assert memory.host_slots.live
-    units = [number for chunk in memory.remembered() for number in chunk.units]
+    units = [number for chunk in memory.chunks for number in chunk.units]
     lease = memory.lease(units)
     scratch = memory.scratch_slots.take(lease.recalls)
     slots = lease.slots(scratch, STREAM)
@@ -57,7 +57,7 @@ def test_pages_on_either_tier_are_recalled_in_the_order_of_the_stream():
 
 def test_a_leased_page_is_never_overwritten_however_far_the_stream_goes():
     memory = filled(60, "{device_mb: 0.92, when_full: drop-oldest}")
-    units = [number for held in memory.remembered() for number in held.units][: 2 * SPARE_CHUNKS]
+    units = [number for held in memory.chunks for number in held.units][: 2 * SPARE_CHUNKS]
     lease = memory.lease(units)
     before = memory.pool.data[lease.slots([], STREAM)].copy()
     for index in range(60, 60 + SPARE_CHUNKS):  # the spare slots: the stream goes on
@@ -90,7 +90,15 @@ def test_a_unit_of_which_nothing_was_kept_takes_no_page():
     memory = filled(1)
     k = np.zeros((MODEL.layers, 4, MODEL.kv_heads, MODEL.head_dim), np.float32)
     memory.place_chunk(chunk(1), [4, 0], k, k, np.zeros((4, 3), np.int32), np.ones(MODEL.width, np.float32), STREAM)
-    assert [held.units for held in memory.remembered()] == [(0, 1), (2,)]
+    assert [(held.units, held.pages) for held in memory.chunks] == [([0, 1], 2), ([2], 1)]
+
+
+def test_what_is_known_of_a_chunk_goes_with_its_units():
+    memory = filled(60, "{device_mb: 0.92, when_full: thin-evenly}")
+    held = list(memory.chunks)
+    assert any(len(chunk.units) == 1 for chunk in held)
+    assert {unit for chunk in held for unit in chunk.units} == set(memory._units)
+    assert all(chunk.pages == sum(len(memory._units[unit].held) for unit in chunk.units) for chunk in held)
 
 
 @pytest.mark.parametrize(("count", "length"), [(0, 8), (1, 8), (8, 8), (9, 16), (128, 128), (129, 144), (257, 288)])

@@ -1,5 +1,7 @@
 """Each policy against a plain statement of its rule."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,11 +9,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from support.fake_engines import control_tokens
 
+from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import ConfigError, MemoryBudgetError
 from vicort.runtime.policies.drop import DROPS, ChunkIntra, KeepAll
 from vicort.runtime.policies.ingest import AllChunks, LatestFrames, RecentChunks
 from vicort.runtime.policies.overflow import DropOldest, Refuse, ThinEvenly
-from vicort.runtime.policies.retrieval import AllUnits, EvenUnits, Remembered, SimilarChunks
+from vicort.runtime.policies.retrieval import AllUnits, DistinctChunks, EvenUnits, SimilarChunks
+from vicort.runtime.recollection import Recollection, Remembered
+from vicort.runtime.session import Session
 from vicort.runtime.system import known_systems, load_system, parse_system
 
 vectors = arrays(np.float32, 6, elements=st.floats(-1, 1, width=16))
@@ -19,33 +24,103 @@ vectors = arrays(np.float32, 6, elements=st.floats(-1, 1, width=16))
 
 @st.composite
 def memories(draw):
-    """Chunks with rising units, some already forgotten, and digests."""
-    unit, held = 0, []
+    """Chunks with rising units, some already forgotten, and their digests."""
+    held, digests = Recollection(width=6, unit_pages=2, compares=True), {}
     for chunk in range(draw(st.integers(0, 12))):
-        units = tuple(u for u in range(unit, unit + 4) if draw(st.booleans()))
-        unit += 4
+        units = [unit for unit in range(4 * chunk, 4 * chunk + 4) if draw(st.booleans())]
         if units:
-            held.append(Remembered(chunk, units, draw(vectors)))
-    return held
+            digests[chunk] = draw(vectors)
+            held.add(Remembered(chunk, units, draw(st.integers(len(units), 2 * len(units))), 4 * chunk + 3), digests[chunk])
+        for old in [chunk for chunk in digests if draw(st.integers(0, 9)) == 0]:
+            held.forget(old)
+            del digests[old]
+    return held, digests
+
+
+def cosine(one, other):
+    norm = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / norm if norm else 0.0
 
 
 @given(vectors, memories(), st.integers(0, 5), st.integers(0, 3))
 def test_similar_chunks_takes_the_top_by_cosine_and_the_recent(question, memory, top, recent):
-    chosen = SimilarChunks(top=top, recent=recent).choose(question, memory)
+    held, digests = memory
+    chosen = SimilarChunks(top=top, recent=recent).choose(question, held)
+    wanted = {unit // 4 for unit in chosen}
+    assert chosen == [unit for chunk in held for unit in chunk.units if chunk.chunk in wanted]
+    latest = set(list(digests)[len(digests) - min(recent, len(digests)) :])
+    scores = {chunk: cosine(digest, question) for chunk, digest in digests.items()}
+    bar = sorted([*scores.values(), -2, *[2] * (top == 0)], reverse=True)[: max(top, 1)][-1]  # the lowest score that is taken
+    assert latest | {chunk for chunk, score in scores.items() if score > bar + 1e-6} <= wanted
+    assert wanted <= latest | {chunk for chunk, score in scores.items() if score >= bar - 1e-6}
+    assert min(top, len(digests)) <= len(wanted) <= top + len(latest)
 
-    def cosine(chunk):
-        norm = np.linalg.norm(question) * np.linalg.norm(chunk.digest)
-        return float(question @ chunk.digest) / norm if norm else 0.0
 
-    ranked = sorted(memory, key=lambda chunk: (-cosine(chunk), chunk.chunk))
-    wanted = {chunk.chunk for chunk in ranked[:top]} | {chunk.chunk for chunk in memory[len(memory) - min(recent, len(memory)) :]}
-    assert chosen == [unit for chunk in memory if chunk.chunk in wanted for unit in chunk.units]
+@given(vectors, memories(), st.integers(4, 30), st.integers(0, 1), st.floats(0, 1, width=16))
+def test_distinct_chunks_are_chosen_one_by_one_for_being_like_the_question_and_unlike_each_other(question, memory, units, recent, relevance):
+    """Maximal marginal relevance as its authors state it: each choice is the best there was, as far as rounding can tell."""
+    held, digests = memory
+    policy, choices = DistinctChunks(units=units, recent=recent, relevance=relevance), []
+    chosen = {unit // 4 for unit in policy.choose(question, Spied(held, choices))}
+    pages = {chunk.chunk: chunk.pages for chunk in held}
+    numbers = list(digests)
+    left, selected = units * held.unit_pages, []
+    for chunk in (numbers[place] for place in choices):
+        if len(selected) >= recent:
+
+            def worth(other):
+                likest = max((cosine(digests[other], digests[each]) for each in selected), default=-1)
+                return relevance * cosine(digests[other], question) - (1 - relevance) * likest
+
+            fitting = [other for other in numbers if other not in selected and pages[other] <= left]
+            assert worth(chunk) >= max(map(worth, fitting)) - 1e-5
+        selected.append(chunk)
+        left -= pages[chunk]
+    assert chosen == set(selected)
+    assert set(numbers[len(numbers) - min(recent, len(numbers)) :]) <= chosen
+    assert left >= 0
+    assert all(pages[other] > left for other in numbers if other not in chosen)
+
+
+class Spied:
+    """A recollection that tells in which order chunks are chosen: of each it is asked once how like the others it is."""
+
+    def __init__(self, held, choices):
+        self._held, self._choices, self.unit_pages = held, choices, held.unit_pages
+        self.cosines = held.cosines
+
+    def __iter__(self):
+        return iter(self._held)
+
+    def __len__(self):
+        return len(self._held)
+
+    def likeness(self, place):
+        self._choices.append(place)
+        return self._held.likeness(place)
+
+
+@given(vectors, memories())
+def test_what_a_recollection_compares_are_the_digests_of_the_chunks_it_holds(question, memory):
+    held, digests = memory
+    assert [chunk.chunk for chunk in held] == list(digests)
+    assert [chunk.chunk for chunk in reversed(held)] == list(digests)[::-1]
+    np.testing.assert_allclose(held.cosines(question), [cosine(digest, question) for digest in digests.values()], atol=1e-6)
+    for place, digest in enumerate(digests.values()):
+        np.testing.assert_allclose(held.likeness(place), [cosine(digest, other) for other in digests.values()], atol=1e-6)
+
+
+def test_a_room_that_does_not_hold_the_recent_chunks_is_refused(tiny_engines):
+    with EngineSet.open(tiny_engines) as engines:
+        system = replace(load_system("distinct"), retrieval=DistinctChunks(units=15, recent=2))
+        with pytest.raises(ConfigError, match=r"reads 15 units, and its 2 latest chunks may hold 16: set retrieval\.units"):
+            Session(engines, system)
 
 
 @given(memories(), st.integers(2, 9))
 def test_even_units_covers_all_time_with_even_steps(memory, count):
-    held = [unit for chunk in memory for unit in chunk.units]
-    chosen = EvenUnits(units=count).choose(np.zeros(6), memory)
+    held = [unit for chunk in memory[0] for unit in chunk.units]
+    chosen = EvenUnits(units=count).choose(np.zeros(6), memory[0])
     assert len(chosen) == min(count, len(held))
     if len(held) > count:
         places = [held.index(unit) for unit in chosen]
@@ -56,7 +131,7 @@ def test_even_units_covers_all_time_with_even_steps(memory, count):
 
 @given(memories())
 def test_all_units_are_all(memory):
-    assert AllUnits().choose(np.zeros(6), memory) == [unit for chunk in memory for unit in chunk.units]
+    assert AllUnits().choose(np.zeros(6), memory[0]) == [unit for chunk in memory[0] for unit in chunk.units]
 
 
 def test_ingest_windows():
