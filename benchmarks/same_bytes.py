@@ -1,9 +1,10 @@
-"""First token at the same bytes, on the streams that the systems are compared on: a system, its `uniform`, and others, in turns.
+"""First token at the same bytes, on the streams that the systems are compared on: systems, the `uniform` of each, and others, in turns.
 
     python -m vicort.benchmarks.same_bytes --engine-dir engines/tiny-fp32-openvino --out benchmarks/results/same_bytes.json
 
-`vicort-bench` times systems on a busy stream of its own. Here each session has watched one of the files of the accuracy table to its end,
-1,000 units after the last thing; then all are asked the same questions, one system after the other, with nothing else running.
+`vicort-bench` times systems on a busy stream of its own, minutes apart. Here each session has watched one of the files of the accuracy
+table to its end, 1,000 units after the last thing; then all are asked the same questions, one system after the other, with nothing else
+running. So answers come in pairs, of a system and its `uniform`, within a tenth of a second.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from vicort.benchmarks.evaluation import shapestream
 from vicort.benchmarks.machine import conditions
 from vicort.benchmarks.settings import Settings
+from vicort.benchmarks.significance import DRAWS
 from vicort.benchmarks.spread import percentiles
-from vicort.benchmarks.twins import twin_of, with_store
+from vicort.benchmarks.twins import TWIN, twin_of, with_store
 from vicort.export.tiny.world import SHAPES
 from vicort.runtime.core import Answer, Sampling
 from vicort.runtime.engine import EngineSet
@@ -46,7 +50,7 @@ def main() -> int:
         for video in shapestream.load(engines.manifest.model, options.streams, (AGE,)).videos:
             for name, answers in ask(engines, str(video.path), options.rounds).items():
                 found.setdefault(name, []).extend(answers)
-    rows = {name: row(answers) for name, answers in found.items()}
+    rows = {name: row(answers, found.get(TWIN + name)) for name, answers in found.items()}
     print(json.dumps(rows, indent=1))
     if options.out:
         about = before | {"engines": options.engine_dir.name, "streams": options.streams, "rounds": options.rounds, "age_units": AGE}
@@ -88,12 +92,24 @@ def asked(session: Session) -> list[Answer]:
     return [session.ask(f"what color was the {shape}?", sampling=Sampling(max_tokens=4)) for shape in SHAPES]
 
 
-def row(answers: list[Answer]) -> dict[str, Any]:
-    return {
-        "ttft_ms": percentiles([answer.ttft_ms for answer in answers]),
+def row(answers: list[Answer], twins: list[Answer] | None) -> dict[str, Any]:
+    """twins: answers of the system's `uniform` to the same questions."""
+    ttft_ms = np.array([answer.ttft_ms for answer in answers])
+    found = {
+        "ttft_ms": percentiles(ttft_ms.tolist()),
         "tokens_read": round(median(answer.tokens_read for answer in answers)),
         "answers": len(answers),
     }
+    if twins:
+        found["more_than_its_uniform_ms"] = median_with_interval(ttft_ms - [answer.ttft_ms for answer in twins])
+    return found
+
+
+def median_with_interval(values: np.ndarray) -> dict[str, float]:
+    """The median, and its 95 % bootstrap interval."""
+    drawn = np.random.default_rng(0).choice(values, (DRAWS, len(values)))
+    low, high = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))
+    return {"median": round(float(np.median(values)), 3), "low": round(float(low), 3), "high": round(float(high), 3)}
 
 
 if __name__ == "__main__":

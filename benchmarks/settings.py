@@ -33,6 +33,7 @@ class Settings:
     system_ages: tuple[int, ...] = (0, 8, 64, 250, 512, 1000)  # units since the last thing went; 512 are 64 chunks of 16 frames
     store_mb: float = 28.0  # of pages, for every system: 849 whole units of the tiny model, so 512 fit however they are kept, 1,000 do not
     system_fill_frames: int = 2048  # before a system is timed: as long as the stream of the oldest question
+    unbounded_fill_frames: int = 256  # the same for a system that forgets nothing: its stream ends at the positions of the model
     system_rate_frames: int = 320  # a measurement of the rate
     system_repeats: int = 5
     system_questions: int = 60  # idle
@@ -71,6 +72,7 @@ QUICK = Settings(
     system_streams=1,
     system_ages=(0, 8),
     system_fill_frames=48,
+    unbounded_fill_frames=48,
     system_rate_frames=32,
     system_repeats=2,
     system_questions=4,

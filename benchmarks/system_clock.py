@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from vicort.benchmarks.workload import CHUNK_FRAMES, QUESTIONS
 from vicort.runtime.core import Question
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.lag import LagMeter
+from vicort.runtime.policies.overflow import Refuse
 from vicort.runtime.pool import page_bytes
 from vicort.runtime.system import System
 
@@ -45,6 +47,11 @@ def measure(engine_dir: Path, recording: Path, choose: Callable[[EngineSet], Sys
     return result
 
 
+def fill_frames(system: System, settings: Settings) -> int:
+    """Frames before a system is timed: fewer if it forgets nothing, or its stream would end before all is measured."""
+    return settings.unbounded_fill_frames if isinstance(system.overflow, Refuse) else settings.system_fill_frames
+
+
 def fill(stream: VicortStream, frames: int) -> None:
     """Bring a stream to its steady state."""
     for _ in range(frames // CHUNK_FRAMES):
@@ -64,18 +71,19 @@ def rates(stream: VicortStream, settings: Settings) -> list[float]:
 def _overlapped(engines: EngineSet, system: System, workload: Recording, settings: Settings, whole: bool) -> dict[str, Any]:
     meter = LagMeter()
     with VicortStream(engines, system, workload, overlap=True, also=meter.event) as stream:
-        fill(stream, settings.system_fill_frames)
+        fill(stream, fill_frames(system, settings))
         first = len(stream.watch.chunks)
         measured = rates(stream, settings)
         chunks, stage_ms = stream.watch.chunks[first:], stream.stage_ms_a_frame(first)
-        idle = [stream.ask(QUESTIONS[number % len(QUESTIONS)]).ttft_ms for number in range(settings.system_questions)]
+        idle = [stream.ask(QUESTIONS[number % len(QUESTIONS)]) for number in range(settings.system_questions)]
         resting = _memory(engines, stream)
         loaded = _under_load(stream, settings.system_loaded_questions)
         summary = stream.session.summary()
         result = {
             "ingest": {"frames_a_second": spread(measured, 1), "stage_ms_a_frame": stage_ms},
             "kept_share": round(sum(chunk.kept for chunk in chunks) / sum(chunk.tokens for chunk in chunks), 4),
-            "ttft_ms": {"idle": percentiles(idle), "while ingesting": loaded["ttft_ms"]},
+            "tokens_read_when_timed": median(answer.tokens_read for answer in idle),
+            "ttft_ms": {"idle": percentiles([answer.ttft_ms for answer in idle]), "while ingesting": loaded["ttft_ms"]},
             "frames_a_second_while_asked": loaded["frames_a_second"],
             **resting,
             "moved_mb": round(summary.moved_mb, 3),
@@ -107,7 +115,7 @@ def _under_load(stream: VicortStream, questions: int) -> dict[str, Any]:
 
 def _sequential(engines: EngineSet, system: System, workload: Recording, settings: Settings) -> dict[str, Any]:
     with VicortStream(engines, system, workload, overlap=False, threads=len(os.sched_getaffinity(0))) as stream:
-        fill(stream, settings.system_fill_frames)
+        fill(stream, fill_frames(system, settings))
         return {"frames_a_second": spread(rates(stream, settings), 1)}
 
 

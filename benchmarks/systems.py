@@ -76,6 +76,7 @@ def measure(engine_dirs: EngineDirs, cache: Path, settings: Settings) -> dict[st
         "store_mb": settings.store_mb,
         "store_units": int(settings.store_mb * 1e6 / _unit_bytes(engine_dir)),
         "fill_frames": settings.system_fill_frames,
+        "unbounded_fill_frames": settings.unbounded_fill_frames,
         "rows": rows,
         "verdicts": verdicts(rows, settings.system_ages, old_ages(settings.system_ages, chunk_units)),
     }
@@ -111,13 +112,15 @@ def _is_bounded(name: str) -> bool:
 
 
 def _clock(engine_dirs: EngineDirs, recording: Path, settings: Settings, done: Done, rows: Rows) -> None:
-    """Adds the clock's part to each row that has answers: one system at a time, alone on the machine."""
+    """Adds the clock's part to each row that has answers: one system at a time, alone on the machine, and its twin behind it.
 
-    def of(label: str) -> None:
+    The twin reads as many tokens as the system did on the timed stream, which is busier than those of the answers.
+    """
+
+    def of(label: str, tokens: float | None = None) -> None:
         row, system = rows[label], label.removeprefix(TWIN)
-        if "error" in row or (label != system and not settings.twins_timed):
+        if "error" in row:
             return
-        tokens = None if label == system else rows[system]["tokens_read"]
         work = partial(
             in_child, clock_of, engine_dirs.of(system), recording, system, tokens, settings, seconds=settings.system_minutes * 60
         )
@@ -126,8 +129,13 @@ def _clock(engine_dirs: EngineDirs, recording: Path, settings: Settings, done: D
         except VicortError as error:
             row["error"] = one_line(error)
 
+    def both(name: str) -> None:
+        of(name)
+        if settings.twins_timed and TWIN + name in rows and "tokens_read_when_timed" in rows[name]:
+            of(TWIN + name, rows[name]["tokens_read_when_timed"])
+
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if settings.side_by_side else 1) as pool:
-        list(pool.map(of, rows))
+        list(pool.map(both, [label for label in rows if not label.startswith(TWIN)]))
 
 
 def clock_of(engine_dir: Path, recording: Path, name: str, tokens: float | None, settings: Settings) -> dict[str, Any]:

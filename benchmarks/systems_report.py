@@ -42,14 +42,15 @@ def cost_table(part: dict[str, Any]) -> Table:
     """What a system costs by the clock and in memory."""
     header = (
         *("system", "frames/s", "sequential", "first token idle, ms", "while ingesting, ms", "lag at 1x, ms", "dropped"),
-        *("kept", "pages device + host", "MB held", "MB moved", "reruns", "RSS MB"),
+        *("tokens read", "kept", "pages device + host", "MB held", "MB moved", "reruns", "RSS MB"),
     )
     return Table(
         "COST of the systems; first token and lag: p50 / p95 / p99",
         (
             *_conditions(part),
-            f"Timed after {part['fill_frames']} frames, one system at a time. Idle: nothing else runs; while ingesting: frames come as "
-            "fast as they are taken.",
+            f"Timed after {part['fill_frames']} frames, or {part['unbounded_fill_frames']} if it forgets nothing, one system at a time. A "
+            "twin reads as many tokens here as its system does here.",
+            "Idle: nothing else runs; while ingesting: frames come as fast as they are taken.",
             "At 1x: frames come at the rate of a camera, a question every half second, the oldest chunk is dropped if it cannot keep up.",
         ),
         header,
@@ -144,6 +145,7 @@ def _costs(row: dict[str, Any]) -> tuple[str, ...]:
         _percentiles(row["ttft_ms"]["while ingesting"]),
         _percentiles(replay["lag_ms"]) if replay else MISSING,
         f"{replay['dropped']} of {replay['frames']}" if replay else MISSING,
+        f"{row['tokens_read_when_timed']:.0f}",
         f"{row['kept_share']:.0%}",
         " + ".join(map(str, row["pages"].values())),
         f"{row['stored_mb']:.1f}",
@@ -154,7 +156,7 @@ def _costs(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _percentiles(values: dict[str, float] | None) -> str:
-    return " / ".join(f"{values[level]:.0f}" for level in ("p50", "p95", "p99")) if values else MISSING
+    return " / ".join(f"{values[level]:.1f}" for level in ("p50", "p95", "p99")) if values else MISSING
 
 
 def _p50(row: dict[str, Any]) -> str:

@@ -57,8 +57,9 @@ class EngineSet:
     """The engines of a model, its embeddings and its manifest."""
 
     def __init__(self, folder: Path, manifest: Manifest, engines: dict[GraphName, Engine], backend: OpenBackend) -> None:
-        self.folder, self.manifest, self._backend, self._engines = folder, manifest, backend, engines
+        self.folder, self.manifest, self._backend = folder, manifest, backend
         self.vision, self.tokens, self.llm = engines["vision"], engines["tokens"], engines["llm"]
+        self._optional: dict[GraphName, Engine] = {}
         self.embedding = Embedding(folder, manifest.embedding)
 
     @classmethod
@@ -77,9 +78,11 @@ class EngineSet:
 
     def engine(self, name: GraphName) -> Engine:
         """One by its name; an optional one is loaded when it is first asked for. Raises EngineError if the set has none."""
-        if name not in self._engines:
-            self._engines[name] = _load(self.folder, self.manifest, self._backend, name)
-        return self._engines[name]
+        if name in ALWAYS:
+            return getattr(self, name)
+        if name not in self._optional:
+            self._optional[name] = _load(self.folder, self.manifest, self._backend, name)
+        return self._optional[name]
 
     @property
     def dtype(self) -> np.dtype:
@@ -92,7 +95,7 @@ class EngineSet:
 
     def close(self) -> None:
         """Let go of engines and files."""
-        del self.vision, self.tokens, self.llm, self.embedding, self._backend, self._engines
+        del self.vision, self.tokens, self.llm, self.embedding, self._backend, self._optional
 
     def __enter__(self) -> EngineSet:
         return self

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MOST_COMPARED = 4096  # chunks whose likeness to each other is kept, 67 MB; of more it is computed when it is asked for
+
 
 @dataclass
 class Remembered:
@@ -27,14 +29,13 @@ class Recollection:
     """
 
     def __init__(self, width: int, unit_pages: int, compares: bool) -> None:
-        """width: of a digest; unit_pages: pages of a unit of which all is kept; compares: whether chunks are compared with each other."""
+        """width: of a digest; unit_pages: pages of a unit of which all is kept; compares: whether chunks are compared as they come."""
         self.unit_pages = unit_pages
-        self._compares = compares
         self._chunks: dict[int, Remembered] = {}
         self._row: dict[int, int] = {}  # of each chunk, in the order of the stream
         self._free: list[int] = []
         self._directions = np.empty((0, width), np.float32)  # [rows, width], of unit length, or zero
-        self._likeness = np.empty((0, 0), np.float32)  # [rows, rows] cosines
+        self._likeness = np.empty((0, 0), np.float32) if compares else None  # [rows, rows] cosines
         self._order: np.ndarray | None = None  # [n] rows in the order of the stream; None = to be read again
 
     def add(self, remembered: Remembered, digest: np.ndarray) -> None:
@@ -44,7 +45,7 @@ class Recollection:
         self._row[remembered.chunk] = row = self._free.pop()
         self._order = None
         self._directions[row] = direction(digest)
-        if self._compares:
+        if self._likeness is not None:
             self._likeness[row] = self._likeness[:, row] = self._directions @ self._directions[row]
 
     def forget(self, chunk: int) -> None:
@@ -71,6 +72,8 @@ class Recollection:
     def likeness(self, place: int) -> np.ndarray:
         """[n] float32: cosines between the digest of the chunk at that place in the stream and those of all."""
         rows = self._rows()
+        if self._likeness is None:
+            return (self._directions @ self._directions[rows[place]])[rows]
         return self._likeness[rows[place], rows]
 
     def _rows(self) -> np.ndarray:
@@ -83,8 +86,8 @@ class Recollection:
         rows = len(self._directions)
         more = max(rows, 16)
         self._directions = np.pad(self._directions, ((0, more), (0, 0)))
-        if self._compares:
-            self._likeness = np.pad(self._likeness, (0, more))
+        if self._likeness is not None:
+            self._likeness = np.pad(self._likeness, (0, more)) if rows + more <= MOST_COMPARED else None
         self._free.extend(reversed(range(rows, rows + more)))
 
 

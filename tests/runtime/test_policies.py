@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from support.fake_engines import control_tokens
 
+from vicort.runtime import recollection
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import ConfigError, MemoryBudgetError
 from vicort.runtime.policies.drop import DROPS, ChunkIntra, KeepAll
@@ -57,7 +58,7 @@ def test_similar_chunks_takes_the_top_by_cosine_and_the_recent(question, memory,
 
 
 @given(vectors, memories(), st.integers(4, 30), st.integers(0, 1), st.floats(0, 1, width=16))
-def test_distinct_chunks_are_chosen_one_by_one_for_being_like_the_question_and_unlike_each_other(question, memory, units, recent, relevance):
+def test_distinct_chunks_are_like_the_question_and_unlike_each_other(question, memory, units, recent, relevance):
     """Maximal marginal relevance as its authors state it: each choice is the best there was, as far as rounding can tell."""
     held, digests = memory
     policy, choices = DistinctChunks(units=units, recent=recent, relevance=relevance), []
@@ -108,6 +109,17 @@ def test_what_a_recollection_compares_are_the_digests_of_the_chunks_it_holds(que
     np.testing.assert_allclose(held.cosines(question), [cosine(digest, question) for digest in digests.values()], atol=1e-6)
     for place, digest in enumerate(digests.values()):
         np.testing.assert_allclose(held.likeness(place), [cosine(digest, other) for other in digests.values()], atol=1e-6)
+
+
+def test_many_chunks_are_compared_when_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(recollection, "MOST_COMPARED", 16)
+    digests = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    held = Recollection(width=6, unit_pages=2, compares=True)
+    for chunk, digest in enumerate(digests):
+        held.add(Remembered(chunk, [chunk], 1, chunk), digest)
+        np.testing.assert_allclose(
+            held.likeness(chunk // 2), [cosine(digests[chunk // 2], each) for each in digests[: chunk + 1]], atol=1e-6
+        )
 
 
 def test_a_room_that_does_not_hold_the_recent_chunks_is_refused(tiny_engines):

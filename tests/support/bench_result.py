@@ -40,6 +40,7 @@ def result() -> dict[str, Any]:
         "store_mb": 20.0,
         "store_units": 600,
         "fill_frames": 2048,
+        "unbounded_fill_frames": 256,
         "rows": rows,
         "verdicts": systems.verdicts(rows, AGES, OLD),
     }
@@ -67,6 +68,7 @@ def row(seed: int, old_share: float, rate: float = 900.0, ttft: float = 20.0) ->
         "counted_at": "engine",
         "ingest": {"frames_a_second": spread(rate), "stage_ms_a_frame": {}},
         "sequential": {"frames_a_second": spread(rate / 2), "threads": 2},
+        "tokens_read_when_timed": 760,
         "ttft_ms": {"idle": percentiles(ttft), "while ingesting": percentiles(5 * ttft)},
         "replay": {"frames": 300, "dropped": 3, "lag_ms": percentiles(40.0)},
         "kept_share": 0.5,
