@@ -16,7 +16,7 @@ DAY = 86_400  # seconds, of a temporal unit each: 10,800 chunks
 THINGS = 7
 EMPTY = 64  # different pictures of nothing, over and over
 # full-history ends where its memory ends (test_endless.py); videollm-online is asked otherwise.
-REMEMBERS_A_DAY = {"vicostream", "uniform", "livevlm"}  # with the budgets of their YAML files and the embedded model
+REMEMBERS_A_DAY = {"vicostream", "distinct", "uniform", "livevlm"}  # with the budgets of their YAML files and the embedded model
 
 
 def day(seed, seconds):
