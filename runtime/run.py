@@ -146,6 +146,7 @@ def _open(spec: str, options: Options, output: Output, label: str) -> Source:
         limits=options.limits,
         on_state=partial(output.event, source=label),
         motion=load_system(options.system).wants_motion,
+        at_once=len(options.sources) == 1,  # of several, one that is not there yet holds up no other
     )
     if options.realtime and source.live:
         source.close()
