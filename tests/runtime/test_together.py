@@ -165,7 +165,7 @@ def test_one_alone_that_is_down_at_the_start_ends_the_run(capsys):
 @pytest.mark.usefixtures("fake")
 def test_when_one_says_yes_the_other_cameras_end_at_once_and_sum_up(capsys, monkeypatch):
     """They used to go on reading frames that were no longer wanted, until they were left behind without a summary."""
-    monkeypatch.setattr(FakeSession, "text_of", lambda session, question: "yes")
+    monkeypatch.setattr(FakeSession, "text_of", lambda session, question: "yes" if session is FakeSession.opened[0] else "no")
     with running(Camera(fps=25)) as one, running(Camera(fps=25)) as other:
         began = time.monotonic()
         code, events, _ = ran(capsys, one.url, other.url, "--live", "--until", "is it there?")
