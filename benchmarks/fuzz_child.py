@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from vicort.benchmarks.fuzz_files import Kind
+from vicort.benchmarks.fuzz_files import Kind, prompt_files
 from vicort.runtime.errors import VicortError
 from vicort.runtime.manifest import read_manifest
+from vicort.runtime.prompt import Prompt
 from vicort.runtime.questions import read_questions, with_ids
 from vicort.runtime.sources import open_source
 from vicort.runtime.system import load_system
 
 LONGEST_LINE = 4_096  # characters of an error
 ADDRESS_SPACE = 6 << 30  # bytes: what a child may map at all, so that a bomb harms no one else
+VIDEO_TOKEN = 6  # of the embedded model
 TOLD = 8_000  # bytes of what a child tells
 
 
@@ -94,6 +96,18 @@ def _read_questions(path: Path) -> str:
     return f"{len(with_ids(read_questions(path)))} questions"
 
 
+def _read_prompt(path: Path) -> str:
+    """A tokenizer or a chat template, beside the other as it should be."""
+    folder = path.with_name("set")
+    folder.mkdir(exist_ok=True)
+    for name, content in (prompt_files() | {path.name: path.read_bytes()}).items():
+        (folder / name).write_bytes(content)
+    prompt = Prompt(folder, VIDEO_TOKEN)
+    tokens = prompt.question("what is there now?")
+    prompt.decode(tokens)
+    return f"{len(tokens)} tokens"
+
+
 READERS: dict[Kind, Callable[[Path], str]] = {
     "video": lambda path: _watch(str(path)),
     "image": lambda path: _watch(str(path)),
@@ -101,4 +115,5 @@ READERS: dict[Kind, Callable[[Path], str]] = {
     "system": lambda path: load_system(path).name,
     "manifest": lambda path: read_manifest(path.parent).backend,
     "questions": _read_questions,
+    "prompt": _read_prompt,
 }

@@ -34,6 +34,8 @@ class Prompt:
         self._tokenizer = _read_tokenizer(folder / TOKENIZER_FILE)
         self._template = _read_template(folder)
         self._video = self._tokenizer.id_to_token(video_token)
+        if not self._video:
+            raise EngineError(f"the tokenizer in {folder} has no token {video_token} for a video: use the model's own tokenizer")
         before, found, _ = self._render([_turn("", with_video=True)]).partition(self._video)
         if not found:
             raise EngineError(f"the chat template in {folder} puts no {self._video} where a video is: use the model's own template")

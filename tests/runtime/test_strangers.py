@@ -457,6 +457,15 @@ def test_a_chat_template_that_is_none(tmp_path: Path, name: str, content: bytes)
     one_line(caught.value)
 
 
+def test_a_tokenizer_without_the_token_that_stands_for_a_video(tmp_path: Path) -> None:
+    """Found by spoiling the embedded model's."""
+    (tmp_path / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(EngineError, match="has no token 9999999 for a video") as caught:
+        Prompt(tmp_path, video_token=9_999_999)
+    one_line(caught.value)
+
+
 def test_a_chat_template_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
     with (tmp_path / "chat_template.jinja").open("wb") as file:
