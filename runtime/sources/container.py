@@ -48,9 +48,9 @@ class Decoder(Protocol):
 
 
 class CpuDecoder:
-    """FFmpeg's decoder of a stream."""
+    """FFmpeg's decoder of a stream, or one without a stream."""
 
-    def __init__(self, stream: av.VideoStream, limits: Limits) -> None:
+    def __init__(self, stream: av.VideoStream | av.VideoCodecContext, limits: Limits) -> None:
         self._stream, self._limits, self.convert = stream, limits, Converter()
 
     def decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
