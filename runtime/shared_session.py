@@ -142,13 +142,15 @@ class SharedSession:
     def finish(self) -> None:
         """End of the stream; waits for what is under way. Raises what a frame or an answer failed with."""
         with self._inside():
-            with self._decoding:
-                packets, self._packets = self._packets, None
-                if packets:
-                    self._push_all(packets.rest())
-            with self._pushing:
-                self._finished = True
-            self._session.finish()
+            try:
+                with self._decoding:
+                    packets, self._packets = self._packets, None
+                    if packets:
+                        self._push_all(packets.rest())
+            finally:
+                with self._pushing:
+                    self._finished = True
+                self._session.finish()
 
     def ask(self, text: str, on_token: Callable[[str], bool]) -> Heard:
         """Ask now, and wait. on_token gets each piece on this thread, and says whether to go on.
