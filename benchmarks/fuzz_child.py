@@ -9,15 +9,17 @@ import signal
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from vicort.benchmarks.fuzz_files import Kind, prompt_files
-from vicort.runtime.errors import VicortError
+from vicort.benchmarks.fuzz_files import Kind, prompt_files, split_packets
+from vicort.runtime.errors import SourceError, VicortError
 from vicort.runtime.manifest import read_manifest
 from vicort.runtime.prompt import Prompt
 from vicort.runtime.questions import read_questions, with_ids
 from vicort.runtime.sources import open_source
+from vicort.runtime.sources.packets import PacketReader
 from vicort.runtime.system import load_system
 
 LONGEST_LINE = 4_096  # characters of an error
@@ -108,6 +110,21 @@ def _read_prompt(path: Path) -> str:
     return f"{len(tokens)} tokens"
 
 
+def _read_packets(path: Path) -> str:
+    """Each packet may be refused, and the next one may be good."""
+    extradata, *pieces = split_packets(path.read_bytes()) or [b""]
+    reader = PacketReader(path.name.partition(".")[0], extradata, motion=True)
+    seen = refused = 0
+    for read in [*(partial(reader.read, piece, i) for i, piece in enumerate(pieces)), reader.rest]:
+        try:
+            seen += sum(each.image().nbytes > 0 for each in read())
+        except SourceError as error:
+            refused += 1
+            if not str(error).isprintable():
+                raise ValueError(repr(error)) from error
+    return f"{seen} pictures, {refused} packets refused"
+
+
 READERS: dict[Kind, Callable[[Path], str]] = {
     "video": lambda path: _watch(str(path)),
     "image": lambda path: _watch(str(path)),
@@ -116,4 +133,5 @@ READERS: dict[Kind, Callable[[Path], str]] = {
     "manifest": lambda path: read_manifest(path.parent).backend,
     "questions": _read_questions,
     "prompt": _read_prompt,
+    "packets": _read_packets,
 }

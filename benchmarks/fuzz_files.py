@@ -15,7 +15,7 @@ import numpy as np
 from vicort.runtime.manifest import SCHEMA_VERSION
 from vicort.runtime.system import known_systems
 
-Kind = Literal["video", "stdin", "image", "system", "manifest", "questions", "prompt"]
+Kind = Literal["video", "stdin", "image", "system", "manifest", "questions", "prompt", "packets"]
 TEXTS: tuple[Kind, ...] = ("system", "manifest", "questions", "prompt")
 SIZE = (96, 64)  # width, height: small, so that many files pass in a second
 SIZES = {
@@ -106,6 +106,7 @@ VIDEOS = (  # codec, pixel format, container
     ("v210", "yuv422p10le", "mov"),
     ("r210", "gbrp10le", "mov"),
 )
+WITH_PACKETS = ("mp4", "mpegts", "webm", "matroska", "avi", "mov")  # whose packets are tried without them too
 IMAGES = (
     ("png", "rgb24", ".png"),
     ("mjpeg", "yuvj420p", ".jpg"),
@@ -157,6 +158,8 @@ def good_files(folder: Path) -> tuple[list[Good], list[str]]:
             lacking.append(codec)
             continue
         files += [Good(path.name, kind, path.read_bytes()) for kind in ("video", "stdin")]
+        if container in WITH_PACKETS:
+            files.append(_packets(path))
     for codec, pixel_format, suffix in IMAGES:
         path = folder / f"image{suffix}"
         try:
@@ -248,6 +251,25 @@ WAYS: tuple[Callable[[bytes, np.random.Generator], bytes], ...] = (
     header_changed,
     recoded,
 )
+
+
+def split_packets(content: bytes) -> list[bytes]:
+    """Extradata and packets, from as many bytes as there are behind each length of four."""
+    pieces = []
+    while len(content) >= 4:
+        end = 4 + int.from_bytes(content[:4], "big")
+        pieces.append(content[4:end])
+        content = content[end:]
+    return pieces
+
+
+def _packets(path: Path) -> Good:
+    """A video's, without their container; the name begins with the codec's."""
+    with av.open(str(path)) as container:
+        context = container.streams.video[0].codec_context
+        pieces = [context.extradata or b"", *(bytes(packet) for packet in container.demux(video=0) if packet.size)]
+        name = f"{context.codec.canonical_name}.{path.name}.packets"
+    return Good(name, "packets", b"".join(len(piece).to_bytes(4, "big") + piece for piece in pieces))
 
 
 def _texts() -> list[Good]:
