@@ -9,18 +9,22 @@ import signal
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from vicort.benchmarks.fuzz_files import Kind
-from vicort.runtime.errors import VicortError
+from vicort.benchmarks.fuzz_files import Kind, prompt_files, split_packets
+from vicort.runtime.errors import SourceError, VicortError
 from vicort.runtime.manifest import read_manifest
+from vicort.runtime.prompt import Prompt
 from vicort.runtime.questions import read_questions, with_ids
 from vicort.runtime.sources import open_source
+from vicort.runtime.sources.packets import PacketReader
 from vicort.runtime.system import load_system
 
 LONGEST_LINE = 4_096  # characters of an error
 ADDRESS_SPACE = 6 << 30  # bytes: what a child may map at all, so that a bomb harms no one else
+VIDEO_TOKEN = 6  # of the embedded model
 TOLD = 8_000  # bytes of what a child tells
 
 
@@ -94,6 +98,33 @@ def _read_questions(path: Path) -> str:
     return f"{len(with_ids(read_questions(path)))} questions"
 
 
+def _read_prompt(path: Path) -> str:
+    """A tokenizer or a chat template, beside the other as it should be."""
+    folder = path.with_name("set")
+    folder.mkdir(exist_ok=True)
+    for name, content in (prompt_files() | {path.name: path.read_bytes()}).items():
+        (folder / name).write_bytes(content)
+    prompt = Prompt(folder, VIDEO_TOKEN)
+    tokens = prompt.question("what is there now?")
+    prompt.decode(tokens)
+    return f"{len(tokens)} tokens"
+
+
+def _read_packets(path: Path) -> str:
+    """Each packet may be refused, and the next one may be good."""
+    extradata, *pieces = split_packets(path.read_bytes()) or [b""]
+    reader = PacketReader(path.name.partition(".")[0], extradata, motion=True)
+    seen = refused = 0
+    for read in [*(partial(reader.read, piece, i) for i, piece in enumerate(pieces)), reader.rest]:
+        try:
+            seen += sum(each.image().nbytes > 0 for each in read())
+        except SourceError as error:
+            refused += 1
+            if not str(error).isprintable():
+                raise ValueError(repr(error)) from error
+    return f"{seen} pictures, {refused} packets refused"
+
+
 READERS: dict[Kind, Callable[[Path], str]] = {
     "video": lambda path: _watch(str(path)),
     "image": lambda path: _watch(str(path)),
@@ -101,4 +132,6 @@ READERS: dict[Kind, Callable[[Path], str]] = {
     "system": lambda path: load_system(path).name,
     "manifest": lambda path: read_manifest(path.parent).backend,
     "questions": _read_questions,
+    "prompt": _read_prompt,
+    "packets": _read_packets,
 }

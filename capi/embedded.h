@@ -6,6 +6,8 @@ extern int embedded_push_rgb24(char *error, vicort_session *session, const uint8
 extern int embedded_push_nv12(char *error, vicort_session *session, const uint8_t *luma, size_t luma_length, size_t luma_stride,
                               const uint8_t *chroma, size_t chroma_length, size_t chroma_stride, int32_t width, int32_t height,
                               int32_t colours, int64_t time_us);
+extern int embedded_set_codec(char *error, vicort_session *session, const char *codec, const uint8_t *extradata, size_t extradata_length);
+extern int embedded_push_packet(char *error, vicort_session *session, const uint8_t *data, size_t length, int64_t time_us);
 extern int embedded_push_source(char *error, vicort_session *session, const char *source, double pace);
 extern int embedded_finish(char *error, vicort_session *session);
 extern int embedded_ask(char *error, vicort_session *session, const char *question, char *text, size_t text_size, size_t *text_length,

@@ -23,6 +23,7 @@ from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.manifest import backend_of
 from vicort.runtime.session import Session
 from vicort.runtime.shared_session import SharedSession
+from vicort.runtime.sources.packets import MOST_BYTES, MOST_EXTRADATA
 from vicort.runtime.surface import Surface, to_rgb
 from vicort.runtime.token_choice import TokenChoice
 
@@ -204,6 +205,23 @@ def push_nv12(
         return Surface(brightness, plane(chroma, chroma_stride, rows, pairs, 2), COLOURS[colours])
 
     session.push(time_us, surface)
+
+
+@embedded
+def set_codec(handle: Any, codec: Any, extradata: Any, extradata_length: int) -> None:
+    session = session_of(handle)
+    if extradata_length > MOST_EXTRADATA:
+        raise SizeError(f"{extradata_length} bytes of extradata: at most {MOST_EXTRADATA} are taken")
+    held = bytes(ffi.buffer(extradata, extradata_length)) if extradata_length else b""
+    session.set_codec(read_text(codec, "codec"), held)
+
+
+@embedded
+def push_packet(handle: Any, data: Any, length: int, time_us: int) -> None:
+    session = session_of(handle)
+    if not 0 < length <= MOST_BYTES:
+        raise SizeError(f"a packet of {length} bytes: give 1 to {MOST_BYTES}, a whole picture")
+    session.push_packet(bytes(ffi.buffer(data, length)), time_us)
 
 
 @embedded

@@ -259,6 +259,19 @@ int vicort_push_nv12(vicort_session *session, const uint8_t *luma, size_t luma_l
               time_us);
 }
 
+int vicort_set_codec(vicort_session *session, const char *codec, const uint8_t *extradata, size_t extradata_length) {
+    NEED_SESSION(session);
+    NEED(codec);
+    if (extradata_length) NEED(extradata);
+    HAND_OVER(embedded_set_codec, session, codec, extradata, extradata_length);
+}
+
+int vicort_push_packet(vicort_session *session, const uint8_t *data, size_t length, int64_t time_us) {
+    NEED_SESSION(session);
+    NEED(data);
+    HAND_OVER(embedded_push_packet, session, data, length, time_us);
+}
+
 int vicort_push_source(vicort_session *session, const char *source, double pace) {
     NEED_SESSION(session);
     NEED(source);

@@ -151,13 +151,28 @@ int vicort_push_rgb24(vicort_session *session, const uint8_t *pixels, size_t len
 int vicort_push_nv12(vicort_session *session, const uint8_t *luma, size_t luma_length, size_t luma_stride, const uint8_t *chroma,
                      size_t chroma_length, size_t chroma_stride, int32_t width, int32_t height, int32_t colours, int64_t time_us);
 
+/* Name the codec of the packets that follow, for callers with a network stack or a demuxer of their own. `codec`: FFmpeg's name of it: h264,
+ * hevc, av1, vp9, vp8, mpeg4, mpeg2video, mjpeg, … `extradata`: what the container holds for the decoder (the content of avcC or hvcC, then
+ * packets hold lengths; or parameter sets behind start codes), copied, at most 1 MiB; NULL and 0 where the packets carry it. Said again,
+ * what the decoder before it holds back is pushed first.
+ * NULL, CLOSED, ARGUMENT, SIZE, FINISHED; SOURCE: no such decoder, or it does not take the extradata. */
+int vicort_set_codec(vicort_session *session, const char *codec, const uint8_t *extradata, size_t extradata_length);
+
+/* Push an encoded picture: one packet, 1 byte to 64 MiB, in the order of decoding. `time_us`: when its picture is shown, as above; the
+ * pictures come in that order, some packets later where a codec looks ahead. It is copied, decoded on the calling thread, and what is
+ * sampled waits for its turn as in vicort_push_rgb24. A picture may have 67 million pixels. Begin with a key frame.
+ * NULL, CLOSED, SIZE, FINISHED, and what an earlier frame failed with; CONFIG: no codec was named. SOURCE and TIME: this packet cannot be
+ * decoded, or its picture comes too late; nothing else changes: go on with the next. */
+int vicort_push_packet(vicort_session *session, const uint8_t *data, size_t length, int64_t time_us);
+
 /* Watch a source to its end, on the calling thread: a file, rtsp://…, http(s)://…, /dev/videoN, a folder of images, testsrc:.
  * `pace`: 0 = as fast as it is taken, 1 = by its timestamps, 2 = twice as fast, … Its first frame has time 0; TIME if the stream has
  * frames already. Ends with CLOSED when the session is closed meanwhile: within a frame, or the time-out of a source that stalls.
  * NULL, CLOSED, ARGUMENT, TIME, FINISHED, SOURCE; frames before a source broke off count. */
 int vicort_push_source(vicort_session *session, const char *source, double pace);
 
-/* End of the stream: an open pair of frames is completed, and what is under way is waited for. Questions may still come, frames not.
+/* End of the stream: what a decoder of packets holds back is pushed, an open pair of frames is completed, and what is under way is
+ * waited for. Questions may still come, frames not.
  * NULL, CLOSED, and what a frame or an answer failed with. Finishing twice is fine. */
 int vicort_finish(vicort_session *session);
 

@@ -75,6 +75,15 @@ public:
                                time_us));
     }
 
+    /// The codec of the packets that follow, by FFmpeg's name; extradata only where its container has some.
+    void set_codec(const std::string &codec, const std::uint8_t *extradata = nullptr, std::size_t extradata_length = 0) {
+        check(vicort_set_codec(session_, codec.c_str(), extradata, extradata_length));
+    }
+
+    void push_packet(const std::uint8_t *data, std::size_t length, std::int64_t time_us) {
+        check(vicort_push_packet(session_, data, length, time_us));
+    }
+
     /// Watch a source to its end. pace: 0 = as fast as it is taken, 1 = by its timestamps.
     void push_source(const std::string &source, double pace = 0) { check(vicort_push_source(session_, source.c_str(), pace)); }
 

@@ -32,6 +32,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= MOST else f"{text[: MOST - 3]}..."
 
 
+def brief(error: BaseException) -> str:
+    """What an error says, shortened, in one line."""
+    line = "".join(letter if letter.isprintable() else " " for letter in str(error))
+    return " ".join(line.split())[:MOST] or type(error).__name__
+
+
 def is_text(value: str) -> bool:
     """Whether it can be written as UTF-8: half a surrogate pair, which JSON and command lines can hold, cannot."""
     try:

@@ -191,15 +191,23 @@ def read_manifest(folder: Path) -> Manifest:
         first = error.errors()[0]
         place = ".".join(shown(part).strip("'") for part in first["loc"])
         raise EngineError(f"{path}: {place}: {first['msg']}: {rebuild}") from error
+    for file in folder.rglob("*"):  # whatever is read of a set, named in its manifest or not
+        if file.is_symlink() and not _leads_into(file, folder):
+            raise EngineError(f"{file} is a link that leads out of its folder: copy the file there, or {rebuild}")
     for name, expected in manifest.files.items():
         file = folder / name
         if not file.is_file():
             raise EngineError(f"{file} is missing: {rebuild}")
-        if not file.resolve().is_relative_to(folder.resolve()):
-            raise EngineError(f"{file} is a link that leads out of its folder: copy the file there, or {rebuild}")
         if fingerprint(file) != expected:
             raise EngineError(f"{file} is damaged ({file.stat().st_size} bytes, {expected.bytes} were built): {rebuild}")
     return manifest
+
+
+def _leads_into(link: Path, folder: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # it leads round
+        return False
 
 
 def _command(content: Any, folder: Path) -> str:

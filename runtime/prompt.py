@@ -16,11 +16,14 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from vicort.runtime.bounded import is_text, shown
+from vicort.runtime.bounded import brief, is_text, read_text, shown
 from vicort.runtime.errors import EngineError, QuestionError
 
 TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
+MOST_BYTES = 16 << 20  # of a template, or of the JSON that holds it
+# A template is a program in a sandbox: besides Jinja's own errors it fails as Python does, at 1 / 0 or a range without end.
+TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 
 
 class Prompt:
@@ -31,6 +34,8 @@ class Prompt:
         self._tokenizer = _read_tokenizer(folder / TOKENIZER_FILE)
         self._template = _read_template(folder)
         self._video = self._tokenizer.id_to_token(video_token)
+        if not self._video:
+            raise EngineError(f"the tokenizer in {folder} has no token {video_token} for a video: use the model's own tokenizer")
         before, found, _ = self._render([_turn("", with_video=True)]).partition(self._video)
         if not found:
             raise EngineError(f"the chat template in {folder} puts no {self._video} where a video is: use the model's own template")
@@ -81,8 +86,8 @@ class Prompt:
     def _render(self, messages: list[dict[str, Any]]) -> str:
         try:
             return self._template.render(messages=messages, add_generation_prompt=True)
-        except TemplateError as error:
-            raise EngineError(f"the model's chat template fails ({error}): use the template that came with the model") from error
+        except TEMPLATE_ERRORS as error:
+            raise _failing(error) from error
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -123,17 +128,15 @@ def _read_tokenizer(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:
-        raise EngineError(f"{path} is no tokenizer ({error}): build the engine set again with vicort-build") from error
+        raise EngineError(f"{path} is no tokenizer ({brief(error)}): build the engine set again with vicort-build") from error
 
 
 def _read_template(folder: Path) -> Any:
     """The template's places, newest convention first: chat_template.jinja, chat_template.json, tokenizer_config.json."""
-    source = None
-    if (folder / TEMPLATE_FILE).is_file():
-        source = (folder / TEMPLATE_FILE).read_text()
+    source = _text(folder / TEMPLATE_FILE)
     for name in ("chat_template.json", "tokenizer_config.json"):
-        if source is None and (folder / name).is_file():
-            source = json.loads((folder / name).read_text()).get("chat_template")
+        if source is None:
+            source = _template_in(folder / name)
     if not isinstance(source, str):
         raise EngineError(f"{folder} holds no chat template: add the model's {TEMPLATE_FILE} and build again")
 
@@ -144,5 +147,30 @@ def _read_template(folder: Path) -> Any:
     environment.globals["raise_exception"] = fail
     try:
         return environment.from_string(source)
-    except TemplateError as error:
-        raise EngineError(f"the model's chat template fails ({error}): use the template that came with the model") from error
+    except TEMPLATE_ERRORS as error:
+        raise _failing(error) from error
+
+
+def _failing(error: BaseException) -> EngineError:
+    return EngineError(f"the model's chat template fails ({brief(error)}): use the template that came with the model")
+
+
+def _text(path: Path) -> str | None:
+    """None if there is no such file. Raises EngineError for one that is no text, or too long."""
+    if not path.is_file():
+        return None
+    try:
+        return read_text(path, MOST_BYTES)
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(f"{path} cannot be read ({error}): build the engine set again with vicort-build") from error
+
+
+def _template_in(path: Path) -> Any:
+    """The value of chat_template in a JSON file; None if there is no such file or no such key."""
+    if (text := _text(path)) is None:
+        return None
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise EngineError(f"{path} is not JSON: build the engine set again with vicort-build") from error
+    return content.get("chat_template") if isinstance(content, dict) else None

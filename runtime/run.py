@@ -6,6 +6,7 @@ options -> source -> session -> events. What is typed is checked before anything
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +16,8 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from types import FrameType
+from typing import Literal, NoReturn
 
 from vicort.runtime.arguments import Options, parse_options
 from vicort.runtime.desk import Desk, TypedQuestions
@@ -37,12 +39,20 @@ MODEL = "tiny"  # whose engines are used, and built if need be, where none are n
 INTERRUPTED = 130  # exit code: 128 + SIGINT
 STOP_SECONDS = 3.0  # that a source may take to end when all are to
 READER_GONE = 141  # exit code: 128 + SIGPIPE
+TERMINATED = 143  # exit code: 128 + SIGTERM
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, with which services are ended: the summary, the trace and the socket are seen to, as with Ctrl-C."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line tool; returns its exit code."""
     try:
-        return run(parse_options(arguments))
+        with _terminated_like_interrupted():
+            return run(parse_options(arguments))
+    except Terminated:
+        return TERMINATED
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -51,6 +61,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VicortError as error:
         print(f"vicort-run: {redact(str(error))}", file=sys.stderr)
         return error.exit_code
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # only that one hears signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run(options: Options) -> int:
@@ -146,6 +171,7 @@ def _open(spec: str, options: Options, output: Output, label: str) -> Source:
         limits=options.limits,
         on_state=partial(output.event, source=label),
         motion=load_system(options.system).wants_motion,
+        at_once=len(options.sources) == 1,  # of several, one that is not there yet holds up no other
     )
     if options.realtime and source.live:
         source.close()

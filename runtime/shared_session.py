@@ -16,10 +16,11 @@ from fractions import Fraction
 from queue import SimpleQueue
 from typing import Any
 
-from vicort.runtime.core import Answer, Frame, Question, Sampling, Summary
+from vicort.runtime.core import Answer, Frame, Motion, Question, Sampling, Summary
 from vicort.runtime.errors import ConfigError, QuestionError, VicortError
 from vicort.runtime.session import Session
 from vicort.runtime.sources import open_source
+from vicort.runtime.sources.packets import DecodedPicture, PacketReader
 
 MICROSECONDS = 1_000_000
 LONGEST_GAP = 366 * 86_400  # seconds between two frames: more is another clock
@@ -63,12 +64,15 @@ class SharedSession:
         self._last = Fraction(0)  # time of the newest frame, in seconds since the first
         self._frames = 0
         self._finished = False
+        self._decoding = threading.Lock()  # of packets, one at a time; before the lock above
+        self._packets: PacketReader | None = None
         self._ending = threading.Event()
         self._calls: Counter[int] = Counter()  # under way, by thread
         self._left = threading.Condition()  # of the calls
 
-    def push(self, time_us: int, picture: Callable[[], Any]) -> None:
-        """The frame of that time, on a clock that only needs to rise; `picture` gives its image, and is called only if it is sampled.
+    def push(self, time_us: int, picture: Callable[[], Any], motion: Callable[[], Motion | None] = lambda: None) -> None:
+        """The frame of that time, on a clock that only needs to rise; `picture` gives its image, and is called only if it is sampled,
+        as is `motion`.
 
         Raises SessionClosed, StreamFinished, TimeOrderError, and what an earlier frame failed with.
         """
@@ -79,7 +83,42 @@ class SharedSession:
             image = picture() if wanted else None
             self._origin_us, self._last, self._frames = origin, at, self._frames + 1
             if wanted:
-                self._session.push(Frame(image, at, self._frames - 1))
+                self._session.push(Frame(image, at, self._frames - 1, motion()))
+
+    def set_codec(self, codec: str, extradata: bytes = b"") -> None:
+        """What the packets that follow are of, as `PacketReader` has it; pictures that an earlier codec holds back are pushed first.
+
+        Raises SourceError, and what `push` raises.
+        """
+        with self._inside(), self._decoding:
+            if self._finished:
+                raise _finished()
+            reader = PacketReader(codec, extradata, motion=self._session.system.wants_motion)
+            before, self._packets = self._packets, reader
+            if before:
+                self._push_all(before.rest())
+
+    def push_packet(self, data: bytes, time_us: int) -> None:
+        """One encoded picture, in the order of decoding, and when it is shown; what it completes is decoded and pushed on this thread.
+
+        Raises SourceError for a packet that cannot be decoded, ConfigError if no codec was set, and what `push` raises; the next packet
+        may be good.
+        """
+        with self._inside(), self._decoding:
+            if self._packets is None:
+                raise _finished() if self._finished else ConfigError("the packets have no codec yet: set it first, as h264")
+            self._push_all(self._packets.read(data, time_us))
+
+    def _push_all(self, pictures: Iterator[DecodedPicture]) -> None:
+        """One that comes too late keeps back no other."""
+        late: TimeOrderError | None = None
+        for each in pictures:
+            try:
+                self.push(each.time_us, each.image, each.motion)
+            except TimeOrderError as error:
+                late = late or error
+        if late:
+            raise late
 
     def watch(self, spec: str, pace: float) -> None:
         """Push a source's frames until it ends; its first frame is the stream's first. pace: times its own speed, 0 = as fast as it goes.
@@ -103,9 +142,15 @@ class SharedSession:
     def finish(self) -> None:
         """End of the stream; waits for what is under way. Raises what a frame or an answer failed with."""
         with self._inside():
-            with self._pushing:
-                self._finished = True
-            self._session.finish()
+            try:
+                with self._decoding:
+                    packets, self._packets = self._packets, None
+                    if packets:
+                        self._push_all(packets.rest())
+            finally:
+                with self._pushing:
+                    self._finished = True
+                self._session.finish()
 
     def ask(self, text: str, on_token: Callable[[str], bool]) -> Heard:
         """Ask now, and wait. on_token gets each piece on this thread, and says whether to go on.
@@ -163,7 +208,7 @@ class SharedSession:
 
     def _check_order(self, at: Fraction) -> None:
         if self._finished:
-            raise StreamFinished("this stream was finished: open a new session for more frames")
+            raise _finished()
         if self._origin_us is not None and self._frames and at <= self._last:
             late = int((self._last - at) * MICROSECONDS)
             raise TimeOrderError(f"the frame is {late} us before the newest one, or at its time: push frames in the order of their times")
@@ -191,6 +236,10 @@ class SharedSession:
         given: Answer = answer.result()
         origin = self._origin_us or 0
         return Heard(given, origin + round(given.at * MICROSECONDS), origin + round(given.seen_until * MICROSECONDS))
+
+
+def _finished() -> StreamFinished:
+    return StreamFinished("this stream was finished: open a new session for more frames")
 
 
 def _closed() -> SessionClosed:

@@ -76,7 +76,10 @@ def test_the_wheel_holds_every_module_and_every_data_file(tmp_path):
 
 
 def test_every_sub_package_is_listed():
-    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    """Folders of data too: else setuptools warns whoever installs that they would be left out."""
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    listed = set(setup["packages"]) - set(setup["package-data"])
+    assert set(setup["package-data"]) <= set(setup["packages"])
     there = {".".join(("vicort", *path.parent.relative_to(ROOT).parts)) for room in ROOMS for path in (ROOT / room).rglob("__init__.py")}
     assert listed == there
 

@@ -48,9 +48,9 @@ class Decoder(Protocol):
 
 
 class CpuDecoder:
-    """FFmpeg's decoder of a stream."""
+    """FFmpeg's decoder of a stream, or one without a stream."""
 
-    def __init__(self, stream: av.VideoStream, limits: Limits) -> None:
+    def __init__(self, stream: av.VideoStream | av.VideoCodecContext, limits: Limits) -> None:
         self._stream, self._limits, self.convert = stream, limits, Converter()
 
     def decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
@@ -91,7 +91,7 @@ class ContainerSource(Source):
         self._container = _opened(target, name, self._advice, options)
         try:
             self._stream = _choose(self._container, name, stream)
-            limits.check(name, self._stream.width, self._stream.height, self._stream.average_rate)
+            limits.check(name, self._stream.width, self._stream.height, _declared_rate(self._stream))
         except SourceError:
             self._container.close()
             raise
@@ -102,7 +102,7 @@ class ContainerSource(Source):
         declared = self._stream.duration and self._stream.duration * self._time_base
         self.duration = declared or (self._container.duration and Fraction(self._container.duration, av.time_base)) or None
         self.live = self.duration is None if live is None else live
-        rate = self._stream.average_rate or USUAL_RATE
+        rate = _declared_rate(self._stream) or USUAL_RATE
         self.frames_total = self._stream.frames or (self.duration and round(self.duration * rate)) or None
         self._clock = Clock(1 / rate, self.warn)
         self._decoder: Decoder = CpuDecoder(self._stream, limits)
@@ -292,6 +292,11 @@ def _choose(container: av.container.InputContainer, name: str, index: int | None
             f"stream {chosen.index} of {name} has a codec that cannot be decoded: convert it to H.264, or use another of {allowed}"
         )
     return chosen
+
+
+def _declared_rate(stream: av.VideoStream) -> Fraction | None:
+    """Frames a second. The average, but FFmpeg makes 60,000 of raw DV's 25 or 30, which it guesses well."""
+    return min((rate for rate in (stream.average_rate, stream.guessed_rate) if rate), default=None)
 
 
 def _size(stream: av.VideoStream) -> str:

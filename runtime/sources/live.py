@@ -16,7 +16,6 @@ from vicort.runtime.core import Frame, SourceEvent
 from vicort.runtime.errors import SourceError, TruncatedSource
 from vicort.runtime.redact import redact
 from vicort.runtime.sources.clock import LEAST
-from vicort.runtime.sources.container import ContainerSource
 from vicort.runtime.sources.source import Source, Wants, Warn
 
 JUMP = Fraction(10)  # seconds that live timestamps may run ahead of the wall clock in one step; more is a clock that was set
@@ -55,20 +54,25 @@ class LiveSource(Source):
 
     def __init__(
         self,
-        first: ContainerSource,
-        again: Callable[[], Source],
+        name: str,
+        open_one: Callable[[], Source],
         *,
+        first: Source | None = None,
         patience: Patience,
         on_state: OnState | None = None,
         warn: Warn | None = None,
     ) -> None:
-        """first: the open connection. again: opens a further one, or raises SourceError. on_state: called on the thread that reads."""
-        super().__init__(first.name, live=True, warn=warn)
-        self.warnings.extend(first.warnings)
-        self._source: Source = first
-        self._again, self._patience = again, patience
+        """open_one: opens a connection, or raises SourceError. first: the one that is open; None = its frames open it, and if it is not
+        there yet, try again like later ones. on_state: called on the thread that reads.
+        """
+        super().__init__(name, live=True, warn=warn)
+        self._source = first
+        self._open_one, self._patience = open_one, patience
         self._on_state = on_state or (lambda event: None)
-        self._endless = first.duration is None
+        self._endless: bool | None = None  # None = nothing was opened yet
+        if first:
+            self.warnings.extend(first.warnings)
+            self._endless = first.duration is None
         self._stopping = threading.Event()
         self._attempts = 0  # in a row
         self._time: Fraction | None = None  # of the newest frame
@@ -87,18 +91,40 @@ class LiveSource(Source):
 
     def close(self) -> None:
         self.stop()
-        self._source.close()
+        if self._source:
+            self._source.close()
 
     def frames(self, wants: Wants | None = None) -> Iterator[Frame]:
-        while True:
-            reason = yield from self._watch(wants)
-            self._source.close()
-            if self._stopping.is_set() or not self._reconnect(reason):
-                return
+        source = self._source or self._first()
+        while source:
+            reason = yield from self._watch(source, wants)
+            source.close()
+            source = None if self._stopping.is_set() else self._reconnect(reason)
 
-    def _watch(self, wants: Wants | None) -> Generator[Frame, None, str]:
+    def _first(self) -> Source | None:
+        """The first connection, now or later; None if it is to end before."""
+        try:
+            return self._opened()
+        except SourceError as error:
+            self.warn(f"{error} (it is tried again)")
+            return self._reconnect(error.brief)
+
+    def _opened(self) -> Source | None:
+        """A further connection; None if there is nothing more to come. Raises SourceError."""
+        source = self._source = self._open_one()
+        if self._stopping.is_set():
+            source.close()
+            return None
+        if self._endless and source.duration is not None:  # a broadcast that has become a recording of itself
+            self._tell("ended", f"it is a recording of {float(source.duration):.3f} s now")
+            return None
+        if self._endless is None:
+            self._endless = source.duration is None
+        return source
+
+    def _watch(self, source: Source, wants: Wants | None) -> Generator[Frame, None, str]:
         """One connection's frames; returns why it ended."""
-        source, self._stamp = self._source, None
+        self._stamp = None
         try:
             for frame in source.frames(partial(self._wants, wants)):
                 if self._stopping.is_set():
@@ -119,7 +145,7 @@ class LiveSource(Source):
         self._stamp, self._wall, self._index = stamp, now, self._index + 1
         if connected:
             self._tell("connected", "")
-        return not self._stopping.is_set() and (wants is None or wants(self._time))
+        return self._stopping.is_set() or wants is None or wants(self._time)  # stopped: what is not wanted would never come to an end
 
     def _next_time(self, stamp: Fraction, now: int) -> Fraction:
         if self._time is None:
@@ -138,8 +164,8 @@ class LiveSource(Source):
         if before is not None and before != size:
             self._tell("resized", f"{before[1]}x{before[0]} to {size[1]}x{size[0]}")
 
-    def _reconnect(self, reason: str) -> bool:
-        """Wait and open, until it succeeds; False if there is nothing more to come."""
+    def _reconnect(self, reason: str) -> Source | None:
+        """Wait and open, until it succeeds; None if there is nothing more to come."""
         given = self._stamp is not None  # frames, by the connection that ended
         if given:
             self._tell("lost", reason)
@@ -149,16 +175,11 @@ class LiveSource(Source):
             self._attempts += 1
             self._tell("reconnecting", reason)
             if self._stopping.wait(self._patience.delay(self._attempts, random.random())):
-                return False
+                return None
             try:
-                self._source = self._again()
+                return self._opened()
             except SourceError as error:
                 reason = error.brief
-                continue
-            if self._endless and self._source.duration is not None:  # a broadcast that has become a recording of itself
-                self._tell("ended", f"it is a recording of {float(self._source.duration):.3f} s now")
-                return False
-            return True
         self._tell("given-up", reason)
         raise TruncatedSource(
             f"{self.name} is gone ({self._attempts} attempts, {redact(reason)}): see what it is with `ffprobe {self.name}`"

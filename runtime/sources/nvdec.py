@@ -19,6 +19,7 @@ from av.bitstream import BitStreamFilterContext
 
 from vicort.runtime.errors import DeviceError, SourceError
 from vicort.runtime.sources.container import ContainerSource, Damaged
+from vicort.runtime.sources.pixels import side_data
 from vicort.runtime.surface import Surface, to_rgb
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Look:
     def of(cls, picture: av.VideoFrame) -> Look:
         full = picture.color_range == FULL_RANGE or picture.format.name == "yuvj420p"
         try:
-            matrix = picture.side_data.get("DISPLAYMATRIX")
+            matrix = side_data(picture, "DISPLAYMATRIX")
         except ValueError:  # as in pixels.py
             matrix = None
         quarters, mirrored = turns(None if matrix is None else np.frombuffer(bytes(matrix), np.int32))

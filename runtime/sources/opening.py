@@ -7,6 +7,7 @@ import re
 import stat
 import sys
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from vicort.runtime.sources.source import Source, Warn
 
 SCHEMES = ("rtsp", "rtsps", "http", "https")
 HTTP_ONLY = "http,https,tcp,tls,crypto,httpproxy,hls,data"  # what a playlist may lead to: never to files of this machine
+CAMERAS = ("/dev/video", "/dev/v4l/")  # how the names of cameras begin, also of those that are not plugged in
 FORMS = "a file, rtsp://…, http(s)://…, /dev/videoN, a folder or glob of images, - (stdin), or testsrc:"
 PIPED = "pipe a video that reads from front to back: MPEG-TS, Matroska, or an MP4 written with `-movflags +faststart`"
 Decode = Literal["auto", "cpu", "gpu"]
@@ -46,6 +48,7 @@ def open_source(
     limits: Limits | None = None,
     on_state: OnState | None = None,
     motion: bool = False,
+    at_once: bool = True,
 ) -> Source:
     """Open a source of frames: a file, a URL (RTSP, HTTP, HLS), a camera, a folder or glob of images, - for stdin, or testsrc:.
 
@@ -55,7 +58,9 @@ def open_source(
     decode: video on the CPU, into arrays, or on the GPU, into surfaces of its memory; auto = there if it can, else here with a warning.
     rtsp_transport: how RTSP brings its packets. patience: time-outs of network sources, and when a live one is tried again.
     limits: on the size and rate of frames. on_state: gets each change of state of a live URL or camera, which is opened again as often
-    as it ends; its first opening must succeed. motion: frames of a video that is decoded on the CPU carry what its codec tells of motion.
+    as it ends. motion: frames of a video that is decoded on the CPU carry what its codec tells of motion.
+    at_once: False = what is known to be live (URLs that are said to be, RTSP, cameras) is opened by whoever reads its frames, and tried
+    again if it is not there yet, as it is later; else its first opening must succeed.
     Raises SourceError if there is no such source, no video in it, more than the limits, or none that the GPU can decode where it must.
     """
     patience = patience or Patience()
@@ -67,15 +72,26 @@ def open_source(
             opened.tell_motion()
         return _decoding(opened, decode)
 
+    as_live = partial(LiveSource, redact_url(spec), once, patience=patience, on_state=on_state, warn=warn)
+    if not at_once and _is_known_live(spec, live):
+        return as_live()
     source = once()
     if isinstance(source, ContainerSource) and source.live and _comes_again(spec):
-        return LiveSource(source, once, patience=patience, on_state=on_state, warn=warn)
+        return as_live(first=source)
     return source
 
 
 def _comes_again(spec: str) -> bool:
     """Whether it can be opened once more, and goes on then: URLs and cameras."""
     return _scheme(spec) is not None or _is_camera(spec)
+
+
+def _is_known_live(spec: str, live: bool | None) -> bool:
+    """Whether it is live without a look at it."""
+    scheme = _scheme(spec)
+    if scheme is None:
+        return live is not False and (_is_camera(spec) or spec.startswith(CAMERAS))
+    return scheme in SCHEMES and (scheme.startswith("rtsp") if live is None else live)
 
 
 def _decoding(source: Source, decode: Decode) -> Source:
@@ -168,7 +184,7 @@ def _images(spec: str, path: Path) -> list[Path]:
 
 def _open_file(spec: str, path: Path, live: bool, options: dict[str, Any]) -> Source:
     if not path.exists():
-        raise SourceError(f"no such file {redact_url(spec)}: give {FORMS}")
+        raise SourceError(f"no such file {redact_url(spec)}: give {FORMS}", "no such file")
     start = _first_bytes(spec, path) if path.is_file() else b""
     try:
         return ContainerSource(f"file:{spec}", spec, live=live, **options)  # the prefix keeps a colon in the name from being a protocol

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 import subprocess
 import sys
 import venv
@@ -15,6 +16,7 @@ from support.c_programs import ROOT, STRICT, compiler, library, run
 from vicort.benchmarks.capi import TIMES, from_python
 from vicort.runtime.core import Frame
 from vicort.runtime.session import Session
+from vicort.runtime.sources import open_source
 from vicort.runtime.surface import Surface, to_rgb
 
 CLIP = ROOT / "tests" / "fixtures" / "shapes.mp4"
@@ -140,6 +142,27 @@ def test_c_and_python_see_the_same(kind, padding, origin, tiny_engines, tmp_path
     expected = [answer.text, *times, answer.tokens, answer.pages, frames]
     printed = run("replay.c", tiny_engines, kind, raw, width, height, fps, padding, origin, QUESTION)
     assert printed.strip("\n").rsplit("|", 5) == [str(value) for value in expected]
+
+
+def test_encoded_packets_from_c_are_what_the_file_is_to_python(tiny_engines, tmp_path):
+    """Of an H.264 file with B pictures, on a clock of the caller's own."""
+    origin = 1_763_700_000_000_000
+    with av.open(str(CLIP)) as container:
+        stream = container.streams.video[0]
+        name, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata
+        pieces = [(round(each.pts * each.time_base * 1_000_000), bytes(each)) for each in container.demux(stream) if each.size]
+    assert pieces != sorted(pieces)
+    path = tmp_path / "packets"
+    start = struct.pack("=i", len(extradata)) + extradata
+    path.write_bytes(start + b"".join(struct.pack("=qi", time_us, len(data)) + data for time_us, data in pieces))
+    with Session.open(tiny_engines) as session, open_source(str(CLIP)) as source:
+        for frame in source.frames(session.wants):
+            session.push(frame)
+        session.finish()
+        answer, frames = session.ask(QUESTION), session.summary().frames
+    times = [origin + round(time * 1_000_000) for time in (answer.at, answer.seen_until)]
+    printed = run("packets.c", tiny_engines, name, path, origin, QUESTION)
+    assert printed.strip("\n").rsplit("|", 5) == [str(value) for value in (answer.text, *times, answer.tokens, answer.pages, frames)]
 
 
 @needs_cmake

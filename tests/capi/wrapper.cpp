@@ -81,6 +81,11 @@ int main(int, char **arguments) {
     CHECK(code_of([&] { push(first, 0); }) == VICORT_E_TIME);
     callbacks(first);
 
+    CHECK(code_of([&] { first.push_packet(pixels.data(), pixels.size(), 0); }) == VICORT_E_CONFIG);
+    CHECK(code_of([&] { first.set_codec("no-such-codec"); }) == VICORT_E_SOURCE);
+    first.set_codec("mjpeg");
+    CHECK(code_of([&] { first.push_packet(pixels.data(), pixels.size(), 0); }) == VICORT_E_SOURCE);
+
     vicort::Session second(std::move(first));
     CHECK(first.get() == nullptr && code_of([&] { push(first, 1); }) == VICORT_E_NULL);
     push(second, 400000);

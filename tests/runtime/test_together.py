@@ -115,6 +115,65 @@ def test_a_stalled_camera_harms_no_other(capsys, monkeypatch):
     assert "geheim" not in json.dumps(events)
 
 
+def by_source(events: list[dict], key: str, kind: str) -> dict[str, list]:
+    found: dict[str, list] = {}
+    for event in events:
+        if event["event"] == kind:
+            found.setdefault(event["source"], []).append(event[key])
+    return found
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_camera_that_is_down_at_the_start_holds_up_no_other_and_is_watched_when_it_comes(capsys, monkeypatch):
+    def says(session: FakeSession, question: Question) -> str:
+        return "yes" if session.times and session.times[-1] > 3 else "no"
+
+    monkeypatch.setattr(FakeSession, "text_of", says)
+    down = Camera(fps=25)
+    down.kill()
+    back: list[Camera] = []
+    coming = threading.Timer(1.5, lambda: back.append(Camera(fps=25, port=down.port)))
+    coming.start()
+    try:
+        with running(Camera(fps=25)) as good:
+            code, events, err = ran(capsys, good.url, down.url, "--live", "--fps", "source", "--until", "is it late?")
+    finally:
+        coming.join()
+        for each in back:
+            each.kill()
+    assert code == 0
+    states = sorted(by_source(events, "state", "source").values(), key=len)
+    assert states[0] == ["connected"]
+    assert states[1][0] == "reconnecting"
+    assert states[1][-1] == "connected"
+    assert len(by_source(events, "system", "summary")) == 2
+    assert all(session.times for session in FakeSession.opened)
+    assert max(b - a for session in FakeSession.opened for a, b in itertools.pairwise(session.times)) < 0.5
+    assert err.count("is tried again") == 1
+    assert "geheim" not in json.dumps(events) + err
+
+
+@pytest.mark.usefixtures("fake")
+def test_one_alone_that_is_down_at_the_start_ends_the_run(capsys):
+    down = Camera()
+    down.kill()
+    code, events, err = ran(capsys, down.url, "--live")
+    assert (code, events) == (2, [])
+    assert "cannot be opened as a video (Connection refused)" in err
+
+
+@pytest.mark.usefixtures("fake")
+def test_when_one_says_yes_the_other_cameras_end_at_once_and_sum_up(capsys, monkeypatch):
+    """They used to go on reading frames that were no longer wanted, until they were left behind without a summary."""
+    monkeypatch.setattr(FakeSession, "text_of", lambda session, question: "yes" if session is FakeSession.opened[0] else "no")
+    with running(Camera(fps=25)) as one, running(Camera(fps=25)) as other:
+        began = time.monotonic()
+        code, events, _ = ran(capsys, one.url, other.url, "--live", "--until", "is it there?")
+    assert code == 0
+    assert len(by_source(events, "system", "summary")) == 2
+    assert time.monotonic() - began < 5
+
+
 @pytest.mark.usefixtures("fake")
 def test_one_that_fails_is_warned_of_and_the_others_go_on(capsys, monkeypatch):
     push = FakeSession.push
