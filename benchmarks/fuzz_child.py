@@ -7,7 +7,7 @@ import resource
 import select
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from vicort.runtime.manifest import read_manifest
 from vicort.runtime.prompt import Prompt
 from vicort.runtime.questions import read_questions, with_ids
 from vicort.runtime.sources import open_source
-from vicort.runtime.sources.packets import PacketReader
+from vicort.runtime.sources.packets import DecodedPicture, PacketReader
 from vicort.runtime.system import load_system
 
 LONGEST_LINE = 4_096  # characters of an error
@@ -115,7 +115,8 @@ def _read_packets(path: Path) -> str:
     extradata, *pieces = split_packets(path.read_bytes()) or [b""]
     reader = PacketReader(path.name.partition(".")[0], extradata, motion=True)
     seen = refused = 0
-    for read in [*(partial(reader.read, piece, i) for i, piece in enumerate(pieces)), reader.rest]:
+    reads: list[Callable[[], Iterator[DecodedPicture]]] = [*(partial(reader.read, piece, i) for i, piece in enumerate(pieces)), reader.rest]
+    for read in reads:
         try:
             seen += sum(each.image().nbytes > 0 for each in read())
         except SourceError as error:
