@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import time
@@ -52,6 +53,11 @@ def fill_frames(system: System, settings: Settings) -> int:
     return settings.unbounded_fill_frames if isinstance(system.overflow, Refuse) else settings.system_fill_frames
 
 
+def loaded_questions(system: System, settings: Settings) -> int:
+    """Questions while frames come as fast as they are taken: a few to a system that forgets nothing, for the same reason."""
+    return math.ceil(settings.system_loaded_questions / (8 if isinstance(system.overflow, Refuse) else 1))
+
+
 def fill(stream: VicortStream, frames: int) -> None:
     """Bring a stream to its steady state."""
     for _ in range(frames // CHUNK_FRAMES):
@@ -77,7 +83,7 @@ def _overlapped(engines: EngineSet, system: System, workload: Recording, setting
         chunks, stage_ms = stream.watch.chunks[first:], stream.stage_ms_a_frame(first)
         idle = [stream.ask(QUESTIONS[number % len(QUESTIONS)]) for number in range(settings.system_questions)]
         resting = _memory(engines, stream)
-        loaded = _under_load(stream, settings.system_loaded_questions)
+        loaded = _under_load(stream, loaded_questions(system, settings))
         summary = stream.session.summary()
         result = {
             "ingest": {"frames_a_second": spread(measured, 1), "stage_ms_a_frame": stage_ms},

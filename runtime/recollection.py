@@ -67,14 +67,14 @@ class Recollection:
 
     def cosines(self, vector: np.ndarray) -> np.ndarray:
         """[n] float32 of each chunk's digest with a vector [width]; 0 where one of them is zero."""
-        return (self._directions @ direction(vector))[self._rows()]
+        return (self._directions @ direction(vector)).take(self._rows())
 
     def likeness(self, place: int) -> np.ndarray:
         """[n] float32: cosines between the digest of the chunk at that place in the stream and those of all."""
         rows = self._rows()
         if self._likeness is None:
-            return (self._directions @ self._directions[rows[place]])[rows]
-        return self._likeness[rows[place], rows]
+            return (self._directions @ self._directions[rows[place]]).take(rows)
+        return self._likeness[rows[place]].take(rows)
 
     def _rows(self) -> np.ndarray:
         if self._order is None:

@@ -72,23 +72,26 @@ class DistinctChunks(Retrieval):
     compares: ClassVar[bool] = True
     units: int = Field(ge=1, le=MOST)
     recent: int = Field(1, ge=0, le=MOST)
-    relevance: float = Field(0.5, ge=0, le=1)
+    relevance: float = Field(0.5, ge=0, lt=1)
 
     def choose(self, question: np.ndarray, memory: Recollection) -> list[int]:
         pages = np.array([chunk.pages for chunk in memory], int)
-        worth = self.relevance * memory.cosines(question)
-        cost = np.full(len(memory), self.relevance - 1, worth.dtype)  # as for the least cosine there is: nothing is chosen yet
-        left, chosen = self.units * memory.unit_pages, list[int]()
+        worth = memory.cosines(question) * (self.relevance / (1 - self.relevance))
+        gain = worth + 1  # as for the least cosine there is: nothing is chosen yet
+        latest = range(max(len(memory) - self.recent, 0), len(memory))
+        left, chosen = self.units * memory.unit_pages, set[int]()
         while len(chosen) < len(memory):
-            gain = np.where(pages <= left, worth - cost, -np.inf)
-            place = len(memory) - 1 - len(chosen) if len(chosen) < self.recent else int(np.argmax(gain))
+            place = latest[len(chosen)] if len(chosen) < len(latest) else int(gain.argmax())
             if gain[place] == -np.inf:
                 break
-            chosen.append(place)
+            if pages[place] > left:
+                gain[pages > left] = -np.inf  # for good: room only shrinks
+                continue
+            chosen.add(place)
             left -= pages[place]
-            worth[place] = -np.inf
-            np.maximum(cost, (1 - self.relevance) * memory.likeness(place), out=cost)
-        return _units(memory, set(chosen))
+            np.minimum(gain, worth - memory.likeness(place), out=gain)
+            gain[place] = -np.inf
+        return _units(memory, chosen)
 
     def most_units(self, chunk_units: int) -> int | None:
         return self.units
