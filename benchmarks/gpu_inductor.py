@@ -14,24 +14,29 @@ import hashlib
 import logging
 import os
 import shutil
+import tempfile
 import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from vicort.benchmarks.gpu_lab import Lab, Skip, fitting_architecture
 from vicort.benchmarks.inductor_attention import Tile, in_pytorch, prepare, with_kernel
 from vicort.benchmarks.inductor_engine import Constants, InductorEngine, OnGpu, OnHost
+from vicort.benchmarks.workload import CHUNK_FRAMES
 from vicort.export.checkpoint import checkpoint_hash
 from vicort.export.engine_set import COPIED, cpu, exporter_hash, seal
 from vicort.export.graphs import EMBEDDING_FILE, TORCH_TYPES, TYPE_NAMES, export_program, signatures
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
+from vicort.export.recipe import load_recipe, model_spec
+from vicort.export.tiny.model import CHECKPOINT as TINY
 from vicort.export.token_control import TokenControl
 from vicort.runtime.cuda import CudaDevice, Gpu, open_gpu
 from vicort.runtime.device import Device, HostDevice
@@ -41,16 +46,14 @@ from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
 from vicort.runtime.kernels import Kernels, LoadedKernels
 from vicort.runtime.manifest import FILE_NAME, EmbeddingSpec, GraphName, GraphSpec, Manifest, ModelSpec, Precision, fingerprint
 
-if TYPE_CHECKING:
-    from vicort.benchmarks.gpu_lab import Lab
-
 GRAPHS: tuple[GraphName, ...] = ("tokens", "vision", "llm")  # in the order in which they are compiled: the quickest first
 SHARED = ("where_layers", "where_heads", "table_layers", "table_heads")  # dimensions that are 1 here
 PART = ".part"  # what the folder of an unfinished build is called
+PLAN = "plan.json"  # in it: what is being built
 COMMAND = "python -m vicort.benchmarks.gpu_check --only inductor"
 REBUILD = f"remove the folder, and rebuild with `{COMMAND}`"
 OPTIONS: dict[str, Any] = {"aot_inductor.package_constants_in_so": False}
-HEAD = ("embed_tokens.weight", "lm_head.weight")  # a tied head is the same weight under two names
+EMBEDDING = "embed_tokens.weight"
 
 Say = Callable[[str], None]
 
@@ -83,9 +86,7 @@ def plan(checkpoint: Path, model: ModelSpec, precision: Precision, gpu: Gpu | No
 
 def _package_of(name: GraphName, graph: GraphSpec) -> GraphSpec:
     """A graph's signature as a package has it."""
-    inputs = tuple(
-        spec.model_copy(update={"shape": tuple(1 if size in SHARED else size for size in spec.shape)}) for spec in graph.inputs
-    )
+    inputs = tuple(spec.model_copy(update={"shape": tuple(1 if size in SHARED else size for size in spec.shape)}) for spec in graph.inputs)
     dimensions = {size: bounds for size, bounds in graph.dimensions.items() if size not in SHARED}
     return graph.model_copy(update={"file": f"{name}.pt2", "inputs": inputs, "dimensions": dimensions})
 
@@ -123,9 +124,6 @@ def build(
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     return seconds
-
-
-PLAN = "plan.json"  # of a folder that is being built
 
 
 def is_built(folder: Path, wanted: InductorManifest) -> bool:
@@ -167,11 +165,12 @@ def _compile(part: Path, wanted: InductorManifest, name: GraphName, tile: Tile |
         program, _ = export_program(module, graph, device)
         if graph.attention_layers:
             program = with_kernel(program, tile) if tile else in_pytorch(program)
-        temporary = part / f"unfinished-{graph.file}"
-        torch._inductor.aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=OPTIONS)
-    if name == "llm":
-        _write_embedding(module, part / EMBEDDING_FILE)
-    temporary.rename(part / graph.file)
+        with tempfile.TemporaryDirectory(dir=part.parent, prefix=f".{name}-") as room:  # beside its target, so that moving costs nothing
+            package = Path(room) / graph.file
+            torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=OPTIONS)
+            if name == "llm":
+                _write_embedding(module, part / EMBEDDING_FILE)
+            package.rename(part / graph.file)
 
 
 def load_module(manifest: InductorManifest, name: GraphName, device: str) -> nn.Module:
@@ -188,25 +187,21 @@ def load_module(manifest: InductorManifest, name: GraphName, device: str) -> nn.
 
 
 def _write_embedding(language: nn.Module, path: Path) -> None:
-    rows = language.get_parameter(HEAD[0]).detach().cpu().contiguous()
+    rows = language.get_parameter(EMBEDDING).detach().cpu().contiguous()
     rows.view(torch.uint8).numpy().tofile(path)
 
 
 def _kernels(part: Path, checkpoint: Path, wanted: InductorManifest, gpu: Gpu) -> Tile:
     """Write kernels.zip for this GPU, if it is not there; returns the tile of its attention kernel for many queries."""
-    from vicort.export.kernels.compile import ARCHITECTURES, compile_kernels, kernel_spec, plan_tasks
+    from vicort.export.kernels.compile import compile_kernels, kernel_spec, plan_tasks
 
     spec = kernel_spec(read_configuration(checkpoint).language, wanted.model.page_tokens, wanted.precision)
-    major, minor = gpu.capability
-    fitting = [each for each in ARCHITECTURES if each // 10 == major and each % 10 <= minor]
-    if not fitting:
-        raise EngineError(f"the kernels are compiled for {', '.join(f'sm_{each}' for each in ARCHITECTURES)}, this GPU is sm_{major}{minor}")
-    path = part / KERNELS_FILE
+    architecture, path = fitting_architecture(gpu), part / KERNELS_FILE
     if not path.is_file():
-        path.write_bytes(compile_kernels(spec, (fitting[-1],)))
-    compiled = Kernels.read(path).find(fitting[-1], "bounded_attention", "wide")
+        path.write_bytes(compile_kernels(spec, (architecture,)))
+    compiled = Kernels.read(path).find(architecture, "bounded_attention", "wide")
     blocks = int(compiled.constants["BLOCK_M"]), int(compiled.constants["BLOCK_N"])
-    tiles = next(task.tiles for task in plan_tasks(spec, fitting[-1]) if (task.kernel, task.form) == ("bounded_attention", "wide"))
+    tiles = next(task.tiles for task in plan_tasks(spec, architecture) if (task.kernel, task.form) == ("bounded_attention", "wide"))
     chosen = next(tile for tile in tiles if (tile.blocks, tile.warps) == (blocks, compiled.warps))  # the first that does not spill
     return Tile(*blocks, chosen.warps, chosen.stages, gpu.multiprocessors)
 
@@ -237,11 +232,11 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def kernel_launches(folder: Path) -> dict[str, int]:
-    """How often the language package's code names the Triton kernels: whether they are inside."""
+def kernel_names(folder: Path) -> dict[str, int]:
+    """How often the language package names the Triton kernels: never, if they are not inside."""
     with zipfile.ZipFile(folder / "llm.pt2") as archive:
-        code = b"".join(archive.read(name) for name in archive.namelist() if name.endswith(".cpp"))
-    return {name: code.count(b"call_" + name.encode()) for name in ("bounded_attention", "combine")}
+        content = b"".join(archive.read(name) for name in archive.namelist())
+    return {name: content.count(name.encode()) for name in ("bounded_attention", "combine")}
 
 
 # ---- opening --------------------------------------------------------------------------------------------------------------
@@ -282,9 +277,7 @@ class InductorBackend:
         self._kernels = None
         if gpu:
             kernels = Kernels.read(folder / KERNELS_FILE)
-            self._kernels = LoadedKernels(
-                kernels, capability=gpu.capability, multiprocessors=gpu.multiprocessors, launcher=gpu.launcher
-            )
+            self._kernels = LoadedKernels(kernels, capability=gpu.capability, multiprocessors=gpu.multiprocessors, launcher=gpu.launcher)
 
     def load(self, path: Path, graph: GraphSpec, *, streams: int) -> InductorEngine:
         name = next(name for name, each in self._manifest.graphs.items() if each.file == graph.file)
@@ -302,25 +295,38 @@ def constants(module: nn.Module) -> Constants:
     return {name: tensor.detach() for name, tensor in named}
 
 
+def tiny_engines(folder: Path, precision: str, gpu: Gpu | None) -> EngineSet:
+    """The tiny model's set, built if it is not there yet. gpu: None = for this CPU. Raises Skip if PyTorch cannot use the GPU."""
+    if gpu:
+        need_cuda()
+    recipe = load_recipe("tiny", chunk_frames=CHUNK_FRAMES, precision=precision)
+    model = model_spec("tiny", read_configuration(TINY), recipe)
+    build(folder, TINY, model, recipe.precision or "fp32", gpu)
+    return open_engines(folder)
+
+
 class InductorMaker:
     """Sets of any model, for the steps that measure real sizes."""
 
     def build(self, lab: Lab, size: Any, checkpoint: Path, folder: Path, side: int, shared: Path | None) -> dict[str, Any]:
-        """size: a `vicort.benchmarks.gpu_models.Size`."""
-        from vicort.export.recipe import load_recipe, model_spec
+        """size: a `vicort.benchmarks.gpu_models.Size`; side: pixels of a frame's side; shared: as `build` takes it.
 
+        Returns the seconds of each package.
+        """
         need_cuda()
         recipe = load_recipe(size.recipe, image_width=side, image_height=side, question_rows=size.most_rows)
-        spec = model_spec(size.name, read_configuration(checkpoint), recipe)
-        return {"package_seconds": build(folder, checkpoint, spec, size.precision, lab.gpu, shared=shared)}
+        model = model_spec(size.name, read_configuration(checkpoint), recipe)
+        return {"package_seconds": build(folder, checkpoint, model, size.precision, lab.gpu, shared=shared)}
 
     def open(self, folder: Path) -> EngineSet:
         return open_engines(folder)
 
 
 def need_cuda() -> None:
-    """Raises Skip if PyTorch cannot use the GPU."""
-    from vicort.benchmarks.gpu_lab import Skip
+    """Raises Skip if PyTorch cannot use the GPU, or has no CUDA to compile against."""
+    from torch.utils.cpp_extension import CUDA_HOME  # late: it looks for a compiler
 
     if not torch.cuda.is_available():
-        raise Skip(f"PyTorch {torch.__version__} is built without CUDA, and AOTInductor compiles for the GPU where it is: install another")
+        raise Skip(f"PyTorch {torch.__version__} cannot use this GPU, for which AOTInductor would compile: install it with CUDA")
+    if CUDA_HOME is None:
+        raise Skip("AOTInductor compiles against CUDA's headers, and none are found: install the CUDA toolkit, with nvcc on the path")

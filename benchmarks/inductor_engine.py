@@ -6,6 +6,7 @@ engines; `OnGpu`, what is asked of PyTorch on a GPU, has never run: tests have a
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -68,6 +69,7 @@ class InductorEngine:
         self._check = BindingsCheck(signature)
         self._lanes: weakref.WeakKeyDictionary[Any, Lane] = weakref.WeakKeyDictionary()
         self._first: Package | None = side.load(path, constants)
+        self._loading = threading.Lock()
 
     def enqueue(self, bindings: Any, stream: Any) -> Event:
         """Run on `stream`, reading the bound arrays in place; what comes out is copied into those bound to the outputs."""
@@ -82,9 +84,14 @@ class InductorEngine:
     def _run(self, bindings: Arrays, stream: Any) -> None:
         lane = self._lanes.get(stream)
         if lane is None:
-            package, self._first = self._first or self._side.load(self._path, self._constants), None
-            lane = self._lanes[stream] = Lane(package, self.signature, self._side, stream)
+            lane = self._lanes[stream] = Lane(self._package(), self.signature, self._side, stream)
         lane.run(bindings)
+
+    def _package(self) -> Package:
+        """One that no other stream has."""
+        with self._loading:
+            package, self._first = self._first, None
+        return package or self._side.load(self._path, self._constants)
 
 
 class Lane:
