@@ -4,7 +4,7 @@ The graphs are compiled from the programs of torch.export that the ONNX files ar
 is built, run and compared in the tests. For a GPU it was never run: what PyTorch makes of the Triton kernel there, whether its runs can be
 captured in CUDA graphs, and every time and size, is open. Such a set has no pruned vision graph, and all layers and heads share one table.
 
-    <folder>/vision.pt2, tokens.pt2, llm.pt2    code; the weights are read from the checkpoint when the set is opened, and lie in memory once
+    <folder>/vision.pt2, tokens.pt2, llm.pt2    code; the weights are read from the checkpoint when the set is opened, and held once
     <folder>/embedding.bin, kernels.zip, …      as in every other set; kernels.zip for a GPU only
 """
 
