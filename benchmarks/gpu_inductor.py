@@ -40,7 +40,7 @@ from vicort.export.tiny.model import CHECKPOINT as TINY
 from vicort.export.token_control import TokenControl
 from vicort.runtime.cuda import CudaDevice, Gpu, open_gpu
 from vicort.runtime.device import Device, HostDevice
-from vicort.runtime.engine import LLM_STREAMS, EngineSet
+from vicort.runtime.engine import LLM_STREAMS, Engine, EngineSet
 from vicort.runtime.errors import EngineError
 from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
 from vicort.runtime.kernels import Kernels, LoadedKernels
@@ -151,9 +151,10 @@ def _taken(part: Path, wanted: InductorManifest, name: GraphName, shared: Path |
     # The vision graph is made for one size of frames, which its signature tells.
     if not (same and other.graphs[name] == wanted.graphs[name]):
         return False
-    os.link(shared / file, part / file)
     if name == "llm":
+        (part / EMBEDDING_FILE).unlink(missing_ok=True)  # of a build that was broken off here
         os.link(shared / EMBEDDING_FILE, part / EMBEDDING_FILE)
+    os.link(shared / file, part / file)
     return True
 
 
@@ -264,7 +265,9 @@ def open_engines(folder: Path) -> EngineSet:
     if checkpoint_hash(manifest.source) != manifest.checkpoint:
         raise EngineError(f"{manifest.source} is not the checkpoint that {folder} was built from: remove that folder, and build it again")
     backend = InductorBackend(folder, manifest, open_gpu() if (folder / KERNELS_FILE).is_file() else None)
-    engines = {name: backend.load(folder / graph.file, graph, streams=LLM_STREAMS) for name, graph in manifest.graphs.items()}
+    engines: dict[GraphName, Engine] = {
+        name: backend.load(folder / graph.file, graph, streams=LLM_STREAMS) for name, graph in manifest.graphs.items()
+    }
     return EngineSet(folder, manifest, engines, backend)
 
 
