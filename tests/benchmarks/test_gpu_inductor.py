@@ -30,6 +30,7 @@ from vicort.runtime.cuda import Gpu
 from vicort.runtime.device import HostDevice
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import DeviceError, EngineError
+from vicort.runtime.kernels import Kernels
 from vicort.runtime.manifest import Dimension, GraphSpec, TensorSpec
 
 TOY = {"chunk_frames": 16, "page_tokens": 4, "max_rows": 64}
@@ -254,10 +255,10 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 FAILS: dict[str, int] = {}  # at: which call of the stand-in fails
 
 
-def make(folder: Path, precision="fp32", shared: Path | None = None, height: int = 84):
+def make(folder: Path, precision="fp32", shared: Path | None = None, height: int = 84, gpu: Gpu | None = None):
     config = read_configuration(checkpoint())
     recipe = load_recipe("tiny", chunk_frames=4, image_width=56, image_height=height, question_rows=64)
-    return build(folder, checkpoint(), model_spec("tiny", config, recipe), precision, shared=shared)
+    return build(folder, checkpoint(), model_spec("tiny", config, recipe), precision, gpu, shared=shared)
 
 
 def test_a_set_is_built_once_and_a_broken_build_goes_on(tmp_path: Path, compiled: list[str]) -> None:
@@ -293,6 +294,21 @@ def test_a_set_for_other_frames_takes_the_packages_that_are_the_same(tmp_path: P
     assert len(compiled) == 8  # of another precision nothing is taken
 
 
+def test_for_a_gpu_the_kernels_come_along_and_their_tile_is_the_packages(
+    tmp_path: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles: list[Tile] = []
+    load = gpu_inductor.load_module
+    monkeypatch.setattr(gpu_inductor, "load_module", lambda manifest, name, device: load(manifest, name, "cpu"))
+    monkeypatch.setattr(gpu_inductor, "with_kernel", lambda program, tile: tiles.append(tile) or program)
+    make(tmp_path / "set", "bf16", gpu=Gpu(SimulatedDriver()))
+    kernel = Kernels.read(tmp_path / "set" / "kernels.zip").find(90, "bounded_attention", "wide")
+    (tile,) = tiles
+    assert (tile.vectors, tile.keys, tile.warps) == (kernel.constants["BLOCK_M"], kernel.constants["BLOCK_N"], kernel.warps)
+    assert tile.multiprocessors == SimulatedDriver.multiprocessors
+    assert gpu_inductor.read(tmp_path / "set").target == "simulated GPU, sm_90"
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -317,6 +333,19 @@ def test_a_set_whose_checkpoint_changed_is_refused(tmp_path: Path, compiled: lis
     monkeypatch.setattr(gpu_inductor, "checkpoint_hash", lambda folder: "another")
     with pytest.raises(EngineError, match="is not the checkpoint"):
         open_engines(tmp_path / "set")
+
+
+def test_the_maker_builds_for_a_size_of_frames(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple] = []
+    monkeypatch.setattr(gpu_inductor, "need_cuda", lambda: None)
+    monkeypatch.setattr(gpu_inductor, "build", lambda *args, shared: made.append((*args, shared)) or {"llm": 1.0})
+    size = SimpleNamespace(name="tiny", recipe="tiny", most_rows=64, precision="bf16")
+    assert gpu_inductor.InductorMaker().build(lab, size, checkpoint(), lab.folder / "a", 56, lab.folder / "b") == {
+        "package_seconds": {"llm": 1.0}
+    }
+    ((folder, source, model, precision, gpu, shared),) = made
+    assert (folder, source, precision, gpu, shared) == (lab.folder / "a", checkpoint(), "bf16", lab.gpu, lab.folder / "b")
+    assert (model.image_width, model.image_height, model.max_rows) == (56, 56, 64)
 
 
 # ---- which engines are measured -------------------------------------------------------------------------------------------
