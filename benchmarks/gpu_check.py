@@ -43,6 +43,7 @@ class Step:
 STEPS: dict[str, Step] = {  # the cheapest and most telling first
     "environment": Step("which GPU, driver and libraries?", "vicort.benchmarks.gpu_engines:environment", 2 * MINUTE),
     "plan": Step("does TensorRT take plans that were built without this GPU?", "vicort.benchmarks.gpu_engines:plan"),
+    "inductor": Step("where it does not: do AOTInductor's engines run?", "vicort.benchmarks.gpu_engines:inductor", 20 * MINUTE),
     "kernels": Step("do the kernels compute what they should?", "vicort.benchmarks.gpu_kernels:correctness", 20 * MINUTE),
     "engines": Step("do engines with the plugin give what the CPU's give?", "vicort.benchmarks.gpu_engines:engines"),
     "graphs": Step("are runs captured in CUDA graphs, and replays equal?", "vicort.benchmarks.gpu_engines:graphs"),

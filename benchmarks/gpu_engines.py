@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vicort.benchmarks.gpu_lab import Lab, NotRight, version
+from vicort.benchmarks.gpu_lab import Lab, NotRight, Skip, version
 from vicort.benchmarks.spread import interleaved, spread
 from vicort.benchmarks.workload import QUESTIONS, Workload, bench_system
 from vicort.runtime.engine import Engine, EngineSet
@@ -72,21 +72,46 @@ def nvidia_smi() -> dict[str, str] | str:
 
 
 def plan(lab: Lab) -> dict[str, Any]:
-    """Load a set that was built without this GPU; what refuses it says why (another version, another GPU, …)."""
+    """Load a set that was built without this GPU, and run it once; what refuses it says why (another version, another GPU, …).
+
+    If it does not run, the later steps take AOTInductor's engines instead.
+    """
+    from vicort.export.verify import run_engine
+
     gpu, start = lab.gpu, time.perf_counter()
-    folder = lab.engine_dir("tensorrt", "bf16")
-    built = time.perf_counter()
-    with EngineSet.open(folder) as engines:
-        manifest = engines.manifest
-        return {
-            "gpu": gpu.name,
-            "flavour": manifest.flavour,
-            "built_for": manifest.target,
-            "plugin_layers": manifest.graphs["llm"].plugin_layers,
-            "layers": {name: sum(graph.layer_types.values()) for name, graph in manifest.graphs.items()},
-            "build_seconds": round(built - start, 1),
-            "load_seconds": round(time.perf_counter() - built, 2),
-        }
+    with lab.trying_tensorrt():
+        folder = lab.engine_dir("tensorrt", "bf16")
+        built = time.perf_counter()
+        with EngineSet.open(folder) as engines:
+            loaded, manifest = time.perf_counter(), engines.manifest
+            _, graph, inputs, _ = next(random_runs(manifest.model, engines.dtype))
+            run_engine(engines, graph, inputs)
+    return {
+        "gpu": gpu.name,
+        "flavour": manifest.flavour,
+        "built_for": manifest.target,
+        "plugin_layers": manifest.graphs["llm"].plugin_layers,
+        "layers": {name: sum(graph.layer_types.values()) for name, graph in manifest.graphs.items()},
+        "build_seconds": round(built - start, 1),
+        "load_seconds": round(loaded - built, 2),
+    }
+
+
+def inductor(lab: Lab) -> dict[str, Any]:
+    """Where TensorRT does not run: AOTInductor's engines, built here, with the Triton kernel inside, beside the CPU's."""
+    if lab.backend == "tensorrt":
+        raise Skip("TensorRT runs on this GPU, and its engines are measured")
+    found: dict[str, Any] = {"gpu": lab.gpu.name, "not_tensorrt": (lab.decision or {}).get("reason"), "built": {}}
+    for precision in ("fp32", "bf16"):
+        start = time.perf_counter()
+        with lab.engines("inductor", precision) as ours:
+            from vicort.benchmarks.gpu_inductor import kernel_names  # late: it takes torch
+
+            found["built"][precision] = {"seconds": round(time.perf_counter() - start, 1), "kernels": kernel_names(ours.folder)}
+            check_against_cpu(lab, ours, precision, found)
+    if not all(built["kernels"]["bounded_attention"] for built in found["built"].values()):
+        raise NotRight("the language package does not name the Triton kernel", found)
+    return found
 
 
 # ---- engines --------------------------------------------------------------------------------------------------------------
@@ -94,14 +119,21 @@ def plan(lab: Lab) -> dict[str, Any]:
 
 def engines(lab: Lab) -> dict[str, Any]:
     """Every graph on random input, fp32 and bf16, beside the CPU's fp32 engines."""
-    found: dict[str, Any] = {"gpu": lab.gpu.name, "tolerance": TOLERANCE, "relative_difference": {}}
+    found: dict[str, Any] = {"gpu": lab.gpu.name, "backend": lab.backend}
     for precision in ("fp32", "bf16"):
-        with lab.engines("tensorrt", precision) as ours, lab.engines("onnxruntime", "fp32") as theirs:
-            found["relative_difference"][precision] = differences = compare_engines(ours, theirs)
-        wrong = {name: value for name, value in differences.items() if not value <= TOLERANCE[precision]}  # also if it is NaN
-        if wrong:
-            raise NotRight(f"{precision} engines differ from the CPU's: {wrong}, {TOLERANCE[precision]:g} is allowed", found)
+        with lab.engines(lab.backend, precision) as ours:
+            check_against_cpu(lab, ours, precision, found)
     return found
+
+
+def check_against_cpu(lab: Lab, ours: EngineSet, precision: str, found: dict[str, Any]) -> None:
+    """Adds the differences to `found`. Raises NotRight if one is too large."""
+    with lab.engines("onnxruntime", "fp32") as theirs:
+        differences = compare_engines(ours, theirs)
+    found |= {"tolerance": TOLERANCE, "relative_difference": found.get("relative_difference", {}) | {precision: differences}}
+    wrong = {name: value for name, value in differences.items() if not value <= TOLERANCE[precision]}  # also if it is NaN
+    if wrong:
+        raise NotRight(f"{precision} engines differ from the CPU's: {wrong}, {TOLERANCE[precision]:g} is allowed", found)
 
 
 def compare_engines(ours: EngineSet, theirs: EngineSet) -> dict[str, float]:
@@ -133,8 +165,8 @@ def random_runs(model: ModelSpec, dtype: np.dtype) -> Iterator[tuple[str, GraphN
 
 def graphs(lab: Lab) -> dict[str, Any]:
     """The same run plain, captured and replayed gives the same, and what a replay saves."""
-    found: dict[str, Any] = {"gpu": lab.gpu.name, "runs": {}}
-    with lab.engines("tensorrt", "bf16") as ours:
+    found: dict[str, Any] = {"gpu": lab.gpu.name, "backend": lab.backend, "runs": {}}
+    with lab.engines(lab.backend, "bf16") as ours:
         for name, graph, inputs, _ in random_runs(ours.manifest.model, ours.dtype):
             found["runs"][name] = timed = time_runs(ours, graph, inputs)
             if timed["different"]:
@@ -182,8 +214,8 @@ def _time_runs(device: Any, stream: Any, engine: Engine, inputs: Arrays, replays
 
 def streams(lab: Lab) -> dict[str, Any]:
     """Vision on one stream and prefill on another: alone, and at once. Both must give the same; the gain is only reported."""
-    with lab.engines("tensorrt", "bf16") as ours:
-        found = {"gpu": lab.gpu.name, **overlap_of_two(ours)}
+    with lab.engines(lab.backend, "bf16") as ours:
+        found = {"gpu": lab.gpu.name, "backend": lab.backend, **overlap_of_two(ours)}
     if found["different"]:
         raise NotRight(f"runs at once give other {', '.join(found['different'])} than alone", found)
     return found
@@ -241,9 +273,9 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 def pipeline(lab: Lab) -> dict[str, Any]:
     """The same stream and questions on the GPU, overlapped and sequential, and on the CPU: fp32 answers are equal, bf16's are counted."""
-    found: dict[str, Any] = {"gpu": lab.gpu.name}
+    found: dict[str, Any] = {"gpu": lab.gpu.name, "backend": lab.backend}
     for precision in ("fp32", "bf16"):
-        with lab.engines("tensorrt", precision) as ours, lab.engines("onnxruntime", "fp32") as theirs:
+        with lab.engines(lab.backend, precision) as ours, lab.engines("onnxruntime", "fp32") as theirs:
             found[precision] = compared = compare_pipelines(ours, theirs, device_mb=DEVICE_MB)
         answers = compared["answers"]
         if answers["overlapped"] != answers["sequential"]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib import metadata
 from importlib.util import find_spec
@@ -21,6 +23,7 @@ POISON = 0xFF  # of every byte: NaN in all float types, -1 in int32
 REPEATS = 20  # measurements of each time
 AT_LEAST_MS = 1.0  # of work in one measurement
 MOST_LAUNCHES = 200  # in one measurement
+DECISION = "gpu-backend.json"  # in the folder of what is built for the checks
 
 
 class Skip(Exception):
@@ -126,20 +129,54 @@ class Lab:
         driver.synchronize(end)
         return driver.elapsed_ms(start, end)
 
+    # ---- which engines are measured ---------------------------------------------------------------------------------------
+
+    @property
+    def backend(self) -> str:
+        """TensorRT's engines, or, where it does not run on this GPU, AOTInductor's: "tensorrt" or "inductor".
+
+        Found out by step `plan`, or by the first that asks, and kept for the others.
+        """
+        if self.decision is None:
+            from vicort.benchmarks.gpu_engines import plan
+
+            with suppress(Exception):  # what it was is in the decision
+                plan(self)
+        return (self.decision or {})["backend"]
+
+    @property
+    def decision(self) -> dict[str, Any] | None:
+        """What is kept of that for this GPU: `backend`, and `reason`, why it is not TensorRT."""
+        path = self.folder / DECISION
+        kept = json.loads(path.read_text()) if path.is_file() else {}
+        return kept if kept.get("gpu") == self.gpu.name else None
+
+    @contextmanager
+    def trying_tensorrt(self) -> Iterator[None]:
+        """What is done inside shows whether TensorRT runs here. If this process dies of it, or is ended because it hangs, it does not."""
+        self._decide("inductor", "the process that tried TensorRT came to no end")
+        try:
+            yield
+        except Exception as error:
+            self._decide("inductor", " ".join(str(error).split()) or type(error).__name__)
+            raise
+        self._decide("tensorrt", None)
+
+    def _decide(self, backend: str, reason: str | None) -> None:
+        content = {"gpu": self.gpu.name, "backend": backend, "reason": reason}
+        (self.folder / DECISION).write_text(json.dumps(content, indent=1) + "\n")
+
     # ---- what is built ----------------------------------------------------------------------------------------------------
 
     def kernels(self, name: str, spec: KernelSpec) -> LoadedKernels:
         """Kernels of a spec, compiled for this GPU's architecture if they are not there yet."""
         need("triton", "the kernels are compiled with it")
-        from vicort.export.kernels.compile import ARCHITECTURES, compile_kernels
+        from vicort.export.kernels.compile import compile_kernels
 
-        major, minor = self.gpu.capability
-        fitting = [each for each in ARCHITECTURES if each // 10 == major and each % 10 <= minor]
-        if not fitting:
-            raise Skip(f"the kernels are compiled for {', '.join(f'sm_{each}' for each in ARCHITECTURES)}, this GPU is sm_{major}{minor}")
-        path = self.folder / f"kernels-{name}-sm{fitting[-1]}.zip"
+        architecture = fitting_architecture(self.gpu)
+        path = self.folder / f"kernels-{name}-sm{architecture}.zip"
         if not path.is_file() or Kernels.read(path).spec != spec:
-            path.write_bytes(compile_kernels(spec, (fitting[-1],)))
+            path.write_bytes(compile_kernels(spec, (architecture,)))
         gpu = self.gpu
         return LoadedKernels(Kernels.read(path), capability=gpu.capability, multiprocessors=gpu.multiprocessors, launcher=gpu.launcher)
 
@@ -154,6 +191,14 @@ class Lab:
         return tiny_model().engines(self.folder, backend, precision)
 
     def engines(self, backend: str, precision: str) -> EngineSet:
+        """The tiny model's. backend: one of the runtime's, or "inductor"."""
+        if backend == "inductor":
+            self.gpu  # noqa: B018 (skips without one)
+            need("torch", "AOTInductor is a part of it")
+            need("triton", "the kernels are compiled with it")
+            from vicort.benchmarks.gpu_inductor import tiny_engines
+
+            return tiny_engines(self.folder / f"tiny-{precision}-inductor", precision, self.gpu)
         return EngineSet.open(self.engine_dir(backend, precision))
 
     def _need_tensorrt(self) -> None:
@@ -163,6 +208,17 @@ class Lab:
             load_tensorrt()
         except EngineError as error:
             raise Skip(str(error)) from error
+
+
+def fitting_architecture(gpu: Gpu) -> int:
+    """Of those that the kernels are compiled for, the one for this GPU: 90 for sm_90. Raises Skip if there is none."""
+    from vicort.export.kernels.compile import ARCHITECTURES
+
+    major, minor = gpu.capability
+    fitting = [each for each in ARCHITECTURES if each // 10 == major and each % 10 <= minor]
+    if not fitting:
+        raise Skip(f"the kernels are compiled for {', '.join(f'sm_{each}' for each in ARCHITECTURES)}, this GPU is sm_{major}{minor}")
+    return fitting[-1]
 
 
 def need(module: str, why: str) -> None:

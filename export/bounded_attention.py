@@ -21,16 +21,16 @@ def rotate(x: Tensor, positions: Tensor, sections: Sequence[int], theta: float) 
     with t, h or w, whichever of the three `sections` it falls into; it turns the pair (x[i], x[i + D/2]).
     """
     half = x.shape[-1] // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=x.device) / half
-    axis = torch.repeat_interleave(torch.arange(3, device=x.device), torch.tensor(list(sections), device=x.device))
+    number = torch.arange(half, device=x.device)
+    exponent = number.float() / half
+    axis = (number >= sections[0]).long() + (number >= sections[0] + sections[1])  # of no constant tensor, so that it can be traced
     angle = positions[..., axis].float() * (1.0 / theta**exponent)
     cos, sin = angle.cos(), angle.sin()
     first, second = x[..., :half].float(), x[..., half:].float()
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-@torch.library.custom_op(NAME, mutates_args=())
-def bounded_attention(
+def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -88,6 +88,9 @@ def _cached(pool: Tensor, where: Tensor, table: Tensor, layer: int, sections: Se
     kv = torch.where(filled[:, :, None, :, None], kv, 0)
     keys = rotate(kv[:, :, 0], places, sections, theta)
     return keys.flatten(1, 2), kv[:, :, 1].float().flatten(1, 2), filled.flatten(1)
+
+
+bounded_attention = torch.library.custom_op(NAME, attend, mutates_args=())
 
 
 @bounded_attention.register_fake

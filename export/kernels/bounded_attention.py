@@ -58,6 +58,7 @@ def bounded_attention(
     PRECISION: tl.constexpr,
 ):
     HALF: tl.constexpr = D // 2
+    scale = tl.cast(scale, tl.float32)  # PyTorch's compiler hands over a double
     head, kv_heads = tl.program_id(1), tl.num_programs(1)
     share, shares = tl.program_id(2), tl.num_programs(2)
     half, dim = tl.arange(0, HALF), tl.arange(0, D)
@@ -156,7 +157,7 @@ def combine(
     """Merge what the shares found for one query vector."""
     vector = tl.program_id(0).to(tl.int64)
     dim = tl.arange(0, D)
-    tail = partial + shares.to(tl.int64) * vectors * D + vector
+    tail = partial + tl.cast(shares, tl.int64) * vectors * D + vector
     highest = LOWEST
     total = 0.0
     mixed = tl.zeros([D], tl.float32)
@@ -165,7 +166,7 @@ def combine(
         there = share < shares
         offset = share.to(tl.int64) * vectors
         their_highest = tl.load(tail + offset, mask=there, other=LOWEST)
-        their_total = tl.load(tail + shares.to(tl.int64) * vectors + offset, mask=there, other=0.0)
+        their_total = tl.load(tail + tl.cast(shares, tl.int64) * vectors + offset, mask=there, other=0.0)
         theirs = tl.load(partial + (offset + vector)[:, None] * D + dim[None, :], mask=there[:, None], other=0.0)
         now_highest = tl.maximum(highest, tl.max(their_highest, 0))
         fade = tl.exp2(highest - now_highest)

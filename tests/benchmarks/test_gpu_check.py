@@ -352,6 +352,7 @@ def test_the_pipeline_step_runs_on_a_simulated_gpu() -> None:
     ],
 )
 def test_pipelines_that_answer_otherwise_fail_the_step(answers, said: str, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lab, "backend", "tensorrt")
     monkeypatch.setattr(lab, "engines", lambda backend, precision: nullcontext(), raising=False)
     monkeypatch.setattr(gpu_engines, "compare_pipelines", lambda ours, theirs, **options: {"answers": answers})
     with pytest.raises(NotRight, match=said) as failure:

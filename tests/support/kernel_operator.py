@@ -1,0 +1,59 @@
+"""`attend_with_kernel` in Triton's interpreter, beside the plain operator. Run as a script: Triton decides at import whether it interprets.
+
+Prints the largest difference of each case, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+from vicort.benchmarks import inductor_attention
+from vicort.export.bounded_attention import attend
+from vicort.export.onnx_function import rotary_frequencies
+
+SECTIONS, THETA, LAYERS, HEADS, GROUP, PAGE = [4, 6, 6], 1e4, 3, 2, 2, 4
+DIM = 2 * sum(SECTIONS)
+
+
+def case(rows: int, pages: int, seed: int) -> list[torch.Tensor]:
+    """q, k, v, pos, pool, where, table; NaN wherever nothing may look."""
+    random = np.random.default_rng(seed)
+    slots = pages + 2
+    q, k, v = (random.standard_normal((rows, heads, DIM), np.float32) for heads in (HEADS * GROUP, HEADS, HEADS))
+    pos = random.integers(0, 500, (rows, 3)).astype(np.int32)
+    pos[1::4] = -1
+    pool = random.standard_normal((slots, LAYERS, HEADS, 2, PAGE, DIM), np.float32)
+    where = random.integers(0, 500, (slots, 1, 1, PAGE, 3)).astype(np.int32)
+    where[random.random(where.shape[:-1]) < 0.3] = -1
+    pool.swapaxes(3, 4)[np.broadcast_to(where[..., 0] < 0, (slots, LAYERS, HEADS, PAGE))] = np.nan
+    for new in (q, k, v):
+        new[pos[:, 0] < 0] = np.nan
+    table = random.permutation(slots)[:pages].astype(np.int32)
+    table[-1:] = -1
+    return [torch.from_numpy(array) for array in (q, k, v, pos, pool, where, table[None, None])]
+
+
+def difference(rows: int, pages: int, layer: int, tile: inductor_attention.Tile) -> float:
+    tensors, scale = case(rows, pages, rows), DIM**-0.5
+    frequencies = torch.tensor(rotary_frequencies(THETA, DIM // 2))
+    poisoned: Any = lambda *args, **options: torch.full(*args, torch.nan, **options)  # noqa: E731
+    with (
+        mock.patch.object(inductor_attention, "wrap_triton", lambda kernel: kernel),  # of PyTorch, which takes compiled kernels only
+        mock.patch.object(torch, "empty", poisoned),
+    ):
+        got = inductor_attention.attend_with_kernel(*tensors, frequencies, layer, scale, SECTIONS, tile.numbers())
+    wanted = attend(*tensors, layer, scale, SECTIONS, THETA)
+    return float((got - wanted).abs().nan_to_num(np.inf).max())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    tile = inductor_attention.Tile(16, 16, 4, 1, multiprocessors=7)
+    found = {f"{rows} rows, {pages} pages": difference(rows, pages, rows % LAYERS, tile) for rows, pages in ((1, 9), (9, 5), (21, 1))}
+    json.dump(found, sys.stdout)
