@@ -138,6 +138,19 @@ def test_a_context_that_says_it_cannot_be_captured_is_not(engine, fake, stream, 
     assert "begin capture" not in names(taken(fake))
 
 
+def test_layers_are_timed_on_a_context_of_their_own_outside_of_graphs(engine, fake, stream):
+    arrays = bound(5)
+    for _ in range(3):
+        engine.enqueue(arrays, stream)
+    taken(fake)
+    assert engine.layer_times(arrays, stream, runs=2) == {"norm": [0.75, 0.75], "product": [2.0, 2.0]}
+    calls = taken(fake)
+    assert names(calls).count("execute") == 3  # one to warm up
+    assert "replay" not in names(calls) and names(calls)[0] == "context"
+    engine.enqueue(arrays, stream)
+    assert names(taken(fake)) == ["replay"]  # the graph is still there
+
+
 def test_graphs_are_bounded_and_the_oldest_is_closed_once_the_stream_has_passed(engine, fake, stream):
     runs = [bound(5) for _ in range(MOST_GRAPHS + 1)]
     for arrays in runs:
