@@ -107,8 +107,8 @@ def test_the_real_sizes_are_those_that_were_published(tmp_path: Path) -> None:
 def test_arithmetic_is_what_the_goals_were_set_with() -> None:
     """About 0.28 TFLOP a frame in the ViT and 0.09 in the LLM, at about 300x300 with 30 % kept."""
     operations = arithmetic.of_chunk(SIZES["3b"].config, 308, 16, bench_system())
-    assert operations.vision / 16e12 == pytest.approx(0.28, rel=0.1)
-    assert operations.prefill / 16e12 == pytest.approx(0.09, rel=0.6)
+    assert operations.vision / 16e12 == pytest.approx(0.28, rel=0.15)
+    assert operations.prefill / 16e12 == pytest.approx(0.09, rel=0.25)
 
 
 # ---- the steps ------------------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def norms_and_biases() -> int:
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_models.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-    with pytest.raises(Skip, match="toy takes .* GB in .*, 0 are free"):
+    with pytest.raises(Skip, match=r"toy takes .* GB in .*, 0 are free"):
         gpu_models.build(lab, "toy")
     assert not list((lab.folder / "toy").iterdir())
 
@@ -259,7 +259,8 @@ def test_the_profile_says_where_the_time_goes(built: Lab) -> None:
     found = gpu_profile.profile(built, "toy", SIDE)
     assert list(found["runs"]) == ["vision, a chunk", "tokens, three units", "prefill, a chunk", "decode, a token"]
     assert found["runs"]["vision, a chunk"]["layers"]["top_layers"] == [{"layer": "all of vision", "ms": 1.0}]
-    assert [(cost["run"], cost["kind"]) for cost in found["top"]] == [("vision, a chunk", "all of vision"), ("prefill, a chunk", "all of llm")]
+    costs = [(cost["run"], cost["kind"]) for cost in found["top"]]
+    assert costs == [("vision, a chunk", "all of vision"), ("prefill, a chunk", "all of llm")]
     assert set(found["pipeline"]["busy_share"]) >= {"preprocess", "vision", "tokens", "prefill"}
     assert json.loads(Path(found["trace"]).read_text())["traceEvents"]
 

@@ -15,7 +15,7 @@ from support.fake_tensorrt import Array, FakeStream, FakeTensorRT
 
 from vicort.runtime.backends import open_backend, tensorrt
 from vicort.runtime.backends.graph_cache import LATER_WAIT, GraphCache
-from vicort.runtime.backends.tensorrt import MOST_GRAPHS, TensorRTEngine, load_tensorrt
+from vicort.runtime.backends.tensorrt import MOST_GRAPHS, LayerTimes, TensorRTEngine, load_tensorrt
 from vicort.runtime.errors import DeviceError, EngineError
 from vicort.runtime.manifest import FILE_NAME, Dimension, GraphSpec, TensorSpec
 
@@ -400,6 +400,18 @@ def create(rtx, host_of=Kernels, **changes):
     with rtx.plugins(kernels) as host:
         plugin = rtx.creator.create_plugin("node", fields(rtx, **changes), None)
     return plugin, kernels, host
+
+
+def test_layer_times_are_a_profiler_of_tensorrts_own(rtx):
+    layers = tensorrt._derive(LayerTimes, rtx.module.IProfiler)()
+    assert isinstance(layers, rtx.module.IProfiler)
+    for ms in (9.0, 1.0):
+        layers.begin()
+        layers.report_layer_time("a", ms)
+        layers.report_layer_time("b", 2 * ms)
+        layers.report_layer_time("a", 0.5)
+    assert layers.after_the_first() == {"a": [1.5], "b": [2.0]}
+    assert hasattr(rtx.module.IExecutionContext, "profiler") and hasattr(rtx.module.IExecutionContext, "enqueue_emits_profile")
 
 
 def test_tensorrt_finds_the_plugin_by_name_and_namespace(rtx):

@@ -27,12 +27,12 @@ def graph_specs(model) -> dict[str, GraphSpec]:
     tokens = m.grid_height * m.grid_width
     tensors = {
         "vision": (
-            {"frames": ("uint8", "F", m.image_height, m.image_width, 3)},
+            {"frames": ("uint8", "2*U", m.image_height, m.image_width, 3)},
             {"features": ("float32", "U", tokens, m.width)},
         ),
         "tokens": (
             {"features": ("float32", "U", tokens, m.width), "threshold": ("float32", 1), "positions": ("int32", 1)},
-            {"kept": ("int32", "R"), "count": ("int32", 1), "compact": ("float32", "R", m.width), "mean": ("float32", m.width)},
+            {"kept": ("int32", "U*P"), "count": ("int32", 1), "compact": ("float32", "U*P", m.width), "mean": ("float32", m.width)},
         ),
         "llm": (
             {
