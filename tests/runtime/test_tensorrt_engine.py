@@ -146,7 +146,8 @@ def test_layers_are_timed_on_a_context_of_their_own_outside_of_graphs(engine, fa
     assert engine.layer_times(arrays, stream, runs=2) == {"norm": [0.75, 0.75], "product": [2.0, 2.0]}
     calls = taken(fake)
     assert names(calls).count("execute") == 3  # one to warm up
-    assert "replay" not in names(calls) and names(calls)[0] == "context"
+    assert "replay" not in names(calls)
+    assert names(calls)[0] == "context"
     engine.enqueue(arrays, stream)
     assert names(taken(fake)) == ["replay"]  # the graph is still there
 
@@ -411,7 +412,8 @@ def test_layer_times_are_a_profiler_of_tensorrts_own(rtx):
         layers.report_layer_time("b", 2 * ms)
         layers.report_layer_time("a", 0.5)
     assert layers.after_the_first() == {"a": [1.5], "b": [2.0]}
-    assert hasattr(rtx.module.IExecutionContext, "profiler") and hasattr(rtx.module.IExecutionContext, "enqueue_emits_profile")
+    assert hasattr(rtx.module.IExecutionContext, "profiler")
+    assert hasattr(rtx.module.IExecutionContext, "enqueue_emits_profile")
 
 
 def test_tensorrt_finds_the_plugin_by_name_and_namespace(rtx):
