@@ -53,7 +53,7 @@ def real_size_steps(size: str, slower: float) -> dict[str, Step]:
     steps = {
         # Of 3B widths with 2 and 10 layers, built on two cores without a GPU: 0.7 s a language layer to export and 1.3 s to build, 2 s and
         # 0.8 s a vision layer, and the child that builds a plan takes three times its weights of memory: 19 GB for 3B, 46 GB for 7B.
-        "build": Step("can random weights of this size be drawn and built?", "vicort.benchmarks.gpu_models:build", 10 * MINUTE, (), 300),
+        "build": Step("can random weights of this size be drawn and built?", "vicort.benchmarks.gpu_models:build", 20 * MINUTE, (), 300),
         "stages": Step(f"how long does each stage take, {small}x{small}?", f"{REAL}:stages", 5 * MINUTE, (small,), 45),
         f"stages-{large}": Step(f"and {large}x{large}?", f"{REAL}:stages", 5 * MINUTE, (large,), 60),
         "pipeline": Step(f"how fast is the whole of it, {small}x{small}?", f"{REAL}:pipeline", 8 * MINUTE, (small,), 90),
@@ -62,7 +62,7 @@ def real_size_steps(size: str, slower: float) -> dict[str, Step]:
         "decode-gpu": Step("how fast is it with NVDEC?", f"{REAL}:encoded", 5 * MINUTE, (small, "gpu"), 45),
         "decode-cpu": Step("and with FFmpeg on the CPU?", f"{REAL}:encoded", 5 * MINUTE, (small, "cpu"), 60),
         "transformers": Step("how long does transformers take for the same job?", transformers, 8 * MINUTE, (small, False), 120),
-        "transformers-compiled": Step("and under torch.compile?", transformers, 10 * MINUTE, (small, True), 300),
+        "transformers-compiled": Step("and under torch.compile?", transformers, 15 * MINUTE, (small, True), 300),
         "profile": Step("where does the time go?", "vicort.benchmarks.gpu_profile:profile", 6 * MINUTE, (small,), 60),
     }
     return {

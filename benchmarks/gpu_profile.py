@@ -15,7 +15,7 @@ from vicort.benchmarks.gpu_lab import Lab
 from vicort.benchmarks.gpu_real import AMOUNT, Job, job
 from vicort.benchmarks.spread import spread
 from vicort.benchmarks.vicort_stream import Span, VicortStream
-from vicort.benchmarks.workload import CHUNK_FRAMES, QUESTIONS
+from vicort.benchmarks.workload import CHUNK_FRAMES
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.manifest import GraphName
 from vicort.runtime.trace import Trace
@@ -45,7 +45,6 @@ def profile(lab: Lab, name: str, side: int) -> dict[str, Any]:
             found["pipeline"] = {"chunks": CHUNKS, "stage_ms": stages, **gaps(spans_from(stream, first))}
             path = lab.folder / f"trace-{name}-{side}.json"
             write_trace(stream, first, path)
-            stream.ask(QUESTIONS[0])
     return found | {"trace": str(path), "top": top_costs(found["runs"])}
 
 

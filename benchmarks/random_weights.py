@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vicort.benchmarks.checkpoints import write_companions
 
@@ -72,7 +73,7 @@ def shards_of(shapes: dict[str, tuple[int, ...]], shard_bytes: int) -> Iterator[
         yield group
 
 
-def _drawn(name: str, shape: tuple[int, ...], generator):  # type: ignore[no-untyped-def]  # torch's types, which are imported late
+def _drawn(name: str, shape: tuple[int, ...], generator: Any) -> Any:
     """Products of them neither vanish nor explode: variance 1 / inputs, norms of one, small biases."""
     import torch
 
