@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vicort.benchmarks.settings import REAL_SIDES
 from vicort.runtime.errors import ConfigError, VicortError
 
 SCHEMA = 2
@@ -43,12 +44,11 @@ class Step:
 
 
 REAL = "vicort.benchmarks.gpu_real"
-SIDES = (308, 448)  # pixels of a frame
 
 
 def real_size_steps(size: str, slower: float) -> dict[str, Step]:
     """The pipeline at real size. slower: how many times as long as the 3B model's steps they are expected to take."""
-    small, large = SIDES
+    small, large = REAL_SIDES
     transformers = "vicort.benchmarks.gpu_transformers:transformers"
     steps = {
         # Of 3B widths with 2 and 10 layers, built on two cores without a GPU: 0.7 s a language layer to export and 1.3 s to build, 2 s and

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 from vicort.benchmarks.checkpoints import config_of, read_json
 from vicort.benchmarks.gpu_lab import Lab, Skip, need
+from vicort.benchmarks.settings import REAL_SIDES
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.errors import EngineError
 
-SIDES = (308, 448)  # pixels: about 300x300, as the published rate has it, and 448x448
 MOST_ROWS = 2048  # of a run of the language graph: a chunk of 448x448 whole, so that both sizes of frames share one language engine
 VISION = {  # config.json of Qwen/Qwen2.5-VL-3B-Instruct; the 7B model's is the same but for out_hidden_size
     "depth": 32,
@@ -43,7 +43,7 @@ class Size:
     tied: bool  # whether the output head is the token embedding
     theta: float = THETA
     sections: tuple[int, ...] = tuple(SECTIONS)
-    sides: tuple[int, ...] = SIDES
+    sides: tuple[int, ...] = REAL_SIDES
     most_rows: int = MOST_ROWS
 
     @property

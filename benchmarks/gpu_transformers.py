@@ -33,8 +33,8 @@ def transformers(lab: Lab, name: str, side: int, compiled: bool) -> dict[str, An
 
 
 def measure(place: Place, side: int, variant: Any) -> dict[str, Any]:
-    """Chunks follow each other without a wait of ours between them. Where the vision encoder's windows are of one size (448x448), they attend
-    all at once, which transformers does not do by itself."""
+    """Chunks follow each other without a wait of ours between them. Where the vision encoder's windows are of one size (448x448), they
+    attend all at once, which transformers does not do by itself."""
     from vicort.benchmarks.transformers_stream import TransformersStream
 
     workload, system = Workload(AMOUNT.width, AMOUNT.height), bench_system()

@@ -1,6 +1,8 @@
 """The steps of gpu-check at real size, on a simulated GPU and with toy shapes: what they run, count and say."""
 
 import json
+import sys
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from support.simulated_tensorrt import SimulatedTensorRTSet
 from vicort.benchmarks import arithmetic, first_token, gpu_models, gpu_profile, gpu_real, gpu_transformers
 from vicort.benchmarks.checkpoints import read_json
 from vicort.benchmarks.gpu_lab import Lab, Skip
-from vicort.benchmarks.gpu_models import SIZES, Place, Size, weight_count
+from vicort.benchmarks.gpu_models import SIZES, Place, Size, share_language, weight_count
 from vicort.benchmarks.gpu_profile import covered, gaps, kind_of, summed
 from vicort.benchmarks.gpu_real import Amount, reach, stage_rates
 from vicort.benchmarks.gpu_tables import tables
@@ -27,6 +29,7 @@ from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_models
 from vicort.runtime.cuda import Gpu
 from vicort.runtime.errors import EngineError
+from vicort.runtime.manifest import EmbeddingSpec, FileSpec, GraphSpec, Manifest, read_manifest
 
 SIDE = 56  # pixels: four visual tokens a unit
 TINY = Size(
@@ -221,7 +224,7 @@ def test_decoding_is_reported_apart(built: Lab) -> None:
 
 
 def test_without_nvdec_its_step_is_skipped(built: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "PyNvVideoCodec", None)
+    monkeypatch.setitem(sys.modules, "PyNvVideoCodec", None)
     with pytest.raises(Skip, match="pip install PyNvVideoCodec"):
         gpu_real.encoded(built, "toy", SIDE, "gpu")
 
@@ -241,8 +244,6 @@ class Talker:
         self.between, self.tokens = between, tokens
 
     def ask(self, question, *, sampling):
-        import time
-
         time.sleep(0.005 + self.between * (self.tokens - 1))
         return SimpleNamespace(ttft_ms=5.0, tokens=self.tokens)
 
@@ -342,9 +343,6 @@ def test_tables_hold_what_passed_and_nothing_else(built: Lab) -> None:
 
 
 def test_a_language_engine_is_shared_only_if_it_is_the_same(tmp_path: Path) -> None:
-    from vicort.benchmarks.gpu_models import share_language
-    from vicort.runtime.manifest import EmbeddingSpec, FileSpec, GraphSpec, Manifest, read_manifest
-
     model = SimulatedTensorRTSet(0).manifest.model
     graph = GraphSpec(file="llm.plan", inputs=(), outputs=(), dimensions={}, layer_types={"PLUGIN_V3": 2})
     common = {"backend": "tensorrt", "flavour": "tensorrt_rtx", "precision": "bf16", "model": model, "checkpoint": "", "target": ""}
@@ -357,7 +355,7 @@ def test_a_language_engine_is_shared_only_if_it_is_the_same(tmp_path: Path) -> N
     for name in ("llm.plan", "embedding.bin"):
         (other / name).write_bytes(b"weights")
     with pytest.raises(EngineError, match="another language graph"):
-        share_language(mine, other, replace_file(graph, "other.plan"))
+        share_language(mine, other, graph.model_copy(update={"file": "other.plan"}))
     share_language(mine, other, graph.model_copy(update={"layer_types": {}}))
     found = read_manifest(mine)
     assert found.graphs == {"llm": graph}
@@ -365,8 +363,22 @@ def test_a_language_engine_is_shared_only_if_it_is_the_same(tmp_path: Path) -> N
     assert (mine / "llm.plan").samefile(other / "llm.plan")
 
 
-def replace_file(graph, file: str):
-    return graph.model_copy(update={"file": file})
+@pytest.mark.slow
+def test_tensorrt_builds_both_sizes_of_frames_with_one_language_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For real, which takes no GPU."""
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(gpu_models, "SIZES", {"toy": TINY})
+    lab = Lab(tmp_path, Gpu(SimulatedDriver()))
+    found = gpu_models.build(lab, "toy")
+    first, second = (read_manifest(tmp_path / "toy" / f"tensorrt-{side}") for side in TINY.sides)
+    assert first.graphs["llm"] == second.graphs["llm"]
+    assert first.graphs["llm"].plugin_layers == TINY.text["num_hidden_layers"]
+    assert [manifest.model.image_height for manifest in (first, second)] == list(TINY.sides)
+    assert (tmp_path / "toy" / f"tensorrt-{SIDE}" / "llm.plan").samefile(tmp_path / "toy" / "tensorrt-112" / "llm.plan")
+    assert "building llm.plan" in found["sets"][str(SIDE)]["phase_seconds"]
+    assert "building llm.plan" not in found["sets"]["112"]["phase_seconds"]
+    again = gpu_models.build(lab, "toy")
+    assert [each["built"] for each in again["sets"].values()] == ["earlier", "earlier"]
 
 
 def test_seconds_are_of_the_phase_that_was_begun() -> None:
