@@ -304,12 +304,7 @@ def bare_ms(stream: VicortStream, first_chunk: int) -> list[float]:
 
 def operations(model: Model, system: System) -> arithmetic.Operations:
     """Of one chunk when the window is full."""
-    config = read_json(model.checkpoint / "config.json")
-    side = config["vision_config"]["patch_size"] * config["vision_config"]["spatial_merge_size"]
-    units, tokens = CHUNK_FRAMES // 2, (model.side // side) ** 2
-    bounds = system.drop.bounds(units, tokens)
-    rows = units * tokens if bounds is None else tokens + (units - 1) * bounds[1]
-    return arithmetic.count(config, model.side, model.side, units, rows, rows * (system.ingest.window or 0), prompt_rows=2)
+    return arithmetic.of_chunk(read_json(model.checkpoint / "config.json"), model.side, CHUNK_FRAMES, system)
 
 
 def _questions(ttft_ms: list[float]) -> dict[str, float]:

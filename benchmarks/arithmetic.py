@@ -6,6 +6,10 @@ Only matrix products count, two operations (multiply, add) a product term; norms
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vicort.runtime.system import System
 
 UNIT_FRAMES = 2
 FORMULA = {
@@ -32,6 +36,15 @@ class Operations:
     def gflop(self) -> dict[str, float]:
         stages = {"vision": self.vision, "tokens": self.tokens, "prefill": self.prefill, "total": self.total}
         return {stage: round(count / 1e9, 5) for stage, count in stages.items()}
+
+
+def of_chunk(config: dict, side: int, frames: int, system: System, prompt_rows: int = 2) -> Operations:
+    """Operations of a chunk of square frames of `side` pixels, when the system's window is full."""
+    token = config["vision_config"]["patch_size"] * config["vision_config"]["spatial_merge_size"]
+    units, tokens = frames // UNIT_FRAMES, (side // token) ** 2
+    bounds = system.drop.bounds(units, tokens)
+    rows = units * tokens if bounds is None else tokens + (units - 1) * bounds[1]
+    return count(config, side, side, units, rows, rows * (system.ingest.window or 0), prompt_rows)
 
 
 def count(config: dict, height: int, width: int, units: int, rows: int, window_rows: int, prompt_rows: int) -> Operations:

@@ -27,10 +27,7 @@ def write_medium(folder: Path) -> Path:
     model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**_medium_config())).float()
     partial = folder.with_name(folder.name + ".partial")
     model.save_pretrained(partial)
-    for name in COPIED:
-        shutil.copy(TINY / name, partial / name)
-    preprocessing = read_json(TINY / "preprocessor_config.json") | {"min_pixels": SIDE * SIDE, "max_pixels": SIDE * SIDE}
-    (partial / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
+    write_companions(partial, SIDE)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder
@@ -67,11 +64,25 @@ def matrix_shapes() -> dict[str, tuple[int, int, int]]:
     }
 
 
-def _medium_config() -> dict:
+def config_of(vision: dict, text: dict, theta: float, sections: list[int]) -> dict:
+    """The tiny model's configuration with other sizes; special tokens stay its own, so that its tokenizer fits."""
     config = read_json(TINY / "config.json")
     for key in ("architectures", "model_type", "transformers_version", "dtype"):
         config.pop(key, None)
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": SECTIONS}
-    config["vision_config"] |= VISION | {"out_hidden_size": TEXT["hidden_size"], "initializer_range": INITIAL}
-    config["text_config"] |= TEXT | {"rope_parameters": rope, "initializer_range": INITIAL, "layer_types": None}
+    rope = {"rope_type": "default", "rope_theta": theta, "mrope_section": sections}
+    config["vision_config"] |= vision | {"out_hidden_size": text["hidden_size"]}
+    config["text_config"] |= text | {"rope_parameters": rope, "layer_types": None}
     return config
+
+
+def write_companions(folder: Path, side: int) -> None:
+    """Beside random weights: the tiny model's tokenizer and template, and preprocessing for square frames of `side` pixels."""
+    for name in COPIED:
+        shutil.copy(TINY / name, folder / name)
+    preprocessing = read_json(TINY / "preprocessor_config.json") | {"min_pixels": side * side, "max_pixels": side * side}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
+
+
+def _medium_config() -> dict:
+    initial = {"initializer_range": INITIAL}
+    return config_of(VISION | initial, TEXT | initial, 1e4, SECTIONS)

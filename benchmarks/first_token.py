@@ -17,27 +17,22 @@ from vicort.benchmarks.vicort_stream import VicortStream
 from vicort.benchmarks.workload import QUESTIONS, Workload, bench_system, describe_system
 from vicort.runtime.core import Answer
 from vicort.runtime.engine import EngineSet
+from vicort.runtime.system import System
+
+Load = Callable[[VicortStream, threading.Event], None]
 
 PAUSE = (0.02, 0.12)  # seconds between an answer and the next question, drawn evenly
 ANSWER_TOKENS = 4
+FILLED = 40  # chunks behind the warm-up before the first question
+FULL_RATE = "as fast as it takes frames"
+RATE_S = 2.0  # for which the rate without questions is measured
 
 
 def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
     """Percentiles of ttft_ms, and the rate at which frames went in meanwhile."""
     workload, system = Workload(fps=settings.real_time_fps), bench_system()
-    loads: dict[str, Callable[[VicortStream, threading.Event], None]] = {
-        "idle": lambda stream, stop: None,
-        f"1x real time, {settings.real_time_fps} frames/s": _at_real_time,
-        "as fast as it takes frames": at_full_rate,
-    }
-    result: dict[str, Any] = {}
     with EngineSet.open(engine_dir, threads=1) as engines:
-        for name, load in loads.items():
-            with VicortStream(engines, system, workload, overlap=True, max_tokens=ANSWER_TOKENS) as stream:
-                stream.push_chunks(settings.warmup_chunks + 40)
-                for question in QUESTIONS:
-                    stream.ask(question)
-                result[name] = _under(stream, load, settings.questions)
+        result = by_load(engines, system, workload, settings.warmup_chunks + FILLED, settings.questions)
     return {
         "engine_set": engine_dir.name,
         "workload": workload.describe(),
@@ -49,9 +44,26 @@ def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _under(stream: VicortStream, load: Callable[[VicortStream, threading.Event], None], questions: int) -> dict[str, Any]:
+def by_load(engines: EngineSet, system: System, workload: Workload, chunks: int, questions: int) -> dict[str, Any]:
+    """So many questions under each load, each on a stream of its own that is `chunks` long already."""
+    loads: dict[str, Load] = {
+        "idle": lambda stream, stop: None,
+        f"1x real time, {workload.fps} frames/s": _at_real_time,
+        FULL_RATE: at_full_rate,
+    }
+    result: dict[str, Any] = {}
+    for name, load in loads.items():
+        with VicortStream(engines, system, workload, overlap=True, max_tokens=ANSWER_TOKENS) as stream:
+            stream.push_chunks(chunks)
+            for question in QUESTIONS:
+                stream.ask(question)
+            result[name] = _under(stream, load, questions)
+    return result
+
+
+def _under(stream: VicortStream, load: Load, questions: int) -> dict[str, Any]:
     """Asks one question after another from this thread while `load` feeds frames from another."""
-    alone = _rate_of(stream, load, 2.0)
+    alone = _rate_of(stream, load, RATE_S)
     random = np.random.default_rng(0)
     with running(stream, load):
         frames, start = stream.watch.frames, time.perf_counter()
@@ -68,7 +80,7 @@ def _under(stream: VicortStream, load: Callable[[VicortStream, threading.Event],
     }
 
 
-def _rate_of(stream: VicortStream, load: Callable[[VicortStream, threading.Event], None], seconds: float) -> float:
+def _rate_of(stream: VicortStream, load: Load, seconds: float) -> float:
     with running(stream, load):
         frames, start = stream.watch.frames, time.perf_counter()
         time.sleep(seconds)
@@ -76,7 +88,7 @@ def _rate_of(stream: VicortStream, load: Callable[[VicortStream, threading.Event
 
 
 @contextmanager
-def running(stream: VicortStream, load: Callable[[VicortStream, threading.Event], None]) -> Iterator[None]:
+def running(stream: VicortStream, load: Load) -> Iterator[None]:
     """`load` on a thread of its own; what it fails with is raised here."""
     stop, failures = threading.Event(), []
 

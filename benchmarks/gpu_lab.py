@@ -185,7 +185,7 @@ class Lab:
         self.gpu  # noqa: B018 (skips without one)
         need("torch", "engine sets are built with it")
         if backend == "tensorrt":
-            self._need_tensorrt()
+            self.need_tensorrt()
         from vicort.benchmarks.engine_sets import tiny_model  # late: it takes torch
 
         return tiny_model().engines(self.folder, backend, precision)
@@ -201,7 +201,7 @@ class Lab:
             return tiny_engines(self.folder / f"tiny-{precision}-inductor", precision, self.gpu)
         return EngineSet.open(self.engine_dir(backend, precision))
 
-    def _need_tensorrt(self) -> None:
+    def need_tensorrt(self) -> None:
         from vicort.runtime.backends.tensorrt import load_tensorrt
 
         try:

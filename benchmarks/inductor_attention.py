@@ -134,6 +134,4 @@ def with_kernel(program: ExportedProgram, tile: Tile) -> ExportedProgram:
 
 def in_pytorch(program: ExportedProgram) -> ExportedProgram:
     """The program with the plain PyTorch form in the place of each BoundedAttention."""
-    return program.run_decompositions(
-        torch.export.default_decompositions() | {torch.ops.vicort.bounded_attention.default: attend}  # type: ignore[operator]
-    )
+    return program.run_decompositions(torch.export.default_decompositions() | {torch.ops.vicort.bounded_attention.default: attend})

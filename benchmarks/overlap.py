@@ -18,6 +18,7 @@ from vicort.benchmarks.vicort_stream import VicortStream
 from vicort.benchmarks.workload import CHUNK_FRAMES, Workload, bench_system, describe_system
 from vicort.runtime.engine import EngineSet
 from vicort.runtime.sources import open_source
+from vicort.runtime.sources.opening import Decode
 
 MODES = {  # overlapped?, CPU threads a running stage
     "sequential 1t": (False, 1),
@@ -42,7 +43,7 @@ def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
         stages = {mode: _stages(stream, settings.warmup_chunks) for mode, stream in streams.items()}
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         workload.encode(folder / "clip.mp4", settings.chunks * CHUNK_FRAMES)
-        readers = {mode: _reader(streams[mode], folder / "clip.mp4", threads, settings.chunks) for mode, (_, threads) in MODES.items()}
+        readers = {mode: reader(streams[mode], folder / "clip.mp4", threads, settings.chunks) for mode, (_, threads) in MODES.items()}
         encoded = interleaved(readers, settings.repeats)
     return {
         "engine_set": engine_dir.name,
@@ -76,13 +77,13 @@ def _stages(stream: VicortStream, first_chunk: int) -> dict[str, Any]:
     return {stage: spread(values) for stage, values in stream.stage_ms(first_chunk).items()}
 
 
-def _reader(stream: VicortStream, path: Path, threads: int, chunks: int) -> Callable[[], float]:
+def reader(stream: VicortStream, path: Path, threads: int, chunks: int, decode: Decode = "cpu") -> Callable[[], float]:
     """Decode the file and push its frames; wall milliseconds a chunk, decoding included, opening not."""
 
     def read() -> float:
         first = stream.next_frames(chunks * CHUNK_FRAMES)[0].time
         goal = len(stream.watch.chunks) + chunks
-        with open_source(str(path), threads=threads) as source:
+        with open_source(str(path), threads=threads, decode=decode) as source:
             start = time.perf_counter_ns()
             for number, frame in enumerate(source):
                 stream.session.push(replace(frame, time=first + Fraction(number, stream.workload.fps)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+REAL_SIDES = (308, 448)  # pixels of a frame at real size: about 300x300, as the published rate has it, and 448x448
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -111,14 +111,15 @@ def patches(frames: Tensor) -> Tensor:
 
     frames [U, 2, 112, 112, 3], uint8 or float of 0 to 255, RGB -> [U * 64, 3 * 2 * 14 * 14] float32.
     """
-    pixels = (frames.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    mean, std = (torch.tensor(values, device=frames.device) for values in (MEAN, STD))
+    pixels = (frames.float() / 255 - mean) / std
     grid = pixels.reshape(-1, 2, GRID, MERGE, PATCH, GRID, MERGE, PATCH, 3)  # unit, frame, row, sub-row, y, column, sub-column, x, channel
     return grid.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3 * 2 * PATCH * PATCH)
 
 
 def encode_units(model: Qwen2_5_VLForConditionalGeneration, frames: Tensor) -> Tensor:
     """Visual tokens [U, 16, 128] of units of frames [U, 2, 112, 112, 3]."""
-    grid = torch.tensor([[len(frames), SIDE // PATCH, SIDE // PATCH]])
+    grid = torch.tensor([[len(frames), SIDE // PATCH, SIDE // PATCH]], device=frames.device)
     features = model.model.visual(patches(frames), grid_thw=grid).pooler_output
     return features.reshape(len(frames), UNIT_TOKENS, -1)
 

@@ -2,17 +2,22 @@
 
     python -m vicort.export.tiny.reels POOL --count 1300 &
     python -m vicort.export.tiny.train POOL RUN --threads 2
+    python -m vicort.export.tiny.train POOL RUN --longer --device cuda --minutes 8
 
-RUN holds state.pt (everything needed to go on), checkpoint/ (a Hugging Face directory) and curve.json.
+The second command goes on behind the last stage, on a GPU and for so long; where RUN is new, it begins with the committed checkpoint.
+It has not run on a GPU yet. RUN holds state.pt (everything needed to go on), checkpoint/ (a Hugging Face directory) and curve.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vicort.export.tiny.batches import IGNORED, Batch, Composer, Recipe, gather, glances, sights
-from vicort.export.tiny.model import encode_units, faster_attention, new_model, save_checkpoint
+from vicort.export.tiny.model import CHECKPOINT, encode_units, faster_attention, new_model, save_checkpoint
 from vicort.export.tiny.questions import KINDS
 from vicort.export.tiny.reels import is_square, load_reel
 from vicort.export.tiny.tokenizer import VOCABULARY
@@ -54,6 +59,8 @@ STAGES = (
     Stage("memory", 420, (6e-4, 3e-5), MEMORY, sight=0.2),
 )
 
+LONGER = Stage("longer", 3000, (3e-4, 1e-5), MEMORY)  # behind the others, on request: the language model alone
+
 
 @dataclass
 class Run:
@@ -62,19 +69,26 @@ class Run:
     model: Qwen2_5_VLForConditionalGeneration
     sight: nn.Linear
     optimizer: torch.optim.Optimizer
+    device: torch.device
     step: int = 0
     curve: list[dict[str, object]] = field(default_factory=list)
 
 
-def start_or_resume(folder: Path) -> Run:
+def start_or_resume(folder: Path, device: str = "cpu", longer: bool = False) -> Run:
+    """The run in `folder`; a new one where there is none, with `longer` behind the last of STAGES, from the committed checkpoint."""
     model = new_model(seed=0)
     faster_attention(model)
-    sight = nn.Linear(model.config.vision_config.out_hidden_size, sum(SIGHTS) * 2)
+    sight = nn.Linear(model.config.vision_config.out_hidden_size, sum(SIGHTS) * 2).to(device)
+    model.to(torch.device(device))
     optimizer = torch.optim.AdamW([*model.parameters(), *sight.parameters()], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02)
-    run = Run(model, sight, optimizer)
+    run = Run(model, sight, optimizer, torch.device(device))
     path = folder / "state.pt"
+    if longer and not path.exists():
+        trained = Qwen2_5_VLForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
+        model.load_state_dict(trained.state_dict())
+        run.step = sum(stage.steps for stage in STAGES)
     if path.exists():
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location=run.device)
         model.load_state_dict(state["model"])
         sight.load_state_dict(state["sight"])
         optimizer.load_state_dict(state["optimizer"])
@@ -90,9 +104,9 @@ def save(run: Run, folder: Path) -> None:
     (folder / "curve.json").write_text(json.dumps(run.curve, indent=1) + "\n")
 
 
-def stage_at(step: int) -> tuple[Stage, float] | None:
+def stage_at(step: int, stages: Sequence[Stage] = STAGES) -> tuple[Stage, float] | None:
     """The stage of a step and how far it has come, 0 to 1; None after the last."""
-    for stage in STAGES:
+    for stage in stages:
         if step < stage.steps:
             return stage, step / stage.steps
         step -= stage.steps
@@ -100,30 +114,35 @@ def stage_at(step: int) -> tuple[Stage, float] | None:
 
 
 def augmented(units: np.ndarray, generator: torch.Generator) -> Tensor:
-    """[U, 2, 112, 112, 3] float32 of 0 to 255: the units with other brightness, contrast and noise."""
-    frames = torch.from_numpy(np.ascontiguousarray(units)).float()
+    """[U, 2, 112, 112, 3] float32 of 0 to 255, on the generator's device: the units with other brightness, contrast and noise."""
+    drawn: dict[str, Any] = {"generator": generator, "device": generator.device}
+    frames = torch.from_numpy(np.ascontiguousarray(units)).to(generator.device).float()
     shape = (len(frames), 1, 1, 1, 1)
-    gain = 1 + 0.1 * torch.randn(shape, generator=generator)
-    bias = 8 * torch.randn(shape, generator=generator)
-    strength = 6 * torch.rand(shape, generator=generator) ** 2
-    small = torch.randn(frames.shape[1:], generator=generator)  # one noise for all units: drawing it is what costs
+    gain = 1 + 0.1 * torch.randn(shape, **drawn)
+    bias = 8 * torch.randn(shape, **drawn)
+    strength = 6 * torch.rand(shape, **drawn) ** 2
+    small = torch.randn(frames.shape[1:], **drawn)  # one noise for all units: drawing it is what costs
     return (frames * gain + bias + strength * small).clamp_(0, 255)
 
 
 def forward(model: Qwen2_5_VLForConditionalGeneration, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(logits [N, vocabulary], labels [N], kinds [N]) of the batch's labelled cells; features [units * 16, width]."""
-    rows = torch.from_numpy(batch.feature)
-    words = model.get_input_embeddings()(torch.from_numpy(batch.tokens))
+    """(logits [N, vocabulary], labels [N], kinds [N]) of the batch's labelled cells, where the features [units * 16, width] are."""
+
+    def put(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(features.device)
+
+    rows = put(batch.feature)
+    words = model.get_input_embeddings()(put(batch.tokens))
     embedded = torch.where(rows[..., None] >= 0, features[rows.clamp(min=0)].to(words.dtype), words)
-    labels = torch.from_numpy(batch.labels)
+    labels = put(batch.labels)
     hidden = model.model.language_model(
         inputs_embeds=embedded,
-        position_ids=torch.from_numpy(batch.positions),
-        attention_mask={"full_attention": torch.from_numpy(batch.mask)},
+        position_ids=put(batch.positions),
+        attention_mask={"full_attention": put(batch.mask)},
         use_cache=False,
     ).last_hidden_state
     chosen = labels != IGNORED
-    return model.lm_head(hidden[chosen]).float(), labels[chosen], torch.from_numpy(batch.kinds)[chosen]
+    return model.lm_head(hidden[chosen]).float(), labels[chosen], put(batch.kinds)[chosen]
 
 
 def sight_loss(run: Run, features: Tensor, shown: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -133,7 +152,8 @@ def sight_loss(run: Run, features: Tensor, shown: np.ndarray) -> tuple[Tensor, T
     """
     logits = run.sight(features).float()
     losses, right = [], []
-    for part, target in zip(logits.split([*SIGHTS, *SIGHTS], -1), torch.from_numpy(shown).flatten(1).T, strict=True):
+    targets = torch.from_numpy(shown).to(run.device).flatten(1).T
+    for part, target in zip(logits.split([*SIGHTS, *SIGHTS], -1), targets, strict=True):
         losses.append(cross_entropy(part.flatten(0, 1), target.repeat_interleave(features.shape[1])))
         right.append(part.mean(1).argmax(-1) == target)
     return torch.stack(losses).mean(), torch.stack(right, 1)
@@ -143,7 +163,7 @@ def look(run: Run, stage: Stage, rng: np.random.Generator, generator: torch.Gene
     """Loss of single units; shapes and colours told right or not, as kinds 1 and 0."""
     reels = [load_reel(pool[index]) for index in rng.integers(0, len(pool), stage.glances[0])]
     units, shown = glances(rng, reels, stage.glances[1])
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(run.device.type, torch.bfloat16):
         loss, right = sight_loss(run, encode_units(run.model, augmented(units, generator)), shown)
     return loss * stage.sight, right.flatten(), torch.tensor([1, 0, 1, 0]).repeat(len(right))
 
@@ -152,10 +172,10 @@ def read(run: Run, stage: Stage, rng: np.random.Generator, generator: torch.Gene
     """Loss of questions about streams; each answer token but the last right or not, and the kind of its question."""
     reels = [load_reel(pool[index]) for index in rng.integers(0, len(pool), composer.recipe.reels)]
     units, episodes = gather(rng, reels, composer.recipe)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(run.device.type, torch.bfloat16):
         with torch.set_grad_enabled(stage.sight > 0):
             features = encode_units(run.model, augmented(units, generator))
-        batch = composer.compose(rng, episodes, features.detach().float().numpy())
+        batch = composer.compose(rng, episodes, features.detach().float().numpy(force=True))
         logits, labels, kinds = forward(run.model, batch, features.flatten(0, 1))
         seen = sight_loss(run, features, np.concatenate([sights(reel) for reel in reels]))[0] if stage.sight else 0.0
     words = labels != END
@@ -163,8 +183,8 @@ def read(run: Run, stage: Stage, rng: np.random.Generator, generator: torch.Gene
 
 
 def train_step(run: Run, stage: Stage, composer: Composer | None, pool: list[Path], rate: float) -> tuple[float, Tensor, Tensor]:
-    """One update. -> loss, what was answered right or not, and its kind."""
-    rng, generator = np.random.default_rng([run.step, 20]), torch.Generator().manual_seed(run.step)
+    """One update. -> loss, what was answered right or not, and its kind, on the CPU."""
+    rng, generator = np.random.default_rng([run.step, 20]), torch.Generator(run.device).manual_seed(run.step)
     loss, right, kinds = read(run, stage, rng, generator, pool, composer) if composer else look(run, stage, rng, generator, pool)
     run.optimizer.zero_grad()  # to None: what takes no part in a stage is not decayed either
     loss.backward()
@@ -172,7 +192,7 @@ def train_step(run: Run, stage: Stage, composer: Composer | None, pool: list[Pat
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.step()
-    return loss.item(), right, kinds
+    return loss.item(), right.cpu(), kinds.cpu()
 
 
 class Meter:
@@ -202,12 +222,21 @@ class Meter:
         }
 
 
-def train(pool: Path, folder: Path) -> None:
+def train(
+    pool: Path,
+    folder: Path,
+    device: str = "cpu",
+    longer: bool = False,
+    minutes: float = math.inf,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Go on until the last stage is done, or `minutes` have passed; the run is saved then. device: PyTorch's name of it."""
     folder.mkdir(parents=True, exist_ok=True)
-    run = start_or_resume(folder)
-    composers = {stage.name: Composer(stage.recipe) if stage.recipe else None for stage in STAGES}
-    meter = None
-    while (now := stage_at(run.step)) is not None:
+    end = clock() + 60 * minutes
+    run, stages = start_or_resume(folder, device, longer), (*STAGES, LONGER) if longer else STAGES
+    composers = {stage.name: Composer(stage.recipe) if stage.recipe else None for stage in stages}
+    meter, saved = None, run.step
+    while (now := stage_at(run.step, stages)) is not None and clock() < end:
         stage, share = now
         meter = meter or Meter(list(KINDS))
         paths = [path for path in sorted(pool.glob("*.npz")) if not stage.square or is_square(int(path.stem))]
@@ -219,8 +248,11 @@ def train(pool: Path, folder: Path) -> None:
             run.curve.append(meter.report(run.step, stage.name))
             print(json.dumps(run.curve[-1]), flush=True)
             meter = None
-        if run.step % SAVE_EVERY == 0 or stage_at(run.step) is None:
+        if run.step % SAVE_EVERY == 0:
             save(run, folder)
+            saved = run.step
+    if run.step > saved:
+        save(run, folder)
 
 
 def main() -> None:
@@ -228,9 +260,14 @@ def main() -> None:
     parser.add_argument("pool", type=Path, help="folder of reels, see vicort.export.tiny.reels")
     parser.add_argument("run", type=Path, help="folder of the run; an interrupted one goes on where it stopped")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="where to train, as PyTorch calls it: cpu, cuda (%(default)s)")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="stop, and save, after so long (default: when the last stage is done)"
+    )
+    parser.add_argument("--longer", action="store_true", help="go on behind the last stage; a new run begins with the committed checkpoint")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    train(arguments.pool, arguments.run)
+    train(arguments.pool, arguments.run, arguments.device, arguments.longer, arguments.minutes)
 
 
 if __name__ == "__main__":

@@ -339,7 +339,7 @@ def test_the_maker_builds_for_a_size_of_frames(lab: Lab, monkeypatch: pytest.Mon
     made: list[tuple] = []
     monkeypatch.setattr(gpu_inductor, "need_cuda", lambda: None)
     monkeypatch.setattr(gpu_inductor, "build", lambda *args, shared: made.append((*args, shared)) or {"llm": 1.0})
-    size = SimpleNamespace(name="tiny", recipe="tiny", most_rows=64, precision="bf16")
+    size = SimpleNamespace(name="tiny", recipe="tiny", most_rows=64)
     assert gpu_inductor.InductorMaker().build(lab, size, checkpoint(), lab.folder / "a", 56, lab.folder / "b") == {
         "package_seconds": {"llm": 1.0}
     }

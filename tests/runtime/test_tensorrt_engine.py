@@ -15,7 +15,7 @@ from support.fake_tensorrt import Array, FakeStream, FakeTensorRT
 
 from vicort.runtime.backends import open_backend, tensorrt
 from vicort.runtime.backends.graph_cache import LATER_WAIT, GraphCache
-from vicort.runtime.backends.tensorrt import MOST_GRAPHS, TensorRTEngine, load_tensorrt
+from vicort.runtime.backends.tensorrt import MOST_GRAPHS, LayerTimes, TensorRTEngine, load_tensorrt
 from vicort.runtime.errors import DeviceError, EngineError
 from vicort.runtime.manifest import FILE_NAME, Dimension, GraphSpec, TensorSpec
 
@@ -136,6 +136,20 @@ def test_a_context_that_says_it_cannot_be_captured_is_not(engine, fake, stream, 
     for _ in range(3):
         engine.enqueue(arrays, stream)
     assert "begin capture" not in names(taken(fake))
+
+
+def test_layers_are_timed_on_a_context_of_their_own_outside_of_graphs(engine, fake, stream):
+    arrays = bound(5)
+    for _ in range(3):
+        engine.enqueue(arrays, stream)
+    taken(fake)
+    assert engine.layer_times(arrays, stream, runs=2) == {"norm": [0.75, 0.75], "product": [2.0, 2.0]}
+    calls = taken(fake)
+    assert names(calls).count("execute") == 3  # one to warm up
+    assert "replay" not in names(calls)
+    assert names(calls)[0] == "context"
+    engine.enqueue(arrays, stream)
+    assert names(taken(fake)) == ["replay"]  # the graph is still there
 
 
 def test_graphs_are_bounded_and_the_oldest_is_closed_once_the_stream_has_passed(engine, fake, stream):
@@ -387,6 +401,19 @@ def create(rtx, host_of=Kernels, **changes):
     with rtx.plugins(kernels) as host:
         plugin = rtx.creator.create_plugin("node", fields(rtx, **changes), None)
     return plugin, kernels, host
+
+
+def test_layer_times_are_a_profiler_of_tensorrts_own(rtx):
+    layers = tensorrt._derive(LayerTimes, rtx.module.IProfiler)()
+    assert isinstance(layers, rtx.module.IProfiler)
+    for ms in (9.0, 1.0):
+        layers.begin()
+        layers.report_layer_time("a", ms)
+        layers.report_layer_time("b", 2 * ms)
+        layers.report_layer_time("a", 0.5)
+    assert layers.after_the_first() == {"a": [1.5], "b": [2.0]}
+    assert hasattr(rtx.module.IExecutionContext, "profiler")
+    assert hasattr(rtx.module.IExecutionContext, "enqueue_emits_profile")
 
 
 def test_tensorrt_finds_the_plugin_by_name_and_namespace(rtx):

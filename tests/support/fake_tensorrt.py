@@ -75,6 +75,7 @@ class FakeContext:
     def __init__(self, engine, number) -> None:
         self.engine, self.number = engine, number
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.profiler = None
 
     def _note(self, *call):
         self.engine.calls.append((self.number, *call))
@@ -97,6 +98,9 @@ class FakeContext:
 
     def execute_async_v3(self, stream):
         self._note("execute", stream)
+        if self.profiler:
+            for name, ms in self.engine.layer_ms:
+                self.profiler.report_layer_time(name, ms)
         if self.engine.host_failure:
             self.engine.module.host.keep(self.engine.host_failure)
         return self.engine.host_failure is None and not self.engine.fails
@@ -110,6 +114,7 @@ class FakeEngine:
         self.calls: list[tuple] = []
         self.refused: set[str] = set()
         self.bytes_per_row, self.fails, self.host_failure = 1000, False, None
+        self.layer_ms = [("norm", 0.5), ("product", 2.0), ("norm", 0.25)]  # that a profiler is told, in this order
         self._numbers = itertools.count()
 
     num_io_tensors = property(lambda self: len(self.tensors))
@@ -135,6 +140,7 @@ class FakeTensorRT:
     """In the place of a vicort.runtime.backends.tensorrt.TensorRT, of the full flavour."""
 
     flavour, version = "tensorrt", "11.4.0"
+    IProfiler = object
 
     def __init__(self, tensors) -> None:
         self.module = self
