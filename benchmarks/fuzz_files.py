@@ -12,6 +12,7 @@ from typing import Literal
 import av
 import numpy as np
 
+from vicort.benchmarks.scheduling import scheduling_kept
 from vicort.runtime.manifest import SCHEMA_VERSION
 from vicort.runtime.system import known_systems
 
@@ -315,7 +316,7 @@ def _write(path: Path, codec: str, pixel_format: str, container: str, count: int
     """Raises ValueError if this PyAV has no such encoder."""
     av.Codec(codec, "w")
     options = {"update": "1"} if container == "image2" else {}
-    with av.open(str(path), "w", format=container, options=options) as output:
+    with scheduling_kept(), av.open(str(path), "w", format=container, options=options) as output:
         track = output.add_stream(codec, rate=25, options={"strict": "-2"} | OPTIONS.get(codec, {}))
         width, height = SIZES.get(codec, SIZE)
         track.width, track.height, track.pix_fmt = width, height, pixel_format

@@ -9,8 +9,17 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from vicort.benchmarks.scheduling import scheduling_kept
+
 settings.register_profile("vicort", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("vicort")
+
+
+@pytest.fixture(autouse=True)
+def scheduling():
+    """Tests that write AV1 leave no realtime process behind, in which all that follows would hold up the rest of the machine."""
+    with scheduling_kept():
+        yield
 
 
 @pytest.fixture(scope="session")

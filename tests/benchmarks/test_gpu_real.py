@@ -36,8 +36,8 @@ TINY = Size(
     "toy",
     "qwen2.5-vl-3b",
     {"depth": 2, "hidden_size": 64, "intermediate_size": 96, "num_heads": 2, "window_size": 56, "fullatt_block_indexes": [1]},
-    {"vocab_size": 101, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
-    | {"num_key_value_heads": 1, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
+    {"vocab_size": 101, "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    | {"num_key_value_heads": 2, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
     tied=True,
     theta=1e4,
     sections=(4, 6, 6),
@@ -167,7 +167,7 @@ def test_a_build_makes_what_the_other_steps_start_from(lab: Lab) -> None:
 
 
 def norms_and_biases() -> int:
-    d, width, heads, kv_heads, dim = 64, 64, 2, 1, 32
+    d, width, heads, kv_heads, dim = 64, 128, 4, 2, 32
     vision = 2 * (2 * d + 3 * d + d + 2 * 96 + d) + d + 4 * d + width
     return vision + 2 * (2 * width + (heads + 2 * kv_heads) * dim) + width
 
