@@ -61,7 +61,8 @@ class PacketReader:
         """
         if not 0 < len(data) <= MOST_BYTES:
             raise SourceError(f"a packet of {len(data)} bytes: give 1 to {MOST_BYTES}, a whole picture")
-        packet = av.Packet(data)
+        packet = av.Packet(len(data))  # of FFmpeg's own making, with the zeros behind it that decoders read on into
+        packet.update(data)
         packet.pts, packet.time_base = time_us, MICROSECOND
         return self._pictures(packet)
 

@@ -19,6 +19,7 @@ from triton import knobs
 
 from vicort.benchmarks.kernels import DTYPES, MODELS, RESULT, SHARED_LIMIT, faults, measure
 from vicort.export.bounded_attention import bounded_attention
+from vicort.export.kernels import compile as compiling
 from vicort.export.kernels.compile import ARCHITECTURES, Built, build, compile_kernels, pack, plan_tasks
 from vicort.export.onnx_function import rotary_frequencies
 from vicort.runtime.errors import ConfigError
@@ -327,3 +328,22 @@ def test_the_kept_report_covers_every_model_without_a_spill():
     covered = {(row["model"], row["dtype"], row["architecture"]) for row in rows}
     assert covered == {(model, dtype, f"sm_{each}") for model in MODELS for dtype in DTYPES for each in ARCHITECTURES}
     assert not [fault for row in rows for fault in faults(row)]
+
+
+@pytest.mark.parametrize(("message", "calls"), [("AST constructor recursion depth mismatch (before=39, after=128)", 3), ("another", 1)])
+def test_threads_that_met_in_the_parser_try_again(monkeypatch, message, calls):
+    tries = []
+
+    def compiled(source, **_):
+        tries.append(source)
+        if len(tries) < 3:
+            raise SystemError(message)
+        return "compiled"
+
+    monkeypatch.setattr(compiling.triton, "compile", compiled)
+    if calls == 1:
+        with pytest.raises(SystemError, match="another"):
+            compiling._compiled("source", "target", {})
+    else:
+        assert compiling._compiled("source", "target", {}) == "compiled"
+    assert tries == ["source"] * calls

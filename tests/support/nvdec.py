@@ -84,8 +84,9 @@ class StandInDecoder:
             self._packets += 1
             raise self._module.PyNvVCException("HW decoder faced error\nand more")
         self._packets += 1
-        packet = av.Packet(ctypes.string_at(entry.bsl_data, entry.bsl)) if entry.bsl else None
+        packet = av.Packet(entry.bsl) if entry.bsl else None  # with the zeros behind it that decoders read on into
         if packet:
+            packet.update(ctypes.string_at(entry.bsl_data, entry.bsl))
             packet.pts = entry.pts
         self._buffer[:] = 0x55  # pictures of the call before are gone
         self._late.clear()

@@ -28,7 +28,7 @@ def tiny_set() -> Path:
     On the way it copies the ONNX files, which the build throws away, to `tiny_onnx()`.
     """
     folder, onnx = room() / "tiny-bf16-tensorrt", room() / "tiny-bf16-onnx"
-    onnx.mkdir()
+    onnx.mkdir(exist_ok=True)  # of a build that failed
 
     def copy_and_build(job, *args):
         shutil.copytree(job.model.parent, onnx, dirs_exist_ok=True)
