@@ -16,7 +16,8 @@ DAY = 86_400  # seconds, of a temporal unit each: 10,800 chunks
 THINGS = 7
 EMPTY = 64  # different pictures of nothing, over and over
 # full-history ends where its memory ends (test_endless.py); videollm-online is asked otherwise.
-REMEMBERS_A_DAY = {"vicostream", "distinct", "uniform", "livevlm"}  # with the budgets of their YAML files and the embedded model
+REMEMBERS_A_DAY = {"vicostream", "distinct", "livevlm"}  # with the budgets of their YAML files and the embedded model
+HOLDS_A_DAY = {"uniform"}  # but a question reads a unit in five minutes or so: it may be none of that minute
 
 
 def day(seed, seconds):
@@ -48,5 +49,7 @@ def test_a_day_later_the_first_minute_is_remembered_or_the_answer_says_that_it_i
     if name in REMEMBERS_A_DAY:
         assert since == {0}
         assert right >= 2
+    elif name in HOLDS_A_DAY:
+        assert since == {0}
     else:
         assert min(since) > 60
