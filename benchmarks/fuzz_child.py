@@ -23,7 +23,7 @@ from vicort.runtime.sources.packets import DecodedPicture, PacketReader
 from vicort.runtime.system import load_system
 
 LONGEST_LINE = 4_096  # characters of an error
-ADDRESS_SPACE = 6 << 30  # bytes: what a child may map at all, so that a bomb harms no one else
+ADDRESS_SPACE = 6 << 30  # bytes: what a child may map besides what it is born with, so that a bomb harms no one else
 VIDEO_TOKEN = 6  # of the embedded model
 TOLD = 8_000  # bytes of what a child tells
 
@@ -32,7 +32,7 @@ TOLD = 8_000  # bytes of what a child tells
 class Outcome:
     kind: str  # answered, refused; or, as a fault: traceback, crash, hang, memory
     detail: str
-    peak: int  # bytes of memory, this program included
+    peak: int  # bytes of memory that reading it took
 
     @property
     def bad(self) -> bool:
@@ -43,10 +43,11 @@ def tried(path: Path, kind: Kind, *, seconds: float, most_bytes: int) -> Outcome
     """Read the file in a child that is ended after so many seconds."""
     reading, writing = os.pipe()
     said = path.with_name("stderr")
+    own_space, own_memory = _sizes()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _be_child(path, kind, writing, said)
+        _be_child(path, kind, writing, said, own_space + ADDRESS_SPACE)
     os.close(writing)
     ended = bool(select.select([reading], [], [], seconds)[0])
     told = os.read(reading, TOLD).decode("utf-8", "replace") if ended else ""
@@ -54,7 +55,7 @@ def tried(path: Path, kind: Kind, *, seconds: float, most_bytes: int) -> Outcome
     if not ended:
         os.kill(child, signal.SIGKILL)
     _, status, usage = os.wait4(child, 0)
-    peak = usage.ru_maxrss * 1024
+    peak = max(0, usage.ru_maxrss * 1024 - own_memory)
     if not ended:
         return Outcome("hang", f"no end after {seconds:g} s", peak)
     if os.WIFSIGNALED(status):
@@ -68,10 +69,16 @@ def tried(path: Path, kind: Kind, *, seconds: float, most_bytes: int) -> Outcome
     return Outcome(verdict, detail, peak)
 
 
-def _be_child(path: Path, kind: Kind, writing: int, said: Path) -> NoReturn:
+def _sizes() -> tuple[int, int]:
+    """Bytes of address space and of memory that this program has now."""
+    pages = Path("/proc/self/statm").read_text().split()
+    return int(pages[0]) * resource.getpagesize(), int(pages[1]) * resource.getpagesize()
+
+
+def _be_child(path: Path, kind: Kind, writing: int, said: Path, most_space: int) -> NoReturn:
     os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    resource.setrlimit(resource.RLIMIT_AS, (most_space, most_space))
     try:
         told = f"answered {READERS[kind](path)}"
     except VicortError as error:

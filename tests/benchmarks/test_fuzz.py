@@ -62,6 +62,13 @@ def test_how_a_file_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader
     assert (outcome.kind, outcome.bad) == (kind, kind not in ("answered", "refused"))
 
 
+def test_what_the_program_holds_itself_is_no_fault_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = np.ones(500_000_000, np.uint8)
+    monkeypatch.setitem(fuzz_child.READERS, "system", lambda path: f"{held[0]}")
+    outcome = fuzz_child.tried(tmp_path / "file", "system", seconds=20, most_bytes=200_000_000)
+    assert (outcome.kind, outcome.detail) == ("answered", "1")
+
+
 def test_a_fault_fails_the_run_and_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(fuzz, "good_files", lambda room: ([Good("a.yaml", "system", b"name: a")], []))
     monkeypatch.setitem(fuzz_child.READERS, "system", lambda path: 1 / 0)
