@@ -43,11 +43,12 @@ def tried(path: Path, kind: Kind, *, seconds: float, most_bytes: int) -> Outcome
     """Read the file in a child that is ended after so many seconds."""
     reading, writing = os.pipe()
     said = path.with_name("stderr")
-    own_space, own_memory = _sizes()
+    born = path.with_name("born")
+    born.write_text("0")
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _be_child(path, kind, writing, said, own_space + ADDRESS_SPACE)
+        _be_child(path, kind, writing, said, born)
     os.close(writing)
     ended = bool(select.select([reading], [], [], seconds)[0])
     told = os.read(reading, TOLD).decode("utf-8", "replace") if ended else ""
@@ -55,7 +56,7 @@ def tried(path: Path, kind: Kind, *, seconds: float, most_bytes: int) -> Outcome
     if not ended:
         os.kill(child, signal.SIGKILL)
     _, status, usage = os.wait4(child, 0)
-    peak = max(0, usage.ru_maxrss * 1024 - own_memory)
+    peak = max(0, usage.ru_maxrss * 1024 - int(born.read_text()))
     if not ended:
         return Outcome("hang", f"no end after {seconds:g} s", peak)
     if os.WIFSIGNALED(status):
@@ -75,10 +76,12 @@ def _sizes() -> tuple[int, int]:
     return int(pages[0]) * resource.getpagesize(), int(pages[1]) * resource.getpagesize()
 
 
-def _be_child(path: Path, kind: Kind, writing: int, said: Path, most_space: int) -> NoReturn:
+def _be_child(path: Path, kind: Kind, writing: int, said: Path, born: Path) -> NoReturn:
+    space, memory = _sizes()
+    born.write_text(str(memory))
     os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (most_space, most_space))
+    resource.setrlimit(resource.RLIMIT_AS, (space + ADDRESS_SPACE, space + ADDRESS_SPACE))
     try:
         told = f"answered {READERS[kind](path)}"
     except VicortError as error:
