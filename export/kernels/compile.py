@@ -28,7 +28,7 @@ from vicort.export.qwen2_5_vl.configuration import LanguageConfiguration
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.kernels import INDEX, SCHEMA_VERSION, ArgumentKind, CompiledKernel, Dtype, Form, KernelName, KernelSpec
 
-MEETINGS = 5  # that one kernel may have
+MEETINGS = 5  # of threads in Python's parser, that the compilation of one kernel survives
 ARCHITECTURES = (80, 86, 89, 90, 120)
 DTYPES: dict[str, Dtype] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 KERNELS: dict[KernelName, JITFunction] = {each.__name__: each for each in (bounded_attention, combine, scatter_tokens, set_places)}
