@@ -71,7 +71,7 @@ def layers_of(work: Job, graph: GraphName, inputs: Arrays) -> dict[str, Any]:
     """Milliseconds by layer and by kind of layer, where the engine tells."""
     from vicort.export.verify import bind
 
-    engine = getattr(work.engines, graph)
+    engine = work.engines.engine(graph)
     if not hasattr(engine, "layer_times"):
         return {"layers": f"engines of {work.place.backend} do not tell the times of their layers"}
     device = work.engines.new_device(overlap=True)

@@ -63,6 +63,8 @@ class HostPool:
 
     def copy_from(self, source: Pool, source_slots: Sequence[int], slots: Sequence[int], stream: Stream) -> None:
         there, here = list(source_slots), list(slots)
+        if len(there) != len(here):  # NumPy would copy one page to all
+            raise ValueError(f"{len(there)} pages cannot be copied to {len(here)} slots")
         self.data[here] = source.data[there]
         self.where[here] = source.where[there]
 

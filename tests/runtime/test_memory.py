@@ -106,3 +106,10 @@ def test_tables_grow_in_steps_and_are_filled_up_with_none(count, length):
     table = pad_table(range(count))
     assert table.shape == (1, 1, length)
     assert table.reshape(-1).tolist() == [*range(count), *[-1] * (length - count)]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_as_many_pages_are_copied_as_there_are_slots_for(count):
+    memory = filled(4)
+    with pytest.raises(ValueError, match=f"1 pages cannot be copied to {count} slots"):
+        memory.pool.copy_from(memory.pool, [0], range(count), STREAM)
