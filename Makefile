@@ -37,7 +37,7 @@ bench: install ## measure this machine: JSON, tables and pictures in benchmarks/
 	$(BIN)/vicort-bench
 
 gpu-check: install ## on a machine with an NVIDIA GPU: kernels, plugin, engines and pipeline, one JSON report
-	$(BIN)/python -m vicort.benchmarks.gpu_check
+	$(BIN)/python -m vicort.benchmarks.gpu.check
 
 lint: install types ## ruff, and mypy over the package
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from vicort.benchmarks.settings import QUICK, Settings
+from vicort.benchmarks.common.settings import QUICK, Settings
 from vicort.runtime.errors import ConfigError, VicortError
 
 SCHEMA = 1
@@ -25,58 +25,58 @@ TINY_ENGINES = ("openvino", "fp32")  # of the parts that measure one engine set
 
 
 def machine(cache: Path, settings: Settings) -> dict[str, Any]:
-    from vicort.benchmarks.checkpoints import matrix_shapes
-    from vicort.benchmarks.machine import ceilings
+    from vicort.benchmarks.common.checkpoints import matrix_shapes
+    from vicort.benchmarks.common.machine import ceilings
 
     return ceilings(settings.matrix_size, settings.copy_mb, settings.matrix_repeats, matrix_shapes())
 
 
 def overlap(cache: Path, settings: Settings) -> dict[str, Any]:
-    from vicort.benchmarks import overlap
-    from vicort.benchmarks.engine_sets import tiny_model
+    from vicort.benchmarks.common import overlap
+    from vicort.benchmarks.common.engine_sets import tiny_model
 
     return overlap.measure(tiny_model().engines(cache, *TINY_ENGINES), settings)
 
 
 def transformers_tiny(cache: Path, settings: Settings) -> dict[str, Any]:
-    from vicort.benchmarks.against_transformers import measure
-    from vicort.benchmarks.engine_sets import tiny_model
+    from vicort.benchmarks.common.engine_sets import tiny_model
+    from vicort.benchmarks.cpu.against_transformers import measure
 
     return measure(tiny_model(), cache, settings)
 
 
 def transformers_medium(cache: Path, settings: Settings) -> dict[str, Any]:
-    from vicort.benchmarks.against_transformers import measure
-    from vicort.benchmarks.engine_sets import medium_model
+    from vicort.benchmarks.common.engine_sets import medium_model
+    from vicort.benchmarks.cpu.against_transformers import measure
 
     return measure(medium_model(cache), cache, settings)
 
 
 def long_stream(cache: Path, settings: Settings) -> dict[str, Any]:
-    from vicort.benchmarks import long_stream
-    from vicort.benchmarks.engine_sets import tiny_model
+    from vicort.benchmarks.common import long_stream
+    from vicort.benchmarks.common.engine_sets import tiny_model
 
     return long_stream.measure(tiny_model().engines(cache, *TINY_ENGINES), settings)
 
 
 def first_token(cache: Path, settings: Settings) -> dict[str, Any]:
-    from vicort.benchmarks import first_token
-    from vicort.benchmarks.engine_sets import tiny_model
+    from vicort.benchmarks.common import first_token
+    from vicort.benchmarks.common.engine_sets import tiny_model
 
     return first_token.measure(tiny_model().engines(cache, *TINY_ENGINES), settings)
 
 
 def systems(cache: Path, settings: Settings) -> dict[str, Any]:
-    from vicort.benchmarks import systems
-    from vicort.benchmarks.engine_sets import speaking_model, tiny_model
+    from vicort.benchmarks.common.engine_sets import speaking_model, tiny_model
+    from vicort.benchmarks.systems import systems
 
     sets = systems.EngineDirs(tiny_model().engines(cache, *TINY_ENGINES), speaking_model().engines(cache, *TINY_ENGINES))
     return systems.measure(sets, cache, settings)
 
 
 def migration(cache: Path, settings: Settings) -> dict[str, Any]:
-    from vicort.benchmarks import migration
-    from vicort.benchmarks.engine_sets import tiny_model
+    from vicort.benchmarks.common.engine_sets import tiny_model
+    from vicort.benchmarks.systems import migration
 
     return migration.measure(tiny_model().engines(cache, *TINY_ENGINES), cache, settings)
 
@@ -101,8 +101,8 @@ def run(names: Sequence[str], cache: Path, settings: Settings, quick: bool, out:
 
     Parts that `out` already holds, measured on the same machine with the same libraries and settings, stay; each part has its own date.
     """
-    from vicort.benchmarks.cap import place
-    from vicort.benchmarks.machine import conditions, now
+    from vicort.benchmarks.common.machine import conditions, now
+    from vicort.benchmarks.systems.cap import place
 
     amounts = json.loads(json.dumps(vars(settings)))
     result: dict[str, Any] = {"schema": SCHEMA, "quick": quick, "conditions": conditions(), "settings": amounts, "parts": {}}
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from vicort.benchmarks.report import pages, table
+    from vicort.benchmarks.cpu.report import pages, table
 
     settings = QUICK if options.quick else Settings()
     names = _chosen(options.only, settings)
@@ -170,7 +170,8 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _drawn(result: dict[str, Any], out: Path) -> list[Path]:
     """The pictures, beside the JSON: one of the parts that measure the pipeline, one each of the systems, the migration and CAP."""
-    from vicort.benchmarks import cap_picture, migration_picture, picture, systems_picture
+    from vicort.benchmarks.common import picture
+    from vicort.benchmarks.systems import cap_picture, migration_picture, systems_picture
 
     painters = {"": picture.draw, "-systems": systems_picture.draw, "-migration": migration_picture.draw, "-cap": cap_picture.draw}
     paths = [draw(result, out.with_name(f"{out.stem}{name}.png")) for name, draw in painters.items()]

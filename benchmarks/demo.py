@@ -28,13 +28,13 @@ def main() -> int:
     questions.parent.mkdir(parents=True, exist_ok=True)
     questions.write_text("".join(json.dumps({key: case[key] for key in ("at", "question", "id")}) + "\n" for case in cases))
     paths = os.path.relpath(VIDEO), "--system", options.system, "--questions", os.path.relpath(questions)
-    events = run("vicort.runtime.run", *paths, "--format", "jsonl")
+    events = run("vicort.runtime.cli.run", *paths, "--format", "jsonl")
     return report(cases, [json.loads(line) for line in events.splitlines()])
 
 
 def run(module: str, *arguments: str) -> str:
     """Run a vicort tool as a user would, say so, and return what it wrote to stdout."""
-    print("$", {"vicort.export.build": "vicort-build", "vicort.runtime.run": "vicort-run"}[module], *arguments, flush=True)
+    print("$", {"vicort.export.build": "vicort-build", "vicort.runtime.cli.run": "vicort-run"}[module], *arguments, flush=True)
     done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(done.returncode)

@@ -19,13 +19,13 @@ from _vicort_capi import ffi, lib
 from vicort.runtime import errors
 from vicort.runtime import shared_session as shared
 from vicort.runtime.core import Sampling
+from vicort.runtime.devices.surface import Surface, to_rgb
+from vicort.runtime.language.token_choice import TokenChoice
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.manifest import backend_of
 from vicort.runtime.session import Session
 from vicort.runtime.shared_session import SharedSession
 from vicort.runtime.sources.packets import MOST_BYTES, MOST_EXTRADATA
-from vicort.runtime.surface import Surface, to_rgb
-from vicort.runtime.token_choice import TokenChoice
 
 ERROR_SIZE = 1024  # bytes, as in vicort.c
 LARGEST_SIDE = 65_535  # pixels

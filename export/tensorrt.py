@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from vicort.runtime.backends.tensorrt import (
+from vicort.runtime.engines.tensorrt import (
     KERNELS_FILE,
     PIP_NAMES,
     PluginHost,

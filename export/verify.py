@@ -18,10 +18,10 @@ from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.pruned_vision import PrunedVisionEncoder
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
 from vicort.export.token_control import TokenControl
-from vicort.runtime.bindings import numpy_dtype
 from vicort.runtime.core import UNIT_FRAMES
-from vicort.runtime.device import Device, InlineStream, Stream
-from vicort.runtime.engine import Engine, EngineSet
+from vicort.runtime.devices.device import Device, InlineStream, Stream
+from vicort.runtime.engines.bindings import numpy_dtype
+from vicort.runtime.engines.engine_set import Engine, EngineSet
 from vicort.runtime.manifest import GraphName, ModelSpec
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # largest difference, as a part of the largest value

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vicort.runtime.core import Answer, Page, Question
-from vicort.runtime.language import FEATURE_ROW, LanguageOutput, LanguageRun
-from vicort.runtime.long_term.long_term import Reader
-from vicort.runtime.pool import Layout
-from vicort.runtime.positions import Timeline, text_positions
-from vicort.runtime.prompt import TextStream
-from vicort.runtime.token_choice import TokenChoice
+from vicort.runtime.language.language_run import FEATURE_ROW, LanguageOutput, LanguageRun
+from vicort.runtime.language.prompt import TextStream
+from vicort.runtime.language.token_choice import TokenChoice
+from vicort.runtime.memory.long_term.long_term import Reader
+from vicort.runtime.memory.slots import Layout
+from vicort.runtime.memory.timeline import Timeline, text_positions
 
 if TYPE_CHECKING:
     from vicort.runtime.answering import Answerer, Snapshot

@@ -11,19 +11,19 @@ from fractions import Fraction
 import numpy as np
 
 from vicort.runtime.core import Answer, Page, Question
-from vicort.runtime.device import Device, Event
-from vicort.runtime.engine import EngineSet
+from vicort.runtime.devices.device import Device, Event
+from vicort.runtime.devices.stage_clock import StageClock
+from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import QuestionError
-from vicort.runtime.language import LanguageRun
-from vicort.runtime.lease import Lease
-from vicort.runtime.long_term.long_term import View
-from vicort.runtime.memory import Memory
-from vicort.runtime.memory_plan import ANSWER_TOKENS
-from vicort.runtime.positions import Timeline
-from vicort.runtime.prompt import Prompt
-from vicort.runtime.stage_clock import StageClock
-from vicort.runtime.stages import LatestUnit, Prefill
-from vicort.runtime.token_choice import TokenChoice
+from vicort.runtime.language.language_run import LanguageRun
+from vicort.runtime.language.prompt import Prompt
+from vicort.runtime.language.token_choice import TokenChoice
+from vicort.runtime.memory.lease import Lease
+from vicort.runtime.memory.long_term.long_term import View
+from vicort.runtime.memory.memory import Memory
+from vicort.runtime.memory.memory_plan import ANSWER_TOKENS
+from vicort.runtime.memory.timeline import Timeline
+from vicort.runtime.stages.stages import LatestUnit, Prefill
 
 
 @dataclass(frozen=True)

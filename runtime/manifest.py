@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from vicort.runtime.bounded import read_text, shown
 from vicort.runtime.errors import EngineError
+from vicort.runtime.safe_text import read_text, shown
 
 SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"

@@ -25,23 +25,23 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from vicort.runtime.answering import Answerer, Snapshot
-from vicort.runtime.chunker import Chunker
 from vicort.runtime.core import UNIT_FRAMES, Answer, Chunk, ChunkEvent, Event, Frame, Motion, Question, Sampling, Summary
-from vicort.runtime.device import Event as StreamEvent
-from vicort.runtime.engine import EngineSet
+from vicort.runtime.devices.device import Event as StreamEvent
+from vicort.runtime.devices.stage_clock import SpanSink, StageClock
+from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError, VicortError
-from vicort.runtime.language import LanguageRun
+from vicort.runtime.language.language_run import LanguageRun
+from vicort.runtime.language.prompt import Prompt
 from vicort.runtime.manifest import ModelSpec
-from vicort.runtime.memory import Memory
-from vicort.runtime.pipeline import OverlappedPipeline, Pipeline, SequentialPipeline
+from vicort.runtime.memory.memory import Memory
+from vicort.runtime.memory.timeline import Timeline, text_positions
 from vicort.runtime.policies.speech import StreamingEos
-from vicort.runtime.positions import Timeline, text_positions
-from vicort.runtime.prompt import Prompt
-from vicort.runtime.sampler import Sampler
-from vicort.runtime.speaker import Speaker
-from vicort.runtime.stage_clock import SpanSink, StageClock
-from vicort.runtime.stages import Buffers, Job, make_stages
-from vicort.runtime.system import System, load_system
+from vicort.runtime.policies.system import System, load_system
+from vicort.runtime.sources.sampler import Sampler
+from vicort.runtime.stages.chunker import Chunker
+from vicort.runtime.stages.pipeline import OverlappedPipeline, Pipeline, SequentialPipeline
+from vicort.runtime.stages.speaker import Speaker
+from vicort.runtime.stages.stages import Buffers, Job, make_stages
 
 STAGES = ("preprocess", "vision", "tokens", "prefill")
 CHUNKS_IN_FLIGHT = len(STAGES)  # one a stage: more would only make questions wait longer

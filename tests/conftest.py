@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-
-from vicort.benchmarks.scheduling import scheduling_kept
+from support.scheduling import scheduling_kept
 
 settings.register_profile("vicort", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("vicort")

@@ -15,15 +15,15 @@ from support.simulated_tensorrt import SimulatedTensorRTSet
 from support.streams import frames
 from support.systems import system
 
-from vicort.runtime.backends.tensorrt import Lane, TensorRTEngine
 from vicort.runtime.core import Answer, ChunkEvent, Question, Sampling, Spoken
-from vicort.runtime.cuda import CudaDevice, CudaStream
-from vicort.runtime.cuda.streams import Watcher
-from vicort.runtime.device import Urgency
+from vicort.runtime.devices.cuda import CudaDevice, CudaStream
+from vicort.runtime.devices.cuda.streams import Watcher
+from vicort.runtime.devices.device import Urgency
+from vicort.runtime.engines.tensorrt import Lane, TensorRTEngine
 from vicort.runtime.errors import DeviceError
 from vicort.runtime.policies.speech import StreamingEos
+from vicort.runtime.policies.system import known_systems, load_system
 from vicort.runtime.session import Session
-from vicort.runtime.system import known_systems, load_system
 
 SHORT = Sampling(max_tokens=4)
 ASK, OTHER = "what color was the circle?", "what came after the star?"

@@ -9,8 +9,8 @@ from vicort.export.tiny.evaluate import HELD_OUT
 from vicort.export.tiny.model import SIDE
 from vicort.export.tiny.world import Painter, make_stream
 from vicort.runtime.core import Frame, Sampling
+from vicort.runtime.policies.system import known_systems
 from vicort.runtime.session import Session
-from vicort.runtime.system import known_systems
 
 DAY = 86_400  # seconds, of a temporal unit each: 10,800 chunks
 THINGS = 7

@@ -13,10 +13,10 @@ import torch
 from support.reference_model import Conversation, load_reference
 
 from vicort.runtime.core import Answer, ChunkEvent, Frame, Question, Sampling
-from vicort.runtime.engine import EngineSet
+from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.policies.system import known_systems, load_system
 from vicort.runtime.session import Session
 from vicort.runtime.sources import open_source
-from vicort.runtime.system import known_systems, load_system
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CHECKPOINT = Path(__file__).parents[1] / "export" / "tiny" / "checkpoint"
@@ -90,7 +90,7 @@ def test_overlapped_and_sequential_agree_to_the_last_bit_on_a_real_file(build_ti
 def without_torch(*arguments: str) -> subprocess.CompletedProcess:
     """`vicort-run` in a process that cannot import torch, nor anything else of the export side."""
     banned = ("torch", "transformers", "onnx", "onnxscript", "vicort.export", "vicort.benchmarks")
-    code = f"import sys\nfor name in {banned}: sys.modules[name] = None\nfrom vicort.runtime.run import main\nsys.exit(main())"
+    code = f"import sys\nfor name in {banned}: sys.modules[name] = None\nfrom vicort.runtime.cli.run import main\nsys.exit(main())"
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, env=os.environ)
 
 

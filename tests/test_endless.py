@@ -13,9 +13,9 @@ from support.quick_engines import QuickEngineSet
 
 from vicort.runtime.core import Frame, Sampling
 from vicort.runtime.errors import MemoryBudgetError
-from vicort.runtime.pool import page_bytes
+from vicort.runtime.memory.slots import page_bytes
+from vicort.runtime.policies.system import known_systems, load_system
 from vicort.runtime.session import Session
-from vicort.runtime.system import known_systems, load_system
 
 ASK = "what color was the circle?"
 RANGE = 600  # positions of the toy model: time is re-based some hundred times

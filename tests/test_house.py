@@ -34,7 +34,7 @@ def test_the_runtime_imports_neither_torch_nor_the_export_room(path):
 def test_export_takes_only_the_nouns_from_the_runtime(path):
     allowed = {"core", "errors", "locations", "manifest"}
     if path.name == "tensorrt.py":  # the plugin is one class for building and running
-        allowed |= {"backends", "kernels"}
+        allowed |= {"engines", "kernels"}
     if path.parent.name == "kernels":  # what is compiled there is described to those who launch it
         allowed |= {"kernels"}
     if path.name != "verify.py":  # which runs the engines beside the model
@@ -49,7 +49,7 @@ def test_tensorrt_is_called_in_two_files():
         for path in (ROOT / room).rglob("*.py")
         if any(name.split(".")[0] in ("tensorrt", "tensorrt_rtx") for name in imports(path))
     }
-    assert callers <= {"export/tensorrt.py", "runtime/backends/tensorrt.py"}
+    assert callers <= {"export/tensorrt.py", "runtime/engines/tensorrt.py"}
 
 
 def test_the_wheel_holds_every_module_and_every_data_file(tmp_path):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from support.processes import python
 
-from vicort.runtime import run
-from vicort.runtime.system import known_systems
+from vicort.runtime.cli import run
+from vicort.runtime.policies.system import known_systems
 
 CLIP = Path(__file__).parent / "fixtures" / "shapes.mp4"
 NASA = Path(__file__).parents[2] / "shared" / "videos" / "nasa_13013.mp4"
@@ -117,7 +117,7 @@ def test_an_engine_folder_that_is_not_right_names_the_command_that_rebuilds(caps
 
 def test_ctrl_c_flushes_the_summary_and_exits_130(tiny_engines):
     options = ("--fps", "source", "--format", "jsonl", "--stats", "--engine-dir", str(tiny_engines))
-    running = python("-m", "vicort.runtime.run", "testsrc:seconds=3600", *options, text=True)
+    running = python("-m", "vicort.runtime.cli.run", "testsrc:seconds=3600", *options, text=True)
     for _ in range(3):
         assert json.loads(running.stdout.readline())["event"] == "chunk"
     running.send_signal(signal.SIGINT)

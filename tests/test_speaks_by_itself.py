@@ -14,8 +14,8 @@ from support.reference_model import load_reference, pixel_values
 
 from vicort.export import build
 from vicort.export.tiny.world import Painter, make_stream
+from vicort.runtime.cli.run import main
 from vicort.runtime.core import Answer, ChunkEvent, Frame, Question, Spoken
-from vicort.runtime.run import main
 from vicort.runtime.session import Session
 from vicort.runtime.sources import open_source
 

@@ -15,8 +15,8 @@ from vicort.benchmarks.evaluation.items import Item, Reply
 from vicort.benchmarks.evaluation.rules import is_right
 from vicort.benchmarks.evaluation.shapestream import AGES, CACHE, AgeIn
 from vicort.benchmarks.evaluation.watching import Candidate, watch
-from vicort.runtime.engine import EngineSet
-from vicort.runtime.system import System
+from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.policies.system import System
 
 Z95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
 

@@ -16,7 +16,7 @@ from vicort.benchmarks.evaluation.judge import ExactJudge, Judge, make_judge
 from vicort.benchmarks.evaluation.shapestream import AGE_UNITS, AGES, CACHE, STREAMS, AgeIn
 from vicort.benchmarks.evaluation.watching import CARRIES, Carry
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.sampler import as_rate
+from vicort.runtime.sources.sampler import as_rate
 
 BENCHMARKS = {
     "streamingbench": "StreamingBench: JSON files, or Real_Time_Visual_Understanding.csv",

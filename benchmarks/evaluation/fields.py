@@ -12,8 +12,8 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vicort.runtime.bounded import shown
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.safe_text import shown
 
 KINDS = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", "")  # "" = a folder of images

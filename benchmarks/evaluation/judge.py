@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vicort.benchmarks.evaluation.items import Item
-from vicort.runtime.bounded import shown
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.safe_text import shown
 
 MOST = 5  # the best score, as the papers' judges give
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from vicort.benchmarks.evaluation.items import Reply
 from vicort.benchmarks.evaluation.watching import Watched
-from vicort.runtime.bounded import shown
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.safe_text import shown
 
 
 class Ledger:

@@ -19,12 +19,12 @@ from vicort.benchmarks.evaluation.items import Dataset, Reply, Video
 from vicort.benchmarks.evaluation.ledger import Ledger
 from vicort.benchmarks.evaluation.tables import Table, make_table, print_table, score_all
 from vicort.benchmarks.evaluation.watching import Candidate, watch
-from vicort.runtime.engine import EngineSet
+from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError, EngineError, SourceError, VicortError
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.manifest import Manifest, ModelSpec, read_manifest
+from vicort.runtime.policies.system import System, known_systems, load_system
 from vicort.runtime.session import percentiles
-from vicort.runtime.system import System, known_systems, load_system
 
 RECORD, REPORT, TABLE = "answers.jsonl", "report.json", "report.txt"
 SHOWN_MISSING = 5
@@ -122,7 +122,7 @@ def check_videos(dataset: Dataset, options: Options) -> dict[str, str]:
 
 
 def declare(systems: Mapping[str, System], ledger: Ledger) -> None:
-    from vicort.benchmarks.workload import describe_system
+    from vicort.benchmarks.common.workload import describe_system
 
     for name, system in systems.items():
         ledger.declare(name, describe_system(system))
@@ -172,7 +172,7 @@ def report(
     options: Options, dataset: Dataset, manifest: Manifest, systems: Mapping[str, System], ledger: Ledger, unread: Mapping[str, str]
 ) -> None:
     """Print the table, and write it with its conditions beside the record."""
-    from vicort.benchmarks.machine import conditions
+    from vicort.benchmarks.common.machine import conditions
 
     seen = [video for video in dataset.videos if video.name not in unread]
     replies = {name: [reply for video in seen for reply in ledger.watched[name, video.name].replies] for name in systems}

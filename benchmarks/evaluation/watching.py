@@ -18,11 +18,11 @@ from typing import Any, Literal, Protocol, get_args
 from vicort.benchmarks.evaluation.items import Item, Reply, Video
 from vicort.benchmarks.evaluation.rules import is_settled
 from vicort.runtime.core import Answer, Frame, Question, Sampling, Summary
-from vicort.runtime.engine import EngineSet
+from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import SourceError, TruncatedSource, VicortError
+from vicort.runtime.policies.system import System
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source, open_source
-from vicort.runtime.system import System
 
 Carry = Literal["state", "restart"]
 CARRIES: tuple[Carry, ...] = get_args(Carry)

@@ -7,16 +7,16 @@ from typing import ClassVar
 from numpy.typing import DTypeLike
 from pydantic import Field
 
-from vicort.runtime.device import Device
-from vicort.runtime.long_term.key_clusters import KeyClusterMemory
-from vicort.runtime.long_term.long_term import LongTerm
-from vicort.runtime.long_term.page_digest import Digest
-from vicort.runtime.long_term.page_recall import open_page_recall
-from vicort.runtime.long_term.sink_buckets import SinkBucketsMemory
-from vicort.runtime.long_term.speculative import Speculation
+from vicort.runtime.devices.device import Device
+from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.memory.long_term.key_clusters import KeyClusterMemory
+from vicort.runtime.memory.long_term.long_term import LongTerm
+from vicort.runtime.memory.long_term.page_digest import Digest
+from vicort.runtime.memory.long_term.page_recall import open_page_recall
+from vicort.runtime.memory.long_term.sink_buckets import SinkBucketsMemory
+from vicort.runtime.memory.long_term.speculative import Speculation
 from vicort.runtime.policies.registry import MOST, Policy, Registry
-from vicort.runtime.stage_clock import StageClock
 
 
 class LongTermPolicy(Policy):

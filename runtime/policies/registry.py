@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vicort.runtime.bounded import shown
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.safe_text import shown
 
 MOST = 1_000_000_000  # of units, chunks or frames
 

@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import Field
 
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.policies.chunk_index import Recollection
 from vicort.runtime.policies.registry import MOST, Policy, Registry
-from vicort.runtime.recollection import Recollection
 
 
 class Retrieval(Policy):

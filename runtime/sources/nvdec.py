@@ -17,14 +17,14 @@ import av
 import numpy as np
 from av.bitstream import BitStreamFilterContext
 
+from vicort.runtime.devices.surface import Surface, to_rgb
 from vicort.runtime.errors import DeviceError, SourceError
 from vicort.runtime.sources.container import ContainerSource, Damaged
 from vicort.runtime.sources.pixels import side_data
-from vicort.runtime.surface import Surface, to_rgb
 
 if TYPE_CHECKING:
-    from vicort.runtime.cuda.arrays import DeviceArray
-    from vicort.runtime.cuda.gpu import Gpu
+    from vicort.runtime.devices.cuda.arrays import DeviceArray
+    from vicort.runtime.devices.cuda.gpu import Gpu
 
 MODULE, PIN = "PyNvVideoCodec", "PyNvVideoCodec==2.2.4"
 CODECS = {"h264": "H264", "hevc": "HEVC", "vp8": "VP8", "vp9": "VP9", "av1": "AV1", "mpeg2video": "MPEG2"}  # FFmpeg's name, NVDEC's
@@ -233,7 +233,7 @@ class SurfaceMemory:
 
     def __init__(self, ordinal: int) -> None:
         """Raises NvdecUnavailable if there is no such GPU."""
-        from vicort.runtime.cuda import open_gpu
+        from vicort.runtime.devices.cuda import open_gpu
 
         try:
             self._gpu: Gpu = open_gpu(ordinal)

@@ -15,13 +15,13 @@ import av
 
 from vicort.runtime.errors import SourceError
 from vicort.runtime.redact import redact_url
-from vicort.runtime.sampler import as_rate
 from vicort.runtime.sources.container import ContainerSource, reason
 from vicort.runtime.sources.images import SUFFIXES, ImageSource, is_image
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.live import LiveSource, OnState, Patience
 from vicort.runtime.sources.pattern import SCHEME, PatternSource
 from vicort.runtime.sources.piped import ByteFile
+from vicort.runtime.sources.sampler import as_rate
 from vicort.runtime.sources.source import Source, Warn
 
 SCHEMES = ("rtsp", "rtsps", "http", "https")

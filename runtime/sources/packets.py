@@ -10,9 +10,9 @@ from functools import partial
 import av
 import numpy as np
 
-from vicort.runtime.bounded import shown
 from vicort.runtime.core import Motion
 from vicort.runtime.errors import SourceError
+from vicort.runtime.safe_text import shown
 from vicort.runtime.sources.container import CpuDecoder, Damaged, reason
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.motion import EXPORT_VECTORS, MotionReader, exports_vectors

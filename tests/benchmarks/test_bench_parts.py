@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from vicort.benchmarks import arithmetic, bench, overlap
-from vicort.benchmarks.checkpoints import TINY, read_json
-from vicort.benchmarks.long_stream import _starts
-from vicort.benchmarks.settings import QUICK, Settings
-from vicort.benchmarks.spread import interleaved, percentiles, spread
-from vicort.benchmarks.transformers_stream import TransformersStream, Variant, kept_tokens, letterbox
-from vicort.benchmarks.workload import CHUNK_FRAMES, Workload, bench_system
+from vicort.benchmarks import bench
+from vicort.benchmarks.common import overlap
+from vicort.benchmarks.common.checkpoints import TINY, read_json
+from vicort.benchmarks.common.long_stream import _starts
+from vicort.benchmarks.common.settings import QUICK, Settings
+from vicort.benchmarks.common.spread import interleaved, percentiles, spread
+from vicort.benchmarks.common.transformers_stream import TransformersStream, Variant, kept_tokens, letterbox
+from vicort.benchmarks.common.workload import CHUNK_FRAMES, Workload, bench_system
+from vicort.benchmarks.cpu import arithmetic
 from vicort.runtime.policies.drop import ChunkIntra, KeepAll
 
 SIDE = 112

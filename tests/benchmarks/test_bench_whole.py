@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from vicort.benchmarks import bench
-from vicort.benchmarks.against_transformers import check_same_job
-from vicort.benchmarks.engine_sets import tiny_model
-from vicort.benchmarks.workload import QUESTIONS, bench_system
+from vicort.benchmarks.common.engine_sets import tiny_model
+from vicort.benchmarks.common.workload import QUESTIONS, bench_system
+from vicort.benchmarks.cpu.against_transformers import check_same_job
 
 CACHE = Path(__file__).parents[2] / "build" / "bench"
 

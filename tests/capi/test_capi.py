@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from support.c_programs import ROOT, STRICT, compiler, library, run
 
-from vicort.benchmarks.capi import TIMES, from_python
+from vicort.benchmarks.studies.capi import TIMES, from_python
 from vicort.runtime.core import Frame
+from vicort.runtime.devices.surface import Surface, to_rgb
 from vicort.runtime.session import Session
 from vicort.runtime.sources import open_source
-from vicort.runtime.surface import Surface, to_rgb
 
 CLIP = ROOT / "tests" / "fixtures" / "shapes.mp4"
 SMALL = """

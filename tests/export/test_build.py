@@ -15,7 +15,7 @@ from support.reference_model import write_random_checkpoint
 from vicort.export import build, recipe
 from vicort.export.engine_set import seal
 from vicort.export.verify import compare, language_inputs
-from vicort.runtime.backends import tensorrt
+from vicort.runtime.engines import tensorrt
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.manifest import FILE_NAME, read_manifest
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from support.interpreter import ARGUMENTS, Interpreter, stand_in
 from triton import knobs
 
-from vicort.benchmarks.kernels import DTYPES, MODELS, RESULT, SHARED_LIMIT, faults, measure
+from vicort.benchmarks.gpu.compiled_kernels import DTYPES, MODELS, RESULT, SHARED_LIMIT, faults, measure
 from vicort.export.bounded_attention import bounded_attention
 from vicort.export.kernels import compile as compiling
 from vicort.export.kernels.compile import ARCHITECTURES, Built, build, compile_kernels, pack, plan_tasks

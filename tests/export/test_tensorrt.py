@@ -29,9 +29,9 @@ from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
 from vicort.export.tensorrt import Built, Job, build_plan, listed_tensors
 from vicort.export.verify import language_inputs
-from vicort.runtime.backends.openvino import OpenVinoEngine
-from vicort.runtime.bindings import numpy_dtype
-from vicort.runtime.device import InlineStream
+from vicort.runtime.devices.device import InlineStream
+from vicort.runtime.engines.bindings import numpy_dtype
+from vicort.runtime.engines.openvino import OpenVinoEngine
 from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
 from vicort.runtime.manifest import FILE_NAME, Dimension, GraphSpec, Manifest, TensorSpec, read_manifest

@@ -12,7 +12,7 @@ from support.systems import FULL, system
 
 from vicort.runtime.core import Answer, ChunkEvent, Question, Sampling
 from vicort.runtime.errors import MemoryBudgetError, QuestionError, VicortError
-from vicort.runtime.pool import Slots
+from vicort.runtime.memory.slots import Slots
 from vicort.runtime.session import Session
 
 SHORT = Sampling(max_tokens=5)

@@ -19,20 +19,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import videos
 
-from vicort.runtime.bounded import is_text, read_text, shown
+from vicort.runtime.cli.question_router import Desk, TypedQuestions
+from vicort.runtime.cli.question_socket import QuestionSocket
+from vicort.runtime.cli.questions import LONGEST_LINE, parse_ask, parse_typed, read_questions, with_ids
 from vicort.runtime.core import Sampling
-from vicort.runtime.desk import Desk, TypedQuestions
-from vicort.runtime.engine import Embedding
+from vicort.runtime.engines.engine_set import Embedding
 from vicort.runtime.errors import ConfigError, EngineError, QuestionError, SourceError
+from vicort.runtime.language.prompt import Prompt
 from vicort.runtime.manifest import SCHEMA_VERSION, EmbeddingSpec, GraphSpec, fingerprint, read_manifest
-from vicort.runtime.prompt import Prompt
-from vicort.runtime.question_socket import QuestionSocket
-from vicort.runtime.questions import LONGEST_LINE, parse_ask, parse_typed, read_questions, with_ids
+from vicort.runtime.policies.system import load_system, parse_system
+from vicort.runtime.safe_text import is_text, read_text, shown
 from vicort.runtime.sources import open_source, piped
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.piped import NO, ByteFile
 from vicort.runtime.sources.pixels import Converter
-from vicort.runtime.system import load_system, parse_system
 
 GOOD_SYSTEM = """
 name: mine

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from vicort.benchmarks import cap, migration, systems
 from vicort.benchmarks.evaluation.ages import wilson
-from vicort.benchmarks.twins import TWIN
+from vicort.benchmarks.systems import cap, migration, systems
+from vicort.benchmarks.systems.twins import TWIN
 
 AGES, OLD, STREAMS = [0, 8, 64, 512, 1000], [512, 1000], 12
 CONDITIONS = {

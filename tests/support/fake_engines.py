@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vicort.runtime.device import HostDevice
+from vicort.runtime.devices.device import HostDevice
 from vicort.runtime.manifest import Dimension, EmbeddingSpec, GraphSpec, Manifest, ModelSpec
 
 TOKENIZER = Path(__file__).parents[2] / "export" / "tiny" / "checkpoint"

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from vicort.runtime.core import Answer, ChunkEvent, Frame, Question, Summary
 from vicort.runtime.errors import QuestionError
-from vicort.runtime.sampler import Sampler
+from vicort.runtime.sources.sampler import Sampler
 
 LONGEST = 40  # characters of a question
 

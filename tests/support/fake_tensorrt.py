@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from vicort.runtime.backends.tensorrt import PluginHost
+from vicort.runtime.engines.tensorrt import PluginHost
 from vicort.runtime.errors import DeviceError
 
 
@@ -137,7 +137,7 @@ class FakeEngine:
 
 
 class FakeTensorRT:
-    """In the place of a vicort.runtime.backends.tensorrt.TensorRT, of the full flavour."""
+    """In the place of a vicort.runtime.engines.tensorrt.TensorRT, of the full flavour."""
 
     flavour, version = "tensorrt", "11.4.0"
     IProfiler = object

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from vicort.benchmarks.gpu_lab import NotRight, Skip
+from vicort.benchmarks.gpu.lab import NotRight, Skip
 from vicort.runtime.errors import EngineError
 
 

@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from vicort.benchmarks import inductor_attention
+from vicort.benchmarks.gpu.inductor import inductor_attention
 from vicort.export.bounded_attention import attend
 from vicort.export.onnx_function import rotary_frequencies
 

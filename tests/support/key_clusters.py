@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from vicort.runtime.long_term.hash_clustering import HashPlanes
-from vicort.runtime.long_term.selection import Recall
-from vicort.runtime.pool import HostPool
+from vicort.runtime.memory.long_term.hash_clustering import HashPlanes
+from vicort.runtime.memory.long_term.selection import Recall
+from vicort.runtime.memory.slots import HostPool
 
 
 class PlainClusters:

@@ -12,8 +12,8 @@ import types
 import av
 import numpy as np
 
-from vicort.runtime.cuda import DeviceArray
-from vicort.runtime.surface import Surface
+from vicort.runtime.devices.cuda import DeviceArray
+from vicort.runtime.devices.surface import Surface
 
 FFMPEG_NAMES = {"H264": "h264", "HEVC": "hevc", "VP8": "vp8", "VP9": "vp9", "AV1": "libdav1d", "MPEG2": "mpeg2video"}
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from support.fake_engines import FakeEngineSet
 
-from vicort.runtime.cuda import CudaDevice, CudaEvent, CudaStream, DeviceArray, Gpu
-from vicort.runtime.cuda.memory import current_stream
+from vicort.runtime.devices.cuda import CudaDevice, CudaEvent, CudaStream, DeviceArray, Gpu
+from vicort.runtime.devices.cuda.allocator import current_stream
 from vicort.runtime.kernels import NEEDED, CompiledKernel, Kernels, KernelSpec, LoadedKernels
 
 POISON = 0x7FFF  # of each two bytes: NaN in float16, bfloat16, float32 and float64, and an int32 of two billion

@@ -9,8 +9,8 @@ import numpy as np
 from support.simulated_cuda import OUTPUTS, SimulatedEngineSet, bare
 from support.simulated_tensorrt import graph_specs
 
-from vicort.benchmarks.inductor_engine import InductorEngine
-from vicort.runtime.cuda import DeviceArray
+from vicort.benchmarks.gpu.inductor.inductor_engine import InductorEngine
+from vicort.runtime.devices.cuda import DeviceArray
 
 
 class Result:

@@ -13,8 +13,8 @@ import numpy as np
 from support.fake_tensorrt import FakeContext, FakeEngine, FakeTensorRT
 from support.simulated_cuda import OUTPUTS, Misuse, SimulatedEngineSet, poison
 
-from vicort.runtime.backends.tensorrt import TensorRTEngine
-from vicort.runtime.cuda import DeviceArray
+from vicort.runtime.devices.cuda import DeviceArray
+from vicort.runtime.engines.tensorrt import TensorRTEngine
 from vicort.runtime.manifest import Dimension, GraphSpec, TensorSpec
 
 TYPES = {"float32": "FLOAT", "int32": "INT32", "uint8": "UINT8"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from support.fake_engines import rotate
 
-from vicort.runtime.system import parse_system
+from vicort.runtime.policies.system import parse_system
 
 
 def attention_shares(k, positions, queries, turn=rotate):

@@ -1,6 +1,6 @@
 """Systems for tests, as YAML that changes a word or two."""
 
-from vicort.runtime.system import System, parse_system
+from vicort.runtime.policies.system import System, parse_system
 
 
 def system(

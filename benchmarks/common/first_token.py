@@ -1,0 +1,125 @@
+"""How long a question waits for its first token: on a stream that rests, that runs at 1x, and that is fed as fast as it takes frames."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vicort.benchmarks.common.settings import Settings
+from vicort.benchmarks.common.spread import percentiles
+from vicort.benchmarks.common.vicort_stream import VicortStream
+from vicort.benchmarks.common.workload import QUESTIONS, Workload, bench_system, describe_system
+from vicort.runtime.core import Answer
+from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.policies.system import System
+
+Load = Callable[[VicortStream, threading.Event], None]
+
+PAUSE = (0.02, 0.12)  # seconds between an answer and the next question, drawn evenly
+ANSWER_TOKENS = 4
+FILLED = 40  # chunks behind the warm-up before the first question
+FULL_RATE = "as fast as it takes frames"
+RATE_S = 2.0  # for which the rate without questions is measured
+
+
+def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
+    """Percentiles of ttft_ms, and the rate at which frames went in meanwhile."""
+    workload, system = Workload(fps=settings.real_time_fps), bench_system()
+    with EngineSet.open(engine_dir, threads=1) as engines:
+        result = by_load(engines, system, workload, settings.warmup_chunks + FILLED, settings.questions)
+    return {
+        "engine_set": engine_dir.name,
+        "workload": workload.describe(),
+        "system": describe_system(system),
+        "mode": "overlapped 1t",
+        "answer_tokens_at_most": ANSWER_TOKENS,
+        "pause_s": PAUSE,
+        "loads": result,
+    }
+
+
+def by_load(engines: EngineSet, system: System, workload: Workload, chunks: int, questions: int) -> dict[str, Any]:
+    """So many questions under each load, each on a stream of its own that is `chunks` long already."""
+    loads: dict[str, Load] = {
+        "idle": lambda stream, stop: None,
+        f"1x real time, {workload.fps} frames/s": _at_real_time,
+        FULL_RATE: at_full_rate,
+    }
+    result: dict[str, Any] = {}
+    for name, load in loads.items():
+        with VicortStream(engines, system, workload, overlap=True, max_tokens=ANSWER_TOKENS) as stream:
+            stream.push_chunks(chunks)
+            for question in QUESTIONS:
+                stream.ask(question)
+            result[name] = _under(stream, load, questions)
+    return result
+
+
+def _under(stream: VicortStream, load: Load, questions: int) -> dict[str, Any]:
+    """Asks one question after another from this thread while `load` feeds frames from another."""
+    alone = _rate_of(stream, load, RATE_S)
+    random = np.random.default_rng(0)
+    with running(stream, load):
+        frames, start = stream.watch.frames, time.perf_counter()
+        answers: list[Answer] = []
+        for number in range(questions):
+            time.sleep(random.uniform(*PAUSE))
+            answers.append(stream.ask(QUESTIONS[number % len(QUESTIONS)]))
+        rate = (stream.watch.frames - frames) / (time.perf_counter() - start)
+    return {
+        "ttft_ms": percentiles([answer.ttft_ms for answer in answers]),
+        "frames_a_second_without_questions": round(alone, 1),
+        "frames_a_second_meanwhile": round(rate, 1),
+        "answers": len(answers),
+    }
+
+
+def _rate_of(stream: VicortStream, load: Load, seconds: float) -> float:
+    with running(stream, load):
+        frames, start = stream.watch.frames, time.perf_counter()
+        time.sleep(seconds)
+        return (stream.watch.frames - frames) / (time.perf_counter() - start)
+
+
+@contextmanager
+def running(stream: VicortStream, load: Load) -> Iterator[None]:
+    """`load` on a thread of its own; what it fails with is raised here."""
+    stop, failures = threading.Event(), []
+
+    def run() -> None:
+        try:
+            load(stream, stop)
+        except BaseException as error:  # noqa: BLE001 - handed on below
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="feeder")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def at_full_rate(stream: VicortStream, stop: threading.Event) -> None:
+    while not stop.is_set():
+        stream.push(stream.next_frames(1))
+
+
+def _at_real_time(stream: VicortStream, stop: threading.Event) -> None:
+    """Each frame when its time has come, by the clock of the machine."""
+    start, number = time.perf_counter(), 0
+    while not stop.is_set():
+        delay = start + number / stream.workload.fps - time.perf_counter()
+        if delay > 0:
+            time.sleep(delay)
+        stream.push(stream.next_frames(1))
+        number += 1

@@ -1,0 +1,171 @@
+"""vicort's side of the job: a session through its public API, with every stage of every chunk timed."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from vicort.benchmarks.common.workload import CHUNK_FRAMES, Workload
+from vicort.runtime.core import Answer, ChunkEvent, Event, Frame, Sampling
+from vicort.runtime.engines.engine_set import Engine, EngineSet
+from vicort.runtime.manifest import GraphSpec
+from vicort.runtime.policies.system import System
+from vicort.runtime.session import STAGES, Session
+
+PATIENCE_S = 60.0  # for frames to be placed, which takes milliseconds each
+
+
+@dataclass(frozen=True)
+class Span:
+    chunk: int
+    start_ns: int
+    end_ns: int
+
+    @property
+    def ms(self) -> float:
+        return (self.end_ns - self.start_ns) / 1e6
+
+
+class Watch:
+    """Sees every span and every event of a session, and lets others wait for chunks to be placed."""
+
+    def __init__(self) -> None:
+        self.spans: dict[str, list[Span]] = defaultdict(list)
+        self.chunks: list[ChunkEvent] = []
+        self.placed_ns: list[int] = []
+        self.frames = 0  # placed
+        self._changed = threading.Condition()
+
+    def span(self, track: str, name: str, start_ns: int, end_ns: int, **args: Any) -> None:
+        self.spans[name].append(Span(args.get("chunk", -1), start_ns, end_ns))
+
+    def event(self, event: Event) -> None:
+        if isinstance(event, ChunkEvent):
+            with self._changed:
+                self.chunks.append(event)
+                self.placed_ns.append(time.perf_counter_ns())
+                self.frames += event.frames
+                self._changed.notify_all()
+
+    def wait_for(self, chunks: int, timeout: float = 600.0) -> None:
+        """Until so many chunks are placed; raises TimeoutError if they never are."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: len(self.chunks) >= chunks, timeout):
+                raise TimeoutError(f"only {len(self.chunks)} of {chunks} chunks were placed within {timeout:g} s")
+
+    def wait_for_frames(self, frames: int, timeout: float = 600.0) -> int:
+        """Until so many frames are placed, in chunks of any size; returns when the last of them was, by perf_counter_ns."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.frames >= frames, timeout):
+                raise TimeoutError(f"only {self.frames} of {frames} frames were placed within {timeout:g} s")
+            return self.placed_ns[-1]
+
+
+class VicortStream:
+    """A stream that goes on for as long as it is pushed: each call continues where the last one ended."""
+
+    def __init__(
+        self,
+        engines: EngineSet,
+        system: System,
+        workload: Workload,
+        overlap: bool,
+        max_tokens: int = 4,
+        also: Callable[[Event], None] | None = None,
+        **options: Any,
+    ) -> None:
+        """also: gets each event that the watch has seen. options: more of the session's."""
+        self.watch, self.workload, self.overlap, self._also = Watch(), workload, overlap, also
+        sampling = Sampling(max_tokens=max_tokens)
+        self.session = Session(
+            engines, system, fps="source", overlap=overlap, sampling=sampling, trace=self.watch, on_event=self._event, **options
+        )
+        self._next = 0
+
+    def _event(self, event: Event) -> None:
+        self.watch.event(event)
+        if self._also:
+            self._also(event)
+
+    def push_chunks(self, count: int) -> float:
+        """Push `count` chunks from memory as fast as they are taken; wall milliseconds a chunk, first frame in to last page placed."""
+        frames = self.workload.frames(self._next, count * CHUNK_FRAMES)
+        self._next += len(frames)
+        goal = len(self.watch.chunks) + count
+        start = time.perf_counter_ns()
+        for frame in frames:
+            self.session.push(frame)
+        self.watch.wait_for(goal)
+        return (self.watch.placed_ns[goal - 1] - start) / 1e6 / count
+
+    def push_frames(self, count: int) -> float:
+        """Push `count` frames, whole chunks, as fast as they are taken; frames a second, first frame in to last page placed.
+
+        Raises what a chunk failed with.
+        """
+        frames, goal = self.next_frames(count), self.watch.frames + count
+        start = time.perf_counter_ns()
+        self.push(frames)
+        try:
+            placed = self.watch.wait_for_frames(goal, PATIENCE_S)
+        except TimeoutError:
+            self.session.finish()  # raises what went wrong, if anything did
+            raise
+        return count / (placed - start) * 1e9
+
+    def push(self, frames: Sequence[Frame]) -> None:
+        for frame in frames:
+            self.session.push(frame)
+
+    def next_frames(self, count: int) -> list[Frame]:
+        """The next frames of the stream, not pushed yet."""
+        frames = self.workload.frames(self._next, count)
+        self._next += count
+        return frames
+
+    def ask(self, question: str) -> Answer:
+        return self.session.ask(question)
+
+    def stage_ms(self, first_chunk: int) -> dict[str, list[float]]:
+        """Milliseconds of each stage of each chunk from `first_chunk` on."""
+        return {stage: [span.ms for span in self.watch.spans[stage] if span.chunk >= first_chunk] for stage in STAGES}
+
+    def stage_ms_a_frame(self, first_chunk: int) -> dict[str, float]:
+        """Milliseconds of each stage a frame, from the median chunk, over the chunks placed from `first_chunk` on."""
+        chunks = self.watch.chunks[first_chunk:]
+        frames = sum(chunk.frames for chunk in chunks) / len(chunks)
+        return {stage: round(statistics.median(times) / frames, 4) for stage, times in self.stage_ms(first_chunk).items()}
+
+    def close(self) -> None:
+        self.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
+
+
+class RecordingEngine:
+    """An engine that also keeps a copy of some of its outputs, run by run: for checks, never while timing."""
+
+    def __init__(self, engine: Engine, *outputs: str) -> None:
+        self._engine, self._outputs = engine, outputs
+        self.runs: list[dict[str, np.ndarray]] = []
+
+    @property
+    def signature(self) -> GraphSpec:
+        return self._engine.signature
+
+    def enqueue(self, bindings: Any, stream: Any) -> Any:
+        event = self._engine.enqueue(bindings, stream)
+        event.result()
+        self.runs.append({name: np.array(bindings[name]) for name in self._outputs})
+        return event

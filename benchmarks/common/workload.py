@@ -1,0 +1,89 @@
+"""The job that is timed: a stream of the tiny model's own world, in memory or encoded, and what is asked of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from vicort.export.tiny.world import Painter, make_stream
+from vicort.runtime.core import Frame
+from vicort.runtime.policies.drop import ChunkIntra
+from vicort.runtime.policies.registry import Policy
+from vicort.runtime.policies.system import System, load_system
+
+KEEP = 0.3  # share of a chunk's visual tokens that go on: the setting behind the published 134 frames a second (arXiv 2606.19849)
+CHUNK_FRAMES = 16
+QUESTIONS = ("what color was the circle?", "what is there now?", "which came first?")
+PERIOD = 160  # frames that are drawn; longer streams repeat them, times go on
+ENCODED_RATE = 25  # frames a second of an encoded clip
+DESCRIBED_AS = {"overflow": "when_full", "budget": "memory"}  # fields of a system, as its YAML calls them
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Frames of one size, `fps` of them a second, as many as are asked for."""
+
+    width: int = 320  # pixels of a frame before preprocessing
+    height: int = 180
+    fps: int = 2
+    seed: int = 5
+
+    @cached_property
+    def images(self) -> tuple[np.ndarray, ...]:
+        """PERIOD frames [height, width, 3] uint8."""
+        stream = make_stream(self.seed, objects=6, aspect=self.width / self.height, lead=1.0, tail=PERIOD / self.fps)
+        painter = Painter(stream, self.width, self.height)
+        return tuple(painter.frame(index / self.fps) for index in range(PERIOD))
+
+    def frame(self, index: int) -> Frame:
+        return Frame(self.images[index % PERIOD], Fraction(index, self.fps), index)
+
+    def frames(self, first: int, count: int) -> list[Frame]:
+        return [self.frame(index) for index in range(first, first + count)]
+
+    def encode(self, path: Path, frames: int) -> None:
+        """The stream as an H.264 file of ENCODED_RATE frames a second: `frames` of them, all to be taken."""
+        import av  # here, since a machine that only measures engines may lack it
+
+        with av.open(str(path), "w") as container:
+            track = container.add_stream("libx264", rate=ENCODED_RATE, options={"preset": "veryfast", "crf": "23"})
+            track.width, track.height, track.pix_fmt = self.width, self.height, "yuv420p"
+            for index in range(frames):
+                container.mux(track.encode(av.VideoFrame.from_ndarray(self.images[index % PERIOD], format="rgb24")))
+            container.mux(track.encode())
+
+    def describe(self) -> dict[str, object]:
+        return {"source": f"{self.width}x{self.height} RGB uint8, {PERIOD} frames drawn, then repeated", "fps": self.fps, "seed": self.seed}
+
+
+def bench_system(name: str = "vicostream", device_mb: float | None = None, host_mb: float | None = None) -> System:
+    """A system as its YAML has it, but with the fixed-ratio form of the drop where it drops at all: equal work at every precision."""
+    system = load_system(name)
+    if isinstance(system.drop, ChunkIntra):
+        system = replace(system, drop=ChunkIntra(threshold=None, keep=KEEP))
+    budget = system.budget.model_copy(
+        update={key: value for key, value in (("device_mb", device_mb), ("host_mb", host_mb)) if value is not None}
+    )
+    return replace(system, budget=budget)
+
+
+def describe_system(system: System) -> dict[str, object]:
+    """Every setting of a system, for the record; what it does not have is left out."""
+    described: dict[str, object] = {}
+    for field in fields(system):
+        value = getattr(system, field.name)
+        if value is not None:
+            described[DESCRIBED_AS.get(field.name, field.name)] = _plain(value)
+    return described
+
+
+def _plain(value: Any) -> object:
+    if isinstance(value, Policy):
+        return {"policy": value.policy, **value.model_dump()}
+    return value.model_dump() if isinstance(value, BaseModel) else value

@@ -1,0 +1,1 @@
+"""vicort against transformers on a CPU."""

@@ -1,0 +1,1 @@
+"""Engines of AOTInductor, for GPUs that TensorRT does not take."""

@@ -1,0 +1,235 @@
+"""What the steps of `gpu_check` share: the GPU, engine sets and kernels made for it, arrays in and out, and time on the device's clock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vicort.benchmarks.common.spread import Spread, spread
+from vicort.runtime.devices.cuda import DeviceArray, Gpu, open_gpu
+from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.errors import DeviceError, EngineError, VicortError
+from vicort.runtime.kernels import Kernels, KernelSpec, LoadedKernels
+
+POISON = 0xFF  # of every byte: NaN in all float types, -1 in int32
+REPEATS = 20  # measurements of each time
+AT_LEAST_MS = 1.0  # of work in one measurement
+MOST_LAUNCHES = 200  # in one measurement
+DECISION = "gpu-backend.json"  # in the folder of what is built for the checks
+
+
+class Skip(Exception):
+    """A step cannot be tried here, and why."""
+
+
+class NotRight(VicortError):
+    """A step ran, and what it found is wrong. `found`: its numbers all the same."""
+
+    def __init__(self, line: str, found: dict[str, Any]) -> None:
+        super().__init__(line)
+        self.found = found
+
+
+class Lab:
+    """One process's view of the GPU. Raises Skip where a part is missing."""
+
+    def __init__(self, folder: Path, gpu: Gpu | None = None) -> None:
+        """folder: where what is built for the checks is kept. gpu: None = the first of this machine."""
+        self.folder = folder
+        if gpu is not None:
+            self.gpu = gpu
+
+    @cached_property
+    def gpu(self) -> Gpu:
+        try:
+            return open_gpu()
+        except DeviceError as error:
+            raise Skip(str(error)) from error
+
+    @cached_property
+    def raw(self) -> Any:
+        """The driver's stream that checks run on."""
+        return self.gpu.driver.create_stream(False)
+
+    @property
+    def handle(self) -> int:
+        return self.gpu.driver.handle(self.raw)
+
+    # ---- arrays -----------------------------------------------------------------------------------------------------------
+
+    def put(self, array: np.ndarray) -> DeviceArray:
+        """A copy on the device."""
+        target, pinned = self.poisoned(array.shape, array.dtype), self.gpu.pinned.empty(array.shape, array.dtype)
+        np.copyto(pinned, array)
+        if array.nbytes:
+            self.gpu.driver.copy(target.pointer, pinned.ctypes.data, array.nbytes, self.raw)
+        self.finish()
+        return target
+
+    def get(self, array: DeviceArray) -> np.ndarray:
+        """A copy on the host, once all work of the stream is done."""
+        pinned = self.gpu.pinned.empty(array.shape, array.dtype)
+        if array.nbytes:
+            self.gpu.driver.copy(pinned.ctypes.data, array.pointer, array.nbytes, self.raw)
+        self.finish()
+        return np.array(pinned)
+
+    def poisoned(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
+        """An array of NaN, or of -1."""
+        array = self.gpu.empty(shape, dtype, "a check")
+        if array.nbytes:
+            self.gpu.driver.fill(array.pointer, POISON, array.nbytes, self.raw)
+        return array
+
+    def finish(self) -> None:
+        self.gpu.driver.synchronize(self.gpu.driver.record(self.raw))
+
+    # ---- time -------------------------------------------------------------------------------------------------------------
+
+    def times_ms(self, launches: list[Callable[[], None]]) -> Spread:
+        """Milliseconds of one launch on the device's clock: many, taken in turn, are replayed as one CUDA graph, so that the host's part is
+        left out, and data that one leaves in the caches is not the next one's."""
+        driver = self.gpu.driver
+        for launch in launches:
+            launch()
+        self.finish()
+        once = max(self._elapsed_ms(launches[0]), 1e-3)
+        rounds = max(1, min(MOST_LAUNCHES, round(AT_LEAST_MS / once)) // len(launches))
+        driver.begin_capture(self.raw)
+        try:
+            for _ in range(rounds):
+                for launch in launches:
+                    launch()
+        except BaseException:
+            driver.abandon_capture(self.raw)
+            raise
+        graph = driver.end_capture(self.raw)
+        try:
+            replay = lambda: driver.launch_graph(graph, self.raw)  # noqa: E731
+            for _ in range(3):
+                replay()
+            return spread([self._elapsed_ms(replay) / (rounds * len(launches)) for _ in range(REPEATS)], 6)
+        finally:
+            self.finish()
+            driver.close_graph(graph)
+
+    def _elapsed_ms(self, work: Callable[[], None]) -> float:
+        driver = self.gpu.driver
+        start = driver.record(self.raw, timing=True)
+        work()
+        end = driver.record(self.raw, timing=True)
+        driver.synchronize(end)
+        return driver.elapsed_ms(start, end)
+
+    # ---- which engines are measured ---------------------------------------------------------------------------------------
+
+    @property
+    def backend(self) -> str:
+        """TensorRT's engines, or, where it does not run on this GPU, AOTInductor's: "tensorrt" or "inductor".
+
+        Found out by step `plan`, or by the first that asks, and kept for the others.
+        """
+        if self.decision is None:
+            from vicort.benchmarks.gpu.engine_steps import plan
+
+            with suppress(Exception):  # what it was is in the decision
+                plan(self)
+        return (self.decision or {})["backend"]
+
+    @property
+    def decision(self) -> dict[str, Any] | None:
+        """What is kept of that for this GPU: `backend`, and `reason`, why it is not TensorRT."""
+        path = self.folder / DECISION
+        kept = json.loads(path.read_text()) if path.is_file() else {}
+        return kept if kept.get("gpu") == self.gpu.name else None
+
+    @contextmanager
+    def trying_tensorrt(self) -> Iterator[None]:
+        """What is done inside shows whether TensorRT runs here. If this process dies of it, or is ended because it hangs, it does not."""
+        self._decide("inductor", "the process that tried TensorRT came to no end")
+        try:
+            yield
+        except Exception as error:
+            self._decide("inductor", " ".join(str(error).split()) or type(error).__name__)
+            raise
+        self._decide("tensorrt", None)
+
+    def _decide(self, backend: str, reason: str | None) -> None:
+        content = {"gpu": self.gpu.name, "backend": backend, "reason": reason}
+        (self.folder / DECISION).write_text(json.dumps(content, indent=1) + "\n")
+
+    # ---- what is built ----------------------------------------------------------------------------------------------------
+
+    def kernels(self, name: str, spec: KernelSpec) -> LoadedKernels:
+        """Kernels of a spec, compiled for this GPU's architecture if they are not there yet."""
+        need("triton", "the kernels are compiled with it")
+        from vicort.export.kernels.compile import compile_kernels
+
+        architecture = fitting_architecture(self.gpu)
+        path = self.folder / f"kernels-{name}-sm{architecture}.zip"
+        if not path.is_file() or Kernels.read(path).spec != spec:
+            path.write_bytes(compile_kernels(spec, (architecture,)))
+        gpu = self.gpu
+        return LoadedKernels(Kernels.read(path), capability=gpu.capability, multiprocessors=gpu.multiprocessors, launcher=gpu.launcher)
+
+    def engine_dir(self, backend: str, precision: str) -> Path:
+        """The tiny model's engine set, built if it is not there yet."""
+        self.gpu  # noqa: B018 (skips without one)
+        need("torch", "engine sets are built with it")
+        if backend == "tensorrt":
+            self.need_tensorrt()
+        from vicort.benchmarks.common.engine_sets import tiny_model  # late: it takes torch
+
+        return tiny_model().engines(self.folder, backend, precision)
+
+    def engines(self, backend: str, precision: str) -> EngineSet:
+        """The tiny model's. backend: one of the runtime's, or "inductor"."""
+        if backend == "inductor":
+            self.gpu  # noqa: B018 (skips without one)
+            need("torch", "AOTInductor is a part of it")
+            need("triton", "the kernels are compiled with it")
+            from vicort.benchmarks.gpu.inductor.inductor_sets import tiny_engines
+
+            return tiny_engines(self.folder / f"tiny-{precision}-inductor", precision, self.gpu)
+        return EngineSet.open(self.engine_dir(backend, precision))
+
+    def need_tensorrt(self) -> None:
+        from vicort.runtime.engines.tensorrt import load_tensorrt
+
+        try:
+            load_tensorrt()
+        except EngineError as error:
+            raise Skip(str(error)) from error
+
+
+def fitting_architecture(gpu: Gpu) -> int:
+    """Of those that the kernels are compiled for, the one for this GPU: 90 for sm_90. Raises Skip if there is none."""
+    from vicort.export.kernels.compile import ARCHITECTURES
+
+    major, minor = gpu.capability
+    fitting = [each for each in ARCHITECTURES if each // 10 == major and each % 10 <= minor]
+    if not fitting:
+        raise Skip(f"the kernels are compiled for {', '.join(f'sm_{each}' for each in ARCHITECTURES)}, this GPU is sm_{major}{minor}")
+    return fitting[-1]
+
+
+def need(module: str, why: str) -> None:
+    """Raises Skip if a module is not installed."""
+    if find_spec(module) is None:
+        raise Skip(f"{module} is not installed, and {why}")
+
+
+def version(name: str) -> str | None:
+    """Of an installed package."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,273 @@
+"""The pipeline at real size, by the wall clock: stages, overlap, decoding, first tokens. Never run on a GPU here.
+
+Each function is a step of `gpu_check`. It takes engines of whatever backend made them, and starts from what step `<size>-build` left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vicort.benchmarks.common import first_token
+from vicort.benchmarks.common.checkpoints import read_json
+from vicort.benchmarks.common.spread import Spread, interleaved, spread
+from vicort.benchmarks.common.vicort_stream import VicortStream
+from vicort.benchmarks.common.workload import CHUNK_FRAMES, QUESTIONS, Workload, bench_system, describe_system
+from vicort.benchmarks.cpu import arithmetic
+from vicort.benchmarks.gpu.engine_steps import nvidia_smi, stage_ms
+from vicort.benchmarks.gpu.kernel_steps import matrix_product_ms
+from vicort.benchmarks.gpu.lab import Lab, Skip
+from vicort.benchmarks.gpu.real_models import Place
+from vicort.runtime.core import Sampling
+from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.policies.system import System
+from vicort.runtime.session import Session
+from vicort.runtime.sources.nvdec import NvdecUnavailable, load_module
+from vicort.runtime.sources.opening import Decode
+
+GOALS = {"share_of_matrix_ceiling": 0.6, "ttft_p99_ms": 15.0}  # ours, of the 3B model at about 300x300; first tokens while ingesting
+PUBLISHED = {  # arXiv 2606.19849
+    "frames_a_second": 134,
+    "gpu": "one A100",
+    "what": "16 frames / the slowest stage's 119 ms; by its public code stages ran one after another: no wall clock of an overlapped run",
+    "unknown": "which of 3B and 7B, and the size of frames; the scripts take about 300x300",
+}
+MATRIX_SIDE = 8192
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much each step measures."""
+
+    warmup: int = 30  # chunks: graphs are captured, and the window of 4 chunks is full
+    stages: int = 100  # chunks, one stage at a time
+    chunks: int = 200  # a measurement of the pipeline …
+    repeats: int = 5  # … of each mode in turn: 1,000 chunks of each
+    encoded_chunks: int = 60  # in a clip
+    encoded_repeats: int = 3
+    filled: int = 120  # chunks on a stream before it is asked
+    questions: int = 200  # under each load
+    answers: int = 8  # that are let run on, for the time between tokens
+    answer_tokens: int = 48
+    real_time_fps: int = 30
+    width: int = 640  # pixels of a frame before preprocessing
+    height: int = 360
+    device_mb: float = 4096  # of pages; both tiers are full before the pipeline's last measurement
+    host_mb: float = 4096
+
+
+AMOUNT = Amount()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a step runs: engines for frames of one size, a stream, and what is known of both."""
+
+    place: Place
+    side: int
+    engines: EngineSet
+    workload: Workload
+    system: System
+
+    def stream(self, overlap: bool, **options: Any) -> VicortStream:
+        return VicortStream(self.engines, self.system, self.workload, overlap, **options)
+
+    @property
+    def operations(self) -> arithmetic.Operations:
+        return operations(self.place, self.side, self.system)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "gpu": self.place.lab.gpu.name,
+            "backend": self.place.backend,
+            "model": self.place.size.name,
+            "side": self.side,
+            "chunk_frames": CHUNK_FRAMES,
+            "workload": self.workload.describe(),
+            "system": describe_system(self.system),
+            "clocks": nvidia_smi(),
+        }
+
+
+@contextmanager
+def job(lab: Lab, name: str, side: int, fps: int = 2) -> Iterator[Job]:
+    """Raises Skip if the engines are not there."""
+    place = Place.of(lab, name)
+    system = bench_system(device_mb=AMOUNT.device_mb, host_mb=AMOUNT.host_mb)
+    with place.open(side) as engines:
+        yield Job(place, side, engines, Workload(AMOUNT.width, AMOUNT.height, fps), system)
+
+
+def operations(place: Place, side: int, system: System) -> arithmetic.Operations:
+    """Of one chunk."""
+    return arithmetic.of_chunk(read_json(place.checkpoint / "config.json"), side, CHUNK_FRAMES, system)
+
+
+class DeviceMemory:
+    """Gigabytes of the GPU's memory that are taken, by anybody, at the moments that are noted."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._driver = lab.gpu.driver
+        self.gb: dict[str, float] = {}
+        self.note("before")
+
+    def note(self, moment: str) -> None:
+        free, total = self._driver.memory()
+        self.gb[moment] = round((total - free) / 1e9, 3)
+
+
+# ---- stages ---------------------------------------------------------------------------------------------------------------
+
+
+def stages(lab: Lab, name: str, side: int) -> dict[str, Any]:
+    """Each stage alone, one after another: milliseconds a chunk on the device's clock, and the rate of its arithmetic."""
+    memory = DeviceMemory(lab)
+    with job(lab, name, side) as work:
+        memory.note("engines loaded")
+        with work.stream(overlap=False) as stream:
+            stream.push_chunks(AMOUNT.warmup)
+            memory.note("session warm")
+            stream.push_chunks(AMOUNT.stages)
+            ms = stage_ms(stream, AMOUNT.warmup)
+        found = work.describe() | {"chunks": AMOUNT.stages, "warmup": AMOUNT.warmup, "stage_ms": ms, "device_gb": memory.gb}
+        gflop = work.operations.gflop()
+    limit = matrix_ceiling()
+    return found | {"gflop_a_chunk": gflop, "ceiling": limit, "rates": stage_rates(ms, gflop, limit)}
+
+
+def stage_rates(ms: dict[str, Spread], gflop: dict[str, float], limit: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """TFLOP/s of each stage that multiplies matrices, and its share of the ceiling where that was measured."""
+    found = {}
+    for stage in ("vision", "prefill"):
+        rate = gflop[stage] / ms[stage]["median"]
+        found[stage] = {"tflop_s": round(rate, 2)}
+        if "tflop_s" in limit:
+            found[stage]["share_of_matrix_ceiling"] = round(rate / limit["tflop_s"], 4)
+    return found
+
+
+def matrix_ceiling() -> dict[str, Any]:
+    """TFLOP/s of a large bf16 matrix product, here and now; why not, if it was not measured."""
+    try:
+        ms = matrix_product_ms(MATRIX_SIDE)
+    except Skip as skip:
+        return {"skipped": str(skip)}
+    return {"matrix_side": MATRIX_SIDE, "ms": ms, "tflop_s": round(2 * MATRIX_SIDE**3 / 1e9 / ms["median"], 1)}
+
+
+# ---- the whole pipeline ---------------------------------------------------------------------------------------------------
+
+
+def pipeline(lab: Lab, name: str, side: int) -> dict[str, Any]:
+    """Overlapped against sequential from frames in memory, preprocessing included, first frame in to last page placed."""
+    memory = DeviceMemory(lab)
+    with ExitStack() as stack:
+        work = stack.enter_context(job(lab, name, side))
+        memory.note("engines loaded")
+        streams: dict[str, VicortStream] = {}
+        for mode, overlap in (("overlapped", True), ("sequential", False)):
+            streams[mode] = stack.enter_context(work.stream(overlap))
+            streams[mode].push_chunks(AMOUNT.warmup)
+            memory.note(f"{mode} session warm")
+        ms = interleaved({mode: partial(stream.push_chunks, AMOUNT.chunks) for mode, stream in streams.items()}, AMOUNT.repeats)
+        memory.note("at the end")
+        found = work.describe() | {
+            "source": "frames in memory",
+            "warmup": AMOUNT.warmup,
+            "chunks_of_each": AMOUNT.chunks * AMOUNT.repeats,
+            "ms_a_chunk": {mode: spread(values) for mode, values in ms.items()},
+            "gain_by_round": spread([slow / fast for slow, fast in zip(ms["sequential"], ms["overlapped"], strict=True)]),
+            "stage_ms": {mode: stage_ms(stream, AMOUNT.warmup) for mode, stream in streams.items()},
+            "pages": {mode: stream.session.summary().pages for mode, stream in streams.items()},
+            "device_gb": memory.gb,
+        }
+        gflop = work.operations.gflop()
+    return found | {"gflop_a_chunk": gflop, **reach(found["ms_a_chunk"], gflop["total"], matrix_ceiling())}
+
+
+def reach(ms: dict[str, Spread], gflop: float, limit: dict[str, Any]) -> dict[str, Any]:
+    """Frames a second, what the ceiling allows for the pipeline's arithmetic, and the share of that; gflop: of a chunk."""
+    rates = {mode: round(CHUNK_FRAMES / values["median"] * 1e3, 1) for mode, values in ms.items()}
+    found: dict[str, Any] = {"frames_a_second": rates, "ceiling": limit, "published": PUBLISHED}
+    if "tflop_s" in limit:
+        allowed = CHUNK_FRAMES / gflop * 1e3 * limit["tflop_s"]
+        share = max(rates.values()) / allowed
+        goal = GOALS["share_of_matrix_ceiling"]
+        found |= {"ceiling_allows_frames_a_second": round(allowed, 1), "share_of_matrix_ceiling": round(share, 4)}
+        found |= {"goal": goal, "goal_reached": share >= goal}
+    return found
+
+
+# ---- decoding included ----------------------------------------------------------------------------------------------------
+
+
+def encoded(lab: Lab, name: str, side: int, decode: Decode) -> dict[str, Any]:
+    """Overlapped, from an encoded H.264 file: decoding included, opening not."""
+    from vicort.benchmarks.common.overlap import reader
+
+    Place.of(lab, name)
+    if decode == "gpu":
+        try:
+            load_module()
+        except NvdecUnavailable as error:
+            raise Skip(str(error)) from error
+    with job(lab, name, side) as work, work.stream(overlap=True) as stream:
+        clip = written_clip(lab.folder, work.workload, AMOUNT.encoded_chunks * CHUNK_FRAMES)
+        read = reader(stream, clip, 1 if decode == "gpu" else 4, AMOUNT.encoded_chunks, decode)
+        read()  # warms up
+        ms = [read() for _ in range(AMOUNT.encoded_repeats)]
+        return work.describe() | {
+            "source": f"H.264 file, decoded on the {decode.upper()}",
+            "chunks": AMOUNT.encoded_chunks * AMOUNT.encoded_repeats,
+            "ms_a_chunk": spread(ms),
+            "frames_a_second": round(CHUNK_FRAMES / spread(ms)["median"] * 1e3, 1),
+        }
+
+
+def written_clip(folder: Path, workload: Workload, frames: int) -> Path:
+    path = folder / f"stream-{workload.width}x{workload.height}-{frames}.mp4"
+    if not path.is_file():
+        partial_file = path.with_name(f"part-{path.name}")
+        workload.encode(partial_file, frames)
+        partial_file.rename(path)
+    return path
+
+
+# ---- first tokens, and those that follow ----------------------------------------------------------------------------------
+
+
+def questions(lab: Lab, name: str, side: int) -> dict[str, Any]:
+    """Time to the first token idle, at 1x and while ingesting as fast as it goes; then the time between tokens."""
+    with job(lab, name, side, AMOUNT.real_time_fps) as work:
+        loads = first_token.by_load(work.engines, work.system, work.workload, AMOUNT.filled, AMOUNT.questions)
+        with work.stream(overlap=True) as stream:
+            stream.push_chunks(AMOUNT.filled)
+            idle = between_tokens(stream.session, AMOUNT.answers, AMOUNT.answer_tokens)
+            with first_token.running(stream, first_token.at_full_rate):
+                loaded = between_tokens(stream.session, AMOUNT.answers, AMOUNT.answer_tokens)
+        p99 = loads[first_token.FULL_RATE]["ttft_ms"]["p99"]
+        return work.describe() | {
+            "chunks_before": AMOUNT.filled,
+            "answer_tokens_at_most": first_token.ANSWER_TOKENS,
+            "loads": loads,
+            "goal_p99_ms": GOALS["ttft_p99_ms"],
+            "goal_reached": p99 <= GOALS["ttft_p99_ms"],
+            "between_tokens_ms": {"idle": idle, first_token.FULL_RATE: loaded},
+        }
+
+
+def between_tokens(session: Session, answers: int, tokens: int) -> Spread | str:
+    """Milliseconds from one token to the next, the mean of each answer; why not, if no answer had two."""
+    sampling, means = Sampling(max_tokens=tokens), []
+    for number in range(answers + 1):
+        start = time.perf_counter()
+        answer = session.ask(QUESTIONS[number % len(QUESTIONS)], sampling=sampling)
+        rest = (time.perf_counter() - start) * 1e3 - answer.ttft_ms
+        if number and answer.tokens > 1:  # the first is a warm-up
+            means.append(rest / (answer.tokens - 1))
+    return spread(means) if means else "every answer ended at once: random weights may say so"

@@ -1,0 +1,174 @@
+"""What ReSV's long-term memory reads, how that differs by layer and head, and what clustering and choosing cost.
+
+    python -m vicort.benchmarks.studies.key_clusters --streams 2 --out benchmarks/results/key_clusters.json
+
+Streams of the synthetic world: seven things, then nothing for some minutes; "what color was the SHAPE?" about each at the end.
+Shares are of the tokens that a layer and head holds, counted from 1,000 tokens on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from vicort.benchmarks.common import machine
+from vicort.export.tiny.evaluate import HELD_OUT, LONG
+from vicort.export.tiny.video import write_video
+from vicort.export.tiny.world import make_stream
+from vicort.runtime.core import Question
+from vicort.runtime.devices.device import Device
+from vicort.runtime.devices.stage_clock import StageClock
+from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.memory.long_term.key_clusters import ClusterView, KeyClusterMemory
+from vicort.runtime.memory.long_term.long_term import Departing
+from vicort.runtime.memory.long_term.selection import Selection
+from vicort.runtime.policies.long_term import KeyClusters
+from vicort.runtime.policies.system import System, load_system
+from vicort.runtime.session import Session
+from vicort.runtime.sources import open_source
+
+FEW = 1000  # tokens: with fewer, a share says little
+THINGS = 7
+
+
+@dataclass
+class Watched:
+    """What one memory did."""
+
+    shares: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))  # by reader: [G] of each choice
+    milliseconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    memory: KeyClusterMemory | None = None
+
+
+class WatchedMemory(KeyClusterMemory):
+    watched: Watched
+
+    def take(self, departing: Departing) -> None:
+        start = time.thread_time()
+        super().take(departing)
+        self.watched.milliseconds["clustering a chunk"].append(1e3 * (time.thread_time() - start))
+
+    def view(self, leased: bool = True) -> ClusterView:
+        return WatchedView(self, leased)
+
+
+class WatchedView(ClusterView):
+    def __init__(self, memory: WatchedMemory, leased: bool) -> None:
+        super().__init__(memory, leased)
+        self._watched, self._reader = memory.watched, "questions" if leased else "chunks"
+
+    def choose(self, q: np.ndarray) -> Selection:
+        start = time.thread_time()
+        selection = super().choose(q)
+        self._watched.milliseconds[f"choosing, {self._reader}"].append(1e3 * (time.thread_time() - start))
+        held = self._tokens.sum(axis=1)
+        if held.min(initial=FEW) >= FEW:
+            self._watched.shares[self._reader].append(selection.filled.reshape(len(held), -1).sum(axis=1) / held)
+        return selection
+
+
+class WatchedClusters(KeyClusters):
+    runs: ClassVar[list[Watched]] = []
+
+    def open(self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock) -> KeyClusterMemory:
+        memory = WatchedMemory(model, host_mb, dtype, self)
+        memory.watched = Watched(memory=memory)
+        self.runs.append(memory.watched)
+        return memory
+
+
+def main() -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine-dir", type=Path, default=Path("engines/tiny-fp32-openvino"))
+    parser.add_argument("--streams", type=int, default=2)
+    parser.add_argument("--units", type=int, default=250, help="of nothing, behind the things (default: %(default)s)")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    system = load_system("resv")
+    if not isinstance(system.long_term, KeyClusters):
+        raise TypeError("resv.yaml names another policy")
+    settings = system.long_term.model_dump()
+    system = replace(system, long_term=WatchedClusters(**settings))
+    right: list[bool] = []
+    prefill: list[float] = []
+    with tempfile.TemporaryDirectory() as folder, EngineSet.open(options.engine_dir) as engines:
+        for seed in range(options.streams):
+            stream = make_stream(HELD_OUT + seed, THINGS, LONG.size[0] / LONG.size[1], tail=options.units + 1)
+            path = Path(folder) / "stream.mp4"
+            write_video(path, stream, LONG.size, LONG.fps, LONG.codec, LONG.bitrate, LONG.style)
+            asked = {f"what color was the {thing.shape}?": thing.color for thing in stream.things}
+            answers, milliseconds = watch(path, list(asked), engines, system)
+            right += [text == asked[question] for question, text in answers.items()]
+            prefill.append(milliseconds)
+            print(f"stream {seed + 1} of {options.streams}", file=sys.stderr, flush=True)
+    result = {
+        "conditions": {
+            "engines": options.engine_dir.name,
+            "streams": f"{options.streams} of {options.units} empty units behind {THINGS} things",
+            "long_term": settings,
+            "machine": machine.conditions(),
+        },
+        "accuracy": round(float(np.mean(right)), 4),
+        "asked": len(right),
+        "prefill_ms_a_chunk": round(float(np.mean(prefill)), 2),  # clustering and choosing included
+        **summarise(WatchedClusters.runs),
+    }
+    print(json.dumps(result, indent=1))
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def watch(path: Path, questions: list[str], engines: EngineSet, system: System) -> tuple[dict[str, str], float]:
+    """Answers at the end of a file, and the prefill stage's milliseconds a chunk."""
+    with Session(engines, system) as session, open_source(str(path)) as source:
+        futures = [session.submit(Question(question)) for question in questions]
+        for frame in source.frames(session.wants):
+            session.push(frame)
+        session.finish()
+        answers = {answer.question: answer.text for answer in (future.result() for future in futures)}
+        summary = session.summary()
+    return answers, summary.stage_ms["prefill"] / summary.chunks
+
+
+def summarise(runs: list[Watched]) -> dict[str, object]:
+    result: dict[str, object] = {}
+    for reader in ("chunks", "questions"):
+        choices = [share for run in runs for share in run.shares[reader]]
+        if not choices:
+            continue
+        shares = np.array(choices)  # [choices, G]
+        low, high = np.percentile(shares, [5, 95])
+        result[f"share read by {reader}"] = {
+            "mean": round(float(shares.mean()), 4),
+            "p5": round(float(low), 4),
+            "p95": round(float(high), 4),
+            "by layer and head": np.round(shares.mean(axis=0), 4).tolist(),
+            "choices": len(shares),
+        }
+    for what in runs[0].milliseconds:
+        result[f"cpu ms, {what}"] = round(float(np.median(np.concatenate([run.milliseconds[what] for run in runs]))), 2)
+    memories = [run.memory for run in runs if run.memory]
+    tokens = np.concatenate([memory.cluster_tokens() for memory in memories])
+    model = memories[0].model
+    cells = sum(memory.cells_in_use() for memory in memories) * model.layers * model.kv_heads
+    result["tokens a cluster"] = round(float(tokens.mean()), 1)
+    result["share of its cells' room that a cluster fills"] = round(float(tokens.sum() / cells / model.page_tokens), 3)
+    result["times a head had to do with most_cells"] = sum(memory.capped for memory in memories)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Every system of configs/systems side by side."""

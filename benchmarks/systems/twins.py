@@ -1,0 +1,67 @@
+"""Same bytes: the store that all systems share, and the `uniform` that reads as much as a system does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.errors import MemoryBudgetError
+from vicort.runtime.policies.overflow import Refuse
+from vicort.runtime.policies.retrieval import EvenUnits
+from vicort.runtime.policies.system import System, load_system
+from vicort.runtime.session import Session
+
+BASELINES = ("full-history", "simplestream", "uniform")  # they have no twin
+TWIN = "uniform = "  # label of a twin: so, and the name of whom it equals
+DEVICE_SHARE_MB = 2.0  # of the store, where there is a host tier behind it; doubled until the system's window fits
+PROBE_MB = 64.0  # a device budget that holds one chunk of any system
+
+
+def units_read(tokens: float, unit_tokens: int) -> int:
+    """Whole units that hold at least so many tokens; even spacing needs two, a first and a last."""
+    return max(2, math.ceil(tokens / unit_tokens))
+
+
+def twin_of(system: System, tokens: float, unit_tokens: int) -> System:
+    """`uniform` with the store of `system`, reading at least `tokens` tokens a question as evenly spaced whole units."""
+    uniform = load_system("uniform")
+    return replace(uniform, name=TWIN + system.name, retrieval=EvenUnits(units=units_read(tokens, unit_tokens)))
+
+
+def with_store(engines: EngineSet, system: System, store_mb: float) -> System:
+    """The system with room for `store_mb` of pages over both its tiers, what questions need for themselves left out.
+
+    One that refuses to forget keeps its own budget: it is the reference for what memory costs.
+    """
+    if isinstance(system.overflow, Refuse):
+        return system
+    for device_mb, host_mb in _splits(system, store_mb):
+        budget = system.budget.model_copy(update={"device_mb": PROBE_MB + device_mb, "host_mb": host_mb})
+        own_mb = PROBE_MB + device_mb - stored_mb(engines, replace(system, budget=budget))  # of questions, spare pages
+        fitting = replace(system, budget=budget.model_copy(update={"device_mb": own_mb + device_mb}))
+        try:
+            stored_mb(engines, fitting)
+        except MemoryBudgetError:
+            continue
+        return fitting
+    raise MemoryBudgetError(f"a store of {store_mb:g} MB is too small for one chunk of system {system.name}: raise store_mb in settings.py")
+
+
+def stored_mb(engines: EngineSet, system: System) -> float:
+    """MB of pages of the stream that its device tier can hold. Raises MemoryBudgetError if it does not hold one chunk."""
+    with Session(engines, system, overlap=False) as session:
+        memory = session._memory
+        return memory.stream_slots.count * (memory.pool.data[0].nbytes + memory.pool.where[0].nbytes) / 1e6
+
+
+def _splits(system: System, store_mb: float) -> Iterator[tuple[float, float]]:
+    """Device and host parts of the store, the smallest device part first."""
+    if not system.budget.host_mb:
+        yield store_mb, 0.0
+        return
+    device_mb = DEVICE_SHARE_MB
+    while device_mb < store_mb:
+        yield device_mb, store_mb - device_mb
+        device_mb *= 2

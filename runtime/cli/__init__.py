@@ -1,0 +1,1 @@
+"""`vicort-run`: arguments, questions from files, terminals and sockets, and output formats."""

@@ -1,0 +1,91 @@
+"""Where a run's events, warnings and progress go: events to stdout, all else to stderr, and never through one another."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from tqdm import tqdm
+
+from vicort.runtime.cli.writers import Writer
+from vicort.runtime.core import ChunkEvent, Event
+from vicort.runtime.errors import VicortError
+from vicort.runtime.redact import redact
+from vicort.runtime.sources import Source
+
+
+class Output:
+    """Takes events and tokens from any thread.
+
+    A reader that has gone away cannot be told to a worker thread: the failure is kept, and raised by `check`.
+    """
+
+    def __init__(self, writer: Writer, errors: TextIO, *, stats: bool) -> None:
+        """stats: whether chunks are written too."""
+        self._writer, self._errors, self._stats = writer, errors, stats
+        self._lock = threading.Lock()
+        self._bar: tqdm | None = None
+        self._failure: OSError | None = None
+        self._closed = False
+
+    def event(self, event: Event, source: str = "") -> None:
+        """source: whose it is, where there are several."""
+        if self._stats or not isinstance(event, ChunkEvent):
+            with self._lock:
+                self._write(lambda: self._writer.write(event, source))
+
+    def token(self, answer_id: str, question: str, text: str) -> None:
+        with self._lock:
+            self._write(lambda: self._writer.token(answer_id, question, text))
+
+    def warn(self, line: str) -> None:
+        with self._lock:
+            self._clear_bar()
+            print(f"vicort-run: warning: {redact(line)}", file=self._errors, flush=True)
+
+    @contextmanager
+    def progress_of(self, source: Source, shown: bool = True) -> Iterator[None]:
+        """The first words of the format, and while this lasts, a progress bar if there is somebody to see it."""
+        with self._lock:
+            self._write(self._writer.start)
+        if shown and self._errors.isatty():
+            self._bar = tqdm(total=source.frames_total, unit=" frames", desc=source.name, file=self._errors, leave=False)
+        try:
+            yield
+        finally:
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
+
+    def progress(self, frames: int) -> None:
+        """So many frames of the source have been read."""
+        if self._bar is not None and not self._writer.mid_line:
+            with self._lock:
+                self._bar.update(frames - self._bar.n)
+
+    def close(self) -> None:
+        """What still comes is dropped: the last word has been written."""
+        with self._lock:
+            self._closed = True
+
+    def check(self) -> None:
+        """Raises BrokenPipeError if the reader has gone, VicortError if writing failed otherwise."""
+        if isinstance(self._failure, BrokenPipeError):
+            raise self._failure
+        if self._failure is not None:
+            raise VicortError(f"events cannot be written ({self._failure.strerror}): make room, or send them elsewhere") from self._failure
+
+    def _write(self, write: Callable[[], None]) -> None:
+        if self._closed or self._failure is not None:
+            return
+        self._clear_bar()
+        try:
+            write()
+        except OSError as error:
+            self._failure = error
+
+    def _clear_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.clear()

@@ -1,0 +1,195 @@
+"""Questions from other processes: a Unix socket, JSON lines in and out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import stat
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from vicort.runtime.cli.question_router import Desk
+from vicort.runtime.cli.questions import LONGEST_LINE
+from vicort.runtime.errors import ConfigError, QuestionError
+
+MOST_CLIENTS = 64
+LONGEST_PATH = 107  # bytes, of a Unix socket's name
+
+
+class QuestionSocket:
+    """Each line is a question as in a questions file; without a time it is asked now. Each answer comes back as its event, a line.
+
+    What cannot be asked comes back as {"event": "error", "message": "…"}, with its id if it has one. Only this user may connect (0600).
+    """
+
+    def __init__(self, path: Path, desk: Desk) -> None:
+        """Raises ConfigError if there can be no socket there."""
+        self._path, self._desk = path, desk
+        self._clients: set[_Client] = set()
+        self._lock = threading.Lock()
+        self._server = _bound(path)
+        threading.Thread(target=self._accept, name="socket", daemon=True).start()
+
+    def close(self) -> None:
+        """No more questions; answers that are not sent are not sent."""
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+        self._server.close()
+        self._path.unlink(missing_ok=True)
+        with self._lock:
+            clients = list(self._clients)
+        for client in clients:
+            client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
+            client = _Client(connection)
+            with self._lock:
+                full = len(self._clients) >= MOST_CLIENTS
+                if not full:
+                    self._clients.add(client)
+            if full:
+                client.send({"event": "error", "message": f"{MOST_CLIENTS} clients are connected: try again when one has gone"})
+                client.close()
+            else:
+                threading.Thread(target=self._serve, args=(client,), name="client", daemon=True).start()
+
+    def _serve(self, client: _Client) -> None:
+        try:
+            for number, line in enumerate(client.lines(), 1):
+                if line.strip():
+                    self._take(client, line, f"line {number}")
+            client.wait_answered()  # one that only sends, and then listens, gets all its answers
+        finally:
+            client.close()
+            with self._lock:
+                self._clients.discard(client)
+
+    def _take(self, client: _Client, line: str, where: str) -> None:
+        try:
+            answers = self._desk.ask(line, where)
+        except QuestionError as error:
+            client.send({"event": "error", **_id_of(line), "message": str(error)})
+            return
+        several = len(self._desk) > 1
+        for source, answer in answers.items():
+            client.expect(answer, {"source": source} if several else {})
+
+
+class _Client:
+    """One connection. What it does not read in time it does not get: answers wait for nobody."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._open = 0
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def lines(self) -> Any:
+        """Lines as text, until the other side sends no more, or one that is too long."""
+        with contextlib.suppress(OSError), self._connection.makefile("rb") as file:
+            while line := file.readline(LONGEST_LINE + 1):
+                if len(line) > LONGEST_LINE:
+                    self.send({"event": "error", "message": f"a line of more than {LONGEST_LINE} bytes: send a shorter question"})
+                    return
+                yield line.decode("utf-8", "replace")
+
+    def expect(self, answer: Future, more: dict[str, Any]) -> None:
+        with self._changed:
+            self._open += 1
+        answer.add_done_callback(lambda done: self._answered(done, more))
+
+    def _answered(self, answer: Future, more: dict[str, Any]) -> None:
+        failure = None if answer.cancelled() else answer.exception()
+        if failure is not None or answer.cancelled():
+            self.send({"event": "error", "message": str(failure or "the run ended before the answer")} | more)
+        else:
+            self.send(answer.result().to_json() | more)
+        with self._changed:
+            self._open -= 1
+            self._changed.notify_all()
+
+    def send(self, content: dict[str, Any]) -> None:
+        data = (json.dumps(content, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+        with self._changed:
+            if self._closed:
+                return
+            try:
+                whole = self._connection.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) == len(data)
+            except OSError:
+                whole = False
+        if not whole:
+            self.close()
+
+    def wait_answered(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._open)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
+            self._connection.close()
+            self._changed.notify_all()
+
+
+def _bound(path: Path) -> socket.socket:
+    """A listening socket that only this user may open; a dead one in its place is removed. Raises ConfigError."""
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise ConfigError(f"--serve-socket {path} is longer than the {LONGEST_PATH} bytes a socket's name may have: give a shorter path")
+    _remove_dead(path)
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)  # from its first moment on
+    try:
+        server.bind(str(path))
+        server.listen()
+    except OSError as error:
+        server.close()
+        raise ConfigError(
+            f"--serve-socket {path} cannot be made ({error.strerror}): give a new file's name in a folder of yours"
+        ) from error
+    finally:
+        os.umask(mask)
+    return server
+
+
+def _remove_dead(path: Path) -> None:
+    try:
+        kind = path.lstat().st_mode
+    except OSError:
+        return
+    if not stat.S_ISSOCK(kind):
+        raise ConfigError(f"--serve-socket {path} is a file that is no socket: give another name")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+        except OSError as error:
+            raise ConfigError(f"--serve-socket {path} cannot be used ({error.strerror}): give another name") from error
+    raise ConfigError(f"--serve-socket {path} is served by another process: give another name")
+
+
+def _id_of(line: str) -> dict[str, str]:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return {"id": content["id"]} if isinstance(content, dict) and isinstance(content.get("id"), str) else {}

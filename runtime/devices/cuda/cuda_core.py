@@ -1,0 +1,219 @@
+"""The driver that talks to a real GPU, on `cuda.core`, with `cuda.bindings` where that has no word. Never run on a GPU here."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+from cuda.bindings import driver as cu
+from cuda.core import (
+    Buffer,
+    Device,
+    DeviceMemoryResource,
+    DeviceMemoryResourceOptions,
+    Event,
+    EventOptions,
+    Kernel,
+    LaunchConfig,
+    LegacyPinnedMemoryResource,
+    ObjectCode,
+    Stream,
+    StreamOptions,
+    launch,
+)
+
+from vicort.runtime.devices.cuda.driver import Arguments
+from vicort.runtime.errors import DeviceError
+
+SHARED_BYTES = 48 << 10  # dynamic shared memory that a kernel may have without being asked about first
+ARGUMENT_TYPES: dict[str, Callable[[Any], Any]] = {"pointer": int, "i32": ctypes.c_int32, "i64": ctypes.c_int64, "f32": ctypes.c_float}
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def device_call(method: Callable[P, R]) -> Callable[P, R]:
+    """Made with the GPU current on the calling thread, and with CUDA's errors told as one line."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        args[0].make_current()  # type: ignore[attr-defined]  # self
+        try:
+            return method(*args, **options)
+        except (DeviceError, MemoryError):
+            raise
+        except Exception as error:  # CUDAError, RuntimeError and ValueError of cuda.core
+            raise DeviceError(f"CUDA failed ({_one_line(error)}): see `nvidia-smi`, then run again") from error
+
+    return call
+
+
+@dataclass(eq=False)
+class LoadedKernel:
+    kernel: Kernel
+    code: ObjectCode  # which has to outlive it
+
+
+class CudaCoreDriver:
+    """A GPU by its number."""
+
+    def __init__(self, ordinal: int) -> None:
+        """There must be a driver and such a GPU: `open_gpu` looks first."""
+        self._threads = threading.local()
+        self._device = Device(ordinal)
+        self.make_current()
+        self.name = self._device.name
+        self.capability = (self._device.compute_capability.major, self._device.compute_capability.minor)
+        self.multiprocessors = self._device.properties.multiprocessor_count
+        self.version = checked(cu.cuDriverGetVersion())
+        self._pool = DeviceMemoryResource(self._device, DeviceMemoryResourceOptions())
+        self._pinned_pool = LegacyPinnedMemoryResource()
+        self._buffers: dict[int, Buffer] = {}  # device and pinned, by address
+        self._foreign: dict[int, Stream] = {}  # streams that are known only by their handle
+        self._priorities = checked(cu.cuCtxGetStreamPriorityRange())  # least, greatest
+        self._allocations = self._device.create_stream(options=StreamOptions())  # memory is allocated and freed in its order
+
+    def make_current(self) -> None:
+        if not getattr(self._threads, "current", False):
+            self._device.set_current()
+            self._threads.current = True
+
+    # ---- memory ---------------------------------------------------------------------------------------------------------
+
+    @device_call
+    def memory(self) -> tuple[int, int]:
+        free, total = checked(cu.cuMemGetInfo())
+        return free, total
+
+    @device_call
+    def allocate(self, size: int) -> int:
+        try:
+            buffer = self._pool.allocate(size, stream=self._allocations)
+        except Exception as error:
+            if "OUT_OF_MEMORY" in str(error):
+                raise MemoryError(str(error)) from error
+            raise
+        self._allocations.sync()  # so that any stream may use it
+        return self._keep(buffer)
+
+    @device_call
+    def free(self, pointer: int) -> None:
+        self._buffers.pop(pointer).close(self._allocations)
+        self._allocations.sync()  # then the pool gives it back to the system
+
+    @device_call
+    def allocate_pinned(self, size: int) -> int:
+        return self._keep(self._pinned_pool.allocate(size))
+
+    @device_call
+    def free_pinned(self, pointer: int) -> None:
+        self._buffers.pop(pointer).close()
+
+    def _keep(self, buffer: Buffer) -> int:
+        pointer = int(buffer.handle)
+        self._buffers[pointer] = buffer
+        return pointer
+
+    @device_call
+    def copy(self, target: int, source: int, size: int, stream: Stream) -> None:
+        checked(cu.cuMemcpyAsync(target, source, size, stream.handle))
+
+    @device_call
+    def fill(self, pointer: int, byte: int, size: int, stream: Stream) -> None:
+        checked(cu.cuMemsetD8Async(pointer, byte, size, stream.handle))
+
+    # ---- streams and events ---------------------------------------------------------------------------------------------
+
+    @device_call
+    def create_stream(self, urgent: bool) -> Stream:
+        least, greatest = self._priorities
+        return self._device.create_stream(options=StreamOptions(nonblocking=True, priority=greatest if urgent else least))
+
+    @device_call
+    def close_stream(self, stream: Stream) -> None:
+        self._foreign.pop(self.handle(stream), None)
+        stream.close()
+
+    def handle(self, stream: Stream) -> int:
+        return int(stream.handle)
+
+    @device_call
+    def record(self, stream: Stream, *, timing: bool = False, blocking: bool = False) -> Event:
+        return stream.record(options=EventOptions(timing_enabled=timing, blocking_sync=blocking))
+
+    @device_call
+    def wait(self, stream: Stream, event: Event) -> None:
+        stream.wait(event)
+
+    @device_call
+    def is_done(self, event: Event) -> bool:
+        return event.is_done
+
+    @device_call
+    def synchronize(self, event: Event) -> None:
+        event.sync()
+
+    @device_call
+    def elapsed_ms(self, start: Event, end: Event) -> float:
+        return end - start
+
+    # ---- kernels and graphs ---------------------------------------------------------------------------------------------
+
+    @device_call
+    def load(self, cubin: bytes, function: str, shared_bytes: int) -> LoadedKernel:
+        code = ObjectCode.from_cubin(cubin)
+        kernel = code.get_kernel(function)
+        if shared_bytes > SHARED_BYTES:
+            wanted = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            checked(cu.cuKernelSetAttribute(wanted, shared_bytes, kernel.handle, cu.CUdevice(self._device.device_id)))
+        return LoadedKernel(kernel, code)
+
+    @device_call
+    def launch(
+        self, kernel: LoadedKernel, grid: tuple[int, int, int], threads: int, shared_bytes: int, stream_handle: int, args: Arguments
+    ) -> None:
+        stream = self._foreign.get(stream_handle) or self._foreign.setdefault(stream_handle, Stream.from_handle(stream_handle))
+        config = LaunchConfig(grid=grid, block=(threads, 1, 1), shmem_size=shared_bytes)
+        launch(stream, config, kernel.kernel, *(ARGUMENT_TYPES[kind](value) for kind, value in args))
+
+    @device_call
+    def begin_capture(self, stream: Stream) -> None:
+        mode = cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL  # other threads may go on allocating and waiting
+        checked(cu.cuStreamBeginCapture(stream.handle, mode))
+
+    @device_call
+    def end_capture(self, stream: Stream) -> Any:
+        graph = checked(cu.cuStreamEndCapture(stream.handle))
+        try:
+            return checked(cu.cuGraphInstantiate(graph, 0))
+        finally:
+            checked(cu.cuGraphDestroy(graph))
+
+    @device_call
+    def abandon_capture(self, stream: Stream) -> None:
+        status, graph = cu.cuStreamEndCapture(stream.handle)
+        if status == cu.CUresult.CUDA_SUCCESS and graph:
+            checked(cu.cuGraphDestroy(graph))
+
+    @device_call
+    def launch_graph(self, graph: Any, stream: Stream) -> None:
+        checked(cu.cuGraphLaunch(graph, stream.handle))
+
+    @device_call
+    def close_graph(self, graph: Any) -> None:
+        checked(cu.cuGraphExecDestroy(graph))
+
+
+def checked(answer: tuple[Any, ...]) -> Any:
+    """What a call of `cuda.bindings` gave, without its status. Raises DeviceError with the status if that is a failure."""
+    status, *values = answer
+    if status != cu.CUresult.CUDA_SUCCESS:
+        raise DeviceError(f"CUDA failed ({status.name}): see `nvidia-smi`, then run again")
+    return tuple(values) if len(values) > 1 else values[0] if values else None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

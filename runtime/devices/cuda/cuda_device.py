@@ -1,0 +1,153 @@
+"""The device that engines of TensorRT run on: streams, buffers and pages of one GPU, for one session."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from vicort.runtime.devices.cuda.allocator import current_stream
+from vicort.runtime.devices.cuda.arrays import DeviceArray
+from vicort.runtime.devices.cuda.cuda_pool import CudaPool, PinnedPool
+from vicort.runtime.devices.cuda.cuda_preprocess import UploadingPreprocessor
+from vicort.runtime.devices.cuda.gpu import Gpu
+from vicort.runtime.devices.cuda.streams import CudaStream, Watcher
+from vicort.runtime.devices.device import Urgency
+from vicort.runtime.devices.preprocess import Preprocessor
+from vicort.runtime.errors import DeviceError, VicortError
+from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.memory.slots import page_bytes
+
+if TYPE_CHECKING:
+    from vicort.runtime.kernels import LoadedKernels
+
+
+class CudaDevice:
+    """Streams with priorities, and memory of a GPU.
+
+    Where a verb takes a stream, it is one of this device's.
+
+    `threads=False` makes all streams one CUDA stream whose work is put there by its caller: the plain, sequential device.
+    """
+
+    stream_type = CudaStream
+
+    def __init__(self, gpu: Gpu, kernels: LoadedKernels, *, threads: bool = True, resize_on: Literal["cpu", "gpu"] = "gpu") -> None:
+        """kernels: that move tokens into pages. resize_on: where frames are letterboxed."""
+        self.gpu, self.kernels, self.threads, self._resize_on = gpu, kernels, threads, resize_on
+        self.urgency: Urgency = _NoUrgency()
+        self.watcher = Watcher(gpu.driver)
+        self._streams: list[CudaStream] = []
+        self._shared: Any = None  # the driver's stream of them all, without threads
+        gpu.memory.trim()  # of a session before this one, whose arrays had other sizes
+
+    def stream(self, name: str, urgent: bool = False) -> CudaStream:
+        if self.threads:
+            raw = self.gpu.driver.create_stream(urgent)
+        else:
+            raw = self._shared = self._shared or self.gpu.driver.create_stream(urgent=False)
+        stream = self.stream_type(self, name, raw, self.threads)
+        self.gpu.memory.watch(stream)
+        self._streams.append(stream)
+        return stream
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
+        return self.gpu.empty(shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
+        return self.filled(shape, dtype, 0)
+
+    def filled(self, shape: tuple[int, ...], dtype: DTypeLike, byte: int) -> DeviceArray:
+        """An array of equal bytes: there for what the calling stream does next, or, outside of all streams, when this returns."""
+        array, driver = self.gpu.empty(shape, dtype), self.gpu.driver
+        stream = current_stream()
+        raw = stream.raw if stream else driver.create_stream(urgent=False)
+        driver.fill(array.pointer, byte, array.nbytes, raw)
+        if not stream:
+            driver.synchronize(driver.record(raw))
+            driver.close_stream(raw)
+        return array
+
+    def pool(self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False) -> CudaPool:
+        """Raises DeviceError, with the largest budget that fits, if the pages do not; and if they are to differ by head."""
+        if by_head:
+            raise DeviceError(
+                "memory that differs by layer and head (systems livevlm, resv, freekv) runs on CPU engines only so far: "
+                "take --system vicostream, or an engine set of --backend openvino"
+            )
+        wanted, available = pages * page_bytes(model, dtype), self.gpu.memory.available()
+        if wanted > available:
+            raise DeviceError(
+                f"{self.gpu.name} has {available / 1e6:.0f} MB free, the pages of the system take {wanted / 1e6:.0f}: "
+                f"set memory.device_mb to less than {available / 1e6:.0f}, or free memory (see `nvidia-smi`)"
+            )
+        return CudaPool(self, model, pages, dtype)
+
+    def host_pool(self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False) -> PinnedPool:
+        return PinnedPool(self, model, pages, dtype)
+
+    def preprocessor(self, height: int, width: int, threads: int) -> Any:
+        if self._resize_on == "gpu":
+            try:
+                return Preprocessor(height, width, device="gpu", threads=threads)
+            except VicortError as error:
+                warnings.warn(f"{error}; frames are resized on the CPU instead", stacklevel=2)
+        return UploadingPreprocessor(self, Preprocessor(height, width, threads=threads))
+
+    def upload(self, target: DeviceArray, source: np.ndarray, stream: Any) -> None:
+        stream.upload(target, source)
+
+    def copy(self, target: DeviceArray, source: DeviceArray, stream: Any) -> None:
+        if target.shape != source.shape or target.dtype != source.dtype:
+            raise ValueError(f"{source} cannot be copied into {target}")
+        if target.nbytes:
+            self.gpu.driver.copy(target.pointer, source.pointer, target.nbytes, stream.raw)
+
+    def read(self, stream: Any, *arrays: DeviceArray) -> tuple[np.ndarray, ...]:
+        landings = tuple(self._land(array, stream) for array in arrays)
+        stream.finish()
+        return landings
+
+    def _land(self, array: DeviceArray, stream: CudaStream) -> np.ndarray:
+        """Start a copy to pinned memory, always the same for the same part of a block."""
+        block = array.memory.block
+        key = (array.pointer - block.pointer, array.nbytes)
+        if key not in block.landings:
+            block.landings[key] = self.gpu.pinned.empty((array.nbytes,), np.uint8)
+        landing = block.landings[key]
+        if array.nbytes:
+            self.gpu.driver.copy(landing.ctypes.data, array.pointer, array.nbytes, stream.raw)
+        view = landing.view(array.dtype).reshape(array.shape)
+        view.flags.writeable = False
+        return view
+
+    def close(self) -> None:
+        """Waits for work that is under way; what has not begun is dropped. Raises what the device broke with."""
+        failures = [error for error in map(_close, self._streams) if error]
+        self.watcher.close()
+        for stream in self._streams:
+            self.gpu.memory.forget(stream)
+        raws = {id(stream.raw): stream.raw for stream in self._streams}
+        self._streams.clear()
+        self._shared = None
+        if failures:
+            raise failures[0]
+        for raw in raws.values():
+            self.gpu.driver.close_stream(raw)
+
+
+def _close(stream: CudaStream) -> DeviceError | None:
+    try:
+        stream.close()
+    except DeviceError as error:
+        return error
+    return None
+
+
+class _NoUrgency(Urgency):
+    """The GPU itself puts urgent streams first."""
+
+    def give_way(self) -> None:
+        pass

@@ -1,0 +1,123 @@
+"""Pages in a GPU's memory, and the tier of pinned host memory behind them."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from vicort.runtime.devices.cuda.arrays import DeviceArray
+from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.memory.slots import EMPTY, HostPool, Pool, shifted
+
+if TYPE_CHECKING:
+    from vicort.runtime.devices.cuda.cuda_device import CudaDevice
+    from vicort.runtime.devices.cuda.streams import CudaStream
+
+PART = 64  # int32 numbers: parts of one upload start at multiples of 256 bytes
+
+
+class CudaPool:
+    """Pages on the device. Their positions are on the host too, where every change to them begins. All streams are CudaStreams."""
+
+    def __init__(self, device: CudaDevice, model: ModelSpec, pages: int, dtype: DTypeLike) -> None:
+        self._device, self._rows = device, model.max_rows
+        shape = (pages, model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim)
+        self.data = device.gpu.empty(shape, dtype, "the pool of pages")
+        self.where = device.filled((pages, 1, 1, model.page_tokens, 3), np.int32, 0xFF)  # EMPTY in every byte
+        self.places = np.full(self.where.shape, EMPTY, np.int32)
+        self._lists: weakref.WeakKeyDictionary[CudaStream, _Lists] = weakref.WeakKeyDictionary()
+
+    def write(self, slots: np.ndarray, cells: np.ndarray, k: Any, v: Any, positions: np.ndarray, stream: Any) -> None:
+        self.places[slots, 0, 0, cells] = positions
+        pages = np.unique(slots)
+        slot, cell, page, place = self._upload(stream, slots, cells, pages, self.places[pages])
+        kernels = self._device.kernels
+        kernels.scatter_tokens(
+            k=k.pointer,
+            v=v.pointer,
+            slots=slot,
+            cells=cell,
+            pool=self.data.pointer,
+            count=len(slots),
+            rows=k.shape[1],
+            layers=k.shape[0],
+            stream=stream.handle,
+        )
+        kernels.set_places(slots=page, places=place, where=self.where.pointer, count=len(pages), stream=stream.handle)
+
+    def clear(self, slots: Sequence[int], stream: Any) -> None:
+        self.places[list(slots)] = EMPTY
+        self._send_places(slots, stream)
+
+    def copy_from(self, source: Pool, source_slots: Sequence[int], slots: Sequence[int], stream: Any) -> None:
+        move_pages(self._device, source.data, source_slots, self.data, slots, stream)
+        self.places[list(slots)] = source.places[list(source_slots)]
+        self._send_places(slots, stream)
+
+    def shift(self, slots: Sequence[int], step: np.ndarray, floor: int, stream: Any) -> None:
+        self.places[list(slots)] = shifted(self.places[list(slots)], step, floor)
+        self._send_places(slots, stream)
+
+    def _send_places(self, slots: Sequence[int], stream: CudaStream) -> None:
+        for first in range(0, len(slots), self._rows):
+            some = np.asarray(slots[first : first + self._rows])
+            page, place = self._upload(stream, some, self.places[some])
+            self._device.kernels.set_places(slots=page, places=place, where=self.where.pointer, count=len(some), stream=stream.handle)
+
+    def _upload(self, stream: CudaStream, *parts: np.ndarray) -> list[int]:
+        """Addresses of int32 lists, good until the stream's next."""
+        if stream not in self._lists:
+            per_row = 3 + self.places[0].size  # slot, cell, page, its positions
+            self._lists[stream] = _Lists(self._device, self._rows * per_row + 4 * PART)
+        return self._lists[stream].upload(stream, parts)
+
+
+class PinnedPool(HostPool):
+    """The host tier: whole pages come and go by copies that nobody waits for."""
+
+    def __init__(self, device: CudaDevice, model: ModelSpec, pages: int, dtype: DTypeLike) -> None:
+        super().__init__(device.gpu.pinned.empty, model, pages, dtype)
+        self._device = device
+
+    def copy_from(self, source: Pool, source_slots: Sequence[int], slots: Sequence[int], stream: Any) -> None:
+        move_pages(self._device, source.data, source_slots, self.data, slots, stream)
+        self.places[list(slots)] = source.places[list(source_slots)]
+
+    def write(self, slots: np.ndarray, cells: np.ndarray, k: Any, v: Any, positions: np.ndarray, stream: Any) -> None:
+        raise TypeError("tokens are placed on the device: the host tier takes whole pages")
+
+
+def move_pages(device: CudaDevice, source: Any, source_slots: Sequence[int], target: Any, slots: Sequence[int], stream: CudaStream) -> None:
+    """Copy pages between pools [P, …] on the device or in pinned memory, in the order of the stream: a page is one contiguous block."""
+    page = math.prod(target.shape[1:]) * target.dtype.itemsize
+    there, here = _address(source), _address(target)
+    for source_slot, slot in zip(source_slots, slots, strict=True):
+        device.gpu.driver.copy(here + int(slot) * page, there + int(source_slot) * page, page, stream.raw)
+
+
+def _address(array: Any) -> int:
+    return array.pointer if isinstance(array, DeviceArray) else array.ctypes.data
+
+
+class _Lists:
+    """Device memory of one stream for lists of slots, cells and positions, which its kernels read."""
+
+    def __init__(self, device: CudaDevice, size: int) -> None:
+        """size: int32 numbers."""
+        self._numbers = np.zeros(size, np.int32)
+        self._array = device.empty((size,), np.int32)
+
+    def upload(self, stream: CudaStream, parts: Sequence[np.ndarray]) -> list[int]:
+        """One upload for all parts. Returns their addresses."""
+        first, starts = 0, []
+        for part in parts:
+            self._numbers[first : first + part.size] = part.reshape(-1)
+            starts.append(first)
+            first += -(-part.size // PART) * PART
+        stream.upload(self._array[:first], self._numbers[:first])
+        return [self._array.pointer + start * 4 for start in starts]

@@ -1,0 +1,1 @@
+"""Engine sets and the backends that run them."""

@@ -1,0 +1,1 @@
+"""What the language graph is fed: prompts, rows and the choice of the next token."""

@@ -1,0 +1,95 @@
+"""The language graph with buffers of its own, run by one stream at a time: prefill, question and decode alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vicort.runtime.devices.device import Device, Stream
+from vicort.runtime.engines.buckets import padded_rows
+from vicort.runtime.engines.engine_set import Engine
+from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.memory.slots import EMPTY, Pool
+
+FEATURE_ROW = -1  # token id of a row that comes from `features`
+
+
+@dataclass(frozen=True)
+class LanguageOutput:
+    """Arrays on the device, rows of padding included; the next run writes over them."""
+
+    logits: Any  # [1, V], of the last row
+    k: Any  # [L, R, Hkv, D], not rotated
+    v: Any  # [L, R, Hkv, D]
+    q: Any  # [L, Hq, D] float32, mean over the rows, not rotated
+    queries: Any  # [L, observed_rows, Hq, D] float32, not rotated, of the last rows, oldest first, behind zeros where there are fewer
+
+
+class LanguageRun:
+    def __init__(self, engine: Engine, model: ModelSpec, device: Device, pool: Pool) -> None:
+        self._engine, self._model, self._device, self._pool = engine, model, device, pool
+        rows = model.max_rows
+        dtype = pool.data.dtype
+        self._tokens = device.empty((rows,), np.int32)
+        self._features = device.zeros((rows, model.width), dtype)
+        self._positions = device.empty((rows, 3), np.int32)
+        self._table = device.empty((pool.data.shape[0],), np.int32)
+        self._k = device.empty((model.layers * rows * model.kv_heads * model.head_dim,), dtype)
+        self._v = device.empty(self._k.shape, dtype)
+        self._q = device.empty((model.layers, model.query_heads, model.head_dim), np.float32)
+        self._queries = device.empty((model.layers, model.observed_rows, model.query_heads, model.head_dim), np.float32)
+        self._logits = device.empty((1, model.vocabulary), np.float32)
+
+    def __call__(
+        self, tokens: np.ndarray | None, features: Sequence[Any], positions: np.ndarray, table: np.ndarray, stream: Stream
+    ) -> LanguageOutput:
+        """Run C new rows over the pages of `table`. For the stream's own work to call.
+
+        tokens: [C] int32, FEATURE_ROW where the row is one of `features`, None = all are; features: Arrays [n, width], the first rows one
+        after another; positions: [C, 3] int32; table: [L|1, Hkv|1, N] int32. C is at most max_rows.
+        """
+        count, model = len(positions), self._model
+        rows = 1 if count == 1 else min(padded_rows(count), model.max_rows)
+        padded_tokens = np.full(rows, FEATURE_ROW, np.int32)
+        if tokens is not None:
+            padded_tokens[:count] = tokens
+        padded_positions = np.full((rows, 3), EMPTY, np.int32)
+        padded_positions[:count] = positions
+        self._device.upload(self._tokens[:rows], padded_tokens, stream)
+        self._device.upload(self._positions[:rows], padded_positions, stream)
+        self._place_features(features, stream)
+        shape = (model.layers, rows, model.kv_heads, model.head_dim)
+        k, v = (buffer[: math.prod(shape)].reshape(shape) for buffer in (self._k, self._v))
+        bindings = {
+            "tokens": self._tokens[:rows],
+            "features": self._features[:rows],
+            "pos": self._positions[:rows],
+            "pool": self._pool.data,
+            "where": self._pool.where,
+            "table": self._place_table(table, stream),
+            "logits": self._logits,
+            "k": k,
+            "v": v,
+            "q": self._q,
+            "queries": self._queries,
+        }
+        self._engine.enqueue(bindings, stream)
+        return LanguageOutput(self._logits, k, v, self._q, self._queries)
+
+    def _place_features(self, features: Sequence[Any], stream: Stream) -> None:
+        first = 0
+        for rows in features:
+            self._device.copy(self._features[first : first + rows.shape[0]], rows, stream)
+            first += rows.shape[0]
+
+    def _place_table(self, table: np.ndarray, stream: Stream) -> Any:
+        """Always at the same address, which engines that replay a recorded run need."""
+        if table.size > self._table.shape[0]:
+            self._table = self._device.empty((2 * table.size,), np.int32)
+        placed = self._table[: table.size].reshape(table.shape)
+        self._device.upload(placed, table, stream)
+        return placed

@@ -1,0 +1,176 @@
+"""The text around the video: the model's own chat template, cut at the place where the visual tokens stand.
+
+prefix  <|im_start|>user … <|vision_start|>        cached once, when a session opens
+video   the visual tokens, chunk by chunk
+suffix  <|vision_end|>QUESTION …                   a fork of the stream, one a question
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from vicort.runtime.errors import EngineError, QuestionError
+from vicort.runtime.safe_text import brief, is_text, read_text, shown
+
+TOKENIZER_FILE = "tokenizer.json"
+TEMPLATE_FILE = "chat_template.jinja"
+MOST_BYTES = 16 << 20  # of a template, or of the JSON that holds it
+# A template is a program in a sandbox: besides Jinja's own errors it fails as Python does, at 1 / 0 or a range without end.
+TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+
+
+class Prompt:
+    """Token ids of the prefix and of questions; text of answers."""
+
+    def __init__(self, folder: Path, video_token: int) -> None:
+        """Reads the tokenizer and the chat template of an engine set, or of a Hugging Face folder."""
+        self._tokenizer = _read_tokenizer(folder / TOKENIZER_FILE)
+        self._template = _read_template(folder)
+        self._video = self._tokenizer.id_to_token(video_token)
+        if not self._video:
+            raise EngineError(f"the tokenizer in {folder} has no token {video_token} for a video: use the model's own tokenizer")
+        before, found, _ = self._render([_turn("", with_video=True)]).partition(self._video)
+        if not found:
+            raise EngineError(f"the chat template in {folder} puts no {self._video} where a video is: use the model's own template")
+        self.prefix: list[int] = self._encode(before)
+
+    def question(self, text: str, earlier: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """The tokens that follow what is cached, up to where the answer begins.
+
+        earlier: the (question, answer) turns of the same conversation; their tokens are cached already, vision before them.
+        """
+        if not text.strip():
+            raise QuestionError("the question is empty: ask something, for example --ask 'what is there now?'")
+        if not is_text(text):
+            raise QuestionError(f"the question {shown(text)} holds half a character (a lone surrogate): ask in UTF-8")
+        if special := next((t for t in self.special_tokens() if t in text), None):
+            raise QuestionError(f"the question holds the model's control token {special!r}: leave it out")
+        whole = self._render(self._turns([*earlier, (text, "")]))
+        if not earlier:
+            return self._encode(whole.partition(self._video)[2])
+        cached = self._render(self._turns([*earlier[:-1], (earlier[-1][0], "")])) + earlier[-1][1]
+        if not whole.startswith(cached):
+            raise QuestionError("this model's chat template cannot go on with a conversation: ask without one")
+        return self._encode(whole[len(cached) :])
+
+    def words(self, text: str) -> list[int]:
+        """The tokens of a question alone, without the template: what retrieval compares with."""
+        return self._encode(text)
+
+    def token_id(self, token: str) -> int | None:
+        """None for what is no token of the model."""
+        return self._tokenizer.token_to_id(token)
+
+    def special_tokens(self) -> list[str]:
+        """The model's control tokens."""
+        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    def _turns(self, turns: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = []
+        for number, (question, answer) in enumerate(turns):
+            messages.append(_turn(question, with_video=number == 0))
+            if answer:
+                messages.append({"role": "assistant", "content": answer})
+        return messages
+
+    def _render(self, messages: list[dict[str, Any]]) -> str:
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=True)
+        except TEMPLATE_ERRORS as error:
+            raise _failing(error) from error
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+class TextStream:
+    """Tokens in, printable text out: holds back bytes of a character that is not whole yet."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        self._prompt = prompt
+        self._tokens: list[int] = []
+        self.text = ""
+
+    def add(self, token: int) -> str:
+        """The text that this token completes; may be empty."""
+        self._tokens.append(token)
+        whole = self._prompt.decode(self._tokens)
+        return "" if whole.endswith("�") else self._advance(whole)
+
+    def finish(self) -> str:
+        """What was held back to the end."""
+        return self._advance(self._prompt.decode(self._tokens))
+
+    def _advance(self, whole: str) -> str:
+        new = whole[len(self.text) :]
+        self.text = whole
+        return new
+
+
+def _turn(text: str, with_video: bool) -> dict[str, Any]:
+    video = [{"type": "video"}] if with_video else []
+    return {"role": "user", "content": [*video, {"type": "text", "text": text}]}
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    if not path.is_file():
+        raise EngineError(f"{path} is missing: build the engine set again with vicort-build")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise EngineError(f"{path} is no tokenizer ({brief(error)}): build the engine set again with vicort-build") from error
+
+
+def _read_template(folder: Path) -> Any:
+    """The template's places, newest convention first: chat_template.jinja, chat_template.json, tokenizer_config.json."""
+    source = _text(folder / TEMPLATE_FILE)
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if source is None:
+            source = _template_in(folder / name)
+    if not isinstance(source, str):
+        raise EngineError(f"{folder} holds no chat template: add the model's {TEMPLATE_FILE} and build again")
+
+    def fail(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = fail
+    try:
+        return environment.from_string(source)
+    except TEMPLATE_ERRORS as error:
+        raise _failing(error) from error
+
+
+def _failing(error: BaseException) -> EngineError:
+    return EngineError(f"the model's chat template fails ({brief(error)}): use the template that came with the model")
+
+
+def _text(path: Path) -> str | None:
+    """None if there is no such file. Raises EngineError for one that is no text, or too long."""
+    if not path.is_file():
+        return None
+    try:
+        return read_text(path, MOST_BYTES)
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(f"{path} cannot be read ({error}): build the engine set again with vicort-build") from error
+
+
+def _template_in(path: Path) -> Any:
+    """The value of chat_template in a JSON file; None if there is no such file or no such key."""
+    if (text := _text(path)) is None:
+        return None
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise EngineError(f"{path} is not JSON: build the engine set again with vicort-build") from error
+    return content.get("chat_template") if isinstance(content, dict) else None

@@ -1,0 +1,192 @@
+"""All pages that left the window, as they were: FreeKV's host tier (arXiv 2505.13109), and what each KV head chooses from it.
+
+A page is a cell of the engines' `page_tokens`, with the same tokens in each layer and head. Layer 0 chooses as the others do: the paper
+lets it see everything, which no bounded memory can.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from vicort.runtime.core import Page
+from vicort.runtime.devices.device import Device
+from vicort.runtime.devices.stage_clock import StageClock
+from vicort.runtime.errors import MemoryBudgetError
+from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.memory.long_term.long_term import Departing, View
+from vicort.runtime.memory.long_term.page_digest import Digest, boxes, page_scores, top_pages
+from vicort.runtime.memory.long_term.page_ring import PageRing
+from vicort.runtime.memory.long_term.recall_streams import RecallStreams
+from vicort.runtime.memory.long_term.selection import NONE, Recall, Selection
+from vicort.runtime.memory.long_term.speculative import Speculation, Speculative
+from vicort.runtime.memory.slots import EMPTY, HostPool, Layout, page_bytes, shifted
+
+SPARE_CHUNKS = 4  # whose pages the stream can take in while a question reads what they would overwrite
+
+
+@dataclass(frozen=True)
+class PageSelection(Selection):
+    pages: np.ndarray  # [L, Hkv, N] int64, ascending: the number of the page in each cell, which no other page ever has
+
+
+class PageRecallMemory:
+    """The newest pages in the host's memory, each with a box around its keys."""
+
+    recall_sets = 2  # one is filled while the other is read
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        pool: HostPool,
+        spare: int,
+        most_cells: int,
+        digest: Digest,
+        speculation: Speculation,
+        of_questions: RecallStreams,
+        of_chunks: RecallStreams | None,
+    ) -> None:
+        """pool: by_head. spare: slots of it that only stand in for forgotten pages which a question reads. of_chunks: None = chunks do
+        not read this memory."""
+        self.model, self.pool, self.most_cells, self._digest = model, pool, most_cells, digest
+        self.reads_in_prefill = of_chunks is not None
+        slots = len(pool.data)
+        self.ring = PageRing(slots - spare, spare)
+        self.boxes = np.zeros((model.layers, model.kv_heads, slots, 2 * model.head_dim), np.float32)
+        self.tokens = np.zeros(slots, np.int32)  # of each slot's page
+        self.units: list[Page | None] = [None] * slots  # of each slot's page: the temporal unit that it belongs to
+        self.shifts = 0  # how often time was re-based
+        self._speculation, self._of_questions, self._of_chunks = speculation, of_questions, of_chunks
+        self._chunks: Speculative | None = None
+
+    def take(self, departing: Departing) -> None:
+        lengths = np.bincount(departing.unit, minlength=len(departing.pages)).tolist()
+        layout = Layout.of(lengths, self.model.page_tokens)
+        if not layout.tokens:
+            return
+        slots = self.ring.slot(self.ring.grow(len(layout.tokens)))
+        of_token = slots[layout.page]
+        self.pool.data[of_token, :, :, 0, layout.cell] = departing.k.swapaxes(0, 1)
+        self.pool.data[of_token, :, :, 1, layout.cell] = departing.v.swapaxes(0, 1)
+        self.pool.where[slots] = EMPTY
+        self.pool.where[of_token, :, :, layout.cell] = departing.positions[:, None, None]
+        self.boxes[:, :, slots] = boxes(departing.k, layout.page, self._digest)
+        self.tokens[slots] = layout.tokens
+        for slot, run in zip(slots.tolist(), layout.run, strict=True):
+            self.units[slot] = departing.pages[run]
+
+    def view(self, leased: bool = True) -> PageView:
+        return PageView(self, leased)
+
+    def shift(self, steps: int, floor: int) -> None:
+        self.ring.wait_unleased()
+        if self._chunks:
+            self._chunks.settle()
+        self.pool.where[:] = shifted(self.pool.where, np.array([steps, 0, 0]), floor)
+        self.shifts += 1
+
+    @property
+    def oldest(self) -> Fraction | None:
+        first = self.ring.first
+        unit = self.units[first % self.ring.slots] if first < self.ring.last else None
+        return unit.start if unit else None
+
+    def cells_in_use(self) -> float:
+        return self.ring.last - self.ring.first
+
+    def reader(self, view: View, recalls: Sequence[Recall]) -> Speculative:
+        return Speculative(self, self.own_view(view), recalls, self._of_questions, self._speculation, of_stream=False)
+
+    def stream_reader(self, view: View, recalls: Sequence[Recall]) -> Speculative:
+        if self._of_chunks is None:
+            raise ValueError("chunks do not read this memory")
+        self._chunks = Speculative(self, self.own_view(view), recalls, self._of_chunks, self._speculation, of_stream=True)
+        return self._chunks
+
+    def own_view(self, view: View) -> PageView:
+        if not isinstance(view, PageView):
+            raise TypeError("a view of another memory")
+        return view
+
+    def close(self) -> None:
+        self.ring.close()
+
+
+class PageView:
+    """The pages of one moment; if it is leased, they stay as they are until `release`."""
+
+    def __init__(self, memory: PageRecallMemory, leased: bool) -> None:
+        self._memory, self._leased = memory, leased
+        self.first, self.last, self.shifts = memory.ring.first, memory.ring.last, memory.shifts
+        self._spans = memory.ring.spans(self.first, self.last)
+        self._units = [unit for span in self._spans for unit in memory.units[span] if unit]
+        if leased:
+            memory.ring.lease(self.first)
+
+    @property
+    def count(self) -> int:
+        return self.last - self.first
+
+    def choose(self, q: np.ndarray) -> PageSelection:
+        memory = self._memory
+        if not self.count:
+            return self.selection(np.empty((*memory.boxes.shape[:2], 0), np.int64))
+        scores = page_scores(q, [memory.boxes[:, :, span] for span in self._spans])
+        return self.selection(self.first + top_pages(scores, memory.most_cells))
+
+    def selection(self, pages: np.ndarray) -> PageSelection:
+        """pages: [L, Hkv, N] numbers of pages, NONE = none."""
+        slots, there = self._memory.ring.slot(pages), pages != NONE
+        return PageSelection(np.where(there, slots, NONE).astype(np.int32), np.where(there, self._memory.tokens[slots], 0), pages)
+
+    def pages(self, selection: Selection) -> list[Page]:
+        if not isinstance(selection, PageSelection):
+            raise TypeError("a selection of another memory")
+        return self.units(np.unique(selection.pages[selection.pages != NONE]))
+
+    def units(self, pages: Iterable[int]) -> list[Page]:
+        """The temporal units of pages, given by their numbers in ascending order."""
+        return list({unit.unit: unit for unit in (self._units[page - self.first] for page in pages)}.values())
+
+    def release(self) -> None:
+        if self._leased:
+            self._leased = False
+            self._memory.ring.release(self.first)
+
+
+def open_page_recall(
+    device: Device,
+    model: ModelSpec,
+    host_mb: float,
+    dtype: DTypeLike,
+    clock: StageClock,
+    budget: int,
+    digest: Digest,
+    speculation: Speculation,
+    chunks: bool,
+) -> PageRecallMemory:
+    """As many pages, with their boxes, as `host_mb` MB of 1e6 bytes hold. budget: tokens that a KV head reads; chunks: whether chunks do.
+
+    Raises MemoryBudgetError if that is less than what one question may hold back, and a chunk.
+    """
+    box_bytes = model.layers * model.kv_heads * 2 * model.head_dim * np.dtype(np.float32).itemsize
+    bytes_of_page = page_bytes(model, dtype, by_head=True) + box_bytes
+    slots = int(host_mb * 1e6) // bytes_of_page
+    chunk_pages = model.chunk_frames // 2 * math.ceil(model.unit_tokens / model.page_tokens)
+    spare = SPARE_CHUNKS * chunk_pages
+    if slots < spare + chunk_pages:
+        smallest = (spare + chunk_pages) * bytes_of_page / 1e6
+        raise MemoryBudgetError(
+            f"a host budget of {host_mb:g} MB is too small for page-recall with this model: "
+            f"set memory.host_mb to at least {math.ceil(smallest * 100) / 100:g}"
+        )
+    most_cells = max(budget // model.page_tokens, 1)
+    pool = HostPool(np.empty, model, slots, dtype, by_head=True)
+    of_questions = RecallStreams(device, model, dtype, most_cells, clock, urgent=True)
+    of_chunks = RecallStreams(device, model, dtype, most_cells, clock, urgent=False) if chunks else None
+    return PageRecallMemory(model, pool, spare, most_cells, digest, speculation, of_questions, of_chunks)

@@ -1,0 +1,77 @@
+"""Ways to read long-term memory with the model's own queries, which an engine gives at the end of a run, for all layers at once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vicort.runtime.core import Page
+from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.memory.long_term.long_term import View
+from vicort.runtime.memory.long_term.selection import Recall, Selection
+from vicort.runtime.memory.slots import HostPool
+
+
+class Chosen:
+    """Cells chosen with a query, and loaded: what ways of reading have in common."""
+
+    def __init__(self, model: ModelSpec, view: View, source: HostPool, recall: Recall) -> None:
+        """source: the pool of the long-term memory."""
+        self._view, self._source, self._recall = view, source, recall
+        self._seen: dict[int, Page] = {}  # by temporal unit
+        self.selection = Selection.nothing(model)
+        self.table = self.selection.cells
+        self.reruns = 0
+
+    @property
+    def bytes_moved(self) -> int:
+        return self._recall.bytes_moved
+
+    def choose(self, q: np.ndarray) -> None:
+        """q: [L, Hq, D] float32."""
+        self.selection = self._view.choose(q)
+        self.table = self._recall.load(self._source, self.selection)
+        self._seen |= {page.unit: page for page in self._view.pages(self.selection)}
+
+    def pages(self) -> list[Page]:
+        return [self._seen[unit] for unit in sorted(self._seen)]
+
+    def release(self) -> None:
+        self._view.release()
+
+
+class TwoPass(Chosen):
+    """A question's text runs over recent memory alone, then again with what its queries chose, which its answer keeps."""
+
+    def saw(self, q: np.ndarray, prefill: bool) -> bool:
+        if not prefill or self.reruns:
+            return False
+        self.choose(q)
+        again = self.selection.most > 0  # a young stream has nothing to read
+        self.reruns += again
+        return again
+
+
+class EachStep(TwoPass):
+    """As `TwoPass`, and each token of the answer reads what the queries of the token before it chose."""
+
+    def saw(self, q: np.ndarray, prefill: bool) -> bool:
+        if prefill:
+            return super().saw(q, prefill)
+        self.choose(q)
+        return False
+
+
+class ChunkBefore(Chosen):
+    """A chunk reads what the queries of the chunk before it choose from memory as it is now."""
+
+    _q: np.ndarray | None = None
+
+    def saw(self, q: np.ndarray, prefill: bool) -> bool:
+        self._q = q.copy()
+        return False
+
+    def renew(self, view: View) -> None:
+        self._view = view
+        self._seen.clear()
+        if self._q is not None:
+            self.choose(self._q)

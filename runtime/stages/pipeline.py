@@ -1,0 +1,180 @@
+"""Chunks through the stages: overlapped, each stage on its own stream, and its plain twin, one stage after another.
+
+Both give bit-identical results: start a bug hunt with the twin.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
+
+from vicort.runtime.core import Chunk
+from vicort.runtime.devices.device import Event
+from vicort.runtime.devices.stage_clock import StageClock
+from vicort.runtime.errors import VicortError
+from vicort.runtime.stages.stages import Buffers, Job, Stage
+
+
+class Pipeline(Protocol):
+    newest: Event | None  # when the newest chunk has left the last stage
+
+    def submit(self, chunk: Chunk) -> None:
+        """Hand a chunk to the first stage; waits while no buffers are free. Raises what an earlier chunk failed with."""
+        ...
+
+    def try_submit(self, chunk: Chunk) -> bool:
+        """The same without waiting: False if no buffers are free."""
+        ...
+
+    def wait_for_room(self) -> None:
+        """Wait until a chunk could enter at once."""
+        ...
+
+    def drain(self) -> None:
+        """Wait until all chunks are through. Raises what one of them failed with."""
+        ...
+
+    def close(self) -> None:
+        """Wake whoever waits for buffers, with an error: none will come back."""
+        ...
+
+
+class SequentialPipeline:
+    """One chunk at a time through all stages, on the caller's thread."""
+
+    def __init__(self, stages: Sequence[Stage], buffers: Buffers, clock: StageClock, done: Callable[[Job], None]) -> None:
+        self._stages, self._buffers, self._clock, self._done = stages, buffers, clock, done
+        self.newest: Event | None = None
+
+    def submit(self, chunk: Chunk) -> None:
+        job = Job(chunk, self._buffers)
+        for stage in self._stages:
+            stage.stream.submit(self._run, stage, job).result()
+        self._done(job)
+
+    def _run(self, stage: Stage, job: Job) -> None:
+        with self._clock.measure(stage.name, stage.stream, chunk=job.chunk.index, **job.notes):
+            stage.run(job)
+
+    def try_submit(self, chunk: Chunk) -> bool:
+        self.submit(chunk)
+        return True
+
+    def wait_for_room(self) -> None:
+        pass
+
+    def drain(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class OverlappedPipeline:
+    """Chunk t is in vision while t + 1 is in preprocess and t - 1 in prefill; as many chunks in flight as there are buffers."""
+
+    def __init__(self, stages: Sequence[Stage], buffers: Sequence[Buffers], clock: StageClock, done: Callable[[Job], None]) -> None:
+        self._stages, self._clock, self._done = stages, clock, done
+        self._free = list(buffers)
+        self._in_flight = 0
+        self._closed = False
+        self._changed = threading.Condition()  # of the three above
+        self.newest: Event | None = None
+        self._failure: BaseException | None = None  # of the earliest chunk that failed
+        self._failed_chunk = 0
+
+    def submit(self, chunk: Chunk) -> None:
+        with self._changed:
+            self._wait_for_room()
+            buffers = self._take_buffers()
+        self._enter(chunk, buffers)
+
+    def try_submit(self, chunk: Chunk) -> bool:
+        with self._changed:
+            if not self._free:
+                return False
+            buffers = self._take_buffers()
+        self._enter(chunk, buffers)
+        return True
+
+    def wait_for_room(self) -> None:
+        with self._changed:
+            self._wait_for_room()
+
+    def drain(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._in_flight)
+            self._check_open()
+        if self._failure:
+            raise self._failure
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _wait_for_room(self) -> None:
+        self._changed.wait_for(lambda: self._closed or self._free)
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise VicortError("the session is closed: open a new one")
+
+    def _take_buffers(self) -> Buffers:
+        if self._failure:
+            raise self._failure
+        self._in_flight += 1
+        return self._free.pop()
+
+    def _let_go(self, buffers: Buffers) -> None:
+        with self._changed:
+            self._in_flight -= 1
+            self._free.append(buffers)
+            self._changed.notify_all()
+
+    def _enter(self, chunk: Chunk, buffers: Buffers) -> None:
+        job, before = Job(chunk, buffers), None
+        for stage in self._stages:
+            before = stage.stream.submit(self._run, stage, job, before)
+        self.newest = before
+
+    def _run(self, stage: Stage, job: Job, before: Event | None) -> None:
+        """One stage of one chunk, behind the stage before. Nothing more is run of chunks behind one that failed."""
+        last = stage is self._stages[-1]
+        try:
+            if before:
+                stage.stream.wait(before)
+            if self._failure and self._failed_chunk < job.chunk.index:
+                raise self._failure
+            with self._clock.measure(stage.name, stage.stream, chunk=job.chunk.index, **job.notes):
+                stage.run(job)
+        except BaseException as error:
+            self._fail(job, error)
+            if last:
+                self._let_go(job.buffers)
+            raise
+        if last:
+            stage.stream.notify(self._finish, job, failed=partial(self._broke, job))
+
+    def _finish(self, job: Job) -> None:
+        """The device is done with a chunk."""
+        try:
+            self._clock.settle()
+            self._done(job)
+        except BaseException as error:
+            self._fail(job, error)
+            raise
+        finally:
+            self._let_go(job.buffers)
+
+    def _broke(self, job: Job, error: BaseException) -> None:
+        """The device failed under a chunk."""
+        self._fail(job, error)
+        self._let_go(job.buffers)
+
+    def _fail(self, job: Job, error: BaseException) -> None:
+        if self._failure is None or job.chunk.index < self._failed_chunk:
+            self._failure, self._failed_chunk = error, job.chunk.index

@@ -1,0 +1,149 @@
+"""Reads one file in a process of its own, and tells how that ended."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from fuzzing.fuzz_files import Kind, prompt_files, split_packets
+
+from vicort.runtime.cli.questions import read_questions, with_ids
+from vicort.runtime.errors import SourceError, VicortError
+from vicort.runtime.language.prompt import Prompt
+from vicort.runtime.manifest import read_manifest
+from vicort.runtime.policies.system import load_system
+from vicort.runtime.sources import open_source
+from vicort.runtime.sources.packets import DecodedPicture, PacketReader
+
+LONGEST_LINE = 4_096  # characters of an error
+ADDRESS_SPACE = 6 << 30  # bytes: what a child may map besides what it is born with, so that a bomb harms no one else
+VIDEO_TOKEN = 6  # of the embedded model
+TOLD = 8_000  # bytes of what a child tells
+
+
+@dataclass(frozen=True)
+class Outcome:
+    kind: str  # answered, refused; or, as a fault: traceback, crash, hang, memory
+    detail: str
+    peak: int  # bytes of memory that reading it took
+
+    @property
+    def bad(self) -> bool:
+        return self.kind not in ("answered", "refused")
+
+
+def tried(path: Path, kind: Kind, *, seconds: float, most_bytes: int) -> Outcome:
+    """Read the file in a child that is ended after so many seconds."""
+    reading, writing = os.pipe()
+    said = path.with_name("stderr")
+    born = path.with_name("born")
+    born.write_text("0")
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        _be_child(path, kind, writing, said, born)
+    os.close(writing)
+    ended = bool(select.select([reading], [], [], seconds)[0])
+    told = os.read(reading, TOLD).decode("utf-8", "replace") if ended else ""
+    os.close(reading)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+    _, status, usage = os.wait4(child, 0)
+    peak = max(0, usage.ru_maxrss * 1024 - int(born.read_text()))
+    if not ended:
+        return Outcome("hang", f"no end after {seconds:g} s", peak)
+    if os.WIFSIGNALED(status):
+        return Outcome("crash", f"signal {os.WTERMSIG(status)}", peak)
+    if peak > most_bytes:
+        return Outcome("memory", f"{peak / 1e6:.0f} MB", peak)
+    noise = said.read_text(errors="replace")
+    if "Traceback" in noise:
+        return Outcome("traceback", f"on stderr: {noise[-TOLD:]}", peak)
+    verdict, _, detail = told.partition(" ")
+    return Outcome(verdict, detail, peak)
+
+
+def _sizes() -> tuple[int, int]:
+    """Bytes of address space and of memory that this program has now."""
+    pages = Path("/proc/self/statm").read_text().split()
+    return int(pages[0]) * resource.getpagesize(), int(pages[1]) * resource.getpagesize()
+
+
+def _be_child(path: Path, kind: Kind, writing: int, said: Path, born: Path) -> NoReturn:
+    space, memory = _sizes()
+    born.write_text(str(memory))
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (space + ADDRESS_SPACE, space + ADDRESS_SPACE))
+    try:
+        told = f"answered {READERS[kind](path)}"
+    except VicortError as error:
+        line = str(error)
+        clean = line.isprintable() and len(line) <= LONGEST_LINE
+        told = f"refused {line}" if clean else f"traceback an error that is no clean line: {line[:500]!r}"
+    except BaseException:  # noqa: BLE001 - whatever it is, it is what the run looks for
+        told = f"traceback {traceback.format_exc()[-TOLD // 2 :]}"
+    os.write(writing, told.encode("utf-8", "backslashreplace")[:TOLD])
+    os._exit(0)
+
+
+def _watch(spec: str) -> str:
+    with open_source(spec) as source:
+        return f"{sum(frame.image.nbytes > 0 for frame in source)} frames, {len(source.warnings)} warnings"
+
+
+def _watch_stdin(path: Path) -> str:
+    os.dup2(os.open(path, os.O_RDONLY), 0)
+    return _watch("-")
+
+
+def _read_questions(path: Path) -> str:
+    return f"{len(with_ids(read_questions(path)))} questions"
+
+
+def _read_prompt(path: Path) -> str:
+    """A tokenizer or a chat template, beside the other as it should be."""
+    folder = path.with_name("set")
+    folder.mkdir(exist_ok=True)
+    for name, content in (prompt_files() | {path.name: path.read_bytes()}).items():
+        (folder / name).write_bytes(content)
+    prompt = Prompt(folder, VIDEO_TOKEN)
+    tokens = prompt.question("what is there now?")
+    prompt.decode(tokens)
+    return f"{len(tokens)} tokens"
+
+
+def _read_packets(path: Path) -> str:
+    """Each packet may be refused, and the next one may be good."""
+    extradata, *pieces = split_packets(path.read_bytes()) or [b""]
+    reader = PacketReader(path.name.partition(".")[0], extradata, motion=True)
+    seen = refused = 0
+    reads: list[Callable[[], Iterator[DecodedPicture]]] = [*(partial(reader.read, piece, i) for i, piece in enumerate(pieces)), reader.rest]
+    for read in reads:
+        try:
+            seen += sum(each.image().nbytes > 0 for each in read())
+        except SourceError as error:
+            refused += 1
+            if not str(error).isprintable():
+                raise ValueError(repr(error)) from error
+    return f"{seen} pictures, {refused} packets refused"
+
+
+READERS: dict[Kind, Callable[[Path], str]] = {
+    "video": lambda path: _watch(str(path)),
+    "image": lambda path: _watch(str(path)),
+    "stdin": _watch_stdin,
+    "system": lambda path: load_system(path).name,
+    "manifest": lambda path: read_manifest(path.parent).backend,
+    "questions": _read_questions,
+    "prompt": _read_prompt,
+    "packets": _read_packets,
+}

@@ -1,0 +1,298 @@
+"""Questions while the stream runs: standing ones, typed ones, and those of other processes."""
+
+import json
+import os
+import socket
+import stat
+import threading
+import time
+from concurrent.futures import Future
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.fake_session import FakeSession
+
+from vicort.runtime.cli import run
+from vicort.runtime.cli.question_router import Desk
+from vicort.runtime.cli.question_socket import LONGEST_LINE, MOST_CLIENTS, QuestionSocket
+from vicort.runtime.cli.recurring import Round, Standing, says_yes
+from vicort.runtime.core import Answer, Question, Sampling
+from vicort.runtime.errors import ConfigError, QuestionError
+
+CLIP = "testsrc:seconds=10,size=32x32,fps=4"
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeSession.opened.clear()
+    monkeypatch.setattr(run, "Session", FakeSession)
+    monkeypatch.setattr(run, "find_engine_dir", lambda model: Path("engines"))
+
+
+def ran(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[dict], str]:
+    code = run.main([str(argument) for argument in (*arguments, "--format", "jsonl")])
+    out, err = capsys.readouterr()
+    return code, [json.loads(line) for line in out.splitlines()], err
+
+
+def answered(question: Question, text: str) -> Answer:
+    at = question.at or Fraction(0)
+    return Answer(question.id, at, at, question.text, text, 1.0, 1, (), 0, 0, None)
+
+
+# ---- standing questions ---------------------------------------------------------------------------------------------------
+
+
+def test_every_asks_again_and_again_by_the_streams_clock(capsys):
+    code, events, _ = ran(capsys, CLIP, "--every", "3", "what now?", "--every", "4.5", "and now?")
+    found = [(event["id"], event["at"], event["question"]) for event in events if event["event"] == "answer"]
+    assert code == 0
+    assert found == [
+        ("every1.1", 3.0, "what now?"),
+        ("every2.1", 4.5, "and now?"),
+        ("every1.2", 6.0, "what now?"),
+        ("every1.3", 9.0, "what now?"),
+        ("every2.2", 9.0, "and now?"),
+    ]
+
+
+def test_until_ends_the_run_at_the_first_yes(capsys, monkeypatch):
+    texts = iter(["no", "Not yet", "Yes, there is", "yes"])
+    monkeypatch.setattr(FakeSession, "text_of", lambda self, question: next(texts))
+    code, events, _ = ran(capsys, "testsrc:seconds=1000000,size=32x32,fps=4", "--until", "is it there?")
+    answers = [event for event in events if event["event"] == "answer"]
+    assert code == 0
+    assert [answer["at"] for answer in answers] == [2, 4, 6]
+    assert events[-1]["event"] == "summary"
+
+
+def test_without_a_yes_the_exit_code_is_1(capsys, monkeypatch):
+    monkeypatch.setattr(FakeSession, "text_of", lambda self, question: "no")
+    assert ran(capsys, CLIP, "--until", "is it there?")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "yes"), [("yes", True), (" Yes.", True), ('"yes"', True), ("yesterday", False), ("no, yes", False), ("", False)]
+)
+def test_what_is_a_yes(text, yes):
+    assert says_yes(text) is yes
+
+
+@given(st.lists(st.fractions(0, 100), unique=True).map(sorted), st.fractions(Fraction(1, 10), 20))
+def test_a_standing_question_is_asked_once_a_period_at_most_and_never_late(times, period):
+    asked: list[Question] = []
+
+    def submit(question):
+        asked.append(question)
+        done: Future = Future()
+        done.set_result(answered(question, "no"))
+        return done
+
+    each = Round(Standing(Question("what?", id="q"), period), submit, waits=True)
+    for before, at in zip([Fraction(0), *times], times, strict=False):
+        known = len(asked)
+        each.see(at)
+        for question in asked[known:]:
+            assert before <= question.at < at
+            assert question.at % period == 0
+    passed = {tick for tick in (period * k for k in range(1, 1001)) if times and tick < times[-1]}
+    assert {question.at for question in asked} <= passed
+    assert bool(asked) == bool(passed)
+    assert len({question.at for question in asked}) == len(asked)
+
+
+def test_a_live_stream_waits_for_no_answer_and_counts_what_it_leaves_out():
+    open_answers: list[Future] = []
+
+    def submit(question):
+        open_answers.append(Future())
+        return open_answers[-1]
+
+    each = Round(Standing(Question("what?", id="q"), Fraction(1)), submit, waits=False)
+    for at in range(1, 6):
+        each.see(Fraction(at) + Fraction(1, 2))
+    assert (len(open_answers), each.left_out) == (1, 4)
+    open_answers[0].set_result(answered(Question("what?"), "no"))
+    each.see(Fraction(13, 2))
+    assert (len(open_answers), each.left_out) == (2, 4)
+
+
+# ---- typed questions ------------------------------------------------------------------------------------------------------
+
+
+def test_questions_on_stdin_are_asked_as_they_come_and_after_the_end_until_it_is_closed(capsys, monkeypatch):
+    reader, writer = os.pipe()
+    monkeypatch.setattr("sys.stdin", os.fdopen(reader))
+
+    def type_slowly():
+        with os.fdopen(writer, "w", buffering=1) as typing:
+            typing.write("what now?\n")
+            typing.write('{"at": 0.7, "question": "and then?", "id": "mine"}\n\n')
+            typing.write("{broken\n")
+            time.sleep(1.5)  # the stream is over by now
+            typing.write('{"question": "and in the end?"}\n')
+
+    threading.Thread(target=type_slowly).start()
+    code, events, err = ran(capsys, "testsrc:seconds=1,size=32x32,fps=4", "--realtime", "--questions", "-")
+    answers = {event["id"]: event for event in events if event["event"] == "answer"}
+    assert code == 0
+    assert {id: answer["question"] for id, answer in answers.items()} == {"t1": "what now?", "mine": "and then?", "t2": "and in the end?"}
+    assert (answers["mine"]["at"], answers["t2"]["text"]) == (0.7, "2 frames")
+    assert err.count("\n") == 1
+    assert "stdin, line 4 is not JSON" in err
+
+
+# ---- the socket -----------------------------------------------------------------------------------------------------------
+
+
+def desk_of(*sources: str, answer=None) -> Desk:
+    desk = Desk(Sampling())
+
+    def ask(question: Question) -> Future:
+        if "forbidden" in question.text:
+            raise QuestionError("too long: ask a shorter one")
+        done: Future = Future()
+        if answer is None:
+            done.set_result(answered(question, f"{question.text} indeed"))
+        else:
+            answer(question, done)
+        return done
+
+    for source in sources:
+        desk.enter(source, ask)
+    return desk
+
+
+def client(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(10)
+    connection.connect(str(path))
+    return connection
+
+
+def told(path: Path, *lines: str | bytes) -> list[dict]:
+    """What comes back for lines that are sent at once, until the server closes."""
+    with client(path) as connection, connection.makefile("rb") as file:
+        connection.sendall(b"".join((line if isinstance(line, bytes) else line.encode()) + b"\n" for line in lines))
+        connection.shutdown(socket.SHUT_WR)
+        return [json.loads(line) for line in file]
+
+
+def test_lines_go_in_and_answers_come_out(tmp_path):
+    with QuestionSocket(tmp_path / "s", desk_of("")):
+        assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o600
+        (answer,) = told(tmp_path / "s", '{"question": "what?", "id": "a", "at": 1.5}')
+    assert (answer["event"], answer["id"], answer["at"], answer["text"]) == ("answer", "a", 1.5, "what? indeed")
+    assert "source" not in answer
+    assert not (tmp_path / "s").exists()
+
+
+def test_what_cannot_be_asked_is_told_and_the_next_line_is_taken(tmp_path):
+    bad = ['{"question": ""}', '{"question": "forbidden", "id": "b"}', '{"colour": 1}', b"{\xff", "{", '{"a":' * 10_000]
+    with QuestionSocket(tmp_path / "s", desk_of("")):
+        *errors, answer = told(tmp_path / "s", *bad, "good")
+    assert [error["event"] for error in errors] == ["error"] * len(bad)
+    assert errors[1]["id"] == "b"
+    assert answer["text"] == "good indeed"
+
+
+def test_a_line_without_end_is_refused(tmp_path):
+    with QuestionSocket(tmp_path / "s", desk_of("")):
+        (error,) = told(tmp_path / "s", b"x" * (LONGEST_LINE + 5))
+    assert f"more than {LONGEST_LINE} bytes" in error["message"]
+
+
+def test_with_several_sources_answers_say_whose_and_questions_may(tmp_path):
+    with QuestionSocket(tmp_path / "s", desk_of("a", "b")):
+        both = told(tmp_path / "s", "what?")
+        one = told(tmp_path / "s", '{"question": "what?", "source": "b"}')
+        none = told(tmp_path / "s", '{"question": "what?", "source": "c"}')
+    assert [answer["source"] for answer in both] == ["a", "b"]
+    assert [answer["source"] for answer in one] == ["b"]
+    assert "no source 'c' is being watched: the sources are a, b" in none[0]["message"]
+
+
+def test_one_who_does_not_read_holds_up_nobody(tmp_path):
+    big = "w" * 50_000
+    with QuestionSocket(tmp_path / "s", desk_of("")), client(tmp_path / "s") as deaf:
+        deaf.settimeout(1)
+        with pytest.raises(OSError, match=r"timed out|Broken pipe|reset"):
+            deaf.sendall((big.encode() + b"\n") * 200)  # more than any buffer holds
+        assert told(tmp_path / "s", "what?")[0]["text"] == "what? indeed"
+
+
+def test_one_who_leaves_before_the_answer_harms_nothing(tmp_path):
+    waiting: list[tuple[Question, Future]] = []
+    desk = desk_of("", answer=lambda question, done: waiting.append((question, done)))
+    with QuestionSocket(tmp_path / "s", desk):
+        with client(tmp_path / "s") as gone:
+            gone.sendall(b"what?\n")
+            while not waiting:
+                time.sleep(0.01)
+        time.sleep(0.1)
+        question, done = waiting[0]
+        done.set_result(answered(question, "too late"))
+        assert done.exception() is None
+
+
+def test_no_more_clients_than_there_may_be(tmp_path):
+    with QuestionSocket(tmp_path / "s", desk_of("")):
+        crowd = [client(tmp_path / "s") for _ in range(MOST_CLIENTS)]
+        with client(tmp_path / "s") as late, late.makefile("rb") as file:
+            assert f"{MOST_CLIENTS} clients are connected" in json.loads(file.readline())["message"]
+        for each in crowd:
+            each.close()
+
+
+def test_a_dead_socket_is_replaced_and_a_served_one_is_not(tmp_path):
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "s"))
+    with QuestionSocket(tmp_path / "s", desk_of("")):
+        assert told(tmp_path / "s", "what?")
+        with pytest.raises(ConfigError, match="is served by another process"):
+            QuestionSocket(tmp_path / "s", desk_of(""))
+        assert told(tmp_path / "s", "what?")
+
+
+def test_the_whole_tool_with_a_socket(capsys, tmp_path):
+    found: list[dict] = []
+
+    def ask_when_it_is_there():
+        while not (tmp_path / "s").exists() or not FakeSession.opened or not FakeSession.opened[0].times:
+            time.sleep(0.02)
+        found.extend(told(tmp_path / "s", '{"question": "what now?", "id": "mine"}'))
+
+    asker = threading.Thread(target=ask_when_it_is_there)
+    asker.start()
+    code, events, _ = ran(capsys, "testsrc:seconds=1,size=32x32,fps=4", "--realtime", "--serve-socket", tmp_path / "s")
+    asker.join()
+    assert code == 0
+    assert [event for event in events if event["event"] == "answer"] == found
+    assert found[0]["id"] == "mine"
+
+
+# ---- lag ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_played_in_time_says_how_far_behind_it_was(capsys):
+    code, events, _ = ran(capsys, "testsrc:seconds=1,size=32x32,fps=10", "--realtime", "--fps", "source", "--ask", "@0.5 what?")
+    realtime = events[-1]["realtime"]
+    assert code == 0
+    assert set(realtime["lag_ms"]) == set(realtime["capture_to_token_ms"]) == {"p50", "p95", "p99"}
+    assert 0 <= realtime["lag_ms"]["p50"] < 100
+    assert realtime["late"] == 0
+
+
+def test_a_session_that_is_too_slow_is_late(capsys, monkeypatch):
+    push = FakeSession.push
+    monkeypatch.setattr(FakeSession, "push", lambda self, frame: (time.sleep(0.15), push(self, frame)))
+    _, events, _ = ran(capsys, "testsrc:seconds=1,size=32x32,fps=10", "--realtime", "--fps", "source")
+    assert events[-1]["realtime"]["late"] >= 5
+    assert events[-1]["realtime"]["lag_ms"]["p99"] > 400
+
+
+def test_without_a_clock_to_compare_with_there_is_no_lag(capsys):
+    assert "realtime" not in ran(capsys, CLIP)[1][-1]

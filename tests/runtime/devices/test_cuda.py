@@ -1,0 +1,1014 @@
+"""The CUDA runtime on a simulated GPU: order, events, memory, staging, capture, pages. And its real driver, as far as names go."""
+
+import ast
+import ctypes
+import gc
+import itertools
+import re
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import cuda.core
+import numpy as np
+import pytest
+from cuda.bindings import driver as cu
+from cuda.core._kernel_arg_handler import ParamHolder
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from support.fake_engines import toy_model
+from support.simulated_cuda import Misuse, ObservedStream, Race, SimulatedDevice, SimulatedDriver, bare, simulated_kernels
+
+from vicort.runtime.devices.cuda import DeviceArray, Gpu, cuda_core, gpu
+from vicort.runtime.devices.cuda.allocator import DeviceMemory
+from vicort.runtime.devices.cuda.staging import StagingRing
+from vicort.runtime.devices.device import HostDevice, InlineStream
+from vicort.runtime.errors import DeviceError
+from vicort.runtime.memory.slots import EMPTY
+
+MODEL = toy_model()
+SEEDS = range(8)
+
+
+def open_device(seed=0, threads=True, **driver_options):
+    opened = Gpu(SimulatedDriver(seed, **driver_options))
+    return SimulatedDevice(opened, simulated_kernels(opened, MODEL, np.float32), threads=threads, resize_on="cpu")
+
+
+@pytest.fixture
+def device():
+    opened = open_device()
+    yield opened
+    opened.close()
+
+
+def put(device, stream, array, value):
+    """An operation that writes a number everywhere."""
+    driver, array = device.gpu.driver, bare(array)
+
+    def run():
+        driver.array_at(array, write=True)[...] = value
+
+    driver.enqueue(stream.raw, run, f"put {value}")
+
+
+def add(device, stream, target, source, value=0):
+    """target = source + value"""
+    driver, target, source = device.gpu.driver, bare(target), bare(source)
+
+    def run():
+        driver.array_at(target, write=True)[...] = driver.array_at(source) + value
+
+    driver.enqueue(stream.raw, run, "add")
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def seen(device, stream, array):
+    return stream.submit(lambda: device.read(stream, array)[0].copy()).result()
+
+
+# ---- arrays -------------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.integers(-7, 7), st.integers(-7, 7), st.sampled_from(["f4", "u1", "i4"]))
+def test_slices_and_shapes_lie_where_numpys_do(shape, start, stop, dtype):
+    host = np.zeros(shape, dtype)
+    array = DeviceArray(None, host.ctypes.data, tuple(shape), dtype)
+    part, wanted = array[start:stop], host[start:stop]
+    assert (part.shape, part.nbytes, part.ndim, len(part)) == (wanted.shape, wanted.nbytes, wanted.ndim, len(wanted))
+    if wanted.size:
+        assert part.pointer == wanted.ctypes.data
+    flat = array.reshape((array.size,))
+    assert flat.pointer == array.pointer
+    assert flat.shape == (host.size,)
+    with pytest.raises(ValueError, match="cannot take the shape"):
+        array.reshape((array.size + 1,))
+
+
+@pytest.mark.parametrize("index", [0, slice(0, 4, 2), (slice(0, 1), slice(0, 1))])
+def test_an_array_takes_no_index_that_would_not_be_contiguous(index):
+    with pytest.raises(TypeError):
+        DeviceArray(None, 0, (4, 4), "f4")[index]
+
+
+# ---- streams and events -------------------------------------------------------------------------------------------------------
+
+
+def chain(device, hops=6):
+    """A number handed from stream to stream and counted up; returns what arrives."""
+    streams = [device.stream(str(i), urgent=i == 1) for i in range(3)]
+    array, before = device.empty((8,), np.float32), None
+
+    def work(stream, before, hop):
+        if before:
+            stream.wait(before)
+        if hop:
+            add(device, stream, array, array, 1)
+        else:
+            put(device, stream, array, 0)
+
+    for hop in range(hops):
+        stream = streams[hop % 3]
+        before = stream.submit(work, stream, before, hop)
+    last = streams[hops % 3]
+    last.submit(last.wait, before)
+    return seen(device, last, array)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_events_put_the_work_of_streams_in_order(seed):
+    device = open_device(seed)
+    assert chain(device).tolist() == [5] * 8
+    device.close()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_stand_in_finds_a_missing_wait(seed, monkeypatch):
+    monkeypatch.setattr(ObservedStream, "wait", lambda self, event: event.value())  # the host's half of it alone
+    device = open_device(seed)
+    with pytest.raises(Race):
+        (chain(device), device.close())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_without_its_race_detector_the_stand_in_still_runs_streams_in_a_bad_order(seed, monkeypatch):
+    """The order is bad enough to be seen in the numbers, in most of the orders drawn."""
+    monkeypatch.setattr(ObservedStream, "wait", lambda self, event: event.value())
+    wrong = 0
+    for order in range(4):
+        device = open_device(4 * seed + order)
+        device.gpu.driver.watched = False
+        wrong += chain(device).tolist() != [5] * 8
+        device.close()
+    assert wrong >= 2
+
+
+def test_nothing_runs_before_somebody_waits(device):
+    stream, array = device.stream("a"), device.empty((4,), np.float32)
+    event = stream.submit(put, device, stream, array, 7)
+    event.value()
+    assert "put 7" not in [label for label, _ in device.gpu.driver.log]
+    event.result()
+    assert "put 7" in [label for label, _ in device.gpu.driver.log]
+
+
+def test_work_that_is_submitted_inside_a_streams_work_runs_at_once(device):
+    stream, order = device.stream("a"), []
+
+    def outer():
+        inner = stream.submit(order.append, "inner")
+        order.append("outer")
+        return inner.result()
+
+    behind = [stream.submit(outer), stream.submit(order.append, "behind")]
+    for event in behind:
+        event.result()
+    assert order == ["inner", "outer", "behind"]
+
+
+def test_what_work_raises_reaches_whoever_waits_for_it(device):
+    first, second = device.stream("a"), device.stream("b")
+
+    def fail():
+        raise RuntimeError("broke")
+
+    event = first.submit(fail)
+    with pytest.raises(RuntimeError, match="broke"):
+        event.result()
+    with pytest.raises(RuntimeError, match="broke"):
+        second.submit(second.wait, event).result()
+    assert second.submit(lambda: 3).result() == 3
+
+
+def test_urgent_streams_are_urgent_to_the_driver(device):
+    assert [device.stream("a").raw.urgent, device.stream("b", urgent=True).raw.urgent] == [False, True]
+
+
+def test_an_event_does_not_wait_for_what_comes_after_it(device):
+    stream, array = device.stream("a"), device.empty((4,), np.float32)
+
+    def work():
+        put(device, stream, array, 1)
+        early = stream.record()
+        put(device, stream, array, 2)
+        return early
+
+    early = stream.submit(work).value()
+    early.result()  # the stream has nothing else to run on the way there
+    ran = [label for label, _ in device.gpu.driver.log]
+    assert "put 1" in ran
+    assert "put 2" not in ran
+    assert seen(device, stream, array).tolist() == [2] * 4
+
+
+def test_notices_come_in_order_and_only_when_the_device_is_done(device):
+    streams, array, log = [device.stream(str(i)) for i in range(2)], device.empty((4,), np.float32), []
+
+    def work(number):
+        stream = streams[number % 2]
+        put(device, stream, array[number % 4 : number % 4 + 1], number)
+        ran = device.gpu.driver.log
+        stream.notify(lambda: log.append((number, (f"put {number}", stream.raw.number) in ran)))
+
+    for number in range(6):
+        streams[number % 2].submit(work, number).value()
+    wait_until(lambda: len(log) == 6)
+    assert log == [(number, True) for number in range(6)]
+
+
+def test_whoever_is_to_be_told_hears_of_a_device_that_broke(device):
+    stream, heard = device.stream("a"), []
+
+    def explode():
+        raise DeviceError("CUDA failed")
+
+    def work():
+        device.gpu.driver.enqueue(stream.raw, explode, "explode")
+        stream.notify(heard.append, "done", failed=heard.append)
+
+    stream.submit(work).value()
+    wait_until(lambda: heard)
+    assert [str(each) for each in heard] == ["CUDA failed"]
+    with pytest.raises(DeviceError):
+        stream.submit(stream.notify, print).result()
+    with pytest.raises(DeviceError):
+        device.close()
+    device.gpu.driver.failure = None
+
+
+def test_a_failed_notice_is_raised_by_the_next(device):
+    stream = device.stream("a")
+
+    def fail():
+        raise RuntimeError("broke")
+
+    stream.submit(stream.notify, fail).result()
+    wait_until(lambda: device.watcher._failure)
+    with pytest.raises(RuntimeError, match="broke"):
+        stream.submit(stream.notify, print).result()
+    heard = []
+    stream.submit(lambda: stream.notify(print, failed=heard.append)).result()
+    assert [str(error) for error in heard] == ["broke"]
+
+
+def test_marks_are_moments_on_the_hosts_clock(device):
+    stream, other = device.stream("a"), device.stream("b")
+    start = time.perf_counter_ns()
+    marks = [stream.submit(stream.mark).value() for _ in range(3)]
+    assert other.submit(other.mark).result().ns() is not None
+    stream.synchronize()
+    at = [mark.ns() for mark in marks]
+    assert start - 1_000_000 <= at[0] <= at[1] <= at[2] <= time.perf_counter_ns()
+
+
+def test_a_mark_that_the_device_has_not_come_to_has_no_time(device):
+    stream, gate = device.stream("a"), device.stream("gate")
+    closed = gate.submit(gate.record).value()
+    driver = device.gpu.driver
+
+    def blocked():
+        driver.enqueue(stream.raw, lambda: None, "wait", after=SimpleNamespace(is_done=False, clock=closed.enqueued.result()[1].clock))
+        return stream.mark()
+
+    mark = stream.submit(blocked).value()
+    assert mark.ns() is None
+    stream.raw.queue[0].after = None
+    stream.synchronize()
+    assert mark.ns() is not None
+
+
+def test_the_clock_stays_exact_over_hours(device, monkeypatch):
+    """CUDA tells milliseconds in float32, whose steps are a quarter of a millisecond after an hour."""
+    driver, stream, clock = device.gpu.driver, device.stream("a"), device.gpu.clock
+    base, clock_ns = driver.record(stream.raw, timing=True), clock._anchor_ns
+    zero, random = clock._anchor.at, np.random.default_rng(0)
+    driver.synchronize(base)
+    monkeypatch.setattr(driver, "elapsed_ms", lambda start, end: float(np.float32((end.at - start.at) / 1e6)))
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: 1 << 62)
+    for seconds in range(0, 4 * 3600, 7):
+        event = driver.record(stream.raw, timing=True)
+        driver.synchronize(event)
+        event.at = zero + seconds * 1_000_000_000 + int(random.integers(1_000_000))  # at any part of a millisecond
+        assert abs(clock.ns(event) - (clock_ns + event.at - zero)) < 200_000
+
+
+def test_without_threads_all_work_runs_in_its_caller_on_one_cuda_stream():
+    device = open_device(threads=False)
+    streams = [device.stream(str(i), urgent=i == 1) for i in range(3)]
+    assert len({stream.handle for stream in streams}) == 1
+    assert streams[1].submit(threading.get_ident).value() == threading.get_ident()
+    assert chain(device).tolist() == [5] * 8
+    told = []
+    streams[0].submit(lambda: streams[0].notify(told.append, 1))
+    assert told == [1]
+    device.close()
+
+
+def test_closing_waits_for_what_is_under_way_and_lets_go_of_the_streams(device):
+    stream, array = device.stream("a"), device.empty((4,), np.float32)
+    stream.submit(put, device, stream, array, 7)
+    stream.submit(lambda: None).value()
+    device.close()
+    assert not stream.raw.queue
+    assert ("put 7", stream.raw.number) in device.gpu.driver.log
+
+
+# ---- memory -------------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 40)), min_size=1, max_size=20))
+@settings(max_examples=30, deadline=None)
+def test_arrays_lie_at_multiples_of_256_bytes_and_apart(shapes):
+    gpu_ = Gpu(SimulatedDriver())
+    arrays = [gpu_.empty(shape, "f4") for shape in shapes]
+    assert all(array.pointer % 256 == 0 for array in arrays)
+    spans = sorted((array.pointer, array.pointer + array.nbytes) for array in arrays)
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+    assert gpu_.memory.in_use >= sum(array.nbytes for array in arrays)
+
+
+def test_memory_that_is_let_go_is_used_again(device):
+    constants = device.gpu.driver.used
+    before = device.gpu.driver.counts["allocate"]
+    for _ in range(5):
+        array = device.empty((100,), np.float32)
+        first = array.pointer
+        part = array[10:20]
+        del array
+        other = device.empty((100,), np.float32)
+        assert other.pointer != first  # a part of it is still held
+        del part, other
+    assert device.gpu.driver.counts["allocate"] == before + 2
+    gc.collect()
+    device.gpu.memory.trim()
+    assert device.gpu.memory.in_use == device.gpu.memory.reserved == device.gpu.driver.used == constants
+
+
+def reuse(device):
+    """A block is let go while one stream still reads it, and taken by another that writes."""
+    reader, writer, keep = device.stream("reader"), device.stream("writer"), device.empty((64,), np.float32)
+
+    def read_late(array):
+        put(device, reader, array, 3)
+        for _ in range(3):
+            add(device, reader, keep, array)
+
+    reader.submit(read_late, device.empty((64,), np.float32)).value()
+    wait_until(lambda: device.gpu.memory._let_go)  # the thread drops its last reference a moment later
+
+    def write():
+        again = device.empty((64,), np.float32)
+        put(device, writer, again, 9)
+
+    writer.submit(write).value()
+    writer.synchronize()
+    return seen(device, reader, keep)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_memory_is_used_again_only_behind_all_work_on_it(seed):
+    device = open_device(seed)
+    before = device.gpu.driver.counts["allocate"]
+    assert reuse(device).tolist() == [3] * 64
+    assert device.gpu.driver.counts["allocate"] == before + 2
+    device.close()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_stand_in_finds_memory_that_is_used_again_too_early(seed, monkeypatch):
+    monkeypatch.setattr(DeviceMemory, "_come_after", lambda self, events: None)
+    device = open_device(seed)
+    with pytest.raises(Race):
+        (reuse(device), device.close())
+
+
+def test_a_caller_outside_all_streams_does_not_wait_for_memory_that_is_still_used(device):
+    stream, before = device.stream("a"), Counter(device.gpu.driver.counts)
+    first = device.empty((16,), np.float32)
+    stream.submit(put, device, stream, first, 1).value()
+    del first
+    wait_until(lambda: device.gpu.memory._let_go)
+    device.gpu.driver.is_done = lambda event: event.is_done  # asking brings nothing on
+    second, waits = device.empty((16,), np.float32), len(device.gpu.driver.waits)
+    assert device.gpu.driver.counts["allocate"] == before["allocate"] + 2
+    assert len(device.gpu.driver.waits) == waits
+    stream.synchronize()
+    third = device.empty((16,), np.float32)  # the first one's
+    assert device.gpu.driver.counts["allocate"] == before["allocate"] + 2
+    assert third.pointer != second.pointer
+
+
+def test_a_full_device_says_what_was_asked_what_is_in_use_and_what_would_fit():
+    small = Gpu(SimulatedDriver(total=10_000_000))
+    held = small.empty((4_000_000,), np.uint8)
+    with pytest.raises(
+        DeviceError, match=r"the vision engine asked for 8\.0 MB, 4\.0 MB are in use, 6\.0 MB would fit.*device_mb.* by 2\.0 or"
+    ):
+        small.empty((8_000_000,), np.uint8, "the vision engine")
+    del held
+
+
+def test_a_limit_holds_and_idle_memory_makes_room():
+    driver = SimulatedDriver()
+    limited = Gpu(driver, limit=1 << 20)
+    first = limited.empty((600_000,), np.uint8)
+    with pytest.raises(DeviceError, match="out of device memory"):
+        limited.empty((600_000,), np.uint8)
+    del first
+    again = limited.empty((700_000,), np.uint8)  # of another size: the idle block goes back first
+    assert limited.memory.reserved == limited.memory.in_use == driver.used <= 1 << 20
+    del again
+
+
+def test_pages_that_do_not_fit_are_told_with_the_budget_that_does():
+    device = open_device(total=1_000_000)
+    with pytest.raises(DeviceError, match=r"set memory\.device_mb to less than 1"):
+        device.pool(MODEL, 10_000, np.float32)
+    device.close()
+
+
+def test_memory_is_not_allocated_while_work_is_captured(device):
+    stream = device.stream("a")
+    with pytest.raises(DeviceError, match="captured"):
+        stream.submit(stream.capture, lambda: device.empty((4,), np.float32)).result()
+
+
+def test_zeros_are_there_for_the_caller(device):
+    outside = device.zeros((5,), np.float32)
+    stream = device.stream("a")
+    inside = stream.submit(device.zeros, (5,), np.int32).value()
+    assert seen(device, stream, outside).tolist() == seen(device, stream, inside).tolist() == [0] * 5
+
+
+# ---- host to device and back --------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=30), st.integers(0, 1000))
+@example([1, 129, 257, 321, 449, 449, 449, 705, 1, 769, 1, 577, 769, 833, 833], 0)  # a copy behind the head hid those before it
+@settings(max_examples=40, deadline=None)
+def test_a_source_may_change_as_soon_as_its_upload_returns(sizes, seed):
+    device = open_device(seed)
+    stream, random = device.stream("a"), np.random.default_rng(seed)
+    stream.ring._memory = device.gpu.pinned.empty((16 << 10,), np.uint8)  # a few uploads: the ring wraps
+    targets, wanted = [device.empty((size,), np.float32) for size in sizes], []
+
+    def work():
+        for target in targets:
+            source = random.normal(size=target.shape).astype(np.float32)
+            wanted.append(source.copy())
+            device.upload(target, source, stream)
+            source[:] = np.nan
+
+    stream.submit(work).value()
+    for target, value in zip(targets, wanted, strict=True):
+        np.testing.assert_array_equal(seen(device, stream, target), value)
+    device.close()
+
+
+def uploads(device, count, ring_bytes=1 << 20):
+    stream, target = device.stream("a"), device.empty((1024,), np.float32)
+    sums = device.zeros((1024,), np.float32)
+
+    def work():
+        stream.ring._memory = device.gpu.pinned.empty((ring_bytes,), np.uint8)
+        for number in range(count):
+            device.upload(target, np.full(1024, number, np.float32), stream)
+            add_both(device, stream, sums, target)
+
+    stream.submit(work).value()
+    waits = [name for name in device.gpu.driver.waits if name.startswith("a")]
+    return seen(device, stream, sums)[0], len(waits)
+
+
+def add_both(device, stream, target, source):
+    driver = device.gpu.driver
+
+    def run():
+        driver.array_at(target, write=True)[...] += driver.array_at(source)
+
+    driver.enqueue(stream.raw, run, "sum")
+
+
+def test_uploads_wait_only_where_the_ring_wraps_onto_a_copy_that_is_not_done():
+    device = open_device()
+    assert uploads(device, 40) == (sum(range(40)), 0)
+    device.close()
+    device = open_device()
+    total, waits = uploads(device, 40, ring_bytes=4 * 4096)
+    assert total == sum(range(40))
+    assert 1 <= waits <= 36
+    device.close()
+
+
+def test_a_ring_that_does_not_wait_is_found_out(monkeypatch):
+    def place(self, size):
+        start = self._head if self._head + size <= self._memory.nbytes else 0
+        self._head = start + size
+        return start
+
+    monkeypatch.setattr(StagingRing, "_place", place)
+    device = open_device()
+    assert uploads(device, 40, ring_bytes=4 * 4096)[0] != sum(range(40))
+    device.close()
+
+
+def test_an_upload_that_does_not_fit_its_target_is_refused(device):
+    stream, target = device.stream("a"), device.empty((4,), np.float32)
+    for source in (np.zeros(5, np.float32), np.zeros(4, np.int32)):
+        with pytest.raises(ValueError, match="cannot be uploaded"):
+            stream.submit(device.upload, target, source, stream).result()
+    with pytest.raises(ValueError, match="cannot be copied"):
+        stream.submit(device.copy, target, target[:3], stream).result()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_reading_waits_for_the_stream_and_what_is_read_stays(seed):
+    device = open_device(seed)
+    stream, a, b = device.stream("a"), device.empty((4,), np.float32), device.empty((2, 2), np.int32)
+
+    def work():
+        put(device, stream, a, 1)
+        put(device, stream, b, 2)
+        seen_a, seen_b = device.read(stream, a, b)
+        put(device, stream, a, 3)
+        device.read(stream, b[1:])
+        return seen_a, seen_b
+
+    seen_a, seen_b = stream.submit(work).result()
+    assert seen_a.tolist() == [1] * 4
+    assert seen_b.tolist() == [[2, 2], [2, 2]]
+    assert not seen_a.flags.writeable
+    device.close()
+
+
+def test_reading_the_same_again_allocates_nothing(device):
+    stream, array = device.stream("a"), device.zeros((4,), np.float32)
+    seen(device, stream, array)
+    before = Counter(device.gpu.driver.counts)
+    for _ in range(5):
+        seen(device, stream, array)
+    assert device.gpu.driver.counts == before
+
+
+def test_pinned_memory_goes_back_when_its_last_view_goes(device):
+    array = device.gpu.pinned.empty((10, 10), np.float32)
+    view = array[3:]
+    del array
+    device.gpu.pinned.collect()
+    view[:] = 5
+    regions = len(device.gpu.driver._regions)
+    del view
+    device.gpu.pinned.collect()
+    assert len(device.gpu.driver._regions) == regions - 1
+
+
+# ---- graphs -------------------------------------------------------------------------------------------------------------------
+
+
+def test_captured_work_runs_when_its_graph_is_launched_and_not_before(device):
+    stream, array = device.stream("a"), device.zeros((4,), np.float32)
+    graph = stream.submit(stream.capture, lambda: add(device, stream, array, array, 1)).value()
+    assert seen(device, stream, array).tolist() == [0] * 4
+    for _ in range(3):
+        stream.submit(graph.launch, stream).value()
+    graph.close()
+    assert seen(device, stream, array).tolist() == [3] * 4
+
+
+def test_a_graph_goes_with_the_last_who_refers_to_it(device, monkeypatch):
+    stream, array, closed = device.stream("a"), device.zeros((4,), np.float32), []
+    monkeypatch.setattr(device.gpu.driver, "close_graph", closed.append)
+    graphs = [stream.submit(stream.capture, lambda: put(device, stream, array, 1)).value() for _ in range(2)]
+    graphs[0].close()
+    graphs[0].close()
+    assert len(closed) == 1
+    graphs.clear()
+    wait_until(lambda: len(closed) == 2)
+
+
+def test_a_capture_that_fails_leaves_the_stream_as_it_was(device):
+    stream, array = device.stream("a"), device.zeros((4,), np.float32)
+
+    def cannot():
+        add(device, stream, array, array, 1)
+        raise DeviceError("not while capturing")
+
+    with pytest.raises(DeviceError, match="not while"):
+        stream.submit(stream.capture, cannot).result()
+    stream.submit(add, device, stream, array, array, 5)
+    assert seen(device, stream, array).tolist() == [5] * 4
+
+
+def test_a_wait_of_the_host_in_a_capture_fails_the_capture(device):
+    stream, array = device.stream("a"), device.zeros((4,), np.float32)
+    with pytest.raises(Misuse):
+        stream.submit(stream.capture, lambda: device.read(stream, array)).result()
+    assert seen(device, stream, array).tolist() == [0] * 4
+
+
+def test_memory_is_given_out_on_other_threads_while_a_stream_captures(device):
+    """Finding out when a block was last used asks all streams for an event: not a stream that would capture it."""
+    stream, other = device.stream("a"), device.stream("b")
+    capturing, go_on = threading.Event(), threading.Event()
+
+    def slow():
+        capturing.set()
+        go_on.wait(10)
+
+    event = stream.submit(stream.capture, slow)
+    capturing.wait(10)
+    array = device.empty((32,), np.float32)
+    del array
+    taken = other.submit(device.empty, (32,), np.float32)
+    with pytest.raises(TimeoutError):
+        taken.enqueued.result(timeout=0.05)
+    go_on.set()
+    assert event.value()
+    assert taken.value().shape == (32,)
+
+
+# ---- pages --------------------------------------------------------------------------------------------------------------------
+
+PAGES = 6
+slots = st.lists(st.integers(0, PAGES - 1), min_size=1, max_size=3, unique=True)
+steps = st.one_of(
+    st.tuples(st.just("write"), slots, st.integers(0, 99)),
+    st.tuples(st.just("clear"), slots, st.just(0)),
+    st.tuples(st.just("shift"), slots, st.integers(0, 9)),
+    st.tuples(st.just("copy"), slots, st.integers(0, PAGES - 1)),
+    st.tuples(st.just("to host"), slots, st.integers(0, PAGES - 1)),
+    st.tuples(st.just("from host"), slots, st.integers(0, PAGES - 1)),
+)
+
+
+def play(device, stream, steps):
+    """Do a list of steps to a pool and its host tier; returns data and positions of both, unused cells left out."""
+    pool, host = device.pool(MODEL, PAGES, np.float32), device.host_pool(MODEL, PAGES, np.float32)
+    kv = (MODEL.layers, 5, MODEL.kv_heads, MODEL.head_dim)
+    k, v = device.empty(kv, np.float32), device.empty(kv, np.float32)
+
+    def work():
+        for verb, slots, number in steps:
+            others = [(slot + number) % PAGES for slot in slots]
+            if verb == "write":
+                random = np.random.default_rng(number)
+                device.upload(k, random.normal(size=kv).astype(np.float32), stream)
+                device.upload(v, random.normal(size=kv).astype(np.float32), stream)
+                cells = random.integers(0, MODEL.page_tokens, len(slots))
+                pool.write(np.array(slots), cells, k, v, random.integers(0, 50, (len(slots), 3)), stream)
+            elif verb == "clear":
+                pool.clear(slots, stream)
+            elif verb == "shift":
+                pool.shift(slots, np.array([number, 0, 1]), 2, stream)
+            elif verb == "copy":
+                if not set(slots) & set(others):
+                    pool.copy_from(pool, slots, others, stream)
+            elif verb == "to host":
+                host.copy_from(pool, slots, others, stream)
+            else:
+                pool.copy_from(host, slots, others, stream)
+        return [np.array(a) for a in device.read(stream, pool.data, pool.where)]
+
+    data, where = stream.submit(work).result()
+    np.testing.assert_array_equal(where, pool.places)
+    tiers = [(data, where), (np.array(host.data), np.array(host.where))]
+    return [(np.where(filled(where), data, 0), where) for data, where in tiers]
+
+
+def filled(where):
+    """[P, 1, 1, 1, T, 1] whether a cell of the pool's data holds a token"""
+    return (where[:, 0, 0, :, 0] != EMPTY)[:, None, None, None, :, None]
+
+
+@given(st.lists(steps, max_size=12), st.integers(0, 1000))
+@settings(max_examples=60, deadline=None)
+def test_pages_on_the_device_are_what_they_are_on_the_host(steps, seed):
+    device = open_device(seed)
+    got, wanted = play(device, device.stream("a"), steps), play(HostDevice(threads=False), InlineStream("a"), steps)
+    for (data, where), (wanted_data, wanted_where) in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(where, wanted_where)
+        np.testing.assert_array_equal(data, wanted_data)
+    device.close()
+
+
+def test_moving_pages_does_not_wait_and_allocates_nothing(device):
+    stream = device.stream("a")
+    pool, host = device.pool(MODEL, 8, np.float32), device.host_pool(MODEL, 8, np.float32)
+
+    def work():
+        pool.clear(range(8), stream)
+        host.copy_from(pool, [1, 2], [5, 6], stream)
+        pool.copy_from(host, [5, 6], [3, 4], stream)
+        pool.shift(range(8), np.array([1, 0, 0]), 0, stream)
+
+    stream.submit(work).value()
+    before, waits = Counter(device.gpu.driver.counts), len(device.gpu.driver.waits)
+    for _ in range(10):
+        stream.submit(work).value()
+    assert device.gpu.driver.counts == before
+    assert len(device.gpu.driver.waits) == waits
+
+
+def test_frames_that_are_resized_on_the_cpu_reach_the_device(device):
+    frames = [np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8) for i in range(4)]
+    stream, out = device.stream("a"), device.empty((4, 8, 8, 3), np.uint8)
+    preprocessor = device.preprocessor(8, 8, threads=1)
+    stream.submit(preprocessor, frames, out, stream).value()
+    np.testing.assert_array_equal(seen(device, stream, out), np.stack(frames))
+
+
+# ---- the real driver ----------------------------------------------------------------------------------------------------------
+
+SOURCES = [Path(module.__file__) for module in (cuda_core, gpu)]
+
+
+def calls_of_bindings():
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and getattr(node.func.value, "id", "") == "cu":
+                yield node.func.attr, len(node.args)
+
+
+def test_every_call_of_cudas_bindings_has_the_arguments_that_they_take():
+    calls = {call for call in calls_of_bindings() if call[0].startswith("cu")}
+    assert len(calls) > 10
+    for name, count in calls:
+        signature = getattr(cu, name).__doc__.strip().splitlines()[0]
+        inside = re.fullmatch(rf"{name}\((.*)\)", signature).group(1)
+        depth_free = re.sub(r"\[[^\]]*\]", "", inside)
+        assert count == (len(depth_free.split(",")) if inside else 0), signature
+
+
+def test_every_name_of_cudas_bindings_is_there():
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                names, root = [], node
+                while isinstance(root, ast.Attribute):
+                    names.insert(0, root.attr)
+                    root = root.value
+                if getattr(root, "id", "") == "cu":
+                    found = cu
+                    for name in [each for each in names if each not in ("name", "value")]:
+                        found = getattr(found, name)
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "arguments"),
+    [
+        ("Device", "create_stream", ["options"]),
+        ("Device", "set_current", []),
+        ("Stream", "record", ["options"]),
+        ("Stream", "wait", ["event_or_stream"]),
+        ("Stream", "sync", []),
+        ("Stream", "close", []),
+        ("Stream", "from_handle", ["handle"]),
+        ("Event", "sync", []),
+        ("DeviceMemoryResource", "allocate", ["size", "stream"]),
+        ("LegacyPinnedMemoryResource", "allocate", ["size"]),
+        ("Buffer", "close", ["stream"]),
+        ("ObjectCode", "from_cubin", ["module"]),
+        ("ObjectCode", "get_kernel", ["name"]),
+    ],
+)
+def test_cuda_core_has_the_methods_that_the_driver_calls(owner, method, arguments):
+    found = getattr(getattr(cuda.core, owner), method)
+    signature = found.__doc__.strip().splitlines()[0] if "(" in found.__doc__.splitlines()[0] else ", ".join(found.__code__.co_varnames)
+    assert all(re.search(rf"\b{name}\b", signature) for name in arguments), signature
+
+
+@pytest.mark.parametrize(
+    ("owner", "names"),
+    [
+        ("Device", ["name", "compute_capability", "properties", "device_id"]),
+        ("Stream", ["handle"]),
+        ("Event", ["is_done", "__sub__"]),
+        ("Buffer", ["handle"]),
+        ("Kernel", ["handle"]),
+    ],
+)
+def test_cuda_core_has_the_attributes_that_the_driver_reads(owner, names):
+    assert all(hasattr(getattr(cuda.core, owner), name) for name in names)
+
+
+def test_cuda_core_takes_the_options_and_the_kernel_arguments_that_the_driver_gives():
+    cuda.core.StreamOptions(nonblocking=True, priority=-5)
+    cuda.core.EventOptions(timing_enabled=True, blocking_sync=True)
+    config = cuda.core.LaunchConfig(grid=(1, 2, 3), block=(128, 1, 1), shmem_size=5)
+    assert (config.grid, config.block) == ((1, 2, 3), (128, 1, 1))
+    values = (("pointer", 1 << 40), ("i32", -3), ("i64", 1 << 40), ("f32", 0.5))
+    holder = ParamHolder(tuple(cuda_core.ARGUMENT_TYPES[kind](value) for kind, value in values))
+    addresses = (ctypes.c_void_p * 4).from_address(holder.ptr)
+    types = (ctypes.c_int64, ctypes.c_int32, ctypes.c_int64, ctypes.c_float)
+    assert [kind.from_address(at).value for kind, at in zip(types, addresses, strict=True)] == [value for _, value in values]
+
+
+class FakeStream:
+    def __init__(self, calls, handle, options=None):
+        self.calls, self.handle, self.options = calls, handle, options
+
+    def record(self, options):
+        self.calls.append(("record", self.handle, options.timing_enabled, options.blocking_sync))
+        return SimpleNamespace(is_done=True, sync=lambda: self.calls.append(("event sync",)))
+
+    def wait(self, event):
+        self.calls.append(("wait", self.handle))
+
+    def sync(self):
+        self.calls.append(("sync", self.handle))
+
+    def close(self):
+        self.calls.append(("close", self.handle))
+
+
+class FakeBuffer:
+    def __init__(self, calls, handle):
+        self.calls, self.handle = calls, handle
+
+    def close(self, stream=None):
+        self.calls.append(("free", self.handle, stream.handle if stream else None))
+
+
+@pytest.fixture
+def real_driver(monkeypatch):
+    """The driver on stand-ins of `cuda.core`'s classes and of `cuda.bindings`' functions, which record their calls in `.calls`."""
+    calls, handles = [], iter(range(1, 100))
+    device = SimpleNamespace(
+        name="H200",
+        device_id=0,
+        compute_capability=SimpleNamespace(major=9, minor=0),
+        properties=SimpleNamespace(multiprocessor_count=132),
+        set_current=lambda: calls.append(("current", threading.get_ident())),
+        create_stream=lambda options: FakeStream(calls, next(handles), options),
+    )
+    pool = SimpleNamespace(allocate=lambda size, stream: FakeBuffer(calls, 256 * size))
+    code = SimpleNamespace(get_kernel=lambda name: SimpleNamespace(handle=77, name=name))
+    stand_ins = {
+        "Device": lambda ordinal: device,
+        "DeviceMemoryResource": lambda device, options: pool,
+        "LegacyPinnedMemoryResource": lambda: SimpleNamespace(allocate=lambda size: FakeBuffer(calls, 4096)),
+        "Stream": SimpleNamespace(from_handle=lambda handle: FakeStream(calls, handle)),
+        "ObjectCode": SimpleNamespace(from_cubin=lambda cubin: code),
+        "launch": lambda stream, config, kernel, *args: calls.append(("launch", stream.handle, config, kernel.name, args)),
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(cuda_core, name, stand_in)
+    answers = {
+        "cuDriverGetVersion": (13000,),
+        "cuCtxGetStreamPriorityRange": (0, -5),
+        "cuMemGetInfo": (3, 4),
+        "cuStreamEndCapture": ("graph",),
+        "cuGraphInstantiate": ("exec",),
+    }
+    for name in {name for name, _ in calls_of_bindings() if name.startswith("cu")}:
+
+        def call(*args, name=name):
+            calls.append((name, *args))
+            return (cu.CUresult.CUDA_SUCCESS, *answers.get(name, ()))
+
+        monkeypatch.setattr(cu, name, call)
+    driver = cuda_core.CudaCoreDriver(0)
+    driver.calls, driver.pool, driver.answers = calls, pool, answers
+    calls.clear()
+    return driver
+
+
+def test_the_real_driver_gives_urgent_streams_the_highest_priority(real_driver):
+    assert [real_driver.create_stream(urgent).options.priority for urgent in (False, True)] == [0, -5]
+
+
+def test_the_real_driver_allocates_in_the_order_of_its_own_stream_and_waits_for_it(real_driver):
+    pointer = real_driver.allocate(10)
+    real_driver.free(pointer)
+    own = real_driver._allocations.handle
+    assert real_driver.calls == [("sync", own), ("free", pointer, own), ("sync", own)]
+
+
+def test_the_real_driver_tells_full_memory_from_other_failures(real_driver):
+    def refuse(message):
+        def allocate(size, stream):
+            raise cuda.core._utils.cuda_utils.CUDAError(message)
+
+        return allocate
+
+    real_driver.pool.allocate = refuse("CUDA_ERROR_OUT_OF_MEMORY: The API call failed")
+    with pytest.raises(MemoryError):
+        real_driver.allocate(10)
+    real_driver.pool.allocate = refuse("CUDA_ERROR_ILLEGAL_ADDRESS:\n while loading")
+    with pytest.raises(DeviceError, match=r"^CUDA failed \(CUDA_ERROR_ILLEGAL_ADDRESS: while loading\): see `nvidia-smi`"):
+        real_driver.allocate(10)
+
+
+def test_the_real_driver_makes_the_gpu_current_once_on_each_thread(real_driver):
+    threads = [threading.Thread(target=lambda: [real_driver.memory() for _ in range(3)]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    assert [call[0] for call in real_driver.calls].count("current") == 2
+
+
+def test_the_real_driver_launches_with_typed_arguments_on_the_stream_of_that_handle(real_driver):
+    kernel = real_driver.load(b"cubin", "attention", 100 << 10)
+    real_driver.launch(kernel, (3, 2, 1), 128, 100 << 10, 4711, (("pointer", 5), ("i32", -1), ("f32", 0.5)))
+    attribute, call = real_driver.calls
+    assert attribute[:2] == ("cuKernelSetAttribute", cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)
+    assert attribute[2:4] == (100 << 10, 77)
+    _, handle, config, name, args = call
+    assert (handle, config.grid, config.block, config.shmem_size, name) == (4711, (3, 2, 1), (128, 1, 1), 100 << 10, "attention")
+    assert [getattr(arg, "value", arg) for arg in args] == [5, -1, 0.5]
+    assert [type(arg) for arg in args] == [int, ctypes.c_int32, ctypes.c_float]
+
+
+def test_the_real_driver_asks_for_no_shared_memory_that_every_kernel_has(real_driver):
+    real_driver.load(b"cubin", "scatter", 48 << 10)
+    assert real_driver.calls == []
+
+
+def test_the_real_driver_captures_what_its_own_thread_does_alone(real_driver):
+    stream = real_driver.create_stream(False)
+    real_driver.begin_capture(stream)
+    graph = real_driver.end_capture(stream)
+    real_driver.launch_graph(graph, stream)
+    real_driver.close_graph(graph)
+    assert [call[0] for call in real_driver.calls] == [
+        "cuStreamBeginCapture",
+        "cuStreamEndCapture",
+        "cuGraphInstantiate",
+        "cuGraphDestroy",
+        "cuGraphLaunch",
+        "cuGraphExecDestroy",
+    ]
+    assert real_driver.calls[0][2] == cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    assert graph == "exec"
+
+
+def test_a_status_that_is_no_success_is_told_by_its_name():
+    with pytest.raises(DeviceError, match="CUDA_ERROR_INVALID_VALUE"):
+        cuda_core.checked((cu.CUresult.CUDA_ERROR_INVALID_VALUE, None))
+    assert cuda_core.checked((cu.CUresult.CUDA_SUCCESS, 1, 2)) == (1, 2)
+    assert cuda_core.checked((cu.CUresult.CUDA_SUCCESS,)) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (("CUDA_SUCCESS", 12090, 1, 0), "speaks CUDA 12.9, version 13.0 is needed: install driver 580"),
+        (("CUDA_SUCCESS", 13000, 1, 1), "no GPU 1: GPUs 0 to 0 are there"),
+        (("CUDA_ERROR_NO_DEVICE", 13000, 0, 0), "no GPU 0: there is none"),
+        (("CUDA_ERROR_SYSTEM_NOT_READY", 13000, 0, 0), "does not start (CUDA_ERROR_SYSTEM_NOT_READY)"),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_told_in_one_line(found, told):
+    with pytest.raises(DeviceError) as failure:
+        gpu.check_driver(*found)
+    assert told in str(failure.value)
+    assert "\n" not in str(failure.value)
+    assert "`" in str(failure.value)
+
+
+def test_a_gpu_that_will_do_passes():
+    gpu.check_driver("CUDA_SUCCESS", 13000, 1, 0)
+
+
+def test_a_machine_without_a_driver_is_told_so_in_one_line(monkeypatch):
+    def no_library(flags):
+        raise RuntimeError("the library is not there:\nsearch")
+
+    monkeypatch.setattr(cu, "cuInit", no_library)
+    with pytest.raises(DeviceError, match=r"^no NVIDIA driver is installed: install version 580 or newer, or [^\n]*`vicort-build[^\n]*$"):
+        gpu._open_driver(0)
+
+
+def test_a_gpu_that_does_not_open_is_told_in_one_line(monkeypatch):
+    def busy(ordinal):
+        raise ValueError("CUDA_ERROR_DEVICE_UNAVAILABLE:\nbusy")
+
+    answers = {"cuInit": (), "cuDriverGetVersion": (13000,), "cuDeviceGetCount": (1,)}
+    for name, answer in answers.items():
+        monkeypatch.setattr(cu, name, lambda *args, answer=answer: (cu.CUresult.CUDA_SUCCESS, *answer))
+    monkeypatch.setattr(cuda_core, "CudaCoreDriver", busy)
+    with pytest.raises(DeviceError, match=r"^GPU 0 cannot be opened \(CUDA_ERROR_DEVICE_UNAVAILABLE: busy\): see `nvidia-smi`"):
+        gpu._open_driver(0)
+
+
+def test_the_gpu_is_looked_for_once_in_a_process(monkeypatch):
+    looked = []
+
+    def look(ordinal):
+        looked.append(ordinal)
+        raise DeviceError("no driver")
+
+    monkeypatch.setattr(gpu, "_found", {})
+    monkeypatch.setattr(gpu, "_open_driver", look)
+    for _ in range(3):
+        with pytest.raises(DeviceError, match="no driver"):
+            gpu.open_gpu()
+    assert looked == [0]

@@ -1,0 +1,217 @@
+"""Engine sets as the runtime opens and runs them."""
+
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from support.engine_sets import BACKENDS, checkpoint, damaged_copy, engine_set
+
+from vicort.export.engine_set import seal
+from vicort.export.verify import language_inputs
+from vicort.runtime import locations
+from vicort.runtime.devices.device import HostStream, InlineStream, Urgency
+from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.errors import EngineError
+from vicort.runtime.manifest import FILE_NAME, read_manifest
+
+OUTPUTS = ("logits", "k", "v", "q", "queries")
+
+
+@pytest.fixture(params=BACKENDS, scope="module")
+def engines(request):
+    with EngineSet.open(engine_set(request.param)) as opened:
+        yield opened
+
+
+def bindings(engines: EngineSet, rows: int, pages: int, seed: int) -> dict[str, np.ndarray]:
+    """A run of the language graph on random input."""
+    model = engines.manifest.model
+    cache = (model.layers, rows, model.kv_heads, model.head_dim)
+    return language_inputs(model, engines.dtype, rows, pages, np.random.default_rng(seed)) | {
+        "logits": np.zeros((1, model.vocabulary), np.float32),
+        "k": np.zeros(cache, engines.dtype),
+        "v": np.zeros(cache, engines.dtype),
+        "q": np.zeros((model.layers, model.query_heads, model.head_dim), np.float32),
+        "queries": np.zeros((model.layers, model.observed_rows, model.query_heads, model.head_dim), np.float32),
+    }
+
+
+def results(bound: dict[str, np.ndarray]) -> bytes:
+    return b"".join(bound[name].tobytes() for name in OUTPUTS)
+
+
+def test_a_run_writes_into_the_callers_arrays(engines):
+    bound = bindings(engines, 5, 4, seed=0)
+    addresses = {name: array.ctypes.data for name, array in bound.items()}
+    before = {name: bound[name].copy() for name in ("tokens", "features", "pos", "pool", "where", "table")}
+    assert engines.llm.enqueue(bound, InlineStream("test")).result() is None
+    assert all(bound[name].any() for name in OUTPUTS)
+    assert all(np.array_equal(bound[name], array) for name, array in before.items())
+    assert addresses == {name: array.ctypes.data for name, array in bound.items()}
+
+
+def test_both_backends_agree():
+    outputs = []
+    for backend in BACKENDS:
+        with EngineSet.open(engine_set(backend)) as engines:
+            bound = bindings(engines, 7, 6, seed=1)
+            engines.llm.enqueue(bound, InlineStream("test")).result()
+            outputs.append(bound)
+    for name in ("logits", "q", "queries"):
+        np.testing.assert_allclose(outputs[0][name], outputs[1][name], atol=2e-5)
+
+
+def test_two_streams_at_once_give_the_very_bits_of_one(engines):
+    work = [(bindings(engines, 32, 12, seed=2), 12), (bindings(engines, 1, 12, seed=3), 60)]
+    alone = []
+    for bound, _ in work:
+        engines.llm.enqueue(bound, InlineStream("alone")).result()
+        alone.append(results(bound))
+
+    def repeat(index: int) -> bool:
+        bound, times = work[index]
+        stream = HostStream(str(index), Urgency(), urgent=True)
+        same = True
+        for _ in range(times):
+            for name in OUTPUTS:
+                bound[name][:] = np.nan
+            engines.llm.enqueue(bound, stream).result()
+            same = same and results(bound) == alone[index]
+        stream.close()
+        return same
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(repeat, range(2))) == [True, True]
+
+
+def test_a_run_costs_what_its_table_names_not_what_the_pool_holds(engines):
+    def seconds(pages: int) -> float:
+        bound = bindings(engines, 1, 8, seed=4)
+        bound["pool"] = np.zeros((pages, *bound["pool"].shape[1:]), engines.dtype)
+        bound["where"] = np.zeros((pages, *bound["where"].shape[1:]), np.int32)
+        times = []
+        for _ in range(12):
+            start = time.perf_counter()
+            engines.llm.enqueue(bound, InlineStream("test")).result()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    small, large = seconds(8), seconds(4096)  # 268 MB, whose copy alone would take 30 ms and more
+    assert large < small + 0.015, (small, large)
+
+
+MISFITS = {
+    "missing": (lambda b: b.pop("pos"), "nothing is bound to 'pos'"),
+    "extra": (lambda b: b.update(mask=b["pos"]), "mask"),
+    "type": (lambda b: b.update(pos=b["pos"].astype(np.int64)), "'pos' is int64"),
+    "rank": (lambda b: b.update(tokens=b["tokens"][:, None]), "'tokens'"),
+    "strides": (lambda b: b.update(features=np.asfortranarray(b["features"])), "contiguous"),
+    "fixed size": (lambda b: b.update(features=np.ascontiguousarray(b["features"][:, 1:])), "'features'"),
+    "sizes that differ": (lambda b: b.update(tokens=b["tokens"][1:]), "'C'"),
+    "too many rows": (lambda b: b.update(bindings_of_many_rows(b)), "dimension C"),
+}
+
+
+def bindings_of_many_rows(bound: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    rows = 5000
+    grown = {name: np.zeros((rows, *bound[name].shape[1:]), bound[name].dtype) for name in ("tokens", "features", "pos")}
+    return grown | {name: np.zeros((len(bound[name]), rows, *bound[name].shape[2:]), bound[name].dtype) for name in ("k", "v")}
+
+
+@pytest.mark.parametrize(("spoil", "reason"), MISFITS.values(), ids=MISFITS.keys())
+def test_bindings_that_do_not_fit_are_refused_before_they_run(engines, spoil, reason):
+    bound = bindings(engines, 5, 4, seed=5)
+    spoil(bound)
+    with pytest.raises(ValueError, match=reason):
+        engines.llm.enqueue(bound, InlineStream("test"))
+
+
+def test_embeddings_are_the_checkpoints_rows(engines):
+    weights = load_file(checkpoint() / "model.safetensors")
+    (table,) = (array for name, array in weights.items() if name.endswith("embed_tokens.weight"))
+    ids = np.array([3, 0, len(table) - 1, 3])
+    assert len(engines.embedding) == len(table)
+    assert engines.embedding[ids].dtype == np.float32
+    np.testing.assert_array_equal(engines.embedding[ids], table[ids])
+
+
+def refusal(folder) -> str:
+    with pytest.raises(EngineError) as raised:
+        EngineSet.open(folder)
+    assert "\n" not in str(raised.value)
+    assert "vicort-build" in str(raised.value)
+    return str(raised.value)
+
+
+def test_a_missing_folder_and_one_that_is_no_set(tmp_path):
+    assert "no engine folder" in refusal(tmp_path / "nothing")
+    assert FILE_NAME in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_engine_that_is_not_what_the_manifest_says(backend, tmp_path):
+    graphs = read_manifest(engine_set(backend)).model_dump()["graphs"]
+    tokens, features, *others = graphs["llm"]["inputs"]
+    wider = features | {"shape": ("C", features["shape"][1] + 1)}
+    graphs["llm"]["inputs"] = (tokens, wider, *others)
+    damaged_copy(engine_set(backend), tmp_path / "set", graphs=graphs)
+    assert "'features' has shape" in refusal(tmp_path / "set")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_damaged_file_and_a_file_that_is_no_graph(backend, tmp_path):
+    manifest = damaged_copy(engine_set(backend), tmp_path / "set")
+    (tmp_path / "set" / "tokens.onnx").write_bytes(b"not a graph")
+    assert "tokens.onnx is damaged" in refusal(tmp_path / "set")
+    seal(tmp_path / "set", manifest)
+    assert "cannot load" in refusal(tmp_path / "set")
+
+
+def test_another_schema_a_missing_file_and_another_backend(tmp_path):
+    source = engine_set("onnxruntime")
+    damaged_copy(source, tmp_path / "schema")
+    content = json.loads((tmp_path / "schema" / FILE_NAME).read_text()) | {"schema_version": 99}
+    (tmp_path / "schema" / FILE_NAME).write_text(json.dumps(content))
+    assert "schema version 99" in refusal(tmp_path / "schema")
+    damaged_copy(source, tmp_path / "missing")
+    (tmp_path / "missing" / "llm.bin").unlink()
+    assert "llm.bin is missing" in refusal(tmp_path / "missing")
+    damaged_copy(source, tmp_path / "backend", backend="tensorrt")
+    assert "'tensorrt'" in refusal(tmp_path / "backend")
+
+
+def test_where_engine_sets_lie(tmp_path, monkeypatch):
+    checkout = locations.default_engine_dir("tiny", "fp32", "openvino")
+    assert (checkout.parent.name, checkout.name) == ("engines", "tiny-fp32-openvino")
+    assert (checkout.parent.parent / "pyproject.toml").is_file()
+    assert locations.default_engine_dir("Qwen/Qwen2.5-VL-3B-Instruct", "bf16", "openvino").name == "qwen2.5-vl-3b-instruct-bf16-openvino"
+    monkeypatch.setattr(locations, "__file__", str(tmp_path / "site-packages" / "vicort" / "runtime" / "locations.py"))
+    monkeypatch.setattr(locations.Path, "home", lambda: tmp_path)
+    assert locations.engines_root().is_relative_to(tmp_path)
+    assert locations.find_engine_dir("tiny") is None
+    built = locations.default_engine_dir("tiny", "fp32", "onnxruntime")
+    built.mkdir(parents=True)
+    (built / FILE_NAME).write_text("{}")
+    assert locations.find_engine_dir("tiny") == built
+    later = locations.default_engine_dir("tiny", "fp32", "openvino")
+    later.mkdir()
+    (later / FILE_NAME).write_text("{}")
+    os.utime(built / FILE_NAME, (1000, 1000))
+    assert locations.find_engine_dir("tiny") == later
+    os.utime(later / FILE_NAME, (500, 500))
+    assert locations.find_engine_dir("tiny") == built
+
+
+def test_engines_for_a_gpu_are_found_only_where_its_driver_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(locations, "engines_root", lambda: tmp_path)
+    built = locations.default_engine_dir("tiny", "bf16", "tensorrt")
+    built.mkdir()
+    (built / FILE_NAME).write_text("{}")
+    monkeypatch.setattr(locations, "find_library", lambda name: None)
+    assert locations.find_engine_dir("tiny") is None
+    monkeypatch.setattr(locations, "find_library", lambda name: "libcuda.so.1")
+    assert locations.find_engine_dir("tiny") == built

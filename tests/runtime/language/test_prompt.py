@@ -1,0 +1,121 @@
+"""The text around the video: against the template rendered by transformers, with the real Qwen2 tokenizer where it is at hand."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vicort.runtime.errors import EngineError, QuestionError
+from vicort.runtime.language.prompt import Prompt, TextStream
+
+ROOT = Path(__file__).parents[3]
+TINY = ROOT / "export" / "tiny" / "checkpoint"
+QWEN = ROOT.parent / "shared" / "qwen2-tokenizer"
+VIDEO = 6
+# the published template's form for a user's video and text, in the words of the model's documentation
+QWEN_TEMPLATE = """{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif %}<|im_start|>{{ message['role'] }}
+{% if message['content'] is string %}{{ message['content'] }}<|im_end|>
+{% else %}{% for content in message['content'] %}{% if content['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>\
+{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>
+{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+@pytest.fixture
+def qwen(tmp_path):
+    if not QWEN.is_dir():
+        pytest.skip("the real Qwen2 tokenizer is not beside this checkout")
+    shutil.copy(QWEN / "tokenizer.json", tmp_path)
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": QWEN_TEMPLATE}))
+    return tmp_path
+
+
+def whole(folder, messages):
+    """The same conversation through transformers."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    return tokenizer.apply_chat_template(messages, chat_template=QWEN_TEMPLATE, add_generation_prompt=True, return_dict=False)
+
+
+def user(text, video=False):
+    return {"role": "user", "content": [{"type": "video"}] * video + [{"type": "text", "text": text}]}
+
+
+def test_prefix_video_and_suffix_are_the_models_own_template(qwen):
+    prompt = Prompt(qwen, 151656)
+    expected = whole(qwen, [user("What does the man do?", video=True)])
+    place = expected.index(151656)
+    assert prompt.prefix == expected[:place]
+    assert prompt.question("What does the man do?") == expected[place + 1 :]
+    assert prompt.prefix[-1] == 151652  # <|vision_start|>
+
+
+def test_the_next_turn_is_what_the_template_adds(qwen):
+    prompt = Prompt(qwen, 151656)
+    first, answer, second = "Who is there?", "A man.", "And now?"
+    expected = whole(qwen, [user(first, video=True), {"role": "assistant", "content": answer}, user(second)])
+    cached = [*prompt.prefix, 151656, *prompt.question(first), *prompt.words(answer)]
+    assert cached + prompt.question(second, [(first, answer)]) == expected
+
+
+def test_the_tiny_template_ends_with_the_question():
+    prompt = Prompt(TINY, VIDEO)
+    assert prompt.question("what color was the circle?")[-1:] == prompt.words("circle")
+    assert prompt.words("what color was the circle") == prompt.words("What color was the CIRCLE?")
+
+
+@pytest.mark.parametrize("text", ["", "  ", "\n"])
+def test_an_empty_question_is_refused(text):
+    with pytest.raises(QuestionError, match="empty"):
+        Prompt(TINY, VIDEO).question(text)
+
+
+def test_control_tokens_in_a_question_are_refused():
+    with pytest.raises(QuestionError, match="vision_start"):
+        Prompt(TINY, VIDEO).question("hello <|vision_start|>")
+
+
+def test_text_streams_in_whole_characters(qwen):
+    """A character of several tokens appears when its last byte is there, and the pieces make the text."""
+    prompt = Prompt(qwen, 151656)
+    text = "né 🜚 日本 ok"
+    stream, pieces = TextStream(prompt), []
+    for token in prompt.words(text):
+        pieces.append(stream.add(token))
+        assert "�" not in pieces[-1]
+    assert "".join(pieces) + stream.finish() == text == stream.text
+
+
+def test_a_character_that_never_gets_whole_is_told_at_the_end(qwen):
+    prompt = Prompt(qwen, 151656)
+    stream = TextStream(prompt)
+    assert stream.add(prompt.words("🜚")[0]) == ""
+    assert stream.finish() == "�"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "is no tokenizer"),
+        (lambda folder: (folder / "chat_template.jinja").write_text("hello"), "puts no <|video_pad|>"),
+        (lambda folder: (folder / "chat_template.jinja").write_text("{{ nothing.at.all }}"), "template fails"),
+        (lambda folder: (folder / "chat_template.jinja").write_text("{% if %}"), "template fails"),
+        (lambda folder: (folder / "chat_template.jinja").unlink(), "holds no chat template"),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_refused_in_one_line(tmp_path, change, words):
+    folder = tmp_path / "model"
+    shutil.copytree(TINY, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    change(folder)
+    with pytest.raises(EngineError) as caught:
+        Prompt(folder, VIDEO)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,64 @@
+"""From logits to tokens: greedy, and the shape of what sampling draws."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from vicort.runtime.core import Sampling
+from vicort.runtime.errors import ConfigError
+from vicort.runtime.language.token_choice import TokenChoice
+
+logits = arrays(np.float32, 12, elements=st.floats(-8, 8, width=32), unique=True)
+
+
+@given(logits)
+def test_the_default_is_greedy(values):
+    assert TokenChoice(Sampling()).choose(values, ()) == int(np.argmax(values))
+
+
+@given(logits, st.integers(1, 12))
+def test_top_k_never_leaves_the_k_best(values, k):
+    choice = TokenChoice(Sampling(temperature=2.0, top_k=k))
+    best = set(np.argsort(-values)[:k].tolist())
+    assert {choice.choose(values, ()) for _ in range(20)} <= best
+
+
+@given(logits, st.floats(0.05, 0.95))
+@example(np.array([0, 0.5, 0.25, 0.125, 6.7e-24, 3.9e-28, -1, -2, -3, -4, -1.5, -0.5], np.float32), 0.5)
+def test_top_p_draws_from_the_smallest_set_that_reaches_it(values, top_p):
+    chances = np.exp(values.astype(np.float64) - values.max())
+    chances /= chances.sum()
+    order = np.argsort(-values, kind="stable")  # chances of unequal logits may round to equal ones
+    nucleus, total = set(), 0.0
+    for token in order:
+        nucleus.add(int(token))
+        total += chances[token]
+        if total >= top_p:
+            break
+    choice = TokenChoice(Sampling(temperature=1.0, top_p=top_p))
+    assert {choice.choose(values, ()) for _ in range(20)} <= nucleus
+
+
+def test_sampling_follows_the_softmax():
+    values = np.log(np.array([0.5, 0.3, 0.2]))
+    choice = TokenChoice(Sampling(temperature=1.0))
+    counts = np.bincount([choice.choose(values, ()) for _ in range(4000)], minlength=3) / 4000
+    assert np.abs(counts - [0.5, 0.3, 0.2]).max() < 0.04
+
+
+def test_the_penalty_moves_an_answer_off_what_it_has_said():
+    values = np.array([2.0, 1.9, -1.0])
+    choice = TokenChoice(Sampling(repetition_penalty=1.5))
+    assert choice.choose(values, []) == 0
+    assert choice.choose(values, [0]) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}, {"repetition_penalty": 0}, {"max_tokens": 0}]
+)
+def test_options_out_of_range_name_themselves(wrong):
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=name):
+        TokenChoice(Sampling(**wrong))

@@ -1,0 +1,253 @@
+"""Each policy against a plain statement of its rule."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from support.fake_engines import control_tokens
+
+from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.errors import ConfigError, MemoryBudgetError
+from vicort.runtime.policies import chunk_index as recollection
+from vicort.runtime.policies.chunk_index import Recollection, Remembered
+from vicort.runtime.policies.drop import DROPS, ChunkIntra, KeepAll
+from vicort.runtime.policies.ingest import AllChunks, LatestFrames, RecentChunks
+from vicort.runtime.policies.overflow import DropOldest, Refuse, ThinEvenly
+from vicort.runtime.policies.retrieval import AllUnits, DistinctChunks, EvenUnits, SimilarChunks
+from vicort.runtime.policies.system import known_systems, load_system, parse_system
+from vicort.runtime.session import Session
+
+vectors = arrays(np.float32, 6, elements=st.floats(-1, 1, width=16))
+
+
+@st.composite
+def memories(draw):
+    """Chunks with rising units, some already forgotten, and their digests."""
+    held, digests = Recollection(width=6, unit_pages=2, compares=True), {}
+    for chunk in range(draw(st.integers(0, 12))):
+        units = [unit for unit in range(4 * chunk, 4 * chunk + 4) if draw(st.booleans())]
+        if units:
+            digests[chunk] = draw(vectors)
+            held.add(Remembered(chunk, units, draw(st.integers(len(units), 2 * len(units))), 4 * chunk + 3), digests[chunk])
+        for old in [chunk for chunk in digests if draw(st.integers(0, 9)) == 0]:
+            held.forget(old)
+            del digests[old]
+    return held, digests
+
+
+def cosine(one, other):
+    norm = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / norm if norm else 0.0
+
+
+@given(vectors, memories(), st.integers(0, 5), st.integers(0, 3))
+def test_similar_chunks_takes_the_top_by_cosine_and_the_recent(question, memory, top, recent):
+    held, digests = memory
+    chosen = SimilarChunks(top=top, recent=recent).choose(question, held)
+    wanted = {unit // 4 for unit in chosen}
+    assert chosen == [unit for chunk in held for unit in chunk.units if chunk.chunk in wanted]
+    latest = set(list(digests)[len(digests) - min(recent, len(digests)) :])
+    scores = {chunk: cosine(digest, question) for chunk, digest in digests.items()}
+    bar = sorted([*scores.values(), -2, *[2] * (top == 0)], reverse=True)[: max(top, 1)][-1]  # the lowest score that is taken
+    assert latest | {chunk for chunk, score in scores.items() if score > bar + 1e-6} <= wanted
+    assert wanted <= latest | {chunk for chunk, score in scores.items() if score >= bar - 1e-6}
+    assert min(top, len(digests)) <= len(wanted) <= top + len(latest)
+
+
+@given(vectors, memories(), st.integers(4, 30), st.integers(0, 1), st.floats(0, 0.9375, width=16))
+def test_distinct_chunks_are_like_the_question_and_unlike_each_other(question, memory, units, recent, relevance):
+    """Maximal marginal relevance as its authors state it: each choice is the best there was, as far as rounding can tell."""
+    held, digests = memory
+    policy, choices = DistinctChunks(units=units, recent=recent, relevance=relevance), []
+    chosen = {unit // 4 for unit in policy.choose(question, Spied(held, choices))}
+    pages = {chunk.chunk: chunk.pages for chunk in held}
+    numbers = list(digests)
+    left, selected = units * held.unit_pages, []
+    for chunk in (numbers[place] for place in choices):
+        if len(selected) >= recent:
+
+            def worth(other):
+                likest = max((cosine(digests[other], digests[each]) for each in selected), default=-1)
+                return relevance * cosine(digests[other], question) - (1 - relevance) * likest
+
+            fitting = [other for other in numbers if other not in selected and pages[other] <= left]
+            assert worth(chunk) >= max(map(worth, fitting)) - 1e-5
+        selected.append(chunk)
+        left -= pages[chunk]
+    assert chosen == set(selected)
+    assert set(numbers[len(numbers) - min(recent, len(numbers)) :]) <= chosen
+    assert left >= 0
+    assert all(pages[other] > left for other in numbers if other not in chosen)
+
+
+class Spied:
+    """A recollection that tells in which order chunks are chosen: of each it is asked once how like the others it is."""
+
+    def __init__(self, held, choices):
+        self._held, self._choices, self.unit_pages = held, choices, held.unit_pages
+        self.cosines = held.cosines
+
+    def __iter__(self):
+        return iter(self._held)
+
+    def __len__(self):
+        return len(self._held)
+
+    def likeness(self, place):
+        self._choices.append(place)
+        return self._held.likeness(place)
+
+
+@given(vectors, memories())
+def test_what_a_recollection_compares_are_the_digests_of_the_chunks_it_holds(question, memory):
+    held, digests = memory
+    assert [chunk.chunk for chunk in held] == list(digests)
+    assert [chunk.chunk for chunk in reversed(held)] == list(digests)[::-1]
+    np.testing.assert_allclose(held.cosines(question), [cosine(digest, question) for digest in digests.values()], atol=1e-6)
+    for place, digest in enumerate(digests.values()):
+        np.testing.assert_allclose(held.likeness(place), [cosine(digest, other) for other in digests.values()], atol=1e-6)
+
+
+def test_many_chunks_are_compared_when_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(recollection, "MOST_COMPARED", 16)
+    digests = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    held = Recollection(width=6, unit_pages=2, compares=True)
+    for chunk, digest in enumerate(digests):
+        held.add(Remembered(chunk, [chunk], 1, chunk), digest)
+        np.testing.assert_allclose(
+            held.likeness(chunk // 2), [cosine(digests[chunk // 2], each) for each in digests[: chunk + 1]], atol=1e-6
+        )
+
+
+def test_a_room_that_does_not_hold_the_recent_chunks_is_refused(tiny_engines):
+    with EngineSet.open(tiny_engines) as engines:
+        system = replace(load_system("distinct"), retrieval=DistinctChunks(units=15, recent=2))
+        with pytest.raises(ConfigError, match=r"reads 15 units, and its 2 latest chunks may hold 16: set retrieval\.units"):
+            Session(engines, system)
+
+
+@given(memories(), st.integers(2, 9))
+def test_even_units_covers_all_time_with_even_steps(memory, count):
+    held = [unit for chunk in memory[0] for unit in chunk.units]
+    chosen = EvenUnits(units=count).choose(np.zeros(6), memory[0])
+    assert len(chosen) == min(count, len(held))
+    if len(held) > count:
+        places = [held.index(unit) for unit in chosen]
+        steps = np.diff(places)
+        assert (places[0], places[-1]) == (0, len(held) - 1)
+        assert steps.max() - steps.min() <= 1
+
+
+@given(memories())
+def test_all_units_are_all(memory):
+    assert AllUnits().choose(np.zeros(6), memory[0]) == [unit for chunk in memory[0] for unit in chunk.units]
+
+
+def test_ingest_windows():
+    assert (RecentChunks(chunks=3).window, AllChunks().window, LatestFrames(frames=4).window) == (3, None, 0)
+
+
+@given(st.integers(1, 12), st.integers(1, 20), st.floats(0.05, 1))
+def test_the_fixed_ratio_keeps_the_share_it_names(units, tokens, keep):
+    threshold, hot = ChunkIntra(keep=keep).bounds(units, tokens)
+    assert threshold < -1
+    kept = tokens + (units - 1) * hot
+    nearest = min((tokens + (units - 1) * k for k in range(tokens + 1)), key=lambda total: abs(total - keep * units * tokens))
+    assert abs(kept - keep * units * tokens) <= abs(nearest - keep * units * tokens) + 1e-6
+
+
+def test_the_fixed_ratio_keeps_positions_that_changed_most():
+    random = np.random.default_rng(1)
+    features = np.repeat(random.normal(size=(1, 6, 8)), 3, axis=0)
+    features[1, 4] = -features[0, 4]  # a turn-about
+    features[2, 1] += 0.3  # a slight change
+    threshold, hot = ChunkIntra(keep=10 / 18).bounds(3, 6)
+    out = control_tokens(features, np.array([threshold]), np.array([hot]), None)
+    assert out["kept"][: out["count"][0]].tolist() == [0, 1, 2, 3, 4, 5, 7, 10, 13, 16]
+
+
+@given(st.integers(1, 4))
+def test_keep_all_keeps_all(units):
+    features = np.random.default_rng(units).normal(size=(units, 6, 8))
+    threshold, hot = KeepAll().bounds(units, 6)
+    out = control_tokens(features, np.array([threshold]), np.array([hot]), None)
+    assert out["kept"].tolist() == list(range(units * 6))
+    assert out["count"] == units * 6
+
+
+@given(st.integers(3, 40), st.integers(0, 400))
+def test_thinning_keeps_every_s_th_unit_and_every_second_of_them_in_the_older_part(room, extra):
+    held: list[int] = []
+    for unit in range(room + extra):
+        while len(held) >= room:
+            for victim in ThinEvenly().victims(held):
+                held.remove(victim)
+        held.append(unit)
+    steps = np.diff(held[:-1])  # the newest stands where it stands
+    finest = 2 ** int(np.ceil(np.log2(max((room + extra) / room, 1))))
+    assert held[0] == 0
+    assert set(steps.tolist()) <= {finest // 2, finest, finest * 2}
+    assert sorted(steps.tolist(), reverse=True) == steps.tolist()
+
+
+def test_the_other_overflows():
+    assert DropOldest().victims([3, 5, 9]) == [3]
+    with pytest.raises(MemoryBudgetError, match="vicostream"):
+        Refuse().victims([1])
+
+
+@pytest.mark.parametrize("name", known_systems())
+def test_every_system_that_ships_loads(name):
+    assert load_system(name).name == name
+
+
+GOOD = """
+name: x
+drop: {policy: none}
+ingest: {policy: recent-chunks, chunks: 2}
+retrieval: {policy: all}
+memory: {device_mb: 1, when_full: drop-oldest}
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("drop:", "drip:"), "unknown key 'drip'"),
+        (("policy: none", "policy: maybe"), "chunk-intra, few-tokens, motion, none"),
+        (("chunks: 2", "chunk: 2"), "takes chunks"),
+        (("chunks: 2", "chunks: -2"), "ingest.chunks"),
+        (("device_mb: 1", "device_gb: 1"), "device_mb, host_mb, when_full"),
+        (("device_mb: 1", "device_mb: lots"), "memory.device_mb"),
+        (("device_mb: 1", "device_mb: 1, host_mb: 5"), "reads every page on the device"),
+        (("when_full: drop-oldest", "when_full: panic"), "drop-oldest, refuse, thin-evenly"),
+        (("name: x", ""), "'name' is missing"),
+        (("memory: {", "memory: 5 #"), "memory is 5"),
+        (("name: x", "name: ["), "is not YAML"),
+    ],
+)
+def test_a_wrong_yaml_is_refused_in_one_line_that_says_what_is_allowed(change, words):
+    text = GOOD.replace(*change)
+    assert text != GOOD
+    with pytest.raises(ConfigError) as caught:
+        parse_system(text, "mine.yaml")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "mine.yaml" in str(caught.value)
+
+
+def test_an_unknown_system_lists_the_known(tmp_path):
+    with pytest.raises(ConfigError, match=f"vikostream.*{', '.join(known_systems())}"):
+        load_system("vikostream")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_system(tmp_path / "none.yaml")
+
+
+def test_a_system_may_be_a_file_of_ones_own(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD)
+    assert load_system(path).name == "x"
+    assert DROPS.create({"policy": "none"}, "here") == KeepAll()

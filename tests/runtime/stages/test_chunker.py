@@ -1,0 +1,73 @@
+"""The chunker: every frame once, in order, units whole, numbering without holes."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vicort.runtime.core import UNIT_FRAMES, Chunk, Frame
+from vicort.runtime.errors import ConfigError
+from vicort.runtime.stages.chunker import Chunker
+
+IMAGE = np.zeros((1, 1, 3), np.uint8)
+STEPS = st.lists(st.sampled_from(["frame", "frame", "frame", "cut"]), max_size=80)
+
+
+def frame(index: int) -> Frame:
+    return Frame(IMAGE, Fraction(index, 2), index)
+
+
+def played(chunk_frames: int, steps: list[str]) -> tuple[list[Chunk], int]:
+    """The chunks that come out of frames and cuts, and how many frames went in."""
+    chunker, chunks, count = Chunker(chunk_frames), [], 0
+    for step in steps:
+        chunk = chunker.cut() if step == "cut" else chunker.add(frame(count))
+        count += step == "frame"
+        chunks += [chunk] if chunk else []
+        assert chunker.pending == count - sum(len(chunk.frames) for chunk in chunks)
+        assert step == "frame" or chunker.pending < UNIT_FRAMES
+    last = chunker.flush()
+    assert chunker.pending == 0
+    assert chunker.flush() is None
+    return chunks + ([last] if last else []), count
+
+
+@given(st.integers(1, 6).map(lambda units: units * UNIT_FRAMES), STEPS)
+def test_every_frame_once_in_whole_numbered_units(chunk_frames: int, steps: list[str]) -> None:
+    chunks, count = played(chunk_frames, steps)
+    frames = [frame for chunk in chunks for frame in chunk.frames[: len(chunk.frames) - chunk.repeated]]
+    assert [frame.index for frame in frames] == list(range(count))
+    assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
+    unit = 0
+    for chunk in chunks:
+        assert 0 < len(chunk.frames) <= chunk_frames
+        assert len(chunk.frames) % UNIT_FRAMES == 0
+        assert chunk.first_unit == unit
+        unit += chunk.units
+    # only the last frame of an odd stream is repeated: with frames taken in pairs, unit u holds frames 2u and 2u + 1
+    assert [chunk.repeated for chunk in chunks[:-1]] == [0] * (len(chunks) - 1)
+    assert sum(chunk.repeated for chunk in chunks) == count % UNIT_FRAMES
+    assert all(frame.index // UNIT_FRAMES == k // UNIT_FRAMES for k, frame in enumerate(frames))
+
+
+def test_one_frame_is_completed_by_its_repeat() -> None:
+    chunker = Chunker(4)
+    assert chunker.add(frame(0)) is None
+    assert chunker.cut() is None
+    chunk = chunker.flush()
+    assert chunk is not None
+    assert [item.index for item in chunk.frames] == [0, 0]
+    assert (chunk.units, chunk.repeated) == (1, 1)
+
+
+def test_nothing_in_nothing_out() -> None:
+    assert Chunker(4).cut() is None
+    assert Chunker(4).flush() is None
+
+
+@pytest.mark.parametrize("chunk_frames", [0, -2, 1, 5])
+def test_refuses_split_units(chunk_frames: int) -> None:
+    with pytest.raises(ConfigError, match="whole units"):
+        Chunker(chunk_frames)
