@@ -1,6 +1,7 @@
 """`vicort-bench`: what this machine makes of vicort, measured; JSON, tables and pictures.
 
-Each part runs in a process of its own, so that memory is each part's own and no library's threads disturb another part.
+Each part runs in a process of its own, so that memory is each part's own and no library's threads
+disturb another part.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def machine(cache: Path, settings: Settings) -> dict[str, Any]:
     from vicort.benchmarks.common.checkpoints import matrix_shapes
     from vicort.benchmarks.common.machine import ceilings
 
-    return ceilings(settings.matrix_size, settings.copy_mb, settings.matrix_repeats, matrix_shapes())
+    return ceilings(
+        settings.matrix_size, settings.copy_mb, settings.matrix_repeats, matrix_shapes()
+    )
 
 
 def overlap(cache: Path, settings: Settings) -> dict[str, Any]:
@@ -70,7 +73,9 @@ def systems(cache: Path, settings: Settings) -> dict[str, Any]:
     from vicort.benchmarks.common.engine_sets import speaking_model, tiny_model
     from vicort.benchmarks.systems import systems
 
-    sets = systems.EngineDirs(tiny_model().engines(cache, *TINY_ENGINES), speaking_model().engines(cache, *TINY_ENGINES))
+    sets = systems.EngineDirs(
+        tiny_model().engines(cache, *TINY_ENGINES), speaking_model().engines(cache, *TINY_ENGINES)
+    )
     return systems.measure(sets, cache, settings)
 
 
@@ -96,21 +101,32 @@ CAP = "cap"  # measures nothing: it is worked out from the part `systems` of the
 ALL = [*PARTS, CAP]
 
 
-def run(names: Sequence[str], cache: Path, settings: Settings, quick: bool, out: Path) -> dict[str, Any]:
+def run(
+    names: Sequence[str], cache: Path, settings: Settings, quick: bool, out: Path
+) -> dict[str, Any]:
     """Measure these parts, one after another; what is done is in `out` even if a later part fails.
 
-    Parts that `out` already holds, measured on the same machine with the same libraries and settings, stay; each part has its own date.
+    Parts that `out` already holds, measured on the same machine with the same libraries and
+    settings, stay; each part has its own date.
     """
     from vicort.benchmarks.common.machine import conditions, now
     from vicort.benchmarks.systems.cap import place
 
     amounts = json.loads(json.dumps(vars(settings)))
-    result: dict[str, Any] = {"schema": SCHEMA, "quick": quick, "conditions": conditions(), "settings": amounts, "parts": {}}
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "quick": quick,
+        "conditions": conditions(),
+        "settings": amounts,
+        "parts": {},
+    }
     result["parts"] = earlier_parts(out, result)
     for name in names:
         moment, start = now(), time.perf_counter()
         print(f"{name} …", end=" ", file=sys.stderr, flush=True)
-        part = place(result["parts"]) if name == CAP else in_own_process(PARTS[name], cache, settings)
+        part = (
+            place(result["parts"]) if name == CAP else in_own_process(PARTS[name], cache, settings)
+        )
         result["parts"][name] = part | {"measured": moment}
         print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         result["parts"] = {part: result["parts"][part] for part in ALL if part in result["parts"]}
@@ -125,11 +141,14 @@ def earlier_parts(out: Path, result: dict[str, Any]) -> dict[str, Any]:
     try:
         earlier = json.loads(out.read_text())
     except ValueError as error:
-        raise ConfigError(f"--out {out} is there and no result of vicort-bench ({error}): name another file") from error
+        raise ConfigError(
+            f"--out {out} is there and no result of vicort-bench ({error}): name another file"
+        ) from error
     comparable = ("cpu", "cores", "memory_gb", "python", "libraries")
     same = (
         all(earlier.get(key) == result[key] for key in ("schema", "quick"))
-        and earlier["settings"].items() <= result["settings"].items()  # an amount that came later concerns later parts alone
+        # an amount that came later concerns later parts alone
+        and earlier["settings"].items() <= result["settings"].items()
         and all(earlier["conditions"].get(key) == result["conditions"][key] for key in comparable)
     )
     return earlier["parts"] if same else {}
@@ -160,7 +179,9 @@ def _bench(options: argparse.Namespace) -> int:
     options.cache.mkdir(parents=True, exist_ok=True)
     out = options.out or (options.cache / "quick.json" if options.quick else OUT)
     if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.parent}: make it, or name another file")
+        raise ConfigError(
+            f"--out {out}: there is no folder {out.parent}: make it, or name another file"
+        )
     result = run(names, options.cache.resolve(), settings, options.quick, out)
     print(table(result))
     written = [out, *_drawn(result, out), *pages(result, out)]
@@ -169,29 +190,59 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _drawn(result: dict[str, Any], out: Path) -> list[Path]:
-    """The pictures, beside the JSON: one of the parts that measure the pipeline, one each of the systems, the migration and CAP."""
+    """The pictures, beside the JSON: one of the parts that measure the pipeline, one each of the
+    systems, the migration and CAP."""
     from vicort.benchmarks.common import picture
     from vicort.benchmarks.systems import cap_picture, migration_picture, systems_picture
 
-    painters = {"": picture.draw, "-systems": systems_picture.draw, "-migration": migration_picture.draw, "-cap": cap_picture.draw}
-    paths = [draw(result, out.with_name(f"{out.stem}{name}.png")) for name, draw in painters.items()]
+    painters = {
+        "": picture.draw,
+        "-systems": systems_picture.draw,
+        "-migration": migration_picture.draw,
+        "-cap": cap_picture.draw,
+    }
+    paths = [
+        draw(result, out.with_name(f"{out.stem}{name}.png")) for name, draw in painters.items()
+    ]
     return [path for path in paths if path]
 
 
 def _chosen(only: Sequence[str], settings: Settings) -> list[str]:
     if unknown := [name for name in only if name not in ALL]:
-        raise ConfigError(f"--only {unknown[0]}: there is no such part: choose from {', '.join(ALL)}")
-    return sorted(set(only), key=ALL.index) or [name for name in ALL if settings.medium or name != "transformers-medium"]
+        raise ConfigError(
+            f"--only {unknown[0]}: there is no such part: choose from {', '.join(ALL)}"
+        )
+    return sorted(set(only), key=ALL.index) or [
+        name for name in ALL if settings.medium or name != "transformers-medium"
+    ]
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="vicort-bench", description="Measure vicort on this machine's CPU: JSON, tables and pictures.")
-    parser.add_argument("--quick", action="store_true", help="tiny amounts, some two minutes: does it run?")
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="PART", help=f"measure this part alone (repeatable): {', '.join(ALL)}"
+    parser = argparse.ArgumentParser(
+        prog="vicort-bench",
+        description="Measure vicort on this machine's CPU: JSON, tables and pictures.",
     )
-    parser.add_argument("--out", type=Path, help=f"JSON; pictures and tables lie beside it ({OUT}; with --quick {CACHE}/quick.json)")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="where engine sets for the benchmarks are built (%(default)s)")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny amounts, some two minutes: does it run?"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="PART",
+        help=f"measure this part alone (repeatable): {', '.join(ALL)}",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help=f"JSON; pictures and tables lie beside it ({OUT}; with --quick {CACHE}/quick.json)",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=CACHE,
+        help="where engine sets for the benchmarks are built (%(default)s)",
+    )
     return parser.parse_args(arguments)
 
 

@@ -1,4 +1,5 @@
-"""`make capi`: libvicort.so, its headers and its CMake package, for the environment that this runs in."""
+"""`make capi`: libvicort.so, its headers and its CMake package, for the environment that this runs
+in."""
 
 from __future__ import annotations
 
@@ -33,7 +34,11 @@ def emit(target: Path) -> None:
 
     ffi = cffi.FFI()
     ffi.cdef(declarations())
-    ffi.embedding_api(re.sub(r"/\*.*?\*/", "", (HERE / "embedded.h").read_text(), flags=re.DOTALL).replace("extern ", ""))
+    ffi.embedding_api(
+        re.sub(r"/\*.*?\*/", "", (HERE / "embedded.h").read_text(), flags=re.DOTALL).replace(
+            "extern ", ""
+        )
+    )
     ffi.set_source(MODULE, '#include "vicort.h"')
     ffi.embedding_init_code((HERE / "glue.py").read_text())
     with redirect_stdout(io.StringIO()):  # it tells what it writes
@@ -44,15 +49,45 @@ def compile_library(work: Path, target: Path) -> None:
     """Raises subprocess.CalledProcessError if the C compiler refuses, which has then said why."""
     compiler = os.environ.get("CC", "cc").split()
     flags = os.environ.get("CFLAGS", "").split()
-    common = ["-O2", "-fPIC", "-pthread", "-fvisibility=default", f"-I{HERE}", f"-isystem{sysconfig.get_path('include')}"]
+    common = [
+        "-O2",
+        "-fPIC",
+        "-pthread",
+        "-fvisibility=default",
+        f"-I{HERE}",
+        f"-isystem{sysconfig.get_path('include')}",
+    ]
     home = f'-DVICORT_BUILT_IN="{sys.prefix}"'
     subprocess.run(
-        [*compiler, *common, "-std=gnu11", *WARNINGS, *flags, home, "-c", HERE / "vicort.c", "-o", work / "vicort.o"], check=True
+        [
+            *compiler,
+            *common,
+            "-std=gnu11",
+            *WARNINGS,
+            *flags,
+            home,
+            "-c",
+            HERE / "vicort.c",
+            "-o",
+            work / "vicort.o",
+        ],
+        check=True,
     )
-    subprocess.run([*compiler, *common, "-w", "-c", work / "glue.c", "-o", work / "glue.o"], check=True)
+    subprocess.run(
+        [*compiler, *common, "-w", "-c", work / "glue.c", "-o", work / "glue.o"], check=True
+    )
     (work / "exports.map").write_text(EXPORTS)
-    folder, python = sysconfig.get_config_var("LIBDIR"), f"-lpython{sysconfig.get_config_var('LDVERSION')}"
-    shared = ["-shared", "-pthread", "-Wl,-soname,libvicort.so", "-Wl,-z,nodelete", f"-Wl,--version-script={work / 'exports.map'}"]
+    folder, python = (
+        sysconfig.get_config_var("LIBDIR"),
+        f"-lpython{sysconfig.get_config_var('LDVERSION')}",
+    )
+    shared = [
+        "-shared",
+        "-pthread",
+        "-Wl,-soname,libvicort.so",
+        "-Wl,-z,nodelete",
+        f"-Wl,--version-script={work / 'exports.map'}",
+    ]
     link = [f"-L{folder}", f"-Wl,-rpath,{folder}", python, "-ldl"]
     objects = [work / "vicort.o", work / "glue.o"]
     subprocess.run([*compiler, *shared, "-o", target, *objects, *link], check=True)
@@ -77,7 +112,10 @@ def install(prefix: Path) -> None:
 def problem() -> str | None:
     """Why the library cannot be built here, in a line; None if it can."""
     if not sysconfig.get_config_var("Py_ENABLE_SHARED"):
-        return f"{sys.executable} has no libpython to link: build it with --enable-shared, or take a distribution's Python 3.11"
+        return (
+            f"{sys.executable} has no libpython to link: build it with --enable-shared, or take "
+            "a distribution's Python 3.11"
+        )
     compiler = os.environ.get("CC", "cc").split()[0]
     if shutil.which(compiler) is None:
         return f"no C compiler {compiler}: install gcc or clang, or name one with CC=/path/to/cc"
@@ -86,7 +124,12 @@ def problem() -> str | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prefix", type=Path, default=HERE.parent / "build" / "capi", help="where it goes (default: %(default)s)")
+    parser.add_argument(
+        "--prefix",
+        type=Path,
+        default=HERE.parent / "build" / "capi",
+        help="where it goes (default: %(default)s)",
+    )
     prefix = parser.parse_args().prefix.resolve()
     if reason := problem():
         print(f"make capi: {reason}", file=sys.stderr)
@@ -94,7 +137,11 @@ def main() -> int:
     try:
         install(prefix)
     except subprocess.CalledProcessError as error:
-        print(f"make capi: {error.cmd[0]} failed, and said why above; name another compiler with CC=/path/to/cc", file=sys.stderr)
+        print(
+            f"make capi: {error.cmd[0]} failed, and said why above; name another compiler with "
+            "CC=/path/to/cc",
+            file=sys.stderr,
+        )
         return 2
     print(f"{prefix}/lib/libvicort.so, for the environment {sys.prefix}")
     return 0

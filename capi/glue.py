@@ -1,4 +1,5 @@
-"""The Python side of libvicort.so: pointers to values and back, and failures to codes. It is compiled into the library.
+"""The Python side of libvicort.so: pointers to values and back, and failures to codes. It is
+compiled into the library.
 
 `embedded.h` declares what is defined here; vicort.h says what each means.
 """
@@ -30,8 +31,11 @@ from vicort.runtime.sources.packets import MOST_BYTES, MOST_EXTRADATA
 ERROR_SIZE = 1024  # bytes, as in vicort.c
 LARGEST_SIDE = 65_535  # pixels
 LAGS = {lib.VICORT_WAIT: "wait", lib.VICORT_DROP_OLDEST: "drop-oldest"}
-RATES: dict[float, Literal["source"] | None] = {0.0: None, -1.0: "source"}  # VICORT_FPS_MODEL, VICORT_FPS_SOURCE
-COLOURS = {  # shares of red and blue in the brightness (ITU-R BT.601, BT.709), and whether all of 0 to 255 is used
+# VICORT_FPS_MODEL, VICORT_FPS_SOURCE
+RATES: dict[float, Literal["source"] | None] = {0.0: None, -1.0: "source"}
+# shares of red and blue in the brightness (ITU-R BT.601, BT.709), and whether all of 0 to 255 is
+# used
+COLOURS = {
     lib.VICORT_BT601: to_rgb(0.299, 0.114, False),
     lib.VICORT_BT709: to_rgb(0.2126, 0.0722, False),
     lib.VICORT_BT601_FULL: to_rgb(0.299, 0.114, True),
@@ -70,13 +74,15 @@ CODES: dict[type[BaseException], int] = {
     BaseException: lib.VICORT_E_INTERNAL,
 }
 
-sessions: dict[int, SharedSession] = {}  # by handle; handles are numbers, never addresses, and never come again
+# by handle; handles are numbers, never addresses, and never come again
+sessions: dict[int, SharedSession] = {}
 handles = itertools.count(0x10000, 16)
 opening = threading.Lock()  # of both
 
 
 def embedded(function: Callable[..., None]) -> Callable[..., int]:
-    """Make it the definition of what embedded.h declares: nothing escapes, and a status + 1 comes back."""
+    """Make it the definition of what embedded.h declares: nothing escapes, and a status + 1 comes
+    back."""
 
     @ffi.def_extern(name=f"embedded_{function.__name__}", error=0)
     @functools.wraps(function)
@@ -106,11 +112,14 @@ def read_text(text: Any, name: str) -> str:
     try:
         return ffi.string(text).decode()
     except UnicodeDecodeError as error:
-        raise ArgumentError(f"{name} is not UTF-8 ({error.reason} at byte {error.start}): convert it") from error
+        raise ArgumentError(
+            f"{name} is not UTF-8 ({error.reason} at byte {error.start}): convert it"
+        ) from error
 
 
 def write_text(target: Any, size: int, text: str) -> int:
-    """As much as fits in `size` bytes with a NUL, cut between characters; returns how many bytes the whole has."""
+    """As much as fits in `size` bytes with a NUL, cut between characters; returns how many bytes
+    the whole has."""
     whole = text.encode(errors="replace")
     if size:
         cut = whole[: size - 1].decode(errors="ignore").encode()
@@ -118,20 +127,35 @@ def write_text(target: Any, size: int, text: str) -> int:
     return len(whole)
 
 
-# ---- open and close -----------------------------------------------------------------------------------------------------
+# ---- open and close
+# -----------------------------------------------------------------------------------------------------
 
 
 @embedded
 def open(params: Any, result: Any) -> None:
-    sampling = Sampling(params.temperature, params.top_p, params.top_k, seed=params.seed, max_tokens=params.max_tokens)
+    sampling = Sampling(
+        params.temperature,
+        params.top_p,
+        params.top_k,
+        seed=params.seed,
+        max_tokens=params.max_tokens,
+    )
     TokenChoice(sampling)
     if params.threads < 1:
         raise ArgumentError(f"{params.threads} threads: give 1 or more")
     if params.on_lag not in LAGS:
-        raise ArgumentError(f"on_lag {params.on_lag} is unknown: give VICORT_WAIT or VICORT_DROP_OLDEST")
+        raise ArgumentError(
+            f"on_lag {params.on_lag} is unknown: give VICORT_WAIT or VICORT_DROP_OLDEST"
+        )
     if not params.system:
-        raise ArgumentError("system is null: begin with vicort_params_default(), or name one as vicostream")
-    engine_dir = Path(read_text(params.engine_dir, "engine_dir")) if params.engine_dir else embedded_models_engines()
+        raise ArgumentError(
+            "system is null: begin with vicort_params_default(), or name one as vicostream"
+        )
+    engine_dir = (
+        Path(read_text(params.engine_dir, "engine_dir"))
+        if params.engine_dir
+        else embedded_models_engines()
+    )
     session = Session.open(
         engine_dir,
         read_text(params.system, "system"),
@@ -142,14 +166,19 @@ def open(params: Any, result: Any) -> None:
     )
     with opening:
         handle = next(handles)
-        sessions[handle] = SharedSession(session, sampling, on_gpu=backend_of(engine_dir) == "tensorrt")
+        sessions[handle] = SharedSession(
+            session, sampling, on_gpu=backend_of(engine_dir) == "tensorrt"
+        )
     result[0] = ffi.cast("vicort_session *", handle)
 
 
 def embedded_models_engines() -> Path:
     if found := find_engine_dir("tiny"):
         return found
-    raise errors.EngineError("no engines of the tiny model are built: run `vicort-build tiny`, or name a set in vicort_params.engine_dir")
+    raise errors.EngineError(
+        "no engines of the tiny model are built: run `vicort-build tiny`, or name a set in "
+        "vicort_params.engine_dir"
+    )
 
 
 @embedded
@@ -165,11 +194,14 @@ def close_all() -> None:
             session.close()
 
 
-# ---- frames -------------------------------------------------------------------------------------------------------------
+# ---- frames
+# -------------------------------------------------------------------------------------------------------------
 
 
 @embedded
-def push_rgb24(handle: Any, pixels: Any, length: int, width: int, height: int, stride: int, time_us: int) -> None:
+def push_rgb24(
+    handle: Any, pixels: Any, length: int, width: int, height: int, stride: int, time_us: int
+) -> None:
     session = session_of(handle)
     check_sides(width, height)
     check_plane("pixels", length, stride, height, 3 * width)
@@ -196,7 +228,10 @@ def push_nv12(
     check_plane("luma", luma_length, luma_stride, height, width)
     check_plane("chroma", chroma_length, chroma_stride, rows, 2 * pairs)
     if colours not in COLOURS:
-        raise ArgumentError(f"colours {colours} are unknown: give VICORT_BT601, VICORT_BT709 or one of these with _FULL")
+        raise ArgumentError(
+            f"colours {colours} are unknown: give VICORT_BT601, VICORT_BT709 or one of these "
+            "with _FULL"
+        )
     if session.on_gpu:
         raise ArgumentError("engines on a GPU do not take NV12 from the host's memory: push RGB24")
 
@@ -211,7 +246,9 @@ def push_nv12(
 def set_codec(handle: Any, codec: Any, extradata: Any, extradata_length: int) -> None:
     session = session_of(handle)
     if extradata_length > MOST_EXTRADATA:
-        raise SizeError(f"{extradata_length} bytes of extradata: at most {MOST_EXTRADATA} are taken")
+        raise SizeError(
+            f"{extradata_length} bytes of extradata: at most {MOST_EXTRADATA} are taken"
+        )
     held = bytes(ffi.buffer(extradata, extradata_length)) if extradata_length else b""
     session.set_codec(read_text(codec, "codec"), held)
 
@@ -243,7 +280,10 @@ def check_plane(name: str, length: int, stride: int, rows: int, row_bytes: int) 
     if stride < row_bytes:
         raise SizeError(f"{name}: a stride of {stride} bytes is less than a row's {row_bytes}")
     if length < (least := stride * (rows - 1) + row_bytes):
-        raise SizeError(f"{name}: {length} bytes are too few: {rows} rows of {row_bytes} bytes, {stride} apart, take {least}")
+        raise SizeError(
+            f"{name}: {length} bytes are too few: {rows} rows of {row_bytes} bytes, {stride} "
+            f"apart, take {least}"
+        )
 
 
 def plane(data: Any, stride: int, rows: int, columns: int, channels: int) -> np.ndarray:
@@ -251,21 +291,29 @@ def plane(data: Any, stride: int, rows: int, columns: int, channels: int) -> np.
     row = columns * channels
     step = stride if rows > 1 else row
     pixels = ffi.buffer(data, step * (rows - 1) + row)
-    return np.ndarray((rows, columns, channels), np.uint8, pixels, strides=(step, channels, 1)).copy()
+    return np.ndarray(
+        (rows, columns, channels), np.uint8, pixels, strides=(step, channels, 1)
+    ).copy()
 
 
-# ---- questions ----------------------------------------------------------------------------------------------------------
+# ---- questions
+# ----------------------------------------------------------------------------------------------------------
 
 
 @embedded
-def ask(handle: Any, question: Any, text: Any, text_size: int, text_length: Any, facts: Any) -> None:
+def ask(
+    handle: Any, question: Any, text: Any, text_size: int, text_length: Any, facts: Any
+) -> None:
     heard = session_of(handle).ask(read_text(question, "question"), lambda piece: True)
     length = write_text(text, text_size, heard.answer.text)
     write_facts(facts, heard)
     if text_length:
         text_length[0] = length
     if length >= text_size:
-        raise CutText(f"the answer has {length} bytes and a NUL, the buffer {text_size}: give a larger one, or ask with vicort_ask_stream")
+        raise CutText(
+            f"the answer has {length} bytes and a NUL, the buffer {text_size}: give a larger "
+            "one, or ask with vicort_ask_stream"
+        )
 
 
 @embedded
@@ -280,7 +328,11 @@ def ask_stream(handle: Any, question: Any, on_token: Any, user_data: Any, facts:
 def write_facts(facts: Any, heard: shared.Heard) -> None:
     if facts:
         facts.at_us, facts.seen_until_us = heard.at_us, heard.seen_until_us
-        facts.ttft_ms, facts.tokens, facts.pages = heard.answer.ttft_ms, heard.answer.tokens, heard.answer.pages
+        facts.ttft_ms, facts.tokens, facts.pages = (
+            heard.answer.ttft_ms,
+            heard.answer.tokens,
+            heard.answer.pages,
+        )
 
 
 @embedded

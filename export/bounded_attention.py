@@ -1,4 +1,5 @@
-"""`vicort::BoundedAttention` as a torch operator: attention over whatever pages a table names, plus the new tokens, causally.
+"""`vicort::BoundedAttention` as a torch operator: attention over whatever pages a table names, plus
+the new tokens, causally.
 
 The implementation here is the plain statement that every other form of the op is compared with.
 """
@@ -11,19 +12,23 @@ import torch
 from torch import Tensor
 
 NAME = "vicort::bounded_attention"
-HIDDEN = -1e30  # score of what may not be attended to: finite, so that a row which sees nothing has no NaN
+# score of what may not be attended to: finite, so that a row which sees nothing has no NaN
+HIDDEN = -1e30
 
 
 def rotate(x: Tensor, positions: Tensor, sections: Sequence[int], theta: float) -> Tensor:
-    """Multimodal rotary embedding (Qwen2-VL, arXiv:2409.12191; RoFormer, arXiv:2104.09864), in float32.
+    """Multimodal rotary embedding (Qwen2-VL, arXiv:2409.12191; RoFormer, arXiv:2104.09864), in
+    float32.
 
-    x: [..., D]; positions: [..., 3] integers (t, h, w), of x's shape up to broadcasting. Frequency i of D/2 is theta^(-2i/D) and turns
-    with t, h or w, whichever of the three `sections` it falls into; it turns the pair (x[i], x[i + D/2]).
+    x: [..., D]; positions: [..., 3] integers (t, h, w), of x's shape up to broadcasting. Frequency
+    i of D/2 is theta^(-2i/D) and turns with t, h or w, whichever of the three `sections` it falls
+    into; it turns the pair (x[i], x[i + D/2]).
     """
     half = x.shape[-1] // 2
     number = torch.arange(half, device=x.device)
     exponent = number.float() / half
-    axis = (number >= sections[0]).long() + (number >= sections[0] + sections[1])  # of no constant tensor, so that it can be traced
+    # of no constant tensor, so that it can be traced
+    axis = (number >= sections[0]).long() + (number >= sections[0] + sections[1])
     angle = positions[..., axis].float() * (1.0 / theta**exponent)
     cos, sin = angle.cos(), angle.sin()
     first, second = x[..., :half].float(), x[..., half:].float()
@@ -45,16 +50,17 @@ def attend(
 ) -> Tensor:
     """Attention of new tokens over the pages in `table` and over each other.
 
-    q: [C,Hq,D], k and v: [C,Hkv,D], float: the new tokens, not rotated.
-    pos: [C,3] int32, (t, h, w) of each new token; a negative t marks a padding row.
-    pool: [P,L,Hkv,2,T,D] float: cell (slot, layer, head) holds T keys, not rotated, then T values.
-    where: [P,L|1,Hkv|1,T,3] int32, (t, h, w) of each cached token; a negative t marks an empty place.
-    table: [L|1,Hkv|1,N] int32, slots of the pool to read; -1 = none.
-    layer: which layer of the pool; scale: of the scores; sections: three ints that sum to D/2; theta: base of the rotary frequencies.
+    q: [C,Hq,D], k and v: [C,Hkv,D], float: the new tokens, not rotated. pos: [C,3] int32, (t, h, w)
+    of each new token; a negative t marks a padding row. pool: [P,L,Hkv,2,T,D] float: cell (slot,
+    layer, head) holds T keys, not rotated, then T values. where: [P,L|1,Hkv|1,T,3] int32, (t, h, w)
+    of each cached token; a negative t marks an empty place. table: [L|1,Hkv|1,N] int32, slots of
+    the pool to read; -1 = none. layer: which layer of the pool; scale: of the scores; sections:
+    three ints that sum to D/2; theta: base of the rotary frequencies.
 
-    Returns [C,Hq,D] of q's dtype. A new token attends to the cached tokens, to itself and to the new tokens of earlier rows that are not
-    padding. What is empty or padding is never attended to, whatever it holds, NaN included. The output of a padding row is zero.
-    Products and softmax are in float32.
+    Returns [C,Hq,D] of q's dtype. A new token attends to the cached tokens, to itself and to the
+    new tokens of earlier rows that are not padding. What is empty or padding is never attended to,
+    whatever it holds, NaN included. The output of a padding row is zero. Products and softmax are
+    in float32.
     """
     (rows, query_heads, dim), heads = q.shape, k.shape[1]
     real = pos[:, 0] >= 0  # [C]
@@ -68,7 +74,10 @@ def attend(
     keys = torch.cat([cached_k, new_k], dim=1)  # [Hkv,N*T+C,D]
     values = torch.cat([cached_v, new_v], dim=1)
     causal = torch.ones(rows, rows, dtype=torch.bool, device=q.device).tril() & real
-    visible = torch.cat([filled[:, None].expand(-1, rows, -1), causal.expand(heads, -1, -1)], dim=-1)  # [Hkv,C,N*T+C]
+    # [Hkv,C,N*T+C]
+    visible = torch.cat(
+        [filled[:, None].expand(-1, rows, -1), causal.expand(heads, -1, -1)], dim=-1
+    )
 
     grouped = new_q.reshape(heads, query_heads // heads, rows, dim)
     scores = (grouped @ keys[:, None].transpose(-1, -2)) * scale
@@ -77,13 +86,19 @@ def attend(
     return torch.where(real[:, None, None], out, 0).to(q.dtype).contiguous()
 
 
-def _cached(pool: Tensor, where: Tensor, table: Tensor, layer: int, sections: Sequence[int], theta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotated keys [Hkv,N*T,D], values [Hkv,N*T,D] and which of them are there [Hkv,N*T], as one layer's table names them."""
+def _cached(
+    pool: Tensor, where: Tensor, table: Tensor, layer: int, sections: Sequence[int], theta: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated keys [Hkv,N*T,D], values [Hkv,N*T,D] and which of them are there [Hkv,N*T], as one
+    layer's table names them."""
     head = torch.arange(pool.shape[2], device=pool.device)
     slots = table[min(layer, table.shape[0] - 1), head.clamp(max=table.shape[1] - 1)]  # [Hkv,N]
     safe = slots.clamp(min=0).long()
     kv = pool[safe, layer, head[:, None]]  # [Hkv,N,2,T,D]
-    places = where[safe, min(layer, where.shape[1] - 1), head.clamp(max=where.shape[2] - 1)[:, None]]  # [Hkv,N,T,3]
+    # [Hkv,N,T,3]
+    places = where[
+        safe, min(layer, where.shape[1] - 1), head.clamp(max=where.shape[2] - 1)[:, None]
+    ]
     filled = (places[..., 0] >= 0) & (slots >= 0)[..., None]  # [Hkv,N,T]
     kv = torch.where(filled[:, :, None, :, None], kv, 0)
     keys = rotate(kv[:, :, 0], places, sections, theta)

@@ -6,7 +6,13 @@ import hashlib
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from vicort.export.qwen2_5_vl.adapter import CONFIG_FILE, WEIGHTS_FILE
 from vicort.runtime.errors import EngineError
@@ -19,7 +25,8 @@ HASHED = ("*.json", "*.jinja", "*.txt", "*.safetensors")
 
 
 def resolve(model: str) -> Path:
-    """The folder, in Hugging Face layout, that MODEL names: `tiny`, a folder, or a hub id, which is downloaded with a progress bar.
+    """The folder, in Hugging Face layout, that MODEL names: `tiny`, a folder, or a hub id, which is
+    downloaded with a progress bar.
 
     Raises EngineError if there is none.
     """
@@ -29,13 +36,15 @@ def resolve(model: str) -> Path:
         return _checked(Path(model), model)
     if Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise EngineError(
-            f"no model folder {model!r}: give {TINY!r}, a folder in Hugging Face layout, or a hub id such as Qwen/Qwen2.5-VL-3B-Instruct"
+            f"no model folder {model!r}: give {TINY!r}, a folder in Hugging Face layout, or a "
+            "hub id such as Qwen/Qwen2.5-VL-3B-Instruct"
         )
     return _checked(_download(model), model)
 
 
 def checkpoint_hash(folder: Path, adapter: Path | None = None) -> str:
-    """SHA-256 over the names, sizes and fingerprints of a checkpoint's weights, configuration and tokenizer, and of an adapter's files."""
+    """SHA-256 over the names, sizes and fingerprints of a checkpoint's weights, configuration and
+    tokenizer, and of an adapter's files."""
     digest = hashlib.sha256()
     paths = sorted({path for pattern in HASHED for path in folder.glob(pattern)})
     for path in [*paths, *((adapter / name for name in ADAPTER_FILES) if adapter else ())]:
@@ -48,15 +57,26 @@ def _download(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(DOWNLOADED)))
     except GatedRepoError as error:
-        raise EngineError(f"model {hub_id!r} is gated: accept its terms on the hub, then `hf auth login`") from error
+        raise EngineError(
+            f"model {hub_id!r} is gated: accept its terms on the hub, then `hf auth login`"
+        ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise EngineError(f"no model {hub_id!r} on the hub and no folder of that name: check the spelling, or give {TINY!r}") from error
+        raise EngineError(
+            f"no model {hub_id!r} on the hub and no folder of that name: check the spelling, or "
+            f"give {TINY!r}"
+        ) from error
     except (LocalEntryNotFoundError, HTTPError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EngineError(f"model {hub_id!r} cannot be downloaded ({reason}): check the connection, or give a local folder") from error
+        raise EngineError(
+            f"model {hub_id!r} cannot be downloaded ({reason}): check the connection, or give a "
+            "local folder"
+        ) from error
 
 
 def _checked(folder: Path, model: str) -> Path:
     if not (folder / "config.json").is_file():
-        raise EngineError(f"model {model!r}: {folder} has no config.json: name a folder in Hugging Face layout, or a hub id")
+        raise EngineError(
+            f"model {model!r}: {folder} has no config.json: name a folder in Hugging Face "
+            "layout, or a hub id"
+        )
     return folder

@@ -67,7 +67,8 @@ COPIED = (
     "chat_template.json",
 )
 NEEDED = "tokenizer.json"
-SHARING: tuple[GraphName, ...] = ("vision", "vision_pruned")  # graphs of the same weights, which lie in the folder once
+# graphs of the same weights, which lie in the folder once
+SHARING: tuple[GraphName, ...] = ("vision", "vision_pruned")
 TOOLS = ("vicort", "torch", "onnx", "onnxscript", "onnx-ir")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16", "sve")
 
@@ -80,7 +81,8 @@ class PlanOptions:
 
     flavour: Flavour
     plugin: bool = True  # else BoundedAttention is expanded into TensorRT's own layers
-    strip: bool = False  # plans without weights, which the runtime gives them from the ONNX files, kept in the set
+    # plans without weights, which the runtime gives them from the ONNX files, kept in the set
+    strip: bool = False
     targets: tuple[str, ...] = ()  # sm_80, …; none: what TensorRT does by itself
     frontend: str = "onnx"  # or torch-tensorrt, for the vision graph
 
@@ -99,7 +101,10 @@ def plan(
     Raises EngineError if the checkpoint has no tokenizer.
     """
     if not (checkpoint / NEEDED).is_file():
-        raise EngineError(f"{checkpoint} has no {NEEDED}, so nothing could be asked: download the checkpoint again")
+        raise EngineError(
+            f"{checkpoint} has no {NEEDED}, so nothing could be asked: download the checkpoint "
+            "again"
+        )
     graphs, tools = signatures(model, precision), [*TOOLS, backend]
     if options:
         graphs = plan_signatures(graphs, model, options.plugin, options.strip)
@@ -113,7 +118,13 @@ def plan(
         precision=precision,
         model=model,
         graphs=graphs,
-        embedding=EmbeddingSpec(file=EMBEDDING_FILE, offset=0, dtype=TYPE_NAMES[precision], rows=model.vocabulary, width=model.width),
+        embedding=EmbeddingSpec(
+            file=EMBEDDING_FILE,
+            offset=0,
+            dtype=TYPE_NAMES[precision],
+            rows=model.vocabulary,
+            width=model.width,
+        ),
         checkpoint=checkpoint_hash(checkpoint, adapter.folder if adapter else None),
         target=plan_target(options) if options else cpu(),
         versions=versions,
@@ -125,7 +136,11 @@ def plan_target(options: PlanOptions) -> str:
     """The GPUs that plans are for."""
     if options.targets:
         return " ".join(options.targets)
-    return "what TensorRT for RTX builds for by itself" if options.flavour == "tensorrt_rtx" else "the GPU that they were built on"
+    return (
+        "what TensorRT for RTX builds for by itself"
+        if options.flavour == "tensorrt_rtx"
+        else "the GPU that they were built on"
+    )
 
 
 def is_built(folder: Path, manifest: Manifest) -> bool:
@@ -138,22 +153,38 @@ def is_built(folder: Path, manifest: Manifest) -> bool:
 
 
 def _plan_of(manifest: Manifest) -> dict:
-    """What was known of a set before it was built, but for the command and, where it does not matter, the machine."""
-    known = manifest.model_dump(exclude={"build_command": True, "files": True, "graphs": {"__all__": {"layer_types", "plan_names"}}})
+    """What was known of a set before it was built, but for the command and, where it does not
+    matter, the machine."""
+    known = manifest.model_dump(
+        exclude={
+            "build_command": True,
+            "files": True,
+            "graphs": {"__all__": {"layer_types", "plan_names"}},
+        }
+    )
     return known | ({} if manifest.flavour else {"target": None})
 
 
 def write_engine_set(
-    folder: Path, checkpoint: Path, manifest: Manifest, say: Say, options: PlanOptions | None = None, adapter: Adapter | None = None
+    folder: Path,
+    checkpoint: Path,
+    manifest: Manifest,
+    say: Say,
+    options: PlanOptions | None = None,
+    adapter: Adapter | None = None,
 ) -> None:
-    """Export the graphs into `folder`, with everything else that the runtime needs, and the manifest last.
+    """Export the graphs into `folder`, with everything else that the runtime needs, and the
+    manifest last.
 
-    options: of backend tensorrt, which builds plans of them; the ONNX files are kept in a temporary folder then.
-    adapter: merged into the checkpoint's weights as they are read.
+    options: of backend tensorrt, which builds plans of them; the ONNX files are kept in a temporary
+    folder then. adapter: merged into the checkpoint's weights as they are read.
     """
     if options:
-        with tempfile.TemporaryDirectory(dir=folder, prefix="onnx-") as temporary:  # beside its target, so that moving costs nothing
-            manifest = _write_plans(folder, Path(temporary), checkpoint, manifest, say, options, adapter)
+        # beside its target, so that moving costs nothing
+        with tempfile.TemporaryDirectory(dir=folder, prefix="onnx-") as temporary:
+            manifest = _write_plans(
+                folder, Path(temporary), checkpoint, manifest, say, options, adapter
+            )
     else:
         for name, exported in _exports(folder, checkpoint, manifest, say, adapter):
             if manifest.graphs[name].attention_layers:
@@ -166,7 +197,12 @@ def write_engine_set(
 
 
 def _exports(
-    folder: Path, checkpoint: Path, manifest: Manifest, say: Say, adapter: Adapter | None, but: str = ""
+    folder: Path,
+    checkpoint: Path,
+    manifest: Manifest,
+    say: Say,
+    adapter: Adapter | None,
+    but: str = "",
 ) -> Iterator[tuple[GraphName, onnx_ir.Model]]:
     """Each graph but one, as soon as it is written to <name>.onnx, its weights beside it."""
     model, dtype = manifest.model, TORCH_TYPES[manifest.precision]
@@ -174,7 +210,9 @@ def _exports(
     written: Written = {}  # by the vision graph: the pruned one has the same weights
 
     def vision() -> VisionEncoder:
-        return load_vision(checkpoint, config, model.image_height, model.image_width, dtype, adapter)
+        return load_vision(
+            checkpoint, config, model.image_height, model.image_width, dtype, adapter
+        )
 
     parts: dict[GraphName, Callable[[], nn.Module]] = {
         "llm": lambda: load_language(checkpoint, config, dtype, adapter),
@@ -190,14 +228,24 @@ def _exports(
         exported, attentions = export_graph(load(), graph)
         _write(exported, folder / f"{name}.onnx", written if name in SHARING else None)
         if attentions != graph.attention_layers:
-            raise EngineError(f"the {name} graph has {attentions} attention layers, {graph.attention_layers} were expected")
+            raise EngineError(
+                f"the {name} graph has {attentions} attention layers, {graph.attention_layers} "
+                "were expected"
+            )
         yield name, exported
 
 
 def _write_plans(
-    folder: Path, onnx: Path, checkpoint: Path, manifest: Manifest, say: Say, options: PlanOptions, adapter: Adapter | None
+    folder: Path,
+    onnx: Path,
+    checkpoint: Path,
+    manifest: Manifest,
+    say: Say,
+    options: PlanOptions,
+    adapter: Adapter | None,
 ) -> Manifest:
-    """Kernels and plans into `folder`, by way of ONNX files in `onnx`; returns the manifest with what is in the plans."""
+    """Kernels and plans into `folder`, by way of ONNX files in `onnx`; returns the manifest with
+    what is in the plans."""
     graphs = dict(manifest.graphs)
     say("leaving out vision_pruned: system codecflow runs on the engines of the CPU only")
     _write_kernels(folder, checkpoint, manifest, say)
@@ -211,8 +259,17 @@ def _write_plans(
     if direct:
         say("compiling vision.plan with torch-tensorrt")
         model, dtype = manifest.model, TORCH_TYPES[manifest.precision]
-        vision = load_vision(checkpoint, read_configuration(checkpoint), model.image_height, model.image_width, dtype, adapter)
-        graphs["vision"] = compile_directly(vision, graphs["vision"], folder / graphs["vision"].file)
+        vision = load_vision(
+            checkpoint,
+            read_configuration(checkpoint),
+            model.image_height,
+            model.image_width,
+            dtype,
+            adapter,
+        )
+        graphs["vision"] = compile_directly(
+            vision, graphs["vision"], folder / graphs["vision"].file
+        )
     for file in list(onnx.iterdir()):
         if options.strip or file.name == EMBEDDING_FILE:
             file.rename(folder / file.name)
@@ -220,15 +277,20 @@ def _write_plans(
 
 
 def _write_kernels(folder: Path, checkpoint: Path, manifest: Manifest, say: Say) -> None:
-    from vicort.export.kernels.compile import compile_kernels, kernel_spec  # late: it takes Triton, which no other backend needs
+    # late: it takes Triton, which no other backend needs
+    from vicort.export.kernels.compile import compile_kernels, kernel_spec
 
-    spec = kernel_spec(read_configuration(checkpoint).language, manifest.model.page_tokens, manifest.precision)
+    spec = kernel_spec(
+        read_configuration(checkpoint).language, manifest.model.page_tokens, manifest.precision
+    )
     with _bar(f"compiling {KERNELS_FILE}", say) as bar:
         content = compile_kernels(spec, progress=lambda done, total, what: bar(what, done / total))
     (folder / KERNELS_FILE).write_bytes(content)
 
 
-def _build(model: Path, folder: Path, graph: GraphSpec, options: PlanOptions, progress: Progress) -> GraphSpec:
+def _build(
+    model: Path, folder: Path, graph: GraphSpec, options: PlanOptions, progress: Progress
+) -> GraphSpec:
     """A plan into `folder`; returns the graph with what is in it."""
     job = Job(
         model=model,
@@ -241,13 +303,18 @@ def _build(model: Path, folder: Path, graph: GraphSpec, options: PlanOptions, pr
     )
     built = build_plan(job, progress)
     if built.plugin_layers != graph.plugin_layers:
-        raise EngineError(f"{graph.file} has {built.plugin_layers} plugin layers, {graph.plugin_layers} were expected")
+        raise EngineError(
+            f"{graph.file} has {built.plugin_layers} plugin layers, {graph.plugin_layers} were "
+            "expected"
+        )
     return graph.model_copy(update={"layer_types": built.layer_types})
 
 
 def seal(folder: Path, manifest: Manifest) -> None:
     """Write the manifest, with the fingerprints of all other files."""
-    files = {path.name: fingerprint(path) for path in sorted(folder.iterdir()) if path.name != FILE_NAME}
+    files = {
+        path.name: fingerprint(path) for path in sorted(folder.iterdir()) if path.name != FILE_NAME
+    }
     manifest.model_copy(update={"files": files}).write(folder)
 
 
@@ -265,12 +332,18 @@ def building(root: Path) -> Iterator[Path]:
 
 def check_replaceable(folder: Path) -> None:
     """Raises ConfigError if `folder` holds anything but an engine set."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / FILE_NAME).is_file()):
-        raise ConfigError(f"--out {folder} is no engine set, and is not overwritten: name a new folder, or remove it")
+    if folder.is_file() or (
+        folder.is_dir() and any(folder.iterdir()) and not (folder / FILE_NAME).is_file()
+    ):
+        raise ConfigError(
+            f"--out {folder} is no engine set, and is not overwritten: name a new folder, or "
+            "remove it"
+        )
 
 
 def publish(built: Path, folder: Path) -> None:
-    """Put a whole engine set in its place; one that was there before goes. Both lie in one file system."""
+    """Put a whole engine set in its place; one that was there before goes. Both lie in one file
+    system."""
     check_replaceable(folder)
     old = built.with_name(f"{built.name}-replaced")
     if folder.exists():
@@ -280,27 +353,41 @@ def publish(built: Path, folder: Path) -> None:
 
 
 def exporter_hash() -> str:
-    """Of the code that makes graphs and plans: a change of it is a change of what it builds, whatever the version says."""
+    """Of the code that makes graphs and plans: a change of it is a change of what it builds,
+    whatever the version says."""
     room = Path(__file__).parent
-    plugin = [room.parent / "runtime" / name for name in ("kernels.py", "backends/tensorrt.py")]  # whose workspace is part of a plan
+    # whose workspace is part of a plan
+    plugin = [room.parent / "runtime" / name for name in ("kernels.py", "backends/tensorrt.py")]
     digest = hashlib.sha256()
-    for path in sorted([*room.glob("*.py"), *room.glob("qwen2_5_vl/*.py"), *room.glob("kernels/*.py"), *plugin]):
+    for path in sorted(
+        [*room.glob("*.py"), *room.glob("qwen2_5_vl/*.py"), *room.glob("kernels/*.py"), *plugin]
+    ):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def cpu() -> str:
-    """The processor's architecture, and the instruction sets that matter to engines, as far as the system tells."""
+    """The processor's architecture, and the instruction sets that matter to engines, as far as the
+    system tells."""
     info = Path("/proc/cpuinfo")
     flags = set(info.read_text().split()) if info.is_file() else set()
-    return " ".join([platform.machine(), *(feature for feature in CPU_FEATURES if feature in flags)])
+    return " ".join(
+        [platform.machine(), *(feature for feature in CPU_FEATURES if feature in flags)]
+    )
 
 
 @contextmanager
 def _bar(what: str, say: Say) -> Iterator[Progress]:
-    """Say what is done; on a terminal, show how much of it. Gives a function of a phase's name and the part that is done, 0 to 1."""
+    """Say what is done; on a terminal, show how much of it. Gives a function of a phase's name and
+    the part that is done, 0 to 1."""
     say(what)
-    with tqdm(total=100, desc=what, leave=False, disable=not sys.stderr.isatty(), bar_format="{desc} {percentage:3.0f}% |{bar}|") as bar:
+    with tqdm(
+        total=100,
+        desc=what,
+        leave=False,
+        disable=not sys.stderr.isatty(),
+        bar_format="{desc} {percentage:3.0f}% |{bar}|",
+    ) as bar:
 
         def show(phase: str, done: float) -> None:
             bar.set_description(phase[:40], refresh=False)
@@ -310,7 +397,14 @@ def _bar(what: str, say: Say) -> Iterator[Progress]:
 
 
 def _write(exported: onnx_ir.Model, path: Path, written: Written | None) -> None:
-    bar = tqdm(total=weight_bytes(exported), unit="B", unit_scale=True, desc=path.name, leave=False, disable=not sys.stderr.isatty())
+    bar = tqdm(
+        total=weight_bytes(exported),
+        unit="B",
+        unit_scale=True,
+        desc=path.name,
+        leave=False,
+        disable=not sys.stderr.isatty(),
+    )
     with bar, torch.no_grad():
         for size in write_graph(exported, path, written):
             bar.update(size)

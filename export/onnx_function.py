@@ -1,9 +1,10 @@
 """`vicort::BoundedAttention` as an ONNX operator with a function body, which the CPU engines run.
 
-It means what `vicort.export.bounded_attention` means; docs and shapes stand there. In place of theta it has the rotary frequencies
-themselves, since engines differ in how they round a power. The body does what is the same for every layer
-(positions, angles, visibility) from expressions that do not mention `layer`, so that common subexpression elimination leaves one
-copy of it, and touches only the pages that the table names.
+It means what `vicort.export.bounded_attention` means; docs and shapes stand there. In place of
+theta it has the rotary frequencies themselves, since engines differ in how they round a power. The
+body does what is the same for every layer (positions, angles, visibility) from expressions that do
+not mention `layer`, so that common subexpression elimination leaves one copy of it, and touches
+only the pages that the table names.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def RotaryAngles(pos, sections: Sequence[int], frequencies: Sequence[float]):
     half = op.Squeeze(op.Shape(inverse))
     number = op.Range(op.Constant(value_int=0), half, op.Constant(value_int=1))  # [D/2] 0, 1, …
     ends = op.CumSum(op.Constant(value_ints=sections), op.Constant(value_int=0))  # [3]
-    passed = op.Cast(op.GreaterOrEqual(op.Unsqueeze(number, op.Constant(value_ints=[1])), ends), to=INT64.dtype)
+    passed = op.Cast(
+        op.GreaterOrEqual(op.Unsqueeze(number, op.Constant(value_ints=[1])), ends), to=INT64.dtype
+    )
     axis = op.ReduceSum(passed, op.Constant(value_ints=[1]), keepdims=0)  # [D/2] which of t, h, w
     return op.Mul(op.Cast(op.Gather(pos, axis, axis=-1), to=FLOAT.dtype), inverse)
 
@@ -45,7 +48,11 @@ def RotaryAngles(pos, sections: Sequence[int], frequencies: Sequence[float]):
 def Rotate(x, cos, sin):
     """x [..., D] turned by angles [..., D/2], in float32; the result has x's type."""
     first, second = op.Split(op.Cast(x, to=FLOAT.dtype), axis=-1, num_outputs=2)
-    turned = op.Concat(op.Sub(op.Mul(first, cos), op.Mul(second, sin)), op.Add(op.Mul(second, cos), op.Mul(first, sin)), axis=-1)
+    turned = op.Concat(
+        op.Sub(op.Mul(first, cos), op.Mul(second, sin)),
+        op.Add(op.Mul(second, cos), op.Mul(first, sin)),
+        axis=-1,
+    )
     return op.CastLike(turned, x)
 
 
@@ -53,13 +60,17 @@ def Rotate(x, cos, sin):
 def PagePlaces(where, table):
     """Positions of the cached tokens that the table names, and which of them are there.
 
-    A and R are the larger of the two inputs' layer and head dimensions. -> [A,R,N*T,3] int32, [A,R,N*T] bool
+    A and R are the larger of the two inputs' layer and head dimensions. -> [A,R,N*T,3] int32,
+    [A,R,N*T] bool
     """
     zero = op.Constant(value_int=0)
     one = op.Constant(value_int=1)
     last = op.Constant(value_ints=[-1])
     layers_heads = op.Max(op.Shape(table, end=2), op.Shape(where, start=1, end=3))  # [2]
-    slots = op.Cast(op.Expand(table, op.Concat(layers_heads, op.Shape(table, start=2), axis=0)), to=INT64.dtype)  # [A,R,N]
+    # [A,R,N]
+    slots = op.Cast(
+        op.Expand(table, op.Concat(layers_heads, op.Shape(table, start=2), axis=0)), to=INT64.dtype
+    )
     layers = op.Range(zero, op.Squeeze(op.Slice(layers_heads, [0], [1])), one)
     heads = op.Range(zero, op.Squeeze(op.Slice(layers_heads, [1], [2])), one)
     where_layer = op.Min(layers, op.Sub(op.Squeeze(op.Shape(where, start=1, end=2)), one))
@@ -74,7 +85,9 @@ def PagePlaces(where, table):
     time = op.Squeeze(op.Slice(places, [0], [1], [-1]), last)
     taken = op.GreaterOrEqual(time, op.CastLike(zero, time))
     filled = op.And(taken, op.Unsqueeze(op.GreaterOrEqual(slots, zero), last))
-    return op.Reshape(places, op.Concat(layers_heads, [-1, 3], axis=0)), op.Reshape(filled, op.Concat(layers_heads, [-1], axis=0))
+    return op.Reshape(places, op.Concat(layers_heads, [-1, 3], axis=0)), op.Reshape(
+        filled, op.Concat(layers_heads, [-1], axis=0)
+    )
 
 
 @onnxscript.script(_vicort, default_opset=op)
@@ -82,9 +95,13 @@ def Visible(pos, filled):
     """Which columns each new row may attend to: [A,R,C,N*T+C] bool, the cached tokens first."""
     rows = op.Shape(pos, end=1)
     layers_heads = op.Shape(filled, end=2)
-    cached = op.Expand(op.Unsqueeze(filled, op.Constant(value_ints=[2])), op.Concat(layers_heads, rows, op.Shape(filled, start=2), axis=0))
+    cached = op.Expand(
+        op.Unsqueeze(filled, op.Constant(value_ints=[2])),
+        op.Concat(layers_heads, rows, op.Shape(filled, start=2), axis=0),
+    )
     real = op.GreaterOrEqual(
-        op.Squeeze(op.Slice(pos, [0], [1], [-1]), [-1]), op.Constant(value=onnx.helper.make_tensor("zero", 6, [], [0]))
+        op.Squeeze(op.Slice(pos, [0], [1], [-1]), [-1]),
+        op.Constant(value=onnx.helper.make_tensor("zero", 6, [], [0])),
     )
     row = op.Range(op.Constant(value_int=0), op.Squeeze(rows), op.Constant(value_int=1))
     causal = op.And(op.GreaterOrEqual(op.Unsqueeze(row, [1]), row), real)  # [C,C]
@@ -93,7 +110,19 @@ def Visible(pos, filled):
 
 
 @onnxscript.script(_vicort, default_opset=op)
-def BoundedAttention(q, k, v, pos, pool, where, table, layer: int, scale: float, sections: Sequence[int], frequencies: Sequence[float]):
+def BoundedAttention(
+    q,
+    k,
+    v,
+    pos,
+    pool,
+    where,
+    table,
+    layer: int,
+    scale: float,
+    sections: Sequence[int],
+    frequencies: Sequence[float],
+):
     one = op.Constant(value_int=1)
     dim = op.Shape(q, start=2)  # [1] D
     heads = op.Shape(k, start=1, end=2)  # [1] Hkv
@@ -110,18 +139,24 @@ def BoundedAttention(q, k, v, pos, pool, where, table, layer: int, scale: float,
     per_slot = op.Mul(op.Shape(pool, start=1, end=2), heads)  # cells in a slot
     cells = op.Reshape(pool, op.Concat([-1], op.Shape(pool, start=3), axis=0))  # [P*L*Hkv,2,T,D]
     head = op.Unsqueeze(op.Range(op.Constant(value_int=0), op.Squeeze(heads), one), [1])  # [Hkv,1]
-    first_cell = op.Add(op.Mul(op.Max(op.Cast(table, to=INT64.dtype), op.Constant(value_int=0)), per_slot), head)  # [L|1,Hkv,N]
+    # [L|1,Hkv,N]
+    first_cell = op.Add(
+        op.Mul(op.Max(op.Cast(table, to=INT64.dtype), op.Constant(value_int=0)), per_slot), head
+    )
 
     # This layer's cells. Where a dimension is 1, it serves all layers.
     layer_id = op.Constant(value_int=layer)
     table_layer = op.Min(layer_id, op.Sub(op.Squeeze(op.Shape(table, end=1)), one))
-    layer_cells = op.Add(op.Gather(first_cell, table_layer, axis=0), op.Mul(layer_id, heads))  # [Hkv,N]
-    cached_k, cached_v = op.Split(op.Gather(cells, layer_cells, axis=0), axis=2, num_outputs=2)  # [Hkv,N,1,T,D] each
+    # [Hkv,N]
+    layer_cells = op.Add(op.Gather(first_cell, table_layer, axis=0), op.Mul(layer_id, heads))
+    # [Hkv,N,1,T,D] each
+    cached_k, cached_v = op.Split(op.Gather(cells, layer_cells, axis=0), axis=2, num_outputs=2)
     flat = op.Concat(heads, [-1], dim, axis=0)
     place_layer = op.Min(layer_id, op.Sub(op.Squeeze(op.Shape(filled, end=1)), one))
     there = op.Unsqueeze(op.Gather(filled, place_layer, axis=0), [-1])  # [R,N*T,1]
     none = op.CastLike(op.Constant(value_float=0.0), v)
-    layer_cos, layer_sin = op.Gather(cos, place_layer, axis=0), op.Gather(sin, place_layer, axis=0)  # [R,N*T,D/2]
+    # [R,N*T,D/2]
+    layer_cos, layer_sin = op.Gather(cos, place_layer, axis=0), op.Gather(sin, place_layer, axis=0)
     old_k = Rotate(op.Reshape(cached_k, flat), layer_cos, layer_sin)  # [Hkv,N*T,D]
     old_v = op.Where(there, op.Reshape(cached_v, flat), none)
 
@@ -132,10 +167,12 @@ def BoundedAttention(q, k, v, pos, pool, where, table, layer: int, scale: float,
     new_q = op.Mul(Rotate(q, new_cos, new_sin), op.CastLike(op.Constant(value_float=scale), q))
     grouped = op.Reshape(op.Transpose(new_q, perm=[1, 0, 2]), flat)  # [Hkv,Hq/Hkv*C,D]
     scores = op.Cast(op.MatMul(grouped, op.Transpose(keys, perm=[0, 2, 1])), to=FLOAT.dtype)
-    split = op.Reshape(scores, op.Concat(heads, [-1], rows, op.Shape(keys, start=1, end=2), axis=0))  # [Hkv,Hq/Hkv,C,N*T+C]
+    # [Hkv,Hq/Hkv,C,N*T+C]
+    split = op.Reshape(scores, op.Concat(heads, [-1], rows, op.Shape(keys, start=1, end=2), axis=0))
     seen = op.Unsqueeze(op.Gather(visible, place_layer, axis=0), [1])  # [R,1,C,N*T+C]
     weights = op.Softmax(op.Where(seen, split, op.Constant(value_float=-1e30)), axis=-1)
-    out = op.MatMul(op.CastLike(op.Reshape(weights, op.Shape(scores)), v), values)  # [Hkv,Hq/Hkv*C,D]
+    # [Hkv,Hq/Hkv*C,D]
+    out = op.MatMul(op.CastLike(op.Reshape(weights, op.Shape(scores)), v), values)
     by_row = op.Transpose(op.Reshape(out, op.Concat([-1], rows, dim, axis=0)), perm=[1, 0, 2])
     return op.Where(mine, by_row, none)
 
@@ -150,29 +187,66 @@ def register_schema() -> None:
     schema = onnx.defs.OpSchema
     integer = ("pos", "where", "table")
     types = schema.AttrType
-    attributes = {"layer": types.INT, "scale": types.FLOAT, "sections": types.INTS, "frequencies": types.FLOATS}
+    attributes = {
+        "layer": types.INT,
+        "scale": types.FLOAT,
+        "sections": types.INTS,
+        "frequencies": types.FLOATS,
+    }
     onnx.defs.register_schema(
         schema(
             NAME,
             DOMAIN,
             VERSION,
             doc="Attention of new tokens over the pages in a table and, causally, over each other.",
-            inputs=[schema.FormalParameter(name, "I" if name in integer else "T") for name in INPUTS],
+            inputs=[
+                schema.FormalParameter(name, "I" if name in integer else "T") for name in INPUTS
+            ],
             outputs=[schema.FormalParameter("o", "T")],
-            type_constraints=[("T", ["tensor(float)", "tensor(bfloat16)"], ""), ("I", ["tensor(int32)"], "")],
-            attributes=[schema.Attribute(name, kind, "", required=True) for name, kind in attributes.items()],
+            type_constraints=[
+                ("T", ["tensor(float)", "tensor(bfloat16)"], ""),
+                ("I", ["tensor(int32)"], ""),
+            ],
+            attributes=[
+                schema.Attribute(name, kind, "", required=True) for name, kind in attributes.items()
+            ],
         )
     )
 
 
 def rotary_frequencies(theta: float, count: int) -> list[float]:
-    """theta^(-i/count), rounded as the model itself rounds them: at position 100,000 one unit in the last place is 0.01 radian."""
+    """theta^(-i/count), rounded as the model itself rounds them: at position 100,000 one unit in
+    the last place is 0.01 radian."""
     return (1.0 / theta ** (torch.arange(count, dtype=torch.float32) / count)).tolist()
 
 
-def _to_onnx(q, k, v, pos, pool, where, table, layer: int, scale: float, sections: Sequence[int], theta: float):
+def _to_onnx(
+    q,
+    k,
+    v,
+    pos,
+    pool,
+    where,
+    table,
+    layer: int,
+    scale: float,
+    sections: Sequence[int],
+    theta: float,
+):
     frequencies = rotary_frequencies(theta, sum(sections))
-    return _vicort.BoundedAttention(q, k, v, pos, pool, where, table, layer=layer, scale=scale, sections=sections, frequencies=frequencies)
+    return _vicort.BoundedAttention(
+        q,
+        k,
+        v,
+        pos,
+        pool,
+        where,
+        table,
+        layer=layer,
+        scale=scale,
+        sections=sections,
+        frequencies=frequencies,
+    )
 
 
 def translation_table() -> dict:
@@ -182,7 +256,8 @@ def translation_table() -> dict:
 
 
 def add_function_body(model: onnx_ir.Model) -> int:
-    """Give the model's BoundedAttention nodes a meaning of their own; returns how many there are."""
+    """Give the model's BoundedAttention nodes a meaning of their own; returns how many there
+    are."""
     count = sum(node.domain == DOMAIN and node.op_type == NAME for node in model.graph)
     if count:
         for function in FUNCTIONS:

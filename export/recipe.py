@@ -1,4 +1,5 @@
-"""How a model is built: the shapes and the precision that a checkpoint leaves open. One YAML file a known model, flags over it."""
+"""How a model is built: the shapes and the precision that a checkpoint leaves open. One YAML file a
+known model, flags over it."""
 
 from __future__ import annotations
 
@@ -22,57 +23,93 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     image_width: int = Field(308, gt=0)  # pixels of a frame as the vision graph takes it
     image_height: int = Field(308, gt=0)
-    chunk_frames: int = Field(16, ge=UNIT_FRAMES, le=512, multiple_of=UNIT_FRAMES)  # most frames in a chunk
-    page_tokens: int = Field(8, ge=1, le=1024)  # cells in a page: small ones waste little where most of a unit's tokens are dropped
-    question_rows: int = Field(512, ge=ROW_STEP)  # a text of so many tokens fits into one run, however short the chunks are
+    # most frames in a chunk
+    chunk_frames: int = Field(16, ge=UNIT_FRAMES, le=512, multiple_of=UNIT_FRAMES)
+    # cells in a page: small ones waste little where most of a unit's tokens are dropped
+    page_tokens: int = Field(8, ge=1, le=1024)
+    # a text of so many tokens fits into one run, however short the chunks are
+    question_rows: int = Field(512, ge=ROW_STEP)
     precision: Precision | None = None  # None: what suits the backend
-    base: str | None = None  # a known model that this one is, but for an adapter and what else is named here
+    # a known model that this one is, but for an adapter and what else is named here
+    base: str | None = None
     adapter: str | None = None  # its folder in the package vicort.export
 
 
-DEFAULT_PRECISION: dict[Backend, Precision] = {"onnxruntime": "fp32", "openvino": "fp32", "tensorrt": "bf16"}
+DEFAULT_PRECISION: dict[Backend, Precision] = {
+    "onnxruntime": "fp32",
+    "openvino": "fp32",
+    "tensorrt": "bf16",
+}
 
-FLAGS = {"chunk_frames": "--chunk-frames", "image_width": "--image-size", "image_height": "--image-size", "precision": "--precision"}
+FLAGS = {
+    "chunk_frames": "--chunk-frames",
+    "image_width": "--image-size",
+    "image_height": "--image-size",
+    "precision": "--precision",
+}
 
 
 def known_models() -> list[str]:
     folder = resources.files("vicort.configs") / "models"
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+    return sorted(
+        file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")
+    )
 
 
 def load_recipe(name: str, **changes: object) -> Recipe:
-    """The recipe of the known model that `name` begins with, else the defaults; `changes` that are not None go over it.
+    """The recipe of the known model that `name` begins with, else the defaults; `changes` that are
+    not None go over it.
 
     Raises ConfigError for a value that is not allowed.
     """
-    known = max((model for model in known_models() if name.lower().startswith(model)), key=len, default=None)
+    known = max(
+        (model for model in known_models() if name.lower().startswith(model)), key=len, default=None
+    )
     try:
         return Recipe.model_validate(
-            (_content(known) if known else {}) | {key: value for key, value in changes.items() if value is not None}
+            (_content(known) if known else {})
+            | {key: value for key, value in changes.items() if value is not None}
         )
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
-        raise ConfigError(f"{FLAGS.get(key, key)} {first['input']!r} is not allowed: {first['msg'].lower()}") from error
+        raise ConfigError(
+            f"{FLAGS.get(key, key)} {first['input']!r} is not allowed: {first['msg'].lower()}"
+        ) from error
 
 
 def embedded_adapter(model: str) -> tuple[str, Path] | None:
-    """The base and the adapter's folder of a known model that has one; None for every other MODEL."""
-    recipe = Recipe.model_validate(_content(model)) if model in known_models() else Recipe.model_validate({})
-    return (recipe.base, Path(__file__).parent / recipe.adapter) if recipe.base and recipe.adapter else None
+    """The base and the adapter's folder of a known model that has one; None for every other
+    MODEL."""
+    recipe = (
+        Recipe.model_validate(_content(model))
+        if model in known_models()
+        else Recipe.model_validate({})
+    )
+    return (
+        (recipe.base, Path(__file__).parent / recipe.adapter)
+        if recipe.base and recipe.adapter
+        else None
+    )
 
 
 def _content(known: str) -> dict[str, object]:
-    content = yaml.safe_load((resources.files("vicort.configs") / "models" / f"{known}.yaml").read_text())
+    content = yaml.safe_load(
+        (resources.files("vicort.configs") / "models" / f"{known}.yaml").read_text()
+    )
     return _content(content["base"]) | content if "base" in content else content
 
 
 def model_spec(name: str, config: Configuration, recipe: Recipe) -> ModelSpec:
-    """What the runtime needs to know of a model that is built so. Raises ConfigError if the image size does not fit its patches."""
+    """What the runtime needs to know of a model that is built so. Raises ConfigError if the image
+    size does not fit its patches."""
     step, language = config.vision.token_pixels, config.language
     for side, pixels in (("height", recipe.image_height), ("width", recipe.image_width)):
         if pixels % step:
-            raise ConfigError(f"image {side} {pixels} is not allowed: give multiples of {step} pixels with --image-size WxH")
+            raise ConfigError(
+                f"image {side} {pixels} is not allowed: give multiples of {step} pixels with "
+                "--image-size WxH"
+            )
     grid_height, grid_width = recipe.image_height // step, recipe.image_width // step
     chunk_rows = recipe.chunk_frames // UNIT_FRAMES * grid_height * grid_width
     return ModelSpec(

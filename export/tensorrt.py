@@ -1,7 +1,8 @@
-"""Plans: ONNX graphs built by TensorRT, each in a process of its own. All its calls at build time are in this file.
+"""Plans: ONNX graphs built by TensorRT, each in a process of its own. All its calls at build time
+are in this file.
 
-In a process of its own, because an abort in its C++ is then one line of ours, its memory comes back between two plans, and the loader
-path that TensorRT for RTX needs is set without the user.
+In a process of its own, because an abort in its C++ is then one line of ours, its memory comes back
+between two plans, and the loader path that TensorRT for RTX needs is set without the user.
 """
 
 from __future__ import annotations
@@ -38,8 +39,26 @@ from vicort.runtime.locations import user_cache
 from vicort.runtime.manifest import Flavour, GraphSpec, TensorSpec
 
 RTX_LIBRARY = "libtensorrt_rtx.so"
-__all__ = ["KERNELS_FILE", "PIP_NAMES", "Built", "Job", "Progress", "build", "build_plan", "check_targets", "load_tensorrt", "missing_gpu"]
-LISTED_TYPES = {"Float": "float32", "BFloat16": "bfloat16", "Half": "float16", "Int32": "int32", "UInt8": "uint8"}  # in TensorRT's listing
+__all__ = [
+    "KERNELS_FILE",
+    "PIP_NAMES",
+    "Built",
+    "Job",
+    "Progress",
+    "build",
+    "build_plan",
+    "check_targets",
+    "load_tensorrt",
+    "missing_gpu",
+]
+# in TensorRT's listing
+LISTED_TYPES = {
+    "Float": "float32",
+    "BFloat16": "bfloat16",
+    "Half": "float16",
+    "Int32": "int32",
+    "UInt8": "uint8",
+}
 Progress = Callable[[str, float], None]  # of a phase, and how much of the plan is done, 0 to 1
 
 
@@ -67,12 +86,15 @@ class Built(BaseModel):
 def build_plan(job: Job, progress: Progress = lambda phase, done: None) -> Built:
     """Build one plan in a child process.
 
-    Raises EngineError, in one line: what TensorRT refuses, with the name of the node where it gives one, or how the child ended.
+    Raises EngineError, in one line: what TensorRT refuses, with the name of the node where it gives
+    one, or how the child ended.
     """
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as errors:
         environment = os.environ | loader_path(job.flavour, Path(folder))
         command = [sys.executable, "-m", "vicort.export.tensorrt", job.model_dump_json()]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as child:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        ) as child:
             try:
                 answer = _listen(child, progress)
             except BaseException:
@@ -87,15 +109,22 @@ def build_plan(job: Job, progress: Progress = lambda phase, done: None) -> Built
 
 
 def loader_path(flavour: Flavour, folder: Path) -> dict[str, str]:
-    """The environment in which the parser finds its library: TensorRT for RTX loads it by a name that its wheel does not have."""
+    """The environment in which the parser finds its library: TensorRT for RTX loads it by a name
+    that its wheel does not have."""
     found = importlib.util.find_spec("tensorrt_rtx_libs") if flavour == "tensorrt_rtx" else None
     if found is None or not found.submodule_search_locations:
         return {}
-    library = next(iter(sorted(Path(found.submodule_search_locations[0]).glob(f"{RTX_LIBRARY}.*"))), None)
+    library = next(
+        iter(sorted(Path(found.submodule_search_locations[0]).glob(f"{RTX_LIBRARY}.*"))), None
+    )
     if library is None:
         return {}
     (folder / RTX_LIBRARY).symlink_to(library)
-    return {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("LD_LIBRARY_PATH", "")]))}
+    return {
+        "LD_LIBRARY_PATH": os.pathsep.join(
+            filter(None, [str(folder), os.environ.get("LD_LIBRARY_PATH", "")])
+        )
+    }
 
 
 def _listen(child: subprocess.Popen, progress: Progress) -> dict | None:
@@ -113,13 +142,18 @@ def _listen(child: subprocess.Popen, progress: Progress) -> dict | None:
 def _abrupt_end(job: Job, status: int, errors: str) -> str:
     how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
     lines = [line.strip() for line in errors.splitlines() if line.strip()] or ["no message"]
-    raised = [line for line in lines if line.startswith("[ERROR] Exception")]  # by a plugin, as TensorRT's bindings print it
+    # by a plugin, as TensorRT's bindings print it
+    raised = [line for line in lines if line.startswith("[ERROR] Exception")]
     hint = "try --no-plugin" if job.kernels else "report it to NVIDIA"
-    return f"{job.flavour} broke down while it built {job.plan.name} ({how}: {(raised or lines[-1:])[0]}): {hint}"
+    return (
+        f"{job.flavour} broke down while it built {job.plan.name} ({how}: "
+        f"{(raised or lines[-1:])[0]}): {hint}"
+    )
 
 
 def main(arguments: list[str]) -> int:
-    """The child process: one JSON document a line on stdout, the answer last. All else that is printed goes to stderr."""
+    """The child process: one JSON document a line on stdout, the answer last. All else that is
+    printed goes to stderr."""
     stdout = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # TensorRT's own prints
 
@@ -127,7 +161,9 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(message), file=stdout, flush=True)
 
     try:
-        built = build(Job.model_validate_json(arguments[0]), lambda phase, done: tell(phase=phase, done=done))
+        built = build(
+            Job.model_validate_json(arguments[0]), lambda phase, done: tell(phase=phase, done=done)
+        )
     except VicortError as error:
         tell(error=str(error))
         return error.exit_code
@@ -143,8 +179,12 @@ def build(job: Job, progress: Progress) -> Built:
         builder = _builder(tensorrt)
         network = builder.create_network(_network_flags(tensorrt))
         parser = _parse(tensorrt, network, job, host)  # which owns the weights of the network
-        layer_types = Counter(network.get_layer(index).type.name for index in range(network.num_layers))
-        check_tensors(f"{job.model.name}, as {job.flavour} parsed it,", job.graph, *_network_tensors(network))
+        layer_types = Counter(
+            network.get_layer(index).type.name for index in range(network.num_layers)
+        )
+        check_tensors(
+            f"{job.model.name}, as {job.flavour} parsed it,", job.graph, *_network_tensors(network)
+        )
         listed = _serialise(tensorrt, builder, network, job, host, progress)
         del parser
     plugins = layer_types.get("PLUGIN_V3", 0)
@@ -162,7 +202,8 @@ def _builder(tensorrt: TensorRT) -> Any:
     except TypeError as error:  # how the bindings say that there is none
         reason = tensorrt.logger.reason()
         raise EngineError(
-            f"{tensorrt.flavour} {tensorrt.version} gives no builder ({reason}): the full TensorRT builds only where a GPU is, "
+            f"{tensorrt.flavour} {tensorrt.version} gives no builder ({reason}): the full "
+            "TensorRT builds only where a GPU is, "
             f"`pip install {PIP_NAMES['tensorrt_rtx']}` builds anywhere"
         ) from error
 
@@ -185,35 +226,59 @@ def _parse(tensorrt: TensorRT, network: Any, job: Job, host: PluginHost | None) 
     if error is None or not error.node_name():  # a file, or a weight
         raise EngineError(f"{name} cannot take {job.model.name}: {tensorrt.logger.reason()}")
     node = f"node {error.node_name()} ({error.node_operator()})"
-    raise EngineError(f"{name} cannot take {node} of {job.model.name}: {' '.join(error.desc().split())}")
+    raise EngineError(
+        f"{name} cannot take {node} of {job.model.name}: {' '.join(error.desc().split())}"
+    )
 
 
 def _raise_kept(host: PluginHost | None) -> None:
     """What a plugin raised: TensorRT drops some of it, and builds a wrong plan."""
     failure = host.take_failure() if host else None
     if failure:
-        raise failure if isinstance(failure, VicortError) else EngineError(f"the plugin failed: {failure!r}") from failure
+        raise (
+            failure
+            if isinstance(failure, VicortError)
+            else EngineError(f"the plugin failed: {failure!r}")
+        ) from failure
 
 
-def _serialise(tensorrt: TensorRT, builder: Any, network: Any, job: Job, host: PluginHost | None, progress: Progress) -> list[str]:
-    """Build the plan and write it; returns what TensorRT lists of the plan's layers and tensors, where it does."""
+def _serialise(
+    tensorrt: TensorRT,
+    builder: Any,
+    network: Any,
+    job: Job,
+    host: PluginHost | None,
+    progress: Progress,
+) -> list[str]:
+    """Build the plan and write it; returns what TensorRT lists of the plan's layers and tensors,
+    where it does."""
     config = builder.create_builder_config()
     _configure(tensorrt, config, job)
     profile = builder.create_optimization_profile()
     for spec in job.graph.inputs:
         if not all(isinstance(size, int) for size in spec.shape):
-            profile.set_shape(spec.name, *(profile_shape(job.graph, spec, bound) for bound in ("min", "opt", "max")))
+            profile.set_shape(
+                spec.name,
+                *(profile_shape(job.graph, spec, bound) for bound in ("min", "opt", "max")),
+            )
     if config.add_optimization_profile(profile) < 0:
-        raise EngineError(f"{tensorrt.flavour} refuses the shapes of {job.graph.file}: {tensorrt.logger.reason()}")
+        raise EngineError(
+            f"{tensorrt.flavour} refuses the shapes of {job.graph.file}: {tensorrt.logger.reason()}"
+        )
     config.progress_monitor = monitor = progress_monitor(tensorrt, progress)
     listed: list[str] = []
-    tensorrt.logger.listener = lambda message: listed.append(message) if "I/O Tensors:" in message else None
+    tensorrt.logger.listener = lambda message: (
+        listed.append(message) if "I/O Tensors:" in message else None
+    )
     with _timing_cache(tensorrt, config):
         plan = builder.build_serialized_network(network, config)
     tensorrt.logger.listener = None
     _raise_kept(host)
     if plan is None:
-        raise EngineError(f"{tensorrt.flavour} {tensorrt.version} cannot build {job.graph.file}: {tensorrt.logger.reason()}")
+        raise EngineError(
+            f"{tensorrt.flavour} {tensorrt.version} cannot build {job.graph.file}: "
+            f"{tensorrt.logger.reason()}"
+        )
     del monitor
     with job.plan.open("wb") as file:
         file.write(plan)
@@ -223,8 +288,10 @@ def _serialise(tensorrt: TensorRT, builder: Any, network: Any, job: Job, host: P
 def _configure(tensorrt: TensorRT, config: Any, job: Job) -> None:
     flags = tensorrt.module.BuilderFlag
     config.clear_flag(flags.TF32)  # fp32 means fp32
-    config.profiling_verbosity = tensorrt.module.ProfilingVerbosity.DETAILED  # so that an inspector can list the layers
-    config.max_aux_streams = 0  # an engine stays on the stream that it is given, and has its priority
+    # so that an inspector can list the layers
+    config.profiling_verbosity = tensorrt.module.ProfilingVerbosity.DETAILED
+    # an engine stays on the stream that it is given, and has its priority
+    config.max_aux_streams = 0
     if hasattr(flags, "REQUIRE_USER_ALLOCATION"):
         config.set_flag(flags.REQUIRE_USER_ALLOCATION)  # which capturing into CUDA graphs needs
     if job.strip:
@@ -243,27 +310,43 @@ def _set_targets(tensorrt: TensorRT, config: Any, targets: tuple[str, ...]) -> N
 
 
 def check_targets(tensorrt: TensorRT, targets: tuple[str, ...]) -> dict[str, Any]:
-    """What TensorRT calls the GPUs that it can be told to build for. Raises ConfigError if one of `targets` is not among them."""
+    """What TensorRT calls the GPUs that it can be told to build for. Raises ConfigError if one of
+    `targets` is not among them."""
     capabilities = getattr(tensorrt.module, "ComputeCapability", None)
     if targets and capabilities is None:
-        raise ConfigError(f"--target {','.join(targets)}: {tensorrt.flavour} builds for the GPU that it runs on: leave --target out")
+        raise ConfigError(
+            f"--target {','.join(targets)}: {tensorrt.flavour} builds for the GPU that it runs "
+            "on: leave --target out"
+        )
     members = capabilities.__members__ if capabilities else {}
-    known = {f"sm_{name.removeprefix('SM')}": value for name, value in members.items() if name.startswith("SM")}
+    known = {
+        f"sm_{name.removeprefix('SM')}": value
+        for name, value in members.items()
+        if name.startswith("SM")
+    }
     for target in targets:
         if target not in known:
-            raise ConfigError(f"--target {target} is not allowed: {tensorrt.flavour} {tensorrt.version} takes {', '.join(known)}")
+            raise ConfigError(
+                f"--target {target} is not allowed: {tensorrt.flavour} {tensorrt.version} takes "
+                f"{', '.join(known)}"
+            )
     return known
 
 
 def profile_shape(graph: GraphSpec, spec: TensorSpec, bound: str) -> tuple[int, ...]:
     """A tensor's smallest, best or largest shape. bound: "min", "opt" or "max"."""
-    return tuple(size if isinstance(size, int) else getattr(graph.dimensions[size], bound) for size in spec.shape)
+    return tuple(
+        size if isinstance(size, int) else getattr(graph.dimensions[size], bound)
+        for size in spec.shape
+    )
 
 
 def _network_tensors(network: Any) -> tuple[list[TensorSpec], list[TensorSpec]]:
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
-    return [tensor_spec(t.name, t.dtype, t.shape) for t in inputs], [tensor_spec(t.name, t.dtype, t.shape) for t in outputs]
+    return [tensor_spec(t.name, t.dtype, t.shape) for t in inputs], [
+        tensor_spec(t.name, t.dtype, t.shape) for t in outputs
+    ]
 
 
 def progress_monitor(tensorrt: TensorRT, progress: Progress) -> Any:
@@ -274,7 +357,8 @@ def progress_monitor(tensorrt: TensorRT, progress: Progress) -> Any:
     class Monitor(base):
         def __init__(self) -> None:
             base.__init__(self)
-            self.phases: list[list] = []  # name, steps done, steps; each is one step of the one before
+            # name, steps done, steps; each is one step of the one before
+            self.phases: list[list] = []
             self.told = -1
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
@@ -300,7 +384,8 @@ def progress_monitor(tensorrt: TensorRT, progress: Progress) -> Any:
 
 @contextmanager
 def _timing_cache(tensorrt: TensorRT, config: Any) -> Iterator[None]:
-    """What TensorRT measured in earlier builds, in the user's cache folder. TensorRT for RTX measures nothing, and needs none."""
+    """What TensorRT measured in earlier builds, in the user's cache folder. TensorRT for RTX
+    measures nothing, and needs none."""
     if tensorrt.flavour == "tensorrt_rtx":
         yield
         return
@@ -309,7 +394,8 @@ def _timing_cache(tensorrt: TensorRT, config: Any) -> Iterator[None]:
         warnings.simplefilter("ignore", DeprecationWarning)
         known = path.read_bytes() if path.is_file() else b""
         if not config.set_timing_cache(config.create_timing_cache(known), False):
-            config.set_timing_cache(config.create_timing_cache(b""), False)  # of another GPU: begin anew
+            # of another GPU: begin anew
+            config.set_timing_cache(config.create_timing_cache(b""), False)
         yield
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")
@@ -318,12 +404,15 @@ def _timing_cache(tensorrt: TensorRT, config: Any) -> Iterator[None]:
 
 
 def _check_listing(job: Job, listed: list[str], plugins: int) -> None:
-    """Compare the built plan's own listing, which TensorRT for RTX writes into its log, with the manifest. No GPU is needed for that."""
+    """Compare the built plan's own listing, which TensorRT for RTX writes into its log, with the
+    manifest. No GPU is needed for that."""
     for text in listed:
         check_tensors(job.plan.name, job.graph, *listed_tensors(text))
         custom = text.count("LayerType: custom_layer")
         if custom != plugins:
-            raise EngineError(f"{job.plan.name} has {custom} plugin layers, its network had {plugins}")
+            raise EngineError(
+                f"{job.plan.name} has {custom} plugin layers, its network had {plugins}"
+            )
 
 
 def listed_tensors(text: str) -> tuple[list[TensorSpec], list[TensorSpec]]:

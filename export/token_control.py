@@ -1,4 +1,5 @@
-"""Which visual tokens go on to the language model: ViCoStream's rule within a chunk, with shapes that never depend on data."""
+"""Which visual tokens go on to the language model: ViCoStream's rule within a chunk, with shapes
+that never depend on data."""
 
 from __future__ import annotations
 
@@ -10,17 +11,22 @@ NEVER = 2.0  # above any cosine: the score of a position that has nothing to be 
 
 
 class TokenControl(nn.Module):
-    """The first unit is kept whole; of the others, the positions whose token changes at least once within the chunk.
+    """The first unit is kept whole; of the others, the positions whose token changes at least once
+    within the chunk.
 
-    A position's score is the least cosine between its tokens in successive units. It is kept, in all units, if its score is below a
-    threshold, or among the K lowest (ties: the earlier position).
+    A position's score is the least cosine between its tokens in successive units. It is kept, in
+    all units, if its score is below a threshold, or among the K lowest (ties: the earlier
+    position).
     """
 
-    def forward(self, features: Tensor, threshold: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        self, features: Tensor, threshold: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """features: [U,P,width]; threshold: [1] float32, -2 = none passes; positions: [1] int32, K.
 
-        Returns kept [U*P] int32: flat indices u*P+p, rising, then -1; count [1] int32: how many are kept; compact [U*P,width]: the kept
-        tokens in that order, then zeros; mean [width] float32: of the kept tokens.
+        Returns kept [U*P] int32: flat indices u*P+p, rising, then -1; count [1] int32: how many are
+        kept; compact [U*P,width]: the kept tokens in that order, then zeros; mean [width] float32:
+        of the kept tokens.
         """
         units, places = features.shape[0], features.shape[1]
         unit = torch.arange(units, device=features.device)
@@ -30,7 +36,8 @@ class TokenControl(nn.Module):
 
         index = torch.arange(units * places, dtype=torch.int32, device=features.device)
         ends = keep.to(torch.int32).cumsum(0, dtype=torch.int32)
-        beyond = torch.full((units * places + 1,), -1, dtype=torch.int32, device=features.device)  # the last one takes what is dropped
+        # the last one takes what is dropped
+        beyond = torch.full((units * places + 1,), -1, dtype=torch.int32, device=features.device)
         target = torch.where(keep, ends - 1, units * places)
         kept = beyond.scatter(0, target.long(), index)[:-1]
 
@@ -41,7 +48,8 @@ class TokenControl(nn.Module):
 
 
 def least_cosine(features: Tensor, unit: Tensor) -> Tensor:
-    """Least cosine between the tokens of successive units, a position: [U,P,width] -> [P] float32. NEVER where there is but one unit."""
+    """Least cosine between the tokens of successive units, a position: [U,P,width] -> [P] float32.
+    NEVER where there is but one unit."""
     exact = features.float()
     before = exact.index_select(0, (unit - 1).clamp(min=0))
     similarity = cosine_similarity(before, exact, dim=-1)  # [U,P]
@@ -49,7 +57,8 @@ def least_cosine(features: Tensor, unit: Tensor) -> Tensor:
 
 
 def rank(score: Tensor) -> Tensor:
-    """How many scores are lower, or equal and earlier: [P] -> [P] int64. Exact, and needs no sort."""
+    """How many scores are lower, or equal and earlier: [P] -> [P] int64. Exact, and needs no
+    sort."""
     place = torch.arange(score.shape[0], device=score.device)
     lower = score[None] < score[:, None]
     tied = (score[None] == score[:, None]) & (place[None] < place[:, None])

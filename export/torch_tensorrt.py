@@ -1,4 +1,5 @@
-"""The vision graph straight from the exported program to a plan, by torch-tensorrt. Never run: it takes the full TensorRT and a GPU."""
+"""The vision graph straight from the exported program to a plan, by torch-tensorrt. Never run: it
+takes the full TensorRT and a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from vicort.runtime.manifest import GraphSpec
 
 
 def compile_directly(module: nn.Module, graph: GraphSpec, plan: Path) -> GraphSpec:
-    """Write the plan of a module that has plain operators only; graph: its tensors and their bounds.
+    """Write the plan of a module that has plain operators only; graph: its tensors and their
+    bounds.
 
     Returns the graph with the names that torch-tensorrt gives its outputs.
 
@@ -22,13 +24,24 @@ def compile_directly(module: nn.Module, graph: GraphSpec, plan: Path) -> GraphSp
     try:
         import torch_tensorrt
     except (ImportError, OSError, RuntimeError) as error:
-        raise EngineError("--frontend torch-tensorrt: run `pip install torch-tensorrt` where a GPU is, or leave it out") from error
+        raise EngineError(
+            "--frontend torch-tensorrt: run `pip install torch-tensorrt` where a GPU is, or "
+            "leave it out"
+        ) from error
     program, inputs = export_program(module, graph, "cuda")
     with torch.no_grad():
         content = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
-            program, arg_inputs=inputs, require_full_compilation=True, disable_tf32=True, use_fp32_acc=True
+            program,
+            arg_inputs=inputs,
+            require_full_compilation=True,
+            disable_tf32=True,
+            use_fp32_acc=True,
         )
     if not content:
         raise EngineError(f"torch-tensorrt gave no {plan.name}: leave --frontend out")
     plan.write_bytes(content)
-    return graph.model_copy(update={"plan_names": {spec.name: f"output{index}" for index, spec in enumerate(graph.outputs)}})
+    return graph.model_copy(
+        update={
+            "plan_names": {spec.name: f"output{index}" for index, spec in enumerate(graph.outputs)}
+        }
+    )

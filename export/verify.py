@@ -45,29 +45,50 @@ class Difference:
 
     def __str__(self) -> str:
         verdict = "ok" if self.passed else "TOO LARGE"
-        return f"{self.run:<12} {self.output:<9} abs {self.absolute:.2e}  rel {self.relative:.2e} (allowed {self.allowed:.0e})  {verdict}"
+        return (
+            f"{self.run:<12} {self.output:<9} abs {self.absolute:.2e}  rel {self.relative:.2e} "
+            f"(allowed {self.allowed:.0e})  {verdict}"
+        )
 
 
-def compare(folder: Path, checkpoint: Path, seed: int = 0, adapter: Adapter | None = None) -> Iterator[Difference]:
-    """Run an engine set and the PyTorch model of its precision on the same random input: vision, token control, a prefill over pages and
-    a decode step."""
+def compare(
+    folder: Path, checkpoint: Path, seed: int = 0, adapter: Adapter | None = None
+) -> Iterator[Difference]:
+    """Run an engine set and the PyTorch model of its precision on the same random input: vision,
+    token control, a prefill over pages and a decode step."""
     random = np.random.default_rng(seed)
     with EngineSet.open(folder) as engines:
         model, dtype = engines.manifest.model, TORCH_TYPES[engines.manifest.precision]
         allowed = TOLERANCE[engines.manifest.precision]
         config = read_configuration(checkpoint)
-        vision = load_vision(checkpoint, config, model.image_height, model.image_width, dtype, adapter)
-        yield from _compare("vision", engines, "vision", vision, frame_inputs(model, 2, random), {}, allowed)
+        vision = load_vision(
+            checkpoint, config, model.image_height, model.image_width, dtype, adapter
+        )
+        yield from _compare(
+            "vision", engines, "vision", vision, frame_inputs(model, 2, random), {}, allowed
+        )
         if "vision_pruned" in engines.manifest.graphs:
             inputs = frame_inputs(model, 2, random) | kept_inputs(model, 2, random)
-            yield from _compare("pruned", engines, "vision_pruned", PrunedVisionEncoder(vision), inputs, {}, allowed)
-        yield from _compare("tokens", engines, "tokens", TokenControl(), feature_inputs(model, engines.dtype, random), {}, allowed)
+            yield from _compare(
+                "pruned", engines, "vision_pruned", PrunedVisionEncoder(vision), inputs, {}, allowed
+            )
+        yield from _compare(
+            "tokens",
+            engines,
+            "tokens",
+            TokenControl(),
+            feature_inputs(model, engines.dtype, random),
+            {},
+            allowed,
+        )
         del vision
         language = load_language(checkpoint, config, dtype, adapter)
         for run, rows, pages in (("llm prefill", 13, 5), ("llm decode", 1, 9)):
             inputs = language_inputs(model, engines.dtype, rows, pages, random)
             real = inputs["pos"][:, 0] >= 0
-            yield from _compare(run, engines, "llm", language, inputs, {"k": real, "v": real}, allowed)
+            yield from _compare(
+                run, engines, "llm", language, inputs, {"k": real, "v": real}, allowed
+            )
 
 
 def chunk_seconds(folder: Path) -> float:
@@ -77,7 +98,13 @@ def chunk_seconds(folder: Path) -> float:
         model = engines.manifest.model
         frames = frame_inputs(model, model.chunk_frames // UNIT_FRAMES, random)
         rows = model.chunk_frames // UNIT_FRAMES * model.unit_tokens
-        runs = [(engines.vision, frames), (engines.llm, language_inputs(model, engines.dtype, rows, 4 * rows // model.page_tokens, random))]
+        runs = [
+            (engines.vision, frames),
+            (
+                engines.llm,
+                language_inputs(model, engines.dtype, rows, 4 * rows // model.page_tokens, random),
+            ),
+        ]
         bound = [(engine, inputs | output_arrays(engine, inputs)) for engine, inputs in runs]
         times = []
         for _ in range(TIMED_RUNS):
@@ -88,8 +115,11 @@ def chunk_seconds(folder: Path) -> float:
     return min(times)
 
 
-def language_inputs(model: ModelSpec, dtype: np.dtype, rows: int, pages: int, random: np.random.Generator) -> Arrays:
-    """Random input of the language graph: half tokens, half features, some padding rows, some empty cells, a slot that is none."""
+def language_inputs(
+    model: ModelSpec, dtype: np.dtype, rows: int, pages: int, random: np.random.Generator
+) -> Arrays:
+    """Random input of the language graph: half tokens, half features, some padding rows, some empty
+    cells, a slot that is none."""
     cells = (pages, model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim)
     tokens = random.integers(0, model.vocabulary, rows)
     pos = random.integers(0, model.max_position, (rows, 3))
@@ -110,27 +140,44 @@ def language_inputs(model: ModelSpec, dtype: np.dtype, rows: int, pages: int, ra
 
 
 def frame_inputs(model: ModelSpec, units: int, random: np.random.Generator) -> Arrays:
-    return {"frames": random.integers(0, 256, (UNIT_FRAMES * units, model.image_height, model.image_width, 3), np.uint8)}
+    return {
+        "frames": random.integers(
+            0, 256, (UNIT_FRAMES * units, model.image_height, model.image_width, 3), np.uint8
+        )
+    }
 
 
 def kept_inputs(model: ModelSpec, units: int, random: np.random.Generator) -> Arrays:
     """Half of each unit's tokens, fewer of the last one's."""
     groups = -(-model.unit_tokens // 2)
-    kept = np.array([np.sort(random.permutation(model.unit_tokens)[:groups]) for _ in range(units)], np.int32)
+    kept = np.array(
+        [np.sort(random.permutation(model.unit_tokens)[:groups]) for _ in range(units)], np.int32
+    )
     kept[-1, groups // 2 :] = -1
     return {"kept": kept}
 
 
 def feature_inputs(model: ModelSpec, dtype: np.dtype, random: np.random.Generator) -> Arrays:
     """Units of which some tokens resemble those before, and bounds that let a few pass."""
-    features = random.standard_normal((min(model.chunk_frames // UNIT_FRAMES, 3), model.unit_tokens, model.width), np.float32)
+    features = random.standard_normal(
+        (min(model.chunk_frames // UNIT_FRAMES, 3), model.unit_tokens, model.width), np.float32
+    )
     features[1:, ::2] += 3 * features[:1, ::2]
-    bounds = {"threshold": np.array([0.2], np.float32), "positions": np.array([model.unit_tokens // 3], np.int32)}
+    bounds = {
+        "threshold": np.array([0.2], np.float32),
+        "positions": np.array([model.unit_tokens // 3], np.int32),
+    }
     return {"features": features.astype(dtype), **bounds}
 
 
 def _compare(
-    run: str, engines: EngineSet, graph: GraphName, module: nn.Module, inputs: Arrays, rows: dict[str, np.ndarray], allowed: float
+    run: str,
+    engines: EngineSet,
+    graph: GraphName,
+    module: nn.Module,
+    inputs: Arrays,
+    rows: dict[str, np.ndarray],
+    allowed: float,
 ) -> Iterator[Difference]:
     """rows: of an output [L,C,…], the rows of C that count."""
     signature, outputs = engines.manifest.graphs[graph], run_engine(engines, graph, inputs)
@@ -143,7 +190,9 @@ def _compare(
             real, want = real[:, rows[spec.name]], want[:, rows[spec.name]]
         absolute = float(np.abs(real - want).max())
         relative = absolute / max(float(np.abs(want).max()), 1e-12)
-        yield Difference(run, spec.name, absolute, relative, 0.0 if spec.dtype == "int32" else allowed)
+        yield Difference(
+            run, spec.name, absolute, relative, 0.0 if spec.dtype == "int32" else allowed
+        )
 
 
 def run_engine(engines: EngineSet, graph: GraphName, inputs: Arrays, runs: int = 1) -> Arrays:
@@ -151,21 +200,31 @@ def run_engine(engines: EngineSet, graph: GraphName, inputs: Arrays, runs: int =
     device = engines.new_device()
     try:
         stream = device.stream("verify")
-        return stream.submit(_run_engine, device, stream, engines.engine(graph), inputs, runs).result()
+        return stream.submit(
+            _run_engine, device, stream, engines.engine(graph), inputs, runs
+        ).result()
     finally:
         device.close()
 
 
-def _run_engine(device: Device, stream: Stream, engine: Engine, inputs: Arrays, runs: int) -> Arrays:
+def _run_engine(
+    device: Device, stream: Stream, engine: Engine, inputs: Arrays, runs: int
+) -> Arrays:
     bound = bind(device, stream, engine, inputs)
     for _ in range(runs):
         engine.enqueue(bound, stream)
     names = [spec.name for spec in engine.signature.outputs]
-    return {name: np.array(array) for name, array in zip(names, device.read(stream, *(bound[name] for name in names)), strict=True)}
+    return {
+        name: np.array(array)
+        for name, array in zip(
+            names, device.read(stream, *(bound[name] for name in names)), strict=True
+        )
+    }
 
 
 def bind(device: Device, stream: Stream, engine: Engine, inputs: Arrays) -> dict[str, Any]:
-    """Inputs on the device, in the engine's types, and room for its outputs. From the stream's own work."""
+    """Inputs on the device, in the engine's types, and room for its outputs. From the stream's own
+    work."""
     bound = {}
     for spec in engine.signature.inputs:
         array = inputs[spec.name].astype(numpy_dtype(spec.dtype))
@@ -189,7 +248,10 @@ def output_arrays(engine: Engine, inputs: Arrays) -> Arrays:
     if "U" in sizes and "features" in inputs:
         sizes["U*P"] = sizes["U"] * inputs["features"].shape[1]
     return {
-        spec.name: np.zeros([size if isinstance(size, int) else sizes[size] for size in spec.shape], numpy_dtype(spec.dtype))
+        spec.name: np.zeros(
+            [size if isinstance(size, int) else sizes[size] for size in spec.shape],
+            numpy_dtype(spec.dtype),
+        )
         for spec in engine.signature.outputs
     }
 

@@ -1,4 +1,5 @@
-"""Run time: video in, streams, engines, memory, retrieval, answers. Never imports torch, never `vicort.export`."""
+"""Run time: video in, streams, engines, memory, retrieval, answers. Never imports torch, never
+`vicort.export`."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ __all__ = ["Answer", "Frame", "Question", "Sampling", "Session", "open_source"]
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when they are first used: `vicort.export` takes the nouns without the video libraries."""
+    """The public names, imported when they are first used: `vicort.export` takes the nouns without
+    the video libraries."""
     from importlib import import_module
 
     rooms = {"Session": "session", "open_source": "sources"}

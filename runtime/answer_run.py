@@ -22,23 +22,43 @@ if TYPE_CHECKING:
 
 
 class AnswerRun:
-    """Its tokens go to scratch pages: units that wait for a question first, a page run each, then the text."""
+    """Its tokens go to scratch pages: units that wait for a question first, a page run each, then
+    the text."""
 
-    def __init__(self, shared: Answerer, question: Question, snapshot: Snapshot, asked: int, on_token: Callable[[str], None]) -> None:
-        self._shared, self._question, self._snapshot, self._asked, self._on_token = shared, question, snapshot, asked, on_token
+    def __init__(
+        self,
+        shared: Answerer,
+        question: Question,
+        snapshot: Snapshot,
+        asked: int,
+        on_token: Callable[[str], None],
+    ) -> None:
+        self._shared = shared
+        self._question = question
+        self._snapshot = snapshot
+        self._asked = asked
+        self._on_token = on_token
         self._choice = TokenChoice(question.sampling)
         self._turns = shared.turns(question)
-        self._suffix = shared.prompt.question(question.text, [(turn.question, turn.text) for turn in self._turns])
+        self._suffix = shared.prompt.question(
+            question.text, [(turn.question, turn.text) for turn in self._turns]
+        )
         unit_lengths = [len(unit.rows) for unit in snapshot.latest]
-        self._layout = Layout.of([*unit_lengths, len(self._suffix) + question.sampling.max_tokens], shared.model.page_tokens)
+        self._layout = Layout.of(
+            [*unit_lengths, len(self._suffix) + question.sampling.max_tokens],
+            shared.model.page_tokens,
+        )
         self._rows = 0  # written so far
         self._reader: Reader | None = None  # of long-term memory by layer and head
         self._joins = shared.memory.system.text.joins
 
     def answer(self) -> Answer:
         shared, memory = self._shared, self._shared.memory
-        scratch = memory.scratch_slots.take(self._snapshot.lease.recalls + memory.recall_slots + len(self._layout.tokens))
-        run = shared.stream.submit(shared.borrow).value()  # its buffers are then in the order of the stream that uses them
+        scratch = memory.scratch_slots.take(
+            self._snapshot.lease.recalls + memory.recall_slots + len(self._layout.tokens)
+        )
+        # its buffers are then in the order of the stream that uses them
+        run = shared.stream.submit(shared.borrow).value()
         try:
             with shared.device.urgency.hold():
                 shared.stream.submit(self._prepare, scratch).value()
@@ -58,14 +78,19 @@ class AnswerRun:
             memory.scratch_slots.free(scratch)
 
     def _prepare(self, scratch: Sequence[int]) -> None:
-        """The question's pages and its table. Runs in the question stream's work, as all does that touches pages."""
+        """The question's pages and its table. Runs in the question stream's work, as all does that
+        touches pages."""
         shared, lease = self._shared, self._snapshot.lease
         shared.stream.wait(self._snapshot.ready)
         own = lease.recalls + shared.memory.recall_slots
         self._own = scratch[own:]
         self._earlier = [slot for turn in self._turns for slot in turn.slots]
         self._slots = np.asarray(self._own)[self._layout.page]
-        self._table = [*lease.slots(scratch[: lease.recalls], shared.stream), *self._earlier, *self._own]
+        self._table = [
+            *lease.slots(scratch[: lease.recalls], shared.stream),
+            *self._earlier,
+            *self._own,
+        ]
         if self._snapshot.view:
             self._reader = shared.memory.reader(self._snapshot.view, scratch[lease.recalls : own])
 
@@ -75,7 +100,12 @@ class AnswerRun:
         first, last = self._layout.run.index(len(self._snapshot.latest)), self._pages_written
         counts = np.bincount(self._layout.page[: self._rows], minlength=last)[first:last]
         pages = [Page(-1, "text", int(count)) for count in counts]
-        end = self._first_text + self._rows - sum(len(unit.rows) for unit in self._snapshot.latest) - 1
+        end = (
+            self._first_text
+            + self._rows
+            - sum(len(unit.rows) for unit in self._snapshot.latest)
+            - 1
+        )
         self._shared.join_stream(pages, self._own[first:last], end)
 
     def _keep_turn(self, text: str) -> None:
@@ -85,7 +115,8 @@ class AnswerRun:
         shared.device.read(shared.stream)  # the pages are given back next
 
     def _read(self, run: LanguageRun) -> np.ndarray:
-        """Prefill what the question brings, once more over what its own queries choose; returns the logits [V] behind its last token."""
+        """Prefill what the question brings, once more over what its own queries choose; returns the
+        logits [V] behind its last token."""
         shared = self._shared
         first_text, vision = self._snapshot.first_text, np.empty((0, 3), np.int32)
         if latest := self._snapshot.latest:
@@ -111,16 +142,26 @@ class AnswerRun:
     def _saw(self, q: np.ndarray, prefill: bool) -> bool:
         return self._reader is not None and self._reader.saw(q, prefill)
 
-    def _runs(self, vision: np.ndarray, text: np.ndarray) -> Iterator[tuple[list[Any], np.ndarray, np.ndarray]]:
-        """The rows that the question brings, cut into runs that the engine takes: visual rows first, then text.
+    def _runs(
+        self, vision: np.ndarray, text: np.ndarray
+    ) -> Iterator[tuple[list[Any], np.ndarray, np.ndarray]]:
+        """The rows that the question brings, cut into runs that the engine takes: visual rows
+        first, then text.
 
-        vision: [n, 3] positions of the rows of the units that wait, text: [m, 3]. -> visual rows, token ids [C], positions [C, 3]
+        vision: [n, 3] positions of the rows of the units that wait, text: [m, 3]. -> visual rows,
+        token ids [C], positions [C, 3]
         """
         positions = np.concatenate([vision, text])
-        tokens = np.concatenate([np.full(len(vision), FEATURE_ROW, np.int32), np.asarray(self._suffix, np.int32)])
+        tokens = np.concatenate(
+            [np.full(len(vision), FEATURE_ROW, np.int32), np.asarray(self._suffix, np.int32)]
+        )
         most = self._shared.model.max_rows
         for first in range(0, len(tokens), most):
-            yield self._visual_rows(first, first + most), tokens[first : first + most], positions[first : first + most]
+            yield (
+                self._visual_rows(first, first + most),
+                tokens[first : first + most],
+                positions[first : first + most],
+            )
 
     def _visual_rows(self, first: int, last: int) -> list[Any]:
         """Arrays of the visual rows first, …, last - 1, counted over all units that wait."""
@@ -141,7 +182,10 @@ class AnswerRun:
             if piece := text.add(token):
                 self._on_token(piece)
             logits = self._decode(run, token, len(tokens))
-            if len(tokens) == self._question.sampling.max_tokens or self._position(len(tokens)) >= model.max_position:
+            if (
+                len(tokens) == self._question.sampling.max_tokens
+                or self._position(len(tokens)) >= model.max_position
+            ):
                 break
             token = self._choice.choose(logits, tokens)
         else:
@@ -161,14 +205,26 @@ class AnswerRun:
         return self._first_text + len(self._suffix) + number
 
     def _step(
-        self, run: LanguageRun, tokens: np.ndarray, features: Sequence[Any], positions: np.ndarray, decodes: bool = False
+        self,
+        run: LanguageRun,
+        tokens: np.ndarray,
+        features: Sequence[Any],
+        positions: np.ndarray,
+        decodes: bool = False,
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Run rows over the table and place their keys and values in the scratch pages; returns logits [V], and mean queries [L, Hq, D]
-        where the system reads by them."""
-        return self._shared.stream.submit(self._step_in_stream, run, tokens, features, positions, decodes).result()
+        """Run rows over the table and place their keys and values in the scratch pages; returns
+        logits [V], and mean queries [L, Hq, D] where the system reads by them."""
+        return self._shared.stream.submit(
+            self._step_in_stream, run, tokens, features, positions, decodes
+        ).result()
 
     def _step_in_stream(
-        self, run: LanguageRun, tokens: np.ndarray, features: Sequence[Any], positions: np.ndarray, decodes: bool
+        self,
+        run: LanguageRun,
+        tokens: np.ndarray,
+        features: Sequence[Any],
+        positions: np.ndarray,
+        decodes: bool,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         shared, stream = self._shared, self._shared.stream
         with shared.clock.measure("question", stream, rows=len(tokens)):
@@ -176,7 +232,9 @@ class AnswerRun:
             while decodes and q is not None and self._saw(q, False):
                 out, logits, q = self._run(run, tokens, features, positions)
             rows = slice(self._rows, self._rows + len(tokens))
-            shared.memory.pool.write(self._slots[rows], self._layout.cell[rows], out.k, out.v, positions, stream)
+            shared.memory.pool.write(
+                self._slots[rows], self._layout.cell[rows], out.k, out.v, positions, stream
+            )
             self._rows = rows.stop
         return logits, q
 
@@ -197,7 +255,10 @@ class AnswerRun:
         return int(self._layout.page[self._rows - 1]) + 1
 
     def _report(self, tokens: list[int], text: str, ttft: int) -> Answer:
-        latest = [Page(-1, "vision", len(unit.rows), unit.chunk, unit.number, unit.start, unit.end) for unit in self._snapshot.latest]
+        latest = [
+            Page(-1, "vision", len(unit.rows), unit.chunk, unit.number, unit.start, unit.end)
+            for unit in self._snapshot.latest
+        ]
         leased = [page for page in self._snapshot.lease.pages if page.kind == "vision"]
         recalled = self._reader.pages() if self._reader else []
         asked_at = self._snapshot.seen_until if self._question.at is None else self._question.at
@@ -210,14 +271,18 @@ class AnswerRun:
             ttft_ms=ttft / 1e6,
             tokens=len(tokens),
             read=time_ranges([*recalled, *leased, *latest]),
-            pages=len(leased) + sum(run < len(latest) for run in self._layout.run) + (self._reader.selection.most if self._reader else 0),
-            tokens_read=sum(page.tokens for page in [*leased, *latest]) + (self._reader.selection.tokens if self._reader else 0),
+            pages=len(leased)
+            + sum(run < len(latest) for run in self._layout.run)
+            + (self._reader.selection.most if self._reader else 0),
+            tokens_read=sum(page.tokens for page in [*leased, *latest])
+            + (self._reader.selection.tokens if self._reader else 0),
             memory_from=self._snapshot.memory_from,
         )
 
 
 def time_ranges(pages: Sequence[Page]) -> tuple[tuple[Fraction, Fraction], ...]:
-    """The stretches of time that pages cover, units that follow one another joined. Pages are in the order of the stream."""
+    """The stretches of time that pages cover, units that follow one another joined. Pages are in
+    the order of the stream."""
     ranges: list[tuple[Fraction, Fraction]] = []
     before = None
     for page in pages:

@@ -1,4 +1,5 @@
-"""Questions: what the stream was when each came, who waits for whom in a conversation, and what their runs share."""
+"""Questions: what the stream was when each came, who waits for whom in a conversation, and what
+their runs share."""
 
 from __future__ import annotations
 
@@ -72,7 +73,11 @@ class Answerer:
         prefill: Prefill,
         clock: StageClock,
     ) -> None:
-        self.device, self.engines, self.memory, self.prompt, self.clock = device, engines, memory, prompt, clock
+        self.device = device
+        self.engines = engines
+        self.memory = memory
+        self.prompt = prompt
+        self.clock = clock
         self.model = engines.manifest.model
         self.stream = device.stream("question", urgent=True)
         self._timeline, self._prefill = timeline, prefill
@@ -81,18 +86,28 @@ class Answerer:
         self._lock = threading.Lock()
 
     def check(self, question: Question) -> None:
-        """Raises QuestionError, or ConfigError for its sampling, if no stream could answer the question."""
+        """Raises QuestionError, or ConfigError for its sampling, if no stream could answer the
+        question."""
         tokens = len(self.prompt.question(question.text))
         if tokens > self.model.max_rows:
-            raise QuestionError(f"the question has {tokens} tokens, this engine takes {self.model.max_rows}: ask a shorter one")
+            raise QuestionError(
+                f"the question has {tokens} tokens, this engine takes {self.model.max_rows}: ask "
+                "a shorter one"
+            )
         if question.sampling.max_tokens > ANSWER_TOKENS:
-            raise QuestionError(f"max_tokens {question.sampling.max_tokens} is too many: an answer has room for {ANSWER_TOKENS}")
+            raise QuestionError(
+                f"max_tokens {question.sampling.max_tokens} is too many: an answer has room for "
+                f"{ANSWER_TOKENS}"
+            )
         if question.at is not None and question.at < 0:
-            raise QuestionError(f"the question's time {float(question.at):g} s is negative: the stream starts at 0")
+            raise QuestionError(
+                f"the question's time {float(question.at):g} s is negative: the stream starts at 0"
+            )
         TokenChoice(question.sampling)
 
     def snapshot(self, question: Question) -> Snapshot:
-        """Retrieval, and a lease on what it chose. Runs in the order of the stream, between two chunks."""
+        """Retrieval, and a lease on what it chose. Runs in the order of the stream, between two
+        chunks."""
         words = np.asarray(self.prompt.words(question.text), np.int32)
         digest = self.engines.embedding[words].mean(axis=0)
         units = self.memory.system.retrieval.choose(digest, self.memory.chunks)
@@ -107,8 +122,11 @@ class Answerer:
             ready=prefill.stream.record(),
         )
 
-    def answer(self, question: Question, snapshot: Snapshot, asked: int, on_token: Callable[[str], None]) -> Answer:
-        """asked: perf_counter_ns when the question came. on_token gets each piece of text as it is ready."""
+    def answer(
+        self, question: Question, snapshot: Snapshot, asked: int, on_token: Callable[[str], None]
+    ) -> Answer:
+        """asked: perf_counter_ns when the question came. on_token gets each piece of text as it is
+        ready."""
         from vicort.runtime.answer_run import AnswerRun
 
         try:
@@ -117,7 +135,8 @@ class Answerer:
             snapshot.release()
 
     def join_stream(self, pages: Sequence[Page], slots: Sequence[int], end: int) -> None:
-        """A question and its answer become part of the stream. slots: scratch slots of its text's pages; end: position of its last token.
+        """A question and its answer become part of the stream. slots: scratch slots of its text's
+        pages; end: position of its last token.
 
         In the order of the stream, which waits for the answer meanwhile.
         """
@@ -136,7 +155,8 @@ class Answerer:
         with self._lock:
             self._idle_runs.append(run)
 
-    # ---- conversations --------------------------------------------------------------------------------------------------
+    # ---- conversations
+    # --------------------------------------------------------------------------------------------------
 
     def join(self, question: Question, answer: Future) -> Future | None:
         """Enter a question into its conversation; returns the answer that it has to wait for."""
@@ -148,17 +168,19 @@ class Answerer:
             return before
 
     def turns(self, question: Question) -> list[Turn]:
-        """The earlier turns of its conversation that are still cached; none where they are part of the stream anyway."""
+        """The earlier turns of its conversation that are still cached; none where they are part of
+        the stream anyway."""
         if question.conversation is None or self.memory.system.text.joins:
             return []
         with self._lock:
             return list(self._conversations[question.conversation].turns)
 
     def keep_turn(self, question: Question, text: str, pages: Sequence[int]) -> None:
-        """Copy a turn's text pages to the conversations' part, forgetting the oldest turns where it is full.
+        """Copy a turn's text pages to the conversations' part, forgetting the oldest turns where it
+        is full.
 
-        A turn too long for the whole part is not kept, and neither is anything before it: a conversation has no holes. Runs in the
-        question stream's work.
+        A turn too long for the whole part is not kept, and neither is anything before it: a
+        conversation has no holes. Runs in the question stream's work.
         """
         slots, pool = self.memory.conversation_slots, self.memory.pool
         if question.conversation is None:

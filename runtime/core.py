@@ -14,29 +14,37 @@ import numpy as np
 
 from vicort.runtime.errors import ConfigError
 
-HOST_MEMORY = (1, 3, 11, 13)  # DLPack's device types that the CPU reads: its own, pinned by CUDA or ROCm, and CUDA's managed
-MOTION_CELL = 16  # pixels: a macroblock's side, which no motion vector's block exceeds in the codecs that give them
-UNIT_FRAMES = 2  # frames in a temporal unit, the smallest thing the vision encoder takes (temporal patch size of Qwen2.5-VL)
+# DLPack's device types that the CPU reads: its own, pinned by CUDA or ROCm, and CUDA's managed
+HOST_MEMORY = (1, 3, 11, 13)
+# pixels: a macroblock's side, which no motion vector's block exceeds in the codecs that give them
+MOTION_CELL = 16
+# frames in a temporal unit, the smallest thing the vision encoder takes (temporal patch size of
+# Qwen2.5-VL)
+UNIT_FRAMES = 2
 
 
 @dataclass(frozen=True)
 class Motion:
     """What the codec tells of how a frame differs from the frame before it."""
 
-    refreshed: bool  # an I picture has come, or what came before is unknown: nothing is carried over
+    # an I picture has come, or what came before is unknown: nothing is carried over
+    refreshed: bool
     cells: (
         np.ndarray | None
     )  # [rows, columns] float32, of MOTION_CELL pixels a side: the longest motion vector, in pixels, inf where coded anew
     # None = the codec hands none out
-    top: int = 0  # pixels of the upright frame where the first cell starts: 0, or less where the last one is whole instead
+    # pixels of the upright frame where the first cell starts: 0, or less where the last one is
+    # whole instead
+    top: int = 0
     left: int = 0
 
     def after(self, earlier: Motion | None) -> Motion:
         """This one and an earlier one, of a frame that is left out between.
 
-        The longer vector counts, not the sum: a P picture's vectors may lead several pictures back and a B picture's go both ways, so
-        that sums count a way twice, and add up the noise of an encoder. With sticky masks it is also what the rule asks: whether any
-        picture since the I picture moved enough.
+        The longer vector counts, not the sum: a P picture's vectors may lead several pictures back
+        and a B picture's go both ways, so that sums count a way twice, and add up the noise of an
+        encoder. With sticky masks it is also what the rule asks: whether any picture since the I
+        picture moved enough.
         """
         if earlier is None or self.refreshed:
             return self
@@ -44,28 +52,39 @@ class Motion:
             return replace(self, refreshed=earlier.refreshed, cells=None)
         if self.cells.shape != earlier.cells.shape:
             return replace(self, refreshed=True)
-        return replace(self, refreshed=earlier.refreshed, cells=np.maximum(self.cells, earlier.cells))
+        return replace(
+            self, refreshed=earlier.refreshed, cells=np.maximum(self.cells, earlier.cells)
+        )
 
 
 @dataclass(frozen=True)
 class Frame:
-    image: Any  # np.ndarray [height, width, 3] uint8, RGB, upright; or a Surface in the memory of a GPU
+    # np.ndarray [height, width, 3] uint8, RGB, upright; or a Surface in the memory of a GPU
+    image: Any
     time: Fraction  # seconds since the source's first frame, exact
     index: int  # 0, 1, 2, … in the source, before sampling
-    motion: Motion | None = None  # since the frame before; None = the source was not asked, or its codec knows nothing of it
+    # since the frame before; None = the source was not asked, or its codec knows nothing of it
+    motion: Motion | None = None
 
     @classmethod
     def of(cls, tensor: Any, time: Fraction | float, index: int = 0) -> Self:
-        """A frame of anything that speaks DLPack in the host's memory: an array of NumPy, a tensor of PyTorch, …
+        """A frame of anything that speaks DLPack in the host's memory: an array of NumPy, a tensor
+        of PyTorch, …
 
-        tensor: [height, width, 3] uint8 RGB, or [3, height, width], told apart by where the 3 is, last if at both ends; with any
-        strides. It is not copied: leave it as it is until its chunk is through. time: seconds since the first frame; a float is taken
-        as it prints.
-        Raises ConfigError for another type, shape, time, or memory.
+        tensor: [height, width, 3] uint8 RGB, or [3, height, width], told apart by where the 3 is,
+        last if at both ends; with any strides. It is not copied: leave it as it is until its chunk
+        is through. time: seconds since the first frame; a float is taken as it prints. Raises
+        ConfigError for another type, shape, time, or memory.
         """
         if isinstance(time, float) and not math.isfinite(time):
-            raise ConfigError(f"a frame at {time} s: give a finite number of seconds since the first frame")
-        return cls(_as_image(tensor), Fraction(str(time)) if isinstance(time, float) else Fraction(time), index)
+            raise ConfigError(
+                f"a frame at {time} s: give a finite number of seconds since the first frame"
+            )
+        return cls(
+            _as_image(tensor),
+            Fraction(str(time)) if isinstance(time, float) else Fraction(time),
+            index,
+        )
 
 
 @dataclass(frozen=True)
@@ -74,7 +93,8 @@ class Chunk:
 
     index: int
     first_unit: int  # number, in the stream, of its first temporal unit
-    frames: tuple[Frame, ...]  # an even number of them, UNIT_FRAMES a unit; the last may be a repeat that completes its unit
+    # an even number of them, UNIT_FRAMES a unit; the last may be a repeat that completes its unit
+    frames: tuple[Frame, ...]
     repeated: int = 0  # how many frames at the end are such repeats (0 or 1)
 
     @property
@@ -95,7 +115,8 @@ PageKind = Literal["prompt", "vision", "text"]
 
 @dataclass(frozen=True)
 class Page:
-    """Keys and values of up to T tokens, of one temporal unit or of one run of text, never of two."""
+    """Keys and values of up to T tokens, of one temporal unit or of one run of text, never of
+    two."""
 
     id: int  # unique in a session, rising in the order of the transcript
     kind: PageKind
@@ -131,7 +152,8 @@ class Question:
     text: str
     at: Fraction | None = None  # seconds since the stream's first frame; None = at its end
     id: str = ""
-    conversation: str | None = None  # questions of one conversation see each other; None = forgotten after its answer
+    # questions of one conversation see each other; None = forgotten after its answer
+    conversation: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -167,10 +189,14 @@ class Answer(Event):
     text: str
     ttft_ms: float  # from the ask to the first token, all waiting included
     tokens: int  # tokens in the answer
-    read: tuple[tuple[Fraction, Fraction], ...]  # time ranges, in seconds, whose pages the question could see
-    pages: int  # vision pages it could see; where they differ by layer and head, of the one that sees most
-    tokens_read: int  # cached visual tokens that it could see; where they differ by layer and head, their mean
-    memory_from: Fraction | None  # seconds, start of the oldest unit that memory still held of, seen or not; None = it held none
+    # time ranges, in seconds, whose pages the question could see
+    read: tuple[tuple[Fraction, Fraction], ...]
+    # vision pages it could see; where they differ by layer and head, of the one that sees most
+    pages: int
+    # cached visual tokens that it could see; where they differ by layer and head, their mean
+    tokens_read: int
+    # seconds, start of the oldest unit that memory still held of, seen or not; None = it held none
+    memory_from: Fraction | None
 
 
 @dataclass(frozen=True)
@@ -200,7 +226,8 @@ class Summary(Event):
     moved_mb: float  # between the device and the tiers behind it, both ways, in MB of 1e6 bytes
     reruns: int  # runs of the language graph that were made again over pages chosen anew
     peak_rss_mb: float
-    realtime: dict[str, Any] | None = None  # of live sources and --realtime: what `LagMeter.summary` gives
+    # of live sources and --realtime: what `LagMeter.summary` gives
+    realtime: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         written = super().to_json()
@@ -226,12 +253,18 @@ def _as_image(tensor: Any) -> np.ndarray:
             raise BufferError("it is in a GPU's")
         image = np.from_dlpack(tensor)
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
-        raise ConfigError(f"a {type(tensor).__name__} is no picture in the host's memory ({error}): move it to the CPU") from error
+        raise ConfigError(
+            f"a {type(tensor).__name__} is no picture in the host's memory ({error}): move it to "
+            "the CPU"
+        ) from error
     if image.ndim == 3 and image.shape[2] != 3 and image.shape[0] == 3:
         image = image.transpose(1, 2, 0)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         shape = "x".join(map(str, image.shape))
-        raise ConfigError(f"a tensor of {image.dtype} {shape} is no picture: give uint8 RGB, [height, width, 3] or [3, height, width]")
+        raise ConfigError(
+            f"a tensor of {image.dtype} {shape} is no picture: give uint8 RGB, [height, width, "
+            "3] or [3, height, width]"
+        )
     return image
 
 

@@ -1,4 +1,5 @@
-"""What vicort says when it cannot go on: one line with the value, what is allowed, and the next command to try."""
+"""What vicort says when it cannot go on: one line with the value, what is allowed, and the next
+command to try."""
 
 
 class VicortError(Exception):
@@ -19,7 +20,8 @@ class ConfigError(VicortError):
 
 
 class SourceError(VicortError):
-    """A video source cannot be opened or holds no video. `brief`: only why, for those who know which and what next."""
+    """A video source cannot be opened or holds no video. `brief`: only why, for those who know
+    which and what next."""
 
     def __init__(self, line: str, brief: str = "") -> None:
         super().__init__(line)

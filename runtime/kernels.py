@@ -1,7 +1,9 @@
-"""The compiled GPU kernels of an engine set: how they are read, which one fits, and how each is launched.
+"""The compiled GPU kernels of an engine set: how they are read, which one fits, and how each is
+launched.
 
-`kernels.zip` holds cubins for several architectures and `kernels.json`, which says what each is. Nothing here knows how they were made
-(vicort.export.kernels), and nothing but a `Launcher` touches a GPU.
+`kernels.zip` holds cubins for several architectures and `kernels.json`, which says what each is.
+Nothing here knows how they were made (vicort.export.kernels), and nothing but a `Launcher` touches
+a GPU.
 """
 
 from __future__ import annotations
@@ -40,8 +42,10 @@ NEEDED: tuple[tuple[KernelName, Form], ...] = (
 )
 NARROW_VECTORS = 32  # up to so many query vectors a KV head, tiles of few of them are read for
 MAX_SHARES = 128  # among which the keys are split
-MAX_SPLIT_PROGRAMS = 512  # with more programs than that there are enough without a split: this bounds the workspace
-SHARE_TILES = 3  # what a program takes besides its tiles of keys, in tiles: queries in, results out, and the merging
+# with more programs than that there are enough without a split: this bounds the workspace
+MAX_SPLIT_PROGRAMS = 512
+# what a program takes besides its tiles of keys, in tiles: queries in, results out, and the merging
+SHARE_TILES = 3
 PLANS_KEPT = 4096  # a stream sees a few dozen
 RESIDENT = {"wide": 1, "narrow": 2}  # programs that a multiprocessor holds at a time
 
@@ -56,12 +60,21 @@ class Launcher(Protocol):
         """The function of a cubin, made ready to be launched with so much dynamic shared memory."""
         ...
 
-    def launch(self, kernel: object, grid: Grid, threads: int, shared_bytes: int, stream_handle: int, args: Sequence[Argument]) -> None:
+    def launch(
+        self,
+        kernel: object,
+        grid: Grid,
+        threads: int,
+        shared_bytes: int,
+        stream_handle: int,
+        args: Sequence[Argument],
+    ) -> None:
         """Enqueue one launch on a raw stream."""
         ...
 
     def constant(self, data: bytes) -> int:
-        """The address of a copy of `data` in device memory, 256-byte aligned, that lives as long as the launcher."""
+        """The address of a copy of `data` in device memory, 256-byte aligned, that lives as long as
+        the launcher."""
         ...
 
 
@@ -79,18 +92,22 @@ class KernelSpec(_Strict):
     dtype: Dtype
     sections: tuple[int, int, int]
     frequencies: tuple[float, ...]  # D/2, each a float32
-    positions: int = Field(default=0, ge=0)  # 0: cos and sin are computed; else tables of so many positions are read
+    # 0: cos and sin are computed; else tables of so many positions are read
+    positions: int = Field(default=0, ge=0)
 
     @property
     def item_bytes(self) -> int:
         return 4 if self.dtype == "float32" else 2
 
     def rotary(self) -> np.ndarray:
-        """What the kernels take as `rotary`, float32: the frequencies [D/2], or tables of cos and sin [2,positions,D/2]."""
+        """What the kernels take as `rotary`, float32: the frequencies [D/2], or tables of cos and
+        sin [2,positions,D/2]."""
         frequencies = np.array(self.frequencies, np.float32)
         if not self.positions:
             return frequencies
-        angles = (np.arange(self.positions, dtype=np.float32)[:, None] * frequencies).astype(np.float64)
+        angles = (np.arange(self.positions, dtype=np.float32)[:, None] * frequencies).astype(
+            np.float64
+        )
         return np.stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
 
 
@@ -104,7 +121,9 @@ class CompiledKernel(_Strict):
     function: str
     warps: int
     shared_bytes: int
-    arguments: tuple[ArgumentKind, ...]  # all that the cubin takes, in order; those that the compiler added are the last, pointers, and 0
+    # all that the cubin takes, in order; those that the compiler added are the last, pointers, and
+    # 0
+    arguments: tuple[ArgumentKind, ...]
     constants: dict[str, int | str]  # that it was compiled with
 
 
@@ -145,7 +164,8 @@ class Kernels:
             data = path.read_bytes()
         except OSError as error:
             raise EngineError(
-                f"{path} cannot be read ({error.strerror}): rebuild the engine set with the command in its manifest"
+                f"{path} cannot be read ({error.strerror}): rebuild the engine set with the "
+                "command in its manifest"
             ) from error
         return Kernels.parse(data, str(path))
 
@@ -157,37 +177,58 @@ class Kernels:
                 content = json.loads(archive.read(INDEX))
                 if isinstance(content, dict) and content.get("schema_version") != SCHEMA_VERSION:
                     found = content.get("schema_version")
-                    raise EngineError(f"{name} has schema version {found!r}, this vicort reads {SCHEMA_VERSION}: {REBUILD}")
+                    raise EngineError(
+                        f"{name} has schema version {found!r}, this vicort reads "
+                        f"{SCHEMA_VERSION}: {REBUILD}"
+                    )
                 index = _Index.model_validate(content)
                 cubins = {kernel.file: archive.read(kernel.file) for kernel in index.kernels}
         except ValidationError as error:
             first = error.errors()[0]
-            raise EngineError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}: {REBUILD}") from error
+            raise EngineError(
+                f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}: {REBUILD}"
+            ) from error
         except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
-            raise EngineError(f"{name} is damaged ({' '.join(str(error).split())}): {REBUILD}") from error
+            raise EngineError(
+                f"{name} is damaged ({' '.join(str(error).split())}): {REBUILD}"
+            ) from error
         return Kernels(name, index.spec, index.versions, index.kernels, cubins)
 
     def architecture(self, capability: tuple[int, int]) -> int:
-        """Of the architectures that are here, the one for a GPU: its own, else the highest below it of the same major version.
+        """Of the architectures that are here, the one for a GPU: its own, else the highest below it
+        of the same major version.
 
         From 9.0 on cubins use what only their own architecture has (sm_90a), and run on no other.
         """
         major, minor = capability
         there = sorted({kernel.architecture for kernel in self.compiled})
-        fitting = [each for each in there if each == 10 * major + minor or (each < 90 and each // 10 == major and each % 10 < minor)]
+        fitting = [
+            each
+            for each in there
+            if each == 10 * major + minor
+            or (each < 90 and each // 10 == major and each % 10 < minor)
+        ]
         if not fitting:
             names = ", ".join(f"sm_{each}" for each in there)
-            raise EngineError(f"{self.name} has no kernels for sm_{major}{minor}, only for {names}: use a GPU of one of these")
+            raise EngineError(
+                f"{self.name} has no kernels for sm_{major}{minor}, only for {names}: use a GPU "
+                "of one of these"
+            )
         return fitting[-1]
 
     def find(self, architecture: int, kernel: KernelName, form: Form = "") -> CompiledKernel:
         for each in self.compiled:
             if (each.architecture, each.kernel, each.form) == (architecture, kernel, form):
                 return each
-        raise EngineError(f"{self.name} has no {f'{kernel} {form}'.strip()} for sm_{architecture}: {REBUILD}")
+        raise EngineError(
+            f"{self.name} has no {f'{kernel} {form}'.strip()} for sm_{architecture}: {REBUILD}"
+        )
 
-    def plan(self, rows: int, pages: int, multiprocessors: int, capability: tuple[int, int]) -> AttentionPlan:
-        """How `rows` new tokens attend to `pages` pages on a GPU. Depends on nothing else, so that a CUDA graph may hold it."""
+    def plan(
+        self, rows: int, pages: int, multiprocessors: int, capability: tuple[int, int]
+    ) -> AttentionPlan:
+        """How `rows` new tokens attend to `pages` pages on a GPU. Depends on nothing else, so that
+        a CUDA graph may hold it."""
         spec = self.spec
         form: Form = "narrow" if rows * spec.groups <= NARROW_VECTORS else "wide"
         block_m, block_n = self._blocks(self.architecture(capability), form)
@@ -195,20 +236,32 @@ class Kernels:
         tiles = math.ceil(pages * spec.page_tokens / block_n) + math.ceil(rows / block_n)
         most = max(1, min(MAX_SHARES, tiles, MAX_SPLIT_PROGRAMS // max(1, programs)))
         slots = multiprocessors * RESIDENT[form]
-        shares = min(range(1, most + 1), key=lambda count: math.ceil(programs * count / slots) * (math.ceil(tiles / count) + SHARE_TILES))
+        shares = min(
+            range(1, most + 1),
+            key=lambda count: (
+                math.ceil(programs * count / slots) * (math.ceil(tiles / count) + SHARE_TILES)
+            ),
+        )
         vectors = rows * spec.groups * spec.kv_heads
         workspace = shares * vectors * (spec.head_dim + 2) * 4 if shares > 1 else 0
         return AttentionPlan(form, (programs // spec.kv_heads, spec.kv_heads, shares), workspace)
 
     def workspace_bytes(self, max_rows: int, max_table: int) -> int:
-        """What no plan exceeds, on any GPU, for up to `max_rows` new tokens and `max_table` pages."""
+        """What no plan exceeds, on any GPU, for up to `max_rows` new tokens and `max_table`
+        pages."""
         spec = self.spec
         most = 0
         for kernel in self.compiled:
             if kernel.kernel == "bounded_attention":
                 block_m, block_n = self._blocks(kernel.architecture, kernel.form)
-                rows = min(max_rows, NARROW_VECTORS // spec.groups) if kernel.form == "narrow" else max_rows
-                tiles = math.ceil(max_table * spec.page_tokens / block_n) + math.ceil(rows / block_n)
+                rows = (
+                    min(max_rows, NARROW_VECTORS // spec.groups)
+                    if kernel.form == "narrow"
+                    else max_rows
+                )
+                tiles = math.ceil(max_table * spec.page_tokens / block_n) + math.ceil(
+                    rows / block_n
+                )
                 every = rows * spec.groups * spec.kv_heads * min(MAX_SHARES, tiles)
                 most = max(most, min(MAX_SPLIT_PROGRAMS * block_m, every))
         return most * (spec.head_dim + 2) * 4
@@ -219,10 +272,19 @@ class Kernels:
 
 
 class LoadedKernels:
-    """Kernels on one GPU. Every verb only enqueues: no host wait, no allocation, and what it launches depends on shapes alone."""
+    """Kernels on one GPU. Every verb only enqueues: no host wait, no allocation, and what it
+    launches depends on shapes alone."""
 
-    def __init__(self, kernels: Kernels, *, capability: tuple[int, int], multiprocessors: int, launcher: Launcher) -> None:
-        """capability: (9, 0) for sm_90; multiprocessors: how many the GPU has. Raises EngineError when no cubin fits."""
+    def __init__(
+        self,
+        kernels: Kernels,
+        *,
+        capability: tuple[int, int],
+        multiprocessors: int,
+        launcher: Launcher,
+    ) -> None:
+        """capability: (9, 0) for sm_90; multiprocessors: how many the GPU has. Raises EngineError
+        when no cubin fits."""
         self.kernels, self.spec = kernels, kernels.spec
         self.capability, self.multiprocessors = capability, multiprocessors
         self._launcher = launcher
@@ -230,7 +292,10 @@ class LoadedKernels:
         self._ready = {}
         for kernel, form in NEEDED:
             found = kernels.find(architecture, kernel, form)
-            self._ready[kernel, form] = found, launcher.load(kernels.cubins[found.file], found.function, found.shared_bytes)
+            self._ready[kernel, form] = (
+                found,
+                launcher.load(kernels.cubins[found.file], found.function, found.shared_bytes),
+            )
         self._rotary = launcher.constant(self.spec.rotary().tobytes())
         self._plans: dict[tuple[int, int], AttentionPlan] = {}
 
@@ -254,9 +319,11 @@ class LoadedKernels:
         scale: float,
         stream: int,
     ) -> None:
-        """vicort::BoundedAttention of `rows` new tokens, on device pointers, with pool, where and table of these shapes.
+        """vicort::BoundedAttention of `rows` new tokens, on device pointers, with pool, where and
+        table of these shapes.
 
-        workspace: as many bytes as `plan` says for these shapes, or more. Raises EngineError when the shapes are not the kernels'.
+        workspace: as many bytes as `plan` says for these shapes, or more. Raises EngineError when
+        the shapes are not the kernels'.
         """
         if rows == 0:
             return
@@ -266,7 +333,11 @@ class LoadedKernels:
         layers, cell = pool_shape[1], spec.page_tokens * 3
         values = (
             *_pointers(q, k, v, pos),
-            ("pointer", pool + layer * spec.kv_heads * 2 * spec.page_tokens * spec.head_dim * spec.item_bytes),
+            (
+                "pointer",
+                pool
+                + layer * spec.kv_heads * 2 * spec.page_tokens * spec.head_dim * spec.item_bytes,
+            ),
             ("pointer", where + min(layer, where_shape[1] - 1) * where_shape[2] * cell * 4),
             ("pointer", table + min(layer, table_shape[0] - 1) * table_shape[1] * pages * 4),
             *_pointers(out, workspace, self._rotary),
@@ -277,15 +348,41 @@ class LoadedKernels:
         self._launch("bounded_attention", plan.form, plan.grid, stream, values)
         if plan.shares > 1:
             vectors = rows * spec.groups * spec.kv_heads
-            self._launch("combine", "", (vectors, 1, 1), stream, (*_pointers(workspace, out), *_integers(vectors, plan.shares)))
+            self._launch(
+                "combine",
+                "",
+                (vectors, 1, 1),
+                stream,
+                (*_pointers(workspace, out), *_integers(vectors, plan.shares)),
+            )
 
-    def scatter_tokens(self, *, k: int, v: int, slots: int, cells: int, pool: int, count: int, rows: int, layers: int, stream: int) -> None:
-        """The first `count` of the new tokens k, v [L,rows,Hkv,D] into the pool, at slots, cells [count] int32; slot -1: nowhere."""
+    def scatter_tokens(
+        self,
+        *,
+        k: int,
+        v: int,
+        slots: int,
+        cells: int,
+        pool: int,
+        count: int,
+        rows: int,
+        layers: int,
+        stream: int,
+    ) -> None:
+        """The first `count` of the new tokens k, v [L,rows,Hkv,D] into the pool, at slots, cells
+        [count] int32; slot -1: nowhere."""
         if count:
-            self._launch("scatter_tokens", "", (count, layers, 1), stream, (*_pointers(k, v, slots, cells, pool), *_integers(rows)))
+            self._launch(
+                "scatter_tokens",
+                "",
+                (count, layers, 1),
+                stream,
+                (*_pointers(k, v, slots, cells, pool), *_integers(rows)),
+            )
 
     def set_places(self, *, slots: int, places: int, where: int, count: int, stream: int) -> None:
-        """Positions [count,T,3] int32 of all tokens of `count` pages into where [P,1,1,T,3], at slots [count] int32; slot -1: nowhere."""
+        """Positions [count,T,3] int32 of all tokens of `count` pages into where [P,1,1,T,3], at
+        slots [count] int32; slot -1: nowhere."""
         if count:
             self._launch("set_places", "", (count, 1, 1), stream, _pointers(slots, places, where))
 
@@ -301,16 +398,38 @@ class LoadedKernels:
         spec, layers = self.spec, pool[1]
         wanted = (layers, spec.kv_heads, 2, spec.page_tokens, spec.head_dim)
         if tuple(pool[1:]) != wanted:
-            raise EngineError(f"a pool of shape {tuple(pool)} does not fit the kernels, which take (pages, {', '.join(map(str, wanted))})")
-        for name, found, tail in (("where", where[1:], (spec.page_tokens, 3)), ("table", table, tuple(table[2:]))):
-            if found[0] not in (1, layers) or found[1] not in (1, spec.kv_heads) or tuple(found[2:]) != tail:
+            raise EngineError(
+                f"a pool of shape {tuple(pool)} does not fit the kernels, which take (pages, "
+                f"{', '.join(map(str, wanted))})"
+            )
+        for name, found, tail in (
+            ("where", where[1:], (spec.page_tokens, 3)),
+            ("table", table, tuple(table[2:])),
+        ):
+            if (
+                found[0] not in (1, layers)
+                or found[1] not in (1, spec.kv_heads)
+                or tuple(found[2:]) != tail
+            ):
                 shape = f"(1 or {layers}, 1 or {spec.kv_heads}, {', '.join(map(str, tail))})"
-                raise EngineError(f"`{name}` of shape {tuple(found)} for each slot does not fit the kernels, which take {shape}")
+                raise EngineError(
+                    f"`{name}` of shape {tuple(found)} for each slot does not fit the kernels, "
+                    f"which take {shape}"
+                )
 
-    def _launch(self, kernel: KernelName, form: Form, grid: Grid, stream: int, values: Sequence[Argument]) -> None:
+    def _launch(
+        self, kernel: KernelName, form: Form, grid: Grid, stream: int, values: Sequence[Argument]
+    ) -> None:
         compiled, handle = self._ready[kernel, form]
         added = len(compiled.arguments) - len(values)
-        self._launcher.launch(handle, grid, 32 * compiled.warps, compiled.shared_bytes, stream, (*values, *(("pointer", 0),) * added))
+        self._launcher.launch(
+            handle,
+            grid,
+            32 * compiled.warps,
+            compiled.shared_bytes,
+            stream,
+            (*values, *(("pointer", 0),) * added),
+        )
 
 
 def _pointers(*values: int) -> tuple[Argument, ...]:

@@ -1,4 +1,5 @@
-"""Where engine sets lie: `engines/` of a source checkout, the user's cache folder of an installed wheel."""
+"""Where engine sets lie: `engines/` of a source checkout, the user's cache folder of an installed
+wheel."""
 
 from __future__ import annotations
 
@@ -22,18 +23,26 @@ def engines_root() -> Path:
 
 
 def default_engine_dir(model: str, precision: Precision, backend: Backend) -> Path:
-    """`engines/<model>-<precision>-<backend>`; model: `tiny`, a folder or a hub id, of which the last part counts."""
-    name = Path(model).resolve().name if Path(model).is_dir() else model.rstrip("/").rsplit("/", 1)[-1]
+    """`engines/<model>-<precision>-<backend>`; model: `tiny`, a folder or a hub id, of which the
+    last part counts."""
+    name = (
+        Path(model).resolve().name if Path(model).is_dir() else model.rstrip("/").rsplit("/", 1)[-1]
+    )
     return engines_root() / f"{name.lower()}-{precision}-{backend}"
 
 
 def find_engine_dir(model: str) -> Path | None:
-    """The engine set of this model that was built last, of those that lie where the defaults put them; None if there is none.
+    """The engine set of this model that was built last, of those that lie where the defaults put
+    them; None if there is none.
 
     Engines for an NVIDIA GPU count only where its driver is.
     """
     backends = [backend for backend in BACKENDS if backend != "tensorrt" or has_nvidia_driver()]
-    manifests = [default_engine_dir(model, precision, backend) / FILE_NAME for precision in PRECISIONS for backend in backends]
+    manifests = [
+        default_engine_dir(model, precision, backend) / FILE_NAME
+        for precision in PRECISIONS
+        for backend in backends
+    ]
     built = [manifest for manifest in manifests if manifest.is_file()]
     return max(built, key=lambda manifest: manifest.stat().st_mtime_ns).parent if built else None
 

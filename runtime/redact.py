@@ -1,4 +1,5 @@
-"""URLs as they may be shown: without user, password, and the values of their query, which may be keys too."""
+"""URLs as they may be shown: without user, password, and the values of their query, which may be
+keys too."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ _WHOLE = re.compile(_SCHEME + r"(.*)", re.DOTALL)
 def redact_url(url: str) -> str:
     """One URL without its credentials; anything that is no URL stays as it is.
 
-    Up to the last @ everything goes: passwords are typed with any sign in them, and a path that loses its head is the lesser harm.
+    Up to the last @ everything goes: passwords are typed with any sign in them, and a path that
+    loses its head is the lesser harm.
     """
     match = _WHOLE.fullmatch(url)
     return match[1] + _bare(match[2]) if match else url
@@ -25,8 +27,10 @@ def redact(text: str) -> str:
 
 
 def _bare(rest: str) -> str:
-    """What is behind the scheme, without what is before its last @, and behind its first question mark."""
+    """What is behind the scheme, without what is before its last @, and behind its first question
+    mark."""
     path, query, values = rest.partition("?")
-    if "@" in values:  # a password with a question mark, or a query with an @: who knows which, so nothing is shown
+    # a password with a question mark, or a query with an @: who knows which, so nothing is shown
+    if "@" in values:
         return "…"
     return path.rpartition("@")[2] + (HIDDEN if query else "")

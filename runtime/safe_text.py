@@ -15,7 +15,8 @@ _short.maxlevel = 3
 
 
 def read_text(path: Path | str, most: int, encoding: str = "utf-8") -> str:
-    """A text file of at most so many bytes. Raises OSError, which says so if it is larger, and UnicodeDecodeError."""
+    """A text file of at most so many bytes. Raises OSError, which says so if it is larger, and
+    UnicodeDecodeError."""
     with Path(path).open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -39,7 +40,8 @@ def brief(error: BaseException) -> str:
 
 
 def is_text(value: str) -> bool:
-    """Whether it can be written as UTF-8: half a surrogate pair, which JSON and command lines can hold, cannot."""
+    """Whether it can be written as UTF-8: half a surrogate pair, which JSON and command lines can
+    hold, cannot."""
     try:
         value.encode()
     except UnicodeEncodeError:

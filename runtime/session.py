@@ -25,7 +25,18 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from vicort.runtime.answering import Answerer, Snapshot
-from vicort.runtime.core import UNIT_FRAMES, Answer, Chunk, ChunkEvent, Event, Frame, Motion, Question, Sampling, Summary
+from vicort.runtime.core import (
+    UNIT_FRAMES,
+    Answer,
+    Chunk,
+    ChunkEvent,
+    Event,
+    Frame,
+    Motion,
+    Question,
+    Sampling,
+    Summary,
+)
 from vicort.runtime.devices.device import Event as StreamEvent
 from vicort.runtime.devices.stage_clock import SpanSink, StageClock
 from vicort.runtime.engines.engine_set import EngineSet
@@ -45,7 +56,8 @@ from vicort.runtime.stages.stages import Buffers, Job, make_stages
 
 STAGES = ("preprocess", "vision", "tokens", "prefill")
 CHUNKS_IN_FLIGHT = len(STAGES)  # one a stage: more would only make questions wait longer
-WAITING_CHUNKS = 2  # with on_lag "drop-oldest": chunks that may wait for a free buffer before the oldest is dropped
+# with on_lag "drop-oldest": chunks that may wait for a free buffer before the oldest is dropped
+WAITING_CHUNKS = 2
 ANSWERS_AT_ONCE = 4
 REMEMBERED_TTFTS = 10_000  # the latest, over which the summary's percentiles are taken
 OnLag = Literal["wait", "drop-oldest"]
@@ -77,13 +89,18 @@ class Session:
         trace: SpanSink | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
-        """fps: frames a second to take, None = what the model was trained with, "source" = every frame. threads: of preprocessing.
+        """fps: frames a second to take, None = what the model was trained with, "source" = every
+        frame. threads: of preprocessing.
 
-        on_event gets each ChunkEvent, Answer and Spoken as it happens, from the session's own threads, one at a time.
-        Raises MemoryBudgetError if the system's budget does not hold one chunk.
+        on_event gets each ChunkEvent, Answer and Spoken as it happens, from the session's own
+        threads, one at a time. Raises MemoryBudgetError if the system's budget does not hold one
+        chunk.
         """
         model = engines.manifest.model
-        self.system, self.model, self._sampling, self._on_lag = system, model, sampling or Sampling(), on_lag
+        self.system = system
+        self.model = model
+        self._sampling = sampling or Sampling()
+        self._on_lag = on_lag
         self._on_event = on_event or (lambda event: None)
         self._lock, self._event_lock = threading.RLock(), threading.Lock()
         system.drop.check(system.name, model)
@@ -93,9 +110,13 @@ class Session:
         self._build(engines, overlap, threads)
         self._sampler = Sampler(None if fps == "source" else model.fps if fps is None else fps)
         self._chunker = Chunker(_chunk_frames(system, model))
-        self._drivers: Executor = ThreadPoolExecutor(ANSWERS_AT_ONCE, "answer") if overlap else _InlineExecutor()
-        self._passed: Motion | None = None  # of frames that were pushed since the last one that was taken
-        self._waiting: deque[Chunk] = deque()  # chunks without buffers yet, with on_lag "drop-oldest"
+        self._drivers: Executor = (
+            ThreadPoolExecutor(ANSWERS_AT_ONCE, "answer") if overlap else _InlineExecutor()
+        )
+        # of frames that were pushed since the last one that was taken
+        self._passed: Motion | None = None
+        # chunks without buffers yet, with on_lag "drop-oldest"
+        self._waiting: deque[Chunk] = deque()
         self._due: list[_Asked] = []  # questions whose time has not come
         self._open: list[Future] = []  # answers that are not given yet, or failed
         self._ttfts: deque[float] = deque(maxlen=REMEMBERED_TTFTS)
@@ -105,12 +126,24 @@ class Session:
         self._finished = self._closed = False
 
     @classmethod
-    def open(cls, engines: Path | str | EngineSet, system: str | Path = "vicostream", *, threads: int = 1, **options: Any) -> Session:
-        """A session on an engine set, with a system by name or YAML path; threads: CPU threads a running stage.
+    def open(
+        cls,
+        engines: Path | str | EngineSet,
+        system: str | Path = "vicostream",
+        *,
+        threads: int = 1,
+        **options: Any,
+    ) -> Session:
+        """A session on an engine set, with a system by name or YAML path; threads: CPU threads a
+        running stage.
 
         engines: a folder, or a set that is open already, which several sessions may share.
         """
-        opened = engines if isinstance(engines, EngineSet) else EngineSet.open(Path(engines), threads=threads)
+        opened = (
+            engines
+            if isinstance(engines, EngineSet)
+            else EngineSet.open(Path(engines), threads=threads)
+        )
         return cls(opened, load_system(system), threads=threads, **options)
 
     def _build(self, engines: EngineSet, overlap: bool, threads: int) -> None:
@@ -119,12 +152,18 @@ class Session:
         dtype = engines.dtype
         prompt = Prompt(engines.folder, model.video_token)
         self._memory = Memory(device, model, self.system, len(prompt.prefix), dtype, self._clock)
-        timeline = Timeline(model, len(prompt.prefix), min(model.max_rows + self._sampling.max_tokens, model.max_position // 8))
+        timeline = Timeline(
+            model,
+            len(prompt.prefix),
+            min(model.max_rows + self._sampling.max_tokens, model.max_position // 8),
+        )
         run = LanguageRun(engines.llm, model, device, self._memory.pool)
         stages = make_stages(device, engines, self._memory, timeline, run, threads)
         self._prefill = stages[-1]
         if prompt.prefix:
-            self._prefill.stream.submit(self._cache_prompt, run, np.asarray(prompt.prefix, np.int32)).result()
+            self._prefill.stream.submit(
+                self._cache_prompt, run, np.asarray(prompt.prefix, np.int32)
+            ).result()
         buffers = [Buffers(device, model, dtype) for _ in range(CHUNKS_IN_FLIGHT if overlap else 1)]
         self._pipeline: Pipeline = (
             OverlappedPipeline(stages, buffers, self._clock, self._placed)
@@ -133,9 +172,19 @@ class Session:
         )
         if isinstance(self.system.speaks, StreamingEos):
             self._prefill.speaker = Speaker(
-                self.system.speaks, device, self._prefill.stream, run, self._memory, timeline, model, prompt, self._emit
+                self.system.speaks,
+                device,
+                self._prefill.stream,
+                run,
+                self._memory,
+                timeline,
+                model,
+                prompt,
+                self._emit,
             )
-        self._answerer = Answerer(device, engines, self._memory, timeline, prompt, self._prefill, self._clock)
+        self._answerer = Answerer(
+            device, engines, self._memory, timeline, prompt, self._prefill, self._clock
+        )
 
     def _cache_prompt(self, run: LanguageRun, tokens: np.ndarray) -> None:
         positions, stream = text_positions(0, len(tokens)), self._prefill.stream
@@ -147,18 +196,22 @@ class Session:
         """Time of the newest frame seen, sampled or not, in seconds."""
         return self._now
 
-    # ---- frames ---------------------------------------------------------------------------------------------------------
+    # ---- frames
+    # ---------------------------------------------------------------------------------------------------------
 
     def wants(self, at: Fraction) -> bool:
-        """Whether a frame of that time will be taken, so that others need not be decoded to pixels. Asks what is due."""
+        """Whether a frame of that time will be taken, so that others need not be decoded to pixels.
+        Asks what is due."""
         with self._lock:
             self._see(at)
             return self._sampler.wants(at)
 
     def push(self, frame: Frame) -> None:
-        """Give the stream its next frame; with on_lag "wait" this waits while the pipeline is full."""
+        """Give the stream its next frame; with on_lag "wait" this waits while the pipeline is
+        full."""
         if self._on_lag == "wait" and self._chunker.pending == self._chunker.chunk_frames - 1:
-            self._pipeline.wait_for_room()  # before the lock is taken, so that questions get in meanwhile
+            # before the lock is taken, so that questions get in meanwhile
+            self._pipeline.wait_for_room()
         with self._lock:
             if self._finished:
                 raise VicortError("this stream was finished: open a new session for more frames")
@@ -175,7 +228,8 @@ class Session:
                 self._send(chunk)
 
     def finish(self) -> None:
-        """End of the stream: a half unit is completed, questions still open are asked, all answers are waited for."""
+        """End of the stream: a half unit is completed, questions still open are asked, all answers
+        are waited for."""
         with self._lock:
             if not self._finished:
                 self._ask_due(lambda at: at is not None and at <= self._now)
@@ -188,18 +242,26 @@ class Session:
         for answer in self._open:
             answer.result()
 
-    # ---- questions ------------------------------------------------------------------------------------------------------
+    # ---- questions
+    # ------------------------------------------------------------------------------------------------------
 
     def submit(self, question: Question, on_token: Callable[[str], None] | None = None) -> Future:
-        """Ask without waiting; the future holds the Answer. A time to come, or the end, is waited for; one that has passed is now.
+        """Ask without waiting; the future holds the Answer. A time to come, or the end, is waited
+        for; one that has passed is now.
 
         Raises QuestionError for a question that cannot be asked.
         """
         self._answerer.check(question)
         with self._lock:
             self._count += 1
-            asked = _Asked(replace(question, id=question.id or f"q{self._count}"), Future(), on_token or (lambda text: None))
-            self._open = [answer for answer in self._open if not answer.done() or answer.exception()] + [asked.answer]
+            asked = _Asked(
+                replace(question, id=question.id or f"q{self._count}"),
+                Future(),
+                on_token or (lambda text: None),
+            )
+            self._open = [
+                answer for answer in self._open if not answer.done() or answer.exception()
+            ] + [asked.answer]
             if self._finished or (question.at is not None and question.at <= self._now):
                 self._launch(asked)
             else:
@@ -216,27 +278,45 @@ class Session:
         on_token: Callable[[str], None] | None = None,
     ) -> Answer:
         """Ask now, or at a time to come, and wait for the answer."""
-        question = Question(text, self._now if at is None else at, conversation=conversation, sampling=sampling or self._sampling)
+        question = Question(
+            text,
+            self._now if at is None else at,
+            conversation=conversation,
+            sampling=sampling or self._sampling,
+        )
         return self.submit(question, on_token).result()
 
     async def ask_stream(
-        self, text: str, *, at: Fraction | None = None, conversation: str | None = None, sampling: Sampling | None = None
+        self,
+        text: str,
+        *,
+        at: Fraction | None = None,
+        conversation: str | None = None,
+        sampling: Sampling | None = None,
     ) -> AsyncIterator[str]:
-        """Ask as `ask` does, and get the pieces of the answer as they come: `async for piece in session.ask_stream("…")`.
+        """Ask as `ask` does, and get the pieces of the answer as they come: `async for piece in
+        session.ask_stream("…")`.
 
-        The event loop never waits meanwhile; frames are pushed from another thread (`await asyncio.to_thread(session.push, frame)`).
-        Leaving early drops the rest, which is made to its end behind. Raises what `ask` raises.
+        The event loop never waits meanwhile; frames are pushed from another thread (`await
+        asyncio.to_thread(session.push, frame)`). Leaving early drops the rest, which is made to its
+        end behind. Raises what `ask` raises.
         """
         pieces: asyncio.Queue[str | Future] = asyncio.Queue()
         give = partial(_give_to_loop, asyncio.get_running_loop(), pieces)
-        question = Question(text, self._now if at is None else at, conversation=conversation, sampling=sampling or self._sampling)
+        question = Question(
+            text,
+            self._now if at is None else at,
+            conversation=conversation,
+            sampling=sampling or self._sampling,
+        )
         answer = await asyncio.to_thread(self.submit, question, give)
         answer.add_done_callback(give)
         while isinstance(piece := await pieces.get(), str):
             yield piece
         piece.result()
 
-    # ---- the end --------------------------------------------------------------------------------------------------------
+    # ---- the end
+    # --------------------------------------------------------------------------------------------------------
 
     def summary(self) -> Summary:
         """The stream so far."""
@@ -267,13 +347,17 @@ class Session:
         self._device.close()
         for answer in self._open:
             with suppress(InvalidStateError):  # given, or failed by itself
-                answer.set_exception(VicortError("the session was closed before the answer: open a new one"))
+                answer.set_exception(
+                    VicortError("the session was closed before the answer: open a new one")
+                )
 
     def close(self) -> None:
         """Let go of threads and memory; open work is dropped."""
         if not self._closed:
             self.cancel()
-            gc.collect()  # engines and pools are large, and lie in reference cycles that might otherwise stay for long
+            # engines and pools are large, and lie in reference cycles that might otherwise stay for
+            # long
+            gc.collect()
 
     def __enter__(self) -> Self:
         return self
@@ -281,20 +365,26 @@ class Session:
     def __exit__(self, *failure: object) -> None:
         self.close()
 
-    # ---- behind the verbs -----------------------------------------------------------------------------------------------
+    # ---- behind the verbs
+    # -----------------------------------------------------------------------------------------------
 
     def _see(self, at: Fraction) -> None:
-        """Time has come to `at`: questions due before are asked first, so that they see what was complete then."""
+        """Time has come to `at`: questions due before are asked first, so that they see what was
+        complete then."""
         self._ask_due(lambda due: due is not None and due < at)
         self._now = max(self._now, at)
 
     def _ask_due(self, is_due: Callable[[Fraction | None], bool]) -> None:
-        now, self._due = [a for a in self._due if is_due(a.question.at)], [a for a in self._due if not is_due(a.question.at)]
+        now, self._due = (
+            [a for a in self._due if is_due(a.question.at)],
+            [a for a in self._due if not is_due(a.question.at)],
+        )
         for asked in sorted(now, key=lambda a: a.question.at or self._now):
             self._launch(asked)
 
     def _send(self, chunk: Chunk) -> None:
-        """Into the pipeline; if it is full, wait or let the oldest waiting chunk go, as the lag policy says."""
+        """Into the pipeline; if it is full, wait or let the oldest waiting chunk go, as the lag
+        policy says."""
         if self._on_lag == "wait":
             self._pipeline.submit(chunk)
             return
@@ -310,7 +400,8 @@ class Session:
             self._pipeline.submit(self._waiting.popleft())
 
     def _launch(self, asked: _Asked) -> None:
-        """Cut the chunk being filled, and put the question's snapshot behind it, in the order of the stream."""
+        """Cut the chunk being filled, and put the question's snapshot behind it, in the order of
+        the stream."""
         asked.since = time.perf_counter_ns()
         if asked.question.at is None or (asked.question.at < self._now and not self._finished):
             asked.question = replace(asked.question, at=self._now)
@@ -321,7 +412,9 @@ class Session:
             self._prefill.stream.submit(self._answer_in_stream, asked, self._pipeline.newest)
             return
         before = self._answerer.join(asked.question, asked.answer)
-        snapshot = self._prefill.stream.submit(self._snapshot, asked.question, self._pipeline.newest)
+        snapshot = self._prefill.stream.submit(
+            self._snapshot, asked.question, self._pipeline.newest
+        )
         self._drivers.submit(self._drive, asked, snapshot.value, before)
 
     def _snapshot(self, question: Question, newest_chunk: StreamEvent | None) -> Snapshot:
@@ -333,8 +426,11 @@ class Session:
         """One answer in the order of the stream, of which it becomes a part: chunks wait for it."""
         self._drive(asked, lambda: self._snapshot(asked.question, newest_chunk), None)
 
-    def _drive(self, asked: _Asked, snapshot: Callable[[], Snapshot], before: Future | None) -> None:
-        """One answer from its snapshot to its event; on a thread of its own, unless it joins the stream."""
+    def _drive(
+        self, asked: _Asked, snapshot: Callable[[], Snapshot], before: Future | None
+    ) -> None:
+        """One answer from its snapshot to its event; on a thread of its own, unless it joins the
+        stream."""
         try:
             taken = snapshot()
             if before:
@@ -381,13 +477,16 @@ def _chunk_frames(system: System, model: ModelSpec) -> int:
     """Frames in a chunk. Raises ConfigError for more than the engines take."""
     if system.chunk_frames and system.chunk_frames > model.chunk_frames:
         raise ConfigError(
-            f"system {system.name} takes chunks of {system.chunk_frames} frames, these engines {model.chunk_frames}: set chunk.frames in "
+            f"system {system.name} takes chunks of {system.chunk_frames} frames, these engines "
+            f"{model.chunk_frames}: set chunk.frames in "
             f"its YAML file to at most that, or rebuild with --chunk-frames {system.chunk_frames}"
         )
     return system.chunk_frames or model.chunk_frames
 
 
-def _give_to_loop(loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue, piece: str | Future) -> None:
+def _give_to_loop(
+    loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue, piece: str | Future
+) -> None:
     with suppress(RuntimeError):  # the loop has ended: nobody listens
         loop.call_soon_threadsafe(pieces.put_nowait, piece)
 

@@ -1,6 +1,7 @@
 """A session that any number of threads use, and close, at any moment: what the C API is made of.
 
-It keeps the caller's clock of microseconds, gives frames an order, and lets nobody in after the close.
+It keeps the caller's clock of microseconds, gives frames an order, and lets nobody in after the
+close.
 """
 
 from __future__ import annotations
@@ -54,13 +55,17 @@ class Heard:
 class SharedSession:
     """All verbs are for any thread; those of frames go one at a time."""
 
-    def __init__(self, session: Session, sampling: Sampling | None = None, *, on_gpu: bool = False) -> None:
-        """sampling: of its answers. on_gpu: whether its engines run there, so that pictures in the host's memory must be RGB."""
+    def __init__(
+        self, session: Session, sampling: Sampling | None = None, *, on_gpu: bool = False
+    ) -> None:
+        """sampling: of its answers. on_gpu: whether its engines run there, so that pictures in the
+        host's memory must be RGB."""
         sampling = sampling or Sampling()
         self.on_gpu = on_gpu
         self._session, self._sampling = session, sampling
         self._pushing = threading.Lock()  # of the four below
-        self._origin_us: int | None = None  # the first frame's time on the caller's clock; None = no frame yet
+        # the first frame's time on the caller's clock; None = no frame yet
+        self._origin_us: int | None = None
         self._last = Fraction(0)  # time of the newest frame, in seconds since the first
         self._frames = 0
         self._finished = False
@@ -70,9 +75,14 @@ class SharedSession:
         self._calls: Counter[int] = Counter()  # under way, by thread
         self._left = threading.Condition()  # of the calls
 
-    def push(self, time_us: int, picture: Callable[[], Any], motion: Callable[[], Motion | None] = lambda: None) -> None:
-        """The frame of that time, on a clock that only needs to rise; `picture` gives its image, and is called only if it is sampled,
-        as is `motion`.
+    def push(
+        self,
+        time_us: int,
+        picture: Callable[[], Any],
+        motion: Callable[[], Motion | None] = lambda: None,
+    ) -> None:
+        """The frame of that time, on a clock that only needs to rise; `picture` gives its image,
+        and is called only if it is sampled, as is `motion`.
 
         Raises SessionClosed, StreamFinished, TimeOrderError, and what an earlier frame failed with.
         """
@@ -86,7 +96,8 @@ class SharedSession:
                 self._session.push(Frame(image, at, self._frames - 1, motion()))
 
     def set_codec(self, codec: str, extradata: bytes = b"") -> None:
-        """What the packets that follow are of, as `PacketReader` has it; pictures that an earlier codec holds back are pushed first.
+        """What the packets that follow are of, as `PacketReader` has it; pictures that an earlier
+        codec holds back are pushed first.
 
         Raises SourceError, and what `push` raises.
         """
@@ -99,14 +110,19 @@ class SharedSession:
                 self._push_all(before.rest())
 
     def push_packet(self, data: bytes, time_us: int) -> None:
-        """One encoded picture, in the order of decoding, and when it is shown; what it completes is decoded and pushed on this thread.
+        """One encoded picture, in the order of decoding, and when it is shown; what it completes is
+        decoded and pushed on this thread.
 
-        Raises SourceError for a packet that cannot be decoded, ConfigError if no codec was set, and what `push` raises; the next packet
-        may be good.
+        Raises SourceError for a packet that cannot be decoded, ConfigError if no codec was set, and
+        what `push` raises; the next packet may be good.
         """
         with self._inside(), self._decoding:
             if self._packets is None:
-                raise _finished() if self._finished else ConfigError("the packets have no codec yet: set it first, as h264")
+                raise (
+                    _finished()
+                    if self._finished
+                    else ConfigError("the packets have no codec yet: set it first, as h264")
+                )
             self._push_all(self._packets.read(data, time_us))
 
     def _push_all(self, pictures: Iterator[DecodedPicture]) -> None:
@@ -121,16 +137,23 @@ class SharedSession:
             raise late
 
     def watch(self, spec: str, pace: float) -> None:
-        """Push a source's frames until it ends; its first frame is the stream's first. pace: times its own speed, 0 = as fast as it goes.
+        """Push a source's frames until it ends; its first frame is the stream's first. pace: times
+        its own speed, 0 = as fast as it goes.
 
         Raises SourceError, and what `push` raises.
         """
         if not 0 <= pace < float("inf"):
-            raise ConfigError(f"pace {pace} is no speed: give 1 for the source's own, 2 for twice that, or 0 for as fast as it goes")
+            raise ConfigError(
+                f"pace {pace} is no speed: give 1 for the source's own, 2 for twice that, or 0 "
+                "for as fast as it goes"
+            )
         with self._inside(), open_source(spec, motion=self._session.system.wants_motion) as source:
             with self._pushing:
                 if self._origin_us is not None:
-                    raise TimeOrderError(f"{source.name} begins at time 0, and the stream has frames already: open a session for it")
+                    raise TimeOrderError(
+                        f"{source.name} begins at time 0, and the stream has frames already: "
+                        "open a session for it"
+                    )
                 self._origin_us = 0
             wait = self._pacer(pace)
             for frame in source.frames(lambda at: self._sees(wait, at)):
@@ -140,7 +163,8 @@ class SharedSession:
                     self._session.push(frame)
 
     def finish(self) -> None:
-        """End of the stream; waits for what is under way. Raises what a frame or an answer failed with."""
+        """End of the stream; waits for what is under way. Raises what a frame or an answer failed
+        with."""
         with self._inside():
             try:
                 with self._decoding:
@@ -155,13 +179,16 @@ class SharedSession:
     def ask(self, text: str, on_token: Callable[[str], bool]) -> Heard:
         """Ask now, and wait. on_token gets each piece on this thread, and says whether to go on.
 
-        Raises QuestionError, SessionClosed, AnswerStopped (the answer is made to its end all the same), and what the answer failed with.
+        Raises QuestionError, SessionClosed, AnswerStopped (the answer is made to its end all the
+        same), and what the answer failed with.
         """
         if not text.strip():
             raise QuestionError("the question is empty: ask something")
         with self._inside():
             pieces: SimpleQueue[str | None] = SimpleQueue()
-            answer = self._session.submit(Question(text.strip(), self._session.now, sampling=self._sampling), pieces.put)
+            answer = self._session.submit(
+                Question(text.strip(), self._session.now, sampling=self._sampling), pieces.put
+            )
             answer.add_done_callback(lambda _: pieces.put(None))
             while (piece := pieces.get()) is not None:
                 if not on_token(piece):
@@ -175,7 +202,8 @@ class SharedSession:
             return self._session.summary()
 
     def close(self) -> None:
-        """Other threads' calls end with SessionClosed, and are waited for; those of this thread, whose callback this is, are not."""
+        """Other threads' calls end with SessionClosed, and are waited for; those of this thread,
+        whose callback this is, are not."""
         with self._left:
             self._check_open()
             self._ending.set()
@@ -211,10 +239,16 @@ class SharedSession:
             raise _finished()
         if self._origin_us is not None and self._frames and at <= self._last:
             late = int((self._last - at) * MICROSECONDS)
-            raise TimeOrderError(f"the frame is {late} us before the newest one, or at its time: push frames in the order of their times")
+            raise TimeOrderError(
+                f"the frame is {late} us before the newest one, or at its time: push frames in "
+                "the order of their times"
+            )
         if at - self._last > LONGEST_GAP:
             days = int((at - self._last) / 86_400)
-            raise TimeOrderError(f"the frame is {days} days after the newest one, and at most 366 may lie between: keep to one clock")
+            raise TimeOrderError(
+                f"the frame is {days} days after the newest one, and at most 366 may lie "
+                "between: keep to one clock"
+            )
 
     def _sees(self, wait: Callable[[Fraction], None], at: Fraction) -> bool:
         """Whether a source's frame is wanted, when its time has come."""
@@ -235,7 +269,11 @@ class SharedSession:
     def _heard(self, answer: Future) -> Heard:
         given: Answer = answer.result()
         origin = self._origin_us or 0
-        return Heard(given, origin + round(given.at * MICROSECONDS), origin + round(given.seen_until * MICROSECONDS))
+        return Heard(
+            given,
+            origin + round(given.at * MICROSECONDS),
+            origin + round(given.seen_until * MICROSECONDS),
+        )
 
 
 def _finished() -> StreamFinished:

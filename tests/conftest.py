@@ -1,4 +1,5 @@
-"""What several rooms' tests share: the embedded model's engine sets, built once a run by `vicort-build` itself."""
+"""What several rooms' tests share: the embedded model's engine sets, built once a run by
+`vicort-build` itself."""
 
 import fcntl
 import os
@@ -16,14 +17,16 @@ settings.load_profile("vicort")
 
 @pytest.fixture(autouse=True)
 def scheduling():
-    """Tests that write AV1 leave no realtime process behind, in which all that follows would hold up the rest of the machine."""
+    """Tests that write AV1 leave no realtime process behind, in which all that follows would hold
+    up the rest of the machine."""
     with scheduling_kept():
         yield
 
 
 @pytest.fixture(scope="session")
 def build_tiny(tmp_path_factory):
-    """Folder of the embedded model's engine set for a backend, built on first use, by one of the processes that tests run in."""
+    """Folder of the embedded model's engine set for a backend, built on first use, by one of the
+    processes that tests run in."""
     root = tmp_path_factory.getbasetemp()
     engines = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "engines"
     engines.mkdir(exist_ok=True)
@@ -33,7 +36,16 @@ def build_tiny(tmp_path_factory):
         with (engines / f"{folder.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.exists():
-                command = [sys.executable, "-m", "vicort.export.build", "tiny", "--backend", backend, "--out", str(folder)]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "vicort.export.build",
+                    "tiny",
+                    "--backend",
+                    backend,
+                    "--out",
+                    str(folder),
+                ]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 assert done.returncode == 0, done.stderr
         return folder

@@ -1,4 +1,5 @@
-"""The whole runtime on a simulated GPU that runs its streams as late, and in as bad an order, as CUDA allows."""
+"""The whole runtime on a simulated GPU that runs its streams as late, and in as bad an order, as
+CUDA allows."""
 
 import gc
 import threading
@@ -29,7 +30,10 @@ SHORT = Sampling(max_tokens=4)
 ASK, OTHER = "what color was the circle?", "what came after the star?"
 BY_HEAD = [name for name in known_systems() if load_system(name).long_term]  # on CPU engines only
 SHARED = [name for name in known_systems() if name not in BY_HEAD]
-SPILLING = system(retrieval="{policy: similar-chunks, top: 4}", memory="{device_mb: 0.92, host_mb: 0.02, when_full: drop-oldest}")
+SPILLING = system(
+    retrieval="{policy: similar-chunks, top: 4}",
+    memory="{device_mb: 0.92, host_mb: 0.02, when_full: drop-oldest}",
+)
 
 
 def small(name):
@@ -37,7 +41,11 @@ def small(name):
     found = load_system(name)
     host = 0.02 if found.budget.host_mb else 0
     device = {"uniform": 2.5, "vicostream": 2.5, "videollm-online": 3}.get(name, 1.2)
-    speaks = found.speaks.model_copy(update={"longest": 2}) if isinstance(found.speaks, StreamingEos) else found.speaks
+    speaks = (
+        found.speaks.model_copy(update={"longest": 2})
+        if isinstance(found.speaks, StreamingEos)
+        else found.speaks
+    )
     return replace(found, budget=replace_budget(found, device, host), speaks=speaks)
 
 
@@ -46,23 +54,38 @@ def replace_budget(found, device_mb, host_mb):
 
 
 def watch(engines, chosen, video, questions=(), *, asks=(), **options):
-    """A stream, with questions at times to come (several at once), and a conversation that is asked as it goes.
+    """A stream, with questions at times to come (several at once), and a conversation that is asked
+    as it goes.
 
     -> answers by their id, chunks in their order, pages at the end
     """
     events = []
     with Session(engines, chosen, sampling=SHORT, on_event=events.append, **options) as session:
         for at in questions:
-            session.submit(Question(ASK, None if at is None else Fraction(at), id=f"at {at}", sampling=SHORT))
+            session.submit(
+                Question(ASK, None if at is None else Fraction(at), id=f"at {at}", sampling=SHORT)
+            )
         for number, frame in enumerate(video):
             session.push(frame)
             if number in asks:
-                session.submit(Question(OTHER, Fraction(0), id=f"turn {number}", conversation="a", sampling=SHORT))
+                session.submit(
+                    Question(
+                        OTHER, Fraction(0), id=f"turn {number}", conversation="a", sampling=SHORT
+                    )
+                )
         session.finish()
         pages = session.summary().pages
-    said = {e.id: (e.text, e.seen_until, e.read, e.pages, e.tokens) for e in events if isinstance(e, Answer)}
+    said = {
+        e.id: (e.text, e.seen_until, e.read, e.pages, e.tokens)
+        for e in events
+        if isinstance(e, Answer)
+    }
     said |= {f"unasked, {e.at}": (e.text, e.silence) for e in events if isinstance(e, Spoken)}
-    return said, [(e.index, e.start, e.end, e.kept) for e in events if isinstance(e, ChunkEvent)], pages
+    return (
+        said,
+        [(e.index, e.start, e.end, e.kept) for e in events if isinstance(e, ChunkEvent)],
+        pages,
+    )
 
 
 def told(engines, name, **options):
@@ -86,7 +109,9 @@ def on_the_host():
 
 @pytest.mark.parametrize("order", range(2))
 @pytest.mark.parametrize("name", ["spilling", *SHARED])
-def test_every_system_says_on_the_gpu_what_it_says_on_the_host_to_the_last_bit(name, order, on_the_host):
+def test_every_system_says_on_the_gpu_what_it_says_on_the_host_to_the_last_bit(
+    name, order, on_the_host
+):
     engines = SimulatedEngineSet(order=order, lag=0.002 * order)
     assert told(engines, name) == on_the_host(name)
     assert engines.driver.counts["replay"] > engines.driver.counts["capture"] > 0
@@ -103,7 +128,9 @@ def test_every_system_says_the_same_in_many_more_orders(name, order, on_the_host
 def test_the_sequential_twin_says_the_same_on_one_cuda_stream(name, on_the_host):
     engines = SimulatedEngineSet()
     assert told(engines, name, overlap=False) == on_the_host(name)
-    assert len({stream for _, stream in engines.driver.log if _ in ("vision", "tokens", "llm")}) == 1
+    assert (
+        len({stream for _, stream in engines.driver.log if _ in ("vision", "tokens", "llm")}) == 1
+    )
 
 
 @pytest.mark.parametrize("order", range(2))
@@ -125,7 +152,10 @@ def test_old_pages_were_moved_to_the_host_tier_and_read_again(on_the_host):
 def test_time_is_rebased_on_the_gpu_as_on_the_host():
     def run(engines):
         picture = frames(1)[0]
-        video = [type(picture)(np.full((8, 8, 3), i % 251, np.uint8), Fraction(i, 2), i) for i in range(600)]
+        video = [
+            type(picture)(np.full((8, 8, 3), i % 251, np.uint8), Fraction(i, 2), i)
+            for i in range(600)
+        ]
         chosen = system(memory="{device_mb: 0.92, host_mb: 0.02, when_full: drop-oldest}")
         return watch(engines, chosen, video, (60, 150, None), asks=(299,))
 
@@ -133,11 +163,13 @@ def test_time_is_rebased_on_the_gpu_as_on_the_host():
     assert run(SimulatedEngineSet(**small_range)) == run(FakeEngineSet(**small_range))
 
 
-# ---- the stand-in sees what it is for -------------------------------------------------------------------------------------------
+# ---- the stand-in sees what it is for
+# -------------------------------------------------------------------------------------------
 
 
 def incurious(engines):
-    """Nobody sees by asking that work is done, as who looks at stage times may: what comes after that would rightly be no race."""
+    """Nobody sees by asking that work is done, as who looks at stage times may: what comes after
+    that would rightly be no race."""
     engines.driver.is_done = lambda event: False
     return engines
 
@@ -145,7 +177,8 @@ def incurious(engines):
 @pytest.mark.parametrize("order", range(2))
 @pytest.mark.parametrize("victim", ["vision", "tokens", "question"])
 def test_work_that_does_not_wait_for_the_work_before_it_is_found(victim, order, monkeypatch):
-    """Prefill is not among them: it comes behind the count that the host reads, and so behind all of `tokens`."""
+    """Prefill is not among them: it comes behind the count that the host reads, and so behind all
+    of `tokens`."""
     wait, tell = ObservedStream.wait, Watcher._tell
 
     def without(self, event):
@@ -161,7 +194,9 @@ def test_work_that_does_not_wait_for_the_work_before_it_is_found(victim, order, 
     monkeypatch.setattr(ObservedStream, "wait", without)
     monkeypatch.setattr(Watcher, "_tell", late)
     with pytest.raises(Race, match=r"no event between them|may still read"):
-        watch(incurious(SimulatedEngineSet(order=order)), small("vicostream"), frames(24), (3, 7, 11))
+        watch(
+            incurious(SimulatedEngineSet(order=order)), small("vicostream"), frames(24), (3, 7, 11)
+        )
 
 
 def test_context_memory_that_two_streams_share_is_found(monkeypatch):
@@ -173,11 +208,20 @@ def test_context_memory_that_two_streams_share_is_found(monkeypatch):
 
     monkeypatch.setattr(Lane, "_give_memory", shared)
     with pytest.raises(Race):
-        watch(incurious(SimulatedTensorRTSet(lag=0.01)), small("vicostream"), frames(160), range(2, 60))
+        watch(
+            incurious(SimulatedTensorRTSet(lag=0.01)),
+            small("vicostream"),
+            frames(160),
+            range(2, 60),
+        )
 
 
 def test_a_context_whose_graph_would_still_be_replayed_is_not_used_for_other_shapes(monkeypatch):
-    monkeypatch.setattr(TensorRTEngine, "new_context", lambda engine, make=TensorRTEngine.new_context: _the_one(engine, make))
+    monkeypatch.setattr(
+        TensorRTEngine,
+        "new_context",
+        lambda engine, make=TensorRTEngine.new_context: _the_one(engine, make),
+    )
     with pytest.raises(Misuse, match="context of a CUDA graph was changed"):
         told(SimulatedTensorRTSet(), "vicostream", overlap=False)
 
@@ -198,13 +242,15 @@ def test_a_read_that_does_not_wait_is_found(monkeypatch, on_the_host):
 
 
 def test_a_chunks_buffers_that_are_given_back_too_early_are_found(monkeypatch):
-    """They may go to the next chunk only once the device is done with this one: what `notify` is for."""
+    """They may go to the next chunk only once the device is done with this one: what `notify` is
+    for."""
     monkeypatch.setattr(CudaStream, "notify", lambda self, work, *args, failed=None: work(*args))
     with pytest.raises(Race):
         watch(incurious(SimulatedEngineSet()), small("vicostream"), frames(80))
 
 
-# ---- what a steady stream costs ---------------------------------------------------------------------------------------------------
+# ---- what a steady stream costs
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["spilling", "vicostream", "uniform", "simplestream"])
@@ -222,11 +268,18 @@ def test_a_steady_stream_allocates_nothing_and_waits_once_a_chunk_and_once_a_tok
                 session.ask(ASK)
                 asked += number > 8 * warm
         session._pipeline.drain()
-        after, waited = Counter(driver.counts), Counter(name.rpartition("_")[0] or name for name in driver.waits[waits:])
-    assert {what: after[what] - before[what] for what in ("allocate", "allocate_pinned")} == {"allocate": 0, "allocate_pinned": 0}
+        after, waited = (
+            Counter(driver.counts),
+            Counter(name.rpartition("_")[0] or name for name in driver.waits[waits:]),
+        )
+    assert {what: after[what] - before[what] for what in ("allocate", "allocate_pinned")} == {
+        "allocate": 0,
+        "allocate_pinned": 0,
+    }
     assert not {"preprocess", "vision", "prefill"} & set(waited)
     assert waited["tokens"] == chunks
-    assert waited["question"] == asked * (1 + SHORT.max_tokens)  # the prefill of its text, and each token
+    # the prefill of its text, and each token
+    assert waited["question"] == asked * (1 + SHORT.max_tokens)
 
 
 def test_urgent_work_needs_no_gate_on_the_host():
@@ -238,7 +291,8 @@ def test_urgent_work_needs_no_gate_on_the_host():
     device.close()
 
 
-# ---- a GPU that breaks -------------------------------------------------------------------------------------------------------------
+# ---- a GPU that breaks
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("graph", ["vision", "tokens", "llm"])
@@ -265,7 +319,9 @@ def test_a_caller_whose_own_callback_fails_is_told_and_nothing_hangs(order):
             raise KeyError("theirs")
 
     def run():
-        with Session(SimulatedEngineSet(order=order), small("vicostream"), on_event=on_event) as session:
+        with Session(
+            SimulatedEngineSet(order=order), small("vicostream"), on_event=on_event
+        ) as session:
             for frame in frames(200):
                 session.push(frame)
             session.finish()
@@ -301,6 +357,8 @@ def test_a_closed_session_gives_its_device_memory_back():
 
 @pytest.mark.parametrize("name", BY_HEAD)
 def test_memory_that_differs_by_head_is_refused_in_one_line(name):
-    with pytest.raises(DeviceError, match=r"CPU engines only so far: take --system vicostream") as caught:
+    with pytest.raises(
+        DeviceError, match=r"CPU engines only so far: take --system vicostream"
+    ) as caught:
         Session(SimulatedEngineSet(), load_system(name))
     assert "\n" not in str(caught.value)

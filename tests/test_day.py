@@ -1,4 +1,5 @@
-"""A simulated day: a question about its first minute is answered where a system remembers that far, and where not, the answer says so."""
+"""A simulated day: a question about its first minute is answered where a system remembers that far,
+and where not, the answer says so."""
 
 import json
 from fractions import Fraction
@@ -16,8 +17,10 @@ DAY = 86_400  # seconds, of a temporal unit each: 10,800 chunks
 THINGS = 7
 EMPTY = 64  # different pictures of nothing, over and over
 # full-history ends where its memory ends (test_endless.py); videollm-online is asked otherwise.
-REMEMBERS_A_DAY = {"vicostream", "distinct", "livevlm"}  # with the budgets of their YAML files and the embedded model
-HOLDS_A_DAY = {"uniform"}  # but a question reads a unit in five minutes or so: it may be none of that minute
+# with the budgets of their YAML files and the embedded model
+REMEMBERS_A_DAY = {"vicostream", "distinct", "livevlm"}
+# but a question reads a unit in five minutes or so: it may be none of that minute
+HOLDS_A_DAY = {"uniform"}
 
 
 def day(seed, seconds):
@@ -36,16 +39,32 @@ def day(seed, seconds):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("name", [name for name in known_systems() if name not in ("full-history", "videollm-online")])
-def test_a_day_later_the_first_minute_is_remembered_or_the_answer_says_that_it_is_not(tiny_engines, name):
+@pytest.mark.parametrize(
+    "name", [name for name in known_systems() if name not in ("full-history", "videollm-online")]
+)
+def test_a_day_later_the_first_minute_is_remembered_or_the_answer_says_that_it_is_not(
+    tiny_engines, name
+):
     frames, things = day(HELD_OUT + 77, DAY)
     with Session.open(tiny_engines, name) as session:
         for frame in frames:
             session.push(frame)
-        answers = [session.ask(f"what color was the {thing.shape}?", sampling=Sampling(max_tokens=4)) for thing in things]
+        answers = [
+            session.ask(f"what color was the {thing.shape}?", sampling=Sampling(max_tokens=4))
+            for thing in things
+        ]
     right = sum(answer.text == thing.color for answer, thing in zip(answers, things, strict=True))
     since = {answer.memory_from for answer in answers}
-    print(json.dumps({"system": name, "right": right, "of": len(things), "memory_from": [float(each) for each in since]}))
+    print(
+        json.dumps(
+            {
+                "system": name,
+                "right": right,
+                "of": len(things),
+                "memory_from": [float(each) for each in since],
+            }
+        )
+    )
     if name in REMEMBERS_A_DAY:
         assert since == {0}
         assert right >= 2

@@ -1,4 +1,5 @@
-"""Real engines, the real runtime: against transformers' one pass, against the sequential twin, and without torch."""
+"""Real engines, the real runtime: against transformers' one pass, against the sequential twin, and
+without torch."""
 
 import json
 import os
@@ -26,13 +27,42 @@ WORDS = 6
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("overlap", [True, False])
 def test_streaming_with_full_history_equals_transformers_in_one_pass(build_tiny, backend, overlap):
-    """Chunks of 16 and the rest, uneven times, a text to go on with: the same greedy tokens, whatever the end-of-text token says."""
+    """Chunks of 16 and the rest, uneven times, a text to go on with: the same greedy tokens,
+    whatever the end-of-text token says."""
     torch.set_num_threads(1)
     frames = np.random.default_rng(0).integers(0, 256, (22, 112, 112, 3), np.uint8)
-    times = [Fraction(t, 2) for t in [0, 1, 2, 3, 9, 10, 11, 12, 40, 41, 42, 43, 44, 45, 100, 101, 102, 103, 104, 105, 300, 301]]
+    times = [
+        Fraction(t, 2)
+        for t in [
+            0,
+            1,
+            2,
+            3,
+            9,
+            10,
+            11,
+            12,
+            40,
+            41,
+            42,
+            43,
+            44,
+            45,
+            100,
+            101,
+            102,
+            103,
+            104,
+            105,
+            300,
+            301,
+        ]
+    ]
     engines = EngineSet.open(build_tiny(backend))
     model = engines.manifest.model
-    engines.manifest = engines.manifest.model_copy(update={"model": model.model_copy(update={"eos_tokens": ()})})
+    engines.manifest = engines.manifest.model_copy(
+        update={"model": model.model_copy(update={"eos_tokens": ()})}
+    )
     with Session(engines, load_system("full-history"), overlap=overlap, fps="source") as session:
         for index, (image, at) in enumerate(zip(frames, times, strict=True)):
             session.push(Frame(image, at, index))
@@ -40,7 +70,12 @@ def test_streaming_with_full_history_equals_transformers_in_one_pass(build_tiny,
         answer = session.ask("what color was the circle?", sampling=Sampling(max_tokens=WORDS))
         prompt = session._answerer.prompt
     temporal = [int(at * Fraction(model.tokens_per_second)) for at in times[::2]]
-    asked = Conversation(prompt.prefix, torch.from_numpy(frames), temporal, prompt.question("what color was the circle?"))
+    asked = Conversation(
+        prompt.prefix,
+        torch.from_numpy(frames),
+        temporal,
+        prompt.question("what color was the circle?"),
+    )
     expected, _ = asked.reference_answer(load_reference(CHECKPOINT), WORDS)
     assert answer.tokens == WORDS
     assert answer.text == prompt.decode(expected)
@@ -49,13 +84,21 @@ def test_streaming_with_full_history_equals_transformers_in_one_pass(build_tiny,
 def cells(memory) -> list[bytes]:
     """Keys, values and positions of every cached visual token, in the order of the stream."""
     held = [page for unit in memory._units.values() for page in unit.held]
-    tiers = [(memory.pool if page.on_device else memory.host_pool, page.slot, page.page.tokens) for page in held]
-    units = [part for pool, slot, n in tiers for part in (pool.data[slot, :, :, :, :n], pool.where[slot, 0, 0, :n])]
+    tiers = [
+        (memory.pool if page.on_device else memory.host_pool, page.slot, page.page.tokens)
+        for page in held
+    ]
+    units = [
+        part
+        for pool, slot, n in tiers
+        for part in (pool.data[slot, :, :, :, :n], pool.where[slot, 0, 0, :n])
+    ]
     return [part.tobytes() for part in (*units, *long_term_cells(memory))]
 
 
 def long_term_cells(memory) -> list[np.ndarray]:
-    """The same of whole cells of long-term memory; of one that is not full, other cells are left over."""
+    """The same of whole cells of long-term memory; of one that is not full, other cells are left
+    over."""
     if memory.long_term is None:
         return []
     pool, full = memory.long_term.pool, int(memory.long_term.cells_in_use()) - 1
@@ -65,23 +108,36 @@ def long_term_cells(memory) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("system", known_systems())
-def test_overlapped_and_sequential_agree_to_the_last_bit_on_a_real_file(build_tiny, backend, system):
+def test_overlapped_and_sequential_agree_to_the_last_bit_on_a_real_file(
+    build_tiny, backend, system
+):
     def told(overlap):
         events = []
         with (
             open_source(str(FIXTURES / "shapes.mp4")) as source,
-            Session.open(build_tiny(backend), system, overlap=overlap, on_event=events.append, fps=4) as session,
+            Session.open(
+                build_tiny(backend), system, overlap=overlap, on_event=events.append, fps=4
+            ) as session,
         ):
             for at in (2, 7, 11, None):
                 session.submit(
-                    Question("what is there now?", None if at is None else Fraction(at), str(at), sampling=Sampling(max_tokens=8))
+                    Question(
+                        "what is there now?",
+                        None if at is None else Fraction(at),
+                        str(at),
+                        sampling=Sampling(max_tokens=8),
+                    )
                 )
             for frame in source.frames(session.wants):
                 session.push(frame)
             session.finish()
             cached = cells(session._memory)
-        answers = {e.id: (e.text, e.seen_until, e.read, e.pages) for e in events if isinstance(e, Answer)}
-        chunks = [(e.index, e.frames, e.start, e.end, e.kept) for e in events if isinstance(e, ChunkEvent)]
+        answers = {
+            e.id: (e.text, e.seen_until, e.read, e.pages) for e in events if isinstance(e, Answer)
+        }
+        chunks = [
+            (e.index, e.frames, e.start, e.end, e.kept) for e in events if isinstance(e, ChunkEvent)
+        ]
         return answers, chunks, cached
 
     assert told(True) == told(False)
@@ -90,13 +146,28 @@ def test_overlapped_and_sequential_agree_to_the_last_bit_on_a_real_file(build_ti
 def without_torch(*arguments: str) -> subprocess.CompletedProcess:
     """`vicort-run` in a process that cannot import torch, nor anything else of the export side."""
     banned = ("torch", "transformers", "onnx", "onnxscript", "vicort.export", "vicort.benchmarks")
-    code = f"import sys\nfor name in {banned}: sys.modules[name] = None\nfrom vicort.runtime.cli.run import main\nsys.exit(main())"
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, env=os.environ)
+    code = (
+        f"import sys\nfor name in {banned}: sys.modules[name] = None\nfrom "
+        "vicort.runtime.cli.run import main\nsys.exit(main())"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ,
+    )
 
 
 def test_a_whole_run_works_with_torch_unimportable(tiny_engines):
     done = without_torch(
-        str(FIXTURES / "shapes.mp4"), "--engine-dir", str(tiny_engines), "--ask", "what is there now?", "--format", "jsonl"
+        str(FIXTURES / "shapes.mp4"),
+        "--engine-dir",
+        str(tiny_engines),
+        "--ask",
+        "what is there now?",
+        "--format",
+        "jsonl",
     )
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
@@ -106,9 +177,19 @@ def test_a_whole_run_works_with_torch_unimportable(tiny_engines):
 @pytest.mark.parametrize("system", ["full-history", "vicostream", "uniform"])
 def test_the_embedded_model_answers_about_the_fixture(tiny_engines, system):
     sidecar = json.loads((FIXTURES / "shapes.json").read_text())
-    with Session.open(tiny_engines, system) as session, open_source(str(FIXTURES / "shapes.mp4")) as source:
+    with (
+        Session.open(tiny_engines, system) as session,
+        open_source(str(FIXTURES / "shapes.mp4")) as source,
+    ):
         asked = [
-            (case, session.submit(Question(case["question"], None if case["at"] is None else Fraction(str(case["at"])))))
+            (
+                case,
+                session.submit(
+                    Question(
+                        case["question"], None if case["at"] is None else Fraction(str(case["at"]))
+                    )
+                ),
+            )
             for case in sidecar["questions"]
         ]
         for frame in source.frames(session.wants):

@@ -1,4 +1,5 @@
-"""Streams without end: whatever the system, memory keeps to its budget, positions to the trained range, the process to its size."""
+"""Streams without end: whatever the system, memory keeps to its budget, positions to the trained
+range, the process to its size."""
 
 import os
 import re
@@ -24,21 +25,27 @@ BOUNDED = [name for name in known_systems() if name != "full-history"]
 
 
 def small(name, engines):
-    """A system with the least device memory that it takes, and as little behind it as makes it full soon."""
+    """A system with the least device memory that it takes, and as little behind it as makes it full
+    soon."""
     system = load_system(name)
     host = 0.1 if system.budget.host_mb else 0
     budget = system.budget.model_copy(update={"device_mb": 1e-6, "host_mb": host})
     try:
         Session(engines, replace(system, budget=budget)).close()
     except MemoryBudgetError as error:
-        budget = budget.model_copy(update={"device_mb": float(re.search(r"at least (\d+)", str(error))[1])})
+        budget = budget.model_copy(
+            update={"device_mb": float(re.search(r"at least (\d+)", str(error))[1])}
+        )
     return replace(system, budget=budget)
 
 
 def pictures(count, start):
     """Repeated frames of ten colours, two a second."""
     shown = [np.full((8, 8, 3), 25 * color, np.uint8) for color in range(10)]
-    return (Frame(shown[number // 6 % 10], Fraction(number, 2), number) for number in range(start, start + count))
+    return (
+        Frame(shown[number // 6 % 10], Fraction(number, 2), number)
+        for number in range(start, start + count)
+    )
 
 
 def resident():
@@ -46,7 +53,8 @@ def resident():
 
 
 def flow(name, chunks):
-    """A stream of so many chunks in ten parts, with a question behind each: pages, largest position, memory and answer behind each."""
+    """A stream of so many chunks in ten parts, with a question behind each: pages, largest
+    position, memory and answer behind each."""
     engines = QuickEngineSet(max_position=RANGE)
     states, system = [], small(name, engines)
     with Session(engines, system, overlap=False) as session:
@@ -56,7 +64,11 @@ def flow(name, chunks):
                 session.push(frame)
             answer = session.ask(ASK, sampling=Sampling(max_tokens=3))
             memory = session._memory
-            pools = [memory.pool, memory.host_pool, *([memory.long_term.pool] if memory.long_term else [])]
+            pools = [
+                memory.pool,
+                memory.host_pool,
+                *([memory.long_term.pool] if memory.long_term else []),
+            ]
             largest = max(int(pool.places.max()) for pool in pools if pool.places.size)
             states.append((session.summary().pages, largest, resident(), answer))
         assert session.summary().chunks >= chunks

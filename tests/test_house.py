@@ -24,13 +24,17 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "runtime").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "runtime").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_the_runtime_imports_neither_torch_nor_the_export_room(path):
     forbidden = ("torch", "transformers", "triton", "onnx.", "vicort.export", "vicort.benchmarks")
     assert not [name for name in imports(path) if name == "onnx" or name.startswith(forbidden)]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "export").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "export").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_export_takes_only_the_nouns_from_the_runtime(path):
     allowed = {"core", "errors", "locations", "manifest"}
     if path.name == "tensorrt.py":  # the plugin is one class for building and running
@@ -68,10 +72,18 @@ def test_the_wheel_holds_every_module_and_every_data_file(tmp_path):
     subprocess.run(command, check=True, cwd=tmp_path)
     (wheel,) = tmp_path.glob("vicort-*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
-    wanted = {f"vicort/{path.relative_to(ROOT)}" for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    wanted = {
+        f"vicort/{path.relative_to(ROOT)}" for room in ROOMS for path in (ROOT / room).rglob("*.py")
+    }
     wanted |= {f"vicort/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
-    wanted |= {f"vicort/{path.relative_to(ROOT)}" for path in (ROOT / "export" / "tiny" / "checkpoint").iterdir()}
-    wanted |= {f"vicort/{path.relative_to(ROOT)}" for path in (ROOT / "export" / "tiny" / "live" / "adapter").iterdir()}
+    wanted |= {
+        f"vicort/{path.relative_to(ROOT)}"
+        for path in (ROOT / "export" / "tiny" / "checkpoint").iterdir()
+    }
+    wanted |= {
+        f"vicort/{path.relative_to(ROOT)}"
+        for path in (ROOT / "export" / "tiny" / "live" / "adapter").iterdir()
+    }
     assert wanted <= held
 
 
@@ -80,12 +92,17 @@ def test_every_sub_package_is_listed():
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     listed = set(setup["packages"]) - set(setup["package-data"])
     assert set(setup["package-data"]) <= set(setup["packages"])
-    there = {".".join(("vicort", *path.parent.relative_to(ROOT).parts)) for room in ROOMS for path in (ROOT / room).rglob("__init__.py")}
+    there = {
+        ".".join(("vicort", *path.parent.relative_to(ROOT).parts))
+        for room in ROOMS
+        for path in (ROOT / room).rglob("__init__.py")
+    }
     assert listed == there
 
 
 def test_the_nouns_come_without_the_video_libraries():
     code = (
-        "import sys, vicort.runtime.core; sys.exit(any(name in sys.modules for name in ('av', 'nvidia.dali', 'openvino', 'onnxruntime')))"
+        "import sys, vicort.runtime.core; sys.exit(any(name in sys.modules for name in ('av', "
+        "'nvidia.dali', 'openvino', 'onnxruntime')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,7 +13,10 @@ from vicort.runtime.policies.system import known_systems
 
 CLIP = Path(__file__).parent / "fixtures" / "shapes.mp4"
 NASA = Path(__file__).parents[2] / "shared" / "videos" / "nasa_13013.mp4"
-SMALL = "name: small\ndrop: {policy: none}\ningest: {policy: recent-chunks, chunks: 1}\nretrieval: {policy: all}\n"
+SMALL = (
+    "name: small\ndrop: {policy: none}\ningest: {policy: recent-chunks, chunks: 1}\nretrieval: "
+    "{policy: all}\n"
+)
 
 
 def vicort_run(capsys, engines, *arguments):
@@ -26,7 +29,16 @@ def vicort_run(capsys, engines, *arguments):
 def test_a_real_clip_ends_with_a_summary_whose_counts_are_right(capsys, tiny_engines):
     if not NASA.is_file():
         pytest.skip("the NASA clip is not beside this checkout")
-    arguments = (NASA, "--ask", "what is there now?", "--ask", "@5 what color was the circle?", "--format", "jsonl", "--stats")
+    arguments = (
+        NASA,
+        "--ask",
+        "what is there now?",
+        "--ask",
+        "@5 what color was the circle?",
+        "--format",
+        "jsonl",
+        "--stats",
+    )
     code, out, err = vicort_run(capsys, tiny_engines, *arguments, "--max-tokens", "4")
     events = [json.loads(line) for line in out.splitlines()]
     assert (code, err) == (0, "")
@@ -42,14 +54,21 @@ def test_a_real_clip_ends_with_a_summary_whose_counts_are_right(capsys, tiny_eng
     assert answers[12.96]["seen_until"] == 12.52
     assert set(summary["stage_ms"]) == {"preprocess", "vision", "tokens", "prefill"}
     assert summary["fps"] == pytest.approx(26 / summary["seconds"], rel=0.01)
-    assert summary["overlap"] == pytest.approx(sum(summary["stage_ms"].values()) / 1000 / summary["seconds"], rel=0.01)
+    assert summary["overlap"] == pytest.approx(
+        sum(summary["stage_ms"].values()) / 1000 / summary["seconds"], rel=0.01
+    )
 
 
 def test_a_trace_shows_stages_of_different_chunks_at_the_same_time(capsys, tiny_engines, tmp_path):
-    code, _, _ = vicort_run(capsys, tiny_engines, CLIP, "--fps", "source", "--trace", tmp_path / "trace.json")
+    code, _, _ = vicort_run(
+        capsys, tiny_engines, CLIP, "--fps", "source", "--trace", tmp_path / "trace.json"
+    )
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     spans = [event for event in events if event["ph"] == "X"]
-    by_stage = {stage: [span for span in spans if span["name"] == stage] for stage in ("preprocess", "vision", "tokens", "prefill")}
+    by_stage = {
+        stage: [span for span in spans if span["name"] == stage]
+        for stage in ("preprocess", "vision", "tokens", "prefill")
+    }
     assert code == 0
     assert all(by_stage.values())
     together = [
@@ -73,8 +92,12 @@ def test_a_trace_shows_stages_of_different_chunks_at_the_same_time(capsys, tiny_
         (["--max-tokens", "100000", "--ask", "what is there now?"], "room for"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(capsys, tiny_engines, tmp_path, arguments, words):
-    (tmp_path / "budget.yaml").write_text(SMALL + "memory: {device_mb: 0.5, when_full: drop-oldest}\n")
+def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(
+    capsys, tiny_engines, tmp_path, arguments, words
+):
+    (tmp_path / "budget.yaml").write_text(
+        SMALL + "memory: {device_mb: 0.5, when_full: drop-oldest}\n"
+    )
     (tmp_path / "key.yaml").write_text(SMALL + "memry: {device_mb: 5, when_full: drop-oldest}\n")
     trace = tmp_path / "trace.json"
     arguments = [argument.replace("{folder}", str(tmp_path)) for argument in arguments]
@@ -91,7 +114,11 @@ def _damage(folder):
 
 
 def _other_schema(folder):
-    (folder / "manifest.json").write_text((folder / "manifest.json").read_text().replace('"schema_version": 2', '"schema_version": 99'))
+    (folder / "manifest.json").write_text(
+        (folder / "manifest.json")
+        .read_text()
+        .replace('"schema_version": 2', '"schema_version": 99')
+    )
 
 
 def _other_model(folder):
@@ -102,9 +129,16 @@ def _other_model(folder):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"), [(_damage, "damaged"), (_other_schema, "schema version 99"), (_other_model, "not what the manifest says")]
+    ("spoil", "words"),
+    [
+        (_damage, "damaged"),
+        (_other_schema, "schema version 99"),
+        (_other_model, "not what the manifest says"),
+    ],
 )
-def test_an_engine_folder_that_is_not_right_names_the_command_that_rebuilds(capsys, tiny_engines, tmp_path, spoil, words):
+def test_an_engine_folder_that_is_not_right_names_the_command_that_rebuilds(
+    capsys, tiny_engines, tmp_path, spoil, words
+):
     folder = tmp_path / "set"
     shutil.copytree(tiny_engines, folder)
     spoil(folder)

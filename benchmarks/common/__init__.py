@@ -1,1 +1,2 @@
-"""What several benchmarks share: jobs, engine sets, child processes, statistics, tables and pictures."""
+"""What several benchmarks share: jobs, engine sets, child processes, statistics, tables and
+pictures."""

@@ -1,4 +1,5 @@
-"""A checkpoint of about 100 million parameters: random weights in Hugging Face layout, with the tiny model's tokenizer and template."""
+"""A checkpoint of about 100 million parameters: random weights in Hugging Face layout, with the
+tiny model's tokenizer and template."""
 
 from __future__ import annotations
 
@@ -9,11 +10,31 @@ from pathlib import Path
 from vicort.export.tiny.model import CHECKPOINT as TINY
 
 SIDE = 224  # pixels
-COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
-VISION = {"depth": 6, "hidden_size": 512, "intermediate_size": 1280, "num_heads": 8, "window_size": 112, "fullatt_block_indexes": [2, 5]}
-TEXT = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 2}
+COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+VISION = {
+    "depth": 6,
+    "hidden_size": 512,
+    "intermediate_size": 1280,
+    "num_heads": 8,
+    "window_size": 112,
+    "fullatt_block_indexes": [2, 5],
+}
+TEXT = {
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+}
 SECTIONS = [8, 12, 12]  # of the multimodal rotary embedding: half a head of 64
-INITIAL = 0.04  # standard deviation of the weights; transformers' 0.02 leaves features of all positions nearly alike
+# standard deviation of the weights; transformers' 0.02 leaves features of all positions nearly
+# alike
+INITIAL = 0.04
 
 
 def write_medium(folder: Path) -> Path:
@@ -53,19 +74,37 @@ def parameters(checkpoint: Path) -> int:
 
 
 def matrix_shapes() -> dict[str, tuple[int, int, int]]:
-    """(rows, in, out) of the matrix product that each part of each model spends most on, for a chunk of 16 frames, 30 % of it kept."""
+    """(rows, in, out) of the matrix product that each part of each model spends most on, for a
+    chunk of 16 frames, 30 % of it kept."""
     tiny = read_json(TINY / "config.json")
     medium = _medium_config()
     return {
-        "tiny vision MLP": (512, tiny["vision_config"]["hidden_size"], tiny["vision_config"]["intermediate_size"]),
-        "tiny language MLP": (48, tiny["text_config"]["hidden_size"], tiny["text_config"]["intermediate_size"]),
-        "medium vision MLP": (2048, medium["vision_config"]["hidden_size"], medium["vision_config"]["intermediate_size"]),
-        "medium language MLP": (160, medium["text_config"]["hidden_size"], medium["text_config"]["intermediate_size"]),
+        "tiny vision MLP": (
+            512,
+            tiny["vision_config"]["hidden_size"],
+            tiny["vision_config"]["intermediate_size"],
+        ),
+        "tiny language MLP": (
+            48,
+            tiny["text_config"]["hidden_size"],
+            tiny["text_config"]["intermediate_size"],
+        ),
+        "medium vision MLP": (
+            2048,
+            medium["vision_config"]["hidden_size"],
+            medium["vision_config"]["intermediate_size"],
+        ),
+        "medium language MLP": (
+            160,
+            medium["text_config"]["hidden_size"],
+            medium["text_config"]["intermediate_size"],
+        ),
     }
 
 
 def config_of(vision: dict, text: dict, theta: float, sections: list[int]) -> dict:
-    """The tiny model's configuration with other sizes; special tokens stay its own, so that its tokenizer fits."""
+    """The tiny model's configuration with other sizes; special tokens stay its own, so that its
+    tokenizer fits."""
     config = read_json(TINY / "config.json")
     for key in ("architectures", "model_type", "transformers_version", "dtype"):
         config.pop(key, None)
@@ -76,10 +115,14 @@ def config_of(vision: dict, text: dict, theta: float, sections: list[int]) -> di
 
 
 def write_companions(folder: Path, side: int) -> None:
-    """Beside random weights: the tiny model's tokenizer and template, and preprocessing for square frames of `side` pixels."""
+    """Beside random weights: the tiny model's tokenizer and template, and preprocessing for square
+    frames of `side` pixels."""
     for name in COPIED:
         shutil.copy(TINY / name, folder / name)
-    preprocessing = read_json(TINY / "preprocessor_config.json") | {"min_pixels": side * side, "max_pixels": side * side}
+    preprocessing = read_json(TINY / "preprocessor_config.json") | {
+        "min_pixels": side * side,
+        "max_pixels": side * side,
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
 
 

@@ -19,7 +19,8 @@ class ChildFailed(VicortError):
 def in_child(work: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
     """What `work` returns, from a fresh interpreter.
 
-    Raises ChildFailed with what it raised, or that it died, or that it took longer than `seconds` and was ended.
+    Raises ChildFailed with what it raised, or that it died, or that it took longer than `seconds`
+    and was ended.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
@@ -43,9 +44,12 @@ def in_child(work: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """A failure as a row of a table can hold it: what users are told, or the type and text of what nobody expected."""
+    """A failure as a row of a table can hold it: what users are told, or the type and text of what
+    nobody expected."""
     text = " ".join(str(error).split())
-    return (text if isinstance(error, VicortError) else f"{type(error).__name__}: {text}")[:LONGEST_LINE]
+    return (text if isinstance(error, VicortError) else f"{type(error).__name__}: {text}")[
+        :LONGEST_LINE
+    ]
 
 
 def _run(pipe: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -29,11 +29,33 @@ class Model:
     def engines(self, cache: Path, backend: str, precision: str) -> Path:
         """Folder of its engine set in `cache`, which is built there if need be."""
         folder = cache / f"{self.name}-{precision}-{backend}"
-        options = ["--out", folder, "--backend", backend, "--precision", precision, "--chunk-frames", CHUNK_FRAMES]
-        command = [sys.executable, "-m", "vicort.export.build", self.source, *options, "--image-size", f"{self.side}x{self.side}"]
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+        options = [
+            "--out",
+            folder,
+            "--backend",
+            backend,
+            "--precision",
+            precision,
+            "--chunk-frames",
+            CHUNK_FRAMES,
+        ]
+        command = [
+            sys.executable,
+            "-m",
+            "vicort.export.build",
+            self.source,
+            *options,
+            "--image-size",
+            f"{self.side}x{self.side}",
+        ]
+        done = subprocess.run(
+            [str(part) for part in command], capture_output=True, text=True, check=False
+        )
         if done.returncode:
-            raise EngineError(f"building {folder} failed: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]}")
+            raise EngineError(
+                f"building {folder} failed: "
+                f"{(done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]}"
+            )
         return folder
 
 

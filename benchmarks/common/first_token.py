@@ -1,4 +1,5 @@
-"""How long a question waits for its first token: on a stream that rests, that runs at 1x, and that is fed as fast as it takes frames."""
+"""How long a question waits for its first token: on a stream that rests, that runs at 1x, and that
+is fed as fast as it takes frames."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
     """Percentiles of ttft_ms, and the rate at which frames went in meanwhile."""
     workload, system = Workload(fps=settings.real_time_fps), bench_system()
     with EngineSet.open(engine_dir, threads=1) as engines:
-        result = by_load(engines, system, workload, settings.warmup_chunks + FILLED, settings.questions)
+        result = by_load(
+            engines, system, workload, settings.warmup_chunks + FILLED, settings.questions
+        )
     return {
         "engine_set": engine_dir.name,
         "workload": workload.describe(),
@@ -44,8 +47,11 @@ def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
     }
 
 
-def by_load(engines: EngineSet, system: System, workload: Workload, chunks: int, questions: int) -> dict[str, Any]:
-    """So many questions under each load, each on a stream of its own that is `chunks` long already."""
+def by_load(
+    engines: EngineSet, system: System, workload: Workload, chunks: int, questions: int
+) -> dict[str, Any]:
+    """So many questions under each load, each on a stream of its own that is `chunks` long
+    already."""
     loads: dict[str, Load] = {
         "idle": lambda stream, stop: None,
         f"1x real time, {workload.fps} frames/s": _at_real_time,
@@ -53,7 +59,9 @@ def by_load(engines: EngineSet, system: System, workload: Workload, chunks: int,
     }
     result: dict[str, Any] = {}
     for name, load in loads.items():
-        with VicortStream(engines, system, workload, overlap=True, max_tokens=ANSWER_TOKENS) as stream:
+        with VicortStream(
+            engines, system, workload, overlap=True, max_tokens=ANSWER_TOKENS
+        ) as stream:
             stream.push_chunks(chunks)
             for question in QUESTIONS:
                 stream.ask(question)

@@ -24,7 +24,10 @@ def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
     workload = Workload()
     system = bench_system(device_mb=settings.long_device_mb, host_mb=settings.long_host_mb)
     points, start_rss = [], rss_mb()
-    with EngineSet.open(engine_dir, threads=1) as engines, VicortStream(engines, system, workload, overlap=True) as stream:
+    with (
+        EngineSet.open(engine_dir, threads=1) as engines,
+        VicortStream(engines, system, workload, overlap=True) as stream,
+    ):
         for first in _starts(settings.long_chunks):
             done = len(stream.watch.chunks)
             if first > done:
@@ -39,14 +42,22 @@ def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
         "mode": "overlapped 1t",
         "rss_mb_before_loading": start_rss,
         "points": points,
-        "drift": {point["chunks"]: round(point["ms_between_chunks"]["median"] / base - 1, 4) for point in points[1:]},
+        "drift": {
+            point["chunks"]: round(point["ms_between_chunks"]["median"] / base - 1, 4)
+            for point in points[1:]
+        },
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1),
     }
 
 
 def _starts(chunks: int) -> list[int]:
-    """First chunk of each point: 10, 950 and the last hundred, as far as the stream goes; of a short one what follows the first."""
-    later = [start for start in (950, chunks - POINT) if start >= FIRST + POINT and start + POINT <= chunks]
+    """First chunk of each point: 10, 950 and the last hundred, as far as the stream goes; of a
+    short one what follows the first."""
+    later = [
+        start
+        for start in (950, chunks - POINT)
+        if start >= FIRST + POINT and start + POINT <= chunks
+    ]
     return [FIRST, *dict.fromkeys(later or [FIRST + POINT])]
 
 
@@ -54,7 +65,10 @@ def _point(stream: VicortStream, first: int) -> dict[str, Any]:
     last = len(stream.watch.chunks)
     intervals = np.diff(np.asarray(stream.watch.placed_ns[first:last])) / 1e6
     summary = stream.session.summary()
-    spans = {stage: [span.ms for span in spans if first <= span.chunk < last] for stage, spans in stream.watch.spans.items()}
+    spans = {
+        stage: [span.ms for span in spans if first <= span.chunk < last]
+        for stage, spans in stream.watch.spans.items()
+    }
     return {
         "chunks": f"{first}-{last}",
         "ms_between_chunks": spread(intervals.tolist()),

@@ -1,4 +1,5 @@
-"""The machine that a benchmark ran on, and the most it can do: matrix product and memory copy rates."""
+"""The machine that a benchmark ran on, and the most it can do: matrix product and memory copy
+rates."""
 
 from __future__ import annotations
 
@@ -14,8 +15,30 @@ import numpy as np
 
 from vicort.benchmarks.common.spread import seconds_of, spread
 
-LIBRARIES = ("numpy", "torch", "transformers", "onnxruntime", "openvino", "nvidia-dali-cuda130", "av", "tokenizers", "vicort")
-MATRIX_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "asimd", "bf16", "i8mm", "sve")
+LIBRARIES = (
+    "numpy",
+    "torch",
+    "transformers",
+    "onnxruntime",
+    "openvino",
+    "nvidia-dali-cuda130",
+    "av",
+    "tokenizers",
+    "vicort",
+)
+MATRIX_FLAGS = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_vnni",
+    "amx_tile",
+    "amx_bf16",
+    "asimd",
+    "bf16",
+    "i8mm",
+    "sve",
+)
 
 
 def conditions() -> dict[str, Any]:
@@ -47,28 +70,47 @@ def now() -> dict[str, Any]:
     """When, and how busy the machine was before."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "load_average": round(os.getloadavg()[0], 2),  # over the last minute: processes that ran or waited for a core
+        # over the last minute: processes that ran or waited for a core
+        "load_average": round(os.getloadavg()[0], 2),
     }
 
 
-def ceilings(size: int, copy_mb: int, repeats: int, shapes: dict[str, tuple[int, int, int]]) -> dict[str, Any]:
-    """GFLOP/s of matrix products of size x size, and of the models' own `shapes` (m, k, n); GB/s of a memory copy (read + write)."""
-    result: dict[str, Any] = {"size": size, "repeats": repeats, "torch": {}, "openvino": {}, "torch_model_shapes": {}}
+def ceilings(
+    size: int, copy_mb: int, repeats: int, shapes: dict[str, tuple[int, int, int]]
+) -> dict[str, Any]:
+    """GFLOP/s of matrix products of size x size, and of the models' own `shapes` (m, k, n); GB/s of
+    a memory copy (read + write)."""
+    result: dict[str, Any] = {
+        "size": size,
+        "repeats": repeats,
+        "torch": {},
+        "openvino": {},
+        "torch_model_shapes": {},
+    }
     for threads in (1, 2):
         for precision in ("fp32", "bf16"):
             key = f"{precision} {threads}t"
-            result["torch"][key] = _rate(_torch_product(size, size, size, precision, threads), size**3, repeats)
-            result["openvino"][key] = _rate(_openvino_product(size, precision, threads), size**3, repeats)
+            result["torch"][key] = _rate(
+                _torch_product(size, size, size, precision, threads), size**3, repeats
+            )
+            result["openvino"][key] = _rate(
+                _openvino_product(size, precision, threads), size**3, repeats
+            )
     for name, (m, k, n) in shapes.items():
         for precision in ("fp32", "bf16"):
             work = _torch_product(m, k, n, precision, 1)
-            result["torch_model_shapes"][f"{name} {m}x{k}x{n} {precision} 1t"] = _rate(work, m * k * n, repeats)
+            result["torch_model_shapes"][f"{name} {m}x{k}x{n} {precision} 1t"] = _rate(
+                work, m * k * n, repeats
+            )
     result["copy_gb_s"] = _copy_rate(copy_mb, repeats)
     return result
 
 
-def _rate(work: Callable[[], Any], products: int, repeats: int, at_least: float = 0.02) -> dict[str, float]:
-    """GFLOP/s, two operations a product; short work is repeated until a measurement lasts `at_least` seconds."""
+def _rate(
+    work: Callable[[], Any], products: int, repeats: int, at_least: float = 0.02
+) -> dict[str, float]:
+    """GFLOP/s, two operations a product; short work is repeated until a measurement lasts
+    `at_least` seconds."""
     times = max(1, int(at_least / min(seconds_of(work, 2, 2))))
 
     def batch() -> None:
@@ -82,7 +124,11 @@ def _torch_product(m: int, k: int, n: int, precision: str, threads: int) -> Call
     import torch
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    a, b, out = torch.rand(m, k).to(dtype), torch.rand(n, k).to(dtype), torch.empty(m, n, dtype=dtype)
+    a, b, out = (
+        torch.rand(m, k).to(dtype),
+        torch.rand(n, k).to(dtype),
+        torch.empty(m, n, dtype=dtype),
+    )
 
     def work() -> None:
         torch.set_num_threads(threads)
@@ -98,7 +144,11 @@ def _openvino_product(size: int, precision: str, threads: int) -> Callable[[], A
     a = ops.parameter([size, size], np.float32)
     b = ops.constant(np.random.default_rng(0).random((size, size), np.float32))
     model = openvino.Model([ops.matmul(a, b, False, True)], [a])
-    options = {"INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision], "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    options = {
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+    }
     request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
     request.set_input_tensor(openvino.Tensor(np.ones((size, size), np.float32)))
     return request.infer
@@ -117,4 +167,7 @@ def _cpu_info() -> dict[str, str]:
     if not path.is_file():
         return {}
     first = path.read_text().split("\n\n")[0]
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    return {
+        key.strip(): value.strip()
+        for key, _, value in (line.partition(":") for line in first.splitlines())
+    }

@@ -1,4 +1,5 @@
-"""Is it worth overlapping the stages? The overlapped pipeline against the best sequential split of the same cores."""
+"""Is it worth overlapping the stages? The overlapped pipeline against the best sequential split of
+the same cores."""
 
 from __future__ import annotations
 
@@ -37,13 +38,24 @@ def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
         streams = {}
         for mode, (overlap, threads) in MODES.items():
             engines = stack.enter_context(EngineSet.open(engine_dir, threads=threads))
-            streams[mode] = stack.enter_context(VicortStream(engines, system, workload, overlap, threads=threads))
+            streams[mode] = stack.enter_context(
+                VicortStream(engines, system, workload, overlap, threads=threads)
+            )
             streams[mode].push_chunks(settings.warmup_chunks)
-        memory = interleaved({mode: partial(stream.push_chunks, settings.chunks) for mode, stream in streams.items()}, settings.repeats)
+        memory = interleaved(
+            {
+                mode: partial(stream.push_chunks, settings.chunks)
+                for mode, stream in streams.items()
+            },
+            settings.repeats,
+        )
         stages = {mode: _stages(stream, settings.warmup_chunks) for mode, stream in streams.items()}
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         workload.encode(folder / "clip.mp4", settings.chunks * CHUNK_FRAMES)
-        readers = {mode: reader(streams[mode], folder / "clip.mp4", threads, settings.chunks) for mode, (_, threads) in MODES.items()}
+        readers = {
+            mode: reader(streams[mode], folder / "clip.mp4", threads, settings.chunks)
+            for mode, (_, threads) in MODES.items()
+        }
         encoded = interleaved(readers, settings.repeats)
     return {
         "engine_set": engine_dir.name,
@@ -59,13 +71,19 @@ def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
 
 
 def compare(ms: dict[str, list[float]]) -> dict[str, Any]:
-    """Modes, the best of each kind by median, and what overlapping gains: best sequential / best overlapped."""
+    """Modes, the best of each kind by median, and what overlapping gains: best sequential / best
+    overlapped."""
     medians = {mode: spread(values)["median"] for mode, values in ms.items()}
-    sequential, overlapped = min(SEQUENTIAL, key=medians.__getitem__), min(OVERLAPPED, key=medians.__getitem__)
+    sequential, overlapped = (
+        min(SEQUENTIAL, key=medians.__getitem__),
+        min(OVERLAPPED, key=medians.__getitem__),
+    )
     rounds = [a / b for a, b in zip(ms[sequential], ms[overlapped], strict=True)]
     return {
         "ms_a_chunk": {mode: spread(values) for mode, values in ms.items()},
-        "frames_a_second": {mode: round(CHUNK_FRAMES / median * 1e3, 1) for mode, median in medians.items()},
+        "frames_a_second": {
+            mode: round(CHUNK_FRAMES / median * 1e3, 1) for mode, median in medians.items()
+        },
         "best_sequential": sequential,
         "best_overlapped": overlapped,
         "gain": round(medians[sequential] / medians[overlapped], 3),
@@ -77,8 +95,11 @@ def _stages(stream: VicortStream, first_chunk: int) -> dict[str, Any]:
     return {stage: spread(values) for stage, values in stream.stage_ms(first_chunk).items()}
 
 
-def reader(stream: VicortStream, path: Path, threads: int, chunks: int, decode: Decode = "cpu") -> Callable[[], float]:
-    """Decode the file and push its frames; wall milliseconds a chunk, decoding included, opening not."""
+def reader(
+    stream: VicortStream, path: Path, threads: int, chunks: int, decode: Decode = "cpu"
+) -> Callable[[], float]:
+    """Decode the file and push its frames; wall milliseconds a chunk, decoding included, opening
+    not."""
 
     def read() -> float:
         first = stream.next_frames(chunks * CHUNK_FRAMES)[0].time
@@ -86,7 +107,9 @@ def reader(stream: VicortStream, path: Path, threads: int, chunks: int, decode: 
         with open_source(str(path), threads=threads, decode=decode) as source:
             start = time.perf_counter_ns()
             for number, frame in enumerate(source):
-                stream.session.push(replace(frame, time=first + Fraction(number, stream.workload.fps)))
+                stream.session.push(
+                    replace(frame, time=first + Fraction(number, stream.workload.fps))
+                )
         stream.watch.wait_for(goal)
         return (stream.watch.placed_ns[goal - 1] - start) / 1e6 / chunks
 

@@ -1,4 +1,5 @@
-"""A checkpoint of random weights, of any size: made a tensor at a time on a device, and written in Hugging Face layout.
+"""A checkpoint of random weights, of any size: made a tensor at a time on a device, and written in
+Hugging Face layout.
 
 It is for measuring how long a model takes, which does not depend on what its weights say.
 """
@@ -19,11 +20,13 @@ INDEX = "model.safetensors.index.json"
 BIAS_DEVIATION = 0.02
 
 
-def write_random(folder: Path, config: dict, side: int, device: str = "cpu", shard_bytes: int = SHARD_BYTES) -> Path:
+def write_random(
+    folder: Path, config: dict, side: int, device: str = "cpu", shard_bytes: int = SHARD_BYTES
+) -> Path:
     """Writes bfloat16 weights to `folder` unless they are there, and returns it.
 
-    config: of a Qwen2.5-VL, as `checkpoints.config_of` gives it. side: pixels of a frame. device: where numbers are drawn, as PyTorch
-    calls it.
+    config: of a Qwen2.5-VL, as `checkpoints.config_of` gives it. side: pixels of a frame. device:
+    where numbers are drawn, as PyTorch calls it.
     """
     if (folder / INDEX).is_file():
         return folder
@@ -43,15 +46,23 @@ def write_random(folder: Path, config: dict, side: int, device: str = "cpu", sha
     shards = list(shards_of(shapes, shard_bytes))
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file({name: _drawn(name, shapes[name], generator) for name in names}, partial / file, metadata={"format": "pt"})
+        save_file(
+            {name: _drawn(name, shapes[name], generator) for name in names},
+            partial / file,
+            metadata={"format": "pt"},
+        )
         weight_map |= dict.fromkeys(names, file)
     total = ITEM_BYTES * sum(map(_elements, shapes.values()))
-    (partial / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1) + "\n")
+    (partial / INDEX).write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1) + "\n"
+    )
     model.config.dtype = torch.bfloat16
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(partial)
     text = config["text_config"]
-    GenerationConfig(eos_token_id=text["eos_token_id"], pad_token_id=text["pad_token_id"], do_sample=False).save_pretrained(partial)
+    GenerationConfig(
+        eos_token_id=text["eos_token_id"], pad_token_id=text["pad_token_id"], do_sample=False
+    ).save_pretrained(partial)
     write_companions(partial, side)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
@@ -74,7 +85,8 @@ def shards_of(shapes: dict[str, tuple[int, ...]], shard_bytes: int) -> Iterator[
 
 
 def _drawn(name: str, shape: tuple[int, ...], generator: Any) -> Any:
-    """Products of them neither vanish nor explode: variance 1 / inputs, norms of one, small biases."""
+    """Products of them neither vanish nor explode: variance 1 / inputs, norms of one, small
+    biases."""
     import torch
 
     tensor = torch.empty(shape, dtype=torch.bfloat16, device=generator.device)

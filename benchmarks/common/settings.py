@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-REAL_SIDES = (308, 448)  # pixels of a frame at real size: about 300x300, as the published rate has it, and 448x448
+# pixels of a frame at real size: about 300x300, as the published rate has it, and 448x448
+REAL_SIDES = (308, 448)
 
 
 @dataclass(frozen=True)
@@ -27,26 +28,36 @@ class Settings:
     medium_history_chunks: int = 6
     checked_chunks: int = 6  # that both sides do the same job
     long_chunks: int = 2100
-    long_device_mb: float = 40  # budgets that the stream outgrows: the device tier by about chunk 300, the host tier by about chunk 850
+    # budgets that the stream outgrows: the device tier by about chunk 300, the host tier by about
+    # chunk 850
+    long_device_mb: float = 40
     long_host_mb: float = 50
     questions: int = 100  # of each kind, for percentiles of the time to the first token
     real_time_fps: int = 30
     system_streams: int = 10  # of seven things each, that every system watches
-    system_ages: tuple[int, ...] = (0, 8, 64, 250, 512, 1000)  # units since the last thing went; 512 are 64 chunks of 16 frames
-    store_mb: float = 28.0  # of pages, for every system: 849 whole units of the tiny model, so 512 fit however they are kept, 1,000 do not
-    system_fill_frames: int = 2048  # before a system is timed: as long as the stream of the oldest question
-    unbounded_fill_frames: int = 256  # the same for a system that forgets nothing: its stream ends at the positions of the model
+    # units since the last thing went; 512 are 64 chunks of 16 frames
+    system_ages: tuple[int, ...] = (0, 8, 64, 250, 512, 1000)
+    # of pages, for every system: 849 whole units of the tiny model, so 512 fit however they are
+    # kept, 1,000 do not
+    store_mb: float = 28.0
+    # before a system is timed: as long as the stream of the oldest question
+    system_fill_frames: int = 2048
+    # the same for a system that forgets nothing: its stream ends at the positions of the model
+    unbounded_fill_frames: int = 256
     system_rate_frames: int = 320  # a measurement of the rate
     system_repeats: int = 5
     system_questions: int = 60  # idle
     system_loaded_questions: int = 40  # while frames come as fast as they are taken
     replay_s: float = 8.0  # of 1x replay
-    answer_seconds: float = 240.0  # of one system's streams, after which a slow one has watched enough
+    # of one system's streams, after which a slow one has watched enough
+    answer_seconds: float = 240.0
     system_seconds: float = 8.0  # of measuring a rate, after which a slow system's is enough
-    system_minutes: float = 15.0  # that one system may take for one kind of measurement before it is ended
+    # that one system may take for one kind of measurement before it is ended
+    system_minutes: float = 15.0
     twins_timed: bool = True
     side_by_side: bool = False  # whether two systems may be timed at once: only to see that it runs
-    migration_fill_frames: int = 2080  # so that the largest scope has that many chunks to choose from
+    # so that the largest scope has that many chunks to choose from
+    migration_fill_frames: int = 2080
     migration_frames: int = 320  # a measurement
     migration_repeats: int = 3
     migration_questions: int = 10

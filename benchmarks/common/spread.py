@@ -12,7 +12,8 @@ Spread = dict[str, float]  # keys: median, p25, p75, min, max, n
 
 
 def spread(values: Sequence[float], digits: int = 4) -> Spread:
-    """Median, quartiles and range; raises ValueError of no values, so that nothing unmeasured is ever reported."""
+    """Median, quartiles and range; raises ValueError of no values, so that nothing unmeasured is
+    ever reported."""
     if not len(values):
         raise ValueError("no values were measured")
     p25, median, p75 = np.percentile(values, (25, 50, 75))
@@ -30,16 +31,19 @@ def percentiles(values: Sequence[float], digits: int = 3) -> Spread:
 
 
 def seconds_of(work: Callable[[], Any], warmup: int, repeats: int) -> list[float]:
-    """Wall seconds of each of `repeats` runs of `work`, after `warmup` runs that are not counted."""
+    """Wall seconds of each of `repeats` runs of `work`, after `warmup` runs that are not
+    counted."""
     for _ in range(warmup):
         work()
     return [_timed(work) for _ in range(repeats)]
 
 
 def interleaved(candidates: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Runs every candidate once a round, in turn, so that what the machine does meanwhile hits all alike.
+    """Runs every candidate once a round, in turn, so that what the machine does meanwhile hits all
+    alike.
 
-    A candidate returns its own measurement. The order turns round every second time, so that none always follows the same one.
+    A candidate returns its own measurement. The order turns round every second time, so that none
+    always follows the same one.
     """
     results: dict[str, list[float]] = {name: [] for name in candidates}
     for round_number in range(repeats):

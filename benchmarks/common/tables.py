@@ -21,7 +21,10 @@ class Table:
         for row in (self.header, *self.rows):
             yield (
                 "  "
-                + "  ".join(_placed(cell, width, number) for number, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+                + "  ".join(
+                    _placed(cell, width, number)
+                    for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+                ).rstrip()
             )
         yield from (f"  {line}" for line in self.notes)
 

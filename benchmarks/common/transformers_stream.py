@@ -1,8 +1,9 @@
 """The same streaming job, done with transformers: what vicort is compared with.
 
-Same weights, chunks, kept-token rule, bounded window, positions and questions; transformers' own Qwen2.5-VL class runs every layer.
-What is favourable to transformers is done for it: the grids of the vision encoder are computed once, rotated keys stay rotated,
-no logits are computed while ingesting, and the window is assembled from the chunks it holds with one concatenation a layer.
+Same weights, chunks, kept-token rule, bounded window, positions and questions; transformers' own
+Qwen2.5-VL class runs every layer. What is favourable to transformers is done for it: the grids of
+the vision encoder are computed once, rotated keys stay rotated, no logits are computed while
+ingesting, and the window is assembled from the chunks it holds with one concatenation a layer.
 """
 
 from __future__ import annotations
@@ -22,8 +23,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, DynamicCache, Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention, apply_rotary_pos_emb_vision
-from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VLVisionAttention,
+    apply_rotary_pos_emb_vision,
+)
+from transformers.vision_utils import (
+    get_vision_cu_seqlens,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
 
 from vicort.benchmarks.common.checkpoints import read_json
 from vicort.runtime.core import UNIT_FRAMES, Frame
@@ -37,23 +45,30 @@ from vicort.runtime.policies.system import System
 class Variant:
     """One way of running transformers."""
 
-    precision: str = "fp32"  # fp32 | bf16 (the whole model) | autocast (fp32 weights, bf16 products)
+    # fp32 | bf16 (the whole model) | autocast (fp32 weights, bf16 products)
+    precision: str = "fp32"
     threads: int = 1
     attention: str = "sdpa"  # sdpa | eager
     compiled: bool = False  # torch.compile of the vision encoder and the language model
-    batched_windows: bool = False  # not transformers' own: attention of all vision windows at once instead of its loop over them
+    # not transformers' own: attention of all vision windows at once instead of its loop over them
+    batched_windows: bool = False
     device: str = "cpu"  # PyTorch's name of it
 
     @property
     def name(self) -> str:
-        extras = [self.attention] * (self.attention != "sdpa") + ["compiled"] * self.compiled + ["batched windows"] * self.batched_windows
+        extras = (
+            [self.attention] * (self.attention != "sdpa")
+            + ["compiled"] * self.compiled
+            + ["batched windows"] * self.batched_windows
+        )
         runs_on = f"{self.threads}t" if self.device == "cpu" else self.device
         return " ".join([self.precision, runs_on, *extras])
 
 
 @dataclass
 class CachedChunk:
-    """What was computed for a chunk, or for the prompt: rotated keys and values [1, Hkv, C, D] a layer."""
+    """What was computed for a chunk, or for the prompt: rotated keys and values [1, Hkv, C, D] a
+    layer."""
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -68,15 +83,20 @@ class Reply:
     text: str
     ttft_ms: float
     total_ms: float
-    logits: list[np.ndarray] = field(repr=False)  # [V] float32 behind each token, the first from the question's last token
+    # [V] float32 behind each token, the first from the question's last token
+    logits: list[np.ndarray] = field(repr=False)
 
 
 class TransformersStream:
     """A stream watched by transformers; chunks and questions come one after another."""
 
-    def __init__(self, checkpoint: Path, system: System, variant: Variant, height: int, width: int) -> None:
+    def __init__(
+        self, checkpoint: Path, system: System, variant: Variant, height: int, width: int
+    ) -> None:
         """height, width: pixels of a frame as the model takes it."""
-        self.variant, self.system, self.size = variant, system, (height, width)
+        self.variant = variant
+        self.system = system
+        self.size = (height, width)
         self.model = load_model(checkpoint, variant)
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         preprocessing = read_json(checkpoint / "preprocessor_config.json")
@@ -86,7 +106,10 @@ class TransformersStream:
         self._vision = self.model.config.vision_config
         self._visual, self._language = self.model.model.visual, self.model.model.language_model
         if variant.compiled:
-            self._visual, self._language = torch.compile(self._visual), torch.compile(self._language)
+            self._visual, self._language = (
+                torch.compile(self._visual),
+                torch.compile(self._language),
+            )
         self._grids: dict[int, dict[str, Tensor]] = {}
         self._origin: Fraction | None = None
         self._newest = 0
@@ -95,14 +118,18 @@ class TransformersStream:
         self._growing: DynamicCache | None = None  # full history: one cache that grows
         self._prompt = self._read_prompt()
 
-    # ---- a chunk, stage by stage ----------------------------------------------------------------------------------------
+    # ---- a chunk, stage by stage
+    # ----------------------------------------------------------------------------------------
 
     def preprocess(self, frames: Sequence[Frame]) -> Tensor:
-        """Letterboxed, normalised patches [n, 3 * 2 * p * p] of a chunk: bicubic with antialias, on the CPU by PIL, as Hugging Face's
-        processor makes them, elsewhere by PyTorch on the device, which takes less time."""
+        """Letterboxed, normalised patches [n, 3 * 2 * p * p] of a chunk: bicubic with antialias, on
+        the CPU by PIL, as Hugging Face's processor makes them, elsewhere by PyTorch on the device,
+        which takes less time."""
         self._set_threads()
         if self.device.type == "cpu":
-            boxed = torch.from_numpy(np.stack([letterbox(frame.image, *self.size) for frame in frames])).float()
+            boxed = torch.from_numpy(
+                np.stack([letterbox(frame.image, *self.size) for frame in frames])
+            ).float()
         else:
             images = torch.from_numpy(np.stack([frame.image for frame in frames])).to(self.device)
             boxed = letterbox_tensor(images, *self.size)
@@ -135,7 +162,8 @@ class TransformersStream:
 
     @torch.inference_mode()
     def ingest(self, features: Tensor, kept: Tensor, times: Sequence[Fraction]) -> None:
-        """Prefill the kept tokens over the prompt and the chunks that the system's ingest policy shows. times: start of each unit."""
+        """Prefill the kept tokens over the prompt and the chunks that the system's ingest policy
+        shows. times: start of each unit."""
         self._set_threads()
         positions = self._positions(times)[:, kept]
         rows = features.reshape(-1, features.shape[-1])[kept]
@@ -155,7 +183,8 @@ class TransformersStream:
         self.kept.append(kept.numpy(force=True))
         self.ingest(features, kept, [frame.time for frame in frames[::UNIT_FRAMES]])
 
-    # ---- a question -----------------------------------------------------------------------------------------------------
+    # ---- a question
+    # -----------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def ask(self, question: str, max_tokens: int) -> Reply:
@@ -195,31 +224,46 @@ class TransformersStream:
         whole = self._render(question).partition(self._video_token)[2]
         return self.tokenizer(whole, add_special_tokens=False).input_ids
 
-    # ---- cache and positions --------------------------------------------------------------------------------------------
+    # ---- cache and positions
+    # --------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def _read_prompt(self) -> CachedChunk:
         self._set_threads()
-        ids = self.tokenizer(self._render("").partition(self._video_token)[0], add_special_tokens=False).input_ids
+        ids = self.tokenizer(
+            self._render("").partition(self._video_token)[0], add_special_tokens=False
+        ).input_ids
         self._prompt_tokens = len(ids)
         cache = DynamicCache()
         if ids:
             positions = torch.arange(len(ids), device=self.device).expand(3, -1)
             self._forward(self._language.embed_tokens(self._tensor(ids)), positions, cache)
-        return CachedChunk([layer.keys for layer in cache.layers], [layer.values for layer in cache.layers])
+        return CachedChunk(
+            [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
+        )
 
     def _assemble(self, numbers: Sequence[int]) -> DynamicCache:
         """A cache of the prompt and these chunks."""
         parts = [self._prompt, *(self.chunks[number] for number in numbers)]
         cache = DynamicCache()
         for layer in range(self.model.config.text_config.num_hidden_layers):
-            cache.update(torch.cat([part.keys[layer] for part in parts], 2), torch.cat([part.values[layer] for part in parts], 2), layer)
+            cache.update(
+                torch.cat([part.keys[layer] for part in parts], 2),
+                torch.cat([part.values[layer] for part in parts], 2),
+                layer,
+            )
         return cache
 
     def _forward(self, rows: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-        """rows [C, width], positions [3, C] -> hidden states [C, width]; the cache takes their keys and values."""
+        """rows [C, width], positions [3, C] -> hidden states [C, width]; the cache takes their keys
+        and values."""
         with self._autocast():
-            output = self._language(inputs_embeds=rows[None], position_ids=positions[:, None], past_key_values=cache, use_cache=True)
+            output = self._language(
+                inputs_embeds=rows[None],
+                position_ids=positions[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            )
         return output.last_hidden_state[0]
 
     def _remember(self, cache: DynamicCache, rows: Tensor) -> None:
@@ -229,7 +273,8 @@ class TransformersStream:
         self.chunks.append(CachedChunk(keys, values, rows.float().mean(0)))
 
     def _positions(self, times: Sequence[Fraction]) -> Tensor:
-        """[3, U * P] positions (t, h, w) of all tokens of a chunk: time from exact timestamps, whatever will be dropped."""
+        """[3, U * P] positions (t, h, w) of all tokens of a chunk: time from exact timestamps,
+        whatever will be dropped."""
         side = self._vision.patch_size * self._vision.spatial_merge_size
         rows, columns = self.size[0] // side, self.size[1] // side
         self._origin = times[0] if self._origin is None else self._origin
@@ -237,18 +282,26 @@ class TransformersStream:
         t = torch.tensor([math.floor((start - self._origin) * rate) for start in times])
         h, w = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
         grid = torch.stack(
-            [t[:, None].expand(-1, rows * columns), h.reshape(1, -1).expand(len(t), -1), w.reshape(1, -1).expand(len(t), -1)]
+            [
+                t[:, None].expand(-1, rows * columns),
+                h.reshape(1, -1).expand(len(t), -1),
+                w.reshape(1, -1).expand(len(t), -1),
+            ]
         )
         positions = grid.reshape(3, -1) + self._prompt_tokens
         self._newest = max(self._newest, int(positions.max()))
         return positions.to(self.device)
 
-    # ---- odds and ends --------------------------------------------------------------------------------------------------
+    # ---- odds and ends
+    # --------------------------------------------------------------------------------------------------
 
     def _precomputed(self, grid: Tensor) -> dict[str, Tensor]:
-        """What transformers otherwise computes anew from the grid in every call (its own documented shortcut)."""
+        """What transformers otherwise computes anew from the grid in every call (its own documented
+        shortcut)."""
         config = self._vision
-        windows = get_vision_window_index(grid, config.spatial_merge_size, config.window_size, config.patch_size)
+        windows = get_vision_window_index(
+            grid, config.spatial_merge_size, config.window_size, config.patch_size
+        )
         return {
             "position_ids": get_vision_position_ids(grid, config.spatial_merge_size),
             "cu_seqlens": get_vision_cu_seqlens(grid),
@@ -265,8 +318,15 @@ class TransformersStream:
             torch.cuda.synchronize(self.device)
 
     def _render(self, question: str) -> str:
-        message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}
-        return str(self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
+        message = {
+            "role": "user",
+            "content": [{"type": "video"}, {"type": "text", "text": question}],
+        }
+        return str(
+            self.tokenizer.apply_chat_template(
+                [message], tokenize=False, add_generation_prompt=True
+            )
+        )
 
     @property
     def _video_token(self) -> str:
@@ -281,12 +341,18 @@ class TransformersStream:
             torch.set_num_threads(self.variant.threads)
 
     def _autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.variant.precision == "autocast" else nullcontext()
+        return (
+            torch.autocast(self.device.type, torch.bfloat16)
+            if self.variant.precision == "autocast"
+            else nullcontext()
+        )
 
 
 def load_model(checkpoint: Path, variant: Variant) -> Qwen2_5_VLForConditionalGeneration:
     dtype = torch.bfloat16 if variant.precision == "bf16" else torch.float32
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype, attn_implementation=variant.attention).eval()
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        checkpoint, dtype=dtype, attn_implementation=variant.attention
+    ).eval()
     model = model.to(variant.device)  # a no-op on the CPU
     if variant.batched_windows:
         for module in model.modules():
@@ -296,7 +362,8 @@ def load_model(checkpoint: Path, variant: Variant) -> Qwen2_5_VLForConditionalGe
 
 
 def kept_tokens(features: Tensor, drop: Drop, units: int, tokens: int) -> Tensor:
-    """ViCoStream's chunk-intra rule (arXiv 2606.19849) in PyTorch: indices u * P + p that stay, ascending.
+    """ViCoStream's chunk-intra rule (arXiv 2606.19849) in PyTorch: indices u * P + p that stay,
+    ascending.
 
     features: [U, P, width].
     """
@@ -304,19 +371,28 @@ def kept_tokens(features: Tensor, drop: Drop, units: int, tokens: int) -> Tensor
     if bounds is None or units == 1:
         return torch.arange(units * tokens, device=features.device)
     threshold, positions = bounds
-    lowest = torch.nn.functional.cosine_similarity(features[:-1].float(), features[1:].float(), dim=-1).amin(0)  # [P]
+    # [P]
+    lowest = torch.nn.functional.cosine_similarity(
+        features[:-1].float(), features[1:].float(), dim=-1
+    ).amin(0)
     hot = lowest < threshold
     hot[lowest.argsort(stable=True)[:positions]] = True
-    stay = torch.cat([torch.ones(1, tokens, dtype=torch.bool, device=features.device), hot.expand(units - 1, -1)])
+    stay = torch.cat(
+        [torch.ones(1, tokens, dtype=torch.bool, device=features.device), hot.expand(units - 1, -1)]
+    )
     return stay.flatten().nonzero().flatten()
 
 
 def letterbox(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """[h, w, 3] uint8 -> [height, width, 3] uint8: bicubic with antialias (PIL), black bars, centred."""
+    """[h, w, 3] uint8 -> [height, width, 3] uint8: bicubic with antialias (PIL), black bars,
+    centred."""
     if image.shape[:2] == (height, width):
         return image
     scale = min(height / image.shape[0], width / image.shape[1])
-    new_height, new_width = max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale))
+    new_height, new_width = (
+        max(1, round(image.shape[0] * scale)),
+        max(1, round(image.shape[1] * scale)),
+    )
     top, left = (height - new_height) // 2, (width - new_width) // 2
     boxed = np.zeros((height, width, 3), np.uint8)
     resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BICUBIC)
@@ -325,25 +401,44 @@ def letterbox(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def letterbox_tensor(images: Tensor, height: int, width: int) -> Tensor:
-    """[n, h, w, 3] uint8 -> [n, height, width, 3] float32 of whole numbers, 0 to 255: as `letterbox`, by PyTorch on the images' device."""
+    """[n, h, w, 3] uint8 -> [n, height, width, 3] float32 of whole numbers, 0 to 255: as
+    `letterbox`, by PyTorch on the images' device."""
     old_height, old_width = images.shape[1:3]
     scale = min(height / old_height, width / old_width)
     new_height, new_width = max(1, round(old_height * scale)), max(1, round(old_width * scale))
     top, left = (height - new_height) // 2, (width - new_width) // 2
     boxed = torch.zeros(len(images), height, width, 3, device=images.device)
     pixels = images.permute(0, 3, 1, 2).float()
-    resized = torch.nn.functional.interpolate(pixels, (new_height, new_width), mode="bicubic", antialias=True).round_().clamp_(0, 255)
+    resized = (
+        torch.nn.functional.interpolate(
+            pixels, (new_height, new_width), mode="bicubic", antialias=True
+        )
+        .round_()
+        .clamp_(0, 255)
+    )
     boxed[:, top : top + new_height, left : left + new_width] = resized.permute(0, 2, 3, 1)
     return boxed
 
 
 def _attend_in_batches(
-    self: Qwen2_5_VLVisionAttention, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: Any, **_: Any
+    self: Qwen2_5_VLVisionAttention,
+    hidden_states: Tensor,
+    cu_seqlens: Tensor,
+    position_embeddings: Any,
+    **_: Any,
 ) -> Tensor:
-    """The same attention over equal windows at once. hidden_states [tokens, width]; cu_seqlens: borders of equal windows."""
-    q, k, v = self.qkv(hidden_states).reshape(len(hidden_states), 3, self.num_heads, -1).permute(1, 0, 2, 3).unbind(0)
+    """The same attention over equal windows at once. hidden_states [tokens, width]; cu_seqlens:
+    borders of equal windows."""
+    q, k, v = (
+        self.qkv(hidden_states)
+        .reshape(len(hidden_states), 3, self.num_heads, -1)
+        .permute(1, 0, 2, 3)
+        .unbind(0)
+    )
     q, k = apply_rotary_pos_emb_vision(q, k, *position_embeddings)
     windows = len(cu_seqlens) - 1
-    q, k, v = (x.reshape(windows, -1, self.num_heads, self.head_dim).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (
+        x.reshape(windows, -1, self.num_heads, self.head_dim).transpose(1, 2) for x in (q, k, v)
+    )
     mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=self.scaling)
     return self.proj(mixed.transpose(1, 2).reshape(len(hidden_states), -1))

@@ -1,4 +1,5 @@
-"""vicort's side of the job: a session through its public API, with every stage of every chunk timed."""
+"""vicort's side of the job: a session through its public API, with every stage of every chunk
+timed."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class Span:
 
 
 class Watch:
-    """Sees every span and every event of a session, and lets others wait for chunks to be placed."""
+    """Sees every span and every event of a session, and lets others wait for chunks to be
+    placed."""
 
     def __init__(self) -> None:
         self.spans: dict[str, list[Span]] = defaultdict(list)
@@ -58,18 +60,24 @@ class Watch:
         """Until so many chunks are placed; raises TimeoutError if they never are."""
         with self._changed:
             if not self._changed.wait_for(lambda: len(self.chunks) >= chunks, timeout):
-                raise TimeoutError(f"only {len(self.chunks)} of {chunks} chunks were placed within {timeout:g} s")
+                raise TimeoutError(
+                    f"only {len(self.chunks)} of {chunks} chunks were placed within {timeout:g} s"
+                )
 
     def wait_for_frames(self, frames: int, timeout: float = 600.0) -> int:
-        """Until so many frames are placed, in chunks of any size; returns when the last of them was, by perf_counter_ns."""
+        """Until so many frames are placed, in chunks of any size; returns when the last of them
+        was, by perf_counter_ns."""
         with self._changed:
             if not self._changed.wait_for(lambda: self.frames >= frames, timeout):
-                raise TimeoutError(f"only {self.frames} of {frames} frames were placed within {timeout:g} s")
+                raise TimeoutError(
+                    f"only {self.frames} of {frames} frames were placed within {timeout:g} s"
+                )
             return self.placed_ns[-1]
 
 
 class VicortStream:
-    """A stream that goes on for as long as it is pushed: each call continues where the last one ended."""
+    """A stream that goes on for as long as it is pushed: each call continues where the last one
+    ended."""
 
     def __init__(
         self,
@@ -82,10 +90,20 @@ class VicortStream:
         **options: Any,
     ) -> None:
         """also: gets each event that the watch has seen. options: more of the session's."""
-        self.watch, self.workload, self.overlap, self._also = Watch(), workload, overlap, also
+        self.watch = Watch()
+        self.workload = workload
+        self.overlap = overlap
+        self._also = also
         sampling = Sampling(max_tokens=max_tokens)
         self.session = Session(
-            engines, system, fps="source", overlap=overlap, sampling=sampling, trace=self.watch, on_event=self._event, **options
+            engines,
+            system,
+            fps="source",
+            overlap=overlap,
+            sampling=sampling,
+            trace=self.watch,
+            on_event=self._event,
+            **options,
         )
         self._next = 0
 
@@ -95,7 +113,8 @@ class VicortStream:
             self._also(event)
 
     def push_chunks(self, count: int) -> float:
-        """Push `count` chunks from memory as fast as they are taken; wall milliseconds a chunk, first frame in to last page placed."""
+        """Push `count` chunks from memory as fast as they are taken; wall milliseconds a chunk,
+        first frame in to last page placed."""
         frames = self.workload.frames(self._next, count * CHUNK_FRAMES)
         self._next += len(frames)
         goal = len(self.watch.chunks) + count
@@ -106,7 +125,8 @@ class VicortStream:
         return (self.watch.placed_ns[goal - 1] - start) / 1e6 / count
 
     def push_frames(self, count: int) -> float:
-        """Push `count` frames, whole chunks, as fast as they are taken; frames a second, first frame in to last page placed.
+        """Push `count` frames, whole chunks, as fast as they are taken; frames a second, first
+        frame in to last page placed.
 
         Raises what a chunk failed with.
         """
@@ -135,13 +155,20 @@ class VicortStream:
 
     def stage_ms(self, first_chunk: int) -> dict[str, list[float]]:
         """Milliseconds of each stage of each chunk from `first_chunk` on."""
-        return {stage: [span.ms for span in self.watch.spans[stage] if span.chunk >= first_chunk] for stage in STAGES}
+        return {
+            stage: [span.ms for span in self.watch.spans[stage] if span.chunk >= first_chunk]
+            for stage in STAGES
+        }
 
     def stage_ms_a_frame(self, first_chunk: int) -> dict[str, float]:
-        """Milliseconds of each stage a frame, from the median chunk, over the chunks placed from `first_chunk` on."""
+        """Milliseconds of each stage a frame, from the median chunk, over the chunks placed from
+        `first_chunk` on."""
         chunks = self.watch.chunks[first_chunk:]
         frames = sum(chunk.frames for chunk in chunks) / len(chunks)
-        return {stage: round(statistics.median(times) / frames, 4) for stage, times in self.stage_ms(first_chunk).items()}
+        return {
+            stage: round(statistics.median(times) / frames, 4)
+            for stage, times in self.stage_ms(first_chunk).items()
+        }
 
     def close(self) -> None:
         self.session.close()
@@ -154,7 +181,8 @@ class VicortStream:
 
 
 class RecordingEngine:
-    """An engine that also keeps a copy of some of its outputs, run by run: for checks, never while timing."""
+    """An engine that also keeps a copy of some of its outputs, run by run: for checks, never while
+    timing."""
 
     def __init__(self, engine: Engine, *outputs: str) -> None:
         self._engine, self._outputs = engine, outputs

@@ -1,4 +1,5 @@
-"""The job that is timed: a stream of the tiny model's own world, in memory or encoded, and what is asked of it."""
+"""The job that is timed: a stream of the tiny model's own world, in memory or encoded, and what is
+asked of it."""
 
 from __future__ import annotations
 
@@ -17,12 +18,15 @@ from vicort.runtime.policies.drop import ChunkIntra
 from vicort.runtime.policies.registry import Policy
 from vicort.runtime.policies.system import System, load_system
 
-KEEP = 0.3  # share of a chunk's visual tokens that go on: the setting behind the published 134 frames a second (arXiv 2606.19849)
+# share of a chunk's visual tokens that go on: the setting behind the published 134 frames a second
+# (arXiv 2606.19849)
+KEEP = 0.3
 CHUNK_FRAMES = 16
 QUESTIONS = ("what color was the circle?", "what is there now?", "which came first?")
 PERIOD = 160  # frames that are drawn; longer streams repeat them, times go on
 ENCODED_RATE = 25  # frames a second of an encoded clip
-DESCRIBED_AS = {"overflow": "when_full", "budget": "memory"}  # fields of a system, as its YAML calls them
+# fields of a system, as its YAML calls them
+DESCRIBED_AS = {"overflow": "when_full", "budget": "memory"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,9 @@ class Workload:
     @cached_property
     def images(self) -> tuple[np.ndarray, ...]:
         """PERIOD frames [height, width, 3] uint8."""
-        stream = make_stream(self.seed, objects=6, aspect=self.width / self.height, lead=1.0, tail=PERIOD / self.fps)
+        stream = make_stream(
+            self.seed, objects=6, aspect=self.width / self.height, lead=1.0, tail=PERIOD / self.fps
+        )
         painter = Painter(stream, self.width, self.height)
         return tuple(painter.frame(index / self.fps) for index in range(PERIOD))
 
@@ -48,27 +54,45 @@ class Workload:
         return [self.frame(index) for index in range(first, first + count)]
 
     def encode(self, path: Path, frames: int) -> None:
-        """The stream as an H.264 file of ENCODED_RATE frames a second: `frames` of them, all to be taken."""
+        """The stream as an H.264 file of ENCODED_RATE frames a second: `frames` of them, all to be
+        taken."""
         import av  # here, since a machine that only measures engines may lack it
 
         with av.open(str(path), "w") as container:
-            track = container.add_stream("libx264", rate=ENCODED_RATE, options={"preset": "veryfast", "crf": "23"})
+            track = container.add_stream(
+                "libx264", rate=ENCODED_RATE, options={"preset": "veryfast", "crf": "23"}
+            )
             track.width, track.height, track.pix_fmt = self.width, self.height, "yuv420p"
             for index in range(frames):
-                container.mux(track.encode(av.VideoFrame.from_ndarray(self.images[index % PERIOD], format="rgb24")))
+                container.mux(
+                    track.encode(
+                        av.VideoFrame.from_ndarray(self.images[index % PERIOD], format="rgb24")
+                    )
+                )
             container.mux(track.encode())
 
     def describe(self) -> dict[str, object]:
-        return {"source": f"{self.width}x{self.height} RGB uint8, {PERIOD} frames drawn, then repeated", "fps": self.fps, "seed": self.seed}
+        return {
+            "source": f"{self.width}x{self.height} RGB uint8, {PERIOD} frames drawn, then repeated",
+            "fps": self.fps,
+            "seed": self.seed,
+        }
 
 
-def bench_system(name: str = "vicostream", device_mb: float | None = None, host_mb: float | None = None) -> System:
-    """A system as its YAML has it, but with the fixed-ratio form of the drop where it drops at all: equal work at every precision."""
+def bench_system(
+    name: str = "vicostream", device_mb: float | None = None, host_mb: float | None = None
+) -> System:
+    """A system as its YAML has it, but with the fixed-ratio form of the drop where it drops at all:
+    equal work at every precision."""
     system = load_system(name)
     if isinstance(system.drop, ChunkIntra):
         system = replace(system, drop=ChunkIntra(threshold=None, keep=KEEP))
     budget = system.budget.model_copy(
-        update={key: value for key, value in (("device_mb", device_mb), ("host_mb", host_mb)) if value is not None}
+        update={
+            key: value
+            for key, value in (("device_mb", device_mb), ("host_mb", host_mb))
+            if value is not None
+        }
     )
     return replace(system, budget=budget)
 

@@ -1,4 +1,5 @@
-"""vicort against transformers doing the same streaming job: first that it is the same job, then how long each takes for it."""
+"""vicort against transformers doing the same streaming job: first that it is the same job, then how
+long each takes for it."""
 
 from __future__ import annotations
 
@@ -19,14 +20,24 @@ from vicort.benchmarks.common.settings import Settings
 from vicort.benchmarks.common.spread import interleaved, spread
 from vicort.benchmarks.common.transformers_stream import TransformersStream, Variant
 from vicort.benchmarks.common.vicort_stream import RecordingEngine, VicortStream
-from vicort.benchmarks.common.workload import CHUNK_FRAMES, QUESTIONS, Workload, bench_system, describe_system
+from vicort.benchmarks.common.workload import (
+    CHUNK_FRAMES,
+    QUESTIONS,
+    Workload,
+    bench_system,
+    describe_system,
+)
 from vicort.benchmarks.cpu import arithmetic
 from vicort.runtime.core import Frame
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.policies.system import System
 
 VARIANTS = [
-    *(Variant(precision, threads) for precision in ("fp32", "bf16", "autocast") for threads in (1, 2)),
+    *(
+        Variant(precision, threads)
+        for precision in ("fp32", "bf16", "autocast")
+        for threads in (1, 2)
+    ),
     *(Variant(precision, 2, attention="eager") for precision in ("fp32", "bf16")),
 ]
 ANSWER_TOKENS = 4
@@ -45,9 +56,19 @@ class Amount:
     @staticmethod
     def of(settings: Settings, model: Model) -> Amount:
         if model.name == "tiny":
-            numbers = settings.screening_chunks, settings.compared_chunks, settings.compared_repeats, settings.history_chunks
+            numbers = (
+                settings.screening_chunks,
+                settings.compared_chunks,
+                settings.compared_repeats,
+                settings.history_chunks,
+            )
         else:
-            numbers = settings.medium_screening_chunks, settings.medium_chunks, settings.medium_repeats, settings.medium_history_chunks
+            numbers = (
+                settings.medium_screening_chunks,
+                settings.medium_chunks,
+                settings.medium_repeats,
+                settings.medium_history_chunks,
+            )
         return Amount(5, *numbers)
 
 
@@ -62,7 +83,10 @@ class Runner:
 
     @property
     def name(self) -> str:
-        return f"{self.backend} {self.precision} {'overlapped' if self.overlap else 'sequential'} {self.threads}t"
+        return (
+            f"{self.backend} {self.precision} {'overlapped' if self.overlap else 'sequential'} "
+            f"{self.threads}t"
+        )
 
 
 def measure(model: Model, cache: Path, settings: Settings) -> dict[str, Any]:
@@ -74,7 +98,11 @@ def measure(model: Model, cache: Path, settings: Settings) -> dict[str, Any]:
     final = compare(model, cache, workload, system, amount, variants, runners)
     best, bare = (fastest(final, kind) for kind in ("with_preprocessing", "without_preprocessing"))
     return {
-        "model": {"name": model.name, "parameters": parameters(model.checkpoint), "frame": f"{model.side}x{model.side}"},
+        "model": {
+            "name": model.name,
+            "parameters": parameters(model.checkpoint),
+            "frame": f"{model.side}x{model.side}",
+        },
         "workload": workload.describe() | {"chunk_frames": CHUNK_FRAMES},
         "system": describe_system(system),
         "amount": vars(amount),
@@ -85,45 +113,69 @@ def measure(model: Model, cache: Path, settings: Settings) -> dict[str, Any]:
         "ms_a_chunk": final,
         "fastest": {"with_preprocessing": best, "without_preprocessing": bare},
         "speedup": {
-            kind: round(final["transformers"][names["transformers"]][kind]["median"] / final["vicort"][names["vicort"]][kind]["median"], 3)
+            kind: round(
+                final["transformers"][names["transformers"]][kind]["median"]
+                / final["vicort"][names["vicort"]][kind]["median"],
+                3,
+            )
             for kind, names in (("with_preprocessing", best), ("without_preprocessing", bare))
         },
-        "full_history": full_history(model, cache, workload, amount, replace(variants[0], compiled=False), runners[0]),
+        "full_history": full_history(
+            model, cache, workload, amount, replace(variants[0], compiled=False), runners[0]
+        ),
     }
 
 
 def fastest(final: dict[str, dict[str, Any]], kind: str) -> dict[str, str]:
     """Of each side the runner with the least median, among those that were measured in this way."""
-    return {side: min((n for n in names if kind in names[n]), key=lambda n: names[n][kind]["median"]) for side, names in final.items()}
+    return {
+        side: min((n for n in names if kind in names[n]), key=lambda n: names[n][kind]["median"])
+        for side, names in final.items()
+    }
 
 
-# ---- the same job -------------------------------------------------------------------------------------------------------
+# ---- the same job
+# -------------------------------------------------------------------------------------------------------
 
 
 def check_same_job(model: Model, cache: Path, system: System, chunks: int) -> dict[str, Any]:
-    """Kept tokens, answers and logits of both sides in fp32, on frames of the engine's own size, which neither side resizes."""
+    """Kept tokens, answers and logits of both sides in fp32, on frames of the engine's own size,
+    which neither side resizes."""
     workload = Workload(model.side, model.side)
     with EngineSet.open(model.engines(cache, "openvino", "fp32"), threads=2) as engines:
-        tokens, language = RecordingEngine(engines.tokens, "kept", "count"), RecordingEngine(engines.llm, "logits")
+        tokens, language = (
+            RecordingEngine(engines.tokens, "kept", "count"),
+            RecordingEngine(engines.llm, "logits"),
+        )
         engines.tokens, engines.llm = tokens, language
-        with VicortStream(engines, system, workload, overlap=False, max_tokens=ANSWER_TOKENS) as stream:
+        with VicortStream(
+            engines, system, workload, overlap=False, max_tokens=ANSWER_TOKENS
+        ) as stream:
             stream.push_chunks(chunks)
             kept = [run["kept"][: int(run["count"][0])] for run in tokens.runs]
             ingested = len(language.runs)
             answers = [stream.ask(question) for question in QUESTIONS]
             logits = [run["logits"][0] for run in language.runs[ingested:]]
-    theirs = TransformersStream(model.checkpoint, system, Variant("fp32", 2), model.side, model.side)
+    theirs = TransformersStream(
+        model.checkpoint, system, Variant("fp32", 2), model.side, model.side
+    )
     for chunk in chunks_of(workload, 0, chunks):
         theirs.push(chunk)
     replies = [theirs.ask(question, ANSWER_TOKENS) for question in QUESTIONS]
     expected = [row for reply in replies for row in reply.logits]
     same_length = len(expected) == len(logits)
-    difference = max(float(np.abs(a - b).max()) for a, b in zip(logits, expected, strict=True)) if same_length else None
+    difference = (
+        max(float(np.abs(a - b).max()) for a, b in zip(logits, expected, strict=True))
+        if same_length
+        else None
+    )
     return {
         "precision": "fp32",
         "chunks": chunks,
         "kept_a_chunk": [len(indices) for indices in kept],
-        "kept_tokens_equal": all(np.array_equal(a, b) for a, b in zip(kept, theirs.kept, strict=True)),
+        "kept_tokens_equal": all(
+            np.array_equal(a, b) for a, b in zip(kept, theirs.kept, strict=True)
+        ),
         "answers": [answer.text for answer in answers],
         "answers_equal": [answer.text for answer in answers] == [reply.text for reply in replies],
         "logits_compared": len(logits) if same_length else 0,
@@ -132,13 +184,15 @@ def check_same_job(model: Model, cache: Path, system: System, chunks: int) -> di
     }
 
 
-# ---- the fastest way of running each ------------------------------------------------------------------------------------
+# ---- the fastest way of running each
+# ------------------------------------------------------------------------------------
 
 
 def screen_transformers(
     model: Model, workload: Workload, system: System, amount: Amount, compiled: bool
 ) -> tuple[list[Variant], dict[str, float]]:
-    """Milliseconds a chunk, without preprocessing, of all variants; returns the fastest in fp32 and with bf16, fastest first."""
+    """Milliseconds a chunk, without preprocessing, of all variants; returns the fastest in fp32 and
+    with bf16, fastest first."""
     chunks = chunks_of(workload, 0, 2 + amount.screening)
     measured: dict[Variant, float] = {}
 
@@ -159,46 +213,82 @@ def screen_transformers(
     return leaders, {variant.name: round(ms, 3) for variant, ms in measured.items()}
 
 
-def screen_vicort(model: Model, cache: Path, workload: Workload, system: System, amount: Amount) -> tuple[list[Runner], dict[str, float]]:
-    """Milliseconds a chunk, without preprocessing, of all engine kinds; returns the fastest of each precision, fastest first."""
+def screen_vicort(
+    model: Model, cache: Path, workload: Workload, system: System, amount: Amount
+) -> tuple[list[Runner], dict[str, float]]:
+    """Milliseconds a chunk, without preprocessing, of all engine kinds; returns the fastest of each
+    precision, fastest first."""
     measured: dict[Runner, float] = {}
     for backend, precision in KINDS:
         folder = model.engines(cache, backend, precision)
         for threads in (1, 2):
             runner = Runner(backend, precision, threads, overlap=False)
-            with EngineSet.open(folder, threads=threads) as engines, VicortStream(engines, system, workload, overlap=False) as stream:
+            with (
+                EngineSet.open(folder, threads=threads) as engines,
+                VicortStream(engines, system, workload, overlap=False) as stream,
+            ):
                 stream.push_chunks(2 + amount.screening)
                 measured[runner] = float(np.median(bare_ms(stream, 2)))
     order = sorted(measured, key=measured.__getitem__)
-    leaders = [next(r for r in order if r.precision == precision) for precision in dict.fromkeys(r.precision for r in order)]
+    leaders = [
+        next(r for r in order if r.precision == precision)
+        for precision in dict.fromkeys(r.precision for r in order)
+    ]
     return leaders, {runner.name: round(ms, 3) for runner, ms in measured.items()}
 
 
-# ---- the comparison -----------------------------------------------------------------------------------------------------
+# ---- the comparison
+# -----------------------------------------------------------------------------------------------------
 
 
 def compare(
-    model: Model, cache: Path, workload: Workload, system: System, amount: Amount, variants: Sequence[Variant], runners: Sequence[Runner]
+    model: Model,
+    cache: Path,
+    workload: Workload,
+    system: System,
+    amount: Amount,
+    variants: Sequence[Variant],
+    runners: Sequence[Runner],
 ) -> dict[str, dict[str, Any]]:
     """Interleaved measurements of the leaders; the first of vicort's overlapped as well."""
     with ExitStack() as stack:
         theirs = {v.name: _Theirs(model, system, workload, v) for v in variants}
         ours: dict[str, _Ours] = {}
-        for runner in [*runners, *(replace(runners[0], threads=threads, overlap=True) for threads in (1, 2))]:
-            engines = stack.enter_context(EngineSet.open(model.engines(cache, runner.backend, runner.precision), threads=runner.threads))
+        for runner in [
+            *runners,
+            *(replace(runners[0], threads=threads, overlap=True) for threads in (1, 2)),
+        ]:
+            engines = stack.enter_context(
+                EngineSet.open(
+                    model.engines(cache, runner.backend, runner.precision), threads=runner.threads
+                )
+            )
             ours[runner.name] = _Ours(
                 stack.enter_context(
-                    VicortStream(engines, system, workload, runner.overlap, max_tokens=ANSWER_TOKENS, threads=runner.threads)
+                    VicortStream(
+                        engines,
+                        system,
+                        workload,
+                        runner.overlap,
+                        max_tokens=ANSWER_TOKENS,
+                        threads=runner.threads,
+                    )
                 )
             )
         everyone: dict[str, _Theirs | _Ours] = {**theirs, **ours}
         for each in everyone.values():
             each.run(amount.warmup)
             each.clear()
-        interleaved({name: partial(each.run, amount.chunks) for name, each in everyone.items()}, amount.repeats)
+        interleaved(
+            {name: partial(each.run, amount.chunks) for name, each in everyone.items()},
+            amount.repeats,
+        )
         asked = {name: each.ask() for name, each in everyone.items()}
     sides: dict[str, dict[str, Any]] = {"transformers": theirs, "vicort": ours}
-    return {side: {name: each.report() | {"question_ms": asked[name]} for name, each in names.items()} for side, names in sides.items()}
+    return {
+        side: {name: each.report() | {"question_ms": asked[name]} for name, each in names.items()}
+        for side, names in sides.items()
+    }
 
 
 class _Theirs:
@@ -220,10 +310,18 @@ class _Theirs:
         return self._whole[-1]
 
     def ask(self) -> dict[str, float]:
-        return _questions([self._stream.ask(QUESTIONS[n % len(QUESTIONS)], ANSWER_TOKENS).ttft_ms for n in range(2 * len(QUESTIONS))])
+        return _questions(
+            [
+                self._stream.ask(QUESTIONS[n % len(QUESTIONS)], ANSWER_TOKENS).ttft_ms
+                for n in range(2 * len(QUESTIONS))
+            ]
+        )
 
     def report(self) -> dict[str, Any]:
-        return {"with_preprocessing": spread(self._whole), "without_preprocessing": spread(self._bare)}
+        return {
+            "with_preprocessing": spread(self._whole),
+            "without_preprocessing": spread(self._bare),
+        }
 
 
 class _Ours:
@@ -244,17 +342,28 @@ class _Ours:
         return self._whole[-1]
 
     def ask(self) -> dict[str, float]:
-        return _questions([self._stream.ask(QUESTIONS[n % len(QUESTIONS)]).ttft_ms for n in range(2 * len(QUESTIONS))])
+        return _questions(
+            [
+                self._stream.ask(QUESTIONS[n % len(QUESTIONS)]).ttft_ms
+                for n in range(2 * len(QUESTIONS))
+            ]
+        )
 
     def report(self) -> dict[str, Any]:
-        """Overlapped, a chunk's stages share the cores with other chunks': its own time without preprocessing then says nothing."""
+        """Overlapped, a chunk's stages share the cores with other chunks': its own time without
+        preprocessing then says nothing."""
         bare = {} if self._overlap else {"without_preprocessing": spread(self._bare)}
-        stages = {stage: spread(values) for stage, values in self._stream.stage_ms(self._first).items()}
+        stages = {
+            stage: spread(values) for stage, values in self._stream.stage_ms(self._first).items()
+        }
         return {"with_preprocessing": spread(self._whole), **bare, "stage_ms": stages}
 
 
-def full_history(model: Model, cache: Path, workload: Workload, amount: Amount, variant: Variant, runner: Runner) -> dict[str, Any]:
-    """Nothing dropped, everything attended to: milliseconds a chunk, without preprocessing, as the stream grows.
+def full_history(
+    model: Model, cache: Path, workload: Workload, amount: Amount, variant: Variant, runner: Runner
+) -> dict[str, Any]:
+    """Nothing dropped, everything attended to: milliseconds a chunk, without preprocessing, as the
+    stream grows.
 
     Not compiled: every chunk brings a new shape, and torch.compile would be timed instead.
     """
@@ -262,29 +371,44 @@ def full_history(model: Model, cache: Path, workload: Workload, amount: Amount, 
     theirs = TransformersStream(model.checkpoint, system, variant, model.side, model.side)
     their_ms = [rest for _, rest in timed(theirs, chunks_of(workload, 0, count))]
     folder = model.engines(cache, runner.backend, runner.precision)
-    with EngineSet.open(folder, threads=runner.threads) as engines, VicortStream(engines, system, workload, overlap=False) as stream:
+    with (
+        EngineSet.open(folder, threads=runner.threads) as engines,
+        VicortStream(engines, system, workload, overlap=False) as stream,
+    ):
         stream.push_chunks(count)
         our_ms = bare_ms(stream, 0)
     few = max(count // 10, 2)
-    places = {"first": slice(1, 1 + few), "middle": slice(count // 2, count // 2 + few), "last": slice(count - few, count)}
+    places = {
+        "first": slice(1, 1 + few),
+        "middle": slice(count // 2, count // 2 + few),
+        "last": slice(count - few, count),
+    }
     return {
         "system": describe_system(system),
         "chunks": count,
         "points": {name: f"chunks {place.start}-{place.stop}" for name, place in places.items()},
-        f"transformers {variant.name}": {name: spread(their_ms[place]) for name, place in places.items()},
+        f"transformers {variant.name}": {
+            name: spread(their_ms[place]) for name, place in places.items()
+        },
         f"vicort {runner.name}": {name: spread(our_ms[place]) for name, place in places.items()},
     }
 
 
-# ---- parts --------------------------------------------------------------------------------------------------------------
+# ---- parts
+# --------------------------------------------------------------------------------------------------------------
 
 
 def chunks_of(workload: Workload, first: int, count: int) -> list[list[Frame]]:
     """Chunks number `first` to first + count."""
-    return [workload.frames(number * CHUNK_FRAMES, CHUNK_FRAMES) for number in range(first, first + count)]
+    return [
+        workload.frames(number * CHUNK_FRAMES, CHUNK_FRAMES)
+        for number in range(first, first + count)
+    ]
 
 
-def timed(stream: TransformersStream, chunks: Sequence[Sequence[Frame]]) -> list[tuple[float, float]]:
+def timed(
+    stream: TransformersStream, chunks: Sequence[Sequence[Frame]]
+) -> list[tuple[float, float]]:
     """Wall milliseconds of each chunk: preprocessing, all the rest."""
     times = []
     for frames in chunks:
@@ -299,12 +423,17 @@ def timed(stream: TransformersStream, chunks: Sequence[Sequence[Frame]]) -> list
 def bare_ms(stream: VicortStream, first_chunk: int) -> list[float]:
     """Milliseconds of all stages but preprocessing, each chunk from `first_chunk` on."""
     stages = stream.stage_ms(first_chunk)
-    return [sum(times) for times in zip(stages["vision"], stages["tokens"], stages["prefill"], strict=True)]
+    return [
+        sum(times)
+        for times in zip(stages["vision"], stages["tokens"], stages["prefill"], strict=True)
+    ]
 
 
 def operations(model: Model, system: System) -> arithmetic.Operations:
     """Of one chunk when the window is full."""
-    return arithmetic.of_chunk(read_json(model.checkpoint / "config.json"), model.side, CHUNK_FRAMES, system)
+    return arithmetic.of_chunk(
+        read_json(model.checkpoint / "config.json"), model.side, CHUNK_FRAMES, system
+    )
 
 
 def _questions(ttft_ms: list[float]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """How many floating point operations a chunk takes, counted from the model's configuration.
 
-Only matrix products count, two operations (multiply, add) a product term; norms, rotations and softmax are left out.
+Only matrix products count, two operations (multiply, add) a product term; norms, rotations and
+softmax are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ FORMULA = {
     "vision, a unit": "2 n [3*2*p*p d + depth (4 d d + 3 d f) + d (full layers n + window layers w) 2] + 2 n/4 [(4 d)(4 d) + 4 d width]"
     "; n patches a unit, p patch side, d ViT width, f its MLP width, w patches a window",
     "prefill, a chunk": "2 C layers [2 width Hq D + 2 width Hkv D + 3 width f] + 4 C layers Hq D S + 2 width V"
-    "; C rows kept, S mean number of tokens a row attends to (window + half of its own chunk), V vocabulary (one row a chunk)",
+    "; C rows kept, S mean number of tokens a row attends to (window + half of its own chunk), V "
+    "vocabulary (one row a chunk)",
     "tokens, a chunk": "6 (units - 1) P width: three products of vectors a pair of tokens",
 }
 
@@ -34,11 +36,18 @@ class Operations:
         return self.vision + self.tokens + self.prefill
 
     def gflop(self) -> dict[str, float]:
-        stages = {"vision": self.vision, "tokens": self.tokens, "prefill": self.prefill, "total": self.total}
+        stages = {
+            "vision": self.vision,
+            "tokens": self.tokens,
+            "prefill": self.prefill,
+            "total": self.total,
+        }
         return {stage: round(count / 1e9, 5) for stage, count in stages.items()}
 
 
-def of_chunk(config: dict, side: int, frames: int, system: System, prompt_rows: int = 2) -> Operations:
+def of_chunk(
+    config: dict, side: int, frames: int, system: System, prompt_rows: int = 2
+) -> Operations:
     """Operations of a chunk of square frames of `side` pixels, when the system's window is full."""
     token = config["vision_config"]["patch_size"] * config["vision_config"]["spatial_merge_size"]
     units, tokens = frames // UNIT_FRAMES, (side // token) ** 2
@@ -47,11 +56,13 @@ def of_chunk(config: dict, side: int, frames: int, system: System, prompt_rows: 
     return count(config, side, side, units, rows, rows * (system.ingest.window or 0), prompt_rows)
 
 
-def count(config: dict, height: int, width: int, units: int, rows: int, window_rows: int, prompt_rows: int) -> Operations:
+def count(
+    config: dict, height: int, width: int, units: int, rows: int, window_rows: int, prompt_rows: int
+) -> Operations:
     """Operations of one chunk.
 
-    height, width: pixels of a frame; units: in the chunk; rows: visual tokens kept of it; window_rows: cached visual tokens it attends to;
-    prompt_rows: prompt tokens it attends to.
+    height, width: pixels of a frame; units: in the chunk; rows: visual tokens kept of it;
+    window_rows: cached visual tokens it attends to; prompt_rows: prompt tokens it attends to.
     """
     return Operations(
         vision=units * _vision_unit(config["vision_config"], height, width),
@@ -61,7 +72,12 @@ def count(config: dict, height: int, width: int, units: int, rows: int, window_r
 
 
 def _vision_unit(vision: dict, height: int, width: int) -> float:
-    patch, d, f, merge = vision["patch_size"], vision["hidden_size"], vision["intermediate_size"], vision["spatial_merge_size"]
+    patch, d, f, merge = (
+        vision["patch_size"],
+        vision["hidden_size"],
+        vision["intermediate_size"],
+        vision["spatial_merge_size"],
+    )
     n = (height // patch) * (width // patch)
     full = len(vision["fullatt_block_indexes"])
     window = min((vision["window_size"] // patch) ** 2, n)
@@ -75,12 +91,26 @@ def _vision_unit(vision: dict, height: int, width: int) -> float:
 
 def _tokens(config: dict, height: int, width: int, units: int) -> float:
     side = config["vision_config"]["patch_size"] * config["vision_config"]["spatial_merge_size"]
-    return 6.0 * (units - 1) * (height // side) * (width // side) * config["text_config"]["hidden_size"]
+    return (
+        6.0
+        * (units - 1)
+        * (height // side)
+        * (width // side)
+        * config["text_config"]["hidden_size"]
+    )
 
 
 def _prefill(text: dict, rows: int, seen: float) -> float:
-    width, heads, kv_heads = text["hidden_size"], text["num_attention_heads"], text["num_key_value_heads"]
+    width, heads, kv_heads = (
+        text["hidden_size"],
+        text["num_attention_heads"],
+        text["num_key_value_heads"],
+    )
     dim = width // heads
-    linear = 2 * width * heads * dim + 2 * width * kv_heads * dim + 3 * width * text["intermediate_size"]
+    linear = (
+        2 * width * heads * dim + 2 * width * kv_heads * dim + 3 * width * text["intermediate_size"]
+    )
     attention = 2 * heads * dim * seen
-    return 2.0 * (rows * text["num_hidden_layers"] * (linear + attention) + width * text["vocab_size"])
+    return 2.0 * (
+        rows * text["num_hidden_layers"] * (linear + attention) + width * text["vocab_size"]
+    )

@@ -9,14 +9,20 @@ from typing import Any
 from vicort.benchmarks.common.tables import Table
 from vicort.benchmarks.systems import cap, migration_report, systems_report
 
-GOALS = {"overlap": 1.15, "transformers": 1.5, "drift": 0.05}  # times as fast; times as fast; at most so much slower
+# times as fast; times as fast; at most so much slower
+GOALS = {"overlap": 1.15, "transformers": 1.5, "drift": 0.05}
 
 
 def table(result: dict[str, Any]) -> str:
     """The whole result, one block a part."""
     lines = list(_conditions(result))
     parts = result["parts"]
-    for name, block in (("machine", _machine), ("overlap", _overlap), ("long-stream", _long), ("first-token", _first_token)):
+    for name, block in (
+        ("machine", _machine),
+        ("overlap", _overlap),
+        ("long-stream", _long),
+        ("first-token", _first_token),
+    ):
         if name in parts:
             lines += ["", *block(parts[name])]
     for name in ("transformers-tiny", "transformers-medium"):
@@ -41,20 +47,28 @@ def tables(parts: dict[str, Any]) -> dict[str, list[Table]]:
 
 
 def pages(result: dict[str, Any], out: Path) -> list[Path]:
-    """Writes the tables of the systems as Markdown beside `out`, each page with its conditions; returns the files."""
+    """Writes the tables of the systems as Markdown beside `out`, each page with its conditions;
+    returns the files."""
     written = []
     for name, found in tables(result["parts"]).items():
         path = out.with_name(f"{out.stem}-{name}.md")
-        lines = [f"<!-- made by vicort-bench from {out.name} -->", *(f"{line}  " for line in _conditions(result))]
-        path.write_text("\n".join([*lines, *(line for each in found for line in ("", *each.markdown()))]) + "\n")
+        lines = [
+            f"<!-- made by vicort-bench from {out.name} -->",
+            *(f"{line}  " for line in _conditions(result)),
+        ]
+        path.write_text(
+            "\n".join([*lines, *(line for each in found for line in ("", *each.markdown()))]) + "\n"
+        )
         written.append(path)
     return written
 
 
 def limit(part: dict[str, Any], machine: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of each sequential vicort runner: share of time a stage, GFLOP/s of vision and prefill, and of all as a share of the matrix rate.
+    """Of each sequential vicort runner: share of time a stage, GFLOP/s of vision and prefill, and
+    of all as a share of the matrix rate.
 
-    least_ms: what the arithmetic of a chunk takes at the matrix rate, with nothing else to do; no program of that precision is faster.
+    least_ms: what the arithmetic of a chunk takes at the matrix rate, with nothing else to do; no
+    program of that precision is faster.
     """
     rows: dict[str, dict[str, Any]] = {}
     for name, measured in part["ms_a_chunk"]["vicort"].items():
@@ -69,21 +83,29 @@ def limit(part: dict[str, Any], machine: dict[str, Any]) -> dict[str, dict[str, 
             "gflop_s": {stage: gflop[stage] / ms[stage] * 1e3 for stage in ("vision", "prefill")},
             "ceiling_gflop_s": ceiling,
             "least_ms": gflop["total"] / ceiling * 1e3,
-            "share_of_ceiling": gflop["total"] / (ms["vision"] + ms["tokens"] + ms["prefill"]) * 1e3 / ceiling,
+            "share_of_ceiling": gflop["total"]
+            / (ms["vision"] + ms["tokens"] + ms["prefill"])
+            * 1e3
+            / ceiling,
         }
     return rows
 
 
 def best_rate(machine: dict[str, Any], precision: str, threads: str) -> float:
-    """The best median matrix rate of this precision and so many threads, whichever library reached it."""
-    return max(machine[library][f"{precision} {threads}"]["median"] for library in ("torch", "openvino"))
+    """The best median matrix rate of this precision and so many threads, whichever library reached
+    it."""
+    return max(
+        machine[library][f"{precision} {threads}"]["median"] for library in ("torch", "openvino")
+    )
 
 
 def _conditions(result: dict[str, Any]) -> Iterator[str]:
     c = result["conditions"]
     yield f"vicort-bench{' --quick' * result['quick']}, {c['date']}"
     yield f"{c['cpu']} (family/model {c['cpu_family_model']}), {c['cores']} cores, {c['memory_gb']} GB; {' '.join(c['matrix_flags'])}"
-    yield f"Python {c['python']}; " + ", ".join(f"{name} {version}" for name, version in c["libraries"].items())
+    yield f"Python {c['python']}; " + ", ".join(
+        f"{name} {version}" for name, version in c["libraries"].items()
+    )
     yield "Medians; [quartiles]. Loading engines, warm-up chunks and drawing frames are not counted."
 
 
@@ -100,7 +122,10 @@ def _overlap(part: dict[str, Any]) -> Iterator[str]:
     w, s = part["workload"], part["system"]
     yield f"OVERLAP  {part['engine_set']}, {w['source']}, chunks of {w['chunk_frames']}"
     yield f"  {s['name']}: drop {s['drop']}, ingest {s['ingest']}, retrieval {s['retrieval']}"
-    for title, key in (("frames in memory", "from_memory"), ("encoded H.264 file, decoding included", "from_encoded_file")):
+    for title, key in (
+        ("frames in memory", "from_memory"),
+        ("encoded H.264 file, decoding included", "from_encoded_file"),
+    ):
         block = part[key]
         yield f"  {title}: ms a chunk"
         for mode, ms in block["ms_a_chunk"].items():
@@ -108,15 +133,19 @@ def _overlap(part: dict[str, Any]) -> Iterator[str]:
         goal = _verdict(block["gain"] >= GOALS["overlap"])
         yield f"    {block['best_overlapped']} against {block['best_sequential']}: {block['gain']:.2f}x {goal}"
     for mode, stages in part["stage_ms"].items():
-        yield f"  stages, {mode}: " + ", ".join(f"{stage} {ms['median']:.2f}" for stage, ms in stages.items())
+        yield f"  stages, {mode}: " + ", ".join(
+            f"{stage} {ms['median']:.2f}" for stage, ms in stages.items()
+        )
 
 
 def _transformers(part: dict[str, Any]) -> Iterator[str]:
     model, same = part["model"], part["same_job"]
     yield f"AGAINST TRANSFORMERS  {model['name']}, {model['parameters'] / 1e6:.1f} M parameters, {model['frame']}, {part['system']['name']}"
     yield (
-        f"  same job (fp32): kept tokens equal {same['kept_tokens_equal']}, answers equal {same['answers_equal']}, "
-        f"largest logit difference {same['largest_logit_difference']:.1e} at a deviation of {same['logit_deviation']:.2g}"
+        f"  same job (fp32): kept tokens equal {same['kept_tokens_equal']}, answers equal "
+        f"{same['answers_equal']}, "
+        f"largest logit difference {same['largest_logit_difference']:.1e} at a deviation of "
+        f"{same['logit_deviation']:.2g}"
     )
     yield f"  {'ms a chunk':38} {'with preprocessing':26} {'without':26} first token of a question"
     for side, names in part["ms_a_chunk"].items():
@@ -132,8 +161,12 @@ def _transformers(part: dict[str, Any]) -> Iterator[str]:
     yield f"  full history, nothing dropped, {history['chunks']} chunks, without preprocessing; ms at {points}"
     for name in (name for name in history if name.startswith(("vicort", "transformers"))):
         yield f"    {name:36} " + "  ".join(_cell(ms, 1) for ms in history[name].values())
-    yield "  screened, ms without preprocessing: " + ", ".join(f"{name} {ms:.1f}" for name, ms in part["transformers_screened_ms"].items())
-    yield "                                      " + ", ".join(f"{name} {ms:.1f}" for name, ms in part["vicort_screened_ms"].items())
+    yield "  screened, ms without preprocessing: " + ", ".join(
+        f"{name} {ms:.1f}" for name, ms in part["transformers_screened_ms"].items()
+    )
+    yield "                                      " + ", ".join(
+        f"{name} {ms:.1f}" for name, ms in part["vicort_screened_ms"].items()
+    )
 
 
 def _limit(part: dict[str, Any], machine: dict[str, Any] | None) -> Iterator[str]:
@@ -154,7 +187,10 @@ def _long(part: dict[str, Any]) -> Iterator[str]:
         pages = ", ".join(f"{tier} {count}" for tier, count in point["pages"].items())
         ms = _cell(point["ms_between_chunks"], 2)
         yield f"  chunks {point['chunks']:10} {ms} ms between chunks; RSS {point['rss_mb']:.0f} MB; pages {pages}"
-    drift = ", ".join(f"{chunks}: {value:+.1%} {_verdict(value <= GOALS['drift'])}" for chunks, value in part["drift"].items())
+    drift = ", ".join(
+        f"{chunks}: {value:+.1%} {_verdict(value <= GOALS['drift'])}"
+        for chunks, value in part["drift"].items()
+    )
     yield f"  against the first: {drift}; peak RSS {part['peak_rss_mb']:.0f} MB"
 
 
@@ -163,8 +199,10 @@ def _first_token(part: dict[str, Any]) -> Iterator[str]:
     for load, row in part["loads"].items():
         t = row["ttft_ms"]
         yield (
-            f"  {load:30} p50 {t['p50']:.1f}  p95 {t['p95']:.1f}  p99 {t['p99']:.1f}  (n {t['n']}); frames/s "
-            f"{row['frames_a_second_without_questions']:.0f} without questions, {row['frames_a_second_meanwhile']:.0f} with"
+            f"  {load:30} p50 {t['p50']:.1f}  p95 {t['p95']:.1f}  p99 {t['p99']:.1f}  (n "
+            f"{t['n']}); frames/s "
+            f"{row['frames_a_second_without_questions']:.0f} without questions, "
+            f"{row['frames_a_second_meanwhile']:.0f} with"
         )
 
 

@@ -1,1 +1,2 @@
-"""`vicort-eval`: how often systems answer right, on benchmarks as their users have them on disk. One file a data set."""
+"""`vicort-eval`: how often systems answer right, on benchmarks as their users have them on disk.
+One file a data set."""

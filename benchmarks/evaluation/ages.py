@@ -1,4 +1,5 @@
-"""Accuracy by the age of what is asked about, for those who measure systems: a row a question, and cells over rows."""
+"""Accuracy by the age of what is asked about, for those who measure systems: a row a question, and
+cells over rows."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ Z95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
 
 @dataclass(frozen=True)
 class Row:
-    """One question to one system. Rows of one `key` are the same question, put to several systems."""
+    """One question to one system. Rows of one `key` are the same question, put to several
+    systems."""
 
     system: str
     stream: int
@@ -40,7 +42,8 @@ class Row:
     pages: int  # vision pages that it could see
     at: float  # seconds
     seen_until: float  # seconds
-    memory_from: float | None  # seconds, start of the oldest unit of which memory still held something
+    # seconds, start of the oldest unit of which memory still held something
+    memory_from: float | None
     error: str = ""
 
     @property
@@ -63,18 +66,24 @@ def accuracy_by_age(
 ) -> list[Row]:
     """Every system over the same files, one pass each, all ages asked in it.
 
-    systems: by the label that rows carry. streams: files; each has 7 questions an age, and one about now. ages: units or chunks since the
-    last thing went. cache: folder of the files. A system that cannot go on (VicortError) has its open questions as rows with the error.
+    systems: by the label that rows carry. streams: files; each has 7 questions an age, and one
+    about now. ages: units or chunks since the last thing went. cache: folder of the files. A system
+    that cannot go on (VicortError) has its open questions as rows with the error.
     """
     dataset = shapestream.load(engines.manifest.model, streams, ages, age_in, cache, fps, progress)
     rows: list[Row] = []
     for video in dataset.videos:
         items = {item.id: item for item in video.items}
         for label, system in systems.items():
-            watched = watch(video, Candidate.of(engines, system, fps=fps, threads=threads, overlap=overlap))
+            watched = watch(
+                video, Candidate.of(engines, system, fps=fps, threads=threads, overlap=overlap)
+            )
             rows += [row_of(label, items[reply.item], reply) for reply in watched.replies]
             if progress:
-                progress(f"{video.name}, {label}: {sum(row.right for row in rows[-len(items) :])} of {len(items)} right")
+                progress(
+                    f"{video.name}, {label}: {sum(row.right for row in rows[-len(items) :])} of "
+                    f"{len(items)} right"
+                )
     return rows
 
 
@@ -98,18 +107,26 @@ def row_of(system: str, item: Item, reply: Reply) -> Row:
 
 
 def by_age(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, Any]]]:
-    """By system and task: accuracy, asked, low and high (95 %, Wilson), and of what was answered ttft_ms (median), tokens_read and pages
-    (mean)."""
+    """By system and task: accuracy, asked, low and high (95 %, Wilson), and of what was answered
+    ttft_ms (median), tokens_read and pages (mean)."""
     cells: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         cells[row.system][row.task].append(row)
-    return {system: {task: _cell(each) for task, each in tasks.items()} for system, tasks in cells.items()}
+    return {
+        system: {task: _cell(each) for task, each in tasks.items()}
+        for system, tasks in cells.items()
+    }
 
 
 def _cell(rows: Sequence[Row]) -> dict[str, Any]:
     right, asked = sum(row.right for row in rows), len(rows)
     low, high = wilson(right, asked)
-    cell: dict[str, Any] = {"accuracy": round(right / asked, 4), "asked": asked, "low": round(low, 4), "high": round(high, 4)}
+    cell: dict[str, Any] = {
+        "accuracy": round(right / asked, 4),
+        "asked": asked,
+        "low": round(low, 4),
+        "high": round(high, 4),
+    }
     if answered := [row for row in rows if not row.error]:
         cell |= {
             "ttft_ms": round(median(row.ttft_ms for row in answered), 3),

@@ -1,4 +1,5 @@
-"""Reading other people's data: what is wrong is said in one line that names the file, the entry and the key."""
+"""Reading other people's data: what is wrong is said in one line that names the file, the entry and
+the key."""
 
 from __future__ import annotations
 
@@ -30,7 +31,11 @@ class Entry:
         return key in self.content
 
     def wrong(self, key: str, allowed: str) -> ConfigError:
-        found = f"{key!r} is {shown(self.content[key])}" if key in self.content else f"key {key!r} is missing"
+        found = (
+            f"{key!r} is {shown(self.content[key])}"
+            if key in self.content
+            else f"key {key!r} is missing"
+        )
         return ConfigError(f"{self.where}: {found}: give {allowed}")
 
     def text(self, key: str) -> str:
@@ -52,9 +57,13 @@ class Entry:
     def clock(self, key: str) -> Fraction:
         """Seconds of HH:MM:SS, MM:SS or SS; seconds may have decimals."""
         parts = self.text(key).split(":")
-        if len(parts) > 3 or not all(part.replace(".", "", 1).isdecimal() and part.isascii() for part in parts):
+        if len(parts) > 3 or not all(
+            part.replace(".", "", 1).isdecimal() and part.isascii() for part in parts
+        ):
             raise self.wrong(key, "a time as HH:MM:SS")
-        return sum((Fraction(part) * 60**power for power, part in enumerate(reversed(parts))), Fraction(0))
+        return sum(
+            (Fraction(part) * 60**power for power, part in enumerate(reversed(parts))), Fraction(0)
+        )
 
     def one_of(self, key: str, allowed: str) -> str:
         """A single letter out of `allowed`."""
@@ -71,7 +80,11 @@ class Entry:
                 value = ast.literal_eval(value)
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 value = None
-        if not isinstance(value, list) or not value or not all(isinstance(each, str | int | float) for each in value):
+        if (
+            not isinstance(value, list)
+            or not value
+            or not all(isinstance(each, str | int | float) for each in value)
+        ):
             raise self.wrong(key, "a list of texts")
         return [str(each) for each in value]
 
@@ -99,9 +112,13 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}): name the benchmark's data file") from error
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}): name the benchmark's data file"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not JSON ({error}): name the benchmark's data file") from error
+        raise ConfigError(
+            f"{path} is not JSON ({error}): name the benchmark's data file"
+        ) from error
 
 
 def read_csv(path: Path) -> list[Entry]:
@@ -109,10 +126,17 @@ def read_csv(path: Path) -> list[Entry]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}): name the benchmark's data file") from error
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}): name the benchmark's data file"
+        ) from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not CSV in UTF-8 ({error}): name the benchmark's data file") from error
-    return [Entry({key: value for key, value in row.items() if key}, f"{path}, row {number}") for number, row in enumerate(rows, 2)]
+        raise ConfigError(
+            f"{path} is not CSV in UTF-8 ({error}): name the benchmark's data file"
+        ) from error
+    return [
+        Entry({key: value for key, value in row.items() if key}, f"{path}, row {number}")
+        for number, row in enumerate(rows, 2)
+    ]
 
 
 def digests(paths: Sequence[Path]) -> dict[str, str]:
@@ -121,16 +145,27 @@ def digests(paths: Sequence[Path]) -> dict[str, str]:
 
 
 def find_video(folders: Sequence[Path], named: str) -> Path | None:
-    """The file or folder of images that data calls `named`: its longest ending that is there in one of the folders; None if none is."""
-    parts = [part for part in PurePosixPath(named.replace("\\", "/")).parts if part not in ("/", ".")]
+    """The file or folder of images that data calls `named`: its longest ending that is there in one
+    of the folders; None if none is."""
+    parts = [
+        part for part in PurePosixPath(named.replace("\\", "/")).parts if part not in ("/", ".")
+    ]
     if ".." in parts:
         return None
-    return first_there(folder.joinpath(*parts[first:]) for first in range(len(parts)) for folder in folders)
+    return first_there(
+        folder.joinpath(*parts[first:]) for first in range(len(parts)) for folder in folders
+    )
 
 
 def find_any(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
-    """The first of several names, in the order given, that is there with a suffix of videos, or as a folder; None if none is."""
-    return first_there(folder / (name + suffix) for name in names for suffix in VIDEO_SUFFIXES for folder in folders)
+    """The first of several names, in the order given, that is there with a suffix of videos, or as
+    a folder; None if none is."""
+    return first_there(
+        folder / (name + suffix)
+        for name in names
+        for suffix in VIDEO_SUFFIXES
+        for folder in folders
+    )
 
 
 def first_there(paths: Iterable[Path]) -> Path | None:

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from vicort.runtime.sources.opening import IMAGE_FPS
 
-Mean = Literal["questions", "tasks", "groups"]  # over what an average is taken, each counting the same
+# over what an average is taken, each counting the same
+Mean = Literal["questions", "tasks", "groups"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Item:
     rule: str  # a key of rules.RULES
     truth: str  # what the rule compares with
     text: str  # as it is asked, prompt included
-    times: tuple[Fraction, ...]  # seconds; several = the same text again and again until the first yes
+    # seconds; several = the same text again and again until the first yes
+    times: tuple[Fraction, ...]
     note: dict[str, Any] = field(default_factory=dict)  # what reports may want to know besides
 
 
@@ -51,8 +53,10 @@ class Dataset:
     videos: tuple[Video, ...]
     groups: tuple[Group, ...]
     overall: Mean | None = "questions"
-    settings: dict[str, Any] = field(default_factory=dict)  # what a record must agree on to be gone on with
-    about: dict[str, Any] = field(default_factory=dict)  # for the report: where prompts and scoring come from, …
+    # what a record must agree on to be gone on with
+    settings: dict[str, Any] = field(default_factory=dict)
+    # for the report: where prompts and scoring come from, …
+    about: dict[str, Any] = field(default_factory=dict)
     max_tokens: int = 64  # of an answer
 
     @property
@@ -61,7 +65,11 @@ class Dataset:
 
     def first(self, count: int) -> Dataset:
         """Only so many videos."""
-        return replace(self, videos=self.videos[:count], about=self.about | {"videos": f"the first {count} only"})
+        return replace(
+            self,
+            videos=self.videos[:count],
+            about=self.about | {"videos": f"the first {count} only"},
+        )
 
     @property
     def items(self) -> dict[str, Item]:
@@ -79,14 +87,22 @@ class Reply:
     ttft_ms: float = 0.0
     tokens_read: int = 0  # cached visual tokens that it could see
     pages: int = 0  # vision pages that it could see
-    memory_from: Fraction | None = None  # seconds, start of the oldest unit of which memory still held something; None = it was empty
+    # seconds, start of the oldest unit of which memory still held something; None = it was empty
+    memory_from: Fraction | None = None
     error: str = ""  # why there is no answer
 
     def to_json(self) -> dict[str, Any]:
         """Exact: times as fractions."""
-        return {key: str(value) if isinstance(value, Fraction) else value for key, value in vars(self).items()}
+        return {
+            key: str(value) if isinstance(value, Fraction) else value
+            for key, value in vars(self).items()
+        }
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Reply:
-        times = {key: Fraction(content[key]) for key in ("at", "seen_until", "memory_from") if content[key] is not None}
+        times = {
+            key: Fraction(content[key])
+            for key in ("at", "seen_until", "memory_from")
+            if content[key] is not None
+        }
         return cls(**content | times)

@@ -1,4 +1,5 @@
-"""Judges of open answers. A figure is only worth something beside others of the same judge, so reports name it."""
+"""Judges of open answers. A figure is only worth something beside others of the same judge, so
+reports name it."""
 
 from __future__ import annotations
 
@@ -32,18 +33,24 @@ class Judge(Protocol):
 
 
 class ExactJudge:
-    """Yes and MOST for the same words, whatever their case, punctuation and articles; else no and 0."""
+    """Yes and MOST for the same words, whatever their case, punctuation and articles; else no and
+    0."""
 
     name = "exact: the same words, but for case, punctuation and articles"
 
     def __call__(self, answers: Sequence[tuple[Item, str]]) -> list[Verdict]:
-        return [Verdict(same, MOST * same) for same in (_words(item.truth) == _words(text) for item, text in answers)]
+        return [
+            Verdict(same, MOST * same)
+            for same in (_words(item.truth) == _words(text) for item, text in answers)
+        ]
 
 
 class CommandJudge:
-    """A program of the user's: one JSON line {id, question, answer, prediction} in, one {"pred": "yes"|"no", "score": 0-5} out for each.
+    """A program of the user's: one JSON line {id, question, answer, prediction} in, one {"pred":
+    "yes"|"no", "score": 0-5} out for each.
 
-    Those are the keys that the papers' GPT judges answer with (Flash-VStream, eval_video/eval_activitynet_qa.py).
+    Those are the keys that the papers' GPT judges answer with (Flash-VStream,
+    eval_video/eval_activitynet_qa.py).
     """
 
     def __init__(self, command: str) -> None:
@@ -51,24 +58,45 @@ class CommandJudge:
         try:
             self._arguments = shlex.split(command)
         except ValueError as error:
-            raise ConfigError(f"--judge command {command!r} is no command line ({error}): give one such as 'python judge.py'") from error
+            raise ConfigError(
+                f"--judge command {command!r} is no command line ({error}): give one such as "
+                "'python judge.py'"
+            ) from error
         if not self._arguments:
             raise ConfigError("--judge command is empty: give one such as 'python judge.py'")
         self.name = f"command: {command}"
 
     def __call__(self, answers: Sequence[tuple[Item, str]]) -> list[Verdict]:
         """Raises ConfigError if the program fails, or says something else than verdicts."""
-        asked = [{"id": item.id, "question": item.text, "answer": item.truth, "prediction": text} for item, text in answers]
+        asked = [
+            {"id": item.id, "question": item.text, "answer": item.truth, "prediction": text}
+            for item, text in answers
+        ]
         lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in asked)
         try:
-            done = subprocess.run(self._arguments, input=lines, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=False)
+            done = subprocess.run(
+                self._arguments,
+                input=lines,
+                stdout=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                check=False,
+            )
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the judge {self._arguments[0]!r} does not run ({error}): give a command that does") from error
+            raise ConfigError(
+                f"the judge {self._arguments[0]!r} does not run ({error}): give a command that does"
+            ) from error
         if done.returncode:
-            raise ConfigError(f"the judge {self._arguments[0]!r} failed with exit code {done.returncode}: mend it and start again")
+            raise ConfigError(
+                f"the judge {self._arguments[0]!r} failed with exit code {done.returncode}: mend "
+                "it and start again"
+            )
         said = done.stdout.splitlines()
         if len(said) != len(asked):
-            raise ConfigError(f"the judge {self._arguments[0]!r} gave {len(said)} lines for {len(asked)} answers: give one for each")
+            raise ConfigError(
+                f"the judge {self._arguments[0]!r} gave {len(said)} lines for {len(asked)} "
+                "answers: give one for each"
+            )
         return [_verdict(line, number) for number, line in enumerate(said, 1)]
 
 
@@ -79,7 +107,10 @@ def make_judge(words: Sequence[str]) -> Judge:
             return ExactJudge()
         case ["command", command]:
             return CommandJudge(command)
-    raise ConfigError(f"--judge {' '.join(words)}: say `exact`, or `command` and a command line, such as --judge command 'python judge.py'")
+    raise ConfigError(
+        f"--judge {' '.join(words)}: say `exact`, or `command` and a command line, such as "
+        "--judge command 'python judge.py'"
+    )
 
 
 def _verdict(line: str, number: int) -> Verdict:
@@ -87,9 +118,20 @@ def _verdict(line: str, number: int) -> Verdict:
         content = json.loads(line)
         yes, score = content["pred"], content["score"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f'the judge\'s line {number} is {shown(line)}: give {{"pred": "yes" or "no", "score": 0 to {MOST}}}') from error
-    if yes not in ("yes", "no") or isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= MOST:
-        raise ConfigError(f'the judge\'s line {number} is {shown(line)}: give {{"pred": "yes" or "no", "score": 0 to {MOST}}}')
+        raise ConfigError(
+            f'the judge\'s line {number} is {shown(line)}: give {{"pred": "yes" or "no", '
+            f'"score": 0 to {MOST}}}'
+        ) from error
+    if (
+        yes not in ("yes", "no")
+        or isinstance(score, bool)
+        or not isinstance(score, int | float)
+        or not 0 <= score <= MOST
+    ):
+        raise ConfigError(
+            f'the judge\'s line {number} is {shown(line)}: give {{"pred": "yes" or "no", '
+            f'"score": 0 to {MOST}}}'
+        )
     return Verdict(yes == "yes", score)
 
 

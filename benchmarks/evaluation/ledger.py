@@ -1,7 +1,9 @@
-"""The record of an evaluation, from which it goes on after whatever stopped it: JSON lines, a whole video each.
+"""The record of an evaluation, from which it goes on after whatever stopped it: JSON lines, a whole
+video each.
 
-The first line holds the settings; a line {"system", "is"} says what a system's name stands for; all others are what came of one video.
-A line that was cut off by the end of the process is dropped, and its video watched again.
+The first line holds the settings; a line {"system", "is"} says what a system's name stands for; all
+others are what came of one video. A line that was cut off by the end of the process is dropped, and
+its video watched again.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from vicort.runtime.safe_text import shown
 
 class Ledger:
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        """Starts a record, or opens one. Raises ConfigError if it was made with other settings, or is none."""
+        """Starts a record, or opens one. Raises ConfigError if it was made with other settings, or
+        is none."""
         self.path = path
         self.watched: dict[tuple[str, str], Watched] = {}  # by system and video
         self.systems: dict[str, Any] = {}  # what each name stands for
@@ -33,10 +36,13 @@ class Ledger:
             for line in lines[1:]:
                 self._take(line)
         except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{path} is no record of vicort-eval: name another folder with --out") from error
+            raise ConfigError(
+                f"{path} is no record of vicort-eval: name another folder with --out"
+            ) from error
 
     def declare(self, system: str, what: dict[str, Any]) -> None:
-        """Say what a system's name stands for. Raises ConfigError if the record knows another of that name."""
+        """Say what a system's name stands for. Raises ConfigError if the record knows another of
+        that name."""
         if system in self.systems:
             self._check(f"system {system}", self.systems[system], what)
         else:
@@ -46,24 +52,37 @@ class Ledger:
     def add(self, system: str, video: str, watched: Watched) -> None:
         self.watched[system, video] = watched
         replies = [reply.to_json() for reply in watched.replies]
-        self._write({"system": system, "video": video, "replies": replies, "warnings": watched.warnings, "summary": watched.summary})
+        self._write(
+            {
+                "system": system,
+                "video": video,
+                "replies": replies,
+                "warnings": watched.warnings,
+                "summary": watched.summary,
+            }
+        )
 
     def _take(self, line: dict[str, Any]) -> None:
         if "is" in line:
             self.systems[line["system"]] = line["is"]
         else:
             replies = [Reply.from_json(reply) for reply in line["replies"]]
-            self.watched[line["system"], line["video"]] = Watched(replies, line["warnings"], line["summary"])
+            self.watched[line["system"], line["video"]] = Watched(
+                replies, line["warnings"], line["summary"]
+            )
 
     def _check(self, name: str, before: Any, now: dict[str, Any]) -> None:
         now = json.loads(json.dumps(now))
         if before == now:
             return
         if not isinstance(before, dict):
-            raise ConfigError(f"{self.path} is no record of vicort-eval: name another folder with --out")
+            raise ConfigError(
+                f"{self.path} is no record of vicort-eval: name another folder with --out"
+            )
         key = next(key for key in [*now, *before] if before.get(key) != now.get(key))
         raise ConfigError(
-            f"{self.path} was begun with {name}: {key} {shown(before.get(key))}, and is now to go on with {shown(now.get(key))}: "
+            f"{self.path} was begun with {name}: {key} {shown(before.get(key))}, and is now to "
+            f"go on with {shown(now.get(key))}: "
             "keep the setting, or name another folder with --out"
         )
 
@@ -85,7 +104,9 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
         try:
             parsed = json.loads(line)
         except ValueError as error:
-            raise ConfigError(f"{path} is no record of vicort-eval: name another folder with --out") from error
+            raise ConfigError(
+                f"{path} is no record of vicort-eval: name another folder with --out"
+            ) from error
         if not isinstance(parsed, dict):
             raise ConfigError(f"{path} is no record of vicort-eval: name another folder with --out")
         yield parsed

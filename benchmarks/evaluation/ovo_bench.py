@@ -1,7 +1,9 @@
-"""OVO-Bench (arXiv 2501.05510): 12 tasks that look back, look now, or wait; its JSON, and the source videos, uncut.
+"""OVO-Bench (arXiv 2501.05510): 12 tasks that look back, look now, or wait; its JSON, and the
+source videos, uncut.
 
-Each entry has id, task, video. Nine tasks have realtime, question, options and gt; REC, SSR and CRR have test_info, a query each:
-{realtime, count}, {realtime, step, type} and {realtime, type}. Videos are cut here, at realtime and not at the next full second.
+Each entry has id, task, video. Nine tasks have realtime, question, options and gt; REC, SSR and CRR
+have test_info, a query each: {realtime, count}, {realtime, step, type} and {realtime, type}. Videos
+are cut here, at realtime and not at the next full second.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from pathlib import Path
 from vicort.benchmarks.evaluation.fields import Entry, digests, entries_of, find_video, read_json
 from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Video
 
-# Prompts: github.com/JoeLeelyf/OVO-Bench, utils/OVOBench.py, without the indentation that they have there, spelling and all.
+# Prompts: github.com/JoeLeelyf/OVO-Bench, utils/OVOBench.py, without the indentation that they have
+# there, spelling and all.
 CHOICE = """Question: {question}
 Options:
 {options}
@@ -55,12 +58,14 @@ ABOUT = {
     "benchmark": "OVO-Bench, arXiv 2501.05510",
     "prompts": "github.com/JoeLeelyf/OVO-Bench, utils/OVOBench.py",
     "scoring": "utils/OVOBenchScore.py: the letter within the reply; REC: equal digits; SSR, CRR: Yes or No within the reply. Category: "
-    "mean of its tasks; overall: (Backward + Real-Time + Forward) / 3. Cut at realtime, not rounded",
+    "mean of its tasks; overall: (Backward + Real-Time + Forward) / 3. Cut at realtime, not "
+    "rounded",
 }
 
 
 def load(files: Sequence[Path], folders: Sequence[Path]) -> Dataset:
-    """files: JSON; folders: where videos may lie. Raises ConfigError for data that is not OVO-Bench's."""
+    """files: JSON; folders: where videos may lie. Raises ConfigError for data that is not
+    OVO-Bench's."""
     items: dict[str, list[Item]] = defaultdict(list)
     for file in files:
         known: set[int] = set()
@@ -69,7 +74,9 @@ def load(files: Sequence[Path], folders: Sequence[Path]) -> Dataset:
                 raise entry.wrong("id", "each entry an id of its own")
             known.add(entry.whole("id"))
             items[entry.text("video")] += _items(entry, f"{file.stem}/")
-    videos = tuple(Video(name, find_video(folders, name), tuple(each)) for name, each in items.items())
+    videos = tuple(
+        Video(name, find_video(folders, name), tuple(each)) for name, each in items.items()
+    )
     return Dataset("ovo-bench", videos, GROUPS, "groups", {"data": digests(files)}, ABOUT)
 
 
@@ -90,7 +97,10 @@ def _choice(entry: Entry, task: str, name: str) -> Item:
         raise entry.wrong("options", f"2 to {len(LETTERS)} options")
     if not 0 <= right < len(options):
         raise entry.wrong("gt", f"the index of one of its {len(options)} options")
-    lettered = "; ".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)) + ";"
+    lettered = (
+        "; ".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
+        + ";"
+    )
     text = CHOICE.format(question=entry.text("question"), options=lettered)
     return Item(name, task, "letter-within", LETTERS[right], text, (entry.seconds("realtime"),))
 
@@ -98,9 +108,20 @@ def _choice(entry: Entry, task: str, name: str) -> Item:
 def _forward(entry: Entry, query: Entry, task: str, name: str) -> Item:
     times = (query.seconds("realtime"),)
     if task == "REC":
-        return Item(name, task, "digits", str(query.whole("count")), COUNT.format(activity=entry.text("activity")), times)
+        return Item(
+            name,
+            task,
+            "digits",
+            str(query.whole("count")),
+            COUNT.format(activity=entry.text("activity")),
+            times,
+        )
     kind = query.whole("type")
     if kind not in (0, 1):
         raise query.wrong("type", "0 for No or 1 for Yes")
-    text = STEP.format(step=query.text("step")) if task == "SSR" else CLUE.format(question=entry.text("question"))
+    text = (
+        STEP.format(step=query.text("step"))
+        if task == "SSR"
+        else CLUE.format(question=entry.text("question"))
+    )
     return Item(name, task, "yes-or-no", ("No", "Yes")[kind], text, times)

@@ -16,7 +16,8 @@ Rule = Callable[[str, Sequence[Reply]], bool]
 
 
 def first_letter(truth: str, replies: Sequence[Reply]) -> bool:
-    """StreamingBench's src/data/count.py compares the first character. It leaves empty replies out; here they are wrong (ours)."""
+    """StreamingBench's src/data/count.py compares the first character. It leaves empty replies out;
+    here they are wrong (ours)."""
     return replies[-1].text.strip()[:1] == truth
 
 
@@ -31,13 +32,15 @@ def same_digits(truth: str, replies: Sequence[Reply]) -> bool:
 
 
 def yes_or_no(truth: str, replies: Sequence[Reply]) -> bool:
-    """OVO-Bench, SSR and CRR. truth: Yes or No, which is somewhere in the reply as it is written, or whose first letter is the reply."""
+    """OVO-Bench, SSR and CRR. truth: Yes or No, which is somewhere in the reply as it is written,
+    or whose first letter is the reply."""
     text = replies[-1].text
     return truth in text or text == truth[0]
 
 
 def first_yes(truth: str, replies: Sequence[Reply]) -> bool:
-    """StreamingBench, proactive output. truth: the second at which to speak, which the first yes may miss by LATENESS."""
+    """StreamingBench, proactive output. truth: the second at which to speak, which the first yes
+    may miss by LATENESS."""
     said = next((reply.at for reply in replies if says_yes(reply)), None)
     return said is not None and abs(said - Fraction(truth)) <= LATENESS
 
@@ -57,7 +60,8 @@ RULES: dict[str, Rule] = {
 
 
 def is_right(item: Item, replies: Sequence[Reply]) -> bool:
-    """Of an item that needs no judge; one that was never answered is wrong, as is one whose last asking failed."""
+    """Of an item that needs no judge; one that was never answered is wrong, as is one whose last
+    asking failed."""
     return bool(replies) and not replies[-1].error and RULES[item.rule](item.truth, replies)
 
 

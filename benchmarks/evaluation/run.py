@@ -1,6 +1,7 @@
 """vicort-eval: watch a benchmark's videos with several systems, and print its table.
 
-options -> data set -> each video with each system -> record -> report. What is done is in the record: started again, it goes on.
+options -> data set -> each video with each system -> record -> report. What is done is in the
+record: started again, it goes on.
 """
 
 from __future__ import annotations
@@ -47,14 +48,20 @@ def run(options: Options) -> int:
     systems = systems_of(options.systems or known_systems())
     engine_dir = options.engine_dir or find_engine_dir("tiny")
     if engine_dir is None:
-        raise EngineError("no engines of the tiny model are built: build them with `vicort-build tiny`, or name a set with --engine-dir")
+        raise EngineError(
+            "no engines of the tiny model are built: build them with `vicort-build tiny`, or "
+            "name a set with --engine-dir"
+        )
     manifest = read_manifest(engine_dir)
     dataset = load(options, manifest.model)
     unread = check_videos(dataset, options)
     options.out.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(options.out / RECORD, settings_of(options, dataset, manifest))
     with EngineSet.open(engine_dir, threads=options.threads) as engines:
-        candidates = {name: Candidate.of(engines, each, fps=options.fps, threads=options.threads) for name, each in systems.items()}
+        candidates = {
+            name: Candidate.of(engines, each, fps=options.fps, threads=options.threads)
+            for name, each in systems.items()
+        }
         systems = runnable(systems, candidates, named=bool(options.systems))
         declare(systems, ledger)
         unread |= watch_all(dataset, options, candidates, ledger)
@@ -68,13 +75,19 @@ def systems_of(names: Sequence[str]) -> dict[str, System]:
     for name in names:
         system = load_system(name)
         if system.name in systems:
-            raise ConfigError(f"--system {name}: its name {system.name!r} is another's too: name it otherwise in its YAML file")
+            raise ConfigError(
+                f"--system {name}: its name {system.name!r} is another's too: name it otherwise "
+                "in its YAML file"
+            )
         systems[system.name] = system
     return systems
 
 
-def runnable(systems: Mapping[str, System], candidates: dict[str, Candidate], named: bool) -> dict[str, System]:
-    """Those of which these engines can open a session; the others leave `candidates`. Raises why not, if they were asked for by name."""
+def runnable(
+    systems: Mapping[str, System], candidates: dict[str, Candidate], named: bool
+) -> dict[str, System]:
+    """Those of which these engines can open a session; the others leave `candidates`. Raises why
+    not, if they were asked for by name."""
     able = {}
     for name, system in systems.items():
         try:
@@ -94,7 +107,9 @@ def load(options: Options, model: ModelSpec) -> Dataset:
         fps = None if options.fps is None else options.fps
         if fps == "source":
             raise ConfigError("--fps source: ages count units, so give shapestream a rate")
-        dataset = shapestream.load(model, options.streams, options.ages, options.age_in, options.cache, fps, _say)
+        dataset = shapestream.load(
+            model, options.streams, options.ages, options.age_in, options.cache, fps, _say
+        )
     elif options.benchmark == "streamingbench":
         dataset = streamingbench.load(options.files, options.videos)
     elif options.benchmark == "ovo-bench":
@@ -102,21 +117,31 @@ def load(options: Options, model: ModelSpec) -> Dataset:
     else:
         dataset = rvs.load(options.files, options.videos, options.image_fps)
     if len(dataset.items) != sum(len(video.items) for video in dataset.videos):
-        raise ConfigError(f"{', '.join(map(str, options.files))}: a file is named twice, or two have one name: give each one once")
+        raise ConfigError(
+            f"{', '.join(map(str, options.files))}: a file is named twice, or two have one name: "
+            "give each one once"
+        )
     if not dataset.videos:
-        raise ConfigError(f"{', '.join(map(str, options.files))}: no question in it: name the benchmark's data file")
+        raise ConfigError(
+            f"{', '.join(map(str, options.files))}: no question in it: name the benchmark's data "
+            "file"
+        )
     return dataset.first(options.limit) if options.limit else dataset
 
 
 def check_videos(dataset: Dataset, options: Options) -> dict[str, str]:
-    """What is not there, and why it is not watched; told once. Raises ConfigError if it is all of it, or, if strict, any."""
+    """What is not there, and why it is not watched; told once. Raises ConfigError if it is all of
+    it, or, if strict, any."""
     missing = dataset.missing
     where = ", ".join(map(str, options.videos))
     if missing:
         shown = ", ".join(missing[:SHOWN_MISSING]) + (", …" if len(missing) > SHOWN_MISSING else "")
         line = f"{len(missing)} of {len(dataset.videos)} videos are not in {where}: {shown}"
         if options.strict or len(missing) == len(dataset.videos):
-            raise ConfigError(f"{line}: say with --videos where they are" + (", or leave out --strict" if options.strict else ""))
+            raise ConfigError(
+                f"{line}: say with --videos where they are"
+                + (", or leave out --strict" if options.strict else "")
+            )
         _say(f"warning: {line}")
     return dict.fromkeys(missing, "not there")
 
@@ -146,8 +171,11 @@ def settings_of(options: Options, dataset: Dataset, manifest: Manifest) -> dict[
     }
 
 
-def watch_all(dataset: Dataset, options: Options, candidates: Mapping[str, Candidate], ledger: Ledger) -> dict[str, str]:
-    """Each video with each system, unless the record has it already; returns the videos that cannot be read, and why."""
+def watch_all(
+    dataset: Dataset, options: Options, candidates: Mapping[str, Candidate], ledger: Ledger
+) -> dict[str, str]:
+    """Each video with each system, unless the record has it already; returns the videos that cannot
+    be read, and why."""
     unread: dict[str, str] = {}
     most = options.max_tokens or dataset.max_tokens
     for number, video in enumerate(dataset.videos, 1):
@@ -164,43 +192,71 @@ def watch_all(dataset: Dataset, options: Options, candidates: Mapping[str, Candi
                 _say(f"warning: {error}")
                 continue
             ledger.add(name, video.name, watched)
-            _say(f"[{number}/{len(dataset.videos)}] {video.name}, {name}: {len(watched.replies)} asked, {time.monotonic() - started:.1f} s")
+            _say(
+                f"[{number}/{len(dataset.videos)}] {video.name}, {name}: {len(watched.replies)} "
+                f"asked, {time.monotonic() - started:.1f} s"
+            )
     return unread
 
 
 def report(
-    options: Options, dataset: Dataset, manifest: Manifest, systems: Mapping[str, System], ledger: Ledger, unread: Mapping[str, str]
+    options: Options,
+    dataset: Dataset,
+    manifest: Manifest,
+    systems: Mapping[str, System],
+    ledger: Ledger,
+    unread: Mapping[str, str],
 ) -> None:
     """Print the table, and write it with its conditions beside the record."""
     from vicort.benchmarks.common.machine import conditions
 
     seen = [video for video in dataset.videos if video.name not in unread]
-    replies = {name: [reply for video in seen for reply in ledger.watched[name, video.name].replies] for name in systems}
+    replies = {
+        name: [reply for video in seen for reply in ledger.watched[name, video.name].replies]
+        for name in systems
+    }
     tables = {name: _table(options, dataset, seen, replies[name]) for name in systems}
     settings = settings_of(options, dataset, manifest) | {"threads": options.threads}
     head = {
         "conditions": conditions() | settings | dataset.about,
         "judge": options.judge.name if dataset.name == "rvs" else None,
         "videos": {"watched": len(seen), "of": len(dataset.videos), "left out": dict(unread)},
-        "systems": {name: json.loads(json.dumps(_about(name, seen, ledger, replies[name]))) for name in systems},
+        "systems": {
+            name: json.loads(json.dumps(_about(name, seen, ledger, replies[name])))
+            for name in systems
+        },
     }
-    accuracy: Any = {name: {title: {h: c.to_json() for h, c in cells.items()} for title, cells in t.items()} for name, t in tables.items()}
+    accuracy: Any = {
+        name: {title: {h: c.to_json() for h, c in cells.items()} for title, cells in t.items()}
+        for name, t in tables.items()
+    }
     if dataset.name == "shapestream":
         items = dataset.items
-        accuracy = by_age(row_of(name, items[reply.item], reply) for name, each in replies.items() for reply in each)
+        accuracy = by_age(
+            row_of(name, items[reply.item], reply)
+            for name, each in replies.items()
+            for reply in each
+        )
     text = _text(options, dataset, settings, tables, head)
-    (options.out / REPORT).write_text(json.dumps(head | {"accuracy": accuracy}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (options.out / REPORT).write_text(
+        json.dumps(head | {"accuracy": accuracy}, indent=1, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+    )
     (options.out / TABLE).write_text(text + "\n", encoding="utf-8")
     print(text)
     _say(f"written: {options.out / REPORT}, {options.out / TABLE}")
 
 
-def _table(options: Options, dataset: Dataset, seen: Sequence[Video], replies: Sequence[Reply]) -> Table:
+def _table(
+    options: Options, dataset: Dataset, seen: Sequence[Video], replies: Sequence[Reply]
+) -> Table:
     items = {item.id: item for video in seen for item in video.items}
     return make_table(dataset, score_all(items, replies, options.judge))
 
 
-def _about(name: str, seen: Sequence[Video], ledger: Ledger, replies: Sequence[Reply]) -> dict[str, Any]:
+def _about(
+    name: str, seen: Sequence[Video], ledger: Ledger, replies: Sequence[Reply]
+) -> dict[str, Any]:
     """What a system is, what went wrong with it, and how the last pass over each video went."""
     watched = {video.name: ledger.watched[name, video.name] for video in seen}
     answered = [reply for reply in replies if not reply.error]
@@ -215,7 +271,13 @@ def _about(name: str, seen: Sequence[Video], ledger: Ledger, replies: Sequence[R
     }
 
 
-def _text(options: Options, dataset: Dataset, settings: Mapping[str, Any], tables: Mapping[str, Table], head: Mapping[str, Any]) -> str:
+def _text(
+    options: Options,
+    dataset: Dataset,
+    settings: Mapping[str, Any],
+    tables: Mapping[str, Table],
+    head: Mapping[str, Any],
+) -> str:
     videos = head["videos"]
     shown = ("protocol", "context_s", "fps", "model", "precision", "backend", "image")
     lines = [
@@ -228,7 +290,8 @@ def _text(options: Options, dataset: Dataset, settings: Mapping[str, Any], table
     for name, about in head["systems"].items():
         if about["errors"]:
             lines.append(
-                f"{name}: {len(about['errors'])} of {about['asked']} askings failed and count as wrong; first: {about['errors'][0]}"
+                f"{name}: {len(about['errors'])} of {about['asked']} askings failed and count as "
+                f"wrong; first: {about['errors'][0]}"
             )
     return "\n".join(lines) + "\n\n" + print_table(tables)
 

@@ -1,8 +1,10 @@
-"""RVS-Ego and RVS-Movie (VStream-QA's realtime part, arXiv 2406.08085): open questions about hours of video.
+"""RVS-Ego and RVS-Movie (VStream-QA's realtime part, arXiv 2406.08085): open questions about hours
+of video.
 
-test_qa_ego4d.json, test_qa_movienet.json: a list of {id, video_id, question, answer, answer_type, start_time, end_time}. A question comes
-at end_time: seconds of the *source* video, where the clip starts as rvs_ego.json beside the file says, or the name of a frame. ReKV's form
-(video_id, conversations: [{question, answer, start_time, end_time}], seconds of the clip) is read too.
+test_qa_ego4d.json, test_qa_movienet.json: a list of {id, video_id, question, answer, answer_type,
+start_time, end_time}. A question comes at end_time: seconds of the *source* video, where the clip
+starts as rvs_ego.json beside the file says, or the name of a frame. ReKV's form (video_id,
+conversations: [{question, answer, start_time, end_time}], seconds of the clip) is read too.
 """
 
 from __future__ import annotations
@@ -12,14 +14,24 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from vicort.benchmarks.evaluation.fields import Entry, digests, entries_of, find_any, find_video, read_json
+from vicort.benchmarks.evaluation.fields import (
+    Entry,
+    digests,
+    entries_of,
+    find_any,
+    find_video,
+    read_json,
+)
 from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Video
 from vicort.benchmarks.evaluation.rules import JUDGED
 from vicort.runtime.sources.images import is_image, natural_order
 
 FPS = Fraction(1, 2)  # frames a second that are taken (paper of ReKV, arXiv 2503.00540: 0.5)
-SECONDS_FPS = Fraction(1)  # images a second of folders whose questions come at seconds: RVS-Ego's frames are one a second
-NAMES_FPS = Fraction(1, 2)  # of folders whose questions come at frames: ours, so that each is taken, as shots of films have no times
+# images a second of folders whose questions come at seconds: RVS-Ego's frames are one a second
+SECONDS_FPS = Fraction(1)
+# of folders whose questions come at frames: ours, so that each is taken, as shots of films have no
+# times
+NAMES_FPS = Fraction(1, 2)
 MAX_TOKENS = 256  # of an answer: ReKV's video_qa/rekv_stream_vqa.py
 CLIPS = {"test_qa_ego4d.json": "rvs_ego.json"}
 ABOUT = {
@@ -29,8 +41,11 @@ ABOUT = {
 }
 
 
-def load(files: Sequence[Path], folders: Sequence[Path], image_fps: Fraction | None = None) -> Dataset:
-    """files: JSON; folders: where videos, or folders of frames, may lie. image_fps: images a second of such folders.
+def load(
+    files: Sequence[Path], folders: Sequence[Path], image_fps: Fraction | None = None
+) -> Dataset:
+    """files: JSON; folders: where videos, or folders of frames, may lie. image_fps: images a second
+    of such folders.
 
     Raises ConfigError for data that is not RVS.
     """
@@ -41,7 +56,15 @@ def load(files: Sequence[Path], folders: Sequence[Path], image_fps: Fraction | N
             videos.append(video)
             tasks |= {item.task: item.task for item in video.items}
     settings = {"data": digests(files), "image_fps": str(image_fps or "by the data")}
-    return Dataset("rvs", tuple(videos), (Group("RVS", dict(sorted(tasks.items()))),), "questions", settings, ABOUT, MAX_TOKENS)
+    return Dataset(
+        "rvs",
+        tuple(videos),
+        (Group("RVS", dict(sorted(tasks.items()))),),
+        "questions",
+        settings,
+        ABOUT,
+        MAX_TOKENS,
+    )
 
 
 def _read(file: Path, folders: Sequence[Path], image_fps: Fraction | None) -> Iterator[Video]:
@@ -65,7 +88,9 @@ def _read(file: Path, folders: Sequence[Path], image_fps: Fraction | None) -> It
             else:
                 at = question.seconds("end_time") - starts.get(video, Fraction(0))
                 if at < 0:
-                    raise question.wrong("end_time", f"a time that is not before the clip's start, {starts[video]} s")
+                    raise question.wrong(
+                        "end_time", f"a time that is not before the clip's start, {starts[video]} s"
+                    )
             items.append(_item(question, f"{file.stem}/{video}/{number}", at))
         yield Video(f"{file.stem}/{video}", path, tuple(items), fps)
 
@@ -77,21 +102,31 @@ def _item(question: Entry, name: str, at: Fraction) -> Item:
 
 
 def _clip_starts(file: Path) -> dict[str, Fraction]:
-    """Second of the source video at which each clip starts, from the file that says so beside this one; empty without it."""
+    """Second of the source video at which each clip starts, from the file that says so beside this
+    one; empty without it."""
     clips = file.with_name(CLIPS.get(file.name, file.name))
     if clips == file or not clips.is_file():
         return {}
-    return {entry.text("video_id"): entry.seconds("start_time") for entry in entries_of(read_json(clips), str(clips))}
+    return {
+        entry.text("video_id"): entry.seconds("start_time")
+        for entry in entries_of(read_json(clips), str(clips))
+    }
 
 
 def _frames(folder: Path) -> dict[str, int]:
     """Place of each image of a folder, by its name."""
-    images = sorted((path for path in folder.iterdir() if is_image(path)), key=natural_order) if folder.is_dir() else []
+    images = (
+        sorted((path for path in folder.iterdir() if is_image(path)), key=natural_order)
+        if folder.is_dir()
+        else []
+    )
     return {path.name: place for place, path in enumerate(images)}
 
 
 def _time_of_frame(question: Entry, frames: dict[str, int], fps: Fraction) -> Fraction:
     name = question.text("end_time")
     if name not in frames:
-        raise question.wrong("end_time", "seconds, or the name of an image in the folder of its video")
+        raise question.wrong(
+            "end_time", "seconds, or the name of an image in the folder of its video"
+        )
     return frames[name] / fps

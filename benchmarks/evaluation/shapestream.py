@@ -1,8 +1,10 @@
-"""The synthetic world as a data set: what is asked about was gone for so long, and the whole stream lies in one encoded file.
+"""The synthetic world as a data set: what is asked about was gone for so long, and the whole stream
+lies in one encoded file.
 
-Each stream shows seven things one after another and then nothing for as long as the oldest age. "what color was the SHAPE?" is asked
-about each of them when the last has been gone for each age; "what is there now?" while the last one is there. Streams were never trained
-on. Files are made once and kept.
+Each stream shows seven things one after another and then nothing for as long as the oldest age.
+"what color was the SHAPE?" is asked about each of them when the last has been gone for each age;
+"what is there now?" while the last one is there. Streams were never trained on. Files are made once
+and kept.
 """
 
 from __future__ import annotations
@@ -39,21 +41,33 @@ def load(
     fps: Fraction | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Dataset:
-    """model: gives frames a second and a chunk's units. ages: since the last thing went; fps: that are taken, None = the model's.
+    """model: gives frames a second and a chunk's units. ages: since the last thing went; fps: that
+    are taken, None = the model's.
 
-    Makes the files that the cache does not hold. Raises ConfigError for ages or counts that cannot be.
+    Makes the files that the cache does not hold. Raises ConfigError for ages or counts that cannot
+    be.
     """
     if streams < 1:
         raise ConfigError(f"--streams {streams}: give 1 or more")
     if not ages or min(ages) < 0 or len(set(ages)) != len(ages):
-        raise ConfigError(f"--ages {' '.join(map(str, ages))}: give whole numbers from 0 up, each once")
+        raise ConfigError(
+            f"--ages {' '.join(map(str, ages))}: give whole numbers from 0 up, each once"
+        )
     unit = UNIT_FRAMES / (fps or Fraction(str(model.fps)))  # seconds
     chunk_units = model.chunk_frames // UNIT_FRAMES
     seconds = {age: age * unit * (chunk_units if age_in == "chunks" else 1) for age in ages}
     videos = []
     for seed in range(streams):
-        path, stream = _stream(seed, float(max(seconds.values())) + 1, cache, progress or (lambda line: None))
-        videos.append(Video(f"stream {seed}", path, tuple(_items(seed, stream, seconds, age_in, unit * chunk_units))))
+        path, stream = _stream(
+            seed, float(max(seconds.values())) + 1, cache, progress or (lambda line: None)
+        )
+        videos.append(
+            Video(
+                f"stream {seed}",
+                path,
+                tuple(_items(seed, stream, seconds, age_in, unit * chunk_units)),
+            )
+        )
     tasks = {task: task for task in (NOW, *(_task(age, age_in) for age in ages))}
     settings = {"streams": streams, "ages": list(ages), "age_in": age_in, "file": _drawn()}
     about = {
@@ -65,21 +79,50 @@ def load(
         "file": _file_words(),
         "scoring": "the same words",
     }
-    return Dataset("shapestream", tuple(videos), (Group("gone for", tasks, mean=None),), None, settings, about)
+    return Dataset(
+        "shapestream", tuple(videos), (Group("gone for", tasks, mean=None),), None, settings, about
+    )
 
 
-def _items(seed: int, stream: Any, seconds: dict[int, Fraction], age_in: AgeIn, chunk: Fraction) -> list[Item]:
+def _items(
+    seed: int, stream: Any, seconds: dict[int, Fraction], age_in: AgeIn, chunk: Fraction
+) -> list[Item]:
     """seconds: of each age; chunk: seconds of a chunk."""
     last = stream.things[-1]
     gone = Fraction(last.end).limit_denominator(1000)
     middle = Fraction((max(last.start, last.end - 1) + last.end) / 2).limit_denominator(1000)
     note: dict[str, Any] = {"stream": seed, "age": NOW_AGE, "chunks": 0.0, "shape": last.shape}
-    items = [Item(f"{seed}/{NOW}", NOW, "same-text", f"{last.color} {last.shape}", "what is there now?", (middle,), note)]
+    items = [
+        Item(
+            f"{seed}/{NOW}",
+            NOW,
+            "same-text",
+            f"{last.color} {last.shape}",
+            "what is there now?",
+            (middle,),
+            note,
+        )
+    ]
     for age, since in seconds.items():
         for thing in stream.things:
-            note = {"stream": seed, "age": age, "chunks": round(float(since / chunk), 3), "shape": thing.shape}
+            note = {
+                "stream": seed,
+                "age": age,
+                "chunks": round(float(since / chunk), 3),
+                "shape": thing.shape,
+            }
             text = f"what color was the {thing.shape}?"
-            items.append(Item(f"{seed}/{age}/{thing.shape}", _task(age, age_in), "same-text", thing.color, text, (gone + since,), note))
+            items.append(
+                Item(
+                    f"{seed}/{age}/{thing.shape}",
+                    _task(age, age_in),
+                    "same-text",
+                    thing.color,
+                    text,
+                    (gone + since,),
+                    note,
+                )
+            )
     return items
 
 
@@ -87,8 +130,11 @@ def _task(age: int, age_in: AgeIn) -> str:
     return f"{age} {age_in}"
 
 
-def _stream(seed: int, tail: float, cache: Path, progress: Callable[[str], None]) -> tuple[Path, Any]:
-    """The file of a stream, made if it is not there, and the stream. tail: seconds of nothing behind its last thing."""
+def _stream(
+    seed: int, tail: float, cache: Path, progress: Callable[[str], None]
+) -> tuple[Path, Any]:
+    """The file of a stream, made if it is not there, and the stream. tail: seconds of nothing
+    behind its last thing."""
     from vicort.export.tiny.evaluate import HELD_OUT, LONG
     from vicort.export.tiny.video import write_video
     from vicort.export.tiny.world import make_stream
@@ -101,7 +147,9 @@ def _stream(seed: int, tail: float, cache: Path, progress: Callable[[str], None]
         cache.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{os.getpid()}-{path.name}")
         try:
-            write_video(unfinished, stream, LONG.size, LONG.fps, LONG.codec, LONG.bitrate, LONG.style)
+            write_video(
+                unfinished, stream, LONG.size, LONG.fps, LONG.codec, LONG.bitrate, LONG.style
+            )
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
@@ -113,7 +161,9 @@ def _drawn() -> str:
     from vicort.export.tiny import video, world
 
     sources = b"".join(Path(str(module.__file__)).read_bytes() for module in (world, video))
-    return hashlib.sha256(sources + f"{_file_words()}, {_held_out()}, {THINGS}".encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        sources + f"{_file_words()}, {_held_out()}, {THINGS}".encode()
+    ).hexdigest()[:16]
 
 
 def _file_words() -> str:

@@ -1,4 +1,5 @@
-"""From replies to the tables that the papers print: a row a system, a column a task, averages as each benchmark takes them."""
+"""From replies to the tables that the papers print: a row a system, a column a task, averages as
+each benchmark takes them."""
 
 from __future__ import annotations
 
@@ -32,18 +33,27 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         values = {"accuracy": self.accuracy, "asked": self.asked, "score": self.score}
-        return {key: round(value, 4) if isinstance(value, float) else value for key, value in values.items() if value is not None}
+        return {
+            key: round(value, 4) if isinstance(value, float) else value
+            for key, value in values.items()
+            if value is not None
+        }
 
 
 Table = dict[str, dict[str, Cell]]  # of one system: by the group's title, by heading
 
 
 def score_all(items: Mapping[str, Item], replies: Iterable[Reply], judge: Judge) -> list[Scored]:
-    """Every item; one without a reply, or whose reply is an error, is wrong, and no judge is asked about it."""
+    """Every item; one without a reply, or whose reply is an error, is wrong, and no judge is asked
+    about it."""
     of_item: dict[str, list[Reply]] = defaultdict(list)
     for reply in replies:
         of_item[reply.item].append(reply)
-    judged = [item for item in items.values() if item.rule == JUDGED and of_item[item.id] and not of_item[item.id][-1].error]
+    judged = [
+        item
+        for item in items.values()
+        if item.rule == JUDGED and of_item[item.id] and not of_item[item.id][-1].error
+    ]
     verdicts = judge([(item, of_item[item.id][-1].text) for item in judged]) if judged else []
     by_id = {item.id: verdict for item, verdict in zip(judged, verdicts, strict=True)}
     return [_scored(item, of_item[item.id], by_id) for item in items.values()]
@@ -73,7 +83,8 @@ def make_table(dataset: Dataset, scored: Sequence[Scored]) -> Table:
             table[group.title] = cells
     if dataset.overall == "questions" and len(table) > 1:
         table[OVERALL] = {AVERAGE: _cell(scored)}
-    if dataset.overall == "groups" and len(table) == len(dataset.groups):  # a mean of fewer is no figure of the benchmark's
+    # a mean of fewer is no figure of the benchmark's
+    if dataset.overall == "groups" and len(table) == len(dataset.groups):
         table[OVERALL] = {AVERAGE: mean_of([cells[AVERAGE] for cells in table.values()])}
     return table
 
@@ -85,36 +96,52 @@ def mean_of(cells: Sequence[Cell]) -> Cell:
 
 def _cell(scored: Sequence[Scored]) -> Cell:
     scores = [each.score for each in scored if each.score is not None]
-    return Cell(fmean(each.right for each in scored), len(scored), fmean(scores) if scores else None)
+    return Cell(
+        fmean(each.right for each in scored), len(scored), fmean(scores) if scores else None
+    )
 
 
 def print_table(tables: Mapping[str, Table]) -> str:
-    """The tables of all systems, a block a group; percent, and a judge's mean score behind a slash."""
+    """The tables of all systems, a block a group; percent, and a judge's mean score behind a
+    slash."""
     blocks = []
     width = max(map(len, tables), default=0)
     for title in dict.fromkeys(title for table in tables.values() for title in table):
-        headings = list(dict.fromkeys(heading for table in tables.values() for heading in table.get(title, {})))
+        headings = list(
+            dict.fromkeys(heading for table in tables.values() for heading in table.get(title, {}))
+        )
         headings.sort(key=lambda heading: heading == AVERAGE)
         widths = [max(len(heading), 10 if _judged(tables, title) else 6) for heading in headings]
-        asked = _row("", ["n=" + str(_most(tables, title, heading)) for heading in headings], widths, width)
+        asked = _row(
+            "", ["n=" + str(_most(tables, title, heading)) for heading in headings], widths, width
+        )
         lines = [title, _row("system", headings, widths, width), asked]
         lines += [
-            _row(name, [_shown(table.get(title, {}).get(each)) for each in headings], widths, width) for name, table in tables.items()
+            _row(name, [_shown(table.get(title, {}).get(each)) for each in headings], widths, width)
+            for name, table in tables.items()
         ]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
 
 def _row(name: str, values: Sequence[str], widths: Sequence[int], first: int) -> str:
-    return f"{name:<{max(first, 6)}}" + "".join(f"  {value:>{width}}" for value, width in zip(values, widths, strict=True))
+    return f"{name:<{max(first, 6)}}" + "".join(
+        f"  {value:>{width}}" for value, width in zip(values, widths, strict=True)
+    )
 
 
 def _judged(tables: Mapping[str, Table], title: str) -> bool:
-    return any(cell.score is not None for table in tables.values() for cell in table.get(title, {}).values())
+    return any(
+        cell.score is not None
+        for table in tables.values()
+        for cell in table.get(title, {}).values()
+    )
 
 
 def _most(tables: Mapping[str, Table], title: str, heading: str) -> int:
-    return max(table[title][heading].asked for table in tables.values() if heading in table.get(title, {}))
+    return max(
+        table[title][heading].asked for table in tables.values() if heading in table.get(title, {})
+    )
 
 
 def _shown(cell: Cell | None) -> str:

@@ -1,7 +1,9 @@
-"""A session goes over a video, and is asked at the moments at which the data asks: never with a frame that came later.
+"""A session goes over a video, and is asked at the moments at which the data asks: never with a
+frame that came later.
 
-`state` is one pass with all its questions in order; `restart` is a fresh session for each, as the papers did. While a question is
-answered the stream stands, so that its time to the first token holds no other question's.
+`state` is one pass with all its questions in order; `restart` is a fresh session for each, as the
+papers did. While a question is answered the stream stands, so that its time to the first token
+holds no other question's.
 """
 
 from __future__ import annotations
@@ -73,16 +75,26 @@ class Watched:
         return is_settled(item, [reply for reply in self.replies if reply.item == item.id])
 
 
-def watch(video: Video, candidate: Candidate, carry: Carry = "state", context: Fraction | None = None, max_tokens: int = 64) -> Watched:
-    """Ask all items of a video, of sessions that see it from its start, or (restart) from `context` seconds before the question.
+def watch(
+    video: Video,
+    candidate: Candidate,
+    carry: Carry = "state",
+    context: Fraction | None = None,
+    max_tokens: int = 64,
+) -> Watched:
+    """Ask all items of a video, of sessions that see it from its start, or (restart) from `context`
+    seconds before the question.
 
-    A system that cannot go on costs the questions that it leaves open: each has a reply with the reason. Raises SourceError if there is
-    no video in the file.
+    A system that cannot go on costs the questions that it leaves open: each has a reply with the
+    reason. Raises SourceError if there is no video in the file.
     """
     if video.path is None:
         raise SourceError(f"{video.name} is not there")
     watched = Watched()
-    askings = sorted((Asking(at, item) for item in video.items for at in item.times), key=lambda asking: asking.at)
+    askings = sorted(
+        (Asking(at, item) for item in video.items for at in item.times),
+        key=lambda asking: asking.at,
+    )
     for group in [askings] if carry == "state" else [[asking] for asking in askings]:
         if carry == "restart" and watched.settles(group[0].item):
             continue
@@ -98,8 +110,17 @@ def watch(video: Video, candidate: Candidate, carry: Carry = "state", context: F
 class _Pass:
     """One session over one video, from `start` to its last question."""
 
-    def __init__(self, source: Source, askings: Sequence[Asking], start: Fraction, max_tokens: int, watched: Watched) -> None:
-        self._source, self._start, self._watched = source, start, watched
+    def __init__(
+        self,
+        source: Source,
+        askings: Sequence[Asking],
+        start: Fraction,
+        max_tokens: int,
+        watched: Watched,
+    ) -> None:
+        self._source = source
+        self._start = start
+        self._watched = watched
         self._sampling = Sampling(max_tokens=max_tokens)
         self._open = deque(askings)
 
@@ -112,10 +133,13 @@ class _Pass:
         except SourceError:
             raise
         except VicortError as error:
-            self._watched.replies += [Reply(asking.item.id, asking.at, error=str(error)) for asking in self._open]
+            self._watched.replies += [
+                Reply(asking.item.id, asking.at, error=str(error)) for asking in self._open
+            ]
 
     def _feed(self, session: AskedSession) -> None:
-        """Push the frames that the session wants; before a frame comes, what was to be asked earlier is asked."""
+        """Push the frames that the session wants; before a frame comes, what was to be asked
+        earlier is asked."""
 
         def wants(at: Fraction) -> bool:
             while self._open and self._open[0].at < at:
@@ -132,7 +156,8 @@ class _Pass:
             self._watched.warnings.append(str(error))
 
     def _ask_at_end(self, session: AskedSession) -> None:
-        """What was to be asked when the last frame came, and then, with half a unit completed, what comes after the video's end."""
+        """What was to be asked when the last frame came, and then, with half a unit completed, what
+        comes after the video's end."""
         while self._open and self._open[0].at <= session.now:
             self._ask(session)
         if self._open:
@@ -148,7 +173,9 @@ class _Pass:
 
     def _reply(self, session: AskedSession, asking: Asking) -> Reply:
         try:
-            answer: Answer = session.submit(Question(asking.item.text, asking.at, sampling=self._sampling)).result()
+            answer: Answer = session.submit(
+                Question(asking.item.text, asking.at, sampling=self._sampling)
+            ).result()
         except VicortError as error:
             return Reply(asking.item.id, asking.at, error=str(error))
         return Reply(

@@ -1,4 +1,5 @@
-"""Engines and the pipeline on a GPU, beside the same on the CPU. Never run on a GPU here; the tests run the same steps on a stand-in."""
+"""Engines and the pipeline on a GPU, beside the same on the CPU. Never run on a GPU here; the tests
+run the same steps on a stand-in."""
 
 from __future__ import annotations
 
@@ -32,10 +33,9 @@ LIBRARIES = (
     "numpy",
     "av",
 )
-NVIDIA_SMI = (
-    "name,driver_version,vbios_version,pstate,clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,power.limit,memory.total,temperature.gpu"
-)
-TOLERANCE = {"fp32": 2e-3, "bf16": 6e-2}  # largest difference, as a part of the largest value: TensorRT's fp32 products may be TF32's
+NVIDIA_SMI = "name,driver_version,vbios_version,pstate,clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,power.limit,memory.total,temperature.gpu"
+# largest difference, as a part of the largest value: TensorRT's fp32 products may be TF32's
+TOLERANCE = {"fp32": 2e-3, "bf16": 6e-2}
 RUNS = 5  # of an engine: plain, captured, replayed
 CHUNKS = 6
 DEVICE_MB: float | None = None  # of the pipeline's pages; None = as the system says
@@ -68,11 +68,16 @@ def nvidia_smi() -> dict[str, str] | str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     values = [value.strip() for value in done.stdout.strip().split(",")]
     names = NVIDIA_SMI.split(",")
-    return dict(zip(names, values, strict=True)) if len(values) == len(names) else (done.stderr or done.stdout).strip()[:200]
+    return (
+        dict(zip(names, values, strict=True))
+        if len(values) == len(names)
+        else (done.stderr or done.stdout).strip()[:200]
+    )
 
 
 def plan(lab: Lab) -> dict[str, Any]:
-    """Load a set that was built without this GPU, and run it once; what refuses it says why (another version, another GPU, …).
+    """Load a set that was built without this GPU, and run it once; what refuses it says why
+    (another version, another GPU, …).
 
     If it does not run, the later steps take AOTInductor's engines instead.
     """
@@ -91,30 +96,42 @@ def plan(lab: Lab) -> dict[str, Any]:
         "flavour": manifest.flavour,
         "built_for": manifest.target,
         "plugin_layers": manifest.graphs["llm"].plugin_layers,
-        "layers": {name: sum(graph.layer_types.values()) for name, graph in manifest.graphs.items()},
+        "layers": {
+            name: sum(graph.layer_types.values()) for name, graph in manifest.graphs.items()
+        },
         "build_seconds": round(built - start, 1),
         "load_seconds": round(loaded - built, 2),
     }
 
 
 def inductor(lab: Lab) -> dict[str, Any]:
-    """Where TensorRT does not run: AOTInductor's engines, built here, with the Triton kernel inside, beside the CPU's."""
+    """Where TensorRT does not run: AOTInductor's engines, built here, with the Triton kernel
+    inside, beside the CPU's."""
     if lab.backend == "tensorrt":
         raise Skip("TensorRT runs on this GPU, and its engines are measured")
-    found: dict[str, Any] = {"gpu": lab.gpu.name, "not_tensorrt": (lab.decision or {}).get("reason"), "built": {}}
+    found: dict[str, Any] = {
+        "gpu": lab.gpu.name,
+        "not_tensorrt": (lab.decision or {}).get("reason"),
+        "built": {},
+    }
     for precision in ("fp32", "bf16"):
         start = time.perf_counter()
         with lab.engines("inductor", precision) as ours:
-            from vicort.benchmarks.gpu.inductor.inductor_sets import kernel_names  # late: it takes torch
+            # late: it takes torch
+            from vicort.benchmarks.gpu.inductor.inductor_sets import kernel_names
 
-            found["built"][precision] = {"seconds": round(time.perf_counter() - start, 1), "kernels": kernel_names(ours.folder)}
+            found["built"][precision] = {
+                "seconds": round(time.perf_counter() - start, 1),
+                "kernels": kernel_names(ours.folder),
+            }
             check_against_cpu(lab, ours, precision, found)
     if not all(built["kernels"]["bounded_attention"] for built in found["built"].values()):
         raise NotRight("the language package does not name the Triton kernel", found)
     return found
 
 
-# ---- engines --------------------------------------------------------------------------------------------------------------
+# ---- engines
+# --------------------------------------------------------------------------------------------------------------
 
 
 def engines(lab: Lab) -> dict[str, Any]:
@@ -130,14 +147,25 @@ def check_against_cpu(lab: Lab, ours: EngineSet, precision: str, found: dict[str
     """Adds the differences to `found`. Raises NotRight if one is too large."""
     with lab.engines("onnxruntime", "fp32") as theirs:
         differences = compare_engines(ours, theirs)
-    found |= {"tolerance": TOLERANCE, "relative_difference": found.get("relative_difference", {}) | {precision: differences}}
-    wrong = {name: value for name, value in differences.items() if not value <= TOLERANCE[precision]}  # also if it is NaN
+    found |= {
+        "tolerance": TOLERANCE,
+        "relative_difference": found.get("relative_difference", {}) | {precision: differences},
+    }
+    # also if it is NaN
+    wrong = {
+        name: value for name, value in differences.items() if not value <= TOLERANCE[precision]
+    }
     if wrong:
-        raise NotRight(f"{precision} engines differ from the CPU's: {wrong}, {TOLERANCE[precision]:g} is allowed", found)
+        raise NotRight(
+            f"{precision} engines differ from the CPU's: {wrong}, {TOLERANCE[precision]:g} is "
+            "allowed",
+            found,
+        )
 
 
 def compare_engines(ours: EngineSet, theirs: EngineSet) -> dict[str, float]:
-    """Largest difference of each output, as a part of its largest value; `count` and `kept` are exact or 1."""
+    """Largest difference of each output, as a part of its largest value; `count` and `kept` are
+    exact or 1."""
     from vicort.export.verify import run_engine
 
     found = {}
@@ -145,13 +173,20 @@ def compare_engines(ours: EngineSet, theirs: EngineSet) -> dict[str, float]:
         got, wanted = (run_engine(each, graph, inputs) for each in (ours, theirs))
         for output, want in wanted.items():
             real, want = (
-                array.astype(np.float64)[..., rows, :, :] if output in "kv" else array.astype(np.float64) for array in (got[output], want)
+                array.astype(np.float64)[..., rows, :, :]
+                if output in "kv"
+                else array.astype(np.float64)
+                for array in (got[output], want)
             )
-            found[f"{name} {output}"] = float(np.abs(real - want).max() / max(np.abs(want).max(), 1e-12))
+            found[f"{name} {output}"] = float(
+                np.abs(real - want).max() / max(np.abs(want).max(), 1e-12)
+            )
     return found
 
 
-def random_runs(model: ModelSpec, dtype: np.dtype) -> Iterator[tuple[str, GraphName, Arrays, np.ndarray | None]]:
+def random_runs(
+    model: ModelSpec, dtype: np.dtype
+) -> Iterator[tuple[str, GraphName, Arrays, np.ndarray | None]]:
     """Name, graph, inputs of values that `dtype` can hold, and which rows of k and v count."""
     from vicort.export.verify import feature_inputs, frame_inputs, language_inputs
 
@@ -170,7 +205,11 @@ def graphs(lab: Lab) -> dict[str, Any]:
         for name, graph, inputs, _ in random_runs(ours.manifest.model, ours.dtype):
             found["runs"][name] = timed = time_runs(ours, graph, inputs)
             if timed["different"]:
-                raise NotRight(f"replays of {name} give other {', '.join(timed['different'])} than the first run", found)
+                raise NotRight(
+                    f"replays of {name} give other {', '.join(timed['different'])} than the "
+                    "first run",
+                    found,
+                )
     if not any(timed["graphs"] for timed in found["runs"].values()):
         raise NotRight("no run was captured in a CUDA graph", found)
     return found
@@ -186,7 +225,9 @@ def time_runs(engines: EngineSet, graph: str, inputs: Arrays, replays: int = 50)
         device.close()
 
 
-def _time_runs(device: Any, stream: Any, engine: Engine, inputs: Arrays, replays: int) -> dict[str, Any]:
+def _time_runs(
+    device: Any, stream: Any, engine: Engine, inputs: Arrays, replays: int
+) -> dict[str, Any]:
     from vicort.export.verify import bind
 
     bound = bind(device, stream, engine, inputs)
@@ -203,17 +244,27 @@ def _time_runs(device: Any, stream: Any, engine: Engine, inputs: Arrays, replays
     first += [run() for _ in range(RUNS - 1)]
     ms = [run() for _ in range(replays)]
     after = device.read(stream, *outputs.values())
-    kept = engine.graph_report(stream) if hasattr(engine, "graph_report") else {"graphs": 0, "refusals": []}  # CPU engines have none
+    # CPU engines have none
+    kept = (
+        engine.graph_report(stream)
+        if hasattr(engine, "graph_report")
+        else {"graphs": 0, "refusals": []}
+    )
     return {
         "first_ms": [round(value, 3) for value in first],
         "replay_ms": spread(ms),
-        "different": [name for name, a, b in zip(outputs, before, after, strict=True) if a.tobytes() != b.tobytes()],
+        "different": [
+            name
+            for name, a, b in zip(outputs, before, after, strict=True)
+            if a.tobytes() != b.tobytes()
+        ],
         **kept,
     }
 
 
 def streams(lab: Lab) -> dict[str, Any]:
-    """Vision on one stream and prefill on another: alone, and at once. Both must give the same; the gain is only reported."""
+    """Vision on one stream and prefill on another: alone, and at once. Both must give the same; the
+    gain is only reported."""
     with lab.engines(lab.backend, "bf16") as ours:
         found = {"gpu": lab.gpu.name, "backend": lab.backend, **overlap_of_two(ours)}
     if found["different"]:
@@ -234,7 +285,10 @@ def overlap_of_two(engines: EngineSet, runs: int = 30) -> dict[str, Any]:
     device = engines.new_device(overlap=True)
     try:
         lanes = {name: device.stream(name) for name in work}
-        bound = {name: lanes[name].submit(bind, device, lanes[name], *work[name]).result() for name in work}
+        bound = {
+            name: lanes[name].submit(bind, device, lanes[name], *work[name]).result()
+            for name in work
+        }
 
         def put(name: str) -> Any:
             engine, stream = work[name][0], lanes[name]
@@ -242,13 +296,19 @@ def overlap_of_two(engines: EngineSet, runs: int = 30) -> dict[str, Any]:
 
         def outputs(name: str) -> list[bytes]:
             arrays = [bound[name][spec.name] for spec in work[name][0].signature.outputs]
-            return lanes[name].submit(lambda: [array.tobytes() for array in device.read(lanes[name], *arrays)]).result()
+            return (
+                lanes[name]
+                .submit(lambda: [array.tobytes() for array in device.read(lanes[name], *arrays)])
+                .result()
+            )
 
         alone = {name: _seconds(lambda name=name: put(name).result()) for name in work}  # type: ignore[misc]
         expected = {name: outputs(name) for name in work}
         candidates = {
             "one after the other": lambda: _seconds(lambda: [put(name).result() for name in work]),
-            "at once": lambda: _seconds(lambda: [event.result() for event in [put(name) for name in work]]),
+            "at once": lambda: _seconds(
+                lambda: [event.result() for event in [put(name) for name in work]]
+            ),
         }
         seconds = interleaved(candidates, REPEATS)
         medians = {name: spread(values)["median"] for name, values in seconds.items()}
@@ -268,40 +328,61 @@ def _seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-# ---- the pipeline ---------------------------------------------------------------------------------------------------------
+# ---- the pipeline
+# ---------------------------------------------------------------------------------------------------------
 
 
 def pipeline(lab: Lab) -> dict[str, Any]:
-    """The same stream and questions on the GPU, overlapped and sequential, and on the CPU: fp32 answers are equal, bf16's are counted."""
+    """The same stream and questions on the GPU, overlapped and sequential, and on the CPU: fp32
+    answers are equal, bf16's are counted."""
     found: dict[str, Any] = {"gpu": lab.gpu.name, "backend": lab.backend}
     for precision in ("fp32", "bf16"):
-        with lab.engines(lab.backend, precision) as ours, lab.engines("onnxruntime", "fp32") as theirs:
+        with (
+            lab.engines(lab.backend, precision) as ours,
+            lab.engines("onnxruntime", "fp32") as theirs,
+        ):
             found[precision] = compared = compare_pipelines(ours, theirs, device_mb=DEVICE_MB)
         answers = compared["answers"]
         if answers["overlapped"] != answers["sequential"]:
-            raise NotRight(f"{precision}: overlapped and sequential give other answers: {answers}", found)
+            raise NotRight(
+                f"{precision}: overlapped and sequential give other answers: {answers}", found
+            )
         if precision == "fp32" and answers["overlapped"] != answers["cpu"]:
             raise NotRight(f"the GPU's answers are not the CPU's: {answers}", found)
     return found
 
 
 def compare_pipelines(
-    ours: EngineSet, theirs: EngineSet, chunks: int = CHUNKS, repeats: int = REPEATS, device_mb: float | None = None
+    ours: EngineSet,
+    theirs: EngineSet,
+    chunks: int = CHUNKS,
+    repeats: int = REPEATS,
+    device_mb: float | None = None,
 ) -> dict[str, Any]:
-    """Answers after the same frames, milliseconds a chunk, and the time to the first token. device_mb: None = as the system says."""
+    """Answers after the same frames, milliseconds a chunk, and the time to the first token.
+    device_mb: None = as the system says."""
     from vicort.benchmarks.common.vicort_stream import VicortStream
 
     workload, system = Workload(), bench_system(device_mb=device_mb)
     with ExitStack() as stack:
-        candidates = {"overlapped": (ours, True), "sequential": (ours, False), "cpu": (theirs, True)}
+        candidates = {
+            "overlapped": (ours, True),
+            "sequential": (ours, False),
+            "cpu": (theirs, True),
+        }
         watched = {
             name: stack.enter_context(VicortStream(each, system, workload, overlap, max_tokens=16))
             for name, (each, overlap) in candidates.items()
         }
         for stream in watched.values():
             stream.push_chunks(chunks)
-        asked = {name: [stream.ask(question) for question in QUESTIONS] for name, stream in watched.items()}
-        ms = interleaved({name: partial(stream.push_chunks, chunks) for name, stream in watched.items()}, repeats)
+        asked = {
+            name: [stream.ask(question) for question in QUESTIONS]
+            for name, stream in watched.items()
+        }
+        ms = interleaved(
+            {name: partial(stream.push_chunks, chunks) for name, stream in watched.items()}, repeats
+        )
         stages = {name: stage_ms(stream, chunks) for name, stream in watched.items()}
     agreed = sum(a.text == b.text for a, b in zip(asked["overlapped"], asked["cpu"], strict=True))
     return {
@@ -309,7 +390,10 @@ def compare_pipelines(
         "chunks_a_measurement": chunks,
         "answers": {name: [answer.text for answer in answers] for name, answers in asked.items()},
         "answers_equal_to_cpu": f"{agreed} of {len(QUESTIONS)}",
-        "ttft_ms": {name: [round(answer.ttft_ms, 2) for answer in answers] for name, answers in asked.items()},
+        "ttft_ms": {
+            name: [round(answer.ttft_ms, 2) for answer in answers]
+            for name, answers in asked.items()
+        },
         "ms_a_chunk": {name: spread(values) for name, values in ms.items()},
         "stage_ms": stages,
     }

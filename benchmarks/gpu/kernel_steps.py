@@ -1,4 +1,5 @@
-"""The kernels on a GPU: what they compute, beside a plain NumPy statement of the op, and how fast, beside what the GPU can do at most.
+"""The kernels on a GPU: what they compute, beside a plain NumPy statement of the op, and how fast,
+beside what the GPU can do at most.
 
 Never run on a GPU here; the tests run the same steps on a stand-in.
 """
@@ -18,7 +19,8 @@ from vicort.benchmarks.gpu.lab import Lab, NotRight, Skip, need
 from vicort.runtime.devices.cuda import DeviceArray
 from vicort.runtime.kernels import KernelSpec, LoadedKernels
 
-TOLERANCE = {"float32": 3e-5, "float16": 8e-3, "bfloat16": 4e-2}  # largest difference, as a part of the largest value
+# largest difference, as a part of the largest value
+TOLERANCE = {"float32": 3e-5, "float16": 8e-3, "bfloat16": 4e-2}
 CHECKED_ROWS = 6  # of a long run: the plain statement is slow
 TABLE_POSITIONS = 1 << 16  # of the tables of cos and sin that computing them is measured against
 LAYERS = 16  # of a pool in a measurement: taken in turn, so that no cache holds them all
@@ -27,7 +29,13 @@ COPY_BYTES = 1 << 30
 
 
 def model_spec(
-    kv_heads: int, groups: int, head_dim: int, page_tokens: int, dtype: str, sections: tuple[int, int, int], theta: float
+    kv_heads: int,
+    groups: int,
+    head_dim: int,
+    page_tokens: int,
+    dtype: str,
+    sections: tuple[int, int, int],
+    theta: float,
 ) -> KernelSpec:
     exponents = np.arange(head_dim // 2, dtype=np.float32) / np.float32(head_dim // 2)
     frequencies = (np.float32(1) / np.float32(theta) ** exponents).astype(np.float32)
@@ -62,7 +70,9 @@ class Case:
 
     rows: int  # new tokens
     pages: int
-    shared: str = "all"  # all | layer | head: who has a table and a `where` of their own: nobody, each layer, each layer and head
+    # all | layer | head: who has a table and a `where` of their own: nobody, each layer, each layer
+    # and head
+    shared: str = "all"
     layers: int = 2
     padding: bool = False  # some rows are padding
     holes: bool = True  # some cells are empty, some slots none
@@ -70,7 +80,8 @@ class Case:
 
 
 def cases(spec: KernelSpec) -> Iterator[Case]:
-    """The sweep: every form, few rows (split keys) and many, short tables and long, positions that only exact angles survive."""
+    """The sweep: every form, few rows (split keys) and many, short tables and long, positions that
+    only exact angles survive."""
     for shared in ("all", "layer", "head"):
         yield Case(1, 40, shared)
         yield Case(33, 9, shared, padding=True)
@@ -92,14 +103,23 @@ def random_inputs(spec: KernelSpec, case: Case, seed: int = 0) -> Arrays:
     random, dtype = np.random.default_rng(seed), np.dtype(spec.dtype)
     heads, dim, tokens, layers = spec.kv_heads, spec.head_dim, spec.page_tokens, case.layers
     slots = case.pages + 2  # two that no table names
-    spread_layers, spread_heads = (layers if case.shared != "all" else 1), (heads if case.shared == "head" else 1)
-    q, k, v = (random.standard_normal((case.rows, count, dim), np.float32) for count in (heads * spec.groups, heads, heads))
+    spread_layers, spread_heads = (
+        (layers if case.shared != "all" else 1),
+        (heads if case.shared == "head" else 1),
+    )
+    q, k, v = (
+        random.standard_normal((case.rows, count, dim), np.float32)
+        for count in (heads * spec.groups, heads, heads)
+    )
     pos = random.integers(0, case.span, (case.rows, 3), np.int32)
     pool = random.standard_normal((slots, layers, heads, 2, tokens, dim), np.float32)
     where = random.integers(0, case.span, (slots, spread_layers, spread_heads, tokens, 3), np.int32)
-    table = np.stack([[random.permutation(slots)[: case.pages] for _ in range(spread_heads)] for _ in range(spread_layers)]).astype(
-        np.int32
-    )
+    table = np.stack(
+        [
+            [random.permutation(slots)[: case.pages] for _ in range(spread_heads)]
+            for _ in range(spread_layers)
+        ]
+    ).astype(np.int32)
     if case.holes:
         where[random.random(where.shape[:-1]) < 0.2] = -1
         table[random.random(table.shape) < 0.1] = -1
@@ -111,7 +131,9 @@ def random_inputs(spec: KernelSpec, case: Case, seed: int = 0) -> Arrays:
     pool[np.broadcast_to(empty[:, :, :, None], pool.shape[:-1])] = np.nan
     named = np.unique(table[table >= 0])
     pool[np.setdiff1d(np.arange(slots), named)] = np.nan
-    return {name: array.astype(dtype) for name, array in (("q", q), ("k", k), ("v", v), ("pool", pool))} | {
+    return {
+        name: array.astype(dtype) for name, array in (("q", q), ("k", k), ("v", v), ("pool", pool))
+    } | {
         "pos": pos,
         "where": where,
         "table": table.reshape(spread_layers, spread_heads, case.pages),
@@ -121,12 +143,22 @@ def random_inputs(spec: KernelSpec, case: Case, seed: int = 0) -> Arrays:
 def rotate(x: np.ndarray, positions: np.ndarray, spec: KernelSpec) -> np.ndarray:
     """x: [..., D]; positions: [..., 3]. The angle is rounded to float32, as the model's own is."""
     axis = np.repeat(np.arange(3), spec.sections)
-    angle = (positions[..., axis].astype(np.float32) * np.array(spec.frequencies, np.float32)).astype(np.float64)
+    angle = (
+        positions[..., axis].astype(np.float32) * np.array(spec.frequencies, np.float32)
+    ).astype(np.float64)
     first, second = np.split(x.astype(np.float64), 2, axis=-1)
-    return np.concatenate([first * np.cos(angle) - second * np.sin(angle), second * np.cos(angle) + first * np.sin(angle)], axis=-1)
+    return np.concatenate(
+        [
+            first * np.cos(angle) - second * np.sin(angle),
+            second * np.cos(angle) + first * np.sin(angle),
+        ],
+        axis=-1,
+    )
 
 
-def plain_statement(spec: KernelSpec, inputs: Arrays, rows: np.ndarray, layer: int, scale: float) -> np.ndarray:
+def plain_statement(
+    spec: KernelSpec, inputs: Arrays, rows: np.ndarray, layer: int, scale: float
+) -> np.ndarray:
     """vicort::BoundedAttention in float64, for some rows: [len(rows), Hq, D]."""
     pos, where, table = inputs["pos"], inputs["where"], inputs["table"]
     out = np.zeros((len(rows), spec.kv_heads * spec.groups, spec.head_dim))
@@ -134,18 +166,26 @@ def plain_statement(spec: KernelSpec, inputs: Arrays, rows: np.ndarray, layer: i
     for head in range(spec.kv_heads):
         slots = table[min(layer, table.shape[0] - 1), min(head, table.shape[1] - 1)]
         slots = slots[slots >= 0]
-        places = where[slots, min(layer, where.shape[1] - 1), min(head, where.shape[2] - 1)].reshape(-1, 3)
+        places = where[
+            slots, min(layer, where.shape[1] - 1), min(head, where.shape[2] - 1)
+        ].reshape(-1, 3)
         cells = inputs["pool"][slots, layer, head].astype(np.float64)  # [n,2,T,D]
         filled = places[:, 0] >= 0
         keys = rotate(cells[:, 0].reshape(-1, spec.head_dim)[filled], places[filled], spec)
         values = cells[:, 1].reshape(-1, spec.head_dim)[filled]
-        new_keys, new_values = rotate(inputs["k"][:, head], pos, spec), inputs["v"][:, head].astype(np.float64)
+        new_keys, new_values = (
+            rotate(inputs["k"][:, head], pos, spec),
+            inputs["v"][:, head].astype(np.float64),
+        )
         group = slice(head * spec.groups, (head + 1) * spec.groups)
         for place, row in enumerate(rows):
             if not real[row]:
                 continue
             before = np.flatnonzero(real[: row + 1])
-            seen, weighed = np.concatenate([keys, new_keys[before]]), np.concatenate([values, new_values[before]])
+            seen, weighed = (
+                np.concatenate([keys, new_keys[before]]),
+                np.concatenate([values, new_values[before]]),
+            )
             scores = rotate(inputs["q"][row, group], pos[row], spec) @ seen.T * scale
             weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
             out[place, group] = weights / weights.sum(axis=-1, keepdims=True) @ weighed
@@ -157,25 +197,37 @@ class Call:
 
     def __init__(self, lab: Lab, kernels: LoadedKernels, inputs: Arrays) -> None:
         self._lab, self._kernels = lab, kernels
-        self._shapes: dict[str, Any] = {f"{name}_shape": inputs[name].shape for name in ("pool", "where", "table")}
+        self._shapes: dict[str, Any] = {
+            f"{name}_shape": inputs[name].shape for name in ("pool", "where", "table")
+        }
         self._rows = len(inputs["pos"])
         self._arrays = {name: lab.put(array) for name, array in inputs.items()}
         self._arrays["out"] = lab.poisoned(inputs["q"].shape, inputs["q"].dtype)
-        plan = kernels.kernels.plan(self._rows, inputs["table"].shape[2], kernels.multiprocessors, kernels.capability)
+        plan = kernels.kernels.plan(
+            self._rows, inputs["table"].shape[2], kernels.multiprocessors, kernels.capability
+        )
         self.shares = plan.shares
         self._arrays["workspace"] = lab.poisoned((max(plan.workspace_bytes, 1),), np.uint8)
 
     def launch(self, layer: int) -> None:
         pointers: dict[str, Any] = {name: array.pointer for name, array in self._arrays.items()}
         scale = self._kernels.spec.head_dim**-0.5
-        self._kernels.attention(**pointers, **self._shapes, rows=self._rows, layer=layer, scale=scale, stream=self._lab.handle)
+        self._kernels.attention(
+            **pointers,
+            **self._shapes,
+            rows=self._rows,
+            layer=layer,
+            scale=scale,
+            stream=self._lab.handle,
+        )
 
     @property
     def out(self) -> DeviceArray:
         return self._arrays["out"]
 
 
-# ---- step: correctness ----------------------------------------------------------------------------------------------------
+# ---- step: correctness
+# ----------------------------------------------------------------------------------------------------
 
 
 def correctness(lab: Lab) -> dict[str, Any]:
@@ -183,12 +235,20 @@ def correctness(lab: Lab) -> dict[str, Any]:
     found: dict[str, Any] = {"gpu": lab.gpu.name, "tolerance": TOLERANCE, "worst": {}, "cases": 0}
     for name, spec in SPECS.items():
         kernels = lab.kernels(name, spec)
-        errors = [attention_error(lab, kernels, case, layer) for case in cases(spec) for layer in range(case.layers)]
+        errors = [
+            attention_error(lab, kernels, case, layer)
+            for case in cases(spec)
+            for layer in range(case.layers)
+        ]
         found["worst"][name], found["cases"] = max(errors), found["cases"] + len(errors)
         if not max(errors) <= TOLERANCE[spec.dtype]:  # also if it is NaN
-            worst = [case for case in cases(spec) for _ in range(case.layers)][int(np.argmax(np.nan_to_num(errors, nan=np.inf)))]
+            worst = [case for case in cases(spec) for _ in range(case.layers)][
+                int(np.argmax(np.nan_to_num(errors, nan=np.inf)))
+            ]
             raise NotRight(
-                f"bounded_attention for {name} is {max(errors):.2e} off at {worst}, {TOLERANCE[spec.dtype]:.0e} is allowed", found
+                f"bounded_attention for {name} is {max(errors):.2e} off at {worst}, "
+                f"{TOLERANCE[spec.dtype]:.0e} is allowed",
+                found,
             )
         if wrong := placing_errors(lab, kernels):
             raise NotRight(f"{' and '.join(wrong)} for {name} give another pool than NumPy", found)
@@ -196,7 +256,8 @@ def correctness(lab: Lab) -> dict[str, Any]:
 
 
 def attention_error(lab: Lab, kernels: LoadedKernels, case: Case, layer: int) -> float:
-    """Largest difference from the plain statement, as a part of its largest value; NaN if there is any in the output."""
+    """Largest difference from the plain statement, as a part of its largest value; NaN if there is
+    any in the output."""
     inputs = random_inputs(kernels.spec, case)
     call = Call(lab, kernels, inputs)
     call.launch(layer)
@@ -215,35 +276,69 @@ def placing_errors(lab: Lab, kernels: LoadedKernels) -> list[str]:
     spec, random, wrong = kernels.spec, np.random.default_rng(1), []
     layers, rows, count, pages = 3, 40, 29, 12
     dtype = np.dtype(spec.dtype)
-    k, v = (random.standard_normal((layers, rows, spec.kv_heads, spec.head_dim), np.float32).astype(dtype) for _ in range(2))
-    pool = random.standard_normal((pages, layers, spec.kv_heads, 2, spec.page_tokens, spec.head_dim), np.float32).astype(dtype)
+    k, v = (
+        random.standard_normal((layers, rows, spec.kv_heads, spec.head_dim), np.float32).astype(
+            dtype
+        )
+        for _ in range(2)
+    )
+    pool = random.standard_normal(
+        (pages, layers, spec.kv_heads, 2, spec.page_tokens, spec.head_dim), np.float32
+    ).astype(dtype)
     at = random.permutation(pages * spec.page_tokens)[:count]
-    slots, cells = (at // spec.page_tokens).astype(np.int32), (at % spec.page_tokens).astype(np.int32)
+    slots, cells = (
+        (at // spec.page_tokens).astype(np.int32),
+        (at % spec.page_tokens).astype(np.int32),
+    )
     slots[3] = -1
-    device = {name: lab.put(array) for name, array in (("k", k), ("v", v), ("slots", slots), ("cells", cells), ("pool", pool))}
-    kernels.scatter_tokens(**{n: a.pointer for n, a in device.items()}, count=count, rows=rows, layers=layers, stream=lab.handle)
+    device = {
+        name: lab.put(array)
+        for name, array in (("k", k), ("v", v), ("slots", slots), ("cells", cells), ("pool", pool))
+    }
+    kernels.scatter_tokens(
+        **{n: a.pointer for n, a in device.items()},
+        count=count,
+        rows=rows,
+        layers=layers,
+        stream=lab.handle,
+    )
     for token in np.flatnonzero(slots >= 0):
-        pool[slots[token], :, :, 0, cells[token]], pool[slots[token], :, :, 1, cells[token]] = k[:, token], v[:, token]
+        pool[slots[token], :, :, 0, cells[token]], pool[slots[token], :, :, 1, cells[token]] = (
+            k[:, token],
+            v[:, token],
+        )
     if lab.get(device["pool"]).tobytes() != pool.tobytes():
         wrong.append("scatter_tokens")
     where = random.integers(0, 99, (pages, 1, 1, spec.page_tokens, 3), np.int32)
-    places, slots = random.integers(0, 99, (4, spec.page_tokens, 3), np.int32), np.array([7, 0, -1, 11], np.int32)
-    device = {name: lab.put(array) for name, array in (("slots", slots), ("places", places), ("where", where))}
-    kernels.set_places(**{n: a.pointer for n, a in device.items()}, count=len(slots), stream=lab.handle)
+    places, slots = (
+        random.integers(0, 99, (4, spec.page_tokens, 3), np.int32),
+        np.array([7, 0, -1, 11], np.int32),
+    )
+    device = {
+        name: lab.put(array)
+        for name, array in (("slots", slots), ("places", places), ("where", where))
+    }
+    kernels.set_places(
+        **{n: a.pointer for n, a in device.items()}, count=len(slots), stream=lab.handle
+    )
     where[slots[slots >= 0], 0, 0] = places[slots >= 0]
     if lab.get(device["where"]).tobytes() != where.tobytes():
         wrong.append("set_places")
     return wrong
 
 
-# ---- steps: ceilings and speed --------------------------------------------------------------------------------------------
+# ---- steps: ceilings and speed
+# --------------------------------------------------------------------------------------------
 
 
 def ceilings(lab: Lab, side: int = SIDE, copy_bytes: int = COPY_BYTES) -> dict[str, Any]:
-    """The most this GPU does: TFLOP/s of a bf16 matrix product, GB/s of a copy (read and written)."""
+    """The most this GPU does: TFLOP/s of a bf16 matrix product, GB/s of a copy (read and
+    written)."""
     gpu = lab.gpu
     source, target = lab.poisoned((copy_bytes,), np.uint8), lab.poisoned((copy_bytes,), np.uint8)
-    copy = lab.times_ms([lambda: gpu.driver.copy(target.pointer, source.pointer, copy_bytes, lab.raw)])
+    copy = lab.times_ms(
+        [lambda: gpu.driver.copy(target.pointer, source.pointer, copy_bytes, lab.raw)]
+    )
     found: dict[str, Any] = {
         "gpu": gpu.name,
         "copy_bytes": copy_bytes,
@@ -254,7 +349,11 @@ def ceilings(lab: Lab, side: int = SIDE, copy_bytes: int = COPY_BYTES) -> dict[s
         product = matrix_product_ms(side)
     except Skip as skip:
         return found | {"matrix_product": f"skipped: {skip}"}
-    return found | {"matrix_side": side, "matrix_ms": product, "matrix_tflop_s": round(2 * side**3 / 1e9 / product["median"], 1)}
+    return found | {
+        "matrix_side": side,
+        "matrix_ms": product,
+        "matrix_tflop_s": round(2 * side**3 / 1e9 / product["median"], 1),
+    }
 
 
 def matrix_product_ms(side: int) -> Spread:
@@ -271,7 +370,10 @@ def cuda_torch() -> Any:
     import torch
 
     if not torch.cuda.is_available():
-        raise Skip(f"torch {torch.__version__} has no CUDA: install one that has, from PyTorch's own package index")
+        raise Skip(
+            f"torch {torch.__version__} has no CUDA: install one that has, from PyTorch's own "
+            "package index"
+        )
     return torch
 
 
@@ -295,24 +397,36 @@ DECODE = [(1, context) for context in (1_024, 4_096, 8_192, 32_768)]
 
 
 def speed(lab: Lab) -> dict[str, Any]:
-    """Prefill and decode over pages; each time beside what the ceilings of `ceilings` allow, computed angles beside tables of them."""
+    """Prefill and decode over pages; each time beside what the ceilings of `ceilings` allow,
+    computed angles beside tables of them."""
     limits, found = ceilings(lab), {}
     for name in FAST_SPECS:
         kernels = {
             "computed": lab.kernels(name, SPECS[name]),
-            "table": lab.kernels(f"{name}-table", SPECS[name].model_copy(update={"positions": TABLE_POSITIONS})),
+            "table": lab.kernels(
+                f"{name}-table", SPECS[name].model_copy(update={"positions": TABLE_POSITIONS})
+            ),
         }
-        found[name] = [speed_at(lab, kernels, rows, context, limits) for rows, context in (*PREFILL, *DECODE)]
+        found[name] = [
+            speed_at(lab, kernels, rows, context, limits) for rows, context in (*PREFILL, *DECODE)
+        ]
     return {"gpu": lab.gpu.name, "ceilings": limits, "layers_in_turn": LAYERS, "calls": found}
 
 
-def speed_at(lab: Lab, kernels: dict[str, LoadedKernels], rows: int, context: int, limits: dict[str, Any]) -> dict[str, Any]:
+def speed_at(
+    lab: Lab, kernels: dict[str, LoadedKernels], rows: int, context: int, limits: dict[str, Any]
+) -> dict[str, Any]:
     spec = kernels["computed"].spec
     case = Case(rows, context // spec.page_tokens, layers=LAYERS, holes=False)
     inputs = repeated_pool(spec, case)
     flop = 4 * rows * spec.kv_heads * spec.groups * spec.head_dim * (context + (rows + 1) / 2)
     moved = 2 * (context + rows) * spec.kv_heads * spec.head_dim * spec.item_bytes + 12 * context
-    found: dict[str, Any] = {"rows": rows, "context": context, "gflop": round(flop / 1e9, 3), "mb": round(moved / 1e6, 3)}
+    found: dict[str, Any] = {
+        "rows": rows,
+        "context": context,
+        "gflop": round(flop / 1e9, 3),
+        "mb": round(moved / 1e6, 3),
+    }
     for form, ready in kernels.items():
         call = Call(lab, ready, inputs)
         ms = lab.times_ms([partial(call.launch, layer) for layer in range(LAYERS)])
@@ -336,19 +450,26 @@ def rates(flop: float, moved: float, ms: float, limits: dict[str, Any]) -> dict[
 
 
 def repeated_pool(spec: KernelSpec, case: Case) -> Arrays:
-    """Inputs whose layers all hold the same, as drawing gigabytes of random numbers takes longer than the measurement."""
+    """Inputs whose layers all hold the same, as drawing gigabytes of random numbers takes longer
+    than the measurement."""
     inputs = random_inputs(spec, replace(case, layers=1))
     return inputs | {"pool": np.repeat(inputs["pool"], case.layers, axis=1)}
 
 
 def sdpa_ms(spec: KernelSpec, rows: int, context: int) -> Spread:
-    """PyTorch's own attention over the same numbers of tokens, contiguous and rotated already: less work than the kernel has."""
+    """PyTorch's own attention over the same numbers of tokens, contiguous and rotated already: less
+    work than the kernel has."""
     torch = cuda_torch()
     from torch.nn.attention.bias import causal_lower_right
     from torch.nn.functional import scaled_dot_product_attention
 
     dtype = getattr(torch, spec.dtype)
     q = torch.randn(1, spec.kv_heads * spec.groups, rows, spec.head_dim, device="cuda", dtype=dtype)
-    k, v = (torch.randn(1, spec.kv_heads, context + rows, spec.head_dim, device="cuda", dtype=dtype) for _ in range(2))
+    k, v = (
+        torch.randn(1, spec.kv_heads, context + rows, spec.head_dim, device="cuda", dtype=dtype)
+        for _ in range(2)
+    )
     mask = causal_lower_right(rows, context + rows) if rows > 1 else None
-    return torch_times_ms(torch, lambda: scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True))
+    return torch_times_ms(
+        torch, lambda: scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    )

@@ -1,4 +1,5 @@
-"""What the steps of `gpu_check` share: the GPU, engine sets and kernels made for it, arrays in and out, and time on the device's clock."""
+"""What the steps of `gpu_check` share: the GPU, engine sets and kernels made for it, arrays in and
+out, and time on the device's clock."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ class Lab:
     """One process's view of the GPU. Raises Skip where a part is missing."""
 
     def __init__(self, folder: Path, gpu: Gpu | None = None) -> None:
-        """folder: where what is built for the checks is kept. gpu: None = the first of this machine."""
+        """folder: where what is built for the checks is kept. gpu: None = the first of this
+        machine."""
         self.folder = folder
         if gpu is not None:
             self.gpu = gpu
@@ -63,11 +65,15 @@ class Lab:
     def handle(self) -> int:
         return self.gpu.driver.handle(self.raw)
 
-    # ---- arrays -----------------------------------------------------------------------------------------------------------
+    # ---- arrays
+    # -----------------------------------------------------------------------------------------------------------
 
     def put(self, array: np.ndarray) -> DeviceArray:
         """A copy on the device."""
-        target, pinned = self.poisoned(array.shape, array.dtype), self.gpu.pinned.empty(array.shape, array.dtype)
+        target, pinned = (
+            self.poisoned(array.shape, array.dtype),
+            self.gpu.pinned.empty(array.shape, array.dtype),
+        )
         np.copyto(pinned, array)
         if array.nbytes:
             self.gpu.driver.copy(target.pointer, pinned.ctypes.data, array.nbytes, self.raw)
@@ -92,11 +98,13 @@ class Lab:
     def finish(self) -> None:
         self.gpu.driver.synchronize(self.gpu.driver.record(self.raw))
 
-    # ---- time -------------------------------------------------------------------------------------------------------------
+    # ---- time
+    # -------------------------------------------------------------------------------------------------------------
 
     def times_ms(self, launches: list[Callable[[], None]]) -> Spread:
-        """Milliseconds of one launch on the device's clock: many, taken in turn, are replayed as one CUDA graph, so that the host's part is
-        left out, and data that one leaves in the caches is not the next one's."""
+        """Milliseconds of one launch on the device's clock: many, taken in turn, are replayed as
+        one CUDA graph, so that the host's part is left out, and data that one leaves in the caches
+        is not the next one's."""
         driver = self.gpu.driver
         for launch in launches:
             launch()
@@ -116,7 +124,9 @@ class Lab:
             replay = lambda: driver.launch_graph(graph, self.raw)  # noqa: E731
             for _ in range(3):
                 replay()
-            return spread([self._elapsed_ms(replay) / (rounds * len(launches)) for _ in range(REPEATS)], 6)
+            return spread(
+                [self._elapsed_ms(replay) / (rounds * len(launches)) for _ in range(REPEATS)], 6
+            )
         finally:
             self.finish()
             driver.close_graph(graph)
@@ -129,11 +139,13 @@ class Lab:
         driver.synchronize(end)
         return driver.elapsed_ms(start, end)
 
-    # ---- which engines are measured ---------------------------------------------------------------------------------------
+    # ---- which engines are measured
+    # ---------------------------------------------------------------------------------------
 
     @property
     def backend(self) -> str:
-        """TensorRT's engines, or, where it does not run on this GPU, AOTInductor's: "tensorrt" or "inductor".
+        """TensorRT's engines, or, where it does not run on this GPU, AOTInductor's: "tensorrt" or
+        "inductor".
 
         Found out by step `plan`, or by the first that asks, and kept for the others.
         """
@@ -153,7 +165,8 @@ class Lab:
 
     @contextmanager
     def trying_tensorrt(self) -> Iterator[None]:
-        """What is done inside shows whether TensorRT runs here. If this process dies of it, or is ended because it hangs, it does not."""
+        """What is done inside shows whether TensorRT runs here. If this process dies of it, or is
+        ended because it hangs, it does not."""
         self._decide("inductor", "the process that tried TensorRT came to no end")
         try:
             yield
@@ -166,7 +179,8 @@ class Lab:
         content = {"gpu": self.gpu.name, "backend": backend, "reason": reason}
         (self.folder / DECISION).write_text(json.dumps(content, indent=1) + "\n")
 
-    # ---- what is built ----------------------------------------------------------------------------------------------------
+    # ---- what is built
+    # ----------------------------------------------------------------------------------------------------
 
     def kernels(self, name: str, spec: KernelSpec) -> LoadedKernels:
         """Kernels of a spec, compiled for this GPU's architecture if they are not there yet."""
@@ -178,7 +192,12 @@ class Lab:
         if not path.is_file() or Kernels.read(path).spec != spec:
             path.write_bytes(compile_kernels(spec, (architecture,)))
         gpu = self.gpu
-        return LoadedKernels(Kernels.read(path), capability=gpu.capability, multiprocessors=gpu.multiprocessors, launcher=gpu.launcher)
+        return LoadedKernels(
+            Kernels.read(path),
+            capability=gpu.capability,
+            multiprocessors=gpu.multiprocessors,
+            launcher=gpu.launcher,
+        )
 
     def engine_dir(self, backend: str, precision: str) -> Path:
         """The tiny model's engine set, built if it is not there yet."""
@@ -211,13 +230,17 @@ class Lab:
 
 
 def fitting_architecture(gpu: Gpu) -> int:
-    """Of those that the kernels are compiled for, the one for this GPU: 90 for sm_90. Raises Skip if there is none."""
+    """Of those that the kernels are compiled for, the one for this GPU: 90 for sm_90. Raises Skip
+    if there is none."""
     from vicort.export.kernels.compile import ARCHITECTURES
 
     major, minor = gpu.capability
     fitting = [each for each in ARCHITECTURES if each // 10 == major and each % 10 <= minor]
     if not fitting:
-        raise Skip(f"the kernels are compiled for {', '.join(f'sm_{each}' for each in ARCHITECTURES)}, this GPU is sm_{major}{minor}")
+        raise Skip(
+            f"the kernels are compiled for {', '.join(f'sm_{each}' for each in ARCHITECTURES)}, "
+            f"this GPU is sm_{major}{minor}"
+        )
     return fitting[-1]
 
 

@@ -1,4 +1,5 @@
-"""Where the time goes at real size: layers of each engine, what the host adds to each run, and gaps between runs in the pipeline."""
+"""Where the time goes at real size: layers of each engine, what the host adds to each run, and gaps
+between runs in the pipeline."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ Arrays = dict[str, np.ndarray]
 
 
 def profile(lab: Lab, name: str, side: int) -> dict[str, Any]:
-    """Runs as a chunk and a question have them: by layer, by graph, and in the overlapped pipeline."""
+    """Runs as a chunk and a question have them: by layer, by graph, and in the overlapped
+    pipeline."""
     with job(lab, name, side) as work:
         found: dict[str, Any] = work.describe() | {"runs": {}}
         for run, graph, inputs in typical_runs(work):
@@ -42,29 +44,41 @@ def profile(lab: Lab, name: str, side: int) -> dict[str, Any]:
             first = len(stream.watch.chunks)
             stream.push_chunks(CHUNKS)
             stages = stage_ms(stream, first)
-            found["pipeline"] = {"chunks": CHUNKS, "stage_ms": stages, **gaps(spans_from(stream, first))}
+            found["pipeline"] = {
+                "chunks": CHUNKS,
+                "stage_ms": stages,
+                **gaps(spans_from(stream, first)),
+            }
             path = lab.folder / f"trace-{name}-{side}.json"
             write_trace(stream, first, path)
     return found | {"trace": str(path), "top": top_costs(found["runs"])}
 
 
 def typical_runs(work: Job) -> Iterable[tuple[str, GraphName, Arrays]]:
-    """Name, graph and random inputs: a whole chunk's frames and features, the tokens of it that are kept, over a full window; a token."""
+    """Name, graph and random inputs: a whole chunk's frames and features, the tokens of it that are
+    kept, over a full window; a token."""
     from vicort.export.verify import feature_inputs, frame_inputs, language_inputs
 
     model, random = work.engines.manifest.model, np.random.default_rng(0)
     units, system = CHUNK_FRAMES // UNIT_FRAMES, work.system
     bounds = system.drop.bounds(units, model.unit_tokens)
-    kept = units * model.unit_tokens if bounds is None else model.unit_tokens + (units - 1) * bounds[1]
+    kept = (
+        units * model.unit_tokens if bounds is None else model.unit_tokens + (units - 1) * bounds[1]
+    )
     pages_a_chunk = -(-kept // model.page_tokens)
     language = partial(language_inputs, model, work.engines.dtype, random=random)
     yield "vision, a chunk", "vision", frame_inputs(model, units, random)
     yield "tokens, three units", "tokens", feature_inputs(model, work.engines.dtype, random)
-    yield "prefill, a chunk", "llm", language(kept, pages=pages_a_chunk * (system.ingest.window or 1))
+    yield (
+        "prefill, a chunk",
+        "llm",
+        language(kept, pages=pages_a_chunk * (system.ingest.window or 1)),
+    )
     yield "decode, a token", "llm", language(1, pages=pages_a_chunk * 32)
 
 
-# ---- layers ---------------------------------------------------------------------------------------------------------------
+# ---- layers
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def layers_of(work: Job, graph: GraphName, inputs: Arrays) -> dict[str, Any]:
@@ -77,7 +91,9 @@ def layers_of(work: Job, graph: GraphName, inputs: Arrays) -> dict[str, Any]:
     device = work.engines.new_device(overlap=True)
     try:
         stream = device.stream("profile")
-        times = stream.submit(lambda: engine.layer_times(bind(device, stream, engine, inputs), stream, LAYER_RUNS)).result()
+        times = stream.submit(
+            lambda: engine.layer_times(bind(device, stream, engine, inputs), stream, LAYER_RUNS)
+        ).result()
     finally:
         device.close()
     return {"layers": summed(times)}
@@ -94,7 +110,9 @@ def summed(times: dict[str, Sequence[float]]) -> dict[str, Any]:
     return {
         "count": len(medians),
         "sum_ms": round(sum(medians.values()), 4),
-        "top_kinds": [{"kind": kind, "layers": count, "ms": round(ms, 4)} for ms, kind, count in by_kind[:TOP]],
+        "top_kinds": [
+            {"kind": kind, "layers": count, "ms": round(ms, 4)} for ms, kind, count in by_kind[:TOP]
+        ],
         "top_layers": [{"layer": layer, "ms": round(medians[layer], 4)} for layer in longest],
     }
 
@@ -118,21 +136,29 @@ def top_costs(runs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(costs, key=lambda cost: cost["ms"], reverse=True)[:TOP]
 
 
-# ---- gaps -----------------------------------------------------------------------------------------------------------------
+# ---- gaps
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def spans_from(stream: VicortStream, first_chunk: int) -> dict[str, list[Span]]:
     """Spans by stage, of the chunks from `first_chunk` on."""
-    found = {stage: [span for span in spans if span.chunk >= first_chunk] for stage, spans in stream.watch.spans.items()}
+    found = {
+        stage: [span for span in spans if span.chunk >= first_chunk]
+        for stage, spans in stream.watch.spans.items()
+    }
     return {stage: spans for stage, spans in found.items() if spans}
 
 
 def gaps(spans: dict[str, list[Span]]) -> dict[str, Any]:
-    """How much of the time each stage was at work, and how much none was: there the device waited for the host."""
+    """How much of the time each stage was at work, and how much none was: there the device waited
+    for the host."""
     everything = [span for each in spans.values() for span in each]
     start, end = min(span.start_ns for span in everything), max(span.end_ns for span in everything)
     wall = end - start
-    between = {stage: [(b.start_ns - a.end_ns) / 1e6 for a, b in pairwise(each)] for stage, each in spans.items()}
+    between = {
+        stage: [(b.start_ns - a.end_ns) / 1e6 for a, b in pairwise(each)]
+        for stage, each in spans.items()
+    }
     return {
         "wall_ms": round(wall / 1e6, 3),
         "busy_share": {stage: round(covered(each) / wall, 4) for stage, each in spans.items()},

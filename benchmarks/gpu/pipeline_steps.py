@@ -1,6 +1,8 @@
-"""The pipeline at real size, by the wall clock: stages, overlap, decoding, first tokens. Never run on a GPU here.
+"""The pipeline at real size, by the wall clock: stages, overlap, decoding, first tokens. Never run
+on a GPU here.
 
-Each function is a step of `gpu_check`. It takes engines of whatever backend made them, and starts from what step `<size>-build` left.
+Each function is a step of `gpu_check`. It takes engines of whatever backend made them, and starts
+from what step `<size>-build` left.
 """
 
 from __future__ import annotations
@@ -17,7 +19,13 @@ from vicort.benchmarks.common import first_token
 from vicort.benchmarks.common.checkpoints import read_json
 from vicort.benchmarks.common.spread import Spread, interleaved, spread
 from vicort.benchmarks.common.vicort_stream import VicortStream
-from vicort.benchmarks.common.workload import CHUNK_FRAMES, QUESTIONS, Workload, bench_system, describe_system
+from vicort.benchmarks.common.workload import (
+    CHUNK_FRAMES,
+    QUESTIONS,
+    Workload,
+    bench_system,
+    describe_system,
+)
 from vicort.benchmarks.cpu import arithmetic
 from vicort.benchmarks.gpu.engine_steps import nvidia_smi, stage_ms
 from vicort.benchmarks.gpu.kernel_steps import matrix_product_ms
@@ -30,7 +38,8 @@ from vicort.runtime.session import Session
 from vicort.runtime.sources.nvdec import NvdecUnavailable, load_module
 from vicort.runtime.sources.opening import Decode
 
-GOALS = {"share_of_matrix_ceiling": 0.6, "ttft_p99_ms": 15.0}  # ours, of the 3B model at about 300x300; first tokens while ingesting
+# ours, of the 3B model at about 300x300; first tokens while ingesting
+GOALS = {"share_of_matrix_ceiling": 0.6, "ttft_p99_ms": 15.0}
 PUBLISHED = {  # arXiv 2606.19849
     "frames_a_second": 134,
     "gpu": "one A100",
@@ -105,7 +114,9 @@ def job(lab: Lab, name: str, side: int, fps: int = 2) -> Iterator[Job]:
 
 def operations(place: Place, side: int, system: System) -> arithmetic.Operations:
     """Of one chunk."""
-    return arithmetic.of_chunk(read_json(place.checkpoint / "config.json"), side, CHUNK_FRAMES, system)
+    return arithmetic.of_chunk(
+        read_json(place.checkpoint / "config.json"), side, CHUNK_FRAMES, system
+    )
 
 
 class DeviceMemory:
@@ -121,11 +132,13 @@ class DeviceMemory:
         self.gb[moment] = round((total - free) / 1e9, 3)
 
 
-# ---- stages ---------------------------------------------------------------------------------------------------------------
+# ---- stages
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def stages(lab: Lab, name: str, side: int) -> dict[str, Any]:
-    """Each stage alone, one after another: milliseconds a chunk on the device's clock, and the rate of its arithmetic."""
+    """Each stage alone, one after another: milliseconds a chunk on the device's clock, and the rate
+    of its arithmetic."""
     memory = DeviceMemory(lab)
     with job(lab, name, side) as work:
         memory.note("engines loaded")
@@ -134,14 +147,26 @@ def stages(lab: Lab, name: str, side: int) -> dict[str, Any]:
             memory.note("session warm")
             stream.push_chunks(AMOUNT.stages)
             ms = stage_ms(stream, AMOUNT.warmup)
-        found = work.describe() | {"chunks": AMOUNT.stages, "warmup": AMOUNT.warmup, "stage_ms": ms, "device_gb": memory.gb}
+        found = work.describe() | {
+            "chunks": AMOUNT.stages,
+            "warmup": AMOUNT.warmup,
+            "stage_ms": ms,
+            "device_gb": memory.gb,
+        }
         gflop = work.operations.gflop()
     limit = matrix_ceiling()
-    return found | {"gflop_a_chunk": gflop, "ceiling": limit, "rates": stage_rates(ms, gflop, limit)}
+    return found | {
+        "gflop_a_chunk": gflop,
+        "ceiling": limit,
+        "rates": stage_rates(ms, gflop, limit),
+    }
 
 
-def stage_rates(ms: dict[str, Spread], gflop: dict[str, float], limit: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """TFLOP/s of each stage that multiplies matrices, and its share of the ceiling where that was measured."""
+def stage_rates(
+    ms: dict[str, Spread], gflop: dict[str, float], limit: dict[str, Any]
+) -> dict[str, dict[str, float]]:
+    """TFLOP/s of each stage that multiplies matrices, and its share of the ceiling where that was
+    measured."""
     found = {}
     for stage in ("vision", "prefill"):
         rate = gflop[stage] / ms[stage]["median"]
@@ -157,14 +182,20 @@ def matrix_ceiling() -> dict[str, Any]:
         ms = matrix_product_ms(MATRIX_SIDE)
     except Skip as skip:
         return {"skipped": str(skip)}
-    return {"matrix_side": MATRIX_SIDE, "ms": ms, "tflop_s": round(2 * MATRIX_SIDE**3 / 1e9 / ms["median"], 1)}
+    return {
+        "matrix_side": MATRIX_SIDE,
+        "ms": ms,
+        "tflop_s": round(2 * MATRIX_SIDE**3 / 1e9 / ms["median"], 1),
+    }
 
 
-# ---- the whole pipeline ---------------------------------------------------------------------------------------------------
+# ---- the whole pipeline
+# ---------------------------------------------------------------------------------------------------
 
 
 def pipeline(lab: Lab, name: str, side: int) -> dict[str, Any]:
-    """Overlapped against sequential from frames in memory, preprocessing included, first frame in to last page placed."""
+    """Overlapped against sequential from frames in memory, preprocessing included, first frame in
+    to last page placed."""
     memory = DeviceMemory(lab)
     with ExitStack() as stack:
         work = stack.enter_context(job(lab, name, side))
@@ -174,36 +205,49 @@ def pipeline(lab: Lab, name: str, side: int) -> dict[str, Any]:
             streams[mode] = stack.enter_context(work.stream(overlap))
             streams[mode].push_chunks(AMOUNT.warmup)
             memory.note(f"{mode} session warm")
-        ms = interleaved({mode: partial(stream.push_chunks, AMOUNT.chunks) for mode, stream in streams.items()}, AMOUNT.repeats)
+        ms = interleaved(
+            {mode: partial(stream.push_chunks, AMOUNT.chunks) for mode, stream in streams.items()},
+            AMOUNT.repeats,
+        )
         memory.note("at the end")
         found = work.describe() | {
             "source": "frames in memory",
             "warmup": AMOUNT.warmup,
             "chunks_of_each": AMOUNT.chunks * AMOUNT.repeats,
             "ms_a_chunk": {mode: spread(values) for mode, values in ms.items()},
-            "gain_by_round": spread([slow / fast for slow, fast in zip(ms["sequential"], ms["overlapped"], strict=True)]),
+            "gain_by_round": spread(
+                [slow / fast for slow, fast in zip(ms["sequential"], ms["overlapped"], strict=True)]
+            ),
             "stage_ms": {mode: stage_ms(stream, AMOUNT.warmup) for mode, stream in streams.items()},
             "pages": {mode: stream.session.summary().pages for mode, stream in streams.items()},
             "device_gb": memory.gb,
         }
         gflop = work.operations.gflop()
-    return found | {"gflop_a_chunk": gflop, **reach(found["ms_a_chunk"], gflop["total"], matrix_ceiling())}
+    return found | {
+        "gflop_a_chunk": gflop,
+        **reach(found["ms_a_chunk"], gflop["total"], matrix_ceiling()),
+    }
 
 
 def reach(ms: dict[str, Spread], gflop: float, limit: dict[str, Any]) -> dict[str, Any]:
-    """Frames a second, what the ceiling allows for the pipeline's arithmetic, and the share of that; gflop: of a chunk."""
+    """Frames a second, what the ceiling allows for the pipeline's arithmetic, and the share of
+    that; gflop: of a chunk."""
     rates = {mode: round(CHUNK_FRAMES / values["median"] * 1e3, 1) for mode, values in ms.items()}
     found: dict[str, Any] = {"frames_a_second": rates, "ceiling": limit, "published": PUBLISHED}
     if "tflop_s" in limit:
         allowed = CHUNK_FRAMES / gflop * 1e3 * limit["tflop_s"]
         share = max(rates.values()) / allowed
         goal = GOALS["share_of_matrix_ceiling"]
-        found |= {"ceiling_allows_frames_a_second": round(allowed, 1), "share_of_matrix_ceiling": round(share, 4)}
+        found |= {
+            "ceiling_allows_frames_a_second": round(allowed, 1),
+            "share_of_matrix_ceiling": round(share, 4),
+        }
         found |= {"goal": goal, "goal_reached": share >= goal}
     return found
 
 
-# ---- decoding included ----------------------------------------------------------------------------------------------------
+# ---- decoding included
+# ----------------------------------------------------------------------------------------------------
 
 
 def encoded(lab: Lab, name: str, side: int, decode: Decode) -> dict[str, Any]:
@@ -238,13 +282,17 @@ def written_clip(folder: Path, workload: Workload, frames: int) -> Path:
     return path
 
 
-# ---- first tokens, and those that follow ----------------------------------------------------------------------------------
+# ---- first tokens, and those that follow
+# ----------------------------------------------------------------------------------
 
 
 def questions(lab: Lab, name: str, side: int) -> dict[str, Any]:
-    """Time to the first token idle, at 1x and while ingesting as fast as it goes; then the time between tokens."""
+    """Time to the first token idle, at 1x and while ingesting as fast as it goes; then the time
+    between tokens."""
     with job(lab, name, side, AMOUNT.real_time_fps) as work:
-        loads = first_token.by_load(work.engines, work.system, work.workload, AMOUNT.filled, AMOUNT.questions)
+        loads = first_token.by_load(
+            work.engines, work.system, work.workload, AMOUNT.filled, AMOUNT.questions
+        )
         with work.stream(overlap=True) as stream:
             stream.push_chunks(AMOUNT.filled)
             idle = between_tokens(stream.session, AMOUNT.answers, AMOUNT.answer_tokens)
@@ -262,7 +310,8 @@ def questions(lab: Lab, name: str, side: int) -> dict[str, Any]:
 
 
 def between_tokens(session: Session, answers: int, tokens: int) -> Spread | str:
-    """Milliseconds from one token to the next, the mean of each answer; why not, if no answer had two."""
+    """Milliseconds from one token to the next, the mean of each answer; why not, if no answer had
+    two."""
     sampling, means = Sampling(max_tokens=tokens), []
     for number in range(answers + 1):
         start = time.perf_counter()

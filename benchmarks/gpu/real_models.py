@@ -1,4 +1,5 @@
-"""Qwen2.5-VL at its real sizes with random weights: checkpoints, and engine sets of whatever backend the GPU's engines are made by."""
+"""Qwen2.5-VL at its real sizes with random weights: checkpoints, and engine sets of whatever
+backend the GPU's engines are made by."""
 
 from __future__ import annotations
 
@@ -18,8 +19,11 @@ from vicort.benchmarks.gpu.lab import Lab, Skip, need
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import EngineError
 
-MOST_ROWS = 2048  # of a run of the language graph: a chunk of 448x448 whole, so that both sizes of frames share one language engine
-VISION = {  # config.json of Qwen/Qwen2.5-VL-3B-Instruct; the 7B model's is the same but for out_hidden_size
+# of a run of the language graph: a chunk of 448x448 whole, so that both sizes of frames share one
+# language engine
+MOST_ROWS = 2048
+# config.json of Qwen/Qwen2.5-VL-3B-Instruct; the 7B model's is the same but for out_hidden_size
+VISION = {
     "depth": 32,
     "hidden_size": 1280,
     "intermediate_size": 3420,
@@ -48,7 +52,9 @@ class Size:
 
     @property
     def config(self) -> dict[str, Any]:
-        return config_of(self.vision, self.text, self.theta, list(self.sections)) | {"tie_word_embeddings": self.tied}
+        return config_of(self.vision, self.text, self.theta, list(self.sections)) | {
+            "tie_word_embeddings": self.tied
+        }
 
 
 SIZES = {
@@ -56,7 +62,12 @@ SIZES = {
         "3b",
         "qwen2.5-vl-3b",
         VISION,
-        {"vocab_size": 151_936, "hidden_size": 2048, "intermediate_size": 11_008, "num_hidden_layers": 36}
+        {
+            "vocab_size": 151_936,
+            "hidden_size": 2048,
+            "intermediate_size": 11_008,
+            "num_hidden_layers": 36,
+        }
         | {"num_attention_heads": 16, "num_key_value_heads": 2}
         | POSITIONS,
         tied=True,
@@ -65,7 +76,12 @@ SIZES = {
         "7b",
         "qwen2.5-vl-7b",
         VISION,
-        {"vocab_size": 152_064, "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28}
+        {
+            "vocab_size": 152_064,
+            "hidden_size": 3584,
+            "intermediate_size": 18_944,
+            "num_hidden_layers": 28,
+        }
         | {"num_attention_heads": 28, "num_key_value_heads": 4}
         | POSITIONS,
         tied=False,
@@ -73,16 +89,21 @@ SIZES = {
 }
 
 
-# ---- engine sets, of any backend ------------------------------------------------------------------------------------------
+# ---- engine sets, of any backend
+# ------------------------------------------------------------------------------------------
 
 
 class Maker(Protocol):
     """One way of making GPU engines, and of opening what it made."""
 
-    def build(self, lab: Lab, size: Size, checkpoint: Path, folder: Path, side: int, shared: Path | None) -> dict[str, Any]:
-        """An engine set for square frames of `side` pixels into `folder`, unless it is there; returns what it took.
+    def build(
+        self, lab: Lab, size: Size, checkpoint: Path, folder: Path, side: int, shared: Path | None
+    ) -> dict[str, Any]:
+        """An engine set for square frames of `side` pixels into `folder`, unless it is there;
+        returns what it took.
 
-        shared: a set of the same model for other frames, whose language engine may be used again; None = there is none.
+        shared: a set of the same model for other frames, whose language engine may be used again;
+        None = there is none.
         """
         ...
 
@@ -131,12 +152,16 @@ class Place:
 
     def _made(self, path: Path) -> Path:
         if not path.is_dir():
-            raise Skip(f"there is no {path.name} of {self.size.name} yet: run step {self.size.name}-build first")
+            raise Skip(
+                f"there is no {path.name} of {self.size.name} yet: run step "
+                f"{self.size.name}-build first"
+            )
         return path
 
 
 def build(lab: Lab, name: str) -> dict[str, Any]:
-    """A random checkpoint, made on the device, and its engine sets, for all sizes of frames; kept for the steps that follow."""
+    """A random checkpoint, made on the device, and its engine sets, for all sizes of frames; kept
+    for the steps that follow."""
     from vicort.benchmarks.common.random_weights import write_random
 
     place = Place.of(lab, name)
@@ -150,17 +175,29 @@ def build(lab: Lab, name: str) -> dict[str, Any]:
         "gpu": lab.gpu.name,
         "backend": place.backend,
         "parameters": parameters(checkpoint),
-        "checkpoint": {"drawn_on": device, "seconds": round(time.perf_counter() - start, 1), "mb": megabytes(checkpoint)},
+        "checkpoint": {
+            "drawn_on": device,
+            "seconds": round(time.perf_counter() - start, 1),
+            "mb": megabytes(checkpoint),
+        },
         "sets": {},
     }
     shared: Path | None = None
     for side in size.sides:
         start, target = time.perf_counter(), folder / f"{place.backend}-{side}"
         took = maker(place.backend).build(lab, size, checkpoint, target, side, shared)
-        found["sets"][str(side)] = took | {"seconds": round(time.perf_counter() - start, 1), "mb": megabytes(target)}
+        found["sets"][str(side)] = took | {
+            "seconds": round(time.perf_counter() - start, 1),
+            "mb": megabytes(target),
+        }
         shared = target
-    peak = [resource.getrusage(who).ru_maxrss / 1e6 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return found | {"peak_rss_gb": {"this process": round(peak[0], 2), "largest child": round(peak[1], 2)}}
+    peak = [
+        resource.getrusage(who).ru_maxrss / 1e6
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    ]
+    return found | {
+        "peak_rss_gb": {"this process": round(peak[0], 2), "largest child": round(peak[1], 2)}
+    }
 
 
 def drawing_device() -> str:
@@ -170,26 +207,46 @@ def drawing_device() -> str:
 
 
 def check_room(folder: Path, size: Size) -> None:
-    """Raises Skip if the disk cannot hold the checkpoint, the ONNX files on the way, and the engines."""
+    """Raises Skip if the disk cannot hold the checkpoint, the ONNX files on the way, and the
+    engines."""
     weights = 2 * weight_count(size.config)
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     wanted, free = 3.2 * weights - there, shutil.disk_usage(folder).free
     if wanted > free:
-        others = [other.name for other in folder.parent.iterdir() if other.name in SIZES and other.name != size.name]
-        remove = f": remove {', '.join(str(folder.parent / other) for other in others)}" if others else ""
-        raise Skip(f"{size.name} takes {wanted / 1e9:.0f} GB in {folder}, {free / 1e9:.0f} are free{remove}")
+        others = [
+            other.name
+            for other in folder.parent.iterdir()
+            if other.name in SIZES and other.name != size.name
+        ]
+        remove = (
+            f": remove {', '.join(str(folder.parent / other) for other in others)}"
+            if others
+            else ""
+        )
+        raise Skip(
+            f"{size.name} takes {wanted / 1e9:.0f} GB in {folder}, {free / 1e9:.0f} are "
+            f"free{remove}"
+        )
 
 
 def weight_count(config: dict[str, Any]) -> float:
     """Parameters of a model, but for norms and biases."""
     vision, text = config["vision_config"], config["text_config"]
     d, width = vision["hidden_size"], text["hidden_size"]
-    heads = text["num_attention_heads"] + 2 * text["num_key_value_heads"] + text["num_attention_heads"]
-    layer = width * width // text["num_attention_heads"] * heads + 3 * width * text["intermediate_size"]
+    heads = (
+        text["num_attention_heads"] + 2 * text["num_key_value_heads"] + text["num_attention_heads"]
+    )
+    layer = (
+        width * width // text["num_attention_heads"] * heads + 3 * width * text["intermediate_size"]
+    )
     embeddings = (1 if config["tie_word_embeddings"] else 2) * text["vocab_size"] * width
     merged = d * vision["spatial_merge_size"] ** 2
     patches = 2 * 3 * vision["patch_size"] ** 2 * d
-    encoder = vision["depth"] * (4 * d * d + 3 * d * vision["intermediate_size"]) + patches + merged * (merged + width)
+    encoder = (
+        vision["depth"] * (4 * d * d + 3 * d * vision["intermediate_size"])
+        + patches
+        + merged * (merged + width)
+    )
     return text["num_hidden_layers"] * layer + embeddings + encoder
 
 
@@ -204,21 +261,33 @@ def megabytes(folder: Path) -> int:
 
 
 class TensorRTMaker:
-    """Sets as `vicort-build --backend tensorrt` makes them, with the plugin; sets for several sizes of frames share one language plan."""
+    """Sets as `vicort-build --backend tensorrt` makes them, with the plugin; sets for several sizes
+    of frames share one language plan."""
 
     def open(self, folder: Path) -> EngineSet:
         return EngineSet.open(folder)
 
-    def build(self, lab: Lab, size: Size, checkpoint: Path, folder: Path, side: int, shared: Path | None) -> dict[str, Any]:
+    def build(
+        self, lab: Lab, size: Size, checkpoint: Path, folder: Path, side: int, shared: Path | None
+    ) -> dict[str, Any]:
         lab.need_tensorrt()
         need("triton", "the plugin's kernels are compiled with it")
-        from vicort.export.engine_set import PlanOptions, building, is_built, plan, publish, write_engine_set
+        from vicort.export.engine_set import (
+            PlanOptions,
+            building,
+            is_built,
+            plan,
+            publish,
+            write_engine_set,
+        )
         from vicort.export.qwen2_5_vl.configuration import read_configuration
         from vicort.export.recipe import load_recipe, model_spec
         from vicort.runtime.engines.tensorrt import load_tensorrt
         from vicort.runtime.manifest import read_manifest
 
-        recipe = load_recipe(size.recipe, image_width=side, image_height=side, question_rows=size.most_rows)
+        recipe = load_recipe(
+            size.recipe, image_width=side, image_height=side, question_rows=size.most_rows
+        )
         spec = model_spec(size.name, read_configuration(checkpoint), recipe)
         options = PlanOptions(load_tensorrt().flavour)
         command = f"python -m vicort.benchmarks.gpu.check --only {size.name}-build"
@@ -227,9 +296,19 @@ class TensorRTMaker:
             return {"built": "earlier"}
         phases = Phases()
         reused = read_manifest(shared) if shared else None
-        graphs = {name: graph for name, graph in manifest.graphs.items() if name != "llm" or reused is None}
+        graphs = {
+            name: graph
+            for name, graph in manifest.graphs.items()
+            if name != "llm" or reused is None
+        }
         with building(folder.parent) as temporary:
-            write_engine_set(temporary, checkpoint, manifest.model_copy(update={"graphs": graphs}), phases.begin, options)
+            write_engine_set(
+                temporary,
+                checkpoint,
+                manifest.model_copy(update={"graphs": graphs}),
+                phases.begin,
+                options,
+            )
             if reused and shared:
                 share_language(temporary, shared, manifest.graphs["llm"])
             publish(temporary, folder)
@@ -238,14 +317,20 @@ class TensorRTMaker:
 
 
 def share_language(folder: Path, shared: Path, wanted: Any) -> None:
-    """Give a set without a language graph that of another set, by links to its files. Raises EngineError if it is another graph."""
+    """Give a set without a language graph that of another set, by links to its files. Raises
+    EngineError if it is another graph."""
     from vicort.export.engine_set import seal
     from vicort.runtime.manifest import read_manifest
 
     mine, other = read_manifest(folder), read_manifest(shared)
     language = other.graphs["llm"]
-    if language.model_dump(exclude={"layer_types", "plan_names"}) != wanted.model_dump(exclude={"layer_types", "plan_names"}):
-        raise EngineError(f"{shared} has another language graph than this build wants: remove it, and build both again")
+    if language.model_dump(exclude={"layer_types", "plan_names"}) != wanted.model_dump(
+        exclude={"layer_types", "plan_names"}
+    ):
+        raise EngineError(
+            f"{shared} has another language graph than this build wants: remove it, and build "
+            "both again"
+        )
     for name in (language.file, other.embedding.file):
         os.link(shared / name, folder / name)
     seal(folder, mine.model_copy(update={"graphs": mine.graphs | {"llm": language}}))
@@ -256,10 +341,14 @@ class Phases:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.seconds: dict[str, float] = {}
-        self._clock, self._name, self._since = clock, "", clock()
+        self._clock = clock
+        self._name = ""
+        self._since = clock()
 
     def begin(self, line: str) -> None:
         now = self._clock()
         if self._name:
-            self.seconds[self._name] = round(self.seconds.get(self._name, 0.0) + now - self._since, 1)
+            self.seconds[self._name] = round(
+                self.seconds.get(self._name, 0.0) + now - self._since, 1
+            )
         self._name, self._since = line, now

@@ -1,4 +1,5 @@
-"""transformers on the GPU, doing the streaming job that vicort does, on the same random weights. Never run on a GPU here."""
+"""transformers on the GPU, doing the streaming job that vicort does, on the same random weights.
+Never run on a GPU here."""
 
 from __future__ import annotations
 
@@ -8,20 +9,28 @@ from dataclasses import replace
 from typing import Any
 
 from vicort.benchmarks.common.spread import percentiles, spread
-from vicort.benchmarks.common.workload import CHUNK_FRAMES, QUESTIONS, Workload, bench_system, describe_system
+from vicort.benchmarks.common.workload import (
+    CHUNK_FRAMES,
+    QUESTIONS,
+    Workload,
+    bench_system,
+    describe_system,
+)
 from vicort.benchmarks.gpu.kernel_steps import cuda_torch
 from vicort.benchmarks.gpu.lab import Lab, need
 from vicort.benchmarks.gpu.pipeline_steps import AMOUNT
 from vicort.benchmarks.gpu.real_models import Place
 
-WARMUP = 8  # chunks: the window is full after 5, and compiled code has seen all shapes that come later
+# chunks: the window is full after 5, and compiled code has seen all shapes that come later
+WARMUP = 8
 CHUNKS, REPEATS = 20, 5
 QUESTIONS_ASKED = 30
 ANSWER_TOKENS = 4
 
 
 def transformers(lab: Lab, name: str, side: int, compiled: bool) -> dict[str, Any]:
-    """bf16 with SDPA, eager or under torch.compile: wall clock a chunk, and the time to the first token of an idle stream."""
+    """bf16 with SDPA, eager or under torch.compile: wall clock a chunk, and the time to the first
+    token of an idle stream."""
     place = Place.of(lab, name)
     need("transformers", "it is what is compared with")
     torch = cuda_torch()
@@ -29,12 +38,17 @@ def transformers(lab: Lab, name: str, side: int, compiled: bool) -> dict[str, An
 
     torch.cuda.reset_peak_memory_stats()
     found = measure(place, side, Variant("bf16", threads=4, compiled=compiled, device="cuda"))
-    return {"gpu": lab.gpu.name, "device_gb": round(torch.cuda.max_memory_allocated() / 1e9, 3), **found}
+    return {
+        "gpu": lab.gpu.name,
+        "device_gb": round(torch.cuda.max_memory_allocated() / 1e9, 3),
+        **found,
+    }
 
 
 def measure(place: Place, side: int, variant: Any) -> dict[str, Any]:
-    """Chunks follow each other without a wait of ours between them. Where the vision encoder's windows are of one size (448x448), they
-    attend all at once, which transformers does not do by itself."""
+    """Chunks follow each other without a wait of ours between them. Where the vision encoder's
+    windows are of one size (448x448), they attend all at once, which transformers does not do by
+    itself."""
     from vicort.benchmarks.common.transformers_stream import TransformersStream
 
     workload, system = Workload(AMOUNT.width, AMOUNT.height), bench_system()
@@ -46,9 +60,18 @@ def measure(place: Place, side: int, variant: Any) -> dict[str, Any]:
         stream.push(next_chunk())
     stream.finish()
     warm = time.perf_counter() - start
-    whole = [run(stream, [next_chunk() for _ in range(CHUNKS)], preprocessing=True) for _ in range(REPEATS)]
-    bare = [run(stream, [next_chunk() for _ in range(CHUNKS)], preprocessing=False) for _ in range(REPEATS)]
-    ttft = [stream.ask(QUESTIONS[n % len(QUESTIONS)], ANSWER_TOKENS).ttft_ms for n in range(len(QUESTIONS) + QUESTIONS_ASKED)]
+    whole = [
+        run(stream, [next_chunk() for _ in range(CHUNKS)], preprocessing=True)
+        for _ in range(REPEATS)
+    ]
+    bare = [
+        run(stream, [next_chunk() for _ in range(CHUNKS)], preprocessing=False)
+        for _ in range(REPEATS)
+    ]
+    ttft = [
+        stream.ask(QUESTIONS[n % len(QUESTIONS)], ANSWER_TOKENS).ttft_ms
+        for n in range(len(QUESTIONS) + QUESTIONS_ASKED)
+    ]
     ms = spread(whole)
     return {
         "model": place.size.name,
@@ -66,7 +89,8 @@ def measure(place: Place, side: int, variant: Any) -> dict[str, Any]:
 
 
 def windows_are_equal(place: Place, side: int) -> bool:
-    """Whether the vision encoder's windows divide a frame evenly, so that one call can attend in all of them."""
+    """Whether the vision encoder's windows divide a frame evenly, so that one call can attend in
+    all of them."""
     return side % place.size.config["vision_config"]["window_size"] == 0
 
 

@@ -1,4 +1,5 @@
-"""Video on a GPU: DALI's resizing and NVDEC's decoding, beside the CPU's. Never run on a GPU here."""
+"""Video on a GPU: DALI's resizing and NVDEC's decoding, beside the CPU's. Never run on a GPU
+here."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ SIZES = ((320, 180), (1280, 720), (1920, 1080))  # width, height
 INTO = (252, 448)  # height, width of the engine's frames
 FRAMES = 16  # a chunk's
 MOST_ERROR = {"mean": 0.5, "within_2": 0.99}  # of 255: two implementations of one filter
-MOST_DECODED_ERROR = {"mean": 3.0, "within_2": 0.5}  # the colours are converted by another method: FFmpeg's is up to 3 steps darker
+# the colours are converted by another method: FFmpeg's is up to 3 steps darker
+MOST_DECODED_ERROR = {"mean": 3.0, "within_2": 0.5}
 DECODERS: tuple[Decode, ...] = ("cpu", "gpu")
 CLIP_FRAMES = 120
 REPEATS = 9
@@ -34,12 +36,20 @@ REPEATS = 9
 def preprocess(lab: Lab) -> dict[str, Any]:
     """The same images resized on the CPU and on the GPU, and how long a chunk takes."""
     device = cuda_device(lab)
-    found: dict[str, Any] = {"gpu": lab.gpu.name, "into": INTO, "frames": FRAMES, "allowed": MOST_ERROR, "sizes": {}}
+    found: dict[str, Any] = {
+        "gpu": lab.gpu.name,
+        "into": INTO,
+        "frames": FRAMES,
+        "allowed": MOST_ERROR,
+        "sizes": {},
+    }
     try:
         for width, height in SIZES:
             images = list(Workload(width, height).images[:FRAMES])
             found["sizes"][f"{width}x{height}"] = compared = compare_preprocessing(device, images)
-            check_error(compared["error"], MOST_ERROR, f"{width}x{height} resized on the GPU", found)
+            check_error(
+                compared["error"], MOST_ERROR, f"{width}x{height} resized on the GPU", found
+            )
     finally:
         device.close()
     return found
@@ -79,25 +89,34 @@ def compare_preprocessing(device: Any, images: list[np.ndarray]) -> dict[str, An
         "error": error_of(got, wanted),
         "cpu_ms": spread([1e3 * value for value in cpu]),
         "gpu_ms": spread([1e3 * value for value in whole]),
-        "host_part_ms": spread([1e3 * value for value in enqueued]),  # until the call returns: the rest goes on without the host
+        # until the call returns: the rest goes on without the host
+        "host_part_ms": spread([1e3 * value for value in enqueued]),
     }
 
 
 def error_of(got: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
     error = np.abs(got.astype(np.int16) - wanted)
-    return {"mean": round(float(error.mean()), 4), "within_2": round(float((error <= 2).mean()), 5), "max": float(error.max())}
+    return {
+        "mean": round(float(error.mean()), 4),
+        "within_2": round(float((error <= 2).mean()), 5),
+        "max": float(error.max()),
+    }
 
 
-def check_error(error: dict[str, float], allowed: dict[str, float], what: str, found: dict[str, Any]) -> None:
+def check_error(
+    error: dict[str, float], allowed: dict[str, float], what: str, found: dict[str, Any]
+) -> None:
     if error["mean"] > allowed["mean"] or error["within_2"] < allowed["within_2"]:
         raise NotRight(f"{what} is {error} off the CPU's, {allowed} is allowed", found)
 
 
-# ---- decoding -------------------------------------------------------------------------------------------------------------
+# ---- decoding
+# -------------------------------------------------------------------------------------------------------------
 
 
 def nvdec(lab: Lab) -> dict[str, Any]:
-    """The same clip decoded by NVDEC and by FFmpeg: frames, times, pixels after resizing, and frames a second."""
+    """The same clip decoded by NVDEC and by FFmpeg: frames, times, pixels after resizing, and
+    frames a second."""
     lab.gpu  # noqa: B018 (skips without one)
     try:
         load_module()
@@ -112,8 +131,12 @@ def nvdec(lab: Lab) -> dict[str, Any]:
                 write_clip(path, width, height)
             found["clips"][path.name] = compared = compare_decoding(device, path)
             if compared["different_times"]:
-                raise NotRight(f"NVDEC gives other frames or times of {path.name} than FFmpeg", found)
-            check_error(compared["error"], MOST_DECODED_ERROR, f"{path.name} decoded by NVDEC", found)
+                raise NotRight(
+                    f"NVDEC gives other frames or times of {path.name} than FFmpeg", found
+                )
+            check_error(
+                compared["error"], MOST_DECODED_ERROR, f"{path.name} decoded by NVDEC", found
+            )
     finally:
         device.close()
     return found
@@ -123,7 +146,14 @@ def write_clip(path: Path, width: int, height: int) -> None:
     """H.264 of BT.709 with B frames, 25 a second."""
     images, temporary = Workload(width, height).images, path.with_suffix(".part.mp4")
     with av.open(str(temporary), "w") as container:
-        options = {"preset": "veryfast", "crf": "23", "bf": "2", "colorspace": "1", "color_primaries": "1", "color_trc": "1"}
+        options = {
+            "preset": "veryfast",
+            "crf": "23",
+            "bf": "2",
+            "colorspace": "1",
+            "color_primaries": "1",
+            "color_trc": "1",
+        }
         track = container.add_stream("libx264", rate=25, options=options)
         track.width, track.height, track.pix_fmt = width, height, "yuv420p"
         for index in range(CLIP_FRAMES):
@@ -141,7 +171,9 @@ def compare_decoding(device: Any, path: Path) -> dict[str, Any]:
     few = slice(0, None, max(1, len(frames["cpu"]) // FRAMES))
     wanted = resized_on_cpu([frame.image for frame in frames["cpu"][few]])
     got = resized_on_gpu(device, [frame.image for frame in frames["gpu"][few]])
-    times: dict[str, list[tuple[Fraction, int]]] = {key: [(f.time, f.index) for f in each] for key, each in frames.items()}
+    times: dict[str, list[tuple[Fraction, int]]] = {
+        key: [(f.time, f.index) for f in each] for key, each in frames.items()
+    }
     return {
         "frames": len(frames["cpu"]),
         "different_times": times["cpu"] != times["gpu"],

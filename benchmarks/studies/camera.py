@@ -1,12 +1,14 @@
-"""A simulated camera: an hour of stream time through one session with questions, a stretch of it at true 1x, and streams held at 1x.
+"""A simulated camera: an hour of stream time through one session with questions, a stretch of it at
+true 1x, and streams held at 1x.
 
     python -m vicort.benchmarks.studies.camera --engine-dir engines/tiny-fp32-openvino --out benchmarks/results/camera.json
 
-The hour is compressed: the camera's clock runs `speed` times as fast as the machine's, and nothing else changes. Every one of its 90,000
-frames has its moment, at which the session is asked whether it wants it; those it takes (2 a second of stream time) are pushed as RGB
-arrays. So the pipeline does the whole hour's work, at `speed` times the load of one camera. What is left out is decoding, which the
-part `streams` has. Lag is in the machine's own milliseconds, not stretched: from the moment of a chunk's last frame until the chunk
-lies in memory.
+The hour is compressed: the camera's clock runs `speed` times as fast as the machine's, and nothing
+else changes. Every one of its 90,000 frames has its moment, at which the session is asked whether
+it wants it; those it takes (2 a second of stream time) are pushed as RGB arrays. So the pipeline
+does the whole hour's work, at `speed` times the load of one camera. What is left out is decoding,
+which the part `streams` has. Lag is in the machine's own milliseconds, not stretched: from the
+moment of a chunk's last frame until the chunk lies in memory.
 """
 
 from __future__ import annotations
@@ -57,14 +59,16 @@ QUICK = Plan(hour_s=120, speed=40, real_time_s=3, ask_every_s=1, rows=10, stream
 
 
 class Camera:
-    """Gives a session 25 frames a second of stream time by a clock that runs `speed` times as fast as the machine's."""
+    """Gives a session 25 frames a second of stream time by a clock that runs `speed` times as fast
+    as the machine's."""
 
     def __init__(self, speed: float) -> None:
         self.speed, self.workload = speed, Workload()
         self._began = 0.0  # monotonic seconds
 
     def film(self, session: Session, seconds: float, each: Any) -> int:
-        """Every frame at its moment; `each` is called with its time before the session is. Returns how many came later than LATE."""
+        """Every frame at its moment; `each` is called with its time before the session is. Returns
+        how many came later than LATE."""
         late, self._began = 0, time.monotonic()
         for index in range(round(seconds * CAMERA_FPS)):
             at = Fraction(index, CAMERA_FPS)
@@ -74,7 +78,9 @@ class Camera:
             late += delay < -LATE
             each(at)
             if session.wants(at):
-                session.push(Frame(self.workload.frame(int(at * self.workload.fps)).image, at, index))
+                session.push(
+                    Frame(self.workload.frame(int(at * self.workload.fps)).image, at, index)
+                )
         return late
 
     def moment(self, at: Fraction) -> float:
@@ -86,7 +92,9 @@ class Record:
     """What comes of a stream: lag of chunks, answers, memory, in rows of equal stream time."""
 
     def __init__(self, camera: Camera, seconds: float, rows: int) -> None:
-        self._camera, self._width, self._lock = camera, seconds / rows, threading.Lock()
+        self._camera = camera
+        self._width = seconds / rows
+        self._lock = threading.Lock()
         self.lags: dict[int, list[float]] = defaultdict(list)
         self.memory: dict[int, dict[str, Any]] = {}
         self.asked: list[Future] = []
@@ -105,7 +113,11 @@ class Record:
 
     def rows(self) -> list[dict[str, Any]]:
         return [
-            {"from_s": round(row * self._width, 3), "lag_ms": percentiles(self.lags[row], 1), **self.memory[row]}
+            {
+                "from_s": round(row * self._width, 3),
+                "lag_ms": percentiles(self.lags[row], 1),
+                **self.memory[row],
+            }
             for row in sorted(self.memory)
             if self.lags[row]
         ]
@@ -118,7 +130,9 @@ def film(engines: EngineSet, seconds: float, speed: float, plan: Plan) -> dict[s
     system = bench_system(device_mb=DEVICE_MB, host_mb=HOST_MB)
     before = now()
     with Session(engines, system, on_lag="drop-oldest", on_event=record.event) as session:
-        late = camera.film(session, seconds, lambda at: _each(session, record, at, plan.ask_every_s))
+        late = camera.film(
+            session, seconds, lambda at: _each(session, record, at, plan.ask_every_s)
+        )
         session.finish()
         answers = [asked.result() for asked in record.asked]
         summary = session.summary()
@@ -145,7 +159,8 @@ def film(engines: EngineSet, seconds: float, speed: float, plan: Plan) -> dict[s
 
 
 def _each(session: Session, record: Record, at: Fraction, ask_every_s: float) -> None:
-    """Before a frame: memory is looked at, and a question is asked if its time has come, as someone who watches would."""
+    """Before a frame: memory is looked at, and a question is asked if its time has come, as someone
+    who watches would."""
     record.remember(session, at)
     if at >= (len(record.asked) + 1) * ask_every_s:
         text = QUESTIONS[len(record.asked) % len(QUESTIONS)]
@@ -166,17 +181,33 @@ def _tenths(record: Record, rows: Sequence[dict[str, Any]], count: int) -> dict[
         if any(record.lags[row] for row in numbers)
     }
     if len(result) == len(sides):
-        result["lag_p50_change"] = round(result["last"]["lag_ms"]["p50"] / result["first"]["lag_ms"]["p50"] - 1, 3)
-        result["rss_mb_change"] = round(result["last"]["rss_mb_at_end"] - result["first"]["rss_mb_at_end"], 1)
+        result["lag_p50_change"] = round(
+            result["last"]["lag_ms"]["p50"] / result["first"]["lag_ms"]["p50"] - 1, 3
+        )
+        result["rss_mb_change"] = round(
+            result["last"]["rss_mb_at_end"] - result["first"]["rss_mb_at_end"], 1
+        )
     return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--engine-dir", type=Path, default=Path("engines/tiny-fp32-openvino"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/camera.json"), help="the picture is put beside it")
-    parser.add_argument("--only", choices=PARTS, action="append", help="may be repeated; other parts of --out are kept")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("benchmarks/results/camera.json"),
+        help="the picture is put beside it",
+    )
+    parser.add_argument(
+        "--only",
+        choices=PARTS,
+        action="append",
+        help="may be repeated; other parts of --out are kept",
+    )
     parser.add_argument("--quick", action="store_true", help="some seconds: does it run?")
     options = parser.parse_args(arguments)
     plan = QUICK if options.quick else Plan()
@@ -192,7 +223,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measured(engine_dir: Path, parts: Sequence[str], plan: Plan, out: Path) -> dict[str, Any]:
     """Part after part, each written to `out` as soon as it is there."""
-    result: dict[str, Any] = {"conditions": conditions(), "engine_set": engine_dir.name, "parts": {}}
+    result: dict[str, Any] = {
+        "conditions": conditions(),
+        "engine_set": engine_dir.name,
+        "parts": {},
+    }
     if out.is_file() and set(parts) != set(PARTS):
         result["parts"] = json.loads(out.read_text())["parts"]
     for name in parts:

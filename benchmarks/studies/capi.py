@@ -2,7 +2,8 @@
 
     make capi && python -m vicort.benchmarks.studies.capi
 
-A frame that the sampler leaves out costs only the call. One that it takes is copied by the C API, and is not by Python.
+A frame that the sampler leaves out costs only the call. One that it takes is copied by the C API,
+and is not by Python.
 """
 
 from __future__ import annotations
@@ -30,14 +31,24 @@ WARM_UP = 160  # pushes that are not counted, as in capi/bench/push.c
 TIMES = ("refused_call_us", "taken_call_us", "taken_frame_us")
 
 
-def from_python(engine_dir: Path, refused: int, taken: int, width: int, height: int) -> dict[str, float]:
-    """The twin of capi/bench/push.c: medians of a call, and the whole stream's time a frame; microseconds."""
+def from_python(
+    engine_dir: Path, refused: int, taken: int, width: int, height: int
+) -> dict[str, float]:
+    """The twin of capi/bench/push.c: medians of a call, and the whole stream's time a frame;
+    microseconds."""
     call_refused, _ = _push(engine_dir, None, refused, Fraction(1, 1_000_000), width, height)
     call_taken, frame_taken = _push(engine_dir, "source", taken, Fraction(1, 25), width, height)
     return dict(zip(TIMES, (call_refused, call_taken, frame_taken), strict=True))
 
 
-def _push(engine_dir: Path, fps: Literal["source"] | None, count: int, step: Fraction, width: int, height: int) -> tuple[float, float]:
+def _push(
+    engine_dir: Path,
+    fps: Literal["source"] | None,
+    count: int,
+    step: Fraction,
+    width: int,
+    height: int,
+) -> tuple[float, float]:
     pixels = np.zeros((height, width, 3), np.uint8)
     calls, first = [], 0
     with Session.open(engine_dir, fps=fps) as session:
@@ -60,7 +71,19 @@ def compiled(folder: Path) -> Path:
         sys.exit(f"{prefix}/lib/libvicort.so is not there: run `make capi` first")
     search = [f"-I{prefix}/include", f"-L{prefix}/lib", f"-Wl,-rpath,{prefix}/lib"]
     compiler = os.environ.get("CC", "cc").split()
-    subprocess.run([*compiler, "-std=gnu11", "-O2", str(ROOT / "capi/bench/push.c"), "-o", str(target), *search, "-lvicort"], check=True)
+    subprocess.run(
+        [
+            *compiler,
+            "-std=gnu11",
+            "-O2",
+            str(ROOT / "capi/bench/push.c"),
+            "-o",
+            str(target),
+            *search,
+            "-lvicort",
+        ],
+        check=True,
+    )
     return target
 
 
@@ -69,37 +92,81 @@ def measure(sides: dict[str, list[str]], repeats: int) -> dict[str, Any]:
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for _ in range(repeats):
         for side, command in sides.items():
-            runs[side].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    return {side: {name: spread([run[name] for run in done], 2) for name in TIMES} for side, done in runs.items()}
+            runs[side].append(
+                json.loads(
+                    subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                )
+            )
+    return {
+        side: {name: spread([run[name] for run in done], 2) for name in TIMES}
+        for side, done in runs.items()
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine-dir", type=Path, default=find_engine_dir("tiny"), help="default: the tiny model's")
-    parser.add_argument("--refused", type=int, default=20_000, help="pushes that the sampler leaves out (default: %(default)s)")
-    parser.add_argument("--taken", type=int, default=1600, help="pushes that it takes (default: %(default)s)")
-    parser.add_argument("--size", type=int, nargs=2, default=(320, 180), metavar=("WIDTH", "HEIGHT"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--engine-dir", type=Path, default=find_engine_dir("tiny"), help="default: the tiny model's"
+    )
+    parser.add_argument(
+        "--refused",
+        type=int,
+        default=20_000,
+        help="pushes that the sampler leaves out (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--taken", type=int, default=1600, help="pushes that it takes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(320, 180), metavar=("WIDTH", "HEIGHT")
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "capi.json")
     parser.add_argument("--from-python", action="store_true", help=argparse.SUPPRESS)
     typed = parser.parse_args()
     if typed.engine_dir is None:
-        parser.error("no engines of the tiny model are built: run `vicort-build tiny`, or name a set with --engine-dir")
+        parser.error(
+            "no engines of the tiny model are built: run `vicort-build tiny`, or name a set with "
+            "--engine-dir"
+        )
     counts = (typed.refused, typed.taken, *typed.size)
     if typed.from_python:
         print(json.dumps(from_python(typed.engine_dir, *counts)))
         return
     with tempfile.TemporaryDirectory() as folder:
         given = [str(typed.engine_dir), *map(str, counts)]
-        python = [sys.executable, "-m", "vicort.benchmarks.studies.capi", "--from-python", "--engine-dir", given[0]]
+        python = [
+            sys.executable,
+            "-m",
+            "vicort.benchmarks.studies.capi",
+            "--from-python",
+            "--engine-dir",
+            given[0],
+        ]
         python += ["--refused", given[1], "--taken", given[2], "--size", *given[3:]]
-        result = measure({"c": [str(compiled(Path(folder))), *given], "python": python}, typed.repeats)
-    settings = {"engines": typed.engine_dir.name, "refused": counts[0], "taken": counts[1], "size": list(typed.size)}
+        result = measure(
+            {"c": [str(compiled(Path(folder))), *given], "python": python}, typed.repeats
+        )
+    settings = {
+        "engines": typed.engine_dir.name,
+        "refused": counts[0],
+        "taken": counts[1],
+        "size": list(typed.size),
+    }
     typed.out.write_text(
-        json.dumps({"conditions": conditions(), "settings": settings, "repeats": typed.repeats, **result}, indent=1) + "\n"
+        json.dumps(
+            {"conditions": conditions(), "settings": settings, "repeats": typed.repeats, **result},
+            indent=1,
+        )
+        + "\n"
     )
     for name in TIMES:
-        print(f"{name:16} C {result['c'][name]['median']:9.2f}   Python {result['python'][name]['median']:9.2f}")
+        print(
+            f"{name:16} C {result['c'][name]['median']:9.2f}   Python "
+            f"{result['python'][name]['median']:9.2f}"
+        )
 
 
 if __name__ == "__main__":

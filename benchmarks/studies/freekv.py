@@ -1,10 +1,12 @@
-"""What FreeKV's speculation does on video: how alike queries are that follow one another, how often corrections bite, what they cost.
+"""What FreeKV's speculation does on video: how alike queries are that follow one another, how often
+corrections bite, what they cost.
 
     python -m vicort.benchmarks.studies.freekv --streams 2 --clip clip.mp4 --out benchmarks/results/freekv.json
 
-Files as in `shapestream`: seven things, then nothing for up to 1,000 units. Each variant of the system watches each file; `uniform` reads
-as many tokens. Then streams in which something new comes all the time, one behind the other, and real clips, over and over, for the
-queries of chunks; and answers of 32 tokens, whose end is ignored, timed with speculation and without.
+Files as in `shapestream`: seven things, then nothing for up to 1,000 units. Each variant of the
+system watches each file; `uniform` reads as many tokens. Then streams in which something new comes
+all the time, one behind the other, and real clips, over and over, for the queries of chunks; and
+answers of 32 tokens, whose end is ignored, timed with speculation and without.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ TIMED: dict[str, dict[str, Any]] = {
 
 @dataclass
 class _Series:
-    """Runs over one set of buffers: a stream's chunks, or a question and the tokens of its answer."""
+    """Runs over one set of buffers: a stream's chunks, or a question and the tokens of its
+    answer."""
 
     kind: str
     newest: bytes  # positions of the newest rows
@@ -79,7 +82,8 @@ class Runs:
 
     engine: Any
     series: list[_Series] = field(default_factory=list)
-    tokens_at: list[int] = field(default_factory=list)  # perf_counter_ns, when runs of one token began
+    # perf_counter_ns, when runs of one token began
+    tokens_at: list[int] = field(default_factory=list)
     _open: dict[int, _Series] = field(default_factory=dict)  # by the address of their buffers
 
     @property
@@ -119,12 +123,28 @@ class Runs:
 
 def main() -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--engine-dir", type=Path, default=Path("engines/tiny-fp32-openvino"))
     parser.add_argument("--streams", type=int, default=2)
-    parser.add_argument("--ages", type=int, nargs="+", default=(0, 64, 250, 1000), help="units (default: %(default)s)")
-    parser.add_argument("--variant", action="append", choices=VARIANTS, help="may be repeated (default: all)")
-    parser.add_argument("--clip", type=Path, action="append", default=[], help="a video whose chunks are looked at, too; may be repeated")
+    parser.add_argument(
+        "--ages",
+        type=int,
+        nargs="+",
+        default=(0, 64, 250, 1000),
+        help="units (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--variant", action="append", choices=VARIANTS, help="may be repeated (default: all)"
+    )
+    parser.add_argument(
+        "--clip",
+        type=Path,
+        action="append",
+        default=[],
+        help="a video whose chunks are looked at, too; may be repeated",
+    )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     before = conditions()
@@ -133,10 +153,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name, EngineSet.open(options.engine_dir) as engines:
         folder, model = Path(name), engines.manifest.model
         runs = engines.llm = Runs(engines.llm)
-        systems = {variant: write_system(folder, "freekv", variant, changes) for variant, changes in chosen.items()}
+        systems = {
+            variant: write_system(folder, "freekv", variant, changes)
+            for variant, changes in chosen.items()
+        }
         for budget in sorted({changes.get("budget", 1024) for changes in chosen.values()}):
             units = (WINDOW + budget) // model.unit_tokens
-            systems[f"uniform-{units}"] = write_system(folder, "uniform", f"uniform-{units}", {"units": units})
+            systems[f"uniform-{units}"] = write_system(
+                folder, "uniform", f"uniform-{units}", {"units": units}
+            )
         queries: dict[str, dict[str, Any]] = {}
         videos = shapestream.load(model, options.streams, options.ages).videos
         last = next(video.path for video in reversed(videos) if video.path)
@@ -147,29 +172,61 @@ def main() -> int:
                 replies = watch(video, Candidate.of(engines, load_system(file))).replies
                 rows += [row_of(variant, items[reply.item], reply) for reply in replies]
                 queries[variant] = told(runs, model) if variant in chosen else {}
-                print(f"{video.name}: {variant}: {json.dumps(queries[variant])}", file=sys.stderr, flush=True)
-        busy = {"busy world": [new_things(folder, seed) for seed in range(BUSY)]} | {clip.name: [clip] * REPEATED for clip in options.clip}
+                print(
+                    f"{video.name}: {variant}: {json.dumps(queries[variant])}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        busy = {"busy world": [new_things(folder, seed) for seed in range(BUSY)]} | {
+            clip.name: [clip] * REPEATED for clip in options.clip
+        }
         chunks = {
-            f"{what}, {variant}": chunk_queries(paths, engines, runs, systems.get(variant) or "freekv")
+            f"{what}, {variant}": chunk_queries(
+                paths, engines, runs, systems.get(variant) or "freekv"
+            )
             for what, paths in busy.items()
             for variant in ("freekv", "freekv-64")
         }
         print(json.dumps(chunks, indent=1), file=sys.stderr)
-        times = timed(last, engines, runs, {kind: write_system(folder, "freekv", kind, changes) for kind, changes in TIMED.items()})
+        times = timed(
+            last,
+            engines,
+            runs,
+            {
+                kind: write_system(folder, "freekv", kind, changes)
+                for kind, changes in TIMED.items()
+            },
+        )
     table = by_age(rows)
     for variant, cells in table.items():
-        print(f"{variant:28}" + "  ".join(f"{task} {100 * cell['accuracy']:.1f} %" for task, cell in cells.items()))
+        print(
+            f"{variant:28}"
+            + "  ".join(f"{task} {100 * cell['accuracy']:.1f} %" for task, cell in cells.items())
+        )
     print(json.dumps(times, indent=1))
     if options.out:
-        about = before | {"engines": options.engine_dir.name, "streams": options.streams, "answer tokens timed": ANSWER}
-        written = {"conditions": about, "accuracy": table, "last stream": queries, "chunks": chunks, "answers": times}
+        about = before | {
+            "engines": options.engine_dir.name,
+            "streams": options.streams,
+            "answer tokens timed": ANSWER,
+        }
+        written = {
+            "conditions": about,
+            "accuracy": table,
+            "last stream": queries,
+            "chunks": chunks,
+            "answers": times,
+        }
         options.out.write_text(json.dumps(written, indent=1) + "\n")
     return 0
 
 
 def write_system(folder: Path, base: str, name: str, changes: dict[str, Any]) -> str:
-    """A system file that changes parameters of a policy that comes with vicort; returns its path."""
-    content = yaml.safe_load((resources.files("vicort.configs") / "systems" / f"{base}.yaml").read_text())
+    """A system file that changes parameters of a policy that comes with vicort; returns its
+    path."""
+    content = yaml.safe_load(
+        (resources.files("vicort.configs") / "systems" / f"{base}.yaml").read_text()
+    )
     content["long_term" if "long_term" in content else "retrieval"] |= changes
     path = folder / f"{name.replace(' ', '-')}.yaml"
     path.write_text(yaml.safe_dump(content | {"name": name}))
@@ -177,11 +234,14 @@ def write_system(folder: Path, base: str, name: str, changes: dict[str, Any]) ->
 
 
 def told(runs: Runs, model: ModelSpec) -> dict[str, Any]:
-    """How alike the queries of a stream and its answers were, and how often a chunk or a token was read again."""
+    """How alike the queries of a stream and its answers were, and how often a chunk or a token was
+    read again."""
     answers = runs.queries("answer")
     return {
         **told_of_chunks(runs, model),
-        "question to first token": spread_of(similarities([series[:2] for series in answers], model, 0)),
+        "question to first token": spread_of(
+            similarities([series[:2] for series in answers], model, 0)
+        ),
         "token to next": spread_of(similarities([series[1:] for series in answers], model, 0)),
         "questions and tokens": len(runs.times("answer")),
         "questions and tokens read again": sum(count > 1 for count in runs.times("answer")),
@@ -218,13 +278,19 @@ def chunk_queries(paths: list[Path], engines: EngineSet, runs: Runs, system: str
                         session.push(replace(frame, time=start + frame.time))
         session.finish()
         summary = session.summary()
-        found = told_of_chunks(runs, engines.manifest.model) | {"moved MB a chunk": round(summary.moved_mb / summary.chunks, 3)}
+        found = told_of_chunks(runs, engines.manifest.model) | {
+            "moved MB a chunk": round(summary.moved_mb / summary.chunks, 3)
+        }
     return found
 
 
 def similarities(series: Iterable[list[np.ndarray]], model: ModelSpec, skip: int) -> np.ndarray:
     """Cosines of neighbours, one a layer and KV head."""
-    found = [query_similarity(b, a, model.kv_heads) for each in series for a, b in zip(each[skip:], each[skip + 1 :], strict=False)]
+    found = [
+        query_similarity(b, a, model.kv_heads)
+        for each in series
+        for a, b in zip(each[skip:], each[skip + 1 :], strict=False)
+    ]
     return np.array(found).reshape(-1)
 
 
@@ -232,20 +298,32 @@ def spread_of(values: np.ndarray) -> dict[str, float]:
     if not len(values):
         return {}
     low, middle = np.percentile(values, (5, 50))
-    parts = {"median": middle, "p5": low, "least": values.min(), "below 0.8": (values < 0.8).mean(), "below 0.9": (values < 0.9).mean()}
+    parts = {
+        "median": middle,
+        "p5": low,
+        "least": values.min(),
+        "below 0.8": (values < 0.8).mean(),
+        "below 0.9": (values < 0.9).mean(),
+    }
     return {name: round(float(value), 3) for name, value in parts.items()}
 
 
 def timed(path: Path, engines: EngineSet, runs: Runs, systems: dict[str, str]) -> dict[str, Any]:
-    """Milliseconds of answers about a whole file, the systems in turns; the first round is not counted."""
+    """Milliseconds of answers about a whole file, the systems in turns; the first round is not
+    counted."""
     model, manifest = engines.manifest.model, engines.manifest
-    engines.manifest = manifest.model_copy(update={"model": model.model_copy(update={"eos_tokens": ()})})
+    engines.manifest = manifest.model_copy(
+        update={"model": model.model_copy(update={"eos_tokens": ()})}
+    )
     first: dict[str, list[float]] = defaultdict(list)
     between: dict[str, list[float]] = defaultdict(list)
     moved: dict[str, list[float]] = defaultdict(list)
     try:
         with ExitStack() as stack:
-            sessions = {kind: stack.enter_context(watched(path, engines, system)) for kind, system in systems.items()}
+            sessions = {
+                kind: stack.enter_context(watched(path, engines, system))
+                for kind, system in systems.items()
+            }
             for turn in range(1 + ROUNDS):
                 for shape, (kind, session) in itertools.product(SHAPES, sessions.items()):
                     runs.clear()

@@ -1,9 +1,11 @@
-"""What ReSV's long-term memory reads, how that differs by layer and head, and what clustering and choosing cost.
+"""What ReSV's long-term memory reads, how that differs by layer and head, and what clustering and
+choosing cost.
 
     python -m vicort.benchmarks.studies.key_clusters --streams 2 --out benchmarks/results/key_clusters.json
 
-Streams of the synthetic world: seven things, then nothing for some minutes; "what color was the SHAPE?" about each at the end.
-Shares are of the tokens that a layer and head holds, counted from 1,000 tokens on.
+Streams of the synthetic world: seven things, then nothing for some minutes; "what color was the
+SHAPE?" about each at the end. Shares are of the tokens that a layer and head holds, counted from
+1,000 tokens on.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ THINGS = 7
 class Watched:
     """What one memory did."""
 
-    shares: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))  # by reader: [G] of each choice
+    # by reader: [G] of each choice
+    shares: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
     milliseconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     memory: KeyClusterMemory | None = None
 
@@ -71,17 +74,23 @@ class WatchedView(ClusterView):
     def choose(self, q: np.ndarray) -> Selection:
         start = time.thread_time()
         selection = super().choose(q)
-        self._watched.milliseconds[f"choosing, {self._reader}"].append(1e3 * (time.thread_time() - start))
+        self._watched.milliseconds[f"choosing, {self._reader}"].append(
+            1e3 * (time.thread_time() - start)
+        )
         held = self._tokens.sum(axis=1)
         if held.min(initial=FEW) >= FEW:
-            self._watched.shares[self._reader].append(selection.filled.reshape(len(held), -1).sum(axis=1) / held)
+            self._watched.shares[self._reader].append(
+                selection.filled.reshape(len(held), -1).sum(axis=1) / held
+            )
         return selection
 
 
 class WatchedClusters(KeyClusters):
     runs: ClassVar[list[Watched]] = []
 
-    def open(self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock) -> KeyClusterMemory:
+    def open(
+        self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock
+    ) -> KeyClusterMemory:
         memory = WatchedMemory(model, host_mb, dtype, self)
         memory.watched = Watched(memory=memory)
         self.runs.append(memory.watched)
@@ -90,10 +99,17 @@ class WatchedClusters(KeyClusters):
 
 def main() -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--engine-dir", type=Path, default=Path("engines/tiny-fp32-openvino"))
     parser.add_argument("--streams", type=int, default=2)
-    parser.add_argument("--units", type=int, default=250, help="of nothing, behind the things (default: %(default)s)")
+    parser.add_argument(
+        "--units",
+        type=int,
+        default=250,
+        help="of nothing, behind the things (default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     system = load_system("resv")
@@ -105,7 +121,9 @@ def main() -> int:
     prefill: list[float] = []
     with tempfile.TemporaryDirectory() as folder, EngineSet.open(options.engine_dir) as engines:
         for seed in range(options.streams):
-            stream = make_stream(HELD_OUT + seed, THINGS, LONG.size[0] / LONG.size[1], tail=options.units + 1)
+            stream = make_stream(
+                HELD_OUT + seed, THINGS, LONG.size[0] / LONG.size[1], tail=options.units + 1
+            )
             path = Path(folder) / "stream.mp4"
             write_video(path, stream, LONG.size, LONG.fps, LONG.codec, LONG.bitrate, LONG.style)
             asked = {f"what color was the {thing.shape}?": thing.color for thing in stream.things}
@@ -131,14 +149,18 @@ def main() -> int:
     return 0
 
 
-def watch(path: Path, questions: list[str], engines: EngineSet, system: System) -> tuple[dict[str, str], float]:
+def watch(
+    path: Path, questions: list[str], engines: EngineSet, system: System
+) -> tuple[dict[str, str], float]:
     """Answers at the end of a file, and the prefill stage's milliseconds a chunk."""
     with Session(engines, system) as session, open_source(str(path)) as source:
         futures = [session.submit(Question(question)) for question in questions]
         for frame in source.frames(session.wants):
             session.push(frame)
         session.finish()
-        answers = {answer.question: answer.text for answer in (future.result() for future in futures)}
+        answers = {
+            answer.question: answer.text for answer in (future.result() for future in futures)
+        }
         summary = session.summary()
     return answers, summary.stage_ms["prefill"] / summary.chunks
 
@@ -159,13 +181,17 @@ def summarise(runs: list[Watched]) -> dict[str, object]:
             "choices": len(shares),
         }
     for what in runs[0].milliseconds:
-        result[f"cpu ms, {what}"] = round(float(np.median(np.concatenate([run.milliseconds[what] for run in runs]))), 2)
+        result[f"cpu ms, {what}"] = round(
+            float(np.median(np.concatenate([run.milliseconds[what] for run in runs]))), 2
+        )
     memories = [run.memory for run in runs if run.memory]
     tokens = np.concatenate([memory.cluster_tokens() for memory in memories])
     model = memories[0].model
     cells = sum(memory.cells_in_use() for memory in memories) * model.layers * model.kv_heads
     result["tokens a cluster"] = round(float(tokens.mean()), 1)
-    result["share of its cells' room that a cluster fills"] = round(float(tokens.sum() / cells / model.page_tokens), 3)
+    result["share of its cells' room that a cluster fills"] = round(
+        float(tokens.sum() / cells / model.page_tokens), 3
+    )
     result["times a head had to do with most_cells"] = sum(memory.capped for memory in memories)
     return result
 

@@ -1,10 +1,12 @@
-"""Several streams in one process: whether those that run at full speed share alike, and what batches over streams could gain.
+"""Several streams in one process: whether those that run at full speed share alike, and what
+batches over streams could gain.
 
     python -m vicort.benchmarks.studies.together --out benchmarks/results/together.json
 
-At full speed, sessions on one engine set take frames from memory; alike is how far apart the first and the last end. Batched is what
-vision costs a unit when so many units, of whatever streams, go through it at once: the language engine takes one stream at a time, so
-vision is all that a batch over streams could make cheaper. How many streams are held at 1x: vicort.benchmarks.studies.camera.
+At full speed, sessions on one engine set take frames from memory; alike is how far apart the first
+and the last end. Batched is what vision costs a unit when so many units, of whatever streams, go
+through it at once: the language engine takes one stream at a time, so vision is all that a batch
+over streams could make cheaper. How many streams are held at 1x: vicort.benchmarks.studies.camera.
 """
 
 from __future__ import annotations
@@ -33,15 +35,24 @@ CLIP = Path(__file__).resolve().parents[2] / "tests" / "fixtures" / "shapes.mp4"
 
 def main() -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--engine-dir", type=Path, default=Path("engines/tiny-fp32-openvino"))
-    parser.add_argument("--frames", type=int, default=1024, help="of a stream at full speed (default: %(default)s)")
+    parser.add_argument(
+        "--frames", type=int, default=1024, help="of a stream at full speed (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    report: dict[str, Any] = {"conditions": machine.conditions() | machine.now(), "command": " ".join(sys.argv[1:])}
+    report: dict[str, Any] = {
+        "conditions": machine.conditions() | machine.now(),
+        "command": " ".join(sys.argv[1:]),
+    }
     with EngineSet.open(options.engine_dir) as engines:
         at_full_speed(engines, 1, 64)  # warm-up
-        report["full speed"] = [at_full_speed(engines, streams, options.frames) for streams in (1, 4)]
+        report["full speed"] = [
+            at_full_speed(engines, streams, options.frames) for streams in (1, 4)
+        ]
         report["batched: vision, ms a unit"] = batched(engines)
     text = json.dumps(report, indent=2)
     print(text)
@@ -69,18 +80,28 @@ def at_full_speed(engines: EngineSet, streams: int, frames: int) -> dict[str, An
         thread.start()
     for thread in threads:
         thread.join()
-    return {"streams": streams, "frames a second, all": streams * frames / max(ends), "first and last end after s": [min(ends), max(ends)]}
+    return {
+        "streams": streams,
+        "frames a second, all": streams * frames / max(ends),
+        "first and last end after s": [min(ends), max(ends)],
+    }
 
 
 def batched(engines: EngineSet, repeats: int = 40) -> dict[int, dict[str, float]]:
     """Vision's cost a temporal unit, by how many units are in one run; the sizes take turns."""
     model = engines.manifest.model
-    frames = np.random.default_rng(0).integers(0, 256, (model.chunk_frames, model.image_height, model.image_width, 3), np.uint8)
-    features = np.empty((model.chunk_frames // UNIT_FRAMES, model.unit_tokens, model.width), engines.dtype)
+    frames = np.random.default_rng(0).integers(
+        0, 256, (model.chunk_frames, model.image_height, model.image_width, 3), np.uint8
+    )
+    features = np.empty(
+        (model.chunk_frames // UNIT_FRAMES, model.unit_tokens, model.width), engines.dtype
+    )
     stream = InlineStream("vision")
 
     def run(units: int) -> None:
-        engines.vision.enqueue({"frames": frames[: UNIT_FRAMES * units], "features": features[:units]}, stream).result()
+        engines.vision.enqueue(
+            {"frames": frames[: UNIT_FRAMES * units], "features": features[:units]}, stream
+        ).result()
 
     sizes = [units for units in (1, 2, 4, 8) if units <= len(features)]
     seconds: dict[int, list[float]] = {units: [] for units in sizes}

@@ -1,4 +1,5 @@
-"""Context, accuracy and performance of every system side by side: a row a system, a column an axis."""
+"""Context, accuracy and performance of every system side by side: a row a system, a column an
+axis."""
 
 from __future__ import annotations
 
@@ -44,20 +45,62 @@ def draw(result: dict[str, Any], path: Path) -> Path | None:
         against = [cap["systems"][name]["against"] for name in names]
         for place, compared in enumerate(against):
             text = signs(compared.get("twin") or compared.get("reference"))
-            axes[0][-1].annotate(text, (1.03, place), xycoords=("axes fraction", "data"), va="center", fontsize=10, family="monospace")
+            axes[0][-1].annotate(
+                text,
+                (1.03, place),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=10,
+                family="monospace",
+            )
 
-    return page(path, (15.5, 2.2 + 0.55 * len(names)), (1, len(COLUMNS)), "vicort: context, accuracy, performance", conditions, panels)
+    return page(
+        path,
+        (15.5, 2.2 + 0.55 * len(names)),
+        (1, len(COLUMNS)),
+        "vicort: context, accuracy, performance",
+        conditions,
+        panels,
+    )
 
 
-def _column(axis: Any, systems: dict[str, Any], names: list[str], colors: dict[str, str], key: str, scale: float) -> None:
+def _column(
+    axis: Any,
+    systems: dict[str, Any],
+    names: list[str],
+    colors: dict[str, str],
+    key: str,
+    scale: float,
+) -> None:
     for place, name in enumerate(names):
         value = scale * systems[name][key]
         twin = systems.get(TWIN + name)
         if twin:
-            axis.plot((value, scale * twin[key]), (place, place), color=colors[name], linewidth=1, alpha=0.6)
-            axis.plot(scale * twin[key], place, "o", color=colors[name], markerfacecolor="white", markersize=7, clip_on=False)
+            axis.plot(
+                (value, scale * twin[key]),
+                (place, place),
+                color=colors[name],
+                linewidth=1,
+                alpha=0.6,
+            )
+            axis.plot(
+                scale * twin[key],
+                place,
+                "o",
+                color=colors[name],
+                markerfacecolor="white",
+                markersize=7,
+                clip_on=False,
+            )
         axis.plot(value, place, "o", color=colors[name], markersize=9, clip_on=False)
-        axis.annotate(f"{value:.0f}", (value, place), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8.5)
+        axis.annotate(
+            f"{value:.0f}",
+            (value, place),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8.5,
+        )
     axis.set_yticks(range(len(names)), [""] * len(names))
     axis.set_ylim(-0.6, len(names) - 0.3)
     axis.set_xlim(left=0)

@@ -1,7 +1,9 @@
-"""Bottleneck migration: which stage is the slowest as chunk size, retention, attention bound and retrieval scope vary, one at a time.
+"""Bottleneck migration: which stage is the slowest as chunk size, retention, attention bound and
+retrieval scope vary, one at a time.
 
-ViCoStream (arXiv 2606.19849) has such a study and gives a rate from it, frames of a chunk / its slowest stage. Here the stages are timed
-alone (sequential, one thread), that formula is applied to them, and beside it stands the rate that the overlapped pipeline reached.
+ViCoStream (arXiv 2606.19849) has such a study and gives a rate from it, frames of a chunk / its
+slowest stage. Here the stages are timed alone (sequential, one thread), that formula is applied to
+them, and beside it stands the rate that the overlapped pipeline reached.
 """
 
 from __future__ import annotations
@@ -16,7 +18,13 @@ from typing import Any
 from vicort.benchmarks.common.settings import Settings
 from vicort.benchmarks.common.spread import percentiles, spread
 from vicort.benchmarks.common.vicort_stream import VicortStream
-from vicort.benchmarks.common.workload import CHUNK_FRAMES, KEEP, QUESTIONS, bench_system, describe_system
+from vicort.benchmarks.common.workload import (
+    CHUNK_FRAMES,
+    KEEP,
+    QUESTIONS,
+    bench_system,
+    describe_system,
+)
 from vicort.benchmarks.systems.recorded import Recording, read_recording, write_recording
 from vicort.benchmarks.systems.system_clock import fill
 from vicort.runtime.engines.engine_set import EngineSet
@@ -29,7 +37,8 @@ from vicort.runtime.session import STAGES
 BASE = {"chunk": CHUNK_FRAMES, "keep": KEEP, "window": 4, "top": 32}
 AXES: dict[str, tuple[float, ...]] = {
     "chunk": (2, 4, 8, 16),  # frames; engines take chunks of up to 16
-    "keep": (0.125, 0.3, 0.5, 0.75, 1.0),  # share of a chunk's visual tokens that go on; the first unit always does, which is 1/8
+    # share of a chunk's visual tokens that go on; the first unit always does, which is 1/8
+    "keep": (0.125, 0.3, 0.5, 0.75, 1.0),
     "window": (1, 4, 16, 64),  # chunks that a chunk attends to
     "top": (1, 8, 32, 128),  # chunks that a question reads
 }
@@ -53,7 +62,9 @@ class Setting:
     @staticmethod
     def of(axis: str, value: float) -> Setting:
         values = BASE | {axis: value}
-        return Setting(int(values["chunk"]), values["keep"], int(values["window"]), int(values["top"]))
+        return Setting(
+            int(values["chunk"]), values["keep"], int(values["window"]), int(values["top"])
+        )
 
     def system(self) -> System:
         return replace(
@@ -76,7 +87,10 @@ def measure(engine_dir: Path, cache: Path, settings: Settings) -> dict[str, Any]
             for value in values:
                 setting = Setting.of(axis, value)
                 points[setting] = points.get(setting) or point(engines, setting, workload, settings)
-    axes = {axis: [{"value": value, **points[Setting.of(axis, value)]} for value in values] for axis, values in _axes(settings).items()}
+    axes = {
+        axis: [{"value": value, **points[Setting.of(axis, value)]} for value in values]
+        for axis, values in _axes(settings).items()
+    }
     return {
         "engine_set": engine_dir.name,
         "workload": workload.describe(),
@@ -89,21 +103,35 @@ def measure(engine_dir: Path, cache: Path, settings: Settings) -> dict[str, Any]
 
 
 def _axes(settings: Settings) -> dict[str, tuple[float, ...]]:
-    return {axis: (values[0], values[-1]) for axis, values in AXES.items()} if settings.migration_ends_only else AXES
+    return (
+        {axis: (values[0], values[-1]) for axis, values in AXES.items()}
+        if settings.migration_ends_only
+        else AXES
+    )
 
 
-def point(engines: EngineSet, setting: Setting, workload: Recording, settings: Settings) -> dict[str, Any]:
-    """Stage times of one setting, the rate that the formula makes of them, the rate that was reached, and a question's first token."""
+def point(
+    engines: EngineSet, setting: Setting, workload: Recording, settings: Settings
+) -> dict[str, Any]:
+    """Stage times of one setting, the rate that the formula makes of them, the rate that was
+    reached, and a question's first token."""
     system = setting.system()
     with VicortStream(engines, system, workload, overlap=False) as stream:
         fill(stream, settings.migration_fill_frames)
         first = len(stream.watch.chunks)
-        alone = [stream.push_frames(settings.migration_frames) for _ in range(settings.migration_repeats)]
+        alone = [
+            stream.push_frames(settings.migration_frames) for _ in range(settings.migration_repeats)
+        ]
         chunks, stage_ms = stream.watch.chunks[first:], stream.stage_ms_a_frame(first)
-        ttfts = [stream.ask(QUESTIONS[number % len(QUESTIONS)]).ttft_ms for number in range(settings.migration_questions)]
+        ttfts = [
+            stream.ask(QUESTIONS[number % len(QUESTIONS)]).ttft_ms
+            for number in range(settings.migration_questions)
+        ]
     with VicortStream(engines, system, workload, overlap=True) as stream:
         fill(stream, settings.migration_fill_frames)
-        reached = [stream.push_frames(settings.migration_frames) for _ in range(settings.migration_repeats)]
+        reached = [
+            stream.push_frames(settings.migration_frames) for _ in range(settings.migration_repeats)
+        ]
     return {
         "stage_ms_a_frame": stage_ms,
         "slowest": slowest(stage_ms),
@@ -120,7 +148,8 @@ def slowest(stage_ms: dict[str, float]) -> str:
 
 
 def migrations(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Where, along an axis, the slowest stage becomes another: between which values, and from which to which."""
+    """Where, along an axis, the slowest stage becomes another: between which values, and from which
+    to which."""
     pairs = itertools.pairwise(points)
     return [
         {"after": a["value"], "before": b["value"], "from": a["slowest"], "to": b["slowest"]}

@@ -1,4 +1,5 @@
-"""The job of the systems' comparison: a stream of the world as H.264 brings it, decoded once, then played from memory."""
+"""The job of the systems' comparison: a stream of the world as H.264 brings it, decoded once, then
+played from memory."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from vicort.runtime.sources import open_source
 
 @dataclass(frozen=True)
 class Recording(Workload):
-    """PERIOD frames as they come from the decoder, with all that it tells of them; longer streams repeat them, times go on."""
+    """PERIOD frames as they come from the decoder, with all that it tells of them; longer streams
+    repeat them, times go on."""
 
     decoded: tuple[Frame, ...] = field(default=(), repr=False)
 
@@ -22,7 +24,9 @@ class Recording(Workload):
         return replace(self.decoded[index % PERIOD], time=Fraction(index, self.fps), index=index)
 
     def describe(self) -> dict[str, object]:
-        source = f"{self.width}x{self.height} H.264, {PERIOD} frames decoded into memory, then repeated"
+        source = (
+            f"{self.width}x{self.height} H.264, {PERIOD} frames decoded into memory, then repeated"
+        )
         return super().describe() | {"source": source}
 
 

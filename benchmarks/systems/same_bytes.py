@@ -1,10 +1,13 @@
-"""First token at the same bytes, on the streams that the systems are compared on: systems, the `uniform` of each, and others, in turns.
+"""First token at the same bytes, on the streams that the systems are compared on: systems, the
+`uniform` of each, and others, in turns.
 
     python -m vicort.benchmarks.systems.same_bytes --engine-dir engines/tiny-fp32-openvino --out benchmarks/results/same_bytes.json
 
-`vicort-bench` times systems on a busy stream of its own, minutes apart. Here each session has watched one of the files of the accuracy
-table to its end, 1,000 units after the last thing; then all are asked the same questions, one system after the other, with nothing else
-running. So answers come in pairs, of a system and its `uniform`, within a tenth of a second; every other round goes backwards.
+`vicort-bench` times systems on a busy stream of its own, minutes apart. Here each session has
+watched one of the files of the accuracy table to its end, 1,000 units after the last thing; then
+all are asked the same questions, one system after the other, with nothing else running. So answers
+come in pairs, of a system and its `uniform`, within a tenth of a second; every other round goes
+backwards.
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ AGE = 1000  # units
 
 def main() -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--engine-dir", type=Path, default=Path("engines/tiny-fp32-openvino"))
     parser.add_argument("--streams", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=12, help="of seven questions, a stream")
@@ -53,7 +58,12 @@ def main() -> int:
     rows = {name: row(answers, found.get(TWIN + name)) for name, answers in found.items()}
     print(json.dumps(rows, indent=1))
     if options.out:
-        about = before | {"engines": options.engine_dir.name, "streams": options.streams, "rounds": options.rounds, "age_units": AGE}
+        about = before | {
+            "engines": options.engine_dir.name,
+            "streams": options.streams,
+            "rounds": options.rounds,
+            "age_units": AGE,
+        }
         options.out.write_text(json.dumps({"conditions": about, "rows": rows}, indent=1) + "\n")
     return 0
 
@@ -66,13 +76,20 @@ def ask(engines: EngineSet, path: str, rounds: int) -> dict[str, list[Answer]]:
             system = with_store(engines, load_system(name), Settings().store_mb)
             sessions[name] = watched(stack, engines, system, path)
             tokens = median(answer.tokens_read for answer in asked(sessions[name]))
-            twin = with_store(engines, twin_of(system, tokens, engines.manifest.model.unit_tokens), Settings().store_mb)
+            twin = with_store(
+                engines,
+                twin_of(system, tokens, engines.manifest.model.unit_tokens),
+                Settings().store_mb,
+            )
             sessions[twin.name] = watched(stack, engines, twin, path)
         for name in OTHERS:
-            sessions[name] = watched(stack, engines, with_store(engines, load_system(name), Settings().store_mb), path)
+            sessions[name] = watched(
+                stack, engines, with_store(engines, load_system(name), Settings().store_mb), path
+            )
         answers: dict[str, list[Answer]] = {name: [] for name in sessions}
         for number in range(rounds + 1):
-            for name, session in list(sessions.items())[:: 1 - 2 * (number % 2)]:  # who comes second finds its shapes warm
+            # who comes second finds its shapes warm
+            for name, session in list(sessions.items())[:: 1 - 2 * (number % 2)]:
                 given = asked(session)
                 answers[name] += given if number else []
         return answers
@@ -89,7 +106,10 @@ def watched(stack: ExitStack, engines: EngineSet, system: System, path: str) -> 
 
 
 def asked(session: Session) -> list[Answer]:
-    return [session.ask(f"what color was the {shape}?", sampling=Sampling(max_tokens=4)) for shape in SHAPES]
+    return [
+        session.ask(f"what color was the {shape}?", sampling=Sampling(max_tokens=4))
+        for shape in SHAPES
+    ]
 
 
 def row(answers: list[Answer], twins: list[Answer] | None) -> dict[str, Any]:
@@ -101,7 +121,9 @@ def row(answers: list[Answer], twins: list[Answer] | None) -> dict[str, Any]:
         "answers": len(answers),
     }
     if twins:
-        found["more_than_its_uniform_ms"] = median_with_interval(ttft_ms - [answer.ttft_ms for answer in twins])
+        found["more_than_its_uniform_ms"] = median_with_interval(
+            ttft_ms - [answer.ttft_ms for answer in twins]
+        )
     return found
 
 
@@ -109,7 +131,11 @@ def median_with_interval(values: np.ndarray) -> dict[str, float]:
     """The median, and its 95 % bootstrap interval."""
     drawn = np.random.default_rng(0).choice(values, (DRAWS, len(values)))
     low, high = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))
-    return {"median": round(float(np.median(values)), 3), "low": round(float(low), 3), "high": round(float(high), 3)}
+    return {
+        "median": round(float(np.median(values)), 3),
+        "low": round(float(low), 3),
+        "high": round(float(high), 3),
+    }
 
 
 if __name__ == "__main__":

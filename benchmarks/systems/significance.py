@@ -1,7 +1,8 @@
-"""Is one system better than another, or was it chance? Both answered the same questions, so they are compared stream by stream.
+"""Is one system better than another, or was it chance? Both answered the same questions, so they
+are compared stream by stream.
 
-Questions of one stream share its things, its noise and one memory: they are no independent trials, streams are. So the test turns the
-two systems round within streams, and the interval draws streams.
+Questions of one stream share its things, its noise and one memory: they are no independent trials,
+streams are. So the test turns the two systems round within streams, and the interval draws streams.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import numpy as np
 
 DRAWS = 4000  # of the bootstrap
 ALPHA = 0.05
-Verdicts = Mapping[int, Sequence[bool]]  # stream -> whether each of its questions was answered right, in one fixed order
+# stream -> whether each of its questions was answered right, in one fixed order
+Verdicts = Mapping[int, Sequence[bool]]
 
 
 def sign_flip_p(differences: Sequence[int]) -> float:
-    """Two-sided p of the sum of paired differences, if each pair could as well be the other way round (Fisher 1935); exact."""
+    """Two-sided p of the sum of paired differences, if each pair could as well be the other way
+    round (Fisher 1935); exact."""
     chances: dict[int, float] = {0: 1.0}  # of each sum
     for difference in differences:
         turned: dict[int, float] = defaultdict(float)
@@ -31,7 +34,8 @@ def sign_flip_p(differences: Sequence[int]) -> float:
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """p values of several comparisons, raised so that *any* false one among them has the stated chance (Holm 1979)."""
+    """p values of several comparisons, raised so that *any* false one among them has the stated
+    chance (Holm 1979)."""
     adjusted, largest = {}, 0.0
     for rank, name in enumerate(sorted(p, key=p.__getitem__)):
         largest = max(largest, min(1.0, (len(p) - rank) * p[name]))
@@ -40,13 +44,16 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 
 
 def compare(ours: Verdicts, theirs: Verdicts) -> dict[str, Any]:
-    """Accuracy of ours minus theirs over the streams that both have: with a 95 % bootstrap interval over streams, and p.
+    """Accuracy of ours minus theirs over the streams that both have: with a 95 % bootstrap interval
+    over streams, and p.
 
     Raises ValueError if they were not asked the same questions.
     """
     streams = sorted(ours.keys() & theirs.keys())
     if not streams or any(len(ours[stream]) != len(theirs[stream]) for stream in streams):
-        raise ValueError("two systems are compared over the same questions of the same streams only")
+        raise ValueError(
+            "two systems are compared over the same questions of the same streams only"
+        )
     differences = np.array([sum(ours[stream]) - sum(theirs[stream]) for stream in streams])
     asked = np.array([len(ours[stream]) for stream in streams])
     drawn = np.random.default_rng(0).integers(0, len(streams), (DRAWS, len(streams)))

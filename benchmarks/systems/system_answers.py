@@ -1,4 +1,5 @@
-"""One system's answers and its twin's: accuracy by the age of what is asked about, and what a question reads."""
+"""One system's answers and its twin's: accuracy by the age of what is asked about, and what a
+question reads."""
 
 from __future__ import annotations
 
@@ -28,14 +29,21 @@ FEWEST_STREAMS = 3
 OLD_CHUNKS = 64  # chunks of the engine set: from here on an event is old
 
 
-def measure(engine_dir: Path, name: str, streams: Dataset, settings: Settings) -> dict[str, dict[str, Any]]:
-    """Rows of a system and, if it has one, of its twin; a row that failed holds nothing but its `error`."""
+def measure(
+    engine_dir: Path, name: str, streams: Dataset, settings: Settings
+) -> dict[str, dict[str, Any]]:
+    """Rows of a system and, if it has one, of its twin; a row that failed holds nothing but its
+    `error`."""
     with EngineSet.open(engine_dir, threads=1) as engines:
         system = with_store(engines, load_system(name), settings.store_mb)
         rows = {name: _row(engines, system, streams, settings)}
         if name in BASELINES or "error" in rows[name]:
             return rows
-        twin = with_store(engines, twin_of(system, rows[name]["tokens_read"], engines.manifest.model.unit_tokens), settings.store_mb)
+        twin = with_store(
+            engines,
+            twin_of(system, rows[name]["tokens_read"], engines.manifest.model.unit_tokens),
+            settings.store_mb,
+        )
         return rows | {twin.name: _row(engines, twin, streams, settings)}
 
 
@@ -44,14 +52,26 @@ def old_ages(ages: Sequence[int], chunk_units: int) -> list[int]:
     return [age for age in ages if age >= OLD_CHUNKS * chunk_units] or [max(ages)]
 
 
-def _row(engines: EngineSet, system: System, streams: Dataset, settings: Settings) -> dict[str, Any]:
+def _row(
+    engines: EngineSet, system: System, streams: Dataset, settings: Settings
+) -> dict[str, Any]:
     try:
         return answers(engines, system, streams, settings)
-    except (VicortError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        VicortError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         return {"error": one_line(error)}
 
 
-def answers(engines: EngineSet, system: System, streams: Dataset, settings: Settings) -> dict[str, Any]:
+def answers(
+    engines: EngineSet, system: System, streams: Dataset, settings: Settings
+) -> dict[str, Any]:
     """One system's row: stages one after another on one core, which changes no answer.
 
     Raises VicortError if not one question was answered.
@@ -63,7 +83,9 @@ def answers(engines: EngineSet, system: System, streams: Dataset, settings: Sett
     finally:
         engines.llm = plain
     if failures := [row.error for row in rows if row.error]:
-        raise VicortError(f"{len(failures)} of {len(rows)} questions were not answered: {failures[0]}")
+        raise VicortError(
+            f"{len(failures)} of {len(rows)} questions were not answered: {failures[0]}"
+        )
     watched = len({row.stream for row in rows})
     model, counted = engines.manifest.model, _counted(counter, watched, settings)
     tokens = _read_when_old(counted, rows, settings, model)
@@ -80,7 +102,9 @@ def answers(engines: EngineSet, system: System, streams: Dataset, settings: Sett
     }
 
 
-def _watched(engines: EngineSet, system: System, streams: Dataset, settings: Settings) -> Iterator[Row]:
+def _watched(
+    engines: EngineSet, system: System, streams: Dataset, settings: Settings
+) -> Iterator[Row]:
     """All streams, or as many as a slow system gets through."""
     start = time.perf_counter()
     for number, video in enumerate(streams.videos):
@@ -92,18 +116,25 @@ def _watched(engines: EngineSet, system: System, streams: Dataset, settings: Set
 
 
 def _counted(counter: CountingEngine, streams: int, settings: Settings) -> np.ndarray | None:
-    """[streams, questions] tokens that each question could see, in the order they were asked: by time, so by age; None if not all were.
+    """[streams, questions] tokens that each question could see, in the order they were asked: by
+    time, so by age; None if not all were.
 
     A question that brings frames of its own along is not counted there.
     """
     counter.flush()
     questions = len(counter.counts) // streams
-    if not questions or len(counter.counts) % streams or (questions - 1) % len(settings.system_ages):
+    if (
+        not questions
+        or len(counter.counts) % streams
+        or (questions - 1) % len(settings.system_ages)
+    ):
         return None
     return np.array(counter.counts).reshape(streams, questions)
 
 
-def _read_when_old(counted: np.ndarray | None, rows: Sequence[Row], settings: Settings, model: ModelSpec) -> float:
+def _read_when_old(
+    counted: np.ndarray | None, rows: Sequence[Row], settings: Settings, model: ModelSpec
+) -> float:
     """Tokens a question reads, mean over those about old events."""
     old = old_ages(settings.system_ages, model.chunk_frames // 2)
     if counted is None:
@@ -118,6 +149,9 @@ def _verdicts(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
     for row in rows:
         right[row.age][row.stream][row.shape] = row.right
     return {
-        str(age): {str(stream): "".join(str(int(shapes[shape])) for shape in sorted(shapes)) for stream, shapes in by_stream.items()}
+        str(age): {
+            str(stream): "".join(str(int(shapes[shape])) for shape in sorted(shapes))
+            for stream, shapes in by_stream.items()
+        }
         for age, by_stream in right.items()
     }

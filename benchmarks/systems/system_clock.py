@@ -1,4 +1,5 @@
-"""One system by the clock: how fast it takes frames, how long its first token takes, how far behind it falls at 1x."""
+"""One system by the clock: how fast it takes frames, how long its first token takes, how far behind
+it falls at 1x."""
 
 from __future__ import annotations
 
@@ -34,8 +35,15 @@ ASK_EVERY_S = 0.5  # of a 1x replay
 FEWEST = 2  # measurements of a rate
 
 
-def measure(engine_dir: Path, recording: Path, choose: Callable[[EngineSet], System], settings: Settings, whole: bool) -> dict[str, Any]:
-    """All of it; of a twin (`whole` False) only the overlapped rate and the first token, idle and under load."""
+def measure(
+    engine_dir: Path,
+    recording: Path,
+    choose: Callable[[EngineSet], System],
+    settings: Settings,
+    whole: bool,
+) -> dict[str, Any]:
+    """All of it; of a twin (`whole` False) only the overlapped rate and the first token, idle and
+    under load."""
     with EngineSet.open(engine_dir, threads=1) as engines:
         system = choose(engines)
         workload = read_recording(recording, motion=system.wants_motion)
@@ -43,19 +51,31 @@ def measure(engine_dir: Path, recording: Path, choose: Callable[[EngineSet], Sys
     if whole:
         cores = len(os.sched_getaffinity(0))
         with EngineSet.open(engine_dir, threads=cores) as engines:
-            result["sequential"] = _sequential(engines, system, workload, settings) | {"threads": cores}
-    result["peak_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
+            result["sequential"] = _sequential(engines, system, workload, settings) | {
+                "threads": cores
+            }
+    result["peak_rss_mb"] = round(
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1
+    )
     return result
 
 
 def fill_frames(system: System, settings: Settings) -> int:
-    """Frames before a system is timed: fewer if it forgets nothing, or its stream would end before all is measured."""
-    return settings.unbounded_fill_frames if isinstance(system.overflow, Refuse) else settings.system_fill_frames
+    """Frames before a system is timed: fewer if it forgets nothing, or its stream would end before
+    all is measured."""
+    return (
+        settings.unbounded_fill_frames
+        if isinstance(system.overflow, Refuse)
+        else settings.system_fill_frames
+    )
 
 
 def loaded_questions(system: System, settings: Settings) -> int:
-    """Questions while frames come as fast as they are taken: a few to a system that forgets nothing, for the same reason."""
-    return math.ceil(settings.system_loaded_questions / (8 if isinstance(system.overflow, Refuse) else 1))
+    """Questions while frames come as fast as they are taken: a few to a system that forgets
+    nothing, for the same reason."""
+    return math.ceil(
+        settings.system_loaded_questions / (8 if isinstance(system.overflow, Refuse) else 1)
+    )
 
 
 def fill(stream: VicortStream, frames: int) -> None:
@@ -74,22 +94,32 @@ def rates(stream: VicortStream, settings: Settings) -> list[float]:
     return measured
 
 
-def _overlapped(engines: EngineSet, system: System, workload: Recording, settings: Settings, whole: bool) -> dict[str, Any]:
+def _overlapped(
+    engines: EngineSet, system: System, workload: Recording, settings: Settings, whole: bool
+) -> dict[str, Any]:
     meter = LagMeter()
     with VicortStream(engines, system, workload, overlap=True, also=meter.event) as stream:
         fill(stream, fill_frames(system, settings))
         first = len(stream.watch.chunks)
         measured = rates(stream, settings)
         chunks, stage_ms = stream.watch.chunks[first:], stream.stage_ms_a_frame(first)
-        idle = [stream.ask(QUESTIONS[number % len(QUESTIONS)]) for number in range(settings.system_questions)]
+        idle = [
+            stream.ask(QUESTIONS[number % len(QUESTIONS)])
+            for number in range(settings.system_questions)
+        ]
         resting = _memory(engines, stream)
         loaded = _under_load(stream, loaded_questions(system, settings))
         summary = stream.session.summary()
         result = {
             "ingest": {"frames_a_second": spread(measured, 1), "stage_ms_a_frame": stage_ms},
-            "kept_share": round(sum(chunk.kept for chunk in chunks) / sum(chunk.tokens for chunk in chunks), 4),
+            "kept_share": round(
+                sum(chunk.kept for chunk in chunks) / sum(chunk.tokens for chunk in chunks), 4
+            ),
             "tokens_read_when_timed": median(answer.tokens_read for answer in idle),
-            "ttft_ms": {"idle": percentiles([answer.ttft_ms for answer in idle]), "while ingesting": loaded["ttft_ms"]},
+            "ttft_ms": {
+                "idle": percentiles([answer.ttft_ms for answer in idle]),
+                "while ingesting": loaded["ttft_ms"],
+            },
             "frames_a_second_while_asked": loaded["frames_a_second"],
             **resting,
             "moved_mb": round(summary.moved_mb, 3),
@@ -103,7 +133,11 @@ def _overlapped(engines: EngineSet, system: System, workload: Recording, setting
 def _memory(engines: EngineSet, stream: VicortStream) -> dict[str, Any]:
     pages = stream.session.summary().pages
     mb_a_page = page_bytes(engines.manifest.model, engines.dtype) / 1e6
-    return {"frames_before_asking": stream.watch.frames, "pages": pages, "stored_mb": round(sum(pages.values()) * mb_a_page, 2)}
+    return {
+        "frames_before_asking": stream.watch.frames,
+        "pages": pages,
+        "stored_mb": round(sum(pages.values()) * mb_a_page, 2),
+    }
 
 
 def _under_load(stream: VicortStream, questions: int) -> dict[str, Any]:
@@ -119,14 +153,19 @@ def _under_load(stream: VicortStream, questions: int) -> dict[str, Any]:
     return {"ttft_ms": percentiles(ttfts), "frames_a_second": round(rate, 1)}
 
 
-def _sequential(engines: EngineSet, system: System, workload: Recording, settings: Settings) -> dict[str, Any]:
-    with VicortStream(engines, system, workload, overlap=False, threads=len(os.sched_getaffinity(0))) as stream:
+def _sequential(
+    engines: EngineSet, system: System, workload: Recording, settings: Settings
+) -> dict[str, Any]:
+    with VicortStream(
+        engines, system, workload, overlap=False, threads=len(os.sched_getaffinity(0))
+    ) as stream:
         fill(stream, fill_frames(system, settings))
         return {"frames_a_second": spread(rates(stream, settings), 1)}
 
 
 def _replay(stream: VicortStream, meter: LagMeter, settings: Settings) -> dict[str, Any]:
-    """Each frame when its time has come, by the machine's clock, questions among them, the oldest chunk dropped if it cannot keep up.
+    """Each frame when its time has come, by the machine's clock, questions among them, the oldest
+    chunk dropped if it cannot keep up.
 
     Ends the stream.
     """
@@ -142,7 +181,9 @@ def _replay(stream: VicortStream, meter: LagMeter, settings: Settings) -> dict[s
         meter.take(at, due)
         stream.push([replace(frame, time=at)])
         if number % round(ASK_EVERY_S * fps) == 0:
-            question = Question(QUESTIONS[len(asked) % len(QUESTIONS)], at, id=f"replay {len(asked)}")
+            question = Question(
+                QUESTIONS[len(asked) % len(QUESTIONS)], at, id=f"replay {len(asked)}"
+            )
             asked.append(stream.session.submit(question, _first_token(meter, question.id)))
     stream.session.finish()
     lag = meter.summary()

@@ -1,4 +1,5 @@
-"""Every system of configs/systems, on the same engines and streams, with the same store: answers first, then the clock, one at a time."""
+"""Every system of configs/systems, on the same engines and streams, with the same store: answers
+first, then the clock, one at a time."""
 
 from __future__ import annotations
 
@@ -46,13 +47,16 @@ class EngineDirs:
     def of(self, name: str) -> Path:
         """The set that a system runs on."""
         try:
-            return self.speaking if isinstance(load_system(name).speaks, StreamingEos) else self.plain
+            return (
+                self.speaking if isinstance(load_system(name).speaks, StreamingEos) else self.plain
+            )
         except VicortError:  # its row will say so
             return self.plain
 
 
 def measure(engine_dirs: EngineDirs, cache: Path, settings: Settings) -> dict[str, Any]:
-    """Rows of all systems and their twins, and who beats whom. What was measured survives an interruption, and only that."""
+    """Rows of all systems and their twins, and who beats whom. What was measured survives an
+    interruption, and only that."""
     folder, engine_dir = cache / "systems", engine_dirs.plain
     folder.mkdir(parents=True, exist_ok=True)
     done = Done(folder, fingerprint(engine_dirs, settings))
@@ -78,19 +82,29 @@ def measure(engine_dirs: EngineDirs, cache: Path, settings: Settings) -> dict[st
         "fill_frames": settings.system_fill_frames,
         "unbounded_fill_frames": settings.unbounded_fill_frames,
         "rows": rows,
-        "verdicts": verdicts(rows, settings.system_ages, old_ages(settings.system_ages, chunk_units)),
+        "verdicts": verdicts(
+            rows, settings.system_ages, old_ages(settings.system_ages, chunk_units)
+        ),
     }
 
 
-# ---- the two kinds of measurement -----------------------------------------------------------------------------------------------
+# ---- the two kinds of measurement
+# -----------------------------------------------------------------------------------------------
 
 
 def _answers(engine_dirs: EngineDirs, streams: Dataset, settings: Settings, done: Done) -> Rows:
-    """As many systems at a time as there are cores, each on one core: answers do not depend on time."""
+    """As many systems at a time as there are cores, each on one core: answers do not depend on
+    time."""
 
     def of(name: str) -> Rows:
         work = partial(
-            in_child, system_answers.measure, engine_dirs.of(name), name, streams, settings, seconds=settings.system_minutes * 60
+            in_child,
+            system_answers.measure,
+            engine_dirs.of(name),
+            name,
+            streams,
+            settings,
+            seconds=settings.system_minutes * 60,
         )
         try:
             return done.get(f"{name} answers", work)
@@ -99,8 +113,11 @@ def _answers(engine_dirs: EngineDirs, streams: Dataset, settings: Settings, done
 
     names = known_systems()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        found = {name: pool.submit(of, name) for name in sorted(names, key=_is_bounded)}  # the slowest first, so that none is left alone
-        return {label: row for name in ordered(names) for label, row in found[name].result().items()}
+        # the slowest first, so that none is left alone
+        found = {name: pool.submit(of, name) for name in sorted(names, key=_is_bounded)}
+        return {
+            label: row for name in ordered(names) for label, row in found[name].result().items()
+        }
 
 
 def _is_bounded(name: str) -> bool:
@@ -111,10 +128,14 @@ def _is_bounded(name: str) -> bool:
         return True
 
 
-def _clock(engine_dirs: EngineDirs, recording: Path, settings: Settings, done: Done, rows: Rows) -> None:
-    """Adds the clock's part to each row that has answers: one system at a time, alone on the machine, and its twin behind it.
+def _clock(
+    engine_dirs: EngineDirs, recording: Path, settings: Settings, done: Done, rows: Rows
+) -> None:
+    """Adds the clock's part to each row that has answers: one system at a time, alone on the
+    machine, and its twin behind it.
 
-    The twin reads as many tokens as the system did on the timed stream, which is busier than those of the answers.
+    The twin reads as many tokens as the system did on the timed stream, which is busier than those
+    of the answers.
     """
 
     def of(label: str, tokens: float | None = None) -> None:
@@ -122,7 +143,14 @@ def _clock(engine_dirs: EngineDirs, recording: Path, settings: Settings, done: D
         if "error" in row:
             return
         work = partial(
-            in_child, clock_of, engine_dirs.of(system), recording, system, tokens, settings, seconds=settings.system_minutes * 60
+            in_child,
+            clock_of,
+            engine_dirs.of(system),
+            recording,
+            system,
+            tokens,
+            settings,
+            seconds=settings.system_minutes * 60,
         )
         try:
             row |= done.get(f"{label} clock", work)
@@ -138,8 +166,11 @@ def _clock(engine_dirs: EngineDirs, recording: Path, settings: Settings, done: D
         list(pool.map(both, [label for label in rows if not label.startswith(TWIN)]))
 
 
-def clock_of(engine_dir: Path, recording: Path, name: str, tokens: float | None, settings: Settings) -> dict[str, Any]:
-    """By the clock: the system of that name or, if `tokens` are given, its twin that reads so many."""
+def clock_of(
+    engine_dir: Path, recording: Path, name: str, tokens: float | None, settings: Settings
+) -> dict[str, Any]:
+    """By the clock: the system of that name or, if `tokens` are given, its twin that reads so
+    many."""
     moment = now()
 
     def choose(engines: EngineSet) -> System:
@@ -148,13 +179,18 @@ def clock_of(engine_dir: Path, recording: Path, name: str, tokens: float | None,
             system = twin_of(system, tokens, engines.manifest.model.unit_tokens)
         return with_store(engines, system, settings.store_mb)
 
-    return system_clock.measure(engine_dir, recording, choose, settings, whole=tokens is None) | {"measured": moment}
+    return system_clock.measure(engine_dir, recording, choose, settings, whole=tokens is None) | {
+        "measured": moment
+    }
 
 
 def make_streams(engine_dir: Path, settings: Settings) -> Dataset:
-    """The files that all systems watch, made once, and what is asked about them. In a process of its own: drawing needs the export side."""
+    """The files that all systems watch, made once, and what is asked about them. In a process of
+    its own: drawing needs the export side."""
     model = read_manifest(engine_dir).model
-    return shapestream.load(model, settings.system_streams, settings.system_ages, cache=shapestream.CACHE.resolve())
+    return shapestream.load(
+        model, settings.system_streams, settings.system_ages, cache=shapestream.CACHE.resolve()
+    )
 
 
 def ordered(names: Iterable[str]) -> list[str]:
@@ -162,13 +198,16 @@ def ordered(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (name not in BASELINES, name))
 
 
-# ---- who beats whom -------------------------------------------------------------------------------------------------------------
+# ---- who beats whom
+# -------------------------------------------------------------------------------------------------------------
 
 
 def verdicts(rows: Rows, ages: Sequence[int], old: Sequence[int]) -> dict[str, Any]:
-    """Of each system: how it compares with its twin and with simplestream, at each age and over the old ones together.
+    """Of each system: how it compares with its twin and with simplestream, at each age and over the
+    old ones together.
 
-    `better` is 1 or -1 where p, raised by Holm's rule over the systems compared in that group of questions, is below 5 %; else 0.
+    `better` is 1 or -1 where p, raised by Holm's rule over the systems compared in that group of
+    questions, is below 5 %; else 0.
     """
     groups = {f"{age} units": [age] for age in ages} | {"old": list(old)}
     result: dict[str, Any] = {}
@@ -180,34 +219,53 @@ def verdicts(rows: Rows, ages: Sequence[int], old: Sequence[int]) -> dict[str, A
 
 
 def _compared(rows: Rows, against: str, ages: Sequence[int]) -> dict[str, dict[str, Any]]:
-    pairs = {name: TWIN + name if against == "twin" else against for name in rows if not name.startswith(TWIN)}
-    usable = {name: other for name, other in pairs.items() if name != other and "right" in rows[name] and "right" in rows.get(other, {})}
-    compared = {name: significance.compare(right_of(rows[name], ages), right_of(rows[other], ages)) for name, other in usable.items()}
+    pairs = {
+        name: TWIN + name if against == "twin" else against
+        for name in rows
+        if not name.startswith(TWIN)
+    }
+    usable = {
+        name: other
+        for name, other in pairs.items()
+        if name != other and "right" in rows[name] and "right" in rows.get(other, {})
+    }
+    compared = {
+        name: significance.compare(right_of(rows[name], ages), right_of(rows[other], ages))
+        for name, other in usable.items()
+    }
     adjusted = significance.holm({name: result["p"] for name, result in compared.items()})
     for name, result in compared.items():
         result["p"], result["p_holm"] = float(f"{result['p']:.3g}"), float(f"{adjusted[name]:.3g}")
-        result["better"] = (adjusted[name] < significance.ALPHA) * (1 if result["difference"] > 0 else -1)
+        result["better"] = (adjusted[name] < significance.ALPHA) * (
+            1 if result["difference"] > 0 else -1
+        )
     return compared
 
 
 def right_of(row: dict[str, Any], ages: Sequence[int]) -> Verdicts:
     """Whether each question about events of these ages was answered right, by stream."""
     streams = row["right"][str(ages[0])]
-    return {int(stream): [mark == "1" for age in ages for mark in row["right"][str(age)][stream]] for stream in streams}
+    return {
+        int(stream): [mark == "1" for age in ages for mark in row["right"][str(age)][stream]]
+        for stream in streams
+    }
 
 
-# ---- what an interruption leaves ------------------------------------------------------------------------------------------------
+# ---- what an interruption leaves
+# ------------------------------------------------------------------------------------------------
 
 
 class Done:
-    """Results that are there already, of a run that was broken off; of the same code, engines and settings, or they do not count."""
+    """Results that are there already, of a run that was broken off; of the same code, engines and
+    settings, or they do not count."""
 
     def __init__(self, folder: Path, key: str) -> None:
         self._folder = folder / f"done-{key}"
         self._folder.mkdir(exist_ok=True)
 
     def get(self, name: str, work: Callable[[], Any]) -> Any:
-        """What `work` gave, or gives now. A result with a failed row is not kept: it is tried again next time."""
+        """What `work` gave, or gives now. A result with a failed row is not kept: it is tried again
+        next time."""
         path = self._folder / f"{name.replace(' ', '_')}.json"
         if path.is_file():
             return json.loads(path.read_text())

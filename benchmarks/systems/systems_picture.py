@@ -1,4 +1,5 @@
-"""The systems' comparison as a picture: rate against accuracy, accuracy by age, first token, and each system against its twin."""
+"""The systems' comparison as a picture: rate against accuracy, accuracy by age, first token, and
+each system against its twin."""
 
 from __future__ import annotations
 
@@ -34,7 +35,14 @@ def draw(result: dict[str, Any], path: Path) -> Path | None:
         _first_token(axes[1][0], rows, colors)
         _twins(axes[1][1], part, colors)
 
-    return page(path, (15.5, 11.5), (2, 2), "vicort: every system on the same engines, in one run", conditions, panels)
+    return page(
+        path,
+        (15.5, 11.5),
+        (2, 2),
+        "vicort: every system on the same engines, in one run",
+        conditions,
+        panels,
+    )
 
 
 def _rate(axis: Any, part: dict[str, Any], rows: dict[str, Any], colors: dict[str, str]) -> None:
@@ -59,9 +67,22 @@ def _rate(axis: Any, part: dict[str, Any], rows: dict[str, Any], colors: dict[st
         if not name.startswith(TWIN):
             step = 11 * _crowd(name, places)
             above = 5 + step if place[1] < HIGH else -14 - step
-            axis.annotate(name, place, xytext=(8, above), textcoords="offset points", fontsize=9, color=colors[name], zorder=4)
+            axis.annotate(
+                name,
+                place,
+                xytext=(8, above),
+                textcoords="offset points",
+                fontsize=9,
+                color=colors[name],
+                zorder=4,
+            )
         if TWIN + name in places:
-            axis.plot(*zip(place, places[TWIN + name], strict=True), color=colors[name], linewidth=0.8, linestyle=":")
+            axis.plot(
+                *zip(place, places[TWIN + name], strict=True),
+                color=colors[name],
+                linewidth=0.8,
+                linestyle=":",
+            )
     axis.margins(x=0.16)
     axis.set_ylim(-4, 104)
     axis.set_xlim(left=0)
@@ -71,10 +92,13 @@ def _rate(axis: Any, part: dict[str, Any], rows: dict[str, Any], colors: dict[st
 
 
 def _crowd(name: str, places: dict[str, tuple[float, float]]) -> int:
-    """How many labels of systems lie left of this one's point, and so near that they would be written over."""
+    """How many labels of systems lie left of this one's point, and so near that they would be
+    written over."""
     width = 0.25 * max(rate for rate, _ in places.values())
     rate, share = places[name]
-    others = [place for other, place in places.items() if other != name and not other.startswith(TWIN)]
+    others = [
+        place for other, place in places.items() if other != name and not other.startswith(TWIN)
+    ]
     return sum(0 <= rate - left < width and abs(share - height) < 4 for left, height in others)
 
 
@@ -83,10 +107,28 @@ def _ages(axis: Any, part: dict[str, Any], rows: dict[str, Any], colors: dict[st
     for name, row in rows.items():
         if not name.startswith(TWIN):
             shares = [100 * row["accuracy"][key]["accuracy"] for key in keys]
-            axis.plot(keys, shares, "--" if name in BASELINES else "-", marker=".", color=colors[name], label=name, linewidth=1.8)
+            axis.plot(
+                keys,
+                shares,
+                "--" if name in BASELINES else "-",
+                marker=".",
+                color=colors[name],
+                label=name,
+                linewidth=1.8,
+            )
     axis.axhline(100 / 6, color="#bbbbbb", linewidth=0.8)
-    axis.annotate("a guess", (0, 100 / 6), xytext=(0, 2), textcoords="offset points", fontsize=8, color="#999999")
-    axis.set_xticks(range(len(keys)), ["now", *(f"{age}\n({age / part['chunk_units']:g})" for age in part["ages"])])
+    axis.annotate(
+        "a guess",
+        (0, 100 / 6),
+        xytext=(0, 2),
+        textcoords="offset points",
+        fontsize=8,
+        color="#999999",
+    )
+    axis.set_xticks(
+        range(len(keys)),
+        ["now", *(f"{age}\n({age / part['chunk_units']:g})" for age in part["ages"])],
+    )
     axis.set_xlabel("how long ago the last thing went: units (chunks)")
     axis.set_ylabel("% right")
     axis.set_ylim(-4, 104)
@@ -100,29 +142,69 @@ def _first_token(axis: Any, rows: dict[str, Any], colors: dict[str, str]) -> Non
     for place, (name, row) in enumerate(timed):
         for load, height in (("idle", 0.18), ("while ingesting", -0.18)):
             t, y = row["ttft_ms"][load], place + height
-            axis.plot((t["p50"], t["p99"]), (y, y), color=colors[name], linewidth=2.2, alpha=1 if load == "idle" else 0.55)
-            axis.plot(t["p50"], y, "o", color=colors[name], markersize=5, markerfacecolor=colors[name] if load == "idle" else "white")
+            axis.plot(
+                (t["p50"], t["p99"]),
+                (y, y),
+                color=colors[name],
+                linewidth=2.2,
+                alpha=1 if load == "idle" else 0.55,
+            )
+            axis.plot(
+                t["p50"],
+                y,
+                "o",
+                color=colors[name],
+                markersize=5,
+                markerfacecolor=colors[name] if load == "idle" else "white",
+            )
             axis.plot(t["p95"], y, "|", color=colors[name], markersize=8)
-    axis.set_yticks(range(len(timed)), ["its uniform" if name.startswith(TWIN) else name for name, _ in timed], fontsize=9)
+    axis.set_yticks(
+        range(len(timed)),
+        ["its uniform" if name.startswith(TWIN) else name for name, _ in timed],
+        fontsize=9,
+    )
     axis.set_xscale("log")
-    axis.set_xlabel("ms from ask to first token: p50 (dot), p95, p99 (end); filled: idle, hollow: while ingesting")
+    axis.set_xlabel(
+        "ms from ask to first token: p50 (dot), p95, p99 (end); filled: idle, hollow: while ingesting"
+    )
     axis.set_title("first token", loc="left")
     axis.grid(axis="x", color="#eeeeee")
 
 
 def _twins(axis: Any, part: dict[str, Any], colors: dict[str, str]) -> None:
-    """Points of accuracy over the twin, with the bootstrap interval; filled where the test tells them apart."""
-    compared = {name: result["twin"]["old"] for name, result in part["verdicts"].items() if "twin" in result and "old" in result["twin"]}
+    """Points of accuracy over the twin, with the bootstrap interval; filled where the test tells
+    them apart."""
+    compared = {
+        name: result["twin"]["old"]
+        for name, result in part["verdicts"].items()
+        if "twin" in result and "old" in result["twin"]
+    }
     names = sorted(compared, key=lambda name: compared[name]["difference"])
     for place, name in enumerate(names):
         c = compared[name]
         low, middle, high = (100 * c[key] for key in ("low", "difference", "high"))
         axis.plot((low, high), (place, place), color=colors[name], linewidth=2)
-        axis.plot(middle, place, "o", markersize=8, color=colors[name], markerfacecolor=colors[name] if c["better"] else "white")
+        axis.plot(
+            middle,
+            place,
+            "o",
+            markersize=8,
+            color=colors[name],
+            markerfacecolor=colors[name] if c["better"] else "white",
+        )
         told = {1: "better", 0: "not told apart", -1: "worse"}[c["better"]]
-        axis.annotate(f"{middle:+.0f}, {told}", (middle, place), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8.5)
+        axis.annotate(
+            f"{middle:+.0f}, {told}",
+            (middle, place),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8.5,
+        )
     axis.axvline(0, color="#333333", linewidth=0.8)
     axis.set_yticks(range(len(names)), names)
     axis.margins(y=0.12)
-    axis.set_xlabel("points of accuracy about old events over its uniform; bars: 95 % (bootstrap over streams)")
+    axis.set_xlabel(
+        "points of accuracy about old events over its uniform; bars: 95 % (bootstrap over streams)"
+    )
     axis.set_title("same bytes: does choosing beat even spacing?", loc="left")

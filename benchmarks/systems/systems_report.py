@@ -25,13 +25,24 @@ def accuracy_table(part: dict[str, Any]) -> Table:
         (
             _label(name),
             f"{row['tokens_read']:.0f}",
-            *(_accuracy(row["accuracy"][key]) for key in ("now", *(f"{age} units" for age in ages))),
+            *(
+                _accuracy(row["accuracy"][key])
+                for key in ("now", *(f"{age} units" for age in ages))
+            ),
         )
         for name, row in _whole(part)
     ]
     return Table(
-        "ACCURACY of the systems by the age of what is asked about; [95 % interval of each cell, questions taken as independent]",
-        (*_conditions(part), f"Ages are in units of {part['unit_seconds']:g} s; (chunks of {part['chunk_units']} units)."),
+        "ACCURACY of the systems by the age of what is asked about; [95 % interval of each cell, "
+        "questions taken as independent]",
+        (
+            *_conditions(part),
+            (
+                f"Ages are in units of {part['unit_seconds']:g} s; (chunks of "
+                f"{part['chunk_units']} "
+                "units)."
+            ),
+        ),
         header,
         tuple(rows),
         tuple(_failures(part)),
@@ -41,7 +52,15 @@ def accuracy_table(part: dict[str, Any]) -> Table:
 def cost_table(part: dict[str, Any]) -> Table:
     """What a system costs by the clock and in memory."""
     header = (
-        *("system", "frames/s", "sequential", "first token idle, ms", "while ingesting, ms", "lag at 1x, ms", "dropped"),
+        *(
+            "system",
+            "frames/s",
+            "sequential",
+            "first token idle, ms",
+            "while ingesting, ms",
+            "lag at 1x, ms",
+            "dropped",
+        ),
         *("tokens read", "kept", "pages device + host", "MB held", "MB moved", "reruns", "RSS MB"),
     )
     return Table(
@@ -76,7 +95,11 @@ def verdict_table(part: dict[str, Any]) -> Table:
             twin = part["rows"][TWIN + name]
             ttft = " / ".join(_p50(side) for side in (row, twin))
             cells = [_compared(compared["twin"][group]) for group in groups]
-            bare = _compared(compared["simplestream"]["old"]) if "simplestream" in compared else MISSING
+            bare = (
+                _compared(compared["simplestream"]["old"])
+                if "simplestream" in compared
+                else MISSING
+            )
             rows.append((name, *cells, bare, ttft))
     old = ", ".join(map(str, part["old_ages"]))
     return Table(
@@ -87,7 +110,12 @@ def verdict_table(part: dict[str, Any]) -> Table:
             f"over streams, raised by Holm's rule over the systems; 'better' and 'worse' where that is below {ALPHA:g}. First token: idle, "
             "p50, the system / its uniform.",
         ),
-        ("system", *(f"{title}: against its uniform" for title in groups.values()), "all old: against simplestream", "first token, ms"),
+        (
+            "system",
+            *(f"{title}: against its uniform" for title in groups.values()),
+            "all old: against simplestream",
+            "first token, ms",
+        ),
         tuple(rows),
     )
 
@@ -156,7 +184,9 @@ def _costs(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _percentiles(values: dict[str, float] | None) -> str:
-    return " / ".join(f"{values[level]:.1f}" for level in ("p50", "p95", "p99")) if values else MISSING
+    return (
+        " / ".join(f"{values[level]:.1f}" for level in ("p50", "p95", "p99")) if values else MISSING
+    )
 
 
 def _p50(row: dict[str, Any]) -> str:

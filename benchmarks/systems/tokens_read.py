@@ -1,4 +1,5 @@
-"""How much a question really reads: counted where it reads, at the language engine, whatever the system."""
+"""How much a question really reads: counted where it reads, at the language engine, whatever the
+system."""
 
 from __future__ import annotations
 
@@ -12,18 +13,20 @@ from vicort.runtime.memory.slots import EMPTY
 
 
 class CountingEngine:
-    """A language engine on the host that also counts the cached tokens that each question's prefill can see.
+    """A language engine on the host that also counts the cached tokens that each question's prefill
+    can see.
 
-    Only for sessions without overlap, where runs come one after another. A chunk's run has rows of features and a run of decoding has
-    one row; what is left is a question's text, whose last run before its first decoding step is the one that counts: in a second pass
-    it is the second.
+    Only for sessions without overlap, where runs come one after another. A chunk's run has rows of
+    features and a run of decoding has one row; what is left is a question's text, whose last run
+    before its first decoding step is the one that counts: in a second pass it is the second.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._prompt: int | None = None  # tokens of the prompt, whose run is a stream's first
         self._seen: float | None = None  # of the question that is being read
-        self.counts: list[float] = []  # of each question, in order: tokens without the prompt's, mean over layers and KV heads
+        # of each question, in order: tokens without the prompt's, mean over layers and KV heads
+        self.counts: list[float] = []
 
     @property
     def signature(self) -> GraphSpec:
@@ -33,7 +36,10 @@ class CountingEngine:
         rows = np.asarray(bindings["pos"])[:, 0] != EMPTY
         text = np.asarray(bindings["tokens"])[rows] >= 0
         if text.all() and len(text) > 1:
-            self._text(len(text), visible_tokens(np.asarray(bindings["table"]), np.asarray(bindings["where"])))
+            self._text(
+                len(text),
+                visible_tokens(np.asarray(bindings["table"]), np.asarray(bindings["where"])),
+            )
         else:
             self.flush()
         return self._engine.enqueue(bindings, stream)
@@ -58,7 +64,8 @@ class CountingEngine:
 
 
 def visible_tokens(table: np.ndarray, where: np.ndarray) -> float:
-    """Tokens that a run over `table` [L|1, Hkv|1, N] sees in cells `where` [P, L|1, Hkv|1, T, 3]: mean over layers and KV heads."""
+    """Tokens that a run over `table` [L|1, Hkv|1, N] sees in cells `where` [P, L|1, Hkv|1, T, 3]:
+    mean over layers and KV heads."""
     layers, heads = (max(table.shape[axis], where.shape[axis + 1]) for axis in (0, 1))
     filled = np.broadcast_to((where[..., 0] != EMPTY).sum(-1), (len(where), layers, heads))
     slots = np.broadcast_to(table, (layers, heads, table.shape[2]))

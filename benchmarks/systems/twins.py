@@ -1,4 +1,5 @@
-"""Same bytes: the store that all systems share, and the `uniform` that reads as much as a system does."""
+"""Same bytes: the store that all systems share, and the `uniform` that reads as much as a system
+does."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from vicort.runtime.session import Session
 
 BASELINES = ("full-history", "simplestream", "uniform")  # they have no twin
 TWIN = "uniform = "  # label of a twin: so, and the name of whom it equals
-DEVICE_SHARE_MB = 2.0  # of the store, where there is a host tier behind it; doubled until the system's window fits
+# of the store, where there is a host tier behind it; doubled until the system's window fits
+DEVICE_SHARE_MB = 2.0
 PROBE_MB = 64.0  # a device budget that holds one chunk of any system
 
 
@@ -25,35 +27,52 @@ def units_read(tokens: float, unit_tokens: int) -> int:
 
 
 def twin_of(system: System, tokens: float, unit_tokens: int) -> System:
-    """`uniform` with the store of `system`, reading at least `tokens` tokens a question as evenly spaced whole units."""
+    """`uniform` with the store of `system`, reading at least `tokens` tokens a question as evenly
+    spaced whole units."""
     uniform = load_system("uniform")
-    return replace(uniform, name=TWIN + system.name, retrieval=EvenUnits(units=units_read(tokens, unit_tokens)))
+    return replace(
+        uniform, name=TWIN + system.name, retrieval=EvenUnits(units=units_read(tokens, unit_tokens))
+    )
 
 
 def with_store(engines: EngineSet, system: System, store_mb: float) -> System:
-    """The system with room for `store_mb` of pages over both its tiers, what questions need for themselves left out.
+    """The system with room for `store_mb` of pages over both its tiers, what questions need for
+    themselves left out.
 
     One that refuses to forget keeps its own budget: it is the reference for what memory costs.
     """
     if isinstance(system.overflow, Refuse):
         return system
     for device_mb, host_mb in _splits(system, store_mb):
-        budget = system.budget.model_copy(update={"device_mb": PROBE_MB + device_mb, "host_mb": host_mb})
-        own_mb = PROBE_MB + device_mb - stored_mb(engines, replace(system, budget=budget))  # of questions, spare pages
-        fitting = replace(system, budget=budget.model_copy(update={"device_mb": own_mb + device_mb}))
+        budget = system.budget.model_copy(
+            update={"device_mb": PROBE_MB + device_mb, "host_mb": host_mb}
+        )
+        # of questions, spare pages
+        own_mb = PROBE_MB + device_mb - stored_mb(engines, replace(system, budget=budget))
+        fitting = replace(
+            system, budget=budget.model_copy(update={"device_mb": own_mb + device_mb})
+        )
         try:
             stored_mb(engines, fitting)
         except MemoryBudgetError:
             continue
         return fitting
-    raise MemoryBudgetError(f"a store of {store_mb:g} MB is too small for one chunk of system {system.name}: raise store_mb in settings.py")
+    raise MemoryBudgetError(
+        f"a store of {store_mb:g} MB is too small for one chunk of system {system.name}: raise "
+        "store_mb in settings.py"
+    )
 
 
 def stored_mb(engines: EngineSet, system: System) -> float:
-    """MB of pages of the stream that its device tier can hold. Raises MemoryBudgetError if it does not hold one chunk."""
+    """MB of pages of the stream that its device tier can hold. Raises MemoryBudgetError if it does
+    not hold one chunk."""
     with Session(engines, system, overlap=False) as session:
         memory = session._memory
-        return memory.stream_slots.count * (memory.pool.data[0].nbytes + memory.pool.where[0].nbytes) / 1e6
+        return (
+            memory.stream_slots.count
+            * (memory.pool.data[0].nbytes + memory.pool.where[0].nbytes)
+            / 1e6
+        )
 
 
 def _splits(system: System, store_mb: float) -> Iterator[tuple[float, float]]:

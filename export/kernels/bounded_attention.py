@@ -1,9 +1,11 @@
-"""`vicort::BoundedAttention` as a Triton kernel (GQA-packed flash attention, arXiv:2205.14135, over a paged pool), never run on a GPU here.
+"""`vicort::BoundedAttention` as a Triton kernel (GQA-packed flash attention, arXiv:2205.14135, over
+a paged pool), never run on a GPU here.
 
-The meaning is that of vicort.export.bounded_attention. One program holds BLOCK_M of the rows * GROUP query vectors that share a KV head,
-in the order row, query head, so that a tile of keys and values serves all of them and a group of 7 wastes nothing. It reads its share of
-the tokens, first cached ones through the table, then new ones, and rotates their keys as it reads them. With more than one share, what each
-found is merged by `combine` (flash decoding).
+The meaning is that of vicort.export.bounded_attention. One program holds BLOCK_M of the rows *
+GROUP query vectors that share a KV head, in the order row, query head, so that a tile of keys and
+values serves all of them and a group of 7 wastes nothing. It reads its share of the tokens, first
+cached ones through the table, then new ones, and rotates their keys as it reads them. With more
+than one share, what each found is merged by `combine` (flash decoding).
 """
 
 import triton
@@ -11,12 +13,26 @@ import triton.language as tl
 
 from vicort.export.kernels.rotary import rotation, turn
 
-LOWEST = tl.constexpr(-1e30)  # below any score, and finite: rows that have seen nothing yet stay free of NaN
+# below any score, and finite: rows that have seen nothing yet stay free of NaN
+LOWEST = tl.constexpr(-1e30)
 
 
 @triton.jit
-def update(query_1, query_2, key_1, key_2, value, visible, scale, highest, total, mixed, PRECISION: tl.constexpr):
-    """One tile more into the online softmax: queries [M,D/2] twice, keys [D/2,N] twice, values [N,D], visible broadcasts to [M,N]."""
+def update(
+    query_1,
+    query_2,
+    key_1,
+    key_2,
+    value,
+    visible,
+    scale,
+    highest,
+    total,
+    mixed,
+    PRECISION: tl.constexpr,
+):
+    """One tile more into the online softmax: queries [M,D/2] twice, keys [D/2,N] twice, values
+    [N,D], visible broadcasts to [M,N]."""
     score = tl.dot(query_1, key_1, input_precision=PRECISION)
     score = tl.dot(query_2, key_2, score, input_precision=PRECISION) * scale
     score = tl.where(visible, score, float("-inf"))
@@ -34,11 +50,17 @@ def bounded_attention(
     k,  # [rows,kv_heads,D]
     v,
     pos,  # [rows,3] int32
-    pool,  # the layer's first cell: [P] slots of `slot_cells` cells [2,PAGE,D], the layer's own cells one a head first
-    where,  # the layer's first place: [P] slots of `where_slot` int32, heads `where_head` apart (0: shared), each [PAGE,3]
+    # the layer's first cell: [P] slots of `slot_cells` cells [2,PAGE,D], the layer's own cells one
+    # a head first
+    pool,
+    # the layer's first place: [P] slots of `where_slot` int32, heads `where_head` apart (0:
+    # shared), each [PAGE,3]
+    where,
     table,  # the layer's slots: heads `table_head` apart (0: shared), each [pages] int32
     out,  # [rows,kv_heads*GROUP,D]
-    partial,  # float32, of S shares: mixed [S,rows*kv_heads*GROUP,D], highest score [S,…], sum of weights [S,…]; unused when S = 1
+    # float32, of S shares: mixed [S,rows*kv_heads*GROUP,D], highest score [S,…], sum of weights
+    # [S,…]; unused when S = 1
+    partial,
     rotary,
     rows,
     pages,
@@ -66,7 +88,8 @@ def bounded_attention(
     first = tl.program_id(0) * BLOCK_M
     packed = first + tl.arange(0, BLOCK_M)
     row = packed // GROUP
-    vector = (row * kv_heads + head) * GROUP + packed % GROUP  # which of the query vectors [rows*Hq]
+    # which of the query vectors [rows*Hq]
+    vector = (row * kv_heads + head) * GROUP + packed % GROUP
     inside = row < rows
     query_t = tl.load(pos + row * 3, mask=inside, other=-1)
     real = query_t >= 0
@@ -85,7 +108,10 @@ def bounded_attention(
     )
     query = q + vector[:, None] * D + half[None, :]
     query_1, query_2 = turn(
-        tl.load(query, mask=real[:, None], other=0.0), tl.load(query + HALF, mask=real[:, None], other=0.0), query_cos, query_sin
+        tl.load(query, mask=real[:, None], other=0.0),
+        tl.load(query + HALF, mask=real[:, None], other=0.0),
+        query_cos,
+        query_sin,
     )
 
     highest = tl.full([BLOCK_M], LOWEST, tl.float32)
@@ -95,7 +121,9 @@ def bounded_attention(
     cached = pages * PAGE
     tiles = tl.cdiv(cached, BLOCK_N)
     step = tl.cdiv(tiles + tl.cdiv(rows, BLOCK_N), shares)  # tiles in a share
-    for start in tl.range(share * step * BLOCK_N, tl.minimum(cached, (share + 1) * step * BLOCK_N), BLOCK_N):
+    for start in tl.range(
+        share * step * BLOCK_N, tl.minimum(cached, (share + 1) * step * BLOCK_N), BLOCK_N
+    ):
         token = start + tl.arange(0, BLOCK_N)
         slot = tl.load(table + head * table_head + token // PAGE, mask=token < cached, other=-1)
         named = slot >= 0
@@ -105,37 +133,88 @@ def bounded_attention(
         h = tl.load(place + 1, mask=filled, other=0)
         w = tl.load(place + 2, mask=filled, other=0)
         cos, sin = rotation(
-            tl.where(filled, t, 0)[None, :], h[None, :], w[None, :], rotary, half[:, None], SECTION_T, SECTION_H, POSITIONS, HALF
+            tl.where(filled, t, 0)[None, :],
+            h[None, :],
+            w[None, :],
+            rotary,
+            half[:, None],
+            SECTION_T,
+            SECTION_H,
+            POSITIONS,
+            HALF,
         )
         cell = (slot.to(tl.int64) * slot_cells + head) * (2 * PAGE * D) + token % PAGE * D
         key = pool + cell[None, :] + half[:, None]
-        key_1, key_2 = turn(tl.load(key, mask=filled[None, :], other=0.0), tl.load(key + HALF, mask=filled[None, :], other=0.0), cos, sin)
-        value = tl.load(pool + cell[:, None] + PAGE * D + dim[None, :], mask=filled[:, None], other=0.0)
-        highest, total, mixed = update(query_1, query_2, key_1, key_2, value, filled[None, :], scale, highest, total, mixed, PRECISION)
+        key_1, key_2 = turn(
+            tl.load(key, mask=filled[None, :], other=0.0),
+            tl.load(key + HALF, mask=filled[None, :], other=0.0),
+            cos,
+            sin,
+        )
+        value = tl.load(
+            pool + cell[:, None] + PAGE * D + dim[None, :], mask=filled[:, None], other=0.0
+        )
+        highest, total, mixed = update(
+            query_1,
+            query_2,
+            key_1,
+            key_2,
+            value,
+            filled[None, :],
+            scale,
+            highest,
+            total,
+            mixed,
+            PRECISION,
+        )
 
-    end = tl.minimum(rows, (first + BLOCK_M - 1) // GROUP + 1)  # no query here sees a row from there on
-    new = share * step - tiles  # the first tile of new tokens in this share; below zero where cached ones come first
-    for start in tl.range(tl.maximum(new, 0) * BLOCK_N, tl.minimum(end, (new + step) * BLOCK_N), BLOCK_N):
+    # no query here sees a row from there on
+    end = tl.minimum(rows, (first + BLOCK_M - 1) // GROUP + 1)
+    # the first tile of new tokens in this share; below zero where cached ones come first
+    new = share * step - tiles
+    for start in tl.range(
+        tl.maximum(new, 0) * BLOCK_N, tl.minimum(end, (new + step) * BLOCK_N), BLOCK_N
+    ):
         other = start + tl.arange(0, BLOCK_N)
         t = tl.load(pos + other * 3, mask=other < end, other=-1)
         filled = t >= 0
         h = tl.load(pos + other * 3 + 1, mask=filled, other=0)
         w = tl.load(pos + other * 3 + 2, mask=filled, other=0)
         cos, sin = rotation(
-            tl.where(filled, t, 0)[None, :], h[None, :], w[None, :], rotary, half[:, None], SECTION_T, SECTION_H, POSITIONS, HALF
+            tl.where(filled, t, 0)[None, :],
+            h[None, :],
+            w[None, :],
+            rotary,
+            half[:, None],
+            SECTION_T,
+            SECTION_H,
+            POSITIONS,
+            HALF,
         )
         cell = (other * kv_heads + head) * D
         key = k + cell[None, :] + half[:, None]
-        key_1, key_2 = turn(tl.load(key, mask=filled[None, :], other=0.0), tl.load(key + HALF, mask=filled[None, :], other=0.0), cos, sin)
+        key_1, key_2 = turn(
+            tl.load(key, mask=filled[None, :], other=0.0),
+            tl.load(key + HALF, mask=filled[None, :], other=0.0),
+            cos,
+            sin,
+        )
         value = tl.load(v + cell[:, None] + dim[None, :], mask=filled[:, None], other=0.0)
         visible = filled[None, :] & (other[None, :] <= row[:, None])
-        highest, total, mixed = update(query_1, query_2, key_1, key_2, value, visible, scale, highest, total, mixed, PRECISION)
+        highest, total, mixed = update(
+            query_1, query_2, key_1, key_2, value, visible, scale, highest, total, mixed, PRECISION
+        )
 
     total = tl.where(real, total, 0.0)
     if shares == 1:
-        fraction = tl.where(total > 0, 1.0 / total, 0.0)  # NaN, where a real row holds one, is in `mixed`
+        # NaN, where a real row holds one, is in `mixed`
+        fraction = tl.where(total > 0, 1.0 / total, 0.0)
         result = tl.where(real[:, None], mixed * fraction[:, None], 0.0)
-        tl.store(out + vector[:, None] * D + dim[None, :], result.to(out.dtype.element_ty), mask=inside[:, None])
+        tl.store(
+            out + vector[:, None] * D + dim[None, :],
+            result.to(out.dtype.element_ty),
+            mask=inside[:, None],
+        )
     else:
         vectors = rows * kv_heads * GROUP
         mine = share.to(tl.int64) * vectors + vector
@@ -166,8 +245,12 @@ def combine(
         there = share < shares
         offset = share.to(tl.int64) * vectors
         their_highest = tl.load(tail + offset, mask=there, other=LOWEST)
-        their_total = tl.load(tail + tl.cast(shares, tl.int64) * vectors + offset, mask=there, other=0.0)
-        theirs = tl.load(partial + (offset + vector)[:, None] * D + dim[None, :], mask=there[:, None], other=0.0)
+        their_total = tl.load(
+            tail + tl.cast(shares, tl.int64) * vectors + offset, mask=there, other=0.0
+        )
+        theirs = tl.load(
+            partial + (offset + vector)[:, None] * D + dim[None, :], mask=there[:, None], other=0.0
+        )
         now_highest = tl.maximum(highest, tl.max(their_highest, 0))
         fade = tl.exp2(highest - now_highest)
         weight = tl.exp2(their_highest - now_highest)

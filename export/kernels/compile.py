@@ -1,4 +1,5 @@
-"""The Triton kernels compiled ahead of time, without a GPU, to the `kernels.zip` that vicort.runtime.kernels reads."""
+"""The Triton kernels compiled ahead of time, without a GPU, to the `kernels.zip` that
+vicort.runtime.kernels reads."""
 
 from __future__ import annotations
 
@@ -26,14 +27,32 @@ from vicort.export.kernels.scatter import scatter_tokens, set_places
 from vicort.export.onnx_function import rotary_frequencies
 from vicort.export.qwen2_5_vl.configuration import LanguageConfiguration
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.kernels import INDEX, SCHEMA_VERSION, ArgumentKind, CompiledKernel, Dtype, Form, KernelName, KernelSpec
+from vicort.runtime.kernels import (
+    INDEX,
+    SCHEMA_VERSION,
+    ArgumentKind,
+    CompiledKernel,
+    Dtype,
+    Form,
+    KernelName,
+    KernelSpec,
+)
 
 MEETINGS = 5  # of threads in Python's parser, that the compilation of one kernel survives
 ARCHITECTURES = (80, 86, 89, 90, 120)
 DTYPES: dict[str, Dtype] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-KERNELS: dict[KernelName, JITFunction] = {each.__name__: each for each in (bounded_attention, combine, scatter_tokens, set_places)}
+KERNELS: dict[KernelName, JITFunction] = {
+    each.__name__: each for each in (bounded_attention, combine, scatter_tokens, set_places)
+}
 TENSORS = ("q", "k", "v", "pool", "out")  # arguments that point at the model's own type
-TYPES = {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32", "pointer": "*i32", "i32": "i32", "f32": "fp32"}
+TYPES = {
+    "bfloat16": "*bf16",
+    "float16": "*fp16",
+    "float32": "*fp32",
+    "pointer": "*i32",
+    "i32": "i32",
+    "f32": "fp32",
+}
 PTX_KINDS: dict[str, ArgumentKind] = {"u64 .ptr": "pointer", "u32": "i32", "f32": "f32"}
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of the files in the archive, so that equal kernels are equal bytes
 
@@ -71,8 +90,11 @@ class Built:
     ptx: str
 
 
-def kernel_spec(config: LanguageConfiguration, page_tokens: int, precision: str, positions: int = 0) -> KernelSpec:
-    """What the kernels of a language model are compiled for; precision: "bf16", "fp16" or "fp32"."""
+def kernel_spec(
+    config: LanguageConfiguration, page_tokens: int, precision: str, positions: int = 0
+) -> KernelSpec:
+    """What the kernels of a language model are compiled for; precision: "bf16", "fp16" or
+    "fp32"."""
     return KernelSpec(
         kv_heads=config.kv_heads,
         groups=config.query_heads // config.kv_heads,
@@ -85,10 +107,13 @@ def kernel_spec(config: LanguageConfiguration, page_tokens: int, precision: str,
     )
 
 
-def compile_kernels(spec: KernelSpec, architectures: Sequence[int] = ARCHITECTURES, progress: Progress | None = None) -> bytes:
+def compile_kernels(
+    spec: KernelSpec, architectures: Sequence[int] = ARCHITECTURES, progress: Progress | None = None
+) -> bytes:
     """kernels.zip for a model: equal bytes for equal arguments and tools.
 
-    progress: called as progress(done, total, what) after each kernel. Raises ConfigError if the kernels cannot serve the model.
+    progress: called as progress(done, total, what) after each kernel. Raises ConfigError if the
+    kernels cannot serve the model.
     """
     tasks = [task for architecture in architectures for task in plan_tasks(spec, architecture)]
     built = []
@@ -112,7 +137,12 @@ def plan_tasks(spec: KernelSpec, architecture: int) -> list[Task]:
         "POSITIONS": spec.positions,
         "PRECISION": "ieee",
     }
-    scatter: dict[str, int | str] = {"D": dim, "HEADS": heads, "HEADS_BLOCK": triton.next_power_of_2(heads), "PAGE": page}
+    scatter: dict[str, int | str] = {
+        "D": dim,
+        "HEADS": heads,
+        "HEADS_BLOCK": triton.next_power_of_2(heads),
+        "PAGE": page,
+    }
     places: dict[str, int | str] = {"PAGE": page, "BLOCK": triton.next_power_of_2(3 * page)}
     return [
         Task("bounded_attention", "wide", architecture, attention, _wide_tiles(spec, architecture)),
@@ -124,7 +154,8 @@ def plan_tasks(spec: KernelSpec, architecture: int) -> list[Task]:
 
 
 def _wide_tiles(spec: KernelSpec, architecture: int) -> tuple[Tile, ...]:
-    """Many queries share the cost of rotating a key; no tile takes more shared memory than its architecture has."""
+    """Many queries share the cost of rotating a key; no tile takes more shared memory than its
+    architecture has."""
     if spec.dtype == "float32":
         return Tile(8, 1, (64, 32)), Tile(8, 1, (32, 32)), Tile(8, 1, (16, 16))
     smaller = (Tile(8, 2, (64, 64)), Tile(8, 2, (64, 32)), Tile(8, 1, (32, 32)))
@@ -142,7 +173,8 @@ def _narrow_tiles(spec: KernelSpec) -> tuple[Tile, ...]:
 def build(spec: KernelSpec, tasks: Iterable[Task]) -> Iterator[Built]:
     """Compile the tasks, in order, on all cores."""
     with knobs.compilation.scope(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        knobs.compilation.disable_line_info = True  # it names the source's folder, and makes cubins five times as large
+        # it names the source's folder, and makes cubins five times as large
+        knobs.compilation.disable_line_info = True
         yield from threads.map(lambda task: _compile(spec, task), tasks)
 
 
@@ -154,7 +186,9 @@ def pack(spec: KernelSpec, built: Sequence[Built]) -> bytes:
         "versions": versions(),
         "kernels": [each.index.model_dump() for each in built],
     }
-    files = {INDEX: json.dumps(index, indent=1).encode()} | {each.index.file: each.cubin for each in built}
+    files = {INDEX: json.dumps(index, indent=1).encode()} | {
+        each.index.file: each.cubin for each in built
+    }
     target = BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
@@ -164,17 +198,21 @@ def pack(spec: KernelSpec, built: Sequence[Built]) -> bytes:
 
 def versions() -> dict[str, str]:
     """Of the compilers."""
-    return {"triton": triton.__version__} | {f"ptxas for sm_{each}": get_ptxas(each).version for each in (80, 120)}
+    return {"triton": triton.__version__} | {
+        f"ptxas for sm_{each}": get_ptxas(each).version for each in (80, 120)
+    }
 
 
 def _check(spec: KernelSpec) -> None:
     if spec.head_dim & (spec.head_dim - 1):
         raise ConfigError(
-            f"heads of {spec.head_dim} do not fit the GPU kernels, which take powers of two from 32: build without the plugin"
+            f"heads of {spec.head_dim} do not fit the GPU kernels, which take powers of two from "
+            "32: build without the plugin"
         )
     if 2 * sum(spec.sections) != spec.head_dim or len(spec.frequencies) != sum(spec.sections):
         raise ConfigError(
-            f"rotary sections {list(spec.sections)} and {len(spec.frequencies)} frequencies: both are {spec.head_dim // 2} in all"
+            f"rotary sections {list(spec.sections)} and {len(spec.frequencies)} frequencies: "
+            f"both are {spec.head_dim // 2} in all"
         )
 
 
@@ -196,14 +234,25 @@ def _compile(spec: KernelSpec, task: Task) -> Built:
 def _compile_tile(spec: KernelSpec, task: Task, tile: Tile) -> Built:
     function = KERNELS[task.kernel]
     if not isinstance(function, JITFunction):
-        raise ConfigError("TRITON_INTERPRET is set, so that the kernels cannot be compiled: unset it")
-    constants = task.constants | (dict(zip(("BLOCK_M", "BLOCK_N"), tile.blocks, strict=True)) if tile.blocks else {})
+        raise ConfigError(
+            "TRITON_INTERPRET is set, so that the kernels cannot be compiled: unset it"
+        )
+    constants = task.constants | (
+        dict(zip(("BLOCK_M", "BLOCK_N"), tile.blocks, strict=True)) if tile.blocks else {}
+    )
     signature = {name: _type(name, spec, constants) for name in function.arg_names}
     aligned = {
-        (number,): [["tt.divisibility", 16]] for number, name in enumerate(function.arg_names) if name in (*TENSORS, "partial", "rotary")
+        (number,): [["tt.divisibility", 16]]
+        for number, name in enumerate(function.arg_names)
+        if name in (*TENSORS, "partial", "rotary")
     }
     source = ASTSource(function, signature, constants, aligned)
-    options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True, "maxnreg": 255}
+    options = {
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+        "enable_fp_fusion": True,
+        "maxnreg": 255,
+    }
     compiled = _compiled(source, GPUTarget("cuda", task.architecture, 32), options)
     name = "-".join(filter(None, (task.kernel, task.form)))
     index = CompiledKernel(
@@ -221,7 +270,8 @@ def _compile_tile(spec: KernelSpec, task: Task, tile: Tile) -> Built:
 
 
 def _compiled(source: ASTSource, target: GPUTarget, options: dict[str, Any]) -> Any:
-    """As `triton.compile`; again where threads met in Python's parser: CPython 3.11 counts the depth of all their trees in one place."""
+    """As `triton.compile`; again where threads met in Python's parser: CPython 3.11 counts the
+    depth of all their trees in one place."""
     for _ in range(MEETINGS):
         try:
             return triton.compile(source, target=target, options=options)
@@ -232,7 +282,8 @@ def _compiled(source: ASTSource, target: GPUTarget, options: dict[str, Any]) -> 
 
 
 def _stack_bytes(cubin: bytes) -> int:
-    """Of a thread: these kernels have no arrays of their own, so a stack is for what did not fit into registers."""
+    """Of a thread: these kernels have no arrays of their own, so a stack is for what did not fit
+    into registers."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -258,7 +309,8 @@ def _type(name: str, spec: KernelSpec, constants: dict[str, int | str]) -> str:
 
 
 def _arguments(ptx: str) -> tuple[ArgumentKind, ...]:
-    """The kinds of all arguments of the entry, hidden ones included: those that Triton adds for its scratch memory come last."""
+    """The kinds of all arguments of the entry, hidden ones included: those that Triton adds for its
+    scratch memory come last."""
     entry = re.search(r"\.entry \w+\((.*?)\)", ptx, re.DOTALL)
     if entry is None:
         raise RuntimeError("the PTX has no entry")
@@ -270,5 +322,15 @@ def ptxas_report(built: Built) -> str:
     target = re.search(r"\.target (\w+)", built.ptx)
     if target is None:
         raise RuntimeError("the PTX names no target")
-    command = [get_ptxas(built.index.architecture).path, "-v", "--regAllocOptLevel=2", f"--gpu-name={target[1]}", "-", "-o", os.devnull]
-    return subprocess.run(command, input=built.ptx, capture_output=True, text=True, check=True).stderr
+    command = [
+        get_ptxas(built.index.architecture).path,
+        "-v",
+        "--regAllocOptLevel=2",
+        f"--gpu-name={target[1]}",
+        "-",
+        "-o",
+        os.devnull,
+    ]
+    return subprocess.run(
+        command, input=built.ptx, capture_output=True, text=True, check=True
+    ).stderr

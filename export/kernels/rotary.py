@@ -1,19 +1,24 @@
-"""Multimodal rotary embedding inside a kernel: cos and sin of position times frequency, and the turning of a tile by them."""
+"""Multimodal rotary embedding inside a kernel: cos and sin of position times frequency, and the
+turning of a tile by them."""
 
 import triton
 import triton.language as tl
 
-# pi/2 in two float32 parts (Cody and Waite, Software Manual for the Elementary Functions, 1980). With a fused multiply-add the
-# first subtraction is exact while the angle is below 2^18 = 262,144; what the two parts leave of pi/2 is 1e-15.
+# pi/2 in two float32 parts (Cody and Waite, Software Manual for the Elementary Functions, 1980).
+# With a fused multiply-add the
+# first subtraction is exact while the angle is below 2^18 = 262,144; what the two parts leave of
+# pi/2 is 1e-15.
 TWO_OVER_PI = tl.constexpr(0.636619772367581343)
 HALF_PI_HIGH = tl.constexpr(1.57079637050628662109375)
 HALF_PI_LOW = tl.constexpr(-4.37113900018624283e-8)
-ROUNDER = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding and taking it off rounds a float32 to an integer, which its low bits then hold
+# 1.5 * 2^23: adding and taking it off rounds a float32 to an integer, which its low bits then hold
+ROUNDER = tl.constexpr(12582912.0)
 
 
 @triton.jit
 def cos_sin(angle):
-    """cos and sin of angles in [0, 2^18) radian, float32, to 2e-7 absolute and without a slow path: the polynomials are Cephes'."""
+    """cos and sin of angles in [0, 2^18) radian, float32, to 2e-7 absolute and without a slow path:
+    the polynomials are Cephes'."""
     shifted = tl.fma(angle, TWO_OVER_PI, ROUNDER)
     turns = shifted - ROUNDER  # quarter turns
     quadrant = shifted.to(tl.int32, bitcast=True)
@@ -34,10 +39,22 @@ def cos_sin(angle):
 
 
 @triton.jit
-def rotation(t, h, w, rotary, number, SECTION_T: tl.constexpr, SECTION_H: tl.constexpr, POSITIONS: tl.constexpr, HALF: tl.constexpr):
-    """cos and sin for tokens at (t, h, w), tensors that broadcast with `number`, the frequencies' numbers below HALF.
+def rotation(
+    t,
+    h,
+    w,
+    rotary,
+    number,
+    SECTION_T: tl.constexpr,
+    SECTION_H: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    HALF: tl.constexpr,
+):
+    """cos and sin for tokens at (t, h, w), tensors that broadcast with `number`, the frequencies'
+    numbers below HALF.
 
-    rotary: the frequencies [HALF] float32; or, with POSITIONS > 0, tables of cos and then sin [2,POSITIONS,HALF] float32.
+    rotary: the frequencies [HALF] float32; or, with POSITIONS > 0, tables of cos and then sin
+    [2,POSITIONS,HALF] float32.
     """
     in_t = number < SECTION_T
     in_h = number < SECTION_T + SECTION_H

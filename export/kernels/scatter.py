@@ -1,4 +1,5 @@
-"""What the runtime writes into the pool between two runs of the language engine, never run on a GPU here."""
+"""What the runtime writes into the pool between two runs of the language engine, never run on a GPU
+here."""
 
 import triton
 import triton.language as tl
@@ -42,4 +43,8 @@ def set_places(
     slot = tl.load(slots + page).to(tl.int64)
     number = tl.arange(0, BLOCK)
     there = number < tl.where(slot >= 0, 3 * PAGE, 0)
-    tl.store(where + slot * (3 * PAGE) + number, tl.load(places + page * (3 * PAGE) + number, mask=there, other=0), mask=there)
+    tl.store(
+        where + slot * (3 * PAGE) + number,
+        tl.load(places + page * (3 * PAGE) + number, mask=there, other=0),
+        mask=there,
+    )

@@ -11,7 +11,9 @@ from typing import Any
 from vicort.runtime.errors import EngineError
 
 MODEL_TYPE = "qwen2_5_vl"
-OBSERVED_ROWS = 16  # last rows of a run whose queries the language graph gives one by one; ours: LiveVLM gives no value for its r
+# last rows of a run whose queries the language graph gives one by one; ours: LiveVLM gives no value
+# for its r
+OBSERVED_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class VisionConfiguration:
     patch: int  # pixels, side of a patch
     merge: int  # patches a side that become one visual token
     window: int  # pixels, side of an attention window
-    full_attention: tuple[int, ...]  # blocks that attend over the whole unit; the others within windows
+    # blocks that attend over the whole unit; the others within windows
+    full_attention: tuple[int, ...]
     mean: tuple[float, float, float]  # of RGB, on a scale of 0 to 1
     std: tuple[float, float, float]
 
@@ -52,7 +55,8 @@ class LanguageConfiguration:
     vocabulary: int
     epsilon: float  # of the RMS norms
     theta: float  # base of the rotary frequencies
-    sections: tuple[int, int, int]  # rotary frequencies that turn with t, h and w; they sum to head_dim / 2
+    # rotary frequencies that turn with t, h and w; they sum to head_dim / 2
+    sections: tuple[int, int, int]
     max_position: int  # positions stay below this: the range that the model was trained in
     tied: bool  # the output head is the token embedding
 
@@ -72,15 +76,18 @@ class Configuration:
 
 
 def read_configuration(folder: Path) -> Configuration:
-    """The configuration of a checkpoint folder, of the flat layout that the published models have or of transformers 5's nested one.
+    """The configuration of a checkpoint folder, of the flat layout that the published models have
+    or of transformers 5's nested one.
 
-    Raises EngineError if a file or a value is missing, or asks for something that this model code does not have.
+    Raises EngineError if a file or a value is missing, or asks for something that this model code
+    does not have.
     """
     path = folder / "config.json"
     outer = _read_json(path, needed=True)
     if outer.get("model_type") != MODEL_TYPE:
         raise EngineError(
-            f"{path} is of a {outer.get('model_type')!r} model, only {MODEL_TYPE!r} is supported: name a Qwen2.5-VL checkpoint"
+            f"{path} is of a {outer.get('model_type')!r} model, only {MODEL_TYPE!r} is "
+            "supported: name a Qwen2.5-VL checkpoint"
         )
     text = outer.get("text_config") or outer
     preprocessing = _preprocessing(folder)
@@ -88,7 +95,9 @@ def read_configuration(folder: Path) -> Configuration:
     generation = _read_json(folder / "generation_config.json")
     eos = _first(generation, text, outer, key="eos_token_id", default=151645)
     language = _language(text, outer, path)
-    _require(path, "vision_config.out_hidden_size", seen.get("out_hidden_size", 3584), (language.width,))
+    _require(
+        path, "vision_config.out_hidden_size", seen.get("out_hidden_size", 3584), (language.width,)
+    )
     return Configuration(
         vision=_vision(seen, preprocessing, path),
         language=language,
@@ -99,11 +108,19 @@ def read_configuration(folder: Path) -> Configuration:
     )
 
 
-def _vision(seen: Mapping[str, Any], preprocessing: Mapping[str, Any], path: Path) -> VisionConfiguration:
-    """`seen` is config.json's vision_config; what it leaves out has the value that transformers' class gives it."""
+def _vision(
+    seen: Mapping[str, Any], preprocessing: Mapping[str, Any], path: Path
+) -> VisionConfiguration:
+    """`seen` is config.json's vision_config; what it leaves out has the value that transformers'
+    class gives it."""
     _require(path, "vision_config.hidden_act", seen.get("hidden_act", "silu"), ("silu",))
     _require(path, "vision_config.temporal_patch_size", seen.get("temporal_patch_size", 2), (2,))
-    _require(path, "vision_config.in_channels", _first(seen, key="in_channels", default=seen.get("in_chans", 3)), (3,))
+    _require(
+        path,
+        "vision_config.in_channels",
+        _first(seen, key="in_channels", default=seen.get("in_chans", 3)),
+        (3,),
+    )
     vision = VisionConfiguration(
         depth=seen.get("depth", 32),
         width=seen.get("hidden_size", 3584),
@@ -118,16 +135,24 @@ def _vision(seen: Mapping[str, Any], preprocessing: Mapping[str, Any], path: Pat
     )
     if vision.window < vision.token_pixels:
         raise EngineError(
-            f"{path}: vision_config.window_size is {vision.window}, at least {vision.token_pixels} (one visual token) is needed"
+            f"{path}: vision_config.window_size is {vision.window}, at least "
+            f"{vision.token_pixels} (one visual token) is needed"
         )
     return vision
 
 
-def _language(text: Mapping[str, Any], outer: Mapping[str, Any], path: Path) -> LanguageConfiguration:
+def _language(
+    text: Mapping[str, Any], outer: Mapping[str, Any], path: Path
+) -> LanguageConfiguration:
     rotary = text.get("rope_parameters") or text.get("rope_scaling") or {}
     _require(path, "hidden_act", text.get("hidden_act", "silu"), ("silu",))
     _require(path, "use_sliding_window", text.get("use_sliding_window") or False, (False,))
-    _require(path, "rope_scaling type", rotary.get("rope_type", rotary.get("type", "default")), ("default", "mrope"))
+    _require(
+        path,
+        "rope_scaling type",
+        rotary.get("rope_type", rotary.get("type", "default")),
+        ("default", "mrope"),
+    )
     try:
         language = LanguageConfiguration(
             layers=text["num_hidden_layers"],
@@ -143,16 +168,20 @@ def _language(text: Mapping[str, Any], outer: Mapping[str, Any], path: Path) -> 
             tied=bool(outer.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
         )
     except KeyError as error:
-        raise EngineError(f"{path} has no {error.args[0]}: download the checkpoint again, or name another") from error
+        raise EngineError(
+            f"{path} has no {error.args[0]}: download the checkpoint again, or name another"
+        ) from error
     if 2 * sum(language.sections) != language.head_dim:
         raise EngineError(
-            f"{path}: mrope_section {list(language.sections)} must sum to {language.head_dim // 2}, half the head's {language.head_dim}"
+            f"{path}: mrope_section {list(language.sections)} must sum to "
+            f"{language.head_dim // 2}, half the head's {language.head_dim}"
         )
     return language
 
 
 def _preprocessing(folder: Path) -> dict[str, Any]:
-    """Mean, std and fps: of preprocessor_config.json, or of where newer releases of transformers put them."""
+    """Mean, std and fps: of preprocessor_config.json, or of where newer releases of transformers
+    put them."""
     processor = _read_json(folder / "processor_config.json")
     candidates = [
         _read_json(folder / "preprocessor_config.json"),
@@ -160,10 +189,18 @@ def _preprocessing(folder: Path) -> dict[str, Any]:
         processor.get("video_processor") or {},
         processor.get("image_processor") or {},
     ]
-    found = {key: part[key] for part in reversed(candidates) for key in ("image_mean", "image_std", "fps") if part.get(key) is not None}
+    found = {
+        key: part[key]
+        for part in reversed(candidates)
+        for key in ("image_mean", "image_std", "fps")
+        if part.get(key) is not None
+    }
     for key in ("image_mean", "image_std"):
         if len(found.get(key, ())) != 3:
-            raise EngineError(f"{folder / 'preprocessor_config.json'} has no {key} of three numbers: download the checkpoint again")
+            raise EngineError(
+                f"{folder / 'preprocessor_config.json'} has no {key} of three numbers: download "
+                "the checkpoint again"
+            )
     return found
 
 
@@ -175,18 +212,26 @@ def _first(*sources: Mapping[str, Any], key: str, default: Any) -> Any:
 def _require(path: Path, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
         choice = " or ".join(map(repr, allowed))
-        raise EngineError(f"{path}: {name} is {value!r}, only {choice} is supported: name another checkpoint")
+        raise EngineError(
+            f"{path}: {name} is {value!r}, only {choice} is supported: name another checkpoint"
+        )
 
 
 def _read_json(path: Path, needed: bool = False) -> dict[str, Any]:
     if not path.is_file():
         if needed:
-            raise EngineError(f"{path.parent} has no {path.name}: name a folder in Hugging Face layout, or a hub id")
+            raise EngineError(
+                f"{path.parent} has no {path.name}: name a folder in Hugging Face layout, or a "
+                "hub id"
+            )
         return {}
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise EngineError(f"{path} is not JSON ({error}): download the checkpoint again") from error
     if not isinstance(content, dict):
-        raise EngineError(f"{path} holds a {type(content).__name__}, not a JSON object: download the checkpoint again")
+        raise EngineError(
+            f"{path} holds a {type(content).__name__}, not a JSON object: download the "
+            "checkpoint again"
+        )
     return content

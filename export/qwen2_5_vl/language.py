@@ -14,7 +14,8 @@ from vicort.export.qwen2_5_vl.layers import RMSNorm, SwiGLU
 
 
 class LanguageModel(nn.Module):
-    """New tokens through all layers, each attending to the pages that the table names and to the new tokens before it."""
+    """New tokens through all layers, each attending to the pages that the table names and to the
+    new tokens before it."""
 
     def __init__(self, config: LanguageConfiguration):
         super().__init__()
@@ -26,16 +27,24 @@ class LanguageModel(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
 
     def forward(
-        self, tokens: Tensor, features: Tensor, pos: Tensor, pool: Tensor, where: Tensor, table: Tensor
+        self,
+        tokens: Tensor,
+        features: Tensor,
+        pos: Tensor,
+        pool: Tensor,
+        where: Tensor,
+        table: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """One run over C new rows.
 
-        tokens: [C] int32 token ids, -1 = this row is a visual token and comes from `features`; features: [C,width], of the model's dtype.
-        pos, pool, where, table: as bounded_attention takes them; a row whose t is -1 is padding and changes no other row.
+        tokens: [C] int32 token ids, -1 = this row is a visual token and comes from `features`;
+        features: [C,width], of the model's dtype. pos, pool, where, table: as bounded_attention
+        takes them; a row whose t is -1 is padding and changes no other row.
 
-        Returns logits [1,V] float32 of the last row that is not padding; k and v [L,C,Hkv,D], not rotated, of the model's dtype;
-        q [L,Hq,D] float32, not rotated, the mean over the rows that are not padding; queries [L,R,Hq,D] float32, not rotated, of the last
-        R = OBSERVED_ROWS rows that are not padding, oldest first, behind zeros where there are fewer.
+        Returns logits [1,V] float32 of the last row that is not padding; k and v [L,C,Hkv,D], not
+        rotated, of the model's dtype; q [L,Hq,D] float32, not rotated, the mean over the rows that
+        are not padding; queries [L,R,Hq,D] float32, not rotated, of the last R = OBSERVED_ROWS rows
+        that are not padding, oldest first, behind zeros where there are fewer.
         """
         real = pos[:, 0] >= 0
         observed = last_rows(real, OBSERVED_ROWS)
@@ -51,7 +60,13 @@ class LanguageModel(nn.Module):
         row = torch.arange(pos.shape[0], device=pos.device)
         last = torch.where(real, row, 0).amax(0, keepdim=True)
         logits = self.lm_head(self.norm(x.index_select(0, last)))
-        return logits.float(), torch.stack(keys), torch.stack(values), torch.stack(means), torch.stack(queries)
+        return (
+            logits.float(),
+            torch.stack(keys),
+            torch.stack(values),
+            torch.stack(means),
+            torch.stack(queries),
+        )
 
 
 class Layer(nn.Module):
@@ -62,14 +77,17 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.width, config.epsilon)
         self.mlp = SwiGLU(config.width, config.intermediate, bias=False)
 
-    def forward(self, x: Tensor, pos: Tensor, pool: Tensor, where: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, pos: Tensor, pool: Tensor, where: Tensor, table: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         mixed, k, v, q = self.self_attn(self.input_layernorm(x), pos, pool, where, table)
         x = x + mixed
         return x + self.mlp(self.post_attention_layernorm(x)), k, v, q
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (arXiv:2305.13245) with biases on q, k and v, over a bounded table of pages."""
+    """Grouped-query attention (arXiv:2305.13245) with biases on q, k and v, over a bounded table of
+    pages."""
 
     def __init__(self, config: LanguageConfiguration, index: int):
         super().__init__()
@@ -79,14 +97,18 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_dim)
         self.o_proj = nn.Linear(config.query_heads * config.head_dim, config.width, bias=False)
 
-    def forward(self, x: Tensor, pos: Tensor, pool: Tensor, where: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, pos: Tensor, pool: Tensor, where: Tensor, table: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x: [C,width] -> output [C,width], k and v [C,Hkv,D] and q [C,Hq,D], not rotated."""
         config = self.config
         q = self.q_proj(x).reshape(-1, config.query_heads, config.head_dim)
         k = self.k_proj(x).reshape(-1, config.kv_heads, config.head_dim)
         v = self.v_proj(x).reshape(-1, config.kv_heads, config.head_dim)
         scale = config.head_dim**-0.5
-        mixed = bounded_attention(q, k, v, pos, pool, where, table, self.index, scale, list(config.sections), config.theta)
+        mixed = bounded_attention(
+            q, k, v, pos, pool, where, table, self.index, scale, list(config.sections), config.theta
+        )
         return self.o_proj(mixed.flatten(1)), k, v, q
 
 
@@ -97,12 +119,14 @@ def mean_row(x: Tensor, real: Tensor) -> Tensor:
 
 
 def last_rows(real: Tensor, count: int) -> Tensor:
-    """Which rows are the last `count` that are not padding: real [C] bool -> [count] int64, rising, behind -1 where there are fewer."""
+    """Which rows are the last `count` that are not padding: real [C] bool -> [count] int64, rising,
+    behind -1 where there are fewer."""
     row = torch.arange(real.shape[0], device=real.device)
     ends = real.to(torch.int32).cumsum(0, dtype=torch.int32)
     later = ends[-1:] - ends  # rows that are not padding behind each
     target = torch.where(real & (later < count), count - 1 - later, count)
-    none = torch.full((count + 1,), -1, device=real.device)  # the last one takes the rows that are left out
+    # the last one takes the rows that are left out
+    none = torch.full((count + 1,), -1, device=real.device)
     return none.scatter(0, target.long(), row)[:-1]
 
 

@@ -1,6 +1,8 @@
-"""The vision encoder over a part of each unit: patches of tokens that are left out are never embedded, and nothing attends to them.
+"""The vision encoder over a part of each unit: patches of tokens that are left out are never
+embedded, and nothing attends to them.
 
-CodecFlow (arXiv:2604.06036) prunes so before the encoder, a whole token (a group of merge*merge patches) at a time.
+CodecFlow (arXiv:2604.06036) prunes so before the encoder, a whole token (a group of merge*merge
+patches) at a time.
 """
 
 from __future__ import annotations
@@ -13,28 +15,47 @@ from vicort.export.qwen2_5_vl.windows import patches_of, window_of
 
 
 class PrunedVisionEncoder(nn.Module):
-    """An encoder's own weights, positions and windows. With all tokens kept it gives what the encoder gives."""
+    """An encoder's own weights, positions and windows. With all tokens kept it gives what the
+    encoder gives."""
 
     def __init__(self, encoder: VisionEncoder):
         super().__init__()
         self.encoder = encoder
         config = encoder.config
-        rows, columns = encoder.image_height // config.token_pixels, encoder.image_width // config.token_pixels
-        patches = patches_of(torch.arange(rows * columns).numpy(), columns, config.merge).reshape(-1, config.merge**2)
+        rows, columns = (
+            encoder.image_height // config.token_pixels,
+            encoder.image_width // config.token_pixels,
+        )
+        patches = patches_of(torch.arange(rows * columns).numpy(), columns, config.merge).reshape(
+            -1, config.merge**2
+        )
         in_token_order = (encoder.grid_tokens, config.merge**2, config.head_dim)
-        self.register_buffer("patches", torch.from_numpy(patches), persistent=False)  # [P,merge*merge]
-        self.register_buffer("window", torch.from_numpy(window_of(rows, columns, config.window_tokens)), persistent=False)  # [P]
-        self.register_buffer("cos", encoder.cos.reshape(in_token_order)[encoder.reverse], persistent=False)
-        self.register_buffer("sin", encoder.sin.reshape(in_token_order)[encoder.reverse], persistent=False)
+        # [P,merge*merge]
+        self.register_buffer("patches", torch.from_numpy(patches), persistent=False)
+        # [P]
+        self.register_buffer(
+            "window",
+            torch.from_numpy(window_of(rows, columns, config.window_tokens)),
+            persistent=False,
+        )
+        self.register_buffer(
+            "cos", encoder.cos.reshape(in_token_order)[encoder.reverse], persistent=False
+        )
+        self.register_buffer(
+            "sin", encoder.sin.reshape(in_token_order)[encoder.reverse], persistent=False
+        )
 
     def forward(self, frames: Tensor, kept: Tensor) -> Tensor:
-        """frames: [2U,height,width,3] uint8 RGB; kept: [U,G] int32, which tokens of the row-major grid stay, each once, -1 = none
-        -> [U,G,width] of the model's dtype, in that order, zeros where none."""
+        """frames: [2U,height,width,3] uint8 RGB; kept: [U,G] int32, which tokens of the row-major
+        grid stay, each once, -1 = none -> [U,G,width] of the model's dtype, in that order, zeros
+        where none."""
         there = kept >= 0
         token = kept.clamp(min=0).long()
         units, groups = kept.shape
         x = self.encoder.patch_embed(self.gathered(frames, token))
-        cos, sin = (table[token].reshape(units, -1, table.shape[-1]) for table in (self.cos, self.sin))
+        cos, sin = (
+            table[token].reshape(units, -1, table.shape[-1]) for table in (self.cos, self.sin)
+        )
         everywhere, in_window = self.biases(token, there)
         for index, block in enumerate(self.encoder.blocks):
             bias = everywhere if index in self.encoder.config.full_attention else in_window
@@ -43,7 +64,8 @@ class PrunedVisionEncoder(nn.Module):
         return torch.where(there[:, :, None], features, torch.zeros_like(features))
 
     def gathered(self, frames: Tensor, token: Tensor) -> Tensor:
-        """Pixels [U,G*merge*merge,2*patch*patch*3] of the patches of tokens [U,G], and of no others."""
+        """Pixels [U,G*merge*merge,2*patch*patch*3] of the patches of tokens [U,G], and of no
+        others."""
         pixels = self.encoder.patches(frames)  # [U,S,…]
         units, places, size = pixels.shape
         first = torch.arange(units, device=token.device) * places
@@ -51,10 +73,13 @@ class PrunedVisionEncoder(nn.Module):
         return pixels.reshape(-1, size).index_select(0, rows).reshape(units, -1, size)
 
     def biases(self, token: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-        """Added to the scores of full attention [U,1,1,G*m] and of attention within windows [U,1,G*m,G*m], m = merge*merge."""
+        """Added to the scores of full attention [U,1,1,G*m] and of attention within windows
+        [U,1,G*m,G*m], m = merge*merge."""
         patches, window = self.encoder.config.merge**2, self.window[token]
         apart = (window[:, :, None] != window[:, None, :]) | ~there[:, None, :]
-        in_window = (apart.float() * HIDDEN).repeat_interleave(patches, 1).repeat_interleave(patches, 2)
+        in_window = (
+            (apart.float() * HIDDEN).repeat_interleave(patches, 1).repeat_interleave(patches, 2)
+        )
         everywhere = ((~there).float() * HIDDEN).repeat_interleave(patches, 1)
         return everywhere[:, None, None], in_window[:, None]
 
@@ -73,4 +98,6 @@ def attend(attention: Attention, x: Tensor, cos: Tensor, sin: Tensor, bias: Tens
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     scores = (q @ k.transpose(-1, -2)).float() * head_dim**-0.5 + bias  # [U,heads,S,S]
-    return attention.proj((scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).reshape(units, places, width))
+    return attention.proj(
+        (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).reshape(units, places, width)
+    )

@@ -1,6 +1,8 @@
-"""The vision encoder of Qwen2.5-VL (arXiv:2502.13923), frames in, visual tokens out; all units of a chunk at once, none seeing another.
+"""The vision encoder of Qwen2.5-VL (arXiv:2502.13923), frames in, visual tokens out; all units of a
+chunk at once, none seeing another.
 
-Parameters have the names that Hugging Face gives them below `visual.`, but for `patch_embed`, a linear layer over a patch's pixels.
+Parameters have the names that Hugging Face gives them below `visual.`, but for `patch_embed`, a
+linear layer over a patch's pixels.
 """
 
 from __future__ import annotations
@@ -20,25 +22,42 @@ HIDDEN = -1e30  # score of a window's empty cells
 
 
 class VisionEncoder(nn.Module):
-    """Made for one image size. Raises ConfigError if that is no multiple of a visual token's pixels."""
+    """Made for one image size. Raises ConfigError if that is no multiple of a visual token's
+    pixels."""
 
-    def __init__(self, config: VisionConfiguration, width: int, image_height: int, image_width: int):
+    def __init__(
+        self, config: VisionConfiguration, width: int, image_height: int, image_width: int
+    ):
         """width: of the visual tokens; image_height, image_width: pixels."""
         super().__init__()
         step = config.token_pixels
         for name, pixels in (("height", image_height), ("width", image_width)):
             if pixels < step or pixels % step:
-                raise ConfigError(f"image {name} {pixels} is not allowed: give a multiple of {step} pixels with --image-size WxH")
-        self.config, self.image_height, self.image_width = config, image_height, image_width
-        windows = arrange(image_height // step, image_width // step, config.merge, config.window_tokens)
+                raise ConfigError(
+                    f"image {name} {pixels} is not allowed: give a multiple of {step} pixels "
+                    "with --image-size WxH"
+                )
+        self.config = config
+        self.image_height = image_height
+        self.image_width = image_width
+        windows = arrange(
+            image_height // step, image_width // step, config.merge, config.window_tokens
+        )
         self.grid_tokens = len(windows.tokens)
 
         self.patch_embed = nn.Linear(UNIT_FRAMES * config.patch**2 * 3, config.width, bias=False)
-        self.blocks = nn.ModuleList(Block(config, None if i in config.full_attention else windows) for i in range(config.depth))
+        self.blocks = nn.ModuleList(
+            Block(config, None if i in config.full_attention else windows)
+            for i in range(config.depth)
+        )
         self.merger = Merger(config, width)
 
-        mean, std = (torch.tensor(values, dtype=torch.float32, device="cpu") for values in (config.mean, config.std))
-        self.register_buffer("gain", (1 / (255 * std)).repeat(config.patch), persistent=False)  # [patch*3], columns of a patch's row
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device="cpu")
+            for values in (config.mean, config.std)
+        )
+        # [patch*3], columns of a patch's row
+        self.register_buffer("gain", (1 / (255 * std)).repeat(config.patch), persistent=False)
         self.register_buffer("shift", (-mean / std).repeat(config.patch), persistent=False)
         self.register_buffer("order", torch.from_numpy(windows.patches), persistent=False)
         self.register_buffer("reverse", torch.from_numpy(windows.tokens), persistent=False)
@@ -47,19 +66,31 @@ class VisionEncoder(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """frames: [2U,height,width,3] uint8 RGB -> [U,P,width] of the model's dtype, tokens row-major over the token grid."""
+        """frames: [2U,height,width,3] uint8 RGB -> [U,P,width] of the model's dtype, tokens
+        row-major over the token grid."""
         x = self.patch_embed(self.patches(frames)).index_select(1, self.order)  # [U,S,width]
         for block in self.blocks:
             x = block(x, self.cos, self.sin)
         return self.merger(x).index_select(1, self.reverse)
 
     def patches(self, frames: Tensor) -> Tensor:
-        """Normalised pixels [U,S,2*patch*patch*3], patches row-major; in a patch: frame, row, column, channel."""
-        patch, rows, columns = self.config.patch, self.image_height // self.config.patch, self.image_width // self.config.patch
-        # The cast comes before the transposition, because TensorRT does not transpose uint8, and a patch's row and channels stay
+        """Normalised pixels [U,S,2*patch*patch*3], patches row-major; in a patch: frame, row,
+        column, channel."""
+        patch, rows, columns = (
+            self.config.patch,
+            self.image_height // self.config.patch,
+            self.image_width // self.config.patch,
+        )
+        # The cast comes before the transposition, because TensorRT does not transpose uint8, and a
+        # patch's row and channels stay
         # one axis, because TensorRT has at most eight.
-        pixels = frames.float().reshape(-1, UNIT_FRAMES, rows, patch, columns, patch * 3) * self.gain + self.shift
-        pixels = pixels.permute(0, 2, 4, 1, 3, 5).reshape(-1, rows * columns, UNIT_FRAMES * patch * patch * 3)
+        pixels = (
+            frames.float().reshape(-1, UNIT_FRAMES, rows, patch, columns, patch * 3) * self.gain
+            + self.shift
+        )
+        pixels = pixels.permute(0, 2, 4, 1, 3, 5).reshape(
+            -1, rows * columns, UNIT_FRAMES * patch * patch * 3
+        )
         return pixels.to(self.patch_embed.weight.dtype)
 
 
@@ -90,7 +121,12 @@ class Attention(nn.Module):
             self.register_buffer("gather", torch.from_numpy(windows.gather), persistent=False)
             self.register_buffer("scatter", torch.from_numpy(windows.scatter), persistent=False)
             empty = torch.from_numpy(~windows.filled)[:, None, None]
-            self.register_buffer("bias", torch.zeros(empty.shape, device="cpu").masked_fill(empty, HIDDEN), persistent=False)  # [W,1,1,K]
+            # [W,1,1,K]
+            self.register_buffer(
+                "bias",
+                torch.zeros(empty.shape, device="cpu").masked_fill(empty, HIDDEN),
+                persistent=False,
+            )
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x: [U,S,width]; cos, sin: [S,head_dim] -> [U,S,width]."""
@@ -100,7 +136,12 @@ class Attention(nn.Module):
         if self.padded:
             q, k, v = (tensor.index_select(1, self.gather) for tensor in (q, k, v))
         cells = q.shape[1]
-        q, k, v = (t.reshape(-1, self.windows, cells // self.windows, self.heads, self.head_dim).transpose(2, 3) for t in (q, k, v))
+        q, k, v = (
+            t.reshape(-1, self.windows, cells // self.windows, self.heads, self.head_dim).transpose(
+                2, 3
+            )
+            for t in (q, k, v)
+        )
         scores = (q @ k.transpose(-1, -2)).float() * self.head_dim**-0.5  # [U,W,heads,K,K]
         if self.padded:
             scores = scores + self.bias
@@ -117,7 +158,9 @@ class Merger(nn.Module):
         super().__init__()
         self.merged = config.width * config.merge**2
         self.ln_q = RMSNorm(config.width)
-        self.mlp = nn.ModuleDict({"0": nn.Linear(self.merged, self.merged), "2": nn.Linear(self.merged, width)})
+        self.mlp = nn.ModuleDict(
+            {"0": nn.Linear(self.merged, self.merged), "2": nn.Linear(self.merged, width)}
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """[U,S,width] -> [U,P,width of a visual token]."""
@@ -126,10 +169,13 @@ class Merger(nn.Module):
 
 
 def rotary_tables(windows: Windows, columns: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """cos and sin [S,head_dim] of the 2-D rotary embedding (arXiv:2409.12191): a quarter of the head turns with the patch's row, the next
-    with its column, and so again in the other half. columns: of the patch grid."""
+    """cos and sin [S,head_dim] of the 2-D rotary embedding (arXiv:2409.12191): a quarter of the
+    head turns with the patch's row, the next with its column, and so again in the other half.
+    columns: of the patch grid."""
     y, x = (torch.from_numpy(place).float() for place in divmod(windows.patches, columns))
-    exponent = torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device="cpu") / (head_dim // 2)
+    exponent = torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device="cpu") / (
+        head_dim // 2
+    )
     frequency = 1.0 / THETA**exponent  # [head_dim/4]
     angle = torch.cat([y[:, None] * frequency, x[:, None] * frequency], dim=-1).repeat(1, 2)
     return angle.cos(), angle.sin()

@@ -23,7 +23,8 @@ from vicort.runtime.errors import EngineError
 Part = Literal["vision", "language"]
 Model = TypeVar("Model", bound=nn.Module)
 
-# Checkpoints before transformers 4.52 have `visual.` and `model.`, later ones may have `model.visual.` and `model.language_model.`.
+# Checkpoints before transformers 4.52 have `visual.` and `model.`, later ones may have
+# `model.visual.` and `model.language_model.`.
 PREFIXES: tuple[tuple[str, Part], ...] = (
     ("model.visual.", "vision"),
     ("visual.", "vision"),
@@ -39,27 +40,46 @@ STORED_TYPES = ("F32", "F16", "BF16")
 def load_models(
     folder: Path, height: int, width: int, dtype: torch.dtype = torch.float32
 ) -> tuple[VisionEncoder, LanguageModel, TokenControl, Configuration]:
-    """The three graphs of a checkpoint folder, for frames of height x width pixels, ready to be exported.
+    """The three graphs of a checkpoint folder, for frames of height x width pixels, ready to be
+    exported.
 
-    Raises EngineError if a file, a key or a shape is not what config.json says, ConfigError if the image size is not allowed.
+    Raises EngineError if a file, a key or a shape is not what config.json says, ConfigError if the
+    image size is not allowed.
     """
     config = read_configuration(folder)
-    return load_vision(folder, config, height, width, dtype), load_language(folder, config, dtype), TokenControl().eval(), config
+    return (
+        load_vision(folder, config, height, width, dtype),
+        load_language(folder, config, dtype),
+        TokenControl().eval(),
+        config,
+    )
 
 
 def load_vision(
-    folder: Path, config: Configuration, height: int, width: int, dtype: torch.dtype = torch.float32, adapter: Adapter | None = None
+    folder: Path,
+    config: Configuration,
+    height: int,
+    width: int,
+    dtype: torch.dtype = torch.float32,
+    adapter: Adapter | None = None,
 ) -> VisionEncoder:
-    """The vision encoder alone, for frames of height x width pixels. adapter: merged into its weights."""
+    """The vision encoder alone, for frames of height x width pixels. adapter: merged into its
+    weights."""
     with torch.device("meta"):
         model = VisionEncoder(config.vision, config.language.width, height, width)
     return _fill(model, folder, "vision", dtype, adapter)
 
 
-def load_language(folder: Path, config: Configuration, dtype: torch.dtype = torch.float32, adapter: Adapter | None = None) -> LanguageModel:
+def load_language(
+    folder: Path,
+    config: Configuration,
+    dtype: torch.dtype = torch.float32,
+    adapter: Adapter | None = None,
+) -> LanguageModel:
     """The language model alone. adapter: merged into its weights.
 
-    As in transformers, a head that config.json ties, but that the checkpoint holds with other values, stands on its own.
+    As in transformers, a head that config.json ties, but that the checkpoint holds with other
+    values, stands on its own.
     """
     tied = config.language.tied and not _has_own_head(folder)
     with torch.device("meta"):
@@ -67,9 +87,13 @@ def load_language(folder: Path, config: Configuration, dtype: torch.dtype = torc
     return _fill(model, folder, "language", dtype, adapter)
 
 
-def _fill(model: Model, folder: Path, part: Part, dtype: torch.dtype, adapter: Adapter | None) -> Model:
-    """Gives a model on the meta device the checkpoint's parameters, one tensor at a time, with what an adapter adds to them."""
-    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}  # a tied head is no parameter of its own
+def _fill(
+    model: Model, folder: Path, part: Part, dtype: torch.dtype, adapter: Adapter | None
+) -> Model:
+    """Gives a model on the meta device the checkpoint's parameters, one tensor at a time, with what
+    an adapter adds to them."""
+    # a tied head is no parameter of its own
+    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
     added = _added(adapter, part, wanted) if adapter else {}
     found: dict[str, Tensor] = {}
     for path in _files(folder):
@@ -83,7 +107,8 @@ def _fill(model: Model, folder: Path, part: Part, dtype: torch.dtype, adapter: A
     missing = sorted(wanted.keys() - found.keys())
     if missing:
         raise EngineError(
-            f"{folder} has no weight {missing[0]!r} ({len(missing)} missing) of the {part} model: download the checkpoint again"
+            f"{folder} has no weight {missing[0]!r} ({len(missing)} missing) of the {part} "
+            "model: download the checkpoint again"
         )
     for name, tensor in found.items():
         _replace(model, name, tensor)
@@ -98,9 +123,14 @@ def _added(adapter: Adapter, part: Part, wanted: dict[str, torch.Size]) -> dict[
         if owner != part:
             continue
         if wanted.get(name) != low_rank.shape:
-            has = f"of shape {list(wanted[name])}" if name in wanted else "no weight of that name, or a tied one,"
+            has = (
+                f"of shape {list(wanted[name])}"
+                if name in wanted
+                else "no weight of that name, or a tied one,"
+            )
             raise EngineError(
-                f"{adapter.folder} adds {list(low_rank.shape)} to {key!r}, the checkpoint has {has}: name the base that it was trained on"
+                f"{adapter.folder} adds {list(low_rank.shape)} to {key!r}, the checkpoint has "
+                f"{has}: name the base that it was trained on"
             )
         added[name] = low_rank
     return added
@@ -112,7 +142,9 @@ def _has_own_head(folder: Path) -> bool:
     for path in _files(folder):
         with _opened(path) as file:
             names = {_place(key, path)[1]: key for key in file.keys()}  # noqa: SIM118 (the file cannot be iterated)
-            held |= {name: file.get_tensor(names[name]) for name in (HEAD, EMBEDDING) if name in names}
+            held |= {
+                name: file.get_tensor(names[name]) for name in (HEAD, EMBEDDING) if name in names
+            }
     return HEAD in held and EMBEDDING in held and not torch.equal(held[HEAD], held[EMBEDDING])
 
 
@@ -124,28 +156,41 @@ def _place(key: str, path: Path) -> tuple[Part, str]:
         if key.startswith(prefix):
             name = key.removeprefix(prefix)
             return part, "patch_embed.weight" if name == CONVOLUTION else name
-    raise EngineError(f"{path} has a weight {key!r} that Qwen2.5-VL does not have: name an unmodified checkpoint")
+    raise EngineError(
+        f"{path} has a weight {key!r} that Qwen2.5-VL does not have: name an unmodified checkpoint"
+    )
 
 
-def _tensor(file: safe_open, key: str, path: Path, name: str, wanted: dict[str, torch.Size]) -> Tensor:
+def _tensor(
+    file: safe_open, key: str, path: Path, name: str, wanted: dict[str, torch.Size]
+) -> Tensor:
     if name not in wanted:
-        raise EngineError(f"{path} has a weight {key!r} that config.json has no place for: name an unmodified checkpoint")
+        raise EngineError(
+            f"{path} has a weight {key!r} that config.json has no place for: name an unmodified "
+            "checkpoint"
+        )
     view = file.get_slice(key)
     if view.get_dtype() not in STORED_TYPES:
         raise EngineError(
-            f"{path}: {key!r} is stored as {view.get_dtype()}, allowed are {', '.join(STORED_TYPES)}: name an unquantised checkpoint"
+            f"{path}: {key!r} is stored as {view.get_dtype()}, allowed are "
+            f"{', '.join(STORED_TYPES)}: name an unquantised checkpoint"
         )
     tensor = file.get_tensor(key)
     if key.endswith(CONVOLUTION) and tensor.ndim == 5:
-        tensor = tensor.permute(0, 2, 3, 4, 1).flatten(1)  # [width, channel, frame, y, x] -> pixels in the order of VisionEncoder.patches
+        # [width, channel, frame, y, x] -> pixels in the order of VisionEncoder.patches
+        tensor = tensor.permute(0, 2, 3, 4, 1).flatten(1)
     if tensor.shape != wanted[name]:
         shape, expected = list(view.get_shape()), list(wanted[name])
-        raise EngineError(f"{path}: {key!r} has shape {shape}, config.json makes it {expected}: the two are not of one checkpoint")
+        raise EngineError(
+            f"{path}: {key!r} has shape {shape}, config.json makes it {expected}: the two are "
+            "not of one checkpoint"
+        )
     return tensor
 
 
 def _replace(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Puts a tensor in the place of a parameter, wherever in the model that parameter is used: a tied head stays tied."""
+    """Puts a tensor in the place of a parameter, wherever in the model that parameter is used: a
+    tied head stays tied."""
     parameter = nn.Parameter(tensor, requires_grad=False)
     old = model.get_parameter(name)
     for module in model.modules():
@@ -163,10 +208,15 @@ def _files(folder: Path) -> list[Path]:
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise EngineError(f"{index} is no index of weights ({error!r}): download the checkpoint again") from error
+            raise EngineError(
+                f"{index} is no index of weights ({error!r}): download the checkpoint again"
+            ) from error
     for name in names:
         if not (folder / name).is_file():
-            raise EngineError(f"{folder} has no {name}: weights must be in safetensors files, download the checkpoint again")
+            raise EngineError(
+                f"{folder} has no {name}: weights must be in safetensors files, download the "
+                "checkpoint again"
+            )
     return [folder / name for name in names]
 
 

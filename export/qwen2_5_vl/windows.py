@@ -1,4 +1,5 @@
-"""Where the visual tokens of a frame lie: the order in which the vision encoder holds its patches, and its attention windows.
+"""Where the visual tokens of a frame lie: the order in which the vision encoder holds its patches,
+and its attention windows.
 
 Everything here is index arithmetic on a grid of fixed size, done once, when the encoder is made.
 """
@@ -12,7 +13,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Windows:
-    """Patches are held window after window, in a window token after token (row-major), in a token patch after patch (row-major).
+    """Patches are held window after window, in a window token after token (row-major), in a token
+    patch after patch (row-major).
 
     S = patches of a unit, P = tokens of a unit, W = windows, K = patches of a full window.
     """
@@ -20,7 +22,8 @@ class Windows:
     patches: np.ndarray  # [S] int64: which patch of the row-major patch grid stands at each place
     tokens: np.ndarray  # [P] int64: at which place each token of the row-major token grid stands
     count: int  # W
-    gather: np.ndarray  # [W*K] int64: which place fills each cell of the windows; 0 where there is none
+    # [W*K] int64: which place fills each cell of the windows; 0 where there is none
+    gather: np.ndarray
     filled: np.ndarray  # [W,K] bool: the cells that hold a patch
     scatter: np.ndarray  # [S] int64: the cell that holds each place
 
@@ -31,15 +34,20 @@ class Windows:
 
 
 def arrange(rows: int, columns: int, merge: int, window: int) -> Windows:
-    """rows, columns: of the token grid; merge: patches a side of a token; window: tokens a side of a window.
+    """rows, columns: of the token grid; merge: patches a side of a token; window: tokens a side of
+    a window.
 
-    Windows start at the upper left corner; those at the right and lower edge are cut where the grid ends.
+    Windows start at the upper left corner; those at the right and lower edge are cut where the grid
+    ends.
     """
     window_rows, window_columns = min(window, rows), min(window, columns)
     down, across = -(-rows // window_rows), -(-columns // window_columns)
     grid = np.full((down * window_rows, across * window_columns), -1)
     grid[:rows, :columns] = np.arange(rows * columns).reshape(rows, columns)
-    by_window = grid.reshape(down, window_rows, across, window_columns).transpose(0, 2, 1, 3).reshape(-1)  # token of each cell, or -1
+    # token of each cell, or -1
+    by_window = (
+        grid.reshape(down, window_rows, across, window_columns).transpose(0, 2, 1, 3).reshape(-1)
+    )
     order = by_window[by_window >= 0]  # [P] token at each place
 
     cells = np.repeat(by_window >= 0, merge * merge)
@@ -57,7 +65,8 @@ def arrange(rows: int, columns: int, merge: int, window: int) -> Windows:
 
 
 def window_of(rows: int, columns: int, window: int) -> np.ndarray:
-    """[P] int64: the window that each token of the row-major grid lies in, as `arrange` cuts them."""
+    """[P] int64: the window that each token of the row-major grid lies in, as `arrange` cuts
+    them."""
     y, x = np.divmod(np.arange(rows * columns), columns)
     return y // window * columns + x // window
 

@@ -14,23 +14,51 @@ STYLE = Style(level=70, contrast=25, strength=6)
 
 
 def demo_stream() -> Stream:
-    return shifted(make_stream(SEED, THINGS, SIZE[0] / SIZE[1], tail=2.0, stay=(2.5, 4.0), gap=(0.5, 2.0)), seconds=1.0)
+    return shifted(
+        make_stream(SEED, THINGS, SIZE[0] / SIZE[1], tail=2.0, stay=(2.5, 4.0), gap=(0.5, 2.0)),
+        seconds=1.0,
+    )
 
 
 def make_demo(folder: Path) -> None:
     """Writes shapes.mp4 and shapes.json into `folder`.
 
-    The JSON holds the things with their seconds, and questions as {"at", "question", "answer"}: while each thing is there, and at the end.
+    The JSON holds the things with their seconds, and questions as {"at", "question", "answer"}:
+    while each thing is there, and at the end.
     """
     stream = demo_stream()
-    write_video(folder / "shapes.mp4", stream, SIZE, FPS, bitrate=BITRATE, style=STYLE, options={"preset": "slow"})
+    write_video(
+        folder / "shapes.mp4",
+        stream,
+        SIZE,
+        FPS,
+        bitrate=BITRATE,
+        style=STYLE,
+        options={"preset": "slow"},
+    )
     asked: list[tuple[float | None, Asked]] = []
     for index, thing in enumerate(stream.things):
-        at = int(thing.end) - 0.01  # a unit begins each second: then the last frame seen is that of half a second before
+        # a unit begins each second: then the last frame seen is that of half a second before
+        at = int(thing.end) - 0.01
         seen = stream.things[: index + 1]
-        asked += [(at, each) for each in all_questions(seen, thing) if each.kind == "now" or (each.kind == "color" and each.about == index)]
-    asked += [(None, each) for each in all_questions(stream.things, None) if each.about is not None or each.kind in ("first", "now")]
-    shown = [{key: getattr(thing, key) for key in ("shape", "color", "start", "end")} for thing in stream.things]
-    questions = [{"at": at, "question": each.question, "answer": each.answer} for at, each in asked if each.kind != "way"]
+        asked += [
+            (at, each)
+            for each in all_questions(seen, thing)
+            if each.kind == "now" or (each.kind == "color" and each.about == index)
+        ]
+    asked += [
+        (None, each)
+        for each in all_questions(stream.things, None)
+        if each.about is not None or each.kind in ("first", "now")
+    ]
+    shown = [
+        {key: getattr(thing, key) for key in ("shape", "color", "start", "end")}
+        for thing in stream.things
+    ]
+    questions = [
+        {"at": at, "question": each.question, "answer": each.answer}
+        for at, each in asked
+        if each.kind != "way"
+    ]
     sidecar = {"duration": stream.duration, "things": shown, "questions": questions}
     (folder / "shapes.json").write_text(json.dumps(sidecar, indent=1) + "\n")

@@ -2,7 +2,8 @@
 
     python -m vicort.export.tiny.evaluate --out export/tiny/evaluation.json
 
-Runs transformers' own class with the positions of vicort and full history: the reference for what the pipeline reaches.
+Runs transformers' own class with the positions of vicort and full history: the reference for what
+the pipeline reaches.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
-from vicort.export.tiny.model import CHECKPOINT, GRID, TOKENS_PER_SECOND, UNIT_TOKENS, batched_windows, encode_units
+from vicort.export.tiny.model import (
+    CHECKPOINT,
+    GRID,
+    TOKENS_PER_SECOND,
+    UNIT_TOKENS,
+    batched_windows,
+    encode_units,
+)
 from vicort.export.tiny.questions import Asked, all_questions
 from vicort.export.tiny.reels import labels
 from vicort.export.tiny.tokenizer import PROMPT, VOCABULARY, make_tokenizer
@@ -43,11 +51,17 @@ class Reader:
     """Watches one stream and answers questions about it; a question leaves no trace."""
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration) -> None:
-        self.model, self.tokenizer, self.cache = model, make_tokenizer(), DynamicCache()
+        self.model = model
+        self.tokenizer = make_tokenizer()
+        self.cache = DynamicCache()
         prompt = self.tokenizer.encode(PROMPT).ids
         self.prompt, self.next_position = len(prompt), len(prompt)
         self.first_time: Fraction | None = None
-        self._run(self._embed(prompt), np.tile(np.arange(len(prompt)), (3, 1)), np.tril(np.ones((len(prompt),) * 2, bool)))
+        self._run(
+            self._embed(prompt),
+            np.tile(np.arange(len(prompt)), (3, 1)),
+            np.tril(np.ones((len(prompt),) * 2, bool)),
+        )
 
     @torch.inference_mode()
     def watch(self, frames: np.ndarray, times: Sequence[Fraction]) -> None:
@@ -55,7 +69,9 @@ class Reader:
         first = self.first_time = times[0] if self.first_time is None else self.first_time
         for start in range(0, len(frames), PIECE):
             piece = torch.from_numpy(np.ascontiguousarray(frames[start : start + PIECE]))
-            t = np.array([int((time - first) * TOKENS_PER_SECOND) for time in times[start : start + PIECE]]).repeat(UNIT_TOKENS)
+            t = np.array(
+                [int((time - first) * TOKENS_PER_SECOND) for time in times[start : start + PIECE]]
+            ).repeat(UNIT_TOKENS)
             row, column = np.divmod(np.tile(np.arange(UNIT_TOKENS), len(piece)), GRID)
             positions = self.prompt + np.stack([t, row, column])
             past, new = self.cache.get_seq_length(), len(t)
@@ -67,7 +83,9 @@ class Reader:
     def answer(self, questions: Iterable[str]) -> list[str]:
         """Greedy answers, all questions side by side, none seeing another."""
         end = VOCABULARY.index("<|im_end|>")
-        asked: list[list[int]] = [self.tokenizer.encode("<|vision_end|>" + question).ids for question in questions]
+        asked: list[list[int]] = [
+            self.tokenizer.encode("<|vision_end|>" + question).ids for question in questions
+        ]
         texts = [list(question) for question in asked]
         for _ in range(LONGEST_ANSWER):
             for text, token in zip(texts, self._next_tokens(texts), strict=True):
@@ -75,7 +93,10 @@ class Reader:
                     text.append(token)
             if all(text[-1] == end for text in texts):
                 break
-        return [self.tokenizer.decode(text[len(question) :]) for text, question in zip(texts, asked, strict=True)]
+        return [
+            self.tokenizer.decode(text[len(question) :])
+            for text, question in zip(texts, asked, strict=True)
+        ]
 
     def _next_tokens(self, texts: list[list[int]]) -> list[int]:
         past = self.cache.get_seq_length()
@@ -83,7 +104,11 @@ class Reader:
         inner = np.concatenate([np.arange(len(text)) for text in texts])
         own = (fork[:, None] == fork[None, :]) & np.tri(len(fork), dtype=bool)
         mask = np.concatenate([np.ones((len(fork), past), bool), own], 1)
-        hidden = self._run(self._embed([token for text in texts for token in text]), np.tile(self.next_position + inner, (3, 1)), mask)
+        hidden = self._run(
+            self._embed([token for text in texts for token in text]),
+            np.tile(self.next_position + inner, (3, 1)),
+            mask,
+        )
         self.cache.crop(past - self.cache.get_seq_length())
         last = np.cumsum([len(text) for text in texts]) - 1
         return self.model.lm_head(hidden[last]).argmax(-1).tolist()
@@ -93,7 +118,8 @@ class Reader:
 
     @torch.inference_mode()
     def _run(self, embedded: Tensor, positions: np.ndarray, mask: np.ndarray) -> Tensor:
-        """embedded [N, width], positions [3, N], mask [N, past + N] bool -> hidden states [N, width]; the cache grows."""
+        """embedded [N, width], positions [3, N], mask [N, past + N] bool -> hidden states [N,
+        width]; the cache grows."""
         output = self.model.model.language_model(
             inputs_embeds=embedded[None],
             position_ids=torch.from_numpy(np.ascontiguousarray(positions))[:, None],
@@ -126,9 +152,18 @@ SETTINGS = (
     *(replace(DEFAULT, name=f"objects {n}", objects=(n,)) for n in range(1, 8)),
     *(replace(LONG, name=f"empties {n}", empties=n) for n in (0, 8, 64, 250, 1000)),
     *(replace(DEFAULT, name=f"bitrate {kilo}k", bitrate=kilo * 1000) for kilo in (60, 150, 1000)),
-    *(replace(DEFAULT, name=f"size {w}x{h}", size=(w, h)) for w, h in ((320, 180), (180, 320), (128, 96), (640, 480))),
+    *(
+        replace(DEFAULT, name=f"size {w}x{h}", size=(w, h))
+        for w, h in ((320, 180), (180, 320), (128, 96), (640, 480))
+    ),
     replace(DEFAULT, name="codec mpeg4", codec="mpeg4"),
-    replace(DEFAULT, name="codec vp9", codec="libvpx-vp9", container="webm", options={"deadline": "realtime", "cpu-used": "8"}),
+    replace(
+        DEFAULT,
+        name="codec vp9",
+        codec="libvpx-vp9",
+        container="webm",
+        options={"deadline": "realtime", "cpu-used": "8"},
+    ),
     replace(DEFAULT, name="codec mjpeg", codec="mjpeg", container="mkv", bitrate=4_000_000),
     *(replace(DEFAULT, name=f"style {name}", style=style) for name, style in UNSEEN.items()),
 )
@@ -140,7 +175,16 @@ def ask_about(reader: Reader, setting: Setting, seed: int, folder: Path) -> list
     width, height = setting.size
     stream = shifted(make_stream(seed, objects, width / height, tail=setting.empties), seconds=0.3)
     path = folder / f"stream.{setting.container}"
-    write_video(path, stream, setting.size, setting.fps, setting.codec, setting.bitrate, setting.style, setting.options)
+    write_video(
+        path,
+        stream,
+        setting.size,
+        setting.fps,
+        setting.codec,
+        setting.bitrate,
+        setting.style,
+        setting.options,
+    )
     units, times = read_units(path)
     reader.watch(units, times[::2])
     shown = labels(stream, [float(time) for time in times])
@@ -149,31 +193,49 @@ def ask_about(reader: Reader, setting: Setting, seed: int, folder: Path) -> list
     return list(zip(asked, reader.answer(question.question for question in asked), strict=True))
 
 
-def measure(model: Qwen2_5_VLForConditionalGeneration, setting: Setting, streams: int) -> dict[str, dict[str, float | int]]:
-    """Accuracy of each kind of question; those about things that never came are counted apart, as "… (none)"."""
+def measure(
+    model: Qwen2_5_VLForConditionalGeneration, setting: Setting, streams: int
+) -> dict[str, dict[str, float | int]]:
+    """Accuracy of each kind of question; those about things that never came are counted apart, as
+    "… (none)"."""
     right: dict[str, list[bool]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         for index in range(streams):
             for asked, answer in ask_about(Reader(model), setting, HELD_OUT + index, Path(folder)):
                 absent = asked.about is None and asked.kind in ("color", "shape", "any")
                 right[asked.kind + (" (none)" if absent else "")].append(answer == asked.answer)
-    return {kind: {"accuracy": round(float(np.mean(each)), 4), "asked": len(each)} for kind, each in right.items()}
+    return {
+        kind: {"accuracy": round(float(np.mean(each)), 4), "asked": len(each)}
+        for kind, each in right.items()
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--streams", type=int, default=20, help="streams a setting")
-    parser.add_argument("--only", default="", help="settings whose name begins so; the others stay in OUT as they are")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="settings whose name begins so; the others stay in OUT as they are",
+    )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = load_model(arguments.checkpoint)
-    results = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {}
+    results = (
+        json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {}
+    )
     for setting in SETTINGS:
         if setting.name.startswith(arguments.only):
             results[setting.name] = measure(model, setting, arguments.streams)
-            print(setting.name, {kind: each["accuracy"] for kind, each in results[setting.name].items()}, flush=True)
+            print(
+                setting.name,
+                {kind: each["accuracy"] for kind, each in results[setting.name].items()},
+                flush=True,
+            )
             if arguments.out:
                 arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 

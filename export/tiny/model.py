@@ -1,6 +1,8 @@
-"""The tiny model's configuration, and how it is run in training: transformers' own class, positions given.
+"""The tiny model's configuration, and how it is run in training: transformers' own class, positions
+given.
 
-Nothing here changes what a weight means: `batched_windows` computes the same attention as transformers' loop over windows, all at once.
+Nothing here changes what a weight means: `batched_windows` computes the same attention as
+transformers' loop over windows, all at once.
 """
 
 from __future__ import annotations
@@ -11,8 +13,16 @@ from types import MethodType
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention, apply_rotary_pos_emb_vision
+from transformers import (
+    AttentionInterface,
+    GenerationConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VLVisionAttention,
+    apply_rotary_pos_emb_vision,
+)
 
 from vicort.export.tiny.tokenizer import VOCABULARY, save_tokenizer
 
@@ -60,7 +70,11 @@ def tiny_config() -> Qwen2_5_VLConfig:
             "num_key_value_heads": 2,
             "max_position_embeddings": MAX_POSITION,
             "rms_norm_eps": 1e-6,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [4, 6, 6],
+            },
             "bos_token_id": None,
             "eos_token_id": token_id("<|im_end|>"),
             "pad_token_id": token_id("<|endoftext|>"),
@@ -79,7 +93,8 @@ def new_model(seed: int) -> Qwen2_5_VLForConditionalGeneration:
 
 
 def save_checkpoint(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
-    """Writes a Hugging Face directory: weights in fp32, configuration, tokenizer, chat template, preprocessing."""
+    """Writes a Hugging Face directory: weights in fp32, configuration, tokenizer, chat template,
+    preprocessing."""
     folder.mkdir(parents=True, exist_ok=True)
     end, pad = token_id("<|im_end|>"), token_id("<|endoftext|>")
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad, do_sample=False)
@@ -109,11 +124,13 @@ def save_checkpoint(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> 
 def patches(frames: Tensor) -> Tensor:
     """Normalised patches in the order of Hugging Face's processor.
 
-    frames [U, 2, 112, 112, 3], uint8 or float of 0 to 255, RGB -> [U * 64, 3 * 2 * 14 * 14] float32.
+    frames [U, 2, 112, 112, 3], uint8 or float of 0 to 255, RGB -> [U * 64, 3 * 2 * 14 * 14]
+    float32.
     """
     mean, std = (torch.tensor(values, device=frames.device) for values in (MEAN, STD))
     pixels = (frames.float() / 255 - mean) / std
-    grid = pixels.reshape(-1, 2, GRID, MERGE, PATCH, GRID, MERGE, PATCH, 3)  # unit, frame, row, sub-row, y, column, sub-column, x, channel
+    # unit, frame, row, sub-row, y, column, sub-column, x, channel
+    grid = pixels.reshape(-1, 2, GRID, MERGE, PATCH, GRID, MERGE, PATCH, 3)
     return grid.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3 * 2 * PATCH * PATCH)
 
 
@@ -131,35 +148,66 @@ def faster_attention(model: Qwen2_5_VLForConditionalGeneration) -> None:
     model.model.language_model.config._attn_implementation = "causal_blocks"
 
 
-def _attend_in_blocks(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_):
+def _attend_in_blocks(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    **_,
+):
     """Causal attention a block of queries at a time, so that what lies behind them is not computed.
 
-    query [B, Hq, S, D]; key, value [B, Hkv, S, D]; attention_mask [B, 1, S, S] bool, lower triangular -> [B, S, Hq, D].
+    query [B, Hq, S, D]; key, value [B, Hkv, S, D]; attention_mask [B, 1, S, S] bool, lower
+    triangular -> [B, S, Hq, D].
     """
     batch, kv_heads, size, _ = key.shape
     grouped = (query * scaling).reshape(batch, kv_heads, -1, size, query.shape[-1]).to(value.dtype)
-    key, value, hidden = key[:, :, None].to(value.dtype), value[:, :, None], ~attention_mask[:, None]
+    key, value, hidden = (
+        key[:, :, None].to(value.dtype),
+        value[:, :, None],
+        ~attention_mask[:, None],
+    )
     mixed = []
     for end in range(0, size, ATTENTION_BLOCK):
         rows = slice(end, end + ATTENTION_BLOCK)
         columns = slice(0, rows.stop)
         scores = grouped[:, :, :, rows] @ key[:, :, :, columns].mT
-        mixed.append(scores.masked_fill(hidden[:, :, :, rows, columns], -1e9).softmax(-1) @ value[:, :, :, columns])
+        mixed.append(
+            scores.masked_fill(hidden[:, :, :, rows, columns], -1e9).softmax(-1)
+            @ value[:, :, :, columns]
+        )
     return torch.cat(mixed, 3).reshape(query.shape).transpose(1, 2), None
 
 
 def batched_windows(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Lets the vision blocks attend in all windows at once, which needs windows of one size, as 112x112 frames give."""
+    """Lets the vision blocks attend in all windows at once, which needs windows of one size, as
+    112x112 frames give."""
     for module in model.modules():
         if isinstance(module, Qwen2_5_VLVisionAttention):
             module.forward = MethodType(_attend_in_windows, module)
 
 
-def _attend_in_windows(self: Qwen2_5_VLVisionAttention, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings, **_) -> Tensor:
+def _attend_in_windows(
+    self: Qwen2_5_VLVisionAttention,
+    hidden_states: Tensor,
+    cu_seqlens: Tensor,
+    position_embeddings,
+    **_,
+) -> Tensor:
     """hidden_states [tokens, width]; cu_seqlens: borders of equal windows -> [tokens, width]."""
-    q, k, v = self.qkv(hidden_states).reshape(len(hidden_states), 3, self.num_heads, -1).permute(1, 0, 2, 3).unbind(0)
+    q, k, v = (
+        self.qkv(hidden_states)
+        .reshape(len(hidden_states), 3, self.num_heads, -1)
+        .permute(1, 0, 2, 3)
+        .unbind(0)
+    )
     q, k = apply_rotary_pos_emb_vision(q, k, *position_embeddings)
     windows = len(cu_seqlens) - 1
-    q, k, v = (x.reshape(windows, -1, self.num_heads, self.head_dim).transpose(1, 2) for x in (q, k, v))
-    mixed = ((q * self.scaling) @ k.mT).softmax(-1) @ v  # windows this small: backwards faster than PyTorch's fused form
+    q, k, v = (
+        x.reshape(windows, -1, self.num_heads, self.head_dim).transpose(1, 2) for x in (q, k, v)
+    )
+    # windows this small: backwards faster than PyTorch's fused form
+    mixed = ((q * self.scaling) @ k.mT).softmax(-1) @ v
     return self.proj(mixed.transpose(1, 2).reshape(len(hidden_states), -1))

@@ -15,7 +15,8 @@ class Asked:
     kind: str
     question: str
     answer: str
-    about: int | None  # index of the one thing that matters; None: all of them, and that there were no others
+    # index of the one thing that matters; None: all of them, and that there were no others
+    about: int | None
 
 
 def named(thing: Thing | None) -> str:
@@ -23,14 +24,20 @@ def named(thing: Thing | None) -> str:
 
 
 def all_questions(things: tuple[Thing, ...], now: Thing | None) -> list[Asked]:
-    """Every question with one true answer after `things` have come in this order and `now` is what the last frame shows."""
+    """Every question with one true answer after `things` have come in this order and `now` is what
+    the last frame shows."""
     return [asked for ask in KINDS.values() for asked in ask(things, now)]
 
 
 def _color(things: tuple[Thing, ...], now: Thing | None) -> list[Asked]:
     shapes = {thing.shape: index for index, thing in enumerate(things)}
     return [
-        Asked("color", f"what color was the {shape}?", things[shapes[shape]].color if shape in shapes else NONE, shapes.get(shape))
+        Asked(
+            "color",
+            f"what color was the {shape}?",
+            things[shapes[shape]].color if shape in shapes else NONE,
+            shapes.get(shape),
+        )
         for shape in SHAPES
     ]
 
@@ -61,12 +68,18 @@ def _last(things: tuple[Thing, ...], now: Thing | None) -> list[Asked]:
 
 def _after(things: tuple[Thing, ...], now: Thing | None) -> list[Asked]:
     pairs = zip(things, [*things[1:], None], strict=False)
-    return [Asked("after", f"what came after the {thing.shape}?", named(after), None) for thing, after in pairs]
+    return [
+        Asked("after", f"what came after the {thing.shape}?", named(after), None)
+        for thing, after in pairs
+    ]
 
 
 def _any(things: tuple[Thing, ...], now: Thing | None) -> list[Asked]:
     shapes = {thing.shape: index for index, thing in enumerate(things)}
-    return [Asked("any", f"was there a {shape}?", "yes" if shape in shapes else "no", shapes.get(shape)) for shape in SHAPES]
+    return [
+        Asked("any", f"was there a {shape}?", "yes" if shape in shapes else "no", shapes.get(shape))
+        for shape in SHAPES
+    ]
 
 
 def _count(things: tuple[Thing, ...], now: Thing | None) -> list[Asked]:
@@ -75,7 +88,11 @@ def _count(things: tuple[Thing, ...], now: Thing | None) -> list[Asked]:
 
 def _way(things: tuple[Thing, ...], now: Thing | None) -> list[Asked]:
     """Only of what is gone: while a thing is there, where it will end is not known."""
-    return [Asked("way", f"which way went the {thing.shape}?", thing.way, index) for index, thing in enumerate(things) if thing is not now]
+    return [
+        Asked("way", f"which way went the {thing.shape}?", thing.way, index)
+        for index, thing in enumerate(things)
+        if thing is not now
+    ]
 
 
 KINDS: dict[str, Callable[[tuple[Thing, ...], Thing | None], list[Asked]]] = {

@@ -1,6 +1,8 @@
-"""The training material: encoded, decoded and cut into units beforehand, because drawing and coding cost more than a training step.
+"""The training material: encoded, decoded and cut into units beforehand, because drawing and coding
+cost more than a training step.
 
-A reel is one encoded stream of seven things. The pool is a folder of reels, written by `fill_pool` beside the training, read as it grows.
+A reel is one encoded stream of seven things. The pool is a folder of reels, written by `fill_pool`
+beside the training, read as it grows.
 """
 
 from __future__ import annotations
@@ -28,14 +30,18 @@ class Reel:
 
 
 def make_reel(seed: int) -> Reel:
-    """A stream through a real H.264 file of random size, frame rate and quality, sampled at 2 frames a second from a random moment on."""
+    """A stream through a real H.264 file of random size, frame rate and quality, sampled at 2
+    frames a second from a random moment on."""
     rng = np.random.default_rng([seed, 10])
     wide, high = _frame_shape(rng)
     side = int(rng.choice(HEIGHTS, p=np.array([8, 6, 4, 3, 2, 1, 1]) / 25))
     size = side * wide // min(wide, high) // 2 * 2, side * high // min(wide, high) // 2 * 2
     lead, tail = rng.uniform(0, 3, 2)
     stream = make_stream(seed, 7, size[0] / size[1], lead, tail, stay=(1.2, 4.5), gap=(0.0, 1.5))
-    options = {"crf": str(rng.integers(18, 41)), "preset": str(rng.choice(["ultrafast", "veryfast", "medium"]))}
+    options = {
+        "crf": str(rng.integers(18, 41)),
+        "preset": str(rng.choice(["ultrafast", "veryfast", "medium"])),
+    }
     phase = float(rng.choice([0.0, 0.25]))
     shift = tuple(rng.uniform(0, 1, 2)) if rng.random() < 0.3 else (0.5, 0.5)
     with tempfile.TemporaryDirectory() as folder:
@@ -46,7 +52,8 @@ def make_reel(seed: int) -> Reel:
 
 
 def is_square(seed: int) -> bool:
-    """Whether the frames of this reel fill the model's frame, so that things are as large as they get."""
+    """Whether the frames of this reel fill the model's frame, so that things are as large as they
+    get."""
     return _frame_shape(np.random.default_rng([seed, 10])) == (1, 1)
 
 
@@ -57,11 +64,14 @@ def _frame_shape(rng: np.random.Generator) -> tuple[int, int]:
 def labels(stream: Stream, times: list[float]) -> np.ndarray:
     """[U, 2] int16: which thing each frame shows, -1 = none; times: 2 U seconds."""
     shown = [stream.at(time) for time in times]
-    return np.array([-1 if thing is None else stream.things.index(thing) for thing in shown], np.int16).reshape(-1, 2)
+    return np.array(
+        [-1 if thing is None else stream.things.index(thing) for thing in shown], np.int16
+    ).reshape(-1, 2)
 
 
 def fill_pool(folder: Path, first: int, count: int) -> None:
-    """Writes reels `first` to `first + count - 1`, a file each, complete once it has its name; those already there are kept."""
+    """Writes reels `first` to `first + count - 1`, a file each, complete once it has its name;
+    those already there are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(first, first + count):
         path = folder / f"{seed:06}.npz"
@@ -70,7 +80,12 @@ def fill_pool(folder: Path, first: int, count: int) -> None:
         reel = make_reel(seed)
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
-            np.savez(file, units=reel.units, there=reel.there, things=json.dumps([asdict(thing) for thing in reel.things]))
+            np.savez(
+                file,
+                units=reel.units,
+                there=reel.there,
+                things=json.dumps([asdict(thing) for thing in reel.things]),
+            )
         partial.rename(path)
 
 

@@ -1,8 +1,8 @@
 """The tiny model's own tokenizer and chat template: one token a word.
 
-The normaliser lowers the case and drops punctuation, so that a question ends with its last word: "what color was the circle?" ends with
-"circle", whose own position is where the model reads the answer off. For the same reason nothing follows the question, not even a
-generation prompt.
+The normaliser lowers the case and drops punctuation, so that a question ends with its last word:
+"what color was the circle?" ends with "circle", whose own position is where the model reads the
+answer off. For the same reason nothing follows the question, not even a generation prompt.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from vicort.export.tiny.world import COLORS, NONE, NOTHING, NUMBERS, SHAPES, WAYS
 
 UNKNOWN = "<|unknown|>"
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", UNKNOWN)
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    UNKNOWN,
+)
 QUESTION_WORDS = """
 what which how many was is were are there now a an the color shape shapes came come first last after before way went go did do
 does to of in on and or it this that thing things object objects video frame see you its please tell me describe where when
@@ -55,12 +64,15 @@ def make_tokenizer() -> Tokenizer:
         ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in SPECIAL]
+    )
     return tokenizer
 
 
 def save_tokenizer(folder: Path) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja as Hugging Face's loaders expect them."""
+    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja as Hugging Face's
+    loaders expect them."""
     make_tokenizer().save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -4,8 +4,9 @@
     python -m vicort.export.tiny.train POOL RUN --threads 2
     python -m vicort.export.tiny.train POOL RUN --longer --device cuda --minutes 8
 
-The second command goes on behind the last stage, on a GPU and for so long; where RUN is new, it begins with the committed checkpoint.
-It has not run on a GPU yet. RUN holds state.pt (everything needed to go on), checkpoint/ (a Hugging Face directory) and curve.json.
+The second command goes on behind the last stage, on a GPU and for so long; where RUN is new, it
+begins with the committed checkpoint. It has not run on a GPU yet. RUN holds state.pt (everything
+needed to go on), checkpoint/ (a Hugging Face directory) and curve.json.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vicort.export.tiny.batches import IGNORED, Batch, Composer, Recipe, gather, glances, sights
-from vicort.export.tiny.model import CHECKPOINT, encode_units, faster_attention, new_model, save_checkpoint
+from vicort.export.tiny.model import (
+    CHECKPOINT,
+    encode_units,
+    faster_attention,
+    new_model,
+    save_checkpoint,
+)
 from vicort.export.tiny.questions import KINDS
 from vicort.export.tiny.reels import is_square, load_reel
 from vicort.export.tiny.tokenizer import VOCABULARY
@@ -44,7 +51,9 @@ class Stage:
     steps: int
     rates: tuple[float, float]  # learning rate at its first and last step, geometric in between
     recipe: Recipe | None  # None: the vision encoder alone
-    sight: float = 0.0  # weight of the loss that asks every visual token what its unit shows; 0 = the vision encoder stays as it is
+    # weight of the loss that asks every visual token what its unit shows; 0 = the vision encoder
+    # stays as it is
+    sight: float = 0.0
     glances: tuple[int, int] = (16, 7)  # of the vision encoder alone: reels, and units of each
     square: bool = False  # only reels with square frames, in which things are large
 
@@ -59,7 +68,8 @@ STAGES = (
     Stage("memory", 420, (6e-4, 3e-5), MEMORY, sight=0.2),
 )
 
-LONGER = Stage("longer", 3000, (3e-4, 1e-5), MEMORY)  # behind the others, on request: the language model alone
+# behind the others, on request: the language model alone
+LONGER = Stage("longer", 3000, (3e-4, 1e-5), MEMORY)
 
 
 @dataclass
@@ -75,16 +85,21 @@ class Run:
 
 
 def start_or_resume(folder: Path, device: str = "cpu", longer: bool = False) -> Run:
-    """The run in `folder`; a new one where there is none, with `longer` behind the last of STAGES, from the committed checkpoint."""
+    """The run in `folder`; a new one where there is none, with `longer` behind the last of STAGES,
+    from the committed checkpoint."""
     model = new_model(seed=0)
     faster_attention(model)
     sight = nn.Linear(model.config.vision_config.out_hidden_size, sum(SIGHTS) * 2).to(device)
     model.to(torch.device(device))
-    optimizer = torch.optim.AdamW([*model.parameters(), *sight.parameters()], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02)
+    optimizer = torch.optim.AdamW(
+        [*model.parameters(), *sight.parameters()], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02
+    )
     run = Run(model, sight, optimizer, torch.device(device))
     path = folder / "state.pt"
     if longer and not path.exists():
-        trained = Qwen2_5_VLForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
+        trained = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            CHECKPOINT, dtype=torch.float32
+        )
         model.load_state_dict(trained.state_dict())
         run.step = sum(stage.steps for stage in STAGES)
     if path.exists():
@@ -98,7 +113,9 @@ def start_or_resume(folder: Path, device: str = "cpu", longer: bool = False) -> 
 
 def save(run: Run, folder: Path) -> None:
     parts = {name: getattr(run, name).state_dict() for name in ("model", "sight", "optimizer")}
-    torch.save({**parts, "step": run.step, "curve": json.dumps(run.curve)}, folder / "state.partial")
+    torch.save(
+        {**parts, "step": run.step, "curve": json.dumps(run.curve)}, folder / "state.partial"
+    )
     (folder / "state.partial").rename(folder / "state.pt")
     save_checkpoint(run.model, folder / "checkpoint")
     (folder / "curve.json").write_text(json.dumps(run.curve, indent=1) + "\n")
@@ -114,19 +131,24 @@ def stage_at(step: int, stages: Sequence[Stage] = STAGES) -> tuple[Stage, float]
 
 
 def augmented(units: np.ndarray, generator: torch.Generator) -> Tensor:
-    """[U, 2, 112, 112, 3] float32 of 0 to 255, on the generator's device: the units with other brightness, contrast and noise."""
+    """[U, 2, 112, 112, 3] float32 of 0 to 255, on the generator's device: the units with other
+    brightness, contrast and noise."""
     drawn: dict[str, Any] = {"generator": generator, "device": generator.device}
     frames = torch.from_numpy(np.ascontiguousarray(units)).to(generator.device).float()
     shape = (len(frames), 1, 1, 1, 1)
     gain = 1 + 0.1 * torch.randn(shape, **drawn)
     bias = 8 * torch.randn(shape, **drawn)
     strength = 6 * torch.rand(shape, **drawn) ** 2
-    small = torch.randn(frames.shape[1:], **drawn)  # one noise for all units: drawing it is what costs
+    # one noise for all units: drawing it is what costs
+    small = torch.randn(frames.shape[1:], **drawn)
     return (frames * gain + bias + strength * small).clamp_(0, 255)
 
 
-def forward(model: Qwen2_5_VLForConditionalGeneration, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(logits [N, vocabulary], labels [N], kinds [N]) of the batch's labelled cells, where the features [units * 16, width] are."""
+def forward(
+    model: Qwen2_5_VLForConditionalGeneration, batch: Batch, features: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(logits [N, vocabulary], labels [N], kinds [N]) of the batch's labelled cells, where the
+    features [units * 16, width] are."""
 
     def put(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(features.device)
@@ -148,18 +170,23 @@ def forward(model: Qwen2_5_VLForConditionalGeneration, batch: Batch, features: T
 def sight_loss(run: Run, features: Tensor, shown: np.ndarray) -> tuple[Tensor, Tensor]:
     """Every visual token has to tell what its unit shows.
 
-    features [U, 16, width], shown [U, 2, 2] (frame; shape, colour) -> mean loss, and [U, 2 * 2] which of it the tokens together tell right.
+    features [U, 16, width], shown [U, 2, 2] (frame; shape, colour) -> mean loss, and [U, 2 * 2]
+    which of it the tokens together tell right.
     """
     logits = run.sight(features).float()
     losses, right = [], []
     targets = torch.from_numpy(shown).to(run.device).flatten(1).T
     for part, target in zip(logits.split([*SIGHTS, *SIGHTS], -1), targets, strict=True):
-        losses.append(cross_entropy(part.flatten(0, 1), target.repeat_interleave(features.shape[1])))
+        losses.append(
+            cross_entropy(part.flatten(0, 1), target.repeat_interleave(features.shape[1]))
+        )
         right.append(part.mean(1).argmax(-1) == target)
     return torch.stack(losses).mean(), torch.stack(right, 1)
 
 
-def look(run: Run, stage: Stage, rng: np.random.Generator, generator: torch.Generator, pool: list[Path]) -> tuple[Tensor, Tensor, Tensor]:
+def look(
+    run: Run, stage: Stage, rng: np.random.Generator, generator: torch.Generator, pool: list[Path]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Loss of single units; shapes and colours told right or not, as kinds 1 and 0."""
     reels = [load_reel(pool[index]) for index in rng.integers(0, len(pool), stage.glances[0])]
     units, shown = glances(rng, reels, stage.glances[1])
@@ -168,8 +195,16 @@ def look(run: Run, stage: Stage, rng: np.random.Generator, generator: torch.Gene
     return loss * stage.sight, right.flatten(), torch.tensor([1, 0, 1, 0]).repeat(len(right))
 
 
-def read(run: Run, stage: Stage, rng: np.random.Generator, generator: torch.Generator, pool: list[Path], composer: Composer):
-    """Loss of questions about streams; each answer token but the last right or not, and the kind of its question."""
+def read(
+    run: Run,
+    stage: Stage,
+    rng: np.random.Generator,
+    generator: torch.Generator,
+    pool: list[Path],
+    composer: Composer,
+):
+    """Loss of questions about streams; each answer token but the last right or not, and the kind of
+    its question."""
     reels = [load_reel(pool[index]) for index in rng.integers(0, len(pool), composer.recipe.reels)]
     units, episodes = gather(rng, reels, composer.recipe)
     with torch.autocast(run.device.type, torch.bfloat16):
@@ -177,15 +212,32 @@ def read(run: Run, stage: Stage, rng: np.random.Generator, generator: torch.Gene
             features = encode_units(run.model, augmented(units, generator))
         batch = composer.compose(rng, episodes, features.detach().float().numpy(force=True))
         logits, labels, kinds = forward(run.model, batch, features.flatten(0, 1))
-        seen = sight_loss(run, features, np.concatenate([sights(reel) for reel in reels]))[0] if stage.sight else 0.0
+        seen = (
+            sight_loss(run, features, np.concatenate([sights(reel) for reel in reels]))[0]
+            if stage.sight
+            else 0.0
+        )
     words = labels != END
-    return cross_entropy(logits, labels) + stage.sight * seen, (logits.argmax(-1) == labels)[words], kinds[words]
+    return (
+        cross_entropy(logits, labels) + stage.sight * seen,
+        (logits.argmax(-1) == labels)[words],
+        kinds[words],
+    )
 
 
-def train_step(run: Run, stage: Stage, composer: Composer | None, pool: list[Path], rate: float) -> tuple[float, Tensor, Tensor]:
+def train_step(
+    run: Run, stage: Stage, composer: Composer | None, pool: list[Path], rate: float
+) -> tuple[float, Tensor, Tensor]:
     """One update. -> loss, what was answered right or not, and its kind, on the CPU."""
-    rng, generator = np.random.default_rng([run.step, 20]), torch.Generator(run.device).manual_seed(run.step)
-    loss, right, kinds = read(run, stage, rng, generator, pool, composer) if composer else look(run, stage, rng, generator, pool)
+    rng, generator = (
+        np.random.default_rng([run.step, 20]),
+        torch.Generator(run.device).manual_seed(run.step),
+    )
+    loss, right, kinds = (
+        read(run, stage, rng, generator, pool, composer)
+        if composer
+        else look(run, stage, rng, generator, pool)
+    )
     run.optimizer.zero_grad()  # to None: what takes no part in a stage is not decayed either
     loss.backward()
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
@@ -211,7 +263,11 @@ class Meter:
 
     def report(self, step: int, stage: str) -> dict[str, object]:
         right, kind = torch.cat(self.right).float(), torch.cat(self.kind)
-        accuracy = {name: round(right[kind == k].mean().item(), 3) for k, name in enumerate(self.kinds) if (kind == k).any()}
+        accuracy = {
+            name: round(right[kind == k].mean().item(), 3)
+            for k, name in enumerate(self.kinds)
+            if (kind == k).any()
+        }
         seconds = (time.monotonic() - self.began) / len(self.losses)
         return {
             "step": step,
@@ -230,7 +286,8 @@ def train(
     minutes: float = math.inf,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Go on until the last stage is done, or `minutes` have passed; the run is saved then. device: PyTorch's name of it."""
+    """Go on until the last stage is done, or `minutes` have passed; the run is saved then. device:
+    PyTorch's name of it."""
     folder.mkdir(parents=True, exist_ok=True)
     end = clock() + 60 * minutes
     run, stages = start_or_resume(folder, device, longer), (*STAGES, LONGER) if longer else STAGES
@@ -239,7 +296,11 @@ def train(
     while (now := stage_at(run.step, stages)) is not None and clock() < end:
         stage, share = now
         meter = meter or Meter(list(KINDS))
-        paths = [path for path in sorted(pool.glob("*.npz")) if not stage.square or is_square(int(path.stem))]
+        paths = [
+            path
+            for path in sorted(pool.glob("*.npz"))
+            if not stage.square or is_square(int(path.stem))
+        ]
         warm = min(1.0, (share * stage.steps + 1) / WARM_UP)
         rate = warm * stage.rates[0] * (stage.rates[1] / stage.rates[0]) ** share
         meter.add(*train_step(run, stage, composers[stage.name], paths, rate))
@@ -256,15 +317,30 @@ def train(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pool", type=Path, help="folder of reels, see vicort.export.tiny.reels")
-    parser.add_argument("run", type=Path, help="folder of the run; an interrupted one goes on where it stopped")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu", help="where to train, as PyTorch calls it: cpu, cuda (%(default)s)")
-    parser.add_argument(
-        "--minutes", type=float, default=math.inf, help="stop, and save, after so long (default: when the last stage is done)"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--longer", action="store_true", help="go on behind the last stage; a new run begins with the committed checkpoint")
+    parser.add_argument("pool", type=Path, help="folder of reels, see vicort.export.tiny.reels")
+    parser.add_argument(
+        "run", type=Path, help="folder of the run; an interrupted one goes on where it stopped"
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="where to train, as PyTorch calls it: cpu, cuda (%(default)s)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="stop, and save, after so long (default: when the last stage is done)",
+    )
+    parser.add_argument(
+        "--longer",
+        action="store_true",
+        help="go on behind the last stage; a new run begins with the committed checkpoint",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     train(arguments.pool, arguments.run, arguments.device, arguments.longer, arguments.minutes)

@@ -26,9 +26,10 @@ def write_video(
 ) -> None:
     """Draws and encodes a stream.
 
-    path: its ending chooses the container. size: (width, height) in pixels, both even, in the stream's aspect. fps: frames a second.
-    codec: an encoder of FFmpeg's, such as libx264, mpeg4, libvpx-vp9 or mjpeg. bitrate: bits a second, None = the encoder's own choice.
-    options: more of the encoder's options, such as {"crf": "28"}.
+    path: its ending chooses the container. size: (width, height) in pixels, both even, in the
+    stream's aspect. fps: frames a second. codec: an encoder of FFmpeg's, such as libx264, mpeg4,
+    libvpx-vp9 or mjpeg. bitrate: bits a second, None = the encoder's own choice. options: more of
+    the encoder's options, such as {"crf": "28"}.
     """
     painter = Painter(stream, *size, style=style)
     with av.open(str(path), "w") as container:
@@ -43,8 +44,11 @@ def write_video(
         container.mux(track.encode())
 
 
-def read_frames(path: str | Path, fps: float = 2.0, phase: float = 0.0) -> Iterator[tuple[Fraction, np.ndarray]]:
-    """(time in seconds, [height, width, 3] uint8 RGB) of the first frame at or after phase, phase + 1/fps, …"""
+def read_frames(
+    path: str | Path, fps: float = 2.0, phase: float = 0.0
+) -> Iterator[tuple[Fraction, np.ndarray]]:
+    """(time in seconds, [height, width, 3] uint8 RGB) of the first frame at or after phase, phase +
+    1/fps, …"""
     due = Fraction(phase).limit_denominator(1000)
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
@@ -74,7 +78,8 @@ def read_units(
 ) -> tuple[np.ndarray, list[Fraction]]:
     """A whole file as units.
 
-    -> frames [U, 2, 112, 112, 3] uint8 and the 2 U times of the frames in seconds; the last frame is repeated where it has no partner.
+    -> frames [U, 2, 112, 112, 3] uint8 and the 2 U times of the frames in seconds; the last frame
+     is repeated where it has no partner.
     """
     times, frames = [], []
     for time, image in read_frames(path, fps, phase):

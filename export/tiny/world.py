@@ -1,7 +1,9 @@
-"""The stream world of the embedded default: shapes that come and go over a changing, noisy background.
+"""The stream world of the embedded default: shapes that come and go over a changing, noisy
+background.
 
-One after another, up to seven things appear for a second or more, fully inside the frame; each shape comes at most once in a stream, so
-that "what color was the circle?" has one answer. Everything follows from a seed. This module knows nothing of files, codecs or models.
+One after another, up to seven things appear for a second or more, fully inside the frame; each
+shape comes at most once in a stream, so that "what color was the circle?" has one answer.
+Everything follows from a seed. This module knows nothing of files, codecs or models.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ NOTHING, NONE = "nothing", "none"
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape while it is there. Lengths are shares of the frame's height, measured from the frame's centre, y downwards."""
+    """One shape while it is there. Lengths are shares of the frame's height, measured from the
+    frame's centre, y downwards."""
 
     shape: str
     color: str
@@ -49,7 +52,8 @@ class Thing:
 
 @dataclass(frozen=True)
 class Stream:
-    """Things in the order they come; between them, and around them, the frame holds nothing but background."""
+    """Things in the order they come; between them, and around them, the frame holds nothing but
+    background."""
 
     things: tuple[Thing, ...]
     duration: float  # seconds
@@ -63,7 +67,8 @@ class Stream:
 
 @dataclass(frozen=True)
 class Style:
-    """How a stream is drawn. The default draws what training sees; `random_style` varies it, `UNSEEN` holds what training never saw."""
+    """How a stream is drawn. The default draws what training sees; `random_style` varies it,
+    `UNSEEN` holds what training never saw."""
 
     background: str = "blobs"  # blobs | stripes | checks
     level: float = 80.0  # mean brightness of the background, of 255
@@ -105,12 +110,15 @@ def make_stream(
 ) -> Stream:
     """A stream with `objects` things, 0 to 7.
 
-    seed: the same seed and arguments make the same stream. aspect: width / height of its frames. lead, tail: seconds without anything
-    before the first and after the last thing. stay, gap: range, in seconds, of how long a thing is there and of the time between two.
-    Colours are unique up to six things; a seventh repeats one.
+    seed: the same seed and arguments make the same stream. aspect: width / height of its frames.
+    lead, tail: seconds without anything before the first and after the last thing. stay, gap:
+    range, in seconds, of how long a thing is there and of the time between two. Colours are unique
+    up to six things; a seventh repeats one.
     """
     if not 0 <= objects <= len(SHAPES):
-        raise ValueError(f"objects={objects}: a stream holds 0 to {len(SHAPES)} things, each shape at most once")
+        raise ValueError(
+            f"objects={objects}: a stream holds 0 to {len(SHAPES)} things, each shape at most once"
+        )
     rng = np.random.default_rng([seed, objects])
     shapes = rng.permutation(SHAPES)[:objects]
     colors = [*rng.permutation(list(COLORS)), str(rng.choice(list(COLORS)))]
@@ -123,8 +131,11 @@ def make_stream(
     return Stream(tuple(things), end + tail, aspect, seed)
 
 
-def make_thing(rng: np.random.Generator, shape: str, color: str, start: float, end: float, aspect: float) -> Thing:
-    """A thing at a random place that stays fully inside a frame of width / height `aspect` all the way it goes."""
+def make_thing(
+    rng: np.random.Generator, shape: str, color: str, start: float, end: float, aspect: float
+) -> Thing:
+    """A thing at a random place that stays fully inside a frame of width / height `aspect` all the
+    way it goes."""
     radius = rng.uniform(*RADIUS) * min(1.0, aspect)
     room_x, room_y = aspect / 2 - radius, 0.5 - radius  # how far its centre may be from the frame's
     way = str(rng.choice(list(WAYS)))
@@ -139,7 +150,10 @@ def make_thing(rng: np.random.Generator, shape: str, color: str, start: float, e
 
 def shifted(stream: Stream, seconds: float) -> Stream:
     """The same stream, everything `seconds` later."""
-    things = tuple(replace(thing, start=thing.start + seconds, end=thing.end + seconds) for thing in stream.things)
+    things = tuple(
+        replace(thing, start=thing.start + seconds, end=thing.end + seconds)
+        for thing in stream.things
+    )
     return replace(stream, things=things, duration=stream.duration + seconds)
 
 
@@ -148,7 +162,9 @@ class Painter:
 
     def __init__(self, stream: Stream, width: int, height: int, style: Style | None = None) -> None:
         """width, height: pixels. style: `random_style` of the stream's seed where none is given."""
-        self.stream, self.width, self.height = stream, width, height
+        self.stream = stream
+        self.width = width
+        self.height = height
         self.style = style or random_style(np.random.default_rng([stream.seed, 1]))
 
     def frame(self, time: float) -> np.ndarray:
@@ -163,13 +179,15 @@ class Painter:
 
     @cached_property
     def _tint(self) -> np.ndarray:
-        """Amplitude and phase of the background's waves: [waves, 3 channels], plus their directions."""
+        """Amplitude and phase of the background's waves: [waves, 3 channels], plus their
+        directions."""
         rng = np.random.default_rng([self.stream.seed, 3])
         return rng.uniform(-1, 1, (4, 7)).astype(np.float32)
 
     @cached_property
     def _grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """Coordinates of pixel centres, as shares of the height from the frame's centre: [1, width] and [height, 1] float32."""
+        """Coordinates of pixel centres, as shares of the height from the frame's centre: [1, width]
+        and [height, 1] float32."""
         x = (np.arange(self.width, dtype=np.float32) + 0.5 - self.width / 2) / self.height
         y = (np.arange(self.height, dtype=np.float32) + 0.5 - self.height / 2) / self.height
         return x[None, :], y[:, None]
@@ -199,19 +217,28 @@ class Painter:
         rows = slice(*np.searchsorted(y[:, 0], (cy - thing.radius * 1.1, cy + thing.radius * 1.1)))
         u, v = (x[:, columns] - cx) / thing.radius, (y[rows] - cy) / thing.radius
         cos, sin = np.cos(thing.angle), np.sin(thing.angle)
-        inside = depth(thing.shape, u * cos + v * sin, v * cos - u * sin) * thing.radius * self.height  # pixels
+        # pixels
+        inside = (
+            depth(thing.shape, u * cos + v * sin, v * cos - u * sin) * thing.radius * self.height
+        )
         edge = self.style.edge
         alpha = np.clip(inside / edge + 0.5, 0, 1) if edge else (inside > 0).astype(np.float32)
         color = self._color(thing)[None, None] * (1 - self.style.shading * (v + 1) / 2)[:, :, None]
         if self.style.outline:
-            color = np.where((inside > self.style.outline * thing.radius * self.height)[:, :, None], color, np.float32(15))
+            color = np.where(
+                (inside > self.style.outline * thing.radius * self.height)[:, :, None],
+                color,
+                np.float32(15),
+            )
         patch = image[rows, columns]
         patch += alpha[:, :, None] * (color - patch)
 
     def _color(self, thing: Thing) -> np.ndarray:
         """[3] float32: the thing's colour, a little off its textbook value."""
         rng = np.random.default_rng([self.stream.seed, 4, SHAPES.index(thing.shape)])
-        return np.asarray(COLORS[thing.color], np.float32) + rng.uniform(-15, 15, 3).astype(np.float32)
+        return np.asarray(COLORS[thing.color], np.float32) + rng.uniform(-15, 15, 3).astype(
+            np.float32
+        )
 
     def _add_noise(self, image: np.ndarray, rng: np.random.Generator) -> None:
         """Adds the style's noise to `image` [height, width, 3] float32, in place."""
@@ -230,7 +257,8 @@ class Painter:
 def depth(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """How far points lie inside a shape of radius 1 around the origin (negative: outside).
 
-    x [columns] and y [rows] broadcast against each other; in units of the radius. Exact near straight borders, which is where it is used.
+    x [columns] and y [rows] broadcast against each other; in units of the radius. Exact near
+    straight borders, which is where it is used.
     """
     ax, ay = np.abs(x), np.abs(y)
     if shape == "circle":
@@ -247,7 +275,8 @@ def depth(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return (1 - ax / 0.7 - ay) * 0.573
     if shape == "star":
         step = 2 * np.pi / 5
-        theta = np.abs((np.arctan2(x, -y) + step / 2) % step - step / 2)  # angle from the nearest tip
+        # angle from the nearest tip
+        theta = np.abs((np.arctan2(x, -y) + step / 2) % step - step / 2)
         r = np.hypot(x, y)
         tip, notch = np.array([1.0, 0.0]), 0.42 * np.array([np.cos(step / 2), np.sin(step / 2)])
         normal = np.array([notch[1] - tip[1], tip[0] - notch[0]]) / np.hypot(*(notch - tip))

@@ -12,15 +12,18 @@ from vicort.runtime.core import Answer, ChunkEvent, Event
 from vicort.runtime.session import percentiles
 
 LATE = 0.1  # seconds: a frame that is handed over so long after it was due is late
-REMEMBERED = 10_000  # the latest, over which percentiles are taken, and frames whose capture is known
+# the latest, over which percentiles are taken, and frames whose capture is known
+REMEMBERED = 10_000
 
 
 class LagMeter:
-    """Capture is when a frame came from a live source, or, of a file that is played, when its timestamp was due. Thread-safe."""
+    """Capture is when a frame came from a live source, or, of a file that is played, when its
+    timestamp was due. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._captured: dict[Fraction, float] = {}  # stream time of a frame that was taken -> monotonic seconds
+        # stream time of a frame that was taken -> monotonic seconds
+        self._captured: dict[Fraction, float] = {}
         self._first_tokens: dict[str, float] = {}  # of answers that are being given
         self._lags: deque[float] = deque(maxlen=REMEMBERED)
         self._ages: deque[float] = deque(maxlen=REMEMBERED)
@@ -51,9 +54,15 @@ class LagMeter:
                     self._ages.append(1e3 * (first - self._captured[event.seen_until]))
 
     def summary(self) -> dict[str, Any]:
-        """lag_ms: p50, p95, p99 over chunks, from the capture of the last frame until all of the chunk lies in memory; late: frames.
+        """lag_ms: p50, p95, p99 over chunks, from the capture of the last frame until all of the
+        chunk lies in memory; late: frames.
 
-        capture_to_token_ms: the same over answers, from the capture of the newest frame an answer saw to its first token.
+        capture_to_token_ms: the same over answers, from the capture of the newest frame an answer
+        saw to its first token.
         """
         with self._lock:
-            return {"lag_ms": percentiles(self._lags), "late": self._late, "capture_to_token_ms": percentiles(self._ages)}
+            return {
+                "lag_ms": percentiles(self._lags),
+                "late": self._late,
+                "capture_to_token_ms": percentiles(self._ages),
+            }

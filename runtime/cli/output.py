@@ -1,4 +1,5 @@
-"""Where a run's events, warnings and progress go: events to stdout, all else to stderr, and never through one another."""
+"""Where a run's events, warnings and progress go: events to stdout, all else to stderr, and never
+through one another."""
 
 from __future__ import annotations
 
@@ -19,12 +20,15 @@ from vicort.runtime.sources import Source
 class Output:
     """Takes events and tokens from any thread.
 
-    A reader that has gone away cannot be told to a worker thread: the failure is kept, and raised by `check`.
+    A reader that has gone away cannot be told to a worker thread: the failure is kept, and raised
+    by `check`.
     """
 
     def __init__(self, writer: Writer, errors: TextIO, *, stats: bool) -> None:
         """stats: whether chunks are written too."""
-        self._writer, self._errors, self._stats = writer, errors, stats
+        self._writer = writer
+        self._errors = errors
+        self._stats = stats
         self._lock = threading.Lock()
         self._bar: tqdm | None = None
         self._failure: OSError | None = None
@@ -47,11 +51,18 @@ class Output:
 
     @contextmanager
     def progress_of(self, source: Source, shown: bool = True) -> Iterator[None]:
-        """The first words of the format, and while this lasts, a progress bar if there is somebody to see it."""
+        """The first words of the format, and while this lasts, a progress bar if there is somebody
+        to see it."""
         with self._lock:
             self._write(self._writer.start)
         if shown and self._errors.isatty():
-            self._bar = tqdm(total=source.frames_total, unit=" frames", desc=source.name, file=self._errors, leave=False)
+            self._bar = tqdm(
+                total=source.frames_total,
+                unit=" frames",
+                desc=source.name,
+                file=self._errors,
+                leave=False,
+            )
         try:
             yield
         finally:
@@ -71,11 +82,15 @@ class Output:
             self._closed = True
 
     def check(self) -> None:
-        """Raises BrokenPipeError if the reader has gone, VicortError if writing failed otherwise."""
+        """Raises BrokenPipeError if the reader has gone, VicortError if writing failed
+        otherwise."""
         if isinstance(self._failure, BrokenPipeError):
             raise self._failure
         if self._failure is not None:
-            raise VicortError(f"events cannot be written ({self._failure.strerror}): make room, or send them elsewhere") from self._failure
+            raise VicortError(
+                f"events cannot be written ({self._failure.strerror}): make room, or send them "
+                "elsewhere"
+            ) from self._failure
 
     def _write(self, write: Callable[[], None]) -> None:
         if self._closed or self._failure is not None:

@@ -1,4 +1,5 @@
-"""Where questions that come while streams run are taken, and passed on to the streams they are about."""
+"""Where questions that come while streams run are taken, and passed on to the streams they are
+about."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ Ask = Callable[[Question], Future]  # of one stream; a question without a time i
 
 
 class Desk:
-    """Thread-safe. Streams come and go; a question without a `source` goes to all that are there."""
+    """Thread-safe. Streams come and go; a question without a `source` goes to all that are
+    there."""
 
     def __init__(self, sampling: Sampling, streams: int = 1) -> None:
         """streams: how many will come."""
@@ -49,24 +51,33 @@ class Desk:
             self.complete.set()
 
     def ask(self, line: str, where: str) -> dict[str, Future]:
-        """One line that was typed or sent -> the answers to come, by source. Raises QuestionError."""
+        """One line that was typed or sent -> the answers to come, by source. Raises
+        QuestionError."""
         try:
             source, line = _addressed(line)
             question = parse_typed(line, where)
         except RecursionError as error:
             raise QuestionError(f"{where} is nested too deep: send one flat object") from error
-        question = replace(question, id=question.id or f"t{next(self._count)}", sampling=self._sampling)
+        question = replace(
+            question, id=question.id or f"t{next(self._count)}", sampling=self._sampling
+        )
         with self._lock:  # held to the end, so that no stream is closed under a question
             streams = self._streams
             if source is not None and source not in streams:
-                raise QuestionError(f"{where}: no source {shown(source)} is being watched: the sources are {', '.join(streams) or 'gone'}")
+                raise QuestionError(
+                    f"{where}: no source {shown(source)} is being watched: the sources are "
+                    f"{', '.join(streams) or 'gone'}"
+                )
             if not streams:
-                raise QuestionError(f"{where}: nothing is being watched yet, or any more: ask while a stream runs")
+                raise QuestionError(
+                    f"{where}: nothing is being watched yet, or any more: ask while a stream runs"
+                )
             return {name: ask(question) for name, ask in streams.items() if source in (None, name)}
 
 
 def _addressed(line: str) -> tuple[str | None, str]:
-    """The `source` of a JSON line, and the line without it; what is no JSON object is left to the parser."""
+    """The `source` of a JSON line, and the line without it; what is no JSON object is left to the
+    parser."""
     try:
         content: Any = json.loads(line)
     except ValueError:
@@ -78,10 +89,13 @@ def _addressed(line: str) -> tuple[str | None, str]:
 
 
 class TypedQuestions:
-    """Questions from a file that is still being written, such as stdin: a line each. A bad one costs a warning, no more."""
+    """Questions from a file that is still being written, such as stdin: a line each. A bad one
+    costs a warning, no more."""
 
     def __init__(self, file: TextIO, desk: Desk, warn: Callable[[str], None]) -> None:
-        self._file, self._desk, self._warn = file, desk, warn
+        self._file = file
+        self._desk = desk
+        self._warn = warn
         self.ended = threading.Event()
         threading.Thread(target=self._read, name="questions", daemon=True).start()
 
@@ -90,7 +104,10 @@ class TypedQuestions:
             for number, line in enumerate(iter(self._next, ""), 1):
                 self._desk.complete.wait()
                 if len(line) > LONGEST_LINE:
-                    self._warn(f"stdin, line {number} has more than {LONGEST_LINE} characters: send a shorter question")
+                    self._warn(
+                        f"stdin, line {number} has more than {LONGEST_LINE} characters: send a "
+                        "shorter question"
+                    )
                 elif line.strip():
                     self._take(line, f"stdin, line {number}")
         except (OSError, UnicodeDecodeError) as error:

@@ -22,9 +22,11 @@ LONGEST_PATH = 107  # bytes, of a Unix socket's name
 
 
 class QuestionSocket:
-    """Each line is a question as in a questions file; without a time it is asked now. Each answer comes back as its event, a line.
+    """Each line is a question as in a questions file; without a time it is asked now. Each answer
+    comes back as its event, a line.
 
-    What cannot be asked comes back as {"event": "error", "message": "…"}, with its id if it has one. Only this user may connect (0600).
+    What cannot be asked comes back as {"event": "error", "message": "…"}, with its id if it has
+    one. Only this user may connect (0600).
     """
 
     def __init__(self, path: Path, desk: Desk) -> None:
@@ -49,7 +51,12 @@ class QuestionSocket:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def _accept(self) -> None:
@@ -64,10 +71,17 @@ class QuestionSocket:
                 if not full:
                     self._clients.add(client)
             if full:
-                client.send({"event": "error", "message": f"{MOST_CLIENTS} clients are connected: try again when one has gone"})
+                client.send(
+                    {
+                        "event": "error",
+                        "message": f"{MOST_CLIENTS} clients are connected: try again when one has gone",
+                    }
+                )
                 client.close()
             else:
-                threading.Thread(target=self._serve, args=(client,), name="client", daemon=True).start()
+                threading.Thread(
+                    target=self._serve, args=(client,), name="client", daemon=True
+                ).start()
 
     def _serve(self, client: _Client) -> None:
         try:
@@ -105,7 +119,12 @@ class _Client:
         with contextlib.suppress(OSError), self._connection.makefile("rb") as file:
             while line := file.readline(LONGEST_LINE + 1):
                 if len(line) > LONGEST_LINE:
-                    self.send({"event": "error", "message": f"a line of more than {LONGEST_LINE} bytes: send a shorter question"})
+                    self.send(
+                        {
+                            "event": "error",
+                            "message": f"a line of more than {LONGEST_LINE} bytes: send a shorter question",
+                        }
+                    )
                     return
                 yield line.decode("utf-8", "replace")
 
@@ -117,7 +136,10 @@ class _Client:
     def _answered(self, answer: Future, more: dict[str, Any]) -> None:
         failure = None if answer.cancelled() else answer.exception()
         if failure is not None or answer.cancelled():
-            self.send({"event": "error", "message": str(failure or "the run ended before the answer")} | more)
+            self.send(
+                {"event": "error", "message": str(failure or "the run ended before the answer")}
+                | more
+            )
         else:
             self.send(answer.result().to_json() | more)
         with self._changed:
@@ -130,7 +152,9 @@ class _Client:
             if self._closed:
                 return
             try:
-                whole = self._connection.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) == len(data)
+                whole = self._connection.send(
+                    data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+                ) == len(data)
             except OSError:
                 whole = False
         if not whole:
@@ -150,9 +174,13 @@ class _Client:
 
 
 def _bound(path: Path) -> socket.socket:
-    """A listening socket that only this user may open; a dead one in its place is removed. Raises ConfigError."""
+    """A listening socket that only this user may open; a dead one in its place is removed. Raises
+    ConfigError."""
     if len(os.fsencode(path)) > LONGEST_PATH:
-        raise ConfigError(f"--serve-socket {path} is longer than the {LONGEST_PATH} bytes a socket's name may have: give a shorter path")
+        raise ConfigError(
+            f"--serve-socket {path} is longer than the {LONGEST_PATH} bytes a socket's name may "
+            "have: give a shorter path"
+        )
     _remove_dead(path)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)  # from its first moment on
@@ -162,7 +190,8 @@ def _bound(path: Path) -> socket.socket:
     except OSError as error:
         server.close()
         raise ConfigError(
-            f"--serve-socket {path} cannot be made ({error.strerror}): give a new file's name in a folder of yours"
+            f"--serve-socket {path} cannot be made ({error.strerror}): give a new file's name in "
+            "a folder of yours"
         ) from error
     finally:
         os.umask(mask)
@@ -183,7 +212,9 @@ def _remove_dead(path: Path) -> None:
             path.unlink(missing_ok=True)
             return
         except OSError as error:
-            raise ConfigError(f"--serve-socket {path} cannot be used ({error.strerror}): give another name") from error
+            raise ConfigError(
+                f"--serve-socket {path} cannot be used ({error.strerror}): give another name"
+            ) from error
     raise ConfigError(f"--serve-socket {path} is served by another process: give another name")
 
 
@@ -192,4 +223,8 @@ def _id_of(line: str) -> dict[str, str]:
         content = json.loads(line)
     except (ValueError, RecursionError):
         return {}
-    return {"id": content["id"]} if isinstance(content, dict) and isinstance(content.get("id"), str) else {}
+    return (
+        {"id": content["id"]}
+        if isinstance(content, dict) and isinstance(content.get("id"), str)
+        else {}
+    )

@@ -28,12 +28,14 @@ class Standing:
 class Round:
     """One standing question on its way through one stream: asked at period, 2 · period, …
 
-    A live stream does not wait for an answer: what is due before the last answer is there is left out, and counted. A file waits, so
-    that it is asked the same questions on every machine.
+    A live stream does not wait for an answer: what is due before the last answer is there is left
+    out, and counted. A file waits, so that it is asked the same questions on every machine.
     """
 
     def __init__(self, standing: Standing, submit: Submit, *, waits: bool) -> None:
-        self._standing, self._submit, self._waits = standing, submit, waits
+        self._standing = standing
+        self._submit = submit
+        self._waits = waits
         self._due = standing.period
         self._asked = 0
         self._answer: Future | None = None
@@ -41,7 +43,8 @@ class Round:
         self.left_out = 0  # times that it was due and not asked
 
     def see(self, at: Fraction) -> None:
-        """The stream has come to a frame of that time, which is not pushed yet. Raises what the last answer failed with."""
+        """The stream has come to a frame of that time, which is not pushed yet. Raises what the
+        last answer failed with."""
         if at <= self._due or self.satisfied:
             return
         if self._answer and not self._answer.done() and not self._waits:
@@ -56,7 +59,9 @@ class Round:
         self._due += (self._ticks_before(at) - 1) * self._standing.period  # ticks in a gap are one
         self._asked += 1
         question = self._standing.question
-        self._answer = self._submit(replace(question, at=self._due, id=f"{question.id}.{self._asked}"))
+        self._answer = self._submit(
+            replace(question, at=self._due, id=f"{question.id}.{self._asked}")
+        )
         self._due += self._standing.period
 
     @property

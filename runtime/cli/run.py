@@ -43,7 +43,8 @@ TERMINATED = 143  # exit code: 128 + SIGTERM
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, with which services are ended: the summary, the trace and the socket are seen to, as with Ctrl-C."""
+    """SIGTERM, with which services are ended: the summary, the trace and the socket are seen to, as
+    with Ctrl-C."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit stays quiet too
+        # so that the flush at exit stays quiet too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE
     except VicortError as error:
         print(f"vicort-run: {redact(str(error))}", file=sys.stderr)
@@ -83,7 +85,10 @@ def run(options: Options) -> int:
     output = Output(WRITERS[options.format](sys.stdout), sys.stderr, stats=options.stats)
     labels = _labels(options.sources)
     with ExitStack() as stack:
-        sources = [stack.enter_context(_open(spec, options, output, label)) for spec, label in zip(options.sources, labels, strict=True)]
+        sources = [
+            stack.enter_context(_open(spec, options, output, label))
+            for spec, label in zip(options.sources, labels, strict=True)
+        ]
         trace = stack.enter_context(_traced(options.trace))
         engine_dir = options.engine_dir or _default_engines()
         desk = Desk(options.sampling, len(sources))
@@ -99,7 +104,9 @@ def run(options: Options) -> int:
             threading.Event(),
             Session.open,
         )
-        watches = [Watch(source, around, label) for source, label in zip(sources, labels, strict=True)]
+        watches = [
+            Watch(source, around, label) for source, label in zip(sources, labels, strict=True)
+        ]
         code = watches[0].run() if len(watches) == 1 else watch_together(watches, around)
     if not any(standing.until_yes for standing in options.standing):
         return code
@@ -107,7 +114,8 @@ def run(options: Options) -> int:
 
 
 def watch_together(watches: Sequence[Watch], around: Surroundings) -> int:
-    """Each source on a thread of its own. One that fails is warned of, and harms no other; returns the highest exit code."""
+    """Each source on a thread of its own. One that fails is warned of, and harms no other; returns
+    the highest exit code."""
     codes: dict[Watch, int] = {}
     broken: list[BaseException] = []
 
@@ -124,7 +132,10 @@ def watch_together(watches: Sequence[Watch], around: Surroundings) -> int:
             broken.append(error)
             around.stopping.set()
 
-    threads = [threading.Thread(target=run_one, args=(watch,), name=watch.label, daemon=True) for watch in watches]
+    threads = [
+        threading.Thread(target=run_one, args=(watch,), name=watch.label, daemon=True)
+        for watch in watches
+    ]
     for thread in threads:
         thread.start()
     try:
@@ -151,11 +162,15 @@ def _stop(watches: Sequence[Watch], threads: Sequence[threading.Thread]) -> None
 
 
 def _labels(specs: Sequence[str]) -> list[str]:
-    """What tells sources apart in events: nothing for one, else their names as they may be shown, numbered where two are the same."""
+    """What tells sources apart in events: nothing for one, else their names as they may be shown,
+    numbered where two are the same."""
     if len(specs) == 1:
         return [""]
     names = [redact_url(spec) for spec in specs]
-    return [name if names.count(name) == 1 else f"{name}#{names[:place].count(name) + 1}" for place, name in enumerate(names)]
+    return [
+        name if names.count(name) == 1 else f"{name}#{names[:place].count(name) + 1}"
+        for place, name in enumerate(names)
+    ]
 
 
 def _open(spec: str, options: Options, output: Output, label: str) -> Source:
@@ -171,23 +186,31 @@ def _open(spec: str, options: Options, output: Output, label: str) -> Source:
         limits=options.limits,
         on_state=partial(output.event, source=label),
         motion=load_system(options.system).wants_motion,
-        at_once=len(options.sources) == 1,  # of several, one that is not there yet holds up no other
+        # of several, one that is not there yet holds up no other
+        at_once=len(options.sources) == 1,
     )
     if options.realtime and source.live:
         source.close()
-        raise ConfigError(f"--realtime is for files, and {source.name} is live: leave it out, or say --file")
+        raise ConfigError(
+            f"--realtime is for files, and {source.name} is live: leave it out, or say --file"
+        )
     if source.live and options.on_lag is None:
-        output.warn(f"{source.name} looks live, and its frames wait while the pipeline is full: say --live to drop the oldest instead")
+        output.warn(
+            f"{source.name} looks live, and its frames wait while the pipeline is full: say "
+            "--live to drop the oldest instead"
+        )
     return source
 
 
 def _decode(options: Options) -> Literal["auto", "cpu", "gpu"]:
-    """Where frames are decoded: pixels on a GPU are of use only to engines that run there. Raises ConfigError if asked otherwise."""
+    """Where frames are decoded: pixels on a GPU are of use only to engines that run there. Raises
+    ConfigError if asked otherwise."""
     engine_dir = options.engine_dir or find_engine_dir(MODEL)
     on_gpu = engine_dir is not None and backend_of(engine_dir) == "tensorrt"
     if options.decode == "gpu" and not on_gpu:
         raise ConfigError(
-            "--decode gpu is for engines on an NVIDIA GPU: leave it out, or build such with `vicort-build --backend tensorrt`"
+            "--decode gpu is for engines on an NVIDIA GPU: leave it out, or build such with "
+            "`vicort-build --backend tensorrt`"
         )
     return options.decode if on_gpu else "cpu"
 
@@ -204,18 +227,31 @@ def _traced(path: Path | None) -> Iterator[Trace | None]:
 
 
 def _default_engines() -> Path:
-    """The embedded model's engines; built in a process of their own if there are none, as the runtime knows nothing of building."""
+    """The embedded model's engines; built in a process of their own if there are none, as the
+    runtime knows nothing of building."""
     if found := find_engine_dir(MODEL):
         return found
     try:
         metadata.distribution("torch")
     except metadata.PackageNotFoundError as error:
-        hint = "`pip install 'vicort[export]'` and try again, or name an engine set with --engine-dir"
-        raise EngineError(f"no engines of the {MODEL} model are built, and building needs the export tools: {hint}") from error
-    print(f"vicort-run: building the engines of the {MODEL} model (once)", file=sys.stderr, flush=True)
-    built = subprocess.run([sys.executable, "-m", "vicort.export.build", MODEL], stdout=sys.stderr, check=False)
+        hint = (
+            "`pip install 'vicort[export]'` and try again, or name an engine set with --engine-dir"
+        )
+        raise EngineError(
+            f"no engines of the {MODEL} model are built, and building needs the export tools: "
+            f"{hint}"
+        ) from error
+    print(
+        f"vicort-run: building the engines of the {MODEL} model (once)", file=sys.stderr, flush=True
+    )
+    built = subprocess.run(
+        [sys.executable, "-m", "vicort.export.build", MODEL], stdout=sys.stderr, check=False
+    )
     if built.returncode or not (found := find_engine_dir(MODEL)):
-        raise EngineError(f"the engines of the {MODEL} model could not be built (exit code {built.returncode}): try `vicort-build {MODEL}`")
+        raise EngineError(
+            f"the engines of the {MODEL} model could not be built (exit code "
+            f"{built.returncode}): try `vicort-build {MODEL}`"
+        )
     return found
 
 

@@ -46,7 +46,10 @@ class Watch:
 
     def __init__(self, source: Source, around: Surroundings, label: str = "") -> None:
         options = around.options
-        self.source, self.label, self._around, self._output = source, label, around, around.output
+        self.source = source
+        self.label = label
+        self._around = around
+        self._output = around.output
         self._meter = LagMeter() if options.realtime or source.live else None
         self._pace = Pace() if options.realtime else None
         self._rounds: list[Round] = []
@@ -88,7 +91,9 @@ class Watch:
         submit = partial(self._submit, session)
         for question in around.options.questions:
             submit(question)
-        self._rounds = [Round(each, submit, waits=self._on_lag == "wait") for each in around.options.standing]
+        self._rounds = [
+            Round(each, submit, waits=self._on_lag == "wait") for each in around.options.standing
+        ]
         around.desk.enter(self.label, partial(self._ask_now, session))
         with self._output.progress_of(self.source, shown=not self.label):
             code = self._feed(session)
@@ -131,12 +136,15 @@ class Watch:
             self._around.stopping.set()
 
     def _wait_for_typed(self, typed: TypedQuestions) -> None:
-        """Questions about what was seen may still be typed, until whoever types them has no more."""
+        """Questions about what was seen may still be typed, until whoever types them has no
+        more."""
         while not typed.ended.wait(POLL) and not self._around.stopping.is_set():
             self._output.check()
 
     def _ask_now(self, session: Session, question: Question) -> Future:
-        return self._submit(session, replace(question, at=session.now) if question.at is None else question)
+        return self._submit(
+            session, replace(question, at=session.now) if question.at is None else question
+        )
 
     def _submit(self, session: Session, question: Question) -> Future:
         return session.submit(question, partial(self._token, question.id, question.text))
@@ -155,9 +163,14 @@ class Watch:
     def _summarise(self, session: Session) -> None:
         for standing, each in zip(self._around.options.standing, self._rounds, strict=False):
             if each.left_out:
-                self._output.warn(f"{standing.question.text!r} was due {each.left_out} times more, while its last answer was not there yet")
+                self._output.warn(
+                    f"{standing.question.text!r} was due {each.left_out} times more, while its "
+                    "last answer was not there yet"
+                )
         summary = session.summary()
-        self._output.event(replace(summary, realtime=self._meter.summary()) if self._meter else summary, self.label)
+        self._output.event(
+            replace(summary, realtime=self._meter.summary()) if self._meter else summary, self.label
+        )
 
 
 class _LabelledSpans:
@@ -177,7 +190,8 @@ class Pace:
         self._first: tuple[float, Fraction] | None = None  # monotonic seconds, and the source's
 
     def wait(self, at: Fraction) -> float:
-        """Sleep until a frame of that time is due; the first one is due at once. Returns when that was, in monotonic seconds."""
+        """Sleep until a frame of that time is due; the first one is due at once. Returns when that
+        was, in monotonic seconds."""
         now = time.monotonic()
         began, first = self._first = self._first or (now, at)
         due = began + float(at - first)

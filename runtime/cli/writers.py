@@ -10,7 +10,8 @@ from typing import TextIO
 
 from vicort.runtime.core import Answer, ChunkEvent, Event, SourceEvent, Spoken, Summary
 
-CUE_SECONDS = Fraction(4)  # an answer stays on the screen; nothing is known yet of the next one when it is written
+# an answer stays on the screen; nothing is known yet of the next one when it is written
+CUE_SECONDS = Fraction(4)
 
 
 class Writer(ABC):
@@ -21,7 +22,8 @@ class Writer(ABC):
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
-        self.mid_line = False  # whether an answer is appearing, so that nothing else should be drawn
+        # whether an answer is appearing, so that nothing else should be drawn
+        self.mid_line = False
 
     def start(self) -> None:
         """What the format begins with; asked for again, it comes only once."""
@@ -47,11 +49,15 @@ class JsonlWriter(Writer):
     shows_stats = tells_sources = True
 
     def write(self, event: Event, source: str = "") -> None:
-        self._put(json.dumps(event.to_json() | ({"source": source} if source else {}), ensure_ascii=False) + "\n")
+        self._put(
+            json.dumps(event.to_json() | ({"source": source} if source else {}), ensure_ascii=False)
+            + "\n"
+        )
 
 
 class TextWriter(Writer):
-    """For reading: answers, and a last line about the run. On a terminal, one answer at a time appears word by word."""
+    """For reading: answers, and a last line about the run. On a terminal, one answer at a time
+    appears word by word."""
 
     shows_stats = tells_sources = True
 
@@ -91,7 +97,8 @@ class TextWriter(Writer):
 
 
 class SrtWriter(Writer):
-    """SubRip: answers as cues at the time they were asked, words said unasked at the time they were said."""
+    """SubRip: answers as cues at the time they were asked, words said unasked at the time they were
+    said."""
 
     def __init__(self, file: TextIO) -> None:
         super().__init__(file)
@@ -104,7 +111,8 @@ class SrtWriter(Writer):
 
 
 class VttWriter(Writer):
-    """WebVTT: answers as cues at the time they were asked, words said unasked at the time they were said."""
+    """WebVTT: answers as cues at the time they were asked, words said unasked at the time they were
+    said."""
 
     def __init__(self, file: TextIO) -> None:
         super().__init__(file)
@@ -121,7 +129,12 @@ class VttWriter(Writer):
             self._put(f"{name}{_span(event, '.')}\n{html.escape(_cue(event), quote=False)}\n\n")
 
 
-WRITERS: dict[str, type[Writer]] = {"text": TextWriter, "jsonl": JsonlWriter, "srt": SrtWriter, "vtt": VttWriter}
+WRITERS: dict[str, type[Writer]] = {
+    "text": TextWriter,
+    "jsonl": JsonlWriter,
+    "srt": SrtWriter,
+    "vtt": VttWriter,
+}
 
 
 def _as_text(event: Event) -> str:
@@ -129,11 +142,15 @@ def _as_text(event: Event) -> str:
         case Answer():
             return f"{event.question}\n  {event.text}   {_when(event)}\n"
         case Spoken():
-            return f"{float(event.at):.3f} s: {event.text}   [silence {event.silence:.3f}, first token after {event.latency_ms:.1f} ms]\n"
+            return (
+                f"{float(event.at):.3f} s: {event.text}   [silence {event.silence:.3f}, first "
+                f"token after {event.latency_ms:.1f} ms]\n"
+            )
         case ChunkEvent():
             span = f"{float(event.start):.3f}-{float(event.end):.3f} s"
             return (
-                f"chunk {event.index}: {event.frames} frames, {span}, kept {event.kept} of {event.tokens} tokens, {event.wall_ms:.1f} ms\n"
+                f"chunk {event.index}: {event.frames} frames, {span}, kept {event.kept} of "
+                f"{event.tokens} tokens, {event.wall_ms:.1f} ms\n"
             )
         case SourceEvent():
             attempt = f" (attempt {event.attempt})" if event.attempt else ""
@@ -141,16 +158,26 @@ def _as_text(event: Event) -> str:
             return f"source {event.state} at {float(event.at):.3f} s{attempt}{reason}\n"
         case Summary():
             dropped = f" ({event.dropped} dropped)" if event.dropped else ""
-            ttft = f", first token after {event.ttft_ms['p50']:.1f} ms (median)" if event.ttft_ms else ""
+            ttft = (
+                f", first token after {event.ttft_ms['p50']:.1f} ms (median)"
+                if event.ttft_ms
+                else ""
+            )
             rate = f"{event.seconds:.2f} s, {event.fps:.1f} frames/s{ttft}"
-            return f"{event.system}: {event.frames} frames{dropped} in {event.chunks} chunks, {rate}{_lag(event)}\n"
+            return (
+                f"{event.system}: {event.frames} frames{dropped} in {event.chunks} chunks, "
+                f"{rate}{_lag(event)}\n"
+            )
     raise TypeError(f"{event.name} has no text form")
 
 
 def _lag(summary: Summary) -> str:
     if not summary.realtime or not (lag := summary.realtime["lag_ms"]):
         return ""
-    return f", lag {lag['p50']:.1f} ms (median) and {lag['p99']:.1f} ms (p99), {summary.realtime['late']} frames late"
+    return (
+        f", lag {lag['p50']:.1f} ms (median) and {lag['p99']:.1f} ms (p99), "
+        f"{summary.realtime['late']} frames late"
+    )
 
 
 def _when(answer: Answer) -> str:
@@ -163,7 +190,11 @@ def _span(event: Answer | Spoken, point: str) -> str:
 
 
 def _cue(event: Answer | Spoken) -> str:
-    return f"{_lines(event.question)}\n{_lines(event.text)}" if isinstance(event, Answer) else _lines(event.text)
+    return (
+        f"{_lines(event.question)}\n{_lines(event.text)}"
+        if isinstance(event, Answer)
+        else _lines(event.text)
+    )
 
 
 def _clock(seconds: Fraction, point: str) -> str:

@@ -1,1 +1,2 @@
-"""What a machine offers: ordered streams, events, arrays, preprocessing and clocks, on the host and on CUDA."""
+"""What a machine offers: ordered streams, events, arrays, preprocessing and clocks, on the host and
+on CUDA."""

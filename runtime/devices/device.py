@@ -1,8 +1,10 @@
 """Devices: ordered streams of work, events in them, and the memory that they work on.
 
-The scheduler knows these verbs and nothing else. `HostDevice` keeps them with worker threads and NumPy arrays, `CudaDevice` (cuda.py)
-with CUDA streams and device memory. On the host a stream's work is done when it returns; on CUDA it has then only been *enqueued*, so
-whoever needs the result on another stream waits there with `Stream.wait`, and whoever needs it on the host calls `Device.read`.
+The scheduler knows these verbs and nothing else. `HostDevice` keeps them with worker threads and
+NumPy arrays, `CudaDevice` (cuda.py) with CUDA streams and device memory. On the host a stream's
+work is done when it returns; on CUDA it has then only been *enqueued*, so whoever needs the result
+on another stream waits there with `Stream.wait`, and whoever needs it on the host calls
+`Device.read`.
 """
 
 from __future__ import annotations
@@ -48,11 +50,13 @@ class Event(Protocol):
     """A point in a stream."""
 
     def result(self) -> Any:
-        """Wait, on the host, until the stream has come there; gives what the work returned, raises what it raised."""
+        """Wait, on the host, until the stream has come there; gives what the work returned, raises
+        what it raised."""
         ...
 
     def value(self) -> Any:
-        """The same as soon as the host has it: the device may still be at what the work enqueued."""
+        """The same as soon as the host has it: the device may still be at what the work
+        enqueued."""
         ...
 
 
@@ -60,21 +64,25 @@ class Mark(Protocol):
     """A moment in a stream, for stage times and traces."""
 
     def ns(self) -> int | None:
-        """When the stream came there, on the clock of `time.perf_counter_ns`; None while it has not."""
+        """When the stream came there, on the clock of `time.perf_counter_ns`; None while it has
+        not."""
         ...
 
 
 class Stream(Protocol):
-    """Work in order. All verbs but `submit`, `synchronize` and `close` are for the stream's own work to call."""
+    """Work in order. All verbs but `submit`, `synchronize` and `close` are for the stream's own
+    work to call."""
 
     name: str
 
     def submit(self, work: Callable[..., Any], *args: Any) -> Event:
-        """Run `work` behind all that was submitted before; from inside the stream's own work, at once."""
+        """Run `work` behind all that was submitted before; from inside the stream's own work, at
+        once."""
         ...
 
     def wait(self, event: Event) -> None:
-        """What follows comes after `event`, of whatever stream. Raises what the work behind the event raised."""
+        """What follows comes after `event`, of whatever stream. Raises what the work behind the
+        event raised."""
         ...
 
     def record(self) -> Event:
@@ -83,8 +91,14 @@ class Stream(Protocol):
 
     def mark(self) -> Mark: ...
 
-    def notify(self, work: Callable[..., Any], *args: Any, failed: Callable[[BaseException], Any] | None = None) -> None:
-        """Call `work` on the host once all work so far is done; calls keep their order. `failed` is called instead if the device broke."""
+    def notify(
+        self,
+        work: Callable[..., Any],
+        *args: Any,
+        failed: Callable[[BaseException], Any] | None = None,
+    ) -> None:
+        """Call `work` on the host once all work so far is done; calls keep their order. `failed` is
+        called instead if the device broke."""
         ...
 
     def synchronize(self) -> None:
@@ -106,15 +120,19 @@ class Device(Protocol):
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any: ...
 
     def pool(self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False) -> Pool:
-        """Pages that engines can read. by_head: whether each layer and head may hold other tokens than the next."""
+        """Pages that engines can read. by_head: whether each layer and head may hold other tokens
+        than the next."""
         ...
 
-    def host_pool(self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False) -> Pool:
+    def host_pool(
+        self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False
+    ) -> Pool:
         """Pages in the host's memory, which move from and to the device's."""
         ...
 
     def preprocessor(self, height: int, width: int, threads: int) -> Any:
-        """Of frames to [F, height, width, 3] uint8 in this device's memory: called with (frames, out, stream)."""
+        """Of frames to [F, height, width, 3] uint8 in this device's memory: called with (frames,
+        out, stream)."""
         ...
 
     def upload(self, target: Any, source: np.ndarray, stream: Stream) -> None:
@@ -126,7 +144,8 @@ class Device(Protocol):
         ...
 
     def read(self, stream: Stream, *arrays: Any) -> tuple[np.ndarray, ...]:
-        """Wait for the stream, and see arrays on the host. What is seen stays valid until the same arrays are written or read again."""
+        """Wait for the stream, and see arrays on the host. What is seen stays valid until the same
+        arrays are written or read again."""
         ...
 
     def close(self) -> None: ...
@@ -155,12 +174,18 @@ class _Immediate:
     def mark(self) -> Mark:
         return HostMark(time.perf_counter_ns())
 
-    def notify(self, work: Callable[..., Any], *args: Any, failed: Callable[[BaseException], Any] | None = None) -> None:
+    def notify(
+        self,
+        work: Callable[..., Any],
+        *args: Any,
+        failed: Callable[[BaseException], Any] | None = None,
+    ) -> None:
         work(*args)
 
 
 class HostStream(_Immediate):
-    """Work in order, on a thread of its own. Work submitted from that thread itself runs at once, inside its caller."""
+    """Work in order, on a thread of its own. Work submitted from that thread itself runs at once,
+    inside its caller."""
 
     def __init__(self, name: str, urgency: Urgency, urgent: bool) -> None:
         self.name = name
@@ -187,7 +212,8 @@ class HostStream(_Immediate):
 
 
 class InlineStream(_Immediate):
-    """A stream without a thread: its work runs at once, in its caller. The sequential twin runs on it."""
+    """A stream without a thread: its work runs at once, in its caller. The sequential twin runs on
+    it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -211,7 +237,8 @@ class HostMark:
 
 
 class Urgency:
-    """While urgent work runs, ordinary streams start nothing new: the host's form of stream priority."""
+    """While urgent work runs, ordinary streams start nothing new: the host's form of stream
+    priority."""
 
     def __init__(self) -> None:
         self._running = 0
@@ -261,7 +288,9 @@ class HostDevice:
         array[:] = 0
         return array
 
-    def pool(self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False) -> HostPool:
+    def pool(
+        self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False
+    ) -> HostPool:
         return HostPool(self.empty, model, pages, dtype, by_head)
 
     host_pool = pool

@@ -1,4 +1,5 @@
-"""Frames of any size and aspect -> letterboxed frames of the engine's size, with NVIDIA DALI, on the CPU or on a GPU."""
+"""Frames of any size and aspect -> letterboxed frames of the engine's size, with NVIDIA DALI, on
+the CPU or on a GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ import numpy as np
 from vicort.runtime.devices.surface import Surface
 from vicort.runtime.errors import VicortError
 
-BATCH = 64  # most frames in one run of the pipeline; a bound only, smaller batches cost nothing extra
+# most frames in one run of the pipeline; a bound only, smaller batches cost nothing extra
+BATCH = 64
 
 Place = Literal["cpu", "gpu"]
 
@@ -30,12 +32,15 @@ class Box:
 
 
 def letterbox(height: int, width: int, into_height: int, into_width: int) -> Box:
-    """The largest centred box of the aspect height : width; sides round half up, an odd rest goes to the bottom and to the right."""
+    """The largest centred box of the aspect height : width; sides round half up, an odd rest goes
+    to the bottom and to the right."""
     if height * into_width <= width * into_height:  # as wide as the engine's frame
         box_height, box_width = max(1, _rounded(height * into_width, width)), into_width
     else:
         box_height, box_width = into_height, max(1, _rounded(width * into_height, height))
-    return Box((into_height - box_height) // 2, (into_width - box_width) // 2, box_height, box_width)
+    return Box(
+        (into_height - box_height) // 2, (into_width - box_width) // 2, box_height, box_width
+    )
 
 
 def _rounded(numerator: int, denominator: int) -> int:
@@ -43,10 +48,12 @@ def _rounded(numerator: int, denominator: int) -> int:
 
 
 class Preprocessor:
-    """Resizes with a cubic filter and antialiasing, as Hugging Face's PIL processors do, onto black bars.
+    """Resizes with a cubic filter and antialiasing, as Hugging Face's PIL processors do, onto black
+    bars.
 
-    On a GPU everything is enqueued on the caller's stream, and the host waits for none of it. That was never run on a GPU here; the
-    same graphs run on the CPU in the tests. Not for two threads at once; while it runs, other Python threads do too.
+    On a GPU everything is enqueued on the caller's stream, and the host waits for none of it. That
+    was never run on a GPU here; the same graphs run on the CPU in the tests. Not for two threads at
+    once; while it runs, other Python threads do too.
     """
 
     def __init__(self, height: int, width: int, device: Place = "cpu", threads: int = 1) -> None:
@@ -54,18 +61,28 @@ class Preprocessor:
 
         Raises VicortError if DALI is not installed, or does not take the GPU.
         """
-        self._height, self._width, self._device, self._threads = height, width, device, threads
+        self._height = height
+        self._width = width
+        self._device = device
+        self._threads = threads
         self._images = _built(image_graph(height, width, device), device, threads)
         self._surfaces: Any = None  # most streams have none
 
-    def __call__(self, frames: Sequence[np.ndarray | Surface], out: Any, stream: Any = None) -> None:
-        """frames: F arrays [h, w, 3] uint8 RGB, or surfaces in this device's memory, each of any size.
+    def __call__(
+        self, frames: Sequence[np.ndarray | Surface], out: Any, stream: Any = None
+    ) -> None:
+        """frames: F arrays [h, w, 3] uint8 RGB, or surfaces in this device's memory, each of any
+        size.
 
-        out: [F, height, width, 3] uint8, written: an array, or on a GPU a `DeviceArray`, filled when `stream`, a `CudaStream` that this
-        is part of the work of, has come there. The frames may go as soon as this returns.
+        out: [F, height, width, 3] uint8, written: an array, or on a GPU a `DeviceArray`, filled
+        when `stream`, a `CudaStream` that this is part of the work of, has come there. The frames
+        may go as soon as this returns.
         """
         if tuple(out.shape) != (len(frames), self._height, self._width, 3):
-            raise ValueError(f"{len(frames)} frames into {out.shape}: not {(len(frames), self._height, self._width, 3)}")
+            raise ValueError(
+                f"{len(frames)} frames into {out.shape}: not "
+                f"{(len(frames), self._height, self._width, 3)}"
+            )
         start = 0
         for kind, group in groupby(frames, type):
             same = list(group)
@@ -75,18 +92,32 @@ class Preprocessor:
                 start += len(batch)
 
     def _run(self, kind: type, batch: list[Any], out: Any, stream: Any) -> None:
-        if kind is not Surface and self._device == "cpu" and all(frame.shape == out.shape[1:] for frame in batch):
+        if (
+            kind is not Surface
+            and self._device == "cpu"
+            and all(frame.shape == out.shape[1:] for frame in batch)
+        ):
             np.stack(batch, out=out)  # nothing to resize: the filter would return them bit by bit
             return
-        boxes = [letterbox(frame.shape[0], frame.shape[1], self._height, self._width) for frame in batch]
+        boxes = [
+            letterbox(frame.shape[0], frame.shape[1], self._height, self._width) for frame in batch
+        ]
         starts = [np.array((-box.top, -box.left), np.int32) for box in boxes]
         if kind is Surface:
-            if self._device == "cpu" and not all(isinstance(surface.luma, np.ndarray) for surface in batch):
-                raise VicortError("frames in the GPU's memory cannot be resized on the CPU: decode there too, with `--decode cpu`")
+            if self._device == "cpu" and not all(
+                isinstance(surface.luma, np.ndarray) for surface in batch
+            ):
+                raise VicortError(
+                    "frames in the GPU's memory cannot be resized on the CPU: decode there too, "
+                    "with `--decode cpu`"
+                )
             pipeline, inputs = self._of_surfaces(), _surface_inputs(batch, boxes)
         else:
             sizes = [np.array((box.height, box.width), np.float32) for box in boxes]
-            pipeline, inputs = self._images, {"frames": [np.ascontiguousarray(frame) for frame in batch], "sizes": sizes}
+            pipeline, inputs = (
+                self._images,
+                {"frames": [np.ascontiguousarray(frame) for frame in batch], "sizes": sizes},
+            )
         for name, values in (inputs | {"starts": starts}).items():
             on_gpu = self._device == "gpu" and name in PLANES
             pipeline.feed_input(name, values, cuda_stream=stream.handle if on_gpu else None)
@@ -94,13 +125,18 @@ class Preprocessor:
             (letterboxed,) = pipeline.run()
             np.copyto(out, np.asarray(letterboxed.as_cpu().as_tensor()))
         else:
-            (letterboxed,) = pipeline.run(stream.handle)  # DALI's own streams are ordered before this one, on the device
-            letterboxed.copy_to_external(ctypes.c_void_p(out.pointer), ctypes.c_void_p(stream.handle), non_blocking=True)
+            # DALI's own streams are ordered before this one, on the device
+            (letterboxed,) = pipeline.run(stream.handle)
+            letterboxed.copy_to_external(
+                ctypes.c_void_p(out.pointer), ctypes.c_void_p(stream.handle), non_blocking=True
+            )
             stream.notify(_let_go, letterboxed, batch)
 
     def _of_surfaces(self) -> Any:
         if self._surfaces is None:
-            self._surfaces = _built(surface_graph(self._height, self._width, self._device), self._device, self._threads)
+            self._surfaces = _built(
+                surface_graph(self._height, self._width, self._device), self._device, self._threads
+            )
         return self._surfaces
 
 
@@ -118,7 +154,8 @@ def _surface_inputs(batch: list[Surface], boxes: list[Box]) -> dict[str, list[An
         "luma": [surface.luma for surface in batch],
         "chroma": [surface.chroma for surface in batch],
         "sizes": [
-            np.array((b.width, b.height) if turned else (b.height, b.width), np.float32) for b, turned in zip(boxes, lying, strict=True)
+            np.array((b.width, b.height) if turned else (b.height, b.width), np.float32)
+            for b, turned in zip(boxes, lying, strict=True)
         ],
         "colours": [surface.to_rgb for surface in batch],
         "angles": [np.array(90 * (surface.quarters % 4), np.float32) for surface in batch],
@@ -127,20 +164,37 @@ def _surface_inputs(batch: list[Surface], boxes: list[Box]) -> dict[str, list[An
 
 
 def image_graph(height: int, width: int, device: Place) -> Any:
-    """RGB images of the host -> frames, as a DALI pipeline that is not built; the same for CPU and GPU."""
+    """RGB images of the host -> frames, as a DALI pipeline that is not built; the same for CPU and
+    GPU."""
     dali, fn, types = _import_dali()
 
     @dali.pipeline_def
     def pipeline() -> Any:
-        # On the CPU the frames are only read, and live until the run that reads them is over; a GPU's copy engine reads them later.
+        # On the CPU the frames are only read, and live until the run that reads them is over; a
+        # GPU's copy engine reads them later.
         frames = fn.external_source(
-            name="frames", device="cpu", dtype=types.UINT8, ndim=3, layout="HWC", batch=True, no_copy=device == "cpu"
+            name="frames",
+            device="cpu",
+            dtype=types.UINT8,
+            ndim=3,
+            layout="HWC",
+            batch=True,
+            no_copy=device == "cpu",
         )
-        sizes = fn.external_source(name="sizes", device="cpu", dtype=types.FLOAT, ndim=1)  # [2] height, width of the box
-        starts = fn.external_source(name="starts", device="cpu", dtype=types.INT32, ndim=1)  # [2] top, left of the output in it: 0 or less
+        # [2] height, width of the box
+        sizes = fn.external_source(name="sizes", device="cpu", dtype=types.FLOAT, ndim=1)
+        # [2] top, left of the output in it: 0 or less
+        starts = fn.external_source(name="starts", device="cpu", dtype=types.INT32, ndim=1)
         frames = frames.gpu() if device == "gpu" else frames
         boxes = fn.resize(frames, size=sizes, interp_type=types.INTERP_CUBIC, antialias=True)
-        return fn.slice(boxes, start=starts, shape=(height, width), axes=(0, 1), out_of_bounds_policy="pad", fill_values=0)
+        return fn.slice(
+            boxes,
+            start=starts,
+            shape=(height, width),
+            axes=(0, 1),
+            out_of_bounds_policy="pad",
+            fill_values=0,
+        )
 
     return pipeline
 
@@ -148,26 +202,45 @@ def image_graph(height: int, width: int, device: Place) -> Any:
 def surface_graph(height: int, width: int, device: Place) -> Any:
     """Surfaces -> frames, as a DALI pipeline that is not built; the same for CPU and GPU.
 
-    Brightness and colour are resized each by itself, then turned to RGB, upright, in the small: resizing and the colour matrix are both
-    linear, so their order only matters where values are cut off at black and white.
+    Brightness and colour are resized each by itself, then turned to RGB, upright, in the small:
+    resizing and the colour matrix are both linear, so their order only matters where values are cut
+    off at black and white.
     """
     dali, fn, types = _import_dali()
 
     @dali.pipeline_def
     def pipeline() -> Any:
         luma, chroma = (
-            fn.external_source(name=name, device=device, dtype=types.UINT8, ndim=3, layout="HWC", batch=True) for name in PLANES
+            fn.external_source(
+                name=name, device=device, dtype=types.UINT8, ndim=3, layout="HWC", batch=True
+            )
+            for name in PLANES
         )
-        sizes = fn.external_source(name="sizes", device="cpu", dtype=types.FLOAT, ndim=1)  # [2] height, width of the box, not turned
-        colours = fn.external_source(name="colours", device="cpu", dtype=types.FLOAT, ndim=2)  # [3, 4]
-        angles = fn.external_source(name="angles", device="cpu", dtype=types.FLOAT, ndim=0)  # degrees, counter-clockwise
+        # [2] height, width of the box, not turned
+        sizes = fn.external_source(name="sizes", device="cpu", dtype=types.FLOAT, ndim=1)
+        # [3, 4]
+        colours = fn.external_source(name="colours", device="cpu", dtype=types.FLOAT, ndim=2)
+        # degrees, counter-clockwise
+        angles = fn.external_source(name="angles", device="cpu", dtype=types.FLOAT, ndim=0)
         mirrored = fn.external_source(name="mirrored", device="cpu", dtype=types.INT32, ndim=0)
         starts = fn.external_source(name="starts", device="cpu", dtype=types.INT32, ndim=1)
-        planes = [fn.resize(plane, size=sizes, interp_type=types.INTERP_CUBIC, antialias=True) for plane in (luma, chroma)]
+        planes = [
+            fn.resize(plane, size=sizes, interp_type=types.INTERP_CUBIC, antialias=True)
+            for plane in (luma, chroma)
+        ]
         boxes = fn.coord_transform(fn.cat(*planes, axis=2), MT=colours, dtype=types.UINT8)
         boxes = fn.flip(boxes, horizontal=mirrored, vertical=0)
-        boxes = fn.rotate(boxes, angle=angles, interp_type=types.INTERP_NN, keep_size=False, fill_value=0)
-        return fn.slice(boxes, start=starts, shape=(height, width), axes=(0, 1), out_of_bounds_policy="pad", fill_values=0)
+        boxes = fn.rotate(
+            boxes, angle=angles, interp_type=types.INTERP_NN, keep_size=False, fill_value=0
+        )
+        return fn.slice(
+            boxes,
+            start=starts,
+            shape=(height, width),
+            axes=(0, 1),
+            out_of_bounds_policy="pad",
+            fill_values=0,
+        )
 
     return pipeline
 
@@ -175,25 +248,39 @@ def surface_graph(height: int, width: int, device: Place) -> Any:
 def _built(graph: Any, device: Place, threads: int) -> Any:
     """Nothing in it runs ahead: one run is one batch, in and out.
 
-    Only DALI's dynamic executor, its default, hands results over on a stream; the simple one costs less where all is on the host.
+    Only DALI's dynamic executor, its default, hands results over on a stream; the simple one costs
+    less where all is on the host.
     """
-    options: dict[str, Any] = {"batch_size": BATCH, "num_threads": threads, "prefetch_queue_depth": 1}
+    options: dict[str, Any] = {
+        "batch_size": BATCH,
+        "num_threads": threads,
+        "prefetch_queue_depth": 1,
+    }
     if device == "cpu":
-        pipeline = graph(**options, device_id=None, exec_pipelined=False, exec_async=False, exec_dynamic=False)
+        pipeline = graph(
+            **options, device_id=None, exec_pipelined=False, exec_async=False, exec_dynamic=False
+        )
     else:
         pipeline = graph(**options, device_id=0, exec_dynamic=True)
     try:
         pipeline.build()
     except RuntimeError as error:
-        raise VicortError(f"NVIDIA DALI does not take the {device} ({str(error).splitlines()[0][:160]}): see `nvidia-smi`") from error
+        raise VicortError(
+            f"NVIDIA DALI does not take the {device} ({str(error).splitlines()[0][:160]}): see "
+            "`nvidia-smi`"
+        ) from error
     return pipeline
 
 
 def _import_dali() -> tuple[ModuleType, ModuleType, ModuleType]:
-    """Only when a preprocessor is made: the import takes a while, and most of vicort can do without."""
+    """Only when a preprocessor is made: the import takes a while, and most of vicort can do
+    without."""
     try:
         from nvidia import dali
         from nvidia.dali import fn, types
     except ImportError as error:
-        raise VicortError(f"NVIDIA DALI cannot be loaded ({error}): install it with `pip install nvidia-dali-cuda130`") from error
+        raise VicortError(
+            f"NVIDIA DALI cannot be loaded ({error}): install it with `pip install "
+            "nvidia-dali-cuda130`"
+        ) from error
     return dali, fn, types

@@ -1,4 +1,5 @@
-"""Pictures as a GPU's video engine leaves them: brightness and colour apart, in its memory, not turned upright."""
+"""Pictures as a GPU's video engine leaves them: brightness and colour apart, in its memory, not
+turned upright."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-LIMITED = (16.0, 219.0, 224.0)  # black level, steps from black to white, steps of a colour difference, of 8-bit "TV" range
+# black level, steps from black to white, steps of a colour difference, of 8-bit "TV" range
+LIMITED = (16.0, 219.0, 224.0)
 FULL = (0.0, 255.0, 255.0)
 
 
@@ -29,9 +31,11 @@ class Surface:
 
 
 def to_rgb(red: float, blue: float, full: bool) -> np.ndarray:
-    """[3, 4] float32: 8-bit YCbCr with a 1 behind -> RGB of 0 to 255 (ITU-R BT.601, BT.709 and BT.2020 all have this form).
+    """[3, 4] float32: 8-bit YCbCr with a 1 behind -> RGB of 0 to 255 (ITU-R BT.601, BT.709 and
+    BT.2020 all have this form).
 
-    red, blue: their shares of the brightness, Kr and Kb. full: the values use all of 0 to 255, not the range of television.
+    red, blue: their shares of the brightness, Kr and Kb. full: the values use all of 0 to 255, not
+    the range of television.
     """
     black, white, swing = FULL if full else LIMITED
     green = 1 - red - blue

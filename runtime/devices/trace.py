@@ -23,7 +23,8 @@ class Span(NamedTuple):
 
 
 class Trace:
-    """Collects spans from any thread; each track becomes a row, in the order of their first spans."""
+    """Collects spans from any thread; each track becomes a row, in the order of their first
+    spans."""
 
     def __init__(self, spans: int = SPANS) -> None:
         self._spans: deque[Span] = deque(maxlen=spans)
@@ -35,12 +36,14 @@ class Trace:
         return len(self._spans)
 
     def span(self, track: str, name: str, start_ns: int, end_ns: int, **args: Any) -> None:
-        """Something ran on `track` from start to end; args are shown beside it and must be JSON's."""
+        """Something ran on `track` from start to end; args are shown beside it and must be
+        JSON's."""
         with self._lock:
             self._spans.append(Span(track, name, start_ns, end_ns, args))
 
     def write(self, path: Path | str) -> None:
-        """Write all of it at once: the file is whole, or as it was. Raises ConfigError if it cannot be written."""
+        """Write all of it at once: the file is whole, or as it was. Raises ConfigError if it cannot
+        be written."""
         with self._lock:
             spans = list(self._spans)
         path = Path(path)
@@ -50,11 +53,15 @@ class Trace:
             os.replace(partial, path)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise ConfigError(f"the trace cannot be written to {path} ({error.strerror}): give a writable file with --trace") from error
+            raise ConfigError(
+                f"the trace cannot be written to {path} ({error.strerror}): give a writable file "
+                "with --trace"
+            ) from error
 
 
 def _events(spans: list[Span]) -> list[dict[str, Any]]:
-    """Trace Event Format: times in microseconds from the first span; spans of a row never overlap, so a track may take several."""
+    """Trace Event Format: times in microseconds from the first span; spans of a row never overlap,
+    so a track may take several."""
     origin = min((span.start for span in spans), default=0)
     ends: dict[str, list[int]] = {}  # of the last span in each row of a track
     rows: dict[tuple[str, int], int] = {}  # (track, which of its rows) -> thread id
@@ -65,10 +72,23 @@ def _events(spans: list[Span]) -> list[dict[str, Any]]:
         busy[row:] = [span.end, *busy[row + 1 :]]
         thread = rows.setdefault((span.track, row), len(rows) + 1)
         start, duration = (span.start - origin) / 1e3, (span.end - span.start) / 1e3
-        events.append({"ph": "X", "pid": 1, "tid": thread, "name": span.name, "ts": start, "dur": duration, "args": span.args})
+        events.append(
+            {
+                "ph": "X",
+                "pid": 1,
+                "tid": thread,
+                "name": span.name,
+                "ts": start,
+                "dur": duration,
+                "args": span.args,
+            }
+        )
     order = sorted(rows, key=lambda key: (list(ends).index(key[0]), key[1]))
     for place, (track, row) in enumerate(order):
         about = {"ph": "M", "pid": 1, "tid": rows[track, row]}
-        events.append(about | {"name": "thread_name", "args": {"name": track if row == 0 else f"{track} {row + 1}"}})
+        events.append(
+            about
+            | {"name": "thread_name", "args": {"name": track if row == 0 else f"{track} {row + 1}"}}
+        )
         events.append(about | {"name": "thread_sort_index", "args": {"sort_index": place}})
     return events

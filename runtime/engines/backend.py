@@ -16,19 +16,22 @@ class OpenBackend(Protocol):
     def load(self, path: Path, graph: GraphSpec, *, streams: int) -> Engine:
         """The engine in a file. streams: runs at once, at most.
 
-        Raises EngineError if the file cannot be loaded, or does not have the tensors that `graph` says.
+        Raises EngineError if the file cannot be loaded, or does not have the tensors that `graph`
+        says.
         """
         ...
 
     def new_device(self, overlap: bool) -> Device:
-        """The device that these engines run on, with streams of its own. overlap=False: each stream's work runs in its caller."""
+        """The device that these engines run on, with streams of its own. overlap=False: each
+        stream's work runs in its caller."""
         ...
 
 
 def open_backend(backend: Backend, folder: Path, *, threads: int) -> OpenBackend:
     """threads: CPU threads a run.
 
-    Raises DeviceError if a GPU is needed and there is none, EngineError if the module that runs the engines is missing.
+    Raises DeviceError if a GPU is needed and there is none, EngineError if the module that runs the
+    engines is missing.
     """
     if backend == "tensorrt":
         from vicort.runtime.engines.tensorrt import TensorRTBackend

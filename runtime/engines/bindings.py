@@ -18,42 +18,62 @@ def numpy_dtype(name: str) -> np.dtype:
 
 
 class BindingsCheck:
-    """Says, in microseconds, whether arrays fit a graph: every tensor there, of its type, contiguous, of a size that the graph takes."""
+    """Says, in microseconds, whether arrays fit a graph: every tensor there, of its type,
+    contiguous, of a size that the graph takes."""
 
     def __init__(self, graph: GraphSpec) -> None:
         self._graph = graph
-        self._tensors = [(spec, numpy_dtype(spec.dtype)) for spec in (*graph.inputs, *graph.outputs)]
+        self._tensors = [
+            (spec, numpy_dtype(spec.dtype)) for spec in (*graph.inputs, *graph.outputs)
+        ]
 
     def __call__(self, bindings: Bindings) -> None:
-        """Raises ValueError, naming tensor and reason: a defect of the caller, never of a user's input."""
+        """Raises ValueError, naming tensor and reason: a defect of the caller, never of a user's
+        input."""
         sizes: dict[str, int] = {}
         for spec, dtype in self._tensors:
             array = bindings.get(spec.name)
             if array is None:
                 raise ValueError(f"{self._graph.file}: nothing is bound to {spec.name!r}")
             if array.dtype != dtype:
-                raise ValueError(f"{self._graph.file}: {spec.name!r} is {array.dtype}, the engine takes {spec.dtype}")
+                raise ValueError(
+                    f"{self._graph.file}: {spec.name!r} is {array.dtype}, the engine takes "
+                    f"{spec.dtype}"
+                )
             if array.ndim != len(spec.shape) or not array.flags.c_contiguous:
-                raise ValueError(f"{self._graph.file}: {spec.name!r} {array.shape} is no contiguous array of shape {spec.shape}")
+                raise ValueError(
+                    f"{self._graph.file}: {spec.name!r} {array.shape} is no contiguous array of "
+                    f"shape {spec.shape}"
+                )
             for size, wanted in zip(array.shape, spec.shape, strict=True):
                 if size != (wanted if isinstance(wanted, int) else sizes.setdefault(wanted, size)):
                     raise ValueError(
-                        f"{self._graph.file}: {spec.name!r} has shape {array.shape}, the engine takes {spec.shape} with {sizes}"
+                        f"{self._graph.file}: {spec.name!r} has shape {array.shape}, the engine "
+                        f"takes {spec.shape} with {sizes}"
                     )
         if len(bindings) != len(self._tensors):
             unknown = sorted(set(bindings) - {spec.name for spec, _ in self._tensors})
             raise ValueError(f"{self._graph.file}: the engine has no tensor {unknown}")
         for name, allowed in self._graph.dimensions.items():
             if not allowed.min <= sizes[name] <= allowed.max:
-                raise ValueError(f"{self._graph.file}: dimension {name} is {sizes[name]}, the engine takes {allowed.min} to {allowed.max}")
+                raise ValueError(
+                    f"{self._graph.file}: dimension {name} is {sizes[name]}, the engine takes "
+                    f"{allowed.min} to {allowed.max}"
+                )
 
 
-def describe_mismatch(graph: GraphSpec, found_inputs: list[TensorSpec], found_outputs: list[TensorSpec]) -> str | None:
-    """The first difference between a manifest's signature and a real engine's tensors; None if there is none.
+def describe_mismatch(
+    graph: GraphSpec, found_inputs: list[TensorSpec], found_outputs: list[TensorSpec]
+) -> str | None:
+    """The first difference between a manifest's signature and a real engine's tensors; None if
+    there is none.
 
     A dimension that varies in the engine may be fixed in the manifest, not the other way round.
     """
-    for side, expected, found in (("input", graph.inputs, found_inputs), ("output", graph.outputs, found_outputs)):
+    for side, expected, found in (
+        ("input", graph.inputs, found_inputs),
+        ("output", graph.outputs, found_outputs),
+    ):
         real = {spec.name: spec for spec in found}
         if sorted(real) != sorted(spec.name for spec in expected):
             return f"its {side}s are {sorted(real)}, not {sorted(spec.name for spec in expected)}"
@@ -62,10 +82,16 @@ def describe_mismatch(graph: GraphSpec, found_inputs: list[TensorSpec], found_ou
             if other.dtype != spec.dtype:
                 return f"its {side} {spec.name!r} is {other.dtype}, not {spec.dtype}"
             if not _takes(other.shape, spec.shape):
-                return f"its {side} {spec.name!r} has shape {list(other.shape)}, not {list(spec.shape)}"
+                return (
+                    f"its {side} {spec.name!r} has shape {list(other.shape)}, not "
+                    f"{list(spec.shape)}"
+                )
     return None
 
 
 def _takes(real: tuple[int | str, ...], expected: tuple[int | str, ...]) -> bool:
-    """Whether a real tensor's sizes allow the expected ones: a size that varies allows all, a fixed one itself."""
-    return len(real) == len(expected) and all(isinstance(size, str) or size == wanted for size, wanted in zip(real, expected, strict=True))
+    """Whether a real tensor's sizes allow the expected ones: a size that varies allows all, a fixed
+    one itself."""
+    return len(real) == len(expected) and all(
+        isinstance(size, str) or size == wanted for size, wanted in zip(real, expected, strict=True)
+    )

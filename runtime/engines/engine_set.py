@@ -26,8 +26,9 @@ class Engine(Protocol):
     def signature(self) -> GraphSpec: ...
 
     def enqueue(self, bindings: Bindings, stream: Stream) -> Event:
-        """Run once on `stream`, which keeps the order. `bindings` names every input and output: contiguous arrays on the engine's device,
-        of the shapes and types of `signature`, left alone until the event is done. Raises ValueError if they do not fit."""
+        """Run once on `stream`, which keeps the order. `bindings` names every input and output:
+        contiguous arrays on the engine's device, of the shapes and types of `signature`, left alone
+        until the event is done. Raises ValueError if they do not fit."""
         ...
 
 
@@ -41,10 +42,15 @@ class Embedding:
         """Raises EngineError if the file does not hold what the manifest says."""
         try:
             dtype = numpy_dtype(spec.dtype)
-            self._rows = np.memmap(folder / spec.file, dtype, "r", offset=spec.offset, shape=(spec.rows, spec.width))
+            self._rows = np.memmap(
+                folder / spec.file, dtype, "r", offset=spec.offset, shape=(spec.rows, spec.width)
+            )
         except (OSError, TypeError, ValueError, OverflowError) as error:
             what = f"{spec.rows} rows of {spec.width} {shown(spec.dtype)} from byte {spec.offset}"
-            raise EngineError(f"{folder / spec.file} does not hold {what}: build the engine set again with vicort-build") from error
+            raise EngineError(
+                f"{folder / spec.file} does not hold {what}: build the engine set again with "
+                "vicort-build"
+            ) from error
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -56,9 +62,19 @@ class Embedding:
 class EngineSet:
     """The engines of a model, its embeddings and its manifest."""
 
-    def __init__(self, folder: Path, manifest: Manifest, engines: dict[GraphName, Engine], backend: OpenBackend) -> None:
-        self.folder, self.manifest, self._backend = folder, manifest, backend
-        self.vision, self.tokens, self.llm = engines["vision"], engines["tokens"], engines["llm"]
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        engines: dict[GraphName, Engine],
+        backend: OpenBackend,
+    ) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._backend = backend
+        self.vision = engines["vision"]
+        self.tokens = engines["tokens"]
+        self.llm = engines["llm"]
         self._optional: dict[GraphName, Engine] = {}
         self.embedding = Embedding(folder, manifest.embedding)
 
@@ -66,18 +82,24 @@ class EngineSet:
     def open(cls, folder: Path | str, *, threads: int = 1) -> EngineSet:
         """Load an engine set. threads: CPU threads that one run of an engine takes.
 
-        Raises EngineError, naming the command that rebuilds, if the set is missing, damaged, of another schema, or not what its manifest
-        says.
+        Raises EngineError, naming the command that rebuilds, if the set is missing, damaged, of
+        another schema, or not what its manifest says.
         """
         from vicort.runtime.engines.backend import open_backend
 
         folder = Path(folder)
         manifest = read_manifest(folder)
         backend = open_backend(manifest.backend, folder, threads=threads)
-        return cls(folder, manifest, {name: _load(folder, manifest, backend, name) for name in ALWAYS}, backend)
+        return cls(
+            folder,
+            manifest,
+            {name: _load(folder, manifest, backend, name) for name in ALWAYS},
+            backend,
+        )
 
     def engine(self, name: GraphName) -> Engine:
-        """One by its name; an optional one is loaded when it is first asked for. Raises EngineError if the set has none."""
+        """One by its name; an optional one is loaded when it is first asked for. Raises EngineError
+        if the set has none."""
         if name in ALWAYS:
             return getattr(self, name)
         if name not in self._optional:
@@ -87,10 +109,15 @@ class EngineSet:
     @property
     def dtype(self) -> np.dtype:
         """Of features, pool, k and v: float32, or bfloat16 in a bf16 set."""
-        return next(numpy_dtype(spec.dtype) for spec in self.manifest.graphs["llm"].inputs if spec.name == "pool")
+        return next(
+            numpy_dtype(spec.dtype)
+            for spec in self.manifest.graphs["llm"].inputs
+            if spec.name == "pool"
+        )
 
     def new_device(self, overlap: bool = True) -> Device:
-        """What these engines run on, with streams of its own. overlap=False: each stream's work runs in its caller."""
+        """What these engines run on, with streams of its own. overlap=False: each stream's work
+        runs in its caller."""
         return self._backend.new_device(overlap)
 
     def close(self) -> None:
@@ -100,7 +127,12 @@ class EngineSet:
     def __enter__(self) -> EngineSet:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
 

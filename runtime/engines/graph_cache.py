@@ -1,4 +1,5 @@
-"""Which runs of an engine are CUDA graphs: the first of its shapes and addresses is plain, the second is captured, all others replay."""
+"""Which runs of an engine are CUDA graphs: the first of its shapes and addresses is plain, the
+second is captured, all others replay."""
 
 from __future__ import annotations
 
@@ -8,19 +9,23 @@ from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 FIRST_WAIT = 1  # plain runs before one is captured
-LATER_WAIT = 16  # the same, once a graph had to go: where there are too many keys, capturing must not become the main work
+# the same, once a graph had to go: where there are too many keys, capturing must not become the
+# main work
+LATER_WAIT = 16
 KEYS_PER_GRAPH = 16  # that are remembered
 
 Graph = TypeVar("Graph")
 
 
 class GraphCache(Generic[Graph]):
-    """Graphs by key, `most` of them: the least recently used goes first. A key that could not be captured is not tried again."""
+    """Graphs by key, `most` of them: the least recently used goes first. A key that could not be
+    captured is not tried again."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
-        self._waits: OrderedDict[Hashable, float] = OrderedDict()  # plain runs to come before a key is captured
+        # plain runs to come before a key is captured
+        self._waits: OrderedDict[Hashable, float] = OrderedDict()
 
     def get(self, key: Hashable) -> Graph | None:
         graph = self._graphs.get(key)
@@ -29,7 +34,8 @@ class GraphCache(Generic[Graph]):
         return graph
 
     def is_due(self, key: Hashable) -> bool:
-        """Whether the run of this key, which has no graph, is to be captured; else it is counted as a plain one."""
+        """Whether the run of this key, which has no graph, is to be captured; else it is counted as
+        a plain one."""
         wait = self._waits.get(key, FIRST_WAIT)
         if wait:
             self._wait(key, wait - 1)

@@ -20,17 +20,26 @@ TYPES = {
 
 
 class OnnxRuntimeEngine:
-    """A session that may be run from several streams at once: its state lies in each run's own bindings."""
+    """A session that may be run from several streams at once: its state lies in each run's own
+    bindings."""
 
     def __init__(self, path: Path, signature: GraphSpec, *, threads: int) -> None:
         self.signature = signature
         self._check = BindingsCheck(signature)
         try:
-            self._session = onnxruntime.InferenceSession(path, _options(threads), providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                path, _options(threads), providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # onnxruntime's own errors derive from nothing narrower
-            raise EngineError(f"onnxruntime cannot load {path}: {str(error).splitlines()[0]}") from error
+            raise EngineError(
+                f"onnxruntime cannot load {path}: {str(error).splitlines()[0]}"
+            ) from error
         mismatch = describe_mismatch(
-            signature, *([_spec(t) for t in side] for side in (self._session.get_inputs(), self._session.get_outputs()))
+            signature,
+            *(
+                [_spec(t) for t in side]
+                for side in (self._session.get_inputs(), self._session.get_outputs())
+            ),
         )
         if mismatch:
             raise EngineError(f"{path} is not what the manifest says: {mismatch}")
@@ -57,7 +66,8 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # it keeps a plan for every shape it ever met
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning takes the cores of the other stages
+    # spinning takes the cores of the other stages
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 

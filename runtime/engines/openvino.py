@@ -25,8 +25,8 @@ TYPES = {
 class OpenVinoEngine:
     """A compiled model with an inference request for each thread that runs it.
 
-    Up to `streams` runs go on at once, each with `threads` CPU threads, as far as there are cores; a further one waits. The weights are
-    shared.
+    Up to `streams` runs go on at once, each with `threads` CPU threads, as far as there are cores;
+    a further one waits. The weights are shared.
     """
 
     def __init__(self, path: Path, signature: GraphSpec, *, threads: int, streams: int) -> None:
@@ -36,9 +36,13 @@ class OpenVinoEngine:
         try:
             self._model = openvino.Core().compile_model(path, "CPU", _properties(threads, streams))
         except RuntimeError as error:
-            raise EngineError(f"OpenVINO cannot load {path}: {str(error).splitlines()[-1]}") from error
+            raise EngineError(
+                f"OpenVINO cannot load {path}: {str(error).splitlines()[-1]}"
+            ) from error
         sides = ((self._model.inputs, signature.inputs), (self._model.outputs, signature.outputs))
-        mismatch = describe_mismatch(signature, *([_spec(port, wanted) for port in ports] for ports, wanted in sides))
+        mismatch = describe_mismatch(
+            signature, *([_spec(port, wanted) for port in ports] for ports, wanted in sides)
+        )
         if mismatch:
             raise EngineError(f"{path} is not what the manifest says: {mismatch}")
 
@@ -53,12 +57,14 @@ class OpenVinoEngine:
         request = self._local.request
         for name, array in bindings.items():
             request.set_tensor(name, _tensor(array))
-        request.start_async()  # on a thread of the engine's own, so that runs of several streams go on side by side
+        # on a thread of the engine's own, so that runs of several streams go on side by side
+        request.start_async()
         request.wait()
 
 
 def _properties(threads: int, streams: int) -> dict[str, object]:
-    """OpenVINO shares the cores out between streams: on two cores, two streams have one thread each, however many are asked for.
+    """OpenVINO shares the cores out between streams: on two cores, two streams have one thread
+    each, however many are asked for.
 
     So runs go side by side only where each can have its threads; else they take turns.
     """
@@ -67,19 +73,25 @@ def _properties(threads: int, streams: int) -> dict[str, object]:
         "INFERENCE_NUM_THREADS": threads * streams,
         "NUM_STREAMS": streams,
         "ENABLE_CPU_PINNING": False,  # other stages and other programs want the cores too
-        "INFERENCE_PRECISION_HINT": "f32",  # as the file says: what is bfloat16 there stays so, nothing else becomes it
+        # as the file says: what is bfloat16 there stays so, nothing else becomes it
+        "INFERENCE_PRECISION_HINT": "f32",
     }
 
 
 def _tensor(array: np.ndarray) -> openvino.Tensor:
     """OpenVINO's view of an array, without a copy."""
     if array.dtype.name == "bfloat16":
-        return openvino.Tensor(array.view(np.uint16), openvino.Shape(array.shape), openvino.Type.bf16)
+        return openvino.Tensor(
+            array.view(np.uint16), openvino.Shape(array.shape), openvino.Type.bf16
+        )
     return openvino.Tensor(array, shared_memory=True)
 
 
 def _spec(port: openvino.ConstOutput, wanted: tuple[TensorSpec, ...]) -> TensorSpec:
-    """A port as the manifest would write it. A port may have several names: the one that is `wanted`, if it is among them."""
+    """A port as the manifest would write it. A port may have several names: the one that is
+    `wanted`, if it is among them."""
     name = next((spec.name for spec in wanted if spec.name in port.names), port.any_name)
     shape = tuple(size.get_length() if size.is_static else "?" for size in port.partial_shape)
-    return TensorSpec(name=name, dtype=TYPES.get(port.element_type, str(port.element_type)), shape=shape)
+    return TensorSpec(
+        name=name, dtype=TYPES.get(port.element_type, str(port.element_type)), shape=shape
+    )

@@ -1,7 +1,8 @@
-"""Engines on TensorRT, of either flavour: `tensorrt`, or `tensorrt_rtx` (TensorRT for RTX). The runtime calls it in this file only.
+"""Engines on TensorRT, of either flavour: `tensorrt`, or `tensorrt_rtx` (TensorRT for RTX). The
+runtime calls it in this file only.
 
-The switch, loading and the plugin's build side are tested against the real tensorrt_rtx; what a GPU is needed for, against a stand-in.
-Never run on a GPU here.
+The switch, loading and the plugin's build side are tested against the real tensorrt_rtx; what a GPU
+is needed for, against a stand-in. Never run on a GPU here.
 """
 
 from __future__ import annotations
@@ -34,7 +35,14 @@ if TYPE_CHECKING:
 
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)  # the first that loads is taken
 PIP_NAMES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
-TYPES = {"FLOAT": "float32", "BF16": "bfloat16", "HALF": "float16", "INT32": "int32", "UINT8": "uint8"}  # by TensorRT's names
+# by TensorRT's names
+TYPES = {
+    "FLOAT": "float32",
+    "BF16": "bfloat16",
+    "HALF": "float16",
+    "INT32": "int32",
+    "UINT8": "uint8",
+}
 PLUGIN, NAMESPACE, PLUGIN_VERSION = "BoundedAttention", "vicort", "1"
 FIELDS = {"layer": np.int32, "scale": np.float32, "sections": np.int32, "frequencies": np.float32}
 INPUTS = ("q", "k", "v", "pos", "pool", "where", "table")
@@ -45,7 +53,8 @@ ALIGNMENT = 256  # bytes, of every address that TensorRT is given
 
 
 class TensorRT:
-    """A TensorRT module, with the one logger and the one plugin creator that a process has of it."""
+    """A TensorRT module, with the one logger and the one plugin creator that a process has of
+    it."""
 
     def __init__(self, module: Any, flavour: Flavour) -> None:
         self.module, self.flavour = module, flavour
@@ -56,12 +65,16 @@ class TensorRT:
 
     @contextmanager
     def plugins(self, kernels: Any) -> Iterator[PluginHost]:
-        """Plugins that are made inside, by a parser or from a plan, have these kernels: `Kernels` to build, `LoadedKernels` to run."""
+        """Plugins that are made inside, by a parser or from a plan, have these kernels: `Kernels`
+        to build, `LoadedKernels` to run."""
         with self._lock:
             if self.creator is None:
                 self.creator = _derive(PluginCreator, self.module.IPluginCreatorV3One)(self.module)
                 if not self.module.get_plugin_registry().register_creator(self.creator, NAMESPACE):
-                    raise EngineError(f"{self.flavour} {self.version} refuses the plugin {NAMESPACE}::{PLUGIN}: build with --no-plugin")
+                    raise EngineError(
+                        f"{self.flavour} {self.version} refuses the plugin "
+                        f"{NAMESPACE}::{PLUGIN}: build with --no-plugin"
+                    )
             self.creator.host = host = PluginHost(kernels)
             try:
                 yield host
@@ -70,15 +83,23 @@ class TensorRT:
 
 
 def load_tensorrt(flavour: Flavour | None = None) -> TensorRT:
-    """TensorRT of a flavour, or of the first that is installed. Raises EngineError, with the pip command, if there is none."""
+    """TensorRT of a flavour, or of the first that is installed. Raises EngineError, with the pip
+    command, if there is none."""
     failures = []
     for name in [flavour] if flavour else FLAVOURS:
         try:
             return _load(name)
-        except (ImportError, OSError, RuntimeError, AttributeError) as error:  # a package may be there without its libraries
+        except (
+            ImportError,
+            OSError,
+            RuntimeError,
+            AttributeError,
+        ) as error:  # a package may be there without its libraries
             failures.append(f"{name}: {_first_line(error)}")
     wanted = PIP_NAMES[flavour or "tensorrt_rtx"]
-    raise EngineError(f"TensorRT cannot be loaded ({'; '.join(failures)}): run `pip install {wanted}`")
+    raise EngineError(
+        f"TensorRT cannot be loaded ({'; '.join(failures)}): run `pip install {wanted}`"
+    )
 
 
 @functools.cache  # a process has one logger and one plugin creator of each
@@ -87,7 +108,8 @@ def _load(flavour: Flavour) -> TensorRT:
 
 
 class Logger:
-    """Keeps what TensorRT reports: its calls say only that they failed, the reason goes to the log."""
+    """Keeps what TensorRT reports: its calls say only that they failed, the reason goes to the
+    log."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
@@ -111,7 +133,8 @@ class Logger:
 class PluginHost:
     """What the plugins of one engine share: kernels, and what went wrong in any of them.
 
-    TensorRT drops an exception of a plugin's method, or turns it into a number; it is kept here for whoever called TensorRT.
+    TensorRT drops an exception of a plugin's method, or turns it into a number; it is kept here for
+    whoever called TensorRT.
     """
 
     def __init__(self, kernels: Any) -> None:
@@ -141,14 +164,20 @@ def _kept(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class BoundedAttention:
-    """The op of DESIGN 3 as a TensorRT plugin: one class to build and to run, made complete by `_derive`.
+    """The op of DESIGN 3 as a TensorRT plugin: one class to build and to run, made complete by
+    `_derive`.
 
-    Inputs q [C,Hq,D], k and v [C,Hkv,D], pos [C,3], pool [P,L,Hkv,2,T,D], where [P,L|1,Hkv|1,T,3], table [L|1,Hkv|1,N]; output [C,Hq,D].
+    Inputs q [C,Hq,D], k and v [C,Hkv,D], pos [C,3], pool [P,L,Hkv,2,T,D], where [P,L|1,Hkv|1,T,3],
+    table [L|1,Hkv|1,N]; output [C,Hq,D].
     """
 
     def __init__(self, module: Any, host: PluginHost, fields: dict[str, np.ndarray]) -> None:
-        self.module, self.host, self.fields = module, host, fields
-        self.plugin_name, self.plugin_version, self.plugin_namespace = PLUGIN, PLUGIN_VERSION, NAMESPACE
+        self.module = module
+        self.host = host
+        self.fields = fields
+        self.plugin_name = PLUGIN
+        self.plugin_version = PLUGIN_VERSION
+        self.plugin_namespace = NAMESPACE
         self.num_outputs = 1
 
     def get_capability_interface(self, kind: Any) -> BoundedAttention:
@@ -169,16 +198,24 @@ class BoundedAttention:
         return [types[0]]
 
     @_kept
-    def get_output_shapes(self, inputs: Sequence[Any], shape_inputs: Sequence[Any], expressions: Any) -> list[Any]:
+    def get_output_shapes(
+        self, inputs: Sequence[Any], shape_inputs: Sequence[Any], expressions: Any
+    ) -> list[Any]:
         return [inputs[0]]
 
     @_kept
-    def supports_format_combination(self, position: int, tensors: Sequence[Any], inputs: int) -> bool:
+    def supports_format_combination(
+        self, position: int, tensors: Sequence[Any], inputs: int
+    ) -> bool:
         """Linear bf16, fp16 or fp32, the same for all but the integers."""
         found, first = tensors[position].desc, tensors[0].desc.type
         if found.format != self.module.TensorFormat.LINEAR:
             return False
-        return found.type == self.module.int32 if position in INTEGERS else found.type == first and first.name in ("BF16", "HALF", "FLOAT")
+        return (
+            found.type == self.module.int32
+            if position in INTEGERS
+            else found.type == first and first.name in ("BF16", "HALF", "FLOAT")
+        )
 
     @_kept
     def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
@@ -187,7 +224,10 @@ class BoundedAttention:
         mine = (TYPES[pool.type.name], *tuple(pool.dims)[2:])
         theirs = (spec.dtype, spec.kv_heads, 2, spec.page_tokens, spec.head_dim)
         if mine != theirs:
-            raise EngineError(f"{KERNELS_FILE} is for pages of {theirs}, this model's are {mine}: build the engine set again")
+            raise EngineError(
+                f"{KERNELS_FILE} is for pages of {theirs}, this model's are {mine}: build the "
+                "engine set again"
+            )
 
     @_kept
     def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
@@ -208,7 +248,13 @@ class BoundedAttention:
 
     @_kept
     def enqueue(
-        self, inputs: Sequence[Any], outputs: Sequence[Any], pointers: Sequence[int], results: Sequence[int], workspace: int, stream: int
+        self,
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+        pointers: Sequence[int],
+        results: Sequence[int],
+        workspace: int,
+        stream: int,
     ) -> None:
         shapes = [tuple(tensor.dims) for tensor in inputs]
         self.host.kernels.attention(
@@ -231,23 +277,43 @@ class PluginCreator:
     def __init__(self, module: Any) -> None:
         self.module = module
         self.host: PluginHost | None = None
-        self.name, self.plugin_version, self.plugin_namespace = PLUGIN, PLUGIN_VERSION, NAMESPACE
-        self.field_names = _field_collection(module, {name: np.array([], kind) for name, kind in FIELDS.items()})
+        self.name = PLUGIN
+        self.plugin_version = PLUGIN_VERSION
+        self.plugin_namespace = NAMESPACE
+        self.field_names = _field_collection(
+            module, {name: np.array([], kind) for name, kind in FIELDS.items()}
+        )
 
     @_kept
     def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
         if self.host is None:
             raise EngineError(
-                f"a plan with the plugin {NAMESPACE}::{PLUGIN} is loaded by others than vicort: open its folder with EngineSet.open"
+                f"a plan with the plugin {NAMESPACE}::{PLUGIN} is loaded by others than vicort: "
+                "open its folder with EngineSet.open"
             )
-        found = {field.name: np.array(field.data, FIELDS[field.name]) for field in fields if field.name in FIELDS}
+        found = {
+            field.name: np.array(field.data, FIELDS[field.name])
+            for field in fields
+            if field.name in FIELDS
+        }
         missing = sorted(set(FIELDS) - set(found))
         if missing:
-            raise EngineError(f"node {name} has no {', '.join(missing)}: build the engine set again")
+            raise EngineError(
+                f"node {name} has no {', '.join(missing)}: build the engine set again"
+            )
         spec = self.host.kernels.spec
-        if (*spec.sections, *spec.frequencies) != (*found["sections"].tolist(), *found["frequencies"].tolist()):
-            raise EngineError(f"{KERNELS_FILE} is for another rotary embedding than node {name}: build the engine set again")
-        bases = [getattr(self.module, f"IPluginV3{part}") for part in ("", "OneCore", "OneBuildV2", "OneRuntime")]
+        if (*spec.sections, *spec.frequencies) != (
+            *found["sections"].tolist(),
+            *found["frequencies"].tolist(),
+        ):
+            raise EngineError(
+                f"{KERNELS_FILE} is for another rotary embedding than node {name}: build the "
+                "engine set again"
+            )
+        bases = [
+            getattr(self.module, f"IPluginV3{part}")
+            for part in ("", "OneCore", "OneBuildV2", "OneRuntime")
+        ]
         return _derive(BoundedAttention, *bases)(self.module, self.host, found)
 
 
@@ -267,8 +333,13 @@ def _derived(plain: type, bases: tuple[type, ...]) -> Any:
 
 
 def _field_collection(module: Any, fields: dict[str, np.ndarray]) -> Any:
-    kinds = {np.dtype(np.int32): module.PluginFieldType.INT32, np.dtype(np.float32): module.PluginFieldType.FLOAT32}
-    return module.PluginFieldCollection([module.PluginField(name, value, kinds[value.dtype]) for name, value in fields.items()])
+    kinds = {
+        np.dtype(np.int32): module.PluginFieldType.INT32,
+        np.dtype(np.float32): module.PluginFieldType.FLOAT32,
+    }
+    return module.PluginFieldCollection(
+        [module.PluginField(name, value, kinds[value.dtype]) for name, value in fields.items()]
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -279,17 +350,24 @@ class TensorRTBackend:
     """One GPU, made ready for one engine set."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises DeviceError if there is no GPU, EngineError if TensorRT, or a cubin for this GPU, is missing."""
+        """Raises DeviceError if there is no GPU, EngineError if TensorRT, or a cubin for this GPU,
+        is missing."""
         from vicort.runtime.devices.cuda import open_gpu  # late: a build needs none of it
 
         self._manifest = Manifest.model_validate_json((folder / FILE_NAME).read_text())
         if self._manifest.flavour is None:
-            raise EngineError(f"{folder} is for 'tensorrt', and does not say which: rebuild with `{self._manifest.build_command}`")
+            raise EngineError(
+                f"{folder} is for 'tensorrt', and does not say which: rebuild with "
+                f"`{self._manifest.build_command}`"
+            )
         self._tensorrt = load_tensorrt(self._manifest.flavour)
         self._gpu = open_gpu()
         kernels = Kernels.read(folder / KERNELS_FILE)
         self._kernels = LoadedKernels(
-            kernels, capability=self._gpu.capability, multiprocessors=self._gpu.multiprocessors, launcher=self._gpu.launcher
+            kernels,
+            capability=self._gpu.capability,
+            multiprocessors=self._gpu.multiprocessors,
+            launcher=self._gpu.launcher,
         )
 
     def load(self, path: Path, graph: GraphSpec, *, streams: int) -> TensorRTEngine:
@@ -305,8 +383,11 @@ class TensorRTBackend:
 class TensorRTEngine:
     """A plan, with execution contexts for each stream that runs it. The weights are shared."""
 
-    def __init__(self, path: Path, signature: GraphSpec, manifest: Manifest, tensorrt: TensorRT, kernels: Any) -> None:
-        """Raises EngineError if the plan cannot be loaded, or does not have the tensors of `signature`."""
+    def __init__(
+        self, path: Path, signature: GraphSpec, manifest: Manifest, tensorrt: TensorRT, kernels: Any
+    ) -> None:
+        """Raises EngineError if the plan cannot be loaded, or does not have the tensors of
+        `signature`."""
         self.signature = signature
         self._path, self._tensorrt = path, tensorrt
         self._check = BindingsCheck(signature)
@@ -328,26 +409,39 @@ class TensorRTEngine:
         return stream.submit(self._run, bindings, stream)
 
     def _check_profile(self, bindings: Arrays) -> None:
-        """What is too large for this plan may be no defect, but a wish that another plan can fulfil: an error for the user."""
+        """What is too large for this plan may be no defect, but a wish that another plan can
+        fulfil: an error for the user."""
         for spec in self.signature.inputs:
             for name, size in zip(spec.shape, bindings[spec.name].shape, strict=False):
                 most = size if isinstance(name, int) else self.signature.dimensions[name].max
                 if size > most:
-                    raise EngineError(f"{self._path.name} takes {name} up to {most}, not {size}: give less, or build for larger chunks")
+                    raise EngineError(
+                        f"{self._path.name} takes {name} up to {most}, not {size}: give less, or "
+                        "build for larger chunks"
+                    )
 
     def graph_report(self, stream: Any) -> dict[str, Any]:
-        """How many CUDA graphs this stream has of the engine, and why other runs could not be captured."""
+        """How many CUDA graphs this stream has of the engine, and why other runs could not be
+        captured."""
         lane = self._lanes.get(stream)
-        return {"graphs": lane.graphs, "refusals": list(lane.refusals)} if lane else {"graphs": 0, "refusals": []}
+        return (
+            {"graphs": lane.graphs, "refusals": list(lane.refusals)}
+            if lane
+            else {"graphs": 0, "refusals": []}
+        )
 
     def layer_times(self, bindings: Any, stream: Any, runs: int) -> dict[str, list[float]]:
-        """Milliseconds of each layer in each of `runs` runs, in the plan's order, by TensorRT's own profiler; waits for them.
+        """Milliseconds of each layer in each of `runs` runs, in the plan's order, by TensorRT's own
+        profiler; waits for them.
 
-        Outside of CUDA graphs, on a context of its own. A run is slower so, and its layers' sum is not what it takes otherwise.
+        Outside of CUDA graphs, on a context of its own. A run is slower so, and its layers' sum is
+        not what it takes otherwise.
         """
         return stream.submit(self._layer_times, bindings, stream, runs).result()
 
-    def _layer_times(self, bindings: Arrays, stream: CudaStream, runs: int) -> dict[str, list[float]]:
+    def _layer_times(
+        self, bindings: Arrays, stream: CudaStream, runs: int
+    ) -> dict[str, list[float]]:
         return self._lane(stream).layer_times(bindings, runs)
 
     def _run(self, bindings: Arrays, stream: CudaStream) -> None:
@@ -371,23 +465,30 @@ class TensorRTEngine:
         return context
 
     def failure(self, what: str) -> EngineError:
-        """What went wrong in a call of TensorRT: a plugin's own exception if there is one, else what the log says."""
+        """What went wrong in a call of TensorRT: a plugin's own exception if there is one, else
+        what the log says."""
         reason, error = self._tensorrt.logger.reason(), self._host.take_failure()
-        failure = EngineError(f"{self._path.name}: {what}: {_first_line(error) if error else reason}")
+        failure = EngineError(
+            f"{self._path.name}: {what}: {_first_line(error) if error else reason}"
+        )
         failure.__cause__ = error
         return failure
 
     def _deserialise(self, manifest: Manifest) -> Any:
         trt = self._tensorrt
         self._runtime = trt.module.Runtime(trt.logger)
-        with self._path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+        with (
+            self._path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan,
+        ):
             engine = self._runtime.deserialize_cuda_engine(plan)
             if engine is None:
                 raise EngineError(f"{self._path}: {self._refusal(plan, manifest)}")
         return engine
 
     def _refusal(self, plan: mmap.mmap, manifest: Manifest) -> str:
-        """Why a plan is not taken: of another version, for another GPU, or what TensorRT itself says."""
+        """Why a plan is not taken: of another version, for another GPU, or what TensorRT itself
+        says."""
         trt, built = self._tensorrt, manifest.versions.get(PIP_NAMES[self._tensorrt.flavour])
         reason, error = trt.logger.reason(), self._host.take_failure()
         if error:
@@ -397,14 +498,27 @@ class TensorRTEngine:
         if hasattr(self._runtime, "get_engine_validity"):
             marks = int(self._runtime.get_engine_validity(plan)[1])
             named = trt.module.EngineInvalidityDiagnostics.__members__
-            reason = ", ".join(name.lower().replace("_", " ") for name, mark in named.items() if marks & int(mark)) or reason
-        return f"{trt.flavour} {trt.version} does not take it ({reason}), it was built for {manifest.target}"
+            reason = (
+                ", ".join(
+                    name.lower().replace("_", " ")
+                    for name, mark in named.items()
+                    if marks & int(mark)
+                )
+                or reason
+            )
+        return (
+            f"{trt.flavour} {trt.version} does not take it ({reason}), it was built for "
+            f"{manifest.target}"
+        )
 
     def _refit(self, model: Path) -> None:
         """Give a stripped plan its weights, from the ONNX file beside it."""
         trt = self._tensorrt
         refitter = trt.module.Refitter(self._engine, trt.logger)
-        if not trt.module.OnnxParserRefitter(refitter, trt.logger).refit_from_file(str(model)) or not refitter.refit_cuda_engine():
+        if (
+            not trt.module.OnnxParserRefitter(refitter, trt.logger).refit_from_file(str(model))
+            or not refitter.refit_cuda_engine()
+        ):
             raise self.failure(f"it does not take the weights of {model.name}")
 
     def _tensors(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
@@ -416,21 +530,31 @@ class TensorRTEngine:
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
             side = inputs if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else outputs
-            side.append(tensor_spec(ours.get(name, name), engine.get_tensor_dtype(name), engine.get_tensor_shape(name)))
+            side.append(
+                tensor_spec(
+                    ours.get(name, name),
+                    engine.get_tensor_dtype(name),
+                    engine.get_tensor_shape(name),
+                )
+            )
         return inputs, outputs
 
     def _configure(self) -> Any:
         """How contexts of TensorRT for RTX compile their kernels; None in the other flavour.
 
-        At once for each new shape, rather than in the background: a CUDA graph would keep the slower kernels of before for ever. What is
-        compiled is shared by all contexts.
+        At once for each new shape, rather than in the background: a CUDA graph would keep the
+        slower kernels of before for ever. What is compiled is shared by all contexts.
         """
         trt = self._tensorrt.module
         if self._tensorrt.flavour != "tensorrt_rtx":
             return None
         config = self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.set_execution_context_allocation_strategy(
+            trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        config.dynamic_shapes_kernel_specialization_strategy = (
+            trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
         self._compiled = config.create_runtime_cache()
         config.set_runtime_cache(self._compiled)
         return config
@@ -450,10 +574,16 @@ class LayerTimes:
 
     def after_the_first(self) -> dict[str, list[float]]:
         counted = self._runs[1:]
-        return {name: [run.get(name, 0.0) for run in counted] for name in counted[0]} if counted else {}
+        return (
+            {name: [run.get(name, 0.0) for run in counted] for name in counted[0]}
+            if counted
+            else {}
+        )
 
 
-def check_tensors(what: str, graph: GraphSpec, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> None:
+def check_tensors(
+    what: str, graph: GraphSpec, inputs: list[TensorSpec], outputs: list[TensorSpec]
+) -> None:
     """Raises EngineError if these are not the graph's tensors."""
     mismatch = describe_mismatch(graph, inputs, outputs)
     if mismatch:
@@ -473,12 +603,17 @@ def missing_gpu() -> str | None:
 
 def tensor_spec(name: str, dtype: Any, shape: Sequence[int]) -> TensorSpec:
     """A tensor of TensorRT as the manifest would write it."""
-    return TensorSpec(name=name, dtype=TYPES.get(dtype.name, dtype.name), shape=tuple(size if size >= 0 else "?" for size in shape))
+    return TensorSpec(
+        name=name,
+        dtype=TYPES.get(dtype.name, dtype.name),
+        shape=tuple(size if size >= 0 else "?" for size in shape),
+    )
 
 
 class Lane:
-    """An engine on one stream: a context for plain runs, one more for each CUDA graph, since a graph keeps its context's state, and one
-    block of memory for them all, since they run one after the other."""
+    """An engine on one stream: a context for plain runs, one more for each CUDA graph, since a
+    graph keeps its context's state, and one block of memory for them all, since they run one after
+    the other."""
 
     def __init__(self, engine: TensorRTEngine, stream: CudaStream) -> None:
         # The stream owns its lane: a reference from here would keep both for ever.
@@ -493,7 +628,10 @@ class Lane:
         return len(self._graphs)
 
     def run(self, bindings: Arrays) -> None:
-        tensors = [(spec.name, bindings[spec.name]) for spec in (*self._engine.signature.inputs, *self._engine.signature.outputs)]
+        tensors = [
+            (spec.name, bindings[spec.name])
+            for spec in (*self._engine.signature.inputs, *self._engine.signature.outputs)
+        ]
         key = tuple((array.shape, array.pointer) for _, array in tensors)
         captured = self._graphs.get(key)
         if captured:
@@ -514,7 +652,8 @@ class Lane:
         return layers.after_the_first()
 
     def _capture(self, key: object, bindings: Arrays) -> None:
-        """Run once more plainly, which is the warm-up that capturing wants, and keep the next run as a graph."""
+        """Run once more plainly, which is the warm-up that capturing wants, and keep the next run
+        as a graph."""
         context = self._engine.new_context()
         self._enqueue(context, bindings)
         try:
@@ -530,12 +669,19 @@ class Lane:
     def _enqueue(self, context: Any, bindings: Arrays) -> None:
         for spec in self._engine.signature.inputs:
             if not context.set_input_shape(spec.name, tuple(bindings[spec.name].shape)):
-                raise self._engine.failure(f"{spec.name} of shape {bindings[spec.name].shape} is refused")
+                raise self._engine.failure(
+                    f"{spec.name} of shape {bindings[spec.name].shape} is refused"
+                )
         self._give_memory(context)
         for name, array in bindings.items():
             if array.pointer % ALIGNMENT:
-                raise ValueError(f"{name!r} lies at {array.pointer:#x}, which is no multiple of {ALIGNMENT} bytes")
-            if not context.set_tensor_address(self._engine.signature.plan_names.get(name, name), array.pointer):
+                raise ValueError(
+                    f"{name!r} lies at {array.pointer:#x}, which is no multiple of {ALIGNMENT} "
+                    "bytes"
+                )
+            if not context.set_tensor_address(
+                self._engine.signature.plan_names.get(name, name), array.pointer
+            ):
                 raise self._engine.failure(f"the address of {name} is refused")
         self._execute(context)
 
@@ -544,7 +690,8 @@ class Lane:
             raise self._engine.failure("TensorRT could not enqueue it")
 
     def _give_memory(self, context: Any) -> None:
-        """What a run of these shapes needs. Graphs that were captured with a smaller block go with it."""
+        """What a run of these shapes needs. Graphs that were captured with a smaller block go with
+        it."""
         wanted = context.update_device_memory_size_for_shapes()
         if self._memory is None or wanted > self._memory.nbytes:
             old = self._memory
@@ -554,7 +701,8 @@ class Lane:
         context.set_device_memory(self._memory.pointer, self._memory.nbytes)
 
     def _let_go(self, things: list[Any]) -> None:
-        """Hold on to them until the stream has come here: runs that use them may still be under way."""
+        """Hold on to them until the stream has come here: runs that use them may still be under
+        way."""
         if things:
             self._stream.notify(_drop, things)
 

@@ -1,4 +1,5 @@
-"""The language graph with buffers of its own, run by one stream at a time: prefill, question and decode alike."""
+"""The language graph with buffers of its own, run by one stream at a time: prefill, question and
+decode alike."""
 
 from __future__ import annotations
 
@@ -26,12 +27,17 @@ class LanguageOutput:
     k: Any  # [L, R, Hkv, D], not rotated
     v: Any  # [L, R, Hkv, D]
     q: Any  # [L, Hq, D] float32, mean over the rows, not rotated
-    queries: Any  # [L, observed_rows, Hq, D] float32, not rotated, of the last rows, oldest first, behind zeros where there are fewer
+    # [L, observed_rows, Hq, D] float32, not rotated, of the last rows, oldest first, behind zeros
+    # where there are fewer
+    queries: Any
 
 
 class LanguageRun:
     def __init__(self, engine: Engine, model: ModelSpec, device: Device, pool: Pool) -> None:
-        self._engine, self._model, self._device, self._pool = engine, model, device, pool
+        self._engine = engine
+        self._model = model
+        self._device = device
+        self._pool = pool
         rows = model.max_rows
         dtype = pool.data.dtype
         self._tokens = device.empty((rows,), np.int32)
@@ -41,16 +47,24 @@ class LanguageRun:
         self._k = device.empty((model.layers * rows * model.kv_heads * model.head_dim,), dtype)
         self._v = device.empty(self._k.shape, dtype)
         self._q = device.empty((model.layers, model.query_heads, model.head_dim), np.float32)
-        self._queries = device.empty((model.layers, model.observed_rows, model.query_heads, model.head_dim), np.float32)
+        self._queries = device.empty(
+            (model.layers, model.observed_rows, model.query_heads, model.head_dim), np.float32
+        )
         self._logits = device.empty((1, model.vocabulary), np.float32)
 
     def __call__(
-        self, tokens: np.ndarray | None, features: Sequence[Any], positions: np.ndarray, table: np.ndarray, stream: Stream
+        self,
+        tokens: np.ndarray | None,
+        features: Sequence[Any],
+        positions: np.ndarray,
+        table: np.ndarray,
+        stream: Stream,
     ) -> LanguageOutput:
         """Run C new rows over the pages of `table`. For the stream's own work to call.
 
-        tokens: [C] int32, FEATURE_ROW where the row is one of `features`, None = all are; features: Arrays [n, width], the first rows one
-        after another; positions: [C, 3] int32; table: [L|1, Hkv|1, N] int32. C is at most max_rows.
+        tokens: [C] int32, FEATURE_ROW where the row is one of `features`, None = all are; features:
+        Arrays [n, width], the first rows one after another; positions: [C, 3] int32; table: [L|1,
+        Hkv|1, N] int32. C is at most max_rows.
         """
         count, model = len(positions), self._model
         rows = 1 if count == 1 else min(padded_rows(count), model.max_rows)

@@ -1,4 +1,5 @@
-"""The text around the video: the model's own chat template, cut at the place where the visual tokens stand.
+"""The text around the video: the model's own chat template, cut at the place where the visual
+tokens stand.
 
 prefix  <|im_start|>user … <|vision_start|>        cached once, when a session opens
 video   the visual tokens, chunk by chunk
@@ -22,42 +23,69 @@ from vicort.runtime.safe_text import brief, is_text, read_text, shown
 TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
 MOST_BYTES = 16 << 20  # of a template, or of the JSON that holds it
-# A template is a program in a sandbox: besides Jinja's own errors it fails as Python does, at 1 / 0 or a range without end.
-TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+# A template is a program in a sandbox: besides Jinja's own errors it fails as Python does, at 1 / 0
+# or a range without end.
+TEMPLATE_ERRORS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class Prompt:
     """Token ids of the prefix and of questions; text of answers."""
 
     def __init__(self, folder: Path, video_token: int) -> None:
-        """Reads the tokenizer and the chat template of an engine set, or of a Hugging Face folder."""
+        """Reads the tokenizer and the chat template of an engine set, or of a Hugging Face
+        folder."""
         self._tokenizer = _read_tokenizer(folder / TOKENIZER_FILE)
         self._template = _read_template(folder)
         self._video = self._tokenizer.id_to_token(video_token)
         if not self._video:
-            raise EngineError(f"the tokenizer in {folder} has no token {video_token} for a video: use the model's own tokenizer")
+            raise EngineError(
+                f"the tokenizer in {folder} has no token {video_token} for a video: use the "
+                "model's own tokenizer"
+            )
         before, found, _ = self._render([_turn("", with_video=True)]).partition(self._video)
         if not found:
-            raise EngineError(f"the chat template in {folder} puts no {self._video} where a video is: use the model's own template")
+            raise EngineError(
+                f"the chat template in {folder} puts no {self._video} where a video is: use the "
+                "model's own template"
+            )
         self.prefix: list[int] = self._encode(before)
 
     def question(self, text: str, earlier: Sequence[tuple[str, str]] = ()) -> list[int]:
         """The tokens that follow what is cached, up to where the answer begins.
 
-        earlier: the (question, answer) turns of the same conversation; their tokens are cached already, vision before them.
+        earlier: the (question, answer) turns of the same conversation; their tokens are cached
+        already, vision before them.
         """
         if not text.strip():
-            raise QuestionError("the question is empty: ask something, for example --ask 'what is there now?'")
+            raise QuestionError(
+                "the question is empty: ask something, for example --ask 'what is there now?'"
+            )
         if not is_text(text):
-            raise QuestionError(f"the question {shown(text)} holds half a character (a lone surrogate): ask in UTF-8")
+            raise QuestionError(
+                f"the question {shown(text)} holds half a character (a lone surrogate): ask in "
+                "UTF-8"
+            )
         if special := next((t for t in self.special_tokens() if t in text), None):
-            raise QuestionError(f"the question holds the model's control token {special!r}: leave it out")
+            raise QuestionError(
+                f"the question holds the model's control token {special!r}: leave it out"
+            )
         whole = self._render(self._turns([*earlier, (text, "")]))
         if not earlier:
             return self._encode(whole.partition(self._video)[2])
         cached = self._render(self._turns([*earlier[:-1], (earlier[-1][0], "")])) + earlier[-1][1]
         if not whole.startswith(cached):
-            raise QuestionError("this model's chat template cannot go on with a conversation: ask without one")
+            raise QuestionError(
+                "this model's chat template cannot go on with a conversation: ask without one"
+            )
         return self._encode(whole[len(cached) :])
 
     def words(self, text: str) -> list[int]:
@@ -70,7 +98,11 @@ class Prompt:
 
     def special_tokens(self) -> list[str]:
         """The model's control tokens."""
-        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+        return [
+            token.content
+            for token in self._tokenizer.get_added_tokens_decoder().values()
+            if token.special
+        ]
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
@@ -128,17 +160,22 @@ def _read_tokenizer(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:
-        raise EngineError(f"{path} is no tokenizer ({brief(error)}): build the engine set again with vicort-build") from error
+        raise EngineError(
+            f"{path} is no tokenizer ({brief(error)}): build the engine set again with vicort-build"
+        ) from error
 
 
 def _read_template(folder: Path) -> Any:
-    """The template's places, newest convention first: chat_template.jinja, chat_template.json, tokenizer_config.json."""
+    """The template's places, newest convention first: chat_template.jinja, chat_template.json,
+    tokenizer_config.json."""
     source = _text(folder / TEMPLATE_FILE)
     for name in ("chat_template.json", "tokenizer_config.json"):
         if source is None:
             source = _template_in(folder / name)
     if not isinstance(source, str):
-        raise EngineError(f"{folder} holds no chat template: add the model's {TEMPLATE_FILE} and build again")
+        raise EngineError(
+            f"{folder} holds no chat template: add the model's {TEMPLATE_FILE} and build again"
+        )
 
     def fail(message: str) -> NoReturn:
         raise TemplateError(message)
@@ -152,7 +189,10 @@ def _read_template(folder: Path) -> Any:
 
 
 def _failing(error: BaseException) -> EngineError:
-    return EngineError(f"the model's chat template fails ({brief(error)}): use the template that came with the model")
+    return EngineError(
+        f"the model's chat template fails ({brief(error)}): use the template that came with the "
+        "model"
+    )
 
 
 def _text(path: Path) -> str | None:
@@ -162,7 +202,9 @@ def _text(path: Path) -> str | None:
     try:
         return read_text(path, MOST_BYTES)
     except (OSError, UnicodeDecodeError) as error:
-        raise EngineError(f"{path} cannot be read ({error}): build the engine set again with vicort-build") from error
+        raise EngineError(
+            f"{path} cannot be read ({error}): build the engine set again with vicort-build"
+        ) from error
 
 
 def _template_in(path: Path) -> Any:
@@ -172,5 +214,7 @@ def _template_in(path: Path) -> Any:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise EngineError(f"{path} is not JSON: build the engine set again with vicort-build") from error
+        raise EngineError(
+            f"{path} is not JSON: build the engine set again with vicort-build"
+        ) from error
     return content.get("chat_template") if isinstance(content, dict) else None

@@ -24,7 +24,11 @@ class TokenChoice:
         logits = logits.astype(np.float64)
         if options.repetition_penalty != 1 and answer:
             seen = np.unique(answer)
-            logits[seen] = np.where(logits[seen] > 0, logits[seen] / options.repetition_penalty, logits[seen] * options.repetition_penalty)
+            logits[seen] = np.where(
+                logits[seen] > 0,
+                logits[seen] / options.repetition_penalty,
+                logits[seen] * options.repetition_penalty,
+            )
         if options.temperature == 0:
             return int(np.argmax(logits))
         order = np.argsort(-logits, kind="stable")
@@ -44,12 +48,16 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 def _check(options: Sampling) -> None:
     if options.temperature < 0:
-        raise ConfigError(f"temperature {options.temperature} is negative: 0 is greedy, 0.7 is usual")
+        raise ConfigError(
+            f"temperature {options.temperature} is negative: 0 is greedy, 0.7 is usual"
+        )
     if not 0 < options.top_p <= 1:
         raise ConfigError(f"top_p {options.top_p} is out of range: give more than 0 and at most 1")
     if options.top_k < 0:
         raise ConfigError(f"top_k {options.top_k} is negative: 0 takes all tokens")
     if options.repetition_penalty <= 0:
-        raise ConfigError(f"repetition_penalty {options.repetition_penalty} is not positive: 1 changes nothing")
+        raise ConfigError(
+            f"repetition_penalty {options.repetition_penalty} is not positive: 1 changes nothing"
+        )
     if options.max_tokens < 1:
         raise ConfigError(f"max_tokens {options.max_tokens} is below 1: give at least 1")

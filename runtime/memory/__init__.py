@@ -1,1 +1,2 @@
-"""What a stream remembers: positions, pages on two tiers, and long-term memory by layer and head."""
+"""What a stream remembers: positions, pages on two tiers, and long-term memory by layer and
+head."""

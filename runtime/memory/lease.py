@@ -23,7 +23,8 @@ class Held:
 
 
 class Lease:
-    """Pages that a question reads: neither overwritten nor moved under it, whatever the stream does meanwhile."""
+    """Pages that a question reads: neither overwritten nor moved under it, whatever the stream does
+    meanwhile."""
 
     def __init__(self, memory: Memory, held: Sequence[Held]) -> None:
         self.memory = memory
@@ -40,7 +41,8 @@ class Lease:
         return len(self._host)
 
     def slots(self, scratch: Sequence[int], stream: Stream) -> list[int]:
-        """Device slots of the leased pages, in transcript order, host pages recalled into `scratch` (`recalls` of them)."""
+        """Device slots of the leased pages, in transcript order, host pages recalled into `scratch`
+        (`recalls` of them)."""
         self.memory.pool.copy_from(self.memory.host_pool, self._host, scratch, stream)
         self.memory.count_recalled(len(self._host))
         recalled = iter(scratch)

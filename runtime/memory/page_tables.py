@@ -1,4 +1,5 @@
-"""Tables of pages, as the language graph takes them: slots to read, filled up with -1 to a length of which there are few."""
+"""Tables of pages, as the language graph takes them: slots to read, filled up with -1 to a length
+of which there are few."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ def pad_table(slots: Sequence[int]) -> np.ndarray:
 
 
 def joined_table(shared: Sequence[int], own: np.ndarray, length: int) -> np.ndarray:
-    """A table [L, Hkv, length] int32 of slots that all layers and heads read, [n], and of what each reads besides, [L, Hkv, m]."""
+    """A table [L, Hkv, length] int32 of slots that all layers and heads read, [n], and of what each
+    reads besides, [L, Hkv, m]."""
     table = np.full((*own.shape[:2], length), NONE, np.int32)
     table[:, :, : len(shared)] = shared
     table[:, :, len(shared) : len(shared) + own.shape[2]] = own

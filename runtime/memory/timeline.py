@@ -1,7 +1,8 @@
 """Where each token stands: M-RoPE positions (t, h, w) from exact timestamps, whatever was dropped.
 
-Qwen2.5-VL (arXiv 2502.13923): the temporal position follows absolute time. Vision starts behind the prompt; text after
-vision starts one past the largest position before it, the rule that the weights were trained with.
+Qwen2.5-VL (arXiv 2502.13923): the temporal position follows absolute time. Vision starts behind the
+prompt; text after vision starts one past the largest position before it, the rule that the weights
+were trained with.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from vicort.runtime.manifest import ModelSpec
 
 
 class Timeline:
-    """Positions of one stream. They stay below `model.max_position`: when time would run out, it is re-based."""
+    """Positions of one stream. They stay below `model.max_position`: when time would run out, it is
+    re-based."""
 
     def __init__(self, model: ModelSpec, prompt_tokens: int, text_room: int) -> None:
         """text_room: positions kept free behind the newest unit, for a question and its answer."""
@@ -25,13 +27,16 @@ class Timeline:
         self._last = model.max_position - text_room - 1  # largest t a unit may have
         self._origin: Fraction | None = None  # seconds, start of the first unit
         self._newest = self.first - 1  # largest position used so far
-        self._text_end = self.first - 1  # position of the last token of text that joined the stream: units that follow come behind it
+        # position of the last token of text that joined the stream: units that follow come behind
+        # it
+        self._text_end = self.first - 1
         grid = np.mgrid[: model.grid_height, : model.grid_width].reshape(2, -1)
         self._grid = (grid.T + self.first).astype(np.int32)  # [P, 2]
         self._spatial_end = self.first + max(model.grid_height, model.grid_width) - 1
 
     def begin(self, start: Fraction) -> None:
-        """A unit that starts then comes next. Time counts from the start of the first one, and goes on behind text that joined."""
+        """A unit that starts then comes next. Time counts from the start of the first one, and goes
+        on behind text that joined."""
         if self._origin is None:
             self._origin = start
         if self._text_end >= self.first:
@@ -52,7 +57,8 @@ class Timeline:
         return max(0, self.step(start) - self._last)
 
     def rebase(self, steps: int) -> None:
-        """Take `steps` off the time of all that is to come; what is cached must be shifted alike."""
+        """Take `steps` off the time of all that is to come; what is cached must be shifted
+        alike."""
         self.offset += steps
         self._newest = max(self._newest - steps, self._spatial_end)
         self._text_end -= steps
@@ -65,7 +71,8 @@ class Timeline:
     def unit(self, start: Fraction) -> np.ndarray:
         """[P, 3] int32: the positions of all tokens of a unit, row-major over the merged grid."""
         self.begin(start)
-        step = max(self.step(start), self.first)  # a unit from before a jump past the whole range, whose time has been re-based since
+        # a unit from before a jump past the whole range, whose time has been re-based since
+        step = max(self.step(start), self.first)
         self._newest = max(self._newest, step, self._spatial_end)
         return np.column_stack([np.full(len(self._grid), step, np.int32), self._grid])
 

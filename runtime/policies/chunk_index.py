@@ -1,4 +1,5 @@
-"""What memory holds of its chunks, as retrieval sees it: their units, how many pages they take, and what they look like."""
+"""What memory holds of its chunks, as retrieval sees it: their units, how many pages they take, and
+what they look like."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MOST_COMPARED = 4096  # chunks whose likeness to each other is kept, 67 MB; of more it is computed when it is asked for
+# chunks whose likeness to each other is kept, 67 MB; of more it is computed when it is asked for
+MOST_COMPARED = 4096
 
 
 @dataclass
@@ -18,25 +20,31 @@ class Remembered:
     units: list[int]  # of which something is held, ascending
     pages: int  # that hold it
     last: int  # number of the chunk's last unit, held or not
-    queries: np.ndarray | None = None  # [L, R, Hq, D] float32 of its last rows; None without long-term memory
+    # [L, R, Hq, D] float32 of its last rows; None without long-term memory
+    queries: np.ndarray | None = None
 
 
 class Recollection:
-    """The chunks that memory holds, in the order of the stream, and the directions of their digests.
+    """The chunks that memory holds, in the order of the stream, and the directions of their
+    digests.
 
-    A digest, [width], is the mean of a chunk's kept tokens as they entered the language model. Each has a row of a matrix from `add` to
-    `forget`, so that a question compares itself with all chunks in one product.
+    A digest, [width], is the mean of a chunk's kept tokens as they entered the language model. Each
+    has a row of a matrix from `add` to `forget`, so that a question compares itself with all chunks
+    in one product.
     """
 
     def __init__(self, width: int, unit_pages: int, compares: bool) -> None:
-        """width: of a digest; unit_pages: pages of a unit of which all is kept; compares: whether chunks are compared as they come."""
+        """width: of a digest; unit_pages: pages of a unit of which all is kept; compares: whether
+        chunks are compared as they come."""
         self.unit_pages = unit_pages
         self._chunks: dict[int, Remembered] = {}
         self._row: dict[int, int] = {}  # of each chunk, in the order of the stream
         self._free: list[int] = []
-        self._directions = np.empty((0, width), np.float32)  # [rows, width], of unit length, or zero
+        # [rows, width], of unit length, or zero
+        self._directions = np.empty((0, width), np.float32)
         self._likeness = np.empty((0, 0), np.float32) if compares else None  # [rows, rows] cosines
-        self._order: np.ndarray | None = None  # [n] rows in the order of the stream; None = to be read again
+        # [n] rows in the order of the stream; None = to be read again
+        self._order: np.ndarray | None = None
 
     def add(self, remembered: Remembered, digest: np.ndarray) -> None:
         if not self._free:
@@ -70,7 +78,8 @@ class Recollection:
         return (self._directions @ direction(vector)).take(self._rows())
 
     def likeness(self, place: int) -> np.ndarray:
-        """[n] float32: cosines between the digest of the chunk at that place in the stream and those of all."""
+        """[n] float32: cosines between the digest of the chunk at that place in the stream and
+        those of all."""
         rows = self._rows()
         if self._likeness is None:
             return (self._directions @ self._directions[rows[place]]).take(rows)
@@ -87,7 +96,9 @@ class Recollection:
         more = max(rows, 16)
         self._directions = np.pad(self._directions, ((0, more), (0, 0)))
         if self._likeness is not None:
-            self._likeness = np.pad(self._likeness, (0, more)) if rows + more <= MOST_COMPARED else None
+            self._likeness = (
+                np.pad(self._likeness, (0, more)) if rows + more <= MOST_COMPARED else None
+            )
         self._free.extend(reversed(range(rows, rows + more)))
 
 

@@ -34,10 +34,12 @@ class KeepAll(Drop):
 
 
 class ChunkIntra(Drop):
-    """ViCoStream's rule (arXiv 2606.19849 and its code): the first unit of a chunk is kept whole, later ones only at positions
-    whose cosine to the unit before fell below `threshold` at least once in the chunk.
+    """ViCoStream's rule (arXiv 2606.19849 and its code): the first unit of a chunk is kept whole,
+    later ones only at positions whose cosine to the unit before fell below `threshold` at least
+    once in the chunk.
 
-    With `keep` instead, the positions that changed most are kept, so many that this share of the chunk's tokens remains.
+    With `keep` instead, the positions that changed most are kept, so many that this share of the
+    chunk's tokens remains.
     """
 
     policy: ClassVar[str] = "chunk-intra"
@@ -60,11 +62,13 @@ class ChunkIntra(Drop):
 
 
 class MotionPruning(Drop):
-    """CodecFlow's rule (arXiv 2604.06036): a token whose patches have not moved since the last I picture is never encoded at all.
+    """CodecFlow's rule (arXiv 2604.06036): a token whose patches have not moved since the last I
+    picture is never encoded at all.
 
-    A patch is dynamic where M = V + alpha * R reaches `tau`; V: longest motion vector, in pixels of the engine's frame; R: how much it
-    differs from the frame before, in grey levels (decoders keep the residual to themselves). Where a codec hands no vectors out it is
-    dynamic where R reaches `difference`. A frame is whole at an I picture, and where none came for `refresh` seconds.
+    A patch is dynamic where M = V + alpha * R reaches `tau`; V: longest motion vector, in pixels of
+    the engine's frame; R: how much it differs from the frame before, in grey levels (decoders keep
+    the residual to themselves). Where a codec hands no vectors out it is dynamic where R reaches
+    `difference`. A frame is whole at an I picture, and where none came for `refresh` seconds.
     """
 
     policy: ClassVar[str] = "motion"
@@ -80,7 +84,8 @@ class MotionPruning(Drop):
 class FewTokens(Drop):
     """VideoLLM-online (arXiv 2406.11816): at most `a_frame` visual tokens a frame.
 
-    The token control graph always keeps the first unit of a chunk whole, so nothing is dropped: it takes engines whose frames give no more.
+    The token control graph always keeps the first unit of a chunk whole, so nothing is dropped: it
+    takes engines whose frames give no more.
     """
 
     policy: ClassVar[str] = "few-tokens"
@@ -92,8 +97,10 @@ class FewTokens(Drop):
     def check(self, system: str, model: ModelSpec) -> None:
         if model.unit_tokens > self.a_frame * UNIT_FRAMES:
             raise ConfigError(
-                f"system {system} takes {self.a_frame} tokens a frame, these engines give {model.unit_tokens / UNIT_FRAMES:g}: "
-                "build with a smaller --image-size, such as 112x112, or set drop.a_frame in its YAML file"
+                f"system {system} takes {self.a_frame} tokens a frame, these engines give "
+                f"{model.unit_tokens / UNIT_FRAMES:g}: "
+                "build with a smaller --image-size, such as 112x112, or set drop.a_frame in its "
+                "YAML file"
             )
 
 

@@ -10,14 +10,17 @@ from vicort.runtime.policies.registry import MOST, Policy, Registry
 
 
 class Ingest(Policy):
-    prefills: ClassVar[bool] = True  # False: chunks wait as visual tokens until a question prefills the latest of them
-    slides: ClassVar[bool] = False  # True: what leaves the window is forgotten, and what stays moves up behind the prompt
+    # False: chunks wait as visual tokens until a question prefills the latest of them
+    prefills: ClassVar[bool] = True
+    # True: what leaves the window is forgotten, and what stays moves up behind the prompt
+    slides: ClassVar[bool] = False
 
     @property
     def window(self) -> int | None:
         """How many of the latest chunks the next one attends to; None = all that memory holds.
 
-        Where what leaves goes to long-term memory or is forgotten, chunks cut short by questions count by their units: see `Memory`.
+        Where what leaves goes to long-term memory or is forgotten, chunks cut short by questions
+        count by their units: see `Memory`.
         """
         raise NotImplementedError
 
@@ -31,7 +34,8 @@ class AllChunks(Ingest):
 
 
 class RecentChunks(Ingest):
-    """ViCoStream's bounded visual attention: the last `chunks` chunks (`attend_chunk_num` of its code)."""
+    """ViCoStream's bounded visual attention: the last `chunks` chunks (`attend_chunk_num` of its
+    code)."""
 
     policy: ClassVar[str] = "recent-chunks"
     chunks: int = Field(ge=0, le=MOST)
@@ -42,11 +46,13 @@ class RecentChunks(Ingest):
 
 
 class SlidingWindow(RecentChunks):
-    """StreamingVLM (arXiv 2510.09608): the last `chunks` chunks are all there is, at contiguous positions behind prompt and joined text.
+    """StreamingVLM (arXiv 2510.09608): the last `chunks` chunks are all there is, at contiguous
+    positions behind prompt and joined text.
 
-    With `anchors` it is CodecFlow's window (arXiv 2604.06036), which slides before a chunk comes, so that the chunk is the last of
-    `chunks`: what stays is reused at its new positions, and of units with an I frame keys and values are computed again in the new
-    window's context ("refresh"), or reused like the others ("reuse").
+    With `anchors` it is CodecFlow's window (arXiv 2604.06036), which slides before a chunk comes,
+    so that the chunk is the last of `chunks`: what stays is reused at its new positions, and of
+    units with an I frame keys and values are computed again in the new window's context
+    ("refresh"), or reused like the others ("reuse").
     """
 
     policy: ClassVar[str] = "sliding-window"
@@ -56,7 +62,8 @@ class SlidingWindow(RecentChunks):
 
 
 class LatestFrames(Ingest):
-    """SimpleStream (arXiv 2604.02317): nothing is remembered but the latest `frames` frames, prefilled when a question comes."""
+    """SimpleStream (arXiv 2604.02317): nothing is remembered but the latest `frames` frames,
+    prefilled when a question comes."""
 
     policy: ClassVar[str] = "latest-frames"
     prefills: ClassVar[bool] = False

@@ -1,4 +1,5 @@
-"""What becomes of chunks that leave the recent window, where each layer and head keeps and reads its own tokens."""
+"""What becomes of chunks that leave the recent window, where each layer and head keeps and reads
+its own tokens."""
 
 from __future__ import annotations
 
@@ -20,8 +21,11 @@ from vicort.runtime.policies.registry import MOST, Policy, Registry
 
 
 class LongTermPolicy(Policy):
-    def open(self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock) -> LongTerm:
-        """The memory, within `host_mb` MB of 1e6 bytes. clock: for what it does on streams of its own.
+    def open(
+        self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock
+    ) -> LongTerm:
+        """The memory, within `host_mb` MB of 1e6 bytes. clock: for what it does on streams of its
+        own.
 
         Raises MemoryBudgetError, with the least that works, if that is too little.
         """
@@ -29,51 +33,69 @@ class LongTermPolicy(Policy):
 
 
 class SinkBuckets(LongTermPolicy):
-    """LiveVLM (arXiv:2505.15269): Vision Sink Bucketing keeps few tokens a layer, and position-agnostic retrieval reads part of their
-    pages."""
+    """LiveVLM (arXiv:2505.15269): Vision Sink Bucketing keeps few tokens a layer, and
+    position-agnostic retrieval reads part of their pages."""
 
     policy: ClassVar[str] = "sink-buckets"
-    tokens: int = Field(gt=0, le=MOST)  # M, most that a layer keeps, rounded up to whole pages; fewer where memory.host_mb holds fewer
+    # M, most that a layer keeps, rounded up to whole pages; fewer where memory.host_mb holds fewer
+    tokens: int = Field(gt=0, le=MOST)
     keep: float = Field(gt=0, le=1)  # share of a chunk's tokens that enter
     capacity: int = Field(gt=0, le=MOST)  # B, tokens of a bucket
-    observed: int = Field(gt=0, le=MOST)  # r, last rows of a chunk whose queries score its tokens, as far as the engines give them
-    page: int = Field(gt=0, le=MOST)  # C, tokens that are retrieved together; rounded up to whole cells of the engines
+    # r, last rows of a chunk whose queries score its tokens, as far as the engines give them
+    observed: int = Field(gt=0, le=MOST)
+    # C, tokens that are retrieved together; rounded up to whole cells of the engines
+    page: int = Field(gt=0, le=MOST)
     share: float = Field(gt=0, le=1)  # of the pages, retrieved
 
-    def open(self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock) -> LongTerm:
+    def open(
+        self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock
+    ) -> LongTerm:
         return SinkBucketsMemory(model, self, host_mb, dtype)
 
 
 class PageRecall(LongTermPolicy):
-    """FreeKV (arXiv 2505.13109): every page stays on the host, and each KV head reads those that an earlier run's queries chose, recalled
-    behind the runs between; heads whose queries have turned are corrected. Here for chunks too, not only for answers."""
+    """FreeKV (arXiv 2505.13109): every page stays on the host, and each KV head reads those that an
+    earlier run's queries chose, recalled behind the runs between; heads whose queries have turned
+    are corrected. Here for chunks too, not only for answers."""
 
     policy: ClassVar[str] = "page-recall"
-    budget: int = Field(1024, gt=0, le=MOST)  # tokens that a KV head chooses, besides the prompt and the recent window
+    # tokens that a KV head chooses, besides the prompt and the recent window
+    budget: int = Field(1024, gt=0, le=MOST)
     digest: Digest = "mean-radius"
     chunks: bool = True  # whether chunks read it, and not questions only
     tau_prefill: float | None = Field(0.8, ge=-1, le=1)  # see `Speculation`
     tau_decode: float | None = Field(0.8, ge=-1, le=1)
     speculative: bool = True  # False: recall is waited for, before each run
 
-    def open(self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock) -> LongTerm:
+    def open(
+        self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock
+    ) -> LongTerm:
         speculation = Speculation(self.tau_prefill, self.tau_decode, self.speculative)
-        return open_page_recall(device, model, host_mb, dtype, clock, self.budget, self.digest, speculation, self.chunks)
+        return open_page_recall(
+            device, model, host_mb, dtype, clock, self.budget, self.digest, speculation, self.chunks
+        )
 
 
 class KeyClusters(LongTermPolicy):
-    """ReSV (V-Rex, arXiv 2512.12284): clusters of keys by hash bits, chosen by WiCSum; see `long_term/key_clusters.py`."""
+    """ReSV (V-Rex, arXiv 2512.12284): clusters of keys by hash bits, chosen by WiCSum; see
+    `long_term/key_clusters.py`."""
 
     policy: ClassVar[str] = "key-clusters"
     hash_bits: int = Field(ge=1, le=4096)  # N_hp, random hyperplanes
-    threshold: int = Field(ge=1, le=4096)  # Th_hd: a key joins a cluster less than so many bits away
-    recent: int = Field(ge=1, le=MOST)  # clusters of a layer and head that still take tokens: those opened last
-    most_tokens: int = Field(ge=1, le=MOST)  # a cluster that holds so many before a unit takes none of it
+    # Th_hd: a key joins a cluster less than so many bits away
+    threshold: int = Field(ge=1, le=4096)
+    # clusters of a layer and head that still take tokens: those opened last
+    recent: int = Field(ge=1, le=MOST)
+    # a cluster that holds so many before a unit takes none of it
+    most_tokens: int = Field(ge=1, le=MOST)
     share: float = Field(gt=0, le=1)  # Th_r-wics
-    most_cells: int = Field(ge=1, le=MOST)  # that a layer and head reads at a time, which bounds what the device holds
+    # that a layer and head reads at a time, which bounds what the device holds
+    most_cells: int = Field(ge=1, le=MOST)
     seed: int = Field(0, ge=0, le=MOST)  # of the hyperplanes
 
-    def open(self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock) -> LongTerm:
+    def open(
+        self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock
+    ) -> LongTerm:
         return KeyClusterMemory(model, host_mb, dtype, self)
 
 

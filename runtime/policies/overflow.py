@@ -15,7 +15,8 @@ BATCH = 64  # ThinEvenly forgets the BATCH-th part of what it holds at a time
 
 class Overflow(Policy):
     def victims(self, units: Collection[int]) -> list[int]:
-        """Of the units in the full tier, ascending and at least one, those to forget now: at least one."""
+        """Of the units in the full tier, ascending and at least one, those to forget now: at least
+        one."""
         raise NotImplementedError
 
 
@@ -25,7 +26,8 @@ class Refuse(Overflow):
     def victims(self, units: Collection[int]) -> list[int]:
         raise MemoryBudgetError(
             f"memory is full with {len(units)} units and this system forgets nothing: "
-            "raise memory.device_mb in its YAML file, or take a bounded one with --system vicostream"
+            "raise memory.device_mb in its YAML file, or take a bounded one with --system "
+            "vicostream"
         )
 
 
@@ -39,15 +41,19 @@ class DropOldest(Overflow):
 class ThinEvenly(Overflow):
     """Forgets the unit whose number has the fewest factors of two, of equals the oldest.
 
-    From a full memory this removes every second unit, oldest first, then every second of what is left: what stays are the
-    multiples of s, and of 2 s in the older part, s growing with the stream. A large memory loses a sixty-fourth at a time,
-    which makes finding the next cheap.
+    From a full memory this removes every second unit, oldest first, then every second of what is
+    left: what stays are the multiples of s, and of 2 s in the older part, s growing with the
+    stream. A large memory loses a sixty-fourth at a time, which makes finding the next cheap.
     """
 
     policy: ClassVar[str] = "thin-evenly"
 
     def victims(self, units: Collection[int]) -> list[int]:
-        return heapq.nsmallest(max(len(units) // BATCH, 1), units, key=lambda unit: (unit & -unit if unit else math.inf, unit))
+        return heapq.nsmallest(
+            max(len(units) // BATCH, 1),
+            units,
+            key=lambda unit: (unit & -unit if unit else math.inf, unit),
+        )
 
 
 OVERFLOWS = Registry("when_full", Refuse, DropOldest, ThinEvenly)

@@ -1,4 +1,5 @@
-"""A policy is a small frozen class whose fields are its parameters; a YAML file names it and sets them."""
+"""A policy is a small frozen class whose fields are its parameters; a YAML file names it and sets
+them."""
 
 from __future__ import annotations
 
@@ -28,10 +29,18 @@ class Registry(Generic[P]):
         self._policies = {policy.policy: policy for policy in policies}
 
     def create(self, settings: Any, where: str) -> P:
-        """`{policy: NAME, parameter: value, …}` -> the policy. Raises ConfigError naming what is allowed."""
+        """`{policy: NAME, parameter: value, …}` -> the policy. Raises ConfigError naming what is
+        allowed."""
         found = settings.get("policy") if isinstance(settings, dict) else settings
-        if not isinstance(settings, dict) or not isinstance(found, str) or found not in self._policies:
-            raise ConfigError(f"{where}: {self.kind} policy {shown(found)} is unknown: choose one of {', '.join(sorted(self._policies))}")
+        if (
+            not isinstance(settings, dict)
+            or not isinstance(found, str)
+            or found not in self._policies
+        ):
+            raise ConfigError(
+                f"{where}: {self.kind} policy {shown(found)} is unknown: choose one of "
+                f"{', '.join(sorted(self._policies))}"
+            )
         parameters = {key: value for key, value in settings.items() if key != "policy"}
         policy = self._policies[found]
         try:
@@ -39,5 +48,8 @@ class Registry(Generic[P]):
         except ValidationError as error:
             first = error.errors()[0]
             allowed = ", ".join(policy.model_fields) or "no parameters"
-            message = f"{where}: {self.kind}.{'.'.join(map(str, first['loc']))}: {first['msg']}; {policy.policy} takes {allowed}"
+            message = (
+                f"{where}: {self.kind}.{'.'.join(map(str, first['loc']))}: {first['msg']}; "
+                f"{policy.policy} takes {allowed}"
+            )
             raise ConfigError(message) from error

@@ -25,7 +25,8 @@ class Retrieval(Policy):
         return None
 
     def most_units(self, chunk_units: int) -> int | None:
-        """The most units it ever chooses, which bounds what must be recalled at once; None = all there are."""
+        """The most units it ever chooses, which bounds what must be recalled at once; None = all
+        there are."""
         raise NotImplementedError
 
 
@@ -40,9 +41,11 @@ class AllUnits(Retrieval):
 
 
 class SimilarChunks(Retrieval):
-    """ViCoStream's retrieval: the `top` chunks by cosine between mean embeddings, of equals the earlier.
+    """ViCoStream's retrieval: the `top` chunks by cosine between mean embeddings, of equals the
+    earlier.
 
-    `recent` latest chunks are seen besides; the published code has none (0), and then cannot say what is there now.
+    `recent` latest chunks are seen besides; the published code has none (0), and then cannot say
+    what is there now.
     """
 
     policy: ClassVar[str] = "similar-chunks"
@@ -61,11 +64,13 @@ class SimilarChunks(Retrieval):
 class DistinctChunks(Retrieval):
     """Chunks that are like the question and unlike each other, in a room that no stream outgrows.
 
-    One after another, the chunk with the largest `relevance` * cosine to the question - (1 - `relevance`) * largest cosine to a chunk
-    that is chosen already, of equals the earlier; maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998,
-    doi 10.1145/290941.291025). A chunk that does not fit into what is left of the pages of `units` whole units is passed over; the `recent`
-    latest chunks are chosen first. So a question reads about as much whether much happens or little, and stretches that look alike, which
-    are most of what a camera sees, stand for each other.
+    One after another, the chunk with the largest `relevance` * cosine to the question - (1 -
+    `relevance`) * largest cosine to a chunk that is chosen already, of equals the earlier; maximal
+    marginal relevance (Carbonell and Goldstein, SIGIR 1998, doi 10.1145/290941.291025). A chunk
+    that does not fit into what is left of the pages of `units` whole units is passed over; the
+    `recent` latest chunks are chosen first. So a question reads about as much whether much happens
+    or little, and stretches that look alike, which are most of what a camera sees, stand for each
+    other.
     """
 
     policy: ClassVar[str] = "distinct-chunks"
@@ -99,13 +104,15 @@ class DistinctChunks(Retrieval):
     def check(self, system: str, chunk_units: int) -> None:
         if self.units < self.recent * chunk_units:
             raise ConfigError(
-                f"system {system} reads {self.units} units, and its {self.recent} latest chunks may hold {self.recent * chunk_units}: "
+                f"system {system} reads {self.units} units, and its {self.recent} latest chunks "
+                f"may hold {self.recent * chunk_units}: "
                 f"set retrieval.units to at least that, or retrieval.recent lower, in its YAML file"
             )
 
 
 class EvenUnits(Retrieval):
-    """Up to `units` units, evenly spaced over all that memory holds, its first and its last among them."""
+    """Up to `units` units, evenly spaced over all that memory holds, its first and its last among
+    them."""
 
     policy: ClassVar[str] = "even-units"
     units: int = Field(ge=2, le=MOST)

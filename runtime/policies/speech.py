@@ -20,7 +20,8 @@ class WhenAsked(Speech):
 
 
 class StreamingEos(Speech):
-    """VideoLLM-online (arXiv 2406.11816): behind each chunk the next token decides, silence if this token has at least that probability.
+    """VideoLLM-online (arXiv 2406.11816): behind each chunk the next token decides, silence if this
+    token has at least that probability.
 
     The token of a silence is never put into the context; words and their end are.
     """

@@ -6,22 +6,27 @@ from fractions import Fraction
 
 from vicort.runtime.sources.source import Warn
 
-RESET = Fraction(1)  # seconds: a longer way back is a clock that was set anew, a shorter one is disorder
-LEAST = Fraction(1, 90_000)  # seconds: the tick of MPEG's clock, put between frames whose order says no more
+# seconds: a longer way back is a clock that was set anew, a shorter one is disorder
+RESET = Fraction(1)
+# seconds: the tick of MPEG's clock, put between frames whose order says no more
+LEAST = Fraction(1, 90_000)
 
 
 class Clock:
-    """Exact times, in seconds since the first frame, as players count them. Gaps stay; every kind of repair is warned of once."""
+    """Exact times, in seconds since the first frame, as players count them. Gaps stay; every kind
+    of repair is warned of once."""
 
     def __init__(self, step: Fraction, warn: Warn) -> None:
         """step: seconds from one frame to the next, where no timestamp says so."""
         self._step, self._warn = step, warn
-        self._offset = Fraction(0)  # added to every timestamp: the late start, and what was lost in resets
+        # added to every timestamp: the late start, and what was lost in resets
+        self._offset = Fraction(0)
         self._last: Fraction | None = None
         self._warned: set[str] = set()
 
     def time(self, stamp: Fraction | None) -> Fraction:
-        """The time of the next frame: above the one before, and its timestamp where that is good."""
+        """The time of the next frame: above the one before, and its timestamp where that is
+        good."""
         if self._last is None:
             self._last = Fraction(0)
             self._offset = -(stamp or Fraction(0))
@@ -31,15 +36,30 @@ class Clock:
 
     def _after(self, last: Fraction, stamp: Fraction | None) -> Fraction:
         if stamp is None:
-            self._warn_once("missing", f"frames without timestamps after {float(last):.3f} s: set {float(self._step):.3f} s apart")
+            self._warn_once(
+                "missing",
+                (
+                    f"frames without timestamps after {float(last):.3f} s: set "
+                    f"{float(self._step):.3f} s apart"
+                ),
+            )
             return last + self._step
         time = stamp + self._offset
         if time > last:
             return time
         if last - time < RESET:
-            self._warn_once("disorder", f"timestamps out of order at {float(last):.3f} s: put right by their order")
+            self._warn_once(
+                "disorder",
+                f"timestamps out of order at {float(last):.3f} s: put right by their order",
+            )
             return last + LEAST
-        self._warn_once("reset", f"timestamps jump back by {float(last - time):.3f} s at {float(last):.3f} s: time goes on from there")
+        self._warn_once(
+            "reset",
+            (
+                f"timestamps jump back by {float(last - time):.3f} s at {float(last):.3f} s: time "
+                "goes on from there"
+            ),
+        )
         self._offset += last + self._step - time
         return last + self._step
 

@@ -23,9 +23,11 @@ from vicort.runtime.sources.pixels import Converter
 from vicort.runtime.sources.source import Source, Wants, Warn
 
 USUAL_RATE = Fraction(25)  # frames a second, where a stream names none
-UNTIMED = ("mpjpeg", "mjpeg", "jpeg_pipe", "h264", "hevc", "m4v")  # formats without timestamps: FFmpeg counts 25 a second
+# formats without timestamps: FFmpeg counts 25 a second
+UNTIMED = ("mpjpeg", "mjpeg", "jpeg_pipe", "h264", "hevc", "m4v")
 TEXT = "tty"  # FFmpeg draws plain text as a video of letters
-SLACK = Fraction(1)  # seconds that may lack at the end of a whole stream: containers round, and last frames last
+# seconds that may lack at the end of a whole stream: containers round, and last frames last
+SLACK = Fraction(1)
 
 
 class Damaged(Exception):
@@ -36,9 +38,11 @@ class Decoder(Protocol):
     """Packets -> pictures -> frames."""
 
     def decode(self, packet: av.Packet | None) -> Iterable[Any]:
-        """The next pictures in the order they are shown, each with pts, dts, time_base and is_corrupt as PyAV has them.
+        """The next pictures in the order they are shown, each with pts, dts, time_base and
+        is_corrupt as PyAV has them.
 
-        None, or a packet without data, gives those that are held back. Each may be good only until the next is taken. Raises Damaged.
+        None, or a packet without data, gives those that are held back. Each may be good only until
+        the next is taken. Raises Damaged.
         """
         ...
 
@@ -51,7 +55,9 @@ class CpuDecoder:
     """FFmpeg's decoder of a stream, or one without a stream."""
 
     def __init__(self, stream: av.VideoStream | av.VideoCodecContext, limits: Limits) -> None:
-        self._stream, self._limits, self.convert = stream, limits, Converter()
+        self._stream = stream
+        self._limits = limits
+        self.convert = Converter()
 
     def decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
         try:
@@ -67,7 +73,8 @@ class CpuDecoder:
 class ContainerSource(Source):
     """One video stream of a container.
 
-    Decodes on one thread unless told otherwise: the engines need the others, and next to damaged data more threads lose more frames.
+    Decodes on one thread unless told otherwise: the engines need the others, and next to damaged
+    data more threads lose more frames.
     """
 
     def __init__(
@@ -81,17 +88,21 @@ class ContainerSource(Source):
         threads: int = 1,
         advice: str = "",  # what to do if nothing can be read of it
         limits: Limits | None = None,  # None = the default ones
-        picture_timeout: float | None = None,  # seconds of packets without a picture that end a live stream
+        # seconds of packets without a picture that end a live stream
+        picture_timeout: float | None = None,
         **options: Any,  # for `av.open`
     ) -> None:
         super().__init__(name, warn=warn)
         self._advice = advice or f"see what it is with `ffprobe {name}`"
         limits = limits or Limits()
-        options["options"] = options.get("options", {}) | limits.decoder_options  # heeded while the stream is probed
+        # heeded while the stream is probed
+        options["options"] = options.get("options", {}) | limits.decoder_options
         self._container = _opened(target, name, self._advice, options)
         try:
             self._stream = _choose(self._container, name, stream)
-            limits.check(name, self._stream.width, self._stream.height, _declared_rate(self._stream))
+            limits.check(
+                name, self._stream.width, self._stream.height, _declared_rate(self._stream)
+            )
         except SourceError:
             self._container.close()
             raise
@@ -100,10 +111,16 @@ class ContainerSource(Source):
         self._file = target if isinstance(target, ByteFile) else None
         self._stream.codec_context.thread_count = threads
         declared = self._stream.duration and self._stream.duration * self._time_base
-        self.duration = declared or (self._container.duration and Fraction(self._container.duration, av.time_base)) or None
+        self.duration = (
+            declared
+            or (self._container.duration and Fraction(self._container.duration, av.time_base))
+            or None
+        )
         self.live = self.duration is None if live is None else live
         rate = _declared_rate(self._stream) or USUAL_RATE
-        self.frames_total = self._stream.frames or (self.duration and round(self.duration * rate)) or None
+        self.frames_total = (
+            self._stream.frames or (self.duration and round(self.duration * rate)) or None
+        )
         self._clock = Clock(1 / rate, self.warn)
         self._decoder: Decoder = CpuDecoder(self._stream, limits)
         self._motion: MotionReader | None = None
@@ -130,11 +147,15 @@ class ContainerSource(Source):
         self._decoder, self._motion = decoder, None
 
     def tell_motion(self) -> None:
-        """Give each frame its motion, as far as the codec tells; to be said before the first frame."""
+        """Give each frame its motion, as far as the codec tells; to be said before the first
+        frame."""
         context = self._stream.codec_context
         name = context.codec.canonical_name
         if not exports_vectors(name):
-            self.warn(f"{self.name}: motion vectors of {name} cannot be had, so frames are compared instead")
+            self.warn(
+                f"{self.name}: motion vectors of {name} cannot be had, so frames are compared "
+                "instead"
+            )
         if not context.codec.intra_only:
             context.options = context.options | EXPORT_VECTORS
             self._motion = MotionReader(exports_vectors(name))
@@ -159,15 +180,27 @@ class ContainerSource(Source):
             if self._motion:
                 self._motion.see(picture)
             if wants is None or wants(time):
-                yield Frame(self._decoder.convert(picture), time, index, self._motion.take() if self._motion else None)
+                yield Frame(
+                    self._decoder.convert(picture),
+                    time,
+                    index,
+                    self._motion.take() if self._motion else None,
+                )
         if self._health.pictures == 0:
-            raise SourceError(f"{self.name} holds a video stream, but no picture of it can be decoded: {self._advice}")
+            raise SourceError(
+                f"{self.name} holds a video stream, but no picture of it can be decoded: "
+                f"{self._advice}"
+            )
         if not self.live and (reason := self._broken_off()):
             raise TruncatedSource(
-                f"{self.name} breaks off after {self._health.pictures} frames ({reason}): they are all there is, fetch or record it again"
+                f"{self.name} breaks off after {self._health.pictures} frames ({reason}): they "
+                "are all there is, fetch or record it again"
             )
         if self._health.damaged:
-            self.warn(f"{self.name}: {self._health.damaged} damaged packets: their pictures are missing or patched")
+            self.warn(
+                f"{self.name}: {self._health.damaged} damaged packets: their pictures are "
+                "missing or patched"
+            )
 
     def close(self) -> None:
         """Called while another thread reads, this does nothing: FFmpeg would read what is gone."""
@@ -175,7 +208,8 @@ class ContainerSource(Source):
             self._container.close()
 
     def _pictures(self) -> Iterator[Any]:
-        """Every picture of the stream, in the order they are shown; damaged packets are passed over."""
+        """Every picture of the stream, in the order they are shown; damaged packets are passed
+        over."""
         seen = time.monotonic()
         try:
             for packet in self._packets():
@@ -185,9 +219,14 @@ class ContainerSource(Source):
                 yield from self._decoded(packet)
                 seen = seen if self._health.pictures == before else time.monotonic()
                 if self._picture_timeout and time.monotonic() - seen > self._picture_timeout:
-                    self._health.stopped = f"no picture for {self._picture_timeout:g} s, though data comes"
+                    self._health.stopped = (
+                        f"no picture for {self._picture_timeout:g} s, though data comes"
+                    )
                     return
-        except (av.FFmpegError, OSError) as error:  # the container cannot be read on, but the decoder may hold pictures back
+        except (
+            av.FFmpegError,
+            OSError,
+        ) as error:  # the container cannot be read on, but the decoder may hold pictures back
             self._health.stopped = reason(error)
             yield from self._decoded(None)
 
@@ -212,13 +251,15 @@ class ContainerSource(Source):
         return None if ticks is None else ticks * Fraction(picture.time_base or self._time_base)
 
     def _broken_off(self) -> str | None:
-        """Why the stream is taken to be cut short, or None if it is whole as far as anyone can tell."""
+        """Why the stream is taken to be cut short, or None if it is whole as far as anyone can
+        tell."""
         health = self._health
         if health.stopped:
             return health.stopped
         if health.end_damaged:
             return "its last picture is damaged"
-        indexed = len(self._stream.index_entries) if "mov" in self._container.format.name else 0  # others index key frames only
+        # others index key frames only
+        indexed = len(self._stream.index_entries) if "mov" in self._container.format.name else 0
         if health.packets < indexed:
             return f"its index lists {indexed}"
         declared, end = self._declared_end(), health.end * self._time_base
@@ -227,11 +268,15 @@ class ContainerSource(Source):
         return None
 
     def _declared_end(self) -> Fraction | None:
-        """When the stream ends, in seconds, by containers whose header says so; others' lengths are estimated from what is there."""
+        """When the stream ends, in seconds, by containers whose header says so; others' lengths are
+        estimated from what is there."""
         stream, kind = self._stream, self._container.format.name
         if kind == "avi" and stream.frames and stream.average_rate:
             return stream.frames / stream.average_rate
-        if match := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):  # Matroska, of the stream
+        # Matroska, of the stream
+        if match := re.fullmatch(
+            r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")
+        ):
             hours, minutes, seconds = match.groups()
             return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
         alone = len(self._container.streams) == 1  # of several, another may be the longest
@@ -265,37 +310,55 @@ class _Health:
         self.end_damaged = True
 
 
-def _opened(target: Any, name: str, advice: str, options: dict[str, Any]) -> av.container.InputContainer:
+def _opened(
+    target: Any, name: str, advice: str, options: dict[str, Any]
+) -> av.container.InputContainer:
     try:
         return av.open(target, metadata_errors="replace", **options)
     except (av.FFmpegError, OSError) as error:
         failure = error
     why = reason(failure)
     line = f"{name} cannot be opened as a video ({why}): {advice}"
-    if name != target and "://" in str(target):  # FFmpeg's error quotes the URL with its password, so it goes no further
+    # FFmpeg's error quotes the URL with its password, so it goes no further
+    if name != target and "://" in str(target):
         raise SourceError(line, why)
     raise SourceError(line, why) from failure
 
 
 def _choose(container: av.container.InputContainer, name: str, index: int | None) -> av.VideoStream:
     """The stream of that index, or the first that is video and no cover picture."""
-    videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    videos = [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & Disposition.attached_pic
+    ]
     if not videos or container.format.name == TEXT:
         found = ", ".join(f"{stream.index} {stream.type}" for stream in container.streams) or "none"
-        raise SourceError(f"{name} holds no video stream (streams: {found}): give a file with video")
-    chosen = videos[0] if index is None else next((stream for stream in videos if stream.index == index), None)
+        raise SourceError(
+            f"{name} holds no video stream (streams: {found}): give a file with video"
+        )
+    chosen = (
+        videos[0]
+        if index is None
+        else next((stream for stream in videos if stream.index == index), None)
+    )
     allowed = ", ".join(f"{stream.index} ({_size(stream)})" for stream in videos)
     if chosen is None:
-        raise SourceError(f"stream {index} of {name} is no video: its video streams are {allowed} (try `--stream {videos[0].index}`)")
+        raise SourceError(
+            f"stream {index} of {name} is no video: its video streams are {allowed} (try "
+            f"`--stream {videos[0].index}`)"
+        )
     if chosen.codec_context is None:
         raise SourceError(
-            f"stream {chosen.index} of {name} has a codec that cannot be decoded: convert it to H.264, or use another of {allowed}"
+            f"stream {chosen.index} of {name} has a codec that cannot be decoded: convert it to "
+            f"H.264, or use another of {allowed}"
         )
     return chosen
 
 
 def _declared_rate(stream: av.VideoStream) -> Fraction | None:
-    """Frames a second. The average, but FFmpeg makes 60,000 of raw DV's 25 or 30, which it guesses well."""
+    """Frames a second. The average, but FFmpeg makes 60,000 of raw DV's 25 or 30, which it guesses
+    well."""
     return min((rate for rate in (stream.average_rate, stream.guessed_rate) if rate), default=None)
 
 
@@ -307,4 +370,6 @@ def reason(error: BaseException) -> str:
     """What FFmpeg or the system says, in one line."""
     if isinstance(error, av.error.ExitError):  # what PyAV makes of a time-out
         return "nothing came in time"
-    return redact((str(getattr(error, "strerror", None) or error).splitlines() or [type(error).__name__])[0])
+    return redact(
+        (str(getattr(error, "strerror", None) or error).splitlines() or [type(error).__name__])[0]
+    )

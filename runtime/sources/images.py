@@ -20,7 +20,8 @@ from vicort.runtime.sources.source import Source, Wants, Warn
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 FORMATS = "apng,bmp_pipe,image2,image2pipe,jpeg_pipe,jpegls_pipe,mjpeg,pgm_pipe,png_pipe,ppm_pipe,tiff_pipe,webp_pipe"
-ONLY_IMAGES = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}  # a playlist by the name of an image opens nothing
+# a playlist by the name of an image opens nothing
+ONLY_IMAGES = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
 
 
 def is_image(path: Path) -> bool:
@@ -29,15 +30,28 @@ def is_image(path: Path) -> bool:
 
 def natural_order(path: Path) -> list[str | int]:
     """Sorts shot2 before shot10."""
-    return [int(part) if part.isdecimal() else part.casefold() for part in re.split(r"([0-9]+)", str(path))]
+    return [
+        int(part) if part.isdecimal() else part.casefold()
+        for part in re.split(r"([0-9]+)", str(path))
+    ]
 
 
 class ImageSource(Source):
     """Frame i has the time i / fps, however it is named or dated."""
 
-    def __init__(self, paths: Sequence[Path], name: str, *, fps: Fraction, warn: Warn | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        name: str,
+        *,
+        fps: Fraction,
+        warn: Warn | None = None,
+        limits: Limits | None = None,
+    ) -> None:
         super().__init__(name, frames_total=len(paths), duration=len(paths) / fps, warn=warn)
-        self._paths, self._fps, self._limits = sorted(paths, key=natural_order), fps, limits or Limits()
+        self._paths = sorted(paths, key=natural_order)
+        self._fps = fps
+        self._limits = limits or Limits()
 
     def frames(self, wants: Wants | None = None) -> Iterator[Frame]:
         convert, good = Converter(), 0
@@ -49,12 +63,18 @@ class ImageSource(Source):
                 good += 1
                 yield Frame(image, time, index)
         if not good:
-            raise SourceError(f"none of the {len(self._paths)} images of {self.name} can be decoded: give PNG or JPEG files")
+            raise SourceError(
+                f"none of the {len(self._paths)} images of {self.name} can be decoded: give PNG "
+                "or JPEG files"
+            )
 
     def _decoded(self, path: Path, convert: Converter) -> np.ndarray | None:
         options = ONLY_IMAGES | self._limits.decoder_options
         try:
-            with path.open("rb") as file, av.open(ByteFile(file), metadata_errors="replace", options=options) as container:
+            with (
+                path.open("rb") as file,
+                av.open(ByteFile(file), metadata_errors="replace", options=options) as container,
+            ):
                 stream = container.streams.video[0]
                 if stream.codec_context is None:
                     raise SourceError("it has an unknown codec")
@@ -65,5 +85,8 @@ class ImageSource(Source):
         except SourceError as error:
             self.warn(f"{path} is left out: {error}")
         except (av.FFmpegError, OSError, IndexError, StopIteration) as error:
-            self.warn(f"{path} is left out: it cannot be decoded ({getattr(error, 'strerror', None) or 'no picture in it'})")
+            self.warn(
+                f"{path} is left out: it cannot be decoded "
+                f"({getattr(error, 'strerror', None) or 'no picture in it'})"
+            )
         return None

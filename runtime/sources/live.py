@@ -18,7 +18,9 @@ from vicort.runtime.redact import redact
 from vicort.runtime.sources.clock import LEAST
 from vicort.runtime.sources.source import Source, Wants, Warn
 
-JUMP = Fraction(10)  # seconds that live timestamps may run ahead of the wall clock in one step; more is a clock that was set
+# seconds that live timestamps may run ahead of the wall clock in one step; more is a clock that was
+# set
+JUMP = Fraction(10)
 KEPT_WARNINGS = 100
 OnState = Callable[[SourceEvent], None]
 State = Literal["connected", "lost", "reconnecting", "resized", "ended", "given-up"]
@@ -29,10 +31,12 @@ class Patience:
     """How long a network source is waited for, and when it is tried again. Times in seconds."""
 
     open_timeout: float = 10.0
-    read_timeout: float | None = None  # to the next packet, and to the next picture; None = 10, or 30 for HLS, which comes in segments
+    # to the next packet, and to the next picture; None = 10, or 30 for HLS, which comes in segments
+    read_timeout: float | None = None
     first_delay: float = 0.5  # before the first attempt; each further one waits twice as long
     longest_delay: float = 30.0
-    steady: float = 10.0  # a connection that gave frames for so long was a good one: counting starts anew
+    # a connection that gave frames for so long was a good one: counting starts anew
+    steady: float = 10.0
     attempts: int | None = None  # in a row; None = without end
 
     def timeouts(self, url: str) -> tuple[float, float]:
@@ -41,7 +45,8 @@ class Patience:
         return self.open_timeout, self.read_timeout or (30.0 if segments else 10.0)
 
     def delay(self, attempt: int, luck: float) -> float:
-        """Before attempt 1, 2, …; luck in [0, 1) spreads cameras that went down together over half of it."""
+        """Before attempt 1, 2, …; luck in [0, 1) spreads cameras that went down together over half
+        of it."""
         whole = min(self.longest_delay, self.first_delay * 2.0 ** min(attempt - 1, 60))
         return whole * (0.5 + luck / 2)
 
@@ -49,7 +54,8 @@ class Patience:
 class LiveSource(Source):
     """A URL or a camera. Its end, an error and silence all mean: open it again.
 
-    The time of its frames rises over all connections: a gap between two lasts as long as it did on the wall.
+    The time of its frames rises over all connections: a gap between two lasts as long as it did on
+    the wall.
     """
 
     def __init__(
@@ -62,8 +68,9 @@ class LiveSource(Source):
         on_state: OnState | None = None,
         warn: Warn | None = None,
     ) -> None:
-        """open_one: opens a connection, or raises SourceError. first: the one that is open; None = its frames open it, and if it is not
-        there yet, try again like later ones. on_state: called on the thread that reads.
+        """open_one: opens a connection, or raises SourceError. first: the one that is open; None =
+        its frames open it, and if it is not there yet, try again like later ones. on_state: called
+        on the thread that reads.
         """
         super().__init__(name, live=True, warn=warn)
         self._source = first
@@ -77,8 +84,10 @@ class LiveSource(Source):
         self._attempts = 0  # in a row
         self._time: Fraction | None = None  # of the newest frame
         self._index = -1
-        self._stamp: Fraction | None = None  # of this connection's newest frame; None = it has given none
-        self._wall = self._since = 0  # monotonic_ns of the newest frame, and of this connection's first
+        # of this connection's newest frame; None = it has given none
+        self._stamp: Fraction | None = None
+        # monotonic_ns of the newest frame, and of this connection's first
+        self._wall = self._since = 0
         self._size: tuple[int, ...] | None = None  # height, width
 
     def warn(self, line: str) -> None:
@@ -115,7 +124,8 @@ class LiveSource(Source):
         if self._stopping.is_set():
             source.close()
             return None
-        if self._endless and source.duration is not None:  # a broadcast that has become a recording of itself
+        # a broadcast that has become a recording of itself
+        if self._endless and source.duration is not None:
             self._tell("ended", f"it is a recording of {float(source.duration):.3f} s now")
             return None
         if self._endless is None:
@@ -145,7 +155,8 @@ class LiveSource(Source):
         self._stamp, self._wall, self._index = stamp, now, self._index + 1
         if connected:
             self._tell("connected", "")
-        return self._stopping.is_set() or wants is None or wants(self._time)  # stopped: what is not wanted would never come to an end
+        # stopped: what is not wanted would never come to an end
+        return self._stopping.is_set() or wants is None or wants(self._time)
 
     def _next_time(self, stamp: Fraction, now: int) -> Fraction:
         if self._time is None:
@@ -155,7 +166,10 @@ class LiveSource(Source):
             return self._time + passed
         step = stamp - self._stamp
         if step > passed + JUMP:
-            self.warn(f"{self.name}: timestamps jump ahead by {float(step):.3f} s at {float(self._time):.3f} s: time goes on as it passed")
+            self.warn(
+                f"{self.name}: timestamps jump ahead by {float(step):.3f} s at "
+                f"{float(self._time):.3f} s: time goes on as it passed"
+            )
             step = passed
         return self._time + step
 
@@ -182,7 +196,8 @@ class LiveSource(Source):
                 reason = error.brief
         self._tell("given-up", reason)
         raise TruncatedSource(
-            f"{self.name} is gone ({self._attempts} attempts, {redact(reason)}): see what it is with `ffprobe {self.name}`"
+            f"{self.name} is gone ({self._attempts} attempts, {redact(reason)}): see what it is "
+            f"with `ffprobe {self.name}`"
         )
 
     @property

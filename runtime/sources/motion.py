@@ -9,7 +9,8 @@ from av.video.frame import PictureType
 from vicort.runtime.core import MOTION_CELL, Motion
 from vicort.runtime.sources.pixels import side_data, turned
 
-EXPORTING = ("h264", "mpeg4", "mpeg2video", "mpeg1video")  # FFmpeg's decoders that hand vectors out; others take the option and give none
+# FFmpeg's decoders that hand vectors out; others take the option and give none
+EXPORTING = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
 EXPORT_VECTORS = {"flags2": "+export_mvs"}  # FFmpeg's option
 INTRA = (PictureType.I, PictureType.SI, PictureType.BI)
 
@@ -33,7 +34,9 @@ class MotionReader:
             self._size = size
             motion = Motion(True, np.zeros(_grid(*size), np.float32) if self._vectors else None)
         else:
-            motion = Motion(False, _cells(picture) if self._vectors and not picture.interlaced_frame else None)
+            motion = Motion(
+                False, _cells(picture) if self._vectors and not picture.interlaced_frame else None
+            )
         self._since = _upright(motion, picture).after(self._since)
 
     def take(self) -> Motion | None:
@@ -43,12 +46,16 @@ class MotionReader:
 
 
 def longest_vectors(vectors: np.ndarray, height: int, width: int) -> np.ndarray:
-    """[rows, columns] float32: the longest vector of each cell of a picture, in pixels; inf where there is none, so that the cell is coded
-    anew (a block that moves nowhere has a vector of length 0). vectors: FFmpeg's AVMotionVector records."""
+    """[rows, columns] float32: the longest vector of each cell of a picture, in pixels; inf where
+    there is none, so that the cell is coded anew (a block that moves nowhere has a vector of length
+    0). vectors: FFmpeg's AVMotionVector records."""
     rows, columns = _grid(height, width)
-    row, column = vectors["dst_y"] // MOTION_CELL, vectors["dst_x"] // MOTION_CELL  # dst: a block's centre
+    # dst: a block's centre
+    row, column = vectors["dst_y"] // MOTION_CELL, vectors["dst_x"] // MOTION_CELL
     inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
-    length = np.hypot(vectors["motion_x"], vectors["motion_y"]) / np.maximum(vectors["motion_scale"], 1)
+    length = np.hypot(vectors["motion_x"], vectors["motion_y"]) / np.maximum(
+        vectors["motion_scale"], 1
+    )
     longest = np.full((rows, columns), -1, np.float32)
     np.maximum.at(longest, (row[inside], column[inside]), length[inside].astype(np.float32))
     longest[longest < 0] = np.inf
@@ -67,12 +74,18 @@ def _cells(picture: av.VideoFrame) -> np.ndarray | None:
 
 
 def _upright(motion: Motion, picture: av.VideoFrame) -> Motion:
-    """As the picture is shown. Turned, the cells that the picture's edge cuts come first instead of last."""
+    """As the picture is shown. Turned, the cells that the picture's edge cuts come first instead of
+    last."""
     if motion.cells is None:
         return motion
     cells, corners = turned(motion.cells, picture), turned(np.arange(4).reshape(2, 2), picture)
-    (row, column), right_of_it = np.argwhere(corners == 0)[0], np.argwhere(corners == 1)[0]  # where the first cell's corner comes to lie
-    height, width = (picture.width, picture.height) if right_of_it[1] == column else (picture.height, picture.width)
+    # where the first cell's corner comes to lie
+    (row, column), right_of_it = np.argwhere(corners == 0)[0], np.argwhere(corners == 1)[0]
+    height, width = (
+        (picture.width, picture.height)
+        if right_of_it[1] == column
+        else (picture.height, picture.width)
+    )
     top = height - cells.shape[0] * MOTION_CELL if row else 0
     left = width - cells.shape[1] * MOTION_CELL if column else 0
     return Motion(motion.refreshed, cells, top, left)

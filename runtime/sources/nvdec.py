@@ -1,7 +1,8 @@
-"""Video decoded by a GPU's own video engine (NVDEC), with PyNvVideoCodec; the pixels stay in the GPU's memory.
+"""Video decoded by a GPU's own video engine (NVDEC), with PyNvVideoCodec; the pixels stay in the
+GPU's memory.
 
-PyAV reads the container, as for the CPU, so that times, gaps and cut-off files are told in the same way; what is damaged inside a packet
-NVDEC patches without a word. Never run on a GPU here.
+PyAV reads the container, as for the CPU, so that times, gaps and cut-off files are told in the same
+way; what is damaged inside a packet NVDEC patches without a word. Never run on a GPU here.
 """
 
 from __future__ import annotations
@@ -27,9 +28,18 @@ if TYPE_CHECKING:
     from vicort.runtime.devices.cuda.gpu import Gpu
 
 MODULE, PIN = "PyNvVideoCodec", "PyNvVideoCodec==2.2.4"
-CODECS = {"h264": "H264", "hevc": "HEVC", "vp8": "VP8", "vp9": "VP9", "av1": "AV1", "mpeg2video": "MPEG2"}  # FFmpeg's name, NVDEC's
+# FFmpeg's name, NVDEC's
+CODECS = {
+    "h264": "H264",
+    "hevc": "HEVC",
+    "vp8": "VP8",
+    "vp9": "VP9",
+    "av1": "AV1",
+    "mpeg2video": "MPEG2",
+}
 FORMATS = ("yuv420p", "yuvj420p", "nv12")  # what becomes NV12; the j says full range
-START_CODES = {"h264": "h264_mp4toannexb", "hevc": "hevc_mp4toannexb"}  # NVDEC finds pictures by them, MP4 and Matroska leave them out
+# NVDEC finds pictures by them, MP4 and Matroska leave them out
+START_CODES = {"h264": "h264_mp4toannexb", "hevc": "hevc_mp4toannexb"}
 SHARES = {  # FFmpeg's number of a colour matrix: Kr and Kb
     1: (0.2126, 0.0722),  # BT.709
     4: (0.30, 0.11),  # FCC
@@ -60,13 +70,18 @@ class Look:
             matrix = side_data(picture, "DISPLAYMATRIX")
         except ValueError:  # as in pixels.py
             matrix = None
-        quarters, mirrored = turns(None if matrix is None else np.frombuffer(bytes(matrix), np.int32))
-        return cls(to_rgb(*SHARES.get(int(picture.colorspace), USUAL_SHARES), full), quarters, mirrored)
+        quarters, mirrored = turns(
+            None if matrix is None else np.frombuffer(bytes(matrix), np.int32)
+        )
+        return cls(
+            to_rgb(*SHARES.get(int(picture.colorspace), USUAL_SHARES), full), quarters, mirrored
+        )
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture in the decoder's own memory, good until the next packet goes in. Times as PyAV has them."""
+    """A decoded picture in the decoder's own memory, good until the next packet goes in. Times as
+    PyAV has them."""
 
     planes: tuple[Any, Any]  # luma, chroma, each with a __cuda_array_interface__
     look: Look
@@ -77,19 +92,31 @@ class Picture:
 
 
 def turns(matrix: np.ndarray | None) -> tuple[int, bool]:
-    """Mirror left and right, or not, then so many quarter turns counter-clockwise: what `pixels.upright` does with that display matrix."""
+    """Mirror left and right, or not, then so many quarter turns counter-clockwise: what
+    `pixels.upright` does with that display matrix."""
     if matrix is None:
         return 0, False
     a, b, c, d = (int(matrix[i]) for i in (0, 1, 3, 4))
     if abs(a) < abs(b):
-        return {(False, True): (1, False), (True, False): (3, False), (False, False): (1, True), (True, True): (3, True)}[c < 0, b < 0]
-    return {(False, False): (0, False), (True, True): (2, False), (True, False): (0, True), (False, True): (2, True)}[a < 0, d < 0]
+        return {
+            (False, True): (1, False),
+            (True, False): (3, False),
+            (False, False): (1, True),
+            (True, True): (3, True),
+        }[c < 0, b < 0]
+    return {
+        (False, False): (0, False),
+        (True, True): (2, False),
+        (True, False): (0, True),
+        (False, True): (2, True),
+    }[a < 0, d < 0]
 
 
 class NvdecDecoder:
     """A `Decoder` on the GPU.
 
-    The first pictures are decoded on the CPU as well, until one tells the colour matrix and the turn, which are taken to stay.
+    The first pictures are decoded on the CPU as well, until one tells the colour matrix and the
+    turn, which are taken to stay.
     """
 
     def __init__(self, source: ContainerSource, ordinal: int = 0) -> None:
@@ -99,7 +126,8 @@ class NvdecDecoder:
         codec = self._checked_codec(ordinal)
         self._memory = SurfaceMemory(ordinal)
         latency = self._nvc.DisplayDecodeLatencyType
-        self._low_latency = source.live  # each packet is a whole picture, and is shown as soon as its turn comes
+        # each packet is a whole picture, and is shown as soon as its turn comes
+        self._low_latency = source.live
         try:
             self._decoder = self._nvc.CreateDecoder(
                 gpuid=ordinal,
@@ -109,12 +137,15 @@ class NvdecDecoder:
                 latency=latency.LOW if source.live else latency.NATIVE,
             )
         except self._errors as error:
-            raise NvdecUnavailable(f"NVDEC does not start ({_first_line(error)}): see `nvidia-smi`") from error
+            raise NvdecUnavailable(
+                f"NVDEC does not start ({_first_line(error)}): see `nvidia-smi`"
+            ) from error
         filter_name = START_CODES.get(self._codec_name)
         self._filter = BitStreamFilterContext(filter_name, self._stream) if filter_name else None
         self._look: Look | None = None
         self._held: deque[av.Packet] = deque()  # packets that wait until the look is known
-        self._under_way: dict[int, tuple[int | None, Fraction | None, bool]] = {}  # of packets in the decoder, by number
+        # of packets in the decoder, by number
+        self._under_way: dict[int, tuple[int | None, Fraction | None, bool]] = {}
         self._number = 0
         self._good = False  # whether a picture came out
 
@@ -130,21 +161,29 @@ class NvdecDecoder:
     def _checked_codec(self, ordinal: int) -> Any:
         context, name = self._stream.codec_context, self._codec_name
         if name not in CODECS:
-            raise NvdecUnavailable(f"{name} is none of {', '.join(CODECS)}: convert it to one of them")
+            raise NvdecUnavailable(
+                f"{name} is none of {', '.join(CODECS)}: convert it to one of them"
+            )
         if context.pix_fmt not in FORMATS:
             raise NvdecUnavailable(
-                f"its pictures are {context.pix_fmt}, and only 4:2:0 of 8 bits is taken: convert it with `-pix_fmt yuv420p`"
+                f"its pictures are {context.pix_fmt}, and only 4:2:0 of 8 bits is taken: convert "
+                "it with `-pix_fmt yuv420p`"
             )
         codec = getattr(self._nvc.cudaVideoCodec, CODECS[name])
         try:
             able = self._nvc.GetDecoderCaps(gpuid=ordinal, codec=codec)
         except self._errors as error:
-            raise NvdecUnavailable(f"NVDEC does not start ({_first_line(error)}): see `nvidia-smi`") from error
+            raise NvdecUnavailable(
+                f"NVDEC does not start ({_first_line(error)}): see `nvidia-smi`"
+            ) from error
         if not able["num_decoder_engines"]:
             raise NvdecUnavailable(f"this GPU has no decoder of {name}: convert it to h264")
         if context.width > able["width_max"] or context.height > able["height_max"]:
             most = f"{able['width_max']}x{able['height_max']}"
-            raise NvdecUnavailable(f"it is {context.width}x{context.height}, and this GPU takes {most} of {name}: make it smaller")
+            raise NvdecUnavailable(
+                f"it is {context.width}x{context.height}, and this GPU takes {most} of {name}: "
+                "make it smaller"
+            )
         return codec
 
     def decode(self, packet: av.Packet | None) -> Iterator[Picture]:
@@ -198,34 +237,48 @@ class NvdecDecoder:
         except self._errors as error:
             if self._good:
                 raise Damaged(_first_line(error)) from error
-            raise SourceError(f"{self._name} cannot be decoded on the GPU ({_first_line(error)}): say `--decode cpu`") from error
+            raise SourceError(
+                f"{self._name} cannot be decoded on the GPU ({_first_line(error)}): say "
+                "`--decode cpu`"
+            ) from error
 
     def _remember(self, packet: av.Packet | None) -> int:
-        """A number for the packet that the decoder gives back with its picture: exact, where a timestamp may be missing or repeat."""
+        """A number for the packet that the decoder gives back with its picture: exact, where a
+        timestamp may be missing or repeat."""
         self._number += 1
         if packet is not None:
             stamp = packet.dts if packet.pts is None else packet.pts
             self._under_way[self._number] = (stamp, packet.time_base, packet.is_corrupt)
-        self._under_way.pop(self._number - MOST_UNKNOWN, None)  # a packet without a picture of its own
+        # a packet without a picture of its own
+        self._under_way.pop(self._number - MOST_UNKNOWN, None)
         return self._number
 
     def _picture(self, frame: Any, look: Look) -> Picture:
         if frame.format != self._nvc.Pixel_Format.NV12:
-            raise SourceError(f"{self._name} changes to {frame.format} on the way, and only NV12 is taken: say `--decode cpu`")
+            raise SourceError(
+                f"{self._name} changes to {frame.format} on the way, and only NV12 is taken: say "
+                "`--decode cpu`"
+            )
         luma, chroma = frame.cuda()
         stamp, time_base, corrupt = self._under_way.pop(frame.getPTS(), (None, None, False))
         return Picture((luma, chroma), look, stamp, time_base, corrupt)
 
 
 class Plane:
-    """[height, width, channels] uint8 in the GPU's memory, for whoever reads CUDA's array interface."""
+    """[height, width, channels] uint8 in the GPU's memory, for whoever reads CUDA's array
+    interface."""
 
     def __init__(self, array: DeviceArray) -> None:
         self.array, self.shape = array, array.shape
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {"shape": self.shape, "typestr": "|u1", "data": (self.array.pointer, False), "version": 3}
+        return {
+            "shape": self.shape,
+            "typestr": "|u1",
+            "data": (self.array.pointer, False),
+            "version": 3,
+        }
 
 
 class SurfaceMemory:
@@ -242,11 +295,15 @@ class SurfaceMemory:
             raise NvdecUnavailable(str(error)) from error
 
     def copied(self, plane: Any) -> Plane:
-        """Waits for the copy: whoever reads it on whatever stream finds it there. Raises DeviceError."""
+        """Waits for the copy: whoever reads it on whatever stream finds it there. Raises
+        DeviceError."""
         interface, driver = plane.__cuda_array_interface__, self._gpu.driver
         shape = tuple(int(size) for size in interface["shape"])
         if not _is_compact(shape, interface.get("strides")):
-            raise DeviceError(f"NVDEC leaves gaps between rows {interface['strides']}: decode on the CPU with `--decode cpu`")
+            raise DeviceError(
+                f"NVDEC leaves gaps between rows {interface['strides']}: decode on the CPU with "
+                "`--decode cpu`"
+            )
         array = self._gpu.empty(shape, np.uint8, "a decoded picture")
         driver.copy(array.pointer, interface["data"][0], array.nbytes, self._raw)
         driver.synchronize(driver.record(self._raw))
@@ -257,18 +314,27 @@ def _is_compact(shape: tuple[int, ...], strides: Any) -> bool:
     if strides is None:
         return True
     compact = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
-    return all(size == 1 or int(stride) == wanted for size, stride, wanted in zip(shape, strides, compact, strict=True))
+    return all(
+        size == 1 or int(stride) == wanted
+        for size, stride, wanted in zip(shape, strides, compact, strict=True)
+    )
 
 
 def load_module() -> Any:
-    """PyNvVideoCodec. Raises NvdecUnavailable if it is not there or does not load: it wants the driver's video libraries."""
+    """PyNvVideoCodec. Raises NvdecUnavailable if it is not there or does not load: it wants the
+    driver's video libraries."""
     try:
         return importlib.import_module(MODULE)
     except ModuleNotFoundError as error:
         raise NvdecUnavailable(f"{MODULE} is not installed: `pip install {PIN}`") from error
     except Exception as error:  # RuntimeError of its own, ImportError of a library, …
-        wants = "NVIDIA's driver with its video libraries (in containers NVIDIA_DRIVER_CAPABILITIES=compute,utility,video)"
-        raise NvdecUnavailable(f"{MODULE} does not load ({_first_line(error)}): install {wants}") from error
+        wants = (
+            "NVIDIA's driver with its video libraries (in containers "
+            "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video)"
+        )
+        raise NvdecUnavailable(
+            f"{MODULE} does not load ({_first_line(error)}): install {wants}"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -25,13 +25,21 @@ from vicort.runtime.sources.sampler import as_rate
 from vicort.runtime.sources.source import Source, Warn
 
 SCHEMES = ("rtsp", "rtsps", "http", "https")
-HTTP_ONLY = "http,https,tcp,tls,crypto,httpproxy,hls,data"  # what a playlist may lead to: never to files of this machine
-CAMERAS = ("/dev/video", "/dev/v4l/")  # how the names of cameras begin, also of those that are not plugged in
-FORMS = "a file, rtsp://…, http(s)://…, /dev/videoN, a folder or glob of images, - (stdin), or testsrc:"
-PIPED = "pipe a video that reads from front to back: MPEG-TS, Matroska, or an MP4 written with `-movflags +faststart`"
+# what a playlist may lead to: never to files of this machine
+HTTP_ONLY = "http,https,tcp,tls,crypto,httpproxy,hls,data"
+# how the names of cameras begin, also of those that are not plugged in
+CAMERAS = ("/dev/video", "/dev/v4l/")
+FORMS = (
+    "a file, rtsp://…, http(s)://…, /dev/videoN, a folder or glob of images, - (stdin), or testsrc:"
+)
+PIPED = (
+    "pipe a video that reads from front to back: MPEG-TS, Matroska, or an MP4 written with "
+    "`-movflags +faststart`"
+)
 Decode = Literal["auto", "cpu", "gpu"]
 Transport = Literal["tcp", "udp"]
-IMAGE_FPS = 2  # images a second: the rate at which the model takes frames, so that it sees every one
+# images a second: the rate at which the model takes frames, so that it sees every one
+IMAGE_FPS = 2
 
 
 def open_source(
@@ -50,18 +58,22 @@ def open_source(
     motion: bool = False,
     at_once: bool = True,
 ) -> Source:
-    """Open a source of frames: a file, a URL (RTSP, HTTP, HLS), a camera, a folder or glob of images, - for stdin, or testsrc:.
+    """Open a source of frames: a file, a URL (RTSP, HTTP, HLS), a camera, a folder or glob of
+    images, - for stdin, or testsrc:.
 
     stream: index of the video stream in its container; None = the first that is no cover picture.
-    live: whether frames come when they come; None = cameras, RTSP, and whatever has no length but stdin and files.
-    image_fps: images a second of a folder or glob. warn: gets each warning as it comes. threads: to decode with.
-    decode: video on the CPU, into arrays, or on the GPU, into surfaces of its memory; auto = there if it can, else here with a warning.
-    rtsp_transport: how RTSP brings its packets. patience: time-outs of network sources, and when a live one is tried again.
-    limits: on the size and rate of frames. on_state: gets each change of state of a live URL or camera, which is opened again as often
-    as it ends. motion: frames of a video that is decoded on the CPU carry what its codec tells of motion.
-    at_once: False = what is known to be live (URLs that are said to be, RTSP, cameras) is opened by whoever reads its frames, and tried
-    again if it is not there yet, as it is later; else its first opening must succeed.
-    Raises SourceError if there is no such source, no video in it, more than the limits, or none that the GPU can decode where it must.
+    live: whether frames come when they come; None = cameras, RTSP, and whatever has no length but
+    stdin and files. image_fps: images a second of a folder or glob. warn: gets each warning as it
+    comes. threads: to decode with. decode: video on the CPU, into arrays, or on the GPU, into
+    surfaces of its memory; auto = there if it can, else here with a warning. rtsp_transport: how
+    RTSP brings its packets. patience: time-outs of network sources, and when a live one is tried
+    again. limits: on the size and rate of frames. on_state: gets each change of state of a live URL
+    or camera, which is opened again as often as it ends. motion: frames of a video that is decoded
+    on the CPU carry what its codec tells of motion. at_once: False = what is known to be live (URLs
+    that are said to be, RTSP, cameras) is opened by whoever reads its frames, and tried again if it
+    is not there yet, as it is later; else its first opening must succeed. Raises SourceError if
+    there is no such source, no video in it, more than the limits, or none that the GPU can decode
+    where it must.
     """
     patience = patience or Patience()
     options = {"stream": stream, "warn": warn, "threads": threads, "limits": limits}
@@ -72,7 +84,9 @@ def open_source(
             opened.tell_motion()
         return _decoding(opened, decode)
 
-    as_live = partial(LiveSource, redact_url(spec), once, patience=patience, on_state=on_state, warn=warn)
+    as_live = partial(
+        LiveSource, redact_url(spec), once, patience=patience, on_state=on_state, warn=warn
+    )
     if not at_once and _is_known_live(spec, live):
         return as_live()
     source = once()
@@ -111,27 +125,51 @@ def _decode_on_gpu(source: ContainerSource, decode: Decode) -> None:
         source.decode_with(NvdecDecoder(source))
     except NvdecUnavailable as error:
         if decode == "gpu":
-            raise SourceError(f"{source.name} cannot be decoded on the GPU: {error}, or say `--decode cpu`") from error
+            raise SourceError(
+                f"{source.name} cannot be decoded on the GPU: {error}, or say `--decode cpu`"
+            ) from error
         source.warn(f"{source.name} is decoded on the CPU: {error}")
 
 
 def _open(
-    spec: str, live: bool | None, image_fps: float | Fraction, transport: Transport, patience: Patience, options: dict[str, Any]
+    spec: str,
+    live: bool | None,
+    image_fps: float | Fraction,
+    transport: Transport,
+    patience: Patience,
+    options: dict[str, Any],
 ) -> Source:
     if not spec:
         raise SourceError(f"the source is empty: give {FORMS}")
     if spec.startswith(SCHEME):
         return PatternSource(spec)
     if spec == "-":
-        pipe = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)  # raw: gives what is there, without waiting for a full buffer
-        return ContainerSource(ByteFile(pipe), "stdin", live=bool(live), advice=PIPED, options={"protocol_whitelist": "none"}, **options)
+        # raw: gives what is there, without waiting for a full buffer
+        pipe = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
+        return ContainerSource(
+            ByteFile(pipe),
+            "stdin",
+            live=bool(live),
+            advice=PIPED,
+            options={"protocol_whitelist": "none"},
+            **options,
+        )
     if scheme := _scheme(spec):
         return _open_url(spec, scheme, live, transport, patience, options)
     path = Path(spec)
     if _is_camera(spec):
-        return ContainerSource(spec, spec, format="v4l2", live=live is not False, timeout=patience.timeouts(spec), **options)
+        return ContainerSource(
+            spec,
+            spec,
+            format="v4l2",
+            live=live is not False,
+            timeout=patience.timeouts(spec),
+            **options,
+        )
     if images := _images(spec, path):
-        return ImageSource(images, spec, fps=as_rate(image_fps), warn=options["warn"], limits=options["limits"])
+        return ImageSource(
+            images, spec, fps=as_rate(image_fps), warn=options["warn"], limits=options["limits"]
+        )
     return _open_file(spec, path, bool(live), options)
 
 
@@ -146,7 +184,12 @@ def _is_camera(spec: str) -> bool:
 
 
 def _open_url(
-    url: str, scheme: str, live: bool | None, transport: Transport, patience: Patience, options: dict[str, Any]
+    url: str,
+    scheme: str,
+    live: bool | None,
+    transport: Transport,
+    patience: Patience,
+    options: dict[str, Any],
 ) -> ContainerSource:
     name = redact_url(url)
     if scheme not in SCHEMES:
@@ -167,7 +210,8 @@ def _open_url(
 
 
 def _images(spec: str, path: Path) -> list[Path]:
-    """The images that a folder, a glob or an image's own name stands for; none if it is something else.
+    """The images that a folder, a glob or an image's own name stands for; none if it is something
+    else.
 
     Raises SourceError for a folder or a glob that holds none.
     """
@@ -175,10 +219,17 @@ def _images(spec: str, path: Path) -> list[Path]:
         return [path] if is_image(path) else []
     if not path.is_dir() and not glob.has_magic(spec):
         return []
-    found = list(path.iterdir()) if path.is_dir() else [Path(match) for match in glob.glob(spec, recursive=True)]
+    found = (
+        list(path.iterdir())
+        if path.is_dir()
+        else [Path(match) for match in glob.glob(spec, recursive=True)]
+    )
     images = [item for item in found if is_image(item)]
     if not images:
-        raise SourceError(f"{spec} holds no images ({len(found)} entries): give one with {', '.join(SUFFIXES)} files, or name a video file")
+        raise SourceError(
+            f"{spec} holds no images ({len(found)} entries): give one with {', '.join(SUFFIXES)} "
+            "files, or name a video file"
+        )
     return images
 
 
@@ -187,22 +238,27 @@ def _open_file(spec: str, path: Path, live: bool, options: dict[str, Any]) -> So
         raise SourceError(f"no such file {redact_url(spec)}: give {FORMS}", "no such file")
     start = _first_bytes(spec, path) if path.is_file() else b""
     try:
-        return ContainerSource(f"file:{spec}", spec, live=live, **options)  # the prefix keeps a colon in the name from being a protocol
+        # the prefix keeps a colon in the name from being a protocol
+        return ContainerSource(f"file:{spec}", spec, live=live, **options)
     except SourceError as error:
         if start[4:8] == b"ftyp" and isinstance(error.__cause__, av.InvalidDataError):
             raise SourceError(
-                f"{spec} is an MP4 cut off before its index (moov): fetch it again, or record with `-movflags +faststart`"
+                f"{spec} is an MP4 cut off before its index (moov): fetch it again, or record "
+                "with `-movflags +faststart`"
             ) from error.__cause__
         raise
 
 
 def _first_bytes(spec: str, path: Path) -> bytes:
-    """What tells one format from another; raises SourceError if there is nothing, or it may not be read."""
+    """What tells one format from another; raises SourceError if there is nothing, or it may not be
+    read."""
     try:
         with path.open("rb") as file:
             start = file.read(12)
     except OSError as error:
-        raise SourceError(f"{spec} cannot be read ({reason(error)}): check its permissions") from error
+        raise SourceError(
+            f"{spec} cannot be read ({reason(error)}): check its permissions"
+        ) from error
     if not start:
         raise SourceError(f"{spec} is empty (0 bytes): fetch or record it again")
     return start

@@ -1,4 +1,5 @@
-"""Pictures out of encoded packets that somebody else brings, who has a network stack or a demuxer of their own."""
+"""Pictures out of encoded packets that somebody else brings, who has a network stack or a demuxer
+of their own."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from vicort.runtime.sources.container import CpuDecoder, Damaged, reason
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.motion import EXPORT_VECTORS, MotionReader, exports_vectors
 
-MOST_BYTES = 64 << 20  # of a packet: more than the largest picture that is let in has as H.264 or HEVC
+# of a packet: more than the largest picture that is let in has as H.264 or HEVC
+MOST_BYTES = 64 << 20
 MOST_EXTRADATA = 1 << 20  # bytes
 SOFTWARE = {"av1": "libdav1d"}  # FFmpeg's decoder of that name is only for hardware
 MICROSECOND = Fraction(1, 1_000_000)
@@ -35,14 +37,25 @@ class DecodedPicture:
 class PacketReader:
     """A decoder without a container. On one thread, as a container's."""
 
-    def __init__(self, codec: str, extradata: bytes = b"", *, motion: bool = False, limits: Limits | None = None) -> None:
-        """codec: FFmpeg's name of it, as h264. extradata: what its container holds for the decoder; empty where the packets carry it.
-        motion: whether pictures are to tell it. Raises SourceError if there is no such decoder, or it does not take the extradata.
+    def __init__(
+        self,
+        codec: str,
+        extradata: bytes = b"",
+        *,
+        motion: bool = False,
+        limits: Limits | None = None,
+    ) -> None:
+        """codec: FFmpeg's name of it, as h264. extradata: what its container holds for the decoder;
+        empty where the packets carry it. motion: whether pictures are to tell it. Raises
+        SourceError if there is no such decoder, or it does not take the extradata.
         """
         limits = limits or Limits()
         context = self._context = _context(codec)
         if len(extradata) > MOST_EXTRADATA:
-            raise SourceError(f"{len(extradata)} bytes of extradata for {codec}, more than {MOST_EXTRADATA}: give what its container holds")
+            raise SourceError(
+                f"{len(extradata)} bytes of extradata for {codec}, more than {MOST_EXTRADATA}: "
+                "give what its container holds"
+            )
         if extradata:
             context.extradata = extradata
         context.thread_count = 1
@@ -51,17 +64,26 @@ class PacketReader:
         try:
             context.open()
         except (av.FFmpegError, ValueError) as error:
-            raise SourceError(f"{codec} cannot be decoded ({reason(error)}): give its extradata, and see `ffmpeg -decoders`") from error
+            raise SourceError(
+                f"{codec} cannot be decoded ({reason(error)}): give its extradata, and see "
+                "`ffmpeg -decoders`"
+            ) from error
         self._decoder = CpuDecoder(context, limits)
-        self._motion = MotionReader(exports_vectors(context.codec.canonical_name)) if motion else None
+        self._motion = (
+            MotionReader(exports_vectors(context.codec.canonical_name)) if motion else None
+        )
 
     def read(self, data: bytes, time_us: int) -> Iterator[DecodedPicture]:
-        """The pictures that one packet completes, in the order they are shown: none, one or more. data: a whole picture, in the order of
-        decoding. time_us: when it is shown. Raises SourceError for a packet that cannot be decoded; the next one may.
+        """The pictures that one packet completes, in the order they are shown: none, one or more.
+        data: a whole picture, in the order of decoding. time_us: when it is shown. Raises
+        SourceError for a packet that cannot be decoded; the next one may.
         """
         if not 0 < len(data) <= MOST_BYTES:
-            raise SourceError(f"a packet of {len(data)} bytes: give 1 to {MOST_BYTES}, a whole picture")
-        packet = av.Packet(len(data))  # of FFmpeg's own making, with the zeros behind it that decoders read on into
+            raise SourceError(
+                f"a packet of {len(data)} bytes: give 1 to {MOST_BYTES}, a whole picture"
+            )
+        # of FFmpeg's own making, with the zeros behind it that decoders read on into
+        packet = av.Packet(len(data))
         packet.update(data)
         packet.pts, packet.time_base = time_us, MICROSECOND
         return self._pictures(packet)
@@ -74,7 +96,9 @@ class PacketReader:
         try:
             pictures = self._decoder.decode(packet)
         except Damaged as error:
-            raise SourceError(f"the packet cannot be decoded ({error}): go on with the next") from error
+            raise SourceError(
+                f"the packet cannot be decoded ({error}): go on with the next"
+            ) from error
         for picture in pictures:
             if self._motion:
                 self._motion.see(picture)
@@ -87,7 +111,11 @@ def _context(codec: str) -> av.VideoCodecContext:
     try:
         context = av.CodecContext.create(SOFTWARE.get(codec, codec), "r")
     except (av.FFmpegError, ValueError) as error:
-        raise SourceError(f"no decoder of {shown(codec)}: give FFmpeg's name, as h264, hevc, av1, vp9 or mjpeg") from error
+        raise SourceError(
+            f"no decoder of {shown(codec)}: give FFmpeg's name, as h264, hevc, av1, vp9 or mjpeg"
+        ) from error
     if not isinstance(context, av.VideoCodecContext):
-        raise SourceError(f"{shown(codec)} is no video codec: give one as h264, hevc, av1, vp9 or mjpeg")
+        raise SourceError(
+            f"{shown(codec)} is no video codec: give one as h264, hevc, av1, vp9 or mjpeg"
+        )
     return context

@@ -14,7 +14,10 @@ from vicort.runtime.errors import SourceError
 from vicort.runtime.sources.source import Source, Wants
 
 SCHEME = "testsrc:"
-ALLOWED = f"{SCHEME}[seconds=NUMBER][,size=WIDTHxHEIGHT][,fps=NUMBER], as `{SCHEME}seconds=10,size=320x240,fps=25`"
+ALLOWED = (
+    f"{SCHEME}[seconds=NUMBER][,size=WIDTHxHEIGHT][,fps=NUMBER], as "
+    f"`{SCHEME}seconds=10,size=320x240,fps=25`"
+)
 THINGS = (  # one a second, from the first second on; then nothing until the cycle starts again
     ("circle", (215, 40, 40)),  # red
     ("square", (40, 175, 60)),  # green
@@ -29,12 +32,14 @@ MOST_PIXELS = 8192 * 8192
 
 
 class PatternSource(Source):
-    """A red circle in the first second, then a green square, a blue triangle, a yellow cross, a white ring, a purple diamond, four
-    seconds of nothing, and again. Each drifts from left to right over a grey that brightens downwards. The same on every run.
+    """A red circle in the first second, then a green square, a blue triangle, a yellow cross, a
+    white ring, a purple diamond, four seconds of nothing, and again. Each drifts from left to right
+    over a grey that brightens downwards. The same on every run.
     """
 
     def __init__(self, spec: str) -> None:
-        """spec: testsrc: with any of seconds, size and fps. Raises SourceError for anything else."""
+        """spec: testsrc: with any of seconds, size and fps. Raises SourceError for anything
+        else."""
         values = _parsed(spec)
         self._fps, self._size = values["fps"], values["size"]
         count = int(values["seconds"] * self._fps)
@@ -50,7 +55,9 @@ class PatternSource(Source):
 
 def paint(time: Fraction, width: int, height: int) -> np.ndarray:
     """[height, width, 3] uint8: the pattern at that time in seconds."""
-    image = np.repeat(np.linspace(60, 110, height).astype(np.uint8)[:, None, None], width, axis=1).repeat(3, axis=2)
+    image = np.repeat(
+        np.linspace(60, 110, height).astype(np.uint8)[:, None, None], width, axis=1
+    ).repeat(3, axis=2)
     second = int(time) % CYCLE
     if second < len(THINGS):
         shape, color = THINGS[second]
@@ -82,7 +89,11 @@ def _parsed(spec: str) -> dict[str, Any]:
         key, _, text = part.partition("=")
         if key == "size" and (match := re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)):
             values["size"] = (int(match[1]), int(match[2]))
-        elif key in ("seconds", "fps") and re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text) and Fraction(text) > 0:
+        elif (
+            key in ("seconds", "fps")
+            and re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text)
+            and Fraction(text) > 0
+        ):
             values[key] = Fraction(text)
         else:
             raise SourceError(f"{part!r} in {spec!r} is not understood: give {ALLOWED}")

@@ -9,7 +9,8 @@ NO = -1  # what FFmpeg takes for a place that cannot be gone to
 
 
 class ByteFile:
-    """Reads on behalf of a demuxer, which a damaged file may lead to places that there are not, and an endless one round for ever.
+    """Reads on behalf of a demuxer, which a damaged file may lead to places that there are not, and
+    an endless one round for ever.
 
     It ends after `MOST_WITHOUT_PICTURE` bytes, counted anew from each `see_picture`.
     """
@@ -18,7 +19,9 @@ class ByteFile:
         self._file = file
         self._left = MOST_WITHOUT_PICTURE
         if file.seekable():
-            self.seek, self.tell = self._seek, file.tell  # a demuxer takes what has them for seekable
+            # a demuxer takes what has them for seekable
+            self.seek = self._seek
+            self.tell = file.tell
 
     @property
     def spent(self) -> bool:

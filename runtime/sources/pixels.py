@@ -15,7 +15,8 @@ UNSPECIFIED = 2  # of H.273's tables of colours
 
 
 class Converter:
-    """Converts by each picture's own colour matrix and range (BT.601, limited, where it does not say), and turns it upright."""
+    """Converts by each picture's own colour matrix and range (BT.601, limited, where it does not
+    say), and turns it upright."""
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
@@ -29,17 +30,23 @@ class Converter:
 
     def _rgb(self, picture: av.VideoFrame) -> np.ndarray:
         try:
-            return self._reformatter.reformat(picture, format="rgb24", threads=1).to_ndarray()  # else: a thread a core
+            # else: a thread a core
+            return self._reformatter.reformat(picture, format="rgb24", threads=1).to_ndarray()
         except (av.FFmpegError, ValueError):
-            picture.colorspace = picture.color_trc = picture.color_primaries = UNSPECIFIED  # a damaged header names colours there are not
+            # a damaged header names colours there are not
+            picture.colorspace = picture.color_trc = picture.color_primaries = UNSPECIFIED
         try:
             return self._reformatter.reformat(picture, format="rgb24", threads=1).to_ndarray()
         except (av.FFmpegError, ValueError) as error:
-            raise SourceError(f"pictures of format {picture.format.name} cannot be turned into RGB: convert them to yuv420p") from error
+            raise SourceError(
+                f"pictures of format {picture.format.name} cannot be turned into RGB: convert "
+                "them to yuv420p"
+            ) from error
 
 
 def turned(image: np.ndarray, picture: av.VideoFrame) -> np.ndarray:
-    """A view of an array [rows, columns, …] that lies over a picture, as the picture wants it shown."""
+    """A view of an array [rows, columns, …] that lies over a picture, as the picture wants it
+    shown."""
     try:
         matrix = side_data(picture, "DISPLAYMATRIX")
     except ValueError:  # some PyAV refuse to list side data that FFmpeg knows and they do not, as EXIF is; the angle they tell still
@@ -48,17 +55,21 @@ def turned(image: np.ndarray, picture: av.VideoFrame) -> np.ndarray:
 
 
 def side_data(picture: av.VideoFrame, kind: str) -> Any:
-    """What FFmpeg tells besides a picture, or None. Raises ValueError where PyAV refuses to list it.
+    """What FFmpeg tells besides a picture, or None. Raises ValueError where PyAV refuses to list
+    it.
 
-    `picture.side_data` would be kept by the picture, and keep the picture: both would stay until the garbage collector comes.
+    `picture.side_data` would be kept by the picture, and keep the picture: both would stay until
+    the garbage collector comes.
     """
     return SideDataContainer(picture).get(kind)
 
 
 def upright(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """A view of the image as a display matrix wants it shown: quarter turns and mirrorings (other angles: the nearest of them).
+    """A view of the image as a display matrix wants it shown: quarter turns and mirrorings (other
+    angles: the nearest of them).
 
-    matrix: [9] int32, rows (a b u) (c d v) (x y w), 16.16 fixed point; a pixel at (p, q) goes to (a p + c q, b p + d q).
+    matrix: [9] int32, rows (a b u) (c d v) (x y w), 16.16 fixed point; a pixel at (p, q) goes to (a
+    p + c q, b p + d q).
     """
     a, b, c, d = (int(matrix[i]) for i in (0, 1, 3, 4))
     if abs(a) < abs(b):  # rows become columns

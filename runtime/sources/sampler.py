@@ -9,20 +9,25 @@ from vicort.runtime.errors import ConfigError
 
 
 def as_rate(fps: float | Fraction) -> Fraction:
-    """Frames a second as the fraction that was meant: 29.97 is 2997/100, not the nearest binary number.
+    """Frames a second as the fraction that was meant: 29.97 is 2997/100, not the nearest binary
+    number.
 
     Raises ConfigError unless it is a number above 0.
     """
     if (isinstance(fps, float) and not math.isfinite(fps)) or fps <= 0:
-        raise ConfigError(f"{fps} frames a second: it must be a number above 0, or `source` for every frame (try `--fps 2`)")
+        raise ConfigError(
+            f"{fps} frames a second: it must be a number above 0, or `source` for every frame "
+            "(try `--fps 2`)"
+        )
     return Fraction(str(fps)) if isinstance(fps, float) else Fraction(fps)
 
 
 class Sampler:
-    """Takes the first frame at or after each tick; the ticks are at first time + k/fps for k = 0, 1, 2, …
+    """Takes the first frame at or after each tick; the ticks are at first time + k/fps for k = 0,
+    1, 2, …
 
-    Exact: ticks never drift. A source slower than fps passes whole; ticks that fall into a gap are skipped, not made up for.
-    Times, in seconds, must rise.
+    Exact: ticks never drift. A source slower than fps passes whole; ticks that fall into a gap are
+    skipped, not made up for. Times, in seconds, must rise.
     """
 
     def __init__(self, fps: float | Fraction | None) -> None:
@@ -36,7 +41,8 @@ class Sampler:
         return self._fps is None or self._first is None or time >= self._due
 
     def take(self, time: Fraction) -> bool:
-        """Whether the frame of that time goes on; if so, the next tick is the first one after it."""
+        """Whether the frame of that time goes on; if so, the next tick is the first one after
+        it."""
         if not self.wants(time):
             return False
         if self._fps is not None:

@@ -18,7 +18,13 @@ class Source(ABC):
     """An iterable of frames, read once, in order of their rising times."""
 
     def __init__(
-        self, name: str, *, live: bool = False, frames_total: int | None = None, duration: Fraction | None = None, warn: Warn | None = None
+        self,
+        name: str,
+        *,
+        live: bool = False,
+        frames_total: int | None = None,
+        duration: Fraction | None = None,
+        warn: Warn | None = None,
     ) -> None:
         self.name = name
         self.live = live  # frames come when they come, and wait for nobody
@@ -39,8 +45,9 @@ class Source(ABC):
     def frames(self, wants: Wants | None = None) -> Iterator[Frame]:
         """The frames that are wanted; without `wants`, all of them.
 
-        `wants` is asked once a frame, in order; what it does not want is counted, but never converted to pixels.
-        Raises SourceError if there is no picture in it, and TruncatedSource after the last frame of one that breaks off.
+        `wants` is asked once a frame, in order; what it does not want is counted, but never
+        converted to pixels. Raises SourceError if there is no picture in it, and TruncatedSource
+        after the last frame of one that breaks off.
         """
 
     def stop(self) -> None:  # noqa: B027 (what ends by itself needs no more)
@@ -52,5 +59,10 @@ class Source(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()

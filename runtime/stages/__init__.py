@@ -1,1 +1,2 @@
-"""The way of a chunk: preprocess, vision, token control and prefill, and the pipelines that run them."""
+"""The way of a chunk: preprocess, vision, token control and prefill, and the pipelines that run
+them."""

@@ -7,11 +7,15 @@ from vicort.runtime.errors import ConfigError
 
 
 class Chunker:
-    """Collects frames into chunks of `chunk_frames`; a chunk may be cut short between any two units."""
+    """Collects frames into chunks of `chunk_frames`; a chunk may be cut short between any two
+    units."""
 
     def __init__(self, chunk_frames: int) -> None:
         if chunk_frames < UNIT_FRAMES or chunk_frames % UNIT_FRAMES:
-            raise ConfigError(f"a chunk of {chunk_frames} frames: it must hold whole units of {UNIT_FRAMES} frames (try 16)")
+            raise ConfigError(
+                f"a chunk of {chunk_frames} frames: it must hold whole units of {UNIT_FRAMES} "
+                "frames (try 16)"
+            )
         self.chunk_frames = chunk_frames
         self._frames: list[Frame] = []
         self._chunks = self._units = 0  # that went out
@@ -27,11 +31,13 @@ class Chunker:
         return self._take(self.chunk_frames) if len(self._frames) == self.chunk_frames else None
 
     def cut(self) -> Chunk | None:
-        """A short chunk of the units that are complete now, if there are any; half a unit stays pending."""
+        """A short chunk of the units that are complete now, if there are any; half a unit stays
+        pending."""
         return self._take(len(self._frames) // UNIT_FRAMES * UNIT_FRAMES)
 
     def flush(self) -> Chunk | None:
-        """End of the stream: what is left, if anything; half a unit is completed by repeating its frame."""
+        """End of the stream: what is left, if anything; half a unit is completed by repeating its
+        frame."""
         missing = -len(self._frames) % UNIT_FRAMES
         self._frames += self._frames[-1:] * missing
         return self._take(len(self._frames), repeated=missing)

@@ -1,4 +1,5 @@
-"""Chunks through the stages: overlapped, each stage on its own stream, and its plain twin, one stage after another.
+"""Chunks through the stages: overlapped, each stage on its own stream, and its plain twin, one
+stage after another.
 
 Both give bit-identical results: start a bug hunt with the twin.
 """
@@ -21,7 +22,8 @@ class Pipeline(Protocol):
     newest: Event | None  # when the newest chunk has left the last stage
 
     def submit(self, chunk: Chunk) -> None:
-        """Hand a chunk to the first stage; waits while no buffers are free. Raises what an earlier chunk failed with."""
+        """Hand a chunk to the first stage; waits while no buffers are free. Raises what an earlier
+        chunk failed with."""
         ...
 
     def try_submit(self, chunk: Chunk) -> bool:
@@ -44,8 +46,17 @@ class Pipeline(Protocol):
 class SequentialPipeline:
     """One chunk at a time through all stages, on the caller's thread."""
 
-    def __init__(self, stages: Sequence[Stage], buffers: Buffers, clock: StageClock, done: Callable[[Job], None]) -> None:
-        self._stages, self._buffers, self._clock, self._done = stages, buffers, clock, done
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        buffers: Buffers,
+        clock: StageClock,
+        done: Callable[[Job], None],
+    ) -> None:
+        self._stages = stages
+        self._buffers = buffers
+        self._clock = clock
+        self._done = done
         self.newest: Event | None = None
 
     def submit(self, chunk: Chunk) -> None:
@@ -73,10 +84,19 @@ class SequentialPipeline:
 
 
 class OverlappedPipeline:
-    """Chunk t is in vision while t + 1 is in preprocess and t - 1 in prefill; as many chunks in flight as there are buffers."""
+    """Chunk t is in vision while t + 1 is in preprocess and t - 1 in prefill; as many chunks in
+    flight as there are buffers."""
 
-    def __init__(self, stages: Sequence[Stage], buffers: Sequence[Buffers], clock: StageClock, done: Callable[[Job], None]) -> None:
-        self._stages, self._clock, self._done = stages, clock, done
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        buffers: Sequence[Buffers],
+        clock: StageClock,
+        done: Callable[[Job], None],
+    ) -> None:
+        self._stages = stages
+        self._clock = clock
+        self._done = done
         self._free = list(buffers)
         self._in_flight = 0
         self._closed = False
@@ -142,7 +162,8 @@ class OverlappedPipeline:
         self.newest = before
 
     def _run(self, stage: Stage, job: Job, before: Event | None) -> None:
-        """One stage of one chunk, behind the stage before. Nothing more is run of chunks behind one that failed."""
+        """One stage of one chunk, behind the stage before. Nothing more is run of chunks behind one
+        that failed."""
         last = stage is self._stages[-1]
         try:
             if before:

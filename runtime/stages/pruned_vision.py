@@ -1,4 +1,5 @@
-"""The vision and token stages of a system that prunes before the vision encoder: patches that did not move are never encoded."""
+"""The vision and token stages of a system that prunes before the vision encoder: patches that did
+not move are never encoded."""
 
 from __future__ import annotations
 
@@ -19,20 +20,25 @@ from vicort.runtime.stages.pruning import Pruner
 if TYPE_CHECKING:
     from vicort.runtime.stages.stages import Job
 
-RUN_TOKENS = 8  # what a run of the graph costs by itself, in tokens: measured at the tiny size, where it matters
-BUCKETS = 4  # sizes that a pruned unit is padded to: a quarter of its tokens, half, three quarters, all
+# what a run of the graph costs by itself, in tokens: measured at the tiny size, where it matters
+RUN_TOKENS = 8
+# sizes that a pruned unit is padded to: a quarter of its tokens, half, three quarters, all
+BUCKETS = 4
 
 
 class PrunedVision:
     """Frames -> the tokens that are worth encoding, and which those are.
 
-    Units that are whole go through the whole graph, together; the others through the pruned one, those of one bucket together. Engines
-    take a while for each shape that they first meet, so there are few.
+    Units that are whole go through the whole graph, together; the others through the pruned one,
+    those of one bucket together. Engines take a while for each shape that they first meet, so there
+    are few.
     """
 
     name = "vision"
 
-    def __init__(self, device: Device, stream: Stream, engines: EngineSet, policy: MotionPruning) -> None:
+    def __init__(
+        self, device: Device, stream: Stream, engines: EngineSet, policy: MotionPruning
+    ) -> None:
         """Raises ConfigError for an engine set without the pruned graph."""
         manifest, model = engines.manifest, engines.manifest.model
         if "vision_pruned" not in manifest.graphs:
@@ -41,12 +47,19 @@ class PrunedVision:
                 if manifest.backend == "tensorrt"
                 else f"rebuild with `{manifest.build_command}`"
             )
-            raise ConfigError(f"drop policy 'motion' needs the vision_pruned graph, which {engines.folder} lacks: {why}")
+            raise ConfigError(
+                f"drop policy 'motion' needs the vision_pruned graph, which {engines.folder} "
+                f"lacks: {why}"
+            )
         self.stream, self._device = stream, device
         self._whole, self._pruned = engines.vision, engines.engine("vision_pruned")
-        self._pruner, self._tokens, self._width = Pruner(policy, model), model.unit_tokens, model.width
+        self._pruner = Pruner(policy, model)
+        self._tokens = model.unit_tokens
+        self._width = model.width
         units = model.chunk_frames // UNIT_FRAMES
-        self._frames = device.empty((model.chunk_frames, model.image_height, model.image_width, 3), np.uint8)
+        self._frames = device.empty(
+            (model.chunk_frames, model.image_height, model.image_width, 3), np.uint8
+        )
         self._kept = device.empty((units * model.unit_tokens,), np.int32)
         self._features = device.empty((units * model.unit_tokens, model.width), engines.dtype)
 
@@ -55,23 +68,38 @@ class PrunedVision:
         (images,) = self._device.read(self.stream, frames)
         units = self._pruner(job.chunk, images)
         kept = [unit.tokens for unit in units]
-        told = any(frame.motion is not None and frame.motion.cells is not None for frame in job.chunk.frames)
+        told = any(
+            frame.motion is not None and frame.motion.cells is not None
+            for frame in job.chunk.frames
+        )
         job.notes["motion"] = "vectors" if told else "frames compared"
         job.anchors = tuple(number for number, unit in enumerate(units) if unit.anchor)
-        job.indices = np.concatenate([unit * self._tokens + tokens for unit, tokens in enumerate(kept)]).astype(np.int32)
+        job.indices = np.concatenate(
+            [unit * self._tokens + tokens for unit, tokens in enumerate(kept)]
+        ).astype(np.int32)
         job.kept = len(job.indices)
         job.rows = job.buffers.compact[: job.kept]
         buckets = joined([bucket(len(tokens), self._tokens) for tokens in kept], self._tokens)
         for size in sorted({*buckets} - {0}):
-            self._encode(frames, kept, [unit for unit, own in enumerate(buckets) if own == size], size, job.rows)
+            self._encode(
+                frames,
+                kept,
+                [unit for unit, own in enumerate(buckets) if own == size],
+                size,
+                job.rows,
+            )
 
-    def _encode(self, frames: Any, kept: Sequence[np.ndarray], units: list[int], size: int, rows: Any) -> None:
+    def _encode(
+        self, frames: Any, kept: Sequence[np.ndarray], units: list[int], size: int, rows: Any
+    ) -> None:
         """The units of one bucket, into their rows of the chunk's tokens."""
         device, stream = self._device, self.stream
         if len(units) < len(kept):
             for place, unit in enumerate(units):
                 source = frames[UNIT_FRAMES * unit : UNIT_FRAMES * (unit + 1)]
-                device.copy(self._frames[UNIT_FRAMES * place : UNIT_FRAMES * (place + 1)], source, stream)
+                device.copy(
+                    self._frames[UNIT_FRAMES * place : UNIT_FRAMES * (place + 1)], source, stream
+                )
             frames = self._frames[: UNIT_FRAMES * len(units)]
         count = min(size, self._tokens)
         flat = self._features[: len(units) * count]
@@ -88,7 +116,11 @@ class PrunedVision:
         ends = np.cumsum([len(tokens) for tokens in kept])
         for place, unit in enumerate(units):
             n = len(kept[unit])
-            device.copy(rows[int(ends[unit]) - n : int(ends[unit])], flat[place * count : place * count + n], stream)
+            device.copy(
+                rows[int(ends[unit]) - n : int(ends[unit])],
+                flat[place * count : place * count + n],
+                stream,
+            )
 
 
 class PrunedTokens:
@@ -97,7 +129,9 @@ class PrunedTokens:
     name = "tokens"
 
     def __init__(self, device: Device, stream: Stream, width: int) -> None:
-        self._device, self.stream, self._width = device, stream, width
+        self._device = device
+        self.stream = stream
+        self._width = width
 
     def run(self, job: Job) -> None:
         if not job.kept:
@@ -108,14 +142,20 @@ class PrunedTokens:
 
 
 def bucket(kept: int, tokens: int) -> int:
-    """The size that a unit with `kept` of its tokens is padded to; 0 where nothing is to be encoded, tokens + 1 for a whole one."""
+    """The size that a unit with `kept` of its tokens is padded to; 0 where nothing is to be
+    encoded, tokens + 1 for a whole one."""
     if kept in (0, tokens):
         return tokens + 1 if kept else 0
-    return next(size for part in range(1, BUCKETS + 1) if (size := math.ceil(tokens * part / BUCKETS)) >= kept)
+    return next(
+        size
+        for part in range(1, BUCKETS + 1)
+        if (size := math.ceil(tokens * part / BUCKETS)) >= kept
+    )
 
 
 def joined(buckets: Sequence[int], tokens: int) -> list[int]:
-    """The same, where a few units go along with those of the next larger bucket: padding them costs less than a run of their own."""
+    """The same, where a few units go along with those of the next larger bucket: padding them costs
+    less than a run of their own."""
     sizes = sorted({*buckets} - {0, tokens + 1})
     joined = list(buckets)
     for size, larger in pairwise(sizes):

@@ -1,4 +1,5 @@
-"""Which tokens of a stream's units are worth encoding: CodecFlow's masks (arXiv 2604.06036), on the engine's patch grid."""
+"""Which tokens of a stream's units are worth encoding: CodecFlow's masks (arXiv 2604.06036), on the
+engine's patch grid."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.policies.drop import MotionPruning
 
 MERGE = 2  # patches a side of a token (spatial_merge_size of Qwen2.5-VL)
-BLOCKS = 2  # a side of a patch, whose means are compared: noise of single pixels cancels, a thing's edge does not
+# a side of a patch, whose means are compared: noise of single pixels cancels, a thing's edge does
+# not
+BLOCKS = 2
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Kept:
     """What is encoded of a unit."""
 
     tokens: np.ndarray  # of its P tokens, ascending
-    anchor: bool  # whether one of its frames is whole because nothing is carried over to it, as an I frame is
+    # whether one of its frames is whole because nothing is carried over to it, as an I frame is
+    anchor: bool
 
 
 class Pruner:
@@ -29,26 +33,35 @@ class Pruner:
 
     def __init__(self, policy: MotionPruning, model: ModelSpec) -> None:
         self._policy, self._model = policy, model
-        self._moved = np.zeros((model.grid_height * MERGE, model.grid_width * MERGE), bool)  # patches, since the last whole frame
-        self._before = np.zeros((model.image_height, model.image_width, 3), np.uint8)  # the frame before, letterboxed
+        # patches, since the last whole frame
+        self._moved = np.zeros((model.grid_height * MERGE, model.grid_width * MERGE), bool)
+        # the frame before, letterboxed
+        self._before = np.zeros((model.image_height, model.image_width, 3), np.uint8)
         self._shape: tuple[int, ...] = ()  # of the frame before, as its source gave it
         self._refreshed = Fraction(0)  # seconds, of the last whole frame
         self._next_unit = -1
 
     def __call__(self, chunk: Chunk, images: np.ndarray) -> list[Kept]:
         """Of each unit. images: [F,H,W,3] uint8, the chunk's frames letterboxed."""
-        if chunk.first_unit != self._next_unit:  # the stream's first, or others were dropped before it
+        # the stream's first, or others were dropped before it
+        if chunk.first_unit != self._next_unit:
             self._shape = ()
         self._next_unit = chunk.first_unit + chunk.units
-        masks = [self._mask(frame, image) for frame, image in zip(chunk.frames, images, strict=True)]
+        masks = [
+            self._mask(frame, image) for frame, image in zip(chunk.frames, images, strict=True)
+        ]
         units = [masks[first : first + UNIT_FRAMES] for first in range(0, len(masks), UNIT_FRAMES)]
         return [
-            Kept(np.flatnonzero(tokens_of(np.logical_or.reduce([mask for mask, _ in unit]))), any(whole for _, whole in unit))
+            Kept(
+                np.flatnonzero(tokens_of(np.logical_or.reduce([mask for mask, _ in unit]))),
+                any(whole for _, whole in unit),
+            )
             for unit in units
         ]
 
     def _mask(self, frame: Frame, image: np.ndarray) -> tuple[np.ndarray, bool]:
-        """The patches [rows,columns] of a frame to encode, and whether it is whole whatever moves."""
+        """The patches [rows,columns] of a frame to encode, and whether it is whole whatever
+        moves."""
         whole = self._is_whole(frame)
         if whole:
             self._moved[:] = False
@@ -59,7 +72,9 @@ class Pruner:
         return (np.ones_like(self._moved) if whole else self._moved.copy()), whole
 
     def _is_whole(self, frame: Frame) -> bool:
-        if self._shape != tuple(frame.image.shape[:2]) or (frame.motion is not None and frame.motion.refreshed):
+        if self._shape != tuple(frame.image.shape[:2]) or (
+            frame.motion is not None and frame.motion.refreshed
+        ):
             return True
         return frame.time - self._refreshed >= self._policy.refresh
 
@@ -72,14 +87,31 @@ class Pruner:
             return np.asarray(difference >= policy.difference)
         shape = frame.image.shape
         box = letterbox(shape[0], shape[1], model.image_height, model.image_width)
-        vertical = Side(self._moved.shape[0], model.image_height, box.top, box.height, shape[0], frame.motion.top)
-        horizontal = Side(self._moved.shape[1], model.image_width, box.left, box.width, shape[1], frame.motion.left)
+        vertical = Side(
+            self._moved.shape[0],
+            model.image_height,
+            box.top,
+            box.height,
+            shape[0],
+            frame.motion.top,
+        )
+        horizontal = Side(
+            self._moved.shape[1],
+            model.image_width,
+            box.left,
+            box.width,
+            shape[1],
+            frame.motion.left,
+        )
         longest = vertical.longest(horizontal.longest(frame.motion.cells.T).T)
-        moved: np.ndarray = longest * (box.height / shape[0]) + policy.alpha * difference >= policy.tau
+        moved: np.ndarray = (
+            longest * (box.height / shape[0]) + policy.alpha * difference >= policy.tau
+        )
         return moved
 
     def _difference(self, image: np.ndarray) -> np.ndarray:
-        """[rows,columns] float32: grey levels that each patch's blocks differ by from the frame before, on average."""
+        """[rows,columns] float32: grey levels that each patch's blocks differ by from the frame
+        before, on average."""
         now, before = (block_means(each, *self._moved.shape) for each in (image, self._before))
         return np.abs(now - before).mean(axis=(1, 3))
 
@@ -96,11 +128,17 @@ class Side:
     origin: int  # where the first cell starts, in the source's pixels: 0 or less
 
     def longest(self, cells: np.ndarray) -> np.ndarray:
-        """[patches, n] from [cells of this side, n]: the largest of the cells under each patch, 0 where it lies on a bar."""
-        edges = (np.arange(self.patches + 1) * self.pixels / self.patches - self.start) * self.source / self.length
+        """[patches, n] from [cells of this side, n]: the largest of the cells under each patch, 0
+        where it lies on a bar."""
+        edges = (
+            (np.arange(self.patches + 1) * self.pixels / self.patches - self.start)
+            * self.source
+            / self.length
+        )
         on_frame = (edges[1:] > 0) & (edges[:-1] < self.source)
         first = np.floor((edges[:-1].clip(0) - self.origin) / MOTION_CELL).astype(int)
-        last = np.ceil((edges[1:].clip(None, self.source) - self.origin) / MOTION_CELL).astype(int)  # one past it
+        # one past it
+        last = np.ceil((edges[1:].clip(None, self.source) - self.origin) / MOTION_CELL).astype(int)
         largest = np.zeros((self.patches, cells.shape[1]), np.float32)
         for patch in np.flatnonzero(on_frame):
             largest[patch] = cells[first[patch] : last[patch]].max(axis=0)
@@ -110,12 +148,16 @@ class Side:
 def tokens_of(patches: np.ndarray) -> np.ndarray:
     """[P] bool from [rows,columns] bool: a token's patches are encoded all or none."""
     rows, columns = patches.shape
-    return patches.reshape(rows // MERGE, MERGE, columns // MERGE, MERGE).any(axis=(1, 3)).reshape(-1)
+    return (
+        patches.reshape(rows // MERGE, MERGE, columns // MERGE, MERGE).any(axis=(1, 3)).reshape(-1)
+    )
 
 
 def block_means(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """[rows,BLOCKS,columns,BLOCKS] float32: mean grey level of each block of each patch of a frame [H,W,3]."""
+    """[rows,BLOCKS,columns,BLOCKS] float32: mean grey level of each block of each patch of a frame
+    [H,W,3]."""
     down, across = rows * BLOCKS, columns * BLOCKS
-    sums = image.reshape(down, image.shape[0] // down, -1).sum(axis=1, dtype=np.uint32)  # of rows of pixels first: those lie in a line
+    # of rows of pixels first: those lie in a line
+    sums = image.reshape(down, image.shape[0] // down, -1).sum(axis=1, dtype=np.uint32)
     means = sums.reshape(down, across, -1).sum(axis=2) / np.float32(image.size // (down * across))
     return means.astype(np.float32).reshape(rows, BLOCKS, columns, BLOCKS)

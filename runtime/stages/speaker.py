@@ -1,4 +1,5 @@
-"""A model that speaks by itself: behind each chunk it decides between silence and words, which become part of the stream."""
+"""A model that speaks by itself: behind each chunk it decides between silence and words, which
+become part of the stream."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from vicort.runtime.policies.speech import StreamingEos
 
 
 class Speaker:
-    """All methods are for the prefill stream's own work: what is said has its place in the order of the stream."""
+    """All methods are for the prefill stream's own work: what is said has its place in the order of
+    the stream."""
 
     def __init__(
         self,
@@ -34,17 +36,24 @@ class Speaker:
         prompt: Prompt,
         on_spoken: Callable[[Spoken], None],
     ) -> None:
-        """run: that of the chunks, whose buffers are free once a chunk is placed. Raises ConfigError if the model has no such silence."""
+        """run: that of the chunks, whose buffers are free once a chunk is placed. Raises
+        ConfigError if the model has no such silence."""
         silence = prompt.token_id(policy.silence)
         if silence is None:
             raise ConfigError(
-                f"system {memory.system.name}: speaks.silence {policy.silence!r} is no token of this model: "
+                f"system {memory.system.name}: speaks.silence {policy.silence!r} is no token of "
+                "this model: "
                 f"choose one of {', '.join(prompt.special_tokens())}"
             )
         self._policy, self._silence = policy, silence
         self._ends = sorted({silence, *model.eos_tokens})
-        self._device, self._stream, self._language = device, stream, run
-        self._memory, self._timeline, self._prompt, self._on_spoken = memory, timeline, prompt, on_spoken
+        self._device = device
+        self._stream = stream
+        self._language = run
+        self._memory = memory
+        self._timeline = timeline
+        self._prompt = prompt
+        self._on_spoken = on_spoken
         self._last = model.max_position - 1
         self._layout = Layout.of([policy.longest + 1], model.page_tokens)
 
@@ -61,7 +70,11 @@ class Speaker:
         first = int(np.argmax(words))
         latency = time.perf_counter_ns() - since
         tokens = self._say(first)
-        self._on_spoken(Spoken(chunk.end, chunk.end, self._prompt.decode(tokens), len(tokens), latency / 1e6, quiet))
+        self._on_spoken(
+            Spoken(
+                chunk.end, chunk.end, self._prompt.decode(tokens), len(tokens), latency / 1e6, quiet
+            )
+        )
 
     def _say(self, token: int) -> list[int]:
         """Greedy words from the first one on, without their end; they and it join the stream."""
@@ -71,22 +84,30 @@ class Speaker:
             memory.pool.clear(scratch, self._stream)
             table, start = memory.ingest_table(scratch).slots, self._timeline.next_text
             tokens: list[int] = []
-            while token not in self._ends and len(tokens) < min(self._policy.longest, self._last - start):
+            while token not in self._ends and len(tokens) < min(
+                self._policy.longest, self._last - start
+            ):
                 logits = self._place(token, len(tokens), start, scratch, table)
                 tokens.append(token)
                 token = int(np.argmax(logits))
-            end = token if token in self._ends else self._silence  # words that were cut off end all the same
+            # words that were cut off end all the same
+            end = token if token in self._ends else self._silence
             self._place(end, len(tokens), start, scratch, table)
             self._join(len(tokens) + 1, start, scratch)
         finally:
             memory.scratch_slots.free(scratch)
         return tokens
 
-    def _place(self, token: int, row: int, start: int, scratch: Sequence[int], table: np.ndarray) -> np.ndarray:
+    def _place(
+        self, token: int, row: int, start: int, scratch: Sequence[int], table: np.ndarray
+    ) -> np.ndarray:
         """One token into its scratch page; returns the logits [V] behind it."""
         positions = text_positions(start + row, 1)
         out = self._language(np.array([token], np.int32), [], positions, table, self._stream)
-        slots, cells = np.asarray(scratch)[self._layout.page[row : row + 1]], self._layout.cell[row : row + 1]
+        slots, cells = (
+            np.asarray(scratch)[self._layout.page[row : row + 1]],
+            self._layout.cell[row : row + 1],
+        )
         self._memory.pool.write(slots, cells, out.k, out.v, positions, self._stream)
         (logits,) = self._device.read(self._stream, out.logits)
         return logits[0]

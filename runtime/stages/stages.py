@@ -34,7 +34,9 @@ class Buffers:
 
     def __init__(self, device: Device, model: ModelSpec, feature_dtype: np.dtype) -> None:
         units, tokens = model.chunk_frames // 2, model.unit_tokens
-        self.frames = device.empty((model.chunk_frames, model.image_height, model.image_width, 3), np.uint8)
+        self.frames = device.empty(
+            (model.chunk_frames, model.image_height, model.image_width, 3), np.uint8
+        )
         self.features = device.empty((units, tokens, model.width), feature_dtype)
         self.threshold = device.empty((1,), np.float32)
         self.positions = device.empty((1,), np.int32)
@@ -51,12 +53,15 @@ class Job:
     chunk: Chunk
     buffers: Buffers
     submitted: int = field(default_factory=time.perf_counter_ns)
-    notes: dict[str, Any] = field(default_factory=dict)  # for the trace: what a stage found out, in the spans of those that follow
+    # for the trace: what a stage found out, in the spans of those that follow
+    notes: dict[str, Any] = field(default_factory=dict)
     anchors: tuple[int, ...] = ()  # set by PrunedVision: units of the chunk that hold an I frame
     kept: int = 0  # set by TokenControl: rows of `rows` and `indices`
-    rows: Any = field(init=False)  # set by TokenControl: Array [kept, width], what enters the language model
+    # set by TokenControl: Array [kept, width], what enters the language model
+    rows: Any = field(init=False)
     indices: np.ndarray = field(init=False)  # set by TokenControl: [kept] u * P + p, ascending
-    mean: np.ndarray = field(init=False)  # set by TokenControl: [width] float32, of the kept tokens: the chunk's digest
+    # set by TokenControl: [width] float32, of the kept tokens: the chunk's digest
+    mean: np.ndarray = field(init=False)
 
 
 class Stage(Protocol):
@@ -101,7 +106,10 @@ class TokenControl:
     name = "tokens"
 
     def __init__(self, stream: Stream, engine: Engine, drop: Drop, device: Device) -> None:
-        self.stream, self._engine, self._drop, self._device = stream, engine, drop, device
+        self.stream = stream
+        self._engine = engine
+        self._drop = drop
+        self._device = device
 
     def run(self, job: Job) -> None:
         buffers, device = job.buffers, self._device
@@ -142,12 +150,30 @@ class Prefill:
 
     name = "prefill"
 
-    def __init__(self, device: Device, stream: Stream, run: LanguageRun, memory: Memory, timeline: Timeline, model: ModelSpec) -> None:
-        self._device, self.stream, self._language = device, stream, run
-        self._memory, self._timeline, self._model = memory, timeline, model
+    def __init__(
+        self,
+        device: Device,
+        stream: Stream,
+        run: LanguageRun,
+        memory: Memory,
+        timeline: Timeline,
+        model: ModelSpec,
+    ) -> None:
+        self._device = device
+        self.stream = stream
+        self._language = run
+        self._memory = memory
+        self._timeline = timeline
+        self._model = model
         ingest = memory.system.ingest
-        self._anchors = Anchors(ingest, device, run, memory) if isinstance(ingest, SlidingWindow) and ingest.anchors else None
-        self.latest: deque[LatestUnit] = deque(maxlen=ingest.frames // 2 if isinstance(ingest, LatestFrames) else 0)
+        self._anchors = (
+            Anchors(ingest, device, run, memory)
+            if isinstance(ingest, SlidingWindow) and ingest.anchors
+            else None
+        )
+        self.latest: deque[LatestUnit] = deque(
+            maxlen=ingest.frames // 2 if isinstance(ingest, LatestFrames) else 0
+        )
         self.seen_until = Fraction(0)  # seconds, last frame of the newest unit
         self.speaker: Speaker | None = None  # set by Session where the system speaks by itself
 
@@ -164,12 +190,20 @@ class Prefill:
         if self._memory.system.ingest.slides:
             self._slide(chunk)
         self._keep_in_range(chunk.frames[-2].time)
-        positions = np.concatenate([self._timeline.unit(chunk.frames[2 * u].time) for u in range(chunk.units)])[job.indices]
+        positions = np.concatenate(
+            [self._timeline.unit(chunk.frames[2 * u].time) for u in range(chunk.units)]
+        )[job.indices]
         of_unit = np.bincount(job.indices // tokens, minlength=chunk.units).tolist()
         if job.kept:
             out = self._attend(job, positions)
-            queries = self._device.read(self.stream, out.queries)[0].copy() if self._memory.long_term else None
-            self._memory.place_chunk(chunk, of_unit, out.k, out.v, positions, job.mean.copy(), self.stream, queries)
+            queries = (
+                self._device.read(self.stream, out.queries)[0].copy()
+                if self._memory.long_term
+                else None
+            )
+            self._memory.place_chunk(
+                chunk, of_unit, out.k, out.v, positions, job.mean.copy(), self.stream, queries
+            )
             if self.speaker:
                 (logits,) = self._device.read(self.stream, out.logits)
                 self.speaker.decide(chunk, logits[0], job.submitted)
@@ -177,7 +211,8 @@ class Prefill:
             self._anchors.keep(job, of_unit, self.stream)
 
     def _slide(self, chunk: Chunk) -> None:
-        """Positions follow the prompt again once older chunks are gone; where the system has anchors, that is now."""
+        """Positions follow the prompt again once older chunks are gone; where the system has
+        anchors, that is now."""
         slid = self._anchors is not None and self._memory.slide(chunk)
         if steps := self._memory.close_gaps(self._timeline.first, self.stream):
             self._timeline.rebase(steps)
@@ -185,9 +220,12 @@ class Prefill:
             self._anchors.refresh(self.stream)
 
     def _attend(self, job: Job, positions: np.ndarray) -> LanguageOutput:
-        """Run a chunk over what memory shows it; again where its own queries say that it should have seen something else."""
+        """Run a chunk over what memory shows it; again where its own queries say that it should
+        have seen something else."""
         while True:
-            out = self._language(None, [job.rows], positions, self._memory.ingest_table().slots, self.stream)
+            out = self._language(
+                None, [job.rows], positions, self._memory.ingest_table().slots, self.stream
+            )
             if not self._memory.chooses:
                 return out
             (q,) = self._device.read(self.stream, out.q)
@@ -200,7 +238,11 @@ class Prefill:
             frames = job.chunk.frames[2 * u : 2 * u + 2]
             rows = self._device.empty((tokens, self._model.width), job.rows.dtype)
             self._device.copy(rows, job.rows[u * tokens : (u + 1) * tokens], self.stream)
-            self.latest.append(LatestUnit(frames[0].time, frames[1].time, job.chunk.first_unit + u, job.chunk.index, rows))
+            self.latest.append(
+                LatestUnit(
+                    frames[0].time, frames[1].time, job.chunk.first_unit + u, job.chunk.index, rows
+                )
+            )
 
     def _keep_in_range(self, newest: Fraction) -> None:
         """Re-base time when the newest unit would leave the range that the model was trained in."""
@@ -209,25 +251,38 @@ class Prefill:
             return
         if isinstance(self._memory.system.overflow, Refuse):
             raise MemoryBudgetError(
-                f"at {float(newest):.0f} s the stream leaves the {self._model.max_position} positions that the model was trained with, "
+                f"at {float(newest):.0f} s the stream leaves the {self._model.max_position} "
+                "positions that the model was trained with, "
                 "and this system forgets nothing: take a bounded one with --system vicostream"
             )
         first = self._timeline.first
         oldest = self._memory.oldest_unit()
         # What long-term memory holds is older than the window: all of it would fall to the floor.
-        age = 0 if oldest is None or self._memory.long_term else int(self._memory.first_cell(oldest)[0]) - first
+        age = (
+            0
+            if oldest is None or self._memory.long_term
+            else int(self._memory.first_cell(oldest)[0]) - first
+        )
         steps = max(excess, age, self._timeline.range // 2)
         self._memory.rebase(steps, first, self.stream)
         self._timeline.rebase(steps)
 
 
 def make_stages(
-    device: Device, engines: EngineSet, memory: Memory, timeline: Timeline, run: LanguageRun, threads: int
+    device: Device,
+    engines: EngineSet,
+    memory: Memory,
+    timeline: Timeline,
+    run: LanguageRun,
+    threads: int,
 ) -> tuple[Preprocess, Stage, Stage, Prefill]:
     """The four stages, each on a stream of its own. threads: of preprocessing."""
     model = engines.manifest.model
     return (
-        Preprocess(device.stream("preprocess"), device.preprocessor(model.image_height, model.image_width, threads)),
+        Preprocess(
+            device.stream("preprocess"),
+            device.preprocessor(model.image_height, model.image_width, threads),
+        ),
         *_make_vision(device, engines, memory.system.drop),
         Prefill(device, device.stream("prefill"), run, memory, timeline, model),
     )
@@ -237,5 +292,7 @@ def _make_vision(device: Device, engines: EngineSet, drop: Drop) -> tuple[Stage,
     """From frames to the tokens that go on: dropped after the encoder, or pruned before it."""
     vision, tokens = device.stream("vision"), device.stream("tokens")
     if isinstance(drop, MotionPruning):
-        return PrunedVision(device, vision, engines, drop), PrunedTokens(device, tokens, engines.manifest.model.width)
+        return PrunedVision(device, vision, engines, drop), PrunedTokens(
+            device, tokens, engines.manifest.model.width
+        )
     return Vision(vision, engines.vision), TokenControl(tokens, engines.tokens, drop, device)

@@ -18,7 +18,12 @@ from vicort.benchmarks.common.checkpoints import TINY, read_json
 from vicort.benchmarks.common.long_stream import _starts
 from vicort.benchmarks.common.settings import QUICK, Settings
 from vicort.benchmarks.common.spread import interleaved, percentiles, spread
-from vicort.benchmarks.common.transformers_stream import TransformersStream, Variant, kept_tokens, letterbox
+from vicort.benchmarks.common.transformers_stream import (
+    TransformersStream,
+    Variant,
+    kept_tokens,
+    letterbox,
+)
 from vicort.benchmarks.common.workload import CHUNK_FRAMES, Workload, bench_system
 from vicort.benchmarks.cpu import arithmetic
 from vicort.runtime.policies.drop import ChunkIntra, KeepAll
@@ -48,15 +53,26 @@ def test_nothing_measured_is_never_reported():
 
 def test_candidates_take_turns_in_both_orders():
     calls = []
-    results = interleaved({name: lambda n=name: calls.append(n) or float(len(calls)) for name in "ab"}, 2)
+    results = interleaved(
+        {name: lambda n=name: calls.append(n) or float(len(calls)) for name in "ab"}, 2
+    )
     assert calls == ["a", "b", "b", "a"]
     assert results == {"a": [1.0, 4.0], "b": [2.0, 3.0]}
 
 
 def test_gain_is_against_the_best_sequential_split():
-    ms = {"sequential 1t": [10.0, 10.0], "sequential 2t": [8.0, 8.0], "overlapped 1t": [5.0, 5.0], "overlapped 2t": [6.0, 6.0]}
+    ms = {
+        "sequential 1t": [10.0, 10.0],
+        "sequential 2t": [8.0, 8.0],
+        "overlapped 1t": [5.0, 5.0],
+        "overlapped 2t": [6.0, 6.0],
+    }
     compared = overlap.compare(ms)
-    assert (compared["best_sequential"], compared["best_overlapped"], compared["gain"]) == ("sequential 2t", "overlapped 1t", 1.6)
+    assert (compared["best_sequential"], compared["best_overlapped"], compared["gain"]) == (
+        "sequential 2t",
+        "overlapped 1t",
+        1.6,
+    )
 
 
 def test_points_of_a_long_stream():
@@ -69,7 +85,9 @@ def test_vision_operations_equal_those_that_torch_counts():
     patches = stream.preprocess(chunk(0))
     with FlopCounterMode(display=False) as counter:
         stream.encode(patches)
-    counted = arithmetic.count(read_json(TINY / "config.json"), SIDE, SIDE, units=8, rows=1, window_rows=0, prompt_rows=0)
+    counted = arithmetic.count(
+        read_json(TINY / "config.json"), SIDE, SIDE, units=8, rows=1, window_rows=0, prompt_rows=0
+    )
     assert counter.get_total_flops() == counted.vision
 
 
@@ -84,10 +102,22 @@ def test_prefill_operations_equal_those_that_torch_counts():
         stream.ingest(features, kept, [frame.time for frame in chunk(2)[::2]])
     config = read_json(TINY / "config.json")
     text = config["text_config"]
-    counted = arithmetic.count(config, SIDE, SIDE, units=8, rows=rows, window_rows=2 * rows, prompt_rows=stream._prompt_tokens)
-    # torch multiplies the masked half of the chunk's own square too, and the baseline computes no logits while ingesting
+    counted = arithmetic.count(
+        config,
+        SIDE,
+        SIDE,
+        units=8,
+        rows=rows,
+        window_rows=2 * rows,
+        prompt_rows=stream._prompt_tokens,
+    )
+    # torch multiplies the masked half of the chunk's own square too, and the baseline computes no
+    # logits while ingesting
     masked_half = 4 * rows * text["num_hidden_layers"] * text["hidden_size"] * (rows - 1) / 2
-    assert counter.get_total_flops() == counted.prefill + masked_half - 2 * text["hidden_size"] * text["vocab_size"]
+    assert (
+        counter.get_total_flops()
+        == counted.prefill + masked_half - 2 * text["hidden_size"] * text["vocab_size"]
+    )
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.floats(-1, 1), st.integers(0, 2**31))
@@ -98,7 +128,12 @@ def test_kept_tokens_follow_the_plain_rule(units, tokens, threshold, seed):
     cosines = (norm[:-1] * norm[1:]).sum(-1)
     if np.abs(cosines - threshold).min(initial=1) < 1e-5:
         return  # a tie that rounding decides
-    expected = [u * tokens + p for u in range(units) for p in range(tokens) if u == 0 or (cosines[:, p] < threshold).any()]
+    expected = [
+        u * tokens + p
+        for u in range(units)
+        for p in range(tokens)
+        if u == 0 or (cosines[:, p] < threshold).any()
+    ]
     drop = ChunkIntra(threshold=threshold, keep=None)
     assert kept_tokens(torch.from_numpy(features), drop, units, tokens).tolist() == expected
 
@@ -114,31 +149,39 @@ def test_letterbox_is_centred_with_black_bars():
 
 
 def test_streamed_in_chunks_equals_one_pass_of_transformers():
-    """Full history, nothing dropped: the baseline's cache and positions against a single forward of the whole transcript."""
+    """Full history, nothing dropped: the baseline's cache and positions against a single forward of
+    the whole transcript."""
     stream = baseline(bench_system("full-history"))
     chunks = [chunk(0), chunk(1), chunk(2, 6)]
     for frames in chunks:
         stream.push(frames)
     reply = stream.ask(QUESTION, 2)
-    features = torch.cat([stream.encode(stream.preprocess(frames)).flatten(0, 1) for frames in chunks])
+    features = torch.cat(
+        [stream.encode(stream.preprocess(frames)).flatten(0, 1) for frames in chunks]
+    )
     before, after = stream._render(QUESTION).split(stream._video_token)
     ids = [stream.tokenizer(text, add_special_tokens=False).input_ids for text in (before, after)]
     n, vision = len(ids[0]), len(features)
-    times = [int(frame.time - Fraction(0)) for frames in chunks for frame in frames[::2]]  # one step a second
+    # one step a second
+    times = [int(frame.time - Fraction(0)) for frames in chunks for frame in frames[::2]]
     grid = torch.tensor([[n + t, n + p // 4, n + p % 4] for t in times for p in range(16)]).T
     text = torch.arange(len(ids[1])) + int(grid.max()) + 1
     positions = torch.cat([torch.arange(n).expand(3, -1), grid, text.expand(3, -1)], 1)
     embed = stream.model.get_input_embeddings()
     rows = torch.cat([embed(torch.tensor(ids[0])), features, embed(torch.tensor(ids[1]))])
     with torch.inference_mode():
-        logits = stream.model(inputs_embeds=rows[None], position_ids=positions[:, None], use_cache=False).logits[0, -1]
+        logits = stream.model(
+            inputs_embeds=rows[None], position_ids=positions[:, None], use_cache=False
+        ).logits[0, -1]
     assert len(rows) == n + vision + len(ids[1])
     np.testing.assert_allclose(reply.logits[0], logits.numpy(), atol=2e-5)
 
 
 def test_batched_windows_change_nothing():
     patches = baseline(bench_system()).preprocess(chunk(0, 4))
-    plain, batched = (baseline(bench_system(), batched_windows=flag).encode(patches) for flag in (False, True))
+    plain, batched = (
+        baseline(bench_system(), batched_windows=flag).encode(patches) for flag in (False, True)
+    )
     np.testing.assert_allclose(plain.numpy(), batched.numpy(), atol=2e-5)
 
 
@@ -149,7 +192,10 @@ def test_machine_part_measures_and_reports(tmp_path):
         assert result["conditions"][key]
     rates = result["parts"]["machine"]["torch"]
     assert {key.split()[0] for key in rates} == {"fp32", "bf16"}
-    assert all(0 < rate["min"] <= rate["median"] <= rate["max"] and rate["n"] == 2 for rate in rates.values())
+    assert all(
+        0 < rate["min"] <= rate["median"] <= rate["max"] and rate["n"] == 2
+        for rate in rates.values()
+    )
     json.dumps(result)
 
 
@@ -169,6 +215,15 @@ def test_a_part_measured_again_leaves_the_others(tmp_path):
     out.write_text(json.dumps(kept))
     again = bench.run(["machine"], tmp_path, small, quick=True, out=out)
     assert again["parts"]["overlap"] == {"kept": True}
-    assert again["parts"]["machine"]["measured"]["date"] >= first["parts"]["machine"]["measured"]["date"]
-    other = bench.run(["machine"], tmp_path, Settings(matrix_size=64, matrix_repeats=3, copy_mb=1), quick=True, out=out)
+    assert (
+        again["parts"]["machine"]["measured"]["date"]
+        >= first["parts"]["machine"]["measured"]["date"]
+    )
+    other = bench.run(
+        ["machine"],
+        tmp_path,
+        Settings(matrix_size=64, matrix_repeats=3, copy_mb=1),
+        quick=True,
+        out=out,
+    )
     assert set(other["parts"]) == {"machine"}  # other settings: not comparable

@@ -1,4 +1,5 @@
-"""libvicort.so from C and C++: programs that use it as others would, compiled with every warning an error."""
+"""libvicort.so from C and C++: programs that use it as others would, compiled with every warning an
+error."""
 
 import json
 import shutil
@@ -31,20 +32,38 @@ needs_cmake = pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake
 QUESTION = "what color was the circle?"
 
 
-@pytest.mark.parametrize(("suffix", "standard"), [(".c", "-std=c11"), (".cpp", "-std=c++17"), (".cpp", "-std=c++20")])
+@pytest.mark.parametrize(
+    ("suffix", "standard"), [(".c", "-std=c11"), (".cpp", "-std=c++17"), (".cpp", "-std=c++20")]
+)
 def test_the_headers_compile_strictly_by_themselves(suffix, standard, tmp_path):
     headers = ("vicort.h",) if suffix == ".c" else ("vicort.h", "vicort.hpp")
     for header in headers:
         source = tmp_path / f"alone{suffix}"
         source.write_text(
-            f"#include <{header}>\n#include <{header}>\nint main(void) {{ return (int)vicort_params_default().size == 0; }}\n"
+            f"#include <{header}>\n#include <{header}>\nint main(void) {{ return "
+            f"(int)vicort_params_default().size == 0; }}\n"
         )
-        command = [*compiler(suffix), standard, *STRICT, "-Wconversion", f"-I{library() / 'include'}", "-c", str(source), "-o", "/dev/null"]
+        command = [
+            *compiler(suffix),
+            standard,
+            *STRICT,
+            "-Wconversion",
+            f"-I{library() / 'include'}",
+            "-c",
+            str(source),
+            "-o",
+            "/dev/null",
+        ]
         assert subprocess.run(command, capture_output=True, text=True, check=False).stderr == ""
 
 
 def test_only_the_api_is_visible():
-    names = subprocess.run(["nm", "-D", "--defined-only", library() / "lib" / "libvicort.so"], capture_output=True, text=True, check=True)
+    names = subprocess.run(
+        ["nm", "-D", "--defined-only", library() / "lib" / "libvicort.so"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     seen = {line.split()[-1] for line in names.stdout.splitlines()}
     header = (ROOT / "capi" / "vicort.h").read_text()
     assert seen
@@ -75,8 +94,11 @@ def test_memory_is_flat_over_ten_thousand_pushes(tiny_engines, tmp_path):
     pushes = 10_000
     system = tmp_path / "small.yaml"
     system.write_text(SMALL)
-    resident = [int(line) for line in run("memory.c", tiny_engines, system, pushes, 320, 180).splitlines()]
-    kept_frames = pushes // 2 * 320 * 180 * 3  # what the second half would add if its pictures stayed
+    resident = [
+        int(line) for line in run("memory.c", tiny_engines, system, pushes, 320, 180).splitlines()
+    ]
+    # what the second half would add if its pictures stayed
+    kept_frames = pushes // 2 * 320 * 180 * 3
     assert len(resident) == 10
     assert max(resident[5:]) - resident[4] < kept_frames / 10
 
@@ -86,7 +108,8 @@ def test_the_wrapper_throws_codes_and_lets_nothing_through(tiny_engines):
 
 
 def test_leaving_with_a_session_open_is_no_crash(tiny_engines):
-    """It used to be one, most times: the engines' libraries went before the threads that ran them."""
+    """It used to be one, most times: the engines' libraries went before the threads that ran
+    them."""
     for _ in range(2):
         assert run("leave.c", tiny_engines) == ""
 
@@ -123,16 +146,27 @@ def as_frames(images: list, fps: int) -> list[Frame]:
     return [Frame(image, Fraction(i, fps), i) for i, image in enumerate(images)]
 
 
-@pytest.mark.parametrize(("kind", "padding", "origin"), [("rgb24", 7, 1_763_700_000_000_000), ("nv12", 5, -9)])
+@pytest.mark.parametrize(
+    ("kind", "padding", "origin"), [("rgb24", 7, 1_763_700_000_000_000), ("nv12", 5, -9)]
+)
 def test_c_and_python_see_the_same(kind, padding, origin, tiny_engines, tmp_path):
-    """The same pictures, pushed from C with rows apart and a clock of its own, and from Python as arrays."""
+    """The same pictures, pushed from C with rows apart and a clock of its own, and from Python as
+    arrays."""
     fps, images = 25, pictures(kind)[:200]
     raw = tmp_path / "raw"
     raw.write_bytes(b"".join(image.tobytes() for image in images))
-    height, width = images[0].shape[0] if kind == "rgb24" else images[0].shape[0] * 2 // 3, images[0].shape[1]
+    height, width = (
+        images[0].shape[0] if kind == "rgb24" else images[0].shape[0] * 2 // 3,
+        images[0].shape[1],
+    )
     if kind == "nv12":
         rows = (height + 1) // 2
-        images = [Surface(i[:height, :, None], i[height:].reshape(rows, -1, 2), to_rgb(0.299, 0.114, False)) for i in images]
+        images = [
+            Surface(
+                i[:height, :, None], i[height:].reshape(rows, -1, 2), to_rgb(0.299, 0.114, False)
+            )
+            for i in images
+        ]
     with Session.open(tiny_engines) as session:
         for frame in as_frames(images, fps):
             session.push(frame)
@@ -140,7 +174,9 @@ def test_c_and_python_see_the_same(kind, padding, origin, tiny_engines, tmp_path
         answer, frames = session.ask(QUESTION), session.summary().frames
     times = [origin + round(time * 1_000_000) for time in (answer.at, answer.seen_until)]
     expected = [answer.text, *times, answer.tokens, answer.pages, frames]
-    printed = run("replay.c", tiny_engines, kind, raw, width, height, fps, padding, origin, QUESTION)
+    printed = run(
+        "replay.c", tiny_engines, kind, raw, width, height, fps, padding, origin, QUESTION
+    )
     assert printed.strip("\n").rsplit("|", 5) == [str(value) for value in expected]
 
 
@@ -150,11 +186,17 @@ def test_encoded_packets_from_c_are_what_the_file_is_to_python(tiny_engines, tmp
     with av.open(str(CLIP)) as container:
         stream = container.streams.video[0]
         name, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata
-        pieces = [(round(each.pts * each.time_base * 1_000_000), bytes(each)) for each in container.demux(stream) if each.size]
+        pieces = [
+            (round(each.pts * each.time_base * 1_000_000), bytes(each))
+            for each in container.demux(stream)
+            if each.size
+        ]
     assert pieces != sorted(pieces)
     path = tmp_path / "packets"
     start = struct.pack("=i", len(extradata)) + extradata
-    path.write_bytes(start + b"".join(struct.pack("=qi", time_us, len(data)) + data for time_us, data in pieces))
+    path.write_bytes(
+        start + b"".join(struct.pack("=qi", time_us, len(data)) + data for time_us, data in pieces)
+    )
     with Session.open(tiny_engines) as session, open_source(str(CLIP)) as source:
         for frame in source.frames(session.wants):
             session.push(frame)
@@ -162,17 +204,33 @@ def test_encoded_packets_from_c_are_what_the_file_is_to_python(tiny_engines, tmp
         answer, frames = session.ask(QUESTION), session.summary().frames
     times = [origin + round(time * 1_000_000) for time in (answer.at, answer.seen_until)]
     printed = run("packets.c", tiny_engines, name, path, origin, QUESTION)
-    assert printed.strip("\n").rsplit("|", 5) == [str(value) for value in (answer.text, *times, answer.tokens, answer.pages, frames)]
+    assert printed.strip("\n").rsplit("|", 5) == [
+        str(value) for value in (answer.text, *times, answer.tokens, answer.pages, frames)
+    ]
 
 
 @needs_cmake
 def test_the_example_answers_while_it_streams(tiny_engines, tmp_path):
     """Built with CMake's find_package, as the README says."""
     subprocess.run(
-        ["cmake", "-S", ROOT / "capi" / "example", "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={library()}"], check=True, capture_output=True
+        [
+            "cmake",
+            "-S",
+            ROOT / "capi" / "example",
+            "-B",
+            tmp_path,
+            f"-DCMAKE_PREFIX_PATH={library()}",
+        ],
+        check=True,
+        capture_output=True,
     )
     subprocess.run(["cmake", "--build", tmp_path], check=True, capture_output=True)
-    done = subprocess.run([tmp_path / "service", CLIP, "10", tiny_engines], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [tmp_path / "service", CLIP, "10", tiny_engines],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     *now, colour, last = done.stdout.splitlines()
     assert len(now) >= 6
@@ -185,7 +243,8 @@ def test_the_example_answers_while_it_streams(tiny_engines, tmp_path):
 @needs_cmake
 def test_the_package_knows_its_version(tmp_path):
     (tmp_path / "CMakeLists.txt").write_text(
-        "cmake_minimum_required(VERSION 3.16)\nproject(p NONE)\nfind_package(vicort 99 QUIET)\nmessage(STATUS found=${vicort_FOUND})\n"
+        "cmake_minimum_required(VERSION 3.16)\nproject(p NONE)\nfind_package(vicort 99 "
+        "QUIET)\nmessage(STATUS found=${vicort_FOUND})\n"
     )
     command = ["cmake", "-S", tmp_path, "-B", tmp_path / "b", f"-DCMAKE_PREFIX_PATH={library()}"]
     assert "found=0" in subprocess.run(command, check=True, capture_output=True, text=True).stdout

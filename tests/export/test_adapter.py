@@ -1,4 +1,5 @@
-"""LoRA adapters in PEFT's layout: merged as the paper says, refused where that cannot be done, and covered by the manifest."""
+"""LoRA adapters in PEFT's layout: merged as the paper says, refused where that cannot be done, and
+covered by the manifest."""
 
 from __future__ import annotations
 
@@ -22,7 +23,10 @@ from vicort.export.verify import compare
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import read_manifest
 
-LANGUAGE = ("model.language_model.layers.0.self_attn.q_proj", "model.language_model.layers.1.mlp.down_proj")
+LANGUAGE = (
+    "model.language_model.layers.0.self_attn.q_proj",
+    "model.language_model.layers.1.mlp.down_proj",
+)
 VISION = "model.visual.blocks.0.attn.qkv"
 RANK, ALPHA = 4, 12
 
@@ -30,21 +34,42 @@ RANK, ALPHA = 4, 12
 def stored_weights() -> dict[str, torch.Tensor]:
     """The random checkpoint's, under the names that modules have today."""
     held = load_file(checkpoint() / "model.safetensors")
-    renamed = {key.replace("visual.", "model.visual.") if key.startswith("visual.") else key: value for key, value in held.items()}
-    return {key.replace("model.layers.", "model.language_model.layers."): value for key, value in renamed.items()}
+    renamed = {
+        key.replace("visual.", "model.visual.") if key.startswith("visual.") else key: value
+        for key, value in held.items()
+    }
+    return {
+        key.replace("model.layers.", "model.language_model.layers."): value
+        for key, value in renamed.items()
+    }
 
 
-def write_adapter(folder: Path, modules: tuple[str, ...] = (*LANGUAGE, VISION), stored: torch.dtype = torch.float32, **config) -> Path:
+def write_adapter(
+    folder: Path,
+    modules: tuple[str, ...] = (*LANGUAGE, VISION),
+    stored: torch.dtype = torch.float32,
+    **config,
+) -> Path:
     """An adapter of random matrices for layers of the random checkpoint, as PEFT would save it."""
     weights = stored_weights()
     generator, tensors = torch.Generator().manual_seed(7), {}
     for module in modules:
         out, into = weights[f"{module}.weight"].shape
-        tensors[f"base_model.model.{module}.lora_A.weight"] = torch.randn(RANK, into, generator=generator).to(stored)
-        tensors[f"base_model.model.{module}.lora_B.weight"] = torch.randn(out, RANK, generator=generator).to(stored)
+        tensors[f"base_model.model.{module}.lora_A.weight"] = torch.randn(
+            RANK, into, generator=generator
+        ).to(stored)
+        tensors[f"base_model.model.{module}.lora_B.weight"] = torch.randn(
+            out, RANK, generator=generator
+        ).to(stored)
     folder.mkdir(exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors")
-    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "bias": "none", "target_modules": ["q_proj"]} | config
+    settings = {
+        "peft_type": "LORA",
+        "r": RANK,
+        "lora_alpha": ALPHA,
+        "bias": "none",
+        "target_modules": ["q_proj"],
+    } | config
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     return folder
 
@@ -61,7 +86,9 @@ def loaded(adapter: Path | None, dtype: torch.dtype = torch.float32) -> dict[str
 def plain_merge(folder: Path, module: str, scale: float) -> np.ndarray:
     """W + scale * B A, in float64."""
     matrices = load_file(folder / "adapter_model.safetensors")
-    down, up = (matrices[f"base_model.model.{module}.lora_{half}.weight"].double().numpy() for half in "AB")
+    down, up = (
+        matrices[f"base_model.model.{module}.lora_{half}.weight"].double().numpy() for half in "AB"
+    )
     weight = stored_weights()[f"{module}.weight"].double().numpy()
     return weight + scale * (up @ down)
 
@@ -73,21 +100,32 @@ def test_each_layer_is_w_plus_alpha_over_r_times_b_a_and_the_others_stay(tmp_pat
     changed = {name for name in base if not torch.equal(base[name], ours[name])}
     assert changed == {f"{module}.weight" for module in (*LANGUAGE, VISION)}
     for module in (*LANGUAGE, VISION):
-        np.testing.assert_allclose(ours[f"{module}.weight"].numpy(), plain_merge(folder, module, scale), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            ours[f"{module}.weight"].numpy(),
+            plain_merge(folder, module, scale),
+            rtol=1e-5,
+            atol=1e-5,
+        )
 
 
 def test_bf16_is_rounded_once(tmp_path):
     folder = write_adapter(tmp_path, stored=torch.bfloat16)
     for module in LANGUAGE:
         exact = torch.from_numpy(plain_merge(folder, module, ALPHA / RANK)).float()
-        assert (loaded(folder, torch.bfloat16)[f"{module}.weight"].float() - exact).abs().max() <= exact.abs().max() / 256
+        assert (
+            loaded(folder, torch.bfloat16)[f"{module}.weight"].float() - exact
+        ).abs().max() <= exact.abs().max() / 256
 
 
 def test_adapters_trained_with_the_older_names(tmp_path):
-    """Before transformers 4.52 the language model's layers were `model.layers` and the eyes `visual`."""
+    """Before transformers 4.52 the language model's layers were `model.layers` and the eyes
+    `visual`."""
     folder = write_adapter(tmp_path)
     expected, path = loaded(folder), folder / "adapter_model.safetensors"
-    old = {key.replace("model.visual", "visual").replace("model.language_model", "model"): value for key, value in load_file(path).items()}
+    old = {
+        key.replace("model.visual", "visual").replace("model.language_model", "model"): value
+        for key, value in load_file(path).items()
+    }
     save_file(old, path)
     assert {key.split(".")[2] for key in old} == {"model", "visual"}
     assert all(torch.equal(value, expected[name]) for name, value in loaded(folder).items())
@@ -123,12 +161,26 @@ Q = f"base_model.model.{LANGUAGE[0]}"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda held: held | {"base_model.model.lm_head.weight": torch.zeros(2, 2)}, "no LoRA of a linear layer"),
-        (lambda held: {key: value for key, value in held.items() if key != f"{Q}.lora_B.weight"}, "shapes [[4, 128], None]"),
-        (lambda held: held | {f"{Q}.lora_B.weight": torch.zeros(128, 5)}, "allowed are [r, in] and [out, r]"),
+        (
+            lambda held: held | {"base_model.model.lm_head.weight": torch.zeros(2, 2)},
+            "no LoRA of a linear layer",
+        ),
+        (
+            lambda held: {key: value for key, value in held.items() if key != f"{Q}.lora_B.weight"},
+            "shapes [[4, 128], None]",
+        ),
+        (
+            lambda held: held | {f"{Q}.lora_B.weight": torch.zeros(128, 5)},
+            "allowed are [r, in] and [out, r]",
+        ),
         (lambda held: {}, "is empty"),
         (lambda held: held | {f"{Q}.lora_B.weight": torch.zeros(127, RANK)}, "adds [127, 128] to"),
-        (lambda held: {key.replace("layers.0", "layers.99"): value for key, value in held.items()}, "no weight of that name"),
+        (
+            lambda held: {
+                key.replace("layers.0", "layers.99"): value for key, value in held.items()
+            },
+            "no weight of that name",
+        ),
         (
             lambda held: {
                 "base_model.model.lm_head.lora_A.weight": torch.zeros(2, 128),
@@ -166,21 +218,33 @@ def test_the_hash_covers_the_adapter(tmp_path):
     hashes = {checkpoint_hash(checkpoint()), checkpoint_hash(checkpoint(), folder)}
     edited(folder, lambda held: held | {f"{Q}.lora_B.weight": torch.zeros(128, RANK)})
     hashes.add(checkpoint_hash(checkpoint(), folder))
-    (folder / "adapter_config.json").write_text((folder / "adapter_config.json").read_text().replace("12", "13"))
+    (folder / "adapter_config.json").write_text(
+        (folder / "adapter_config.json").read_text().replace("12", "13")
+    )
     hashes.add(checkpoint_hash(checkpoint(), folder))
     assert len(hashes) == 4
 
 
 def test_built_engines_hold_the_merged_weights(tmp_path, capfd):
     adapter, out = write_adapter(tmp_path / "adapter"), tmp_path / "set"
-    arguments = [str(checkpoint()), "--adapter", str(adapter), "--backend", "onnxruntime", "--out", str(out), *OPTIONS]
+    arguments = [
+        str(checkpoint()),
+        "--adapter",
+        str(adapter),
+        "--backend",
+        "onnxruntime",
+        "--out",
+        str(out),
+        *OPTIONS,
+    ]
     assert build.main([*arguments, "--verify"]) == 0
     manifest = read_manifest(out)
     assert manifest.checkpoint == checkpoint_hash(checkpoint(), adapter)
     assert shlex.join(["--adapter", str(adapter)]) in manifest.build_command
     assert build.main(arguments) == 0
     assert "is up to date" in capfd.readouterr().err
-    assert not all(difference.passed for difference in compare(out, checkpoint()))  # beside the model without the adapter
+    # beside the model without the adapter
+    assert not all(difference.passed for difference in compare(out, checkpoint()))
 
 
 def test_the_model_that_comes_with_an_adapter(capfd):
@@ -188,6 +252,8 @@ def test_the_model_that_comes_with_an_adapter(capfd):
     assert (model, (folder / "adapter_config.json").is_file()) == ("tiny", True)
     assert embedded_adapter("tiny") is embedded_adapter("/some/tiny-live") is None
     own = {"base", "adapter"}
-    assert load_recipe("tiny-live").model_dump(exclude=own) == load_recipe("tiny").model_dump(exclude=own)
+    assert load_recipe("tiny-live").model_dump(exclude=own) == load_recipe("tiny").model_dump(
+        exclude=own
+    )
     assert build.main(["tiny-live", "--adapter", str(folder)]) == 2
     assert "tiny-live has one already: name its base, tiny" in capfd.readouterr().err

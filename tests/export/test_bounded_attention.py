@@ -32,7 +32,16 @@ class Case:
     def run(self, dtype: torch.dtype = torch.float32) -> np.ndarray:
         floats = [torch.from_numpy(x).to(dtype) for x in (self.q, self.k, self.v, self.pool)]
         ints = [torch.from_numpy(x) for x in (self.pos, self.where, self.table)]
-        out = bounded_attention(*floats[:3], ints[0], floats[3], *ints[1:], self.layer, self.scale, list(self.sections), self.theta)
+        out = bounded_attention(
+            *floats[:3],
+            ints[0],
+            floats[3],
+            *ints[1:],
+            self.layer,
+            self.scale,
+            list(self.sections),
+            self.theta,
+        )
         assert out.dtype == dtype
         return out.float().numpy()
 
@@ -53,7 +62,9 @@ def cases(draw) -> Case:
     pos, where = places(rows), places(slots, *where_dims, cells)
     pos[random.random(rows) < draw(st.sampled_from([0, 0.4, 1]))] = -1
     where[random.random(where.shape[:-1]) < draw(st.sampled_from([0, 0.5, 1]))] = -1
-    table = np.stack([random.permutation(max(slots, read))[:read] for _ in range(table_dims[0] * table_dims[1])])
+    table = np.stack(
+        [random.permutation(max(slots, read))[:read] for _ in range(table_dims[0] * table_dims[1])]
+    )
     table = table.reshape(*table_dims, read).astype(np.int32)
     table[(table >= slots) | (random.random(table.shape) < draw(st.sampled_from([0, 0.5, 1])))] = -1
     return poisoned(
@@ -75,7 +86,8 @@ def cases(draw) -> Case:
 
 
 def poisoned(case: Case, value: float) -> Case:
-    """Whatever this layer may not attend to holds `value`: empty cells, slots that no table names, other layers, padding rows."""
+    """Whatever this layer may not attend to holds `value`: empty cells, slots that no table names,
+    other layers, padding rows."""
     for array in (case.q, case.k, case.v):
         array[case.pos[:, 0] < 0] = value
     for slot, layer, head in np.ndindex(case.pool.shape[:3]):
@@ -86,10 +98,13 @@ def poisoned(case: Case, value: float) -> Case:
 
 
 def this_heads(case: Case, head: int) -> tuple[np.ndarray, np.ndarray]:
-    """The table [N] and the places [P,T,3] of the case's layer and one of its heads, where `1` stands for all layers or heads."""
+    """The table [N] and the places [P,T,3] of the case's layer and one of its heads, where `1`
+    stands for all layers or heads."""
     pick = lambda count, index: 0 if count == 1 else index  # noqa: E731
     table = case.table[pick(case.table.shape[0], case.layer), pick(case.table.shape[1], head)]
-    return table, case.where[:, pick(case.where.shape[1], case.layer), pick(case.where.shape[2], head)]
+    return table, case.where[
+        :, pick(case.where.shape[1], case.layer), pick(case.where.shape[2], head)
+    ]
 
 
 def rotated(case: Case, x: np.ndarray, place: np.ndarray) -> np.ndarray:
@@ -110,7 +125,10 @@ def plain(case: Case) -> np.ndarray:
         head = query_head // group
         slots, places = this_heads(case, head)
         seen = [
-            (rotated(case, case.pool[slot, case.layer, head, 0, cell], places[slot, cell]), case.pool[slot, case.layer, head, 1, cell])
+            (
+                rotated(case, case.pool[slot, case.layer, head, 0, cell], places[slot, cell]),
+                case.pool[slot, case.layer, head, 1, cell],
+            )
             for slot in slots
             if slot >= 0
             for cell in range(places.shape[1])
@@ -165,23 +183,34 @@ def filled_case(rows: int, **changes) -> Case:
 
 
 def test_a_run_may_be_cut_anywhere():
-    """Rows run one by one, each placed in the pool before the next, give what they give together: the three uses of the op are one."""
+    """Rows run one by one, each placed in the pool before the next, give what they give together:
+    the three uses of the op are one."""
     case = filled_case(6)
     together = case.run()
     pool = np.concatenate([case.pool, np.zeros((6, *case.pool.shape[1:]), np.float32)])
     where = np.concatenate([case.where, np.full((6, *case.where.shape[1:]), -1, np.int32)])
     table = [1, 0]
     for row in range(6):
-        new = {name: np.ascontiguousarray(getattr(case, name)[row : row + 1]) for name in ("q", "k", "v", "pos")}
-        step = filled_case(6, **new, pool=pool, where=where, table=np.array([[table]], dtype=np.int32))
+        new = {
+            name: np.ascontiguousarray(getattr(case, name)[row : row + 1])
+            for name in ("q", "k", "v", "pos")
+        }
+        step = filled_case(
+            6, **new, pool=pool, where=where, table=np.array([[table]], dtype=np.int32)
+        )
         np.testing.assert_allclose(step.run()[0], together[row], atol=1e-5)
         slot = 2 + row
-        pool[slot, 0, :, 0, 3], pool[slot, 0, :, 1, 3], where[slot, 0, 0, 3] = case.k[row], case.v[row], case.pos[row]
+        pool[slot, 0, :, 0, 3], pool[slot, 0, :, 1, 3], where[slot, 0, 0, 3] = (
+            case.k[row],
+            case.v[row],
+            case.pos[row],
+        )
         table.append(slot)
 
 
 def test_moving_all_positions_alike_changes_nothing():
-    """Rotary positions are relative, and keys are kept un-rotated: to re-base a stream is an addition."""
+    """Rotary positions are relative, and keys are kept un-rotated: to re-base a stream is an
+    addition."""
     case = filled_case(5)
     moved = filled_case(5, pos=case.pos + 70, where=case.where + 70)
     np.testing.assert_allclose(moved.run(), case.run(), atol=1e-4)

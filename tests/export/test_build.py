@@ -37,26 +37,47 @@ def test_a_set_holds_its_graphs_its_tokenizer_and_one_copy_of_the_embeddings():
     weights = load_file(checkpoint() / "model.safetensors")
     language = sum(w.nbytes for name, w in weights.items() if "visual" not in name)
     assert {path.name for path in folder.iterdir()} == {*manifest.files, FILE_NAME}
-    assert {"config.json", "preprocessor_config.json", "tokenizer.json", "generation_config.json"} <= set(manifest.files)
+    assert {
+        "config.json",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "generation_config.json",
+    } <= set(manifest.files)
     embedding = manifest.files["embedding.bin"].bytes
     assert embedding == manifest.embedding.rows * manifest.embedding.width * 4
-    assert language * 0.9 < embedding + manifest.files["llm.bin"].bytes + manifest.files["llm.expanded.onnx"].bytes < language + 300_000
-    assert (manifest.model.unit_tokens, manifest.model.chunk_frames, manifest.model.max_rows % 16) == (6, 4, 0)
+    assert (
+        language * 0.9
+        < embedding + manifest.files["llm.bin"].bytes + manifest.files["llm.expanded.onnx"].bytes
+        < language + 300_000
+    )
+    assert (
+        manifest.model.unit_tokens,
+        manifest.model.chunk_frames,
+        manifest.model.max_rows % 16,
+    ) == (6, 4, 0)
     assert manifest.backend in BACKENDS
 
 
 def test_the_set_keeps_the_op_with_its_function_body_beside_what_the_cpu_engines_load():
-    """What a plugin takes later, on the same weights: one BoundedAttention a layer, equal to its expansion."""
+    """What a plugin takes later, on the same weights: one BoundedAttention a layer, equal to its
+    expansion."""
     folder = chosen_set()
     graph = read_manifest(folder).graphs["llm"]
     model = onnx.load(folder / "llm.onnx", load_external_data=False)
     nodes = [node for node in model.graph.node if node.domain == "vicort"]
     assert [node.op_type for node in nodes] == ["BoundedAttention"] * graph.attention_layers
-    assert {"layer", "scale", "sections", "frequencies"} == {attribute.name for attribute in nodes[0].attribute}
+    assert {"layer", "scale", "sections", "frequencies"} == {
+        attribute.name for attribute in nodes[0].attribute
+    }
     assert "BoundedAttention" in {function.name for function in model.functions}
     assert not onnx.load(folder / graph.file, load_external_data=False).functions
-    feed = language_inputs(read_manifest(folder).model, np.dtype(np.float32), 5, 3, np.random.default_rng(0))
-    kept, expanded = (onnxruntime.InferenceSession(folder / name).run(None, feed) for name in ("llm.onnx", graph.file))
+    feed = language_inputs(
+        read_manifest(folder).model, np.dtype(np.float32), 5, 3, np.random.default_rng(0)
+    )
+    kept, expanded = (
+        onnxruntime.InferenceSession(folder / name).run(None, feed)
+        for name in ("llm.onnx", graph.file)
+    )
     for ours, theirs in zip(kept, expanded, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
@@ -73,7 +94,13 @@ def test_building_again_does_nothing_and_says_so(capfd):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_engines_equal_the_pytorch_model(backend):
     differences = list(compare(engine_set(backend), checkpoint()))
-    assert {d.run for d in differences} == {"vision", "pruned", "tokens", "llm prefill", "llm decode"}
+    assert {d.run for d in differences} == {
+        "vision",
+        "pruned",
+        "tokens",
+        "llm prefill",
+        "llm decode",
+    }
     assert [str(d) for d in differences if not d.passed] == []
     assert any(d.absolute > 0 for d in differences)  # two programs, not one
 
@@ -95,7 +122,9 @@ def test_verify_fails_on_engines_of_other_weights(tmp_path, capfd):
 
 
 @pytest.mark.parametrize("change", ["file", "options", "exporter"])
-def test_what_is_damaged_or_was_built_otherwise_is_not_up_to_date(change, tmp_path, monkeypatch, capfd):
+def test_what_is_damaged_or_was_built_otherwise_is_not_up_to_date(
+    change, tmp_path, monkeypatch, capfd
+):
     class Building(Exception):
         pass
 
@@ -105,23 +134,34 @@ def test_what_is_damaged_or_was_built_otherwise_is_not_up_to_date(change, tmp_pa
     monkeypatch.setattr("vicort.export.engine_set.write_engine_set", stop)
     folder = tmp_path / "set"
     versions = read_manifest(chosen_set()).versions
-    damaged_copy(chosen_set(), folder, **({"versions": versions | {"exporter": "older"}} if change == "exporter" else {}))
+    damaged_copy(
+        chosen_set(),
+        folder,
+        **({"versions": versions | {"exporter": "older"}} if change == "exporter" else {}),
+    )
     if change == "file":
         (folder / "vision.bin").write_bytes(b"short")
     options = OPTIONS[:2] if change == "options" else OPTIONS
     with pytest.raises(Building):
         build.main([str(checkpoint()), "--out", str(folder), *options])
-    assert [path.name for path in tmp_path.iterdir()] == ["set"]  # no temporary folder is left, and the old set is
+    # no temporary folder is left, and the old set is
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path, capfd):
     model = tmp_path / "model"
     shutil.copytree(checkpoint(), model)
     weights = load_file(model / "model.safetensors")
-    del weights["model.norm.weight" if "model.norm.weight" in weights else "model.language_model.norm.weight"]
+    del weights[
+        "model.norm.weight"
+        if "model.norm.weight" in weights
+        else "model.language_model.norm.weight"
+    ]
     save_file(weights, model / "model.safetensors", {"format": "pt"})
     (tmp_path / "out").mkdir()
-    status, said = run(capfd, model, "--out", tmp_path / "out" / "set", *OPTIONS, "--backend", "onnxruntime")
+    status, said = run(
+        capfd, model, "--out", tmp_path / "out" / "set", *OPTIONS, "--backend", "onnxruntime"
+    )
     assert status == 2
     assert "norm.weight" in said.splitlines()[-1]
     assert list((tmp_path / "out").iterdir()) == []
@@ -137,11 +177,23 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch, capfd):
 
 
 REFUSED = {
-    "bf16 of onnxruntime": (["tiny", "--backend", "onnxruntime", "--precision", "bf16"], "no bf16 matrix product", "--backend openvino"),
+    "bf16 of onnxruntime": (
+        ["tiny", "--backend", "onnxruntime", "--precision", "bf16"],
+        "no bf16 matrix product",
+        "--backend openvino",
+    ),
     "a flag of tensorrt": (["tiny", "--no-plugin"], "--no-plugin", "--backend tensorrt"),
-    "another flag of tensorrt": (["tiny", "--backend", "openvino", "--target", "sm_89"], "--target", "leave it out"),
+    "another flag of tensorrt": (
+        ["tiny", "--backend", "openvino", "--target", "sm_89"],
+        "--target",
+        "leave it out",
+    ),
     "no gpu name": (["tiny", "--backend", "tensorrt", "--target", "hopper"], "'hopper'", "sm_89"),
-    "unknown frontend": (["tiny", "--backend", "tensorrt", "--frontend", "jax"], "'jax'", "torch-tensorrt"),
+    "unknown frontend": (
+        ["tiny", "--backend", "tensorrt", "--frontend", "jax"],
+        "'jax'",
+        "torch-tensorrt",
+    ),
     "no folder": (["./no/such/folder"], "no/such/folder", "folder"),
     "odd frames": (["tiny", "--chunk-frames", "7"], "7", "multiple of 2"),
     "odd size": (["tiny", "--image-size", "100x112"], "100", "multiples of 28"),
@@ -158,7 +210,9 @@ NEEDS_GPU = {
 
 
 @pytest.mark.parametrize(("flag", "hint"), NEEDS_GPU.values(), ids=NEEDS_GPU.keys())
-def test_what_takes_a_gpu_is_refused_at_once_where_there_is_none(flag, hint, tmp_path, monkeypatch, capfd):
+def test_what_takes_a_gpu_is_refused_at_once_where_there_is_none(
+    flag, hint, tmp_path, monkeypatch, capfd
+):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     monkeypatch.setattr("vicort.export.tensorrt.missing_gpu", lambda: "no driver")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
@@ -169,10 +223,14 @@ def test_what_takes_a_gpu_is_refused_at_once_where_there_is_none(flag, hint, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_gpu_that_tensorrt_cannot_be_told_to_build_for_is_refused_at_once(tmp_path, monkeypatch, capfd):
+def test_a_gpu_that_tensorrt_cannot_be_told_to_build_for_is_refused_at_once(
+    tmp_path, monkeypatch, capfd
+):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    status, said = run(capfd, "tiny", "--backend", "tensorrt", "--target", "sm_89,sm_90", "--out", tmp_path / "set")
+    status, said = run(
+        capfd, "tiny", "--backend", "tensorrt", "--target", "sm_89,sm_90", "--out", tmp_path / "set"
+    )
     assert status == 2
     assert len(said.splitlines()) == 1
     assert "--target sm_90" in said
@@ -199,7 +257,16 @@ def test_without_triton_the_tensorrt_backend_names_the_pip_command(tmp_path, mon
 
 def test_the_torch_tensorrt_frontend_wants_the_full_tensorrt(tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    status, said = run(capfd, "tiny", "--backend", "tensorrt", "--frontend", "torch-tensorrt", "--out", tmp_path / "set")
+    status, said = run(
+        capfd,
+        "tiny",
+        "--backend",
+        "tensorrt",
+        "--frontend",
+        "torch-tensorrt",
+        "--out",
+        tmp_path / "set",
+    )
     assert status == 2
     assert "pip install tensorrt`" in said
 
@@ -209,11 +276,25 @@ def test_auto_never_chooses_tensorrt_and_the_precision_suits_the_backend():
     assert build._candidates("auto", "bf16") == ["openvino"]
     assert build._candidates("tensorrt", "bf16") == ["tensorrt"]
     assert recipe.load_recipe("tiny").precision is None
-    assert recipe.DEFAULT_PRECISION == {"onnxruntime": "fp32", "openvino": "fp32", "tensorrt": "bf16"}
+    assert recipe.DEFAULT_PRECISION == {
+        "onnxruntime": "fp32",
+        "openvino": "fp32",
+        "tensorrt": "bf16",
+    }
 
 
 def test_the_build_command_in_a_manifest_builds_the_same_set_again():
-    words = ["m", "--backend", "tensorrt", "--no-plugin", "--strip", "--target", "sm_89,sm_120", "--precision", "fp32"]
+    words = [
+        "m",
+        "--backend",
+        "tensorrt",
+        "--no-plugin",
+        "--strip",
+        "--target",
+        "sm_89,sm_120",
+        "--precision",
+        "fp32",
+    ]
     options = build._parse([*words, "--image-size", "56x84"])
     command = build._command(options, "tensorrt").split()
     assert command[0] == "vicort-build"
@@ -262,7 +343,9 @@ def test_an_unknown_key_in_a_recipe_is_refused():
 @pytest.mark.slow
 def test_bf16_engines_equal_the_bf16_model(tmp_path, capfd):
     folder = tmp_path / "set"
-    status, _ = run(capfd, checkpoint(), "--out", folder, *OPTIONS, "--precision", "bf16", "--verify")
+    status, _ = run(
+        capfd, checkpoint(), "--out", folder, *OPTIONS, "--precision", "bf16", "--verify"
+    )
     assert status == 0
     assert read_manifest(folder).backend == "openvino"
 
@@ -272,6 +355,16 @@ def test_the_widths_and_the_vocabulary_of_the_3b_model(tmp_path, capfd):
     model = tmp_path / "model"
     write_random_checkpoint(model, "3b-widths", seed=5)
     shutil.copy(checkpoint() / "tokenizer.json", model)
-    status, said = run(capfd, model, "--out", tmp_path / "set", "--backend", "openvino", "--image-size", "112x84", "--verify")
+    status, said = run(
+        capfd,
+        model,
+        "--out",
+        tmp_path / "set",
+        "--backend",
+        "openvino",
+        "--image-size",
+        "112x84",
+        "--verify",
+    )
     assert status == 0, said
     assert read_manifest(tmp_path / "set").files["embedding.bin"].bytes == 151936 * 2048 * 4

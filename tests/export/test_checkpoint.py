@@ -1,4 +1,5 @@
-"""What MODEL may be. The hub itself is not asked: a stand-in for its client fails, or delivers a folder, in its place."""
+"""What MODEL may be. The hub itself is not asked: a stand-in for its client fails, or delivers a
+folder, in its place."""
 
 from __future__ import annotations
 
@@ -6,7 +7,12 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from vicort.export import checkpoint
 from vicort.export.checkpoint import checkpoint_hash, resolve
@@ -69,9 +75,15 @@ RESPONSE = httpx2.Response(404, request=httpx2.Request("GET", "https://example.o
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (RepositoryNotFoundError("404\nmore lines", response=RESPONSE), "no model 'someone/a-model' on the hub"),
+        (
+            RepositoryNotFoundError("404\nmore lines", response=RESPONSE),
+            "no model 'someone/a-model' on the hub",
+        ),
         (GatedRepoError("403", response=RESPONSE), "is gated"),
-        (HfHubHTTPError("502 bad gateway\nmore lines", response=RESPONSE), "cannot be downloaded (502 bad gateway)"),
+        (
+            HfHubHTTPError("502 bad gateway\nmore lines", response=RESPONSE),
+            "cannot be downloaded (502 bad gateway)",
+        ),
         (LocalEntryNotFoundError("offline"), "cannot be downloaded (offline)"),
         (ConnectionError("refused"), "cannot be downloaded (refused)"),
         (httpx2.ConnectError("no route"), "cannot be downloaded (no route)"),

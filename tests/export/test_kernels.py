@@ -1,4 +1,5 @@
-"""The GPU kernels: in Triton's interpreter against the PyTorch operator, and compiled ahead of time. Nothing here runs on a GPU."""
+"""The GPU kernels: in Triton's interpreter against the PyTorch operator, and compiled ahead of
+time. Nothing here runs on a GPU."""
 
 from __future__ import annotations
 
@@ -17,24 +18,46 @@ from hypothesis import strategies as st
 from support.interpreter import ARGUMENTS, Interpreter, stand_in
 from triton import knobs
 
-from vicort.benchmarks.gpu.compiled_kernels import DTYPES, MODELS, RESULT, SHARED_LIMIT, faults, measure
+from vicort.benchmarks.gpu.compiled_kernels import (
+    DTYPES,
+    MODELS,
+    RESULT,
+    SHARED_LIMIT,
+    faults,
+    measure,
+)
 from vicort.export.bounded_attention import bounded_attention
 from vicort.export.kernels import compile as compiling
-from vicort.export.kernels.compile import ARCHITECTURES, Built, build, compile_kernels, pack, plan_tasks
+from vicort.export.kernels.compile import (
+    ARCHITECTURES,
+    Built,
+    build,
+    compile_kernels,
+    pack,
+    plan_tasks,
+)
 from vicort.export.onnx_function import rotary_frequencies
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.kernels import Kernels, KernelSpec
 
 TILES = {"wide": (32, 16), "narrow": (16, 16)}
-TYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
-TOLERANCE = {"float32": 3e-5, "bfloat16": 0.03, "float16": 4e-3}  # of outputs that are means of values around 1
+TYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+# of outputs that are means of values around 1
+TOLERANCE = {"float32": 3e-5, "bfloat16": 0.03, "float16": 4e-3}
 POISON = (np.nan, np.inf)
 
 
 @pytest.fixture(scope="module")
 def interpreter():
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
-        pytest.skip(f"Triton {triton.__version__}'s interpreter rounds a fused multiply-add twice: install 3.9")
+        pytest.skip(
+            f"Triton {triton.__version__}'s interpreter rounds a fused multiply-add twice: "
+            "install 3.9"
+        )
     child = Interpreter()
     yield child
     child.close()
@@ -54,13 +77,25 @@ class Case:
     @property
     def typed(self) -> dict[str, np.ndarray]:
         kind = TYPES[self.spec.dtype]
-        return {name: array.astype(kind) if array.dtype == np.float32 else array for name, array in self.arrays.items()}
+        return {
+            name: array.astype(kind) if array.dtype == np.float32 else array
+            for name, array in self.arrays.items()
+        }
 
     def expected(self) -> np.ndarray:
-        """What the PyTorch operator gives in float32 for the inputs as rounded to the kernel's type."""
-        arrays = {name: array if array.dtype == np.int32 else array.astype(np.float32) for name, array in self.typed.items()}
-        tensors = [torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in ("q", "k", "v", "pos", "pool", "where", "table")]
-        return bounded_attention(*tensors, self.layer, self.scale, list(self.spec.sections), self.theta).numpy()
+        """What the PyTorch operator gives in float32 for the inputs as rounded to the kernel's
+        type."""
+        arrays = {
+            name: array if array.dtype == np.int32 else array.astype(np.float32)
+            for name, array in self.typed.items()
+        }
+        tensors = [
+            torch.from_numpy(np.ascontiguousarray(arrays[name]))
+            for name in ("q", "k", "v", "pos", "pool", "where", "table")
+        ]
+        return bounded_attention(
+            *tensors, self.layer, self.scale, list(self.spec.sections), self.theta
+        ).numpy()
 
     def run(self, interpreter: Interpreter) -> np.ndarray:
         """What the kernels give, into memory that was NaN."""
@@ -72,26 +107,49 @@ class Case:
         arrays["out"] = np.full(arrays["q"].shape, np.nan, arrays["q"].dtype)
         arrays["workspace"] = np.full(plan.workspace_bytes // 4 + 8, np.nan, np.float32)
         shapes = {f"{name}_shape": arrays[name].shape for name in ("pool", "where", "table")}
-        left = interpreter.run(data, "attention", arrays, {"rows": rows, "layer": self.layer, "scale": self.scale, **shapes}, gpu)
+        left = interpreter.run(
+            data,
+            "attention",
+            arrays,
+            {"rows": rows, "layer": self.layer, "scale": self.scale, **shapes},
+            gpu,
+        )
         assert np.isnan(left["workspace"][-8:]).all()
         for name in ("q", "k", "v", "pos", "pool", "where", "table"):
-            np.testing.assert_array_equal(left[name].view(np.uint8), arrays[name].view(np.uint8), err_msg=f"{name} was written to")
+            np.testing.assert_array_equal(
+                left[name].view(np.uint8),
+                arrays[name].view(np.uint8),
+                err_msg=f"{name} was written to",
+            )
         return left["out"].astype(np.float32)
 
 
 def make_spec(**changes: Any) -> KernelSpec:
-    parts: dict[str, Any] = {"kv_heads": 2, "groups": 2, "head_dim": 32, "page_tokens": 4, "dtype": "float32", "sections": (4, 6, 6)}
+    parts: dict[str, Any] = {
+        "kv_heads": 2,
+        "groups": 2,
+        "head_dim": 32,
+        "page_tokens": 4,
+        "dtype": "float32",
+        "sections": (4, 6, 6),
+    }
     parts |= changes
-    return KernelSpec(frequencies=tuple(rotary_frequencies(parts.pop("theta", 1e4), parts["head_dim"] // 2)), **parts)
+    return KernelSpec(
+        frequencies=tuple(rotary_frequencies(parts.pop("theta", 1e4), parts["head_dim"] // 2)),
+        **parts,
+    )
 
 
 def random_case(spec: KernelSpec, theta: float, random: np.random.Generator, **sizes: Any) -> Case:
-    """Poison wherever the op may not look: padding rows, empty cells, slots that no table names, other layers."""
+    """Poison wherever the op may not look: padding rows, empty cells, slots that no table names,
+    other layers."""
     rows, pages, layers, slots = (sizes[name] for name in ("rows", "pages", "layers", "slots"))
     where_dims, table_dims = sizes["where_dims"], sizes["table_dims"]
     heads, dim, cells = spec.kv_heads, spec.head_dim, spec.page_tokens
-    normal = lambda *shape: random.normal(size=shape).astype(np.float32)  # noqa: E731
-    places = lambda *shape: random.integers(0, sizes["positions"], size=(*shape, 3)).astype(np.int32)  # noqa: E731
+    normal = lambda *shape: random.normal(size=shape).astype(np.float32)
+    places = lambda *shape: random.integers(0, sizes["positions"], size=(*shape, 3)).astype(
+        np.int32
+    )
     pos, where = places(rows), places(slots, *where_dims, cells)
     pos[random.random(rows) < sizes["padding"]] = -1
     where[random.random(where.shape[:-1]) < sizes["empty"]] = -1
@@ -109,7 +167,7 @@ def random_case(spec: KernelSpec, theta: float, random: np.random.Generator, **s
     }
     for name in ("q", "k", "v"):
         arrays[name][pos[:, 0] < 0] = sizes["poison"]
-    pick = lambda count, index: 0 if count == 1 else index  # noqa: E731
+    pick = lambda count, index: 0 if count == 1 else index
     for head in range(heads):
         named = table[pick(table_dims[0], layer), pick(table_dims[1], head)]
         taken = where[:, pick(where_dims[0], layer), pick(where_dims[1], head), :, 0] >= 0
@@ -117,13 +175,15 @@ def random_case(spec: KernelSpec, theta: float, random: np.random.Generator, **s
         unused = np.broadcast_to(~used[:, None], (slots, 2, cells))
         arrays["pool"][:, layer, head][unused] = sizes["poison"]
     arrays["pool"][:, np.arange(layers) != layer] = sizes["poison"]
-    return Case(arrays, spec, theta, layer, sizes.get("scale", dim**-0.5), sizes.get("multiprocessors", 3))
+    return Case(
+        arrays, spec, theta, layer, sizes.get("scale", dim**-0.5), sizes.get("multiprocessors", 3)
+    )
 
 
 @st.composite
 def cases(draw, dims=(32,), most_rows: int = 9, most_pages: int = 6) -> Case:
-    pick = lambda *values: draw(st.sampled_from(values))  # noqa: E731
-    size = lambda low, high: draw(st.integers(low, high))  # noqa: E731
+    pick = lambda *values: draw(st.sampled_from(values))
+    size = lambda low, high: draw(st.integers(low, high))
     dim = pick(*dims)
     cut = sorted((size(0, dim // 2), size(0, dim // 2)))
     theta, heads, layers = pick(1e4, 1e6), size(1, 3), size(1, 3)
@@ -157,10 +217,16 @@ def cases(draw, dims=(32,), most_rows: int = 9, most_pages: int = 6) -> Case:
 
 
 def check(case: Case, interpreter: Interpreter) -> None:
-    np.testing.assert_allclose(case.run(interpreter), case.expected(), atol=TOLERANCE[case.spec.dtype], rtol=0)
+    np.testing.assert_allclose(
+        case.run(interpreter), case.expected(), atol=TOLERANCE[case.spec.dtype], rtol=0
+    )
 
 
-quick = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+quick = settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 
 
 @quick
@@ -178,21 +244,34 @@ def test_the_kernel_is_the_operator_wherever_one_looks(interpreter, case):
 
 def full_case(spec: KernelSpec, rows: int, pages: int, **changes: Any) -> Case:
     """Nothing empty, no padding, far positions."""
-    sizes = {"rows": rows, "pages": pages, "layers": 2, "slots": 3, "layer": 1, "where_dims": (1, 1), "table_dims": (1, 1)}
+    sizes = {
+        "rows": rows,
+        "pages": pages,
+        "layers": 2,
+        "slots": 3,
+        "layer": 1,
+        "where_dims": (1, 1),
+        "table_dims": (1, 1),
+    }
     sizes |= {"positions": 120_000, "padding": 0, "empty": 0, "none": 0, "poison": np.nan} | changes
     return random_case(spec, 1e4, np.random.default_rng(1), **sizes)
 
 
 @pytest.mark.parametrize(("dtype", "groups"), [("bfloat16", 7), ("float16", 8), ("float32", 8)])
 def test_real_head_width(interpreter, dtype, groups):
-    spec = make_spec(kv_heads=1, groups=groups, head_dim=128, page_tokens=16, dtype=dtype, sections=(16, 24, 24))
+    spec = make_spec(
+        kv_heads=1, groups=groups, head_dim=128, page_tokens=16, dtype=dtype, sections=(16, 24, 24)
+    )
     check(full_case(spec, rows=9, pages=3, padding=0.2, empty=0.2), interpreter)
 
 
 @pytest.mark.parametrize("rows", [1, 9])
 def test_shares_of_the_keys_are_merged(interpreter, rows):
     case = full_case(make_spec(groups=8), rows=rows, pages=30)
-    shares = [Kernels.parse(stand_in(case.spec, TILES)).plan(rows, 30, count, (9, 0)).shares for count in (1, 40)]
+    shares = [
+        Kernels.parse(stand_in(case.spec, TILES)).plan(rows, 30, count, (9, 0)).shares
+        for count in (1, 40)
+    ]
     assert shares[0] < shares[1]
     together, apart = replace(case, multiprocessors=1), replace(case, multiprocessors=40)
     np.testing.assert_allclose(apart.run(interpreter), together.run(interpreter), atol=2e-6)
@@ -200,7 +279,8 @@ def test_shares_of_the_keys_are_merged(interpreter, rows):
 
 @pytest.mark.parametrize("multiprocessors", [1, 40])  # one share, or several
 def test_a_value_that_counts_may_be_nan(interpreter, multiprocessors):
-    """Only what is empty or padding is never looked at; and a padding row is zero whatever else there is."""
+    """Only what is empty or padding is never looked at; and a padding row is zero whatever else
+    there is."""
     case = full_case(make_spec(), rows=3, pages=9, multiprocessors=multiprocessors)
     case.arrays["v"][1, 0, 3] = np.nan
     case.arrays["pos"][2] = -1
@@ -214,7 +294,10 @@ def test_a_value_that_counts_may_be_nan(interpreter, multiprocessors):
 @pytest.mark.parametrize("where_dims", [(1, 2), (2, 1), (2, 2)])
 @pytest.mark.parametrize("table_dims", [(1, 2), (2, 1), (2, 2)])
 def test_layers_and_heads_have_places_and_tables_of_their_own(interpreter, where_dims, table_dims):
-    check(full_case(make_spec(), rows=2, pages=3, where_dims=where_dims, table_dims=table_dims), interpreter)
+    check(
+        full_case(make_spec(), rows=2, pages=3, where_dims=where_dims, table_dims=table_dims),
+        interpreter,
+    )
 
 
 def test_tables_of_cos_and_sin_give_the_same(interpreter):
@@ -235,19 +318,29 @@ def test_cos_and_sin_are_accurate_far_out(interpreter, end):
 @settings(quick, max_examples=15)
 @given(data=st.data())
 def test_new_tokens_land_in_their_cells(interpreter, data):
-    size = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
+    size = lambda low, high: data.draw(st.integers(low, high))
     random = np.random.default_rng(size(0, 2**32))
     dtype = data.draw(st.sampled_from(list(TYPES)))
-    spec = make_spec(kv_heads=size(1, 3), page_tokens=data.draw(st.sampled_from([4, 8, 16, 32])), dtype=dtype)
+    spec = make_spec(
+        kv_heads=size(1, 3), page_tokens=data.draw(st.sampled_from([4, 8, 16, 32])), dtype=dtype
+    )
     pages, layers, rows, cells = size(1, 5), size(1, 3), size(1, 9), spec.page_tokens
     count = size(0, min(rows, pages * cells))
-    slots, places = np.divmod(random.permutation(pages * cells)[:count].astype(np.int32), np.int32(cells))
+    slots, places = np.divmod(
+        random.permutation(pages * cells)[:count].astype(np.int32), np.int32(cells)
+    )
     slots[random.random(count) < 0.2] = -1
     new = random.normal(size=(2, layers, rows, spec.kv_heads, 32)).astype(TYPES[dtype])
     pool = random.normal(size=(pages, layers, spec.kv_heads, 2, cells, 32)).astype(TYPES[dtype])
     arrays = {"k": new[0], "v": new[1], "slots": slots, "cells": places, "pool": pool}
     values = {"count": count, "rows": rows, "layers": layers}
-    left = interpreter.run(stand_in(spec, TILES), "scatter_tokens", arrays, values, {"capability": (9, 0), "multiprocessors": 3})
+    left = interpreter.run(
+        stand_in(spec, TILES),
+        "scatter_tokens",
+        arrays,
+        values,
+        {"capability": (9, 0), "multiprocessors": 3},
+    )
     wanted = pool.copy()
     for token, (slot, place) in enumerate(zip(slots, places, strict=True)):
         if slot >= 0:
@@ -258,10 +351,19 @@ def test_new_tokens_land_in_their_cells(interpreter, data):
 @pytest.mark.parametrize("cells", [4, 8, 16, 32])
 def test_places_of_pages_are_set(interpreter, cells):
     where = np.full((6, 1, 1, cells, 3), 7, np.int32)
-    slots, places = np.array([4, -1, 0], np.int32), np.arange(9 * cells, dtype=np.int32).reshape(3, cells, 3)
+    slots, places = (
+        np.array([4, -1, 0], np.int32),
+        np.arange(9 * cells, dtype=np.int32).reshape(3, cells, 3),
+    )
     spec = make_spec(page_tokens=cells)
     arrays = {"slots": slots, "places": places, "where": where}
-    left = interpreter.run(stand_in(spec, TILES), "set_places", arrays, {"count": 3}, {"capability": (9, 0), "multiprocessors": 3})
+    left = interpreter.run(
+        stand_in(spec, TILES),
+        "set_places",
+        arrays,
+        {"count": 3},
+        {"capability": (9, 0), "multiprocessors": 3},
+    )
     where[4, 0, 0], where[0, 0, 0] = places[0], places[2]
     np.testing.assert_array_equal(left["where"], where)
 
@@ -284,7 +386,9 @@ def test_compiled_kernels_take_what_the_runtime_passes(built):
 
 def test_compiled_kernels_do_not_spill(built):
     rows = [measure(each) for each in built]
-    assert [row["spill_stores"] + row["spill_loads"] + row["stack_bytes"] for row in rows] == [0] * len(rows)
+    assert [row["spill_stores"] + row["spill_loads"] + row["stack_bytes"] for row in rows] == [
+        0
+    ] * len(rows)
     assert not [fault for row in rows for fault in faults(row)]
 
 
@@ -293,7 +397,9 @@ def test_a_spill_is_a_fault(built):
 
 
 def test_compiled_kernels_name_no_folder(built):
-    assert not [each.index.file for each in built if str(Path(__file__).parents[2]).encode() in each.cubin]
+    assert not [
+        each.index.file for each in built if str(Path(__file__).parents[2]).encode() in each.cubin
+    ]
 
 
 def test_the_archive_is_what_the_runtime_reads(built):
@@ -326,11 +432,19 @@ def test_head_widths_that_do_not_fit_are_refused():
 def test_the_kept_report_covers_every_model_without_a_spill():
     rows = json.loads(RESULT.read_text())["rows"]
     covered = {(row["model"], row["dtype"], row["architecture"]) for row in rows}
-    assert covered == {(model, dtype, f"sm_{each}") for model in MODELS for dtype in DTYPES for each in ARCHITECTURES}
+    assert covered == {
+        (model, dtype, f"sm_{each}")
+        for model in MODELS
+        for dtype in DTYPES
+        for each in ARCHITECTURES
+    }
     assert not [fault for row in rows for fault in faults(row)]
 
 
-@pytest.mark.parametrize(("message", "calls"), [("AST constructor recursion depth mismatch (before=39, after=128)", 3), ("another", 1)])
+@pytest.mark.parametrize(
+    ("message", "calls"),
+    [("AST constructor recursion depth mismatch (before=39, after=128)", 3), ("another", 1)],
+)
 def test_threads_that_met_in_the_parser_try_again(monkeypatch, message, calls):
     tries = []
 

@@ -26,7 +26,12 @@ class AllLayers(torch.nn.Module):
 
     def forward(self, q, k, v, pos, pool, where, table):
         op = torch.ops.vicort.bounded_attention
-        return torch.stack([op(q, k, v, pos, pool, where, table, layer, SCALE, SECTIONS, THETA) for layer in range(LAYERS)])
+        return torch.stack(
+            [
+                op(q, k, v, pos, pool, where, table, layer, SCALE, SECTIONS, THETA)
+                for layer in range(LAYERS)
+            ]
+        )
 
 
 def graph(kind: str) -> GraphSpec:
@@ -44,7 +49,10 @@ def graph(kind: str) -> GraphSpec:
     )
     output = spec("o", kind, LAYERS, "C", HEADS * GROUP, DIM)
     return GraphSpec(
-        file="attention.onnx", inputs=inputs, outputs=(output,), dimensions={n: Dimension(min=1, opt=9, max=99) for n in VARYING}
+        file="attention.onnx",
+        inputs=inputs,
+        outputs=(output,),
+        dimensions={n: Dimension(min=1, opt=9, max=99) for n in VARYING},
     )
 
 
@@ -61,19 +69,29 @@ def engines(expanded, tmp_path_factory):
     path = tmp_path_factory.mktemp("attention") / "attention.onnx"
     onnx.save(expanded, path)
     session = onnxruntime.InferenceSession(path)
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
-    return {"onnxruntime": lambda feed: session.run(None, feed)[0], "openvino": lambda feed: compiled(feed)[0]}
+    compiled = openvino.Core().compile_model(
+        path, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    )
+    return {
+        "onnxruntime": lambda feed: session.run(None, feed)[0],
+        "openvino": lambda feed: compiled(feed)[0],
+    }
 
 
 def sample(case) -> dict[str, np.ndarray]:
     """Random input; what must not be read holds NaN."""
     random = np.random.default_rng(case.seed)
-    q, k, v = (random.standard_normal((case.rows, heads, DIM), np.float32) for heads in (HEADS * GROUP, HEADS, HEADS))
+    q, k, v = (
+        random.standard_normal((case.rows, heads, DIM), np.float32)
+        for heads in (HEADS * GROUP, HEADS, HEADS)
+    )
     pos = random.integers(0, case.reach, (case.rows, 3)).astype(np.int32)
     padding = random.random(case.rows) < case.holes
     pos[padding] = -1
     pool = random.standard_normal((case.pages, LAYERS, HEADS, 2, TOKENS, DIM), np.float32)
-    where = random.integers(0, case.reach, (case.pages, case.where[0], case.where[1], TOKENS, 3)).astype(np.int32)
+    where = random.integers(
+        0, case.reach, (case.pages, case.where[0], case.where[1], TOKENS, 3)
+    ).astype(np.int32)
     empty = random.random(where.shape[:-1]) < case.holes
     where[empty] = -1
     table = random.integers(-1, case.pages, (*case.table, case.slots)).astype(np.int32)
@@ -89,7 +107,8 @@ def reference(feed: dict[str, np.ndarray]) -> np.ndarray:
     return AllLayers()(*(torch.from_numpy(feed[name]) for name in onnx_function.INPUTS)).numpy()
 
 
-kept_by = st.tuples(st.sampled_from([1, LAYERS]), st.sampled_from([1, HEADS]))  # one for all, one a layer, one a layer and head
+# one for all, one a layer, one a layer and head
+kept_by = st.tuples(st.sampled_from([1, LAYERS]), st.sampled_from([1, HEADS]))
 cases = st.builds(
     SimpleNamespace,
     rows=st.integers(1, 9),
@@ -104,7 +123,9 @@ cases = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(case=cases)
 def test_the_function_body_equals_the_torch_form_in_both_engines(engines, case):
     feed = sample(case)
@@ -118,13 +139,24 @@ def test_work_that_all_layers_share_is_there_once(expanded):
     kinds = [node.op_type for node in expanded.graph.node]
     assert not expanded.functions
     assert kinds.count("Softmax") == LAYERS
-    assert kinds.count("Cos") == kinds.count("Sin") == 2  # of the new tokens, and of the cached ones
+    # of the new tokens, and of the cached ones
+    assert kinds.count("Cos") == kinds.count("Sin") == 2
     assert kinds.count("GatherND") == 1  # the cached tokens' positions
 
 
 def test_the_file_is_valid_and_runs_with_the_function_kept():
     names = list(onnx_function.INPUTS)
-    case = SimpleNamespace(rows=5, pages=4, slots=3, where=(LAYERS, 1), table=(1, HEADS), holes=0.3, reach=500, poison=True, seed=1)
+    case = SimpleNamespace(
+        rows=5,
+        pages=4,
+        slots=3,
+        where=(LAYERS, 1),
+        table=(1, HEADS),
+        holes=0.3,
+        reach=500,
+        poison=True,
+        seed=1,
+    )
     feed = sample(case)
     program = torch.onnx.export(
         AllLayers().eval(),
@@ -149,5 +181,10 @@ def test_rotary_frequencies_are_those_of_transformers_to_the_last_bit(theta, cou
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
 
     rope = {"rope_type": "default", "rope_theta": theta, "mrope_section": [count - 2, 1, 1]}
-    config = Qwen2_5_VLTextConfig(hidden_size=4 * count, num_attention_heads=2, rope_parameters=rope)
-    assert onnx_function.rotary_frequencies(theta, count) == Qwen2_5_VLRotaryEmbedding(config).inv_freq.tolist()
+    config = Qwen2_5_VLTextConfig(
+        hidden_size=4 * count, num_attention_heads=2, rope_parameters=rope
+    )
+    assert (
+        onnx_function.rotary_frequencies(theta, count)
+        == Qwen2_5_VLRotaryEmbedding(config).inv_freq.tolist()
+    )

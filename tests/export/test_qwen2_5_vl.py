@@ -1,4 +1,5 @@
-"""The model for export against transformers' own Qwen2.5-VL: random weights, float32, positions always given."""
+"""The model for export against transformers' own Qwen2.5-VL: random weights, float32, positions
+always given."""
 
 from __future__ import annotations
 
@@ -10,10 +11,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.paged_model import PagedModel, streamed_answer
-from support.reference_model import Conversation, load_reference, pixel_values, random_frames, write_random_checkpoint
+from support.reference_model import (
+    Conversation,
+    load_reference,
+    pixel_values,
+    random_frames,
+    write_random_checkpoint,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vicort.export.qwen2_5_vl.configuration import OBSERVED_ROWS, LanguageConfiguration, read_configuration
+from vicort.export.qwen2_5_vl.configuration import (
+    OBSERVED_ROWS,
+    LanguageConfiguration,
+    read_configuration,
+)
 from vicort.export.qwen2_5_vl.language import LanguageModel
 from vicort.export.qwen2_5_vl.weights import load_language, load_models, load_vision
 from vicort.export.qwen2_5_vl.windows import arrange
@@ -45,7 +56,11 @@ def tiny_wide_windows(tmp_path_factory) -> Path:
 def reference_features(folder: Path, frames: torch.Tensor) -> torch.Tensor:
     pixels, grid = pixel_values(frames)
     with torch.no_grad():
-        return load_reference(folder).model.visual(pixels, grid_thw=grid).pooler_output.unflatten(0, (len(frames) // 2, -1))
+        return (
+            load_reference(folder)
+            .model.visual(pixels, grid_thw=grid)
+            .pooler_output.unflatten(0, (len(frames) // 2, -1))
+        )
 
 
 def assert_features_equal(folder: Path, frames: torch.Tensor) -> None:
@@ -60,14 +75,19 @@ def test_vision_equals_transformers(tiny):
     assert_features_equal(tiny, random_frames(3, 112, 112, seed=0))
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(5, 6), (3, 9), (1, 1), (1, 7), (4, 4), (9, 2), (8, 12)])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(5, 6), (3, 9), (1, 1), (1, 7), (4, 4), (9, 2), (8, 12)]
+)
 def test_vision_on_odd_grids(tiny_wide_windows, rows, columns):
     """Windows are 4 tokens a side: grids below, at, between and above it."""
-    assert_features_equal(tiny_wide_windows, random_frames(1 if rows == 5 else 2, 28 * rows, 28 * columns, seed=rows))
+    assert_features_equal(
+        tiny_wide_windows, random_frames(1 if rows == 5 else 2, 28 * rows, 28 * columns, seed=rows)
+    )
 
 
 def test_vision_normalises_as_the_processor_does(tiny):
-    """The patches that reach the model are those of transformers' image processor, which repeats an image to a unit."""
+    """The patches that reach the model are those of transformers' image processor, which repeats an
+    image to a unit."""
     image = random_frames(1, 84, 140, seed=3)[:1]
     processor = Qwen2VLImageProcessorPil.from_pretrained(tiny)
     batch = processor([image[0].permute(2, 0, 1).numpy()], do_resize=False, return_tensors="pt")
@@ -92,15 +112,23 @@ def test_image_size_must_fit_the_tokens(tiny, height, width):
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=st.integers(1, 13), columns=st.integers(1, 13), merge=st.integers(1, 3), window=st.integers(1, 5))
+@given(
+    rows=st.integers(1, 13),
+    columns=st.integers(1, 13),
+    merge=st.integers(1, 3),
+    window=st.integers(1, 5),
+)
 def test_windows_hold_every_patch_where_it_belongs(rows, columns, merge, window):
-    """Two patches share a window exactly if their tokens lie in the same cell of a window x window raster."""
+    """Two patches share a window exactly if their tokens lie in the same cell of a window x window
+    raster."""
     windows = arrange(rows, columns, merge, window)
     y, x = np.divmod(windows.patches, columns * merge)
     assert sorted(windows.patches) == list(range(rows * columns * merge * merge))
     raster = (y // merge // window) * 100 + x // merge // window
     cell_window = np.repeat(np.arange(windows.count), windows.filled.shape[1])[windows.scatter]
-    assert np.array_equal(raster[:, None] == raster[None], cell_window[:, None] == cell_window[None])
+    assert np.array_equal(
+        raster[:, None] == raster[None], cell_window[:, None] == cell_window[None]
+    )
     assert np.array_equal(windows.gather[windows.scatter], np.arange(len(windows.patches)))
     assert np.array_equal(np.flatnonzero(windows.filled.reshape(-1)), np.sort(windows.scatter))
     tokens = (y // merge * columns + x // merge).reshape(-1, merge * merge)
@@ -108,8 +136,11 @@ def test_windows_hold_every_patch_where_it_belongs(rows, columns, merge, window)
     assert np.array_equal(tokens[windows.tokens, 0], np.arange(rows * columns))
 
 
-def assert_answers_equal(folder: Path, talk: Conversation, chunks: list[int], length: int, page_tokens: int) -> None:
-    """Greedy tokens and their logits, streamed chunk by chunk through pages, against transformers' pass over everything."""
+def assert_answers_equal(
+    folder: Path, talk: Conversation, chunks: list[int], length: int, page_tokens: int
+) -> None:
+    """Greedy tokens and their logits, streamed chunk by chunk through pages, against transformers'
+    pass over everything."""
     expected_tokens, expected = talk.reference_answer(load_reference(folder), length)
     vision, language, _, config = load_models(folder, *talk.frames.shape[1:3])
     paged = PagedModel(language, config.language, slots=64, page_tokens=page_tokens)
@@ -122,13 +153,17 @@ def assert_answers_equal(folder: Path, talk: Conversation, chunks: list[int], le
 @pytest.mark.parametrize("chunks", [[6], [2, 1, 3], [1] * 6])
 def test_streamed_answer_equals_one_pass(tiny, chunks):
     """Nothing is dropped: chunk borders, pages, padding rows and un-rotated keys must not show."""
-    talk = Conversation([5, 9, 3], random_frames(6, 84, 140, seed=5), [0, 1, 2, 5, 9, 40], [7, 8, 11, 30])
+    talk = Conversation(
+        [5, 9, 3], random_frames(6, 84, 140, seed=5), [0, 1, 2, 5, 9, 40], [7, 8, 11, 30]
+    )
     assert_answers_equal(tiny, talk, chunks, length=6, page_tokens=8)
 
 
 @pytest.mark.parametrize(("units", "rows", "columns"), [(1, 5, 3), (2, 1, 6), (1, 1, 1)])
 def test_streamed_answer_on_odd_grids(tiny_wide_windows, units, rows, columns):
-    talk = Conversation([5], random_frames(units, 28 * rows, 28 * columns, seed=6), list(range(units)), [7, 8])
+    talk = Conversation(
+        [5], random_frames(units, 28 * rows, 28 * columns, seed=6), list(range(units)), [7, 8]
+    )
     assert_answers_equal(tiny_wide_windows, talk, [units], length=4, page_tokens=16)
 
 
@@ -139,28 +174,44 @@ def test_untied_head(tmp_path):
 
 
 def test_widths_and_vocabulary_of_the_3b_model(tmp_path):
-    """Grid 5x3 with windows of 4: every kind of cut window. Stored as bfloat16 in shards, as the published weights are."""
+    """Grid 5x3 with windows of 4: every kind of cut window. Stored as bfloat16 in shards, as the
+    published weights are."""
     write_random_checkpoint(tmp_path, "3b-widths", seed=4, dtype=torch.bfloat16, shard_size="700MB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    talk = Conversation([151644, 872], random_frames(2, 140, 84, seed=8), [0, 2], [3838, 374, 419, 30])
+    talk = Conversation(
+        [151644, 872], random_frames(2, 140, 84, seed=8), [0, 2], [3838, 374, 419, 30]
+    )
     assert_answers_equal(tmp_path, talk, [1, 1], length=2, page_tokens=16)
 
 
-def alone(folder: Path, tokens: list[int], pos: torch.Tensor) -> tuple[LanguageModel, LanguageConfiguration, list[torch.Tensor]]:
-    """The model, its configuration, and what it gives for these rows when no page is there; token -1 comes with features of NaN."""
+def alone(
+    folder: Path, tokens: list[int], pos: torch.Tensor
+) -> tuple[LanguageModel, LanguageConfiguration, list[torch.Tensor]]:
+    """The model, its configuration, and what it gives for these rows when no page is there; token
+    -1 comes with features of NaN."""
     config = read_configuration(folder)
     language, sizes = load_language(folder, config), config.language
     pool = torch.zeros(1, sizes.layers, sizes.kv_heads, 2, 4, sizes.head_dim)
-    where, table = torch.full((1, 1, 1, 4, 3), -1, dtype=torch.int32), torch.full((1, 1, 1), -1, dtype=torch.int32)
+    where, table = (
+        torch.full((1, 1, 1, 4, 3), -1, dtype=torch.int32),
+        torch.full((1, 1, 1), -1, dtype=torch.int32),
+    )
     features = torch.full((len(tokens), sizes.width), torch.nan)
     with torch.no_grad():
-        return language, sizes, list(language(torch.tensor(tokens).int(), features, pos.int(), pool, where, table))
+        return (
+            language,
+            sizes,
+            list(language(torch.tensor(tokens).int(), features, pos.int(), pool, where, table)),
+        )
 
 
 def test_keys_values_and_mean_query_are_not_rotated(tiny):
-    """In the first layer they are the projections of the normed embedding, wherever the tokens stand."""
+    """In the first layer they are the projections of the normed embedding, wherever the tokens
+    stand."""
     tokens = [4, 8, 15]
-    language, sizes, (_, k, v, q, _) = alone(tiny, tokens, torch.arange(3)[:, None].expand(3, 3) * 7 + 100)
+    language, sizes, (_, k, v, q, _) = alone(
+        tiny, tokens, torch.arange(3)[:, None].expand(3, 3) * 7 + 100
+    )
     attention = language.layers[0].self_attn
     with torch.no_grad():
         entering = language.layers[0].input_layernorm(language.embed_tokens(torch.tensor(tokens)))
@@ -171,10 +222,16 @@ def test_keys_values_and_mean_query_are_not_rotated(tiny):
 
 
 def projected_queries(model: torch.nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
-    """[L,C,Hq,D], what each layer's q_proj of a transformers model gives in one pass, before any rotation."""
+    """[L,C,Hq,D], what each layer's q_proj of a transformers model gives in one pass, before any
+    rotation."""
     seen: list[torch.Tensor] = []
     layers = model.model.language_model.layers
-    hooks = [layer.self_attn.q_proj.register_forward_hook(lambda module, entered, left: seen.append(left[0])) for layer in layers]
+    hooks = [
+        layer.self_attn.q_proj.register_forward_hook(
+            lambda module, entered, left: seen.append(left[0])
+        )
+        for layer in layers
+    ]
     with torch.no_grad():
         model(**inputs, use_cache=False)
     for hook in hooks:
@@ -184,11 +241,14 @@ def projected_queries(model: torch.nn.Module, **inputs: torch.Tensor) -> torch.T
 
 @pytest.mark.parametrize("rows", [1, OBSERVED_ROWS - 1, OBSERVED_ROWS, 3 * OBSERVED_ROWS + 2])
 def test_queries_of_the_last_rows_are_those_of_transformers(tiny, rows):
-    """In every layer, oldest first, behind zeros; padding before, between and after does not show."""
+    """In every layer, oldest first, behind zeros; padding before, between and after does not
+    show."""
     random = torch.Generator().manual_seed(rows)
     tokens = torch.randint(0, 40, (rows,), generator=random).tolist()
     places = torch.arange(rows)[:, None].expand(3, rows, 1)[..., 0].T  # [C,3]
-    expected = projected_queries(load_reference(tiny), input_ids=torch.tensor([tokens]), position_ids=places.T[:, None])
+    expected = projected_queries(
+        load_reference(tiny), input_ids=torch.tensor([tokens]), position_ids=places.T[:, None]
+    )
     spread = sorted(torch.randperm(2 * rows + 3, generator=random)[:rows].tolist())
     padded, pos = [-1] * (2 * rows + 3), torch.full((2 * rows + 3, 3), -1)
     for row, token, place in zip(spread, tokens, places, strict=True):
@@ -197,7 +257,9 @@ def test_queries_of_the_last_rows_are_those_of_transformers(tiny, rows):
         _, _, (*_, queries) = alone(tiny, fed, positions)
         assert queries.shape == (expected.shape[0], OBSERVED_ROWS, *expected.shape[2:])
         assert not queries[:, : max(OBSERVED_ROWS - rows, 0)].any()
-        torch.testing.assert_close(queries[:, -min(rows, OBSERVED_ROWS) :], expected[:, -OBSERVED_ROWS:], atol=2e-5, rtol=0)
+        torch.testing.assert_close(
+            queries[:, -min(rows, OBSERVED_ROWS) :], expected[:, -OBSERVED_ROWS:], atol=2e-5, rtol=0
+        )
 
 
 def test_padding_rows_change_nothing(tiny):
@@ -205,9 +267,13 @@ def test_padding_rows_change_nothing(tiny):
     pos = torch.arange(3)[:, None].expand(3, 3)
     empty = torch.full((1, 3), -1)
     _, _, plain = alone(tiny, [4, 8, 15], pos)
-    _, _, padded = alone(tiny, [4, 8, -1, 15, -1, 3], torch.cat([pos[:2], empty, pos[2:], empty, empty]))
+    _, _, padded = alone(
+        tiny, [4, 8, -1, 15, -1, 3], torch.cat([pos[:2], empty, pos[2:], empty, empty])
+    )
     real = [0, 1, 3]
-    for expected, found in zip(plain, (padded[0], padded[1][:, real], padded[2][:, real], *padded[3:]), strict=True):
+    for expected, found in zip(
+        plain, (padded[0], padded[1][:, real], padded[2][:, real], *padded[3:]), strict=True
+    ):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert all(out.isfinite().all() for out in padded)
 
@@ -217,7 +283,9 @@ def test_bfloat16_stays_near_float32(tiny):
     answers = []
     for dtype in (torch.float32, torch.bfloat16):
         vision, language, _, config = load_models(tiny, 84, 84, dtype)
-        assert {parameter.dtype for model in (vision, language) for parameter in model.parameters()} == {dtype}
+        assert {
+            parameter.dtype for model in (vision, language) for parameter in model.parameters()
+        } == {dtype}
         paged = PagedModel(language, config.language, slots=64, page_tokens=16, dtype=dtype)
         answers.append(streamed_answer(paged, vision, talk, [1, 1], length=1)[1][0])
     assert answers[1].dtype == torch.float32

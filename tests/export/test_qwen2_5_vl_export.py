@@ -22,7 +22,8 @@ def tiny(tmp_path_factory) -> Path:
 
 
 def run(program: torch.export.ExportedProgram, *args: torch.Tensor):
-    """The exported graph at other sizes than its example's; torch.export guards against sizes of one, where the graph is right too."""
+    """The exported graph at other sizes than its example's; torch.export guards against sizes of
+    one, where the graph is right too."""
     with torch.no_grad():
         return program.module(check_guards=False)(*args)
 
@@ -34,17 +35,25 @@ def used_ops(program: torch.export.ExportedProgram) -> set[str]:
 @pytest.mark.parametrize(("height", "width"), [(112, 112), (84, 140)])
 def test_vision(tiny, height, width):
     vision = load_vision(tiny, read_configuration(tiny), height, width)
-    program = export(vision, (random_frames(3, height, width, seed=0),), dynamic_shapes=({0: 2 * Dim("units", min=1, max=64)},))
+    program = export(
+        vision,
+        (random_frames(3, height, width, seed=0),),
+        dynamic_shapes=({0: 2 * Dim("units", min=1, max=64)},),
+    )
     for units in (1, 2, 5):
         frames = random_frames(units, height, width, seed=units)
         with torch.no_grad():
             torch.testing.assert_close(run(program, frames), vision(frames), atol=1e-6, rtol=0)
 
 
-def language_inputs(config, rows: int, slots: int, read: int, layers: int = 1, heads: int = 1) -> tuple[torch.Tensor, ...]:
+def language_inputs(
+    config, rows: int, slots: int, read: int, layers: int = 1, heads: int = 1
+) -> tuple[torch.Tensor, ...]:
     random = torch.Generator().manual_seed(rows)
-    ints = lambda low, high, *shape: torch.randint(low, high, shape, generator=random).int()  # noqa: E731
-    pool = torch.randn(slots, config.layers, config.kv_heads, 2, 4, config.head_dim, generator=random)
+    ints = lambda low, high, *shape: torch.randint(low, high, shape, generator=random).int()
+    pool = torch.randn(
+        slots, config.layers, config.kv_heads, 2, 4, config.head_dim, generator=random
+    )
     pos = ints(0, 20, rows, 3)
     pos[rows - rows // 3 :] = -1
     features = torch.randn(rows, config.width, generator=random)
@@ -57,10 +66,22 @@ def test_language(tiny):
     language = load_language(tiny, config)
     names = ("rows", "slots", "read", "where_layers", "where_heads", "table_layers", "table_heads")
     rows, slots, read, *others = (Dim(name, min=1, max=512) for name in names)
-    shapes = ({0: rows}, {0: rows}, {0: rows}, {0: slots}, {0: slots, 1: others[0], 2: others[1]}, {0: others[2], 1: others[3], 2: read})
-    example = language_inputs(config.language, 5, 6, 3, config.language.layers, config.language.kv_heads)
+    shapes = (
+        {0: rows},
+        {0: rows},
+        {0: rows},
+        {0: slots},
+        {0: slots, 1: others[0], 2: others[1]},
+        {0: others[2], 1: others[3], 2: read},
+    )
+    example = language_inputs(
+        config.language, 5, 6, 3, config.language.layers, config.language.kv_heads
+    )
     program = export(language, example, dynamic_shapes=shapes)
-    assert sum("bounded_attention" in str(node.target) for node in program.graph.nodes) == config.language.layers
+    assert (
+        sum("bounded_attention" in str(node.target) for node in program.graph.nodes)
+        == config.language.layers
+    )
     for size in ((1, 1, 1), (7, 3, 2), (2, 9, 5, 4, 1), (40, 2, 2, 1, 2)):
         inputs = language_inputs(config.language, *size)
         with torch.no_grad():
@@ -69,9 +90,16 @@ def test_language(tiny):
 
 
 def test_token_control():
-    inputs = lambda units: (torch.randn(units, 6, 8), torch.tensor([0.2]), torch.tensor([2], dtype=torch.int32))  # noqa: E731
-    program = export(TokenControl(), inputs(3), dynamic_shapes=({0: Dim("units", min=1, max=64)}, None, None))
-    assert not any("nonzero" in op or "sort" in op for op in used_ops(program))  # nothing whose shape, or layer, depends on data
+    inputs = lambda units: (
+        torch.randn(units, 6, 8),
+        torch.tensor([0.2]),
+        torch.tensor([2], dtype=torch.int32),
+    )
+    program = export(
+        TokenControl(), inputs(3), dynamic_shapes=({0: Dim("units", min=1, max=64)}, None, None)
+    )
+    # nothing whose shape, or layer, depends on data
+    assert not any("nonzero" in op or "sort" in op for op in used_ops(program))
     for units in (1, 2, 7):
         case = inputs(units)
         for exported, eager in zip(run(program, *case), TokenControl()(*case), strict=True):

@@ -1,4 +1,5 @@
-"""Plans that TensorRT for RTX really builds, without a GPU: what is in them, and what is said when it refuses."""
+"""Plans that TensorRT for RTX really builds, without a GPU: what is in them, and what is said when
+it refuses."""
 
 import json
 import os
@@ -34,7 +35,14 @@ from vicort.runtime.engines.bindings import numpy_dtype
 from vicort.runtime.engines.openvino import OpenVinoEngine
 from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
-from vicort.runtime.manifest import FILE_NAME, Dimension, GraphSpec, Manifest, TensorSpec, read_manifest
+from vicort.runtime.manifest import (
+    FILE_NAME,
+    Dimension,
+    GraphSpec,
+    Manifest,
+    TensorSpec,
+    read_manifest,
+)
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 
@@ -49,7 +57,12 @@ def job(tmp_path, name: str, plugin: bool = True, **changes) -> Job:
     file = name if plugin else f"{name}.expanded"
     graph = plan_graphs(plugin)[name]
     kernels = tiny_set() / KERNELS_FILE if graph.plugin_layers else None
-    facts = {"model": tiny_onnx() / f"{file}.onnx", "plan": tmp_path / graph.file, "graph": graph, "kernels": kernels}
+    facts = {
+        "model": tiny_onnx() / f"{file}.onnx",
+        "plan": tmp_path / graph.file,
+        "graph": graph,
+        "kernels": kernels,
+    }
     return Job(**(facts | {"flavour": "tensorrt_rtx"} | changes))
 
 
@@ -66,21 +79,47 @@ def test_a_set_holds_plans_kernels_embeddings_and_a_tokenizer_and_no_onnx():
     manifest = read_manifest(folder)
     found = {path.name for path in folder.iterdir()}
     assert found == {*manifest.files, FILE_NAME}
-    assert {"llm.plan", "vision.plan", "tokens.plan", KERNELS_FILE, "embedding.bin", "tokenizer.json", "config.json"} <= found
+    assert {
+        "llm.plan",
+        "vision.plan",
+        "tokens.plan",
+        KERNELS_FILE,
+        "embedding.bin",
+        "tokenizer.json",
+        "config.json",
+    } <= found
     assert not [name for name in found if "onnx" in name or name in ("llm.bin", "vision.bin")]
-    assert manifest.files["embedding.bin"].bytes == manifest.embedding.rows * manifest.embedding.width * 2
+    assert (
+        manifest.files["embedding.bin"].bytes
+        == manifest.embedding.rows * manifest.embedding.width * 2
+    )
     with zipfile.ZipFile(folder / KERNELS_FILE) as kernels:
         assert [name for name in kernels.namelist() if str(ONE_GPU[0]) in name]
 
 
 def test_the_manifest_says_what_was_built_with_what():
     manifest = read_manifest(tiny_set())
-    assert (manifest.backend, manifest.flavour, manifest.precision) == ("tensorrt", "tensorrt_rtx", "bf16")
+    assert (manifest.backend, manifest.flavour, manifest.precision) == (
+        "tensorrt",
+        "tensorrt_rtx",
+        "bf16",
+    )
     assert {"tensorrt-rtx", "triton", "torch", "exporter"} <= set(manifest.versions)
-    assert {graph.file for graph in manifest.graphs.values()} == {"llm.plan", "vision.plan", "tokens.plan"}
+    assert {graph.file for graph in manifest.graphs.values()} == {
+        "llm.plan",
+        "vision.plan",
+        "tokens.plan",
+    }
     llm = manifest.graphs["llm"]
-    assert llm.layer_types["PLUGIN_V3"] == llm.plugin_layers == llm.attention_layers == manifest.model.layers
-    assert all("PLUGIN_V3" not in manifest.graphs[name].layer_types for name in ("vision", "tokens"))
+    assert (
+        llm.layer_types["PLUGIN_V3"]
+        == llm.plugin_layers
+        == llm.attention_layers
+        == manifest.model.layers
+    )
+    assert all(
+        "PLUGIN_V3" not in manifest.graphs[name].layer_types for name in ("vision", "tokens")
+    )
     assert all(graph.layer_types["SHUFFLE"] for graph in manifest.graphs.values())
 
 
@@ -94,7 +133,14 @@ def test_building_again_does_nothing(capfd):
 @pytest.mark.parametrize("change", [{"plugin": False}, {"strip": True}, {"targets": ("sm_89",)}])
 def test_a_set_of_other_options_is_not_up_to_date(change):
     def planned(**options) -> Manifest:
-        return plan(resolve("tiny"), tiny_model(), "tensorrt", "bf16", "", PlanOptions("tensorrt_rtx", **options))
+        return plan(
+            resolve("tiny"),
+            tiny_model(),
+            "tensorrt",
+            "bf16",
+            "",
+            PlanOptions("tensorrt_rtx", **options),
+        )
 
     assert is_built(tiny_set(), planned())
     assert not is_built(tiny_set(), planned(**change))
@@ -102,7 +148,8 @@ def test_a_set_of_other_options_is_not_up_to_date(change):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """A build whose export and compilation are pretence: what is left is what goes into the folder."""
+    """A build whose export and compilation are pretence: what is left is what goes into the
+    folder."""
 
     def exports(folder, *_, but=""):
         shutil.copytree(tiny_onnx(), folder, dirs_exist_ok=True)
@@ -114,8 +161,15 @@ def quick(monkeypatch):
         return Built(layer_types={"CAST": 1}, plugin_layers=job.graph.plugin_layers)
 
     tiny_onnx()
-    monkeypatch.setattr("vicort.export.kernels.compile.compile_kernels", lambda spec, progress: b"cubins")
-    for name, pretence in {"_exports": exports, "build_plan": build_plan, "remove_functions": str, "write_nodes": lambda *_: None}.items():
+    monkeypatch.setattr(
+        "vicort.export.kernels.compile.compile_kernels", lambda spec, progress: b"cubins"
+    )
+    for name, pretence in {
+        "_exports": exports,
+        "build_plan": build_plan,
+        "remove_functions": str,
+        "write_nodes": lambda *_: None,
+    }.items():
         monkeypatch.setattr(f"vicort.export.engine_set.{name}", pretence)
     return monkeypatch
 
@@ -124,20 +178,36 @@ def built_quickly(folder: Path, **options) -> Manifest:
     folder.mkdir()
     chosen = PlanOptions("tensorrt_rtx", **options)
     write_engine_set(
-        folder, resolve("tiny"), plan(resolve("tiny"), tiny_model(), "tensorrt", "bf16", "", chosen), lambda line: None, chosen
+        folder,
+        resolve("tiny"),
+        plan(resolve("tiny"), tiny_model(), "tensorrt", "bf16", "", chosen),
+        lambda line: None,
+        chosen,
     )
     return read_manifest(folder)
 
 
 def test_a_stripped_set_keeps_the_weights_that_its_plans_are_to_be_given(quick, tmp_path):
     manifest = built_quickly(tmp_path / "set", strip=True)
-    assert {"llm.onnx", "llm.bin", "vision.onnx", "vision.bin", "tokens.onnx", "embedding.bin"} <= set(manifest.files)
-    assert {name: graph.refit_from for name, graph in manifest.graphs.items()} == {name: f"{name}.onnx" for name in manifest.graphs}
+    assert {
+        "llm.onnx",
+        "llm.bin",
+        "vision.onnx",
+        "vision.bin",
+        "tokens.onnx",
+        "embedding.bin",
+    } <= set(manifest.files)
+    assert {name: graph.refit_from for name, graph in manifest.graphs.items()} == {
+        name: f"{name}.onnx" for name in manifest.graphs
+    }
     assert not [name for name in built_quickly(tmp_path / "whole").files if name.endswith(".onnx")]
 
 
 def test_a_plan_that_lost_its_plugins_is_refused(quick, tmp_path):
-    quick.setattr("vicort.export.engine_set.build_plan", lambda job, progress: Built(layer_types={}, plugin_layers=0))
+    quick.setattr(
+        "vicort.export.engine_set.build_plan",
+        lambda job, progress: Built(layer_types={}, plugin_layers=0),
+    )
     with pytest.raises(EngineError, match=r"llm\.plan has 0 plugin layers, 4 were expected"):
         built_quickly(tmp_path / "set")
 
@@ -155,7 +225,10 @@ def test_a_build_that_tensorrt_refuses_leaves_nothing(quick, tmp_path, capfd):
 def test_a_build_says_that_it_was_not_run_where_there_is_no_gpu(quick, tmp_path, capfd):
     quick.setattr(tensorrt, "missing_gpu", lambda: "no driver")
     assert build.main(["tiny", "--backend", "tensorrt", "--out", str(tmp_path / "set")]) == 0
-    assert capfd.readouterr().err.splitlines()[-1] == "vicort-build: built, not run: this machine has no NVIDIA GPU"
+    assert (
+        capfd.readouterr().err.splitlines()[-1]
+        == "vicort-build: built, not run: this machine has no NVIDIA GPU"
+    )
 
 
 def test_the_vision_plan_can_come_straight_from_the_exported_program(quick, tmp_path):
@@ -168,7 +241,10 @@ def test_the_vision_plan_can_come_straight_from_the_exported_program(quick, tmp_
 
     dynamo = SimpleNamespace(convert_exported_program_to_serialized_trt_engine=convert)
     quick.setitem(sys.modules, "torch_tensorrt", SimpleNamespace(dynamo=dynamo))
-    quick.setattr("vicort.export.torch_tensorrt.export_program", lambda module, graph, device: export_program(module, graph, "cpu"))
+    quick.setattr(
+        "vicort.export.torch_tensorrt.export_program",
+        lambda module, graph, device: export_program(module, graph, "cpu"),
+    )
     quick.setattr("vicort.export.engine_set.version", lambda name: "1.0")
     manifest = built_quickly(tmp_path / "set", frontend="torch-tensorrt")
     ((program, options),) = asked
@@ -223,9 +299,14 @@ def test_a_plan_can_be_for_named_gpus(tmp_path):
 def test_a_node_that_the_parser_does_not_take_is_named(tmp_path):
     value = helper.make_tensor_value_info
     node = helper.make_node("Fancy", ["x"], ["y"], name="the_fancy_one", domain="elsewhere")
-    graph = helper.make_graph([node], "g", [value("x", TensorProto.FLOAT, [2])], [value("y", TensorProto.FLOAT, [2])])
+    graph = helper.make_graph(
+        [node], "g", [value("x", TensorProto.FLOAT, [2])], [value("y", TensorProto.FLOAT, [2])]
+    )
     onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("elsewhere", 1)]), tmp_path / "f.onnx"
+        helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("elsewhere", 1)]
+        ),
+        tmp_path / "f.onnx",
     )
     said = refused(job(tmp_path, "tokens", model=tmp_path / "f.onnx"))
     assert "the_fancy_one" in said
@@ -247,13 +328,22 @@ def test_kernels_that_are_missing_are_named(tmp_path):
 
 def test_a_graph_that_is_not_what_was_planned_is_refused(tmp_path):
     graph = plan_graphs()["tokens"]
-    other = graph.model_copy(update={"outputs": (graph.outputs[0].model_copy(update={"dtype": "float32"}), *graph.outputs[1:])})
+    other = graph.model_copy(
+        update={
+            "outputs": (
+                graph.outputs[0].model_copy(update={"dtype": "float32"}),
+                *graph.outputs[1:],
+            )
+        }
+    )
     assert "'kept' is int32, not float32" in refused(job(tmp_path, "tokens", graph=other))
 
 
 def test_shapes_that_no_profile_can_have_are_refused(tmp_path):
     graph = plan_graphs()["tokens"]
-    upside_down = graph.model_copy(update={"dimensions": graph.dimensions | {"U": Dimension(min=5, opt=3, max=2)}})
+    upside_down = graph.model_copy(
+        update={"dimensions": graph.dimensions | {"U": Dimension(min=5, opt=3, max=2)}}
+    )
     assert "tokens.plan" in refused(job(tmp_path, "tokens", graph=upside_down))
 
 
@@ -271,7 +361,9 @@ def other_pages(index: dict) -> dict:
 
 
 def other_angles(index: dict) -> dict:
-    return index | {"spec": index["spec"] | {"frequencies": [0.5] * len(index["spec"]["frequencies"])}}
+    return index | {
+        "spec": index["spec"] | {"frequencies": [0.5] * len(index["spec"]["frequencies"])}
+    }
 
 
 def no_constants(index: dict) -> dict:
@@ -280,16 +372,25 @@ def no_constants(index: dict) -> dict:
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [(other_pages, "is for pages of"), (other_angles, "another rotary embedding"), (no_constants, "KeyError")],
+    [
+        (other_pages, "is for pages of"),
+        (other_angles, "another rotary embedding"),
+        (no_constants, "KeyError"),
+    ],
 )
 def test_an_exception_of_the_plugin_is_not_lost_in_tensorrt(change, said, tmp_path):
-    """TensorRT aborts after some (here configure_plugin's), reports others badly (create_plugin's), and drops the rest, building a plan
-    all the same (get_workspace_size's)."""
+    """TensorRT aborts after some (here configure_plugin's), reports others badly (create_plugin's),
+    and drops the rest, building a plan all the same (get_workspace_size's)."""
     kernels = tmp_path / KERNELS_FILE
-    with zipfile.ZipFile(tiny_set() / KERNELS_FILE) as whole, zipfile.ZipFile(kernels, "w") as changed:
+    with (
+        zipfile.ZipFile(tiny_set() / KERNELS_FILE) as whole,
+        zipfile.ZipFile(kernels, "w") as changed,
+    ):
         for name in whole.namelist():
             content = whole.read(name)
-            changed.writestr(name, json.dumps(change(json.loads(content))) if name == "kernels.json" else content)
+            changed.writestr(
+                name, json.dumps(change(json.loads(content))) if name == "kernels.json" else content
+            )
     assert said in refused(job(tmp_path, "llm", kernels=kernels))
 
 
@@ -345,7 +446,9 @@ def test_a_plan_whose_listing_differs_is_refused(tmp_path):
 def test_tensorrt_for_rtx_does_list_its_plans(tmp_path, monkeypatch):
     """Without that the comparison above would never be made."""
     seen = []
-    monkeypatch.setattr(tensorrt, "_check_listing", lambda job, listed, plugins: seen.extend(listed))
+    monkeypatch.setattr(
+        tensorrt, "_check_listing", lambda job, listed, plugins: seen.extend(listed)
+    )
     tensorrt.build(job(tmp_path, "tokens"), lambda phase, done: None)
     (listing,) = seen
     assert {spec.name for side in listed_tensors(listing) for spec in side} == {
@@ -356,9 +459,17 @@ def test_tensorrt_for_rtx_does_list_its_plans(tmp_path, monkeypatch):
 # Bounds
 
 
-@given(st.integers(1, 80), st.integers(1, 16), st.sampled_from([32, 64, 128]), st.sampled_from([1, 4, 8, 16, 32, 1024]), st.booleans())
+@given(
+    st.integers(1, 80),
+    st.integers(1, 16),
+    st.sampled_from([32, 64, 128]),
+    st.sampled_from([1, 4, 8, 16, 32, 1024]),
+    st.booleans(),
+)
 def test_the_largest_pool_of_a_plan_is_one_that_tensorrt_takes(layers, heads, dim, tokens, plugin):
-    model = tiny_model().model_copy(update={"layers": layers, "kv_heads": heads, "head_dim": dim, "page_tokens": tokens})
+    model = tiny_model().model_copy(
+        update={"layers": layers, "kv_heads": heads, "head_dim": dim, "page_tokens": tokens}
+    )
     dimensions = plan_signatures(signatures(model, "bf16"), model, plugin, False)["llm"].dimensions
     volume = dimensions["P"].max * layers * heads * 2 * tokens * dim
     assert volume < (1 << 40 if plugin else 1 << 31)
@@ -367,7 +478,9 @@ def test_the_largest_pool_of_a_plan_is_one_that_tensorrt_takes(layers, heads, di
 
 
 def test_a_pool_of_the_3b_model_may_be_larger_than_two_to_the_31_elements():
-    model = tiny_model().model_copy(update={"layers": 36, "kv_heads": 2, "head_dim": 128, "page_tokens": 16})
+    model = tiny_model().model_copy(
+        update={"layers": 36, "kv_heads": 2, "head_dim": 128, "page_tokens": 16}
+    )
     most = plan_signatures(signatures(model, "bf16"), model, True, False)["llm"].dimensions["P"].max
     assert most * 36 * 2 * 2 * 16 * 128 * 2 > 140 << 30  # bytes: more than a GPU holds
 
@@ -375,30 +488,61 @@ def test_a_pool_of_the_3b_model_may_be_larger_than_two_to_the_31_elements():
 # bf16
 
 
-ACCURATE = {"Softmax", "ReduceMean", "Sqrt", "Reciprocal", "Pow", "Cos", "Sin", "ReduceSum", "CumSum"}
+ACCURATE = {
+    "Softmax",
+    "ReduceMean",
+    "Sqrt",
+    "Reciprocal",
+    "Pow",
+    "Cos",
+    "Sin",
+    "ReduceSum",
+    "CumSum",
+}
 
 
 @pytest.mark.parametrize("file", ["vision.onnx", "llm.expanded.onnx", "tokens.onnx"])
 def test_norms_softmax_and_rotary_angles_of_the_bf16_graphs_are_in_fp32(file):
-    model = onnx.shape_inference.infer_shapes(onnx.load(tiny_onnx() / file, load_external_data=False))
-    types = {value.name: value.type.tensor_type.elem_type for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]}
+    model = onnx.shape_inference.infer_shapes(
+        onnx.load(tiny_onnx() / file, load_external_data=False)
+    )
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]
+    }
     types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    types |= {node.output[0]: node.attribute[0].t.data_type for node in model.graph.node if node.op_type == "Constant" and node.attribute}
-    found = {node.op_type: types.get(node.input[0]) for node in model.graph.node if node.op_type in ACCURATE}
+    types |= {
+        node.output[0]: node.attribute[0].t.data_type
+        for node in model.graph.node
+        if node.op_type == "Constant" and node.attribute
+    }
+    found = {
+        node.op_type: types.get(node.input[0])
+        for node in model.graph.node
+        if node.op_type in ACCURATE
+    }
     assert found
     assert TensorProto.BFLOAT16 not in found.values()
-    matmuls = {types.get(node.input[0]) for node in model.graph.node if node.op_type in ("MatMul", "Gemm")}
+    matmuls = {
+        types.get(node.input[0]) for node in model.graph.node if node.op_type in ("MatMul", "Gemm")
+    }
     assert file == "tokens.onnx" or TensorProto.BFLOAT16 in matmuls  # it is a bf16 graph
 
 
-def arrays_of(graph: GraphSpec, inputs: dict[str, np.ndarray], **sizes: int) -> dict[str, np.ndarray]:
+def arrays_of(
+    graph: GraphSpec, inputs: dict[str, np.ndarray], **sizes: int
+) -> dict[str, np.ndarray]:
     """The inputs, and room for the outputs."""
     shapes = {spec.name: [sizes.get(size, size) for size in spec.shape] for spec in graph.outputs}
-    return inputs | {spec.name: np.zeros(shapes[spec.name], numpy_dtype(spec.dtype)) for spec in graph.outputs}
+    return inputs | {
+        spec.name: np.zeros(shapes[spec.name], numpy_dtype(spec.dtype)) for spec in graph.outputs
+    }
 
 
 def as_torch(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array)
+    return torch.from_numpy(
+        array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
+    )
 
 
 def off_by(found: np.ndarray, wanted: torch.Tensor) -> float:
@@ -408,12 +552,19 @@ def off_by(found: np.ndarray, wanted: torch.Tensor) -> float:
 
 
 def test_the_bf16_vision_graph_is_near_the_fp32_model():
-    """The ONNX file that TensorRT is given, run by OpenVINO, beside PyTorch in fp32: within bf16's own rounding, 2^-8, a few times over."""
+    """The ONNX file that TensorRT is given, run by OpenVINO, beside PyTorch in fp32: within bf16's
+    own rounding, 2^-8, a few times over."""
     model, graph, checkpoint = tiny_model(), plan_graphs()["vision"], resolve("tiny")
-    frames = np.random.default_rng(0).integers(0, 256, (4, model.image_height, model.image_width, 3), np.uint8)
+    frames = np.random.default_rng(0).integers(
+        0, 256, (4, model.image_height, model.image_width, 3), np.uint8
+    )
     bound = arrays_of(graph, {"frames": frames}, U=2)
-    OpenVinoEngine(tiny_onnx() / "vision.onnx", graph, threads=1, streams=1).enqueue(bound, InlineStream("test"))
-    vision = load_vision(checkpoint, read_configuration(checkpoint), model.image_height, model.image_width)
+    OpenVinoEngine(tiny_onnx() / "vision.onnx", graph, threads=1, streams=1).enqueue(
+        bound, InlineStream("test")
+    )
+    vision = load_vision(
+        checkpoint, read_configuration(checkpoint), model.image_height, model.image_width
+    )
     with torch.no_grad():
         assert 1e-4 < off_by(bound["features"], vision(torch.from_numpy(frames))) < 2e-2
 
@@ -422,18 +573,35 @@ def test_the_bf16_language_graph_is_near_the_fp32_model():
     """On average over a few runs, and not much further from it than PyTorch's own bf16 is."""
     model, graph, checkpoint = tiny_model(), plan_graphs(plugin=False)["llm"], resolve("tiny")
     engine = OpenVinoEngine(tiny_onnx() / "llm.expanded.onnx", graph, threads=1, streams=1)
-    exact, rounded = (load_language(checkpoint, read_configuration(checkpoint), dtype) for dtype in (torch.float32, torch.bfloat16))
+    exact, rounded = (
+        load_language(checkpoint, read_configuration(checkpoint), dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
     ours, pytorchs = [], []
     for seed in range(6):
-        inputs = language_inputs(model, np.dtype(ml_dtypes.bfloat16), 21, 9, np.random.default_rng(seed))
+        inputs = language_inputs(
+            model, np.dtype(ml_dtypes.bfloat16), 21, 9, np.random.default_rng(seed)
+        )
         bound = arrays_of(graph, inputs, C=21)
         engine.enqueue(bound, InlineStream("test"))
         tensors = [as_torch(inputs[spec.name]) for spec in graph.inputs]
         with torch.no_grad():
             wanted = exact(*tensors)
-            near = rounded(*(tensor.bfloat16() if tensor.is_floating_point() else tensor for tensor in tensors))
-        ours.append([off_by(bound[spec.name], tensor) for spec, tensor in zip(graph.outputs, wanted, strict=True)])
-        pytorchs.append([off_by(found.float().numpy(), tensor) for found, tensor in zip(near, wanted, strict=True)])
+            near = rounded(
+                *(tensor.bfloat16() if tensor.is_floating_point() else tensor for tensor in tensors)
+            )
+        ours.append(
+            [
+                off_by(bound[spec.name], tensor)
+                for spec, tensor in zip(graph.outputs, wanted, strict=True)
+            ]
+        )
+        pytorchs.append(
+            [
+                off_by(found.float().numpy(), tensor)
+                for found, tensor in zip(near, wanted, strict=True)
+            ]
+        )
     means, limits = np.mean(ours, axis=0), np.mean(pytorchs, axis=0)
     assert (means > 1e-4).all()
     assert (means < 2e-2).all(), means
@@ -472,7 +640,10 @@ def test_networks_are_strongly_typed_in_every_version():
     flags = SimpleNamespace(NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1))
     versions = {("tensorrt", "10.13.2"): 2, ("tensorrt", "11.4.0"): 0, ("tensorrt_rtx", "1.7.1"): 0}
     for (flavour, version), wanted in versions.items():
-        assert tensorrt._network_flags(SimpleNamespace(flavour=flavour, version=version, module=flags)) == wanted
+        assert (
+            tensorrt._network_flags(SimpleNamespace(flavour=flavour, version=version, module=flags))
+            == wanted
+        )
 
 
 NAMES = """
@@ -517,8 +688,13 @@ def test_every_name_that_is_used_is_in_the_real_bindings_of_the_full_tensorrt(tm
     made = subprocess.run(["bash", stub, tmp_path], capture_output=True, text=True, check=False)
     if made.returncode:
         pytest.skip(f"the bindings cannot be fetched here: {made.stderr[-200:]}")
-    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(tmp_path / "site")}
-    done = subprocess.run([sys.executable, "-c", NAMES], env=environment, capture_output=True, text=True, check=False)
+    environment = os.environ | {
+        "LD_LIBRARY_PATH": str(tmp_path),
+        "PYTHONPATH": str(tmp_path / "site"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", NAMES], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -530,9 +706,17 @@ def test_the_widths_of_the_3b_model_build(plugin, tmp_path, capfd):
     write_random_checkpoint(model, "3b-widths", seed=5, dtype=torch.bfloat16)
     shutil.copy(resolve("tiny") / "tokenizer.json", model)
     options = [] if plugin else ["--no-plugin"]
-    assert build.main([str(model), "--out", str(tmp_path / "set"), "--backend", "tensorrt", *options]) == 0, capfd.readouterr().err
+    assert (
+        build.main([str(model), "--out", str(tmp_path / "set"), "--backend", "tensorrt", *options])
+        == 0
+    ), capfd.readouterr().err
     manifest = read_manifest(tmp_path / "set")
     llm = manifest.graphs["llm"]
     assert llm.layer_types.get("PLUGIN_V3", 0) == llm.plugin_layers == (2 if plugin else 0)
-    assert (manifest.model.head_dim, manifest.model.width, manifest.model.vocabulary) == (128, 2048, 151936)
-    assert manifest.files["llm.plan"].bytes > 2 * (151936 * 2048 + 2 * 3 * 2048 * 11008)  # the weights, once
+    assert (manifest.model.head_dim, manifest.model.width, manifest.model.vocabulary) == (
+        128,
+        2048,
+        151936,
+    )
+    # the weights, once
+    assert manifest.files["llm.plan"].bytes > 2 * (151936 * 2048 + 2 * 3 * 2048 * 11008)

@@ -1,4 +1,5 @@
-"""How the tiny model is taught to speak by itself: what is to be said when, how it is laid out, what is saved, how it is scored."""
+"""How the tiny model is taught to speak by itself: what is to be said when, how it is laid out,
+what is saved, how it is scored."""
 
 from __future__ import annotations
 
@@ -37,16 +38,28 @@ def reels(seed: int, count: int = 3) -> list[Reel]:
     for k in range(count):
         stream = make_stream(seed * 100 + k, 7, lead=2.0, tail=2.0)
         times = list(np.arange(2 * int(stream.duration)) / 2)
-        made.append(Reel(np.zeros((len(times) // 2, 16, 8), np.float32), labels(stream, times), stream.things))
+        made.append(
+            Reel(
+                np.zeros((len(times) // 2, 16, 8), np.float32), labels(stream, times), stream.things
+            )
+        )
     return made
 
 
 def told_plainly(scene, words: str) -> list[tuple[int, str]]:
-    """(units before, words): each matching thing at the first unit that shows it; of two in one unit the later one."""
+    """(units before, words): each matching thing at the first unit that shows it; of two in one
+    unit the later one."""
     shown, said = set(), []
     for unit, pair in enumerate(scene.episode.there):
         new = [k for k in dict.fromkeys(pair.tolist()) if k >= 0 and k not in shown]
-        new = [k for k in new if any(w in (scene.episode.things[k].shape, scene.episode.things[k].color, "any") for w in words.split())]
+        new = [
+            k
+            for k in new
+            if any(
+                w in (scene.episode.things[k].shape, scene.episode.things[k].color, "any")
+                for w in words.split()
+            )
+        ]
         if new:
             thing = scene.episode.things[new[-1]]
             said.append((unit + 1, f"{thing.color} {thing.shape}"))
@@ -61,17 +74,26 @@ def test_each_thing_that_was_asked_for_is_told_once_and_all_else_passed_over(see
     (instruction,) = [turn for turn in scene.turns if turn.question]
     assert (instruction.unit, instruction.answer) == (0, "yes")
     words = instruction.question
-    if not any(word in words.split() for word in (*SHAPES, "red", "green", "blue", "yellow", "white", "purple")):
+    if not any(
+        word in words.split()
+        for word in (*SHAPES, "red", "green", "blue", "yellow", "white", "purple")
+    ):
         words = "any"
     spoken = [(turn.unit, turn.answer) for turn in scene.turns if not turn.question]
     assert spoken == told_plainly(scene, words)
-    assert scene.silent.tolist() == [unit + 1 not in dict(spoken) for unit in range(len(scene.silent))]
+    assert scene.silent.tolist() == [
+        unit + 1 not in dict(spoken) for unit in range(len(scene.silent))
+    ]
 
 
 @given(st.integers(0, 10**6))
 @settings(max_examples=40, deadline=None)
-def test_what_is_missed_is_told_a_unit_later_and_what_was_said_wrongly_teaches_nothing(seed: int) -> None:
-    recipe = Recipe(missed=1.0, spurious=1.0, questions=0, twice=0, late=0, unasked=0, windows=0, present=1.0)
+def test_what_is_missed_is_told_a_unit_later_and_what_was_said_wrongly_teaches_nothing(
+    seed: int,
+) -> None:
+    recipe = Recipe(
+        missed=1.0, spurious=1.0, questions=0, twice=0, late=0, unasked=0, windows=0, present=1.0
+    )
     scene = make_scene(np.random.default_rng(seed), reels(seed % 7), recipe)
     said = {turn.unit for turn in scene.turns if not turn.question}
     wrong = {turn.unit for turn in scene.turns if not turn.learnt}
@@ -85,13 +107,20 @@ def test_what_is_missed_is_told_a_unit_later_and_what_was_said_wrongly_teaches_n
 @given(st.integers(0, 10**6))
 @settings(max_examples=30, deadline=None)
 def test_layout(seed: int) -> None:
-    """Behind the last token of each unit stands the decision; positions go on from time and text alike; nobody sees what comes."""
+    """Behind the last token of each unit stands the decision; positions go on from time and text
+    alike; nobody sees what comes."""
     rng = np.random.default_rng(seed)
     scene = make_scene(rng, reels(seed % 5), Recipe(spurious=0.0, missed=0.0))
-    cells, end, tokenizer = Layout().cells(rng, scene), VOCABULARY.index("<|im_end|>"), make_tokenizer()
+    cells, end, tokenizer = (
+        Layout().cells(rng, scene),
+        VOCABULARY.index("<|im_end|>"),
+        make_tokenizer(),
+    )
     visual = np.flatnonzero(cells["feature"] >= 0).reshape(-1, 16)
     assert (cells["feature"][visual] // 16 == scene.episode.units[:, None]).all()
-    spoken = {turn.unit: tokenizer.encode(turn.answer).ids for turn in scene.turns if not turn.question}
+    spoken = {
+        turn.unit: tokenizer.encode(turn.answer).ids for turn in scene.turns if not turn.question
+    }
     for unit, row in enumerate(visual):
         words = spoken.get(unit + 1)
         assert cells["labels"][row[:-1]].tolist() == [IGNORED] * 15
@@ -106,7 +135,9 @@ def test_layout(seed: int) -> None:
     for place in range(1, len(t)):
         text, behind_text = cells["feature"][place] < 0, cells["feature"][place - 1] < 0
         if text:
-            assert (cells["positions"][:, place] == max(1, cells["positions"][:, :place].max() + 1)).all()
+            assert (
+                cells["positions"][:, place] == max(1, cells["positions"][:, :place].max() + 1)
+            ).all()
         elif behind_text and place > 2:
             assert t[place] >= t[place - 1] + 1
     assert not np.triu(cells["mask"], 1).any()
@@ -115,7 +146,10 @@ def test_layout(seed: int) -> None:
 def test_the_adapter_begins_as_nothing_and_its_files_hold_what_was_trained(tmp_path: Path) -> None:
     plain, model = new_model(0), new_model(0)
     trained = wrap(model, seed=1)
-    inputs = {"input_ids": torch.arange(8, 20)[None], "position_ids": torch.arange(12).expand(3, 1, 12)}
+    inputs = {
+        "input_ids": torch.arange(8, 20)[None],
+        "position_ids": torch.arange(12).expand(3, 1, 12),
+    }
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).logits, plain(**inputs).logits)
         for parameter in trained:
@@ -132,7 +166,9 @@ def test_the_adapter_begins_as_nothing_and_its_files_hold_what_was_trained(tmp_p
         torch.testing.assert_close(ours, model(**inputs).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_a_training_step_is_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_step_is_the_same_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(train.Eyes, "draw", lambda self, rng, count: reels_of_features())
     monkeypatch.setattr(train, "STAGES", ((2, Recipe(streams=1, longest=4), (1e-3, 1e-3)),))
 
@@ -147,7 +183,10 @@ def test_a_training_step_is_the_same_each_time(tmp_path: Path, monkeypatch: pyte
 
 def reels_of_features() -> list[Reel]:
     random = np.random.default_rng(0)
-    return [Reel(random.standard_normal((len(r.there), 16, 128)).astype(np.float32), r.there, r.things) for r in reels(1)]
+    return [
+        Reel(random.standard_normal((len(r.there), 16, 128)).astype(np.float32), r.there, r.things)
+        for r in reels(1)
+    ]
 
 
 def test_score() -> None:
@@ -156,7 +195,11 @@ def test_score() -> None:
     right = f"{things[1].color} {things[1].shape}"
     begin, gone = Fraction(str(things[1].start)), Fraction(str(things[1].end))
     score = Score(seconds=120)
-    score.add(things, target, [Said(begin + 1, right), Said(begin + Fraction(3, 2), right), Said(gone + 2, right)])
+    score.add(
+        things,
+        target,
+        [Said(begin + 1, right), Said(begin + Fraction(3, 2), right), Said(gone + 2, right)],
+    )
     score.add(things, target, [Said(begin - 1, right), Said(begin + Fraction(1, 2), "red shoe")])
     score.add(things, target, [])
     assert score.report() == {
@@ -180,7 +223,10 @@ def test_streams_of_the_score_hold_their_silence_between_the_things() -> None:
 
 
 def test_the_embedded_adapter_is_small_and_says_what_it_is() -> None:
-    assert {path.name for path in ADAPTER.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in ADAPTER.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     assert sum(path.stat().st_size for path in ADAPTER.iterdir()) < 1e6
     assert json.loads((ADAPTER / "adapter_config.json").read_text())["peft_type"] == "LORA"
 
@@ -191,14 +237,21 @@ def test_the_embedded_adapter_tells_most_of_what_it_was_asked_for() -> None:
         stream = make_stream(seed, 5, lead=1.3, tail=2.0)
         times = [Fraction(index, 2) for index in range(2 * int(stream.duration))]
         painter = Painter(stream, 112, 112)
-        frames = np.stack([letterbox(painter.frame(float(time))) for time in times]).reshape(-1, 2, 112, 112, 3)
+        frames = np.stack([letterbox(painter.frame(float(time))) for time in times]).reshape(
+            -1, 2, 112, 112, 3
+        )
         with torch.inference_mode():
             features = encode_units(model, torch.from_numpy(frames))
         for thing in stream.things:
             target = Target(f"a {thing.shape}", shape=thing.shape)
-            score.add(stream.things, target, watch(Speaker(model, train.THRESHOLD), target, features, times))
+            score.add(
+                stream.things,
+                target,
+                watch(Speaker(model, train.THRESHOLD), target, features, times),
+            )
             score.seconds += stream.duration
-    # It is not a good one: held-out files gave 18 of 22, and one false alarm a minute (export/tiny/README.md).
+    # It is not a good one: held-out files gave 18 of 22, and one false alarm a minute
+    # (export/tiny/README.md).
     assert score.appearances == 15
     assert score.told >= 10, score
     assert score.worded >= score.told - 1
@@ -208,7 +261,11 @@ def test_the_embedded_adapter_tells_most_of_what_it_was_asked_for() -> None:
 
 def test_turns_are_in_the_order_of_the_stream() -> None:
     for seed in range(40):
-        scene = make_scene(np.random.default_rng(seed), reels(seed % 5), Recipe(questions=1.0, twice=1.0, late=1.0))
+        scene = make_scene(
+            np.random.default_rng(seed), reels(seed % 5), Recipe(questions=1.0, twice=1.0, late=1.0)
+        )
         keys = [(turn.unit, bool(turn.question)) for turn in scene.turns]
         assert keys == sorted(keys)
-        assert all(isinstance(turn, Turn) and 0 <= turn.unit <= len(scene.silent) for turn in scene.turns)
+        assert all(
+            isinstance(turn, Turn) and 0 <= turn.unit <= len(scene.silent) for turn in scene.turns
+        )

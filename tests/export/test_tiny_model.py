@@ -25,14 +25,24 @@ from vicort.export.tiny.video import letterbox, read_units
 from vicort.export.tiny.world import SHAPES, Painter, Stream, make_stream
 
 torch.set_num_threads(1)
-FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 
 
 def drawn_units(stream: Stream, side: int = 112) -> tuple[np.ndarray, list[Fraction]]:
-    """A stream as units of letterboxed frames, two a second, and the time of each frame, without a file between."""
+    """A stream as units of letterboxed frames, two a second, and the time of each frame, without a
+    file between."""
     painter = Painter(stream, round(side * stream.aspect), side)
     times = [Fraction(index, 2) for index in range(2 * int(stream.duration + 1))]
-    return np.stack([letterbox(painter.frame(float(time))) for time in times]).reshape(-1, 2, 112, 112, 3), times
+    return np.stack([letterbox(painter.frame(float(time))) for time in times]).reshape(
+        -1, 2, 112, 112, 3
+    ), times
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +56,14 @@ def test_checkpoint_is_complete_and_small() -> None:
 
 
 def test_checkpoint_loads_without_missing_or_unexpected_weights() -> None:
-    _, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(CHECKPOINT, output_loading_info=True)
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs") if key in info)
+    _, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        CHECKPOINT, output_loading_info=True
+    )
+    assert not any(
+        info[key]
+        for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+        if key in info
+    )
 
 
 def test_special_tokens_are_where_the_configuration_says() -> None:
@@ -59,7 +75,10 @@ def test_special_tokens_are_where_the_configuration_says() -> None:
         assert config[f"{name}_token_id"] == tokenizer.convert_tokens_to_ids(f"<|{name}|>")
     assert config["text_config"]["vocab_size"] == len(tokenizer) == len(VOCABULARY)
     assert tokenizer.eos_token_id == config["text_config"]["eos_token_id"]
-    assert json.loads((CHECKPOINT / "generation_config.json").read_text())["eos_token_id"] == tokenizer.eos_token_id
+    assert (
+        json.loads((CHECKPOINT / "generation_config.json").read_text())["eos_token_id"]
+        == tokenizer.eos_token_id
+    )
 
 
 @given(st.sampled_from(SHAPES), st.sampled_from(["?", " ?", "", "??", "?!", "."]), st.booleans())
@@ -85,29 +104,52 @@ def test_unknown_words_are_one_token_each() -> None:
 
 def test_template_puts_the_video_first_and_ends_with_the_question() -> None:
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-    turn = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "what color was the circle?"}]}
+    turn = {
+        "role": "user",
+        "content": [{"type": "video"}, {"type": "text", "text": "what color was the circle?"}],
+    }
     text = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
     assert text == PROMPT + "<|video_pad|><|vision_end|>what color was the circle?"
-    answered = [turn, {"role": "assistant", "content": "red"}, {"role": "user", "content": "what shape was green?"}]
+    answered = [
+        turn,
+        {"role": "assistant", "content": "red"},
+        {"role": "user", "content": "what shape was green?"},
+    ]
     text = tokenizer.apply_chat_template(answered, tokenize=False, add_generation_prompt=True)
-    assert text == PROMPT + "<|video_pad|><|vision_end|>what color was the circle?red<|im_end|><|im_start|>what shape was green?"
+    assert (
+        text
+        == PROMPT
+        + "<|video_pad|><|vision_end|>what color was the circle?red<|im_end|><|im_start|>what shape was green?"
+    )
 
 
 def test_patches_equal_the_processor_of_transformers() -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (112, 112, 3), np.uint8)
-    expected = Qwen2VLImageProcessorPil.from_pretrained(CHECKPOINT)(images=[image], return_tensors="np")["pixel_values"]
+    expected = Qwen2VLImageProcessorPil.from_pretrained(CHECKPOINT)(
+        images=[image], return_tensors="np"
+    )["pixel_values"]
     ours = patches(torch.from_numpy(np.stack([image, image])[None]))
     np.testing.assert_allclose(ours.numpy(), expected, atol=2e-6)
 
 
 def test_faster_attention_changes_nothing() -> None:
-    """Vision in equal windows at once, and causal attention in blocks, against transformers' own."""
+    """Vision in equal windows at once, and causal attention in blocks, against transformers'
+    own."""
     rng = np.random.default_rng(0)
     stream = make_stream(1, 3, lead=1.0, tail=1.0)
     units, times = drawn_units(stream)
     reel = Reel(units, labels(stream, [float(time) for time in times]), stream.things)
-    recipe = Recipe(streams=3, questions=4, things=(1, 3), far=1.0, bounded=0.5, drops=0.5, retrieval=0.5, turns=0.5)
+    recipe = Recipe(
+        streams=3,
+        questions=4,
+        things=(1, 3),
+        far=1.0,
+        bounded=0.5,
+        drops=0.5,
+        retrieval=0.5,
+        turns=0.5,
+    )
     plain, fast = new_model(0), new_model(0)
     faster_attention(fast)
     shown, episodes = gather(rng, [reel], recipe)
@@ -125,14 +167,21 @@ def test_faster_attention_changes_nothing() -> None:
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=15, deadline=None)
 def test_batches_keep_the_contract_of_positions_and_forks(seed: int) -> None:
-    """t rises with the unit, rows and columns come from the grid, text goes on behind the maximum, and forks do not see each other."""
+    """t rises with the unit, rows and columns come from the grid, text goes on behind the maximum,
+    and forks do not see each other."""
     rng = np.random.default_rng(seed)
     stream = make_stream(seed, 4, lead=2.0, tail=2.0)
     times = np.arange(2 * int(stream.duration)) / 2
-    reel = Reel(np.zeros((len(times) // 2, 2, 112, 112, 3), np.uint8), labels(stream, list(times)), stream.things)
+    reel = Reel(
+        np.zeros((len(times) // 2, 2, 112, 112, 3), np.uint8),
+        labels(stream, list(times)),
+        stream.things,
+    )
     recipe = Recipe(streams=2, questions=5, things=(0, 4), far=0.0, bounded=0.5, drops=0.5)
     units, episodes = gather(rng, [reel], recipe)
-    batch = Composer(recipe).compose(rng, episodes, rng.standard_normal((len(units), 16, 8)).astype(np.float32))
+    batch = Composer(recipe).compose(
+        rng, episodes, rng.standard_normal((len(units), 16, 8)).astype(np.float32)
+    )
     for row in range(2):
         vision = np.flatnonzero(batch.feature[row] >= 0)
         t, h, w = batch.positions[:, row]
@@ -144,7 +193,10 @@ def test_batches_keep_the_contract_of_positions_and_forks(seed: int) -> None:
         end = VOCABULARY.index("<|vision_end|>")
         starts = np.flatnonzero(batch.tokens[row] == end)
         assert len(starts)
-        assert (batch.positions[:, row, starts] == max(t[vision].max(), h[vision].max(), w[vision].max()) + 1).all()
+        assert (
+            batch.positions[:, row, starts]
+            == max(t[vision].max(), h[vision].max(), w[vision].max()) + 1
+        ).all()
         mask = batch.mask[row, 0]
         assert not np.triu(mask, 1).any()
         for one, other in pairwise(starts):
@@ -171,7 +223,9 @@ def test_reading_in_pieces_changes_nothing(model: Qwen2_5_VLForConditionalGenera
     assert whole.answer(questions[:1]) == whole.answer(questions)[:1]
 
 
-def test_the_model_answers_on_streams_it_never_saw(model: Qwen2_5_VLForConditionalGeneration) -> None:
+def test_the_model_answers_on_streams_it_never_saw(
+    model: Qwen2_5_VLForConditionalGeneration,
+) -> None:
     right = []
     for seed in range(10_100_000, 10_100_006):
         stream = make_stream(seed, 6, aspect=4 / 3)
@@ -179,7 +233,9 @@ def test_the_model_answers_on_streams_it_never_saw(model: Qwen2_5_VLForCondition
         reader = Reader(model)
         reader.watch(units, times[::2])
         answers = reader.answer([f"what color was the {thing.shape}?" for thing in stream.things])
-        right += [answer == thing.color for answer, thing in zip(answers, stream.things, strict=True)]
+        right += [
+            answer == thing.color for answer, thing in zip(answers, stream.things, strict=True)
+        ]
     assert len(right) == 36
     assert np.mean(right) >= 0.9
 

@@ -1,4 +1,5 @@
-"""Training goes on behind its last stage, stops when its time is over, and starts again where it stopped."""
+"""Training goes on behind its last stage, stops when its time is over, and starts again where it
+stopped."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,24 +30,36 @@ def test_the_longer_stage_comes_behind_all_others() -> None:
     assert stage_at(BEFORE + LONGER.steps, (*STAGES, LONGER)) is None
 
 
-def test_training_on_begins_with_the_committed_checkpoint_and_resumes(pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "LONGER", replace(LONGER, steps=2, recipe=Recipe(streams=1, questions=2, reels=1)))
+def test_training_on_begins_with_the_committed_checkpoint_and_resumes(
+    pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        training, "LONGER", replace(LONGER, steps=2, recipe=Recipe(streams=1, questions=2, reels=1))
+    )
     weights: dict[int, dict[str, torch.Tensor]] = {}
 
     def step(run, *rest, real=training.train_step):
-        weights[run.step] = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+        weights[run.step] = {
+            name: tensor.clone() for name, tensor in run.model.state_dict().items()
+        }
         return real(run, *rest)
 
     monkeypatch.setattr(training, "train_step", step)
     times = iter([0.0, 1.0, 61.0])  # the minute is over behind the first step
     train(pool, tmp_path, longer=True, minutes=1, clock=lambda: next(times))
-    committed = Qwen2_5_VLForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).state_dict()
+    committed = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        CHECKPOINT, dtype=torch.float32
+    ).state_dict()
     assert list(weights) == [BEFORE]
     assert all(torch.equal(tensor, committed[name]) for name, tensor in weights[BEFORE].items())
     assert (tmp_path / "checkpoint" / "model.safetensors").is_file()
     train(pool, tmp_path, longer=True)
     assert list(weights) == [BEFORE, BEFORE + 1]
-    moved = [name for name, tensor in weights[BEFORE + 1].items() if not torch.equal(tensor, committed[name])]
+    moved = [
+        name
+        for name, tensor in weights[BEFORE + 1].items()
+        if not torch.equal(tensor, committed[name])
+    ]
     assert moved
     assert not [name for name in moved if ".visual." in name]
     train(pool, tmp_path, longer=True)  # all stages are done

@@ -1,4 +1,5 @@
-"""The stream world: deterministic, inside the frame, and each question has the answer that the picture gives."""
+"""The stream world: deterministic, inside the frame, and each question has the answer that the
+picture gives."""
 
 from __future__ import annotations
 
@@ -10,14 +11,30 @@ from hypothesis import strategies as st
 from vicort.export.tiny.questions import all_questions
 from vicort.export.tiny.reels import labels
 from vicort.export.tiny.video import letterbox, read_units, write_video
-from vicort.export.tiny.world import COLORS, SHAPES, UNSEEN, Painter, Style, depth, make_stream, random_style, shifted
+from vicort.export.tiny.world import (
+    COLORS,
+    SHAPES,
+    UNSEEN,
+    Painter,
+    Style,
+    depth,
+    make_stream,
+    random_style,
+    shifted,
+)
 
 CLEAN = Style(level=60, contrast=0, strength=0, shading=0)
 
 
-@given(seed=st.integers(0, 10**6), objects=st.integers(0, 7), aspect=st.sampled_from([0.5625, 0.75, 1.0, 4 / 3, 16 / 9, 2.0]))
+@given(
+    seed=st.integers(0, 10**6),
+    objects=st.integers(0, 7),
+    aspect=st.sampled_from([0.5625, 0.75, 1.0, 4 / 3, 16 / 9, 2.0]),
+)
 @settings(max_examples=60, deadline=None)
-def test_things_come_one_after_another_and_stay_inside(seed: int, objects: int, aspect: float) -> None:
+def test_things_come_one_after_another_and_stay_inside(
+    seed: int, objects: int, aspect: float
+) -> None:
     stream = make_stream(seed, objects, aspect, lead=1.0, tail=2.0)
     assert stream == make_stream(seed, objects, aspect, lead=1.0, tail=2.0)
     assert len({thing.shape for thing in stream.things}) == len(stream.things) == objects
@@ -65,7 +82,9 @@ def test_a_thing_shows_its_color_and_nothing_else_shows_it(seed: int) -> None:
     empty = painter.frame(0.5).astype(int)
     assert np.ptp(empty, axis=(0, 1)).max() == 0
     for thing in stream.things:
-        changed = np.abs(painter.frame((thing.start + thing.end) / 2).astype(int) - empty).sum(-1) > 60
+        changed = (
+            np.abs(painter.frame((thing.start + thing.end) / 2).astype(int) - empty).sum(-1) > 60
+        )
         shown = painter.frame((thing.start + thing.end) / 2)[changed].mean(0)
         nearest = min(COLORS, key=lambda name: np.abs(shown - np.array(COLORS[name])).sum())
         assert nearest == thing.color
@@ -115,7 +134,9 @@ def test_nothing_comes_to_nothing() -> None:
     assert asked["how many shapes were there?"] == "zero"
 
 
-@pytest.mark.parametrize(("codec", "ending"), [("libx264", "mp4"), ("mpeg4", "mp4"), ("mjpeg", "mkv")])
+@pytest.mark.parametrize(
+    ("codec", "ending"), [("libx264", "mp4"), ("mpeg4", "mp4"), ("mjpeg", "mkv")]
+)
 def test_a_file_shows_what_the_stream_says_when_it_says(tmp_path, codec: str, ending: str) -> None:
     stream = shifted(make_stream(11, 2, aspect=16 / 9, tail=1.0, gap=(1.0, 1.5)), 1.0)
     path = tmp_path / f"stream.{ending}"
@@ -134,8 +155,13 @@ def test_a_file_shows_what_the_stream_says_when_it_says(tmp_path, codec: str, en
 def test_letterbox_keeps_the_aspect_and_centres(width: int, height: int) -> None:
     boxed = letterbox(np.full((height, width, 3), 200, np.uint8))
     rows, columns = np.nonzero(boxed[..., 0])
-    for edge, other, length, other_length in ((rows, columns, height, width), (columns, rows, width, height)):
+    for edge, other, length, other_length in (
+        (rows, columns, height, width),
+        (columns, rows, width, height),
+    ):
         span = edge.max() - edge.min() + 1
-        assert span == (112 if length >= other_length else max(1, round(112 * length / other_length)))
+        assert span == (
+            112 if length >= other_length else max(1, round(112 * length / other_length))
+        )
         assert abs(edge.min() - (111 - edge.max())) <= 1
         assert other.min() >= 0

@@ -11,17 +11,28 @@ from vicort.export.token_control import TokenControl
 
 
 def plain_kept(features: np.ndarray, threshold: float, positions: int) -> list[int]:
-    """Unit 0 whole; of the others, positions that fall below the threshold at least once, or are among the `positions` least alike."""
+    """Unit 0 whole; of the others, positions that fall below the threshold at least once, or are
+    among the `positions` least alike."""
     units, places, _ = features.shape
     unit_vectors = features / np.linalg.norm(features, axis=-1, keepdims=True)
-    score = [min((float(unit_vectors[j, p] @ unit_vectors[j + 1, p]) for j in range(units - 1)), default=2.0) for p in range(places)]
+    score = [
+        min(
+            (float(unit_vectors[j, p] @ unit_vectors[j + 1, p]) for j in range(units - 1)),
+            default=2.0,
+        )
+        for p in range(places)
+    ]
     lowest = sorted(range(places), key=lambda p: (score[p], p))[:positions]
     hot = {p for p in range(places) if score[p] < threshold or p in lowest}
     return [u * places + p for u in range(units) for p in range(places) if u == 0 or p in hot]
 
 
 def control(features: np.ndarray, threshold: float, positions: int) -> list[np.ndarray]:
-    arguments = torch.from_numpy(features), torch.tensor([threshold]), torch.tensor([positions], dtype=torch.int32)
+    arguments = (
+        torch.from_numpy(features),
+        torch.tensor([threshold]),
+        torch.tensor([positions], dtype=torch.int32),
+    )
     return [out.numpy() for out in TokenControl()(*arguments)]
 
 
@@ -36,7 +47,9 @@ def control(features: np.ndarray, threshold: float, positions: int) -> list[np.n
 def test_equals_the_plain_rule(seed, units, places, threshold, positions):
     random = np.random.default_rng(seed)
     drift = random.random((1, places, 1)) * 2  # some positions hardly change, others do
-    features = (random.normal(size=(1, places, 5)) + drift * random.normal(size=(units, places, 5))).astype(np.float32)
+    features = (
+        random.normal(size=(1, places, 5)) + drift * random.normal(size=(units, places, 5))
+    ).astype(np.float32)
     kept, count, compact, mean = control(features, threshold, positions)
     expected = plain_kept(features.astype(np.float64), threshold, positions)
     assert count.tolist() == [len(expected)]
@@ -62,7 +75,9 @@ def test_a_change_once_keeps_the_position_in_all_units():
 
 def test_features_of_bfloat16():
     features = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    kept, count, compact, mean = TokenControl()(features, torch.tensor([0.1]), torch.tensor([1], dtype=torch.int32))
+    kept, count, compact, mean = TokenControl()(
+        features, torch.tensor([0.1]), torch.tensor([1], dtype=torch.int32)
+    )
     assert compact.dtype == torch.bfloat16
     assert mean.dtype == torch.float32
     assert torch.equal(compact[: int(count)], features.flatten(0, 1)[kept[: int(count)].long()])

@@ -1,4 +1,5 @@
-"""Checkpoints of every published layout load alike; broken ones are refused with one line that names what is wrong."""
+"""Checkpoints of every published layout load alike; broken ones are refused with one line that
+names what is wrong."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def checkpoint(published, tmp_path) -> Path:
 
 def state(folder: Path, dtype: torch.dtype = torch.float32) -> Tensors:
     vision, language, _, _ = load_models(folder, 56, 56, dtype)
-    return {f"vision.{k}": v for k, v in vision.state_dict().items()} | {f"language.{k}": v for k, v in language.state_dict().items()}
+    return {f"vision.{k}": v for k, v in vision.state_dict().items()} | {
+        f"language.{k}": v for k, v in language.state_dict().items()
+    }
 
 
 def assert_equal(one: Tensors, other: Tensors) -> None:
@@ -58,17 +61,28 @@ def old_key(key: str) -> str:
 
 def new_key(key: str) -> str:
     old = old_key(key)
-    return f"model.{old}" if old.startswith("visual.") else old.replace("model.", "model.language_model.")
+    return (
+        f"model.{old}"
+        if old.startswith("visual.")
+        else old.replace("model.", "model.language_model.")
+    )
 
 
 def test_every_weight_is_transformers_own(published):
     """By name and value, but for the patch embedding, whose pixels are in another order."""
-    reference = {old_key(key): value for key, value in load_reference(published).state_dict().items()}
+    reference = {
+        old_key(key): value for key, value in load_reference(published).state_dict().items()
+    }
     vision, language, _, _ = load_models(published, 56, 56)
     ours = {f"visual.{k}": v for k, v in vision.named_parameters()}
-    ours |= {k if k.startswith("lm_head") else f"model.{k}": v for k, v in language.named_parameters(remove_duplicate=False)}
+    ours |= {
+        k if k.startswith("lm_head") else f"model.{k}": v
+        for k, v in language.named_parameters(remove_duplicate=False)
+    }
     patches = ours.pop("visual.patch_embed.weight").unflatten(1, (2, 14, 14, 3))
-    assert torch.equal(patches.permute(0, 4, 1, 2, 3), reference.pop("visual.patch_embed.proj.weight"))
+    assert torch.equal(
+        patches.permute(0, 4, 1, 2, 3), reference.pop("visual.patch_embed.proj.weight")
+    )
     assert_equal(ours, reference)
 
 
@@ -104,15 +118,20 @@ def test_tied_head_is_the_embedding_itself(published):
 
 
 def test_tied_head_stored_twice(published, checkpoint):
-    """Some tools write the tied head as well. Where it differs, transformers takes it to be a head of its own."""
-    copy = lambda tensors: next(value for key, value in tensors.items() if key.endswith("embed_tokens.weight")).clone()  # noqa: E731
+    """Some tools write the tied head as well. Where it differs, transformers takes it to be a head
+    of its own."""
+    copy = lambda tensors: next(
+        value for key, value in tensors.items() if key.endswith("embed_tokens.weight")
+    ).clone()
     edit(checkpoint, lambda tensors: tensors | {"lm_head.weight": copy(tensors)})
     language = load_models(checkpoint, 56, 56)[1]
     assert language.lm_head.weight is language.embed_tokens.weight
     edit(checkpoint, lambda tensors: tensors | {"lm_head.weight": 2 * copy(tensors)})
     reference = load_reference(checkpoint)
     assert torch.equal(load_models(checkpoint, 56, 56)[1].lm_head.weight, reference.lm_head.weight)
-    assert torch.equal(reference.lm_head.weight, 2 * reference.model.language_model.embed_tokens.weight)
+    assert torch.equal(
+        reference.lm_head.weight, 2 * reference.model.language_model.embed_tokens.weight
+    )
 
 
 def test_untied_head(tmp_path):
@@ -173,22 +192,61 @@ FLAT_3B = {  # config.json of Qwen/Qwen2.5-VL-3B-Instruct
 
 def test_flat_configuration_of_the_published_3b_model(checkpoint):
     (checkpoint / "config.json").write_text(json.dumps(FLAT_3B))
-    (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": [151645, 151643]}))
+    (checkpoint / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [151645, 151643]})
+    )
     config = read_configuration(checkpoint)
     vision, language = config.vision, config.language
-    assert (vision.depth, vision.width, vision.intermediate, vision.heads, vision.head_dim) == (32, 1280, 3420, 16, 80)
-    assert (vision.token_pixels, vision.window_tokens, vision.full_attention) == (28, 4, (7, 15, 23, 31))
-    assert (language.layers, language.width, language.intermediate, language.vocabulary) == (36, 2048, 11008, 151936)
-    assert (language.query_heads, language.kv_heads, language.head_dim, language.max_position) == (16, 2, 128, 128000)
-    assert (language.sections, language.theta, language.epsilon, language.tied) == ((16, 24, 24), 1e6, 1e-6, True)
-    assert (config.tokens_per_second, config.fps, config.eos_tokens, config.video_token) == (2, 2, (151645, 151643), 151656)
+    assert (vision.depth, vision.width, vision.intermediate, vision.heads, vision.head_dim) == (
+        32,
+        1280,
+        3420,
+        16,
+        80,
+    )
+    assert (vision.token_pixels, vision.window_tokens, vision.full_attention) == (
+        28,
+        4,
+        (7, 15, 23, 31),
+    )
+    assert (language.layers, language.width, language.intermediate, language.vocabulary) == (
+        36,
+        2048,
+        11008,
+        151936,
+    )
+    assert (language.query_heads, language.kv_heads, language.head_dim, language.max_position) == (
+        16,
+        2,
+        128,
+        128000,
+    )
+    assert (language.sections, language.theta, language.epsilon, language.tied) == (
+        (16, 24, 24),
+        1e6,
+        1e-6,
+        True,
+    )
+    assert (config.tokens_per_second, config.fps, config.eos_tokens, config.video_token) == (
+        2,
+        2,
+        (151645, 151643),
+        151656,
+    )
 
 
 def test_flat_and_nested_configuration_are_read_alike(published, checkpoint):
     def flatten(content: dict) -> None:
-        content |= {key: value for key, value in content.pop("text_config").items() if key not in ("model_type", "tie_word_embeddings")}
+        content |= {
+            key: value
+            for key, value in content.pop("text_config").items()
+            if key not in ("model_type", "tie_word_embeddings")
+        }
         rotary = content.pop("rope_parameters")
-        content |= {"rope_theta": rotary["rope_theta"], "rope_scaling": {"type": "mrope", "mrope_section": rotary["mrope_section"]}}
+        content |= {
+            "rope_theta": rotary["rope_theta"],
+            "rope_scaling": {"type": "mrope", "mrope_section": rotary["mrope_section"]},
+        }
 
     edit_json(checkpoint, "config.json", flatten)
     assert read_configuration(checkpoint) == read_configuration(published)
@@ -198,34 +256,55 @@ def test_flat_and_nested_configuration_are_read_alike(published, checkpoint):
 def test_newer_processor_files(published, checkpoint):
     content = json.loads((checkpoint / "preprocessor_config.json").read_text())
     (checkpoint / "preprocessor_config.json").unlink()
-    (checkpoint / "processor_config.json").write_text(json.dumps({"image_processor": content, "video_processor": {"fps": 4}}))
+    (checkpoint / "processor_config.json").write_text(
+        json.dumps({"image_processor": content, "video_processor": {"fps": 4}})
+    )
     config = read_configuration(checkpoint)
     assert (config.vision, config.fps) == (read_configuration(published).vision, 4)
 
 
 def without(ending: str) -> Callable[[Tensors], Tensors]:
-    return lambda tensors: {key: value for key, value in tensors.items() if not key.endswith(ending)}
+    return lambda tensors: {
+        key: value for key, value in tensors.items() if not key.endswith(ending)
+    }
 
 
 def cut(ending: str) -> Callable[[Tensors], Tensors]:
-    return lambda tensors: {key: value[:-1].clone() if key.endswith(ending) else value for key, value in tensors.items()}
+    return lambda tensors: {
+        key: value[:-1].clone() if key.endswith(ending) else value for key, value in tensors.items()
+    }
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("layers.2.mlp.up_proj.weight"), "no weight 'layers.2.mlp.up_proj.weight' (1 missing) of the language model"),
-        (without("blocks.1.attn.qkv.bias"), "no weight 'blocks.1.attn.qkv.bias' (1 missing) of the vision model"),
+        (
+            without("layers.2.mlp.up_proj.weight"),
+            "no weight 'layers.2.mlp.up_proj.weight' (1 missing) of the language model",
+        ),
+        (
+            without("blocks.1.attn.qkv.bias"),
+            "no weight 'blocks.1.attn.qkv.bias' (1 missing) of the vision model",
+        ),
         (without("patch_embed.proj.weight"), "no weight 'patch_embed.weight'"),
-        (cut("layers.0.self_attn.q_proj.bias"), "layers.0.self_attn.q_proj.bias' has shape [127], config.json makes it [128]"),
+        (
+            cut("layers.0.self_attn.q_proj.bias"),
+            "layers.0.self_attn.q_proj.bias' has shape [127], config.json makes it [128]",
+        ),
         (cut("patch_embed.proj.weight"), "patch_embed.proj.weight' has shape [127, 3, 2, 14, 14]"),
         (
             lambda tensors: tensors | {"visual.blocks.9.norm1.weight": torch.ones(128)},
             "'visual.blocks.9.norm1.weight' that config.json has no place for",
         ),
-        (lambda tensors: tensors | {"adapter.weight": torch.ones(1)}, "'adapter.weight' that Qwen2.5-VL does not have"),
         (
-            lambda tensors: {key: value.to(torch.int8) if key.endswith("up_proj.weight") else value for key, value in tensors.items()},
+            lambda tensors: tensors | {"adapter.weight": torch.ones(1)},
+            "'adapter.weight' that Qwen2.5-VL does not have",
+        ),
+        (
+            lambda tensors: {
+                key: value.to(torch.int8) if key.endswith("up_proj.weight") else value
+                for key, value in tensors.items()
+            },
             "is stored as I8, allowed are F32, F16, BF16",
         ),
     ],
@@ -247,12 +326,36 @@ def assert_refused(folder: Path, message: str) -> None:
     [
         ("config.json", lambda c: c.update(model_type="llama"), "is of a 'llama' model"),
         ("config.json", lambda c: c["text_config"].pop("hidden_size"), "has no hidden_size"),
-        ("config.json", lambda c: c["text_config"].update(hidden_act="gelu"), "hidden_act is 'gelu', only 'silu' is supported"),
-        ("config.json", lambda c: c["text_config"]["rope_parameters"].update(rope_type="yarn"), "rope_scaling type is 'yarn'"),
-        ("config.json", lambda c: c["text_config"]["rope_parameters"].update(mrope_section=[1, 2, 3]), "must sum to 16"),
-        ("config.json", lambda c: c["text_config"].update(use_sliding_window=True), "use_sliding_window is True"),
-        ("config.json", lambda c: c["vision_config"].update(out_hidden_size=99), "out_hidden_size is 99, only 128 is supported"),
-        ("config.json", lambda c: c["vision_config"].update(window_size=14), "window_size is 14, at least 28"),
+        (
+            "config.json",
+            lambda c: c["text_config"].update(hidden_act="gelu"),
+            "hidden_act is 'gelu', only 'silu' is supported",
+        ),
+        (
+            "config.json",
+            lambda c: c["text_config"]["rope_parameters"].update(rope_type="yarn"),
+            "rope_scaling type is 'yarn'",
+        ),
+        (
+            "config.json",
+            lambda c: c["text_config"]["rope_parameters"].update(mrope_section=[1, 2, 3]),
+            "must sum to 16",
+        ),
+        (
+            "config.json",
+            lambda c: c["text_config"].update(use_sliding_window=True),
+            "use_sliding_window is True",
+        ),
+        (
+            "config.json",
+            lambda c: c["vision_config"].update(out_hidden_size=99),
+            "out_hidden_size is 99, only 128 is supported",
+        ),
+        (
+            "config.json",
+            lambda c: c["vision_config"].update(window_size=14),
+            "window_size is 14, at least 28",
+        ),
         ("preprocessor_config.json", lambda c: c.pop("image_std"), "no image_std of three numbers"),
     ],
 )
@@ -269,7 +372,9 @@ def test_damaged_files(checkpoint):
     assert_refused(checkpoint, "has no model.safetensors")
     (checkpoint / "model.safetensors.index.json").write_text("[]")
     assert_refused(checkpoint, "is no index of weights")
-    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
+    (checkpoint / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})
+    )
     assert_refused(checkpoint, "has no model-00001-of-00002.safetensors")
     (checkpoint / "config.json").write_text("{")
     assert_refused(checkpoint, "config.json is not JSON")

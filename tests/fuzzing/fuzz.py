@@ -1,4 +1,5 @@
-"""Spoiled files of every kind that vicort reads: each must be answered or refused in one line, in bounded time and memory.
+"""Spoiled files of every kind that vicort reads: each must be answered or refused in one line, in
+bounded time and memory.
 
     python -m fuzzing.fuzz --seconds 60 --seed 1
 
@@ -57,12 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             peak = max(peak, trial.outcome.peak)
             if trial.outcome.bad:
                 _tell(trial, typed.keep)
-    print(f"seed {typed.seed}: {sum(counts.values())} files of {len(files)} good ones in {before - begin:.0f} s ({_listed(kinds)})")
+    print(
+        f"seed {typed.seed}: {sum(counts.values())} files of {len(files)} good ones in "
+        f"{before - begin:.0f} s ({_listed(kinds)})"
+    )
     print(f"{_listed(counts)}; slowest {slowest:.1f} s, most memory {peak / 1e6:.0f} MB")
     return int(any(kind not in ("answered", "refused") for kind in counts))
 
 
-def trials(files: Sequence[Good], room: Path, seed: int, first: int, seconds: float, count: int | None) -> Iterator[Trial]:
+def trials(
+    files: Sequence[Good], room: Path, seed: int, first: int, seconds: float, count: int | None
+) -> Iterator[Trial]:
     """Files first, first + 1, … of a seed, until the time is up or there were so many."""
     end = time.monotonic() + seconds
     number = first
@@ -73,16 +79,27 @@ def trials(files: Sequence[Good], room: Path, seed: int, first: int, seconds: fl
         path = room / "spoiled" / good.name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
-        yield Trial(number, good, faults, path, tried(path, good.kind, seconds=PATIENCE, most_bytes=MOST_BYTES))
+        yield Trial(
+            number,
+            good,
+            faults,
+            path,
+            tried(path, good.kind, seconds=PATIENCE, most_bytes=MOST_BYTES),
+        )
         number += 1
 
 
 def _tell(trial: Trial, keep: Path | None) -> None:
-    print(f"file {trial.number}, {trial.good.name} as {trial.good.kind}, {trial.faults}: {trial.outcome.kind}: {trial.outcome.detail}")
+    print(
+        f"file {trial.number}, {trial.good.name} as {trial.good.kind}, {trial.faults}: "
+        f"{trial.outcome.kind}: {trial.outcome.detail}"
+    )
     sys.stdout.flush()
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
-        (keep / f"{trial.number}-{trial.good.kind}-{trial.good.name}").write_bytes(trial.path.read_bytes())
+        (keep / f"{trial.number}-{trial.good.kind}-{trial.good.name}").write_bytes(
+            trial.path.read_bytes()
+        )
 
 
 def _listed(counts: Counter[str]) -> str:
@@ -90,12 +107,21 @@ def _listed(counts: Counter[str]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m fuzzing.fuzz", description="Try spoiled files.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "python -m fuzzing.fuzz", description="Try spoiled files.", allow_abbrev=False
+    )
     parser.add_argument("--seconds", type=float, default=60, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first file (default: %(default)s)")
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first file (default: %(default)s)"
+    )
     parser.add_argument("--files", type=int, help="how many at most (default: no limit)")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="where files are kept that were neither answered nor refused")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="where files are kept that were neither answered nor refused",
+    )
     return parser
 
 

@@ -24,7 +24,8 @@ from vicort.runtime.sources import open_source
 from vicort.runtime.sources.packets import DecodedPicture, PacketReader
 
 LONGEST_LINE = 4_096  # characters of an error
-ADDRESS_SPACE = 6 << 30  # bytes: what a child may map besides what it is born with, so that a bomb harms no one else
+# bytes: what a child may map besides what it is born with, so that a bomb harms no one else
+ADDRESS_SPACE = 6 << 30
 VIDEO_TOKEN = 6  # of the embedded model
 TOLD = 8_000  # bytes of what a child tells
 
@@ -88,7 +89,11 @@ def _be_child(path: Path, kind: Kind, writing: int, said: Path, born: Path) -> N
     except VicortError as error:
         line = str(error)
         clean = line.isprintable() and len(line) <= LONGEST_LINE
-        told = f"refused {line}" if clean else f"traceback an error that is no clean line: {line[:500]!r}"
+        told = (
+            f"refused {line}"
+            if clean
+            else f"traceback an error that is no clean line: {line[:500]!r}"
+        )
     except BaseException:  # noqa: BLE001 - whatever it is, it is what the run looks for
         told = f"traceback {traceback.format_exc()[-TOLD // 2 :]}"
     os.write(writing, told.encode("utf-8", "backslashreplace")[:TOLD])
@@ -97,7 +102,10 @@ def _be_child(path: Path, kind: Kind, writing: int, said: Path, born: Path) -> N
 
 def _watch(spec: str) -> str:
     with open_source(spec) as source:
-        return f"{sum(frame.image.nbytes > 0 for frame in source)} frames, {len(source.warnings)} warnings"
+        return (
+            f"{sum(frame.image.nbytes > 0 for frame in source)} frames, {len(source.warnings)} "
+            "warnings"
+        )
 
 
 def _watch_stdin(path: Path) -> str:
@@ -126,7 +134,10 @@ def _read_packets(path: Path) -> str:
     extradata, *pieces = split_packets(path.read_bytes()) or [b""]
     reader = PacketReader(path.name.partition(".")[0], extradata, motion=True)
     seen = refused = 0
-    reads: list[Callable[[], Iterator[DecodedPicture]]] = [*(partial(reader.read, piece, i) for i, piece in enumerate(pieces)), reader.rest]
+    reads: list[Callable[[], Iterator[DecodedPicture]]] = [
+        *(partial(reader.read, piece, i) for i, piece in enumerate(pieces)),
+        reader.rest,
+    ]
     for read in reads:
         try:
             seen += sum(each.image().nbytes > 0 for each in read())

@@ -1,4 +1,5 @@
-"""What the fuzz run starts from, a small good file of every codec and format at hand, and the ways in which it is spoiled."""
+"""What the fuzz run starts from, a small good file of every codec and format at hand, and the ways
+in which it is spoiled."""
 
 from __future__ import annotations
 
@@ -107,7 +108,8 @@ VIDEOS = (  # codec, pixel format, container
     ("v210", "yuv422p10le", "mov"),
     ("r210", "gbrp10le", "mov"),
 )
-WITH_PACKETS = ("mp4", "mpegts", "webm", "matroska", "avi", "mov")  # whose packets are tried without them too
+# whose packets are tried without them too
+WITH_PACKETS = ("mp4", "mpegts", "webm", "matroska", "avi", "mov")
 IMAGES = (
     ("png", "rgb24", ".png"),
     ("mjpeg", "yuvj420p", ".jpg"),
@@ -117,15 +119,38 @@ IMAGES = (
     ("ppm", "rgb24", ".ppm"),
     ("pgm", "gray", ".pgm"),
 )
-ODD = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 100_000, 1_000_000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**63, 2**64 - 1)
-CODES = tuple(  # by which containers name codecs, in groups of one length: four letters, and Matroska's
+ODD = (
+    0,
+    1,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0x8000,
+    0xFFFF,
+    100_000,
+    1_000_000,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+)
+# by which containers name codecs, in groups of one length: four letters, and Matroska's
+CODES = tuple(
     tuple(code.encode() for code in group.split())
     for group in (
-        "avc1 hvc1 hev1 av01 vp08 vp09 mp4v H264 HEVC AV01 VP80 VP90 XVID DIV3 MP42 MP43 WMV1 WMV2 WMV3 WVC1 WVP2 MSS1 MSS2 MTS2 H261 H263 "
-        "s263 mpg1 mpg2 m2v1 MJPG mjpa mjpb AVRn jpeg mjp2 MJ2C png. tiff SVQ1 SVQ3 cvid rpza smc. rle. 8BPS icod apcn apch ap4h CFHD AVdn "
-        "Hap1 HapY dvc. dvcp dv5n VP31 theo VP40 VP50 VP60 VP61 VP62 VP70 IV31 IV32 IV41 IV50 TM20 UCOD tscc tsc2 CSCD ZMBV ZLIB MSZH FPS1 "
-        "LAGS ULRG ULY2 ULY0 M8RG M8Y0 HFYU FFVH FFV1 snow drac BBCD VMnc KMVC WNV1 LOCO ASV1 ASV2 VCR1 CLJR XIXL FRWU AMVF CRAM MSVC CLLC "
-        "G2M3 G2M4 AASC SPV1 VQC1 DXD3 DXDI MWSC WCMV RSCC SCPR MAGY SHQ0 SHQ4 FMVC IMM4 MVHA HQX1 CHQX XFMV RV10 RV20 RV30 RV40 RV60 vvc1 "
+        "avc1 hvc1 hev1 av01 vp08 vp09 mp4v H264 HEVC AV01 VP80 VP90 XVID DIV3 MP42 MP43 WMV1 "
+        "WMV2 WMV3 WVC1 WVP2 MSS1 MSS2 MTS2 H261 H263 "
+        "s263 mpg1 mpg2 m2v1 MJPG mjpa mjpb AVRn jpeg mjp2 MJ2C png. tiff SVQ1 SVQ3 cvid rpza "
+        "smc. rle. 8BPS icod apcn apch ap4h CFHD AVdn "
+        "Hap1 HapY dvc. dvcp dv5n VP31 theo VP40 VP50 VP60 VP61 VP62 VP70 IV31 IV32 IV41 IV50 "
+        "TM20 UCOD tscc tsc2 CSCD ZMBV ZLIB MSZH FPS1 "
+        "LAGS ULRG ULY2 ULY0 M8RG M8Y0 HFYU FFVH FFV1 snow drac BBCD VMnc KMVC WNV1 LOCO ASV1 "
+        "ASV2 VCR1 CLJR XIXL FRWU AMVF CRAM MSVC CLLC "
+        "G2M3 G2M4 AASC SPV1 VQC1 DXD3 DXDI MWSC WCMV RSCC SCPR MAGY SHQ0 SHQ4 FMVC IMM4 MVHA "
+        "HQX1 CHQX XFMV RV10 RV20 RV30 RV40 RV60 vvc1 "
         "v210 v410 r210 R10k Y41P NV12 YV12 UYVY b64a ",
         "V_VP8 V_VP9 V_AV1",
         "V_FFV1 V_SNOW V_UNCO",
@@ -136,7 +161,10 @@ CODES = tuple(  # by which containers name codecs, in groups of one length: four
     )
 )
 HEAD = 1_024  # bytes at either end in which most header fields lie
-QUESTIONS = '{"at": 1.5, "question": "what color was the circle?", "id": "a"}\n{"question": "what is there now?"}\n'
+QUESTIONS = (
+    '{"at": 1.5, "question": "what color was the circle?", "id": "a"}\n{"question": "what is '
+    'there now?"}\n'
+)
 
 
 @dataclass(frozen=True)
@@ -224,7 +252,8 @@ def header_changed(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def recoded(content: bytes, rng: np.random.Generator) -> bytes:
-    """One codec's data under another's name, also of decoders that nothing here writes for; where none is named, a header field changed."""
+    """One codec's data under another's name, also of decoders that nothing here writes for; where
+    none is named, a header field changed."""
     named = [(code, group) for group in CODES for code in group if code in content]
     if not named:
         return header_changed(content, rng)
@@ -234,12 +263,40 @@ def recoded(content: bytes, rng: np.random.Generator) -> bytes:
 
 def bombed(content: bytes, rng: np.random.Generator) -> bytes:
     """A value of a text file becomes something huge, deep, odd or active."""
-    words = [b"9" * 5_000, b"1e999999999", b"-1", b".inf", b".nan", b"NaN", b"1e400", b"[" * 20_000, b'{"a":' * 20_000, b"2001-99-99"]
-    words += [b"!!python/object/apply:os.system [exit 1]", b"!!binary x", b"&a [*a, *a]", b'"\\ud800"', b"\xff\xfe", b"\x00", b'"../../x"']
+    words = [
+        b"9" * 5_000,
+        b"1e999999999",
+        b"-1",
+        b".inf",
+        b".nan",
+        b"NaN",
+        b"1e400",
+        b"[" * 20_000,
+        b'{"a":' * 20_000,
+        b"2001-99-99",
+    ]
+    words += [
+        b"!!python/object/apply:os.system [exit 1]",
+        b"!!binary x",
+        b"&a [*a, *a]",
+        b'"\\ud800"',
+        b"\xff\xfe",
+        b"\x00",
+        b'"../../x"',
+    ]
     parts = content.split(b":")
     place = int(rng.integers(len(parts)))
-    rest = parts[place].partition(b"\n")[2] if b"\n" in parts[place] else parts[place].partition(b",")[2]
-    parts[place] = b" " + words[int(rng.integers(len(words)))] + (b"\n" if b"\n" in parts[place] else b",") + rest
+    rest = (
+        parts[place].partition(b"\n")[2]
+        if b"\n" in parts[place]
+        else parts[place].partition(b",")[2]
+    )
+    parts[place] = (
+        b" "
+        + words[int(rng.integers(len(words)))]
+        + (b"\n" if b"\n" in parts[place] else b",")
+        + rest
+    )
     return b":".join(parts)
 
 
@@ -268,18 +325,30 @@ def _packets(path: Path) -> Good:
     """A video's, without their container; the name begins with the codec's."""
     with av.open(str(path)) as container:
         context = container.streams.video[0].codec_context
-        pieces = [context.extradata or b"", *(bytes(packet) for packet in container.demux(video=0) if packet.size)]
+        pieces = [
+            context.extradata or b"",
+            *(bytes(packet) for packet in container.demux(video=0) if packet.size),
+        ]
         name = f"{context.codec.canonical_name}.{path.name}.packets"
-    return Good(name, "packets", b"".join(len(piece).to_bytes(4, "big") + piece for piece in pieces))
+    return Good(
+        name, "packets", b"".join(len(piece).to_bytes(4, "big") + piece for piece in pieces)
+    )
 
 
 def _texts() -> list[Good]:
     from importlib import resources
 
     systems = resources.files("vicort.configs") / "systems"
-    files = [Good(f"{name}.yaml", "system", (systems / f"{name}.yaml").read_bytes()) for name in known_systems()]
+    files = [
+        Good(f"{name}.yaml", "system", (systems / f"{name}.yaml").read_bytes())
+        for name in known_systems()
+    ]
     files += [Good(name, "prompt", content) for name, content in prompt_files().items()]
-    return [*files, Good("questions.jsonl", "questions", QUESTIONS.encode()), Good("manifest.json", "manifest", _manifest())]
+    return [
+        *files,
+        Good("questions.jsonl", "questions", QUESTIONS.encode()),
+        Good("manifest.json", "manifest", _manifest()),
+    ]
 
 
 def prompt_files() -> dict[str, bytes]:
@@ -287,22 +356,41 @@ def prompt_files() -> dict[str, bytes]:
     from importlib import resources
 
     checkpoint = resources.files("vicort.export") / "tiny" / "checkpoint"
-    return {name: (checkpoint / name).read_bytes() for name in ("tokenizer.json", "chat_template.jinja")}
+    return {
+        name: (checkpoint / name).read_bytes() for name in ("tokenizer.json", "chat_template.jinja")
+    }
 
 
 def _manifest() -> bytes:
     """One of an engine set without files."""
     tensor = {"name": "tokens", "dtype": "int32", "shape": ["rows"]}
-    graph = {"file": "llm.onnx", "inputs": [tensor], "outputs": [tensor], "dimensions": {"rows": {"min": 1, "opt": 8, "max": 64}}}
-    numbers = "layers width query_heads kv_heads head_dim vocabulary image_height image_width grid_height grid_width fps tokens_per_second"
-    model = dict.fromkeys(f"{numbers} chunk_frames page_tokens max_rows observed_rows max_position rotary_theta video_token".split(), 8)
+    graph = {
+        "file": "llm.onnx",
+        "inputs": [tensor],
+        "outputs": [tensor],
+        "dimensions": {"rows": {"min": 1, "opt": 8, "max": 64}},
+    }
+    numbers = (
+        "layers width query_heads kv_heads head_dim vocabulary image_height image_width "
+        "grid_height grid_width fps tokens_per_second"
+    )
+    model = dict.fromkeys(
+        f"{numbers} chunk_frames page_tokens max_rows observed_rows max_position rotary_theta video_token".split(),
+        8,
+    )
     content = {
         "schema_version": SCHEMA_VERSION,
         "backend": "openvino",
         "precision": "fp32",
         "model": {"name": "m", "eos_tokens": [1], "rotary_sections": [1, 1, 2], **model},
         "graphs": {"llm": graph},
-        "embedding": {"file": "embedding.bin", "offset": 0, "dtype": "float32", "rows": 8, "width": 8},
+        "embedding": {
+            "file": "embedding.bin",
+            "offset": 0,
+            "dtype": "float32",
+            "rows": 8,
+            "width": 8,
+        },
         "checkpoint": "",
         "target": "",
         "versions": {},
@@ -324,8 +412,12 @@ def _write(path: Path, codec: str, pixel_format: str, container: str, count: int
         track.thread_count = 1
         rows, columns = np.mgrid[:height, :width]
         for i in range(count):
-            picture = np.stack([rows * 3 + i * 9, columns * 2, rows + columns - i * 5], -1).astype(np.uint8)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixel_format)
+            picture = np.stack([rows * 3 + i * 9, columns * 2, rows + columns - i * 5], -1).astype(
+                np.uint8
+            )
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+                format=pixel_format
+            )
             frame.pts, frame.time_base = i, Fraction(1, 25)
             output.mux(track.encode(frame))
         output.mux(track.encode())

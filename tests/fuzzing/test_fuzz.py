@@ -1,4 +1,5 @@
-"""The fuzz run itself, for a few seconds: nothing that it tries may end otherwise than answered or refused."""
+"""The fuzz run itself, for a few seconds: nothing that it tries may end otherwise than answered or
+refused."""
 
 import os
 import signal
@@ -17,7 +18,17 @@ TESTS = Path(__file__).parents[1]
 
 
 def test_a_few_hundred_spoiled_files() -> None:
-    command = [sys.executable, "-m", "fuzzing.fuzz", "--seed", "1", "--files", "300", "--seconds", "120"]
+    command = [
+        sys.executable,
+        "-m",
+        "fuzzing.fuzz",
+        "--seed",
+        "1",
+        "--files",
+        "300",
+        "--seconds",
+        "120",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=TESTS)
     assert done.returncode == 0, done.stdout + done.stderr
     for part in ("seed 1: 300 files", "answered", "refused"):
@@ -32,7 +43,9 @@ def test_some_thousand_spoiled_files() -> None:
 
 
 def test_file_i_of_a_seed_is_always_the_same() -> None:
-    once, again = (spoiled(bytes(range(256)) * 8, np.random.default_rng((7, 3)), "video") for _ in range(2))
+    once, again = (
+        spoiled(bytes(range(256)) * 8, np.random.default_rng((7, 3)), "video") for _ in range(2)
+    )
     assert once == again
     assert once != spoiled(bytes(range(256)) * 8, np.random.default_rng((7, 4)), "video")
 
@@ -57,22 +70,30 @@ def test_each_way_spoils(way) -> None:
     ],
     ids=["answered", "refused", "two lines", "exception", "printed", "signal", "endless", "large"],
 )
-def test_how_a_file_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader, kind: str) -> None:
+def test_how_a_file_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader, kind: str
+) -> None:
     monkeypatch.setitem(fuzz_child.READERS, "system", reader)
     most = 300_000_000 if kind == "memory" else 10**12
     outcome = fuzz_child.tried(tmp_path / "file", "system", seconds=2, most_bytes=most)
     assert (outcome.kind, outcome.bad) == (kind, kind not in ("answered", "refused"))
 
 
-def test_what_the_program_holds_itself_is_no_fault_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_program_holds_itself_is_no_fault_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = np.ones(500_000_000, np.uint8)
     monkeypatch.setitem(fuzz_child.READERS, "system", lambda path: f"{held[0]}")
     outcome = fuzz_child.tried(tmp_path / "file", "system", seconds=20, most_bytes=200_000_000)
     assert (outcome.kind, outcome.detail) == ("answered", "1")
 
 
-def test_a_fault_fails_the_run_and_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(fuzz, "good_files", lambda room: ([Good("a.yaml", "system", b"name: a")], []))
+def test_a_fault_fails_the_run_and_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        fuzz, "good_files", lambda room: ([Good("a.yaml", "system", b"name: a")], [])
+    )
     monkeypatch.setitem(fuzz_child.READERS, "system", lambda path: 1 / 0)
     assert fuzz.main(["--files", "2", "--keep", str(tmp_path / "kept")]) == 1
     assert len(list((tmp_path / "kept").iterdir())) == 2

@@ -11,7 +11,13 @@ SCHEMES = st.sampled_from(["rtsp:", "rtsps:", "http:", "https:", "gopher:"])
 USERS = st.text(SIGNS.filter(lambda sign: sign != "/"))
 
 
-@given(before=st.text(SIGNS), after=st.text(SIGNS), user=USERS, scheme=SCHEMES, slashes=st.sampled_from(["/", "//", "///"]))
+@given(
+    before=st.text(SIGNS),
+    after=st.text(SIGNS),
+    user=USERS,
+    scheme=SCHEMES,
+    slashes=st.sampled_from(["/", "//", "///"]),
+)
 def test_no_password_is_shown_whatever_signs_it_has(before, after, user, scheme, slashes):
     url = f"{scheme}{slashes}{user}:{before}{SECRET}{after}@host:554/cam/1"
     assert redact_url(url) == scheme + slashes + ("…" if "?" in url else "host:554/cam/1")

@@ -1,4 +1,5 @@
-"""The whole runtime on a toy model in NumPy: order, freshness, memory, conversations, and the twin that must agree."""
+"""The whole runtime on a toy model in NumPy: order, freshness, memory, conversations, and the twin
+that must agree."""
 
 import itertools
 import threading
@@ -23,7 +24,9 @@ def run(video, questions=(), chosen=None, engines=None, **options):
     """Events of a whole stream, in order, and its session's summary."""
     events = []
     engines = engines or FakeEngineSet()
-    with Session(engines, chosen or system(), on_event=events.append, sampling=SHORT, **options) as session:
+    with Session(
+        engines, chosen or system(), on_event=events.append, sampling=SHORT, **options
+    ) as session:
         for question in questions:
             session.submit(question)
         for frame in video:
@@ -46,19 +49,25 @@ def question(at, text=ASK, **options):
 
 
 class Transcript:
-    """The same model in one pass over everything, without pages, chunks or a cache: the plain statement of `full-history`.
+    """The same model in one pass over everything, without pages, chunks or a cache: the plain
+    statement of `full-history`.
 
-    Text that is asked, and what is answered, is seen by later text; video sees the prompt and earlier video alone.
+    Text that is asked, and what is answered, is seen by later text; video sees the prompt and
+    earlier video alone.
     """
 
     def __init__(self, engines, prompt):
         self.engines, self.model = engines, engines.model
-        self.rows = [(engines.embedding[token], (i, i, i), "prompt") for i, token in enumerate(prompt)]
+        self.rows = [
+            (engines.embedding[token], (i, i, i), "prompt") for i, token in enumerate(prompt)
+        ]
         self.first, self.origin = len(prompt), None
 
     def watch(self, video):
         m = self.model
-        visual = self.engines.vision.function(frames=np.stack([frame.image for frame in video]))["features"].reshape(-1, m.width)
+        visual = self.engines.vision.function(frames=np.stack([frame.image for frame in video]))[
+            "features"
+        ].reshape(-1, m.width)
         grid = itertools.product(range(len(video) // 2), range(m.grid_height), range(m.grid_width))
         self.origin = video[0].time if self.origin is None else self.origin
         for row, (unit, h, w) in zip(visual, grid, strict=True):
@@ -84,13 +93,23 @@ class Transcript:
         x = np.array([row for row, _, _ in self.rows], np.float64)
         places = np.array([place for _, place, _ in self.rows])
         kinds = np.array([kind for _, _, kind in self.rows])
-        hidden = ~np.tri(len(x), dtype=bool) | ((kinds == "vision")[:, None] & (kinds == "text")[None])
+        hidden = ~np.tri(len(x), dtype=bool) | (
+            (kinds == "vision")[:, None] & (kinds == "text")[None]
+        )
         for weights in self.engines._layers:
             q, k, v = (
                 (x @ weights[name]).reshape(len(x), heads, m.head_dim)
                 for name, heads in (("q", m.query_heads), ("k", m.kv_heads), ("v", m.kv_heads))
             )
-            q, k = (np.array([[rotate(vector, place) for vector in row] for row, place in zip(t, places, strict=True)]) for t in (q, k))
+            q, k = (
+                np.array(
+                    [
+                        [rotate(vector, place) for vector in row]
+                        for row, place in zip(t, places, strict=True)
+                    ]
+                )
+                for t in (q, k)
+            )
             k, v = (np.repeat(t, m.query_heads // m.kv_heads, axis=1) for t in (k, v))
             scores = np.einsum("chd,jhd->hcj", q, k) / m.head_dim**0.5
             scores[:, hidden] = -np.inf
@@ -118,7 +137,10 @@ SYSTEMS = {
     "dropping": system(drop="{policy: chunk-intra, threshold: 0.2}"),
     "ratio": system(drop="{policy: chunk-intra, keep: 0.5}"),
     "spilling": system(memory="{device_mb: 0.92, host_mb: 0.02, when_full: drop-oldest}"),
-    "even": system(retrieval="{policy: even-units, units: 3}", memory="{device_mb: 0.92, when_full: thin-evenly}"),
+    "even": system(
+        retrieval="{policy: even-units, units: 3}",
+        memory="{device_mb: 0.92, when_full: thin-evenly}",
+    ),
     "latest": system(ingest="{policy: latest-frames, frames: 4}", retrieval="{policy: all}"),
 }
 
@@ -135,10 +157,14 @@ def test_the_overlapped_pipeline_and_its_sequential_twin_agree_to_the_last_bit(n
     assert told(True) == told(False)
 
 
-# ---- freshness ----------------------------------------------------------------------------------------------------------------
+# ---- freshness
+# ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("at", "seen"), [("0.4", 0), ("0.5", "0.5"), ("0.9", "0.5"), ("1.4", "0.5"), ("1.5", "1.5"), ("6", "5.5")])
+@pytest.mark.parametrize(
+    ("at", "seen"),
+    [("0.4", 0), ("0.5", "0.5"), ("0.9", "0.5"), ("1.4", "0.5"), ("1.5", "1.5"), ("6", "5.5")],
+)
 def test_a_question_sees_every_unit_that_is_complete_and_nothing_later(at, seen):
     events, _ = run(frames(20), [question(at)], system(**FULL))
     (answer,) = answers(events)
@@ -149,7 +175,10 @@ def test_a_question_sees_every_unit_that_is_complete_and_nothing_later(at, seen)
 
 def test_the_chunk_being_filled_is_cut_at_a_question_and_no_frame_is_lost():
     events, summary = run(frames(20), [question("2.5")], system(**FULL))
-    assert [(c.frames, c.start, c.end) for c in chunks(events)][:2] == [(6, 0, Fraction(5, 2)), (8, 3, Fraction(13, 2))]
+    assert [(c.frames, c.start, c.end) for c in chunks(events)][:2] == [
+        (6, 0, Fraction(5, 2)),
+        (8, 3, Fraction(13, 2)),
+    ]
     assert summary.frames == sum(c.frames for c in chunks(events)) == 20
 
 
@@ -180,7 +209,8 @@ def test_questions_come_back_in_time_order_whatever_order_they_were_given_in():
     assert [a.id for a in answers(events)] == ["2", "6", "9"]
 
 
-# ---- the six defects of the public ViCoStream code (SEEDS 1.11) --------------------------------------------------------------------
+# ---- the six defects of the public ViCoStream code (SEEDS 1.11)
+# --------------------------------------------------------------------
 
 
 def test_defect_1_stages_of_different_chunks_run_at_the_same_time():
@@ -192,7 +222,12 @@ def test_defect_1_stages_of_different_chunks_run_at_the_same_time():
 
     run(frames(80), trace=Trace())
     by_stage = {stage: [s for s in spans if s[0] == stage] for stage in ("vision", "prefill")}
-    together = [(v[3]["chunk"], p[3]["chunk"]) for v in by_stage["vision"] for p in by_stage["prefill"] if v[1] < p[2] and p[1] < v[2]]
+    together = [
+        (v[3]["chunk"], p[3]["chunk"])
+        for v in by_stage["vision"]
+        for p in by_stage["prefill"]
+        if v[1] < p[2] and p[1] < v[2]
+    ]
     assert together
     assert all(vision > prefill for vision, prefill in together)
 
@@ -212,7 +247,12 @@ def test_defect_2_chunks_are_done_before_the_stream_has_ended_and_questions_rebu
 @pytest.mark.parametrize("name", ["spilling", "even", "latest", "dropping"])
 def test_defect_3_memory_stays_within_its_budget_however_long_the_stream(name):
     pages, picture = [], frames(1)[0]
-    with Session(FakeEngineSet(), SYSTEMS[name], overlap=False, on_event=lambda e: pages.append(session.summary().pages)) as session:
+    with Session(
+        FakeEngineSet(),
+        SYSTEMS[name],
+        overlap=False,
+        on_event=lambda e: pages.append(session.summary().pages),
+    ) as session:
         for i in range(1200):
             session.push(type(picture)(picture.image, Fraction(i, 2), i))
         late = pages[-20:]
@@ -224,14 +264,20 @@ def test_defect_3_memory_stays_within_its_budget_however_long_the_stream(name):
 
 
 def test_defect_4_after_two_thousand_chunks_retrieval_still_finds_the_chunk_it_means():
-    """One chunk shows a picture of its own; a question whose embedding points there reads just that stretch of time."""
+    """One chunk shows a picture of its own; a question whose embedding points there reads just that
+    stretch of time."""
     engines = FakeEngineSet(chunk_frames=2, layers=1)
     dull, bright = frames(1)[0].image * 0, frames(1)[0].image * 0 + 255
     marked = 1900
-    chosen = system(retrieval="{policy: similar-chunks, top: 1}", memory="{device_mb: 8, when_full: drop-oldest}")
+    chosen = system(
+        retrieval="{policy: similar-chunks, top: 1}",
+        memory="{device_mb: 8, when_full: drop-oldest}",
+    )
     with Session(engines, chosen, overlap=False, fps="source") as session:
         prompt = session._answerer.prompt
-        target = engines.vision.function(frames=np.stack([bright, bright]))["features"][0].mean(axis=0)
+        target = engines.vision.function(frames=np.stack([bright, bright]))["features"][0].mean(
+            axis=0
+        )
         engines.embedding[prompt.words(ASK)] = target
         for i in range(2 * 2100):
             image = bright if i // 2 == marked else dull
@@ -248,7 +294,11 @@ def test_defect_5_answering_does_not_narrow_what_the_next_chunk_attends_to():
                 session.push(frame)
                 if ask and i == 40 - 1:
                     session.ask(ASK)
-            prefills = [run for run in engines.llm.runs if run["tokens"][0] >= 16 and run["features"][0] >= 16]
+            prefills = [
+                run
+                for run in engines.llm.runs
+                if run["tokens"][0] >= 16 and run["features"][0] >= 16
+            ]
             return session._memory.ingest_table().pages, prefills[-1]["table"]
 
     asked, quiet = tables(True), tables(False)
@@ -279,7 +329,8 @@ def test_defect_6_a_full_pipeline_waits_or_drops_the_oldest_and_counts_it():
     assert (patient.dropped, patient.chunks) == (0, 20)
 
 
-# ---- conversations, several questions, tokens ----------------------------------------------------------------------------------------
+# ---- conversations, several questions, tokens
+# ----------------------------------------------------------------------------------------
 
 
 def test_a_conversation_sees_its_earlier_turns_and_others_do_not():
@@ -288,7 +339,9 @@ def test_a_conversation_sees_its_earlier_turns_and_others_do_not():
             for frame in frames(16):
                 session.push(frame)
             session.ask(first, conversation="a", sampling=SHORT)
-            return session.ask("what shape was green?", conversation=conversation, sampling=Sampling(max_tokens=20)).text
+            return session.ask(
+                "what shape was green?", conversation=conversation, sampling=Sampling(max_tokens=20)
+            ).text
 
     assert second("what color was the circle?", "a") != second("what came after the star?", "a")
     assert second("what color was the circle?", None) == second("what came after the star?", None)
@@ -300,12 +353,23 @@ def test_a_conversation_goes_on_behind_its_earlier_turns_and_all_video():
     with Session(engines, system(**FULL), sampling=SHORT) as session:
         prompt, plain = session._answerer.prompt, None
         plain = Transcript(engines, prompt.prefix)
-        for part, text, earlier in ((video[:8], ASK, False), (video[8:], second, True), ([], ASK, True)):
+        for part, text, earlier in (
+            (video[:8], ASK, False),
+            (video[8:], second, True),
+            ([], ASK, True),
+        ):
             for frame in part:
                 session.push(frame)
             if part:
                 plain.watch(part)
-            turns = [(turn.question, turn.text) for turn in session._answerer.turns(Question("", conversation="a"))] if earlier else []
+            turns = (
+                [
+                    (turn.question, turn.text)
+                    for turn in session._answerer.turns(Question("", conversation="a"))
+                ]
+                if earlier
+                else []
+            )
             expected = plain.ask(prompt.question(text, turns), 5)
             assert session.ask(text, conversation="a").text == prompt.decode(expected)
 
@@ -347,7 +411,9 @@ def test_sampling_is_seeded():
     def say(seed):
         with Session(FakeEngineSet(), system(), overlap=False) as session:
             session.push(frames(1)[0])
-            return session.ask(ASK, sampling=Sampling(temperature=3.0, seed=seed, max_tokens=30)).text
+            return session.ask(
+                ASK, sampling=Sampling(temperature=3.0, seed=seed, max_tokens=30)
+            ).text
 
     assert say(1) == say(1)
     assert say(1) != say(2)
@@ -355,7 +421,9 @@ def test_sampling_is_seeded():
 
 def test_many_threads_ask_while_frames_go_on():
     engines, texts, stop = FakeEngineSet(), [], threading.Event()
-    with Session(engines, system(memory="{device_mb: 0.92, host_mb: 0.02, when_full: drop-oldest}")) as session:
+    with Session(
+        engines, system(memory="{device_mb: 0.92, host_mb: 0.02, when_full: drop-oldest}")
+    ) as session:
         session.push(frames(1)[0])
 
         def pester():
@@ -375,7 +443,8 @@ def test_many_threads_ask_while_frames_go_on():
     assert len(texts) > 6
 
 
-# ---- positions and bounds ------------------------------------------------------------------------------------------------------------
+# ---- positions and bounds
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_positions_stay_in_the_trained_range_however_long_the_stream():
@@ -384,7 +453,12 @@ def test_positions_stay_in_the_trained_range_however_long_the_stream():
     read = engines.llm.function
 
     def watched(**bindings):
-        largest.append(max(bindings["pos"].max(), bindings["where"][bindings["table"][bindings["table"] >= 0]].max(initial=-1)))
+        largest.append(
+            max(
+                bindings["pos"].max(),
+                bindings["where"][bindings["table"][bindings["table"] >= 0]].max(initial=-1),
+            )
+        )
         return read(**bindings)
 
     engines.llm.function = watched
@@ -397,8 +471,11 @@ def test_positions_stay_in_the_trained_range_however_long_the_stream():
     assert 100 < max(largest) < 200
 
 
-@pytest.mark.parametrize("before", [4, 12])  # frames before the silence, which cuts the first or the second chunk in the middle
-def test_a_silence_longer_than_the_trained_range_loses_no_token_and_leaves_no_position_outside(before):
+# frames before the silence, which cuts the first or the second chunk in the middle
+@pytest.mark.parametrize("before", [4, 12])
+def test_a_silence_longer_than_the_trained_range_loses_no_token_and_leaves_no_position_outside(
+    before,
+):
     engines = FakeEngineSet(max_position=200, layers=1)
     real, largest, read = [], [], engines.llm.function
 
@@ -410,7 +487,9 @@ def test_a_silence_longer_than_the_trained_range_loses_no_token_and_leaves_no_po
     engines.llm.function = watched
     picture, kept = frames(1)[0], []
     times = [*range(before), *range(9000, 9004)]  # seconds
-    with Session(engines, system(), overlap=False, on_event=lambda event: kept.append(event.kept)) as session:
+    with Session(
+        engines, system(), overlap=False, on_event=lambda event: kept.append(event.kept)
+    ) as session:
         real.clear()  # the prompt
         for i, at in enumerate(times):
             session.push(type(picture)(picture.image, Fraction(at), i))
@@ -428,14 +507,22 @@ def test_after_rebasing_cached_time_agrees_with_time_to_come():
         assert timeline.offset > 1000
         assert memory.host_slots.live
         for unit, held in memory._units.items():
-            assert memory.first_cell(unit).tolist() == [max(timeline.first, timeline.step(held.held[0].page.start)), 2, 2]
+            assert memory.first_cell(unit).tolist() == [
+                max(timeline.first, timeline.step(held.held[0].page.start)),
+                2,
+                2,
+            ]
 
 
 def test_a_page_recalled_from_the_host_reads_like_one_that_never_left():
     def told(memory):
         engines = FakeEngineSet(seed=6)
         chosen = system(retrieval="{policy: similar-chunks, top: 4}", memory=memory)
-        questions = [question(at, text, id=f"{at}{text}") for at in (20, 40, None) for text in (ASK, "what came after the star?")]
+        questions = [
+            question(at, text, id=f"{at}{text}")
+            for at in (20, 40, None)
+            for text in (ASK, "what came after the star?")
+        ]
         events, summary = run(frames(200), questions, chosen, engines)
         return {a.id: (a.text, a.read) for a in answers(events)}, summary.pages["host"]
 
@@ -517,18 +604,31 @@ def test_closing_a_session_wakes_a_thread_that_waits_for_room():
     assert "open a new" in failures[0]
 
 
-# ---- systems against plain statements ------------------------------------------------------------------------------------------------
+# ---- systems against plain statements
+# ------------------------------------------------------------------------------------------------
 
 
 def test_vicostream_reads_the_top_chunks_by_cosine_and_ingests_over_the_last_n():
     engines = FakeEngineSet(seed=7)
     video = frames(80)
-    (answer,) = answers(run(video, [question(None)], system(drop="{policy: chunk-intra, threshold: 0.2}"), engines, overlap=False)[0])
+    (answer,) = answers(
+        run(
+            video,
+            [question(None)],
+            system(drop="{policy: chunk-intra, threshold: 0.2}"),
+            engines,
+            overlap=False,
+        )[0]
+    )
     embeddings = []
     for first in range(0, 80, 8):
-        features = engines.vision.function(frames=np.stack([f.image for f in video[first : first + 8]]))["features"]
+        features = engines.vision.function(
+            frames=np.stack([f.image for f in video[first : first + 8]])
+        )["features"]
         norm = features / np.linalg.norm(features, axis=-1, keepdims=True)
-        hot = np.array([any((norm[j, p] @ norm[j + 1, p]) < 0.2 for j in range(3)) for p in range(4)])
+        hot = np.array(
+            [any((norm[j, p] @ norm[j + 1, p]) < 0.2 for j in range(3)) for p in range(4)]
+        )
         embeddings.append(np.concatenate([features[0], *features[1:, hot]]).mean(axis=0))
     with Session(engines, system()) as session:
         asked = engines.embedding[session._answerer.prompt.words(ASK)].mean(axis=0)
@@ -560,7 +660,14 @@ def test_simplestream_is_one_pass_over_prompt_latest_four_frames_and_question():
 
 
 def test_uniform_reads_evenly_spaced_units():
-    (answer,) = answers(run(frames(64), [question(None)], system(retrieval="{policy: even-units, units: 5}"), overlap=False)[0])
+    (answer,) = answers(
+        run(
+            frames(64),
+            [question(None)],
+            system(retrieval="{policy: even-units, units: 5}"),
+            overlap=False,
+        )[0]
+    )
     starts = [start for start, _ in answer.read]
     places = [round(i * 31 / 4) for i in range(5)]
     assert [int(s) for s in starts] == places

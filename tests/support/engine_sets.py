@@ -15,7 +15,8 @@ from vicort.export.engine_set import plan, seal
 from vicort.runtime.manifest import Backend, Manifest, read_manifest
 
 TOKENIZER = Path(__file__).parents[2] / "export" / "tiny" / "checkpoint" / "tokenizer.json"
-OPTIONS = ("--image-size", "56x84", "--chunk-frames", "4")  # 6 visual tokens a unit, 2 units a chunk
+# 6 visual tokens a unit, 2 units a chunk
+OPTIONS = ("--image-size", "56x84", "--chunk-frames", "4")
 BACKENDS: tuple[Backend, ...] = ("openvino", "onnxruntime")
 
 
@@ -50,7 +51,16 @@ def engine_set(backend: Backend) -> Path:
     folder = room() / backend
     shutil.copytree(chosen_set(), folder)
     manifest = read_manifest(folder)
-    seal(folder, plan(checkpoint(), manifest.model, backend, "fp32", f"vicort-build {checkpoint()} --backend {backend}"))
+    seal(
+        folder,
+        plan(
+            checkpoint(),
+            manifest.model,
+            backend,
+            "fp32",
+            f"vicort-build {checkpoint()} --backend {backend}",
+        ),
+    )
     return folder
 
 

@@ -1,4 +1,5 @@
-"""Benchmarks of a few questions, in each format as its users have it, about small real files of the synthetic world."""
+"""Benchmarks of a few questions, in each format as its users have it, about small real files of the
+synthetic world."""
 
 from __future__ import annotations
 
@@ -20,9 +21,12 @@ SEED = 10_000_123  # never trained on
 
 
 def make_film(path: Path, number: int = 0, things: int = 3) -> Stream:
-    """A file with `things` things, each there for 3 seconds, a second apart, then 2.5 of nothing: 58 frames, of which 29 are taken."""
+    """A file with `things` things, each there for 3 seconds, a second apart, then 2.5 of nothing:
+    58 frames, of which 29 are taken."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    stream = make_stream(SEED + number, things, SIZE[0] / SIZE[1], lead=1, tail=2.5, stay=(3, 3), gap=(1, 1))
+    stream = make_stream(
+        SEED + number, things, SIZE[0] / SIZE[1], lead=1, tail=2.5, stay=(3, 3), gap=(1, 1)
+    )
     write_video(path, stream, SIZE, FPS)
     return stream
 
@@ -62,11 +66,23 @@ def streamingbench(folder: Path, films: int = 2) -> tuple[list[Path], list[Strea
                 "question": f"What color was the {each.shape}?",
                 "time_stamp": clock(after(stream, thing)),
                 "answer": "ABCD"[place],
-                "options": options if number % 2 else [f"{letter}. {o}" for letter, o in zip("ABCD", options, strict=True)],
+                "options": options
+                if number % 2
+                else [f"{letter}. {o}" for letter, o in zip("ABCD", options, strict=True)],
             }
             questions.append(question | {"required_ability": "episodic memory"})
-            identity = {"question_id": f"Real-Time Visual Understanding_sample_{number}_{thing + 1}"}
-            rows.append(identity | question | {"options": str(question["options"]), "frames_required": "1", "temporal_clue_type": "now"})
+            identity = {
+                "question_id": f"Real-Time Visual Understanding_sample_{number}_{thing + 1}"
+            }
+            rows.append(
+                identity
+                | question
+                | {
+                    "options": str(question["options"]),
+                    "frames_required": "1",
+                    "temporal_clue_type": "now",
+                }
+            )
         common = {"time": "[0:00:00 - 0:00:10]", "video_categories": "shapes", "video_path": path}
         real.append({**common, "questions": questions})
         series.append([{**common, "questions": [question]} for question in questions])
@@ -82,7 +98,10 @@ def streamingbench(folder: Path, films: int = 2) -> tuple[list[Path], list[Strea
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    files = [write_json(folder / f"{name}.json", each) for name, each in (("real", real), ("sqa", series), ("proactive", proactive))]
+    files = [
+        write_json(folder / f"{name}.json", each)
+        for name, each in (("real", real), ("sqa", series), ("proactive", proactive))
+    ]
     return [*files, folder / "Real_Time_Visual_Understanding.csv"], streams
 
 
@@ -117,7 +136,10 @@ def ovo_bench(folder: Path) -> tuple[Path, Stream]:
             "task": "SSR",
             "video": video,
             "tutorial": "Shapes",
-            "test_info": [{"realtime": 2, "step": "show a shape", "type": 1}, {"realtime": 4.5, "step": "show a shape", "type": 0}],
+            "test_info": [
+                {"realtime": 2, "step": "show a shape", "type": 1},
+                {"realtime": 4.5, "step": "show a shape", "type": 0},
+            ],
         },
         {
             "id": 11,
@@ -134,7 +156,8 @@ def ovo_bench(folder: Path) -> tuple[Path, Stream]:
 
 
 def rvs(folder: Path, form: str = "seconds") -> tuple[Path, Stream]:
-    """Open questions that the embedded model can answer. form: seconds (of the source, RVS-Ego), frames (RVS-Movie) or rekv."""
+    """Open questions that the embedded model can answer. form: seconds (of the source, RVS-Ego),
+    frames (RVS-Movie) or rekv."""
     if form == "frames":
         stream = make_stream(SEED, 3, SIZE[0] / SIZE[1], lead=1, tail=2.5, stay=(3, 3), gap=(1, 1))
         write_frames(folder / "frames" / "film", stream)
@@ -145,14 +168,31 @@ def rvs(folder: Path, form: str = "seconds") -> tuple[Path, Stream]:
         at: Any = {"seconds": 100 + after(stream, thing), "rekv": after(stream, thing)}.get(form)
         at = at or f"shot_{2 * after(stream, thing):04}_img_0.jpg"
         kind = "color" if thing else "first"
-        question = {"question": f"what color was the {each.shape}?", "answer": f"The {each.color}.", "answer_type": kind}
-        asked.append({"id": thing, "video_id": "film", "start_time": at, "end_time": at, "duration": 10} | question)
+        question = {
+            "question": f"what color was the {each.shape}?",
+            "answer": f"The {each.color}.",
+            "answer_type": kind,
+        }
+        asked.append(
+            {"id": thing, "video_id": "film", "start_time": at, "end_time": at, "duration": 10}
+            | question
+        )
     if form == "rekv":
-        turns = [{key: value for key, value in each.items() if key not in ("id", "video_id")} for each in asked]
-        return write_json(folder / "ego4d_oe.json", [{"video_id": "film", "video_path": "videos/film.mp4", "conversations": turns}]), stream
+        turns = [
+            {key: value for key, value in each.items() if key not in ("id", "video_id")}
+            for each in asked
+        ]
+        return write_json(
+            folder / "ego4d_oe.json",
+            [{"video_id": "film", "video_path": "videos/film.mp4", "conversations": turns}],
+        ), stream
     if form == "seconds":
-        write_json(folder / "rvs_ego.json", [{"video_id": "film", "start_time": 100, "end_time": 120}])
-    return write_json(folder / ("test_qa_ego4d.json" if form == "seconds" else "test_qa_movienet.json"), asked), stream
+        write_json(
+            folder / "rvs_ego.json", [{"video_id": "film", "start_time": 100, "end_time": 120}]
+        )
+    return write_json(
+        folder / ("test_qa_ego4d.json" if form == "seconds" else "test_qa_movienet.json"), asked
+    ), stream
 
 
 def write_frames(folder: Path, stream: Stream, fps: int = 2) -> None:

@@ -1,6 +1,8 @@
-"""An engine set in plain NumPy: the contracts of the three graphs, stated once more, on a random model of toy size.
+"""An engine set in plain NumPy: the contracts of the three graphs, stated once more, on a random
+model of toy size.
 
-It lets the whole runtime be tested without weights, torch or a compiler, and it counts what it is asked to do.
+It lets the whole runtime be tested without weights, torch or a compiler, and it counts what it is
+asked to do.
 """
 
 from __future__ import annotations
@@ -53,13 +55,22 @@ class FakeEngine:
 
     @property
     def signature(self) -> GraphSpec:
-        return GraphSpec(file="graph.onnx", inputs=(), outputs=(), dimensions={"C": Dimension(min=1, opt=8, max=32)})
+        return GraphSpec(
+            file="graph.onnx",
+            inputs=(),
+            outputs=(),
+            dimensions={"C": Dimension(min=1, opt=8, max=32)},
+        )
 
     def enqueue(self, bindings, stream):
         def work():
             self.runs.append({name: array.shape for name, array in bindings.items()})
             for name, value in self.function(**bindings).items():
-                assert bindings[name].shape == value.shape, (name, bindings[name].shape, value.shape)
+                assert bindings[name].shape == value.shape, (
+                    name,
+                    bindings[name].shape,
+                    value.shape,
+                )
                 bindings[name][...] = value
 
         return stream.submit(work)
@@ -74,20 +85,36 @@ class FakeEngineSet:
         random = np.random.default_rng(seed)
         m = self.model
         self.embedding = random.normal(size=(m.vocabulary, m.width)).astype(np.float32)
-        self._pixels = random.normal(size=(2 * (m.image_height // m.grid_height) * (m.image_width // m.grid_width) * 3, m.width))
+        self._pixels = random.normal(
+            size=(
+                2 * (m.image_height // m.grid_height) * (m.image_width // m.grid_width) * 3,
+                m.width,
+            )
+        )
         self._layers = [
-            {name: random.normal(size=(m.width, heads * m.head_dim)) / m.width**0.5 for name, heads in _heads(m).items()}
+            {
+                name: random.normal(size=(m.width, heads * m.head_dim)) / m.width**0.5
+                for name, heads in _heads(m).items()
+            }
             | {"o": random.normal(size=(m.query_heads * m.head_dim, m.width)) / m.width**0.5}
             for _ in range(m.layers)
         ]
-        self.vision, self.tokens, self.llm = (FakeEngine(f) for f in (self._see, control_tokens, self._read))
+        self.vision, self.tokens, self.llm = (
+            FakeEngine(f) for f in (self._see, control_tokens, self._read)
+        )
         self.pruned = FakeEngine(self._see_some)
         self.manifest = Manifest(
             backend="onnxruntime",
             precision="fp32",
             model=m,
-            graphs={"vision_pruned": GraphSpec(file="vision_pruned.onnx", inputs=(), outputs=(), dimensions={})},
-            embedding=EmbeddingSpec(file="embedding.bin", offset=0, dtype="float32", rows=m.vocabulary, width=m.width),
+            graphs={
+                "vision_pruned": GraphSpec(
+                    file="vision_pruned.onnx", inputs=(), outputs=(), dimensions={}
+                )
+            },
+            embedding=EmbeddingSpec(
+                file="embedding.bin", offset=0, dtype="float32", rows=m.vocabulary, width=m.width
+            ),
             checkpoint="",
             target="",
             versions={},
@@ -100,28 +127,61 @@ class FakeEngineSet:
     def _see(self, frames, **_):
         m = self.model
         units, gh, gw = len(frames) // 2, m.grid_height, m.grid_width
-        cells = frames.reshape(units, 2, gh, m.image_height // gh, gw, m.image_width // gw, 3).astype(np.float64) / 255 - 0.5
-        return {"features": cells.transpose(0, 2, 4, 1, 3, 5, 6).reshape(units, gh * gw, -1) @ self._pixels}
+        cells = (
+            frames.reshape(units, 2, gh, m.image_height // gh, gw, m.image_width // gw, 3).astype(
+                np.float64
+            )
+            / 255
+            - 0.5
+        )
+        return {
+            "features": cells.transpose(0, 2, 4, 1, 3, 5, 6).reshape(units, gh * gw, -1)
+            @ self._pixels
+        }
 
     def engine(self, name):
-        return {"vision": self.vision, "tokens": self.tokens, "llm": self.llm, "vision_pruned": self.pruned}[name]
+        return {
+            "vision": self.vision,
+            "tokens": self.tokens,
+            "llm": self.llm,
+            "vision_pruned": self.pruned,
+        }[name]
 
     def _see_some(self, frames, kept, **_):
         seen = self._see(frames)["features"]
-        return {"features": np.where(kept[..., None] >= 0, np.take_along_axis(seen, np.maximum(kept, 0)[..., None], axis=1), 0)}
+        return {
+            "features": np.where(
+                kept[..., None] >= 0,
+                np.take_along_axis(seen, np.maximum(kept, 0)[..., None], axis=1),
+                0,
+            )
+        }
 
     def _read(self, tokens, features, pos, pool, where, table, **_):
         m = self.model
-        x = np.where(tokens[:, None] >= 0, self.embedding[np.maximum(tokens, 0)], features).astype(np.float64)
+        x = np.where(tokens[:, None] >= 0, self.embedding[np.maximum(tokens, 0)], features).astype(
+            np.float64
+        )
         real = pos[:, 0] >= 0
         keys, values, means, queries = [], [], [], []
         for layer, weights in enumerate(self._layers):
-            q, k, v = ((x @ weights[name]).reshape(len(x), heads, m.head_dim) for name, heads in _heads(m).items())
-            x = x + bounded_attention(q, k, v, pos, pool, where, table, layer).reshape(len(x), -1) @ weights["o"]
+            q, k, v = (
+                (x @ weights[name]).reshape(len(x), heads, m.head_dim)
+                for name, heads in _heads(m).items()
+            )
+            x = (
+                x
+                + bounded_attention(q, k, v, pos, pool, where, table, layer).reshape(len(x), -1)
+                @ weights["o"]
+            )
             keys.append(k)
             values.append(v)
             means.append(q[real].mean(axis=0))
-            queries.append(np.concatenate([np.zeros((m.observed_rows, *q.shape[1:])), q[real]])[-m.observed_rows :])
+            queries.append(
+                np.concatenate([np.zeros((m.observed_rows, *q.shape[1:])), q[real]])[
+                    -m.observed_rows :
+                ]
+            )
         logits = (x[np.flatnonzero(real)[-1]] @ self.embedding.T)[None]
         outputs = {"k": keys, "v": values, "q": means, "queries": queries}
         return {"logits": logits} | {name: np.array(layers) for name, layers in outputs.items()}
@@ -143,7 +203,9 @@ def bounded_attention(q, k, v, pos, pool, where, table, layer):
         for row in np.flatnonzero(pos[:, 0] >= 0):
             seen_k.append(rotate(k[row, kv], pos[row]))
             seen_v.append(v[row, kv])
-            scores = np.array(seen_k, np.float64) @ rotate(q[row, head], pos[row]) / q.shape[2] ** 0.5
+            scores = (
+                np.array(seen_k, np.float64) @ rotate(q[row, head], pos[row]) / q.shape[2] ** 0.5
+            )
             weights = np.exp(scores - scores.max())
             out[row, head] = weights @ np.array(seen_v, np.float64) / weights.sum()
     return out
@@ -154,7 +216,9 @@ def rotate(x, position, sections=SECTIONS, theta=THETA):
     axis = np.repeat(np.arange(3), sections)
     angle = position[axis] * theta ** -(np.arange(half) / half)
     a, b = x[:half], x[half:]
-    return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)])
+    return np.concatenate(
+        [a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)]
+    )
 
 
 def control_tokens(features, threshold, positions, kept, **_):

@@ -21,7 +21,9 @@ class FakeSession:
     opened: list[FakeSession] = []  # noqa: RUF012 (a log, cleared by the test)
 
     def __init__(self, engine_dir: Path, system: str, options: dict[str, Any]) -> None:
-        self.engine_dir, self.system, self.options = engine_dir, system, options
+        self.engine_dir = engine_dir
+        self.system = system
+        self.options = options
         fps = options["fps"]
         self._sampler = Sampler(None if fps == "source" else fps or 2)
         self.times: list[Fraction] = []
@@ -35,7 +37,10 @@ class FakeSession:
 
     def submit(self, question: Question, on_token: Callable[[str], None]) -> Future:
         if len(question.text) > LONGEST:
-            raise QuestionError(f"the question has {len(question.text)} letters, this engine takes {LONGEST}: ask a shorter one")
+            raise QuestionError(
+                f"the question has {len(question.text)} letters, this engine takes {LONGEST}: "
+                "ask a shorter one"
+            )
         answer: Future = Future()
         now = question.at is not None and question.at <= self.now
         self.due.append((question, on_token, answer))
@@ -54,7 +59,9 @@ class FakeSession:
     def push(self, frame: Frame) -> None:
         assert self._sampler.take(frame.time)
         self.times.append(frame.time)
-        self.options["on_event"](ChunkEvent(len(self.times) - 1, 1, frame.time, frame.time, 16, 8, 1.5))
+        self.options["on_event"](
+            ChunkEvent(len(self.times) - 1, 1, frame.time, frame.time, 16, 8, 1.5)
+        )
         if trace := self.options["trace"]:
             trace.span("vision", "chunk", 1000 * len(self.times), 1000 * len(self.times) + 500)
 
@@ -66,14 +73,27 @@ class FakeSession:
         return f"{len(self.times)} frames"
 
     def _answer(self, is_due: Callable[[Question], bool]) -> None:
-        now, self.due = [item for item in self.due if is_due(item[0])], [item for item in self.due if not is_due(item[0])]
+        now, self.due = (
+            [item for item in self.due if is_due(item[0])],
+            [item for item in self.due if not is_due(item[0])],
+        )
         for question, on_token, answer in now:
             seen = self.times[-1] if self.times else Fraction(0)
             for token in (str(len(self.times)), " frames"):
                 on_token(token)
             text = self.text_of(question)
             given = Answer(
-                question.id, question.at or seen, seen, question.text, text, 1.0, 2, ((Fraction(0), seen),), len(self.times), 0, None
+                question.id,
+                question.at or seen,
+                seen,
+                question.text,
+                text,
+                1.0,
+                2,
+                ((Fraction(0), seen),),
+                len(self.times),
+                0,
+                None,
             )
             self.options["on_event"](given)
             answer.set_result(given)
@@ -82,7 +102,19 @@ class FakeSession:
         self.calls.append("summary")
         frames = len(self.times)
         return Summary(
-            self.system, frames, 0, frames, 1.0, float(frames), {"vision": 1.0}, 1.0, None, {"device": 0, "host": 0}, 0.0, 0, 1.0
+            self.system,
+            frames,
+            0,
+            frames,
+            1.0,
+            float(frames),
+            {"vision": 1.0},
+            1.0,
+            None,
+            {"device": 0, "host": 0},
+            0.0,
+            0,
+            1.0,
         )
 
     def cancel(self) -> None:

@@ -1,4 +1,5 @@
-"""A stand-in for a TensorRT module and a CUDA stream: it records every call in order, and can be told to fail."""
+"""A stand-in for a TensorRT module and a CUDA stream: it records every call in order, and can be
+told to fail."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ class FakeStream:
     """Runs work at once. calls: the log that it shares with the engine's contexts."""
 
     def __init__(self, calls, handle=7) -> None:
-        self.calls, self.handle, self.device = calls, handle, self
+        self.calls = calls
+        self.handle = handle
+        self.device = self
         self.notices = []
         self.refuses_capture = False
 
@@ -113,8 +116,11 @@ class FakeEngine:
         self.module, self.tensors = module, {name: facts for name, *facts in tensors}
         self.calls: list[tuple] = []
         self.refused: set[str] = set()
-        self.bytes_per_row, self.fails, self.host_failure = 1000, False, None
-        self.layer_ms = [("norm", 0.5), ("product", 2.0), ("norm", 0.25)]  # that a profiler is told, in this order
+        self.bytes_per_row = 1000
+        self.fails = False
+        self.host_failure = None
+        # that a profiler is told, in this order
+        self.layer_ms = [("norm", 0.5), ("product", 2.0), ("norm", 0.25)]
         self._numbers = itertools.count()
 
     num_io_tensors = property(lambda self: len(self.tensors))

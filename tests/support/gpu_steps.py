@@ -1,4 +1,5 @@
-"""Steps of `gpu_check` that behave badly, and one that does not; they run in processes of their own."""
+"""Steps of `gpu_check` that behave badly, and one that does not; they run in processes of their
+own."""
 
 import os
 import signal

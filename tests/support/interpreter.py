@@ -1,6 +1,8 @@
-"""The GPU kernels in Triton's interpreter, on host memory, launched by vicort.runtime.kernels itself.
+"""The GPU kernels in Triton's interpreter, on host memory, launched by vicort.runtime.kernels
+itself.
 
-Triton decides at import whether it interprets, for its own library too, so this happens in a child process of its own.
+Triton decides at import whether it interprets, for its own library too, so this happens in a child
+process of its own.
 """
 
 from __future__ import annotations
@@ -29,18 +31,42 @@ ARGUMENTS = {
 HIDDEN = ("pointer",) * 2  # scratch memory, which Triton's compiler adds to every kernel
 
 
-def stand_in(spec: KernelSpec, tiles: dict[str, tuple[int, int]], architectures: Sequence[int] = (90,)) -> bytes:
-    """A kernels.zip without machine code: each cubin is the name of its kernel. tiles: BLOCK_M and BLOCK_N of "wide" and "narrow"."""
+def stand_in(
+    spec: KernelSpec, tiles: dict[str, tuple[int, int]], architectures: Sequence[int] = (90,)
+) -> bytes:
+    """A kernels.zip without machine code: each cubin is the name of its kernel. tiles: BLOCK_M and
+    BLOCK_N of "wide" and "narrow"."""
     shared = {"D": spec.head_dim, "PAGE": spec.page_tokens}
-    rotary = {"SECTION_T": spec.sections[0], "SECTION_H": spec.sections[1], "POSITIONS": spec.positions, "PRECISION": "ieee"}
+    rotary = {
+        "SECTION_T": spec.sections[0],
+        "SECTION_H": spec.sections[1],
+        "POSITIONS": spec.positions,
+        "PRECISION": "ieee",
+    }
     constants: list[tuple[str, str, dict[str, Any]]] = [
-        ("bounded_attention", form, {**shared, **rotary, "GROUP": spec.groups, "BLOCK_M": m, "BLOCK_N": n})
+        (
+            "bounded_attention",
+            form,
+            {**shared, **rotary, "GROUP": spec.groups, "BLOCK_M": m, "BLOCK_N": n},
+        )
         for form, (m, n) in tiles.items()
     ]
     constants += [
         ("combine", "", {"D": spec.head_dim, "BLOCK": 16}),
-        ("scatter_tokens", "", {**shared, "HEADS": spec.kv_heads, "HEADS_BLOCK": 1 << (spec.kv_heads - 1).bit_length()}),
-        ("set_places", "", {"PAGE": spec.page_tokens, "BLOCK": 1 << (3 * spec.page_tokens - 1).bit_length()}),
+        (
+            "scatter_tokens",
+            "",
+            {
+                **shared,
+                "HEADS": spec.kv_heads,
+                "HEADS_BLOCK": 1 << (spec.kv_heads - 1).bit_length(),
+            },
+        ),
+        (
+            "set_places",
+            "",
+            {"PAGE": spec.page_tokens, "BLOCK": 1 << (3 * spec.page_tokens - 1).bit_length()},
+        ),
     ]
     kernels = [
         {
@@ -59,10 +85,20 @@ def stand_in(spec: KernelSpec, tiles: dict[str, tuple[int, int]], architectures:
     ]
     target = BytesIO()
     with zipfile.ZipFile(target, "w") as archive:
-        index = {"schema_version": SCHEMA_VERSION, "spec": spec.model_dump(), "versions": {}, "kernels": kernels}
+        index = {
+            "schema_version": SCHEMA_VERSION,
+            "spec": spec.model_dump(),
+            "versions": {},
+            "kernels": kernels,
+        }
         archive.writestr(INDEX, json.dumps(index))
         for kernel in kernels:
-            archive.writestr(kernel["file"], json.dumps([kernel["kernel"], kernel["constants"], len(kernel["arguments"]) - len(HIDDEN)]))
+            archive.writestr(
+                kernel["file"],
+                json.dumps(
+                    [kernel["kernel"], kernel["constants"], len(kernel["arguments"]) - len(HIDDEN)]
+                ),
+            )
     return target.getvalue()
 
 
@@ -71,12 +107,23 @@ class Interpreter:
 
     def __init__(self) -> None:
         environment = {**os.environ, "TRITON_INTERPRET": "1"}
-        self._child = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        self._child = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
 
     def run(
-        self, data: bytes, verb: str, arrays: dict[str, np.ndarray], values: dict[str, Any], gpu: dict[str, Any]
+        self,
+        data: bytes,
+        verb: str,
+        arrays: dict[str, np.ndarray],
+        values: dict[str, Any],
+        gpu: dict[str, Any],
     ) -> dict[str, np.ndarray]:
-        """Arrays are passed as pointers to copies, which come back as the kernels left them. data: a `stand_in`; gpu: for LoadedKernels."""
+        """Arrays are passed as pointers to copies, which come back as the kernels left them. data:
+        a `stand_in`; gpu: for LoadedKernels."""
         assert self._child.stdin
         assert self._child.stdout
         pickle.dump((data, verb, arrays, values, gpu), self._child.stdin)
@@ -88,7 +135,13 @@ class Interpreter:
 
     def cos_sin(self, angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What the kernels take for cos and sin of float32 angles; a power of two of them."""
-        left = self.run(b"", "cos_sin", {"angles": angles, "cos": np.empty_like(angles), "sin": np.empty_like(angles)}, {}, {})
+        left = self.run(
+            b"",
+            "cos_sin",
+            {"angles": angles, "cos": np.empty_like(angles), "sin": np.empty_like(angles)},
+            {},
+            {},
+        )
         return left["cos"], left["sin"]
 
     def close(self) -> None:
@@ -104,7 +157,10 @@ class InterpretingLauncher:
         from vicort.export.kernels import bounded_attention, scatter
 
         self._functions = {
-            name: getattr(module, name) for module in (bounded_attention, scatter) for name in ARGUMENTS if hasattr(module, name)
+            name: getattr(module, name)
+            for module in (bounded_attention, scatter)
+            for name in ARGUMENTS
+            if hasattr(module, name)
         }
         self._own = dtype
         self._alive: list[np.ndarray] = []
@@ -117,7 +173,8 @@ class InterpretingLauncher:
         function, constants, count = kernel
         names = function.arg_names[:count]
         values = [
-            self._tensor(name, value) if kind == "pointer" else value for name, (kind, value) in zip(names, args[:count], strict=True)
+            self._tensor(name, value) if kind == "pointer" else value
+            for name, (kind, value) in zip(names, args[:count], strict=True)
         ]
         function[grid](*values, **constants)
 
@@ -126,17 +183,23 @@ class InterpretingLauncher:
         return self._alive[-1].ctypes.data
 
     def _tensor(self, name: str, address: int):
-        """A tensor of one element at an address: the interpreter asks it for no more than that and its type."""
+        """A tensor of one element at an address: the interpreter asks it for no more than that and
+        its type."""
         import torch
 
-        own = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[self._own]
-        types = dict.fromkeys(("q", "k", "v", "pool", "out"), own) | dict.fromkeys(("partial", "rotary"), torch.float32)
+        own = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[
+            self._own
+        ]
+        types = dict.fromkeys(("q", "k", "v", "pool", "out"), own) | dict.fromkeys(
+            ("partial", "rotary"), torch.float32
+        )
         dtype = types.get(name, torch.int32)
         return torch.frombuffer((ctypes.c_char * dtype.itemsize).from_address(address), dtype=dtype)
 
 
 def multiply_bfloat16() -> None:
-    """Triton 3.9's interpreter keeps bfloat16 as its bits, and multiplies matrices of these bits as integers: give it the numbers."""
+    """Triton 3.9's interpreter keeps bfloat16 as its bits, and multiplies matrices of these bits as
+    integers: give it the numbers."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -147,14 +210,19 @@ def multiply_bfloat16() -> None:
             return handle
         return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
 
-    InterpreterBuilder.create_dot = lambda self, a, b, *rest: dot(self, widened(a), widened(b), *rest)
+    InterpreterBuilder.create_dot = lambda self, a, b, *rest: dot(
+        self, widened(a), widened(b), *rest
+    )
 
 
 def store_cos_sin(arrays: dict[str, np.ndarray]) -> None:
     import torch
     from rotary_kernel import store_cos_sin as kernel  # type: ignore[import-not-found]  # beside this file, which is run as a script
 
-    kernel[(1,)](*(torch.from_numpy(arrays[name]) for name in ("angles", "cos", "sin")), COUNT=arrays["angles"].size)
+    kernel[(1,)](
+        *(torch.from_numpy(arrays[name]) for name in ("angles", "cos", "sin")),
+        COUNT=arrays["angles"].size,
+    )
 
 
 def serve() -> None:
@@ -173,8 +241,14 @@ def serve() -> None:
                 store_cos_sin(arrays)
             else:
                 kernels = Kernels.parse(data)
-                loaded = LoadedKernels(kernels, launcher=InterpretingLauncher(kernels.spec.dtype), **gpu)
-                getattr(loaded, verb)(**{name: array.ctypes.data for name, array in arrays.items()}, **values, stream=0)
+                loaded = LoadedKernels(
+                    kernels, launcher=InterpretingLauncher(kernels.spec.dtype), **gpu
+                )
+                getattr(loaded, verb)(
+                    **{name: array.ctypes.data for name, array in arrays.items()},
+                    **values,
+                    stream=0,
+                )
             reply: Any = arrays
         except Exception as error:  # noqa: BLE001 -- the parent raises it
             reply = f"{type(error).__name__}: {error}"

@@ -1,4 +1,5 @@
-"""`attend_with_kernel` in Triton's interpreter, beside the plain operator. Run as a script: Triton decides at import whether it interprets.
+"""`attend_with_kernel` in Triton's interpreter, beside the plain operator. Run as a script: Triton
+decides at import whether it interprets.
 
 Prints the largest difference of each case, as JSON.
 """
@@ -25,7 +26,10 @@ def case(rows: int, pages: int, seed: int) -> list[torch.Tensor]:
     """q, k, v, pos, pool, where, table; NaN wherever nothing may look."""
     random = np.random.default_rng(seed)
     slots = pages + 2
-    q, k, v = (random.standard_normal((rows, heads, DIM), np.float32) for heads in (HEADS * GROUP, HEADS, HEADS))
+    q, k, v = (
+        random.standard_normal((rows, heads, DIM), np.float32)
+        for heads in (HEADS * GROUP, HEADS, HEADS)
+    )
     pos = random.integers(0, 500, (rows, 3)).astype(np.int32)
     pos[1::4] = -1
     pool = random.standard_normal((slots, LAYERS, HEADS, 2, PAGE, DIM), np.float32)
@@ -44,10 +48,13 @@ def difference(rows: int, pages: int, layer: int, tile: inductor_attention.Tile)
     frequencies = torch.tensor(rotary_frequencies(THETA, DIM // 2))
     poisoned: Any = lambda *args, **options: torch.full(*args, torch.nan, **options)  # noqa: E731
     with (
-        mock.patch.object(inductor_attention, "wrap_triton", lambda kernel: kernel),  # of PyTorch, which takes compiled kernels only
+        # of PyTorch, which takes compiled kernels only
+        mock.patch.object(inductor_attention, "wrap_triton", lambda kernel: kernel),
         mock.patch.object(torch, "empty", poisoned),
     ):
-        got = inductor_attention.attend_with_kernel(*tensors, frequencies, layer, scale, SECTIONS, tile.numbers())
+        got = inductor_attention.attend_with_kernel(
+            *tensors, frequencies, layer, scale, SECTIONS, tile.numbers()
+        )
     wanted = attend(*tensors, layer, scale, SECTIONS, THETA)
     return float((got - wanted).abs().nan_to_num(np.inf).max())
 
@@ -55,5 +62,8 @@ def difference(rows: int, pages: int, layer: int, tile: inductor_attention.Tile)
 if __name__ == "__main__":
     torch.set_num_threads(1)
     tile = inductor_attention.Tile(16, 16, 4, 1, multiprocessors=7)
-    found = {f"{rows} rows, {pages} pages": difference(rows, pages, rows % LAYERS, tile) for rows, pages in ((1, 9), (9, 5), (21, 1))}
+    found = {
+        f"{rows} rows, {pages} pages": difference(rows, pages, rows % LAYERS, tile)
+        for rows, pages in ((1, 9), (9, 5), (21, 1))
+    }
     json.dump(found, sys.stdout)

@@ -1,4 +1,5 @@
-"""ReSV's memory in the plainest way: one token, one head, one cluster at a time, in lists. And what the product's holds, told alike."""
+"""ReSV's memory in the plainest way: one token, one head, one cluster at a time, in lists. And what
+the product's holds, told alike."""
 
 import numpy as np
 
@@ -11,7 +12,9 @@ class PlainClusters:
     """Hash-bit clustering of one layer and KV head, as SEEDS 3 and the module say it."""
 
     def __init__(self, chosen, normals, page_tokens, room):
-        self.chosen, self.normals, self.page_tokens = chosen, normals, page_tokens
+        self.chosen = chosen
+        self.normals = normals
+        self.page_tokens = page_tokens
         self.room = room  # cells
         self.clusters = []  # in the order they were opened: lists of (serial, key)
         self.serial = 0
@@ -27,10 +30,15 @@ class PlainClusters:
 
     def take(self, units):
         """units: lists of keys."""
-        while sum(map(self.cells, self.clusters)) + sum(map(len, units)) > self.room:  # room for a cluster a token
+        # room for a cluster a token
+        while sum(map(self.cells, self.clusters)) + sum(map(len, units)) > self.room:
             self.clusters.remove(min(self.clusters, key=lambda cluster: cluster[-1][0]))
         for keys in units:
-            recent = [cluster for cluster in self.clusters[-self.chosen.recent :] if len(cluster) < self.chosen.most_tokens]
+            recent = [
+                cluster
+                for cluster in self.clusters[-self.chosen.recent :]
+                if len(cluster) < self.chosen.most_tokens
+            ]
             before = [(self.hash(cluster), cluster) for cluster in recent]
             opened = []
             for key in keys:
@@ -58,9 +66,13 @@ class PlainClusters:
             means = [np.mean([key for _, key in cluster], axis=0) for cluster in self.clusters]
             exponents = [float(query @ mean) / len(query) ** 0.5 for mean in means]
             scores = [np.exp(exponent - max(exponents)) for exponent in exponents]
-            total = sum(score * len(cluster) for score, cluster in zip(scores, self.clusters, strict=True))
+            total = sum(
+                score * len(cluster) for score, cluster in zip(scores, self.clusters, strict=True)
+            )
             running = 0.0
-            for score, place in sorted(zip(scores, range(len(scores)), strict=True), key=lambda item: -item[0]):
+            for score, place in sorted(
+                zip(scores, range(len(scores)), strict=True), key=lambda item: -item[0]
+            ):
                 if running > self.chosen.share * total:
                     break
                 running += score * len(self.clusters[place])
@@ -73,7 +85,9 @@ class PlainMemory:
 
     def __init__(self, product):
         model = self.model = product.model
-        normals = HashPlanes(len(groups_of(model)), product.settings.hash_bits, model.head_dim, product.settings.seed).normals
+        normals = HashPlanes(
+            len(groups_of(model)), product.settings.hash_bits, model.head_dim, product.settings.seed
+        ).normals
         self.groups = {
             group: PlainClusters(product.settings, plane, model.page_tokens, product.room)
             for group, plane in zip(groups_of(model), normals, strict=True)
@@ -81,11 +95,19 @@ class PlainMemory:
 
     def take(self, departing):
         for (layer, head), group in self.groups.items():
-            group.take([departing.k[layer, departing.unit == unit, head] for unit in range(len(departing.pages))])
+            group.take(
+                [
+                    departing.k[layer, departing.unit == unit, head]
+                    for unit in range(len(departing.pages))
+                ]
+            )
 
     def choose(self, q):
         heads = self.model.query_heads // self.model.kv_heads
-        return {(layer, head): group.choose(q[layer, head * heads : (head + 1) * heads]) for (layer, head), group in self.groups.items()}
+        return {
+            (layer, head): group.choose(q[layer, head * heads : (head + 1) * heads])
+            for (layer, head), group in self.groups.items()
+        }
 
 
 def groups_of(model):
@@ -98,13 +120,16 @@ def clusters_of(held, group):
     found = []
     for cluster in held._clusters[group, : held._count[group]]:
         cells = [slot for slot in np.flatnonzero(owner[group] == cluster) if filled[group, slot]]
-        serials = [serial for slot in cells for serial in held._serials[slot, group, : filled[group, slot]]]
+        serials = [
+            serial for slot in cells for serial in held._serials[slot, group, : filled[group, slot]]
+        ]
         found.append((sorted(serials), held._mean[group, cluster]))
     return found
 
 
 def read(held, selection):
-    """By layer and head: the tokens that a reader sees, told by their values, as the engine's pool has them."""
+    """By layer and head: the tokens that a reader sees, told by their values, as the engine's pool
+    has them."""
     model = held.model
     pool = HostPool(np.zeros, model, 1000, np.float32, by_head=True)
     table = Recall(pool, range(1000)).load(held.pool, selection)
@@ -112,6 +137,9 @@ def read(held, selection):
     for layer, head in groups_of(model):
         slots = table[layer, head][table[layer, head] >= 0]
         there = pool.where[slots, layer, head, :, 0] >= 0
-        assert (pool.where[slots, layer, head, :, 0][there] == pool.data[slots, layer, head, 1, :, 0][there]).all()
+        assert (
+            pool.where[slots, layer, head, :, 0][there]
+            == pool.data[slots, layer, head, 1, :, 0][there]
+        ).all()
         seen[layer, head] = pool.data[slots, layer, head, 1, :, 0][there].astype(int).tolist()
     return seen

@@ -1,6 +1,7 @@
 """A stand-in for PyNvVideoCodec and its GPU: FFmpeg decodes, and device memory is the host's.
 
-Like NVDEC it takes elementary streams (start codes, nothing from the container), and has one buffer for all its pictures.
+Like NVDEC it takes elementary streams (start codes, nothing from the container), and has one buffer
+for all its pictures.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ import numpy as np
 from vicort.runtime.devices.cuda import DeviceArray
 from vicort.runtime.devices.surface import Surface
 
-FFMPEG_NAMES = {"H264": "h264", "HEVC": "hevc", "VP8": "vp8", "VP9": "vp9", "AV1": "libdav1d", "MPEG2": "mpeg2video"}
+FFMPEG_NAMES = {
+    "H264": "h264",
+    "HEVC": "hevc",
+    "VP8": "vp8",
+    "VP9": "vp9",
+    "AV1": "libdav1d",
+    "MPEG2": "mpeg2video",
+}
 
 
 class View:
@@ -42,7 +50,9 @@ class StandIn(types.ModuleType):
     OutputColorType = enum.Enum("OutputColorType", "NATIVE RGB RGBP")
     DisplayDecodeLatencyType = enum.Enum("DisplayDecodeLatencyType", "NATIVE LOW ZERO")
     Pixel_Format = enum.Enum("Pixel_Format", "NV12 P016")
-    VideoPacketFlag = enum.IntEnum("VideoPacketFlag", {"ENDOFSTREAM": 1, "TIMESTAMP": 2, "DISCONTINUITY": 4, "ENDOFPICTURE": 8})
+    VideoPacketFlag = enum.IntEnum(
+        "VideoPacketFlag", {"ENDOFSTREAM": 1, "TIMESTAMP": 2, "DISCONTINUITY": 4, "ENDOFPICTURE": 8}
+    )
 
     def __init__(self) -> None:
         super().__init__("PyNvVideoCodec")
@@ -70,7 +80,8 @@ class StandInDecoder:
         self._module, self._codec = module, av.CodecContext.create(codec, "r")
         self._codec.thread_count = 1
         self._buffer = np.zeros(1 << 20, np.uint8)
-        self._late: list[tuple[np.ndarray, np.ndarray]] = []  # parts of the buffer, and what is written there in the end
+        # parts of the buffer, and what is written there in the end
+        self._late: list[tuple[np.ndarray, np.ndarray]] = []
         self._packets = 0
 
     def SyncOnCUStream(self):
@@ -84,13 +95,16 @@ class StandInDecoder:
             self._packets += 1
             raise self._module.PyNvVCException("HW decoder faced error\nand more")
         self._packets += 1
-        packet = av.Packet(entry.bsl) if entry.bsl else None  # with the zeros behind it that decoders read on into
+        # with the zeros behind it that decoders read on into
+        packet = av.Packet(entry.bsl) if entry.bsl else None
         if packet:
             packet.update(ctypes.string_at(entry.bsl_data, entry.bsl))
             packet.pts = entry.pts
         self._buffer[:] = 0x55  # pictures of the call before are gone
         self._late.clear()
-        return [self._frame(picture, slot) for slot, picture in enumerate(self._codec.decode(packet))]
+        return [
+            self._frame(picture, slot) for slot, picture in enumerate(self._codec.decode(packet))
+        ]
 
     def _frame(self, picture: av.VideoFrame, slot: int):
         height, width = picture.height, picture.width
@@ -102,7 +116,9 @@ class StandInDecoder:
             View(whole[height * width :].reshape(height // 2, width // 2, 2), strides),
         ]
         pixel_format = self._module.pixel_format or self._module.Pixel_Format.NV12
-        return types.SimpleNamespace(format=pixel_format, cuda=lambda: views, getPTS=lambda: picture.pts)
+        return types.SimpleNamespace(
+            format=pixel_format, cuda=lambda: views, getPTS=lambda: picture.pts
+        )
 
 
 class HostMemoryGpu:

@@ -1,4 +1,5 @@
-"""The language model with its pages, run in the plainest way: every page stays, every run sees all of them."""
+"""The language model with its pages, run in the plainest way: every page stays, every run sees all
+of them."""
 
 from __future__ import annotations
 
@@ -12,25 +13,40 @@ from vicort.export.qwen2_5_vl.vision import VisionEncoder
 
 
 class PagedModel:
-    """A pool of which nothing is in order: slots are handed out at random, and what was never written holds NaN."""
+    """A pool of which nothing is in order: slots are handed out at random, and what was never
+    written holds NaN."""
 
     def __init__(
-        self, model: LanguageModel, config: LanguageConfiguration, slots: int, page_tokens: int, dtype: torch.dtype = torch.float32
+        self,
+        model: LanguageModel,
+        config: LanguageConfiguration,
+        slots: int,
+        page_tokens: int,
+        dtype: torch.dtype = torch.float32,
     ):
-        self.model, self.config, self.page_tokens = model, config, page_tokens
+        self.model = model
+        self.config = config
+        self.page_tokens = page_tokens
         self.free = torch.randperm(slots, generator=torch.Generator().manual_seed(0)).tolist()
-        self.pool = torch.full((slots, config.layers, config.kv_heads, 2, page_tokens, config.head_dim), torch.nan, dtype=dtype)
+        self.pool = torch.full(
+            (slots, config.layers, config.kv_heads, 2, page_tokens, config.head_dim),
+            torch.nan,
+            dtype=dtype,
+        )
         self.where = torch.full((slots, 1, 1, page_tokens, 3), -1, dtype=torch.int32)
         self.used: list[int] = []
 
     def run(self, tokens: Tensor, features: Tensor, pos: Tensor, padding: int = 0) -> Tensor:
-        """tokens [C], features [C,width], pos [C,3] through the model and into new pages -> logits [V].
+        """tokens [C], features [C,width], pos [C,3] through the model and into new pages -> logits
+        [V].
 
         padding: empty rows to add, which hold NaN.
         """
         rows = len(pos)
         tokens = torch.cat([tokens, torch.full((padding,), -1)]).int()
-        features = torch.cat([features, torch.full((padding, self.config.width), torch.nan)]).to(self.pool.dtype)
+        features = torch.cat([features, torch.full((padding, self.config.width), torch.nan)]).to(
+            self.pool.dtype
+        )
         pos = torch.cat([pos, torch.full((padding, 3), -1)]).int()
         table = torch.tensor([[[*self.used, -1]]], dtype=torch.int32)
         with torch.no_grad():
@@ -51,7 +67,8 @@ class PagedModel:
 def streamed_answer(
     paged: PagedModel, vision: VisionEncoder, talk: Conversation, chunks: list[int], length: int
 ) -> tuple[list[int], Tensor]:
-    """The conversation as a stream, `chunks` units at a time: greedy tokens, and the logits [length,V] that they were chosen from."""
+    """The conversation as a stream, `chunks` units at a time: greedy tokens, and the logits
+    [length,V] that they were chosen from."""
     none = lambda rows: torch.zeros(rows, paged.config.width)  # noqa: E731
     paged.run(torch.tensor(talk.prompt), none(len(talk.prompt)), talk.prompt_positions())
     unit = 0
@@ -61,7 +78,14 @@ def streamed_answer(
         pos = torch.cat([talk.unit_positions(unit + i) for i in range(chunk)])
         paged.run(torch.full((len(pos),), -1), features, pos, padding=unit % 3)
         unit += chunk
-    rows = [paged.run(torch.tensor(talk.question), none(len(talk.question)), talk.question_positions(), padding=2)]
+    rows = [
+        paged.run(
+            torch.tensor(talk.question),
+            none(len(talk.question)),
+            talk.question_positions(),
+            padding=2,
+        )
+    ]
     while len(rows) < length:
         place = talk.question_positions(len(rows))[-1:]
         rows.append(paged.run(rows[-1].argmax()[None], none(1), place))

@@ -1,4 +1,5 @@
-"""FreeKV in words (arXiv 2505.13109), a page, a head and a number at a time: nothing is kept on a device, moved, or done ahead."""
+"""FreeKV in words (arXiv 2505.13109), a page, a head and a number at a time: nothing is kept on a
+device, moved, or done ahead."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import numpy as np
 
 
 def box(keys, digest="mean-radius"):
-    """Lowest and highest value of each dimension, [T, D] -> [D], [D]; or what FreeKV's code takes for them."""
+    """Lowest and highest value of each dimension, [T, D] -> [D], [D]; or what FreeKV's code takes
+    for them."""
     low, high = np.min(keys, axis=0), np.max(keys, axis=0)
     if digest == "min-max":
         return low, high
@@ -31,7 +33,13 @@ def choose(q, pages, budget, digest="mean-radius"):
                 bounds = []
                 for keys in pages:
                     low, high = box(keys[layer, :, kv], digest)
-                    bounds.append(sum(max(x * a, x * b) for x, a, b in zip(q[layer, head], low, high, strict=True)) / size**0.5)
+                    bounds.append(
+                        sum(
+                            max(x * a, x * b)
+                            for x, a, b in zip(q[layer, head], low, high, strict=True)
+                        )
+                        / size**0.5
+                    )
                 weights = np.exp(np.array(bounds) - max(bounds))
                 scores += weights / weights.sum() / group
             best = sorted(range(len(pages)), key=lambda page: (-scores[page], page))[:budget]
@@ -43,20 +51,31 @@ def cosine(q, other, kv_heads):
     """C_i: of each layer and KV head, the mean over its query heads."""
     group = q.shape[1] // kv_heads
     similar = [
-        [np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)) for a, b in zip(layer, before, strict=True)]
+        [
+            np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b))
+            for a, b in zip(layer, before, strict=True)
+        ]
         for layer, before in zip(q, other, strict=True)
     ]
     return np.array(similar).reshape(len(q), kv_heads, group).mean(axis=-1)
 
 
 class PlainReader:
-    """Who reads what, and when a run is made again. A choice is (the queries that made it, numbers of pages), a layer and head."""
+    """Who reads what, and when a run is made again. A choice is (the queries that made it, numbers
+    of pages), a layer and head."""
 
-    def __init__(self, kv_heads, layers, budget, tau_prefill, tau_decode, ahead=True, digest="mean-radius"):
+    def __init__(
+        self, kv_heads, layers, budget, tau_prefill, tau_decode, ahead=True, digest="mean-radius"
+    ):
         self.heads = [(layer, head) for layer in range(layers) for head in range(kv_heads)]
-        self.kv_heads, self.budget, self.ahead, self.digest = kv_heads, budget, ahead, digest
+        self.kv_heads = kv_heads
+        self.budget = budget
+        self.ahead = ahead
+        self.digest = digest
         self.tau = {True: tau_prefill, False: tau_decode}
-        self.reads, self.next = {}, {}  # (layer, head) -> choice; what is read, and what was chosen behind it
+        # (layer, head) -> choice; what is read, and what was chosen behind it
+        self.reads = {}
+        self.next = {}
         self.corrected = None
         self.reruns = 0
 
@@ -64,13 +83,20 @@ class PlainReader:
         """pages: {number: keys}"""
         numbers = sorted(pages)
         chosen = choose(q, [pages[number] for number in numbers], self.budget, self.digest)
-        return {(layer, head): (q, [numbers[place] for place in chosen[layer][head]]) for layer, head in self.heads}
+        return {
+            (layer, head): (q, [numbers[place] for place in chosen[layer][head]])
+            for layer, head in self.heads
+        }
 
     def wrong(self, q, pages, prefill):
         tau = self.tau[prefill]
         if tau is None or len(pages) <= self.budget:
             return set()
-        return {(layer, head) for layer, head in self.heads if cosine(q, self.reads[layer, head][0], self.kv_heads)[layer, head] < tau}
+        return {
+            (layer, head)
+            for layer, head in self.heads
+            if cosine(q, self.reads[layer, head][0], self.kv_heads)[layer, head] < tau
+        }
 
     def correct(self, q, pages, wrong):
         anew = self.choose(q, pages)
@@ -84,7 +110,9 @@ class PlainQuestion(PlainReader):
     def saw(self, q, pages, prefill):
         if not pages:
             return False
-        if self.corrected is None and (wrong := self.wrong(q, pages, prefill) if self.reads else set(self.heads)):
+        if self.corrected is None and (
+            wrong := self.wrong(q, pages, prefill) if self.reads else set(self.heads)
+        ):
             return self.correct(q, pages, wrong)
         corrected, self.corrected = self.corrected or set(), None
         self.reads |= {pair: choice for pair, choice in self.next.items() if pair not in corrected}
@@ -104,6 +132,7 @@ class PlainChunks(PlainReader):
         return False
 
     def placed(self, pages):
-        """The chunk lies in memory, and what left the window in `pages`: the next reads what this one's queries choose."""
+        """The chunk lies in memory, and what left the window in `pages`: the next reads what this
+        one's queries choose."""
         if pages and self.q is not None:
             self.reads = self.choose(self.q, pages)

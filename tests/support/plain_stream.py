@@ -1,5 +1,5 @@
-"""A stream through the toy model with FreeKV's memory, in words: tokens as they are, one list for each layer and head, no pages on any
-device, no threads. What is read is said by `plain_freekv`."""
+"""A stream through the toy model with FreeKV's memory, in words: tokens as they are, one list for
+each layer and head, no pages on any device, no threads. What is read is said by `plain_freekv`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,24 @@ from support.plain_freekv import PlainChunks, PlainQuestion
 
 class PlainStream:
     def __init__(self, engines, prompt, window, budget, tau_prefill, tau_decode, ahead=True):
-        self.engines, self.model, self.window = engines, engines.model, window
+        self.engines = engines
+        self.model = engines.model
+        self.window = window
         m = self.model
         self.settings = m.kv_heads, m.layers, budget, tau_prefill, tau_decode, ahead
         self.chunk_reader = PlainChunks(*self.settings)
-        self.first, self.origin, self.newest = len(prompt), None, 0
-        self.recent, self.pages = [], {}  # chunks of (k, v, positions, first unit); {number: (k, v, positions)}
+        self.first = len(prompt)
+        self.origin = None
+        self.newest = 0
+        # chunks of (k, v, positions, first unit); {number: (k, v, positions)}
+        self.recent = []
+        self.pages = {}
         self.numbers, self.reruns = itertools.count(), 0
-        self.prompt = [self.run(engines.embedding[prompt], np.repeat(np.arange(len(prompt))[:, None], 3, 1), [])[1:4]]
+        self.prompt = [
+            self.run(
+                engines.embedding[prompt], np.repeat(np.arange(len(prompt))[:, None], 3, 1), []
+            )[1:4]
+        ]
 
     def keys(self):
         return {number: k for number, (k, _, _) in self.pages.items()}
@@ -28,20 +38,31 @@ class PlainStream:
     def watch(self, chunk):
         """An even number of frames, which are one chunk."""
         m, units = self.model, len(chunk) // 2
-        rows = self.engines.vision.function(frames=np.stack([frame.image for frame in chunk]))["features"].reshape(-1, m.width)
+        rows = self.engines.vision.function(frames=np.stack([frame.image for frame in chunk]))[
+            "features"
+        ].reshape(-1, m.width)
         self.origin = chunk[0].time if self.origin is None else self.origin
-        times = [int((chunk[2 * u].time - self.origin) * Fraction(m.tokens_per_second)) for u in range(units)]
+        times = [
+            int((chunk[2 * u].time - self.origin) * Fraction(m.tokens_per_second))
+            for u in range(units)
+        ]
         grid = itertools.product(times, range(m.grid_height), range(m.grid_width))
         positions = self.first + np.array(list(grid))
         while True:
-            out = self.run(rows.astype(np.float32), positions, self.recent[-self.window :], self.chunk_reader.reads)
+            out = self.run(
+                rows.astype(np.float32),
+                positions,
+                self.recent[-self.window :],
+                self.chunk_reader.reads,
+            )
             if not self.chunk_reader.saw(out[4], self.keys()):
                 break
             self.reruns += 1
         self.recent.append(out[1:4])
         self.newest = positions.max()
         for k, v, places in self.recent[: -self.window]:
-            for start in range(0, len(places), m.page_tokens):  # units of the toy model are whole pages
+            # units of the toy model are whole pages
+            for start in range(0, len(places), m.page_tokens):
                 page = slice(start, start + m.page_tokens)
                 self.pages[next(self.numbers)] = k[:, page], v[:, page], places[page]
         self.recent = self.recent[-self.window :]
@@ -55,7 +76,9 @@ class PlainStream:
         while len(tokens) < count + 1:
             positions = np.repeat(np.arange(start, start + len(rows))[:, None], 3, 1)
             while True:
-                logits, k, v, places, q = self.run(self.engines.embedding[rows], positions, [*self.recent, *text], reader.reads)
+                logits, k, v, places, q = self.run(
+                    self.engines.embedding[rows], positions, [*self.recent, *text], reader.reads
+                )
                 if not reader.saw(q, self.keys(), prefill=not tokens):
                     break
             text.append((k, v, places))
@@ -65,7 +88,8 @@ class PlainStream:
         return tokens[:count], reader.reruns
 
     def run(self, x, positions, shared, reads=None):
-        """x [n, width] at positions [n, 3], over the prompt, what all heads share, and the pages that each reads.
+        """x [n, width] at positions [n, 3], over the prompt, what all heads share, and the pages
+        that each reads.
 
         -> logits [V], k, v [L, n, Hkv, D] as they are stored, positions, mean q [L, Hq, D]
         """
@@ -74,17 +98,27 @@ class PlainStream:
         x, ks, vs, qs = x.astype(np.float64), [], [], []
         for layer, weights in enumerate(self.engines._layers):
             sizes = {"q": m.query_heads, "k": m.kv_heads, "v": m.kv_heads}
-            q, k, v = ((x @ weights[name]).reshape(len(x), heads, m.head_dim) for name, heads in sizes.items())
+            q, k, v = (
+                (x @ weights[name]).reshape(len(x), heads, m.head_dim)
+                for name, heads in sizes.items()
+            )
             mixed = np.zeros(q.shape)
             for head in range(m.query_heads):
                 kv = head // (m.query_heads // m.kv_heads)
                 _, numbers = (reads or {}).get((layer, kv), (None, []))
                 seen = [*shared, *(self.pages[number] for number in numbers)]
-                old_k = [rotate(key, place) for past, _, places in seen for key, place in zip(past[layer, :, kv], places, strict=True)]
+                old_k = [
+                    rotate(key, place)
+                    for past, _, places in seen
+                    for key, place in zip(past[layer, :, kv], places, strict=True)
+                ]
                 old_v = [value for _, past, _ in seen for value in past[layer, :, kv]]
                 new_k = [rotate(key, place) for key, place in zip(k[:, kv], positions, strict=True)]
                 for row in range(len(x)):
-                    keys, values = np.array([*old_k, *new_k[: row + 1]]), np.array([*old_v, *v[: row + 1, kv]])
+                    keys, values = (
+                        np.array([*old_k, *new_k[: row + 1]]),
+                        np.array([*old_v, *v[: row + 1, kv]]),
+                    )
                     scores = keys @ rotate(q[row, head], positions[row]) / m.head_dim**0.5
                     weight = np.exp(scores - scores.max())
                     mixed[row, head] = weight @ values / weight.sum()

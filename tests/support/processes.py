@@ -8,7 +8,8 @@ import sys
 
 
 def python(*arguments: str, text: bool = False) -> subprocess.Popen:
-    """A Python process that takes Ctrl-C, even where the tests themselves run in the background and ignore it."""
+    """A Python process that takes Ctrl-C, even where the tests themselves run in the background and
+    ignore it."""
     return subprocess.Popen(
         [sys.executable, *arguments],
         stdout=subprocess.PIPE,

@@ -1,4 +1,5 @@
-"""A toy model that costs next to nothing to run, for streams of tens of thousands of chunks: its language graph reads no page."""
+"""A toy model that costs next to nothing to run, for streams of tens of thousands of chunks: its
+language graph reads no page."""
 
 import numpy as np
 from support.fake_engines import FakeEngineSet
@@ -29,7 +30,9 @@ class QuickEngineSet(FakeEngineSet):
         }
         self._tile = random.normal(size=(m.unit_tokens, 3, m.width)).astype(np.float32)
         control = self.tokens.function
-        self.vision, self.tokens, self.llm = (QuickEngine(f) for f in (self._see_quickly, control, self._read_quickly))
+        self.vision, self.tokens, self.llm = (
+            QuickEngine(f) for f in (self._see_quickly, control, self._read_quickly)
+        )
 
     def _see_quickly(self, frames, **_):
         colors = frames.reshape(len(frames) // 2, -1, 3).mean(axis=1, dtype=np.float32) / 255 - 0.5
@@ -38,7 +41,10 @@ class QuickEngineSet(FakeEngineSet):
     def _read_quickly(self, tokens, features, pos, **_):
         m = self.model
         real = pos[:, 0] >= 0
-        x = np.where(tokens[:, None] >= 0, self.embedding[np.maximum(tokens, 0)], features) * real[:, None]
+        x = (
+            np.where(tokens[:, None] >= 0, self.embedding[np.maximum(tokens, 0)], features)
+            * real[:, None]
+        )
         q, k, v = (
             (x @ self._project[name]).reshape(len(x), m.layers, heads, m.head_dim).swapaxes(0, 1)
             for name, heads in (("q", m.query_heads), ("k", m.kv_heads), ("v", m.kv_heads))
@@ -47,4 +53,10 @@ class QuickEngineSet(FakeEngineSet):
         seen = q[:, real][:, -m.observed_rows :]
         queries[:, m.observed_rows - seen.shape[1] :] = seen
         logits = x[np.flatnonzero(real)[-1]] @ self.embedding.T
-        return {"logits": logits[None], "k": k, "v": v, "q": q[:, real].mean(axis=1), "queries": queries}
+        return {
+            "logits": logits[None],
+            "k": k,
+            "v": v,
+            "q": q[:, real].mean(axis=1),
+            "queries": queries,
+        }

@@ -1,4 +1,5 @@
-"""transformers' own Qwen2.5-VL with random weights, and what it is asked: the independent side of every comparison of the model."""
+"""transformers' own Qwen2.5-VL with random weights, and what it is asked: the independent side of
+every comparison of the model."""
 
 from __future__ import annotations
 
@@ -17,16 +18,54 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 VIDEO_TOKEN = {"tiny": 6, "3b-widths": 151656}
 SIZES = {
     "tiny": {
-        "vision": {"depth": 4, "hidden_size": 128, "intermediate_size": 256, "num_heads": 4, "window_size": 56, "out_hidden_size": 128}
+        "vision": {
+            "depth": 4,
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_heads": 4,
+            "window_size": 56,
+            "out_hidden_size": 128,
+        }
         | {"fullatt_block_indexes": [1, 3], "tokens_per_second": 1},
-        "text": {"vocab_size": 96, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
-        | {"num_key_value_heads": 2, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "eos_token_id": 2, "pad_token_id": 0}
-        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}},
+        "text": {
+            "vocab_size": 96,
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+        }
+        | {
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-6,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        }
+        | {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [4, 6, 6],
+            }
+        },
     },
     "3b-widths": {
-        "vision": {"depth": 2, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "window_size": 112, "out_hidden_size": 2048}
+        "vision": {
+            "depth": 2,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "window_size": 112,
+            "out_hidden_size": 2048,
+        }
         | {"fullatt_block_indexes": [1], "tokens_per_second": 2},
-        "text": {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 2, "num_attention_heads": 16}
+        "text": {
+            "vocab_size": 151936,
+            "hidden_size": 2048,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 16,
+        }
         | {
             "num_key_value_heads": 2,
             "max_position_embeddings": 128000,
@@ -34,7 +73,13 @@ SIZES = {
             "eos_token_id": 151645,
             "pad_token_id": 151643,
         }
-        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}},
+        | {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": [16, 24, 24],
+            }
+        },
     },
 }
 
@@ -51,7 +96,8 @@ def write_random_checkpoint(
 ) -> None:
     """Saves a Hugging Face directory of random weights.
 
-    size: "tiny", or "3b-widths": the widths and the vocabulary of the 3B model, with two layers each. vision: changes to vision_config.
+    size: "tiny", or "3b-widths": the widths and the vocabulary of the 3B model, with two layers
+    each. vision: changes to vision_config.
     """
     parts = SIZES[size]
     config = Qwen2_5_VLConfig(
@@ -66,22 +112,38 @@ def write_random_checkpoint(
     model.tie_weights()  # where the configuration says so
     _randomise(model, seed)
     end, pad = parts["text"]["eos_token_id"], parts["text"]["pad_token_id"]
-    model.generation_config = GenerationConfig(eos_token_id=[end, pad], pad_token_id=pad, do_sample=False)
+    model.generation_config = GenerationConfig(
+        eos_token_id=[end, pad], pad_token_id=pad, do_sample=False
+    )
     model.save_pretrained(folder, max_shard_size=shard_size)
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing()))
 
 
 def preprocessing() -> dict:
-    side = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2, "min_pixels": 28 * 28, "max_pixels": 12845056}
-    return {"image_mean": MEAN, "image_std": STD, "image_processor_type": "Qwen2VLImageProcessor", **side}
+    side = {
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "min_pixels": 28 * 28,
+        "max_pixels": 12845056,
+    }
+    return {
+        "image_mean": MEAN,
+        "image_std": STD,
+        "image_processor_type": "Qwen2VLImageProcessor",
+        **side,
+    }
 
 
 def _randomise(model: torch.nn.Module, seed: int) -> None:
-    """Every parameter matters: no zero biases, no norms of one. From random bytes, because they are quick."""
+    """Every parameter matters: no zero biases, no norms of one. From random bytes, because they are
+    quick."""
     random = np.random.default_rng(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            steps = torch.frombuffer(bytearray(random.bytes(parameter.numel())), dtype=torch.int8).reshape(parameter.shape)
+            steps = torch.frombuffer(
+                bytearray(random.bytes(parameter.numel())), dtype=torch.int8
+            ).reshape(parameter.shape)
             even = parameter.copy_(steps).div_(128)  # evenly over -1 to 1
             if parameter.ndim > 1:
                 even.mul_((3 / parameter[0].numel()) ** 0.5)  # variance 1 / fan-in
@@ -90,20 +152,31 @@ def _randomise(model: torch.nn.Module, seed: int) -> None:
 
 
 def load_reference(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
 
 
 def random_frames(units: int, height: int, width: int, seed: int) -> Tensor:
-    return torch.randint(0, 256, (2 * units, height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0,
+        256,
+        (2 * units, height, width, 3),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 def pixel_values(frames: Tensor) -> tuple[Tensor, Tensor]:
-    """frames [2U,H,W,3] uint8 -> patches and grid as transformers' processor hands them to the model: merged blocks row-major, in a block
-    patches row-major, in a patch channel, frame, row, column."""
+    """frames [2U,H,W,3] uint8 -> patches and grid as transformers' processor hands them to the
+    model: merged blocks row-major, in a block patches row-major, in a patch channel, frame, row,
+    column."""
     pixels = ((frames.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
     rows, columns = frames.shape[1] // 14, frames.shape[2] // 14
     patches = [
-        pixels[2 * unit : 2 * unit + 2, :, 14 * y : 14 * y + 14, 14 * x : 14 * x + 14].transpose(0, 1).reshape(-1)
+        pixels[2 * unit : 2 * unit + 2, :, 14 * y : 14 * y + 14, 14 * x : 14 * x + 14]
+        .transpose(0, 1)
+        .reshape(-1)
         for unit in range(len(frames) // 2)
         for block_y in range(0, rows, 2)
         for block_x in range(0, columns, 2)
@@ -115,7 +188,8 @@ def pixel_values(frames: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A prompt, a video and a question; times: the temporal position of each unit, counted from the video's first."""
+    """A prompt, a video and a question; times: the temporal position of each unit, counted from the
+    video's first."""
 
     prompt: list[int]
     frames: Tensor  # [2U,H,W,3] uint8
@@ -132,19 +206,26 @@ class Conversation:
     def unit_positions(self, unit: int) -> Tensor:
         """[P,3]: every unit's t, h and w count from where the prompt ends."""
         rows, columns = self.grid
-        return torch.tensor([(self.times[unit], y, x) for y in range(rows) for x in range(columns)]) + len(self.prompt)
+        return torch.tensor(
+            [(self.times[unit], y, x) for y in range(rows) for x in range(columns)]
+        ) + len(self.prompt)
 
     def question_positions(self, more: int = 0) -> Tensor:
         """Text after vision starts one after the greatest position before it."""
         first = len(self.prompt) + max(max(self.times), *(side - 1 for side in self.grid)) + 1
         return torch.arange(first, first + len(self.question) + more).repeat(3, 1).T
 
-    def reference_logits(self, model: Qwen2_5_VLForConditionalGeneration, answer: list[int]) -> Tensor:
-        """Logits [V] of the token after `answer`, by transformers, in one pass, its positions given."""
+    def reference_logits(
+        self, model: Qwen2_5_VLForConditionalGeneration, answer: list[int]
+    ) -> Tensor:
+        """Logits [V] of the token after `answer`, by transformers, in one pass, its positions
+        given."""
         tokens = self.grid[0] * self.grid[1] * len(self.times)
         ids = self.prompt + [model.config.video_token_id] * tokens + self.question + answer
         units = [self.unit_positions(unit) for unit in range(len(self.times))]
-        positions = torch.cat([self.prompt_positions(), *units, self.question_positions(len(answer))])
+        positions = torch.cat(
+            [self.prompt_positions(), *units, self.question_positions(len(answer))]
+        )
         pixels, grid = pixel_values(self.frames)
         with torch.no_grad():
             out = model(
@@ -157,7 +238,9 @@ class Conversation:
             )
         return out.logits[0, -1]
 
-    def reference_answer(self, model: Qwen2_5_VLForConditionalGeneration, length: int) -> tuple[list[int], Tensor]:
+    def reference_answer(
+        self, model: Qwen2_5_VLForConditionalGeneration, length: int
+    ) -> tuple[list[int], Tensor]:
         """Greedy tokens and the logits [length,V] that they were chosen from."""
         answer: list[int] = []
         rows = []

@@ -1,4 +1,5 @@
-"""GStreamer's RTSP server with a test pattern, for the system's own Python: prints its port, then serves until it is killed.
+"""GStreamer's RTSP server with a test pattern, for the system's own Python: prints its port, then
+serves until it is killed.
 
 Arguments: port (0 = any), user, password.
 """
@@ -13,7 +14,8 @@ from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402 (the versions c
 
 PIPELINE = (
     "( videotestsrc is-live=true pattern=ball ! video/x-raw,width=160,height=120,framerate=25/1 "
-    "! x264enc tune=zerolatency speed-preset=ultrafast key-int-max=10 ! rtph264pay name=pay0 config-interval=1 )"
+    "! x264enc tune=zerolatency speed-preset=ultrafast key-int-max=10 ! rtph264pay name=pay0 "
+    "config-interval=1 )"
 )
 
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 def scheduling_kept() -> Iterator[None]:
     """Give this thread the scheduling back that it had before.
 
-    SVT-AV1, as root, makes its own threads and the one that opens it realtime ones (SCHED_FIFO, priority 99): all else on the machine then
-    waits for them, and what they start is realtime too.
+    SVT-AV1, as root, makes its own threads and the one that opens it realtime ones (SCHED_FIFO,
+    priority 99): all else on the machine then waits for them, and what they start is realtime too.
     """
     if not hasattr(os, "sched_setscheduler"):  # not on Linux
         yield

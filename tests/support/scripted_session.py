@@ -12,17 +12,25 @@ from vicort.benchmarks.evaluation.watching import Candidate
 from vicort.runtime.core import Answer, Frame, Question, Summary
 from vicort.runtime.errors import VicortError
 
-Script = Callable[[Question, list[Fraction]], str]  # the question and the times of all frames seen so far
+# the question and the times of all frames seen so far
+Script = Callable[[Question, list[Fraction]], str]
 
 
-def scripted(script: Script, opened: list[ScriptedSession] | None = None, fails_at: Fraction | None = None) -> Candidate:
+def scripted(
+    script: Script, opened: list[ScriptedSession] | None = None, fails_at: Fraction | None = None
+) -> Candidate:
     return Candidate(partial(ScriptedSession, script, opened, fails_at))
 
 
 class ScriptedSession:
     """`opened` collects every session of a script, in order."""
 
-    def __init__(self, script: Script, opened: list[ScriptedSession] | None = None, fails_at: Fraction | None = None) -> None:
+    def __init__(
+        self,
+        script: Script,
+        opened: list[ScriptedSession] | None = None,
+        fails_at: Fraction | None = None,
+    ) -> None:
         """fails_at: seconds; a frame from then on is more than it can hold."""
         self.script, self.fails_at = script, fails_at
         self.seen: list[Fraction] = []
@@ -50,7 +58,21 @@ class ScriptedSession:
         assert question.at <= self.now or self.finished, "would wait for ever"
         seen = self.seen[-1] if self.seen else Fraction(0)
         text = self.script(question, list(self.seen))
-        answer.set_result(Answer(question.id, question.at, seen, question.text, text, 1.5, 1, (), len(self.seen), 16, None))
+        answer.set_result(
+            Answer(
+                question.id,
+                question.at,
+                seen,
+                question.text,
+                text,
+                1.5,
+                1,
+                (),
+                len(self.seen),
+                16,
+                None,
+            )
+        )
         return answer
 
     def finish(self) -> None:
@@ -58,7 +80,21 @@ class ScriptedSession:
 
     def summary(self) -> Summary:
         frames = len(self.seen)
-        return Summary("scripted", frames, 0, 0, 1.0, float(frames), {}, 1.0, None, {"device": 0, "host": 0}, 0.0, 0, 1.0)
+        return Summary(
+            "scripted",
+            frames,
+            0,
+            0,
+            1.0,
+            float(frames),
+            {},
+            1.0,
+            None,
+            {"device": 0, "host": 0},
+            0.0,
+            0,
+            1.0,
+        )
 
     def __enter__(self) -> Self:
         return self

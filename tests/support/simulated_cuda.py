@@ -1,9 +1,11 @@
-"""A GPU that is not there: device memory is host memory, and streams are queues that run as late, and in as bad an order, as CUDA allows.
+"""A GPU that is not there: device memory is host memory, and streams are queues that run as late,
+and in as bad an order, as CUDA allows.
 
-Nothing runs until the host waits; then streams advance in an order drawn from a seed, as far as their events let them. So work whose
-wait is missing reads memory that is not written yet, which is poison: NaN, or a number that is no slot and no position. Beside that every
-access is checked against the order that events promise: two accesses of the same bytes, one of them a write, with no event between them
-are a race, whatever the order was this time.
+Nothing runs until the host waits; then streams advance in an order drawn from a seed, as far as
+their events let them. So work whose wait is missing reads memory that is not written yet, which is
+poison: NaN, or a number that is no slot and no position. Beside that every access is checked
+against the order that events promise: two accesses of the same bytes, one of them a write, with no
+event between them are a race, whatever the order was this time.
 
 Kernels and engines are NumPy functions.
 """
@@ -24,10 +26,15 @@ from vicort.runtime.devices.cuda import CudaDevice, CudaEvent, CudaStream, Devic
 from vicort.runtime.devices.cuda.allocator import current_stream
 from vicort.runtime.kernels import NEEDED, CompiledKernel, Kernels, KernelSpec, LoadedKernels
 
-POISON = 0x7FFF  # of each two bytes: NaN in float16, bfloat16, float32 and float64, and an int32 of two billion
+# of each two bytes: NaN in float16, bfloat16, float32 and float64, and an int32 of two billion
+POISON = 0x7FFF
 GRAIN = 4  # bytes: races are told apart to this
 MOST_STREAMS = 64
-OUTPUTS = {"vision": ("features",), "tokens": ("kept", "count", "compact", "mean"), "llm": ("logits", "k", "v", "q", "queries")}
+OUTPUTS = {
+    "vision": ("features",),
+    "tokens": ("kept", "count", "compact", "mean"),
+    "llm": ("logits", "k", "v", "q", "queries"),
+}
 
 
 class Race(Exception):
@@ -40,13 +47,15 @@ class Misuse(Exception):
 
 @dataclass(eq=False)
 class Region:
-    """Memory, and who touched it last: for each grain the last write, and each stream's last read."""
+    """Memory, and who touched it last: for each grain the last write, and each stream's last
+    read."""
 
     kind: str  # "device" | "pinned"
     raw: np.ndarray  # [size] uint8
     writer: np.ndarray = field(init=False)  # [grains] number of a stream
     written: np.ndarray = field(init=False)  # [grains] which of its operations, 0 = none
-    read: dict[int, np.ndarray] = field(default_factory=dict)  # stream -> [grains] which of its operations
+    # stream -> [grains] which of its operations
+    read: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self):
         grains = -(-self.raw.size // GRAIN)
@@ -73,8 +82,10 @@ class Stream:
     queue: deque = field(default_factory=deque)
     issued: int = 0
     done: int = 0
-    clock: np.ndarray = field(default_factory=lambda: np.zeros(MOST_STREAMS, np.int64))  # what comes before its next operation
-    known: np.ndarray = field(default_factory=lambda: np.zeros(MOST_STREAMS, np.int64))  # of that, what the host has waited for
+    # what comes before its next operation
+    clock: np.ndarray = field(default_factory=lambda: np.zeros(MOST_STREAMS, np.int64))
+    # of that, what the host has waited for
+    known: np.ndarray = field(default_factory=lambda: np.zeros(MOST_STREAMS, np.int64))
     captured: list | None = None
     captor: int | None = None  # thread
 
@@ -97,8 +108,11 @@ class SimulatedDriver:
     name, capability, multiprocessors, version = "simulated GPU", (9, 0), 4, 13000
 
     def __init__(self, seed=0, total=1 << 31, lag=0.0):
-        """lag: most seconds that the device takes its time, while other threads give it more to do."""
-        self.total, self.used, self.lag = total, 0, lag
+        """lag: most seconds that the device takes its time, while other threads give it more to
+        do."""
+        self.total = total
+        self.used = 0
+        self.lag = lag
         self.counts: Counter[str] = Counter()
         self.waits: list[str] = []  # names of the threads that waited for the device
         self.log: list[tuple[str, int]] = []  # what ran, and on which stream
@@ -109,11 +123,14 @@ class SimulatedDriver:
         self._starts: list[int] = []
         self._regions: list[Region] = []
         self._streams: list[Stream] = []
-        self._host_clock = np.zeros(MOST_STREAMS, np.int64)  # what threads that are no stream's have waited for
-        self._pending: dict[int, tuple[int, int]] = {}  # id of a copy that has not run -> its part of pinned memory
+        # what threads that are no stream's have waited for
+        self._host_clock = np.zeros(MOST_STREAMS, np.int64)
+        # id of a copy that has not run -> its part of pinned memory
+        self._pending: dict[int, tuple[int, int]] = {}
         self._running: tuple[Stream, Operation] | None = None
 
-    # ---- memory ---------------------------------------------------------------------------------------------------------
+    # ---- memory
+    # ---------------------------------------------------------------------------------------------------------
 
     def make_current(self):
         pass
@@ -149,7 +166,9 @@ class SimulatedDriver:
     def free_pinned(self, pointer):
         with self._lock:
             size = self._region(pointer, 1).raw.size
-            if any(first < pointer + size and pointer < last for first, last in self._pending.values()):
+            if any(
+                first < pointer + size and pointer < last for first, last in self._pending.values()
+            ):
                 raise Misuse("pinned memory is freed under a copy")
         self._remove(pointer, "pinned")
 
@@ -180,23 +199,36 @@ class SimulatedDriver:
 
     def array_at(self, array: DeviceArray, *, write=False, watched=True):
         """A NumPy array over an array of the device, for an operation that runs."""
-        return self.bytes_at(array.pointer, array.nbytes, write=write, watched=watched).view(array.dtype).reshape(array.shape)
+        return (
+            self.bytes_at(array.pointer, array.nbytes, write=write, watched=watched)
+            .view(array.dtype)
+            .reshape(array.shape)
+        )
 
     def _check(self, region, grains, write):
         stream, operation = self._running
         late = region.written[grains] > operation.clock[region.writer[grains]]
         if late.any():
             other = int(region.writer[grains][late][0])
-            raise Race(f"{operation.label} on stream {stream.number} against a write on stream {other}: no event between them")
+            raise Race(
+                f"{operation.label} on stream {stream.number} against a write on stream {other}: "
+                "no event between them"
+            )
         if write:
             for other, read in region.read.items():
                 if (read[grains] > operation.clock[other]).any():
-                    raise Race(f"{operation.label} on stream {stream.number} writes what stream {other} may still read")
+                    raise Race(
+                        f"{operation.label} on stream {stream.number} writes what stream {other} "
+                        "may still read"
+                    )
             region.writer[grains], region.written[grains] = stream.number, operation.number
         else:
-            region.read.setdefault(stream.number, np.zeros_like(region.written))[grains] = operation.number
+            region.read.setdefault(stream.number, np.zeros_like(region.written))[grains] = (
+                operation.number
+            )
 
-    # ---- streams and events ---------------------------------------------------------------------------------------------
+    # ---- streams and events
+    # ---------------------------------------------------------------------------------------------
 
     def create_stream(self, urgent):
         with self._lock:
@@ -222,7 +254,9 @@ class SimulatedDriver:
                 raise self.failure
             if stream.captured is not None:
                 if stream.captor != threading.get_ident():
-                    raise Misuse(f"{label} on stream {stream.number}, which another thread captures")
+                    raise Misuse(
+                        f"{label} on stream {stream.number}, which another thread captures"
+                    )
                 if after is not None:
                     raise Misuse("a wait for work outside of a capture")
                 stream.captured.append((run, label))
@@ -245,7 +279,10 @@ class SimulatedDriver:
                 event.at = time.perf_counter_ns()
 
             event.number = self.enqueue(stream, run, "record")
-            event.clock, event.known = stream.clock.copy(), np.maximum(stream.known, self._host_clock)
+            event.clock, event.known = (
+                stream.clock.copy(),
+                np.maximum(stream.known, self._host_clock),
+            )
             return event
 
     def wait(self, stream, event):
@@ -278,12 +315,14 @@ class SimulatedDriver:
         time.sleep(0)
 
     def learn(self, event):
-        """Whoever gets the value of some work knows what the host had waited for when the work returned."""
+        """Whoever gets the value of some work knows what the host had waited for when the work
+        returned."""
         with self._lock:
             self._know(event.known)
 
     def _know(self, clock):
-        """A stream's work keeps what it learns to itself, until it returns. What any other thread learns, it may tell anybody."""
+        """A stream's work keeps what it learns to itself, until it returns. What any other thread
+        learns, it may tell anybody."""
         working = current_stream()
         for known in (working.raw.clock, working.raw.known) if working else (self._host_clock,):
             np.maximum(known, clock, out=known)
@@ -294,16 +333,25 @@ class SimulatedDriver:
         return (end.at - start.at) / 1e6
 
     def _ready(self):
-        return [s for s in self._streams if s.queue and (s.queue[0].after is None or s.queue[0].after.is_done)]
+        return [
+            s
+            for s in self._streams
+            if s.queue and (s.queue[0].after is None or s.queue[0].after.is_done)
+        ]
 
     def _choose(self, wanted, manner):
-        """A stream that can go on. manner: 0 = what is needed alone, 1 = all others first, 2 = any."""
+        """A stream that can go on. manner: 0 = what is needed alone, 1 = all others first, 2 =
+        any."""
         needed = wanted
-        while needed.queue and needed.queue[0].after is not None and not needed.queue[0].after.is_done:
+        while (
+            needed.queue and needed.queue[0].after is not None and not needed.queue[0].after.is_done
+        ):
             needed = needed.queue[0].after.stream
         ready = self._ready()
         if manner == 1:
-            ready = [stream for stream in ready if stream is not needed and stream is not wanted] or [needed]
+            ready = [
+                stream for stream in ready if stream is not needed and stream is not wanted
+            ] or [needed]
         return needed if manner == 0 else ready[self._random.integers(len(ready))]
 
     def _run_one(self, stream):
@@ -320,7 +368,8 @@ class SimulatedDriver:
         if operation.label not in ("record", "wait"):
             self.log.append((operation.label, stream.number))
 
-    # ---- copies ---------------------------------------------------------------------------------------------------------
+    # ---- copies
+    # ---------------------------------------------------------------------------------------------------------
 
     def copy(self, target, source, size, stream):
         pinned = [p for p in (target, source) if self._region(p, size).kind == "pinned"]
@@ -331,8 +380,15 @@ class SimulatedDriver:
             np.copyto(self.bytes_at(target, size, write=True), self.bytes_at(source, size).copy())
 
         with self._lock:
-            if target in pinned and not any(first < target + size and target < last for first, last in self._pending.values()):
-                poison(self._region(target, size).raw[target - self._region(target, size).start :][:size])  # the host may not look now
+            if target in pinned and not any(
+                first < target + size and target < last for first, last in self._pending.values()
+            ):
+                # the host may not look now
+                poison(
+                    self._region(target, size).raw[target - self._region(target, size).start :][
+                        :size
+                    ]
+                )
             for pointer in pinned:
                 self._pending[id(mark)] = (pointer, pointer + size)
             run.mark = mark
@@ -346,7 +402,8 @@ class SimulatedDriver:
 
         self.enqueue(stream, run, "fill")
 
-    # ---- kernels and graphs ---------------------------------------------------------------------------------------------
+    # ---- kernels and graphs
+    # ---------------------------------------------------------------------------------------------
 
     def load(self, cubin, function, shared_bytes):
         return function
@@ -355,7 +412,8 @@ class SimulatedDriver:
         assert grid[0] > 0
         assert threads % 32 == 0
         values = [value for _, value in args]
-        assert all(value % 16 == 0 for kind, value in args if kind == "pointer")  # cubins are compiled for that
+        # cubins are compiled for that
+        assert all(value % 16 == 0 for kind, value in args if kind == "pointer")
         run = getattr(self.functions, kernel)
         self.enqueue(self.stream_of(stream_handle), lambda: run(grid, *values), kernel)
 
@@ -391,12 +449,14 @@ def poison(raw):
 
 
 def bare(array):
-    """An array that does not keep its memory alive: work that is on its way knows addresses alone."""
+    """An array that does not keep its memory alive: work that is on its way knows addresses
+    alone."""
     return DeviceArray(None, array.pointer, array.shape, array.dtype)
 
 
 def simulated_kernels(gpu, model, dtype):
-    """The kernels that move tokens and positions into pages: the real `LoadedKernels`, on cubins that are NumPy functions."""
+    """The kernels that move tokens and positions into pages: the real `LoadedKernels`, on cubins
+    that are NumPy functions."""
     arguments = {"scatter_tokens": ("pointer",) * 5 + ("i32",), "set_places": ("pointer",) * 3}
     compiled = tuple(
         CompiledKernel(
@@ -410,37 +470,59 @@ def simulated_kernels(gpu, model, dtype):
             arguments=arguments.get(name, ()),
             constants={},
         )
-        for name, form in NEEDED  # engines are functions as a whole here: attention is never launched
+        # engines are functions as a whole here: attention is never launched
+        for name, form in NEEDED
     )
-    spec = KernelSpec.model_construct(page_tokens=model.page_tokens, frequencies=(1.0,), positions=0)
+    spec = KernelSpec.model_construct(
+        page_tokens=model.page_tokens, frequencies=(1.0,), positions=0
+    )
     gpu.driver.functions = PageFunctions(gpu.driver, model, np.dtype(dtype))
     kernels = Kernels("simulated", spec, {}, compiled, {each.file: b"" for each in compiled})
-    return LoadedKernels(kernels, capability=gpu.capability, multiprocessors=gpu.multiprocessors, launcher=gpu.launcher)
+    return LoadedKernels(
+        kernels,
+        capability=gpu.capability,
+        multiprocessors=gpu.multiprocessors,
+        launcher=gpu.launcher,
+    )
 
 
 class PageFunctions:
     """One block of a kernel's grid after the other."""
 
     def __init__(self, driver, model, dtype):
-        self._driver, self._model, self._dtype = driver, model, dtype
+        self._driver = driver
+        self._model = model
+        self._dtype = dtype
 
     def _at(self, pointer, shape, dtype, write=False):
         return self._driver.array_at(DeviceArray(None, pointer, shape, dtype), write=write)
 
     def scatter_tokens(self, grid, k, v, slots, cells, pool, rows):
         m, (count, layers, _) = self._model, grid
-        keys, values = (self._at(new, (layers, rows, m.kv_heads, m.head_dim), self._dtype) for new in (k, v))
+        keys, values = (
+            self._at(new, (layers, rows, m.kv_heads, m.head_dim), self._dtype) for new in (k, v)
+        )
         slot, cell = (self._at(numbers, (count,), np.int32) for numbers in (slots, cells))
         page = (layers, m.kv_heads, 2, m.page_tokens, m.head_dim)
         for i in range(count):
-            target = self._at(pool + int(slot[i]) * int(np.prod(page)) * self._dtype.itemsize, page, self._dtype, write=True)
+            target = self._at(
+                pool + int(slot[i]) * int(np.prod(page)) * self._dtype.itemsize,
+                page,
+                self._dtype,
+                write=True,
+            )
             target[:, :, 0, cell[i]], target[:, :, 1, cell[i]] = keys[:, i], values[:, i]
 
     def set_places(self, grid, slots, places, where):
         count, tokens = grid[0], self._model.page_tokens
-        slot, new = self._at(slots, (count,), np.int32), self._at(places, (count, tokens, 3), np.int32)
+        slot, new = (
+            self._at(slots, (count,), np.int32),
+            self._at(places, (count, tokens, 3), np.int32),
+        )
         for i in range(count):
-            self._at(where + int(slot[i]) * tokens * 12, (tokens, 3), np.int32, write=True)[:] = new[i]
+            self._at(where + int(slot[i]) * tokens * 12, (tokens, 3), np.int32, write=True)[:] = (
+                new[i]
+            )
 
 
 class ObservedEvent(CudaEvent):
@@ -451,7 +533,8 @@ class ObservedEvent(CudaEvent):
 
 
 class ObservedStream(CudaStream):
-    """Tells the driver who learns what on the host: an order of events that no call of CUDA shows."""
+    """Tells the driver who learns what on the host: an order of events that no call of CUDA
+    shows."""
 
     def submit(self, work, *args):
         return ObservedEvent(self._driver, super().submit(work, *args).enqueued)
@@ -466,13 +549,16 @@ class SimulatedDevice(CudaDevice):
 
 
 class SimulatedEngine:
-    """A graph as a function of NumPy arrays, which reads and writes device memory when its turn comes.
+    """A graph as a function of NumPy arrays, which reads and writes device memory when its turn
+    comes.
 
     Shapes and addresses that come a second time are captured in a graph, and replayed from then on.
     """
 
     def __init__(self, name, function, driver):
-        self.name, self.function, self._driver = name, function, driver
+        self.name = name
+        self.function = function
+        self._driver = driver
         self.shapes: list[dict[str, tuple[int, ...]]] = []  # of each run's bindings
         self._graphs: dict[tuple, object] = {}
 
@@ -480,7 +566,10 @@ class SimulatedEngine:
         return stream.submit(self._enqueue, dict(bindings), stream)
 
     def _enqueue(self, bindings, stream):
-        key = (id(stream), *((name, array.pointer, array.shape) for name, array in bindings.items()))
+        key = (
+            id(stream),
+            *((name, array.pointer, array.shape) for name, array in bindings.items()),
+        )
         if self._graphs.get(key) is None:
             if key in self._graphs:
                 self._graphs[key] = stream.capture(lambda: self._put(bindings, stream))
@@ -498,7 +587,10 @@ class SimulatedEngine:
         self.shapes.append({name: array.shape for name, array in bindings.items()})
         outputs, at = OUTPUTS[self.name], self._driver.array_at
         paged = ("pool", "where")  # of which the table's slots are read, and no others
-        arrays = {name: at(array, write=name in outputs, watched=name not in paged) for name, array in bindings.items()}
+        arrays = {
+            name: at(array, write=name in outputs, watched=name not in paged)
+            for name, array in bindings.items()
+        }
         if "table" in arrays:
             for slot in np.unique(arrays["table"][arrays["table"] >= 0]).tolist():
                 for name in paged:
@@ -512,7 +604,8 @@ class SimulatedEngine:
 
 
 class SimulatedEngineSet(FakeEngineSet):
-    """`FakeEngineSet` on a simulated GPU: the same functions, so the same answers to the last bit."""
+    """`FakeEngineSet` on a simulated GPU: the same functions, so the same answers to the last
+    bit."""
 
     def __init__(self, seed=0, order=0, lag=0.0, **model_changes):
         """order: seed of the order in which streams advance; lag: of `SimulatedDriver`."""

@@ -1,4 +1,5 @@
-"""The real `InductorEngine` on a simulated GPU: packages whose code is a NumPy function, and which give new arrays as PyTorch's do."""
+"""The real `InductorEngine` on a simulated GPU: packages whose code is a NumPy function, and which
+give new arrays as PyTorch's do."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from vicort.runtime.devices.cuda import DeviceArray
 
 
 class Result:
-    """An output that the package allocated: it has a value once the package's turn on the stream has come."""
+    """An output that the package allocated: it has a value once the package's turn on the stream
+    has come."""
 
     def __init__(self):
         self.value = None
@@ -24,7 +26,9 @@ class SimulatedPackage:
     """Serves one run at a time, as a package that is loaded for one thread does."""
 
     def __init__(self, side, name, function):
-        self._side, self._name, self._function = side, name, function
+        self._side = side
+        self._name = name
+        self._function = function
         self.streams = set()
 
     def __call__(self, *inputs):
@@ -35,9 +39,15 @@ class SimulatedPackage:
         return results[0] if len(results) == 1 else results
 
     def _run(self, arrays, results):
-        at, names = self._side.driver.array_at, [spec.name for spec in self._side.specs[self._name].inputs]
+        at, names = (
+            self._side.driver.array_at,
+            [spec.name for spec in self._side.specs[self._name].inputs],
+        )
         paged = ("pool", "where")  # of which the table's slots are read, and no others
-        inputs = {name: at(array, watched=name not in paged) for name, array in zip(names, arrays, strict=True)}
+        inputs = {
+            name: at(array, watched=name not in paged)
+            for name, array in zip(names, arrays, strict=True)
+        }
         if "table" in inputs:
             for slot in np.unique(inputs["table"][inputs["table"] >= 0]).tolist():
                 for name, array in zip(names, arrays, strict=True):
@@ -54,9 +64,13 @@ class SimulatedSide:
     captures = True
 
     def __init__(self, driver, specs, functions):
-        self.driver, self.specs, self._functions = driver, specs, functions
+        self.driver = driver
+        self.specs = specs
+        self._functions = functions
         self._local = threading.local()
-        self.loaded, self.pools, self.captured_outside = [], 0, 0
+        self.loaded = []
+        self.pools = 0
+        self.captured_outside = 0
 
     @property
     def stream(self):
@@ -107,7 +121,12 @@ class SimulatedInductorSet(SimulatedEngineSet):
 
     def __init__(self, seed=0, order=0, lag=0.0, **model_changes):
         super().__init__(seed, order, lag, **model_changes)
-        specs = {name: spec.model_copy(update={"file": f"{name}.pt2"}) for name, spec in graph_specs(self.model).items()}
-        self.side = SimulatedSide(self.driver, specs, {name: getattr(self, name).function for name in specs})
+        specs = {
+            name: spec.model_copy(update={"file": f"{name}.pt2"})
+            for name, spec in graph_specs(self.model).items()
+        }
+        self.side = SimulatedSide(
+            self.driver, specs, {name: getattr(self, name).function for name in specs}
+        )
         for name, spec in specs.items():
             setattr(self, name, InductorEngine(self.folder / spec.file, spec, {}, self.side))

@@ -1,7 +1,8 @@
 """The real `TensorRTEngine` on a simulated GPU: execution contexts whose plans are NumPy functions.
 
-A context is held to what TensorRT asks for: its state is not changed while a captured graph of it may still be replayed, and its memory
-is written by every run, so that two runs at once in one block are a race.
+A context is held to what TensorRT asks for: its state is not changed while a captured graph of it
+may still be replayed, and its memory is written by every run, so that two runs at once in one block
+are a race.
 """
 
 from __future__ import annotations
@@ -31,8 +32,17 @@ def graph_specs(model) -> dict[str, GraphSpec]:
             {"features": ("float32", "U", tokens, m.width)},
         ),
         "tokens": (
-            {"features": ("float32", "U", tokens, m.width), "threshold": ("float32", 1), "positions": ("int32", 1)},
-            {"kept": ("int32", "U*P"), "count": ("int32", 1), "compact": ("float32", "U*P", m.width), "mean": ("float32", m.width)},
+            {
+                "features": ("float32", "U", tokens, m.width),
+                "threshold": ("float32", 1),
+                "positions": ("int32", 1),
+            },
+            {
+                "kept": ("int32", "U*P"),
+                "count": ("int32", 1),
+                "compact": ("float32", "U*P", m.width),
+                "mean": ("float32", m.width),
+            },
         ),
         "llm": (
             {
@@ -56,18 +66,31 @@ def graph_specs(model) -> dict[str, GraphSpec]:
 
 
 def _graph(name, inputs, outputs):
-    sides = [tuple(TensorSpec(name=n, dtype=d, shape=shape) for n, (d, *shape) in side.items()) for side in (inputs, outputs)]
-    sizes = {size for spec in (*sides[0], *sides[1]) for size in spec.shape if isinstance(size, str)}
+    sides = [
+        tuple(TensorSpec(name=n, dtype=d, shape=shape) for n, (d, *shape) in side.items())
+        for side in (inputs, outputs)
+    ]
+    sizes = {
+        size for spec in (*sides[0], *sides[1]) for size in spec.shape if isinstance(size, str)
+    }
     dimensions = {size: Dimension(min=1, opt=8, max=1 << 20) for size in sizes}
     return GraphSpec(file=f"{name}.plan", inputs=sides[0], outputs=sides[1], dimensions=dimensions)
 
 
 class SimulatedPlan(FakeEngine):
     def __init__(self, module, driver, name, spec, function):
-        sides = [(each, "input") for each in spec.inputs] + [(each, "output") for each in spec.outputs]
-        tensors = [(t.name, mode, TYPES[t.dtype], tuple(-1 if isinstance(s, str) else s for s in t.shape)) for t, mode in sides]
+        sides = [(each, "input") for each in spec.inputs] + [
+            (each, "output") for each in spec.outputs
+        ]
+        tensors = [
+            (t.name, mode, TYPES[t.dtype], tuple(-1 if isinstance(s, str) else s for s in t.shape))
+            for t, mode in sides
+        ]
         super().__init__(module, tensors)
-        self.driver, self.name, self.spec, self.function = driver, name, spec, function
+        self.driver = driver
+        self.name = name
+        self.spec = spec
+        self.function = function
         self.bytes_per_row = BYTES_PER_ROW
 
     def create_execution_context(self, strategy):
@@ -114,10 +137,13 @@ class SimulatedContext(FakeContext):
 
     def _run(self, addresses, shapes, memory):
         engine, driver = self.engine, self.engine.driver
-        driver.bytes_at(memory[0], engine.bytes_per_row * next(iter(shapes.values()))[0], write=True)[:] = 0
+        driver.bytes_at(
+            memory[0], engine.bytes_per_row * next(iter(shapes.values()))[0], write=True
+        )[:] = 0
         inputs = {
             spec.name: driver.array_at(
-                DeviceArray(None, addresses[spec.name], shapes[spec.name], spec.dtype), watched=spec.name not in ("pool", "where")
+                DeviceArray(None, addresses[spec.name], shapes[spec.name], spec.dtype),
+                watched=spec.name not in ("pool", "where"),
             )
             for spec in engine.spec.inputs
         }
@@ -127,7 +153,10 @@ class SimulatedContext(FakeContext):
                 driver.array_at(whole[slot : slot + 1])
         results = engine.function(**inputs, **dict.fromkeys(OUTPUTS[engine.name]))
         for spec in engine.spec.outputs:
-            out = driver.array_at(DeviceArray(None, addresses[spec.name], results[spec.name].shape, spec.dtype), write=True)
+            out = driver.array_at(
+                DeviceArray(None, addresses[spec.name], results[spec.name].shape, spec.dtype),
+                write=True,
+            )
             poison(out.reshape(-1).view(np.uint8))
             out[...] = results[spec.name]
 
@@ -142,5 +171,7 @@ class SimulatedTensorRTSet(SimulatedEngineSet):
                 path = Path(folder) / spec.file
                 path.write_bytes(b"plan")
                 module = FakeTensorRT(())
-                module.engine = SimulatedPlan(module, self.driver, name, spec, getattr(self, name).function)
+                module.engine = SimulatedPlan(
+                    module, self.driver, name, spec, getattr(self, name).function
+                )
                 setattr(self, name, TensorRTEngine(path, spec, self.manifest, module, self.kernels))

@@ -1,4 +1,5 @@
-"""LiveVLM's compression and retrieval (arXiv:2505.15269) stated plainly: one layer, one head and one token at a time, in float64."""
+"""LiveVLM's compression and retrieval (arXiv:2505.15269) stated plainly: one layer, one head and
+one token at a time, in float64."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from vicort.runtime.policies.system import parse_system
 
 
 def attention_shares(k, positions, queries, turn=rotate):
-    """[L, n]: softmax(Q K^T) of the last rows, averaged over rows and query heads; 1 = an even share.
+    """[L, n]: softmax(Q K^T) of the last rows, averaged over rows and query heads; 1 = an even
+    share.
 
     k: [L, n, Hkv, D]; queries: [L, R, Hq, D]. turn: rotates a vector to a position.
     """
@@ -19,7 +21,12 @@ def attention_shares(k, positions, queries, turn=rotate):
     shares = np.zeros((layers, count))
     for layer in range(layers):
         for head in range(queries.shape[2]):
-            keys = np.array([turn(k[layer, i, head // group].astype(np.float64), positions[i]) for i in range(count)])
+            keys = np.array(
+                [
+                    turn(k[layer, i, head // group].astype(np.float64), positions[i])
+                    for i in range(count)
+                ]
+            )
             for row in range(1, rows + 1):
                 q = turn(queries[layer, -row, head].astype(np.float64), positions[-row])
                 weights = np.exp(keys @ q / dim**0.5)
@@ -28,8 +35,9 @@ def attention_shares(k, positions, queries, turn=rotate):
 
 
 def two_phases(scores, bucket, capacity, first):
-    """Indices kept, ascending. Phase 1: the `first` tokens with the highest scores go to their buckets, which keep `capacity` of them.
-    Phase 2: down the rest of the list, a token is filled in where its bucket has room."""
+    """Indices kept, ascending. Phase 1: the `first` tokens with the highest scores go to their
+    buckets, which keep `capacity` of them. Phase 2: down the rest of the list, a token is filled in
+    where its bucket has room."""
     ranked = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     held = {number: [] for number in set(bucket.tolist())}
     for token in ranked[:first]:
@@ -42,7 +50,8 @@ def two_phases(scores, bucket, capacity, first):
 
 
 class PlainMemory:
-    """One layer: buckets in a list, the oldest first, each with the number of its first bucket, its level, and its tokens in order."""
+    """One layer: buckets in a list, the oldest first, each with the number of its first bucket, its
+    level, and its tokens in order."""
 
     def __init__(self, settings, most):
         """most: tokens."""
@@ -69,7 +78,8 @@ class PlainMemory:
         self.came += buckets
 
     def make_room(self, excess):
-        """Two neighbours become one, which keeps its best: of the lowest level that has such two, the oldest."""
+        """Two neighbours become one, which keeps its best: of the lowest level that has such two,
+        the oldest."""
         wanted = len(self.tokens) - excess
         while len(self.tokens) > wanted:
             twins = [
@@ -82,14 +92,28 @@ class PlainMemory:
             i = min(twins, key=lambda i: (self.buckets[i]["level"], i))
             a, b = self.buckets[i : i + 2]
             both = a["tokens"] + b["tokens"]
-            best = sorted(range(len(both)), key=lambda j: (-both[j][0], j))[: self.settings.capacity]
-            self.buckets[i : i + 2] = [{"start": a["start"], "level": a["level"] + 1, "tokens": [both[j] for j in sorted(best)]}]
+            best = sorted(range(len(both)), key=lambda j: (-both[j][0], j))[
+                : self.settings.capacity
+            ]
+            self.buckets[i : i + 2] = [
+                {
+                    "start": a["start"],
+                    "level": a["level"] + 1,
+                    "tokens": [both[j] for j in sorted(best)],
+                }
+            ]
 
 
 def page_scores(keys, q, page):
-    """One layer: the attention of q [Hq, D] over the mean keys of pages, the mean of all heads. keys: [n, Hkv, D] -> [pages]"""
+    """One layer: the attention of q [Hq, D] over the mean keys of pages, the mean of all heads.
+    keys: [n, Hkv, D] -> [pages]"""
     group = len(q) // keys.shape[1]
-    means = np.array([keys[first : first + page].astype(np.float64).mean(axis=0) for first in range(0, len(keys), page)])
+    means = np.array(
+        [
+            keys[first : first + page].astype(np.float64).mean(axis=0)
+            for first in range(0, len(keys), page)
+        ]
+    )
     scores = np.zeros(len(means))
     for head, query in enumerate(q):
         weights = np.exp([mean[head // group] @ query / len(query) ** 0.5 for mean in means])

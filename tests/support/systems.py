@@ -9,7 +9,14 @@ def system(
     retrieval: str = "{policy: similar-chunks, top: 2, recent: 1}",
     memory: str = "{device_mb: 1, when_full: drop-oldest}",
 ) -> System:
-    return parse_system(f"name: test\ndrop: {drop}\ningest: {ingest}\nretrieval: {retrieval}\nmemory: {memory}", "test.yaml")
+    return parse_system(
+        f"name: test\ndrop: {drop}\ningest: {ingest}\nretrieval: {retrieval}\nmemory: {memory}",
+        "test.yaml",
+    )
 
 
-FULL = {"ingest": "{policy: all}", "retrieval": "{policy: all}", "memory": "{device_mb: 4, when_full: refuse}"}
+FULL = {
+    "ingest": "{policy: all}",
+    "retrieval": "{policy: all}",
+    "memory": "{device_mb: 4, when_full: refuse}",
+}

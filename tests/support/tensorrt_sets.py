@@ -1,4 +1,5 @@
-"""The embedded model's TensorRT set, built once in a test run, and the ONNX files that it is made of."""
+"""The embedded model's TensorRT set, built once in a test run, and the ONNX files that it is made
+of."""
 
 from __future__ import annotations
 
@@ -43,14 +44,19 @@ def tiny_set() -> Path:
     with (
         mock.patch.object(engine_set, "build_plan", copy_and_build),
         mock.patch.object(engine_set, "remove_functions", expand_and_remove),
-        mock.patch.object(compiling, "compile_kernels", functools.partial(compiling.compile_kernels, architectures=ONE_GPU)),
+        mock.patch.object(
+            compiling,
+            "compile_kernels",
+            functools.partial(compiling.compile_kernels, architectures=ONE_GPU),
+        ),
     ):
         assert build.main([TINY, "--backend", "tensorrt", "--out", str(folder)]) == 0
     return folder
 
 
 def tiny_onnx() -> Path:
-    """Folder of the bf16 graphs as TensorRT is given them: <name>.onnx, and llm.expanded.onnx for a plan without the plugin."""
+    """Folder of the bf16 graphs as TensorRT is given them: <name>.onnx, and llm.expanded.onnx for a
+    plan without the plugin."""
     tiny_set()
     return room() / "tiny-bf16-onnx"
 

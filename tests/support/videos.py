@@ -1,7 +1,7 @@
 """Small videos of every odd kind, made with PyAV.
 
-Frame i of each shows its own number: a white block whose place encodes i, on a background of four colours, so that a test can tell
-which frame it got, and which way up.
+Frame i of each shows its own number: a white block whose place encodes i, on a background of four
+colours, so that a test can tell which frame it got, and which way up.
 """
 
 from __future__ import annotations
@@ -17,24 +17,37 @@ import av
 import numpy as np
 import pytest
 
-CORNERS = ((200, 40, 40), (40, 160, 60), (40, 60, 200), (200, 190, 60))  # top left, top right, bottom left, bottom right
-QUIET = {"libx264": {}, "libx265": {"x265-params": "log-level=none"}, "libsvtav1": {"svtav1-params": "preset=12"}}
+# top left, top right, bottom left, bottom right
+CORNERS = ((200, 40, 40), (40, 160, 60), (40, 60, 200), (200, 190, 60))
+QUIET = {
+    "libx264": {},
+    "libx265": {"x265-params": "log-level=none"},
+    "libsvtav1": {"svtav1-params": "preset=12"},
+}
 BITS = 8  # of a frame's number
 
 
 def image(number: int, width: int = 160, height: int = 120) -> np.ndarray:
-    """[height, width, 3] uint8: four coloured quarters; a row of blocks across the middle holds the number's bits, lowest left."""
+    """[height, width, 3] uint8: four coloured quarters; a row of blocks across the middle holds the
+    number's bits, lowest left."""
     picture = np.empty((height, width, 3), np.uint8)
     middle, center = height // 2, width // 2
     for (rows, columns), color in zip(quarters(middle, center), CORNERS, strict=True):
         picture[rows, columns] = color
     for bit in range(BITS):
-        picture[middle - height // 8 : middle + height // 8, bit * width // BITS : (bit + 1) * width // BITS] = 255 * (number >> bit & 1)
+        picture[
+            middle - height // 8 : middle + height // 8,
+            bit * width // BITS : (bit + 1) * width // BITS,
+        ] = 255 * (number >> bit & 1)
     return picture
 
 
 def quarters(middle: int, center: int) -> list[tuple[slice, slice]]:
-    return [(rows, columns) for rows in (slice(0, middle), slice(middle, None)) for columns in (slice(0, center), slice(center, None))]
+    return [
+        (rows, columns)
+        for rows in (slice(0, middle), slice(middle, None))
+        for columns in (slice(0, center), slice(center, None))
+    ]
 
 
 def number(picture: np.ndarray) -> int:
@@ -45,7 +58,8 @@ def number(picture: np.ndarray) -> int:
 
 
 def corners(picture: np.ndarray) -> list[int]:
-    """Which of CORNERS is nearest to the picture's top left, top right, bottom left and bottom right."""
+    """Which of CORNERS is nearest to the picture's top left, top right, bottom left and bottom
+    right."""
     down, right = picture.shape[0] // 8, picture.shape[1] // 8
     spots = [picture[row, column] for row in (down, -down) for column in (right, -right)]
     return [int(np.abs(np.array(CORNERS) - spot).sum(axis=-1).argmin()) for spot in spots]
@@ -82,7 +96,9 @@ def write_video(
         rng = np.random.default_rng(0)
         for i, time in enumerate(stamps):
             picture = image(i, *size)
-            picture = picture ^ rng.integers(0, 32, picture.shape, dtype=np.uint8) if noise else picture
+            picture = (
+                picture ^ rng.integers(0, 32, picture.shape, dtype=np.uint8) if noise else picture
+            )
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = round(time * 90_000), Fraction(1, 90_000)
             output.mux(track.encode(frame))
@@ -100,7 +116,9 @@ def write_audio(path: Path, seconds: float = 1.0) -> None:
         output.mux(track.encode())
 
 
-def write_image(path: Path, picture: np.ndarray, codec: str = "png", pixel_format: str = "rgb24") -> None:
+def write_image(
+    path: Path, picture: np.ndarray, codec: str = "png", pixel_format: str = "rgb24"
+) -> None:
     needs_encoder(codec)
     with av.open(str(path), "w", format="image2", options={"update": "1"}) as output:
         track = output.add_stream(codec, rate=1)
@@ -116,7 +134,8 @@ def turn(path: Path, matrix: tuple[int, int, int, int]) -> None:
     The pixel (p, q) is shown at (a p + c q, b p + d q).
     """
     content = bytearray(path.read_bytes())
-    start = content.index(b"tkhd") + 4 + 40  # version 0: the matrix follows 40 bytes of other fields
+    # version 0: the matrix follows 40 bytes of other fields
+    start = content.index(b"tkhd") + 4 + 40
     a, b, c, d = (value << 16 for value in matrix)
     content[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content)

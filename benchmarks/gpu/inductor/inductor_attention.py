@@ -1,6 +1,8 @@
-"""BoundedAttention inside a program that AOTInductor compiles: the Triton kernel on a GPU, the plain PyTorch form on a CPU.
+"""BoundedAttention inside a program that AOTInductor compiles: the Triton kernel on a GPU, the
+plain PyTorch form on a CPU.
 
-The operator is tested in Triton's interpreter; a program with it has been compiled for no GPU yet but in a dry run without one.
+The operator is tested in Triton's interpreter; a program with it has been compiled for no GPU yet
+but in a dry run without one.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ COMBINE_BLOCK, COMBINE_WARPS = 16, 4  # as vicort.export.kernels.compile has the
 
 @dataclass(frozen=True)
 class Tile:
-    """How the kernel is compiled for a model on a GPU, and how many multiprocessors its shares are for."""
+    """How the kernel is compiled for a model on a GPU, and how many multiprocessors its shares are
+    for."""
 
     vectors: int  # BLOCK_M, query vectors of a program
     keys: int  # BLOCK_N
@@ -53,9 +56,11 @@ def attend_with_kernel(
     sections: Sequence[int],
     tile: Sequence[int],
 ) -> Tensor:
-    """`vicort.export.bounded_attention.attend` by the Triton kernel, where all layers and heads share positions and table.
+    """`vicort.export.bounded_attention.attend` by the Triton kernel, where all layers and heads
+    share positions and table.
 
-    where: [P,1,1,T,3]; table: [1,1,N]; frequencies: [D/2] float32; tile: as `Tile.numbers` gives it. The rest is as there.
+    where: [P,1,1,T,3]; table: [1,1,N]; frequencies: [D/2] float32; tile: as `Tile.numbers` gives
+    it. The rest is as there.
     """
     rows, query_heads, dim = q.shape
     layers, heads, page = pool.shape[1], pool.shape[2], pool.shape[4]
@@ -95,13 +100,16 @@ def attend_with_kernel(
         num_warps=warps,
         num_stages=stages,
     )
-    wrap_triton(combine_kernel)[(vectors,)](partial, out, vectors, shares, D=dim, BLOCK=COMBINE_BLOCK, num_warps=COMBINE_WARPS)
+    wrap_triton(combine_kernel)[(vectors,)](
+        partial, out, vectors, shares, D=dim, BLOCK=COMBINE_BLOCK, num_warps=COMBINE_WARPS
+    )
     return out
 
 
 def shares_of(programs: int, multiprocessors: int) -> int:
-    """Among how many programs the keys of one are split: what fills the GPU once. At least two, so that there always is something to
-    combine, and the number of rows alone decides: the program is compiled for all of them."""
+    """Among how many programs the keys of one are split: what fills the GPU once. At least two, so
+    that there always is something to combine, and the number of rows alone decides: the program is
+    compiled for all of them."""
     return torch.sym_max(2, torch.sym_min(MAX_SHARES, multiprocessors // programs))
 
 
@@ -110,20 +118,32 @@ def cdiv(a: int, b: int) -> int:
 
 
 def prepare(language: nn.Module, theta: float, sections: Sequence[int]) -> None:
-    """Give a language model the buffer that the kernel reads, before it is exported; the model itself does not use it."""
-    language.register_buffer(FREQUENCIES, torch.tensor(rotary_frequencies(theta, sum(sections))), persistent=False)
+    """Give a language model the buffer that the kernel reads, before it is exported; the model
+    itself does not use it."""
+    language.register_buffer(
+        FREQUENCIES, torch.tensor(rotary_frequencies(theta, sum(sections))), persistent=False
+    )
 
 
 def with_kernel(program: ExportedProgram, tile: Tile) -> ExportedProgram:
-    """The program with the Triton kernel in the place of each BoundedAttention. Its module was prepared."""
+    """The program with the Triton kernel in the place of each BoundedAttention. Its module was
+    prepared."""
     graph = program.graph
-    (name,) = (name for name, buffer in program.graph_signature.inputs_to_buffers.items() if buffer == FREQUENCIES)
+    (name,) = (
+        name
+        for name, buffer in program.graph_signature.inputs_to_buffers.items()
+        if buffer == FREQUENCIES
+    )
     frequencies = next(node for node in graph.nodes if node.name == name)
-    for node in graph.find_nodes(op="call_function", target=torch.ops.vicort.bounded_attention.default):
+    for node in graph.find_nodes(
+        op="call_function", target=torch.ops.vicort.bounded_attention.default
+    ):
         *tensors, layer, scale, sections, _ = node.args
         with graph.inserting_before(node):
             arguments = (*tensors, frequencies, layer, scale, sections, tile.numbers())
-            replacement = graph.call_function(torch.ops.vicort.attend_with_kernel.default, arguments)
+            replacement = graph.call_function(
+                torch.ops.vicort.attend_with_kernel.default, arguments
+            )
         replacement.meta = dict(node.meta)
         node.replace_all_uses_with(replacement)
         graph.erase_node(node)
@@ -134,4 +154,6 @@ def with_kernel(program: ExportedProgram, tile: Tile) -> ExportedProgram:
 
 def in_pytorch(program: ExportedProgram) -> ExportedProgram:
     """The program with the plain PyTorch form in the place of each BoundedAttention."""
-    return program.run_decompositions(torch.export.default_decompositions() | {torch.ops.vicort.bounded_attention.default: attend})
+    return program.run_decompositions(
+        torch.export.default_decompositions() | {torch.ops.vicort.bounded_attention.default: attend}
+    )

@@ -1,7 +1,9 @@
-"""Engines of AOTInductor: packages that PyTorch compiled, behind the same `enqueue` as every other engine, on a CPU or a GPU.
+"""Engines of AOTInductor: packages that PyTorch compiled, behind the same `enqueue` as every other
+engine, on a CPU or a GPU.
 
-For measuring only: the runtime knows nothing of PyTorch, so these live beside the benchmarks. On a CPU they are tested against the other
-engines; `OnGpu`, what is asked of PyTorch on a GPU, has never run: tests have a stand-in for it.
+For measuring only: the runtime knows nothing of PyTorch, so these live beside the benchmarks. On a
+CPU they are tested against the other engines; `OnGpu`, what is asked of PyTorch on a GPU, has never
+run: tests have a stand-in for it.
 """
 
 from __future__ import annotations
@@ -60,26 +62,36 @@ class Side(Protocol):
 
 
 class InductorEngine:
-    """A package, loaded once for each stream that runs it, since it serves one run at a time. The weights are shared."""
+    """A package, loaded once for each stream that runs it, since it serves one run at a time. The
+    weights are shared."""
 
     def __init__(self, path: Path, signature: GraphSpec, constants: Constants, side: Side) -> None:
-        """constants: by their names in the package, on the side's device. Raises EngineError if the package cannot be loaded with them."""
+        """constants: by their names in the package, on the side's device. Raises EngineError if the
+        package cannot be loaded with them."""
         self.signature = signature
-        self._path, self._constants, self._side = path, constants, side
+        self._path = path
+        self._constants = constants
+        self._side = side
         self._check = BindingsCheck(signature)
         self._lanes: weakref.WeakKeyDictionary[Any, Lane] = weakref.WeakKeyDictionary()
         self._first: Package | None = side.load(path, constants)
         self._loading = threading.Lock()
 
     def enqueue(self, bindings: Any, stream: Any) -> Event:
-        """Run on `stream`, reading the bound arrays in place; what comes out is copied into those bound to the outputs."""
+        """Run on `stream`, reading the bound arrays in place; what comes out is copied into those
+        bound to the outputs."""
         self._check(bindings)
         return stream.submit(self._run, bindings, stream)
 
     def graph_report(self, stream: Any) -> dict[str, Any]:
-        """How many CUDA graphs this stream has of the engine, and why other runs could not be captured."""
+        """How many CUDA graphs this stream has of the engine, and why other runs could not be
+        captured."""
         lane = self._lanes.get(stream)
-        return {"graphs": lane.graphs, "refusals": list(lane.refusals)} if lane else {"graphs": 0, "refusals": []}
+        return (
+            {"graphs": lane.graphs, "refusals": list(lane.refusals)}
+            if lane
+            else {"graphs": 0, "refusals": []}
+        )
 
     def _run(self, bindings: Arrays, stream: Any) -> None:
         lane = self._lanes.get(stream)
@@ -95,11 +107,14 @@ class InductorEngine:
 
 
 class Lane:
-    """A package on one stream, with CUDA graphs by shape and address where there are any, all in one pool: they run one after the other."""
+    """A package on one stream, with CUDA graphs by shape and address where there are any, all in
+    one pool: they run one after the other."""
 
     def __init__(self, package: Package, signature: GraphSpec, side: Side, stream: Any) -> None:
         # The stream owns its lane: a reference from here would keep both for ever.
-        self._package, self._side, self._stream = package, side, weakref.proxy(stream)
+        self._package = package
+        self._side = side
+        self._stream = weakref.proxy(stream)
         self._inputs = [spec.name for spec in signature.inputs]
         self._outputs = [spec.name for spec in signature.outputs]
         self._graphs: GraphCache[Any] = GraphCache(MOST_GRAPHS)
@@ -113,7 +128,10 @@ class Lane:
     def run(self, bindings: Arrays) -> None:
         if not self._side.captures:
             return self._execute(*self._tensors(bindings))
-        key = tuple((bindings[name].shape, bindings[name].pointer) for name in (*self._inputs, *self._outputs))
+        key = tuple(
+            (bindings[name].shape, bindings[name].pointer)
+            for name in (*self._inputs, *self._outputs)
+        )
         graph = self._graphs.get(key)
         if graph:
             return graph.launch(self._stream)
@@ -124,7 +142,8 @@ class Lane:
                 self._capture(key, inputs, outputs)
 
     def _capture(self, key: object, inputs: list[Any], outputs: list[Any]) -> None:
-        """Keep a further run as a graph; the plain one before it was the warm-up that capturing wants."""
+        """Keep a further run as a graph; the plain one before it was the warm-up that capturing
+        wants."""
         self._pool = self._pool or self._side.new_pool()
         try:
             with self._side.within(self._pool):
@@ -135,14 +154,19 @@ class Lane:
             return
         gone = self._graphs.put(key, graph)
         if gone:
-            self._stream.notify(_close, gone)  # once the stream has come here: they may still be under way
+            # once the stream has come here: they may still be under way
+            self._stream.notify(_close, gone)
 
     def _tensors(self, bindings: Arrays) -> tuple[list[Any], list[Any]]:
-        return [self._side.tensor(bindings[name]) for name in self._inputs], [self._side.tensor(bindings[name]) for name in self._outputs]
+        return [self._side.tensor(bindings[name]) for name in self._inputs], [
+            self._side.tensor(bindings[name]) for name in self._outputs
+        ]
 
     def _execute(self, inputs: list[Any], outputs: list[Any]) -> None:
         results = self._package(*inputs)
-        for target, source in zip(outputs, results if isinstance(results, Sequence) else (results,), strict=True):
+        for target, source in zip(
+            outputs, results if isinstance(results, Sequence) else (results,), strict=True
+        ):
             self._side.copy(target, source)
 
 
@@ -159,14 +183,22 @@ class OnHost:
     device = "cpu"
 
     def load(self, path: Path, constants: Constants) -> Package:
-        """Raises EngineError if the file is no package for this machine, or wants other constants than these."""
+        """Raises EngineError if the file is no package for this machine, or wants other constants
+        than these."""
         package = torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
         wanted = package.get_constant_fqns()
         missing = sorted(set(wanted) - constants.keys())
         if missing:
-            raise EngineError(f"{path} wants a constant {missing[0]!r} that the model does not have: remove the folder, and build it again")
+            raise EngineError(
+                f"{path} wants a constant {missing[0]!r} that the model does not have: remove "
+                "the folder, and build it again"
+            )
         if wanted:
-            package.load_constants({name: constants[name] for name in wanted}, check_full_update=True, user_managed=True)
+            package.load_constants(
+                {name: constants[name] for name in wanted},
+                check_full_update=True,
+                user_managed=True,
+            )
         return package
 
     def tensor(self, array: Any) -> Any:
@@ -195,7 +227,12 @@ class OnGpu(OnHost):
 
     def tensor(self, array: Any) -> Any:
         half = array.dtype.name == "bfloat16"  # which the interface has no word for
-        described = {"shape": array.shape, "typestr": "<i2" if half else array.dtype.str, "data": (array.pointer, False), "version": 3}
+        described = {
+            "shape": array.shape,
+            "typestr": "<i2" if half else array.dtype.str,
+            "data": (array.pointer, False),
+            "version": 3,
+        }
         view = torch.as_tensor(SimpleNamespace(__cuda_array_interface__=described), device="cuda")
         return view.view(torch.bfloat16) if half else view
 

@@ -1,8 +1,11 @@
-"""Engine sets of AOTInductor: the GPU engines that can be measured where TensorRT does not take the GPU.
+"""Engine sets of AOTInductor: the GPU engines that can be measured where TensorRT does not take the
+GPU.
 
-The graphs are compiled from the programs of torch.export that the ONNX files are made of, for the machine that this runs on. On a CPU this
-is built, run and compared in the tests. For a GPU it was never run: what PyTorch makes of the Triton kernel there, whether its runs can be
-captured in CUDA graphs, and every time and size, is open. Such a set has no pruned vision graph, and all layers and heads share one table.
+The graphs are compiled from the programs of torch.export that the ONNX files are made of, for the
+machine that this runs on. On a CPU this is built, run and compared in the tests. For a GPU it was
+never run: what PyTorch makes of the Triton kernel there, whether its runs can be captured in CUDA
+graphs, and every time and size, is open. Such a set has no pruned vision graph, and all layers and
+heads share one table.
 
     <folder>/vision.pt2, tokens.pt2, llm.pt2    code; the weights are read from the checkpoint when the set is opened, and held once
     <folder>/embedding.bin, kernels.zip, …      as in every other set; kernels.zip for a GPU only
@@ -44,10 +47,21 @@ from vicort.runtime.engines.engine_set import LLM_STREAMS, Engine, EngineSet
 from vicort.runtime.errors import EngineError
 from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
 from vicort.runtime.kernels import Kernels, LoadedKernels
-from vicort.runtime.manifest import FILE_NAME, EmbeddingSpec, GraphName, GraphSpec, Manifest, ModelSpec, Precision, fingerprint
+from vicort.runtime.manifest import (
+    FILE_NAME,
+    EmbeddingSpec,
+    GraphName,
+    GraphSpec,
+    Manifest,
+    ModelSpec,
+    Precision,
+    fingerprint,
+)
 
-GRAPHS: tuple[GraphName, ...] = ("tokens", "vision", "llm")  # in the order in which they are compiled: the quickest first
-SHARED = ("where_layers", "where_heads", "table_layers", "table_heads")  # dimensions that are 1 here
+# in the order in which they are compiled: the quickest first
+GRAPHS: tuple[GraphName, ...] = ("tokens", "vision", "llm")
+# dimensions that are 1 here
+SHARED = ("where_layers", "where_heads", "table_layers", "table_heads")
 PART = ".part"  # what the folder of an unfinished build is called
 PLAN = "plan.json"  # in it: what is being built
 COMMAND = "python -m vicort.benchmarks.gpu.check --only inductor"
@@ -65,10 +79,13 @@ class InductorManifest(Manifest):
     source: Path  # the checkpoint, which holds the weights
 
 
-# ---- building -------------------------------------------------------------------------------------------------------------
+# ---- building
+# -------------------------------------------------------------------------------------------------------------
 
 
-def plan(checkpoint: Path, model: ModelSpec, precision: Precision, gpu: Gpu | None) -> InductorManifest:
+def plan(
+    checkpoint: Path, model: ModelSpec, precision: Precision, gpu: Gpu | None
+) -> InductorManifest:
     """What a build is going to make, but for its files."""
     graphs = signatures(model, precision)
     return InductorManifest(
@@ -76,7 +93,13 @@ def plan(checkpoint: Path, model: ModelSpec, precision: Precision, gpu: Gpu | No
         precision=precision,
         model=model,
         graphs={name: _package_of(name, graphs[name]) for name in GRAPHS},
-        embedding=EmbeddingSpec(file=EMBEDDING_FILE, offset=0, dtype=TYPE_NAMES[precision], rows=model.vocabulary, width=model.width),
+        embedding=EmbeddingSpec(
+            file=EMBEDDING_FILE,
+            offset=0,
+            dtype=TYPE_NAMES[precision],
+            rows=model.vocabulary,
+            width=model.width,
+        ),
         checkpoint=checkpoint_hash(checkpoint),
         target=f"{gpu.name}, sm_{gpu.capability[0]}{gpu.capability[1]}" if gpu else cpu(),
         versions={"torch": torch.__version__, "exporter": exporter_hash(), "packages": _own_hash()},
@@ -86,9 +109,16 @@ def plan(checkpoint: Path, model: ModelSpec, precision: Precision, gpu: Gpu | No
 
 def _package_of(name: GraphName, graph: GraphSpec) -> GraphSpec:
     """A graph's signature as a package has it."""
-    inputs = tuple(spec.model_copy(update={"shape": tuple(1 if size in SHARED else size for size in spec.shape)}) for spec in graph.inputs)
+    inputs = tuple(
+        spec.model_copy(
+            update={"shape": tuple(1 if size in SHARED else size for size in spec.shape)}
+        )
+        for spec in graph.inputs
+    )
     dimensions = {size: bounds for size, bounds in graph.dimensions.items() if size not in SHARED}
-    return graph.model_copy(update={"file": f"{name}.pt2", "inputs": inputs, "dimensions": dimensions})
+    return graph.model_copy(
+        update={"file": f"{name}.pt2", "inputs": inputs, "dimensions": dimensions}
+    )
 
 
 def build(
@@ -101,9 +131,11 @@ def build(
     shared: Path | None = None,
     say: Say = lambda line: None,
 ) -> dict[str, float]:
-    """Make the set, for `gpu` or for this CPU, unless it is there; returns the seconds that each part took, 0.0 where it was there.
+    """Make the set, for `gpu` or for this CPU, unless it is there; returns the seconds that each
+    part took, 0.0 where it was there.
 
-    An interrupted build is gone on with: a package is kept as soon as it is whole. shared: a set whose packages of equal graphs are taken.
+    An interrupted build is gone on with: a package is kept as soon as it is whole. shared: a set
+    whose packages of equal graphs are taken.
     """
     wanted = plan(checkpoint, model, precision, gpu)
     if is_built(folder, wanted):
@@ -114,7 +146,9 @@ def build(
     tile = _kernels(part, checkpoint, wanted, gpu) if gpu else None
     for name in GRAPHS:
         start = time.perf_counter()
-        if not (part / wanted.graphs[name].file).is_file() and not _taken(part, wanted, name, shared):
+        if not (part / wanted.graphs[name].file).is_file() and not _taken(
+            part, wanted, name, shared
+        ):
             say(f"compiling {wanted.graphs[name].file}")
             _compile(part, wanted, name, tile)
         seconds[name] = round(time.perf_counter() - start, 1)
@@ -147,7 +181,10 @@ def _taken(part: Path, wanted: InductorManifest, name: GraphName, shared: Path |
     if shared is None:
         return False
     other, file = read(shared), wanted.graphs[name].file
-    same = all(getattr(other, key) == getattr(wanted, key) for key in ("checkpoint", "versions", "target", "precision"))
+    same = all(
+        getattr(other, key) == getattr(wanted, key)
+        for key in ("checkpoint", "versions", "target", "precision")
+    )
     # The vision graph is made for one size of frames, which its signature tells.
     if not (same and other.graphs[name] == wanted.graphs[name]):
         return False
@@ -166,9 +203,12 @@ def _compile(part: Path, wanted: InductorManifest, name: GraphName, tile: Tile |
         program, _ = export_program(module, graph, device)
         if graph.attention_layers:
             program = with_kernel(program, tile) if tile else in_pytorch(program)
-        with tempfile.TemporaryDirectory(dir=part.parent, prefix=f".{name}-") as room:  # beside its target, so that moving costs nothing
+        # beside its target, so that moving costs nothing
+        with tempfile.TemporaryDirectory(dir=part.parent, prefix=f".{name}-") as room:
             package = Path(room) / graph.file
-            torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=OPTIONS)
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(package), inductor_configs=OPTIONS
+            )
             if name == "llm":
                 _write_embedding(module, part / EMBEDDING_FILE)
             package.rename(part / graph.file)
@@ -176,11 +216,17 @@ def _compile(part: Path, wanted: InductorManifest, name: GraphName, tile: Tile |
 
 def load_module(manifest: InductorManifest, name: GraphName, device: str) -> nn.Module:
     """The module of a graph, with the weights of the set's checkpoint, on a device."""
-    config, model, dtype = read_configuration(manifest.source), manifest.model, TORCH_TYPES[manifest.precision]
+    config, model, dtype = (
+        read_configuration(manifest.source),
+        manifest.model,
+        TORCH_TYPES[manifest.precision],
+    )
     if name == "tokens":
         return TokenControl().eval()
     if name == "vision":
-        return load_vision(manifest.source, config, model.image_height, model.image_width, dtype).to(device)
+        return load_vision(
+            manifest.source, config, model.image_height, model.image_width, dtype
+        ).to(device)
     language = load_language(manifest.source, config, dtype)
     if device != "cpu":
         prepare(language, config.language.theta, config.language.sections)
@@ -193,17 +239,25 @@ def _write_embedding(language: nn.Module, path: Path) -> None:
 
 
 def _kernels(part: Path, checkpoint: Path, wanted: InductorManifest, gpu: Gpu) -> Tile:
-    """Write kernels.zip for this GPU, if it is not there; returns the tile of its attention kernel for many queries."""
+    """Write kernels.zip for this GPU, if it is not there; returns the tile of its attention kernel
+    for many queries."""
     from vicort.export.kernels.compile import compile_kernels, kernel_spec, plan_tasks
 
-    spec = kernel_spec(read_configuration(checkpoint).language, wanted.model.page_tokens, wanted.precision)
+    spec = kernel_spec(
+        read_configuration(checkpoint).language, wanted.model.page_tokens, wanted.precision
+    )
     architecture, path = fitting_architecture(gpu), part / KERNELS_FILE
     if not path.is_file():
         path.write_bytes(compile_kernels(spec, (architecture,)))
     compiled = Kernels.read(path).find(architecture, "bounded_attention", "wide")
     blocks = int(compiled.constants["BLOCK_M"]), int(compiled.constants["BLOCK_N"])
-    tiles = next(task.tiles for task in plan_tasks(spec, architecture) if (task.kernel, task.form) == ("bounded_attention", "wide"))
-    chosen = next(tile for tile in tiles if (tile.blocks, tile.warps) == (blocks, compiled.warps))  # the first that does not spill
+    tiles = next(
+        task.tiles
+        for task in plan_tasks(spec, architecture)
+        if (task.kernel, task.form) == ("bounded_attention", "wide")
+    )
+    # the first that does not spill
+    chosen = next(tile for tile in tiles if (tile.blocks, tile.warps) == (blocks, compiled.warps))
     return Tile(*blocks, chosen.warps, chosen.stages, gpu.multiprocessors)
 
 
@@ -240,7 +294,8 @@ def kernel_names(folder: Path) -> dict[str, int]:
     return {name: content.count(name.encode()) for name in ("bounded_attention", "combine")}
 
 
-# ---- opening --------------------------------------------------------------------------------------------------------------
+# ---- opening
+# --------------------------------------------------------------------------------------------------------------
 
 
 def read(folder: Path) -> InductorManifest:
@@ -249,24 +304,37 @@ def read(folder: Path) -> InductorManifest:
         manifest = InductorManifest.model_validate_json((folder / FILE_NAME).read_text())
         found = {name: fingerprint(folder / name) for name in manifest.files}
     except (OSError, ValueError) as error:
-        raise EngineError(f"{folder} is no engine set of AOTInductor ({' '.join(str(error).split())[:200]}): {REBUILD}") from error
+        raise EngineError(
+            f"{folder} is no engine set of AOTInductor ({' '.join(str(error).split())[:200]}): "
+            f"{REBUILD}"
+        ) from error
     for name, file in manifest.files.items():
         if found[name] != file:
-            raise EngineError(f"{folder / name} is damaged ({found[name].bytes} bytes, {file.bytes} were built): {REBUILD}")
+            raise EngineError(
+                f"{folder / name} is damaged ({found[name].bytes} bytes, {file.bytes} were "
+                f"built): {REBUILD}"
+            )
     return manifest
 
 
 def open_engines(folder: Path) -> EngineSet:
     """Load a set onto the device that it was built for.
 
-    Raises EngineError if it is missing, damaged, or its checkpoint is another than it was; DeviceError if there is no GPU.
+    Raises EngineError if it is missing, damaged, or its checkpoint is another than it was;
+    DeviceError if there is no GPU.
     """
     manifest = read(folder)
     if checkpoint_hash(manifest.source) != manifest.checkpoint:
-        raise EngineError(f"{manifest.source} is not the checkpoint that {folder} was built from: remove that folder, and build it again")
-    backend = InductorBackend(folder, manifest, open_gpu() if (folder / KERNELS_FILE).is_file() else None)
+        raise EngineError(
+            f"{manifest.source} is not the checkpoint that {folder} was built from: remove that "
+            "folder, and build it again"
+        )
+    backend = InductorBackend(
+        folder, manifest, open_gpu() if (folder / KERNELS_FILE).is_file() else None
+    )
     engines: dict[GraphName, Engine] = {
-        name: backend.load(folder / graph.file, graph, streams=LLM_STREAMS) for name, graph in manifest.graphs.items()
+        name: backend.load(folder / graph.file, graph, streams=LLM_STREAMS)
+        for name, graph in manifest.graphs.items()
     }
     return EngineSet(folder, manifest, engines, backend)
 
@@ -280,11 +348,18 @@ class InductorBackend:
         self._kernels = None
         if gpu:
             kernels = Kernels.read(folder / KERNELS_FILE)
-            self._kernels = LoadedKernels(kernels, capability=gpu.capability, multiprocessors=gpu.multiprocessors, launcher=gpu.launcher)
+            self._kernels = LoadedKernels(
+                kernels,
+                capability=gpu.capability,
+                multiprocessors=gpu.multiprocessors,
+                launcher=gpu.launcher,
+            )
 
     def load(self, path: Path, graph: GraphSpec, *, streams: int) -> InductorEngine:
         name = next(name for name, each in self._manifest.graphs.items() if each.file == graph.file)
-        return InductorEngine(path, graph, constants(load_module(self._manifest, name, self._side.device)), self._side)
+        return InductorEngine(
+            path, graph, constants(load_module(self._manifest, name, self._side.device)), self._side
+        )
 
     def new_device(self, overlap: bool) -> Device:
         if self._gpu and self._kernels:
@@ -294,12 +369,16 @@ class InductorBackend:
 
 def constants(module: nn.Module) -> Constants:
     """Parameters and buffers by all their names."""
-    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    named = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
     return {name: tensor.detach() for name, tensor in named}
 
 
 def tiny_engines(folder: Path, precision: str, gpu: Gpu | None) -> EngineSet:
-    """The tiny model's set, built if it is not there yet. gpu: None = for this CPU. Raises Skip if PyTorch cannot use the GPU."""
+    """The tiny model's set, built if it is not there yet. gpu: None = for this CPU. Raises Skip if
+    PyTorch cannot use the GPU."""
     if gpu:
         need_cuda()
     recipe = load_recipe("tiny", chunk_frames=CHUNK_FRAMES, precision=precision)
@@ -311,13 +390,18 @@ def tiny_engines(folder: Path, precision: str, gpu: Gpu | None) -> EngineSet:
 class InductorMaker:
     """Sets of any model, for the steps that measure real sizes."""
 
-    def build(self, lab: Lab, size: Any, checkpoint: Path, folder: Path, side: int, shared: Path | None) -> dict[str, Any]:
-        """size: a `vicort.benchmarks.gpu.real_models.Size`; side: pixels of a frame's side; shared: as `build` takes it.
+    def build(
+        self, lab: Lab, size: Any, checkpoint: Path, folder: Path, side: int, shared: Path | None
+    ) -> dict[str, Any]:
+        """size: a `vicort.benchmarks.gpu.real_models.Size`; side: pixels of a frame's side; shared:
+        as `build` takes it.
 
         Returns the seconds of each package.
         """
         need_cuda()
-        recipe = load_recipe(size.recipe, image_width=side, image_height=side, question_rows=size.most_rows)
+        recipe = load_recipe(
+            size.recipe, image_width=side, image_height=side, question_rows=size.most_rows
+        )
         model = model_spec(size.name, read_configuration(checkpoint), recipe)
         return {"package_seconds": build(folder, checkpoint, model, "bf16", lab.gpu, shared=shared)}
 
@@ -330,6 +414,12 @@ def need_cuda() -> None:
     from torch.utils.cpp_extension import CUDA_HOME  # late: it looks for a compiler
 
     if not torch.cuda.is_available():
-        raise Skip(f"PyTorch {torch.__version__} cannot use this GPU, for which AOTInductor would compile: install it with CUDA")
+        raise Skip(
+            f"PyTorch {torch.__version__} cannot use this GPU, for which AOTInductor would "
+            "compile: install it with CUDA"
+        )
     if CUDA_HOME is None:
-        raise Skip("AOTInductor compiles against CUDA's headers, and none are found: install the CUDA toolkit, with nvcc on the path")
+        raise Skip(
+            "AOTInductor compiles against CUDA's headers, and none are found: install the CUDA "
+            "toolkit, with nvcc on the path"
+        )

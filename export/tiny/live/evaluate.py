@@ -1,8 +1,10 @@
-"""How well the tiny model speaks by itself, on streams it never saw, through encoded files; and what its ordinary answers lost.
+"""How well the tiny model speaks by itself, on streams it never saw, through encoded files; and
+what its ordinary answers lost.
 
     python -m vicort.export.tiny.live.evaluate --out export/tiny/live/evaluation.json
 
-Runs transformers' own class with the adapter merged, the positions of vicort and full history: the reference for what the pipeline reaches.
+Runs transformers' own class with the adapter merged, the positions of vicort and full history: the
+reference for what the pipeline reaches.
 """
 
 from __future__ import annotations
@@ -22,7 +24,15 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vicort.export.qwen2_5_vl.adapter import Adapter, read_adapter
 from vicort.export.tiny import evaluate
-from vicort.export.tiny.evaluate import DEFAULT, HELD_OUT, LONG, LONGEST_ANSWER, Reader, Setting, load_model
+from vicort.export.tiny.evaluate import (
+    DEFAULT,
+    HELD_OUT,
+    LONG,
+    LONGEST_ANSWER,
+    Reader,
+    Setting,
+    load_model,
+)
 from vicort.export.tiny.live.layout import Places
 from vicort.export.tiny.live.scenes import Target
 from vicort.export.tiny.live.train import END, THRESHOLD
@@ -41,7 +51,11 @@ SETTINGS = (
     replace(LONG, name="a minute of nothing", empties=60),
     *(replace(DEFAULT, name=f"style {name}", style=style) for name, style in UNSEEN.items()),
 )
-ORDINARY = tuple(setting for setting in evaluate.SETTINGS if setting.name in ("objects 4", "objects 7", "empties 64"))
+ORDINARY = tuple(
+    setting
+    for setting in evaluate.SETTINGS
+    if setting.name in ("objects 4", "objects 7", "empties 64")
+)
 
 
 @dataclass(frozen=True)
@@ -71,11 +85,15 @@ class Score:
         }
 
     def add(self, things: Sequence[Thing], target: Target, said: Sequence[Said]) -> None:
-        """Each thing is told by the first words while it is there; all other words are false alarms."""
+        """Each thing is told by the first words while it is there; all other words are false
+        alarms."""
         awaited = [thing for thing in things if target.matches(thing)]
         self.appearances += len(awaited)
         for each in said:
-            told = next((thing for thing in awaited if thing.start <= each.seen_until <= thing.end + GRACE), None)
+            told = next(
+                (thing for thing in awaited if thing.start <= each.seen_until <= thing.end + GRACE),
+                None,
+            )
             if told is None:
                 self.false_alarms += 1
                 continue
@@ -85,7 +103,9 @@ class Score:
             self.late += abs(float(each.seen_until) - told.start)
 
 
-def merged(model: Qwen2_5_VLForConditionalGeneration, adapter: Adapter) -> Qwen2_5_VLForConditionalGeneration:
+def merged(
+    model: Qwen2_5_VLForConditionalGeneration, adapter: Adapter
+) -> Qwen2_5_VLForConditionalGeneration:
     """The model itself, its weights changed."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -108,7 +128,8 @@ class Speaker(Reader):
 
     @torch.inference_mode()
     def sees(self, features: Tensor, time: int) -> str | None:
-        """features [16, width] of a unit at `time` in steps -> what is said behind it, None = nothing."""
+        """features [16, width] of a unit at `time` in steps -> what is said behind it, None =
+        nothing."""
         logits = self._causal(features, self._places.unit(time))
         if logits.softmax(-1)[END] >= self._threshold:
             return None
@@ -133,7 +154,9 @@ class Speaker(Reader):
         return self.model.lm_head(self._run(rows, positions, mask)[-1])
 
 
-def watch(speaker: Speaker, target: Target, features: Tensor, times: Sequence[Fraction]) -> list[Said]:
+def watch(
+    speaker: Speaker, target: Target, features: Tensor, times: Sequence[Fraction]
+) -> list[Said]:
     """One stream from its begin, with the instruction before it; times: of the 2 U frames."""
     speaker.told(f"say when {target.words} appears")
     said = []
@@ -145,7 +168,8 @@ def watch(speaker: Speaker, target: Target, features: Tensor, times: Sequence[Fr
 
 
 def stream_of(setting: Setting, seed: int) -> Stream:
-    """Up to seven things, and in the middle of the stream, not behind it, the setting's seconds of nothing."""
+    """Up to seven things, and in the middle of the stream, not behind it, the setting's seconds of
+    nothing."""
     objects, (width, height) = setting.objects[seed % len(setting.objects)], setting.size
     stream = shifted(make_stream(seed, objects, width / height, tail=2.0), seconds=1.3)
     half = len(stream.things) // 2
@@ -154,25 +178,42 @@ def stream_of(setting: Setting, seed: int) -> Stream:
 
 
 def measure(
-    model: Qwen2_5_VLForConditionalGeneration, setting: Setting, streams: int, targets: Sequence[Target], threshold: float = THRESHOLD
+    model: Qwen2_5_VLForConditionalGeneration,
+    setting: Setting,
+    streams: int,
+    targets: Sequence[Target],
+    threshold: float = THRESHOLD,
 ) -> dict[str, float | int]:
     """Every target is asked for in a pass of its own over each stream."""
     score = Score()
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(HELD_OUT, HELD_OUT + streams):
             stream, path = stream_of(setting, seed), Path(folder) / f"stream.{setting.container}"
-            write_video(path, stream, setting.size, setting.fps, setting.codec, setting.bitrate, setting.style, setting.options)
+            write_video(
+                path,
+                stream,
+                setting.size,
+                setting.fps,
+                setting.codec,
+                setting.bitrate,
+                setting.style,
+                setting.options,
+            )
             frames, times = read_units(path)
             with torch.inference_mode():
                 features = encode_units(model, torch.from_numpy(np.ascontiguousarray(frames)))
             for target in targets:
-                score.add(stream.things, target, watch(Speaker(model, threshold), target, features, times))
+                score.add(
+                    stream.things, target, watch(Speaker(model, threshold), target, features, times)
+                )
                 score.seconds += stream.duration
     return score.report()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--adapter", type=Path, default=ADAPTER)
     parser.add_argument("--streams", type=int, default=6, help="streams a setting")
     parser.add_argument("--out", type=Path)
@@ -187,13 +228,29 @@ def main() -> None:
         if arguments.out:
             arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 
-    note("say when a SHAPE appears", DEFAULT.name, measure(model, DEFAULT, arguments.streams, TARGETS))
+    note(
+        "say when a SHAPE appears",
+        DEFAULT.name,
+        measure(model, DEFAULT, arguments.streams, TARGETS),
+    )
     for setting in ORDINARY:
         for name, which in (("base", base), ("with the adapter", model)):
-            note("ordinary questions", f"{setting.name}, {name}", evaluate.measure(which, setting, arguments.streams))
+            note(
+                "ordinary questions",
+                f"{setting.name}, {name}",
+                evaluate.measure(which, setting, arguments.streams),
+            )
     for setting in SETTINGS[1:]:
-        note("say when a SHAPE appears", setting.name, measure(model, setting, arguments.streams, TARGETS))
-    note("say when something COLOR appears", DEFAULT.name, measure(model, DEFAULT, arguments.streams, COLORFUL))
+        note(
+            "say when a SHAPE appears",
+            setting.name,
+            measure(model, setting, arguments.streams, TARGETS),
+        )
+    note(
+        "say when something COLOR appears",
+        DEFAULT.name,
+        measure(model, DEFAULT, arguments.streams, COLORFUL),
+    )
     for threshold in THRESHOLDS:
         result = measure(model, DEFAULT, arguments.streams, TARGETS, threshold)
         note("say when a SHAPE appears", f"{DEFAULT.name}, threshold {threshold}", result)

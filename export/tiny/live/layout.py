@@ -2,9 +2,10 @@
 
 prompt, units, <|vision_end|>INSTRUCTION, yes<|im_end|>, units, red star<|im_end|>, units, …
 
-Behind the last token of each unit the next token decides: <|im_end|>, which never enters the context, is silence. Text starts one past the
-largest position before it. Units stand where time says, shifted by the least that puts the first one behind a text past its end; the shift
-stays for all that follows.
+Behind the last token of each unit the next token decides: <|im_end|>, which never enters the
+context, is silence. Text starts one past the largest position before it. Units stand where time
+says, shifted by the least that puts the first one behind a text past its end; the shift stays for
+all that follows.
 """
 
 from __future__ import annotations
@@ -56,27 +57,35 @@ class Layout:
         return stacked([self.cells(rng, scene) for scene in scenes])
 
     def cells(self, rng: np.random.Generator, scene: Scene) -> dict[str, np.ndarray]:
-        """One stream: token, feature, label and kind of each cell, its position [3], and who sees whom."""
+        """One stream: token, feature, label and kind of each cell, its position [3], and who sees
+        whom."""
         rows, episode = _Rows(self._prompt), scene.episode
         turns = list(scene.turns)
         for unit in range(len(episode.units) + 1):
             while turns and turns[0].unit == unit:
                 self._add_turn(rng, rows, turns.pop(0))
             if unit < len(episode.units):
-                rows.unit(episode.units[unit], int(episode.times[unit]), self._end if scene.silent[unit] else IGNORED)
+                rows.unit(
+                    episode.units[unit],
+                    int(episode.times[unit]),
+                    self._end if scene.silent[unit] else IGNORED,
+                )
         return rows.laid(scene.window)
 
     def _add_turn(self, rng: np.random.Generator, rows: _Rows, turn: Turn) -> None:
         answer = [*self._encode(turn.answer), self._end]
         if turn.question:
-            # A question behind an earlier turn may be laid out as the first one was, or as the next of one conversation.
+            # A question behind an earlier turn may be laid out as the first one was, or as the next
+            # of one conversation.
             opening = "<|im_start|>" if rows.turns and rng.random() < 0.5 else "<|vision_end|>"
             question = self._encode(opening + turn.question)
             rows.text(question + answer, [IGNORED] * (len(question) - 1) + answer + [IGNORED])
         else:
             if turn.learnt:
                 rows.decide(answer[0])
-            rows.text(answer, [token if turn.learnt else IGNORED for token in answer[1:]] + [IGNORED])
+            rows.text(
+                answer, [token if turn.learnt else IGNORED for token in answer[1:]] + [IGNORED]
+            )
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text).ids
@@ -86,8 +95,12 @@ class _Rows:
     def __init__(self, prompt: list[int]) -> None:
         count = len(prompt)
         self._places = Places(count)
-        self._tokens, self._labels, self._kinds = list(prompt), [IGNORED] * count, [-1] * count
-        self._features, self._units = [-1] * count, [-1] * count  # row of the features; number of the unit that was newest, -1 = none
+        self._tokens = list(prompt)
+        self._labels = [IGNORED] * count
+        self._kinds = [-1] * count
+        # row of the features; number of the unit that was newest, -1 = none
+        self._features = [-1] * count
+        self._units = [-1] * count
         self._visual = [False] * count
         self._positions = [np.tile(np.arange(count), (3, 1))]
         self.turns = 0

@@ -1,4 +1,5 @@
-"""Low-rank adaptation of the language model's linear layers (LoRA, arXiv 2106.09685), written in PEFT's file layout."""
+"""Low-rank adaptation of the language model's linear layers (LoRA, arXiv 2106.09685), written in
+PEFT's file layout."""
 
 from __future__ import annotations
 
@@ -15,11 +16,13 @@ from vicort.export.qwen2_5_vl.adapter import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 
 RANK = 16  # ours: the paper's 128 is a width of this model
 ALPHA = 32.0  # paper: twice the rank
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # paper: every linear layer of the language model
+# paper: every linear layer of the language model
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class LoraLinear(nn.Module):
-    """base(x) + alpha / rank * B (A x). A begins as PEFT begins it, B at zero, so that at first nothing changes."""
+    """base(x) + alpha / rank * B (A x). A begins as PEFT begins it, B at zero, so that at first
+    nothing changes."""
 
     def __init__(self, base: nn.Linear, generator: torch.Generator) -> None:
         super().__init__()
@@ -34,7 +37,8 @@ class LoraLinear(nn.Module):
 
 
 def wrap(model: Qwen2_5_VLForConditionalGeneration, seed: int) -> list[nn.Parameter]:
-    """Freezes the model and puts a LoRA beside every linear layer of its language model; returns what is left to train."""
+    """Freezes the model and puts a LoRA beside every linear layer of its language model; returns
+    what is left to train."""
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for module in list(model.model.language_model.modules()):

@@ -1,7 +1,9 @@
-"""Streams for one who speaks unasked: what comes when, what was asked for, and what is to be said behind which unit.
+"""Streams for one who speaks unasked: what comes when, what was asked for, and what is to be said
+behind which unit.
 
-A target is told once each time that it is there: in the unit that shows it first, or in the first one behind the instruction. What leaves,
-what changes in the background, and things that nobody asked for are passed over in silence.
+A target is told once each time that it is there: in the unit that shows it first, or in the first
+one behind the instruction. What leaves, what changes in the background, and things that nobody
+asked for are passed over in silence.
 """
 
 from __future__ import annotations
@@ -36,20 +38,24 @@ class Recipe:
     """Shares are probabilities."""
 
     streams: int = 8
-    windows: float = 0.25  # share of streams that are a stretch of one reel; the others are put together from all
+    # share of streams that are a stretch of one reel; the others are put together from all
+    windows: float = 0.25
     runs: tuple[int, int] = (1, 8)  # things in a stream that is put together
     stay: float = 0.15  # share of things that stay for 5 to 16 units
-    gaps: tuple[float, ...] = (0.45, 0.2, 0.12, 0.08, 0.05)  # of 0, 1, … empty units between two things; else 5 to 20
+    # of 0, 1, … empty units between two things; else 5 to 20
+    gaps: tuple[float, ...] = (0.45, 0.2, 0.12, 0.08, 0.05)
     longest: int = 36  # units of a stream: what comes behind them is cut off
     unasked: float = 0.06  # share of streams without an instruction
     twice: float = 0.2  # share of streams with two instructions, which hold both
     late: float = 0.4  # share of instructions that come after units, the others before any
     present: float = 0.85  # share of instructions that name what comes, not what may
     questions: float = 0.25  # share of streams with a question in between that joins them
-    missed: float = 0.12  # share of appearances passed over at first (no loss there), told a unit later
+    # share of appearances passed over at first (no loss there), told a unit later
+    missed: float = 0.12
     spurious: float = 0.15  # share of streams in which something untrue was said (no loss there)
     far: float = 0.3  # share of streams with a jump in time
-    bounded: float = 0.15  # share of streams whose units and words see only the latest units besides all text
+    # share of streams whose units and words see only the latest units besides all text
+    bounded: float = 0.15
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,8 @@ class Turn:
 @dataclass(frozen=True)
 class Scene:
     episode: Episode
-    turns: tuple[Turn, ...]  # in their order; those said unasked follow the unit that they belong to
+    # in their order; those said unasked follow the unit that they belong to
+    turns: tuple[Turn, ...]
     silent: np.ndarray  # [U] bool: units behind which silence is right
     window: int  # units that a unit and what follows it see besides all text; 0 = all
 
@@ -85,7 +92,11 @@ class Scene:
 def targets() -> list[Target]:
     article = {shape: f"a {shape}" for shape in SHAPES}
     shapes = [Target(article[shape], shape=shape) for shape in SHAPES]
-    colors = [Target(words.format(color), color=color) for color in COLORS for words in ("something {}", "a {} thing")]
+    colors = [
+        Target(words.format(color), color=color)
+        for color in COLORS
+        for words in ("something {}", "a {} thing")
+    ]
     return [*shapes, *colors, Target("a shape"), Target("something")]
 
 
@@ -98,27 +109,36 @@ def weigh(target: Target) -> float:
 
 def make_scenes(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> list[Scene]:
     """A batch of about one length: the shorter or the longer half of twice as many."""
-    scenes = sorted((make_scene(rng, reels, recipe) for _ in range(2 * recipe.streams)), key=lambda scene: len(scene.episode.units))
+    scenes = sorted(
+        (make_scene(rng, reels, recipe) for _ in range(2 * recipe.streams)),
+        key=lambda scene: len(scene.episode.units),
+    )
     return scenes[: recipe.streams] if rng.random() < 0.5 else scenes[recipe.streams :]
 
 
 def make_scene(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> Scene:
-    """reels: only their labels are looked at; rows of units count over all of them, one after another."""
+    """reels: only their labels are looked at; rows of units count over all of them, one after
+    another."""
     episode = _episode(rng, reels, recipe)
     units = len(episode.units)
     asked = _instructions(rng, episode, recipe)
     questions = [_question(rng, episode)] if rng.random() < recipe.questions else []
     spoken, silent = _speech(rng, episode, asked, recipe)
-    instructions = [Turn(unit, rng.choice(PHRASES).format(target.words), REPLY) for unit, target in asked]
+    instructions = [
+        Turn(unit, rng.choice(PHRASES).format(target.words), REPLY) for unit, target in asked
+    ]
     said = {turn.unit for turn in spoken}
     questions = [turn for turn in questions if turn.unit not in said]
-    turns = sorted([*spoken, *instructions, *questions], key=lambda turn: (turn.unit, bool(turn.question)))
+    turns = sorted(
+        [*spoken, *instructions, *questions], key=lambda turn: (turn.unit, bool(turn.question))
+    )
     window = int(rng.integers(1, 9)) if rng.random() < recipe.bounded and not questions else 0
     return Scene(episode, tuple(turns), silent, min(window, units))
 
 
 def _episode(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> Episode:
-    """Things one after another, the same shape as often as it happens, or a stretch of one reel as it was."""
+    """Things one after another, the same shape as often as it happens, or a stretch of one reel as
+    it was."""
     if rng.random() < recipe.windows:
         episode = episode_of(rng, reels, AskedRecipe(windows=1.0))
         units, there, things = episode.units, episode.there, episode.things
@@ -128,10 +148,17 @@ def _episode(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> Epi
     return Episode(units, _times(rng, len(units), recipe), there, things)
 
 
-def _mixed(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> tuple[np.ndarray, np.ndarray, tuple[Thing, ...]]:
+def _mixed(
+    rng: np.random.Generator, reels: list[Reel], recipe: Recipe
+) -> tuple[np.ndarray, np.ndarray, tuple[Thing, ...]]:
     starts = np.cumsum([0, *(len(reel.there) for reel in reels)])
     clips = [(r, k) for r in range(len(reels)) for k in range(len(reels[r].things))]
-    empty = np.concatenate([start + np.flatnonzero((reel.there == -1).all(1)) for start, reel in zip(starts, reels, strict=False)])
+    empty = np.concatenate(
+        [
+            start + np.flatnonzero((reel.there == -1).all(1))
+            for start, reel in zip(starts, reels, strict=False)
+        ]
+    )
     units: list[np.ndarray] = []
     there: list[np.ndarray] = []
     things: list[Thing] = []
@@ -164,7 +191,8 @@ def _gap(rng: np.random.Generator, recipe: Recipe) -> int:
 
 
 def _run(reel: Reel, thing: int) -> np.ndarray:
-    """Units of a reel that show `thing` and no other, as long as there are such; it may come or go within the first and the last."""
+    """Units of a reel that show `thing` and no other, as long as there are such; it may come or go
+    within the first and the last."""
     shows = (reel.there == thing).any(1)
     alone = shows & ((reel.there == thing) | (reel.there == -1)).all(1)
     return np.flatnonzero(alone if alone.any() else shows)
@@ -179,13 +207,17 @@ def _times(rng: np.random.Generator, units: int, recipe: Recipe) -> np.ndarray:
     return times
 
 
-def _instructions(rng: np.random.Generator, episode: Episode, recipe: Recipe) -> list[tuple[int, Target]]:
+def _instructions(
+    rng: np.random.Generator, episode: Episode, recipe: Recipe
+) -> list[tuple[int, Target]]:
     """(units before it, what is asked for), in the order of the stream."""
     count = 0 if rng.random() < recipe.unasked else 1 + (rng.random() < recipe.twice)
     every = targets()
     asked = []
     for _ in range(count):
-        near = [target for target in every if any(target.matches(thing) for thing in episode.things)]
+        near = [
+            target for target in every if any(target.matches(thing) for thing in episode.things)
+        ]
         allowed = near if near and rng.random() < recipe.present else every
         weights = np.array([weigh(target) for target in allowed])
         unit = int(rng.integers(len(episode.units))) if rng.random() < recipe.late else 0
@@ -193,8 +225,11 @@ def _instructions(rng: np.random.Generator, episode: Episode, recipe: Recipe) ->
     return sorted(asked, key=lambda pair: pair[0])
 
 
-def _speech(rng: np.random.Generator, episode: Episode, asked: list[tuple[int, Target]], recipe: Recipe) -> tuple[list[Turn], np.ndarray]:
-    """What is said behind which unit, and [U] bool where silence is right; where neither, there is no loss."""
+def _speech(
+    rng: np.random.Generator, episode: Episode, asked: list[tuple[int, Target]], recipe: Recipe
+) -> tuple[list[Turn], np.ndarray]:
+    """What is said behind which unit, and [U] bool where silence is right; where neither, there is
+    no loss."""
     units = len(episode.units)
     told: set[int] = set()
     spoken, silent = [], np.zeros(units, bool)
@@ -219,7 +254,9 @@ def _speech(rng: np.random.Generator, episode: Episode, asked: list[tuple[int, T
 def _wanted(episode: Episode, unit: int, asked: list[Target]) -> list[int]:
     """The things that this unit shows and that were asked for, in the order they come."""
     shown = [int(index) for index in dict.fromkeys(episode.there[unit]) if index >= 0]
-    return [index for index in shown if any(target.matches(episode.things[index]) for target in asked)]
+    return [
+        index for index in shown if any(target.matches(episode.things[index]) for target in asked)
+    ]
 
 
 def _question(rng: np.random.Generator, episode: Episode) -> Turn:
@@ -231,7 +268,12 @@ def _question(rng: np.random.Generator, episode: Episode) -> Turn:
     now = episode.things[last] if last >= 0 else None
     every = [asked for kind in ("now", "color", "any") for asked in KINDS[kind](things, now)]
     allowed = [asked for asked in every if asked.kind == "now" or _single(asked, things)]
-    weights = np.array([4.0 if asked.kind == "now" else 1.0 if asked.about is not None else 0.2 for asked in allowed])
+    weights = np.array(
+        [
+            4.0 if asked.kind == "now" else 1.0 if asked.about is not None else 0.2
+            for asked in allowed
+        ]
+    )
     chosen = allowed[rng.choice(len(allowed), p=weights / weights.sum())]
     return Turn(unit, chosen.question, chosen.answer)
 

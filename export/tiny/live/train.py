@@ -1,12 +1,14 @@
-"""Trains the adapter with which the tiny model speaks by itself: resumable, deterministic by its seed.
+"""Trains the adapter with which the tiny model speaks by itself: resumable, deterministic by its
+seed.
 
     python -m vicort.export.tiny.reels POOL --count 200
     python -m vicort.export.tiny.live.train POOL RUN
 
-The loss is that of VideoLLM-online (arXiv 2406.11816): cross-entropy of what is said, plus, behind each unit where nothing is to be said,
-that of <|im_end|>, weight 1. In every second step the base model's ordinary questions are added, so that they stay answered. The vision
-encoder is frozen: each reel is encoded once. RUN holds state.pt, adapter/ (PEFT's layout), curve.json, and
-what the vision encoder saw.
+The loss is that of VideoLLM-online (arXiv 2406.11816): cross-entropy of what is said, plus, behind
+each unit where nothing is to be said, that of <|im_end|>, weight 1. In every second step the base
+model's ordinary questions are added, so that they stay answered. The vision encoder is frozen: each
+reel is encoded once. RUN holds state.pt, adapter/ (PEFT's layout), curve.json, and what the vision
+encoder saw.
 """
 
 from __future__ import annotations
@@ -36,12 +38,34 @@ WARM_UP = 30  # steps
 STREAM_WEIGHT = 1.0  # paper: of the loss of silence
 THRESHOLD = 0.725  # paper: silence takes this probability
 ASKED_EVERY = 2  # steps
-ASKED = Recipe(streams=3, questions=12, empties=(0, 20), far=0.5, bounded=0.2, drops=0.2, retrieval=0.1, turns=0.1)
+ASKED = Recipe(
+    streams=3,
+    questions=12,
+    empties=(0, 20),
+    far=0.5,
+    bounded=0.2,
+    drops=0.2,
+    retrieval=0.1,
+    turns=0.1,
+)
 SHORT = LiveRecipe(streams=12, longest=10, gaps=(0.5, 0.25, 0.15), present=0.9)
 CLEAN = replace(SHORT, late=0, unasked=0, twice=0, questions=0, missed=0, spurious=0, bounded=0)
-ONE = replace(CLEAN, streams=48, longest=3, runs=(1, 1), gaps=(1.0,), windows=0, stay=0, present=0.5)  # to compare with what was asked for
-FEW = replace(CLEAN, streams=16, longest=8, runs=(1, 3), gaps=(0.4, 0.2, 0.15, 0.1, 0.05), windows=0.15, far=0.15, present=0.8)
-STAGES = (  # steps, the streams that are spoken over in them, learning rate at the first and the last of them
+# to compare with what was asked for
+ONE = replace(
+    CLEAN, streams=48, longest=3, runs=(1, 1), gaps=(1.0,), windows=0, stay=0, present=0.5
+)
+FEW = replace(
+    CLEAN,
+    streams=16,
+    longest=8,
+    runs=(1, 3),
+    gaps=(0.4, 0.2, 0.15, 0.1, 0.05),
+    windows=0.15,
+    far=0.15,
+    present=0.8,
+)
+# steps, the streams that are spoken over in them, learning rate at the first and the last of them
+STAGES = (
     (300, SHORT, (2e-3, 1.5e-3)),
     (220, ONE, (1.5e-3, 1e-3)),
     (80, LiveRecipe(), (1e-3, 1e-3)),
@@ -69,17 +93,22 @@ class Run:
 
 
 class Eyes:
-    """The visual tokens of the pool's reels, each encoded once; a Reel of them has units [U, 16, width] float32."""
+    """The visual tokens of the pool's reels, each encoded once; a Reel of them has units [U, 16,
+    width] float32."""
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration, pool: Path, cache: Path) -> None:
         """cache: a folder for what was encoded, of this model and this pool."""
-        self._model, self._paths, self._cache = model, sorted(pool.glob("*.npz"))[:REELS], cache
+        self._model = model
+        self._paths = sorted(pool.glob("*.npz"))[:REELS]
+        self._cache = cache
         cache.mkdir(parents=True, exist_ok=True)
         self._seen: dict[int, Reel] = {}
 
     def draw(self, rng: np.random.Generator, count: int) -> list[Reel]:
         """Different reels."""
-        return [self._reel(int(index)) for index in rng.choice(len(self._paths), count, replace=False)]
+        return [
+            self._reel(int(index)) for index in rng.choice(len(self._paths), count, replace=False)
+        ]
 
     def _reel(self, index: int) -> Reel:
         if index not in self._seen:
@@ -100,7 +129,9 @@ def start_or_resume(folder: Path) -> Run:
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
     faster_attention(model)
     trained = wrap(model, SEED)
-    run = Run(model, trained, torch.optim.AdamW(trained, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0))
+    run = Run(
+        model, trained, torch.optim.AdamW(trained, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
+    )
     path = folder / "state.pt"
     if path.exists():
         state = torch.load(path, weights_only=True)
@@ -111,25 +142,41 @@ def start_or_resume(folder: Path) -> Run:
 
 
 def save(run: Run, folder: Path) -> None:
-    state = {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict(), "step": run.step, "curve": json.dumps(run.curve)}
+    state = {
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "step": run.step,
+        "curve": json.dumps(run.curve),
+    }
     torch.save(state, folder / "state.partial")
     (folder / "state.partial").rename(folder / "state.pt")
     save_adapter(run.model, folder / "adapter")
     (folder / "curve.json").write_text(json.dumps(run.curve, indent=1) + "\n")
 
 
-def speak(run: Run, rng: np.random.Generator, reels: list[Reel], layout: Layout, recipe: LiveRecipe) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of streams that are spoken over, and what was decided right: silence and speech at the threshold, words if most probable."""
+def speak(
+    run: Run, rng: np.random.Generator, reels: list[Reel], layout: Layout, recipe: LiveRecipe
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of streams that are spoken over, and what was decided right: silence and speech at the
+    threshold, words if most probable."""
     batch = layout.batch(rng, make_scenes(rng, reels, recipe))
     logits, labels, kinds = forward(run.model, batch, _features(reels))
     losses = cross_entropy(logits, labels, reduction="none")
     weights = torch.where(kinds == SILENCE, STREAM_WEIGHT, 1.0)
     quiet = logits.detach().softmax(-1)[:, END] >= THRESHOLD
-    right = torch.where(kinds == SILENCE, quiet, torch.where(kinds == FIRST_WORD, ~quiet, logits.argmax(-1) == labels))
-    return (losses * weights).mean(), {name: right[kinds == kind] for kind, name in enumerate(KINDS)}
+    right = torch.where(
+        kinds == SILENCE,
+        quiet,
+        torch.where(kinds == FIRST_WORD, ~quiet, logits.argmax(-1) == labels),
+    )
+    return (losses * weights).mean(), {
+        name: right[kinds == kind] for kind, name in enumerate(KINDS)
+    }
 
 
-def answer(run: Run, rng: np.random.Generator, reels: list[Reel], composer: Composer) -> tuple[Tensor, dict[str, Tensor]]:
+def answer(
+    run: Run, rng: np.random.Generator, reels: list[Reel], composer: Composer
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of ordinary questions, and which words of the answers were right."""
     episodes = [episode_of(rng, reels, ASKED) for _ in range(ASKED.streams)]
     batch = composer.compose(rng, episodes, np.concatenate([reel.units for reel in reels]))
@@ -150,7 +197,9 @@ def stage_at(step: int) -> tuple[LiveRecipe, float]:
     return recipe, float(min(1.0, (step + 1) / WARM_UP) * (first + (last - first) * share))
 
 
-def train_step(run: Run, eyes: Eyes, layout: Layout, composer: Composer) -> tuple[float, dict[str, Tensor]]:
+def train_step(
+    run: Run, eyes: Eyes, layout: Layout, composer: Composer
+) -> tuple[float, dict[str, Tensor]]:
     rng = np.random.default_rng([run.step, SEED])
     recipe, rate = stage_at(run.step)
     reels = eyes.draw(rng, REELS_A_STEP)
@@ -182,9 +231,19 @@ def train(pool: Path, folder: Path) -> None:
         for name, each in told.items():
             right.setdefault(name, []).append(each)
         if run.step % LOG_EVERY == 0:
-            shares = {name: round(torch.cat(each).float().mean().item(), 4) for name, each in right.items()}
+            shares = {
+                name: round(torch.cat(each).float().mean().item(), 4)
+                for name, each in right.items()
+            }
             seconds = round((time.monotonic() - began) / len(losses), 2)
-            run.curve.append({"step": run.step, "loss": round(float(np.mean(losses)), 4), "right": shares, "seconds_a_step": seconds})
+            run.curve.append(
+                {
+                    "step": run.step,
+                    "loss": round(float(np.mean(losses)), 4),
+                    "right": shares,
+                    "seconds_a_step": seconds,
+                }
+            )
             print(json.dumps(run.curve[-1]), flush=True)
             losses, right, began = [], {}, time.monotonic()
         if run.step % SAVE_EVERY == 0 or run.step == STEPS:
@@ -192,9 +251,13 @@ def train(pool: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pool", type=Path, help="folder of reels, see vicort.export.tiny.reels")
-    parser.add_argument("run", type=Path, help="folder of the run; an interrupted one goes on where it stopped")
+    parser.add_argument(
+        "run", type=Path, help="folder of the run; an interrupted one goes on where it stopped"
+    )
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

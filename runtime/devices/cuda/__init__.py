@@ -1,4 +1,5 @@
-"""CUDA: the GPU, its memory and its streams, behind the verbs of `vicort.runtime.devices.device`. Never run on a GPU here."""
+"""CUDA: the GPU, its memory and its streams, behind the verbs of `vicort.runtime.devices.device`.
+Never run on a GPU here."""
 
 from vicort.runtime.devices.cuda.arrays import DeviceArray
 from vicort.runtime.devices.cuda.cuda_device import CudaDevice

@@ -38,7 +38,8 @@ def set_current_stream(stream: CudaStream | None) -> CudaStream | None:
 class Block:
     pointer: int
     size: int  # bytes
-    landings: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)  # pinned: where a part (offset, bytes) is read to
+    # pinned: where a part (offset, bytes) is read to
+    landings: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
     last_uses: tuple[Any, ...] = ()  # events behind all that may have used it
 
 
@@ -52,7 +53,8 @@ class Holding:
 
 
 class DeviceMemory:
-    """Blocks of one GPU. One that is let go is used again for the next of its size, behind all work that was on the way then."""
+    """Blocks of one GPU. One that is let go is used again for the next of its size, behind all work
+    that was on the way then."""
 
     def __init__(self, driver: Driver, limit: int | None = None) -> None:
         """limit: most bytes to take; None = what is free."""
@@ -79,7 +81,10 @@ class DeviceMemory:
         size = max(-(-size // ALIGNMENT), 1) * ALIGNMENT
         stream = current_stream()
         if stream and stream.capturing:
-            raise DeviceError(f"{purpose} asked for {size} bytes of device memory while work is captured: allocate before")
+            raise DeviceError(
+                f"{purpose} asked for {size} bytes of device memory while work is captured: "
+                "allocate before"
+            )
         self._collect()
         with self._lock:
             block = self._reusable(size) or self._take(size, purpose)
@@ -91,7 +96,8 @@ class DeviceMemory:
         return holding
 
     def _reusable(self, size: int) -> Block | None:
-        """The block that has been idle longest. A caller outside all streams would have to wait for its last uses: there must be none."""
+        """The block that has been idle longest. A caller outside all streams would have to wait for
+        its last uses: there must be none."""
         idle = self._idle.get(size)
         if not idle or not (current_stream() or all(map(self.driver.is_done, idle[0].last_uses))):
             return None
@@ -164,7 +170,8 @@ class DeviceMemory:
     def _full(self, size: int, purpose: str) -> DeviceError:
         available = self._free()
         return DeviceError(
-            f"out of device memory: {purpose} asked for {_mb(size)} MB, {_mb(self.in_use)} MB are in use, {_mb(available)} MB would fit: "
+            f"out of device memory: {purpose} asked for {_mb(size)} MB, {_mb(self.in_use)} MB "
+            f"are in use, {_mb(available)} MB would fit: "
             f"lower memory.device_mb of the system by {_mb(size - available)} or more"
         )
 
@@ -177,7 +184,8 @@ class PinnedMemory:
         self._let_go: deque[int] = deque()  # addresses
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """An array whose content is undefined. No copy may be on its way from or to it when its last view goes."""
+        """An array whose content is undefined. No copy may be on its way from or to it when its
+        last view goes."""
         self.collect()
         dtype = np.dtype(dtype)
         size = int(np.prod(shape)) * dtype.itemsize

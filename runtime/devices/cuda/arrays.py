@@ -11,14 +11,18 @@ from numpy.typing import DTypeLike
 
 
 class DeviceArray:
-    """A contiguous array on the device. It keeps its memory alive; slices and other shapes of it share that."""
+    """A contiguous array on the device. It keeps its memory alive; slices and other shapes of it
+    share that."""
 
     __slots__ = ("dtype", "memory", "pointer", "shape")
     flags = SimpleNamespace(c_contiguous=True)
 
     def __init__(self, memory: Any, pointer: int, shape: tuple[int, ...], dtype: DTypeLike) -> None:
         """memory: what holds the bytes at `pointer`."""
-        self.memory, self.pointer, self.shape, self.dtype = memory, pointer, shape, np.dtype(dtype)
+        self.memory = memory
+        self.pointer = pointer
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
 
     @property
     def ndim(self) -> int:
@@ -41,7 +45,12 @@ class DeviceArray:
             raise TypeError(f"an array on the device takes slices of its first axis, not {rows!r}")
         start, stop, _ = rows.indices(self.shape[0])
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
-        return DeviceArray(self.memory, self.pointer + start * row, (max(stop - start, 0), *self.shape[1:]), self.dtype)
+        return DeviceArray(
+            self.memory,
+            self.pointer + start * row,
+            (max(stop - start, 0), *self.shape[1:]),
+            self.dtype,
+        )
 
     def reshape(self, shape: tuple[int, ...], /) -> DeviceArray:
         if math.prod(shape) != self.size:

@@ -1,4 +1,5 @@
-"""The driver that talks to a real GPU, on `cuda.core`, with `cuda.bindings` where that has no word. Never run on a GPU here."""
+"""The driver that talks to a real GPU, on `cuda.core`, with `cuda.bindings` where that has no word.
+Never run on a GPU here."""
 
 from __future__ import annotations
 
@@ -29,8 +30,14 @@ from cuda.core import (
 from vicort.runtime.devices.cuda.driver import Arguments
 from vicort.runtime.errors import DeviceError
 
-SHARED_BYTES = 48 << 10  # dynamic shared memory that a kernel may have without being asked about first
-ARGUMENT_TYPES: dict[str, Callable[[Any], Any]] = {"pointer": int, "i32": ctypes.c_int32, "i64": ctypes.c_int64, "f32": ctypes.c_float}
+# dynamic shared memory that a kernel may have without being asked about first
+SHARED_BYTES = 48 << 10
+ARGUMENT_TYPES: dict[str, Callable[[Any], Any]] = {
+    "pointer": int,
+    "i32": ctypes.c_int32,
+    "i64": ctypes.c_int64,
+    "f32": ctypes.c_float,
+}
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -46,7 +53,9 @@ def device_call(method: Callable[P, R]) -> Callable[P, R]:
         except (DeviceError, MemoryError):
             raise
         except Exception as error:  # CUDAError, RuntimeError and ValueError of cuda.core
-            raise DeviceError(f"CUDA failed ({_one_line(error)}): see `nvidia-smi`, then run again") from error
+            raise DeviceError(
+                f"CUDA failed ({_one_line(error)}): see `nvidia-smi`, then run again"
+            ) from error
 
     return call
 
@@ -66,7 +75,10 @@ class CudaCoreDriver:
         self._device = Device(ordinal)
         self.make_current()
         self.name = self._device.name
-        self.capability = (self._device.compute_capability.major, self._device.compute_capability.minor)
+        self.capability = (
+            self._device.compute_capability.major,
+            self._device.compute_capability.minor,
+        )
         self.multiprocessors = self._device.properties.multiprocessor_count
         self.version = checked(cu.cuDriverGetVersion())
         self._pool = DeviceMemoryResource(self._device, DeviceMemoryResourceOptions())
@@ -74,14 +86,16 @@ class CudaCoreDriver:
         self._buffers: dict[int, Buffer] = {}  # device and pinned, by address
         self._foreign: dict[int, Stream] = {}  # streams that are known only by their handle
         self._priorities = checked(cu.cuCtxGetStreamPriorityRange())  # least, greatest
-        self._allocations = self._device.create_stream(options=StreamOptions())  # memory is allocated and freed in its order
+        # memory is allocated and freed in its order
+        self._allocations = self._device.create_stream(options=StreamOptions())
 
     def make_current(self) -> None:
         if not getattr(self._threads, "current", False):
             self._device.set_current()
             self._threads.current = True
 
-    # ---- memory ---------------------------------------------------------------------------------------------------------
+    # ---- memory
+    # ---------------------------------------------------------------------------------------------------------
 
     @device_call
     def memory(self) -> tuple[int, int]:
@@ -125,12 +139,15 @@ class CudaCoreDriver:
     def fill(self, pointer: int, byte: int, size: int, stream: Stream) -> None:
         checked(cu.cuMemsetD8Async(pointer, byte, size, stream.handle))
 
-    # ---- streams and events ---------------------------------------------------------------------------------------------
+    # ---- streams and events
+    # ---------------------------------------------------------------------------------------------
 
     @device_call
     def create_stream(self, urgent: bool) -> Stream:
         least, greatest = self._priorities
-        return self._device.create_stream(options=StreamOptions(nonblocking=True, priority=greatest if urgent else least))
+        return self._device.create_stream(
+            options=StreamOptions(nonblocking=True, priority=greatest if urgent else least)
+        )
 
     @device_call
     def close_stream(self, stream: Stream) -> None:
@@ -160,7 +177,8 @@ class CudaCoreDriver:
     def elapsed_ms(self, start: Event, end: Event) -> float:
         return end - start
 
-    # ---- kernels and graphs ---------------------------------------------------------------------------------------------
+    # ---- kernels and graphs
+    # ---------------------------------------------------------------------------------------------
 
     @device_call
     def load(self, cubin: bytes, function: str, shared_bytes: int) -> LoadedKernel:
@@ -168,20 +186,35 @@ class CudaCoreDriver:
         kernel = code.get_kernel(function)
         if shared_bytes > SHARED_BYTES:
             wanted = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            checked(cu.cuKernelSetAttribute(wanted, shared_bytes, kernel.handle, cu.CUdevice(self._device.device_id)))
+            checked(
+                cu.cuKernelSetAttribute(
+                    wanted, shared_bytes, kernel.handle, cu.CUdevice(self._device.device_id)
+                )
+            )
         return LoadedKernel(kernel, code)
 
     @device_call
     def launch(
-        self, kernel: LoadedKernel, grid: tuple[int, int, int], threads: int, shared_bytes: int, stream_handle: int, args: Arguments
+        self,
+        kernel: LoadedKernel,
+        grid: tuple[int, int, int],
+        threads: int,
+        shared_bytes: int,
+        stream_handle: int,
+        args: Arguments,
     ) -> None:
-        stream = self._foreign.get(stream_handle) or self._foreign.setdefault(stream_handle, Stream.from_handle(stream_handle))
+        stream = self._foreign.get(stream_handle) or self._foreign.setdefault(
+            stream_handle, Stream.from_handle(stream_handle)
+        )
         config = LaunchConfig(grid=grid, block=(threads, 1, 1), shmem_size=shared_bytes)
-        launch(stream, config, kernel.kernel, *(ARGUMENT_TYPES[kind](value) for kind, value in args))
+        launch(
+            stream, config, kernel.kernel, *(ARGUMENT_TYPES[kind](value) for kind, value in args)
+        )
 
     @device_call
     def begin_capture(self, stream: Stream) -> None:
-        mode = cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL  # other threads may go on allocating and waiting
+        # other threads may go on allocating and waiting
+        mode = cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         checked(cu.cuStreamBeginCapture(stream.handle, mode))
 
     @device_call
@@ -208,7 +241,8 @@ class CudaCoreDriver:
 
 
 def checked(answer: tuple[Any, ...]) -> Any:
-    """What a call of `cuda.bindings` gave, without its status. Raises DeviceError with the status if that is a failure."""
+    """What a call of `cuda.bindings` gave, without its status. Raises DeviceError with the status
+    if that is a failure."""
     status, *values = answer
     if status != cu.CUresult.CUDA_SUCCESS:
         raise DeviceError(f"CUDA failed ({status.name}): see `nvidia-smi`, then run again")

@@ -1,4 +1,5 @@
-"""The device that engines of TensorRT run on: streams, buffers and pages of one GPU, for one session."""
+"""The device that engines of TensorRT run on: streams, buffers and pages of one GPU, for one
+session."""
 
 from __future__ import annotations
 
@@ -29,14 +30,25 @@ class CudaDevice:
 
     Where a verb takes a stream, it is one of this device's.
 
-    `threads=False` makes all streams one CUDA stream whose work is put there by its caller: the plain, sequential device.
+    `threads=False` makes all streams one CUDA stream whose work is put there by its caller: the
+    plain, sequential device.
     """
 
     stream_type = CudaStream
 
-    def __init__(self, gpu: Gpu, kernels: LoadedKernels, *, threads: bool = True, resize_on: Literal["cpu", "gpu"] = "gpu") -> None:
+    def __init__(
+        self,
+        gpu: Gpu,
+        kernels: LoadedKernels,
+        *,
+        threads: bool = True,
+        resize_on: Literal["cpu", "gpu"] = "gpu",
+    ) -> None:
         """kernels: that move tokens into pages. resize_on: where frames are letterboxed."""
-        self.gpu, self.kernels, self.threads, self._resize_on = gpu, kernels, threads, resize_on
+        self.gpu = gpu
+        self.kernels = kernels
+        self.threads = threads
+        self._resize_on = resize_on
         self.urgency: Urgency = _NoUrgency()
         self.watcher = Watcher(gpu.driver)
         self._streams: list[CudaStream] = []
@@ -60,7 +72,8 @@ class CudaDevice:
         return self.filled(shape, dtype, 0)
 
     def filled(self, shape: tuple[int, ...], dtype: DTypeLike, byte: int) -> DeviceArray:
-        """An array of equal bytes: there for what the calling stream does next, or, outside of all streams, when this returns."""
+        """An array of equal bytes: there for what the calling stream does next, or, outside of all
+        streams, when this returns."""
         array, driver = self.gpu.empty(shape, dtype), self.gpu.driver
         stream = current_stream()
         raw = stream.raw if stream else driver.create_stream(urgent=False)
@@ -70,22 +83,30 @@ class CudaDevice:
             driver.close_stream(raw)
         return array
 
-    def pool(self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False) -> CudaPool:
-        """Raises DeviceError, with the largest budget that fits, if the pages do not; and if they are to differ by head."""
+    def pool(
+        self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False
+    ) -> CudaPool:
+        """Raises DeviceError, with the largest budget that fits, if the pages do not; and if they
+        are to differ by head."""
         if by_head:
             raise DeviceError(
-                "memory that differs by layer and head (systems livevlm, resv, freekv) runs on CPU engines only so far: "
+                "memory that differs by layer and head (systems livevlm, resv, freekv) runs on "
+                "CPU engines only so far: "
                 "take --system vicostream, or an engine set of --backend openvino"
             )
         wanted, available = pages * page_bytes(model, dtype), self.gpu.memory.available()
         if wanted > available:
             raise DeviceError(
-                f"{self.gpu.name} has {available / 1e6:.0f} MB free, the pages of the system take {wanted / 1e6:.0f}: "
-                f"set memory.device_mb to less than {available / 1e6:.0f}, or free memory (see `nvidia-smi`)"
+                f"{self.gpu.name} has {available / 1e6:.0f} MB free, the pages of the system "
+                f"take {wanted / 1e6:.0f}: "
+                f"set memory.device_mb to less than {available / 1e6:.0f}, or free memory (see "
+                "`nvidia-smi`)"
             )
         return CudaPool(self, model, pages, dtype)
 
-    def host_pool(self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False) -> PinnedPool:
+    def host_pool(
+        self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False
+    ) -> PinnedPool:
         return PinnedPool(self, model, pages, dtype)
 
     def preprocessor(self, height: int, width: int, threads: int) -> Any:
@@ -124,7 +145,8 @@ class CudaDevice:
         return view
 
     def close(self) -> None:
-        """Waits for work that is under way; what has not begun is dropped. Raises what the device broke with."""
+        """Waits for work that is under way; what has not begun is dropped. Raises what the device
+        broke with."""
         failures = [error for error in map(_close, self._streams) if error]
         self.watcher.close()
         for stream in self._streams:

@@ -22,17 +22,27 @@ PART = 64  # int32 numbers: parts of one upload start at multiples of 256 bytes
 
 
 class CudaPool:
-    """Pages on the device. Their positions are on the host too, where every change to them begins. All streams are CudaStreams."""
+    """Pages on the device. Their positions are on the host too, where every change to them begins.
+    All streams are CudaStreams."""
 
     def __init__(self, device: CudaDevice, model: ModelSpec, pages: int, dtype: DTypeLike) -> None:
         self._device, self._rows = device, model.max_rows
         shape = (pages, model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim)
         self.data = device.gpu.empty(shape, dtype, "the pool of pages")
-        self.where = device.filled((pages, 1, 1, model.page_tokens, 3), np.int32, 0xFF)  # EMPTY in every byte
+        # EMPTY in every byte
+        self.where = device.filled((pages, 1, 1, model.page_tokens, 3), np.int32, 0xFF)
         self.places = np.full(self.where.shape, EMPTY, np.int32)
         self._lists: weakref.WeakKeyDictionary[CudaStream, _Lists] = weakref.WeakKeyDictionary()
 
-    def write(self, slots: np.ndarray, cells: np.ndarray, k: Any, v: Any, positions: np.ndarray, stream: Any) -> None:
+    def write(
+        self,
+        slots: np.ndarray,
+        cells: np.ndarray,
+        k: Any,
+        v: Any,
+        positions: np.ndarray,
+        stream: Any,
+    ) -> None:
         self.places[slots, 0, 0, cells] = positions
         pages = np.unique(slots)
         slot, cell, page, place = self._upload(stream, slots, cells, pages, self.places[pages])
@@ -48,13 +58,21 @@ class CudaPool:
             layers=k.shape[0],
             stream=stream.handle,
         )
-        kernels.set_places(slots=page, places=place, where=self.where.pointer, count=len(pages), stream=stream.handle)
+        kernels.set_places(
+            slots=page,
+            places=place,
+            where=self.where.pointer,
+            count=len(pages),
+            stream=stream.handle,
+        )
 
     def clear(self, slots: Sequence[int], stream: Any) -> None:
         self.places[list(slots)] = EMPTY
         self._send_places(slots, stream)
 
-    def copy_from(self, source: Pool, source_slots: Sequence[int], slots: Sequence[int], stream: Any) -> None:
+    def copy_from(
+        self, source: Pool, source_slots: Sequence[int], slots: Sequence[int], stream: Any
+    ) -> None:
         move_pages(self._device, source.data, source_slots, self.data, slots, stream)
         self.places[list(slots)] = source.places[list(source_slots)]
         self._send_places(slots, stream)
@@ -67,7 +85,13 @@ class CudaPool:
         for first in range(0, len(slots), self._rows):
             some = np.asarray(slots[first : first + self._rows])
             page, place = self._upload(stream, some, self.places[some])
-            self._device.kernels.set_places(slots=page, places=place, where=self.where.pointer, count=len(some), stream=stream.handle)
+            self._device.kernels.set_places(
+                slots=page,
+                places=place,
+                where=self.where.pointer,
+                count=len(some),
+                stream=stream.handle,
+            )
 
     def _upload(self, stream: CudaStream, *parts: np.ndarray) -> list[int]:
         """Addresses of int32 lists, good until the stream's next."""
@@ -84,20 +108,40 @@ class PinnedPool(HostPool):
         super().__init__(device.gpu.pinned.empty, model, pages, dtype)
         self._device = device
 
-    def copy_from(self, source: Pool, source_slots: Sequence[int], slots: Sequence[int], stream: Any) -> None:
+    def copy_from(
+        self, source: Pool, source_slots: Sequence[int], slots: Sequence[int], stream: Any
+    ) -> None:
         move_pages(self._device, source.data, source_slots, self.data, slots, stream)
         self.places[list(slots)] = source.places[list(source_slots)]
 
-    def write(self, slots: np.ndarray, cells: np.ndarray, k: Any, v: Any, positions: np.ndarray, stream: Any) -> None:
+    def write(
+        self,
+        slots: np.ndarray,
+        cells: np.ndarray,
+        k: Any,
+        v: Any,
+        positions: np.ndarray,
+        stream: Any,
+    ) -> None:
         raise TypeError("tokens are placed on the device: the host tier takes whole pages")
 
 
-def move_pages(device: CudaDevice, source: Any, source_slots: Sequence[int], target: Any, slots: Sequence[int], stream: CudaStream) -> None:
-    """Copy pages between pools [P, …] on the device or in pinned memory, in the order of the stream: a page is one contiguous block."""
+def move_pages(
+    device: CudaDevice,
+    source: Any,
+    source_slots: Sequence[int],
+    target: Any,
+    slots: Sequence[int],
+    stream: CudaStream,
+) -> None:
+    """Copy pages between pools [P, …] on the device or in pinned memory, in the order of the
+    stream: a page is one contiguous block."""
     page = math.prod(target.shape[1:]) * target.dtype.itemsize
     there, here = _address(source), _address(target)
     for source_slot, slot in zip(source_slots, slots, strict=True):
-        device.gpu.driver.copy(here + int(slot) * page, there + int(source_slot) * page, page, stream.raw)
+        device.gpu.driver.copy(
+            here + int(slot) * page, there + int(source_slot) * page, page, stream.raw
+        )
 
 
 def _address(array: Any) -> int:
@@ -105,7 +149,8 @@ def _address(array: Any) -> int:
 
 
 class _Lists:
-    """Device memory of one stream for lists of slots, cells and positions, which its kernels read."""
+    """Device memory of one stream for lists of slots, cells and positions, which its kernels
+    read."""
 
     def __init__(self, device: CudaDevice, size: int) -> None:
         """size: int32 numbers."""

@@ -23,7 +23,8 @@ class UploadingPreprocessor:
         self._frames = np.empty((0,), np.uint8)
 
     def __call__(self, frames: Sequence[np.ndarray], out: DeviceArray, stream: CudaStream) -> None:
-        """frames: F arrays [h, w, 3] uint8 RGB, each of any size; out: [F, height, width, 3] uint8."""
+        """frames: F arrays [h, w, 3] uint8 RGB, each of any size; out: [F, height, width, 3]
+        uint8."""
         if self._frames.size < out.size:
             self._frames = np.empty((out.size,), np.uint8)
         resized = self._frames[: out.size].reshape(out.shape)

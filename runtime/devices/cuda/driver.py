@@ -1,4 +1,5 @@
-"""What the runtime asks of CUDA, and nothing else: a stand-in with these verbs runs everything above it without a GPU."""
+"""What the runtime asks of CUDA, and nothing else: a stand-in with these verbs runs everything
+above it without a GPU."""
 
 from __future__ import annotations
 
@@ -10,9 +11,11 @@ Arguments = Sequence[tuple[ArgumentKind, int | float]]
 
 
 class Driver(Protocol):
-    """One GPU. Memory is addresses; streams, events and graphs are the driver's own things, handed back to it.
+    """One GPU. Memory is addresses; streams, events and graphs are the driver's own things, handed
+    back to it.
 
-    Thread-safe. What a caller cannot go on from is raised as DeviceError; only `allocate` also raises MemoryError.
+    Thread-safe. What a caller cannot go on from is raised as DeviceError; only `allocate` also
+    raises MemoryError.
     """
 
     name: str
@@ -25,7 +28,8 @@ class Driver(Protocol):
         ...
 
     def allocate(self, size: int) -> int:
-        """Device memory that every stream may use at once; its address is a multiple of 256. Raises MemoryError."""
+        """Device memory that every stream may use at once; its address is a multiple of 256. Raises
+        MemoryError."""
         ...
 
     def free(self, pointer: int) -> None:
@@ -49,7 +53,8 @@ class Driver(Protocol):
         ...
 
     def record(self, stream: Any, *, timing: bool = False, blocking: bool = False) -> Any:
-        """An event behind all work of the stream. timing: for `elapsed_ms`; blocking: who waits for it sleeps rather than spins."""
+        """An event behind all work of the stream. timing: for `elapsed_ms`; blocking: who waits for
+        it sleeps rather than spins."""
         ...
 
     def wait(self, stream: Any, event: Any) -> None:
@@ -76,8 +81,17 @@ class Driver(Protocol):
         """A kernel. shared_bytes: most dynamic shared memory that a launch of it will ask for."""
         ...
 
-    def launch(self, kernel: Any, grid: tuple[int, int, int], threads: int, shared_bytes: int, stream_handle: int, args: Arguments) -> None:
-        """grid: blocks; threads: of a block; shared_bytes: dynamic shared memory of a block; stream_handle: a raw CUstream."""
+    def launch(
+        self,
+        kernel: Any,
+        grid: tuple[int, int, int],
+        threads: int,
+        shared_bytes: int,
+        stream_handle: int,
+        args: Arguments,
+    ) -> None:
+        """grid: blocks; threads: of a block; shared_bytes: dynamic shared memory of a block;
+        stream_handle: a raw CUstream."""
         ...
 
     def begin_capture(self, stream: Any) -> None:

@@ -15,14 +15,24 @@ class GpuLauncher:
     """The launcher of `vicort.runtime.kernels`. What it loads lives as long as it does."""
 
     def __init__(self, driver: Driver, memory: DeviceMemory, pinned: PinnedMemory) -> None:
-        self._driver, self._memory, self._pinned = driver, memory, pinned
+        self._driver = driver
+        self._memory = memory
+        self._pinned = pinned
         self._constants: list[DeviceArray] = []
 
     def load(self, cubin: bytes, function: str, shared_bytes: int) -> Any:
         """shared_bytes: most dynamic shared memory that a launch will ask for."""
         return self._driver.load(cubin, function, shared_bytes)
 
-    def launch(self, kernel: Any, grid: tuple[int, int, int], threads: int, shared_bytes: int, stream_handle: int, args: Arguments) -> None:
+    def launch(
+        self,
+        kernel: Any,
+        grid: tuple[int, int, int],
+        threads: int,
+        shared_bytes: int,
+        stream_handle: int,
+        args: Arguments,
+    ) -> None:
         self._driver.launch(kernel, grid, threads, shared_bytes, stream_handle, args)
 
     def constant(self, data: bytes) -> int:

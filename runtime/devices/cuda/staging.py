@@ -18,15 +18,16 @@ UPLOADS_AT_ONCE = 4  # of the largest size so far that the ring holds
 
 
 class StagingRing:
-    """Of one stream, and used from its work alone. It grows to a few uploads of the largest size; the host waits only where it
-    wraps onto a copy that is not done."""
+    """Of one stream, and used from its work alone. It grows to a few uploads of the largest size;
+    the host waits only where it wraps onto a copy that is not done."""
 
     def __init__(self, stream: CudaStream) -> None:
         self._stream = stream
         self._driver, self._pinned = stream.device.gpu.driver, stream.device.gpu.pinned
         self._memory = np.empty(0, np.uint8)
         self._head = 0
-        self._copies: deque[tuple[int, int, Any]] = deque()  # start, end, event behind it; oldest first
+        # start, end, event behind it; oldest first
+        self._copies: deque[tuple[int, int, Any]] = deque()
 
     def upload(self, target: DeviceArray, source: np.ndarray) -> None:
         if target.shape != source.shape or target.dtype != source.dtype:
@@ -46,7 +47,8 @@ class StagingRing:
             self._grow(UPLOADS_AT_ONCE * size)
         start = self._head
         if start + size > self._memory.nbytes:
-            # What is left of the lap before lies behind the head. It is older than all of this lap, whose first copy is waited for now.
+            # What is left of the lap before lies behind the head. It is older than all of this lap,
+            # whose first copy is waited for now.
             while self._copies and self._copies[0][0] >= self._head:
                 self._copies.popleft()
             start = 0

@@ -1,4 +1,5 @@
-"""CUDA streams, each with a thread that puts its work on them; events, marks, graphs, and who tells the host that work is done."""
+"""CUDA streams, each with a thread that puts its work on them; events, marks, graphs, and who tells
+the host that work is done."""
 
 from __future__ import annotations
 
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
     from vicort.runtime.devices.cuda.arrays import DeviceArray
     from vicort.runtime.devices.cuda.cuda_device import CudaDevice
 
-ANCHOR_MS = 1000.0  # CUDA tells milliseconds in float32: further from its anchor than this, a mark becomes the next anchor
+# CUDA tells milliseconds in float32: further from its anchor than this, a mark becomes the next
+# anchor
+ANCHOR_MS = 1000.0
 
 
 @dataclass(frozen=True)
 class CudaEvent:
-    """Behind some work of a stream: first the host has to put it there, then the device has to do it."""
+    """Behind some work of a stream: first the host has to put it there, then the device has to do
+    it."""
 
     driver: Driver
     enqueued: Future  # of what the work returned, and the driver's event behind it
@@ -35,12 +39,14 @@ class CudaEvent:
         return value
 
     def value(self) -> Any:
-        """What the work returned, as soon as the host has it: the device may still be at what it enqueued."""
+        """What the work returned, as soon as the host has it: the device may still be at what it
+        enqueued."""
         return self.enqueued.result()[0]
 
 
 class CudaGraph:
-    """Recorded work: one call puts all of it on a stream. It reads and writes the addresses that it was recorded with."""
+    """Recorded work: one call puts all of it on a stream. It reads and writes the addresses that it
+    was recorded with."""
 
     def __init__(self, driver: Driver, graph: Any) -> None:
         self._driver, self._graph = driver, graph
@@ -60,13 +66,18 @@ class CudaStream:
 
     def __init__(self, device: CudaDevice, name: str, raw: Any, threads: bool) -> None:
         """raw: the driver's stream."""
-        self.device, self.name, self.raw = device, name, raw
+        self.device = device
+        self.name = name
+        self.raw = raw
         self.handle = device.gpu.driver.handle(raw)
         self._driver = device.gpu.driver
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name) if threads else None
+        self._executor = (
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix=name) if threads else None
+        )
         self._thread: int | None = None
         self.capturing = False
-        self._order = threading.RLock()  # held while work is captured: an event of another thread would be captured with it
+        # held while work is captured: an event of another thread would be captured with it
+        self._order = threading.RLock()
         self.ring = StagingRing(self)
 
     def submit(self, work: Callable[..., Any], *args: Any) -> CudaEvent:
@@ -107,8 +118,14 @@ class CudaStream:
     def mark(self) -> CudaMark:
         return CudaMark(self.device.gpu.clock, self._driver.record(self.raw, timing=True))
 
-    def notify(self, work: Callable[..., Any], *args: Any, failed: Callable[[BaseException], None] | None = None) -> None:
-        """failed: called with the error instead, if the device does not come to it or an earlier call failed; else that is raised."""
+    def notify(
+        self,
+        work: Callable[..., Any],
+        *args: Any,
+        failed: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        """failed: called with the error instead, if the device does not come to it or an earlier
+        call failed; else that is raised."""
         try:
             point = self._driver.record(self.raw, blocking=True)
             if self._executor:
@@ -127,9 +144,11 @@ class CudaStream:
         self._driver.synchronize(self._driver.record(self.raw))
 
     def capture(self, work: Callable[[], Any]) -> CudaGraph:
-        """Record what `work` puts on this stream instead of running it. From inside the stream's own work.
+        """Record what `work` puts on this stream instead of running it. From inside the stream's
+        own work.
 
-        Raises what `work` raises, or DeviceError if something in it cannot be recorded; the stream goes on either way.
+        Raises what `work` raises, or DeviceError if something in it cannot be recorded; the stream
+        goes on either way.
         """
         with self._order:
             self._driver.begin_capture(self.raw)
@@ -174,7 +193,8 @@ class GpuClock:
             return None
         with self._lock:
             elapsed = self._driver.elapsed_ms(self._anchor, event)
-            at = min(self._anchor_ns + round(elapsed * 1e6), time.perf_counter_ns())  # what is done is not to come
+            # what is done is not to come
+            at = min(self._anchor_ns + round(elapsed * 1e6), time.perf_counter_ns())
             if elapsed > ANCHOR_MS:
                 self._anchor, self._anchor_ns = event, at
             return at

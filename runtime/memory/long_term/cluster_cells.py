@@ -1,4 +1,5 @@
-"""Which cells of a pool belong to which cluster, each layer and KV head (group) for itself, and which of them questions hold fast."""
+"""Which cells of a pool belong to which cluster, each layer and KV head (group) for itself, and
+which of them questions hold fast."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ NONE = -1
 
 
 class ClusterCells:
-    """Slots 0, 1, … of each group. A cluster goes by the slot of its first cell; its cells are linked in the order they were filled.
+    """Slots 0, 1, … of each group. A cluster goes by the slot of its first cell; its cells are
+    linked in the order they were filled.
 
-    Cells that are freed while questions hold memory as it was are given out again when those have ended: `take` waits for that.
-    Thread-safe: the stream takes and frees, questions hold and read.
+    Cells that are freed while questions hold memory as it was are given out again when those have
+    ended: `take` waits for that. Thread-safe: the stream takes and frees, questions hold and read.
     """
 
     def __init__(self, groups: int, cells: int) -> None:
@@ -23,9 +25,11 @@ class ClusterCells:
         self._owner = np.full((groups, cells), NONE, np.int32)  # cluster of each cell
         self._ordinal = np.zeros((groups, cells), np.int32)  # which of its cluster's cells it is
         self._next = np.full((groups, cells), NONE, np.int32)
-        self._free = np.tile(np.arange(cells - 1, -1, -1, dtype=np.int32), (groups, 1))  # a stack a group
+        # a stack a group
+        self._free = np.tile(np.arange(cells - 1, -1, -1, dtype=np.int32), (groups, 1))
         self._depth = np.full(groups, cells)  # of the stacks
-        self._left: deque[tuple[int, int, list[int]]] = deque()  # moment, group, slots: freed, but perhaps held
+        # moment, group, slots: freed, but perhaps held
+        self._left: deque[tuple[int, int, list[int]]] = deque()
         self._holds: Counter[int] = Counter()  # by moment
         self._moment = 0
         self._closed = False
@@ -45,14 +49,23 @@ class ClusterCells:
             self._depth -= counts
             self.live += counts
             taken = [
-                self._free[group, depth : depth + count][::-1] for group, (depth, count) in enumerate(zip(self._depth, counts, strict=True))
+                self._free[group, depth : depth + count][::-1]
+                for group, (depth, count) in enumerate(zip(self._depth, counts, strict=True))
             ]
             slots = np.concatenate(taken)
             self.used = max(self.used, int(slots.max(initial=-1)) + 1)
             return slots
 
-    def link(self, group: np.ndarray, slot: np.ndarray, cluster: np.ndarray, ordinal: np.ndarray, before: np.ndarray) -> None:
-        """Taken slots become the cells `ordinal` of clusters, behind cells `before`, NONE for the first; all [m]."""
+    def link(
+        self,
+        group: np.ndarray,
+        slot: np.ndarray,
+        cluster: np.ndarray,
+        ordinal: np.ndarray,
+        before: np.ndarray,
+    ) -> None:
+        """Taken slots become the cells `ordinal` of clusters, behind cells `before`, NONE for the
+        first; all [m]."""
         with self._changed:
             self._owner[group, slot], self._ordinal[group, slot] = cluster, ordinal
             follows = before != NONE
@@ -90,11 +103,14 @@ class ClusterCells:
             self._changed.notify_all()
 
     def filled(self, tokens: np.ndarray, page_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of each cell its cluster and the tokens it held when its cluster held tokens[group, cluster] [G, C]: both [G, C]."""
+        """Of each cell its cluster and the tokens it held when its cluster held tokens[group,
+        cluster] [G, C]: both [G, C]."""
         width = tokens.shape[1]
         with self._changed:
             owner, ordinal = self._owner[:, :width].copy(), self._ordinal[:, :width].copy()
-        held = np.where(owner == NONE, 0, np.take_along_axis(tokens, np.clip(owner, 0, width - 1), axis=1))
+        held = np.where(
+            owner == NONE, 0, np.take_along_axis(tokens, np.clip(owner, 0, width - 1), axis=1)
+        )
         return owner, np.clip(held - ordinal * page_tokens, 0, page_tokens)
 
     def wait_unheld(self) -> None:

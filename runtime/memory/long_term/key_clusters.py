@@ -1,8 +1,10 @@
-"""ReSV's long-term memory (V-Rex, arXiv 2512.12284): keys in clusters, each layer and KV head for itself, read by cluster.
+"""ReSV's long-term memory (V-Rex, arXiv 2512.12284): keys in clusters, each layer and KV head for
+itself, read by cluster.
 
-A chunk that leaves the recent window is clustered by the hash bits of its keys as they are cached, before rotation: which keys the paper
-hashes, and whether it scores rotated means, was not found. A cluster keeps the mean of its keys, how many they are, and its tokens one
-behind the other in cells of its own. A reader scores the means with its query and takes the cells of what WiCSum chooses.
+A chunk that leaves the recent window is clustered by the hash bits of its keys as they are cached,
+before rotation: which keys the paper hashes, and whether it scores rotated means, was not found. A
+cluster keeps the mean of its keys, how many they are, and its tokens one behind the other in cells
+of its own. A reader scores the means with its query and takes the cells of what WiCSum chooses.
 """
 
 from __future__ import annotations
@@ -35,22 +37,37 @@ UNTAKEN = np.iinfo(np.int64).max  # in `newest`: no cluster goes by this slot
 
 
 class KeyClusterMemory:
-    """G = L x Hkv groups. A cluster goes by the slot of its first cell; arrays over slots hold what is known of cluster or cell."""
+    """G = L x Hkv groups. A cluster goes by the slot of its first cell; arrays over slots hold what
+    is known of cluster or cell."""
 
     recall_sets = 1
     reads_in_prefill = True
 
-    def __init__(self, model: ModelSpec, host_mb: float, dtype: DTypeLike, settings: KeyClusters) -> None:
-        """Allocates all of `host_mb` MB. Raises MemoryBudgetError if it does not hold a chunk whose every token is a cluster."""
+    def __init__(
+        self, model: ModelSpec, host_mb: float, dtype: DTypeLike, settings: KeyClusters
+    ) -> None:
+        """Allocates all of `host_mb` MB. Raises MemoryBudgetError if it does not hold a chunk whose
+        every token is a cluster."""
         self.model, self.settings = model, settings
         self.most_cells = settings.most_cells
-        groups, cells = model.layers * model.kv_heads, int(host_mb * 1e6) // bytes_of_slot(model, dtype)
+        groups, cells = (
+            model.layers * model.kv_heads,
+            int(host_mb * 1e6) // bytes_of_slot(model, dtype),
+        )
         self.room = cells - cells // SPARE  # cells of a group that may be live
         self._chunk_tokens = model.chunk_frames // 2 * model.unit_tokens
         if self.room < self._chunk_tokens:
-            least = math.ceil((self._chunk_tokens + self._chunk_tokens // (SPARE - 1) + 2) * bytes_of_slot(model, dtype) / 1e4) / 100
+            least = (
+                math.ceil(
+                    (self._chunk_tokens + self._chunk_tokens // (SPARE - 1) + 2)
+                    * bytes_of_slot(model, dtype)
+                    / 1e4
+                )
+                / 100
+            )
             raise MemoryBudgetError(
-                f"a host budget of {host_mb:g} MB is too small for the clusters of one chunk of {model.chunk_frames} frames: "
+                f"a host budget of {host_mb:g} MB is too small for the clusters of one chunk of "
+                f"{model.chunk_frames} frames: "
                 f"set memory.host_mb to at least {least:g}"
             )
         self.pool = HostPool(np.empty, model, cells, dtype, by_head=True)
@@ -58,12 +75,14 @@ class KeyClusterMemory:
         self._where = self.pool.where.reshape(cells, groups, model.page_tokens, 3)
         self._planes = HashPlanes(groups, settings.hash_bits, model.head_dim, settings.seed)
         self._cells = ClusterCells(groups, cells)
-        self._serials = np.zeros((cells, groups, model.page_tokens), np.int64)  # of each token: how many came before it
+        # of each token: how many came before it
+        self._serials = np.zeros((cells, groups, model.page_tokens), np.int64)
         self._mean = np.zeros((groups, cells, model.head_dim), np.float32)
         self._tokens = np.zeros((groups, cells), np.int32)
         self._newest = np.full((groups, cells), UNTAKEN)  # serial of the cluster's newest token
         self._last = np.full((groups, cells), NONE, np.int32)  # the cluster's last cell
-        self._clusters = np.full((groups, cells), NONE, np.int32)  # in the order they were opened, `_count` of them
+        # in the order they were opened, `_count` of them
+        self._clusters = np.full((groups, cells), NONE, np.int32)
         self._count = np.zeros(groups, np.int64)
         self._first_serial: list[int] = []  # of each unit in `_pages`
         self._pages: list[Page] = []
@@ -76,10 +95,12 @@ class KeyClusterMemory:
         """Start, in seconds, of the oldest unit of which a token is left."""
         return self._pages[self._oldest_page()].start if self._pages else None
 
-    # ---- what the stream does -------------------------------------------------------------------------------------------
+    # ---- what the stream does
+    # -------------------------------------------------------------------------------------------
 
     def take(self, departing: Departing) -> None:
-        """Cluster a chunk, unit by unit; to make room for as many cells as it has tokens, the clusters whose newest token is oldest go."""
+        """Cluster a chunk, unit by unit; to make room for as many cells as it has tokens, the
+        clusters whose newest token is oldest go."""
         self._cells.advance()
         self._make_room(len(departing.unit))
         k, v = (self._by_group(tokens) for tokens in (departing.k, departing.v))
@@ -113,10 +134,12 @@ class KeyClusterMemory:
     def close(self) -> None:
         self._cells.close()
 
-    # ---- clusters -------------------------------------------------------------------------------------------------------
+    # ---- clusters
+    # -------------------------------------------------------------------------------------------------------
 
     def recent(self) -> tuple[np.ndarray, np.ndarray]:
-        """The clusters that were opened last, oldest first: where they stand among all, [G, R], and their slots; where < 0: none."""
+        """The clusters that were opened last, oldest first: where they stand among all, [G, R], and
+        their slots; where < 0: none."""
         place = self._count[:, None] - self.settings.recent + np.arange(self.settings.recent)
         return place, np.take_along_axis(self._clusters, np.maximum(place, 0), axis=1)
 
@@ -127,10 +150,26 @@ class KeyClusterMemory:
         open_now = (places >= 0) & (self._tokens[groups, slots] < self.settings.most_tokens)
         newness = np.where(open_now, np.arange(self.settings.recent)[::-1], NONE)
         keys = k.astype(np.float32, copy=False)
-        joined = assign(self._planes.bits(keys), self._planes.bits(self._mean[groups, slots]), newness, self.settings.threshold)
-        run = _Runs(joined, slots, self._tokens[groups, slots], self._last[groups, slots], self.model.page_tokens)
+        joined = assign(
+            self._planes.bits(keys),
+            self._planes.bits(self._mean[groups, slots]),
+            newness,
+            self.settings.threshold,
+        )
+        run = _Runs(
+            joined,
+            slots,
+            self._tokens[groups, slots],
+            self._last[groups, slots],
+            self.model.page_tokens,
+        )
         run.fill(self._cells)
-        group, token, slot, cell = run.group, run.token, run.slot, run.index % self.model.page_tokens
+        group, token, slot, cell = (
+            run.group,
+            run.token,
+            run.slot,
+            run.index % self.model.page_tokens,
+        )
         self._data[slot, group, 0, cell] = k[group, token]
         self._data[slot, group, 1, cell] = v[group, token]
         self._where[slot[run.opens], group[run.opens]] = EMPTY
@@ -139,13 +178,20 @@ class KeyClusterMemory:
         self._update(run, keys)
 
     def _update(self, run: _Runs, keys: np.ndarray) -> None:
-        """Means, counts and the newest token of the clusters that got tokens; new ones are listed."""
+        """Means, counts and the newest token of the clusters that got tokens; new ones are
+        listed."""
         first, last = run.starts, run.ends - 1
-        group, cluster, added = run.group[first], run.cluster[first], (run.ends - first).astype(np.float32)
+        group, cluster, added = (
+            run.group[first],
+            run.cluster[first],
+            (run.ends - first).astype(np.float32),
+        )
         sums = np.add.reduceat(keys[run.group, run.token], first, axis=0)
         before = run.index[first].astype(np.float32)  # tokens it held; of a new one 0
         mean = np.where(before[:, None] > 0, self._mean[group, cluster], 0)
-        self._mean[group, cluster] = mean + (sums - added[:, None] * mean) / (before + added)[:, None]
+        self._mean[group, cluster] = (
+            mean + (sums - added[:, None] * mean) / (before + added)[:, None]
+        )
         self._tokens[group, cluster] = run.index[last] + 1
         self._newest[group, cluster] = self._taken + run.token[last]
         self._last[group, cluster] = run.slot[last]
@@ -183,7 +229,8 @@ class KeyClusterMemory:
         self._first_serial, self._pages = self._first_serial[first:], self._pages[first:]
 
     def _oldest_page(self) -> int:
-        """Which of `_pages` is the oldest of which a token is left: the first of a group's first cluster."""
+        """Which of `_pages` is the oldest of which a token is left: the first of a group's first
+        cluster."""
         held = np.flatnonzero(self._count)
         oldest = int(self._serials[self._clusters[held, 0], held, 0].min(initial=self._taken))
         return max(bisect_right(self._first_serial, oldest) - 1, 0)
@@ -194,10 +241,19 @@ class KeyClusterMemory:
 
 
 class _Runs:
-    """A unit's tokens, of all groups, sorted by group and cluster: each cluster's follow one another, in the order of the stream."""
+    """A unit's tokens, of all groups, sorted by group and cluster: each cluster's follow one
+    another, in the order of the stream."""
 
-    def __init__(self, joined: np.ndarray, slots: np.ndarray, tokens: np.ndarray, last: np.ndarray, page_tokens: int) -> None:
-        """joined: [G, n] as `assign` gives it; slots, tokens, last: [G, R] of the recent clusters, their cells filled last."""
+    def __init__(
+        self,
+        joined: np.ndarray,
+        slots: np.ndarray,
+        tokens: np.ndarray,
+        last: np.ndarray,
+        page_tokens: int,
+    ) -> None:
+        """joined: [G, n] as `assign` gives it; slots, tokens, last: [G, R] of the recent clusters,
+        their cells filled last."""
         groups, count = joined.shape
         recent, width = slots.shape[1], slots.shape[1] + count
         local = (np.arange(groups)[:, None] * width + joined).ravel()
@@ -207,29 +263,44 @@ class _Runs:
         self.starts = np.flatnonzero(np.diff(local, prepend=-1))
         self.ends = np.append(self.starts[1:], len(local))
         run = np.repeat(np.arange(len(self.starts)), self.ends - self.starts)
-        self._place, self._new = joined[self.group, self.token], joined[self.group, self.token] >= recent
+        self._place = joined[self.group, self.token]
+        self._new = joined[self.group, self.token] >= recent
         old = self.group, np.where(self._new, 0, self._place)
-        self.index = np.where(self._new, 0, tokens[old]) + np.arange(len(local)) - self.starts[run]  # of each token in its cluster
+        # of each token in its cluster
+        self.index = np.where(self._new, 0, tokens[old]) + np.arange(len(local)) - self.starts[run]
         self.opens = self.index % page_tokens == 0  # a cell
-        self.cluster, self._last = np.where(self._new, NONE, slots[old]), np.where(self._new, NONE, last[old])
-        self._run, self._groups, self._page_tokens = run, groups, page_tokens
+        self.cluster = np.where(self._new, NONE, slots[old])
+        self._last = np.where(self._new, NONE, last[old])
+        self._run = run
+        self._groups = groups
+        self._page_tokens = page_tokens
 
     def fill(self, cells: ClusterCells) -> None:
         """Sets `slot` of each token, and `cluster` of those that are new."""
         opens = self.opens
         taken = cells.take(np.bincount(self.group[opens], minlength=self._groups))
-        newest = np.maximum.accumulate(np.where(opens, np.arange(len(opens)), -1))  # token that opened the newest cell so far
+        # token that opened the newest cell so far
+        newest = np.maximum.accumulate(np.where(opens, np.arange(len(opens)), -1))
         here = newest >= self.starts[self._run]  # in this run
-        self.slot = np.where(here, taken[np.maximum(np.cumsum(opens) - 1, 0)] if len(taken) else NONE, self._last)
+        self.slot = np.where(
+            here, taken[np.maximum(np.cumsum(opens) - 1, 0)] if len(taken) else NONE, self._last
+        )
         self.cluster = np.where(self._new, self.slot[self.starts][self._run], self.cluster)
         begins = np.zeros(len(opens), bool)
         begins[self.starts] = True
         before = np.where(begins, self._last, np.roll(self.slot, 1))
-        cells.link(self.group[opens], taken, self.cluster[opens], self.index[opens] // self._page_tokens, before[opens])
+        cells.link(
+            self.group[opens],
+            taken,
+            self.cluster[opens],
+            self.index[opens] // self._page_tokens,
+            before[opens],
+        )
 
 
 class ClusterView:
-    """The clusters as they were: those that still took tokens by copies, those that did not by their slots."""
+    """The clusters as they were: those that still took tokens by copies, those that did not by
+    their slots."""
 
     def __init__(self, memory: KeyClusterMemory, leased: bool) -> None:
         self._memory, self._leased = memory, leased
@@ -245,22 +316,34 @@ class ClusterView:
         self._pages, self._first_serial = memory._pages, memory._first_serial
 
     def choose(self, q: np.ndarray) -> Selection:
-        """WiCSum for each query head; a KV head reads what any of its query heads chose. At most `most_cells` cells: of more, those
-        of the clusters to which one of its query heads gives the largest share a token."""
+        """WiCSum for each query head; a KV head reads what any of its query heads chose. At most
+        `most_cells` cells: of more, those of the clusters to which one of its query heads gives the
+        largest share a token."""
         memory = self._memory
         heads, clusters = memory.model.query_heads // memory.model.kv_heads, self._clusters.shape[1]
         if not clusters:
             return Selection.nothing(memory.model)
         scores = self._scores(q.reshape(-1, heads, q.shape[-1]))  # [G, heads, C]
         tokens = np.repeat(self._tokens, heads, axis=0)
-        by_head = wicsum(scores.reshape(-1, clusters), tokens, memory.settings.share).reshape(scores.shape)
+        by_head = wicsum(scores.reshape(-1, clusters), tokens, memory.settings.share).reshape(
+            scores.shape
+        )
         return self._select(np.logical_or.reduce(by_head, axis=1), scores)
 
     def pages(self, selection: Selection) -> list[Page]:
         layer, head, place = np.nonzero(selection.filled)
-        group, slot = layer * self._memory.model.kv_heads + head, selection.cells[layer, head, place]
-        there = np.arange(self._memory.model.page_tokens) < selection.filled[layer, head, place][:, None]
-        units = np.searchsorted(self._first_serial, self._memory._serials[slot, group][there], "right") - 1
+        group, slot = (
+            layer * self._memory.model.kv_heads + head,
+            selection.cells[layer, head, place],
+        )
+        there = (
+            np.arange(self._memory.model.page_tokens)
+            < selection.filled[layer, head, place][:, None]
+        )
+        units = (
+            np.searchsorted(self._first_serial, self._memory._serials[slot, group][there], "right")
+            - 1
+        )
         return [self._pages[unit] for unit in np.unique(units)]
 
     def release(self) -> None:
@@ -288,7 +371,9 @@ class ClusterView:
         counts = np.bincount(group, minlength=len(chosen))
         if counts.max(initial=0) > memory.most_cells:
             memory.capped += int((counts > memory.most_cells).sum())
-            kept = _best(group, self._share(scores)[group, cluster[group, slot]], serial, memory.most_cells)
+            kept = _best(
+                group, self._share(scores)[group, cluster[group, slot]], serial, memory.most_cells
+            )
             group, slot, serial = group[kept], slot[kept], serial[kept]
             counts = np.minimum(counts, memory.most_cells)
         order = np.lexsort((serial, group))
@@ -301,8 +386,13 @@ class ClusterView:
         return Selection(cells.reshape(shape), held.reshape(shape))
 
     def _share(self, scores: np.ndarray) -> np.ndarray:
-        """[G, slots]: of each cluster, the logarithm of the largest share of attention that a query head would give one of its tokens."""
-        weights = np.where(self._tokens[:, None] > 0, scores + np.log(np.maximum(self._tokens[:, None], 1)), -np.inf)
+        """[G, slots]: of each cluster, the logarithm of the largest share of attention that a query
+        head would give one of its tokens."""
+        weights = np.where(
+            self._tokens[:, None] > 0,
+            scores + np.log(np.maximum(self._tokens[:, None], 1)),
+            -np.inf,
+        )
         share = (scores - np.logaddexp.reduce(weights, axis=2, keepdims=True)).max(axis=1)
         group, column = np.nonzero(self._tokens)
         by_slot = np.full((len(scores), self._used), -np.inf)
@@ -318,7 +408,11 @@ def _best(group: np.ndarray, share: np.ndarray, serial: np.ndarray, most: int) -
 
 
 def bytes_of_slot(model: ModelSpec, dtype: DTypeLike) -> int:
-    """What a slot costs: a cell of every layer and head, with its positions, and what is known of it and of a cluster that goes by it."""
+    """What a slot costs: a cell of every layer and head, with its positions, and what is known of
+    it and of a cluster that goes by it."""
     groups = model.layers * model.kv_heads
-    of_cluster = model.head_dim * 4 + 4 + 8 + 4 + 4  # mean, tokens, newest, last cell, its place in the list
-    return page_bytes(model, dtype, by_head=True) + groups * (model.page_tokens * 8 + of_cluster + ClusterCells.bytes_of_cell())
+    # mean, tokens, newest, last cell, its place in the list
+    of_cluster = model.head_dim * 4 + 4 + 8 + 4 + 4
+    return page_bytes(model, dtype, by_head=True) + groups * (
+        model.page_tokens * 8 + of_cluster + ClusterCells.bytes_of_cell()
+    )

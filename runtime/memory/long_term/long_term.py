@@ -1,7 +1,9 @@
-"""Long-term memory by layer and head: what becomes of chunks that leave the recent window, and how they are read again.
+"""Long-term memory by layer and head: what becomes of chunks that leave the recent window, and how
+they are read again.
 
-Short-term memory, the prompt and the recent chunks, is `Memory`'s, in pages that all layers and heads share. What leaves it is taken here,
-and kept as a system sees fit, in *cells*: (slot, layer, head) of a pool in the host's memory, T un-rotated keys, then T values.
+Short-term memory, the prompt and the recent chunks, is `Memory`'s, in pages that all layers and
+heads share. What leaves it is taken here, and kept as a system sees fit, in *cells*: (slot, layer,
+head) of a pool in the host's memory, T un-rotated keys, then T values.
 """
 
 from __future__ import annotations
@@ -22,34 +24,41 @@ from vicort.runtime.memory.slots import HostPool
 class Departing:
     """A chunk that leaves the recent window: copies, the taker's to keep."""
 
-    pages: tuple[Page, ...]  # one a temporal unit with tokens, in order: its chunk, unit, start and end
+    # one a temporal unit with tokens, in order: its chunk, unit, start and end
+    pages: tuple[Page, ...]
     unit: np.ndarray  # [n] index into pages, of each token, ascending
     k: np.ndarray  # [L, n, Hkv, D], not rotated
     v: np.ndarray  # [L, n, Hkv, D]
     positions: np.ndarray  # [n, 3] int32 (t, h, w)
-    queries: np.ndarray  # [L, R, Hq, D] float32, not rotated: of the chunk's last R rows, oldest first; zeros in front of fewer
+    # [L, R, Hq, D] float32, not rotated: of the chunk's last R rows, oldest first; zeros in front
+    # of fewer
+    queries: np.ndarray
 
 
 class View(Protocol):
-    """Long-term memory as it was when the view was taken: whatever the stream does afterwards changes nothing in it."""
+    """Long-term memory as it was when the view was taken: whatever the stream does afterwards
+    changes nothing in it."""
 
     def choose(self, q: np.ndarray) -> Selection:
         """The cells to read. q: [L, Hq, D] float32, the mean query of a run, not rotated."""
         ...
 
     def pages(self, selection: Selection) -> list[Page]:
-        """The temporal units of which any layer or head sees something, in the order of the stream."""
+        """The temporal units of which any layer or head sees something, in the order of the
+        stream."""
         ...
 
     def release(self) -> None: ...
 
 
 class Reader(Protocol):
-    """How one question, or the stream's own chunks, read long-term memory; called from the work of whose runs it serves."""
+    """How one question, or the stream's own chunks, read long-term memory; called from the work of
+    whose runs it serves."""
 
     @property
     def table(self) -> np.ndarray:
-        """[L, Hkv, N] int32: device slots that the next run attends to, besides what all layers and heads share."""
+        """[L, Hkv, N] int32: device slots that the next run attends to, besides what all layers and
+        heads share."""
         ...
 
     @property
@@ -65,9 +74,11 @@ class Reader(Protocol):
         ...
 
     def saw(self, q: np.ndarray, prefill: bool) -> bool:
-        """A run has ended whose mean queries were q [L, Hq, D]. True: run the same rows again, over the table as it is now.
+        """A run has ended whose mean queries were q [L, Hq, D]. True: run the same rows again, over
+        the table as it is now.
 
-        prefill: whether the run brought a question's text, or a chunk; False for a token of an answer.
+        prefill: whether the run brought a question's text, or a chunk; False for a token of an
+        answer.
         """
         ...
 
@@ -90,13 +101,16 @@ class LongTerm(Protocol):
     """All but `View`s and `Reader`s are used in the order of the stream, from its own work."""
 
     pool: HostPool  # by_head
-    most_cells: int  # the most that one selection names for a layer and head: so many device slots a set
-    recall_sets: int  # sets of device slots that a reader needs: 2 where one is filled while the other is read
+    # the most that one selection names for a layer and head: so many device slots a set
+    most_cells: int
+    # sets of device slots that a reader needs: 2 where one is filled while the other is read
+    recall_sets: int
     reads_in_prefill: bool  # whether chunks attend to it, and not questions only
 
     @property
     def oldest(self) -> Fraction | None:
-        """Start, in seconds, of the oldest temporal unit of which any layer or head still holds something."""
+        """Start, in seconds, of the oldest temporal unit of which any layer or head still holds
+        something."""
         ...
 
     def take(self, departing: Departing) -> None:
@@ -108,7 +122,8 @@ class LongTerm(Protocol):
         ...
 
     def shift(self, steps: int, floor: int) -> None:
-        """Take `steps` off the time of all that is kept, not below `floor`; waits until no view is leased."""
+        """Take `steps` off the time of all that is kept, not below `floor`; waits until no view is
+        leased."""
         ...
 
     def cells_in_use(self) -> float:

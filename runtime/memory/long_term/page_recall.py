@@ -1,7 +1,8 @@
-"""All pages that left the window, as they were: FreeKV's host tier (arXiv 2505.13109), and what each KV head chooses from it.
+"""All pages that left the window, as they were: FreeKV's host tier (arXiv 2505.13109), and what
+each KV head chooses from it.
 
-A page is a cell of the engines' `page_tokens`, with the same tokens in each layer and head. Layer 0 chooses as the others do: the paper
-lets it see everything, which no bounded memory can.
+A page is a cell of the engines' `page_tokens`, with the same tokens in each layer and head. Layer 0
+chooses as the others do: the paper lets it see everything, which no bounded memory can.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from vicort.runtime.memory.long_term.selection import NONE, Recall, Selection
 from vicort.runtime.memory.long_term.speculative import Speculation, Speculative
 from vicort.runtime.memory.slots import EMPTY, HostPool, Layout, page_bytes, shifted
 
-SPARE_CHUNKS = 4  # whose pages the stream can take in while a question reads what they would overwrite
+# whose pages the stream can take in while a question reads what they would overwrite
+SPARE_CHUNKS = 4
 
 
 @dataclass(frozen=True)
 class PageSelection(Selection):
-    pages: np.ndarray  # [L, Hkv, N] int64, ascending: the number of the page in each cell, which no other page ever has
+    # [L, Hkv, N] int64, ascending: the number of the page in each cell, which no other page ever
+    # has
+    pages: np.ndarray
 
 
 class PageRecallMemory:
@@ -51,17 +55,23 @@ class PageRecallMemory:
         of_questions: RecallStreams,
         of_chunks: RecallStreams | None,
     ) -> None:
-        """pool: by_head. spare: slots of it that only stand in for forgotten pages which a question reads. of_chunks: None = chunks do
-        not read this memory."""
-        self.model, self.pool, self.most_cells, self._digest = model, pool, most_cells, digest
+        """pool: by_head. spare: slots of it that only stand in for forgotten pages which a question
+        reads. of_chunks: None = chunks do not read this memory."""
+        self.model = model
+        self.pool = pool
+        self.most_cells = most_cells
+        self._digest = digest
         self.reads_in_prefill = of_chunks is not None
         slots = len(pool.data)
         self.ring = PageRing(slots - spare, spare)
         self.boxes = np.zeros((model.layers, model.kv_heads, slots, 2 * model.head_dim), np.float32)
         self.tokens = np.zeros(slots, np.int32)  # of each slot's page
-        self.units: list[Page | None] = [None] * slots  # of each slot's page: the temporal unit that it belongs to
+        # of each slot's page: the temporal unit that it belongs to
+        self.units: list[Page | None] = [None] * slots
         self.shifts = 0  # how often time was re-based
-        self._speculation, self._of_questions, self._of_chunks = speculation, of_questions, of_chunks
+        self._speculation = speculation
+        self._of_questions = of_questions
+        self._of_chunks = of_chunks
         self._chunks: Speculative | None = None
 
     def take(self, departing: Departing) -> None:
@@ -100,12 +110,21 @@ class PageRecallMemory:
         return self.ring.last - self.ring.first
 
     def reader(self, view: View, recalls: Sequence[Recall]) -> Speculative:
-        return Speculative(self, self.own_view(view), recalls, self._of_questions, self._speculation, of_stream=False)
+        return Speculative(
+            self,
+            self.own_view(view),
+            recalls,
+            self._of_questions,
+            self._speculation,
+            of_stream=False,
+        )
 
     def stream_reader(self, view: View, recalls: Sequence[Recall]) -> Speculative:
         if self._of_chunks is None:
             raise ValueError("chunks do not read this memory")
-        self._chunks = Speculative(self, self.own_view(view), recalls, self._of_chunks, self._speculation, of_stream=True)
+        self._chunks = Speculative(
+            self, self.own_view(view), recalls, self._of_chunks, self._speculation, of_stream=True
+        )
         return self._chunks
 
     def own_view(self, view: View) -> PageView:
@@ -122,7 +141,9 @@ class PageView:
 
     def __init__(self, memory: PageRecallMemory, leased: bool) -> None:
         self._memory, self._leased = memory, leased
-        self.first, self.last, self.shifts = memory.ring.first, memory.ring.last, memory.shifts
+        self.first = memory.ring.first
+        self.last = memory.ring.last
+        self.shifts = memory.shifts
         self._spans = memory.ring.spans(self.first, self.last)
         self._units = [unit for span in self._spans for unit in memory.units[span] if unit]
         if leased:
@@ -142,7 +163,11 @@ class PageView:
     def selection(self, pages: np.ndarray) -> PageSelection:
         """pages: [L, Hkv, N] numbers of pages, NONE = none."""
         slots, there = self._memory.ring.slot(pages), pages != NONE
-        return PageSelection(np.where(there, slots, NONE).astype(np.int32), np.where(there, self._memory.tokens[slots], 0), pages)
+        return PageSelection(
+            np.where(there, slots, NONE).astype(np.int32),
+            np.where(there, self._memory.tokens[slots], 0),
+            pages,
+        )
 
     def pages(self, selection: Selection) -> list[Page]:
         if not isinstance(selection, PageSelection):
@@ -151,7 +176,11 @@ class PageView:
 
     def units(self, pages: Iterable[int]) -> list[Page]:
         """The temporal units of pages, given by their numbers in ascending order."""
-        return list({unit.unit: unit for unit in (self._units[page - self.first] for page in pages)}.values())
+        return list(
+            {
+                unit.unit: unit for unit in (self._units[page - self.first] for page in pages)
+            }.values()
+        )
 
     def release(self) -> None:
         if self._leased:
@@ -170,7 +199,8 @@ def open_page_recall(
     speculation: Speculation,
     chunks: bool,
 ) -> PageRecallMemory:
-    """As many pages, with their boxes, as `host_mb` MB of 1e6 bytes hold. budget: tokens that a KV head reads; chunks: whether chunks do.
+    """As many pages, with their boxes, as `host_mb` MB of 1e6 bytes hold. budget: tokens that a KV
+    head reads; chunks: whether chunks do.
 
     Raises MemoryBudgetError if that is less than what one question may hold back, and a chunk.
     """
@@ -188,5 +218,9 @@ def open_page_recall(
     most_cells = max(budget // model.page_tokens, 1)
     pool = HostPool(np.empty, model, slots, dtype, by_head=True)
     of_questions = RecallStreams(device, model, dtype, most_cells, clock, urgent=True)
-    of_chunks = RecallStreams(device, model, dtype, most_cells, clock, urgent=False) if chunks else None
-    return PageRecallMemory(model, pool, spare, most_cells, digest, speculation, of_questions, of_chunks)
+    of_chunks = (
+        RecallStreams(device, model, dtype, most_cells, clock, urgent=False) if chunks else None
+    )
+    return PageRecallMemory(
+        model, pool, spare, most_cells, digest, speculation, of_questions, of_chunks
+    )

@@ -11,8 +11,9 @@ import numpy as np
 class PageRing:
     """Pages `first`, …, `last - 1`, page n in slot n modulo the number of slots.
 
-    The `count` newest are remembered. `spare` more slots let pages that were forgotten stay for a while where running questions read
-    them; when these are used up, `grow` waits. So what is remembered never depends on timing.
+    The `count` newest are remembered. `spare` more slots let pages that were forgotten stay for a
+    while where running questions read them; when these are used up, `grow` waits. So what is
+    remembered never depends on timing.
     """
 
     def __init__(self, count: int, spare: int) -> None:
@@ -26,17 +27,21 @@ class PageRing:
         return pages % self.slots
 
     def spans(self, first: int, last: int) -> list[slice]:
-        """Where pages first, …, last - 1 lie: one or two stretches of slots, in the order of the pages."""
+        """Where pages first, …, last - 1 lie: one or two stretches of slots, in the order of the
+        pages."""
         if first == last:
             return []
         start, stop = first % self.slots, (last - 1) % self.slots + 1
         return [slice(start, stop)] if start < stop else [slice(start, self.slots), slice(0, stop)]
 
     def grow(self, pages: int) -> np.ndarray:
-        """Numbers of `pages` new pages, at most `count`; waits until no lease holds what lies in their slots."""
+        """Numbers of `pages` new pages, at most `count`; waits until no lease holds what lies in
+        their slots."""
         with self._changed:
             oldest = self.last + pages - self.slots  # pages before it are overwritten
-            self._changed.wait_for(lambda: self._closed or min(self._leased, default=oldest) >= oldest)
+            self._changed.wait_for(
+                lambda: self._closed or min(self._leased, default=oldest) >= oldest
+            )
             if self._closed:
                 raise RuntimeError("the memory is closed")
             numbers = np.arange(self.last, self.last + pages)

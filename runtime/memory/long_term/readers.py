@@ -1,4 +1,5 @@
-"""Ways to read long-term memory with the model's own queries, which an engine gives at the end of a run, for all layers at once."""
+"""Ways to read long-term memory with the model's own queries, which an engine gives at the end of a
+run, for all layers at once."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ class Chosen:
 
     def __init__(self, model: ModelSpec, view: View, source: HostPool, recall: Recall) -> None:
         """source: the pool of the long-term memory."""
-        self._view, self._source, self._recall = view, source, recall
+        self._view = view
+        self._source = source
+        self._recall = recall
         self._seen: dict[int, Page] = {}  # by temporal unit
         self.selection = Selection.nothing(model)
         self.table = self.selection.cells
@@ -40,7 +43,8 @@ class Chosen:
 
 
 class TwoPass(Chosen):
-    """A question's text runs over recent memory alone, then again with what its queries chose, which its answer keeps."""
+    """A question's text runs over recent memory alone, then again with what its queries chose,
+    which its answer keeps."""
 
     def saw(self, q: np.ndarray, prefill: bool) -> bool:
         if not prefill or self.reruns:
@@ -52,7 +56,8 @@ class TwoPass(Chosen):
 
 
 class EachStep(TwoPass):
-    """As `TwoPass`, and each token of the answer reads what the queries of the token before it chose."""
+    """As `TwoPass`, and each token of the answer reads what the queries of the token before it
+    chose."""
 
     def saw(self, q: np.ndarray, prefill: bool) -> bool:
         if prefill:

@@ -1,5 +1,6 @@
-"""Cells on their way from the host's memory to the device, in two hops that overlap: copied to one half of a staging buffer while the
-cells of the head before go from the other half to where the engine reads them (FreeKV's double-buffered, streamed recall)."""
+"""Cells on their way from the host's memory to the device, in two hops that overlap: copied to one
+half of a staging buffer while the cells of the head before go from the other half to where the
+engine reads them (FreeKV's double-buffered, streamed recall)."""
 
 from __future__ import annotations
 
@@ -29,8 +30,17 @@ class Move:
 class RecallStreams:
     """Two streams and their staging buffer. Recalls of several readers follow one another."""
 
-    def __init__(self, device: Device, model: ModelSpec, dtype: DTypeLike, most_cells: int, clock: StageClock, urgent: bool) -> None:
-        """most_cells: the most that one `Move` names. urgent: for questions, which hold other streams up while they wait for this."""
+    def __init__(
+        self,
+        device: Device,
+        model: ModelSpec,
+        dtype: DTypeLike,
+        most_cells: int,
+        clock: StageClock,
+        urgent: bool,
+    ) -> None:
+        """most_cells: the most that one `Move` names. urgent: for questions, which hold other
+        streams up while they wait for this."""
         whose = "question" if urgent else "chunk"
         self._copy = device.stream(f"recall copy {whose}", urgent)
         self._scatter = device.stream(f"recall scatter {whose}", urgent)
@@ -49,14 +59,24 @@ class RecallStreams:
             if len(scattered) >= 2:
                 self._copy.wait(scattered[-2])  # this half is free again
             half = len(scattered) % 2
-            with self._clock.measure(self._copy.name, self._copy, layer=move.layer, head=move.head, cells=len(move.there)):
+            with self._clock.measure(
+                self._copy.name, self._copy, layer=move.layer, head=move.head, cells=len(move.there)
+            ):
                 self._data[half, : len(move.there)] = source.data[move.there, move.layer, move.head]
-                self._where[half, : len(move.there)] = source.where[move.there, move.layer, move.head]
+                self._where[half, : len(move.there)] = source.where[
+                    move.there, move.layer, move.head
+                ]
             scattered.append(self._scatter.submit(self._place, target, move, half))
         for event in scattered[-2:]:
             self._copy.wait(event)
 
     def _place(self, target: Pool, move: Move, half: int) -> None:
-        with self._clock.measure(self._scatter.name, self._scatter, layer=move.layer, head=move.head, cells=len(move.here)):
+        with self._clock.measure(
+            self._scatter.name,
+            self._scatter,
+            layer=move.layer,
+            head=move.head,
+            cells=len(move.here),
+        ):
             target.data[move.here, move.layer, move.head] = self._data[half, : len(move.here)]
             target.where[move.here, move.layer, move.head] = self._where[half, : len(move.here)]

@@ -17,7 +17,9 @@ class Selection:
     """Of each layer and KV head its own cells, as many as it likes."""
 
     cells: np.ndarray  # [L, Hkv, N] int32 slots of the long-term pool, NONE = none
-    filled: np.ndarray  # [L, Hkv, N] int32, tokens of each cell that count: a cell that has been filled further is read as it was
+    # [L, Hkv, N] int32, tokens of each cell that count: a cell that has been filled further is read
+    # as it was
+    filled: np.ndarray
 
     @staticmethod
     def nothing(model: ModelSpec) -> Selection:
@@ -36,7 +38,8 @@ class Selection:
 
 
 class Recall:
-    """Device slots of one reader, into which cells are copied: the i-th of a layer and head into that layer and head of slot i."""
+    """Device slots of one reader, into which cells are copied: the i-th of a layer and head into
+    that layer and head of slot i."""
 
     def __init__(self, pool: Pool, slots: Sequence[int]) -> None:
         """pool: what the engine reads, by_head, in the host's memory."""

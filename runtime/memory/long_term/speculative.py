@@ -1,15 +1,24 @@
-"""FreeKV's way to read (arXiv 2505.13109): with pages chosen for an earlier run, whose successors are chosen and recalled behind.
+"""FreeKV's way to read (arXiv 2505.13109): with pages chosen for an earlier run, whose successors
+are chosen and recalled behind.
 
-The engine gives the queries of all layers at the end of a run, so which queries chose what a run reads is this:
+The engine gives the queries of all layers at the end of a run, so which queries chose what a run
+reads is this:
 
-- A token of an answer reads what the queries of the token *two* before it chose: that choice was made, and its cells moved, while the
-  token before it ran. (In FreeKV, which learns each layer's queries in the middle of a step, it is one.) The first token of an answer,
-  and the second, read what the question's text chose for itself in a second pass: no queries are there before them.
-- A chunk reads what the queries of the chunk *before* it chose: cells move between the two runs, while later chunks are seen.
-- A KV head whose queries in a run point elsewhere than those that chose (cosine below tau) is corrected: it chooses anew with the
-  run's own queries, and the run is made again, once. It goes on with that choice in the next run too.
+- A token of an answer reads what the queries of the token *two* before it chose: that choice was
+  made, and its cells moved, while the
+  token before it ran. (In FreeKV, which learns each layer's queries in the middle of a step, it is
+  one.) The first token of an answer,
+  and the second, read what the question's text chose for itself in a second pass: no queries are
+  there before them.
+- A chunk reads what the queries of the chunk *before* it chose: cells move between the two runs,
+  while later chunks are seen.
+- A KV head whose queries in a run point elsewhere than those that chose (cosine below tau) is
+  corrected: it chooses anew with the
+  run's own queries, and the run is made again, once. It goes on with that choice in the next run
+  too.
 
-Each layer and head has two sets of device cells, one that is read and one that is filled, and turns from one to the other by itself.
+Each layer and head has two sets of device cells, one that is read and one that is filled, and turns
+from one to the other by itself.
 """
 
 from __future__ import annotations
@@ -28,18 +37,25 @@ from vicort.runtime.memory.long_term.recall_streams import Move, RecallStreams
 from vicort.runtime.memory.long_term.selection import NONE, Recall
 
 if TYPE_CHECKING:
-    from vicort.runtime.memory.long_term.page_recall import PageRecallMemory, PageSelection, PageView
+    from vicort.runtime.memory.long_term.page_recall import (
+        PageRecallMemory,
+        PageSelection,
+        PageView,
+    )
 
 
 @dataclass(frozen=True)
 class Speculation:
-    tau_prefill: float | None  # least cosine with which a chunk's head keeps its choice; None = chunks are never corrected
+    # least cosine with which a chunk's head keeps its choice; None = chunks are never corrected
+    tau_prefill: float | None
     tau_decode: float | None  # of an answer's tokens
-    ahead: bool  # False: each recall is waited for at once, and a token reads what the token before it chose
+    # False: each recall is waited for at once, and a token reads what the token before it chose
+    ahead: bool
 
 
 class Speculative:
-    """One question's reader, or that of the stream's chunks. Its verbs are called from one thread at a time."""
+    """One question's reader, or that of the stream's chunks. Its verbs are called from one thread
+    at a time."""
 
     def __init__(
         self,
@@ -52,14 +68,26 @@ class Speculative:
     ) -> None:
         """recalls: two sets of device slots."""
         model, cells = memory.model, memory.most_cells
-        self._memory, self._view, self._streams, self._speculation, self._of_stream = memory, view, streams, speculation, of_stream
-        self._pool, self._slots = recalls[0].pool, np.stack([recall.slots for recall in recalls])  # [2, N]
+        self._memory = memory
+        self._view = view
+        self._streams = streams
+        self._speculation = speculation
+        self._of_stream = of_stream
+        # [2, N]
+        self._pool = recalls[0].pool
+        self._slots = np.stack([recall.slots for recall in recalls])
         heads = model.layers, model.kv_heads
         self._front = np.zeros(heads, int)  # the set that is read
-        self._held = np.full((2, *heads, cells), NONE, np.int64)  # number of the page that lies in each place
-        self._pages = np.full((2, *heads, cells), NONE, np.int64)  # numbers of the chosen pages, ascending, NONE behind them
-        self._tables = np.full((2, *heads, cells), NONE, np.int32)  # device slots of the chosen pages
-        self._queries = np.zeros((2, model.layers, model.kv_heads, model.query_heads // model.kv_heads, model.head_dim), np.float32)
+        # number of the page that lies in each place
+        self._held = np.full((2, *heads, cells), NONE, np.int64)
+        # numbers of the chosen pages, ascending, NONE behind them
+        self._pages = np.full((2, *heads, cells), NONE, np.int64)
+        # device slots of the chosen pages
+        self._tables = np.full((2, *heads, cells), NONE, np.int32)
+        self._queries = np.zeros(
+            (2, model.layers, model.kv_heads, model.query_heads // model.kv_heads, model.head_dim),
+            np.float32,
+        )
         self._chosen = False  # whether anything is in use
         self._behind: Event | None = None  # a recall into the sets that are not read
         self._corrected: np.ndarray | None = None  # [L, Hkv] bool, of the run that is made again
@@ -116,7 +144,8 @@ class Speculative:
         self.settle()
         self._view.release()
 
-    # ---- what is in use -------------------------------------------------------------------------------------------------
+    # ---- what is in use
+    # -------------------------------------------------------------------------------------------------
 
     def _of_front(self, sets: np.ndarray) -> np.ndarray:
         """Of each layer and head, the set that is read: [2, L, Hkv, …] -> [L, Hkv, …]."""
@@ -134,17 +163,22 @@ class Speculative:
 
     def _wrong(self, q: np.ndarray, prefill: bool) -> np.ndarray:
         """Which heads must choose anew, [L, Hkv] bool."""
-        none, tau = np.zeros(self._front.shape, bool), self._speculation.tau_prefill if prefill else self._speculation.tau_decode
+        none, tau = (
+            np.zeros(self._front.shape, bool),
+            self._speculation.tau_prefill if prefill else self._speculation.tau_decode,
+        )
         if not self._view.count:
             return none
         if not self._chosen:
             return none if self._of_stream else ~none
-        if tau is None or self._most == self._view.count:  # who reads everything cannot choose better
+        # who reads everything cannot choose better
+        if tau is None or self._most == self._view.count:
             return none
         in_use = self._of_front(self._queries)  # [L, Hkv, G, D]
         return query_similarity(q, in_use.reshape(q.shape), self._front.shape[1]) < tau
 
-    # ---- choice and recall ----------------------------------------------------------------------------------------------
+    # ---- choice and recall
+    # ----------------------------------------------------------------------------------------------
 
     def _choose_behind(self, q: np.ndarray) -> None:
         if not self._view.count:
@@ -163,7 +197,8 @@ class Speculative:
         self._chosen = True
 
     def _fill(self, sets: np.ndarray, which: np.ndarray, q: np.ndarray) -> Event:
-        """Choose with q for `which` heads, [L, Hkv] bool, and bring the pages to the set, [L, Hkv], of each."""
+        """Choose with q for `which` heads, [L, Hkv] bool, and bring the pages to the set, [L, Hkv],
+        of each."""
         return self._streams.submit(self._fill_now, self._view, sets.copy(), which, q)
 
     def _fill_now(self, view: PageView, sets: np.ndarray, which: np.ndarray, q: np.ndarray) -> None:
@@ -174,10 +209,13 @@ class Speculative:
             self._queries[side, layer, head] = queries[layer, head]
             moves.append(self._place(side, layer, head, pages[layer, head]))
         self._streams.move(self._memory.pool, self._pool, moves)
-        self.bytes_moved += sum(len(move.here) for move in moves) * self._memory.pool.data[0, 0, 0].nbytes
+        self.bytes_moved += (
+            sum(len(move.here) for move in moves) * self._memory.pool.data[0, 0, 0].nbytes
+        )
 
     def _place(self, side: int, layer: int, head: int, pages: np.ndarray) -> Move:
-        """Give each page [n], ascending numbers, a place in a set; those that lie there already stay, the others have to move."""
+        """Give each page [n], ascending numbers, a place in a set; those that lie there already
+        stay, the others have to move."""
         held = self._held[side, layer, head]
         order = np.argsort(held)
         places = order[np.minimum(np.searchsorted(held, pages, sorter=order), len(held) - 1)]
@@ -189,4 +227,6 @@ class Speculative:
         for array, values in ((self._pages, pages), (self._tables, self._slots[side, places])):
             array[side, layer, head] = NONE
             array[side, layer, head, : len(pages)] = values
-        return Move(layer, head, self._memory.ring.slot(pages[moves]), self._slots[side, places[moves]])
+        return Move(
+            layer, head, self._memory.ring.slot(pages[moves]), self._slots[side, places[moves]]
+        )

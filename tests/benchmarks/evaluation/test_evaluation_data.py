@@ -29,12 +29,21 @@ def ovo(tmp_path_factory):
 def test_streamingbench_json_is_read_as_it_stands(streaming):
     folder, (real, *_), streams = streaming
     dataset = streamingbench.load([real], [folder])
-    assert [video.path for video in dataset.videos] == [folder / "videos" / f"sample_{n}_real.mp4" for n in (1, 2)]
+    assert [video.path for video in dataset.videos] == [
+        folder / "videos" / f"sample_{n}_real.mp4" for n in (1, 2)
+    ]
     item = dataset.videos[0].items[1]
     options, place = made.options_of(streams[0], 1)
-    assert (item.task, item.rule, item.truth, item.times) == ("Counting", "first-letter", "ABCD"[place], (made.after(streams[0], 1),))
+    assert (item.task, item.rule, item.truth, item.times) == (
+        "Counting",
+        "first-letter",
+        "ABCD"[place],
+        (made.after(streams[0], 1),),
+    )
     assert item.text.startswith("You are an advanced video question-answering AI assistant.")
-    lettered = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True))
+    lettered = "\n".join(
+        f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True)
+    )
     question = f"Question: What color was the {streams[0].things[1].shape}?"
     assert item.text.endswith(f"\n\n{question}\n\nOptions:\n{lettered}\n\nThe best option is:")
     assert "A. A." not in dataset.videos[1].items[0].text, "options that have letters keep them"
@@ -42,9 +51,17 @@ def test_streamingbench_json_is_read_as_it_stands(streaming):
 
 def test_streamingbench_csv_asks_what_its_json_asks(streaming):
     folder, (real, _, _, rows), _ = streaming
-    from_json, from_csv = (streamingbench.load([file], [folder, folder / "videos"]) for file in (real, rows))
-    asked = [[(item.text, item.times, item.truth, item.task) for item in video.items] for video in from_json.videos]
-    assert asked == [[(item.text, item.times, item.truth, item.task) for item in video.items] for video in from_csv.videos]
+    from_json, from_csv = (
+        streamingbench.load([file], [folder, folder / "videos"]) for file in (real, rows)
+    )
+    asked = [
+        [(item.text, item.times, item.truth, item.task) for item in video.items]
+        for video in from_json.videos
+    ]
+    assert asked == [
+        [(item.text, item.times, item.truth, item.task) for item in video.items]
+        for video in from_csv.videos
+    ]
     assert [video.path for video in from_csv.videos] == [video.path for video in from_json.videos]
 
 
@@ -54,10 +71,13 @@ def test_sequential_questions_carry_the_right_answers_before_them(streaming):
     assert "contextual information" not in first.text
     assert {first.task, second.task, third.task} == {"Sequential Question Answering"}
     options, place = made.options_of(streams[0], 0)
-    lettered = ", ".join(f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True))
+    lettered = ", ".join(
+        f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True)
+    )
     at, shape = made.clock(made.after(streams[0], 0)), streams[0].things[0].shape
     earlier = (
-        f"At timestamp {at}, the following question and answer occurred: Question: What color was the {shape}?; "
+        f"At timestamp {at}, the following question and answer occurred: Question: What color "
+        f"was the {shape}?; "
         f"Options: {lettered}; Answer: {'ABCD'[place]}; "
     )
     assert second.text.count(earlier) == third.text.count(earlier) == 1
@@ -70,11 +90,18 @@ def test_sequential_questions_of_a_csv_are_series_too(streaming, tmp_path):
     for task in ("Object Perception", "Counting", "Attribute Perception"):
         text = text.replace(task, "Sequential Question Answering")
     (tmp_path / "sqa.csv").write_text(text)
-    asked = [[item.text for item in video.items] for video in streamingbench.load([tmp_path / "sqa.csv"], [folder]).videos]
-    assert asked == [[item.text for item in video.items] for video in streamingbench.load([sqa], [folder]).videos]
+    asked = [
+        [item.text for item in video.items]
+        for video in streamingbench.load([tmp_path / "sqa.csv"], [folder]).videos
+    ]
+    assert asked == [
+        [item.text for item in video.items] for video in streamingbench.load([sqa], [folder]).videos
+    ]
 
 
-def test_proactive_questions_are_polled_from_a_second_after_the_ask_to_four_after_the_moment(streaming):
+def test_proactive_questions_are_polled_from_a_second_after_the_ask_to_four_after_the_moment(
+    streaming,
+):
     folder, (_, _, proactive, _), streams = streaming
     item = streamingbench.load([proactive], [folder]).videos[0].items[0]
     start = int(streams[0].things[1].start)
@@ -89,9 +116,14 @@ def test_ovo_bench_asks_all_twelve_tasks_at_their_exact_times(ovo):
     by_task = {item.task: item for item in reversed(video.items)}
     assert set(by_task) == {task for group in ovo_bench.GROUPS for task in group.tasks}
     assert len(video.items) == 9 + 3 * 2
-    assert by_task["EPM"].times == (made.after(stream, 0) + Fraction(37, 100),), "neither rounded nor nearly"
+    assert by_task["EPM"].times == (made.after(stream, 0) + Fraction(37, 100),), (
+        "neither rounded nor nearly"
+    )
     options, right = made.options_of(stream, 0)
-    lettered = "; ".join(f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True)) + ";"
+    lettered = (
+        "; ".join(f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True))
+        + ";"
+    )
     assert f"Options:\n{lettered}\nRespond only with the letter" in by_task["EPM"].text
     assert by_task["EPM"].truth == "ABCD"[right]
     assert [(item.rule, item.truth) for item in video.items if item.task in ovo_bench.FORWARD] == [
@@ -115,10 +147,14 @@ def test_rvs_asks_at_the_end_of_the_span(tmp_path, form):
         at = [4 * each for each in at]
     assert [item.times for item in video.items] == [(each,) for each in at]
     assert [item.task for item in video.items] == ["first", "color", "color"]
-    assert video.items[0].text == f"what color was the {stream.things[0].shape}?", "no prompt around it"
+    assert video.items[0].text == f"what color was the {stream.things[0].shape}?", (
+        "no prompt around it"
+    )
     if form == "frames":
         (faster,) = rvs.load([file], [tmp_path / "frames"], Fraction(2)).videos
-        assert [item.times for item in faster.items] == [(made.after(stream, thing),) for thing in range(3)]
+        assert [item.times for item in faster.items] == [
+            (made.after(stream, thing),) for thing in range(3)
+        ]
 
 
 def test_a_video_is_found_by_the_longest_ending_of_its_name(tmp_path):
@@ -139,19 +175,79 @@ WRONG = [
         lambda data: data[0]["questions"][1].pop("answer"),
         "entry 0, questions, entry 1: key 'answer' is missing",
     ),
-    (streamingbench, "real.json", lambda data: data[0]["questions"][1].update(answer="E"), "'answer' is 'E': give one letter of ABCD"),
-    (streamingbench, "real.json", lambda data: data[1]["questions"][0].update(time_stamp="1 o'clock"), "time_stamp' is \"1 o'clock\""),
-    (streamingbench, "real.json", lambda data: data[1]["questions"][0].update(options=["red"]), "give 4 options"),
-    (streamingbench, "real.json", lambda data: data[1].update(questions={}), "entry 1: 'questions' is {}: give a list"),
+    (
+        streamingbench,
+        "real.json",
+        lambda data: data[0]["questions"][1].update(answer="E"),
+        "'answer' is 'E': give one letter of ABCD",
+    ),
+    (
+        streamingbench,
+        "real.json",
+        lambda data: data[1]["questions"][0].update(time_stamp="1 o'clock"),
+        "time_stamp' is \"1 o'clock\"",
+    ),
+    (
+        streamingbench,
+        "real.json",
+        lambda data: data[1]["questions"][0].update(options=["red"]),
+        "give 4 options",
+    ),
+    (
+        streamingbench,
+        "real.json",
+        lambda data: data[1].update(questions={}),
+        "entry 1: 'questions' is {}: give a list",
+    ),
     (streamingbench, "real.json", lambda data: data.append(7), "entry 2 is 7: give an object"),
-    (streamingbench, "proactive.json", lambda data: data[0]["questions"][0].update(time_stamp="1:00:00"), "that is not before time_stamp"),
-    (ovo_bench, "ovo.json", lambda data: data[3].update(task="OCD"), "entry 3: 'task' is 'OCD': give one of OCR, "),
-    (ovo_bench, "ovo.json", lambda data: data[0].update(gt=4), "give the index of one of its 4 options"),
-    (ovo_bench, "ovo.json", lambda data: data[0].update(realtime="3"), "entry 0: 'realtime' is '3': give a number of seconds"),
-    (ovo_bench, "ovo.json", lambda data: data[0].update(realtime=float("nan")), "give a number of seconds"),
-    (ovo_bench, "ovo.json", lambda data: data[9]["test_info"][1].pop("count"), "entry 9, test_info, entry 1: key 'count' is missing"),
-    (ovo_bench, "ovo.json", lambda data: data[10]["test_info"][0].update(type=2), "give 0 for No or 1 for Yes"),
-    (ovo_bench, "ovo.json", lambda data: data[2].update(id=1), "entry 2: 'id' is 1: give each entry an id of its own"),
+    (
+        streamingbench,
+        "proactive.json",
+        lambda data: data[0]["questions"][0].update(time_stamp="1:00:00"),
+        "that is not before time_stamp",
+    ),
+    (
+        ovo_bench,
+        "ovo.json",
+        lambda data: data[3].update(task="OCD"),
+        "entry 3: 'task' is 'OCD': give one of OCR, ",
+    ),
+    (
+        ovo_bench,
+        "ovo.json",
+        lambda data: data[0].update(gt=4),
+        "give the index of one of its 4 options",
+    ),
+    (
+        ovo_bench,
+        "ovo.json",
+        lambda data: data[0].update(realtime="3"),
+        "entry 0: 'realtime' is '3': give a number of seconds",
+    ),
+    (
+        ovo_bench,
+        "ovo.json",
+        lambda data: data[0].update(realtime=float("nan")),
+        "give a number of seconds",
+    ),
+    (
+        ovo_bench,
+        "ovo.json",
+        lambda data: data[9]["test_info"][1].pop("count"),
+        "entry 9, test_info, entry 1: key 'count' is missing",
+    ),
+    (
+        ovo_bench,
+        "ovo.json",
+        lambda data: data[10]["test_info"][0].update(type=2),
+        "give 0 for No or 1 for Yes",
+    ),
+    (
+        ovo_bench,
+        "ovo.json",
+        lambda data: data[2].update(id=1),
+        "entry 2: 'id' is 1: give each entry an id of its own",
+    ),
 ]
 
 
@@ -176,7 +272,11 @@ def test_wrong_data_is_named_in_one_line(streaming, ovo, tmp_path, benchmark, na
         ("not.json", "[", "is not JSON"),
         ("object.json", "{}", "give a list of objects"),
         ("bad.csv", "question_id,answer\nx,A\n", "row 2: 'question_id' is 'x': give one such as"),
-        ("short.csv", "question_id\nReal-Time Visual Understanding_sample_1_1\n", "row 2: key 'time_stamp' is missing"),
+        (
+            "short.csv",
+            "question_id\nReal-Time Visual Understanding_sample_1_1\n",
+            "row 2: key 'time_stamp' is missing",
+        ),
     ],
 )
 def test_files_that_are_no_benchmark_are_refused(tmp_path, name, text, said):

@@ -30,7 +30,8 @@ def replies(*texts: str, name: str = "x", first: int = 1) -> list[Reply]:
         ("first-letter", "B", "B", True),
         ("first-letter", "B", " B. blue", True),
         ("first-letter", "B", "The answer is B", False),
-        ("first-letter", "T", "The answer is B", True),  # as theirs: the first character, whatever it is
+        # as theirs: the first character, whatever it is
+        ("first-letter", "T", "The answer is B", True),
         ("first-letter", "B", "", False),
         ("letter-within", "B", "The answer is B", True),
         ("letter-within", "B", "b", False),
@@ -78,7 +79,8 @@ def test_what_was_not_answered_is_wrong():
 
 
 def table_of(dataset, answers: dict[str, dict[str, list[bool]]]):
-    """By heading and group: what `make_table` says where each task's questions were right or wrong so."""
+    """By heading and group: what `make_table` says where each task's questions were right or wrong
+    so."""
     items, given = {}, []
     for task, verdicts in answers.items():
         for number, right in enumerate(verdicts):
@@ -86,19 +88,36 @@ def table_of(dataset, answers: dict[str, dict[str, list[bool]]]):
             items[name] = item("same-text", "right", name, task)
             given += replies("right" if right else "wrong", name=name)
     table = make_table(dataset, score_all(items, given, ExactJudge()))
-    return {title: {heading: (round(cell.accuracy, 4), cell.asked) for heading, cell in cells.items()} for title, cells in table.items()}
+    return {
+        title: {heading: (round(cell.accuracy, 4), cell.asked) for heading, cell in cells.items()}
+        for title, cells in table.items()
+    }
 
 
 def test_ovo_bench_averages_tasks_and_then_categories():
     dataset = Dataset("ovo-bench", (), ovo_bench.GROUPS, "groups")
-    answers = {"OCR": [True, True, True, False], "FPD": [False], "EPM": [True], "REC": [True, False], "SSR": [False] * 8, "CRR": [True]}
+    answers = {
+        "OCR": [True, True, True, False],
+        "FPD": [False],
+        "EPM": [True],
+        "REC": [True, False],
+        "SSR": [False] * 8,
+        "CRR": [True],
+    }
     assert table_of(dataset, answers) == {
         "Real-Time Visual Perception": {"OCR": (0.75, 4), "FPD": (0.0, 1), "Avg": (0.375, 5)},
         "Backward Tracing": {"EPM": (1.0, 1), "Avg": (1.0, 1)},
-        "Forward Active Responding": {"REC": (0.5, 2), "SSR": (0.0, 8), "CRR": (1.0, 1), "Avg": (0.5, 11)},
+        "Forward Active Responding": {
+            "REC": (0.5, 2),
+            "SSR": (0.0, 8),
+            "CRR": (1.0, 1),
+            "Avg": (0.5, 11),
+        },
         "overall": {"Avg": (0.625, 17)},
     }
-    assert "overall" not in table_of(dataset, {"EPM": [True], "OCR": [True]}), "two categories are no overall figure"
+    assert "overall" not in table_of(dataset, {"EPM": [True], "OCR": [True]}), (
+        "two categories are no overall figure"
+    )
 
 
 def test_streamingbench_averages_questions():
@@ -119,10 +138,15 @@ def test_streamingbench_averages_questions():
 
 
 def test_the_published_categories_of_ovo_bench_give_its_published_total():
-    """Gemini 1.5 Pro in the paper: real-time 69.32, backward 62.54, forward 57.15, overall 63.00."""
-    dataset = Dataset("ovo-bench", (), tuple(Group(name, {name: name}, "tasks") for name in "RBF"), "groups")
+    """Gemini 1.5 Pro in the paper: real-time 69.32, backward 62.54, forward 57.15, overall
+    63.00."""
+    dataset = Dataset(
+        "ovo-bench", (), tuple(Group(name, {name: name}, "tasks") for name in "RBF"), "groups"
+    )
     share = {"R": 6932, "B": 6254, "F": 5715}
-    table = table_of(dataset, {name: [n < right for n in range(10_000)] for name, right in share.items()})
+    table = table_of(
+        dataset, {name: [n < right for n in range(10_000)] for name, right in share.items()}
+    )
     assert table["overall"]["Avg"][0] == 0.63
 
 
@@ -144,7 +168,12 @@ def test_a_printed_table_has_a_row_a_system():
 
 @pytest.mark.parametrize(
     ("truth", "said", "same"),
-    [("The red one.", "red one", True), ("red", "Red!", True), ("a red circle", "circle red", False), ("red", "reddish", False)],
+    [
+        ("The red one.", "red one", True),
+        ("red", "Red!", True),
+        ("a red circle", "circle red", False),
+        ("red", "reddish", False),
+    ],
 )
 def test_the_exact_judge_forgives_case_articles_and_punctuation(truth, said, same):
     assert ExactJudge()([(item("judge", truth), said)]) == [Verdict(same, 5 if same else 0)]
@@ -164,8 +193,18 @@ def test_a_judge_of_the_users_is_a_program(tmp_path):
     program.write_text(JUDGE)
     judge = make_judge(["command", f"{sys.executable} {program}"])
     items = {name: item("judge", "blå", name, "color") for name in "abc"}
-    scored = score_all(items, [*replies("en blå bil", name="a"), *replies("no", name="b"), Reply("c", Fraction(1), error="x")], judge)
-    assert [(each.right, each.score) for each in scored] == [(True, 4), (False, 2), (False, 0)], "no judge for what failed: no, and 0"
+    scored = score_all(
+        items,
+        [
+            *replies("en blå bil", name="a"),
+            *replies("no", name="b"),
+            Reply("c", Fraction(1), error="x"),
+        ],
+        judge,
+    )
+    assert [(each.right, each.score) for each in scored] == [(True, 4), (False, 2), (False, 0)], (
+        "no judge for what failed: no, and 0"
+    )
     table = make_table(Dataset("rvs", (), (Group("RVS", {"color": "color"}),)), scored)
     assert (round(table["RVS"]["color"].accuracy, 4), table["RVS"]["color"].score) == (0.3333, 2)
     assert "33.33 / 2.00" in print_table({"one": table})
@@ -188,7 +227,9 @@ def test_a_judge_that_does_not_judge_is_named(tmp_path, program, said):
         CommandJudge(f"{sys.executable} {tmp_path / 'judge.py'}")([(item("judge", "a"), "b")])
 
 
-@pytest.mark.parametrize("words", [["gpt"], ["command"], ["exact", "x"], ["command", ""], ["command", "'"]])
+@pytest.mark.parametrize(
+    "words", [["gpt"], ["command"], ["exact", "x"], ["command", ""], ["command", "'"]]
+)
 def test_judges_that_there_are_not_are_refused(words):
     with pytest.raises(ConfigError, match="--judge"):
         make_judge(words)
@@ -201,5 +242,10 @@ def test_a_judge_that_is_no_program_is_named():
 
 def test_wilson_intervals_are_the_published_ones():
     """Newcombe 1998, table I, method 3: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
-    for right, asked, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)):
+    for right, asked, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
         assert [round(bound, 4) for bound in wilson(right, asked)] == [low, high]

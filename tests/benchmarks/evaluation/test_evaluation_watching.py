@@ -28,8 +28,14 @@ def film(tmp_path_factory):
     return path, made.frame_times(made.make_film(path))
 
 
-def asked_at(path, *times: Fraction, rule: str = "same-text", text: str = "was there a star?") -> Video:
-    return Video("film", path, tuple(Item(f"q{n}", "task", rule, "yes", text, (at,)) for n, at in enumerate(times)))
+def asked_at(
+    path, *times: Fraction, rule: str = "same-text", text: str = "was there a star?"
+) -> Video:
+    return Video(
+        "film",
+        path,
+        tuple(Item(f"q{n}", "task", rule, "yes", text, (at,)) for n, at in enumerate(times)),
+    )
 
 
 def count(question, seen) -> str:
@@ -37,7 +43,11 @@ def count(question, seen) -> str:
 
 
 @settings(max_examples=25, deadline=None)
-@given(times=TIMES, carry=st.sampled_from(["state", "restart"]), context=st.none() | st.integers(1, 20_000))
+@given(
+    times=TIMES,
+    carry=st.sampled_from(["state", "restart"]),
+    context=st.none() | st.integers(1, 20_000),
+)
 def test_a_question_sees_every_frame_up_to_its_time_and_none_after(film, times, carry, context):
     path, frames = film
     context = Fraction(context, 1000) if context and carry == "restart" else None
@@ -52,7 +62,8 @@ def test_a_question_sees_every_frame_up_to_its_time_and_none_after(film, times, 
 
 
 def seen_until(frames: list[Fraction], at: Fraction, fps: int = 2) -> Fraction:
-    """Time of the newest unit's second frame that has come, in words: every k/2 s the first frame from then on, two a unit."""
+    """Time of the newest unit's second frame that has come, in words: every k/2 s the first frame
+    from then on, two a unit."""
     taken: list[Fraction] = []
     for frame in frames:
         if not taken or frame >= Fraction(len(taken), fps):
@@ -65,11 +76,14 @@ def seen_until(frames: list[Fraction], at: Fraction, fps: int = 2) -> Fraction:
 
 @settings(max_examples=6, deadline=None)
 @given(times=TIMES)
-@example(times=[Fraction(57, 4)])  # the last frame's: half a unit waits, and is completed only after it
+# the last frame's: half a unit waits, and is completed only after it
+@example(times=[Fraction(57, 4)])
 def test_a_real_session_knows_the_newest_complete_unit(film, times):
     path, frames = film
     engines = FakeEngineSet()
-    watched = watch(asked_at(path, *times), Candidate.of(engines, system(), overlap=True), max_tokens=2)
+    watched = watch(
+        asked_at(path, *times), Candidate.of(engines, system(), overlap=True), max_tokens=2
+    )
     assert [(reply.at, reply.seen_until, reply.error) for reply in watched.replies] == [
         (at, seen_until(frames, at), "") for at in sorted(times)
     ]
@@ -77,12 +91,18 @@ def test_a_real_session_knows_the_newest_complete_unit(film, times):
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_a_question_leaves_no_trace(film, overlap):
-    """One pass with all questions, and a fresh session for each, answer alike where everything is kept."""
+    """One pass with all questions, and a fresh session for each, answer alike where everything is
+    kept."""
     path, _ = film
     engines = FakeEngineSet()
     video = asked_at(path, *(Fraction(n) for n in (2, 2, 5, 9)))
     answers = [
-        [reply.text for reply in watch(video, Candidate.of(engines, system(**FULL), overlap=overlap), carry, max_tokens=4).replies]
+        [
+            reply.text
+            for reply in watch(
+                video, Candidate.of(engines, system(**FULL), overlap=overlap), carry, max_tokens=4
+            ).replies
+        ]
         for carry in ("state", "restart")
     ]
     assert answers[0] == answers[1]
@@ -94,12 +114,23 @@ def test_polls_end_with_the_first_yes(film, carry):
     path, _ = film
     polls = tuple(Fraction(second) for second in range(3, 11))
     video = Video(
-        "film", path, (Item("po", "PO", "first-yes", "7", "now?", polls), Item("q", "task", "same-text", "no", "else?", (Fraction(9),)))
+        "film",
+        path,
+        (
+            Item("po", "PO", "first-yes", "7", "now?", polls),
+            Item("q", "task", "same-text", "no", "else?", (Fraction(9),)),
+        ),
     )
     opened: list[ScriptedSession] = []
     script = lambda question, seen: "Yes." if question.text == "now?" and seen[-1] >= 6 else "no"  # noqa: E731
     watched = watch(video, scripted(script, opened), carry)
-    assert [(reply.item, reply.at) for reply in watched.replies] == [("po", 3), ("po", 4), ("po", 5), ("po", 6), ("q", 9)]
+    assert [(reply.item, reply.at) for reply in watched.replies] == [
+        ("po", 3),
+        ("po", 4),
+        ("po", 5),
+        ("po", 6),
+        ("q", 9),
+    ]
     assert len(opened) == (1 if carry == "state" else 5)
 
 
@@ -124,7 +155,11 @@ def test_a_system_that_cannot_go_on_costs_its_open_questions(film):
     path, _ = film
     times = [Fraction(n) for n in (1, 4, 6)]
     watched = watch(asked_at(path, *times), scripted(count, fails_at=Fraction(5)))
-    assert [(reply.at, reply.error) for reply in watched.replies] == [(1, ""), (4, ""), (6, "memory is full: give more")]
+    assert [(reply.at, reply.error) for reply in watched.replies] == [
+        (1, ""),
+        (4, ""),
+        (6, "memory is full: give more"),
+    ]
 
 
 def test_a_question_that_the_engine_cannot_take_costs_only_itself(film):
@@ -149,7 +184,9 @@ def test_a_file_that_breaks_off_is_asked_about_as_far_as_it_goes(film, tmp_path)
             if packet.dts is not None:
                 packet.stream = track
                 target.mux(packet)
-    watched = watch(asked_at(cut(whole, tmp_path / "cut.ts", 0.6), Fraction(1), Fraction(14)), scripted(count))
+    watched = watch(
+        asked_at(cut(whole, tmp_path / "cut.ts", 0.6), Fraction(1), Fraction(14)), scripted(count)
+    )
     assert watched.replies[0].text == str(sum(frame <= 1 for frame in frames))
     assert 0 < int(watched.replies[1].text) < len(frames)
 

@@ -1,4 +1,5 @@
-"""vicort-eval from its command line to its report: each format with the embedded model, killed and gone on with, spoilt, and scripted."""
+"""vicort-eval from its command line to its report: each format with the embedded model, killed and
+gone on with, spoilt, and scripted."""
 
 from __future__ import annotations
 
@@ -44,7 +45,21 @@ def report(out) -> dict:
 def test_the_embedded_model_answers_open_questions(tiny_engines, tmp_path, capsys, form):
     file, _ = made.rvs(tmp_path, form)
     images = ("--image-fps", "2") if form == "frames" else ()
-    assert evaluate(tiny_engines, tmp_path / "out", "rvs", file, "--videos", tmp_path / "frames", "--fps", "2", *SYSTEMS, *images) == 0
+    assert (
+        evaluate(
+            tiny_engines,
+            tmp_path / "out",
+            "rvs",
+            file,
+            "--videos",
+            tmp_path / "frames",
+            "--fps",
+            "2",
+            *SYSTEMS,
+            *images,
+        )
+        == 0
+    )
     written = report(tmp_path / "out")
     cells = {
         name: {task: (cell["accuracy"], cell["asked"]) for task, cell in table["RVS"].items()}
@@ -67,35 +82,65 @@ def test_each_benchmark_goes_through_the_embedded_model(tiny_engines, streaming,
         written = report(tmp_path / name)
         assert written["videos"]["left out"] == {}
         assert all(not each["errors"] for each in written["systems"].values())
-        lines = [json.loads(line) for line in (tmp_path / name / "answers.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line)
+            for line in (tmp_path / name / "answers.jsonl").read_text().splitlines()
+        ]
         replies = [reply for line in lines if "replies" in line for reply in line["replies"]]
-        assert all(Fraction(reply["seen_until"]) <= Fraction(reply["at"]) and reply["ttft_ms"] > 0 for reply in replies)
+        assert all(
+            Fraction(reply["seen_until"]) <= Fraction(reply["at"]) and reply["ttft_ms"] > 0
+            for reply in replies
+        )
         if name == "ovo-bench":  # simplestream reads two units of 16 tokens
-            simple = next(line for line in lines if line.get("system") == "simplestream" and "replies" in line)
+            simple = next(
+                line for line in lines if line.get("system") == "simplestream" and "replies" in line
+            )
             assert {reply["tokens_read"] for reply in simple["replies"]} == {32}
             assert "Backward Tracing" in capsys.readouterr().out
-    assert evaluate(tiny_engines, tmp_path / "csv", "streamingbench", rows, "--videos", folder / "videos", *SYSTEMS[2:]) == 0
+    assert (
+        evaluate(
+            tiny_engines,
+            tmp_path / "csv",
+            "streamingbench",
+            rows,
+            "--videos",
+            folder / "videos",
+            *SYSTEMS[2:],
+        )
+        == 0
+    )
     titles = {"Real-Time Visual Understanding"}
-    assert {title for table in report(tmp_path / "csv")["accuracy"].values() for title in table} == titles
+    assert {
+        title for table in report(tmp_path / "csv")["accuracy"].values() for title in table
+    } == titles
 
 
 def test_scripted_answers_give_the_table_made_by_hand(streaming, tmp_path):
-    """A session that says A to every choice, and yes five seconds in: what is right then is counted from the data by hand."""
+    """A session that says A to every choice, and yes five seconds in: what is right then is counted
+    from the data by hand."""
     folder, (real, sqa, proactive, _), streams = streaming
     dataset = streamingbench.load([real, sqa, proactive], [folder])
-    sessions = {"says A": scripted(lambda question, seen: "yes" if "yes or no" in question.text and seen[-1] >= 5 else "A")}
+    sessions = {
+        "says A": scripted(
+            lambda question, seen: "yes" if "yes or no" in question.text and seen[-1] >= 5 else "A"
+        )
+    }
     ledger = Ledger(tmp_path / "answers.jsonl", {})
     assert run.watch_all(dataset, Options("streamingbench"), sessions, ledger) == {}
     replies = [reply for watched in ledger.watched.values() for reply in watched.replies]
     table = make_table(dataset, score_all(dataset.items, replies, ExactJudge()))
     first = table["Real-Time Visual Understanding"]
-    assert {heading: (cell.accuracy, cell.asked) for heading, cell in first.items()} == {  # thing n has its colour under letter n
+    # thing n has its colour under letter n
+    assert {heading: (cell.accuracy, cell.asked) for heading, cell in first.items()} == {
         "OP": (1.0, 2),
         "ATP": (0.0, 2),
         "CT": (0.0, 2),
         "Avg": (pytest.approx(1 / 3), 6),
     }
-    in_time = [abs(max(5, int(stream.things[1].start) - 2) - int(stream.things[1].start)) <= 2 for stream in streams]
+    in_time = [
+        abs(max(5, int(stream.things[1].start) - 2) - int(stream.things[1].start)) <= 2
+        for stream in streams
+    ]
     cells = table["Contextual Understanding"]
     assert (cells["PO"].accuracy, cells["PO"].asked) == (sum(in_time) / 2, 2)
     assert (cells["SQA"].accuracy, cells["SQA"].asked) == (pytest.approx(1 / 3), 6)
@@ -107,26 +152,50 @@ def test_ovo_bench_scripted(tmp_path):
     (video,) = dataset.videos
     truths = {(item.text, item.times[0]): item.truth for item in video.items}
     wrong = {("REC", 1), ("CRR", 0)}  # the second count and the first clue
-    numbers = {(item.text, item.times[0]): (item.task, int(item.id.partition(".")[2] or 0)) for item in video.items}
+    numbers = {
+        (item.text, item.times[0]): (item.task, int(item.id.partition(".")[2] or 0))
+        for item in video.items
+    }
 
     def script(question, seen):
         key = question.text, question.at
-        return "?" if numbers[key] in wrong else f"It is {truths[key]}." if truths[key] in "ABCD" else truths[key]
+        return (
+            "?"
+            if numbers[key] in wrong
+            else f"It is {truths[key]}."
+            if truths[key] in "ABCD"
+            else truths[key]
+        )
 
     ledger = Ledger(tmp_path / "answers.jsonl", {})
     run.watch_all(dataset, Options("ovo-bench"), {"oracle": scripted(script)}, ledger)
-    table = make_table(dataset, score_all(dataset.items, ledger.watched["oracle", video.name].replies, ExactJudge()))
-    forward = {heading: cell.accuracy for heading, cell in table["Forward Active Responding"].items()}
+    table = make_table(
+        dataset,
+        score_all(dataset.items, ledger.watched["oracle", video.name].replies, ExactJudge()),
+    )
+    forward = {
+        heading: cell.accuracy for heading, cell in table["Forward Active Responding"].items()
+    }
     assert forward == {"REC": 0.5, "SSR": 1.0, "CRR": 0.5, "Avg": pytest.approx(2 / 3)}
     assert table["overall"]["Avg"].accuracy == pytest.approx((1 + 1 + 2 / 3) / 3)
 
 
 def test_a_run_that_was_killed_goes_on(tiny_engines, streaming, tmp_path):
     folder, (real, *_), _ = streaming
-    arguments = ["streamingbench", str(real), "--videos", str(folder), *SYSTEMS, "--engine-dir", str(tiny_engines)]
+    arguments = [
+        "streamingbench",
+        str(real),
+        "--videos",
+        str(folder),
+        *SYSTEMS,
+        "--engine-dir",
+        str(tiny_engines),
+    ]
     command = [sys.executable, "-m", "vicort.benchmarks.evaluation.run", *arguments]
     killed, record = tmp_path / "killed", tmp_path / "killed" / "answers.jsonl"
-    process = subprocess.Popen([*command, "--out", str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--out", str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while process.poll() is None and not (record.is_file() and b'"replies"' in record.read_bytes()):
         time.sleep(0.01)
     process.kill()
@@ -138,7 +207,9 @@ def test_a_run_that_was_killed_goes_on(tiny_engines, streaming, tmp_path):
     assert run.main([*arguments, "--out", str(killed)]) == 0
     assert run.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     after = record.read_text().splitlines()
-    assert (record.stat().st_ino, next(line for line in after if '"replies"' in line)) == before, "what was done stays"
+    assert (record.stat().st_ino, next(line for line in after if '"replies"' in line)) == before, (
+        "what was done stays"
+    )
     assert replies_of(record) == replies_of(tmp_path / "whole" / "answers.jsonl")
     assert len(replies_of(record)) == 4
     assert report(killed)["accuracy"] == report(tmp_path / "whole")["accuracy"]
@@ -148,7 +219,12 @@ def replies_of(record) -> dict:
     """Texts by system and video, once each."""
     lines = [json.loads(line) for line in record.read_text().splitlines()]
     videos = [line for line in lines if "replies" in line]
-    by_video = {(line["system"], line["video"]): [(reply["item"], reply["text"]) for reply in line["replies"]] for line in videos}
+    by_video = {
+        (line["system"], line["video"]): [
+            (reply["item"], reply["text"]) for reply in line["replies"]
+        ]
+        for line in videos
+    }
     assert len(by_video) == len(videos)
     return by_video
 
@@ -159,14 +235,21 @@ def test_a_changed_setting_or_system_is_refused_in_one_line(tmp_path):
     again = Ledger(path, {"protocol": "state", "ages": (0, 8)})
     again.declare("mine", {"drop": "none"})
     again.declare("other", {"drop": "all"})
-    with pytest.raises(ConfigError, match=r"begun with settings: protocol 'state', and is now to go on with 'restart': keep") as refusal:
+    with pytest.raises(
+        ConfigError,
+        match=r"begun with settings: protocol 'state', and is now to go on with 'restart': keep",
+    ) as refusal:
         Ledger(path, {"protocol": "restart", "ages": (0, 8)})
     assert "\n" not in str(refusal.value)
-    with pytest.raises(ConfigError, match=r"system mine: drop 'none', and is now to go on with 'all'"):
+    with pytest.raises(
+        ConfigError, match=r"system mine: drop 'none', and is now to go on with 'all'"
+    ):
         again.declare("mine", {"drop": "all"})
 
 
-@pytest.mark.parametrize("content", ["no json\n", "[]\n", '{"event": "answer"}\n', '{"settings": {}}\n{"video": 3}\n'])
+@pytest.mark.parametrize(
+    "content", ["no json\n", "[]\n", '{"event": "answer"}\n', '{"settings": {}}\n{"video": 3}\n']
+)
 def test_a_file_that_is_no_record_is_left_alone(tmp_path, content):
     path = tmp_path / "answers.jsonl"
     path.write_text(content)
@@ -175,24 +258,36 @@ def test_a_file_that_is_no_record_is_left_alone(tmp_path, content):
     assert path.read_text() == content
 
 
-def test_missing_and_spoilt_videos_are_counted_unless_strict(tiny_engines, streaming, tmp_path, capsys):
+def test_missing_and_spoilt_videos_are_counted_unless_strict(
+    tiny_engines, streaming, tmp_path, capsys
+):
     folder, (real, *_), _ = streaming
     data = json.loads(real.read_text())
     (tmp_path / "spoilt.mp4").write_text("no video")
-    file = made.write_json(tmp_path / "data.json", [data[0], data[1] | {"video_path": "gone.mp4"}, data[1] | {"video_path": "spoilt.mp4"}])
+    file = made.write_json(
+        tmp_path / "data.json",
+        [data[0], data[1] | {"video_path": "gone.mp4"}, data[1] | {"video_path": "spoilt.mp4"}],
+    )
     arguments = ("streamingbench", file, "--videos", folder, tmp_path, "--system", "simplestream")
     assert evaluate(tiny_engines, tmp_path / "out", *arguments) == 0
     said, written = capsys.readouterr(), report(tmp_path / "out")
     assert "1 of 3 videos are not in" in said.err
     assert (written["videos"]["watched"], written["videos"]["of"]) == (1, 3)
     assert set(written["videos"]["left out"]) == {"gone.mp4", "spoilt.mp4"}
-    assert written["accuracy"]["simplestream"]["Real-Time Visual Understanding"]["Avg"]["asked"] == 3
+    assert (
+        written["accuracy"]["simplestream"]["Real-Time Visual Understanding"]["Avg"]["asked"] == 3
+    )
     assert evaluate(tiny_engines, tmp_path / "strict", *arguments, "--strict") == 2
     assert "gone.mp4: say with --videos where they are" in capsys.readouterr().err
 
 
 def test_a_run_without_any_video_is_refused(tiny_engines, streaming, tmp_path, capsys):
-    assert evaluate(tiny_engines, tmp_path / "out", "streamingbench", streaming[1][0], "--videos", tmp_path) == 2
+    assert (
+        evaluate(
+            tiny_engines, tmp_path / "out", "streamingbench", streaming[1][0], "--videos", tmp_path
+        )
+        == 2
+    )
     assert "2 of 2 videos are not in" in capsys.readouterr().err
 
 
@@ -201,7 +296,10 @@ def test_a_run_without_any_video_is_refused(tiny_engines, streaming, tmp_path, c
     [
         (["rvs", "x.json", "--judge", "gpt"], "--judge gpt: say `exact`"),
         (["ovo-bench", "x.json", "--context", "60"], "it needs --protocol restart"),
-        (["ovo-bench", "x.json", "--protocol", "restart", "--context", "-1"], "--context -1 is no time"),
+        (
+            ["ovo-bench", "x.json", "--protocol", "restart", "--context", "-1"],
+            "--context -1 is no time",
+        ),
         (["ovo-bench", "x.json", "--fps", "fast"], "--fps fast is no rate"),
         (["ovo-bench"], "the following arguments are required"),
         (["ovo-bench", "x.json", "--limit", "0"], "--limit 0"),
@@ -216,36 +314,59 @@ def test_what_cannot_be_asked_for_is_refused(capsys, arguments, said):
 
 
 def test_the_context_that_papers_cut_is_exact():
-    options = parse_options(["ovo-bench", "x.json", "--protocol", "restart", "--context", "0.1", "--fps", "29.97"])
-    assert (options.context, options.fps, options.carry) == (Fraction(1, 10), Fraction(2997, 100), "restart")
+    options = parse_options(
+        ["ovo-bench", "x.json", "--protocol", "restart", "--context", "0.1", "--fps", "29.97"]
+    )
+    assert (options.context, options.fps, options.carry) == (
+        Fraction(1, 10),
+        Fraction(2997, 100),
+        "restart",
+    )
 
 
 def test_two_systems_of_one_name_are_refused(tmp_path):
-    (tmp_path / "mine.yaml").write_text((made.Path(run.__file__).parents[3] / "configs" / "systems" / "uniform.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(
+        (made.Path(run.__file__).parents[3] / "configs" / "systems" / "uniform.yaml").read_text()
+    )
     with pytest.raises(ConfigError, match="name 'uniform' is another's too"):
         run.systems_of(["uniform", str(tmp_path / "mine.yaml")])
 
 
-# ---- the synthetic world ------------------------------------------------------------------------------------------------
+# ---- the synthetic world
+# ------------------------------------------------------------------------------------------------
 
 
 def test_accuracy_by_age(tiny_engines, tmp_path):
     small = replace(load_system("vicostream"), budget=Budget(device_mb=0.01))
-    systems = {"full": load_system("full-history"), "latest": load_system("simplestream"), "too small": small}
+    systems = {
+        "full": load_system("full-history"),
+        "latest": load_system("simplestream"),
+        "too small": small,
+    }
     with EngineSet.open(tiny_engines) as engines:
         rows = ages.accuracy_by_age(engines, systems, 1, (0, 3), cache=tmp_path)
     assert len(rows) == 3 * (1 + 2 * shapestream.THINGS)
     full = [row for row in rows if row.system == "full"]
     assert [row.key for row in full] == [row.key for row in rows if row.system == "latest"]
     assert sum(row.right for row in full) >= 14
-    assert all(0 < row.seen_until <= row.at and row.ttft_ms > 0 and row.tokens_read >= 16 for row in full)
-    assert {row.at - next(each.at for each in full if each.age == 0) for row in full if row.age == 3} == {3.0}
+    assert all(
+        0 < row.seen_until <= row.at and row.ttft_ms > 0 and row.tokens_read >= 16 for row in full
+    )
+    assert {
+        row.at - next(each.at for each in full if each.age == 0) for row in full if row.age == 3
+    } == {3.0}
     table = ages.by_age(rows)
     assert list(table["full"]) == ["now", "0 units", "3 units"]
     assert (table["full"]["3 units"]["accuracy"], table["full"]["3 units"]["asked"]) == (1.0, 7)
     assert table["latest"]["3 units"]["accuracy"] <= 1 / 7
     assert table["full"]["3 units"]["tokens_read"] > 10 * table["latest"]["3 units"]["tokens_read"]
-    assert table["too small"]["0 units"] == {"accuracy": 0.0, "asked": 7, "low": 0.0, "high": 0.3543, "errors": 7}
+    assert table["too small"]["0 units"] == {
+        "accuracy": 0.0,
+        "asked": 7,
+        "low": 0.0,
+        "high": 0.3543,
+        "errors": 7,
+    }
 
 
 def test_ages_in_chunks_and_files_that_are_made_once(tiny_engines, tmp_path):
@@ -256,29 +377,46 @@ def test_ages_in_chunks_and_files_that_are_made_once(tiny_engines, tmp_path):
     in_units = shapestream.load(model, 1, (0, 16), "units", tmp_path, progress=said.append)
     (path,) = [video.path for video in in_units.videos]
     made_at = os.stat(path).st_mtime_ns
-    in_chunks = shapestream.load(model, 1, (0, 2), "chunks", tmp_path, progress=said.append)  # of 8 units
+    # of 8 units
+    in_chunks = shapestream.load(model, 1, (0, 2), "chunks", tmp_path, progress=said.append)
     assert (len(said), os.stat(path).st_mtime_ns) == (1, made_at)
     assert [video.path for video in in_chunks.videos] == [path]
-    pairs = [[(item.text, item.times, item.truth) for item in each.videos[0].items] for each in (in_units, in_chunks)]
+    pairs = [
+        [(item.text, item.times, item.truth) for item in each.videos[0].items]
+        for each in (in_units, in_chunks)
+    ]
     assert pairs[0] == pairs[1]
     assert [item.task for item in in_chunks.videos[0].items][-1] == "2 chunks"
     assert {item.note["chunks"] for item in in_units.videos[0].items} == {0.0, 2.0}
 
 
-@pytest.mark.parametrize("wrong", [["--streams", "0"], ["--ages", "-1"], ["--ages", "8", "8"], ["--fps", "source"]])
+@pytest.mark.parametrize(
+    "wrong", [["--streams", "0"], ["--ages", "-1"], ["--ages", "8", "8"], ["--fps", "source"]]
+)
 def test_worlds_that_cannot_be_are_refused(tiny_engines, tmp_path, capsys, wrong):
     assert evaluate(tiny_engines, tmp_path / "out", "shapestream", "--cache", tmp_path, *wrong) == 2
     assert wrong[0] in capsys.readouterr().err
 
 
-def test_a_system_that_these_engines_cannot_run_is_left_out_only_where_none_is_named(tiny_engines, tmp_path, monkeypatch, capsys):
-    text = (made.Path(run.__file__).parents[3] / "configs" / "systems" / "simplestream.yaml").read_text()
-    (tmp_path / "large.yaml").write_text(text.replace("simplestream\n", "large\n") + "chunk: {frames: 1024}\n")
+def test_a_system_that_these_engines_cannot_run_is_left_out_only_where_none_is_named(
+    tiny_engines, tmp_path, monkeypatch, capsys
+):
+    text = (
+        made.Path(run.__file__).parents[3] / "configs" / "systems" / "simplestream.yaml"
+    ).read_text()
+    (tmp_path / "large.yaml").write_text(
+        text.replace("simplestream\n", "large\n") + "chunk: {frames: 1024}\n"
+    )
     arguments = ("shapestream", "--streams", "1", "--ages", "0", "--cache", tmp_path)
     large = ("--system", tmp_path / "large.yaml")
-    assert evaluate(tiny_engines, tmp_path / "out", *arguments, "--system", "simplestream", *large) == 2
+    assert (
+        evaluate(tiny_engines, tmp_path / "out", *arguments, "--system", "simplestream", *large)
+        == 2
+    )
     assert "system large takes chunks of 1024 frames" in capsys.readouterr().err
-    monkeypatch.setattr(run, "known_systems", lambda: [str(tmp_path / "large.yaml"), "simplestream"])
+    monkeypatch.setattr(
+        run, "known_systems", lambda: [str(tmp_path / "large.yaml"), "simplestream"]
+    )
     assert evaluate(tiny_engines, tmp_path / "out", *arguments) == 0
     assert "warning: large is left out" in capsys.readouterr().err
     assert list(report(tmp_path / "out")["accuracy"]) == ["simplestream"]

@@ -30,7 +30,14 @@ from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import DeviceError
 from vicort.runtime.kernels import Kernels, LoadedKernels
 
-THETA = {"tiny-fp32": 1e4, "tiny-bf16": 1e4, "3b-bf16": 1e6, "3b-fp16": 1e6, "3b-fp32": 1e6, "7b-bf16": 1e6}
+THETA = {
+    "tiny-fp32": 1e4,
+    "tiny-bf16": 1e4,
+    "3b-bf16": 1e6,
+    "3b-fp16": 1e6,
+    "3b-fp32": 1e6,
+    "7b-bf16": 1e6,
+}
 
 
 @pytest.fixture
@@ -45,19 +52,26 @@ def step(name: str, seconds: float = 60) -> Step:
     return Step("?", f"{gpu_steps.__name__}:{name}", seconds)
 
 
-# ---- the runner -----------------------------------------------------------------------------------------------------------
+# ---- the runner
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_without_a_gpu_every_step_is_skipped_and_says_why(name: str, no_gpu: None, tmp_path: Path) -> None:
+def test_without_a_gpu_every_step_is_skipped_and_says_why(
+    name: str, no_gpu: None, tmp_path: Path
+) -> None:
     outcome = run_here(name, tmp_path)
     assert (outcome["outcome"], outcome["reason"]) == ("skipped", "no NVIDIA driver is installed")
     assert not list(tmp_path.iterdir())  # nothing was built in vain
 
 
-def test_nothing_checked_is_no_success(no_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_nothing_checked_is_no_success(
+    no_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     monkeypatch.setattr(gpu_check, "run_apart", run_here)
-    assert gpu_check.main(["--out", str(tmp_path / "a.json"), "--cache", str(tmp_path / "cache")]) == 4
+    assert (
+        gpu_check.main(["--out", str(tmp_path / "a.json"), "--cache", str(tmp_path / "cache")]) == 4
+    )
     assert "NOTHING WAS CHECKED" in capsys.readouterr().out
     report = json.loads((tmp_path / "a.json").read_text())
     assert list(report["steps"]) == list(STEPS)
@@ -67,16 +81,33 @@ def test_nothing_checked_is_no_success(no_gpu: None, tmp_path: Path, monkeypatch
 def test_a_report_is_not_replaced_by_one_of_nothing(tmp_path: Path) -> None:
     out = tmp_path / "a.json"
     out.write_text("of a GPU")
-    check(["plan", "engines"], tmp_path, out, lambda name, folder: {"outcome": "skipped", "reason": ""})
+    check(
+        ["plan", "engines"],
+        tmp_path,
+        out,
+        lambda name, folder: {"outcome": "skipped", "reason": ""},
+    )
     assert out.read_text() == "of a GPU"
-    check(["plan", "engines"], tmp_path, out, lambda name, folder: {"outcome": "skipped" if name == "plan" else "passed"})
-    assert [each["outcome"] for each in json.loads(out.read_text())["steps"].values()] == ["skipped", "passed"]
+    check(
+        ["plan", "engines"],
+        tmp_path,
+        out,
+        lambda name, folder: {"outcome": "skipped" if name == "plan" else "passed"},
+    )
+    assert [each["outcome"] for each in json.loads(out.read_text())["steps"].values()] == [
+        "skipped",
+        "passed",
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_only_the_steps_that_are_asked_for_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_only_the_steps_that_are_asked_for_run_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(gpu_check, "run_apart", lambda name, folder: ran.append(name) or {"outcome": "passed"})
+    monkeypatch.setattr(
+        gpu_check, "run_apart", lambda name, folder: ran.append(name) or {"outcome": "passed"}
+    )
     options = ["--out", str(tmp_path / "a.json"), "--cache", str(tmp_path)]
     assert gpu_check.main(["--only", "nvdec", "--only", "plan", *options]) == 0
     assert ran == ["plan", "nvdec"]
@@ -86,7 +117,15 @@ def test_only_the_steps_that_are_asked_for_run_in_their_order(tmp_path: Path, mo
 
 @pytest.mark.parametrize(
     ("outcomes", "code"),
-    [("passed", 0), ("passed skipped", 0), ("skipped", 4), ("failed", 1), ("passed failed skipped", 1), ("skipped failed", 1), ("", 4)],
+    [
+        ("passed", 0),
+        ("passed skipped", 0),
+        ("skipped", 4),
+        ("failed", 1),
+        ("passed failed skipped", 1),
+        ("skipped failed", 1),
+        ("", 4),
+    ],
 )
 def test_exit_codes(outcomes: str, code: int) -> None:
     assert exit_code({str(i): {"outcome": each} for i, each in enumerate(outcomes.split())}) == code
@@ -115,32 +154,50 @@ def test_a_step_that_dies_or_hangs_stops_no_other(tmp_path: Path) -> None:
     assert (fine["outcome"], fine["folder"]) == ("passed", str(tmp_path))
 
 
-# ---- kernels --------------------------------------------------------------------------------------------------------------
+# ---- kernels
+# --------------------------------------------------------------------------------------------------------------
 
-SMALL = (Case(1, 7), Case(5, 0, padding=True), Case(9, 3, "layer", padding=True), Case(4, 5, "head", span=120_000))
+SMALL = (
+    Case(1, 7),
+    Case(5, 0, padding=True),
+    Case(9, 3, "layer", padding=True),
+    Case(4, 5, "head", span=120_000),
+)
 
 
 def reference(spec, theta: float, inputs, layer: int) -> np.ndarray:
     """The PyTorch op, on the same inputs."""
     tensors = {name: as_tensor(array) for name, array in inputs.items()}
-    out = bounded_attention(**tensors, layer=layer, scale=spec.head_dim**-0.5, sections=spec.sections, theta=theta)
+    out = bounded_attention(
+        **tensors, layer=layer, scale=spec.head_dim**-0.5, sections=spec.sections, theta=theta
+    )
     return out.float().numpy()
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16) if array.dtype.name == "bfloat16" else torch.from_numpy(array)
+    return (
+        torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+        if array.dtype.name == "bfloat16"
+        else torch.from_numpy(array)
+    )
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_the_plain_statement_is_the_op(name: str) -> None:
     spec = SPECS[name]
-    np.testing.assert_allclose(spec.frequencies, rotary_frequencies(THETA[name], spec.head_dim // 2), rtol=3e-7)
-    spec = spec.model_copy(update={"frequencies": tuple(rotary_frequencies(THETA[name], spec.head_dim // 2))})
+    np.testing.assert_allclose(
+        spec.frequencies, rotary_frequencies(THETA[name], spec.head_dim // 2), rtol=3e-7
+    )
+    spec = spec.model_copy(
+        update={"frequencies": tuple(rotary_frequencies(THETA[name], spec.head_dim // 2))}
+    )
     for case in SMALL:
         inputs = random_inputs(spec, case)
         found = plain_statement(spec, inputs, np.arange(case.rows), 1, spec.head_dim**-0.5)
         allowed = gpu_kernels.TOLERANCE[spec.dtype]
-        np.testing.assert_allclose(found, reference(spec, THETA[name], inputs, 1), atol=allowed, rtol=allowed)
+        np.testing.assert_allclose(
+            found, reference(spec, THETA[name], inputs, 1), atol=allowed, rtol=allowed
+        )
 
 
 def test_inputs_hold_nan_wherever_nothing_may_look() -> None:
@@ -154,25 +211,63 @@ class PlainKernels:
     """Kernels as the PyTorch op and NumPy, on simulated device memory, right or wrong."""
 
     def __init__(self, driver: SimulatedDriver, spec, theta: float, fault: str = "") -> None:
-        self.driver, self.spec, self.theta, self.fault = driver, spec, theta, fault
-        self.kernels, self.multiprocessors, self.capability = self, 4, (9, 0)
+        self.driver = driver
+        self.spec = spec
+        self.theta = theta
+        self.fault = fault
+        self.kernels = self
+        self.multiprocessors = 4
+        self.capability = (9, 0)
         self.launches = 0
 
     def plan(self, rows, pages, multiprocessors, capability):
         return type("Plan", (), {"shares": 1, "workspace_bytes": 0})
 
     def _at(self, pointer, shape, dtype=None, write=False):
-        return self.driver.array_at(DeviceArray(None, pointer, shape, np.dtype(dtype or self.spec.dtype)), write=write)
+        return self.driver.array_at(
+            DeviceArray(None, pointer, shape, np.dtype(dtype or self.spec.dtype)), write=write
+        )
 
-    def attention(self, *, rows, pool_shape, where_shape, table_shape, layer, scale, stream, workspace, out, **pointers):
+    def attention(
+        self,
+        *,
+        rows,
+        pool_shape,
+        where_shape,
+        table_shape,
+        layer,
+        scale,
+        stream,
+        workspace,
+        out,
+        **pointers,
+    ):
         self.launches += 1
         spec = self.spec
-        query, new = (rows, spec.kv_heads * spec.groups, spec.head_dim), (rows, spec.kv_heads, spec.head_dim)
-        shapes = {"q": query, "k": new, "v": new, "pool": pool_shape, "pos": (rows, 3), "where": where_shape, "table": table_shape}
+        query, new = (
+            (rows, spec.kv_heads * spec.groups, spec.head_dim),
+            (rows, spec.kv_heads, spec.head_dim),
+        )
+        shapes = {
+            "q": query,
+            "k": new,
+            "v": new,
+            "pool": pool_shape,
+            "pos": (rows, 3),
+            "where": where_shape,
+            "table": table_shape,
+        }
 
         def run():
-            inputs = {n: self._at(pointers[n], shape, np.int32 if n in ("pos", "where", "table") else None) for n, shape in shapes.items()}
-            result = reference(spec, self.theta, {name: np.array(array) for name, array in inputs.items()}, layer)
+            inputs = {
+                n: self._at(
+                    pointers[n], shape, np.int32 if n in ("pos", "where", "table") else None
+                )
+                for n, shape in shapes.items()
+            }
+            result = reference(
+                spec, self.theta, {name: np.array(array) for name, array in inputs.items()}, layer
+            )
             if self.fault == "attention":
                 result[-1] *= 1.5
             if self.fault == "nan":
@@ -183,12 +278,18 @@ class PlainKernels:
 
     def scatter_tokens(self, *, k, v, slots, cells, pool, count, rows, layers, stream):
         spec = self.spec
-        new, page = (layers, rows, spec.kv_heads, spec.head_dim), (layers, spec.kv_heads, 2, spec.page_tokens, spec.head_dim)
+        new, page = (
+            (layers, rows, spec.kv_heads, spec.head_dim),
+            (layers, spec.kv_heads, 2, spec.page_tokens, spec.head_dim),
+        )
 
         def run():
             keys, values = self._at(k, new), self._at(v, new)
             for slot, cell, token in zip(
-                self._at(slots, (count,), np.int32), self._at(cells, (count,), np.int32), range(count), strict=True
+                self._at(slots, (count,), np.int32),
+                self._at(cells, (count,), np.int32),
+                range(count),
+                strict=True,
             ):
                 if slot >= 0 or self.fault == "scatter":
                     target = self._at(pool, (12, *page), write=True)[slot]
@@ -200,7 +301,10 @@ class PlainKernels:
         tokens = self.spec.page_tokens
 
         def run():
-            target, new = self._at(where, (12, 1, 1, tokens, 3), np.int32, write=True), self._at(places, (count, tokens, 3), np.int32)
+            target, new = (
+                self._at(where, (12, 1, 1, tokens, 3), np.int32, write=True),
+                self._at(places, (count, tokens, 3), np.int32),
+            )
             for index, slot in enumerate(self._at(slots, (count,), np.int32)):
                 if slot >= 0:
                     target[slot, 0, 0] = new[index]
@@ -212,7 +316,9 @@ class PlainKernels:
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     """On a simulated GPU, with kernels of whatever `fault` it is given."""
     monkeypatch.setattr(gpu_kernels, "cases", lambda spec: iter(SMALL))
-    monkeypatch.setattr(gpu_kernels, "SPECS", {name: SPECS[name] for name in ("tiny-fp32", "tiny-bf16")})
+    monkeypatch.setattr(
+        gpu_kernels, "SPECS", {name: SPECS[name] for name in ("tiny-fp32", "tiny-bf16")}
+    )
     found = Lab(tmp_path, Gpu(SimulatedDriver()))
     found.fault = ""
     found.kernels = lambda name, spec: PlainKernels(found.gpu.driver, spec, 1e4, found.fault)
@@ -226,7 +332,12 @@ def test_right_kernels_pass(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"), [("attention", "bounded_attention for tiny-fp32 is"), ("nan", "is nan off"), ("scatter", "scatter_tokens for tiny")]
+    ("fault", "said"),
+    [
+        ("attention", "bounded_attention for tiny-fp32 is"),
+        ("nan", "is nan off"),
+        ("scatter", "scatter_tokens for tiny"),
+    ],
 )
 def test_wrong_kernels_do_not(fault: str, said: str, lab: Lab) -> None:
     lab.fault = fault
@@ -251,23 +362,35 @@ def test_speed_is_reported_beside_the_ceilings(lab: Lab, monkeypatch: pytest.Mon
     monkeypatch.setattr(gpu_kernels, "LAYERS", 2)
     monkeypatch.setattr(gpu_lab, "REPEATS", 2)
     monkeypatch.setattr(gpu_kernels, "COPY_BYTES", 1 << 20)
-    monkeypatch.setattr(gpu_kernels, "ceilings", lambda lab, real=gpu_kernels.ceilings: real(lab, 64, 1 << 20))
+    monkeypatch.setattr(
+        gpu_kernels, "ceilings", lambda lab, real=gpu_kernels.ceilings: real(lab, 64, 1 << 20)
+    )
     found = gpu_kernels.speed(lab)
     assert found["ceilings"]["copy_gb_s"] > 0
-    assert [(call["rows"], call["context"]) for call in found["calls"]["tiny-bf16"]] == [(16, 32), (1, 32)]
+    assert [(call["rows"], call["context"]) for call in found["calls"]["tiny-bf16"]] == [
+        (16, 32),
+        (1, 32),
+    ]
     for call in found["calls"]["tiny-bf16"]:
         for form in ("computed", "table"):
             assert call[form]["tflop_s"] >= 0
-            assert call[form]["share_of_copy"] == pytest.approx(call[form]["gb_s"] / found["ceilings"]["copy_gb_s"], abs=1e-3)
+            assert call[form]["share_of_copy"] == pytest.approx(
+                call[form]["gb_s"] / found["ceilings"]["copy_gb_s"], abs=1e-3
+            )
 
 
 def test_calls_are_what_the_real_kernels_take(tmp_path: Path) -> None:
-    """Real launch code on a stand-in for compiled kernels: shapes are accepted, and every argument is there."""
+    """Real launch code on a stand-in for compiled kernels: shapes are accepted, and every argument
+    is there."""
     driver, launches, spec = SimulatedDriver(), [], SPECS["3b-bf16"]
-    driver.launch = lambda kernel, grid, threads, shared, stream, args: launches.append((kernel, grid, len(args)))
+    driver.launch = lambda kernel, grid, threads, shared, stream, args: launches.append(
+        (kernel, grid, len(args))
+    )
     lab = Lab(tmp_path, Gpu(driver))
     data = interpreter.stand_in(spec, {"wide": (64, 32), "narrow": (16, 32)})
-    kernels = LoadedKernels(Kernels.parse(data), capability=(9, 0), multiprocessors=132, launcher=lab.gpu.launcher)
+    kernels = LoadedKernels(
+        Kernels.parse(data), capability=(9, 0), multiprocessors=132, launcher=lab.gpu.launcher
+    )
     for case in (Case(1, 40, "head"), Case(33, 9, "layer")):
         call = gpu_kernels.Call(lab, kernels, random_inputs(spec, case))
         launches.clear()
@@ -276,21 +399,37 @@ def test_calls_are_what_the_real_kernels_take(tmp_path: Path) -> None:
         assert launches[0][1][1] == spec.kv_heads
         for name, (_, _, count) in zip(("bounded_attention", "combine"), launches, strict=False):
             assert count == len(interpreter.ARGUMENTS[name]) + len(interpreter.HIDDEN)
-    assert gpu_kernels.placing_errors(lab, kernels) == ["scatter_tokens", "set_places"]  # nothing ran
+    # nothing ran
+    assert gpu_kernels.placing_errors(lab, kernels) == ["scatter_tokens", "set_places"]
 
 
 def test_work_is_counted() -> None:
-    found = gpu_kernels.rates(flop=2e12, moved=3e9, ms=1.0, limits={"copy_gb_s": 4000.0, "matrix_tflop_s": 4000.0})
-    assert found == {"tflop_s": 2000.0, "gb_s": 3000.0, "share_of_copy": 0.75, "share_of_matrix_product": 0.5}
+    found = gpu_kernels.rates(
+        flop=2e12, moved=3e9, ms=1.0, limits={"copy_gb_s": 4000.0, "matrix_tflop_s": 4000.0}
+    )
+    assert found == {
+        "tflop_s": 2000.0,
+        "gb_s": 3000.0,
+        "share_of_copy": 0.75,
+        "share_of_matrix_product": 0.5,
+    }
 
 
-# ---- engines and the pipeline ---------------------------------------------------------------------------------------------
+# ---- engines and the pipeline
+# ---------------------------------------------------------------------------------------------
 
 
 def test_engines_are_compared_output_by_output(tiny_engines: Path) -> None:
     with EngineSet.open(tiny_engines) as ours, EngineSet.open(tiny_engines) as theirs:
         same = gpu_engines.compare_engines(ours, theirs)
-        assert set(same) >= {"vision features", "tokens kept", "tokens count", "prefill logits", "prefill k", "decode q"}
+        assert set(same) >= {
+            "vision features",
+            "tokens kept",
+            "tokens count",
+            "prefill logits",
+            "prefill k",
+            "decode q",
+        }
         assert max(same.values()) < 1e-6
         vision, kept = ours.vision, theirs.tokens
         ours.vision = Scaled(vision, "features", 1.1)
@@ -305,7 +444,10 @@ class Scaled:
     """An engine that gives other numbers."""
 
     def __init__(self, engine, output: str, factor: float) -> None:
-        self._engine, self._output, self._factor, self.signature = engine, output, factor, engine.signature
+        self._engine = engine
+        self._output = output
+        self._factor = factor
+        self.signature = engine.signature
 
     def enqueue(self, bindings, stream):
         event = self._engine.enqueue(bindings, stream)
@@ -315,9 +457,16 @@ class Scaled:
 
 def test_repeated_runs_and_runs_at_once_are_compared(tiny_engines: Path) -> None:
     with EngineSet.open(tiny_engines) as engines:
-        name, graph, inputs, _ = next(gpu_engines.random_runs(engines.manifest.model, engines.dtype))
+        name, graph, inputs, _ = next(
+            gpu_engines.random_runs(engines.manifest.model, engines.dtype)
+        )
         timed = gpu_engines.time_runs(engines, graph, inputs, replays=2)
-        assert (name, timed["different"], timed["graphs"], timed["replay_ms"]["n"]) == ("vision", [], 0, 2)
+        assert (name, timed["different"], timed["graphs"], timed["replay_ms"]["n"]) == (
+            "vision",
+            [],
+            0,
+            2,
+        )
         found = gpu_engines.overlap_of_two(engines, runs=2)
         assert found["different"] == []
         assert found["gain"] > 0
@@ -330,7 +479,9 @@ class Drifting:
     """An engine whose every run gives more."""
 
     def __init__(self, engine) -> None:
-        self._engine, self.signature, self._runs = engine, engine.signature, 0
+        self._engine = engine
+        self.signature = engine.signature
+        self._runs = 0
 
     def enqueue(self, bindings, stream):
         event = self._engine.enqueue(bindings, stream)
@@ -341,35 +492,56 @@ class Drifting:
 
 def test_the_pipeline_step_runs_on_a_simulated_gpu() -> None:
     model = {"chunk_frames": 16, "page_tokens": 4, "max_rows": 64}
-    found = gpu_engines.compare_pipelines(SimulatedEngineSet(0, 3, **model), FakeEngineSet(0, **model), chunks=1, repeats=1, device_mb=2)
+    found = gpu_engines.compare_pipelines(
+        SimulatedEngineSet(0, 3, **model),
+        FakeEngineSet(0, **model),
+        chunks=1,
+        repeats=1,
+        device_mb=2,
+    )
     answers = found["answers"]
     assert answers["overlapped"] == answers["sequential"] == answers["cpu"]
-    assert found["answers_equal_to_cpu"] == f"{len(gpu_engines.QUESTIONS)} of {len(gpu_engines.QUESTIONS)}"
+    assert (
+        found["answers_equal_to_cpu"]
+        == f"{len(gpu_engines.QUESTIONS)} of {len(gpu_engines.QUESTIONS)}"
+    )
     assert set(found["ms_a_chunk"]) == {"overlapped", "sequential", "cpu"}
 
 
 @pytest.mark.parametrize(
     ("answers", "said"),
     [
-        ({"overlapped": ["a"], "sequential": ["b"], "cpu": ["a"]}, "overlapped and sequential give other answers"),
+        (
+            {"overlapped": ["a"], "sequential": ["b"], "cpu": ["a"]},
+            "overlapped and sequential give other answers",
+        ),
         ({"overlapped": ["a"], "sequential": ["a"], "cpu": ["b"]}, "are not the CPU's"),
     ],
 )
-def test_pipelines_that_answer_otherwise_fail_the_step(answers, said: str, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pipelines_that_answer_otherwise_fail_the_step(
+    answers, said: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Lab, "backend", "tensorrt")
     monkeypatch.setattr(lab, "engines", lambda backend, precision: nullcontext(), raising=False)
-    monkeypatch.setattr(gpu_engines, "compare_pipelines", lambda ours, theirs, **options: {"answers": answers})
+    monkeypatch.setattr(
+        gpu_engines, "compare_pipelines", lambda ours, theirs, **options: {"answers": answers}
+    )
     with pytest.raises(NotRight, match=said) as failure:
         gpu_engines.pipeline(lab)
     assert failure.value.found["fp32"] == {"answers": answers}
 
 
-# ---- video ----------------------------------------------------------------------------------------------------------------
+# ---- video
+# ----------------------------------------------------------------------------------------------------------------
 
 
-def test_decoders_are_compared_frame_by_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoders_are_compared_frame_by_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "PyNvVideoCodec", nvdec.StandIn())
-    monkeypatch.setattr(vicort.runtime.devices.cuda, "open_gpu", lambda ordinal: nvdec.HostMemoryGpu())
+    monkeypatch.setattr(
+        vicort.runtime.devices.cuda, "open_gpu", lambda ordinal: nvdec.HostMemoryGpu()
+    )
     monkeypatch.setattr(gpu_video, "gpu_preprocessor", OnHost)
     monkeypatch.setattr(gpu_video, "CLIP_FRAMES", 30)
     gpu_video.write_clip(tmp_path / "a.mp4", 320, 180)
@@ -377,7 +549,9 @@ def test_decoders_are_compared_frame_by_frame(tmp_path: Path, monkeypatch: pytes
     assert (found["frames"], found["different_times"]) == (30, False)
     gpu_video.check_error(found["error"], gpu_video.MOST_DECODED_ERROR, "it", {})
     with pytest.raises(NotRight, match="it is"):
-        gpu_video.check_error(found["error"] | {"mean": 8.0}, gpu_video.MOST_DECODED_ERROR, "it", {})
+        gpu_video.check_error(
+            found["error"] | {"mean": 8.0}, gpu_video.MOST_DECODED_ERROR, "it", {}
+        )
 
 
 class OnHost:
@@ -402,12 +576,14 @@ def test_cases_cover_what_the_kernel_can_be_given() -> None:
         assert any(case.padding for case in cases)
 
 
-# ---- for real -------------------------------------------------------------------------------------------------------------
+# ---- for real
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.gpu
 @pytest.mark.timeout(1300)
-@pytest.mark.parametrize("name", [name for name, step in STEPS.items() if not step.arguments])  # those at real size are measurements
+# those at real size are measurements
+@pytest.mark.parametrize("name", [name for name, step in STEPS.items() if not step.arguments])
 def test_on_a_gpu(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     cache = tmp_path_factory.getbasetemp() / "gpu-check"
     cache.mkdir(exist_ok=True)

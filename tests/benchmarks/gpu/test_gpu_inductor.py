@@ -1,4 +1,5 @@
-"""AOTInductor's engines: on a simulated GPU, with stand-ins for packages, and, slow, compiled for this CPU beside OpenVINO's."""
+"""AOTInductor's engines: on a simulated GPU, with stand-ins for packages, and, slow, compiled for
+this CPU beside OpenVINO's."""
 
 import json
 import os
@@ -17,7 +18,13 @@ from support.simulated_inductor import SimulatedInductorSet
 
 from vicort.benchmarks.gpu import engine_steps as gpu_engines
 from vicort.benchmarks.gpu.inductor import inductor_sets as gpu_inductor
-from vicort.benchmarks.gpu.inductor.inductor_attention import FREQUENCIES, Tile, in_pytorch, prepare, with_kernel
+from vicort.benchmarks.gpu.inductor.inductor_attention import (
+    FREQUENCIES,
+    Tile,
+    in_pytorch,
+    prepare,
+    with_kernel,
+)
 from vicort.benchmarks.gpu.inductor.inductor_engine import InductorEngine, OnHost
 from vicort.benchmarks.gpu.inductor.inductor_sets import build, open_engines, plan
 from vicort.benchmarks.gpu.lab import Lab, NotRight, Skip
@@ -37,41 +44,66 @@ from vicort.runtime.manifest import Dimension, GraphSpec, TensorSpec
 TOY = {"chunk_frames": 16, "page_tokens": 4, "max_rows": 64}
 SIGNATURE = GraphSpec(
     file="x.pt2",
-    inputs=(TensorSpec(name="x", dtype="float32", shape=("C", 4)), TensorSpec(name="half", dtype="bfloat16", shape=("C",))),
-    outputs=(TensorSpec(name="y", dtype="float32", shape=("C",)), TensorSpec(name="twice", dtype="bfloat16", shape=("C",))),
+    inputs=(
+        TensorSpec(name="x", dtype="float32", shape=("C", 4)),
+        TensorSpec(name="half", dtype="bfloat16", shape=("C",)),
+    ),
+    outputs=(
+        TensorSpec(name="y", dtype="float32", shape=("C",)),
+        TensorSpec(name="twice", dtype="bfloat16", shape=("C",)),
+    ),
     dimensions={"C": Dimension(min=1, opt=8, max=64)},
 )
 
 
-# ---- engines --------------------------------------------------------------------------------------------------------------
+# ---- engines
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_session_on_a_simulated_gpu_answers_as_on_the_cpu() -> None:
     ours = SimulatedInductorSet(0, 3, **TOY)
-    found = gpu_engines.compare_pipelines(ours, FakeEngineSet(0, **TOY), chunks=1, repeats=1, device_mb=2)
+    found = gpu_engines.compare_pipelines(
+        ours, FakeEngineSet(0, **TOY), chunks=1, repeats=1, device_mb=2
+    )
     answers = found["answers"]
     assert answers["overlapped"] == answers["sequential"] == answers["cpu"]
     assert ours.driver.counts["replay"] > 0
     assert ours.side.captured_outside == 0
-    assert all(len(package.streams) <= 1 for package in ours.side.loaded)  # a package serves one run at a time
+    # a package serves one run at a time
+    assert all(len(package.streams) <= 1 for package in ours.side.loaded)
 
 
 @pytest.fixture
 def ran():
-    """A function that runs the tiny prefill, with arrays of its own or those before, and what came of it."""
+    """A function that runs the tiny prefill, with arrays of its own or those before, and what came
+    of it."""
     engines = SimulatedInductorSet(0, 5, **TOY)
     device = engines.new_device()
     stream = device.stream("check")
-    _, _, inputs, _ = next(each for each in gpu_engines.random_runs(engines.model, engines.dtype) if each[0] == "prefill")
+    _, _, inputs, _ = next(
+        each
+        for each in gpu_engines.random_runs(engines.model, engines.dtype)
+        if each[0] == "prefill"
+    )
     engine = engines.llm
 
     def work(bound):
         bound = bound or bind(device, stream, engine, inputs)
         engine.enqueue(bound, stream)
         names = [spec.name for spec in engine.signature.outputs]
-        return bound, {name: np.array(array) for name, array in zip(names, device.read(stream, *(bound[n] for n in names)), strict=True)}
+        return bound, {
+            name: np.array(array)
+            for name, array in zip(
+                names, device.read(stream, *(bound[n] for n in names)), strict=True
+            )
+        }
 
-    yield SimpleNamespace(run=lambda bound=None: stream.submit(work, bound).result(), engines=engines, stream=stream, engine=engine)
+    yield SimpleNamespace(
+        run=lambda bound=None: stream.submit(work, bound).result(),
+        engines=engines,
+        stream=stream,
+        engine=engine,
+    )
     device.close()
 
 
@@ -98,9 +130,15 @@ def test_other_addresses_are_another_graph_from_the_same_pool(ran) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [DeviceError("CUDA failed (CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)"), RuntimeError("not\nwhile capturing")]
+    "error",
+    [
+        DeviceError("CUDA failed (CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)"),
+        RuntimeError("not\nwhile capturing"),
+    ],
 )
-def test_what_cannot_be_captured_runs_plainly_and_says_why(ran, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_captured_runs_plainly_and_says_why(
+    ran, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(stream):  # before anything is recorded
         raise error
 
@@ -109,14 +147,19 @@ def test_what_cannot_be_captured_runs_plainly_and_says_why(ran, error: Exception
     for _ in range(3):
         _, again = ran.run(bound)
         assert again["logits"].tobytes() == first["logits"].tobytes()
-    assert ran.engine.graph_report(ran.stream) == {"graphs": 0, "refusals": [" ".join(str(error).split())]}
+    assert ran.engine.graph_report(ran.stream) == {
+        "graphs": 0,
+        "refusals": [" ".join(str(error).split())],
+    }
 
 
 class FakePackage:
     """Of SIGNATURE: sums of rows, and twice what is half."""
 
     def __init__(self, wanted=()) -> None:
-        self._wanted, self.constants, self.runs = list(wanted), {}, 0
+        self._wanted = list(wanted)
+        self.constants = {}
+        self.runs = 0
 
     def get_constant_fqns(self):
         return self._wanted
@@ -148,12 +191,19 @@ def arrays(rows: int = 5) -> dict[str, np.ndarray]:
     half = HostDevice().zeros((rows,), numpy_dtype("bfloat16"))
     half[:] = np.arange(rows)
     x = np.arange(4 * rows, dtype=np.float32).reshape(rows, 4)
-    return {"x": x, "half": half, "y": np.full(rows, np.nan, np.float32), "twice": np.zeros_like(half)}
+    return {
+        "x": x,
+        "half": half,
+        "y": np.full(rows, np.nan, np.float32),
+        "twice": np.zeros_like(half),
+    }
 
 
 def test_on_the_host_outputs_land_in_the_bound_arrays_and_weights_are_shared(packages) -> None:
     weight = torch.ones(3)
-    engine = InductorEngine(Path("x.pt2"), SIGNATURE, {"weight": weight, "unused": torch.ones(1)}, OnHost())
+    engine = InductorEngine(
+        Path("x.pt2"), SIGNATURE, {"weight": weight, "unused": torch.ones(1)}, OnHost()
+    )
     device = HostDevice()
     try:
         for stream in (device.stream("a"), device.stream("b")):
@@ -166,7 +216,10 @@ def test_on_the_host_outputs_land_in_the_bound_arrays_and_weights_are_shared(pac
     finally:
         device.close()
     assert [package.runs for package in packages] == [2, 2]  # one for each stream
-    assert all(list(package.constants) == ["weight"] and package.constants["weight"] is weight for package in packages)
+    assert all(
+        list(package.constants) == ["weight"] and package.constants["weight"] is weight
+        for package in packages
+    )
 
 
 def test_what_does_not_fit_is_refused(packages) -> None:
@@ -177,12 +230,15 @@ def test_what_does_not_fit_is_refused(packages) -> None:
         engine.enqueue(arrays(65), HostDevice(threads=False).stream("a"))
 
 
-# ---- the kernel inside ----------------------------------------------------------------------------------------------------
+# ---- the kernel inside
+# ----------------------------------------------------------------------------------------------------
 
 
 def small_model():
     config = read_configuration(checkpoint())
-    return config, model_spec("tiny", config, load_recipe("tiny", chunk_frames=4, image_width=56, image_height=84))
+    return config, model_spec(
+        "tiny", config, load_recipe("tiny", chunk_frames=4, image_width=56, image_height=84)
+    )
 
 
 @pytest.fixture
@@ -199,18 +255,26 @@ def program():
 def test_every_attention_becomes_the_kernel_and_all_read_one_buffer(program) -> None:
     exported, graph, module = program
     found = with_kernel(exported, Tile(128, 64, 8, 2, 132))
-    calls = found.graph.find_nodes(op="call_function", target=torch.ops.vicort.attend_with_kernel.default)
+    calls = found.graph.find_nodes(
+        op="call_function", target=torch.ops.vicort.attend_with_kernel.default
+    )
     assert [call.args[8] for call in calls] == list(range(graph.attention_layers))
-    assert not found.graph.find_nodes(op="call_function", target=torch.ops.vicort.bounded_attention.default)
+    assert not found.graph.find_nodes(
+        op="call_function", target=torch.ops.vicort.bounded_attention.default
+    )
     (frequencies,) = {call.args[7] for call in calls}
     assert found.graph_signature.inputs_to_buffers[frequencies.name] == FREQUENCIES
-    assert gpu_inductor.constants(module)[FREQUENCIES].shape == (module.layers[0].self_attn.config.head_dim // 2,)
+    assert gpu_inductor.constants(module)[FREQUENCIES].shape == (
+        module.layers[0].self_attn.config.head_dim // 2,
+    )
 
 
 def test_the_plain_form_is_what_the_model_computes(program) -> None:
     exported, graph, module = program
     plain = in_pytorch(exported)
-    assert not plain.graph.find_nodes(op="call_function", target=torch.ops.vicort.bounded_attention.default)
+    assert not plain.graph.find_nodes(
+        op="call_function", target=torch.ops.vicort.bounded_attention.default
+    )
     _, model = small_model()
     random = np.random.default_rng(0)
     for rows, pages in ((1, 4), (7, 3)):
@@ -224,14 +288,18 @@ def test_the_plain_form_is_what_the_model_computes(program) -> None:
 def test_the_operator_is_the_plain_one_in_tritons_interpreter() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     script = Path(__file__).parents[2] / "support" / "kernel_operator.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert len(found) == 3
-    assert max(found.values()) < 1e-3, found  # of values around 1; older interpreters round a fused multiply-add twice
+    # of values around 1; older interpreters round a fused multiply-add twice
+    assert max(found.values()) < 1e-3, found
 
 
-# ---- sets on disk ---------------------------------------------------------------------------------------------------------
+# ---- sets on disk
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -256,13 +324,25 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 FAILS: dict[str, int] = {}  # at: which call of the stand-in fails
 
 
-def make(folder: Path, precision="fp32", shared: Path | None = None, height: int = 84, gpu: Gpu | None = None):
+def make(
+    folder: Path,
+    precision="fp32",
+    shared: Path | None = None,
+    height: int = 84,
+    gpu: Gpu | None = None,
+):
     config = read_configuration(checkpoint())
-    recipe = load_recipe("tiny", chunk_frames=4, image_width=56, image_height=height, question_rows=64)
-    return build(folder, checkpoint(), model_spec("tiny", config, recipe), precision, gpu, shared=shared)
+    recipe = load_recipe(
+        "tiny", chunk_frames=4, image_width=56, image_height=height, question_rows=64
+    )
+    return build(
+        folder, checkpoint(), model_spec("tiny", config, recipe), precision, gpu, shared=shared
+    )
 
 
-def test_a_set_is_built_once_and_a_broken_build_goes_on(tmp_path: Path, compiled: list[str]) -> None:
+def test_a_set_is_built_once_and_a_broken_build_goes_on(
+    tmp_path: Path, compiled: list[str]
+) -> None:
     folder = tmp_path / "set"
     FAILS["at"] = 2
     with pytest.raises(RuntimeError, match="broke down"):
@@ -273,13 +353,17 @@ def test_a_set_is_built_once_and_a_broken_build_goes_on(tmp_path: Path, compiled
     assert make(folder) == {"tokens": 0.0, "vision": 0.0, "llm": 0.0}
     assert len(compiled) == 4
     manifest = gpu_inductor.read(folder)
-    assert {"tokens.pt2", "vision.pt2", "llm.pt2", "embedding.bin", "tokenizer.json"} <= set(manifest.files)
+    assert {"tokens.pt2", "vision.pt2", "llm.pt2", "embedding.bin", "tokenizer.json"} <= set(
+        manifest.files
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["set"]  # and nothing is left behind
     make(folder, "bf16")
     assert len(compiled) == 7
 
 
-def test_the_embedding_is_the_checkpoints_in_the_sets_type(tmp_path: Path, compiled: list[str]) -> None:
+def test_the_embedding_is_the_checkpoints_in_the_sets_type(
+    tmp_path: Path, compiled: list[str]
+) -> None:
     make(tmp_path / "set", "bf16")
     config = read_configuration(checkpoint())
     rows = load_language(checkpoint(), config, torch.bfloat16).embed_tokens.weight
@@ -287,10 +371,13 @@ def test_the_embedding_is_the_checkpoints_in_the_sets_type(tmp_path: Path, compi
     np.testing.assert_array_equal(stored, rows.detach().view(torch.int16).numpy())
 
 
-def test_a_set_for_other_frames_takes_the_packages_that_are_the_same(tmp_path: Path, compiled: list[str]) -> None:
+def test_a_set_for_other_frames_takes_the_packages_that_are_the_same(
+    tmp_path: Path, compiled: list[str]
+) -> None:
     make(tmp_path / "a")
     make(tmp_path / "b", shared=tmp_path / "a", height=56)
-    assert compiled == ["tokens.pt2", "vision.pt2", "llm.pt2", "tokens.pt2", "vision.pt2"]  # which know the size of a frame
+    # which know the size of a frame
+    assert compiled == ["tokens.pt2", "vision.pt2", "llm.pt2", "tokens.pt2", "vision.pt2"]
     make(tmp_path / "c", "bf16", shared=tmp_path / "a")
     assert len(compiled) == 8  # of another precision nothing is taken
 
@@ -300,12 +387,20 @@ def test_for_a_gpu_the_kernels_come_along_and_their_tile_is_the_packages(
 ) -> None:
     tiles: list[Tile] = []
     load = gpu_inductor.load_module
-    monkeypatch.setattr(gpu_inductor, "load_module", lambda manifest, name, device: load(manifest, name, "cpu"))
-    monkeypatch.setattr(gpu_inductor, "with_kernel", lambda program, tile: tiles.append(tile) or program)
+    monkeypatch.setattr(
+        gpu_inductor, "load_module", lambda manifest, name, device: load(manifest, name, "cpu")
+    )
+    monkeypatch.setattr(
+        gpu_inductor, "with_kernel", lambda program, tile: tiles.append(tile) or program
+    )
     make(tmp_path / "set", "bf16", gpu=Gpu(SimulatedDriver()))
     kernel = Kernels.read(tmp_path / "set" / "kernels.zip").find(90, "bounded_attention", "wide")
     (tile,) = tiles
-    assert (tile.vectors, tile.keys, tile.warps) == (kernel.constants["BLOCK_M"], kernel.constants["BLOCK_N"], kernel.warps)
+    assert (tile.vectors, tile.keys, tile.warps) == (
+        kernel.constants["BLOCK_M"],
+        kernel.constants["BLOCK_N"],
+        kernel.warps,
+    )
     assert tile.multiprocessors == SimulatedDriver.multiprocessors
     assert gpu_inductor.read(tmp_path / "set").target == "simulated GPU, sm_90"
 
@@ -315,10 +410,15 @@ def test_for_a_gpu_the_kernels_come_along_and_their_tile_is_the_packages(
     [
         (lambda folder: (folder / "llm.pt2").write_bytes(b"packagf"), "llm.pt2 is damaged"),
         (lambda folder: (folder / "llm.pt2").unlink(), "is no engine set of AOTInductor"),
-        (lambda folder: (folder / "manifest.json").write_text("{}"), "is no engine set of AOTInductor"),
+        (
+            lambda folder: (folder / "manifest.json").write_text("{}"),
+            "is no engine set of AOTInductor",
+        ),
     ],
 )
-def test_a_damaged_set_is_one_line_with_the_command(damage, said: str, tmp_path: Path, compiled: list[str]) -> None:
+def test_a_damaged_set_is_one_line_with_the_command(
+    damage, said: str, tmp_path: Path, compiled: list[str]
+) -> None:
     make(tmp_path / "set")
     damage(tmp_path / "set")
     with pytest.raises(EngineError, match=said) as error:
@@ -329,7 +429,9 @@ def test_a_damaged_set_is_one_line_with_the_command(damage, said: str, tmp_path:
         EngineSet.open(tmp_path / "set")
 
 
-def test_a_set_whose_checkpoint_changed_is_refused(tmp_path: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_whose_checkpoint_changed_is_refused(
+    tmp_path: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(tmp_path / "set")
     monkeypatch.setattr(gpu_inductor, "checkpoint_hash", lambda folder: "another")
     with pytest.raises(EngineError, match="is not the checkpoint"):
@@ -339,17 +441,26 @@ def test_a_set_whose_checkpoint_changed_is_refused(tmp_path: Path, compiled: lis
 def test_the_maker_builds_for_a_size_of_frames(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple] = []
     monkeypatch.setattr(gpu_inductor, "need_cuda", lambda: None)
-    monkeypatch.setattr(gpu_inductor, "build", lambda *args, shared: made.append((*args, shared)) or {"llm": 1.0})
+    monkeypatch.setattr(
+        gpu_inductor, "build", lambda *args, shared: made.append((*args, shared)) or {"llm": 1.0}
+    )
     size = SimpleNamespace(name="tiny", recipe="tiny", most_rows=64)
-    assert gpu_inductor.InductorMaker().build(lab, size, checkpoint(), lab.folder / "a", 56, lab.folder / "b") == {
-        "package_seconds": {"llm": 1.0}
-    }
+    assert gpu_inductor.InductorMaker().build(
+        lab, size, checkpoint(), lab.folder / "a", 56, lab.folder / "b"
+    ) == {"package_seconds": {"llm": 1.0}}
     ((folder, source, model, precision, gpu, shared),) = made
-    assert (folder, source, precision, gpu, shared) == (lab.folder / "a", checkpoint(), "bf16", lab.gpu, lab.folder / "b")
+    assert (folder, source, precision, gpu, shared) == (
+        lab.folder / "a",
+        checkpoint(),
+        "bf16",
+        lab.gpu,
+        lab.folder / "b",
+    )
     assert (model.image_width, model.image_height, model.max_rows) == (56, 56, 64)
 
 
-# ---- which engines are measured -------------------------------------------------------------------------------------------
+# ---- which engines are measured
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -359,7 +470,8 @@ def lab(tmp_path: Path) -> Lab:
 
 def test_tensorrt_is_measured_where_it_runs(lab: Lab) -> None:
     with lab.trying_tensorrt():
-        assert (lab.decision or {})["backend"] == "inductor"  # in case this process does not live to tell
+        # in case this process does not live to tell
+        assert (lab.decision or {})["backend"] == "inductor"
     assert lab.backend == "tensorrt"
     with pytest.raises(Skip, match="TensorRT runs on this GPU"):
         gpu_engines.inductor(lab)
@@ -368,7 +480,11 @@ def test_tensorrt_is_measured_where_it_runs(lab: Lab) -> None:
 def test_where_it_does_not_aotinductor_is(lab: Lab) -> None:
     with pytest.raises(EngineError, match="another GPU"), lab.trying_tensorrt():
         raise EngineError("the plan is for\nanother GPU")
-    assert lab.decision == {"gpu": "simulated GPU", "backend": "inductor", "reason": "the plan is for another GPU"}
+    assert lab.decision == {
+        "gpu": "simulated GPU",
+        "backend": "inductor",
+        "reason": "the plan is for another GPU",
+    }
     assert Lab(lab.folder, lab.gpu).backend == "inductor"  # other steps' processes read it
 
 
@@ -387,7 +503,9 @@ def test_whoever_asks_first_tries(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> 
     assert lab.decision is None
 
 
-def test_without_cuda_in_pytorch_the_step_says_so(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cuda_in_pytorch_the_step_says_so(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Lab, "backend", "inductor")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(Skip, match="cannot use this GPU"):
@@ -396,29 +514,47 @@ def test_without_cuda_in_pytorch_the_step_says_so(lab: Lab, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("named", "differs", "said"), [(0, 0.0, "does not name the Triton kernel"), (3, 0.5, "engines differ from the CPU's")]
+    ("named", "differs", "said"),
+    [(0, 0.0, "does not name the Triton kernel"), (3, 0.5, "engines differ from the CPU's")],
 )
 def test_the_step_fails_without_the_kernel_and_with_wrong_numbers(
-    lab: Lab, named: int, differs: float, said: str, tiny_engines: Path, monkeypatch: pytest.MonkeyPatch
+    lab: Lab,
+    named: int,
+    differs: float,
+    said: str,
+    tiny_engines: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Lab, "backend", "inductor")
-    monkeypatch.setattr(Lab, "engines", lambda self, backend, precision: EngineSet.open(tiny_engines))
-    monkeypatch.setattr(gpu_inductor, "kernel_names", lambda folder: {"bounded_attention": named, "combine": named})
-    monkeypatch.setattr(gpu_engines, "compare_engines", lambda ours, theirs: {"prefill logits": differs})
+    monkeypatch.setattr(
+        Lab, "engines", lambda self, backend, precision: EngineSet.open(tiny_engines)
+    )
+    monkeypatch.setattr(
+        gpu_inductor, "kernel_names", lambda folder: {"bounded_attention": named, "combine": named}
+    )
+    monkeypatch.setattr(
+        gpu_engines, "compare_engines", lambda ours, theirs: {"prefill logits": differs}
+    )
     with pytest.raises(NotRight, match=said) as failure:
         gpu_engines.inductor(lab)
     assert failure.value.found["built"]["fp32"]["kernels"]["combine"] == named
 
 
-# ---- for real -------------------------------------------------------------------------------------------------------------
+# ---- for real
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_compiled_for_this_cpu_it_equals_openvino_and_answers_alike(tmp_path: Path, tiny_engines: Path) -> None:
+def test_compiled_for_this_cpu_it_equals_openvino_and_answers_alike(
+    tmp_path: Path, tiny_engines: Path
+) -> None:
     """The compiler takes about a minute."""
     torch.set_num_threads(1)
-    with gpu_inductor.tiny_engines(tmp_path / "set", "fp32", None) as ours, EngineSet.open(tiny_engines) as theirs:
+    with (
+        gpu_inductor.tiny_engines(tmp_path / "set", "fp32", None) as ours,
+        EngineSet.open(tiny_engines) as theirs,
+    ):
         differences = gpu_engines.compare_engines(ours, theirs)
         assert max(differences.values()) < 1e-5, differences
         check_one_unit(ours, theirs)
@@ -431,10 +567,13 @@ def test_compiled_for_this_cpu_it_equals_openvino_and_answers_alike(tmp_path: Pa
 
 
 def check_one_unit(ours: EngineSet, theirs: EngineSet) -> None:
-    """The smallest chunk, which a question may cut: a size of 1 is no special case for the compiler."""
+    """The smallest chunk, which a question may cut: a size of 1 is no special case for the
+    compiler."""
     model, random = ours.manifest.model, np.random.default_rng(1)
     frames = frame_inputs(model, 1, random)
-    features = {name: array[:1] for name, array in feature_inputs(model, ours.dtype, random).items()}
+    features = {
+        name: array[:1] for name, array in feature_inputs(model, ours.dtype, random).items()
+    }
     for graph, inputs in (("vision", frames), ("tokens", features)):
         got, wanted = (run_engine(each, graph, inputs) for each in (ours, theirs))
         for name in wanted:

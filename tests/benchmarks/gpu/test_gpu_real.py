@@ -1,4 +1,5 @@
-"""The steps of gpu-check at real size, on a simulated GPU and with toy shapes: what they run, count and say."""
+"""The steps of gpu-check at real size, on a simulated GPU and with toy shapes: what they run, count
+and say."""
 
 import json
 import sys
@@ -17,7 +18,12 @@ from vicort.benchmarks.common import first_token
 from vicort.benchmarks.common.checkpoints import read_json
 from vicort.benchmarks.common.random_weights import INDEX, shards_of, write_random
 from vicort.benchmarks.common.spread import spread
-from vicort.benchmarks.common.transformers_stream import Variant, letterbox, letterbox_tensor, load_model
+from vicort.benchmarks.common.transformers_stream import (
+    Variant,
+    letterbox,
+    letterbox_tensor,
+    load_model,
+)
 from vicort.benchmarks.common.vicort_stream import Span
 from vicort.benchmarks.common.workload import bench_system
 from vicort.benchmarks.cpu import arithmetic
@@ -40,8 +46,21 @@ SIDE = 56  # pixels: four visual tokens a unit
 TINY = Size(
     "toy",
     "qwen2.5-vl-3b",
-    {"depth": 2, "hidden_size": 64, "intermediate_size": 96, "num_heads": 2, "window_size": 56, "fullatt_block_indexes": [1]},
-    {"vocab_size": 101, "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    {
+        "depth": 2,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_heads": 2,
+        "window_size": 56,
+        "fullatt_block_indexes": [1],
+    },
+    {
+        "vocab_size": 101,
+        "hidden_size": 128,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     | {"num_key_value_heads": 2, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
     tied=True,
     theta=1e4,
@@ -67,23 +86,30 @@ FEW = Amount(
 )
 
 
-# ---- random weights -------------------------------------------------------------------------------------------------------
+# ---- random weights
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random(tmp_path_factory.mktemp("toy") / "checkpoint", TINY.config, SIDE, shard_bytes=60_000)
+    return write_random(
+        tmp_path_factory.mktemp("toy") / "checkpoint", TINY.config, SIDE, shard_bytes=60_000
+    )
 
 
 def test_random_weights_are_a_checkpoint_for_both_sides(checkpoint: Path) -> None:
     vision, language, _, config = load_models(checkpoint, SIDE, SIDE, torch.bfloat16)
     theirs = load_model(checkpoint, Variant("bf16"))
-    for ours, name in ((language.layers[1].mlp.up_proj.weight, "model.language_model.layers.1.mlp.up_proj.weight"),):
+    for ours, name in (
+        (language.layers[1].mlp.up_proj.weight, "model.language_model.layers.1.mlp.up_proj.weight"),
+    ):
         assert torch.equal(ours, theirs.get_parameter(name))
     assert torch.equal(vision.blocks[0].norm1.weight, torch.ones(64, dtype=torch.bfloat16))
     assert config.language.tied
     assert len(list(checkpoint.glob("*.safetensors"))) > 2
-    assert read_json(checkpoint / INDEX)["metadata"]["total_size"] == 2 * sum(p.numel() for p in theirs.parameters())
+    assert read_json(checkpoint / INDEX)["metadata"]["total_size"] == 2 * sum(
+        p.numel() for p in theirs.parameters()
+    )
     spread_out = theirs.get_parameter("model.language_model.layers.0.mlp.down_proj.weight").float()
     assert spread_out.std().item() == pytest.approx(96**-0.5, rel=0.1)
 
@@ -106,9 +132,16 @@ def test_the_real_sizes_are_those_that_were_published(tmp_path: Path) -> None:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(size.config | {"model_type": "qwen2_5_vl"}))
-        (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.2] * 3}))
+        (folder / "preprocessor_config.json").write_text(
+            json.dumps({"image_mean": [0.5] * 3, "image_std": [0.2] * 3})
+        )
         language = read_configuration(folder).language
-        assert (language.layers, language.width, language.head_dim, language.theta) == (layers, width, 128, 1e6)
+        assert (language.layers, language.width, language.head_dim, language.theta) == (
+            layers,
+            width,
+            128,
+            1e6,
+        )
         assert language.tied == (name == "3b")
 
 
@@ -119,7 +152,8 @@ def test_arithmetic_is_what_the_goals_were_set_with() -> None:
     assert operations.prefill / 16e12 == pytest.approx(0.09, rel=0.25)
 
 
-# ---- the steps ------------------------------------------------------------------------------------------------------------
+# ---- the steps
+# ------------------------------------------------------------------------------------------------------------
 
 
 class SimulatedMaker:
@@ -134,7 +168,8 @@ class SimulatedMaker:
     def open(self, folder):
         assert (folder / "note").is_file()
         engines = SimulatedTensorRTSet(0, 3, chunk_frames=16, page_tokens=4, max_rows=64)
-        engines.driver.watched = False  # races are other tests' matter, and looking for them takes long
+        # races are other tests' matter, and looking for them takes long
+        engines.driver.watched = False
         yield engines
 
 
@@ -177,7 +212,9 @@ def norms_and_biases() -> int:
     return vision + 2 * (2 * width + (heads + 2 * kv_heads) * dim) + width
 
 
-def test_a_disk_that_is_too_small_is_said_before_anything_is_written(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_too_small_is_said_before_anything_is_written(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gpu_models.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(Skip, match=r"toy takes .* GB in .*, 0 are free"):
         gpu_models.build(lab, "toy")
@@ -188,7 +225,9 @@ def test_stages_are_timed_one_by_one(built: Lab) -> None:
     found = gpu_real.stages(built, "toy", SIDE)
     assert set(found["stage_ms"]) == {"preprocess", "vision", "tokens", "prefill"}
     assert all(each["n"] == FEW.stages for each in found["stage_ms"].values())
-    assert found["ceiling"] == {"skipped": f"torch {torch.__version__} has no CUDA: install one that has, from PyTorch's own package index"}
+    assert found["ceiling"] == {
+        "skipped": f"torch {torch.__version__} has no CUDA: install one that has, from PyTorch's own package index"
+    }
     assert found["rates"]["vision"].keys() == {"tflop_s"}
     assert list(found["device_gb"]) == ["before", "engines loaded", "session warm"]
     assert found["system"]["memory"]["device_mb"] == FEW.device_mb
@@ -207,7 +246,9 @@ def test_the_whole_pipeline_overlapped_and_sequential(built: Lab) -> None:
     found = gpu_real.pipeline(built, "toy", SIDE)
     assert found["chunks_of_each"] == 4
     assert all(each["n"] == FEW.repeats for each in found["ms_a_chunk"].values())
-    assert found["frames_a_second"]["overlapped"] == pytest.approx(16e3 / found["ms_a_chunk"]["overlapped"]["median"], abs=0.1)
+    assert found["frames_a_second"]["overlapped"] == pytest.approx(
+        16e3 / found["ms_a_chunk"]["overlapped"]["median"], abs=0.1
+    )
     assert found["published"]["frames_a_second"] == 134
     assert "share_of_matrix_ceiling" not in found  # nothing was measured to share
 
@@ -220,7 +261,11 @@ def test_reach_is_a_share_of_what_the_ceiling_allows() -> None:
     ms = {"overlapped": spread([20.0]), "sequential": spread([40.0])}
     found = reach(ms, 8000.0, {"tflop_s": 800.0})  # a chunk of 8 TFLOP takes 10 ms at least
     assert found["frames_a_second"] == {"overlapped": 800.0, "sequential": 400.0}
-    assert (found["ceiling_allows_frames_a_second"], found["share_of_matrix_ceiling"], found["goal_reached"]) == (1600.0, 0.5, False)
+    assert (
+        found["ceiling_allows_frames_a_second"],
+        found["share_of_matrix_ceiling"],
+        found["goal_reached"],
+    ) == (1600.0, 0.5, False)
     assert reach(ms, 8000.0, {"tflop_s": 600.0})["goal_reached"]
 
 
@@ -261,13 +306,21 @@ def test_the_time_between_tokens_leaves_the_first_one_out() -> None:
     assert gpu_real.between_tokens(Talker(0.0, 1), 1, 6).startswith("every answer ended at once")
 
 
-# ---- the profile ----------------------------------------------------------------------------------------------------------
+# ---- the profile
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_profile_says_where_the_time_goes(built: Lab) -> None:
     found = gpu_profile.profile(built, "toy", SIDE)
-    assert list(found["runs"]) == ["vision, a chunk", "tokens, three units", "prefill, a chunk", "decode, a token"]
-    assert found["runs"]["vision, a chunk"]["layers"]["top_layers"] == [{"layer": "all of vision", "ms": 1.0}]
+    assert list(found["runs"]) == [
+        "vision, a chunk",
+        "tokens, three units",
+        "prefill, a chunk",
+        "decode, a token",
+    ]
+    assert found["runs"]["vision, a chunk"]["layers"]["top_layers"] == [
+        {"layer": "all of vision", "ms": 1.0}
+    ]
     costs = [(cost["run"], cost["kind"]) for cost in found["top"]]
     assert costs == [("vision, a chunk", "all of vision"), ("prefill, a chunk", "all of llm")]
     assert set(found["pipeline"]["busy_share"]) >= {"preprocess", "vision", "tokens", "prefill"}
@@ -277,13 +330,19 @@ def test_the_profile_says_where_the_time_goes(built: Lab) -> None:
 def test_engines_that_tell_no_layers_are_named(built: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("vicort.runtime.engines.tensorrt.TensorRTEngine.layer_times")
     found = gpu_profile.profile(built, "toy", SIDE)
-    assert found["runs"]["decode, a token"]["layers"] == "engines of tensorrt do not tell the times of their layers"
+    assert (
+        found["runs"]["decode, a token"]["layers"]
+        == "engines of tensorrt do not tell the times of their layers"
+    )
     assert found["top"] == []
 
 
 def test_layers_that_differ_in_numbers_are_one_kind() -> None:
     found = summed({"blocks.0.mlp": [1.0, 3.0, 2.0], "blocks.11.mlp": [4.0], "head": [5.0]})
-    assert found["top_kinds"] == [{"kind": "blocks.#.mlp", "layers": 2, "ms": 6.0}, {"kind": "head", "layers": 1, "ms": 5.0}]
+    assert found["top_kinds"] == [
+        {"kind": "blocks.#.mlp", "layers": 2, "ms": 6.0},
+        {"kind": "head", "layers": 1, "ms": 5.0},
+    ]
     assert found["top_layers"][0] == {"layer": "head", "ms": 5.0}
     assert found["sum_ms"] == 11.0
     assert kind_of("a1b22_333") == "a#b#_#"
@@ -299,29 +358,46 @@ def test_gaps_are_where_no_span_is_open() -> None:
     assert found["wall_ms"] == 10
     assert found["busy_share"] == {"vision": 0.8, "prefill": 0.3}
     assert found["idle_share"] == pytest.approx(0.1)  # from 5 to 6
-    assert {stage: each["median"] for stage, each in found["gap_ms"].items()} == {"vision": 2.0, "prefill": 2.0}
+    assert {stage: each["median"] for stage, each in found["gap_ms"].items()} == {
+        "vision": 2.0,
+        "prefill": 2.0,
+    }
 
 
 def test_what_lies_within_counts_once() -> None:
     assert covered([Span(0, 0, 10), Span(1, 2, 4), Span(2, 9, 12), Span(3, 20, 21)]) == 13
 
 
-# ---- transformers ---------------------------------------------------------------------------------------------------------
+# ---- transformers
+# ---------------------------------------------------------------------------------------------------------
 
 
-def test_transformers_does_the_job_on_the_same_weights(built: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformers_does_the_job_on_the_same_weights(
+    built: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in (("WARMUP", 2), ("CHUNKS", 2), ("REPEATS", 2), ("QUESTIONS_ASKED", 2)):
         monkeypatch.setattr(gpu_transformers, name, value)
     found = gpu_transformers.measure(Place.of(built, "toy"), SIDE, Variant("bf16"))
-    assert (found["variant"], found["chunks"], found["ttft_ms"]["idle"]["n"]) == ("bf16 1t batched windows", 4, 2)
+    assert (found["variant"], found["chunks"], found["ttft_ms"]["idle"]["n"]) == (
+        "bf16 1t batched windows",
+        4,
+        2,
+    )
     assert found["ms_a_chunk"]["n"] == 2
     with pytest.raises(Skip, match="has no CUDA"):
         gpu_transformers.transformers(built, "toy", SIDE, False)
 
 
 def test_letterboxing_on_a_device_gives_what_pil_gives() -> None:
-    images = torch.randint(0, 256, (2, 45, 80, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    smooth = torch.nn.functional.avg_pool2d(images.permute(0, 3, 1, 2).float(), 5, 1, 2).permute(0, 2, 3, 1).round().to(torch.uint8)
+    images = torch.randint(
+        0, 256, (2, 45, 80, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    smooth = (
+        torch.nn.functional.avg_pool2d(images.permute(0, 3, 1, 2).float(), 5, 1, 2)
+        .permute(0, 2, 3, 1)
+        .round()
+        .to(torch.uint8)
+    )
     ours = letterbox_tensor(smooth, 112, 112)
     for index in range(2):
         wanted = torch.from_numpy(letterbox(smooth[index].numpy(), 112, 112)).float()
@@ -329,7 +405,8 @@ def test_letterboxing_on_a_device_gives_what_pil_gives() -> None:
         assert (ours[index] - wanted).abs().mean() < 0.2
 
 
-# ---- tables ---------------------------------------------------------------------------------------------------------------
+# ---- tables
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_tables_hold_what_passed_and_nothing_else(built: Lab) -> None:
@@ -339,7 +416,10 @@ def test_tables_hold_what_passed_and_nothing_else(built: Lab) -> None:
         "3b-questions": gpu_real.questions(built, "toy", SIDE),
         "3b-profile": gpu_profile.profile(built, "toy", SIDE),
     }
-    outcomes = {name: {"outcome": "passed", **found} for name, found in json.loads(json.dumps(steps)).items()}
+    outcomes = {
+        name: {"outcome": "passed", **found}
+        for name, found in json.loads(json.dumps(steps)).items()
+    }
     outcomes["3b-decode-gpu"] = {"outcome": "skipped", "reason": "no NVDEC"}
     text = "\n".join(line for table in tables(outcomes) for line in table.text())
     rate = outcomes["3b-pipeline"]["frames_a_second"]["overlapped"]
@@ -352,10 +432,25 @@ def test_tables_hold_what_passed_and_nothing_else(built: Lab) -> None:
 
 def test_a_language_engine_is_shared_only_if_it_is_the_same(tmp_path: Path) -> None:
     model = SimulatedTensorRTSet(0).manifest.model
-    graph = GraphSpec(file="llm.plan", inputs=(), outputs=(), dimensions={}, layer_types={"PLUGIN_V3": 2})
-    common = {"backend": "tensorrt", "flavour": "tensorrt_rtx", "precision": "bf16", "model": model, "checkpoint": "", "target": ""}
+    graph = GraphSpec(
+        file="llm.plan", inputs=(), outputs=(), dimensions={}, layer_types={"PLUGIN_V3": 2}
+    )
+    common = {
+        "backend": "tensorrt",
+        "flavour": "tensorrt_rtx",
+        "precision": "bf16",
+        "model": model,
+        "checkpoint": "",
+        "target": "",
+    }
     embedding = EmbeddingSpec(file="embedding.bin", offset=0, dtype="bfloat16", rows=1, width=1)
-    manifest = Manifest(**common, graphs={"llm": graph}, embedding=embedding, versions={}, build_command="vicort-build x")
+    manifest = Manifest(
+        **common,
+        graphs={"llm": graph},
+        embedding=embedding,
+        versions={},
+        build_command="vicort-build x",
+    )
     mine, other = tmp_path / "mine", tmp_path / "other"
     for folder, graphs in ((mine, {}), (other, {"llm": graph})):
         folder.mkdir()
@@ -372,7 +467,9 @@ def test_a_language_engine_is_shared_only_if_it_is_the_same(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_tensorrt_builds_both_sizes_of_frames_with_one_language_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorrt_builds_both_sizes_of_frames_with_one_language_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For real, which takes no GPU."""
     pytest.importorskip("tensorrt_rtx")
     monkeypatch.setattr(gpu_models, "SIZES", {"toy": TINY})
@@ -382,7 +479,9 @@ def test_tensorrt_builds_both_sizes_of_frames_with_one_language_plan(tmp_path: P
     assert first.graphs["llm"] == second.graphs["llm"]
     assert first.graphs["llm"].plugin_layers == TINY.text["num_hidden_layers"]
     assert [manifest.model.image_height for manifest in (first, second)] == list(TINY.sides)
-    assert (tmp_path / "toy" / f"tensorrt-{SIDE}" / "llm.plan").samefile(tmp_path / "toy" / "tensorrt-112" / "llm.plan")
+    assert (tmp_path / "toy" / f"tensorrt-{SIDE}" / "llm.plan").samefile(
+        tmp_path / "toy" / "tensorrt-112" / "llm.plan"
+    )
     assert "building llm.plan" in found["sets"][str(SIDE)]["phase_seconds"]
     assert "building llm.plan" not in found["sets"]["112"]["phase_seconds"]
     again = gpu_models.build(lab, "toy")

@@ -1,4 +1,5 @@
-"""The simulated camera: what it counts and how it judges, and a quick run that leaves a whole result."""
+"""The simulated camera: what it counts and how it judges, and a quick run that leaves a whole
+result."""
 
 from __future__ import annotations
 
@@ -57,8 +58,15 @@ def test_lag_counts_from_the_moment_of_the_last_frame():
 
 
 def chunks(lag_a_second: float) -> list[tuple[float, dict]]:
-    whole = [(end * (1 + lag_a_second), {"event": "chunk", "frames": 16, "end": end}) for end in (8.0, 16.0, 24.0)]
-    return [*whole, (99.0, {"event": "chunk", "frames": 2, "end": 25.0}), (100.0, {"event": "summary"})]
+    whole = [
+        (end * (1 + lag_a_second), {"event": "chunk", "frames": 16, "end": end})
+        for end in (8.0, 16.0, 24.0)
+    ]
+    return [
+        *whole,
+        (99.0, {"event": "chunk", "frames": 2, "end": 25.0}),
+        (100.0, {"event": "summary"}),
+    ]
 
 
 @pytest.mark.parametrize("grows", [0.0, 0.25])
@@ -72,10 +80,20 @@ def test_too_few_chunks_tell_no_growth_and_are_not_held():
 
 @pytest.mark.parametrize(
     ("most", "held", "tried"),
-    [(200, 128, [32, 64, 128]), (100, 96, [32, 64, 96, 128]), (70, 64, [32, 64, 96, 128]), (20, 16, [16, 32]), (5, 0, [16, 32])],
+    [
+        (200, 128, [32, 64, 128]),
+        (100, 96, [32, 64, 96, 128]),
+        (70, 64, [32, 64, 96, 128]),
+        (20, 16, [16, 32]),
+        (5, 0, [16, 32]),
+    ],
 )
 def test_most_streams_are_found(monkeypatch, most, held, tried):
-    monkeypatch.setattr(camera_streams, "_point", lambda engines, clip, seconds, count: {"streams": count, "held": count <= most})
+    monkeypatch.setattr(
+        camera_streams,
+        "_point",
+        lambda engines, clip, seconds, count: {"streams": count, "held": count <= most},
+    )
     result = camera_streams.measure(Path("engines"), Path("clip"), 40, (32, 64, 128))
     assert result["held"] == held
     assert [point["streams"] for point in result["points"]] == tried
@@ -83,7 +101,12 @@ def test_most_streams_are_found(monkeypatch, most, held, tried):
 
 def test_quick_run_writes_json_and_picture(tiny_engines, tmp_path):
     out = tmp_path / "camera.json"
-    assert camera.main(["--quick", "--only", "hour", "--engine-dir", str(tiny_engines), "--out", str(out)]) == 0
+    assert (
+        camera.main(
+            ["--quick", "--only", "hour", "--engine-dir", str(tiny_engines), "--out", str(out)]
+        )
+        == 0
+    )
     parts = json.loads(out.read_text())["parts"]
     hour = parts["hour"]
     assert hour["camera_frames"] == 25 * camera.QUICK.hour_s
@@ -99,7 +122,12 @@ def test_parts_are_added_to_what_is_there(tiny_engines, tmp_path):
     """Streams through vicort-run itself, and a stretch at true 1x."""
     out = tmp_path / "camera.json"
     for part in ("real-time", "streams"):
-        assert camera.main(["--quick", "--only", part, "--engine-dir", str(tiny_engines), "--out", str(out)]) == 0
+        assert (
+            camera.main(
+                ["--quick", "--only", part, "--engine-dir", str(tiny_engines), "--out", str(out)]
+            )
+            == 0
+        )
     parts = json.loads(out.read_text())["parts"]
     assert set(parts) == {"real-time", "streams"}
     assert parts["real-time"]["asked"] == parts["real-time"]["answered"] == 2
@@ -107,6 +135,18 @@ def test_parts_are_added_to_what_is_there(tiny_engines, tmp_path):
 
 
 def test_missing_engines_are_one_line(tmp_path, capsys):
-    assert camera.main(["--only", "real-time", "--engine-dir", str(tmp_path / "none"), "--out", str(tmp_path / "x.json")]) != 0
+    assert (
+        camera.main(
+            [
+                "--only",
+                "real-time",
+                "--engine-dir",
+                str(tmp_path / "none"),
+                "--out",
+                str(tmp_path / "x.json"),
+            ]
+        )
+        != 0
+    )
     assert "none" in capsys.readouterr().err
     assert not (tmp_path / "x.json").exists()

@@ -1,4 +1,5 @@
-"""The systems' comparison: its statistics, its twins, what it counts, and that one failing system costs one row."""
+"""The systems' comparison: its statistics, its twins, what it counts, and that one failing system
+costs one row."""
 
 from __future__ import annotations
 
@@ -22,7 +23,15 @@ from vicort.benchmarks.common.children import ChildFailed, in_child
 from vicort.benchmarks.common.settings import QUICK
 from vicort.benchmarks.common.workload import describe_system
 from vicort.benchmarks.cpu import report
-from vicort.benchmarks.systems import cap, cap_picture, migration, migration_picture, significance, systems, systems_picture
+from vicort.benchmarks.systems import (
+    cap,
+    cap_picture,
+    migration,
+    migration_picture,
+    significance,
+    systems,
+    systems_picture,
+)
 from vicort.benchmarks.systems.system_answers import _counted, old_ages
 from vicort.benchmarks.systems.tokens_read import CountingEngine, visible_tokens
 from vicort.benchmarks.systems.twins import TWIN, twin_of, units_read, with_store
@@ -34,7 +43,8 @@ from vicort.runtime.session import Session
 PNG = b"\x89PNG"
 
 
-# ---- statistics -----------------------------------------------------------------------------------------------------------------
+# ---- statistics
+# -----------------------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(-7, 7), max_size=9))
@@ -49,16 +59,23 @@ def test_sign_flips_are_counted_exactly(differences):
 
 @given(st.dictionaries(st.text(max_size=3), st.floats(0, 1), max_size=6))
 def test_holm_by_its_definition(p):
-    """The largest, over all at most as large, of p times how many are at least as large at that place."""
+    """The largest, over all at most as large, of p times how many are at least as large at that
+    place."""
     order = sorted(p, key=p.__getitem__)
-    expected = {name: min(1.0, max((len(p) - k) * p[order[k]] for k in range(order.index(name) + 1))) for name in p}
+    expected = {
+        name: min(1.0, max((len(p) - k) * p[order[k]] for k in range(order.index(name) + 1)))
+        for name in p
+    }
     assert significance.holm(p) == pytest.approx(expected)
 
 
 def test_systems_that_differ_by_chance_are_seldom_told_apart():
     random = np.random.default_rng(1)
     streams = [{s: random.random(14) < 0.6 for s in range(12)} for _ in range(400)]
-    told = [significance.compare(a, b)["p"] < 0.05 for a, b in zip(streams[::2], streams[1::2], strict=True)]
+    told = [
+        significance.compare(a, b)["p"] < 0.05
+        for a, b in zip(streams[::2], streams[1::2], strict=True)
+    ]
     assert np.mean(told) < 0.08
 
 
@@ -71,7 +88,8 @@ def test_a_difference_is_taken_over_the_same_questions():
         significance.compare(ours, {0: [True] * 6, 1: [True]})
 
 
-# ---- twins and bytes ------------------------------------------------------------------------------------------------------------
+# ---- twins and bytes
+# ------------------------------------------------------------------------------------------------------------
 
 
 @given(st.floats(0, 1e6), st.integers(1, 300))
@@ -95,12 +113,19 @@ def test_the_store_is_the_same_for_all(name):
     system = with_store(engines, load_system(name), 2.5)
     with Session(engines, system, overlap=False) as session:
         memory = session._memory
-        stored = memory.stream_slots.count * (memory.pool.data[0].nbytes + memory.pool.where[0].nbytes) / 1e6 + system.budget.host_mb
+        stored = (
+            memory.stream_slots.count
+            * (memory.pool.data[0].nbytes + memory.pool.where[0].nbytes)
+            / 1e6
+            + system.budget.host_mb
+        )
     assert stored == pytest.approx(2.5, abs=0.01)
 
 
 def test_who_refuses_to_forget_keeps_its_budget():
-    assert with_store(FakeEngineSet(), load_system("full-history"), 2.5) == load_system("full-history")
+    assert with_store(FakeEngineSet(), load_system("full-history"), 2.5) == load_system(
+        "full-history"
+    )
 
 
 def test_a_store_that_is_too_small_is_one_line():
@@ -112,12 +137,18 @@ def test_a_store_that_is_too_small_is_one_line():
 @settings(max_examples=30, deadline=None)
 def test_visible_tokens_by_counting_them(seed, by_head_table, by_head_where):
     random = np.random.default_rng(seed)
-    where = random.integers(-1, 3, (6, *((2, 3) if by_head_where else (1, 1)), 4, 3)).astype(np.int32)
+    where = random.integers(-1, 3, (6, *((2, 3) if by_head_where else (1, 1)), 4, 3)).astype(
+        np.int32
+    )
     table = random.integers(-1, 6, (*((2, 3) if by_head_table else (1, 1)), 5)).astype(np.int32)
     counts = []
     for layer, head in itertools.product(range(2), range(3)):
         slots = table[layer % table.shape[0], head % table.shape[1]]
-        cells = [where[slot, layer % where.shape[1], head % where.shape[2]] for slot in slots if slot >= 0]
+        cells = [
+            where[slot, layer % where.shape[1], head % where.shape[2]]
+            for slot in slots
+            if slot >= 0
+        ]
         counts.append(sum(int((cell[:, 0] >= 0).sum()) for cell in cells))
     if not (by_head_table or by_head_where):
         counts = counts[:1]
@@ -130,11 +161,16 @@ def test_what_a_question_reads_is_what_its_answer_says(name):
     engines.llm = counter = CountingEngine(engines.llm)
     said = []
     for _ in range(2):  # a stream and another
-        with Session(engines, load_system(name), overlap=False, sampling=Sampling(max_tokens=3)) as session:
+        with Session(
+            engines, load_system(name), overlap=False, sampling=Sampling(max_tokens=3)
+        ) as session:
             for count, first in ((8, 0), (12, 8), (40, 20)):
                 for frame in frames(count, start=first):
                     session.push(frame)
-                said += [session.ask(text).tokens_read for text in ("what is there now?", "what color was the star?")]
+                said += [
+                    session.ask(text).tokens_read
+                    for text in ("what is there now?", "what color was the star?")
+                ]
     counter.flush()
     assert counter.counts == said
     assert len(set(said)) > 1
@@ -156,7 +192,8 @@ def test_old_is_64_chunks_or_the_oldest_there_is():
     assert old_ages((0, 8), 8) == [8]
 
 
-# ---- processes ------------------------------------------------------------------------------------------------------------------
+# ---- processes
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def fails() -> None:
@@ -189,7 +226,9 @@ def test_what_is_done_stays_until_all_is(tmp_path):
 def test_a_failing_system_costs_its_row(tiny_engines, tmp_path, monkeypatch):
     """Real engines, real streams: a system, its twin, and one that is not there."""
     monkeypatch.setattr(systems, "known_systems", lambda: ["vicostream", "no-such"])
-    amounts = replace(QUICK, system_ages=(0, 2), system_fill_frames=16, system_rate_frames=16, replay_s=0.6)
+    amounts = replace(
+        QUICK, system_ages=(0, 2), system_fill_frames=16, system_rate_frames=16, replay_s=0.6
+    )
     part = systems.measure(systems.EngineDirs(tiny_engines, tiny_engines), tmp_path, amounts)
     rows = part["rows"]
     assert set(rows) == {"vicostream", TWIN + "vicostream", "no-such"}
@@ -198,7 +237,11 @@ def test_a_failing_system_costs_its_row(tiny_engines, tmp_path, monkeypatch):
     for name, row in rows.items():
         if name != "no-such":
             assert "error" not in row, row
-            assert {task: cell["asked"] for task, cell in row["accuracy"].items()} == {"now": 1, "0 units": 7, "2 units": 7}
+            assert {task: cell["asked"] for task, cell in row["accuracy"].items()} == {
+                "now": 1,
+                "0 units": 7,
+                "2 units": 7,
+            }
         if name == "vicostream":
             assert row["ingest"]["frames_a_second"]["n"] == amounts.system_repeats
             assert row["ttft_ms"]["while ingesting"]["n"] == amounts.system_loaded_questions
@@ -210,7 +253,8 @@ def test_a_failing_system_costs_its_row(tiny_engines, tmp_path, monkeypatch):
     assert set(part["verdicts"]) == {"vicostream"}
 
 
-# ---- tables, pictures, CAP ------------------------------------------------------------------------------------------------------
+# ---- tables, pictures, CAP
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_verdicts_mark_only_what_is_told_apart():
@@ -219,19 +263,31 @@ def test_verdicts_mark_only_what_is_told_apart():
     assert verdicts["good"]["twin"]["8 units"]["better"] == 0  # both know everything
     assert verdicts["good"]["simplestream"]["old"]["better"] == 1
     assert "broken" not in verdicts
-    assert all(side["old"]["p_holm"] >= side["old"]["p"] for name in verdicts for side in verdicts[name].values())
+    assert all(
+        side["old"]["p_holm"] >= side["old"]["p"]
+        for name in verdicts
+        for side in verdicts[name].values()
+    )
 
 
 def test_tables_say_who_beats_whom_and_what_failed(tmp_path):
     result = bench_result.result()
     text = report.table(result)
     assert "broken FAILED: ConfigError: no such thing" in text
-    (good,) = [line for line in text.splitlines() if line.startswith("  good ") and "p " in line and ":" in line]
+    (good,) = [
+        line
+        for line in text.splitlines()
+        if line.startswith("  good ") and "p " in line and ":" in line
+    ]
     assert "better" in good
     assert "2 cores" in text
     out = tmp_path / "bench.json"
     written = report.pages(result, out)
-    assert [path.name for path in written] == ["bench-systems.md", "bench-migration.md", "bench-cap.md"]
+    assert [path.name for path in written] == [
+        "bench-systems.md",
+        "bench-migration.md",
+        "bench-cap.md",
+    ]
     page = written[0].read_text()
     assert "| good |" in page
     assert "20 MB of pages" in page
@@ -249,17 +305,34 @@ def test_pictures_of_a_result(draw, tmp_path):
 
 
 def test_context_ends_at_the_first_age_that_is_not_known():
-    cells = {f"{age} units": {"accuracy": share} for age, share in ((0, 1.0), (8, 0.75), (64, 0.7), (250, 1.0))}
+    cells = {
+        f"{age} units": {"accuracy": share}
+        for age, share in ((0, 1.0), (8, 0.75), (64, 0.7), (250, 1.0))
+    }
     assert cap.remembered(cells, [0, 8, 64, 250]) == 8
     assert cap.remembered({"0 units": {"accuracy": 0.0}}, [0]) == 0
 
 
 @pytest.mark.parametrize(
     ("rate", "ttft", "sign"),
-    [(100, 10, 0), (104, 10, 0), (106, 10, 1), (106, 11, 0), (100, 9, 1), (100, 11, -1), (94, 10.2, -1), (90, 8, 0)],
+    [
+        (100, 10, 0),
+        (104, 10, 0),
+        (106, 10, 1),
+        (106, 11, 0),
+        (100, 9, 1),
+        (100, 11, -1),
+        (94, 10.2, -1),
+        (90, 8, 0),
+    ],
 )
 def test_performance_is_better_only_if_nothing_of_it_is_worse(rate, ttft, sign):
-    assert cap.performance({"frames_a_second": rate, "ttft_ms": ttft}, {"frames_a_second": 100, "ttft_ms": 10}) == sign
+    assert (
+        cap.performance(
+            {"frames_a_second": rate, "ttft_ms": ttft}, {"frames_a_second": 100, "ttft_ms": 10}
+        )
+        == sign
+    )
 
 
 def test_cap_says_what_is_improved():
@@ -274,7 +347,8 @@ def test_cap_says_what_is_improved():
         cap.place({})
 
 
-# ---- migration ------------------------------------------------------------------------------------------------------------------
+# ---- migration
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_one_value_at_a_time_leaves_the_base():
@@ -283,14 +357,24 @@ def test_one_value_at_a_time_leaves_the_base():
         assert migration.BASE[axis] in values
         for value in values:
             changed = migration.Setting.of(axis, value)
-            differing = [name for name in migration.BASE if getattr(changed, name) != getattr(base, name)]
+            differing = [
+                name for name in migration.BASE if getattr(changed, name) != getattr(base, name)
+            ]
             assert differing == ([axis] if value != migration.BASE[axis] else [])
     system = migration.Setting.of("chunk", 4).system()
-    assert (system.chunk_frames, system.ingest.chunks, system.retrieval.top, system.drop.keep) == (4, 4, 32, 0.3)
+    assert (system.chunk_frames, system.ingest.chunks, system.retrieval.top, system.drop.keep) == (
+        4,
+        4,
+        32,
+        0.3,
+    )
 
 
 def test_where_the_slowest_stage_changes():
-    points = [{"value": value, "slowest": stage} for value, stage in ((1, "vision"), (2, "vision"), (4, "prefill"), (8, "vision"))]
+    points = [
+        {"value": value, "slowest": stage}
+        for value, stage in ((1, "vision"), (2, "vision"), (4, "prefill"), (8, "vision"))
+    ]
     assert migration.migrations(points) == [
         {"after": 2, "before": 4, "from": "vision", "to": "prefill"},
         {"after": 4, "before": 8, "from": "prefill", "to": "vision"},
@@ -309,16 +393,26 @@ def test_a_point_of_the_study_measures_what_it_says(tiny_engines, tmp_path):
     with EngineSet.open(tiny_engines) as engines:
         point = migration.point(engines, migration.Setting.of("keep", 0.5), workload, amounts)
     assert point["kept_share"] == pytest.approx(0.5, abs=0.05)
-    assert point["slowest"] == max(point["stage_ms_a_frame"], key=point["stage_ms_a_frame"].__getitem__)
-    assert point["formula_frames_a_second"] == pytest.approx(1e3 / max(point["stage_ms_a_frame"].values()), rel=1e-2)
+    assert point["slowest"] == max(
+        point["stage_ms_a_frame"], key=point["stage_ms_a_frame"].__getitem__
+    )
+    assert point["formula_frames_a_second"] == pytest.approx(
+        1e3 / max(point["stage_ms_a_frame"].values()), rel=1e-2
+    )
 
 
-# ---- the result file ------------------------------------------------------------------------------------------------------------
+# ---- the result file
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_parts_stay_when_only_new_amounts_came(tmp_path):
     out = tmp_path / "bench.json"
-    now = {"schema": 1, "quick": False, "settings": {"chunks": 4, "ages": [0, 8]}, "conditions": bench_result.CONDITIONS}
+    now = {
+        "schema": 1,
+        "quick": False,
+        "settings": {"chunks": 4, "ages": [0, 8]},
+        "conditions": bench_result.CONDITIONS,
+    }
     for settings_then, stays in (
         ({"chunks": 4}, True),
         ({"chunks": 4, "ages": [0, 8]}, True),

@@ -19,7 +19,9 @@ def test_what_all_pairs_share_is_not_in_the_difference():
 
 
 @pytest.mark.timeout(300)
-def test_a_system_its_uniform_and_the_others_are_asked_the_same(tiny_engines, tmp_path, monkeypatch):
+def test_a_system_its_uniform_and_the_others_are_asked_the_same(
+    tiny_engines, tmp_path, monkeypatch
+):
     monkeypatch.setattr(same_bytes, "SYSTEMS", ("distinct",))
     monkeypatch.setattr(same_bytes, "OTHERS", ("simplestream",))
     with EngineSet.open(tiny_engines) as engines:
@@ -27,8 +29,14 @@ def test_a_system_its_uniform_and_the_others_are_asked_the_same(tiny_engines, tm
         found = same_bytes.ask(engines, str(video.path), rounds=2)
     assert set(found) == {"distinct", TWIN + "distinct", "simplestream"}
     assert {len(answers) for answers in found.values()} == {2 * 7}
-    assert [answer.question for answer in found["distinct"]] == [answer.question for answer in found[TWIN + "distinct"]]
+    assert [answer.question for answer in found["distinct"]] == [
+        answer.question for answer in found[TWIN + "distinct"]
+    ]
     row = same_bytes.row(found["distinct"], found[TWIN + "distinct"])
     assert row["answers"] == 14
-    assert row["more_than_its_uniform_ms"]["low"] <= row["more_than_its_uniform_ms"]["median"] <= row["more_than_its_uniform_ms"]["high"]
+    assert (
+        row["more_than_its_uniform_ms"]["low"]
+        <= row["more_than_its_uniform_ms"]["median"]
+        <= row["more_than_its_uniform_ms"]["high"]
+    )
     assert "more_than_its_uniform_ms" not in same_bytes.row(found["simplestream"], None)

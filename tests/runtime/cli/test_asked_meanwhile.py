@@ -43,12 +43,17 @@ def answered(question: Question, text: str) -> Answer:
     return Answer(question.id, at, at, question.text, text, 1.0, 1, (), 0, 0, None)
 
 
-# ---- standing questions ---------------------------------------------------------------------------------------------------
+# ---- standing questions
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_every_asks_again_and_again_by_the_streams_clock(capsys):
     code, events, _ = ran(capsys, CLIP, "--every", "3", "what now?", "--every", "4.5", "and now?")
-    found = [(event["id"], event["at"], event["question"]) for event in events if event["event"] == "answer"]
+    found = [
+        (event["id"], event["at"], event["question"])
+        for event in events
+        if event["event"] == "answer"
+    ]
     assert code == 0
     assert found == [
         ("every1.1", 3.0, "what now?"),
@@ -62,7 +67,9 @@ def test_every_asks_again_and_again_by_the_streams_clock(capsys):
 def test_until_ends_the_run_at_the_first_yes(capsys, monkeypatch):
     texts = iter(["no", "Not yet", "Yes, there is", "yes"])
     monkeypatch.setattr(FakeSession, "text_of", lambda self, question: next(texts))
-    code, events, _ = ran(capsys, "testsrc:seconds=1000000,size=32x32,fps=4", "--until", "is it there?")
+    code, events, _ = ran(
+        capsys, "testsrc:seconds=1000000,size=32x32,fps=4", "--until", "is it there?"
+    )
     answers = [event for event in events if event["event"] == "answer"]
     assert code == 0
     assert [answer["at"] for answer in answers] == [2, 4, 6]
@@ -75,7 +82,15 @@ def test_without_a_yes_the_exit_code_is_1(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "yes"), [("yes", True), (" Yes.", True), ('"yes"', True), ("yesterday", False), ("no, yes", False), ("", False)]
+    ("text", "yes"),
+    [
+        ("yes", True),
+        (" Yes.", True),
+        ('"yes"', True),
+        ("yesterday", False),
+        ("no, yes", False),
+        ("", False),
+    ],
 )
 def test_what_is_a_yes(text, yes):
     assert says_yes(text) is yes
@@ -120,10 +135,13 @@ def test_a_live_stream_waits_for_no_answer_and_counts_what_it_leaves_out():
     assert (len(open_answers), each.left_out) == (2, 4)
 
 
-# ---- typed questions ------------------------------------------------------------------------------------------------------
+# ---- typed questions
+# ------------------------------------------------------------------------------------------------------
 
 
-def test_questions_on_stdin_are_asked_as_they_come_and_after_the_end_until_it_is_closed(capsys, monkeypatch):
+def test_questions_on_stdin_are_asked_as_they_come_and_after_the_end_until_it_is_closed(
+    capsys, monkeypatch
+):
     reader, writer = os.pipe()
     monkeypatch.setattr("sys.stdin", os.fdopen(reader))
 
@@ -136,16 +154,23 @@ def test_questions_on_stdin_are_asked_as_they_come_and_after_the_end_until_it_is
             typing.write('{"question": "and in the end?"}\n')
 
     threading.Thread(target=type_slowly).start()
-    code, events, err = ran(capsys, "testsrc:seconds=1,size=32x32,fps=4", "--realtime", "--questions", "-")
+    code, events, err = ran(
+        capsys, "testsrc:seconds=1,size=32x32,fps=4", "--realtime", "--questions", "-"
+    )
     answers = {event["id"]: event for event in events if event["event"] == "answer"}
     assert code == 0
-    assert {id: answer["question"] for id, answer in answers.items()} == {"t1": "what now?", "mine": "and then?", "t2": "and in the end?"}
+    assert {id: answer["question"] for id, answer in answers.items()} == {
+        "t1": "what now?",
+        "mine": "and then?",
+        "t2": "and in the end?",
+    }
     assert (answers["mine"]["at"], answers["t2"]["text"]) == (0.7, "2 frames")
     assert err.count("\n") == 1
     assert "stdin, line 4 is not JSON" in err
 
 
-# ---- the socket -----------------------------------------------------------------------------------------------------------
+# ---- the socket
+# -----------------------------------------------------------------------------------------------------------
 
 
 def desk_of(*sources: str, answer=None) -> Desk:
@@ -176,7 +201,9 @@ def client(path: Path) -> socket.socket:
 def told(path: Path, *lines: str | bytes) -> list[dict]:
     """What comes back for lines that are sent at once, until the server closes."""
     with client(path) as connection, connection.makefile("rb") as file:
-        connection.sendall(b"".join((line if isinstance(line, bytes) else line.encode()) + b"\n" for line in lines))
+        connection.sendall(
+            b"".join((line if isinstance(line, bytes) else line.encode()) + b"\n" for line in lines)
+        )
         connection.shutdown(socket.SHUT_WR)
         return [json.loads(line) for line in file]
 
@@ -185,13 +212,25 @@ def test_lines_go_in_and_answers_come_out(tmp_path):
     with QuestionSocket(tmp_path / "s", desk_of("")):
         assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o600
         (answer,) = told(tmp_path / "s", '{"question": "what?", "id": "a", "at": 1.5}')
-    assert (answer["event"], answer["id"], answer["at"], answer["text"]) == ("answer", "a", 1.5, "what? indeed")
+    assert (answer["event"], answer["id"], answer["at"], answer["text"]) == (
+        "answer",
+        "a",
+        1.5,
+        "what? indeed",
+    )
     assert "source" not in answer
     assert not (tmp_path / "s").exists()
 
 
 def test_what_cannot_be_asked_is_told_and_the_next_line_is_taken(tmp_path):
-    bad = ['{"question": ""}', '{"question": "forbidden", "id": "b"}', '{"colour": 1}', b"{\xff", "{", '{"a":' * 10_000]
+    bad = [
+        '{"question": ""}',
+        '{"question": "forbidden", "id": "b"}',
+        '{"colour": 1}',
+        b"{\xff",
+        "{",
+        '{"a":' * 10_000,
+    ]
     with QuestionSocket(tmp_path / "s", desk_of("")):
         *errors, answer = told(tmp_path / "s", *bad, "good")
     assert [error["event"] for error in errors] == ["error"] * len(bad)
@@ -261,24 +300,39 @@ def test_the_whole_tool_with_a_socket(capsys, tmp_path):
     found: list[dict] = []
 
     def ask_when_it_is_there():
-        while not (tmp_path / "s").exists() or not FakeSession.opened or not FakeSession.opened[0].times:
+        while (
+            not (tmp_path / "s").exists()
+            or not FakeSession.opened
+            or not FakeSession.opened[0].times
+        ):
             time.sleep(0.02)
         found.extend(told(tmp_path / "s", '{"question": "what now?", "id": "mine"}'))
 
     asker = threading.Thread(target=ask_when_it_is_there)
     asker.start()
-    code, events, _ = ran(capsys, "testsrc:seconds=1,size=32x32,fps=4", "--realtime", "--serve-socket", tmp_path / "s")
+    code, events, _ = ran(
+        capsys, "testsrc:seconds=1,size=32x32,fps=4", "--realtime", "--serve-socket", tmp_path / "s"
+    )
     asker.join()
     assert code == 0
     assert [event for event in events if event["event"] == "answer"] == found
     assert found[0]["id"] == "mine"
 
 
-# ---- lag ------------------------------------------------------------------------------------------------------------------
+# ---- lag
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_played_in_time_says_how_far_behind_it_was(capsys):
-    code, events, _ = ran(capsys, "testsrc:seconds=1,size=32x32,fps=10", "--realtime", "--fps", "source", "--ask", "@0.5 what?")
+    code, events, _ = ran(
+        capsys,
+        "testsrc:seconds=1,size=32x32,fps=10",
+        "--realtime",
+        "--fps",
+        "source",
+        "--ask",
+        "@0.5 what?",
+    )
     realtime = events[-1]["realtime"]
     assert code == 0
     assert set(realtime["lag_ms"]) == set(realtime["capture_to_token_ms"]) == {"p50", "p95", "p99"}
@@ -288,8 +342,12 @@ def test_a_file_played_in_time_says_how_far_behind_it_was(capsys):
 
 def test_a_session_that_is_too_slow_is_late(capsys, monkeypatch):
     push = FakeSession.push
-    monkeypatch.setattr(FakeSession, "push", lambda self, frame: (time.sleep(0.15), push(self, frame)))
-    _, events, _ = ran(capsys, "testsrc:seconds=1,size=32x32,fps=10", "--realtime", "--fps", "source")
+    monkeypatch.setattr(
+        FakeSession, "push", lambda self, frame: (time.sleep(0.15), push(self, frame))
+    )
+    _, events, _ = ran(
+        capsys, "testsrc:seconds=1,size=32x32,fps=10", "--realtime", "--fps", "source"
+    )
     assert events[-1]["realtime"]["late"] >= 5
     assert events[-1]["realtime"]["lag_ms"]["p99"] > 400
 

@@ -59,7 +59,8 @@ def test_refused(text: str, complaint: str) -> None:
 def test_a_file_of_questions(tmp_path: Path) -> None:
     file = tmp_path / "questions.jsonl"
     file.write_text(
-        '\ufeff{"at": 0.1, "question": "tenth"}\n\n{"at": null, "question": " end ", "id": "last"}\r\n'
+        '\ufeff{"at": 0.1, "question": "tenth"}\n\n{"at": null, "question": " end ", "id": '
+        '"last"}\r\n'
         '{"question": "and?", "conversation": "c"}\n{"at": 7, "question": "où est-ce?"}'
     )
     assert read_questions(file) == [

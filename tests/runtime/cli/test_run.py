@@ -1,4 +1,5 @@
-"""vicort-run's own work: what goes to the session, what comes out where, and how it ends. The session is a fake that counts."""
+"""vicort-run's own work: what goes to the session, what comes out where, and how it ends. The
+session is a fake that counts."""
 
 import contextlib
 import importlib.metadata
@@ -42,7 +43,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("clips") / "my clip.mp4"
-    videos.write_video(path, CLIP_SECONDS * 25, options={"movflags": "+faststart"}, noise=True, encoder={"bf": "0"})
+    videos.write_video(
+        path, CLIP_SECONDS * 25, options={"movflags": "+faststart"}, noise=True, encoder={"bf": "0"}
+    )
     return path
 
 
@@ -65,7 +68,8 @@ def session() -> FakeSession:
     return only
 
 
-# ---- what goes in ---------------------------------------------------------------------------------------------------------
+# ---- what goes in
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_defaults(capsys: pytest.CaptureFixture[str], clip: Path) -> None:
@@ -76,20 +80,65 @@ def test_defaults(capsys: pytest.CaptureFixture[str], clip: Path) -> None:
     options = dict(session().options)
     assert out.count("\n") == 1
     del options["on_event"]
-    assert options == {"fps": None, "overlap": True, "on_lag": "wait", "sampling": Sampling(), "trace": None}
-    assert session().times == [0, Fraction(13, 25), 1, Fraction(38, 25), 2, Fraction(63, 25), 3, Fraction(88, 25)]
+    assert options == {
+        "fps": None,
+        "overlap": True,
+        "on_lag": "wait",
+        "sampling": Sampling(),
+        "trace": None,
+    }
+    assert session().times == [
+        0,
+        Fraction(13, 25),
+        1,
+        Fraction(38, 25),
+        2,
+        Fraction(63, 25),
+        3,
+        Fraction(88, 25),
+    ]
     assert session().calls == ["finish", "summary", "close"]
     assert out.startswith("vicostream: 8 frames")
 
 
-def test_options_reach_the_session(capsys: pytest.CaptureFixture[str], clip: Path, tmp_path: Path) -> None:
-    sampling = ["--temperature", "0.5", "--top-p", "0.9", "--top-k", "7", "--seed", "3", "--max-tokens", "9"]
-    flags = ["--system", "full-history", "--engine-dir", tmp_path, "--fps", "30000/1001", "--sequential", "--live", "--ask", "why?"]
+def test_options_reach_the_session(
+    capsys: pytest.CaptureFixture[str], clip: Path, tmp_path: Path
+) -> None:
+    sampling = [
+        "--temperature",
+        "0.5",
+        "--top-p",
+        "0.9",
+        "--top-k",
+        "7",
+        "--seed",
+        "3",
+        "--max-tokens",
+        "9",
+    ]
+    flags = [
+        "--system",
+        "full-history",
+        "--engine-dir",
+        tmp_path,
+        "--fps",
+        "30000/1001",
+        "--sequential",
+        "--live",
+        "--ask",
+        "why?",
+    ]
     assert ran(capsys, clip, *flags, *sampling)[0] == 0
     assert (session().engine_dir, session().system) == (tmp_path, "full-history")
     options = session().options
-    assert (options["fps"], options["overlap"], options["on_lag"]) == (Fraction(30_000, 1001), False, "drop-oldest")
-    assert options["sampling"] == Sampling(temperature=0.5, top_p=0.9, top_k=7, seed=3, max_tokens=9)
+    assert (options["fps"], options["overlap"], options["on_lag"]) == (
+        Fraction(30_000, 1001),
+        False,
+        "drop-oldest",
+    )
+    assert options["sampling"] == Sampling(
+        temperature=0.5, top_p=0.9, top_k=7, seed=3, max_tokens=9
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,7 +151,9 @@ def test_options_reach_the_session(capsys: pytest.CaptureFixture[str], clip: Pat
         (["--file", "--on-lag", "drop-oldest"], "drop-oldest"),
     ],
 )
-def test_lag_policy_is_stated_never_guessed(capsys: pytest.CaptureFixture[str], clip: Path, flags: list[str], policy: str) -> None:
+def test_lag_policy_is_stated_never_guessed(
+    capsys: pytest.CaptureFixture[str], clip: Path, flags: list[str], policy: str
+) -> None:
     assert ran(capsys, clip, *flags)[0] == 0
     assert session().options["on_lag"] == policy
 
@@ -112,7 +163,9 @@ def test_every_frame(capsys: pytest.CaptureFixture[str], clip: Path) -> None:
     assert session().times == [Fraction(i, 25) for i in range(CLIP_SECONDS * 25)]
 
 
-def test_every_image_of_a_folder_is_seen_at_any_rate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_every_image_of_a_folder_is_seen_at_any_rate(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     for i in range(7):
         videos.write_image(tmp_path / f"{i}.png", videos.image(i))
     for flags, fps in (([], 2), (["--fps", "7"], 7), (["--fps", "source"], 2)):
@@ -121,15 +174,25 @@ def test_every_image_of_a_folder_is_seen_at_any_rate(capsys: pytest.CaptureFixtu
         assert session().times == [Fraction(i, fps) for i in range(7)]
 
 
-def test_sources_are_watched_together_on_one_engine_set(capsys: pytest.CaptureFixture[str], clip: Path) -> None:
+def test_sources_are_watched_together_on_one_engine_set(
+    capsys: pytest.CaptureFixture[str], clip: Path
+) -> None:
     pattern = "testsrc:seconds=1"
     code, out, _ = ran(capsys, clip, pattern, pattern, "--format", "jsonl", "--ask", "what?")
     assert code == 0
     assert sorted(len(session.times) for session in FakeSession.opened) == [2, 2, 8]
     assert {session.engine_dir for session in FakeSession.opened} == {"one set of engines/tiny"}
-    by_source = {source: of_source(out, source) for source in (str(clip), f"{pattern}#1", f"{pattern}#2")}
-    assert [[event["event"] for event in found] for found in by_source.values()] == [["answer", "summary"]] * 3
-    assert [found[0]["text"] for found in by_source.values()] == ["8 frames", "2 frames", "2 frames"]
+    by_source = {
+        source: of_source(out, source) for source in (str(clip), f"{pattern}#1", f"{pattern}#2")
+    }
+    assert [[event["event"] for event in found] for found in by_source.values()] == [
+        ["answer", "summary"]
+    ] * 3
+    assert [found[0]["text"] for found in by_source.values()] == [
+        "8 frames",
+        "2 frames",
+        "2 frames",
+    ]
 
 
 def test_sources_run_at_the_same_time(capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,12 +208,24 @@ def test_text_says_whose_an_answer_is(capsys: pytest.CaptureFixture[str]) -> Non
     assert "[testsrc:seconds=2] what?\n  4 frames" in out
 
 
-# ---- what comes out -------------------------------------------------------------------------------------------------------
+# ---- what comes out
+# -------------------------------------------------------------------------------------------------------
 
 
-def test_questions_are_asked_at_their_times(capsys: pytest.CaptureFixture[str], clip: Path, tmp_path: Path) -> None:
-    (tmp_path / "q.jsonl").write_text('{"at": 2.0, "question": "from a file", "id": "f"}\n{"question": "in the end"}\n')
-    asked = ["--ask", "@1.6 early", "--ask", "@9999 far past the end", "--questions", tmp_path / "q.jsonl"]
+def test_questions_are_asked_at_their_times(
+    capsys: pytest.CaptureFixture[str], clip: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "q.jsonl").write_text(
+        '{"at": 2.0, "question": "from a file", "id": "f"}\n{"question": "in the end"}\n'
+    )
+    asked = [
+        "--ask",
+        "@1.6 early",
+        "--ask",
+        "@9999 far past the end",
+        "--questions",
+        tmp_path / "q.jsonl",
+    ]
     code, out, err = ran(capsys, clip, *asked, "--format", "jsonl")
     assert (code, err) == (0, "")
     answers = [event for event in events(out) if event["event"] == "answer"]
@@ -165,14 +240,25 @@ def test_questions_are_asked_at_their_times(capsys: pytest.CaptureFixture[str], 
 
 
 def test_chunks_come_with_stats_only(capsys: pytest.CaptureFixture[str], clip: Path) -> None:
-    assert [event["event"] for event in events(ran(capsys, clip, "--format", "jsonl")[1])] == ["summary"]
-    assert [event["event"] for event in events(ran(capsys, clip, "--format", "jsonl", "--stats")[1])] == ["chunk"] * 8 + ["summary"]
+    assert [event["event"] for event in events(ran(capsys, clip, "--format", "jsonl")[1])] == [
+        "summary"
+    ]
+    assert [
+        event["event"] for event in events(ran(capsys, clip, "--format", "jsonl", "--stats")[1])
+    ] == ["chunk"] * 8 + ["summary"]
 
 
 @pytest.mark.parametrize(
-    ("form", "start"), [("srt", "1\n00:00:02,000 --> "), ("vtt", "WEBVTT\n\nq1\n00:00:02.000 --> "), ("text", "what?\n  5")]
+    ("form", "start"),
+    [
+        ("srt", "1\n00:00:02,000 --> "),
+        ("vtt", "WEBVTT\n\nq1\n00:00:02.000 --> "),
+        ("text", "what?\n  5"),
+    ],
 )
-def test_other_formats(capsys: pytest.CaptureFixture[str], clip: Path, form: str, start: str) -> None:
+def test_other_formats(
+    capsys: pytest.CaptureFixture[str], clip: Path, form: str, start: str
+) -> None:
     code, out, _ = ran(capsys, clip, "--ask", "@2 what?", "--format", form)
     assert code == 0
     assert out.startswith(start)
@@ -180,7 +266,9 @@ def test_other_formats(capsys: pytest.CaptureFixture[str], clip: Path, form: str
 
 def test_trace(capsys: pytest.CaptureFixture[str], clip: Path, tmp_path: Path) -> None:
     assert ran(capsys, clip, "--trace", tmp_path / "trace.json")[0] == 0
-    names = [event["name"] for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]]
+    names = [
+        event["name"] for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    ]
     assert names.count("chunk") == 8
 
 
@@ -189,7 +277,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_on_a_terminal_there_is_a_progress_bar_and_answers_are_streamed(monkeypatch: pytest.MonkeyPatch, clip: Path) -> None:
+def test_on_a_terminal_there_is_a_progress_bar_and_answers_are_streamed(
+    monkeypatch: pytest.MonkeyPatch, clip: Path
+) -> None:
     out, err = Terminal(), Terminal()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
@@ -201,17 +291,22 @@ def test_on_a_terminal_there_is_a_progress_bar_and_answers_are_streamed(monkeypa
 
 def test_realtime_plays_by_the_timestamps(capsys: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
-    assert ran(capsys, "testsrc:seconds=1,size=32x32,fps=10", "--realtime", "--fps", "source")[0] == 0
+    assert (
+        ran(capsys, "testsrc:seconds=1,size=32x32,fps=10", "--realtime", "--fps", "source")[0] == 0
+    )
     assert 0.9 <= time.monotonic() - began < 3
     began = time.monotonic()
     assert ran(capsys, "testsrc:seconds=1,size=32x32,fps=10", "--fps", "source")[0] == 0
     assert time.monotonic() - began < 0.5
 
 
-# ---- how it ends ----------------------------------------------------------------------------------------------------------
+# ---- how it ends
+# ----------------------------------------------------------------------------------------------------------
 
 
-def test_truncated_source_answers_warns_and_exits_3(capsys: pytest.CaptureFixture[str], clip: Path, tmp_path: Path) -> None:
+def test_truncated_source_answers_warns_and_exits_3(
+    capsys: pytest.CaptureFixture[str], clip: Path, tmp_path: Path
+) -> None:
     half, whole = videos.cut(clip, tmp_path / "half.mp4", 0.6), "testsrc:seconds=1"
     code, out, err = ran(capsys, half, whole, "--ask", "what?", "--format", "jsonl")
     assert code == 3
@@ -234,46 +329,100 @@ def test_repairs_are_warned_of(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 
 BAD = {
     "no source": ([], "the following arguments are required: SOURCE: see `vicort-run --help`"),
-    "unknown flag": (["CLIP", "--colour"], "unrecognized arguments: --colour: see `vicort-run --help`"),
+    "unknown flag": (
+        ["CLIP", "--colour"],
+        "unrecognized arguments: --colour: see `vicort-run --help`",
+    ),
     "abbreviated flag": (["CLIP", "--form", "srt"], "unrecognized arguments: --form srt"),
-    "unknown format": (["CLIP", "--format", "xml"], "invalid choice: 'xml' (choose from 'text', 'jsonl', 'srt', 'vtt')"),
+    "unknown format": (
+        ["CLIP", "--format", "xml"],
+        "invalid choice: 'xml' (choose from 'text', 'jsonl', 'srt', 'vtt')",
+    ),
     "unknown system": (
         ["CLIP", "--system", "none"],
         f"unknown system 'none': choose one of {', '.join(known_systems())}",
     ),
     "fps of nothing": (["CLIP", "--fps", "0"], "0 frames a second: it must be a number above 0"),
-    "fps in words": (["CLIP", "--fps", "fast"], "--fps fast is no rate: give a number above 0 as 2, 29.97 or 30000/1001, or `source`"),
+    "fps in words": (
+        ["CLIP", "--fps", "fast"],
+        "--fps fast is no rate: give a number above 0 as 2, 29.97 or 30000/1001, or `source`",
+    ),
     "fps over nothing": (["CLIP", "--fps", "1/0"], "--fps 1/0 is no rate"),
     "live file": (["CLIP", "--live", "--file"], "--file: not allowed with argument --live"),
     "live and realtime": (["CLIP", "--live", "--realtime"], "--realtime is for files"),
-    "stats without a place": (["CLIP", "--stats", "--format", "srt"], "--stats has no place in --format srt: use text or jsonl"),
-    "trace in no folder": (["CLIP", "--trace", "/no/such/folder/t.json"], "--trace /no/such/folder/t.json cannot be a file there"),
+    "stats without a place": (
+        ["CLIP", "--stats", "--format", "srt"],
+        "--stats has no place in --format srt: use text or jsonl",
+    ),
+    "trace in no folder": (
+        ["CLIP", "--trace", "/no/such/folder/t.json"],
+        "--trace /no/such/folder/t.json cannot be a file there",
+    ),
     "negative stream": (["CLIP", "--stream", "-1"], "--stream -1 is no index"),
     "stream that is none": (["CLIP", "--stream", "5"], "its video streams are 0 (160x120)"),
     "negative temperature": (["CLIP", "--temperature", "-1"], "temperature -1.0 is negative"),
-    "max tokens in words": (["CLIP", "--max-tokens", "many"], "argument --max-tokens: invalid int value: 'many'"),
+    "max tokens in words": (
+        ["CLIP", "--max-tokens", "many"],
+        "argument --max-tokens: invalid int value: 'many'",
+    ),
     "empty question": (["CLIP", "--ask", " "], "holds no question"),
     "negative time": (["CLIP", "--ask", "@-2 what?"], "-2 s is before the stream"),
     "time in words": (["CLIP", "--ask", "@soon what?"], "'soon' is not a number of seconds"),
     "long question": (["CLIP", "--ask", "w" * 41], "ask a shorter one"),
-    "no questions file": (["CLIP", "--questions", "/none.jsonl"], "questions file /none.jsonl cannot be read"),
+    "no questions file": (
+        ["CLIP", "--questions", "/none.jsonl"],
+        "questions file /none.jsonl cannot be read",
+    ),
     "missing file": (["/none.mp4"], "no such file /none.mp4"),
     "second file missing": (["CLIP", "/none.mp4", "--format", "text"], "no such file /none.mp4"),
-    "subtitles of two": (["CLIP", "CLIP", "--format", "srt"], "--format srt is for one source, and there are 2: use text or jsonl"),
-    "every without a number": (["CLIP", "--every", "often", "what?"], "--every often 'what?': give a number of seconds above 0"),
-    "every with no time": (["CLIP", "--every", "0", "what?"], "--every 0 'what?': give a number of seconds above 0"),
+    "subtitles of two": (
+        ["CLIP", "CLIP", "--format", "srt"],
+        "--format srt is for one source, and there are 2: use text or jsonl",
+    ),
+    "every without a number": (
+        ["CLIP", "--every", "often", "what?"],
+        "--every often 'what?': give a number of seconds above 0",
+    ),
+    "every with no time": (
+        ["CLIP", "--every", "0", "what?"],
+        "--every 0 'what?': give a number of seconds above 0",
+    ),
     "nothing to wait for": (["CLIP", "--until", " "], "--until ' ' holds no question"),
     "stdin twice": (["-", "--questions", "-"], "stdin cannot be the source and the questions too"),
     "no time to open": (["CLIP", "--open-timeout", "0"], "--open-timeout 0: give seconds above 0"),
-    "time-out of nothing": (["CLIP", "--read-timeout", "nan"], "--read-timeout nan: give seconds above 0"),
-    "fewer than no attempts": (["CLIP", "--reconnect", "-1"], "--reconnect -1: give 0 or more attempts"),
+    "time-out of nothing": (
+        ["CLIP", "--read-timeout", "nan"],
+        "--read-timeout nan: give seconds above 0",
+    ),
+    "fewer than no attempts": (
+        ["CLIP", "--reconnect", "-1"],
+        "--reconnect -1: give 0 or more attempts",
+    ),
     "no pixels": (["CLIP", "--max-pixels", "0"], "--max-pixels 0: give 1 or more"),
-    "too many pixels": (["CLIP", "--max-pixels", "19199"], "has frames of 160x120, more than 19199 pixels: allow them with `--max-pixels`"),
-    "too many frames": (["CLIP", "--max-fps", "24"], "declares 25 frames a second, more than 24: allow them with `--max-fps`"),
-    "password in a flag": (["CLIP", "--fps", "rtsp://admin:geheim@host/"], "--fps rtsp://host/ is no rate"),
-    "socket over a file": (["CLIP", "--serve-socket", __file__], f"--serve-socket {__file__} is a file that is no socket"),
-    "socket in no folder": (["CLIP", "--serve-socket", "/no/such/s"], "--serve-socket /no/such/s cannot be made"),
-    "socket with a long name": (["CLIP", "--serve-socket", "/tmp/" + "s" * 120], "is longer than the 107 bytes"),
+    "too many pixels": (
+        ["CLIP", "--max-pixels", "19199"],
+        "has frames of 160x120, more than 19199 pixels: allow them with `--max-pixels`",
+    ),
+    "too many frames": (
+        ["CLIP", "--max-fps", "24"],
+        "declares 25 frames a second, more than 24: allow them with `--max-fps`",
+    ),
+    "password in a flag": (
+        ["CLIP", "--fps", "rtsp://admin:geheim@host/"],
+        "--fps rtsp://host/ is no rate",
+    ),
+    "socket over a file": (
+        ["CLIP", "--serve-socket", __file__],
+        f"--serve-socket {__file__} is a file that is no socket",
+    ),
+    "socket in no folder": (
+        ["CLIP", "--serve-socket", "/no/such/s"],
+        "--serve-socket /no/such/s cannot be made",
+    ),
+    "socket with a long name": (
+        ["CLIP", "--serve-socket", "/tmp/" + "s" * 120],
+        "is longer than the 107 bytes",
+    ),
     "unknown scheme": (["gopher://x/y"], "unknown scheme gopher://"),
 }
 
@@ -283,7 +432,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     capsys: pytest.CaptureFixture[str], clip: Path, arguments: list[str], complaint: str
 ) -> None:
     code, out, err = ran(
-        capsys, *[clip if item == "CLIP" else item for item in arguments], *(["--format", "vtt"] if "--format" not in arguments else [])
+        capsys,
+        *[clip if item == "CLIP" else item for item in arguments],
+        *(["--format", "vtt"] if "--format" not in arguments else []),
     )
     assert (code, out) == (2, "")
     assert complaint in err
@@ -304,16 +455,29 @@ def test_help_lists_the_whole_contract(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         run.main(["--help"])
     text = capsys.readouterr().out
-    contract = "--engine-dir --system --fps --ask --questions --format --realtime --live --file --on-lag --trace --stats"
+    contract = (
+        "--engine-dir --system --fps --ask --questions --format --realtime --live --file "
+        "--on-lag --trace --stats"
+    )
     assert all(flag in text for flag in contract.split())
-    assert all(form in text for form in ("rtsp://", "http(s)://", "/dev/videoN", "glob of images", "stdin", "testsrc:"))
+    assert all(
+        form in text
+        for form in ("rtsp://", "http(s)://", "/dev/videoN", "glob of images", "stdin", "testsrc:")
+    )
 
 
 @pytest.mark.parametrize(
     ("backend", "asked", "decode"),
-    [("openvino", "auto", "cpu"), ("tensorrt", "auto", "auto"), ("tensorrt", "cpu", "cpu"), (None, "auto", "cpu")],
+    [
+        ("openvino", "auto", "cpu"),
+        ("tensorrt", "auto", "auto"),
+        ("tensorrt", "cpu", "cpu"),
+        (None, "auto", "cpu"),
+    ],
 )
-def test_frames_are_decoded_on_a_gpu_only_for_engines_there(backend, asked, decode, tmp_path, monkeypatch, capsys, clip) -> None:
+def test_frames_are_decoded_on_a_gpu_only_for_engines_there(
+    backend, asked, decode, tmp_path, monkeypatch, capsys, clip
+) -> None:
     if backend:
         (tmp_path / "manifest.json").write_text(json.dumps({"backend": backend}))
     given, open_source = [], run.open_source
@@ -334,10 +498,13 @@ def test_decoding_on_a_gpu_for_engines_on_the_cpu_is_refused(tmp_path, capsys, c
     assert "--decode gpu is for engines on an NVIDIA GPU" in err
 
 
-# ---- engines that are not there -------------------------------------------------------------------------------------------
+# ---- engines that are not there
+# -------------------------------------------------------------------------------------------
 
 
-def test_missing_engines_are_built_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, clip: Path) -> None:
+def test_missing_engines_are_built_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, clip: Path
+) -> None:
     commands: list[list[str]] = []
 
     def build(command: list[str], **options: object) -> subprocess.CompletedProcess:
@@ -354,15 +521,21 @@ def test_missing_engines_are_built_once(capsys: pytest.CaptureFixture[str], monk
     assert "building" not in out
 
 
-def test_engines_that_cannot_be_built(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, clip: Path) -> None:
+def test_engines_that_cannot_be_built(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, clip: Path
+) -> None:
     monkeypatch.setattr(run, "find_engine_dir", lambda model: None)
-    monkeypatch.setattr(subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 5))
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 5)
+    )
     code, _, err = ran(capsys, clip)
     assert code == 2
     assert "could not be built (exit code 5): try `vicort-build tiny`" in err
 
 
-def test_without_the_export_tools_nothing_is_built(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, clip: Path) -> None:
+def test_without_the_export_tools_nothing_is_built(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, clip: Path
+) -> None:
     distribution = importlib.metadata.distribution
 
     def missing(name: str) -> importlib.metadata.Distribution:
@@ -374,10 +547,14 @@ def test_without_the_export_tools_nothing_is_built(capsys: pytest.CaptureFixture
     monkeypatch.setattr(run.metadata, "distribution", missing)
     code, _, err = ran(capsys, clip)
     assert code == 2
-    assert err.startswith("vicort-run: no engines of the tiny model are built, and building needs the export tools: `pip install")
+    assert err.startswith(
+        "vicort-run: no engines of the tiny model are built, and building needs the export "
+        "tools: `pip install"
+    )
 
 
-# ---- signals and pipes: in a process of its own ---------------------------------------------------------------------------
+# ---- signals and pipes: in a process of its own
+# ---------------------------------------------------------------------------
 
 DRIVER = """
 import sys
@@ -397,11 +574,25 @@ def started(*arguments: str) -> subprocess.Popen:
     return python("-c", code, *arguments)
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "terminated"])
-def test_a_run_that_is_ended_flushes_what_there_is(tmp_path: Path, how: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize(
+    ("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "terminated"]
+)
+def test_a_run_that_is_ended_flushes_what_there_is(
+    tmp_path: Path, how: signal.Signals, code: int
+) -> None:
     trace, room = tmp_path / "trace.json", Path(tempfile.mkdtemp())  # a socket's name must be short
-    slow = ("testsrc:seconds=600,size=32x32,fps=4", "--realtime", "--format", "jsonl", "--stats", "--trace", str(trace))
-    process = started(*slow, "--ask", "@0.1 early", "--ask", "never", "--serve-socket", str(room / "s"))
+    slow = (
+        "testsrc:seconds=600,size=32x32,fps=4",
+        "--realtime",
+        "--format",
+        "jsonl",
+        "--stats",
+        "--trace",
+        str(trace),
+    )
+    process = started(
+        *slow, "--ask", "@0.1 early", "--ask", "never", "--serve-socket", str(room / "s")
+    )
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(3)]  # it is well under way
     process.send_signal(how)
@@ -417,7 +608,9 @@ def test_a_run_that_is_ended_flushes_what_there_is(tmp_path: Path, how: signal.S
 
 
 def test_a_reader_that_goes_away_ends_it_quietly() -> None:
-    process = started("testsrc:seconds=600,size=32x32,fps=25", "--fps", "source", "--format", "jsonl", "--stats")
+    process = started(
+        "testsrc:seconds=600,size=32x32,fps=25", "--fps", "source", "--format", "jsonl", "--stats"
+    )
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.readline()
@@ -427,8 +620,12 @@ def test_a_reader_that_goes_away_ends_it_quietly() -> None:
     process.stderr.close()
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "terminated"])
-def test_each_of_several_sources_that_are_ended_has_its_summary(how: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize(
+    ("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "terminated"]
+)
+def test_each_of_several_sources_that_are_ended_has_its_summary(
+    how: signal.Signals, code: int
+) -> None:
     sources = [f"testsrc:seconds=600,size=32x32,fps={fps}" for fps in (4, 8)]
     process = started(*sources, "--realtime", "--format", "jsonl", "--stats")
     assert process.stdout is not None
@@ -456,6 +653,11 @@ def test_a_reader_that_goes_away_ends_several_sources_quietly() -> None:
 def test_a_full_disk_is_said() -> None:
     code = DRIVER.format(tests=str(Path(__file__).parents[2]))
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-c", code, "testsrc:seconds=1"], stdout=full, stderr=subprocess.PIPE, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code, "testsrc:seconds=1"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
     assert done.returncode == 2
     assert done.stderr.startswith(b"vicort-run: events cannot be written (No space left on device)")

@@ -50,8 +50,13 @@ def watched(engines: FakeEngineSet, seed: int, found: dict[int, list]) -> None:
             if session.wants(frame.time):
                 session.push(frame)
         session.finish()
-    given = sorted((event.at, event.text, event.read) for event in events if isinstance(event, Answer))
-    found[seed] = [given, [(event.index, event.kept, event.end) for event in events if isinstance(event, ChunkEvent)]]
+    given = sorted(
+        (event.at, event.text, event.read) for event in events if isinstance(event, Answer)
+    )
+    found[seed] = [
+        given,
+        [(event.index, event.kept, event.end) for event in events if isinstance(event, ChunkEvent)],
+    ]
 
 
 def test_sessions_that_share_an_engine_set_see_and_answer_as_they_would_alone():
@@ -60,7 +65,9 @@ def test_sessions_that_share_an_engine_set_see_and_answer_as_they_would_alone():
         watched(FakeEngineSet(), seed, alone)
     together: dict[int, list] = {}
     engines = FakeEngineSet()
-    threads = [threading.Thread(target=watched, args=(engines, seed, together)) for seed in range(4)]
+    threads = [
+        threading.Thread(target=watched, args=(engines, seed, together)) for seed in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -124,7 +131,9 @@ def by_source(events: list[dict], key: str, kind: str) -> dict[str, list]:
 
 
 @pytest.mark.usefixtures("fake")
-def test_a_camera_that_is_down_at_the_start_holds_up_no_other_and_is_watched_when_it_comes(capsys, monkeypatch):
+def test_a_camera_that_is_down_at_the_start_holds_up_no_other_and_is_watched_when_it_comes(
+    capsys, monkeypatch
+):
     def says(session: FakeSession, question: Question) -> str:
         return "yes" if session.times and session.times[-1] > 3 else "no"
 
@@ -136,7 +145,9 @@ def test_a_camera_that_is_down_at_the_start_holds_up_no_other_and_is_watched_whe
     coming.start()
     try:
         with running(Camera(fps=25)) as good:
-            code, events, err = ran(capsys, good.url, down.url, "--live", "--fps", "source", "--until", "is it late?")
+            code, events, err = ran(
+                capsys, good.url, down.url, "--live", "--fps", "source", "--until", "is it late?"
+            )
     finally:
         coming.join()
         for each in back:
@@ -148,7 +159,10 @@ def test_a_camera_that_is_down_at_the_start_holds_up_no_other_and_is_watched_whe
     assert states[1][-1] == "connected"
     assert len(by_source(events, "system", "summary")) == 2
     assert all(session.times for session in FakeSession.opened)
-    assert max(b - a for session in FakeSession.opened for a, b in itertools.pairwise(session.times)) < 0.5
+    assert (
+        max(b - a for session in FakeSession.opened for a, b in itertools.pairwise(session.times))
+        < 0.5
+    )
     assert err.count("is tried again") == 1
     assert "geheim" not in json.dumps(events) + err
 
@@ -164,8 +178,13 @@ def test_one_alone_that_is_down_at_the_start_ends_the_run(capsys):
 
 @pytest.mark.usefixtures("fake")
 def test_when_one_says_yes_the_other_cameras_end_at_once_and_sum_up(capsys, monkeypatch):
-    """They used to go on reading frames that were no longer wanted, until they were left behind without a summary."""
-    monkeypatch.setattr(FakeSession, "text_of", lambda session, question: "yes" if session is FakeSession.opened[0] else "no")
+    """They used to go on reading frames that were no longer wanted, until they were left behind
+    without a summary."""
+    monkeypatch.setattr(
+        FakeSession,
+        "text_of",
+        lambda session, question: "yes" if session is FakeSession.opened[0] else "no",
+    )
     with running(Camera(fps=25)) as one, running(Camera(fps=25)) as other:
         began = time.monotonic()
         code, events, _ = ran(capsys, one.url, other.url, "--live", "--until", "is it there?")
@@ -184,17 +203,27 @@ def test_one_that_fails_is_warned_of_and_the_others_go_on(capsys, monkeypatch):
         push(session, frame)
 
     monkeypatch.setattr(FakeSession, "push", full)
-    code, events, err = ran(capsys, "testsrc:seconds=2,size=64x48", "testsrc:seconds=2,size=64x64", "--ask", "what?")
+    code, events, err = ran(
+        capsys, "testsrc:seconds=2,size=64x48", "testsrc:seconds=2,size=64x64", "--ask", "what?"
+    )
     assert code == 2
     assert [(event["source"], event["event"]) for event in events] == [
         ("testsrc:seconds=2,size=64x64", name) for name in ("answer", "summary")
     ]
-    assert err == "vicort-run: warning: testsrc:seconds=2,size=64x48: there is no room: set memory.device_mb\n"
+    assert (
+        err
+        == "vicort-run: warning: testsrc:seconds=2,size=64x48: there is no room: set memory.device_mb\n"
+    )
 
 
 @pytest.mark.usefixtures("fake")
 def test_a_trace_tells_sources_apart(capsys, tmp_path):
-    assert ran(capsys, "testsrc:seconds=1", "testsrc:seconds=2", "--trace", str(tmp_path / "t.json"))[0] == 0
+    assert (
+        ran(capsys, "testsrc:seconds=1", "testsrc:seconds=2", "--trace", str(tmp_path / "t.json"))[
+            0
+        ]
+        == 0
+    )
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
     tracks = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
     assert tracks == {"testsrc:seconds=1: vision", "testsrc:seconds=2: vision"}

@@ -12,12 +12,41 @@ from vicort.runtime.core import Answer, ChunkEvent, Event, Spoken, Summary
 
 CHUNK = ChunkEvent(3, 16, Fraction(1, 3), Fraction(8), 128, 40, 12.3456)
 SUMMARY = Summary(
-    "vicostream", 32, 2, 4, 0.5, 64.0, {"vision": 3.21}, 1.2, {"p50": 4.2, "p95": 5.0, "p99": 5.0}, {"device": 9, "host": 0}, 1.5, 0, 250.0
+    "vicostream",
+    32,
+    2,
+    4,
+    0.5,
+    64.0,
+    {"vision": 3.21},
+    1.2,
+    {"p50": 4.2, "p95": 5.0, "p99": 5.0},
+    {"device": 9, "host": 0},
+    1.5,
+    0,
+    250.0,
 )
 
 
-def answer(text: str = "red", question: str = "what color was the circle?", at: Fraction = Fraction(25, 2), id: str = "q1") -> Answer:
-    return Answer(id, at, Fraction(12), question, text, 4.25, 1, ((Fraction(0), Fraction(1)),), 7, 100, Fraction(0))
+def answer(
+    text: str = "red",
+    question: str = "what color was the circle?",
+    at: Fraction = Fraction(25, 2),
+    id: str = "q1",
+) -> Answer:
+    return Answer(
+        id,
+        at,
+        Fraction(12),
+        question,
+        text,
+        4.25,
+        1,
+        ((Fraction(0), Fraction(1)),),
+        7,
+        100,
+        Fraction(0),
+    )
 
 
 class Terminal(io.StringIO):
@@ -48,7 +77,16 @@ def written(name: str, *events: Event) -> str:
 def test_jsonl_is_the_contract() -> None:
     lines = written("jsonl", CHUNK, answer("où?"), SUMMARY).splitlines()
     assert [json.loads(line) for line in lines] == [
-        {"event": "chunk", "index": 3, "frames": 16, "start": 0.333333, "end": 8.0, "tokens": 128, "kept": 40, "wall_ms": 12.346},
+        {
+            "event": "chunk",
+            "index": 3,
+            "frames": 16,
+            "start": 0.333333,
+            "end": 8.0,
+            "tokens": 128,
+            "kept": 40,
+            "wall_ms": 12.346,
+        },
         {
             "event": "answer",
             "id": "q1",
@@ -97,13 +135,21 @@ def test_every_event_is_flushed_as_it_happens(name: str) -> None:
 def test_text() -> None:
     text = written("text", CHUNK, answer(), SUMMARY)
     assert "chunk 3: 16 frames, 0.333-8.000 s, kept 40 of 128 tokens, 12.3 ms\n" in text
-    assert "what color was the circle?\n  red   [asked at 12.500 s, seen until 12.000 s, first token after 4.2 ms]\n" in text
-    assert text.endswith("vicostream: 32 frames (2 dropped) in 4 chunks, 0.50 s, 64.0 frames/s, first token after 4.2 ms (median)\n")
+    assert (
+        "what color was the circle?\n  red   [asked at 12.500 s, seen until 12.000 s, first "
+        "token after 4.2 ms]\n" in text
+    )
+    assert text.endswith(
+        "vicostream: 32 frames (2 dropped) in 4 chunks, 0.50 s, 64.0 frames/s, first token after "
+        "4.2 ms (median)\n"
+    )
 
 
 SRT_CUE = re.compile(r"(\d+)\n(\d\d:\d\d:\d\d,\d{3}) --> (\d\d:\d\d:\d\d,\d{3})\n((?:.+\n)+)\n")
 VTT_CUE = re.compile(r"(.+)\n(\d\d+:\d\d:\d\d\.\d{3}) --> (\d\d+:\d\d:\d\d\.\d{3})\n((?:.+\n)+)\n")
-AWKWARD = answer("a --> b\n\n\nand <i>& more", at=Fraction(3600 * 27 + 61) + Fraction(9996, 10_000), id="q2")
+AWKWARD = answer(
+    "a --> b\n\n\nand <i>& more", at=Fraction(3600 * 27 + 61) + Fraction(9996, 10_000), id="q2"
+)
 
 
 def test_srt() -> None:
@@ -111,7 +157,12 @@ def test_srt() -> None:
     assert "".join(match[0] for match in SRT_CUE.finditer(text)) == text
     assert [match.groups() for match in SRT_CUE.finditer(text)] == [
         ("1", "00:00:12,500", "00:00:16,500", "what color was the circle?\nred\n"),
-        ("2", "27:01:02,000", "27:01:06,000", "what color was the circle?\na -> b\nand <i>& more\n"),
+        (
+            "2",
+            "27:01:02,000",
+            "27:01:06,000",
+            "what color was the circle?\na -> b\nand <i>& more\n",
+        ),
     ]
 
 
@@ -122,7 +173,12 @@ def test_vtt() -> None:
     assert "".join(match[0] for match in VTT_CUE.finditer(body)) == body
     assert [match.groups() for match in VTT_CUE.finditer(body)] == [
         ("q1", "00:00:12.500", "00:00:16.500", "what color was the circle?\nred\n"),
-        ("q2", "27:01:02.000", "27:01:06.000", "what color was the circle?\na -&gt; b\nand &lt;i&gt;&amp; more\n"),
+        (
+            "q2",
+            "27:01:02.000",
+            "27:01:06.000",
+            "what color was the circle?\na -&gt; b\nand &lt;i&gt;&amp; more\n",
+        ),
     ]
 
 
@@ -152,12 +208,18 @@ def test_what_is_said_unasked() -> None:
         "latency_ms": 31.26,
         "silence": 0.041,
     }
-    assert written("text", SPOKEN) == "13.500 s: red <star>   [silence 0.041, first token after 31.3 ms]\n"
-    assert written("srt", answer(), SPOKEN).endswith("\n\n2\n00:00:13,500 --> 00:00:17,500\nred <star>\n\n")
+    assert (
+        written("text", SPOKEN)
+        == "13.500 s: red <star>   [silence 0.041, first token after 31.3 ms]\n"
+    )
+    assert written("srt", answer(), SPOKEN).endswith(
+        "\n\n2\n00:00:13,500 --> 00:00:17,500\nred <star>\n\n"
+    )
     assert written("vtt", SPOKEN) == "WEBVTT\n\n00:00:13.500 --> 00:00:17.500\nred &lt;star&gt;\n\n"
 
 
-# ---- word by word ---------------------------------------------------------------------------------------------------------
+# ---- word by word
+# ---------------------------------------------------------------------------------------------------------
 
 
 def give(writer: Writer, item: Answer, *tokens: str) -> None:
@@ -173,7 +235,10 @@ def test_on_a_terminal_an_answer_appears_word_by_word() -> None:
     assert writer.mid_line
     give(writer, answer(), "d")
     writer.write(answer())
-    assert file.getvalue() == "what color was the circle?\n  red   [asked at 12.500 s, seen until 12.000 s, first token after 4.2 ms]\n"
+    assert (
+        file.getvalue()
+        == "what color was the circle?\n  red   [asked at 12.500 s, seen until 12.000 s, first token after 4.2 ms]\n"
+    )
     assert not writer.mid_line
 
 

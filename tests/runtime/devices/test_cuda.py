@@ -1,4 +1,5 @@
-"""The CUDA runtime on a simulated GPU: order, events, memory, staging, capture, pages. And its real driver, as far as names go."""
+"""The CUDA runtime on a simulated GPU: order, events, memory, staging, capture, pages. And its real
+driver, as far as names go."""
 
 import ast
 import ctypes
@@ -19,7 +20,15 @@ from cuda.core._kernel_arg_handler import ParamHolder
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.fake_engines import toy_model
-from support.simulated_cuda import Misuse, ObservedStream, Race, SimulatedDevice, SimulatedDriver, bare, simulated_kernels
+from support.simulated_cuda import (
+    Misuse,
+    ObservedStream,
+    Race,
+    SimulatedDevice,
+    SimulatedDriver,
+    bare,
+    simulated_kernels,
+)
 
 from vicort.runtime.devices.cuda import DeviceArray, Gpu, cuda_core, gpu
 from vicort.runtime.devices.cuda.allocator import DeviceMemory
@@ -34,7 +43,9 @@ SEEDS = range(8)
 
 def open_device(seed=0, threads=True, **driver_options):
     opened = Gpu(SimulatedDriver(seed, **driver_options))
-    return SimulatedDevice(opened, simulated_kernels(opened, MODEL, np.float32), threads=threads, resize_on="cpu")
+    return SimulatedDevice(
+        opened, simulated_kernels(opened, MODEL, np.float32), threads=threads, resize_on="cpu"
+    )
 
 
 @pytest.fixture
@@ -75,15 +86,26 @@ def seen(device, stream, array):
     return stream.submit(lambda: device.read(stream, array)[0].copy()).result()
 
 
-# ---- arrays -------------------------------------------------------------------------------------------------------------------
+# ---- arrays
+# -------------------------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.integers(-7, 7), st.integers(-7, 7), st.sampled_from(["f4", "u1", "i4"]))
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=4),
+    st.integers(-7, 7),
+    st.integers(-7, 7),
+    st.sampled_from(["f4", "u1", "i4"]),
+)
 def test_slices_and_shapes_lie_where_numpys_do(shape, start, stop, dtype):
     host = np.zeros(shape, dtype)
     array = DeviceArray(None, host.ctypes.data, tuple(shape), dtype)
     part, wanted = array[start:stop], host[start:stop]
-    assert (part.shape, part.nbytes, part.ndim, len(part)) == (wanted.shape, wanted.nbytes, wanted.ndim, len(wanted))
+    assert (part.shape, part.nbytes, part.ndim, len(part)) == (
+        wanted.shape,
+        wanted.nbytes,
+        wanted.ndim,
+        len(wanted),
+    )
     if wanted.size:
         assert part.pointer == wanted.ctypes.data
     flat = array.reshape((array.size,))
@@ -99,7 +121,8 @@ def test_an_array_takes_no_index_that_would_not_be_contiguous(index):
         DeviceArray(None, 0, (4, 4), "f4")[index]
 
 
-# ---- streams and events -------------------------------------------------------------------------------------------------------
+# ---- streams and events
+# -------------------------------------------------------------------------------------------------------
 
 
 def chain(device, hops=6):
@@ -132,14 +155,17 @@ def test_events_put_the_work_of_streams_in_order(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_stand_in_finds_a_missing_wait(seed, monkeypatch):
-    monkeypatch.setattr(ObservedStream, "wait", lambda self, event: event.value())  # the host's half of it alone
+    # the host's half of it alone
+    monkeypatch.setattr(ObservedStream, "wait", lambda self, event: event.value())
     device = open_device(seed)
     with pytest.raises(Race):
         (chain(device), device.close())
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_without_its_race_detector_the_stand_in_still_runs_streams_in_a_bad_order(seed, monkeypatch):
+def test_without_its_race_detector_the_stand_in_still_runs_streams_in_a_bad_order(
+    seed, monkeypatch
+):
     """The order is bad enough to be seen in the numbers, in most of the orders drawn."""
     monkeypatch.setattr(ObservedStream, "wait", lambda self, event: event.value())
     wrong = 0
@@ -189,7 +215,10 @@ def test_what_work_raises_reaches_whoever_waits_for_it(device):
 
 
 def test_urgent_streams_are_urgent_to_the_driver(device):
-    assert [device.stream("a").raw.urgent, device.stream("b", urgent=True).raw.urgent] == [False, True]
+    assert [device.stream("a").raw.urgent, device.stream("b", urgent=True).raw.urgent] == [
+        False,
+        True,
+    ]
 
 
 def test_an_event_does_not_wait_for_what_comes_after_it(device):
@@ -210,7 +239,11 @@ def test_an_event_does_not_wait_for_what_comes_after_it(device):
 
 
 def test_notices_come_in_order_and_only_when_the_device_is_done(device):
-    streams, array, log = [device.stream(str(i)) for i in range(2)], device.empty((4,), np.float32), []
+    streams, array, log = (
+        [device.stream(str(i)) for i in range(2)],
+        device.empty((4,), np.float32),
+        [],
+    )
 
     def work(number):
         stream = streams[number % 2]
@@ -275,7 +308,12 @@ def test_a_mark_that_the_device_has_not_come_to_has_no_time(device):
     driver = device.gpu.driver
 
     def blocked():
-        driver.enqueue(stream.raw, lambda: None, "wait", after=SimpleNamespace(is_done=False, clock=closed.enqueued.result()[1].clock))
+        driver.enqueue(
+            stream.raw,
+            lambda: None,
+            "wait",
+            after=SimpleNamespace(is_done=False, clock=closed.enqueued.result()[1].clock),
+        )
         return stream.mark()
 
     mark = stream.submit(blocked).value()
@@ -286,17 +324,21 @@ def test_a_mark_that_the_device_has_not_come_to_has_no_time(device):
 
 
 def test_the_clock_stays_exact_over_hours(device, monkeypatch):
-    """CUDA tells milliseconds in float32, whose steps are a quarter of a millisecond after an hour."""
+    """CUDA tells milliseconds in float32, whose steps are a quarter of a millisecond after an
+    hour."""
     driver, stream, clock = device.gpu.driver, device.stream("a"), device.gpu.clock
     base, clock_ns = driver.record(stream.raw, timing=True), clock._anchor_ns
     zero, random = clock._anchor.at, np.random.default_rng(0)
     driver.synchronize(base)
-    monkeypatch.setattr(driver, "elapsed_ms", lambda start, end: float(np.float32((end.at - start.at) / 1e6)))
+    monkeypatch.setattr(
+        driver, "elapsed_ms", lambda start, end: float(np.float32((end.at - start.at) / 1e6))
+    )
     monkeypatch.setattr(time, "perf_counter_ns", lambda: 1 << 62)
     for seconds in range(0, 4 * 3600, 7):
         event = driver.record(stream.raw, timing=True)
         driver.synchronize(event)
-        event.at = zero + seconds * 1_000_000_000 + int(random.integers(1_000_000))  # at any part of a millisecond
+        # at any part of a millisecond
+        event.at = zero + seconds * 1_000_000_000 + int(random.integers(1_000_000))
         assert abs(clock.ns(event) - (clock_ns + event.at - zero)) < 200_000
 
 
@@ -321,7 +363,8 @@ def test_closing_waits_for_what_is_under_way_and_lets_go_of_the_streams(device):
     assert ("put 7", stream.raw.number) in device.gpu.driver.log
 
 
-# ---- memory -------------------------------------------------------------------------------------------------------------------
+# ---- memory
+# -------------------------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 40)), min_size=1, max_size=20))
@@ -349,12 +392,21 @@ def test_memory_that_is_let_go_is_used_again(device):
     assert device.gpu.driver.counts["allocate"] == before + 2
     gc.collect()
     device.gpu.memory.trim()
-    assert device.gpu.memory.in_use == device.gpu.memory.reserved == device.gpu.driver.used == constants
+    assert (
+        device.gpu.memory.in_use
+        == device.gpu.memory.reserved
+        == device.gpu.driver.used
+        == constants
+    )
 
 
 def reuse(device):
     """A block is let go while one stream still reads it, and taken by another that writes."""
-    reader, writer, keep = device.stream("reader"), device.stream("writer"), device.empty((64,), np.float32)
+    reader, writer, keep = (
+        device.stream("reader"),
+        device.stream("writer"),
+        device.empty((64,), np.float32),
+    )
 
     def read_late(array):
         put(device, reader, array, 3)
@@ -362,7 +414,8 @@ def reuse(device):
             add(device, reader, keep, array)
 
     reader.submit(read_late, device.empty((64,), np.float32)).value()
-    wait_until(lambda: device.gpu.memory._let_go)  # the thread drops its last reference a moment later
+    # the thread drops its last reference a moment later
+    wait_until(lambda: device.gpu.memory._let_go)
 
     def write():
         again = device.empty((64,), np.float32)
@@ -410,7 +463,8 @@ def test_a_full_device_says_what_was_asked_what_is_in_use_and_what_would_fit():
     small = Gpu(SimulatedDriver(total=10_000_000))
     held = small.empty((4_000_000,), np.uint8)
     with pytest.raises(
-        DeviceError, match=r"the vision engine asked for 8\.0 MB, 4\.0 MB are in use, 6\.0 MB would fit.*device_mb.* by 2\.0 or"
+        DeviceError,
+        match=r"the vision engine asked for 8\.0 MB, 4\.0 MB are in use, 6\.0 MB would fit.*device_mb.* by 2\.0 or",
     ):
         small.empty((8_000_000,), np.uint8, "the vision engine")
     del held
@@ -445,19 +499,24 @@ def test_zeros_are_there_for_the_caller(device):
     outside = device.zeros((5,), np.float32)
     stream = device.stream("a")
     inside = stream.submit(device.zeros, (5,), np.int32).value()
-    assert seen(device, stream, outside).tolist() == seen(device, stream, inside).tolist() == [0] * 5
+    assert (
+        seen(device, stream, outside).tolist() == seen(device, stream, inside).tolist() == [0] * 5
+    )
 
 
-# ---- host to device and back --------------------------------------------------------------------------------------------------
+# ---- host to device and back
+# --------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(1, 900), min_size=1, max_size=30), st.integers(0, 1000))
-@example([1, 129, 257, 321, 449, 449, 449, 705, 1, 769, 1, 577, 769, 833, 833], 0)  # a copy behind the head hid those before it
+# a copy behind the head hid those before it
+@example([1, 129, 257, 321, 449, 449, 449, 705, 1, 769, 1, 577, 769, 833, 833], 0)
 @settings(max_examples=40, deadline=None)
 def test_a_source_may_change_as_soon_as_its_upload_returns(sizes, seed):
     device = open_device(seed)
     stream, random = device.stream("a"), np.random.default_rng(seed)
-    stream.ring._memory = device.gpu.pinned.empty((16 << 10,), np.uint8)  # a few uploads: the ring wraps
+    # a few uploads: the ring wraps
+    stream.ring._memory = device.gpu.pinned.empty((16 << 10,), np.uint8)
     targets, wanted = [device.empty((size,), np.float32) for size in sizes], []
 
     def work():
@@ -532,7 +591,11 @@ def test_an_upload_that_does_not_fit_its_target_is_refused(device):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_reading_waits_for_the_stream_and_what_is_read_stays(seed):
     device = open_device(seed)
-    stream, a, b = device.stream("a"), device.empty((4,), np.float32), device.empty((2, 2), np.int32)
+    stream, a, b = (
+        device.stream("a"),
+        device.empty((4,), np.float32),
+        device.empty((2, 2), np.int32),
+    )
 
     def work():
         put(device, stream, a, 1)
@@ -570,7 +633,8 @@ def test_pinned_memory_goes_back_when_its_last_view_goes(device):
     assert len(device.gpu.driver._regions) == regions - 1
 
 
-# ---- graphs -------------------------------------------------------------------------------------------------------------------
+# ---- graphs
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def test_captured_work_runs_when_its_graph_is_launched_and_not_before(device):
@@ -586,7 +650,10 @@ def test_captured_work_runs_when_its_graph_is_launched_and_not_before(device):
 def test_a_graph_goes_with_the_last_who_refers_to_it(device, monkeypatch):
     stream, array, closed = device.stream("a"), device.zeros((4,), np.float32), []
     monkeypatch.setattr(device.gpu.driver, "close_graph", closed.append)
-    graphs = [stream.submit(stream.capture, lambda: put(device, stream, array, 1)).value() for _ in range(2)]
+    graphs = [
+        stream.submit(stream.capture, lambda: put(device, stream, array, 1)).value()
+        for _ in range(2)
+    ]
     graphs[0].close()
     graphs[0].close()
     assert len(closed) == 1
@@ -615,7 +682,8 @@ def test_a_wait_of_the_host_in_a_capture_fails_the_capture(device):
 
 
 def test_memory_is_given_out_on_other_threads_while_a_stream_captures(device):
-    """Finding out when a block was last used asks all streams for an event: not a stream that would capture it."""
+    """Finding out when a block was last used asks all streams for an event: not a stream that would
+    capture it."""
     stream, other = device.stream("a"), device.stream("b")
     capturing, go_on = threading.Event(), threading.Event()
 
@@ -635,7 +703,8 @@ def test_memory_is_given_out_on_other_threads_while_a_stream_captures(device):
     assert taken.value().shape == (32,)
 
 
-# ---- pages --------------------------------------------------------------------------------------------------------------------
+# ---- pages
+# --------------------------------------------------------------------------------------------------------------------
 
 PAGES = 6
 slots = st.lists(st.integers(0, PAGES - 1), min_size=1, max_size=3, unique=True)
@@ -650,7 +719,8 @@ steps = st.one_of(
 
 
 def play(device, stream, steps):
-    """Do a list of steps to a pool and its host tier; returns data and positions of both, unused cells left out."""
+    """Do a list of steps to a pool and its host tier; returns data and positions of both, unused
+    cells left out."""
     pool, host = device.pool(MODEL, PAGES, np.float32), device.host_pool(MODEL, PAGES, np.float32)
     kv = (MODEL.layers, 5, MODEL.kv_heads, MODEL.head_dim)
     k, v = device.empty(kv, np.float32), device.empty(kv, np.float32)
@@ -663,7 +733,9 @@ def play(device, stream, steps):
                 device.upload(k, random.normal(size=kv).astype(np.float32), stream)
                 device.upload(v, random.normal(size=kv).astype(np.float32), stream)
                 cells = random.integers(0, MODEL.page_tokens, len(slots))
-                pool.write(np.array(slots), cells, k, v, random.integers(0, 50, (len(slots), 3)), stream)
+                pool.write(
+                    np.array(slots), cells, k, v, random.integers(0, 50, (len(slots), 3)), stream
+                )
             elif verb == "clear":
                 pool.clear(slots, stream)
             elif verb == "shift":
@@ -692,7 +764,10 @@ def filled(where):
 @settings(max_examples=60, deadline=None)
 def test_pages_on_the_device_are_what_they_are_on_the_host(steps, seed):
     device = open_device(seed)
-    got, wanted = play(device, device.stream("a"), steps), play(HostDevice(threads=False), InlineStream("a"), steps)
+    got, wanted = (
+        play(device, device.stream("a"), steps),
+        play(HostDevice(threads=False), InlineStream("a"), steps),
+    )
     for (data, where), (wanted_data, wanted_where) in zip(got, wanted, strict=True):
         np.testing.assert_array_equal(where, wanted_where)
         np.testing.assert_array_equal(data, wanted_data)
@@ -725,7 +800,8 @@ def test_frames_that_are_resized_on_the_cpu_reach_the_device(device):
     np.testing.assert_array_equal(seen(device, stream, out), np.stack(frames))
 
 
-# ---- the real driver ----------------------------------------------------------------------------------------------------------
+# ---- the real driver
+# ----------------------------------------------------------------------------------------------------------
 
 SOURCES = [Path(module.__file__) for module in (cuda_core, gpu)]
 
@@ -733,7 +809,11 @@ SOURCES = [Path(module.__file__) for module in (cuda_core, gpu)]
 def calls_of_bindings():
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and getattr(node.func.value, "id", "") == "cu":
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and getattr(node.func.value, "id", "") == "cu"
+            ):
                 yield node.func.attr, len(node.args)
 
 
@@ -781,7 +861,11 @@ def test_every_name_of_cudas_bindings_is_there():
 )
 def test_cuda_core_has_the_methods_that_the_driver_calls(owner, method, arguments):
     found = getattr(getattr(cuda.core, owner), method)
-    signature = found.__doc__.strip().splitlines()[0] if "(" in found.__doc__.splitlines()[0] else ", ".join(found.__code__.co_varnames)
+    signature = (
+        found.__doc__.strip().splitlines()[0]
+        if "(" in found.__doc__.splitlines()[0]
+        else ", ".join(found.__code__.co_varnames)
+    )
     assert all(re.search(rf"\b{name}\b", signature) for name in arguments), signature
 
 
@@ -808,12 +892,16 @@ def test_cuda_core_takes_the_options_and_the_kernel_arguments_that_the_driver_gi
     holder = ParamHolder(tuple(cuda_core.ARGUMENT_TYPES[kind](value) for kind, value in values))
     addresses = (ctypes.c_void_p * 4).from_address(holder.ptr)
     types = (ctypes.c_int64, ctypes.c_int32, ctypes.c_int64, ctypes.c_float)
-    assert [kind.from_address(at).value for kind, at in zip(types, addresses, strict=True)] == [value for _, value in values]
+    assert [kind.from_address(at).value for kind, at in zip(types, addresses, strict=True)] == [
+        value for _, value in values
+    ]
 
 
 class FakeStream:
     def __init__(self, calls, handle, options=None):
-        self.calls, self.handle, self.options = calls, handle, options
+        self.calls = calls
+        self.handle = handle
+        self.options = options
 
     def record(self, options):
         self.calls.append(("record", self.handle, options.timing_enabled, options.blocking_sync))
@@ -839,7 +927,8 @@ class FakeBuffer:
 
 @pytest.fixture
 def real_driver(monkeypatch):
-    """The driver on stand-ins of `cuda.core`'s classes and of `cuda.bindings`' functions, which record their calls in `.calls`."""
+    """The driver on stand-ins of `cuda.core`'s classes and of `cuda.bindings`' functions, which
+    record their calls in `.calls`."""
     calls, handles = [], iter(range(1, 100))
     device = SimpleNamespace(
         name="H200",
@@ -854,10 +943,14 @@ def real_driver(monkeypatch):
     stand_ins = {
         "Device": lambda ordinal: device,
         "DeviceMemoryResource": lambda device, options: pool,
-        "LegacyPinnedMemoryResource": lambda: SimpleNamespace(allocate=lambda size: FakeBuffer(calls, 4096)),
+        "LegacyPinnedMemoryResource": lambda: SimpleNamespace(
+            allocate=lambda size: FakeBuffer(calls, 4096)
+        ),
         "Stream": SimpleNamespace(from_handle=lambda handle: FakeStream(calls, handle)),
         "ObjectCode": SimpleNamespace(from_cubin=lambda cubin: code),
-        "launch": lambda stream, config, kernel, *args: calls.append(("launch", stream.handle, config, kernel.name, args)),
+        "launch": lambda stream, config, kernel, *args: calls.append(
+            ("launch", stream.handle, config, kernel.name, args)
+        ),
     }
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(cuda_core, name, stand_in)
@@ -882,7 +975,10 @@ def real_driver(monkeypatch):
 
 
 def test_the_real_driver_gives_urgent_streams_the_highest_priority(real_driver):
-    assert [real_driver.create_stream(urgent).options.priority for urgent in (False, True)] == [0, -5]
+    assert [real_driver.create_stream(urgent).options.priority for urgent in (False, True)] == [
+        0,
+        -5,
+    ]
 
 
 def test_the_real_driver_allocates_in_the_order_of_its_own_stream_and_waits_for_it(real_driver):
@@ -903,12 +999,17 @@ def test_the_real_driver_tells_full_memory_from_other_failures(real_driver):
     with pytest.raises(MemoryError):
         real_driver.allocate(10)
     real_driver.pool.allocate = refuse("CUDA_ERROR_ILLEGAL_ADDRESS:\n while loading")
-    with pytest.raises(DeviceError, match=r"^CUDA failed \(CUDA_ERROR_ILLEGAL_ADDRESS: while loading\): see `nvidia-smi`"):
+    with pytest.raises(
+        DeviceError,
+        match=r"^CUDA failed \(CUDA_ERROR_ILLEGAL_ADDRESS: while loading\): see `nvidia-smi`",
+    ):
         real_driver.allocate(10)
 
 
 def test_the_real_driver_makes_the_gpu_current_once_on_each_thread(real_driver):
-    threads = [threading.Thread(target=lambda: [real_driver.memory() for _ in range(3)]) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: [real_driver.memory() for _ in range(3)]) for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
         thread.join()
@@ -917,12 +1018,23 @@ def test_the_real_driver_makes_the_gpu_current_once_on_each_thread(real_driver):
 
 def test_the_real_driver_launches_with_typed_arguments_on_the_stream_of_that_handle(real_driver):
     kernel = real_driver.load(b"cubin", "attention", 100 << 10)
-    real_driver.launch(kernel, (3, 2, 1), 128, 100 << 10, 4711, (("pointer", 5), ("i32", -1), ("f32", 0.5)))
+    real_driver.launch(
+        kernel, (3, 2, 1), 128, 100 << 10, 4711, (("pointer", 5), ("i32", -1), ("f32", 0.5))
+    )
     attribute, call = real_driver.calls
-    assert attribute[:2] == ("cuKernelSetAttribute", cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)
+    assert attribute[:2] == (
+        "cuKernelSetAttribute",
+        cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+    )
     assert attribute[2:4] == (100 << 10, 77)
     _, handle, config, name, args = call
-    assert (handle, config.grid, config.block, config.shmem_size, name) == (4711, (3, 2, 1), (128, 1, 1), 100 << 10, "attention")
+    assert (handle, config.grid, config.block, config.shmem_size, name) == (
+        4711,
+        (3, 2, 1),
+        (128, 1, 1),
+        100 << 10,
+        "attention",
+    )
     assert [getattr(arg, "value", arg) for arg in args] == [5, -1, 0.5]
     assert [type(arg) for arg in args] == [int, ctypes.c_int32, ctypes.c_float]
 
@@ -960,10 +1072,16 @@ def test_a_status_that_is_no_success_is_told_by_its_name():
 @pytest.mark.parametrize(
     ("found", "told"),
     [
-        (("CUDA_SUCCESS", 12090, 1, 0), "speaks CUDA 12.9, version 13.0 is needed: install driver 580"),
+        (
+            ("CUDA_SUCCESS", 12090, 1, 0),
+            "speaks CUDA 12.9, version 13.0 is needed: install driver 580",
+        ),
         (("CUDA_SUCCESS", 13000, 1, 1), "no GPU 1: GPUs 0 to 0 are there"),
         (("CUDA_ERROR_NO_DEVICE", 13000, 0, 0), "no GPU 0: there is none"),
-        (("CUDA_ERROR_SYSTEM_NOT_READY", 13000, 0, 0), "does not start (CUDA_ERROR_SYSTEM_NOT_READY)"),
+        (
+            ("CUDA_ERROR_SYSTEM_NOT_READY", 13000, 0, 0),
+            "does not start (CUDA_ERROR_SYSTEM_NOT_READY)",
+        ),
     ],
 )
 def test_a_gpu_that_cannot_be_used_is_told_in_one_line(found, told):
@@ -983,7 +1101,10 @@ def test_a_machine_without_a_driver_is_told_so_in_one_line(monkeypatch):
         raise RuntimeError("the library is not there:\nsearch")
 
     monkeypatch.setattr(cu, "cuInit", no_library)
-    with pytest.raises(DeviceError, match=r"^no NVIDIA driver is installed: install version 580 or newer, or [^\n]*`vicort-build[^\n]*$"):
+    with pytest.raises(
+        DeviceError,
+        match=r"^no NVIDIA driver is installed: install version 580 or newer, or [^\n]*`vicort-build[^\n]*$",
+    ):
         gpu._open_driver(0)
 
 
@@ -993,9 +1114,14 @@ def test_a_gpu_that_does_not_open_is_told_in_one_line(monkeypatch):
 
     answers = {"cuInit": (), "cuDriverGetVersion": (13000,), "cuDeviceGetCount": (1,)}
     for name, answer in answers.items():
-        monkeypatch.setattr(cu, name, lambda *args, answer=answer: (cu.CUresult.CUDA_SUCCESS, *answer))
+        monkeypatch.setattr(
+            cu, name, lambda *args, answer=answer: (cu.CUresult.CUDA_SUCCESS, *answer)
+        )
     monkeypatch.setattr(cuda_core, "CudaCoreDriver", busy)
-    with pytest.raises(DeviceError, match=r"^GPU 0 cannot be opened \(CUDA_ERROR_DEVICE_UNAVAILABLE: busy\): see `nvidia-smi`"):
+    with pytest.raises(
+        DeviceError,
+        match=r"^GPU 0 cannot be opened \(CUDA_ERROR_DEVICE_UNAVAILABLE: busy\): see `nvidia-smi`",
+    ):
         gpu._open_driver(0)
 
 

@@ -1,4 +1,5 @@
-"""How the compiled kernels are read, chosen and launched: without a GPU, with a launcher that only records."""
+"""How the compiled kernels are read, chosen and launched: without a GPU, with a launcher that only
+records."""
 
 from __future__ import annotations
 
@@ -31,7 +32,15 @@ class Recorder:
         return function
 
     def launch(self, kernel, grid, threads, shared_bytes, stream_handle, args) -> None:
-        self.launches.append({"kernel": kernel, "grid": grid, "threads": threads, "stream": stream_handle, "args": list(args)})
+        self.launches.append(
+            {
+                "kernel": kernel,
+                "grid": grid,
+                "threads": threads,
+                "stream": stream_handle,
+                "args": list(args),
+            }
+        )
 
     def constant(self, data: bytes) -> int:
         self.constants.append(data)
@@ -39,24 +48,54 @@ class Recorder:
 
 
 def make_spec(**changes: Any) -> KernelSpec:
-    parts: dict[str, Any] = {"kv_heads": 2, "groups": 8, "head_dim": 128, "page_tokens": 16, "dtype": "bfloat16", "sections": (16, 24, 24)}
+    parts: dict[str, Any] = {
+        "kv_heads": 2,
+        "groups": 8,
+        "head_dim": 128,
+        "page_tokens": 16,
+        "dtype": "bfloat16",
+        "sections": (16, 24, 24),
+    }
     parts |= changes
-    return KernelSpec(frequencies=tuple(np.linspace(1, 0, parts["head_dim"] // 2, dtype=np.float32).tolist()), **parts)
+    return KernelSpec(
+        frequencies=tuple(np.linspace(1, 0, parts["head_dim"] // 2, dtype=np.float32).tolist()),
+        **parts,
+    )
 
 
-def make_kernels(spec: KernelSpec | None = None, architectures: tuple[int, ...] = (80, 86, 89, 90, 120)) -> Kernels:
+def make_kernels(
+    spec: KernelSpec | None = None, architectures: tuple[int, ...] = (80, 86, 89, 90, 120)
+) -> Kernels:
     return Kernels.parse(stand_in(spec or make_spec(), TILES, architectures))
 
 
 def load(kernels: Kernels, multiprocessors: int = 132) -> tuple[LoadedKernels, Recorder]:
     recorder = Recorder()
-    return LoadedKernels(kernels, capability=(9, 0), multiprocessors=multiprocessors, launcher=recorder), recorder
+    return LoadedKernels(
+        kernels, capability=(9, 0), multiprocessors=multiprocessors, launcher=recorder
+    ), recorder
 
 
 def attend(loaded: LoadedKernels, **changes: Any) -> None:
-    pointers = {"q": 1, "k": 2, "v": 3, "pos": 4, "pool": 1 << 40, "where": 1 << 20, "table": 1 << 10, "out": 8, "workspace": 9}
-    shapes = {"pool_shape": (50, 4, 2, 2, 16, 128), "where_shape": (50, 1, 1, 16, 3), "table_shape": (1, 1, 7)}
-    loaded.attention(**(pointers | shapes | {"rows": 1, "layer": 2, "scale": 0.125, "stream": 77} | changes))
+    pointers = {
+        "q": 1,
+        "k": 2,
+        "v": 3,
+        "pos": 4,
+        "pool": 1 << 40,
+        "where": 1 << 20,
+        "table": 1 << 10,
+        "out": 8,
+        "workspace": 9,
+    }
+    shapes = {
+        "pool_shape": (50, 4, 2, 2, 16, 128),
+        "where_shape": (50, 1, 1, 16, 3),
+        "table_shape": (1, 1, 7),
+    }
+    loaded.attention(
+        **(pointers | shapes | {"rows": 1, "layer": 2, "scale": 0.125, "stream": 77} | changes)
+    )
 
 
 specs = st.builds(
@@ -77,7 +116,9 @@ specs = st.builds(
     spare=st.tuples(st.integers(0, 500), st.integers(0, 500)),
     capability=st.sampled_from([(8, 0), (9, 0), (12, 0)]),
 )
-def test_programs_cover_all_queries_and_the_workspace_has_a_bound(spec, rows, pages, multiprocessors, spare, capability):
+def test_programs_cover_all_queries_and_the_workspace_has_a_bound(
+    spec, rows, pages, multiprocessors, spare, capability
+):
     kernels = make_kernels(spec)
     plan = kernels.plan(rows, pages, multiprocessors, capability)
     tiles, heads, shares = plan.grid
@@ -87,7 +128,9 @@ def test_programs_cover_all_queries_and_the_workspace_has_a_bound(spec, rows, pa
     key_tiles = math.ceil(pages * spec.page_tokens / block_n) + math.ceil(rows / block_n)
     assert 1 <= shares <= min(MAX_SHARES, key_tiles)
     needed = shares * rows * spec.groups * heads * (spec.head_dim + 2) * 4 if shares > 1 else 0
-    assert plan.workspace_bytes == needed <= kernels.workspace_bytes(rows + spare[0], pages + spare[1])
+    assert (
+        plan.workspace_bytes == needed <= kernels.workspace_bytes(rows + spare[0], pages + spare[1])
+    )
 
 
 def test_one_row_fills_the_gpu():
@@ -106,7 +149,12 @@ def test_arguments_are_those_of_the_cubin_with_hidden_ones_zero():
     attend(loaded, rows=2, table_shape=(1, 1, 900))
     loaded.scatter_tokens(k=1, v=2, slots=3, cells=4, pool=5, count=6, rows=7, layers=8, stream=9)
     loaded.set_places(slots=1, places=2, where=3, count=4, stream=5)
-    assert [launch["kernel"] for launch in recorder.launches] == ["bounded_attention", "combine", "scatter_tokens", "set_places"]
+    assert [launch["kernel"] for launch in recorder.launches] == [
+        "bounded_attention",
+        "combine",
+        "scatter_tokens",
+        "set_places",
+    ]
     index = {each.kernel: each for each in loaded.kernels.compiled if each.architecture == 90}
     for launch in recorder.launches:
         assert tuple(kind for kind, _ in launch["args"]) == index[launch["kernel"]].arguments
@@ -125,7 +173,9 @@ def test_arguments_are_those_of_the_cubin_with_hidden_ones_zero():
         ((50, 1, 2, 16, 3), (4, 2, 7), 0, 2 * 2 * 7 * 4, 48, 7),
     ],
 )
-def test_a_dimension_of_one_serves_all_layers_or_heads(where_shape, table_shape, where_first, table_first, where_head, table_head):
+def test_a_dimension_of_one_serves_all_layers_or_heads(
+    where_shape, table_shape, where_first, table_first, where_head, table_head
+):
     loaded, recorder = load(make_kernels())
     attend(loaded, where_shape=where_shape, table_shape=table_shape)
     values = [value for _, value in recorder.launches[0]["args"]]
@@ -177,7 +227,8 @@ def test_tables_hold_cos_and_then_sin_of_each_position():
 
 
 @pytest.mark.parametrize(
-    ("capability", "architecture"), [((8, 0), 80), ((8, 6), 86), ((8, 7), 86), ((8, 9), 89), ((9, 0), 90), ((12, 0), 120)]
+    ("capability", "architecture"),
+    [((8, 0), 80), ((8, 6), 86), ((8, 7), 86), ((8, 9), 89), ((9, 0), 90), ((12, 0), 120)],
 )
 def test_the_nearest_older_cubin_of_the_same_generation_serves(capability, architecture):
     assert make_kernels().architecture(capability) == architecture
@@ -185,7 +236,10 @@ def test_the_nearest_older_cubin_of_the_same_generation_serves(capability, archi
 
 @pytest.mark.parametrize("capability", [(7, 5), (10, 0), (12, 1)])
 def test_a_gpu_without_a_cubin_is_named(capability):
-    with pytest.raises(EngineError, match=f"no kernels for sm_{capability[0]}{capability[1]}, only for sm_80, .*sm_120"):
+    with pytest.raises(
+        EngineError,
+        match=f"no kernels for sm_{capability[0]}{capability[1]}, only for sm_80, .*sm_120",
+    ):
         make_kernels().architecture(capability)
 
 
@@ -196,7 +250,9 @@ def edited(change: str, value: object) -> bytes:
     with zipfile.ZipFile(target, "w") as archive:
         for name in source.namelist():
             data = source.read(name)
-            archive.writestr(name, json.dumps(json.loads(data) | {change: value}) if name == INDEX else data)
+            archive.writestr(
+                name, json.dumps(json.loads(data) | {change: value}) if name == INDEX else data
+            )
     return target.getvalue()
 
 
@@ -246,6 +302,12 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_an_archive_without_one_of_the_kernels_is_refused():
     kernels = make_kernels()
-    fewer = Kernels(kernels.name, kernels.spec, {}, tuple(each for each in kernels.compiled if each.form != "wide"), kernels.cubins)
+    fewer = Kernels(
+        kernels.name,
+        kernels.spec,
+        {},
+        tuple(each for each in kernels.compiled if each.form != "wide"),
+        kernels.cubins,
+    )
     with pytest.raises(EngineError, match="no bounded_attention wide for sm_90"):
         load(fewer)

@@ -20,9 +20,16 @@ SHORT = Sampling(max_tokens=5)
 ASK = "what color was the circle?"
 
 
-@given(st.integers(1, 9), st.integers(1, 9), st.booleans(), st.booleans(), st.sampled_from([(1, 1), (-1, 1), (2, -2), (1, 3)]))
+@given(
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([(1, 1), (-1, 1), (2, -2), (1, 3)]),
+)
 def test_a_tensor_is_a_picture_without_a_copy(height, width, planar, from_torch, steps):
-    """Rows and columns in any order and distance, channels first or last, from NumPy and from PyTorch."""
+    """Rows and columns in any order and distance, channels first or last, from NumPy and from
+    PyTorch."""
     assume(not from_torch or min(steps) > 0)  # PyTorch has no negative strides
     whole = np.random.default_rng(0).integers(0, 256, (height * 3, width * 3, 3), np.uint8)
     part = whole[:: steps[0], :: steps[1]][:height, :width]
@@ -56,7 +63,11 @@ class OnGpu:
         (np.zeros((2, 2), np.uint8), 0, "uint8 2x2 "),
         (np.zeros((0, 2, 3), np.uint8), 0, "uint8 0x2x3"),
         ([[1, 2, 3]], 0, "a list is no picture"),
-        (OnGpu(), 0, "a OnGpu is no picture in the host's memory .it is in a GPU's.: move it to the CPU"),
+        (
+            OnGpu(),
+            0,
+            "a OnGpu is no picture in the host's memory .it is in a GPU's.: move it to the CPU",
+        ),
         (torch.zeros((2, 2, 3), requires_grad=True), 0, "a Tensor is no picture"),
         (torch.zeros((2, 2, 3), dtype=torch.uint8, device="meta"), 0, "move it to the CPU"),
         (np.zeros((2, 2, 3), np.uint8), float("nan"), "nan s"),
@@ -75,7 +86,10 @@ def test_tensors_and_arrays_give_the_same_answer():
             return session.ask(ASK).text
 
     plain = answer(lambda frame: frame)
-    assert answer(lambda frame: Frame.of(torch.from_numpy(frame.image).permute(2, 0, 1), frame.time)) == plain
+    assert (
+        answer(lambda frame: Frame.of(torch.from_numpy(frame.image).permute(2, 0, 1), frame.time))
+        == plain
+    )
     assert answer(lambda frame: Frame.of(frame.image, float(frame.time))) == plain
 
 
@@ -89,7 +103,10 @@ def test_pieces_come_while_the_event_loop_goes_on(overlap):
 
     with Session(FakeEngineSet(), system(), sampling=SHORT, overlap=overlap) as session:
         streamed = asyncio.run(talk(session))
-        assert ["".join(pieces) for pieces in streamed] == [session.ask(ASK).text, session.ask("what is there now?").text]
+        assert ["".join(pieces) for pieces in streamed] == [
+            session.ask(ASK).text,
+            session.ask("what is there now?").text,
+        ]
 
 
 async def _collect(pieces):
@@ -97,7 +114,10 @@ async def _collect(pieces):
 
 
 def test_a_question_that_cannot_be_asked_is_told_to_the_loop():
-    with Session(FakeEngineSet(), system(), sampling=SHORT) as session, pytest.raises(QuestionError, match="tokens"):
+    with (
+        Session(FakeEngineSet(), system(), sampling=SHORT) as session,
+        pytest.raises(QuestionError, match="tokens"),
+    ):
         asyncio.run(_collect(session.ask_stream("what " * 500)))
 
 
@@ -121,5 +141,8 @@ def test_a_close_ends_the_stream_of_an_answer():
         await asyncio.to_thread(session.close)
         await asyncio.wait_for(asking, 5)
 
-    with Session(FakeEngineSet(), system(), sampling=SHORT) as session, pytest.raises(Exception, match="the session was closed"):
+    with (
+        Session(FakeEngineSet(), system(), sampling=SHORT) as session,
+        pytest.raises(Exception, match="the session was closed"),
+    ):
         asyncio.run(wait(session))

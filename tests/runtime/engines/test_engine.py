@@ -36,7 +36,9 @@ def bindings(engines: EngineSet, rows: int, pages: int, seed: int) -> dict[str, 
         "k": np.zeros(cache, engines.dtype),
         "v": np.zeros(cache, engines.dtype),
         "q": np.zeros((model.layers, model.query_heads, model.head_dim), np.float32),
-        "queries": np.zeros((model.layers, model.observed_rows, model.query_heads, model.head_dim), np.float32),
+        "queries": np.zeros(
+            (model.layers, model.observed_rows, model.query_heads, model.head_dim), np.float32
+        ),
     }
 
 
@@ -47,7 +49,9 @@ def results(bound: dict[str, np.ndarray]) -> bytes:
 def test_a_run_writes_into_the_callers_arrays(engines):
     bound = bindings(engines, 5, 4, seed=0)
     addresses = {name: array.ctypes.data for name, array in bound.items()}
-    before = {name: bound[name].copy() for name in ("tokens", "features", "pos", "pool", "where", "table")}
+    before = {
+        name: bound[name].copy() for name in ("tokens", "features", "pos", "pool", "where", "table")
+    }
     assert engines.llm.enqueue(bound, InlineStream("test")).result() is None
     assert all(bound[name].any() for name in OUTPUTS)
     assert all(np.array_equal(bound[name], array) for name, array in before.items())
@@ -110,7 +114,10 @@ MISFITS = {
     "type": (lambda b: b.update(pos=b["pos"].astype(np.int64)), "'pos' is int64"),
     "rank": (lambda b: b.update(tokens=b["tokens"][:, None]), "'tokens'"),
     "strides": (lambda b: b.update(features=np.asfortranarray(b["features"])), "contiguous"),
-    "fixed size": (lambda b: b.update(features=np.ascontiguousarray(b["features"][:, 1:])), "'features'"),
+    "fixed size": (
+        lambda b: b.update(features=np.ascontiguousarray(b["features"][:, 1:])),
+        "'features'",
+    ),
     "sizes that differ": (lambda b: b.update(tokens=b["tokens"][1:]), "'C'"),
     "too many rows": (lambda b: b.update(bindings_of_many_rows(b)), "dimension C"),
 }
@@ -118,8 +125,14 @@ MISFITS = {
 
 def bindings_of_many_rows(bound: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     rows = 5000
-    grown = {name: np.zeros((rows, *bound[name].shape[1:]), bound[name].dtype) for name in ("tokens", "features", "pos")}
-    return grown | {name: np.zeros((len(bound[name]), rows, *bound[name].shape[2:]), bound[name].dtype) for name in ("k", "v")}
+    grown = {
+        name: np.zeros((rows, *bound[name].shape[1:]), bound[name].dtype)
+        for name in ("tokens", "features", "pos")
+    }
+    return grown | {
+        name: np.zeros((len(bound[name]), rows, *bound[name].shape[2:]), bound[name].dtype)
+        for name in ("k", "v")
+    }
 
 
 @pytest.mark.parametrize(("spoil", "reason"), MISFITS.values(), ids=MISFITS.keys())
@@ -188,8 +201,15 @@ def test_where_engine_sets_lie(tmp_path, monkeypatch):
     checkout = locations.default_engine_dir("tiny", "fp32", "openvino")
     assert (checkout.parent.name, checkout.name) == ("engines", "tiny-fp32-openvino")
     assert (checkout.parent.parent / "pyproject.toml").is_file()
-    assert locations.default_engine_dir("Qwen/Qwen2.5-VL-3B-Instruct", "bf16", "openvino").name == "qwen2.5-vl-3b-instruct-bf16-openvino"
-    monkeypatch.setattr(locations, "__file__", str(tmp_path / "site-packages" / "vicort" / "runtime" / "locations.py"))
+    assert (
+        locations.default_engine_dir("Qwen/Qwen2.5-VL-3B-Instruct", "bf16", "openvino").name
+        == "qwen2.5-vl-3b-instruct-bf16-openvino"
+    )
+    monkeypatch.setattr(
+        locations,
+        "__file__",
+        str(tmp_path / "site-packages" / "vicort" / "runtime" / "locations.py"),
+    )
     monkeypatch.setattr(locations.Path, "home", lambda: tmp_path)
     assert locations.engines_root().is_relative_to(tmp_path)
     assert locations.find_engine_dir("tiny") is None

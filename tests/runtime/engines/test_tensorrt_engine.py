@@ -1,4 +1,5 @@
-"""TensorRTEngine against a stand-in for TensorRT and CUDA; the switch and the plugin against the real tensorrt_rtx."""
+"""TensorRTEngine against a stand-in for TensorRT and CUDA; the switch and the plugin against the
+real tensorrt_rtx."""
 
 import gc
 import importlib
@@ -66,7 +67,9 @@ def names(calls: list[tuple]) -> list[str]:
     return [call[1] if isinstance(call[0], int) else call[0] for call in calls]
 
 
-def test_a_run_sets_shapes_then_memory_then_addresses_and_executes_on_the_streams_handle(engine, fake, stream):
+def test_a_run_sets_shapes_then_memory_then_addresses_and_executes_on_the_streams_handle(
+    engine, fake, stream
+):
     arrays = bound(5)
     assert engine.enqueue(arrays, stream).result() is None
     assert taken(fake) == [
@@ -81,7 +84,9 @@ def test_a_run_sets_shapes_then_memory_then_addresses_and_executes_on_the_stream
     ]
 
 
-def test_the_second_run_of_the_same_arrays_is_captured_after_a_warm_up_and_later_ones_replay(engine, fake, stream):
+def test_the_second_run_of_the_same_arrays_is_captured_after_a_warm_up_and_later_ones_replay(
+    engine, fake, stream
+):
     arrays = bound(5)
     engine.enqueue(arrays, stream)
     taken(fake)
@@ -90,7 +95,8 @@ def test_the_second_run_of_the_same_arrays_is_captured_after_a_warm_up_and_later
     assert names(second) == [
         "context", "shape", "size", "memory", "address", "address", "execute", "begin capture", "execute", "end capture"
     ]  # fmt: skip
-    assert second[6][0] == second[8][0] == 1  # a context of the graph's own, since the graph keeps its state
+    # a context of the graph's own, since the graph keeps its state
+    assert second[6][0] == second[8][0] == 1
     for _ in range(3):
         engine.enqueue(arrays, stream)
     assert taken(fake) == [("replay", 7)] * 3
@@ -99,13 +105,19 @@ def test_the_second_run_of_the_same_arrays_is_captured_after_a_warm_up_and_later
 def test_other_shapes_or_other_addresses_are_another_graph(engine, fake, stream):
     first, shorter = bound(5), bound(4)
     moved = first | {"y": Array((5,), np.float32)}
-    part = {name: Array((4, *array.shape[1:]), np.float32, pointer=array.pointer) for name, array in first.items()}
+    part = {
+        name: Array((4, *array.shape[1:]), np.float32, pointer=array.pointer)
+        for name, array in first.items()
+    }
     for arrays in (first, first, shorter, moved, part):
         engine.enqueue(arrays, stream)
     taken(fake)
     for arrays in (first, shorter, moved, part):
         engine.enqueue(arrays, stream)
-    assert [name for name in names(taken(fake)) if name in ("replay", "begin capture")] == ["replay", *["begin capture"] * 3]
+    assert [name for name in names(taken(fake)) if name in ("replay", "begin capture")] == [
+        "replay",
+        *["begin capture"] * 3,
+    ]
 
 
 def test_plain_runs_after_a_capture_leave_the_graphs_context_alone(engine, fake, stream):
@@ -128,11 +140,18 @@ def test_what_cannot_be_captured_is_remembered_and_runs_plainly(engine, fake, st
         engine.enqueue(arrays, stream)
     assert "begin capture" not in (calls := names(taken(fake)))
     assert calls.count("execute") == 3
-    assert engine.graph_report(stream) == {"graphs": 0, "refusals": ["the driver does not capture this"]}
+    assert engine.graph_report(stream) == {
+        "graphs": 0,
+        "refusals": ["the driver does not capture this"],
+    }
 
 
 def test_a_context_that_says_it_cannot_be_captured_is_not(engine, fake, stream, monkeypatch):
-    monkeypatch.setattr("support.fake_tensorrt.FakeContext.is_stream_capturable", lambda self, handle: handle != 7, raising=False)
+    monkeypatch.setattr(
+        "support.fake_tensorrt.FakeContext.is_stream_capturable",
+        lambda self, handle: handle != 7,
+        raising=False,
+    )
     arrays = bound(5)
     for _ in range(3):
         engine.enqueue(arrays, stream)
@@ -144,7 +163,10 @@ def test_layers_are_timed_on_a_context_of_their_own_outside_of_graphs(engine, fa
     for _ in range(3):
         engine.enqueue(arrays, stream)
     taken(fake)
-    assert engine.layer_times(arrays, stream, runs=2) == {"norm": [0.75, 0.75], "product": [2.0, 2.0]}
+    assert engine.layer_times(arrays, stream, runs=2) == {
+        "norm": [0.75, 0.75],
+        "product": [2.0, 2.0],
+    }
     calls = taken(fake)
     assert names(calls).count("execute") == 3  # one to warm up
     assert "replay" not in names(calls)
@@ -153,7 +175,9 @@ def test_layers_are_timed_on_a_context_of_their_own_outside_of_graphs(engine, fa
     assert names(taken(fake)) == ["replay"]  # the graph is still there
 
 
-def test_graphs_are_bounded_and_the_oldest_is_closed_once_the_stream_has_passed(engine, fake, stream):
+def test_graphs_are_bounded_and_the_oldest_is_closed_once_the_stream_has_passed(
+    engine, fake, stream
+):
     runs = [bound(5) for _ in range(MOST_GRAPHS + 1)]
     for arrays in runs:
         engine.enqueue(arrays, stream)
@@ -251,7 +275,9 @@ def test_a_plan_that_is_not_what_the_manifest_says_is_refused(plan, tensors, sai
 
 def test_a_plan_may_call_its_tensors_otherwise(plan, fake, stream):
     fake = FakeTensorRT((TENSORS[0], ("output0", "output", "FLOAT", (-1,))))
-    engine = TensorRTEngine(plan, SIGNATURE.model_copy(update={"plan_names": {"y": "output0"}}), MANIFEST, fake, None)
+    engine = TensorRTEngine(
+        plan, SIGNATURE.model_copy(update={"plan_names": {"y": "output0"}}), MANIFEST, fake, None
+    )
     arrays = bound(5)
     engine.enqueue(arrays, stream)
     assert (0, "address", "output0", arrays["y"].pointer) in taken(fake)
@@ -260,7 +286,9 @@ def test_a_plan_may_call_its_tensors_otherwise(plan, fake, stream):
 def test_a_plan_of_another_version_says_which(plan, fake):
     fake.engine = None
     manifest = SimpleNamespace(versions={"tensorrt": "10.9.0"}, target="sm_90")
-    with pytest.raises(EngineError, match=r"built by tensorrt 10\.9\.0, which 11\.4\.0 does not take"):
+    with pytest.raises(
+        EngineError, match=r"built by tensorrt 10\.9\.0, which 11\.4\.0 does not take"
+    ):
         TensorRTEngine(plan, SIGNATURE, manifest, fake, None)
 
 
@@ -281,13 +309,21 @@ def test_a_stripped_plan_is_given_its_weights_before_it_runs(plan, fake):
     fake.OnnxParserRefitter = lambda refitter, logger: SimpleNamespace(
         refit_from_file=lambda file: files.append(file) or file.endswith("x.onnx")
     )
-    TensorRTEngine(plan, SIGNATURE.model_copy(update={"refit_from": "x.onnx"}), MANIFEST, fake, None)
+    TensorRTEngine(
+        plan, SIGNATURE.model_copy(update={"refit_from": "x.onnx"}), MANIFEST, fake, None
+    )
     assert files == [str(plan.with_name("x.onnx"))]
     with pytest.raises(EngineError, match=r"weights of y\.txt"):
-        TensorRTEngine(plan, SIGNATURE.model_copy(update={"refit_from": "y.txt"}), MANIFEST, fake, None)
+        TensorRTEngine(
+            plan, SIGNATURE.model_copy(update={"refit_from": "y.txt"}), MANIFEST, fake, None
+        )
 
 
-@given(st.integers(1, 4), st.lists(st.integers(0, 7), max_size=80), st.sets(st.integers(0, 7), max_size=3))
+@given(
+    st.integers(1, 4),
+    st.lists(st.integers(0, 7), max_size=80),
+    st.sets(st.integers(0, 7), max_size=3),
+)
 def test_the_graph_cache_is_plain_then_captures_then_replays(most, keys, uncapturable):
     """Against a plain statement of the rule."""
     cache: GraphCache = GraphCache(most)
@@ -330,7 +366,8 @@ class Absent:
 
 @pytest.fixture
 def fresh_switch(monkeypatch):
-    """The switch as in a new process. The real modules stay what they are for the other tests: a creator registers once."""
+    """The switch as in a new process. The real modules stay what they are for the other tests: a
+    creator registers once."""
     monkeypatch.setattr(tensorrt, "_load", tensorrt._load.__wrapped__)
 
 
@@ -346,7 +383,9 @@ def test_without_tensorrt_the_error_names_the_pip_command(fresh_switch, monkeypa
 
 
 def test_the_full_tensorrt_is_preferred_if_it_really_loads(fresh_switch, monkeypatch):
-    full, rtx = (SimpleNamespace(__version__=number, ILogger=object) for number in ("11.4.0", "1.7.1"))
+    full, rtx = (
+        SimpleNamespace(__version__=number, ILogger=object) for number in ("11.4.0", "1.7.1")
+    )
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)
     monkeypatch.setitem(sys.modules, "tensorrt", full)
     assert (load_tensorrt().flavour, load_tensorrt().version) == ("tensorrt", "11.4.0")
@@ -369,7 +408,14 @@ def rtx():
     return load_tensorrt("tensorrt_rtx")
 
 
-SPEC = SimpleNamespace(dtype="bfloat16", kv_heads=2, page_tokens=4, head_dim=32, sections=(4, 6, 6), frequencies=tuple([0.5] * 16))
+SPEC = SimpleNamespace(
+    dtype="bfloat16",
+    kv_heads=2,
+    page_tokens=4,
+    head_dim=32,
+    sections=(4, 6, 6),
+    frequencies=tuple([0.5] * 16),
+)
 ATTRIBUTES = {
     "layer": np.array([3], np.int32),
     "scale": np.array([0.25], np.float32),
@@ -394,7 +440,10 @@ class Kernels:
 
 
 def fields(rtx, **changes):
-    return tensorrt._field_collection(rtx.module, {name: value for name, value in (ATTRIBUTES | changes).items() if value is not None})
+    return tensorrt._field_collection(
+        rtx.module,
+        {name: value for name, value in (ATTRIBUTES | changes).items() if value is not None},
+    )
 
 
 def create(rtx, host_of=Kernels, **changes):
@@ -419,19 +468,31 @@ def test_layer_times_are_a_profiler_of_tensorrts_own(rtx):
 
 def test_tensorrt_finds_the_plugin_by_name_and_namespace(rtx):
     with rtx.plugins(None):
-        assert rtx.module.get_plugin_registry().get_creator("BoundedAttention", "1", "vicort") is not None
+        assert (
+            rtx.module.get_plugin_registry().get_creator("BoundedAttention", "1", "vicort")
+            is not None
+        )
 
 
 def test_a_plugin_comes_back_from_what_it_serialises_and_its_clones_are_equal(rtx):
     plugin, _, _ = create(rtx)
     serialised = {field.name: np.array(field.data) for field in plugin.get_fields_to_serialize()}
-    assert {name: value.tolist() for name, value in serialised.items()} == {name: value.tolist() for name, value in ATTRIBUTES.items()}
+    assert {name: value.tolist() for name, value in serialised.items()} == {
+        name: value.tolist() for name, value in ATTRIBUTES.items()
+    }
     with rtx.plugins(Kernels()):
         again = rtx.creator.create_plugin("node", plugin.get_fields_to_serialize(), None)
     for twin in (again, plugin.clone(), plugin.attach_to_context(None)):
         assert twin is not plugin
-        assert {name: value.tolist() for name, value in twin.fields.items()} == {name: value.tolist() for name, value in ATTRIBUTES.items()}
-        assert (twin.plugin_name, twin.plugin_version, twin.plugin_namespace, twin.num_outputs) == ("BoundedAttention", "1", "vicort", 1)
+        assert {name: value.tolist() for name, value in twin.fields.items()} == {
+            name: value.tolist() for name, value in ATTRIBUTES.items()
+        }
+        assert (twin.plugin_name, twin.plugin_version, twin.plugin_namespace, twin.num_outputs) == (
+            "BoundedAttention",
+            "1",
+            "vicort",
+            1,
+        )
 
 
 @pytest.mark.parametrize(
@@ -465,16 +526,29 @@ def tensors(rtx, kind, integer=None, layout=None):
     return [SimpleNamespace(desc=SimpleNamespace(type=each, format=layout)) for each in types]
 
 
-@pytest.mark.parametrize(("kind", "allowed"), [("bfloat16", True), ("float16", True), ("float32", True), ("int8", False), ("int32", False)])
+@pytest.mark.parametrize(
+    ("kind", "allowed"),
+    [("bfloat16", True), ("float16", True), ("float32", True), ("int8", False), ("int32", False)],
+)
 def test_formats_are_linear_of_one_float_type_and_int32(rtx, kind, allowed):
     plugin, _, _ = create(rtx)
     trt = rtx.module
     given_tensors = tensors(rtx, getattr(trt, kind))
-    assert all(plugin.supports_format_combination(position, given_tensors, 7) for position in range(8)) == allowed
-    mixed = [*given_tensors[:7], SimpleNamespace(desc=SimpleNamespace(type=trt.int64, format=trt.TensorFormat.LINEAR))]
+    assert (
+        all(plugin.supports_format_combination(position, given_tensors, 7) for position in range(8))
+        == allowed
+    )
+    mixed = [
+        *given_tensors[:7],
+        SimpleNamespace(desc=SimpleNamespace(type=trt.int64, format=trt.TensorFormat.LINEAR)),
+    ]
     assert not plugin.supports_format_combination(7, mixed, 7)
-    assert not plugin.supports_format_combination(3, tensors(rtx, getattr(trt, kind), integer=trt.int64), 7)
-    assert not plugin.supports_format_combination(0, tensors(rtx, getattr(trt, kind), layout=trt.TensorFormat.CHW32), 7)
+    assert not plugin.supports_format_combination(
+        3, tensors(rtx, getattr(trt, kind), integer=trt.int64), 7
+    )
+    assert not plugin.supports_format_combination(
+        0, tensors(rtx, getattr(trt, kind), layout=trt.TensorFormat.CHW32), 7
+    )
 
 
 def test_the_workspace_is_the_kernels_bound_at_the_profiles_largest_shapes(rtx):
@@ -484,7 +558,15 @@ def test_the_workspace_is_the_kernels_bound_at_the_profiles_largest_shapes(rtx):
 
 
 def descriptions(rows: int) -> list[SimpleNamespace]:
-    shapes = [(rows, 4, 32), (rows, 2, 32), (rows, 2, 32), (rows, 3), (9, 4, 2, 2, 4, 32), (9, 1, 1, 4, 3), (1, 1, 5)]
+    shapes = [
+        (rows, 4, 32),
+        (rows, 2, 32),
+        (rows, 2, 32),
+        (rows, 3),
+        (9, 4, 2, 2, 4, 32),
+        (9, 1, 1, 4, 3),
+        (1, 1, 5),
+    ]
     return [SimpleNamespace(dims=shape) for shape in shapes]
 
 
@@ -492,7 +574,18 @@ def test_enqueue_launches_the_kernels_on_the_stream_that_tensorrt_gives(rtx):
     plugin, kernels, _ = create(rtx)
     plugin.clone().enqueue(descriptions(6), [], [10, 11, 12, 13, 14, 15, 16], [20], 30, 40)
     assert kernels.launches == [
-        {"q": 10, "k": 11, "v": 12, "pos": 13, "pool": 14, "where": 15, "table": 16, "out": 20, "workspace": 30, "stream": 40}
+        {
+            "q": 10,
+            "k": 11,
+            "v": 12,
+            "pos": 13,
+            "pool": 14,
+            "where": 15,
+            "table": 16,
+            "out": 20,
+            "workspace": 30,
+            "stream": 40,
+        }
         | {
             "rows": 6,
             "pool_shape": (9, 4, 2, 2, 4, 32),
@@ -523,7 +616,11 @@ def test_a_set_opened_without_a_driver_is_one_line(tmp_path, rtx, monkeypatch):
     """What a whole set is opened by, on a machine without a GPU."""
     monkeypatch.setattr("vicort.runtime.devices.cuda.open_gpu", no_gpu)
     (tmp_path / FILE_NAME).write_text(json.dumps({"schema_version": 1}))
-    monkeypatch.setattr(tensorrt.Manifest, "model_validate_json", lambda text: SimpleNamespace(flavour="tensorrt_rtx"))
+    monkeypatch.setattr(
+        tensorrt.Manifest,
+        "model_validate_json",
+        lambda text: SimpleNamespace(flavour="tensorrt_rtx"),
+    )
     with pytest.raises(DeviceError, match="no NVIDIA driver"):
         open_backend("tensorrt", tmp_path, threads=1)
 

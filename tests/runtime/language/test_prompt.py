@@ -1,4 +1,5 @@
-"""The text around the video: against the template rendered by transformers, with the real Qwen2 tokenizer where it is at hand."""
+"""The text around the video: against the template rendered by transformers, with the real Qwen2
+tokenizer where it is at hand."""
 
 import json
 import shutil
@@ -13,7 +14,8 @@ ROOT = Path(__file__).parents[3]
 TINY = ROOT / "export" / "tiny" / "checkpoint"
 QWEN = ROOT.parent / "shared" / "qwen2-tokenizer"
 VIDEO = 6
-# the published template's form for a user's video and text, in the words of the model's documentation
+# the published template's form for a user's video and text, in the words of the model's
+# documentation
 QWEN_TEMPLATE = """{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system
 You are a helpful assistant.<|im_end|>
 {% endif %}<|im_start|>{{ message['role'] }}
@@ -38,11 +40,16 @@ def whole(folder, messages):
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-    return tokenizer.apply_chat_template(messages, chat_template=QWEN_TEMPLATE, add_generation_prompt=True, return_dict=False)
+    return tokenizer.apply_chat_template(
+        messages, chat_template=QWEN_TEMPLATE, add_generation_prompt=True, return_dict=False
+    )
 
 
 def user(text, video=False):
-    return {"role": "user", "content": [{"type": "video"}] * video + [{"type": "text", "text": text}]}
+    return {
+        "role": "user",
+        "content": [{"type": "video"}] * video + [{"type": "text", "text": text}],
+    }
 
 
 def test_prefix_video_and_suffix_are_the_models_own_template(qwen):
@@ -57,7 +64,9 @@ def test_prefix_video_and_suffix_are_the_models_own_template(qwen):
 def test_the_next_turn_is_what_the_template_adds(qwen):
     prompt = Prompt(qwen, 151656)
     first, answer, second = "Who is there?", "A man.", "And now?"
-    expected = whole(qwen, [user(first, video=True), {"role": "assistant", "content": answer}, user(second)])
+    expected = whole(
+        qwen, [user(first, video=True), {"role": "assistant", "content": answer}, user(second)]
+    )
     cached = [*prompt.prefix, 151656, *prompt.question(first), *prompt.words(answer)]
     assert cached + prompt.question(second, [(first, answer)]) == expected
 
@@ -80,7 +89,8 @@ def test_control_tokens_in_a_question_are_refused():
 
 
 def test_text_streams_in_whole_characters(qwen):
-    """A character of several tokens appears when its last byte is there, and the pieces make the text."""
+    """A character of several tokens appears when its last byte is there, and the pieces make the
+    text."""
     prompt = Prompt(qwen, 151656)
     text = "né 🜚 日本 ok"
     stream, pieces = TextStream(prompt), []
@@ -102,8 +112,14 @@ def test_a_character_that_never_gets_whole_is_told_at_the_end(qwen):
     [
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json is missing"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "is no tokenizer"),
-        (lambda folder: (folder / "chat_template.jinja").write_text("hello"), "puts no <|video_pad|>"),
-        (lambda folder: (folder / "chat_template.jinja").write_text("{{ nothing.at.all }}"), "template fails"),
+        (
+            lambda folder: (folder / "chat_template.jinja").write_text("hello"),
+            "puts no <|video_pad|>",
+        ),
+        (
+            lambda folder: (folder / "chat_template.jinja").write_text("{{ nothing.at.all }}"),
+            "template fails",
+        ),
         (lambda folder: (folder / "chat_template.jinja").write_text("{% if %}"), "template fails"),
         (lambda folder: (folder / "chat_template.jinja").unlink(), "holds no chat template"),
     ],

@@ -26,7 +26,9 @@ def test_top_k_never_leaves_the_k_best(values, k):
 
 
 @given(logits, st.floats(0.05, 0.95))
-@example(np.array([0, 0.5, 0.25, 0.125, 6.7e-24, 3.9e-28, -1, -2, -3, -4, -1.5, -0.5], np.float32), 0.5)
+@example(
+    np.array([0, 0.5, 0.25, 0.125, 6.7e-24, 3.9e-28, -1, -2, -3, -4, -1.5, -0.5], np.float32), 0.5
+)
 def test_top_p_draws_from_the_smallest_set_that_reaches_it(values, top_p):
     chances = np.exp(values.astype(np.float64) - values.max())
     chances /= chances.sum()
@@ -56,7 +58,15 @@ def test_the_penalty_moves_an_answer_off_what_it_has_said():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}, {"repetition_penalty": 0}, {"max_tokens": 0}]
+    "wrong",
+    [
+        {"temperature": -1},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+        {"repetition_penalty": 0},
+        {"max_tokens": 0},
+    ],
 )
 def test_options_out_of_range_name_themselves(wrong):
     (name,) = wrong

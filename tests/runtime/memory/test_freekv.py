@@ -1,4 +1,5 @@
-"""FreeKV on streams: against its plain statement, against its own sequential twin, and for as long as one likes."""
+"""FreeKV on streams: against its plain statement, against its own sequential twin, and for as long
+as one likes."""
 
 import json
 import threading
@@ -40,20 +41,38 @@ def freekv(parameters="budget: 12", window=1, host_mb=0.5, device_mb=4):
 
 
 def watch(video, chosen, engines=None, questions=(), **options):
-    """Answers and chunks of a stream, every page that long-term memory holds at its end, and what was counted."""
+    """Answers and chunks of a stream, every page that long-term memory holds at its end, and what
+    was counted."""
     events = []
-    with Session(engines or FakeEngineSet(), chosen, on_event=events.append, sampling=SHORT, **options) as session:
+    with Session(
+        engines or FakeEngineSet(), chosen, on_event=events.append, sampling=SHORT, **options
+    ) as session:
         for at in questions:
-            session.submit(Question(ASK, None if at is None else Fraction(at), str(at), sampling=SHORT))
+            session.submit(
+                Question(ASK, None if at is None else Fraction(at), str(at), sampling=SHORT)
+            )
         for frame in video:
             session.push(frame)
         session.finish()
         memory = session._memory
-        slots = memory.long_term.ring.slot(np.arange(memory.long_term.ring.first, memory.long_term.ring.last))
-        held = memory.long_term.pool.data[slots].tobytes(), memory.long_term.pool.where[slots].tobytes()
+        slots = memory.long_term.ring.slot(
+            np.arange(memory.long_term.ring.first, memory.long_term.ring.last)
+        )
+        held = (
+            memory.long_term.pool.data[slots].tobytes(),
+            memory.long_term.pool.where[slots].tobytes(),
+        )
         summary = session.summary()
-    said = {e.id: (e.text, e.seen_until, e.read, e.pages, e.tokens, e.tokens_read) for e in events if isinstance(e, Answer)}
-    placed = [(e.index, e.frames, e.start, e.end, e.tokens, e.kept) for e in events if isinstance(e, ChunkEvent)]
+    said = {
+        e.id: (e.text, e.seen_until, e.read, e.pages, e.tokens, e.tokens_read)
+        for e in events
+        if isinstance(e, Answer)
+    }
+    placed = [
+        (e.index, e.frames, e.start, e.end, e.tokens, e.kept)
+        for e in events
+        if isinstance(e, ChunkEvent)
+    ]
     return said, placed, held, (summary.pages, summary.moved_mb, summary.reruns)
 
 
@@ -62,7 +81,10 @@ def watch(video, chosen, engines=None, questions=(), **options):
     [
         ("budget: 12", (3, 0.8, 0.8, True)),
         ("budget: 8, tau_prefill: null, tau_decode: 0.95", (2, None, 0.95, True)),
-        ("budget: 8, tau_prefill: 0.99, tau_decode: null, speculative: false", (2, 0.99, None, False)),
+        (
+            "budget: 8, tau_prefill: 0.99, tau_decode: null, speculative: false",
+            (2, 0.99, None, False),
+        ),
     ],
 )
 def test_a_stream_is_read_as_the_plain_statement_reads_it(parameters, settings):
@@ -100,7 +122,9 @@ PARAMETERS = [
 
 
 @pytest.mark.parametrize("parameters", PARAMETERS)
-def test_overlapped_and_sequential_agree_to_the_last_bit_however_long_a_recall_takes(parameters, monkeypatch):
+def test_overlapped_and_sequential_agree_to_the_last_bit_however_long_a_recall_takes(
+    parameters, monkeypatch
+):
     place, random = RecallStreams._place, np.random.default_rng(0)
 
     def late(self, *args):
@@ -110,15 +134,24 @@ def test_overlapped_and_sequential_agree_to_the_last_bit_however_long_a_recall_t
     monkeypatch.setattr(RecallStreams, "_place", late)
     options = {"questions": (0, 9, "21.25", "21.25", 30, None)}
     chosen = freekv(parameters, host_mb=0.06)
-    overlapped, sequential = (watch(frames(122), chosen, overlap=overlap, **options) for overlap in (True, False))
+    overlapped, sequential = (
+        watch(frames(122), chosen, overlap=overlap, **options) for overlap in (True, False)
+    )
     assert overlapped == sequential
-    assert 0 < overlapped[3][0]["host"] < 50  # of 56 to 64 pages that left the window: old ones were forgotten meanwhile
+    # of 56 to 64 pages that left the window: old ones were forgotten meanwhile
+    assert 0 < overlapped[3][0]["host"] < 50
 
 
 def test_a_token_is_read_while_the_recall_behind_it_is_still_under_way(monkeypatch):
-    """The recall that follows the question's second pass ends only when the engine has read the answer's first token."""
+    """The recall that follows the question's second pass ends only when the engine has read the
+    answer's first token."""
     engines, place, saw = FakeEngineSet(), RecallStreams._place, Speculative.saw
-    read, question_read, token_read, waited = engines.llm.function, threading.Event(), threading.Event(), []
+    read, question_read, token_read, waited = (
+        engines.llm.function,
+        threading.Event(),
+        threading.Event(),
+        [],
+    )
 
     def watched(**bindings):
         out = read(**bindings)
@@ -127,7 +160,8 @@ def test_a_token_is_read_while_the_recall_behind_it_is_still_under_way(monkeypat
         return out
 
     def watched_saw(reader, q, prefill):
-        if prefill and reader.reruns:  # the question's second pass has ended: what is chosen from here on is chosen behind
+        # the question's second pass has ended: what is chosen from here on is chosen behind
+        if prefill and reader.reruns:
             question_read.set()
         return saw(reader, q, prefill)
 
@@ -139,7 +173,9 @@ def test_a_token_is_read_while_the_recall_behind_it_is_still_under_way(monkeypat
     monkeypatch.setattr(RecallStreams, "_place", late)
     monkeypatch.setattr(Speculative, "saw", watched_saw)
     engines.llm.function = watched
-    with Session(engines, freekv("budget: 8, chunks: false, tau_decode: null"), sampling=SHORT) as session:
+    with Session(
+        engines, freekv("budget: 8, chunks: false, tau_decode: null"), sampling=SHORT
+    ) as session:
         for frame in frames(60):
             session.push(frame)
         session.ask(ASK)
@@ -151,8 +187,16 @@ class Witness:
     """Stands beside a memory, and says at every run what it should have read."""
 
     def __init__(self, monkeypatch, budget, tau):
-        self.pages, self.runs, self.budget, self.tau = {}, 0, budget, tau
-        take, table, saw, renew = PageRecallMemory.take, Speculative.table, Speculative.saw, Speculative.renew
+        self.pages = {}
+        self.runs = 0
+        self.budget = budget
+        self.tau = tau
+        take, table, saw, renew = (
+            PageRecallMemory.take,
+            Speculative.table,
+            Speculative.saw,
+            Speculative.renew,
+        )
         plain, held, lock = {}, {}, threading.RLock()
 
         def taken(memory, departing):
@@ -161,7 +205,9 @@ class Witness:
                 take(memory, departing)
                 slots = memory.ring.slot(np.arange(before, memory.ring.last))
                 self.pages |= {
-                    number: memory.pool.data[slot, :, :, 0, : memory.tokens[slot]].swapaxes(1, 2).copy()
+                    number: memory.pool.data[slot, :, :, 0, : memory.tokens[slot]]
+                    .swapaxes(1, 2)
+                    .copy()
                     for number, slot in zip(range(before, memory.ring.last), slots, strict=True)
                 }
 
@@ -170,7 +216,11 @@ class Witness:
                 model = reader._memory.model
                 kind = PlainChunks if reader._of_stream else PlainQuestion
                 plain[reader] = kind(model.kv_heads, model.layers, budget, tau, tau)
-                held[reader] = {n: keys for n, keys in self.pages.items() if reader._view.first <= n < reader._view.last}
+                held[reader] = {
+                    n: keys
+                    for n, keys in self.pages.items()
+                    if reader._view.first <= n < reader._view.last
+                }
             return plain[reader]
 
         def watched_table(reader):
@@ -181,13 +231,19 @@ class Witness:
                 slots = found[layer, head]
                 tokens = reader._pool.where[slots, layer, head, :, 0] >= 0
                 keys = reader._pool.data[slots, layer, head, 0][tokens]
-                np.testing.assert_array_equal(keys, np.concatenate([self.pages[page][layer, :, head] for page in pages]))
+                np.testing.assert_array_equal(
+                    keys, np.concatenate([self.pages[page][layer, :, head] for page in pages])
+                )
                 self.runs += 1
             return found
 
         def watched_saw(reader, q, prefill):
             mine = reader_of(reader)
-            expected = mine.saw(q.copy(), held[reader]) if reader._of_stream else mine.saw(q.copy(), held[reader], prefill)
+            expected = (
+                mine.saw(q.copy(), held[reader])
+                if reader._of_stream
+                else mine.saw(q.copy(), held[reader], prefill)
+            )
             again = saw(reader, q, prefill)
             assert again == expected
             return again
@@ -195,7 +251,9 @@ class Witness:
         def renewed(reader, view):
             renew(reader, view)
             mine = reader_of(reader)
-            held[reader] = {n: keys for n, keys in self.pages.items() if view.first <= n < view.last}
+            held[reader] = {
+                n: keys for n, keys in self.pages.items() if view.first <= n < view.last
+            }
             mine.placed(held[reader])
 
         monkeypatch.setattr(PageRecallMemory, "take", taken)
@@ -204,13 +262,17 @@ class Witness:
         monkeypatch.setattr(Speculative, "renew", renewed)
 
 
-def test_the_embedded_model_reads_what_the_plain_statement_says_run_by_run(tiny_engines, monkeypatch):
+def test_the_embedded_model_reads_what_the_plain_statement_says_run_by_run(
+    tiny_engines, monkeypatch
+):
     witness = Witness(monkeypatch, budget=8, tau=0.8)
     picture = np.random.default_rng(0).integers(0, 256, (12, 112, 112, 3), np.uint8)
     frame = frames(1)[0]
     video = [type(frame)(picture[i // 6 % 12], Fraction(i, 2), i) for i in range(16 * 6)]
     with EngineSet.open(tiny_engines) as engines:
-        said, _, _, (pages, _, reruns) = watch(video, freekv("budget: 32", host_mb=4, device_mb=64), engines, questions=(30, 41, None))
+        said, _, _, (pages, _, reruns) = watch(
+            video, freekv("budget: 32", host_mb=4, device_mb=64), engines, questions=(30, 41, None)
+        )
     assert set(said) == {"30", "41", "None"}
     assert pages["host"] == len(witness.pages) > 100
     assert witness.runs > 50
@@ -223,7 +285,13 @@ def test_overlapped_and_sequential_agree_on_the_embedded_model(tiny_engines):
     video = [type(frame)(picture[i // 4 % 20], Fraction(i, 2), i) for i in range(16 * 5)]
     with EngineSet.open(tiny_engines) as engines:
         told = [
-            watch(video, freekv("budget: 64, tau_prefill: 0.95", host_mb=4, device_mb=64), engines, (11, 30, None), overlap=overlap)
+            watch(
+                video,
+                freekv("budget: 64, tau_prefill: 0.95", host_mb=4, device_mb=64),
+                engines,
+                (11, 30, None),
+                overlap=overlap,
+            )
             for overlap in (True, False)
         ]
     assert told[0] == told[1]
@@ -236,7 +304,9 @@ def test_recalls_stand_in_the_trace(tmp_path):
     trace.write(tmp_path / "trace.json")
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     tracks = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
-    assert {f"recall {verb} {whose}" for verb in ("copy", "scatter") for whose in ("chunk", "question")} <= tracks
+    assert {
+        f"recall {verb} {whose}" for verb in ("copy", "scatter") for whose in ("chunk", "question")
+    } <= tracks
 
 
 def test_positions_stay_in_the_trained_range_and_memory_in_its_bytes_however_long_the_stream():
@@ -244,7 +314,11 @@ def test_positions_stay_in_the_trained_range_and_memory_in_its_bytes_however_lon
     largest, picture, read = [], frames(1)[0], engines.llm.function
 
     def watched(**bindings):
-        places = bindings["where"][np.maximum(bindings["table"], 0), np.arange(1)[:, None, None], np.arange(2)[None, :, None]]
+        places = bindings["where"][
+            np.maximum(bindings["table"], 0),
+            np.arange(1)[:, None, None],
+            np.arange(2)[None, :, None],
+        ]
         largest.append(max(bindings["pos"].max(), places[bindings["table"] >= 0].max(initial=-1)))
         return read(**bindings)
 
@@ -285,7 +359,12 @@ def test_a_budget_too_small_names_the_smallest_that_works():
 
 def test_the_system_file_says_what_the_paper_says():
     policy = load_system("freekv").long_term
-    assert (policy.budget, policy.digest, policy.tau_prefill, policy.tau_decode) == (1024, "mean-radius", 0.8, 0.8)
+    assert (policy.budget, policy.digest, policy.tau_prefill, policy.tau_decode) == (
+        1024,
+        "mean-radius",
+        0.8,
+        0.8,
+    )
     assert policy.chunks
     assert policy.speculative
     with pytest.raises(ConfigError, match="tau_decode"):

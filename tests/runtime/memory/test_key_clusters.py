@@ -1,4 +1,5 @@
-"""ReSV's memory against plain statements of its rules: one token, one head, one cluster at a time, in lists."""
+"""ReSV's memory against plain statements of its rules: one token, one head, one cluster at a time,
+in lists."""
 
 import threading
 from fractions import Fraction
@@ -17,9 +18,17 @@ from vicort.runtime.memory.long_term.long_term import Departing
 from vicort.runtime.memory.long_term.wicsum import wicsum
 from vicort.runtime.policies.long_term import KeyClusters
 
-MODEL = toy_model(chunk_frames=4)  # 2 layers, 2 KV heads of 8, 2 units of 4 tokens a chunk, cells of 4
+# 2 layers, 2 KV heads of 8, 2 units of 4 tokens a chunk, cells of 4
+MODEL = toy_model(chunk_frames=4)
 GROUPS = groups_of(MODEL)
-FINE = {"hash_bits": 24, "threshold": 4, "recent": 5, "most_tokens": 9, "share": 0.6, "most_cells": 1000}
+FINE = {
+    "hash_bits": 24,
+    "threshold": 4,
+    "recent": 5,
+    "most_tokens": 9,
+    "share": 0.6,
+    "most_cells": 1000,
+}
 
 
 def policy(**changes):
@@ -27,45 +36,79 @@ def policy(**changes):
 
 
 def memory(cells=200, model=MODEL, **changes):
-    return KeyClusterMemory(model, cells * bytes_of_slot(model, np.float32) / 1e6, np.float32, policy(**changes))
+    return KeyClusterMemory(
+        model, cells * bytes_of_slot(model, np.float32) / 1e6, np.float32, policy(**changes)
+    )
 
 
 def chunk(index, seed=0, kinds=6, spread=0.3, tokens=(4, 4), first=None, model=MODEL):
-    """A chunk whose keys lie around a few directions; values and positions are its tokens' numbers, from `first` on."""
+    """A chunk whose keys lie around a few directions; values and positions are its tokens' numbers,
+    from `first` on."""
     random = np.random.default_rng((seed, index))
     count, first = sum(tokens), 8 * index if first is None else first
-    directions = np.random.default_rng(seed).normal(size=(model.layers, kinds, model.kv_heads, model.head_dim))
-    k = directions[:, random.integers(0, kinds, count)] + spread * random.normal(size=(model.layers, count, model.kv_heads, model.head_dim))
-    v = np.broadcast_to(np.arange(first, first + count, dtype=np.float32)[None, :, None, None], k.shape)
+    directions = np.random.default_rng(seed).normal(
+        size=(model.layers, kinds, model.kv_heads, model.head_dim)
+    )
+    k = directions[:, random.integers(0, kinds, count)] + spread * random.normal(
+        size=(model.layers, count, model.kv_heads, model.head_dim)
+    )
+    v = np.broadcast_to(
+        np.arange(first, first + count, dtype=np.float32)[None, :, None, None], k.shape
+    )
     at = np.stack([np.arange(first, first + count)] * 3, axis=1).astype(np.int32)
     times = [Fraction(2 * index + u) for u in range(len(tokens))]
-    pages = tuple(Page(-1, "vision", n, index, int(at), at, at) for at, n in zip(times, tokens, strict=True))
-    return Departing(pages, np.repeat(np.arange(len(tokens)), tokens), k.astype(np.float32), v.astype(np.float32), at, np.empty(0))
+    pages = tuple(
+        Page(-1, "vision", n, index, int(at), at, at) for at, n in zip(times, tokens, strict=True)
+    )
+    return Departing(
+        pages,
+        np.repeat(np.arange(len(tokens)), tokens),
+        k.astype(np.float32),
+        v.astype(np.float32),
+        at,
+        np.empty(0),
+    )
 
 
 def queries(seed, model=MODEL, size=2.0):
-    return (size * np.random.default_rng(seed).normal(size=(model.layers, model.query_heads, model.head_dim))).astype(np.float32)
+    return (
+        size
+        * np.random.default_rng(seed).normal(size=(model.layers, model.query_heads, model.head_dim))
+    ).astype(np.float32)
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(0, 10_000), st.integers(1, 25), st.sampled_from([0.05, 0.3, 1.0]), st.sampled_from([12, 40, 300]))
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 25),
+    st.sampled_from([0.05, 0.3, 1.0]),
+    st.sampled_from([12, 40, 300]),
+)
 def test_clusters_and_choices_are_those_of_the_plain_statement(seed, chunks, spread, cells):
     held = memory(cells)
     plain = PlainMemory(held)
     first = 0
     for index in range(chunks):
-        departing = chunk(index, seed, spread=spread, tokens=(4, 4) if (seed + index) % 3 else (1, 3), first=first)
+        departing = chunk(
+            index, seed, spread=spread, tokens=(4, 4) if (seed + index) % 3 else (1, 3), first=first
+        )
         first += len(departing.unit)
         held.take(departing)
         plain.take(departing)
     for number, group in enumerate(plain.groups.values()):
         found = clusters_of(held, number)
-        assert [serials for serials, _ in found] == [[serial for serial, _ in cluster] for cluster in group.clusters]
+        assert [serials for serials, _ in found] == [
+            [serial for serial, _ in cluster] for cluster in group.clusters
+        ]
         for (_, mean), cluster in zip(found, group.clusters, strict=True):
-            np.testing.assert_allclose(mean, np.mean([key for _, key in cluster], axis=0), atol=1e-5)
+            np.testing.assert_allclose(
+                mean, np.mean([key for _, key in cluster], axis=0), atol=1e-5
+            )
     q = queries(seed)
     wanted = {name: sorted(serials) for name, serials in plain.choose(q).items()}
-    assert {name: sorted(tokens) for name, tokens in read(held, held.view().choose(q)).items()} == wanted
+    assert {
+        name: sorted(tokens) for name, tokens in read(held, held.view().choose(q)).items()
+    } == wanted
 
 
 def exp_weights(scores, tokens):
@@ -74,7 +117,8 @@ def exp_weights(scores, tokens):
 
 scored = st.integers(1, 30).flatmap(
     lambda count: st.tuples(
-        st.lists(st.floats(-40, 40, width=32), min_size=count, max_size=count), st.lists(st.integers(0, 9), min_size=count, max_size=count)
+        st.lists(st.floats(-40, 40, width=32), min_size=count, max_size=count),
+        st.lists(st.integers(0, 9), min_size=count, max_size=count),
     )
 )
 
@@ -93,15 +137,20 @@ def test_wicsum_takes_the_fewest_by_score_whose_weight_is_above_the_share(rows, 
         assert chosen.any()
         assert weights[chosen].sum() > share * weights.sum() * (1 - 1e-6)
         assert s[chosen].min() >= s[~chosen & (t > 0)].max(initial=-np.inf)
-        lowest = np.flatnonzero(chosen & (s == s[chosen].min()))[-1]  # of equals the last: without it, too little
+        # of equals the last: without it, too little
+        lowest = np.flatnonzero(chosen & (s == s[chosen].min()))[-1]
         assert weights[chosen].sum() - weights[lowest] <= share * weights.sum() * (1 + 1e-6)
 
 
 def test_wicsum_takes_all_for_the_whole_share_and_few_where_one_stands_out():
-    scores, tokens = np.array([[9.0, 0, 0, 0], [1, 1, 1, 1]]), np.array([[2, 5, 5, 5], [1, 1, 1, 1]])
+    scores, tokens = (
+        np.array([[9.0, 0, 0, 0], [1, 1, 1, 1]]),
+        np.array([[2, 5, 5, 5], [1, 1, 1, 1]]),
+    )
     assert wicsum(scores, tokens, 1.0).all()
     assert wicsum(scores, tokens, 0.9).sum(axis=1).tolist() == [1, 4]
-    assert wicsum(scores, tokens, 0.5).tolist()[1] == [True, True, True, False]  # the sum of two is not above it
+    # the sum of two is not above it
+    assert wicsum(scores, tokens, 0.5).tolist()[1] == [True, True, True, False]
 
 
 @settings(deadline=None, max_examples=20)
@@ -146,7 +195,10 @@ def test_heads_and_questions_differ_in_how_much_they_read():
     held = memory()
     for index in range(20):
         held.take(chunk(index))
-    counts = [np.count_nonzero(held.view().choose(queries(seed)).filled, axis=2).ravel() for seed in range(8)]
+    counts = [
+        np.count_nonzero(held.view().choose(queries(seed)).filled, axis=2).ravel()
+        for seed in range(8)
+    ]
     assert len(set(counts[0].tolist())) > 1
     assert len({int(count.sum()) for count in counts}) > 1
 
@@ -187,8 +239,15 @@ def test_pages_are_the_units_of_what_any_layer_or_head_reads():
     view = held.view()
     selection = view.choose(queries(5))
     serials = sorted({serial for tokens in read(held, selection).values() for serial in tokens})
-    assert [page.unit for page in view.pages(selection)] == sorted({serial // 4 for serial in serials})
-    left = min(serial for group in range(len(GROUPS)) for found, _ in clusters_of(held, group) for serial in found)
+    assert [page.unit for page in view.pages(selection)] == sorted(
+        {serial // 4 for serial in serials}
+    )
+    left = min(
+        serial
+        for group in range(len(GROUPS))
+        for found, _ in clusters_of(held, group)
+        for serial in found
+    )
     assert held.oldest == left // 4 > 0
     assert memory().oldest is None
 
@@ -205,12 +264,23 @@ def test_positions_move_once_no_question_reads():
     thread.join(5)
     assert moved.is_set()
     there = held.pool.where[held.pool.where[..., 0] >= 0]
-    assert sorted(set(map(tuple, there.tolist()))) == sorted({(max(i - 5, 2), max(i, 2), max(i, 2)) for i in range(16)})
+    assert sorted(set(map(tuple, there.tolist()))) == sorted(
+        {(max(i - 5, 2), max(i, 2), max(i, 2)) for i in range(16)}
+    )
 
 
 def test_all_that_is_allocated_is_within_the_budget():
     held = memory(500)
-    arrays = [held.pool.data, held.pool.where, held._serials, held._mean, held._tokens, held._newest, held._last, held._clusters]
+    arrays = [
+        held.pool.data,
+        held.pool.where,
+        held._serials,
+        held._mean,
+        held._tokens,
+        held._newest,
+        held._last,
+        held._clusters,
+    ]
     arrays += [held._cells._owner, held._cells._ordinal, held._cells._next, held._cells._free]
     assert sum(array.nbytes for array in arrays) == 500 * bytes_of_slot(MODEL, np.float32)
     with pytest.raises(MemoryBudgetError, match=r"at least 0\.0") as refused:

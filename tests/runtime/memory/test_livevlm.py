@@ -1,4 +1,5 @@
-"""LiveVLM on streams: what a question reads is what the plain statement chooses, on a toy model and on real engines."""
+"""LiveVLM on streams: what a question reads is what the plain statement chooses, on a toy model and
+on real engines."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ class Watched:
 
     def enqueue(self, bindings, stream):
         done = self.engine.enqueue(bindings, stream)
-        self.runs.append({name: np.array(bindings[name]) for name in ("pos", "pool", "where", "table", "q")})
+        self.runs.append(
+            {name: np.array(bindings[name]) for name in ("pos", "pool", "where", "table", "q")}
+        )
         return done
 
 
@@ -64,14 +67,17 @@ def engines(request, build_tiny) -> Iterator[EngineSet]:
 
 
 def test_a_question_reads_what_the_plain_statement_chooses(engines):
-    """Its second run reads the window and, of each layer, the pages that the queries of its first run choose; its answer goes on so."""
+    """Its second run reads the window and, of each layer, the pages that the queries of its first
+    run choose; its answer goes on so."""
     model = engines.manifest.model
     engines.llm = Watched(engines.llm)
     chunks, device_mb = (24, 4) if model.name == "toy" else (6, 24)
     system = sink_buckets_system(SETTINGS, device_mb=device_mb)
     with Session(engines, system, overlap=False, fps="source", sampling=SHORT) as session:
         departed = record_departures(session)
-        for frame in frames(chunks * model.chunk_frames, size=(model.image_height, model.image_width)):
+        for frame in frames(
+            chunks * model.chunk_frames, size=(model.image_height, model.image_width)
+        ):
             session.push(frame)
         engines.llm.runs.clear()
         answer = session.ask(ASK)
@@ -85,42 +91,68 @@ def test_a_question_reads_what_the_plain_statement_chooses(engines):
         for head in range(model.kv_heads):
             before = set(first["table"][layer, head].tolist())
             assert shared < before
-            slots = [slot for slot in second["table"][layer, head].tolist() if slot >= 0 and slot not in before]
+            slots = [
+                slot
+                for slot in second["table"][layer, head].tolist()
+                if slot >= 0 and slot not in before
+            ]
             where, pool = second["where"][slots, layer, head], second["pool"][slots, layer, head, 0]
             np.testing.assert_array_equal(pool[where[..., 0] >= 0], keys[:, head])
             np.testing.assert_array_equal(where[where[..., 0] >= 0], places)
-    assert answer.tokens_read == len(places) + sum(page.tokens for page in window.pages if page.kind == "vision")
+    assert answer.tokens_read == len(places) + sum(
+        page.tokens for page in window.pages if page.kind == "vision"
+    )
     assert all(np.array_equal(run["table"], second["table"]) for run in later)
 
 
-def chosen(departed: list[Departing], layer: int, q: np.ndarray, model) -> tuple[np.ndarray, np.ndarray]:
-    """Keys [n, Hkv, D] and positions [n, 3] that the plain statement reads in a layer, in the order of the stream."""
+def chosen(
+    departed: list[Departing], layer: int, q: np.ndarray, model
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keys [n, Hkv, D] and positions [n, 3] that the plain statement reads in a layer, in the order
+    of the stream."""
     policy = SMALL.long_term
     plain = PlainMemory(policy, TOKENS)
     turn = partial(rotate, sections=model.rotary_sections, theta=model.rotary_theta)
     for number, chunk in enumerate(departed):
         one = slice(layer, layer + 1)
-        (shares,) = attention_shares(chunk.k[one], chunk.positions, chunk.queries[one, -policy.observed :], turn)
+        (shares,) = attention_shares(
+            chunk.k[one], chunk.positions, chunk.queries[one, -policy.observed :], turn
+        )
         plain.take(shares, [(number, i) for i in range(len(chunk.unit))])
     names = [name for _, name in plain.tokens]
-    assert len(names) <= TOKENS < sum(len(chunk.unit) for chunk in departed) * policy.keep  # it was full, and merged
+    # it was full, and merged
+    assert len(names) <= TOKENS < sum(len(chunk.unit) for chunk in departed) * policy.keep
     scores = page_scores(np.array([departed[c].k[layer, i] for c, i in names]), q, PAGE)
-    best = sorted(range(len(scores)), key=lambda page: (-scores[page], page))[: math.ceil(SHARE * len(scores))]
+    best = sorted(range(len(scores)), key=lambda page: (-scores[page], page))[
+        : math.ceil(SHARE * len(scores))
+    ]
     read = [name for page in sorted(best) for name in names[PAGE * page : PAGE * (page + 1)]]
-    return np.array([departed[c].k[layer, i] for c, i in read]), np.array([departed[c].positions[i] for c, i in read])
+    return np.array([departed[c].k[layer, i] for c, i in read]), np.array(
+        [departed[c].positions[i] for c, i in read]
+    )
 
 
 def test_the_overlapped_pipeline_and_its_sequential_twin_agree_to_the_last_bit():
     def told(overlap):
         with Session(FakeEngineSet(seed=6), SMALL, overlap=overlap, sampling=SHORT) as session:
-            futures = [session.submit(Question(ASK, Fraction(at), str(at))) for at in (0, 9, 20, 29)]
+            futures = [
+                session.submit(Question(ASK, Fraction(at), str(at))) for at in (0, 9, 20, 29)
+            ]
             for frame in frames(61):
                 session.push(frame)
             session.finish()
-            answers = [(a.text, a.seen_until, a.read, a.pages, a.tokens, a.tokens_read) for a in (future.result() for future in futures)]
+            answers = [
+                (a.text, a.seen_until, a.read, a.pages, a.tokens, a.tokens_read)
+                for a in (future.result() for future in futures)
+            ]
             memory = session._memory.long_term
             count = memory._buckets.tokens
-            kept = (memory.pool.data[: count // 4], memory.pool.where[: count // 4], memory._scores[:, :count], memory._units[:, :count])
+            kept = (
+                memory.pool.data[: count // 4],
+                memory.pool.where[: count // 4],
+                memory._scores[:, :count],
+                memory._units[:, :count],
+            )
             return answers, [part.tobytes() for part in kept], session.summary().pages
 
     assert told(True) == told(False)
@@ -129,7 +161,9 @@ def test_the_overlapped_pipeline_and_its_sequential_twin_agree_to_the_last_bit()
 def test_questions_from_many_sides_while_a_full_memory_merges():
     """Nobody waits for ever, and no question sees what is not there."""
     times = [Fraction(at, 2) for at in range(140, 152)]
-    with Session(FakeEngineSet(seed=2, layers=1), SMALL, sampling=Sampling(max_tokens=2)) as session:
+    with Session(
+        FakeEngineSet(seed=2, layers=1), SMALL, sampling=Sampling(max_tokens=2)
+    ) as session:
         futures = [session.submit(Question(ASK, at, str(at))) for at in times]
         for frame in frames(160):
             session.push(frame)
@@ -145,13 +179,24 @@ def test_thousands_of_chunks_leave_pages_flat_and_the_first_minute_readable():
     engines = FakeEngineSet(chunk_frames=2, layers=1, max_position=400)
     picture, pages = frames(1)[0].image, []
     with Session(
-        engines, SMALL, overlap=False, fps="source", sampling=SHORT, on_event=lambda _: pages.append(session.summary().pages)
+        engines,
+        SMALL,
+        overlap=False,
+        fps="source",
+        sampling=SHORT,
+        on_event=lambda _: pages.append(session.summary().pages),
     ) as session:
         for i in range(2 * 1500):
             session.push(Frame(picture, Fraction(i, 2), i))
         answer = session.ask(ASK)
-        largest = max(int(session._memory.pool.where.max()), int(session._memory.long_term.pool.where.max()))
-    assert max(p["host"] for p in pages[-500:]) == max(p["host"] for p in pages[500:1000]) <= TOKENS // 4
+        largest = max(
+            int(session._memory.pool.where.max()), int(session._memory.long_term.pool.where.max())
+        )
+    assert (
+        max(p["host"] for p in pages[-500:])
+        == max(p["host"] for p in pages[500:1000])
+        <= TOKENS // 4
+    )
     assert {p["device"] for p in pages[-500:]} == {pages[500]["device"]}
     assert largest < 400
     assert answer.memory_from < 60

@@ -1,4 +1,5 @@
-"""Cells by layer and head: what is loaded is what was chosen, and a memory that chooses is read in two passes."""
+"""Cells by layer and head: what is loaded is what was chosen, and a memory that chooses is read in
+two passes."""
 
 import numpy as np
 import pytest
@@ -37,7 +38,11 @@ def test_each_layer_and_head_reads_its_own_cells_and_no_token_beyond_what_counts
     recall = Recall(near, slots)
     table = recall.load(far, Selection(cells, filled))
     for layer, head, place in np.ndindex(SHAPE):
-        slot, cell, count = table[layer, head, place], cells[layer, head, place], filled[layer, head, place]
+        slot, cell, count = (
+            table[layer, head, place],
+            cells[layer, head, place],
+            filled[layer, head, place],
+        )
         if cell == NONE:
             assert slot == NONE
             assert (near.data[slots[place], layer, head] == before[slots[place], layer, head]).all()
@@ -63,7 +68,10 @@ class StubView:
     released = 0
 
     def choose(self, q):
-        return Selection(np.full((*SHAPE[:2], 1), int(q.flat[0]), np.int32), np.full((*SHAPE[:2], 1), 2, np.int32))
+        return Selection(
+            np.full((*SHAPE[:2], 1), int(q.flat[0]), np.int32),
+            np.full((*SHAPE[:2], 1), 2, np.int32),
+        )
 
     def pages(self, selection):
         return []

@@ -27,19 +27,37 @@ def chunk(index):
 
 def filled(count, memory="{device_mb: 0.92, host_mb: 0.01, when_full: drop-oldest}"):
     """A memory in which every key of unit u is u, every value -u."""
-    held = Memory(HostDevice(threads=False), MODEL, system(memory=memory), 0, np.float32, StageClock(None))
+    held = Memory(
+        HostDevice(threads=False), MODEL, system(memory=memory), 0, np.float32, StageClock(None)
+    )
     for index in range(count):
         units = np.repeat([2 * index, 2 * index + 1], 4).astype(np.float32)
-        k = np.broadcast_to(units[None, :, None, None], (MODEL.layers, 8, MODEL.kv_heads, MODEL.head_dim))
+        k = np.broadcast_to(
+            units[None, :, None, None], (MODEL.layers, 8, MODEL.kv_heads, MODEL.head_dim)
+        )
         held.place_chunk(
-            chunk(index), [4, 4], k, -k, np.repeat(units[:, None], 3, 1).astype(np.int32), np.ones(MODEL.width, np.float32), STREAM
+            chunk(index),
+            [4, 4],
+            k,
+            -k,
+            np.repeat(units[:, None], 3, 1).astype(np.int32),
+            np.ones(MODEL.width, np.float32),
+            STREAM,
         )
     return held
 
 
 def place(memory, index):
     k = np.full((MODEL.layers, 8, MODEL.kv_heads, MODEL.head_dim), 999, np.float32)
-    memory.place_chunk(chunk(index), [4, 4], k, k, np.full((8, 3), index, np.int32), np.ones(MODEL.width, np.float32), STREAM)
+    memory.place_chunk(
+        chunk(index),
+        [4, 4],
+        k,
+        k,
+        np.full((8, 3), index, np.int32),
+        np.ones(MODEL.width, np.float32),
+        STREAM,
+    )
 
 
 def test_pages_on_either_tier_are_recalled_in_the_order_of_the_stream():
@@ -89,7 +107,9 @@ def test_time_is_not_moved_under_a_question_that_reads_it():
 def test_a_unit_of_which_nothing_was_kept_takes_no_page():
     memory = filled(1)
     k = np.zeros((MODEL.layers, 4, MODEL.kv_heads, MODEL.head_dim), np.float32)
-    memory.place_chunk(chunk(1), [4, 0], k, k, np.zeros((4, 3), np.int32), np.ones(MODEL.width, np.float32), STREAM)
+    memory.place_chunk(
+        chunk(1), [4, 0], k, k, np.zeros((4, 3), np.int32), np.ones(MODEL.width, np.float32), STREAM
+    )
     assert [(held.units, held.pages) for held in memory.chunks] == [([0, 1], 2), ([2], 1)]
 
 
@@ -98,10 +118,14 @@ def test_what_is_known_of_a_chunk_goes_with_its_units():
     held = list(memory.chunks)
     assert any(len(chunk.units) == 1 for chunk in held)
     assert {unit for chunk in held for unit in chunk.units} == set(memory._units)
-    assert all(chunk.pages == sum(len(memory._units[unit].held) for unit in chunk.units) for chunk in held)
+    assert all(
+        chunk.pages == sum(len(memory._units[unit].held) for unit in chunk.units) for chunk in held
+    )
 
 
-@pytest.mark.parametrize(("count", "length"), [(0, 8), (1, 8), (8, 8), (9, 16), (128, 128), (129, 144), (257, 288)])
+@pytest.mark.parametrize(
+    ("count", "length"), [(0, 8), (1, 8), (8, 8), (9, 16), (128, 128), (129, 144), (257, 288)]
+)
 def test_tables_grow_in_steps_and_are_filled_up_with_none(count, length):
     table = pad_table(range(count))
     assert table.shape == (1, 1, length)

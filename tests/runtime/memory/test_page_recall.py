@@ -1,4 +1,5 @@
-"""FreeKV's parts alone: boxes, scores, the ring, the recall over two streams, and who reads what, against its plain statement."""
+"""FreeKV's parts alone: boxes, scores, the ring, the recall over two streams, and who reads what,
+against its plain statement."""
 
 import itertools
 import threading
@@ -16,7 +17,12 @@ from vicort.runtime.devices.device import HostDevice
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.devices.trace import Trace
 from vicort.runtime.memory.long_term.long_term import Departing
-from vicort.runtime.memory.long_term.page_digest import boxes, page_scores, query_similarity, top_pages
+from vicort.runtime.memory.long_term.page_digest import (
+    boxes,
+    page_scores,
+    query_similarity,
+    top_pages,
+)
 from vicort.runtime.memory.long_term.page_recall import PageRecallMemory
 from vicort.runtime.memory.long_term.page_ring import PageRing
 from vicort.runtime.memory.long_term.recall_streams import Move, RecallStreams
@@ -25,11 +31,18 @@ from vicort.runtime.memory.long_term.speculative import Speculation
 from vicort.runtime.memory.slots import EMPTY
 
 MODEL = toy_model(chunk_frames=4)  # chunks of two units, four tokens and so one page each
-L, HKV, HQ, T, D = MODEL.layers, MODEL.kv_heads, MODEL.query_heads, MODEL.page_tokens, MODEL.head_dim
+L, HKV, HQ, T, D = (
+    MODEL.layers,
+    MODEL.kv_heads,
+    MODEL.query_heads,
+    MODEL.page_tokens,
+    MODEL.head_dim,
+)
 DIGESTS = ("mean-radius", "min-max")
 
 
-# ---- boxes and scores ---------------------------------------------------------------------------------------------------------
+# ---- boxes and scores
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("digest", DIGESTS)
@@ -37,14 +50,18 @@ DIGESTS = ("mean-radius", "min-max")
 @settings(max_examples=25, deadline=None)
 def test_a_box_is_what_the_paper_and_the_code_say(digest, lengths, seed):
     k = np.random.default_rng(seed).normal(size=(L, sum(lengths), HKV, D)).astype(np.float32)
-    centre, radius = np.split(boxes(k, np.repeat(np.arange(len(lengths)), lengths), digest), 2, axis=-1)
+    centre, radius = np.split(
+        boxes(k, np.repeat(np.arange(len(lengths)), lengths), digest), 2, axis=-1
+    )
     ends = np.cumsum(lengths)
     for page, (start, end) in enumerate(zip(ends - lengths, ends, strict=True)):
         for layer in range(L):
             for head in range(HKV):
                 low, high = box(k[layer, start:end, head], digest)
                 at = layer, head, page
-                np.testing.assert_allclose((centre[at] - radius[at], centre[at] + radius[at]), (low, high), atol=1e-6)
+                np.testing.assert_allclose(
+                    (centre[at] - radius[at], centre[at] + radius[at]), (low, high), atol=1e-6
+                )
 
 
 @given(st.integers(0, 99))
@@ -60,14 +77,17 @@ def test_no_key_of_a_page_scores_higher_than_its_min_max_bound(seed):
 
 
 @pytest.mark.parametrize("digest", DIGESTS)
-@given(pages=st.integers(1, 12), budget=st.integers(1, 8), seed=st.integers(0, 99), cut=st.floats(0, 1))
+@given(
+    pages=st.integers(1, 12), budget=st.integers(1, 8), seed=st.integers(0, 99), cut=st.floats(0, 1)
+)
 @settings(max_examples=25, deadline=None)
 def test_the_pages_chosen_are_those_of_the_plain_statement(digest, pages, budget, seed, cut):
     random = np.random.default_rng(seed)
     q = random.normal(size=(L, HQ, D)).astype(np.float32)
     keys = [random.normal(size=(L, T, HKV, D)).astype(np.float32) for _ in range(pages)]
     all_boxes = boxes(np.concatenate(keys, axis=1), np.repeat(np.arange(pages), T), digest)
-    parts = [all_boxes[:, :, : int(cut * pages)], all_boxes[:, :, int(cut * pages) :]]  # as in a ring that has come round
+    # as in a ring that has come round
+    parts = [all_boxes[:, :, : int(cut * pages)], all_boxes[:, :, int(cut * pages) :]]
     scores = page_scores(q, parts)
     np.testing.assert_allclose(scores.sum(axis=-1), 1, rtol=1e-5)
     assert top_pages(scores, budget).tolist() == choose(q, keys, budget, digest)
@@ -88,7 +108,8 @@ def test_similarity_is_the_mean_cosine_of_a_group():
     assert query_similarity(q, 0 * q, HKV).tolist() == [[0.0] * HKV] * L
 
 
-# ---- the ring -----------------------------------------------------------------------------------------------------------------
+# ---- the ring
+# -----------------------------------------------------------------------------------------------------------------
 
 
 @given(st.integers(3, 7), st.integers(0, 3), st.lists(st.integers(1, 3), max_size=12))
@@ -140,7 +161,8 @@ def test_a_closed_ring_keeps_nobody_waiting():
     thread.join()
 
 
-# ---- recall -------------------------------------------------------------------------------------------------------------------
+# ---- recall
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def pools(device, *pages, by_head=True):
@@ -161,7 +183,9 @@ def test_recalled_cells_are_what_lay_there_and_nothing_else_changes(threads, see
     streams = RecallStreams(device, MODEL, np.float32, 5, StageClock(None), urgent=False)
     moves = [
         Move(layer, head, random.integers(0, 9, n), random.permutation(7)[:n])
-        for layer, head, n in ((layer, head, int(random.integers(0, 6))) for layer in range(L) for head in range(HKV))
+        for layer, head, n in (
+            (layer, head, int(random.integers(0, 6))) for layer in range(L) for head in range(HKV)
+        )
     ]
     data, where = target.data.copy(), target.where.copy()
     for move in moves:
@@ -200,28 +224,54 @@ def test_cells_of_one_head_are_copied_while_those_of_the_head_before_are_scatter
     meetings = {pair: threading.Barrier(2) for pair in pairs}
     source.data, target.data = Meeting(source.data, meetings), Meeting(target.data, meetings)
     streams = RecallStreams(device, MODEL, np.float32, 4, StageClock(trace), urgent=False)
-    streams.submit(streams.move, source, target, [Move(*pair, np.arange(4), np.arange(4)) for pair in pairs]).result()
+    streams.submit(
+        streams.move, source, target, [Move(*pair, np.arange(4), np.arange(4)) for pair in pairs]
+    ).result()
     np.testing.assert_array_equal(target.data.array[:4], source.data.array[:4])
-    spans = {(span.track.split()[1], span.args["layer"], span.args["head"]): span for span in trace._spans}
+    spans = {
+        (span.track.split()[1], span.args["layer"], span.args["head"]): span
+        for span in trace._spans
+    }
     for before, after in itertools.pairwise(pairs):
         scatter, copy = spans["scatter", *before], spans["copy", *after]
         assert max(scatter.start, copy.start) < min(scatter.end, copy.end)
     device.close()
 
 
-# ---- memory and its readers ---------------------------------------------------------------------------------------------------
+# ---- memory and its readers
+# ---------------------------------------------------------------------------------------------------
 
 
 class Bench:
     """A memory of FreeKV with what its readers need, and the same pages kept plainly."""
 
-    def __init__(self, slots=12, spare=2, budget=3, seed=0, threads=True, tau=(0.8, 0.8), ahead=True, digest="mean-radius"):
-        self.device, self.random, self.budget = HostDevice(threads), np.random.default_rng(seed), budget
-        host, self.pool = self.device.pool(MODEL, slots, np.float32, True), self.device.pool(MODEL, 4 * budget, np.float32, True)
+    def __init__(
+        self,
+        slots=12,
+        spare=2,
+        budget=3,
+        seed=0,
+        threads=True,
+        tau=(0.8, 0.8),
+        ahead=True,
+        digest="mean-radius",
+    ):
+        self.device = HostDevice(threads)
+        self.random = np.random.default_rng(seed)
+        self.budget = budget
+        host, self.pool = (
+            self.device.pool(MODEL, slots, np.float32, True),
+            self.device.pool(MODEL, 4 * budget, np.float32, True),
+        )
         clock = StageClock(None)
-        of_questions, of_chunks = (RecallStreams(self.device, MODEL, np.float32, budget, clock, urgent) for urgent in (True, False))
+        of_questions, of_chunks = (
+            RecallStreams(self.device, MODEL, np.float32, budget, clock, urgent)
+            for urgent in (True, False)
+        )
         speculation = Speculation(*tau, ahead)
-        self.memory = PageRecallMemory(MODEL, host, spare, budget, digest, speculation, of_questions, of_chunks)
+        self.memory = PageRecallMemory(
+            MODEL, host, spare, budget, digest, speculation, of_questions, of_chunks
+        )
         self.plain = {}  # number of a page -> keys [L, T, Hkv, D]
         self.places = {}  # -> positions [T, 3]
         self.number = 0
@@ -232,10 +282,21 @@ class Bench:
         k, v = self.random.normal(size=(2, L, units * tokens, HKV, D)).astype(np.float32)
         positions = self.random.integers(0, 50, (units * tokens, 3)).astype(np.int32)
         templates = tuple(
-            Page(-1, "vision", tokens, 0, self.number + u, Fraction(self.number + u), Fraction(self.number + u + 1)) for u in range(units)
+            Page(
+                -1,
+                "vision",
+                tokens,
+                0,
+                self.number + u,
+                Fraction(self.number + u),
+                Fraction(self.number + u + 1),
+            )
+            for u in range(units)
         )
         unit = np.repeat(np.arange(units), tokens)
-        self.memory.take(Departing(templates, unit, k, v, positions, np.zeros((L, 1, HQ, D), np.float32)))
+        self.memory.take(
+            Departing(templates, unit, k, v, positions, np.zeros((L, 1, HQ, D), np.float32))
+        )
         for u in range(units):
             self.plain[self.number] = k[:, unit == u]
             self.places[self.number] = positions[unit == u]
@@ -245,7 +306,10 @@ class Bench:
 
     def recalls(self, of_stream=False):
         first = 2 * self.budget if of_stream else 0
-        return [Recall(self.pool, range(first + side * self.budget, first + (side + 1) * self.budget)) for side in range(2)]
+        return [
+            Recall(self.pool, range(first + side * self.budget, first + (side + 1) * self.budget))
+            for side in range(2)
+        ]
 
     def query(self):
         return self.random.normal(size=(L, HQ, D)).astype(np.float32)
@@ -269,17 +333,26 @@ class Bench:
             for head, keys in enumerate(heads):
                 _, numbers = plain.reads.get((layer, head), (None, []))
                 expected = [pages[number][layer, :, head] for number in numbers]
-                np.testing.assert_array_equal(keys, np.concatenate(expected) if expected else np.empty((0, D)))
+                np.testing.assert_array_equal(
+                    keys, np.concatenate(expected) if expected else np.empty((0, D))
+                )
 
     def close(self):
         self.device.close()
 
 
 @pytest.mark.parametrize("threads", [True, False])
-@pytest.mark.parametrize(("ahead", "digest", "tau"), [(True, "mean-radius", 0.8), (True, "min-max", None), (False, "mean-radius", 0.95)])
-def test_a_question_reads_what_the_plain_statement_says_it_reads_at_every_step(threads, ahead, digest, tau):
+@pytest.mark.parametrize(
+    ("ahead", "digest", "tau"),
+    [(True, "mean-radius", 0.8), (True, "min-max", None), (False, "mean-radius", 0.95)],
+)
+def test_a_question_reads_what_the_plain_statement_says_it_reads_at_every_step(
+    threads, ahead, digest, tau
+):
     for seed in range(4):
-        bench = Bench(slots=22, seed=seed, threads=threads, tau=(0.8, tau), ahead=ahead, digest=digest)
+        bench = Bench(
+            slots=22, seed=seed, threads=threads, tau=(0.8, tau), ahead=ahead, digest=digest
+        )
         for _ in range(8):
             bench.leave()
         view, held = bench.memory.view(), dict(bench.plain)
@@ -306,8 +379,9 @@ def test_a_question_reads_what_the_plain_statement_says_it_reads_at_every_step(t
 
 
 def test_which_queries_chose_what_a_token_reads():
-    """Run 0 is the question, twice. The first token reads what the first of its runs chose, the next what the second chose, and from
-    then on a token reads what the queries of the token two before it chose."""
+    """Run 0 is the question, twice. The first token reads what the first of its runs chose, the
+    next what the second chose, and from then on a token reads what the queries of the token two
+    before it chose."""
     bench = Bench(tau=(None, None))
     for _ in range(9):
         bench.leave()
@@ -329,7 +403,9 @@ def test_which_queries_chose_what_a_token_reads():
 def test_chunks_read_what_the_chunk_before_chose_from_all_that_had_left(threads, ahead, tau):
     for seed in range(3):
         bench = Bench(seed=seed, threads=threads, tau=(tau, 0.8), ahead=ahead)
-        reader = bench.memory.stream_reader(bench.memory.view(leased=False), bench.recalls(of_stream=True))
+        reader = bench.memory.stream_reader(
+            bench.memory.view(leased=False), bench.recalls(of_stream=True)
+        )
         plain, q = PlainChunks(HKV, L, bench.budget, tau, 0.8), bench.query()
         for chunk in range(25):
             while True:
@@ -361,7 +437,11 @@ def test_a_corrected_head_chooses_anew_and_the_others_keep_their_pages():
     turned[1, 2:] *= -1  # both query heads of KV head 1, in layer 1
     assert reader.saw(turned, prefill=False)
     after = reader.selection.pages
-    assert after[1, 1].tolist() == choose(turned, list(bench.plain.values()), 2)[1][1] != before[1, 1].tolist()
+    assert (
+        after[1, 1].tolist()
+        == choose(turned, list(bench.plain.values()), 2)[1][1]
+        != before[1, 1].tolist()
+    )
     after[1, 1] = before[1, 1]
     assert after.tolist() == before.tolist()
     reader.release()
@@ -396,7 +476,11 @@ def test_a_question_keeps_its_pages_however_far_the_stream_goes():
     further.start()
     further.join(0.1)
     assert further.is_alive()  # it waits for the question
-    assert view.choose(q).pages.tolist() == chosen.pages.tolist() == choose(q, list(held.values()), bench.budget)
+    assert (
+        view.choose(q).pages.tolist()
+        == chosen.pages.tolist()
+        == choose(q, list(held.values()), bench.budget)
+    )
     np.testing.assert_array_equal(bench.memory.boxes[:, :, chosen.cells[0, 0]], boxes_then)
     np.testing.assert_array_equal(bench.memory.pool.data[chosen.cells[0, 0]], data_then)
     view.release()
@@ -407,7 +491,9 @@ def test_a_question_keeps_its_pages_however_far_the_stream_goes():
 
 def streaming(bench):
     """A reader of chunks whose two sets of cells have both been read."""
-    reader = bench.memory.stream_reader(bench.memory.view(leased=False), bench.recalls(of_stream=True))
+    reader = bench.memory.stream_reader(
+        bench.memory.view(leased=False), bench.recalls(of_stream=True)
+    )
     reader.saw(bench.query(), prefill=True)
     for _ in range(2):
         reader.renew(bench.memory.view(leased=False))
@@ -422,12 +508,16 @@ def test_time_is_moved_on_the_device_too():
     reader = streaming(bench)
     table, numbers = reader.table, reader.selection.pages
     places = bench.pool.where[table[0, 0], 0, 0].copy()
-    np.testing.assert_array_equal(places, [bench.places[number] for number in numbers[0, 0].tolist()])
+    np.testing.assert_array_equal(
+        places, [bench.places[number] for number in numbers[0, 0].tolist()]
+    )
     bench.memory.shift(5, 3)
     reader.renew(bench.memory.view(leased=False))
     table = reader.table
     assert reader.selection.pages.tolist() == numbers.tolist()
-    np.testing.assert_array_equal(bench.pool.where[table[0, 0], 0, 0], np.maximum(places - [5, 0, 0], 3))
+    np.testing.assert_array_equal(
+        bench.pool.where[table[0, 0], 0, 0], np.maximum(places - [5, 0, 0], 3)
+    )
     bench.close()
 
 
@@ -440,7 +530,9 @@ def test_time_is_not_moved_under_a_question_nor_under_a_recall(who, monkeypatch)
         held = bench.memory.view()
     else:
         monkeypatch.setattr(RecallStreams, "_place", lambda *args: (let.wait(5), place(*args)))
-        reader = bench.memory.stream_reader(bench.memory.view(leased=False), bench.recalls(of_stream=True))
+        reader = bench.memory.stream_reader(
+            bench.memory.view(leased=False), bench.recalls(of_stream=True)
+        )
         reader.saw(bench.query(), prefill=True)
         reader.renew(bench.memory.view(leased=False))
     before, moved = bench.memory.pool.where.copy(), threading.Event()

@@ -34,7 +34,9 @@ def test_written_tokens_lie_in_their_cells_and_nowhere_else():
     model, random = toy_model(), np.random.default_rng(0)
     pool = HostDevice(threads=False).pool(model, 5, np.float32)
     pool.data[:] = 7
-    k, v = random.normal(size=(2, model.layers, 3, model.kv_heads, model.head_dim)).astype(np.float32)
+    k, v = random.normal(size=(2, model.layers, 3, model.kv_heads, model.head_dim)).astype(
+        np.float32
+    )
     slots, cells, places = np.array([4, 4, 1]), np.array([0, 3, 2]), np.arange(9).reshape(3, 3)
     pool.write(slots, cells, k, v, places, STREAM)
     for token, (slot, cell) in enumerate(zip(slots, cells, strict=True)):
@@ -92,7 +94,11 @@ class SlotsMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def lease(self, data):
-        chosen = data.draw(st.lists(st.sampled_from(sorted(self.live)), unique=True)) if self.live else []
+        chosen = (
+            data.draw(st.lists(st.sampled_from(sorted(self.live)), unique=True))
+            if self.live
+            else []
+        )
         self.slots.lease(chosen)
         self.leases.append(chosen)
 

@@ -10,10 +10,17 @@ from support.fake_engines import toy_model
 
 from vicort.runtime.memory.timeline import Timeline, text_positions
 
-times = st.lists(st.fractions(min_value=0, max_value=500, max_denominator=1000), min_size=1, max_size=30).map(sorted)
+times = st.lists(
+    st.fractions(min_value=0, max_value=500, max_denominator=1000), min_size=1, max_size=30
+).map(sorted)
 
 
-@given(times, st.integers(0, 9), st.sampled_from([1.0, 2.0, 2.5]), st.tuples(st.integers(1, 5), st.integers(1, 5)))
+@given(
+    times,
+    st.integers(0, 9),
+    st.sampled_from([1.0, 2.0, 2.5]),
+    st.tuples(st.integers(1, 5), st.integers(1, 5)),
+)
 def test_units_stand_at_their_time_and_text_after_everything(starts, prompt, rate, grid):
     model = toy_model(tokens_per_second=rate, grid_height=grid[0], grid_width=grid[1])
     timeline = Timeline(model, prompt, text_room=10)
@@ -21,7 +28,11 @@ def test_units_stand_at_their_time_and_text_after_everything(starts, prompt, rat
     for start in starts:
         positions = timeline.unit(start)
         t = prompt + floor((start - starts[0]) * Fraction(rate))
-        expected = [(t, prompt + row, prompt + column) for row in range(grid[0]) for column in range(grid[1])]
+        expected = [
+            (t, prompt + row, prompt + column)
+            for row in range(grid[0])
+            for column in range(grid[1])
+        ]
         assert positions.tolist() == [list(place) for place in expected]
         largest = max(largest, positions.max())
         assert timeline.next_text == largest + 1

@@ -1,4 +1,5 @@
-"""ReSV on streams: the session reads what the plain statement of its rules says, overlapped as in sequence, and stays bounded."""
+"""ReSV on streams: the session reads what the plain statement of its rules says, overlapped as in
+sequence, and stays bounded."""
 
 import resource
 from dataclasses import replace
@@ -23,7 +24,8 @@ ASK = "what color was the circle?"
 
 
 def resv(host_mb, frames=4, **changes):
-    """The system that ships, with a short window and little memory, so that a short stream fills it."""
+    """The system that ships, with a short window and little memory, so that a short stream fills
+    it."""
     chosen = load_system("resv")
     text = f"""
 name: small
@@ -34,13 +36,23 @@ long_term: {{policy: key-clusters, hash_bits: 24, threshold: 7, recent: 8, most_
 memory: {{device_mb: 24, host_mb: {host_mb}, when_full: drop-oldest}}
 """
     small = parse_system(text, "small.yaml")
-    return replace(small, long_term=chosen.long_term.model_copy(update={**small.long_term.model_dump(), **changes}))
+    return replace(
+        small,
+        long_term=chosen.long_term.model_copy(update={**small.long_term.model_dump(), **changes}),
+    )
 
 
 def watch(engines, chosen, video, times, overlap=True):
     """Answers by id, and the session's long-term memory at the end."""
     events = []
-    with Session(engines, chosen, overlap=overlap, on_event=events.append, fps="source", sampling=Sampling(max_tokens=4)) as session:
+    with Session(
+        engines,
+        chosen,
+        overlap=overlap,
+        on_event=events.append,
+        fps="source",
+        sampling=Sampling(max_tokens=4),
+    ) as session:
         for at in times:
             session.submit(Question(ASK, None if at is None else Fraction(at), str(at)))
         for frame in video:
@@ -52,7 +64,8 @@ def watch(engines, chosen, video, times, overlap=True):
 
 @pytest.fixture
 def told(monkeypatch):
-    """What enters memory and what is asked of it, in order: chunks that are taken; and queries with the positions that were chosen."""
+    """What enters memory and what is asked of it, in order: chunks that are taken; and queries with
+    the positions that were chosen."""
     calls = []
     take, choose = KeyClusterMemory.take, ClusterView.choose
 
@@ -75,7 +88,9 @@ def positions(held, selection):
     return {
         (layer, head): [
             tuple(place)
-            for slot, count in zip(selection.cells[layer, head], selection.filled[layer, head], strict=True)
+            for slot, count in zip(
+                selection.cells[layer, head], selection.filled[layer, head], strict=True
+            )
             for place in held.pool.where[slot, layer, head, :count].tolist()
         ]
         for layer, head in groups_of(held.model)
@@ -83,7 +98,8 @@ def positions(held, selection):
 
 
 def check_choices(told):
-    """Replays what a sequential session did in the plain statement; returns how many choices of a layer and head were not of everything."""
+    """Replays what a sequential session did in the plain statement; returns how many choices of a
+    layer and head were not of everything."""
     plain, places, partial = PlainMemory(told[0][0]) if told[0][2] is None else None, [], 0
     for product, argument, read in told:
         if read is None:
@@ -104,21 +120,33 @@ def test_a_stream_reads_what_the_plain_statement_chooses(told):
 
 def test_so_does_a_stream_of_the_real_engines(told, tiny_engines):
     with EngineSet.open(tiny_engines) as engines, open_source(str(FILE)) as source:
-        video = [frame for number, frame in enumerate(source.frames(lambda at: True)) if not number % 15]
+        video = [
+            frame for number, frame in enumerate(source.frames(lambda at: True)) if not number % 15
+        ]
         watch(engines, resv(1.6, frames=8, hash_bits=128), video, [8, None], overlap=False)
     assert check_choices(told) > 40
 
 
 def contents(held):
     """Clusters and their tokens, wherever they lie."""
-    means = [(serials, mean.tobytes()) for group in range(len(groups_of(held.model))) for serials, mean in clusters_of(held, group)]
+    means = [
+        (serials, mean.tobytes())
+        for group in range(len(groups_of(held.model)))
+        for serials, mean in clusters_of(held, group)
+    ]
     tokens = {}
     _, filled = held._cells.filled(held._tokens[:, : held._cells.used], held.model.page_tokens)
     for number, (layer, head) in enumerate(groups_of(held.model)):
         for slot in np.flatnonzero(filled[number]):
             for cell in range(filled[number, slot]):
-                data, where = held.pool.data[slot, layer, head, :, cell], held.pool.where[slot, layer, head, cell]
-                tokens[number, int(held._serials[slot, number, cell])] = data.tobytes(), where.tobytes()
+                data, where = (
+                    held.pool.data[slot, layer, head, :, cell],
+                    held.pool.where[slot, layer, head, cell],
+                )
+                tokens[number, int(held._serials[slot, number, cell])] = (
+                    data.tobytes(),
+                    where.tobytes(),
+                )
     return means, tokens
 
 
@@ -126,9 +154,14 @@ def test_overlapped_and_sequential_agree_to_the_last_bit():
     """With questions on their way while memory is full and forgets."""
 
     def told(overlap):
-        answers, held, summary = watch(FakeEngineSet(), resv(0.06, share=0.7), frames(80), [3, 7, 12, 13, None], overlap)
+        answers, held, summary = watch(
+            FakeEngineSet(), resv(0.06, share=0.7), frames(80), [3, 7, 12, 13, None], overlap
+        )
         assert held._serials.max() > 2 * held.room  # it had to forget
-        texts = {name: (answer.text, answer.seen_until, answer.read, answer.pages) for name, answer in answers.items()}
+        texts = {
+            name: (answer.text, answer.seen_until, answer.read, answer.pages)
+            for name, answer in answers.items()
+        }
         return texts, contents(held), summary.chunks
 
     assert told(True) == told(False)
@@ -137,25 +170,43 @@ def test_overlapped_and_sequential_agree_to_the_last_bit():
 def test_on_real_engines_too(tiny_engines):
     def told(overlap):
         with EngineSet.open(tiny_engines) as engines, open_source(str(FILE)) as source:
-            video = [frame for number, frame in enumerate(source.frames(lambda at: True)) if not number % 5]
-            answers, held, _ = watch(engines, resv(2.2, frames=8, hash_bits=128), video, [6, 11, 17, None], overlap)
+            video = [
+                frame
+                for number, frame in enumerate(source.frames(lambda at: True))
+                if not number % 5
+            ]
+            answers, held, _ = watch(
+                engines, resv(2.2, frames=8, hash_bits=128), video, [6, 11, 17, None], overlap
+            )
         assert held._serials.max() > held.room
-        return {name: (answer.text, answer.read, answer.pages) for name, answer in answers.items()}, contents(held)
+        return {
+            name: (answer.text, answer.read, answer.pages) for name, answer in answers.items()
+        }, contents(held)
 
     assert told(True) == told(False)
 
 
 @pytest.mark.slow
 def test_a_long_stream_is_flat(tiny_engines):
-    """4,000 chunks of two frames that repeat: nothing grows, and what is asked at the end is answered."""
+    """4,000 chunks of two frames that repeat: nothing grows, and what is asked at the end is
+    answered."""
     with EngineSet.open(tiny_engines) as engines, open_source(str(FILE)) as source:
-        clip = [frame for number, frame in enumerate(source.frames(lambda at: True)) if not number % 10]
+        clip = [
+            frame for number, frame in enumerate(source.frames(lambda at: True)) if not number % 10
+        ]
         sizes = []
         with Session(engines, resv(3, frames=2, hash_bits=128), fps="source") as session:
             for number in range(8000):
-                session.push(replace(clip[number % len(clip)], time=Fraction(number, 2), index=number))
+                session.push(
+                    replace(clip[number % len(clip)], time=Fraction(number, 2), index=number)
+                )
                 if number % 1000 == 999:
                     session.ask("what is there now?")
-                    sizes.append((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, len(session._memory.long_term._pages)))
+                    sizes.append(
+                        (
+                            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+                            len(session._memory.long_term._pages),
+                        )
+                    )
         assert sizes[-1][0] < 1.05 * sizes[2][0]
         assert sizes[-1][1] < 4 * sizes[2][1]

@@ -1,4 +1,5 @@
-"""LiveVLM's long-term memory: against a plain statement of it, on random chunks and on streams, and what it promises of long ones."""
+"""LiveVLM's long-term memory: against a plain statement of it, on random chunks and on streams, and
+what it promises of long ones."""
 
 from __future__ import annotations
 
@@ -32,28 +33,42 @@ def memory(host_mb: float = 1.0, model=MODEL, **changes) -> SinkBucketsMemory:
 
 
 def departing(number: int, count: int, seed: int = 0, unit_tokens: int = 4) -> Departing:
-    """Chunk `number`, of `count` random tokens. The first value of a token is its name, which is never given twice: 1000 number + i."""
+    """Chunk `number`, of `count` random tokens. The first value of a token is its name, which is
+    never given twice: 1000 number + i."""
     random, m = np.random.default_rng((seed, number)), MODEL
     k, v = random.normal(size=(2, m.layers, count, m.kv_heads, m.head_dim)).astype(np.float32)
     v[..., 0] = (1000 * number + np.arange(count))[None, :, None]
     unit = np.arange(count) // unit_tokens
     units = [100 * number + u for u in range(unit[-1] + 1)]
-    positions = np.stack([unit + 10 * number, np.arange(count) % 4, np.arange(count) % 2], axis=1).astype(np.int32) + 5
-    queries = random.normal(size=(m.layers, m.observed_rows, m.query_heads, m.head_dim)).astype(np.float32)
+    positions = (
+        np.stack([unit + 10 * number, np.arange(count) % 4, np.arange(count) % 2], axis=1).astype(
+            np.int32
+        )
+        + 5
+    )
+    queries = random.normal(size=(m.layers, m.observed_rows, m.query_heads, m.head_dim)).astype(
+        np.float32
+    )
     queries[:, : max(m.observed_rows - count, 0)] = 0
-    pages = tuple(Page(-1, "vision", unit_tokens, number, u, Fraction(u), Fraction(u) + Fraction(1, 2)) for u in units)
+    pages = tuple(
+        Page(-1, "vision", unit_tokens, number, u, Fraction(u), Fraction(u) + Fraction(1, 2))
+        for u in units
+    )
     return Departing(pages, unit, k, v, positions, queries)
 
 
 def kept(held: SinkBucketsMemory) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Keys and values [L, n, Hkv, D] and positions [L, n, Hkv, 3] of all that is kept, in order."""
     count = held._buckets.tokens
-    data = held.pool.data.transpose(3, 1, 0, 4, 2, 5).reshape(2, MODEL.layers, -1, MODEL.kv_heads, MODEL.head_dim)
+    data = held.pool.data.transpose(3, 1, 0, 4, 2, 5).reshape(
+        2, MODEL.layers, -1, MODEL.kv_heads, MODEL.head_dim
+    )
     where = held.pool.where.transpose(1, 0, 3, 2, 4).reshape(MODEL.layers, -1, MODEL.kv_heads, 3)
     return data[0, :, :count], data[1, :, :count], where[:, :count]
 
 
-@example(counts=[16] * 60, keep=0.5, capacity=1, observed=8, seed=0)  # memory is filled ten times over
+# memory is filled ten times over
+@example(counts=[16] * 60, keep=0.5, capacity=1, observed=8, seed=0)
 @example(counts=[16, 5] * 30, keep=1.0, capacity=2, observed=8, seed=1)
 @settings(max_examples=60, deadline=None)
 @given(
@@ -64,7 +79,8 @@ def kept(held: SinkBucketsMemory) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     seed=st.integers(0, 99),
 )
 def test_memory_is_what_the_plain_statement_keeps(counts, keep, capacity, observed, seed):
-    """Tokens, with keys, values, positions and units, of each layer; and that no count, order or stretch of the stream is violated."""
+    """Tokens, with keys, values, positions and units, of each layer; and that no count, order or
+    stretch of the stream is violated."""
     held = memory(tokens=48 * capacity + 24, keep=keep, capacity=capacity, observed=observed)
     plain = [PlainMemory(held.settings, held.tokens) for _ in range(MODEL.layers)]
     given_ = [departing(number, count, seed) for number, count in enumerate(counts)]
@@ -89,10 +105,17 @@ def test_memory_is_what_the_plain_statement_keeps(counts, keep, capacity, observ
 
 
 def random_q(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(MODEL.layers, MODEL.query_heads, MODEL.head_dim)).astype(np.float32)
+    return (
+        np.random.default_rng(seed)
+        .normal(size=(MODEL.layers, MODEL.query_heads, MODEL.head_dim))
+        .astype(np.float32)
+    )
 
 
-@pytest.mark.parametrize(("chunks", "share", "page"), [(1, 0.4, 8), (3, 0.4, 4), (40, 0.4, 16), (9, 1.0, 8), (5, 0.01, 6)])
+@pytest.mark.parametrize(
+    ("chunks", "share", "page"),
+    [(1, 0.4, 8), (3, 0.4, 4), (40, 0.4, 16), (9, 1.0, 8), (5, 0.01, 6)],
+)
 def test_pages_are_chosen_as_the_plain_statement_chooses(chunks, share, page):
     held = memory(share=share, page=page)
     for number in range(chunks):
@@ -105,11 +128,20 @@ def test_pages_are_chosen_as_the_plain_statement_chooses(chunks, share, page):
     seen = set()
     for layer in range(MODEL.layers):
         scores = page_scores(k[layer], random_q(1)[layer], rounded)
-        best = sorted(sorted(range(len(scores)), key=lambda p: (-scores[p], p))[: math.ceil(share * len(scores))])
+        best = sorted(
+            sorted(range(len(scores)), key=lambda p: (-scores[p], p))[
+                : math.ceil(share * len(scores))
+            ]
+        )
         expected = [name for p in best for name in v[layer, p * rounded : (p + 1) * rounded, 0, 0]]
         for head in range(MODEL.kv_heads):
             pairs = zip(selection.cells[layer, head], selection.filled[layer, head], strict=True)
-            read = [held.pool.data[slot, layer, head, 1, cell, 0] for slot, filled in pairs if slot != NONE for cell in range(filled)]
+            read = [
+                held.pool.data[slot, layer, head, 1, cell, 0]
+                for slot, filled in pairs
+                if slot != NONE
+                for cell in range(filled)
+            ]
             assert read == expected
         seen |= {100 * (int(name) // 1000) + int(name) % 1000 // 4 for name in expected}
     assert [p.unit for p in view.pages(selection)] == sorted(seen)
@@ -124,7 +156,10 @@ def test_a_view_stays_what_it_was_while_the_stream_goes_on():
     for number in range(3):
         held.take(departing(number, 13))
     view = held.view()
-    before, names = view.choose(random_q(2)), [page.unit for page in view.pages(view.choose(random_q(2)))]
+    before, names = (
+        view.choose(random_q(2)),
+        [page.unit for page in view.pages(view.choose(random_q(2)))],
+    )
     held.take(departing(3, 15))
     held.take(departing(4, 16))
     after = view.choose(random_q(2))
@@ -138,7 +173,9 @@ def test_nothing_moves_under_a_view():
     """A memory that must merge waits for whoever reads it; a second release changes nothing."""
     held = memory()
     view, other = held.view(), held.view()
-    stream = threading.Thread(target=lambda: [held.take(departing(number, 16)) for number in range(20)])
+    stream = threading.Thread(
+        target=lambda: [held.take(departing(number, 16)) for number in range(20)]
+    )
     stream.start()
     stream.join(timeout=0.3)
     full = held._buckets.tokens
@@ -164,9 +201,16 @@ def test_time_is_shifted_and_not_below_the_floor():
 
 
 def test_a_thousand_times_what_fits_stays_within_the_budget_and_covers_the_stream():
-    """All arrays keep their size, the units that are remembered are those that are seen, and no stretch is without tokens."""
+    """All arrays keep their size, the units that are remembered are those that are seen, and no
+    stretch is without tokens."""
     held = memory(host_mb=0.05, tokens=10_000)
-    sizes = held.pool.data.nbytes + held.pool.where.nbytes + held._scores.nbytes + held._units.nbytes + held._digests.nbytes
+    sizes = (
+        held.pool.data.nbytes
+        + held.pool.where.nbytes
+        + held._scores.nbytes
+        + held._units.nbytes
+        + held._digests.nbytes
+    )
     assert sizes <= 0.05e6
     chunks = 6 * held.tokens
     for number in range(chunks):
@@ -175,7 +219,8 @@ def test_a_thousand_times_what_fits_stays_within_the_budget_and_covers_the_strea
         assert len(held._pages) <= MODEL.layers * held.tokens + 4
     widths = 2**held._buckets.levels
     assert held.cells_in_use() <= len(held.pool.data)
-    assert widths.max() <= 4 * 8 * chunks / held.tokens  # at most four times an even share, of 8 buckets a chunk
+    # at most four times an even share, of 8 buckets a chunk
+    assert widths.max() <= 4 * 8 * chunks / held.tokens
     assert held._buckets.starts[-1] + widths[-1] == 8 * chunks
 
 
@@ -190,7 +235,9 @@ def test_a_budget_too_small_names_the_least_that_works():
     memory(tokens=41)
 
 
-@pytest.mark.parametrize(("change", "words"), [("keep: 0", "keep"), ("share: 1.5", "share"), ("pages: 3", "pages")])
+@pytest.mark.parametrize(
+    ("change", "words"), [("keep: 0", "keep"), ("share: 1.5", "share"), ("pages: 3", "pages")]
+)
 def test_a_parameter_that_is_not_allowed_is_named(change, words):
     key = change.split(":")[0]
     lines = {name: f"{name}: {value}" for name, value in POLICY.items()} | {key: change}

@@ -1,4 +1,5 @@
-"""StreamingVLM's window (arXiv 2510.09608) against a plain statement of it: sink, recent text, vision window, contiguous positions."""
+"""StreamingVLM's window (arXiv 2510.09608) against a plain statement of it: sink, recent text,
+vision window, contiguous positions."""
 
 from fractions import Fraction
 
@@ -23,43 +24,73 @@ WINDOW = system(
 
 
 class Run:
-    """Tokens that came together: their rows' keys and values of each layer, and where they stand."""
+    """Tokens that came together: their rows' keys and values of each layer, and where they
+    stand."""
 
     def __init__(self, kind, positions):
-        self.kind, self.positions, self.k, self.v = kind, np.array(positions), [], []
+        self.kind = kind
+        self.positions = np.array(positions)
+        self.k = []
+        self.v = []
 
 
 class PlainWindow:
-    """The transcript as a list of runs in the order of time, of which the oldest are struck out; what stays moves up."""
+    """The transcript as a list of runs in the order of time, of which the oldest are struck out;
+    what stays moves up."""
 
     def __init__(self, engines, prompt):
-        self.engines, self.prompt, self.first = engines, prompt, len(prompt.prefix)
-        self.runs, self.units, self.origin, self.last = [], 0, None, None
-        self._add("prompt", [engines.embedding[t] for t in prompt.prefix], [(i, i, i) for i in range(self.first)])
+        self.engines = engines
+        self.prompt = prompt
+        self.first = len(prompt.prefix)
+        self.runs = []
+        self.units = 0
+        self.origin = None
+        self.last = None
+        self._add(
+            "prompt",
+            [engines.embedding[t] for t in prompt.prefix],
+            [(i, i, i) for i in range(self.first)],
+        )
 
     def chunk(self, video):
         """Frames of one chunk."""
         self._move_up()
         m = self.engines.model
-        rows = self.engines.vision.function(frames=np.stack([frame.image for frame in video]))["features"].reshape(-1, m.width)
+        rows = self.engines.vision.function(frames=np.stack([frame.image for frame in video]))[
+            "features"
+        ].reshape(-1, m.width)
         positions = []
         for frame in video[::2]:
-            step = self.first if self.last is None else self.last[1] + int(frame.time - self.origin) - int(self.last[0] - self.origin)
+            step = (
+                self.first
+                if self.last is None
+                else self.last[1] + int(frame.time - self.origin) - int(self.last[0] - self.origin)
+            )
             self.origin = frame.time if self.origin is None else self.origin
             if self.runs[-1].kind == "text" and not positions:
                 step = max(step, int(self.runs[-1].positions[-1, 0]) + 1)
             self.last = (frame.time, step)
-            positions += [(step, self.first + h, self.first + w) for h in range(m.grid_height) for w in range(m.grid_width)]
+            positions += [
+                (step, self.first + h, self.first + w)
+                for h in range(m.grid_height)
+                for w in range(m.grid_width)
+            ]
         self._add("vision", rows, positions)
         self.runs[-1].last = self.units = self.units + len(video) // 2
         kept = CHUNKS * m.chunk_frames // 2
-        self.runs = [run for run in self.runs if run.kind != "vision" or self.units - run.last < kept]
+        self.runs = [
+            run for run in self.runs if run.kind != "vision" or self.units - run.last < kept
+        ]
 
     def ask(self, question):
         """The answer's tokens; it joins."""
         suffix = self.prompt.question(question)
         place = max(int(run.positions.max()) for run in self.runs) + 1
-        hidden = self._add("text", [self.engines.embedding[t] for t in suffix], [(place + i,) * 3 for i in range(len(suffix))])
+        hidden = self._add(
+            "text",
+            [self.engines.embedding[t] for t in suffix],
+            [(place + i,) * 3 for i in range(len(suffix))],
+        )
         tokens = []
         while True:
             token = int(np.argmax(hidden[-1] @ self.engines.embedding.T))
@@ -112,7 +143,9 @@ class PlainWindow:
                 for head in range(m.query_heads):
                     kv = head // (m.query_heads // m.kv_heads)
                     seen = slice(0, cached + row + 1)
-                    scores = keys[seen, kv] @ rotate(q[row, head], new.positions[row]) / m.head_dim**0.5
+                    scores = (
+                        keys[seen, kv] @ rotate(q[row, head], new.positions[row]) / m.head_dim**0.5
+                    )
                     weight = np.exp(scores - scores.max())
                     out[row, head] = weight @ values[seen, kv] / weight.sum()
             x = x + out.reshape(len(x), -1) @ weights["o"]
@@ -125,23 +158,35 @@ class PlainWindow:
 
 
 def turned(keys, positions):
-    return np.array([[rotate(head, place) for head in key] for key, place in zip(keys, positions, strict=True)])
+    return np.array(
+        [[rotate(head, place) for head in key] for key, place in zip(keys, positions, strict=True)]
+    )
 
 
 @pytest.mark.parametrize("overlap", [True, False])
 def test_a_stream_with_questions_is_what_the_plain_statement_says(overlap):
     engines, video = FakeEngineSet(seed=5), frames(24)
-    asked = [(1, ASK), (3, OTHER), (8, ASK), (10, OTHER), (12, ASK)]  # seconds; units of a second, chunks of two units
+    # seconds; units of a second, chunks of two units
+    asked = [(1, ASK), (3, OTHER), (8, ASK), (10, OTHER), (12, ASK)]
     events = []
     with Session(engines, WINDOW, on_event=events.append, overlap=overlap) as session:
         prompt, memory = session._answerer.prompt, session._memory
         for at, text in asked:
-            session.submit(Question(text, Fraction(at) - Fraction(1, 4), str(at), sampling=Sampling(max_tokens=WORDS)))
+            session.submit(
+                Question(
+                    text,
+                    Fraction(at) - Fraction(1, 4),
+                    str(at),
+                    sampling=Sampling(max_tokens=WORDS),
+                )
+            )
         for frame in video:
             session.push(frame)
         session.finish()
         texts = [[held.page.tokens for held in run] for run in memory._texts]
-        time_positions = memory.pool.where[[held.slot for unit in memory._units.values() for held in unit.held]][..., 0].max()
+        time_positions = memory.pool.where[
+            [held.slot for unit in memory._units.values() for held in unit.held]
+        ][..., 0].max()
     plain, said, waiting = PlainWindow(engines, prompt), {}, []
     for number, frame in enumerate(video):
         for at, text in asked:
@@ -160,8 +205,12 @@ def test_a_stream_with_questions_is_what_the_plain_statement_says(overlap):
             said[str(at)] = plain.ask(text)
     answers = {event.id: event.text for event in events if isinstance(event, Answer)}
     assert answers == {at: prompt.decode(tokens) for at, tokens in said.items()}
-    assert [sum(run) for run in texts] == [len(run.positions) for run in plain.runs if run.kind == "text"]
-    assert time_positions == max(run.positions[:, 0].max() for run in plain.runs if run.kind == "vision")
+    assert [sum(run) for run in texts] == [
+        len(run.positions) for run in plain.runs if run.kind == "text"
+    ]
+    assert time_positions == max(
+        run.positions[:, 0].max() for run in plain.runs if run.kind == "vision"
+    )
 
 
 def test_positions_stay_small_and_pages_few_however_long_the_stream():

@@ -1,4 +1,5 @@
-"""Vision Sink Bucketing against the paper's two phases, told in words, and the rules that hold for whatever a stream brings."""
+"""Vision Sink Bucketing against the paper's two phases, told in words, and the rules that hold for
+whatever a stream brings."""
 
 from __future__ import annotations
 
@@ -16,8 +17,11 @@ from vicort.runtime.memory.rotary import rotate
 MODEL = toy_model()
 
 
-def chunk(random: np.random.Generator, count: int, rows: int = MODEL.observed_rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keys [L, n, Hkv, D], positions [n, 3], and queries [L, R, Hq, D] of the last rows, behind zeros."""
+def chunk(
+    random: np.random.Generator, count: int, rows: int = MODEL.observed_rows
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Keys [L, n, Hkv, D], positions [n, 3], and queries [L, R, Hq, D] of the last rows, behind
+    zeros."""
     m = MODEL
     k = random.normal(size=(m.layers, count, m.kv_heads, m.head_dim)).astype(np.float32)
     queries = random.normal(size=(m.layers, rows, m.query_heads, m.head_dim)).astype(np.float32)
@@ -47,7 +51,14 @@ def test_buckets_keep_what_the_two_phases_place(data):
     count = data.draw(st.integers(1, 40))
     capacity = data.draw(st.integers(1, 4))
     buckets = data.draw(st.integers(1, count))
-    scores = np.array(data.draw(st.lists(st.lists(st.integers(0, 9), min_size=count, max_size=count), min_size=2, max_size=2)), np.float32)
+    scores = np.array(
+        data.draw(
+            st.lists(
+                st.lists(st.integers(0, 9), min_size=count, max_size=count), min_size=2, max_size=2
+            )
+        ),
+        np.float32,
+    )
     bucket = np.arange(count) * buckets // count
     kept = keep_best(scores, bucket, capacity)
     for layer in range(2):
@@ -55,13 +66,19 @@ def test_buckets_keep_what_the_two_phases_place(data):
         assert kept[layer].tolist() == two_phases(scores[layer], bucket, capacity, first)
     assert (np.diff(kept, axis=1) > 0).all()
     held = np.stack([np.bincount(bucket[row], minlength=buckets) for row in kept])
-    assert (held == np.minimum(np.bincount(bucket), capacity)).all()  # every bucket covered, none over its capacity
+    # every bucket covered, none over its capacity
+    assert (held == np.minimum(np.bincount(bucket), capacity)).all()
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 20)), min_size=1, max_size=25), st.integers(1, 3), st.randoms())
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.integers(0, 20)), min_size=1, max_size=25),
+    st.integers(1, 3),
+    st.randoms(),
+)
 def test_merging_covers_the_stream_evenly(steps, capacity, random):
-    """Chunks come, and room is made at random: buckets stay neighbours without gaps, and merge as in a binary tree."""
+    """Chunks come, and room is made at random: buckets stay neighbours without gaps, and merge as
+    in a binary tree."""
     buckets, came = Buckets.none(), 0
     for count, excess in steps:
         buckets = buckets.grown(np.array([random.randint(1, capacity) for _ in range(count)]))
@@ -75,9 +92,14 @@ def test_merging_covers_the_stream_evenly(steps, capacity, random):
         assert (buckets.sizes >= 1).all()
         assert (np.diff(group) >= 0).all()
         held = np.bincount(group)
-        assert held.tolist() == [sum(before.sizes[(before.starts >= s) & (before.starts < e)]) for s, e in spans(buckets)]
+        assert held.tolist() == [
+            sum(before.sizes[(before.starts >= s) & (before.starts < e)]) for s, e in spans(buckets)
+        ]
         assert (buckets.sizes <= held).all()
-        pairs_left = ((buckets.levels[:-1] == buckets.levels[1:]) & (buckets.starts[:-1] % (2 << buckets.levels[:-1]) == 0)).any()
+        pairs_left = (
+            (buckets.levels[:-1] == buckets.levels[1:])
+            & (buckets.starts[:-1] % (2 << buckets.levels[:-1]) == 0)
+        ).any()
         assert before.tokens - buckets.tokens >= excess or not pairs_left
 
 
@@ -87,13 +109,17 @@ def spans(buckets: Buckets) -> list[tuple[int, int]]:
 
 def test_the_lowest_level_merges_first_and_of_it_the_oldest():
     buckets, group = Buckets.none().grown(np.ones(8, int)).merged(1, 2)
-    assert (buckets.levels.tolist(), group.tolist()) == ([1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 2, 3, 4, 5])
+    assert (buckets.levels.tolist(), group.tolist()) == (
+        [1, 1, 0, 0, 0, 0],
+        [0, 0, 1, 1, 2, 3, 4, 5],
+    )
     buckets, group = buckets.grown(np.ones(2, int)).merged(1, 4)
     assert (buckets.levels.tolist(), group.tolist()) == ([2, 1, 1, 1], [0, 0, 1, 1, 2, 2, 3, 3])
 
 
 def test_a_long_stream_is_covered_to_a_factor_of_two():
-    """Memory of 64 buckets, always full: all but the latest chunks have bucket widths next to each other."""
+    """Memory of 64 buckets, always full: all but the latest chunks have bucket widths next to each
+    other."""
     buckets = Buckets.none()
     for _ in range(5000):
         buckets = buckets.grown(np.ones(4, int))

@@ -31,7 +31,12 @@ def memories(draw):
         units = [unit for unit in range(4 * chunk, 4 * chunk + 4) if draw(st.booleans())]
         if units:
             digests[chunk] = draw(vectors)
-            held.add(Remembered(chunk, units, draw(st.integers(len(units), 2 * len(units))), 4 * chunk + 3), digests[chunk])
+            held.add(
+                Remembered(
+                    chunk, units, draw(st.integers(len(units), 2 * len(units))), 4 * chunk + 3
+                ),
+                digests[chunk],
+            )
         for old in [chunk for chunk in digests if draw(st.integers(0, 9)) == 0]:
             held.forget(old)
             del digests[old]
@@ -51,15 +56,19 @@ def test_similar_chunks_takes_the_top_by_cosine_and_the_recent(question, memory,
     assert chosen == [unit for chunk in held for unit in chunk.units if chunk.chunk in wanted]
     latest = set(list(digests)[len(digests) - min(recent, len(digests)) :])
     scores = {chunk: cosine(digest, question) for chunk, digest in digests.items()}
-    bar = sorted([*scores.values(), -2, *[2] * (top == 0)], reverse=True)[: max(top, 1)][-1]  # the lowest score that is taken
+    # the lowest score that is taken
+    bar = sorted([*scores.values(), -2, *[2] * (top == 0)], reverse=True)[: max(top, 1)][-1]
     assert latest | {chunk for chunk, score in scores.items() if score > bar + 1e-6} <= wanted
     assert wanted <= latest | {chunk for chunk, score in scores.items() if score >= bar - 1e-6}
     assert min(top, len(digests)) <= len(wanted) <= top + len(latest)
 
 
 @given(vectors, memories(), st.integers(4, 30), st.integers(0, 1), st.floats(0, 0.9375, width=16))
-def test_distinct_chunks_are_like_the_question_and_unlike_each_other(question, memory, units, recent, relevance):
-    """Maximal marginal relevance as its authors state it: each choice is the best there was, as far as rounding can tell."""
+def test_distinct_chunks_are_like_the_question_and_unlike_each_other(
+    question, memory, units, recent, relevance
+):
+    """Maximal marginal relevance as its authors state it: each choice is the best there was, as far
+    as rounding can tell."""
     held, digests = memory
     policy, choices = DistinctChunks(units=units, recent=recent, relevance=relevance), []
     chosen = {unit // 4 for unit in policy.choose(question, Spied(held, choices))}
@@ -70,7 +79,9 @@ def test_distinct_chunks_are_like_the_question_and_unlike_each_other(question, m
         if len(selected) >= recent:
 
             def worth(other):
-                likest = max((cosine(digests[other], digests[each]) for each in selected), default=-1)
+                likest = max(
+                    (cosine(digests[other], digests[each]) for each in selected), default=-1
+                )
                 return relevance * cosine(digests[other], question) - (1 - relevance) * likest
 
             fitting = [other for other in numbers if other not in selected and pages[other] <= left]
@@ -84,10 +95,13 @@ def test_distinct_chunks_are_like_the_question_and_unlike_each_other(question, m
 
 
 class Spied:
-    """A recollection that tells in which order chunks are chosen: of each it is asked once how like the others it is."""
+    """A recollection that tells in which order chunks are chosen: of each it is asked once how like
+    the others it is."""
 
     def __init__(self, held, choices):
-        self._held, self._choices, self.unit_pages = held, choices, held.unit_pages
+        self._held = held
+        self._choices = choices
+        self.unit_pages = held.unit_pages
         self.cosines = held.cosines
 
     def __iter__(self):
@@ -106,9 +120,13 @@ def test_what_a_recollection_compares_are_the_digests_of_the_chunks_it_holds(que
     held, digests = memory
     assert [chunk.chunk for chunk in held] == list(digests)
     assert [chunk.chunk for chunk in reversed(held)] == list(digests)[::-1]
-    np.testing.assert_allclose(held.cosines(question), [cosine(digest, question) for digest in digests.values()], atol=1e-6)
+    np.testing.assert_allclose(
+        held.cosines(question), [cosine(digest, question) for digest in digests.values()], atol=1e-6
+    )
     for place, digest in enumerate(digests.values()):
-        np.testing.assert_allclose(held.likeness(place), [cosine(digest, other) for other in digests.values()], atol=1e-6)
+        np.testing.assert_allclose(
+            held.likeness(place), [cosine(digest, other) for other in digests.values()], atol=1e-6
+        )
 
 
 def test_many_chunks_are_compared_when_it_is_asked_for(monkeypatch):
@@ -118,14 +136,19 @@ def test_many_chunks_are_compared_when_it_is_asked_for(monkeypatch):
     for chunk, digest in enumerate(digests):
         held.add(Remembered(chunk, [chunk], 1, chunk), digest)
         np.testing.assert_allclose(
-            held.likeness(chunk // 2), [cosine(digests[chunk // 2], each) for each in digests[: chunk + 1]], atol=1e-6
+            held.likeness(chunk // 2),
+            [cosine(digests[chunk // 2], each) for each in digests[: chunk + 1]],
+            atol=1e-6,
         )
 
 
 def test_a_room_that_does_not_hold_the_recent_chunks_is_refused(tiny_engines):
     with EngineSet.open(tiny_engines) as engines:
         system = replace(load_system("distinct"), retrieval=DistinctChunks(units=15, recent=2))
-        with pytest.raises(ConfigError, match=r"reads 15 units, and its 2 latest chunks may hold 16: set retrieval\.units"):
+        with pytest.raises(
+            ConfigError,
+            match=r"reads 15 units, and its 2 latest chunks may hold 16: set retrieval\.units",
+        ):
             Session(engines, system)
 
 
@@ -143,11 +166,17 @@ def test_even_units_covers_all_time_with_even_steps(memory, count):
 
 @given(memories())
 def test_all_units_are_all(memory):
-    assert AllUnits().choose(np.zeros(6), memory[0]) == [unit for chunk in memory[0] for unit in chunk.units]
+    assert AllUnits().choose(np.zeros(6), memory[0]) == [
+        unit for chunk in memory[0] for unit in chunk.units
+    ]
 
 
 def test_ingest_windows():
-    assert (RecentChunks(chunks=3).window, AllChunks().window, LatestFrames(frames=4).window) == (3, None, 0)
+    assert (RecentChunks(chunks=3).window, AllChunks().window, LatestFrames(frames=4).window) == (
+        3,
+        None,
+        0,
+    )
 
 
 @given(st.integers(1, 12), st.integers(1, 20), st.floats(0.05, 1))
@@ -155,7 +184,10 @@ def test_the_fixed_ratio_keeps_the_share_it_names(units, tokens, keep):
     threshold, hot = ChunkIntra(keep=keep).bounds(units, tokens)
     assert threshold < -1
     kept = tokens + (units - 1) * hot
-    nearest = min((tokens + (units - 1) * k for k in range(tokens + 1)), key=lambda total: abs(total - keep * units * tokens))
+    nearest = min(
+        (tokens + (units - 1) * k for k in range(tokens + 1)),
+        key=lambda total: abs(total - keep * units * tokens),
+    )
     assert abs(kept - keep * units * tokens) <= abs(nearest - keep * units * tokens) + 1e-6
 
 

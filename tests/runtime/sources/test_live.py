@@ -1,4 +1,5 @@
-"""Live sources against servers on loopback that are killed, stalled, slowed, fed garbage and started again."""
+"""Live sources against servers on loopback that are killed, stalled, slowed, fed garbage and
+started again."""
 
 import itertools
 import json
@@ -27,7 +28,9 @@ from vicort.runtime.sources.source import Source
 QUICK = Patience(open_timeout=2, read_timeout=0.6, first_delay=0.02, longest_delay=0.1, steady=0.3)
 
 
-def watch(url: str, enough, *, patience: Patience = QUICK, **options) -> tuple[list[Frame], list[SourceEvent]]:
+def watch(
+    url: str, enough, *, patience: Patience = QUICK, **options
+) -> tuple[list[Frame], list[SourceEvent]]:
     """What a source gives until `enough(frames, events)`; 15 seconds at most."""
     events: list[SourceEvent] = []
     frames: list[Frame] = []
@@ -60,7 +63,8 @@ def connections(count: int, frames_more: int = 3):
     return enough
 
 
-# ---- MJPEG over HTTP ------------------------------------------------------------------------------------------------------
+# ---- MJPEG over HTTP
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_the_end_of_a_live_stream_means_once_more():
@@ -119,8 +123,12 @@ def test_a_camera_that_is_killed_is_found_again_when_it_is_back():
             each.kill()
     assert states(events)[:3] == ["connected", "lost", "reconnecting"]
     assert states(events)[-2:] == ["reconnecting", "connected"]
-    assert any(event.reason == "Connection refused" for event in events if event.state == "reconnecting")
-    assert [event.attempt for event in events if event.state == "reconnecting"] == list(range(1, len(events) - 2))
+    assert any(
+        event.reason == "Connection refused" for event in events if event.state == "reconnecting"
+    )
+    assert [event.attempt for event in events if event.state == "reconnecting"] == list(
+        range(1, len(events) - 2)
+    )
     assert one_clock(frames)
 
 
@@ -140,7 +148,9 @@ def test_garbage_in_the_stream_does_no_more_than_cost_a_connection():
 
 def test_data_without_a_picture_is_as_good_as_silence():
     with running(Camera(fps=50)) as camera:
-        camera.act = lambda wire, count: count != 10 or camera.requests > 1 or camera.send_instead(b"no picture") is None
+        camera.act = lambda wire, count: (
+            count != 10 or camera.requests > 1 or camera.send_instead(b"no picture") is None
+        )
 
         def enough(frames, events):
             if states(events).count("lost") == 1 and camera.requests > 1:
@@ -161,14 +171,19 @@ def test_a_new_resolution_is_told_and_goes_on():
         camera.act = lambda wire, count: count != 10 or camera.resize((320, 240)) is None
         frames, events = watch(camera.url, lambda frames, events: len(frames) == 20)
     assert {frame.image.shape for frame in frames} == {(120, 160, 3), (240, 320, 3)}
-    assert [(event.state, event.reason) for event in events] == [("connected", ""), ("resized", "160x120 to 320x240")]
+    assert [(event.state, event.reason) for event in events] == [
+        ("connected", ""),
+        ("resized", "160x120 to 320x240"),
+    ]
     assert one_clock(frames)
 
 
 def test_it_is_given_up_after_so_many_attempts_and_says_so():
     camera = Camera(fps=50)
     frames, events = [], []
-    patience = Patience(open_timeout=1, read_timeout=0.5, first_delay=0.01, longest_delay=0.02, attempts=3)
+    patience = Patience(
+        open_timeout=1, read_timeout=0.5, first_delay=0.01, longest_delay=0.02, attempts=3
+    )
 
     def kill_after_three(source):
         for frame in source.frames():
@@ -176,7 +191,10 @@ def test_it_is_given_up_after_so_many_attempts_and_says_so():
             if len(frames) == 3:
                 camera.kill()
 
-    with open_source(camera.url, patience=patience, on_state=events.append) as source, pytest.raises(TruncatedSource) as caught:
+    with (
+        open_source(camera.url, patience=patience, on_state=events.append) as source,
+        pytest.raises(TruncatedSource) as caught,
+    ):
         kill_after_three(source)
     assert states(events) == ["connected", "lost", *["reconnecting"] * 3, "given-up"]
     assert "is gone (3 attempts, Connection refused)" in str(caught.value)
@@ -197,7 +215,10 @@ def test_stop_ends_it_from_another_thread_even_between_attempts():
 
 def test_stop_ends_it_while_frames_come_that_nobody_wants():
     """It used to go on for ever, since only frames that are wanted reach whoever could stop."""
-    with running(Camera(fps=50)) as camera, open_source(camera.url, patience=QUICK, live=True) as source:
+    with (
+        running(Camera(fps=50)) as camera,
+        open_source(camera.url, patience=QUICK, live=True) as source,
+    ):
         threading.Timer(0.5, source.stop).start()
         began = time.monotonic()
         assert list(source.frames(lambda at: False)) == []
@@ -216,7 +237,9 @@ def test_what_is_not_there_yet_is_tried_until_it_is():
     camera.kill()
     coming = later(camera.port, 0.6, back)
     try:
-        frames, events = watch(camera.url, connections(1), live=True, at_once=False, warn=said.append)
+        frames, events = watch(
+            camera.url, connections(1), live=True, at_once=False, warn=said.append
+        )
     finally:
         coming.join()
         for each in back:
@@ -235,8 +258,13 @@ def test_what_never_comes_is_given_up_after_so_many_attempts():
     camera, events = Camera(), []
     camera.kill()
     patience = Patience(first_delay=0.01, longest_delay=0.02, attempts=2)
-    source = open_source(camera.url, live=True, at_once=False, patience=patience, on_state=events.append)
-    with source, pytest.raises(TruncatedSource, match=r"is gone \(2 attempts, Connection refused\)"):
+    source = open_source(
+        camera.url, live=True, at_once=False, patience=patience, on_state=events.append
+    )
+    with (
+        source,
+        pytest.raises(TruncatedSource, match=r"is gone \(2 attempts, Connection refused\)"),
+    ):
         list(source)
     assert states(events) == ["reconnecting", "reconnecting", "given-up"]
 
@@ -244,7 +272,9 @@ def test_what_never_comes_is_given_up_after_so_many_attempts():
 def test_stop_ends_the_wait_for_what_never_comes():
     camera = Camera()
     camera.kill()
-    with open_source(camera.url, live=True, at_once=False, patience=Patience(first_delay=60)) as source:
+    with open_source(
+        camera.url, live=True, at_once=False, patience=Patience(first_delay=60)
+    ) as source:
         threading.Timer(0.3, source.stop).start()
         began = time.monotonic()
         assert list(source) == []
@@ -296,7 +326,8 @@ def test_no_credentials_anywhere():
     assert "geheim" not in json.dumps([event.to_json() for event in events]) + "".join(said)
 
 
-# ---- HLS ------------------------------------------------------------------------------------------------------------------
+# ---- HLS
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -325,29 +356,48 @@ def test_hls_is_live_goes_through_a_failure_and_ends_when_it_becomes_a_recording
 def test_a_playlist_leads_to_no_file_of_this_machine(tmp_path):
     videos.write_video(tmp_path / "private.ts", 50)
     with running(Playlist(tmp_path)) as playlist:
-        playlist.text = lambda: f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nfile://{tmp_path / 'private.ts'}\n#EXT-X-ENDLIST\n"
+        playlist.text = lambda: (
+            f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nfile://{tmp_path / 'private.ts'}\n#EXT-X-ENDLIST\n"
+        )
         with pytest.raises(SourceError):
             next(iter(open_source(playlist.url, patience=QUICK)))
 
 
-# ---- RTSP -----------------------------------------------------------------------------------------------------------------
+# ---- RTSP
+# -----------------------------------------------------------------------------------------------------------------
 
 RTSP_SERVER = Path(__file__).parents[2] / "support" / "rtsp_server.py"
 SYSTEM_PYTHON = shutil.which("python3", path="/usr/bin")
 
 
 def rtsp_server(port: int = 0) -> tuple[subprocess.Popen, int]:
-    server = subprocess.Popen([SYSTEM_PYTHON or "", str(RTSP_SERVER), str(port), "admin", "geheim"], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [SYSTEM_PYTHON or "", str(RTSP_SERVER), str(port), "admin", "geheim"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert server.stdout is not None
     return server, int(server.stdout.readline())
 
 
 @pytest.fixture(scope="module")
 def needs_rtsp() -> None:
-    code = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import Gst; Gst.init(None)"
-    code += "\nassert all(Gst.ElementFactory.find(n) for n in ('x264enc', 'rtph264pay', 'videotestsrc'))"
-    if not SYSTEM_PYTHON or subprocess.run([SYSTEM_PYTHON, "-c", code], capture_output=True, check=False).returncode:
-        pytest.skip("no RTSP server: install python3-gi, gir1.2-gst-rtsp-server-1.0, gstreamer1.0-plugins-{base,good,ugly}")
+    code = (
+        "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import Gst; "
+        "Gst.init(None)"
+    )
+    code += (
+        "\nassert all(Gst.ElementFactory.find(n) for n in ('x264enc', 'rtph264pay', "
+        "'videotestsrc'))"
+    )
+    if (
+        not SYSTEM_PYTHON
+        or subprocess.run([SYSTEM_PYTHON, "-c", code], capture_output=True, check=False).returncode
+    ):
+        pytest.skip(
+            "no RTSP server: install python3-gi, gir1.2-gst-rtsp-server-1.0, "
+            "gstreamer1.0-plugins-{base,good,ugly}"
+        )
 
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
@@ -392,7 +442,9 @@ def test_rtsp_that_starts_after_the_run(needs_rtsp):
     coming = threading.Timer(1.0, lambda: back.append(rtsp_server(port)[0]))
     coming.start()
     try:
-        frames, events = watch(f"rtsp://admin:geheim@127.0.0.1:{port}/cam", connections(1), at_once=False)
+        frames, events = watch(
+            f"rtsp://admin:geheim@127.0.0.1:{port}/cam", connections(1), at_once=False
+        )
     finally:
         coming.join()
         for each in back:
@@ -403,7 +455,8 @@ def test_rtsp_that_starts_after_the_run(needs_rtsp):
     assert one_clock(frames)
 
 
-# ---- the rules, without a network -----------------------------------------------------------------------------------------
+# ---- the rules, without a network
+# -----------------------------------------------------------------------------------------
 
 
 class Plays(Source):

@@ -1,4 +1,5 @@
-"""Motion as the decoder tells it, on files of several codecs, and how that of frames which are left out adds up."""
+"""Motion as the decoder tells it, on files of several codecs, and how that of frames which are left
+out adds up."""
 
 from __future__ import annotations
 
@@ -28,12 +29,22 @@ VECTORS = np.dtype(
 )
 
 
-def write_moving(path: Path, codec: str, moving=lambda picture: True, count: int = 30, size: tuple[int, int] = (WIDTH, HEIGHT), **options):
-    """A textured square that goes to the right across a still, textured background, wherever `moving` says so."""
+def write_moving(
+    path: Path,
+    codec: str,
+    moving=lambda picture: True,
+    count: int = 30,
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+    **options,
+):
+    """A textured square that goes to the right across a still, textured background, wherever
+    `moving` says so."""
     needs_encoder(codec)
     random = np.random.default_rng(0)
     width, height = size
-    background = random.integers(0, 255, (height // 8, width // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    background = (
+        random.integers(0, 255, (height // 8, width // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    )
     square, x = random.integers(0, 255, (32, 32, 3), np.uint8), 4
     with av.open(str(path), "w") as output:
         track = output.add_stream(codec, rate=25, options=QUIET.get(codec, {}) | options)
@@ -55,21 +66,29 @@ def motions(path: Path, **options) -> list[Frame]:
 X264 = {"bf": "0", "refs": "1", "sc_threshold": "0", "tune": "zerolatency"}
 
 
-@pytest.mark.parametrize(("codec", "suffix", "options"), [("libx264", "mp4", X264), ("mpeg4", "mp4", {}), ("mpeg2video", "ts", {})])
+@pytest.mark.parametrize(
+    ("codec", "suffix", "options"),
+    [("libx264", "mp4", X264), ("mpeg4", "mp4", {}), ("mpeg2video", "ts", {})],
+)
 def test_vectors_lie_where_something_moves(codec, suffix, options, tmp_path):
-    told = [frame.motion for frame in motions(write_moving(tmp_path / f"a.{suffix}", codec, **options))]
+    told = [
+        frame.motion for frame in motions(write_moving(tmp_path / f"a.{suffix}", codec, **options))
+    ]
     assert [i for i, motion in enumerate(told) if motion.refreshed] == [0, 12, 24]
     for motion in told:
         assert motion.cells.shape == (HEIGHT // 16, WIDTH // 16)
         assert not motion.refreshed or not motion.cells.any()
     moving = np.median([motion.cells[2:4].max() for motion in told if not motion.refreshed])
     assert moving == pytest.approx(STEP, abs=1) or np.isinf(moving)
-    assert np.mean([motion.cells[[0, 5]] > 0.5 for motion in told]) < 0.05  # above and below its path
+    # above and below its path
+    assert np.mean([motion.cells[[0, 5]] > 0.5 for motion in told]) < 0.05
 
 
 def test_pictures_that_nobody_takes_are_not_lost(tmp_path):
     """It moves in pictures 3 to 5 only, and only every fourth picture is taken."""
-    path = write_moving(tmp_path / "a.mp4", "libx264", lambda picture: picture in (2, 3), count=10, **X264)
+    path = write_moving(
+        tmp_path / "a.mp4", "libx264", lambda picture: picture in (2, 3), count=10, **X264
+    )
     with open_source(str(path), motion=True) as source:
         taken = list(source.frames(lambda time: time * 25 % 4 == 0))
     assert [frame.index for frame in taken] == [0, 4, 8]
@@ -78,9 +97,12 @@ def test_pictures_that_nobody_takes_are_not_lost(tmp_path):
 
 
 def test_an_i_picture_that_nobody_takes_makes_the_next_frame_whole(tmp_path):
-    with open_source(str(write_moving(tmp_path / "a.mp4", "libx264", **X264)), motion=True) as source:
+    with open_source(
+        str(write_moving(tmp_path / "a.mp4", "libx264", **X264)), motion=True
+    ) as source:
         taken = list(source.frames(lambda time: time * 25 % 5 == 0))
-    assert [frame.index for frame in taken if frame.motion.refreshed] == [0, 15, 25]  # I pictures are 0, 12 and 24
+    # I pictures are 0, 12 and 24
+    assert [frame.index for frame in taken if frame.motion.refreshed] == [0, 15, 25]
 
 
 @pytest.mark.parametrize("motion", [True, False])
@@ -100,11 +122,19 @@ def test_pictures_are_let_go_without_the_garbage_collector(motion, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("codec", "suffix"), [("libx265", "mp4"), ("libvpx-vp9", "webm"), pytest.param("libsvtav1", "mp4", marks=pytest.mark.slow)]
+    ("codec", "suffix"),
+    [
+        ("libx265", "mp4"),
+        ("libvpx-vp9", "webm"),
+        pytest.param("libsvtav1", "mp4", marks=pytest.mark.slow),
+    ],
 )
 def test_codecs_without_vectors_tell_their_i_pictures_and_say_so(codec, suffix, tmp_path):
     warnings: list[str] = []
-    told = [frame.motion for frame in motions(write_moving(tmp_path / f"a.{suffix}", codec), warn=warnings.append)]
+    told = [
+        frame.motion
+        for frame in motions(write_moving(tmp_path / f"a.{suffix}", codec), warn=warnings.append)
+    ]
     assert all(motion.cells is None for motion in told)
     assert told[0].refreshed
     assert 2 <= sum(motion.refreshed for motion in told) <= 10
@@ -124,7 +154,8 @@ def test_who_does_not_ask_is_told_nothing(tmp_path):
 
 @pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0), (-1, 0, 0, 1)])
 def test_motion_is_turned_like_the_picture(matrix, tmp_path):
-    """Where cells say that something moves, pixels differ; sizes are no multiples of a cell, so the cut cells come first when turned."""
+    """Where cells say that something moves, pixels differ; sizes are no multiples of a cell, so the
+    cut cells come first when turned."""
     path = write_moving(tmp_path / "a.mp4", "libx264", size=(168, 104), **X264)
     turn(path, matrix)
     before, overlap = None, []
@@ -144,7 +175,14 @@ def test_motion_is_turned_like_the_picture(matrix, tmp_path):
 
 
 records = st.lists(
-    st.tuples(st.integers(-40, 80), st.integers(-40, 60), st.integers(-300, 300), st.integers(-300, 300), st.integers(0, 8)), max_size=40
+    st.tuples(
+        st.integers(-40, 80),
+        st.integers(-40, 60),
+        st.integers(-300, 300),
+        st.integers(-300, 300),
+        st.integers(0, 8),
+    ),
+    max_size=40,
 )
 
 
@@ -164,7 +202,9 @@ def test_the_longest_vector_of_each_cell(vectors):
 
 
 motion_of = st.builds(
-    lambda refreshed, cells: Motion(refreshed, None if cells is None else np.array(cells, np.float32).reshape(1, -1)),
+    lambda refreshed, cells: Motion(
+        refreshed, None if cells is None else np.array(cells, np.float32).reshape(1, -1)
+    ),
     st.booleans(),
     st.none() | st.lists(st.floats(0, 9, width=32), min_size=2, max_size=2),
 )

@@ -1,4 +1,5 @@
-"""Decoding on the GPU, on a stand-in: a module with PyNvVideoCodec's names whose decoder is FFmpeg's, and memory that is the host's."""
+"""Decoding on the GPU, on a stand-in: a module with PyNvVideoCodec's names whose decoder is
+FFmpeg's, and memory that is the host's."""
 
 from __future__ import annotations
 
@@ -38,7 +39,10 @@ def nvc(monkeypatch: pytest.MonkeyPatch, gpu: HostMemoryGpu) -> StandIn:
 
 def rgb(frames: list, height: int, width: int) -> np.ndarray:
     """[F, height, width, 3], of frames of either kind."""
-    images = [on_host(frame.image) if isinstance(frame.image, Surface) else frame.image for frame in frames]
+    images = [
+        on_host(frame.image) if isinstance(frame.image, Surface) else frame.image
+        for frame in frames
+    ]
     out = np.empty((len(images), height, width, 3), np.uint8)
     Preprocessor(height, width)(images, out)
     return out
@@ -53,7 +57,8 @@ def both(path: Path, **options) -> tuple[list, list]:
     return found[0], found[1]
 
 
-# ---- what comes out -------------------------------------------------------------------------------------------------------
+# ---- what comes out
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -66,13 +71,26 @@ def both(path: Path, **options) -> tuple[list, list]:
         ("a.mkv", "libsvtav1", {}),
     ],
 )
-def test_frames_times_and_order_are_the_cpus(nvc: StandIn, tmp_path: Path, name: str, codec: str, encoder: dict[str, str]) -> None:
-    videos.write_video(tmp_path / name, [Fraction(1001 * i, 30_000) for i in range(40)], codec=codec, encoder=encoder)
+def test_frames_times_and_order_are_the_cpus(
+    nvc: StandIn, tmp_path: Path, name: str, codec: str, encoder: dict[str, str]
+) -> None:
+    videos.write_video(
+        tmp_path / name,
+        [Fraction(1001 * i, 30_000) for i in range(40)],
+        codec=codec,
+        encoder=encoder,
+    )
     gpu, cpu = both(tmp_path / name)
     assert len(cpu) >= 39
-    assert [(frame.time, frame.index) for frame in gpu] == [(frame.time, frame.index) for frame in cpu]
-    assert all(isinstance(frame.image, Surface) and isinstance(frame.image.luma, Plane) for frame in gpu)
-    assert [videos.number(image) for image in rgb(gpu, 120, 160)] == [videos.number(frame.image) for frame in cpu]
+    assert [(frame.time, frame.index) for frame in gpu] == [
+        (frame.time, frame.index) for frame in cpu
+    ]
+    assert all(
+        isinstance(frame.image, Surface) and isinstance(frame.image.luma, Plane) for frame in gpu
+    )
+    assert [videos.number(image) for image in rgb(gpu, 120, 160)] == [
+        videos.number(frame.image) for frame in cpu
+    ]
     assert np.abs(rgb(gpu, 120, 160).astype(int) - rgb(cpu, 120, 160)).mean() < 2
 
 
@@ -86,15 +104,30 @@ def test_only_wanted_frames_are_copied(nvc: StandIn, gpu: HostMemoryGpu, tmp_pat
 
     with open_source(str(tmp_path / "a.mp4"), decode="gpu") as source:
         found = list(source.frames(wants))
-    assert [videos.number(image) for image in rgb(found, 120, 160)] == [frame.index for frame in found] == [0, 13, 25, 38, 50]
+    assert (
+        [videos.number(image) for image in rgb(found, 120, 160)]
+        == [frame.index for frame in found]
+        == [0, 13, 25, 38, 50]
+    )
     assert asked == [Fraction(i, 25) for i in range(60)]
     assert gpu.allocated == 2 * 5  # two planes a frame
 
 
 @pytest.mark.parametrize(
-    "matrix", [(0, 1, -1, 0), (0, -1, 1, 0), (-1, 0, 0, -1), (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)]
+    "matrix",
+    [
+        (0, 1, -1, 0),
+        (0, -1, 1, 0),
+        (-1, 0, 0, -1),
+        (-1, 0, 0, 1),
+        (1, 0, 0, -1),
+        (0, 1, 1, 0),
+        (0, -1, -1, 0),
+    ],
 )
-def test_turned_video_comes_out_upright(nvc: StandIn, tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+def test_turned_video_comes_out_upright(
+    nvc: StandIn, tmp_path: Path, matrix: tuple[int, int, int, int]
+) -> None:
     videos.write_video(tmp_path / "a.mp4", 3)
     videos.turn(tmp_path / "a.mp4", matrix)
     gpu, cpu = both(tmp_path / "a.mp4")
@@ -117,15 +150,23 @@ def test_turns_are_what_the_cpu_does() -> None:
     ]:
         matrix = np.array([a, b, 0, c, d, 0, 0, 0, 1], np.int32)
         quarters, mirrored = turns(matrix)
-        np.testing.assert_array_equal(np.rot90(image[:, ::-1] if mirrored else image, quarters), upright(image, matrix))
+        np.testing.assert_array_equal(
+            np.rot90(image[:, ::-1] if mirrored else image, quarters), upright(image, matrix)
+        )
 
 
-@pytest.mark.parametrize("colours", ["colorspace=1:color_primaries=1:color_trc=1", "colorspace=5", "colorspace=5:color_range=2"])
+@pytest.mark.parametrize(
+    "colours",
+    ["colorspace=1:color_primaries=1:color_trc=1", "colorspace=5", "colorspace=5:color_range=2"],
+)
 def test_colours_are_those_that_the_stream_says(nvc: StandIn, tmp_path: Path, colours: str) -> None:
-    videos.write_video(tmp_path / "a.mp4", 3, encoder=dict(pair.split("=") for pair in colours.split(":")))
+    videos.write_video(
+        tmp_path / "a.mp4", 3, encoder=dict(pair.split("=") for pair in colours.split(":"))
+    )
     gpu, cpu = both(tmp_path / "a.mp4")
     error = rgb(gpu, 120, 160).astype(int) - rgb(cpu, 120, 160)
-    assert np.abs(np.median(error, axis=(0, 1, 2))).max() <= 1  # of another matrix or range: 8 and more
+    # of another matrix or range: 8 and more
+    assert np.abs(np.median(error, axis=(0, 1, 2))).max() <= 1
 
 
 def test_live_sources_wait_for_nothing(nvc: StandIn, tmp_path: Path) -> None:
@@ -133,7 +174,8 @@ def test_live_sources_wait_for_nothing(nvc: StandIn, tmp_path: Path) -> None:
     with open_source(str(tmp_path / "a.ts"), live=True, decode="gpu") as source:
         assert len(list(source)) == 10
     assert nvc.latency is nvc.DisplayDecodeLatencyType.LOW
-    assert set(nvc.flags[:-1]) == {nvc.VideoPacketFlag.ENDOFPICTURE}  # the last call asks for what is held back
+    # the last call asks for what is held back
+    assert set(nvc.flags[:-1]) == {nvc.VideoPacketFlag.ENDOFPICTURE}
     assert nvc.flags[-1] == 0
 
 
@@ -153,15 +195,20 @@ def test_other_sources_have_nothing_to_decode(nvc: StandIn) -> None:
         assert all(isinstance(frame.image, np.ndarray) for frame in source)
 
 
-def test_pipes_fall_back_without_losing_a_packet(nvc: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pipes_fall_back_without_losing_a_packet(
+    nvc: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nvc.able["num_decoder_engines"] = 0
     videos.write_video(tmp_path / "a.ts", 10)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((tmp_path / "a.ts").read_bytes())))
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO((tmp_path / "a.ts").read_bytes()))
+    )
     with open_source("-", decode="auto") as source:
         assert [videos.number(frame.image) for frame in source] == list(range(10))
 
 
-# ---- what cannot be -------------------------------------------------------------------------------------------------------
+# ---- what cannot be
+# -------------------------------------------------------------------------------------------------------
 
 
 def clip(folder: Path, **options) -> str:
@@ -190,7 +237,9 @@ def too_small(monkeypatch: pytest.MonkeyPatch, nvc: StandIn) -> None:
 
 def no_library(monkeypatch: pytest.MonkeyPatch, nvc: StandIn) -> None:
     def fails(**_):
-        raise RuntimeError("Failed to open dynamic library: cuvid: libnvcuvid.so.1: cannot open\nmore")
+        raise RuntimeError(
+            "Failed to open dynamic library: cuvid: libnvcuvid.so.1: cannot open\nmore"
+        )
 
     nvc.GetDecoderCaps = fails
 
@@ -205,7 +254,9 @@ REASONS = {
 
 
 @pytest.mark.parametrize("lack", REASONS)
-def test_what_is_not_there_is_an_error_or_a_warning(lack, nvc: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_there_is_an_error_or_a_warning(
+    lack, nvc: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = clip(tmp_path)
     lack(monkeypatch, nvc)
     with pytest.raises(SourceError, match="cannot be decoded on the GPU") as failure:
@@ -220,14 +271,19 @@ def test_what_is_not_there_is_an_error_or_a_warning(lack, nvc: StandIn, tmp_path
     assert REASONS[lack] in said[0]
 
 
-def test_a_module_that_does_not_load_says_what_it_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_does_not_load_says_what_it_wants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As PyNvVideoCodec does without a driver."""
     (tmp_path / "PyNvVideoCodec.py").write_text(
-        "raise RuntimeError('Failed to load NVENC library: libnvidia-encode.so.1\\n\\n=== STEPS ===')\n"
+        "raise RuntimeError('Failed to load NVENC library: libnvidia-encode.so.1\\n\\n=== STEPS "
+        "===')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "PyNvVideoCodec", raising=False)
-    with pytest.raises(SourceError, match=r"libnvidia-encode.*NVIDIA_DRIVER_CAPABILITIES") as failure:
+    with pytest.raises(
+        SourceError, match=r"libnvidia-encode.*NVIDIA_DRIVER_CAPABILITIES"
+    ) as failure:
         open_source(clip(tmp_path), decode="gpu")
     assert "\n" not in str(failure.value)
 
@@ -260,13 +316,19 @@ def test_a_later_packet_that_fails_is_passed_over(nvc: StandIn, tmp_path: Path) 
 
 def test_gaps_between_rows_are_refused_not_shown(nvc: StandIn, tmp_path: Path) -> None:
     nvc.gaps = True
-    with open_source(clip(tmp_path), decode="gpu") as source, pytest.raises(SourceError, match="gaps between rows"):
+    with (
+        open_source(clip(tmp_path), decode="gpu") as source,
+        pytest.raises(SourceError, match="gaps between rows"),
+    ):
         list(source)
 
 
 def test_a_change_of_format_is_refused(nvc: StandIn, tmp_path: Path) -> None:
     nvc.pixel_format = nvc.Pixel_Format.P016
-    with open_source(clip(tmp_path), decode="gpu") as source, pytest.raises(SourceError, match="only NV12"):
+    with (
+        open_source(clip(tmp_path), decode="gpu") as source,
+        pytest.raises(SourceError, match="only NV12"),
+    ):
         list(source)
 
 

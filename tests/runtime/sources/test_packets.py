@@ -1,4 +1,5 @@
-"""Encoded packets without their container: the same pictures at the same times as through it, and codes for what is spoiled."""
+"""Encoded packets without their container: the same pictures at the same times as through it, and
+codes for what is spoiled."""
 
 from contextlib import suppress
 from fractions import Fraction
@@ -15,7 +16,12 @@ from support import videos
 
 from vicort.runtime.core import Frame, Motion
 from vicort.runtime.errors import ConfigError, SourceError
-from vicort.runtime.shared_session import SessionClosed, SharedSession, StreamFinished, TimeOrderError
+from vicort.runtime.shared_session import (
+    SessionClosed,
+    SharedSession,
+    StreamFinished,
+    TimeOrderError,
+)
 from vicort.runtime.sources import open_source, packets
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.packets import PacketReader
@@ -48,24 +54,40 @@ def demuxed(path: Path) -> tuple[str, bytes, list[tuple[bytes, int]]]:
     """Codec, extradata, and packets with their times in microseconds."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        found = [(bytes(each), round(each.pts * each.time_base * 1_000_000)) for each in container.demux(stream) if each.size]
-        return stream.codec_context.codec.canonical_name, stream.codec_context.extradata or b"", found
+        found = [
+            (bytes(each), round(each.pts * each.time_base * 1_000_000))
+            for each in container.demux(stream)
+            if each.size
+        ]
+        return (
+            stream.codec_context.codec.canonical_name,
+            stream.codec_context.extradata or b"",
+            found,
+        )
 
 
 def written(path: Path, codec: str, count: int = 20, **options: str) -> Path:
     videos.needs_encoder(codec)
     with av.open(str(path), "w") as output:
         track = output.add_stream(codec, rate=25, options=videos.QUIET.get(codec, {}) | options)
-        track.width, track.height, track.pix_fmt = 160, 120, "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        track.width, track.height, track.pix_fmt = (
+            160,
+            120,
+            "yuvj420p" if codec == "mjpeg" else "yuv420p",
+        )
         for i in range(count):
-            picture = av.VideoFrame.from_ndarray(videos.image(i), format="rgb24").reformat(format=track.pix_fmt)
+            picture = av.VideoFrame.from_ndarray(videos.image(i), format="rgb24").reformat(
+                format=track.pix_fmt
+            )
             picture.pts, picture.time_base = i, Fraction(1, 25)
             output.mux(track.encode(picture))
         output.mux(track.encode())
     return path
 
 
-def watched(codec: str, extradata: bytes, pieces: list[tuple[bytes, int]], taking: Takes | None = None) -> list[Frame]:
+def watched(
+    codec: str, extradata: bytes, pieces: list[tuple[bytes, int]], taking: Takes | None = None
+) -> list[Frame]:
     taking = taking or Takes()
     shared = SharedSession(taking)
     shared.set_codec(codec, extradata)
@@ -97,8 +119,13 @@ def test_packets_give_what_their_container_gives(tmp_path: Path, codec: str, suf
         expected = [(frame.index, frame.image) for frame in source]
     found = watched(name, extradata, pieces)
     assert [frame.index for frame in found] == [index for index, _ in expected] == list(range(20))
-    assert all(np.array_equal(frame.image, image) for frame, (_, image) in zip(found, expected, strict=True))
-    assert [float(frame.time) for frame in found] == pytest.approx([i / 25 for i in range(20)], abs=1e-3)
+    assert all(
+        np.array_equal(frame.image, image)
+        for frame, (_, image) in zip(found, expected, strict=True)
+    )
+    assert [float(frame.time) for frame in found] == pytest.approx(
+        [i / 25 for i in range(20)], abs=1e-3
+    )
     if codec == "libx264":
         assert [time for _, time in pieces] != sorted(time for _, time in pieces)
 
@@ -107,7 +134,9 @@ def test_motion_goes_with_what_is_sampled() -> None:
     name, extradata, pieces = demuxed(CLIP)
     with open_source(str(CLIP), motion=True) as source:
         expected = [frame.motion for frame in source.frames(Takes(step=5).wants)][:20]
-    found = [frame.motion for frame in watched(name, extradata, pieces[:110], Takes(motion=True, step=5))][:20]
+    found = [
+        frame.motion for frame in watched(name, extradata, pieces[:110], Takes(motion=True, step=5))
+    ][:20]
     assert len(found) == 20
     for one, other in zip(found, expected, strict=True):
         assert isinstance(one, Motion)
@@ -116,7 +145,9 @@ def test_motion_goes_with_what_is_sampled() -> None:
     assert all(frame.motion is None for frame in watched(name, extradata, pieces[:20]))
 
 
-def test_another_codec_on_the_way_first_shows_what_the_one_before_holds_back(tmp_path: Path) -> None:
+def test_another_codec_on_the_way_first_shows_what_the_one_before_holds_back(
+    tmp_path: Path,
+) -> None:
     first, second = written(tmp_path / "a.mp4", "libx264"), written(tmp_path / "b.webm", "libvpx")
     taking = Takes()
     shared = SharedSession(taking)
@@ -141,7 +172,9 @@ def test_a_damaged_packet_costs_its_picture_and_no_more(tmp_path: Path) -> None:
         else:
             shared.push_packet(data, time_us)
     shared.finish()
-    assert [videos.number(frame.image) for frame in taking.frames] == [i for i in range(20) if i != 5]
+    assert [videos.number(frame.image) for frame in taking.frames] == [
+        i for i in range(20) if i != 5
+    ]
 
 
 def test_pictures_that_come_too_late_keep_back_no_other(tmp_path: Path) -> None:
@@ -156,10 +189,18 @@ def test_pictures_that_come_too_late_keep_back_no_other(tmp_path: Path) -> None:
     assert [videos.number(frame.image) for frame in taking.frames] == [0, 2]
 
 
-@pytest.mark.parametrize("codec", ["h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mpeg2video", "mjpeg", "png", "rawvideo"])
+@pytest.mark.parametrize(
+    "codec",
+    ["h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mpeg2video", "mjpeg", "png", "rawvideo"],
+)
 @settings(max_examples=15, deadline=None)
-@given(pieces=st.lists(st.binary(min_size=1, max_size=200), max_size=5), extradata=st.binary(max_size=60))
-def test_noise_is_refused_or_shows_nothing_large(codec: str, pieces: list[bytes], extradata: bytes) -> None:
+@given(
+    pieces=st.lists(st.binary(min_size=1, max_size=200), max_size=5),
+    extradata=st.binary(max_size=60),
+)
+def test_noise_is_refused_or_shows_nothing_large(
+    codec: str, pieces: list[bytes], extradata: bytes
+) -> None:
     taking = Takes()
     shared = SharedSession(taking)
     try:
@@ -181,7 +222,14 @@ def test_a_picture_over_the_limit_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("codec", "extradata"), [("", b""), ("no-such-codec", b""), ("aac", b""), ("h264\n", b""), ("h264", bytes(packets.MOST_EXTRADATA + 1))]
+    ("codec", "extradata"),
+    [
+        ("", b""),
+        ("no-such-codec", b""),
+        ("aac", b""),
+        ("h264\n", b""),
+        ("h264", bytes(packets.MOST_EXTRADATA + 1)),
+    ],
 )
 def test_a_codec_that_there_is_not(codec: str, extradata: bytes) -> None:
     with pytest.raises(SourceError) as caught:

@@ -10,7 +10,12 @@ from vicort.runtime.errors import ConfigError
 from vicort.runtime.sources.sampler import Sampler, as_rate
 
 RATES = st.fractions(min_value=Fraction(1, 10), max_value=20, max_denominator=1001)
-TIMES = st.lists(st.fractions(min_value=-5, max_value=15, max_denominator=90_000), min_size=1, max_size=40, unique=True).map(sorted)
+TIMES = st.lists(
+    st.fractions(min_value=-5, max_value=15, max_denominator=90_000),
+    min_size=1,
+    max_size=40,
+    unique=True,
+).map(sorted)
 
 
 def stated(times: list[Fraction], fps: Fraction) -> list[Fraction]:

@@ -19,7 +19,8 @@ from vicort.runtime.sources.limits import Limits
 
 
 def refused(spec: Path | str, **options) -> str:
-    """The one line with which a source is refused, when it is opened or when its first frame is asked for."""
+    """The one line with which a source is refused, when it is opened or when its first frame is
+    asked for."""
     with pytest.raises(SourceError) as caught, open_source(str(spec), **options) as source:
         next(iter(source))
     assert "\n" not in str(caught.value)
@@ -37,7 +38,9 @@ def until_it_breaks(path: Path) -> tuple[list[Frame], str]:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    assert f"no such file {tmp_path / 'nope.mp4'}: give a file, rtsp" in refused(tmp_path / "nope.mp4")
+    assert f"no such file {tmp_path / 'nope.mp4'}: give a file, rtsp" in refused(
+        tmp_path / "nope.mp4"
+    )
 
 
 def test_empty_spec() -> None:
@@ -63,10 +66,20 @@ def test_audio_only(tmp_path: Path) -> None:
 
 def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.mp3"), "w") as output:
-        audio, cover = output.add_stream("mp3", rate=16_000, layout="mono"), output.add_stream("png", rate=1)
-        cover.width, cover.height, cover.pix_fmt, cover.disposition = 160, 120, "rgb24", av.stream.Disposition.attached_pic
+        audio, cover = (
+            output.add_stream("mp3", rate=16_000, layout="mono"),
+            output.add_stream("png", rate=1),
+        )
+        cover.width, cover.height, cover.pix_fmt, cover.disposition = (
+            160,
+            120,
+            "rgb24",
+            av.stream.Disposition.attached_pic,
+        )
         picture = av.VideoFrame.from_ndarray(videos.image(0), format="rgb24")
-        packets = [packet for track in (cover,) for packet in [*track.encode(picture), *track.encode()]]
+        packets = [
+            packet for track in (cover,) for packet in [*track.encode(picture), *track.encode()]
+        ]
         sound = av.AudioFrame(format="s16p", layout="mono", samples=1152)
         sound.sample_rate, sound.pts = 16_000, 0
         output.mux([*packets, *audio.encode(sound), *audio.encode()])
@@ -88,7 +101,9 @@ def test_a_url_with_a_slash_too_few_keeps_the_password_to_itself() -> None:
     assert "no such file rtsp:/host/cam: give" in refused("rtsp:/user:secret@host/cam")
 
 
-@pytest.mark.parametrize("url", ["http://user:secret@127.0.0.1:9/a.mp4", "rtsp://user:secret@127.0.0.1:9/a"])
+@pytest.mark.parametrize(
+    "url", ["http://user:secret@127.0.0.1:9/a.mp4", "rtsp://user:secret@127.0.0.1:9/a"]
+)
 def test_nobody_answers(url: str) -> None:
     line = refused(url)
     assert "Connection refused" in line
@@ -98,28 +113,50 @@ def test_nobody_answers(url: str) -> None:
 def test_stream_that_is_no_video(tmp_path: Path) -> None:
     videos.write_video(tmp_path / "a.mp4", 2)
     assert "stream 7 of" in refused(tmp_path / "a.mp4", stream=7)
-    assert "its video streams are 0 (160x120) (try `--stream 0`)" in refused(tmp_path / "a.mp4", stream=7)
+    assert "its video streams are 0 (160x120) (try `--stream 0`)" in refused(
+        tmp_path / "a.mp4", stream=7
+    )
 
 
 @pytest.mark.parametrize(
     "spec",
-    ["testsrc:seconds=0", "testsrc:size=320", "testsrc:size=0x3", "testsrc:fps=-1", "testsrc:colour=red", "testsrc:size=99999x9999"],
+    [
+        "testsrc:seconds=0",
+        "testsrc:size=320",
+        "testsrc:size=0x3",
+        "testsrc:fps=-1",
+        "testsrc:colour=red",
+        "testsrc:size=99999x9999",
+    ],
 )
 def test_bad_pattern(spec: str) -> None:
-    assert "give testsrc:[seconds=NUMBER]" in refused(spec) or "give a smaller size" in refused(spec)
+    assert "give testsrc:[seconds=NUMBER]" in refused(spec) or "give a smaller size" in refused(
+        spec
+    )
 
 
-# ---- bombs ----------------------------------------------------------------------------------------------------------------
+# ---- bombs
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def png(width: int, height: int) -> bytes:
     """The header of a picture of that size, and next to nothing behind it."""
 
     def part(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(bytes(1000))) + part(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + part(b"IHDR", header)
+        + part(b"IDAT", zlib.compress(bytes(1000)))
+        + part(b"IEND", b"")
+    )
 
 
 def with_header(path: Path, size: tuple[int, int] = (160, 120), fps: int = 25) -> Path:
@@ -139,17 +176,23 @@ def test_a_picture_bomb_is_refused_by_its_header(tmp_path: Path, side: int) -> N
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     line = refused(tmp_path / "a.mkv")
     assert str(tmp_path / "a.mkv") in line
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000  # KB; one of 9,000 x 9,000 has 243,000
+    # KB; one of 9,000 x 9,000 has 243,000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000
 
 
 def test_a_rate_bomb_is_refused(tmp_path: Path) -> None:
-    assert "declares 1e+06 frames a second, more than 1000" in refused(with_header(tmp_path / "a.avi", fps=1_000_000))
+    assert "declares 1e+06 frames a second, more than 1000" in refused(
+        with_header(tmp_path / "a.avi", fps=1_000_000)
+    )
     with open_source(str(tmp_path / "a.avi"), limits=Limits(fps=1_000_000)) as source:
         assert len(list(source)) == 10
 
 
-@pytest.mark.parametrize("size", [(176, 144), (640, 480)])  # the decoder refuses the larger, we the smaller
-def test_pictures_larger_than_was_declared_are_left_out(tmp_path: Path, size: tuple[int, int]) -> None:
+# the decoder refuses the larger, we the smaller
+@pytest.mark.parametrize("size", [(176, 144), (640, 480)])
+def test_pictures_larger_than_was_declared_are_left_out(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
     videos.write_video(tmp_path / "small.ts", 20, size=(160, 120), encoder={"bf": "0"})
     videos.write_video(tmp_path / "large.ts", 20, size=size, encoder={"bf": "0"})
     both = videos.join(tmp_path / "both.ts", [tmp_path / "small.ts", tmp_path / "large.ts"])
@@ -158,7 +201,8 @@ def test_pictures_larger_than_was_declared_are_left_out(tmp_path: Path, size: tu
     assert any("damaged" in line for line in source.warnings)
 
 
-# ---- cut off in the middle ------------------------------------------------------------------------------------------------
+# ---- cut off in the middle
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -185,7 +229,9 @@ def test_truncated(tmp_path: Path, suffix: str, codec: str, options: dict[str, s
 
 def test_truncated_between_two_samples_of_an_mp4(tmp_path: Path) -> None:
     """No packet is damaged here: only the index says that something lacks."""
-    videos.write_video(tmp_path / "a.mp4", 50, options={"movflags": "+faststart"}, encoder={"bf": "0"})
+    videos.write_video(
+        tmp_path / "a.mp4", 50, options={"movflags": "+faststart"}, encoder={"bf": "0"}
+    )
     with av.open(str(tmp_path / "a.mp4")) as container:
         entry = container.streams.video[0].index_entries[30]
     content = (tmp_path / "a.mp4").read_bytes()
@@ -197,7 +243,9 @@ def test_truncated_between_two_samples_of_an_mp4(tmp_path: Path) -> None:
 
 def test_truncated_mp4_with_its_index_at_the_end(tmp_path: Path) -> None:
     videos.write_video(tmp_path / "a.mp4", 50, noise=True)
-    assert "is an MP4 cut off before its index (moov)" in refused(videos.cut(tmp_path / "a.mp4", tmp_path / "b.mp4", 0.6))
+    assert "is an MP4 cut off before its index (moov)" in refused(
+        videos.cut(tmp_path / "a.mp4", tmp_path / "b.mp4", 0.6)
+    )
 
 
 def test_damage_in_the_middle_is_passed_over_and_warned_of(tmp_path: Path) -> None:
@@ -218,7 +266,12 @@ def test_damage_in_the_middle_is_passed_over_and_warned_of(tmp_path: Path) -> No
 def test_a_pipe_with_an_mp4_that_needs_seeking_says_what_to_pipe() -> None:
     content = io.BytesIO()
     videos.write_video(content, 200, container="mp4", noise=True)
-    code = "from vicort.runtime.sources import open_source\ntry: list(open_source('-'))\nexcept Exception as error: print(error)"
-    done = subprocess.run([sys.executable, "-c", code], input=content.getvalue(), capture_output=True, check=True)
+    code = (
+        "from vicort.runtime.sources import open_source\ntry: list(open_source('-'))\nexcept "
+        "Exception as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=content.getvalue(), capture_output=True, check=True
+    )
     assert b"faststart" in done.stdout
     assert done.stderr == b""  # none of the decoder's noise

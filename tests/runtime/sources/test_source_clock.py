@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from vicort.runtime.sources.clock import LEAST, RESET, Clock
 
 STEP = Fraction(1, 25)
-STAMPS = st.lists(st.none() | st.fractions(min_value=-10, max_value=10, max_denominator=90_000), max_size=60)
+STAMPS = st.lists(
+    st.none() | st.fractions(min_value=-10, max_value=10, max_denominator=90_000), max_size=60
+)
 
 
 def repaired(stamps: list[Fraction | None]) -> tuple[list[Fraction], list[str]]:
@@ -25,12 +27,20 @@ def test_times_rise_whatever_comes(stamps: list[Fraction | None]) -> None:
     assert len(warnings) <= 3
 
 
-@given(st.lists(st.fractions(min_value=-10, max_value=10, max_denominator=90_000), unique=True).map(sorted))
+@given(
+    st.lists(st.fractions(min_value=-10, max_value=10, max_denominator=90_000), unique=True).map(
+        sorted
+    )
+)
 def test_good_times_are_only_counted_from_the_first(stamps: list[Fraction]) -> None:
     assert repaired(list(stamps)) == ([stamp - stamps[0] for stamp in stamps], [])
 
 
-@given(st.integers(2, 30), st.integers(1, 30), st.fractions(min_value=RESET, max_value=1000, max_denominator=1000))
+@given(
+    st.integers(2, 30),
+    st.integers(1, 30),
+    st.fractions(min_value=RESET, max_value=1000, max_denominator=1000),
+)
 def test_after_a_reset_distances_stay(before: int, after: int, back: Fraction) -> None:
     first = [i * STEP for i in range(before)]
     second = [first[-1] - back + 3 * i * STEP for i in range(after)]

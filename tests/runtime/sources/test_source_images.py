@@ -36,10 +36,13 @@ def test_a_glob_and_one_image(tmp_path: Path) -> None:
     write_images(tmp_path / "sub dir", ["a1%d.png", "a2.png", "b3.png"])
     found = list(open_source(f"{tmp_path}/**/a*.png", image_fps=Fraction(1, 3)))
     assert [(videos.number(frame.image), frame.time) for frame in found] == [(0, 0), (1, 3)]
-    assert [videos.number(frame.image) for frame in open_source(str(tmp_path / "sub dir" / "b3.png"))] == [2]
+    assert [
+        videos.number(frame.image) for frame in open_source(str(tmp_path / "sub dir" / "b3.png"))
+    ] == [2]
 
 
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])  # upright, and the three turns; cameras write no mirrored ones
+# upright, and the three turns; cameras write no mirrored ones
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_photos_are_turned_as_their_exif_says(tmp_path: Path, orientation: int) -> None:
     photo = Image.fromarray(videos.image(3, 320, 240))
     exif = photo.getexif()
@@ -54,7 +57,11 @@ def test_photos_are_turned_as_their_exif_says(tmp_path: Path, orientation: int) 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
 def test_other_kinds_of_pixels(tmp_path: Path, mode: str) -> None:
     gray = videos.image(5).mean(axis=-1).astype(np.uint16)
-    picture = Image.fromarray(gray * 257) if mode == "I;16" else Image.fromarray(gray.astype(np.uint8)).convert(mode)
+    picture = (
+        Image.fromarray(gray * 257)
+        if mode == "I;16"
+        else Image.fromarray(gray.astype(np.uint8)).convert(mode)
+    )
     picture.save(tmp_path / "a.png")
     (frame,) = open_source(str(tmp_path / "a.png"))
     assert np.abs(frame.image - gray[..., None].astype(int)).max() <= 1
@@ -86,10 +93,16 @@ def test_the_pattern_draws_what_it_says() -> None:
     for frame in found:
         assert frame.image.shape == (121, 161, 3)
         second = int(frame.time) % CYCLE
-        seen = {tuple(color) for color in np.unique(frame.image.reshape(-1, 3), axis=0) if len(set(color)) > 1 or color[0] > 120}
+        seen = {
+            tuple(color)
+            for color in np.unique(frame.image.reshape(-1, 3), axis=0)
+            if len(set(color)) > 1 or color[0] > 120
+        }
         assert seen == ({tuple(np.uint8(THINGS[second][1]))} if second < len(THINGS) else set())
         colored = np.argwhere(np.any(frame.image != frame.image[:, :1], axis=-1))
-        assert second >= len(THINGS) or (np.ptp(colored[:, 0]) <= 2 * RADIUS * 121 and colored.min() > 0)
+        assert second >= len(THINGS) or (
+            np.ptp(colored[:, 0]) <= 2 * RADIUS * 121 and colored.min() > 0
+        )
 
 
 def test_the_pattern_moves() -> None:

@@ -1,4 +1,5 @@
-"""Odd videos that must simply work: which frame, when, which way up and in which colours is read off the decoded pictures."""
+"""Odd videos that must simply work: which frame, when, which way up and in which colours is read
+off the decoded pictures."""
 
 import io
 import subprocess
@@ -89,7 +90,9 @@ MATRICES = {  # a, b, c, d, and what is then seen of the quarters 0 1 / 2 3
 
 
 @pytest.mark.parametrize(("matrix", "seen"), MATRICES.values(), ids=MATRICES)
-def test_rotation_metadata_is_applied(tmp_path: Path, matrix: tuple[int, int, int, int], seen: list[int]) -> None:
+def test_rotation_metadata_is_applied(
+    tmp_path: Path, matrix: tuple[int, int, int, int], seen: list[int]
+) -> None:
     path = tmp_path / "a.mp4"
     videos.write_video(path, 2)
     videos.turn(path, matrix)
@@ -108,7 +111,13 @@ def test_variable_frame_rate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("codec", "pixel_format"), [("libx264", "yuv420p10le"), ("libx265", "yuv420p"), ("libx265", "yuv420p10le"), ("libsvtav1", "yuv420p")]
+    ("codec", "pixel_format"),
+    [
+        ("libx264", "yuv420p10le"),
+        ("libx265", "yuv420p"),
+        ("libx265", "yuv420p10le"),
+        ("libsvtav1", "yuv420p"),
+    ],
 )
 def test_ten_bits_hevc_and_av1(tmp_path: Path, codec: str, pixel_format: str) -> None:
     videos.write_video(tmp_path / "a.mp4", 8, codec=codec, pixel_format=pixel_format)
@@ -119,18 +128,23 @@ def test_ten_bits_hevc_and_av1(tmp_path: Path, codec: str, pixel_format: str) ->
 
 
 def write_two_streams(path: Path) -> None:
-    """Audio first, then a video that shows 0, 1, …, then one of another size that shows 100, 101, …"""
+    """Audio first, then a video that shows 0, 1, …, then one of another size that shows 100, 101,
+    …"""
     with av.open(str(path), "w") as output:
         audio = output.add_stream("aac", rate=16_000, layout="mono")
         tracks = [output.add_stream("libx264", rate=25) for _ in range(2)]
         for track, (track.width, track.height) in zip(tracks, ((160, 120), (96, 64)), strict=True):
             track.pix_fmt = "yuv420p"
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        sound = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+        )
         sound.sample_rate, sound.pts = 16_000, 0
         output.mux(audio.encode(sound))
         for i in range(10):
             for track, first in zip(tracks, (0, 100), strict=True):
-                picture = av.VideoFrame.from_ndarray(videos.image(first + i, track.width, track.height), format="rgb24")
+                picture = av.VideoFrame.from_ndarray(
+                    videos.image(first + i, track.width, track.height), format="rgb24"
+                )
                 picture.pts, picture.time_base = i, Fraction(1, 25)
                 output.mux(track.encode(picture))
         for track in (audio, *tracks):
@@ -151,7 +165,10 @@ def test_real_file_with_six_streams() -> None:
     assert second[0].image.shape == (270, 480, 3)
 
 
-@pytest.mark.parametrize(("name", "count", "rate", "side"), [("h265_video.mp4", 10, 10, 128), ("h264_10bits.mp4", 30, 30, 200)])
+@pytest.mark.parametrize(
+    ("name", "count", "rate", "side"),
+    [("h265_video.mp4", 10, 10, 128), ("h264_10bits.mp4", 30, 30, 200)],
+)
 def test_real_hevc_and_ten_bits(name: str, count: int, rate: int, side: int) -> None:
     found = frames(real(name))
     assert [frame.time for frame in found] == [Fraction(i, rate) for i in range(count)]
@@ -199,7 +216,9 @@ def test_raw_dv_has_the_rate_that_its_frames_have(tmp_path: Path) -> None:
             output.mux(track.encode(picture))
         output.mux(track.encode())
     with open_source(str(path)) as source:
-        assert [(videos.number(frame.image), frame.time) for frame in source] == [(i, Fraction(i, 25)) for i in range(3)]
+        assert [(videos.number(frame.image), frame.time) for frame in source] == [
+            (i, Fraction(i, 25)) for i in range(3)
+        ]
 
 
 def test_spaces_colons_and_percents_in_the_name(tmp_path: Path) -> None:
@@ -211,21 +230,44 @@ def test_spaces_colons_and_percents_in_the_name(tmp_path: Path) -> None:
 def test_a_pipe_that_cannot_seek(tmp_path: Path) -> None:
     content = io.BytesIO()
     videos.write_video(content, 30, container="mpegts")
-    code = "from vicort.runtime.sources import open_source; print([(f.index, f.image.shape) for f in open_source('-')][-1])"
-    done = subprocess.run([sys.executable, "-c", code], input=content.getvalue(), capture_output=True, check=False)
-    assert (done.returncode, done.stdout.decode().strip(), done.stderr) == (0, "(29, (120, 160, 3))", b"")
+    code = (
+        "from vicort.runtime.sources import open_source; print([(f.index, f.image.shape) for f "
+        "in open_source('-')][-1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=content.getvalue(), capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout.decode().strip(), done.stderr) == (
+        0,
+        "(29, (120, 160, 3))",
+        b"",
+    )
 
 
 def test_whole_files_of_other_containers_are_not_called_broken(tmp_path: Path) -> None:
     fragmented = {"movflags": "frag_keyframe+empty_moov"}
-    for suffix, options in (("mkv", {}), ("ts", {}), ("avi", {}), ("flv", {}), ("mov", {}), ("mp4", {}), ("mp4", fragmented)):
+    for suffix, options in (
+        ("mkv", {}),
+        ("ts", {}),
+        ("avi", {}),
+        ("flv", {}),
+        ("mov", {}),
+        ("mp4", {}),
+        ("mp4", fragmented),
+    ):
         videos.write_video(tmp_path / f"a.{suffix}", 30, options=options, encoder={"bf": "0"})
         assert numbers(frames(tmp_path / f"a.{suffix}")) == list(range(30))
 
 
-# ---- colours --------------------------------------------------------------------------------------------------------------
+# ---- colours
+# --------------------------------------------------------------------------------------------------------------
 
-SPACES = {"BT.601": (0.299, 0.114, 6), "BT.709": (0.2126, 0.0722, 1), "BT.2020": (0.2627, 0.0593, 9)}  # red's and blue's share of luma; tag
+# red's and blue's share of luma; tag
+SPACES = {
+    "BT.601": (0.299, 0.114, 6),
+    "BT.709": (0.2126, 0.0722, 1),
+    "BT.2020": (0.2627, 0.0593, 9),
+}
 COLORS = [(200, 30, 40), (30, 180, 60), (20, 40, 220), (250, 250, 250), (5, 5, 5)]
 
 
@@ -248,7 +290,11 @@ def test_colours_by_matrix_and_range(tmp_path: Path, space: str, full: bool) -> 
     with av.open(str(tmp_path / "a.mp4"), "w") as output:
         track = output.add_stream("libx264", rate=25, options={"qp": "0"})
         track.width = track.height = 64
-        track.pix_fmt, track.codec_context.colorspace, track.codec_context.color_range = "yuv420p", tag, 2 if full else 1
+        track.pix_fmt, track.codec_context.colorspace, track.codec_context.color_range = (
+            "yuv420p",
+            tag,
+            2 if full else 1,
+        )
         for i, color in enumerate(COLORS):
             planes = np.empty((96, 64), np.uint8)
             planes[:64], planes[64:80], planes[80:] = yuv(color, red, blue, full)

@@ -37,7 +37,9 @@ def played(chunk_frames: int, steps: list[str]) -> tuple[list[Chunk], int]:
 @given(st.integers(1, 6).map(lambda units: units * UNIT_FRAMES), STEPS)
 def test_every_frame_once_in_whole_numbered_units(chunk_frames: int, steps: list[str]) -> None:
     chunks, count = played(chunk_frames, steps)
-    frames = [frame for chunk in chunks for frame in chunk.frames[: len(chunk.frames) - chunk.repeated]]
+    frames = [
+        frame for chunk in chunks for frame in chunk.frames[: len(chunk.frames) - chunk.repeated]
+    ]
     assert [frame.index for frame in frames] == list(range(count))
     assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
     unit = 0
@@ -46,7 +48,8 @@ def test_every_frame_once_in_whole_numbered_units(chunk_frames: int, steps: list
         assert len(chunk.frames) % UNIT_FRAMES == 0
         assert chunk.first_unit == unit
         unit += chunk.units
-    # only the last frame of an odd stream is repeated: with frames taken in pairs, unit u holds frames 2u and 2u + 1
+    # only the last frame of an odd stream is repeated: with frames taken in pairs, unit u holds
+    # frames 2u and 2u + 1
     assert [chunk.repeated for chunk in chunks[:-1]] == [0] * (len(chunks) - 1)
     assert sum(chunk.repeated for chunk in chunks) == count % UNIT_FRAMES
     assert all(frame.index // UNIT_FRAMES == k // UNIT_FRAMES for k, frame in enumerate(frames))

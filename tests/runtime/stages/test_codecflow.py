@@ -1,4 +1,5 @@
-"""CodecFlow's window (arXiv 2604.06036) against a plain statement of it: pruned units, reuse at new positions, anchors computed again."""
+"""CodecFlow's window (arXiv 2604.06036) against a plain statement of it: pruned units, reuse at new
+positions, anchors computed again."""
 
 from __future__ import annotations
 
@@ -41,13 +42,18 @@ class Unit:
 
 
 class PlainCodecFlow:
-    """SEEDS 5, last part: for the next overlapping window, keys and values of tokens that were seen are reused at new positions, those of
-    I frames are computed again, and new frames are computed."""
+    """SEEDS 5, last part: for the next overlapping window, keys and values of tokens that were seen
+    are reused at new positions, those of I frames are computed again, and new frames are
+    computed."""
 
     def __init__(self, engines: FakeEngineSet, prompt: list[int], refresh: bool) -> None:
-        self.engines, self.refresh, self.first, self.offset = engines, refresh, len(prompt), 0
+        self.engines = engines
+        self.refresh = refresh
+        self.first = len(prompt)
+        self.offset = 0
         places = np.repeat(np.arange(len(prompt))[:, None], 3, axis=1)
-        self.prompt, self.units = Unit(-1, False, engines.embedding[prompt].astype(float), places), []
+        self.prompt = Unit(-1, False, engines.embedding[prompt].astype(float), places)
+        self.units = []
         self.compute([self.prompt], [])
 
     def chunk(self, number: int, units: list[tuple[int, np.ndarray, np.ndarray, bool]]) -> None:
@@ -66,7 +72,14 @@ class PlainCodecFlow:
         columns = self.engines.model.grid_width
         new = []
         for time, tokens, rows, anchor in units:
-            places = [(self.first + time - self.offset, self.first + p // columns, self.first + p % columns) for p in tokens]
+            places = [
+                (
+                    self.first + time - self.offset,
+                    self.first + p // columns,
+                    self.first + p % columns,
+                )
+                for p in tokens
+            ]
             if len(tokens):
                 new.append(Unit(number, anchor, rows, np.array(places)))
         if new:
@@ -74,7 +87,8 @@ class PlainCodecFlow:
         self.units += new
 
     def compute(self, new: list[Unit], before: list[Unit]) -> np.ndarray:
-        """Keys and values of units that are run together, over the prompt and the units before; returns the last layer's rows."""
+        """Keys and values of units that are run together, over the prompt and the units before;
+        returns the last layer's rows."""
         m, x = self.engines.model, np.concatenate([unit.rows for unit in new]).astype(float)
         places = np.concatenate([unit.positions for unit in new])
         seen = [unit for unit in [self.prompt, *before] if unit not in new]
@@ -84,13 +98,26 @@ class PlainCodecFlow:
             k = (x @ weights["k"]).reshape(len(x), m.kv_heads, m.head_dim)
             v = (x @ weights["v"]).reshape(len(x), m.kv_heads, m.head_dim)
             cached = sum(len(unit.rows) for unit in seen)
-            keys = np.concatenate([*(turned(unit.k[layer], unit.positions) for unit in seen), turned(k, places)])
+            keys = np.concatenate(
+                [*(turned(unit.k[layer], unit.positions) for unit in seen), turned(k, places)]
+            )
             values = np.concatenate([*(unit.v[layer] for unit in seen), v])
-            scores = np.einsum("rhd,chd->rhc", turned(q, places), keys.repeat(m.query_heads // m.kv_heads, axis=1)) / m.head_dim**0.5
-            scores += np.where(np.arange(len(keys)) <= cached + np.arange(len(x))[:, None], 0, -np.inf)[:, None]
+            scores = (
+                np.einsum(
+                    "rhd,chd->rhc",
+                    turned(q, places),
+                    keys.repeat(m.query_heads // m.kv_heads, axis=1),
+                )
+                / m.head_dim**0.5
+            )
+            scores += np.where(
+                np.arange(len(keys)) <= cached + np.arange(len(x))[:, None], 0, -np.inf
+            )[:, None]
             weight = np.exp(scores - scores.max(-1, keepdims=True))
             weight /= weight.sum(-1, keepdims=True)
-            mixed = np.einsum("rhc,chd->rhd", weight, values.repeat(m.query_heads // m.kv_heads, axis=1))
+            mixed = np.einsum(
+                "rhc,chd->rhd", weight, values.repeat(m.query_heads // m.kv_heads, axis=1)
+            )
             x = x + mixed.reshape(len(x), -1) @ weights["o"]
             keys_of.append(k)
             values_of.append(v)
@@ -101,9 +128,12 @@ class PlainCodecFlow:
         return x
 
     def logits(self, tokens: list[int], newest: int) -> np.ndarray:
-        """Of the token after a question's, which sees the whole window. newest: the latest unit's number, whether it left tokens or not."""
+        """Of the token after a question's, which sees the whole window. newest: the latest unit's
+        number, whether it left tokens or not."""
         m = self.engines.model
-        end = max(self.first + newest - self.offset, self.first + max(m.grid_height, m.grid_width) - 1)
+        end = max(
+            self.first + newest - self.offset, self.first + max(m.grid_height, m.grid_width) - 1
+        )
         places = np.repeat(np.arange(end + 1, end + 1 + len(tokens))[:, None], 3, axis=1)
         text = Unit(-1, False, self.engines.embedding[tokens].astype(float), places)
         return self.compute([text], self.units)[-1] @ self.engines.embedding.T
@@ -120,14 +150,23 @@ class PlainCodecFlow:
 
 
 def turned(x: np.ndarray, places: np.ndarray) -> np.ndarray:
-    return np.array([[rotate(head, place) for head in row] for row, place in zip(x, places, strict=True)])
+    return np.array(
+        [[rotate(head, place) for head in row] for row, place in zip(x, places, strict=True)]
+    )
 
 
 def stream(count: int, seed: int, anchor_every: int = 5) -> list[Frame]:
-    """Two frames a unit; the engine's frame has 2x2 tokens, a source of 32x32 pixels 2x2 cells: a cell moves, a token is kept."""
+    """Two frames a unit; the engine's frame has 2x2 tokens, a source of 32x32 pixels 2x2 cells: a
+    cell moves, a token is kept."""
     random = np.random.default_rng(seed)
-    told = [Motion(i % (2 * anchor_every) == 0, (random.random((2, 2)) < 0.12) * np.float32(9)) for i in range(count)]
-    return [replace(frame, motion=motion) for frame, motion in zip(random_frames(count, size=(32, 32), seed=seed), told, strict=True)]
+    told = [
+        Motion(i % (2 * anchor_every) == 0, (random.random((2, 2)) < 0.12) * np.float32(9))
+        for i in range(count)
+    ]
+    return [
+        replace(frame, motion=motion)
+        for frame, motion in zip(random_frames(count, size=(32, 32), seed=seed), told, strict=True)
+    ]
 
 
 def tokens_kept(video: list[Frame]) -> list[tuple[np.ndarray, bool]]:
@@ -146,9 +185,12 @@ def tokens_kept(video: list[Frame]) -> list[tuple[np.ndarray, bool]]:
 
 
 def run_both(anchors: str, video: list[Frame], overlap: bool = True):
-    """A session over the stream, its memory and what it answers; and the plain statement of the same."""
+    """A session over the stream, its memory and what it answers; and the plain statement of the
+    same."""
     engines = FakeEngineSet(seed=3)
-    with Session(engines, window(anchors), fps="source", overlap=overlap, sampling=Sampling(max_tokens=WORDS)) as session:
+    with Session(
+        engines, window(anchors), fps="source", overlap=overlap, sampling=Sampling(max_tokens=WORDS)
+    ) as session:
         prompt, memory = session._answerer.prompt, session._memory
         for frame in video:
             session.push(frame)
@@ -160,7 +202,9 @@ def run_both(anchors: str, video: list[Frame], overlap: bool = True):
     whole = [see_all(engines, frame) for frame in video]
     for chunk in range(-(-len(video) // 8)):
         units = []
-        for number, (tokens, anchor) in list(enumerate(tokens_kept(video)))[4 * chunk : 4 * chunk + 4]:
+        for number, (tokens, anchor) in list(enumerate(tokens_kept(video)))[
+            4 * chunk : 4 * chunk + 4
+        ]:
             rows = engines._see(np.stack(whole[2 * number : 2 * number + 2]))["features"][0][tokens]
             units.append((number, tokens, rows, anchor))
         plain.chunk(chunk, units)
@@ -182,7 +226,11 @@ def see_all(engines: FakeEngineSet, frame: Frame) -> np.ndarray:
 def pages_of(memory, unit: int):
     slots, cells = memory._cells(unit)
     data = memory.pool.data[slots, :, :, :, cells]  # [n, L, Hkv, 2, D]
-    return memory.positions(unit), data[:, :, :, 0].swapaxes(0, 1).copy(), data[:, :, :, 1].swapaxes(0, 1).copy()
+    return (
+        memory.positions(unit),
+        data[:, :, :, 0].swapaxes(0, 1).copy(),
+        data[:, :, :, 1].swapaxes(0, 1).copy(),
+    )
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -204,7 +252,9 @@ def test_the_window_is_what_the_plain_statement_says(anchors, overlap):
 
 
 def test_with_every_unit_an_anchor_a_refreshed_window_is_one_that_was_all_there_is():
-    video = [replace(frame, motion=Motion(True, None)) for frame in random_frames(48, size=(32, 32))]
+    video = [
+        replace(frame, motion=Motion(True, None)) for frame in random_frames(48, size=(32, 32))
+    ]
     _, placed, reruns, plain, _ = run_both("refresh", video)
     anew = plain.computed_anew()
     assert reruns == 3 * 4 * (CHUNKS - 1)  # slides, units that stay
@@ -218,8 +268,15 @@ def test_anchors_come_closer_to_the_window_computed_anew_than_what_is_reused():
     apart = {}
     for anchors in ("refresh", "reuse"):
         _, _, _, plain, _ = run_both(anchors, stream(56, seed=1))
-        pairs = [(a, b) for a, b in zip(plain.units, plain.computed_anew().units, strict=True) if a.chunk < 6]
-        apart[anchors] = {kind: np.mean([np.abs(a.v - b.v).max() for a, b in pairs if a.anchor == kind]) for kind in (True, False)}
+        pairs = [
+            (a, b)
+            for a, b in zip(plain.units, plain.computed_anew().units, strict=True)
+            if a.chunk < 6
+        ]
+        apart[anchors] = {
+            kind: np.mean([np.abs(a.v - b.v).max() for a, b in pairs if a.anchor == kind])
+            for kind in (True, False)
+        }
     assert apart["refresh"][True] < apart["reuse"][True] / 2
 
 

@@ -20,7 +20,11 @@ class Waiting:
     """A stage that takes its time and remembers what it did."""
 
     def __init__(self, name, stream, seconds, log, fail_at=None):
-        self.name, self.stream, self._seconds, self._log, self._fail_at = name, stream, seconds, log, fail_at
+        self.name = name
+        self.stream = stream
+        self._seconds = seconds
+        self._log = log
+        self._fail_at = fail_at
 
     def run(self, job):
         if job.chunk.index == self._fail_at:
@@ -30,18 +34,31 @@ class Waiting:
 
 
 def chunk(index):
-    return Chunk(index, index, (Frame(PICTURE, Fraction(index), 0), Frame(PICTURE, Fraction(index), 1)))
+    return Chunk(
+        index, index, (Frame(PICTURE, Fraction(index), 0), Frame(PICTURE, Fraction(index), 1))
+    )
 
 
 def pipeline(seconds, depth=4, fail_at=None):
     device, log, done = HostDevice(), [], []
-    stages = [Waiting(str(i), device.stream(str(i)), s, log, fail_at if i == 1 else None) for i, s in enumerate(seconds)]
+    stages = [
+        Waiting(str(i), device.stream(str(i)), s, log, fail_at if i == 1 else None)
+        for i, s in enumerate(seconds)
+    ]
     buffers = [SimpleNamespace() for _ in range(depth)]
-    return OverlappedPipeline(stages, buffers, StageClock(None), lambda job: done.append(job.chunk.index)), log, done, device
+    return (
+        OverlappedPipeline(
+            stages, buffers, StageClock(None), lambda job: done.append(job.chunk.index)
+        ),
+        log,
+        done,
+        device,
+    )
 
 
 def test_a_pipeline_of_timed_waits_runs_at_the_pace_of_its_slowest_stage():
-    """0.95 of it is the benchmark's claim; here a loaded machine must not fail, and a sequential loop (0.36) must."""
+    """0.95 of it is the benchmark's claim; here a loaded machine must not fail, and a sequential loop
+    (0.36) must."""
     overlapped, _, done, device = pipeline([0.004, 0.01, 0.006, 0.008])
     start = time.perf_counter()
     for index in range(60):
@@ -91,7 +108,9 @@ def test_the_sequential_twin_does_the_same_work():
     log, done = [], []
     stages = [Waiting(str(i), InlineStream(str(i)), 0, log) for i in range(3)]
     clock = StageClock(None)
-    twin = SequentialPipeline(stages, SimpleNamespace(), clock, lambda job: done.append(job.chunk.index))
+    twin = SequentialPipeline(
+        stages, SimpleNamespace(), clock, lambda job: done.append(job.chunk.index)
+    )
     for index in range(3):
         twin.submit(chunk(index))
     assert log == [(str(stage), index) for index in range(3) for stage in range(3)]

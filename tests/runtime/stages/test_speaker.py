@@ -1,4 +1,5 @@
-"""VideoLLM-online's streaming end-of-sequence decision (arXiv 2406.11816) against a plain statement of it, on a toy model."""
+"""VideoLLM-online's streaming end-of-sequence decision (arXiv 2406.11816) against a plain statement
+of it, on a toy model."""
 
 from fractions import Fraction
 
@@ -18,11 +19,19 @@ END = 2  # <|im_end|> of the tokenizer
 LONGEST = 3
 
 
-def speaking(threshold: float, device_mb: float = 3, silence: str = "<|im_end|>", longest: int = LONGEST, text: int = 4096) -> System:
+def speaking(
+    threshold: float,
+    device_mb: float = 3,
+    silence: str = "<|im_end|>",
+    longest: int = LONGEST,
+    text: int = 4096,
+) -> System:
     return parse_system(
-        "name: speaking\nchunk: {frames: 2}\ndrop: {policy: none}\ningest: {policy: all}\nretrieval: {policy: all}\n"
+        "name: speaking\nchunk: {frames: 2}\ndrop: {policy: none}\ningest: {policy: "
+        "all}\nretrieval: {policy: all}\n"
         f"text: {{joins: true, tokens: {text}}}\n"
-        f'speaks: {{policy: streaming-eos, silence: "{silence}", threshold: {threshold}, longest: {longest}}}\n'
+        f'speaks: {{policy: streaming-eos, silence: "{silence}", threshold: {threshold}, '
+        f"longest: {longest}}}\n"
         f"memory: {{device_mb: {device_mb}, when_full: drop-oldest}}",
         "speaking.yaml",
     )
@@ -32,11 +41,18 @@ class PlainSpeaker:
     """One list of tokens, which all that comes sees; nothing leaves it."""
 
     def __init__(self, engines, prompt, threshold):
-        self.engines, self.m, self.prompt, self.threshold = engines, engines.model, prompt, threshold
+        self.engines = engines
+        self.m = engines.model
+        self.prompt = prompt
+        self.threshold = threshold
         self.positions: list[tuple[int, int, int]] = []
-        self.k = [np.zeros((0, self.m.kv_heads, self.m.head_dim)) for _ in range(self.m.layers)]  # rotated
+        # rotated
+        self.k = [np.zeros((0, self.m.kv_heads, self.m.head_dim)) for _ in range(self.m.layers)]
         self.v = [np.zeros((0, self.m.kv_heads, self.m.head_dim)) for _ in range(self.m.layers)]
-        self.first, self.shift, self.text_end, self.origin = len(prompt.prefix), 0, 0, None
+        self.first = len(prompt.prefix)
+        self.shift = 0
+        self.text_end = 0
+        self.origin = None
         self._read(engines.embedding[prompt.prefix], [(i, i, i) for i in range(self.first)])
 
     def ask(self, question, words):
@@ -46,11 +62,21 @@ class PlainSpeaker:
     def sees(self, unit):
         """Two frames -> (probability of silence, tokens that are said, [] = none)."""
         self.origin = unit[0].time if self.origin is None else self.origin
-        t = self.first + int((unit[0].time - self.origin) * Fraction(self.m.tokens_per_second)) + self.shift
+        t = (
+            self.first
+            + int((unit[0].time - self.origin) * Fraction(self.m.tokens_per_second))
+            + self.shift
+        )
         late = max(0, self.text_end + 1 - t)
         self.shift, t = self.shift + late, t + late
-        grid = [(t, self.first + h, self.first + w) for h in range(self.m.grid_height) for w in range(self.m.grid_width)]
-        rows = self.engines.vision.function(frames=np.stack([frame.image for frame in unit]))["features"].reshape(len(grid), -1)
+        grid = [
+            (t, self.first + h, self.first + w)
+            for h in range(self.m.grid_height)
+            for w in range(self.m.grid_width)
+        ]
+        rows = self.engines.vision.function(frames=np.stack([frame.image for frame in unit]))[
+            "features"
+        ].reshape(len(grid), -1)
         logits = self._read(rows, grid)
         chance = np.exp(logits - logits.max())[END] / np.exp(logits - logits.max()).sum()
         if chance >= self.threshold:
@@ -70,7 +96,9 @@ class PlainSpeaker:
     def _place(self, tokens):
         start = max(max(place) for place in self.positions) + 1
         self.text_end = start + len(tokens) - 1
-        return self._read(self.engines.embedding[tokens], [(start + i,) * 3 for i in range(len(tokens))])
+        return self._read(
+            self.engines.embedding[tokens], [(start + i,) * 3 for i in range(len(tokens))]
+        )
 
     def _read(self, rows, positions):
         """Logits behind the last row."""
@@ -78,14 +106,27 @@ class PlainSpeaker:
         self.positions += positions
         for layer, weights in enumerate(self.engines._layers):
             heads = {"q": m.query_heads, "k": m.kv_heads, "v": m.kv_heads}
-            q, k, v = ((x @ weights[name]).reshape(len(x), count, m.head_dim) for name, count in heads.items())
+            q, k, v = (
+                (x @ weights[name]).reshape(len(x), count, m.head_dim)
+                for name, count in heads.items()
+            )
             places = np.array(positions)
-            turned = np.array([[rotate(head, place) for head in row] for row, place in zip(k, places, strict=True)])
-            self.k[layer], self.v[layer] = np.concatenate([self.k[layer], turned]), np.concatenate([self.v[layer], v])
+            turned = np.array(
+                [
+                    [rotate(head, place) for head in row]
+                    for row, place in zip(k, places, strict=True)
+                ]
+            )
+            self.k[layer], self.v[layer] = (
+                np.concatenate([self.k[layer], turned]),
+                np.concatenate([self.v[layer], v]),
+            )
             out = np.zeros((len(x), m.query_heads, m.head_dim))
             for row, head in np.ndindex(len(x), m.query_heads):
                 seen, kv = slice(0, before + row + 1), head // (m.query_heads // m.kv_heads)
-                scores = self.k[layer][seen, kv] @ rotate(q[row, head], places[row]) / m.head_dim**0.5
+                scores = (
+                    self.k[layer][seen, kv] @ rotate(q[row, head], places[row]) / m.head_dim**0.5
+                )
                 weight = np.exp(scores - scores.max())
                 out[row, head] = weight @ self.v[layer][seen, kv] / weight.sum()
             x = x + out.reshape(len(x), -1) @ weights["o"]
@@ -97,11 +138,17 @@ def run(engines, system, video, asked=(), overlap=True):
     events = []
     with Session(engines, system, on_event=events.append, overlap=overlap) as session:
         for at, text in asked:
-            session.submit(Question(text, Fraction(at), str(at), sampling=Sampling(max_tokens=LONGEST)))
+            session.submit(
+                Question(text, Fraction(at), str(at), sampling=Sampling(max_tokens=LONGEST))
+            )
         for frame in video:
             session.push(frame)
         session.finish()
-    return [e for e in events if isinstance(e, Spoken)], {e.id: e.text for e in events if isinstance(e, Answer)}, session
+    return (
+        [e for e in events if isinstance(e, Spoken)],
+        {e.id: e.text for e in events if isinstance(e, Answer)},
+        session,
+    )
 
 
 def gaps(count: int) -> list[Frame]:
@@ -118,11 +165,19 @@ def gaps(count: int) -> list[Frame]:
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("seed", [1, 4])
 def test_decisions_and_words_are_what_the_plain_statement_says(seed, overlap):
-    engines, video, asked = FakeEngineSet(seed=seed, eos_tokens=(END,)), gaps(24), [(0, ASK), (5, OTHER)]
+    engines, video, asked = (
+        FakeEngineSet(seed=seed, eos_tokens=(END,)),
+        gaps(24),
+        [(0, ASK), (5, OTHER)],
+    )
     chances = [each.silence for each in run(engines, speaking(1.0), video, asked)[0]]
     threshold = float(np.median(chances))
     spoken, answers, session = run(engines, speaking(threshold), video, asked, overlap)
-    prompt, plain, expected = session._answerer.prompt, PlainSpeaker(engines, session._answerer.prompt, threshold), []
+    prompt, plain, expected = (
+        session._answerer.prompt,
+        PlainSpeaker(engines, session._answerer.prompt, threshold),
+        [],
+    )
     told = {"0": prompt.decode(plain.ask(ASK, LONGEST))}
     units = [video[2 * u : 2 * u + 2] for u in range(12)]
     for unit in units:
@@ -133,7 +188,9 @@ def test_decisions_and_words_are_what_the_plain_statement_says(seed, overlap):
             expected.append((unit[1].time, prompt.decode(tokens), len(tokens), chance))
     assert answers == told
     assert [(each.at, each.text, each.tokens) for each in spoken] == [each[:3] for each in expected]
-    np.testing.assert_allclose([each.silence for each in spoken], [each[3] for each in expected], rtol=1e-3)
+    np.testing.assert_allclose(
+        [each.silence for each in spoken], [each[3] for each in expected], rtol=1e-3
+    )
     assert 0 < len(spoken) < len(units)  # else one of the two branches was never taken
     timeline = session._prefill._timeline
     assert timeline.next_text == max(max(place) for place in plain.positions) + 1
@@ -151,11 +208,15 @@ def test_silence_leaves_nothing_in_the_stream():
     assert len(speaking_one._memory._texts) == len(loud)
 
 
-WHEN_ASKED = "name: asked\ndrop: {policy: none}\ningest: {policy: all}\nretrieval: {policy: all}\nmemory: {device_mb: 3, when_full: refuse}"
+WHEN_ASKED = (
+    "name: asked\ndrop: {policy: none}\ningest: {policy: all}\nretrieval: {policy: all}\nmemory: "
+    "{device_mb: 3, when_full: refuse}"
+)
 
 
 def test_words_are_never_empty_and_never_longer_than_allowed():
-    """The first word is the best besides the end, whatever else ends an answer; what is cut off ends with silence's token."""
+    """The first word is the best besides the end, whatever else ends an answer; what is cut off
+    ends with silence's token."""
     engines = FakeEngineSet(seed=3, eos_tokens=(END, 0))
     for longest in (1, 5):
         spoken, _, session = run(engines, speaking(1.0, longest=longest), frames(12))
@@ -168,18 +229,31 @@ def test_words_are_never_empty_and_never_longer_than_allowed():
 def test_overlapped_and_sequential_agree_to_the_last_bit():
     def told(overlap):
         engines = FakeEngineSet(seed=1, eos_tokens=(END,))
-        spoken, answers, session = run(engines, speaking(0.01), frames(20), [(0, ASK), (4, OTHER)], overlap)
+        spoken, answers, session = run(
+            engines, speaking(0.01), frames(20), [(0, ASK), (4, OTHER)], overlap
+        )
         memory = session._memory
-        held = [page for unit in memory._units.values() for page in unit.held] + [page for text in memory._texts for page in text]
-        cells = [(memory.pool.data[p.slot, ..., : p.page.tokens, :].tobytes(), memory.pool.where[p.slot].tobytes()) for p in held]
+        held = [page for unit in memory._units.values() for page in unit.held] + [
+            page for text in memory._texts for page in text
+        ]
+        cells = [
+            (
+                memory.pool.data[p.slot, ..., : p.page.tokens, :].tobytes(),
+                memory.pool.where[p.slot].tobytes(),
+            )
+            for p in held
+        ]
         return [(s.at, s.text, s.silence) for s in spoken], answers, cells
 
     assert told(True) == told(False)
 
 
 def test_memory_is_bounded_and_words_keep_their_order():
-    """Units are forgotten, oldest first; text stays, up to its own budget; positions stay in the trained range."""
-    engines = FakeEngineSet(seed=2, eos_tokens=(END,), max_position=160, page_tokens=16, max_rows=16)
+    """Units are forgotten, oldest first; text stays, up to its own budget; positions stay in the
+    trained range."""
+    engines = FakeEngineSet(
+        seed=2, eos_tokens=(END,), max_position=160, page_tokens=16, max_rows=16
+    )
     system, said = speaking(1.0, device_mb=1.1, longest=2, text=30), []
     with Session(engines, system, overlap=False, on_event=said.append) as session:
         memory = session._memory
@@ -197,13 +271,17 @@ def test_memory_is_bounded_and_words_keep_their_order():
     units = list(memory._units)
     assert units == list(range(60 - len(units), 60))
     assert len(units) < 60
-    assert 60 + sum(event.tokens + 1 for event in said if isinstance(event, Spoken)) > 160  # so time was re-based
+    # so time was re-based
+    assert 60 + sum(event.tokens + 1 for event in said if isinstance(event, Spoken)) > 160
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("speaks: {policy: loud}", "speaks policy 'loud' is unknown: choose one of streaming-eos, when-asked"),
+        (
+            "speaks: {policy: loud}",
+            "speaks policy 'loud' is unknown: choose one of streaming-eos, when-asked",
+        ),
         ("speaks: {policy: streaming-eos, threshold: 0}", "speaks.threshold"),
         ("speaks: {policy: streaming-eos, longest: 100000}", "speaks.longest"),
         ("speaks: {policy: streaming-eos}\ntext: {joins: false}", "set text.joins"),
@@ -219,7 +297,10 @@ def test_what_is_refused(text, message):
 def test_a_silence_that_the_model_does_not_have():
     with pytest.raises(ConfigError) as caught:
         run(FakeEngineSet(), speaking(0.5, silence="<|hush|>"), [])
-    assert "speaks.silence '<|hush|>' is no token of this model: choose one of <|endoftext|>" in str(caught.value)
+    assert (
+        "speaks.silence '<|hush|>' is no token of this model: choose one of <|endoftext|>"
+        in str(caught.value)
+    )
     assert "\n" not in str(caught.value)
 
 
@@ -230,7 +311,10 @@ def test_few_tokens_takes_only_engines_with_few():
     system.drop.check(system.name, model.model_copy(update={"grid_height": 4, "grid_width": 5}))
     with pytest.raises(ConfigError) as caught:
         system.drop.check(system.name, model.model_copy(update={"grid_height": 3, "grid_width": 7}))
-    assert "takes 10 tokens a frame, these engines give 10.5: build with a smaller --image-size" in str(caught.value)
+    assert (
+        "takes 10 tokens a frame, these engines give 10.5: build with a smaller --image-size"
+        in str(caught.value)
+    )
 
 
 def test_probability_is_softmax():
