@@ -357,7 +357,7 @@ def exporter_hash() -> str:
     whatever the version says."""
     room = Path(__file__).parent
     # whose workspace is part of a plan
-    plugin = [room.parent / "runtime" / name for name in ("kernels.py", "backends/tensorrt.py")]
+    plugin = [room.parent / "runtime" / name for name in ("kernels.py", "engines/tensorrt.py")]
     digest = hashlib.sha256()
     for path in sorted(
         [*room.glob("*.py"), *room.glob("qwen2_5_vl/*.py"), *room.glob("kernels/*.py"), *plugin]

@@ -19,9 +19,11 @@ from vicort.export.qwen2_5_vl.pruned_vision import PrunedVisionEncoder
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
 from vicort.export.token_control import TokenControl
 from vicort.runtime.core import UNIT_FRAMES
-from vicort.runtime.devices.device import Device, InlineStream, Stream
+from vicort.runtime.devices.device import Device, Stream
+from vicort.runtime.devices.host import InlineStream
 from vicort.runtime.engines.bindings import numpy_dtype
-from vicort.runtime.engines.engine_set import Engine, EngineSet
+from vicort.runtime.engines.engine import Engine
+from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.manifest import GraphName, ModelSpec
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # largest difference, as a part of the largest value

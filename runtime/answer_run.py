@@ -5,20 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from vicort.runtime.answering import Answerer, Snapshot
 from vicort.runtime.core import Answer, Page, Question
 from vicort.runtime.language.language_run import FEATURE_ROW, LanguageOutput, LanguageRun
 from vicort.runtime.language.prompt import TextStream
 from vicort.runtime.language.token_choice import TokenChoice
+from vicort.runtime.memory.layout import Layout
 from vicort.runtime.memory.long_term.long_term import Reader
-from vicort.runtime.memory.slots import Layout
 from vicort.runtime.memory.timeline import Timeline, text_positions
-
-if TYPE_CHECKING:
-    from vicort.runtime.answering import Answerer, Snapshot
 
 
 class AnswerRun:
@@ -278,6 +276,23 @@ class AnswerRun:
             + (self._reader.selection.tokens if self._reader else 0),
             memory_from=self._snapshot.memory_from,
         )
+
+
+def answer(
+    shared: Answerer,
+    question: Question,
+    snapshot: Snapshot,
+    asked: int,
+    on_token: Callable[[str], None],
+) -> Answer:
+    """Answer a question from its snapshot, which is released afterwards.
+
+    asked: perf_counter_ns when the question came. on_token gets each piece of text as it is ready.
+    """
+    try:
+        return AnswerRun(shared, question, snapshot, asked, on_token).answer()
+    finally:
+        snapshot.release()
 
 
 def time_ranges(pages: Sequence[Page]) -> tuple[tuple[Fraction, Fraction], ...]:

@@ -4,14 +4,14 @@ their runs share."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
 
-from vicort.runtime.core import Answer, Page, Question
+from vicort.runtime.core import Page, Question
 from vicort.runtime.devices.device import Device, Event
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.engines.engine_set import EngineSet
@@ -24,7 +24,7 @@ from vicort.runtime.memory.long_term.long_term import View
 from vicort.runtime.memory.memory import Memory
 from vicort.runtime.memory.memory_plan import ANSWER_TOKENS
 from vicort.runtime.memory.timeline import Timeline
-from vicort.runtime.stages.stages import LatestUnit, Prefill
+from vicort.runtime.stages.prefill import LatestUnit, Prefill
 
 
 @dataclass(frozen=True)
@@ -121,18 +121,6 @@ class Answerer:
             memory_from=prefill.latest[0].start if prefill.latest else self.memory.oldest(),
             ready=prefill.stream.record(),
         )
-
-    def answer(
-        self, question: Question, snapshot: Snapshot, asked: int, on_token: Callable[[str], None]
-    ) -> Answer:
-        """asked: perf_counter_ns when the question came. on_token gets each piece of text as it is
-        ready."""
-        from vicort.runtime.answer_run import AnswerRun
-
-        try:
-            return AnswerRun(self, question, snapshot, asked, on_token).answer()
-        finally:
-            snapshot.release()
 
     def join_stream(self, pages: Sequence[Page], slots: Sequence[int], end: int) -> None:
         """A question and its answer become part of the stream. slots: scratch slots of its text's

@@ -24,6 +24,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from vicort.runtime.answer_run import answer as answer_question
 from vicort.runtime.answering import Answerer, Snapshot
 from vicort.runtime.core import (
     UNIT_FRAMES,
@@ -50,9 +51,10 @@ from vicort.runtime.policies.speech import StreamingEos
 from vicort.runtime.policies.system import System, load_system
 from vicort.runtime.sources.sampler import Sampler
 from vicort.runtime.stages.chunker import Chunker
+from vicort.runtime.stages.job import Buffers, Job
 from vicort.runtime.stages.pipeline import OverlappedPipeline, Pipeline, SequentialPipeline
 from vicort.runtime.stages.speaker import Speaker
-from vicort.runtime.stages.stages import Buffers, Job, make_stages
+from vicort.runtime.stages.stages import make_stages
 
 STAGES = ("preprocess", "vision", "tokens", "prefill")
 CHUNKS_IN_FLIGHT = len(STAGES)  # one a stage: more would only make questions wait longer
@@ -435,7 +437,9 @@ class Session:
             taken = snapshot()
             if before:
                 before.exception()  # wait: its turn comes first, whether it succeeds or not
-            answer = self._answerer.answer(asked.question, taken, asked.since, asked.on_token)
+            answer = answer_question(
+                self._answerer, asked.question, taken, asked.since, asked.on_token
+            )
             self._ttfts.append(answer.ttft_ms)
             self._emit(answer)
             asked.answer.set_result(answer)

@@ -19,7 +19,7 @@ from support.systems import system
 from vicort.runtime.core import Answer, ChunkEvent, Question, Sampling, Spoken
 from vicort.runtime.devices.cuda import CudaDevice, CudaStream
 from vicort.runtime.devices.cuda.streams import Watcher
-from vicort.runtime.devices.device import Urgency
+from vicort.runtime.devices.urgency import Urgency
 from vicort.runtime.engines.tensorrt import Lane, TensorRTEngine
 from vicort.runtime.errors import DeviceError
 from vicort.runtime.policies.speech import StreamingEos

@@ -13,8 +13,8 @@ from support.fake_engines import toy_model
 from support.quick_engines import QuickEngineSet
 
 from vicort.runtime.core import Frame, Sampling
+from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.errors import MemoryBudgetError
-from vicort.runtime.memory.slots import page_bytes
 from vicort.runtime.policies.system import known_systems, load_system
 from vicort.runtime.session import Session
 

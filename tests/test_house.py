@@ -32,18 +32,96 @@ def test_the_runtime_imports_neither_torch_nor_the_export_room(path):
     assert not [name for name in imports(path) if name == "onnx" or name.startswith(forbidden)]
 
 
+FLOORS = {
+    # The contract: all that export/ may import.
+    **dict.fromkeys(("core", "errors", "kernels", "locations", "manifest", "redact"), 0),
+    "safe_text": 0,
+    "devices": 1,
+    "policies": 1,
+    "engines": 2,
+    "sources": 2,
+    "language": 3,
+    "memory": 3,
+    "stages": 4,
+    # The heads of the two journeys, in the order in which they call each other.
+    **dict.fromkeys(("answering", "answer_run", "session"), 5),
+    "shared_session": 6,
+    "cli": 6,
+}
+CONTRACT = {name for name, floor in FLOORS.items() if floor == 0}
+HEADS = {"answering", "answer_run", "session"}
+# The plugin is one class for building and running; verify.py runs the engines beside the model.
+EXPORT_EXCEPTIONS = {"tensorrt.py": {"engines"}, "verify.py": {"devices", "engines"}}
+
+
+def rooms(path: Path) -> set[str]:
+    """The parts of `vicort.runtime` that a file imports."""
+    return {name.split(".")[2] for name in imports(path) if name.startswith("vicort.runtime.")}
+
+
+def modules(folder: str) -> dict[str, Path]:
+    """Every module under a folder by its full name; a package stands for its __init__.py."""
+    found = {}
+    for path in (ROOT / folder).rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(("vicort", *parts)).removesuffix(".__init__")] = path
+    return found
+
+
+def test_every_part_of_the_runtime_has_a_floor():
+    parts = {name.split(".")[2] for name in modules("runtime") if name != "vicort.runtime"}
+    assert parts == set(FLOORS)
+
+
+@pytest.mark.parametrize("name", sorted(modules("runtime").keys() - {"vicort.runtime"}))
+def test_a_room_imports_only_rooms_on_lower_floors(name):
+    """Late imports and imports for types only count too. The public names in runtime/__init__.py
+    are looked up when they are first used, so that file is left out."""
+    own = name.split(".")[2]
+    allowed = {own} | {room for room, floor in FLOORS.items() if floor < FLOORS[own]}
+    if FLOORS[own] == 0:
+        allowed |= CONTRACT
+    if own in HEADS:
+        allowed |= HEADS
+    assert rooms(modules("runtime")[name]) <= allowed
+
+
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "export").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
 )
-def test_export_takes_only_the_nouns_from_the_runtime(path):
-    allowed = {"core", "errors", "locations", "manifest"}
-    if path.name == "tensorrt.py":  # the plugin is one class for building and running
-        allowed |= {"engines", "kernels"}
-    if path.parent.name == "kernels":  # what is compiled there is described to those who launch it
-        allowed |= {"kernels"}
-    if path.name != "verify.py":  # which runs the engines beside the model
-        rooms = {name.split(".")[2] for name in imports(path) if name.startswith("vicort.runtime.")}
-        assert rooms <= allowed
+def test_export_imports_only_the_contract(path):
+    assert rooms(path) <= CONTRACT | EXPORT_EXCEPTIONS.get(path.name, set())
+
+
+@pytest.mark.parametrize("folder", ROOMS)
+def test_no_imports_form_a_loop_between_rooms(folder):
+    """Only modules of one room may import each other in a loop, and then only late or for types."""
+    known = modules(folder)
+    imported = {
+        name: {other for other in imports(path) if other in known and other != name}
+        for name, path in known.items()
+        if name != "vicort.runtime"
+    }
+
+    def reachable(start: str) -> set[str]:
+        seen: set[str] = set()
+        ahead = list(imported.get(start, ()))
+        while ahead:
+            name = ahead.pop()
+            if name not in seen:
+                seen.add(name)
+                ahead.extend(imported.get(name, ()))
+        return seen
+
+    reach = {name: reachable(name) for name in imported}
+    loops = {
+        (one, other)
+        for one, others in reach.items()
+        for other in others
+        if one < other and one in reach.get(other, ())
+    }
+    across = [pair for pair in loops if pair[0].rsplit(".", 1)[0] != pair[1].rsplit(".", 1)[0]]
+    assert not across
 
 
 def test_tensorrt_is_called_in_two_files():

@@ -15,7 +15,8 @@ import numpy as np
 
 from vicort.benchmarks.common.workload import CHUNK_FRAMES, Workload
 from vicort.runtime.core import Answer, ChunkEvent, Event, Frame, Sampling
-from vicort.runtime.engines.engine_set import Engine, EngineSet
+from vicort.runtime.engines.engine import Engine
+from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.manifest import GraphSpec
 from vicort.runtime.policies.system import System
 from vicort.runtime.session import STAGES, Session

@@ -17,7 +17,8 @@ import numpy as np
 from vicort.benchmarks.common.spread import interleaved, spread
 from vicort.benchmarks.common.workload import QUESTIONS, Workload, bench_system
 from vicort.benchmarks.gpu.lab import Lab, NotRight, Skip, version
-from vicort.runtime.engines.engine_set import Engine, EngineSet
+from vicort.runtime.engines.engine import Engine
+from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.manifest import GraphName, ModelSpec
 
 LIBRARIES = (

@@ -17,7 +17,8 @@ import numpy as np
 from vicort.benchmarks.common.spread import Spread
 from vicort.benchmarks.gpu.lab import Lab, NotRight, Skip, need
 from vicort.runtime.devices.cuda import DeviceArray
-from vicort.runtime.kernels import KernelSpec, LoadedKernels
+from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
+from vicort.runtime.kernels import KernelSpec
 
 # largest difference, as a part of the largest value
 TOLERANCE = {"float32": 3e-5, "float16": 8e-3, "bfloat16": 4e-2}

@@ -16,9 +16,10 @@ import numpy as np
 
 from vicort.benchmarks.common.spread import Spread, spread
 from vicort.runtime.devices.cuda import DeviceArray, Gpu, open_gpu
+from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import DeviceError, EngineError, VicortError
-from vicort.runtime.kernels import Kernels, KernelSpec, LoadedKernels
+from vicort.runtime.kernels import Kernels, KernelSpec
 
 POISON = 0xFF  # of every byte: NaN in all float types, -1 in int32
 REPEATS = 20  # measurements of each time

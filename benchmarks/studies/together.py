@@ -25,7 +25,7 @@ import numpy as np
 from vicort.benchmarks.common import machine
 from vicort.benchmarks.common.spread import spread
 from vicort.runtime.core import UNIT_FRAMES, Frame
-from vicort.runtime.devices.device import InlineStream
+from vicort.runtime.devices.host import InlineStream
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.session import Session
 from vicort.runtime.sources import open_source

@@ -19,10 +19,10 @@ from vicort.benchmarks.evaluation.items import Dataset
 from vicort.benchmarks.evaluation.watching import Candidate, watch
 from vicort.benchmarks.systems.tokens_read import CountingEngine
 from vicort.benchmarks.systems.twins import BASELINES, twin_of, with_store
+from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import VicortError
 from vicort.runtime.manifest import ModelSpec
-from vicort.runtime.memory.slots import page_bytes
 from vicort.runtime.policies.system import System, load_system
 
 FEWEST_STREAMS = 3

@@ -26,8 +26,8 @@ from vicort.benchmarks.common.workload import CHUNK_FRAMES, QUESTIONS
 from vicort.benchmarks.systems.recorded import Recording, read_recording
 from vicort.runtime.cli.lag import LagMeter
 from vicort.runtime.core import Question
+from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.engines.engine_set import EngineSet
-from vicort.runtime.memory.slots import page_bytes
 from vicort.runtime.policies.overflow import Refuse
 from vicort.runtime.policies.system import System
 

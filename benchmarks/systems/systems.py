@@ -296,7 +296,7 @@ def fingerprint(engine_dirs: EngineDirs, settings: Settings) -> str:
 
 
 def _unit_bytes(engine_dir: Path) -> int:
-    from vicort.runtime.memory.slots import page_bytes
+    from vicort.runtime.devices.pages import page_bytes
 
     with EngineSet.open(engine_dir) as engines:
         model = engines.manifest.model

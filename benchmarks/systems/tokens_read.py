@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from vicort.runtime.engines.engine_set import Engine
+from vicort.runtime.devices.pages import EMPTY
+from vicort.runtime.engines.engine import Engine
 from vicort.runtime.manifest import GraphSpec
-from vicort.runtime.memory.slots import EMPTY
 
 
 class CountingEngine:

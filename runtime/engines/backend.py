@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from vicort.runtime.devices.device import Device, HostDevice
-from vicort.runtime.engines.engine_set import Engine
+from vicort.runtime.devices.device import Device
+from vicort.runtime.devices.host import HostDevice
+from vicort.runtime.engines.engine import Engine
 from vicort.runtime.manifest import Backend, GraphSpec
 
 

@@ -4,59 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from vicort.runtime.devices.device import Device, Event, Stream
-from vicort.runtime.engines.bindings import Bindings, numpy_dtype
+from vicort.runtime.devices.device import Device
+from vicort.runtime.engines.backend import OpenBackend, open_backend
+from vicort.runtime.engines.bindings import numpy_dtype
+from vicort.runtime.engines.embedding import Embedding
+from vicort.runtime.engines.engine import Engine
 from vicort.runtime.errors import EngineError
-from vicort.runtime.manifest import EmbeddingSpec, GraphName, GraphSpec, Manifest, read_manifest
-from vicort.runtime.safe_text import shown
-
-if TYPE_CHECKING:
-    from vicort.runtime.engines.backend import OpenBackend
+from vicort.runtime.manifest import GraphName, Manifest, read_manifest
 
 ALWAYS: tuple[GraphName, ...] = ("vision", "tokens", "llm")  # what every system needs
 LLM_STREAMS = 2  # the stream of chunks, and a question beside it
-
-
-class Engine(Protocol):
-    @property
-    def signature(self) -> GraphSpec: ...
-
-    def enqueue(self, bindings: Bindings, stream: Stream) -> Event:
-        """Run once on `stream`, which keeps the order. `bindings` names every input and output:
-        contiguous arrays on the engine's device, of the shapes and types of `signature`, left alone
-        until the event is done. Raises ValueError if they do not fit."""
-        ...
-
-
-class Embedding:
-    """The model's token embeddings, as they lie on disk.
-
-    `embedding[ids]` gives [n, width] float32 for [n] ids.
-    """
-
-    def __init__(self, folder: Path, spec: EmbeddingSpec) -> None:
-        """Raises EngineError if the file does not hold what the manifest says."""
-        try:
-            dtype = numpy_dtype(spec.dtype)
-            self._rows = np.memmap(
-                folder / spec.file, dtype, "r", offset=spec.offset, shape=(spec.rows, spec.width)
-            )
-        except (OSError, TypeError, ValueError, OverflowError) as error:
-            what = f"{spec.rows} rows of {spec.width} {shown(spec.dtype)} from byte {spec.offset}"
-            raise EngineError(
-                f"{folder / spec.file} does not hold {what}: build the engine set again with "
-                "vicort-build"
-            ) from error
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, ids: np.ndarray) -> np.ndarray:
-        return np.asarray(self._rows[ids], np.float32)
 
 
 class EngineSet:
@@ -85,8 +45,6 @@ class EngineSet:
         Raises EngineError, naming the command that rebuilds, if the set is missing, damaged, of
         another schema, or not what its manifest says.
         """
-        from vicort.runtime.engines.backend import open_backend
-
         folder = Path(folder)
         manifest = read_manifest(folder)
         backend = open_backend(manifest.backend, folder, threads=threads)

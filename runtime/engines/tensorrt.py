@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, TextIO, get_args
 
 import numpy as np
 
+from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
 from vicort.runtime.engines.bindings import BindingsCheck, describe_mismatch
 from vicort.runtime.engines.graph_cache import GraphCache
 from vicort.runtime.errors import DeviceError, EngineError
 from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
-from vicort.runtime.kernels import Kernels, LoadedKernels
+from vicort.runtime.kernels import Kernels
 from vicort.runtime.manifest import FILE_NAME, Flavour, GraphSpec, Manifest, TensorSpec
 
 if TYPE_CHECKING:

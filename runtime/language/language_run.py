@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from vicort.runtime.devices.device import Device, Stream
+from vicort.runtime.devices.device import Device, Pool, Stream
+from vicort.runtime.devices.pages import EMPTY
 from vicort.runtime.engines.buckets import padded_rows
-from vicort.runtime.engines.engine_set import Engine
+from vicort.runtime.engines.engine import Engine
 from vicort.runtime.manifest import ModelSpec
-from vicort.runtime.memory.slots import EMPTY, Pool
 
 FEATURE_ROW = -1  # token id of a row that comes from `features`
 

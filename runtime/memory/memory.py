@@ -22,9 +22,11 @@ from numpy.typing import DTypeLike
 
 from vicort.runtime.core import UNIT_FRAMES, Chunk, Page, PageTable
 from vicort.runtime.devices.device import Device, Stream
+from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.engines.buckets import padded_slots
 from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.memory.layout import Layout
 from vicort.runtime.memory.lease import Held, Lease
 from vicort.runtime.memory.long_term.long_term import (
     Departing,
@@ -33,10 +35,11 @@ from vicort.runtime.memory.long_term.long_term import (
     StreamReader,
     View,
 )
+from vicort.runtime.memory.long_term.opening import open_long_term
 from vicort.runtime.memory.long_term.selection import Recall
 from vicort.runtime.memory.memory_plan import MemoryPlan
 from vicort.runtime.memory.page_tables import joined_table, pad_table
-from vicort.runtime.memory.slots import Layout, Slots, page_bytes
+from vicort.runtime.memory.slots import Slots
 from vicort.runtime.policies.chunk_index import Recollection, Remembered
 from vicort.runtime.policies.system import System
 
@@ -63,7 +66,7 @@ class Memory:
         """
         self.model, self.system = model, system
         self.long_term = (
-            system.long_term.open(device, model, system.budget.host_mb, dtype, clock)
+            open_long_term(system.long_term, device, model, system.budget.host_mb, dtype, clock)
             if system.long_term
             else None
         )

@@ -3,33 +3,17 @@ its own tokens."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from numpy.typing import DTypeLike
 from pydantic import Field
 
-from vicort.runtime.devices.device import Device
-from vicort.runtime.devices.stage_clock import StageClock
-from vicort.runtime.manifest import ModelSpec
-from vicort.runtime.memory.long_term.key_clusters import KeyClusterMemory
-from vicort.runtime.memory.long_term.long_term import LongTerm
-from vicort.runtime.memory.long_term.page_digest import Digest
-from vicort.runtime.memory.long_term.page_recall import open_page_recall
-from vicort.runtime.memory.long_term.sink_buckets import SinkBucketsMemory
-from vicort.runtime.memory.long_term.speculative import Speculation
 from vicort.runtime.policies.registry import MOST, Policy, Registry
+
+Digest = Literal["mean-radius", "min-max"]  # how a page's keys are summed up by a box
 
 
 class LongTermPolicy(Policy):
-    def open(
-        self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock
-    ) -> LongTerm:
-        """The memory, within `host_mb` MB of 1e6 bytes. clock: for what it does on streams of its
-        own.
-
-        Raises MemoryBudgetError, with the least that works, if that is too little.
-        """
-        raise NotImplementedError
+    """How a system keeps what leaves the recent window; `memory/long_term/opening.py` opens it."""
 
 
 class SinkBuckets(LongTermPolicy):
@@ -47,11 +31,6 @@ class SinkBuckets(LongTermPolicy):
     page: int = Field(gt=0, le=MOST)
     share: float = Field(gt=0, le=1)  # of the pages, retrieved
 
-    def open(
-        self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock
-    ) -> LongTerm:
-        return SinkBucketsMemory(model, self, host_mb, dtype)
-
 
 class PageRecall(LongTermPolicy):
     """FreeKV (arXiv 2505.13109): every page stays on the host, and each KV head reads those that an
@@ -66,14 +45,6 @@ class PageRecall(LongTermPolicy):
     tau_prefill: float | None = Field(0.8, ge=-1, le=1)  # see `Speculation`
     tau_decode: float | None = Field(0.8, ge=-1, le=1)
     speculative: bool = True  # False: recall is waited for, before each run
-
-    def open(
-        self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock
-    ) -> LongTerm:
-        speculation = Speculation(self.tau_prefill, self.tau_decode, self.speculative)
-        return open_page_recall(
-            device, model, host_mb, dtype, clock, self.budget, self.digest, speculation, self.chunks
-        )
 
 
 class KeyClusters(LongTermPolicy):
@@ -92,11 +63,6 @@ class KeyClusters(LongTermPolicy):
     # that a layer and head reads at a time, which bounds what the device holds
     most_cells: int = Field(ge=1, le=MOST)
     seed: int = Field(0, ge=0, le=MOST)  # of the hyperplanes
-
-    def open(
-        self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock
-    ) -> LongTerm:
-        return KeyClusterMemory(model, host_mb, dtype, self)
 
 
 LONG_TERMS: Registry[LongTermPolicy] = Registry("long_term", SinkBuckets, KeyClusters, PageRecall)

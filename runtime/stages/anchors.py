@@ -6,15 +6,13 @@ computed again; those between, which only tell what moved, are not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vicort.runtime.devices.device import Device, Stream
 from vicort.runtime.language.language_run import LanguageRun
 from vicort.runtime.memory.memory import Memory
 from vicort.runtime.policies.ingest import SlidingWindow
-
-if TYPE_CHECKING:
-    from vicort.runtime.stages.stages import Job
+from vicort.runtime.stages.job import Job
 
 
 class Anchors:

@@ -15,7 +15,7 @@ from vicort.runtime.core import Chunk
 from vicort.runtime.devices.device import Event
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.errors import VicortError
-from vicort.runtime.stages.stages import Buffers, Job, Stage
+from vicort.runtime.stages.job import Buffers, Job, Stage
 
 
 class Pipeline(Protocol):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +15,8 @@ from vicort.runtime.devices.device import Device, Stream
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.policies.drop import MotionPruning
+from vicort.runtime.stages.job import Job
 from vicort.runtime.stages.pruning import Pruner
-
-if TYPE_CHECKING:
-    from vicort.runtime.stages.stages import Job
 
 # what a run of the graph costs by itself, in tokens: measured at the tiny size, where it matters
 RUN_TOKENS = 8

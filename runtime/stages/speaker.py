@@ -14,8 +14,8 @@ from vicort.runtime.errors import ConfigError
 from vicort.runtime.language.language_run import LanguageRun
 from vicort.runtime.language.prompt import Prompt
 from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.memory.layout import Layout
 from vicort.runtime.memory.memory import Memory
-from vicort.runtime.memory.slots import Layout
 from vicort.runtime.memory.timeline import Timeline, text_positions
 from vicort.runtime.policies.speech import StreamingEos
 

@@ -48,7 +48,7 @@ class Case:
 
 @st.composite
 def cases(draw) -> Case:
-    size = lambda low, high: draw(st.integers(low, high))  # noqa: E731
+    size = lambda low, high: draw(st.integers(low, high))
     random = np.random.default_rng(size(0, 2**32))
     rows, heads, group, layers = size(1, 6), size(1, 3), size(1, 3), size(1, 3)
     slots, cells, read = size(1, 6), size(1, 4), size(0, 5)
@@ -57,8 +57,8 @@ def cases(draw) -> Case:
     where_dims = (draw(st.sampled_from([1, layers])), draw(st.sampled_from([1, heads])))
     table_dims = (draw(st.sampled_from([1, layers])), draw(st.sampled_from([1, heads])))
 
-    normal = lambda *shape: random.normal(size=shape).astype(np.float32)  # noqa: E731
-    places = lambda *shape: random.integers(0, 50, size=(*shape, 3)).astype(np.int32)  # noqa: E731
+    normal = lambda *shape: random.normal(size=shape).astype(np.float32)
+    places = lambda *shape: random.integers(0, 50, size=(*shape, 3)).astype(np.int32)
     pos, where = places(rows), places(slots, *where_dims, cells)
     pos[random.random(rows) < draw(st.sampled_from([0, 0.4, 1]))] = -1
     where[random.random(where.shape[:-1]) < draw(st.sampled_from([0, 0.5, 1]))] = -1
@@ -100,7 +100,7 @@ def poisoned(case: Case, value: float) -> Case:
 def this_heads(case: Case, head: int) -> tuple[np.ndarray, np.ndarray]:
     """The table [N] and the places [P,T,3] of the case's layer and one of its heads, where `1`
     stands for all layers or heads."""
-    pick = lambda count, index: 0 if count == 1 else index  # noqa: E731
+    pick = lambda count, index: 0 if count == 1 else index
     table = case.table[pick(case.table.shape[0], case.layer), pick(case.table.shape[1], head)]
     return table, case.where[
         :, pick(case.where.shape[1], case.layer), pick(case.where.shape[2], head)
@@ -163,7 +163,7 @@ def test_order_of_the_table_does_not_matter(case, order):
 
 def filled_case(rows: int, **changes) -> Case:
     random = np.random.default_rng(0)
-    normal = lambda *shape: random.normal(size=shape).astype(np.float32)  # noqa: E731
+    normal = lambda *shape: random.normal(size=shape).astype(np.float32)
     place = np.arange(rows, dtype=np.int32)[:, None].repeat(3, 1)
     where = random.integers(0, 9, size=(2, 1, 1, 4, 3)).astype(np.int32)
     parts = {

@@ -30,7 +30,7 @@ from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
 from vicort.export.tensorrt import Built, Job, build_plan, listed_tensors
 from vicort.export.verify import language_inputs
-from vicort.runtime.devices.device import InlineStream
+from vicort.runtime.devices.host import InlineStream
 from vicort.runtime.engines.bindings import numpy_dtype
 from vicort.runtime.engines.openvino import OpenVinoEngine
 from vicort.runtime.errors import ConfigError, EngineError

@@ -30,7 +30,7 @@ from vicort.runtime.cli.questions import (
     with_ids,
 )
 from vicort.runtime.core import Sampling
-from vicort.runtime.engines.engine_set import Embedding
+from vicort.runtime.engines.embedding import Embedding
 from vicort.runtime.errors import ConfigError, EngineError, QuestionError, SourceError
 from vicort.runtime.language.prompt import Prompt
 from vicort.runtime.manifest import (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vicort.runtime.devices.device import HostDevice
+from vicort.runtime.devices.host import HostDevice
 from vicort.runtime.manifest import Dimension, EmbeddingSpec, GraphSpec, Manifest, ModelSpec
 
 TOKENIZER = Path(__file__).parents[2] / "export" / "tiny" / "checkpoint"

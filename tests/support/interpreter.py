@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from vicort.runtime.kernels import INDEX, SCHEMA_VERSION, Kernels, KernelSpec, LoadedKernels
+from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
+from vicort.runtime.kernels import INDEX, SCHEMA_VERSION, Kernels, KernelSpec
 
 ARGUMENTS = {
     "bounded_attention": ("pointer",) * 10 + ("i32",) * 6 + ("f32",),

@@ -46,7 +46,7 @@ def case(rows: int, pages: int, seed: int) -> list[torch.Tensor]:
 def difference(rows: int, pages: int, layer: int, tile: inductor_attention.Tile) -> float:
     tensors, scale = case(rows, pages, rows), DIM**-0.5
     frequencies = torch.tensor(rotary_frequencies(THETA, DIM // 2))
-    poisoned: Any = lambda *args, **options: torch.full(*args, torch.nan, **options)  # noqa: E731
+    poisoned: Any = lambda *args, **options: torch.full(*args, torch.nan, **options)
     with (
         # of PyTorch, which takes compiled kernels only
         mock.patch.object(inductor_attention, "wrap_triton", lambda kernel: kernel),

@@ -3,9 +3,9 @@ the product's holds, told alike."""
 
 import numpy as np
 
+from vicort.runtime.devices.pages import HostPool
 from vicort.runtime.memory.long_term.hash_clustering import HashPlanes
 from vicort.runtime.memory.long_term.selection import Recall
-from vicort.runtime.memory.slots import HostPool
 
 
 class PlainClusters:

@@ -69,7 +69,7 @@ def streamed_answer(
 ) -> tuple[list[int], Tensor]:
     """The conversation as a stream, `chunks` units at a time: greedy tokens, and the logits
     [length,V] that they were chosen from."""
-    none = lambda rows: torch.zeros(rows, paged.config.width)  # noqa: E731
+    none = lambda rows: torch.zeros(rows, paged.config.width)
     paged.run(torch.tensor(talk.prompt), none(len(talk.prompt)), talk.prompt_positions())
     unit = 0
     for chunk in chunks:

@@ -24,7 +24,8 @@ from support.fake_engines import FakeEngineSet
 
 from vicort.runtime.devices.cuda import CudaDevice, CudaEvent, CudaStream, DeviceArray, Gpu
 from vicort.runtime.devices.cuda.allocator import current_stream
-from vicort.runtime.kernels import NEEDED, CompiledKernel, Kernels, KernelSpec, LoadedKernels
+from vicort.runtime.devices.cuda.loaded_kernels import NEEDED, LoadedKernels
+from vicort.runtime.kernels import CompiledKernel, Kernels, KernelSpec
 
 # of each two bytes: NaN in float16, bfloat16, float32 and float64, and an int32 of two billion
 POISON = 0x7FFF

@@ -42,11 +42,14 @@ from vicort.export.recipe import load_recipe, model_spec
 from vicort.export.tiny.model import CHECKPOINT as TINY
 from vicort.export.token_control import TokenControl
 from vicort.runtime.devices.cuda import CudaDevice, Gpu, open_gpu
-from vicort.runtime.devices.device import Device, HostDevice
-from vicort.runtime.engines.engine_set import LLM_STREAMS, Engine, EngineSet
+from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
+from vicort.runtime.devices.device import Device
+from vicort.runtime.devices.host import HostDevice
+from vicort.runtime.engines.engine import Engine
+from vicort.runtime.engines.engine_set import LLM_STREAMS, EngineSet
 from vicort.runtime.errors import EngineError
 from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
-from vicort.runtime.kernels import Kernels, LoadedKernels
+from vicort.runtime.kernels import Kernels
 from vicort.runtime.manifest import (
     FILE_NAME,
     EmbeddingSpec,

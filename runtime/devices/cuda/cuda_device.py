@@ -15,14 +15,14 @@ from vicort.runtime.devices.cuda.cuda_pool import CudaPool, PinnedPool
 from vicort.runtime.devices.cuda.cuda_preprocess import UploadingPreprocessor
 from vicort.runtime.devices.cuda.gpu import Gpu
 from vicort.runtime.devices.cuda.streams import CudaStream, Watcher
-from vicort.runtime.devices.device import Urgency
+from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.devices.preprocess import Preprocessor
+from vicort.runtime.devices.urgency import Urgency
 from vicort.runtime.errors import DeviceError, VicortError
 from vicort.runtime.manifest import ModelSpec
-from vicort.runtime.memory.slots import page_bytes
 
 if TYPE_CHECKING:
-    from vicort.runtime.kernels import LoadedKernels
+    from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
 
 
 class CudaDevice:

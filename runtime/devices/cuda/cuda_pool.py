@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from vicort.runtime.devices.cuda.arrays import DeviceArray
+from vicort.runtime.devices.device import Pool
+from vicort.runtime.devices.pages import EMPTY, HostPool, shifted
 from vicort.runtime.manifest import ModelSpec
-from vicort.runtime.memory.slots import EMPTY, HostPool, Pool, shifted
 
 if TYPE_CHECKING:
     from vicort.runtime.devices.cuda.cuda_device import CudaDevice

@@ -251,7 +251,7 @@ class Watcher:
     def _tell(self, notice: Notice) -> None:
         try:
             self._driver.synchronize(notice.point)
-        except BaseException as error:  # noqa: BLE001 - handed to whoever is waiting, and to the next who asks to be told
+        except BaseException as error:  # noqa: BLE001 - given to `failed` and the next call
             self._failure = error
             if notice.failed:
                 notice.failed(error)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from vicort.runtime.core import Page
+from vicort.runtime.devices.pages import EMPTY, HostPool, page_bytes, shifted
 from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term.cluster_cells import ClusterCells
@@ -27,7 +28,6 @@ from vicort.runtime.memory.long_term.long_term import Departing, View
 from vicort.runtime.memory.long_term.readers import ChunkBefore, EachStep
 from vicort.runtime.memory.long_term.selection import NONE, Recall, Selection
 from vicort.runtime.memory.long_term.wicsum import wicsum
-from vicort.runtime.memory.slots import EMPTY, HostPool, page_bytes, shifted
 
 if TYPE_CHECKING:
     from vicort.runtime.policies.long_term import KeyClusters

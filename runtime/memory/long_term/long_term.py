@@ -16,8 +16,8 @@ from typing import Protocol
 import numpy as np
 
 from vicort.runtime.core import Page
+from vicort.runtime.devices.pages import HostPool
 from vicort.runtime.memory.long_term.selection import Recall, Selection
-from vicort.runtime.memory.slots import HostPool
 
 
 @dataclass(frozen=True)

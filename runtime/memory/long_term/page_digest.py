@@ -8,11 +8,10 @@ holds, and nothing about how far away it lies.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-Digest = Literal["mean-radius", "min-max"]
+from vicort.runtime.policies.long_term import Digest
 
 
 def boxes(k: np.ndarray, page: np.ndarray, digest: Digest) -> np.ndarray:

@@ -17,16 +17,17 @@ from numpy.typing import DTypeLike
 
 from vicort.runtime.core import Page
 from vicort.runtime.devices.device import Device
+from vicort.runtime.devices.pages import EMPTY, HostPool, page_bytes, shifted
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.memory.layout import Layout
 from vicort.runtime.memory.long_term.long_term import Departing, View
 from vicort.runtime.memory.long_term.page_digest import Digest, boxes, page_scores, top_pages
 from vicort.runtime.memory.long_term.page_ring import PageRing
 from vicort.runtime.memory.long_term.recall_streams import RecallStreams
 from vicort.runtime.memory.long_term.selection import NONE, Recall, Selection
 from vicort.runtime.memory.long_term.speculative import Speculation, Speculative
-from vicort.runtime.memory.slots import EMPTY, HostPool, Layout, page_bytes, shifted
 
 # whose pages the stream can take in while a question reads what they would overwrite
 SPARE_CHUNKS = 4

@@ -6,10 +6,10 @@ from __future__ import annotations
 import numpy as np
 
 from vicort.runtime.core import Page
+from vicort.runtime.devices.pages import HostPool
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term.long_term import View
 from vicort.runtime.memory.long_term.selection import Recall, Selection
-from vicort.runtime.memory.slots import HostPool
 
 
 class Chosen:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from vicort.runtime.devices.device import Device, Event
+from vicort.runtime.devices.device import Device, Event, Pool
+from vicort.runtime.devices.pages import HostPool
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.manifest import ModelSpec
-from vicort.runtime.memory.slots import HostPool, Pool
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vicort.runtime.devices.device import Pool
+from vicort.runtime.devices.pages import EMPTY, HostPool
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.page_tables import NONE
-from vicort.runtime.memory.slots import EMPTY, HostPool, Pool
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from vicort.runtime.core import Page
+from vicort.runtime.devices.pages import HostPool, page_bytes, shifted
 from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term.long_term import Departing, View
 from vicort.runtime.memory.long_term.readers import ChunkBefore, TwoPass
 from vicort.runtime.memory.long_term.selection import NONE, Recall, Selection
 from vicort.runtime.memory.long_term.vision_sinks import Buckets, keep_best, sink_scores, softmax
-from vicort.runtime.memory.slots import HostPool, Slots, page_bytes, shifted
+from vicort.runtime.memory.slots import Slots
 
 if TYPE_CHECKING:
     from vicort.runtime.policies.long_term import SinkBuckets

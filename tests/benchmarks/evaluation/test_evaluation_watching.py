@@ -122,7 +122,7 @@ def test_polls_end_with_the_first_yes(film, carry):
         ),
     )
     opened: list[ScriptedSession] = []
-    script = lambda question, seen: "Yes." if question.text == "now?" and seen[-1] >= 6 else "no"  # noqa: E731
+    script = lambda question, seen: "Yes." if question.text == "now?" and seen[-1] >= 6 else "no"
     watched = watch(video, scripted(script, opened), carry)
     assert [(reply.item, reply.at) for reply in watched.replies] == [
         ("po", 3),

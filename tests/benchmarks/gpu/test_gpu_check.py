@@ -24,11 +24,12 @@ from vicort.benchmarks.gpu.lab import Lab, NotRight, Skip
 from vicort.export.bounded_attention import bounded_attention
 from vicort.export.onnx_function import rotary_frequencies
 from vicort.runtime.devices.cuda import DeviceArray, Gpu
-from vicort.runtime.devices.device import HostDevice
+from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
+from vicort.runtime.devices.host import HostDevice
 from vicort.runtime.devices.preprocess import Preprocessor
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import DeviceError
-from vicort.runtime.kernels import Kernels, LoadedKernels
+from vicort.runtime.kernels import Kernels
 
 THETA = {
     "tiny-fp32": 1e4,

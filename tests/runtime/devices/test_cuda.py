@@ -33,9 +33,9 @@ from support.simulated_cuda import (
 from vicort.runtime.devices.cuda import DeviceArray, Gpu, cuda_core, gpu
 from vicort.runtime.devices.cuda.allocator import DeviceMemory
 from vicort.runtime.devices.cuda.staging import StagingRing
-from vicort.runtime.devices.device import HostDevice, InlineStream
+from vicort.runtime.devices.host import HostDevice, InlineStream
+from vicort.runtime.devices.pages import EMPTY
 from vicort.runtime.errors import DeviceError
-from vicort.runtime.memory.slots import EMPTY
 
 MODEL = toy_model()
 SEEDS = range(8)

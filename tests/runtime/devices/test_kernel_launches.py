@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.interpreter import stand_in
 
+from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
 from vicort.runtime.errors import EngineError
-from vicort.runtime.kernels import INDEX, MAX_SHARES, Kernels, KernelSpec, LoadedKernels
+from vicort.runtime.kernels import INDEX, MAX_SHARES, Kernels, KernelSpec
 
 TILES = {"wide": (128, 64), "narrow": (16, 64)}
 

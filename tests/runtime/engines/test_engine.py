@@ -13,7 +13,8 @@ from support.engine_sets import BACKENDS, checkpoint, damaged_copy, engine_set
 from vicort.export.engine_set import seal
 from vicort.export.verify import language_inputs
 from vicort.runtime import locations
-from vicort.runtime.devices.device import HostStream, InlineStream, Urgency
+from vicort.runtime.devices.host import HostStream, InlineStream
+from vicort.runtime.devices.urgency import Urgency
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import FILE_NAME, read_manifest

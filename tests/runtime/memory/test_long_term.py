@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as arrays
 from support.fake_engines import toy_model
 from support.systems import system
 
-from vicort.runtime.devices.device import HostDevice
+from vicort.runtime.devices.host import HostDevice
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.memory.long_term.readers import ChunkBefore, EachStep, TwoPass
 from vicort.runtime.memory.long_term.selection import NONE, Recall, Selection

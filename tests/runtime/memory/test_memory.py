@@ -9,7 +9,7 @@ from support.fake_engines import toy_model
 from support.systems import system
 
 from vicort.runtime.core import Chunk, Frame
-from vicort.runtime.devices.device import HostDevice, InlineStream
+from vicort.runtime.devices.host import HostDevice, InlineStream
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.memory.memory import Memory
 from vicort.runtime.memory.memory_plan import SPARE_CHUNKS

@@ -13,7 +13,8 @@ from support.fake_engines import toy_model
 from support.plain_freekv import PlainChunks, PlainQuestion, box, choose, cosine
 
 from vicort.runtime.core import Page
-from vicort.runtime.devices.device import HostDevice
+from vicort.runtime.devices.host import HostDevice
+from vicort.runtime.devices.pages import EMPTY
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.devices.trace import Trace
 from vicort.runtime.memory.long_term.long_term import Departing
@@ -28,7 +29,6 @@ from vicort.runtime.memory.long_term.page_ring import PageRing
 from vicort.runtime.memory.long_term.recall_streams import Move, RecallStreams
 from vicort.runtime.memory.long_term.selection import NONE, Recall
 from vicort.runtime.memory.long_term.speculative import Speculation
-from vicort.runtime.memory.slots import EMPTY
 
 MODEL = toy_model(chunk_frames=4)  # chunks of two units, four tokens and so one page each
 L, HKV, HQ, T, D = (

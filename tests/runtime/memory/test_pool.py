@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from support.fake_engines import toy_model
 
-from vicort.runtime.devices.device import HostDevice, InlineStream
-from vicort.runtime.memory.slots import EMPTY, Layout, Slots, page_bytes
+from vicort.runtime.devices.host import HostDevice, InlineStream
+from vicort.runtime.devices.pages import EMPTY, page_bytes
+from vicort.runtime.memory.layout import Layout
+from vicort.runtime.memory.slots import Slots
 
 STREAM = InlineStream("test")
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from vicort.runtime.core import Chunk, Frame
-from vicort.runtime.devices.device import HostDevice, InlineStream, Urgency
+from vicort.runtime.devices.host import HostDevice, InlineStream
 from vicort.runtime.devices.stage_clock import StageClock
+from vicort.runtime.devices.urgency import Urgency
 from vicort.runtime.stages.pipeline import OverlappedPipeline, SequentialPipeline
 
 PICTURE = np.zeros((1, 1, 3), np.uint8)

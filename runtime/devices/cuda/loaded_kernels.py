@@ -1,0 +1,230 @@
+"""The compiled kernels of an engine set, loaded on one GPU: what each launch takes."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from typing import Protocol
+
+from vicort.runtime.errors import EngineError
+from vicort.runtime.kernels import (
+    ArgumentKind,
+    AttentionPlan,
+    Form,
+    Grid,
+    KernelName,
+    Kernels,
+)
+
+Argument = tuple[ArgumentKind, "int | float"]
+
+
+NEEDED: tuple[tuple[KernelName, Form], ...] = (
+    ("bounded_attention", "wide"),
+    ("bounded_attention", "narrow"),
+    ("combine", ""),
+    ("scatter_tokens", ""),
+    ("set_places", ""),
+)
+
+
+PLANS_KEPT = 4096  # a stream sees a few dozen
+
+
+class Launcher(Protocol):
+    """What the kernels need of a GPU."""
+
+    def load(self, cubin: bytes, function: str, shared_bytes: int) -> object:
+        """The function of a cubin, made ready to be launched with so much dynamic shared memory."""
+        ...
+
+    def launch(
+        self,
+        kernel: object,
+        grid: Grid,
+        threads: int,
+        shared_bytes: int,
+        stream_handle: int,
+        args: Sequence[Argument],
+    ) -> None:
+        """Enqueue one launch on a raw stream."""
+        ...
+
+    def constant(self, data: bytes) -> int:
+        """The address of a copy of `data` in device memory, 256-byte aligned, that lives as long as
+        the launcher."""
+        ...
+
+
+class LoadedKernels:
+    """Kernels on one GPU. Every verb only enqueues: no host wait, no allocation, and what it
+    launches depends on shapes alone."""
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        *,
+        capability: tuple[int, int],
+        multiprocessors: int,
+        launcher: Launcher,
+    ) -> None:
+        """capability: (9, 0) for sm_90; multiprocessors: how many the GPU has. Raises EngineError
+        when no cubin fits."""
+        self.kernels, self.spec = kernels, kernels.spec
+        self.capability, self.multiprocessors = capability, multiprocessors
+        self._launcher = launcher
+        architecture = kernels.architecture(capability)
+        self._ready = {}
+        for kernel, form in NEEDED:
+            found = kernels.find(architecture, kernel, form)
+            self._ready[kernel, form] = (
+                found,
+                launcher.load(kernels.cubins[found.file], found.function, found.shared_bytes),
+            )
+        self._rotary = launcher.constant(self.spec.rotary().tobytes())
+        self._plans: dict[tuple[int, int], AttentionPlan] = {}
+
+    def attention(
+        self,
+        *,
+        q: int,
+        k: int,
+        v: int,
+        pos: int,
+        pool: int,
+        where: int,
+        table: int,
+        out: int,
+        workspace: int,
+        rows: int,
+        pool_shape: Sequence[int],
+        where_shape: Sequence[int],
+        table_shape: Sequence[int],
+        layer: int,
+        scale: float,
+        stream: int,
+    ) -> None:
+        """vicort::BoundedAttention of `rows` new tokens, on device pointers, with pool, where and
+        table of these shapes.
+
+        workspace: as many bytes as `plan` says for these shapes, or more. Raises EngineError when
+        the shapes are not the kernels'.
+        """
+        if rows == 0:
+            return
+        spec, pages = self.spec, table_shape[2]
+        self._check(pool_shape, where_shape, table_shape)
+        plan = self._plan(rows, pages)
+        layers, cell = pool_shape[1], spec.page_tokens * 3
+        values = (
+            *_pointers(q, k, v, pos),
+            (
+                "pointer",
+                pool
+                + layer * spec.kv_heads * 2 * spec.page_tokens * spec.head_dim * spec.item_bytes,
+            ),
+            ("pointer", where + min(layer, where_shape[1] - 1) * where_shape[2] * cell * 4),
+            ("pointer", table + min(layer, table_shape[0] - 1) * table_shape[1] * pages * 4),
+            *_pointers(out, workspace, self._rotary),
+            *_integers(rows, pages, layers * spec.kv_heads, where_shape[1] * where_shape[2] * cell),
+            *_integers(cell if where_shape[2] > 1 else 0, pages if table_shape[1] > 1 else 0),
+            ("f32", _float32(scale * math.log2(math.e))),
+        )
+        self._launch("bounded_attention", plan.form, plan.grid, stream, values)
+        if plan.shares > 1:
+            vectors = rows * spec.groups * spec.kv_heads
+            self._launch(
+                "combine",
+                "",
+                (vectors, 1, 1),
+                stream,
+                (*_pointers(workspace, out), *_integers(vectors, plan.shares)),
+            )
+
+    def scatter_tokens(
+        self,
+        *,
+        k: int,
+        v: int,
+        slots: int,
+        cells: int,
+        pool: int,
+        count: int,
+        rows: int,
+        layers: int,
+        stream: int,
+    ) -> None:
+        """The first `count` of the new tokens k, v [L,rows,Hkv,D] into the pool, at slots, cells
+        [count] int32; slot -1: nowhere."""
+        if count:
+            self._launch(
+                "scatter_tokens",
+                "",
+                (count, layers, 1),
+                stream,
+                (*_pointers(k, v, slots, cells, pool), *_integers(rows)),
+            )
+
+    def set_places(self, *, slots: int, places: int, where: int, count: int, stream: int) -> None:
+        """Positions [count,T,3] int32 of all tokens of `count` pages into where [P,1,1,T,3], at
+        slots [count] int32; slot -1: nowhere."""
+        if count:
+            self._launch("set_places", "", (count, 1, 1), stream, _pointers(slots, places, where))
+
+    def _plan(self, rows: int, pages: int) -> AttentionPlan:
+        key = (rows, pages)
+        if key not in self._plans:
+            if len(self._plans) >= PLANS_KEPT:
+                self._plans.clear()
+            self._plans[key] = self.kernels.plan(rows, pages, self.multiprocessors, self.capability)
+        return self._plans[key]
+
+    def _check(self, pool: Sequence[int], where: Sequence[int], table: Sequence[int]) -> None:
+        spec, layers = self.spec, pool[1]
+        wanted = (layers, spec.kv_heads, 2, spec.page_tokens, spec.head_dim)
+        if tuple(pool[1:]) != wanted:
+            raise EngineError(
+                f"a pool of shape {tuple(pool)} does not fit the kernels, which take (pages, "
+                f"{', '.join(map(str, wanted))})"
+            )
+        for name, found, tail in (
+            ("where", where[1:], (spec.page_tokens, 3)),
+            ("table", table, tuple(table[2:])),
+        ):
+            if (
+                found[0] not in (1, layers)
+                or found[1] not in (1, spec.kv_heads)
+                or tuple(found[2:]) != tail
+            ):
+                shape = f"(1 or {layers}, 1 or {spec.kv_heads}, {', '.join(map(str, tail))})"
+                raise EngineError(
+                    f"`{name}` of shape {tuple(found)} for each slot does not fit the kernels, "
+                    f"which take {shape}"
+                )
+
+    def _launch(
+        self, kernel: KernelName, form: Form, grid: Grid, stream: int, values: Sequence[Argument]
+    ) -> None:
+        compiled, handle = self._ready[kernel, form]
+        added = len(compiled.arguments) - len(values)
+        self._launcher.launch(
+            handle,
+            grid,
+            32 * compiled.warps,
+            compiled.shared_bytes,
+            stream,
+            (*values, *(("pointer", 0),) * added),
+        )
+
+
+def _pointers(*values: int) -> tuple[Argument, ...]:
+    return tuple(("pointer", value) for value in values)
+
+
+def _integers(*values: int) -> tuple[Argument, ...]:
+    return tuple(("i32", value) for value in values)
+
+
+def _float32(value: float) -> float:
+    return struct.unpack("f", struct.pack("f", value))[0]

@@ -1,0 +1,164 @@
+"""The host as a device: worker threads for streams, NumPy arrays for memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from vicort.runtime.devices.device import Event, Mark, Stream
+from vicort.runtime.devices.pages import HostPool
+from vicort.runtime.devices.preprocess import Preprocessor
+from vicort.runtime.devices.urgency import Urgency
+from vicort.runtime.manifest import ModelSpec
+
+ALIGNMENT = 64  # bytes: a cache line, and what AVX-512 loads want
+
+
+@dataclass(frozen=True)
+class HostEvent:
+    future: Future
+
+    def result(self, timeout: float | None = None) -> Any:
+        return self.future.result(timeout)
+
+    def value(self) -> Any:
+        return self.future.result()
+
+
+class _Immediate:
+    """What is simple where work is done when it returns."""
+
+    def wait(self, event: Event) -> None:
+        event.result()
+
+    def record(self) -> Event:
+        return _done(None)
+
+    def mark(self) -> Mark:
+        return HostMark(time.perf_counter_ns())
+
+    def notify(
+        self,
+        work: Callable[..., Any],
+        *args: Any,
+        failed: Callable[[BaseException], Any] | None = None,
+    ) -> None:
+        work(*args)
+
+
+class HostStream(_Immediate):
+    """Work in order, on a thread of its own. Work submitted from that thread itself runs at once,
+    inside its caller."""
+
+    def __init__(self, name: str, urgency: Urgency, urgent: bool) -> None:
+        self.name = name
+        self._urgency, self._urgent = urgency, urgent
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._thread: int | None = None
+
+    def submit(self, work: Callable[..., Any], *args: Any) -> HostEvent:
+        if threading.get_ident() == self._thread:
+            return _done(work(*args))
+        return HostEvent(self._executor.submit(self._run, work, *args))
+
+    def _run(self, work: Callable[..., Any], *args: Any) -> Any:
+        self._thread = threading.get_ident()
+        if not self._urgent:
+            self._urgency.give_way()
+        return work(*args)
+
+    def synchronize(self) -> None:
+        self.submit(lambda: None).result()
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+class InlineStream(_Immediate):
+    """A stream without a thread: its work runs at once, in its caller. The sequential twin runs on
+    it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def submit(self, work: Callable[..., Any], *args: Any) -> HostEvent:
+        return _done(work(*args))
+
+    def synchronize(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class HostMark:
+    at: int  # perf_counter_ns
+
+    def ns(self) -> int:
+        return self.at
+
+
+class HostDevice:
+    """Streams and buffers in the host's memory.
+
+    `threads=False` makes every stream an `InlineStream`: the plain, sequential device.
+    """
+
+    def __init__(self, threads: bool = True) -> None:
+        self.threads = threads
+        self.urgency = Urgency()
+        self._streams: list[Stream] = []
+
+    def stream(self, name: str, urgent: bool = False) -> Stream:
+        stream = HostStream(name, self.urgency, urgent) if self.threads else InlineStream(name)
+        self._streams.append(stream)
+        return stream
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+        """An aligned array whose memory the system commits only where it is touched."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        raw = np.empty(size + ALIGNMENT, np.uint8)
+        offset = -raw.ctypes.data % ALIGNMENT
+        return raw[offset : offset + size].view(dtype).reshape(shape)
+
+    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+        array = self.empty(shape, dtype)
+        array[:] = 0
+        return array
+
+    def pool(
+        self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False
+    ) -> HostPool:
+        return HostPool(self.empty, model, pages, dtype, by_head)
+
+    host_pool = pool
+
+    def preprocessor(self, height: int, width: int, threads: int) -> Preprocessor:
+        return Preprocessor(height, width, threads=threads)
+
+    def upload(self, target: np.ndarray, source: np.ndarray, stream: Stream) -> None:
+        np.copyto(target, source)
+
+    def copy(self, target: np.ndarray, source: np.ndarray, stream: Stream) -> None:
+        np.copyto(target, source)
+
+    def read(self, stream: Stream, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+        return arrays
+
+    def close(self) -> None:
+        for stream in self._streams:
+            stream.close()
+
+
+def _done(result: Any) -> HostEvent:
+    future: Future = Future()
+    future.set_result(result)
+    return HostEvent(future)

@@ -1,0 +1,31 @@
+"""Stream priority on the host."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Urgency:
+    """While urgent work runs, ordinary streams start nothing new: the host's form of stream
+    priority."""
+
+    def __init__(self) -> None:
+        self._running = 0
+        self._idle = threading.Condition()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        with self._idle:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._running -= 1
+                self._idle.notify_all()
+
+    def give_way(self) -> None:
+        with self._idle:
+            self._idle.wait_for(lambda: self._running == 0)

@@ -1,0 +1,54 @@
+"""From a policy's settings to the long-term memory that it describes."""
+
+from __future__ import annotations
+
+from numpy.typing import DTypeLike
+
+from vicort.runtime.devices.device import Device
+from vicort.runtime.devices.stage_clock import StageClock
+from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.memory.long_term.key_clusters import KeyClusterMemory
+from vicort.runtime.memory.long_term.long_term import LongTerm
+from vicort.runtime.memory.long_term.page_recall import open_page_recall
+from vicort.runtime.memory.long_term.sink_buckets import SinkBucketsMemory
+from vicort.runtime.memory.long_term.speculative import Speculation
+from vicort.runtime.policies.long_term import (
+    KeyClusters,
+    LongTermPolicy,
+    PageRecall,
+    SinkBuckets,
+)
+
+
+def open_long_term(
+    policy: LongTermPolicy,
+    device: Device,
+    model: ModelSpec,
+    host_mb: float,
+    dtype: DTypeLike,
+    clock: StageClock,
+) -> LongTerm:
+    """The memory of a policy, within `host_mb` MB of 1e6 bytes.
+
+    clock: records the spans of what the memory does on streams of its own. Raises
+    MemoryBudgetError, with the smallest budget that works, if `host_mb` is too little.
+    """
+    match policy:
+        case SinkBuckets():
+            return SinkBucketsMemory(model, policy, host_mb, dtype)
+        case KeyClusters():
+            return KeyClusterMemory(model, host_mb, dtype, policy)
+        case PageRecall():
+            speculation = Speculation(policy.tau_prefill, policy.tau_decode, policy.speculative)
+            return open_page_recall(
+                device,
+                model,
+                host_mb,
+                dtype,
+                clock,
+                policy.budget,
+                policy.digest,
+                speculation,
+                policy.chunks,
+            )
+    raise TypeError(f"no long-term memory for policy {policy.policy!r}")
