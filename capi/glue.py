@@ -325,7 +325,7 @@ def ask_stream(handle: Any, question: Any, on_token: Any, user_data: Any, facts:
     write_facts(facts, session_of(handle).ask(read_text(question, "question"), give))
 
 
-def write_facts(facts: Any, heard: shared.Heard) -> None:
+def write_facts(facts: Any, heard: shared.TimedAnswer) -> None:
     if facts:
         facts.at_us, facts.seen_until_us = heard.at_us, heard.seen_until_us
         facts.ttft_ms, facts.tokens, facts.pages = (

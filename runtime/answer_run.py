@@ -52,21 +52,21 @@ class AnswerRun:
 
     def answer(self) -> Answer:
         shared, memory = self._shared, self._shared.memory
-        scratch = memory.scratch_slots.take(
+        scratch = memory.scratch_slots.allocate(
             self._snapshot.lease.recalls + memory.recall_slots + len(self._layout.tokens)
         )
         # its buffers are then in the order of the stream that uses them
-        run = shared.stream.submit(shared.borrow).value()
+        run = shared.stream.run(shared.borrow).enqueued()
         try:
             with shared.device.urgency.hold():
-                shared.stream.submit(self._prepare, scratch).value()
+                shared.stream.run(self._prepare, scratch).enqueued()
                 token = self._choice.choose(self._read(run), ())
                 ttft = time.perf_counter_ns() - self._asked
             tokens, text = self._generate(run, token)
             if self._joins:
                 self._join_stream()
             elif self._question.conversation is not None:
-                shared.stream.submit(self._keep_turn, text).result()
+                shared.stream.run(self._keep_turn, text).done()
             return self._report(tokens, text, ttft)
         finally:
             if self._reader:
@@ -122,14 +122,14 @@ class AnswerRun:
             vision = np.concatenate([timeline.unit(unit.start) for unit in latest])
             first_text = timeline.next_text
         if self._earlier:  # text also comes behind the earlier turns of its conversation
-            first_text = max(first_text, int(shared.memory.pool.places[self._earlier].max()) + 1)
+            first_text = max(first_text, int(shared.memory.pool.host_positions[self._earlier].max()) + 1)
         self._first_text = first_text
         text = text_positions(first_text, len(self._suffix))
         while True:
-            shared.stream.submit(self._begin_pass).value()
+            shared.stream.run(self._begin_pass).enqueued()
             for unit_rows, tokens, positions in self._runs(vision, text):
                 logits, q = self._step(run, tokens, unit_rows, positions)
-            if q is None or not shared.stream.submit(self._saw, q, True).result():
+            if q is None or not shared.stream.run(self._must_rerun, q, True).done():
                 return logits
 
     def _begin_pass(self) -> None:
@@ -137,8 +137,8 @@ class AnswerRun:
         self._shared.memory.pool.clear(self._own, self._shared.stream)
         self._rows = 0
 
-    def _saw(self, q: np.ndarray, prefill: bool) -> bool:
-        return self._reader is not None and self._reader.saw(q, prefill)
+    def _must_rerun(self, q: np.ndarray, prefill: bool) -> bool:
+        return self._reader is not None and self._reader.must_rerun(q, prefill)
 
     def _runs(
         self, vision: np.ndarray, text: np.ndarray
@@ -212,9 +212,9 @@ class AnswerRun:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Run rows over the table and place their keys and values in the scratch pages; returns
         logits [V], and mean queries [L, Hq, D] where the system reads by them."""
-        return self._shared.stream.submit(
+        return self._shared.stream.run(
             self._step_in_stream, run, tokens, features, positions, decodes
-        ).result()
+        ).done()
 
     def _step_in_stream(
         self,
@@ -227,7 +227,7 @@ class AnswerRun:
         shared, stream = self._shared, self._shared.stream
         with shared.clock.measure("question", stream, rows=len(tokens)):
             out, logits, q = self._run(run, tokens, features, positions)
-            while decodes and q is not None and self._saw(q, False):
+            while decodes and q is not None and self._must_rerun(q, False):
                 out, logits, q = self._run(run, tokens, features, positions)
             rows = slice(self._rows, self._rows + len(tokens))
             shared.memory.pool.write(

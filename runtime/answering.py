@@ -128,7 +128,7 @@ class Answerer:
 
         In the order of the stream, which waits for the answer meanwhile.
         """
-        self._prefill.stream.wait(self.stream.submit(self.stream.record).value())
+        self._prefill.stream.wait(self.stream.run(self.stream.record).enqueued())
         self.memory.join_text(pages, slots, self._prefill.stream)
         self._timeline.join_text(end)
 
@@ -179,6 +179,6 @@ class Answerer:
                 crowded = next(each for each in self._conversations.values() if each.turns)
                 slots.free(crowded.turns.pop(0).slots)
             if len(pages) <= slots.count:
-                kept = slots.take(len(pages))
+                kept = slots.allocate(len(pages))
                 pool.copy_from(pool, pages, kept, self.stream)
                 conversation.turns.append(Turn(question.text, text, tuple(kept)))

@@ -163,9 +163,9 @@ class Session:
         stages = make_stages(device, engines, self._memory, timeline, run, threads)
         self._prefill = stages[-1]
         if prompt.prefix:
-            self._prefill.stream.submit(
+            self._prefill.stream.run(
                 self._cache_prompt, run, np.asarray(prompt.prefix, np.int32)
-            ).result()
+            ).done()
         buffers = [Buffers(device, model, dtype) for _ in range(CHUNKS_IN_FLIGHT if overlap else 1)]
         self._pipeline: Pipeline = (
             OverlappedPipeline(stages, buffers, self._clock, self._placed)
@@ -191,7 +191,7 @@ class Session:
     def _cache_prompt(self, run: LanguageRun, tokens: np.ndarray) -> None:
         positions, stream = text_positions(0, len(tokens)), self._prefill.stream
         out = run(tokens, [], positions, self._memory.ingest_table().slots, stream)
-        self._memory.place_prompt(out.k, out.v, positions, stream)
+        self._memory.write_prompt(out.k, out.v, positions, stream)
 
     @property
     def now(self) -> Fraction:
@@ -220,7 +220,7 @@ class Session:
             self._see(frame.time)
             if frame.motion:
                 frame = replace(frame, motion=frame.motion.after(self._passed))
-            if not self._sampler.take(frame.time):
+            if not self._sampler.accepts(frame.time):
                 self._passed = frame.motion
                 return
             self._passed = None
@@ -388,10 +388,10 @@ class Session:
         """Into the pipeline; if it is full, wait or let the oldest waiting chunk go, as the lag
         policy says."""
         if self._on_lag == "wait":
-            self._pipeline.submit(chunk)
+            self._pipeline.enter(chunk)
             return
         self._waiting.append(chunk)
-        while self._waiting and self._pipeline.try_submit(self._waiting[0]):
+        while self._waiting and self._pipeline.try_enter(self._waiting[0]):
             self._waiting.popleft()
         if len(self._waiting) > WAITING_CHUNKS:
             lost = self._waiting.popleft()
@@ -399,7 +399,7 @@ class Session:
 
     def _send_waiting(self) -> None:
         while self._waiting:
-            self._pipeline.submit(self._waiting.popleft())
+            self._pipeline.enter(self._waiting.popleft())
 
     def _launch(self, asked: _Asked) -> None:
         """Cut the chunk being filled, and put the question's snapshot behind it, in the order of
@@ -411,13 +411,13 @@ class Session:
             self._send(chunk)
         self._send_waiting()
         if self.system.text.joins:
-            self._prefill.stream.submit(self._answer_in_stream, asked, self._pipeline.newest)
+            self._prefill.stream.run(self._answer_in_stream, asked, self._pipeline.newest)
             return
         before = self._answerer.join(asked.question, asked.answer)
-        snapshot = self._prefill.stream.submit(
+        snapshot = self._prefill.stream.run(
             self._snapshot, asked.question, self._pipeline.newest
         )
-        self._drivers.submit(self._drive, asked, snapshot.value, before)
+        self._drivers.submit(self._drive, asked, snapshot.enqueued, before)
 
     def _snapshot(self, question: Question, newest_chunk: StreamEvent | None) -> Snapshot:
         if newest_chunk:

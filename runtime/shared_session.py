@@ -44,7 +44,7 @@ class AnswerStopped(VicortError):
 
 
 @dataclass(frozen=True)
-class Heard:
+class TimedAnswer:
     """An answer, on the caller's clock."""
 
     answer: Answer
@@ -176,7 +176,7 @@ class SharedSession:
                     self._finished = True
                 self._session.finish()
 
-    def ask(self, text: str, on_token: Callable[[str], bool]) -> Heard:
+    def ask(self, text: str, on_token: Callable[[str], bool]) -> TimedAnswer:
         """Ask now, and wait. on_token gets each piece on this thread, and says whether to go on.
 
         Raises QuestionError, SessionClosed, AnswerStopped (the answer is made to its end all the
@@ -266,10 +266,10 @@ class SharedSession:
 
         return wait
 
-    def _heard(self, answer: Future) -> Heard:
+    def _heard(self, answer: Future) -> TimedAnswer:
         given: Answer = answer.result()
         origin = self._origin_us or 0
-        return Heard(
+        return TimedAnswer(
             given,
             origin + round(given.at * MICROSECONDS),
             origin + round(given.seen_until * MICROSECONDS),

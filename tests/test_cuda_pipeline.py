@@ -183,7 +183,7 @@ def test_work_that_does_not_wait_for_the_work_before_it_is_found(victim, order, 
 
     def without(self, event):
         if self.name == victim:
-            event.value()  # the host's half of it alone
+            event.enqueued()  # the host's half of it alone
         else:
             wait(self, event)
 

@@ -91,7 +91,7 @@ def cells(memory) -> list[bytes]:
     units = [
         part
         for pool, slot, n in tiers
-        for part in (pool.data[slot, :, :, :, :n], pool.where[slot, 0, 0, :n])
+        for part in (pool.data[slot, :, :, :, :n], pool.cell_positions[slot, 0, 0, :n])
     ]
     return [part.tobytes() for part in (*units, *long_term_cells(memory))]
 
@@ -103,7 +103,7 @@ def long_term_cells(memory) -> list[np.ndarray]:
         return []
     pool, full = memory.long_term.pool, int(memory.long_term.cells_in_use()) - 1
     assert full > 0
-    return [pool.data[:full], pool.where[:full]]
+    return [pool.data[:full], pool.cell_positions[:full]]
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

@@ -69,7 +69,7 @@ def flow(name, chunks):
                 memory.host_pool,
                 *([memory.long_term.pool] if memory.long_term else []),
             ]
-            largest = max(int(pool.places.max()) for pool in pools if pool.places.size)
+            largest = max(int(pool.host_positions.max()) for pool in pools if pool.host_positions.size)
             states.append((session.summary().pages, largest, resident(), answer))
         assert session.summary().chunks >= chunks
     return states, system

@@ -162,7 +162,7 @@ def test_overlapped_and_sequential_agree_to_the_last_bit(live_engines):
             ]
             cached = [
                 memory.pool.data[p.slot, :, :, :, : p.page.tokens].tobytes()
-                + memory.pool.where[p.slot].tobytes()
+                + memory.pool.cell_positions[p.slot].tobytes()
                 for p in held
             ]
         spoken = [(e.at, e.text, e.tokens, e.silence) for e in events if isinstance(e, Spoken)]

@@ -35,7 +35,7 @@ from transformers.vision_utils import (
 
 from vicort.benchmarks.common.checkpoints import read_json
 from vicort.runtime.core import UNIT_FRAMES, Frame
-from vicort.runtime.policies.chunk_index import Recollection, Remembered
+from vicort.runtime.policies.chunk_index import ChunkIndex, ChunkEntry
 from vicort.runtime.policies.drop import Drop
 from vicort.runtime.policies.retrieval import Retrieval
 from vicort.runtime.policies.system import System
@@ -214,10 +214,10 @@ class TransformersStream:
         words = self._tensor(self.tokenizer(question, add_special_tokens=False).input_ids)
         digest = self._language.embed_tokens(words).float().mean(0).numpy(force=True)
         retrieval: Retrieval = self.system.retrieval
-        held = Recollection(len(digest), unit_pages=1, compares=retrieval.compares)
+        held = ChunkIndex(len(digest), unit_pages=1, compares=retrieval.compares)
         for index, chunk in enumerate(self.chunks):
             if chunk.digest is not None:
-                held.add(Remembered(index, [index], 1, index), chunk.digest.numpy(force=True))
+                held.add(ChunkEntry(index, [index], 1, index), chunk.digest.numpy(force=True))
         return retrieval.choose(digest, held)
 
     def _suffix(self, question: str) -> list[int]:

@@ -195,6 +195,6 @@ class RecordingEngine:
 
     def enqueue(self, bindings: Any, stream: Any) -> Any:
         event = self._engine.enqueue(bindings, stream)
-        event.result()
+        event.done()
         self.runs.append({name: np.array(bindings[name]) for name in self._outputs})
         return event

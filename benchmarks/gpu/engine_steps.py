@@ -221,7 +221,7 @@ def time_runs(engines: EngineSet, graph: str, inputs: Arrays, replays: int = 50)
     device = engines.new_device(overlap=True)
     try:
         stream, engine = device.stream("check"), getattr(engines, graph)
-        return stream.submit(partial(_time_runs, device, stream, engine, inputs, replays)).result()
+        return stream.run(partial(_time_runs, device, stream, engine, inputs, replays)).done()
     finally:
         device.close()
 
@@ -287,28 +287,28 @@ def overlap_of_two(engines: EngineSet, runs: int = 30) -> dict[str, Any]:
     try:
         lanes = {name: device.stream(name) for name in work}
         bound = {
-            name: lanes[name].submit(bind, device, lanes[name], *work[name]).result()
+            name: lanes[name].run(bind, device, lanes[name], *work[name]).done()
             for name in work
         }
 
         def put(name: str) -> Any:
             engine, stream = work[name][0], lanes[name]
-            return stream.submit(lambda: [engine.enqueue(bound[name], stream) for _ in range(runs)])
+            return stream.run(lambda: [engine.enqueue(bound[name], stream) for _ in range(runs)])
 
         def outputs(name: str) -> list[bytes]:
             arrays = [bound[name][spec.name] for spec in work[name][0].signature.outputs]
             return (
                 lanes[name]
-                .submit(lambda: [array.tobytes() for array in device.read(lanes[name], *arrays)])
-                .result()
+                .run(lambda: [array.tobytes() for array in device.read(lanes[name], *arrays)])
+                .done()
             )
 
-        alone = {name: _seconds(lambda name=name: put(name).result()) for name in work}  # type: ignore[misc]
+        alone = {name: _seconds(lambda name=name: put(name).done()) for name in work}  # type: ignore[misc]
         expected = {name: outputs(name) for name in work}
         candidates = {
-            "one after the other": lambda: _seconds(lambda: [put(name).result() for name in work]),
+            "one after the other": lambda: _seconds(lambda: [put(name).done() for name in work]),
             "at once": lambda: _seconds(
-                lambda: [event.result() for event in [put(name) for name in work]]
+                lambda: [event.done() for event in [put(name) for name in work]]
             ),
         }
         seconds = interleaved(candidates, REPEATS)

@@ -91,9 +91,9 @@ def layers_of(work: Job, graph: GraphName, inputs: Arrays) -> dict[str, Any]:
     device = work.engines.new_device(overlap=True)
     try:
         stream = device.stream("profile")
-        times = stream.submit(
+        times = stream.run(
             lambda: engine.layer_times(bind(device, stream, engine, inputs), stream, LAYER_RUNS)
-        ).result()
+        ).done()
     finally:
         device.close()
     return {"layers": summed(times)}

@@ -84,7 +84,7 @@ def compare_preprocessing(device: Any, images: list[np.ndarray]) -> dict[str, An
         whole = seconds_of(lambda: enqueued.append(once()), 2, REPEATS)
         return whole, enqueued[2:], np.array(device.read(stream, out)[0])
 
-    whole, enqueued, got = stream.submit(work).result()
+    whole, enqueued, got = stream.run(work).done()
     return {
         "error": error_of(got, wanted),
         "cpu_ms": spread([1e3 * value for value in cpu]),
@@ -202,4 +202,4 @@ def resized_on_gpu(device: Any, images: list[Any]) -> np.ndarray:
         preprocessor(images, out, stream)
         return np.array(device.read(stream, out)[0])
 
-    return stream.submit(work).result()
+    return stream.run(work).done()

@@ -57,9 +57,9 @@ class Watched:
 class WatchedMemory(KeyClusterMemory):
     watched: Watched
 
-    def take(self, departing: Departing) -> None:
+    def absorb(self, departing: Departing) -> None:
         start = time.thread_time()
-        super().take(departing)
+        super().absorb(departing)
         self.watched.milliseconds["clustering a chunk"].append(1e3 * (time.thread_time() - start))
 
     def view(self, leased: bool = True) -> ClusterView:

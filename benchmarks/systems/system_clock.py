@@ -178,7 +178,7 @@ def _replay(stream: VicortStream, meter: LagMeter, settings: Settings) -> dict[s
         due = start + number / fps
         time.sleep(max(0.0, due - time.monotonic()))
         at = first + Fraction(number, fps)
-        meter.take(at, due)
+        meter.captured(at, due)
         stream.push([replace(frame, time=at)])
         if number % round(ASK_EVERY_S * fps) == 0:
             question = Question(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from vicort.runtime.cli.questions import checked_words, parse_ask, read_questions, with_ids
-from vicort.runtime.cli.recurring import UNTIL_SECONDS, Standing
+from vicort.runtime.cli.recurring import UNTIL_SECONDS, RecurringQuestion
 from vicort.runtime.cli.writers import WRITERS
 from vicort.runtime.core import Question, Sampling
 from vicort.runtime.errors import ConfigError, QuestionError
@@ -47,7 +47,7 @@ class Options:
     patience: Patience = Patience()  # noqa: RUF009 (frozen)
     limits: Limits = Limits()  # noqa: RUF009 (frozen)
     questions: tuple[Question, ...] = ()
-    standing: tuple[Standing, ...] = ()
+    standing: tuple[RecurringQuestion, ...] = ()
     typed_questions: bool = False  # whether more come on stdin
     serve_socket: Path | None = None
     sampling: Sampling = Sampling()  # noqa: RUF009 (frozen)
@@ -355,7 +355,7 @@ def _questions(typed: argparse.Namespace, sampling: Sampling) -> tuple[Question,
     )
 
 
-def _standing(typed: argparse.Namespace, sampling: Sampling) -> tuple[Standing, ...]:
+def _standing(typed: argparse.Namespace, sampling: Sampling) -> tuple[RecurringQuestion, ...]:
     found = []
     for place, (seconds, text) in enumerate(typed.every, 1):
         if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", seconds) or not Fraction(seconds):
@@ -364,14 +364,14 @@ def _standing(typed: argparse.Namespace, sampling: Sampling) -> tuple[Standing, 
                 f"`--every 10 {text!r}`"
             )
         found.append(
-            Standing(
+            RecurringQuestion(
                 Question(_words(text, "--every"), None, f"every{place}", None, sampling),
                 Fraction(seconds),
             )
         )
     if typed.until is not None:
         found.append(
-            Standing(
+            RecurringQuestion(
                 Question(_words(typed.until, "--until"), None, "until", None, sampling),
                 UNTIL_SECONDS,
                 until_yes=True,

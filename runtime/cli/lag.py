@@ -29,7 +29,7 @@ class LagMeter:
         self._ages: deque[float] = deque(maxlen=REMEMBERED)
         self._late = 0
 
-    def take(self, at: Fraction, captured: float) -> None:
+    def captured(self, at: Fraction, captured: float) -> None:
         """A frame of that time is handed over now, and was captured then (monotonic seconds)."""
         with self._lock:
             self._late += time.monotonic() - captured > LATE

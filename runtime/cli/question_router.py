@@ -19,7 +19,7 @@ from vicort.runtime.safe_text import shown
 Ask = Callable[[Question], Future]  # of one stream; a question without a time is asked now
 
 
-class Desk:
+class QuestionRouter:
     """Thread-safe. Streams come and go; a question without a `source` goes to all that are
     there."""
 
@@ -92,7 +92,7 @@ class TypedQuestions:
     """Questions from a file that is still being written, such as stdin: a line each. A bad one
     costs a warning, no more."""
 
-    def __init__(self, file: TextIO, desk: Desk, warn: Callable[[str], None]) -> None:
+    def __init__(self, file: TextIO, desk: QuestionRouter, warn: Callable[[str], None]) -> None:
         self._file = file
         self._desk = desk
         self._warn = warn

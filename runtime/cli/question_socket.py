@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from vicort.runtime.cli.question_router import Desk
+from vicort.runtime.cli.question_router import QuestionRouter
 from vicort.runtime.cli.questions import LONGEST_LINE
 from vicort.runtime.errors import ConfigError, QuestionError
 
@@ -29,7 +29,7 @@ class QuestionSocket:
     one. Only this user may connect (0600).
     """
 
-    def __init__(self, path: Path, desk: Desk) -> None:
+    def __init__(self, path: Path, desk: QuestionRouter) -> None:
         """Raises ConfigError if there can be no socket there."""
         self._path, self._desk = path, desk
         self._clients: set[_Client] = set()

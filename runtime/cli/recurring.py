@@ -17,7 +17,7 @@ Submit = Callable[[Question], Future]
 
 
 @dataclass(frozen=True)
-class Standing:
+class RecurringQuestion:
     """What is asked, and how often."""
 
     question: Question
@@ -25,14 +25,14 @@ class Standing:
     until_yes: bool = False  # whether the first yes ends the run
 
 
-class Round:
+class RecurringAsker:
     """One standing question on its way through one stream: asked at period, 2 · period, …
 
     A live stream does not wait for an answer: what is due before the last answer is there is left
     out, and counted. A file waits, so that it is asked the same questions on every machine.
     """
 
-    def __init__(self, standing: Standing, submit: Submit, *, waits: bool) -> None:
+    def __init__(self, standing: RecurringQuestion, submit: Submit, *, waits: bool) -> None:
         self._standing = standing
         self._submit = submit
         self._waits = waits

@@ -21,9 +21,9 @@ from typing import Literal, NoReturn
 
 from vicort.runtime.cli.arguments import Options, parse_options
 from vicort.runtime.cli.output import Output
-from vicort.runtime.cli.question_router import Desk, TypedQuestions
+from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
 from vicort.runtime.cli.question_socket import QuestionSocket
-from vicort.runtime.cli.watch import NEVER_YES, POLL, Surroundings, Watch
+from vicort.runtime.cli.watch import NEVER_YES, POLL, RunContext, Watch
 from vicort.runtime.cli.writers import WRITERS
 from vicort.runtime.devices.trace import Trace
 from vicort.runtime.engines.engine_set import EngineSet
@@ -91,10 +91,10 @@ def run(options: Options) -> int:
         ]
         trace = stack.enter_context(_traced(options.trace))
         engine_dir = options.engine_dir or _default_engines()
-        desk = Desk(options.sampling, len(sources))
+        desk = QuestionRouter(options.sampling, len(sources))
         if options.serve_socket:
             stack.enter_context(QuestionSocket(options.serve_socket, desk))
-        around = Surroundings(
+        around = RunContext(
             options,
             engine_dir if len(sources) == 1 else stack.enter_context(EngineSet.open(engine_dir)),
             output,
@@ -113,7 +113,7 @@ def run(options: Options) -> int:
     return 0 if any(watch.said_yes for watch in watches) else max(code, NEVER_YES)
 
 
-def watch_together(watches: Sequence[Watch], around: Surroundings) -> int:
+def watch_together(watches: Sequence[Watch], around: RunContext) -> int:
     """Each source on a thread of its own. One that fails is warned of, and harms no other; returns
     the highest exit code."""
     codes: dict[Watch, int] = {}

@@ -14,8 +14,8 @@ from typing import Any
 from vicort.runtime.cli.arguments import Options
 from vicort.runtime.cli.lag import LagMeter
 from vicort.runtime.cli.output import Output
-from vicort.runtime.cli.question_router import Desk, TypedQuestions
-from vicort.runtime.cli.recurring import Round
+from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
+from vicort.runtime.cli.recurring import RecurringAsker
 from vicort.runtime.core import Event, Question
 from vicort.runtime.devices.stage_clock import SpanSink
 from vicort.runtime.engines.engine_set import EngineSet
@@ -28,14 +28,14 @@ POLL = 0.05  # seconds between looks at whether to stop, where nothing else wake
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class RunContext:
     """What all the sources of a run share."""
 
     options: Options
     engines: Path | EngineSet
     output: Output
     trace: SpanSink | None
-    desk: Desk
+    desk: QuestionRouter
     typed: TypedQuestions | None
     stopping: threading.Event  # set: every source ends at its next frame
     open_session: Any = Session.open
@@ -44,7 +44,7 @@ class Surroundings:
 class Watch:
     """Watches one source; `label` tells its events from others', "" where it is the only one."""
 
-    def __init__(self, source: Source, around: Surroundings, label: str = "") -> None:
+    def __init__(self, source: Source, around: RunContext, label: str = "") -> None:
         options = around.options
         self.source = source
         self.label = label
@@ -52,7 +52,7 @@ class Watch:
         self._output = around.output
         self._meter = LagMeter() if options.realtime or source.live else None
         self._pace = Pace() if options.realtime else None
-        self._rounds: list[Round] = []
+        self._rounds: list[RecurringAsker] = []
         self.said_yes = False
 
     def run(self) -> int:
@@ -92,7 +92,7 @@ class Watch:
         for question in around.options.questions:
             submit(question)
         self._rounds = [
-            Round(each, submit, waits=self._on_lag == "wait") for each in around.options.standing
+            RecurringAsker(each, submit, waits=self._on_lag == "wait") for each in around.options.standing
         ]
         around.desk.enter(self.label, partial(self._ask_now, session))
         with self._output.progress_of(self.source, shown=not self.label):
@@ -127,7 +127,7 @@ class Watch:
             each.see(at)
         wanted = session.wants(at)
         if wanted and self._meter:
-            self._meter.take(at, captured)
+            self._meter.captured(at, captured)
         return wanted
 
     def _see_rounds(self) -> None:

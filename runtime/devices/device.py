@@ -41,12 +41,12 @@ class Array(Protocol):
 class Event(Protocol):
     """A point in a stream."""
 
-    def result(self) -> Any:
+    def done(self) -> Any:
         """Wait, on the host, until the stream has come there; gives what the work returned, raises
         what it raised."""
         ...
 
-    def value(self) -> Any:
+    def enqueued(self) -> Any:
         """The same as soon as the host has it: the device may still be at what the work
         enqueued."""
         ...
@@ -62,12 +62,12 @@ class Mark(Protocol):
 
 
 class Stream(Protocol):
-    """Work in order. All verbs but `submit`, `synchronize` and `close` are for the stream's own
+    """Work in order. All verbs but `run`, `synchronize` and `close` are for the stream's own
     work to call."""
 
     name: str
 
-    def submit(self, work: Callable[..., Any], *args: Any) -> Event:
+    def run(self, work: Callable[..., Any], *args: Any) -> Event:
         """Run `work` behind all that was submitted before; from inside the stream's own work, at
         once."""
         ...
@@ -111,8 +111,8 @@ class Pool(Protocol):
     data: Any
     # Array [P, L|1, Hkv|1, T, 3] int32, the (t, h, w) of each cached token, -1 = empty; 1 = all
     # layers, all heads alike
-    where: Any
-    places: np.ndarray  # `where` on the host
+    cell_positions: Any
+    host_positions: np.ndarray  # `cell_positions` on the host
 
     def write(
         self,

@@ -25,10 +25,10 @@ ALIGNMENT = 64  # bytes: a cache line, and what AVX-512 loads want
 class HostEvent:
     future: Future
 
-    def result(self, timeout: float | None = None) -> Any:
+    def done(self, timeout: float | None = None) -> Any:
         return self.future.result(timeout)
 
-    def value(self) -> Any:
+    def enqueued(self) -> Any:
         return self.future.result()
 
 
@@ -36,7 +36,7 @@ class _Immediate:
     """What is simple where work is done when it returns."""
 
     def wait(self, event: Event) -> None:
-        event.result()
+        event.done()
 
     def record(self) -> Event:
         return _done(None)
@@ -63,7 +63,7 @@ class HostStream(_Immediate):
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._thread: int | None = None
 
-    def submit(self, work: Callable[..., Any], *args: Any) -> HostEvent:
+    def run(self, work: Callable[..., Any], *args: Any) -> HostEvent:
         if threading.get_ident() == self._thread:
             return _done(work(*args))
         return HostEvent(self._executor.submit(self._run, work, *args))
@@ -75,7 +75,7 @@ class HostStream(_Immediate):
         return work(*args)
 
     def synchronize(self) -> None:
-        self.submit(lambda: None).result()
+        self.run(lambda: None).done()
 
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
@@ -88,7 +88,7 @@ class InlineStream(_Immediate):
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def submit(self, work: Callable[..., Any], *args: Any) -> HostEvent:
+    def run(self, work: Callable[..., Any], *args: Any) -> HostEvent:
         return _done(work(*args))
 
     def synchronize(self) -> None:

@@ -30,8 +30,8 @@ class HostPool:
             (pages, model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim), dtype
         )
         alike = (model.layers, model.kv_heads) if by_head else (1, 1)
-        self.where = self.places = empty((pages, *alike, model.page_tokens, 3), np.int32)
-        self.where[:] = EMPTY
+        self.cell_positions = self.host_positions = empty((pages, *alike, model.page_tokens, 3), np.int32)
+        self.cell_positions[:] = EMPTY
 
     def write(
         self,
@@ -45,10 +45,10 @@ class HostPool:
         count = len(slots)
         self.data[slots, :, :, 0, cells] = k[:, :count].swapaxes(0, 1)
         self.data[slots, :, :, 1, cells] = v[:, :count].swapaxes(0, 1)
-        self.where[slots, :, :, cells] = positions[:, None, None]
+        self.cell_positions[slots, :, :, cells] = positions[:, None, None]
 
     def clear(self, slots: Sequence[int], stream: Stream) -> None:
-        self.where[list(slots)] = EMPTY
+        self.cell_positions[list(slots)] = EMPTY
 
     def copy_from(
         self, source: Pool, source_slots: Sequence[int], slots: Sequence[int], stream: Stream
@@ -57,15 +57,15 @@ class HostPool:
         if len(there) != len(here):  # NumPy would copy one page to all
             raise ValueError(f"{len(there)} pages cannot be copied to {len(here)} slots")
         self.data[here] = source.data[there]
-        self.where[here] = source.where[there]
+        self.cell_positions[here] = source.cell_positions[there]
 
     def shift(self, slots: Sequence[int], step: np.ndarray, floor: int, stream: Stream) -> None:
-        self.where[list(slots)] = shifted(self.where[list(slots)], step, floor)
+        self.cell_positions[list(slots)] = shifted(self.cell_positions[list(slots)], step, floor)
 
 
-def shifted(places: np.ndarray, step: np.ndarray, floor: int) -> np.ndarray:
+def shifted(positions: np.ndarray, step: np.ndarray, floor: int) -> np.ndarray:
     """Positions [..., 3] with `step` [3] taken off where there is a token, not below `floor`."""
-    return np.where(places == EMPTY, EMPTY, np.maximum(places - step.astype(np.int32), floor))
+    return np.where(positions == EMPTY, EMPTY, np.maximum(positions - step.astype(np.int32), floor))
 
 
 def page_bytes(model: ModelSpec, dtype: DTypeLike, by_head: bool = False) -> int:

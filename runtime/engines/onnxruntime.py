@@ -47,7 +47,7 @@ class OnnxRuntimeEngine:
     def enqueue(self, bindings: Bindings, stream: Stream) -> Event:
         """Run on `stream`, reading and writing the bound arrays in place."""
         self._check(bindings)
-        return stream.submit(self._run, bindings)
+        return stream.run(self._run, bindings)
 
     def _run(self, bindings: Bindings) -> None:
         binding = self._session.io_binding()

@@ -49,7 +49,7 @@ class OpenVinoEngine:
     def enqueue(self, bindings: Bindings, stream: Stream) -> Event:
         """Run on `stream`, reading and writing the bound arrays in place."""
         self._check(bindings)
-        return stream.submit(self._run, bindings)
+        return stream.run(self._run, bindings)
 
     def _run(self, bindings: Bindings) -> None:
         if not hasattr(self._local, "request"):

@@ -407,7 +407,7 @@ class TensorRTEngine:
         """
         self._check_profile(bindings)
         self._check(bindings)
-        return stream.submit(self._run, bindings, stream)
+        return stream.run(self._run, bindings, stream)
 
     def _check_profile(self, bindings: Arrays) -> None:
         """What is too large for this plan may be no defect, but a wish that another plan can
@@ -438,7 +438,7 @@ class TensorRTEngine:
         Outside of CUDA graphs, on a context of its own. A run is slower so, and its layers' sum is
         not what it takes otherwise.
         """
-        return stream.submit(self._layer_times, bindings, stream, runs).result()
+        return stream.run(self._layer_times, bindings, stream, runs).done()
 
     def _layer_times(
         self, bindings: Arrays, stream: CudaStream, runs: int

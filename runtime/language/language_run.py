@@ -83,7 +83,7 @@ class LanguageRun:
             "features": self._features[:rows],
             "pos": self._positions[:rows],
             "pool": self._pool.data,
-            "where": self._pool.where,
+            "where": self._pool.cell_positions,
             "table": self._place_table(table, stream),
             "logits": self._logits,
             "k": k,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Held:
+class PageLocation:
     """Where a page of the stream lies now."""
 
     page: Page
@@ -26,7 +26,7 @@ class Lease:
     """Pages that a question reads: neither overwritten nor moved under it, whatever the stream does
     meanwhile."""
 
-    def __init__(self, memory: Memory, held: Sequence[Held]) -> None:
+    def __init__(self, memory: Memory, held: Sequence[PageLocation]) -> None:
         self.memory = memory
         self.pages = tuple(page.page for page in held)
         self._device = [page.slot for page in held if page.on_device]

@@ -27,7 +27,7 @@ from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.engines.buckets import padded_slots
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.layout import Layout
-from vicort.runtime.memory.lease import Held, Lease
+from vicort.runtime.memory.lease import PageLocation, Lease
 from vicort.runtime.memory.long_term.long_term import (
     Departing,
     LongTerm,
@@ -38,15 +38,15 @@ from vicort.runtime.memory.long_term.long_term import (
 from vicort.runtime.memory.long_term.opening import open_long_term
 from vicort.runtime.memory.long_term.selection import Recall
 from vicort.runtime.memory.memory_plan import MemoryPlan
-from vicort.runtime.memory.page_tables import joined_table, pad_table
+from vicort.runtime.memory.page_tables import concat_tables, pad_table
 from vicort.runtime.memory.slots import Slots
-from vicort.runtime.policies.chunk_index import Recollection, Remembered
+from vicort.runtime.policies.chunk_index import ChunkIndex, ChunkEntry
 from vicort.runtime.policies.system import System
 
 
 @dataclass
 class _Unit:
-    held: list[Held]
+    held: list[PageLocation]
     chunk: int
 
 
@@ -86,10 +86,10 @@ class Memory:
         self._page_bytes = page_bytes(model, dtype)
         self._stream_reader = self._new_stream_reader()
         self.ids = itertools.count()
-        self._texts: deque[list[Held]] = deque()  # that joined the stream, oldest first
-        self._prompt: list[Held] = []
+        self._texts: deque[list[PageLocation]] = deque()  # that joined the stream, oldest first
+        self._prompt: list[PageLocation] = []
         self._units: dict[int, _Unit] = {}  # in the order of the stream
-        self.chunks = Recollection(
+        self.chunks = ChunkIndex(
             model.width, math.ceil(model.unit_tokens / model.page_tokens), system.retrieval.compares
         )
         # units whose pages lie on the device, oldest first (a set that keeps its order)
@@ -99,14 +99,14 @@ class Memory:
     # ---- what the stream does
     # -------------------------------------------------------------------------------------------
 
-    def place_prompt(self, k: Any, v: Any, positions: np.ndarray, stream: Stream) -> None:
+    def write_prompt(self, k: Any, v: Any, positions: np.ndarray, stream: Stream) -> None:
         """k, v: Array [L, R, Hkv, D], R at least n; positions: [n, 3]. The prompt comes first and
         stays."""
         self._prompt = self._write(
             [Page(-1, "prompt", 0)], [len(positions)], k, v, positions, stream
         )
 
-    def place_chunk(
+    def write_chunk(
         self,
         chunk: Chunk,
         tokens_of_unit: Sequence[int],
@@ -144,7 +144,7 @@ class Memory:
         if units:
             pages = sum(len(self._units[unit].held) for unit in units)
             self.chunks.add(
-                Remembered(chunk.index, units, pages, chunk.first_unit + chunk.units - 1, queries),
+                ChunkEntry(chunk.index, units, pages, chunk.first_unit + chunk.units - 1, queries),
                 digest,
             )
         self._leave_window(templates[-1].unit)
@@ -165,7 +165,7 @@ class Memory:
             held
             for run in self._texts
             for held in run
-            if self.pool.places[held.slot, 0, 0, 0, 0] < start
+            if self.pool.host_positions[held.slot, 0, 0, 0, 0] < start
         ]
         units = itertools.takewhile(lambda number: number != unit, self._units)
         held = [
@@ -178,7 +178,7 @@ class Memory:
     def positions(self, unit: int) -> np.ndarray:
         """[n, 3] of a unit's cached tokens."""
         slots, cells = self._cells(unit)
-        return self.pool.places[slots, 0, 0, cells]
+        return self.pool.host_positions[slots, 0, 0, cells]
 
     def rewrite(self, unit: int, k: Any, v: Any, stream: Stream) -> None:
         """Other keys and values for a unit's cached tokens, at the same positions; waits until no
@@ -195,11 +195,11 @@ class Memory:
         from these scratch slots."""
         budget = self.system.text.tokens
         self._make_device_room(len(slots), stream)
-        kept = self.stream_slots.take(len(slots))
+        kept = self.stream_slots.allocate(len(slots))
         self.pool.copy_from(self.pool, slots, kept, stream)
         self._texts.append(
             [
-                Held(replace(page, id=next(self.ids)), True, slot)
+                PageLocation(replace(page, id=next(self.ids)), True, slot)
                 for page, slot in zip(pages, kept, strict=True)
             ]
         )
@@ -231,13 +231,13 @@ class Memory:
 
     @property
     def chooses(self) -> bool:
-        """Whether chunks read what queries choose: then `saw` wants theirs."""
+        """Whether chunks read what queries choose: then `must_rerun` wants theirs."""
         return self._stream_reader is not None
 
-    def saw(self, q: np.ndarray) -> bool:
+    def must_rerun(self, q: np.ndarray) -> bool:
         """A chunk's run has ended, with mean queries q [L, Hq, D]. True: run it again over
         `ingest_table` as it is now."""
-        if not self._stream_reader or not self._stream_reader.saw(q, prefill=True):
+        if not self._stream_reader or not self._stream_reader.must_rerun(q, prefill=True):
             return False
         self.reruns += 1
         return True
@@ -249,7 +249,7 @@ class Memory:
             return pad_table(shared)
         if own is None:
             own = np.empty((self.model.layers, self.model.kv_heads, 0), np.int32)
-        return joined_table(shared, own, padded_slots(len(shared) + own.shape[2]))
+        return concat_tables(shared, own, padded_slots(len(shared) + own.shape[2]))
 
     def lease(self, units: Iterable[int]) -> Lease:
         """Hold on to the prompt and these units, wherever they lie, until the lease is released."""
@@ -294,7 +294,7 @@ class Memory:
     def first_cell(self, unit: int) -> np.ndarray:
         """[3] position of a unit's first cached token."""
         held = self._units[unit].held[0]
-        return (self.pool if held.on_device else self.host_pool).places[held.slot, 0, 0, 0]
+        return (self.pool if held.on_device else self.host_pool).host_positions[held.slot, 0, 0, 0]
 
     def rebase(self, steps: int, floor: int, stream: Stream) -> None:
         """Take `steps` off the time of all cached units and turns, not below `floor`; waits until
@@ -310,7 +310,7 @@ class Memory:
         self.pool.shift(self.conversation_slots.all, text, floor, stream)
         for run in self._texts:  # each as a whole: at the floor its words keep their order
             slots = [held.slot for held in run]
-            back = min(steps, int(self.pool.places[slots[0], 0, 0, 0, 0]) - floor)
+            back = min(steps, int(self.pool.host_positions[slots[0], 0, 0, 0, 0]) - floor)
             self.pool.shift(slots, np.array([back] * 3), floor, stream)
         if self.long_term:
             self.long_term.shift(steps, floor)
@@ -326,7 +326,7 @@ class Memory:
         begin, moves = int(self.first_cell(oldest)[0]), []
         for run in self._texts:
             slots = [held.slot for held in run]
-            start = int(self.pool.places[slots[0], 0, 0, 0, 0])
+            start = int(self.pool.host_positions[slots[0], 0, 0, 0, 0])
             if start >= begin:
                 break
             moves.append((slots, start - first))
@@ -409,11 +409,11 @@ class Memory:
             if self.long_term:
                 departing = self._departing(self.chunks[index])
                 self._bytes_moved += departing.k.nbytes + departing.v.nbytes
-                self.long_term.take(departing)
+                self.long_term.absorb(departing)
             self._forget_all(list(self.chunks[index].units))
         self._renew()
 
-    def _departing(self, chunk: Remembered) -> Departing:
+    def _departing(self, chunk: ChunkEntry) -> Departing:
         units = [self._units[unit].held for unit in chunk.units]
         held = [page for unit in units for page in unit]
         slots, counts = [page.slot for page in held], [page.page.tokens for page in held]
@@ -430,14 +430,14 @@ class Memory:
             unit=np.repeat(np.arange(len(units)), tokens),
             k=data[0],
             v=data[1],
-            positions=self.pool.places[slots][:, 0, 0][there],
+            positions=self.pool.host_positions[slots][:, 0, 0][there],
             queries=chunk.queries,
         )
 
     def _new_stream_reader(self) -> StreamReader | None:
         if not self.long_term or not self.long_term.reads_in_prefill:
             return None
-        slots = self.scratch_slots.take(self.recall_slots)
+        slots = self.scratch_slots.allocate(self.recall_slots)
         return self.long_term.stream_reader(
             self.long_term.view(leased=False), self._recalls(self.long_term, slots)
         )
@@ -471,16 +471,16 @@ class Memory:
         v: Any,
         positions: np.ndarray,
         stream: Stream,
-    ) -> list[Held]:
+    ) -> list[PageLocation]:
         """Write runs of tokens to pages in the stream's part of the device; templates: one a
         run."""
         layout = Layout.of(lengths, self.model.page_tokens)
         self._make_device_room(len(layout.tokens), stream)
-        slots = self.stream_slots.take(len(layout.tokens))
+        slots = self.stream_slots.allocate(len(layout.tokens))
         self.pool.clear(slots, stream)
         self.pool.write(np.asarray(slots)[layout.page], layout.cell, k, v, positions, stream)
         return [
-            Held(page, True, slot)
+            PageLocation(page, True, slot)
             for page, slot in zip(pages_of(layout, templates, self.ids), slots, strict=True)
         ]
 
@@ -495,7 +495,7 @@ class Memory:
         held = self._units[unit].held
         while self.host_slots.live + len(held) > self.host_slots.count:
             self._forget_all(self.system.overflow.victims(self._on_host.keys()))
-        slots = self.host_slots.take(len(held))
+        slots = self.host_slots.allocate(len(held))
         self._bytes_moved += len(held) * self._page_bytes
         self.host_pool.copy_from(self.pool, [page.slot for page in held], slots, stream)
         self.stream_slots.free([page.slot for page in held])

@@ -19,7 +19,7 @@ def pad_table(slots: Sequence[int]) -> np.ndarray:
     return table
 
 
-def joined_table(shared: Sequence[int], own: np.ndarray, length: int) -> np.ndarray:
+def concat_tables(shared: Sequence[int], own: np.ndarray, length: int) -> np.ndarray:
     """A table [L, Hkv, length] int32 of slots that all layers and heads read, [n], and of what each
     reads besides, [L, Hkv, m]."""
     table = np.full((*own.shape[:2], length), NONE, np.int32)

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 class Slots:
     """Who holds which slot of a pool, or of a part of it.
 
-    A slot is *live* from `take` to `free`. A running question *leases* slots: one that is freed
-    under a lease is given out again only when the lease ends, and `take` waits for that. So what
+    A slot is *live* from `allocate` to `free`. A running question *leases* slots: one that is freed
+    under a lease is given out again only when the lease ends, and `allocate` waits for that. So what
     the stream remembers never depends on timing.
     """
 
@@ -26,7 +26,7 @@ class Slots:
         self._closed = False
         self._changed = threading.Condition()
 
-    def take(self, count: int) -> list[int]:
+    def allocate(self, count: int) -> list[int]:
         """Slots of one's own; waits until running questions gave back enough of them."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._free) >= count)

@@ -13,7 +13,7 @@ MOST_COMPARED = 4096
 
 
 @dataclass
-class Remembered:
+class ChunkEntry:
     """What memory holds of one chunk."""
 
     chunk: int
@@ -24,7 +24,7 @@ class Remembered:
     queries: np.ndarray | None = None
 
 
-class Recollection:
+class ChunkIndex:
     """The chunks that memory holds, in the order of the stream, and the directions of their
     digests.
 
@@ -37,7 +37,7 @@ class Recollection:
         """width: of a digest; unit_pages: pages of a unit of which all is kept; compares: whether
         chunks are compared as they come."""
         self.unit_pages = unit_pages
-        self._chunks: dict[int, Remembered] = {}
+        self._chunks: dict[int, ChunkEntry] = {}
         self._row: dict[int, int] = {}  # of each chunk, in the order of the stream
         self._free: list[int] = []
         # [rows, width], of unit length, or zero
@@ -46,7 +46,7 @@ class Recollection:
         # [n] rows in the order of the stream; None = to be read again
         self._order: np.ndarray | None = None
 
-    def add(self, remembered: Remembered, digest: np.ndarray) -> None:
+    def add(self, remembered: ChunkEntry, digest: np.ndarray) -> None:
         if not self._free:
             self._grow()
         self._chunks[remembered.chunk] = remembered
@@ -64,13 +64,13 @@ class Recollection:
     def __len__(self) -> int:
         return len(self._chunks)
 
-    def __iter__(self) -> Iterator[Remembered]:
+    def __iter__(self) -> Iterator[ChunkEntry]:
         return iter(self._chunks.values())
 
-    def __reversed__(self) -> Iterator[Remembered]:
+    def __reversed__(self) -> Iterator[ChunkEntry]:
         return reversed(self._chunks.values())
 
-    def __getitem__(self, chunk: int) -> Remembered:
+    def __getitem__(self, chunk: int) -> ChunkEntry:
         return self._chunks[chunk]
 
     def cosines(self, vector: np.ndarray) -> np.ndarray:

@@ -9,14 +9,14 @@ import numpy as np
 from pydantic import Field
 
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.policies.chunk_index import Recollection
+from vicort.runtime.policies.chunk_index import ChunkIndex
 from vicort.runtime.policies.registry import MOST, Policy, Registry
 
 
 class Retrieval(Policy):
     compares: ClassVar[bool] = False  # whether it asks how alike chunks are
 
-    def choose(self, question: np.ndarray, memory: Recollection) -> list[int]:
+    def choose(self, question: np.ndarray, memory: ChunkIndex) -> list[int]:
         """Units, ascending. question: [width] float32, the mean embedding of its tokens."""
         raise NotImplementedError
 
@@ -33,7 +33,7 @@ class Retrieval(Policy):
 class AllUnits(Retrieval):
     policy: ClassVar[str] = "all"
 
-    def choose(self, question: np.ndarray, memory: Recollection) -> list[int]:
+    def choose(self, question: np.ndarray, memory: ChunkIndex) -> list[int]:
         return [unit for chunk in memory for unit in chunk.units]
 
     def most_units(self, chunk_units: int) -> int | None:
@@ -52,7 +52,7 @@ class SimilarChunks(Retrieval):
     top: int = Field(ge=0, le=MOST)
     recent: int = Field(0, ge=0, le=MOST)
 
-    def choose(self, question: np.ndarray, memory: Recollection) -> list[int]:
+    def choose(self, question: np.ndarray, memory: ChunkIndex) -> list[int]:
         best = set(np.argsort(-memory.cosines(question), kind="stable")[: self.top].tolist())
         best |= set(range(max(len(memory) - self.recent, 0), len(memory)))
         return _units(memory, best)
@@ -79,7 +79,7 @@ class DistinctChunks(Retrieval):
     recent: int = Field(1, ge=0, le=MOST)
     relevance: float = Field(0.5, ge=0, lt=1)
 
-    def choose(self, question: np.ndarray, memory: Recollection) -> list[int]:
+    def choose(self, question: np.ndarray, memory: ChunkIndex) -> list[int]:
         pages = np.array([chunk.pages for chunk in memory], int)
         worth = memory.cosines(question) * (self.relevance / (1 - self.relevance))
         gain = worth + 1  # as for the least cosine there is: nothing is chosen yet
@@ -117,7 +117,7 @@ class EvenUnits(Retrieval):
     policy: ClassVar[str] = "even-units"
     units: int = Field(ge=2, le=MOST)
 
-    def choose(self, question: np.ndarray, memory: Recollection) -> list[int]:
+    def choose(self, question: np.ndarray, memory: ChunkIndex) -> list[int]:
         held = [unit for chunk in memory for unit in chunk.units]
         if len(held) <= self.units:
             return held
@@ -131,6 +131,6 @@ class EvenUnits(Retrieval):
 RETRIEVALS = Registry("retrieval", AllUnits, SimilarChunks, DistinctChunks, EvenUnits)
 
 
-def _units(memory: Recollection, places: Collection[int]) -> list[int]:
+def _units(memory: ChunkIndex, places: Collection[int]) -> list[int]:
     """Units of the chunks at these places, ascending."""
     return [unit for place, chunk in enumerate(memory) if place in places for unit in chunk.units]

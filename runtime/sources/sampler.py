@@ -40,7 +40,7 @@ class Sampler:
         """Whether `take` would take a frame of that time; changes nothing."""
         return self._fps is None or self._first is None or time >= self._due
 
-    def take(self, time: Fraction) -> bool:
+    def accepts(self, time: Fraction) -> bool:
         """Whether the frame of that time goes on; if so, the next tick is the first one after
         it."""
         if not self.wants(time):

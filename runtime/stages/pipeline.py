@@ -21,12 +21,12 @@ from vicort.runtime.stages.job import Buffers, Job, Stage
 class Pipeline(Protocol):
     newest: Event | None  # when the newest chunk has left the last stage
 
-    def submit(self, chunk: Chunk) -> None:
+    def enter(self, chunk: Chunk) -> None:
         """Hand a chunk to the first stage; waits while no buffers are free. Raises what an earlier
         chunk failed with."""
         ...
 
-    def try_submit(self, chunk: Chunk) -> bool:
+    def try_enter(self, chunk: Chunk) -> bool:
         """The same without waiting: False if no buffers are free."""
         ...
 
@@ -59,18 +59,18 @@ class SequentialPipeline:
         self._done = done
         self.newest: Event | None = None
 
-    def submit(self, chunk: Chunk) -> None:
+    def enter(self, chunk: Chunk) -> None:
         job = Job(chunk, self._buffers)
         for stage in self._stages:
-            stage.stream.submit(self._run, stage, job).result()
+            stage.stream.run(self._run, stage, job).done()
         self._done(job)
 
     def _run(self, stage: Stage, job: Job) -> None:
         with self._clock.measure(stage.name, stage.stream, chunk=job.chunk.index, **job.notes):
             stage.run(job)
 
-    def try_submit(self, chunk: Chunk) -> bool:
-        self.submit(chunk)
+    def try_enter(self, chunk: Chunk) -> bool:
+        self.enter(chunk)
         return True
 
     def wait_for_room(self) -> None:
@@ -105,18 +105,18 @@ class OverlappedPipeline:
         self._failure: BaseException | None = None  # of the earliest chunk that failed
         self._failed_chunk = 0
 
-    def submit(self, chunk: Chunk) -> None:
+    def enter(self, chunk: Chunk) -> None:
         with self._changed:
             self._wait_for_room()
             buffers = self._take_buffers()
-        self._enter(chunk, buffers)
+        self._start(chunk, buffers)
 
-    def try_submit(self, chunk: Chunk) -> bool:
+    def try_enter(self, chunk: Chunk) -> bool:
         with self._changed:
             if not self._free:
                 return False
             buffers = self._take_buffers()
-        self._enter(chunk, buffers)
+        self._start(chunk, buffers)
         return True
 
     def wait_for_room(self) -> None:
@@ -155,10 +155,10 @@ class OverlappedPipeline:
             self._free.append(buffers)
             self._changed.notify_all()
 
-    def _enter(self, chunk: Chunk, buffers: Buffers) -> None:
+    def _start(self, chunk: Chunk, buffers: Buffers) -> None:
         job, before = Job(chunk, buffers), None
         for stage in self._stages:
-            before = stage.stream.submit(self._run, stage, job, before)
+            before = stage.stream.run(self._run, stage, job, before)
         self.newest = before
 
     def _run(self, stage: Stage, job: Job, before: Event | None) -> None:

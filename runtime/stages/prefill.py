@@ -90,7 +90,7 @@ class Prefill:
                 if self._memory.long_term
                 else None
             )
-            self._memory.place_chunk(
+            self._memory.write_chunk(
                 chunk, of_unit, out.k, out.v, positions, job.mean.copy(), self.stream, queries
             )
             if self.speaker:
@@ -118,7 +118,7 @@ class Prefill:
             if not self._memory.chooses:
                 return out
             (q,) = self._device.read(self.stream, out.q)
-            if not self._memory.saw(q):
+            if not self._memory.must_rerun(q):
                 return out
 
     def _wait_for_question(self, job: Job) -> None:

@@ -79,7 +79,7 @@ class Speaker:
     def _say(self, token: int) -> list[int]:
         """Greedy words from the first one on, without their end; they and it join the stream."""
         memory = self._memory
-        scratch = memory.scratch_slots.take(len(self._layout.tokens))
+        scratch = memory.scratch_slots.allocate(len(self._layout.tokens))
         try:
             memory.pool.clear(scratch, self._stream)
             table, start = memory.ingest_table(scratch).slots, self._timeline.next_text

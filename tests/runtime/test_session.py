@@ -259,8 +259,8 @@ def test_defect_3_memory_stays_within_its_budget_however_long_the_stream(name):
         assert late == [late[0]] * 20
         memory = session._memory
         budget = SYSTEMS[name].budget
-        assert memory.pool.data.nbytes + memory.pool.where.nbytes <= budget.device_mb * 1e6
-        assert memory.host_pool.data.nbytes + memory.host_pool.where.nbytes <= budget.host_mb * 1e6
+        assert memory.pool.data.nbytes + memory.pool.cell_positions.nbytes <= budget.device_mb * 1e6
+        assert memory.host_pool.data.nbytes + memory.host_pool.cell_positions.nbytes <= budget.host_mb * 1e6
 
 
 def test_defect_4_after_two_thousand_chunks_retrieval_still_finds_the_chunk_it_means():

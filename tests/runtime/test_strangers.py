@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import videos
 
-from vicort.runtime.cli.question_router import Desk, TypedQuestions
+from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
 from vicort.runtime.cli.question_socket import QuestionSocket
 from vicort.runtime.cli.questions import (
     LONGEST_LINE,
@@ -659,7 +659,7 @@ def test_a_questions_file_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
 def test_a_typed_line_without_end_costs_a_warning() -> None:
     warnings: list[str] = []
     asked: list[str] = []
-    desk = Desk(Sampling())
+    desk = QuestionRouter(Sampling())
     desk.enter("a", lambda question: asked.append(question.text) or Future())
     typed = TypedQuestions(
         io.StringIO("x" * 300_000 + "\nwhat is there?\n" + "y" * 200_000), desk, warnings.append
@@ -670,7 +670,7 @@ def test_a_typed_line_without_end_costs_a_warning() -> None:
 
 
 def test_a_hostile_client_gets_lines_and_the_next_one_an_answer(tmp_path: Path) -> None:
-    desk = Desk(Sampling())
+    desk = QuestionRouter(Sampling())
     desk.enter("a", lambda question: Future())
     path = Path(os.path.relpath(tmp_path / "s")) if len(str(tmp_path)) > 90 else tmp_path / "s"
     with QuestionSocket(path, desk), socket.socket(socket.AF_UNIX) as client:

@@ -73,7 +73,7 @@ class FakeEngine:
                 )
                 bindings[name][...] = value
 
-        return stream.submit(work)
+        return stream.run(work)
 
 
 class FakeEngineSet:

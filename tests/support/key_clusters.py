@@ -136,9 +136,9 @@ def read(held, selection):
     seen = {}
     for layer, head in groups_of(model):
         slots = table[layer, head][table[layer, head] >= 0]
-        there = pool.where[slots, layer, head, :, 0] >= 0
+        there = pool.cell_positions[slots, layer, head, :, 0] >= 0
         assert (
-            pool.where[slots, layer, head, :, 0][there]
+            pool.cell_positions[slots, layer, head, :, 0][there]
             == pool.data[slots, layer, head, 1, :, 0][there]
         ).all()
         seen[layer, head] = pool.data[slots, layer, head, 1, :, 0][there].astype(int).tolist()

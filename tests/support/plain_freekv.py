@@ -107,7 +107,7 @@ class PlainReader:
 
 
 class PlainQuestion(PlainReader):
-    def saw(self, q, pages, prefill):
+    def must_rerun(self, q, pages, prefill):
         if not pages:
             return False
         if self.corrected is None and (
@@ -125,7 +125,7 @@ class PlainQuestion(PlainReader):
 class PlainChunks(PlainReader):
     q = None
 
-    def saw(self, q, pages):
+    def must_rerun(self, q, pages):
         if self.corrected is None and self.reads and (wrong := self.wrong(q, pages, True)):
             return self.correct(q, pages, wrong)
         self.corrected, self.q = None, q

@@ -55,7 +55,7 @@ class PlainStream:
                 self.recent[-self.window :],
                 self.chunk_reader.reads,
             )
-            if not self.chunk_reader.saw(out[4], self.keys()):
+            if not self.chunk_reader.must_rerun(out[4], self.keys()):
                 break
             self.reruns += 1
         self.recent.append(out[1:4])
@@ -79,7 +79,7 @@ class PlainStream:
                 logits, k, v, places, q = self.run(
                     self.engines.embedding[rows], positions, [*self.recent, *text], reader.reads
                 )
-                if not reader.saw(q, self.keys(), prefill=not tokens):
+                if not reader.must_rerun(q, self.keys(), prefill=not tokens):
                     break
             text.append((k, v, places))
             start += len(rows)

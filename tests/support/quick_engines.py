@@ -16,7 +16,7 @@ class QuickEngine:
             for name, value in self._function(**bindings).items():
                 bindings[name][...] = value
 
-        return stream.submit(work)
+        return stream.run(work)
 
 
 class QuickEngineSet(FakeEngineSet):

@@ -527,8 +527,8 @@ class PageFunctions:
 
 
 class ObservedEvent(CudaEvent):
-    def value(self):
-        value, point = self.enqueued.result()
+    def enqueued(self):
+        value, point = self.placed.result()
         self.driver.learn(point)
         return value
 
@@ -537,11 +537,11 @@ class ObservedStream(CudaStream):
     """Tells the driver who learns what on the host: an order of events that no call of CUDA
     shows."""
 
-    def submit(self, work, *args):
-        return ObservedEvent(self._driver, super().submit(work, *args).enqueued)
+    def run(self, work, *args):
+        return ObservedEvent(self._driver, super().run(work, *args).placed)
 
     def wait(self, event):
-        event.value()
+        event.enqueued()
         super().wait(event)
 
 
@@ -564,7 +564,7 @@ class SimulatedEngine:
         self._graphs: dict[tuple, object] = {}
 
     def enqueue(self, bindings, stream):
-        return stream.submit(self._enqueue, dict(bindings), stream)
+        return stream.run(self._enqueue, dict(bindings), stream)
 
     def _enqueue(self, bindings, stream):
         key = (

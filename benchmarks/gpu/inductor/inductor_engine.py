@@ -81,7 +81,7 @@ class InductorEngine:
         """Run on `stream`, reading the bound arrays in place; what comes out is copied into those
         bound to the outputs."""
         self._check(bindings)
-        return stream.submit(self._run, bindings, stream)
+        return stream.run(self._run, bindings, stream)
 
     def graph_report(self, stream: Any) -> dict[str, Any]:
         """How many CUDA graphs this stream has of the engine, and why other runs could not be

@@ -31,8 +31,8 @@ class CudaPool:
         shape = (pages, model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim)
         self.data = device.gpu.empty(shape, dtype, "the pool of pages")
         # EMPTY in every byte
-        self.where = device.filled((pages, 1, 1, model.page_tokens, 3), np.int32, 0xFF)
-        self.places = np.full(self.where.shape, EMPTY, np.int32)
+        self.cell_positions = device.filled((pages, 1, 1, model.page_tokens, 3), np.int32, 0xFF)
+        self.host_positions = np.full(self.cell_positions.shape, EMPTY, np.int32)
         self._lists: weakref.WeakKeyDictionary[CudaStream, _Lists] = weakref.WeakKeyDictionary()
 
     def write(
@@ -44,9 +44,9 @@ class CudaPool:
         positions: np.ndarray,
         stream: Any,
     ) -> None:
-        self.places[slots, 0, 0, cells] = positions
+        self.host_positions[slots, 0, 0, cells] = positions
         pages = np.unique(slots)
-        slot, cell, page, place = self._upload(stream, slots, cells, pages, self.places[pages])
+        slot, cell, page, place = self._upload(stream, slots, cells, pages, self.host_positions[pages])
         kernels = self._device.kernels
         kernels.scatter_tokens(
             k=k.pointer,
@@ -62,34 +62,34 @@ class CudaPool:
         kernels.set_places(
             slots=page,
             places=place,
-            where=self.where.pointer,
+            where=self.cell_positions.pointer,
             count=len(pages),
             stream=stream.handle,
         )
 
     def clear(self, slots: Sequence[int], stream: Any) -> None:
-        self.places[list(slots)] = EMPTY
+        self.host_positions[list(slots)] = EMPTY
         self._send_places(slots, stream)
 
     def copy_from(
         self, source: Pool, source_slots: Sequence[int], slots: Sequence[int], stream: Any
     ) -> None:
         move_pages(self._device, source.data, source_slots, self.data, slots, stream)
-        self.places[list(slots)] = source.places[list(source_slots)]
+        self.host_positions[list(slots)] = source.host_positions[list(source_slots)]
         self._send_places(slots, stream)
 
     def shift(self, slots: Sequence[int], step: np.ndarray, floor: int, stream: Any) -> None:
-        self.places[list(slots)] = shifted(self.places[list(slots)], step, floor)
+        self.host_positions[list(slots)] = shifted(self.host_positions[list(slots)], step, floor)
         self._send_places(slots, stream)
 
     def _send_places(self, slots: Sequence[int], stream: CudaStream) -> None:
         for first in range(0, len(slots), self._rows):
             some = np.asarray(slots[first : first + self._rows])
-            page, place = self._upload(stream, some, self.places[some])
+            page, place = self._upload(stream, some, self.host_positions[some])
             self._device.kernels.set_places(
                 slots=page,
                 places=place,
-                where=self.where.pointer,
+                where=self.cell_positions.pointer,
                 count=len(some),
                 stream=stream.handle,
             )
@@ -97,7 +97,7 @@ class CudaPool:
     def _upload(self, stream: CudaStream, *parts: np.ndarray) -> list[int]:
         """Addresses of int32 lists, good until the stream's next."""
         if stream not in self._lists:
-            per_row = 3 + self.places[0].size  # slot, cell, page, its positions
+            per_row = 3 + self.host_positions[0].size  # slot, cell, page, its positions
             self._lists[stream] = _Lists(self._device, self._rows * per_row + 4 * PART)
         return self._lists[stream].upload(stream, parts)
 
@@ -113,7 +113,7 @@ class PinnedPool(HostPool):
         self, source: Pool, source_slots: Sequence[int], slots: Sequence[int], stream: Any
     ) -> None:
         move_pages(self._device, source.data, source_slots, self.data, slots, stream)
-        self.places[list(slots)] = source.places[list(source_slots)]
+        self.host_positions[list(slots)] = source.host_positions[list(source_slots)]
 
     def write(
         self,

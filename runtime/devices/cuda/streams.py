@@ -31,17 +31,17 @@ class CudaEvent:
     it."""
 
     driver: Driver
-    enqueued: Future  # of what the work returned, and the driver's event behind it
+    placed: Future  # of what the work returned, and the driver's event behind it
 
-    def result(self) -> Any:
-        value, point = self.enqueued.result()
+    def done(self) -> Any:
+        value, point = self.placed.result()
         self.driver.synchronize(point)
         return value
 
-    def value(self) -> Any:
+    def enqueued(self) -> Any:
         """What the work returned, as soon as the host has it: the device may still be at what it
         enqueued."""
-        return self.enqueued.result()[0]
+        return self.placed.result()[0]
 
 
 class CudaGraph:
@@ -80,7 +80,7 @@ class CudaStream:
         self._order = threading.RLock()
         self.ring = StagingRing(self)
 
-    def submit(self, work: Callable[..., Any], *args: Any) -> CudaEvent:
+    def run(self, work: Callable[..., Any], *args: Any) -> CudaEvent:
         if self._executor and threading.get_ident() != self._thread:
             return CudaEvent(self._driver, self._executor.submit(self._run_on_thread, work, *args))
         return self._event(self._run(work, *args))
@@ -98,13 +98,13 @@ class CudaStream:
             set_current_stream(before)
 
     def _event(self, value: Any) -> CudaEvent:
-        enqueued: Future = Future()
-        enqueued.set_result((value, self._driver.record(self.raw, blocking=True)))
-        return CudaEvent(self._driver, enqueued)
+        placed: Future = Future()
+        placed.set_result((value, self._driver.record(self.raw, blocking=True)))
+        return CudaEvent(self._driver, placed)
 
     def wait(self, event: Any) -> None:
         """event: a CudaEvent. The host waits only until the work behind it has been enqueued."""
-        _, point = event.enqueued.result()
+        _, point = event.placed.result()
         self._driver.wait(self.raw, point)
 
     def record(self) -> CudaEvent:
@@ -166,7 +166,7 @@ class CudaStream:
         self.ring.upload(target, source)
 
     def synchronize(self) -> None:
-        self.submit(lambda: None).result()
+        self.run(lambda: None).done()
 
     def close(self) -> None:
         """Waits for the work under way, and drops the rest."""

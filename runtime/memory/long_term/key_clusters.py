@@ -72,7 +72,7 @@ class KeyClusterMemory:
             )
         self.pool = HostPool(np.empty, model, cells, dtype, by_head=True)
         self._data = self.pool.data.reshape(cells, groups, 2, model.page_tokens, model.head_dim)
-        self._where = self.pool.where.reshape(cells, groups, model.page_tokens, 3)
+        self._where = self.pool.cell_positions.reshape(cells, groups, model.page_tokens, 3)
         self._planes = HashPlanes(groups, settings.hash_bits, model.head_dim, settings.seed)
         self._cells = ClusterCells(groups, cells)
         # of each token: how many came before it
@@ -98,7 +98,7 @@ class KeyClusterMemory:
     # ---- what the stream does
     # -------------------------------------------------------------------------------------------
 
-    def take(self, departing: Departing) -> None:
+    def absorb(self, departing: Departing) -> None:
         """Cluster a chunk, unit by unit; to make room for as many cells as it has tokens, the
         clusters whose newest token is oldest go."""
         self._cells.advance()
@@ -116,7 +116,7 @@ class KeyClusterMemory:
 
     def shift(self, steps: int, floor: int) -> None:
         self._cells.wait_unheld()
-        self.pool.where[:] = shifted(self.pool.where, np.array([steps, 0, 0]), floor)
+        self.pool.cell_positions[:] = shifted(self.pool.cell_positions, np.array([steps, 0, 0]), floor)
 
     def cells_in_use(self) -> float:
         return float(self._cells.live.mean())

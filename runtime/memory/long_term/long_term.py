@@ -73,7 +73,7 @@ class Reader(Protocol):
         """From this memory to the device."""
         ...
 
-    def saw(self, q: np.ndarray, prefill: bool) -> bool:
+    def must_rerun(self, q: np.ndarray, prefill: bool) -> bool:
         """A run has ended whose mean queries were q [L, Hq, D]. True: run the same rows again, over
         the table as it is now.
 
@@ -113,7 +113,7 @@ class LongTerm(Protocol):
         something."""
         ...
 
-    def take(self, departing: Departing) -> None:
+    def absorb(self, departing: Departing) -> None:
         """Keep what leaves the window; compresses, or forgets, to stay within the pool."""
         ...
 

@@ -75,7 +75,7 @@ class PageRecallMemory:
         self._of_chunks = of_chunks
         self._chunks: Speculative | None = None
 
-    def take(self, departing: Departing) -> None:
+    def absorb(self, departing: Departing) -> None:
         lengths = np.bincount(departing.unit, minlength=len(departing.pages)).tolist()
         layout = Layout.of(lengths, self.model.page_tokens)
         if not layout.tokens:
@@ -84,8 +84,8 @@ class PageRecallMemory:
         of_token = slots[layout.page]
         self.pool.data[of_token, :, :, 0, layout.cell] = departing.k.swapaxes(0, 1)
         self.pool.data[of_token, :, :, 1, layout.cell] = departing.v.swapaxes(0, 1)
-        self.pool.where[slots] = EMPTY
-        self.pool.where[of_token, :, :, layout.cell] = departing.positions[:, None, None]
+        self.pool.cell_positions[slots] = EMPTY
+        self.pool.cell_positions[of_token, :, :, layout.cell] = departing.positions[:, None, None]
         self.boxes[:, :, slots] = boxes(departing.k, layout.page, self._digest)
         self.tokens[slots] = layout.tokens
         for slot, run in zip(slots.tolist(), layout.run, strict=True):
@@ -98,7 +98,7 @@ class PageRecallMemory:
         self.ring.wait_unleased()
         if self._chunks:
             self._chunks.settle()
-        self.pool.where[:] = shifted(self.pool.where, np.array([steps, 0, 0]), floor)
+        self.pool.cell_positions[:] = shifted(self.pool.cell_positions, np.array([steps, 0, 0]), floor)
         self.shifts += 1
 
     @property

@@ -46,7 +46,7 @@ class TwoPass(Chosen):
     """A question's text runs over recent memory alone, then again with what its queries chose,
     which its answer keeps."""
 
-    def saw(self, q: np.ndarray, prefill: bool) -> bool:
+    def must_rerun(self, q: np.ndarray, prefill: bool) -> bool:
         if not prefill or self.reruns:
             return False
         self.choose(q)
@@ -59,9 +59,9 @@ class EachStep(TwoPass):
     """As `TwoPass`, and each token of the answer reads what the queries of the token before it
     chose."""
 
-    def saw(self, q: np.ndarray, prefill: bool) -> bool:
+    def must_rerun(self, q: np.ndarray, prefill: bool) -> bool:
         if prefill:
-            return super().saw(q, prefill)
+            return super().must_rerun(q, prefill)
         self.choose(q)
         return False
 
@@ -71,7 +71,7 @@ class ChunkBefore(Chosen):
 
     _q: np.ndarray | None = None
 
-    def saw(self, q: np.ndarray, prefill: bool) -> bool:
+    def must_rerun(self, q: np.ndarray, prefill: bool) -> bool:
         self._q = q.copy()
         return False
 

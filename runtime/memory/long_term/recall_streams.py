@@ -48,9 +48,9 @@ class RecallStreams:
         self._data = device.empty((2, most_cells, 2, model.page_tokens, model.head_dim), dtype)
         self._where = device.empty((2, most_cells, model.page_tokens, 3), np.int32)
 
-    def submit(self, work: Callable[..., Any], *args: Any) -> Event:
+    def run(self, work: Callable[..., Any], *args: Any) -> Event:
         """Run `work`, which may call `move`, behind all recalls so far."""
-        return self._copy.submit(work, *args)
+        return self._copy.run(work, *args)
 
     def move(self, source: HostPool, target: Pool, moves: Iterable[Move]) -> None:
         """Copy cells; done when it returns. For the work given to `submit`."""
@@ -63,10 +63,10 @@ class RecallStreams:
                 self._copy.name, self._copy, layer=move.layer, head=move.head, cells=len(move.there)
             ):
                 self._data[half, : len(move.there)] = source.data[move.there, move.layer, move.head]
-                self._where[half, : len(move.there)] = source.where[
+                self._where[half, : len(move.there)] = source.cell_positions[
                     move.there, move.layer, move.head
                 ]
-            scattered.append(self._scatter.submit(self._place, target, move, half))
+            scattered.append(self._scatter.run(self._place, target, move, half))
         for event in scattered[-2:]:
             self._copy.wait(event)
 
@@ -79,4 +79,4 @@ class RecallStreams:
             cells=len(move.here),
         ):
             target.data[move.here, move.layer, move.head] = self._data[half, : len(move.here)]
-            target.where[move.here, move.layer, move.head] = self._where[half, : len(move.here)]
+            target.cell_positions[move.here, move.layer, move.head] = self._where[half, : len(move.here)]

@@ -52,9 +52,9 @@ class Recall:
         cells = selection.cells
         layer, head, place = np.nonzero(cells != NONE)
         there, here = cells[layer, head, place], self.slots[place]
-        where = source.where[there, layer, head]  # [n, T, 3]
+        where = source.cell_positions[there, layer, head]  # [n, T, 3]
         beyond = np.arange(where.shape[1]) >= selection.filled[layer, head, place][:, None]
         self.pool.data[here, layer, head] = source.data[there, layer, head]
-        self.pool.where[here, layer, head] = np.where(beyond[..., None], EMPTY, where)
+        self.pool.cell_positions[here, layer, head] = np.where(beyond[..., None], EMPTY, where)
         self.bytes_moved += len(there) * source.data[:1, 0, 0].nbytes
         return np.where(cells == NONE, NONE, self.slots[: cells.shape[2]])

@@ -87,7 +87,7 @@ class SinkBucketsMemory:
     # ---- what the stream does
     # -------------------------------------------------------------------------------------------
 
-    def take(self, departing: Departing) -> None:
+    def absorb(self, departing: Departing) -> None:
         """Compress a chunk by Vision Sink Bucketing, and what is kept already if there is no
         room."""
         settings, count = self.settings, len(departing.unit)
@@ -111,7 +111,7 @@ class SinkBucketsMemory:
         layer = np.arange(self.model.layers)[:, None]
         self.pool.data[slot, layer, :, 0, cell] = departing.k[layer, kept]
         self.pool.data[slot, layer, :, 1, cell] = departing.v[layer, kept]
-        self.pool.where[slot, layer, :, cell] = departing.positions[kept][:, :, None]
+        self.pool.cell_positions[slot, layer, :, cell] = departing.positions[kept][:, :, None]
         self._scores[:, new] = np.take_along_axis(scores, kept, axis=1)
         numbers = np.array([page.unit for page in departing.pages])
         self._units[:, new] = numbers[departing.unit][kept]
@@ -143,7 +143,7 @@ class SinkBucketsMemory:
         for layer, tokens in enumerate(kept[:, moved]):
             slot, cell = np.divmod(tokens, self.model.page_tokens)
             self.pool.data[to_slot, layer, :, :, to_cell] = self.pool.data[slot, layer, :, :, cell]
-            self.pool.where[to_slot, layer, :, to_cell] = self.pool.where[slot, layer, :, cell]
+            self.pool.cell_positions[to_slot, layer, :, to_cell] = self.pool.cell_positions[slot, layer, :, cell]
         for of_tokens in (self._scores, self._units):
             of_tokens[:, :count] = np.take_along_axis(of_tokens, kept, axis=1)
         self._digest(moved)
@@ -167,7 +167,7 @@ class SinkBucketsMemory:
     def shift(self, steps: int, floor: int) -> None:
         self._views.wait_unleased()
         slots = slice(math.ceil(self._buckets.tokens / self.model.page_tokens))
-        self.pool.where[slots] = shifted(self.pool.where[slots], np.array([steps, 0, 0]), floor)
+        self.pool.cell_positions[slots] = shifted(self.pool.cell_positions[slots], np.array([steps, 0, 0]), floor)
 
     @property
     def oldest(self) -> Fraction | None:

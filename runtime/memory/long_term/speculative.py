@@ -107,12 +107,12 @@ class Speculative:
     def selection(self) -> PageSelection:
         return self._view.selection(self._of_front(self._pages)[:, :, : self._most])
 
-    def saw(self, q: np.ndarray, prefill: bool) -> bool:
+    def must_rerun(self, q: np.ndarray, prefill: bool) -> bool:
         q = q.copy()
         if not self._of_stream:
             self._note()
         if self._corrected is None and (wrong := self._wrong(q, prefill)).any():
-            self._fill(self._front, wrong, q).result()
+            self._fill(self._front, wrong, q).done()
             self._chosen, self._corrected = True, wrong
             self.reruns += 1
             return True
@@ -138,7 +138,7 @@ class Speculative:
     def settle(self) -> None:
         """Wait for the recall that runs behind."""
         if self._behind:
-            self._behind.result()
+            self._behind.done()
 
     def release(self) -> None:
         self.settle()
@@ -199,7 +199,7 @@ class Speculative:
     def _fill(self, sets: np.ndarray, which: np.ndarray, q: np.ndarray) -> Event:
         """Choose with q for `which` heads, [L, Hkv] bool, and bring the pages to the set, [L, Hkv],
         of each."""
-        return self._streams.submit(self._fill_now, self._view, sets.copy(), which, q)
+        return self._streams.run(self._fill_now, self._view, sets.copy(), which, q)
 
     def _fill_now(self, view: PageView, sets: np.ndarray, which: np.ndarray, q: np.ndarray) -> None:
         pages, queries = view.choose(q).pages, q.reshape(self._queries.shape[1:])

@@ -99,7 +99,7 @@ def ran():
         }
 
     yield SimpleNamespace(
-        run=lambda bound=None: stream.submit(work, bound).result(),
+        run=lambda bound=None: stream.run(work, bound).done(),
         engines=engines,
         stream=stream,
         engine=engine,
@@ -209,7 +209,7 @@ def test_on_the_host_outputs_land_in_the_bound_arrays_and_weights_are_shared(pac
         for stream in (device.stream("a"), device.stream("b")):
             bound = arrays()
             for _ in range(2):
-                engine.enqueue(bound, stream).result()
+                engine.enqueue(bound, stream).done()
             np.testing.assert_array_equal(bound["y"], bound["x"].sum(1))
             np.testing.assert_array_equal(bound["twice"].astype(np.float32), 2 * np.arange(5))
             assert engine.graph_report(stream) == {"graphs": 0, "refusals": []}

@@ -115,7 +115,7 @@ def test_the_store_is_the_same_for_all(name):
         memory = session._memory
         stored = (
             memory.stream_slots.count
-            * (memory.pool.data[0].nbytes + memory.pool.where[0].nbytes)
+            * (memory.pool.data[0].nbytes + memory.pool.cell_positions[0].nbytes)
             / 1e6
             + system.budget.host_mb
         )

@@ -83,7 +83,7 @@ def wait_until(condition):
 
 
 def seen(device, stream, array):
-    return stream.submit(lambda: device.read(stream, array)[0].copy()).result()
+    return stream.run(lambda: device.read(stream, array)[0].copy()).done()
 
 
 # ---- arrays
@@ -140,9 +140,9 @@ def chain(device, hops=6):
 
     for hop in range(hops):
         stream = streams[hop % 3]
-        before = stream.submit(work, stream, before, hop)
+        before = stream.run(work, stream, before, hop)
     last = streams[hops % 3]
-    last.submit(last.wait, before)
+    last.run(last.wait, before)
     return seen(device, last, array)
 
 
@@ -156,7 +156,7 @@ def test_events_put_the_work_of_streams_in_order(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_stand_in_finds_a_missing_wait(seed, monkeypatch):
     # the host's half of it alone
-    monkeypatch.setattr(ObservedStream, "wait", lambda self, event: event.value())
+    monkeypatch.setattr(ObservedStream, "wait", lambda self, event: event.enqueued())
     device = open_device(seed)
     with pytest.raises(Race):
         (chain(device), device.close())
@@ -167,7 +167,7 @@ def test_without_its_race_detector_the_stand_in_still_runs_streams_in_a_bad_orde
     seed, monkeypatch
 ):
     """The order is bad enough to be seen in the numbers, in most of the orders drawn."""
-    monkeypatch.setattr(ObservedStream, "wait", lambda self, event: event.value())
+    monkeypatch.setattr(ObservedStream, "wait", lambda self, event: event.enqueued())
     wrong = 0
     for order in range(4):
         device = open_device(4 * seed + order)
@@ -179,10 +179,10 @@ def test_without_its_race_detector_the_stand_in_still_runs_streams_in_a_bad_orde
 
 def test_nothing_runs_before_somebody_waits(device):
     stream, array = device.stream("a"), device.empty((4,), np.float32)
-    event = stream.submit(put, device, stream, array, 7)
-    event.value()
+    event = stream.run(put, device, stream, array, 7)
+    event.enqueued()
     assert "put 7" not in [label for label, _ in device.gpu.driver.log]
-    event.result()
+    event.done()
     assert "put 7" in [label for label, _ in device.gpu.driver.log]
 
 
@@ -190,13 +190,13 @@ def test_work_that_is_submitted_inside_a_streams_work_runs_at_once(device):
     stream, order = device.stream("a"), []
 
     def outer():
-        inner = stream.submit(order.append, "inner")
+        inner = stream.run(order.append, "inner")
         order.append("outer")
-        return inner.result()
+        return inner.done()
 
-    behind = [stream.submit(outer), stream.submit(order.append, "behind")]
+    behind = [stream.run(outer), stream.run(order.append, "behind")]
     for event in behind:
-        event.result()
+        event.done()
     assert order == ["inner", "outer", "behind"]
 
 
@@ -206,12 +206,12 @@ def test_what_work_raises_reaches_whoever_waits_for_it(device):
     def fail():
         raise RuntimeError("broke")
 
-    event = first.submit(fail)
+    event = first.run(fail)
     with pytest.raises(RuntimeError, match="broke"):
-        event.result()
+        event.done()
     with pytest.raises(RuntimeError, match="broke"):
-        second.submit(second.wait, event).result()
-    assert second.submit(lambda: 3).result() == 3
+        second.run(second.wait, event).done()
+    assert second.run(lambda: 3).done() == 3
 
 
 def test_urgent_streams_are_urgent_to_the_driver(device):
@@ -230,8 +230,8 @@ def test_an_event_does_not_wait_for_what_comes_after_it(device):
         put(device, stream, array, 2)
         return early
 
-    early = stream.submit(work).value()
-    early.result()  # the stream has nothing else to run on the way there
+    early = stream.run(work).enqueued()
+    early.done()  # the stream has nothing else to run on the way there
     ran = [label for label, _ in device.gpu.driver.log]
     assert "put 1" in ran
     assert "put 2" not in ran
@@ -252,7 +252,7 @@ def test_notices_come_in_order_and_only_when_the_device_is_done(device):
         stream.notify(lambda: log.append((number, (f"put {number}", stream.raw.number) in ran)))
 
     for number in range(6):
-        streams[number % 2].submit(work, number).value()
+        streams[number % 2].run(work, number).enqueued()
     wait_until(lambda: len(log) == 6)
     assert log == [(number, True) for number in range(6)]
 
@@ -267,11 +267,11 @@ def test_whoever_is_to_be_told_hears_of_a_device_that_broke(device):
         device.gpu.driver.enqueue(stream.raw, explode, "explode")
         stream.notify(heard.append, "done", failed=heard.append)
 
-    stream.submit(work).value()
+    stream.run(work).enqueued()
     wait_until(lambda: heard)
     assert [str(each) for each in heard] == ["CUDA failed"]
     with pytest.raises(DeviceError):
-        stream.submit(stream.notify, print).result()
+        stream.run(stream.notify, print).done()
     with pytest.raises(DeviceError):
         device.close()
     device.gpu.driver.failure = None
@@ -283,20 +283,20 @@ def test_a_failed_notice_is_raised_by_the_next(device):
     def fail():
         raise RuntimeError("broke")
 
-    stream.submit(stream.notify, fail).result()
+    stream.run(stream.notify, fail).done()
     wait_until(lambda: device.watcher._failure)
     with pytest.raises(RuntimeError, match="broke"):
-        stream.submit(stream.notify, print).result()
+        stream.run(stream.notify, print).done()
     heard = []
-    stream.submit(lambda: stream.notify(print, failed=heard.append)).result()
+    stream.run(lambda: stream.notify(print, failed=heard.append)).done()
     assert [str(error) for error in heard] == ["broke"]
 
 
 def test_marks_are_moments_on_the_hosts_clock(device):
     stream, other = device.stream("a"), device.stream("b")
     start = time.perf_counter_ns()
-    marks = [stream.submit(stream.mark).value() for _ in range(3)]
-    assert other.submit(other.mark).result().ns() is not None
+    marks = [stream.run(stream.mark).enqueued() for _ in range(3)]
+    assert other.run(other.mark).done().ns() is not None
     stream.synchronize()
     at = [mark.ns() for mark in marks]
     assert start - 1_000_000 <= at[0] <= at[1] <= at[2] <= time.perf_counter_ns()
@@ -304,7 +304,7 @@ def test_marks_are_moments_on_the_hosts_clock(device):
 
 def test_a_mark_that_the_device_has_not_come_to_has_no_time(device):
     stream, gate = device.stream("a"), device.stream("gate")
-    closed = gate.submit(gate.record).value()
+    closed = gate.run(gate.record).enqueued()
     driver = device.gpu.driver
 
     def blocked():
@@ -312,11 +312,11 @@ def test_a_mark_that_the_device_has_not_come_to_has_no_time(device):
             stream.raw,
             lambda: None,
             "wait",
-            after=SimpleNamespace(is_done=False, clock=closed.enqueued.result()[1].clock),
+            after=SimpleNamespace(is_done=False, clock=closed.enqueued.done()[1].clock),
         )
         return stream.mark()
 
-    mark = stream.submit(blocked).value()
+    mark = stream.run(blocked).enqueued()
     assert mark.ns() is None
     stream.raw.queue[0].after = None
     stream.synchronize()
@@ -346,18 +346,18 @@ def test_without_threads_all_work_runs_in_its_caller_on_one_cuda_stream():
     device = open_device(threads=False)
     streams = [device.stream(str(i), urgent=i == 1) for i in range(3)]
     assert len({stream.handle for stream in streams}) == 1
-    assert streams[1].submit(threading.get_ident).value() == threading.get_ident()
+    assert streams[1].run(threading.get_ident).enqueued() == threading.get_ident()
     assert chain(device).tolist() == [5] * 8
     told = []
-    streams[0].submit(lambda: streams[0].notify(told.append, 1))
+    streams[0].run(lambda: streams[0].notify(told.append, 1))
     assert told == [1]
     device.close()
 
 
 def test_closing_waits_for_what_is_under_way_and_lets_go_of_the_streams(device):
     stream, array = device.stream("a"), device.empty((4,), np.float32)
-    stream.submit(put, device, stream, array, 7)
-    stream.submit(lambda: None).value()
+    stream.run(put, device, stream, array, 7)
+    stream.run(lambda: None).enqueued()
     device.close()
     assert not stream.raw.queue
     assert ("put 7", stream.raw.number) in device.gpu.driver.log
@@ -413,7 +413,7 @@ def reuse(device):
         for _ in range(3):
             add(device, reader, keep, array)
 
-    reader.submit(read_late, device.empty((64,), np.float32)).value()
+    reader.run(read_late, device.empty((64,), np.float32)).enqueued()
     # the thread drops its last reference a moment later
     wait_until(lambda: device.gpu.memory._let_go)
 
@@ -421,7 +421,7 @@ def reuse(device):
         again = device.empty((64,), np.float32)
         put(device, writer, again, 9)
 
-    writer.submit(write).value()
+    writer.run(write).enqueued()
     writer.synchronize()
     return seen(device, reader, keep)
 
@@ -446,7 +446,7 @@ def test_the_stand_in_finds_memory_that_is_used_again_too_early(seed, monkeypatc
 def test_a_caller_outside_all_streams_does_not_wait_for_memory_that_is_still_used(device):
     stream, before = device.stream("a"), Counter(device.gpu.driver.counts)
     first = device.empty((16,), np.float32)
-    stream.submit(put, device, stream, first, 1).value()
+    stream.run(put, device, stream, first, 1).enqueued()
     del first
     wait_until(lambda: device.gpu.memory._let_go)
     device.gpu.driver.is_done = lambda event: event.is_done  # asking brings nothing on
@@ -492,13 +492,13 @@ def test_pages_that_do_not_fit_are_told_with_the_budget_that_does():
 def test_memory_is_not_allocated_while_work_is_captured(device):
     stream = device.stream("a")
     with pytest.raises(DeviceError, match="captured"):
-        stream.submit(stream.capture, lambda: device.empty((4,), np.float32)).result()
+        stream.run(stream.capture, lambda: device.empty((4,), np.float32)).done()
 
 
 def test_zeros_are_there_for_the_caller(device):
     outside = device.zeros((5,), np.float32)
     stream = device.stream("a")
-    inside = stream.submit(device.zeros, (5,), np.int32).value()
+    inside = stream.run(device.zeros, (5,), np.int32).enqueued()
     assert (
         seen(device, stream, outside).tolist() == seen(device, stream, inside).tolist() == [0] * 5
     )
@@ -526,7 +526,7 @@ def test_a_source_may_change_as_soon_as_its_upload_returns(sizes, seed):
             device.upload(target, source, stream)
             source[:] = np.nan
 
-    stream.submit(work).value()
+    stream.run(work).enqueued()
     for target, value in zip(targets, wanted, strict=True):
         np.testing.assert_array_equal(seen(device, stream, target), value)
     device.close()
@@ -542,7 +542,7 @@ def uploads(device, count, ring_bytes=1 << 20):
             device.upload(target, np.full(1024, number, np.float32), stream)
             add_both(device, stream, sums, target)
 
-    stream.submit(work).value()
+    stream.run(work).enqueued()
     waits = [name for name in device.gpu.driver.waits if name.startswith("a")]
     return seen(device, stream, sums)[0], len(waits)
 
@@ -583,9 +583,9 @@ def test_an_upload_that_does_not_fit_its_target_is_refused(device):
     stream, target = device.stream("a"), device.empty((4,), np.float32)
     for source in (np.zeros(5, np.float32), np.zeros(4, np.int32)):
         with pytest.raises(ValueError, match="cannot be uploaded"):
-            stream.submit(device.upload, target, source, stream).result()
+            stream.run(device.upload, target, source, stream).done()
     with pytest.raises(ValueError, match="cannot be copied"):
-        stream.submit(device.copy, target, target[:3], stream).result()
+        stream.run(device.copy, target, target[:3], stream).done()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -605,7 +605,7 @@ def test_reading_waits_for_the_stream_and_what_is_read_stays(seed):
         device.read(stream, b[1:])
         return seen_a, seen_b
 
-    seen_a, seen_b = stream.submit(work).result()
+    seen_a, seen_b = stream.run(work).done()
     assert seen_a.tolist() == [1] * 4
     assert seen_b.tolist() == [[2, 2], [2, 2]]
     assert not seen_a.flags.writeable
@@ -639,10 +639,10 @@ def test_pinned_memory_goes_back_when_its_last_view_goes(device):
 
 def test_captured_work_runs_when_its_graph_is_launched_and_not_before(device):
     stream, array = device.stream("a"), device.zeros((4,), np.float32)
-    graph = stream.submit(stream.capture, lambda: add(device, stream, array, array, 1)).value()
+    graph = stream.run(stream.capture, lambda: add(device, stream, array, array, 1)).enqueued()
     assert seen(device, stream, array).tolist() == [0] * 4
     for _ in range(3):
-        stream.submit(graph.launch, stream).value()
+        stream.run(graph.launch, stream).enqueued()
     graph.close()
     assert seen(device, stream, array).tolist() == [3] * 4
 
@@ -651,7 +651,7 @@ def test_a_graph_goes_with_the_last_who_refers_to_it(device, monkeypatch):
     stream, array, closed = device.stream("a"), device.zeros((4,), np.float32), []
     monkeypatch.setattr(device.gpu.driver, "close_graph", closed.append)
     graphs = [
-        stream.submit(stream.capture, lambda: put(device, stream, array, 1)).value()
+        stream.run(stream.capture, lambda: put(device, stream, array, 1)).enqueued()
         for _ in range(2)
     ]
     graphs[0].close()
@@ -669,15 +669,15 @@ def test_a_capture_that_fails_leaves_the_stream_as_it_was(device):
         raise DeviceError("not while capturing")
 
     with pytest.raises(DeviceError, match="not while"):
-        stream.submit(stream.capture, cannot).result()
-    stream.submit(add, device, stream, array, array, 5)
+        stream.run(stream.capture, cannot).done()
+    stream.run(add, device, stream, array, array, 5)
     assert seen(device, stream, array).tolist() == [5] * 4
 
 
 def test_a_wait_of_the_host_in_a_capture_fails_the_capture(device):
     stream, array = device.stream("a"), device.zeros((4,), np.float32)
     with pytest.raises(Misuse):
-        stream.submit(stream.capture, lambda: device.read(stream, array)).result()
+        stream.run(stream.capture, lambda: device.read(stream, array)).done()
     assert seen(device, stream, array).tolist() == [0] * 4
 
 
@@ -691,16 +691,16 @@ def test_memory_is_given_out_on_other_threads_while_a_stream_captures(device):
         capturing.set()
         go_on.wait(10)
 
-    event = stream.submit(stream.capture, slow)
+    event = stream.run(stream.capture, slow)
     capturing.wait(10)
     array = device.empty((32,), np.float32)
     del array
-    taken = other.submit(device.empty, (32,), np.float32)
+    taken = other.run(device.empty, (32,), np.float32)
     with pytest.raises(TimeoutError):
-        taken.enqueued.result(timeout=0.05)
+        taken.placed.result(timeout=0.05)
     go_on.set()
-    assert event.value()
-    assert taken.value().shape == (32,)
+    assert event.enqueued()
+    assert taken.enqueued().shape == (32,)
 
 
 # ---- pages
@@ -747,11 +747,11 @@ def play(device, stream, steps):
                 host.copy_from(pool, slots, others, stream)
             else:
                 pool.copy_from(host, slots, others, stream)
-        return [np.array(a) for a in device.read(stream, pool.data, pool.where)]
+        return [np.array(a) for a in device.read(stream, pool.data, pool.cell_positions)]
 
-    data, where = stream.submit(work).result()
-    np.testing.assert_array_equal(where, pool.places)
-    tiers = [(data, where), (np.array(host.data), np.array(host.where))]
+    data, where = stream.run(work).done()
+    np.testing.assert_array_equal(where, pool.host_positions)
+    tiers = [(data, where), (np.array(host.data), np.array(host.cell_positions))]
     return [(np.where(filled(where), data, 0), where) for data, where in tiers]
 
 
@@ -784,10 +784,10 @@ def test_moving_pages_does_not_wait_and_allocates_nothing(device):
         pool.copy_from(host, [5, 6], [3, 4], stream)
         pool.shift(range(8), np.array([1, 0, 0]), 0, stream)
 
-    stream.submit(work).value()
+    stream.run(work).enqueued()
     before, waits = Counter(device.gpu.driver.counts), len(device.gpu.driver.waits)
     for _ in range(10):
-        stream.submit(work).value()
+        stream.run(work).enqueued()
     assert device.gpu.driver.counts == before
     assert len(device.gpu.driver.waits) == waits
 
@@ -796,7 +796,7 @@ def test_frames_that_are_resized_on_the_cpu_reach_the_device(device):
     frames = [np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8) for i in range(4)]
     stream, out = device.stream("a"), device.empty((4, 8, 8, 3), np.uint8)
     preprocessor = device.preprocessor(8, 8, threads=1)
-    stream.submit(preprocessor, frames, out, stream).value()
+    stream.run(preprocessor, frames, out, stream).enqueued()
     np.testing.assert_array_equal(seen(device, stream, out), np.stack(frames))
 
 

@@ -53,7 +53,7 @@ def test_a_run_writes_into_the_callers_arrays(engines):
     before = {
         name: bound[name].copy() for name in ("tokens", "features", "pos", "pool", "where", "table")
     }
-    assert engines.llm.enqueue(bound, InlineStream("test")).result() is None
+    assert engines.llm.enqueue(bound, InlineStream("test")).done() is None
     assert all(bound[name].any() for name in OUTPUTS)
     assert all(np.array_equal(bound[name], array) for name, array in before.items())
     assert addresses == {name: array.ctypes.data for name, array in bound.items()}
@@ -64,7 +64,7 @@ def test_both_backends_agree():
     for backend in BACKENDS:
         with EngineSet.open(engine_set(backend)) as engines:
             bound = bindings(engines, 7, 6, seed=1)
-            engines.llm.enqueue(bound, InlineStream("test")).result()
+            engines.llm.enqueue(bound, InlineStream("test")).done()
             outputs.append(bound)
     for name in ("logits", "q", "queries"):
         np.testing.assert_allclose(outputs[0][name], outputs[1][name], atol=2e-5)
@@ -74,7 +74,7 @@ def test_two_streams_at_once_give_the_very_bits_of_one(engines):
     work = [(bindings(engines, 32, 12, seed=2), 12), (bindings(engines, 1, 12, seed=3), 60)]
     alone = []
     for bound, _ in work:
-        engines.llm.enqueue(bound, InlineStream("alone")).result()
+        engines.llm.enqueue(bound, InlineStream("alone")).done()
         alone.append(results(bound))
 
     def repeat(index: int) -> bool:
@@ -84,7 +84,7 @@ def test_two_streams_at_once_give_the_very_bits_of_one(engines):
         for _ in range(times):
             for name in OUTPUTS:
                 bound[name][:] = np.nan
-            engines.llm.enqueue(bound, stream).result()
+            engines.llm.enqueue(bound, stream).done()
             same = same and results(bound) == alone[index]
         stream.close()
         return same
@@ -101,7 +101,7 @@ def test_a_run_costs_what_its_table_names_not_what_the_pool_holds(engines):
         times = []
         for _ in range(12):
             start = time.perf_counter()
-            engines.llm.enqueue(bound, InlineStream("test")).result()
+            engines.llm.enqueue(bound, InlineStream("test")).done()
             times.append(time.perf_counter() - start)
         return min(times)
 

@@ -71,7 +71,7 @@ def test_a_run_sets_shapes_then_memory_then_addresses_and_executes_on_the_stream
     engine, fake, stream
 ):
     arrays = bound(5)
-    assert engine.enqueue(arrays, stream).result() is None
+    assert engine.enqueue(arrays, stream).done() is None
     assert taken(fake) == [
         ("context", "user managed"),
         (0, "shape", "x", (5, 4)),

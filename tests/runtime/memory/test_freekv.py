@@ -60,7 +60,7 @@ def watch(video, chosen, engines=None, questions=(), **options):
         )
         held = (
             memory.long_term.pool.data[slots].tobytes(),
-            memory.long_term.pool.where[slots].tobytes(),
+            memory.long_term.pool.cell_positions[slots].tobytes(),
         )
         summary = session.summary()
     said = {
@@ -109,7 +109,7 @@ def test_a_stream_is_read_as_the_plain_statement_reads_it(parameters, settings):
             slot = memory.ring.slot(np.array(number))
             np.testing.assert_allclose(memory.pool.data[slot, :, :, 0].swapaxes(1, 2), k, atol=2e-5)
             np.testing.assert_allclose(memory.pool.data[slot, :, :, 1].swapaxes(1, 2), v, atol=2e-5)
-            assert (memory.pool.where[slot] == places).all()
+            assert (memory.pool.cell_positions[slot] == places).all()
 
 
 PARAMETERS = [
@@ -145,7 +145,7 @@ def test_overlapped_and_sequential_agree_to_the_last_bit_however_long_a_recall_t
 def test_a_token_is_read_while_the_recall_behind_it_is_still_under_way(monkeypatch):
     """The recall that follows the question's second pass ends only when the engine has read the
     answer's first token."""
-    engines, place, saw = FakeEngineSet(), RecallStreams._place, Speculative.saw
+    engines, place, saw = FakeEngineSet(), RecallStreams._place, Speculative.must_rerun
     read, question_read, token_read, waited = (
         engines.llm.function,
         threading.Event(),
@@ -171,7 +171,7 @@ def test_a_token_is_read_while_the_recall_behind_it_is_still_under_way(monkeypat
         place(streams, *args)
 
     monkeypatch.setattr(RecallStreams, "_place", late)
-    monkeypatch.setattr(Speculative, "saw", watched_saw)
+    monkeypatch.setattr(Speculative, "must_rerun", watched_saw)
     engines.llm.function = watched
     with Session(
         engines, freekv("budget: 8, chunks: false, tau_decode: null"), sampling=SHORT
@@ -192,9 +192,9 @@ class Witness:
         self.budget = budget
         self.tau = tau
         take, table, saw, renew = (
-            PageRecallMemory.take,
+            PageRecallMemory.absorb,
             Speculative.table,
-            Speculative.saw,
+            Speculative.must_rerun,
             Speculative.renew,
         )
         plain, held, lock = {}, {}, threading.RLock()
@@ -229,7 +229,7 @@ class Witness:
             for (layer, head), (_, pages) in reads.items():
                 assert numbers[layer, head].tolist() == pages
                 slots = found[layer, head]
-                tokens = reader._pool.where[slots, layer, head, :, 0] >= 0
+                tokens = reader._pool.cell_positions[slots, layer, head, :, 0] >= 0
                 keys = reader._pool.data[slots, layer, head, 0][tokens]
                 np.testing.assert_array_equal(
                     keys, np.concatenate([self.pages[page][layer, :, head] for page in pages])
@@ -240,9 +240,9 @@ class Witness:
         def watched_saw(reader, q, prefill):
             mine = reader_of(reader)
             expected = (
-                mine.saw(q.copy(), held[reader])
+                mine.must_rerun(q.copy(), held[reader])
                 if reader._of_stream
-                else mine.saw(q.copy(), held[reader], prefill)
+                else mine.must_rerun(q.copy(), held[reader], prefill)
             )
             again = saw(reader, q, prefill)
             assert again == expected
@@ -256,9 +256,9 @@ class Witness:
             }
             mine.placed(held[reader])
 
-        monkeypatch.setattr(PageRecallMemory, "take", taken)
+        monkeypatch.setattr(PageRecallMemory, "absorb", taken)
         monkeypatch.setattr(Speculative, "table", property(watched_table))
-        monkeypatch.setattr(Speculative, "saw", watched_saw)
+        monkeypatch.setattr(Speculative, "must_rerun", watched_saw)
         monkeypatch.setattr(Speculative, "renew", renewed)
 
 
@@ -331,7 +331,7 @@ def test_positions_stay_in_the_trained_range_and_memory_in_its_bytes_however_lon
                 session.ask(ASK, sampling=SHORT)
         assert memory.ring.last - memory.ring.first == memory.ring.count
         assert memory.ring.last > 10 * memory.ring.slots
-        assert memory.pool.data.nbytes + memory.pool.where.nbytes + memory.boxes.nbytes <= 0.03e6
+        assert memory.pool.data.nbytes + memory.pool.cell_positions.nbytes + memory.boxes.nbytes <= 0.03e6
     assert 100 < max(largest) < 200
 
 

@@ -93,7 +93,7 @@ def test_clusters_and_choices_are_those_of_the_plain_statement(seed, chunks, spr
             index, seed, spread=spread, tokens=(4, 4) if (seed + index) % 3 else (1, 3), first=first
         )
         first += len(departing.unit)
-        held.take(departing)
+        held.absorb(departing)
         plain.take(departing)
     for number, group in enumerate(plain.groups.values()):
         found = clusters_of(held, number)
@@ -158,7 +158,7 @@ def test_wicsum_takes_all_for_the_whole_share_and_few_where_one_stands_out():
 def test_every_token_is_in_one_cluster_and_memory_keeps_its_bounds(seed, chunks, most_cells):
     held = memory(80, share=1.0, most_cells=most_cells)
     for index in range(chunks):
-        held.take(chunk(index, seed))
+        held.absorb(chunk(index, seed))
     assert held.cells_in_use() <= held.room <= 80
     for group in range(len(GROUPS)):
         serials = [serial for found, _ in clusters_of(held, group) for serial in found]
@@ -175,8 +175,8 @@ def test_of_too_many_cells_those_with_the_largest_share_stay():
     q = queries(3)
     held, capped = memory(), memory(most_cells=4)
     for index in range(20):
-        held.take(chunk(index))
-        capped.take(chunk(index))
+        held.absorb(chunk(index))
+        capped.absorb(chunk(index))
     everything, few = read(held, held.view().choose(q)), read(capped, capped.view().choose(q))
     for number, (layer, head) in enumerate(GROUPS):
         assert set(few[layer, head]) < set(everything[layer, head])
@@ -194,7 +194,7 @@ def test_of_too_many_cells_those_with_the_largest_share_stay():
 def test_heads_and_questions_differ_in_how_much_they_read():
     held = memory()
     for index in range(20):
-        held.take(chunk(index))
+        held.absorb(chunk(index))
     counts = [
         np.count_nonzero(held.view().choose(queries(seed)).filled, axis=2).ravel()
         for seed in range(8)
@@ -207,16 +207,16 @@ def test_heads_and_questions_differ_in_how_much_they_read():
 def test_a_view_stays_what_it_was_whatever_the_stream_does(cells):
     held, q = memory(cells), queries(1)
     for index in range(12):
-        held.take(chunk(index))
+        held.absorb(chunk(index))
     view = held.view()
     selection = view.choose(q)
     before, pages = read(held, selection), view.pages(selection)
     index = 12
     while cells == 400 and index < 40:
-        held.take(chunk(index))
+        held.absorb(chunk(index))
         index += 1
     if cells == 30:  # the spare cells are soon gone: the stream waits
-        more = threading.Thread(target=lambda: [held.take(chunk(index)) for index in range(12, 80)])
+        more = threading.Thread(target=lambda: [held.absorb(chunk(index)) for index in range(12, 80)])
         more.start()
         more.join(0.3)
         assert more.is_alive()
@@ -235,7 +235,7 @@ def test_a_view_stays_what_it_was_whatever_the_stream_does(cells):
 def test_pages_are_the_units_of_what_any_layer_or_head_reads():
     held = memory(60)
     for index in range(30):
-        held.take(chunk(index))
+        held.absorb(chunk(index))
     view = held.view()
     selection = view.choose(queries(5))
     serials = sorted({serial for tokens in read(held, selection).values() for serial in tokens})
@@ -254,8 +254,8 @@ def test_pages_are_the_units_of_what_any_layer_or_head_reads():
 
 def test_positions_move_once_no_question_reads():
     held = memory()
-    held.take(chunk(0))
-    held.take(chunk(1))
+    held.absorb(chunk(0))
+    held.absorb(chunk(1))
     view, moved = held.view(), threading.Event()
     thread = threading.Thread(target=lambda: (held.shift(5, 2), moved.set()))
     thread.start()
@@ -263,7 +263,7 @@ def test_positions_move_once_no_question_reads():
     view.release()
     thread.join(5)
     assert moved.is_set()
-    there = held.pool.where[held.pool.where[..., 0] >= 0]
+    there = held.pool.cell_positions[held.pool.cell_positions[..., 0] >= 0]
     assert sorted(set(map(tuple, there.tolist()))) == sorted(
         {(max(i - 5, 2), max(i, 2), max(i, 2)) for i in range(16)}
     )
@@ -273,7 +273,7 @@ def test_all_that_is_allocated_is_within_the_budget():
     held = memory(500)
     arrays = [
         held.pool.data,
-        held.pool.where,
+        held.pool.cell_positions,
         held._serials,
         held._mean,
         held._tokens,
@@ -292,7 +292,7 @@ def test_all_that_is_allocated_is_within_the_budget():
 def test_a_memory_of_a_thousand_chunks_holds_and_lists_no_more():
     held = memory(100, recent=3)
     for index in range(1000):
-        held.take(chunk(index % 50, first=8 * index))
+        held.absorb(chunk(index % 50, first=8 * index))
     assert held.cells_in_use() <= held.room
     assert len(held._pages) < 400
     assert held._cells.used <= 100

@@ -47,13 +47,13 @@ class Watched:
 def record_departures(session: Session) -> list[Departing]:
     """What leaves the window, from now on."""
     memory, chunks = session._memory.long_term, []
-    take = memory.take
+    take = memory.absorb
 
     def recorded(departing):
         chunks.append(departing)
         take(departing)
 
-    memory.take = recorded
+    memory.absorb = recorded
     return chunks
 
 
@@ -149,7 +149,7 @@ def test_the_overlapped_pipeline_and_its_sequential_twin_agree_to_the_last_bit()
             count = memory._buckets.tokens
             kept = (
                 memory.pool.data[: count // 4],
-                memory.pool.where[: count // 4],
+                memory.pool.cell_positions[: count // 4],
                 memory._scores[:, :count],
                 memory._units[:, :count],
             )
@@ -190,7 +190,7 @@ def test_thousands_of_chunks_leave_pages_flat_and_the_first_minute_readable():
             session.push(Frame(picture, Fraction(i, 2), i))
         answer = session.ask(ASK)
         largest = max(
-            int(session._memory.pool.where.max()), int(session._memory.long_term.pool.where.max())
+            int(session._memory.pool.cell_positions.max()), int(session._memory.long_term.pool.cell_positions.max())
         )
     assert (
         max(p["host"] for p in pages[-500:])

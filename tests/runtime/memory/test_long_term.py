@@ -13,7 +13,7 @@ from vicort.runtime.devices.host import HostDevice
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.memory.long_term.readers import ChunkBefore, EachStep, TwoPass
 from vicort.runtime.memory.long_term.selection import NONE, Recall, Selection
-from vicort.runtime.memory.page_tables import joined_table
+from vicort.runtime.memory.page_tables import concat_tables
 
 MODEL = toy_model()
 FAR, NEAR = 7, 5  # slots of the long-term pool, and of a reader
@@ -24,7 +24,7 @@ def pool(slots, seed=None):
     made = HostDevice(threads=False).pool(MODEL, slots, np.float32, by_head=True)
     random = np.random.default_rng(0 if seed is None else seed)
     made.data[:] = random.normal(size=made.data.shape)
-    made.where[:] = random.integers(0, 99, made.where.shape)
+    made.cell_positions[:] = random.integers(0, 99, made.cell_positions.shape)
     return made
 
 
@@ -49,14 +49,14 @@ def test_each_layer_and_head_reads_its_own_cells_and_no_token_beyond_what_counts
             continue
         assert slot == slots[place]
         assert (near.data[slot, layer, head] == far.data[cell, layer, head]).all()
-        assert (near.where[slot, layer, head, :count] == far.where[cell, layer, head, :count]).all()
-        assert (near.where[slot, layer, head, count:] == NONE).all()
+        assert (near.cell_positions[slot, layer, head, :count] == far.cell_positions[cell, layer, head, :count]).all()
+        assert (near.cell_positions[slot, layer, head, count:] == NONE).all()
     assert recall.bytes_moved == (cells != NONE).sum() * far.data[0, 0, 0].nbytes
 
 
 def test_a_table_has_what_all_read_and_then_what_each_reads():
     own = np.arange(np.prod(SHAPE), dtype=np.int32).reshape(SHAPE)
-    table = joined_table([40, 41], own, 9)
+    table = concat_tables([40, 41], own, 9)
     assert (table[:, :, :2] == [40, 41]).all()
     assert (table[:, :, 2:7] == own).all()
     assert (table[:, :, 7:] == NONE).all()
@@ -92,11 +92,11 @@ def read(reader):
 def test_a_question_is_read_twice_and_its_answer_as_the_system_says(kind, after_a_token):
     reader = kind(MODEL, StubView(), pool(FAR), Recall(pool(NEAR), range(NEAR)))
     assert reader.table.shape == (*SHAPE[:2], 0)
-    assert reader.saw(query(3), prefill=True)
+    assert reader.must_rerun(query(3), prefill=True)
     assert read(reader) == [3]
-    assert not reader.saw(query(5), prefill=True)
+    assert not reader.must_rerun(query(5), prefill=True)
     assert read(reader) == [3]
-    assert not reader.saw(query(4), prefill=False)
+    assert not reader.must_rerun(query(4), prefill=False)
     assert read(reader) == after_a_token
     assert reader.reruns == 1
 
@@ -105,7 +105,7 @@ def test_a_chunk_reads_what_the_chunk_before_chose():
     reader = ChunkBefore(MODEL, StubView(), pool(FAR), Recall(pool(NEAR), range(NEAR)))
     reader.renew(StubView())
     assert reader.selection.most == 0
-    assert not reader.saw(query(6), prefill=True)
+    assert not reader.must_rerun(query(6), prefill=True)
     assert reader.selection.most == 0
     reader.renew(StubView())
     assert read(reader) == [6]

@@ -35,7 +35,7 @@ def filled(count, memory="{device_mb: 0.92, host_mb: 0.01, when_full: drop-oldes
         k = np.broadcast_to(
             units[None, :, None, None], (MODEL.layers, 8, MODEL.kv_heads, MODEL.head_dim)
         )
-        held.place_chunk(
+        held.write_chunk(
             chunk(index),
             [4, 4],
             k,
@@ -49,7 +49,7 @@ def filled(count, memory="{device_mb: 0.92, host_mb: 0.01, when_full: drop-oldes
 
 def place(memory, index):
     k = np.full((MODEL.layers, 8, MODEL.kv_heads, MODEL.head_dim), 999, np.float32)
-    memory.place_chunk(
+    memory.write_chunk(
         chunk(index),
         [4, 4],
         k,
@@ -65,12 +65,12 @@ def test_pages_on_either_tier_are_recalled_in_the_order_of_the_stream():
     assert memory.host_slots.live
     units = [number for chunk in memory.chunks for number in chunk.units]
     lease = memory.lease(units)
-    scratch = memory.scratch_slots.take(lease.recalls)
+    scratch = memory.scratch_slots.allocate(lease.recalls)
     slots = lease.slots(scratch, STREAM)
     assert [page.unit for page in lease.pages] == units
     assert memory.pool.data[slots, 0, 0, 0, 0, 0].tolist() == units
     assert memory.pool.data[slots, -1, -1, 1, -1, -1].tolist() == [-unit for unit in units]
-    assert memory.pool.where[slots, 0, 0, 0, 0].tolist() == units
+    assert memory.pool.cell_positions[slots, 0, 0, 0, 0].tolist() == units
 
 
 def test_a_leased_page_is_never_overwritten_however_far_the_stream_goes():
@@ -107,7 +107,7 @@ def test_time_is_not_moved_under_a_question_that_reads_it():
 def test_a_unit_of_which_nothing_was_kept_takes_no_page():
     memory = filled(1)
     k = np.zeros((MODEL.layers, 4, MODEL.kv_heads, MODEL.head_dim), np.float32)
-    memory.place_chunk(
+    memory.write_chunk(
         chunk(1), [4, 0], k, k, np.zeros((4, 3), np.int32), np.ones(MODEL.width, np.float32), STREAM
     )
     assert [(held.units, held.pages) for held in memory.chunks] == [([0, 1], 2), ([2], 1)]

@@ -170,7 +170,7 @@ def pools(device, *pages, by_head=True):
     made = [device.pool(MODEL, count, np.float32, by_head) for count in pages]
     for pool in made:
         pool.data[:] = random.normal(size=pool.data.shape)
-        pool.where[:] = random.integers(0, 99, pool.where.shape)
+        pool.cell_positions[:] = random.integers(0, 99, pool.cell_positions.shape)
     return made
 
 
@@ -187,14 +187,14 @@ def test_recalled_cells_are_what_lay_there_and_nothing_else_changes(threads, see
             (layer, head, int(random.integers(0, 6))) for layer in range(L) for head in range(HKV)
         )
     ]
-    data, where = target.data.copy(), target.where.copy()
+    data, where = target.data.copy(), target.cell_positions.copy()
     for move in moves:
         for there, here in zip(move.there, move.here, strict=True):
             data[here, move.layer, move.head] = source.data[there, move.layer, move.head]
-            where[here, move.layer, move.head] = source.where[there, move.layer, move.head]
-    streams.submit(streams.move, source, target, moves).result()
+            where[here, move.layer, move.head] = source.cell_positions[there, move.layer, move.head]
+    streams.run(streams.move, source, target, moves).done()
     np.testing.assert_array_equal(target.data, data)
-    np.testing.assert_array_equal(target.where, where)
+    np.testing.assert_array_equal(target.cell_positions, where)
     device.close()
 
 
@@ -224,9 +224,9 @@ def test_cells_of_one_head_are_copied_while_those_of_the_head_before_are_scatter
     meetings = {pair: threading.Barrier(2) for pair in pairs}
     source.data, target.data = Meeting(source.data, meetings), Meeting(target.data, meetings)
     streams = RecallStreams(device, MODEL, np.float32, 4, StageClock(trace), urgent=False)
-    streams.submit(
+    streams.run(
         streams.move, source, target, [Move(*pair, np.arange(4), np.arange(4)) for pair in pairs]
-    ).result()
+    ).done()
     np.testing.assert_array_equal(target.data.array[:4], source.data.array[:4])
     spans = {
         (span.track.split()[1], span.args["layer"], span.args["head"]): span
@@ -273,7 +273,7 @@ class Bench:
             MODEL, host, spare, budget, digest, speculation, of_questions, of_chunks
         )
         self.plain = {}  # number of a page -> keys [L, T, Hkv, D]
-        self.places = {}  # -> positions [T, 3]
+        self.host_positions = {}  # -> positions [T, 3]
         self.number = 0
         self.keep = slots - spare
 
@@ -294,12 +294,12 @@ class Bench:
             for u in range(units)
         )
         unit = np.repeat(np.arange(units), tokens)
-        self.memory.take(
+        self.memory.absorb(
             Departing(templates, unit, k, v, positions, np.zeros((L, 1, HQ, D), np.float32))
         )
         for u in range(units):
             self.plain[self.number] = k[:, unit == u]
-            self.places[self.number] = positions[unit == u]
+            self.host_positions[self.number] = positions[unit == u]
             self.number += 1
         for forgotten in list(self.plain)[: -self.keep]:
             del self.plain[forgotten]
@@ -322,7 +322,7 @@ class Bench:
 
         def seen(layer, head):
             slots = table[layer, head][table[layer, head] != NONE]
-            there = self.pool.where[slots, layer, head][..., 0] != EMPTY
+            there = self.pool.cell_positions[slots, layer, head][..., 0] != EMPTY
             return self.pool.data[slots, layer, head, 0][there]
 
         return [[seen(layer, head) for head in range(HKV)] for layer in range(L)]
@@ -363,8 +363,8 @@ def test_a_question_reads_what_the_plain_statement_says_it_reads_at_every_step(
             while True:
                 bench.assert_reads(reader.table, plain, held)
                 seen |= {number for _, numbers in plain.reads.values() for number in numbers}
-                rerun = reader.saw(q, prefill=step == 0)
-                assert rerun == plain.saw(q, held, prefill=step == 0)
+                rerun = reader.must_rerun(q, prefill=step == 0)
+                assert rerun == plain.must_rerun(q, held, prefill=step == 0)
                 if not rerun:
                     break
                 again.append(step)
@@ -388,11 +388,11 @@ def test_which_queries_chose_what_a_token_reads():
     reader = bench.memory.reader(bench.memory.view(), bench.recalls())
     queries, read = [bench.query() for _ in range(6)], []
     assert reader.table.shape[-1] == 0
-    assert reader.saw(queries[0], prefill=True)
-    assert not reader.saw(queries[1], prefill=True)
+    assert reader.must_rerun(queries[0], prefill=True)
+    assert not reader.must_rerun(queries[1], prefill=True)
     for q in queries[2:]:
         read.append(reader.selection.pages.tolist())
-        assert not reader.saw(q, prefill=False)
+        assert not reader.must_rerun(q, prefill=False)
     assert read == [choose(q, list(bench.plain.values()), bench.budget) for q in queries[:4]]
     reader.release()
     bench.close()
@@ -410,8 +410,8 @@ def test_chunks_read_what_the_chunk_before_chose_from_all_that_had_left(threads,
         for chunk in range(25):
             while True:
                 bench.assert_reads(reader.table, plain)
-                rerun = reader.saw(q, prefill=True)
-                assert rerun == plain.saw(q, bench.plain)
+                rerun = reader.must_rerun(q, prefill=True)
+                assert rerun == plain.must_rerun(q, bench.plain)
                 if not rerun:
                     break
             q = bench.query() if chunk % 3 else bench.near(q, 0.1)
@@ -430,12 +430,12 @@ def test_a_corrected_head_chooses_anew_and_the_others_keep_their_pages():
         bench.leave()
     reader = bench.memory.reader(bench.memory.view(), bench.recalls())
     q = bench.query()
-    reader.saw(q, prefill=True)
-    reader.saw(q, prefill=True)
+    reader.must_rerun(q, prefill=True)
+    reader.must_rerun(q, prefill=True)
     before = reader.selection.pages
     turned = q.copy()
     turned[1, 2:] *= -1  # both query heads of KV head 1, in layer 1
-    assert reader.saw(turned, prefill=False)
+    assert reader.must_rerun(turned, prefill=False)
     after = reader.selection.pages
     assert (
         after[1, 1].tolist()
@@ -455,7 +455,7 @@ def test_pages_that_lie_on_the_device_are_not_moved_again():
     reader = bench.memory.reader(bench.memory.view(), bench.recalls())
     q, cell = bench.query(), bench.pool.data[0, 0, 0].nbytes
     for step in range(5):
-        reader.saw(q, prefill=step == 0)
+        reader.must_rerun(q, prefill=step == 0)
     reader.release()
     assert reader.bytes_moved == 2 * L * HKV * bench.budget * cell  # each of the two sets once
     bench.close()
@@ -494,7 +494,7 @@ def streaming(bench):
     reader = bench.memory.stream_reader(
         bench.memory.view(leased=False), bench.recalls(of_stream=True)
     )
-    reader.saw(bench.query(), prefill=True)
+    reader.must_rerun(bench.query(), prefill=True)
     for _ in range(2):
         reader.renew(bench.memory.view(leased=False))
         assert reader.table.size
@@ -507,16 +507,16 @@ def test_time_is_moved_on_the_device_too():
         bench.leave()
     reader = streaming(bench)
     table, numbers = reader.table, reader.selection.pages
-    places = bench.pool.where[table[0, 0], 0, 0].copy()
+    places = bench.pool.cell_positions[table[0, 0], 0, 0].copy()
     np.testing.assert_array_equal(
-        places, [bench.places[number] for number in numbers[0, 0].tolist()]
+        places, [bench.host_positions[number] for number in numbers[0, 0].tolist()]
     )
     bench.memory.shift(5, 3)
     reader.renew(bench.memory.view(leased=False))
     table = reader.table
     assert reader.selection.pages.tolist() == numbers.tolist()
     np.testing.assert_array_equal(
-        bench.pool.where[table[0, 0], 0, 0], np.maximum(places - [5, 0, 0], 3)
+        bench.pool.cell_positions[table[0, 0], 0, 0], np.maximum(places - [5, 0, 0], 3)
     )
     bench.close()
 
@@ -533,13 +533,13 @@ def test_time_is_not_moved_under_a_question_nor_under_a_recall(who, monkeypatch)
         reader = bench.memory.stream_reader(
             bench.memory.view(leased=False), bench.recalls(of_stream=True)
         )
-        reader.saw(bench.query(), prefill=True)
+        reader.must_rerun(bench.query(), prefill=True)
         reader.renew(bench.memory.view(leased=False))
-    before, moved = bench.memory.pool.where.copy(), threading.Event()
+    before, moved = bench.memory.pool.cell_positions.copy(), threading.Event()
     thread = threading.Thread(target=lambda: (bench.memory.shift(5, 0), moved.set()), daemon=True)
     thread.start()
     assert not moved.wait(0.1)
-    np.testing.assert_array_equal(bench.memory.pool.where, before)
+    np.testing.assert_array_equal(bench.memory.pool.cell_positions, before)
     held.release() if who == "question" else let.set()
     assert moved.wait(5)
     thread.join()

@@ -44,23 +44,23 @@ def test_written_tokens_lie_in_their_cells_and_nowhere_else():
     for token, (slot, cell) in enumerate(zip(slots, cells, strict=True)):
         np.testing.assert_array_equal(pool.data[slot, :, :, 0, cell], k[:, token])
         np.testing.assert_array_equal(pool.data[slot, :, :, 1, cell], v[:, token])
-        np.testing.assert_array_equal(pool.where[slot, 0, 0, cell], places[token])
-    assert (pool.where[..., 0] != EMPTY).sum() == 3
+        np.testing.assert_array_equal(pool.cell_positions[slot, 0, 0, cell], places[token])
+    assert (pool.cell_positions[..., 0] != EMPTY).sum() == 3
     assert (pool.data == 7).sum() == pool.data.size - 2 * k.size
 
 
 def test_shifting_moves_time_only_where_there_are_tokens():
     pool = HostDevice(threads=False).pool(toy_model(), 2, np.float32)
-    pool.where[0, 0, 0, 0] = (50, 3, 4)
-    pool.where[0, 0, 0, 1] = (6, 3, 4)
+    pool.cell_positions[0, 0, 0, 0] = (50, 3, 4)
+    pool.cell_positions[0, 0, 0, 1] = (6, 3, 4)
     pool.shift([0], np.array([10, 0, 0]), 2, STREAM)
-    assert pool.where[0, 0, 0].tolist() == [[40, 3, 4], [2, 3, 4], [EMPTY] * 3, [EMPTY] * 3]
+    assert pool.cell_positions[0, 0, 0].tolist() == [[40, 3, 4], [2, 3, 4], [EMPTY] * 3, [EMPTY] * 3]
 
 
 def test_the_bytes_of_a_page_are_those_of_its_arrays():
     model = toy_model()
     pool = HostDevice(threads=False).pool(model, 3, np.float32)
-    assert page_bytes(model, np.float32) * 3 == pool.data.nbytes + pool.where.nbytes
+    assert page_bytes(model, np.float32) * 3 == pool.data.nbytes + pool.cell_positions.nbytes
 
 
 class SlotsMachine(RuleBasedStateMachine):
@@ -83,7 +83,7 @@ class SlotsMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 3))
     def take(self, count):
         if count <= len(self.free):
-            taken = self.slots.take(count)
+            taken = self.slots.allocate(count)
             assert set(taken) <= self.free
             self.live |= set(taken)
 
@@ -119,11 +119,11 @@ TestSlots = SlotsMachine.TestCase
 
 def test_taking_waits_until_a_lease_ends():
     slots = Slots(0, 2)
-    first = slots.take(2)
+    first = slots.allocate(2)
     slots.lease(first)
     slots.free(first)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(slots.take, 1)
+        waiting = pool.submit(slots.allocate, 1)
         with pytest.raises(TimeoutError):
             waiting.result(timeout=0.05)
         slots.release(first)
@@ -132,12 +132,12 @@ def test_taking_waits_until_a_lease_ends():
 
 def test_closing_wakes_whoever_waits():
     slots = Slots(0, 1)
-    slots.take(1)
+    slots.allocate(1)
     failures = []
 
     def wait():
         try:
-            slots.take(1)
+            slots.allocate(1)
         except RuntimeError as error:
             failures.append(error)
 

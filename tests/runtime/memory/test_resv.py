@@ -67,7 +67,7 @@ def told(monkeypatch):
     """What enters memory and what is asked of it, in order: chunks that are taken; and queries with
     the positions that were chosen."""
     calls = []
-    take, choose = KeyClusterMemory.take, ClusterView.choose
+    take, choose = KeyClusterMemory.absorb, ClusterView.choose
 
     def told_take(self, departing):
         take(self, departing)
@@ -78,7 +78,7 @@ def told(monkeypatch):
         calls.append((self._memory, q, positions(self._memory, selection)))
         return selection
 
-    monkeypatch.setattr(KeyClusterMemory, "take", told_take)
+    monkeypatch.setattr(KeyClusterMemory, "absorb", told_take)
     monkeypatch.setattr(ClusterView, "choose", told_choose)
     return calls
 
@@ -91,7 +91,7 @@ def positions(held, selection):
             for slot, count in zip(
                 selection.cells[layer, head], selection.filled[layer, head], strict=True
             )
-            for place in held.pool.where[slot, layer, head, :count].tolist()
+            for place in held.pool.cell_positions[slot, layer, head, :count].tolist()
         ]
         for layer, head in groups_of(held.model)
     }
@@ -141,7 +141,7 @@ def contents(held):
             for cell in range(filled[number, slot]):
                 data, where = (
                     held.pool.data[slot, layer, head, :, cell],
-                    held.pool.where[slot, layer, head, cell],
+                    held.pool.cell_positions[slot, layer, head, cell],
                 )
                 tokens[number, int(held._serials[slot, number, cell])] = (
                     data.tobytes(),

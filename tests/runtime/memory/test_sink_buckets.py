@@ -63,7 +63,7 @@ def kept(held: SinkBucketsMemory) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     data = held.pool.data.transpose(3, 1, 0, 4, 2, 5).reshape(
         2, MODEL.layers, -1, MODEL.kv_heads, MODEL.head_dim
     )
-    where = held.pool.where.transpose(1, 0, 3, 2, 4).reshape(MODEL.layers, -1, MODEL.kv_heads, 3)
+    where = held.pool.cell_positions.transpose(1, 0, 3, 2, 4).reshape(MODEL.layers, -1, MODEL.kv_heads, 3)
     return data[0, :, :count], data[1, :, :count], where[:, :count]
 
 
@@ -85,7 +85,7 @@ def test_memory_is_what_the_plain_statement_keeps(counts, keep, capacity, observ
     plain = [PlainMemory(held.settings, held.tokens) for _ in range(MODEL.layers)]
     given_ = [departing(number, count, seed) for number, count in enumerate(counts)]
     for number, chunk in enumerate(given_):
-        held.take(chunk)
+        held.absorb(chunk)
         shares = attention_shares(chunk.k, chunk.positions, chunk.queries[:, -observed:])
         for layer, one in enumerate(plain):
             one.take(shares[layer], [1000 * number + i for i in range(len(chunk.unit))])
@@ -119,7 +119,7 @@ def random_q(seed: int) -> np.ndarray:
 def test_pages_are_chosen_as_the_plain_statement_chooses(chunks, share, page):
     held = memory(share=share, page=page)
     for number in range(chunks):
-        held.take(departing(number, 13))
+        held.absorb(departing(number, 13))
     k, v, _ = kept(held)
     rounded = math.ceil(page / MODEL.page_tokens) * MODEL.page_tokens
     view = held.view()
@@ -154,14 +154,14 @@ def test_an_empty_memory_chooses_nothing():
 def test_a_view_stays_what_it_was_while_the_stream_goes_on():
     held = memory(tokens=160)
     for number in range(3):
-        held.take(departing(number, 13))
+        held.absorb(departing(number, 13))
     view = held.view()
     before, names = (
         view.choose(random_q(2)),
         [page.unit for page in view.pages(view.choose(random_q(2)))],
     )
-    held.take(departing(3, 15))
-    held.take(departing(4, 16))
+    held.absorb(departing(3, 15))
+    held.absorb(departing(4, 16))
     after = view.choose(random_q(2))
     np.testing.assert_array_equal(after.cells, before.cells)
     np.testing.assert_array_equal(after.filled, before.filled)
@@ -174,7 +174,7 @@ def test_nothing_moves_under_a_view():
     held = memory()
     view, other = held.view(), held.view()
     stream = threading.Thread(
-        target=lambda: [held.take(departing(number, 16)) for number in range(20)]
+        target=lambda: [held.absorb(departing(number, 16)) for number in range(20)]
     )
     stream.start()
     stream.join(timeout=0.3)
@@ -193,7 +193,7 @@ def test_nothing_moves_under_a_view():
 def test_time_is_shifted_and_not_below_the_floor():
     held = memory()
     for number in range(4):
-        held.take(departing(number, 16))
+        held.absorb(departing(number, 16))
     before = kept(held)[2]
     held.shift(12, 3)
     expected = before - np.array([12, 0, 0])
@@ -206,7 +206,7 @@ def test_a_thousand_times_what_fits_stays_within_the_budget_and_covers_the_strea
     held = memory(host_mb=0.05, tokens=10_000)
     sizes = (
         held.pool.data.nbytes
-        + held.pool.where.nbytes
+        + held.pool.cell_positions.nbytes
         + held._scores.nbytes
         + held._units.nbytes
         + held._digests.nbytes
@@ -214,7 +214,7 @@ def test_a_thousand_times_what_fits_stays_within_the_budget_and_covers_the_strea
     assert sizes <= 0.05e6
     chunks = 6 * held.tokens
     for number in range(chunks):
-        held.take(departing(number % 1000, 16))
+        held.absorb(departing(number % 1000, 16))
         assert held._buckets.tokens <= held.tokens
         assert len(held._pages) <= MODEL.layers * held.tokens + 4
     widths = 2**held._buckets.levels

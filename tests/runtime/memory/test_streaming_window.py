@@ -184,7 +184,7 @@ def test_a_stream_with_questions_is_what_the_plain_statement_says(overlap):
             session.push(frame)
         session.finish()
         texts = [[held.page.tokens for held in run] for run in memory._texts]
-        time_positions = memory.pool.where[
+        time_positions = memory.pool.cell_positions[
             [held.slot for unit in memory._units.values() for held in unit.held]
         ][..., 0].max()
     plain, said, waiting = PlainWindow(engines, prompt), {}, []
@@ -220,7 +220,7 @@ def test_positions_stay_small_and_pages_few_however_long_the_stream():
             for frame in frames(40, start=start):
                 session.push(frame)
             session.ask(ASK, sampling=Sampling(max_tokens=2))
-            held = session._memory.pool.where
+            held = session._memory.pool.cell_positions
             pages.append((session.summary().pages["device"], int(held.max())))
         assert len(set(pages[5:])) == 1
         assert pages[-1][1] < len(session._answerer.prompt.prefix) + TEXT + 40

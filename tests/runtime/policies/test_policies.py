@@ -12,7 +12,7 @@ from support.fake_engines import control_tokens
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError, MemoryBudgetError
 from vicort.runtime.policies import chunk_index as recollection
-from vicort.runtime.policies.chunk_index import Recollection, Remembered
+from vicort.runtime.policies.chunk_index import ChunkIndex, ChunkEntry
 from vicort.runtime.policies.drop import DROPS, ChunkIntra, KeepAll
 from vicort.runtime.policies.ingest import AllChunks, LatestFrames, RecentChunks
 from vicort.runtime.policies.overflow import DropOldest, Refuse, ThinEvenly
@@ -26,13 +26,13 @@ vectors = arrays(np.float32, 6, elements=st.floats(-1, 1, width=16))
 @st.composite
 def memories(draw):
     """Chunks with rising units, some already forgotten, and their digests."""
-    held, digests = Recollection(width=6, unit_pages=2, compares=True), {}
+    held, digests = ChunkIndex(width=6, unit_pages=2, compares=True), {}
     for chunk in range(draw(st.integers(0, 12))):
         units = [unit for unit in range(4 * chunk, 4 * chunk + 4) if draw(st.booleans())]
         if units:
             digests[chunk] = draw(vectors)
             held.add(
-                Remembered(
+                ChunkEntry(
                     chunk, units, draw(st.integers(len(units), 2 * len(units))), 4 * chunk + 3
                 ),
                 digests[chunk],
@@ -132,9 +132,9 @@ def test_what_a_recollection_compares_are_the_digests_of_the_chunks_it_holds(que
 def test_many_chunks_are_compared_when_it_is_asked_for(monkeypatch):
     monkeypatch.setattr(recollection, "MOST_COMPARED", 16)
     digests = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
-    held = Recollection(width=6, unit_pages=2, compares=True)
+    held = ChunkIndex(width=6, unit_pages=2, compares=True)
     for chunk, digest in enumerate(digests):
-        held.add(Remembered(chunk, [chunk], 1, chunk), digest)
+        held.add(ChunkEntry(chunk, [chunk], 1, chunk), digest)
         np.testing.assert_allclose(
             held.likeness(chunk // 2),
             [cosine(digests[chunk // 2], each) for each in digests[: chunk + 1]],

@@ -100,7 +100,7 @@ def test_only_wanted_frames_are_copied(nvc: StandIn, gpu: HostMemoryGpu, tmp_pat
 
     def wants(time: Fraction) -> bool:
         asked.append(time)
-        return sampler.take(time)
+        return sampler.accepts(time)
 
     with open_source(str(tmp_path / "a.mp4"), decode="gpu") as source:
         found = list(source.frames(wants))

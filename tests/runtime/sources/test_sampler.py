@@ -31,7 +31,7 @@ def stated(times: list[Fraction], fps: Fraction) -> list[Fraction]:
 
 def sampled(times: list[Fraction], fps: Fraction | float | None) -> list[Fraction]:
     sampler = Sampler(fps)
-    return [time for time in times if sampler.take(time)]
+    return [time for time in times if sampler.accepts(time)]
 
 
 @given(TIMES, RATES)
@@ -49,7 +49,7 @@ def test_asking_what_it_wants_changes_nothing(times: list[Fraction], fps: Fracti
     sampler = Sampler(fps)
     for time in times:
         asked = [sampler.wants(time) for _ in range(3)]
-        assert asked == [sampler.take(time)] * 3
+        assert asked == [sampler.accepts(time)] * 3
 
 
 @given(RATES, st.integers(1, 50))

@@ -53,7 +53,7 @@ def test_unwanted_frames_are_counted_but_not_converted(tmp_path: Path) -> None:
 
     def wants(time: Fraction) -> bool:
         asked.append(time)
-        return sampler.take(time)
+        return sampler.accepts(time)
 
     with open_source(str(tmp_path / "a.mp4")) as source:
         decoder = source._decoder

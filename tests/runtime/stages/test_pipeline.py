@@ -63,7 +63,7 @@ def test_a_pipeline_of_timed_waits_runs_at_the_pace_of_its_slowest_stage():
     overlapped, _, done, device = pipeline([0.004, 0.01, 0.006, 0.008])
     start = time.perf_counter()
     for index in range(60):
-        overlapped.submit(chunk(index))
+        overlapped.enter(chunk(index))
     overlapped.drain()
     assert 60 * 0.01 / (time.perf_counter() - start) > 0.6
     assert done == list(range(60))
@@ -73,7 +73,7 @@ def test_a_pipeline_of_timed_waits_runs_at_the_pace_of_its_slowest_stage():
 def test_every_chunk_passes_every_stage_in_order_behind_the_chunk_before():
     overlapped, log, _, device = pipeline([0.001, 0, 0.002])
     for index in range(20):
-        overlapped.submit(chunk(index))
+        overlapped.enter(chunk(index))
     overlapped.drain()
     for stage in "012":
         assert [i for name, i in log if name == stage] == list(range(20))
@@ -84,9 +84,9 @@ def test_every_chunk_passes_every_stage_in_order_behind_the_chunk_before():
 
 def test_no_more_chunks_are_in_flight_than_there_are_buffers():
     overlapped, _log, done, device = pipeline([0, 0.05], depth=2)
-    assert all(overlapped.try_submit(chunk(i)) for i in range(2))
-    assert not overlapped.try_submit(chunk(2))
-    overlapped.submit(chunk(2))  # waits
+    assert all(overlapped.try_enter(chunk(i)) for i in range(2))
+    assert not overlapped.try_enter(chunk(2))
+    overlapped.enter(chunk(2))  # waits
     assert 0 in done
     overlapped.drain()
     device.close()
@@ -95,12 +95,12 @@ def test_no_more_chunks_are_in_flight_than_there_are_buffers():
 def test_a_failure_stops_the_chunks_behind_it_and_reaches_the_caller():
     overlapped, _log, done, device = pipeline([0, 0, 0], fail_at=2)
     for index in range(3):
-        overlapped.submit(chunk(index))
+        overlapped.enter(chunk(index))
     overlapped.wait_for_room()
     with pytest.raises(RuntimeError, match="1 broke"):
         overlapped.drain()
     with pytest.raises(RuntimeError, match="1 broke"):
-        overlapped.submit(chunk(3))
+        overlapped.enter(chunk(3))
     assert done == [0, 1]
     device.close()
 
@@ -113,7 +113,7 @@ def test_the_sequential_twin_does_the_same_work():
         stages, SimpleNamespace(), clock, lambda job: done.append(job.chunk.index)
     )
     for index in range(3):
-        twin.submit(chunk(index))
+        twin.enter(chunk(index))
     assert log == [(str(stage), index) for index in range(3) for stage in range(3)]
     assert done == [0, 1, 2]
     assert set(clock.totals) == {"0", "1", "2"}
@@ -122,7 +122,7 @@ def test_the_sequential_twin_does_the_same_work():
 def test_work_submitted_from_its_own_stream_runs_inside_its_caller():
     device = HostDevice()
     stream = device.stream("one")
-    assert stream.submit(lambda: stream.submit(lambda: 7).result() + 1).result(timeout=5) == 8
+    assert stream.run(lambda: stream.run(lambda: 7).done() + 1).done(timeout=5) == 8
     device.close()
 
 
@@ -130,11 +130,11 @@ def test_ordinary_streams_start_nothing_while_urgent_work_is_held():
     device = HostDevice()
     ordinary, urgent = device.stream("ordinary"), device.stream("urgent", urgent=True)
     with device.urgency.hold():
-        waiting = ordinary.submit(lambda: 1)
-        assert urgent.submit(lambda: 2).result(timeout=5) == 2
+        waiting = ordinary.run(lambda: 1)
+        assert urgent.run(lambda: 2).done(timeout=5) == 2
         with pytest.raises(TimeoutError):
-            waiting.result(timeout=0.05)
-    assert waiting.result(timeout=5) == 1
+            waiting.done(timeout=0.05)
+    assert waiting.done(timeout=5) == 1
     device.close()
 
 

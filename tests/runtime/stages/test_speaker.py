@@ -239,7 +239,7 @@ def test_overlapped_and_sequential_agree_to_the_last_bit():
         cells = [
             (
                 memory.pool.data[p.slot, ..., : p.page.tokens, :].tobytes(),
-                memory.pool.where[p.slot].tobytes(),
+                memory.pool.cell_positions[p.slot].tobytes(),
             )
             for p in held
         ]
@@ -263,9 +263,9 @@ def test_memory_is_bounded_and_words_keep_their_order():
             texts = [[page.page.tokens for page in run] for run in memory._texts]
             assert sum(map(sum, texts)) <= 30
             for run in memory._texts:
-                places = memory.pool.where[run[0].slot, 0, 0, : run[0].page.tokens, 0]
+                places = memory.pool.cell_positions[run[0].slot, 0, 0, : run[0].page.tokens, 0]
                 assert places.tolist() == list(range(places[0], places[0] + len(places)))
-            assert memory.pool.where.max() < 160
+            assert memory.pool.cell_positions.max() < 160
             assert memory.stream_slots.live <= memory.stream_slots.count
         session.finish()
     units = list(memory._units)
