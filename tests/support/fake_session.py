@@ -57,7 +57,7 @@ class FakeSession:
         return self._sampler.wants(at)
 
     def push(self, frame: Frame) -> None:
-        assert self._sampler.take(frame.time)
+        assert self._sampler.accepts(frame.time)
         self.times.append(frame.time)
         self.options["on_event"](
             ChunkEvent(len(self.times) - 1, 1, frame.time, frame.time, 16, 8, 1.5)
