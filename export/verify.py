@@ -202,9 +202,7 @@ def run_engine(engines: EngineSet, graph: GraphName, inputs: Arrays, runs: int =
     device = engines.new_device()
     try:
         stream = device.stream("verify")
-        return stream.run(
-            _run_engine, device, stream, engines.engine(graph), inputs, runs
-        ).done()
+        return stream.run(_run_engine, device, stream, engines.engine(graph), inputs, runs).done()
     finally:
         device.close()
 

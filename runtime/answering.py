@@ -1,5 +1,4 @@
-"""Questions: what the stream was when each came, who waits for whom in a conversation, and what
-their runs share."""
+"""What questions share: snapshots of the stream, conversations, and buffers for their runs."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ from vicort.runtime.memory.lease import Lease
 from vicort.runtime.memory.long_term.long_term import View
 from vicort.runtime.memory.memory import Memory
 from vicort.runtime.memory.memory_plan import ANSWER_TOKENS
-from vicort.runtime.memory.timeline import Timeline
-from vicort.runtime.stages.prefill import LatestUnit, Prefill
+from vicort.runtime.stages.prefill import DeferredUnit, Prefill
 
 
 @dataclass(frozen=True)
@@ -44,15 +42,15 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the stream was when a question came, held fast by a lease."""
+    """The stream as it was when a question came, kept by a lease."""
 
     lease: Lease
     view: View | None  # of long-term memory by layer and head, where the system has it
     first_text: int  # position of the question's first token
     seen_until: Fraction  # seconds
-    latest: tuple[LatestUnit, ...]  # units that the question has to prefill itself
+    deferred: tuple[DeferredUnit, ...]  # units that the question has to prefill itself
     memory_from: Fraction | None  # seconds, start of the oldest unit that is remembered
-    ready: Event  # when all of it lies in memory
+    ready: Event  # done when all of it is in memory
 
     def release(self) -> None:
         self.lease.release()
@@ -68,7 +66,6 @@ class Answerer:
         device: Device,
         engines: EngineSet,
         memory: Memory,
-        timeline: Timeline,
         prompt: Prompt,
         prefill: Prefill,
         clock: StageClock,
@@ -80,7 +77,7 @@ class Answerer:
         self.clock = clock
         self.model = engines.manifest.model
         self.stream = device.stream("question", urgent=True)
-        self._timeline, self._prefill = timeline, prefill
+        self._prefill = prefill
         self._idle_runs: list[LanguageRun] = []
         self._conversations: dict[str, Conversation] = {}
         self._lock = threading.Lock()
@@ -105,32 +102,37 @@ class Answerer:
             )
         TokenChoice(question.sampling)
 
-    def snapshot(self, question: Question) -> Snapshot:
-        """Retrieval, and a lease on what it chose. Runs in the order of the stream, between two
-        chunks."""
+    def snapshot_in_stream(self, question: Question, newest_chunk: Event | None) -> Snapshot:
+        """Retrieve units for a question, and lease them. Runs in the prefill stream's own work.
+
+        newest_chunk: done when the chunks that the question sees are in memory.
+        """
+        memory, prefill = self.memory, self._prefill
+        if newest_chunk:
+            prefill.stream.wait(newest_chunk)
         words = np.asarray(self.prompt.words(question.text), np.int32)
         digest = self.engines.embedding[words].mean(axis=0)
-        units = self.memory.system.retrieval.choose(digest, self.memory.chunks)
-        prefill = self._prefill
+        units = memory.system.retrieval.choose(digest, memory.chunks)
+        deferred = tuple(prefill.deferred)
         return Snapshot(
-            lease=self.memory.lease(units),
-            view=self.memory.view(),
-            first_text=self._timeline.next_text,
+            lease=memory.lease(units),
+            view=memory.view(),
+            first_text=memory.timeline.next_text,
             seen_until=prefill.seen_until,
-            latest=tuple(prefill.latest),
-            memory_from=prefill.latest[0].start if prefill.latest else self.memory.oldest(),
+            deferred=deferred,
+            memory_from=deferred[0].start if deferred else memory.oldest(),
             ready=prefill.stream.record(),
         )
 
-    def join_stream(self, pages: Sequence[Page], slots: Sequence[int], end: int) -> None:
-        """A question and its answer become part of the stream. slots: scratch slots of its text's
-        pages; end: position of its last token.
+    def append_to_stream(self, pages: Sequence[Page], slots: Sequence[int], end: int) -> None:
+        """A question and its answer become part of the stream.
 
-        In the order of the stream, which waits for the answer meanwhile.
+        slots: scratch slots of its text's pages; end: position of its last token. Runs in the
+        prefill stream's own work, in which the question is answered too.
         """
-        self._prefill.stream.wait(self.stream.run(self.stream.record).enqueued())
-        self.memory.join_text(pages, slots, self._prefill.stream)
-        self._timeline.join_text(end)
+        stream = self._prefill.stream
+        stream.wait(self.stream.run(self.stream.record).enqueued())
+        self.memory.append_text(pages, slots, end, stream)
 
     def borrow(self) -> LanguageRun:
         """Buffers for one answer."""
@@ -146,7 +148,7 @@ class Answerer:
     # ---- conversations
     # --------------------------------------------------------------------------------------------------
 
-    def join(self, question: Question, answer: Future) -> Future | None:
+    def enter_conversation(self, question: Question, answer: Future) -> Future | None:
         """Enter a question into its conversation; returns the answer that it has to wait for."""
         if question.conversation is None:
             return None
@@ -163,14 +165,14 @@ class Answerer:
         with self._lock:
             return list(self._conversations[question.conversation].turns)
 
-    def keep_turn(self, question: Question, text: str, pages: Sequence[int]) -> None:
+    def keep_turn_in_stream(self, question: Question, text: str, pages: Sequence[int]) -> None:
         """Copy a turn's text pages to the conversations' part, forgetting the oldest turns where it
         is full.
 
         A turn too long for the whole part is not kept, and neither is anything before it: a
         conversation has no holes. Runs in the question stream's work.
         """
-        slots, pool = self.memory.conversation_slots, self.memory.pool
+        slots, pool = self.memory.tiers.conversation_slots, self.memory.pool
         if question.conversation is None:
             return
         with self._lock:

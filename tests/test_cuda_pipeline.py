@@ -261,13 +261,13 @@ def test_a_steady_stream_allocates_nothing_and_waits_once_a_chunk_and_once_a_tok
     with Session(engines, chosen, sampling=SHORT) as session:
         for number, frame in enumerate(frames(8 * (warm + chunks))):
             if number == 8 * warm:
-                session._pipeline.drain()
+                session.inspect().pipeline.drain()
                 before, waits = Counter(driver.counts), len(driver.waits)
             session.push(frame)
             if number % 40 == 39:  # no chunk is being filled: it would be cut
                 session.ask(ASK)
                 asked += number > 8 * warm
-        session._pipeline.drain()
+        session.inspect().pipeline.drain()
         after, waited = (
             Counter(driver.counts),
             Counter(name.rpartition("_")[0] or name for name in driver.waits[waits:]),

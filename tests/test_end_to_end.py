@@ -68,7 +68,7 @@ def test_streaming_with_full_history_equals_transformers_in_one_pass(build_tiny,
             session.push(Frame(image, at, index))
         session.finish()
         answer = session.ask("what color was the circle?", sampling=Sampling(max_tokens=WORDS))
-        prompt = session._answerer.prompt
+        prompt = session.inspect().prompt
     temporal = [int(at * Fraction(model.tokens_per_second)) for at in times[::2]]
     asked = Conversation(
         prompt.prefix,
@@ -83,9 +83,9 @@ def test_streaming_with_full_history_equals_transformers_in_one_pass(build_tiny,
 
 def cells(memory) -> list[bytes]:
     """Keys, values and positions of every cached visual token, in the order of the stream."""
-    held = [page for unit in memory._units.values() for page in unit.held]
+    held = [page for unit in memory.tiers.units for page in memory.tiers.locations(unit)]
     tiers = [
-        (memory.pool if page.on_device else memory.host_pool, page.slot, page.page.tokens)
+        (memory.pool if page.on_device else memory.tiers.host_pool, page.slot, page.page.tokens)
         for page in held
     ]
     units = [
@@ -131,7 +131,7 @@ def test_overlapped_and_sequential_agree_to_the_last_bit_on_a_real_file(
             for frame in source.frames(session.wants):
                 session.push(frame)
             session.finish()
-            cached = cells(session._memory)
+            cached = cells(session.inspect().memory)
         answers = {
             e.id: (e.text, e.seen_until, e.read, e.pages) for e in events if isinstance(e, Answer)
         }

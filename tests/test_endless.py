@@ -58,18 +58,20 @@ def flow(name, chunks):
     engines = QuickEngineSet(max_position=RANGE)
     states, system = [], small(name, engines)
     with Session(engines, system, overlap=False) as session:
-        frames = chunks * session._chunker.chunk_frames // 10
+        frames = chunks * session.inspect().chunk_frames // 10
         for part in range(10):
             for frame in pictures(frames, part * frames):
                 session.push(frame)
             answer = session.ask(ASK, sampling=Sampling(max_tokens=3))
-            memory = session._memory
+            memory = session.inspect().memory
             pools = [
                 memory.pool,
-                memory.host_pool,
+                memory.tiers.host_pool,
                 *([memory.long_term.pool] if memory.long_term else []),
             ]
-            largest = max(int(pool.host_positions.max()) for pool in pools if pool.host_positions.size)
+            largest = max(
+                int(pool.host_positions.max()) for pool in pools if pool.host_positions.size
+            )
             states.append((session.summary().pages, largest, resident(), answer))
         assert session.summary().chunks >= chunks
     return states, system

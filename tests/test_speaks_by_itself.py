@@ -49,7 +49,7 @@ class PlainLoop:
                 if f"{stem}A.weight" in matrices:
                     down, up = matrices[f"{stem}A.weight"], matrices[f"{stem}B.weight"]
                     weight += alpha / len(down) * (up @ down)
-        self.prompt = session._answerer.prompt
+        self.prompt = session.inspect().prompt
         self.rows = torch.zeros(0, 128)
         self.positions = torch.zeros(0, 3, dtype=torch.long)
         self.shift = 0
@@ -156,10 +156,10 @@ def test_overlapped_and_sequential_agree_to_the_last_bit(live_engines):
             for frame in source.frames(session.wants):
                 session.push(frame)
             session.finish()
-            memory = session._memory
-            held = [page for unit in memory._units.values() for page in unit.held] + [
-                page for text in memory._texts for page in text
-            ]
+            memory = session.inspect().memory
+            held = [
+                page for unit in memory.tiers.units for page in memory.tiers.locations(unit)
+            ] + [page for text in memory.texts for page in text]
             cached = [
                 memory.pool.data[p.slot, :, :, :, : p.page.tokens].tobytes()
                 + memory.pool.cell_positions[p.slot].tobytes()

@@ -35,7 +35,7 @@ from transformers.vision_utils import (
 
 from vicort.benchmarks.common.checkpoints import read_json
 from vicort.runtime.core import UNIT_FRAMES, Frame
-from vicort.runtime.policies.chunk_index import ChunkIndex, ChunkEntry
+from vicort.runtime.policies.chunk_index import ChunkEntry, ChunkIndex
 from vicort.runtime.policies.drop import Drop
 from vicort.runtime.policies.retrieval import Retrieval
 from vicort.runtime.policies.system import System

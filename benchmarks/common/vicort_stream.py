@@ -19,7 +19,8 @@ from vicort.runtime.engines.engine import Engine
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.manifest import GraphSpec
 from vicort.runtime.policies.system import System
-from vicort.runtime.session import STAGES, Session
+from vicort.runtime.session import Session
+from vicort.runtime.stream_statistics import STAGES
 
 PATIENCE_S = 60.0  # for frames to be placed, which takes milliseconds each
 

@@ -25,7 +25,7 @@ from vicort.runtime.errors import ConfigError, EngineError, SourceError, VicortE
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.manifest import Manifest, ModelSpec, read_manifest
 from vicort.runtime.policies.system import System, known_systems, load_system
-from vicort.runtime.session import percentiles
+from vicort.runtime.stream_statistics import percentiles
 
 RECORD, REPORT, TABLE = "answers.jsonl", "report.json", "report.txt"
 SHOWN_MISSING = 5

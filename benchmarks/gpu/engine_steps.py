@@ -287,8 +287,7 @@ def overlap_of_two(engines: EngineSet, runs: int = 30) -> dict[str, Any]:
     try:
         lanes = {name: device.stream(name) for name in work}
         bound = {
-            name: lanes[name].run(bind, device, lanes[name], *work[name]).done()
-            for name in work
+            name: lanes[name].run(bind, device, lanes[name], *work[name]).done() for name in work
         }
 
         def put(name: str) -> Any:

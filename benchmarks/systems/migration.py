@@ -32,7 +32,7 @@ from vicort.runtime.policies.drop import ChunkIntra
 from vicort.runtime.policies.ingest import RecentChunks
 from vicort.runtime.policies.retrieval import SimilarChunks
 from vicort.runtime.policies.system import System
-from vicort.runtime.session import STAGES
+from vicort.runtime.stream_statistics import STAGES
 
 BASE = {"chunk": CHUNK_FRAMES, "keep": KEEP, "window": 4, "top": 32}
 AXES: dict[str, tuple[float, ...]] = {

@@ -6,7 +6,7 @@ from typing import Any
 
 from vicort.benchmarks.common.tables import Table
 from vicort.benchmarks.systems.migration import TITLES
-from vicort.runtime.session import STAGES
+from vicort.runtime.stream_statistics import STAGES
 
 
 def table(part: dict[str, Any]) -> Table:

@@ -170,7 +170,7 @@ def _replay(stream: VicortStream, meter: LagMeter, settings: Settings) -> dict[s
     Ends the stream.
     """
     fps, before = settings.real_time_fps, stream.session.summary()
-    stream.session._on_lag = "drop-oldest"  # until here nothing was to be dropped
+    stream.session.change_lag_policy("drop-oldest")  # until here nothing was to be dropped
     frames, first = stream.next_frames(round(settings.replay_s * fps)), stream.session.now
     asked: list[Future] = []
     start = time.monotonic()

@@ -67,9 +67,9 @@ def stored_mb(engines: EngineSet, system: System) -> float:
     """MB of pages of the stream that its device tier can hold. Raises MemoryBudgetError if it does
     not hold one chunk."""
     with Session(engines, system, overlap=False) as session:
-        memory = session._memory
+        memory = session.inspect().memory
         return (
-            memory.stream_slots.count
+            memory.tiers.stream_slots.count
             * (memory.pool.data[0].nbytes + memory.pool.cell_positions[0].nbytes)
             / 1e6
         )

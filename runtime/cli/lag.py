@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from vicort.runtime.core import Answer, ChunkEvent, Event
-from vicort.runtime.session import percentiles
+from vicort.runtime.stream_statistics import percentiles
 
 LATE = 0.1  # seconds: a frame that is handed over so long after it was due is late
 # the latest, over which percentiles are taken, and frames whose capture is known

@@ -92,7 +92,8 @@ class Watch:
         for question in around.options.questions:
             submit(question)
         self._rounds = [
-            RecurringAsker(each, submit, waits=self._on_lag == "wait") for each in around.options.standing
+            RecurringAsker(each, submit, waits=self._on_lag == "wait")
+            for each in around.options.standing
         ]
         around.desk.enter(self.label, partial(self._ask_now, session))
         with self._output.progress_of(self.source, shown=not self.label):

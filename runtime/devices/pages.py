@@ -30,7 +30,9 @@ class HostPool:
             (pages, model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim), dtype
         )
         alike = (model.layers, model.kv_heads) if by_head else (1, 1)
-        self.cell_positions = self.host_positions = empty((pages, *alike, model.page_tokens, 3), np.int32)
+        self.cell_positions = self.host_positions = empty(
+            (pages, *alike, model.page_tokens, 3), np.int32
+        )
         self.cell_positions[:] = EMPTY
 
     def write(

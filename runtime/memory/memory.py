@@ -1,10 +1,8 @@
-"""What a stream remembers: the prompt, joined text, the pages of its units over two tiers, and what
-running questions hold on to.
+"""What a stream remembers: the prompt, appended text, and temporal units over two tiers.
 
-The device tier is what the language graph reads; the host tier keeps older pages, which a question
-recalls. Both have hard budgets. A system with long-term memory by layer and head has that instead
-of the host tier: chunks go there when they leave the recent window. All methods but `Lease`'s run
-in the order of the stream, from its own work.
+A system with long-term memory by layer and head has that instead of the host tier: chunks go there
+when they leave the recent window. Positions of cached tokens and of the tokens to come are moved
+here together, and nowhere else.
 """
 
 from __future__ import annotations
@@ -12,262 +10,285 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from vicort.runtime.core import UNIT_FRAMES, Chunk, Page, PageTable
-from vicort.runtime.devices.device import Device, Stream
+from vicort.runtime.devices.device import Array, Device, Stream
 from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.engines.buckets import padded_slots
+from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.manifest import ModelSpec
-from vicort.runtime.memory.layout import Layout
-from vicort.runtime.memory.lease import PageLocation, Lease
-from vicort.runtime.memory.long_term.long_term import (
-    Departing,
-    LongTerm,
-    Reader,
-    StreamReader,
-    View,
-)
+from vicort.runtime.memory.lease import Lease
+from vicort.runtime.memory.long_term.long_term import LongTerm, Reader, StreamReader, View
 from vicort.runtime.memory.long_term.opening import open_long_term
 from vicort.runtime.memory.long_term.selection import Recall
 from vicort.runtime.memory.memory_plan import MemoryPlan
 from vicort.runtime.memory.page_tables import concat_tables, pad_table
-from vicort.runtime.memory.slots import Slots
-from vicort.runtime.policies.chunk_index import ChunkIndex, ChunkEntry
+from vicort.runtime.memory.tiers import PageLocation, Tiers
+from vicort.runtime.memory.timeline import Timeline
+from vicort.runtime.memory.window import RecentWindow
+from vicort.runtime.policies.chunk_index import ChunkEntry, ChunkIndex
 from vicort.runtime.policies.system import System
 
 
-@dataclass
-class _Unit:
-    held: list[PageLocation]
-    chunk: int
-
-
 class Memory:
+    """All methods run in the order of the stream, from its own work, but those of the section for
+    questions, which run in the work of the question's stream where they take one."""
+
     def __init__(
         self,
         device: Device,
         model: ModelSpec,
         system: System,
-        prompt_tokens: int,
+        timeline: Timeline,
         dtype: DTypeLike,
         clock: StageClock,
     ) -> None:
-        """Allocates both tiers. clock: for what long-term memory does behind the runs.
+        """Allocates both tiers.
 
-        Raises MemoryBudgetError, with the smallest budget that works, if one chunk does not fit.
+        timeline: the positions of tokens to come, which only this memory moves from now on.
+        clock: records the spans of long-term memory's work in the background. Raises
+        MemoryBudgetError, with the smallest budget that works, if one chunk does not fit.
         """
-        self.model, self.system = model, system
+        self.model = model
+        self.system = system
+        self.timeline = timeline
         self.long_term = (
             open_long_term(system.long_term, device, model, system.budget.host_mb, dtype, clock)
             if system.long_term
             else None
         )
-        self._by_head = self.long_term is not None
+        by_head = self.long_term is not None
         plan = MemoryPlan.of(
-            model, system, self.long_term, prompt_tokens, page_bytes(model, dtype, self._by_head)
+            model, system, self.long_term, timeline.first, page_bytes(model, dtype, by_head)
         )
-        self.scratch_slots = Slots(0, plan.scratch)
-        self.conversation_slots = Slots(plan.scratch, plan.conversation)
-        self.stream_slots = Slots(plan.scratch + plan.conversation, plan.stream, plan.spare)
-        self.pool = device.pool(model, self.stream_slots.all.stop, dtype, self._by_head)
-        self.host_pool = device.host_pool(model, plan.host, dtype)
-        self.host_slots = Slots(0, plan.host)
-        self._bytes_moved = 0
-        # runs of the language graph that were made again over another choice of pages
-        self.reruns = 0
-        self._page_bytes = page_bytes(model, dtype)
-        self._stream_reader = self._new_stream_reader()
-        self.ids = itertools.count()
-        self._texts: deque[list[PageLocation]] = deque()  # that joined the stream, oldest first
+        unit_pages = math.ceil(model.unit_tokens / model.page_tokens)
+        self.chunks = ChunkIndex(model.width, unit_pages, system.retrieval.compares)
+        self.tiers = Tiers(device, model, plan, dtype, by_head, system.overflow, self.chunks)
+        self.pool = self.tiers.pool
+        self.reruns = 0  # runs of the language graph that were repeated over another choice
+        self._window = RecentWindow(model, system, self.tiers, self.chunks)
         self._prompt: list[PageLocation] = []
-        self._units: dict[int, _Unit] = {}  # in the order of the stream
-        self.chunks = ChunkIndex(
-            model.width, math.ceil(model.unit_tokens / model.page_tokens), system.retrieval.compares
-        )
-        # units whose pages lie on the device, oldest first (a set that keeps its order)
-        self._on_device: dict[int, None] = {}
-        self._on_host: dict[int, None] = {}
+        self._texts: deque[list[PageLocation]] = deque()  # appended runs of text, oldest first
+        self._reader_bytes = 0  # that readers of questions moved, and chunks that left the window
+        self._stream_reader = self._new_stream_reader()
 
-    # ---- what the stream does
-    # -------------------------------------------------------------------------------------------
+    # ---- what the stream writes ----
 
-    def write_prompt(self, k: Any, v: Any, positions: np.ndarray, stream: Stream) -> None:
-        """k, v: Array [L, R, Hkv, D], R at least n; positions: [n, 3]. The prompt comes first and
-        stays."""
-        self._prompt = self._write(
-            [Page(-1, "prompt", 0)], [len(positions)], k, v, positions, stream
-        )
+    def write_prompt(self, k: Array, v: Array, positions: np.ndarray, stream: Stream) -> None:
+        """The prompt comes first, and stays. k, v: [L, R, Hkv, D], R at least n; positions: [n, 3]."""
+        template = Page(-1, "prompt", 0)
+        self._prompt = self.tiers.write([template], [len(positions)], k, v, positions, stream)
 
     def write_chunk(
         self,
         chunk: Chunk,
         tokens_of_unit: Sequence[int],
-        k: Any,
-        v: Any,
+        k: Array,
+        v: Array,
         positions: np.ndarray,
         digest: np.ndarray,
         stream: Stream,
         queries: np.ndarray | None = None,
     ) -> None:
-        """Cache a chunk's kept tokens, unit by unit; older units move to the host tier or to
-        long-term memory, or are forgotten.
+        """Cache a chunk's kept tokens, unit by unit.
 
-        tokens_of_unit: kept tokens of each unit; k, v: Array [L, R, Hkv, D], R at least C;
-        positions: [C, 3], C their sum; digest: [width]; queries: [L, R, Hq, D] float32 of its last
-        rows, for long-term memory.
+        tokens_of_unit: kept tokens of each unit; k, v: [L, R, Hkv, D], R at least C; positions:
+        [C, 3], C their sum; digest: [width]; queries: [L, R, Hq, D] float32 of its last rows, for
+        long-term memory. Older units move to the host tier or to long-term memory, or are evicted.
         """
-        templates = [
-            Page(
-                -1,
-                "vision",
-                0,
-                chunk.index,
-                chunk.first_unit + u,
-                chunk.frames[2 * u].time,
-                chunk.frames[2 * u + 1].time,
-            )
-            for u in range(chunk.units)
-        ]
-        for held in self._write(templates, tokens_of_unit, k, v, positions, stream):
-            unit = held.page.unit
-            self._units.setdefault(unit, _Unit([], chunk.index)).held.append(held)
-            self._on_device[unit] = None
+        last = chunk.first_unit + chunk.units - 1
+        self.tiers.write_units(unit_pages(chunk), tokens_of_unit, k, v, positions, stream)
         units = [chunk.first_unit + u for u, tokens in enumerate(tokens_of_unit) if tokens]
         if units:
-            pages = sum(len(self._units[unit].held) for unit in units)
-            self.chunks.add(
-                ChunkEntry(chunk.index, units, pages, chunk.first_unit + chunk.units - 1, queries),
-                digest,
-            )
-        self._leave_window(templates[-1].unit)
+            pages = sum(len(self.tiers.locations(unit)) for unit in units)
+            self.chunks.add(ChunkEntry(chunk.index, units, pages, last, queries), digest)
+        self._leave_window(last)
+
+    def append_text(
+        self, pages: Sequence[Page], slots: Sequence[int], end: int, stream: Stream
+    ) -> None:
+        """Text becomes part of the stream: what follows sees it, until newer text takes its place.
+
+        pages, slots: of its tokens, which are copied from these scratch slots; end: position of its
+        last token.
+        """
+        budget = self.system.text.tokens
+        self._texts.append(self.tiers.copy(pages, slots, stream))
+        while len(self._texts) > 1 and sum(map(_tokens, self._texts)) > budget:
+            self.tiers.free(self._texts.popleft())
+        self.timeline.append_text(end)
 
     def slide(self, chunk: Chunk) -> bool:
-        """Forget what leaves the window when this chunk comes. Returns whether there was
-        anything."""
-        gone = self._beyond_window(chunk.first_unit + chunk.units - 1)
+        """Evict what leaves the window when this chunk comes. Returns whether there was anything."""
+        gone = self._window.leaving(chunk.first_unit + chunk.units - 1)
         for index in gone:
-            self._forget_all(list(self.chunks[index].units))
+            self.tiers.evict(list(self.chunks[index].units))
         return bool(gone)
 
-    def before(self, unit: int) -> np.ndarray:
-        """The table of what came before a unit of the window: the prompt, joined text, and earlier
-        units."""
-        start = self.first_cell(unit)[0]
-        texts = [
-            held
-            for run in self._texts
-            for held in run
-            if self.pool.host_positions[held.slot, 0, 0, 0, 0] < start
-        ]
-        units = itertools.takewhile(lambda number: number != unit, self._units)
-        held = [
-            *self._prompt,
-            *texts,
-            *(page for number in units for page in self._units[number].held),
-        ]
-        return self.table([page.slot for page in held])
+    def rewrite(self, unit: int, k: Array, v: Array, stream: Stream) -> None:
+        """Replace keys and values of a unit's cached tokens, at the same positions.
 
-    def positions(self, unit: int) -> np.ndarray:
-        """[n, 3] of a unit's cached tokens."""
-        slots, cells = self._cells(unit)
-        return self.pool.host_positions[slots, 0, 0, cells]
-
-    def rewrite(self, unit: int, k: Any, v: Any, stream: Stream) -> None:
-        """Other keys and values for a unit's cached tokens, at the same positions; waits until no
-        question reads them.
-
-        k, v: Array [L, R, Hkv, D], R at least n.
+        k, v: [L, R, Hkv, D], R at least n. Waits until no question reads them.
         """
-        self.stream_slots.wait_unleased()
-        self.pool.write(*self._cells(unit), k, v, self.positions(unit), stream)
+        self.tiers.stream_slots.wait_unleased()
+        self.pool.write(*self.tiers.cells(unit), k, v, self.positions(unit), stream)
         self.reruns += 1
 
-    def join_text(self, pages: Sequence[Page], slots: Sequence[int], stream: Stream) -> None:
-        """Text that joins the stream: what comes sees it, until newer text takes its room. Copied
-        from these scratch slots."""
-        budget = self.system.text.tokens
-        self._make_device_room(len(slots), stream)
-        kept = self.stream_slots.allocate(len(slots))
-        self.pool.copy_from(self.pool, slots, kept, stream)
-        self._texts.append(
-            [
-                PageLocation(replace(page, id=next(self.ids)), True, slot)
-                for page, slot in zip(pages, kept, strict=True)
-            ]
-        )
-        while (
-            len(self._texts) > 1
-            and sum(held.page.tokens for run in self._texts for held in run) > budget
-        ):
-            self.stream_slots.free([held.slot for held in self._texts.popleft()])
+    # ---- what a run of the language graph reads ----
 
     def ingest_table(self, besides: Sequence[int] = ()) -> PageTable:
-        """What the next chunk attends to: the prompt, joined text, and the chunks that the system's
-        ingest policy shows it.
+        """What the next chunk attends to: the prompt, appended text, and the chunks that the
+        system's ingest policy shows it.
 
-        besides: slots that are read too, of what is being said.
+        besides: further slots that are read, those of what is being said.
         """
-        window = None if self._keeps_window else self.system.ingest.window
+        window = None if self._window.holds_all_pages else self.system.ingest.window
         latest = list(itertools.islice(reversed(self.chunks), window))
         held = [
-            page
+            location
             for chunk in reversed(latest)
             for unit in chunk.units
-            for page in self._units[unit].held
-            if page.on_device
+            for location in self.tiers.locations(unit)
+            if location.on_device
         ]
         shared = [*self._prompt, *itertools.chain(*self._texts), *held]
-        slots = [*(page.slot for page in shared), *besides]
+        slots = [*(location.slot for location in shared), *besides]
         table = self.table(slots, self._stream_reader.table if self._stream_reader else None)
-        return PageTable(table, tuple(page.page for page in shared))
+        return PageTable(table, tuple(location.page for location in shared))
 
-    @property
-    def chooses(self) -> bool:
-        """Whether chunks read what queries choose: then `must_rerun` wants theirs."""
-        return self._stream_reader is not None
-
-    def must_rerun(self, q: np.ndarray) -> bool:
-        """A chunk's run has ended, with mean queries q [L, Hq, D]. True: run it again over
-        `ingest_table` as it is now."""
-        if not self._stream_reader or not self._stream_reader.must_rerun(q, prefill=True):
-            return False
-        self.reruns += 1
-        return True
+    def table_before(self, unit: int) -> np.ndarray:
+        """The table of what came before a unit of the window: the prompt, appended text, and
+        earlier units."""
+        start = self.tiers.first_position(unit)[0]
+        texts = [run for run in self._texts if self._first_position(run) < start]
+        held = [*self._prompt, *itertools.chain(*texts), *self.tiers.before(unit)]
+        return self.table([location.slot for location in held])
 
     def table(self, shared: Sequence[int], own: np.ndarray | None = None) -> np.ndarray:
-        """What the language graph takes: slots that all layers and heads read, and those [L, Hkv,
-        m] that each reads besides."""
-        if not self._by_head:
+        """The table [L|1, Hkv|1, N] int32 of a run.
+
+        shared: slots that all layers and heads read; own: [L, Hkv, m] slots that each reads besides.
+        """
+        if self.long_term is None:
             return pad_table(shared)
         if own is None:
             own = np.empty((self.model.layers, self.model.kv_heads, 0), np.int32)
         return concat_tables(shared, own, padded_slots(len(shared) + own.shape[2]))
 
+    @property
+    def chooses(self) -> bool:
+        """Whether chunks read what queries choose: then `must_rerun` needs theirs."""
+        return self._stream_reader is not None
+
+    def must_rerun(self, q: np.ndarray) -> bool:
+        """Whether a chunk's run has to be repeated over `ingest_table` as it is now.
+
+        q: [L, Hq, D], the mean queries of the run that has ended.
+        """
+        if not self._stream_reader or not self._stream_reader.must_rerun(q, prefill=True):
+            return False
+        self.reruns += 1
+        return True
+
+    @property
+    def texts(self) -> tuple[tuple[PageLocation, ...], ...]:
+        """Runs of text that were appended to the stream, oldest first."""
+        return tuple(map(tuple, self._texts))
+
+    # ---- positions: what is cached, and what is to come ----
+
+    def positions(self, unit: int) -> np.ndarray:
+        """[n, 3] of a unit's cached tokens."""
+        slots, cells = self.tiers.cells(unit)
+        return self.pool.host_positions[slots, 0, 0, cells]
+
+    def keep_in_range(self, newest: Fraction, stream: Stream) -> None:
+        """Re-base time when a unit starting at `newest` seconds would leave the trained range.
+
+        Waits until no question reads cached pages. Raises MemoryBudgetError for a system that
+        evicts nothing.
+        """
+        timeline = self.timeline
+        excess = timeline.excess(newest)
+        if not excess:
+            return
+        if self.system.overflow.refuses:
+            raise MemoryBudgetError(
+                f"at {float(newest):.0f} s the stream leaves the {self.model.max_position} "
+                "positions that the model was trained with, and this system evicts nothing: "
+                "take a bounded one with --system vicostream"
+            )
+        oldest = self.tiers.oldest_unit()
+        # Long-term memory is older than the window: all of it would fall to the floor.
+        age = 0
+        if oldest is not None and not self.long_term:
+            age = int(self.tiers.first_position(oldest)[0]) - timeline.first
+        self.rebase(max(excess, age, timeline.range // 2), stream)
+
+    def rebase(self, steps: int, stream: Stream) -> None:
+        """Subtract `steps` from the time of everything cached and of everything to come."""
+        floor = self.timeline.first
+        time_only, text = np.array([steps, 0, 0]), np.array([steps] * 3)
+        self.tiers.wait_unleased()
+        self.tiers.shift_units(time_only, floor, stream)
+        self.pool.shift(self.tiers.conversation_slots.all, text, floor, stream)
+        for run in self._texts:  # a run moves as a whole: at the floor its words keep their order
+            back = min(steps, self._first_position(run) - floor)
+            self.pool.shift(_slots(run), np.array([back] * 3), floor, stream)
+        if self.long_term:
+            self.long_term.shift(steps, floor)
+            self._renew()
+        self.timeline.rebase(steps)
+
+    def close_gaps(self, stream: Stream) -> None:
+        """Renumber positions so that the window starts right after the prompt: first text that is
+        older than its oldest unit, then that unit. Waits until no question reads them."""
+        oldest = self.tiers.oldest_unit()
+        if oldest is None:
+            return
+        first, begin = self.timeline.first, int(self.tiers.first_position(oldest)[0])
+        moves: list[tuple[list[int], int]] = []  # slots of a run of text, and how far it moves
+        for run in self._texts:
+            start = self._first_position(run)
+            if start >= begin:
+                break
+            moves.append((_slots(run), start - first))
+            first += _tokens(run)
+        steps = begin - first
+        if not steps and not any(gap for _, gap in moves):
+            return
+        self.tiers.wait_unleased()
+        for slots, gap in moves:
+            self.pool.shift(slots, np.array([gap] * 3), 0, stream)
+        later = [slot for run in list(self._texts)[len(moves) :] for slot in _slots(run)]
+        self.pool.shift(later, np.array([steps] * 3), 0, stream)
+        self.tiers.shift_units(np.array([steps, 0, 0]), 0, stream)
+        if steps:
+            self.timeline.rebase(steps)
+
+    def _first_position(self, run: Sequence[PageLocation]) -> int:
+        """Position of the first token of a run of text."""
+        return int(self.pool.host_positions[run[0].slot, 0, 0, 0, 0])
+
+    # ---- for questions ----
+
     def lease(self, units: Iterable[int]) -> Lease:
-        """Hold on to the prompt and these units, wherever they lie, until the lease is released."""
-        return Lease(
-            self,
-            [
-                *self._prompt,
-                *itertools.chain(*self._texts),
-                *(page for unit in units for page in self._units[unit].held),
-            ],
-        )
+        """Keep the prompt, appended text and these units in place until the lease is released."""
+        held = [location for unit in units for location in self.tiers.locations(unit)]
+        return Lease(self.tiers, [*self._prompt, *itertools.chain(*self._texts), *held])
 
     def view(self) -> View | None:
-        """Long-term memory as it is now, held fast; None where the system has none."""
+        """Long-term memory as it is now, leased; None where the system has none."""
         return self.long_term.view() if self.long_term else None
 
     def reader(self, view: View, slots: Sequence[int]) -> Reader:
-        """A question's way to read long-term memory. slots: `recall_slots` scratch slots."""
+        """What reads long-term memory for a question. slots: `recall_slots` scratch slots."""
         if self.long_term is None:
             raise ValueError("this system has no long-term memory")
         return self.long_term.reader(view, self._recalls(self.long_term, slots))
@@ -277,250 +298,91 @@ class Memory:
         """Scratch slots that a reader of long-term memory needs."""
         return self.long_term.most_cells * self.long_term.recall_sets if self.long_term else 0
 
+    def count_reader(self, reader: Reader) -> None:
+        """Add what a question's reader did, at its end."""
+        self._reader_bytes += reader.bytes_moved
+        self.reruns += reader.reruns
+
     def oldest(self) -> Fraction | None:
-        """Start, in seconds, of the oldest temporal unit of which something is held, wherever it
-        lies."""
+        """Start, in seconds, of the oldest temporal unit of which anything is held."""
         if self.long_term and self.long_term.oldest is not None:
             return self.long_term.oldest
-        unit = self.oldest_unit()
-        return None if unit is None else self._units[unit].held[0].page.start
+        unit = self.tiers.oldest_unit()
+        return None if unit is None else self.tiers.locations(unit)[0].page.start
 
-    def holds(self, unit: int) -> bool:
-        return unit in self._units
-
-    def oldest_unit(self) -> int | None:
-        return next(iter(self._units), None)
-
-    def first_cell(self, unit: int) -> np.ndarray:
-        """[3] position of a unit's first cached token."""
-        held = self._units[unit].held[0]
-        return (self.pool if held.on_device else self.host_pool).host_positions[held.slot, 0, 0, 0]
-
-    def rebase(self, steps: int, floor: int, stream: Stream) -> None:
-        """Take `steps` off the time of all cached units and turns, not below `floor`; waits until
-        no question reads them."""
-        self.stream_slots.wait_unleased()
-        self.host_slots.wait_unleased()
-        pages = [page for unit in self._units.values() for page in unit.held]
-        time_only, text = np.array([steps, 0, 0]), np.array([steps, steps, steps])
-        self.pool.shift([page.slot for page in pages if page.on_device], time_only, floor, stream)
-        self.host_pool.shift(
-            [page.slot for page in pages if not page.on_device], time_only, floor, stream
-        )
-        self.pool.shift(self.conversation_slots.all, text, floor, stream)
-        for run in self._texts:  # each as a whole: at the floor its words keep their order
-            slots = [held.slot for held in run]
-            back = min(steps, int(self.pool.host_positions[slots[0], 0, 0, 0, 0]) - floor)
-            self.pool.shift(slots, np.array([back] * 3), floor, stream)
-        if self.long_term:
-            self.long_term.shift(steps, floor)
-            self._renew()
-
-    def close_gaps(self, first: int, stream: Stream) -> int:
-        """Let what the window still holds follow the prompt without a gap: joined text that is
-        older than its oldest unit, a run behind the other, then that unit. Returns the temporal
-        steps that units went back by. first: the position behind the prompt."""
-        oldest = self.oldest_unit()
-        if oldest is None:
-            return 0
-        begin, moves = int(self.first_cell(oldest)[0]), []
-        for run in self._texts:
-            slots = [held.slot for held in run]
-            start = int(self.pool.host_positions[slots[0], 0, 0, 0, 0])
-            if start >= begin:
-                break
-            moves.append((slots, start - first))
-            first += sum(held.page.tokens for held in run)
-        steps = begin - first
-        if not steps and not any(gap for _, gap in moves):
-            return 0
-        self.stream_slots.wait_unleased()
-        self.host_slots.wait_unleased()
-        for slots, gap in moves:
-            self.pool.shift(slots, np.array([gap] * 3), 0, stream)
-        later = [held.slot for run in list(self._texts)[len(moves) :] for held in run]
-        self.pool.shift(later, np.array([steps] * 3), 0, stream)
-        self.pool.shift(
-            [held.slot for unit in self._units.values() for held in unit.held],
-            np.array([steps, 0, 0]),
-            0,
-            stream,
-        )
-        return steps
+    # ---- accounting ----
 
     @property
     def bytes_moved(self) -> int:
-        """Between the device and what lies behind it, both ways, so far."""
-        return self._bytes_moved + (self._stream_reader.bytes_moved if self._stream_reader else 0)
-
-    def count_recalled(self, pages: int) -> None:
-        """Pages that a question fetched from the host tier."""
-        self._bytes_moved += pages * self._page_bytes
-
-    def count_reader(self, reader: Reader) -> None:
-        """What a question's reader did, at its end."""
-        self._bytes_moved += reader.bytes_moved
-        self.reruns += reader.reruns
+        """Between the device and the host, both ways, so far."""
+        stream = self._stream_reader.bytes_moved if self._stream_reader else 0
+        return self.tiers.bytes_moved + self._reader_bytes + stream
 
     def pages_in_use(self) -> dict[str, int]:
-        device = self.stream_slots.live + self.scratch_slots.live + self.conversation_slots.live
-        return {
-            "device": device,
-            "host": math.ceil(self.long_term.cells_in_use())
-            if self.long_term
-            else self.host_slots.live,
-        }
+        if self.long_term:
+            host = math.ceil(self.long_term.cells_in_use())
+        else:
+            host = self.tiers.host_slots.live
+        return {"device": self.tiers.device_pages(), "host": host}
 
     def close(self) -> None:
-        for slots in (
-            self.stream_slots,
-            self.scratch_slots,
-            self.conversation_slots,
-            self.host_slots,
-        ):
-            slots.close()
+        self.tiers.close()
         if self.long_term:
             self.long_term.close()
 
-    # ---- the recent window
-    # ----------------------------------------------------------------------------------------------
-
-    @property
-    def _keeps_window(self) -> bool:
-        """Whether the pages of units are those of the recent window, and no others."""
-        return self.long_term is not None or self.system.ingest.slides
-
-    def _beyond_window(self, newest: int) -> list[int]:
-        """Numbers of the chunks that leave the window once unit `newest` is there: behind each of
-        them come as many units as the window's chunks hold when they are full. So a chunk that a
-        question cut short makes it no shorter."""
-        window = self.system.ingest.window
-        if window is None or not self._keeps_window:
-            return []
-        units = window * (self.system.chunk_frames or self.model.chunk_frames) // UNIT_FRAMES
-        return [chunk.chunk for chunk in self.chunks if newest - chunk.last >= units]
+    # ---- long-term memory ----
 
     def _leave_window(self, newest: int) -> None:
-        """Chunks that the next one does not see go to long-term memory, or are forgotten, if the
-        system keeps no others."""
-        if not self._keeps_window:
+        """Chunks that the next one does not see go to long-term memory, or are evicted."""
+        if not self._window.holds_all_pages:
             return
-        for index in self._beyond_window(newest):
+        for index in self._window.leaving(newest):
             if self.long_term:
-                departing = self._departing(self.chunks[index])
-                self._bytes_moved += departing.k.nbytes + departing.v.nbytes
+                departing = self._window.copy_of(self.chunks[index])
+                self._reader_bytes += departing.k.nbytes + departing.v.nbytes
                 self.long_term.absorb(departing)
-            self._forget_all(list(self.chunks[index].units))
+            self.tiers.evict(list(self.chunks[index].units))
         self._renew()
-
-    def _departing(self, chunk: ChunkEntry) -> Departing:
-        units = [self._units[unit].held for unit in chunk.units]
-        held = [page for unit in units for page in unit]
-        slots, counts = [page.slot for page in held], [page.page.tokens for page in held]
-        there = np.arange(self.model.page_tokens) < np.asarray(counts)[:, None]  # [pages, T]
-        data = self.pool.data[slots].transpose(3, 1, 0, 4, 2, 5)[:, :, there]  # [2, L, n, Hkv, D]
-        tokens = [sum(page.page.tokens for page in unit) for unit in units]
-        if chunk.queries is None:
-            raise ValueError("long-term memory wants the queries of a chunk's last rows")
-        return Departing(
-            pages=tuple(
-                replace(unit[0].page, tokens=count)
-                for unit, count in zip(units, tokens, strict=True)
-            ),
-            unit=np.repeat(np.arange(len(units)), tokens),
-            k=data[0],
-            v=data[1],
-            positions=self.pool.host_positions[slots][:, 0, 0][there],
-            queries=chunk.queries,
-        )
 
     def _new_stream_reader(self) -> StreamReader | None:
         if not self.long_term or not self.long_term.reads_in_prefill:
             return None
-        slots = self.scratch_slots.allocate(self.recall_slots)
-        return self.long_term.stream_reader(
-            self.long_term.view(leased=False), self._recalls(self.long_term, slots)
+        recalls = self._recalls(
+            self.long_term, self.tiers.scratch_slots.allocate(self.recall_slots)
         )
+        return self.long_term.stream_reader(self.long_term.view(leased=False), recalls)
 
     def _recalls(self, long_term: LongTerm, slots: Sequence[int]) -> list[Recall]:
-        most = long_term.most_cells
+        cells = long_term.most_cells
         return [
-            Recall(self.pool, slots[first : first + most]) for first in range(0, len(slots), most)
+            Recall(self.pool, slots[first : first + cells]) for first in range(0, len(slots), cells)
         ]
 
     def _renew(self) -> None:
+        """The next chunk reads long-term memory as it is now."""
         if self.long_term and self._stream_reader:
             self._stream_reader.renew(self.long_term.view(leased=False))
 
-    def _cells(self, unit: int) -> tuple[np.ndarray, np.ndarray]:
-        """Device slot and cell of each of a unit's tokens."""
-        held = self._units[unit].held
-        counts = [page.page.tokens for page in held]
-        return np.repeat([page.slot for page in held], counts), np.concatenate(
-            [np.arange(count) for count in counts]
-        )
 
-    # ---- making room
-    # ----------------------------------------------------------------------------------------------------
-
-    def _write(
-        self,
-        templates: Sequence[Page],
-        lengths: Sequence[int],
-        k: Any,
-        v: Any,
-        positions: np.ndarray,
-        stream: Stream,
-    ) -> list[PageLocation]:
-        """Write runs of tokens to pages in the stream's part of the device; templates: one a
-        run."""
-        layout = Layout.of(lengths, self.model.page_tokens)
-        self._make_device_room(len(layout.tokens), stream)
-        slots = self.stream_slots.allocate(len(layout.tokens))
-        self.pool.clear(slots, stream)
-        self.pool.write(np.asarray(slots)[layout.page], layout.cell, k, v, positions, stream)
-        return [
-            PageLocation(page, True, slot)
-            for page, slot in zip(pages_of(layout, templates, self.ids), slots, strict=True)
-        ]
-
-    def _make_device_room(self, pages: int, stream: Stream) -> None:
-        while self.stream_slots.live + pages > self.stream_slots.count:
-            if self.host_slots.count:
-                self._move_to_host(next(iter(self._on_device)), stream)
-            else:
-                self._forget_all(self.system.overflow.victims(self._on_device.keys()))
-
-    def _move_to_host(self, unit: int, stream: Stream) -> None:
-        held = self._units[unit].held
-        while self.host_slots.live + len(held) > self.host_slots.count:
-            self._forget_all(self.system.overflow.victims(self._on_host.keys()))
-        slots = self.host_slots.allocate(len(held))
-        self._bytes_moved += len(held) * self._page_bytes
-        self.host_pool.copy_from(self.pool, [page.slot for page in held], slots, stream)
-        self.stream_slots.free([page.slot for page in held])
-        for page, slot in zip(held, slots, strict=True):
-            page.on_device, page.slot = False, slot
-        del self._on_device[unit]
-        self._on_host[unit] = None
-
-    def _forget_all(self, units: Iterable[int]) -> None:
-        for number in units:
-            unit = self._units.pop(number)
-            tier = self.stream_slots if number in self._on_device else self.host_slots
-            tier.free([page.slot for page in unit.held])
-            self._on_device.pop(number, None)
-            self._on_host.pop(number, None)
-            chunk = self.chunks[unit.chunk]
-            chunk.units.remove(number)
-            chunk.pages -= len(unit.held)
-            if not chunk.units:
-                self.chunks.forget(unit.chunk)
-
-
-def pages_of(layout: Layout, templates: Sequence[Page], ids: Iterator[int]) -> list[Page]:
-    """The pages of a layout: the template of their run, with an id and a number of tokens."""
+def unit_pages(chunk: Chunk) -> list[Page]:
+    """A page for each unit of a chunk, without id and token count."""
     return [
-        replace(templates[run], id=next(ids), tokens=tokens)
-        for run, tokens in zip(layout.run, layout.tokens, strict=True)
+        Page(
+            id=-1,
+            kind="vision",
+            tokens=0,
+            chunk=chunk.index,
+            unit=chunk.first_unit + unit,
+            start=chunk.frames[UNIT_FRAMES * unit].time,
+            end=chunk.frames[UNIT_FRAMES * unit + UNIT_FRAMES - 1].time,
+        )
+        for unit in range(chunk.units)
     ]
+
+
+def _slots(run: Sequence[PageLocation]) -> list[int]:
+    return [location.slot for location in run]
+
+
+def _tokens(run: Sequence[PageLocation]) -> int:
+    return sum(location.page.tokens for location in run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term.long_term import LongTerm
@@ -43,7 +44,7 @@ class MemoryPlan:
         def pages(tokens: int) -> int:
             return math.ceil(tokens / model.page_tokens)
 
-        chunk_units = model.chunk_frames // 2
+        chunk_units = model.chunk_frames // UNIT_FRAMES
         unit_pages = pages(model.unit_tokens)
         host = 0 if long_term else int(system.budget.host_mb * 1e6) // bytes_of_page
         deferred = 0 if system.ingest.prefills else chunk_units * unit_pages

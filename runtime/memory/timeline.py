@@ -43,7 +43,7 @@ class Timeline:
             self.offset -= max(self._text_end + 1 - self.step(start), 0)
             self._text_end = self.first - 1
 
-    def join_text(self, end: int) -> None:
+    def append_text(self, end: int) -> None:
         """Text whose last token stands at `end` has become part of the stream."""
         self._text_end, self._newest = end, max(self._newest, end)
 

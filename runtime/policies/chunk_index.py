@@ -61,6 +61,14 @@ class ChunkIndex:
         self._free.append(self._row.pop(chunk))
         self._order = None
 
+    def remove_unit(self, chunk: int, unit: int, pages: int) -> None:
+        """A unit of a chunk, which had so many pages, is evicted; a chunk without units leaves."""
+        entry = self._chunks[chunk]
+        entry.units.remove(unit)
+        entry.pages -= pages
+        if not entry.units:
+            self.forget(chunk)
+
     def __len__(self) -> int:
         return len(self._chunks)
 

@@ -17,6 +17,11 @@ ALWAYS = math.inf  # above every score: all positions are
 
 
 class Drop(Policy):
+    @property
+    def pruning(self) -> MotionPruning | None:
+        """The rule, where tokens are pruned before the vision encoder; else None."""
+        return None
+
     def bounds(self, units: int, unit_tokens: int) -> tuple[float, int]:
         """Threshold and number of hot positions for the token control graph."""
         raise NotImplementedError
@@ -76,6 +81,10 @@ class MotionPruning(Drop):
     alpha: float = Field(0, ge=0, le=MOST)
     difference: float = Field(gt=0, le=255)
     refresh: float = Field(gt=0, le=MOST)
+
+    @property
+    def pruning(self) -> MotionPruning:
+        return self
 
     def bounds(self, units: int, unit_tokens: int) -> tuple[float, int]:
         return ALWAYS, 0

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.policies.registry import MOST, Policy, Registry
 
 
@@ -23,6 +24,16 @@ class Ingest(Policy):
         count by their units: see `Memory`.
         """
         raise NotImplementedError
+
+    @property
+    def anchor_rule(self) -> Literal["refresh", "reuse"] | None:
+        """What happens to units with an I frame when the window slides; None = nothing special."""
+        return None
+
+    @property
+    def deferred_units(self) -> int:
+        """How many of the latest units wait, as visual tokens, for a question to prefill them."""
+        return 0
 
 
 class AllChunks(Ingest):
@@ -60,6 +71,10 @@ class SlidingWindow(RecentChunks):
     chunks: int = Field(ge=1, le=MOST)
     anchors: Literal["refresh", "reuse"] | None = None
 
+    @property
+    def anchor_rule(self) -> Literal["refresh", "reuse"] | None:
+        return self.anchors
+
 
 class LatestFrames(Ingest):
     """SimpleStream (arXiv 2604.02317): nothing is remembered but the latest `frames` frames,
@@ -67,7 +82,11 @@ class LatestFrames(Ingest):
 
     policy: ClassVar[str] = "latest-frames"
     prefills: ClassVar[bool] = False
-    frames: int = Field(gt=0, le=MOST, multiple_of=2)
+    frames: int = Field(gt=0, le=MOST, multiple_of=UNIT_FRAMES)
+
+    @property
+    def deferred_units(self) -> int:
+        return self.frames // UNIT_FRAMES
 
     @property
     def window(self) -> int | None:

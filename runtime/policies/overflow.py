@@ -14,6 +14,8 @@ BATCH = 64  # ThinEvenly forgets the BATCH-th part of what it holds at a time
 
 
 class Overflow(Policy):
+    refuses: ClassVar[bool] = False  # whether a full memory ends the stream with an error
+
     def victims(self, units: Collection[int]) -> list[int]:
         """Of the units in the full tier, ascending and at least one, those to forget now: at least
         one."""
@@ -22,6 +24,7 @@ class Overflow(Policy):
 
 class Refuse(Overflow):
     policy: ClassVar[str] = "refuse"
+    refuses: ClassVar[bool] = True
 
     def victims(self, units: Collection[int]) -> list[int]:
         raise MemoryBudgetError(

@@ -12,7 +12,10 @@ LONGEST = 512  # tokens
 
 
 class Speech(Policy):
-    pass
+    @property
+    def by_itself(self) -> StreamingEos | None:
+        """The rule by which the model speaks unasked; None where it answers only when asked."""
+        return None
 
 
 class WhenAsked(Speech):
@@ -30,6 +33,10 @@ class StreamingEos(Speech):
     silence: str = Field("<|im_end|>", min_length=1, max_length=100)  # a token of the model
     threshold: float = Field(0.725, gt=0, le=1)
     longest: int = Field(32, ge=1, le=LONGEST)  # tokens of what is said at a time
+
+    @property
+    def by_itself(self) -> StreamingEos:
+        return self
 
 
 SPEECHES = Registry("speaks", WhenAsked, StreamingEos)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
+from vicort.runtime.core import Frame, Motion
 from vicort.runtime.errors import ConfigError
 
 
@@ -34,10 +36,11 @@ class Sampler:
         """fps: frames a second to take; None takes every frame."""
         self._fps = None if fps is None else as_rate(fps)
         self._first: Fraction | None = None
+        self._skipped: Motion | None = None  # of the frames since the last one that was accepted
         self._due = Fraction(0)  # time of the next tick; without meaning before the first frame
 
     def wants(self, time: Fraction) -> bool:
-        """Whether `take` would take a frame of that time; changes nothing."""
+        """Whether `accepts` would accept a frame of that time; changes nothing."""
         return self._fps is None or self._first is None or time >= self._due
 
     def accepts(self, time: Fraction) -> bool:
@@ -50,3 +53,16 @@ class Sampler:
             passed = math.floor((time - self._first) * self._fps)  # ticks since the first
             self._due = self._first + (passed + 1) / self._fps
         return True
+
+    def sample(self, frame: Frame) -> Frame | None:
+        """The frame if it is accepted, else None.
+
+        An accepted frame carries the motion of the frames that were skipped before it, too.
+        """
+        if frame.motion:
+            frame = replace(frame, motion=frame.motion.after(self._skipped))
+        if not self.accepts(frame.time):
+            self._skipped = frame.motion
+            return None
+        self._skipped = None
+        return frame

@@ -1,50 +1,60 @@
-"""CodecFlow's selective refresh (arXiv 2604.06036): when the window slides, what it keeps was
-computed in the context of what it forgets. Units with an I frame, which hold the whole picture, are
-computed again; those between, which only tell what moved, are not.
+"""CodecFlow's selective refresh (arXiv 2604.06036).
+
+When the window slides, what it keeps was computed in the context of what has been evicted. Units
+with an I frame, which holds the whole picture, are computed again; units between them, which only
+hold motion, are not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
-from vicort.runtime.devices.device import Device, Stream
+from vicort.runtime.devices.device import Array, Device, Stream
 from vicort.runtime.language.language_run import LanguageRun
 from vicort.runtime.memory.memory import Memory
-from vicort.runtime.policies.ingest import SlidingWindow
 from vicort.runtime.stages.job import Job
 
 
 class Anchors:
-    """The visual tokens of the window's units with an I frame, kept to be run once more."""
+    """Copies of the visual tokens of the window's units with an I frame.
+
+    All methods run in the prefill stream's own work.
+    """
 
     def __init__(
-        self, policy: SlidingWindow, device: Device, language: LanguageRun, memory: Memory
+        self,
+        rule: Literal["reuse", "refresh"],
+        device: Device,
+        language: LanguageRun,
+        memory: Memory,
     ) -> None:
-        self.policy = policy
+        """rule: "reuse" keeps the window's keys and values as they are; then nothing is copied."""
+        self._rule = rule
         self._device = device
         self._language = language
         self._memory = memory
-        # of each such unit: Array [n, width], in the order of the stream
-        self._rows: dict[int, Any] = {}
+        self._rows: dict[int, Array] = {}  # unit -> [n, width], in the order of the stream
 
     def keep(self, job: Job, tokens_of_unit: Sequence[int], stream: Stream) -> None:
-        """A chunk was placed: copy what its anchors may need later."""
-        if self.policy.anchors == "reuse":
+        """Copy the anchors of a chunk that has just been written."""
+        if self._rule == "reuse":
             return
         for unit in job.anchors:
             first = sum(tokens_of_unit[:unit])
             rows = job.rows[first : first + tokens_of_unit[unit]]
-            kept = self._device.empty(rows.shape, rows.dtype)
-            self._device.copy(kept, rows, stream)
-            self._rows[job.chunk.first_unit + unit] = kept
+            copy = self._device.empty(rows.shape, rows.dtype)
+            self._device.copy(copy, rows, stream)
+            self._rows[job.chunk.first_unit + unit] = copy
 
     def refresh(self, stream: Stream) -> None:
-        """The window has slid: run each anchor over what came before it there, oldest first, so
-        that it sees those before it anew."""
-        self._rows = {unit: rows for unit, rows in self._rows.items() if self._memory.holds(unit)}
+        """After the window has slid, run each anchor over what is before it there, oldest first.
+
+        So each anchor sees the new values of the anchors before it.
+        """
+        memory = self._memory
+        self._rows = {unit: rows for unit, rows in self._rows.items() if memory.tiers.holds(unit)}
         for unit, rows in self._rows.items():
-            out = self._language(
-                None, [rows], self._memory.positions(unit), self._memory.before(unit), stream
-            )
-            self._memory.rewrite(unit, out.k, out.v, stream)
+            table = memory.table_before(unit)
+            out = self._language(None, [rows], memory.positions(unit), table, stream)
+            memory.rewrite(unit, out.k, out.v, stream)

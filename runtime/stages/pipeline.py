@@ -1,7 +1,7 @@
-"""Chunks through the stages: overlapped, each stage on its own stream, and its plain twin, one
-stage after another.
+"""Two pipelines that run the same stages: overlapped, each stage on its own stream, and
+sequential, one stage after another.
 
-Both give bit-identical results: start a bug hunt with the twin.
+Both give bit-identical results. Look for a bug in the sequential one first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vicort.runtime.stages.job import Buffers, Job, Stage
 
 
 class Pipeline(Protocol):
-    newest: Event | None  # when the newest chunk has left the last stage
+    newest: Event | None  # done when the newest chunk has left the last stage
 
     def enter(self, chunk: Chunk) -> None:
         """Hand a chunk to the first stage; waits while no buffers are free. Raises what an earlier
@@ -35,11 +35,11 @@ class Pipeline(Protocol):
         ...
 
     def drain(self) -> None:
-        """Wait until all chunks are through. Raises what one of them failed with."""
+        """Wait until all chunks have left. Raises what one of them failed with."""
         ...
 
     def close(self) -> None:
-        """Wake whoever waits for buffers, with an error: none will come back."""
+        """Wake every thread that waits for buffers, with an error."""
         ...
 
 
@@ -67,7 +67,7 @@ class SequentialPipeline:
 
     def _run(self, stage: Stage, job: Job) -> None:
         with self._clock.measure(stage.name, stage.stream, chunk=job.chunk.index, **job.notes):
-            stage.run(job)
+            stage.run_in_stream(job)
 
     def try_enter(self, chunk: Chunk) -> bool:
         self.enter(chunk)
@@ -108,14 +108,14 @@ class OverlappedPipeline:
     def enter(self, chunk: Chunk) -> None:
         with self._changed:
             self._wait_for_room()
-            buffers = self._take_buffers()
+            buffers = self._claim_buffers()
         self._start(chunk, buffers)
 
     def try_enter(self, chunk: Chunk) -> bool:
         with self._changed:
             if not self._free:
                 return False
-            buffers = self._take_buffers()
+            buffers = self._claim_buffers()
         self._start(chunk, buffers)
         return True
 
@@ -143,13 +143,13 @@ class OverlappedPipeline:
         if self._closed:
             raise VicortError("the session is closed: open a new one")
 
-    def _take_buffers(self) -> Buffers:
+    def _claim_buffers(self) -> Buffers:
         if self._failure:
             raise self._failure
         self._in_flight += 1
         return self._free.pop()
 
-    def _let_go(self, buffers: Buffers) -> None:
+    def _release(self, buffers: Buffers) -> None:
         with self._changed:
             self._in_flight -= 1
             self._free.append(buffers)
@@ -162,8 +162,7 @@ class OverlappedPipeline:
         self.newest = before
 
     def _run(self, stage: Stage, job: Job, before: Event | None) -> None:
-        """One stage of one chunk, behind the stage before. Nothing more is run of chunks behind one
-        that failed."""
+        """One stage of one chunk, after the stage before. Chunks after one that failed are not run."""
         last = stage is self._stages[-1]
         try:
             if before:
@@ -171,17 +170,17 @@ class OverlappedPipeline:
             if self._failure and self._failed_chunk < job.chunk.index:
                 raise self._failure
             with self._clock.measure(stage.name, stage.stream, chunk=job.chunk.index, **job.notes):
-                stage.run(job)
+                stage.run_in_stream(job)
         except BaseException as error:
             self._fail(job, error)
             if last:
-                self._let_go(job.buffers)
+                self._release(job.buffers)
             raise
         if last:
-            stage.stream.notify(self._finish, job, failed=partial(self._broke, job))
+            stage.stream.notify(self._finish, job, failed=partial(self._device_failed, job))
 
     def _finish(self, job: Job) -> None:
-        """The device is done with a chunk."""
+        """Called once the device has finished a chunk."""
         try:
             self._clock.settle()
             self._done(job)
@@ -189,12 +188,12 @@ class OverlappedPipeline:
             self._fail(job, error)
             raise
         finally:
-            self._let_go(job.buffers)
+            self._release(job.buffers)
 
-    def _broke(self, job: Job, error: BaseException) -> None:
-        """The device failed under a chunk."""
+    def _device_failed(self, job: Job, error: BaseException) -> None:
+        """Called instead if the device failed while a chunk was in flight."""
         self._fail(job, error)
-        self._let_go(job.buffers)
+        self._release(job.buffers)
 
     def _fail(self, job: Job, error: BaseException) -> None:
         if self._failure is None or job.chunk.index < self._failed_chunk:

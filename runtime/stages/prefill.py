@@ -5,33 +5,29 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
-from vicort.runtime.core import Chunk
-from vicort.runtime.devices.device import Device, Stream
-from vicort.runtime.errors import MemoryBudgetError
+from vicort.runtime.core import UNIT_FRAMES, Chunk
+from vicort.runtime.devices.device import Array, Device, Stream
 from vicort.runtime.language.language_run import LanguageOutput, LanguageRun
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.memory import Memory
-from vicort.runtime.memory.timeline import Timeline
-from vicort.runtime.policies.ingest import LatestFrames, SlidingWindow
-from vicort.runtime.policies.overflow import Refuse
+from vicort.runtime.memory.timeline import text_positions
 from vicort.runtime.stages.anchors import Anchors
 from vicort.runtime.stages.job import Job
 from vicort.runtime.stages.speaker import Speaker
 
 
 @dataclass(frozen=True)
-class LatestUnit:
+class DeferredUnit:
     """A unit that waits, as visual tokens, for a question to prefill it."""
 
-    start: Fraction
+    start: Fraction  # seconds
     end: Fraction
     number: int
     chunk: int
-    rows: Any  # Array [P, width]
+    rows: Array  # [P, width]
 
 
 class Prefill:
@@ -40,118 +36,101 @@ class Prefill:
     name = "prefill"
 
     def __init__(
-        self,
-        device: Device,
-        stream: Stream,
-        run: LanguageRun,
-        memory: Memory,
-        timeline: Timeline,
-        model: ModelSpec,
+        self, device: Device, stream: Stream, run: LanguageRun, memory: Memory, model: ModelSpec
     ) -> None:
-        self._device = device
         self.stream = stream
+        self.seen_until = Fraction(0)  # seconds, last frame of the newest unit
+        self.speaker: Speaker | None = None  # set where the system speaks by itself
+        self._device = device
         self._language = run
         self._memory = memory
-        self._timeline = timeline
         self._model = model
-        ingest = memory.system.ingest
+        self._ingest = ingest = memory.system.ingest
         self._anchors = (
-            Anchors(ingest, device, run, memory)
-            if isinstance(ingest, SlidingWindow) and ingest.anchors
-            else None
+            Anchors(ingest.anchor_rule, device, run, memory) if ingest.anchor_rule else None
         )
-        self.latest: deque[LatestUnit] = deque(
-            maxlen=ingest.frames // 2 if isinstance(ingest, LatestFrames) else 0
-        )
-        self.seen_until = Fraction(0)  # seconds, last frame of the newest unit
-        self.speaker: Speaker | None = None  # set by Session where the system speaks by itself
+        self.deferred: deque[DeferredUnit] = deque(maxlen=ingest.deferred_units)
 
-    def run(self, job: Job) -> None:
-        if self._memory.system.ingest.prefills:
+    def cache_prompt_in_stream(self, tokens: np.ndarray) -> None:
+        """Prefill the prompt's tokens [n] int32, before any chunk."""
+        positions = text_positions(0, len(tokens))
+        table = self._memory.ingest_table().slots
+        out = self._language(tokens, [], positions, table, self.stream)
+        self._memory.write_prompt(out.k, out.v, positions, self.stream)
+
+    def run_in_stream(self, job: Job) -> None:
+        if self._ingest.prefills:
             self._prefill(job)
         else:
-            self._wait_for_question(job)
+            self._defer(job)
         self.seen_until = job.chunk.end
 
     def _prefill(self, job: Job) -> None:
-        chunk, tokens = job.chunk, self._model.unit_tokens
-        self._timeline.begin(chunk.start)
-        if self._memory.system.ingest.slides:
+        chunk, memory = job.chunk, self._memory
+        memory.timeline.begin(chunk.start)
+        if self._ingest.slides:
             self._slide(chunk)
-        self._keep_in_range(chunk.frames[-2].time)
-        positions = np.concatenate(
-            [self._timeline.unit(chunk.frames[2 * u].time) for u in range(chunk.units)]
-        )[job.indices]
-        of_unit = np.bincount(job.indices // tokens, minlength=chunk.units).tolist()
+        memory.keep_in_range(chunk.frames[-UNIT_FRAMES].time, self.stream)
+        positions = self._positions(chunk)[job.indices]
+        units_of_tokens = job.indices // self._model.unit_tokens
+        tokens_of_unit = np.bincount(units_of_tokens, minlength=chunk.units).tolist()
         if job.kept:
             out = self._attend(job, positions)
-            queries = (
-                self._device.read(self.stream, out.queries)[0].copy()
-                if self._memory.long_term
-                else None
-            )
-            self._memory.write_chunk(
-                chunk, of_unit, out.k, out.v, positions, job.mean.copy(), self.stream, queries
+            memory.write_chunk(
+                chunk,
+                tokens_of_unit,
+                out.k,
+                out.v,
+                positions,
+                job.mean.copy(),
+                self.stream,
+                self._last_queries(out),
             )
             if self.speaker:
                 (logits,) = self._device.read(self.stream, out.logits)
-                self.speaker.decide(chunk, logits[0], job.submitted)
+                self.speaker.decide(chunk, logits[0], job.entered)
         if self._anchors:
-            self._anchors.keep(job, of_unit, self.stream)
+            self._anchors.keep(job, tokens_of_unit, self.stream)
+
+    def _positions(self, chunk: Chunk) -> np.ndarray:
+        """[units * P, 3] int32 of all visual tokens of a chunk."""
+        starts = [chunk.frames[UNIT_FRAMES * unit].time for unit in range(chunk.units)]
+        return np.concatenate([self._memory.timeline.unit(start) for start in starts])
+
+    def _last_queries(self, out: LanguageOutput) -> np.ndarray | None:
+        """[L, R, Hq, D] float32 of a run's last rows, where long-term memory needs them."""
+        if not self._memory.long_term:
+            return None
+        (queries,) = self._device.read(self.stream, out.queries)
+        return queries.copy()
 
     def _slide(self, chunk: Chunk) -> None:
-        """Positions follow the prompt again once older chunks are gone; where the system has
-        anchors, that is now."""
-        slid = self._anchors is not None and self._memory.slide(chunk)
-        if steps := self._memory.close_gaps(self._timeline.first, self.stream):
-            self._timeline.rebase(steps)
-        if self._anchors and slid:
+        """Close the gap that evicted chunks leave after the prompt.
+
+        Where the system has anchors, the chunks that this one displaces are evicted first.
+        """
+        evicted = self._anchors is not None and self._memory.slide(chunk)
+        self._memory.close_gaps(self.stream)
+        if self._anchors and evicted:
             self._anchors.refresh(self.stream)
 
     def _attend(self, job: Job, positions: np.ndarray) -> LanguageOutput:
-        """Run a chunk over what memory shows it; again where its own queries say that it should
-        have seen something else."""
+        """Run a chunk over what memory shows it; again where its own queries choose other pages."""
         while True:
-            out = self._language(
-                None, [job.rows], positions, self._memory.ingest_table().slots, self.stream
-            )
+            table = self._memory.ingest_table().slots
+            out = self._language(None, [job.rows], positions, table, self.stream)
             if not self._memory.chooses:
                 return out
             (q,) = self._device.read(self.stream, out.q)
             if not self._memory.must_rerun(q):
                 return out
 
-    def _wait_for_question(self, job: Job) -> None:
-        tokens = self._model.unit_tokens
-        for u in range(job.chunk.units):
-            frames = job.chunk.frames[2 * u : 2 * u + 2]
+    def _defer(self, job: Job) -> None:
+        """Keep copies of the latest units' visual tokens until a question prefills them."""
+        tokens, chunk = self._model.unit_tokens, job.chunk
+        for unit in range(chunk.units):
+            first, last = chunk.frames[UNIT_FRAMES * unit : UNIT_FRAMES * (unit + 1)]
             rows = self._device.empty((tokens, self._model.width), job.rows.dtype)
-            self._device.copy(rows, job.rows[u * tokens : (u + 1) * tokens], self.stream)
-            self.latest.append(
-                LatestUnit(
-                    frames[0].time, frames[1].time, job.chunk.first_unit + u, job.chunk.index, rows
-                )
-            )
-
-    def _keep_in_range(self, newest: Fraction) -> None:
-        """Re-base time when the newest unit would leave the range that the model was trained in."""
-        excess = self._timeline.excess(newest)
-        if not excess:
-            return
-        if isinstance(self._memory.system.overflow, Refuse):
-            raise MemoryBudgetError(
-                f"at {float(newest):.0f} s the stream leaves the {self._model.max_position} "
-                "positions that the model was trained with, "
-                "and this system forgets nothing: take a bounded one with --system vicostream"
-            )
-        first = self._timeline.first
-        oldest = self._memory.oldest_unit()
-        # What long-term memory holds is older than the window: all of it would fall to the floor.
-        age = (
-            0
-            if oldest is None or self._memory.long_term
-            else int(self._memory.first_cell(oldest)[0]) - first
-        )
-        steps = max(excess, age, self._timeline.range // 2)
-        self._memory.rebase(steps, first, self.stream)
-        self._timeline.rebase(steps)
+            self._device.copy(rows, job.rows[unit * tokens : (unit + 1) * tokens], self.stream)
+            number = chunk.first_unit + unit
+            self.deferred.append(DeferredUnit(first.time, last.time, number, chunk.index, rows))

@@ -61,7 +61,7 @@ class PrunedVision:
         self._kept = device.empty((units * model.unit_tokens,), np.int32)
         self._features = device.empty((units * model.unit_tokens, model.width), engines.dtype)
 
-    def run(self, job: Job) -> None:
+    def run_in_stream(self, job: Job) -> None:
         frames = job.buffers.frames[: UNIT_FRAMES * job.chunk.units]
         (images,) = self._device.read(self.stream, frames)
         units = self._pruner(job.chunk, images)
@@ -131,7 +131,7 @@ class PrunedTokens:
         self.stream = stream
         self._width = width
 
-    def run(self, job: Job) -> None:
+    def run_in_stream(self, job: Job) -> None:
         if not job.kept:
             job.mean = np.zeros(self._width, np.float32)
             return

@@ -16,7 +16,7 @@ from vicort.runtime.language.prompt import Prompt
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.layout import Layout
 from vicort.runtime.memory.memory import Memory
-from vicort.runtime.memory.timeline import Timeline, text_positions
+from vicort.runtime.memory.timeline import text_positions
 from vicort.runtime.policies.speech import StreamingEos
 
 
@@ -31,7 +31,6 @@ class Speaker:
         stream: Stream,
         run: LanguageRun,
         memory: Memory,
-        timeline: Timeline,
         model: ModelSpec,
         prompt: Prompt,
         on_spoken: Callable[[Spoken], None],
@@ -51,7 +50,6 @@ class Speaker:
         self._stream = stream
         self._language = run
         self._memory = memory
-        self._timeline = timeline
         self._prompt = prompt
         self._on_spoken = on_spoken
         self._last = model.max_position - 1
@@ -79,26 +77,26 @@ class Speaker:
     def _say(self, token: int) -> list[int]:
         """Greedy words from the first one on, without their end; they and it join the stream."""
         memory = self._memory
-        scratch = memory.scratch_slots.allocate(len(self._layout.tokens))
+        scratch = memory.tiers.scratch_slots.allocate(len(self._layout.tokens))
         try:
             memory.pool.clear(scratch, self._stream)
-            table, start = memory.ingest_table(scratch).slots, self._timeline.next_text
+            table, start = memory.ingest_table(scratch).slots, memory.timeline.next_text
             tokens: list[int] = []
             while token not in self._ends and len(tokens) < min(
                 self._policy.longest, self._last - start
             ):
-                logits = self._place(token, len(tokens), start, scratch, table)
+                logits = self._step(token, len(tokens), start, scratch, table)
                 tokens.append(token)
                 token = int(np.argmax(logits))
             # words that were cut off end all the same
             end = token if token in self._ends else self._silence
-            self._place(end, len(tokens), start, scratch, table)
-            self._join(len(tokens) + 1, start, scratch)
+            self._step(end, len(tokens), start, scratch, table)
+            self._append(len(tokens) + 1, start, scratch)
         finally:
-            memory.scratch_slots.free(scratch)
+            memory.tiers.scratch_slots.free(scratch)
         return tokens
 
-    def _place(
+    def _step(
         self, token: int, row: int, start: int, scratch: Sequence[int], table: np.ndarray
     ) -> np.ndarray:
         """One token into its scratch page; returns the logits [V] behind it."""
@@ -112,11 +110,11 @@ class Speaker:
         (logits,) = self._device.read(self._stream, out.logits)
         return logits[0]
 
-    def _join(self, rows: int, start: int, scratch: Sequence[int]) -> None:
+    def _append(self, rows: int, start: int, scratch: Sequence[int]) -> None:
         counts = np.bincount(self._layout.page[:rows])
         pages = [Page(-1, "text", int(count)) for count in counts]
-        self._memory.join_text(pages, scratch[: len(pages)], self._stream)
-        self._timeline.join_text(start + rows - 1)
+        end = start + rows - 1
+        self._memory.append_text(pages, scratch[: len(pages)], end, self._stream)
 
 
 def probability(logits: np.ndarray, token: int) -> float:

@@ -1,7 +1,4 @@
-"""The stages of a chunk's journey, each a verb on a `Job`:
-
-preprocess -> vision -> tokens -> prefill
-"""
+"""The first three stages of a chunk: preprocess -> vision -> tokens; prefill.py has the fourth."""
 
 from __future__ import annotations
 
@@ -9,16 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.devices.device import Device, Stream
 from vicort.runtime.engines.engine import Engine
-from vicort.runtime.engines.engine_set import EngineSet
-from vicort.runtime.language.language_run import LanguageRun
-from vicort.runtime.memory.memory import Memory
-from vicort.runtime.memory.timeline import Timeline
-from vicort.runtime.policies.drop import Drop, MotionPruning
-from vicort.runtime.stages.job import Job, Stage
-from vicort.runtime.stages.prefill import Prefill
-from vicort.runtime.stages.pruned_vision import PrunedTokens, PrunedVision
+from vicort.runtime.policies.drop import Drop
+from vicort.runtime.stages.job import Job
 
 
 class Preprocess:
@@ -27,29 +19,34 @@ class Preprocess:
     name = "preprocess"
 
     def __init__(self, stream: Stream, preprocessor: Any) -> None:
-        self.stream, self._preprocessor = stream, preprocessor
+        self.stream = stream
+        self._preprocessor = preprocessor
 
-    def run(self, job: Job) -> None:
+    def run_in_stream(self, job: Job) -> None:
         images = [frame.image for frame in job.chunk.frames]
         self._preprocessor(images, job.buffers.frames[: len(images)], self.stream)
 
 
 class Vision:
-    """Frames -> visual tokens, P a temporal unit."""
+    """Frames -> visual tokens, P for each temporal unit."""
 
     name = "vision"
 
     def __init__(self, stream: Stream, engine: Engine) -> None:
-        self.stream, self._engine = stream, engine
+        self.stream = stream
+        self._engine = engine
 
-    def run(self, job: Job) -> None:
+    def run_in_stream(self, job: Job) -> None:
         units, buffers = job.chunk.units, job.buffers
-        bindings = {"frames": buffers.frames[: 2 * units], "features": buffers.features[:units]}
+        bindings = {
+            "frames": buffers.frames[: UNIT_FRAMES * units],
+            "features": buffers.features[:units],
+        }
         self._engine.enqueue(bindings, self.stream)
 
 
 class TokenControl:
-    """Which visual tokens go on, and their mean, the chunk's digest."""
+    """Selects the visual tokens that are kept; their mean is the chunk's digest."""
 
     name = "tokens"
 
@@ -59,7 +56,7 @@ class TokenControl:
         self._drop = drop
         self._device = device
 
-    def run(self, job: Job) -> None:
+    def run_in_stream(self, job: Job) -> None:
         buffers, device = job.buffers, self._device
         features = buffers.features[: job.chunk.units]
         units, tokens, _ = features.shape
@@ -76,37 +73,8 @@ class TokenControl:
             "mean": buffers.mean,
         }
         self._engine.enqueue(bindings, self.stream)
-        # The one wait of the host between stages: how much is prefilled depends on what was seen.
+        # The only time that the host waits between stages: the count decides what is prefilled.
         count, kept, job.mean = device.read(self.stream, buffers.count, buffers.kept, buffers.mean)
         job.kept = int(count[0])
-        job.rows, job.indices = buffers.compact[: job.kept], kept[: job.kept]
-
-
-def make_stages(
-    device: Device,
-    engines: EngineSet,
-    memory: Memory,
-    timeline: Timeline,
-    run: LanguageRun,
-    threads: int,
-) -> tuple[Preprocess, Stage, Stage, Prefill]:
-    """The four stages, each on a stream of its own. threads: of preprocessing."""
-    model = engines.manifest.model
-    return (
-        Preprocess(
-            device.stream("preprocess"),
-            device.preprocessor(model.image_height, model.image_width, threads),
-        ),
-        *_make_vision(device, engines, memory.system.drop),
-        Prefill(device, device.stream("prefill"), run, memory, timeline, model),
-    )
-
-
-def _make_vision(device: Device, engines: EngineSet, drop: Drop) -> tuple[Stage, Stage]:
-    """From frames to the tokens that go on: dropped after the encoder, or pruned before it."""
-    vision, tokens = device.stream("vision"), device.stream("tokens")
-    if isinstance(drop, MotionPruning):
-        return PrunedVision(device, vision, engines, drop), PrunedTokens(
-            device, tokens, engines.manifest.model.width
-        )
-    return Vision(vision, engines.vision), TokenControl(tokens, engines.tokens, drop, device)
+        job.rows = buffers.compact[: job.kept]
+        job.indices = kept[: job.kept]

@@ -124,7 +124,7 @@ def test_full_history_in_chunks_equals_one_pass_over_everything(overlap):
     engines, video = FakeEngineSet(seed=3), frames(22)
     events, _ = run(video, [question(4), question(None)], system(**FULL), engines, overlap=overlap)
     with Session(engines, system(**FULL)) as session:
-        prompt = session._answerer.prompt
+        prompt = session.inspect().prompt
     for answer, seen in zip(answers(events), (video[:8], video), strict=True):
         plain = Transcript(engines, prompt.prefix)
         plain.watch(seen)
@@ -257,10 +257,13 @@ def test_defect_3_memory_stays_within_its_budget_however_long_the_stream(name):
             session.push(type(picture)(picture.image, Fraction(i, 2), i))
         late = pages[-20:]
         assert late == [late[0]] * 20
-        memory = session._memory
+        memory = session.inspect().memory
         budget = SYSTEMS[name].budget
         assert memory.pool.data.nbytes + memory.pool.cell_positions.nbytes <= budget.device_mb * 1e6
-        assert memory.host_pool.data.nbytes + memory.host_pool.cell_positions.nbytes <= budget.host_mb * 1e6
+        assert (
+            memory.tiers.host_pool.data.nbytes + memory.tiers.host_pool.cell_positions.nbytes
+            <= budget.host_mb * 1e6
+        )
 
 
 def test_defect_4_after_two_thousand_chunks_retrieval_still_finds_the_chunk_it_means():
@@ -274,7 +277,7 @@ def test_defect_4_after_two_thousand_chunks_retrieval_still_finds_the_chunk_it_m
         memory="{device_mb: 8, when_full: drop-oldest}",
     )
     with Session(engines, chosen, overlap=False, fps="source") as session:
-        prompt = session._answerer.prompt
+        prompt = session.inspect().prompt
         target = engines.vision.function(frames=np.stack([bright, bright]))["features"][0].mean(
             axis=0
         )
@@ -299,7 +302,7 @@ def test_defect_5_answering_does_not_narrow_what_the_next_chunk_attends_to():
                 for run in engines.llm.runs
                 if run["tokens"][0] >= 16 and run["features"][0] >= 16
             ]
-            return session._memory.ingest_table().pages, prefills[-1]["table"]
+            return session.inspect().memory.ingest_table().pages, prefills[-1]["table"]
 
     asked, quiet = tables(True), tables(False)
     assert [p.unit for p in asked[0]] == [p.unit for p in quiet[0]]
@@ -351,7 +354,7 @@ def test_a_conversation_sees_its_earlier_turns_and_others_do_not():
 def test_a_conversation_goes_on_behind_its_earlier_turns_and_all_video():
     engines, video, second = FakeEngineSet(seed=11), frames(60), "what came after the star?"
     with Session(engines, system(**FULL), sampling=SHORT) as session:
-        prompt, plain = session._answerer.prompt, None
+        prompt, plain = session.inspect().prompt, None
         plain = Transcript(engines, prompt.prefix)
         for part, text, earlier in (
             (video[:8], ASK, False),
@@ -387,11 +390,13 @@ def test_questions_leave_nothing_behind():
 
 def test_a_long_conversation_stays_within_its_pages():
     with Session(FakeEngineSet(layers=1), system(**FULL), overlap=False) as session:
-        session._memory.conversation_slots = Slots(session._memory.conversation_slots.all.start, 20)
+        session.inspect().memory.tiers.conversation_slots = Slots(
+            session.inspect().memory.tiers.conversation_slots.all.start, 20
+        )
         session.push(frames(1)[0])
         for i in range(12):
             session.ask(ASK, conversation=str(i % 3), sampling=Sampling(max_tokens=12))
-        slots = session._memory.conversation_slots
+        slots = session.inspect().memory.tiers.conversation_slots
         assert slots.count - 6 < slots.live <= slots.count
 
 
@@ -503,12 +508,12 @@ def test_after_rebasing_cached_time_agrees_with_time_to_come():
     with Session(FakeEngineSet(max_position=200, layers=1), chosen, overlap=False) as session:
         for i in range(3000):
             session.push(type(picture)(picture.image, Fraction(i, 2), i))
-        memory, timeline = session._memory, session._prefill._timeline
+        memory, timeline = session.inspect().memory, session.inspect().memory.timeline
         assert timeline.offset > 1000
-        assert memory.host_slots.live
-        for unit, held in memory._units.items():
-            assert memory.first_cell(unit).tolist() == [
-                max(timeline.first, timeline.step(held.held[0].page.start)),
+        assert memory.tiers.host_slots.live
+        for unit in memory.tiers.units:
+            assert memory.tiers.first_position(unit).tolist() == [
+                max(timeline.first, timeline.step(memory.tiers.locations(unit)[0].page.start)),
                 2,
                 2,
             ]
@@ -631,7 +636,7 @@ def test_vicostream_reads_the_top_chunks_by_cosine_and_ingests_over_the_last_n()
         )
         embeddings.append(np.concatenate([features[0], *features[1:, hot]]).mean(axis=0))
     with Session(engines, system()) as session:
-        asked = engines.embedding[session._answerer.prompt.words(ASK)].mean(axis=0)
+        asked = engines.embedding[session.inspect().prompt.words(ASK)].mean(axis=0)
     scores = [float(e @ asked / np.linalg.norm(e) / np.linalg.norm(asked)) for e in embeddings]
     chosen = sorted({*sorted(range(10), key=lambda m: -scores[m])[:2], 9})
     seconds = [(Fraction(4 * c), Fraction(8 * c + 7, 2)) for c in chosen]
@@ -652,7 +657,7 @@ def test_simplestream_is_one_pass_over_prompt_latest_four_frames_and_question():
     engines, video = FakeEngineSet(seed=4), frames(30)
     (answer,) = answers(run(video, [question(10)], SYSTEMS["latest"], engines, overlap=False)[0])
     with Session(engines, system()) as session:
-        prompt = session._answerer.prompt
+        prompt = session.inspect().prompt
     plain = Transcript(engines, prompt.prefix)
     plain.watch(video[16:20])
     assert answer.text == prompt.decode(plain.ask(prompt.question(ASK), 5))

@@ -46,7 +46,9 @@ class CudaPool:
     ) -> None:
         self.host_positions[slots, 0, 0, cells] = positions
         pages = np.unique(slots)
-        slot, cell, page, place = self._upload(stream, slots, cells, pages, self.host_positions[pages])
+        slot, cell, page, place = self._upload(
+            stream, slots, cells, pages, self.host_positions[pages]
+        )
         kernels = self._device.kernels
         kernels.scatter_tokens(
             k=k.pointer,

@@ -116,7 +116,9 @@ class KeyClusterMemory:
 
     def shift(self, steps: int, floor: int) -> None:
         self._cells.wait_unheld()
-        self.pool.cell_positions[:] = shifted(self.pool.cell_positions, np.array([steps, 0, 0]), floor)
+        self.pool.cell_positions[:] = shifted(
+            self.pool.cell_positions, np.array([steps, 0, 0]), floor
+        )
 
     def cells_in_use(self) -> float:
         return float(self._cells.live.mean())

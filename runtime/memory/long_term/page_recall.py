@@ -98,7 +98,9 @@ class PageRecallMemory:
         self.ring.wait_unleased()
         if self._chunks:
             self._chunks.settle()
-        self.pool.cell_positions[:] = shifted(self.pool.cell_positions, np.array([steps, 0, 0]), floor)
+        self.pool.cell_positions[:] = shifted(
+            self.pool.cell_positions, np.array([steps, 0, 0]), floor
+        )
         self.shifts += 1
 
     @property

@@ -79,4 +79,6 @@ class RecallStreams:
             cells=len(move.here),
         ):
             target.data[move.here, move.layer, move.head] = self._data[half, : len(move.here)]
-            target.cell_positions[move.here, move.layer, move.head] = self._where[half, : len(move.here)]
+            target.cell_positions[move.here, move.layer, move.head] = self._where[
+                half, : len(move.here)
+            ]

@@ -143,7 +143,9 @@ class SinkBucketsMemory:
         for layer, tokens in enumerate(kept[:, moved]):
             slot, cell = np.divmod(tokens, self.model.page_tokens)
             self.pool.data[to_slot, layer, :, :, to_cell] = self.pool.data[slot, layer, :, :, cell]
-            self.pool.cell_positions[to_slot, layer, :, to_cell] = self.pool.cell_positions[slot, layer, :, cell]
+            self.pool.cell_positions[to_slot, layer, :, to_cell] = self.pool.cell_positions[
+                slot, layer, :, cell
+            ]
         for of_tokens in (self._scores, self._units):
             of_tokens[:, :count] = np.take_along_axis(of_tokens, kept, axis=1)
         self._digest(moved)
@@ -167,7 +169,9 @@ class SinkBucketsMemory:
     def shift(self, steps: int, floor: int) -> None:
         self._views.wait_unleased()
         slots = slice(math.ceil(self._buckets.tokens / self.model.page_tokens))
-        self.pool.cell_positions[slots] = shifted(self.pool.cell_positions[slots], np.array([steps, 0, 0]), floor)
+        self.pool.cell_positions[slots] = shifted(
+            self.pool.cell_positions[slots], np.array([steps, 0, 0]), floor
+        )
 
     @property
     def oldest(self) -> Fraction | None:

@@ -112,9 +112,9 @@ def test_the_store_is_the_same_for_all(name):
     engines = FakeEngineSet()
     system = with_store(engines, load_system(name), 2.5)
     with Session(engines, system, overlap=False) as session:
-        memory = session._memory
+        memory = session.inspect().memory
         stored = (
-            memory.stream_slots.count
+            memory.tiers.stream_slots.count
             * (memory.pool.data[0].nbytes + memory.pool.cell_positions[0].nbytes)
             / 1e6
             + system.budget.host_mb

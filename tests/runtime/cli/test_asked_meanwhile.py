@@ -18,7 +18,7 @@ from support.fake_session import FakeSession
 from vicort.runtime.cli import run
 from vicort.runtime.cli.question_router import QuestionRouter
 from vicort.runtime.cli.question_socket import LONGEST_LINE, MOST_CLIENTS, QuestionSocket
-from vicort.runtime.cli.recurring import Round, RecurringQuestion, says_yes
+from vicort.runtime.cli.recurring import RecurringQuestion, Round, says_yes
 from vicort.runtime.core import Answer, Question, Sampling
 from vicort.runtime.errors import ConfigError, QuestionError
 

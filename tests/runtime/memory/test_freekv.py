@@ -54,7 +54,7 @@ def watch(video, chosen, engines=None, questions=(), **options):
         for frame in video:
             session.push(frame)
         session.finish()
-        memory = session._memory
+        memory = session.inspect().memory
         slots = memory.long_term.ring.slot(
             np.arange(memory.long_term.ring.first, memory.long_term.ring.last)
         )
@@ -90,7 +90,7 @@ def watch(video, chosen, engines=None, questions=(), **options):
 def test_a_stream_is_read_as_the_plain_statement_reads_it(parameters, settings):
     engines, video = FakeEngineSet(seed=5), frames(72)
     with Session(engines, freekv(parameters), sampling=SHORT) as session:
-        prompt = session._answerer.prompt
+        prompt = session.inspect().prompt
         plain = PlainStream(engines, prompt.prefix, 1, *settings)
         reruns = 0
         for start in range(0, len(video), 8):
@@ -103,7 +103,7 @@ def test_a_stream_is_read_as_the_plain_statement_reads_it(parameters, settings):
                 reruns += again
         assert session.summary().reruns == plain.reruns + reruns
         assert bool(plain.reruns) == (settings[1] is not None)
-        memory = session._memory.long_term
+        memory = session.inspect().memory.long_term
         assert memory.ring.last == len(plain.pages)
         for number, (k, v, places) in plain.pages.items():
             slot = memory.ring.slot(np.array(number))
@@ -324,14 +324,17 @@ def test_positions_stay_in_the_trained_range_and_memory_in_its_bytes_however_lon
 
     engines.llm.function = watched
     with Session(engines, freekv("budget: 8", host_mb=0.03), overlap=False) as session:
-        memory = session._memory.long_term
+        memory = session.inspect().memory.long_term
         for i in range(3000):
             session.push(type(picture)(picture.image, Fraction(i, 2), i))
             if i % 500 == 499:
                 session.ask(ASK, sampling=SHORT)
         assert memory.ring.last - memory.ring.first == memory.ring.count
         assert memory.ring.last > 10 * memory.ring.slots
-        assert memory.pool.data.nbytes + memory.pool.cell_positions.nbytes + memory.boxes.nbytes <= 0.03e6
+        assert (
+            memory.pool.data.nbytes + memory.pool.cell_positions.nbytes + memory.boxes.nbytes
+            <= 0.03e6
+        )
     assert 100 < max(largest) < 200
 
 

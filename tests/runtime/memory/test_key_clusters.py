@@ -216,7 +216,9 @@ def test_a_view_stays_what_it_was_whatever_the_stream_does(cells):
         held.absorb(chunk(index))
         index += 1
     if cells == 30:  # the spare cells are soon gone: the stream waits
-        more = threading.Thread(target=lambda: [held.absorb(chunk(index)) for index in range(12, 80)])
+        more = threading.Thread(
+            target=lambda: [held.absorb(chunk(index)) for index in range(12, 80)]
+        )
         more.start()
         more.join(0.3)
         assert more.is_alive()

@@ -46,7 +46,7 @@ class Watched:
 
 def record_departures(session: Session) -> list[Departing]:
     """What leaves the window, from now on."""
-    memory, chunks = session._memory.long_term, []
+    memory, chunks = session.inspect().memory.long_term, []
     take = memory.absorb
 
     def recorded(departing):
@@ -81,7 +81,7 @@ def test_a_question_reads_what_the_plain_statement_chooses(engines):
             session.push(frame)
         engines.llm.runs.clear()
         answer = session.ask(ASK)
-        window = session._memory.ingest_table()
+        window = session.inspect().memory.ingest_table()
     first, second, *later = engines.llm.runs
     np.testing.assert_array_equal(first["pos"], second["pos"])
     shared = {slot for slot in window.slots[0, 0].tolist() if slot >= 0}
@@ -145,7 +145,7 @@ def test_the_overlapped_pipeline_and_its_sequential_twin_agree_to_the_last_bit()
                 (a.text, a.seen_until, a.read, a.pages, a.tokens, a.tokens_read)
                 for a in (future.result() for future in futures)
             ]
-            memory = session._memory.long_term
+            memory = session.inspect().memory.long_term
             count = memory._buckets.tokens
             kept = (
                 memory.pool.data[: count // 4],
@@ -171,8 +171,8 @@ def test_questions_from_many_sides_while_a_full_memory_merges():
         for at, future in zip(times, futures, strict=True):
             answer = future.result(timeout=60)
             assert answer.read[-1][1] == answer.seen_until <= at
-        assert session._memory.long_term._buckets.levels[0] > 0  # it merged
-        assert session._memory.long_term._views._leases == {}
+        assert session.inspect().memory.long_term._buckets.levels[0] > 0  # it merged
+        assert session.inspect().memory.long_term._views._leases == {}
 
 
 def test_thousands_of_chunks_leave_pages_flat_and_the_first_minute_readable():
@@ -190,7 +190,8 @@ def test_thousands_of_chunks_leave_pages_flat_and_the_first_minute_readable():
             session.push(Frame(picture, Fraction(i, 2), i))
         answer = session.ask(ASK)
         largest = max(
-            int(session._memory.pool.cell_positions.max()), int(session._memory.long_term.pool.cell_positions.max())
+            int(session.inspect().memory.pool.cell_positions.max()),
+            int(session.inspect().memory.long_term.pool.cell_positions.max()),
         )
     assert (
         max(p["host"] for p in pages[-500:])

@@ -49,7 +49,10 @@ def test_each_layer_and_head_reads_its_own_cells_and_no_token_beyond_what_counts
             continue
         assert slot == slots[place]
         assert (near.data[slot, layer, head] == far.data[cell, layer, head]).all()
-        assert (near.cell_positions[slot, layer, head, :count] == far.cell_positions[cell, layer, head, :count]).all()
+        assert (
+            near.cell_positions[slot, layer, head, :count]
+            == far.cell_positions[cell, layer, head, :count]
+        ).all()
         assert (near.cell_positions[slot, layer, head, count:] == NONE).all()
     assert recall.bytes_moved == (cells != NONE).sum() * far.data[0, 0, 0].nbytes
 

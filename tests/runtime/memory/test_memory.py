@@ -14,6 +14,7 @@ from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.memory.memory import Memory
 from vicort.runtime.memory.memory_plan import SPARE_CHUNKS
 from vicort.runtime.memory.page_tables import pad_table
+from vicort.runtime.memory.timeline import Timeline
 
 PICTURE = np.zeros((1, 1, 3), np.uint8)
 MODEL = toy_model(chunk_frames=4)
@@ -28,7 +29,12 @@ def chunk(index):
 def filled(count, memory="{device_mb: 0.92, host_mb: 0.01, when_full: drop-oldest}"):
     """A memory in which every key of unit u is u, every value -u."""
     held = Memory(
-        HostDevice(threads=False), MODEL, system(memory=memory), 0, np.float32, StageClock(None)
+        HostDevice(threads=False),
+        MODEL,
+        system(memory=memory),
+        Timeline(MODEL, 0, text_room=10),
+        np.float32,
+        StageClock(None),
     )
     for index in range(count):
         units = np.repeat([2 * index, 2 * index + 1], 4).astype(np.float32)
@@ -62,10 +68,10 @@ def place(memory, index):
 
 def test_pages_on_either_tier_are_recalled_in_the_order_of_the_stream():
     memory = filled(60)
-    assert memory.host_slots.live
+    assert memory.tiers.host_slots.live
     units = [number for chunk in memory.chunks for number in chunk.units]
     lease = memory.lease(units)
-    scratch = memory.scratch_slots.allocate(lease.recalls)
+    scratch = memory.tiers.scratch_slots.allocate(lease.recalls)
     slots = lease.slots(scratch, STREAM)
     assert [page.unit for page in lease.pages] == units
     assert memory.pool.data[slots, 0, 0, 0, 0, 0].tolist() == units
@@ -80,7 +86,7 @@ def test_a_leased_page_is_never_overwritten_however_far_the_stream_goes():
     before = memory.pool.data[lease.slots([], STREAM)].copy()
     for index in range(60, 60 + SPARE_CHUNKS):  # the spare slots: the stream goes on
         place(memory, index)
-    assert not set(units) & set(memory._units)
+    assert not set(units) & set(memory.tiers.units)
     np.testing.assert_array_equal(memory.pool.data[lease.slots([], STREAM)], before)
     more = threading.Thread(target=lambda: [place(memory, index) for index in range(90, 120)])
     more.start()  # now it waits for the question, which reads on
@@ -94,14 +100,14 @@ def test_a_leased_page_is_never_overwritten_however_far_the_stream_goes():
 def test_time_is_not_moved_under_a_question_that_reads_it():
     memory = filled(4)
     lease, moved = memory.lease([0, 1]), threading.Event()
-    thread = threading.Thread(target=lambda: (memory.rebase(3, 0, STREAM), moved.set()))
+    thread = threading.Thread(target=lambda: (memory.rebase(3, STREAM), moved.set()))
     thread.start()
     assert not moved.wait(0.1)
-    assert memory.first_cell(5).tolist() == [5, 5, 5]
+    assert memory.tiers.first_position(5).tolist() == [5, 5, 5]
     lease.release()
     assert moved.wait(5)
     thread.join()
-    assert memory.first_cell(5).tolist() == [2, 5, 5]
+    assert memory.tiers.first_position(5).tolist() == [2, 5, 5]
 
 
 def test_a_unit_of_which_nothing_was_kept_takes_no_page():
@@ -117,9 +123,10 @@ def test_what_is_known_of_a_chunk_goes_with_its_units():
     memory = filled(60, "{device_mb: 0.92, when_full: thin-evenly}")
     held = list(memory.chunks)
     assert any(len(chunk.units) == 1 for chunk in held)
-    assert {unit for chunk in held for unit in chunk.units} == set(memory._units)
+    assert {unit for chunk in held for unit in chunk.units} == set(memory.tiers.units)
     assert all(
-        chunk.pages == sum(len(memory._units[unit].held) for unit in chunk.units) for chunk in held
+        chunk.pages == sum(len(memory.tiers.locations(unit)) for unit in chunk.units)
+        for chunk in held
     )
 
 

@@ -54,7 +54,12 @@ def test_shifting_moves_time_only_where_there_are_tokens():
     pool.cell_positions[0, 0, 0, 0] = (50, 3, 4)
     pool.cell_positions[0, 0, 0, 1] = (6, 3, 4)
     pool.shift([0], np.array([10, 0, 0]), 2, STREAM)
-    assert pool.cell_positions[0, 0, 0].tolist() == [[40, 3, 4], [2, 3, 4], [EMPTY] * 3, [EMPTY] * 3]
+    assert pool.cell_positions[0, 0, 0].tolist() == [
+        [40, 3, 4],
+        [2, 3, 4],
+        [EMPTY] * 3,
+        [EMPTY] * 3,
+    ]
 
 
 def test_the_bytes_of_a_page_are_those_of_its_arrays():

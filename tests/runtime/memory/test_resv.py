@@ -59,7 +59,7 @@ def watch(engines, chosen, video, times, overlap=True):
             session.push(frame)
         session.finish()
         answers = {event.id: event for event in events if isinstance(event, Answer)}
-        return answers, session._memory.long_term, session.summary()
+        return answers, session.inspect().memory.long_term, session.summary()
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_a_long_stream_is_flat(tiny_engines):
                     sizes.append(
                         (
                             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-                            len(session._memory.long_term._pages),
+                            len(session.inspect().memory.long_term._pages),
                         )
                     )
         assert sizes[-1][0] < 1.05 * sizes[2][0]

@@ -63,7 +63,9 @@ def kept(held: SinkBucketsMemory) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     data = held.pool.data.transpose(3, 1, 0, 4, 2, 5).reshape(
         2, MODEL.layers, -1, MODEL.kv_heads, MODEL.head_dim
     )
-    where = held.pool.cell_positions.transpose(1, 0, 3, 2, 4).reshape(MODEL.layers, -1, MODEL.kv_heads, 3)
+    where = held.pool.cell_positions.transpose(1, 0, 3, 2, 4).reshape(
+        MODEL.layers, -1, MODEL.kv_heads, 3
+    )
     return data[0, :, :count], data[1, :, :count], where[:, :count]
 
 

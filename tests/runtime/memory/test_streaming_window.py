@@ -170,7 +170,7 @@ def test_a_stream_with_questions_is_what_the_plain_statement_says(overlap):
     asked = [(1, ASK), (3, OTHER), (8, ASK), (10, OTHER), (12, ASK)]
     events = []
     with Session(engines, WINDOW, on_event=events.append, overlap=overlap) as session:
-        prompt, memory = session._answerer.prompt, session._memory
+        prompt, memory = session.inspect().prompt, session.inspect().memory
         for at, text in asked:
             session.submit(
                 Question(
@@ -183,9 +183,9 @@ def test_a_stream_with_questions_is_what_the_plain_statement_says(overlap):
         for frame in video:
             session.push(frame)
         session.finish()
-        texts = [[held.page.tokens for held in run] for run in memory._texts]
+        texts = [[held.page.tokens for held in run] for run in memory.texts]
         time_positions = memory.pool.cell_positions[
-            [held.slot for unit in memory._units.values() for held in unit.held]
+            [held.slot for unit in memory.tiers.units for held in memory.tiers.locations(unit)]
         ][..., 0].max()
     plain, said, waiting = PlainWindow(engines, prompt), {}, []
     for number, frame in enumerate(video):
@@ -220,7 +220,7 @@ def test_positions_stay_small_and_pages_few_however_long_the_stream():
             for frame in frames(40, start=start):
                 session.push(frame)
             session.ask(ASK, sampling=Sampling(max_tokens=2))
-            held = session._memory.pool.cell_positions
+            held = session.inspect().memory.pool.cell_positions
             pages.append((session.summary().pages["device"], int(held.max())))
         assert len(set(pages[5:])) == 1
-        assert pages[-1][1] < len(session._answerer.prompt.prefix) + TEXT + 40
+        assert pages[-1][1] < len(session.inspect().prompt.prefix) + TEXT + 40

@@ -12,7 +12,7 @@ from support.fake_engines import control_tokens
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError, MemoryBudgetError
 from vicort.runtime.policies import chunk_index as recollection
-from vicort.runtime.policies.chunk_index import ChunkIndex, ChunkEntry
+from vicort.runtime.policies.chunk_index import ChunkEntry, ChunkIndex
 from vicort.runtime.policies.drop import DROPS, ChunkIntra, KeepAll
 from vicort.runtime.policies.ingest import AllChunks, LatestFrames, RecentChunks
 from vicort.runtime.policies.overflow import DropOldest, Refuse, ThinEvenly

@@ -191,12 +191,12 @@ def run_both(anchors: str, video: list[Frame], overlap: bool = True):
     with Session(
         engines, window(anchors), fps="source", overlap=overlap, sampling=Sampling(max_tokens=WORDS)
     ) as session:
-        prompt, memory = session._answerer.prompt, session._memory
+        prompt, memory = session.inspect().prompt, session.inspect().memory
         for frame in video:
             session.push(frame)
         session.finish()
         said = session.ask(ASK)
-        placed = {unit: pages_of(memory, unit) for unit in memory._units}
+        placed = {unit: pages_of(memory, unit) for unit in memory.tiers.units}
         reruns = memory.reruns
     plain = PlainCodecFlow(engines, prompt.prefix, anchors == "refresh")
     whole = [see_all(engines, frame) for frame in video]
@@ -224,7 +224,7 @@ def see_all(engines: FakeEngineSet, frame: Frame) -> np.ndarray:
 
 
 def pages_of(memory, unit: int):
-    slots, cells = memory._cells(unit)
+    slots, cells = memory.tiers.cells(unit)
     data = memory.pool.data[slots, :, :, :, cells]  # [n, L, Hkv, 2, D]
     return (
         memory.positions(unit),
@@ -283,14 +283,14 @@ def test_anchors_come_closer_to_the_window_computed_anew_than_what_is_reused():
 def test_positions_stay_small_and_memory_flat_however_long_it_runs():
     engines, video = FakeEngineSet(seed=3), stream(400, seed=2)
     with Session(engines, window("refresh"), fps="source") as session:
-        memory, prefill = session._memory, session._prefill
+        memory, prefill = session.inspect().memory, session._prefill
         for frame in video:
             session.push(frame)
         session.finish()
-        latest = max(memory.positions(unit)[:, 0].max() for unit in memory._units)
-        assert latest <= session._answerer._timeline.first + 4 * CHUNKS
-        assert len(memory._units) <= 4 * CHUNKS
-        assert set(prefill._anchors._rows) <= {*memory._units, *range(196, 200)}
+        latest = max(memory.positions(unit)[:, 0].max() for unit in memory.tiers.units)
+        assert latest <= session.inspect().memory.timeline.first + 4 * CHUNKS
+        assert len(memory.tiers.units) <= 4 * CHUNKS
+        assert set(prefill._anchors._rows) <= {*memory.tiers.units, *range(196, 200)}
         assert session.ask(ASK).read[0][0] >= Fraction(4 * (50 - CHUNKS))
 
 

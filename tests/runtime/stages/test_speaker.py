@@ -174,8 +174,8 @@ def test_decisions_and_words_are_what_the_plain_statement_says(seed, overlap):
     threshold = float(np.median(chances))
     spoken, answers, session = run(engines, speaking(threshold), video, asked, overlap)
     prompt, plain, expected = (
-        session._answerer.prompt,
-        PlainSpeaker(engines, session._answerer.prompt, threshold),
+        session.inspect().prompt,
+        PlainSpeaker(engines, session.inspect().prompt, threshold),
         [],
     )
     told = {"0": prompt.decode(plain.ask(ASK, LONGEST))}
@@ -192,7 +192,7 @@ def test_decisions_and_words_are_what_the_plain_statement_says(seed, overlap):
         [each.silence for each in spoken], [each[3] for each in expected], rtol=1e-3
     )
     assert 0 < len(spoken) < len(units)  # else one of the two branches was never taken
-    timeline = session._prefill._timeline
+    timeline = session.inspect().memory.timeline
     assert timeline.next_text == max(max(place) for place in plain.positions) + 1
 
 
@@ -200,12 +200,12 @@ def test_silence_leaves_nothing_in_the_stream():
     engines, video = FakeEngineSet(eos_tokens=(END,)), frames(16)
     quiet, _, silent = run(engines, speaking(1e-300), video)
     assert quiet == []
-    assert not silent._memory._texts
+    assert not silent.inspect().memory.texts
     asked, _, _ = run(engines, parse_system(WHEN_ASKED, "asked.yaml"), video)
     assert asked == []
     loud, _, speaking_one = run(engines, speaking(1.0), video)
     assert [each.at for each in loud] == [frame.time for frame in video[1::2]]
-    assert len(speaking_one._memory._texts) == len(loud)
+    assert len(speaking_one.inspect().memory.texts) == len(loud)
 
 
 WHEN_ASKED = (
@@ -222,7 +222,7 @@ def test_words_are_never_empty_and_never_longer_than_allowed():
         spoken, _, session = run(engines, speaking(1.0, longest=longest), frames(12))
         assert {each.tokens for each in spoken} <= set(range(1, longest + 1))
         assert len(spoken) == 6
-        ends = [sum(held.page.tokens for held in text) for text in session._memory._texts]
+        ends = [sum(held.page.tokens for held in text) for text in session.inspect().memory.texts]
         assert ends == [each.tokens + 1 for each in spoken]
 
 
@@ -232,9 +232,9 @@ def test_overlapped_and_sequential_agree_to_the_last_bit():
         spoken, answers, session = run(
             engines, speaking(0.01), frames(20), [(0, ASK), (4, OTHER)], overlap
         )
-        memory = session._memory
-        held = [page for unit in memory._units.values() for page in unit.held] + [
-            page for text in memory._texts for page in text
+        memory = session.inspect().memory
+        held = [page for unit in memory.tiers.units for page in memory.tiers.locations(unit)] + [
+            page for text in memory.texts for page in text
         ]
         cells = [
             (
@@ -256,19 +256,19 @@ def test_memory_is_bounded_and_words_keep_their_order():
     )
     system, said = speaking(1.0, device_mb=1.1, longest=2, text=30), []
     with Session(engines, system, overlap=False, on_event=said.append) as session:
-        memory = session._memory
+        memory = session.inspect().memory
         session.submit(Question(ASK, Fraction(0), sampling=Sampling(max_tokens=2)))
         for frame in frames(120):
             session.push(frame)
-            texts = [[page.page.tokens for page in run] for run in memory._texts]
+            texts = [[page.page.tokens for page in run] for run in memory.texts]
             assert sum(map(sum, texts)) <= 30
-            for run in memory._texts:
+            for run in memory.texts:
                 places = memory.pool.cell_positions[run[0].slot, 0, 0, : run[0].page.tokens, 0]
                 assert places.tolist() == list(range(places[0], places[0] + len(places)))
             assert memory.pool.cell_positions.max() < 160
-            assert memory.stream_slots.live <= memory.stream_slots.count
+            assert memory.tiers.stream_slots.live <= memory.tiers.stream_slots.count
         session.finish()
-    units = list(memory._units)
+    units = list(memory.tiers.units)
     assert units == list(range(60 - len(units), 60))
     assert len(units) < 60
     # so time was re-based

@@ -1,0 +1,117 @@
+"""How the parts of a session are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from vicort.runtime.answering import Answerer
+from vicort.runtime.core import Spoken
+from vicort.runtime.devices.device import Device, Stream
+from vicort.runtime.devices.stage_clock import StageClock
+from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.errors import ConfigError
+from vicort.runtime.language.language_run import LanguageRun
+from vicort.runtime.language.prompt import Prompt
+from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.memory.memory import Memory
+from vicort.runtime.memory.timeline import Timeline
+from vicort.runtime.policies.system import System
+from vicort.runtime.stages.job import Buffers, Job, Stage
+from vicort.runtime.stages.pipeline import OverlappedPipeline, Pipeline, SequentialPipeline
+from vicort.runtime.stages.prefill import Prefill
+from vicort.runtime.stages.pruned_vision import PrunedTokens, PrunedVision
+from vicort.runtime.stages.speaker import Speaker
+from vicort.runtime.stages.stages import Preprocess, TokenControl, Vision
+
+CHUNKS_IN_FLIGHT = 4  # one for each stage: more would only make questions wait longer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a session is made of."""
+
+    device: Device
+    clock: StageClock
+    prompt: Prompt
+    memory: Memory
+    prefill: Prefill
+    pipeline: Pipeline
+    answerer: Answerer
+
+
+def assemble(
+    engines: EngineSet,
+    system: System,
+    clock: StageClock,
+    *,
+    overlap: bool,
+    threads: int,
+    answer_tokens: int,
+    on_chunk: Callable[[Job], None],
+    on_spoken: Callable[[Spoken], None],
+) -> Parts:
+    """Build the stages on streams of a new device, and cache the prompt.
+
+    overlap: whether chunks overlap, each stage on its own stream. threads: of preprocessing.
+    answer_tokens: length of an answer for which positions are kept free. on_chunk is called when a
+    chunk has left the pipeline, on_spoken when the model has spoken by itself. Raises
+    MemoryBudgetError if the system's budget does not hold one chunk.
+    """
+    model = engines.manifest.model
+    device = engines.new_device(overlap)
+    prompt = Prompt(engines.folder, model.video_token)
+    text_tokens = min(model.max_rows + answer_tokens, model.max_position // 8)
+    timeline = Timeline(model, len(prompt.prefix), text_tokens)
+    memory = Memory(device, model, system, timeline, engines.dtype, clock)
+    run = LanguageRun(engines.llm, model, device, memory.pool)
+    preprocessor = device.preprocessor(model.image_height, model.image_width, threads)
+    preprocess = Preprocess(device.stream("preprocess"), preprocessor)
+    vision, tokens = _vision_stages(device, engines, system)
+    prefill = Prefill(device, device.stream("prefill"), run, memory, model)
+    if speech := system.speaks.by_itself:
+        prefill.speaker = Speaker(
+            speech, device, prefill.stream, run, memory, model, prompt, on_spoken
+        )
+    if prompt.prefix:
+        prefix = np.asarray(prompt.prefix, np.int32)
+        prefill.stream.run(prefill.cache_prompt_in_stream, prefix).done()
+    stages: tuple[Stage, ...] = (preprocess, vision, tokens, prefill)
+    buffers = [
+        Buffers(device, model, engines.dtype) for _ in range(CHUNKS_IN_FLIGHT if overlap else 1)
+    ]
+    pipeline: Pipeline = (
+        OverlappedPipeline(stages, buffers, clock, on_chunk)
+        if overlap
+        else SequentialPipeline(stages, buffers[0], clock, on_chunk)
+    )
+    answerer = Answerer(device, engines, memory, prompt, prefill, clock)
+    return Parts(device, clock, prompt, memory, prefill, pipeline, answerer)
+
+
+def _vision_stages(device: Device, engines: EngineSet, system: System) -> tuple[Stage, Stage]:
+    """From frames to kept tokens: tokens are dropped after the encoder, or pruned before it."""
+    vision: Stream = device.stream("vision")
+    tokens: Stream = device.stream("tokens")
+    if pruning := system.drop.pruning:
+        return (
+            PrunedVision(device, vision, engines, pruning),
+            PrunedTokens(device, tokens, engines.manifest.model.width),
+        )
+    return (
+        Vision(vision, engines.vision),
+        TokenControl(tokens, engines.tokens, system.drop, device),
+    )
+
+
+def chunk_frames(system: System, model: ModelSpec) -> int:
+    """Frames in a full chunk. Raises ConfigError for more than the engines take."""
+    if system.chunk_frames and system.chunk_frames > model.chunk_frames:
+        raise ConfigError(
+            f"system {system.name} takes chunks of {system.chunk_frames} frames, these engines "
+            f"{model.chunk_frames}: set chunk.frames in its YAML file to at most that, or rebuild "
+            f"with --chunk-frames {system.chunk_frames}"
+        )
+    return system.chunk_frames or model.chunk_frames
