@@ -1,4 +1,4 @@
-"""How runs of tokens fall into pages."""
+"""How runs of tokens are distributed over pages."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Layout:
-    """How runs of tokens, each of a temporal unit or a stretch of text, fall into pages: no page
-    holds tokens of two runs."""
+    """How runs of tokens, each of a temporal unit or of text, are distributed over pages.
+
+    No page holds tokens of two runs. Runs of 3 and 5 tokens in pages of 4 give
+    page = [0, 0, 0, 1, 1, 1, 1, 2], cell = [0, 1, 2, 0, 1, 2, 3, 0], tokens = (3, 4, 1) and
+    run = (0, 1, 1).
+    """
 
     page: np.ndarray  # [n] page of each token, 0, 1, …
-    cell: np.ndarray  # [n] its cell there
-    tokens: tuple[int, ...]  # of each page: how many it holds
-    run: tuple[int, ...]  # of each page: whose tokens
+    cell: np.ndarray  # [n] cell of each token in its page
+    tokens: tuple[int, ...]  # of each page: how many tokens it holds
+    run: tuple[int, ...]  # of each page: the run that its tokens belong to
 
     @staticmethod
     def of(lengths: Sequence[int], page_tokens: int) -> Layout:

@@ -11,22 +11,20 @@ from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term.long_term import LongTerm
 from vicort.runtime.policies.system import System
 
-# chunks that the stream can place while a question reads what it would have overwritten
+# Chunks that the stream can write while a question leases the pages that they would replace.
 SPARE_CHUNKS = 4
-QUESTIONS_AT_ONCE = 4  # questions whose text has room in the scratch pages at the same time
+QUESTIONS_AT_ONCE = 4  # questions whose text fits in the scratch pages at the same time
 ANSWER_TOKENS = 512  # longest answer
 CONVERSATION_TOKENS = 1024  # text of earlier turns that is kept for the next one
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Of the stream, of running questions and of conversations on the device; of the stream behind
-    it."""
+    """Page counts: stream, questions and conversations on the device; stream pages on the host."""
 
     stream: int
-    # stand in for pages that were forgotten under a question's lease, so that the stream goes on
-    spare: int
-    scratch: int
+    spare: int  # replace pages that are evicted under a question's lease
+    scratch: int  # of running questions
     conversation: int
     host: int
 
@@ -38,8 +36,10 @@ class MemoryPlan:
         prompt_tokens: int,
         bytes_of_page: int,
     ) -> MemoryPlan:
-        """Raises MemoryBudgetError, with the smallest budget that works, if one chunk does not fit.
-        bytes_of_page: on the device."""
+        """Divide a system's budget; bytes_of_page: on the device.
+
+        Raises MemoryBudgetError, with the smallest budget that works, if one chunk does not fit.
+        """
 
         def pages(tokens: int) -> int:
             return math.ceil(tokens / model.page_tokens)
@@ -49,20 +49,16 @@ class MemoryPlan:
         host = 0 if long_term else int(system.budget.host_mb * 1e6) // bytes_of_page
         deferred = 0 if system.ingest.prefills else chunk_units * unit_pages
         recalled = min((system.retrieval.most_units(chunk_units) or 0) * unit_pages, host)
-        if long_term:  # of one question, and of the stream itself
-            recalled = (
-                long_term.most_cells
-                * long_term.recall_sets
-                * (2 if long_term.reads_in_prefill else 1)
-            )
-        scratch = (
-            QUESTIONS_AT_ONCE * (pages(model.max_rows) + pages(ANSWER_TOKENS) + deferred) + recalled
-        )
+        if long_term:
+            readers = 2 if long_term.reads_in_prefill else 1  # one question, and the stream itself
+            recalled = long_term.most_cells * long_term.recall_sets * readers
+        question = pages(model.max_rows) + pages(ANSWER_TOKENS) + deferred
+        scratch = QUESTIONS_AT_ONCE * question + recalled
         conversation = pages(CONVERSATION_TOKENS)
         spare = SPARE_CHUNKS * chunk_units * unit_pages if system.ingest.prefills else 0
-        window = (2 if long_term or system.ingest.slides else 1) + (
-            system.ingest.window or 0
-        )  # one may be of pieces, when questions cut it
+        # Where the window is counted in units, one more chunk may be there in pieces.
+        pieces = 1 if long_term or system.ingest.slides else 0
+        window = 1 + pieces + (system.ingest.window or 0)
         text = (
             pages(system.text.tokens + model.max_rows + ANSWER_TOKENS) if system.text.joins else 0
         )
@@ -73,7 +69,7 @@ class MemoryPlan:
             smallest = math.ceil((needed + others) * bytes_of_page / 1e6)
             raise MemoryBudgetError(
                 f"a device budget of {system.budget.device_mb:g} MB is too small for one chunk "
-                f"of {model.chunk_frames} frames with "
-                f"system {system.name}: set memory.device_mb to at least {smallest}"
+                f"of {model.chunk_frames} frames with system {system.name}: "
+                f"set memory.device_mb to at least {smallest}"
             )
         return MemoryPlan(stream, spare, scratch, conversation, host)

@@ -7,27 +7,29 @@ from collections.abc import Iterable
 
 
 class Slots:
-    """Who holds which slot of a pool, or of a part of it.
+    """Allocator of the slots of a pool, or of a part of it.
 
-    A slot is *live* from `allocate` to `free`. A running question *leases* slots: one that is freed
-    under a lease is given out again only when the lease ends, and `allocate` waits for that. So what
-    the stream remembers never depends on timing.
+    A slot is *live* from `allocate` to `free`. A running question *leases* slots: a slot that is
+    freed under a lease is allocated again only after the lease ends, and `allocate` waits for that.
+    So what the stream remembers never depends on timing. Thread-safe.
     """
 
     def __init__(self, first: int, count: int, spare: int = 0) -> None:
-        """Slots first, first + 1, …: `count` may be live at a time; `spare` more stand in for freed
-        ones under a lease."""
+        """Slots first, first + 1, …
+
+        At most `count` are live at a time; `spare` more replace freed slots under a lease.
+        """
         self.all = range(first, first + count + spare)
         self.count = count
         self.live = 0
         self._free = list(reversed(self.all))
         self._leases: dict[int, int] = {}
-        self._abandoned: set[int] = set()  # freed under a lease
+        self._freed_under_lease: set[int] = set()
         self._closed = False
         self._changed = threading.Condition()
 
     def allocate(self, count: int) -> list[int]:
-        """Slots of one's own; waits until running questions gave back enough of them."""
+        """Returns free slots; waits until running questions have released enough of them."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._free) >= count)
             if self._closed:
@@ -40,7 +42,7 @@ class Slots:
             for slot in slots:
                 self.live -= 1
                 if slot in self._leases:
-                    self._abandoned.add(slot)
+                    self._freed_under_lease.add(slot)
                 else:
                     self._free.append(slot)
             self._changed.notify_all()
@@ -56,8 +58,8 @@ class Slots:
                 self._leases[slot] -= 1
                 if not self._leases[slot]:
                     del self._leases[slot]
-                    if slot in self._abandoned:
-                        self._abandoned.remove(slot)
+                    if slot in self._freed_under_lease:
+                        self._freed_under_lease.remove(slot)
                         self._free.append(slot)
             self._changed.notify_all()
 
@@ -66,7 +68,7 @@ class Slots:
             self._changed.wait_for(lambda: self._closed or not self._leases)
 
     def close(self) -> None:
-        """Wake whoever waits, with an error: nothing more will be given back."""
+        """Wake every waiting thread with an error."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -18,7 +18,7 @@ class Chunker:
             )
         self.chunk_frames = chunk_frames
         self._frames: list[Frame] = []
-        self._chunks = self._units = 0  # that went out
+        self._chunks = self._units = 0  # that were completed so far
 
     @property
     def pending(self) -> int:
@@ -26,18 +26,20 @@ class Chunker:
         return len(self._frames)
 
     def add(self, frame: Frame) -> Chunk | None:
-        """The chunk that this frame completes, if it does."""
+        """Returns the chunk that this frame completes, if any."""
         self._frames.append(frame)
         return self._take(self.chunk_frames) if len(self._frames) == self.chunk_frames else None
 
     def cut(self) -> Chunk | None:
-        """A short chunk of the units that are complete now, if there are any; half a unit stays
+        """Returns a short chunk of the units that are complete now, if any; half a unit stays
         pending."""
         return self._take(len(self._frames) // UNIT_FRAMES * UNIT_FRAMES)
 
     def flush(self) -> Chunk | None:
-        """End of the stream: what is left, if anything; half a unit is completed by repeating its
-        frame."""
+        """At the end of the stream, returns what is left, if anything.
+
+        Half a unit is completed by repeating its frame.
+        """
         missing = -len(self._frames) % UNIT_FRAMES
         self._frames += self._frames[-1:] * missing
         return self._take(len(self._frames), repeated=missing)

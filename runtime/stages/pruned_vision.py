@@ -1,5 +1,7 @@
-"""The vision and token stages of a system that prunes before the vision encoder: patches that did
-not move are never encoded."""
+"""The vision and token stages of a system that prunes before the vision encoder.
+
+Patches that did not move are never encoded.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,17 @@ from vicort.runtime.policies.drop import MotionPruning
 from vicort.runtime.stages.job import Job
 from vicort.runtime.stages.pruning import Pruner
 
-# what a run of the graph costs by itself, in tokens: measured at the tiny size, where it matters
+# Fixed cost of a run of the graph, in tokens, measured at the tiny size, where it matters.
 RUN_TOKENS = 8
-# sizes that a pruned unit is padded to: a quarter of its tokens, half, three quarters, all
+# Sizes that a pruned unit is padded to: a quarter of its tokens, half, three quarters, all.
 BUCKETS = 4
 
 
 class PrunedVision:
-    """Frames -> the tokens that are worth encoding, and which those are.
+    """Frames -> encoded tokens, and their indices.
 
-    Units that are whole go through the whole graph, together; the others through the pruned one,
-    those of one bucket together. Engines take a while for each shape that they first meet, so there
-    are few.
+    Whole units go through the whole graph, as one batch; other units go through the pruned graph,
+    as one batch for each bucket. Engines need time for each new shape, so there are few buckets.
     """
 
     name = "vision"
@@ -77,7 +78,9 @@ class PrunedVision:
         ).astype(np.int32)
         job.kept = len(job.indices)
         job.rows = job.buffers.compact[: job.kept]
-        buckets = joined([bucket(len(tokens), self._tokens) for tokens in kept], self._tokens)
+        buckets = merge_buckets(
+            [bucket(len(tokens), self._tokens) for tokens in kept], self._tokens
+        )
         for size in sorted({*buckets} - {0}):
             self._encode(
                 frames,
@@ -90,7 +93,7 @@ class PrunedVision:
     def _encode(
         self, frames: Any, kept: Sequence[np.ndarray], units: list[int], size: int, rows: Any
     ) -> None:
-        """The units of one bucket, into their rows of the chunk's tokens."""
+        """Encode the units of one bucket, and write them to their rows of the chunk's tokens."""
         device, stream = self._device, self.stream
         if len(units) < len(kept):
             for place, unit in enumerate(units):
@@ -122,7 +125,7 @@ class PrunedVision:
 
 
 class PrunedTokens:
-    """The digest of what was kept: everything that was encoded."""
+    """The chunk's digest: the mean of everything that was encoded."""
 
     name = "tokens"
 
@@ -140,8 +143,10 @@ class PrunedTokens:
 
 
 def bucket(kept: int, tokens: int) -> int:
-    """The size that a unit with `kept` of its tokens is padded to; 0 where nothing is to be
-    encoded, tokens + 1 for a whole one."""
+    """The size that a unit with `kept` of its tokens is padded to.
+
+    0 where nothing is encoded, tokens + 1 for a whole unit.
+    """
     if kept in (0, tokens):
         return tokens + 1 if kept else 0
     return next(
@@ -151,12 +156,11 @@ def bucket(kept: int, tokens: int) -> int:
     )
 
 
-def joined(buckets: Sequence[int], tokens: int) -> list[int]:
-    """The same, where a few units go along with those of the next larger bucket: padding them costs
-    less than a run of their own."""
+def merge_buckets(buckets: Sequence[int], tokens: int) -> list[int]:
+    """Merge a bucket into the next larger one where the padding costs less than a separate run."""
     sizes = sorted({*buckets} - {0, tokens + 1})
-    joined = list(buckets)
+    merged = list(buckets)
     for size, larger in pairwise(sizes):
-        if joined.count(size) * (larger - size) <= RUN_TOKENS:
-            joined = [larger if own == size else own for own in joined]
-    return joined
+        if merged.count(size) * (larger - size) <= RUN_TOKENS:
+            merged = [larger if own == size else own for own in merged]
+    return merged

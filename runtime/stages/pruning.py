@@ -1,5 +1,4 @@
-"""Which tokens of a stream's units are worth encoding: CodecFlow's masks (arXiv 2604.06036), on the
-engine's patch grid."""
+"""Selects the tokens to encode: CodecFlow's masks (arXiv 2604.06036), on the engine's patch grid."""
 
 from __future__ import annotations
 
@@ -13,37 +12,36 @@ from vicort.runtime.devices.preprocess import letterbox
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.policies.drop import MotionPruning
 
-MERGE = 2  # patches a side of a token (spatial_merge_size of Qwen2.5-VL)
-# a side of a patch, whose means are compared: noise of single pixels cancels, a thing's edge does
-# not
+MERGE = 2  # patches on each side of a token (spatial_merge_size of Qwen2.5-VL)
+# Blocks on each side of a patch. Their means are compared: noise of single pixels averages out, an
+# object's edge does not.
 BLOCKS = 2
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What is encoded of a unit."""
+    """The part of a unit that is encoded."""
 
-    tokens: np.ndarray  # of its P tokens, ascending
-    # whether one of its frames is whole because nothing is carried over to it, as an I frame is
-    anchor: bool
+    tokens: np.ndarray  # indices of its P tokens, ascending
+    anchor: bool  # whether one of its frames is whole because it depends on no earlier frame
 
 
 class Pruner:
-    """The masks of one stream, which its chunks pass in order."""
+    """The masks of one stream. Chunks come in order."""
 
     def __init__(self, policy: MotionPruning, model: ModelSpec) -> None:
         self._policy, self._model = policy, model
-        # patches, since the last whole frame
+        # Patches that have moved since the last whole frame.
         self._moved = np.zeros((model.grid_height * MERGE, model.grid_width * MERGE), bool)
-        # the frame before, letterboxed
+        # The frame before, letterboxed.
         self._before = np.zeros((model.image_height, model.image_width, 3), np.uint8)
-        self._shape: tuple[int, ...] = ()  # of the frame before, as its source gave it
+        self._shape: tuple[int, ...] = ()  # of the source's frame before
         self._refreshed = Fraction(0)  # seconds, of the last whole frame
         self._next_unit = -1
 
     def __call__(self, chunk: Chunk, images: np.ndarray) -> list[Kept]:
-        """Of each unit. images: [F,H,W,3] uint8, the chunk's frames letterboxed."""
-        # the stream's first, or others were dropped before it
+        """The kept part of each unit. images: [F,H,W,3] uint8, the chunk's frames, letterboxed."""
+        # The first chunk of the stream, or chunks before it were dropped.
         if chunk.first_unit != self._next_unit:
             self._shape = ()
         self._next_unit = chunk.first_unit + chunk.units
@@ -60,8 +58,8 @@ class Pruner:
         ]
 
     def _mask(self, frame: Frame, image: np.ndarray) -> tuple[np.ndarray, bool]:
-        """The patches [rows,columns] of a frame to encode, and whether it is whole whatever
-        moves."""
+        """Patches [rows,columns] of a frame to encode, and whether the frame is whole regardless of
+        motion."""
         whole = self._is_whole(frame)
         if whole:
             self._moved[:] = False
@@ -110,26 +108,26 @@ class Pruner:
         return moved
 
     def _difference(self, image: np.ndarray) -> np.ndarray:
-        """[rows,columns] float32: grey levels that each patch's blocks differ by from the frame
-        before, on average."""
+        """[rows,columns] float32: mean difference, in grey levels, of each patch's blocks from the
+        frame before."""
         now, before = (block_means(each, *self._moved.shape) for each in (image, self._before))
         return np.abs(now - before).mean(axis=(1, 3))
 
 
 @dataclass(frozen=True)
 class Side:
-    """How patches lie over motion cells, down or across."""
+    """How patches cover motion cells along one axis of the frame."""
 
     patches: int  # of the engine's frame
     pixels: int  # of the engine's frame
-    start: int  # where the source's frame begins in it, in its pixels
-    length: int  # of the source's frame in it, in its pixels
+    start: int  # first pixel of the engine's frame that the source's frame covers
+    length: int  # pixels of the engine's frame that the source's frame covers
     source: int  # pixels of the source's frame
-    origin: int  # where the first cell starts, in the source's pixels: 0 or less
+    origin: int  # start of the first cell, in the source's pixels: 0 or less
 
     def longest(self, cells: np.ndarray) -> np.ndarray:
-        """[patches, n] from [cells of this side, n]: the largest of the cells under each patch, 0
-        where it lies on a bar."""
+        """[patches, n] from [cells of this axis, n]: the largest cell under each patch, 0 where the
+        patch lies on a black bar."""
         edges = (
             (np.arange(self.patches + 1) * self.pixels / self.patches - self.start)
             * self.source
@@ -137,7 +135,7 @@ class Side:
         )
         on_frame = (edges[1:] > 0) & (edges[:-1] < self.source)
         first = np.floor((edges[:-1].clip(0) - self.origin) / MOTION_CELL).astype(int)
-        # one past it
+        # One past the last cell.
         last = np.ceil((edges[1:].clip(None, self.source) - self.origin) / MOTION_CELL).astype(int)
         largest = np.zeros((self.patches, cells.shape[1]), np.float32)
         for patch in np.flatnonzero(on_frame):
@@ -146,7 +144,7 @@ class Side:
 
 
 def tokens_of(patches: np.ndarray) -> np.ndarray:
-    """[P] bool from [rows,columns] bool: a token's patches are encoded all or none."""
+    """[P] bool from [rows,columns] bool: all patches of a token are encoded, or none."""
     rows, columns = patches.shape
     return (
         patches.reshape(rows // MERGE, MERGE, columns // MERGE, MERGE).any(axis=(1, 3)).reshape(-1)
@@ -157,7 +155,7 @@ def block_means(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """[rows,BLOCKS,columns,BLOCKS] float32: mean grey level of each block of each patch of a frame
     [H,W,3]."""
     down, across = rows * BLOCKS, columns * BLOCKS
-    # of rows of pixels first: those lie in a line
+    # Rows of pixels are summed first, because they are contiguous.
     sums = image.reshape(down, image.shape[0] // down, -1).sum(axis=1, dtype=np.uint32)
     means = sums.reshape(down, across, -1).sum(axis=2) / np.float32(image.size // (down * across))
     return means.astype(np.float32).reshape(rows, BLOCKS, columns, BLOCKS)

@@ -1,4 +1,4 @@
-"""A model that speaks by itself: behind each chunk it decides between silence and words, which
+"""A model that speaks by itself: after each chunk it chooses between silence and words, which
 become part of the stream."""
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from vicort.runtime.policies.speech import StreamingEos
 
 
 class Speaker:
-    """All methods are for the prefill stream's own work: what is said has its place in the order of
-    the stream."""
+    """All methods run in the prefill stream's own work, so that words keep the stream's order."""
 
     def __init__(
         self,
@@ -35,14 +34,15 @@ class Speaker:
         prompt: Prompt,
         on_spoken: Callable[[Spoken], None],
     ) -> None:
-        """run: that of the chunks, whose buffers are free once a chunk is placed. Raises
-        ConfigError if the model has no such silence."""
+        """run: the run that prefills chunks; its buffers are free once a chunk is written.
+
+        Raises ConfigError if the policy's silence is no token of the model.
+        """
         silence = prompt.token_id(policy.silence)
         if silence is None:
             raise ConfigError(
                 f"system {memory.system.name}: speaks.silence {policy.silence!r} is no token of "
-                "this model: "
-                f"choose one of {', '.join(prompt.special_tokens())}"
+                f"this model: choose one of {', '.join(prompt.special_tokens())}"
             )
         self._policy, self._silence = policy, silence
         self._ends = sorted({silence, *model.eos_tokens})
@@ -56,39 +56,38 @@ class Speaker:
         self._layout = Layout.of([policy.longest + 1], model.page_tokens)
 
     def decide(self, chunk: Chunk, logits: np.ndarray, since: int) -> None:
-        """Say what there is to say behind a chunk that was just placed.
+        """Speak after a chunk that has just been written, unless silence is likely enough.
 
-        logits: [V], of its last token; since: perf_counter_ns when it came.
+        logits: [V], of the chunk's last token; since: perf_counter_ns when the chunk came.
         """
-        quiet = probability(logits, self._silence)
-        if quiet >= self._policy.threshold:
+        silence = probability(logits, self._silence)
+        if silence >= self._policy.threshold:
             return
         words = logits.copy()
         words[self._ends] = -np.inf
         first = int(np.argmax(words))
-        latency = time.perf_counter_ns() - since
+        latency_ms = (time.perf_counter_ns() - since) / 1e6
         tokens = self._say(first)
-        self._on_spoken(
-            Spoken(
-                chunk.end, chunk.end, self._prompt.decode(tokens), len(tokens), latency / 1e6, quiet
-            )
-        )
+        text = self._prompt.decode(tokens)
+        self._on_spoken(Spoken(chunk.end, chunk.end, text, len(tokens), latency_ms, silence))
 
     def _say(self, token: int) -> list[int]:
-        """Greedy words from the first one on, without their end; they and it join the stream."""
+        """Generate greedily from the first token on, and append all of it to the stream.
+
+        Returns the tokens without the one that ends them.
+        """
         memory = self._memory
         scratch = memory.tiers.scratch_slots.allocate(len(self._layout.tokens))
         try:
             memory.pool.clear(scratch, self._stream)
             table, start = memory.ingest_table(scratch).slots, memory.timeline.next_text
             tokens: list[int] = []
-            while token not in self._ends and len(tokens) < min(
-                self._policy.longest, self._last - start
-            ):
+            limit = min(self._policy.longest, self._last - start)
+            while token not in self._ends and len(tokens) < limit:
                 logits = self._step(token, len(tokens), start, scratch, table)
                 tokens.append(token)
                 token = int(np.argmax(logits))
-            # words that were cut off end all the same
+            # Words that the limit cut off get an end too.
             end = token if token in self._ends else self._silence
             self._step(end, len(tokens), start, scratch, table)
             self._append(len(tokens) + 1, start, scratch)
@@ -99,13 +98,11 @@ class Speaker:
     def _step(
         self, token: int, row: int, start: int, scratch: Sequence[int], table: np.ndarray
     ) -> np.ndarray:
-        """One token into its scratch page; returns the logits [V] behind it."""
+        """Run one token, and write it to its scratch page. Returns the logits [V] after it."""
         positions = text_positions(start + row, 1)
         out = self._language(np.array([token], np.int32), [], positions, table, self._stream)
-        slots, cells = (
-            np.asarray(scratch)[self._layout.page[row : row + 1]],
-            self._layout.cell[row : row + 1],
-        )
+        slots = np.asarray(scratch)[self._layout.page[row : row + 1]]
+        cells = self._layout.cell[row : row + 1]
         self._memory.pool.write(slots, cells, out.k, out.v, positions, self._stream)
         (logits,) = self._device.read(self._stream, out.logits)
         return logits[0]
@@ -118,6 +115,6 @@ class Speaker:
 
 
 def probability(logits: np.ndarray, token: int) -> float:
-    """Of one token, from logits [V]."""
+    """Softmax probability of one token, from logits [V]."""
     weights = np.exp(logits.astype(np.float64) - logits.max())
     return float(weights[token] / weights.sum())

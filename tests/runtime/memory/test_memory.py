@@ -32,7 +32,7 @@ def filled(count, memory="{device_mb: 0.92, host_mb: 0.01, when_full: drop-oldes
         HostDevice(threads=False),
         MODEL,
         system(memory=memory),
-        Timeline(MODEL, 0, text_room=10),
+        Timeline(MODEL, 0, text_tokens=10),
         np.float32,
         StageClock(None),
     )

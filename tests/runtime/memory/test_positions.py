@@ -23,7 +23,7 @@ times = st.lists(
 )
 def test_units_stand_at_their_time_and_text_after_everything(starts, prompt, rate, grid):
     model = toy_model(tokens_per_second=rate, grid_height=grid[0], grid_width=grid[1])
-    timeline = Timeline(model, prompt, text_room=10)
+    timeline = Timeline(model, prompt, text_tokens=10)
     largest = prompt - 1
     for start in starts:
         positions = timeline.unit(start)
@@ -53,7 +53,7 @@ def test_exact_time_does_not_drift():
 
 @given(st.integers(40, 200), st.lists(st.integers(0, 30), min_size=1, max_size=60))
 def test_rebasing_keeps_positions_in_the_trained_range_and_distances_as_they_are(limit, gaps):
-    timeline = Timeline(toy_model(max_position=limit, tokens_per_second=1.0), 3, text_room=8)
+    timeline = Timeline(toy_model(max_position=limit, tokens_per_second=1.0), 3, text_tokens=8)
     moment, before = Fraction(0), None
     for gap in gaps:
         moment += gap
@@ -68,7 +68,7 @@ def test_rebasing_keeps_positions_in_the_trained_range_and_distances_as_they_are
 
 
 def test_an_excess_is_how_far_a_unit_would_stand_out():
-    timeline = Timeline(toy_model(max_position=100, tokens_per_second=1.0), 2, text_room=9)
+    timeline = Timeline(toy_model(max_position=100, tokens_per_second=1.0), 2, text_tokens=9)
     timeline.unit(Fraction(0))
     last = 100 - 9 - 1
     assert Timeline(toy_model(), 2, 9).excess(Fraction(7)) == 0

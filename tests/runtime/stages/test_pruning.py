@@ -19,7 +19,7 @@ from vicort.runtime.errors import ConfigError
 from vicort.runtime.policies.drop import MotionPruning
 from vicort.runtime.session import Session
 from vicort.runtime.stages.chunker import Chunker
-from vicort.runtime.stages.pruned_vision import bucket, joined
+from vicort.runtime.stages.pruned_vision import bucket, merge_buckets
 from vicort.runtime.stages.pruning import Pruner, Side, tokens_of
 
 GRID = (3, 4)  # tokens
@@ -214,7 +214,7 @@ def test_buckets(tokens, data):
 
 @given(st.lists(st.sampled_from([0, 4, 8, 12, 16, 17]), max_size=8))
 def test_few_units_go_along_with_larger_ones(buckets):
-    runs = joined(buckets, 16)
+    runs = merge_buckets(buckets, 16)
     for own, size in zip(buckets, runs, strict=True):
         assert size == own if own in (0, 17) else own <= size <= 16
         assert size in buckets
@@ -222,9 +222,9 @@ def test_few_units_go_along_with_larger_ones(buckets):
 
 
 def test_a_run_of_its_own_is_worth_it_for_many():
-    assert joined([4, 4, 8], 16) == [8, 8, 8]
-    assert joined([4, 4, 4, 8], 16) == [4, 4, 4, 8]
-    assert joined([31, 61], 121) == [31, 61]
+    assert merge_buckets([4, 4, 8], 16) == [8, 8, 8]
+    assert merge_buckets([4, 4, 4, 8], 16) == [4, 4, 4, 8]
+    assert merge_buckets([31, 61], 121) == [31, 61]
 
 
 def test_tokens_are_whole_groups():
