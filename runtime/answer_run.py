@@ -262,7 +262,7 @@ class AnswerRun:
         pages = len(leased) + sum(run < len(deferred) for run in self._layout.run)
         tokens_read = sum(page.tokens for page in [*leased, *deferred])
         if self._reader:
-            pages += self._reader.selection.most
+            pages += self._reader.selection.max_cells
             tokens_read += self._reader.selection.tokens
         return Answer(
             id=question.id,

@@ -296,7 +296,7 @@ class Memory:
     @property
     def recall_slots(self) -> int:
         """Scratch slots that a reader of long-term memory needs."""
-        return self.long_term.most_cells * self.long_term.recall_sets if self.long_term else 0
+        return self.long_term.max_cells * self.long_term.recall_sets if self.long_term else 0
 
     def count_reader(self, reader: Reader) -> None:
         """Add what a question's reader did, at its end."""
@@ -353,7 +353,7 @@ class Memory:
         return self.long_term.stream_reader(self.long_term.view(leased=False), recalls)
 
     def _recalls(self, long_term: LongTerm, slots: Sequence[int]) -> list[Recall]:
-        cells = long_term.most_cells
+        cells = long_term.max_cells
         return [
             Recall(self.pool, slots[first : first + cells]) for first in range(0, len(slots), cells)
         ]

@@ -51,7 +51,7 @@ class MemoryPlan:
         recalled = min((system.retrieval.most_units(chunk_units) or 0) * unit_pages, host)
         if long_term:
             readers = 2 if long_term.reads_in_prefill else 1  # one question, and the stream itself
-            recalled = long_term.most_cells * long_term.recall_sets * readers
+            recalled = long_term.max_cells * long_term.recall_sets * readers
         question = pages(model.max_rows) + pages(ANSWER_TOKENS) + deferred
         scratch = QUESTIONS_AT_ONCE * question + recalled
         conversation = pages(CONVERSATION_TOKENS)

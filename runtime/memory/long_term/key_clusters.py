@@ -49,7 +49,7 @@ class KeyClusterMemory:
         """Allocates all of `host_mb` MB. Raises MemoryBudgetError if it does not hold a chunk whose
         every token is a cluster."""
         self.model, self.settings = model, settings
-        self.most_cells = settings.most_cells
+        self.max_cells = settings.most_cells
         groups, cells = (
             model.layers * model.kv_heads,
             int(host_mb * 1e6) // bytes_of_slot(model, dtype),
@@ -88,7 +88,7 @@ class KeyClusterMemory:
         self._pages: list[Page] = []
         self._taken = 0  # tokens so far
         self._tidy_at = 64  # how many pages are listed when those without tokens are looked for
-        self.capped = 0  # how often a layer and head of a selection had to do with `most_cells`
+        self.capped = 0  # how often a layer and head of a selection had to do with `max_cells`
 
     @property
     def oldest(self) -> Fraction | None:
@@ -319,7 +319,7 @@ class ClusterView:
 
     def choose(self, q: np.ndarray) -> Selection:
         """WiCSum for each query head; a KV head reads what any of its query heads chose. At most
-        `most_cells` cells: of more, those of the clusters to which one of its query heads gives the
+        `max_cells` cells: of more, those of the clusters to which one of its query heads gives the
         largest share a token."""
         memory = self._memory
         heads, clusters = memory.model.query_heads // memory.model.kv_heads, self._clusters.shape[1]
@@ -371,13 +371,13 @@ class ClusterView:
         group, slot = np.nonzero(filled)
         serial = memory._serials[slot, group, 0]
         counts = np.bincount(group, minlength=len(chosen))
-        if counts.max(initial=0) > memory.most_cells:
-            memory.capped += int((counts > memory.most_cells).sum())
+        if counts.max(initial=0) > memory.max_cells:
+            memory.capped += int((counts > memory.max_cells).sum())
             kept = _best(
-                group, self._share(scores)[group, cluster[group, slot]], serial, memory.most_cells
+                group, self._share(scores)[group, cluster[group, slot]], serial, memory.max_cells
             )
             group, slot, serial = group[kept], slot[kept], serial[kept]
-            counts = np.minimum(counts, memory.most_cells)
+            counts = np.minimum(counts, memory.max_cells)
         order = np.lexsort((serial, group))
         group, slot = group[order], slot[order]
         place = np.arange(len(group)) - np.repeat(np.cumsum(counts) - counts, counts)

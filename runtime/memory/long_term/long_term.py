@@ -102,7 +102,7 @@ class LongTerm(Protocol):
 
     pool: HostPool  # by_head
     # the most that one selection names for a layer and head: so many device slots a set
-    most_cells: int
+    max_cells: int
     # sets of device slots that a reader needs: 2 where one is filled while the other is read
     recall_sets: int
     reads_in_prefill: bool  # whether chunks attend to it, and not questions only
@@ -131,7 +131,7 @@ class LongTerm(Protocol):
         ...
 
     def reader(self, view: View, recalls: Sequence[Recall]) -> Reader:
-        """For one question. recalls: `recall_sets` of them, of `most_cells` device slots each."""
+        """For one question. recalls: `recall_sets` of them, of `max_cells` device slots each."""
         ...
 
     def stream_reader(self, view: View, recalls: Sequence[Recall]) -> StreamReader:

@@ -50,7 +50,7 @@ class PageRecallMemory:
         model: ModelSpec,
         pool: HostPool,
         spare: int,
-        most_cells: int,
+        max_cells: int,
         digest: Digest,
         speculation: Speculation,
         of_questions: RecallStreams,
@@ -60,7 +60,7 @@ class PageRecallMemory:
         reads. of_chunks: None = chunks do not read this memory."""
         self.model = model
         self.pool = pool
-        self.most_cells = most_cells
+        self.max_cells = max_cells
         self._digest = digest
         self.reads_in_prefill = of_chunks is not None
         slots = len(pool.data)
@@ -161,7 +161,7 @@ class PageView:
         if not self.count:
             return self.selection(np.empty((*memory.boxes.shape[:2], 0), np.int64))
         scores = page_scores(q, [memory.boxes[:, :, span] for span in self._spans])
-        return self.selection(self.first + top_pages(scores, memory.most_cells))
+        return self.selection(self.first + top_pages(scores, memory.max_cells))
 
     def selection(self, pages: np.ndarray) -> PageSelection:
         """pages: [L, Hkv, N] numbers of pages, NONE = none."""
@@ -218,12 +218,12 @@ def open_page_recall(
             f"a host budget of {host_mb:g} MB is too small for page-recall with this model: "
             f"set memory.host_mb to at least {math.ceil(smallest * 100) / 100:g}"
         )
-    most_cells = max(budget // model.page_tokens, 1)
+    max_cells = max(budget // model.page_tokens, 1)
     pool = HostPool(np.empty, model, slots, dtype, by_head=True)
-    of_questions = RecallStreams(device, model, dtype, most_cells, clock, urgent=True)
+    of_questions = RecallStreams(device, model, dtype, max_cells, clock, urgent=True)
     of_chunks = (
-        RecallStreams(device, model, dtype, most_cells, clock, urgent=False) if chunks else None
+        RecallStreams(device, model, dtype, max_cells, clock, urgent=False) if chunks else None
     )
     return PageRecallMemory(
-        model, pool, spare, most_cells, digest, speculation, of_questions, of_chunks
+        model, pool, spare, max_cells, digest, speculation, of_questions, of_chunks
     )

@@ -50,7 +50,7 @@ class TwoPass(Chosen):
         if not prefill or self.reruns:
             return False
         self.choose(q)
-        again = self.selection.most > 0  # a young stream has nothing to read
+        again = self.selection.max_cells > 0  # a young stream has nothing to read
         self.reruns += again
         return again
 

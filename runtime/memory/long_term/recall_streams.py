@@ -35,18 +35,18 @@ class RecallStreams:
         device: Device,
         model: ModelSpec,
         dtype: DTypeLike,
-        most_cells: int,
+        max_cells: int,
         clock: StageClock,
         urgent: bool,
     ) -> None:
-        """most_cells: the most that one `Move` names. urgent: for questions, which hold other
+        """max_cells: the most that one `Move` names. urgent: for questions, which hold other
         streams up while they wait for this."""
         whose = "question" if urgent else "chunk"
         self._copy = device.stream(f"recall copy {whose}", urgent)
         self._scatter = device.stream(f"recall scatter {whose}", urgent)
         self._clock = clock
-        self._data = device.empty((2, most_cells, 2, model.page_tokens, model.head_dim), dtype)
-        self._where = device.empty((2, most_cells, model.page_tokens, 3), np.int32)
+        self._data = device.empty((2, max_cells, 2, model.page_tokens, model.head_dim), dtype)
+        self._where = device.empty((2, max_cells, model.page_tokens, 3), np.int32)
 
     def run(self, work: Callable[..., Any], *args: Any) -> Event:
         """Run `work`, which may call `move`, behind all recalls so far."""

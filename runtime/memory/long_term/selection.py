@@ -33,7 +33,7 @@ class Selection:
         return round(float(np.where(self.cells == NONE, 0, self.filled).sum(2).mean()))
 
     @property
-    def most(self) -> int:
+    def max_cells(self) -> int:
         """N: the most cells of a layer and head."""
         return self.cells.shape[2]
 

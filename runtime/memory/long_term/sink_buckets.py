@@ -51,7 +51,7 @@ class SinkBucketsMemory:
         self.tokens = self._fitting_tokens(host_mb, dtype)  # the most that a layer keeps
         slots = self.tokens // model.page_tokens
         self.pool = HostPool(np.empty, model, slots, dtype, by_head=True)
-        self.most_cells = math.ceil(settings.share * (slots // self.page_cells)) * self.page_cells
+        self.max_cells = math.ceil(settings.share * (slots // self.page_cells)) * self.page_cells
         self._scores = np.zeros((model.layers, self.tokens), np.float32)
         # number of the unit of each token
         self._units = np.zeros((model.layers, self.tokens), np.int64)

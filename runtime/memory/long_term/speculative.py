@@ -67,7 +67,7 @@ class Speculative:
         of_stream: bool,
     ) -> None:
         """recalls: two sets of device slots."""
-        model, cells = memory.model, memory.most_cells
+        model, cells = memory.model, memory.max_cells
         self._memory = memory
         self._view = view
         self._streams = streams

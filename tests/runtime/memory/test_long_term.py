@@ -107,9 +107,9 @@ def test_a_question_is_read_twice_and_its_answer_as_the_system_says(kind, after_
 def test_a_chunk_reads_what_the_chunk_before_chose():
     reader = ChunkBefore(MODEL, StubView(), pool(FAR), Recall(pool(NEAR), range(NEAR)))
     reader.renew(StubView())
-    assert reader.selection.most == 0
+    assert reader.selection.max_cells == 0
     assert not reader.must_rerun(query(6), prefill=True)
-    assert reader.selection.most == 0
+    assert reader.selection.max_cells == 0
     reader.renew(StubView())
     assert read(reader) == [6]
 

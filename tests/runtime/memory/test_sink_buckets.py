@@ -126,7 +126,7 @@ def test_pages_are_chosen_as_the_plain_statement_chooses(chunks, share, page):
     rounded = math.ceil(page / MODEL.page_tokens) * MODEL.page_tokens
     view = held.view()
     selection = view.choose(random_q(1))
-    assert selection.most <= held.most_cells
+    assert selection.max_cells <= held.max_cells
     seen = set()
     for layer in range(MODEL.layers):
         scores = page_scores(k[layer], random_q(1)[layer], rounded)
@@ -150,7 +150,7 @@ def test_pages_are_chosen_as_the_plain_statement_chooses(chunks, share, page):
 
 
 def test_an_empty_memory_chooses_nothing():
-    assert memory().view().choose(random_q(0)).most == 0
+    assert memory().view().choose(random_q(0)).max_cells == 0
 
 
 def test_a_view_stays_what_it_was_while_the_stream_goes_on():
