@@ -32,7 +32,8 @@ from vicort.runtime.devices.device import Device
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.manifest import ModelSpec
-from vicort.runtime.memory.long_term.key_clusters import ClusterView, KeyClusterMemory
+from vicort.runtime.memory.long_term.cluster_view import ClusterView
+from vicort.runtime.memory.long_term.key_clusters import KeyClusterMemory
 from vicort.runtime.memory.long_term.long_term import Departing
 from vicort.runtime.memory.long_term.selection import Selection
 from vicort.runtime.policies.long_term import KeyClusters
@@ -68,7 +69,7 @@ class WatchedMemory(KeyClusterMemory):
 
 class WatchedView(ClusterView):
     def __init__(self, memory: WatchedMemory, leased: bool) -> None:
-        super().__init__(memory, leased)
+        super().__init__(memory.snapshot(leased), memory.count_capped)
         self._watched, self._reader = memory.watched, "questions" if leased else "chunks"
 
     def choose(self, q: np.ndarray) -> Selection:
@@ -77,7 +78,7 @@ class WatchedView(ClusterView):
         self._watched.milliseconds[f"choosing, {self._reader}"].append(
             1e3 * (time.thread_time() - start)
         )
-        held = self._tokens.sum(axis=1)
+        held = self.snapshot.tokens.sum(axis=1)
         if held.min(initial=FEW) >= FEW:
             self._watched.shares[self._reader].append(
                 selection.filled.reshape(len(held), -1).sum(axis=1) / held

@@ -1,5 +1,4 @@
-"""Multimodal rotary embedding on the host, for policies that weigh stored keys as attention
-does."""
+"""Multimodal rotary embedding on the host, for policies that score keys as attention does."""
 
 from __future__ import annotations
 
@@ -9,12 +8,12 @@ from vicort.runtime.manifest import ModelSpec
 
 
 def rotate(x: np.ndarray, positions: np.ndarray, model: ModelSpec) -> np.ndarray:
-    """Keys or queries as attention sees them (Qwen2-VL, arXiv:2409.12191; RoFormer,
+    """Rotates keys or queries to their positions (Qwen2-VL, arXiv:2409.12191; RoFormer,
     arXiv:2104.09864).
 
-    x: [..., D]; positions: [..., 3] integers (t, h, w), of x's shape up to broadcasting. Returns
-    float32. Frequency i of D/2 is theta^(-2i/D) and turns with t, h or w, whichever of the three
-    sections it falls into; it turns the pair (x[i], x[i + D/2]).
+    x: [..., D]; positions: [..., 3] integers (t, h, w), which broadcast against x. Returns float32.
+    Frequency i of D/2 is theta^(-2i/D); it rotates the pair (x[i], x[i + D/2]) by t, h or w, by the
+    one of the three sections that i is in.
     """
     half = x.shape[-1] // 2
     frequency = (model.rotary_theta ** -(np.arange(half) / half)).astype(np.float32)

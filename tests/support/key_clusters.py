@@ -1,5 +1,5 @@
-"""ReSV's memory in the plainest way: one token, one head, one cluster at a time, in lists. And what
-the product's holds, told alike."""
+"""A plain statement of ReSV's memory: one token, one head, one cluster at a time, in lists. And the
+contents of vicort's memory in the same form."""
 
 import numpy as np
 
@@ -9,13 +9,13 @@ from vicort.runtime.memory.long_term.selection import Recall
 
 
 class PlainClusters:
-    """Hash-bit clustering of one layer and KV head, as SEEDS 3 and the module say it."""
+    """Hash-bit clustering of one layer and KV head."""
 
-    def __init__(self, chosen, normals, page_tokens, room):
-        self.chosen = chosen
+    def __init__(self, settings, normals, page_tokens, capacity):
+        self.settings = settings
         self.normals = normals
         self.page_tokens = page_tokens
-        self.room = room  # cells
+        self.capacity = capacity  # cells
         self.clusters = []  # in the order they were opened: lists of (serial, key)
         self.serial = 0
 
@@ -28,16 +28,16 @@ class PlainClusters:
     def cells(self, cluster):
         return -(-len(cluster) // self.page_tokens)
 
-    def take(self, units):
+    def absorb(self, units):
         """units: lists of keys."""
-        # room for a cluster a token
-        while sum(map(self.cells, self.clusters)) + sum(map(len, units)) > self.room:
+        # every token may open a cluster
+        while sum(map(self.cells, self.clusters)) + sum(map(len, units)) > self.capacity:
             self.clusters.remove(min(self.clusters, key=lambda cluster: cluster[-1][0]))
         for keys in units:
             recent = [
                 cluster
-                for cluster in self.clusters[-self.chosen.recent :]
-                if len(cluster) < self.chosen.most_tokens
+                for cluster in self.clusters[-self.settings.recent :]
+                if len(cluster) < self.settings.most_tokens
             ]
             before = [(self.hash(cluster), cluster) for cluster in recent]
             opened = []
@@ -52,7 +52,7 @@ class PlainClusters:
 
     def nearest(self, clusters, key):
         """Of clusters (hash, tokens), the newest of the nearest that is near enough."""
-        found, least = None, self.chosen.threshold
+        found, least = None, self.settings.threshold
         for bits, cluster in reversed(clusters):
             distance = sum(a != b for a, b in zip(bits, self.bits(key), strict=True))
             if distance < least:
@@ -70,32 +70,32 @@ class PlainClusters:
                 score * len(cluster) for score, cluster in zip(scores, self.clusters, strict=True)
             )
             running = 0.0
-            for score, place in sorted(
+            for score, index in sorted(
                 zip(scores, range(len(scores)), strict=True), key=lambda item: -item[0]
             ):
-                if running > self.chosen.share * total:
+                if running > self.settings.share * total:
                     break
-                running += score * len(self.clusters[place])
-                chosen |= {serial for serial, _ in self.clusters[place]}
+                running += score * len(self.clusters[index])
+                chosen |= {serial for serial, _ in self.clusters[index]}
         return chosen
 
 
 class PlainMemory:
     """All layers and heads of it."""
 
-    def __init__(self, product):
-        model = self.model = product.model
+    def __init__(self, memory):
+        model = self.model = memory.model
         normals = HashPlanes(
-            len(groups_of(model)), product.settings.hash_bits, model.head_dim, product.settings.seed
+            len(groups_of(model)), memory.settings.hash_bits, model.head_dim, memory.settings.seed
         ).normals
         self.groups = {
-            group: PlainClusters(product.settings, plane, model.page_tokens, product.room)
+            group: PlainClusters(memory.settings, plane, model.page_tokens, memory.capacity)
             for group, plane in zip(groups_of(model), normals, strict=True)
         }
 
-    def take(self, departing):
+    def absorb(self, departing):
         for (layer, head), group in self.groups.items():
-            group.take(
+            group.absorb(
                 [
                     departing.k[layer, departing.unit == unit, head]
                     for unit in range(len(departing.pages))
@@ -114,32 +114,36 @@ def groups_of(model):
     return [(layer, head) for layer in range(model.layers) for head in range(model.kv_heads)]
 
 
-def clusters_of(held, group):
-    """What the product holds, in the order it was opened: (serials, mean) a cluster."""
-    owner, filled = held._cells.filled(held._tokens[:, : held._cells.used], held.model.page_tokens)
+def clusters_of(memory, group):
+    """The clusters of vicort's memory, in the order they were opened: (serials, mean) each."""
+    owner, filled = memory._cells.filled(
+        memory._tokens[:, : memory._cells.used], memory.model.page_tokens
+    )
     found = []
-    for cluster in held._clusters[group, : held._count[group]]:
+    for cluster in memory._clusters[group, : memory._counts[group]]:
         cells = [slot for slot in np.flatnonzero(owner[group] == cluster) if filled[group, slot]]
         serials = [
-            serial for slot in cells for serial in held._serials[slot, group, : filled[group, slot]]
+            serial
+            for slot in cells
+            for serial in memory._serials[slot, group, : filled[group, slot]]
         ]
-        found.append((sorted(serials), held._mean[group, cluster]))
+        found.append((sorted(serials), memory._means[group, cluster]))
     return found
 
 
-def read(held, selection):
-    """By layer and head: the tokens that a reader sees, told by their values, as the engine's pool
-    has them."""
-    model = held.model
+def read(memory, selection):
+    """The tokens that a reader sees in the engine's pool, named by their values, by layer and
+    head."""
+    model = memory.model
     pool = HostPool(np.zeros, model, 1000, np.float32, by_head=True)
-    table = Recall(pool, range(1000)).load(held.pool, selection)
+    table = Recall(pool, range(1000)).load(memory.pool, selection)
     seen = {}
     for layer, head in groups_of(model):
         slots = table[layer, head][table[layer, head] >= 0]
-        there = pool.cell_positions[slots, layer, head, :, 0] >= 0
+        is_filled = pool.cell_positions[slots, layer, head, :, 0] >= 0
         assert (
-            pool.cell_positions[slots, layer, head, :, 0][there]
-            == pool.data[slots, layer, head, 1, :, 0][there]
+            pool.cell_positions[slots, layer, head, :, 0][is_filled]
+            == pool.data[slots, layer, head, 1, :, 0][is_filled]
         ).all()
-        seen[layer, head] = pool.data[slots, layer, head, 1, :, 0][there].astype(int).tolist()
+        seen[layer, head] = pool.data[slots, layer, head, 1, :, 0][is_filled].astype(int).tolist()
     return seen

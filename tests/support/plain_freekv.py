@@ -1,5 +1,5 @@
-"""FreeKV in words (arXiv 2505.13109), a page, a head and a number at a time: nothing is kept on a
-device, moved, or done ahead."""
+"""A plain statement of FreeKV (arXiv 2505.13109): one page, one head, one number at a time; nothing
+is kept on a device, copied, or done in the background."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import numpy as np
 
 
 def box(keys, digest="mean-radius"):
-    """Lowest and highest value of each dimension, [T, D] -> [D], [D]; or what FreeKV's code takes
-    for them."""
+    """Lowest and highest value of each dimension, [T, D] -> [D], [D]; or FreeKV's code's estimate
+    of them."""
     low, high = np.min(keys, axis=0), np.max(keys, axis=0)
     if digest == "min-max":
         return low, high
@@ -18,7 +18,7 @@ def box(keys, digest="mean-radius"):
 
 
 def choose(q, pages, budget, digest="mean-radius"):
-    """Of each layer and KV head, the places in `pages` of those to read, ascending.
+    """The indices in `pages` of those to read, ascending, of each layer and KV head.
 
     q: [L, Hq, D]; pages: of each its keys [L, T, Hkv, D] -> [L][Hkv] lists
     """
@@ -61,8 +61,8 @@ def cosine(q, other, kv_heads):
 
 
 class PlainReader:
-    """Who reads what, and when a run is made again. A choice is (the queries that made it, numbers
-    of pages), a layer and head."""
+    """What each head reads, and when a run is repeated. A choice is (the queries that made it,
+    numbers of pages), for a layer and head."""
 
     def __init__(
         self, kv_heads, layers, budget, tau_prefill, tau_decode, ahead=True, digest="mean-radius"
@@ -73,7 +73,7 @@ class PlainReader:
         self.ahead = ahead
         self.digest = digest
         self.tau = {True: tau_prefill, False: tau_decode}
-        # (layer, head) -> choice; what is read, and what was chosen behind it
+        # (layer, head) -> choice: what is read now, and next
         self.reads = {}
         self.next = {}
         self.corrected = None
@@ -84,7 +84,7 @@ class PlainReader:
         numbers = sorted(pages)
         chosen = choose(q, [pages[number] for number in numbers], self.budget, self.digest)
         return {
-            (layer, head): (q, [numbers[place] for place in chosen[layer][head]])
+            (layer, head): (q, [numbers[index] for index in chosen[layer][head]])
             for layer, head in self.heads
         }
 
@@ -99,8 +99,8 @@ class PlainReader:
         }
 
     def correct(self, q, pages, wrong):
-        anew = self.choose(q, pages)
-        self.reads |= {pair: anew[pair] for pair in wrong}
+        again = self.choose(q, pages)
+        self.reads |= {pair: again[pair] for pair in wrong}
         self.corrected = wrong
         self.reruns += 1
         return True
@@ -131,8 +131,8 @@ class PlainChunks(PlainReader):
         self.corrected, self.q = None, q
         return False
 
-    def placed(self, pages):
-        """The chunk lies in memory, and what left the window in `pages`: the next reads what this
-        one's queries choose."""
+    def renew(self, pages):
+        """Lets the next chunk read what this one's queries choose from the pages that left the
+        window."""
         if pages and self.q is not None:
             self.reads = self.choose(self.q, pages)

@@ -66,7 +66,7 @@ class PlainStream:
                 page = slice(start, start + m.page_tokens)
                 self.pages[next(self.numbers)] = k[:, page], v[:, page], places[page]
         self.recent = self.recent[-self.window :]
-        self.chunk_reader.placed(self.keys())
+        self.chunk_reader.renew(self.keys())
 
     def ask(self, suffix, count):
         """Greedy tokens of an answer, and how often a run was made again."""

@@ -36,48 +36,47 @@ def attention_shares(k, positions, queries, turn=rotate):
 
 def two_phases(scores, bucket, capacity, first):
     """Indices kept, ascending. Phase 1: the `first` tokens with the highest scores go to their
-    buckets, which keep `capacity` of them. Phase 2: down the rest of the list, a token is filled in
-    where its bucket has room."""
+    buckets, which keep `capacity` of them. Phase 2: down the rest of the list, a token is added if
+    its bucket has space."""
     ranked = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
-    held = {number: [] for number in set(bucket.tolist())}
+    kept = {number: [] for number in set(bucket.tolist())}
     for token in ranked[:first]:
-        held[bucket[token]].append(token)
-    held = {number: tokens[:capacity] for number, tokens in held.items()}
+        kept[bucket[token]].append(token)
+    kept = {number: tokens[:capacity] for number, tokens in kept.items()}
     for token in ranked[first:]:
-        if len(held[bucket[token]]) < capacity:
-            held[bucket[token]].append(token)
-    return sorted(token for tokens in held.values() for token in tokens)
+        if len(kept[bucket[token]]) < capacity:
+            kept[bucket[token]].append(token)
+    return sorted(token for tokens in kept.values() for token in tokens)
 
 
 class PlainMemory:
     """One layer: buckets in a list, the oldest first, each with the number of its first bucket, its
     level, and its tokens in order."""
 
-    def __init__(self, settings, most):
-        """most: tokens."""
-        self.settings, self.most = settings, most
+    def __init__(self, settings, max_tokens):
+        self.settings, self.max_tokens = settings, max_tokens
         self.buckets: list[dict] = []
-        self.came = 0  # buckets so far
+        self.bucket_count = 0  # buckets so far
 
     @property
     def tokens(self):
         return [token for bucket in self.buckets for token in bucket["tokens"]]
 
-    def take(self, scores, names):
+    def absorb(self, scores, names):
         """A chunk. scores, names: one a token."""
         capacity, count = self.settings.capacity, len(scores)
         buckets = max(round(self.settings.keep * count / capacity), 1)
         bucket = np.array([i * buckets // count for i in range(count)])
         kept = two_phases(scores, bucket, capacity, count // 3)
-        excess = len(self.tokens) + len(kept) - self.most
+        excess = len(self.tokens) + len(kept) - self.max_tokens
         if excess > 0:
-            self.make_room(max(excess, self.most // 16))
+            self.merge(max(excess, self.max_tokens // 16))
         for number in range(buckets):
             tokens = [(float(scores[i]), names[i]) for i in kept if bucket[i] == number]
-            self.buckets.append({"start": self.came + number, "level": 0, "tokens": tokens})
-        self.came += buckets
+            self.buckets.append({"start": self.bucket_count + number, "level": 0, "tokens": tokens})
+        self.bucket_count += buckets
 
-    def make_room(self, excess):
+    def merge(self, excess):
         """Two neighbours become one, which keeps its best: of the lowest level that has such two,
         the oldest."""
         wanted = len(self.tokens) - excess

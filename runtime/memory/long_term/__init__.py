@@ -1,1 +1,1 @@
-"""Memory beyond the recent window, kept and read by layer and head; a file a form of it."""
+"""Memory beyond the recent window, kept and read by layer and head; each kind has its modules."""

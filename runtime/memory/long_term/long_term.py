@@ -1,9 +1,8 @@
-"""Long-term memory by layer and head: what becomes of chunks that leave the recent window, and how
-they are read again.
+"""The protocols of long-term memory, which keeps what leaves the recent window, and of its readers.
 
-Short-term memory, the prompt and the recent chunks, is `Memory`'s, in pages that all layers and
-heads share. What leaves it is taken here, and kept as a system sees fit, in *cells*: (slot, layer,
-head) of a pool in the host's memory, T un-rotated keys, then T values.
+`Memory` keeps the prompt and the recent chunks, in pages that all layers and heads share. Long-term
+memory absorbs what leaves them and keeps it, as the system's policy says, in *cells*: a cell is
+(slot, layer, head) of a pool in the host's memory, T un-rotated keys, then T values.
 """
 
 from __future__ import annotations
@@ -22,29 +21,28 @@ from vicort.runtime.memory.long_term.selection import Recall, Selection
 
 @dataclass(frozen=True)
 class Departing:
-    """A chunk that leaves the recent window: copies, the taker's to keep."""
+    """A chunk that leaves the recent window. The arrays are copies, which the receiver may keep."""
 
-    # one a temporal unit with tokens, in order: its chunk, unit, start and end
+    # one for each temporal unit with tokens, in order: its chunk, unit, start and end
     pages: tuple[Page, ...]
-    unit: np.ndarray  # [n] index into pages, of each token, ascending
+    unit: np.ndarray  # [n] index in `pages` of each token's unit, ascending
     k: np.ndarray  # [L, n, Hkv, D], not rotated
     v: np.ndarray  # [L, n, Hkv, D]
     positions: np.ndarray  # [n, 3] int32 (t, h, w)
-    # [L, R, Hq, D] float32, not rotated: of the chunk's last R rows, oldest first; zeros in front
-    # of fewer
+    # [L, R, Hq, D] float32, not rotated, of the chunk's last R rows, oldest first; a chunk of fewer
+    # rows has zeros before them
     queries: np.ndarray
 
 
 class View(Protocol):
-    """Long-term memory as it was when the view was taken: whatever the stream does afterwards
-    changes nothing in it."""
+    """Long-term memory as it was at one moment. What the stream does later does not change it."""
 
     def choose(self, q: np.ndarray) -> Selection:
-        """The cells to read. q: [L, Hq, D] float32, the mean query of a run, not rotated."""
+        """Chooses the cells to read. q: [L, Hq, D] float32, mean query of a run, not rotated."""
         ...
 
     def pages(self, selection: Selection) -> list[Page]:
-        """The temporal units of which any layer or head sees something, in the order of the
+        """The temporal units of which any layer or head reads a token, in the order of the
         stream."""
         ...
 
@@ -52,90 +50,90 @@ class View(Protocol):
 
 
 class Reader(Protocol):
-    """How one question, or the stream's own chunks, read long-term memory; called from the work of
-    whose runs it serves."""
+    """Reads long-term memory for one question, or for the stream's chunks. Call it only on the
+    stream whose runs it serves."""
 
     @property
     def table(self) -> np.ndarray:
-        """[L, Hkv, N] int32: device slots that the next run attends to, besides what all layers and
-        heads share."""
+        """[L, Hkv, N] int32: device slots that the next run attends to, besides those that all
+        layers and heads share."""
         ...
 
     @property
     def selection(self) -> Selection:
-        """What lies there."""
+        """The cells in these slots."""
         ...
 
     reruns: int  # how often the same rows had to be run again
 
     @property
     def bytes_moved(self) -> int:
-        """From this memory to the device."""
+        """Bytes copied from this memory to the device."""
         ...
 
     def must_rerun(self, q: np.ndarray, prefill: bool) -> bool:
-        """A run has ended whose mean queries were q [L, Hq, D]. True: run the same rows again, over
-        the table as it is now.
+        """Reports the mean queries q [L, Hq, D] of a run that has ended. Returns True if the same
+        rows must run again, over the table as it is now.
 
-        prefill: whether the run brought a question's text, or a chunk; False for a token of an
+        prefill: True if the run's rows were a question's text or a chunk, False for a token of an
         answer.
         """
         ...
 
     def pages(self) -> list[Page]:
-        """The temporal units that any run of a question could see here."""
+        """The temporal units of which any run of a question could read a token here."""
         ...
 
     def release(self) -> None: ...
 
 
 class StreamReader(Reader, Protocol):
-    """How chunks read it."""
+    """Reads long-term memory for the stream's chunks."""
 
     def renew(self, view: View) -> None:
-        """Memory has changed, or moved: the next chunk reads from what it is now."""
+        """Lets the next chunk read memory as it is now, after a change or a shift in time."""
         ...
 
 
 class LongTerm(Protocol):
-    """All but `View`s and `Reader`s are used in the order of the stream, from its own work."""
+    """Call it only from the stream's own work; its views and readers may be used elsewhere."""
 
     pool: HostPool  # by_head
-    # the most that one selection names for a layer and head: so many device slots a set
-    max_cells: int
+    max_cells: int  # of a layer and head in one selection; the device slots of a set
     # sets of device slots that a reader needs: 2 where one is filled while the other is read
     recall_sets: int
     reads_in_prefill: bool  # whether chunks attend to it, and not questions only
 
     @property
     def oldest(self) -> Fraction | None:
-        """Start, in seconds, of the oldest temporal unit of which any layer or head still holds
-        something."""
+        """Start, in seconds, of the oldest temporal unit of which any layer or head keeps a
+        token."""
         ...
 
     def absorb(self, departing: Departing) -> None:
-        """Keep what leaves the window; compresses, or forgets, to stay within the pool."""
+        """Keeps what leaves the window; compresses or evicts to stay within the pool."""
         ...
 
     def view(self, leased: bool = True) -> View:
-        """leased=False: for the stream's own reader, which is renewed before anything changes."""
+        """Takes a view. leased=False: for the stream's reader, which is renewed before anything
+        changes."""
         ...
 
     def shift(self, steps: int, floor: int) -> None:
-        """Take `steps` off the time of all that is kept, not below `floor`; waits until no view is
-        leased."""
+        """Subtracts `steps` from the time position of every token, not below `floor`; waits until
+        no view is leased."""
         ...
 
     def cells_in_use(self) -> float:
-        """In pages: cells over all layers and heads, divided by their number."""
+        """The mean number of cells of a layer and head."""
         ...
 
     def reader(self, view: View, recalls: Sequence[Recall]) -> Reader:
-        """For one question. recalls: `recall_sets` of them, of `max_cells` device slots each."""
+        """Opens a reader for one question. recalls: `recall_sets` of `max_cells` slots each."""
         ...
 
     def stream_reader(self, view: View, recalls: Sequence[Recall]) -> StreamReader:
-        """For chunks, if they read this memory; its view is not leased."""
+        """Opens a reader for chunks, if `reads_in_prefill`; its view is not leased."""
         ...
 
     def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""From a policy's settings to the long-term memory that it describes."""
+"""Opens the long-term memory that a policy describes."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def open_long_term(
     dtype: DTypeLike,
     clock: StageClock,
 ) -> LongTerm:
-    """The memory of a policy, within `host_mb` MB of 1e6 bytes.
+    """Opens the memory of a policy, within `host_mb` MB of 1e6 bytes.
 
-    clock: records the spans of what the memory does on streams of its own. Raises
-    MemoryBudgetError, with the smallest budget that works, if `host_mb` is too little.
+    clock: records the work that the memory does on its own streams. Raises MemoryBudgetError, with
+    the smallest budget that works, if `host_mb` is too little.
     """
     match policy:
         case SinkBuckets():

@@ -1,8 +1,8 @@
-"""Pages summed up by boxes around their keys, and which pages a query could attend to most.
+"""Boxes around the keys of a page, and which pages a query could attend to most.
 
 FreeKV (arXiv 2505.13109), section on page selection, after Quest (2406.10774) and ArkVale. Keys and
-queries are the engine's, before rotation, where FreeKV's are rotated: so a score says what a page
-holds, and nothing about how far away it lies.
+queries are the engine's, before rotation, where FreeKV's are rotated: so a score depends on what a
+page holds, and not on how far away it lies.
 """
 
 from __future__ import annotations
@@ -15,12 +15,20 @@ from vicort.runtime.policies.long_term import Digest
 
 
 def boxes(k: np.ndarray, page: np.ndarray, digest: Digest) -> np.ndarray:
-    """A box for the keys of each page, a layer and head.
+    """Computes a box around the keys of each page, layer and head.
 
-    k: [L, n, Hkv, D] float, not rotated; page: [n] 0, 1, …, ascending and without a gap. digest:
-    "min-max" = the box that holds every key (the paper); "mean-radius" = the same centre, and the
-    mean distance of the keys from it as radius (FreeKV's code). -> [L, Hkv, pages, 2 D] float32:
-    the centre, then the radius, both in each dimension
+    k: [L, n, Hkv, D] float, not rotated; page: [n] page of each token: 0, 1, …, ascending without a
+    gap. digest: "min-max" = the box that holds every key (the paper); "mean-radius" = the same
+    centre, and the mean distance of the keys from it as radius (FreeKV's code). Returns
+    [L, Hkv, pages, 2 D] float32: the centre, then the radius, both in each dimension.
+
+    Keys 0, 1 and 4 of one dimension: the centre is 2, and the distances from it are 2, 1 and 2.
+
+    >>> k = np.array([0.0, 1, 4]).reshape(1, 3, 1, 1)
+    >>> boxes(k, np.array([0, 0, 0]), "min-max").tolist()
+    [[[[2.0, 2.0]]]]
+    >>> [round(x, 2) for x in boxes(k, np.array([0, 0, 0]), "mean-radius").ravel().tolist()]
+    [2.0, 1.67]
     """
     starts = np.flatnonzero(np.diff(page, prepend=-1))
     k = k.astype(np.float32, copy=False)
@@ -30,26 +38,33 @@ def boxes(k: np.ndarray, page: np.ndarray, digest: Digest) -> np.ndarray:
         radius = (high - low) / 2
     else:
         tokens = np.diff(starts, append=len(page)).astype(np.float32)
-        radius = (
-            np.add.reduceat(np.abs(k - centre[:, page]), starts, axis=1) / tokens[:, None, None]
-        )
+        distances = np.abs(k - centre[:, page])
+        radius = np.add.reduceat(distances, starts, axis=1) / tokens[:, None, None]
     return np.concatenate([centre, radius], axis=-1).transpose(0, 2, 1, 3)
 
 
 def page_scores(q: np.ndarray, pages: Sequence[np.ndarray]) -> np.ndarray:
-    """How much attention each page could get: made equal in sum over a head's pages, then averaged
-    inside each group of query heads.
+    """Bounds the attention that each page could get: a softmax over a head's pages, then averaged
+    over each group of query heads.
 
-    q: [L, Hq, D] float32; pages: boxes [L, Hkv, n, 2 D], all of them in order -> [L, Hkv, P]
-    float32, P the sum of the n
+    q: [L, Hq, D] float32; pages: boxes [L, Hkv, n, 2 D], in one or more parts, in order. Returns
+    [L, Hkv, P] float32, P the sum of the n.
+
+    The largest q . k of any k in a box is q . centre + |q| . radius. With q = 2, boxes [1, 3] and
+    [-4, 0] bound it by 6 and 0, so their scores are 1 / (1 + e^-6) and 1 / (1 + e^6).
+
+    >>> two_boxes = np.array([[2.0, 1.0], [-2.0, 2.0]], np.float32)[None, None]
+    >>> scores = page_scores(np.full((1, 1, 1), 2, np.float32), [two_boxes])
+    >>> [round(score, 4) for score in scores.ravel().tolist()]
+    [0.9975, 0.0025]
     """
     layers, query_heads, size = q.shape
     heads = pages[0].shape[1]
-    # The largest q·k of any k in a box is q·centre + |q|·radius: one product with both.
+    # one product with both centre and radius
     both = np.concatenate([q, np.abs(q)], axis=-1).reshape(
         layers, heads, query_heads // heads, 2 * size
     ) * np.float32(size**-0.5)
-    # Boxes first: five times as fast as the other way round, with few queries.
+    # with few queries, boxes first is five times as fast as queries first
     parts = [part @ both.swapaxes(-1, -2) for part in pages]
     bounds = np.ascontiguousarray(np.concatenate(parts, axis=-2).swapaxes(-1, -2))
     bounds -= bounds.max(axis=-1, keepdims=True)
@@ -59,22 +74,27 @@ def page_scores(q: np.ndarray, pages: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def top_pages(scores: np.ndarray, count: int) -> np.ndarray:
-    """The `count` pages that score highest, of equals the earlier: [L, Hkv, P] -> [L, Hkv,
-    min(count, P)] indices, ascending."""
+    """Chooses the `count` pages with the highest scores; of equals, the earlier.
+
+    scores: [L, Hkv, P] -> [L, Hkv, min(count, P)] int64 indices, ascending.
+
+    >>> top_pages(np.array([[[0.2, 0.5, 0.2, 0.1]]]), count=2).tolist()
+    [[[0, 1]]]
+    """
     pages = scores.shape[-1]
     count = min(count, pages)
     if not count:
         return np.empty((*scores.shape[:2], 0), np.int64)
-    least = np.partition(scores, pages - count, axis=-1)[..., pages - count, None]
-    above, equal = scores > least, scores == least
-    room = count - above.sum(axis=-1, keepdims=True)
-    chosen = above | (equal & (np.cumsum(equal, axis=-1) <= room))
+    lowest = np.partition(scores, pages - count, axis=-1)[..., pages - count, None]
+    is_above, is_equal = scores > lowest, scores == lowest
+    equals_wanted = count - is_above.sum(axis=-1, keepdims=True)
+    chosen = is_above | (is_equal & (np.cumsum(is_equal, axis=-1) <= equals_wanted))
     return np.nonzero(chosen)[2].reshape(*scores.shape[:2], count)
 
 
 def query_similarity(q: np.ndarray, other: np.ndarray, kv_heads: int) -> np.ndarray:
-    """C of FreeKV: cosine between two queries [L, Hq, D], averaged inside each group of query heads
-    -> [L, Hkv]. Nothing is like zero."""
+    """C of FreeKV: the cosine between two queries [L, Hq, D], averaged over each group of query
+    heads -> [L, Hkv]. It is 0 where a query is zero."""
     product = np.linalg.norm(q, axis=-1) * np.linalg.norm(other, axis=-1)
     cosine = np.divide(
         (q * other).sum(axis=-1), product, out=np.zeros_like(product), where=product > 0

@@ -1,4 +1,4 @@
-"""All pages that left the window, as they were: FreeKV's host tier (arXiv 2505.13109), and what
+"""All pages that left the window, uncompressed: FreeKV's host tier (arXiv 2505.13109), and what
 each KV head chooses from it.
 
 A page is a cell of the engines' `page_tokens`, with the same tokens in each layer and head. Layer 0
@@ -26,18 +26,17 @@ from vicort.runtime.memory.long_term.long_term import Departing, View
 from vicort.runtime.memory.long_term.page_digest import Digest, boxes, page_scores, top_pages
 from vicort.runtime.memory.long_term.page_ring import PageRing
 from vicort.runtime.memory.long_term.recall_streams import RecallStreams
-from vicort.runtime.memory.long_term.selection import NONE, Recall, Selection
+from vicort.runtime.memory.long_term.selection import Recall, Selection
 from vicort.runtime.memory.long_term.speculative import Speculation, Speculative
+from vicort.runtime.memory.page_tables import NONE
 
-# whose pages the stream can take in while a question reads what they would overwrite
+# chunks that the stream can absorb while a question reads the pages that they would overwrite
 SPARE_CHUNKS = 4
 
 
 @dataclass(frozen=True)
 class PageSelection(Selection):
-    # [L, Hkv, N] int64, ascending: the number of the page in each cell, which no other page ever
-    # has
-    pages: np.ndarray
+    pages: np.ndarray  # [L, Hkv, N] int64, ascending: number of the page in each cell
 
 
 class PageRecallMemory:
@@ -56,8 +55,8 @@ class PageRecallMemory:
         of_questions: RecallStreams,
         of_chunks: RecallStreams | None,
     ) -> None:
-        """pool: by_head. spare: slots of it that only stand in for forgotten pages which a question
-        reads. of_chunks: None = chunks do not read this memory."""
+        """pool: by_head. spare: slots of it that stand in for evicted pages that a question reads.
+        of_chunks: None = chunks do not read this memory."""
         self.model = model
         self.pool = pool
         self.max_cells = max_cells
@@ -65,27 +64,32 @@ class PageRecallMemory:
         self.reads_in_prefill = of_chunks is not None
         slots = len(pool.data)
         self.ring = PageRing(slots - spare, spare)
+        # of the page in each slot: [L, Hkv, S, 2 D] box, [S] tokens, temporal unit
         self.boxes = np.zeros((model.layers, model.kv_heads, slots, 2 * model.head_dim), np.float32)
-        self.tokens = np.zeros(slots, np.int32)  # of each slot's page
-        # of each slot's page: the temporal unit that it belongs to
+        self.tokens = np.zeros(slots, np.int32)
         self.units: list[Page | None] = [None] * slots
-        self.shifts = 0  # how often time was re-based
+        self.shifts = 0  # how often positions were shifted in time
         self._speculation = speculation
         self._of_questions = of_questions
         self._of_chunks = of_chunks
         self._chunks: Speculative | None = None
 
     def absorb(self, departing: Departing) -> None:
+        """Writes a chunk's tokens into new pages; a unit begins a page.
+
+        Units of five and two tokens, in pages of four, become pages of 4, 1 and 2 tokens.
+        """
         lengths = np.bincount(departing.unit, minlength=len(departing.pages)).tolist()
         layout = Layout.of(lengths, self.model.page_tokens)
         if not layout.tokens:
             return
         slots = self.ring.slot(self.ring.grow(len(layout.tokens)))
-        of_token = slots[layout.page]
-        self.pool.data[of_token, :, :, 0, layout.cell] = departing.k.swapaxes(0, 1)
-        self.pool.data[of_token, :, :, 1, layout.cell] = departing.v.swapaxes(0, 1)
+        token_slots = slots[layout.page]  # [n]
+        self.pool.data[token_slots, :, :, 0, layout.cell] = departing.k.swapaxes(0, 1)
+        self.pool.data[token_slots, :, :, 1, layout.cell] = departing.v.swapaxes(0, 1)
         self.pool.cell_positions[slots] = EMPTY
-        self.pool.cell_positions[of_token, :, :, layout.cell] = departing.positions[:, None, None]
+        positions = departing.positions[:, None, None]  # alike in all layers and heads
+        self.pool.cell_positions[token_slots, :, :, layout.cell] = positions
         self.boxes[:, :, slots] = boxes(departing.k, layout.page, self._digest)
         self.tokens[slots] = layout.tokens
         for slot, run in zip(slots.tolist(), layout.run, strict=True):
@@ -97,10 +101,9 @@ class PageRecallMemory:
     def shift(self, steps: int, floor: int) -> None:
         self.ring.wait_unleased()
         if self._chunks:
-            self._chunks.settle()
-        self.pool.cell_positions[:] = shifted(
-            self.pool.cell_positions, np.array([steps, 0, 0]), floor
-        )
+            self._chunks.wait_for_recall()
+        moved = shifted(self.pool.cell_positions, np.array([steps, 0, 0]), floor)
+        self.pool.cell_positions[:] = moved
         self.shifts += 1
 
     @property
@@ -131,8 +134,9 @@ class PageRecallMemory:
         return self._chunks
 
     def own_view(self, view: View) -> PageView:
+        """The view, which must be one of this memory. Raises TypeError."""
         if not isinstance(view, PageView):
-            raise TypeError("a view of another memory")
+            raise TypeError("this is a view of another memory")
         return view
 
     def close(self) -> None:
@@ -140,7 +144,7 @@ class PageRecallMemory:
 
 
 class PageView:
-    """The pages of one moment; if it is leased, they stay as they are until `release`."""
+    """The pages first, …, last - 1 of one moment. If it is leased, they stay until `release`."""
 
     def __init__(self, memory: PageRecallMemory, leased: bool) -> None:
         self._memory, self._leased = memory, leased
@@ -161,31 +165,30 @@ class PageView:
         if not self.count:
             return self.selection(np.empty((*memory.boxes.shape[:2], 0), np.int64))
         scores = page_scores(q, [memory.boxes[:, :, span] for span in self._spans])
-        return self.selection(self.first + top_pages(scores, memory.max_cells))
+        index = top_pages(scores, memory.max_cells)  # from the view's first page on
+        return self.selection(self.first + index)
 
     def selection(self, pages: np.ndarray) -> PageSelection:
-        """pages: [L, Hkv, N] numbers of pages, NONE = none."""
-        slots, there = self._memory.ring.slot(pages), pages != NONE
+        """The cells of pages. pages: [L, Hkv, N] numbers of pages, NONE = none."""
+        slots, exists = self._memory.ring.slot(pages), pages != NONE
         return PageSelection(
-            np.where(there, slots, NONE).astype(np.int32),
-            np.where(there, self._memory.tokens[slots], 0),
+            np.where(exists, slots, NONE).astype(np.int32),
+            np.where(exists, self._memory.tokens[slots], 0),
             pages,
         )
 
     def pages(self, selection: Selection) -> list[Page]:
         if not isinstance(selection, PageSelection):
-            raise TypeError("a selection of another memory")
+            raise TypeError("this is a selection of another memory")
         return self.units(np.unique(selection.pages[selection.pages != NONE]))
 
     def units(self, pages: Iterable[int]) -> list[Page]:
         """The temporal units of pages, given by their numbers in ascending order."""
-        return list(
-            {
-                unit.unit: unit for unit in (self._units[page - self.first] for page in pages)
-            }.values()
-        )
+        units = (self._units[page - self.first] for page in pages)
+        return list({unit.unit: unit for unit in units}.values())
 
     def release(self) -> None:
+        """Ends the lease; further calls do nothing."""
         if self._leased:
             self._leased = False
             self._memory.ring.release(self.first)
@@ -202,10 +205,10 @@ def open_page_recall(
     speculation: Speculation,
     chunks: bool,
 ) -> PageRecallMemory:
-    """As many pages, with their boxes, as `host_mb` MB of 1e6 bytes hold. budget: tokens that a KV
-    head reads; chunks: whether chunks do.
+    """Opens a memory of as many pages, with their boxes, as `host_mb` MB of 1e6 bytes hold.
 
-    Raises MemoryBudgetError if that is less than what one question may hold back, and a chunk.
+    budget: tokens that a KV head reads; chunks: whether chunks read, too. Raises MemoryBudgetError
+    if the pages are fewer than the spare ones and those of one chunk.
     """
     box_bytes = model.layers * model.kv_heads * 2 * model.head_dim * np.dtype(np.float32).itemsize
     bytes_of_page = page_bytes(model, dtype, by_head=True) + box_bytes

@@ -1,4 +1,4 @@
-"""Which pages there are, and who reads them: numbers that only rise, in a ring of slots."""
+"""A ring of slots for pages, which are numbered in the order of the stream, and their leases."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ import numpy as np
 class PageRing:
     """Pages `first`, …, `last - 1`, page n in slot n modulo the number of slots.
 
-    The `count` newest are remembered. `spare` more slots let pages that were forgotten stay for a
-    while where running questions read them; when these are used up, `grow` waits. So what is
-    remembered never depends on timing.
+    The `count` newest are remembered. Running questions may still read evicted pages in `spare`
+    more slots; when these are used up, `grow` waits. So timing never decides what is remembered.
+
+    Six pages in a ring that remembers three and has one spare slot: page 4 came back to slot 0.
+
+    >>> ring = PageRing(count=3, spare=1)
+    >>> ring.grow(3).tolist(), ring.grow(3).tolist()
+    ([0, 1, 2], [3, 4, 5])
+    >>> ring.first, ring.last, ring.spans(ring.first, ring.last)
+    (3, 6, [slice(3, 4, None), slice(0, 2, None)])
     """
 
     def __init__(self, count: int, spare: int) -> None:
@@ -27,16 +34,15 @@ class PageRing:
         return pages % self.slots
 
     def spans(self, first: int, last: int) -> list[slice]:
-        """Where pages first, …, last - 1 lie: one or two stretches of slots, in the order of the
-        pages."""
+        """The slots of pages first, …, last - 1: one or two slices, in the order of the pages."""
         if first == last:
             return []
         start, stop = first % self.slots, (last - 1) % self.slots + 1
         return [slice(start, stop)] if start < stop else [slice(start, self.slots), slice(0, stop)]
 
     def grow(self, pages: int) -> np.ndarray:
-        """Numbers of `pages` new pages, at most `count`; waits until no lease holds what lies in
-        their slots."""
+        """Adds `pages` pages, at most `count`, and returns their numbers; waits until no lease
+        covers what lies in their slots. Raises RuntimeError once closed."""
         with self._changed:
             oldest = self.last + pages - self.slots  # pages before it are overwritten
             self._changed.wait_for(
@@ -50,7 +56,7 @@ class PageRing:
             return numbers
 
     def lease(self, first: int) -> None:
-        """Hold on to the pages from `first` on."""
+        """Keeps the pages from `first` on until `release`."""
         with self._changed:
             self._leased[first] += 1
 
@@ -65,7 +71,7 @@ class PageRing:
             self._changed.wait_for(lambda: self._closed or not self._leased)
 
     def close(self) -> None:
-        """Wake whoever waits."""
+        """Wakes whoever waits, with an error."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -12,8 +12,8 @@ from vicort.runtime.memory.long_term.long_term import View
 from vicort.runtime.memory.long_term.selection import Recall, Selection
 
 
-class Chosen:
-    """Cells chosen with a query, and loaded: what ways of reading have in common."""
+class CellReader:
+    """Base of the readers: chooses cells with a query, and copies them to the device."""
 
     def __init__(self, model: ModelSpec, view: View, source: HostPool, recall: Recall) -> None:
         """source: the pool of the long-term memory."""
@@ -42,22 +42,22 @@ class Chosen:
         self._view.release()
 
 
-class TwoPass(Chosen):
-    """A question's text runs over recent memory alone, then again with what its queries chose,
-    which its answer keeps."""
+class TwoPass(CellReader):
+    """Runs a question's text over recent memory alone, then again with what its queries chose. The
+    answer's tokens read that choice too."""
 
     def must_rerun(self, q: np.ndarray, prefill: bool) -> bool:
         if not prefill or self.reruns:
             return False
         self.choose(q)
-        again = self.selection.max_cells > 0  # a young stream has nothing to read
-        self.reruns += again
-        return again
+        has_cells = self.selection.max_cells > 0  # a young stream has nothing to read
+        self.reruns += has_cells
+        return has_cells
 
 
 class EachStep(TwoPass):
-    """As `TwoPass`, and each token of the answer reads what the queries of the token before it
-    chose."""
+    """Reads as `TwoPass`, except that each token of the answer reads what the queries of the token
+    before it chose."""
 
     def must_rerun(self, q: np.ndarray, prefill: bool) -> bool:
         if prefill:
@@ -66,10 +66,10 @@ class EachStep(TwoPass):
         return False
 
 
-class ChunkBefore(Chosen):
-    """A chunk reads what the queries of the chunk before it choose from memory as it is now."""
+class ChunkBefore(CellReader):
+    """Reads for a chunk what the queries of the chunk before it choose from memory as it is now."""
 
-    _q: np.ndarray | None = None
+    _q: np.ndarray | None = None  # [L, Hq, D]
 
     def must_rerun(self, q: np.ndarray, prefill: bool) -> bool:
         self._q = q.copy()

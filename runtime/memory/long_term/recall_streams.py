@@ -1,5 +1,5 @@
-"""Cells on their way from the host's memory to the device, in two hops that overlap: copied to one
-half of a staging buffer while the cells of the head before go from the other half to where the
+"""Copies cells from the host's memory to the device, in two hops that overlap: cells of one head go
+to one half of a staging buffer while those of the head before go from the other half to where the
 engine reads them (FreeKV's double-buffered, streamed recall)."""
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from vicort.runtime.manifest import ModelSpec
 
 @dataclass(frozen=True)
 class Move:
-    """Cells of one layer and head, of any number."""
+    """Cells of one layer and head to copy, n of them."""
 
     layer: int
     head: int
-    there: np.ndarray  # [n] slots of the source
-    here: np.ndarray  # [n] slots of the target
+    source_slots: np.ndarray  # [n]
+    target_slots: np.ndarray  # [n]
 
 
 class RecallStreams:
-    """Two streams and their staging buffer. Recalls of several readers follow one another."""
+    """Two streams and their staging buffer. Recalls of several readers run one after the other."""
 
     def __init__(
         self,
@@ -39,46 +39,41 @@ class RecallStreams:
         clock: StageClock,
         urgent: bool,
     ) -> None:
-        """max_cells: the most that one `Move` names. urgent: for questions, which hold other
-        streams up while they wait for this."""
-        whose = "question" if urgent else "chunk"
-        self._copy = device.stream(f"recall copy {whose}", urgent)
-        self._scatter = device.stream(f"recall scatter {whose}", urgent)
+        """max_cells: of one `Move`. urgent: for questions, which delay other streams while they
+        wait for a recall."""
+        reader = "question" if urgent else "chunk"
+        self._copy = device.stream(f"recall copy {reader}", urgent)
+        self._scatter = device.stream(f"recall scatter {reader}", urgent)
         self._clock = clock
         self._data = device.empty((2, max_cells, 2, model.page_tokens, model.head_dim), dtype)
-        self._where = device.empty((2, max_cells, model.page_tokens, 3), np.int32)
+        self._positions = device.empty((2, max_cells, model.page_tokens, 3), np.int32)
 
     def run(self, work: Callable[..., Any], *args: Any) -> Event:
-        """Run `work`, which may call `move`, behind all recalls so far."""
+        """Runs `work`, which may call `move_in_stream`, after all recalls so far."""
         return self._copy.run(work, *args)
 
-    def move(self, source: HostPool, target: Pool, moves: Iterable[Move]) -> None:
-        """Copy cells; done when it returns. For the work given to `submit`."""
+    def move_in_stream(self, source: HostPool, target: Pool, moves: Iterable[Move]) -> None:
+        """Copies cells; done when it returns. Call it only from the work given to `run`."""
         scattered: list[Event] = []
         for move in moves:
             if len(scattered) >= 2:
                 self._copy.wait(scattered[-2])  # this half is free again
-            half = len(scattered) % 2
+            half, count = len(scattered) % 2, len(move.source_slots)
+            cells = move.source_slots, move.layer, move.head
             with self._clock.measure(
-                self._copy.name, self._copy, layer=move.layer, head=move.head, cells=len(move.there)
+                self._copy.name, self._copy, layer=move.layer, head=move.head, cells=count
             ):
-                self._data[half, : len(move.there)] = source.data[move.there, move.layer, move.head]
-                self._where[half, : len(move.there)] = source.cell_positions[
-                    move.there, move.layer, move.head
-                ]
-            scattered.append(self._scatter.run(self._place, target, move, half))
+                self._data[half, :count] = source.data[cells]
+                self._positions[half, :count] = source.cell_positions[cells]
+            scattered.append(self._scatter.run(self._scatter_in_stream, target, move, half))
         for event in scattered[-2:]:
             self._copy.wait(event)
 
-    def _place(self, target: Pool, move: Move, half: int) -> None:
+    def _scatter_in_stream(self, target: Pool, move: Move, half: int) -> None:
+        count = len(move.target_slots)
+        cells = move.target_slots, move.layer, move.head
         with self._clock.measure(
-            self._scatter.name,
-            self._scatter,
-            layer=move.layer,
-            head=move.head,
-            cells=len(move.here),
+            self._scatter.name, self._scatter, layer=move.layer, head=move.head, cells=count
         ):
-            target.data[move.here, move.layer, move.head] = self._data[half, : len(move.here)]
-            target.cell_positions[move.here, move.layer, move.head] = self._where[
-                half, : len(move.here)
-            ]
+            target.data[cells] = self._data[half, :count]
+            target.cell_positions[cells] = self._positions[half, :count]

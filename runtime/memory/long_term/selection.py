@@ -1,4 +1,4 @@
-"""Which cells of long-term memory one reader sees, and how they come to where the engine reads."""
+"""The cells of long-term memory that one reader sees, and their copies where the engine reads."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vicort.runtime.memory.page_tables import NONE
 
 @dataclass(frozen=True)
 class Selection:
-    """Of each layer and KV head its own cells, as many as it likes."""
+    """The cells of each layer and KV head, up to N each."""
 
     cells: np.ndarray  # [L, Hkv, N] int32 slots of the long-term pool, NONE = none
-    # [L, Hkv, N] int32, tokens of each cell that count: a cell that has been filled further is read
-    # as it was
+    # [L, Hkv, N] int32 tokens of each cell that count: tokens that were added to the cell later
+    # are not read
     filled: np.ndarray
 
     @staticmethod
@@ -29,18 +29,18 @@ class Selection:
 
     @property
     def tokens(self) -> int:
-        """Seen tokens, the mean over layers and heads."""
+        """The mean number of tokens over layers and heads."""
         return round(float(np.where(self.cells == NONE, 0, self.filled).sum(2).mean()))
 
     @property
     def max_cells(self) -> int:
-        """N: the most cells of a layer and head."""
+        """N"""
         return self.cells.shape[2]
 
 
 class Recall:
-    """Device slots of one reader, into which cells are copied: the i-th of a layer and head into
-    that layer and head of slot i."""
+    """Device slots of one reader: the i-th cell of a layer and head is copied to that layer and
+    head of the i-th slot."""
 
     def __init__(self, pool: Pool, slots: Sequence[int]) -> None:
         """pool: what the engine reads, by_head, in the host's memory."""
@@ -48,13 +48,15 @@ class Recall:
         self.bytes_moved = 0
 
     def load(self, source: HostPool, selection: Selection) -> np.ndarray:
-        """Copy cells from `source`; returns the table [L, Hkv, N] int32 that reads them."""
+        """Copies cells from `source`; returns the table [L, Hkv, N] int32 that reads them."""
         cells = selection.cells
-        layer, head, place = np.nonzero(cells != NONE)
-        there, here = cells[layer, head, place], self.slots[place]
-        where = source.cell_positions[there, layer, head]  # [n, T, 3]
-        beyond = np.arange(where.shape[1]) >= selection.filled[layer, head, place][:, None]
-        self.pool.data[here, layer, head] = source.data[there, layer, head]
-        self.pool.cell_positions[here, layer, head] = np.where(beyond[..., None], EMPTY, where)
-        self.bytes_moved += len(there) * source.data[:1, 0, 0].nbytes
+        layer, head, column = np.nonzero(cells != NONE)
+        source_cells = cells[layer, head, column], layer, head
+        target_cells = self.slots[column], layer, head
+        positions = source.cell_positions[source_cells]  # [n, T, 3]
+        filled = selection.filled[layer, head, column]
+        is_unread = np.arange(positions.shape[1]) >= filled[:, None]  # [n, T]
+        self.pool.data[target_cells] = source.data[source_cells]
+        self.pool.cell_positions[target_cells] = np.where(is_unread[..., None], EMPTY, positions)
+        self.bytes_moved += len(column) * source.data[:1, 0, 0].nbytes
         return np.where(cells == NONE, NONE, self.slots[: cells.shape[2]])

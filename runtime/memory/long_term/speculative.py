@@ -1,24 +1,21 @@
-"""FreeKV's way to read (arXiv 2505.13109): with pages chosen for an earlier run, whose successors
-are chosen and recalled behind.
+"""FreeKV's way to read (arXiv 2505.13109): a run reads the pages that an earlier run chose, while
+the next run's pages are chosen and recalled in the background.
 
-The engine gives the queries of all layers at the end of a run, so which queries chose what a run
-reads is this:
+The engine gives the queries of all layers at the end of a run. So these queries choose what a run
+reads:
 
 - A token of an answer reads what the queries of the token *two* before it chose: that choice was
-  made, and its cells moved, while the
-  token before it ran. (In FreeKV, which learns each layer's queries in the middle of a step, it is
-  one.) The first token of an answer,
-  and the second, read what the question's text chose for itself in a second pass: no queries are
-  there before them.
-- A chunk reads what the queries of the chunk *before* it chose: cells move between the two runs,
-  while later chunks are seen.
-- A KV head whose queries in a run point elsewhere than those that chose (cosine below tau) is
-  corrected: it chooses anew with the
-  run's own queries, and the run is made again, once. It goes on with that choice in the next run
-  too.
+  made, and its cells copied, while the token before it ran. (In FreeKV, which knows each layer's
+  queries in the middle of a step, it is one.) The first two tokens of an answer read what the
+  question's text chose in a second pass, because there are no queries before them.
+- A chunk reads what the queries of the chunk *before* it chose: cells are copied between the two
+  runs, while vision encodes later chunks.
+- A KV head is corrected if its queries in a run differ too much from those that chose (cosine below
+  tau): it chooses again with the run's own queries, and the run is repeated, once. The next run
+  reads that choice, too.
 
-Each layer and head has two sets of device cells, one that is read and one that is filled, and turns
-from one to the other by itself.
+Each layer and head has two sets of device cells, one to read and one to fill, and swaps them
+independently of the others.
 """
 
 from __future__ import annotations
@@ -34,7 +31,8 @@ from vicort.runtime.devices.device import Event
 from vicort.runtime.memory.long_term.long_term import View
 from vicort.runtime.memory.long_term.page_digest import query_similarity
 from vicort.runtime.memory.long_term.recall_streams import Move, RecallStreams
-from vicort.runtime.memory.long_term.selection import NONE, Recall
+from vicort.runtime.memory.long_term.selection import Recall
+from vicort.runtime.memory.page_tables import NONE
 
 if TYPE_CHECKING:
     from vicort.runtime.memory.long_term.page_recall import (
@@ -46,16 +44,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Speculation:
-    # least cosine with which a chunk's head keeps its choice; None = chunks are never corrected
-    tau_prefill: float | None
+    # lowest cosine at which a head keeps its choice; None = never corrected
+    tau_prefill: float | None  # of a chunk or a question's text
     tau_decode: float | None  # of an answer's tokens
     # False: each recall is waited for at once, and a token reads what the token before it chose
     ahead: bool
 
 
 class Speculative:
-    """One question's reader, or that of the stream's chunks. Its verbs are called from one thread
-    at a time."""
+    """The reader of one question, or of the stream's chunks. One thread at a time may call it."""
 
     def __init__(
         self,
@@ -66,31 +63,28 @@ class Speculative:
         speculation: Speculation,
         of_stream: bool,
     ) -> None:
-        """recalls: two sets of device slots."""
+        """recalls: two sets of N device slots. of_stream: True = reads for chunks."""
         model, cells = memory.model, memory.max_cells
+        heads = model.layers, model.kv_heads
+        group = model.query_heads // model.kv_heads
         self._memory = memory
         self._view = view
         self._streams = streams
         self._speculation = speculation
         self._of_stream = of_stream
-        # [2, N]
         self._pool = recalls[0].pool
-        self._slots = np.stack([recall.slots for recall in recalls])
-        heads = model.layers, model.kv_heads
-        self._front = np.zeros(heads, int)  # the set that is read
-        # number of the page that lies in each place
-        self._held = np.full((2, *heads, cells), NONE, np.int64)
-        # numbers of the chosen pages, ascending, NONE behind them
+        self._slots = np.stack([recall.slots for recall in recalls])  # [2, N]
+        self._read_set = np.zeros(heads, int)  # [L, Hkv] the set that is read
+        # of both sets, [2, L, Hkv, N]: number of the page in each cell; numbers of the chosen
+        # pages, ascending; device slots of the chosen pages. NONE = none, which comes last
+        self._resident = np.full((2, *heads, cells), NONE, np.int64)
         self._pages = np.full((2, *heads, cells), NONE, np.int64)
-        # device slots of the chosen pages
         self._tables = np.full((2, *heads, cells), NONE, np.int32)
-        self._queries = np.zeros(
-            (2, model.layers, model.kv_heads, model.query_heads // model.kv_heads, model.head_dim),
-            np.float32,
-        )
-        self._chosen = False  # whether anything is in use
-        self._behind: Event | None = None  # a recall into the sets that are not read
-        self._corrected: np.ndarray | None = None  # [L, Hkv] bool, of the run that is made again
+        # [2, L, Hkv, G, D] the queries that chose
+        self._queries = np.zeros((2, *heads, group, model.head_dim), np.float32)
+        self._has_choice = False  # whether anything was chosen for the sets that are read
+        self._recall: Event | None = None  # in the background, into the sets that are not read
+        self._corrected: np.ndarray | None = None  # [L, Hkv] bool, while a run is repeated
         self._q: np.ndarray | None = None  # [L, Hq, D] of the newest run
         self._seen = np.zeros(view.count, bool)  # pages of the view that any run read
         self.reruns = 0
@@ -98,135 +92,151 @@ class Speculative:
 
     @property
     def table(self) -> np.ndarray:
-        """[L, Hkv, N] int32; waits until what is to be read has come."""
+        """[L, Hkv, N] int32; waits until the cells that it names are copied."""
         if self._of_stream:
-            self._turn()
-        return self._of_front(self._tables)[:, :, : self._most]
+            self._swap_sets()
+        return self._read(self._tables)[:, :, : self._max_pages]
 
     @property
     def selection(self) -> PageSelection:
-        return self._view.selection(self._of_front(self._pages)[:, :, : self._most])
+        return self._view.selection(self._read(self._pages)[:, :, : self._max_pages])
 
     def must_rerun(self, q: np.ndarray, prefill: bool) -> bool:
         q = q.copy()
         if not self._of_stream:
-            self._note()
-        if self._corrected is None and (wrong := self._wrong(q, prefill)).any():
-            self._fill(self._front, wrong, q).done()
-            self._chosen, self._corrected = True, wrong
-            self.reruns += 1
-            return True
+            self._note_pages_read()
+        if self._corrected is None:
+            wrong = self._wrong_heads(q, prefill)
+            if wrong.any():
+                self._choose(self._read_set, wrong, q).done()
+                self._has_choice, self._corrected = True, wrong
+                self.reruns += 1
+                return True
         corrected, self._corrected = self._corrected, None
         self._q = q
         if not self._of_stream:
-            self._turn(corrected)
-            self._choose_behind(q)
+            self._swap_sets(corrected)
+            self._choose_in_background(q)
         return False
 
     def renew(self, view: View) -> None:
-        self.settle()
+        self.wait_for_recall()
         view = self._memory.own_view(view)
         if view.shifts != self._view.shifts:
-            self._held[:] = NONE  # the positions on the device are of another time
+            self._resident[:] = NONE  # positions on the device are from before the shift
         self._view = view
         if self._q is not None and view.count:
-            self._choose_behind(self._q)
+            self._choose_in_background(self._q)
 
     def pages(self) -> list[Page]:
         return self._view.units(self._view.first + np.flatnonzero(self._seen))
 
-    def settle(self) -> None:
-        """Wait for the recall that runs behind."""
-        if self._behind:
-            self._behind.done()
+    def wait_for_recall(self) -> None:
+        """Waits for the recall in the background."""
+        if self._recall:
+            self._recall.done()
 
     def release(self) -> None:
-        self.settle()
+        self.wait_for_recall()
         self._view.release()
 
-    # ---- what is in use
-    # -------------------------------------------------------------------------------------------------
+    # ---- the sets that are read
 
-    def _of_front(self, sets: np.ndarray) -> np.ndarray:
+    def _read(self, sets: np.ndarray) -> np.ndarray:
         """Of each layer and head, the set that is read: [2, L, Hkv, …] -> [L, Hkv, …]."""
-        layers, heads = np.indices(self._front.shape)
-        return sets[self._front, layers, heads]
+        layers, heads = np.indices(self._read_set.shape)
+        return sets[self._read_set, layers, heads]
 
     @property
-    def _most(self) -> int:
-        """The most pages that a layer and head reads now."""
-        return int((self._of_front(self._pages) != NONE).sum(axis=-1).max())
+    def _max_pages(self) -> int:
+        """The largest number of pages that a layer and head reads now."""
+        return int((self._read(self._pages) != NONE).sum(axis=-1).max())
 
-    def _note(self) -> None:
-        pages = self._of_front(self._pages)
+    def _note_pages_read(self) -> None:
+        pages = self._read(self._pages)
         self._seen[pages[pages != NONE] - self._view.first] = True
 
-    def _wrong(self, q: np.ndarray, prefill: bool) -> np.ndarray:
-        """Which heads must choose anew, [L, Hkv] bool."""
-        none, tau = (
-            np.zeros(self._front.shape, bool),
-            self._speculation.tau_prefill if prefill else self._speculation.tau_decode,
-        )
+    def _wrong_heads(self, q: np.ndarray, prefill: bool) -> np.ndarray:
+        """The heads that must choose again with q [L, Hq, D]: [L, Hkv] bool."""
+        none = np.zeros(self._read_set.shape, bool)
+        tau = self._speculation.tau_prefill if prefill else self._speculation.tau_decode
         if not self._view.count:
             return none
-        if not self._chosen:
+        if not self._has_choice:
             return none if self._of_stream else ~none
-        # who reads everything cannot choose better
-        if tau is None or self._most == self._view.count:
+        # heads that read all pages cannot choose better
+        if tau is None or self._max_pages == self._view.count:
             return none
-        in_use = self._of_front(self._queries)  # [L, Hkv, G, D]
-        return query_similarity(q, in_use.reshape(q.shape), self._front.shape[1]) < tau
+        chose = self._read(self._queries)  # [L, Hkv, G, D]
+        return query_similarity(q, chose.reshape(q.shape), self._read_set.shape[1]) < tau
 
     # ---- choice and recall
-    # ----------------------------------------------------------------------------------------------
 
-    def _choose_behind(self, q: np.ndarray) -> None:
+    def _choose_in_background(self, q: np.ndarray) -> None:
+        """Starts to fill the sets that are not read with what q chooses."""
         if not self._view.count:
             return
-        self._behind = self._fill(1 - self._front, np.ones(self._front.shape, bool), q)
+        self._recall = self._choose(1 - self._read_set, np.ones(self._read_set.shape, bool), q)
         if not self._speculation.ahead:
-            self._turn()
+            self._swap_sets()
 
-    def _turn(self, but: np.ndarray | None = None) -> None:
-        """Read what was recalled behind; all but these heads, [L, Hkv] bool."""
-        if not self._behind:
+    def _swap_sets(self, kept: np.ndarray | None = None) -> None:
+        """Waits for the recall in the background and reads its sets; the `kept` heads, [L, Hkv]
+        bool, do not swap."""
+        if not self._recall:
             return
-        self.settle()
-        self._behind = None
-        self._front[~but if but is not None else ...] ^= 1
-        self._chosen = True
+        self.wait_for_recall()
+        self._recall = None
+        self._read_set[~kept if kept is not None else ...] ^= 1
+        self._has_choice = True
 
-    def _fill(self, sets: np.ndarray, which: np.ndarray, q: np.ndarray) -> Event:
-        """Choose with q for `which` heads, [L, Hkv] bool, and bring the pages to the set, [L, Hkv],
-        of each."""
-        return self._streams.run(self._fill_now, self._view, sets.copy(), which, q)
+    def _choose(self, sets: np.ndarray, heads: np.ndarray, q: np.ndarray) -> Event:
+        """Chooses with q for some heads, [L, Hkv] bool, and copies the pages to the set of each,
+        `sets` [L, Hkv]."""
+        return self._streams.run(self._choose_in_stream, self._view, sets.copy(), heads, q)
 
-    def _fill_now(self, view: PageView, sets: np.ndarray, which: np.ndarray, q: np.ndarray) -> None:
+    def _choose_in_stream(
+        self, view: PageView, sets: np.ndarray, heads: np.ndarray, q: np.ndarray
+    ) -> None:
         pages, queries = view.choose(q).pages, q.reshape(self._queries.shape[1:])
         moves = []
-        for layer, head in np.argwhere(which).tolist():
+        for layer, head in np.argwhere(heads).tolist():
             side = sets[layer, head]
             self._queries[side, layer, head] = queries[layer, head]
-            moves.append(self._place(side, layer, head, pages[layer, head]))
-        self._streams.move(self._memory.pool, self._pool, moves)
-        self.bytes_moved += (
-            sum(len(move.here) for move in moves) * self._memory.pool.data[0, 0, 0].nbytes
-        )
+            moves.append(self._assign(side, layer, head, pages[layer, head]))
+        self._streams.move_in_stream(self._memory.pool, self._pool, moves)
+        moved = sum(len(move.target_slots) for move in moves)
+        self.bytes_moved += moved * self._memory.pool.data[0, 0, 0].nbytes
 
-    def _place(self, side: int, layer: int, head: int, pages: np.ndarray) -> Move:
-        """Give each page [n], ascending numbers, a place in a set; those that lie there already
-        stay, the others have to move."""
-        held = self._held[side, layer, head]
-        order = np.argsort(held)
-        places = order[np.minimum(np.searchsorted(held, pages, sorter=order), len(held) - 1)]
-        moves = held[places] != pages
-        free = np.ones(len(held), bool)
-        free[places[~moves]] = False
-        places[moves] = np.flatnonzero(free)[: moves.sum()]
-        held[places] = pages
-        for array, values in ((self._pages, pages), (self._tables, self._slots[side, places])):
+    def _assign(self, side: int, layer: int, head: int, pages: np.ndarray) -> Move:
+        """Assigns pages [n], ascending numbers, to cells of a set; returns the copies to make."""
+        resident = self._resident[side, layer, head]
+        cells, is_missing = assign_cells(resident, pages)
+        resident[cells] = pages
+        slots = self._slots[side, cells]
+        for array, values in ((self._pages, pages), (self._tables, slots)):
             array[side, layer, head] = NONE
             array[side, layer, head, : len(pages)] = values
-        return Move(
-            layer, head, self._memory.ring.slot(pages[moves]), self._slots[side, places[moves]]
-        )
+        return Move(layer, head, self._memory.ring.slot(pages[is_missing]), slots[is_missing])
+
+
+def assign_cells(resident: np.ndarray, pages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Assigns a cell to each page: the one where it lies already, or one whose page is not chosen.
+
+    resident: [N] number of the page in each cell, NONE = empty; pages: [n] ascending numbers,
+    n <= N. Returns the cells, [n] int64, and which pages must be copied there, [n] bool.
+
+    Cells hold pages 7, 3 and none. Page 3 stays in cell 1; page 9 overwrites page 7 in cell 0.
+
+    >>> cells, is_missing = assign_cells(np.array([7, 3, NONE]), pages=np.array([3, 9]))
+    >>> cells.tolist(), is_missing.tolist()
+    ([1, 0], [False, True])
+    """
+    by_page = np.argsort(resident)
+    found = np.searchsorted(resident, pages, sorter=by_page)
+    cells = by_page[np.minimum(found, len(resident) - 1)]
+    is_missing = resident[cells] != pages
+    is_free = np.ones(len(resident), bool)
+    is_free[cells[~is_missing]] = False
+    cells[is_missing] = np.flatnonzero(is_free)[: is_missing.sum()]
+    return cells, is_missing

@@ -1,5 +1,5 @@
-"""FreeKV on streams: against its plain statement, against its own sequential twin, and for as long
-as one likes."""
+"""FreeKV on streams: against its plain statement, against its sequential twin, and bounded on long
+streams."""
 
 import json
 import threading
@@ -40,12 +40,11 @@ def freekv(parameters="budget: 12", window=1, host_mb=0.5, device_mb=4):
     )
 
 
-def watch(video, chosen, engines=None, questions=(), **options):
-    """Answers and chunks of a stream, every page that long-term memory holds at its end, and what
-    was counted."""
+def watch(video, system, engines=None, questions=(), **options):
+    """Answers and chunks of a stream, every page in long-term memory at its end, and counters."""
     events = []
     with Session(
-        engines or FakeEngineSet(), chosen, on_event=events.append, sampling=SHORT, **options
+        engines or FakeEngineSet(), system, on_event=events.append, sampling=SHORT, **options
     ) as session:
         for at in questions:
             session.submit(
@@ -58,22 +57,22 @@ def watch(video, chosen, engines=None, questions=(), **options):
         slots = memory.long_term.ring.slot(
             np.arange(memory.long_term.ring.first, memory.long_term.ring.last)
         )
-        held = (
+        contents = (
             memory.long_term.pool.data[slots].tobytes(),
             memory.long_term.pool.cell_positions[slots].tobytes(),
         )
         summary = session.summary()
-    said = {
+    answers = {
         e.id: (e.text, e.seen_until, e.read, e.pages, e.tokens, e.tokens_read)
         for e in events
         if isinstance(e, Answer)
     }
-    placed = [
+    chunks = [
         (e.index, e.frames, e.start, e.end, e.tokens, e.kept)
         for e in events
         if isinstance(e, ChunkEvent)
     ]
-    return said, placed, held, (summary.pages, summary.moved_mb, summary.reruns)
+    return answers, chunks, contents, (summary.pages, summary.moved_mb, summary.reruns)
 
 
 @pytest.mark.parametrize(
@@ -105,11 +104,11 @@ def test_a_stream_is_read_as_the_plain_statement_reads_it(parameters, settings):
         assert bool(plain.reruns) == (settings[1] is not None)
         memory = session.inspect().memory.long_term
         assert memory.ring.last == len(plain.pages)
-        for number, (k, v, places) in plain.pages.items():
+        for number, (k, v, positions) in plain.pages.items():
             slot = memory.ring.slot(np.array(number))
             np.testing.assert_allclose(memory.pool.data[slot, :, :, 0].swapaxes(1, 2), k, atol=2e-5)
             np.testing.assert_allclose(memory.pool.data[slot, :, :, 1].swapaxes(1, 2), v, atol=2e-5)
-            assert (memory.pool.cell_positions[slot] == places).all()
+            assert (memory.pool.cell_positions[slot] == positions).all()
 
 
 PARAMETERS = [
@@ -125,27 +124,28 @@ PARAMETERS = [
 def test_overlapped_and_sequential_agree_to_the_last_bit_however_long_a_recall_takes(
     parameters, monkeypatch
 ):
-    place, random = RecallStreams._place, np.random.default_rng(0)
+    scatter, random = RecallStreams._scatter_in_stream, np.random.default_rng(0)
 
     def late(self, *args):
         time.sleep(random.choice([0, 0, 0.002]))
-        place(self, *args)
+        scatter(self, *args)
 
-    monkeypatch.setattr(RecallStreams, "_place", late)
+    monkeypatch.setattr(RecallStreams, "_scatter_in_stream", late)
     options = {"questions": (0, 9, "21.25", "21.25", 30, None)}
-    chosen = freekv(parameters, host_mb=0.06)
+    system = freekv(parameters, host_mb=0.06)
     overlapped, sequential = (
-        watch(frames(122), chosen, overlap=overlap, **options) for overlap in (True, False)
+        watch(frames(122), system, overlap=overlap, **options) for overlap in (True, False)
     )
     assert overlapped == sequential
-    # of 56 to 64 pages that left the window: old ones were forgotten meanwhile
+    # of 56 to 64 pages that left the window: old ones were evicted meanwhile
     assert 0 < overlapped[3][0]["host"] < 50
 
 
-def test_a_token_is_read_while_the_recall_behind_it_is_still_under_way(monkeypatch):
+def test_a_token_is_read_while_the_recall_after_it_is_still_running(monkeypatch):
     """The recall that follows the question's second pass ends only when the engine has read the
     answer's first token."""
-    engines, place, saw = FakeEngineSet(), RecallStreams._place, Speculative.must_rerun
+    engines = FakeEngineSet()
+    scatter, must_rerun = RecallStreams._scatter_in_stream, Speculative.must_rerun
     read, question_read, token_read, waited = (
         engines.llm.function,
         threading.Event(),
@@ -159,19 +159,19 @@ def test_a_token_is_read_while_the_recall_behind_it_is_still_under_way(monkeypat
             token_read.set()
         return out
 
-    def watched_saw(reader, q, prefill):
-        # the question's second pass has ended: what is chosen from here on is chosen behind
+    def watched_must_rerun(reader, q, prefill):
+        # the question's second pass has ended: from now on choices run in the background
         if prefill and reader.reruns:
             question_read.set()
-        return saw(reader, q, prefill)
+        return must_rerun(reader, q, prefill)
 
     def late(streams, *args):
         if question_read.is_set():
             waited.append(token_read.wait(5))
-        place(streams, *args)
+        scatter(streams, *args)
 
-    monkeypatch.setattr(RecallStreams, "_place", late)
-    monkeypatch.setattr(Speculative, "must_rerun", watched_saw)
+    monkeypatch.setattr(RecallStreams, "_scatter_in_stream", late)
+    monkeypatch.setattr(Speculative, "must_rerun", watched_must_rerun)
     engines.llm.function = watched
     with Session(
         engines, freekv("budget: 8, chunks: false, tau_decode: null"), sampling=SHORT
@@ -184,25 +184,25 @@ def test_a_token_is_read_while_the_recall_behind_it_is_still_under_way(monkeypat
 
 
 class Witness:
-    """Stands beside a memory, and says at every run what it should have read."""
+    """Checks at every run what its reader should have read."""
 
     def __init__(self, monkeypatch, budget, tau):
         self.pages = {}
         self.runs = 0
         self.budget = budget
         self.tau = tau
-        take, table, saw, renew = (
+        absorb, table, must_rerun, renew = (
             PageRecallMemory.absorb,
             Speculative.table,
             Speculative.must_rerun,
             Speculative.renew,
         )
-        plain, held, lock = {}, {}, threading.RLock()
+        plain, pages_of, lock = {}, {}, threading.RLock()
 
-        def taken(memory, departing):
+        def watched_absorb(memory, departing):
             with lock:
                 before = memory.ring.last
-                take(memory, departing)
+                absorb(memory, departing)
                 slots = memory.ring.slot(np.arange(before, memory.ring.last))
                 self.pages |= {
                     number: memory.pool.data[slot, :, :, 0, : memory.tokens[slot]]
@@ -216,7 +216,7 @@ class Witness:
                 model = reader._memory.model
                 kind = PlainChunks if reader._of_stream else PlainQuestion
                 plain[reader] = kind(model.kv_heads, model.layers, budget, tau, tau)
-                held[reader] = {
+                pages_of[reader] = {
                     n: keys
                     for n, keys in self.pages.items()
                     if reader._view.first <= n < reader._view.last
@@ -237,29 +237,29 @@ class Witness:
                 self.runs += 1
             return found
 
-        def watched_saw(reader, q, prefill):
+        def watched_must_rerun(reader, q, prefill):
             mine = reader_of(reader)
             expected = (
-                mine.must_rerun(q.copy(), held[reader])
+                mine.must_rerun(q.copy(), pages_of[reader])
                 if reader._of_stream
-                else mine.must_rerun(q.copy(), held[reader], prefill)
+                else mine.must_rerun(q.copy(), pages_of[reader], prefill)
             )
-            again = saw(reader, q, prefill)
+            again = must_rerun(reader, q, prefill)
             assert again == expected
             return again
 
-        def renewed(reader, view):
+        def watched_renew(reader, view):
             renew(reader, view)
             mine = reader_of(reader)
-            held[reader] = {
+            pages_of[reader] = {
                 n: keys for n, keys in self.pages.items() if view.first <= n < view.last
             }
-            mine.placed(held[reader])
+            mine.renew(pages_of[reader])
 
-        monkeypatch.setattr(PageRecallMemory, "absorb", taken)
+        monkeypatch.setattr(PageRecallMemory, "absorb", watched_absorb)
         monkeypatch.setattr(Speculative, "table", property(watched_table))
-        monkeypatch.setattr(Speculative, "must_rerun", watched_saw)
-        monkeypatch.setattr(Speculative, "renew", renewed)
+        monkeypatch.setattr(Speculative, "must_rerun", watched_must_rerun)
+        monkeypatch.setattr(Speculative, "renew", watched_renew)
 
 
 def test_the_embedded_model_reads_what_the_plain_statement_says_run_by_run(
@@ -270,10 +270,10 @@ def test_the_embedded_model_reads_what_the_plain_statement_says_run_by_run(
     frame = frames(1)[0]
     video = [type(frame)(picture[i // 6 % 12], Fraction(i, 2), i) for i in range(16 * 6)]
     with EngineSet.open(tiny_engines) as engines:
-        said, _, _, (pages, _, reruns) = watch(
+        answers, _, _, (pages, _, reruns) = watch(
             video, freekv("budget: 32", host_mb=4, device_mb=64), engines, questions=(30, 41, None)
         )
-    assert set(said) == {"30", "41", "None"}
+    assert set(answers) == {"30", "41", "None"}
     assert pages["host"] == len(witness.pages) > 100
     assert witness.runs > 50
     assert reruns >= 3  # each question reads twice
@@ -284,7 +284,7 @@ def test_overlapped_and_sequential_agree_on_the_embedded_model(tiny_engines):
     frame, picture = frames(1)[0], random.integers(0, 256, (20, 112, 112, 3), np.uint8)
     video = [type(frame)(picture[i // 4 % 20], Fraction(i, 2), i) for i in range(16 * 5)]
     with EngineSet.open(tiny_engines) as engines:
-        told = [
+        results = [
             watch(
                 video,
                 freekv("budget: 64, tau_prefill: 0.95", host_mb=4, device_mb=64),
@@ -294,8 +294,8 @@ def test_overlapped_and_sequential_agree_on_the_embedded_model(tiny_engines):
             )
             for overlap in (True, False)
         ]
-    assert told[0] == told[1]
-    assert told[0][3][2] > 3
+    assert results[0] == results[1]
+    assert results[0][3][2] > 3
 
 
 def test_recalls_stand_in_the_trace(tmp_path):
@@ -331,22 +331,20 @@ def test_positions_stay_in_the_trained_range_and_memory_in_its_bytes_however_lon
                 session.ask(ASK, sampling=SHORT)
         assert memory.ring.last - memory.ring.first == memory.ring.count
         assert memory.ring.last > 10 * memory.ring.slots
-        assert (
-            memory.pool.data.nbytes + memory.pool.cell_positions.nbytes + memory.boxes.nbytes
-            <= 0.03e6
-        )
+        arrays = memory.pool.data, memory.pool.cell_positions, memory.boxes
+        assert sum(array.nbytes for array in arrays) <= 0.03e6
     assert 100 < max(largest) < 200
 
 
-def test_a_session_closes_while_a_recall_is_on_its_way(monkeypatch):
-    place, started = RecallStreams._place, threading.Event()
+def test_a_session_closes_while_a_recall_is_running(monkeypatch):
+    scatter, started = RecallStreams._scatter_in_stream, threading.Event()
 
     def slow(self, *args):
         started.set()
         time.sleep(0.05)
-        place(self, *args)
+        scatter(self, *args)
 
-    monkeypatch.setattr(RecallStreams, "_place", slow)
+    monkeypatch.setattr(RecallStreams, "_scatter_in_stream", slow)
     with Session(FakeEngineSet(), freekv(), sampling=SHORT) as session:
         for frame in frames(40):
             session.push(frame)

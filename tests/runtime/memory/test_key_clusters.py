@@ -1,5 +1,4 @@
-"""ReSV's memory against plain statements of its rules: one token, one head, one cluster at a time,
-in lists."""
+"""ReSV's memory against a plain statement of its rules."""
 
 import threading
 from fractions import Fraction
@@ -42,7 +41,7 @@ def memory(cells=200, model=MODEL, **changes):
 
 
 def chunk(index, seed=0, kinds=6, spread=0.3, tokens=(4, 4), first=None, model=MODEL):
-    """A chunk whose keys lie around a few directions; values and positions are its tokens' numbers,
+    """A chunk with keys around a few directions; its values and positions are its tokens' numbers,
     from `first` on."""
     random = np.random.default_rng((seed, index))
     count, first = sum(tokens), 8 * index if first is None else first
@@ -94,7 +93,7 @@ def test_clusters_and_choices_are_those_of_the_plain_statement(seed, chunks, spr
         )
         first += len(departing.unit)
         held.absorb(departing)
-        plain.take(departing)
+        plain.absorb(departing)
     for number, group in enumerate(plain.groups.values()):
         found = clusters_of(held, number)
         assert [serials for serials, _ in found] == [
@@ -159,11 +158,11 @@ def test_every_token_is_in_one_cluster_and_memory_keeps_its_bounds(seed, chunks,
     held = memory(80, share=1.0, most_cells=most_cells)
     for index in range(chunks):
         held.absorb(chunk(index, seed))
-    assert held.cells_in_use() <= held.room <= 80
+    assert held.cells_in_use() <= held.capacity <= 80
     for group in range(len(GROUPS)):
         serials = [serial for found, _ in clusters_of(held, group) for serial in found]
         assert len(serials) == len(set(serials)) == held._tokens[group].sum()
-        if 8 * chunks <= held.room // 2:
+        if 8 * chunks <= held.capacity // 2:
             assert sorted(serials) == list(range(8 * chunks))
     selection = held.view().choose(queries(seed))
     assert selection.cells.shape[2] == min(int(held._cells.live.max()), most_cells)
@@ -215,7 +214,7 @@ def test_a_view_stays_what_it_was_whatever_the_stream_does(cells):
     while cells == 400 and index < 40:
         held.absorb(chunk(index))
         index += 1
-    if cells == 30:  # the spare cells are soon gone: the stream waits
+    if cells == 30:  # the spare cells are soon used up: the stream waits
         more = threading.Thread(
             target=lambda: [held.absorb(chunk(index)) for index in range(12, 80)]
         )
@@ -277,10 +276,10 @@ def test_all_that_is_allocated_is_within_the_budget():
         held.pool.data,
         held.pool.cell_positions,
         held._serials,
-        held._mean,
+        held._means,
         held._tokens,
         held._newest,
-        held._last,
+        held._last_cells,
         held._clusters,
     ]
     arrays += [held._cells._owner, held._cells._ordinal, held._cells._next, held._cells._free]
@@ -295,7 +294,7 @@ def test_a_memory_of_a_thousand_chunks_holds_and_lists_no_more():
     held = memory(100, recent=3)
     for index in range(1000):
         held.absorb(chunk(index % 50, first=8 * index))
-    assert held.cells_in_use() <= held.room
+    assert held.cells_in_use() <= held.capacity
     assert len(held._pages) < 400
     assert held._cells.used <= 100
     view = held.view()

@@ -27,7 +27,7 @@ ASK = "what color was the circle?"
 
 
 class Watched:
-    """An engine that keeps what its runs were given, and gave."""
+    """An engine that records the bindings of its runs."""
 
     def __init__(self, engine) -> None:
         self.engine, self.runs = engine, []
@@ -45,13 +45,13 @@ class Watched:
 
 
 def record_departures(session: Session) -> list[Departing]:
-    """What leaves the window, from now on."""
+    """A list to which every chunk is added that leaves the window from now on."""
     memory, chunks = session.inspect().memory.long_term, []
-    take = memory.absorb
+    absorb = memory.absorb
 
     def recorded(departing):
         chunks.append(departing)
-        take(departing)
+        absorb(departing)
 
     memory.absorb = recorded
     return chunks
@@ -67,8 +67,8 @@ def engines(request, build_tiny) -> Iterator[EngineSet]:
 
 
 def test_a_question_reads_what_the_plain_statement_chooses(engines):
-    """Its second run reads the window and, of each layer, the pages that the queries of its first
-    run choose; its answer goes on so."""
+    """Its second run reads the window and, in each layer, the pages that the queries of its first
+    run choose; so do the runs of its answer."""
     model = engines.manifest.model
     engines.llm = Watched(engines.llm)
     chunks, device_mb = (24, 4) if model.name == "toy" else (6, 24)
@@ -87,7 +87,7 @@ def test_a_question_reads_what_the_plain_statement_chooses(engines):
     shared = {slot for slot in window.slots[0, 0].tolist() if slot >= 0}
     assert len(departed) == chunks - 2
     for layer in range(model.layers):
-        keys, places = chosen(departed, layer, first["q"][layer], model)
+        keys, positions = chosen(departed, layer, first["q"][layer], model)
         for head in range(model.kv_heads):
             before = set(first["table"][layer, head].tolist())
             assert shared < before
@@ -98,8 +98,8 @@ def test_a_question_reads_what_the_plain_statement_chooses(engines):
             ]
             where, pool = second["where"][slots, layer, head], second["pool"][slots, layer, head, 0]
             np.testing.assert_array_equal(pool[where[..., 0] >= 0], keys[:, head])
-            np.testing.assert_array_equal(where[where[..., 0] >= 0], places)
-    assert answer.tokens_read == len(places) + sum(
+            np.testing.assert_array_equal(where[where[..., 0] >= 0], positions)
+    assert answer.tokens_read == len(positions) + sum(
         page.tokens for page in window.pages if page.kind == "vision"
     )
     assert all(np.array_equal(run["table"], second["table"]) for run in later)
@@ -118,7 +118,7 @@ def chosen(
         (shares,) = attention_shares(
             chunk.k[one], chunk.positions, chunk.queries[one, -policy.observed :], turn
         )
-        plain.take(shares, [(number, i) for i in range(len(chunk.unit))])
+        plain.absorb(shares, [(number, i) for i in range(len(chunk.unit))])
     names = [name for _, name in plain.tokens]
     # it was full, and merged
     assert len(names) <= TOKENS < sum(len(chunk.unit) for chunk in departed) * policy.keep
@@ -133,7 +133,7 @@ def chosen(
 
 
 def test_the_overlapped_pipeline_and_its_sequential_twin_agree_to_the_last_bit():
-    def told(overlap):
+    def results(overlap):
         with Session(FakeEngineSet(seed=6), SMALL, overlap=overlap, sampling=SHORT) as session:
             futures = [
                 session.submit(Question(ASK, Fraction(at), str(at))) for at in (0, 9, 20, 29)
@@ -155,11 +155,11 @@ def test_the_overlapped_pipeline_and_its_sequential_twin_agree_to_the_last_bit()
             )
             return answers, [part.tobytes() for part in kept], session.summary().pages
 
-    assert told(True) == told(False)
+    assert results(True) == results(False)
 
 
-def test_questions_from_many_sides_while_a_full_memory_merges():
-    """Nobody waits for ever, and no question sees what is not there."""
+def test_many_questions_while_a_full_memory_merges():
+    """No question waits without end, and none reads a unit that is not complete."""
     times = [Fraction(at, 2) for at in range(140, 152)]
     with Session(
         FakeEngineSet(seed=2, layers=1), SMALL, sampling=Sampling(max_tokens=2)
@@ -172,7 +172,7 @@ def test_questions_from_many_sides_while_a_full_memory_merges():
             answer = future.result(timeout=60)
             assert answer.read[-1][1] == answer.seen_until <= at
         assert session.inspect().memory.long_term._buckets.levels[0] > 0  # it merged
-        assert session.inspect().memory.long_term._views._leases == {}
+        assert session.inspect().memory.long_term._leases._leases == {}
 
 
 def test_thousands_of_chunks_leave_pages_flat_and_the_first_minute_readable():
@@ -189,10 +189,9 @@ def test_thousands_of_chunks_leave_pages_flat_and_the_first_minute_readable():
         for i in range(2 * 1500):
             session.push(Frame(picture, Fraction(i, 2), i))
         answer = session.ask(ASK)
-        largest = max(
-            int(session.inspect().memory.pool.cell_positions.max()),
-            int(session.inspect().memory.long_term.pool.cell_positions.max()),
-        )
+        memory = session.inspect().memory
+        pools = memory.pool, memory.long_term.pool
+        largest = max(int(pool.cell_positions.max()) for pool in pools)
     assert (
         max(p["host"] for p in pages[-500:])
         == max(p["host"] for p in pages[500:1000])

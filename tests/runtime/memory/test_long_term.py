@@ -1,5 +1,8 @@
-"""Cells by layer and head: what is loaded is what was chosen, and a memory that chooses is read in
-two passes."""
+"""Cells by layer and head: what is loaded is what was chosen, and the ways to read it."""
+
+import doctest
+import importlib
+import pkgutil
 
 import numpy as np
 import pytest
@@ -10,14 +13,23 @@ from support.fake_engines import toy_model
 from support.systems import system
 
 from vicort.runtime.devices.host import HostDevice
+from vicort.runtime.devices.pages import EMPTY
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.memory import long_term
 from vicort.runtime.memory.long_term.readers import ChunkBefore, EachStep, TwoPass
-from vicort.runtime.memory.long_term.selection import NONE, Recall, Selection
-from vicort.runtime.memory.page_tables import concat_tables
+from vicort.runtime.memory.long_term.selection import Recall, Selection
+from vicort.runtime.memory.page_tables import NONE, concat_tables
 
 MODEL = toy_model()
 FAR, NEAR = 7, 5  # slots of the long-term pool, and of a reader
 SHAPE = (MODEL.layers, MODEL.kv_heads, NEAR)
+MODULES = [module.name for module in pkgutil.iter_modules(long_term.__path__)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_in_docstrings_are_right(name):
+    module = importlib.import_module(f"{long_term.__name__}.{name}")
+    assert doctest.testmod(module).failed == 0
 
 
 def pool(slots, seed=None):
@@ -37,23 +49,22 @@ def test_each_layer_and_head_reads_its_own_cells_and_no_token_beyond_what_counts
     before = near.data.copy()
     recall = Recall(near, slots)
     table = recall.load(far, Selection(cells, filled))
-    for layer, head, place in np.ndindex(SHAPE):
+    for layer, head, column in np.ndindex(SHAPE):
         slot, cell, count = (
-            table[layer, head, place],
-            cells[layer, head, place],
-            filled[layer, head, place],
+            table[layer, head, column],
+            cells[layer, head, column],
+            filled[layer, head, column],
         )
         if cell == NONE:
+            unused = slots[column], layer, head
             assert slot == NONE
-            assert (near.data[slots[place], layer, head] == before[slots[place], layer, head]).all()
+            assert (near.data[unused] == before[unused]).all()
             continue
-        assert slot == slots[place]
+        assert slot == slots[column]
         assert (near.data[slot, layer, head] == far.data[cell, layer, head]).all()
-        assert (
-            near.cell_positions[slot, layer, head, :count]
-            == far.cell_positions[cell, layer, head, :count]
-        ).all()
-        assert (near.cell_positions[slot, layer, head, count:] == NONE).all()
+        loaded = near.cell_positions[slot, layer, head]
+        assert (loaded[:count] == far.cell_positions[cell, layer, head, :count]).all()
+        assert (loaded[count:] == EMPTY).all()
     assert recall.bytes_moved == (cells != NONE).sum() * far.data[0, 0, 0].nbytes
 
 
@@ -66,7 +77,7 @@ def test_a_table_has_what_all_read_and_then_what_each_reads():
 
 
 class StubView:
-    """Chooses one cell: the number that the query says."""
+    """Chooses one cell, whose number is the query's value."""
 
     released = 0
 

@@ -1,5 +1,5 @@
-"""FreeKV's parts alone: boxes, scores, the ring, the recall over two streams, and who reads what,
-against its plain statement."""
+"""The parts of FreeKV's memory: boxes, scores, the ring, the recall over two streams, and what
+readers choose, against a plain statement."""
 
 import itertools
 import threading
@@ -27,8 +27,9 @@ from vicort.runtime.memory.long_term.page_digest import (
 from vicort.runtime.memory.long_term.page_recall import PageRecallMemory
 from vicort.runtime.memory.long_term.page_ring import PageRing
 from vicort.runtime.memory.long_term.recall_streams import Move, RecallStreams
-from vicort.runtime.memory.long_term.selection import NONE, Recall
+from vicort.runtime.memory.long_term.selection import Recall
 from vicort.runtime.memory.long_term.speculative import Speculation
+from vicort.runtime.memory.page_tables import NONE
 
 MODEL = toy_model(chunk_frames=4)  # chunks of two units, four tokens and so one page each
 L, HKV, HQ, T, D = (
@@ -42,7 +43,6 @@ DIGESTS = ("mean-radius", "min-max")
 
 
 # ---- boxes and scores
-# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("digest", DIGESTS)
@@ -109,7 +109,6 @@ def test_similarity_is_the_mean_cosine_of_a_group():
 
 
 # ---- the ring
-# -----------------------------------------------------------------------------------------------------------------
 
 
 @given(st.integers(3, 7), st.integers(0, 3), st.lists(st.integers(1, 3), max_size=12))
@@ -130,7 +129,7 @@ def test_a_ring_waits_for_the_lease_on_what_it_would_overwrite_and_for_no_other(
     ring.grow(4)
     ring.lease(ring.first)
     ring.grow(2)  # the spare slots
-    assert ring.first == 2  # forgotten, but not overwritten
+    assert ring.first == 2  # evicted, but not overwritten
     grown = threading.Event()
     thread = threading.Thread(target=lambda: (ring.grow(1), grown.set()), daemon=True)
     thread.start()
@@ -162,7 +161,6 @@ def test_a_closed_ring_keeps_nobody_waiting():
 
 
 # ---- recall
-# -------------------------------------------------------------------------------------------------------------------
 
 
 def pools(device, *pages, by_head=True):
@@ -189,10 +187,12 @@ def test_recalled_cells_are_what_lay_there_and_nothing_else_changes(threads, see
     ]
     data, where = target.data.copy(), target.cell_positions.copy()
     for move in moves:
-        for there, here in zip(move.there, move.here, strict=True):
-            data[here, move.layer, move.head] = source.data[there, move.layer, move.head]
-            where[here, move.layer, move.head] = source.cell_positions[there, move.layer, move.head]
-    streams.run(streams.move, source, target, moves).done()
+        for from_slot, to_slot in zip(move.source_slots, move.target_slots, strict=True):
+            from_cell = from_slot, move.layer, move.head
+            to_cell = to_slot, move.layer, move.head
+            data[to_cell] = source.data[from_cell]
+            where[to_cell] = source.cell_positions[from_cell]
+    streams.run(streams.move_in_stream, source, target, moves).done()
     np.testing.assert_array_equal(target.data, data)
     np.testing.assert_array_equal(target.cell_positions, where)
     device.close()
@@ -225,7 +225,10 @@ def test_cells_of_one_head_are_copied_while_those_of_the_head_before_are_scatter
     source.data, target.data = Meeting(source.data, meetings), Meeting(target.data, meetings)
     streams = RecallStreams(device, MODEL, np.float32, 4, StageClock(trace), urgent=False)
     streams.run(
-        streams.move, source, target, [Move(*pair, np.arange(4), np.arange(4)) for pair in pairs]
+        streams.move_in_stream,
+        source,
+        target,
+        [Move(*pair, np.arange(4), np.arange(4)) for pair in pairs],
     ).done()
     np.testing.assert_array_equal(target.data.array[:4], source.data.array[:4])
     spans = {
@@ -239,7 +242,6 @@ def test_cells_of_one_head_are_copied_while_those_of_the_head_before_are_scatter
 
 
 # ---- memory and its readers
-# ---------------------------------------------------------------------------------------------------
 
 
 class Bench:
@@ -278,7 +280,7 @@ class Bench:
         self.keep = slots - spare
 
     def leave(self, units=1, tokens=T):
-        """A chunk of so many units leaves the window."""
+        """A chunk of `units` units leaves the window."""
         k, v = self.random.normal(size=(2, L, units * tokens, HKV, D)).astype(np.float32)
         positions = self.random.integers(0, 50, (units * tokens, 3)).astype(np.int32)
         templates = tuple(
@@ -301,8 +303,8 @@ class Bench:
             self.plain[self.number] = k[:, unit == u]
             self.host_positions[self.number] = positions[unit == u]
             self.number += 1
-        for forgotten in list(self.plain)[: -self.keep]:
-            del self.plain[forgotten]
+        for evicted in list(self.plain)[: -self.keep]:
+            del self.plain[evicted]
 
     def recalls(self, of_stream=False):
         first = 2 * self.budget if of_stream else 0
@@ -418,7 +420,7 @@ def test_chunks_read_what_the_chunk_before_chose_from_all_that_had_left(threads,
             if chunk > 2:
                 bench.leave(units=1 + chunk % 2)
             reader.renew(bench.memory.view(leased=False))
-            plain.placed(bench.plain)
+            plain.renew(bench.plain)
         assert reader.reruns == plain.reruns
         assert bool(reader.reruns) == (tau is not None)
         bench.close()
@@ -471,7 +473,7 @@ def test_a_question_keeps_its_pages_however_far_the_stream_goes():
     data_then = bench.memory.pool.data[chosen.cells[0, 0]].copy()
     for _ in range(2):
         bench.leave()
-    assert bench.memory.oldest == 2  # forgotten, but still there for the question
+    assert bench.memory.oldest == 2  # evicted, but still there for the question
     further = threading.Thread(target=lambda: [bench.leave() for _ in range(20)], daemon=True)
     further.start()
     further.join(0.1)
@@ -523,13 +525,18 @@ def test_time_is_moved_on_the_device_too():
 
 @pytest.mark.parametrize("who", ["question", "recall"])
 def test_time_is_not_moved_under_a_question_nor_under_a_recall(who, monkeypatch):
-    bench, place, let = Bench(tau=(None, None)), RecallStreams._place, threading.Event()
+    bench, may_scatter = Bench(tau=(None, None)), threading.Event()
+    scatter = RecallStreams._scatter_in_stream
     for _ in range(9):
         bench.leave()
     if who == "question":
-        held = bench.memory.view()
+        view = bench.memory.view()
     else:
-        monkeypatch.setattr(RecallStreams, "_place", lambda *args: (let.wait(5), place(*args)))
+        monkeypatch.setattr(
+            RecallStreams,
+            "_scatter_in_stream",
+            lambda *args: (may_scatter.wait(5), scatter(*args)),
+        )
         reader = bench.memory.stream_reader(
             bench.memory.view(leased=False), bench.recalls(of_stream=True)
         )
@@ -540,7 +547,7 @@ def test_time_is_not_moved_under_a_question_nor_under_a_recall(who, monkeypatch)
     thread.start()
     assert not moved.wait(0.1)
     np.testing.assert_array_equal(bench.memory.pool.cell_positions, before)
-    held.release() if who == "question" else let.set()
+    view.release() if who == "question" else may_scatter.set()
     assert moved.wait(5)
     thread.join()
     bench.close()

@@ -1,5 +1,5 @@
-"""LiveVLM's long-term memory: against a plain statement of it, on random chunks and on streams, and
-what it promises of long ones."""
+"""LiveVLM's long-term memory against a plain statement of it, on random chunks, and its bounds on
+long streams."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from support.sink_buckets import PlainMemory, attention_shares, page_scores, sin
 from vicort.runtime.core import Page, Sampling
 from vicort.runtime.errors import ConfigError, MemoryBudgetError
 from vicort.runtime.memory.long_term.long_term import Departing
-from vicort.runtime.memory.long_term.selection import NONE
 from vicort.runtime.memory.long_term.sink_buckets import SinkBucketsMemory
+from vicort.runtime.memory.page_tables import NONE
 from vicort.runtime.policies.long_term import SinkBuckets
 from vicort.runtime.policies.system import load_system
 
@@ -33,8 +33,8 @@ def memory(host_mb: float = 1.0, model=MODEL, **changes) -> SinkBucketsMemory:
 
 
 def departing(number: int, count: int, seed: int = 0, unit_tokens: int = 4) -> Departing:
-    """Chunk `number`, of `count` random tokens. The first value of a token is its name, which is
-    never given twice: 1000 number + i."""
+    """Chunk `number`, of `count` random tokens. The first value of a token is its name, a unique
+    number: 1000 number + i."""
     random, m = np.random.default_rng((seed, number)), MODEL
     k, v = random.normal(size=(2, m.layers, count, m.kv_heads, m.head_dim)).astype(np.float32)
     v[..., 0] = (1000 * number + np.arange(count))[None, :, None]
@@ -63,9 +63,8 @@ def kept(held: SinkBucketsMemory) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     data = held.pool.data.transpose(3, 1, 0, 4, 2, 5).reshape(
         2, MODEL.layers, -1, MODEL.kv_heads, MODEL.head_dim
     )
-    where = held.pool.cell_positions.transpose(1, 0, 3, 2, 4).reshape(
-        MODEL.layers, -1, MODEL.kv_heads, 3
-    )
+    where = held.pool.cell_positions.transpose(1, 0, 3, 2, 4)
+    where = where.reshape(MODEL.layers, -1, MODEL.kv_heads, 3)
     return data[0, :, :count], data[1, :, :count], where[:, :count]
 
 
@@ -90,7 +89,7 @@ def test_memory_is_what_the_plain_statement_keeps(counts, keep, capacity, observ
         held.absorb(chunk)
         shares = attention_shares(chunk.k, chunk.positions, chunk.queries[:, -observed:])
         for layer, one in enumerate(plain):
-            one.take(shares[layer], [1000 * number + i for i in range(len(chunk.unit))])
+            one.absorb(shares[layer], [1000 * number + i for i in range(len(chunk.unit))])
         assert held._buckets.tokens <= held.tokens
     k, v, where = kept(held)
     for layer, one in enumerate(plain):
@@ -172,7 +171,8 @@ def test_a_view_stays_what_it_was_while_the_stream_goes_on():
 
 
 def test_nothing_moves_under_a_view():
-    """A memory that must merge waits for whoever reads it; a second release changes nothing."""
+    """A memory that must merge waits until all views are released; a second release of one view
+    does nothing."""
     held = memory()
     view, other = held.view(), held.view()
     stream = threading.Thread(

@@ -1,5 +1,5 @@
-"""Vision Sink Bucketing against the paper's two phases, told in words, and the rules that hold for
-whatever a stream brings."""
+"""Vision Sink Bucketing against the paper's two phases, and the rules that hold for every
+stream."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODEL = toy_model()
 def chunk(
     random: np.random.Generator, count: int, rows: int = MODEL.observed_rows
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keys [L, n, Hkv, D], positions [n, 3], and queries [L, R, Hq, D] of the last rows, behind
+    """Keys [L, n, Hkv, D], positions [n, 3], and queries [L, R, Hq, D] of the last rows, after
     zeros."""
     m = MODEL
     k = random.normal(size=(m.layers, count, m.kv_heads, m.head_dim)).astype(np.float32)
@@ -77,8 +77,8 @@ def test_buckets_keep_what_the_two_phases_place(data):
     st.randoms(),
 )
 def test_merging_covers_the_stream_evenly(steps, capacity, random):
-    """Chunks come, and room is made at random: buckets stay neighbours without gaps, and merge as
-    in a binary tree."""
+    """Chunks of random sizes come and random numbers of tokens go: buckets stay neighbours without
+    gaps, and merge as in a binary tree."""
     buckets, came = Buckets.none(), 0
     for count, excess in steps:
         buckets = buckets.grown(np.array([random.randint(1, capacity) for _ in range(count)]))
