@@ -108,12 +108,10 @@ class PlainStream:
                 _, numbers = (reads or {}).get((layer, kv), (None, []))
                 seen = [*shared, *(self.pages[number] for number in numbers)]
                 old_k = [
-                    rotate(key, place)
-                    for past, _, places in seen
-                    for key, place in zip(past[layer, :, kv], places, strict=True)
+                    key for past, _, places in seen for key in rotate(past[layer, :, kv], places)
                 ]
                 old_v = [value for _, past, _ in seen for value in past[layer, :, kv]]
-                new_k = [rotate(key, place) for key, place in zip(k[:, kv], positions, strict=True)]
+                new_k = list(rotate(k[:, kv], positions))
                 for row in range(len(x)):
                     keys, values = (
                         np.array([*old_k, *new_k[: row + 1]]),

@@ -13,7 +13,7 @@ def attention_shares(k, positions, queries, turn=rotate):
     """[L, n]: softmax(Q K^T) of the last rows, averaged over rows and query heads; 1 = an even
     share.
 
-    k: [L, n, Hkv, D]; queries: [L, R, Hq, D]. turn: rotates a vector to a position.
+    k: [L, n, Hkv, D]; queries: [L, R, Hq, D]. turn: rotates vectors to positions.
     """
     layers, count, heads, dim = k.shape
     rows = min(queries.shape[1], count)
@@ -21,12 +21,7 @@ def attention_shares(k, positions, queries, turn=rotate):
     shares = np.zeros((layers, count))
     for layer in range(layers):
         for head in range(queries.shape[2]):
-            keys = np.array(
-                [
-                    turn(k[layer, i, head // group].astype(np.float64), positions[i])
-                    for i in range(count)
-                ]
-            )
+            keys = turn(k[layer, :, head // group].astype(np.float64), positions)
             for row in range(1, rows + 1):
                 q = turn(queries[layer, -row, head].astype(np.float64), positions[-row])
                 weights = np.exp(keys @ q / dim**0.5)
