@@ -17,10 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from test_house import FLOORS
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+READMES = [ROOT / "benchmarks" / "README.md", ROOT / "export" / "tiny" / "README.md"]
 BLOCK = re.compile(r"(<!-- not run:[^>]*-->\n)?^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMANDS = ("vicort-run", "vicort-build", "vicort-bench", "vicort-eval")
 
@@ -94,7 +96,7 @@ def test_the_page_of_options_is_what_the_parsers_say():
     assert cli.PAGE.read_text() == cli.page(), "docs/cli.md is out of date: run `make docs`"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=relative)
+@pytest.mark.parametrize("page", [*PAGES, *READMES], ids=relative)
 def test_files_and_modules_that_are_named_exist(page):
     text = page.read_text()
     folders = "runtime|export|configs|benchmarks|capi|tests|docs"
@@ -103,6 +105,15 @@ def test_files_and_modules_that_are_named_exist(page):
     modules = re.findall(r"python -m vicort\.([\w.]+)", text)
     paths = [ROOT / Path(*name.split(".")) for name in modules]
     assert [path for path in paths if not (path.with_suffix(".py").exists() or path.is_dir())] == []
+
+
+def test_the_architecture_page_shows_every_room_on_its_floor():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (\d) \| (.*?) \|", text, re.MULTILINE)
+    shown = {
+        name: int(floor) for floor, cell in rows for name in re.findall(r"`(\w+)(?:/|\.py)`", cell)
+    }
+    assert shown == FLOORS
 
 
 @pytest.mark.parametrize("page", [*PAGES, *(ROOT / ".github").rglob("*.md")], ids=relative)
