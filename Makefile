@@ -38,7 +38,7 @@ capi: install ## build the C library, its headers and a CMake package in build/c
 
 docs: install types ## generate docs/cli.md and build the site in build/site/
 	$(BIN)/python docs/tools/cli.py
-	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 docs-serve: install types ## serve the site on localhost while pages are edited
 	$(BIN)/mkdocs serve
