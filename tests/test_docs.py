@@ -116,6 +116,17 @@ def test_the_architecture_page_shows_every_room_on_its_floor():
     assert shown == FLOORS
 
 
+def test_classes_and_methods_on_the_architecture_page_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    names = re.findall(r"`([A-Z]\w*[a-z]\w*(?:\.\w+)*|\w+_in_stream|\w+_rerun)`", text)
+    code = "".join(path.read_text() for path in (ROOT / "runtime").rglob("*.py"))
+    defined = set(re.findall(r"^ *(?:async )?(?:class|def) (\w+)|^(\w+) = ", code, re.MULTILINE))
+    known = {name for pair in defined for name in pair}
+    parts = {part for name in names for part in name.split(".")}
+    assert len(parts) > 20
+    assert parts - known == set()
+
+
 @pytest.mark.parametrize("page", [*PAGES, *(ROOT / ".github").rglob("*.md")], ids=relative)
 def test_targets_of_make_exist(page):
     there = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
