@@ -1,4 +1,4 @@
-# vicort: `make demo` and `make test` are all it takes; `make help` lists the rest.
+# `make demo` and `make test` are all it takes; `make help` lists the rest.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 MODEL ?= tiny
@@ -6,47 +6,74 @@ BACKEND ?= auto
 PRECISION ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test engines capi bench gpu-check lint types clean
+.PHONY: help install demo test engines capi bench gpu-check docs docs-serve wheel lint types hooks \
+	clean
 
-help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+help: ## list the targets
+	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: .venv/installed ## a virtual environment with everything in it
+##@ Start here
+
+install: .venv/installed ## make .venv with everything that is needed
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 		{ echo "make: $(PYTHON) is not Python 3.11: name one with PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[export,tensorrt-rtx,dev]'
+	$(BIN)/pip install --quiet --editable '.[export,tensorrt-rtx,dev,docs]'
 	@touch $@
 
-demo: install ## build the embedded model's engines, stream a real video, ask about it
+demo: install ## build the embedded model's engines, stream a video, ask about it
 	$(BIN)/python -m vicort.benchmarks.demo
 
-test: install ## the whole suite (slow, gpu and weights are marked and off)
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+##@ Build
 
-engines: install ## engines/<model>-<precision>-<backend>/ [MODEL=tiny BACKEND=auto|tensorrt|... PRECISION=fp32|bf16]
+engines: install ## build an engine set [MODEL=tiny BACKEND=auto|tensorrt|... PRECISION=fp32|bf16]
 	$(BIN)/vicort-build $(MODEL) --backend $(BACKEND) $(if $(PRECISION),--precision $(PRECISION))
 
-capi: install ## build/capi/: libvicort.so, vicort.h, vicort.hpp and a CMake package
+capi: install ## build the C library, its headers and a CMake package in build/capi/
 	$(BIN)/python capi/build.py
 
-bench: install ## measure this machine: JSON, tables and pictures in benchmarks/results/
-	$(BIN)/vicort-bench
+docs: install types ## generate docs/cli.md and build the site in build/site/
+	$(BIN)/python docs/tools/cli.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-gpu-check: install ## on a machine with an NVIDIA GPU: kernels, plugin, engines and pipeline, one JSON report
-	$(BIN)/python -m vicort.benchmarks.gpu.check
+docs-serve: install types ## serve the site on localhost while pages are edited
+	$(BIN)/mkdocs serve
 
-lint: install types ## ruff, and mypy over the package
+wheel: install ## build the sdist and the wheel in dist/ and check them
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+
+##@ Check
+
+test: install ## run the test suite (tests marked slow, gpu and weights are off)
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
+lint: install types ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-types: # the package as type checkers see it: a folder of links under one name
+types: # link the packages under one name, for type checkers and the API reference
 	@mkdir -p build/types/vicort
 	@for room in export runtime configs benchmarks; do ln -sfn ../../../$$room build/types/vicort/$$room; done
+
+hooks: install ## run ruff, mypy and the link check before each git commit
+	$(BIN)/pre-commit install
+
+##@ Measure
+
+bench: install ## measure this machine: JSON, tables and pictures in benchmarks/results/
+	$(BIN)/vicort-bench
+
+gpu-check: install ## check kernels, engines and pipeline on an NVIDIA GPU; writes a JSON report
+	$(BIN)/python -m vicort.benchmarks.gpu.check
+
+##@ Clean up
 
 clean: ## remove the environment, build output and engines
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -162,13 +162,15 @@ def test_the_wheel_holds_every_module_and_every_data_file(tmp_path):
         f"vicort/{path.relative_to(ROOT)}"
         for path in (ROOT / "export" / "tiny" / "live" / "adapter").iterdir()
     }
+    wanted |= {f"vicort/{room}/py.typed" for room in ROOMS}
     assert wanted <= held
 
 
 def test_every_sub_package_is_listed():
     """Folders of data too: else setuptools warns whoever installs that they would be left out."""
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    listed = set(setup["packages"]) - set(setup["package-data"])
+    data = {name for name, files in setup["package-data"].items() if files != ["py.typed"]}
+    listed = set(setup["packages"]) - data
     assert set(setup["package-data"]) <= set(setup["packages"])
     there = {
         ".".join(("vicort", *path.parent.relative_to(ROOT).parts))
