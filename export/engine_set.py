@@ -39,8 +39,8 @@ from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.pruned_vision import PrunedVisionEncoder
 from vicort.export.qwen2_5_vl.vision import VisionEncoder
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
-from vicort.export.tensorrt import KERNELS_FILE, PIP_NAMES, Job, Progress, build_plan
-from vicort.export.token_control import TokenControl
+from vicort.export.tensorrt import KERNELS_FILE, PIP_NAMES, PlanJob, Progress, build_plan
+from vicort.export.token_control import TokenControlGraph
 from vicort.export.torch_tensorrt import compile_directly
 from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.manifest import (
@@ -218,7 +218,7 @@ def _exports(
         "llm": lambda: load_language(checkpoint, config, dtype, adapter),
         "vision": vision,
         "vision_pruned": lambda: PrunedVisionEncoder(vision()),
-        "tokens": lambda: TokenControl().eval(),
+        "tokens": lambda: TokenControlGraph().eval(),
     }
     for name, load in parts.items():
         if name == but or name not in manifest.graphs:
@@ -292,7 +292,7 @@ def _build(
     model: Path, folder: Path, graph: GraphSpec, options: PlanOptions, progress: Progress
 ) -> GraphSpec:
     """A plan into `folder`; returns the graph with what is in it."""
-    job = Job(
+    job = PlanJob(
         model=model,
         plan=folder / graph.file,
         graph=graph,

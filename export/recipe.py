@@ -17,7 +17,7 @@ from vicort.runtime.manifest import Backend, ModelSpec, Precision
 ROW_STEP = 16  # the most rows of a run are a multiple of this: runs are padded in such steps
 
 
-class Recipe(BaseModel):
+class BuildRecipe(BaseModel):
     """The defaults are for a checkpoint that no YAML file knows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,7 +56,7 @@ def known_models() -> list[str]:
     )
 
 
-def load_recipe(name: str, **changes: object) -> Recipe:
+def load_recipe(name: str, **changes: object) -> BuildRecipe:
     """The recipe of the known model that `name` begins with, else the defaults; `changes` that are
     not None go over it.
 
@@ -66,7 +66,7 @@ def load_recipe(name: str, **changes: object) -> Recipe:
         (model for model in known_models() if name.lower().startswith(model)), key=len, default=None
     )
     try:
-        return Recipe.model_validate(
+        return BuildRecipe.model_validate(
             (_content(known) if known else {})
             | {key: value for key, value in changes.items() if value is not None}
         )
@@ -82,9 +82,9 @@ def embedded_adapter(model: str) -> tuple[str, Path] | None:
     """The base and the adapter's folder of a known model that has one; None for every other
     MODEL."""
     recipe = (
-        Recipe.model_validate(_content(model))
+        BuildRecipe.model_validate(_content(model))
         if model in known_models()
-        else Recipe.model_validate({})
+        else BuildRecipe.model_validate({})
     )
     return (
         (recipe.base, Path(__file__).parent / recipe.adapter)
@@ -100,7 +100,7 @@ def _content(known: str) -> dict[str, object]:
     return _content(content["base"]) | content if "base" in content else content
 
 
-def model_spec(name: str, config: Configuration, recipe: Recipe) -> ModelSpec:
+def model_spec(name: str, config: Configuration, recipe: BuildRecipe) -> ModelSpec:
     """What the runtime needs to know of a model that is built so. Raises ConfigError if the image
     size does not fit its patches."""
     step, language = config.vision.token_pixels, config.language

@@ -42,8 +42,8 @@ RTX_LIBRARY = "libtensorrt_rtx.so"
 __all__ = [
     "KERNELS_FILE",
     "PIP_NAMES",
-    "Built",
-    "Job",
+    "BuiltPlan",
+    "PlanJob",
     "Progress",
     "build",
     "build_plan",
@@ -62,7 +62,7 @@ LISTED_TYPES = {
 Progress = Callable[[str, float], None]  # of a phase, and how much of the plan is done, 0 to 1
 
 
-class Job(BaseModel):
+class PlanJob(BaseModel):
     """What the child process is told."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,7 +75,7 @@ class Job(BaseModel):
     targets: tuple[str, ...] = ()  # sm_80, …; none = what TensorRT does by itself
 
 
-class Built(BaseModel):
+class BuiltPlan(BaseModel):
     """What the child process answers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,7 +83,7 @@ class Built(BaseModel):
     plugin_layers: int
 
 
-def build_plan(job: Job, progress: Progress = lambda phase, done: None) -> Built:
+def build_plan(job: PlanJob, progress: Progress = lambda phase, done: None) -> BuiltPlan:
     """Build one plan in a child process.
 
     Raises EngineError, in one line: what TensorRT refuses, with the name of the node where it gives
@@ -105,7 +105,7 @@ def build_plan(job: Job, progress: Progress = lambda phase, done: None) -> Built
             raise EngineError(_abrupt_end(job, child.returncode, errors.read()))
     if "error" in answer:
         raise EngineError(answer["error"])
-    return Built.model_validate(answer["built"])
+    return BuiltPlan.model_validate(answer["built"])
 
 
 def loader_path(flavour: Flavour, folder: Path) -> dict[str, str]:
@@ -139,7 +139,7 @@ def _listen(child: subprocess.Popen, progress: Progress) -> dict | None:
     return answer
 
 
-def _abrupt_end(job: Job, status: int, errors: str) -> str:
+def _abrupt_end(job: PlanJob, status: int, errors: str) -> str:
     how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
     lines = [line.strip() for line in errors.splitlines() if line.strip()] or ["no message"]
     # by a plugin, as TensorRT's bindings print it
@@ -162,7 +162,8 @@ def main(arguments: list[str]) -> int:
 
     try:
         built = build(
-            Job.model_validate_json(arguments[0]), lambda phase, done: tell(phase=phase, done=done)
+            PlanJob.model_validate_json(arguments[0]),
+            lambda phase, done: tell(phase=phase, done=done),
         )
     except VicortError as error:
         tell(error=str(error))
@@ -171,7 +172,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def build(job: Job, progress: Progress) -> Built:
+def build(job: PlanJob, progress: Progress) -> BuiltPlan:
     """Build a plan in this process."""
     tensorrt = load_tensorrt(job.flavour)
     tensorrt.logger.echo = sys.stderr  # for the case that this process breaks down
@@ -189,10 +190,10 @@ def build(job: Job, progress: Progress) -> Built:
         del parser
     plugins = layer_types.get("PLUGIN_V3", 0)
     _check_listing(job, listed, plugins)
-    return Built(layer_types=dict(sorted(layer_types.items())), plugin_layers=plugins)
+    return BuiltPlan(layer_types=dict(sorted(layer_types.items())), plugin_layers=plugins)
 
 
-def _plugins(tensorrt: TensorRT, job: Job) -> AbstractContextManager[PluginHost | None]:
+def _plugins(tensorrt: TensorRT, job: PlanJob) -> AbstractContextManager[PluginHost | None]:
     return tensorrt.plugins(Kernels.read(job.kernels)) if job.kernels else nullcontext()
 
 
@@ -215,7 +216,7 @@ def _network_flags(tensorrt: TensorRT) -> int:
     return 0
 
 
-def _parse(tensorrt: TensorRT, network: Any, job: Job, host: PluginHost | None) -> Any:
+def _parse(tensorrt: TensorRT, network: Any, job: PlanJob, host: PluginHost | None) -> Any:
     parser = tensorrt.module.OnnxParser(network, tensorrt.logger)
     if parser.parse_from_file(str(job.model)):
         _raise_kept(host)
@@ -246,7 +247,7 @@ def _serialise(
     tensorrt: TensorRT,
     builder: Any,
     network: Any,
-    job: Job,
+    job: PlanJob,
     host: PluginHost | None,
     progress: Progress,
 ) -> list[str]:
@@ -285,7 +286,7 @@ def _serialise(
     return listed
 
 
-def _configure(tensorrt: TensorRT, config: Any, job: Job) -> None:
+def _configure(tensorrt: TensorRT, config: Any, job: PlanJob) -> None:
     flags = tensorrt.module.BuilderFlag
     config.clear_flag(flags.TF32)  # fp32 means fp32
     # so that an inspector can list the layers
@@ -403,7 +404,7 @@ def _timing_cache(tensorrt: TensorRT, config: Any) -> Iterator[None]:
         part.replace(path)
 
 
-def _check_listing(job: Job, listed: list[str], plugins: int) -> None:
+def _check_listing(job: PlanJob, listed: list[str], plugins: int) -> None:
     """Compare the built plan's own listing, which TensorRT for RTX writes into its log, with the
     manifest. No GPU is needed for that."""
     for text in listed:

@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity
 NEVER = 2.0  # above any cosine: the score of a position that has nothing to be compared with
 
 
-class TokenControl(nn.Module):
+class TokenControlGraph(nn.Module):
     """The first unit is kept whole; of the others, the positions whose token changes at least once
     within the chunk.
 

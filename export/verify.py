@@ -17,7 +17,7 @@ from vicort.export.qwen2_5_vl.adapter import Adapter
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.pruned_vision import PrunedVisionEncoder
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
-from vicort.export.token_control import TokenControl
+from vicort.export.token_control import TokenControlGraph
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.devices.device import Device, Stream
 from vicort.runtime.devices.host import InlineStream
@@ -78,7 +78,7 @@ def compare(
             "tokens",
             engines,
             "tokens",
-            TokenControl(),
+            TokenControlGraph(),
             feature_inputs(model, engines.dtype, random),
             {},
             allowed,

@@ -73,7 +73,7 @@ class Layer(nn.Module):
     def __init__(self, config: LanguageConfiguration, index: int):
         super().__init__()
         self.input_layernorm = RMSNorm(config.width, config.epsilon)
-        self.self_attn = Attention(config, index)
+        self.self_attn = LanguageAttention(config, index)
         self.post_attention_layernorm = RMSNorm(config.width, config.epsilon)
         self.mlp = SwiGLU(config.width, config.intermediate, bias=False)
 
@@ -85,7 +85,7 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x)), k, v, q
 
 
-class Attention(nn.Module):
+class LanguageAttention(nn.Module):
     """Grouped-query attention (arXiv:2305.13245) with biases on q, k and v, over a bounded table of
     pages."""
 

@@ -10,7 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vicort.export.qwen2_5_vl.vision import HIDDEN, Attention, Block, VisionEncoder, rotate
+from vicort.export.qwen2_5_vl.vision import (
+    HIDDEN,
+    VisionAttention,
+    VisionBlock,
+    VisionEncoder,
+    rotate,
+)
 from vicort.export.qwen2_5_vl.windows import patches_of, window_of
 
 
@@ -84,13 +90,13 @@ class PrunedVisionEncoder(nn.Module):
         return everywhere[:, None, None], in_window[:, None]
 
 
-def run_block(block: Block, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> Tensor:
+def run_block(block: VisionBlock, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> Tensor:
     """A block of the encoder over x [U,S,width], attention where `bias` lets it."""
     x = x + attend(block.attn, block.norm1(x), cos, sin, bias)
     return x + block.mlp(block.norm2(x))
 
 
-def attend(attention: Attention, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> Tensor:
+def attend(attention: VisionAttention, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> Tensor:
     """x: [U,S,width]; cos, sin: [U,S,head_dim]; bias: [U,1,S or 1,S] -> [U,S,width]."""
     units, places, width = x.shape
     heads, head_dim = attention.heads, attention.head_dim

@@ -47,7 +47,7 @@ class VisionEncoder(nn.Module):
 
         self.patch_embed = nn.Linear(UNIT_FRAMES * config.patch**2 * 3, config.width, bias=False)
         self.blocks = nn.ModuleList(
-            Block(config, None if i in config.full_attention else windows)
+            VisionBlock(config, None if i in config.full_attention else windows)
             for i in range(config.depth)
         )
         self.merger = Merger(config, width)
@@ -94,11 +94,11 @@ class VisionEncoder(nn.Module):
         return pixels.to(self.patch_embed.weight.dtype)
 
 
-class Block(nn.Module):
+class VisionBlock(nn.Module):
     def __init__(self, config: VisionConfiguration, windows: Windows | None):
         super().__init__()
         self.norm1 = RMSNorm(config.width)
-        self.attn = Attention(config, windows)
+        self.attn = VisionAttention(config, windows)
         self.norm2 = RMSNorm(config.width)
         self.mlp = SwiGLU(config.width, config.intermediate, bias=True)
 
@@ -107,7 +107,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class Attention(nn.Module):
+class VisionAttention(nn.Module):
     """Attention within windows, or over the whole unit where `windows` is None."""
 
     def __init__(self, config: VisionConfiguration, windows: Windows | None):

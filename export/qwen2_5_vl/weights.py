@@ -17,7 +17,7 @@ from vicort.export.qwen2_5_vl.adapter import Adapter, LowRank
 from vicort.export.qwen2_5_vl.configuration import Configuration, read_configuration
 from vicort.export.qwen2_5_vl.language import LanguageModel
 from vicort.export.qwen2_5_vl.vision import VisionEncoder
-from vicort.export.token_control import TokenControl
+from vicort.export.token_control import TokenControlGraph
 from vicort.runtime.errors import EngineError
 
 Part = Literal["vision", "language"]
@@ -39,7 +39,7 @@ STORED_TYPES = ("F32", "F16", "BF16")
 
 def load_models(
     folder: Path, height: int, width: int, dtype: torch.dtype = torch.float32
-) -> tuple[VisionEncoder, LanguageModel, TokenControl, Configuration]:
+) -> tuple[VisionEncoder, LanguageModel, TokenControlGraph, Configuration]:
     """The three graphs of a checkpoint folder, for frames of height x width pixels, ready to be
     exported.
 
@@ -50,7 +50,7 @@ def load_models(
     return (
         load_vision(folder, config, height, width, dtype),
         load_language(folder, config, dtype),
-        TokenControl().eval(),
+        TokenControlGraph().eval(),
         config,
     )
 

@@ -28,7 +28,7 @@ IGNORED = -100  # a label that does not count
 
 
 @dataclass(frozen=True)
-class Recipe:
+class BatchRecipe:
     """What streams a stage trains on. Shares are probabilities."""
 
     streams: int = 16
@@ -80,7 +80,7 @@ class Batch:
 
 
 def gather(
-    rng: np.random.Generator, reels: list[Reel], recipe: Recipe
+    rng: np.random.Generator, reels: list[Reel], recipe: BatchRecipe
 ) -> tuple[np.ndarray, list[Episode]]:
     """Units [U, 2, 112, 112, 3] of all reels, and episodes that are made of them; half of the time
     all is mirrored."""
@@ -123,7 +123,7 @@ def mirrored(thing: Thing) -> Thing:
     )
 
 
-def episode_of(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> Episode:
+def episode_of(rng: np.random.Generator, reels: list[Reel], recipe: BatchRecipe) -> Episode:
     if rng.random() < recipe.windows:
         return _window(rng, reels, recipe)
     starts = np.cumsum([0, *(len(reel.units) for reel in reels)])
@@ -151,7 +151,7 @@ def episode_of(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> E
     return Episode(rows, _times(rng, len(rows), recipe), there, things)
 
 
-def _window(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> Episode:
+def _window(rng: np.random.Generator, reels: list[Reel], recipe: BatchRecipe) -> Episode:
     """A stretch of one reel as it was: things may follow each other within a unit."""
     r = rng.integers(len(reels))
     reel, start = reels[r], sum(len(reel.units) for reel in reels[:r])
@@ -201,7 +201,7 @@ def _with_empties(
     )
 
 
-def _times(rng: np.random.Generator, units: int, recipe: Recipe) -> np.ndarray:
+def _times(rng: np.random.Generator, units: int, recipe: BatchRecipe) -> np.ndarray:
     """[units] rising unit times, from 0 (a whole stream) or from later on (a part of one)."""
     if rng.random() >= recipe.far:
         return np.arange(units)
@@ -219,7 +219,7 @@ def _times(rng: np.random.Generator, units: int, recipe: Recipe) -> np.ndarray:
 class Composer:
     """Lays episodes out as a batch."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: BatchRecipe) -> None:
         self.recipe = recipe
         self.tokenizer = make_tokenizer()
         self.prompt = self.tokenizer.encode(PROMPT).ids

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from vicort.export.tiny.questions import Asked, all_questions
 from vicort.export.tiny.video import write_video
-from vicort.export.tiny.world import Stream, Style, make_stream, shifted
+from vicort.export.tiny.world import Style, ThingStream, make_stream, shifted
 
 SEED, THINGS, SIZE, FPS, BITRATE = 1, 5, (320, 240), 25, 45_000
 STYLE = Style(level=70, contrast=25, strength=6)
 
 
-def demo_stream() -> Stream:
+def demo_stream() -> ThingStream:
     return shifted(
         make_stream(SEED, THINGS, SIZE[0] / SIZE[1], tail=2.0, stay=(2.5, 4.0), gap=(0.5, 2.0)),
         seconds=1.0,

@@ -38,7 +38,7 @@ from vicort.export.tiny.world import UNSEEN, Style, make_stream, shifted
 
 HELD_OUT = 10_000_000  # seeds from here on are never trained on
 PIECE = 64  # units that are read at once: the answers do not depend on it
-LONGEST_ANSWER = 6  # tokens
+MAX_ANSWER_TOKENS = 6  # tokens
 
 
 def load_model(folder: Path = CHECKPOINT) -> Qwen2_5_VLForConditionalGeneration:
@@ -47,7 +47,7 @@ def load_model(folder: Path = CHECKPOINT) -> Qwen2_5_VLForConditionalGeneration:
     return model
 
 
-class Reader:
+class StreamReader:
     """Watches one stream and answers questions about it; a question leaves no trace."""
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration) -> None:
@@ -87,7 +87,7 @@ class Reader:
             self.tokenizer.encode("<|vision_end|>" + question).ids for question in questions
         ]
         texts = [list(question) for question in asked]
-        for _ in range(LONGEST_ANSWER):
+        for _ in range(MAX_ANSWER_TOKENS):
             for text, token in zip(texts, self._next_tokens(texts), strict=True):
                 if text[-1] != end:
                     text.append(token)
@@ -131,7 +131,7 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Setting:
+class EvaluationSetting:
     """One kind of file. The things of its streams are spread over `objects`."""
 
     name: str
@@ -146,8 +146,8 @@ class Setting:
     options: dict[str, str] = field(default_factory=dict)
 
 
-DEFAULT = Setting("default")
-LONG = Setting("age", objects=(7,), size=(160, 120), fps=4, bitrate=100_000)
+DEFAULT = EvaluationSetting("default")
+LONG = EvaluationSetting("age", objects=(7,), size=(160, 120), fps=4, bitrate=100_000)
 SETTINGS = (
     *(replace(DEFAULT, name=f"objects {n}", objects=(n,)) for n in range(1, 8)),
     *(replace(LONG, name=f"empties {n}", empties=n) for n in (0, 8, 64, 250, 1000)),
@@ -169,7 +169,9 @@ SETTINGS = (
 )
 
 
-def ask_about(reader: Reader, setting: Setting, seed: int, folder: Path) -> list[tuple[Asked, str]]:
+def ask_about(
+    reader: StreamReader, setting: EvaluationSetting, seed: int, folder: Path
+) -> list[tuple[Asked, str]]:
     """One stream of a setting through a file: every question with the answer that was given."""
     objects = setting.objects[seed % len(setting.objects)]
     width, height = setting.size
@@ -194,14 +196,16 @@ def ask_about(reader: Reader, setting: Setting, seed: int, folder: Path) -> list
 
 
 def measure(
-    model: Qwen2_5_VLForConditionalGeneration, setting: Setting, streams: int
+    model: Qwen2_5_VLForConditionalGeneration, setting: EvaluationSetting, streams: int
 ) -> dict[str, dict[str, float | int]]:
     """Accuracy of each kind of question; those about things that never came are counted apart, as
     "… (none)"."""
     right: dict[str, list[bool]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         for index in range(streams):
-            for asked, answer in ask_about(Reader(model), setting, HELD_OUT + index, Path(folder)):
+            for asked, answer in ask_about(
+                StreamReader(model), setting, HELD_OUT + index, Path(folder)
+            ):
                 absent = asked.about is None and asked.kind in ("color", "shape", "any")
                 right[asked.kind + (" (none)" if absent else "")].append(answer == asked.answer)
     return {

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from vicort.export.tiny.video import read_units, write_video
-from vicort.export.tiny.world import Stream, Thing, make_stream
+from vicort.export.tiny.world import Thing, ThingStream, make_stream
 
 SHAPES_OF_FRAMES = ((1, 1), (4, 3), (16, 9), (3, 4), (9, 16), (2, 1))
 HEIGHTS = (112, 128, 160, 192, 240, 288, 360)  # pixels, of the shorter side
@@ -61,7 +61,7 @@ def _frame_shape(rng: np.random.Generator) -> tuple[int, int]:
     return SHAPES_OF_FRAMES[rng.integers(len(SHAPES_OF_FRAMES))]
 
 
-def labels(stream: Stream, times: list[float]) -> np.ndarray:
+def labels(stream: ThingStream, times: list[float]) -> np.ndarray:
     """[U, 2] int16: which thing each frame shows, -1 = none; times: 2 U seconds."""
     shown = [stream.at(time) for time in times]
     return np.array(

@@ -26,7 +26,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from vicort.export.tiny.batches import IGNORED, Batch, Composer, Recipe, gather, glances, sights
+from vicort.export.tiny.batches import (
+    IGNORED,
+    Batch,
+    BatchRecipe,
+    Composer,
+    gather,
+    glances,
+    sights,
+)
 from vicort.export.tiny.model import (
     CHECKPOINT,
     encode_units,
@@ -46,11 +54,11 @@ END = VOCABULARY.index("<|im_end|>")
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     name: str
     steps: int
     rates: tuple[float, float]  # learning rate at its first and last step, geometric in between
-    recipe: Recipe | None  # None: the vision encoder alone
+    recipe: BatchRecipe | None  # None: the vision encoder alone
     # weight of the loss that asks every visual token what its unit shows; 0 = the vision encoder
     # stays as it is
     sight: float = 0.0
@@ -58,22 +66,24 @@ class Stage:
     square: bool = False  # only reels with square frames, in which things are large
 
 
-MEMORY = Recipe(empties=(0, 30), far=0.7, bounded=0.4, drops=0.4, retrieval=0.3, turns=0.1)
+MEMORY = BatchRecipe(empties=(0, 30), far=0.7, bounded=0.4, drops=0.4, retrieval=0.3, turns=0.1)
 STAGES = (
-    Stage("eyes, large", 200, (1.5e-3, 1.5e-3), None, sight=1.0, square=True),
-    Stage("eyes", 400, (1.5e-3, 5e-4), None, sight=1.0),
-    Stage("eyes, longer", 1600, (1.2e-3, 1e-4), None, sight=1.0, glances=(16, 4)),
-    Stage("up to seven", 500, (1.2e-3, 8e-4), Recipe(drops=0.2)),
-    Stage("together", 350, (8e-4, 5e-4), Recipe(empties=(0, 12), drops=0.3, far=0.4), sight=0.3),
-    Stage("memory", 420, (6e-4, 3e-5), MEMORY, sight=0.2),
+    TrainingStage("eyes, large", 200, (1.5e-3, 1.5e-3), None, sight=1.0, square=True),
+    TrainingStage("eyes", 400, (1.5e-3, 5e-4), None, sight=1.0),
+    TrainingStage("eyes, longer", 1600, (1.2e-3, 1e-4), None, sight=1.0, glances=(16, 4)),
+    TrainingStage("up to seven", 500, (1.2e-3, 8e-4), BatchRecipe(drops=0.2)),
+    TrainingStage(
+        "together", 350, (8e-4, 5e-4), BatchRecipe(empties=(0, 12), drops=0.3, far=0.4), sight=0.3
+    ),
+    TrainingStage("memory", 420, (6e-4, 3e-5), MEMORY, sight=0.2),
 )
 
 # behind the others, on request: the language model alone
-LONGER = Stage("longer", 3000, (3e-4, 1e-5), MEMORY)
+LONGER = TrainingStage("longer", 3000, (3e-4, 1e-5), MEMORY)
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """The state of a training run; `sight`, a head on the visual tokens, serves training alone."""
 
     model: Qwen2_5_VLForConditionalGeneration
@@ -84,7 +94,7 @@ class Run:
     curve: list[dict[str, object]] = field(default_factory=list)
 
 
-def start_or_resume(folder: Path, device: str = "cpu", longer: bool = False) -> Run:
+def start_or_resume(folder: Path, device: str = "cpu", longer: bool = False) -> TrainingRun:
     """The run in `folder`; a new one where there is none, with `longer` behind the last of STAGES,
     from the committed checkpoint."""
     model = new_model(seed=0)
@@ -94,7 +104,7 @@ def start_or_resume(folder: Path, device: str = "cpu", longer: bool = False) -> 
     optimizer = torch.optim.AdamW(
         [*model.parameters(), *sight.parameters()], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02
     )
-    run = Run(model, sight, optimizer, torch.device(device))
+    run = TrainingRun(model, sight, optimizer, torch.device(device))
     path = folder / "state.pt"
     if longer and not path.exists():
         trained = Qwen2_5_VLForConditionalGeneration.from_pretrained(
@@ -111,7 +121,7 @@ def start_or_resume(folder: Path, device: str = "cpu", longer: bool = False) -> 
     return run
 
 
-def save(run: Run, folder: Path) -> None:
+def save(run: TrainingRun, folder: Path) -> None:
     parts = {name: getattr(run, name).state_dict() for name in ("model", "sight", "optimizer")}
     torch.save(
         {**parts, "step": run.step, "curve": json.dumps(run.curve)}, folder / "state.partial"
@@ -121,7 +131,9 @@ def save(run: Run, folder: Path) -> None:
     (folder / "curve.json").write_text(json.dumps(run.curve, indent=1) + "\n")
 
 
-def stage_at(step: int, stages: Sequence[Stage] = STAGES) -> tuple[Stage, float] | None:
+def stage_at(
+    step: int, stages: Sequence[TrainingStage] = STAGES
+) -> tuple[TrainingStage, float] | None:
     """The stage of a step and how far it has come, 0 to 1; None after the last."""
     for stage in stages:
         if step < stage.steps:
@@ -167,7 +179,7 @@ def forward(
     return model.lm_head(hidden[chosen]).float(), labels[chosen], put(batch.kinds)[chosen]
 
 
-def sight_loss(run: Run, features: Tensor, shown: np.ndarray) -> tuple[Tensor, Tensor]:
+def sight_loss(run: TrainingRun, features: Tensor, shown: np.ndarray) -> tuple[Tensor, Tensor]:
     """Every visual token has to tell what its unit shows.
 
     features [U, 16, width], shown [U, 2, 2] (frame; shape, colour) -> mean loss, and [U, 2 * 2]
@@ -185,7 +197,11 @@ def sight_loss(run: Run, features: Tensor, shown: np.ndarray) -> tuple[Tensor, T
 
 
 def look(
-    run: Run, stage: Stage, rng: np.random.Generator, generator: torch.Generator, pool: list[Path]
+    run: TrainingRun,
+    stage: TrainingStage,
+    rng: np.random.Generator,
+    generator: torch.Generator,
+    pool: list[Path],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss of single units; shapes and colours told right or not, as kinds 1 and 0."""
     reels = [load_reel(pool[index]) for index in rng.integers(0, len(pool), stage.glances[0])]
@@ -196,8 +212,8 @@ def look(
 
 
 def read(
-    run: Run,
-    stage: Stage,
+    run: TrainingRun,
+    stage: TrainingStage,
     rng: np.random.Generator,
     generator: torch.Generator,
     pool: list[Path],
@@ -226,7 +242,7 @@ def read(
 
 
 def train_step(
-    run: Run, stage: Stage, composer: Composer | None, pool: list[Path], rate: float
+    run: TrainingRun, stage: TrainingStage, composer: Composer | None, pool: list[Path], rate: float
 ) -> tuple[float, Tensor, Tensor]:
     """One update. -> loss, what was answered right or not, and its kind, on the CPU."""
     rng, generator = (

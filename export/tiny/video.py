@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image
 
 from vicort.export.tiny.model import SIDE
-from vicort.export.tiny.world import Painter, Stream, Style
+from vicort.export.tiny.world import Painter, Style, ThingStream
 
 
 def write_video(
     path: str | Path,
-    stream: Stream,
+    stream: ThingStream,
     size: tuple[int, int],
     fps: int = 25,
     codec: str = "libx264",

@@ -51,7 +51,7 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Stream:
+class ThingStream:
     """Things in the order they come; between them, and around them, the frame holds nothing but
     background."""
 
@@ -107,7 +107,7 @@ def make_stream(
     tail: float = 0.0,
     stay: tuple[float, float] = (1.5, 4.0),
     gap: tuple[float, float] = (0.0, 2.0),
-) -> Stream:
+) -> ThingStream:
     """A stream with `objects` things, 0 to 7.
 
     seed: the same seed and arguments make the same stream. aspect: width / height of its frames.
@@ -128,7 +128,7 @@ def make_stream(
         things.append(make_thing(rng, str(shape), str(color), time, time + stay_s, aspect))
         time += stay_s + rng.uniform(*gap)
     end = things[-1].end if things else lead
-    return Stream(tuple(things), end + tail, aspect, seed)
+    return ThingStream(tuple(things), end + tail, aspect, seed)
 
 
 def make_thing(
@@ -148,7 +148,7 @@ def make_thing(
     return Thing(shape, color, start, end, radius, x, y, way, travel, rng.uniform(-0.17, 0.17))
 
 
-def shifted(stream: Stream, seconds: float) -> Stream:
+def shifted(stream: ThingStream, seconds: float) -> ThingStream:
     """The same stream, everything `seconds` later."""
     things = tuple(
         replace(thing, start=thing.start + seconds, end=thing.end + seconds)
@@ -160,7 +160,9 @@ def shifted(stream: Stream, seconds: float) -> Stream:
 class Painter:
     """Draws any moment of a stream, each from the seed alone, in any order."""
 
-    def __init__(self, stream: Stream, width: int, height: int, style: Style | None = None) -> None:
+    def __init__(
+        self, stream: ThingStream, width: int, height: int, style: Style | None = None
+    ) -> None:
         """width, height: pixels. style: `random_style` of the stream's seed where none is given."""
         self.stream = stream
         self.width = width

@@ -38,7 +38,7 @@ class Array(Protocol):
     def reshape(self, shape: tuple[int, ...], /) -> Self: ...
 
 
-class Event(Protocol):
+class StreamEvent(Protocol):
     """A point in a stream."""
 
     def done(self) -> Any:
@@ -67,17 +67,17 @@ class Stream(Protocol):
 
     name: str
 
-    def run(self, work: Callable[..., Any], *args: Any) -> Event:
+    def run(self, work: Callable[..., Any], *args: Any) -> StreamEvent:
         """Run `work` behind all that was submitted before; from inside the stream's own work, at
         once."""
         ...
 
-    def wait(self, event: Event) -> None:
+    def wait(self, event: StreamEvent) -> None:
         """What follows comes after `event`, of whatever stream. Raises what the work behind the
         event raised."""
         ...
 
-    def record(self) -> Event:
+    def record(self) -> StreamEvent:
         """An event behind all work so far."""
         ...
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from vicort.runtime.devices.device import Event, Mark, Stream
+from vicort.runtime.devices.device import Mark, Stream, StreamEvent
 from vicort.runtime.devices.pages import HostPool
 from vicort.runtime.devices.preprocess import Preprocessor
 from vicort.runtime.devices.urgency import Urgency
@@ -35,10 +35,10 @@ class HostEvent:
 class _Immediate:
     """What is simple where work is done when it returns."""
 
-    def wait(self, event: Event) -> None:
+    def wait(self, event: StreamEvent) -> None:
         event.done()
 
-    def record(self) -> Event:
+    def record(self) -> StreamEvent:
         return _done(None)
 
     def mark(self) -> Mark:
@@ -71,7 +71,7 @@ class HostStream(_Immediate):
     def _run(self, work: Callable[..., Any], *args: Any) -> Any:
         self._thread = threading.get_ident()
         if not self._urgent:
-            self._urgency.give_way()
+            self._urgency.wait_for_urgent_work()
         return work(*args)
 
     def synchronize(self) -> None:

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 from vicort.runtime.errors import ConfigError
 
-SPANS = 1_000_000  # kept, the latest: a trace of a stream without end stays bounded (about 300 MB)
+MAX_SPANS = (
+    1_000_000  # kept, the latest: a trace of a stream without end stays bounded (about 300 MB)
+)
 
 
-class Span(NamedTuple):
+class TraceSpan(NamedTuple):
     track: str
     name: str
     start: int  # nanoseconds, on any one clock
@@ -26,8 +28,8 @@ class Trace:
     """Collects spans from any thread; each track becomes a row, in the order of their first
     spans."""
 
-    def __init__(self, spans: int = SPANS) -> None:
-        self._spans: deque[Span] = deque(maxlen=spans)
+    def __init__(self, spans: int = MAX_SPANS) -> None:
+        self._spans: deque[TraceSpan] = deque(maxlen=spans)
         self._lock = threading.Lock()
 
     @property
@@ -39,7 +41,7 @@ class Trace:
         """Something ran on `track` from start to end; args are shown beside it and must be
         JSON's."""
         with self._lock:
-            self._spans.append(Span(track, name, start_ns, end_ns, args))
+            self._spans.append(TraceSpan(track, name, start_ns, end_ns, args))
 
     def write(self, path: Path | str) -> None:
         """Write all of it at once: the file is whole, or as it was. Raises ConfigError if it cannot
@@ -59,7 +61,7 @@ class Trace:
             ) from error
 
 
-def _events(spans: list[Span]) -> list[dict[str, Any]]:
+def _events(spans: list[TraceSpan]) -> list[dict[str, Any]]:
     """Trace Event Format: times in microseconds from the first span; spans of a row never overlap,
     so a track may take several."""
     origin = min((span.start for span in spans), default=0)

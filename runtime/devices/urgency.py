@@ -16,7 +16,7 @@ class Urgency:
         self._idle = threading.Condition()
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
+    def urgent_work(self) -> Iterator[None]:
         with self._idle:
             self._running += 1
         try:
@@ -26,6 +26,6 @@ class Urgency:
                 self._running -= 1
                 self._idle.notify_all()
 
-    def give_way(self) -> None:
+    def wait_for_urgent_work(self) -> None:
         with self._idle:
             self._idle.wait_for(lambda: self._running == 0)

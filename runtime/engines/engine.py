@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from vicort.runtime.devices.device import Event, Stream
+from vicort.runtime.devices.device import Stream, StreamEvent
 from vicort.runtime.engines.bindings import Bindings
 from vicort.runtime.manifest import GraphSpec
 
@@ -13,7 +13,7 @@ class Engine(Protocol):
     @property
     def signature(self) -> GraphSpec: ...
 
-    def enqueue(self, bindings: Bindings, stream: Stream) -> Event:
+    def enqueue(self, bindings: Bindings, stream: Stream) -> StreamEvent:
         """Run once on `stream`, which keeps the order. `bindings` names every input and output:
         contiguous arrays on the engine's device, of the shapes and types of `signature`, left alone
         until the event is done. Raises ValueError if they do not fit."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import openvino
 
-from vicort.runtime.devices.device import Event, Stream
+from vicort.runtime.devices.device import Stream, StreamEvent
 from vicort.runtime.engines.bindings import Bindings, BindingsCheck, describe_mismatch
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import GraphSpec, TensorSpec
@@ -46,7 +46,7 @@ class OpenVinoEngine:
         if mismatch:
             raise EngineError(f"{path} is not what the manifest says: {mismatch}")
 
-    def enqueue(self, bindings: Bindings, stream: Stream) -> Event:
+    def enqueue(self, bindings: Bindings, stream: Stream) -> StreamEvent:
         """Run on `stream`, reading and writing the bound arrays in place."""
         self._check(bindings)
         return stream.run(self._run, bindings)

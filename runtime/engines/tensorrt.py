@@ -30,7 +30,7 @@ from vicort.runtime.manifest import FILE_NAME, Flavour, GraphSpec, Manifest, Ten
 
 if TYPE_CHECKING:
     from vicort.runtime.devices.cuda import CudaGraph, CudaStream, DeviceArray
-    from vicort.runtime.devices.device import Device, Event
+    from vicort.runtime.devices.device import Device, StreamEvent
 
     Arrays = Mapping[str, DeviceArray]
 
@@ -48,7 +48,7 @@ PLUGIN, NAMESPACE, PLUGIN_VERSION = "BoundedAttention", "vicort", "1"
 FIELDS = {"layer": np.int32, "scale": np.float32, "sections": np.int32, "frequencies": np.float32}
 INPUTS = ("q", "k", "v", "pos", "pool", "where", "table")
 INTEGERS = (3, 5, 6)  # which inputs of the plugin are int32: pos, where, table
-MOST_GRAPHS = 32  # CUDA graphs of an engine on a stream, each with an execution context of its own
+MAX_GRAPHS = 32  # CUDA graphs of an engine on a stream, each with an execution context of its own
 GROWTH = 1.5  # of the memory of a stream's contexts, when a run wants more
 ALIGNMENT = 256  # bytes, of every address that TensorRT is given
 
@@ -392,7 +392,9 @@ class TensorRTEngine:
         self.signature = signature
         self._path, self._tensorrt = path, tensorrt
         self._check = BindingsCheck(signature)
-        self._lanes: weakref.WeakKeyDictionary[CudaStream, Lane] = weakref.WeakKeyDictionary()
+        self._lanes: weakref.WeakKeyDictionary[CudaStream, StreamContexts] = (
+            weakref.WeakKeyDictionary()
+        )
         with tensorrt.plugins(kernels) as self._host:
             self._engine = self._deserialise(manifest)
         if signature.refit_from:
@@ -400,7 +402,7 @@ class TensorRTEngine:
         check_tensors(str(path), signature, *self._tensors())
         self._runtime_config = self._configure()
 
-    def enqueue(self, bindings: Any, stream: Any) -> Event:
+    def enqueue(self, bindings: Any, stream: Any) -> StreamEvent:
         """Run on `stream`, reading and writing the bound arrays in place.
 
         Raises EngineError if a dimension is larger than the plan was built for.
@@ -448,10 +450,10 @@ class TensorRTEngine:
     def _run(self, bindings: Arrays, stream: CudaStream) -> None:
         self._lane(stream).run(bindings)
 
-    def _lane(self, stream: CudaStream) -> Lane:
+    def _lane(self, stream: CudaStream) -> StreamContexts:
         lane = self._lanes.get(stream)
         if lane is None:
-            lane = self._lanes[stream] = Lane(self, stream)
+            lane = self._lanes[stream] = StreamContexts(self, stream)
         return lane
 
     def new_profiler(self) -> Any:
@@ -611,7 +613,7 @@ def tensor_spec(name: str, dtype: Any, shape: Sequence[int]) -> TensorSpec:
     )
 
 
-class Lane:
+class StreamContexts:
     """An engine on one stream: a context for plain runs, one more for each CUDA graph, since a
     graph keeps its context's state, and one block of memory for them all, since they run one after
     the other."""
@@ -620,7 +622,7 @@ class Lane:
         # The stream owns its lane: a reference from here would keep both for ever.
         self._engine, self._stream = engine, weakref.proxy(stream)
         self._plain = engine.new_context()
-        self._graphs: GraphCache[Captured] = GraphCache(MOST_GRAPHS)
+        self._graphs: GraphCache[Captured] = GraphCache(MAX_GRAPHS)
         self._memory: DeviceArray | None = None
         self.refusals: list[str] = []  # why runs could not be captured
 

@@ -22,7 +22,7 @@ from vicort.runtime.safe_text import brief, is_text, read_text, shown
 
 TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
-MOST_BYTES = 16 << 20  # of a template, or of the JSON that holds it
+MAX_TEMPLATE_BYTES = 16 << 20  # of a template, or of the JSON that holds it
 # A template is a program in a sandbox: besides Jinja's own errors it fails as Python does, at 1 / 0
 # or a range without end.
 TEMPLATE_ERRORS = (
@@ -200,7 +200,7 @@ def _text(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        return read_text(path, MOST_BYTES)
+        return read_text(path, MAX_TEMPLATE_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         raise EngineError(
             f"{path} cannot be read ({error}): build the engine set again with vicort-build"

@@ -332,7 +332,7 @@ def test_recipes_are_known_by_the_beginning_of_a_name_and_flags_go_over_them():
     assert recipe.load_recipe("Qwen2.5-VL-3B-Instruct").page_tokens == 16
     assert recipe.load_recipe("tiny", chunk_frames=4, image_width=None).chunk_frames == 4
     assert recipe.load_recipe("tiny").image_width == 112
-    assert recipe.load_recipe("something-else") == recipe.Recipe()
+    assert recipe.load_recipe("something-else") == recipe.BuildRecipe()
 
 
 def test_an_unknown_key_in_a_recipe_is_refused():

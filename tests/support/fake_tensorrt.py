@@ -13,7 +13,7 @@ from vicort.runtime.engines.tensorrt import PluginHost
 from vicort.runtime.errors import DeviceError
 
 
-class Array:
+class FakeArray:
     """What an engine needs of a device array."""
 
     _next = itertools.count(1)
@@ -48,7 +48,7 @@ class FakeStream:
 
     def empty(self, shape, dtype):
         self.calls.append(("allocate", shape[0]))
-        return Array(shape, dtype)
+        return FakeArray(shape, dtype)
 
     def capture(self, work):
         self.calls.append(("begin capture",))
@@ -109,7 +109,7 @@ class FakeContext:
         return self.engine.host_failure is None and not self.engine.fails
 
 
-class FakeEngine:
+class FakePlan:
     """tensors: (name, mode, type, shape) of each."""
 
     def __init__(self, module, tensors) -> None:
@@ -150,7 +150,7 @@ class FakeTensorRT:
 
     def __init__(self, tensors) -> None:
         self.module = self
-        self.engine: FakeEngine | None = FakeEngine(self, tensors)
+        self.engine: FakePlan | None = FakePlan(self, tensors)
         self.logger = SimpleNamespace(reason=lambda: "the log's first error")
         self.TensorIOMode = SimpleNamespace(INPUT="input", OUTPUT="output")
         self.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")

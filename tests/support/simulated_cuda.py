@@ -30,7 +30,7 @@ from vicort.runtime.kernels import CompiledKernel, Kernels, KernelSpec
 # of each two bytes: NaN in float16, bfloat16, float32 and float64, and an int32 of two billion
 POISON = 0x7FFF
 GRAIN = 4  # bytes: races are told apart to this
-MOST_STREAMS = 64
+MAX_STREAMS = 64
 OUTPUTS = {
     "vision": ("features",),
     "tokens": ("kept", "count", "compact", "mean"),
@@ -72,28 +72,28 @@ class Operation:
     run: object  # called with nothing; touches memory through the driver
     label: str
     number: int = 0  # in its stream, from 1
-    clock: np.ndarray | None = None  # [MOST_STREAMS] operations that come before it, by stream
-    after: Event | None = None  # waits for this
+    clock: np.ndarray | None = None  # [MAX_STREAMS] operations that come before it, by stream
+    after: SimulatedEvent | None = None  # waits for this
 
 
 @dataclass(eq=False)
-class Stream:
+class SimulatedStream:
     number: int
     urgent: bool
     queue: deque = field(default_factory=deque)
     issued: int = 0
     done: int = 0
     # what comes before its next operation
-    clock: np.ndarray = field(default_factory=lambda: np.zeros(MOST_STREAMS, np.int64))
+    clock: np.ndarray = field(default_factory=lambda: np.zeros(MAX_STREAMS, np.int64))
     # of that, what the host has waited for
-    known: np.ndarray = field(default_factory=lambda: np.zeros(MOST_STREAMS, np.int64))
+    known: np.ndarray = field(default_factory=lambda: np.zeros(MAX_STREAMS, np.int64))
     captured: list | None = None
     captor: int | None = None  # thread
 
 
 @dataclass(eq=False)
-class Event:
-    stream: Stream
+class SimulatedEvent:
+    stream: SimulatedStream
     number: int
     clock: np.ndarray
     timing: bool
@@ -123,12 +123,12 @@ class SimulatedDriver:
         self._lock = threading.RLock()
         self._starts: list[int] = []
         self._regions: list[Region] = []
-        self._streams: list[Stream] = []
+        self._streams: list[SimulatedStream] = []
         # what threads that are no stream's have waited for
-        self._host_clock = np.zeros(MOST_STREAMS, np.int64)
+        self._host_clock = np.zeros(MAX_STREAMS, np.int64)
         # id of a copy that has not run -> its part of pinned memory
         self._pending: dict[int, tuple[int, int]] = {}
-        self._running: tuple[Stream, Operation] | None = None
+        self._running: tuple[SimulatedStream, Operation] | None = None
 
     # ---- memory
     # ---------------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ class SimulatedDriver:
 
     def create_stream(self, urgent):
         with self._lock:
-            stream = Stream(len(self._streams), urgent)
+            stream = SimulatedStream(len(self._streams), urgent)
             self._streams.append(stream)
             return stream
 
@@ -274,7 +274,7 @@ class SimulatedDriver:
         with self._lock:
             if stream.captured is not None:
                 raise Misuse("an event is recorded in a capture")
-            event = Event(stream, 0, None, timing)
+            event = SimulatedEvent(stream, 0, None, timing)
 
             def run():
                 event.at = time.perf_counter_ns()

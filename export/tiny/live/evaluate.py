@@ -28,9 +28,9 @@ from vicort.export.tiny.evaluate import (
     DEFAULT,
     HELD_OUT,
     LONG,
-    LONGEST_ANSWER,
-    Reader,
-    Setting,
+    MAX_ANSWER_TOKENS,
+    EvaluationSetting,
+    StreamReader,
     load_model,
 )
 from vicort.export.tiny.live.layout import Places
@@ -39,7 +39,15 @@ from vicort.export.tiny.live.train import END, THRESHOLD
 from vicort.export.tiny.model import TOKENS_PER_SECOND, encode_units
 from vicort.export.tiny.questions import named
 from vicort.export.tiny.video import read_units, write_video
-from vicort.export.tiny.world import COLORS, SHAPES, UNSEEN, Stream, Thing, make_stream, shifted
+from vicort.export.tiny.world import (
+    COLORS,
+    SHAPES,
+    UNSEEN,
+    Thing,
+    ThingStream,
+    make_stream,
+    shifted,
+)
 
 ADAPTER = Path(__file__).parent / "adapter"
 THRESHOLDS = (0.5, 0.9)  # besides the one that is used
@@ -114,7 +122,7 @@ def merged(
     return model
 
 
-class Speaker(Reader):
+class LiveSpeaker(StreamReader):
     """Watches one stream unit by unit, and speaks where it does not choose silence."""
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration, threshold: float) -> None:
@@ -138,7 +146,7 @@ class Speaker(Reader):
 
     def _say(self, logits: Tensor) -> str:
         tokens: list[int] = []
-        while len(tokens) < LONGEST_ANSWER and (token := int(logits.argmax())) != END:
+        while len(tokens) < MAX_ANSWER_TOKENS and (token := int(logits.argmax())) != END:
             tokens.append(token)
             logits = self._place([token])
         self._place([END])
@@ -155,7 +163,7 @@ class Speaker(Reader):
 
 
 def watch(
-    speaker: Speaker, target: Target, features: Tensor, times: Sequence[Fraction]
+    speaker: LiveSpeaker, target: Target, features: Tensor, times: Sequence[Fraction]
 ) -> list[Said]:
     """One stream from its begin, with the instruction before it; times: of the 2 U frames."""
     speaker.told(f"say when {target.words} appears")
@@ -167,7 +175,7 @@ def watch(
     return said
 
 
-def stream_of(setting: Setting, seed: int) -> Stream:
+def stream_of(setting: EvaluationSetting, seed: int) -> ThingStream:
     """Up to seven things, and in the middle of the stream, not behind it, the setting's seconds of
     nothing."""
     objects, (width, height) = setting.objects[seed % len(setting.objects)], setting.size
@@ -179,7 +187,7 @@ def stream_of(setting: Setting, seed: int) -> Stream:
 
 def measure(
     model: Qwen2_5_VLForConditionalGeneration,
-    setting: Setting,
+    setting: EvaluationSetting,
     streams: int,
     targets: Sequence[Target],
     threshold: float = THRESHOLD,
@@ -204,7 +212,9 @@ def measure(
                 features = encode_units(model, torch.from_numpy(np.ascontiguousarray(frames)))
             for target in targets:
                 score.add(
-                    stream.things, target, watch(Speaker(model, threshold), target, features, times)
+                    stream.things,
+                    target,
+                    watch(LiveSpeaker(model, threshold), target, features, times),
                 )
                 score.seconds += stream.duration
     return score.report()

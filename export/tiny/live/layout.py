@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from vicort.export.tiny.batches import IGNORED, Batch, stacked
-from vicort.export.tiny.live.scenes import Scene, Turn
+from vicort.export.tiny.live.scenes import Scene, SceneTurn
 from vicort.export.tiny.model import GRID, UNIT_TOKENS
 from vicort.export.tiny.tokenizer import PROMPT, make_tokenizer
 
@@ -45,7 +45,7 @@ class Places:
         return np.tile(np.arange(start, start + count), (3, 1))
 
 
-class Layout:
+class SceneLayout:
     """Lays scenes out as a batch."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Layout:
                 )
         return rows.laid(scene.window)
 
-    def _add_turn(self, rng: np.random.Generator, rows: _Rows, turn: Turn) -> None:
+    def _add_turn(self, rng: np.random.Generator, rows: _Rows, turn: SceneTurn) -> None:
         answer = [*self._encode(turn.answer), self._end]
         if turn.question:
             # A question behind an earlier turn may be laid out as the first one was, or as the next

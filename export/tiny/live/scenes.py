@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vicort.export.tiny.batches import Episode, episode_of
-from vicort.export.tiny.batches import Recipe as AskedRecipe
+from vicort.export.tiny.batches import BatchRecipe, Episode, episode_of
 from vicort.export.tiny.model import MAX_POSITION
 from vicort.export.tiny.questions import KINDS, Asked, named
 from vicort.export.tiny.reels import Reel
@@ -34,7 +33,7 @@ ROOM = 256  # positions kept free for what is said and asked in one stream
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SceneRecipe:
     """Shares are probabilities."""
 
     streams: int = 8
@@ -71,7 +70,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Turn:
+class SceneTurn:
     """Text that joins a stream behind `unit` units."""
 
     unit: int
@@ -84,7 +83,7 @@ class Turn:
 class Scene:
     episode: Episode
     # in their order; those said unasked follow the unit that they belong to
-    turns: tuple[Turn, ...]
+    turns: tuple[SceneTurn, ...]
     silent: np.ndarray  # [U] bool: units behind which silence is right
     window: int  # units that a unit and what follows it see besides all text; 0 = all
 
@@ -107,7 +106,7 @@ def weigh(target: Target) -> float:
     return 0.3 / (2 * len(COLORS)) if target.color else 0.05
 
 
-def make_scenes(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> list[Scene]:
+def make_scenes(rng: np.random.Generator, reels: list[Reel], recipe: SceneRecipe) -> list[Scene]:
     """A batch of about one length: the shorter or the longer half of twice as many."""
     scenes = sorted(
         (make_scene(rng, reels, recipe) for _ in range(2 * recipe.streams)),
@@ -116,7 +115,7 @@ def make_scenes(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> 
     return scenes[: recipe.streams] if rng.random() < 0.5 else scenes[recipe.streams :]
 
 
-def make_scene(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> Scene:
+def make_scene(rng: np.random.Generator, reels: list[Reel], recipe: SceneRecipe) -> Scene:
     """reels: only their labels are looked at; rows of units count over all of them, one after
     another."""
     episode = _episode(rng, reels, recipe)
@@ -125,7 +124,7 @@ def make_scene(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> S
     questions = [_question(rng, episode)] if rng.random() < recipe.questions else []
     spoken, silent = _speech(rng, episode, asked, recipe)
     instructions = [
-        Turn(unit, rng.choice(PHRASES).format(target.words), REPLY) for unit, target in asked
+        SceneTurn(unit, rng.choice(PHRASES).format(target.words), REPLY) for unit, target in asked
     ]
     said = {turn.unit for turn in spoken}
     questions = [turn for turn in questions if turn.unit not in said]
@@ -136,11 +135,11 @@ def make_scene(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> S
     return Scene(episode, tuple(turns), silent, min(window, units))
 
 
-def _episode(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> Episode:
+def _episode(rng: np.random.Generator, reels: list[Reel], recipe: SceneRecipe) -> Episode:
     """Things one after another, the same shape as often as it happens, or a stretch of one reel as
     it was."""
     if rng.random() < recipe.windows:
-        episode = episode_of(rng, reels, AskedRecipe(windows=1.0))
+        episode = episode_of(rng, reels, BatchRecipe(windows=1.0))
         units, there, things = episode.units, episode.there, episode.things
     else:
         units, there, things = _mixed(rng, reels, recipe)
@@ -149,7 +148,7 @@ def _episode(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> Epi
 
 
 def _mixed(
-    rng: np.random.Generator, reels: list[Reel], recipe: Recipe
+    rng: np.random.Generator, reels: list[Reel], recipe: SceneRecipe
 ) -> tuple[np.ndarray, np.ndarray, tuple[Thing, ...]]:
     starts = np.cumsum([0, *(len(reel.there) for reel in reels)])
     clips = [(r, k) for r in range(len(reels)) for k in range(len(reels[r].things))]
@@ -184,7 +183,7 @@ def _mixed(
     return np.concatenate(units), np.concatenate(there), tuple(things)
 
 
-def _gap(rng: np.random.Generator, recipe: Recipe) -> int:
+def _gap(rng: np.random.Generator, recipe: SceneRecipe) -> int:
     rest = 1 - sum(recipe.gaps)
     count = int(rng.choice(len(recipe.gaps) + 1, p=[*recipe.gaps, rest]))
     return count if count < len(recipe.gaps) else int(rng.integers(5, 21))
@@ -198,7 +197,7 @@ def _run(reel: Reel, thing: int) -> np.ndarray:
     return np.flatnonzero(alone if alone.any() else shows)
 
 
-def _times(rng: np.random.Generator, units: int, recipe: Recipe) -> np.ndarray:
+def _times(rng: np.random.Generator, units: int, recipe: SceneRecipe) -> np.ndarray:
     """[units] unit times from 0, dense but for one jump at most."""
     times = np.arange(units)
     if rng.random() < recipe.far:
@@ -208,7 +207,7 @@ def _times(rng: np.random.Generator, units: int, recipe: Recipe) -> np.ndarray:
 
 
 def _instructions(
-    rng: np.random.Generator, episode: Episode, recipe: Recipe
+    rng: np.random.Generator, episode: Episode, recipe: SceneRecipe
 ) -> list[tuple[int, Target]]:
     """(units before it, what is asked for), in the order of the stream."""
     count = 0 if rng.random() < recipe.unasked else 1 + (rng.random() < recipe.twice)
@@ -226,8 +225,8 @@ def _instructions(
 
 
 def _speech(
-    rng: np.random.Generator, episode: Episode, asked: list[tuple[int, Target]], recipe: Recipe
-) -> tuple[list[Turn], np.ndarray]:
+    rng: np.random.Generator, episode: Episode, asked: list[tuple[int, Target]], recipe: SceneRecipe
+) -> tuple[list[SceneTurn], np.ndarray]:
     """What is said behind which unit, and [U] bool where silence is right; where neither, there is
     no loss."""
     units = len(episode.units)
@@ -242,12 +241,12 @@ def _speech(
             silent[unit] = unit != spurious
             if unit == spurious and not wanted:
                 color, shape = rng.choice(list(COLORS)), rng.choice(SHAPES)
-                spoken.append(Turn(unit + 1, "", f"{color} {shape}", learnt=False))
+                spoken.append(SceneTurn(unit + 1, "", f"{color} {shape}", learnt=False))
         elif due[-1] in passed_over:
             passed_over.remove(due[-1])
         else:
             told.update(due)
-            spoken.append(Turn(unit + 1, "", named(episode.things[due[-1]])))
+            spoken.append(SceneTurn(unit + 1, "", named(episode.things[due[-1]])))
     return spoken, silent
 
 
@@ -259,7 +258,7 @@ def _wanted(episode: Episode, unit: int, asked: list[Target]) -> list[int]:
     ]
 
 
-def _question(rng: np.random.Generator, episode: Episode) -> Turn:
+def _question(rng: np.random.Generator, episode: Episode) -> SceneTurn:
     """An ordinary question about what was seen until then, of which the answer is sure."""
     unit = int(rng.integers(1, len(episode.units) + 1))
     seen = [index for index in np.unique(episode.there[:unit]) if index >= 0]
@@ -275,7 +274,7 @@ def _question(rng: np.random.Generator, episode: Episode) -> Turn:
         ]
     )
     chosen = allowed[rng.choice(len(allowed), p=weights / weights.sum())]
-    return Turn(unit, chosen.question, chosen.answer)
+    return SceneTurn(unit, chosen.question, chosen.answer)
 
 
 def _single(asked: Asked, things: tuple[Thing, ...]) -> bool:

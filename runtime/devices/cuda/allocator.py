@@ -35,24 +35,24 @@ def set_current_stream(stream: CudaStream | None) -> CudaStream | None:
 
 
 @dataclass(eq=False)
-class Block:
+class MemoryBlock:
     pointer: int
     size: int  # bytes
     # pinned: where a part (offset, bytes) is read to
-    landings: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    readbacks: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
     last_uses: tuple[Any, ...] = ()  # events behind all that may have used it
 
 
-class Holding:
+class Allocation:
     """The right to a block: when nobody refers to it any more, the block may be used again."""
 
     __slots__ = ("__weakref__", "block")
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: MemoryBlock) -> None:
         self.block = block
 
 
-class DeviceMemory:
+class DeviceAllocator:
     """Blocks of one GPU. One that is let go is used again for the next of its size, behind all work
     that was on the way then."""
 
@@ -62,8 +62,8 @@ class DeviceMemory:
         self.reserved = 0  # bytes taken from the driver
         self.in_use = 0  # bytes of these that somebody holds
         self._streams: weakref.WeakSet[CudaStream] = weakref.WeakSet()
-        self._let_go: deque[Block] = deque()  # by finalizers, which may run anywhere
-        self._idle: dict[int, deque[Block]] = {}  # by size
+        self._let_go: deque[MemoryBlock] = deque()  # by finalizers, which may run anywhere
+        self._idle: dict[int, deque[MemoryBlock]] = {}  # by size
         self._lock = threading.RLock()
 
     def watch(self, stream: CudaStream) -> None:
@@ -76,7 +76,7 @@ class DeviceMemory:
         with self._lock:
             self._streams.discard(stream)
 
-    def allocate(self, size: int, purpose: str) -> Holding:
+    def allocate(self, size: int, purpose: str) -> Allocation:
         """size: bytes. Raises DeviceError, with what there is, if there is no room."""
         size = max(-(-size // ALIGNMENT), 1) * ALIGNMENT
         stream = current_stream()
@@ -89,13 +89,13 @@ class DeviceMemory:
         with self._lock:
             block = self._reusable(size) or self._take(size, purpose)
             self.in_use += size
-        self._come_after(block.last_uses)
+        self._wait_for(block.last_uses)
         block.last_uses = ()
-        holding = Holding(block)
-        weakref.finalize(holding, self._let_go.append, block).atexit = False
-        return holding
+        allocation = Allocation(block)
+        weakref.finalize(allocation, self._let_go.append, block).atexit = False
+        return allocation
 
-    def _reusable(self, size: int) -> Block | None:
+    def _reusable(self, size: int) -> MemoryBlock | None:
         """The block that has been idle longest. A caller outside all streams would have to wait for
         its last uses: there must be none."""
         idle = self._idle.get(size)
@@ -117,11 +117,11 @@ class DeviceMemory:
         """Give back to the driver what nobody holds."""
         self._collect()
         with self._lock:
-            self._give_back_idle()
+            self._release_idle()
 
     def _collect(self) -> None:
         """Make blocks that were let go idle, behind what all streams have been given by now."""
-        blocks = take_all(self._let_go)
+        blocks = drain(self._let_go)
         if not blocks:
             return
         with self._lock:
@@ -133,32 +133,32 @@ class DeviceMemory:
                 self.in_use -= block.size
                 self._idle.setdefault(block.size, deque()).append(block)
 
-    def _come_after(self, events: tuple[Any, ...]) -> None:
+    def _wait_for(self, events: tuple[Any, ...]) -> None:
         """The stream whose work asks waits; outside all streams the events are done."""
         if stream := current_stream():
             for event in events:
                 self.driver.wait(stream.raw, event)
 
-    def _take(self, size: int, purpose: str) -> Block:
+    def _take(self, size: int, purpose: str) -> MemoryBlock:
         if self.limit is None or self.reserved + size <= self.limit:
             try:
                 return self._from_driver(size)
             except MemoryError:
                 pass  # idle blocks of other sizes may be in the way
-        self._give_back_idle()
+        self._release_idle()
         if self.limit is None or self.reserved + size <= self.limit:
             try:
                 return self._from_driver(size)
             except MemoryError as error:
-                raise self._full(size, purpose) from error
-        raise self._full(size, purpose)
+                raise self._out_of_memory(size, purpose) from error
+        raise self._out_of_memory(size, purpose)
 
-    def _from_driver(self, size: int) -> Block:
-        block = Block(self.driver.allocate(size), size)
+    def _from_driver(self, size: int) -> MemoryBlock:
+        block = MemoryBlock(self.driver.allocate(size), size)
         self.reserved += size
         return block
 
-    def _give_back_idle(self) -> None:
+    def _release_idle(self) -> None:
         for blocks in self._idle.values():
             for block in blocks:
                 for event in block.last_uses:
@@ -167,7 +167,7 @@ class DeviceMemory:
                 self.reserved -= block.size
         self._idle.clear()
 
-    def _full(self, size: int, purpose: str) -> DeviceError:
+    def _out_of_memory(self, size: int, purpose: str) -> DeviceError:
         available = self._free()
         return DeviceError(
             f"out of device memory: {purpose} asked for {_mb(size)} MB, {_mb(self.in_use)} MB "
@@ -176,7 +176,7 @@ class DeviceMemory:
         )
 
 
-class PinnedMemory:
+class PinnedAllocator:
     """Host memory that copies are made from and to without waiting."""
 
     def __init__(self, driver: Driver) -> None:
@@ -198,11 +198,11 @@ class PinnedMemory:
 
     def collect(self) -> None:
         """Give back what nobody refers to."""
-        for pointer in take_all(self._let_go):
+        for pointer in drain(self._let_go):
             self.driver.free_pinned(pointer)
 
 
-def take_all(queue: deque[T]) -> list[T]:
+def drain(queue: deque[T]) -> list[T]:
     """What is in a queue that other threads fill and empty too."""
     taken: list[T] = []
     while queue:

@@ -14,7 +14,7 @@ from vicort.runtime.devices.cuda.arrays import DeviceArray
 from vicort.runtime.devices.cuda.cuda_pool import CudaPool, PinnedPool
 from vicort.runtime.devices.cuda.cuda_preprocess import UploadingPreprocessor
 from vicort.runtime.devices.cuda.gpu import Gpu
-from vicort.runtime.devices.cuda.streams import CudaStream, Watcher
+from vicort.runtime.devices.cuda.streams import CallbackThread, CudaStream
 from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.devices.preprocess import Preprocessor
 from vicort.runtime.devices.urgency import Urgency
@@ -50,7 +50,7 @@ class CudaDevice:
         self.threads = threads
         self._resize_on = resize_on
         self.urgency: Urgency = _NoUrgency()
-        self.watcher = Watcher(gpu.driver)
+        self.watcher = CallbackThread(gpu.driver)
         self._streams: list[CudaStream] = []
         self._shared: Any = None  # the driver's stream of them all, without threads
         gpu.memory.trim()  # of a session before this one, whose arrays had other sizes
@@ -127,20 +127,20 @@ class CudaDevice:
             self.gpu.driver.copy(target.pointer, source.pointer, target.nbytes, stream.raw)
 
     def read(self, stream: Any, *arrays: DeviceArray) -> tuple[np.ndarray, ...]:
-        landings = tuple(self._land(array, stream) for array in arrays)
+        readbacks = tuple(self._read_back(array, stream) for array in arrays)
         stream.finish()
-        return landings
+        return readbacks
 
-    def _land(self, array: DeviceArray, stream: CudaStream) -> np.ndarray:
+    def _read_back(self, array: DeviceArray, stream: CudaStream) -> np.ndarray:
         """Start a copy to pinned memory, always the same for the same part of a block."""
         block = array.memory.block
         key = (array.pointer - block.pointer, array.nbytes)
-        if key not in block.landings:
-            block.landings[key] = self.gpu.pinned.empty((array.nbytes,), np.uint8)
-        landing = block.landings[key]
+        if key not in block.readbacks:
+            block.readbacks[key] = self.gpu.pinned.empty((array.nbytes,), np.uint8)
+        readback = block.readbacks[key]
         if array.nbytes:
-            self.gpu.driver.copy(landing.ctypes.data, array.pointer, array.nbytes, stream.raw)
-        view = landing.view(array.dtype).reshape(array.shape)
+            self.gpu.driver.copy(readback.ctypes.data, array.pointer, array.nbytes, stream.raw)
+        view = readback.view(array.dtype).reshape(array.shape)
         view.flags.writeable = False
         return view
 
@@ -171,5 +171,5 @@ def _close(stream: CudaStream) -> DeviceError | None:
 class _NoUrgency(Urgency):
     """The GPU itself puts urgent streams first."""
 
-    def give_way(self) -> None:
+    def wait_for_urgent_work(self) -> None:
         pass

@@ -6,15 +6,15 @@ import threading
 
 from numpy.typing import DTypeLike
 
-from vicort.runtime.devices.cuda.allocator import DeviceMemory, PinnedMemory
+from vicort.runtime.devices.cuda.allocator import DeviceAllocator, PinnedAllocator
 from vicort.runtime.devices.cuda.arrays import DeviceArray
 from vicort.runtime.devices.cuda.driver import Driver
 from vicort.runtime.devices.cuda.launcher import GpuLauncher
 from vicort.runtime.devices.cuda.streams import GpuClock
 from vicort.runtime.errors import DeviceError
 
-OLDEST_CUDA = 13000  # what the libraries that vicort installs are built for
-OLDEST_DRIVER = "580"  # the first driver that speaks it
+MIN_CUDA = 13000  # what the libraries that vicort installs are built for
+MIN_DRIVER = "580"  # the first driver that speaks it
 ELSEWHERE = "run on a CPU with an engine set of `vicort-build MODEL --backend openvino`"
 
 
@@ -22,8 +22,8 @@ class Gpu:
     def __init__(self, driver: Driver, limit: int | None = None) -> None:
         """limit: most bytes of device memory to take; None = what is free."""
         self.driver = driver
-        self.memory = DeviceMemory(driver, limit)
-        self.pinned = PinnedMemory(driver)
+        self.memory = DeviceAllocator(driver, limit)
+        self.pinned = PinnedAllocator(driver)
         self.clock = GpuClock(driver)
         self.launcher = GpuLauncher(driver, self.memory, self.pinned)
 
@@ -45,8 +45,8 @@ class Gpu:
         """An array whose content is undefined, at a multiple of 256 bytes. purpose: what an error
         names it."""
         array = DeviceArray(None, 0, tuple(int(size) for size in shape), dtype)
-        holding = self.memory.allocate(array.nbytes, purpose)
-        return DeviceArray(holding, holding.block.pointer, array.shape, array.dtype)
+        allocation = self.memory.allocate(array.nbytes, purpose)
+        return DeviceArray(allocation, allocation.block.pointer, array.shape, array.dtype)
 
 
 _lock = threading.Lock()
@@ -86,8 +86,7 @@ def _open_driver(ordinal: int) -> Driver:
         count = cu.cuDeviceGetCount()[1] if status == cu.CUresult.CUDA_SUCCESS else 0
     except RuntimeError as error:  # the driver's library is not there
         raise DeviceError(
-            f"no NVIDIA driver is installed: install version {OLDEST_DRIVER} or newer, or "
-            f"{ELSEWHERE}"
+            f"no NVIDIA driver is installed: install version {MIN_DRIVER} or newer, or {ELSEWHERE}"
         ) from error
     check_driver(status.name, version, count, ordinal)
     try:
@@ -104,11 +103,11 @@ def _open_driver(ordinal: int) -> Driver:
 def check_driver(status: str, version: int, count: int, ordinal: int) -> None:
     """status: of cuInit; version: of CUDA, 13000 = 13.0; count: GPUs there are. Raises DeviceError
     if they will not do."""
-    if version and version < OLDEST_CUDA:
+    if version and version < MIN_CUDA:
         raise DeviceError(
             f"the NVIDIA driver speaks CUDA {version // 1000}.{version % 1000 // 10}, version "
             "13.0 is needed: "
-            f"install driver {OLDEST_DRIVER} or newer, or {ELSEWHERE}"
+            f"install driver {MIN_DRIVER} or newer, or {ELSEWHERE}"
         )
     if status not in ("CUDA_SUCCESS", "CUDA_ERROR_NO_DEVICE"):
         raise DeviceError(

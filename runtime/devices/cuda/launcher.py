@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vicort.runtime.devices.cuda.allocator import DeviceMemory, PinnedMemory
+from vicort.runtime.devices.cuda.allocator import DeviceAllocator, PinnedAllocator
 from vicort.runtime.devices.cuda.arrays import DeviceArray
 from vicort.runtime.devices.cuda.driver import Arguments, Driver
 
@@ -14,7 +14,7 @@ from vicort.runtime.devices.cuda.driver import Arguments, Driver
 class GpuLauncher:
     """The launcher of `vicort.runtime.kernels`. What it loads lives as long as it does."""
 
-    def __init__(self, driver: Driver, memory: DeviceMemory, pinned: PinnedMemory) -> None:
+    def __init__(self, driver: Driver, memory: DeviceAllocator, pinned: PinnedAllocator) -> None:
         self._driver = driver
         self._memory = memory
         self._pinned = pinned
@@ -37,12 +37,14 @@ class GpuLauncher:
 
     def constant(self, data: bytes) -> int:
         """Address of these bytes in device memory, there when this returns."""
-        holding = self._memory.allocate(len(data), "constants of kernels")
+        allocation = self._memory.allocate(len(data), "constants of kernels")
         staged = self._pinned.empty((len(data),), np.uint8)
         staged[:] = np.frombuffer(data, np.uint8)
         stream = self._driver.create_stream(urgent=False)
-        self._driver.copy(holding.block.pointer, staged.ctypes.data, len(data), stream)
+        self._driver.copy(allocation.block.pointer, staged.ctypes.data, len(data), stream)
         self._driver.synchronize(self._driver.record(stream))
         self._driver.close_stream(stream)
-        self._constants.append(DeviceArray(holding, holding.block.pointer, (len(data),), np.uint8))
-        return holding.block.pointer
+        self._constants.append(
+            DeviceArray(allocation, allocation.block.pointer, (len(data),), np.uint8)
+        )
+        return allocation.block.pointer

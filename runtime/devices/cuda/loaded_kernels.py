@@ -29,7 +29,7 @@ NEEDED: tuple[tuple[KernelName, Form], ...] = (
 )
 
 
-PLANS_KEPT = 4096  # a stream sees a few dozen
+MAX_PLANS = 4096  # a stream sees a few dozen
 
 
 class Launcher(Protocol):
@@ -175,7 +175,7 @@ class LoadedKernels:
     def _plan(self, rows: int, pages: int) -> AttentionPlan:
         key = (rows, pages)
         if key not in self._plans:
-            if len(self._plans) >= PLANS_KEPT:
+            if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()
             self._plans[key] = self.kernels.plan(rows, pages, self.multiprocessors, self.capability)
         return self._plans[key]

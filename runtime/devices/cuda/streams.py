@@ -129,7 +129,7 @@ class CudaStream:
         try:
             point = self._driver.record(self.raw, blocking=True)
             if self._executor:
-                self.device.watcher.watch(Notice(point, work, args, failed))
+                self.device.watcher.watch(StreamCallback(point, work, args, failed))
                 return
             self._driver.synchronize(point)
         except BaseException as error:
@@ -210,24 +210,24 @@ class CudaMark:
 
 
 @dataclass(frozen=True)
-class Notice:
+class StreamCallback:
     point: Any  # the driver's event
     work: Callable[..., Any]
     args: tuple[Any, ...]
     failed: Callable[[BaseException], None] | None
 
 
-class Watcher:
+class CallbackThread:
     """A thread that waits for the device and calls back, in the order of the calls."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._notices: queue.SimpleQueue[Notice | None] = queue.SimpleQueue()
+        self._notices: queue.SimpleQueue[StreamCallback | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._closed = False
 
-    def watch(self, notice: Notice) -> None:
+    def watch(self, notice: StreamCallback) -> None:
         """Raises what an earlier call failed with."""
         if self._failure:
             raise self._failure
@@ -246,9 +246,9 @@ class Watcher:
     def _run(self) -> None:
         while notice := self._notices.get():
             if not self._closed:
-                self._tell(notice)
+                self._call_back(notice)
 
-    def _tell(self, notice: Notice) -> None:
+    def _call_back(self, notice: StreamCallback) -> None:
         try:
             self._driver.synchronize(notice.point)
         except BaseException as error:  # noqa: BLE001 - given to `failed` and the next call

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from vicort.runtime.devices.device import Device, Event, Pool
+from vicort.runtime.devices.device import Device, Pool, StreamEvent
 from vicort.runtime.devices.pages import HostPool
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.manifest import ModelSpec
@@ -48,13 +48,13 @@ class RecallStreams:
         self._data = device.empty((2, most_cells, 2, model.page_tokens, model.head_dim), dtype)
         self._where = device.empty((2, most_cells, model.page_tokens, 3), np.int32)
 
-    def run(self, work: Callable[..., Any], *args: Any) -> Event:
+    def run(self, work: Callable[..., Any], *args: Any) -> StreamEvent:
         """Run `work`, which may call `move`, behind all recalls so far."""
         return self._copy.run(work, *args)
 
     def move(self, source: HostPool, target: Pool, moves: Iterable[Move]) -> None:
         """Copy cells; done when it returns. For the work given to `submit`."""
-        scattered: list[Event] = []
+        scattered: list[StreamEvent] = []
         for move in moves:
             if len(scattered) >= 2:
                 self._copy.wait(scattered[-2])  # this half is free again

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vicort.runtime.core import Page
-from vicort.runtime.devices.device import Event
+from vicort.runtime.devices.device import StreamEvent
 from vicort.runtime.memory.long_term.long_term import View
 from vicort.runtime.memory.long_term.page_digest import query_similarity
 from vicort.runtime.memory.long_term.recall_streams import Move, RecallStreams
@@ -89,7 +89,7 @@ class Speculative:
             np.float32,
         )
         self._chosen = False  # whether anything is in use
-        self._behind: Event | None = None  # a recall into the sets that are not read
+        self._behind: StreamEvent | None = None  # a recall into the sets that are not read
         self._corrected: np.ndarray | None = None  # [L, Hkv] bool, of the run that is made again
         self._q: np.ndarray | None = None  # [L, Hq, D] of the newest run
         self._seen = np.zeros(view.count, bool)  # pages of the view that any run read
@@ -196,7 +196,7 @@ class Speculative:
         self._front[~but if but is not None else ...] ^= 1
         self._chosen = True
 
-    def _fill(self, sets: np.ndarray, which: np.ndarray, q: np.ndarray) -> Event:
+    def _fill(self, sets: np.ndarray, which: np.ndarray, q: np.ndarray) -> StreamEvent:
         """Choose with q for `which` heads, [L, Hkv] bool, and bring the pages to the set, [L, Hkv],
         of each."""
         return self._streams.run(self._fill_now, self._view, sets.copy(), which, q)

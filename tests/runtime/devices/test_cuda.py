@@ -31,7 +31,7 @@ from support.simulated_cuda import (
 )
 
 from vicort.runtime.devices.cuda import DeviceArray, Gpu, cuda_core, gpu
-from vicort.runtime.devices.cuda.allocator import DeviceMemory
+from vicort.runtime.devices.cuda.allocator import DeviceAllocator
 from vicort.runtime.devices.cuda.staging import StagingRing
 from vicort.runtime.devices.host import HostDevice, InlineStream
 from vicort.runtime.devices.pages import EMPTY
@@ -312,7 +312,7 @@ def test_a_mark_that_the_device_has_not_come_to_has_no_time(device):
             stream.raw,
             lambda: None,
             "wait",
-            after=SimpleNamespace(is_done=False, clock=closed.enqueued.done()[1].clock),
+            after=SimpleNamespace(is_done=False, clock=closed.placed.result()[1].clock),
         )
         return stream.mark()
 
@@ -437,7 +437,7 @@ def test_memory_is_used_again_only_behind_all_work_on_it(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_stand_in_finds_memory_that_is_used_again_too_early(seed, monkeypatch):
-    monkeypatch.setattr(DeviceMemory, "_come_after", lambda self, events: None)
+    monkeypatch.setattr(DeviceAllocator, "_wait_for", lambda self, events: None)
     device = open_device(seed)
     with pytest.raises(Race):
         (reuse(device), device.close())
@@ -897,7 +897,7 @@ def test_cuda_core_takes_the_options_and_the_kernel_arguments_that_the_driver_gi
     ]
 
 
-class FakeStream:
+class FakeCoreStream:
     def __init__(self, calls, handle, options=None):
         self.calls = calls
         self.handle = handle
@@ -936,7 +936,7 @@ def real_driver(monkeypatch):
         compute_capability=SimpleNamespace(major=9, minor=0),
         properties=SimpleNamespace(multiprocessor_count=132),
         set_current=lambda: calls.append(("current", threading.get_ident())),
-        create_stream=lambda options: FakeStream(calls, next(handles), options),
+        create_stream=lambda options: FakeCoreStream(calls, next(handles), options),
     )
     pool = SimpleNamespace(allocate=lambda size, stream: FakeBuffer(calls, 256 * size))
     code = SimpleNamespace(get_kernel=lambda name: SimpleNamespace(handle=77, name=name))
@@ -946,7 +946,7 @@ def real_driver(monkeypatch):
         "LegacyPinnedMemoryResource": lambda: SimpleNamespace(
             allocate=lambda size: FakeBuffer(calls, 4096)
         ),
-        "Stream": SimpleNamespace(from_handle=lambda handle: FakeStream(calls, handle)),
+        "Stream": SimpleNamespace(from_handle=lambda handle: FakeCoreStream(calls, handle)),
         "ObjectCode": SimpleNamespace(from_cubin=lambda cubin: code),
         "launch": lambda stream, config, kernel, *args: calls.append(
             ("launch", stream.handle, config, kernel.name, args)
