@@ -87,7 +87,7 @@ class PlanOptions:
     frontend: str = "onnx"  # or torch-tensorrt, for the vision graph
 
 
-def plan(
+def draft_manifest(
     checkpoint: Path,
     model: ModelSpec,
     backend: Backend,
@@ -96,7 +96,8 @@ def plan(
     options: PlanOptions | None = None,
     adapter: Adapter | None = None,
 ) -> Manifest:
-    """The manifest that a build is going to have, but for its files. options: of backend tensorrt.
+    """The manifest of a set before it is built: without files, layers and names in plans. options: of
+    backend tensorrt.
 
     Raises EngineError if the checkpoint has no tokenizer.
     """
@@ -149,12 +150,12 @@ def is_built(folder: Path, manifest: Manifest) -> bool:
         found = read_manifest(folder)
     except EngineError:
         return False
-    return _plan_of(found) == _plan_of(manifest)
+    return _draft_of(found) == _draft_of(manifest)
 
 
-def _plan_of(manifest: Manifest) -> dict:
-    """What was known of a set before it was built, but for the command and, where it does not
-    matter, the machine."""
+def _draft_of(manifest: Manifest) -> dict:
+    """The manifest as `draft_manifest` gave it, without the command and, for ONNX files, which run
+    on every CPU, the machine."""
     known = manifest.model_dump(
         exclude={
             "build_command": True,

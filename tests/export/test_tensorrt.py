@@ -24,7 +24,7 @@ from support.tensorrt_sets import ONE_GPU, plan_graphs, tiny_model, tiny_onnx, t
 
 from vicort.export import build, tensorrt
 from vicort.export.checkpoint import resolve
-from vicort.export.engine_set import PlanOptions, is_built, plan, write_engine_set
+from vicort.export.engine_set import PlanOptions, draft_manifest, is_built, write_engine_set
 from vicort.export.graphs import export_program, plan_signatures, signatures
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
@@ -133,7 +133,7 @@ def test_building_again_does_nothing(capfd):
 @pytest.mark.parametrize("change", [{"plugin": False}, {"strip": True}, {"targets": ("sm_89",)}])
 def test_a_set_of_other_options_is_not_up_to_date(change):
     def planned(**options) -> Manifest:
-        return plan(
+        return draft_manifest(
             resolve("tiny"),
             tiny_model(),
             "tensorrt",
@@ -180,7 +180,7 @@ def built_quickly(folder: Path, **options) -> Manifest:
     write_engine_set(
         folder,
         resolve("tiny"),
-        plan(resolve("tiny"), tiny_model(), "tensorrt", "bf16", "", chosen),
+        draft_manifest(resolve("tiny"), tiny_model(), "tensorrt", "bf16", "", chosen),
         lambda line: None,
         chosen,
     )

@@ -42,9 +42,9 @@ class FakeStream:
         self.notices = []
         self.refuses_capture = False
 
-    def submit(self, work, *args):
+    def run(self, work, *args):
         value = work(*args)
-        return SimpleNamespace(result=lambda: value)
+        return SimpleNamespace(done=lambda: value)
 
     def empty(self, shape, dtype):
         self.calls.append(("allocate", shape[0]))
