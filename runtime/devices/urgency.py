@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 
 class Urgency:
-    """While urgent work runs, ordinary streams start nothing new: the host's form of stream
-    priority."""
+    """Counts urgent work in progress. While there is any, streams without priority start no new
+    work."""
 
     def __init__(self) -> None:
         self._running = 0

@@ -1,4 +1,4 @@
-"""What every engine is, whatever runs it."""
+"""The protocol of an engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ class Engine(Protocol):
     def signature(self) -> GraphSpec: ...
 
     def enqueue(self, bindings: Bindings, stream: Stream) -> StreamEvent:
-        """Run once on `stream`, which keeps the order. `bindings` names every input and output:
-        contiguous arrays on the engine's device, of the shapes and types of `signature`, left alone
-        until the event is done. Raises ValueError if they do not fit."""
+        """Run once, in the order of `stream`.
+
+        bindings: every input and output, as contiguous arrays on the engine's device. The caller
+        must not change them until the event is done. Raises ValueError if their names, types or
+        shapes differ from `signature`.
+        """
         ...

@@ -1,4 +1,4 @@
-"""Kernels out of cubins, and the numbers that they read, on one GPU."""
+"""Loads kernels from cubins, launches them, and holds their constants on one GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vicort.runtime.devices.cuda.driver import Arguments, Driver
 
 
 class GpuLauncher:
-    """The launcher of `vicort.runtime.kernels`. What it loads lives as long as it does."""
+    """Implements `Launcher`. Kernels and constants live as long as the launcher."""
 
     def __init__(self, driver: Driver, memory: DeviceAllocator, pinned: PinnedAllocator) -> None:
         self._driver = driver
@@ -21,7 +21,7 @@ class GpuLauncher:
         self._constants: list[DeviceArray] = []
 
     def load(self, cubin: bytes, function: str, shared_bytes: int) -> Any:
-        """shared_bytes: most dynamic shared memory that a launch will ask for."""
+        """shared_bytes: maximum dynamic shared memory of a launch."""
         return self._driver.load(cubin, function, shared_bytes)
 
     def launch(
@@ -36,7 +36,7 @@ class GpuLauncher:
         self._driver.launch(kernel, grid, threads, shared_bytes, stream_handle, args)
 
     def constant(self, data: bytes) -> int:
-        """Address of these bytes in device memory, there when this returns."""
+        """Address of a copy of `data` in device memory, complete when this returns."""
         allocation = self._memory.allocate(len(data), "constants of kernels")
         staged = self._pinned.empty((len(data),), np.uint8)
         staged[:] = np.frombuffer(data, np.uint8)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from vicort.runtime.devices.device import Device, Pool, StreamEvent
-from vicort.runtime.devices.pages import HostPool
+from vicort.runtime.devices.pages import HostPool, as_numpy
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.manifest import ModelSpec
 
@@ -45,8 +45,9 @@ class RecallStreams:
         self._copy = device.stream(f"recall copy {whose}", urgent)
         self._scatter = device.stream(f"recall scatter {whose}", urgent)
         self._clock = clock
-        self._data = device.empty((2, most_cells, 2, model.page_tokens, model.head_dim), dtype)
-        self._where = device.empty((2, most_cells, model.page_tokens, 3), np.int32)
+        shape = (2, most_cells, 2, model.page_tokens, model.head_dim)
+        self._data = as_numpy(device.empty(shape, dtype))
+        self._where = as_numpy(device.empty((2, most_cells, model.page_tokens, 3), np.int32))
 
     def run(self, work: Callable[..., Any], *args: Any) -> StreamEvent:
         """Run `work`, which may call `move`, behind all recalls so far."""
@@ -78,7 +79,9 @@ class RecallStreams:
             head=move.head,
             cells=len(move.here),
         ):
-            target.data[move.here, move.layer, move.head] = self._data[half, : len(move.here)]
-            target.cell_positions[move.here, move.layer, move.head] = self._where[
+            as_numpy(target.data)[move.here, move.layer, move.head] = self._data[
+                half, : len(move.here)
+            ]
+            as_numpy(target.cell_positions)[move.here, move.layer, move.head] = self._where[
                 half, : len(move.here)
             ]

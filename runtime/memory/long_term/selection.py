@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vicort.runtime.devices.device import Pool
-from vicort.runtime.devices.pages import EMPTY, HostPool
+from vicort.runtime.devices.pages import EMPTY, HostPool, as_numpy
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.page_tables import NONE
 
@@ -54,7 +54,9 @@ class Recall:
         there, here = cells[layer, head, place], self.slots[place]
         where = source.cell_positions[there, layer, head]  # [n, T, 3]
         beyond = np.arange(where.shape[1]) >= selection.filled[layer, head, place][:, None]
-        self.pool.data[here, layer, head] = source.data[there, layer, head]
-        self.pool.cell_positions[here, layer, head] = np.where(beyond[..., None], EMPTY, where)
+        as_numpy(self.pool.data)[here, layer, head] = source.data[there, layer, head]
+        as_numpy(self.pool.cell_positions)[here, layer, head] = np.where(
+            beyond[..., None], EMPTY, where
+        )
         self.bytes_moved += len(there) * source.data[:1, 0, 0].nbytes
         return np.where(cells == NONE, NONE, self.slots[: cells.shape[2]])

@@ -284,7 +284,7 @@ def test_a_failed_notice_is_raised_by_the_next(device):
         raise RuntimeError("broke")
 
     stream.run(stream.notify, fail).done()
-    wait_until(lambda: device.watcher._failure)
+    wait_until(lambda: device.callbacks._failure)
     with pytest.raises(RuntimeError, match="broke"):
         stream.run(stream.notify, print).done()
     heard = []
@@ -415,7 +415,7 @@ def reuse(device):
 
     reader.run(read_late, device.empty((64,), np.float32)).enqueued()
     # the thread drops its last reference a moment later
-    wait_until(lambda: device.gpu.memory._let_go)
+    wait_until(lambda: device.gpu.memory._freed)
 
     def write():
         again = device.empty((64,), np.float32)
@@ -448,7 +448,7 @@ def test_a_caller_outside_all_streams_does_not_wait_for_memory_that_is_still_use
     first = device.empty((16,), np.float32)
     stream.run(put, device, stream, first, 1).enqueued()
     del first
-    wait_until(lambda: device.gpu.memory._let_go)
+    wait_until(lambda: device.gpu.memory._freed)
     device.gpu.driver.is_done = lambda event: event.is_done  # asking brings nothing on
     second, waits = device.empty((16,), np.float32), len(device.gpu.driver.waits)
     assert device.gpu.driver.counts["allocate"] == before["allocate"] + 2
@@ -464,7 +464,7 @@ def test_a_full_device_says_what_was_asked_what_is_in_use_and_what_would_fit():
     held = small.empty((4_000_000,), np.uint8)
     with pytest.raises(
         DeviceError,
-        match=r"the vision engine asked for 8\.0 MB, 4\.0 MB are in use, 6\.0 MB would fit.*device_mb.* by 2\.0 or",
+        match=r"the vision engine requested 8\.0 MB, 4\.0 MB are in use, 6\.0 MB would fit.*device_mb.* by 2\.0 or",
     ):
         small.empty((8_000_000,), np.uint8, "the vision engine")
     del held
@@ -573,7 +573,7 @@ def test_a_ring_that_does_not_wait_is_found_out(monkeypatch):
         self._head = start + size
         return start
 
-    monkeypatch.setattr(StagingRing, "_place", place)
+    monkeypatch.setattr(StagingRing, "_allocate", place)
     device = open_device()
     assert uploads(device, 40, ring_bytes=4 * 4096)[0] != sum(range(40))
     device.close()
@@ -1074,7 +1074,7 @@ def test_a_status_that_is_no_success_is_told_by_its_name():
     [
         (
             ("CUDA_SUCCESS", 12090, 1, 0),
-            "speaks CUDA 12.9, version 13.0 is needed: install driver 580",
+            "supports CUDA 12.9, version 13.0 is required: install driver 580",
         ),
         (("CUDA_SUCCESS", 13000, 1, 1), "no GPU 1: GPUs 0 to 0 are there"),
         (("CUDA_ERROR_NO_DEVICE", 13000, 0, 0), "no GPU 0: there is none"),

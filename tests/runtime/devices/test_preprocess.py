@@ -340,7 +340,7 @@ def test_says_so_if_dali_does_not_take_the_gpu(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(Pipeline, "build", fails)
     with pytest.raises(
-        VicortError, match=r"does not take the gpu.*CUDA is not available"
+        VicortError, match=r"cannot use the gpu.*CUDA is not available"
     ) as failure:
         Preprocessor(56, 56, device="gpu")
     assert "\n" not in str(failure.value)

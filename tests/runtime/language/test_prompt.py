@@ -121,7 +121,7 @@ def test_a_character_that_never_gets_whole_is_told_at_the_end(qwen):
             "template fails",
         ),
         (lambda folder: (folder / "chat_template.jinja").write_text("{% if %}"), "template fails"),
-        (lambda folder: (folder / "chat_template.jinja").unlink(), "holds no chat template"),
+        (lambda folder: (folder / "chat_template.jinja").unlink(), "has no chat template"),
     ],
 )
 def test_a_folder_that_is_not_whole_is_refused_in_one_line(tmp_path, change, words):
