@@ -220,10 +220,10 @@ def test_each_stream_has_contexts_and_memory_of_its_own_which_go_with_it(engine,
     calls = taken(fake)
     assert names(calls).count("allocate") == 2
     assert [(call[0], call[2]) for call in calls if call[1:2] == ("execute",)] == [(0, 7), (1, 8)]
-    assert len(engine._lanes) == 2
+    assert len(engine._contexts) == 2
     del other
     gc.collect()
-    assert len(engine._lanes) == 1
+    assert len(engine._contexts) == 1
 
 
 def test_a_plugins_own_exception_is_what_the_user_reads(engine, fake, stream):
@@ -287,7 +287,7 @@ def test_a_plan_of_another_version_says_which(plan, fake):
     fake.engine = None
     manifest = SimpleNamespace(versions={"tensorrt": "10.9.0"}, target="sm_90")
     with pytest.raises(
-        EngineError, match=r"built by tensorrt 10\.9\.0, which 11\.4\.0 does not take"
+        EngineError, match=r"built by tensorrt 10\.9\.0, which 11\.4\.0 cannot load"
     ):
         TensorRTEngine(plan, SIGNATURE, manifest, fake, None)
 
@@ -461,7 +461,7 @@ def test_layer_times_are_a_profiler_of_tensorrts_own(rtx):
         layers.report_layer_time("a", ms)
         layers.report_layer_time("b", 2 * ms)
         layers.report_layer_time("a", 0.5)
-    assert layers.after_the_first() == {"a": [1.5], "b": [2.0]}
+    assert layers.without_warm_up() == {"a": [1.5], "b": [2.0]}
     assert hasattr(rtx.module.IExecutionContext, "profiler")
     assert hasattr(rtx.module.IExecutionContext, "enqueue_emits_profile")
 
@@ -514,7 +514,7 @@ def test_a_node_that_the_kernels_do_not_fit_is_refused_and_the_reason_is_kept(rt
 def test_no_plugin_is_made_outside_of_vicort(rtx):
     with rtx.plugins(RecordingKernels()):
         pass
-    with pytest.raises(EngineError, match="by others than vicort"):
+    with pytest.raises(EngineError, match="was not loaded by vicort"):
         rtx.creator.create_plugin("node", fields(rtx), None)
 
 
@@ -607,7 +607,7 @@ def test_what_enqueue_raises_is_kept_and_raised_for_tensorrt_too(rtx):
 def test_a_file_that_is_no_plan_is_one_line_of_tensorrts_own_reason(rtx, plan):
     plan.write_bytes(b"not a plan" * 100)
     manifest = SimpleNamespace(versions={"tensorrt-rtx": rtx.version}, target="sm_89")
-    with pytest.raises(EngineError, match=r"x\.plan.*does not take it.*sm_89") as caught:
+    with pytest.raises(EngineError, match=r"x\.plan.*cannot load it.*sm_89") as caught:
         TensorRTEngine(plan, SIGNATURE, manifest, rtx, None)
     assert len(str(caught.value).splitlines()) == 1
 
