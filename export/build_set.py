@@ -1,4 +1,5 @@
-"""What `vicort-build` does once its arguments are checked: draft, export, choose, verify, publish."""
+"""What `vicort-build` does once its arguments are checked: draft, export, choose, verify,
+publish."""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
     built = next((each for each in drafts if is_built(each.folder, each.manifest)), None)
     if built:
         say(
-            f"{built.folder} is up to date: same checkpoint, options and tool versions, nothing to do"
+            f"{built.folder} is up to date: same checkpoint, options and tool versions, nothing "
+            "to do"
         )
         return _verify(built.folder, source, say) if options.verify else 0
     for each in drafts:

@@ -185,8 +185,8 @@ class Kernels:
     def plan(
         self, rows: int, pages: int, multiprocessors: int, capability: tuple[int, int]
     ) -> AttentionPlan:
-        """The launch geometry for `rows` new tokens over `pages` pages. It depends on nothing else, so
-        a CUDA graph may contain it."""
+        """The launch geometry for `rows` new tokens over `pages` pages. It depends on nothing else,
+        so a CUDA graph may contain it."""
         spec = self.spec
         form: Form = "narrow" if rows * spec.groups <= NARROW_VECTORS else "wide"
         block_m, block_n = self._blocks(self.architecture(capability), form)

@@ -46,7 +46,8 @@ class BatchRecipe:
     turns: float = 0.0  # share of questions that follow on another in one conversation
     weights: dict[str, float] = field(
         default_factory=lambda: {
-            "color": 6, "shape": 4, "now": 30, "first": 20, "last": 12, "after": 2, "any": 1.0, "count": 12, "way": 2,
+            "color": 6, "shape": 4, "now": 30, "first": 20, "last": 12, "after": 2, "any": 1.0,
+            "count": 12, "way": 2,
         }
     )  # fmt: skip
 

@@ -26,9 +26,10 @@ SPECIAL = (
     UNKNOWN,
 )
 QUESTION_WORDS = """
-what which how many was is were are there now a an the color shape shapes came come first last after before way went go did do
-does to of in on and or it this that thing things object objects video frame see you its please tell me describe where when
-who why moved moving seen shown more ever at all time
+what which how many was is were are there now a an the color shape shapes came come first last
+after before way went go did do does to of in on and or it this that thing things object objects
+video frame see you its please tell me describe where when who why moved moving seen shown more
+ever at all time
 """
 ANSWER_WORDS = [*COLORS, *SHAPES, *WAYS, *NUMBERS, NOTHING, NONE, "yes", "no"]
 VOCABULARY = list(dict.fromkeys([*SPECIAL, *QUESTION_WORDS.split(), *ANSWER_WORDS]))

@@ -47,8 +47,8 @@ def _rounded(numerator: int, denominator: int) -> int:
 
 
 class Preprocessor:
-    """Resizes with a cubic filter and antialiasing, as Hugging Face's PIL processors do, and pads with
-    black.
+    """Resizes with a cubic filter and antialiasing, as Hugging Face's PIL processors do, and pads
+    with black.
 
     On a GPU all work is enqueued on the caller's stream without a host wait. Not thread-safe. It
     releases the GIL while it runs.
@@ -69,7 +69,8 @@ class Preprocessor:
     def __call__(
         self, frames: Sequence[np.ndarray | Surface], out: Any, stream: Any = None
     ) -> None:
-        """frames: F arrays [h,w,3] uint8 RGB, or surfaces in the memory of this device, of any size.
+        """frames: F arrays [h,w,3] uint8 RGB, or surfaces in the memory of this device, of any
+        size.
 
         out: [F,height,width,3] uint8, written in place: a NumPy array, or on a GPU a `DeviceArray`,
         which is filled in the order of `stream`, a `CudaStream` whose work calls this. The caller

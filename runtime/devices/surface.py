@@ -30,8 +30,8 @@ class Surface:
 
 
 def to_rgb(red: float, blue: float, full: bool) -> np.ndarray:
-    """[3,4] float32: (Y, Cb, Cr, 1) of 8 bits -> RGB of 0 to 255 (the form that ITU-R BT.601, BT.709
-    and BT.2020 share).
+    """[3,4] float32: (Y, Cb, Cr, 1) of 8 bits -> RGB of 0 to 255 (the form that ITU-R BT.601,
+    BT.709 and BT.2020 share).
 
     red, blue: the luma coefficients Kr and Kb. full: full range (0 to 255) rather than limited.
     """

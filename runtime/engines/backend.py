@@ -30,8 +30,8 @@ class OpenBackend(Protocol):
 def open_backend(backend: Backend, folder: Path, *, threads: int) -> OpenBackend:
     """threads: CPU threads per run.
 
-    Raises DeviceError if a GPU is required and there is none, EngineError if the backend's module is
-    missing.
+    Raises DeviceError if a GPU is required and there is none, EngineError if the backend's module
+    is missing.
     """
     if backend == "tensorrt":
         from vicort.runtime.engines.tensorrt import TensorRTBackend

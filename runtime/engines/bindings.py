@@ -19,8 +19,8 @@ def numpy_dtype(name: str) -> np.dtype:
 
 
 class BindingsCheck:
-    """Checks, in microseconds, that every tensor of a graph is bound to a contiguous array of its type
-    and of an allowed shape."""
+    """Checks, in microseconds, that every tensor of a graph is bound to a contiguous array of its
+    type and of an allowed shape."""
 
     def __init__(self, graph: GraphSpec) -> None:
         self._graph = graph
@@ -29,8 +29,8 @@ class BindingsCheck:
         ]
 
     def __call__(self, bindings: Bindings) -> None:
-        """Raises ValueError, which names the tensor and the reason: a bug in the caller, not a wrong
-        user input."""
+        """Raises ValueError, which names the tensor and the reason: a bug in the caller, not a
+        wrong user input."""
         sizes: dict[str, int] = {}
         for spec, dtype in self._tensors:
             array = bindings.get(spec.name)
@@ -66,8 +66,8 @@ class BindingsCheck:
 def describe_mismatch(
     graph: GraphSpec, found_inputs: list[TensorSpec], found_outputs: list[TensorSpec]
 ) -> str | None:
-    """The first difference between a manifest's signature and the tensors of a loaded engine; None if
-    they agree.
+    """The first difference between a manifest's signature and the tensors of a loaded engine; None
+    if they agree.
 
     A dynamic dimension of the engine may be fixed in the manifest, but not the reverse.
     """
@@ -91,8 +91,8 @@ def describe_mismatch(
 
 
 def _takes(real: tuple[int | str, ...], expected: tuple[int | str, ...]) -> bool:
-    """Whether the shape of a loaded tensor allows the expected one: a dynamic dimension allows every
-    size."""
+    """Whether the shape of a loaded tensor allows the expected one: a dynamic dimension allows
+    every size."""
     return len(real) == len(expected) and all(
         isinstance(size, str) or size == wanted for size, wanted in zip(real, expected, strict=True)
     )

@@ -13,7 +13,8 @@ from vicort.runtime.safe_text import shown
 
 
 class Embedding:
-    """The model's token embeddings, memory-mapped: `embedding[ids]` is [n,width] float32 for [n] ids."""
+    """The model's token embeddings, memory-mapped: `embedding[ids]` is [n,width] float32 for [n]
+    ids."""
 
     def __init__(self, folder: Path, spec: EmbeddingSpec) -> None:
         """Raises EngineError if the file is shorter than the manifest says."""

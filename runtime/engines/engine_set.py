@@ -56,8 +56,8 @@ class EngineSet:
         )
 
     def engine(self, name: GraphName) -> Engine:
-        """An engine by name; optional ones are loaded on first use. Raises EngineError if the set has
-        none."""
+        """An engine by name; optional ones are loaded on first use. Raises EngineError if the set
+        has none."""
         if name in REQUIRED:
             return getattr(self, name)
         if name not in self._optional:

@@ -17,7 +17,8 @@ Graph = TypeVar("Graph")
 
 
 class GraphCache(Generic[Graph]):
-    """An LRU cache of at most `capacity` graphs. A key that could not be captured is not retried."""
+    """An LRU cache of at most `capacity` graphs. A key that could not be captured is not
+    retried."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -32,7 +33,8 @@ class GraphCache(Generic[Graph]):
         return graph
 
     def is_due(self, key: Hashable) -> bool:
-        """Whether to capture this run of a key without a graph; if not, it counts as a plain run."""
+        """Whether to capture this run of a key without a graph; if not, it counts as a plain
+        run."""
         wait = self._waits.get(key, FIRST_WAIT)
         if wait:
             self._wait(key, wait - 1)

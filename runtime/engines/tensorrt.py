@@ -69,8 +69,8 @@ class TensorRT:
 
     @contextmanager
     def plugins(self, kernels: Any) -> Iterator[PluginHost]:
-        """Plugins that a parser or a plan creates in the body use these kernels: `Kernels` to build,
-        `LoadedKernels` to run."""
+        """Plugins that a parser or a plan creates in the body use these kernels: `Kernels` to
+        build, `LoadedKernels` to run."""
         with self._lock:
             if self.creator is None:
                 self.creator = _derive(PluginCreator, self.module.IPluginCreatorV3One)(self.module)
@@ -275,7 +275,8 @@ class BoundedAttention:
 
 
 class PluginCreator:
-    """Creates plugins from the attributes of an ONNX node, or from their serialized form in a plan."""
+    """Creates plugins from the attributes of an ONNX node, or from their serialized form in a
+    plan."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -389,7 +390,8 @@ class TensorRTEngine:
     def __init__(
         self, path: Path, signature: GraphSpec, manifest: Manifest, tensorrt: TensorRT, kernels: Any
     ) -> None:
-        """Raises EngineError if the plan cannot be loaded, or has other tensors than `signature`."""
+        """Raises EngineError if the plan cannot be loaded, or has other tensors than
+        `signature`."""
         self.signature = signature
         self._path = path
         self._tensorrt = tensorrt
@@ -420,20 +422,22 @@ class TensorRTEngine:
                 maximum = size if isinstance(name, int) else self.signature.dimensions[name].max
                 if size > maximum:
                     raise EngineError(
-                        f"{self._path.name} takes {name} up to {maximum}, not {size}: give less, or "
+                        f"{self._path.name} takes {name} up to {maximum}, not {size}: give less, "
+                        "or "
                         "build for larger chunks"
                     )
 
     def graph_report(self, stream: Any) -> dict[str, Any]:
-        """Number of CUDA graphs of this engine on the stream, and why other runs were not captured."""
+        """Number of CUDA graphs of this engine on the stream, and why other runs were not
+        captured."""
         contexts = self._contexts.get(stream)
         if contexts is None:
             return {"graphs": 0, "refusals": []}
         return {"graphs": contexts.graphs, "refusals": list(contexts.refusals)}
 
     def layer_times(self, bindings: Bindings, stream: Any, runs: int) -> dict[str, list[float]]:
-        """Layer -> milliseconds in each of `runs` runs, in the plan's order, from TensorRT's profiler.
-        Blocks until the runs are done.
+        """Layer -> milliseconds in each of `runs` runs, in the plan's order, from TensorRT's
+        profiler. Blocks until the runs are done.
 
         The runs use no CUDA graph and are slower: the sum over layers is not the usual run time.
         """
@@ -616,9 +620,9 @@ def tensor_spec(name: str, dtype: Any, shape: Sequence[int]) -> TensorSpec:
 
 
 class StreamContexts:
-    """The execution contexts of an engine on one stream: one for plain runs, and one per CUDA graph,
-    because a graph uses its context's state. They run one after another, so they share one block of
-    memory."""
+    """The execution contexts of an engine on one stream: one for plain runs, and one per CUDA
+    graph, because a graph uses its context's state. They run one after another, so they share one
+    block of memory."""
 
     def __init__(self, engine: TensorRTEngine, stream: CudaStream) -> None:
         self._engine = engine
@@ -681,7 +685,8 @@ class StreamContexts:
         for name, array in bindings.items():
             if array.pointer % DEVICE_ALIGNMENT:
                 raise ValueError(
-                    f"{name!r} lies at {array.pointer:#x}, which is no multiple of {DEVICE_ALIGNMENT} "
+                    f"{name!r} lies at {array.pointer:#x}, which is no multiple of "
+                    f"{DEVICE_ALIGNMENT} "
                     "bytes"
                 )
             if not context.set_tensor_address(

@@ -69,7 +69,8 @@ class Prompt:
             )
         if not is_text(text):
             raise QuestionError(
-                f"the question {shown(text)} contains a lone surrogate, which is no character: ask in UTF-8"
+                f"the question {shown(text)} contains a lone surrogate, which is no character: "
+                "ask in UTF-8"
             )
         if special := next((t for t in self.special_tokens() if t in text), None):
             raise QuestionError(

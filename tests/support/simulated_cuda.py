@@ -131,7 +131,7 @@ class SimulatedDriver:
         self._running: tuple[SimulatedStream, Operation] | None = None
 
     # ---- memory
-    # ---------------------------------------------------------------------------------------------------------
+    # ------------------------------------------------------------------------------------------
 
     def make_current(self):
         pass
@@ -229,7 +229,7 @@ class SimulatedDriver:
             )
 
     # ---- streams and events
-    # ---------------------------------------------------------------------------------------------
+    # ------------------------------------------------------------------------------------------
 
     def create_stream(self, urgent):
         with self._lock:
@@ -370,7 +370,7 @@ class SimulatedDriver:
             self.log.append((operation.label, stream.number))
 
     # ---- copies
-    # ---------------------------------------------------------------------------------------------------------
+    # ------------------------------------------------------------------------------------------
 
     def copy(self, target, source, size, stream):
         pinned = [p for p in (target, source) if self._region(p, size).kind == "pinned"]
@@ -404,7 +404,7 @@ class SimulatedDriver:
         self.enqueue(stream, run, "fill")
 
     # ---- kernels and graphs
-    # ---------------------------------------------------------------------------------------------
+    # ------------------------------------------------------------------------------------------
 
     def load(self, cubin, function, shared_bytes):
         return function

@@ -54,8 +54,8 @@ class Allocation:
 
 
 class DeviceAllocator:
-    """Caching allocator of one GPU: a freed block is reused for the next request of its size, ordered
-    after all work in flight when it was freed."""
+    """Caching allocator of one GPU: a freed block is reused for the next request of its size,
+    ordered after all work in flight when it was freed."""
 
     def __init__(self, driver: Driver, limit: int | None = None) -> None:
         """limit: maximum bytes to reserve; None = all that is free."""
@@ -79,7 +79,8 @@ class DeviceAllocator:
             self._streams.discard(stream)
 
     def allocate(self, size: int, purpose: str) -> Allocation:
-        """size: bytes; purpose: named in errors. Raises DeviceError if the memory does not suffice."""
+        """size: bytes; purpose: named in errors. Raises DeviceError if the memory does not
+        suffice."""
         size = max(-(-size // DEVICE_ALIGNMENT), 1) * DEVICE_ALIGNMENT
         stream = current_stream()
         if stream and stream.capturing:
@@ -98,8 +99,8 @@ class DeviceAllocator:
         return allocation
 
     def _reusable(self, size: int) -> MemoryBlock | None:
-        """The block that has been idle longest; None if there is none of this size, or if the caller
-        is outside of streams and would have to wait for the block's last uses."""
+        """The block that has been idle longest; None if there is none of this size, or if the
+        caller is outside of streams and would have to wait for the block's last uses."""
         idle = self._idle.get(size)
         if not idle or not (current_stream() or all(map(self.driver.is_done, idle[0].last_uses))):
             return None
@@ -186,8 +187,8 @@ class PinnedAllocator:
         self._freed: deque[int] = deque()  # addresses
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """An array with undefined content. No copy from or to it may be in flight when its last view is
-        garbage collected."""
+        """An array with undefined content. No copy from or to it may be in flight when its last
+        view is garbage collected."""
         self.collect()
         dtype = np.dtype(dtype)
         size = int(np.prod(shape)) * dtype.itemsize

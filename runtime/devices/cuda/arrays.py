@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 class DeviceArray:
-    """A contiguous array on the device. The array, its slices and reshapes keep the memory alive."""
+    """A contiguous array on the device. The array, its slices and reshapes keep the memory
+    alive."""
 
     __slots__ = ("dtype", "memory", "pointer", "shape")
     flags = SimpleNamespace(c_contiguous=True)

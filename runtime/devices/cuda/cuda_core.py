@@ -238,8 +238,8 @@ class CudaCoreDriver:
 
 
 def checked(answer: tuple[Any, ...]) -> Any:
-    """The result of a `cuda.bindings` call without its status. Raises DeviceError if the status is a
-    failure."""
+    """The result of a `cuda.bindings` call without its status. Raises DeviceError if the status is
+    a failure."""
     status, *values = answer
     if status != cu.CUresult.CUDA_SUCCESS:
         raise DeviceError(f"CUDA failed ({status.name}): see `nvidia-smi`, then run again")

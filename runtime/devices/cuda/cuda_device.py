@@ -69,8 +69,8 @@ class CudaDevice:
         return self.filled(shape, dtype, 0)
 
     def filled(self, shape: tuple[int, ...], dtype: DTypeLike, byte: int) -> DeviceArray:
-        """An array of equal bytes, filled in the order of the calling stream, or, outside of streams,
-        before this returns."""
+        """An array of equal bytes, filled in the order of the calling stream, or, outside of
+        streams, before this returns."""
         array, driver = self.gpu.empty(shape, dtype), self.gpu.driver
         stream = current_stream()
         raw = stream.raw if stream else driver.create_stream(urgent=False)

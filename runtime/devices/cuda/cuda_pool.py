@@ -154,7 +154,8 @@ def _address(array: Array) -> int:
 
 
 class _Lists:
-    """Device memory of one stream for the lists of slots, cells and positions that its kernels read."""
+    """Device memory of one stream for the lists of slots, cells and positions that its kernels
+    read."""
 
     def __init__(self, device: CudaDevice, size: int) -> None:
         """size: int32 numbers."""

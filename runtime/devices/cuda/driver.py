@@ -52,8 +52,8 @@ class Driver(Protocol):
         ...
 
     def record(self, stream: Any, *, timing: bool = False, blocking: bool = False) -> Any:
-        """An event after all work of the stream. timing: for `elapsed_ms`; blocking: a waiting thread
-        sleeps rather than spins."""
+        """An event after all work of the stream. timing: for `elapsed_ms`; blocking: a waiting
+        thread sleeps rather than spins."""
         ...
 
     def wait(self, stream: Any, event: Any) -> None:

@@ -99,8 +99,8 @@ def _open_driver(ordinal: int) -> Driver:
 
 
 def check_driver(status: str, version: int, count: int, ordinal: int) -> None:
-    """status: of cuInit; version: of CUDA, 13000 = 13.0; count: number of GPUs. Raises DeviceError if
-    GPU `ordinal` cannot be used."""
+    """status: of cuInit; version: of CUDA, 13000 = 13.0; count: number of GPUs. Raises DeviceError
+    if GPU `ordinal` cannot be used."""
     if version and version < MIN_CUDA:
         raise DeviceError(
             f"the NVIDIA driver supports CUDA {version // 1000}.{version % 1000 // 10}, version "

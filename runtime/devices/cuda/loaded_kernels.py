@@ -52,8 +52,8 @@ class Launcher(Protocol):
         ...
 
     def constant(self, data: bytes) -> int:
-        """Address of a copy of `data` in device memory, aligned to 256 bytes. It lives as long as the
-        launcher."""
+        """Address of a copy of `data` in device memory, aligned to 256 bytes. It lives as long as
+        the launcher."""
         ...
 
 

@@ -29,7 +29,8 @@ ANCHOR_MS = 1000.0
 
 @dataclass(frozen=True)
 class CudaEvent:
-    """Completion of stream work, in two steps: enqueued by the host, then executed by the device."""
+    """Completion of stream work, in two steps: enqueued by the host, then executed by the
+    device."""
 
     driver: Driver
     placed: Future  # of (result of the work, the driver's event after it)
@@ -40,8 +41,8 @@ class CudaEvent:
         return value
 
     def enqueued(self) -> Any:
-        """The result of the work once its function has returned: the device may not have executed it
-        yet."""
+        """The result of the work once its function has returned: the device may not have executed
+        it yet."""
         return self.placed.result()[0]
 
 
@@ -104,7 +105,8 @@ class CudaStream:
         return CudaEvent(self._driver, placed)
 
     def wait(self, event: Any) -> None:
-        """event: a CudaEvent. The host blocks only until the work of the event has been enqueued."""
+        """event: a CudaEvent. The host blocks only until the work of the event has been
+        enqueued."""
         _, point = event.placed.result()
         self._driver.wait(self.raw, point)
 

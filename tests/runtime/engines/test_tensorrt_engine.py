@@ -93,7 +93,8 @@ def test_the_second_run_of_the_same_arrays_is_captured_after_a_warm_up_and_later
     engine.enqueue(arrays, stream)
     second = taken(fake)
     assert names(second) == [
-        "context", "shape", "size", "memory", "address", "address", "execute", "begin capture", "execute", "end capture"
+        "context", "shape", "size", "memory", "address", "address", "execute",
+        "begin capture", "execute", "end capture",
     ]  # fmt: skip
     # a context of the graph's own, since the graph keeps its state
     assert second[6][0] == second[8][0] == 1
