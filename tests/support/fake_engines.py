@@ -1,8 +1,6 @@
-"""An engine set in plain NumPy: the contracts of the three graphs, stated once more, on a random
-model of toy size.
+"""An engine set in NumPy: a second implementation of the graphs, on a random toy model.
 
-It lets the whole runtime be tested without weights, torch or a compiler, and it counts what it is
-asked to do.
+It tests the whole runtime without weights, torch or a compiler, and records its runs.
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.devices.host import HostDevice
 from vicort.runtime.manifest import Dimension, EmbeddingSpec, GraphSpec, Manifest, ModelSpec
 
@@ -81,13 +80,17 @@ class FakeEngineSet:
 
     def __init__(self, seed: int = 0, **model_changes) -> None:
         self.model = toy_model(**model_changes)
-        self.folder, self.dtype = TOKENIZER, np.dtype(np.float32)
+        self.folder = TOKENIZER
+        self.dtype = np.dtype(np.float32)
         random = np.random.default_rng(seed)
         m = self.model
         self.embedding = random.normal(size=(m.vocabulary, m.width)).astype(np.float32)
         self._pixels = random.normal(
             size=(
-                2 * (m.image_height // m.grid_height) * (m.image_width // m.grid_width) * 3,
+                UNIT_FRAMES
+                * (m.image_height // m.grid_height)
+                * (m.image_width // m.grid_width)
+                * 3,
                 m.width,
             )
         )
@@ -126,11 +129,11 @@ class FakeEngineSet:
 
     def _see(self, frames, **_):
         m = self.model
-        units, gh, gw = len(frames) // 2, m.grid_height, m.grid_width
+        units, gh, gw = len(frames) // UNIT_FRAMES, m.grid_height, m.grid_width
         cells = (
-            frames.reshape(units, 2, gh, m.image_height // gh, gw, m.image_width // gw, 3).astype(
-                np.float64
-            )
+            frames.reshape(
+                units, UNIT_FRAMES, gh, m.image_height // gh, gw, m.image_width // gw, 3
+            ).astype(np.float64)
             / 255
             - 0.5
         )
@@ -188,7 +191,7 @@ class FakeEngineSet:
 
 
 def bounded_attention(q, k, v, pos, pool, where, table, layer):
-    """DESIGN's op, one query and one head at a time, as a loop over what it may see."""
+    """`vicort::BoundedAttention` as a loop over queries, heads and visible tokens."""
     out = np.zeros(q.shape)
     group = q.shape[1] // k.shape[1]
     for head in range(q.shape[1]):
@@ -222,7 +225,7 @@ def rotate(x, position, sections=SECTIONS, theta=THETA):
 
 
 def control_tokens(features, threshold, positions, kept, **_):
-    """ViCoStream's chunk-intra rule, in words: SEEDS 1.5."""
+    """ViCoStream's chunk-intra rule as a direct implementation."""
     units, tokens, width = features.shape
     norm = features / np.linalg.norm(features, axis=-1, keepdims=True)
     least = (norm[1:] * norm[:-1]).sum(-1).min(axis=0) if units > 1 else np.full(tokens, 2.0)

@@ -1,11 +1,11 @@
-"""A GPU that is not there: device memory is host memory, and streams are queues that run as late,
-and in as bad an order, as CUDA allows.
+"""A simulated GPU with a race detector: device memory is host memory, and streams are queues that
+run as late, and in as adverse an order, as CUDA allows.
 
-Nothing runs until the host waits; then streams advance in an order drawn from a seed, as far as
-their events let them. So work whose wait is missing reads memory that is not written yet, which is
-poison: NaN, or a number that is no slot and no position. Beside that every access is checked
-against the order that events promise: two accesses of the same bytes, one of them a write, with no
-event between them are a race, whatever the order was this time.
+Nothing runs until the host waits; then streams advance in a random order from a seed, as far as
+their events allow. So work with a missing wait reads memory that is not written yet, which is
+poisoned with NaN, or with a number that is neither a slot nor a position. In addition every access
+is checked against the order of events: two accesses of the same bytes, of which one is a write,
+without an event between them are a race, even if this run happened to order them.
 
 Kernels and engines are NumPy functions.
 """
