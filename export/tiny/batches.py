@@ -1,9 +1,9 @@
-"""Training batches: many streams put together from the units of a few reels, many questions a
+"""Training batches: many streams composed of the units of a few reels, with many questions per
 stream.
 
-Units are independent of each other in the vision encoder, so a unit is encoded once and used by
-every stream that holds it. Questions are forks behind one shared video: each sees the video and
-itself. Plain NumPy; what the masks mean is what the systems do:
+Units are independent in the vision encoder, so a unit is encoded once and used by every stream that
+contains it. Questions are forks after one shared video: each attends to the video and itself. The
+masks imitate the systems:
 
 - some streams are ingested with bounded attention: a chunk sees the prompt, the last few chunks,
   and itself;
@@ -29,14 +29,14 @@ IGNORED = -100  # a label that does not count
 
 @dataclass(frozen=True)
 class BatchRecipe:
-    """What streams a stage trains on. Shares are probabilities."""
+    """The streams of a training stage. Shares are probabilities."""
 
     streams: int = 16
     reels: int = 4
     questions: int = 16
     things: tuple[int, int] = (0, 7)
     empties: tuple[int, int] = (0, 6)  # units without anything that are mixed in
-    # share of streams that are a stretch of one reel; the others are put together from all
+    # share of streams that are a section of one reel; the others are composed of all reels
     windows: float = 0.3
     # share of streams whose unit times are sorted random numbers instead of 0, 1, 2, …
     far: float = 0.0
@@ -54,7 +54,7 @@ class BatchRecipe:
 
 @dataclass(frozen=True)
 class Episode:
-    """One stream of a batch, before its tokens are laid out."""
+    """One stream of a batch, without tokens and positions."""
 
     units: np.ndarray  # [U] int: rows of the batch's units
     times: np.ndarray  # [U] int: unit times
@@ -218,7 +218,7 @@ def _times(rng: np.random.Generator, units: int, recipe: BatchRecipe) -> np.ndar
 
 
 class Composer:
-    """Lays episodes out as a batch."""
+    """Converts episodes to a batch."""
 
     def __init__(self, recipe: BatchRecipe) -> None:
         self.recipe = recipe
@@ -315,7 +315,7 @@ class Composer:
         return forks
 
     def _weight(self, question: Asked, episode: Episode) -> float:
-        """Questions about what never came are rare, or "none" would be a good guess."""
+        """Questions about absent things are rare, otherwise "none" would be a good guess."""
         return self.recipe.weights[question.kind] * (
             0.12 if _absent(question) and len(episode.things) < 7 else 1.0
         )
@@ -336,8 +336,8 @@ class Composer:
 
 
 def _answerable(asked: Asked, shown: np.ndarray, whole: bool, end: bool) -> bool:
-    """Whether one can know, having seen the things `shown`, the whole stream or not, its end or
-    not."""
+    """Whether the answer is known from the things `shown`. whole, end: the whole stream, or its
+    end, was seen."""
     if asked.about is not None:
         return asked.about in shown
     return whole or _absent(asked) or (asked.kind == "now" and end)
@@ -374,8 +374,8 @@ def _kept(rng: np.random.Generator, features: np.ndarray, size: int) -> np.ndarr
 def _mask(
     prompt: int, chunk: np.ndarray, fork: np.ndarray, reach: int, seen: np.ndarray
 ) -> np.ndarray:
-    """[S, S] bool: who sees whom, for prompt tokens, visual tokens of these chunks [V], and text of
-    these forks [T]."""
+    """[S, S] bool: row may attend to column, for prompt tokens, visual tokens with chunks [V], and
+    text with forks [T]."""
     v, t = len(chunk), len(fork)
     mask = np.zeros((prompt + v + t,) * 2, bool)
     mask[:, :prompt] = True
@@ -387,7 +387,8 @@ def _mask(
 
 
 def stacked(laid: list[dict[str, np.ndarray]]) -> Batch:
-    """Pads streams to one length; padding sees the first prompt token, and nobody sees padding."""
+    """Pad streams to one length. Padding attends to the first prompt token; nothing attends to
+    it."""
     longest = max(len(cells["tokens"]) for cells in laid)
 
     def padded(name: str, value: int) -> np.ndarray:

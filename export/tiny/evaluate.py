@@ -1,9 +1,9 @@
-"""How often the tiny model answers right, on streams it never saw, through encoded files.
+"""Accuracy of the tiny model on held-out streams, through encoded files.
 
     python -m vicort.export.tiny.evaluate --out export/tiny/evaluation.json
 
-Runs transformers' own class with the positions of vicort and full history: the reference for what
-the pipeline reaches.
+It runs transformers' class with vicort's positions and full history: the reference for the
+pipeline.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from vicort.export.tiny.tokenizer import PROMPT, VOCABULARY, make_tokenizer
 from vicort.export.tiny.video import read_units, write_video
 from vicort.export.tiny.world import UNSEEN, Style, make_stream, shifted
 
-HELD_OUT = 10_000_000  # seeds from here on are never trained on
-PIECE = 64  # units that are read at once: the answers do not depend on it
+HELD_OUT = 10_000_000  # seeds from here on are not used in training
+PIECE = 64  # units per run: the answers do not depend on it
 MAX_ANSWER_TOKENS = 6  # tokens
 
 
@@ -48,7 +48,7 @@ def load_model(folder: Path = CHECKPOINT) -> Qwen2_5_VLForConditionalGeneration:
 
 
 class StreamReader:
-    """Watches one stream and answers questions about it; a question leaves no trace."""
+    """Reads one stream and answers questions about it. A question does not change the cache."""
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration) -> None:
         self.model = model
@@ -81,7 +81,7 @@ class StreamReader:
 
     @torch.inference_mode()
     def answer(self, questions: Iterable[str]) -> list[str]:
-        """Greedy answers, all questions side by side, none seeing another."""
+        """Greedy answers of all questions in one batch, independent of each other."""
         end = VOCABULARY.index("<|im_end|>")
         asked: list[list[int]] = [
             self.tokenizer.encode("<|vision_end|>" + question).ids for question in questions
@@ -172,7 +172,7 @@ SETTINGS = (
 def ask_about(
     reader: StreamReader, setting: EvaluationSetting, seed: int, folder: Path
 ) -> list[tuple[Asked, str]]:
-    """One stream of a setting through a file: every question with the answer that was given."""
+    """One stream of a setting, through a file: every question with the model's answer."""
     objects = setting.objects[seed % len(setting.objects)]
     width, height = setting.size
     stream = shifted(make_stream(seed, objects, width / height, tail=setting.empties), seconds=0.3)
@@ -198,7 +198,7 @@ def ask_about(
 def measure(
     model: Qwen2_5_VLForConditionalGeneration, setting: EvaluationSetting, streams: int
 ) -> dict[str, dict[str, float | int]]:
-    """Accuracy of each kind of question; those about things that never came are counted apart, as
+    """Accuracy per kind of question. Questions about absent things are counted separately, as
     "… (none)"."""
     right: dict[str, list[bool]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
@@ -219,11 +219,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
-    parser.add_argument("--streams", type=int, default=20, help="streams a setting")
+    parser.add_argument("--streams", type=int, default=20, help="streams per setting")
     parser.add_argument(
         "--only",
         default="",
-        help="settings whose name begins so; the others stay in OUT as they are",
+        help="only settings with this name prefix; the others in OUT are kept",
     )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

@@ -1,12 +1,12 @@
-"""Trains the tiny model: stage by stage, resumable, on whatever reels lie in the pool.
+"""Trains the tiny model in stages, resumable, on all reels in the pool.
 
     python -m vicort.export.tiny.reels POOL --count 1300 &
     python -m vicort.export.tiny.train POOL RUN --threads 2
     python -m vicort.export.tiny.train POOL RUN --longer --device cuda --minutes 8
 
-The second command goes on behind the last stage, on a GPU and for so long; where RUN is new, it
-begins with the committed checkpoint. It has not run on a GPU yet. RUN holds state.pt (everything
-needed to go on), checkpoint/ (a Hugging Face directory) and curve.json.
+The last command continues after the last stage, on a GPU and for 8 minutes; a new RUN starts from
+the committed checkpoint. RUN contains state.pt (everything needed to resume), checkpoint/ (in
+Hugging Face layout) and curve.json.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ from vicort.export.tiny.reels import is_square, load_reel
 from vicort.export.tiny.tokenizer import VOCABULARY
 from vicort.export.tiny.world import COLORS, SHAPES
 
-SIGHTS = (len(SHAPES) + 1, len(COLORS) + 1)  # classes that `sight` tells apart in each frame
-LOG_EVERY, SAVE_EVERY = 50, 100  # steps
+SIGHTS = (len(SHAPES) + 1, len(COLORS) + 1)  # classes of `sight` in each frame
+LOG_EVERY = 50  # steps
+SAVE_EVERY = 100  # steps
 WARM_UP = 30  # steps of each stage
 END = VOCABULARY.index("<|im_end|>")
 
@@ -59,8 +60,7 @@ class TrainingStage:
     steps: int
     rates: tuple[float, float]  # learning rate at its first and last step, geometric in between
     recipe: BatchRecipe | None  # None: the vision encoder alone
-    # weight of the loss that asks every visual token what its unit shows; 0 = the vision encoder
-    # stays as it is
+    # weight of the loss on what each visual token's unit shows; 0 = the vision encoder is frozen
     sight: float = 0.0
     glances: tuple[int, int] = (16, 7)  # of the vision encoder alone: reels, and units of each
     square: bool = False  # only reels with square frames, in which things are large
@@ -78,13 +78,14 @@ STAGES = (
     TrainingStage("memory", 420, (6e-4, 3e-5), MEMORY, sight=0.2),
 )
 
-# behind the others, on request: the language model alone
+# after the others, on request: the language model alone
 LONGER = TrainingStage("longer", 3000, (3e-4, 1e-5), MEMORY)
 
 
 @dataclass
 class TrainingRun:
-    """The state of a training run; `sight`, a head on the visual tokens, serves training alone."""
+    """The state of a training run. `sight`, a head on the visual tokens, is used only in
+    training."""
 
     model: Qwen2_5_VLForConditionalGeneration
     sight: nn.Linear
@@ -95,7 +96,7 @@ class TrainingRun:
 
 
 def start_or_resume(folder: Path, device: str = "cpu", longer: bool = False) -> TrainingRun:
-    """The run in `folder`; a new one where there is none, with `longer` behind the last of STAGES,
+    """The run in `folder`, or a new one; with `longer` a new one starts after the last of STAGES,
     from the committed checkpoint."""
     model = new_model(seed=0)
     faster_attention(model)
@@ -134,7 +135,7 @@ def save(run: TrainingRun, folder: Path) -> None:
 def stage_at(
     step: int, stages: Sequence[TrainingStage] = STAGES
 ) -> tuple[TrainingStage, float] | None:
-    """The stage of a step and how far it has come, 0 to 1; None after the last."""
+    """The stage of a step and its progress, 0 to 1; None after the last stage."""
     for stage in stages:
         if step < stage.steps:
             return stage, step / stage.steps
@@ -151,7 +152,7 @@ def augmented(units: np.ndarray, generator: torch.Generator) -> Tensor:
     gain = 1 + 0.1 * torch.randn(shape, **drawn)
     bias = 8 * torch.randn(shape, **drawn)
     strength = 6 * torch.rand(shape, **drawn) ** 2
-    # one noise for all units: drawing it is what costs
+    # one noise for all units, because drawing it is expensive
     small = torch.randn(frames.shape[1:], **drawn)
     return (frames * gain + bias + strength * small).clamp_(0, 255)
 
@@ -180,7 +181,7 @@ def forward(
 
 
 def sight_loss(run: TrainingRun, features: Tensor, shown: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Every visual token has to tell what its unit shows.
+    """Loss of predicting from every visual token what its unit shows.
 
     features [U, 16, width], shown [U, 2, 2] (frame; shape, colour) -> mean loss, and [U, 2 * 2]
     which of it the tokens together tell right.
@@ -254,7 +255,7 @@ def train_step(
         if composer
         else look(run, stage, rng, generator, pool)
     )
-    run.optimizer.zero_grad()  # to None: what takes no part in a stage is not decayed either
+    run.optimizer.zero_grad()  # to None: parameters without a gradient are not decayed
     loss.backward()
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
     for group in run.optimizer.param_groups:
@@ -267,7 +268,8 @@ class Meter:
     """Means since the last report."""
 
     def __init__(self, kinds: list[str]) -> None:
-        self.kinds, self.began = kinds, time.monotonic()
+        self.kinds = kinds
+        self.began = time.monotonic()
         self.losses: list[float] = []
         self.right: list[Tensor] = []
         self.kind: list[Tensor] = []
@@ -302,8 +304,8 @@ def train(
     minutes: float = math.inf,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Go on until the last stage is done, or `minutes` have passed; the run is saved then. device:
-    PyTorch's name of it."""
+    """Train until the last stage is done or `minutes` have passed, then save. device: in PyTorch's
+    notation."""
     folder.mkdir(parents=True, exist_ok=True)
     end = clock() + 60 * minutes
     run, stages = start_or_resume(folder, device, longer), (*STAGES, LONGER) if longer else STAGES
@@ -337,25 +339,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("pool", type=Path, help="folder of reels, see vicort.export.tiny.reels")
-    parser.add_argument(
-        "run", type=Path, help="folder of the run; an interrupted one goes on where it stopped"
-    )
+    parser.add_argument("run", type=Path, help="folder of the run; an interrupted one is resumed")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--device",
         default="cpu",
-        help="where to train, as PyTorch calls it: cpu, cuda (%(default)s)",
+        help="PyTorch device: cpu, cuda (default: %(default)s)",
     )
     parser.add_argument(
         "--minutes",
         type=float,
         default=math.inf,
-        help="stop, and save, after so long (default: when the last stage is done)",
+        help="stop and save after this time (default: no limit)",
     )
     parser.add_argument(
         "--longer",
         action="store_true",
-        help="go on behind the last stage; a new run begins with the committed checkpoint",
+        help="continue after the last stage; a new run starts from the committed checkpoint",
     )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

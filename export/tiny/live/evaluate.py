@@ -33,7 +33,7 @@ from vicort.export.tiny.evaluate import (
     StreamReader,
     load_model,
 )
-from vicort.export.tiny.live.layout import Places
+from vicort.export.tiny.live.layout import ScenePositions
 from vicort.export.tiny.live.scenes import Target
 from vicort.export.tiny.live.train import END, THRESHOLD
 from vicort.export.tiny.model import TOKENS_PER_SECOND, encode_units
@@ -48,6 +48,7 @@ from vicort.export.tiny.world import (
     make_stream,
     shifted,
 )
+from vicort.runtime.core import UNIT_FRAMES
 
 ADAPTER = Path(__file__).parent / "adapter"
 THRESHOLDS = (0.5, 0.9)  # besides the one that is used
@@ -127,7 +128,7 @@ class LiveSpeaker(StreamReader):
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration, threshold: float) -> None:
         super().__init__(model)
-        self._places, self._threshold = Places(self.prompt), threshold
+        self._places, self._threshold = ScenePositions(self.prompt), threshold
 
     @torch.inference_mode()
     def told(self, instruction: str) -> str:
@@ -169,9 +170,9 @@ def watch(
     speaker.told(f"say when {target.words} appears")
     said = []
     for unit, rows in enumerate(features):
-        text = speaker.sees(rows, int((times[2 * unit] - times[0]) * TOKENS_PER_SECOND))
+        text = speaker.sees(rows, int((times[UNIT_FRAMES * unit] - times[0]) * TOKENS_PER_SECOND))
         if text is not None:
-            said.append(Said(times[2 * unit + 1], text))
+            said.append(Said(times[UNIT_FRAMES * unit + 1], text))
     return said
 
 

@@ -1,9 +1,8 @@
-"""Streams for one who speaks unasked: what comes when, what was asked for, and what is to be said
-behind which unit.
+"""Training scenes for proactive answers: the stream, the instructions, and the text after each
+unit.
 
-A target is told once each time that it is there: in the unit that shows it first, or in the first
-one behind the instruction. What leaves, what changes in the background, and things that nobody
-asked for are passed over in silence.
+A target is reported once per appearance: in the first unit that shows it, or in the first one after
+the instruction. Departures, background changes and other things are answered with silence.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ PHRASES = (
     "tell me when you see {}",
     "tell me when {} is shown",
 )
-ROOM = 256  # positions kept free for what is said and asked in one stream
+TEXT_POSITIONS = 256  # reserved for the text of one stream
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class SceneRecipe:
 
 @dataclass(frozen=True)
 class Target:
-    """What an instruction asks for."""
+    """The target of an instruction."""
 
     words: str  # "a star"
     shape: str | None = None  # None = any
@@ -71,7 +70,7 @@ class Target:
 
 @dataclass(frozen=True)
 class SceneTurn:
-    """Text that joins a stream behind `unit` units."""
+    """Text that is added to a stream after `unit` units."""
 
     unit: int
     question: str  # "" = said unasked
@@ -201,7 +200,7 @@ def _times(rng: np.random.Generator, units: int, recipe: SceneRecipe) -> np.ndar
     """[units] unit times from 0, dense but for one jump at most."""
     times = np.arange(units)
     if rng.random() < recipe.far:
-        jump = int(np.exp(rng.uniform(0, np.log(MAX_POSITION - units - ROOM))))
+        jump = int(np.exp(rng.uniform(0, np.log(MAX_POSITION - units - TEXT_POSITIONS))))
         times[rng.integers(units) :] += jump
     return times
 
@@ -230,13 +229,13 @@ def _speech(
     """What is said behind which unit, and [U] bool where silence is right; where neither, there is
     no loss."""
     units = len(episode.units)
-    told: set[int] = set()
+    reported: set[int] = set()
     spoken, silent = [], np.zeros(units, bool)
     passed_over = {index for index in range(len(episode.things)) if rng.random() < recipe.missed}
     spurious = int(rng.integers(units)) if rng.random() < recipe.spurious else -1
     for unit in range(units):
-        wanted = _wanted(episode, unit, [target for behind, target in asked if behind <= unit])
-        due = [index for index in wanted if index not in told]
+        wanted = _wanted(episode, unit, [target for start, target in asked if start <= unit])
+        due = [index for index in wanted if index not in reported]
         if not due:
             silent[unit] = unit != spurious
             if unit == spurious and not wanted:
@@ -245,7 +244,7 @@ def _speech(
         elif due[-1] in passed_over:
             passed_over.remove(due[-1])
         else:
-            told.update(due)
+            reported.update(due)
             spoken.append(SceneTurn(unit + 1, "", named(episode.things[due[-1]])))
     return spoken, silent
 
