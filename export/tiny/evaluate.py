@@ -136,7 +136,7 @@ class EvaluationSetting:
 
     name: str
     objects: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
-    empties: int = 0  # seconds, that is units, without anything behind the last thing
+    empties: int = 0  # seconds (units) without anything after the last thing
     size: tuple[int, int] = (320, 240)
     fps: int = 12
     codec: str = "libx264"

@@ -184,7 +184,7 @@ def sight_loss(run: TrainingRun, features: Tensor, shown: np.ndarray) -> tuple[T
     """Loss of predicting from every visual token what its unit shows.
 
     features [U, 16, width], shown [U, 2, 2] (frame; shape, colour) -> mean loss, and [U, 2 * 2]
-    which of it the tokens together tell right.
+    which of them the tokens together predict correctly.
     """
     logits = run.sight(features).float()
     losses, right = [], []
@@ -204,7 +204,7 @@ def look(
     generator: torch.Generator,
     pool: list[Path],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss of single units; shapes and colours told right or not, as kinds 1 and 0."""
+    """Loss of single units; shapes and colours predicted correctly or not, as kinds 1 and 0."""
     reels = [load_reel(pool[index]) for index in rng.integers(0, len(pool), stage.glances[0])]
     units, shown = glances(rng, reels, stage.glances[1])
     with torch.autocast(run.device.type, torch.bfloat16):

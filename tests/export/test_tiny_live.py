@@ -177,12 +177,12 @@ def test_the_adapter_begins_as_nothing_and_its_files_hold_what_was_trained(tmp_p
 def test_a_training_step_is_the_same_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train.Eyes, "draw", lambda self, rng, count: reels_of_features())
+    monkeypatch.setattr(train.EncodedReels, "draw", lambda self, rng, count: reels_of_features())
     monkeypatch.setattr(train, "STAGES", ((2, SceneRecipe(streams=1, longest=4), (1e-3, 1e-3)),))
 
     def stepped() -> list[torch.Tensor]:
         run = train.start_or_resume(tmp_path)
-        eyes = train.Eyes(run.model, tmp_path, tmp_path / "eyes")
+        eyes = train.EncodedReels(run.model, tmp_path, tmp_path / "eyes")
         train.train_step(run, eyes, SceneLayout(), train.Composer(train.ASKED))
         return [parameter.detach().clone() for parameter in run.trained]
 
@@ -261,10 +261,10 @@ def test_the_embedded_adapter_tells_most_of_what_it_was_asked_for() -> None:
     # It is not a good one: held-out files gave 18 of 22, and one false alarm a minute
     # (export/tiny/README.md).
     assert score.appearances == 15
-    assert score.told >= 10, score
-    assert score.worded >= score.told - 1
+    assert score.reported >= 10, score
+    assert score.worded >= score.reported - 1
     assert score.false_alarms <= score.seconds / 60 * 3, score
-    assert score.late / score.told < 1.5
+    assert score.late / score.reported < 1.5
 
 
 def test_turns_are_in_the_order_of_the_stream() -> None:

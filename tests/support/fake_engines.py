@@ -102,9 +102,9 @@ class FakeEngineSet:
             | {"o": random.normal(size=(m.query_heads * m.head_dim, m.width)) / m.width**0.5}
             for _ in range(m.layers)
         ]
-        self.vision, self.tokens, self.llm = (
-            FakeEngine(f) for f in (self._see, control_tokens, self._read)
-        )
+        self.vision = FakeEngine(self._see)
+        self.tokens = FakeEngine(control_tokens)
+        self.llm = FakeEngine(self._read)
         self.pruned = FakeEngine(self._see_some)
         self.manifest = Manifest(
             backend="onnxruntime",

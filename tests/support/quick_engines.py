@@ -32,9 +32,9 @@ class QuickEngineSet(FakeEngineSet):
         }
         self._tile = random.normal(size=(m.unit_tokens, 3, m.width)).astype(np.float32)
         control = self.tokens.function
-        self.vision, self.tokens, self.llm = (
-            QuickEngine(f) for f in (self._see_quickly, control, self._read_quickly)
-        )
+        self.vision = QuickEngine(self._see_quickly)
+        self.tokens = QuickEngine(control)
+        self.llm = QuickEngine(self._read_quickly)
 
     def _see_quickly(self, frames, **_):
         colors = (

@@ -106,7 +106,10 @@ class SimulatedEvent:
 
 
 class SimulatedDriver:
-    name, capability, multiprocessors, version = "simulated GPU", (9, 0), 4, 13000
+    name = "simulated GPU"
+    capability = (9, 0)
+    multiprocessors = 4
+    version = 13000
 
     def __init__(self, seed=0, total=1 << 31, lag=0.0):
         """lag: most seconds that the device takes its time, while other threads give it more to

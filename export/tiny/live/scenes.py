@@ -42,13 +42,13 @@ class SceneRecipe:
     stay: float = 0.15  # share of things that stay for 5 to 16 units
     # of 0, 1, … empty units between two things; else 5 to 20
     gaps: tuple[float, ...] = (0.45, 0.2, 0.12, 0.08, 0.05)
-    longest: int = 36  # units of a stream: what comes behind them is cut off
+    longest: int = 36  # maximum units of a stream
     unasked: float = 0.06  # share of streams without an instruction
     twice: float = 0.2  # share of streams with two instructions, which hold both
     late: float = 0.4  # share of instructions that come after units, the others before any
     present: float = 0.85  # share of instructions that name what comes, not what may
     questions: float = 0.25  # share of streams with a question in between that joins them
-    # share of appearances passed over at first (no loss there), told a unit later
+    # share of appearances first missed (no loss there), reported one unit later
     missed: float = 0.12
     spurious: float = 0.15  # share of streams in which something untrue was said (no loss there)
     far: float = 0.3  # share of streams with a jump in time
@@ -83,7 +83,7 @@ class Scene:
     episode: Episode
     # in their order; those said unasked follow the unit that they belong to
     turns: tuple[SceneTurn, ...]
-    silent: np.ndarray  # [U] bool: units behind which silence is right
+    silent: np.ndarray  # [U] bool: units after which silence is correct
     window: int  # units that a unit and what follows it see besides all text; 0 = all
 
 
@@ -226,8 +226,8 @@ def _instructions(
 def _speech(
     rng: np.random.Generator, episode: Episode, asked: list[tuple[int, Target]], recipe: SceneRecipe
 ) -> tuple[list[SceneTurn], np.ndarray]:
-    """What is said behind which unit, and [U] bool where silence is right; where neither, there is
-    no loss."""
+    """The text after each unit, and [U] bool: silence is correct. Where neither applies there is no
+    loss."""
     units = len(episode.units)
     reported: set[int] = set()
     spoken, silent = [], np.zeros(units, bool)

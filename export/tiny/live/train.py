@@ -1,14 +1,12 @@
-"""Trains the adapter with which the tiny model speaks by itself: resumable, deterministic by its
-seed.
+"""Trains the tiny model's adapter for proactive answers: resumable, deterministic by seed.
 
     python -m vicort.export.tiny.reels POOL --count 200
     python -m vicort.export.tiny.live.train POOL RUN
 
-The loss is that of VideoLLM-online (arXiv 2406.11816): cross-entropy of what is said, plus, behind
-each unit where nothing is to be said, that of <|im_end|>, weight 1. In every second step the base
-model's ordinary questions are added, so that they stay answered. The vision encoder is frozen: each
-reel is encoded once. RUN holds state.pt, adapter/ (PEFT's layout), curve.json, and what the vision
-encoder saw.
+The loss is that of VideoLLM-online (arXiv 2406.11816): cross-entropy of the text, plus that of
+<|im_end|> after each unit without text, with weight 1. Every second step adds the base model's
+questions, so that their accuracy is kept. The vision encoder is frozen, so each reel is encoded
+once. RUN contains state.pt, adapter/ (PEFT's layout), curve.json and the encoded reels.
 """
 
 from __future__ import annotations
@@ -76,7 +74,7 @@ STAGES = (
 )
 STEPS = sum(steps for steps, _, _ in STAGES)
 REELS, REELS_A_STEP = 200, 4  # the first ones of the pool
-ENCODED_AT_ONCE = 64  # units
+MAX_ENCODED_UNITS = 64  # units
 LOG_EVERY, SAVE_EVERY = 25, 100  # steps
 SEED = 60
 END = token_id("<|im_end|>")
@@ -91,12 +89,12 @@ class AdapterRun:
     curve: list[dict[str, object]] = field(default_factory=list)
 
 
-class Eyes:
-    """The visual tokens of the pool's reels, each encoded once; a Reel of them has units [U, 16,
-    width] float32."""
+class EncodedReels:
+    """The pool's reels as visual tokens, each encoded once: a Reel with units [U, 16, width]
+    float32."""
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration, pool: Path, cache: Path) -> None:
-        """cache: a folder for what was encoded, of this model and this pool."""
+        """cache: folder of the encoded reels of this model and pool."""
         self._model = model
         self._paths = sorted(pool.glob("*.npz"))[:REELS]
         self._cache = cache
@@ -104,7 +102,7 @@ class Eyes:
         self._seen: dict[int, Reel] = {}
 
     def draw(self, rng: np.random.Generator, count: int) -> list[Reel]:
-        """Different reels."""
+        """`count` different reels."""
         return [
             self._reel(int(index)) for index in rng.choice(len(self._paths), count, replace=False)
         ]
@@ -119,7 +117,7 @@ class Eyes:
 
     @torch.no_grad()
     def _encoded(self, units: np.ndarray) -> np.ndarray:
-        pieces = torch.from_numpy(np.ascontiguousarray(units)).split(ENCODED_AT_ONCE)
+        pieces = torch.from_numpy(np.ascontiguousarray(units)).split(MAX_ENCODED_UNITS)
         with torch.autocast("cpu", enabled=False):
             return torch.cat([encode_units(self._model, piece) for piece in pieces]).numpy()
 
@@ -201,7 +199,7 @@ def stage_at(step: int) -> tuple[SceneRecipe, float]:
 
 
 def train_step(
-    run: AdapterRun, eyes: Eyes, layout: SceneLayout, composer: Composer
+    run: AdapterRun, eyes: EncodedReels, layout: SceneLayout, composer: Composer
 ) -> tuple[float, dict[str, Tensor]]:
     rng = np.random.default_rng([run.step, SEED])
     recipe, rate = stage_at(run.step)
@@ -224,14 +222,18 @@ def train_step(
 def train(pool: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     run = start_or_resume(folder)
-    eyes, layout, composer = Eyes(run.model, pool, folder / "eyes"), SceneLayout(), Composer(ASKED)
+    eyes, layout, composer = (
+        EncodedReels(run.model, pool, folder / "eyes"),
+        SceneLayout(),
+        Composer(ASKED),
+    )
     losses: list[float] = []
     right: dict[str, list[Tensor]] = {}
     began = time.monotonic()
     while run.step < STEPS:
-        loss, told = train_step(run, eyes, layout, composer)
+        loss, reports = train_step(run, eyes, layout, composer)
         losses.append(loss)
-        for name, each in told.items():
+        for name, each in reports.items():
             right.setdefault(name, []).append(each)
         if run.step % LOG_EVERY == 0:
             shares = {
