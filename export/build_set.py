@@ -38,7 +38,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """What an engine set is built from."""
 
     name: str  # of the model and its adapter, for the default folder
@@ -82,7 +82,7 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
     return failed
 
 
-def _source(options: Arguments) -> Source:
+def _source(options: Arguments) -> ModelSource:
     """The adapter is that of --adapter, or the one that a known model comes with."""
     embedded = embedded_adapter(options.model)
     if embedded and options.adapter:
@@ -92,15 +92,17 @@ def _source(options: Arguments) -> Source:
         )
     if embedded:
         base, folder = embedded
-        return Source(options.model, resolve(base), read_adapter(folder))
+        return ModelSource(options.model, resolve(base), read_adapter(folder))
     if options.adapter:
         adapter = read_adapter(options.adapter)
         name = f"{options.model}-{options.adapter.resolve().name}"
-        return Source(name, resolve(options.model), adapter)
-    return Source(options.model, resolve(options.model), None)
+        return ModelSource(name, resolve(options.model), adapter)
+    return ModelSource(options.model, resolve(options.model), None)
 
 
-def _drafts(options: Arguments, source: Source, plan_options: PlanOptions | None) -> list[Draft]:
+def _drafts(
+    options: Arguments, source: ModelSource, plan_options: PlanOptions | None
+) -> list[Draft]:
     """One draft for each backend that the set may be for."""
     name = (
         TINY
@@ -173,7 +175,7 @@ def _fastest(folder: Path, drafts: Sequence[Draft], say: Say) -> Draft:
     return chosen
 
 
-def _verify(folder: Path, source: Source, say: Say) -> int:
+def _verify(folder: Path, source: ModelSource, say: Say) -> int:
     """Print the differences; returns the exit status."""
     say("comparing the engines with the PyTorch model on random input")
     differences = list(compare(folder, source.checkpoint, adapter=source.adapter))

@@ -47,7 +47,7 @@ def load_model(folder: Path = CHECKPOINT) -> Qwen2_5_VLForConditionalGeneration:
     return model
 
 
-class StreamReader:
+class ReferenceReader:
     """Reads one stream and answers questions about it. A question does not change the cache."""
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration) -> None:
@@ -170,7 +170,7 @@ SETTINGS = (
 
 
 def ask_about(
-    reader: StreamReader, setting: EvaluationSetting, seed: int, folder: Path
+    reader: ReferenceReader, setting: EvaluationSetting, seed: int, folder: Path
 ) -> list[tuple[Asked, str]]:
     """One stream of a setting, through a file: every question with the model's answer."""
     objects = setting.objects[seed % len(setting.objects)]
@@ -204,7 +204,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         for index in range(streams):
             for asked, answer in ask_about(
-                StreamReader(model), setting, HELD_OUT + index, Path(folder)
+                ReferenceReader(model), setting, HELD_OUT + index, Path(folder)
             ):
                 absent = asked.about is None and asked.kind in ("color", "shape", "any")
                 right[asked.kind + (" (none)" if absent else "")].append(answer == asked.answer)

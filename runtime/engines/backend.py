@@ -42,7 +42,8 @@ def open_backend(backend: Backend, folder: Path, *, threads: int) -> OpenBackend
 
 class CpuBackend:
     def __init__(self, backend: Backend, threads: int) -> None:
-        self._backend, self._threads = backend, threads
+        self._backend = backend
+        self._threads = threads
 
     def load(self, path: Path, graph: GraphSpec, *, streams: int) -> Engine:
         if self._backend == "onnxruntime":

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
 from vicort.export.tiny.batches import BatchRecipe, Composer, gather
-from vicort.export.tiny.evaluate import StreamReader, load_model
+from vicort.export.tiny.evaluate import ReferenceReader, load_model
 from vicort.export.tiny.model import CHECKPOINT, encode_units, faster_attention, new_model, patches
 from vicort.export.tiny.reels import Reel, labels
 from vicort.export.tiny.tokenizer import PROMPT, VOCABULARY
@@ -214,7 +214,7 @@ def test_stages_follow_each_other() -> None:
 
 def test_reading_in_pieces_changes_nothing(model: Qwen2_5_VLForConditionalGeneration) -> None:
     units, times = drawn_units(make_stream(10_000_001, 2))
-    whole, pieces = StreamReader(model), StreamReader(model)
+    whole, pieces = ReferenceReader(model), ReferenceReader(model)
     whole.watch(units, times[::2])
     for index in range(len(units)):
         pieces.watch(units[index : index + 1], times[2 * index : 2 * index + 1])
@@ -230,7 +230,7 @@ def test_the_model_answers_on_streams_it_never_saw(
     for seed in range(10_100_000, 10_100_006):
         stream = make_stream(seed, 6, aspect=4 / 3)
         units, times = drawn_units(stream)
-        reader = StreamReader(model)
+        reader = ReferenceReader(model)
         reader.watch(units, times[::2])
         answers = reader.answer([f"what color was the {thing.shape}?" for thing in stream.things])
         right += [
@@ -245,7 +245,7 @@ def test_demo_clip_is_what_its_sidecar_says(model: Qwen2_5_VLForConditionalGener
     sidecar = json.loads((folder / "shapes.json").read_text())
     assert (folder / "shapes.mp4").stat().st_size <= 200_000
     units, times = read_units(folder / "shapes.mp4")
-    reader = StreamReader(model)
+    reader = ReferenceReader(model)
     reader.watch(units, times[::2])
     asked = [each for each in sidecar["questions"] if each["at"] is None]
     answers = reader.answer([each["question"] for each in asked])

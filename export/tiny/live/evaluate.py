@@ -30,7 +30,7 @@ from vicort.export.tiny.evaluate import (
     LONG,
     MAX_ANSWER_TOKENS,
     EvaluationSetting,
-    StreamReader,
+    ReferenceReader,
     load_model,
 )
 from vicort.export.tiny.live.layout import ScenePositions
@@ -123,7 +123,7 @@ def merged(
     return model
 
 
-class LiveSpeaker(StreamReader):
+class LiveSpeaker(ReferenceReader):
     """Watches one stream unit by unit, and speaks where it does not choose silence."""
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration, threshold: float) -> None:
