@@ -361,7 +361,7 @@ class TensorRTBackend:
         self._manifest = Manifest.model_validate_json((folder / FILE_NAME).read_text())
         if self._manifest.flavour is None:
             raise EngineError(
-                f"the manifest of {folder} does not name a TensorRT flavour: rebuild with "
+                f"{folder} is for 'tensorrt' without a flavour in its manifest: rebuild with "
                 f"`{self._manifest.build_command}`"
             )
         self._tensorrt = load_tensorrt(self._manifest.flavour)
