@@ -1,7 +1,7 @@
-"""`vicort::BoundedAttention` as a torch operator: attention over whatever pages a table names, plus
-the new tokens, causally.
+"""`vicort::BoundedAttention` as a torch operator: attention over the pages in a table and,
+causally, over the new tokens.
 
-The implementation here is the plain statement that every other form of the op is compared with.
+This is the reference implementation that every other form of the op is compared with.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 NAME = "vicort::bounded_attention"
-# score of what may not be attended to: finite, so that a row which sees nothing has no NaN
+# score of masked tokens: finite, so that a row without any visible token has no NaN
 HIDDEN = -1e30
 
 
@@ -21,13 +21,13 @@ def rotate(x: Tensor, positions: Tensor, sections: Sequence[int], theta: float) 
     float32.
 
     x: [..., D]; positions: [..., 3] integers (t, h, w), of x's shape up to broadcasting. Frequency
-    i of D/2 is theta^(-2i/D) and turns with t, h or w, whichever of the three `sections` it falls
-    into; it turns the pair (x[i], x[i + D/2]).
+    i of D/2 is theta^(-2i/D); its angle is that of t, h or w, by the section of `sections` that i
+    is in; it rotates the pair (x[i], x[i + D/2]).
     """
     half = x.shape[-1] // 2
     number = torch.arange(half, device=x.device)
     exponent = number.float() / half
-    # of no constant tensor, so that it can be traced
+    # without a constant tensor, so that it can be traced
     axis = (number >= sections[0]).long() + (number >= sections[0] + sections[1])
     angle = positions[..., axis].float() * (1.0 / theta**exponent)
     cos, sin = angle.cos(), angle.sin()
@@ -53,13 +53,13 @@ def attend(
     q: [C,Hq,D], k and v: [C,Hkv,D], float: the new tokens, not rotated. pos: [C,3] int32, (t, h, w)
     of each new token; a negative t marks a padding row. pool: [P,L,Hkv,2,T,D] float: cell (slot,
     layer, head) holds T keys, not rotated, then T values. where: [P,L|1,Hkv|1,T,3] int32, (t, h, w)
-    of each cached token; a negative t marks an empty place. table: [L|1,Hkv|1,N] int32, slots of
+    of each cached token; a negative t marks an empty cell. table: [L|1,Hkv|1,N] int32, slots of
     the pool to read; -1 = none. layer: which layer of the pool; scale: of the scores; sections:
     three ints that sum to D/2; theta: base of the rotary frequencies.
 
     Returns [C,Hq,D] of q's dtype. A new token attends to the cached tokens, to itself and to the
-    new tokens of earlier rows that are not padding. What is empty or padding is never attended to,
-    whatever it holds, NaN included. The output of a padding row is zero. Products and softmax are
+    new tokens of earlier rows that are not padding. Empty cells and padding rows are never attended
+    to, even if they contain NaN. The output of a padding row is zero. Products and softmax are
     in float32.
     """
     (rows, query_heads, dim), heads = q.shape, k.shape[1]
@@ -89,8 +89,8 @@ def attend(
 def _cached(
     pool: Tensor, where: Tensor, table: Tensor, layer: int, sections: Sequence[int], theta: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotated keys [Hkv,N*T,D], values [Hkv,N*T,D] and which of them are there [Hkv,N*T], as one
-    layer's table names them."""
+    """Rotated keys [Hkv,N*T,D], values [Hkv,N*T,D] and which of them are filled [Hkv,N*T] bool, of
+    the pages in one layer's table."""
     head = torch.arange(pool.shape[2], device=pool.device)
     slots = table[min(layer, table.shape[0] - 1), head.clamp(max=table.shape[1] - 1)]  # [Hkv,N]
     safe = slots.clamp(min=0).long()

@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, get_args
 
 from vicort.runtime.errors import ConfigError, DeviceError, VicortError
-from vicort.runtime.locations import default_engine_dir
-from vicort.runtime.manifest import Backend, Manifest, Precision
+from vicort.runtime.manifest import Backend, Precision
 
 if TYPE_CHECKING:
     from vicort.export.engine_set import PlanOptions
-    from vicort.export.qwen2_5_vl.adapter import Adapter
 
 FRONTENDS = ("onnx", "torch-tensorrt")
-CPU_BACKENDS: tuple[Backend, ...] = ("openvino", "onnxruntime")
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,6 +42,20 @@ class Arguments:
     frontend: str  # of FRONTENDS
     target: tuple[str, ...]  # sm_80, …
 
+    def command(self, backend: Backend) -> str:
+        """The command that builds this set again."""
+        words = ["vicort-build", self.model, "--backend", backend]
+        words += ["--adapter", str(self.adapter)] if self.adapter else []
+        words += ["--out", str(self.out)] if self.out else []
+        words += ["--precision", self.precision] if self.precision else []
+        words += ["--no-plugin"] if self.no_plugin else []
+        words += ["--strip"] if self.strip else []
+        words += ["--target", ",".join(self.target)] if self.target else []
+        words += ["--frontend", self.frontend] if self.frontend != FRONTENDS[0] else []
+        words += ["--chunk-frames", str(self.chunk_frames)] if self.chunk_frames else []
+        words += ["--image-size", "x".join(map(str, self.image_size))] if self.image_size else []
+        return shlex.join(words)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line tool; returns its exit status."""
@@ -62,92 +73,19 @@ def build(options: Arguments) -> int:
     """Build what is not built yet; returns 1 if the engines are verified and differ from the model,
     else 0."""
     plan_options = _plan_options(options)
-    # late, because torch takes seconds to load: not for --help, not for a typing error
-    from vicort.export.checkpoint import TINY, resolve
-    from vicort.export.engine_set import (
-        building,
-        check_replaceable,
-        is_built,
-        plan,
-        publish,
-        write_engine_set,
-    )
-    from vicort.export.qwen2_5_vl.configuration import read_configuration
-    from vicort.export.recipe import DEFAULT_PRECISION, load_recipe, model_spec
+    # late: torch takes seconds to load, and neither --help nor a wrong argument needs it
+    from vicort.export.build_set import build_set
 
-    model, adapter = _adapted(options)
-    checkpoint = resolve(model)
-    called = (
-        f"{options.model}-{options.adapter.resolve().name}" if options.adapter else options.model
-    )
-    name = (
-        TINY
-        if called == TINY
-        else default_engine_dir(called, "fp32", "openvino").name.removesuffix("-fp32-openvino")
-    )
-    width, height = options.image_size or (None, None)
-    recipe = load_recipe(
-        name,
-        precision=options.precision,
-        chunk_frames=options.chunk_frames,
-        image_width=width,
-        image_height=height,
-    )
-    spec = model_spec(name, read_configuration(checkpoint), recipe)
-    precision = recipe.precision or DEFAULT_PRECISION["tensorrt" if plan_options else "openvino"]
-    plans = [
-        plan(
-            checkpoint, spec, backend, precision, _command(options, backend), plan_options, adapter
-        )
-        for backend in _candidates(options.backend, precision)
-    ]
-    folders = [
-        options.out or default_engine_dir(called, precision, manifest.backend) for manifest in plans
-    ]
-    for folder, manifest in zip(folders, plans, strict=True):
-        if is_built(folder, manifest):
-            say(
-                f"{folder} is up to date: same checkpoint, options and tool versions, nothing to do"
-            )
-            return _verify(folder, checkpoint, adapter) if options.verify else 0
-    for folder in folders:
-        check_replaceable(folder)
-    with building(folders[0].parent) as temporary:
-        write_engine_set(temporary, checkpoint, plans[0], say, plan_options, adapter)
-        chosen = _faster(temporary, plans) if len(plans) > 1 else 0
-        failed = _verify(temporary, checkpoint, adapter) if options.verify else 0
-        if not failed:
-            publish(temporary, folders[chosen])
-            say(f"built {folders[chosen]}")
-            if plan_options and not options.verify:
-                say(_not_run())
-    return failed
+    return build_set(options, plan_options, say)
 
 
 def say(line: str) -> None:
     print(f"vicort-build: {line}", file=sys.stderr, flush=True)
 
 
-def _adapted(options: Arguments) -> tuple[str, Adapter | None]:
-    """The model without its adapter, and the adapter: that of --adapter, or the one that a known
-    model comes with."""
-    from vicort.export.qwen2_5_vl.adapter import read_adapter
-    from vicort.export.recipe import embedded_adapter
-
-    embedded = embedded_adapter(options.model)
-    if embedded and options.adapter:
-        raise ConfigError(
-            f"--adapter {options.adapter}: {options.model} has one already: name its base, "
-            f"{embedded[0]}"
-        )
-    if embedded:
-        return embedded[0], read_adapter(embedded[1])
-    return options.model, read_adapter(options.adapter) if options.adapter else None
-
-
 def _plan_options(options: Arguments) -> PlanOptions | None:
-    """How to build TensorRT plans; None for another backend. Raises VicortError for what cannot be
-    done here."""
+    """How to build TensorRT plans; None for another backend. Raises VicortError if this machine
+    cannot build them."""
     flags = {"--no-plugin": options.no_plugin, "--strip": options.strip, "--target": options.target}
     flags["--frontend"] = options.frontend != FRONTENDS[0]
     given = [flag for flag, value in flags.items() if value]
@@ -181,84 +119,6 @@ def _plan_options(options: Arguments) -> PlanOptions | None:
     return PlanOptions(
         tensorrt.flavour, not options.no_plugin, options.strip, options.target, options.frontend
     )
-
-
-def _not_run() -> str:
-    from vicort.export.tensorrt import missing_gpu
-
-    return (
-        "built, not run: this machine has no NVIDIA GPU"
-        if missing_gpu()
-        else "built, not run yet: check it with --verify"
-    )
-
-
-def _candidates(backend: str, precision: Precision) -> list[Backend]:
-    """The backends that a build may be for: one, or, of `auto`, all CPU backends that this machine
-    has."""
-    if backend == "tensorrt":
-        return ["tensorrt"]
-    installed: list[Backend] = [name for name in CPU_BACKENDS if find_spec(name)]
-    if precision == "bf16":
-        if backend == "onnxruntime":
-            raise ConfigError(
-                "--precision bf16 with --backend onnxruntime: it has no bf16 matrix product, "
-                "take --backend openvino or --precision fp32"
-            )
-        installed = [name for name in installed if name != "onnxruntime"]
-    allowed = installed if backend == "auto" else [name for name in installed if name == backend]
-    if not allowed:
-        missing = "openvino" if backend == "auto" else backend
-        raise ConfigError(
-            f"--backend {backend} --precision {precision}: {missing} is not installed: run `pip "
-            f"install {missing}`"
-        )
-    return allowed
-
-
-def _faster(folder: Path, plans: Sequence[Manifest]) -> int:
-    """Which of several backends runs a chunk of this set fastest here; the set becomes that one's.
-    All run the same files."""
-    from vicort.export.engine_set import seal
-    from vicort.export.verify import chunk_seconds
-
-    seconds = []
-    for manifest in plans:
-        seal(folder, manifest)
-        seconds.append(chunk_seconds(folder))
-    chosen = seconds.index(min(seconds))
-    seal(folder, plans[chosen])
-    measured = ", ".join(
-        f"{manifest.backend} {1000 * second:.1f} ms"
-        for manifest, second in zip(plans, seconds, strict=True)
-    )
-    say(f"a chunk takes {measured}: chose {plans[chosen].backend}")
-    return chosen
-
-
-def _verify(folder: Path, checkpoint: Path, adapter: Adapter | None) -> int:
-    from vicort.export.verify import compare
-
-    say("comparing the engines with the PyTorch model on random input")
-    differences = list(compare(folder, checkpoint, adapter=adapter))
-    for difference in differences:
-        print(difference)
-    return 0 if all(difference.passed for difference in differences) else 1
-
-
-def _command(options: Arguments, backend: Backend) -> str:
-    """The command that builds this set again."""
-    words = ["vicort-build", options.model, "--backend", backend]
-    words += ["--adapter", str(options.adapter)] if options.adapter else []
-    words += ["--out", str(options.out)] if options.out else []
-    words += ["--precision", options.precision] if options.precision else []
-    words += ["--no-plugin"] if options.no_plugin else []
-    words += ["--strip"] if options.strip else []
-    words += ["--target", ",".join(options.target)] if options.target else []
-    words += ["--frontend", options.frontend] if options.frontend != FRONTENDS[0] else []
-    words += ["--chunk-frames", str(options.chunk_frames)] if options.chunk_frames else []
-    words += ["--image-size", "x".join(map(str, options.image_size))] if options.image_size else []
-    return shlex.join(words)
 
 
 def _image_size(text: str) -> tuple[int, int]:

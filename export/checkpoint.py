@@ -25,10 +25,8 @@ HASHED = ("*.json", "*.jinja", "*.txt", "*.safetensors")
 
 
 def resolve(model: str) -> Path:
-    """The folder, in Hugging Face layout, that MODEL names: `tiny`, a folder, or a hub id, which is
-    downloaded with a progress bar.
-
-    Raises EngineError if there is none.
+    """The checkpoint folder of MODEL: `tiny`, a folder in Hugging Face layout, or a hub id, which
+    is downloaded with a progress bar. Raises EngineError if there is none.
     """
     if model == TINY:
         return _checked(Path(__file__).parent / "tiny" / "checkpoint", model)

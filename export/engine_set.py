@@ -1,4 +1,4 @@
-"""An engine set on disk: graphs, tokenizer and manifest, whole or not at all."""
+"""Writes an engine set: graphs, tokenizer and manifest, atomically."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.pruned_vision import PrunedVisionEncoder
 from vicort.export.qwen2_5_vl.vision import VisionEncoder
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
-from vicort.export.tensorrt import KERNELS_FILE, PIP_NAMES, Job, Progress, build_plan
-from vicort.export.token_control import TokenControl
+from vicort.export.tensorrt import KERNELS_FILE, PIP_NAMES, PlanJob, Progress, build_plan
+from vicort.export.token_control import TokenControlGraph
 from vicort.export.torch_tensorrt import compile_directly
 from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.manifest import (
@@ -67,7 +67,7 @@ COPIED = (
     "chat_template.json",
 )
 NEEDED = "tokenizer.json"
-# graphs of the same weights, which lie in the folder once
+# graphs with the same weights, which are stored once
 SHARING: tuple[GraphName, ...] = ("vision", "vision_pruned")
 TOOLS = ("vicort", "torch", "onnx", "onnxscript", "onnx-ir")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16", "sve")
@@ -80,14 +80,14 @@ class PlanOptions:
     """How a TensorRT set is built."""
 
     flavour: Flavour
-    plugin: bool = True  # else BoundedAttention is expanded into TensorRT's own layers
-    # plans without weights, which the runtime gives them from the ONNX files, kept in the set
+    plugin: bool = True  # False: BoundedAttention is expanded into TensorRT layers
+    # plans without weights: the runtime loads them from ONNX files in the set
     strip: bool = False
-    targets: tuple[str, ...] = ()  # sm_80, …; none: what TensorRT does by itself
+    targets: tuple[str, ...] = ()  # sm_80, …; none: TensorRT's default
     frontend: str = "onnx"  # or torch-tensorrt, for the vision graph
 
 
-def plan(
+def draft_manifest(
     checkpoint: Path,
     model: ModelSpec,
     backend: Backend,
@@ -96,14 +96,14 @@ def plan(
     options: PlanOptions | None = None,
     adapter: Adapter | None = None,
 ) -> Manifest:
-    """The manifest that a build is going to have, but for its files. options: of backend tensorrt.
+    """The manifest of a set before it is built: without files, layers and names in plans. options:
+    of backend tensorrt.
 
     Raises EngineError if the checkpoint has no tokenizer.
     """
     if not (checkpoint / NEEDED).is_file():
         raise EngineError(
-            f"{checkpoint} has no {NEEDED}, so nothing could be asked: download the checkpoint "
-            "again"
+            f"{checkpoint} has no {NEEDED}, which questions need: download the checkpoint again"
         )
     graphs, tools = signatures(model, precision), [*TOOLS, backend]
     if options:
@@ -133,7 +133,7 @@ def plan(
 
 
 def plan_target(options: PlanOptions) -> str:
-    """The GPUs that plans are for."""
+    """The GPUs that plans are built for."""
     if options.targets:
         return " ".join(options.targets)
     return (
@@ -144,17 +144,17 @@ def plan_target(options: PlanOptions) -> str:
 
 
 def is_built(folder: Path, manifest: Manifest) -> bool:
-    """Whether `folder` holds, undamaged, what a build of `manifest` would give."""
+    """Whether `folder` contains an undamaged set that equals a build of `manifest`."""
     try:
         found = read_manifest(folder)
     except EngineError:
         return False
-    return _plan_of(found) == _plan_of(manifest)
+    return _draft_of(found) == _draft_of(manifest)
 
 
-def _plan_of(manifest: Manifest) -> dict:
-    """What was known of a set before it was built, but for the command and, where it does not
-    matter, the machine."""
+def _draft_of(manifest: Manifest) -> dict:
+    """The manifest as `draft_manifest` gave it, without the command and, for ONNX files, which run
+    on every CPU, the machine."""
     known = manifest.model_dump(
         exclude={
             "build_command": True,
@@ -173,14 +173,13 @@ def write_engine_set(
     options: PlanOptions | None = None,
     adapter: Adapter | None = None,
 ) -> None:
-    """Export the graphs into `folder`, with everything else that the runtime needs, and the
-    manifest last.
+    """Write the graphs, all other files that the runtime needs, and last the manifest.
 
-    options: of backend tensorrt, which builds plans of them; the ONNX files are kept in a temporary
-    folder then. adapter: merged into the checkpoint's weights as they are read.
+    options: of backend tensorrt, which builds plans from ONNX files in a temporary folder. adapter:
+    merged into the checkpoint's weights as they are read.
     """
     if options:
-        # beside its target, so that moving costs nothing
+        # on the target's file system, so that moving is cheap
         with tempfile.TemporaryDirectory(dir=folder, prefix="onnx-") as temporary:
             manifest = _write_plans(
                 folder, Path(temporary), checkpoint, manifest, say, options, adapter
@@ -204,10 +203,11 @@ def _exports(
     adapter: Adapter | None,
     but: str = "",
 ) -> Iterator[tuple[GraphName, onnx_ir.Model]]:
-    """Each graph but one, as soon as it is written to <name>.onnx, its weights beside it."""
+    """Yield each graph after it is written to <name>.onnx with its weights. but: a graph to leave
+    out."""
     model, dtype = manifest.model, TORCH_TYPES[manifest.precision]
     config = read_configuration(checkpoint)
-    written: Written = {}  # by the vision graph: the pruned one has the same weights
+    written: Written = {}  # shared by the vision graphs
 
     def vision() -> VisionEncoder:
         return load_vision(
@@ -218,7 +218,7 @@ def _exports(
         "llm": lambda: load_language(checkpoint, config, dtype, adapter),
         "vision": vision,
         "vision_pruned": lambda: PrunedVisionEncoder(vision()),
-        "tokens": lambda: TokenControl().eval(),
+        "tokens": lambda: TokenControlGraph().eval(),
     }
     for name, load in parts.items():
         if name == but or name not in manifest.graphs:
@@ -244,8 +244,8 @@ def _write_plans(
     options: PlanOptions,
     adapter: Adapter | None,
 ) -> Manifest:
-    """Kernels and plans into `folder`, by way of ONNX files in `onnx`; returns the manifest with
-    what is in the plans."""
+    """Write kernels and plans into `folder`, from ONNX files in `onnx`. Returns the manifest with
+    the layers of the plans."""
     graphs = dict(manifest.graphs)
     say("leaving out vision_pruned: system codecflow runs on the engines of the CPU only")
     _write_kernels(folder, checkpoint, manifest, say)
@@ -277,7 +277,7 @@ def _write_plans(
 
 
 def _write_kernels(folder: Path, checkpoint: Path, manifest: Manifest, say: Say) -> None:
-    # late: it takes Triton, which no other backend needs
+    # late: only this backend needs Triton
     from vicort.export.kernels.compile import compile_kernels, kernel_spec
 
     spec = kernel_spec(
@@ -291,8 +291,8 @@ def _write_kernels(folder: Path, checkpoint: Path, manifest: Manifest, say: Say)
 def _build(
     model: Path, folder: Path, graph: GraphSpec, options: PlanOptions, progress: Progress
 ) -> GraphSpec:
-    """A plan into `folder`; returns the graph with what is in it."""
-    job = Job(
+    """Write a plan into `folder`. Returns the graph with the layers of the plan."""
+    job = PlanJob(
         model=model,
         plan=folder / graph.file,
         graph=graph,
@@ -311,7 +311,7 @@ def _build(
 
 
 def seal(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest, with the fingerprints of all other files."""
+    """Write the manifest with the fingerprints of all other files."""
     files = {
         path.name: fingerprint(path) for path in sorted(folder.iterdir()) if path.name != FILE_NAME
     }
@@ -320,7 +320,7 @@ def seal(folder: Path, manifest: Manifest) -> None:
 
 @contextmanager
 def building(root: Path) -> Iterator[Path]:
-    """A temporary folder in `root`, gone afterwards if it was not moved away."""
+    """A temporary folder in `root`, removed afterwards unless it was renamed."""
     root.mkdir(parents=True, exist_ok=True)
     folder = root / f".building-{os.getpid()}"
     folder.mkdir()
@@ -331,18 +331,18 @@ def building(root: Path) -> Iterator[Path]:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raises ConfigError if `folder` holds anything but an engine set."""
+    """Raises ConfigError if `folder` contains something other than an engine set."""
     if folder.is_file() or (
         folder.is_dir() and any(folder.iterdir()) and not (folder / FILE_NAME).is_file()
     ):
         raise ConfigError(
-            f"--out {folder} is no engine set, and is not overwritten: name a new folder, or "
+            f"--out {folder} is not an engine set and is not overwritten: name a new folder, or "
             "remove it"
         )
 
 
 def publish(built: Path, folder: Path) -> None:
-    """Put a whole engine set in its place; one that was there before goes. Both lie in one file
+    """Move a complete engine set to its folder, replacing an older one. Both are on one file
     system."""
     check_replaceable(folder)
     old = built.with_name(f"{built.name}-replaced")
@@ -353,10 +353,10 @@ def publish(built: Path, folder: Path) -> None:
 
 
 def exporter_hash() -> str:
-    """Of the code that makes graphs and plans: a change of it is a change of what it builds,
-    whatever the version says."""
+    """Hash of the code that makes graphs and plans. A set built by other code is not up to date,
+    even if the version is the same."""
     room = Path(__file__).parent
-    # whose workspace is part of a plan
+    # the plugin's workspace is part of a plan
     plugin = [room.parent / "runtime" / name for name in ("kernels.py", "engines/tensorrt.py")]
     digest = hashlib.sha256()
     for path in sorted(
@@ -367,8 +367,8 @@ def exporter_hash() -> str:
 
 
 def cpu() -> str:
-    """The processor's architecture, and the instruction sets that matter to engines, as far as the
-    system tells."""
+    """The processor's architecture, and those instruction sets in /proc/cpuinfo that engines
+    use."""
     info = Path("/proc/cpuinfo")
     flags = set(info.read_text().split()) if info.is_file() else set()
     return " ".join(
@@ -378,8 +378,8 @@ def cpu() -> str:
 
 @contextmanager
 def _bar(what: str, say: Say) -> Iterator[Progress]:
-    """Say what is done; on a terminal, show how much of it. Gives a function of a phase's name and
-    the part that is done, 0 to 1."""
+    """Print a line and, on a terminal, show a progress bar. Yields a function of a phase's name and
+    the fraction done, 0 to 1."""
     say(what)
     with tqdm(
         total=100,

@@ -1,4 +1,4 @@
-"""The graphs of a model: from PyTorch modules to ONNX, and what their tensors are called."""
+"""The graphs of a model: export from PyTorch to ONNX, and the names and shapes of their tensors."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ from vicort.runtime.manifest import (
 
 TORCH_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16"}
-EXTERNAL_ABOVE = 1024  # bytes: smaller constants stay inside the .onnx file
-ALIGNMENT = 4096  # bytes, of a weight in its file: a page of memory
+MIN_EXTERNAL = 1024  # bytes: smaller constants stay inside the .onnx file
+WEIGHT_ALIGNMENT = 4096  # bytes, of a weight in its file: one memory page
 EMBEDDING_FILE = "embedding.bin"
-# what the CPU engines load; llm.onnx, beside it, has the op and its function body
+# loaded by the CPU engines; llm.onnx in the same folder has the op and its function body
 EXPANDED_FILE = "llm.expanded.onnx"
-# a tied head is the same weight, and may give it its name
+# a tied output head is the same weight, possibly under its own name
 EMBEDDING_NAMES = ("embed_tokens.weight", "lm_head.weight")
-# digest of a weight -> the file that holds it, and where in it, in bytes
+# digest of a weight -> (file, offset in bytes)
 Written = dict[bytes, tuple[str, int]]
-MANY = 1 << 20  # an upper bound that no machine meets
-# elements: TensorRT's bound on a tensor at a profile's largest shape, from its own message
-TENSORRT_VOLUME = 1 << 40
-# elements of a pool that TensorRT's own layers gather from: their indices are taken to have 32 bits
-NATIVE_VOLUME = 1 << 31
-# cached tokens that a plan without the plugin may read: its memory grows with them
-NATIVE_TOKENS = 1 << 15
-USUAL_PAGES = 1024  # what plans are tuned for
+MAX_PAGES = 1 << 20  # more than any machine holds
+# elements of a tensor at a profile's maximum shape, from TensorRT's error message
+MAX_VOLUME = 1 << 40
+# elements of a pool without the plugin: gather layers are assumed to have 32-bit indices
+MAX_NATIVE_VOLUME = 1 << 31
+# cached tokens that a run without the plugin may read: its memory grows with them
+MAX_NATIVE_TOKENS = 1 << 15
+TYPICAL_PAGES = 1024  # plans are tuned for it
 
 
 def signatures(model: ModelSpec, precision: Precision) -> dict[GraphName, GraphSpec]:
-    """Names, types and shapes of the tensors of all graphs. Sizes in quotes vary, and have bounds
+    """Names, types and shapes of the tensors of all graphs. String sizes are dynamic, with bounds
     in `dimensions`."""
     kind = TYPE_NAMES[precision]
     units, tokens, width = model.chunk_frames // UNIT_FRAMES, model.unit_tokens, model.width
@@ -117,8 +117,8 @@ def signatures(model: ModelSpec, precision: Precision) -> dict[GraphName, GraphS
         ),
         dimensions={
             "C": _up_to(model.max_rows),
-            "P": _up_to(MANY),
-            "N": _up_to(MANY),
+            "P": _up_to(MAX_PAGES),
+            "N": _up_to(MAX_PAGES),
             "where_layers": Dimension(min=1, opt=1, max=model.layers),
             "where_heads": Dimension(min=1, opt=1, max=model.kv_heads),
             "table_layers": Dimension(min=1, opt=1, max=model.layers),
@@ -131,23 +131,25 @@ def signatures(model: ModelSpec, precision: Precision) -> dict[GraphName, GraphS
 def plan_signatures(
     graphs: dict[GraphName, GraphSpec], model: ModelSpec, plugin: bool, strip: bool
 ) -> dict[GraphName, GraphSpec]:
-    """The same graphs as TensorRT plans, but for the pruned vision encoder: their files, and bounds
-    that a profile can have.
+    """The same graphs as TensorRT plans, without the pruned vision encoder: their files, and bounds
+    that a profile allows.
 
-    plugin: whether BoundedAttention is a plugin, or its expansion into TensorRT's own layers.
-    strip: whether the weights stay outside.
+    plugin: BoundedAttention is a plugin, otherwise expanded into TensorRT layers. strip: plans
+    without weights.
     """
     page = model.layers * model.kv_heads * 2 * model.page_tokens * model.head_dim  # elements
     volume, read = (
-        (TENSORRT_VOLUME, MANY) if plugin else (NATIVE_VOLUME, NATIVE_TOKENS // model.page_tokens)
+        (MAX_VOLUME, MAX_PAGES)
+        if plugin
+        else (MAX_NATIVE_VOLUME, MAX_NATIVE_TOKENS // model.page_tokens)
     )
     pages = {
-        name: Dimension(min=1, opt=min(USUAL_PAGES, most), max=most)
-        for name, most in (("P", min(MANY, (volume - 1) // page)), ("N", read))
+        name: Dimension(min=1, opt=min(TYPICAL_PAGES, maximum), max=maximum)
+        for name, maximum in (("P", min(MAX_PAGES, (volume - 1) // page)), ("N", read))
     }
     plans: dict[GraphName, GraphSpec] = {}
     for name, graph in graphs.items():
-        # a plan has weights of its own, so this one would nearly double the vision encoder's
+        # plans cannot share weights, so this one would store the vision encoder twice
         if name == "vision_pruned":
             continue
         changes: dict[str, Any] = {
@@ -164,11 +166,11 @@ def plan_signatures(
 
 
 def export_graph(module: nn.Module, graph: GraphSpec) -> tuple[onnx_ir.Model, int]:
-    """A module as an ONNX model in memory; BoundedAttention is one node a layer, with a function
-    body.
+    """A module as an ONNX model in memory, with one BoundedAttention node and function body per
+    layer.
 
-    The module takes the graph's inputs, and gives its outputs, in that order. Returns the model,
-    and the number of such nodes.
+    The module takes the graph's inputs and returns its outputs, in their order. Returns the model
+    and the number of BoundedAttention nodes.
     """
     inputs, dimensions = _examples(graph)
     with _quiet(), torch.no_grad():
@@ -184,7 +186,7 @@ def export_graph(module: nn.Module, graph: GraphSpec) -> tuple[onnx_ir.Model, in
             verbose=False,
         )
         if program is None:
-            raise RuntimeError(f"torch.onnx.export gave no program for {graph.file}")
+            raise RuntimeError(f"torch.onnx.export returned no program for {graph.file}")
         model = program.model
         onnxscript.optimizer.optimize(model, inline=False)
         count = onnx_function.add_function_body(model)
@@ -199,15 +201,14 @@ def export_graph(module: nn.Module, graph: GraphSpec) -> tuple[onnx_ir.Model, in
 def export_program(
     module: nn.Module, graph: GraphSpec, device: str
 ) -> tuple[torch.export.ExportedProgram, tuple[torch.Tensor, ...]]:
-    """A module as torch.export gives it, on a device, and the inputs that it was traced with."""
+    """A module as an exported program on a device, and the example inputs of the trace."""
     inputs, dimensions = _examples(graph)
     placed = tuple(tensor.to(device) for tensor in inputs)
     return torch.export.export(module.to(device), placed, dynamic_shapes=dimensions), placed
 
 
 def expand(model: onnx_ir.Model) -> None:
-    """Leave plain operators only: functions are expanded in place, and what several layers share is
-    there once."""
+    """Inline all functions in place, then remove common subexpressions of the layers."""
     with _quiet():
         passes.InlinePass()(model)
         onnxscript.optimizer.optimize(model)
@@ -215,7 +216,7 @@ def expand(model: onnx_ir.Model) -> None:
 
 
 def remove_functions(model: onnx_ir.Model) -> None:
-    """Leave BoundedAttention a node without a body: TensorRT prefers a body to a plugin."""
+    """Remove the body of BoundedAttention: TensorRT would use it instead of the plugin."""
     model.functions.clear()
 
 
@@ -227,12 +228,11 @@ def _tidy(model: onnx_ir.Model) -> None:
 
 
 def write_graph(model: onnx_ir.Model, path: Path, written: Written | None = None) -> Iterator[int]:
-    """Write a model to `path`, its weights beside it in `<stem>.bin` and the token embeddings, raw,
-    in `embedding.bin`.
+    """Write a model to `path`, its weights to `<stem>.bin` and the raw token embeddings to
+    `embedding.bin` in the same folder.
 
-    written: what graphs before it wrote to the same folder: equal weights are not written again,
-    and its own are added. Yields the size of each weight, in bytes, as it is written, or found to
-    be there.
+    written: weights that earlier graphs wrote to the folder, updated in place: equal weights are
+    not written again. Yields the bytes of each weight once it is written or found in `written`.
     """
     weights_path = path.with_suffix(".bin")
     embedding = next((name for name in EMBEDDING_NAMES if name in model.graph.initializers), None)
@@ -240,7 +240,7 @@ def write_graph(model: onnx_ir.Model, path: Path, written: Written | None = None
         weights = None
         for value in list(model.graph.initializers.values()):
             tensor = value.const_value
-            if tensor is None or (tensor.nbytes < EXTERNAL_ABOVE and value.name != embedding):
+            if tensor is None or (tensor.nbytes < MIN_EXTERNAL and value.name != embedding):
                 continue
             content = tensor.tobytes()
             digest = b"" if written is None else hashlib.blake2b(content).digest()
@@ -251,7 +251,7 @@ def write_graph(model: onnx_ir.Model, path: Path, written: Written | None = None
                     file = stack.enter_context((path.parent / EMBEDDING_FILE).open("wb"))
                 else:
                     file = weights = weights or stack.enter_context(weights_path.open("wb"))
-                    file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT)
+                    file.seek(-(-file.tell() // WEIGHT_ALIGNMENT) * WEIGHT_ALIGNMENT)
                 name, offset = Path(file.name).name, file.tell()
                 file.write(content)
                 if written is not None:
@@ -270,23 +270,23 @@ def write_graph(model: onnx_ir.Model, path: Path, written: Written | None = None
 
 
 def write_nodes(model: onnx_ir.Model, path: Path) -> None:
-    """Write the .onnx file alone, of a model whose weights lie in files already."""
+    """Write only the .onnx file of a model whose weights are already in files."""
     path.write_bytes(serde.serialize_model(model).SerializeToString())
 
 
 def weight_bytes(model: onnx_ir.Model) -> int:
-    """Bytes that `write_graph` writes beside the .onnx file."""
+    """Bytes of weights that `write_graph` writes outside the .onnx file."""
     sizes = (
         value.const_value.nbytes
         for value in model.graph.initializers.values()
         if value.const_value is not None
     )
-    return sum(size for size in sizes if size >= EXTERNAL_ABOVE)
+    return sum(size for size in sizes if size >= MIN_EXTERNAL)
 
 
 def _examples(graph: GraphSpec) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]:
-    """Zeros to trace with, and which of their axes vary. torch.export takes a size of 1 for a
-    constant, so the examples have more."""
+    """Zeros to trace with, and their dynamic axes. torch.export treats a size of 1 as constant, so
+    the examples are larger."""
     names = {size for spec in graph.inputs for size in spec.shape if isinstance(size, str)}
     dims: dict[str, Any] = {
         name: Dim(name, min=1, max=graph.dimensions[name].max) for name in names - {"2*U"}
@@ -313,13 +313,13 @@ def _spec(name: str, dtype: str, *shape: int | str) -> TensorSpec:
     return TensorSpec(name=name, dtype=dtype, shape=shape)
 
 
-def _up_to(most: int) -> Dimension:
-    return Dimension(min=1, opt=most, max=most)
+def _up_to(maximum: int) -> Dimension:
+    return Dimension(min=1, opt=maximum, max=maximum)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what the exporter tells of its own progress; its errors are exceptions."""
+    """Suppress the exporter's progress output; its errors are exceptions."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     with (

@@ -1,10 +1,9 @@
 """`vicort::BoundedAttention` as an ONNX operator with a function body, which the CPU engines run.
 
-It means what `vicort.export.bounded_attention` means; docs and shapes stand there. In place of
-theta it has the rotary frequencies themselves, since engines differ in how they round a power. The
-body does what is the same for every layer (positions, angles, visibility) from expressions that do
-not mention `layer`, so that common subexpression elimination leaves one copy of it, and touches
-only the pages that the table names.
+`vicort.export.bounded_attention` documents semantics and shapes. The attribute `frequencies`
+replaces `theta`, because engines round powers differently. Positions, angles and masks are the same
+for every layer: their expressions do not depend on `layer`, so common subexpression elimination
+leaves one copy. Only the pages in the table are read.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def RotaryAngles(pos, sections: Sequence[int], frequencies: Sequence[float]):
 
 @onnxscript.script(_vicort, default_opset=op)
 def Rotate(x, cos, sin):
-    """x [..., D] turned by angles [..., D/2], in float32; the result has x's type."""
+    """x [...,D] rotated by angles [...,D/2] in float32; the result has x's type."""
     first, second = op.Split(op.Cast(x, to=FLOAT.dtype), axis=-1, num_outputs=2)
     turned = op.Concat(
         op.Sub(op.Mul(first, cos), op.Mul(second, sin)),
@@ -58,7 +57,7 @@ def Rotate(x, cos, sin):
 
 @onnxscript.script(_vicort, default_opset=op)
 def PagePlaces(where, table):
-    """Positions of the cached tokens that the table names, and which of them are there.
+    """Positions of the cached tokens in the table's pages, and which cells are filled.
 
     A and R are the larger of the two inputs' layer and head dimensions. -> [A,R,N*T,3] int32,
     [A,R,N*T] bool
@@ -181,7 +180,8 @@ FUNCTIONS = (RotaryAngles, Rotate, PagePlaces, Visible, BoundedAttention)
 
 
 def register_schema() -> None:
-    """Make the op known to onnx: the exporter emits a node of a foreign domain only if it is."""
+    """Register the op with onnx: the exporter emits nodes of other domains only if they are
+    registered."""
     if onnx.defs.has(NAME, DOMAIN):
         return
     schema = onnx.defs.OpSchema
@@ -215,8 +215,8 @@ def register_schema() -> None:
 
 
 def rotary_frequencies(theta: float, count: int) -> list[float]:
-    """theta^(-i/count), rounded as the model itself rounds them: at position 100,000 one unit in
-    the last place is 0.01 radian."""
+    """theta^(-i/count), rounded as in the model: at position 100,000 one unit in the last place is
+    0.01 radian."""
     return (1.0 / theta ** (torch.arange(count, dtype=torch.float32) / count)).tolist()
 
 
@@ -256,8 +256,7 @@ def translation_table() -> dict:
 
 
 def add_function_body(model: onnx_ir.Model) -> int:
-    """Give the model's BoundedAttention nodes a meaning of their own; returns how many there
-    are."""
+    """Add the function bodies of BoundedAttention. Returns the number of its nodes."""
     count = sum(node.domain == DOMAIN and node.op_type == NAME for node in model.graph)
     if count:
         for function in FUNCTIONS:

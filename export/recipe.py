@@ -1,5 +1,5 @@
-"""How a model is built: the shapes and the precision that a checkpoint leaves open. One YAML file a
-known model, flags over it."""
+"""Build recipes: the shapes and precision that a checkpoint does not determine. One YAML file per
+known model; command-line options override it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.manifest import Backend, ModelSpec, Precision
 
-ROW_STEP = 16  # the most rows of a run are a multiple of this: runs are padded in such steps
+ROW_STEP = 16  # max_rows is a multiple of it, because runs are padded in these steps
 
 
-class Recipe(BaseModel):
-    """The defaults are for a checkpoint that no YAML file knows."""
+class BuildRecipe(BaseModel):
+    """The defaults are for a checkpoint without a YAML file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    image_width: int = Field(308, gt=0)  # pixels of a frame as the vision graph takes it
+    image_width: int = Field(308, gt=0)  # pixels of a frame in the vision graph
     image_height: int = Field(308, gt=0)
-    # most frames in a chunk
+    # maximum frames in a chunk
     chunk_frames: int = Field(16, ge=UNIT_FRAMES, le=512, multiple_of=UNIT_FRAMES)
-    # cells in a page: small ones waste little where most of a unit's tokens are dropped
+    # cells in a page: small pages waste less when most tokens of a unit are dropped
     page_tokens: int = Field(8, ge=1, le=1024)
-    # a text of so many tokens fits into one run, however short the chunks are
+    # tokens of text that fit into one run, even if chunks are shorter
     question_rows: int = Field(512, ge=ROW_STEP)
-    precision: Precision | None = None  # None: what suits the backend
-    # a known model that this one is, but for an adapter and what else is named here
+    precision: Precision | None = None  # None: the backend's default
+    # a known model that this one extends, with an adapter or other values
     base: str | None = None
     adapter: str | None = None  # its folder in the package vicort.export
 
@@ -56,9 +56,9 @@ def known_models() -> list[str]:
     )
 
 
-def load_recipe(name: str, **changes: object) -> Recipe:
-    """The recipe of the known model that `name` begins with, else the defaults; `changes` that are
-    not None go over it.
+def load_recipe(name: str, **changes: object) -> BuildRecipe:
+    """The recipe of the known model whose name is a prefix of `name`, else the defaults. `changes`
+    that are not None override it.
 
     Raises ConfigError for a value that is not allowed.
     """
@@ -66,7 +66,7 @@ def load_recipe(name: str, **changes: object) -> Recipe:
         (model for model in known_models() if name.lower().startswith(model)), key=len, default=None
     )
     try:
-        return Recipe.model_validate(
+        return BuildRecipe.model_validate(
             (_content(known) if known else {})
             | {key: value for key, value in changes.items() if value is not None}
         )
@@ -79,12 +79,11 @@ def load_recipe(name: str, **changes: object) -> Recipe:
 
 
 def embedded_adapter(model: str) -> tuple[str, Path] | None:
-    """The base and the adapter's folder of a known model that has one; None for every other
-    MODEL."""
+    """The base and the adapter folder of a known model that has an adapter; otherwise None."""
     recipe = (
-        Recipe.model_validate(_content(model))
+        BuildRecipe.model_validate(_content(model))
         if model in known_models()
-        else Recipe.model_validate({})
+        else BuildRecipe.model_validate({})
     )
     return (
         (recipe.base, Path(__file__).parent / recipe.adapter)
@@ -100,9 +99,9 @@ def _content(known: str) -> dict[str, object]:
     return _content(content["base"]) | content if "base" in content else content
 
 
-def model_spec(name: str, config: Configuration, recipe: Recipe) -> ModelSpec:
-    """What the runtime needs to know of a model that is built so. Raises ConfigError if the image
-    size does not fit its patches."""
+def model_spec(name: str, config: Configuration, recipe: BuildRecipe) -> ModelSpec:
+    """The manifest's model section. Raises ConfigError if the image size is no multiple of a visual
+    token's pixels."""
     step, language = config.vision.token_pixels, config.language
     for side, pixels in (("height", recipe.image_height), ("width", recipe.image_width)):
         if pixels % step:

@@ -1,8 +1,8 @@
-"""Plans: ONNX graphs built by TensorRT, each in a process of its own. All its calls at build time
-are in this file.
+"""Builds TensorRT plans from ONNX graphs, each in a child process. All calls of TensorRT at build
+time are in this file.
 
-In a process of its own, because an abort in its C++ is then one line of ours, its memory comes back
-between two plans, and the loader path that TensorRT for RTX needs is set without the user.
+A child process turns an abort in C++ code into an error of one line, returns its memory between two
+plans, and gets the library path that TensorRT for RTX needs.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ RTX_LIBRARY = "libtensorrt_rtx.so"
 __all__ = [
     "KERNELS_FILE",
     "PIP_NAMES",
-    "Built",
-    "Job",
+    "BuiltPlan",
+    "PlanJob",
     "Progress",
     "build",
     "build_plan",
@@ -51,7 +51,7 @@ __all__ = [
     "load_tensorrt",
     "missing_gpu",
 ]
-# in TensorRT's listing
+# names in TensorRT's listing of a plan
 LISTED_TYPES = {
     "Float": "float32",
     "BFloat16": "bfloat16",
@@ -59,35 +59,35 @@ LISTED_TYPES = {
     "Int32": "int32",
     "UInt8": "uint8",
 }
-Progress = Callable[[str, float], None]  # of a phase, and how much of the plan is done, 0 to 1
+Progress = Callable[[str, float], None]  # called with a phase's name and the fraction done, 0 to 1
 
 
-class Job(BaseModel):
-    """What the child process is told."""
+class PlanJob(BaseModel):
+    """The input of the child process."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    model: Path  # an ONNX file; its weights lie where it says
+    model: Path  # an ONNX file, with references to its weights
     plan: Path
     graph: GraphSpec
     flavour: Flavour
     kernels: Path | None = None  # kernels.zip; None = a graph without plugins
     strip: bool = False
-    targets: tuple[str, ...] = ()  # sm_80, …; none = what TensorRT does by itself
+    targets: tuple[str, ...] = ()  # sm_80, …; none = TensorRT's default
 
 
-class Built(BaseModel):
-    """What the child process answers."""
+class BuiltPlan(BaseModel):
+    """The result of the child process."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     layer_types: dict[str, int]  # layers of the network, by type
     plugin_layers: int
 
 
-def build_plan(job: Job, progress: Progress = lambda phase, done: None) -> Built:
+def build_plan(job: PlanJob, progress: Progress = lambda phase, done: None) -> BuiltPlan:
     """Build one plan in a child process.
 
-    Raises EngineError, in one line: what TensorRT refuses, with the name of the node where it gives
-    one, or how the child ended.
+    Raises EngineError with TensorRT's reason and, if it names one, the node, or with the exit
+    status of the child.
     """
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as errors:
         environment = os.environ | loader_path(job.flavour, Path(folder))
@@ -105,12 +105,12 @@ def build_plan(job: Job, progress: Progress = lambda phase, done: None) -> Built
             raise EngineError(_abrupt_end(job, child.returncode, errors.read()))
     if "error" in answer:
         raise EngineError(answer["error"])
-    return Built.model_validate(answer["built"])
+    return BuiltPlan.model_validate(answer["built"])
 
 
 def loader_path(flavour: Flavour, folder: Path) -> dict[str, str]:
-    """The environment in which the parser finds its library: TensorRT for RTX loads it by a name
-    that its wheel does not have."""
+    """Environment variables with which the parser finds its library: TensorRT for RTX loads it by a
+    name that its wheel does not contain."""
     found = importlib.util.find_spec("tensorrt_rtx_libs") if flavour == "tensorrt_rtx" else None
     if found is None or not found.submodule_search_locations:
         return {}
@@ -128,7 +128,7 @@ def loader_path(flavour: Flavour, folder: Path) -> dict[str, str]:
 
 
 def _listen(child: subprocess.Popen, progress: Progress) -> dict | None:
-    """The child's answer, its last line; None if it ended without one."""
+    """The child's last line; None if it ended without a result."""
     answer = None
     for line in child.stdout or ():
         message = json.loads(line)
@@ -139,46 +139,47 @@ def _listen(child: subprocess.Popen, progress: Progress) -> dict | None:
     return answer
 
 
-def _abrupt_end(job: Job, status: int, errors: str) -> str:
+def _abrupt_end(job: PlanJob, status: int, errors: str) -> str:
     how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
     lines = [line.strip() for line in errors.splitlines() if line.strip()] or ["no message"]
-    # by a plugin, as TensorRT's bindings print it
+    # an exception in a plugin, as TensorRT's bindings print it
     raised = [line for line in lines if line.startswith("[ERROR] Exception")]
     hint = "try --no-plugin" if job.kernels else "report it to NVIDIA"
     return (
-        f"{job.flavour} broke down while it built {job.plan.name} ({how}: "
+        f"{job.flavour} crashed while it built {job.plan.name} ({how}: "
         f"{(raised or lines[-1:])[0]}): {hint}"
     )
 
 
 def main(arguments: list[str]) -> int:
-    """The child process: one JSON document a line on stdout, the answer last. All else that is
-    printed goes to stderr."""
+    """The child process: prints one JSON document per line on stdout, the result last. All other
+    output goes to stderr."""
     stdout = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # TensorRT's own prints
 
-    def tell(**message: Any) -> None:
+    def send(**message: Any) -> None:
         print(json.dumps(message), file=stdout, flush=True)
 
     try:
         built = build(
-            Job.model_validate_json(arguments[0]), lambda phase, done: tell(phase=phase, done=done)
+            PlanJob.model_validate_json(arguments[0]),
+            lambda phase, done: send(phase=phase, done=done),
         )
     except VicortError as error:
-        tell(error=str(error))
+        send(error=str(error))
         return error.exit_code
-    tell(built=built.model_dump())
+    send(built=built.model_dump())
     return 0
 
 
-def build(job: Job, progress: Progress) -> Built:
+def build(job: PlanJob, progress: Progress) -> BuiltPlan:
     """Build a plan in this process."""
     tensorrt = load_tensorrt(job.flavour)
-    tensorrt.logger.echo = sys.stderr  # for the case that this process breaks down
+    tensorrt.logger.echo = sys.stderr  # in case this process crashes
     with _plugins(tensorrt, job) as host:
         builder = _builder(tensorrt)
         network = builder.create_network(_network_flags(tensorrt))
-        parser = _parse(tensorrt, network, job, host)  # which owns the weights of the network
+        parser = _parse(tensorrt, network, job, host)  # owns the weights of the network
         layer_types = Counter(
             network.get_layer(index).type.name for index in range(network.num_layers)
         )
@@ -189,33 +190,33 @@ def build(job: Job, progress: Progress) -> Built:
         del parser
     plugins = layer_types.get("PLUGIN_V3", 0)
     _check_listing(job, listed, plugins)
-    return Built(layer_types=dict(sorted(layer_types.items())), plugin_layers=plugins)
+    return BuiltPlan(layer_types=dict(sorted(layer_types.items())), plugin_layers=plugins)
 
 
-def _plugins(tensorrt: TensorRT, job: Job) -> AbstractContextManager[PluginHost | None]:
+def _plugins(tensorrt: TensorRT, job: PlanJob) -> AbstractContextManager[PluginHost | None]:
     return tensorrt.plugins(Kernels.read(job.kernels)) if job.kernels else nullcontext()
 
 
 def _builder(tensorrt: TensorRT) -> Any:
     try:
         return tensorrt.module.Builder(tensorrt.logger)
-    except TypeError as error:  # how the bindings say that there is none
+    except TypeError as error:  # raised by the bindings if there is no builder
         reason = tensorrt.logger.reason()
         raise EngineError(
-            f"{tensorrt.flavour} {tensorrt.version} gives no builder ({reason}): the full "
-            "TensorRT builds only where a GPU is, "
+            f"{tensorrt.flavour} {tensorrt.version} has no builder here ({reason}): the full "
+            "TensorRT builds only on a machine with a GPU, "
             f"`pip install {PIP_NAMES['tensorrt_rtx']}` builds anywhere"
         ) from error
 
 
 def _network_flags(tensorrt: TensorRT) -> int:
-    """Strongly typed: asked for in TensorRT 10, the only way since 11 and in TensorRT for RTX."""
+    """Strongly typed: a flag in TensorRT 10, always so in TensorRT 11 and TensorRT for RTX."""
     if tensorrt.flavour == "tensorrt" and tensorrt.version.startswith("10."):
         return 1 << int(tensorrt.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     return 0
 
 
-def _parse(tensorrt: TensorRT, network: Any, job: Job, host: PluginHost | None) -> Any:
+def _parse(tensorrt: TensorRT, network: Any, job: PlanJob, host: PluginHost | None) -> Any:
     parser = tensorrt.module.OnnxParser(network, tensorrt.logger)
     if parser.parse_from_file(str(job.model)):
         _raise_kept(host)
@@ -223,16 +224,16 @@ def _parse(tensorrt: TensorRT, network: Any, job: Job, host: PluginHost | None) 
     _raise_kept(host)
     name = f"{tensorrt.flavour} {tensorrt.version}"
     error = parser.get_error(0) if parser.num_errors else None
-    if error is None or not error.node_name():  # a file, or a weight
-        raise EngineError(f"{name} cannot take {job.model.name}: {tensorrt.logger.reason()}")
+    if error is None or not error.node_name():  # the error is of the file or of a weight
+        raise EngineError(f"{name} cannot parse {job.model.name}: {tensorrt.logger.reason()}")
     node = f"node {error.node_name()} ({error.node_operator()})"
     raise EngineError(
-        f"{name} cannot take {node} of {job.model.name}: {' '.join(error.desc().split())}"
+        f"{name} cannot parse {node} of {job.model.name}: {' '.join(error.desc().split())}"
     )
 
 
 def _raise_kept(host: PluginHost | None) -> None:
-    """What a plugin raised: TensorRT drops some of it, and builds a wrong plan."""
+    """Raise the exception of a plugin: TensorRT may drop it, and build a wrong plan."""
     failure = host.take_failure() if host else None
     if failure:
         raise (
@@ -246,12 +247,12 @@ def _serialise(
     tensorrt: TensorRT,
     builder: Any,
     network: Any,
-    job: Job,
+    job: PlanJob,
     host: PluginHost | None,
     progress: Progress,
 ) -> list[str]:
-    """Build the plan and write it; returns what TensorRT lists of the plan's layers and tensors,
-    where it does."""
+    """Build and write the plan. Returns TensorRT's listing of its layers and tensors, if there is
+    one."""
     config = builder.create_builder_config()
     _configure(tensorrt, config, job)
     profile = builder.create_optimization_profile()
@@ -263,7 +264,7 @@ def _serialise(
             )
     if config.add_optimization_profile(profile) < 0:
         raise EngineError(
-            f"{tensorrt.flavour} refuses the shapes of {job.graph.file}: {tensorrt.logger.reason()}"
+            f"{tensorrt.flavour} rejects the shapes of {job.graph.file}: {tensorrt.logger.reason()}"
         )
     config.progress_monitor = monitor = progress_monitor(tensorrt, progress)
     listed: list[str] = []
@@ -285,15 +286,15 @@ def _serialise(
     return listed
 
 
-def _configure(tensorrt: TensorRT, config: Any, job: Job) -> None:
+def _configure(tensorrt: TensorRT, config: Any, job: PlanJob) -> None:
     flags = tensorrt.module.BuilderFlag
     config.clear_flag(flags.TF32)  # fp32 means fp32
-    # so that an inspector can list the layers
+    # an inspector can then list the layers
     config.profiling_verbosity = tensorrt.module.ProfilingVerbosity.DETAILED
-    # an engine stays on the stream that it is given, and has its priority
+    # an engine uses only the stream it is given, with its priority
     config.max_aux_streams = 0
     if hasattr(flags, "REQUIRE_USER_ALLOCATION"):
-        config.set_flag(flags.REQUIRE_USER_ALLOCATION)  # which capturing into CUDA graphs needs
+        config.set_flag(flags.REQUIRE_USER_ALLOCATION)  # required for CUDA graph capture
     if job.strip:
         config.set_flag(flags.STRIP_PLAN)
         config.set_flag(flags.REFIT_IDENTICAL)
@@ -306,11 +307,11 @@ def _set_targets(tensorrt: TensorRT, config: Any, targets: tuple[str, ...]) -> N
     config.num_compute_capabilities = len(targets)
     for index, target in enumerate(targets):
         if not config.set_compute_capability(known[target], index):
-            raise EngineError(f"--target {target} is refused: {tensorrt.logger.reason()}")
+            raise EngineError(f"--target {target} is rejected: {tensorrt.logger.reason()}")
 
 
 def check_targets(tensorrt: TensorRT, targets: tuple[str, ...]) -> dict[str, Any]:
-    """What TensorRT calls the GPUs that it can be told to build for. Raises ConfigError if one of
+    """TensorRT's values of the GPUs that it can build for, by name. Raises ConfigError if one of
     `targets` is not among them."""
     capabilities = getattr(tensorrt.module, "ComputeCapability", None)
     if targets and capabilities is None:
@@ -334,7 +335,7 @@ def check_targets(tensorrt: TensorRT, targets: tuple[str, ...]) -> dict[str, Any
 
 
 def profile_shape(graph: GraphSpec, spec: TensorSpec, bound: str) -> tuple[int, ...]:
-    """A tensor's smallest, best or largest shape. bound: "min", "opt" or "max"."""
+    """A tensor's shape in the profile. bound: "min", "opt" or "max"."""
     return tuple(
         size if isinstance(size, int) else getattr(graph.dimensions[size], bound)
         for size in spec.shape
@@ -350,16 +351,16 @@ def _network_tensors(network: Any) -> tuple[list[TensorSpec], list[TensorSpec]]:
 
 
 def progress_monitor(tensorrt: TensorRT, progress: Progress) -> Any:
-    """A progress monitor that calls `progress` when another hundredth of the plan is done."""
+    """A progress monitor that calls `progress` for every hundredth of the plan."""
 
     base: Any = tensorrt.module.IProgressMonitor
 
     class Monitor(base):
         def __init__(self) -> None:
             base.__init__(self)
-            # name, steps done, steps; each is one step of the one before
+            # name, steps done, steps; each phase is one step of the one before it
             self.phases: list[list] = []
-            self.told = -1
+            self.reported = -1
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             self.phases.append([name, 0, max(steps, 1)])
@@ -374,8 +375,8 @@ def progress_monitor(tensorrt: TensorRT, progress: Progress) -> Any:
             done = 0.0
             for _, step_done, steps in reversed(self.phases):
                 done = min(1.0, (step_done + done) / steps)
-            if int(100 * done) > self.told:
-                self.told = int(100 * done)
+            if int(100 * done) > self.reported:
+                self.reported = int(100 * done)
                 progress(name, done)
             return True
 
@@ -403,7 +404,7 @@ def _timing_cache(tensorrt: TensorRT, config: Any) -> Iterator[None]:
         part.replace(path)
 
 
-def _check_listing(job: Job, listed: list[str], plugins: int) -> None:
+def _check_listing(job: PlanJob, listed: list[str], plugins: int) -> None:
     """Compare the built plan's own listing, which TensorRT for RTX writes into its log, with the
     manifest. No GPU is needed for that."""
     for text in listed:

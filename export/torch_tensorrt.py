@@ -1,5 +1,5 @@
-"""The vision graph straight from the exported program to a plan, by torch-tensorrt. Never run: it
-takes the full TensorRT and a GPU."""
+"""Builds the vision plan with torch-tensorrt, without ONNX. It requires the full TensorRT and a
+GPU."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ from vicort.runtime.manifest import GraphSpec
 
 
 def compile_directly(module: nn.Module, graph: GraphSpec, plan: Path) -> GraphSpec:
-    """Write the plan of a module that has plain operators only; graph: its tensors and their
-    bounds.
+    """Write the plan of a module with standard operators only. graph: its tensors and their bounds.
 
-    Returns the graph with the names that torch-tensorrt gives its outputs.
-
-    Raises EngineError if torch-tensorrt is not there, or gives no plan.
+    Returns the graph with torch-tensorrt's names of its outputs. Raises EngineError if
+    torch-tensorrt is not installed, or returns no plan.
     """
     try:
         import torch_tensorrt
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineError(
-            "--frontend torch-tensorrt: run `pip install torch-tensorrt` where a GPU is, or "
-            "leave it out"
+            "--frontend torch-tensorrt: run `pip install torch-tensorrt` on a machine with a GPU, "
+            "or leave it out"
         ) from error
     program, inputs = export_program(module, graph, "cuda")
     with torch.no_grad():
@@ -38,7 +36,7 @@ def compile_directly(module: nn.Module, graph: GraphSpec, plan: Path) -> GraphSp
             use_fp32_acc=True,
         )
     if not content:
-        raise EngineError(f"torch-tensorrt gave no {plan.name}: leave --frontend out")
+        raise EngineError(f"torch-tensorrt returned no {plan.name}: leave --frontend out")
     plan.write_bytes(content)
     return graph.model_copy(
         update={

@@ -1,4 +1,4 @@
-"""What built engines do: beside the PyTorch model that they come from, and how fast."""
+"""Compares engines with their PyTorch model, and measures their speed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,29 +16,29 @@ from vicort.export.qwen2_5_vl.adapter import Adapter
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.pruned_vision import PrunedVisionEncoder
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
-from vicort.export.token_control import TokenControl
+from vicort.export.token_control import TokenControlGraph
 from vicort.runtime.core import UNIT_FRAMES
-from vicort.runtime.devices.device import Device, Stream
+from vicort.runtime.devices.device import Array, Device, Stream
 from vicort.runtime.devices.host import InlineStream
 from vicort.runtime.engines.bindings import numpy_dtype
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.manifest import GraphName, ModelSpec
 
-TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # largest difference, as a part of the largest value
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # maximum difference relative to the maximum value
 TIMED_RUNS = 7
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One output of one run, against the PyTorch model's."""
+    """One output of one run, compared with the PyTorch model's."""
 
     run: str
     output: str
-    absolute: float  # largest difference
-    relative: float  # the same, as a part of the largest value
-    allowed: float  # of `relative`
+    absolute: float  # maximum difference
+    relative: float  # relative to the maximum value
+    allowed: float  # maximum of `relative`
 
     @property
     def passed(self) -> bool:
@@ -78,7 +77,7 @@ def compare(
             "tokens",
             engines,
             "tokens",
-            TokenControl(),
+            TokenControlGraph(),
             feature_inputs(model, engines.dtype, random),
             {},
             allowed,
@@ -94,7 +93,8 @@ def compare(
 
 
 def chunk_seconds(folder: Path) -> float:
-    """How long a full chunk takes, vision and prefill, the best of a few runs on one thread."""
+    """Seconds that vision and prefill of a full chunk take: the minimum of a few runs on one
+    thread."""
     random, stream = np.random.default_rng(0), InlineStream("timing")
     with EngineSet.open(folder) as engines:
         model = engines.manifest.model
@@ -107,7 +107,10 @@ def chunk_seconds(folder: Path) -> float:
                 language_inputs(model, engines.dtype, rows, 4 * rows // model.page_tokens, random),
             ),
         ]
-        bound = [(engine, inputs | output_arrays(engine, inputs)) for engine, inputs in runs]
+        bound = [
+            (engine, dict[str, Array](inputs | output_arrays(engine, inputs)))
+            for engine, inputs in runs
+        ]
         times = []
         for _ in range(TIMED_RUNS):
             start = time.perf_counter()
@@ -120,8 +123,8 @@ def chunk_seconds(folder: Path) -> float:
 def language_inputs(
     model: ModelSpec, dtype: np.dtype, rows: int, pages: int, random: np.random.Generator
 ) -> Arrays:
-    """Random input of the language graph: half tokens, half features, some padding rows, some empty
-    cells, a slot that is none."""
+    """Random input of the language graph: half tokens, half features, with padding rows, empty
+    cells and a slot of -1."""
     cells = (pages, model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim)
     tokens = random.integers(0, model.vocabulary, rows)
     pos = random.integers(0, model.max_position, (rows, 3))
@@ -150,7 +153,7 @@ def frame_inputs(model: ModelSpec, units: int, random: np.random.Generator) -> A
 
 
 def kept_inputs(model: ModelSpec, units: int, random: np.random.Generator) -> Arrays:
-    """Half of each unit's tokens, fewer of the last one's."""
+    """Half of each unit's tokens, and fewer of the last unit's."""
     groups = -(-model.unit_tokens // 2)
     kept = np.array(
         [np.sort(random.permutation(model.unit_tokens)[:groups]) for _ in range(units)], np.int32
@@ -160,7 +163,7 @@ def kept_inputs(model: ModelSpec, units: int, random: np.random.Generator) -> Ar
 
 
 def feature_inputs(model: ModelSpec, dtype: np.dtype, random: np.random.Generator) -> Arrays:
-    """Units of which some tokens resemble those before, and bounds that let a few pass."""
+    """Units with some tokens similar to the previous unit's, and limits that keep a few."""
     features = random.standard_normal(
         (min(model.chunk_frames // UNIT_FRAMES, 3), model.unit_tokens, model.width), np.float32
     )
@@ -181,7 +184,7 @@ def _compare(
     rows: dict[str, np.ndarray],
     allowed: float,
 ) -> Iterator[Difference]:
-    """rows: of an output [L,C,…], the rows of C that count."""
+    """rows: output name -> the rows C of [L,C,…] that are compared."""
     signature, outputs = engines.manifest.graphs[graph], run_engine(engines, graph, inputs)
     with torch.no_grad():
         wanted = module(*(_to_torch(inputs[spec.name]) for spec in signature.inputs))
@@ -198,7 +201,8 @@ def _compare(
 
 
 def run_engine(engines: EngineSet, graph: GraphName, inputs: Arrays, runs: int = 1) -> Arrays:
-    """The outputs of the last of some runs with the same addresses, on the set's own device."""
+    """The outputs of the last of `runs` runs with the same addresses, on a new device of the
+    set."""
     device = engines.new_device()
     try:
         stream = device.stream("verify")
@@ -222,10 +226,10 @@ def _run_engine(
     }
 
 
-def bind(device: Device, stream: Stream, engine: Engine, inputs: Arrays) -> dict[str, Any]:
-    """Inputs on the device, in the engine's types, and room for its outputs. From the stream's own
-    work."""
-    bound = {}
+def bind(device: Device, stream: Stream, engine: Engine, inputs: Arrays) -> dict[str, Array]:
+    """Inputs on the device in the engine's types, and arrays for its outputs. Call from the
+    stream's work."""
+    bound: dict[str, Array] = {}
     for spec in engine.signature.inputs:
         array = inputs[spec.name].astype(numpy_dtype(spec.dtype))
         bound[spec.name] = device.empty(array.shape, array.dtype)
@@ -236,7 +240,7 @@ def bind(device: Device, stream: Stream, engine: Engine, inputs: Arrays) -> dict
 
 
 def output_arrays(engine: Engine, inputs: Arrays) -> Arrays:
-    """Arrays for a graph's outputs, of the sizes that its inputs' sizes make."""
+    """Zero arrays for a graph's outputs, with sizes that follow from its inputs."""
     sizes = {
         name: size
         for spec in engine.signature.inputs

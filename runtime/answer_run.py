@@ -59,7 +59,7 @@ class AnswerRun:
         # Borrowed in the stream's own work, so that its buffers are used in the stream's order.
         run = self._stream.run(shared.borrow).enqueued()
         try:
-            with self._device.urgency.hold():
+            with self._device.urgency.urgent_work():
                 self._stream.run(self._prepare_in_stream, scratch).enqueued()
                 token = self._choice.choose(self._prefill(run), ())
                 ttft = time.perf_counter_ns() - self._asked

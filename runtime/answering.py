@@ -11,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 
 from vicort.runtime.core import Page, Question
-from vicort.runtime.devices.device import Device, Event
+from vicort.runtime.devices.device import Device, StreamEvent
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import QuestionError
@@ -50,7 +50,7 @@ class Snapshot:
     seen_until: Fraction  # seconds
     deferred: tuple[DeferredUnit, ...]  # units that the question has to prefill itself
     memory_from: Fraction | None  # seconds, start of the oldest unit that is remembered
-    ready: Event  # done when all of it is in memory
+    ready: StreamEvent  # done when all of it is in memory
 
     def release(self) -> None:
         self.lease.release()
@@ -102,7 +102,7 @@ class Answerer:
             )
         TokenChoice(question.sampling)
 
-    def snapshot_in_stream(self, question: Question, newest_chunk: Event | None) -> Snapshot:
+    def snapshot_in_stream(self, question: Question, newest_chunk: StreamEvent | None) -> Snapshot:
         """Retrieve units for a question, and lease them. Runs in the prefill stream's own work.
 
         newest_chunk: done when the chunks that the question sees are in memory.

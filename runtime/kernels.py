@@ -1,9 +1,7 @@
-"""The compiled GPU kernels of an engine set: how they are read, which one fits, and how each is
-launched.
+"""The compiled GPU kernels of an engine set: the file format, and the launch geometry.
 
-`kernels.zip` holds cubins for several architectures and `kernels.json`, which says what each is.
-Nothing here knows how they were made (vicort.export.kernels), and nothing but a `Launcher` touches
-a GPU.
+`kernels.zip` contains cubins for several architectures, and `kernels.json`, which describes them.
+`vicort.export.kernels` compiles them, `vicort.runtime.devices.cuda.loaded_kernels` launches them.
 """
 
 from __future__ import annotations
@@ -17,9 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from vicort.runtime.errors import EngineError
+from vicort.runtime.manifest import Strict
 
 FILE_NAME = "kernels.zip"
 INDEX = "kernels.json"
@@ -31,23 +30,19 @@ ArgumentKind = Literal["pointer", "i32", "i64", "f32"]
 KernelName = Literal["bounded_attention", "combine", "scatter_tokens", "set_places"]
 Form = Literal["wide", "narrow", ""]  # of bounded_attention: tiles of many query vectors, or of few
 
-NARROW_VECTORS = 32  # up to so many query vectors a KV head, tiles of few of them are read for
-MAX_SHARES = 128  # among which the keys are split
-# with more programs than that there are enough without a split: this bounds the workspace
+NARROW_VECTORS = 32  # per KV head: up to here the narrow form is used
+MAX_SHARES = 128  # parts that the keys are split into (flash decoding)
+# with this many programs the GPU is busy without a split; it bounds the workspace
 MAX_SPLIT_PROGRAMS = 512
-# what a program takes besides its tiles of keys, in tiles: queries in, results out, and the merging
+# fixed cost of a program in tiles of keys: loading queries, storing and merging results
 SHARE_TILES = 3
-RESIDENT = {"wide": 1, "narrow": 2}  # programs that a multiprocessor holds at a time
+RESIDENT = {"wide": 1, "narrow": 2}  # programs that are resident on a multiprocessor
 
 Grid = tuple[int, int, int]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class KernelSpec(_Strict):
-    """The facts about a model that its kernels were compiled for."""
+class KernelSpec(Strict):
+    """The model parameters that kernels are compiled for."""
 
     kv_heads: int = Field(ge=1)
     groups: int = Field(ge=1)  # query heads that share a KV head
@@ -56,7 +51,7 @@ class KernelSpec(_Strict):
     dtype: Dtype
     sections: tuple[int, int, int]
     frequencies: tuple[float, ...]  # D/2, each a float32
-    # 0: cos and sin are computed; else tables of so many positions are read
+    # 0: cos and sin are computed; otherwise the number of positions in precomputed tables
     positions: int = Field(default=0, ge=0)
 
     @property
@@ -64,8 +59,8 @@ class KernelSpec(_Strict):
         return 4 if self.dtype == "float32" else 2
 
     def rotary(self) -> np.ndarray:
-        """What the kernels take as `rotary`, float32: the frequencies [D/2], or tables of cos and
-        sin [2,positions,D/2]."""
+        """The kernel argument `rotary`, float32: frequencies [D/2], or tables of cos and sin
+        [2,positions,D/2]."""
         frequencies = np.array(self.frequencies, np.float32)
         if not self.positions:
             return frequencies
@@ -75,7 +70,7 @@ class KernelSpec(_Strict):
         return np.stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
 
 
-class CompiledKernel(_Strict):
+class CompiledKernel(Strict):
     """One cubin and how to launch it."""
 
     kernel: KernelName
@@ -85,13 +80,12 @@ class CompiledKernel(_Strict):
     function: str
     warps: int
     shared_bytes: int
-    # all that the cubin takes, in order; those that the compiler added are the last, pointers, and
-    # 0
+    # of the cubin, in order; the last ones are pointers that the compiler added, passed as 0
     arguments: tuple[ArgumentKind, ...]
-    constants: dict[str, int | str]  # that it was compiled with
+    constants: dict[str, int | str]  # compile-time constants
 
 
-class _Index(_Strict):
+class _Index(Strict):
     schema_version: int
     spec: KernelSpec
     versions: dict[str, str]
@@ -100,7 +94,7 @@ class _Index(_Strict):
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """How one call of bounded_attention is cut into programs."""
+    """The launch geometry of one call of bounded_attention."""
 
     form: Form
     grid: Grid  # tiles of query vectors, KV heads, shares of the keys
@@ -135,7 +129,7 @@ class Kernels:
 
     @staticmethod
     def parse(data: bytes, name: str = FILE_NAME) -> Kernels:
-        """As `read`, from the file's bytes."""
+        """Like `read`, from the bytes of the file."""
         try:
             with zipfile.ZipFile(BytesIO(data)) as archive:
                 content = json.loads(archive.read(INDEX))
@@ -159,21 +153,21 @@ class Kernels:
         return Kernels(name, index.spec, index.versions, index.kernels, cubins)
 
     def architecture(self, capability: tuple[int, int]) -> int:
-        """Of the architectures that are here, the one for a GPU: its own, else the highest below it
-        of the same major version.
+        """The architecture to use on a GPU: its own, else the highest lower one of the same major
+        version. Raises EngineError if there is none.
 
-        From 9.0 on cubins use what only their own architecture has (sm_90a), and run on no other.
+        From 9.0 on, cubins use architecture-specific features (sm_90a) and run on no other.
         """
         major, minor = capability
-        there = sorted({kernel.architecture for kernel in self.compiled})
+        available = sorted({kernel.architecture for kernel in self.compiled})
         fitting = [
             each
-            for each in there
+            for each in available
             if each == 10 * major + minor
             or (each < 90 and each // 10 == major and each % 10 < minor)
         ]
         if not fitting:
-            names = ", ".join(f"sm_{each}" for each in there)
+            names = ", ".join(f"sm_{each}" for each in available)
             raise EngineError(
                 f"{self.name} has no kernels for sm_{major}{minor}, only for {names}: use a GPU "
                 "of one of these"
@@ -191,8 +185,8 @@ class Kernels:
     def plan(
         self, rows: int, pages: int, multiprocessors: int, capability: tuple[int, int]
     ) -> AttentionPlan:
-        """How `rows` new tokens attend to `pages` pages on a GPU. Depends on nothing else, so that
-        a CUDA graph may hold it."""
+        """The launch geometry for `rows` new tokens over `pages` pages. It depends on nothing else,
+        so a CUDA graph may contain it."""
         spec = self.spec
         form: Form = "narrow" if rows * spec.groups <= NARROW_VECTORS else "wide"
         block_m, block_n = self._blocks(self.architecture(capability), form)
@@ -211,7 +205,7 @@ class Kernels:
         return AttentionPlan(form, (programs // spec.kv_heads, spec.kv_heads, shares), workspace)
 
     def workspace_bytes(self, max_rows: int, max_table: int) -> int:
-        """What no plan exceeds, on any GPU, for up to `max_rows` new tokens and `max_table`
+        """Maximum workspace of any plan on any GPU, for up to `max_rows` new tokens and `max_table`
         pages."""
         spec = self.spec
         most = 0

@@ -18,9 +18,9 @@ from support.systems import system
 
 from vicort.runtime.core import Answer, ChunkEvent, Question, Sampling, Spoken
 from vicort.runtime.devices.cuda import CudaDevice, CudaStream
-from vicort.runtime.devices.cuda.streams import Watcher
+from vicort.runtime.devices.cuda.streams import CallbackThread
 from vicort.runtime.devices.urgency import Urgency
-from vicort.runtime.engines.tensorrt import Lane, TensorRTEngine
+from vicort.runtime.engines.tensorrt import StreamContexts, TensorRTEngine
 from vicort.runtime.errors import DeviceError
 from vicort.runtime.policies.speech import StreamingEos
 from vicort.runtime.policies.system import known_systems, load_system
@@ -179,7 +179,7 @@ def incurious(engines):
 def test_work_that_does_not_wait_for_the_work_before_it_is_found(victim, order, monkeypatch):
     """Prefill is not among them: it comes behind the count that the host reads, and so behind all
     of `tokens`."""
-    wait, tell = ObservedStream.wait, Watcher._tell
+    wait, tell = ObservedStream.wait, CallbackThread._call_back
 
     def without(self, event):
         if self.name == victim:
@@ -192,7 +192,7 @@ def test_work_that_does_not_wait_for_the_work_before_it_is_found(victim, order, 
         tell(self, notice)
 
     monkeypatch.setattr(ObservedStream, "wait", without)
-    monkeypatch.setattr(Watcher, "_tell", late)
+    monkeypatch.setattr(CallbackThread, "_call_back", late)
     with pytest.raises(Race, match=r"no event between them|may still read"):
         watch(
             incurious(SimulatedEngineSet(order=order)), small("vicostream"), frames(24), (3, 7, 11)
@@ -206,7 +206,7 @@ def test_context_memory_that_two_streams_share_is_found(monkeypatch):
         block = blocks.setdefault(id(lane._engine), lane._stream.device.empty((1 << 20,), np.uint8))
         context.set_device_memory(block.pointer, block.nbytes)
 
-    monkeypatch.setattr(Lane, "_give_memory", shared)
+    monkeypatch.setattr(StreamContexts, "_give_memory", shared)
     with pytest.raises(Race):
         watch(
             incurious(SimulatedTensorRTSet(lag=0.01)),
@@ -285,8 +285,8 @@ def test_a_steady_stream_allocates_nothing_and_waits_once_a_chunk_and_once_a_tok
 def test_urgent_work_needs_no_gate_on_the_host():
     device = SimulatedEngineSet().new_device()
     assert isinstance(device, CudaDevice)
-    with device.urgency.hold():
-        device.urgency.give_way()  # returns: the GPU itself puts urgent streams first
+    with device.urgency.urgent_work():
+        device.urgency.wait_for_urgent_work()  # returns: the GPU itself puts urgent streams first
     assert isinstance(device.urgency, Urgency)
     device.close()
 

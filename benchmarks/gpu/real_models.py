@@ -275,8 +275,8 @@ class TensorRTMaker:
         from vicort.export.engine_set import (
             PlanOptions,
             building,
+            draft_manifest,
             is_built,
-            plan,
             publish,
             write_engine_set,
         )
@@ -291,7 +291,7 @@ class TensorRTMaker:
         spec = model_spec(size.name, read_configuration(checkpoint), recipe)
         options = PlanOptions(load_tensorrt().flavour)
         command = f"python -m vicort.benchmarks.gpu.check --only {size.name}-build"
-        manifest = plan(checkpoint, spec, "tensorrt", "bf16", command, options)
+        manifest = draft_manifest(checkpoint, spec, "tensorrt", "bf16", command, options)
         if is_built(folder, manifest):
             return {"built": "earlier"}
         phases = Phases()

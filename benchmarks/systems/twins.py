@@ -70,7 +70,7 @@ def stored_mb(engines: EngineSet, system: System) -> float:
         memory = session.inspect().memory
         return (
             memory.tiers.stream_slots.count
-            * (memory.pool.data[0].nbytes + memory.pool.cell_positions[0].nbytes)
+            * (memory.pool.data[:1].nbytes + memory.pool.cell_positions[:1].nbytes)
             / 1e6
         )
 

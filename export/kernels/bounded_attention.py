@@ -1,11 +1,11 @@
-"""`vicort::BoundedAttention` as a Triton kernel (GQA-packed flash attention, arXiv:2205.14135, over
-a paged pool), never run on a GPU here.
+"""`vicort::BoundedAttention` as a Triton kernel: GQA-packed flash attention (arXiv:2205.14135) over
+a paged pool.
 
-The meaning is that of vicort.export.bounded_attention. One program holds BLOCK_M of the rows *
-GROUP query vectors that share a KV head, in the order row, query head, so that a tile of keys and
-values serves all of them and a group of 7 wastes nothing. It reads its share of the tokens, first
-cached ones through the table, then new ones, and rotates their keys as it reads them. With more
-than one share, what each found is merged by `combine` (flash decoding).
+`vicort.export.bounded_attention` documents the semantics. One program processes BLOCK_M of the
+rows * GROUP query vectors that share a KV head, ordered by row, then query head, so one tile of
+keys and values serves all of them for any group size. It reads its share of the tokens, first
+cached ones through the table, then new ones, and rotates keys after loading them. With more than
+one share, `combine` merges the partial results (flash decoding).
 """
 
 import triton
@@ -13,7 +13,7 @@ import triton.language as tl
 
 from vicort.export.kernels.rotary import rotation, turn
 
-# below any score, and finite: rows that have seen nothing yet stay free of NaN
+# below any score, and finite: rows without a visible token so far have no NaN
 LOWEST = tl.constexpr(-1e30)
 
 
@@ -31,8 +31,8 @@ def update(
     mixed,
     PRECISION: tl.constexpr,
 ):
-    """One tile more into the online softmax: queries [M,D/2] twice, keys [D/2,N] twice, values
-    [N,D], visible broadcasts to [M,N]."""
+    """Add one tile to the online softmax. Halves of queries [M,D/2] and of keys [D/2,N], values
+    [N,D]; visible broadcasts to [M,N]."""
     score = tl.dot(query_1, key_1, input_precision=PRECISION)
     score = tl.dot(query_2, key_2, score, input_precision=PRECISION) * scale
     score = tl.where(visible, score, float("-inf"))
@@ -50,10 +50,10 @@ def bounded_attention(
     k,  # [rows,kv_heads,D]
     v,
     pos,  # [rows,3] int32
-    # the layer's first cell: [P] slots of `slot_cells` cells [2,PAGE,D], the layer's own cells one
-    # a head first
+    # the layer's first cell: [P] slots of `slot_cells` cells [2,PAGE,D]; the layer's cells, one
+    # per head, come first
     pool,
-    # the layer's first place: [P] slots of `where_slot` int32, heads `where_head` apart (0:
+    # the layer's first position: [P] slots of `where_slot` int32, heads `where_head` apart (0:
     # shared), each [PAGE,3]
     where,
     table,  # the layer's slots: heads `table_head` apart (0: shared), each [pages] int32
@@ -80,7 +80,7 @@ def bounded_attention(
     PRECISION: tl.constexpr,
 ):
     HALF: tl.constexpr = D // 2
-    scale = tl.cast(scale, tl.float32)  # PyTorch's compiler hands over a double
+    scale = tl.cast(scale, tl.float32)  # PyTorch's compiler passes a double
     head, kv_heads = tl.program_id(1), tl.num_programs(1)
     share, shares = tl.program_id(2), tl.num_programs(2)
     half, dim = tl.arange(0, HALF), tl.arange(0, D)
@@ -168,9 +168,9 @@ def bounded_attention(
             PRECISION,
         )
 
-    # no query here sees a row from there on
+    # no query of this tile sees a row from here on
     end = tl.minimum(rows, (first + BLOCK_M - 1) // GROUP + 1)
-    # the first tile of new tokens in this share; below zero where cached ones come first
+    # the first tile of new tokens in this share; negative if cached ones come first
     new = share * step - tiles
     for start in tl.range(
         tl.maximum(new, 0) * BLOCK_N, tl.minimum(end, (new + step) * BLOCK_N), BLOCK_N
@@ -233,7 +233,7 @@ def combine(
     D: tl.constexpr,
     BLOCK: tl.constexpr,  # shares read at a time
 ):
-    """Merge what the shares found for one query vector."""
+    """Merge the partial results of all shares for one query vector."""
     vector = tl.program_id(0).to(tl.int64)
     dim = tl.arange(0, D)
     tail = partial + tl.cast(shares, tl.int64) * vectors * D + vector

@@ -1,24 +1,23 @@
-"""Multimodal rotary embedding inside a kernel: cos and sin of position times frequency, and the
-turning of a tile by them."""
+"""Multimodal rotary embedding inside a kernel: cos and sin of the angles, and the rotation of a
+tile."""
 
 import triton
 import triton.language as tl
 
 # pi/2 in two float32 parts (Cody and Waite, Software Manual for the Elementary Functions, 1980).
-# With a fused multiply-add the
-# first subtraction is exact while the angle is below 2^18 = 262,144; what the two parts leave of
-# pi/2 is 1e-15.
+# With a fused multiply-add the first subtraction is exact for angles below 2^18 = 262,144. The two
+# parts differ from pi/2 by 1e-15.
 TWO_OVER_PI = tl.constexpr(0.636619772367581343)
 HALF_PI_HIGH = tl.constexpr(1.57079637050628662109375)
 HALF_PI_LOW = tl.constexpr(-4.37113900018624283e-8)
-# 1.5 * 2^23: adding and taking it off rounds a float32 to an integer, which its low bits then hold
+# 1.5 * 2^23: adding and subtracting it rounds a float32 to the integer in its low bits
 ROUNDER = tl.constexpr(12582912.0)
 
 
 @triton.jit
 def cos_sin(angle):
-    """cos and sin of angles in [0, 2^18) radian, float32, to 2e-7 absolute and without a slow path:
-    the polynomials are Cephes'."""
+    """cos and sin of angles in [0, 2^18) radian, float32, with an absolute error of 2e-7 and
+    without a slow path. Polynomials from Cephes."""
     shifted = tl.fma(angle, TWO_OVER_PI, ROUNDER)
     turns = shifted - ROUNDER  # quarter turns
     quadrant = shifted.to(tl.int32, bitcast=True)
@@ -67,6 +66,6 @@ def rotation(
 
 @triton.jit
 def turn(first, second, cos, sin):
-    """The pairs (x[i], x[i + D/2]) turned, in float32; the result has x's type."""
+    """Rotate the pairs (x[i], x[i + D/2]) in float32; the result has x's type."""
     a, b = first.to(tl.float32), second.to(tl.float32)
     return (a * cos - b * sin).to(first.dtype), (b * cos + a * sin).to(second.dtype)

@@ -1,5 +1,4 @@
-"""What the runtime writes into the pool between two runs of the language engine, never run on a GPU
-here."""
+"""Kernels that write tokens and positions into the pool between two runs of the language engine."""
 
 import triton
 import triton.language as tl
@@ -9,7 +8,7 @@ import triton.language as tl
 def scatter_tokens(
     k,  # [L,rows,HEADS,D]
     v,
-    slots,  # [n] int32; -1: this token goes nowhere
+    slots,  # [n] int32; -1: the token is not written
     cells,  # [n] int32
     pool,  # [P,L,HEADS,2,PAGE,D]
     rows,
@@ -18,7 +17,7 @@ def scatter_tokens(
     HEADS_BLOCK: tl.constexpr,  # a power of two that is not below HEADS
     PAGE: tl.constexpr,
 ):
-    """Keys and values of new token n of layer l into their cell; grid (n, L)."""
+    """Write keys and values of new token n of layer l to their cell; grid (n, L)."""
     token, layer, layers = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     slot = tl.load(slots + token).to(tl.int64)
     cell = tl.load(cells + token)
@@ -38,7 +37,7 @@ def set_places(
     PAGE: tl.constexpr,
     BLOCK: tl.constexpr,  # a power of two that is not below 3 * PAGE
 ):
-    """Positions of all tokens of page n; grid (n,)."""
+    """Write the positions of all tokens of page n; grid (n,)."""
     page = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + page).to(tl.int64)
     number = tl.arange(0, BLOCK)

@@ -1,7 +1,6 @@
-"""A LoRA adapter (arXiv 2106.09685) in PEFT's file layout: what it adds to each weight of the
-checkpoint that it was trained on.
+"""A LoRA adapter (arXiv:2106.09685) in PEFT's file layout.
 
-adapter_config.json            rank, alpha, and what else PEFT can do, which is refused
+adapter_config.json            rank and alpha; other PEFT features are rejected
 adapter_model.safetensors      base_model.model.MODULE.lora_A.weight [r, in], … lora_B.weight [out,
 r]
 """
@@ -23,7 +22,7 @@ from vicort.runtime.errors import EngineError
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
-REFUSED = (
+UNSUPPORTED = (
     "use_dora",
     "fan_in_fan_out",
     "lora_bias",
@@ -36,7 +35,7 @@ REFUSED = (
 
 @dataclass(frozen=True)
 class LowRank:
-    """What is added to one weight [out, in]."""
+    """The low-rank update of one weight [out,in]."""
 
     down: Tensor  # A [r, in]
     up: Tensor  # B [out, r]
@@ -47,18 +46,18 @@ class LowRank:
         return self.up.shape[0], self.down.shape[1]
 
     def added_to(self, weight: Tensor) -> Tensor:
-        """weight + scale * B A in fp32, whatever they are stored as."""
+        """weight + scale * B A, in float32."""
         return weight.float() + self.scale * (self.up.float() @ self.down.float())
 
 
 @dataclass(frozen=True)
 class Adapter:
     folder: Path
-    weights: Mapping[str, LowRank]  # by the name that the checkpoint has for the weight
+    weights: Mapping[str, LowRank]  # by the weight's name in the checkpoint
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Raises EngineError if it is no LoRA, or one of a kind that cannot be merged."""
+    """Raises EngineError if the folder has no LoRA adapter, or one that cannot be merged."""
     config = _read_config(folder)
     path = folder / WEIGHTS_FILE
     try:
@@ -114,14 +113,15 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
         ) from error
     if kind != "LORA" or not isinstance(alpha, int | float):
         raise EngineError(
-            f"{path}: peft_type {kind!r}, lora_alpha {alpha!r}: only LORA with a number is served"
+            f"{path}: peft_type {kind!r}, lora_alpha {alpha!r}: only LORA with a number is "
+            "supported"
         )
-    used = next((name for name in REFUSED if config.get(name)), None)
+    used = next((name for name in UNSUPPORTED if config.get(name)), None)
     if used is None and config.get("bias", "none") != "none":
         used = "bias"
     if used:
         raise EngineError(
-            f"{path}: {used} {config[used]!r} is not served: merge this adapter with PEFT, and "
+            f"{path}: {used} {config[used]!r} is not supported: merge this adapter with PEFT, and "
             "build the merged checkpoint"
         )
     return config

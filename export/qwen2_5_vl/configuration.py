@@ -1,4 +1,4 @@
-"""What a Hugging Face directory of Qwen2.5-VL says about its model."""
+"""Reads the configuration files of a Qwen2.5-VL checkpoint in Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import EngineError
 
 MODEL_TYPE = "qwen2_5_vl"
-# last rows of a run whose queries the language graph gives one by one; ours: LiveVLM gives no value
-# for its r
+# last rows of a run whose queries the language graph returns; our choice: LiveVLM gives no value
+# for
+# its r
 OBSERVED_ROWS = 16
 
 
@@ -23,9 +25,9 @@ class VisionConfiguration:
     intermediate: int
     heads: int
     patch: int  # pixels, side of a patch
-    merge: int  # patches a side that become one visual token
+    merge: int  # patches per side of one visual token
     window: int  # pixels, side of an attention window
-    # blocks that attend over the whole unit; the others within windows
+    # blocks that attend over the whole unit; the others attend within windows
     full_attention: tuple[int, ...]
     mean: tuple[float, float, float]  # of RGB, on a scale of 0 to 1
     std: tuple[float, float, float]
@@ -36,7 +38,7 @@ class VisionConfiguration:
 
     @property
     def token_pixels(self) -> int:
-        """Side, in pixels, of what one visual token covers."""
+        """Side of a visual token in pixels."""
         return self.patch * self.merge
 
     @property
@@ -55,9 +57,9 @@ class LanguageConfiguration:
     vocabulary: int
     epsilon: float  # of the RMS norms
     theta: float  # base of the rotary frequencies
-    # rotary frequencies that turn with t, h and w; they sum to head_dim / 2
+    # numbers of rotary frequencies of t, h and w; they sum to head_dim / 2
     sections: tuple[int, int, int]
-    max_position: int  # positions stay below this: the range that the model was trained in
+    max_position: int  # positions stay below it: the trained range
     tied: bool  # the output head is the token embedding
 
     @property
@@ -69,18 +71,17 @@ class LanguageConfiguration:
 class Configuration:
     vision: VisionConfiguration
     language: LanguageConfiguration
-    tokens_per_second: float  # steps of the temporal position in a second
-    fps: float  # frames a second the model was trained to see
+    tokens_per_second: float  # steps of the temporal position per second
+    fps: float  # frames per second in training
     eos_tokens: tuple[int, ...]
-    video_token: int  # id of the placeholder that visual tokens stand for
+    video_token: int  # id of the placeholder of visual tokens
 
 
 def read_configuration(folder: Path) -> Configuration:
-    """The configuration of a checkpoint folder, of the flat layout that the published models have
-    or of transformers 5's nested one.
+    """The configuration of a checkpoint folder, in the flat layout of the published models or the
+    nested one of transformers 5.
 
-    Raises EngineError if a file or a value is missing, or asks for something that this model code
-    does not have.
+    Raises EngineError if a file or a value is missing, or is not supported by this model code.
     """
     path = folder / "config.json"
     outer = _read_json(path, needed=True)
@@ -111,10 +112,14 @@ def read_configuration(folder: Path) -> Configuration:
 def _vision(
     seen: Mapping[str, Any], preprocessing: Mapping[str, Any], path: Path
 ) -> VisionConfiguration:
-    """`seen` is config.json's vision_config; what it leaves out has the value that transformers'
-    class gives it."""
+    """`seen` is config.json's vision_config; missing values have the defaults of transformers."""
     _require(path, "vision_config.hidden_act", seen.get("hidden_act", "silu"), ("silu",))
-    _require(path, "vision_config.temporal_patch_size", seen.get("temporal_patch_size", 2), (2,))
+    _require(
+        path,
+        "vision_config.temporal_patch_size",
+        seen.get("temporal_patch_size", UNIT_FRAMES),
+        (UNIT_FRAMES,),
+    )
     _require(
         path,
         "vision_config.in_channels",
@@ -180,8 +185,8 @@ def _language(
 
 
 def _preprocessing(folder: Path) -> dict[str, Any]:
-    """Mean, std and fps: of preprocessor_config.json, or of where newer releases of transformers
-    put them."""
+    """Mean, std and fps from preprocessor_config.json, or from the files of newer transformers
+    releases."""
     processor = _read_json(folder / "processor_config.json")
     candidates = [
         _read_json(folder / "preprocessor_config.json"),
@@ -205,7 +210,7 @@ def _preprocessing(folder: Path) -> dict[str, Any]:
 
 
 def _first(*sources: Mapping[str, Any], key: str, default: Any) -> Any:
-    """The value of `key` in the first source that has one."""
+    """The value of `key` in the first source that has it."""
     return next((source[key] for source in sources if source.get(key) is not None), default)
 
 

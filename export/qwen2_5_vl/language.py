@@ -1,6 +1,6 @@
-"""The language model of Qwen2.5-VL (arXiv:2502.13923): one graph for prefill, question and decode.
+"""The language model of Qwen2.5-VL (arXiv:2502.13923): one graph for prefill, questions and decode.
 
-Parameters have the names that Hugging Face gives them below `model.`; `lm_head` is the output head.
+Parameters have their Hugging Face names without the prefix `model.`; `lm_head` is the output head.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from vicort.export.qwen2_5_vl.layers import RMSNorm, SwiGLU
 
 
 class LanguageModel(nn.Module):
-    """New tokens through all layers, each attending to the pages that the table names and to the
-    new tokens before it."""
+    """Runs new tokens through all layers. Each attends to the pages in the table and to the new
+    tokens before it."""
 
     def __init__(self, config: LanguageConfiguration):
         super().__init__()
@@ -37,14 +37,14 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """One run over C new rows.
 
-        tokens: [C] int32 token ids, -1 = this row is a visual token and comes from `features`;
+        tokens: [C] int32 token ids, -1 = the row is a visual token and is taken from `features`;
         features: [C,width], of the model's dtype. pos, pool, where, table: as bounded_attention
         takes them; a row whose t is -1 is padding and changes no other row.
 
         Returns logits [1,V] float32 of the last row that is not padding; k and v [L,C,Hkv,D], not
         rotated, of the model's dtype; q [L,Hq,D] float32, not rotated, the mean over the rows that
         are not padding; queries [L,R,Hq,D] float32, not rotated, of the last R = OBSERVED_ROWS rows
-        that are not padding, oldest first, behind zeros where there are fewer.
+        that are not padding, oldest first, after zeros if there are fewer.
         """
         real = pos[:, 0] >= 0
         observed = last_rows(real, OBSERVED_ROWS)
@@ -73,7 +73,7 @@ class Layer(nn.Module):
     def __init__(self, config: LanguageConfiguration, index: int):
         super().__init__()
         self.input_layernorm = RMSNorm(config.width, config.epsilon)
-        self.self_attn = Attention(config, index)
+        self.self_attn = LanguageAttention(config, index)
         self.post_attention_layernorm = RMSNorm(config.width, config.epsilon)
         self.mlp = SwiGLU(config.width, config.intermediate, bias=False)
 
@@ -85,13 +85,14 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x)), k, v, q
 
 
-class Attention(nn.Module):
+class LanguageAttention(nn.Module):
     """Grouped-query attention (arXiv:2305.13245) with biases on q, k and v, over a bounded table of
     pages."""
 
     def __init__(self, config: LanguageConfiguration, index: int):
         super().__init__()
-        self.config, self.index = config, index
+        self.config = config
+        self.index = index
         self.q_proj = nn.Linear(config.width, config.query_heads * config.head_dim)
         self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_dim)
         self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_dim)
@@ -119,13 +120,13 @@ def mean_row(x: Tensor, real: Tensor) -> Tensor:
 
 
 def last_rows(real: Tensor, count: int) -> Tensor:
-    """Which rows are the last `count` that are not padding: real [C] bool -> [count] int64, rising,
-    behind -1 where there are fewer."""
+    """Indices of the last `count` rows that are not padding: real [C] bool -> [count] int64,
+    ascending, after -1 if there are fewer."""
     row = torch.arange(real.shape[0], device=real.device)
     ends = real.to(torch.int32).cumsum(0, dtype=torch.int32)
-    later = ends[-1:] - ends  # rows that are not padding behind each
+    later = ends[-1:] - ends  # later rows that are not padding
     target = torch.where(real & (later < count), count - 1 - later, count)
-    # the last one takes the rows that are left out
+    # the last element receives the rows that are left out
     none = torch.full((count + 1,), -1, device=real.device)
     return none.scatter(0, target.long(), row)[:-1]
 

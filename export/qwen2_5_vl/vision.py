@@ -1,8 +1,8 @@
-"""The vision encoder of Qwen2.5-VL (arXiv:2502.13923), frames in, visual tokens out; all units of a
-chunk at once, none seeing another.
+"""The vision encoder of Qwen2.5-VL (arXiv:2502.13923): frames -> visual tokens. The units of a
+chunk are a batch; they do not attend to each other.
 
-Parameters have the names that Hugging Face gives them below `visual.`, but for `patch_embed`, a
-linear layer over a patch's pixels.
+Parameters have their Hugging Face names without the prefix `visual.`, except `patch_embed`, which
+is a linear layer over the pixels of a patch.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import ConfigError
 
 THETA = 10000.0  # base of the 2-D rotary frequencies
-HIDDEN = -1e30  # score of a window's empty cells
+HIDDEN = -1e30  # bias of masked scores
 
 
 class VisionEncoder(nn.Module):
-    """Made for one image size. Raises ConfigError if that is no multiple of a visual token's
-    pixels."""
+    """For one image size. Raises ConfigError if it is no multiple of a visual token's pixels."""
 
     def __init__(
         self, config: VisionConfiguration, width: int, image_height: int, image_width: int
@@ -47,7 +46,7 @@ class VisionEncoder(nn.Module):
 
         self.patch_embed = nn.Linear(UNIT_FRAMES * config.patch**2 * 3, config.width, bias=False)
         self.blocks = nn.ModuleList(
-            Block(config, None if i in config.full_attention else windows)
+            VisionBlock(config, None if i in config.full_attention else windows)
             for i in range(config.depth)
         )
         self.merger = Merger(config, width)
@@ -76,14 +75,10 @@ class VisionEncoder(nn.Module):
     def patches(self, frames: Tensor) -> Tensor:
         """Normalised pixels [U,S,2*patch*patch*3], patches row-major; in a patch: frame, row,
         column, channel."""
-        patch, rows, columns = (
-            self.config.patch,
-            self.image_height // self.config.patch,
-            self.image_width // self.config.patch,
-        )
-        # The cast comes before the transposition, because TensorRT does not transpose uint8, and a
-        # patch's row and channels stay
-        # one axis, because TensorRT has at most eight.
+        patch = self.config.patch
+        rows, columns = self.image_height // patch, self.image_width // patch
+        # Cast before the transposition: TensorRT does not transpose uint8. A patch's row and
+        # channels stay one axis: TensorRT supports at most eight.
         pixels = (
             frames.float().reshape(-1, UNIT_FRAMES, rows, patch, columns, patch * 3) * self.gain
             + self.shift
@@ -94,11 +89,11 @@ class VisionEncoder(nn.Module):
         return pixels.to(self.patch_embed.weight.dtype)
 
 
-class Block(nn.Module):
+class VisionBlock(nn.Module):
     def __init__(self, config: VisionConfiguration, windows: Windows | None):
         super().__init__()
         self.norm1 = RMSNorm(config.width)
-        self.attn = Attention(config, windows)
+        self.attn = VisionAttention(config, windows)
         self.norm2 = RMSNorm(config.width)
         self.mlp = SwiGLU(config.width, config.intermediate, bias=True)
 
@@ -107,8 +102,8 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class Attention(nn.Module):
-    """Attention within windows, or over the whole unit where `windows` is None."""
+class VisionAttention(nn.Module):
+    """Attention within windows, or over the whole unit if `windows` is None."""
 
     def __init__(self, config: VisionConfiguration, windows: Windows | None):
         super().__init__()
@@ -152,7 +147,7 @@ class Attention(nn.Module):
 
 
 class Merger(nn.Module):
-    """The merge*merge patches of a token, side by side, become one visual token."""
+    """Concatenates the merge*merge patches of a token and projects them to one visual token."""
 
     def __init__(self, config: VisionConfiguration, width: int):
         super().__init__()
@@ -170,7 +165,7 @@ class Merger(nn.Module):
 
 def rotary_tables(windows: Windows, columns: int, head_dim: int) -> tuple[Tensor, Tensor]:
     """cos and sin [S,head_dim] of the 2-D rotary embedding (arXiv:2409.12191): a quarter of the
-    head turns with the patch's row, the next with its column, and so again in the other half.
+    head rotates with the patch's row, the next with its column, and both again in the other half.
     columns: of the patch grid."""
     y, x = (torch.from_numpy(place).float() for place in divmod(windows.patches, columns))
     exponent = torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device="cpu") / (

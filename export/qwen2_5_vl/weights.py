@@ -1,4 +1,4 @@
-"""Weights of a Hugging Face directory, as it was published, into the modules of this package."""
+"""Loads the weights of a Hugging Face checkpoint into the modules of this package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vicort.export.qwen2_5_vl.adapter import Adapter, LowRank
 from vicort.export.qwen2_5_vl.configuration import Configuration, read_configuration
 from vicort.export.qwen2_5_vl.language import LanguageModel
 from vicort.export.qwen2_5_vl.vision import VisionEncoder
-from vicort.export.token_control import TokenControl
+from vicort.export.token_control import TokenControlGraph
 from vicort.runtime.errors import EngineError
 
 Part = Literal["vision", "language"]
@@ -33,13 +33,13 @@ PREFIXES: tuple[tuple[str, Part], ...] = (
 )
 HEAD = "lm_head.weight"
 EMBEDDING = "embed_tokens.weight"
-CONVOLUTION = "patch_embed.proj.weight"  # the only parameter that has another name and shape here
+CONVOLUTION = "patch_embed.proj.weight"  # the only parameter with another name and shape here
 STORED_TYPES = ("F32", "F16", "BF16")
 
 
 def load_models(
     folder: Path, height: int, width: int, dtype: torch.dtype = torch.float32
-) -> tuple[VisionEncoder, LanguageModel, TokenControl, Configuration]:
+) -> tuple[VisionEncoder, LanguageModel, TokenControlGraph, Configuration]:
     """The three graphs of a checkpoint folder, for frames of height x width pixels, ready to be
     exported.
 
@@ -50,7 +50,7 @@ def load_models(
     return (
         load_vision(folder, config, height, width, dtype),
         load_language(folder, config, dtype),
-        TokenControl().eval(),
+        TokenControlGraph().eval(),
         config,
     )
 
@@ -78,8 +78,8 @@ def load_language(
 ) -> LanguageModel:
     """The language model alone. adapter: merged into its weights.
 
-    As in transformers, a head that config.json ties, but that the checkpoint holds with other
-    values, stands on its own.
+    As in transformers, an output head that config.json ties is separate if the checkpoint has it
+    with other values.
     """
     tied = config.language.tied and not _has_own_head(folder)
     with torch.device("meta"):
@@ -90,9 +90,9 @@ def load_language(
 def _fill(
     model: Model, folder: Path, part: Part, dtype: torch.dtype, adapter: Adapter | None
 ) -> Model:
-    """Gives a model on the meta device the checkpoint's parameters, one tensor at a time, with what
-    an adapter adds to them."""
-    # a tied head is no parameter of its own
+    """Load the checkpoint's parameters, with the updates of an adapter, into a model on the meta
+    device, one tensor at a time."""
+    # a tied head is not a separate parameter
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
     added = _added(adapter, part, wanted) if adapter else {}
     found: dict[str, Tensor] = {}
@@ -116,7 +116,7 @@ def _fill(
 
 
 def _added(adapter: Adapter, part: Part, wanted: dict[str, torch.Size]) -> dict[str, LowRank]:
-    """What an adapter adds to the parameters of one model, by their names there."""
+    """The adapter's updates of one model's parameters, by parameter name."""
     added = {}
     for key, low_rank in adapter.weights.items():
         owner, name = _place(key, adapter.folder)
@@ -137,7 +137,7 @@ def _added(adapter: Adapter, part: Part, wanted: dict[str, torch.Size]) -> dict[
 
 
 def _has_own_head(folder: Path) -> bool:
-    """Whether the checkpoint holds an output head that differs from the token embedding."""
+    """Whether the checkpoint has an output head that differs from the token embedding."""
     held: dict[str, Tensor] = {}
     for path in _files(folder):
         with _opened(path) as file:
@@ -149,7 +149,7 @@ def _has_own_head(folder: Path) -> bool:
 
 
 def _place(key: str, path: Path) -> tuple[Part, str]:
-    """Which model a checkpoint's key belongs to, and the parameter's name there."""
+    """The model that a checkpoint's key belongs to, and the parameter's name in it."""
     if key == HEAD:
         return "language", key
     for prefix, part in PREFIXES:
@@ -166,7 +166,7 @@ def _tensor(
 ) -> Tensor:
     if name not in wanted:
         raise EngineError(
-            f"{path} has a weight {key!r} that config.json has no place for: name an unmodified "
+            f"{path} has a weight {key!r} that does not fit config.json: name an unmodified "
             "checkpoint"
         )
     view = file.get_slice(key)
@@ -182,15 +182,14 @@ def _tensor(
     if tensor.shape != wanted[name]:
         shape, expected = list(view.get_shape()), list(wanted[name])
         raise EngineError(
-            f"{path}: {key!r} has shape {shape}, config.json makes it {expected}: the two are "
+            f"{path}: {key!r} has shape {shape}, config.json implies {expected}: the two are "
             "not of one checkpoint"
         )
     return tensor
 
 
 def _replace(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Puts a tensor in the place of a parameter, wherever in the model that parameter is used: a
-    tied head stays tied."""
+    """Replace a parameter wherever the model uses it, so that a tied head stays tied."""
     parameter = nn.Parameter(tensor, requires_grad=False)
     old = model.get_parameter(name)
     for module in model.modules():
@@ -200,7 +199,7 @@ def _replace(model: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, shards in the order of their names."""
+    """The safetensors files of a checkpoint, sorted by name."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         names = ["model.safetensors"]
@@ -209,7 +208,7 @@ def _files(folder: Path) -> list[Path]:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EngineError(
-                f"{index} is no index of weights ({error!r}): download the checkpoint again"
+                f"{index} is not an index of weights ({error!r}): download the checkpoint again"
             ) from error
     for name in names:
         if not (folder / name).is_file():

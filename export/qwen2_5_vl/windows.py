@@ -1,7 +1,5 @@
-"""Where the visual tokens of a frame lie: the order in which the vision encoder holds its patches,
-and its attention windows.
-
-Everything here is index arithmetic on a grid of fixed size, done once, when the encoder is made.
+"""The order of patches in the vision encoder, and its attention windows: index arithmetic on a grid
+of fixed size, done once when the encoder is made.
 """
 
 from __future__ import annotations
@@ -13,29 +11,28 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Windows:
-    """Patches are held window after window, in a window token after token (row-major), in a token
-    patch after patch (row-major).
+    """Patches are ordered by window, in a window by token (row-major), in a token row-major.
 
     S = patches of a unit, P = tokens of a unit, W = windows, K = patches of a full window.
     """
 
-    patches: np.ndarray  # [S] int64: which patch of the row-major patch grid stands at each place
-    tokens: np.ndarray  # [P] int64: at which place each token of the row-major token grid stands
+    patches: np.ndarray  # [S] int64: index in the row-major patch grid of each patch in this order
+    tokens: np.ndarray  # [P] int64: index in this order of each token of the row-major grid
     count: int  # W
-    # [W*K] int64: which place fills each cell of the windows; 0 where there is none
+    # [W*K] int64: patch (in this order) of each cell of the windows; 0 for empty cells
     gather: np.ndarray
-    filled: np.ndarray  # [W,K] bool: the cells that hold a patch
-    scatter: np.ndarray  # [S] int64: the cell that holds each place
+    filled: np.ndarray  # [W,K] bool: cells with a patch
+    scatter: np.ndarray  # [S] int64: cell of each patch
 
     @property
     def whole(self) -> bool:
-        """Every window is full: no gather is needed, and no mask."""
+        """Every window is full, so neither gather nor mask is needed."""
         return bool(self.filled.all())
 
 
 def arrange(rows: int, columns: int, merge: int, window: int) -> Windows:
-    """rows, columns: of the token grid; merge: patches a side of a token; window: tokens a side of
-    a window.
+    """rows, columns: of the token grid; merge: patches per side of a token; window: tokens per side
+    of a window.
 
     Windows start at the upper left corner; those at the right and lower edge are cut where the grid
     ends.
@@ -44,11 +41,11 @@ def arrange(rows: int, columns: int, merge: int, window: int) -> Windows:
     down, across = -(-rows // window_rows), -(-columns // window_columns)
     grid = np.full((down * window_rows, across * window_columns), -1)
     grid[:rows, :columns] = np.arange(rows * columns).reshape(rows, columns)
-    # token of each cell, or -1
+    # token of each cell, -1 = empty
     by_window = (
         grid.reshape(down, window_rows, across, window_columns).transpose(0, 2, 1, 3).reshape(-1)
     )
-    order = by_window[by_window >= 0]  # [P] token at each place
+    order = by_window[by_window >= 0]  # [P] tokens in window order
 
     cells = np.repeat(by_window >= 0, merge * merge)
     scatter = np.flatnonzero(cells)
@@ -65,8 +62,7 @@ def arrange(rows: int, columns: int, merge: int, window: int) -> Windows:
 
 
 def window_of(rows: int, columns: int, window: int) -> np.ndarray:
-    """[P] int64: the window that each token of the row-major grid lies in, as `arrange` cuts
-    them."""
+    """[P] int64: the window of each token of the row-major grid, as in `arrange`."""
     y, x = np.divmod(np.arange(rows * columns), columns)
     return y // window * columns + x // window
 

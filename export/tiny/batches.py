@@ -1,9 +1,9 @@
-"""Training batches: many streams put together from the units of a few reels, many questions a
+"""Training batches: many streams composed of the units of a few reels, with many questions per
 stream.
 
-Units are independent of each other in the vision encoder, so a unit is encoded once and used by
-every stream that holds it. Questions are forks behind one shared video: each sees the video and
-itself. Plain NumPy; what the masks mean is what the systems do:
+Units are independent in the vision encoder, so a unit is encoded once and used by every stream that
+contains it. Questions are forks after one shared video: each attends to the video and itself. The
+masks imitate the systems:
 
 - some streams are ingested with bounded attention: a chunk sees the prompt, the last few chunks,
   and itself;
@@ -28,15 +28,15 @@ IGNORED = -100  # a label that does not count
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What streams a stage trains on. Shares are probabilities."""
+class BatchRecipe:
+    """The streams of a training stage. Shares are probabilities."""
 
     streams: int = 16
     reels: int = 4
     questions: int = 16
     things: tuple[int, int] = (0, 7)
     empties: tuple[int, int] = (0, 6)  # units without anything that are mixed in
-    # share of streams that are a stretch of one reel; the others are put together from all
+    # share of streams that are a section of one reel; the others are composed of all reels
     windows: float = 0.3
     # share of streams whose unit times are sorted random numbers instead of 0, 1, 2, …
     far: float = 0.0
@@ -46,14 +46,15 @@ class Recipe:
     turns: float = 0.0  # share of questions that follow on another in one conversation
     weights: dict[str, float] = field(
         default_factory=lambda: {
-            "color": 6, "shape": 4, "now": 30, "first": 20, "last": 12, "after": 2, "any": 1.0, "count": 12, "way": 2,
+            "color": 6, "shape": 4, "now": 30, "first": 20, "last": 12, "after": 2, "any": 1.0,
+            "count": 12, "way": 2,
         }
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One stream of a batch, before its tokens are laid out."""
+    """One stream of a batch, without tokens and positions."""
 
     units: np.ndarray  # [U] int: rows of the batch's units
     times: np.ndarray  # [U] int: unit times
@@ -80,7 +81,7 @@ class Batch:
 
 
 def gather(
-    rng: np.random.Generator, reels: list[Reel], recipe: Recipe
+    rng: np.random.Generator, reels: list[Reel], recipe: BatchRecipe
 ) -> tuple[np.ndarray, list[Episode]]:
     """Units [U, 2, 112, 112, 3] of all reels, and episodes that are made of them; half of the time
     all is mirrored."""
@@ -123,7 +124,7 @@ def mirrored(thing: Thing) -> Thing:
     )
 
 
-def episode_of(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> Episode:
+def episode_of(rng: np.random.Generator, reels: list[Reel], recipe: BatchRecipe) -> Episode:
     if rng.random() < recipe.windows:
         return _window(rng, reels, recipe)
     starts = np.cumsum([0, *(len(reel.units) for reel in reels)])
@@ -151,7 +152,7 @@ def episode_of(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> E
     return Episode(rows, _times(rng, len(rows), recipe), there, things)
 
 
-def _window(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> Episode:
+def _window(rng: np.random.Generator, reels: list[Reel], recipe: BatchRecipe) -> Episode:
     """A stretch of one reel as it was: things may follow each other within a unit."""
     r = rng.integers(len(reels))
     reel, start = reels[r], sum(len(reel.units) for reel in reels[:r])
@@ -201,7 +202,7 @@ def _with_empties(
     )
 
 
-def _times(rng: np.random.Generator, units: int, recipe: Recipe) -> np.ndarray:
+def _times(rng: np.random.Generator, units: int, recipe: BatchRecipe) -> np.ndarray:
     """[units] rising unit times, from 0 (a whole stream) or from later on (a part of one)."""
     if rng.random() >= recipe.far:
         return np.arange(units)
@@ -217,9 +218,9 @@ def _times(rng: np.random.Generator, units: int, recipe: Recipe) -> np.ndarray:
 
 
 class Composer:
-    """Lays episodes out as a batch."""
+    """Converts episodes to a batch."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: BatchRecipe) -> None:
         self.recipe = recipe
         self.tokenizer = make_tokenizer()
         self.prompt = self.tokenizer.encode(PROMPT).ids
@@ -314,7 +315,7 @@ class Composer:
         return forks
 
     def _weight(self, question: Asked, episode: Episode) -> float:
-        """Questions about what never came are rare, or "none" would be a good guess."""
+        """Questions about absent things are rare, otherwise "none" would be a good guess."""
         return self.recipe.weights[question.kind] * (
             0.12 if _absent(question) and len(episode.things) < 7 else 1.0
         )
@@ -335,8 +336,8 @@ class Composer:
 
 
 def _answerable(asked: Asked, shown: np.ndarray, whole: bool, end: bool) -> bool:
-    """Whether one can know, having seen the things `shown`, the whole stream or not, its end or
-    not."""
+    """Whether the answer is known from the things `shown`. whole, end: the whole stream, or its
+    end, was seen."""
     if asked.about is not None:
         return asked.about in shown
     return whole or _absent(asked) or (asked.kind == "now" and end)
@@ -373,8 +374,8 @@ def _kept(rng: np.random.Generator, features: np.ndarray, size: int) -> np.ndarr
 def _mask(
     prompt: int, chunk: np.ndarray, fork: np.ndarray, reach: int, seen: np.ndarray
 ) -> np.ndarray:
-    """[S, S] bool: who sees whom, for prompt tokens, visual tokens of these chunks [V], and text of
-    these forks [T]."""
+    """[S, S] bool: row may attend to column, for prompt tokens, visual tokens with chunks [V], and
+    text with forks [T]."""
     v, t = len(chunk), len(fork)
     mask = np.zeros((prompt + v + t,) * 2, bool)
     mask[:, :prompt] = True
@@ -386,7 +387,8 @@ def _mask(
 
 
 def stacked(laid: list[dict[str, np.ndarray]]) -> Batch:
-    """Pads streams to one length; padding sees the first prompt token, and nobody sees padding."""
+    """Pad streams to one length. Padding attends to the first prompt token; nothing attends to
+    it."""
     longest = max(len(cells["tokens"]) for cells in laid)
 
     def padded(name: str, value: int) -> np.ndarray:

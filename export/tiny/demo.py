@@ -1,4 +1,4 @@
-"""A short clip with what there is to ask about it: the demo's and the tests' fixture."""
+"""A short clip with questions and answers: the fixture of the demo and the tests."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from pathlib import Path
 
 from vicort.export.tiny.questions import Asked, all_questions
 from vicort.export.tiny.video import write_video
-from vicort.export.tiny.world import Stream, Style, make_stream, shifted
+from vicort.export.tiny.world import Style, ThingStream, make_stream, shifted
 
-SEED, THINGS, SIZE, FPS, BITRATE = 1, 5, (320, 240), 25, 45_000
+SEED = 1
+THINGS = 5
+SIZE = (320, 240)  # pixels, width and height
+FPS = 25
+BITRATE = 45_000  # bits per second
 STYLE = Style(level=70, contrast=25, strength=6)
 
 
-def demo_stream() -> Stream:
+def demo_stream() -> ThingStream:
     return shifted(
         make_stream(SEED, THINGS, SIZE[0] / SIZE[1], tail=2.0, stay=(2.5, 4.0), gap=(0.5, 2.0)),
         seconds=1.0,
@@ -21,10 +25,10 @@ def demo_stream() -> Stream:
 
 
 def make_demo(folder: Path) -> None:
-    """Writes shapes.mp4 and shapes.json into `folder`.
+    """Write shapes.mp4 and shapes.json into `folder`.
 
-    The JSON holds the things with their seconds, and questions as {"at", "question", "answer"}:
-    while each thing is there, and at the end.
+    The JSON has the things with their times in seconds, and questions as {"at", "question",
+    "answer"}: while each thing is visible, and at the end.
     """
     stream = demo_stream()
     write_video(
@@ -38,7 +42,7 @@ def make_demo(folder: Path) -> None:
     )
     asked: list[tuple[float | None, Asked]] = []
     for index, thing in enumerate(stream.things):
-        # a unit begins each second: then the last frame seen is that of half a second before
+        # a unit begins each second: the last frame seen is half a second older
         at = int(thing.end) - 0.01
         seen = stream.things[: index + 1]
         asked += [

@@ -1,9 +1,9 @@
-"""How often the tiny model answers right, on streams it never saw, through encoded files.
+"""Accuracy of the tiny model on held-out streams, through encoded files.
 
     python -m vicort.export.tiny.evaluate --out export/tiny/evaluation.json
 
-Runs transformers' own class with the positions of vicort and full history: the reference for what
-the pipeline reaches.
+It runs transformers' class with vicort's positions and full history: the reference for the
+pipeline.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from vicort.export.tiny.tokenizer import PROMPT, VOCABULARY, make_tokenizer
 from vicort.export.tiny.video import read_units, write_video
 from vicort.export.tiny.world import UNSEEN, Style, make_stream, shifted
 
-HELD_OUT = 10_000_000  # seeds from here on are never trained on
-PIECE = 64  # units that are read at once: the answers do not depend on it
-LONGEST_ANSWER = 6  # tokens
+HELD_OUT = 10_000_000  # seeds from here on are not used in training
+PIECE = 64  # units per run: the answers do not depend on it
+MAX_ANSWER_TOKENS = 6  # tokens
 
 
 def load_model(folder: Path = CHECKPOINT) -> Qwen2_5_VLForConditionalGeneration:
@@ -47,8 +47,8 @@ def load_model(folder: Path = CHECKPOINT) -> Qwen2_5_VLForConditionalGeneration:
     return model
 
 
-class Reader:
-    """Watches one stream and answers questions about it; a question leaves no trace."""
+class ReferenceReader:
+    """Reads one stream and answers questions about it. A question does not change the cache."""
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration) -> None:
         self.model = model
@@ -81,13 +81,13 @@ class Reader:
 
     @torch.inference_mode()
     def answer(self, questions: Iterable[str]) -> list[str]:
-        """Greedy answers, all questions side by side, none seeing another."""
+        """Greedy answers of all questions in one batch, independent of each other."""
         end = VOCABULARY.index("<|im_end|>")
         asked: list[list[int]] = [
             self.tokenizer.encode("<|vision_end|>" + question).ids for question in questions
         ]
         texts = [list(question) for question in asked]
-        for _ in range(LONGEST_ANSWER):
+        for _ in range(MAX_ANSWER_TOKENS):
             for text, token in zip(texts, self._next_tokens(texts), strict=True):
                 if text[-1] != end:
                     text.append(token)
@@ -131,12 +131,12 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Setting:
+class EvaluationSetting:
     """One kind of file. The things of its streams are spread over `objects`."""
 
     name: str
     objects: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
-    empties: int = 0  # seconds, that is units, without anything behind the last thing
+    empties: int = 0  # seconds (units) without anything after the last thing
     size: tuple[int, int] = (320, 240)
     fps: int = 12
     codec: str = "libx264"
@@ -146,8 +146,8 @@ class Setting:
     options: dict[str, str] = field(default_factory=dict)
 
 
-DEFAULT = Setting("default")
-LONG = Setting("age", objects=(7,), size=(160, 120), fps=4, bitrate=100_000)
+DEFAULT = EvaluationSetting("default")
+LONG = EvaluationSetting("age", objects=(7,), size=(160, 120), fps=4, bitrate=100_000)
 SETTINGS = (
     *(replace(DEFAULT, name=f"objects {n}", objects=(n,)) for n in range(1, 8)),
     *(replace(LONG, name=f"empties {n}", empties=n) for n in (0, 8, 64, 250, 1000)),
@@ -169,8 +169,10 @@ SETTINGS = (
 )
 
 
-def ask_about(reader: Reader, setting: Setting, seed: int, folder: Path) -> list[tuple[Asked, str]]:
-    """One stream of a setting through a file: every question with the answer that was given."""
+def ask_about(
+    reader: ReferenceReader, setting: EvaluationSetting, seed: int, folder: Path
+) -> list[tuple[Asked, str]]:
+    """One stream of a setting, through a file: every question with the model's answer."""
     objects = setting.objects[seed % len(setting.objects)]
     width, height = setting.size
     stream = shifted(make_stream(seed, objects, width / height, tail=setting.empties), seconds=0.3)
@@ -194,14 +196,16 @@ def ask_about(reader: Reader, setting: Setting, seed: int, folder: Path) -> list
 
 
 def measure(
-    model: Qwen2_5_VLForConditionalGeneration, setting: Setting, streams: int
+    model: Qwen2_5_VLForConditionalGeneration, setting: EvaluationSetting, streams: int
 ) -> dict[str, dict[str, float | int]]:
-    """Accuracy of each kind of question; those about things that never came are counted apart, as
+    """Accuracy per kind of question. Questions about absent things are counted separately, as
     "… (none)"."""
     right: dict[str, list[bool]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         for index in range(streams):
-            for asked, answer in ask_about(Reader(model), setting, HELD_OUT + index, Path(folder)):
+            for asked, answer in ask_about(
+                ReferenceReader(model), setting, HELD_OUT + index, Path(folder)
+            ):
                 absent = asked.about is None and asked.kind in ("color", "shape", "any")
                 right[asked.kind + (" (none)" if absent else "")].append(answer == asked.answer)
     return {
@@ -215,11 +219,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
-    parser.add_argument("--streams", type=int, default=20, help="streams a setting")
+    parser.add_argument("--streams", type=int, default=20, help="streams per setting")
     parser.add_argument(
         "--only",
         default="",
-        help="settings whose name begins so; the others stay in OUT as they are",
+        help="only settings with this name prefix; the others in OUT are kept",
     )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

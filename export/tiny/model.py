@@ -1,8 +1,6 @@
-"""The tiny model's configuration, and how it is run in training: transformers' own class, positions
-given.
+"""The tiny model's configuration, and its training form: transformers' class with given positions.
 
-Nothing here changes what a weight means: `batched_windows` computes the same attention as
-transformers' loop over windows, all at once.
+`batched_windows` computes the same attention as transformers' loop over windows, in one batch.
 """
 
 from __future__ import annotations
@@ -25,13 +23,14 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 
 from vicort.export.tiny.tokenizer import VOCABULARY, save_tokenizer
+from vicort.runtime.core import UNIT_FRAMES
 
 SIDE = 112  # pixels, of the square frame
 PATCH = 14  # pixels
-MERGE = 2  # patches a side that become one visual token
-GRID = SIDE // PATCH // MERGE  # visual tokens a side
+MERGE = 2  # patches per side of one visual token
+GRID = SIDE // PATCH // MERGE  # visual tokens per side
 UNIT_TOKENS = GRID * GRID
-TOKENS_PER_SECOND = 1  # steps of t in a second: at 2 frames a second, one a unit
+TOKENS_PER_SECOND = 1  # steps of t per second: one per unit at 2 frames per second
 MAX_POSITION = 2048
 INITIAL = 0.06  # standard deviation of new weights; the usual 0.02 is small for a width of 128
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # as in Qwen2.5-VL
@@ -54,7 +53,7 @@ def tiny_config() -> Qwen2_5_VLConfig:
             "num_heads": 4,
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,
-            "temporal_patch_size": 2,
+            "temporal_patch_size": UNIT_FRAMES,
             "tokens_per_second": TOKENS_PER_SECOND,
             "window_size": 56,
             "out_hidden_size": 128,
@@ -93,13 +92,14 @@ def new_model(seed: int) -> Qwen2_5_VLForConditionalGeneration:
 
 
 def save_checkpoint(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
-    """Writes a Hugging Face directory: weights in fp32, configuration, tokenizer, chat template,
-    preprocessing."""
+    """Write a checkpoint in Hugging Face layout: fp32 weights, configuration, tokenizer, chat
+    template, preprocessing."""
     folder.mkdir(parents=True, exist_ok=True)
     end, pad = token_id("<|im_end|>"), token_id("<|endoftext|>")
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad, do_sample=False)
     model.save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # transformers writes it for its owner alone
+    # transformers makes it readable for the owner alone
+    (folder / "model.safetensors").chmod(0o644)
     save_tokenizer(folder)
     preprocessing = {
         "image_processor_type": "Qwen2VLImageProcessor",
@@ -114,7 +114,7 @@ def save_checkpoint(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> 
         "min_pixels": SIDE * SIDE,
         "max_pixels": SIDE * SIDE,
         "patch_size": PATCH,
-        "temporal_patch_size": 2,
+        "temporal_patch_size": UNIT_FRAMES,
         "merge_size": MERGE,
         "fps": 2,
     }
@@ -130,8 +130,8 @@ def patches(frames: Tensor) -> Tensor:
     mean, std = (torch.tensor(values, device=frames.device) for values in (MEAN, STD))
     pixels = (frames.float() / 255 - mean) / std
     # unit, frame, row, sub-row, y, column, sub-column, x, channel
-    grid = pixels.reshape(-1, 2, GRID, MERGE, PATCH, GRID, MERGE, PATCH, 3)
-    return grid.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3 * 2 * PATCH * PATCH)
+    grid = pixels.reshape(-1, UNIT_FRAMES, GRID, MERGE, PATCH, GRID, MERGE, PATCH, 3)
+    return grid.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3 * UNIT_FRAMES * PATCH * PATCH)
 
 
 def encode_units(model: Qwen2_5_VLForConditionalGeneration, frames: Tensor) -> Tensor:
@@ -142,7 +142,8 @@ def encode_units(model: Qwen2_5_VLForConditionalGeneration, frames: Tensor) -> T
 
 
 def faster_attention(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Both of the ways in which training on a CPU computes the same attention in less time."""
+    """Compute the same attention faster on a CPU: batched windows, and causal attention in
+    blocks."""
     batched_windows(model)
     AttentionInterface.register("causal_blocks", _attend_in_blocks)
     model.model.language_model.config._attn_implementation = "causal_blocks"
@@ -157,7 +158,7 @@ def _attend_in_blocks(
     scaling: float,
     **_,
 ):
-    """Causal attention a block of queries at a time, so that what lies behind them is not computed.
+    """Causal attention per block of queries, without the masked keys after the block.
 
     query [B, Hq, S, D]; key, value [B, Hkv, S, D]; attention_mask [B, 1, S, S] bool, lower
     triangular -> [B, S, Hq, D].
@@ -182,8 +183,8 @@ def _attend_in_blocks(
 
 
 def batched_windows(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Lets the vision blocks attend in all windows at once, which needs windows of one size, as
-    112x112 frames give."""
+    """Make the vision blocks attend in all windows at once. Windows must have one size, as in
+    112x112 frames."""
     for module in model.modules():
         if isinstance(module, Qwen2_5_VLVisionAttention):
             module.forward = MethodType(_attend_in_windows, module)
@@ -208,6 +209,6 @@ def _attend_in_windows(
     q, k, v = (
         x.reshape(windows, -1, self.num_heads, self.head_dim).transpose(1, 2) for x in (q, k, v)
     )
-    # windows this small: backwards faster than PyTorch's fused form
+    # for small windows the backward pass is faster than PyTorch's fused attention
     mixed = ((q * self.scaling) @ k.mT).softmax(-1) @ v
     return self.proj(mixed.transpose(1, 2).reshape(len(hidden_states), -1))

@@ -1,4 +1,4 @@
-"""What can be asked about a stream, and what is true."""
+"""Questions about a stream, and their true answers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from vicort.export.tiny.world import COLORS, NONE, NOTHING, NUMBERS, SHAPES, Thi
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, its answer, and which things one must have seen to answer it."""
+    """A question, its answer, and the things that one must have seen to answer it."""
 
     kind: str
     question: str
     answer: str
-    # index of the one thing that matters; None: all of them, and that there were no others
+    # index of the only thing required; None: all things, and the absence of others
     about: int | None
 
 
@@ -24,8 +24,8 @@ def named(thing: Thing | None) -> str:
 
 
 def all_questions(things: tuple[Thing, ...], now: Thing | None) -> list[Asked]:
-    """Every question with one true answer after `things` have come in this order and `now` is what
-    the last frame shows."""
+    """Every question with one true answer after `things` have appeared in this order and the last
+    frame shows `now`."""
     return [asked for ask in KINDS.values() for asked in ask(things, now)]
 
 
@@ -87,7 +87,7 @@ def _count(things: tuple[Thing, ...], now: Thing | None) -> list[Asked]:
 
 
 def _way(things: tuple[Thing, ...], now: Thing | None) -> list[Asked]:
-    """Only of what is gone: while a thing is there, where it will end is not known."""
+    """Only about things that have left: while a thing is visible its end is unknown."""
     return [
         Asked("way", f"which way went the {thing.shape}?", thing.way, index)
         for index, thing in enumerate(things)

@@ -1,8 +1,8 @@
-"""The training material: encoded, decoded and cut into units beforehand, because drawing and coding
-cost more than a training step.
+"""Training data: encoded, decoded and split into units in advance, because drawing and coding cost
+more than a training step.
 
-A reel is one encoded stream of seven things. The pool is a folder of reels, written by `fill_pool`
-beside the training, read as it grows.
+A reel is one encoded stream of seven things. The pool is a folder of reels: `fill_pool` may write
+it while training reads it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from vicort.export.tiny.video import read_units, write_video
-from vicort.export.tiny.world import Stream, Thing, make_stream
+from vicort.export.tiny.world import Thing, ThingStream, make_stream
+from vicort.runtime.core import UNIT_FRAMES
 
 SHAPES_OF_FRAMES = ((1, 1), (4, 3), (16, 9), (3, 4), (9, 16), (2, 1))
 HEIGHTS = (112, 128, 160, 192, 240, 288, 360)  # pixels, of the shorter side
@@ -25,7 +26,7 @@ HEIGHTS = (112, 128, 160, 192, 240, 288, 360)  # pixels, of the shorter side
 @dataclass(frozen=True)
 class Reel:
     units: np.ndarray  # [U, 2, 112, 112, 3] uint8
-    there: np.ndarray  # [U, 2] int16: index of the thing that each frame shows, -1 = none
+    there: np.ndarray  # [U, 2] int16: index of the thing in each frame, -1 = none
     things: tuple[Thing, ...]
 
 
@@ -52,8 +53,7 @@ def make_reel(seed: int) -> Reel:
 
 
 def is_square(seed: int) -> bool:
-    """Whether the frames of this reel fill the model's frame, so that things are as large as they
-    get."""
+    """Whether the frames of this reel are square, so that things have their maximum size."""
     return _frame_shape(np.random.default_rng([seed, 10])) == (1, 1)
 
 
@@ -61,17 +61,18 @@ def _frame_shape(rng: np.random.Generator) -> tuple[int, int]:
     return SHAPES_OF_FRAMES[rng.integers(len(SHAPES_OF_FRAMES))]
 
 
-def labels(stream: Stream, times: list[float]) -> np.ndarray:
-    """[U, 2] int16: which thing each frame shows, -1 = none; times: 2 U seconds."""
+def labels(stream: ThingStream, times: list[float]) -> np.ndarray:
+    """[U, 2] int16: index of the thing in each frame, -1 = none. times: of the 2 U frames, in
+    seconds."""
     shown = [stream.at(time) for time in times]
     return np.array(
         [-1 if thing is None else stream.things.index(thing) for thing in shown], np.int16
-    ).reshape(-1, 2)
+    ).reshape(-1, UNIT_FRAMES)
 
 
 def fill_pool(folder: Path, first: int, count: int) -> None:
-    """Writes reels `first` to `first + count - 1`, a file each, complete once it has its name;
-    those already there are kept."""
+    """Write reels `first` to `first + count - 1`, atomically, one file each. Existing files are
+    kept."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(first, first + count):
         path = folder / f"{seed:06}.npz"
@@ -90,7 +91,7 @@ def fill_pool(folder: Path, first: int, count: int) -> None:
 
 
 def load_reel(path: Path) -> Reel:
-    """Reads a reel that `fill_pool` wrote."""
+    """Read a reel that `fill_pool` wrote."""
     with np.load(path) as file:
         things = tuple(Thing(**fields) for fields in json.loads(str(file["things"])))
         return Reel(file["units"], file["there"], things)

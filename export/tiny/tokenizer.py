@@ -1,8 +1,8 @@
-"""The tiny model's own tokenizer and chat template: one token a word.
+"""The tiny model's tokenizer and chat template: one token per word.
 
-The normaliser lowers the case and drops punctuation, so that a question ends with its last word:
-"what color was the circle?" ends with "circle", whose own position is where the model reads the
-answer off. For the same reason nothing follows the question, not even a generation prompt.
+The normaliser lowers the case and removes punctuation, so a question ends with its last word: "what
+color was the circle?" ends with "circle", and its logits give the answer. For the same reason
+nothing follows the question, not even a generation prompt.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ SPECIAL = (
     UNKNOWN,
 )
 QUESTION_WORDS = """
-what which how many was is were are there now a an the color shape shapes came come first last after before way went go did do
-does to of in on and or it this that thing things object objects video frame see you its please tell me describe where when
-who why moved moving seen shown more ever at all time
+what which how many was is were are there now a an the color shape shapes came come first last
+after before way went go did do does to of in on and or it this that thing things object objects
+video frame see you its please tell me describe where when who why moved moving seen shown more
+ever at all time
 """
 ANSWER_WORDS = [*COLORS, *SHAPES, *WAYS, *NUMBERS, NOTHING, NONE, "yes", "no"]
 VOCABULARY = list(dict.fromkeys([*SPECIAL, *QUESTION_WORDS.split(), *ANSWER_WORDS]))
 
-PROMPT = "<|im_start|><|vision_start|>"  # what the template puts before the video
+PROMPT = "<|im_start|><|vision_start|>"  # the template's text before the video
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -52,7 +53,7 @@ CHAT_TEMPLATE = """\
 
 
 def make_tokenizer() -> Tokenizer:
-    """A word-level tokenizer; words it does not know become `<|unknown|>`."""
+    """A word-level tokenizer; unknown words become `<|unknown|>`."""
     ids = {word: index for index, word in enumerate(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence(
@@ -71,8 +72,8 @@ def make_tokenizer() -> Tokenizer:
 
 
 def save_tokenizer(folder: Path) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja as Hugging Face's
-    loaders expect them."""
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja for Hugging Face's
+    loaders."""
     make_tokenizer().save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

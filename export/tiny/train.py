@@ -1,12 +1,12 @@
-"""Trains the tiny model: stage by stage, resumable, on whatever reels lie in the pool.
+"""Trains the tiny model in stages, resumable, on all reels in the pool.
 
     python -m vicort.export.tiny.reels POOL --count 1300 &
     python -m vicort.export.tiny.train POOL RUN --threads 2
     python -m vicort.export.tiny.train POOL RUN --longer --device cuda --minutes 8
 
-The second command goes on behind the last stage, on a GPU and for so long; where RUN is new, it
-begins with the committed checkpoint. It has not run on a GPU yet. RUN holds state.pt (everything
-needed to go on), checkpoint/ (a Hugging Face directory) and curve.json.
+The last command continues after the last stage, on a GPU and for 8 minutes; a new RUN starts from
+the committed checkpoint. RUN contains state.pt (everything needed to resume), checkpoint/ (in
+Hugging Face layout) and curve.json.
 """
 
 from __future__ import annotations
@@ -26,7 +26,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from vicort.export.tiny.batches import IGNORED, Batch, Composer, Recipe, gather, glances, sights
+from vicort.export.tiny.batches import (
+    IGNORED,
+    Batch,
+    BatchRecipe,
+    Composer,
+    gather,
+    glances,
+    sights,
+)
 from vicort.export.tiny.model import (
     CHECKPOINT,
     encode_units,
@@ -39,42 +47,45 @@ from vicort.export.tiny.reels import is_square, load_reel
 from vicort.export.tiny.tokenizer import VOCABULARY
 from vicort.export.tiny.world import COLORS, SHAPES
 
-SIGHTS = (len(SHAPES) + 1, len(COLORS) + 1)  # classes that `sight` tells apart in each frame
-LOG_EVERY, SAVE_EVERY = 50, 100  # steps
+SIGHTS = (len(SHAPES) + 1, len(COLORS) + 1)  # classes of `sight` in each frame
+LOG_EVERY = 50  # steps
+SAVE_EVERY = 100  # steps
 WARM_UP = 30  # steps of each stage
 END = VOCABULARY.index("<|im_end|>")
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     name: str
     steps: int
     rates: tuple[float, float]  # learning rate at its first and last step, geometric in between
-    recipe: Recipe | None  # None: the vision encoder alone
-    # weight of the loss that asks every visual token what its unit shows; 0 = the vision encoder
-    # stays as it is
+    recipe: BatchRecipe | None  # None: the vision encoder alone
+    # weight of the loss on what each visual token's unit shows; 0 = the vision encoder is frozen
     sight: float = 0.0
     glances: tuple[int, int] = (16, 7)  # of the vision encoder alone: reels, and units of each
     square: bool = False  # only reels with square frames, in which things are large
 
 
-MEMORY = Recipe(empties=(0, 30), far=0.7, bounded=0.4, drops=0.4, retrieval=0.3, turns=0.1)
+MEMORY = BatchRecipe(empties=(0, 30), far=0.7, bounded=0.4, drops=0.4, retrieval=0.3, turns=0.1)
 STAGES = (
-    Stage("eyes, large", 200, (1.5e-3, 1.5e-3), None, sight=1.0, square=True),
-    Stage("eyes", 400, (1.5e-3, 5e-4), None, sight=1.0),
-    Stage("eyes, longer", 1600, (1.2e-3, 1e-4), None, sight=1.0, glances=(16, 4)),
-    Stage("up to seven", 500, (1.2e-3, 8e-4), Recipe(drops=0.2)),
-    Stage("together", 350, (8e-4, 5e-4), Recipe(empties=(0, 12), drops=0.3, far=0.4), sight=0.3),
-    Stage("memory", 420, (6e-4, 3e-5), MEMORY, sight=0.2),
+    TrainingStage("eyes, large", 200, (1.5e-3, 1.5e-3), None, sight=1.0, square=True),
+    TrainingStage("eyes", 400, (1.5e-3, 5e-4), None, sight=1.0),
+    TrainingStage("eyes, longer", 1600, (1.2e-3, 1e-4), None, sight=1.0, glances=(16, 4)),
+    TrainingStage("up to seven", 500, (1.2e-3, 8e-4), BatchRecipe(drops=0.2)),
+    TrainingStage(
+        "together", 350, (8e-4, 5e-4), BatchRecipe(empties=(0, 12), drops=0.3, far=0.4), sight=0.3
+    ),
+    TrainingStage("memory", 420, (6e-4, 3e-5), MEMORY, sight=0.2),
 )
 
-# behind the others, on request: the language model alone
-LONGER = Stage("longer", 3000, (3e-4, 1e-5), MEMORY)
+# after the others, on request: the language model alone
+LONGER = TrainingStage("longer", 3000, (3e-4, 1e-5), MEMORY)
 
 
 @dataclass
-class Run:
-    """The state of a training run; `sight`, a head on the visual tokens, serves training alone."""
+class TrainingRun:
+    """The state of a training run. `sight`, a head on the visual tokens, is used only in
+    training."""
 
     model: Qwen2_5_VLForConditionalGeneration
     sight: nn.Linear
@@ -84,8 +95,8 @@ class Run:
     curve: list[dict[str, object]] = field(default_factory=list)
 
 
-def start_or_resume(folder: Path, device: str = "cpu", longer: bool = False) -> Run:
-    """The run in `folder`; a new one where there is none, with `longer` behind the last of STAGES,
+def start_or_resume(folder: Path, device: str = "cpu", longer: bool = False) -> TrainingRun:
+    """The run in `folder`, or a new one; with `longer` a new one starts after the last of STAGES,
     from the committed checkpoint."""
     model = new_model(seed=0)
     faster_attention(model)
@@ -94,7 +105,7 @@ def start_or_resume(folder: Path, device: str = "cpu", longer: bool = False) -> 
     optimizer = torch.optim.AdamW(
         [*model.parameters(), *sight.parameters()], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02
     )
-    run = Run(model, sight, optimizer, torch.device(device))
+    run = TrainingRun(model, sight, optimizer, torch.device(device))
     path = folder / "state.pt"
     if longer and not path.exists():
         trained = Qwen2_5_VLForConditionalGeneration.from_pretrained(
@@ -111,7 +122,7 @@ def start_or_resume(folder: Path, device: str = "cpu", longer: bool = False) -> 
     return run
 
 
-def save(run: Run, folder: Path) -> None:
+def save(run: TrainingRun, folder: Path) -> None:
     parts = {name: getattr(run, name).state_dict() for name in ("model", "sight", "optimizer")}
     torch.save(
         {**parts, "step": run.step, "curve": json.dumps(run.curve)}, folder / "state.partial"
@@ -121,8 +132,10 @@ def save(run: Run, folder: Path) -> None:
     (folder / "curve.json").write_text(json.dumps(run.curve, indent=1) + "\n")
 
 
-def stage_at(step: int, stages: Sequence[Stage] = STAGES) -> tuple[Stage, float] | None:
-    """The stage of a step and how far it has come, 0 to 1; None after the last."""
+def stage_at(
+    step: int, stages: Sequence[TrainingStage] = STAGES
+) -> tuple[TrainingStage, float] | None:
+    """The stage of a step and its progress, 0 to 1; None after the last stage."""
     for stage in stages:
         if step < stage.steps:
             return stage, step / stage.steps
@@ -139,7 +152,7 @@ def augmented(units: np.ndarray, generator: torch.Generator) -> Tensor:
     gain = 1 + 0.1 * torch.randn(shape, **drawn)
     bias = 8 * torch.randn(shape, **drawn)
     strength = 6 * torch.rand(shape, **drawn) ** 2
-    # one noise for all units: drawing it is what costs
+    # one noise for all units, because drawing it is expensive
     small = torch.randn(frames.shape[1:], **drawn)
     return (frames * gain + bias + strength * small).clamp_(0, 255)
 
@@ -167,11 +180,11 @@ def forward(
     return model.lm_head(hidden[chosen]).float(), labels[chosen], put(batch.kinds)[chosen]
 
 
-def sight_loss(run: Run, features: Tensor, shown: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Every visual token has to tell what its unit shows.
+def sight_loss(run: TrainingRun, features: Tensor, shown: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Loss of predicting from every visual token what its unit shows.
 
     features [U, 16, width], shown [U, 2, 2] (frame; shape, colour) -> mean loss, and [U, 2 * 2]
-    which of it the tokens together tell right.
+    which of them the tokens together predict correctly.
     """
     logits = run.sight(features).float()
     losses, right = [], []
@@ -185,9 +198,13 @@ def sight_loss(run: Run, features: Tensor, shown: np.ndarray) -> tuple[Tensor, T
 
 
 def look(
-    run: Run, stage: Stage, rng: np.random.Generator, generator: torch.Generator, pool: list[Path]
+    run: TrainingRun,
+    stage: TrainingStage,
+    rng: np.random.Generator,
+    generator: torch.Generator,
+    pool: list[Path],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss of single units; shapes and colours told right or not, as kinds 1 and 0."""
+    """Loss of single units; shapes and colours predicted correctly or not, as kinds 1 and 0."""
     reels = [load_reel(pool[index]) for index in rng.integers(0, len(pool), stage.glances[0])]
     units, shown = glances(rng, reels, stage.glances[1])
     with torch.autocast(run.device.type, torch.bfloat16):
@@ -196,8 +213,8 @@ def look(
 
 
 def read(
-    run: Run,
-    stage: Stage,
+    run: TrainingRun,
+    stage: TrainingStage,
     rng: np.random.Generator,
     generator: torch.Generator,
     pool: list[Path],
@@ -226,7 +243,7 @@ def read(
 
 
 def train_step(
-    run: Run, stage: Stage, composer: Composer | None, pool: list[Path], rate: float
+    run: TrainingRun, stage: TrainingStage, composer: Composer | None, pool: list[Path], rate: float
 ) -> tuple[float, Tensor, Tensor]:
     """One update. -> loss, what was answered right or not, and its kind, on the CPU."""
     rng, generator = (
@@ -238,7 +255,7 @@ def train_step(
         if composer
         else look(run, stage, rng, generator, pool)
     )
-    run.optimizer.zero_grad()  # to None: what takes no part in a stage is not decayed either
+    run.optimizer.zero_grad()  # to None: parameters without a gradient are not decayed
     loss.backward()
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
     for group in run.optimizer.param_groups:
@@ -251,7 +268,8 @@ class Meter:
     """Means since the last report."""
 
     def __init__(self, kinds: list[str]) -> None:
-        self.kinds, self.began = kinds, time.monotonic()
+        self.kinds = kinds
+        self.began = time.monotonic()
         self.losses: list[float] = []
         self.right: list[Tensor] = []
         self.kind: list[Tensor] = []
@@ -286,8 +304,8 @@ def train(
     minutes: float = math.inf,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Go on until the last stage is done, or `minutes` have passed; the run is saved then. device:
-    PyTorch's name of it."""
+    """Train until the last stage is done or `minutes` have passed, then save. device: in PyTorch's
+    notation."""
     folder.mkdir(parents=True, exist_ok=True)
     end = clock() + 60 * minutes
     run, stages = start_or_resume(folder, device, longer), (*STAGES, LONGER) if longer else STAGES
@@ -321,25 +339,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("pool", type=Path, help="folder of reels, see vicort.export.tiny.reels")
-    parser.add_argument(
-        "run", type=Path, help="folder of the run; an interrupted one goes on where it stopped"
-    )
+    parser.add_argument("run", type=Path, help="folder of the run; an interrupted one is resumed")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--device",
         default="cpu",
-        help="where to train, as PyTorch calls it: cpu, cuda (%(default)s)",
+        help="PyTorch device: cpu, cuda (default: %(default)s)",
     )
     parser.add_argument(
         "--minutes",
         type=float,
         default=math.inf,
-        help="stop, and save, after so long (default: when the last stage is done)",
+        help="stop and save after this time (default: no limit)",
     )
     parser.add_argument(
         "--longer",
         action="store_true",
-        help="go on behind the last stage; a new run begins with the committed checkpoint",
+        help="continue after the last stage; a new run starts from the committed checkpoint",
     )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -1,4 +1,4 @@
-"""Streams of the world as video files, and video files as the model's units of frames."""
+"""Writes streams as video files, and reads video files as units of frames."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import numpy as np
 from PIL import Image
 
 from vicort.export.tiny.model import SIDE
-from vicort.export.tiny.world import Painter, Stream, Style
+from vicort.export.tiny.world import Painter, Style, ThingStream
+from vicort.runtime.core import UNIT_FRAMES
 
 
 def write_video(
     path: str | Path,
-    stream: Stream,
+    stream: ThingStream,
     size: tuple[int, int],
     fps: int = 25,
     codec: str = "libx264",
@@ -24,12 +25,12 @@ def write_video(
     style: Style | None = None,
     options: dict[str, str] | None = None,
 ) -> None:
-    """Draws and encodes a stream.
+    """Draw and encode a stream.
 
-    path: its ending chooses the container. size: (width, height) in pixels, both even, in the
-    stream's aspect. fps: frames a second. codec: an encoder of FFmpeg's, such as libx264, mpeg4,
-    libvpx-vp9 or mjpeg. bitrate: bits a second, None = the encoder's own choice. options: more of
-    the encoder's options, such as {"crf": "28"}.
+    path: its suffix selects the container. size: (width, height) in pixels, both even, in the
+    stream's aspect. fps: frames per second. codec: an FFmpeg encoder, such as libx264, mpeg4,
+    libvpx-vp9 or mjpeg. bitrate: bits per second, None = the encoder's default. options: other
+    encoder options, such as {"crf": "28"}.
     """
     painter = Painter(stream, *size, style=style)
     with av.open(str(path), "w") as container:
@@ -61,7 +62,7 @@ def read_frames(
 def letterbox(image: np.ndarray, shift: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
     """[height, width, 3] uint8 -> [112, 112, 3] uint8: bicubic with antialias, black bars.
 
-    shift: where the picture lies in the room beside it, (0.5, 0.5) = centred.
+    shift: position of the picture between the bars, (0.5, 0.5) = centred.
     """
     height, width = image.shape[:2]
     scale = SIDE / max(height, width)
@@ -78,14 +79,14 @@ def read_units(
 ) -> tuple[np.ndarray, list[Fraction]]:
     """A whole file as units.
 
-    -> frames [U, 2, 112, 112, 3] uint8 and the 2 U times of the frames in seconds; the last frame
-     is repeated where it has no partner.
+    Returns frames [U, 2, 112, 112, 3] uint8 and the times of the 2 U frames in seconds. The last
+    frame is repeated to complete its unit.
     """
     times, frames = [], []
     for time, image in read_frames(path, fps, phase):
         times.append(time)
         frames.append(letterbox(image, shift))
-    if len(frames) % 2:
+    if len(frames) % UNIT_FRAMES:
         times.append(times[-1])
         frames.append(frames[-1])
-    return np.stack(frames).reshape(-1, 2, SIDE, SIDE, 3), times
+    return np.stack(frames).reshape(-1, UNIT_FRAMES, SIDE, SIDE, 3), times

@@ -1,9 +1,8 @@
-"""The stream world of the embedded default: shapes that come and go over a changing, noisy
-background.
+"""Synthetic streams of the embedded model: shapes that appear over a changing, noisy background.
 
-One after another, up to seven things appear for a second or more, fully inside the frame; each
-shape comes at most once in a stream, so that "what color was the circle?" has one answer.
-Everything follows from a seed. This module knows nothing of files, codecs or models.
+Up to seven things appear one after another for a second or more, fully inside the frame. Each shape
+appears at most once in a stream, so "what color was the circle?" has one answer. A stream is
+determined by its seed. This module does not use files, codecs or models.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ NOTHING, NONE = "nothing", "none"
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape while it is there. Lengths are shares of the frame's height, measured from the
+    """One shape while it is visible. Lengths are fractions of the frame's height, measured from the
     frame's centre, y downwards."""
 
     shape: str
     color: str
-    start: float  # seconds, first moment it is there
+    start: float  # seconds, first moment it is visible
     end: float  # seconds, first moment it is gone
     radius: float
     x: float  # centre when it starts
     y: float
-    way: str  # where it goes, a key of WAYS
-    travel: float  # how far it goes from start to end
+    way: str  # direction, a key of WAYS
+    travel: float  # distance from start to end
     angle: float  # radians
 
     def center(self, time: float) -> tuple[float, float]:
@@ -51,9 +50,8 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Stream:
-    """Things in the order they come; between them, and around them, the frame holds nothing but
-    background."""
+class ThingStream:
+    """Things in the order in which they appear; otherwise the frame shows only background."""
 
     things: tuple[Thing, ...]
     duration: float  # seconds
@@ -61,14 +59,14 @@ class Stream:
     seed: int  # of the background and the noise
 
     def at(self, time: float) -> Thing | None:
-        """The thing that is there at `time` in seconds."""
+        """The thing that is visible at `time` in seconds."""
         return next((thing for thing in self.things if thing.start <= time < thing.end), None)
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a stream is drawn. The default draws what training sees; `random_style` varies it,
-    `UNSEEN` holds what training never saw."""
+    """How a stream is drawn. The default is typical for training; `random_style` varies it,
+    `UNSEEN` has styles that are not in training."""
 
     background: str = "blobs"  # blobs | stripes | checks
     level: float = 80.0  # mean brightness of the background, of 255
@@ -89,7 +87,7 @@ UNSEEN = {
 
 
 def random_style(rng: np.random.Generator) -> Style:
-    """A style of the kind that training sees."""
+    """A style for training."""
     return Style(
         level=rng.uniform(25, 130),
         contrast=rng.uniform(5, 40),
@@ -107,7 +105,7 @@ def make_stream(
     tail: float = 0.0,
     stay: tuple[float, float] = (1.5, 4.0),
     gap: tuple[float, float] = (0.0, 2.0),
-) -> Stream:
+) -> ThingStream:
     """A stream with `objects` things, 0 to 7.
 
     seed: the same seed and arguments make the same stream. aspect: width / height of its frames.
@@ -128,16 +126,17 @@ def make_stream(
         things.append(make_thing(rng, str(shape), str(color), time, time + stay_s, aspect))
         time += stay_s + rng.uniform(*gap)
     end = things[-1].end if things else lead
-    return Stream(tuple(things), end + tail, aspect, seed)
+    return ThingStream(tuple(things), end + tail, aspect, seed)
 
 
 def make_thing(
     rng: np.random.Generator, shape: str, color: str, start: float, end: float, aspect: float
 ) -> Thing:
-    """A thing at a random place that stays fully inside a frame of width / height `aspect` all the
-    way it goes."""
+    """A thing at a random position whose whole path is inside a frame of width / height
+    `aspect`."""
     radius = rng.uniform(*RADIUS) * min(1.0, aspect)
-    room_x, room_y = aspect / 2 - radius, 0.5 - radius  # how far its centre may be from the frame's
+    # maximum distance of its centre from the frame's
+    room_x, room_y = aspect / 2 - radius, 0.5 - radius
     way = str(rng.choice(list(WAYS)))
     dx, dy = WAYS[way]
     room = room_x if dx else room_y
@@ -148,7 +147,7 @@ def make_thing(
     return Thing(shape, color, start, end, radius, x, y, way, travel, rng.uniform(-0.17, 0.17))
 
 
-def shifted(stream: Stream, seconds: float) -> Stream:
+def shifted(stream: ThingStream, seconds: float) -> ThingStream:
     """The same stream, everything `seconds` later."""
     things = tuple(
         replace(thing, start=thing.start + seconds, end=thing.end + seconds)
@@ -158,9 +157,11 @@ def shifted(stream: Stream, seconds: float) -> Stream:
 
 
 class Painter:
-    """Draws any moment of a stream, each from the seed alone, in any order."""
+    """Draws the frames of a stream, in any order; each depends only on the seed and its time."""
 
-    def __init__(self, stream: Stream, width: int, height: int, style: Style | None = None) -> None:
+    def __init__(
+        self, stream: ThingStream, width: int, height: int, style: Style | None = None
+    ) -> None:
         """width, height: pixels. style: `random_style` of the stream's seed where none is given."""
         self.stream = stream
         self.width = width

@@ -1,10 +1,9 @@
-"""Devices: ordered streams of work, events in them, and the memory that they work on.
+"""Protocols of a device: ordered streams of work, events, and the memory that they use.
 
-The scheduler knows these verbs and nothing else. `HostDevice` keeps them with worker threads and
-NumPy arrays, `CudaDevice` (cuda.py) with CUDA streams and device memory. On the host a stream's
-work is done when it returns; on CUDA it has then only been *enqueued*, so whoever needs the result
-on another stream waits there with `Stream.wait`, and whoever needs it on the host calls
-`Device.read`.
+`HostDevice` implements them with worker threads and NumPy arrays, `CudaDevice` with CUDA streams
+and device memory. On the host the work of a stream is done when it returns. On CUDA it is only
+*enqueued* then: to use the result on another stream, wait there with `Stream.wait`; to use it on
+the host, call `Device.read`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from vicort.runtime.manifest import ModelSpec
 
 
 class Array(Protocol):
-    """Memory of a device, contiguous: a NumPy array, or a `DeviceArray` of the same look."""
+    """A contiguous array on a device: a NumPy array, or a `DeviceArray` with the same interface."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -29,56 +28,64 @@ class Array(Protocol):
     def dtype(self) -> np.dtype: ...
 
     @property
+    def ndim(self) -> int: ...
+
+    @property
     def nbytes(self) -> int: ...
 
+    @property
+    def flags(self) -> Any:
+        """`flags.c_contiguous`, as NumPy has it."""
+        ...
+
     def __getitem__(self, rows: slice, /) -> Self:
-        """A part along the first axis."""
+        """A slice along the first axis, without a copy."""
         ...
 
     def reshape(self, shape: tuple[int, ...], /) -> Self: ...
 
 
-class Event(Protocol):
+class StreamEvent(Protocol):
     """A point in a stream."""
 
     def done(self) -> Any:
-        """Wait, on the host, until the stream has come there; gives what the work returned, raises
-        what it raised."""
+        """Block the host until the device reaches the event. Returns the result of the work, or
+        raises its exception."""
         ...
 
     def enqueued(self) -> Any:
-        """The same as soon as the host has it: the device may still be at what the work
-        enqueued."""
+        """Block the host until the work's function has returned: the device may not have executed
+        it yet. Returns and raises as `done` does."""
         ...
 
 
 class Mark(Protocol):
-    """A moment in a stream, for stage times and traces."""
+    """A timestamp in a stream, for stage times and traces."""
 
     def ns(self) -> int | None:
-        """When the stream came there, on the clock of `time.perf_counter_ns`; None while it has
-        not."""
+        """When the stream reached it, on the clock of `time.perf_counter_ns`; None if it has not
+        yet."""
         ...
 
 
 class Stream(Protocol):
-    """Work in order. All verbs but `run`, `synchronize` and `close` are for the stream's own
-    work to call."""
+    """Work in order. Only the stream's own work may call these methods, except `run`,
+    `synchronize` and `close`."""
 
     name: str
 
-    def run(self, work: Callable[..., Any], *args: Any) -> Event:
-        """Run `work` behind all that was submitted before; from inside the stream's own work, at
+    def run(self, work: Callable[..., Any], *args: Any) -> StreamEvent:
+        """Run `work` after all work submitted so far. Called from the stream's own work, run it at
         once."""
         ...
 
-    def wait(self, event: Event) -> None:
-        """What follows comes after `event`, of whatever stream. Raises what the work behind the
-        event raised."""
+    def wait(self, event: StreamEvent) -> None:
+        """Run all later work after `event`, which may be of another stream. Raises the exception of
+        the event's work."""
         ...
 
-    def record(self) -> Event:
-        """An event behind all work so far."""
+    def record(self) -> StreamEvent:
+        """An event after all work so far."""
         ...
 
     def mark(self) -> Mark: ...
@@ -89,12 +96,12 @@ class Stream(Protocol):
         *args: Any,
         failed: Callable[[BaseException], Any] | None = None,
     ) -> None:
-        """Call `work` on the host once all work so far is done; calls keep their order. `failed` is
-        called instead if the device broke."""
+        """Call `work` on the host once the device has done all work so far; callbacks run in order.
+        If the device fails, `failed` is called instead."""
         ...
 
     def synchronize(self) -> None:
-        """Wait, on the host, for all work submitted so far."""
+        """Block the host until all work submitted so far is done."""
         ...
 
     def close(self) -> None: ...
@@ -103,28 +110,38 @@ class Stream(Protocol):
 class Pool(Protocol):
     """Keys, values and positions of pages, as the language graph reads them.
 
-    What changes them runs in the order of a stream, and is called from its work; positions are on
-    the host too, as of the last call.
+    Methods that change pages are called from the work of a stream, in its order. `host_positions`
+    is the state after the last call.
+
+    P = pages, L = layers, T = tokens in a page, D = size of a head.
     """
 
-    # Array [P, L, Hkv, 2, T, D], cell (slot, layer, head) = T keys, not rotated, then T values
-    data: Any
-    # Array [P, L|1, Hkv|1, T, 3] int32, the (t, h, w) of each cached token, -1 = empty; 1 = all
-    # layers, all heads alike
-    cell_positions: Any
-    host_positions: np.ndarray  # `cell_positions` on the host
+    host_positions: np.ndarray  # a copy of `cell_positions` on the host
+
+    @property
+    def data(self) -> Array:
+        """[P,L,Hkv,2,T,D]: cell (slot, layer, head) holds T keys, not rotated, then T values."""
+        ...
+
+    @property
+    def cell_positions(self) -> Array:
+        """[P,L|1,Hkv|1,T,3] int32: (t, h, w) of each cached token, -1 = empty. A dimension of 1
+        serves all layers or all heads."""
+        ...
 
     def write(
         self,
         slots: np.ndarray,
         cells: np.ndarray,
-        k: Any,
-        v: Any,
+        k: Array,
+        v: Array,
         positions: np.ndarray,
         stream: Stream,
     ) -> None:
-        """Place n tokens: token i goes to cell cells[i] of slot slots[i]. k, v: Array [L, R, Hkv,
-        D], whose first n rows count; positions: [n, 3]."""
+        """Write n tokens: token i goes to cell cells[i] of slot slots[i].
+
+        k, v: [L,R,Hkv,D], of which the first n rows are written; positions: [n,3] int32.
+        """
         ...
 
     def clear(self, slots: Sequence[int], stream: Stream) -> None: ...
@@ -134,48 +151,54 @@ class Pool(Protocol):
     ) -> None: ...
 
     def shift(self, slots: Sequence[int], step: np.ndarray, floor: int, stream: Stream) -> None:
-        """Subtract `step` [3] from the positions of all tokens in these slots; none falls below
-        `floor`."""
+        """Subtract `step` [3] from the positions of all tokens in these slots, and clamp them to
+        `floor` from below."""
+        ...
+
+
+class Preprocessing(Protocol):
+    def __call__(self, frames: Sequence[Any], out: Array, stream: Any) -> None:
+        """Letterbox F frames into out [F,height,width,3] uint8, in the order of `stream`."""
         ...
 
 
 class Device(Protocol):
     urgency: Urgency
 
-    def stream(self, name: str, urgent: bool = False) -> Stream: ...
-
-    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
-        """An `Array` whose content is undefined."""
+    def stream(self, name: str, urgent: bool = False) -> Stream:
+        """A new stream. urgent: of higher priority than the others."""
         ...
 
-    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any: ...
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """An array with undefined content."""
+        ...
+
+    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array: ...
 
     def pool(self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False) -> Pool:
-        """Pages that engines can read. by_head: whether each layer and head may hold other tokens
-        than the next."""
+        """Pages that engines can read. by_head: each layer and head may hold other tokens."""
         ...
 
     def host_pool(
         self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False
     ) -> Pool:
-        """Pages in the host's memory, which move from and to the device's."""
+        """Pages in host memory, which are copied to and from those of `pool`."""
         ...
 
-    def preprocessor(self, height: int, width: int, threads: int) -> Any:
-        """Of frames to [F, height, width, 3] uint8 in this device's memory: called with (frames,
-        out, stream)."""
+    def preprocessor(self, height: int, width: int, threads: int) -> Preprocessing:
+        """height, width: of the frames that it returns, in pixels; threads: CPU threads."""
         ...
 
-    def upload(self, target: Any, source: np.ndarray, stream: Stream) -> None:
-        """Host to device; `source` may change as soon as this returns."""
+    def upload(self, target: Array, source: np.ndarray, stream: Stream) -> None:
+        """Copy from host to device. The caller may change `source` when this returns."""
         ...
 
-    def copy(self, target: Any, source: Any, stream: Stream) -> None:
-        """Within the device."""
+    def copy(self, target: Array, source: Array, stream: Stream) -> None:
+        """Copy within the device."""
         ...
 
-    def read(self, stream: Stream, *arrays: Any) -> tuple[np.ndarray, ...]:
-        """Wait for the stream, and see arrays on the host. What is seen stays valid until the same
+    def read(self, stream: Stream, *arrays: Array) -> tuple[np.ndarray, ...]:
+        """Wait for the stream, and return the arrays on the host. They are valid until the same
         arrays are written or read again."""
         ...
 

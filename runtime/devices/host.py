@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from vicort.runtime.devices.device import Event, Mark, Stream
-from vicort.runtime.devices.pages import HostPool
+from vicort.runtime.devices.device import Array, Mark, Stream, StreamEvent
+from vicort.runtime.devices.pages import HostPool, as_numpy
 from vicort.runtime.devices.preprocess import Preprocessor
 from vicort.runtime.devices.urgency import Urgency
 from vicort.runtime.manifest import ModelSpec
 
-ALIGNMENT = 64  # bytes: a cache line, and what AVX-512 loads want
+CACHE_LINE = 64  # bytes, also the width of an AVX-512 load
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class HostEvent:
 
 
 class _Immediate:
-    """What is simple where work is done when it returns."""
+    """Methods that are trivial where work is done when it returns."""
 
-    def wait(self, event: Event) -> None:
+    def wait(self, event: StreamEvent) -> None:
         event.done()
 
-    def record(self) -> Event:
+    def record(self) -> StreamEvent:
         return _done(None)
 
     def mark(self) -> Mark:
@@ -54,12 +54,13 @@ class _Immediate:
 
 
 class HostStream(_Immediate):
-    """Work in order, on a thread of its own. Work submitted from that thread itself runs at once,
-    inside its caller."""
+    """Work in order on one worker thread. Work submitted from that thread runs at once, in its
+    caller."""
 
     def __init__(self, name: str, urgency: Urgency, urgent: bool) -> None:
         self.name = name
-        self._urgency, self._urgent = urgency, urgent
+        self._urgency = urgency
+        self._urgent = urgent
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._thread: int | None = None
 
@@ -71,7 +72,7 @@ class HostStream(_Immediate):
     def _run(self, work: Callable[..., Any], *args: Any) -> Any:
         self._thread = threading.get_ident()
         if not self._urgent:
-            self._urgency.give_way()
+            self._urgency.wait_for_urgent_work()
         return work(*args)
 
     def synchronize(self) -> None:
@@ -82,7 +83,7 @@ class HostStream(_Immediate):
 
 
 class InlineStream(_Immediate):
-    """A stream without a thread: its work runs at once, in its caller. The sequential twin runs on
+    """A stream without a thread: its work runs at once, in its caller. The sequential pipeline uses
     it."""
 
     def __init__(self, name: str) -> None:
@@ -107,10 +108,7 @@ class HostMark:
 
 
 class HostDevice:
-    """Streams and buffers in the host's memory.
-
-    `threads=False` makes every stream an `InlineStream`: the plain, sequential device.
-    """
+    """Streams and arrays on the host. threads=False: every stream is an `InlineStream`."""
 
     def __init__(self, threads: bool = True) -> None:
         self.threads = threads
@@ -123,10 +121,10 @@ class HostDevice:
         return stream
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-        """An aligned array whose memory the system commits only where it is touched."""
+        """An array aligned to a cache line. The system commits its memory on first use."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        raw = np.empty(size + ALIGNMENT, np.uint8)
-        offset = -raw.ctypes.data % ALIGNMENT
+        raw = np.empty(size + CACHE_LINE, np.uint8)
+        offset = -raw.ctypes.data % CACHE_LINE
         return raw[offset : offset + size].view(dtype).reshape(shape)
 
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
@@ -144,14 +142,14 @@ class HostDevice:
     def preprocessor(self, height: int, width: int, threads: int) -> Preprocessor:
         return Preprocessor(height, width, threads=threads)
 
-    def upload(self, target: np.ndarray, source: np.ndarray, stream: Stream) -> None:
-        np.copyto(target, source)
+    def upload(self, target: Array, source: np.ndarray, stream: Stream) -> None:
+        np.copyto(as_numpy(target), source)
 
-    def copy(self, target: np.ndarray, source: np.ndarray, stream: Stream) -> None:
-        np.copyto(target, source)
+    def copy(self, target: Array, source: Array, stream: Stream) -> None:
+        np.copyto(as_numpy(target), as_numpy(source))
 
-    def read(self, stream: Stream, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-        return arrays
+    def read(self, stream: Stream, *arrays: Array) -> tuple[np.ndarray, ...]:
+        return tuple(map(as_numpy, arrays))
 
     def close(self) -> None:
         for stream in self._streams:

@@ -1,20 +1,21 @@
-"""Pages in the host's memory, and what every pool of pages agrees on."""
+"""Pages in host memory, and the layout that every pool of pages has."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from vicort.runtime.devices.device import Pool, Stream
+from vicort.runtime.devices.device import Array, Pool, Stream
 from vicort.runtime.manifest import ModelSpec
 
 EMPTY = -1  # position of a cell that holds no token
 
 
 class HostPool:
-    """Pages in NumPy arrays: the device tier of the host, and the host tier behind it."""
+    """Pages in NumPy arrays: the device tier of a CPU, and the host tier of every device."""
 
     def __init__(
         self,
@@ -24,29 +25,29 @@ class HostPool:
         dtype: DTypeLike,
         by_head: bool = False,
     ) -> None:
-        """empty: gives an array of a shape and a type. by_head: whether each layer and head may
-        hold other tokens than the next."""
-        self.data = empty(
+        """empty: makes an array of a shape and a type. by_head: each layer and head may hold other
+        tokens."""
+        self.data: np.ndarray = empty(
             (pages, model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim), dtype
         )
-        alike = (model.layers, model.kv_heads) if by_head else (1, 1)
-        self.cell_positions = self.host_positions = empty(
-            (pages, *alike, model.page_tokens, 3), np.int32
-        )
+        layers, heads = (model.layers, model.kv_heads) if by_head else (1, 1)
+        shape = (pages, layers, heads, model.page_tokens, 3)
+        self.cell_positions: np.ndarray = empty(shape, np.int32)
         self.cell_positions[:] = EMPTY
+        self.host_positions = self.cell_positions
 
     def write(
         self,
         slots: np.ndarray,
         cells: np.ndarray,
-        k: np.ndarray,
-        v: np.ndarray,
+        k: Array,
+        v: Array,
         positions: np.ndarray,
         stream: Stream,
     ) -> None:
         count = len(slots)
-        self.data[slots, :, :, 0, cells] = k[:, :count].swapaxes(0, 1)
-        self.data[slots, :, :, 1, cells] = v[:, :count].swapaxes(0, 1)
+        self.data[slots, :, :, 0, cells] = as_numpy(k)[:, :count].swapaxes(0, 1)
+        self.data[slots, :, :, 1, cells] = as_numpy(v)[:, :count].swapaxes(0, 1)
         self.cell_positions[slots, :, :, cells] = positions[:, None, None]
 
     def clear(self, slots: Sequence[int], stream: Stream) -> None:
@@ -55,18 +56,23 @@ class HostPool:
     def copy_from(
         self, source: Pool, source_slots: Sequence[int], slots: Sequence[int], stream: Stream
     ) -> None:
-        there, here = list(source_slots), list(slots)
-        if len(there) != len(here):  # NumPy would copy one page to all
-            raise ValueError(f"{len(there)} pages cannot be copied to {len(here)} slots")
-        self.data[here] = source.data[there]
-        self.cell_positions[here] = source.cell_positions[there]
+        sources, targets = list(source_slots), list(slots)
+        if len(sources) != len(targets):  # NumPy would broadcast one page to all slots
+            raise ValueError(f"{len(sources)} pages cannot be copied to {len(targets)} slots")
+        self.data[targets] = as_numpy(source.data)[sources]
+        self.cell_positions[targets] = as_numpy(source.cell_positions)[sources]
 
     def shift(self, slots: Sequence[int], step: np.ndarray, floor: int, stream: Stream) -> None:
         self.cell_positions[list(slots)] = shifted(self.cell_positions[list(slots)], step, floor)
 
 
+def as_numpy(array: Array) -> np.ndarray:
+    """An array of the host device, which is always a NumPy array."""
+    return cast(np.ndarray, array)
+
+
 def shifted(positions: np.ndarray, step: np.ndarray, floor: int) -> np.ndarray:
-    """Positions [..., 3] with `step` [3] taken off where there is a token, not below `floor`."""
+    """Positions [...,3] minus `step` [3], at least `floor`; empty cells stay empty."""
     return np.where(positions == EMPTY, EMPTY, np.maximum(positions - step.astype(np.int32), floor))
 
 

@@ -1,5 +1,4 @@
-"""Frames of any size and aspect -> letterboxed frames of the engine's size, with NVIDIA DALI, on
-the CPU or on a GPU."""
+"""Letterboxes frames to the engine's size with NVIDIA DALI, on the CPU or on a GPU."""
 
 from __future__ import annotations
 
@@ -15,15 +14,15 @@ import numpy as np
 from vicort.runtime.devices.surface import Surface
 from vicort.runtime.errors import VicortError
 
-# most frames in one run of the pipeline; a bound only, smaller batches cost nothing extra
-BATCH = 64
+# frames in one run of the pipeline; smaller batches cost nothing extra
+MAX_BATCH = 64
 
-Place = Literal["cpu", "gpu"]
+ResizeOn = Literal["cpu", "gpu"]
 
 
 @dataclass(frozen=True)
 class Box:
-    """Where a letterboxed frame lies in the engine's frame, in pixels."""
+    """The part of the engine's frame that a letterboxed frame covers, in pixels."""
 
     top: int
     left: int
@@ -48,35 +47,34 @@ def _rounded(numerator: int, denominator: int) -> int:
 
 
 class Preprocessor:
-    """Resizes with a cubic filter and antialiasing, as Hugging Face's PIL processors do, onto black
-    bars.
+    """Resizes with a cubic filter and antialiasing, as Hugging Face's PIL processors do, and pads
+    with black.
 
-    On a GPU everything is enqueued on the caller's stream, and the host waits for none of it. That
-    was never run on a GPU here; the same graphs run on the CPU in the tests. Not for two threads at
-    once; while it runs, other Python threads do too.
+    On a GPU all work is enqueued on the caller's stream without a host wait. Not thread-safe. It
+    releases the GIL while it runs.
     """
 
-    def __init__(self, height: int, width: int, device: Place = "cpu", threads: int = 1) -> None:
-        """height, width: of the frames that come out, in pixels. threads: of the CPU.
+    def __init__(self, height: int, width: int, device: ResizeOn = "cpu", threads: int = 1) -> None:
+        """height, width: of the output frames, in pixels. threads: CPU threads.
 
-        Raises VicortError if DALI is not installed, or does not take the GPU.
+        Raises VicortError if DALI is not installed, or cannot use the GPU.
         """
         self._height = height
         self._width = width
         self._device = device
         self._threads = threads
         self._images = _built(image_graph(height, width, device), device, threads)
-        self._surfaces: Any = None  # most streams have none
+        self._surfaces: Any = None  # built on first use
 
     def __call__(
         self, frames: Sequence[np.ndarray | Surface], out: Any, stream: Any = None
     ) -> None:
-        """frames: F arrays [h, w, 3] uint8 RGB, or surfaces in this device's memory, each of any
+        """frames: F arrays [h,w,3] uint8 RGB, or surfaces in the memory of this device, of any
         size.
 
-        out: [F, height, width, 3] uint8, written: an array, or on a GPU a `DeviceArray`, filled
-        when `stream`, a `CudaStream` that this is part of the work of, has come there. The frames
-        may go as soon as this returns.
+        out: [F,height,width,3] uint8, written in place: a NumPy array, or on a GPU a `DeviceArray`,
+        which is filled in the order of `stream`, a `CudaStream` whose work calls this. The caller
+        may release the frames when this returns.
         """
         if tuple(out.shape) != (len(frames), self._height, self._width, 3):
             raise ValueError(
@@ -86,8 +84,8 @@ class Preprocessor:
         start = 0
         for kind, group in groupby(frames, type):
             same = list(group)
-            for first in range(0, len(same), BATCH):
-                batch = same[first : first + BATCH]
+            for first in range(0, len(same), MAX_BATCH):
+                batch = same[first : first + MAX_BATCH]
                 self._run(kind, batch, out[start : start + len(batch)], stream)
                 start += len(batch)
 
@@ -97,7 +95,7 @@ class Preprocessor:
             and self._device == "cpu"
             and all(frame.shape == out.shape[1:] for frame in batch)
         ):
-            np.stack(batch, out=out)  # nothing to resize: the filter would return them bit by bit
+            np.stack(batch, out=out)  # the filter would return the same bits
             return
         boxes = [
             letterbox(frame.shape[0], frame.shape[1], self._height, self._width) for frame in batch
@@ -111,7 +109,7 @@ class Preprocessor:
                     "frames in the GPU's memory cannot be resized on the CPU: decode there too, "
                     "with `--decode cpu`"
                 )
-            pipeline, inputs = self._of_surfaces(), _surface_inputs(batch, boxes)
+            pipeline, inputs = self._surface_pipeline(), _surface_inputs(batch, boxes)
         else:
             sizes = [np.array((box.height, box.width), np.float32) for box in boxes]
             pipeline, inputs = (
@@ -125,14 +123,14 @@ class Preprocessor:
             (letterboxed,) = pipeline.run()
             np.copyto(out, np.asarray(letterboxed.as_cpu().as_tensor()))
         else:
-            # DALI's own streams are ordered before this one, on the device
+            # DALI orders its own streams before this one on the device
             (letterboxed,) = pipeline.run(stream.handle)
             letterboxed.copy_to_external(
                 ctypes.c_void_p(out.pointer), ctypes.c_void_p(stream.handle), non_blocking=True
             )
-            stream.notify(_let_go, letterboxed, batch)
+            stream.notify(_keep_alive, letterboxed, batch)
 
-    def _of_surfaces(self) -> Any:
+    def _surface_pipeline(self) -> Any:
         if self._surfaces is None:
             self._surfaces = _built(
                 surface_graph(self._height, self._width, self._device), self._device, self._threads
@@ -140,15 +138,15 @@ class Preprocessor:
         return self._surfaces
 
 
-def _let_go(*held: object) -> None:
-    """Called behind the work that reads what is `held`, which nothing else may keep alive."""
+def _keep_alive(*args: object) -> None:
+    """Stream callback that keeps its arguments alive until the device has read them."""
 
 
-PLANES = ("luma", "chroma")  # the inputs that lie in the device's memory
+PLANES = ("luma", "chroma")  # the inputs in device memory
 
 
 def _surface_inputs(batch: list[Surface], boxes: list[Box]) -> dict[str, list[Any]]:
-    """What `surface_graph` takes, but for the starts."""
+    """The inputs of `surface_graph`, except `starts`."""
     lying = [surface.quarters % 2 == 1 for surface in batch]
     return {
         "luma": [surface.luma for surface in batch],
@@ -163,15 +161,15 @@ def _surface_inputs(batch: list[Surface], boxes: list[Box]) -> dict[str, list[An
     }
 
 
-def image_graph(height: int, width: int, device: Place) -> Any:
-    """RGB images of the host -> frames, as a DALI pipeline that is not built; the same for CPU and
-    GPU."""
+def image_graph(height: int, width: int, device: ResizeOn) -> Any:
+    """RGB images in host memory -> frames: a DALI pipeline that is not built yet, the same for CPU
+    and GPU."""
     dali, fn, types = _import_dali()
 
     @dali.pipeline_def
     def pipeline() -> Any:
-        # On the CPU the frames are only read, and live until the run that reads them is over; a
-        # GPU's copy engine reads them later.
+        # On the CPU the frames stay alive until the run that reads them is over. A GPU's copy
+        # engine reads them later, so it needs a copy.
         frames = fn.external_source(
             name="frames",
             device="cpu",
@@ -183,7 +181,7 @@ def image_graph(height: int, width: int, device: Place) -> Any:
         )
         # [2] height, width of the box
         sizes = fn.external_source(name="sizes", device="cpu", dtype=types.FLOAT, ndim=1)
-        # [2] top, left of the output in it: 0 or less
+        # [2] top, left of the output within the box: 0 or less
         starts = fn.external_source(name="starts", device="cpu", dtype=types.INT32, ndim=1)
         frames = frames.gpu() if device == "gpu" else frames
         boxes = fn.resize(frames, size=sizes, interp_type=types.INTERP_CUBIC, antialias=True)
@@ -199,12 +197,12 @@ def image_graph(height: int, width: int, device: Place) -> Any:
     return pipeline
 
 
-def surface_graph(height: int, width: int, device: Place) -> Any:
-    """Surfaces -> frames, as a DALI pipeline that is not built; the same for CPU and GPU.
+def surface_graph(height: int, width: int, device: ResizeOn) -> Any:
+    """Surfaces -> frames: a DALI pipeline that is not built yet, the same for CPU and GPU.
 
-    Brightness and colour are resized each by itself, then turned to RGB, upright, in the small:
-    resizing and the colour matrix are both linear, so their order only matters where values are cut
-    off at black and white.
+    Luma and chroma are resized separately, then converted to RGB and rotated at the small size.
+    Resizing and the colour matrix are linear, so their order matters only where values are clipped
+    at black and white.
     """
     dali, fn, types = _import_dali()
 
@@ -216,7 +214,7 @@ def surface_graph(height: int, width: int, device: Place) -> Any:
             )
             for name in PLANES
         )
-        # [2] height, width of the box, not turned
+        # [2] height, width of the box before rotation
         sizes = fn.external_source(name="sizes", device="cpu", dtype=types.FLOAT, ndim=1)
         # [3, 4]
         colours = fn.external_source(name="colours", device="cpu", dtype=types.FLOAT, ndim=2)
@@ -245,14 +243,14 @@ def surface_graph(height: int, width: int, device: Place) -> Any:
     return pipeline
 
 
-def _built(graph: Any, device: Place, threads: int) -> Any:
-    """Nothing in it runs ahead: one run is one batch, in and out.
+def _built(graph: Any, device: ResizeOn, threads: int) -> Any:
+    """Build the pipeline without prefetch: one run takes one batch and returns it.
 
-    Only DALI's dynamic executor, its default, hands results over on a stream; the simple one costs
-    less where all is on the host.
+    Only DALI's dynamic executor, the default, returns results on a stream. The simple executor is
+    cheaper on the CPU.
     """
     options: dict[str, Any] = {
-        "batch_size": BATCH,
+        "batch_size": MAX_BATCH,
         "num_threads": threads,
         "prefetch_queue_depth": 1,
     }
@@ -266,15 +264,14 @@ def _built(graph: Any, device: Place, threads: int) -> Any:
         pipeline.build()
     except RuntimeError as error:
         raise VicortError(
-            f"NVIDIA DALI does not take the {device} ({str(error).splitlines()[0][:160]}): see "
+            f"NVIDIA DALI cannot use the {device} ({str(error).splitlines()[0][:160]}): see "
             "`nvidia-smi`"
         ) from error
     return pipeline
 
 
 def _import_dali() -> tuple[ModuleType, ModuleType, ModuleType]:
-    """Only when a preprocessor is made: the import takes a while, and most of vicort can do
-    without."""
+    """Late, because the import is slow and most of vicort does not need it."""
     try:
         from nvidia import dali
         from nvidia.dali import fn, types

@@ -1,4 +1,4 @@
-"""How long each stage takes, on the clock of its device."""
+"""Stage times, measured on the device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SpanSink(Protocol):
 
 
 @dataclass(frozen=True)
-class _Span:
+class _OpenSpan:
     stage: str
     start: Mark
     end: Mark
@@ -24,34 +24,34 @@ class _Span:
 
 
 class StageClock:
-    """Time spent inside each stage, on its device's clock, and its spans for a trace."""
+    """Adds up the device time of each stage, and reports its spans to a trace."""
 
     def __init__(self, trace: SpanSink | None) -> None:
         self._trace = trace
         self._lock = threading.Lock()
         self._totals: dict[str, int] = {}
-        self._open: list[_Span] = []  # whose end the device has not come to
+        self._open: list[_OpenSpan] = []  # the device has not reached their end
 
     @property
     def totals(self) -> dict[str, int]:
-        """Nanoseconds a stage, of what is done."""
+        """Nanoseconds per stage, of finished spans."""
         self.settle()
         with self._lock:
             return dict(self._totals)
 
     @contextmanager
     def measure(self, stage: str, stream: Stream, **args: Any) -> Iterator[None]:
-        """Time what is done inside on `stream`, from its own work."""
+        """Measure the work that the body puts on `stream`. Call from the work of that stream."""
         start = stream.mark()
         try:
             yield
         finally:
             with self._lock:
-                self._open.append(_Span(stage, start, stream.mark(), args))
+                self._open.append(_OpenSpan(stage, start, stream.mark(), args))
             self.settle()
 
     def settle(self) -> None:
-        """Count what has come to its end."""
+        """Add the spans that have finished since the last call."""
         with self._lock:
             spans, self._open = self._open, []
             for span in spans:

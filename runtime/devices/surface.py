@@ -1,5 +1,4 @@
-"""Pictures as a GPU's video engine leaves them: brightness and colour apart, in its memory, not
-turned upright."""
+"""Decoded pictures as NVDEC returns them: NV12 planes in device memory, not rotated upright."""
 
 from __future__ import annotations
 
@@ -8,20 +7,20 @@ from typing import Any
 
 import numpy as np
 
-# black level, steps from black to white, steps of a colour difference, of 8-bit "TV" range
+# black level, range of luma, range of chroma
 LIMITED = (16.0, 219.0, 224.0)
 FULL = (0.0, 255.0, 255.0)
 
 
 @dataclass(frozen=True)
 class Surface:
-    """A picture as 4:2:0 YCbCr of 8 bits (NV12), and what makes upright RGB of it."""
+    """An 8-bit 4:2:0 YCbCr picture (NV12), and how to convert it to upright RGB."""
 
-    luma: Any  # [h, w, 1] uint8: an array, or on a GPU whatever has a __cuda_array_interface__
-    chroma: Any  # [ceil(h/2), ceil(w/2), 2] uint8, Cb and Cr
-    to_rgb: np.ndarray  # [3, 4] float32, as `to_rgb` gives it: RGB = to_rgb @ (Y, Cb, Cr, 1)
-    quarters: int = 0  # quarter turns, counter-clockwise, that show it upright; after the mirroring
-    mirrored: bool = False  # left and right change places, before it is turned
+    luma: Any  # [h,w,1] uint8: a NumPy array, or on a GPU an object with __cuda_array_interface__
+    chroma: Any  # [ceil(h/2),ceil(w/2),2] uint8, Cb and Cr
+    to_rgb: np.ndarray  # [3,4] float32, from `to_rgb`: RGB = to_rgb @ (Y, Cb, Cr, 1)
+    quarters: int = 0  # counter-clockwise quarter turns to upright, after mirroring
+    mirrored: bool = False  # mirror left to right first
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -31,11 +30,10 @@ class Surface:
 
 
 def to_rgb(red: float, blue: float, full: bool) -> np.ndarray:
-    """[3, 4] float32: 8-bit YCbCr with a 1 behind -> RGB of 0 to 255 (ITU-R BT.601, BT.709 and
-    BT.2020 all have this form).
+    """[3,4] float32: (Y, Cb, Cr, 1) of 8 bits -> RGB of 0 to 255 (the form that ITU-R BT.601,
+    BT.709 and BT.2020 share).
 
-    red, blue: their shares of the brightness, Kr and Kb. full: the values use all of 0 to 255, not
-    the range of television.
+    red, blue: the luma coefficients Kr and Kb. full: full range (0 to 255) rather than limited.
     """
     black, white, swing = FULL if full else LIMITED
     green = 1 - red - blue

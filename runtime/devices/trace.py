@@ -1,4 +1,4 @@
-"""What ran when, as a Chrome trace: open it in https://ui.perfetto.dev or chrome://tracing."""
+"""Chrome trace of a run: open it in https://ui.perfetto.dev or chrome://tracing."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from vicort.runtime.errors import ConfigError
 
-SPANS = 1_000_000  # kept, the latest: a trace of a stream without end stays bounded (about 300 MB)
+# the latest spans are kept, so the trace of an endless stream stays below about 300 MB
+MAX_SPANS = 1_000_000
 
 
-class Span(NamedTuple):
+class TraceSpan(NamedTuple):
     track: str
     name: str
     start: int  # nanoseconds, on any one clock
@@ -23,27 +24,24 @@ class Span(NamedTuple):
 
 
 class Trace:
-    """Collects spans from any thread; each track becomes a row, in the order of their first
-    spans."""
+    """Collects spans from any thread. Each track becomes a row, ordered by its first span."""
 
-    def __init__(self, spans: int = SPANS) -> None:
-        self._spans: deque[Span] = deque(maxlen=spans)
+    def __init__(self, spans: int = MAX_SPANS) -> None:
+        self._spans: deque[TraceSpan] = deque(maxlen=spans)
         self._lock = threading.Lock()
 
     @property
     def kept(self) -> int:
-        """How many spans will be written."""
+        """Number of spans that `write` writes."""
         return len(self._spans)
 
     def span(self, track: str, name: str, start_ns: int, end_ns: int, **args: Any) -> None:
-        """Something ran on `track` from start to end; args are shown beside it and must be
-        JSON's."""
+        """Record that `name` ran on `track` from start to end. args: shown with it, JSON values."""
         with self._lock:
-            self._spans.append(Span(track, name, start_ns, end_ns, args))
+            self._spans.append(TraceSpan(track, name, start_ns, end_ns, args))
 
     def write(self, path: Path | str) -> None:
-        """Write all of it at once: the file is whole, or as it was. Raises ConfigError if it cannot
-        be written."""
+        """Write the trace atomically. Raises ConfigError if the file cannot be written."""
         with self._lock:
             spans = list(self._spans)
         path = Path(path)
@@ -59,12 +57,12 @@ class Trace:
             ) from error
 
 
-def _events(spans: list[Span]) -> list[dict[str, Any]]:
-    """Trace Event Format: times in microseconds from the first span; spans of a row never overlap,
-    so a track may take several."""
+def _events(spans: list[TraceSpan]) -> list[dict[str, Any]]:
+    """Trace Event Format: times in microseconds from the first span. Spans of one row may not
+    overlap, so a track may need several rows."""
     origin = min((span.start for span in spans), default=0)
-    ends: dict[str, list[int]] = {}  # of the last span in each row of a track
-    rows: dict[tuple[str, int], int] = {}  # (track, which of its rows) -> thread id
+    ends: dict[str, list[int]] = {}  # track -> end of the last span in each of its rows
+    rows: dict[tuple[str, int], int] = {}  # (track, row in the track) -> thread id
     events: list[dict[str, Any]] = []
     for span in sorted(spans, key=lambda span: span.start):
         busy = ends.setdefault(span.track, [])
@@ -84,11 +82,11 @@ def _events(spans: list[Span]) -> list[dict[str, Any]]:
             }
         )
     order = sorted(rows, key=lambda key: (list(ends).index(key[0]), key[1]))
-    for place, (track, row) in enumerate(order):
-        about = {"ph": "M", "pid": 1, "tid": rows[track, row]}
+    for index, (track, row) in enumerate(order):
+        common = {"ph": "M", "pid": 1, "tid": rows[track, row]}
         events.append(
-            about
+            common
             | {"name": "thread_name", "args": {"name": track if row == 0 else f"{track} {row + 1}"}}
         )
-        events.append(about | {"name": "thread_sort_index", "args": {"sort_index": place}})
+        events.append(common | {"name": "thread_sort_index", "args": {"sort_index": index}})
     return events

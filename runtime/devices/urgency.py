@@ -8,15 +8,15 @@ from contextlib import contextmanager
 
 
 class Urgency:
-    """While urgent work runs, ordinary streams start nothing new: the host's form of stream
-    priority."""
+    """Counts urgent work in progress. While there is any, streams without priority start no new
+    work."""
 
     def __init__(self) -> None:
         self._running = 0
         self._idle = threading.Condition()
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
+    def urgent_work(self) -> Iterator[None]:
         with self._idle:
             self._running += 1
         try:
@@ -26,6 +26,6 @@ class Urgency:
                 self._running -= 1
                 self._idle.notify_all()
 
-    def give_way(self) -> None:
+    def wait_for_urgent_work(self) -> None:
         with self._idle:
             self._idle.wait_for(lambda: self._running == 0)

@@ -1,4 +1,4 @@
-"""The engines that can run a graph on this machine, by name."""
+"""Backends: what loads engines and makes their device, by name."""
 
 from __future__ import annotations
 
@@ -12,27 +12,26 @@ from vicort.runtime.manifest import Backend, GraphSpec
 
 
 class OpenBackend(Protocol):
-    """A backend made ready for one engine set."""
+    """A backend opened for one engine set."""
 
     def load(self, path: Path, graph: GraphSpec, *, streams: int) -> Engine:
-        """The engine in a file. streams: runs at once, at most.
+        """Load the engine of a file. streams: maximum concurrent runs.
 
-        Raises EngineError if the file cannot be loaded, or does not have the tensors that `graph`
-        says.
+        Raises EngineError if the file cannot be loaded, or has other tensors than `graph`.
         """
         ...
 
     def new_device(self, overlap: bool) -> Device:
-        """The device that these engines run on, with streams of its own. overlap=False: each
-        stream's work runs in its caller."""
+        """A new device for these engines. overlap=False: the work of each stream runs in its
+        caller."""
         ...
 
 
 def open_backend(backend: Backend, folder: Path, *, threads: int) -> OpenBackend:
-    """threads: CPU threads a run.
+    """threads: CPU threads per run.
 
-    Raises DeviceError if a GPU is needed and there is none, EngineError if the module that runs the
-    engines is missing.
+    Raises DeviceError if a GPU is required and there is none, EngineError if the backend's module
+    is missing.
     """
     if backend == "tensorrt":
         from vicort.runtime.engines.tensorrt import TensorRTBackend
@@ -43,7 +42,8 @@ def open_backend(backend: Backend, folder: Path, *, threads: int) -> OpenBackend
 
 class CpuBackend:
     def __init__(self, backend: Backend, threads: int) -> None:
-        self._backend, self._threads = backend, threads
+        self._backend = backend
+        self._threads = threads
 
     def load(self, path: Path, graph: GraphSpec, *, streams: int) -> Engine:
         if self._backend == "onnxruntime":

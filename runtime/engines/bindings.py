@@ -1,4 +1,4 @@
-"""What is bound to an engine's inputs and outputs, checked against the signature before it runs."""
+"""The arrays of one run of an engine, checked against its signature."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from collections.abc import Mapping
 import ml_dtypes
 import numpy as np
 
+from vicort.runtime.devices.device import Array
 from vicort.runtime.manifest import GraphSpec, TensorSpec
 
-Bindings = Mapping[str, np.ndarray]
+Bindings = Mapping[str, Array]  # by tensor name, inputs and outputs
 
 
 def numpy_dtype(name: str) -> np.dtype:
-    """The NumPy type of a manifest's type name; "bfloat16" is ml_dtypes' own."""
+    """The NumPy type of a manifest's type name; "bfloat16" is of ml_dtypes."""
     return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
 
 
 class BindingsCheck:
-    """Says, in microseconds, whether arrays fit a graph: every tensor there, of its type,
-    contiguous, of a size that the graph takes."""
+    """Checks, in microseconds, that every tensor of a graph is bound to a contiguous array of its
+    type and of an allowed shape."""
 
     def __init__(self, graph: GraphSpec) -> None:
         self._graph = graph
@@ -28,8 +29,8 @@ class BindingsCheck:
         ]
 
     def __call__(self, bindings: Bindings) -> None:
-        """Raises ValueError, naming tensor and reason: a defect of the caller, never of a user's
-        input."""
+        """Raises ValueError, which names the tensor and the reason: a bug in the caller, not a
+        wrong user input."""
         sizes: dict[str, int] = {}
         for spec, dtype in self._tensors:
             array = bindings.get(spec.name)
@@ -65,10 +66,10 @@ class BindingsCheck:
 def describe_mismatch(
     graph: GraphSpec, found_inputs: list[TensorSpec], found_outputs: list[TensorSpec]
 ) -> str | None:
-    """The first difference between a manifest's signature and a real engine's tensors; None if
-    there is none.
+    """The first difference between a manifest's signature and the tensors of a loaded engine; None
+    if they agree.
 
-    A dimension that varies in the engine may be fixed in the manifest, not the other way round.
+    A dynamic dimension of the engine may be fixed in the manifest, but not the reverse.
     """
     for side, expected, found in (
         ("input", graph.inputs, found_inputs),
@@ -90,8 +91,8 @@ def describe_mismatch(
 
 
 def _takes(real: tuple[int | str, ...], expected: tuple[int | str, ...]) -> bool:
-    """Whether a real tensor's sizes allow the expected ones: a size that varies allows all, a fixed
-    one itself."""
+    """Whether the shape of a loaded tensor allows the expected one: a dynamic dimension allows
+    every size."""
     return len(real) == len(expected) and all(
         isinstance(size, str) or size == wanted for size, wanted in zip(real, expected, strict=True)
     )

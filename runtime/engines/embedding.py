@@ -13,13 +13,11 @@ from vicort.runtime.safe_text import shown
 
 
 class Embedding:
-    """The model's token embeddings, as they lie on disk.
-
-    `embedding[ids]` gives [n, width] float32 for [n] ids.
-    """
+    """The model's token embeddings, memory-mapped: `embedding[ids]` is [n,width] float32 for [n]
+    ids."""
 
     def __init__(self, folder: Path, spec: EmbeddingSpec) -> None:
-        """Raises EngineError if the file does not hold what the manifest says."""
+        """Raises EngineError if the file is shorter than the manifest says."""
         try:
             dtype = numpy_dtype(spec.dtype)
             self._rows = np.memmap(

@@ -1,10 +1,10 @@
-"""What every engine is, whatever runs it."""
+"""The protocol of an engine."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from vicort.runtime.devices.device import Event, Stream
+from vicort.runtime.devices.device import Stream, StreamEvent
 from vicort.runtime.engines.bindings import Bindings
 from vicort.runtime.manifest import GraphSpec
 
@@ -13,8 +13,11 @@ class Engine(Protocol):
     @property
     def signature(self) -> GraphSpec: ...
 
-    def enqueue(self, bindings: Bindings, stream: Stream) -> Event:
-        """Run once on `stream`, which keeps the order. `bindings` names every input and output:
-        contiguous arrays on the engine's device, of the shapes and types of `signature`, left alone
-        until the event is done. Raises ValueError if they do not fit."""
+    def enqueue(self, bindings: Bindings, stream: Stream) -> StreamEvent:
+        """Run once, in the order of `stream`.
+
+        bindings: every input and output, as contiguous arrays on the engine's device. The caller
+        must not change them until the event is done. Raises ValueError if their names, types or
+        shapes differ from `signature`.
+        """
         ...

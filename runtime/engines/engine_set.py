@@ -1,4 +1,4 @@
-"""Engine sets: a folder that `vicort-build` made, opened to be run."""
+"""Engine sets: a folder that `vicort-build` wrote, opened to run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from vicort.runtime.engines.engine import Engine
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import GraphName, Manifest, read_manifest
 
-ALWAYS: tuple[GraphName, ...] = ("vision", "tokens", "llm")  # what every system needs
-LLM_STREAMS = 2  # the stream of chunks, and a question beside it
+REQUIRED: tuple[GraphName, ...] = ("vision", "tokens", "llm")  # every system needs these
+LLM_STREAMS = 2  # one for chunks, one for questions
 
 
 class EngineSet:
-    """The engines of a model, its embeddings and its manifest."""
+    """The engines, embeddings and manifest of a model."""
 
     def __init__(
         self,
@@ -40,10 +40,10 @@ class EngineSet:
 
     @classmethod
     def open(cls, folder: Path | str, *, threads: int = 1) -> EngineSet:
-        """Load an engine set. threads: CPU threads that one run of an engine takes.
+        """Load an engine set. threads: CPU threads per run of an engine.
 
-        Raises EngineError, naming the command that rebuilds, if the set is missing, damaged, of
-        another schema, or not what its manifest says.
+        Raises EngineError, which names the command that rebuilds the set, if it is missing, damaged
+        or of another schema, or differs from its manifest.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
@@ -51,14 +51,14 @@ class EngineSet:
         return cls(
             folder,
             manifest,
-            {name: _load(folder, manifest, backend, name) for name in ALWAYS},
+            {name: _load(folder, manifest, backend, name) for name in REQUIRED},
             backend,
         )
 
     def engine(self, name: GraphName) -> Engine:
-        """One by its name; an optional one is loaded when it is first asked for. Raises EngineError
-        if the set has none."""
-        if name in ALWAYS:
+        """An engine by name; optional ones are loaded on first use. Raises EngineError if the set
+        has none."""
+        if name in REQUIRED:
             return getattr(self, name)
         if name not in self._optional:
             self._optional[name] = _load(self.folder, self.manifest, self._backend, name)
@@ -66,7 +66,7 @@ class EngineSet:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of features, pool, k and v: float32, or bfloat16 in a bf16 set."""
+        """The type of features, pool, k and v: float32, or bfloat16 in a bf16 set."""
         return next(
             numpy_dtype(spec.dtype)
             for spec in self.manifest.graphs["llm"].inputs
@@ -74,12 +74,12 @@ class EngineSet:
         )
 
     def new_device(self, overlap: bool = True) -> Device:
-        """What these engines run on, with streams of its own. overlap=False: each stream's work
-        runs in its caller."""
+        """A new device for these engines. overlap=False: the work of each stream runs in its
+        caller."""
         return self._backend.new_device(overlap)
 
     def close(self) -> None:
-        """Let go of engines and files."""
+        """Release engines and files."""
         del self.vision, self.tokens, self.llm, self.embedding, self._backend, self._optional
 
     def __enter__(self) -> EngineSet:

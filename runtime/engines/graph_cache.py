@@ -1,5 +1,5 @@
-"""Which runs of an engine are CUDA graphs: the first of its shapes and addresses is plain, the
-second is captured, all others replay."""
+"""A cache of CUDA graphs: of the runs with the same shapes and addresses the first is plain, the
+second is captured, and later ones replay."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-FIRST_WAIT = 1  # plain runs before one is captured
-# the same, once a graph had to go: where there are too many keys, capturing must not become the
-# main work
+FIRST_WAIT = 1  # plain runs before a key is captured
+# plain runs after a key's graph was evicted: with too many keys, capturing must not dominate
 LATER_WAIT = 16
-KEYS_PER_GRAPH = 16  # that are remembered
+KEYS_PER_GRAPH = 16  # keys whose waits are remembered
 
 Graph = TypeVar("Graph")
 
 
 class GraphCache(Generic[Graph]):
-    """Graphs by key, `most` of them: the least recently used goes first. A key that could not be
-    captured is not tried again."""
+    """An LRU cache of at most `capacity` graphs. A key that could not be captured is not
+    retried."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
         self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
-        # plain runs to come before a key is captured
+        # plain runs left before a key is captured
         self._waits: OrderedDict[Hashable, float] = OrderedDict()
 
     def get(self, key: Hashable) -> Graph | None:
@@ -34,8 +33,8 @@ class GraphCache(Generic[Graph]):
         return graph
 
     def is_due(self, key: Hashable) -> bool:
-        """Whether the run of this key, which has no graph, is to be captured; else it is counted as
-        a plain one."""
+        """Whether to capture this run of a key without a graph; if not, it counts as a plain
+        run."""
         wait = self._waits.get(key, FIRST_WAIT)
         if wait:
             self._wait(key, wait - 1)
@@ -45,15 +44,17 @@ class GraphCache(Generic[Graph]):
         self._wait(key, math.inf)
 
     def put(self, key: Hashable, graph: Graph) -> list[Graph]:
-        """Returns the graphs that had to go."""
+        """Returns the evicted graphs."""
         self._graphs[key] = graph
-        gone = [self._graphs.popitem(last=False) for _ in range(len(self._graphs) - self._most)]
-        for old, _ in gone:
+        evicted = [
+            self._graphs.popitem(last=False) for _ in range(len(self._graphs) - self._capacity)
+        ]
+        for old, _ in evicted:
             self._wait(old, LATER_WAIT)
-        return [old for _, old in gone]
+        return [old for _, old in evicted]
 
     def clear(self) -> list[Graph]:
-        """Returns the graphs that were there; their keys are captured again at their next run."""
+        """Returns all graphs; their keys are captured again at their next run."""
         graphs = list(self._graphs.values())
         self._graphs.clear()
         return graphs
@@ -64,5 +65,5 @@ class GraphCache(Generic[Graph]):
     def _wait(self, key: Hashable, runs: float) -> None:
         self._waits[key] = runs
         self._waits.move_to_end(key)
-        while len(self._waits) > KEYS_PER_GRAPH * self._most:
+        while len(self._waits) > KEYS_PER_GRAPH * self._capacity:
             self._waits.popitem(last=False)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import onnxruntime
 
-from vicort.runtime.devices.device import Event, Stream
-from vicort.runtime.engines.bindings import Bindings, BindingsCheck, describe_mismatch
+from vicort.runtime.devices.pages import as_numpy
+from vicort.runtime.engines.bindings import Bindings
+from vicort.runtime.engines.cpu_engine import CpuEngine, check_signature
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import GraphSpec, TensorSpec
 
@@ -19,43 +20,30 @@ TYPES = {
 }
 
 
-class OnnxRuntimeEngine:
-    """A session that may be run from several streams at once: its state lies in each run's own
-    bindings."""
+class OnnxRuntimeEngine(CpuEngine):
+    """A session that several streams may run at once: each run has bindings of its own."""
 
     def __init__(self, path: Path, signature: GraphSpec, *, threads: int) -> None:
-        self.signature = signature
-        self._check = BindingsCheck(signature)
+        super().__init__(signature)
         try:
             self._session = onnxruntime.InferenceSession(
                 path, _options(threads), providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # onnxruntime's own errors derive from nothing narrower
+        except Exception as error:  # onnxruntime's errors have no narrower base class
             raise EngineError(
                 f"onnxruntime cannot load {path}: {str(error).splitlines()[0]}"
             ) from error
-        mismatch = describe_mismatch(
-            signature,
-            *(
-                [_spec(t) for t in side]
-                for side in (self._session.get_inputs(), self._session.get_outputs())
-            ),
-        )
-        if mismatch:
-            raise EngineError(f"{path} is not what the manifest says: {mismatch}")
-
-    def enqueue(self, bindings: Bindings, stream: Stream) -> Event:
-        """Run on `stream`, reading and writing the bound arrays in place."""
-        self._check(bindings)
-        return stream.run(self._run, bindings)
+        inputs = [_spec(tensor) for tensor in self._session.get_inputs()]
+        outputs = [_spec(tensor) for tensor in self._session.get_outputs()]
+        check_signature(path, signature, inputs, outputs)
 
     def _run(self, bindings: Bindings) -> None:
         binding = self._session.io_binding()
         for spec in self.signature.inputs:
-            array = bindings[spec.name]
+            array = as_numpy(bindings[spec.name])
             binding.bind_input(spec.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for spec in self.signature.outputs:
-            array = bindings[spec.name]
+            array = as_numpy(bindings[spec.name])
             binding.bind_output(spec.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         self._session.run_with_iobinding(binding)
 
@@ -64,7 +52,7 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # it keeps a plan for every shape it ever met
+    options.enable_mem_pattern = False  # it would keep a memory plan for every shape
     options.log_severity_level = 3
     # spinning takes the cores of the other stages
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

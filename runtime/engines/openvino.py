@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import openvino
 
-from vicort.runtime.devices.device import Event, Stream
-from vicort.runtime.engines.bindings import Bindings, BindingsCheck, describe_mismatch
+from vicort.runtime.devices.pages import as_numpy
+from vicort.runtime.engines.bindings import Bindings
+from vicort.runtime.engines.cpu_engine import CpuEngine, check_signature
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import GraphSpec, TensorSpec
 
@@ -22,16 +23,15 @@ TYPES = {
 }
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(CpuEngine):
     """A compiled model with an inference request for each thread that runs it.
 
-    Up to `streams` runs go on at once, each with `threads` CPU threads, as far as there are cores;
-    a further one waits. The weights are shared.
+    Up to `streams` runs are concurrent, each with `threads` CPU threads, as far as there are cores;
+    others wait. The weights are shared.
     """
 
     def __init__(self, path: Path, signature: GraphSpec, *, threads: int, streams: int) -> None:
-        self.signature = signature
-        self._check = BindingsCheck(signature)
+        super().__init__(signature)
         self._local = threading.local()
         try:
             self._model = openvino.Core().compile_model(path, "CPU", _properties(threads, streams))
@@ -39,41 +39,32 @@ class OpenVinoEngine:
             raise EngineError(
                 f"OpenVINO cannot load {path}: {str(error).splitlines()[-1]}"
             ) from error
-        sides = ((self._model.inputs, signature.inputs), (self._model.outputs, signature.outputs))
-        mismatch = describe_mismatch(
-            signature, *([_spec(port, wanted) for port in ports] for ports, wanted in sides)
-        )
-        if mismatch:
-            raise EngineError(f"{path} is not what the manifest says: {mismatch}")
-
-    def enqueue(self, bindings: Bindings, stream: Stream) -> Event:
-        """Run on `stream`, reading and writing the bound arrays in place."""
-        self._check(bindings)
-        return stream.run(self._run, bindings)
+        inputs = [_spec(port, signature.inputs) for port in self._model.inputs]
+        outputs = [_spec(port, signature.outputs) for port in self._model.outputs]
+        check_signature(path, signature, inputs, outputs)
 
     def _run(self, bindings: Bindings) -> None:
         if not hasattr(self._local, "request"):
             self._local.request = self._model.create_infer_request()
         request = self._local.request
         for name, array in bindings.items():
-            request.set_tensor(name, _tensor(array))
-        # on a thread of the engine's own, so that runs of several streams go on side by side
+            request.set_tensor(name, _tensor(as_numpy(array)))
+        # on an OpenVINO thread, so that runs of several streams are concurrent
         request.start_async()
         request.wait()
 
 
 def _properties(threads: int, streams: int) -> dict[str, object]:
-    """OpenVINO shares the cores out between streams: on two cores, two streams have one thread
-    each, however many are asked for.
-
-    So runs go side by side only where each can have its threads; else they take turns.
+    """OpenVINO divides the cores between its streams: on two cores two streams get one thread each,
+    even if more are requested. So runs are concurrent only if each can have its threads; otherwise
+    they run one after the other.
     """
     streams = max(1, min(streams, len(os.sched_getaffinity(0)) // threads))
     return {
         "INFERENCE_NUM_THREADS": threads * streams,
         "NUM_STREAMS": streams,
-        "ENABLE_CPU_PINNING": False,  # other stages and other programs want the cores too
-        # as the file says: what is bfloat16 there stays so, nothing else becomes it
+        "ENABLE_CPU_PINNING": False,  # other stages and programs need the cores too
+        # only what is bfloat16 in the file is computed in bfloat16
         "INFERENCE_PRECISION_HINT": "f32",
     }
 
@@ -88,8 +79,7 @@ def _tensor(array: np.ndarray) -> openvino.Tensor:
 
 
 def _spec(port: openvino.ConstOutput, wanted: tuple[TensorSpec, ...]) -> TensorSpec:
-    """A port as the manifest would write it. A port may have several names: the one that is
-    `wanted`, if it is among them."""
+    """A port in the manifest's form. Of several names of a port, the one in `wanted` is taken."""
     name = next((spec.name for spec in wanted if spec.name in port.names), port.any_name)
     shape = tuple(size.get_length() if size.is_static else "?" for size in port.partial_shape)
     return TensorSpec(

@@ -1,8 +1,8 @@
-"""Engines on TensorRT, of either flavour: `tensorrt`, or `tensorrt_rtx` (TensorRT for RTX). The
-runtime calls it in this file only.
+"""Engines on TensorRT of either flavour: `tensorrt`, or `tensorrt_rtx` (TensorRT for RTX). No other
+file of the runtime calls TensorRT.
 
-The switch, loading and the plugin's build side are tested against the real tensorrt_rtx; what a GPU
-is needed for, against a stand-in. Never run on a GPU here.
+Loading and the build side of the plugin are tested with the real tensorrt_rtx; what requires a GPU,
+with a fake module.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any, TextIO, get_args
 
 import numpy as np
 
+from vicort.runtime.devices.cuda.allocator import DEVICE_ALIGNMENT
+from vicort.runtime.devices.cuda.arrays import as_device
 from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
-from vicort.runtime.engines.bindings import BindingsCheck, describe_mismatch
+from vicort.runtime.engines.bindings import Bindings, BindingsCheck, describe_mismatch
 from vicort.runtime.engines.graph_cache import GraphCache
 from vicort.runtime.errors import DeviceError, EngineError
 from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
@@ -30,13 +32,13 @@ from vicort.runtime.manifest import FILE_NAME, Flavour, GraphSpec, Manifest, Ten
 
 if TYPE_CHECKING:
     from vicort.runtime.devices.cuda import CudaGraph, CudaStream, DeviceArray
-    from vicort.runtime.devices.device import Device, Event
+    from vicort.runtime.devices.device import Device, StreamEvent
 
     Arrays = Mapping[str, DeviceArray]
 
-FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)  # the first that loads is taken
+FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)  # the first that can be imported is used
 PIP_NAMES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
-# by TensorRT's names
+# TensorRT's name -> NumPy's name
 TYPES = {
     "FLOAT": "float32",
     "BF16": "bfloat16",
@@ -44,21 +46,22 @@ TYPES = {
     "INT32": "int32",
     "UINT8": "uint8",
 }
-PLUGIN, NAMESPACE, PLUGIN_VERSION = "BoundedAttention", "vicort", "1"
+PLUGIN = "BoundedAttention"
+NAMESPACE = "vicort"
+PLUGIN_VERSION = "1"
 FIELDS = {"layer": np.int32, "scale": np.float32, "sections": np.int32, "frequencies": np.float32}
 INPUTS = ("q", "k", "v", "pos", "pool", "where", "table")
-INTEGERS = (3, 5, 6)  # which inputs of the plugin are int32: pos, where, table
-MOST_GRAPHS = 32  # CUDA graphs of an engine on a stream, each with an execution context of its own
-GROWTH = 1.5  # of the memory of a stream's contexts, when a run wants more
-ALIGNMENT = 256  # bytes, of every address that TensorRT is given
+INTEGERS = (3, 5, 6)  # int32 inputs of the plugin: pos, where, table
+MAX_GRAPHS = 32  # CUDA graphs per engine and stream; each has an execution context
+GROWTH = 1.5  # factor for the memory of a stream's contexts when a run requires more
 
 
 class TensorRT:
-    """A TensorRT module, with the one logger and the one plugin creator that a process has of
-    it."""
+    """A TensorRT module with its logger and plugin creator, of which a process has one each."""
 
     def __init__(self, module: Any, flavour: Flavour) -> None:
-        self.module, self.flavour = module, flavour
+        self.module = module
+        self.flavour = flavour
         self.version: str = module.__version__
         self.logger = _derive(Logger, module.ILogger)()
         self.creator: Any = None
@@ -66,14 +69,14 @@ class TensorRT:
 
     @contextmanager
     def plugins(self, kernels: Any) -> Iterator[PluginHost]:
-        """Plugins that are made inside, by a parser or from a plan, have these kernels: `Kernels`
-        to build, `LoadedKernels` to run."""
+        """Plugins that a parser or a plan creates in the body use these kernels: `Kernels` to
+        build, `LoadedKernels` to run."""
         with self._lock:
             if self.creator is None:
                 self.creator = _derive(PluginCreator, self.module.IPluginCreatorV3One)(self.module)
                 if not self.module.get_plugin_registry().register_creator(self.creator, NAMESPACE):
                     raise EngineError(
-                        f"{self.flavour} {self.version} refuses the plugin "
+                        f"{self.flavour} {self.version} rejects the plugin "
                         f"{NAMESPACE}::{PLUGIN}: build with --no-plugin"
                     )
             self.creator.host = host = PluginHost(kernels)
@@ -84,8 +87,8 @@ class TensorRT:
 
 
 def load_tensorrt(flavour: Flavour | None = None) -> TensorRT:
-    """TensorRT of a flavour, or of the first that is installed. Raises EngineError, with the pip
-    command, if there is none."""
+    """TensorRT of a flavour, or of the first that is installed. Raises EngineError with the pip
+    command if there is none."""
     failures = []
     for name in [flavour] if flavour else FLAVOURS:
         try:
@@ -95,7 +98,7 @@ def load_tensorrt(flavour: Flavour | None = None) -> TensorRT:
             OSError,
             RuntimeError,
             AttributeError,
-        ) as error:  # a package may be there without its libraries
+        ) as error:  # a package may be installed without its libraries
             failures.append(f"{name}: {_first_line(error)}")
     wanted = PIP_NAMES[flavour or "tensorrt_rtx"]
     raise EngineError(
@@ -103,19 +106,18 @@ def load_tensorrt(flavour: Flavour | None = None) -> TensorRT:
     )
 
 
-@functools.cache  # a process has one logger and one plugin creator of each
+@functools.cache  # a process has one logger and plugin creator per flavour
 def _load(flavour: Flavour) -> TensorRT:
     return TensorRT(importlib.import_module(flavour), flavour)
 
 
 class Logger:
-    """Keeps what TensorRT reports: its calls say only that they failed, the reason goes to the
-    log."""
+    """Collects TensorRT's errors: its calls return only failure, the reason goes to the log."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
-        self.listener: Callable[[str], None] | None = None  # of every message, errors or not
-        self.echo: TextIO | None = None  # where errors are written to at once
+        self.listener: Callable[[str], None] | None = None  # called with every message
+        self.echo: TextIO | None = None  # also receives errors, immediately
 
     def log(self, severity: Any, message: str) -> None:
         if severity.name in ("ERROR", "INTERNAL_ERROR"):
@@ -126,16 +128,16 @@ class Logger:
             self.listener(message)
 
     def reason(self) -> str:
-        """The first error since the last call, in one line."""
+        """The first error since the last call, as one line."""
         errors, self.errors = self.errors, []
         return " ".join(errors[0].split()) if errors else "it gave no reason"
 
 
 class PluginHost:
-    """What the plugins of one engine share: kernels, and what went wrong in any of them.
+    """The kernels of all plugins of one engine, and the first exception in any of them.
 
-    TensorRT drops an exception of a plugin's method, or turns it into a number; it is kept here for
-    whoever called TensorRT.
+    TensorRT drops an exception of a plugin, or turns it into an error code, so it is kept here for
+    the caller of TensorRT.
     """
 
     def __init__(self, kernels: Any) -> None:
@@ -165,8 +167,8 @@ def _kept(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class BoundedAttention:
-    """The op of DESIGN 3 as a TensorRT plugin: one class to build and to run, made complete by
-    `_derive`.
+    """`vicort::BoundedAttention` as a TensorRT plugin, for build and run time. `_derive` adds the
+    base classes.
 
     Inputs q [C,Hq,D], k and v [C,Hkv,D], pos [C,3], pool [P,L,Hkv,2,T,D], where [P,L|1,Hkv|1,T,3],
     table [L|1,Hkv|1,N]; output [C,Hq,D].
@@ -208,7 +210,7 @@ class BoundedAttention:
     def supports_format_combination(
         self, position: int, tensors: Sequence[Any], inputs: int
     ) -> bool:
-        """Linear bf16, fp16 or fp32, the same for all but the integers."""
+        """Linear bf16, fp16 or fp32, the same for all tensors that are not int32."""
         found, first = tensors[position].desc, tensors[0].desc.type
         if found.format != self.module.TensorFormat.LINEAR:
             return False
@@ -222,17 +224,17 @@ class BoundedAttention:
     def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Raises EngineError if the kernels are for another pool."""
         spec, pool = self.host.kernels.spec, inputs[4].desc
-        mine = (TYPES[pool.type.name], *tuple(pool.dims)[2:])
-        theirs = (spec.dtype, spec.kv_heads, 2, spec.page_tokens, spec.head_dim)
-        if mine != theirs:
+        found = (TYPES[pool.type.name], *tuple(pool.dims)[2:])
+        expected = (spec.dtype, spec.kv_heads, 2, spec.page_tokens, spec.head_dim)
+        if found != expected:
             raise EngineError(
-                f"{KERNELS_FILE} is for pages of {theirs}, this model's are {mine}: build the "
+                f"{KERNELS_FILE} is for pages of {expected}, this model's are {found}: build the "
                 "engine set again"
             )
 
     @_kept
     def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-        """Bytes that no run within the profile exceeds."""
+        """Maximum bytes of any run within the profile."""
         return self.host.kernels.workspace_bytes(inputs[0].max[0], inputs[6].max[-1])
 
     def get_valid_tactics(self) -> list[int]:
@@ -273,7 +275,8 @@ class BoundedAttention:
 
 
 class PluginCreator:
-    """Makes plugins from the attributes of an ONNX node, or from what a plan holds of them."""
+    """Creates plugins from the attributes of an ONNX node, or from their serialized form in a
+    plan."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -289,7 +292,7 @@ class PluginCreator:
     def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
         if self.host is None:
             raise EngineError(
-                f"a plan with the plugin {NAMESPACE}::{PLUGIN} is loaded by others than vicort: "
+                f"a plan with the plugin {NAMESPACE}::{PLUGIN} was not loaded by vicort: "
                 "open its folder with EngineSet.open"
             )
         found = {
@@ -319,7 +322,7 @@ class PluginCreator:
 
 
 def _derive(plain: type, *bases: type) -> Any:
-    """`plain` as a class of TensorRT's own: its classes are known only once a module is loaded."""
+    """`plain` as a subclass of TensorRT classes, which are known only once a module is loaded."""
     return _derived(plain, bases)
 
 
@@ -327,7 +330,7 @@ def _derive(plain: type, *bases: type) -> Any:
 def _derived(plain: type, bases: tuple[type, ...]) -> Any:
     def make(self: Any, *args: Any) -> None:
         for base in bases:
-            base.__init__(self)  # type: ignore[misc]  # pybind11 wants each of them called
+            base.__init__(self)  # type: ignore[misc]  # pybind11 requires each call
         plain.__init__(self, *args)  # type: ignore[misc]
 
     return type(plain.__name__, (plain, *bases), {"__init__": make})
@@ -348,17 +351,17 @@ def _first_line(error: BaseException) -> str:
 
 
 class TensorRTBackend:
-    """One GPU, made ready for one engine set."""
+    """The TensorRT backend on one GPU, opened for one engine set."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises DeviceError if there is no GPU, EngineError if TensorRT, or a cubin for this GPU,
-        is missing."""
-        from vicort.runtime.devices.cuda import open_gpu  # late: a build needs none of it
+        """Raises DeviceError if there is no GPU, EngineError if TensorRT or a cubin for this GPU is
+        missing."""
+        from vicort.runtime.devices.cuda import open_gpu  # late: a build does not open a GPU
 
         self._manifest = Manifest.model_validate_json((folder / FILE_NAME).read_text())
         if self._manifest.flavour is None:
             raise EngineError(
-                f"{folder} is for 'tensorrt', and does not say which: rebuild with "
+                f"{folder} is for 'tensorrt' without a flavour in its manifest: rebuild with "
                 f"`{self._manifest.build_command}`"
             )
         self._tensorrt = load_tensorrt(self._manifest.flavour)
@@ -372,7 +375,7 @@ class TensorRTBackend:
         )
 
     def load(self, path: Path, graph: GraphSpec, *, streams: int) -> TensorRTEngine:
-        """streams: as many as there are; each has contexts and memory of its own."""
+        """streams: not limited, each gets its own contexts and memory."""
         return TensorRTEngine(path, graph, self._manifest, self._tensorrt, self._kernels)
 
     def new_device(self, overlap: bool) -> Device:
@@ -382,17 +385,20 @@ class TensorRTBackend:
 
 
 class TensorRTEngine:
-    """A plan, with execution contexts for each stream that runs it. The weights are shared."""
+    """A plan, with execution contexts per stream. Streams share the weights."""
 
     def __init__(
         self, path: Path, signature: GraphSpec, manifest: Manifest, tensorrt: TensorRT, kernels: Any
     ) -> None:
-        """Raises EngineError if the plan cannot be loaded, or does not have the tensors of
+        """Raises EngineError if the plan cannot be loaded, or has other tensors than
         `signature`."""
         self.signature = signature
-        self._path, self._tensorrt = path, tensorrt
+        self._path = path
+        self._tensorrt = tensorrt
         self._check = BindingsCheck(signature)
-        self._lanes: weakref.WeakKeyDictionary[CudaStream, Lane] = weakref.WeakKeyDictionary()
+        self._contexts: weakref.WeakKeyDictionary[CudaStream, StreamContexts] = (
+            weakref.WeakKeyDictionary()
+        )
         with tensorrt.plugins(kernels) as self._host:
             self._engine = self._deserialise(manifest)
         if signature.refit_from:
@@ -400,65 +406,62 @@ class TensorRTEngine:
         check_tensors(str(path), signature, *self._tensors())
         self._runtime_config = self._configure()
 
-    def enqueue(self, bindings: Any, stream: Any) -> Event:
+    def enqueue(self, bindings: Bindings, stream: Any) -> StreamEvent:
         """Run on `stream`, reading and writing the bound arrays in place.
 
         Raises EngineError if a dimension is larger than the plan was built for.
         """
         self._check_profile(bindings)
         self._check(bindings)
-        return stream.run(self._run, bindings, stream)
+        return stream.run(self._run, on_device(bindings), stream)
 
-    def _check_profile(self, bindings: Arrays) -> None:
-        """What is too large for this plan may be no defect, but a wish that another plan can
-        fulfil: an error for the user."""
+    def _check_profile(self, bindings: Bindings) -> None:
+        """A size above the plan's profile is the user's limit, not a bug: raises EngineError."""
         for spec in self.signature.inputs:
             for name, size in zip(spec.shape, bindings[spec.name].shape, strict=False):
-                most = size if isinstance(name, int) else self.signature.dimensions[name].max
-                if size > most:
+                maximum = size if isinstance(name, int) else self.signature.dimensions[name].max
+                if size > maximum:
                     raise EngineError(
-                        f"{self._path.name} takes {name} up to {most}, not {size}: give less, or "
+                        f"{self._path.name} takes {name} up to {maximum}, not {size}: give less, "
+                        "or "
                         "build for larger chunks"
                     )
 
     def graph_report(self, stream: Any) -> dict[str, Any]:
-        """How many CUDA graphs this stream has of the engine, and why other runs could not be
+        """Number of CUDA graphs of this engine on the stream, and why other runs were not
         captured."""
-        lane = self._lanes.get(stream)
-        return (
-            {"graphs": lane.graphs, "refusals": list(lane.refusals)}
-            if lane
-            else {"graphs": 0, "refusals": []}
-        )
+        contexts = self._contexts.get(stream)
+        if contexts is None:
+            return {"graphs": 0, "refusals": []}
+        return {"graphs": contexts.graphs, "refusals": list(contexts.refusals)}
 
-    def layer_times(self, bindings: Any, stream: Any, runs: int) -> dict[str, list[float]]:
-        """Milliseconds of each layer in each of `runs` runs, in the plan's order, by TensorRT's own
-        profiler; waits for them.
+    def layer_times(self, bindings: Bindings, stream: Any, runs: int) -> dict[str, list[float]]:
+        """Layer -> milliseconds in each of `runs` runs, in the plan's order, from TensorRT's
+        profiler. Blocks until the runs are done.
 
-        Outside of CUDA graphs, on a context of its own. A run is slower so, and its layers' sum is
-        not what it takes otherwise.
+        The runs use no CUDA graph and are slower: the sum over layers is not the usual run time.
         """
-        return stream.run(self._layer_times, bindings, stream, runs).done()
+        return stream.run(self._layer_times, on_device(bindings), stream, runs).done()
 
     def _layer_times(
         self, bindings: Arrays, stream: CudaStream, runs: int
     ) -> dict[str, list[float]]:
-        return self._lane(stream).layer_times(bindings, runs)
+        return self._contexts_of(stream).layer_times(bindings, runs)
 
     def _run(self, bindings: Arrays, stream: CudaStream) -> None:
-        self._lane(stream).run(bindings)
+        self._contexts_of(stream).run(bindings)
 
-    def _lane(self, stream: CudaStream) -> Lane:
-        lane = self._lanes.get(stream)
-        if lane is None:
-            lane = self._lanes[stream] = Lane(self, stream)
-        return lane
+    def _contexts_of(self, stream: CudaStream) -> StreamContexts:
+        contexts = self._contexts.get(stream)
+        if contexts is None:
+            contexts = self._contexts[stream] = StreamContexts(self, stream)
+        return contexts
 
     def new_profiler(self) -> Any:
         return _derive(LayerTimes, self._tensorrt.module.IProfiler)()
 
     def new_context(self) -> Any:
-        """An execution context without memory."""
+        """An execution context without device memory."""
         strategy = self._tensorrt.module.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(self._runtime_config or strategy)
         if context is None:
@@ -466,8 +469,8 @@ class TensorRTEngine:
         return context
 
     def failure(self, what: str) -> EngineError:
-        """What went wrong in a call of TensorRT: a plugin's own exception if there is one, else
-        what the log says."""
+        """The error of a failed TensorRT call: a plugin's exception if there is one, otherwise the
+        first error of the log."""
         reason, error = self._tensorrt.logger.reason(), self._host.take_failure()
         failure = EngineError(
             f"{self._path.name}: {what}: {_first_line(error) if error else reason}"
@@ -488,14 +491,14 @@ class TensorRTEngine:
         return engine
 
     def _refusal(self, plan: mmap.mmap, manifest: Manifest) -> str:
-        """Why a plan is not taken: of another version, for another GPU, or what TensorRT itself
-        says."""
+        """Why a plan cannot be loaded: built by another version, for another GPU, or TensorRT's
+        reason."""
         trt, built = self._tensorrt, manifest.versions.get(PIP_NAMES[self._tensorrt.flavour])
         reason, error = trt.logger.reason(), self._host.take_failure()
         if error:
             return _first_line(error)
         if built != trt.version:
-            return f"built by {trt.flavour} {built}, which {trt.version} does not take"
+            return f"built by {trt.flavour} {built}, which {trt.version} cannot load"
         if hasattr(self._runtime, "get_engine_validity"):
             marks = int(self._runtime.get_engine_validity(plan)[1])
             named = trt.module.EngineInvalidityDiagnostics.__members__
@@ -508,24 +511,24 @@ class TensorRTEngine:
                 or reason
             )
         return (
-            f"{trt.flavour} {trt.version} does not take it ({reason}), it was built for "
+            f"{trt.flavour} {trt.version} cannot load it ({reason}), it was built for "
             f"{manifest.target}"
         )
 
     def _refit(self, model: Path) -> None:
-        """Give a stripped plan its weights, from the ONNX file beside it."""
+        """Load the weights of a stripped plan from the ONNX file in the same folder."""
         trt = self._tensorrt
         refitter = trt.module.Refitter(self._engine, trt.logger)
         if (
             not trt.module.OnnxParserRefitter(refitter, trt.logger).refit_from_file(str(model))
             or not refitter.refit_cuda_engine()
         ):
-            raise self.failure(f"it does not take the weights of {model.name}")
+            raise self.failure(f"it cannot be refitted with the weights of {model.name}")
 
     def _tensors(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
-        """The plan's inputs and outputs, as the manifest would write them."""
+        """The inputs and outputs of the plan, in the manifest's form."""
         engine, trt = self._engine, self._tensorrt.module
-        ours = {plan: name for name, plan in self.signature.plan_names.items()}
+        renamed = {plan: name for name, plan in self.signature.plan_names.items()}
         inputs: list[TensorSpec] = []
         outputs: list[TensorSpec] = []
         for index in range(engine.num_io_tensors):
@@ -533,7 +536,7 @@ class TensorRTEngine:
             side = inputs if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else outputs
             side.append(
                 tensor_spec(
-                    ours.get(name, name),
+                    renamed.get(name, name),
                     engine.get_tensor_dtype(name),
                     engine.get_tensor_shape(name),
                 )
@@ -541,10 +544,10 @@ class TensorRTEngine:
         return inputs, outputs
 
     def _configure(self) -> Any:
-        """How contexts of TensorRT for RTX compile their kernels; None in the other flavour.
+        """How contexts of TensorRT for RTX compile kernels; None for the other flavour.
 
-        At once for each new shape, rather than in the background: a CUDA graph would keep the
-        slower kernels of before for ever. What is compiled is shared by all contexts.
+        Compilation is eager for each new shape, not in the background: a CUDA graph would keep the
+        slower first kernels for ever. All contexts share the compiled kernels.
         """
         trt = self._tensorrt.module
         if self._tensorrt.flavour != "tensorrt_rtx":
@@ -562,7 +565,7 @@ class TensorRTEngine:
 
 
 class LayerTimes:
-    """What TensorRT tells of the layers of each run, made complete by `_derive`."""
+    """Collects layer times from TensorRT's profiler. `_derive` adds the base class."""
 
     def __init__(self) -> None:
         self._runs: list[dict[str, float]] = []
@@ -573,7 +576,8 @@ class LayerTimes:
     def report_layer_time(self, layer_name: str, ms: float) -> None:
         self._runs[-1][layer_name] = self._runs[-1].get(layer_name, 0.0) + ms
 
-    def after_the_first(self) -> dict[str, list[float]]:
+    def without_warm_up(self) -> dict[str, list[float]]:
+        """Times of all runs but the first."""
         counted = self._runs[1:]
         return (
             {name: [run.get(name, 0.0) for run in counted] for name in counted[0]}
@@ -582,17 +586,21 @@ class LayerTimes:
         )
 
 
+def on_device(bindings: Bindings) -> Arrays:
+    return {name: as_device(array) for name, array in bindings.items()}
+
+
 def check_tensors(
     what: str, graph: GraphSpec, inputs: list[TensorSpec], outputs: list[TensorSpec]
 ) -> None:
-    """Raises EngineError if these are not the graph's tensors."""
+    """Raises EngineError if the tensors differ from the graph's."""
     mismatch = describe_mismatch(graph, inputs, outputs)
     if mismatch:
         raise EngineError(f"{what} is not what the manifest says: {mismatch}")
 
 
 def missing_gpu() -> str | None:
-    """Why no GPU of this machine can be used, in a few words; None if one can."""
+    """Why no GPU of this machine can be used; None if one can."""
     from vicort.runtime.devices.cuda import open_gpu
 
     try:
@@ -603,7 +611,7 @@ def missing_gpu() -> str | None:
 
 
 def tensor_spec(name: str, dtype: Any, shape: Sequence[int]) -> TensorSpec:
-    """A tensor of TensorRT as the manifest would write it."""
+    """A TensorRT tensor in the manifest's form."""
     return TensorSpec(
         name=name,
         dtype=TYPES.get(dtype.name, dtype.name),
@@ -611,16 +619,17 @@ def tensor_spec(name: str, dtype: Any, shape: Sequence[int]) -> TensorSpec:
     )
 
 
-class Lane:
-    """An engine on one stream: a context for plain runs, one more for each CUDA graph, since a
-    graph keeps its context's state, and one block of memory for them all, since they run one after
-    the other."""
+class StreamContexts:
+    """The execution contexts of an engine on one stream: one for plain runs, and one per CUDA
+    graph, because a graph uses its context's state. They run one after another, so they share one
+    block of memory."""
 
     def __init__(self, engine: TensorRTEngine, stream: CudaStream) -> None:
-        # The stream owns its lane: a reference from here would keep both for ever.
-        self._engine, self._stream = engine, weakref.proxy(stream)
+        self._engine = engine
+        # weak: the stream is the key under which these contexts are kept
+        self._stream = weakref.proxy(stream)
         self._plain = engine.new_context()
-        self._graphs: GraphCache[Captured] = GraphCache(MOST_GRAPHS)
+        self._graphs: GraphCache[Captured] = GraphCache(MAX_GRAPHS)
         self._memory: DeviceArray | None = None
         self.refusals: list[str] = []  # why runs could not be captured
 
@@ -643,18 +652,17 @@ class Lane:
             self._enqueue(self._plain, bindings)
 
     def layer_times(self, bindings: Arrays, runs: int) -> dict[str, list[float]]:
-        """Of `runs` plain runs behind one that is not counted."""
+        """Times of `runs` plain runs after a warm-up run."""
         context = self._engine.new_context()
         context.profiler = layers = self._engine.new_profiler()
         for _ in range(runs + 1):
             layers.begin()
-            self._enqueue(context, bindings)  # tells the profiler before it returns
-        self._let_go([context])
-        return layers.after_the_first()
+            self._enqueue(context, bindings)  # reports to the profiler before it returns
+        self._release([context])
+        return layers.without_warm_up()
 
     def _capture(self, key: object, bindings: Arrays) -> None:
-        """Run once more plainly, which is the warm-up that capturing wants, and keep the next run
-        as a graph."""
+        """Run plainly once more, as the warm-up that capture requires, then capture a graph."""
         context = self._engine.new_context()
         self._enqueue(context, bindings)
         try:
@@ -665,25 +673,26 @@ class Lane:
             self.refusals.append(str(error))
             self._graphs.refuse(key)
             return
-        self._let_go(self._graphs.put(key, Captured(context, graph)))
+        self._release(self._graphs.put(key, Captured(context, graph)))
 
     def _enqueue(self, context: Any, bindings: Arrays) -> None:
         for spec in self._engine.signature.inputs:
             if not context.set_input_shape(spec.name, tuple(bindings[spec.name].shape)):
                 raise self._engine.failure(
-                    f"{spec.name} of shape {bindings[spec.name].shape} is refused"
+                    f"{spec.name} of shape {bindings[spec.name].shape} is rejected"
                 )
         self._give_memory(context)
         for name, array in bindings.items():
-            if array.pointer % ALIGNMENT:
+            if array.pointer % DEVICE_ALIGNMENT:
                 raise ValueError(
-                    f"{name!r} lies at {array.pointer:#x}, which is no multiple of {ALIGNMENT} "
+                    f"{name!r} lies at {array.pointer:#x}, which is no multiple of "
+                    f"{DEVICE_ALIGNMENT} "
                     "bytes"
                 )
             if not context.set_tensor_address(
                 self._engine.signature.plan_names.get(name, name), array.pointer
             ):
-                raise self._engine.failure(f"the address of {name} is refused")
+                raise self._engine.failure(f"the address of {name} is rejected")
         self._execute(context)
 
     def _execute(self, context: Any) -> None:
@@ -691,19 +700,18 @@ class Lane:
             raise self._engine.failure("TensorRT could not enqueue it")
 
     def _give_memory(self, context: Any) -> None:
-        """What a run of these shapes needs. Graphs that were captured with a smaller block go with
-        it."""
-        wanted = context.update_device_memory_size_for_shapes()
-        if self._memory is None or wanted > self._memory.nbytes:
+        """Provide the memory for a run of these shapes. If the block has to grow, graphs that were
+        captured with the old one are released."""
+        needed = context.update_device_memory_size_for_shapes()
+        if self._memory is None or needed > self._memory.nbytes:
             old = self._memory
-            grown = max(wanted, int(GROWTH * old.nbytes) if old else 0, ALIGNMENT)
-            self._let_go([*self._graphs.clear(), old] if old else [])
+            grown = max(needed, int(GROWTH * old.nbytes) if old else 0, DEVICE_ALIGNMENT)
+            self._release([*self._graphs.clear(), old] if old else [])
             self._memory = self._stream.device.empty((grown,), np.uint8)
         context.set_device_memory(self._memory.pointer, self._memory.nbytes)
 
-    def _let_go(self, things: list[Any]) -> None:
-        """Hold on to them until the stream has come here: runs that use them may still be under
-        way."""
+    def _release(self, things: list[Any]) -> None:
+        """Keep them alive until the device has done all work so far, which may still use them."""
         if things:
             self._stream.notify(_drop, things)
 
@@ -717,5 +725,5 @@ def _drop(things: list[Any]) -> None:
 
 @dataclass(frozen=True)
 class Captured:
-    context: Any  # whose state the graph uses
+    context: Any  # the graph uses its state
     graph: CudaGraph

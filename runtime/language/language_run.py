@@ -1,38 +1,38 @@
-"""The language graph with buffers of its own, run by one stream at a time: prefill, question and
-decode alike."""
+"""Runs the language graph for prefill, questions and decode steps, on one stream at a time."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from vicort.runtime.devices.device import Device, Pool, Stream
+from vicort.runtime.devices.device import Array, Device, Pool, Stream
 from vicort.runtime.devices.pages import EMPTY
 from vicort.runtime.engines.buckets import padded_rows
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.manifest import ModelSpec
 
-FEATURE_ROW = -1  # token id of a row that comes from `features`
+FEATURE_ROW = -1  # token id of a row that is taken from `features`
 
 
 @dataclass(frozen=True)
 class LanguageOutput:
-    """Arrays on the device, rows of padding included; the next run writes over them."""
+    """Arrays on the device, with R rows including padding. The next run overwrites them."""
 
-    logits: Any  # [1, V], of the last row
-    k: Any  # [L, R, Hkv, D], not rotated
-    v: Any  # [L, R, Hkv, D]
-    q: Any  # [L, Hq, D] float32, mean over the rows, not rotated
-    # [L, observed_rows, Hq, D] float32, not rotated, of the last rows, oldest first, behind zeros
-    # where there are fewer
-    queries: Any
+    logits: Array  # [1,V] float32, of the last row
+    k: Array  # [L,R,Hkv,D], not rotated
+    v: Array  # [L,R,Hkv,D]
+    q: Array  # [L,Hq,D] float32, mean over the rows, not rotated
+    # [L,observed_rows,Hq,D] float32, not rotated: of the last rows, oldest first, after zeros if
+    # there are fewer rows
+    queries: Array
 
 
 class LanguageRun:
+    """The language graph with its buffers."""
+
     def __init__(self, engine: Engine, model: ModelSpec, device: Device, pool: Pool) -> None:
         self._engine = engine
         self._model = model
@@ -55,16 +55,16 @@ class LanguageRun:
     def __call__(
         self,
         tokens: np.ndarray | None,
-        features: Sequence[Any],
+        features: Sequence[Array],
         positions: np.ndarray,
         table: np.ndarray,
         stream: Stream,
     ) -> LanguageOutput:
-        """Run C new rows over the pages of `table`. For the stream's own work to call.
+        """Run C new rows, at most max_rows, over the pages of `table`. Call from the stream's work.
 
-        tokens: [C] int32, FEATURE_ROW where the row is one of `features`, None = all are; features:
-        Arrays [n, width], the first rows one after another; positions: [C, 3] int32; table: [L|1,
-        Hkv|1, N] int32. C is at most max_rows.
+        tokens: [C] int32, FEATURE_ROW where the row is taken from `features`; None = all rows are.
+        features: arrays [n,width], which fill the first rows one after another. positions: [C,3]
+        int32. table: [L|1,Hkv|1,N] int32.
         """
         count, model = len(positions), self._model
         rows = 1 if count == 1 else min(padded_rows(count), model.max_rows)
@@ -75,7 +75,7 @@ class LanguageRun:
         padded_positions[:count] = positions
         self._device.upload(self._tokens[:rows], padded_tokens, stream)
         self._device.upload(self._positions[:rows], padded_positions, stream)
-        self._place_features(features, stream)
+        self._copy_features(features, stream)
         shape = (model.layers, rows, model.kv_heads, model.head_dim)
         k, v = (buffer[: math.prod(shape)].reshape(shape) for buffer in (self._k, self._v))
         bindings = {
@@ -84,7 +84,7 @@ class LanguageRun:
             "pos": self._positions[:rows],
             "pool": self._pool.data,
             "where": self._pool.cell_positions,
-            "table": self._place_table(table, stream),
+            "table": self._upload_table(table, stream),
             "logits": self._logits,
             "k": k,
             "v": v,
@@ -94,16 +94,16 @@ class LanguageRun:
         self._engine.enqueue(bindings, stream)
         return LanguageOutput(self._logits, k, v, self._q, self._queries)
 
-    def _place_features(self, features: Sequence[Any], stream: Stream) -> None:
+    def _copy_features(self, features: Sequence[Array], stream: Stream) -> None:
         first = 0
         for rows in features:
             self._device.copy(self._features[first : first + rows.shape[0]], rows, stream)
             first += rows.shape[0]
 
-    def _place_table(self, table: np.ndarray, stream: Stream) -> Any:
-        """Always at the same address, which engines that replay a recorded run need."""
+    def _upload_table(self, table: np.ndarray, stream: Stream) -> Array:
+        """Always at the same address, because CUDA graphs replay addresses."""
         if table.size > self._table.shape[0]:
             self._table = self._device.empty((2 * table.size,), np.int32)
-        placed = self._table[: table.size].reshape(table.shape)
-        self._device.upload(placed, table, stream)
-        return placed
+        uploaded = self._table[: table.size].reshape(table.shape)
+        self._device.upload(uploaded, table, stream)
+        return uploaded

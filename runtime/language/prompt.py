@@ -1,9 +1,8 @@
-"""The text around the video: the model's own chat template, cut at the place where the visual
-tokens stand.
+"""The model's chat template, split where the visual tokens are:
 
 prefix  <|im_start|>user … <|vision_start|>        cached once, when a session opens
 video   the visual tokens, chunk by chunk
-suffix  <|vision_end|>QUESTION …                   a fork of the stream, one a question
+suffix  <|vision_end|>QUESTION …                   one fork of the stream per question
 """
 
 from __future__ import annotations
@@ -22,9 +21,8 @@ from vicort.runtime.safe_text import brief, is_text, read_text, shown
 
 TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
-MOST_BYTES = 16 << 20  # of a template, or of the JSON that holds it
-# A template is a program in a sandbox: besides Jinja's own errors it fails as Python does, at 1 / 0
-# or a range without end.
+MAX_TEMPLATE_BYTES = 16 << 20  # of a template, or of the JSON file that contains it
+# A template is a sandboxed program: it may raise Python's errors too, for example at 1 / 0.
 TEMPLATE_ERRORS = (
     TemplateError,
     ArithmeticError,
@@ -38,11 +36,11 @@ TEMPLATE_ERRORS = (
 
 
 class Prompt:
-    """Token ids of the prefix and of questions; text of answers."""
+    """Tokenizes the prefix and questions, and decodes answers."""
 
     def __init__(self, folder: Path, video_token: int) -> None:
-        """Reads the tokenizer and the chat template of an engine set, or of a Hugging Face
-        folder."""
+        """folder: an engine set, or a checkpoint in Hugging Face layout. Raises EngineError if its
+        tokenizer or chat template is missing or fails."""
         self._tokenizer = _read_tokenizer(folder / TOKENIZER_FILE)
         self._template = _read_template(folder)
         self._video = self._tokenizer.id_to_token(video_token)
@@ -60,10 +58,10 @@ class Prompt:
         self.prefix: list[int] = self._encode(before)
 
     def question(self, text: str, earlier: Sequence[tuple[str, str]] = ()) -> list[int]:
-        """The tokens that follow what is cached, up to where the answer begins.
+        """The tokens after the cached ones, up to where the answer begins. Raises QuestionError.
 
-        earlier: the (question, answer) turns of the same conversation; their tokens are cached
-        already, vision before them.
+        earlier: the (question, answer) turns of the same conversation, already cached after the
+        video.
         """
         if not text.strip():
             raise QuestionError(
@@ -71,12 +69,12 @@ class Prompt:
             )
         if not is_text(text):
             raise QuestionError(
-                f"the question {shown(text)} holds half a character (a lone surrogate): ask in "
-                "UTF-8"
+                f"the question {shown(text)} contains a lone surrogate, which is no character: "
+                "ask in UTF-8"
             )
         if special := next((t for t in self.special_tokens() if t in text), None):
             raise QuestionError(
-                f"the question holds the model's control token {special!r}: leave it out"
+                f"the question contains the model's control token {special!r}: leave it out"
             )
         whole = self._render(self._turns([*earlier, (text, "")]))
         if not earlier:
@@ -84,16 +82,16 @@ class Prompt:
         cached = self._render(self._turns([*earlier[:-1], (earlier[-1][0], "")])) + earlier[-1][1]
         if not whole.startswith(cached):
             raise QuestionError(
-                "this model's chat template cannot go on with a conversation: ask without one"
+                "this model's chat template cannot continue a conversation: ask without one"
             )
         return self._encode(whole[len(cached) :])
 
     def words(self, text: str) -> list[int]:
-        """The tokens of a question alone, without the template: what retrieval compares with."""
+        """The tokens of a question without the template, for retrieval."""
         return self._encode(text)
 
     def token_id(self, token: str) -> int | None:
-        """None for what is no token of the model."""
+        """None if the model has no such token."""
         return self._tokenizer.token_to_id(token)
 
     def special_tokens(self) -> list[str]:
@@ -126,7 +124,7 @@ class Prompt:
 
 
 class TextStream:
-    """Tokens in, printable text out: holds back bytes of a character that is not whole yet."""
+    """Streaming decoder: keeps back bytes until their character is complete."""
 
     def __init__(self, prompt: Prompt) -> None:
         self._prompt = prompt
@@ -134,13 +132,13 @@ class TextStream:
         self.text = ""
 
     def add(self, token: int) -> str:
-        """The text that this token completes; may be empty."""
+        """The new text after this token; may be empty."""
         self._tokens.append(token)
         whole = self._prompt.decode(self._tokens)
         return "" if whole.endswith("�") else self._advance(whole)
 
     def finish(self) -> str:
-        """What was held back to the end."""
+        """The text that was kept back."""
         return self._advance(self._prompt.decode(self._tokens))
 
     def _advance(self, whole: str) -> str:
@@ -166,15 +164,15 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 
 
 def _read_template(folder: Path) -> Any:
-    """The template's places, newest convention first: chat_template.jinja, chat_template.json,
-    tokenizer_config.json."""
+    """From chat_template.jinja, chat_template.json or tokenizer_config.json, the first that has
+    one."""
     source = _text(folder / TEMPLATE_FILE)
     for name in ("chat_template.json", "tokenizer_config.json"):
         if source is None:
             source = _template_in(folder / name)
     if not isinstance(source, str):
         raise EngineError(
-            f"{folder} holds no chat template: add the model's {TEMPLATE_FILE} and build again"
+            f"{folder} has no chat template: add the model's {TEMPLATE_FILE} and build again"
         )
 
     def fail(message: str) -> NoReturn:
@@ -196,11 +194,11 @@ def _failing(error: BaseException) -> EngineError:
 
 
 def _text(path: Path) -> str | None:
-    """None if there is no such file. Raises EngineError for one that is no text, or too long."""
+    """None if there is no such file. Raises EngineError if it is not text, or too long."""
     if not path.is_file():
         return None
     try:
-        return read_text(path, MOST_BYTES)
+        return read_text(path, MAX_TEMPLATE_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         raise EngineError(
             f"{path} cannot be read ({error}): build the engine set again with vicort-build"

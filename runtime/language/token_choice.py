@@ -1,4 +1,4 @@
-"""From logits to the next token."""
+"""Sampling: from logits to the next token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vicort.runtime.errors import ConfigError
 
 
 class TokenChoice:
-    """Chooses tokens for one answer; equal seeds give equal answers."""
+    """Chooses the tokens of one answer. Equal seeds give equal answers."""
 
     def __init__(self, options: Sampling) -> None:
         _check(options)
@@ -19,7 +19,7 @@ class TokenChoice:
         self._random = np.random.default_rng(options.seed)
 
     def choose(self, logits: np.ndarray, answer: Sequence[int]) -> int:
-        """logits: [V] float; answer: its tokens so far. Greedy at temperature 0."""
+        """logits: [V] float; answer: the tokens so far. Greedy at temperature 0."""
         options = self.options
         logits = logits.astype(np.float64)
         if options.repetition_penalty != 1 and answer:

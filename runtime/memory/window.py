@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from vicort.runtime.core import UNIT_FRAMES, Page
+from vicort.runtime.devices.pages import as_numpy
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term.long_term import Departing
 from vicort.runtime.memory.tiers import PageLocation, Tiers
@@ -48,7 +49,9 @@ class RecentWindow:
         counts = np.array([location.page.tokens for location in locations])
         filled = np.arange(self._page_tokens) < counts[:, None]  # [pages, T]
         pool = self._tiers.pool
-        data = pool.data[slots].transpose(3, 1, 0, 4, 2, 5)[:, :, filled]  # [2, L, n, Hkv, D]
+        data = as_numpy(pool.data)[slots].transpose(3, 1, 0, 4, 2, 5)[
+            :, :, filled
+        ]  # [2, L, n, Hkv, D]
         pages = [_whole_unit(unit) for unit in units]
         return Departing(
             pages=tuple(pages),

@@ -12,14 +12,14 @@ from functools import partial
 from typing import Protocol
 
 from vicort.runtime.core import Chunk
-from vicort.runtime.devices.device import Event
+from vicort.runtime.devices.device import StreamEvent
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.errors import VicortError
 from vicort.runtime.stages.job import Buffers, Job, Stage
 
 
 class Pipeline(Protocol):
-    newest: Event | None  # done when the newest chunk has left the last stage
+    newest: StreamEvent | None  # done when the newest chunk has left the last stage
 
     def enter(self, chunk: Chunk) -> None:
         """Hand a chunk to the first stage; waits while no buffers are free. Raises what an earlier
@@ -57,7 +57,7 @@ class SequentialPipeline:
         self._buffers = buffers
         self._clock = clock
         self._done = done
-        self.newest: Event | None = None
+        self.newest: StreamEvent | None = None
 
     def enter(self, chunk: Chunk) -> None:
         job = Job(chunk, self._buffers)
@@ -101,7 +101,7 @@ class OverlappedPipeline:
         self._in_flight = 0
         self._closed = False
         self._changed = threading.Condition()  # of the three above
-        self.newest: Event | None = None
+        self.newest: StreamEvent | None = None
         self._failure: BaseException | None = None  # of the earliest chunk that failed
         self._failed_chunk = 0
 
@@ -161,7 +161,7 @@ class OverlappedPipeline:
             before = stage.stream.run(self._run, stage, job, before)
         self.newest = before
 
-    def _run(self, stage: Stage, job: Job, before: Event | None) -> None:
+    def _run(self, stage: Stage, job: Job, before: StreamEvent | None) -> None:
         """One stage of one chunk, after the stage before. Chunks after one that failed are not run."""
         last = stage is self._stages[-1]
         try:

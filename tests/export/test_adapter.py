@@ -134,10 +134,10 @@ def test_adapters_trained_with_the_older_names(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"use_dora": True}, "use_dora True is not served"),
-        ({"bias": "lora_only"}, "bias 'lora_only' is not served"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save ['lm_head'] is not served"),
-        ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern {'q_proj': 3} is not served"),
+        ({"use_dora": True}, "use_dora True is not supported"),
+        ({"bias": "lora_only"}, "bias 'lora_only' is not supported"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save ['lm_head'] is not supported"),
+        ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern {'q_proj': 3} is not supported"),
         ({"peft_type": "LOHA"}, "peft_type 'LOHA'"),
         ({"lora_alpha": "much"}, "lora_alpha 'much'"),
     ],

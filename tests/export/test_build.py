@@ -13,6 +13,7 @@ from support.engine_sets import BACKENDS, OPTIONS, checkpoint, chosen_set, damag
 from support.reference_model import write_random_checkpoint
 
 from vicort.export import build, recipe
+from vicort.export.build_set import candidates
 from vicort.export.engine_set import seal
 from vicort.export.verify import compare, language_inputs
 from vicort.runtime.engines import tensorrt
@@ -131,7 +132,7 @@ def test_what_is_damaged_or_was_built_otherwise_is_not_up_to_date(
     def stop(*_):
         raise Building
 
-    monkeypatch.setattr("vicort.export.engine_set.write_engine_set", stop)
+    monkeypatch.setattr("vicort.export.build_set.write_engine_set", stop)
     folder = tmp_path / "set"
     versions = read_manifest(chosen_set()).versions
     damaged_copy(
@@ -272,9 +273,9 @@ def test_the_torch_tensorrt_frontend_wants_the_full_tensorrt(tmp_path, monkeypat
 
 
 def test_auto_never_chooses_tensorrt_and_the_precision_suits_the_backend():
-    assert build._candidates("auto", "fp32") == ["openvino", "onnxruntime"]
-    assert build._candidates("auto", "bf16") == ["openvino"]
-    assert build._candidates("tensorrt", "bf16") == ["tensorrt"]
+    assert candidates("auto", "fp32") == ["openvino", "onnxruntime"]
+    assert candidates("auto", "bf16") == ["openvino"]
+    assert candidates("tensorrt", "bf16") == ["tensorrt"]
     assert recipe.load_recipe("tiny").precision is None
     assert recipe.DEFAULT_PRECISION == {
         "onnxruntime": "fp32",
@@ -296,7 +297,7 @@ def test_the_build_command_in_a_manifest_builds_the_same_set_again():
         "fp32",
     ]
     options = build._parse([*words, "--image-size", "56x84"])
-    command = build._command(options, "tensorrt").split()
+    command = options.command("tensorrt").split()
     assert command[0] == "vicort-build"
     assert build._parse(command[1:]) == options
 
@@ -332,7 +333,7 @@ def test_recipes_are_known_by_the_beginning_of_a_name_and_flags_go_over_them():
     assert recipe.load_recipe("Qwen2.5-VL-3B-Instruct").page_tokens == 16
     assert recipe.load_recipe("tiny", chunk_frames=4, image_width=None).chunk_frames == 4
     assert recipe.load_recipe("tiny").image_width == 112
-    assert recipe.load_recipe("something-else") == recipe.Recipe()
+    assert recipe.load_recipe("something-else") == recipe.BuildRecipe()
 
 
 def test_an_unknown_key_in_a_recipe_is_refused():

@@ -11,7 +11,7 @@ from torch.export import Dim, export
 
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
-from vicort.export.token_control import TokenControl
+from vicort.export.token_control import TokenControlGraph
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +96,13 @@ def test_token_control():
         torch.tensor([2], dtype=torch.int32),
     )
     program = export(
-        TokenControl(), inputs(3), dynamic_shapes=({0: Dim("units", min=1, max=64)}, None, None)
+        TokenControlGraph(),
+        inputs(3),
+        dynamic_shapes=({0: Dim("units", min=1, max=64)}, None, None),
     )
     # nothing whose shape, or layer, depends on data
     assert not any("nonzero" in op or "sort" in op for op in used_ops(program))
     for units in (1, 2, 7):
         case = inputs(units)
-        for exported, eager in zip(run(program, *case), TokenControl()(*case), strict=True):
+        for exported, eager in zip(run(program, *case), TokenControlGraph()(*case), strict=True):
             torch.testing.assert_close(exported, eager)

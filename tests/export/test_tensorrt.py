@@ -24,11 +24,11 @@ from support.tensorrt_sets import ONE_GPU, plan_graphs, tiny_model, tiny_onnx, t
 
 from vicort.export import build, tensorrt
 from vicort.export.checkpoint import resolve
-from vicort.export.engine_set import PlanOptions, is_built, plan, write_engine_set
+from vicort.export.engine_set import PlanOptions, draft_manifest, is_built, write_engine_set
 from vicort.export.graphs import export_program, plan_signatures, signatures
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
-from vicort.export.tensorrt import Built, Job, build_plan, listed_tensors
+from vicort.export.tensorrt import BuiltPlan, PlanJob, build_plan, listed_tensors
 from vicort.export.verify import language_inputs
 from vicort.runtime.devices.host import InlineStream
 from vicort.runtime.engines.bindings import numpy_dtype
@@ -52,7 +52,7 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def job(tmp_path, name: str, plugin: bool = True, **changes) -> Job:
+def job(tmp_path, name: str, plugin: bool = True, **changes) -> PlanJob:
     """One graph of the tiny model."""
     file = name if plugin else f"{name}.expanded"
     graph = plan_graphs(plugin)[name]
@@ -63,10 +63,10 @@ def job(tmp_path, name: str, plugin: bool = True, **changes) -> Job:
         "graph": graph,
         "kernels": kernels,
     }
-    return Job(**(facts | {"flavour": "tensorrt_rtx"} | changes))
+    return PlanJob(**(facts | {"flavour": "tensorrt_rtx"} | changes))
 
 
-def refused(asked: Job) -> str:
+def refused(asked: PlanJob) -> str:
     with pytest.raises(EngineError) as caught:
         build_plan(asked)
     assert len(str(caught.value).splitlines()) == 1
@@ -133,7 +133,7 @@ def test_building_again_does_nothing(capfd):
 @pytest.mark.parametrize("change", [{"plugin": False}, {"strip": True}, {"targets": ("sm_89",)}])
 def test_a_set_of_other_options_is_not_up_to_date(change):
     def planned(**options) -> Manifest:
-        return plan(
+        return draft_manifest(
             resolve("tiny"),
             tiny_model(),
             "tensorrt",
@@ -158,7 +158,7 @@ def quick(monkeypatch):
 
     def build_plan(job, progress):
         job.plan.write_bytes(b"a plan")
-        return Built(layer_types={"CAST": 1}, plugin_layers=job.graph.plugin_layers)
+        return BuiltPlan(layer_types={"CAST": 1}, plugin_layers=job.graph.plugin_layers)
 
     tiny_onnx()
     monkeypatch.setattr(
@@ -180,7 +180,7 @@ def built_quickly(folder: Path, **options) -> Manifest:
     write_engine_set(
         folder,
         resolve("tiny"),
-        plan(resolve("tiny"), tiny_model(), "tensorrt", "bf16", "", chosen),
+        draft_manifest(resolve("tiny"), tiny_model(), "tensorrt", "bf16", "", chosen),
         lambda line: None,
         chosen,
     )
@@ -206,7 +206,7 @@ def test_a_stripped_set_keeps_the_weights_that_its_plans_are_to_be_given(quick, 
 def test_a_plan_that_lost_its_plugins_is_refused(quick, tmp_path):
     quick.setattr(
         "vicort.export.engine_set.build_plan",
-        lambda job, progress: Built(layer_types={}, plugin_layers=0),
+        lambda job, progress: BuiltPlan(layer_types={}, plugin_layers=0),
     )
     with pytest.raises(EngineError, match=r"llm\.plan has 0 plugin layers, 4 were expected"):
         built_quickly(tmp_path / "set")

@@ -18,10 +18,18 @@ from vicort.export.qwen2_5_vl.adapter import read_adapter
 from vicort.export.tiny.batches import IGNORED
 from vicort.export.tiny.evaluate import HELD_OUT, load_model
 from vicort.export.tiny.live import evaluate, train
-from vicort.export.tiny.live.evaluate import ADAPTER, Said, Score, Speaker, Target, merged, watch
-from vicort.export.tiny.live.layout import FIRST_WORD, SILENCE, Layout
+from vicort.export.tiny.live.evaluate import (
+    ADAPTER,
+    LiveSpeaker,
+    Said,
+    Score,
+    Target,
+    merged,
+    watch,
+)
+from vicort.export.tiny.live.layout import FIRST_WORD, SILENCE, SceneLayout
 from vicort.export.tiny.live.lora import adapter_state, save_adapter, wrap
-from vicort.export.tiny.live.scenes import Recipe, Turn, make_scene
+from vicort.export.tiny.live.scenes import SceneRecipe, SceneTurn, make_scene
 from vicort.export.tiny.model import encode_units, new_model
 from vicort.export.tiny.reels import Reel, labels
 from vicort.export.tiny.tokenizer import VOCABULARY, make_tokenizer
@@ -29,7 +37,7 @@ from vicort.export.tiny.video import letterbox
 from vicort.export.tiny.world import SHAPES, Painter, make_stream
 
 torch.set_num_threads(1)
-PLAIN = Recipe(missed=0, spurious=0, questions=0, twice=0, late=0, unasked=0, bounded=0)
+PLAIN = SceneRecipe(missed=0, spurious=0, questions=0, twice=0, late=0, unasked=0, bounded=0)
 
 
 def reels(seed: int, count: int = 3) -> list[Reel]:
@@ -91,7 +99,7 @@ def test_each_thing_that_was_asked_for_is_told_once_and_all_else_passed_over(see
 def test_what_is_missed_is_told_a_unit_later_and_what_was_said_wrongly_teaches_nothing(
     seed: int,
 ) -> None:
-    recipe = Recipe(
+    recipe = SceneRecipe(
         missed=1.0, spurious=1.0, questions=0, twice=0, late=0, unasked=0, windows=0, present=1.0
     )
     scene = make_scene(np.random.default_rng(seed), reels(seed % 7), recipe)
@@ -110,9 +118,9 @@ def test_layout(seed: int) -> None:
     """Behind the last token of each unit stands the decision; positions go on from time and text
     alike; nobody sees what comes."""
     rng = np.random.default_rng(seed)
-    scene = make_scene(rng, reels(seed % 5), Recipe(spurious=0.0, missed=0.0))
+    scene = make_scene(rng, reels(seed % 5), SceneRecipe(spurious=0.0, missed=0.0))
     cells, end, tokenizer = (
-        Layout().cells(rng, scene),
+        SceneLayout().cells(rng, scene),
         VOCABULARY.index("<|im_end|>"),
         make_tokenizer(),
     )
@@ -169,13 +177,13 @@ def test_the_adapter_begins_as_nothing_and_its_files_hold_what_was_trained(tmp_p
 def test_a_training_step_is_the_same_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train.Eyes, "draw", lambda self, rng, count: reels_of_features())
-    monkeypatch.setattr(train, "STAGES", ((2, Recipe(streams=1, longest=4), (1e-3, 1e-3)),))
+    monkeypatch.setattr(train.EncodedReels, "draw", lambda self, rng, count: reels_of_features())
+    monkeypatch.setattr(train, "STAGES", ((2, SceneRecipe(streams=1, longest=4), (1e-3, 1e-3)),))
 
     def stepped() -> list[torch.Tensor]:
         run = train.start_or_resume(tmp_path)
-        eyes = train.Eyes(run.model, tmp_path, tmp_path / "eyes")
-        train.train_step(run, eyes, Layout(), train.Composer(train.ASKED))
+        eyes = train.EncodedReels(run.model, tmp_path, tmp_path / "eyes")
+        train.train_step(run, eyes, SceneLayout(), train.Composer(train.ASKED))
         return [parameter.detach().clone() for parameter in run.trained]
 
     assert all(torch.equal(one, other) for one, other in zip(stepped(), stepped(), strict=True))
@@ -247,25 +255,28 @@ def test_the_embedded_adapter_tells_most_of_what_it_was_asked_for() -> None:
             score.add(
                 stream.things,
                 target,
-                watch(Speaker(model, train.THRESHOLD), target, features, times),
+                watch(LiveSpeaker(model, train.THRESHOLD), target, features, times),
             )
             score.seconds += stream.duration
     # It is not a good one: held-out files gave 18 of 22, and one false alarm a minute
     # (export/tiny/README.md).
     assert score.appearances == 15
-    assert score.told >= 10, score
-    assert score.worded >= score.told - 1
+    assert score.reported >= 10, score
+    assert score.worded >= score.reported - 1
     assert score.false_alarms <= score.seconds / 60 * 3, score
-    assert score.late / score.told < 1.5
+    assert score.late / score.reported < 1.5
 
 
 def test_turns_are_in_the_order_of_the_stream() -> None:
     for seed in range(40):
         scene = make_scene(
-            np.random.default_rng(seed), reels(seed % 5), Recipe(questions=1.0, twice=1.0, late=1.0)
+            np.random.default_rng(seed),
+            reels(seed % 5),
+            SceneRecipe(questions=1.0, twice=1.0, late=1.0),
         )
         keys = [(turn.unit, bool(turn.question)) for turn in scene.turns]
         assert keys == sorted(keys)
         assert all(
-            isinstance(turn, Turn) and 0 <= turn.unit <= len(scene.silent) for turn in scene.turns
+            isinstance(turn, SceneTurn) and 0 <= turn.unit <= len(scene.silent)
+            for turn in scene.turns
         )

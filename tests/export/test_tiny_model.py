@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
-from vicort.export.tiny.batches import Composer, Recipe, gather
-from vicort.export.tiny.evaluate import Reader, load_model
+from vicort.export.tiny.batches import BatchRecipe, Composer, gather
+from vicort.export.tiny.evaluate import ReferenceReader, load_model
 from vicort.export.tiny.model import CHECKPOINT, encode_units, faster_attention, new_model, patches
 from vicort.export.tiny.reels import Reel, labels
 from vicort.export.tiny.tokenizer import PROMPT, VOCABULARY
 from vicort.export.tiny.train import STAGES, forward, stage_at
 from vicort.export.tiny.video import letterbox, read_units
-from vicort.export.tiny.world import SHAPES, Painter, Stream, make_stream
+from vicort.export.tiny.world import SHAPES, Painter, ThingStream, make_stream
 
 torch.set_num_threads(1)
 FILES = (
@@ -35,7 +35,7 @@ FILES = (
 )
 
 
-def drawn_units(stream: Stream, side: int = 112) -> tuple[np.ndarray, list[Fraction]]:
+def drawn_units(stream: ThingStream, side: int = 112) -> tuple[np.ndarray, list[Fraction]]:
     """A stream as units of letterboxed frames, two a second, and the time of each frame, without a
     file between."""
     painter = Painter(stream, round(side * stream.aspect), side)
@@ -140,7 +140,7 @@ def test_faster_attention_changes_nothing() -> None:
     stream = make_stream(1, 3, lead=1.0, tail=1.0)
     units, times = drawn_units(stream)
     reel = Reel(units, labels(stream, [float(time) for time in times]), stream.things)
-    recipe = Recipe(
+    recipe = BatchRecipe(
         streams=3,
         questions=4,
         things=(1, 3),
@@ -177,7 +177,7 @@ def test_batches_keep_the_contract_of_positions_and_forks(seed: int) -> None:
         labels(stream, list(times)),
         stream.things,
     )
-    recipe = Recipe(streams=2, questions=5, things=(0, 4), far=0.0, bounded=0.5, drops=0.5)
+    recipe = BatchRecipe(streams=2, questions=5, things=(0, 4), far=0.0, bounded=0.5, drops=0.5)
     units, episodes = gather(rng, [reel], recipe)
     batch = Composer(recipe).compose(
         rng, episodes, rng.standard_normal((len(units), 16, 8)).astype(np.float32)
@@ -214,7 +214,7 @@ def test_stages_follow_each_other() -> None:
 
 def test_reading_in_pieces_changes_nothing(model: Qwen2_5_VLForConditionalGeneration) -> None:
     units, times = drawn_units(make_stream(10_000_001, 2))
-    whole, pieces = Reader(model), Reader(model)
+    whole, pieces = ReferenceReader(model), ReferenceReader(model)
     whole.watch(units, times[::2])
     for index in range(len(units)):
         pieces.watch(units[index : index + 1], times[2 * index : 2 * index + 1])
@@ -230,7 +230,7 @@ def test_the_model_answers_on_streams_it_never_saw(
     for seed in range(10_100_000, 10_100_006):
         stream = make_stream(seed, 6, aspect=4 / 3)
         units, times = drawn_units(stream)
-        reader = Reader(model)
+        reader = ReferenceReader(model)
         reader.watch(units, times[::2])
         answers = reader.answer([f"what color was the {thing.shape}?" for thing in stream.things])
         right += [
@@ -245,7 +245,7 @@ def test_demo_clip_is_what_its_sidecar_says(model: Qwen2_5_VLForConditionalGener
     sidecar = json.loads((folder / "shapes.json").read_text())
     assert (folder / "shapes.mp4").stat().st_size <= 200_000
     units, times = read_units(folder / "shapes.mp4")
-    reader = Reader(model)
+    reader = ReferenceReader(model)
     reader.watch(units, times[::2])
     asked = [each for each in sidecar["questions"] if each["at"] is None]
     answers = reader.answer([each["question"] for each in asked])

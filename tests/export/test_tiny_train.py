@@ -9,7 +9,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vicort.export.tiny import train as training
-from vicort.export.tiny.batches import Recipe
+from vicort.export.tiny.batches import BatchRecipe
 from vicort.export.tiny.model import CHECKPOINT
 from vicort.export.tiny.reels import fill_pool
 from vicort.export.tiny.train import LONGER, STAGES, stage_at, train
@@ -34,7 +34,9 @@ def test_training_on_begins_with_the_committed_checkpoint_and_resumes(
     pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        training, "LONGER", replace(LONGER, steps=2, recipe=Recipe(streams=1, questions=2, reels=1))
+        training,
+        "LONGER",
+        replace(LONGER, steps=2, recipe=BatchRecipe(streams=1, questions=2, reels=1)),
     )
     weights: dict[int, dict[str, torch.Tensor]] = {}
 

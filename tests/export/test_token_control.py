@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vicort.export.token_control import TokenControl
+from vicort.export.token_control import TokenControlGraph
 
 
 def plain_kept(features: np.ndarray, threshold: float, positions: int) -> list[int]:
@@ -33,7 +33,7 @@ def control(features: np.ndarray, threshold: float, positions: int) -> list[np.n
         torch.tensor([threshold]),
         torch.tensor([positions], dtype=torch.int32),
     )
-    return [out.numpy() for out in TokenControl()(*arguments)]
+    return [out.numpy() for out in TokenControlGraph()(*arguments)]
 
 
 @settings(max_examples=100, deadline=None)
@@ -75,7 +75,7 @@ def test_a_change_once_keeps_the_position_in_all_units():
 
 def test_features_of_bfloat16():
     features = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    kept, count, compact, mean = TokenControl()(
+    kept, count, compact, mean = TokenControlGraph()(
         features, torch.tensor([0.1]), torch.tensor([1], dtype=torch.int32)
     )
     assert compact.dtype == torch.bfloat16

@@ -289,12 +289,12 @@ def cut(ending: str) -> Callable[[Tensors], Tensors]:
         (without("patch_embed.proj.weight"), "no weight 'patch_embed.weight'"),
         (
             cut("layers.0.self_attn.q_proj.bias"),
-            "layers.0.self_attn.q_proj.bias' has shape [127], config.json makes it [128]",
+            "layers.0.self_attn.q_proj.bias' has shape [127], config.json implies [128]",
         ),
         (cut("patch_embed.proj.weight"), "patch_embed.proj.weight' has shape [127, 3, 2, 14, 14]"),
         (
             lambda tensors: tensors | {"visual.blocks.9.norm1.weight": torch.ones(128)},
-            "'visual.blocks.9.norm1.weight' that config.json has no place for",
+            "'visual.blocks.9.norm1.weight' that does not fit config.json",
         ),
         (
             lambda tensors: tensors | {"adapter.weight": torch.ones(1)},
@@ -371,7 +371,7 @@ def test_damaged_files(checkpoint):
     (checkpoint / "model.safetensors").unlink()
     assert_refused(checkpoint, "has no model.safetensors")
     (checkpoint / "model.safetensors.index.json").write_text("[]")
-    assert_refused(checkpoint, "is no index of weights")
+    assert_refused(checkpoint, "is not an index of weights")
     (checkpoint / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from support.reference_model import write_random_checkpoint
 
 from vicort.export import build
-from vicort.export.engine_set import plan, seal
+from vicort.export.engine_set import draft_manifest, seal
 from vicort.runtime.manifest import Backend, Manifest, read_manifest
 
 TOKENIZER = Path(__file__).parents[2] / "export" / "tiny" / "checkpoint" / "tokenizer.json"
@@ -53,7 +53,7 @@ def engine_set(backend: Backend) -> Path:
     manifest = read_manifest(folder)
     seal(
         folder,
-        plan(
+        draft_manifest(
             checkpoint(),
             manifest.model,
             backend,

@@ -13,14 +13,14 @@ import numpy as np
 from support.videos import write_image
 
 from vicort.export.tiny.video import write_video
-from vicort.export.tiny.world import Painter, Stream, make_stream
+from vicort.export.tiny.world import Painter, ThingStream, make_stream
 
 SIZE, FPS = (160, 120), 4
 COLORS = ["red", "green", "blue", "yellow", "white", "purple"]
 SEED = 10_000_123  # never trained on
 
 
-def make_film(path: Path, number: int = 0, things: int = 3) -> Stream:
+def make_film(path: Path, number: int = 0, things: int = 3) -> ThingStream:
     """A file with `things` things, each there for 3 seconds, a second apart, then 2.5 of nothing:
     58 frames, of which 29 are taken."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def write_json(path: Path, content: Any) -> Path:
     return path
 
 
-def options_of(stream: Stream, thing: int) -> tuple[list[str], int]:
+def options_of(stream: ThingStream, thing: int) -> tuple[list[str], int]:
     """Four colours in a fixed order, and which of them is the thing's."""
     color = stream.things[thing].color
     options = [each for each in COLORS if each != color][:3]
@@ -48,12 +48,12 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 3600:02}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
 
-def after(stream: Stream, thing: int) -> int:
+def after(stream: ThingStream, thing: int) -> int:
     """A whole second at which the thing has been seen."""
     return int(stream.things[thing].start) + 2
 
 
-def streamingbench(folder: Path, films: int = 2) -> tuple[list[Path], list[Stream]]:
+def streamingbench(folder: Path, films: int = 2) -> tuple[list[Path], list[ThingStream]]:
     """real.json, its CSV, sqa.json and proactive.json, and their videos below folder/videos."""
     streams = [make_film(folder / "videos" / f"sample_{n + 1}_real.mp4", n) for n in range(films)]
     real, rows, series, proactive = [], [], [], []
@@ -105,7 +105,7 @@ def streamingbench(folder: Path, films: int = 2) -> tuple[list[Path], list[Strea
     return [*files, folder / "Real_Time_Visual_Understanding.csv"], streams
 
 
-def ovo_bench(folder: Path) -> tuple[Path, Stream]:
+def ovo_bench(folder: Path) -> tuple[Path, ThingStream]:
     """ovo.json with one entry of each of the 12 tasks, about folder/src_videos/shapes/film.mp4."""
     stream = make_film(folder / "src_videos" / "shapes" / "film.mp4")
     video, entries = "shapes/film.mp4", []
@@ -155,7 +155,7 @@ def ovo_bench(folder: Path) -> tuple[Path, Stream]:
     return write_json(folder / "ovo.json", entries), stream
 
 
-def rvs(folder: Path, form: str = "seconds") -> tuple[Path, Stream]:
+def rvs(folder: Path, form: str = "seconds") -> tuple[Path, ThingStream]:
     """Open questions that the embedded model can answer. form: seconds (of the source, RVS-Ego),
     frames (RVS-Movie) or rekv."""
     if form == "frames":
@@ -195,7 +195,7 @@ def rvs(folder: Path, form: str = "seconds") -> tuple[Path, Stream]:
     ), stream
 
 
-def write_frames(folder: Path, stream: Stream, fps: int = 2) -> None:
+def write_frames(folder: Path, stream: ThingStream, fps: int = 2) -> None:
     folder.mkdir(parents=True)
     painter = Painter(stream, *SIZE)
     for index in range(int(stream.duration * fps)):
@@ -203,6 +203,6 @@ def write_frames(folder: Path, stream: Stream, fps: int = 2) -> None:
         write_image(folder / f"shot_{index:04}_img_0.jpg", picture, "mjpeg", "yuvj420p")
 
 
-def frame_times(stream: Stream) -> list[Fraction]:
+def frame_times(stream: ThingStream) -> list[Fraction]:
     """Of each frame of a film's file."""
     return [Fraction(index, FPS) for index in range(round(stream.duration * FPS))]

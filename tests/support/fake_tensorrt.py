@@ -13,7 +13,7 @@ from vicort.runtime.engines.tensorrt import PluginHost
 from vicort.runtime.errors import DeviceError
 
 
-class Array:
+class FakeArray:
     """What an engine needs of a device array."""
 
     _next = itertools.count(1)
@@ -42,13 +42,13 @@ class FakeStream:
         self.notices = []
         self.refuses_capture = False
 
-    def submit(self, work, *args):
+    def run(self, work, *args):
         value = work(*args)
-        return SimpleNamespace(result=lambda: value)
+        return SimpleNamespace(done=lambda: value)
 
     def empty(self, shape, dtype):
         self.calls.append(("allocate", shape[0]))
-        return Array(shape, dtype)
+        return FakeArray(shape, dtype)
 
     def capture(self, work):
         self.calls.append(("begin capture",))
@@ -109,7 +109,7 @@ class FakeContext:
         return self.engine.host_failure is None and not self.engine.fails
 
 
-class FakeEngine:
+class FakePlan:
     """tensors: (name, mode, type, shape) of each."""
 
     def __init__(self, module, tensors) -> None:
@@ -150,7 +150,7 @@ class FakeTensorRT:
 
     def __init__(self, tensors) -> None:
         self.module = self
-        self.engine: FakeEngine | None = FakeEngine(self, tensors)
+        self.engine: FakePlan | None = FakePlan(self, tensors)
         self.logger = SimpleNamespace(reason=lambda: "the log's first error")
         self.TensorIOMode = SimpleNamespace(INPUT="input", OUTPUT="output")
         self.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")

@@ -1,12 +1,14 @@
-"""A toy model that costs next to nothing to run, for streams of tens of thousands of chunks: its
-language graph reads no page."""
+"""A toy model that is cheap to run, for streams of tens of thousands of chunks: its language graph
+reads no page."""
 
 import numpy as np
 from support.fake_engines import FakeEngineSet
 
+from vicort.runtime.core import UNIT_FRAMES
+
 
 class QuickEngine:
-    """A graph as a function, of whose runs nothing is kept."""
+    """A graph as a function, without a record of its runs."""
 
     def __init__(self, function):
         self._function = function
@@ -30,12 +32,15 @@ class QuickEngineSet(FakeEngineSet):
         }
         self._tile = random.normal(size=(m.unit_tokens, 3, m.width)).astype(np.float32)
         control = self.tokens.function
-        self.vision, self.tokens, self.llm = (
-            QuickEngine(f) for f in (self._see_quickly, control, self._read_quickly)
-        )
+        self.vision = QuickEngine(self._see_quickly)
+        self.tokens = QuickEngine(control)
+        self.llm = QuickEngine(self._read_quickly)
 
     def _see_quickly(self, frames, **_):
-        colors = frames.reshape(len(frames) // 2, -1, 3).mean(axis=1, dtype=np.float32) / 255 - 0.5
+        colors = (
+            frames.reshape(len(frames) // UNIT_FRAMES, -1, 3).mean(axis=1, dtype=np.float32) / 255
+            - 0.5
+        )
         return {"features": np.einsum("uc,pcw->upw", colors, self._tile)}
 
     def _read_quickly(self, tokens, features, pos, **_):

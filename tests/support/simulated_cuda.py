@@ -1,11 +1,11 @@
-"""A GPU that is not there: device memory is host memory, and streams are queues that run as late,
-and in as bad an order, as CUDA allows.
+"""A simulated GPU with a race detector: device memory is host memory, and streams are queues that
+run as late, and in as adverse an order, as CUDA allows.
 
-Nothing runs until the host waits; then streams advance in an order drawn from a seed, as far as
-their events let them. So work whose wait is missing reads memory that is not written yet, which is
-poison: NaN, or a number that is no slot and no position. Beside that every access is checked
-against the order that events promise: two accesses of the same bytes, one of them a write, with no
-event between them are a race, whatever the order was this time.
+Nothing runs until the host waits; then streams advance in a random order from a seed, as far as
+their events allow. So work with a missing wait reads memory that is not written yet, which is
+poisoned with NaN, or with a number that is neither a slot nor a position. In addition every access
+is checked against the order of events: two accesses of the same bytes, of which one is a write,
+without an event between them are a race, even if this run happened to order them.
 
 Kernels and engines are NumPy functions.
 """
@@ -30,7 +30,7 @@ from vicort.runtime.kernels import CompiledKernel, Kernels, KernelSpec
 # of each two bytes: NaN in float16, bfloat16, float32 and float64, and an int32 of two billion
 POISON = 0x7FFF
 GRAIN = 4  # bytes: races are told apart to this
-MOST_STREAMS = 64
+MAX_STREAMS = 64
 OUTPUTS = {
     "vision": ("features",),
     "tokens": ("kept", "count", "compact", "mean"),
@@ -72,28 +72,28 @@ class Operation:
     run: object  # called with nothing; touches memory through the driver
     label: str
     number: int = 0  # in its stream, from 1
-    clock: np.ndarray | None = None  # [MOST_STREAMS] operations that come before it, by stream
-    after: Event | None = None  # waits for this
+    clock: np.ndarray | None = None  # [MAX_STREAMS] operations that come before it, by stream
+    after: SimulatedEvent | None = None  # waits for this
 
 
 @dataclass(eq=False)
-class Stream:
+class SimulatedStream:
     number: int
     urgent: bool
     queue: deque = field(default_factory=deque)
     issued: int = 0
     done: int = 0
     # what comes before its next operation
-    clock: np.ndarray = field(default_factory=lambda: np.zeros(MOST_STREAMS, np.int64))
+    clock: np.ndarray = field(default_factory=lambda: np.zeros(MAX_STREAMS, np.int64))
     # of that, what the host has waited for
-    known: np.ndarray = field(default_factory=lambda: np.zeros(MOST_STREAMS, np.int64))
+    known: np.ndarray = field(default_factory=lambda: np.zeros(MAX_STREAMS, np.int64))
     captured: list | None = None
     captor: int | None = None  # thread
 
 
 @dataclass(eq=False)
-class Event:
-    stream: Stream
+class SimulatedEvent:
+    stream: SimulatedStream
     number: int
     clock: np.ndarray
     timing: bool
@@ -106,7 +106,10 @@ class Event:
 
 
 class SimulatedDriver:
-    name, capability, multiprocessors, version = "simulated GPU", (9, 0), 4, 13000
+    name = "simulated GPU"
+    capability = (9, 0)
+    multiprocessors = 4
+    version = 13000
 
     def __init__(self, seed=0, total=1 << 31, lag=0.0):
         """lag: most seconds that the device takes its time, while other threads give it more to
@@ -123,15 +126,15 @@ class SimulatedDriver:
         self._lock = threading.RLock()
         self._starts: list[int] = []
         self._regions: list[Region] = []
-        self._streams: list[Stream] = []
+        self._streams: list[SimulatedStream] = []
         # what threads that are no stream's have waited for
-        self._host_clock = np.zeros(MOST_STREAMS, np.int64)
+        self._host_clock = np.zeros(MAX_STREAMS, np.int64)
         # id of a copy that has not run -> its part of pinned memory
         self._pending: dict[int, tuple[int, int]] = {}
-        self._running: tuple[Stream, Operation] | None = None
+        self._running: tuple[SimulatedStream, Operation] | None = None
 
     # ---- memory
-    # ---------------------------------------------------------------------------------------------------------
+    # ------------------------------------------------------------------------------------------
 
     def make_current(self):
         pass
@@ -229,11 +232,11 @@ class SimulatedDriver:
             )
 
     # ---- streams and events
-    # ---------------------------------------------------------------------------------------------
+    # ------------------------------------------------------------------------------------------
 
     def create_stream(self, urgent):
         with self._lock:
-            stream = Stream(len(self._streams), urgent)
+            stream = SimulatedStream(len(self._streams), urgent)
             self._streams.append(stream)
             return stream
 
@@ -274,7 +277,7 @@ class SimulatedDriver:
         with self._lock:
             if stream.captured is not None:
                 raise Misuse("an event is recorded in a capture")
-            event = Event(stream, 0, None, timing)
+            event = SimulatedEvent(stream, 0, None, timing)
 
             def run():
                 event.at = time.perf_counter_ns()
@@ -370,7 +373,7 @@ class SimulatedDriver:
             self.log.append((operation.label, stream.number))
 
     # ---- copies
-    # ---------------------------------------------------------------------------------------------------------
+    # ------------------------------------------------------------------------------------------
 
     def copy(self, target, source, size, stream):
         pinned = [p for p in (target, source) if self._region(p, size).kind == "pinned"]
@@ -404,7 +407,7 @@ class SimulatedDriver:
         self.enqueue(stream, run, "fill")
 
     # ---- kernels and graphs
-    # ---------------------------------------------------------------------------------------------
+    # ------------------------------------------------------------------------------------------
 
     def load(self, cubin, function, shared_bytes):
         return function

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from support.fake_tensorrt import FakeContext, FakeEngine, FakeTensorRT
+from support.fake_tensorrt import FakeContext, FakePlan, FakeTensorRT
 from support.simulated_cuda import OUTPUTS, Misuse, SimulatedEngineSet, poison
 
 from vicort.runtime.devices.cuda import DeviceArray
@@ -77,7 +77,7 @@ def _graph(name, inputs, outputs):
     return GraphSpec(file=f"{name}.plan", inputs=sides[0], outputs=sides[1], dimensions=dimensions)
 
 
-class SimulatedPlan(FakeEngine):
+class SimulatedPlan(FakePlan):
     def __init__(self, module, driver, name, spec, function):
         sides = [(each, "input") for each in spec.inputs] + [
             (each, "output") for each in spec.outputs

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vicort.runtime.devices.device import Event
+from vicort.runtime.devices.device import StreamEvent
 from vicort.runtime.engines.bindings import BindingsCheck
 from vicort.runtime.engines.graph_cache import GraphCache
 from vicort.runtime.errors import DeviceError, EngineError
@@ -77,7 +77,7 @@ class InductorEngine:
         self._first: Package | None = side.load(path, constants)
         self._loading = threading.Lock()
 
-    def enqueue(self, bindings: Any, stream: Any) -> Event:
+    def enqueue(self, bindings: Any, stream: Any) -> StreamEvent:
         """Run on `stream`, reading the bound arrays in place; what comes out is copied into those
         bound to the outputs."""
         self._check(bindings)

@@ -40,7 +40,7 @@ from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
 from vicort.export.recipe import load_recipe, model_spec
 from vicort.export.tiny.model import CHECKPOINT as TINY
-from vicort.export.token_control import TokenControl
+from vicort.export.token_control import TokenControlGraph
 from vicort.runtime.devices.cuda import CudaDevice, Gpu, open_gpu
 from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
 from vicort.runtime.devices.device import Device
@@ -225,7 +225,7 @@ def load_module(manifest: InductorManifest, name: GraphName, device: str) -> nn.
         TORCH_TYPES[manifest.precision],
     )
     if name == "tokens":
-        return TokenControl().eval()
+        return TokenControlGraph().eval()
     if name == "vision":
         return load_vision(
             manifest.source, config, model.image_height, model.image_width, dtype

@@ -28,18 +28,27 @@ from vicort.export.tiny.evaluate import (
     DEFAULT,
     HELD_OUT,
     LONG,
-    LONGEST_ANSWER,
-    Reader,
-    Setting,
+    MAX_ANSWER_TOKENS,
+    EvaluationSetting,
+    ReferenceReader,
     load_model,
 )
-from vicort.export.tiny.live.layout import Places
+from vicort.export.tiny.live.layout import ScenePositions
 from vicort.export.tiny.live.scenes import Target
 from vicort.export.tiny.live.train import END, THRESHOLD
 from vicort.export.tiny.model import TOKENS_PER_SECOND, encode_units
 from vicort.export.tiny.questions import named
 from vicort.export.tiny.video import read_units, write_video
-from vicort.export.tiny.world import COLORS, SHAPES, UNSEEN, Stream, Thing, make_stream, shifted
+from vicort.export.tiny.world import (
+    COLORS,
+    SHAPES,
+    UNSEEN,
+    Thing,
+    ThingStream,
+    make_stream,
+    shifted,
+)
+from vicort.runtime.core import UNIT_FRAMES
 
 ADAPTER = Path(__file__).parent / "adapter"
 THRESHOLDS = (0.5, 0.9)  # besides the one that is used
@@ -60,7 +69,7 @@ ORDINARY = tuple(
 
 @dataclass(frozen=True)
 class Said:
-    seen_until: Fraction  # seconds, last frame of the unit behind which it was said
+    seen_until: Fraction  # seconds, last frame of the unit after which it was said
     text: str
 
 
@@ -68,39 +77,39 @@ class Said:
 class Score:
     seconds: float = 0.0  # of video, each instruction for itself
     appearances: int = 0
-    told: int = 0
-    worded: int = 0  # of those told: colour and shape right
-    late: float = 0.0  # seconds, sum of |said - appeared| over those told
+    reported: int = 0
+    worded: int = 0  # of those reported: colour and shape correct
+    late: float = 0.0  # seconds, sum of |said - appeared| over those reported
     false_alarms: int = 0
 
     def report(self) -> dict[str, float | int]:
         return {
             "minutes": round(self.seconds / 60, 2),
             "appearances": self.appearances,
-            "missed": self.appearances - self.told,
+            "missed": self.appearances - self.reported,
             "right_words": self.worded,
-            "time_diff_s": round(self.late / max(1, self.told), 3),
+            "time_diff_s": round(self.late / max(1, self.reported), 3),
             "false_alarms": self.false_alarms,
             "false_alarms_a_minute": round(self.false_alarms / (self.seconds / 60), 3),
         }
 
     def add(self, things: Sequence[Thing], target: Target, said: Sequence[Said]) -> None:
-        """Each thing is told by the first words while it is there; all other words are false
+        """Each thing is reported by the first words while it is visible; all other words are false
         alarms."""
         awaited = [thing for thing in things if target.matches(thing)]
         self.appearances += len(awaited)
         for each in said:
-            told = next(
+            found = next(
                 (thing for thing in awaited if thing.start <= each.seen_until <= thing.end + GRACE),
                 None,
             )
-            if told is None:
+            if found is None:
                 self.false_alarms += 1
                 continue
-            awaited.remove(told)
-            self.told += 1
-            self.worded += each.text == named(told)
-            self.late += abs(float(each.seen_until) - told.start)
+            awaited.remove(found)
+            self.reported += 1
+            self.worded += each.text == named(found)
+            self.late += abs(float(each.seen_until) - found.start)
 
 
 def merged(
@@ -114,21 +123,21 @@ def merged(
     return model
 
 
-class Speaker(Reader):
+class LiveSpeaker(ReferenceReader):
     """Watches one stream unit by unit, and speaks where it does not choose silence."""
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration, threshold: float) -> None:
         super().__init__(model)
-        self._places, self._threshold = Places(self.prompt), threshold
+        self._places, self._threshold = ScenePositions(self.prompt), threshold
 
     @torch.inference_mode()
-    def told(self, instruction: str) -> str:
+    def instruct(self, instruction: str) -> str:
         """Hears an instruction, and answers it."""
         return self._say(self._place(self.tokenizer.encode("<|vision_end|>" + instruction).ids))
 
     @torch.inference_mode()
     def sees(self, features: Tensor, time: int) -> str | None:
-        """features [16, width] of a unit at `time` in steps -> what is said behind it, None =
+        """features [16, width] of a unit at `time` in steps -> what is said after it, None =
         nothing."""
         logits = self._causal(features, self._places.unit(time))
         if logits.softmax(-1)[END] >= self._threshold:
@@ -138,7 +147,7 @@ class Speaker(Reader):
 
     def _say(self, logits: Tensor) -> str:
         tokens: list[int] = []
-        while len(tokens) < LONGEST_ANSWER and (token := int(logits.argmax())) != END:
+        while len(tokens) < MAX_ANSWER_TOKENS and (token := int(logits.argmax())) != END:
             tokens.append(token)
             logits = self._place([token])
         self._place([END])
@@ -148,27 +157,27 @@ class Speaker(Reader):
         return self._causal(self._embed(tokens), self._places.text(len(tokens)))
 
     def _causal(self, rows: Tensor, positions: np.ndarray) -> Tensor:
-        """The logits behind the last row."""
+        """The logits after the last row."""
         past = self.cache.get_seq_length()
         mask = np.arange(past + len(rows))[None, :] <= past + np.arange(len(rows))[:, None]
         return self.model.lm_head(self._run(rows, positions, mask)[-1])
 
 
 def watch(
-    speaker: Speaker, target: Target, features: Tensor, times: Sequence[Fraction]
+    speaker: LiveSpeaker, target: Target, features: Tensor, times: Sequence[Fraction]
 ) -> list[Said]:
     """One stream from its begin, with the instruction before it; times: of the 2 U frames."""
-    speaker.told(f"say when {target.words} appears")
+    speaker.instruct(f"say when {target.words} appears")
     said = []
     for unit, rows in enumerate(features):
-        text = speaker.sees(rows, int((times[2 * unit] - times[0]) * TOKENS_PER_SECOND))
+        text = speaker.sees(rows, int((times[UNIT_FRAMES * unit] - times[0]) * TOKENS_PER_SECOND))
         if text is not None:
-            said.append(Said(times[2 * unit + 1], text))
+            said.append(Said(times[UNIT_FRAMES * unit + 1], text))
     return said
 
 
-def stream_of(setting: Setting, seed: int) -> Stream:
-    """Up to seven things, and in the middle of the stream, not behind it, the setting's seconds of
+def stream_of(setting: EvaluationSetting, seed: int) -> ThingStream:
+    """Up to seven things, and in the middle of the stream, not after it, the setting's seconds of
     nothing."""
     objects, (width, height) = setting.objects[seed % len(setting.objects)], setting.size
     stream = shifted(make_stream(seed, objects, width / height, tail=2.0), seconds=1.3)
@@ -179,12 +188,12 @@ def stream_of(setting: Setting, seed: int) -> Stream:
 
 def measure(
     model: Qwen2_5_VLForConditionalGeneration,
-    setting: Setting,
+    setting: EvaluationSetting,
     streams: int,
     targets: Sequence[Target],
     threshold: float = THRESHOLD,
 ) -> dict[str, float | int]:
-    """Every target is asked for in a pass of its own over each stream."""
+    """One pass over each stream for every target."""
     score = Score()
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(HELD_OUT, HELD_OUT + streams):
@@ -204,7 +213,9 @@ def measure(
                 features = encode_units(model, torch.from_numpy(np.ascontiguousarray(frames)))
             for target in targets:
                 score.add(
-                    stream.things, target, watch(Speaker(model, threshold), target, features, times)
+                    stream.things,
+                    target,
+                    watch(LiveSpeaker(model, threshold), target, features, times),
                 )
                 score.seconds += stream.duration
     return score.report()

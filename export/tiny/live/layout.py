@@ -1,11 +1,11 @@
-"""A scene as the tokens, positions and labels that the runtime would make of it.
+"""Converts a scene to tokens, positions and labels, as the runtime would.
 
 prompt, units, <|vision_end|>INSTRUCTION, yes<|im_end|>, units, red star<|im_end|>, units, …
 
-Behind the last token of each unit the next token decides: <|im_end|>, which never enters the
-context, is silence. Text starts one past the largest position before it. Units stand where time
-says, shifted by the least that puts the first one behind a text past its end; the shift stays for
-all that follows.
+After the last token of each unit the next token decides: <|im_end|>, which is not added to the
+context, means silence. Text starts one after the largest position before it. Positions of units
+follow time, plus a shift: the minimum that puts the first unit after a text past its end. The shift
+applies to all later units.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from vicort.export.tiny.batches import IGNORED, Batch, stacked
-from vicort.export.tiny.live.scenes import Scene, Turn
+from vicort.export.tiny.live.scenes import Scene, SceneTurn
 from vicort.export.tiny.model import GRID, UNIT_TOKENS
 from vicort.export.tiny.tokenizer import PROMPT, make_tokenizer
 
@@ -22,8 +22,8 @@ SILENCE, FIRST_WORD, WORD = range(3)  # kinds of labels
 KINDS = ("silence", "speech", "word")
 
 
-class Places:
-    """Positions in the order of the stream."""
+class ScenePositions:
+    """Assigns positions in the order of the stream."""
 
     def __init__(self, prompt: int) -> None:
         self.first = prompt  # of the first unit, in t, h and w
@@ -45,8 +45,8 @@ class Places:
         return np.tile(np.arange(start, start + count), (3, 1))
 
 
-class Layout:
-    """Lays scenes out as a batch."""
+class SceneLayout:
+    """Converts scenes to a batch."""
 
     def __init__(self) -> None:
         self._tokenizer = make_tokenizer()
@@ -57,8 +57,8 @@ class Layout:
         return stacked([self.cells(rng, scene) for scene in scenes])
 
     def cells(self, rng: np.random.Generator, scene: Scene) -> dict[str, np.ndarray]:
-        """One stream: token, feature, label and kind of each cell, its position [3], and who sees
-        whom."""
+        """One stream: token, feature, label, kind and position [3] of each cell, and the attention
+        mask."""
         rows, episode = _Rows(self._prompt), scene.episode
         turns = list(scene.turns)
         for unit in range(len(episode.units) + 1):
@@ -72,11 +72,11 @@ class Layout:
                 )
         return rows.laid(scene.window)
 
-    def _add_turn(self, rng: np.random.Generator, rows: _Rows, turn: Turn) -> None:
+    def _add_turn(self, rng: np.random.Generator, rows: _Rows, turn: SceneTurn) -> None:
         answer = [*self._encode(turn.answer), self._end]
         if turn.question:
-            # A question behind an earlier turn may be laid out as the first one was, or as the next
-            # of one conversation.
+            # A question after an earlier turn may be a new question, or the next turn of a
+            # conversation.
             opening = "<|im_start|>" if rows.turns and rng.random() < 0.5 else "<|vision_end|>"
             question = self._encode(opening + turn.question)
             rows.text(question + answer, [IGNORED] * (len(question) - 1) + answer + [IGNORED])
@@ -94,7 +94,7 @@ class Layout:
 class _Rows:
     def __init__(self, prompt: list[int]) -> None:
         count = len(prompt)
-        self._places = Places(count)
+        self._position = ScenePositions(count)
         self._tokens = list(prompt)
         self._labels = [IGNORED] * count
         self._kinds = [-1] * count
@@ -114,12 +114,12 @@ class _Rows:
         self._kinds += [-1] * UNIT_TOKENS
         self._units += [self._unit] * UNIT_TOKENS
         self._visual += [True] * UNIT_TOKENS
-        self._positions.append(self._places.unit(time))
+        self._positions.append(self._position.unit(time))
         if label != IGNORED:
             self._labels[-1], self._kinds[-1] = label, SILENCE
 
     def decide(self, label: int) -> None:
-        """What is to follow the newest unit."""
+        """Set the token that follows the newest unit."""
         self._labels[-1], self._kinds[-1] = label, FIRST_WORD
 
     def text(self, tokens: list[int], labels: list[int]) -> None:
@@ -129,11 +129,11 @@ class _Rows:
         self._features += [-1] * len(tokens)
         self._units += [self._unit] * len(tokens)
         self._visual += [False] * len(tokens)
-        self._positions.append(self._places.text(len(tokens)))
+        self._positions.append(self._position.text(len(tokens)))
         self.turns += 1
 
     def laid(self, window: int) -> dict[str, np.ndarray]:
-        """window: units that anyone sees besides all text, 0 = all."""
+        """window: units that each token attends to besides all text, 0 = all."""
         size = len(self._tokens)
         mask = np.tri(size, dtype=bool)
         if window:

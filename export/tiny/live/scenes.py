@@ -1,9 +1,8 @@
-"""Streams for one who speaks unasked: what comes when, what was asked for, and what is to be said
-behind which unit.
+"""Training scenes for proactive answers: the stream, the instructions, and the text after each
+unit.
 
-A target is told once each time that it is there: in the unit that shows it first, or in the first
-one behind the instruction. What leaves, what changes in the background, and things that nobody
-asked for are passed over in silence.
+A target is reported once per appearance: in the first unit that shows it, or in the first one after
+the instruction. Departures, background changes and other things are answered with silence.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vicort.export.tiny.batches import Episode, episode_of
-from vicort.export.tiny.batches import Recipe as AskedRecipe
+from vicort.export.tiny.batches import BatchRecipe, Episode, episode_of
 from vicort.export.tiny.model import MAX_POSITION
 from vicort.export.tiny.questions import KINDS, Asked, named
 from vicort.export.tiny.reels import Reel
@@ -30,11 +28,11 @@ PHRASES = (
     "tell me when you see {}",
     "tell me when {} is shown",
 )
-ROOM = 256  # positions kept free for what is said and asked in one stream
+TEXT_POSITIONS = 256  # reserved for the text of one stream
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SceneRecipe:
     """Shares are probabilities."""
 
     streams: int = 8
@@ -44,13 +42,13 @@ class Recipe:
     stay: float = 0.15  # share of things that stay for 5 to 16 units
     # of 0, 1, … empty units between two things; else 5 to 20
     gaps: tuple[float, ...] = (0.45, 0.2, 0.12, 0.08, 0.05)
-    longest: int = 36  # units of a stream: what comes behind them is cut off
+    longest: int = 36  # maximum units of a stream
     unasked: float = 0.06  # share of streams without an instruction
     twice: float = 0.2  # share of streams with two instructions, which hold both
     late: float = 0.4  # share of instructions that come after units, the others before any
     present: float = 0.85  # share of instructions that name what comes, not what may
     questions: float = 0.25  # share of streams with a question in between that joins them
-    # share of appearances passed over at first (no loss there), told a unit later
+    # share of appearances first missed (no loss there), reported one unit later
     missed: float = 0.12
     spurious: float = 0.15  # share of streams in which something untrue was said (no loss there)
     far: float = 0.3  # share of streams with a jump in time
@@ -60,7 +58,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Target:
-    """What an instruction asks for."""
+    """The target of an instruction."""
 
     words: str  # "a star"
     shape: str | None = None  # None = any
@@ -71,8 +69,8 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """Text that joins a stream behind `unit` units."""
+class SceneTurn:
+    """Text that is added to a stream after `unit` units."""
 
     unit: int
     question: str  # "" = said unasked
@@ -84,8 +82,8 @@ class Turn:
 class Scene:
     episode: Episode
     # in their order; those said unasked follow the unit that they belong to
-    turns: tuple[Turn, ...]
-    silent: np.ndarray  # [U] bool: units behind which silence is right
+    turns: tuple[SceneTurn, ...]
+    silent: np.ndarray  # [U] bool: units after which silence is correct
     window: int  # units that a unit and what follows it see besides all text; 0 = all
 
 
@@ -107,7 +105,7 @@ def weigh(target: Target) -> float:
     return 0.3 / (2 * len(COLORS)) if target.color else 0.05
 
 
-def make_scenes(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> list[Scene]:
+def make_scenes(rng: np.random.Generator, reels: list[Reel], recipe: SceneRecipe) -> list[Scene]:
     """A batch of about one length: the shorter or the longer half of twice as many."""
     scenes = sorted(
         (make_scene(rng, reels, recipe) for _ in range(2 * recipe.streams)),
@@ -116,7 +114,7 @@ def make_scenes(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> 
     return scenes[: recipe.streams] if rng.random() < 0.5 else scenes[recipe.streams :]
 
 
-def make_scene(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> Scene:
+def make_scene(rng: np.random.Generator, reels: list[Reel], recipe: SceneRecipe) -> Scene:
     """reels: only their labels are looked at; rows of units count over all of them, one after
     another."""
     episode = _episode(rng, reels, recipe)
@@ -125,7 +123,7 @@ def make_scene(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> S
     questions = [_question(rng, episode)] if rng.random() < recipe.questions else []
     spoken, silent = _speech(rng, episode, asked, recipe)
     instructions = [
-        Turn(unit, rng.choice(PHRASES).format(target.words), REPLY) for unit, target in asked
+        SceneTurn(unit, rng.choice(PHRASES).format(target.words), REPLY) for unit, target in asked
     ]
     said = {turn.unit for turn in spoken}
     questions = [turn for turn in questions if turn.unit not in said]
@@ -136,11 +134,11 @@ def make_scene(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> S
     return Scene(episode, tuple(turns), silent, min(window, units))
 
 
-def _episode(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> Episode:
+def _episode(rng: np.random.Generator, reels: list[Reel], recipe: SceneRecipe) -> Episode:
     """Things one after another, the same shape as often as it happens, or a stretch of one reel as
     it was."""
     if rng.random() < recipe.windows:
-        episode = episode_of(rng, reels, AskedRecipe(windows=1.0))
+        episode = episode_of(rng, reels, BatchRecipe(windows=1.0))
         units, there, things = episode.units, episode.there, episode.things
     else:
         units, there, things = _mixed(rng, reels, recipe)
@@ -149,7 +147,7 @@ def _episode(rng: np.random.Generator, reels: list[Reel], recipe: Recipe) -> Epi
 
 
 def _mixed(
-    rng: np.random.Generator, reels: list[Reel], recipe: Recipe
+    rng: np.random.Generator, reels: list[Reel], recipe: SceneRecipe
 ) -> tuple[np.ndarray, np.ndarray, tuple[Thing, ...]]:
     starts = np.cumsum([0, *(len(reel.there) for reel in reels)])
     clips = [(r, k) for r in range(len(reels)) for k in range(len(reels[r].things))]
@@ -184,7 +182,7 @@ def _mixed(
     return np.concatenate(units), np.concatenate(there), tuple(things)
 
 
-def _gap(rng: np.random.Generator, recipe: Recipe) -> int:
+def _gap(rng: np.random.Generator, recipe: SceneRecipe) -> int:
     rest = 1 - sum(recipe.gaps)
     count = int(rng.choice(len(recipe.gaps) + 1, p=[*recipe.gaps, rest]))
     return count if count < len(recipe.gaps) else int(rng.integers(5, 21))
@@ -198,17 +196,17 @@ def _run(reel: Reel, thing: int) -> np.ndarray:
     return np.flatnonzero(alone if alone.any() else shows)
 
 
-def _times(rng: np.random.Generator, units: int, recipe: Recipe) -> np.ndarray:
+def _times(rng: np.random.Generator, units: int, recipe: SceneRecipe) -> np.ndarray:
     """[units] unit times from 0, dense but for one jump at most."""
     times = np.arange(units)
     if rng.random() < recipe.far:
-        jump = int(np.exp(rng.uniform(0, np.log(MAX_POSITION - units - ROOM))))
+        jump = int(np.exp(rng.uniform(0, np.log(MAX_POSITION - units - TEXT_POSITIONS))))
         times[rng.integers(units) :] += jump
     return times
 
 
 def _instructions(
-    rng: np.random.Generator, episode: Episode, recipe: Recipe
+    rng: np.random.Generator, episode: Episode, recipe: SceneRecipe
 ) -> list[tuple[int, Target]]:
     """(units before it, what is asked for), in the order of the stream."""
     count = 0 if rng.random() < recipe.unasked else 1 + (rng.random() < recipe.twice)
@@ -226,28 +224,28 @@ def _instructions(
 
 
 def _speech(
-    rng: np.random.Generator, episode: Episode, asked: list[tuple[int, Target]], recipe: Recipe
-) -> tuple[list[Turn], np.ndarray]:
-    """What is said behind which unit, and [U] bool where silence is right; where neither, there is
-    no loss."""
+    rng: np.random.Generator, episode: Episode, asked: list[tuple[int, Target]], recipe: SceneRecipe
+) -> tuple[list[SceneTurn], np.ndarray]:
+    """The text after each unit, and [U] bool: silence is correct. Where neither applies there is no
+    loss."""
     units = len(episode.units)
-    told: set[int] = set()
+    reported: set[int] = set()
     spoken, silent = [], np.zeros(units, bool)
     passed_over = {index for index in range(len(episode.things)) if rng.random() < recipe.missed}
     spurious = int(rng.integers(units)) if rng.random() < recipe.spurious else -1
     for unit in range(units):
-        wanted = _wanted(episode, unit, [target for behind, target in asked if behind <= unit])
-        due = [index for index in wanted if index not in told]
+        wanted = _wanted(episode, unit, [target for start, target in asked if start <= unit])
+        due = [index for index in wanted if index not in reported]
         if not due:
             silent[unit] = unit != spurious
             if unit == spurious and not wanted:
                 color, shape = rng.choice(list(COLORS)), rng.choice(SHAPES)
-                spoken.append(Turn(unit + 1, "", f"{color} {shape}", learnt=False))
+                spoken.append(SceneTurn(unit + 1, "", f"{color} {shape}", learnt=False))
         elif due[-1] in passed_over:
             passed_over.remove(due[-1])
         else:
-            told.update(due)
-            spoken.append(Turn(unit + 1, "", named(episode.things[due[-1]])))
+            reported.update(due)
+            spoken.append(SceneTurn(unit + 1, "", named(episode.things[due[-1]])))
     return spoken, silent
 
 
@@ -259,7 +257,7 @@ def _wanted(episode: Episode, unit: int, asked: list[Target]) -> list[int]:
     ]
 
 
-def _question(rng: np.random.Generator, episode: Episode) -> Turn:
+def _question(rng: np.random.Generator, episode: Episode) -> SceneTurn:
     """An ordinary question about what was seen until then, of which the answer is sure."""
     unit = int(rng.integers(1, len(episode.units) + 1))
     seen = [index for index in np.unique(episode.there[:unit]) if index >= 0]
@@ -275,7 +273,7 @@ def _question(rng: np.random.Generator, episode: Episode) -> Turn:
         ]
     )
     chosen = allowed[rng.choice(len(allowed), p=weights / weights.sum())]
-    return Turn(unit, chosen.question, chosen.answer)
+    return SceneTurn(unit, chosen.question, chosen.answer)
 
 
 def _single(asked: Asked, things: tuple[Thing, ...]) -> bool:

@@ -1,14 +1,12 @@
-"""Trains the adapter with which the tiny model speaks by itself: resumable, deterministic by its
-seed.
+"""Trains the tiny model's adapter for proactive answers: resumable, deterministic by seed.
 
     python -m vicort.export.tiny.reels POOL --count 200
     python -m vicort.export.tiny.live.train POOL RUN
 
-The loss is that of VideoLLM-online (arXiv 2406.11816): cross-entropy of what is said, plus, behind
-each unit where nothing is to be said, that of <|im_end|>, weight 1. In every second step the base
-model's ordinary questions are added, so that they stay answered. The vision encoder is frozen: each
-reel is encoded once. RUN holds state.pt, adapter/ (PEFT's layout), curve.json, and what the vision
-encoder saw.
+The loss is that of VideoLLM-online (arXiv 2406.11816): cross-entropy of the text, plus that of
+<|im_end|> after each unit without text, with weight 1. Every second step adds the base model's
+questions, so that their accuracy is kept. The vision encoder is frozen, so each reel is encoded
+once. RUN contains state.pt, adapter/ (PEFT's layout), curve.json and the encoded reels.
 """
 
 from __future__ import annotations
@@ -25,11 +23,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from vicort.export.tiny.batches import Composer, Recipe, episode_of
-from vicort.export.tiny.live.layout import FIRST_WORD, KINDS, SILENCE, Layout
+from vicort.export.tiny.batches import BatchRecipe, Composer, episode_of
+from vicort.export.tiny.live.layout import FIRST_WORD, KINDS, SILENCE, SceneLayout
 from vicort.export.tiny.live.lora import save_adapter, wrap
-from vicort.export.tiny.live.scenes import Recipe as LiveRecipe
-from vicort.export.tiny.live.scenes import make_scenes
+from vicort.export.tiny.live.scenes import SceneRecipe, make_scenes
 from vicort.export.tiny.model import CHECKPOINT, encode_units, faster_attention, token_id
 from vicort.export.tiny.reels import Reel, load_reel
 from vicort.export.tiny.train import forward
@@ -38,7 +35,7 @@ WARM_UP = 30  # steps
 STREAM_WEIGHT = 1.0  # paper: of the loss of silence
 THRESHOLD = 0.725  # paper: silence takes this probability
 ASKED_EVERY = 2  # steps
-ASKED = Recipe(
+ASKED = BatchRecipe(
     streams=3,
     questions=12,
     empties=(0, 20),
@@ -48,7 +45,7 @@ ASKED = Recipe(
     retrieval=0.1,
     turns=0.1,
 )
-SHORT = LiveRecipe(streams=12, longest=10, gaps=(0.5, 0.25, 0.15), present=0.9)
+SHORT = SceneRecipe(streams=12, longest=10, gaps=(0.5, 0.25, 0.15), present=0.9)
 CLEAN = replace(SHORT, late=0, unasked=0, twice=0, questions=0, missed=0, spurious=0, bounded=0)
 # to compare with what was asked for
 ONE = replace(
@@ -68,7 +65,7 @@ FEW = replace(
 STAGES = (
     (300, SHORT, (2e-3, 1.5e-3)),
     (220, ONE, (1.5e-3, 1e-3)),
-    (80, LiveRecipe(), (1e-3, 1e-3)),
+    (80, SceneRecipe(), (1e-3, 1e-3)),
     (200, SHORT, (8e-4, 5e-4)),
     (260, FEW, (1.3e-3, 5e-4)),
     (90, SHORT, (5e-4, 5e-5)),
@@ -77,14 +74,14 @@ STAGES = (
 )
 STEPS = sum(steps for steps, _, _ in STAGES)
 REELS, REELS_A_STEP = 200, 4  # the first ones of the pool
-ENCODED_AT_ONCE = 64  # units
+MAX_ENCODED_UNITS = 64  # units
 LOG_EVERY, SAVE_EVERY = 25, 100  # steps
 SEED = 60
 END = token_id("<|im_end|>")
 
 
 @dataclass
-class Run:
+class AdapterRun:
     model: Qwen2_5_VLForConditionalGeneration
     trained: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
@@ -92,12 +89,12 @@ class Run:
     curve: list[dict[str, object]] = field(default_factory=list)
 
 
-class Eyes:
-    """The visual tokens of the pool's reels, each encoded once; a Reel of them has units [U, 16,
-    width] float32."""
+class EncodedReels:
+    """The pool's reels as visual tokens, each encoded once: a Reel with units [U, 16, width]
+    float32."""
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration, pool: Path, cache: Path) -> None:
-        """cache: a folder for what was encoded, of this model and this pool."""
+        """cache: folder of the encoded reels of this model and pool."""
         self._model = model
         self._paths = sorted(pool.glob("*.npz"))[:REELS]
         self._cache = cache
@@ -105,7 +102,7 @@ class Eyes:
         self._seen: dict[int, Reel] = {}
 
     def draw(self, rng: np.random.Generator, count: int) -> list[Reel]:
-        """Different reels."""
+        """`count` different reels."""
         return [
             self._reel(int(index)) for index in rng.choice(len(self._paths), count, replace=False)
         ]
@@ -120,16 +117,16 @@ class Eyes:
 
     @torch.no_grad()
     def _encoded(self, units: np.ndarray) -> np.ndarray:
-        pieces = torch.from_numpy(np.ascontiguousarray(units)).split(ENCODED_AT_ONCE)
+        pieces = torch.from_numpy(np.ascontiguousarray(units)).split(MAX_ENCODED_UNITS)
         with torch.autocast("cpu", enabled=False):
             return torch.cat([encode_units(self._model, piece) for piece in pieces]).numpy()
 
 
-def start_or_resume(folder: Path) -> Run:
+def start_or_resume(folder: Path) -> AdapterRun:
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
     faster_attention(model)
     trained = wrap(model, SEED)
-    run = Run(
+    run = AdapterRun(
         model, trained, torch.optim.AdamW(trained, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
     )
     path = folder / "state.pt"
@@ -141,7 +138,7 @@ def start_or_resume(folder: Path) -> Run:
     return run
 
 
-def save(run: Run, folder: Path) -> None:
+def save(run: AdapterRun, folder: Path) -> None:
     state = {
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
@@ -155,7 +152,11 @@ def save(run: Run, folder: Path) -> None:
 
 
 def speak(
-    run: Run, rng: np.random.Generator, reels: list[Reel], layout: Layout, recipe: LiveRecipe
+    run: AdapterRun,
+    rng: np.random.Generator,
+    reels: list[Reel],
+    layout: SceneLayout,
+    recipe: SceneRecipe,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of streams that are spoken over, and what was decided right: silence and speech at the
     threshold, words if most probable."""
@@ -175,7 +176,7 @@ def speak(
 
 
 def answer(
-    run: Run, rng: np.random.Generator, reels: list[Reel], composer: Composer
+    run: AdapterRun, rng: np.random.Generator, reels: list[Reel], composer: Composer
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of ordinary questions, and which words of the answers were right."""
     episodes = [episode_of(rng, reels, ASKED) for _ in range(ASKED.streams)]
@@ -188,7 +189,7 @@ def _features(reels: list[Reel]) -> Tensor:
     return torch.from_numpy(np.concatenate([reel.units for reel in reels])).flatten(0, 1)
 
 
-def stage_at(step: int) -> tuple[LiveRecipe, float]:
+def stage_at(step: int) -> tuple[SceneRecipe, float]:
     """The streams and the learning rate of a step."""
     ends = np.cumsum([steps for steps, _, _ in STAGES])
     number = int(np.searchsorted(ends, step, side="right"))
@@ -198,7 +199,7 @@ def stage_at(step: int) -> tuple[LiveRecipe, float]:
 
 
 def train_step(
-    run: Run, eyes: Eyes, layout: Layout, composer: Composer
+    run: AdapterRun, eyes: EncodedReels, layout: SceneLayout, composer: Composer
 ) -> tuple[float, dict[str, Tensor]]:
     rng = np.random.default_rng([run.step, SEED])
     recipe, rate = stage_at(run.step)
@@ -221,14 +222,18 @@ def train_step(
 def train(pool: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     run = start_or_resume(folder)
-    eyes, layout, composer = Eyes(run.model, pool, folder / "eyes"), Layout(), Composer(ASKED)
+    eyes, layout, composer = (
+        EncodedReels(run.model, pool, folder / "eyes"),
+        SceneLayout(),
+        Composer(ASKED),
+    )
     losses: list[float] = []
     right: dict[str, list[Tensor]] = {}
     began = time.monotonic()
     while run.step < STEPS:
-        loss, told = train_step(run, eyes, layout, composer)
+        loss, reports = train_step(run, eyes, layout, composer)
         losses.append(loss)
-        for name, each in told.items():
+        for name, each in reports.items():
             right.setdefault(name, []).append(each)
         if run.step % LOG_EVERY == 0:
             shares = {

@@ -1,5 +1,7 @@
-"""CUDA: the GPU, its memory and its streams, behind the verbs of `vicort.runtime.devices.device`.
-Never run on a GPU here."""
+"""CUDA devices: streams and memory of a GPU, with the protocols of `vicort.runtime.devices.device`.
+
+Tested on a simulated GPU; docs/proof.md says what has run on a real one.
+"""
 
 from vicort.runtime.devices.cuda.arrays import DeviceArray
 from vicort.runtime.devices.cuda.cuda_device import CudaDevice

@@ -1,4 +1,5 @@
-"""Device memory that is taken once and used again: after warm-up no call allocates."""
+"""Caching allocators for device memory and pinned memory: after warm-up no call reaches the
+driver."""
 
 from __future__ import annotations
 
@@ -18,86 +19,88 @@ if TYPE_CHECKING:
     from vicort.runtime.devices.cuda.streams import CudaStream
 
 T = TypeVar("T")
-ALIGNMENT = 256  # bytes: what TensorRT asks of its addresses
-_working = threading.local()  # .stream: whose work this thread is doing
+DEVICE_ALIGNMENT = 256  # bytes: TensorRT requires it of every address
+_working = threading.local()  # .stream: the stream whose work this thread runs
 
 
 def current_stream() -> CudaStream | None:
-    """The stream whose work the calling thread is doing."""
+    """The stream whose work the calling thread runs; None outside of streams."""
     return getattr(_working, "stream", None)
 
 
 def set_current_stream(stream: CudaStream | None) -> CudaStream | None:
-    """Returns the one before."""
+    """Returns the previous one."""
     before = current_stream()
     _working.stream = stream
     return before
 
 
 @dataclass(eq=False)
-class Block:
+class MemoryBlock:
     pointer: int
     size: int  # bytes
-    # pinned: where a part (offset, bytes) is read to
-    landings: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
-    last_uses: tuple[Any, ...] = ()  # events behind all that may have used it
+    # (offset, bytes) -> pinned array that this part is read to
+    readbacks: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    last_uses: tuple[Any, ...] = ()  # events after all work that may have used it
 
 
-class Holding:
-    """The right to a block: when nobody refers to it any more, the block may be used again."""
+class Allocation:
+    """Owns a block: once it is garbage collected, the allocator reuses the block."""
 
     __slots__ = ("__weakref__", "block")
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: MemoryBlock) -> None:
         self.block = block
 
 
-class DeviceMemory:
-    """Blocks of one GPU. One that is let go is used again for the next of its size, behind all work
-    that was on the way then."""
+class DeviceAllocator:
+    """Caching allocator of one GPU: a freed block is reused for the next request of its size,
+    ordered after all work in flight when it was freed."""
 
     def __init__(self, driver: Driver, limit: int | None = None) -> None:
-        """limit: most bytes to take; None = what is free."""
-        self.driver, self.limit = driver, limit
-        self.reserved = 0  # bytes taken from the driver
-        self.in_use = 0  # bytes of these that somebody holds
+        """limit: maximum bytes to reserve; None = all that is free."""
+        self.driver = driver
+        self.limit = limit
+        self.reserved = 0  # bytes allocated by the driver
+        self.in_use = 0  # bytes of these that are allocated
         self._streams: weakref.WeakSet[CudaStream] = weakref.WeakSet()
-        self._let_go: deque[Block] = deque()  # by finalizers, which may run anywhere
-        self._idle: dict[int, deque[Block]] = {}  # by size
+        self._freed: deque[MemoryBlock] = deque()  # filled by finalizers, on any thread
+        self._idle: dict[int, deque[MemoryBlock]] = {}  # by size
         self._lock = threading.RLock()
 
-    def watch(self, stream: CudaStream) -> None:
-        """From now on this stream may use the memory."""
+    def register(self, stream: CudaStream) -> None:
+        """Add a stream that may use the memory."""
         with self._lock:
             self._streams.add(stream)
 
-    def forget(self, stream: CudaStream) -> None:
-        """The stream is done with all its work."""
+    def unregister(self, stream: CudaStream) -> None:
+        """Remove a stream whose work is all done."""
         with self._lock:
             self._streams.discard(stream)
 
-    def allocate(self, size: int, purpose: str) -> Holding:
-        """size: bytes. Raises DeviceError, with what there is, if there is no room."""
-        size = max(-(-size // ALIGNMENT), 1) * ALIGNMENT
+    def allocate(self, size: int, purpose: str) -> Allocation:
+        """size: bytes; purpose: named in errors. Raises DeviceError if the memory does not
+        suffice."""
+        size = max(-(-size // DEVICE_ALIGNMENT), 1) * DEVICE_ALIGNMENT
         stream = current_stream()
         if stream and stream.capturing:
             raise DeviceError(
-                f"{purpose} asked for {size} bytes of device memory while work is captured: "
+                f"{purpose} requested {size} bytes of device memory during graph capture: "
                 "allocate before"
             )
         self._collect()
         with self._lock:
-            block = self._reusable(size) or self._take(size, purpose)
+            block = self._reusable(size) or self._reserve(size, purpose)
             self.in_use += size
-        self._come_after(block.last_uses)
+        self._wait_for(block.last_uses)
         block.last_uses = ()
-        holding = Holding(block)
-        weakref.finalize(holding, self._let_go.append, block).atexit = False
-        return holding
+        allocation = Allocation(block)
+        weakref.finalize(allocation, self._freed.append, block).atexit = False
+        return allocation
 
-    def _reusable(self, size: int) -> Block | None:
-        """The block that has been idle longest. A caller outside all streams would have to wait for
-        its last uses: there must be none."""
+    def _reusable(self, size: int) -> MemoryBlock | None:
+        """The block that has been idle longest; None if there is none of this size, or if the
+        caller is outside of streams and would have to wait for the block's last uses."""
         idle = self._idle.get(size)
         if not idle or not (current_stream() or all(map(self.driver.is_done, idle[0].last_uses))):
             return None
@@ -114,14 +117,14 @@ class DeviceMemory:
         return free if self.limit is None else max(min(free, self.limit - self.in_use), 0)
 
     def trim(self) -> None:
-        """Give back to the driver what nobody holds."""
+        """Return unused blocks to the driver."""
         self._collect()
         with self._lock:
-            self._give_back_idle()
+            self._release_idle()
 
     def _collect(self) -> None:
-        """Make blocks that were let go idle, behind what all streams have been given by now."""
-        blocks = take_all(self._let_go)
+        """Make freed blocks idle. Their next use comes after all work submitted so far."""
+        blocks = drain(self._freed)
         if not blocks:
             return
         with self._lock:
@@ -133,32 +136,32 @@ class DeviceMemory:
                 self.in_use -= block.size
                 self._idle.setdefault(block.size, deque()).append(block)
 
-    def _come_after(self, events: tuple[Any, ...]) -> None:
-        """The stream whose work asks waits; outside all streams the events are done."""
+    def _wait_for(self, events: tuple[Any, ...]) -> None:
+        """The current stream waits for the events; outside of streams they are done."""
         if stream := current_stream():
             for event in events:
                 self.driver.wait(stream.raw, event)
 
-    def _take(self, size: int, purpose: str) -> Block:
+    def _reserve(self, size: int, purpose: str) -> MemoryBlock:
         if self.limit is None or self.reserved + size <= self.limit:
             try:
                 return self._from_driver(size)
             except MemoryError:
-                pass  # idle blocks of other sizes may be in the way
-        self._give_back_idle()
+                pass  # idle blocks of other sizes may fill the memory
+        self._release_idle()
         if self.limit is None or self.reserved + size <= self.limit:
             try:
                 return self._from_driver(size)
             except MemoryError as error:
-                raise self._full(size, purpose) from error
-        raise self._full(size, purpose)
+                raise self._out_of_memory(size, purpose) from error
+        raise self._out_of_memory(size, purpose)
 
-    def _from_driver(self, size: int) -> Block:
-        block = Block(self.driver.allocate(size), size)
+    def _from_driver(self, size: int) -> MemoryBlock:
+        block = MemoryBlock(self.driver.allocate(size), size)
         self.reserved += size
         return block
 
-    def _give_back_idle(self) -> None:
+    def _release_idle(self) -> None:
         for blocks in self._idle.values():
             for block in blocks:
                 for event in block.last_uses:
@@ -167,25 +170,25 @@ class DeviceMemory:
                 self.reserved -= block.size
         self._idle.clear()
 
-    def _full(self, size: int, purpose: str) -> DeviceError:
+    def _out_of_memory(self, size: int, purpose: str) -> DeviceError:
         available = self._free()
         return DeviceError(
-            f"out of device memory: {purpose} asked for {_mb(size)} MB, {_mb(self.in_use)} MB "
+            f"out of device memory: {purpose} requested {_mb(size)} MB, {_mb(self.in_use)} MB "
             f"are in use, {_mb(available)} MB would fit: "
             f"lower memory.device_mb of the system by {_mb(size - available)} or more"
         )
 
 
-class PinnedMemory:
-    """Host memory that copies are made from and to without waiting."""
+class PinnedAllocator:
+    """Allocator of page-locked host memory, for asynchronous copies."""
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
-        self._let_go: deque[int] = deque()  # addresses
+        self._freed: deque[int] = deque()  # addresses
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """An array whose content is undefined. No copy may be on its way from or to it when its
-        last view goes."""
+        """An array with undefined content. No copy from or to it may be in flight when its last
+        view is garbage collected."""
         self.collect()
         dtype = np.dtype(dtype)
         size = int(np.prod(shape)) * dtype.itemsize
@@ -193,17 +196,17 @@ class PinnedMemory:
             return np.empty(shape, dtype)
         pointer = self.driver.allocate_pinned(size)
         raw = (ctypes.c_uint8 * size).from_address(pointer)
-        weakref.finalize(raw, self._let_go.append, pointer).atexit = False
+        weakref.finalize(raw, self._freed.append, pointer).atexit = False
         return np.ctypeslib.as_array(raw).view(dtype).reshape(shape)
 
     def collect(self) -> None:
-        """Give back what nobody refers to."""
-        for pointer in take_all(self._let_go):
+        """Return freed memory to the driver."""
+        for pointer in drain(self._freed):
             self.driver.free_pinned(pointer)
 
 
-def take_all(queue: deque[T]) -> list[T]:
-    """What is in a queue that other threads fill and empty too."""
+def drain(queue: deque[T]) -> list[T]:
+    """Pop all items of a queue that other threads use too."""
     taken: list[T] = []
     while queue:
         try:

@@ -1,24 +1,27 @@
-"""Arrays in a GPU's memory: an address, a shape and a type."""
+"""Arrays in device memory: an address, a shape and a type."""
 
 from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+if TYPE_CHECKING:
+    from vicort.runtime.devices.device import Array
+
 
 class DeviceArray:
-    """A contiguous array on the device. It keeps its memory alive; slices and other shapes of it
-    share that."""
+    """A contiguous array on the device. The array, its slices and reshapes keep the memory
+    alive."""
 
     __slots__ = ("dtype", "memory", "pointer", "shape")
     flags = SimpleNamespace(c_contiguous=True)
 
     def __init__(self, memory: Any, pointer: int, shape: tuple[int, ...], dtype: DTypeLike) -> None:
-        """memory: what holds the bytes at `pointer`."""
+        """memory: the owner of the bytes at `pointer`."""
         self.memory = memory
         self.pointer = pointer
         self.shape = shape
@@ -40,7 +43,7 @@ class DeviceArray:
         return self.shape[0]
 
     def __getitem__(self, rows: slice, /) -> DeviceArray:
-        """A part along the first axis."""
+        """A slice along the first axis."""
         if not isinstance(rows, slice) or rows.step not in (None, 1):
             raise TypeError(f"an array on the device takes slices of its first axis, not {rows!r}")
         start, stop, _ = rows.indices(self.shape[0])
@@ -59,3 +62,8 @@ class DeviceArray:
 
     def __repr__(self) -> str:
         return f"DeviceArray({self.pointer:#x}, {self.shape}, {self.dtype})"
+
+
+def as_device(array: Array) -> DeviceArray:
+    """An array of a CUDA device, which is always a DeviceArray."""
+    return cast(DeviceArray, array)

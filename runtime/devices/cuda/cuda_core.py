@@ -1,5 +1,4 @@
-"""The driver that talks to a real GPU, on `cuda.core`, with `cuda.bindings` where that has no word.
-Never run on a GPU here."""
+"""The driver of a real GPU, on `cuda.core`, and on `cuda.bindings` where that lacks a function."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ from cuda.core import (
 from vicort.runtime.devices.cuda.driver import Arguments
 from vicort.runtime.errors import DeviceError
 
-# dynamic shared memory that a kernel may have without being asked about first
+# bytes of dynamic shared memory that a kernel may use without an attribute
 SHARED_BYTES = 48 << 10
 ARGUMENT_TYPES: dict[str, Callable[[Any], Any]] = {
     "pointer": int,
@@ -43,7 +42,7 @@ R = TypeVar("R")
 
 
 def device_call(method: Callable[P, R]) -> Callable[P, R]:
-    """Made with the GPU current on the calling thread, and with CUDA's errors told as one line."""
+    """Make the GPU current on the calling thread, and raise CUDA errors as DeviceError."""
 
     @functools.wraps(method)
     def call(*args: P.args, **options: P.kwargs) -> R:
@@ -63,14 +62,14 @@ def device_call(method: Callable[P, R]) -> Callable[P, R]:
 @dataclass(eq=False)
 class LoadedKernel:
     kernel: Kernel
-    code: ObjectCode  # which has to outlive it
+    code: ObjectCode  # must outlive the kernel
 
 
 class CudaCoreDriver:
-    """A GPU by its number."""
+    """Driver of one GPU."""
 
     def __init__(self, ordinal: int) -> None:
-        """There must be a driver and such a GPU: `open_gpu` looks first."""
+        """`open_gpu` has checked that the driver and the GPU exist."""
         self._threads = threading.local()
         self._device = Device(ordinal)
         self.make_current()
@@ -84,9 +83,9 @@ class CudaCoreDriver:
         self._pool = DeviceMemoryResource(self._device, DeviceMemoryResourceOptions())
         self._pinned_pool = LegacyPinnedMemoryResource()
         self._buffers: dict[int, Buffer] = {}  # device and pinned, by address
-        self._foreign: dict[int, Stream] = {}  # streams that are known only by their handle
-        self._priorities = checked(cu.cuCtxGetStreamPriorityRange())  # least, greatest
-        # memory is allocated and freed in its order
+        self._foreign: dict[int, Stream] = {}  # streams known only by their handle
+        self._priorities = checked(cu.cuCtxGetStreamPriorityRange())  # lowest, highest
+        # orders allocations and frees
         self._allocations = self._device.create_stream(options=StreamOptions())
 
     def make_current(self) -> None:
@@ -95,7 +94,6 @@ class CudaCoreDriver:
             self._threads.current = True
 
     # ---- memory
-    # ---------------------------------------------------------------------------------------------------------
 
     @device_call
     def memory(self) -> tuple[int, int]:
@@ -110,13 +108,13 @@ class CudaCoreDriver:
             if "OUT_OF_MEMORY" in str(error):
                 raise MemoryError(str(error)) from error
             raise
-        self._allocations.sync()  # so that any stream may use it
+        self._allocations.sync()  # then any stream may use it
         return self._keep(buffer)
 
     @device_call
     def free(self, pointer: int) -> None:
         self._buffers.pop(pointer).close(self._allocations)
-        self._allocations.sync()  # then the pool gives it back to the system
+        self._allocations.sync()  # then the pool returns it to the system
 
     @device_call
     def allocate_pinned(self, size: int) -> int:
@@ -178,7 +176,6 @@ class CudaCoreDriver:
         return end - start
 
     # ---- kernels and graphs
-    # ---------------------------------------------------------------------------------------------
 
     @device_call
     def load(self, cubin: bytes, function: str, shared_bytes: int) -> LoadedKernel:
@@ -213,7 +210,7 @@ class CudaCoreDriver:
 
     @device_call
     def begin_capture(self, stream: Stream) -> None:
-        # other threads may go on allocating and waiting
+        # other threads may still allocate and wait
         mode = cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         checked(cu.cuStreamBeginCapture(stream.handle, mode))
 
@@ -241,8 +238,8 @@ class CudaCoreDriver:
 
 
 def checked(answer: tuple[Any, ...]) -> Any:
-    """What a call of `cuda.bindings` gave, without its status. Raises DeviceError with the status
-    if that is a failure."""
+    """The result of a `cuda.bindings` call without its status. Raises DeviceError if the status is
+    a failure."""
     status, *values = answer
     if status != cu.CUresult.CUDA_SUCCESS:
         raise DeviceError(f"CUDA failed ({status.name}): see `nvidia-smi`, then run again")

@@ -1,5 +1,4 @@
-"""The device that engines of TensorRT run on: streams, buffers and pages of one GPU, for one
-session."""
+"""The device of TensorRT engines: streams, arrays and pages of one GPU, for one session."""
 
 from __future__ import annotations
 
@@ -10,11 +9,12 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from vicort.runtime.devices.cuda.allocator import current_stream
-from vicort.runtime.devices.cuda.arrays import DeviceArray
+from vicort.runtime.devices.cuda.arrays import DeviceArray, as_device
 from vicort.runtime.devices.cuda.cuda_pool import CudaPool, PinnedPool
 from vicort.runtime.devices.cuda.cuda_preprocess import UploadingPreprocessor
 from vicort.runtime.devices.cuda.gpu import Gpu
-from vicort.runtime.devices.cuda.streams import CudaStream, Watcher
+from vicort.runtime.devices.cuda.streams import CallbackThread, CudaStream
+from vicort.runtime.devices.device import Array, Preprocessing
 from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.devices.preprocess import Preprocessor
 from vicort.runtime.devices.urgency import Urgency
@@ -26,12 +26,9 @@ if TYPE_CHECKING:
 
 
 class CudaDevice:
-    """Streams with priorities, and memory of a GPU.
+    """Streams with priorities, and memory of a GPU. Methods take only streams of this device.
 
-    Where a verb takes a stream, it is one of this device's.
-
-    `threads=False` makes all streams one CUDA stream whose work is put there by its caller: the
-    plain, sequential device.
+    threads=False: all streams share one CUDA stream, and their work runs in its caller.
     """
 
     stream_type = CudaStream
@@ -44,16 +41,16 @@ class CudaDevice:
         threads: bool = True,
         resize_on: Literal["cpu", "gpu"] = "gpu",
     ) -> None:
-        """kernels: that move tokens into pages. resize_on: where frames are letterboxed."""
+        """kernels: write tokens into pages. resize_on: where frames are letterboxed."""
         self.gpu = gpu
         self.kernels = kernels
         self.threads = threads
         self._resize_on = resize_on
         self.urgency: Urgency = _NoUrgency()
-        self.watcher = Watcher(gpu.driver)
+        self.callbacks = CallbackThread(gpu.driver)
         self._streams: list[CudaStream] = []
-        self._shared: Any = None  # the driver's stream of them all, without threads
-        gpu.memory.trim()  # of a session before this one, whose arrays had other sizes
+        self._shared: Any = None  # without threads: the one CUDA stream
+        gpu.memory.trim()  # arrays of an earlier session had other sizes
 
     def stream(self, name: str, urgent: bool = False) -> CudaStream:
         if self.threads:
@@ -61,7 +58,7 @@ class CudaDevice:
         else:
             raw = self._shared = self._shared or self.gpu.driver.create_stream(urgent=False)
         stream = self.stream_type(self, name, raw, self.threads)
-        self.gpu.memory.watch(stream)
+        self.gpu.memory.register(stream)
         self._streams.append(stream)
         return stream
 
@@ -72,8 +69,8 @@ class CudaDevice:
         return self.filled(shape, dtype, 0)
 
     def filled(self, shape: tuple[int, ...], dtype: DTypeLike, byte: int) -> DeviceArray:
-        """An array of equal bytes: there for what the calling stream does next, or, outside of all
-        streams, when this returns."""
+        """An array of equal bytes, filled in the order of the calling stream, or, outside of
+        streams, before this returns."""
         array, driver = self.gpu.empty(shape, dtype), self.gpu.driver
         stream = current_stream()
         raw = stream.raw if stream else driver.create_stream(urgent=False)
@@ -86,8 +83,8 @@ class CudaDevice:
     def pool(
         self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False
     ) -> CudaPool:
-        """Raises DeviceError, with the largest budget that fits, if the pages do not; and if they
-        are to differ by head."""
+        """Raises DeviceError if the pages do not fit, with the largest budget that does, or if
+        `by_head` is set."""
         if by_head:
             raise DeviceError(
                 "memory that differs by layer and head (systems livevlm, resv, freekv) runs on "
@@ -109,7 +106,7 @@ class CudaDevice:
     ) -> PinnedPool:
         return PinnedPool(self, model, pages, dtype)
 
-    def preprocessor(self, height: int, width: int, threads: int) -> Any:
+    def preprocessor(self, height: int, width: int, threads: int) -> Preprocessing:
         if self._resize_on == "gpu":
             try:
                 return Preprocessor(height, width, device="gpu", threads=threads)
@@ -117,40 +114,42 @@ class CudaDevice:
                 warnings.warn(f"{error}; frames are resized on the CPU instead", stacklevel=2)
         return UploadingPreprocessor(self, Preprocessor(height, width, threads=threads))
 
-    def upload(self, target: DeviceArray, source: np.ndarray, stream: Any) -> None:
+    def upload(self, target: Array, source: np.ndarray, stream: Any) -> None:
         stream.upload(target, source)
 
-    def copy(self, target: DeviceArray, source: DeviceArray, stream: Any) -> None:
+    def copy(self, target: Array, source: Array, stream: Any) -> None:
         if target.shape != source.shape or target.dtype != source.dtype:
             raise ValueError(f"{source} cannot be copied into {target}")
         if target.nbytes:
-            self.gpu.driver.copy(target.pointer, source.pointer, target.nbytes, stream.raw)
+            self.gpu.driver.copy(
+                as_device(target).pointer, as_device(source).pointer, target.nbytes, stream.raw
+            )
 
-    def read(self, stream: Any, *arrays: DeviceArray) -> tuple[np.ndarray, ...]:
-        landings = tuple(self._land(array, stream) for array in arrays)
+    def read(self, stream: Any, *arrays: Array) -> tuple[np.ndarray, ...]:
+        readbacks = tuple(self._read_back(as_device(array), stream) for array in arrays)
         stream.finish()
-        return landings
+        return readbacks
 
-    def _land(self, array: DeviceArray, stream: CudaStream) -> np.ndarray:
-        """Start a copy to pinned memory, always the same for the same part of a block."""
+    def _read_back(self, array: DeviceArray, stream: CudaStream) -> np.ndarray:
+        """Start a copy to pinned memory; the same part of a block always uses the same array."""
         block = array.memory.block
         key = (array.pointer - block.pointer, array.nbytes)
-        if key not in block.landings:
-            block.landings[key] = self.gpu.pinned.empty((array.nbytes,), np.uint8)
-        landing = block.landings[key]
+        if key not in block.readbacks:
+            block.readbacks[key] = self.gpu.pinned.empty((array.nbytes,), np.uint8)
+        readback = block.readbacks[key]
         if array.nbytes:
-            self.gpu.driver.copy(landing.ctypes.data, array.pointer, array.nbytes, stream.raw)
-        view = landing.view(array.dtype).reshape(array.shape)
+            self.gpu.driver.copy(readback.ctypes.data, array.pointer, array.nbytes, stream.raw)
+        view = readback.view(array.dtype).reshape(array.shape)
         view.flags.writeable = False
         return view
 
     def close(self) -> None:
-        """Waits for work that is under way; what has not begun is dropped. Raises what the device
-        broke with."""
+        """Wait for work in progress, and drop work that has not started. Raises the device's
+        error."""
         failures = [error for error in map(_close, self._streams) if error]
-        self.watcher.close()
+        self.callbacks.close()
         for stream in self._streams:
-            self.gpu.memory.forget(stream)
+            self.gpu.memory.unregister(stream)
         raws = {id(stream.raw): stream.raw for stream in self._streams}
         self._streams.clear()
         self._shared = None
@@ -169,7 +168,7 @@ def _close(stream: CudaStream) -> DeviceError | None:
 
 
 class _NoUrgency(Urgency):
-    """The GPU itself puts urgent streams first."""
+    """The GPU schedules streams by priority itself."""
 
-    def give_way(self) -> None:
+    def wait_for_urgent_work(self) -> None:
         pass

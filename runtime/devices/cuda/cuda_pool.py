@@ -1,4 +1,4 @@
-"""Pages in a GPU's memory, and the tier of pinned host memory behind them."""
+"""Pages in device memory, and the host tier in pinned memory."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from vicort.runtime.devices.cuda.arrays import DeviceArray
-from vicort.runtime.devices.device import Pool
-from vicort.runtime.devices.pages import EMPTY, HostPool, shifted
+from vicort.runtime.devices.cuda.allocator import DEVICE_ALIGNMENT
+from vicort.runtime.devices.cuda.arrays import DeviceArray, as_device
+from vicort.runtime.devices.device import Array, Pool
+from vicort.runtime.devices.pages import EMPTY, HostPool, as_numpy, shifted
 from vicort.runtime.manifest import ModelSpec
 
 if TYPE_CHECKING:
     from vicort.runtime.devices.cuda.cuda_device import CudaDevice
     from vicort.runtime.devices.cuda.streams import CudaStream
 
-PART = 64  # int32 numbers: parts of one upload start at multiples of 256 bytes
+PART = DEVICE_ALIGNMENT // 4  # int32 numbers: parts of one upload are aligned
 
 
 class CudaPool:
-    """Pages on the device. Their positions are on the host too, where every change to them begins.
-    All streams are CudaStreams."""
+    """Pages on the device. Positions are changed on the host first, then uploaded. All streams are
+    CudaStreams."""
 
     def __init__(self, device: CudaDevice, model: ModelSpec, pages: int, dtype: DTypeLike) -> None:
-        self._device, self._rows = device, model.max_rows
+        self._device = device
+        self._max_rows = model.max_rows
         shape = (pages, model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim)
         self.data = device.gpu.empty(shape, dtype, "the pool of pages")
-        # EMPTY in every byte
+        # 0xFF in every byte is EMPTY
         self.cell_positions = device.filled((pages, 1, 1, model.page_tokens, 3), np.int32, 0xFF)
         self.host_positions = np.full(self.cell_positions.shape, EMPTY, np.int32)
         self._lists: weakref.WeakKeyDictionary[CudaStream, _Lists] = weakref.WeakKeyDictionary()
@@ -39,22 +41,22 @@ class CudaPool:
         self,
         slots: np.ndarray,
         cells: np.ndarray,
-        k: Any,
-        v: Any,
+        k: Array,
+        v: Array,
         positions: np.ndarray,
         stream: Any,
     ) -> None:
         self.host_positions[slots, 0, 0, cells] = positions
         pages = np.unique(slots)
-        slot, cell, page, place = self._upload(
+        slot_list, cell_list, page_list, positions_list = self._upload(
             stream, slots, cells, pages, self.host_positions[pages]
         )
         kernels = self._device.kernels
         kernels.scatter_tokens(
-            k=k.pointer,
-            v=v.pointer,
-            slots=slot,
-            cells=cell,
+            k=as_device(k).pointer,
+            v=as_device(v).pointer,
+            slots=slot_list,
+            cells=cell_list,
             pool=self.data.pointer,
             count=len(slots),
             rows=k.shape[1],
@@ -62,8 +64,8 @@ class CudaPool:
             stream=stream.handle,
         )
         kernels.set_places(
-            slots=page,
-            places=place,
+            slots=page_list,
+            places=positions_list,
             where=self.cell_positions.pointer,
             count=len(pages),
             stream=stream.handle,
@@ -71,22 +73,22 @@ class CudaPool:
 
     def clear(self, slots: Sequence[int], stream: Any) -> None:
         self.host_positions[list(slots)] = EMPTY
-        self._send_places(slots, stream)
+        self._upload_positions(slots, stream)
 
     def copy_from(
         self, source: Pool, source_slots: Sequence[int], slots: Sequence[int], stream: Any
     ) -> None:
         move_pages(self._device, source.data, source_slots, self.data, slots, stream)
         self.host_positions[list(slots)] = source.host_positions[list(source_slots)]
-        self._send_places(slots, stream)
+        self._upload_positions(slots, stream)
 
     def shift(self, slots: Sequence[int], step: np.ndarray, floor: int, stream: Any) -> None:
         self.host_positions[list(slots)] = shifted(self.host_positions[list(slots)], step, floor)
-        self._send_places(slots, stream)
+        self._upload_positions(slots, stream)
 
-    def _send_places(self, slots: Sequence[int], stream: CudaStream) -> None:
-        for first in range(0, len(slots), self._rows):
-            some = np.asarray(slots[first : first + self._rows])
+    def _upload_positions(self, slots: Sequence[int], stream: CudaStream) -> None:
+        for first in range(0, len(slots), self._max_rows):
+            some = np.asarray(slots[first : first + self._max_rows])
             page, place = self._upload(stream, some, self.host_positions[some])
             self._device.kernels.set_places(
                 slots=page,
@@ -97,15 +99,15 @@ class CudaPool:
             )
 
     def _upload(self, stream: CudaStream, *parts: np.ndarray) -> list[int]:
-        """Addresses of int32 lists, good until the stream's next."""
+        """Device addresses of int32 lists, valid until the stream's next upload."""
         if stream not in self._lists:
-            per_row = 3 + self.host_positions[0].size  # slot, cell, page, its positions
-            self._lists[stream] = _Lists(self._device, self._rows * per_row + 4 * PART)
+            per_row = 3 + self.host_positions[0].size  # slot, cell, page, positions of the page
+            self._lists[stream] = _Lists(self._device, self._max_rows * per_row + 4 * PART)
         return self._lists[stream].upload(stream, parts)
 
 
 class PinnedPool(HostPool):
-    """The host tier: whole pages come and go by copies that nobody waits for."""
+    """The host tier: whole pages are copied to and from it asynchronously."""
 
     def __init__(self, device: CudaDevice, model: ModelSpec, pages: int, dtype: DTypeLike) -> None:
         super().__init__(device.gpu.pinned.empty, model, pages, dtype)
@@ -121,38 +123,38 @@ class PinnedPool(HostPool):
         self,
         slots: np.ndarray,
         cells: np.ndarray,
-        k: Any,
-        v: Any,
+        k: Array,
+        v: Array,
         positions: np.ndarray,
         stream: Any,
     ) -> None:
-        raise TypeError("tokens are placed on the device: the host tier takes whole pages")
+        raise TypeError("tokens are written on the device: the host tier takes whole pages")
 
 
 def move_pages(
     device: CudaDevice,
-    source: Any,
+    source: Array,
     source_slots: Sequence[int],
-    target: Any,
+    target: Array,
     slots: Sequence[int],
     stream: CudaStream,
 ) -> None:
-    """Copy pages between pools [P, …] on the device or in pinned memory, in the order of the
-    stream: a page is one contiguous block."""
+    """Copy pages between pools [P,…] on the device or in pinned memory, in the order of the stream.
+    A page is one contiguous block."""
     page = math.prod(target.shape[1:]) * target.dtype.itemsize
-    there, here = _address(source), _address(target)
+    source_base, target_base = _address(source), _address(target)
     for source_slot, slot in zip(source_slots, slots, strict=True):
         device.gpu.driver.copy(
-            here + int(slot) * page, there + int(source_slot) * page, page, stream.raw
+            target_base + int(slot) * page, source_base + int(source_slot) * page, page, stream.raw
         )
 
 
-def _address(array: Any) -> int:
-    return array.pointer if isinstance(array, DeviceArray) else array.ctypes.data
+def _address(array: Array) -> int:
+    return array.pointer if isinstance(array, DeviceArray) else as_numpy(array).ctypes.data
 
 
 class _Lists:
-    """Device memory of one stream for lists of slots, cells and positions, which its kernels
+    """Device memory of one stream for the lists of slots, cells and positions that its kernels
     read."""
 
     def __init__(self, device: CudaDevice, size: int) -> None:
@@ -161,7 +163,7 @@ class _Lists:
         self._array = device.empty((size,), np.int32)
 
     def upload(self, stream: CudaStream, parts: Sequence[np.ndarray]) -> list[int]:
-        """One upload for all parts. Returns their addresses."""
+        """Upload all parts at once. Returns their device addresses."""
         first, starts = 0, []
         for part in parts:
             self._numbers[first : first + part.size] = part.reshape(-1)

@@ -1,4 +1,4 @@
-"""Frames resized on the CPU, for a device that keeps them elsewhere."""
+"""Frames resized on the CPU for a GPU."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import numpy as np
 from vicort.runtime.devices.preprocess import Preprocessor
 
 if TYPE_CHECKING:
-    from vicort.runtime.devices.cuda.arrays import DeviceArray
     from vicort.runtime.devices.cuda.cuda_device import CudaDevice
     from vicort.runtime.devices.cuda.streams import CudaStream
+    from vicort.runtime.devices.device import Array
 
 
 class UploadingPreprocessor:
-    """Like `Preprocessor`, into an array on the device."""
+    """A `Preprocessor` on the CPU, then an upload to the device."""
 
     def __init__(self, device: CudaDevice, preprocessor: Preprocessor) -> None:
-        self._device, self._preprocessor = device, preprocessor
+        self._device = device
+        self._preprocessor = preprocessor
         self._frames = np.empty((0,), np.uint8)
 
-    def __call__(self, frames: Sequence[np.ndarray], out: DeviceArray, stream: CudaStream) -> None:
-        """frames: F arrays [h, w, 3] uint8 RGB, each of any size; out: [F, height, width, 3]
-        uint8."""
-        if self._frames.size < out.size:
-            self._frames = np.empty((out.size,), np.uint8)
-        resized = self._frames[: out.size].reshape(out.shape)
+    def __call__(self, frames: Sequence[np.ndarray], out: Array, stream: CudaStream) -> None:
+        """frames: F arrays [h,w,3] uint8 RGB, of any size; out: [F,height,width,3] uint8."""
+        if self._frames.size < out.nbytes:
+            self._frames = np.empty((out.nbytes,), np.uint8)
+        resized = self._frames[: out.nbytes].reshape(out.shape)
         self._preprocessor(frames, resized)
         self._device.upload(out, resized, stream)

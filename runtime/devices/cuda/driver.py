@@ -1,5 +1,5 @@
-"""What the runtime asks of CUDA, and nothing else: a stand-in with these verbs runs everything
-above it without a GPU."""
+"""The CUDA calls that the runtime uses. A simulated driver with the same methods runs everything
+above without a GPU."""
 
 from __future__ import annotations
 
@@ -11,39 +11,38 @@ Arguments = Sequence[tuple[ArgumentKind, int | float]]
 
 
 class Driver(Protocol):
-    """One GPU. Memory is addresses; streams, events and graphs are the driver's own things, handed
-    back to it.
+    """One GPU. Memory is an address; streams, events and graphs are opaque objects of the driver.
 
-    Thread-safe. What a caller cannot go on from is raised as DeviceError; only `allocate` also
+    Thread-safe. Every method may raise DeviceError, which is not recoverable; `allocate` also
     raises MemoryError.
     """
 
     name: str
     capability: tuple[int, int]
     multiprocessors: int
-    version: int  # of CUDA that the driver speaks: 13000 = 13.0
+    version: int  # of CUDA that the driver supports: 13000 = 13.0
 
     def memory(self) -> tuple[int, int]:
-        """Bytes of device memory: free, in all."""
+        """Bytes of device memory: free, total."""
         ...
 
     def allocate(self, size: int) -> int:
-        """Device memory that every stream may use at once; its address is a multiple of 256. Raises
+        """Address of device memory that every stream may use immediately, a multiple of 256. Raises
         MemoryError."""
         ...
 
     def free(self, pointer: int) -> None:
-        """No stream may be using it any more."""
+        """No stream may use the memory any more."""
         ...
 
     def allocate_pinned(self, size: int) -> int:
-        """Address of host memory that copies can be made from and to without waiting."""
+        """Address of page-locked host memory, for asynchronous copies."""
         ...
 
     def free_pinned(self, pointer: int) -> None: ...
 
     def create_stream(self, urgent: bool) -> Any:
-        """urgent: its kernels go before those of other streams."""
+        """urgent: of the highest priority."""
         ...
 
     def close_stream(self, stream: Any) -> None: ...
@@ -53,32 +52,32 @@ class Driver(Protocol):
         ...
 
     def record(self, stream: Any, *, timing: bool = False, blocking: bool = False) -> Any:
-        """An event behind all work of the stream. timing: for `elapsed_ms`; blocking: who waits for
-        it sleeps rather than spins."""
+        """An event after all work of the stream. timing: for `elapsed_ms`; blocking: a waiting
+        thread sleeps rather than spins."""
         ...
 
     def wait(self, stream: Any, event: Any) -> None:
-        """The stream's further work comes after the event. Does not wait."""
+        """Order the stream's further work after the event, without blocking the host."""
         ...
 
     def is_done(self, event: Any) -> bool: ...
 
     def synchronize(self, event: Any) -> None:
-        """The host waits."""
+        """Block the host until the event is done."""
         ...
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
-        """Both events recorded with timing, and done."""
+        """Both events must be recorded with timing, and done."""
         ...
 
     def copy(self, target: int, source: int, size: int, stream: Any) -> None:
-        """Bytes between device and pinned memory, any way round, in the order of the stream."""
+        """Copy bytes between any two of device and pinned memory, in the order of the stream."""
         ...
 
     def fill(self, pointer: int, byte: int, size: int, stream: Any) -> None: ...
 
     def load(self, cubin: bytes, function: str, shared_bytes: int) -> Any:
-        """A kernel. shared_bytes: most dynamic shared memory that a launch of it will ask for."""
+        """A kernel. shared_bytes: maximum dynamic shared memory of its launches."""
         ...
 
     def launch(
@@ -95,19 +94,19 @@ class Driver(Protocol):
         ...
 
     def begin_capture(self, stream: Any) -> None:
-        """What this thread puts on the stream from now on is recorded, not run."""
+        """From now on, record what this thread puts on the stream instead of running it."""
         ...
 
     def end_capture(self, stream: Any) -> Any:
-        """The graph of what was recorded."""
+        """The graph of the recorded work."""
         ...
 
     def abandon_capture(self, stream: Any) -> None:
-        """Leave capture, whatever state it is in; what was recorded is lost."""
+        """End the capture in any state, and discard the recorded work."""
         ...
 
     def launch_graph(self, graph: Any, stream: Any) -> None: ...
 
     def close_graph(self, graph: Any) -> None:
-        """Runs of it that are under way come to their end."""
+        """Launches in progress are completed."""
         ...

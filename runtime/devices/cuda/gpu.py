@@ -1,4 +1,4 @@
-"""The GPU: found once, opened once, shared by all devices of a process."""
+"""The GPU: opened once, and shared by all devices of a process."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import threading
 
 from numpy.typing import DTypeLike
 
-from vicort.runtime.devices.cuda.allocator import DeviceMemory, PinnedMemory
+from vicort.runtime.devices.cuda.allocator import DeviceAllocator, PinnedAllocator
 from vicort.runtime.devices.cuda.arrays import DeviceArray
 from vicort.runtime.devices.cuda.driver import Driver
 from vicort.runtime.devices.cuda.launcher import GpuLauncher
 from vicort.runtime.devices.cuda.streams import GpuClock
 from vicort.runtime.errors import DeviceError
 
-OLDEST_CUDA = 13000  # what the libraries that vicort installs are built for
-OLDEST_DRIVER = "580"  # the first driver that speaks it
+MIN_CUDA = 13000  # the libraries that vicort installs are built for it
+MIN_DRIVER = "580"  # the first driver that supports it
 ELSEWHERE = "run on a CPU with an engine set of `vicort-build MODEL --backend openvino`"
 
 
 class Gpu:
     def __init__(self, driver: Driver, limit: int | None = None) -> None:
-        """limit: most bytes of device memory to take; None = what is free."""
+        """limit: maximum bytes of device memory to reserve; None = all that is free."""
         self.driver = driver
-        self.memory = DeviceMemory(driver, limit)
-        self.pinned = PinnedMemory(driver)
+        self.memory = DeviceAllocator(driver, limit)
+        self.pinned = PinnedAllocator(driver)
         self.clock = GpuClock(driver)
         self.launcher = GpuLauncher(driver, self.memory, self.pinned)
 
@@ -42,11 +42,10 @@ class Gpu:
     def empty(
         self, shape: tuple[int, ...], dtype: DTypeLike, purpose: str = "buffers"
     ) -> DeviceArray:
-        """An array whose content is undefined, at a multiple of 256 bytes. purpose: what an error
-        names it."""
+        """An array with undefined content, aligned to 256 bytes. purpose: named in errors."""
         array = DeviceArray(None, 0, tuple(int(size) for size in shape), dtype)
-        holding = self.memory.allocate(array.nbytes, purpose)
-        return DeviceArray(holding, holding.block.pointer, array.shape, array.dtype)
+        allocation = self.memory.allocate(array.nbytes, purpose)
+        return DeviceArray(allocation, allocation.block.pointer, array.shape, array.dtype)
 
 
 _lock = threading.Lock()
@@ -54,11 +53,10 @@ _found: dict[int, Gpu | DeviceError] = {}
 
 
 def open_gpu(ordinal: int = 0) -> Gpu:
-    """The GPU of that number. Raises DeviceError, with what to do, if there is none that this
-    version can use.
+    """The GPU of that number. Raises DeviceError if there is none that this version can use.
 
-    Looked for once in a process, and the outcome kept: after a first call without a driver, later
-    ones may hang.
+    The outcome, success or failure, is cached for the process: after one call without a driver,
+    later calls may hang.
     """
     with _lock:
         if ordinal not in _found:
@@ -84,17 +82,16 @@ def _open_driver(ordinal: int) -> Driver:
         (status,) = cu.cuInit(0)
         version = cu.cuDriverGetVersion()[1]
         count = cu.cuDeviceGetCount()[1] if status == cu.CUresult.CUDA_SUCCESS else 0
-    except RuntimeError as error:  # the driver's library is not there
+    except RuntimeError as error:  # the driver's library is missing
         raise DeviceError(
-            f"no NVIDIA driver is installed: install version {OLDEST_DRIVER} or newer, or "
-            f"{ELSEWHERE}"
+            f"no NVIDIA driver is installed: install version {MIN_DRIVER} or newer, or {ELSEWHERE}"
         ) from error
     check_driver(status.name, version, count, ordinal)
     try:
         from vicort.runtime.devices.cuda.cuda_core import CudaCoreDriver
 
         return CudaCoreDriver(ordinal)
-    except Exception as error:  # of `cuda.core`, whose errors have no common class
+    except Exception as error:  # the errors of `cuda.core` have no common class
         raise DeviceError(
             f"GPU {ordinal} cannot be opened ({' '.join(str(error).split())}): see `nvidia-smi`, "
             f"or {ELSEWHERE}"
@@ -102,13 +99,13 @@ def _open_driver(ordinal: int) -> Driver:
 
 
 def check_driver(status: str, version: int, count: int, ordinal: int) -> None:
-    """status: of cuInit; version: of CUDA, 13000 = 13.0; count: GPUs there are. Raises DeviceError
-    if they will not do."""
-    if version and version < OLDEST_CUDA:
+    """status: of cuInit; version: of CUDA, 13000 = 13.0; count: number of GPUs. Raises DeviceError
+    if GPU `ordinal` cannot be used."""
+    if version and version < MIN_CUDA:
         raise DeviceError(
-            f"the NVIDIA driver speaks CUDA {version // 1000}.{version % 1000 // 10}, version "
-            "13.0 is needed: "
-            f"install driver {OLDEST_DRIVER} or newer, or {ELSEWHERE}"
+            f"the NVIDIA driver supports CUDA {version // 1000}.{version % 1000 // 10}, version "
+            "13.0 is required: "
+            f"install driver {MIN_DRIVER} or newer, or {ELSEWHERE}"
         )
     if status not in ("CUDA_SUCCESS", "CUDA_ERROR_NO_DEVICE"):
         raise DeviceError(

@@ -1,4 +1,4 @@
-"""The compiled kernels of an engine set, loaded on one GPU: what each launch takes."""
+"""The compiled kernels of an engine set, loaded on one GPU."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ NEEDED: tuple[tuple[KernelName, Form], ...] = (
 )
 
 
-PLANS_KEPT = 4096  # a stream sees a few dozen
+MAX_PLANS = 4096  # a cache limit: a stream needs a few dozen
 
 
 class Launcher(Protocol):
-    """What the kernels need of a GPU."""
+    """The GPU functions that the kernels use."""
 
     def load(self, cubin: bytes, function: str, shared_bytes: int) -> object:
-        """The function of a cubin, made ready to be launched with so much dynamic shared memory."""
+        """A kernel of a cubin. shared_bytes: maximum dynamic shared memory of a launch."""
         ...
 
     def launch(
@@ -52,14 +52,14 @@ class Launcher(Protocol):
         ...
 
     def constant(self, data: bytes) -> int:
-        """The address of a copy of `data` in device memory, 256-byte aligned, that lives as long as
+        """Address of a copy of `data` in device memory, aligned to 256 bytes. It lives as long as
         the launcher."""
         ...
 
 
 class LoadedKernels:
-    """Kernels on one GPU. Every verb only enqueues: no host wait, no allocation, and what it
-    launches depends on shapes alone."""
+    """Kernels on one GPU. Methods only enqueue, without host waits or allocations; grids depend on
+    shapes alone."""
 
     def __init__(
         self,
@@ -69,10 +69,12 @@ class LoadedKernels:
         multiprocessors: int,
         launcher: Launcher,
     ) -> None:
-        """capability: (9, 0) for sm_90; multiprocessors: how many the GPU has. Raises EngineError
-        when no cubin fits."""
-        self.kernels, self.spec = kernels, kernels.spec
-        self.capability, self.multiprocessors = capability, multiprocessors
+        """capability: (9, 0) for sm_90; multiprocessors: of the GPU. Raises EngineError if no cubin
+        fits."""
+        self.kernels = kernels
+        self.spec = kernels.spec
+        self.capability = capability
+        self.multiprocessors = multiprocessors
         self._launcher = launcher
         architecture = kernels.architecture(capability)
         self._ready = {}
@@ -105,11 +107,10 @@ class LoadedKernels:
         scale: float,
         stream: int,
     ) -> None:
-        """vicort::BoundedAttention of `rows` new tokens, on device pointers, with pool, where and
-        table of these shapes.
+        """vicort::BoundedAttention of `rows` new tokens. All tensors are device addresses.
 
-        workspace: as many bytes as `plan` says for these shapes, or more. Raises EngineError when
-        the shapes are not the kernels'.
+        workspace: at least the bytes that `Kernels.plan` gives for these shapes. Raises
+        EngineError if the kernels do not fit the shapes.
         """
         if rows == 0:
             return
@@ -175,7 +176,7 @@ class LoadedKernels:
     def _plan(self, rows: int, pages: int) -> AttentionPlan:
         key = (rows, pages)
         if key not in self._plans:
-            if len(self._plans) >= PLANS_KEPT:
+            if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()
             self._plans[key] = self.kernels.plan(rows, pages, self.multiprocessors, self.capability)
         return self._plans[key]

@@ -1,4 +1,4 @@
-"""Host to device without waiting: a ring of pinned memory that sources are copied to first."""
+"""Asynchronous uploads: sources are first copied to a ring of pinned memory."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vicort.runtime.devices.cuda.allocator import ALIGNMENT
+from vicort.runtime.devices.cuda.allocator import DEVICE_ALIGNMENT
 
 if TYPE_CHECKING:
     from vicort.runtime.devices.cuda.arrays import DeviceArray
     from vicort.runtime.devices.cuda.streams import CudaStream
 
 FIRST_BYTES = 1 << 20
-UPLOADS_AT_ONCE = 4  # of the largest size so far that the ring holds
+UPLOADS_AT_ONCE = 4  # uploads of the largest size so far that fit into the ring
 
 
 class StagingRing:
-    """Of one stream, and used from its work alone. It grows to a few uploads of the largest size;
-    the host waits only where it wraps onto a copy that is not done."""
+    """The staging buffer of one stream, used only by its work. It grows to a few uploads of the
+    largest size. The host waits only where the ring wraps onto an unfinished copy."""
 
     def __init__(self, stream: CudaStream) -> None:
         self._stream = stream
-        self._driver, self._pinned = stream.device.gpu.driver, stream.device.gpu.pinned
+        self._driver = stream.device.gpu.driver
+        self._pinned = stream.device.gpu.pinned
         self._memory = np.empty(0, np.uint8)
         self._head = 0
-        # start, end, event behind it; oldest first
+        # (start, end, event after the copy), oldest first
         self._copies: deque[tuple[int, int, Any]] = deque()
 
     def upload(self, target: DeviceArray, source: np.ndarray) -> None:
@@ -35,20 +36,20 @@ class StagingRing:
         size = target.nbytes
         if not size:
             return
-        start = self._place(-(-size // ALIGNMENT) * ALIGNMENT)
+        start = self._allocate(-(-size // DEVICE_ALIGNMENT) * DEVICE_ALIGNMENT)
         staged = self._memory[start : start + size].view(source.dtype).reshape(source.shape)
         np.copyto(staged, source)
         self._driver.copy(target.pointer, staged.ctypes.data, size, self._stream.raw)
         self._copies.append((start, self._head, self._driver.record(self._stream.raw)))
 
-    def _place(self, size: int) -> int:
-        """Start of `size` bytes that no copy reads."""
+    def _allocate(self, size: int) -> int:
+        """Offset of `size` bytes that no copy reads any more."""
         if UPLOADS_AT_ONCE * size > self._memory.nbytes:
             self._grow(UPLOADS_AT_ONCE * size)
         start = self._head
         if start + size > self._memory.nbytes:
-            # What is left of the lap before lies behind the head. It is older than all of this lap,
-            # whose first copy is waited for now.
+            # Copies after the head are of the previous lap, so older than the first copy of this
+            # lap, for which the loop below waits.
             while self._copies and self._copies[0][0] >= self._head:
                 self._copies.popleft()
             start = 0
@@ -61,4 +62,5 @@ class StagingRing:
         for _, _, event in self._copies:
             self._driver.synchronize(event)
         self._copies.clear()
-        self._memory, self._head = self._pinned.empty((max(size, FIRST_BYTES),), np.uint8), 0
+        self._memory = self._pinned.empty((max(size, FIRST_BYTES),), np.uint8)
+        self._head = 0

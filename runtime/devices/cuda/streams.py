@@ -1,5 +1,5 @@
-"""CUDA streams, each with a thread that puts its work on them; events, marks, graphs, and who tells
-the host that work is done."""
+"""CUDA streams, each with a thread that enqueues its work; events, marks, graphs and host
+callbacks."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ from vicort.runtime.devices.cuda.driver import Driver
 from vicort.runtime.devices.cuda.staging import StagingRing
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from vicort.runtime.devices.cuda.arrays import DeviceArray
     from vicort.runtime.devices.cuda.cuda_device import CudaDevice
 
-# CUDA tells milliseconds in float32: further from its anchor than this, a mark becomes the next
-# anchor
+# CUDA gives elapsed milliseconds in float32: a mark further from the anchor than this becomes the
+# next anchor
 ANCHOR_MS = 1000.0
 
 
 @dataclass(frozen=True)
 class CudaEvent:
-    """Behind some work of a stream: first the host has to put it there, then the device has to do
-    it."""
+    """Completion of stream work, in two steps: enqueued by the host, then executed by the
+    device."""
 
     driver: Driver
-    placed: Future  # of what the work returned, and the driver's event behind it
+    placed: Future  # of (result of the work, the driver's event after it)
 
     def done(self) -> Any:
         value, point = self.placed.result()
@@ -39,17 +41,17 @@ class CudaEvent:
         return value
 
     def enqueued(self) -> Any:
-        """What the work returned, as soon as the host has it: the device may still be at what it
-        enqueued."""
+        """The result of the work once its function has returned: the device may not have executed
+        it yet."""
         return self.placed.result()[0]
 
 
 class CudaGraph:
-    """Recorded work: one call puts all of it on a stream. It reads and writes the addresses that it
-    was recorded with."""
+    """A CUDA graph. A launch uses the addresses that it was captured with."""
 
     def __init__(self, driver: Driver, graph: Any) -> None:
-        self._driver, self._graph = driver, graph
+        self._driver = driver
+        self._graph = graph
         self._close = weakref.finalize(self, driver.close_graph, graph)
         self._close.atexit = False
 
@@ -57,12 +59,12 @@ class CudaGraph:
         self._driver.launch_graph(self._graph, stream.raw)
 
     def close(self) -> None:
-        """Runs of it that are under way come to their end."""
+        """Launches in progress are completed."""
         self._close()
 
 
 class CudaStream:
-    """Work in order: on a thread of its own, or in its caller where the device has no threads."""
+    """Work in order: enqueued by one thread, or by the caller if the device has no threads."""
 
     def __init__(self, device: CudaDevice, name: str, raw: Any, threads: bool) -> None:
         """raw: the driver's stream."""
@@ -76,7 +78,7 @@ class CudaStream:
         )
         self._thread: int | None = None
         self.capturing = False
-        # held while work is captured: an event of another thread would be captured with it
+        # locked during capture: an event recorded by another thread would be captured too
         self._order = threading.RLock()
         self.ring = StagingRing(self)
 
@@ -103,7 +105,8 @@ class CudaStream:
         return CudaEvent(self._driver, placed)
 
     def wait(self, event: Any) -> None:
-        """event: a CudaEvent. The host waits only until the work behind it has been enqueued."""
+        """event: a CudaEvent. The host blocks only until the work of the event has been
+        enqueued."""
         _, point = event.placed.result()
         self._driver.wait(self.raw, point)
 
@@ -111,7 +114,7 @@ class CudaStream:
         return self._event(None)
 
     def record_from_outside(self) -> Any:
-        """The driver's event behind all that the stream was given so far. For any thread."""
+        """The driver's event after all work enqueued so far. May be called from any thread."""
         with self._order:
             return self._driver.record(self.raw)
 
@@ -124,12 +127,12 @@ class CudaStream:
         *args: Any,
         failed: Callable[[BaseException], None] | None = None,
     ) -> None:
-        """failed: called with the error instead, if the device does not come to it or an earlier
-        call failed; else that is raised."""
+        """failed: called with the error if the device fails first or an earlier callback failed;
+        without it the error is raised."""
         try:
             point = self._driver.record(self.raw, blocking=True)
             if self._executor:
-                self.device.watcher.watch(Notice(point, work, args, failed))
+                self.device.callbacks.add(StreamCallback(point, work, args, failed))
                 return
             self._driver.synchronize(point)
         except BaseException as error:
@@ -140,15 +143,14 @@ class CudaStream:
         work(*args)
 
     def finish(self) -> None:
-        """The host waits for what this thread has put on the stream."""
+        """Block the host until the device has done what this thread has enqueued."""
         self._driver.synchronize(self._driver.record(self.raw))
 
     def capture(self, work: Callable[[], Any]) -> CudaGraph:
-        """Record what `work` puts on this stream instead of running it. From inside the stream's
-        own work.
+        """Capture what `work` puts on this stream into a graph. Call from the stream's own work.
 
-        Raises what `work` raises, or DeviceError if something in it cannot be recorded; the stream
-        goes on either way.
+        Raises the exception of `work`, or DeviceError if something cannot be captured. The stream
+        stays usable.
         """
         with self._order:
             self._driver.begin_capture(self.raw)
@@ -162,21 +164,21 @@ class CudaStream:
                 self.capturing = False
             return CudaGraph(self._driver, self._driver.end_capture(self.raw))
 
-    def upload(self, target: DeviceArray, source: Any) -> None:
+    def upload(self, target: DeviceArray, source: np.ndarray) -> None:
         self.ring.upload(target, source)
 
     def synchronize(self) -> None:
         self.run(lambda: None).done()
 
     def close(self) -> None:
-        """Waits for the work under way, and drops the rest."""
+        """Wait for the work in progress, and drop the rest."""
         if self._executor:
             self._executor.shutdown(wait=True, cancel_futures=True)
         self.finish()
 
 
 class GpuClock:
-    """Moments of the device on the clock of `time.perf_counter_ns`."""
+    """Converts device timestamps to the clock of `time.perf_counter_ns`."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
@@ -188,15 +190,17 @@ class GpuClock:
         driver.close_stream(stream)
 
     def ns(self, event: Any) -> int | None:
-        """None while the device has not come to the event; events may be asked for in any order."""
+        """The time of an event, None if the device has not reached it. Events may be given in any
+        order."""
         if not self._driver.is_done(event):
             return None
         with self._lock:
             elapsed = self._driver.elapsed_ms(self._anchor, event)
-            # what is done is not to come
+            # a finished event is not in the future
             at = min(self._anchor_ns + round(elapsed * 1e6), time.perf_counter_ns())
             if elapsed > ANCHOR_MS:
-                self._anchor, self._anchor_ns = event, at
+                self._anchor = event
+                self._anchor_ns = at
             return at
 
 
@@ -210,53 +214,54 @@ class CudaMark:
 
 
 @dataclass(frozen=True)
-class Notice:
+class StreamCallback:
     point: Any  # the driver's event
     work: Callable[..., Any]
     args: tuple[Any, ...]
     failed: Callable[[BaseException], None] | None
 
 
-class Watcher:
-    """A thread that waits for the device and calls back, in the order of the calls."""
+class CallbackThread:
+    """A thread that waits for the device, then runs callbacks in the order in which they were
+    added."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._notices: queue.SimpleQueue[Notice | None] = queue.SimpleQueue()
+        self._pending: queue.SimpleQueue[StreamCallback | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._closed = False
 
-    def watch(self, notice: Notice) -> None:
-        """Raises what an earlier call failed with."""
+    def add(self, callback: StreamCallback) -> None:
+        """Raises the exception of an earlier callback."""
         if self._failure:
             raise self._failure
         if not self._thread:
-            self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="callbacks", daemon=True)
             self._thread.start()
-        self._notices.put(notice)
+        self._pending.put(callback)
 
     def close(self) -> None:
-        """Calls that are still due are left out."""
+        """Pending callbacks are dropped."""
         self._closed = True
-        self._notices.put(None)
+        self._pending.put(None)
         if self._thread and self._thread is not threading.current_thread():
             self._thread.join()
 
     def _run(self) -> None:
-        while notice := self._notices.get():
+        while callback := self._pending.get():
             if not self._closed:
-                self._tell(notice)
+                self._call_back(callback)
 
-    def _tell(self, notice: Notice) -> None:
+    def _call_back(self, callback: StreamCallback) -> None:
         try:
-            self._driver.synchronize(notice.point)
-        except BaseException as error:  # noqa: BLE001 - given to `failed` and the next call
+            self._driver.synchronize(callback.point)
+        except BaseException as error:  # noqa: BLE001 - passed to `failed` and raised by the next `add`
             self._failure = error
-            if notice.failed:
-                notice.failed(error)
+            if callback.failed:
+                callback.failed(error)
             return
         try:
-            notice.work(*notice.args)
-        except BaseException as error:  # noqa: BLE001 - raised by the next call
+            callback.work(*callback.args)
+        except BaseException as error:  # noqa: BLE001 - raised by the next `add`
             self._failure = error

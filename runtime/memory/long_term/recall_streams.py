@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from vicort.runtime.devices.device import Device, Event, Pool
-from vicort.runtime.devices.pages import HostPool
+from vicort.runtime.devices.device import Device, Pool, StreamEvent
+from vicort.runtime.devices.pages import HostPool, as_numpy
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.manifest import ModelSpec
 
@@ -45,16 +45,17 @@ class RecallStreams:
         self._copy = device.stream(f"recall copy {reader}", urgent)
         self._scatter = device.stream(f"recall scatter {reader}", urgent)
         self._clock = clock
-        self._data = device.empty((2, max_cells, 2, model.page_tokens, model.head_dim), dtype)
-        self._positions = device.empty((2, max_cells, model.page_tokens, 3), np.int32)
+        shape = (2, max_cells, 2, model.page_tokens, model.head_dim)
+        self._data = as_numpy(device.empty(shape, dtype))
+        self._positions = as_numpy(device.empty((2, max_cells, model.page_tokens, 3), np.int32))
 
-    def run(self, work: Callable[..., Any], *args: Any) -> Event:
+    def run(self, work: Callable[..., Any], *args: Any) -> StreamEvent:
         """Runs `work`, which may call `move_in_stream`, after all recalls so far."""
         return self._copy.run(work, *args)
 
     def move_in_stream(self, source: HostPool, target: Pool, moves: Iterable[Move]) -> None:
         """Copies cells; done when it returns. Call it only from the work given to `run`."""
-        scattered: list[Event] = []
+        scattered: list[StreamEvent] = []
         for move in moves:
             if len(scattered) >= 2:
                 self._copy.wait(scattered[-2])  # this half is free again
@@ -75,5 +76,5 @@ class RecallStreams:
         with self._clock.measure(
             self._scatter.name, self._scatter, layer=move.layer, head=move.head, cells=count
         ):
-            target.data[cells] = self._data[half, :count]
-            target.cell_positions[cells] = self._positions[half, :count]
+            as_numpy(target.data)[cells] = self._data[half, :count]
+            as_numpy(target.cell_positions)[cells] = self._positions[half, :count]

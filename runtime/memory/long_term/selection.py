@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vicort.runtime.devices.device import Pool
-from vicort.runtime.devices.pages import EMPTY, HostPool
+from vicort.runtime.devices.pages import EMPTY, HostPool, as_numpy
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.page_tables import NONE
 
@@ -56,7 +56,9 @@ class Recall:
         positions = source.cell_positions[source_cells]  # [n, T, 3]
         filled = selection.filled[layer, head, column]
         is_unread = np.arange(positions.shape[1]) >= filled[:, None]  # [n, T]
-        self.pool.data[target_cells] = source.data[source_cells]
-        self.pool.cell_positions[target_cells] = np.where(is_unread[..., None], EMPTY, positions)
+        as_numpy(self.pool.data)[target_cells] = source.data[source_cells]
+        as_numpy(self.pool.cell_positions)[target_cells] = np.where(
+            is_unread[..., None], EMPTY, positions
+        )
         self.bytes_moved += len(column) * source.data[:1, 0, 0].nbytes
         return np.where(cells == NONE, NONE, self.slots[: cells.shape[2]])

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vicort.runtime.core import Page
-from vicort.runtime.devices.device import Event
+from vicort.runtime.devices.device import StreamEvent
 from vicort.runtime.memory.long_term.long_term import View
 from vicort.runtime.memory.long_term.page_digest import query_similarity
 from vicort.runtime.memory.long_term.recall_streams import Move, RecallStreams
@@ -83,7 +83,9 @@ class Speculative:
         # [2, L, Hkv, G, D] the queries that chose
         self._queries = np.zeros((2, *heads, group, model.head_dim), np.float32)
         self._has_choice = False  # whether anything was chosen for the sets that are read
-        self._recall: Event | None = None  # in the background, into the sets that are not read
+        self._recall: StreamEvent | None = (
+            None  # in the background, into the sets that are not read
+        )
         self._corrected: np.ndarray | None = None  # [L, Hkv] bool, while a run is repeated
         self._q: np.ndarray | None = None  # [L, Hq, D] of the newest run
         self._seen = np.zeros(view.count, bool)  # pages of the view that any run read
@@ -190,7 +192,7 @@ class Speculative:
         self._read_set[~kept if kept is not None else ...] ^= 1
         self._has_choice = True
 
-    def _choose(self, sets: np.ndarray, heads: np.ndarray, q: np.ndarray) -> Event:
+    def _choose(self, sets: np.ndarray, heads: np.ndarray, q: np.ndarray) -> StreamEvent:
         """Chooses with q for some heads, [L, Hkv] bool, and copies the pages to the set of each,
         `sets` [L, Hkv]."""
         return self._streams.run(self._choose_in_stream, self._view, sets.copy(), heads, q)

@@ -31,7 +31,7 @@ from support.simulated_cuda import (
 )
 
 from vicort.runtime.devices.cuda import DeviceArray, Gpu, cuda_core, gpu
-from vicort.runtime.devices.cuda.allocator import DeviceMemory
+from vicort.runtime.devices.cuda.allocator import DeviceAllocator
 from vicort.runtime.devices.cuda.staging import StagingRing
 from vicort.runtime.devices.host import HostDevice, InlineStream
 from vicort.runtime.devices.pages import EMPTY
@@ -87,7 +87,7 @@ def seen(device, stream, array):
 
 
 # ---- arrays
-# -------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 @given(
@@ -122,7 +122,7 @@ def test_an_array_takes_no_index_that_would_not_be_contiguous(index):
 
 
 # ---- streams and events
-# -------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 def chain(device, hops=6):
@@ -284,7 +284,7 @@ def test_a_failed_notice_is_raised_by_the_next(device):
         raise RuntimeError("broke")
 
     stream.run(stream.notify, fail).done()
-    wait_until(lambda: device.watcher._failure)
+    wait_until(lambda: device.callbacks._failure)
     with pytest.raises(RuntimeError, match="broke"):
         stream.run(stream.notify, print).done()
     heard = []
@@ -312,7 +312,7 @@ def test_a_mark_that_the_device_has_not_come_to_has_no_time(device):
             stream.raw,
             lambda: None,
             "wait",
-            after=SimpleNamespace(is_done=False, clock=closed.enqueued.done()[1].clock),
+            after=SimpleNamespace(is_done=False, clock=closed.placed.result()[1].clock),
         )
         return stream.mark()
 
@@ -364,7 +364,7 @@ def test_closing_waits_for_what_is_under_way_and_lets_go_of_the_streams(device):
 
 
 # ---- memory
-# -------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 40)), min_size=1, max_size=20))
@@ -415,7 +415,7 @@ def reuse(device):
 
     reader.run(read_late, device.empty((64,), np.float32)).enqueued()
     # the thread drops its last reference a moment later
-    wait_until(lambda: device.gpu.memory._let_go)
+    wait_until(lambda: device.gpu.memory._freed)
 
     def write():
         again = device.empty((64,), np.float32)
@@ -437,7 +437,7 @@ def test_memory_is_used_again_only_behind_all_work_on_it(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_stand_in_finds_memory_that_is_used_again_too_early(seed, monkeypatch):
-    monkeypatch.setattr(DeviceMemory, "_come_after", lambda self, events: None)
+    monkeypatch.setattr(DeviceAllocator, "_wait_for", lambda self, events: None)
     device = open_device(seed)
     with pytest.raises(Race):
         (reuse(device), device.close())
@@ -448,7 +448,7 @@ def test_a_caller_outside_all_streams_does_not_wait_for_memory_that_is_still_use
     first = device.empty((16,), np.float32)
     stream.run(put, device, stream, first, 1).enqueued()
     del first
-    wait_until(lambda: device.gpu.memory._let_go)
+    wait_until(lambda: device.gpu.memory._freed)
     device.gpu.driver.is_done = lambda event: event.is_done  # asking brings nothing on
     second, waits = device.empty((16,), np.float32), len(device.gpu.driver.waits)
     assert device.gpu.driver.counts["allocate"] == before["allocate"] + 2
@@ -464,7 +464,8 @@ def test_a_full_device_says_what_was_asked_what_is_in_use_and_what_would_fit():
     held = small.empty((4_000_000,), np.uint8)
     with pytest.raises(
         DeviceError,
-        match=r"the vision engine asked for 8\.0 MB, 4\.0 MB are in use, 6\.0 MB would fit.*device_mb.* by 2\.0 or",
+        match=r"the vision engine requested 8\.0 MB, 4\.0 MB are in use, 6\.0 MB would fit"
+        r".*device_mb.* by 2\.0 or",
     ):
         small.empty((8_000_000,), np.uint8, "the vision engine")
     del held
@@ -491,7 +492,7 @@ def test_pages_that_do_not_fit_are_told_with_the_budget_that_does():
 
 def test_memory_is_not_allocated_while_work_is_captured(device):
     stream = device.stream("a")
-    with pytest.raises(DeviceError, match="captured"):
+    with pytest.raises(DeviceError, match="graph capture"):
         stream.run(stream.capture, lambda: device.empty((4,), np.float32)).done()
 
 
@@ -505,7 +506,7 @@ def test_zeros_are_there_for_the_caller(device):
 
 
 # ---- host to device and back
-# --------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(1, 900), min_size=1, max_size=30), st.integers(0, 1000))
@@ -573,7 +574,7 @@ def test_a_ring_that_does_not_wait_is_found_out(monkeypatch):
         self._head = start + size
         return start
 
-    monkeypatch.setattr(StagingRing, "_place", place)
+    monkeypatch.setattr(StagingRing, "_allocate", place)
     device = open_device()
     assert uploads(device, 40, ring_bytes=4 * 4096)[0] != sum(range(40))
     device.close()
@@ -634,7 +635,7 @@ def test_pinned_memory_goes_back_when_its_last_view_goes(device):
 
 
 # ---- graphs
-# -------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 def test_captured_work_runs_when_its_graph_is_launched_and_not_before(device):
@@ -704,7 +705,7 @@ def test_memory_is_given_out_on_other_threads_while_a_stream_captures(device):
 
 
 # ---- pages
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 PAGES = 6
 slots = st.lists(st.integers(0, PAGES - 1), min_size=1, max_size=3, unique=True)
@@ -801,7 +802,7 @@ def test_frames_that_are_resized_on_the_cpu_reach_the_device(device):
 
 
 # ---- the real driver
-# ----------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 SOURCES = [Path(module.__file__) for module in (cuda_core, gpu)]
 
@@ -897,7 +898,7 @@ def test_cuda_core_takes_the_options_and_the_kernel_arguments_that_the_driver_gi
     ]
 
 
-class FakeStream:
+class FakeCoreStream:
     def __init__(self, calls, handle, options=None):
         self.calls = calls
         self.handle = handle
@@ -936,7 +937,7 @@ def real_driver(monkeypatch):
         compute_capability=SimpleNamespace(major=9, minor=0),
         properties=SimpleNamespace(multiprocessor_count=132),
         set_current=lambda: calls.append(("current", threading.get_ident())),
-        create_stream=lambda options: FakeStream(calls, next(handles), options),
+        create_stream=lambda options: FakeCoreStream(calls, next(handles), options),
     )
     pool = SimpleNamespace(allocate=lambda size, stream: FakeBuffer(calls, 256 * size))
     code = SimpleNamespace(get_kernel=lambda name: SimpleNamespace(handle=77, name=name))
@@ -946,7 +947,7 @@ def real_driver(monkeypatch):
         "LegacyPinnedMemoryResource": lambda: SimpleNamespace(
             allocate=lambda size: FakeBuffer(calls, 4096)
         ),
-        "Stream": SimpleNamespace(from_handle=lambda handle: FakeStream(calls, handle)),
+        "Stream": SimpleNamespace(from_handle=lambda handle: FakeCoreStream(calls, handle)),
         "ObjectCode": SimpleNamespace(from_cubin=lambda cubin: code),
         "launch": lambda stream, config, kernel, *args: calls.append(
             ("launch", stream.handle, config, kernel.name, args)
@@ -1074,7 +1075,7 @@ def test_a_status_that_is_no_success_is_told_by_its_name():
     [
         (
             ("CUDA_SUCCESS", 12090, 1, 0),
-            "speaks CUDA 12.9, version 13.0 is needed: install driver 580",
+            "supports CUDA 12.9, version 13.0 is required: install driver 580",
         ),
         (("CUDA_SUCCESS", 13000, 1, 1), "no GPU 1: GPUs 0 to 0 are there"),
         (("CUDA_ERROR_NO_DEVICE", 13000, 0, 0), "no GPU 0: there is none"),
@@ -1103,7 +1104,8 @@ def test_a_machine_without_a_driver_is_told_so_in_one_line(monkeypatch):
     monkeypatch.setattr(cu, "cuInit", no_library)
     with pytest.raises(
         DeviceError,
-        match=r"^no NVIDIA driver is installed: install version 580 or newer, or [^\n]*`vicort-build[^\n]*$",
+        match=r"^no NVIDIA driver is installed: install version 580 or newer, "
+        r"or [^\n]*`vicort-build[^\n]*$",
     ):
         gpu._open_driver(0)
 

@@ -45,7 +45,7 @@ def test_a_float_time_is_what_it_prints():
     assert Frame.of(np.zeros((2, 2, 3), np.uint8), 0.1).time == Fraction(1, 10)
 
 
-class OnGpu:
+class GpuTensor:
     """A tensor that would come to the CPU by a silent copy, as some libraries' do."""
 
     def __dlpack_device__(self):
@@ -64,9 +64,9 @@ class OnGpu:
         (np.zeros((0, 2, 3), np.uint8), 0, "uint8 0x2x3"),
         ([[1, 2, 3]], 0, "a list is no picture"),
         (
-            OnGpu(),
+            GpuTensor(),
             0,
-            "a OnGpu is no picture in the host's memory .it is in a GPU's.: move it to the CPU",
+            "a GpuTensor is no picture in the host's memory .it is in a GPU's.: move it to the CPU",
         ),
         (torch.zeros((2, 2, 3), requires_grad=True), 0, "a Tensor is no picture"),
         (torch.zeros((2, 2, 3), dtype=torch.uint8, device="meta"), 0, "move it to the CPU"),

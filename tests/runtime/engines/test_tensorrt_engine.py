@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fake_tensorrt import Array, FakeStream, FakeTensorRT
+from support.fake_tensorrt import FakeArray, FakeStream, FakeTensorRT
 
 from vicort.runtime.engines import tensorrt
 from vicort.runtime.engines.backend import open_backend
 from vicort.runtime.engines.graph_cache import LATER_WAIT, GraphCache
-from vicort.runtime.engines.tensorrt import MOST_GRAPHS, LayerTimes, TensorRTEngine, load_tensorrt
+from vicort.runtime.engines.tensorrt import MAX_GRAPHS, LayerTimes, TensorRTEngine, load_tensorrt
 from vicort.runtime.errors import DeviceError, EngineError
 from vicort.runtime.manifest import FILE_NAME, Dimension, GraphSpec, TensorSpec
 
@@ -53,8 +53,8 @@ def stream(fake):
     return FakeStream(fake.engine.calls)
 
 
-def bound(rows: int) -> dict[str, Array]:
-    return {"x": Array((rows, 4), np.float32), "y": Array((rows,), np.float32)}
+def bound(rows: int) -> dict[str, FakeArray]:
+    return {"x": FakeArray((rows, 4), np.float32), "y": FakeArray((rows,), np.float32)}
 
 
 def taken(fake: FakeTensorRT) -> list[tuple]:
@@ -93,7 +93,8 @@ def test_the_second_run_of_the_same_arrays_is_captured_after_a_warm_up_and_later
     engine.enqueue(arrays, stream)
     second = taken(fake)
     assert names(second) == [
-        "context", "shape", "size", "memory", "address", "address", "execute", "begin capture", "execute", "end capture"
+        "context", "shape", "size", "memory", "address", "address", "execute",
+        "begin capture", "execute", "end capture",
     ]  # fmt: skip
     # a context of the graph's own, since the graph keeps its state
     assert second[6][0] == second[8][0] == 1
@@ -104,9 +105,9 @@ def test_the_second_run_of_the_same_arrays_is_captured_after_a_warm_up_and_later
 
 def test_other_shapes_or_other_addresses_are_another_graph(engine, fake, stream):
     first, shorter = bound(5), bound(4)
-    moved = first | {"y": Array((5,), np.float32)}
+    moved = first | {"y": FakeArray((5,), np.float32)}
     part = {
-        name: Array((4, *array.shape[1:]), np.float32, pointer=array.pointer)
+        name: FakeArray((4, *array.shape[1:]), np.float32, pointer=array.pointer)
         for name, array in first.items()
     }
     for arrays in (first, first, shorter, moved, part):
@@ -178,11 +179,11 @@ def test_layers_are_timed_on_a_context_of_their_own_outside_of_graphs(engine, fa
 def test_graphs_are_bounded_and_the_oldest_is_closed_once_the_stream_has_passed(
     engine, fake, stream
 ):
-    runs = [bound(5) for _ in range(MOST_GRAPHS + 1)]
+    runs = [bound(5) for _ in range(MAX_GRAPHS + 1)]
     for arrays in runs:
         engine.enqueue(arrays, stream)
         engine.enqueue(arrays, stream)
-    assert engine.graph_report(stream) == {"graphs": MOST_GRAPHS, "refusals": []}
+    assert engine.graph_report(stream) == {"graphs": MAX_GRAPHS, "refusals": []}
     assert engine.graph_report(FakeStream([])) == {"graphs": 0, "refusals": []}
     ((work, args),) = stream.notices
     (oldest,) = args[0]
@@ -220,10 +221,10 @@ def test_each_stream_has_contexts_and_memory_of_its_own_which_go_with_it(engine,
     calls = taken(fake)
     assert names(calls).count("allocate") == 2
     assert [(call[0], call[2]) for call in calls if call[1:2] == ("execute",)] == [(0, 7), (1, 8)]
-    assert len(engine._lanes) == 2
+    assert len(engine._contexts) == 2
     del other
     gc.collect()
-    assert len(engine._lanes) == 1
+    assert len(engine._contexts) == 1
 
 
 def test_a_plugins_own_exception_is_what_the_user_reads(engine, fake, stream):
@@ -256,7 +257,7 @@ def test_more_rows_than_the_profile_has_is_one_line_with_the_bound(engine, fake,
 
 def test_an_address_that_is_not_aligned_is_a_defect_of_the_caller(engine, stream):
     with pytest.raises(ValueError, match="256"):
-        engine.enqueue(bound(5) | {"x": Array((5, 4), np.float32, pointer=4096 + 64)}, stream)
+        engine.enqueue(bound(5) | {"x": FakeArray((5, 4), np.float32, pointer=4096 + 64)}, stream)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +288,7 @@ def test_a_plan_of_another_version_says_which(plan, fake):
     fake.engine = None
     manifest = SimpleNamespace(versions={"tensorrt": "10.9.0"}, target="sm_90")
     with pytest.raises(
-        EngineError, match=r"built by tensorrt 10\.9\.0, which 11\.4\.0 does not take"
+        EngineError, match=r"built by tensorrt 10\.9\.0, which 11\.4\.0 cannot load"
     ):
         TensorRTEngine(plan, SIGNATURE, manifest, fake, None)
 
@@ -424,7 +425,7 @@ ATTRIBUTES = {
 }
 
 
-class Kernels:
+class RecordingKernels:
     spec = SPEC
 
     def __init__(self) -> None:
@@ -446,7 +447,7 @@ def fields(rtx, **changes):
     )
 
 
-def create(rtx, host_of=Kernels, **changes):
+def create(rtx, host_of=RecordingKernels, **changes):
     kernels = host_of()
     with rtx.plugins(kernels) as host:
         plugin = rtx.creator.create_plugin("node", fields(rtx, **changes), None)
@@ -461,7 +462,7 @@ def test_layer_times_are_a_profiler_of_tensorrts_own(rtx):
         layers.report_layer_time("a", ms)
         layers.report_layer_time("b", 2 * ms)
         layers.report_layer_time("a", 0.5)
-    assert layers.after_the_first() == {"a": [1.5], "b": [2.0]}
+    assert layers.without_warm_up() == {"a": [1.5], "b": [2.0]}
     assert hasattr(rtx.module.IExecutionContext, "profiler")
     assert hasattr(rtx.module.IExecutionContext, "enqueue_emits_profile")
 
@@ -480,7 +481,7 @@ def test_a_plugin_comes_back_from_what_it_serialises_and_its_clones_are_equal(rt
     assert {name: value.tolist() for name, value in serialised.items()} == {
         name: value.tolist() for name, value in ATTRIBUTES.items()
     }
-    with rtx.plugins(Kernels()):
+    with rtx.plugins(RecordingKernels()):
         again = rtx.creator.create_plugin("node", plugin.get_fields_to_serialize(), None)
     for twin in (again, plugin.clone(), plugin.attach_to_context(None)):
         assert twin is not plugin
@@ -504,7 +505,7 @@ def test_a_plugin_comes_back_from_what_it_serialises_and_its_clones_are_equal(rt
     ],
 )
 def test_a_node_that_the_kernels_do_not_fit_is_refused_and_the_reason_is_kept(rtx, changes, said):
-    with rtx.plugins(Kernels()) as host:
+    with rtx.plugins(RecordingKernels()) as host:
         with pytest.raises(EngineError, match=said):
             rtx.creator.create_plugin("node", fields(rtx, **changes), None)
         assert said in str(host.take_failure())
@@ -512,9 +513,9 @@ def test_a_node_that_the_kernels_do_not_fit_is_refused_and_the_reason_is_kept(rt
 
 
 def test_no_plugin_is_made_outside_of_vicort(rtx):
-    with rtx.plugins(Kernels()):
+    with rtx.plugins(RecordingKernels()):
         pass
-    with pytest.raises(EngineError, match="by others than vicort"):
+    with pytest.raises(EngineError, match="was not loaded by vicort"):
         rtx.creator.create_plugin("node", fields(rtx), None)
 
 
@@ -607,7 +608,7 @@ def test_what_enqueue_raises_is_kept_and_raised_for_tensorrt_too(rtx):
 def test_a_file_that_is_no_plan_is_one_line_of_tensorrts_own_reason(rtx, plan):
     plan.write_bytes(b"not a plan" * 100)
     manifest = SimpleNamespace(versions={"tensorrt-rtx": rtx.version}, target="sm_89")
-    with pytest.raises(EngineError, match=r"x\.plan.*does not take it.*sm_89") as caught:
+    with pytest.raises(EngineError, match=r"x\.plan.*cannot load it.*sm_89") as caught:
         TensorRTEngine(plan, SIGNATURE, manifest, rtx, None)
     assert len(str(caught.value).splitlines()) == 1
 

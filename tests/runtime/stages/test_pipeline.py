@@ -129,7 +129,7 @@ def test_work_submitted_from_its_own_stream_runs_inside_its_caller():
 def test_ordinary_streams_start_nothing_while_urgent_work_is_held():
     device = HostDevice()
     ordinary, urgent = device.stream("ordinary"), device.stream("urgent", urgent=True)
-    with device.urgency.hold():
+    with device.urgency.urgent_work():
         waiting = ordinary.run(lambda: 1)
         assert urgent.run(lambda: 2).done(timeout=5) == 2
         with pytest.raises(TimeoutError):
@@ -140,10 +140,10 @@ def test_ordinary_streams_start_nothing_while_urgent_work_is_held():
 
 def test_urgency_counts_its_holders():
     urgency, passed = Urgency(), threading.Event()
-    with urgency.hold():
-        with urgency.hold():
+    with urgency.urgent_work():
+        with urgency.urgent_work():
             pass
-        thread = threading.Thread(target=lambda: (urgency.give_way(), passed.set()))
+        thread = threading.Thread(target=lambda: (urgency.wait_for_urgent_work(), passed.set()))
         thread.start()
         assert not passed.wait(0.05)
     assert passed.wait(5)

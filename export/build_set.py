@@ -1,0 +1,192 @@
+"""What `vicort-build` does once its arguments are checked: draft, export, choose, verify,
+publish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vicort.export import tensorrt
+from vicort.export.checkpoint import TINY, resolve
+from vicort.export.engine_set import (
+    PlanOptions,
+    building,
+    check_replaceable,
+    draft_manifest,
+    is_built,
+    publish,
+    seal,
+    write_engine_set,
+)
+from vicort.export.qwen2_5_vl.adapter import Adapter, read_adapter
+from vicort.export.qwen2_5_vl.configuration import read_configuration
+from vicort.export.recipe import DEFAULT_PRECISION, embedded_adapter, load_recipe, model_spec
+from vicort.export.verify import chunk_seconds, compare
+from vicort.runtime.errors import ConfigError
+from vicort.runtime.locations import default_engine_dir
+from vicort.runtime.manifest import Backend, Manifest, Precision
+
+if TYPE_CHECKING:
+    from vicort.export.build import Arguments
+
+CPU_BACKENDS: tuple[Backend, ...] = ("openvino", "onnxruntime")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What an engine set is built from."""
+
+    name: str  # of the model and its adapter, for the default folder
+    checkpoint: Path
+    adapter: Adapter | None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One set that this build may give, and its folder."""
+
+    folder: Path
+    manifest: Manifest  # without the fingerprints of files
+
+
+def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) -> int:
+    """Build what is not built yet; returns 1 if the engines are verified and differ from the model,
+    else 0."""
+    source = _source(options)
+    drafts = _drafts(options, source, plan_options)
+    built = next((each for each in drafts if is_built(each.folder, each.manifest)), None)
+    if built:
+        say(
+            f"{built.folder} is up to date: same checkpoint, options and tool versions, nothing "
+            "to do"
+        )
+        return _verify(built.folder, source, say) if options.verify else 0
+    for each in drafts:
+        check_replaceable(each.folder)
+    with building(drafts[0].folder.parent) as temporary:
+        write_engine_set(
+            temporary, source.checkpoint, drafts[0].manifest, say, plan_options, source.adapter
+        )
+        chosen = _fastest(temporary, drafts, say) if len(drafts) > 1 else drafts[0]
+        failed = _verify(temporary, source, say) if options.verify else 0
+        if not failed:
+            publish(temporary, chosen.folder)
+            say(f"built {chosen.folder}")
+            if plan_options and not options.verify:
+                say(_not_run())
+    return failed
+
+
+def _source(options: Arguments) -> ModelSource:
+    """The adapter is that of --adapter, or the one that a known model comes with."""
+    embedded = embedded_adapter(options.model)
+    if embedded and options.adapter:
+        raise ConfigError(
+            f"--adapter {options.adapter}: {options.model} has one already: name its base, "
+            f"{embedded[0]}"
+        )
+    if embedded:
+        base, folder = embedded
+        return ModelSource(options.model, resolve(base), read_adapter(folder))
+    if options.adapter:
+        adapter = read_adapter(options.adapter)
+        name = f"{options.model}-{options.adapter.resolve().name}"
+        return ModelSource(name, resolve(options.model), adapter)
+    return ModelSource(options.model, resolve(options.model), None)
+
+
+def _drafts(
+    options: Arguments, source: ModelSource, plan_options: PlanOptions | None
+) -> list[Draft]:
+    """One draft for each backend that the set may be for."""
+    name = (
+        TINY
+        if source.name == TINY
+        else default_engine_dir(source.name, "fp32", "openvino").name.removesuffix("-fp32-openvino")
+    )
+    width, height = options.image_size or (None, None)
+    recipe = load_recipe(
+        name,
+        precision=options.precision,
+        chunk_frames=options.chunk_frames,
+        image_width=width,
+        image_height=height,
+    )
+    spec = model_spec(name, read_configuration(source.checkpoint), recipe)
+    precision = recipe.precision or DEFAULT_PRECISION["tensorrt" if plan_options else "openvino"]
+    drafts = []
+    for backend in candidates(options.backend, precision):
+        manifest = draft_manifest(
+            source.checkpoint,
+            spec,
+            backend,
+            precision,
+            options.command(backend),
+            plan_options,
+            source.adapter,
+        )
+        folder = options.out or default_engine_dir(source.name, precision, backend)
+        drafts.append(Draft(folder, manifest))
+    return drafts
+
+
+def candidates(backend: str, precision: Precision) -> list[Backend]:
+    """The backends that a build may be for: the named one, or with `auto` every CPU backend that is
+    installed. Raises ConfigError if there is none."""
+    if backend == "tensorrt":
+        return ["tensorrt"]
+    installed: list[Backend] = [name for name in CPU_BACKENDS if find_spec(name)]
+    if precision == "bf16":
+        if backend == "onnxruntime":
+            raise ConfigError(
+                "--precision bf16 with --backend onnxruntime: it has no bf16 matrix product, "
+                "take --backend openvino or --precision fp32"
+            )
+        installed = [name for name in installed if name != "onnxruntime"]
+    allowed = installed if backend == "auto" else [name for name in installed if name == backend]
+    if not allowed:
+        missing = "openvino" if backend == "auto" else backend
+        raise ConfigError(
+            f"--backend {backend} --precision {precision}: {missing} is not installed: run `pip "
+            f"install {missing}`"
+        )
+    return allowed
+
+
+def _fastest(folder: Path, drafts: Sequence[Draft], say: Say) -> Draft:
+    """The draft whose backend runs a chunk of this set fastest here; the set gets its manifest. All
+    backends run the same files."""
+    seconds = []
+    for draft in drafts:
+        seal(folder, draft.manifest)
+        seconds.append(chunk_seconds(folder))
+    chosen = drafts[seconds.index(min(seconds))]
+    seal(folder, chosen.manifest)
+    measured = ", ".join(
+        f"{draft.manifest.backend} {1000 * second:.1f} ms"
+        for draft, second in zip(drafts, seconds, strict=True)
+    )
+    say(f"a chunk takes {measured}: chose {chosen.manifest.backend}")
+    return chosen
+
+
+def _verify(folder: Path, source: ModelSource, say: Say) -> int:
+    """Print the differences; returns the exit status."""
+    say("comparing the engines with the PyTorch model on random input")
+    differences = list(compare(folder, source.checkpoint, adapter=source.adapter))
+    for difference in differences:
+        print(difference)
+    return 0 if all(difference.passed for difference in differences) else 1
+
+
+def _not_run() -> str:
+    return (
+        "built, not run: this machine has no NVIDIA GPU"
+        if tensorrt.missing_gpu()
+        else "built, not run yet: check it with --verify"
+    )
