@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.reference_model import load_reference, pixel_values
+from support.shared import once
 
 from vicort.export import build
 from vicort.export.tiny.world import Painter, make_stream
@@ -26,11 +27,13 @@ THRESHOLD, END = 0.725, 2
 
 
 @pytest.fixture(scope="module")
-def live_engines(tmp_path_factory) -> Path:
+def live_engines() -> Path:
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("engines") / "tiny-live"
-    assert build.main(["tiny-live", "--backend", "openvino", "--out", str(folder)]) == 0
-    return folder
+
+    def make(folder: Path) -> None:
+        assert build.main(["tiny-live", "--backend", "openvino", "--out", str(folder)]) == 0
+
+    return once("tiny-live", make)
 
 
 class PlainLoop:

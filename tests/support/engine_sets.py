@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import shutil
-import tempfile
 from pathlib import Path
 
 from support.reference_model import write_random_checkpoint
+from support.shared import once
 
 from vicort.export import build
 from vicort.export.engine_set import plan, seal
@@ -21,47 +20,45 @@ BACKENDS: tuple[Backend, ...] = ("openvino", "onnxruntime")
 
 
 @functools.cache
-def room() -> Path:
-    """A folder that goes when the tests have run."""
-    folder = Path(tempfile.mkdtemp(prefix="vicort-test-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-@functools.cache
 def checkpoint() -> Path:
-    folder = room() / "checkpoint"
-    folder.mkdir()
-    write_random_checkpoint(folder, "tiny", seed=3)
-    shutil.copy(TOKENIZER, folder)
-    return folder
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        write_random_checkpoint(folder, "tiny", seed=3)
+        shutil.copy(TOKENIZER, folder)
+
+    return once("checkpoint", write)
 
 
 @functools.cache
 def chosen_set() -> Path:
     """What `vicort-build` makes when the backend is left to it."""
-    folder = room() / "chosen"
-    assert build.main([str(checkpoint()), "--out", str(folder), *OPTIONS]) == 0
-    return folder
+
+    def make(folder: Path) -> None:
+        assert build.main([str(checkpoint()), "--out", str(folder), *OPTIONS]) == 0
+
+    return once("chosen", make)
 
 
 @functools.cache
 def engine_set(backend: Backend) -> Path:
     """The same files, for one backend or the other."""
-    folder = room() / backend
-    shutil.copytree(chosen_set(), folder)
-    manifest = read_manifest(folder)
-    seal(
-        folder,
-        plan(
-            checkpoint(),
-            manifest.model,
+    return once(
+        f"random-{backend}",
+        lambda folder: copy_for(
             backend,
-            "fp32",
+            chosen_set(),
+            folder,
+            checkpoint(),
             f"vicort-build {checkpoint()} --backend {backend}",
         ),
     )
-    return folder
+
+
+def copy_for(backend: Backend, source: Path, target: Path, checkpoint: Path, command: str) -> None:
+    """A set of one CPU backend as `vicort-build` makes it for another: all run the same files."""
+    shutil.copytree(source, target)
+    manifest = read_manifest(target)
+    seal(target, plan(checkpoint, manifest.model, backend, "fp32", command))
 
 
 def damaged_copy(folder: Path, target: Path, **changes: object) -> Manifest:
