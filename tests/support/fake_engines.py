@@ -188,37 +188,36 @@ class FakeEngineSet:
 
 
 def bounded_attention(q, k, v, pos, pool, where, table, layer):
-    """DESIGN's op, one query and one head at a time, as a loop over what it may see."""
+    """The op, one query and one head at a time, over all that it may see."""
     out = np.zeros(q.shape)
     group = q.shape[1] // k.shape[1]
+    rows = np.flatnonzero(pos[:, 0] >= 0)
     for head in range(q.shape[1]):
         kv = head // group
         slots = table[min(layer, len(table) - 1), min(kv, table.shape[1] - 1)]
-        seen_k, seen_v = [], []
-        for slot in slots[slots >= 0]:
-            places = where[slot, min(layer, where.shape[1] - 1), min(kv, where.shape[2] - 1)]
-            for cell in np.flatnonzero(places[:, 0] >= 0):
-                seen_k.append(rotate(pool[slot, layer, kv, 0, cell], places[cell]))
-                seen_v.append(pool[slot, layer, kv, 1, cell])
-        for row in np.flatnonzero(pos[:, 0] >= 0):
-            seen_k.append(rotate(k[row, kv], pos[row]))
-            seen_v.append(v[row, kv])
-            scores = (
-                np.array(seen_k, np.float64) @ rotate(q[row, head], pos[row]) / q.shape[2] ** 0.5
-            )
+        slots = slots[slots >= 0]
+        places = where[slots, min(layer, where.shape[1] - 1), min(kv, where.shape[2] - 1)]
+        filled = places[..., 0] >= 0
+        cached_k, cached_v = pool[slots, layer, kv, 0][filled], pool[slots, layer, kv, 1][filled]
+        new_k = rotate(k[rows, kv], pos[rows])
+        keys = np.concatenate([rotate(cached_k, places[filled]), new_k])
+        values = np.concatenate([cached_v, v[rows, kv]]).astype(np.float64)
+        queries = rotate(q[rows, head], pos[rows])
+        for count, (row, query) in enumerate(zip(rows, queries, strict=True), len(cached_k) + 1):
+            scores = keys[:count] @ query / q.shape[2] ** 0.5
             weights = np.exp(scores - scores.max())
-            out[row, head] = weights @ np.array(seen_v, np.float64) / weights.sum()
+            out[row, head] = weights @ values[:count] / weights.sum()
     return out
 
 
 def rotate(x, position, sections=SECTIONS, theta=THETA):
-    half = len(x) // 2
+    """x [..., D] at positions [..., 3]."""
+    half = x.shape[-1] // 2
     axis = np.repeat(np.arange(3), sections)
-    angle = position[axis] * theta ** -(np.arange(half) / half)
-    a, b = x[:half], x[half:]
-    return np.concatenate(
-        [a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)]
-    )
+    angle = position[..., axis] * theta ** -(np.arange(half) / half)
+    a, b = x[..., :half], x[..., half:]
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
 def control_tokens(features, threshold, positions, kept, **_):
