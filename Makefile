@@ -25,7 +25,7 @@ demo: install ## build the embedded model's engines, stream a real video, ask ab
 	$(BIN)/python -m vicort.benchmarks.demo
 
 test: install ## the whole suite (slow, gpu and weights are marked and off)
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 engines: install ## engines/<model>-<precision>-<backend>/ [MODEL=tiny BACKEND=auto|tensorrt|... PRECISION=fp32|bf16]
 	$(BIN)/vicort-build $(MODEL) --backend $(BACKEND) $(if $(PRECISION),--precision $(PRECISION))
