@@ -6,6 +6,7 @@ import functools
 import shutil
 from pathlib import Path
 
+import torch
 from support.reference_model import write_random_checkpoint
 from support.shared import once
 
@@ -55,6 +56,17 @@ def engine_set(backend: Backend) -> Path:
             f"vicort-build {checkpoint()} --backend {backend}",
         ),
     )
+
+
+@functools.cache
+def live_set() -> Path:
+    """The embedded model with the adapter that it comes with."""
+
+    def make(folder: Path) -> None:
+        torch.set_num_threads(1)
+        assert build.main(["tiny-live", "--backend", "openvino", "--out", str(folder)]) == 0
+
+    return once("tiny-live", make)
 
 
 def copy_for(backend: Backend, source: Path, target: Path, checkpoint: Path, command: str) -> None:
