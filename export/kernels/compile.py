@@ -17,17 +17,18 @@ from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import triton
 from triton.backends.nvidia.compiler import get_ptxas
 
 from vicort.export.kernels.compile_task import Built, Task, Tile, compile_task
-from vicort.export.onnx_function import rotary_frequencies
-from vicort.export.qwen2_5_vl.configuration import LanguageConfiguration
 from vicort.runtime.errors import ConfigError, EngineError, VicortError
 from vicort.runtime.kernels import INDEX, SCHEMA_VERSION, Dtype, KernelSpec
 from vicort.runtime.safe_text import shown
+
+if TYPE_CHECKING:
+    from vicort.export.qwen2_5_vl.configuration import LanguageConfiguration
 
 __all__ = [
     "ARCHITECTURES",
@@ -55,6 +56,9 @@ def kernel_spec(
 ) -> KernelSpec:
     """What the kernels of a language model are compiled for; precision: "bf16", "fp16" or
     "fp32"."""
+    # late: it takes torch and onnx, which the compilation itself does not need
+    from vicort.export.onnx_function import rotary_frequencies
+
     return KernelSpec(
         kv_heads=config.kv_heads,
         groups=config.query_heads // config.kv_heads,
