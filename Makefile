@@ -51,7 +51,7 @@ wheel: install ## build the sdist and the wheel in dist/ and check them
 ##@ Check
 
 test: install ## run the test suite (tests marked slow, gpu and weights are off)
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 lint: install types ## run ruff and mypy
 	$(BIN)/ruff check .

@@ -1,18 +1,30 @@
 """What several rooms' tests share: the embedded model's engine sets, built once a run by
 `vicort-build` itself."""
 
-import fcntl
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from support.scheduling import scheduling_kept
+from support.shared import FOLDER, once
 
+ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 settings.register_profile("vicort", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("vicort")
+
+
+def pytest_configure(config):
+    """Make the folder that this process shares with its xdist workers, which start later and share
+    the cores too."""
+    if FOLDER not in os.environ:
+        os.environ |= dict.fromkeys(ONE_THREAD, "1")
+        os.environ[FOLDER] = tempfile.mkdtemp(prefix="vicort-test-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(FOLDER), ignore_errors=True))
 
 
 @pytest.fixture(autouse=True)
@@ -24,31 +36,25 @@ def scheduling():
 
 
 @pytest.fixture(scope="session")
-def build_tiny(tmp_path_factory):
-    """Folder of the embedded model's engine set for a backend, built on first use, by one of the
-    processes that tests run in."""
-    root = tmp_path_factory.getbasetemp()
-    engines = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "engines"
-    engines.mkdir(exist_ok=True)
+def build_tiny():
+    """Folder of the embedded model's engine set for a CPU backend, built on first use."""
 
     def build(backend: str = "openvino") -> Path:
-        folder = engines / f"tiny-fp32-{backend}"
-        with (engines / f"{folder.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.exists():
-                command = [
-                    sys.executable,
-                    "-m",
-                    "vicort.export.build",
-                    "tiny",
-                    "--backend",
-                    backend,
-                    "--out",
-                    str(folder),
-                ]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                assert done.returncode == 0, done.stderr
-        return folder
+        name = f"tiny-fp32-{backend}"
+        return once(name, _build if backend == "openvino" else _copy_for_onnxruntime)
+
+    def _build(folder: Path) -> None:
+        command = [sys.executable, "-m", "vicort.export.build", "tiny"]
+        command += ["--backend", "openvino", "--out", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    def _copy_for_onnxruntime(folder: Path) -> None:
+        from support.engine_sets import copy_for  # late: it takes torch
+
+        from vicort.export.checkpoint import TINY, resolve
+
+        copy_for("onnxruntime", build(), folder, resolve(TINY), f"vicort-build {TINY}")
 
     return build
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.engine_sets import live_set
 from support.reference_model import load_reference, pixel_values
 
-from vicort.export import build
 from vicort.export.tiny.world import Painter, make_stream
 from vicort.runtime.cli.run import main
 from vicort.runtime.core import Answer, ChunkEvent, Frame, Question, Spoken
@@ -26,11 +26,9 @@ THRESHOLD, END = 0.725, 2
 
 
 @pytest.fixture(scope="module")
-def live_engines(tmp_path_factory) -> Path:
+def live_engines() -> Path:
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("engines") / "tiny-live"
-    assert build.main(["tiny-live", "--backend", "openvino", "--out", str(folder)]) == 0
-    return folder
+    return live_set()
 
 
 class PlainLoop:

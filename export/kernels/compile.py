@@ -6,88 +6,49 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
-import tempfile
+import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
 from io import BytesIO
-from typing import Any
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import triton
-from triton import knobs
-from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
 
-from vicort.export.kernels.bounded_attention import bounded_attention, combine
-from vicort.export.kernels.scatter import scatter_tokens, set_places
-from vicort.export.onnx_function import rotary_frequencies
-from vicort.export.qwen2_5_vl.configuration import LanguageConfiguration
-from vicort.runtime.errors import ConfigError
-from vicort.runtime.kernels import (
-    INDEX,
-    SCHEMA_VERSION,
-    ArgumentKind,
-    CompiledKernel,
-    Dtype,
-    Form,
-    KernelName,
-    KernelSpec,
-)
+from vicort.export.kernels.compile_task import Built, Task, Tile, compile_task
+from vicort.runtime.errors import ConfigError, EngineError, VicortError
+from vicort.runtime.kernels import INDEX, SCHEMA_VERSION, Dtype, KernelSpec
+from vicort.runtime.safe_text import shown
 
-MEETINGS = 5  # of threads in Python's parser, that the compilation of one kernel survives
+if TYPE_CHECKING:
+    from vicort.export.qwen2_5_vl.configuration import LanguageConfiguration
+
+__all__ = [
+    "ARCHITECTURES",
+    "Built",
+    "Task",
+    "Tile",
+    "build",
+    "compile_kernels",
+    "kernel_spec",
+    "pack",
+    "plan_tasks",
+    "ptxas_report",
+    "versions",
+]
+WORKER = "vicort.export.kernels.compile_worker"
 ARCHITECTURES = (80, 86, 89, 90, 120)
 DTYPES: dict[str, Dtype] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-KERNELS: dict[KernelName, JITFunction] = {
-    each.__name__: each for each in (bounded_attention, combine, scatter_tokens, set_places)
-}
-TENSORS = ("q", "k", "v", "pool", "out")  # arguments that point at the model's own type
-TYPES = {
-    "bfloat16": "*bf16",
-    "float16": "*fp16",
-    "float32": "*fp32",
-    "pointer": "*i32",
-    "i32": "i32",
-    "f32": "fp32",
-}
-PTX_KINDS: dict[str, ArgumentKind] = {"u64 .ptr": "pointer", "u32": "i32", "f32": "f32"}
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of the files in the archive, so that equal kernels are equal bytes
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Tile:
-    """How much of the work one program holds, and on what."""
-
-    warps: int
-    stages: int = 1  # of the software pipeline
-    blocks: tuple[int, int] | None = None  # query vectors, keys; of bounded_attention only
-
-
-@dataclass(frozen=True)
-class Task:
-    """One kernel to be compiled for one architecture."""
-
-    kernel: KernelName
-    form: Form
-    architecture: int
-    constants: dict[str, int | str]
-    tiles: tuple[Tile, ...]  # the best first: the first that does not spill is taken
-
-    @property
-    def label(self) -> str:
-        return f"{' '.join(filter(None, (self.kernel, self.form)))} for sm_{self.architecture}"
-
-
-@dataclass(frozen=True)
-class Built:
-    index: CompiledKernel
-    cubin: bytes
-    ptx: str
 
 
 def kernel_spec(
@@ -95,6 +56,9 @@ def kernel_spec(
 ) -> KernelSpec:
     """What the kernels of a language model are compiled for; precision: "bf16", "fp16" or
     "fp32"."""
+    # late: it takes torch and onnx, which the compilation itself does not need
+    from vicort.export.onnx_function import rotary_frequencies
+
     return KernelSpec(
         kv_heads=config.kv_heads,
         groups=config.query_heads // config.kv_heads,
@@ -113,7 +77,7 @@ def compile_kernels(
     """kernels.zip for a model: equal bytes for equal arguments and tools.
 
     progress: called as progress(done, total, what) after each kernel. Raises ConfigError if the
-    kernels cannot serve the model.
+    kernels cannot serve the model, EngineError if one does not compile.
     """
     tasks = [task for architecture in architectures for task in plan_tasks(spec, architecture)]
     built = []
@@ -171,11 +135,93 @@ def _narrow_tiles(spec: KernelSpec) -> tuple[Tile, ...]:
 
 
 def build(spec: KernelSpec, tasks: Iterable[Task]) -> Iterator[Built]:
-    """Compile the tasks, in order, on all cores."""
-    with knobs.compilation.scope(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        # it names the source's folder, and makes cubins five times as large
-        knobs.compilation.disable_line_info = True
-        yield from threads.map(lambda task: _compile(spec, task), tasks)
+    """Compile the tasks, in order, on all cores. Raises EngineError, in one line, if one fails."""
+    tasks = list(tasks)
+    workers = min(len(tasks), len(os.sched_getaffinity(0)))
+    if workers > 1:
+        yield from _build_in_workers(spec, tasks, workers)
+    else:
+        for task in tasks:
+            yield compile_task(spec, task)
+
+
+def _build_in_workers(spec: KernelSpec, tasks: list[Task], count: int) -> Iterator[Built]:
+    """The results in the order of the tasks, each as soon as it and those before it are there."""
+    done: dict[int, Built] = {}
+    waiting = list(reversed(range(len(tasks))))
+    busy: dict[Any, _Worker] = {}  # by their connection
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)))
+        idle = [stack.enter_context(_Worker(folder, number)) for number in range(count)]
+        for wanted in range(len(tasks)):
+            while wanted not in done:
+                while idle and waiting:
+                    worker, number = idle.pop(), waiting.pop()
+                    worker.start(spec, number, tasks[number])
+                    busy[worker.connection] = worker
+                for connection in wait(list(busy)):
+                    worker = busy.pop(connection)
+                    done[worker.number] = worker.result()
+                    idle.append(worker)
+            yield done.pop(wanted)
+
+
+class _Worker:
+    """A process that compiles one task at a time, and ends with the `with` block.
+
+    It is a command, not a process of `multiprocessing`: spawn would import the caller's script
+    again, which without `if __name__ == "__main__"` would start another build, and fork would copy
+    locks that torch's threads hold.
+    """
+
+    def __init__(self, folder: Path, name: int) -> None:
+        """folder: for temporary files, those of Triton included."""
+        self.number = -1  # of the task
+        self._label = ""
+        self._output = folder / f"worker-{name}.txt"
+        self.connection, theirs = Pipe()
+        with theirs, self._output.open("w") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", WORKER, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=os.environ | {"TMPDIR": str(folder)},
+                pass_fds=[theirs.fileno()],
+            )
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self.connection.close()
+
+    def start(self, spec: KernelSpec, number: int, task: Task) -> None:
+        self.number, self._label = number, task.label
+        with suppress(ConnectionError):  # `result` reports how the process ended
+            self.connection.send((spec, task))
+
+    def result(self) -> Built:
+        """Waits for it. Raises VicortError in one line."""
+        try:
+            answer = self.connection.recv()
+        except (EOFError, ConnectionError):
+            raise EngineError(self._abrupt_end()) from None
+        if isinstance(answer, VicortError):
+            raise answer
+        return answer
+
+    def _abrupt_end(self) -> str:
+        status = self._process.wait()
+        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        lines = self._output.read_text(errors="replace").splitlines()
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
+        return (
+            f"{self._label} does not compile (its process ended with {how}: {shown(last)}): build "
+            "without the plugin"
+        )
 
 
 def pack(spec: KernelSpec, built: Sequence[Built]) -> bytes:
@@ -214,107 +260,6 @@ def _check(spec: KernelSpec) -> None:
             f"rotary sections {list(spec.sections)} and {len(spec.frequencies)} frequencies: "
             f"both are {spec.head_dim // 2} in all"
         )
-
-
-def _compile(spec: KernelSpec, task: Task) -> Built:
-    """With the first of the task's tiles that does not spill, else with that which spills least."""
-    least: tuple[int, Built] | None = None
-    for tile in task.tiles:
-        built = _compile_tile(spec, task, tile)
-        stack = _stack_bytes(built.cubin) if len(task.tiles) > 1 else 0
-        if least is None or stack < least[0]:
-            least = stack, built
-        if stack == 0:
-            break
-    if least is None:
-        raise RuntimeError(f"no tile for {task.label}")
-    return least[1]
-
-
-def _compile_tile(spec: KernelSpec, task: Task, tile: Tile) -> Built:
-    function = KERNELS[task.kernel]
-    if not isinstance(function, JITFunction):
-        raise ConfigError(
-            "TRITON_INTERPRET is set, so that the kernels cannot be compiled: unset it"
-        )
-    constants = task.constants | (
-        dict(zip(("BLOCK_M", "BLOCK_N"), tile.blocks, strict=True)) if tile.blocks else {}
-    )
-    signature = {name: _type(name, spec, constants) for name in function.arg_names}
-    aligned = {
-        (number,): [["tt.divisibility", 16]]
-        for number, name in enumerate(function.arg_names)
-        if name in (*TENSORS, "partial", "rotary")
-    }
-    source = ASTSource(function, signature, constants, aligned)
-    options = {
-        "num_warps": tile.warps,
-        "num_stages": tile.stages,
-        "enable_fp_fusion": True,
-        "maxnreg": 255,
-    }
-    compiled = _compiled(source, GPUTarget("cuda", task.architecture, 32), options)
-    name = "-".join(filter(None, (task.kernel, task.form)))
-    index = CompiledKernel(
-        kernel=task.kernel,
-        form=task.form,
-        architecture=task.architecture,
-        file=f"sm_{task.architecture}/{name}.cubin",
-        function=compiled.metadata.name,
-        warps=tile.warps,
-        shared_bytes=compiled.metadata.shared,
-        arguments=_arguments(compiled.asm["ptx"]),
-        constants=constants,
-    )
-    return Built(index, compiled.asm["cubin"], compiled.asm["ptx"])
-
-
-def _compiled(source: ASTSource, target: GPUTarget, options: dict[str, Any]) -> Any:
-    """As `triton.compile`; again where threads met in Python's parser: CPython 3.11 counts the
-    depth of all their trees in one place."""
-    for _ in range(MEETINGS):
-        try:
-            return triton.compile(source, target=target, options=options)
-        except SystemError as error:
-            if "recursion depth mismatch" not in str(error):
-                raise
-    return triton.compile(source, target=target, options=options)
-
-
-def _stack_bytes(cubin: bytes) -> int:
-    """Of a thread: these kernels have no arrays of their own, so a stack is for what did not fit
-    into registers."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"STACK:(\d+)", said)
-    if found is None:
-        raise RuntimeError(f"cuobjdump did not name the stack: {said}")
-    return int(found[1])
-
-
-def _type(name: str, spec: KernelSpec, constants: dict[str, int | str]) -> str:
-    """Triton's word for the type of a kernel's argument, by its name."""
-    if name in constants:
-        return "constexpr"
-    if name in TENSORS:
-        return TYPES[spec.dtype]
-    if name in ("partial", "rotary"):
-        return "*fp32"
-    if name in ("pos", "where", "table", "slots", "cells", "places"):
-        return "*i32"
-    return "fp32" if name == "scale" else "i32"
-
-
-def _arguments(ptx: str) -> tuple[ArgumentKind, ...]:
-    """The kinds of all arguments of the entry, hidden ones included: those that Triton adds for its
-    scratch memory come last."""
-    entry = re.search(r"\.entry \w+\((.*?)\)", ptx, re.DOTALL)
-    if entry is None:
-        raise RuntimeError("the PTX has no entry")
-    return tuple(PTX_KINDS[kind] for kind in re.findall(r"\.param \.(u64 \.ptr|u32|f32)", entry[1]))
 
 
 def ptxas_report(built: Built) -> str:

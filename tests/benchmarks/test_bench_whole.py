@@ -15,9 +15,10 @@ from vicort.benchmarks.cpu.against_transformers import check_same_job
 CACHE = Path(__file__).parents[2] / "build" / "bench"
 
 
-def test_both_sides_do_the_same_job():
+def test_both_sides_do_the_same_job(build_tiny):
     """Kept tokens, answers and logits of a session on engines against transformers' own class."""
-    same = check_same_job(tiny_model(), CACHE, bench_system(), chunks=6)
+    cache = build_tiny("openvino").parent  # where it finds the set
+    same = check_same_job(tiny_model(), cache, bench_system(), chunks=6)
     assert same["kept_tokens_equal"]
     assert same["answers_equal"]
     assert len(same["answers"]) == len(QUESTIONS)

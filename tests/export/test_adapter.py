@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.engine_sets import OPTIONS, checkpoint
+from support.engine_sets import OPTIONS, checkpoint, live_set
 
 from vicort.export import build
-from vicort.export.checkpoint import checkpoint_hash
+from vicort.export.checkpoint import checkpoint_hash, resolve
 from vicort.export.qwen2_5_vl.adapter import read_adapter
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
@@ -225,7 +225,38 @@ def test_the_hash_covers_the_adapter(tmp_path):
     assert len(hashes) == 4
 
 
-def test_built_engines_hold_the_merged_weights(tmp_path, capfd):
+def test_built_engines_hold_the_merged_weights(capfd):
+    folder, (model, adapter) = live_set(), embedded_adapter("tiny-live")
+    capfd.readouterr()
+    again = ["tiny-live", "--backend", "openvino", "--out", str(folder), "--verify"]
+    assert build.main(again) == 0
+    assert "is up to date" in capfd.readouterr().err
+    assert read_manifest(folder).checkpoint == checkpoint_hash(resolve(model), adapter)
+    # beside the model without the adapter
+    assert not all(difference.passed for difference in compare(folder, resolve(model)))
+
+
+def test_the_manifest_names_the_adapter(tmp_path, monkeypatch):
+    class Building(Exception):
+        pass
+
+    planned = []
+
+    def stop(folder, checkpoint, manifest, *_):
+        planned.append(manifest)
+        raise Building
+
+    monkeypatch.setattr("vicort.export.engine_set.write_engine_set", stop)
+    adapter = write_adapter(tmp_path / "adapter")
+    command = [str(checkpoint()), "--adapter", str(adapter), "--out", str(tmp_path / "set")]
+    with pytest.raises(Building):
+        build.main([*command, *OPTIONS])
+    assert planned[0].checkpoint == checkpoint_hash(checkpoint(), adapter)
+    assert shlex.join(["--adapter", str(adapter)]) in planned[0].build_command
+
+
+@pytest.mark.slow
+def test_built_engines_hold_the_merged_weights_of_any_adapter(tmp_path, capfd):
     adapter, out = write_adapter(tmp_path / "adapter"), tmp_path / "set"
     arguments = [
         str(checkpoint()),

@@ -4,6 +4,10 @@ time. Nothing here runs on a GPU."""
 from __future__ import annotations
 
 import json
+import pickle
+import re
+import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,9 @@ import torch
 import triton
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import processes
 from support.interpreter import ARGUMENTS, Interpreter, stand_in
-from triton import knobs
+from support.shared import once
 
 from vicort.benchmarks.gpu.compiled_kernels import (
     DTYPES,
@@ -31,13 +36,14 @@ from vicort.export.kernels import compile as compiling
 from vicort.export.kernels.compile import (
     ARCHITECTURES,
     Built,
+    Task,
     build,
     compile_kernels,
     pack,
     plan_tasks,
 )
 from vicort.export.onnx_function import rotary_frequencies
-from vicort.runtime.errors import ConfigError
+from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.kernels import Kernels, KernelSpec
 
 TILES = {"wide": (32, 16), "narrow": (16, 16)}
@@ -372,7 +378,11 @@ def test_places_of_pages_are_set(interpreter, cells):
 def built() -> list[Built]:
     """The tiny model's kernels for one architecture."""
     spec = make_spec(dtype="bfloat16")
-    return list(build(spec, plan_tasks(spec, 90)))
+    path = once(
+        "kernels.pickle",
+        lambda path: path.write_bytes(pickle.dumps(list(build(spec, plan_tasks(spec, 90))))),
+    )
+    return pickle.loads(path.read_bytes())
 
 
 def test_compiled_kernels_take_what_the_runtime_passes(built):
@@ -416,7 +426,7 @@ def test_kernels_of_every_architecture_are_the_same_bytes_again(tmp_path, monkey
     spec, seen = make_spec(dtype="bfloat16"), []
     archives = []
     for number in range(2):
-        monkeypatch.setattr(knobs.cache, "dir", str(tmp_path / str(number)))
+        monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / str(number)))
         archives.append(compile_kernels(spec, progress=lambda *step: seen.append(step)))
     assert archives[0] == archives[1]
     assert [done for done, *_ in seen[:25]] == list(range(1, 26))
@@ -441,23 +451,79 @@ def test_the_kept_report_covers_every_model_without_a_spill():
     assert not [fault for row in rows for fault in faults(row)]
 
 
-@pytest.mark.parametrize(
-    ("message", "calls"),
-    [("AST constructor recursion depth mismatch (before=39, after=128)", 3), ("another", 1)],
-)
-def test_threads_that_met_in_the_parser_try_again(monkeypatch, message, calls):
-    tries = []
+def small_tasks(spec: KernelSpec, architectures: Sequence[int] = (80, 90, 120)) -> list[Task]:
+    """Kernels that compile in less than a second."""
+    return [
+        task
+        for each in architectures
+        for task in plan_tasks(spec, each)
+        if task.kernel in ("combine", "set_places")
+    ]
 
-    def compiled(source, **_):
-        tries.append(source)
-        if len(tries) < 3:
-            raise SystemError(message)
-        return "compiled"
 
-    monkeypatch.setattr(compiling.triton, "compile", compiled)
-    if calls == 1:
-        with pytest.raises(SystemError, match="another"):
-            compiling._compiled("source", "target", {})
-    else:
-        assert compiling._compiled("source", "target", {}) == "compiled"
-    assert tries == ["source"] * calls
+def cpus(monkeypatch, count: int) -> None:
+    monkeypatch.setattr(compiling.os, "sched_getaffinity", lambda _: set(range(count)))
+
+
+@pytest.fixture
+def cold(monkeypatch, tmp_path) -> None:
+    """Nothing comes from Triton's cache."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def test_many_kernels_at_once_are_those_of_one_process(monkeypatch, cold, tmp_path):
+    spec = make_spec(dtype="bfloat16")
+    tasks = small_tasks(spec)
+    cpus(monkeypatch, 4)
+    at_once = list(build(spec, tasks))
+    assert [each.index.architecture for each in at_once] == [task.architecture for task in tasks]
+    cpus(monkeypatch, 1)
+    monkeypatch.setattr(compiling, "_Worker", None)  # one CPU, or one task: no further process
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "other"))
+    assert list(build(spec, tasks[:2])) == at_once[:2]
+    cpus(monkeypatch, 4)
+    assert list(build(spec, tasks[:1])) == at_once[:1]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_kernel_that_does_not_compile_is_one_line(monkeypatch, cold, count):
+    spec = make_spec(dtype="bfloat16")
+    good, other = small_tasks(spec, (90,))
+    bad = replace(good, constants=good.constants | {"BLOCK": 15})  # no power of two
+    cpus(monkeypatch, count)
+    with pytest.raises(EngineError) as caught:
+        list(build(spec, [other, bad, other]))
+    assert re.fullmatch(
+        r"combine for sm_90 does not compile \(.*power of 2.*\): build without the plugin",
+        str(caught.value),
+    )
+
+
+def test_a_compiler_process_that_ends_is_one_line(monkeypatch):
+    spec = make_spec(dtype="bfloat16")
+    cpus(monkeypatch, 2)
+    monkeypatch.setattr(compiling, "WORKER", "vicort.no_worker")
+    with pytest.raises(EngineError) as caught:
+        list(build(spec, small_tasks(spec, (90,))))
+    assert re.fullmatch(
+        r"(combine|set_places) for sm_90 does not compile \(its process ended with exit status 1: "
+        r".*No module named vicort.no_worker.*\): build without the plugin",
+        str(caught.value),
+    )
+
+
+def test_without_a_guard_a_script_compiles_once_and_ctrl_c_ends_all_processes(cold):
+    """The script has no `if __name__ == "__main__"`: a process that imports it again would start
+    another build."""
+    script = Path(__file__).parents[1] / "support" / "unguarded_compilation.py"
+    process = processes.python(str(script), text=True)
+    first, done = process.stdout.readline(), process.stdout.readline()
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGINT)
+    rest, err = process.communicate(timeout=60)
+    assert (first, done) == ("script started\n", "1 of 25\n")
+    assert "script started" not in rest
+    assert len(workers) == 2
+    assert not [each for each in workers if Path(f"/proc/{each}").exists()]
+    assert "KeyboardInterrupt" in err
+    assert "compile_worker.py" not in err

@@ -101,15 +101,7 @@ class Transcript:
                 (x @ weights[name]).reshape(len(x), heads, m.head_dim)
                 for name, heads in (("q", m.query_heads), ("k", m.kv_heads), ("v", m.kv_heads))
             )
-            q, k = (
-                np.array(
-                    [
-                        [rotate(vector, place) for vector in row]
-                        for row, place in zip(t, places, strict=True)
-                    ]
-                )
-                for t in (q, k)
-            )
+            q, k = (rotate(t, np.array(places)[:, None]) for t in (q, k))
             k, v = (np.repeat(t, m.query_heads // m.kv_heads, axis=1) for t in (k, v))
             scores = np.einsum("chd,jhd->hcj", q, k) / m.head_dim**0.5
             scores[:, hidden] = -np.inf

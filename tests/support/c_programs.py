@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.engine_sets import room
+from support.shared import once
 
 ROOT = Path(__file__).parents[2]
 STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread", "-D_GNU_SOURCE")
@@ -30,36 +30,30 @@ def compiler(suffix: str) -> list[str]:
 def library() -> Path:
     """What `make capi` makes, in a folder of the tests."""
     compiler(".c")
-    prefix = room() / "capi"
-    command = [sys.executable, str(ROOT / "capi" / "build.py"), "--prefix", str(prefix)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | {"CFLAGS": "-Werror"}
-    )
-    if "no libpython" in done.stderr:
-        pytest.skip(done.stderr.strip())
-    assert done.returncode == 0, done.stderr
-    return prefix
+
+    def make(prefix: Path) -> None:
+        command = [sys.executable, str(ROOT / "capi" / "build.py"), "--prefix", str(prefix)]
+        flags = os.environ | {"CFLAGS": "-Werror"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=flags)
+        if "no libpython" in done.stderr:
+            pytest.skip(done.stderr.strip())
+        assert done.returncode == 0, done.stderr
+
+    return once("capi", make)
 
 
 @functools.cache
 def program(name: str) -> Path:
     """A source of tests/capi, compiled and linked."""
     source = ROOT / "tests" / "capi" / name
-    prefix, target = library(), room() / source.stem
+    prefix = library()
     search = [f"-I{prefix / 'include'}", f"-L{prefix / 'lib'}", f"-Wl,-rpath,{prefix / 'lib'}"]
-    command = [
-        *compiler(source.suffix),
-        LANGUAGES[source.suffix][2],
-        *STRICT,
-        str(source),
-        "-o",
-        str(target),
-        *search,
-        "-lvicort",
-        "-ldl",
-    ]
-    subprocess.run(command, check=True)
-    return target
+    command = [*compiler(source.suffix), LANGUAGES[source.suffix][2], *STRICT, str(source)]
+
+    def make(target: Path) -> None:
+        subprocess.run([*command, "-o", str(target), *search, "-lvicort", "-ldl"], check=True)
+
+    return once(f"program-{source.stem}", make)
 
 
 def run(name: str, *arguments: object, timeout: float = 120) -> str:

@@ -2,66 +2,78 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import shutil
-import tempfile
 from pathlib import Path
 
+import torch
 from support.reference_model import write_random_checkpoint
+from support.shared import once
 
 from vicort.export import build
-from vicort.export.engine_set import draft_manifest, seal
+from vicort.export.engine_set import seal
 from vicort.runtime.manifest import Backend, Manifest, read_manifest
 
 TOKENIZER = Path(__file__).parents[2] / "export" / "tiny" / "checkpoint" / "tokenizer.json"
 # 6 visual tokens a unit, 2 units a chunk
 OPTIONS = ("--image-size", "56x84", "--chunk-frames", "4")
+# two layers: export takes a time that grows with them, and the embedded model has four
+VISION = {"depth": 2, "fullatt_block_indexes": [1]}
+TEXT = {"num_hidden_layers": 2}
 BACKENDS: tuple[Backend, ...] = ("openvino", "onnxruntime")
 
 
 @functools.cache
-def room() -> Path:
-    """A folder that goes when the tests have run."""
-    folder = Path(tempfile.mkdtemp(prefix="vicort-test-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-@functools.cache
 def checkpoint() -> Path:
-    folder = room() / "checkpoint"
-    folder.mkdir()
-    write_random_checkpoint(folder, "tiny", seed=3)
-    shutil.copy(TOKENIZER, folder)
-    return folder
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        write_random_checkpoint(folder, "tiny", seed=3, vision=VISION, text=TEXT)
+        shutil.copy(TOKENIZER, folder)
+
+    return once("checkpoint", write)
 
 
 @functools.cache
 def chosen_set() -> Path:
     """What `vicort-build` makes when the backend is left to it."""
-    folder = room() / "chosen"
-    assert build.main([str(checkpoint()), "--out", str(folder), *OPTIONS]) == 0
-    return folder
+
+    def make(folder: Path) -> None:
+        assert build.main([str(checkpoint()), "--out", str(folder), *OPTIONS]) == 0
+
+    return once("chosen", make)
 
 
 @functools.cache
 def engine_set(backend: Backend) -> Path:
     """The same files, for one backend or the other."""
-    folder = room() / backend
-    shutil.copytree(chosen_set(), folder)
-    manifest = read_manifest(folder)
-    seal(
-        folder,
-        draft_manifest(
-            checkpoint(),
-            manifest.model,
+    return once(
+        f"random-{backend}",
+        lambda folder: copy_for(
             backend,
-            "fp32",
+            chosen_set(),
+            folder,
+            checkpoint(),
             f"vicort-build {checkpoint()} --backend {backend}",
         ),
     )
-    return folder
+
+
+@functools.cache
+def live_set() -> Path:
+    """The embedded model with the adapter that it comes with."""
+
+    def make(folder: Path) -> None:
+        torch.set_num_threads(1)
+        assert build.main(["tiny-live", "--backend", "openvino", "--out", str(folder)]) == 0
+
+    return once("tiny-live", make)
+
+
+def copy_for(backend: Backend, source: Path, target: Path, checkpoint: Path, command: str) -> None:
+    """A set of one CPU backend as `vicort-build` makes it for another: all run the same files."""
+    shutil.copytree(source, target)
+    manifest = read_manifest(target)
+    seal(target, draft_manifest(checkpoint, manifest.model, backend, "fp32", command))
 
 
 def damaged_copy(folder: Path, target: Path, **changes: object) -> Manifest:

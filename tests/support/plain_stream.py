@@ -107,19 +107,14 @@ class PlainStream:
                 kv = head // (m.query_heads // m.kv_heads)
                 _, numbers = (reads or {}).get((layer, kv), (None, []))
                 seen = [*shared, *(self.pages[number] for number in numbers)]
-                old_k = [
-                    key for past, _, places in seen for key in rotate(past[layer, :, kv], places)
-                ]
-                old_v = [value for _, past, _ in seen for value in past[layer, :, kv]]
-                new_k = list(rotate(k[:, kv], positions))
-                for row in range(len(x)):
-                    keys, values = (
-                        np.array([*old_k, *new_k[: row + 1]]),
-                        np.array([*old_v, *v[: row + 1, kv]]),
-                    )
-                    scores = keys @ rotate(q[row, head], positions[row]) / m.head_dim**0.5
+                old_k = [rotate(past[layer, :, kv], places) for past, _, places in seen]
+                keys = np.concatenate([*old_k, rotate(k[:, kv], positions)])
+                values = np.concatenate([*(past[layer, :, kv] for _, past, _ in seen), v[:, kv]])
+                first = len(keys) - len(x)
+                for row, query in enumerate(rotate(q[:, head], positions)):
+                    scores = keys[: first + row + 1] @ query / m.head_dim**0.5
                     weight = np.exp(scores - scores.max())
-                    mixed[row, head] = weight @ values / weight.sum()
+                    mixed[row, head] = weight @ values[: first + row + 1] / weight.sum()
             x = x + mixed.reshape(len(x), -1) @ weights["o"]
             ks, vs, qs = [*ks, k], [*vs, v], [*qs, q.mean(axis=0)]
         logits = x[-1] @ self.engines.embedding.T

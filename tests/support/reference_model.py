@@ -93,16 +93,17 @@ def write_random_checkpoint(
     dtype: torch.dtype = torch.float32,
     shard_size: str = "4GB",
     vision: dict | None = None,
+    text: dict | None = None,
 ) -> None:
     """Saves a Hugging Face directory of random weights.
 
     size: "tiny", or "3b-widths": the widths and the vocabulary of the 3B model, with two layers
-    each. vision: changes to vision_config.
+    each. vision, text: changes to vision_config and text_config.
     """
     parts = SIZES[size]
     config = Qwen2_5_VLConfig(
         vision_config=parts["vision"] | (vision or {}),
-        text_config=dict(parts["text"]),
+        text_config=parts["text"] | (text or {}),
         video_token_id=VIDEO_TOKEN[size],
         image_token_id=VIDEO_TOKEN[size] - 1,
         tie_word_embeddings=tied,

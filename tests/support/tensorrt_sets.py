@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from unittest import mock
 
-from support.engine_sets import room
+from support.shared import once, shared_folder
 
 from vicort.export import build, engine_set
 from vicort.export.checkpoint import TINY, resolve
@@ -19,7 +19,7 @@ from vicort.export.recipe import load_recipe, model_spec
 from vicort.export.tensorrt import build_plan
 from vicort.runtime.manifest import GraphName, GraphSpec, ModelSpec
 
-ONE_GPU = (89,)  # architectures: the others' cubins are the kernels' own tests' matter
+ONE_GPU = (90,)  # architectures: test_kernels.py has these cubins too, and the other ones
 
 
 @functools.cache
@@ -28,8 +28,13 @@ def tiny_set() -> Path:
 
     On the way it copies the ONNX files, which the build throws away, to `tiny_onnx()`.
     """
-    folder, onnx = room() / "tiny-bf16-tensorrt", room() / "tiny-bf16-onnx"
-    onnx.mkdir(exist_ok=True)  # of a build that failed
+    return once("tiny-bf16-tensorrt", _build)
+
+
+def _build(folder: Path) -> None:
+    onnx = _onnx()
+    shutil.rmtree(onnx, ignore_errors=True)  # of a build that failed
+    onnx.mkdir()
 
     def copy_and_build(job, *args):
         shutil.copytree(job.model.parent, onnx, dirs_exist_ok=True)
@@ -51,14 +56,17 @@ def tiny_set() -> Path:
         ),
     ):
         assert build.main([TINY, "--backend", "tensorrt", "--out", str(folder)]) == 0
-    return folder
+
+
+def _onnx() -> Path:
+    return shared_folder() / "tiny-bf16-onnx"
 
 
 def tiny_onnx() -> Path:
     """Folder of the bf16 graphs as TensorRT is given them: <name>.onnx, and llm.expanded.onnx for a
     plan without the plugin."""
     tiny_set()
-    return room() / "tiny-bf16-onnx"
+    return _onnx()
 
 
 @functools.cache

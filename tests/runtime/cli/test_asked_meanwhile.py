@@ -18,7 +18,7 @@ from support.fake_session import FakeSession
 from vicort.runtime.cli import run
 from vicort.runtime.cli.question_router import QuestionRouter
 from vicort.runtime.cli.question_socket import LONGEST_LINE, MOST_CLIENTS, QuestionSocket
-from vicort.runtime.cli.recurring import RecurringQuestion, Round, says_yes
+from vicort.runtime.cli.recurring import RecurringAsker, RecurringQuestion, says_yes
 from vicort.runtime.core import Answer, Question, Sampling
 from vicort.runtime.errors import ConfigError, QuestionError
 
@@ -106,7 +106,7 @@ def test_a_standing_question_is_asked_once_a_period_at_most_and_never_late(times
         done.set_result(answered(question, "no"))
         return done
 
-    each = Round(RecurringQuestion(Question("what?", id="q"), period), submit, waits=True)
+    each = RecurringAsker(RecurringQuestion(Question("what?", id="q"), period), submit, waits=True)
     for before, at in zip([Fraction(0), *times], times, strict=False):
         known = len(asked)
         each.see(at)
@@ -126,7 +126,9 @@ def test_a_live_stream_waits_for_no_answer_and_counts_what_it_leaves_out():
         open_answers.append(Future())
         return open_answers[-1]
 
-    each = Round(RecurringQuestion(Question("what?", id="q"), Fraction(1)), submit, waits=False)
+    each = RecurringAsker(
+        RecurringQuestion(Question("what?", id="q"), Fraction(1)), submit, waits=False
+    )
     for at in range(1, 6):
         each.see(Fraction(at) + Fraction(1, 2))
     assert (len(open_answers), each.left_out) == (1, 4)
@@ -150,7 +152,8 @@ def test_questions_on_stdin_are_asked_as_they_come_and_after_the_end_until_it_is
             typing.write("what now?\n")
             typing.write('{"at": 0.7, "question": "and then?", "id": "mine"}\n\n')
             typing.write("{broken\n")
-            time.sleep(1.5)  # the stream is over by now
+            while not any("finish" in session.calls for session in FakeSession.opened):
+                time.sleep(0.01)
             typing.write('{"question": "and in the end?"}\n')
 
     threading.Thread(target=type_slowly).start()

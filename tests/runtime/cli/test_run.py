@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +21,7 @@ from support.fake_session import FakeSession
 from support.processes import python
 
 from vicort.runtime.cli import run
-from vicort.runtime.core import Sampling
+from vicort.runtime.core import Frame, Sampling
 from vicort.runtime.policies.system import known_systems
 
 CLIP_SECONDS = 4
@@ -195,11 +196,21 @@ def test_sources_are_watched_together_on_one_engine_set(
     ]
 
 
-def test_sources_run_at_the_same_time(capsys: pytest.CaptureFixture[str]) -> None:
-    began = time.monotonic()
+def test_sources_run_at_the_same_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first frame of each is held until all have one."""
+    push, all_have_one = FakeSession.push, threading.Barrier(3)
+
+    def held(session: FakeSession, frame: Frame) -> None:
+        if not session.times:
+            all_have_one.wait(timeout=60)
+        push(session, frame)
+
+    monkeypatch.setattr(FakeSession, "push", held)
     sources = [f"testsrc:seconds=1,size=32x32,fps={fps}" for fps in (8, 9, 10)]
     assert ran(capsys, *sources, "--realtime", "--fps", "source")[0] == 0
-    assert time.monotonic() - began < 2
+    assert not all_have_one.broken
 
 
 def test_text_says_whose_an_answer_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,10 +305,10 @@ def test_realtime_plays_by_the_timestamps(capsys: pytest.CaptureFixture[str]) ->
     assert (
         ran(capsys, "testsrc:seconds=1,size=32x32,fps=10", "--realtime", "--fps", "source")[0] == 0
     )
-    assert 0.9 <= time.monotonic() - began < 3
+    assert time.monotonic() - began >= 0.9
     began = time.monotonic()
-    assert ran(capsys, "testsrc:seconds=1,size=32x32,fps=10", "--fps", "source")[0] == 0
-    assert time.monotonic() - began < 0.5
+    assert ran(capsys, "testsrc:seconds=60,size=32x32,fps=4", "--fps", "source")[0] == 0
+    assert time.monotonic() - began < 60
 
 
 # ---- how it ends

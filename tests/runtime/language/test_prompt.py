@@ -23,7 +23,7 @@ You are a helpful assistant.<|im_end|>
 {% else %}{% for content in message['content'] %}{% if content['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>\
 {% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>
 {% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""  # noqa: E501 - the published line
+{% endif %}"""
 
 
 @pytest.fixture

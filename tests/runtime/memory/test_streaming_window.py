@@ -138,14 +138,12 @@ class PlainWindow:
             keys = np.concatenate([turned(run.k[layer], run.positions) for run in [*before, new]])
             values = np.concatenate([run.v[layer] for run in [*before, new]])
             cached = len(keys) - len(x)
-            out = np.zeros((len(x), m.query_heads, m.head_dim))
+            out, queries = np.zeros((len(x), m.query_heads, m.head_dim)), turned(q, new.positions)
             for row in range(len(x)):
                 for head in range(m.query_heads):
                     kv = head // (m.query_heads // m.kv_heads)
                     seen = slice(0, cached + row + 1)
-                    scores = (
-                        keys[seen, kv] @ rotate(q[row, head], new.positions[row]) / m.head_dim**0.5
-                    )
+                    scores = keys[seen, kv] @ queries[row, head] / m.head_dim**0.5
                     weight = np.exp(scores - scores.max())
                     out[row, head] = weight @ values[seen, kv] / weight.sum()
             x = x + out.reshape(len(x), -1) @ weights["o"]
@@ -158,9 +156,7 @@ class PlainWindow:
 
 
 def turned(keys, positions):
-    return np.array(
-        [[rotate(head, place) for head in key] for key, place in zip(keys, positions, strict=True)]
-    )
+    return rotate(keys, positions[:, None])
 
 
 @pytest.mark.parametrize("overlap", [True, False])

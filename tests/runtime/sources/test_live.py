@@ -78,11 +78,22 @@ def test_the_end_of_a_live_stream_means_once_more():
 
 def test_pictures_without_timestamps_are_timed_by_their_arrival():
     """FFmpeg would say 25 a second, whatever the camera does."""
+    received, arrived = (
+        [],
+        threading.Semaphore(2),
+    )  # FFmpeg gives a picture when the next one begins
+
+    def enough(frames, events):
+        received.append(time.monotonic())
+        arrived.release()
+        return len(frames) == 8
+
     with running(Camera(fps=5)) as camera:
+        # however busy the machine is: no picture is sent before that two before it was received
+        camera.act = lambda wire, count: arrived.acquire(timeout=60)
         began = time.monotonic()
-        frames, _ = watch(camera.url, lambda frames, events: len(frames) == 8)
-    assert float(frames[-1].time) == pytest.approx(time.monotonic() - began, abs=0.5)
-    assert frames[-1].time > 1
+        frames, _ = watch(camera.url, enough)
+    assert 1 < frames[-1].time < received[-1] - began
 
 
 def test_a_stalled_camera_is_left_after_the_read_time_out_and_the_clock_goes_on():

@@ -150,9 +150,7 @@ class PlainCodecFlow:
 
 
 def turned(x: np.ndarray, places: np.ndarray) -> np.ndarray:
-    return np.array(
-        [[rotate(head, place) for head in row] for row, place in zip(x, places, strict=True)]
-    )
+    return rotate(x, places[:, None])
 
 
 def stream(count: int, seed: int, anchor_every: int = 5) -> list[Frame]:

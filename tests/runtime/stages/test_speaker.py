@@ -110,13 +110,8 @@ class PlainSpeaker:
                 (x @ weights[name]).reshape(len(x), count, m.head_dim)
                 for name, count in heads.items()
             )
-            places = np.array(positions)
-            turned = np.array(
-                [
-                    [rotate(head, place) for head in row]
-                    for row, place in zip(k, places, strict=True)
-                ]
-            )
+            places = np.array(positions)[:, None]
+            turned, queries = rotate(k, places), rotate(q, places)
             self.k[layer], self.v[layer] = (
                 np.concatenate([self.k[layer], turned]),
                 np.concatenate([self.v[layer], v]),
@@ -124,9 +119,7 @@ class PlainSpeaker:
             out = np.zeros((len(x), m.query_heads, m.head_dim))
             for row, head in np.ndindex(len(x), m.query_heads):
                 seen, kv = slice(0, before + row + 1), head // (m.query_heads // m.kv_heads)
-                scores = (
-                    self.k[layer][seen, kv] @ rotate(q[row, head], places[row]) / m.head_dim**0.5
-                )
+                scores = self.k[layer][seen, kv] @ queries[row, head] / m.head_dim**0.5
                 weight = np.exp(scores - scores.max())
                 out[row, head] = weight @ self.v[layer][seen, kv] / weight.sum()
             x = x + out.reshape(len(x), -1) @ weights["o"]
