@@ -127,8 +127,7 @@ def write_text(target: Any, size: int, text: str) -> int:
     return len(whole)
 
 
-# ---- open and close
-# -----------------------------------------------------------------------------------------------------
+# ---- open and close ----
 
 
 @embedded
@@ -194,8 +193,7 @@ def close_all() -> None:
             session.close()
 
 
-# ---- frames
-# -------------------------------------------------------------------------------------------------------------
+# ---- frames ----
 
 
 @embedded
@@ -296,8 +294,7 @@ def plane(data: Any, stride: int, rows: int, columns: int, channels: int) -> np.
     ).copy()
 
 
-# ---- questions
-# ----------------------------------------------------------------------------------------------------------
+# ---- questions ----
 
 
 @embedded

@@ -145,8 +145,7 @@ class Answerer:
         with self._lock:
             self._idle_runs.append(run)
 
-    # ---- conversations
-    # --------------------------------------------------------------------------------------------------
+    # ---- conversations ----
 
     def enter_conversation(self, question: Question, answer: Future) -> Future | None:
         """Enter a question into its conversation; returns the answer that it has to wait for."""

@@ -29,10 +29,9 @@ class Motion:
 
     # an I picture has come, or what came before is unknown: nothing is carried over
     refreshed: bool
-    cells: (
-        np.ndarray | None
-    )  # [rows, columns] float32, of MOTION_CELL pixels a side: the longest motion vector, in pixels, inf where coded anew
-    # None = the codec hands none out
+    # [rows, columns] float32: the longest motion vector of each cell of MOTION_CELL pixels a side,
+    # in pixels, inf where the cell is coded anew; None = the codec reports none
+    cells: np.ndarray | None
     # pixels of the upright frame where the first cell starts: 0, or less where the last one is
     # whole instead
     top: int = 0

@@ -176,7 +176,7 @@ class Session:
             return self._sampler.wants(at)
 
     def push(self, frame: Frame) -> None:
-        """Give the stream its next frame; with on_lag "wait" this waits while the pipeline is full."""
+        """Give the stream its next frame; with on_lag "wait", wait while the pipeline is full."""
         if self._chunker.pending == self._chunk_frames - 1:
             self._lag.wait_for_room()  # before the lock is taken, so that questions are not held up
         with self._lock:
@@ -200,7 +200,7 @@ class Session:
             answer.result()
 
     def change_lag_policy(self, on_lag: OnLag) -> None:
-        """From now on, wait or drop the oldest chunk when frames come faster than they are taken."""
+        """From now on, use another policy for frames that come faster than they are taken."""
         with self._lock:
             self._lag.flush()
             dropped = self._lag.dropped

@@ -163,8 +163,7 @@ def test_time_is_rebased_on_the_gpu_as_on_the_host():
     assert run(SimulatedEngineSet(**small_range)) == run(FakeEngineSet(**small_range))
 
 
-# ---- the stand-in sees what it is for
-# -------------------------------------------------------------------------------------------
+# ---- the stand-in sees what it is for ----
 
 
 def incurious(engines):
@@ -249,8 +248,7 @@ def test_a_chunks_buffers_that_are_given_back_too_early_are_found(monkeypatch):
         watch(incurious(SimulatedEngineSet()), small("vicostream"), frames(80))
 
 
-# ---- what a steady stream costs
-# ---------------------------------------------------------------------------------------------------
+# ---- what a steady stream costs ----
 
 
 @pytest.mark.parametrize("name", ["spilling", "vicostream", "uniform", "simplestream"])
@@ -291,8 +289,7 @@ def test_urgent_work_needs_no_gate_on_the_host():
     device.close()
 
 
-# ---- a GPU that breaks
-# -------------------------------------------------------------------------------------------------------------
+# ---- a GPU that breaks ----
 
 
 @pytest.mark.parametrize("graph", ["vision", "tokens", "llm"])

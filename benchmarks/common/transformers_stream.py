@@ -118,8 +118,7 @@ class TransformersStream:
         self._growing: DynamicCache | None = None  # full history: one cache that grows
         self._prompt = self._read_prompt()
 
-    # ---- a chunk, stage by stage
-    # ----------------------------------------------------------------------------------------
+    # ---- a chunk, stage by stage ----
 
     def preprocess(self, frames: Sequence[Frame]) -> Tensor:
         """Letterboxed, normalised patches [n, 3 * 2 * p * p] of a chunk: bicubic with antialias, on
@@ -183,8 +182,7 @@ class TransformersStream:
         self.kept.append(kept.numpy(force=True))
         self.ingest(features, kept, [frame.time for frame in frames[::UNIT_FRAMES]])
 
-    # ---- a question
-    # -----------------------------------------------------------------------------------------------------
+    # ---- a question ----
 
     @torch.inference_mode()
     def ask(self, question: str, max_tokens: int) -> Reply:
@@ -224,8 +222,7 @@ class TransformersStream:
         whole = self._render(question).partition(self._video_token)[2]
         return self.tokenizer(whole, add_special_tokens=False).input_ids
 
-    # ---- cache and positions
-    # --------------------------------------------------------------------------------------------
+    # ---- cache and positions ----
 
     @torch.inference_mode()
     def _read_prompt(self) -> CachedChunk:
@@ -292,8 +289,7 @@ class TransformersStream:
         self._newest = max(self._newest, int(positions.max()))
         return positions.to(self.device)
 
-    # ---- odds and ends
-    # --------------------------------------------------------------------------------------------------
+    # ---- odds and ends ----
 
     def _precomputed(self, grid: Tensor) -> dict[str, Tensor]:
         """What transformers otherwise computes anew from the grid in every call (its own documented

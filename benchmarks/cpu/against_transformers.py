@@ -134,8 +134,7 @@ def fastest(final: dict[str, dict[str, Any]], kind: str) -> dict[str, str]:
     }
 
 
-# ---- the same job
-# -------------------------------------------------------------------------------------------------------
+# ---- the same job ----
 
 
 def check_same_job(model: Model, cache: Path, system: System, chunks: int) -> dict[str, Any]:
@@ -184,8 +183,7 @@ def check_same_job(model: Model, cache: Path, system: System, chunks: int) -> di
     }
 
 
-# ---- the fastest way of running each
-# ------------------------------------------------------------------------------------
+# ---- the fastest way of running each ----
 
 
 def screen_transformers(
@@ -237,8 +235,7 @@ def screen_vicort(
     return leaders, {runner.name: round(ms, 3) for runner, ms in measured.items()}
 
 
-# ---- the comparison
-# -----------------------------------------------------------------------------------------------------
+# ---- the comparison ----
 
 
 def compare(
@@ -394,8 +391,7 @@ def full_history(
     }
 
 
-# ---- parts
-# --------------------------------------------------------------------------------------------------------------
+# ---- parts ----
 
 
 def chunks_of(workload: Workload, first: int, count: int) -> list[list[Frame]]:

@@ -131,8 +131,7 @@ def inductor(lab: Lab) -> dict[str, Any]:
     return found
 
 
-# ---- engines
-# --------------------------------------------------------------------------------------------------------------
+# ---- engines ----
 
 
 def engines(lab: Lab) -> dict[str, Any]:
@@ -328,8 +327,7 @@ def _seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-# ---- the pipeline
-# ---------------------------------------------------------------------------------------------------------
+# ---- the pipeline ----
 
 
 def pipeline(lab: Lab) -> dict[str, Any]:

@@ -66,8 +66,7 @@ class Lab:
     def handle(self) -> int:
         return self.gpu.driver.handle(self.raw)
 
-    # ---- arrays
-    # -----------------------------------------------------------------------------------------------------------
+    # ---- arrays ----
 
     def put(self, array: np.ndarray) -> DeviceArray:
         """A copy on the device."""
@@ -99,8 +98,7 @@ class Lab:
     def finish(self) -> None:
         self.gpu.driver.synchronize(self.gpu.driver.record(self.raw))
 
-    # ---- time
-    # -------------------------------------------------------------------------------------------------------------
+    # ---- time ----
 
     def times_ms(self, launches: list[Callable[[], None]]) -> Spread:
         """Milliseconds of one launch on the device's clock: many, taken in turn, are replayed as
@@ -140,8 +138,7 @@ class Lab:
         driver.synchronize(end)
         return driver.elapsed_ms(start, end)
 
-    # ---- which engines are measured
-    # ---------------------------------------------------------------------------------------
+    # ---- which engines are measured ----
 
     @property
     def backend(self) -> str:
@@ -180,8 +177,7 @@ class Lab:
         content = {"gpu": self.gpu.name, "backend": backend, "reason": reason}
         (self.folder / DECISION).write_text(json.dumps(content, indent=1) + "\n")
 
-    # ---- what is built
-    # ----------------------------------------------------------------------------------------------------
+    # ---- what is built ----
 
     def kernels(self, name: str, spec: KernelSpec) -> LoadedKernels:
         """Kernels of a spec, compiled for this GPU's architecture if they are not there yet."""

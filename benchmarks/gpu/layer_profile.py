@@ -77,8 +77,7 @@ def typical_runs(work: Job) -> Iterable[tuple[str, GraphName, Arrays]]:
     yield "decode, a token", "llm", language(1, pages=pages_a_chunk * 32)
 
 
-# ---- layers
-# ---------------------------------------------------------------------------------------------------------------
+# ---- layers ----
 
 
 def layers_of(work: Job, graph: GraphName, inputs: Arrays) -> dict[str, Any]:
@@ -136,8 +135,7 @@ def top_costs(runs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(costs, key=lambda cost: cost["ms"], reverse=True)[:TOP]
 
 
-# ---- gaps
-# -----------------------------------------------------------------------------------------------------------------
+# ---- gaps ----
 
 
 def spans_from(stream: VicortStream, first_chunk: int) -> dict[str, list[Span]]:

@@ -89,8 +89,7 @@ SIZES = {
 }
 
 
-# ---- engine sets, of any backend
-# ------------------------------------------------------------------------------------------
+# ---- engine sets, of any backend ----
 
 
 class Maker(Protocol):

@@ -110,8 +110,7 @@ def check_error(
         raise NotRight(f"{what} is {error} off the CPU's, {allowed} is allowed", found)
 
 
-# ---- decoding
-# -------------------------------------------------------------------------------------------------------------
+# ---- decoding ----
 
 
 def nvdec(lab: Lab) -> dict[str, Any]:

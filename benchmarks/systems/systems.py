@@ -88,8 +88,7 @@ def measure(engine_dirs: EngineDirs, cache: Path, settings: Settings) -> dict[st
     }
 
 
-# ---- the two kinds of measurement
-# -----------------------------------------------------------------------------------------------
+# ---- the two kinds of measurement ----
 
 
 def _answers(engine_dirs: EngineDirs, streams: Dataset, settings: Settings, done: Done) -> Rows:
@@ -198,8 +197,7 @@ def ordered(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (name not in BASELINES, name))
 
 
-# ---- who beats whom
-# -------------------------------------------------------------------------------------------------------------
+# ---- who beats whom ----
 
 
 def verdicts(rows: Rows, ages: Sequence[int], old: Sequence[int]) -> dict[str, Any]:
@@ -251,8 +249,7 @@ def right_of(row: dict[str, Any], ages: Sequence[int]) -> Verdicts:
     }
 
 
-# ---- what an interruption leaves
-# ------------------------------------------------------------------------------------------------
+# ---- what an interruption leaves ----
 
 
 class Done:

@@ -74,7 +74,7 @@ class QuestionSocket:
                 client.send(
                     {
                         "event": "error",
-                        "message": f"{MOST_CLIENTS} clients are connected: try again when one has gone",
+                        "message": f"{MOST_CLIENTS} clients are connected: try again later",
                     }
                 )
                 client.close()
@@ -122,7 +122,9 @@ class _Client:
                     self.send(
                         {
                             "event": "error",
-                            "message": f"a line of more than {LONGEST_LINE} bytes: send a shorter question",
+                            "message": (
+                                f"a line of more than {LONGEST_LINE} bytes: send a shorter question"
+                            ),
                         }
                     )
                     return

@@ -81,7 +81,10 @@ class Memory:
     # ---- what the stream writes ----
 
     def write_prompt(self, k: Array, v: Array, positions: np.ndarray, stream: Stream) -> None:
-        """The prompt comes first, and stays. k, v: [L, R, Hkv, D], R at least n; positions: [n, 3]."""
+        """The prompt comes first, and stays.
+
+        k, v: [L, R, Hkv, D], R at least n; positions: [n, 3].
+        """
         template = Page(-1, "prompt", 0)
         self._prompt = self.tiers.write([template], [len(positions)], k, v, positions, stream)
 
@@ -125,7 +128,7 @@ class Memory:
         self.timeline.append_text(end)
 
     def slide(self, chunk: Chunk) -> bool:
-        """Evict what leaves the window when this chunk comes. Returns whether there was anything."""
+        """Evict what leaves the window when this chunk comes. Returns whether anything did."""
         gone = self._window.leaving(chunk.first_unit + chunk.units - 1)
         for index in gone:
             self.tiers.evict(list(self.chunks[index].units))
@@ -173,7 +176,7 @@ class Memory:
     def table(self, shared: Sequence[int], own: np.ndarray | None = None) -> np.ndarray:
         """The table [L|1, Hkv|1, N] int32 of a run.
 
-        shared: slots that all layers and heads read; own: [L, Hkv, m] slots that each reads besides.
+        shared: slots that all layers and heads read; own: [L, Hkv, m] slots that each reads too.
         """
         if self.long_term is None:
             return pad_table(shared)

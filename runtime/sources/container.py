@@ -234,7 +234,9 @@ class ContainerSource(Source):
         while True:
             try:
                 yield from self._container.demux(self._stream)
-            except IndexError:  # PyAV, at the first packet of a stream that was not there when the container was opened: it is left out
+            # PyAV raises it at the first packet of a stream that the container did not have when it
+            # was opened. Such streams are left out.
+            except IndexError:
                 continue
             if self._file and self._file.spent:
                 self._health.stopped = f"no picture in {MOST_WITHOUT_PICTURE} bytes"

@@ -19,7 +19,10 @@ from vicort.runtime.sources.source import Source, Wants, Warn
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
-FORMATS = "apng,bmp_pipe,image2,image2pipe,jpeg_pipe,jpegls_pipe,mjpeg,pgm_pipe,png_pipe,ppm_pipe,tiff_pipe,webp_pipe"
+FORMATS = (
+    "apng,bmp_pipe,image2,image2pipe,jpeg_pipe,jpegls_pipe,mjpeg,pgm_pipe,png_pipe,ppm_pipe,"
+    "tiff_pipe,webp_pipe"
+)
 # a playlist by the name of an image opens nothing
 ONLY_IMAGES = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
 

@@ -49,7 +49,9 @@ def turned(image: np.ndarray, picture: av.VideoFrame) -> np.ndarray:
     shown."""
     try:
         matrix = side_data(picture, "DISPLAYMATRIX")
-    except ValueError:  # some PyAV refuse to list side data that FFmpeg knows and they do not, as EXIF is; the angle they tell still
+    # Some versions of PyAV fail on side data that they do not know, such as EXIF; they still report
+    # the angle.
+    except ValueError:
         return np.rot90(image, round(picture.rotation / 90))
     return image if matrix is None else upright(image, np.frombuffer(bytes(matrix), np.int32))
 

@@ -50,5 +50,5 @@ class Stage(Protocol):
     stream: Stream
 
     def run_in_stream(self, job: Job) -> None:
-        """Enqueue the stage's work. Other streams wait for this work before they use its results."""
+        """Enqueue the stage's work. Other streams wait for it before they use its results."""
         ...

@@ -162,7 +162,7 @@ class OverlappedPipeline:
         self.newest = before
 
     def _run(self, stage: Stage, job: Job, before: StreamEvent | None) -> None:
-        """One stage of one chunk, after the stage before. Chunks after one that failed are not run."""
+        """Run one stage of one chunk, after the stage before; skip chunks after one that failed."""
         last = stage is self._stages[-1]
         try:
             if before:

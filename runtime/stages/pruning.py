@@ -1,4 +1,4 @@
-"""Selects the tokens to encode: CodecFlow's masks (arXiv 2604.06036), on the engine's patch grid."""
+"""Selects the tokens to encode: CodecFlow's masks (arXiv 2604.06036) on the patch grid."""
 
 from __future__ import annotations
 

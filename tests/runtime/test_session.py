@@ -149,8 +149,7 @@ def test_the_overlapped_pipeline_and_its_sequential_twin_agree_to_the_last_bit(n
     assert told(True) == told(False)
 
 
-# ---- freshness
-# ----------------------------------------------------------------------------------------------------------------
+# ---- freshness ----
 
 
 @pytest.mark.parametrize(
@@ -201,8 +200,7 @@ def test_questions_come_back_in_time_order_whatever_order_they_were_given_in():
     assert [a.id for a in answers(events)] == ["2", "6", "9"]
 
 
-# ---- the six defects of the public ViCoStream code (SEEDS 1.11)
-# --------------------------------------------------------------------
+# ---- the six defects of the public ViCoStream code (SEEDS 1.11) ----
 
 
 def test_defect_1_stages_of_different_chunks_run_at_the_same_time():
@@ -324,8 +322,7 @@ def test_defect_6_a_full_pipeline_waits_or_drops_the_oldest_and_counts_it():
     assert (patient.dropped, patient.chunks) == (0, 20)
 
 
-# ---- conversations, several questions, tokens
-# ----------------------------------------------------------------------------------------
+# ---- conversations, several questions, tokens ----
 
 
 def test_a_conversation_sees_its_earlier_turns_and_others_do_not():
@@ -440,8 +437,7 @@ def test_many_threads_ask_while_frames_go_on():
     assert len(texts) > 6
 
 
-# ---- positions and bounds
-# ------------------------------------------------------------------------------------------------------------
+# ---- positions and bounds ----
 
 
 def test_positions_stay_in_the_trained_range_however_long_the_stream():
@@ -601,8 +597,7 @@ def test_closing_a_session_wakes_a_thread_that_waits_for_room():
     assert "open a new" in failures[0]
 
 
-# ---- systems against plain statements
-# ------------------------------------------------------------------------------------------------
+# ---- systems against plain statements ----
 
 
 def test_vicostream_reads_the_top_chunks_by_cosine_and_ingests_over_the_last_n():

@@ -62,8 +62,7 @@ def one_line(error: BaseException) -> str:
     return str(error)
 
 
-# ---- video
-# --------------------------------------------------------------------------------------------------------------
+# ---- video ----
 
 
 def png(width: int, height: int) -> bytes:
@@ -289,8 +288,7 @@ def test_a_stream_that_appears_in_the_middle_is_left_out(
         monkeypatch.undo()
 
 
-# ---- YAML
-# ---------------------------------------------------------------------------------------------------------------
+# ---- YAML ----
 
 
 @pytest.mark.parametrize(
@@ -355,8 +353,7 @@ def test_any_text_is_a_system_or_one_line(text: str) -> None:
     one_line(caught.value)
 
 
-# ---- manifests
-# ----------------------------------------------------------------------------------------------------------
+# ---- manifests ----
 
 
 def manifest(**changes: object) -> dict:
@@ -531,8 +528,7 @@ def test_embeddings_that_are_not_there(tmp_path: Path, change: dict) -> None:
     one_line(caught.value)
 
 
-# ---- chat templates
-# -----------------------------------------------------------------------------------------------------
+# ---- chat templates ----
 
 TOKENIZER = Path(__file__).parents[2] / "export" / "tiny" / "checkpoint" / "tokenizer.json"
 
@@ -602,8 +598,7 @@ def test_a_chat_template_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
         Prompt(tmp_path, video_token=0)
 
 
-# ---- questions
-# ----------------------------------------------------------------------------------------------------------
+# ---- questions ----
 
 HOSTILE = [
     '{"at": 1e999999999, "question": "x"}',
@@ -686,8 +681,7 @@ def test_a_hostile_client_gets_lines_and_the_next_one_an_answer(tmp_path: Path) 
             assert "65536" in json.loads(answers.readline())["message"]
 
 
-# ---- what they share
-# ----------------------------------------------------------------------------------------------------
+# ---- what they share ----
 
 
 def test_a_text_of_the_greatest_length_is_read(tmp_path: Path) -> None:

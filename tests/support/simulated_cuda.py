@@ -133,8 +133,7 @@ class SimulatedDriver:
         self._pending: dict[int, tuple[int, int]] = {}
         self._running: tuple[SimulatedStream, Operation] | None = None
 
-    # ---- memory
-    # ------------------------------------------------------------------------------------------
+    # ---- memory ----
 
     def make_current(self):
         pass
@@ -231,8 +230,7 @@ class SimulatedDriver:
                 operation.number
             )
 
-    # ---- streams and events
-    # ------------------------------------------------------------------------------------------
+    # ---- streams and events ----
 
     def create_stream(self, urgent):
         with self._lock:
@@ -372,8 +370,7 @@ class SimulatedDriver:
         if operation.label not in ("record", "wait"):
             self.log.append((operation.label, stream.number))
 
-    # ---- copies
-    # ------------------------------------------------------------------------------------------
+    # ---- copies ----
 
     def copy(self, target, source, size, stream):
         pinned = [p for p in (target, source) if self._region(p, size).kind == "pinned"]
@@ -406,8 +403,7 @@ class SimulatedDriver:
 
         self.enqueue(stream, run, "fill")
 
-    # ---- kernels and graphs
-    # ------------------------------------------------------------------------------------------
+    # ---- kernels and graphs ----
 
     def load(self, cubin, function, shared_bytes):
         return function

@@ -137,8 +137,7 @@ class CudaCoreDriver:
     def fill(self, pointer: int, byte: int, size: int, stream: Stream) -> None:
         checked(cu.cuMemsetD8Async(pointer, byte, size, stream.handle))
 
-    # ---- streams and events
-    # ---------------------------------------------------------------------------------------------
+    # ---- streams and events ----
 
     @device_call
     def create_stream(self, urgent: bool) -> Stream:

@@ -332,8 +332,7 @@ def test_two_systems_of_one_name_are_refused(tmp_path):
         run.systems_of(["uniform", str(tmp_path / "mine.yaml")])
 
 
-# ---- the synthetic world
-# ------------------------------------------------------------------------------------------------
+# ---- the synthetic world ----
 
 
 def test_accuracy_by_age(tiny_engines, tmp_path):

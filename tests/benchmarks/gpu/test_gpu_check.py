@@ -53,8 +53,7 @@ def step(name: str, seconds: float = 60) -> Step:
     return Step("?", f"{gpu_steps.__name__}:{name}", seconds)
 
 
-# ---- the runner
-# -----------------------------------------------------------------------------------------------------------
+# ---- the runner ----
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -155,8 +154,7 @@ def test_a_step_that_dies_or_hangs_stops_no_other(tmp_path: Path) -> None:
     assert (fine["outcome"], fine["folder"]) == ("passed", str(tmp_path))
 
 
-# ---- kernels
-# --------------------------------------------------------------------------------------------------------------
+# ---- kernels ----
 
 SMALL = (
     Case(1, 7),
@@ -416,8 +414,7 @@ def test_work_is_counted() -> None:
     }
 
 
-# ---- engines and the pipeline
-# ---------------------------------------------------------------------------------------------
+# ---- engines and the pipeline ----
 
 
 def test_engines_are_compared_output_by_output(tiny_engines: Path) -> None:
@@ -532,8 +529,7 @@ def test_pipelines_that_answer_otherwise_fail_the_step(
     assert failure.value.found["fp32"] == {"answers": answers}
 
 
-# ---- video
-# ----------------------------------------------------------------------------------------------------------------
+# ---- video ----
 
 
 def test_decoders_are_compared_frame_by_frame(
@@ -577,8 +573,7 @@ def test_cases_cover_what_the_kernel_can_be_given() -> None:
         assert any(case.padding for case in cases)
 
 
-# ---- for real
-# -------------------------------------------------------------------------------------------------------------
+# ---- for real ----
 
 
 @pytest.mark.gpu

@@ -56,8 +56,7 @@ SIGNATURE = GraphSpec(
 )
 
 
-# ---- engines
-# --------------------------------------------------------------------------------------------------------------
+# ---- engines ----
 
 
 def test_a_session_on_a_simulated_gpu_answers_as_on_the_cpu() -> None:
@@ -230,8 +229,7 @@ def test_what_does_not_fit_is_refused(packages) -> None:
         engine.enqueue(arrays(65), HostDevice(threads=False).stream("a"))
 
 
-# ---- the kernel inside
-# ----------------------------------------------------------------------------------------------------
+# ---- the kernel inside ----
 
 
 def small_model():
@@ -298,8 +296,7 @@ def test_the_operator_is_the_plain_one_in_tritons_interpreter() -> None:
     assert max(found.values()) < 1e-3, found
 
 
-# ---- sets on disk
-# ---------------------------------------------------------------------------------------------------------
+# ---- sets on disk ----
 
 
 @pytest.fixture
@@ -459,8 +456,7 @@ def test_the_maker_builds_for_a_size_of_frames(lab: Lab, monkeypatch: pytest.Mon
     assert (model.image_width, model.image_height, model.max_rows) == (56, 56, 64)
 
 
-# ---- which engines are measured
-# -------------------------------------------------------------------------------------------
+# ---- which engines are measured ----
 
 
 @pytest.fixture
@@ -540,8 +536,7 @@ def test_the_step_fails_without_the_kernel_and_with_wrong_numbers(
     assert failure.value.found["built"]["fp32"]["kernels"]["combine"] == named
 
 
-# ---- for real
-# -------------------------------------------------------------------------------------------------------------
+# ---- for real ----
 
 
 @pytest.mark.slow

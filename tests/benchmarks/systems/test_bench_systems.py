@@ -43,8 +43,7 @@ from vicort.runtime.session import Session
 PNG = b"\x89PNG"
 
 
-# ---- statistics
-# -----------------------------------------------------------------------------------------------------------------
+# ---- statistics ----
 
 
 @given(st.lists(st.integers(-7, 7), max_size=9))
@@ -88,8 +87,7 @@ def test_a_difference_is_taken_over_the_same_questions():
         significance.compare(ours, {0: [True] * 6, 1: [True]})
 
 
-# ---- twins and bytes
-# ------------------------------------------------------------------------------------------------------------
+# ---- twins and bytes ----
 
 
 @given(st.floats(0, 1e6), st.integers(1, 300))
@@ -192,8 +190,7 @@ def test_old_is_64_chunks_or_the_oldest_there_is():
     assert old_ages((0, 8), 8) == [8]
 
 
-# ---- processes
-# ------------------------------------------------------------------------------------------------------------------
+# ---- processes ----
 
 
 def fails() -> None:
@@ -253,8 +250,7 @@ def test_a_failing_system_costs_its_row(tiny_engines, tmp_path, monkeypatch):
     assert set(part["verdicts"]) == {"vicostream"}
 
 
-# ---- tables, pictures, CAP
-# ------------------------------------------------------------------------------------------------------
+# ---- tables, pictures, CAP ----
 
 
 def test_verdicts_mark_only_what_is_told_apart():
@@ -347,8 +343,7 @@ def test_cap_says_what_is_improved():
         cap.place({})
 
 
-# ---- migration
-# ------------------------------------------------------------------------------------------------------------------
+# ---- migration ----
 
 
 def test_one_value_at_a_time_leaves_the_base():
@@ -401,8 +396,7 @@ def test_a_point_of_the_study_measures_what_it_says(tiny_engines, tmp_path):
     )
 
 
-# ---- the result file
-# ------------------------------------------------------------------------------------------------------------
+# ---- the result file ----
 
 
 def test_parts_stay_when_only_new_amounts_came(tmp_path):

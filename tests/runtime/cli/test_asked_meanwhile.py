@@ -43,8 +43,7 @@ def answered(question: Question, text: str) -> Answer:
     return Answer(question.id, at, at, question.text, text, 1.0, 1, (), 0, 0, None)
 
 
-# ---- standing questions
-# ---------------------------------------------------------------------------------------------------
+# ---- standing questions ----
 
 
 def test_every_asks_again_and_again_by_the_streams_clock(capsys):
@@ -137,8 +136,7 @@ def test_a_live_stream_waits_for_no_answer_and_counts_what_it_leaves_out():
     assert (len(open_answers), each.left_out) == (2, 4)
 
 
-# ---- typed questions
-# ------------------------------------------------------------------------------------------------------
+# ---- typed questions ----
 
 
 def test_questions_on_stdin_are_asked_as_they_come_and_after_the_end_until_it_is_closed(
@@ -172,8 +170,7 @@ def test_questions_on_stdin_are_asked_as_they_come_and_after_the_end_until_it_is
     assert "stdin, line 4 is not JSON" in err
 
 
-# ---- the socket
-# -----------------------------------------------------------------------------------------------------------
+# ---- the socket ----
 
 
 def desk_of(*sources: str, answer=None) -> QuestionRouter:
@@ -322,8 +319,7 @@ def test_the_whole_tool_with_a_socket(capsys, tmp_path):
     assert found[0]["id"] == "mine"
 
 
-# ---- lag
-# ------------------------------------------------------------------------------------------------------------------
+# ---- lag ----
 
 
 def test_a_file_played_in_time_says_how_far_behind_it_was(capsys):

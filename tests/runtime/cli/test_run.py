@@ -69,8 +69,7 @@ def session() -> FakeSession:
     return only
 
 
-# ---- what goes in
-# ---------------------------------------------------------------------------------------------------------
+# ---- what goes in ----
 
 
 def test_defaults(capsys: pytest.CaptureFixture[str], clip: Path) -> None:
@@ -219,8 +218,7 @@ def test_text_says_whose_an_answer_is(capsys: pytest.CaptureFixture[str]) -> Non
     assert "[testsrc:seconds=2] what?\n  4 frames" in out
 
 
-# ---- what comes out
-# -------------------------------------------------------------------------------------------------------
+# ---- what comes out ----
 
 
 def test_questions_are_asked_at_their_times(
@@ -311,8 +309,7 @@ def test_realtime_plays_by_the_timestamps(capsys: pytest.CaptureFixture[str]) ->
     assert time.monotonic() - began < 60
 
 
-# ---- how it ends
-# ----------------------------------------------------------------------------------------------------------
+# ---- how it ends ----
 
 
 def test_truncated_source_answers_warns_and_exits_3(
@@ -509,8 +506,7 @@ def test_decoding_on_a_gpu_for_engines_on_the_cpu_is_refused(tmp_path, capsys, c
     assert "--decode gpu is for engines on an NVIDIA GPU" in err
 
 
-# ---- engines that are not there
-# -------------------------------------------------------------------------------------------
+# ---- engines that are not there ----
 
 
 def test_missing_engines_are_built_once(
@@ -564,8 +560,7 @@ def test_without_the_export_tools_nothing_is_built(
     )
 
 
-# ---- signals and pipes: in a process of its own
-# ---------------------------------------------------------------------------
+# ---- signals and pipes: in a process of its own ----
 
 DRIVER = """
 import sys

@@ -218,8 +218,7 @@ def test_what_is_said_unasked() -> None:
     assert written("vtt", SPOKEN) == "WEBVTT\n\n00:00:13.500 --> 00:00:17.500\nred &lt;star&gt;\n\n"
 
 
-# ---- word by word
-# ---------------------------------------------------------------------------------------------------------
+# ---- word by word ----
 
 
 def give(writer: Writer, item: Answer, *tokens: str) -> None:

@@ -86,8 +86,7 @@ def seen(device, stream, array):
     return stream.run(lambda: device.read(stream, array)[0].copy()).done()
 
 
-# ---- arrays
-# ------------------------------------------------------------------------------------------
+# ---- arrays ----
 
 
 @given(
@@ -121,8 +120,7 @@ def test_an_array_takes_no_index_that_would_not_be_contiguous(index):
         DeviceArray(None, 0, (4, 4), "f4")[index]
 
 
-# ---- streams and events
-# ------------------------------------------------------------------------------------------
+# ---- streams and events ----
 
 
 def chain(device, hops=6):
@@ -363,8 +361,7 @@ def test_closing_waits_for_what_is_under_way_and_lets_go_of_the_streams(device):
     assert ("put 7", stream.raw.number) in device.gpu.driver.log
 
 
-# ---- memory
-# ------------------------------------------------------------------------------------------
+# ---- memory ----
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 40)), min_size=1, max_size=20))
@@ -505,8 +502,7 @@ def test_zeros_are_there_for_the_caller(device):
     )
 
 
-# ---- host to device and back
-# ------------------------------------------------------------------------------------------
+# ---- host to device and back ----
 
 
 @given(st.lists(st.integers(1, 900), min_size=1, max_size=30), st.integers(0, 1000))
@@ -634,8 +630,7 @@ def test_pinned_memory_goes_back_when_its_last_view_goes(device):
     assert len(device.gpu.driver._regions) == regions - 1
 
 
-# ---- graphs
-# ------------------------------------------------------------------------------------------
+# ---- graphs ----
 
 
 def test_captured_work_runs_when_its_graph_is_launched_and_not_before(device):
@@ -704,8 +699,7 @@ def test_memory_is_given_out_on_other_threads_while_a_stream_captures(device):
     assert taken.enqueued().shape == (32,)
 
 
-# ---- pages
-# ------------------------------------------------------------------------------------------
+# ---- pages ----
 
 PAGES = 6
 slots = st.lists(st.integers(0, PAGES - 1), min_size=1, max_size=3, unique=True)
@@ -801,8 +795,7 @@ def test_frames_that_are_resized_on_the_cpu_reach_the_device(device):
     np.testing.assert_array_equal(seen(device, stream, out), np.stack(frames))
 
 
-# ---- the real driver
-# ------------------------------------------------------------------------------------------
+# ---- the real driver ----
 
 SOURCES = [Path(module.__file__) for module in (cuda_core, gpu)]
 

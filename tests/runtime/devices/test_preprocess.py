@@ -48,8 +48,7 @@ def processed(frames: list[np.ndarray], height: int, width: int) -> np.ndarray:
     return out
 
 
-# ---- the letterbox rule
-# ------------------------------------------------------------------------------------------
+# ---- the letterbox rule ----
 
 
 @given(SIDES, SIDES, SIDES, SIDES)
@@ -81,8 +80,7 @@ def test_letterbox_examples(size: tuple[int, int], box: Box) -> None:
     assert letterbox(*size, 112, 112) == box
 
 
-# ---- pixels
-# ------------------------------------------------------------------------------------------
+# ---- pixels ----
 
 
 @pytest.mark.parametrize(
@@ -199,8 +197,7 @@ def test_says_so_if_dali_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         Preprocessor(112, 112)
 
 
-# ---- surfaces: what a GPU's video engine leaves
-# ---------------------------------------------------------------------------
+# ---- surfaces: what a GPU's video engine leaves ----
 
 BT601, BT709 = (0.299, 0.114), (0.2126, 0.0722)
 
@@ -314,8 +311,7 @@ def test_both_kinds_in_one_chunk_keep_their_places() -> None:
         np.testing.assert_array_equal(found, processed([kind], 112, 112)[0])
 
 
-# ---- on a GPU: the graphs, and the order of the calls
-# ---------------------------------------------------------------------
+# ---- on a GPU: the graphs, and the order of the calls ----
 
 
 @pytest.mark.parametrize("graph", [image_graph, surface_graph])

@@ -63,8 +63,7 @@ def connections(count: int, frames_more: int = 3):
     return enough
 
 
-# ---- MJPEG over HTTP
-# ------------------------------------------------------------------------------------------------------
+# ---- MJPEG over HTTP ----
 
 
 def test_the_end_of_a_live_stream_means_once_more():
@@ -337,8 +336,7 @@ def test_no_credentials_anywhere():
     assert "geheim" not in json.dumps([event.to_json() for event in events]) + "".join(said)
 
 
-# ---- HLS
-# ------------------------------------------------------------------------------------------------------------------
+# ---- HLS ----
 
 
 @pytest.fixture(scope="module")
@@ -374,8 +372,7 @@ def test_a_playlist_leads_to_no_file_of_this_machine(tmp_path):
             next(iter(open_source(playlist.url, patience=QUICK)))
 
 
-# ---- RTSP
-# -----------------------------------------------------------------------------------------------------------------
+# ---- RTSP ----
 
 RTSP_SERVER = Path(__file__).parents[2] / "support" / "rtsp_server.py"
 SYSTEM_PYTHON = shutil.which("python3", path="/usr/bin")
@@ -466,8 +463,7 @@ def test_rtsp_that_starts_after_the_run(needs_rtsp):
     assert one_clock(frames)
 
 
-# ---- the rules, without a network
-# -----------------------------------------------------------------------------------------
+# ---- the rules, without a network ----
 
 
 class Plays(Source):

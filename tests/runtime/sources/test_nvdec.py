@@ -57,8 +57,7 @@ def both(path: Path, **options) -> tuple[list, list]:
     return found[0], found[1]
 
 
-# ---- what comes out
-# -------------------------------------------------------------------------------------------------------
+# ---- what comes out ----
 
 
 @pytest.mark.parametrize(
@@ -207,8 +206,7 @@ def test_pipes_fall_back_without_losing_a_packet(
         assert [videos.number(frame.image) for frame in source] == list(range(10))
 
 
-# ---- what cannot be
-# -------------------------------------------------------------------------------------------------------
+# ---- what cannot be ----
 
 
 def clip(folder: Path, **options) -> str:

@@ -135,8 +135,7 @@ def test_bad_pattern(spec: str) -> None:
     )
 
 
-# ---- bombs
-# ----------------------------------------------------------------------------------------------------------------
+# ---- bombs ----
 
 
 def png(width: int, height: int) -> bytes:
@@ -201,8 +200,7 @@ def test_pictures_larger_than_was_declared_are_left_out(
     assert any("damaged" in line for line in source.warnings)
 
 
-# ---- cut off in the middle
-# ------------------------------------------------------------------------------------------------
+# ---- cut off in the middle ----
 
 
 @pytest.mark.parametrize(

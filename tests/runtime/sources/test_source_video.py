@@ -259,8 +259,7 @@ def test_whole_files_of_other_containers_are_not_called_broken(tmp_path: Path) -
         assert numbers(frames(tmp_path / f"a.{suffix}")) == list(range(30))
 
 
-# ---- colours
-# --------------------------------------------------------------------------------------------------------------
+# ---- colours ----
 
 # red's and blue's share of luma; tag
 SPACES = {

@@ -233,8 +233,7 @@ def test_tokens_are_whole_groups():
     assert np.flatnonzero(tokens_of(patches)).tolist() == [2, 3]
 
 
-# ---- the stages
-# -----------------------------------------------------------------------------------------------------
+# ---- the stages ----
 
 
 def moving_frames(count: int, seed: int = 0) -> list[Frame]:
