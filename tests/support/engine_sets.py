@@ -11,7 +11,7 @@ from support.reference_model import write_random_checkpoint
 from support.shared import once
 
 from vicort.export import build
-from vicort.export.engine_set import seal
+from vicort.export.engine_set import draft_manifest, seal
 from vicort.runtime.manifest import Backend, Manifest, read_manifest
 
 TOKENIZER = Path(__file__).parents[2] / "export" / "tiny" / "checkpoint" / "tokenizer.json"
