@@ -326,7 +326,7 @@ def test_the_context_that_papers_cut_is_exact():
 
 def test_two_systems_of_one_name_are_refused(tmp_path):
     (tmp_path / "mine.yaml").write_text(
-        (made.Path(run.__file__).parents[3] / "configs" / "systems" / "uniform.yaml").read_text()
+        (made.Path(run.__file__).parents[2] / "configs" / "systems" / "uniform.yaml").read_text()
     )
     with pytest.raises(ConfigError, match="name 'uniform' is another's too"):
         run.systems_of(["uniform", str(tmp_path / "mine.yaml")])
@@ -401,7 +401,7 @@ def test_a_system_that_these_engines_cannot_run_is_left_out_only_where_none_is_n
     tiny_engines, tmp_path, monkeypatch, capsys
 ):
     text = (
-        made.Path(run.__file__).parents[3] / "configs" / "systems" / "simplestream.yaml"
+        made.Path(run.__file__).parents[2] / "configs" / "systems" / "simplestream.yaml"
     ).read_text()
     (tmp_path / "large.yaml").write_text(
         text.replace("simplestream\n", "large\n") + "chunk: {frames: 1024}\n"
