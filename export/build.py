@@ -147,53 +147,53 @@ def _parse(arguments: Sequence[str]) -> Arguments:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="`tiny` (the embedded default), `tiny-live`, a folder, or a hub id",
+        help="`tiny` (the embedded default), `tiny-live`, a checkpoint folder, or a hub id",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="where to (default: engines/<model>-<precision>-<backend>)",
+        help="output folder (default: engines/<model>-<precision>-<backend>)",
     )
     parser.add_argument(
         "--backend",
         choices=("auto", *get_args(Backend)),
         default="auto",
-        help="auto: the faster of the CPU's, measured",
+        help="auto: the faster CPU backend, as measured here (default)",
     )
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
-        help="default: fp32, with --backend tensorrt bf16",
+        help="default: fp32, or bf16 with --backend tensorrt",
     )
     parser.add_argument(
-        "--chunk-frames", type=int, metavar="N", help="most frames in a chunk, even"
+        "--chunk-frames", type=int, metavar="N", help="maximum frames of a chunk, an even number"
     )
     parser.add_argument(
         "--image-size",
         type=_image_size,
         metavar="WxH",
-        help="pixels of a frame as the model sees it",
+        help="frame size that the model sees, in pixels",
     )
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="compare the engines with the PyTorch model; fails if they differ",
+        help="compare the engines with the PyTorch model, and fail if they differ",
     )
     parser.add_argument(
         "--adapter",
         type=Path,
         metavar="DIR",
-        help="a LoRA adapter in PEFT's layout, merged into the weights",
+        help="LoRA adapter in PEFT's layout, merged into the weights",
     )
-    plans = parser.add_argument_group("of --backend tensorrt")
+    plans = parser.add_argument_group("only with --backend tensorrt")
     plans.add_argument(
-        "--no-plugin", action="store_true", help="attention in TensorRT's own layers"
+        "--no-plugin", action="store_true", help="use TensorRT's native layers for attention"
     )
     plans.add_argument(
         "--strip",
         action="store_true",
-        help="plans without weights: they take them from the ONNX files when loaded",
+        help="build plans without weights, which are read from the ONNX files at load time",
     )
     plans.add_argument(
         "--target",
@@ -206,7 +206,7 @@ def _parse(arguments: Sequence[str]) -> Arguments:
         "--frontend",
         choices=FRONTENDS,
         default=FRONTENDS[0],
-        help="what makes the vision plan (default: onnx)",
+        help="exporter of the vision plan (default: onnx)",
     )
     return Arguments(**vars(parser.parse_args(arguments)))
 

@@ -136,18 +136,18 @@ def _parser() -> argparse.ArgumentParser:
         "--engine-dir",
         type=Path,
         metavar="DIR",
-        help="engine set; default: the tiny model's, built if there is none",
+        help="engine set (default: the tiny model's, built if there is none)",
     )
     parser.add_argument(
         "--system",
         default=Options.system,
         metavar="NAME|FILE",
-        help="what is kept and how (default: %(default)s)",
+        help="memory system: a name or a YAML file (default: %(default)s)",
     )
     parser.add_argument(
         "--sequential",
         action="store_true",
-        help="one stage after another: the same answers, for debugging",
+        help="run one stage after another, for debugging; answers are the same",
     )
     _add_live(parser.add_argument_group("live sources"))
     _add_video(parser.add_argument_group("video"))
@@ -157,16 +157,16 @@ def _parser() -> argparse.ArgumentParser:
         "--format",
         choices=tuple(WRITERS),
         default=Options.format,
-        help="of the events on stdout (default: %(default)s)",
+        help="format of the events on stdout (default: %(default)s)",
     )
     output.add_argument(
-        "--stats", action="store_true", help="an event for each chunk too (text and jsonl)"
+        "--stats", action="store_true", help="also print an event for each chunk (text and jsonl)"
     )
     output.add_argument(
         "--trace",
         type=Path,
         metavar="FILE.json",
-        help="write what ran when, for https://ui.perfetto.dev",
+        help="write a timeline for https://ui.perfetto.dev",
     )
     return parser
 
@@ -175,7 +175,7 @@ def _add_video(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--fps",
         metavar="N|source",
-        help="frames a second to take, or every frame (default: as the model was trained)",
+        help="frames per second to use, or every frame (default: the model's training rate)",
     )
     group.add_argument(
         "--stream",
@@ -187,20 +187,22 @@ def _add_video(group: argparse._ArgumentGroup) -> None:
         "--decode",
         choices=("auto", "cpu", "gpu"),
         default=Options.decode,
-        help="auto: NVDEC, if it is there, for engines on an NVIDIA GPU",
+        help="auto: NVDEC if available, for engines on an NVIDIA GPU",
     )
     group.add_argument("--realtime", action="store_true", help="play a file by its timestamps")
     kind = group.add_mutually_exclusive_group()
     kind.add_argument(
         "--live",
         action="store_true",
-        help="the source waits for nobody: implies --on-lag drop-oldest",
+        help="live source: drop frames rather than wait; implies --on-lag drop-oldest",
     )
     kind.add_argument(
-        "--file", action="store_true", help="the source can wait: implies --on-lag wait (default)"
+        "--file", action="store_true", help="the source can wait; implies --on-lag wait (default)"
     )
     group.add_argument(
-        "--on-lag", choices=("wait", "drop-oldest"), help="what happens when frames come too fast"
+        "--on-lag",
+        choices=("wait", "drop-oldest"),
+        help="wait, or drop the oldest frames, when they come too fast",
     )
 
 
@@ -210,40 +212,40 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
         "--rtsp-transport",
         choices=("tcp", "udp"),
         default=Options.rtsp_transport,
-        help="(default: %(default)s)",
+        help="transport of RTSP streams (default: %(default)s)",
     )
     group.add_argument(
         "--open-timeout",
         type=float,
         default=patience.open_timeout,
         metavar="SECONDS",
-        help="to connect (default: %(default)s)",
+        help="timeout for connecting (default: %(default)s)",
     )
     group.add_argument(
         "--read-timeout",
         type=float,
         metavar="SECONDS",
-        help="of silence (default: 10, or 30 for HLS)",
+        help="timeout for reading (default: 10, or 30 for HLS)",
     )
     group.add_argument(
         "--reconnect",
         type=int,
         metavar="N",
-        help="attempts in a row before a live source is given up (default: no end)",
+        help="reconnection attempts in a row before giving up (default: no limit)",
     )
     group.add_argument(
         "--max-pixels",
         type=int,
         default=limits.pixels,
         metavar="N",
-        help="largest frame (default: %(default)s)",
+        help="maximum pixels of a frame (default: %(default)s)",
     )
     group.add_argument(
         "--max-fps",
         type=int,
         default=limits.fps,
         metavar="N",
-        help="highest declared rate (default: %(default)s)",
+        help="maximum frame rate that a source may declare (default: %(default)s)",
     )
 
 
@@ -254,13 +256,16 @@ def _add_questions(group: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar='"[@SECONDS] QUESTION"',
-        help="at a time or at the end; repeatable",
+        help="ask at a time, or at the end; repeatable",
     )
     group.add_argument(
         "--questions",
         type=Path,
         metavar="FILE.jsonl|-",
-        help='lines of {"at": seconds|null, "question": "…", "id": "…"}; - as they come',
+        help=(
+            'read questions, one line each: {"at": seconds|null, "question": "…", "id": "…"}; '
+            "- reads stdin as lines arrive"
+        ),
     )
     group.add_argument(
         "--every",
@@ -268,45 +273,48 @@ def _add_questions(group: argparse._ArgumentGroup) -> None:
         default=[],
         nargs=2,
         metavar=("SECONDS", "QUESTION"),
-        help="again and again; repeatable",
+        help="ask at this interval; repeatable",
     )
     group.add_argument(
         "--until",
         metavar="QUESTION",
-        help=f"every {UNTIL_SECONDS} s, until the answer is yes, which ends the run",
+        help=f"ask every {UNTIL_SECONDS} s, and end the run once the answer is yes",
     )
     group.add_argument(
         "--serve-socket",
         type=Path,
         metavar="PATH",
-        help="take questions on a Unix socket, JSON lines in and out",
+        help="accept questions on a Unix socket, as JSON lines",
     )
     group.add_argument(
         "--temperature",
         type=float,
         default=default.temperature,
-        help="0 = always the likeliest token (default)",
+        help="sampling temperature; 0 = greedy (default)",
     )
     group.add_argument(
         "--top-p",
         type=float,
         default=default.top_p,
-        help="draw from the likeliest, up to this share (default: %(default)s)",
+        help="nucleus sampling: total probability to sample from (default: %(default)s)",
     )
     group.add_argument(
         "--top-k",
         type=int,
         default=default.top_k,
-        help="draw from this many of the likeliest; 0 = all (default)",
+        help="number of most likely tokens to sample from; 0 = all (default)",
     )
     group.add_argument(
-        "--seed", type=int, default=default.seed, help="of the draw (default: %(default)s)"
+        "--seed",
+        type=int,
+        default=default.seed,
+        help="random seed for sampling (default: %(default)s)",
     )
     group.add_argument(
         "--max-tokens",
         type=int,
         default=default.max_tokens,
-        help="longest answer (default: %(default)s)",
+        help="maximum tokens of an answer (default: %(default)s)",
     )
 
 
