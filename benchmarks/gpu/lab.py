@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import metadata
 from importlib.util import find_spec
@@ -17,7 +17,6 @@ import numpy as np
 from vicort.benchmarks.common.spread import Spread, spread
 from vicort.runtime.devices.cuda import DeviceArray, Gpu, open_gpu
 from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
-from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import DeviceError, EngineError, VicortError
 from vicort.runtime.kernels import Kernels, KernelSpec
 
@@ -145,17 +144,14 @@ class Lab:
 
     @property
     def backend(self) -> str:
-        """TensorRT's engines, or, where it does not run on this GPU, AOTInductor's: "tensorrt" or
-        "inductor".
-
-        Found out by step `plan`, or by the first that asks, and kept for the others.
-        """
+        """The backend whose engines are measured: "tensorrt", or "inductor" where TensorRT does not
+        run on this GPU. Raises Skip before step `plan` has decided it."""
         if self.decision is None:
-            from vicort.benchmarks.gpu.engine_steps import plan
-
-            with suppress(Exception):  # what it was is in the decision
-                plan(self)
-        return (self.decision or {})["backend"]
+            raise Skip(
+                "it is not known yet whether TensorRT runs on this GPU: run step plan first, with "
+                "the same --cache"
+            )
+        return self.decision["backend"]
 
     @property
     def decision(self) -> dict[str, Any] | None:
@@ -199,27 +195,6 @@ class Lab:
             multiprocessors=gpu.multiprocessors,
             launcher=gpu.launcher,
         )
-
-    def engine_dir(self, backend: str, precision: str) -> Path:
-        """The tiny model's engine set, built if it is not there yet."""
-        self.gpu  # noqa: B018 (skips without one)
-        need("torch", "engine sets are built with it")
-        if backend == "tensorrt":
-            self.need_tensorrt()
-        from vicort.benchmarks.common.engine_sets import tiny_model  # late: it takes torch
-
-        return tiny_model().engines(self.folder, backend, precision)
-
-    def engines(self, backend: str, precision: str) -> EngineSet:
-        """The tiny model's. backend: one of the runtime's, or "inductor"."""
-        if backend == "inductor":
-            self.gpu  # noqa: B018 (skips without one)
-            need("torch", "AOTInductor is a part of it")
-            need("triton", "the kernels are compiled with it")
-            from vicort.benchmarks.gpu.inductor.inductor_sets import tiny_engines
-
-            return tiny_engines(self.folder / f"tiny-{precision}-inductor", precision, self.gpu)
-        return EngineSet.open(self.engine_dir(backend, precision))
 
     def need_tensorrt(self) -> None:
         from vicort.runtime.engines.tensorrt import load_tensorrt

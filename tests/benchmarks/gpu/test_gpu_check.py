@@ -523,7 +523,7 @@ def test_pipelines_that_answer_otherwise_fail_the_step(
     answers, said: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Lab, "backend", "tensorrt")
-    monkeypatch.setattr(lab, "engines", lambda backend, precision: nullcontext(), raising=False)
+    monkeypatch.setattr(gpu_engines, "tiny_engines", lambda lab, backend, precision: nullcontext())
     monkeypatch.setattr(
         gpu_engines, "compare_pipelines", lambda ours, theirs, **options: {"answers": answers}
     )

@@ -488,17 +488,12 @@ def test_where_it_does_not_aotinductor_is(lab: Lab) -> None:
     assert Lab(lab.folder, lab.gpu).backend == "inductor"  # other steps' processes read it
 
 
-def test_whoever_asks_first_tries(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[str] = []
-
-    def plan(each):
-        tried.append(each.gpu.name)
-        with each.trying_tensorrt():
-            raise RuntimeError("a driver of before")
-
-    monkeypatch.setattr(gpu_engines, "plan", plan)
-    assert (lab.backend, lab.backend) == ("inductor", "inductor")
-    assert tried == ["simulated GPU"]
+def test_before_step_plan_no_backend_is_known(lab: Lab) -> None:
+    with pytest.raises(Skip, match="run step plan first"):
+        _ = lab.backend
+    with pytest.raises(RuntimeError), lab.trying_tensorrt():
+        raise RuntimeError("an older driver")
+    assert lab.backend == "inductor"
     lab.gpu.driver.name = "another GPU"
     assert lab.decision is None
 
@@ -527,7 +522,9 @@ def test_the_step_fails_without_the_kernel_and_with_wrong_numbers(
 ) -> None:
     monkeypatch.setattr(Lab, "backend", "inductor")
     monkeypatch.setattr(
-        Lab, "engines", lambda self, backend, precision: EngineSet.open(tiny_engines)
+        gpu_engines,
+        "tiny_engines",
+        lambda lab, backend, precision: EngineSet.open(tiny_engines),
     )
     monkeypatch.setattr(
         gpu_inductor, "kernel_names", lambda folder: {"bounded_attention": named, "combine": named}
