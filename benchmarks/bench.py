@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from vicort.benchmarks.common.children import in_child
 from vicort.benchmarks.common.settings import QUICK, Settings
 from vicort.runtime.errors import ConfigError, VicortError
 
@@ -23,6 +22,12 @@ SCHEMA = 1
 CACHE = Path("build/bench")
 OUT = Path("benchmarks/results/bench.json")
 TINY_ENGINES = ("openvino", "fp32")  # of the parts that measure one engine set
+
+
+def tiny_engine_dir(cache: Path) -> Path:
+    from vicort.benchmarks.common.engine_sets import tiny_model  # late: imports torch
+
+    return tiny_model().engines(cache, *TINY_ENGINES)
 
 
 def machine(cache: Path, settings: Settings) -> dict[str, Any]:
@@ -36,9 +41,8 @@ def machine(cache: Path, settings: Settings) -> dict[str, Any]:
 
 def overlap(cache: Path, settings: Settings) -> dict[str, Any]:
     from vicort.benchmarks.common import overlap
-    from vicort.benchmarks.common.engine_sets import tiny_model
 
-    return overlap.measure(tiny_model().engines(cache, *TINY_ENGINES), settings)
+    return overlap.measure(tiny_engine_dir(cache), settings)
 
 
 def transformers_tiny(cache: Path, settings: Settings) -> dict[str, Any]:
@@ -57,33 +61,28 @@ def transformers_medium(cache: Path, settings: Settings) -> dict[str, Any]:
 
 def long_stream(cache: Path, settings: Settings) -> dict[str, Any]:
     from vicort.benchmarks.common import long_stream
-    from vicort.benchmarks.common.engine_sets import tiny_model
 
-    return long_stream.measure(tiny_model().engines(cache, *TINY_ENGINES), settings)
+    return long_stream.measure(tiny_engine_dir(cache), settings)
 
 
 def first_token(cache: Path, settings: Settings) -> dict[str, Any]:
     from vicort.benchmarks.common import first_token
-    from vicort.benchmarks.common.engine_sets import tiny_model
 
-    return first_token.measure(tiny_model().engines(cache, *TINY_ENGINES), settings)
+    return first_token.measure(tiny_engine_dir(cache), settings)
 
 
 def systems(cache: Path, settings: Settings) -> dict[str, Any]:
-    from vicort.benchmarks.common.engine_sets import speaking_model, tiny_model
+    from vicort.benchmarks.common.engine_sets import speaking_model
     from vicort.benchmarks.systems import systems
 
-    sets = systems.EngineDirs(
-        tiny_model().engines(cache, *TINY_ENGINES), speaking_model().engines(cache, *TINY_ENGINES)
-    )
-    return systems.measure(sets, cache, settings)
+    speaking = speaking_model().engines(cache, *TINY_ENGINES)
+    return systems.measure(systems.EngineDirs(tiny_engine_dir(cache), speaking), cache, settings)
 
 
 def migration(cache: Path, settings: Settings) -> dict[str, Any]:
-    from vicort.benchmarks.common.engine_sets import tiny_model
     from vicort.benchmarks.systems import migration
 
-    return migration.measure(tiny_model().engines(cache, *TINY_ENGINES), cache, settings)
+    return migration.measure(tiny_engine_dir(cache), cache, settings)
 
 
 Part = Callable[[Path, Settings], dict[str, Any]]
@@ -124,9 +123,7 @@ def run(
     for name in names:
         moment, start = now(), time.perf_counter()
         print(f"{name} …", end=" ", file=sys.stderr, flush=True)
-        part = (
-            place(result["parts"]) if name == CAP else in_own_process(PARTS[name], cache, settings)
-        )
+        part = place(result["parts"]) if name == CAP else in_child(PARTS[name], cache, settings)
         result["parts"][name] = part | {"measured": moment}
         print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         result["parts"] = {part: result["parts"][part] for part in ALL if part in result["parts"]}
@@ -152,12 +149,6 @@ def earlier_parts(out: Path, result: dict[str, Any]) -> dict[str, Any]:
         and all(earlier["conditions"].get(key) == result["conditions"][key] for key in comparable)
     )
     return earlier["parts"] if same else {}
-
-
-def in_own_process(part: Part, *arguments: Any) -> dict[str, Any]:
-    """What `part` returns, or raises, from a fresh interpreter."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(part, *arguments).result()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

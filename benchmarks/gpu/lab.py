@@ -27,12 +27,12 @@ MOST_LAUNCHES = 200  # in one measurement
 DECISION = "gpu-backend.json"  # in the folder of what is built for the checks
 
 
-class Skip(Exception):
-    """A step cannot be tried here, and why."""
+class Skip(VicortError):
+    """A step cannot run on this machine; the text says why."""
 
 
 class NotRight(VicortError):
-    """A step ran, and what it found is wrong. `found`: its numbers all the same."""
+    """A step ran, and its result is wrong. `found`: its numbers."""
 
     def __init__(self, line: str, found: dict[str, Any]) -> None:
         super().__init__(line)

@@ -423,7 +423,7 @@ def test_a_damaged_set_is_one_line_with_the_command(
     damage(tmp_path / "set")
     with pytest.raises(EngineError, match=said) as error:
         open_engines(tmp_path / "set")
-    assert "gpu_check --only inductor" in str(error.value)
+    assert "gpu.check --only inductor" in str(error.value)
     assert "\n" not in str(error.value)
     with pytest.raises(EngineError):  # and the runtime does not open any
         EngineSet.open(tmp_path / "set")

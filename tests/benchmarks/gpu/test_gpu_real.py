@@ -176,7 +176,6 @@ class SimulatedMaker:
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     monkeypatch.setattr(gpu_models, "SIZES", {"toy": TINY})
-    monkeypatch.setattr(gpu_models, "MAKERS", {"tensorrt": f"{__name__}:SimulatedMaker"})
     monkeypatch.setattr(gpu_models, "maker", lambda backend: SimulatedMaker())
     monkeypatch.setattr(gpu_real, "AMOUNT", FEW)
     monkeypatch.setattr(gpu_profile, "AMOUNT", FEW)
