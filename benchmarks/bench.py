@@ -16,6 +16,7 @@ from typing import Any
 
 from vicort.benchmarks.common.children import in_child
 from vicort.benchmarks.common.settings import QUICK, Settings
+from vicort.benchmarks.common.tables import Table
 from vicort.runtime.errors import ConfigError, VicortError
 
 SCHEMA = 1
@@ -163,8 +164,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from vicort.benchmarks.cpu.report import pages, table
-
     settings = QUICK if options.quick else Settings()
     names = _chosen(options.only, settings)
     options.cache.mkdir(parents=True, exist_ok=True)
@@ -174,23 +173,63 @@ def _bench(options: argparse.Namespace) -> int:
             f"--out {out}: there is no folder {out.parent}: make it, or name another file"
         )
     result = run(names, options.cache.resolve(), settings, options.quick, out)
-    print(table(result))
-    written = [out, *_drawn(result, out), *pages(result, out)]
+    print(report(result))
+    written = [out, *drawn(result, out), *pages(result, out)]
     print(f"\nwritten: {', '.join(map(str, written))}")
     return 0
 
 
-def _drawn(result: dict[str, Any], out: Path) -> list[Path]:
-    """The pictures, beside the JSON: one of the parts that measure the pipeline, one each of the
-    systems, the migration and CAP."""
-    from vicort.benchmarks.common import picture
-    from vicort.benchmarks.systems import cap_picture, migration_picture, systems_picture
+def report(result: dict[str, Any]) -> str:
+    """The whole result as text: a block a part, then the tables of the systems."""
+    from vicort.benchmarks.cpu.report import text
+
+    blocks = [table for found in tables(result["parts"]).values() for table in found]
+    return "\n".join([text(result), *(line for each in blocks for line in ("", *each.text()))])
+
+
+def tables(parts: dict[str, Any]) -> dict[str, list[Table]]:
+    """Of the parts that compare systems."""
+    from vicort.benchmarks.systems import cap, migration_report, systems_report
+
+    found: dict[str, list[Table]] = {}
+    if "systems" in parts:
+        found["systems"] = systems_report.tables(parts["systems"])
+    if "migration" in parts:
+        found["migration"] = [migration_report.table(parts["migration"])]
+    if CAP in parts:
+        found[CAP] = [cap.table(parts[CAP])]
+    return found
+
+
+def pages(result: dict[str, Any], out: Path) -> list[Path]:
+    """Writes the systems' tables beside `out` as Markdown, with the conditions; returns the
+    files."""
+    from vicort.benchmarks.cpu.report import conditions
+
+    written = []
+    for name, found in tables(result["parts"]).items():
+        path = out.with_name(f"{out.stem}-{name}.md")
+        lines = [
+            f"<!-- made by vicort-bench from {out.name} -->",
+            *(f"{line}  " for line in conditions(result)),
+            *(line for each in found for line in ("", *each.markdown())),
+        ]
+        path.write_text("\n".join(lines) + "\n")
+        written.append(path)
+    return written
+
+
+def drawn(result: dict[str, Any], out: Path) -> list[Path]:
+    """Draws the pictures beside `out`: one of the parts that measure the pipeline, one each of the
+    systems, the migration and CAP; returns the files."""
+    from vicort.benchmarks.cpu import picture
+    from vicort.benchmarks.systems import pictures
 
     painters = {
         "": picture.draw,
-        "-systems": systems_picture.draw,
-        "-migration": migration_picture.draw,
-        "-cap": cap_picture.draw,
+        "-systems": pictures.draw_systems,
+        "-migration": pictures.draw_migration,
+        "-cap": pictures.draw_cap,
     }
     paths = [
         draw(result, out.with_name(f"{out.stem}{name}.png")) for name, draw in painters.items()

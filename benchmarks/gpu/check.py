@@ -331,6 +331,7 @@ def run_here(name: str, folder: Path, step: Step | None = None) -> dict[str, Any
     from vicort.benchmarks.gpu.lab import Lab, NotRight, Skip
 
     start = time.perf_counter()
+    found: Found
     try:
         found = {"outcome": "passed"} | (step or STEPS[name]).run(Lab(folder))
     except Skip as skip:

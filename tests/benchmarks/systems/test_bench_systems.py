@@ -22,15 +22,12 @@ from vicort.benchmarks import bench
 from vicort.benchmarks.common.children import ChildFailed, in_child
 from vicort.benchmarks.common.settings import QUICK
 from vicort.benchmarks.common.workload import describe_system
-from vicort.benchmarks.cpu import report
 from vicort.benchmarks.systems import (
     cap,
-    cap_picture,
     migration,
-    migration_picture,
+    pictures,
     significance,
     systems,
-    systems_picture,
 )
 from vicort.benchmarks.systems.system_answers import _counted, old_ages
 from vicort.benchmarks.systems.tokens_read import CountingEngine, visible_tokens
@@ -272,7 +269,7 @@ def test_verdicts_mark_only_what_is_told_apart():
 
 def test_tables_say_who_beats_whom_and_what_failed(tmp_path):
     result = bench_result.result()
-    text = report.table(result)
+    text = bench.report(result)
     assert "broken FAILED: ConfigError: no such thing" in text
     (good,) = [
         line
@@ -282,7 +279,7 @@ def test_tables_say_who_beats_whom_and_what_failed(tmp_path):
     assert "better" in good
     assert "2 cores" in text
     out = tmp_path / "bench.json"
-    written = report.pages(result, out)
+    written = bench.pages(result, out)
     assert [path.name for path in written] == [
         "bench-systems.md",
         "bench-migration.md",
@@ -294,7 +291,9 @@ def test_tables_say_who_beats_whom_and_what_failed(tmp_path):
     assert "Abacus" in page
 
 
-@pytest.mark.parametrize("draw", [systems_picture.draw, migration_picture.draw, cap_picture.draw])
+@pytest.mark.parametrize(
+    "draw", [pictures.draw_systems, pictures.draw_migration, pictures.draw_cap]
+)
 def test_pictures_of_a_result(draw, tmp_path):
     path = tmp_path / "picture.png"
     assert draw(bench_result.result(), path) == path
