@@ -119,7 +119,6 @@ class TransformersStream:
         self._prompt = self._read_prompt()
 
     # ---- a chunk, stage by stage
-    # ----------------------------------------------------------------------------------------
 
     def preprocess(self, frames: Sequence[Frame]) -> Tensor:
         """Letterboxed, normalised patches [n, 3 * 2 * p * p] of a chunk: bicubic with antialias, on
@@ -184,7 +183,6 @@ class TransformersStream:
         self.ingest(features, kept, [frame.time for frame in frames[::UNIT_FRAMES]])
 
     # ---- a question
-    # -----------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def ask(self, question: str, max_tokens: int) -> Reply:
@@ -225,7 +223,6 @@ class TransformersStream:
         return self.tokenizer(whole, add_special_tokens=False).input_ids
 
     # ---- cache and positions
-    # --------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def _read_prompt(self) -> CachedChunk:
@@ -293,7 +290,6 @@ class TransformersStream:
         return positions.to(self.device)
 
     # ---- odds and ends
-    # --------------------------------------------------------------------------------------------------
 
     def _precomputed(self, grid: Tensor) -> dict[str, Tensor]:
         """What transformers otherwise computes anew from the grid in every call (its own documented

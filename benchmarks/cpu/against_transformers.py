@@ -135,7 +135,6 @@ def fastest(final: dict[str, dict[str, Any]], kind: str) -> dict[str, str]:
 
 
 # ---- the same job
-# -------------------------------------------------------------------------------------------------------
 
 
 def check_same_job(model: Model, cache: Path, system: System, chunks: int) -> dict[str, Any]:
@@ -185,7 +184,6 @@ def check_same_job(model: Model, cache: Path, system: System, chunks: int) -> di
 
 
 # ---- the fastest way of running each
-# ------------------------------------------------------------------------------------
 
 
 def screen_transformers(
@@ -238,7 +236,6 @@ def screen_vicort(
 
 
 # ---- the comparison
-# -----------------------------------------------------------------------------------------------------
 
 
 def compare(
@@ -395,7 +392,6 @@ def full_history(
 
 
 # ---- parts
-# --------------------------------------------------------------------------------------------------------------
 
 
 def chunks_of(workload: Workload, first: int, count: int) -> list[list[Frame]]:

@@ -352,7 +352,6 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 # ---- the pipeline
-# ---------------------------------------------------------------------------------------------------------
 
 
 def pipeline(lab: Lab) -> dict[str, Any]:

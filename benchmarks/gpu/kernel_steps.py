@@ -228,7 +228,6 @@ class Call:
 
 
 # ---- step: correctness
-# ----------------------------------------------------------------------------------------------------
 
 
 def correctness(lab: Lab) -> dict[str, Any]:
@@ -329,7 +328,6 @@ def placing_errors(lab: Lab, kernels: LoadedKernels) -> list[str]:
 
 
 # ---- steps: ceilings and speed
-# --------------------------------------------------------------------------------------------
 
 
 def ceilings(lab: Lab, side: int = SIDE, copy_bytes: int = COPY_BYTES) -> dict[str, Any]:

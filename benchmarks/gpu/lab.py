@@ -66,7 +66,6 @@ class Lab:
         return self.gpu.driver.handle(self.raw)
 
     # ---- arrays
-    # -----------------------------------------------------------------------------------------------------------
 
     def put(self, array: np.ndarray) -> DeviceArray:
         """A copy on the device."""
@@ -99,7 +98,6 @@ class Lab:
         self.gpu.driver.synchronize(self.gpu.driver.record(self.raw))
 
     # ---- time
-    # -------------------------------------------------------------------------------------------------------------
 
     def times_ms(self, launches: list[Callable[[], None]]) -> Spread:
         """Milliseconds of one launch on the device's clock: many, taken in turn, are replayed as
@@ -140,7 +138,6 @@ class Lab:
         return driver.elapsed_ms(start, end)
 
     # ---- which engines are measured
-    # ---------------------------------------------------------------------------------------
 
     @property
     def backend(self) -> str:
@@ -177,7 +174,6 @@ class Lab:
         (self.folder / DECISION).write_text(json.dumps(content, indent=1) + "\n")
 
     # ---- what is built
-    # ----------------------------------------------------------------------------------------------------
 
     def kernels(self, name: str, spec: KernelSpec) -> LoadedKernels:
         """Kernels of a spec, compiled for this GPU's architecture if they are not there yet."""

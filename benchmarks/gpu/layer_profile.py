@@ -78,7 +78,6 @@ def typical_runs(work: Job) -> Iterable[tuple[str, GraphName, Arrays]]:
 
 
 # ---- layers
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def layers_of(work: Job, graph: GraphName, inputs: Arrays) -> dict[str, Any]:
@@ -137,7 +136,6 @@ def top_costs(runs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 # ---- gaps
-# -----------------------------------------------------------------------------------------------------------------
 
 
 def spans_from(stream: VicortStream, first_chunk: int) -> dict[str, list[Span]]:

@@ -133,7 +133,6 @@ class DeviceMemory:
 
 
 # ---- stages
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def stages(lab: Lab, name: str, side: int) -> dict[str, Any]:
@@ -190,7 +189,6 @@ def matrix_ceiling() -> dict[str, Any]:
 
 
 # ---- the whole pipeline
-# ---------------------------------------------------------------------------------------------------
 
 
 def pipeline(lab: Lab, name: str, side: int) -> dict[str, Any]:
@@ -247,7 +245,6 @@ def reach(ms: dict[str, Spread], gflop: float, limit: dict[str, Any]) -> dict[st
 
 
 # ---- decoding included
-# ----------------------------------------------------------------------------------------------------
 
 
 def encoded(lab: Lab, name: str, side: int, decode: Decode) -> dict[str, Any]:
@@ -283,7 +280,6 @@ def written_clip(folder: Path, workload: Workload, frames: int) -> Path:
 
 
 # ---- first tokens, and those that follow
-# ----------------------------------------------------------------------------------
 
 
 def questions(lab: Lab, name: str, side: int) -> dict[str, Any]:

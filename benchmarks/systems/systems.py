@@ -89,7 +89,6 @@ def measure(engine_dirs: EngineDirs, cache: Path, settings: Settings) -> dict[st
 
 
 # ---- the two kinds of measurement
-# -----------------------------------------------------------------------------------------------
 
 
 def _answers(engine_dirs: EngineDirs, streams: Dataset, settings: Settings, done: Done) -> Rows:
@@ -199,7 +198,6 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 # ---- who beats whom
-# -------------------------------------------------------------------------------------------------------------
 
 
 def verdicts(rows: Rows, ages: Sequence[int], old: Sequence[int]) -> dict[str, Any]:
@@ -252,7 +250,6 @@ def right_of(row: dict[str, Any], ages: Sequence[int]) -> Verdicts:
 
 
 # ---- what an interruption leaves
-# ------------------------------------------------------------------------------------------------
 
 
 class Done:

@@ -333,7 +333,6 @@ def test_two_systems_of_one_name_are_refused(tmp_path):
 
 
 # ---- the synthetic world
-# ------------------------------------------------------------------------------------------------
 
 
 def test_accuracy_by_age(tiny_engines, tmp_path):

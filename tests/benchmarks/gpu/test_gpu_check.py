@@ -54,7 +54,6 @@ def step(name: str, seconds: float = 60) -> Step:
 
 
 # ---- the runner
-# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -150,16 +149,12 @@ def test_a_step_that_dies_or_hangs_stops_no_other(tmp_path: Path) -> None:
     assert "exit code -11" in run_apart("dies", tmp_path, step("dies"))["reason"]
     assert "exit code 0" in run_apart("leaves", tmp_path, step("leaves"))["reason"]
     hung = run_apart("hangs", tmp_path, step("hangs", seconds=3))
-    assert (hung["outcome"], hung["reason"]) == (
-        "failed",
-        "it took longer than 3 s and was ended",
-    )
+    assert (hung["outcome"], hung["reason"]) == ("failed", "it took longer than 3 s and was ended")
     fine = run_apart("fine", tmp_path, step("fine"))
     assert (fine["outcome"], fine["folder"]) == ("passed", str(tmp_path))
 
 
 # ---- kernels
-# --------------------------------------------------------------------------------------------------------------
 
 SMALL = (
     Case(1, 7),
@@ -420,7 +415,6 @@ def test_work_is_counted() -> None:
 
 
 # ---- engines and the pipeline
-# ---------------------------------------------------------------------------------------------
 
 
 def test_engines_are_compared_output_by_output(tiny_engines: Path) -> None:
@@ -536,7 +530,6 @@ def test_pipelines_that_answer_otherwise_fail_the_step(
 
 
 # ---- video
-# ----------------------------------------------------------------------------------------------------------------
 
 
 def test_decoders_are_compared_frame_by_frame(
@@ -581,7 +574,6 @@ def test_cases_cover_what_the_kernel_can_be_given() -> None:
 
 
 # ---- for real
-# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.gpu

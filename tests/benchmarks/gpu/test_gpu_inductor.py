@@ -57,7 +57,6 @@ SIGNATURE = GraphSpec(
 
 
 # ---- engines
-# --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_session_on_a_simulated_gpu_answers_as_on_the_cpu() -> None:
@@ -231,7 +230,6 @@ def test_what_does_not_fit_is_refused(packages) -> None:
 
 
 # ---- the kernel inside
-# ----------------------------------------------------------------------------------------------------
 
 
 def small_model():
@@ -299,7 +297,6 @@ def test_the_operator_is_the_plain_one_in_tritons_interpreter() -> None:
 
 
 # ---- sets on disk
-# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -460,7 +457,6 @@ def test_the_maker_builds_for_a_size_of_frames(lab: Lab, monkeypatch: pytest.Mon
 
 
 # ---- which engines are measured
-# -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -522,9 +518,7 @@ def test_the_step_fails_without_the_kernel_and_with_wrong_numbers(
 ) -> None:
     monkeypatch.setattr(Lab, "backend", "inductor")
     monkeypatch.setattr(
-        gpu_engines,
-        "tiny_engines",
-        lambda lab, backend, precision: EngineSet.open(tiny_engines),
+        gpu_engines, "tiny_engines", lambda lab, backend, precision: EngineSet.open(tiny_engines)
     )
     monkeypatch.setattr(
         gpu_inductor, "kernel_names", lambda folder: {"bounded_attention": named, "combine": named}
@@ -538,7 +532,6 @@ def test_the_step_fails_without_the_kernel_and_with_wrong_numbers(
 
 
 # ---- for real
-# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -87,7 +87,6 @@ FEW = Amount(
 
 
 # ---- random weights
-# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +152,6 @@ def test_arithmetic_is_what_the_goals_were_set_with() -> None:
 
 
 # ---- the steps
-# ------------------------------------------------------------------------------------------------------------
 
 
 class SimulatedMaker:
@@ -306,7 +304,6 @@ def test_the_time_between_tokens_leaves_the_first_one_out() -> None:
 
 
 # ---- the profile
-# ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_profile_says_where_the_time_goes(built: Lab) -> None:
@@ -368,7 +365,6 @@ def test_what_lies_within_counts_once() -> None:
 
 
 # ---- transformers
-# ---------------------------------------------------------------------------------------------------------
 
 
 def test_transformers_does_the_job_on_the_same_weights(
@@ -405,7 +401,6 @@ def test_letterboxing_on_a_device_gives_what_pil_gives() -> None:
 
 
 # ---- tables
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_tables_hold_what_passed_and_nothing_else(built: Lab) -> None:

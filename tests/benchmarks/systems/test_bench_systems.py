@@ -22,13 +22,7 @@ from vicort.benchmarks import bench
 from vicort.benchmarks.common.children import ChildFailed, in_child
 from vicort.benchmarks.common.settings import QUICK
 from vicort.benchmarks.common.workload import describe_system
-from vicort.benchmarks.systems import (
-    cap,
-    migration,
-    pictures,
-    significance,
-    systems,
-)
+from vicort.benchmarks.systems import cap, migration, pictures, significance, systems
 from vicort.benchmarks.systems.system_answers import _counted, old_ages
 from vicort.benchmarks.systems.tokens_read import CountingEngine, visible_tokens
 from vicort.benchmarks.systems.twins import TWIN, twin_of, units_read, with_store
@@ -41,7 +35,6 @@ PNG = b"\x89PNG"
 
 
 # ---- statistics
-# -----------------------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(-7, 7), max_size=9))
@@ -86,7 +79,6 @@ def test_a_difference_is_taken_over_the_same_questions():
 
 
 # ---- twins and bytes
-# ------------------------------------------------------------------------------------------------------------
 
 
 @given(st.floats(0, 1e6), st.integers(1, 300))
@@ -190,7 +182,6 @@ def test_old_is_64_chunks_or_the_oldest_there_is():
 
 
 # ---- processes
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def fails() -> None:
@@ -251,7 +242,6 @@ def test_a_failing_system_costs_its_row(tiny_engines, tmp_path, monkeypatch):
 
 
 # ---- tables, pictures, CAP
-# ------------------------------------------------------------------------------------------------------
 
 
 def test_verdicts_mark_only_what_is_told_apart():
@@ -347,7 +337,6 @@ def test_cap_says_what_is_improved():
 
 
 # ---- migration
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_one_value_at_a_time_leaves_the_base():
@@ -401,7 +390,6 @@ def test_a_point_of_the_study_measures_what_it_says(tiny_engines, tmp_path):
 
 
 # ---- the result file
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_parts_stay_when_only_new_amounts_came(tmp_path):
