@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from vicort.benchmarks.common.children import one_line
+from vicort.benchmarks.common.observed_engine import ObservedEngine
 from vicort.benchmarks.common.settings import Settings
 from vicort.benchmarks.common.workload import describe_system
 from vicort.benchmarks.evaluation.ages import Row, by_age, row_of
 from vicort.benchmarks.evaluation.items import Dataset
 from vicort.benchmarks.evaluation.watching import Candidate, watch
-from vicort.benchmarks.systems.tokens_read import CountingEngine
+from vicort.benchmarks.systems.tokens_read import TokenCounter
 from vicort.benchmarks.systems.twins import BASELINES, twin_of, with_store
 from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.engines.engine_set import EngineSet
@@ -77,7 +78,8 @@ def answers(
     Raises VicortError if not one question was answered.
     """
     start, plain = time.perf_counter(), engines.llm
-    engines.llm = counter = CountingEngine(plain)
+    counter = TokenCounter()
+    engines.llm = ObservedEngine(plain, counter.run)
     try:
         rows = list(_watched(engines, system, streams, settings))
     finally:
@@ -115,7 +117,7 @@ def _watched(
             yield row_of(system.name, items[reply.item], reply)
 
 
-def _counted(counter: CountingEngine, streams: int, settings: Settings) -> np.ndarray | None:
+def _counted(counter: TokenCounter, streams: int, settings: Settings) -> np.ndarray | None:
     """[streams, questions] tokens that each question could see, in the order they were asked: by
     time, so by age; None if not all were.
 

@@ -20,11 +20,12 @@ from support.streams import frames
 
 from vicort.benchmarks import bench
 from vicort.benchmarks.common.children import ChildFailed, in_child
+from vicort.benchmarks.common.observed_engine import ObservedEngine
 from vicort.benchmarks.common.settings import QUICK
 from vicort.benchmarks.common.workload import describe_system
 from vicort.benchmarks.systems import cap, migration, pictures, significance, systems
 from vicort.benchmarks.systems.system_answers import _counted, old_ages
-from vicort.benchmarks.systems.tokens_read import CountingEngine, visible_tokens
+from vicort.benchmarks.systems.tokens_read import TokenCounter, visible_tokens
 from vicort.benchmarks.systems.twins import TWIN, twin_of, units_read, with_store
 from vicort.runtime.core import Sampling
 from vicort.runtime.errors import ConfigError, MemoryBudgetError
@@ -147,7 +148,8 @@ def test_visible_tokens_by_counting_them(seed, by_head_table, by_head_where):
 @pytest.mark.parametrize("name", ["full-history", "vicostream", "uniform"])
 def test_what_a_question_reads_is_what_its_answer_says(name):
     engines = FakeEngineSet()
-    engines.llm = counter = CountingEngine(engines.llm)
+    counter = TokenCounter()
+    engines.llm = ObservedEngine(engines.llm, counter.run)
     said = []
     for _ in range(2):  # a stream and another
         with Session(
@@ -167,7 +169,7 @@ def test_what_a_question_reads_is_what_its_answer_says(name):
 
 def test_counts_are_used_only_if_every_question_was_counted():
     amounts = replace(QUICK, system_streams=2, system_ages=(0, 8))
-    counter = CountingEngine(FakeEngineSet().llm)
+    counter = TokenCounter()
     counter.counts = [float(n) for n in range(2 * (1 + 2 * 7))]
     counted = _counted(counter, 2, amounts)
     assert counted is not None
