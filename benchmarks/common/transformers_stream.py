@@ -82,7 +82,6 @@ class Reply:
     tokens: list[int]
     text: str
     ttft_ms: float
-    total_ms: float
     # [V] float32 behind each token, the first from the question's last token
     logits: list[np.ndarray] = field(repr=False)
 
@@ -205,7 +204,7 @@ class TransformersStream:
                 break
             tokens += ids
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return Reply(tokens, text, ttft * 1e3, (time.perf_counter() - start) * 1e3, logits)
+        return Reply(tokens, text, ttft * 1e3, logits)
 
     def _retrieve(self, question: str) -> Sequence[int]:
         """Numbers of the chunks that a question sees."""
@@ -289,7 +288,7 @@ class TransformersStream:
         self._newest = max(self._newest, int(positions.max()))
         return positions.to(self.device)
 
-    # ---- odds and ends
+    # ---- helpers
 
     def _precomputed(self, grid: Tensor) -> dict[str, Tensor]:
         """What transformers otherwise computes anew from the grid in every call (its own documented
@@ -363,10 +362,9 @@ def kept_tokens(features: Tensor, drop: Drop, units: int, tokens: int) -> Tensor
 
     features: [U, P, width].
     """
-    bounds = drop.bounds(units, tokens)
-    if bounds is None or units == 1:
-        return torch.arange(units * tokens, device=features.device)
-    threshold, positions = bounds
+    if units == 1:
+        return torch.arange(tokens, device=features.device)
+    threshold, positions = drop.bounds(units, tokens)
     # [P]
     lowest = torch.nn.functional.cosine_similarity(
         features[:-1].float(), features[1:].float(), dim=-1

@@ -33,9 +33,9 @@ from vicort.benchmarks.common.machine import conditions
 from vicort.benchmarks.common.observed_engine import ObservedEngine
 from vicort.benchmarks.common.study import finish, session_after, study_parser
 from vicort.benchmarks.evaluation import shapestream
-from vicort.benchmarks.evaluation.ages import Row, by_age, row_of
+from vicort.benchmarks.evaluation.ages import Row, by_age, rows_of
 from vicort.benchmarks.evaluation.items import Video
-from vicort.benchmarks.evaluation.watching import Candidate, watch
+from vicort.benchmarks.evaluation.watching import Candidate
 from vicort.export.tiny.evaluate import HELD_OUT, LONG
 from vicort.export.tiny.video import write_video
 from vicort.export.tiny.world import SHAPES, make_stream
@@ -187,11 +187,9 @@ def accuracy(
     rows: list[Row] = []
     queries: dict[str, dict[str, Any]] = {}
     for video in videos:
-        items = {item.id: item for item in video.items}
         for name, system in systems.items():
             runs.clear()
-            replies = watch(video, Candidate.of(engines, system)).replies
-            rows += [row_of(name, items[reply.item], reply) for reply in replies]
+            rows += rows_of(name, video, Candidate.of(engines, system))
             queries[name] = of_questions(runs, engines.manifest.model) if name in variants else {}
             line = f"{video.name}: {name}: {json.dumps(queries[name])}"
             print(line, file=sys.stderr, flush=True)

@@ -108,9 +108,10 @@ def main() -> int:
     with EngineSet.open(options.engine_dir) as engines:
         candidate = Candidate.of(engines, system)
         for video in load(engines.manifest.model, options.streams, (options.units,)).videos:
-            items = {item.id: item for item in video.items if item.task != NOW}
-            watched = watch(replace(video, items=tuple(items.values())), candidate)
-            right += [is_right(items[reply.item], [reply]) for reply in watched.replies]
+            items = tuple(item for item in video.items if item.task != NOW)
+            watched = watch(replace(video, items=items), candidate)
+            asked = zip(items, watched.replies, strict=True)  # all at the same moment
+            right += [is_right(item, [reply]) for item, reply in asked]
             prefill.append(watched.summary["stage_ms"]["prefill"] / watched.summary["chunks"])
             print(video.name, file=sys.stderr, flush=True)
     conditions = {
