@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from vicort.benchmarks.common.children import in_child
 from vicort.benchmarks.common.settings import QUICK, Settings
+from vicort.benchmarks.common.tables import Table
 from vicort.runtime.errors import ConfigError, VicortError
 
 SCHEMA = 1
 CACHE = Path("build/bench")
 OUT = Path("benchmarks/results/bench.json")
 TINY_ENGINES = ("openvino", "fp32")  # of the parts that measure one engine set
+
+
+def tiny_engine_dir(cache: Path) -> Path:
+    from vicort.benchmarks.common.engine_sets import tiny_model  # late: imports torch
+
+    return tiny_model().engines(cache, *TINY_ENGINES)
 
 
 def machine(cache: Path, settings: Settings) -> dict[str, Any]:
@@ -36,9 +42,8 @@ def machine(cache: Path, settings: Settings) -> dict[str, Any]:
 
 def overlap(cache: Path, settings: Settings) -> dict[str, Any]:
     from vicort.benchmarks.common import overlap
-    from vicort.benchmarks.common.engine_sets import tiny_model
 
-    return overlap.measure(tiny_model().engines(cache, *TINY_ENGINES), settings)
+    return overlap.measure(tiny_engine_dir(cache), settings)
 
 
 def transformers_tiny(cache: Path, settings: Settings) -> dict[str, Any]:
@@ -57,33 +62,28 @@ def transformers_medium(cache: Path, settings: Settings) -> dict[str, Any]:
 
 def long_stream(cache: Path, settings: Settings) -> dict[str, Any]:
     from vicort.benchmarks.common import long_stream
-    from vicort.benchmarks.common.engine_sets import tiny_model
 
-    return long_stream.measure(tiny_model().engines(cache, *TINY_ENGINES), settings)
+    return long_stream.measure(tiny_engine_dir(cache), settings)
 
 
 def first_token(cache: Path, settings: Settings) -> dict[str, Any]:
     from vicort.benchmarks.common import first_token
-    from vicort.benchmarks.common.engine_sets import tiny_model
 
-    return first_token.measure(tiny_model().engines(cache, *TINY_ENGINES), settings)
+    return first_token.measure(tiny_engine_dir(cache), settings)
 
 
 def systems(cache: Path, settings: Settings) -> dict[str, Any]:
-    from vicort.benchmarks.common.engine_sets import speaking_model, tiny_model
+    from vicort.benchmarks.common.engine_sets import speaking_model
     from vicort.benchmarks.systems import systems
 
-    sets = systems.EngineDirs(
-        tiny_model().engines(cache, *TINY_ENGINES), speaking_model().engines(cache, *TINY_ENGINES)
-    )
-    return systems.measure(sets, cache, settings)
+    speaking = speaking_model().engines(cache, *TINY_ENGINES)
+    return systems.measure(systems.EngineDirs(tiny_engine_dir(cache), speaking), cache, settings)
 
 
 def migration(cache: Path, settings: Settings) -> dict[str, Any]:
-    from vicort.benchmarks.common.engine_sets import tiny_model
     from vicort.benchmarks.systems import migration
 
-    return migration.measure(tiny_model().engines(cache, *TINY_ENGINES), cache, settings)
+    return migration.measure(tiny_engine_dir(cache), cache, settings)
 
 
 Part = Callable[[Path, Settings], dict[str, Any]]
@@ -124,9 +124,7 @@ def run(
     for name in names:
         moment, start = now(), time.perf_counter()
         print(f"{name} …", end=" ", file=sys.stderr, flush=True)
-        part = (
-            place(result["parts"]) if name == CAP else in_own_process(PARTS[name], cache, settings)
-        )
+        part = place(result["parts"]) if name == CAP else in_child(PARTS[name], cache, settings)
         result["parts"][name] = part | {"measured": moment}
         print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         result["parts"] = {part: result["parts"][part] for part in ALL if part in result["parts"]}
@@ -154,12 +152,6 @@ def earlier_parts(out: Path, result: dict[str, Any]) -> dict[str, Any]:
     return earlier["parts"] if same else {}
 
 
-def in_own_process(part: Part, *arguments: Any) -> dict[str, Any]:
-    """What `part` returns, or raises, from a fresh interpreter."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(part, *arguments).result()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
@@ -172,8 +164,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from vicort.benchmarks.cpu.report import pages, table
-
     settings = QUICK if options.quick else Settings()
     names = _chosen(options.only, settings)
     options.cache.mkdir(parents=True, exist_ok=True)
@@ -183,23 +173,63 @@ def _bench(options: argparse.Namespace) -> int:
             f"--out {out}: there is no folder {out.parent}: make it, or name another file"
         )
     result = run(names, options.cache.resolve(), settings, options.quick, out)
-    print(table(result))
-    written = [out, *_drawn(result, out), *pages(result, out)]
+    print(report(result))
+    written = [out, *drawn(result, out), *pages(result, out)]
     print(f"\nwritten: {', '.join(map(str, written))}")
     return 0
 
 
-def _drawn(result: dict[str, Any], out: Path) -> list[Path]:
-    """The pictures, beside the JSON: one of the parts that measure the pipeline, one each of the
-    systems, the migration and CAP."""
-    from vicort.benchmarks.common import picture
-    from vicort.benchmarks.systems import cap_picture, migration_picture, systems_picture
+def report(result: dict[str, Any]) -> str:
+    """The whole result as text: a block a part, then the tables of the systems."""
+    from vicort.benchmarks.cpu.report import text
+
+    blocks = [table for found in tables(result["parts"]).values() for table in found]
+    return "\n".join([text(result), *(line for each in blocks for line in ("", *each.text()))])
+
+
+def tables(parts: dict[str, Any]) -> dict[str, list[Table]]:
+    """Of the parts that compare systems."""
+    from vicort.benchmarks.systems import cap, migration_report, systems_report
+
+    found: dict[str, list[Table]] = {}
+    if "systems" in parts:
+        found["systems"] = systems_report.tables(parts["systems"])
+    if "migration" in parts:
+        found["migration"] = [migration_report.table(parts["migration"])]
+    if CAP in parts:
+        found[CAP] = [cap.table(parts[CAP])]
+    return found
+
+
+def pages(result: dict[str, Any], out: Path) -> list[Path]:
+    """Writes the systems' tables beside `out` as Markdown, with the conditions; returns the
+    files."""
+    from vicort.benchmarks.cpu.report import conditions
+
+    written = []
+    for name, found in tables(result["parts"]).items():
+        path = out.with_name(f"{out.stem}-{name}.md")
+        lines = [
+            f"<!-- made by vicort-bench from {out.name} -->",
+            *(f"{line}  " for line in conditions(result)),
+            *(line for each in found for line in ("", *each.markdown())),
+        ]
+        path.write_text("\n".join(lines) + "\n")
+        written.append(path)
+    return written
+
+
+def drawn(result: dict[str, Any], out: Path) -> list[Path]:
+    """Draws the pictures beside `out`: one of the parts that measure the pipeline, one each of the
+    systems, the migration and CAP; returns the files."""
+    from vicort.benchmarks.cpu import picture
+    from vicort.benchmarks.systems import pictures
 
     painters = {
         "": picture.draw,
-        "-systems": systems_picture.draw,
-        "-migration": migration_picture.draw,
-        "-cap": cap_picture.draw,
+        "-systems": pictures.draw_systems,
+        "-migration": pictures.draw_migration,
+        "-cap": pictures.draw_cap,
     }
     paths = [
         draw(result, out.with_name(f"{out.stem}{name}.png")) for name, draw in painters.items()

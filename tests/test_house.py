@@ -93,6 +93,29 @@ def test_export_imports_only_the_contract(path):
     assert rooms(path) <= CONTRACT | EXPORT_EXCEPTIONS.get(path.name, set())
 
 
+BENCHMARK_FLOORS = {"common": 0, "evaluation": 1, "cpu": 1, "systems": 2, "gpu": 2, "studies": 3}
+BENCHMARK_HEADS = {"bench", "demo"}
+
+
+def test_every_part_of_the_benchmarks_has_a_floor():
+    parts = {name.split(".")[2] for name in modules("benchmarks") if name != "vicort.benchmarks"}
+    assert parts == BENCHMARK_FLOORS.keys() | BENCHMARK_HEADS
+
+
+@pytest.mark.parametrize("name", sorted(modules("benchmarks").keys() - {"vicort.benchmarks"}))
+def test_a_room_of_the_benchmarks_imports_only_rooms_on_lower_floors(name):
+    own = name.split(".")[2]
+    if own in BENCHMARK_HEADS:
+        allowed = BENCHMARK_FLOORS.keys()
+    else:
+        lower = {room for room, floor in BENCHMARK_FLOORS.items() if floor < BENCHMARK_FLOORS[own]}
+        allowed = {own} | lower
+    used = imports(modules("benchmarks")[name])
+    assert {
+        other.split(".")[2] for other in used if other.startswith("vicort.benchmarks.")
+    } <= allowed
+
+
 @pytest.mark.parametrize("folder", ROOMS)
 def test_no_imports_form_a_loop_between_rooms(folder):
     """Only modules of one room may import each other in a loop, and then only late or for types."""

@@ -1,59 +1,69 @@
-"""Work in a process of its own: its memory, its threads and its faults are its own too."""
+"""Work in a child process: its memory, threads and crashes do not touch this one."""
 
 from __future__ import annotations
 
 import multiprocessing
+import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 from vicort.runtime.errors import VicortError
 
-LONGEST_LINE = 300  # characters of a failure that are kept
+MAX_LINE = 1000  # characters of an error text that are kept
 
 
 class ChildFailed(VicortError):
-    """Work failed in its process; the text says how, in one line."""
+    """Work failed in its child process; the text says how, in one line."""
+
+    def __init__(self, line: str, exit_code: int = VicortError.exit_code) -> None:
+        """exit_code: that of the error which the work raised, if it was a VicortError."""
+        super().__init__(line)
+        self.exit_code = exit_code
 
 
-def in_child(work: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
-    """What `work` returns, from a fresh interpreter.
+def in_child(work: Callable[..., Any], *arguments: Any, seconds: float | None = None) -> Any:
+    """What `work` returns, from a fresh interpreter. Both have to be picklable.
 
-    Raises ChildFailed with what it raised, or that it died, or that it took longer than `seconds`
-    and was ended.
+    seconds: timeout; None = none. Raises ChildFailed if the work raises, if its process dies, or
+    after the timeout. An error that is no VicortError also leaves its traceback on stderr.
     """
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    child = context.Process(target=_run, args=(there, work, arguments))
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_run, args=(sender, work, arguments))
     child.start()
-    there.close()
+    sender.close()
     try:
-        if not here.poll(seconds):
+        if not receiver.poll(seconds):
             raise ChildFailed(f"it took longer than {seconds:g} s and was ended")
-        done, value = here.recv()
+        failed, value = receiver.recv()
     except EOFError:
         child.join()
-        raise ChildFailed(f"its process died with exit code {child.exitcode}") from None
+        raise ChildFailed(
+            f"its process died with exit code {child.exitcode} (a negative one is a signal)"
+        ) from None
     finally:
         child.kill()
         child.join()
-        here.close()
-    if not done:
-        raise ChildFailed(value)
+        receiver.close()
+    if failed:
+        raise ChildFailed(*value)
     return value
 
 
 def one_line(error: BaseException) -> str:
-    """A failure as a row of a table can hold it: what users are told, or the type and text of what
-    nobody expected."""
+    """An error as one line: a VicortError's text; of others the type as well."""
     text = " ".join(str(error).split())
-    return (text if isinstance(error, VicortError) else f"{type(error).__name__}: {text}")[
-        :LONGEST_LINE
-    ]
+    if isinstance(error, VicortError):
+        return text[:MAX_LINE]
+    return f"{type(error).__name__}: {text}"[:MAX_LINE]
 
 
-def _run(pipe: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _run(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     try:
-        pipe.send((True, work(*arguments)))
-    except BaseException as error:  # noqa: BLE001 - told to whoever waits
-        pipe.send((False, one_line(error)))
+        sender.send((False, work(*arguments)))
+    except VicortError as error:
+        sender.send((True, (one_line(error), error.exit_code)))
+    except BaseException as error:  # noqa: BLE001 (reported to the parent, whatever it is)
+        traceback.print_exc()
+        sender.send((True, (one_line(error),)))

@@ -1,4 +1,4 @@
-"""Numbers that were measured several times: their median and how far they lie apart."""
+"""Statistics of repeated measurements."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any
 
 import numpy as np
 
-Spread = dict[str, float]  # keys: median, p25, p75, min, max, n
+Spread = dict[str, float]  # median, p25, p75 (or p50, p95, p99), min, max, n
 
 
 def spread(values: Sequence[float], digits: int = 4) -> Spread:
-    """Median, quartiles and range; raises ValueError of no values, so that nothing unmeasured is
-    ever reported."""
-    if not len(values):
-        raise ValueError("no values were measured")
-    p25, median, p75 = np.percentile(values, (25, 50, 75))
-    numbers = {"median": median, "p25": p25, "p75": p75, "min": min(values), "max": max(values)}
-    return {key: round(float(value), digits) for key, value in numbers.items()} | {"n": len(values)}
+    """Median, quartiles, range and number of values. Raises ValueError without values, so that
+    nothing unmeasured is reported."""
+    return _described(values, {"median": 50, "p25": 25, "p75": 75}, digits)
 
 
 def percentiles(values: Sequence[float], digits: int = 3) -> Spread:
-    """p50, p95, p99 and the range of some milliseconds."""
+    """p50, p95, p99, range and number of values. Raises ValueError without values."""
+    return _described(values, {"p50": 50, "p95": 95, "p99": 99}, digits)
+
+
+def _described(values: Sequence[float], levels: dict[str, int], digits: int) -> Spread:
     if not len(values):
         raise ValueError("no values were measured")
-    p50, p95, p99 = np.percentile(values, (50, 95, 99))
-    numbers = {"p50": p50, "p95": p95, "p99": p99, "min": min(values), "max": max(values)}
-    return {key: round(float(value), digits) for key, value in numbers.items()} | {"n": len(values)}
+    found = dict(zip(levels, np.percentile(values, list(levels.values())), strict=True))
+    found |= {"min": min(values), "max": max(values)}
+    return {key: round(float(value), digits) for key, value in found.items()} | {"n": len(values)}
 
 
 def seconds_of(work: Callable[[], Any], warmup: int, repeats: int) -> list[float]:

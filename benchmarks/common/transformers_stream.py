@@ -82,7 +82,6 @@ class Reply:
     tokens: list[int]
     text: str
     ttft_ms: float
-    total_ms: float
     # [V] float32 behind each token, the first from the question's last token
     logits: list[np.ndarray] = field(repr=False)
 
@@ -118,7 +117,7 @@ class TransformersStream:
         self._growing: DynamicCache | None = None  # full history: one cache that grows
         self._prompt = self._read_prompt()
 
-    # ---- a chunk, stage by stage ----
+    # ---- a chunk, stage by stage
 
     def preprocess(self, frames: Sequence[Frame]) -> Tensor:
         """Letterboxed, normalised patches [n, 3 * 2 * p * p] of a chunk: bicubic with antialias, on
@@ -182,7 +181,7 @@ class TransformersStream:
         self.kept.append(kept.numpy(force=True))
         self.ingest(features, kept, [frame.time for frame in frames[::UNIT_FRAMES]])
 
-    # ---- a question ----
+    # ---- a question
 
     @torch.inference_mode()
     def ask(self, question: str, max_tokens: int) -> Reply:
@@ -205,7 +204,7 @@ class TransformersStream:
                 break
             tokens += ids
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return Reply(tokens, text, ttft * 1e3, (time.perf_counter() - start) * 1e3, logits)
+        return Reply(tokens, text, ttft * 1e3, logits)
 
     def _retrieve(self, question: str) -> Sequence[int]:
         """Numbers of the chunks that a question sees."""
@@ -222,7 +221,7 @@ class TransformersStream:
         whole = self._render(question).partition(self._video_token)[2]
         return self.tokenizer(whole, add_special_tokens=False).input_ids
 
-    # ---- cache and positions ----
+    # ---- cache and positions
 
     @torch.inference_mode()
     def _read_prompt(self) -> CachedChunk:
@@ -289,7 +288,7 @@ class TransformersStream:
         self._newest = max(self._newest, int(positions.max()))
         return positions.to(self.device)
 
-    # ---- odds and ends ----
+    # ---- helpers
 
     def _precomputed(self, grid: Tensor) -> dict[str, Tensor]:
         """What transformers otherwise computes anew from the grid in every call (its own documented
@@ -363,10 +362,9 @@ def kept_tokens(features: Tensor, drop: Drop, units: int, tokens: int) -> Tensor
 
     features: [U, P, width].
     """
-    bounds = drop.bounds(units, tokens)
-    if bounds is None or units == 1:
-        return torch.arange(units * tokens, device=features.device)
-    threshold, positions = bounds
+    if units == 1:
+        return torch.arange(tokens, device=features.device)
+    threshold, positions = drop.bounds(units, tokens)
     # [P]
     lowest = torch.nn.functional.cosine_similarity(
         features[:-1].float(), features[1:].float(), dim=-1

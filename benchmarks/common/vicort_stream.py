@@ -11,13 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import numpy as np
-
 from vicort.benchmarks.common.workload import CHUNK_FRAMES, Workload
 from vicort.runtime.core import Answer, ChunkEvent, Event, Frame, Sampling
-from vicort.runtime.engines.engine import Engine
 from vicort.runtime.engines.engine_set import EngineSet
-from vicort.runtime.manifest import GraphSpec
 from vicort.runtime.policies.system import System
 from vicort.runtime.session import Session
 from vicort.runtime.stream_statistics import STAGES
@@ -180,22 +176,3 @@ class VicortStream:
 
     def __exit__(self, *failure: object) -> None:
         self.close()
-
-
-class RecordingEngine:
-    """An engine that also keeps a copy of some of its outputs, run by run: for checks, never while
-    timing."""
-
-    def __init__(self, engine: Engine, *outputs: str) -> None:
-        self._engine, self._outputs = engine, outputs
-        self.runs: list[dict[str, np.ndarray]] = []
-
-    @property
-    def signature(self) -> GraphSpec:
-        return self._engine.signature
-
-    def enqueue(self, bindings: Any, stream: Any) -> Any:
-        event = self._engine.enqueue(bindings, stream)
-        event.done()
-        self.runs.append({name: np.array(bindings[name]) for name in self._outputs})
-        return event

@@ -16,10 +16,11 @@ import numpy as np
 
 from vicort.benchmarks.common.checkpoints import parameters, read_json
 from vicort.benchmarks.common.engine_sets import KINDS, Model
+from vicort.benchmarks.common.observed_engine import ObservedEngine
 from vicort.benchmarks.common.settings import Settings
 from vicort.benchmarks.common.spread import interleaved, spread
 from vicort.benchmarks.common.transformers_stream import TransformersStream, Variant
-from vicort.benchmarks.common.vicort_stream import RecordingEngine, VicortStream
+from vicort.benchmarks.common.vicort_stream import VicortStream
 from vicort.benchmarks.common.workload import (
     CHUNK_FRAMES,
     QUESTIONS,
@@ -134,7 +135,7 @@ def fastest(final: dict[str, dict[str, Any]], kind: str) -> dict[str, str]:
     }
 
 
-# ---- the same job ----
+# ---- the same job
 
 
 def check_same_job(model: Model, cache: Path, system: System, chunks: int) -> dict[str, Any]:
@@ -142,19 +143,21 @@ def check_same_job(model: Model, cache: Path, system: System, chunks: int) -> di
     which neither side resizes."""
     workload = Workload(model.side, model.side)
     with EngineSet.open(model.engines(cache, "openvino", "fp32"), threads=2) as engines:
-        tokens, language = (
-            RecordingEngine(engines.tokens, "kept", "count"),
-            RecordingEngine(engines.llm, "logits"),
+        kept: list[np.ndarray] = []
+        rows: list[np.ndarray] = []  # logits of each run of the language graph
+        engines.tokens = ObservedEngine(
+            engines.tokens, lambda run, _: kept.append(run["kept"][: int(run["count"][0])].copy())
         )
-        engines.tokens, engines.llm = tokens, language
+        engines.llm = ObservedEngine(
+            engines.llm, lambda run, _: rows.append(run["logits"][0].copy())
+        )
         with VicortStream(
             engines, system, workload, overlap=False, max_tokens=ANSWER_TOKENS
         ) as stream:
             stream.push_chunks(chunks)
-            kept = [run["kept"][: int(run["count"][0])] for run in tokens.runs]
-            ingested = len(language.runs)
+            ingested = len(rows)
             answers = [stream.ask(question) for question in QUESTIONS]
-            logits = [run["logits"][0] for run in language.runs[ingested:]]
+    logits = rows[ingested:]
     theirs = TransformersStream(
         model.checkpoint, system, Variant("fp32", 2), model.side, model.side
     )
@@ -183,7 +186,7 @@ def check_same_job(model: Model, cache: Path, system: System, chunks: int) -> di
     }
 
 
-# ---- the fastest way of running each ----
+# ---- the fastest way of running each
 
 
 def screen_transformers(
@@ -235,7 +238,7 @@ def screen_vicort(
     return leaders, {runner.name: round(ms, 3) for runner, ms in measured.items()}
 
 
-# ---- the comparison ----
+# ---- the comparison
 
 
 def compare(
@@ -391,7 +394,7 @@ def full_history(
     }
 
 
-# ---- parts ----
+# ---- parts
 
 
 def chunks_of(workload: Workload, first: int, count: int) -> list[list[Frame]]:

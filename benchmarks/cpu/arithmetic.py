@@ -1,26 +1,16 @@
 """How many floating point operations a chunk takes, counted from the model's configuration.
 
-Only matrix products count, two operations (multiply, add) a product term; norms, rotations and
-softmax are left out.
+Only matrix products count, two operations (multiply, add) for each term; norms, rotations and softmax
+are left out.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from vicort.runtime.policies.system import System
-
-UNIT_FRAMES = 2
-FORMULA = {
-    "vision, a unit": "2 n [3*2*p*p d + depth (4 d d + 3 d f) + d (full layers n + window layers w) 2] + 2 n/4 [(4 d)(4 d) + 4 d width]"
-    "; n patches a unit, p patch side, d ViT width, f its MLP width, w patches a window",
-    "prefill, a chunk": "2 C layers [2 width Hq D + 2 width Hkv D + 3 width f] + 4 C layers Hq D S + 2 width V"
-    "; C rows kept, S mean number of tokens a row attends to (window + half of its own chunk), V "
-    "vocabulary (one row a chunk)",
-    "tokens, a chunk": "6 (units - 1) P width: three products of vectors a pair of tokens",
-}
+from vicort.runtime.core import UNIT_FRAMES
+from vicort.runtime.policies.drop import ALWAYS, Drop
+from vicort.runtime.policies.system import System
 
 
 @dataclass(frozen=True)
@@ -36,12 +26,7 @@ class Operations:
         return self.vision + self.tokens + self.prefill
 
     def gflop(self) -> dict[str, float]:
-        stages = {
-            "vision": self.vision,
-            "tokens": self.tokens,
-            "prefill": self.prefill,
-            "total": self.total,
-        }
+        stages = vars(self) | {"total": self.total}
         return {stage: round(count / 1e9, 5) for stage, count in stages.items()}
 
 
@@ -51,9 +36,14 @@ def of_chunk(
     """Operations of a chunk of square frames of `side` pixels, when the system's window is full."""
     token = config["vision_config"]["patch_size"] * config["vision_config"]["spatial_merge_size"]
     units, tokens = frames // UNIT_FRAMES, (side // token) ** 2
-    bounds = system.drop.bounds(units, tokens)
-    rows = units * tokens if bounds is None else tokens + (units - 1) * bounds[1]
+    rows = kept_rows(system.drop, units, tokens)
     return count(config, side, side, units, rows, rows * (system.ingest.window or 0), prompt_rows)
+
+
+def kept_rows(drop: Drop, units: int, unit_tokens: int) -> int:
+    """Visual tokens kept of a chunk of `units`, if the policy keeps a fixed share or everything."""
+    threshold, hot = drop.bounds(units, unit_tokens)
+    return unit_tokens + (units - 1) * (unit_tokens if threshold == ALWAYS else hot)
 
 
 def count(

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-
-from vicort.benchmarks.common.tables import Table
-from vicort.benchmarks.systems import cap, migration_report, systems_report
 
 # times as fast; times as fast; at most so much slower
 GOALS = {"overlap": 1.15, "transformers": 1.5, "drift": 0.05}
 
 
-def table(result: dict[str, Any]) -> str:
-    """The whole result, one block a part."""
-    lines = list(_conditions(result))
+def text(result: dict[str, Any]) -> str:
+    """The conditions, and a block a part."""
+    lines = list(conditions(result))
     parts = result["parts"]
     for name, block in (
         ("machine", _machine),
@@ -28,39 +24,7 @@ def table(result: dict[str, Any]) -> str:
     for name in ("transformers-tiny", "transformers-medium"):
         if name in parts:
             lines += ["", *_transformers(parts[name]), *_limit(parts[name], parts.get("machine"))]
-    for found in tables(parts).values():
-        for each in found:
-            lines += ["", *each.text()]
     return "\n".join(lines)
-
-
-def tables(parts: dict[str, Any]) -> dict[str, list[Table]]:
-    """Of the parts that compare systems."""
-    found: dict[str, list[Table]] = {}
-    if "systems" in parts:
-        found["systems"] = systems_report.tables(parts["systems"])
-    if "migration" in parts:
-        found["migration"] = [migration_report.table(parts["migration"])]
-    if "cap" in parts:
-        found["cap"] = [cap.table(parts["cap"])]
-    return found
-
-
-def pages(result: dict[str, Any], out: Path) -> list[Path]:
-    """Writes the tables of the systems as Markdown beside `out`, each page with its conditions;
-    returns the files."""
-    written = []
-    for name, found in tables(result["parts"]).items():
-        path = out.with_name(f"{out.stem}-{name}.md")
-        lines = [
-            f"<!-- made by vicort-bench from {out.name} -->",
-            *(f"{line}  " for line in _conditions(result)),
-        ]
-        path.write_text(
-            "\n".join([*lines, *(line for each in found for line in ("", *each.markdown()))]) + "\n"
-        )
-        written.append(path)
-    return written
 
 
 def limit(part: dict[str, Any], machine: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -99,7 +63,7 @@ def best_rate(machine: dict[str, Any], precision: str, threads: str) -> float:
     )
 
 
-def _conditions(result: dict[str, Any]) -> Iterator[str]:
+def conditions(result: dict[str, Any]) -> Iterator[str]:
     c = result["conditions"]
     yield f"vicort-bench{' --quick' * result['quick']}, {c['date']}"
     yield f"{c['cpu']} (family/model {c['cpu_family_model']}), {c['cores']} cores, {c['memory_gb']} GB; {' '.join(c['matrix_flags'])}"

@@ -4,20 +4,14 @@ cells over rows."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from vicort.benchmarks.evaluation import shapestream
-from vicort.benchmarks.evaluation.items import Item, Reply
+from vicort.benchmarks.evaluation.items import Item, Reply, Video
 from vicort.benchmarks.evaluation.rules import is_right
-from vicort.benchmarks.evaluation.shapestream import AGES, CACHE, AgeIn
 from vicort.benchmarks.evaluation.watching import Candidate, watch
-from vicort.runtime.engines.engine_set import EngineSet
-from vicort.runtime.policies.system import System
 
 Z95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
 
@@ -51,40 +45,11 @@ class Row:
         return self.stream, self.age, self.shape
 
 
-def accuracy_by_age(
-    engines: EngineSet,
-    systems: Mapping[str, System],
-    streams: int,
-    ages: Sequence[int] = AGES,
-    *,
-    age_in: AgeIn = "units",
-    cache: Path = CACHE,
-    fps: Fraction | None = None,
-    threads: int = 1,
-    overlap: bool = True,
-    progress: Callable[[str], None] | None = None,
-) -> list[Row]:
-    """Every system over the same files, one pass each, all ages asked in it.
-
-    systems: by the label that rows carry. streams: files; each has 7 questions an age, and one
-    about now. ages: units or chunks since the last thing went. cache: folder of the files. A system
-    that cannot go on (VicortError) has its open questions as rows with the error.
-    """
-    dataset = shapestream.load(engines.manifest.model, streams, ages, age_in, cache, fps, progress)
-    rows: list[Row] = []
-    for video in dataset.videos:
-        items = {item.id: item for item in video.items}
-        for label, system in systems.items():
-            watched = watch(
-                video, Candidate.of(engines, system, fps=fps, threads=threads, overlap=overlap)
-            )
-            rows += [row_of(label, items[reply.item], reply) for reply in watched.replies]
-            if progress:
-                progress(
-                    f"{video.name}, {label}: {sum(row.right for row in rows[-len(items) :])} of "
-                    f"{len(items)} right"
-                )
-    return rows
+def rows_of(system: str, video: Video, candidate: Candidate) -> list[Row]:
+    """A row for each question about the video. system: the label that rows carry. A system that
+    fails with a VicortError has its open questions as rows with the error."""
+    items = {item.id: item for item in video.items}
+    return [row_of(system, items[each.item], each) for each in watch(video, candidate).replies]
 
 
 def row_of(system: str, item: Item, reply: Reply) -> Row:

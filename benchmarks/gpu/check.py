@@ -9,20 +9,24 @@ added to: steps of earlier calls on the same machine stay in it.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import multiprocessing
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from vicort.benchmarks.common.children import ChildFailed, in_child, one_line
 from vicort.benchmarks.common.settings import REAL_SIDES
 from vicort.runtime.errors import ConfigError, VicortError
+
+if TYPE_CHECKING:
+    from vicort.benchmarks.gpu.lab import Lab
+    from vicort.runtime.sources.opening import Decode
 
 SCHEMA = 2
 OUT = Path("benchmarks/results/gpu-check.json")
@@ -31,154 +35,207 @@ FAILED, NOTHING = 1, 4  # exit codes
 MINUTE = 60.0
 
 
+Found = dict[str, Any]  # what a step reports
+Run = Callable[[str, Path], Found]
+
+
 @dataclass(frozen=True)
 class Step:
     question: str  # that it answers
-    function: str  # module:name, takes a Lab, returns a dict or raises Skip
-    seconds: float = 10 * MINUTE  # after which it counts as hung
-    arguments: tuple[Any, ...] = ()  # of the function, behind the Lab
-    expected: float = MINUTE  # seconds that it takes: estimated, as none of them has run
-
-    def run(self, lab: Any) -> dict[str, Any]:
-        module, name = self.function.split(":")
-        return getattr(importlib.import_module(module), name)(lab, *self.arguments)
+    run: Callable[[Lab], Found]  # raises Skip; child processes load it by its name
+    seconds: float = 10 * MINUTE  # timeout
+    expected: float = MINUTE  # seconds that it takes, estimated
 
 
-REAL = "vicort.benchmarks.gpu.pipeline_steps"
+# Steps import their modules late: --list then imports no PyTorch, and a library that is missing or
+# broken fails the steps that use it and no others.
+
+
+def environment(lab: Lab) -> Found:
+    from vicort.benchmarks.gpu import engine_steps
+
+    return engine_steps.environment(lab)
+
+
+def plan(lab: Lab) -> Found:
+    from vicort.benchmarks.gpu import engine_steps
+
+    return engine_steps.plan(lab)
+
+
+def inductor(lab: Lab) -> Found:
+    from vicort.benchmarks.gpu import engine_steps
+
+    return engine_steps.inductor(lab)
+
+
+def kernels(lab: Lab) -> Found:
+    from vicort.benchmarks.gpu import kernel_steps
+
+    return kernel_steps.correctness(lab)
+
+
+def engines(lab: Lab) -> Found:
+    from vicort.benchmarks.gpu import engine_steps
+
+    return engine_steps.engines(lab)
+
+
+def graphs(lab: Lab) -> Found:
+    from vicort.benchmarks.gpu import engine_steps
+
+    return engine_steps.graphs(lab)
+
+
+def streams(lab: Lab) -> Found:
+    from vicort.benchmarks.gpu import engine_steps
+
+    return engine_steps.streams(lab)
+
+
+def pipeline(lab: Lab) -> Found:
+    from vicort.benchmarks.gpu import engine_steps
+
+    return engine_steps.pipeline(lab)
+
+
+def ceilings(lab: Lab) -> Found:
+    from vicort.benchmarks.gpu import kernel_steps
+
+    return kernel_steps.ceilings(lab)
+
+
+def kernel_speed(lab: Lab) -> Found:
+    from vicort.benchmarks.gpu import kernel_steps
+
+    return kernel_steps.speed(lab)
+
+
+def preprocess(lab: Lab) -> Found:
+    from vicort.benchmarks.gpu import video_steps
+
+    return video_steps.preprocess(lab)
+
+
+def nvdec(lab: Lab) -> Found:
+    from vicort.benchmarks.gpu import video_steps
+
+    return video_steps.nvdec(lab)
+
+
+def real_build(lab: Lab, size: str) -> Found:
+    from vicort.benchmarks.gpu import real_models
+
+    return real_models.build(lab, size)
+
+
+def real_stages(lab: Lab, size: str, side: int) -> Found:
+    from vicort.benchmarks.gpu import pipeline_steps
+
+    return pipeline_steps.stages(lab, size, side)
+
+
+def real_pipeline(lab: Lab, size: str, side: int) -> Found:
+    from vicort.benchmarks.gpu import pipeline_steps
+
+    return pipeline_steps.pipeline(lab, size, side)
+
+
+def real_questions(lab: Lab, size: str, side: int) -> Found:
+    from vicort.benchmarks.gpu import pipeline_steps
+
+    return pipeline_steps.questions(lab, size, side)
+
+
+def real_encoded(lab: Lab, size: str, side: int, decode: Decode) -> Found:
+    from vicort.benchmarks.gpu import pipeline_steps
+
+    return pipeline_steps.encoded(lab, size, side, decode)
+
+
+def real_transformers(lab: Lab, size: str, side: int, compiled: bool) -> Found:
+    from vicort.benchmarks.gpu import transformers_steps
+
+    return transformers_steps.transformers(lab, size, side, compiled)
+
+
+def real_profile(lab: Lab, size: str, side: int) -> Found:
+    from vicort.benchmarks.gpu import layer_profile
+
+    return layer_profile.profile(lab, size, side)
 
 
 def real_size_steps(size: str, slower: float) -> dict[str, Step]:
-    """The pipeline at real size. slower: how many times as long as the 3B model's steps they are
-    expected to take."""
+    """The pipeline at real size. slower: expected time, relative to the 3B model's."""
     small, large = REAL_SIDES
-    transformers = "vicort.benchmarks.gpu.transformers_steps:transformers"
+
+    def step(
+        question: str, run: Callable[..., Found], minutes: float, expected: float, **given: Any
+    ) -> Step:
+        """minutes: timeout; expected: seconds for the 3B model."""
+        bound = partial(run, size=size, **given)
+        return Step(f"{size}: {question}", bound, minutes * MINUTE, slower * expected)
+
     steps = {
         # Of 3B widths with 2 and 10 layers, built on two cores without a GPU: 0.7 s a language
-        # layer to export and 1.3 s to build, 2 s and
-        # 0.8 s a vision layer, and the child that builds a plan takes three times its weights of
-        # memory: 19 GB for 3B, 46 GB for 7B.
-        "build": Step(
-            "can random weights of this size be drawn and built?",
-            "vicort.benchmarks.gpu.real_models:build",
-            20 * MINUTE,
-            (),
-            300,
+        # layer to export and 1.3 s to build, 2 s and 0.8 s a vision layer, and the child that
+        # builds a plan takes three times its weights of memory: 19 GB for 3B, 46 GB for 7B.
+        "build": step("can random weights of this size be drawn and built?", real_build, 20, 300),
+        "stages": step(
+            f"how long does each stage take, {small}x{small}?", real_stages, 5, 45, side=small
         ),
-        "stages": Step(
-            f"how long does each stage take, {small}x{small}?",
-            f"{REAL}:stages",
-            5 * MINUTE,
-            (small,),
-            45,
+        f"stages-{large}": step(f"and {large}x{large}?", real_stages, 5, 60, side=large),
+        "pipeline": step(
+            f"how fast is the whole of it, {small}x{small}?", real_pipeline, 8, 90, side=small
         ),
-        f"stages-{large}": Step(
-            f"and {large}x{large}?", f"{REAL}:stages", 5 * MINUTE, (large,), 60
-        ),
-        "pipeline": Step(
-            f"how fast is the whole of it, {small}x{small}?",
-            f"{REAL}:pipeline",
-            8 * MINUTE,
-            (small,),
-            90,
-        ),
-        f"pipeline-{large}": Step(
-            f"and {large}x{large}?", f"{REAL}:pipeline", 8 * MINUTE, (large,), 160
-        ),
-        "questions": Step(
+        f"pipeline-{large}": step(f"and {large}x{large}?", real_pipeline, 8, 160, side=large),
+        "questions": step(
             "how long does a first token take, idle and while ingesting?",
-            f"{REAL}:questions",
-            8 * MINUTE,
-            (small,),
+            real_questions,
+            8,
             150,
+            side=small,
         ),
-        "decode-gpu": Step(
-            "how fast is it with NVDEC?", f"{REAL}:encoded", 5 * MINUTE, (small, "gpu"), 45
+        "decode-gpu": step(
+            "how fast is it with NVDEC?", real_encoded, 5, 45, side=small, decode="gpu"
         ),
-        "decode-cpu": Step(
-            "and with FFmpeg on the CPU?", f"{REAL}:encoded", 5 * MINUTE, (small, "cpu"), 60
+        "decode-cpu": step(
+            "and with FFmpeg on the CPU?", real_encoded, 5, 60, side=small, decode="cpu"
         ),
-        "transformers": Step(
+        "transformers": step(
             "how long does transformers take for the same job?",
-            transformers,
-            8 * MINUTE,
-            (small, False),
+            real_transformers,
+            8,
             120,
+            side=small,
+            compiled=False,
         ),
-        "transformers-compiled": Step(
-            "and under torch.compile?", transformers, 15 * MINUTE, (small, True), 300
+        "transformers-compiled": step(
+            "and under torch.compile?", real_transformers, 15, 300, side=small, compiled=True
         ),
-        "profile": Step(
-            "where does the time go?",
-            "vicort.benchmarks.gpu.layer_profile:profile",
-            6 * MINUTE,
-            (small,),
-            60,
-        ),
+        "profile": step("where does the time go?", real_profile, 6, 60, side=small),
     }
-    return {
-        f"{size}-{name}": replace(
-            step,
-            question=f"{size}: {step.question}",
-            arguments=(size, *step.arguments),
-            expected=slower * step.expected,
-        )
-        for name, step in steps.items()
-    }
+    return {f"{size}-{name}": step for name, step in steps.items()}
 
 
 STEPS: dict[str, Step] = {  # the cheapest and most telling first
-    "environment": Step(
-        "which GPU, driver and libraries?",
-        "vicort.benchmarks.gpu.engine_steps:environment",
-        2 * MINUTE,
-    ),
-    "plan": Step(
-        "does TensorRT take plans that were built without this GPU?",
-        "vicort.benchmarks.gpu.engine_steps:plan",
-    ),
-    "inductor": Step(
-        "where it does not: do AOTInductor's engines run?",
-        "vicort.benchmarks.gpu.engine_steps:inductor",
-        20 * MINUTE,
-    ),
-    "kernels": Step(
-        "do the kernels compute what they should?",
-        "vicort.benchmarks.gpu.kernel_steps:correctness",
-        20 * MINUTE,
-    ),
-    "engines": Step(
-        "do engines with the plugin give what the CPU's give?",
-        "vicort.benchmarks.gpu.engine_steps:engines",
-    ),
-    "graphs": Step(
-        "are runs captured in CUDA graphs, and replays equal?",
-        "vicort.benchmarks.gpu.engine_steps:graphs",
-    ),
-    "streams": Step(
-        "do two engines overlap on two streams?", "vicort.benchmarks.gpu.engine_steps:streams"
-    ),
+    "environment": Step("which GPU, driver and libraries?", environment, 2 * MINUTE),
+    "plan": Step("does TensorRT take plans that were built without this GPU?", plan),
+    "inductor": Step("where it does not: do AOTInductor's engines run?", inductor, 20 * MINUTE),
+    "kernels": Step("do the kernels compute what they should?", kernels, 20 * MINUTE),
+    "engines": Step("do engines with the plugin give what the CPU's give?", engines),
+    "graphs": Step("are runs captured in CUDA graphs, and replays equal?", graphs),
+    "streams": Step("do two engines overlap on two streams?", streams),
     "pipeline": Step(
-        "does the pipeline answer as on the CPU, overlapped and not?",
-        "vicort.benchmarks.gpu.engine_steps:pipeline",
-        20 * MINUTE,
+        "does the pipeline answer as on the CPU, overlapped and not?", pipeline, 20 * MINUTE
     ),
-    "ceilings": Step(
-        "how fast are a large matrix product and a large copy?",
-        "vicort.benchmarks.gpu.kernel_steps:ceilings",
-    ),
-    "kernel-speed": Step(
-        "how near do the kernels come to that?",
-        "vicort.benchmarks.gpu.kernel_steps:speed",
-        20 * MINUTE,
-    ),
-    "preprocess": Step(
-        "does DALI resize on the GPU as on the CPU?", "vicort.benchmarks.gpu.video_steps:preprocess"
-    ),
-    "nvdec": Step("does NVDEC decode as FFmpeg does?", "vicort.benchmarks.gpu.video_steps:nvdec"),
+    "ceilings": Step("how fast are a large matrix product and a large copy?", ceilings),
+    "kernel-speed": Step("how near do the kernels come to that?", kernel_speed, 20 * MINUTE),
+    "preprocess": Step("does DALI resize on the GPU as on the CPU?", preprocess),
+    "nvdec": Step("does NVDEC decode as FFmpeg does?", nvdec),
     **real_size_steps("3b", 1.0),
     **real_size_steps("7b", 1.8),
 }
-Run = Callable[[str, Path], dict[str, Any]]
 
 
 def check(
@@ -274,54 +331,31 @@ def run_here(name: str, folder: Path, step: Step | None = None) -> dict[str, Any
     from vicort.benchmarks.gpu.lab import Lab, NotRight, Skip
 
     start = time.perf_counter()
+    found: Found
     try:
         found = {"outcome": "passed"} | (step or STEPS[name]).run(Lab(folder))
     except Skip as skip:
         found = {"outcome": "skipped", "reason": one_line(skip)}
-    except NotRight as error:
-        found = {"outcome": "failed", "reason": one_line(error)} | error.found
     except VicortError as error:
         found = {"outcome": "failed", "reason": one_line(error)}
+        found |= error.found if isinstance(error, NotRight) else {}
     except Exception as error:  # noqa: BLE001 (whatever a step raises is its outcome)
         traceback.print_exc()
         found = {
             "outcome": "failed",
-            "reason": f"{type(error).__name__}: {one_line(error)}",
+            "reason": one_line(error),
             "trace": traceback.format_exc().splitlines()[-12:],
         }
     return found | {"seconds": round(time.perf_counter() - start, 2)}
 
 
 def run_apart(name: str, folder: Path, step: Step | None = None) -> dict[str, Any]:
-    """A step's outcome, from a process of its own; how that ended, if it gave none."""
+    """A step's outcome, from a child process; how that ended, if it gave none."""
     step = step or STEPS[name]
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(sender, name, folder, step))
-    process.start()
-    sender.close()
     try:
-        if receiver.poll(step.seconds):
-            return receiver.recv()
-        return {"outcome": "failed", "reason": f"it hung, and was ended after {step.seconds:g} s"}
-    except EOFError:
-        process.join()
-        return {
-            "outcome": "failed",
-            "reason": f"its process died with exit code {process.exitcode} (negative: by that signal)",
-        }
-    finally:
-        receiver.close()
-        process.kill()
-        process.join()
-
-
-def _send(sender: Any, name: str, folder: Path, step: Step) -> None:
-    sender.send(run_here(name, folder, step))
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        return in_child(run_here, name, folder, step, seconds=step.seconds)
+    except ChildFailed as failure:
+        return {"outcome": "failed", "reason": str(failure)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

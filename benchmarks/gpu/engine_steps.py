@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vicort.benchmarks.common.spread import interleaved, spread
 from vicort.benchmarks.common.workload import QUESTIONS, Workload, bench_system
-from vicort.benchmarks.gpu.lab import Lab, NotRight, Skip, version
+from vicort.benchmarks.gpu.lab import Lab, NotRight, Skip, need, version
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.manifest import GraphName, ModelSpec
@@ -86,7 +87,7 @@ def plan(lab: Lab) -> dict[str, Any]:
 
     gpu, start = lab.gpu, time.perf_counter()
     with lab.trying_tensorrt():
-        folder = lab.engine_dir("tensorrt", "bf16")
+        folder = tiny_engine_dir(lab, "tensorrt", "bf16")
         built = time.perf_counter()
         with EngineSet.open(folder) as engines:
             loaded, manifest = time.perf_counter(), engines.manifest
@@ -117,7 +118,7 @@ def inductor(lab: Lab) -> dict[str, Any]:
     }
     for precision in ("fp32", "bf16"):
         start = time.perf_counter()
-        with lab.engines("inductor", precision) as ours:
+        with tiny_engines(lab, "inductor", precision) as ours:
             # late: it takes torch
             from vicort.benchmarks.gpu.inductor.inductor_sets import kernel_names
 
@@ -131,21 +132,44 @@ def inductor(lab: Lab) -> dict[str, Any]:
     return found
 
 
-# ---- engines ----
+# ---- engines
+
+
+def tiny_engine_dir(lab: Lab, backend: str, precision: str) -> Path:
+    """The tiny model's engine set of one of the runtime's backends, built if it is missing."""
+    lab.gpu  # noqa: B018 (skips without one)
+    need("torch", "engine sets are built with it")
+    if backend == "tensorrt":
+        lab.need_tensorrt()
+    from vicort.benchmarks.common.engine_sets import tiny_model  # late: imports torch
+
+    return tiny_model().engines(lab.folder, backend, precision)
+
+
+def tiny_engines(lab: Lab, backend: str, precision: str) -> EngineSet:
+    """The tiny model's engines. backend: one of the runtime's, or "inductor"."""
+    if backend != "inductor":
+        return EngineSet.open(tiny_engine_dir(lab, backend, precision))
+    lab.gpu  # noqa: B018 (skips without one)
+    need("torch", "AOTInductor is a part of it")
+    need("triton", "the kernels are compiled with it")
+    from vicort.benchmarks.gpu.inductor.inductor_sets import tiny_engines  # late: imports torch
+
+    return tiny_engines(lab.folder / f"tiny-{precision}-inductor", precision, lab.gpu)
 
 
 def engines(lab: Lab) -> dict[str, Any]:
     """Every graph on random input, fp32 and bf16, beside the CPU's fp32 engines."""
     found: dict[str, Any] = {"gpu": lab.gpu.name, "backend": lab.backend}
     for precision in ("fp32", "bf16"):
-        with lab.engines(lab.backend, precision) as ours:
+        with tiny_engines(lab, lab.backend, precision) as ours:
             check_against_cpu(lab, ours, precision, found)
     return found
 
 
 def check_against_cpu(lab: Lab, ours: EngineSet, precision: str, found: dict[str, Any]) -> None:
     """Adds the differences to `found`. Raises NotRight if one is too large."""
-    with lab.engines("onnxruntime", "fp32") as theirs:
+    with tiny_engines(lab, "onnxruntime", "fp32") as theirs:
         differences = compare_engines(ours, theirs)
     found |= {
         "tolerance": TOLERANCE,
@@ -201,7 +225,7 @@ def random_runs(
 def graphs(lab: Lab) -> dict[str, Any]:
     """The same run plain, captured and replayed gives the same, and what a replay saves."""
     found: dict[str, Any] = {"gpu": lab.gpu.name, "backend": lab.backend, "runs": {}}
-    with lab.engines(lab.backend, "bf16") as ours:
+    with tiny_engines(lab, lab.backend, "bf16") as ours:
         for name, graph, inputs, _ in random_runs(ours.manifest.model, ours.dtype):
             found["runs"][name] = timed = time_runs(ours, graph, inputs)
             if timed["different"]:
@@ -265,7 +289,7 @@ def _time_runs(
 def streams(lab: Lab) -> dict[str, Any]:
     """Vision on one stream and prefill on another: alone, and at once. Both must give the same; the
     gain is only reported."""
-    with lab.engines(lab.backend, "bf16") as ours:
+    with tiny_engines(lab, lab.backend, "bf16") as ours:
         found = {"gpu": lab.gpu.name, "backend": lab.backend, **overlap_of_two(ours)}
     if found["different"]:
         raise NotRight(f"runs at once give other {', '.join(found['different'])} than alone", found)
@@ -327,7 +351,7 @@ def _seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-# ---- the pipeline ----
+# ---- the pipeline
 
 
 def pipeline(lab: Lab) -> dict[str, Any]:
@@ -336,8 +360,8 @@ def pipeline(lab: Lab) -> dict[str, Any]:
     found: dict[str, Any] = {"gpu": lab.gpu.name, "backend": lab.backend}
     for precision in ("fp32", "bf16"):
         with (
-            lab.engines(lab.backend, precision) as ours,
-            lab.engines("onnxruntime", "fp32") as theirs,
+            tiny_engines(lab, lab.backend, precision) as ours,
+            tiny_engines(lab, "onnxruntime", "fp32") as theirs,
         ):
             found[precision] = compared = compare_pipelines(ours, theirs, device_mb=DEVICE_MB)
         answers = compared["answers"]

@@ -227,7 +227,7 @@ class Call:
         return self._arrays["out"]
 
 
-# ---- step: correctness ----
+# ---- step: correctness
 
 
 def correctness(lab: Lab) -> dict[str, Any]:
@@ -327,7 +327,7 @@ def placing_errors(lab: Lab, kernels: LoadedKernels) -> list[str]:
     return wrong
 
 
-# ---- steps: ceilings and speed ----
+# ---- steps: ceilings and speed
 
 
 def ceilings(lab: Lab, side: int = SIDE, copy_bytes: int = COPY_BYTES) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import metadata
 from importlib.util import find_spec
@@ -17,7 +17,6 @@ import numpy as np
 from vicort.benchmarks.common.spread import Spread, spread
 from vicort.runtime.devices.cuda import DeviceArray, Gpu, open_gpu
 from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
-from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import DeviceError, EngineError, VicortError
 from vicort.runtime.kernels import Kernels, KernelSpec
 
@@ -28,12 +27,12 @@ MOST_LAUNCHES = 200  # in one measurement
 DECISION = "gpu-backend.json"  # in the folder of what is built for the checks
 
 
-class Skip(Exception):
-    """A step cannot be tried here, and why."""
+class Skip(VicortError):
+    """A step cannot run on this machine; the text says why."""
 
 
 class NotRight(VicortError):
-    """A step ran, and what it found is wrong. `found`: its numbers all the same."""
+    """A step ran, and its result is wrong. `found`: its numbers."""
 
     def __init__(self, line: str, found: dict[str, Any]) -> None:
         super().__init__(line)
@@ -66,7 +65,7 @@ class Lab:
     def handle(self) -> int:
         return self.gpu.driver.handle(self.raw)
 
-    # ---- arrays ----
+    # ---- arrays
 
     def put(self, array: np.ndarray) -> DeviceArray:
         """A copy on the device."""
@@ -98,7 +97,7 @@ class Lab:
     def finish(self) -> None:
         self.gpu.driver.synchronize(self.gpu.driver.record(self.raw))
 
-    # ---- time ----
+    # ---- time
 
     def times_ms(self, launches: list[Callable[[], None]]) -> Spread:
         """Milliseconds of one launch on the device's clock: many, taken in turn, are replayed as
@@ -138,21 +137,18 @@ class Lab:
         driver.synchronize(end)
         return driver.elapsed_ms(start, end)
 
-    # ---- which engines are measured ----
+    # ---- which engines are measured
 
     @property
     def backend(self) -> str:
-        """TensorRT's engines, or, where it does not run on this GPU, AOTInductor's: "tensorrt" or
-        "inductor".
-
-        Found out by step `plan`, or by the first that asks, and kept for the others.
-        """
+        """The backend whose engines are measured: "tensorrt", or "inductor" where TensorRT does not
+        run on this GPU. Raises Skip before step `plan` has decided it."""
         if self.decision is None:
-            from vicort.benchmarks.gpu.engine_steps import plan
-
-            with suppress(Exception):  # what it was is in the decision
-                plan(self)
-        return (self.decision or {})["backend"]
+            raise Skip(
+                "it is not known yet whether TensorRT runs on this GPU: run step plan first, with "
+                "the same --cache"
+            )
+        return self.decision["backend"]
 
     @property
     def decision(self) -> dict[str, Any] | None:
@@ -177,7 +173,7 @@ class Lab:
         content = {"gpu": self.gpu.name, "backend": backend, "reason": reason}
         (self.folder / DECISION).write_text(json.dumps(content, indent=1) + "\n")
 
-    # ---- what is built ----
+    # ---- what is built
 
     def kernels(self, name: str, spec: KernelSpec) -> LoadedKernels:
         """Kernels of a spec, compiled for this GPU's architecture if they are not there yet."""
@@ -195,27 +191,6 @@ class Lab:
             multiprocessors=gpu.multiprocessors,
             launcher=gpu.launcher,
         )
-
-    def engine_dir(self, backend: str, precision: str) -> Path:
-        """The tiny model's engine set, built if it is not there yet."""
-        self.gpu  # noqa: B018 (skips without one)
-        need("torch", "engine sets are built with it")
-        if backend == "tensorrt":
-            self.need_tensorrt()
-        from vicort.benchmarks.common.engine_sets import tiny_model  # late: it takes torch
-
-        return tiny_model().engines(self.folder, backend, precision)
-
-    def engines(self, backend: str, precision: str) -> EngineSet:
-        """The tiny model's. backend: one of the runtime's, or "inductor"."""
-        if backend == "inductor":
-            self.gpu  # noqa: B018 (skips without one)
-            need("torch", "AOTInductor is a part of it")
-            need("triton", "the kernels are compiled with it")
-            from vicort.benchmarks.gpu.inductor.inductor_sets import tiny_engines
-
-            return tiny_engines(self.folder / f"tiny-{precision}-inductor", precision, self.gpu)
-        return EngineSet.open(self.engine_dir(backend, precision))
 
     def need_tensorrt(self) -> None:
         from vicort.runtime.engines.tensorrt import load_tensorrt

@@ -14,6 +14,7 @@ import numpy as np
 from vicort.benchmarks.common.spread import spread
 from vicort.benchmarks.common.vicort_stream import Span, VicortStream
 from vicort.benchmarks.common.workload import CHUNK_FRAMES
+from vicort.benchmarks.cpu.arithmetic import kept_rows
 from vicort.benchmarks.gpu.engine_steps import stage_ms, time_runs
 from vicort.benchmarks.gpu.lab import Lab
 from vicort.benchmarks.gpu.pipeline_steps import AMOUNT, Job, job
@@ -61,10 +62,7 @@ def typical_runs(work: Job) -> Iterable[tuple[str, GraphName, Arrays]]:
 
     model, random = work.engines.manifest.model, np.random.default_rng(0)
     units, system = CHUNK_FRAMES // UNIT_FRAMES, work.system
-    bounds = system.drop.bounds(units, model.unit_tokens)
-    kept = (
-        units * model.unit_tokens if bounds is None else model.unit_tokens + (units - 1) * bounds[1]
-    )
+    kept = kept_rows(system.drop, units, model.unit_tokens)
     pages_a_chunk = -(-kept // model.page_tokens)
     language = partial(language_inputs, model, work.engines.dtype, random=random)
     yield "vision, a chunk", "vision", frame_inputs(model, units, random)
@@ -77,7 +75,7 @@ def typical_runs(work: Job) -> Iterable[tuple[str, GraphName, Arrays]]:
     yield "decode, a token", "llm", language(1, pages=pages_a_chunk * 32)
 
 
-# ---- layers ----
+# ---- layers
 
 
 def layers_of(work: Job, graph: GraphName, inputs: Arrays) -> dict[str, Any]:
@@ -135,7 +133,7 @@ def top_costs(runs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(costs, key=lambda cost: cost["ms"], reverse=True)[:TOP]
 
 
-# ---- gaps ----
+# ---- gaps
 
 
 def spans_from(stream: VicortStream, first_chunk: int) -> dict[str, list[Span]]:

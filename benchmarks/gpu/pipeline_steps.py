@@ -132,7 +132,7 @@ class DeviceMemory:
         self.gb[moment] = round((total - free) / 1e9, 3)
 
 
-# ---- stages ----
+# ---- stages
 
 
 def stages(lab: Lab, name: str, side: int) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def matrix_ceiling() -> dict[str, Any]:
     }
 
 
-# ---- the whole pipeline ----
+# ---- the whole pipeline
 
 
 def pipeline(lab: Lab, name: str, side: int) -> dict[str, Any]:
@@ -244,7 +244,7 @@ def reach(ms: dict[str, Spread], gflop: float, limit: dict[str, Any]) -> dict[st
     return found
 
 
-# ---- decoding included ----
+# ---- decoding included
 
 
 def encoded(lab: Lab, name: str, side: int, decode: Decode) -> dict[str, Any]:
@@ -279,7 +279,7 @@ def written_clip(folder: Path, workload: Workload, frames: int) -> Path:
     return path
 
 
-# ---- first tokens, and those that follow ----
+# ---- first tokens, and those that follow
 
 
 def questions(lab: Lab, name: str, side: int) -> dict[str, Any]:

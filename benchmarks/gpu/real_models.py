@@ -3,7 +3,6 @@ backend the GPU's engines are made by."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import resource
 import shutil
@@ -89,7 +88,7 @@ SIZES = {
 }
 
 
-# ---- engine sets, of any backend ----
+# ---- engine sets, of any backend
 
 
 class Maker(Protocol):
@@ -109,15 +108,13 @@ class Maker(Protocol):
     def open(self, folder: Path) -> EngineSet: ...
 
 
-MAKERS = {  # of what `Lab.backend` names: module:class, loaded when it is wanted
-    "tensorrt": "vicort.benchmarks.gpu.real_models:TensorRTMaker",
-    "inductor": "vicort.benchmarks.gpu.inductor.inductor_sets:InductorMaker",
-}
-
-
 def maker(backend: str) -> Maker:
-    module, name = MAKERS[backend].split(":")
-    return getattr(importlib.import_module(module), name)()
+    """backend: "tensorrt" or "inductor", as `Lab.backend`."""
+    if backend == "inductor":
+        from vicort.benchmarks.gpu.inductor.inductor_sets import InductorMaker  # late: torch
+
+        return InductorMaker()
+    return TensorRTMaker()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from vicort.runtime.devices.preprocess import Preprocessor
 from vicort.runtime.errors import VicortError
 from vicort.runtime.sources import Source, open_source
 from vicort.runtime.sources.nvdec import NvdecUnavailable, load_module
-from vicort.runtime.sources.opening import Decode
 
 SIZES = ((320, 180), (1280, 720), (1920, 1080))  # width, height
 INTO = (252, 448)  # height, width of the engine's frames
@@ -28,7 +27,6 @@ FRAMES = 16  # a chunk's
 MOST_ERROR = {"mean": 0.5, "within_2": 0.99}  # of 255: two implementations of one filter
 # the colours are converted by another method: FFmpeg's is up to 3 steps darker
 MOST_DECODED_ERROR = {"mean": 3.0, "within_2": 0.5}
-DECODERS: tuple[Decode, ...] = ("cpu", "gpu")
 CLIP_FRAMES = 120
 REPEATS = 9
 
@@ -110,7 +108,7 @@ def check_error(
         raise NotRight(f"{what} is {error} off the CPU's, {allowed} is allowed", found)
 
 
-# ---- decoding ----
+# ---- decoding
 
 
 def nvdec(lab: Lab) -> dict[str, Any]:

@@ -13,7 +13,6 @@ moment of a chunk's last frame until the chunk lies in memory.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from typing import Any
 from vicort.benchmarks.common.long_stream import rss_mb
 from vicort.benchmarks.common.machine import conditions, now
 from vicort.benchmarks.common.spread import percentiles
+from vicort.benchmarks.common.study import study_parser
 from vicort.benchmarks.common.workload import QUESTIONS, Workload, bench_system, describe_system
 from vicort.benchmarks.studies import camera_streams
 from vicort.benchmarks.studies.camera_picture import draw
@@ -192,16 +192,7 @@ def _tenths(record: Record, rows: Sequence[dict[str, Any]], count: int) -> dict[
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--engine-dir", type=Path, default=Path("engines/tiny-fp32-openvino"))
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("benchmarks/results/camera.json"),
-        help="the picture is put beside it",
-    )
+    parser = study_parser(__doc__, out=Path("benchmarks/results/camera.json"))
     parser.add_argument(
         "--only",
         choices=PARTS,

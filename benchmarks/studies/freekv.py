@@ -1,12 +1,12 @@
-"""What FreeKV's speculation does on video: how alike queries are that follow one another, how often
-corrections bite, what they cost.
+"""FreeKV's speculation on video: how similar successive queries are, how often a selection is
+corrected, and what that costs.
 
     python -m vicort.benchmarks.studies.freekv --streams 2 --clip clip.mp4 --out benchmarks/results/freekv.json
 
 Files as in `shapestream`: seven things, then nothing for up to 1,000 units. Each variant of the
-system watches each file; `uniform` reads as many tokens. Then streams in which something new comes
-all the time, one behind the other, and real clips, over and over, for the queries of chunks; and
-answers of 32 tokens, whose end is ignored, timed with speculation and without.
+system watches each file; `uniform` reads as many tokens. For the queries of chunks: streams with new
+things all the time, one after the other, and real clips, repeated. Answers of 32 tokens, the end
+token ignored, are timed with speculation and without.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import itertools
 import json
 import sys
 import tempfile
-import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,12 @@ import numpy as np
 import yaml
 
 from vicort.benchmarks.common.machine import conditions
+from vicort.benchmarks.common.observed_engine import ObservedEngine
+from vicort.benchmarks.common.study import finish, session_after, study_parser
 from vicort.benchmarks.evaluation import shapestream
-from vicort.benchmarks.evaluation.ages import Row, by_age, row_of
-from vicort.benchmarks.evaluation.watching import Candidate, watch
+from vicort.benchmarks.evaluation.ages import Row, by_age, rows_of
+from vicort.benchmarks.evaluation.items import Video
+from vicort.benchmarks.evaluation.watching import Candidate
 from vicort.export.tiny.evaluate import HELD_OUT, LONG
 from vicort.export.tiny.video import write_video
 from vicort.export.tiny.world import SHAPES, make_stream
@@ -40,7 +43,7 @@ from vicort.runtime.core import Sampling
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term.page_digest import query_similarity
-from vicort.runtime.policies.system import load_system
+from vicort.runtime.policies.system import System, load_system
 from vicort.runtime.session import Session
 from vicort.runtime.sources import open_source
 
@@ -66,48 +69,40 @@ TIMED: dict[str, dict[str, Any]] = {
 
 
 @dataclass
-class _Series:
+class Series:
     """Runs over one set of buffers: a stream's chunks, or a question and the tokens of its
     answer."""
 
-    kind: str
+    kind: str  # "chunk" or "answer"
     newest: bytes  # positions of the newest rows
     q: list[np.ndarray] = field(default_factory=list)  # [L, Hq, D] of each run, of its last time
-    times: list[int] = field(default_factory=list)  # how often each was made
+    times: list[int] = field(default_factory=list)  # how often each run was made
 
 
-@dataclass
 class Runs:
-    """The language engine, and what each of its runs asked for."""
+    """What each run of the language engine queried; `run` observes it (ObservedEngine)."""
 
-    engine: Any
-    series: list[_Series] = field(default_factory=list)
-    # perf_counter_ns, when runs of one token began
-    tokens_at: list[int] = field(default_factory=list)
-    _open: dict[int, _Series] = field(default_factory=dict)  # by the address of their buffers
+    def __init__(self) -> None:
+        self.series: list[Series] = []
+        self.tokens_at: list[int] = []  # perf_counter_ns, when runs of one token began
+        self._open: dict[int, Series] = {}  # by the address of their buffers
 
-    @property
-    def signature(self) -> Any:
-        return self.engine.signature
-
-    def enqueue(self, bindings: Any, stream: Any) -> Any:
+    def run(self, bindings: dict[str, np.ndarray], began_ns: int) -> None:
         tokens, newest = bindings["tokens"], bindings["pos"].tobytes()
         if len(tokens) == 1:
-            self.tokens_at.append(time.perf_counter_ns())
-        done = self.engine.enqueue(bindings, stream)
+            self.tokens_at.append(began_ns)
         address, kind = tokens.ctypes.data, "chunk" if tokens.max() < 0 else "answer"
         series = self._open.get(address)
         if series and series.newest == newest:
             series.q[-1] = bindings["q"].copy()
             series.times[-1] += 1
-            return done
+            return
         if series is None or series.kind != kind or (kind == "answer" and len(tokens) > 1):
-            series = self._open[address] = _Series(kind, newest)
+            series = self._open[address] = Series(kind, newest)
             self.series.append(series)
         series.newest = newest
         series.q.append(bindings["q"].copy())
         series.times.append(1)
-        return done
 
     def queries(self, kind: str) -> list[list[np.ndarray]]:
         return [series.q for series in self.series if series.kind == kind]
@@ -123,134 +118,115 @@ class Runs:
 
 def main() -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--engine-dir", type=Path, default=Path("engines/tiny-fp32-openvino"))
-    parser.add_argument("--streams", type=int, default=2)
-    parser.add_argument(
-        "--ages",
-        type=int,
-        nargs="+",
-        default=(0, 64, 250, 1000),
-        help="units (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--variant", action="append", choices=VARIANTS, help="may be repeated (default: all)"
-    )
-    parser.add_argument(
-        "--clip",
-        type=Path,
-        action="append",
-        default=[],
-        help="a video whose chunks are looked at, too; may be repeated",
-    )
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    before = conditions()
-    rows: list[Row] = []
+    options = _parser().parse_args()
+    about = conditions() | {
+        "engines": options.engine_dir.name,
+        "streams": options.streams,
+        "answer tokens timed": ANSWER,
+    }
     chosen = {name: VARIANTS[name] for name in options.variant or VARIANTS}
+    runs = Runs()
     with tempfile.TemporaryDirectory() as name, EngineSet.open(options.engine_dir) as engines:
+        engines.llm = ObservedEngine(engines.llm, runs.run)
         folder, model = Path(name), engines.manifest.model
-        runs = engines.llm = Runs(engines.llm)
-        systems = {
-            variant: write_system(folder, "freekv", variant, changes)
-            for variant, changes in chosen.items()
-        }
+        systems = {name: freekv(folder, name, changes) for name, changes in chosen.items()}
         for budget in sorted({changes.get("budget", 1024) for changes in chosen.values()}):
             units = (WINDOW + budget) // model.unit_tokens
-            systems[f"uniform-{units}"] = write_system(
-                folder, "uniform", f"uniform-{units}", {"units": units}
-            )
-        queries: dict[str, dict[str, Any]] = {}
+            label = f"uniform-{units}"
+            systems[label] = changed(folder, "uniform", label, {"units": units})
         videos = shapestream.load(model, options.streams, options.ages).videos
-        last = next(video.path for video in reversed(videos) if video.path)
-        for video in videos:
-            items = {item.id: item for item in video.items}
-            for variant, file in systems.items():
-                runs.clear()
-                replies = watch(video, Candidate.of(engines, load_system(file))).replies
-                rows += [row_of(variant, items[reply.item], reply) for reply in replies]
-                queries[variant] = told(runs, model) if variant in chosen else {}
-                print(
-                    f"{video.name}: {variant}: {json.dumps(queries[variant])}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+        table, queries = accuracy(videos, engines, runs, systems, chosen)
         busy = {"busy world": [new_things(folder, seed) for seed in range(BUSY)]} | {
             clip.name: [clip] * REPEATED for clip in options.clip
         }
         chunks = {
-            f"{what}, {variant}": chunk_queries(
-                paths, engines, runs, systems.get(variant) or "freekv"
+            f"{what}, {name}": chunk_queries(
+                paths, engines, runs, systems.get(name) or load_system("freekv")
             )
             for what, paths in busy.items()
-            for variant in ("freekv", "freekv-64")
+            for name in ("freekv", "freekv-64")
         }
         print(json.dumps(chunks, indent=1), file=sys.stderr)
+        last = next(video.path for video in reversed(videos) if video.path)
         times = timed(
-            last,
-            engines,
-            runs,
-            {
-                kind: write_system(folder, "freekv", kind, changes)
-                for kind, changes in TIMED.items()
-            },
+            last, engines, runs, {kind: freekv(folder, kind, TIMED[kind]) for kind in TIMED}
         )
-    table = by_age(rows)
-    for variant, cells in table.items():
-        print(
-            f"{variant:28}"
-            + "  ".join(f"{task} {100 * cell['accuracy']:.1f} %" for task, cell in cells.items())
-        )
-    print(json.dumps(times, indent=1))
-    if options.out:
-        about = before | {
-            "engines": options.engine_dir.name,
-            "streams": options.streams,
-            "answer tokens timed": ANSWER,
-        }
-        written = {
-            "conditions": about,
-            "accuracy": table,
-            "last stream": queries,
-            "chunks": chunks,
-            "answers": times,
-        }
-        options.out.write_text(json.dumps(written, indent=1) + "\n")
-    return 0
+    for name, cells in table.items():
+        shares = (f"{task} {100 * cell['accuracy']:.1f} %" for task, cell in cells.items())
+        print(f"{name:28}" + "  ".join(shares))
+    result = {
+        "conditions": about,
+        "accuracy": table,
+        "last stream": queries,
+        "chunks": chunks,
+        "answers": times,
+    }
+    return finish(result, options.out, shown=times)
 
 
-def write_system(folder: Path, base: str, name: str, changes: dict[str, Any]) -> str:
-    """A system file that changes parameters of a policy that comes with vicort; returns its
-    path."""
-    content = yaml.safe_load(
-        (resources.files("vicort.configs") / "systems" / f"{base}.yaml").read_text()
-    )
+def _parser() -> argparse.ArgumentParser:
+    parser = study_parser(__doc__, streams=2)
+    words = "units since the last thing disappeared (default: %(default)s)"
+    parser.add_argument("--ages", type=int, nargs="+", default=(0, 64, 250, 1000), help=words)
+    words = "may be repeated (default: all)"
+    parser.add_argument("--variant", action="append", choices=VARIANTS, help=words)
+    words = "a video whose chunks are measured too; may be repeated"
+    parser.add_argument("--clip", type=Path, action="append", default=[], help=words)
+    return parser
+
+
+def accuracy(
+    videos: Sequence[Video],
+    engines: EngineSet,
+    runs: Runs,
+    systems: Mapping[str, System],
+    variants: Collection[str],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every system over every video: accuracy by age, and, of the last video, how the variants'
+    queries compare."""
+    rows: list[Row] = []
+    queries: dict[str, dict[str, Any]] = {}
+    for video in videos:
+        for name, system in systems.items():
+            runs.clear()
+            rows += rows_of(name, video, Candidate.of(engines, system))
+            queries[name] = of_questions(runs, engines.manifest.model) if name in variants else {}
+            line = f"{video.name}: {name}: {json.dumps(queries[name])}"
+            print(line, file=sys.stderr, flush=True)
+    return by_age(rows), queries
+
+
+def freekv(folder: Path, name: str, changes: dict[str, Any]) -> System:
+    return changed(folder, "freekv", name, changes)
+
+
+def changed(folder: Path, base: str, name: str, changes: dict[str, Any]) -> System:
+    """A system that comes with vicort, under another name and with other parameters of its policy.
+    folder: for its YAML file."""
+    file = resources.files("vicort.configs") / "systems" / f"{base}.yaml"
+    content = yaml.safe_load(file.read_text()) | {"name": name}
     content["long_term" if "long_term" in content else "retrieval"] |= changes
     path = folder / f"{name.replace(' ', '-')}.yaml"
-    path.write_text(yaml.safe_dump(content | {"name": name}))
-    return str(path)
+    path.write_text(yaml.safe_dump(content))
+    return load_system(str(path))
 
 
-def told(runs: Runs, model: ModelSpec) -> dict[str, Any]:
-    """How alike the queries of a stream and its answers were, and how often a chunk or a token was
-    read again."""
+def of_questions(runs: Runs, model: ModelSpec) -> dict[str, Any]:
+    """How similar the queries of a stream and its answers were, and how often a chunk or a token
+    was read again."""
     answers = runs.queries("answer")
     return {
-        **told_of_chunks(runs, model),
-        "question to first token": spread_of(
-            similarities([series[:2] for series in answers], model, 0)
-        ),
-        "token to next": spread_of(similarities([series[1:] for series in answers], model, 0)),
+        **of_chunks(runs, model),
+        "question to first token": similarity([series[:2] for series in answers], model),
+        "token to next": similarity([series[1:] for series in answers], model),
         "questions and tokens": len(runs.times("answer")),
         "questions and tokens read again": sum(count > 1 for count in runs.times("answer")),
     }
 
 
-def told_of_chunks(runs: Runs, model: ModelSpec) -> dict[str, Any]:
+def of_chunks(runs: Runs, model: ModelSpec) -> dict[str, Any]:
     return {
-        "chunk to next": spread_of(similarities(runs.queries("chunk"), model, 0)),
+        "chunk to next": similarity(runs.queries("chunk"), model),
         "chunks": len(runs.times("chunk")),
         "chunks read again": sum(count > 1 for count in runs.times("chunk")),
     }
@@ -264,11 +240,13 @@ def new_things(folder: Path, seed: int) -> Path:
     return path
 
 
-def chunk_queries(paths: list[Path], engines: EngineSet, runs: Runs, system: str) -> dict[str, Any]:
-    """Of files one behind the other, as one stream without questions."""
+def chunk_queries(
+    paths: list[Path], engines: EngineSet, runs: Runs, system: System
+) -> dict[str, Any]:
+    """Of files one after the other, as one stream without questions."""
     runs.clear()
     after = Fraction(0)
-    with Session(engines, load_system(system)) as session:
+    with Session(engines, system) as session:
         for path in paths:
             start = after
             with open_source(str(path)) as source:
@@ -278,25 +256,16 @@ def chunk_queries(paths: list[Path], engines: EngineSet, runs: Runs, system: str
                         session.push(replace(frame, time=start + frame.time))
         session.finish()
         summary = session.summary()
-        found = told_of_chunks(runs, engines.manifest.model) | {
-            "moved MB a chunk": round(summary.moved_mb / summary.chunks, 3)
-        }
-    return found
+        moved = {"moved MB a chunk": round(summary.moved_mb / summary.chunks, 3)}
+        return of_chunks(runs, engines.manifest.model) | moved
 
 
-def similarities(series: Iterable[list[np.ndarray]], model: ModelSpec, skip: int) -> np.ndarray:
-    """Cosines of neighbours, one a layer and KV head."""
-    found = [
-        query_similarity(b, a, model.kv_heads)
-        for each in series
-        for a, b in zip(each[skip:], each[skip + 1 :], strict=False)
-    ]
-    return np.array(found).reshape(-1)
-
-
-def spread_of(values: np.ndarray) -> dict[str, float]:
-    if not len(values):
+def similarity(series: Iterable[list[np.ndarray]], model: ModelSpec) -> dict[str, float]:
+    """Cosines of neighbouring queries, one for each layer and KV head; {} if there are none."""
+    pairs = [(a, b) for each in series for a, b in pairwise(each)]
+    if not pairs:
         return {}
+    values = np.array([query_similarity(b, a, model.kv_heads) for a, b in pairs])
     low, middle = np.percentile(values, (5, 50))
     parts = {
         "median": middle,
@@ -308,22 +277,24 @@ def spread_of(values: np.ndarray) -> dict[str, float]:
     return {name: round(float(value), 3) for name, value in parts.items()}
 
 
-def timed(path: Path, engines: EngineSet, runs: Runs, systems: dict[str, str]) -> dict[str, Any]:
+def timed(path: Path, engines: EngineSet, runs: Runs, systems: dict[str, System]) -> dict[str, Any]:
     """Milliseconds of answers about a whole file, the systems in turns; the first round is not
     counted."""
-    model, manifest = engines.manifest.model, engines.manifest
-    engines.manifest = manifest.model_copy(
-        update={"model": model.model_copy(update={"eos_tokens": ()})}
-    )
+    manifest = engines.manifest
+    endless = manifest.model.model_copy(update={"eos_tokens": ()})
+    engines.manifest = manifest.model_copy(update={"model": endless})
     first: dict[str, list[float]] = defaultdict(list)
     between: dict[str, list[float]] = defaultdict(list)
     moved: dict[str, list[float]] = defaultdict(list)
+    sampling = Sampling(max_tokens=ANSWER)
     try:
         with ExitStack() as stack:
             sessions = {
-                kind: stack.enter_context(watched(path, engines, system))
+                kind: stack.enter_context(session_after(path, engines, system, sampling=sampling))
                 for kind, system in systems.items()
             }
+            for session in sessions.values():
+                session.ask("what is there now?")
             for turn in range(1 + ROUNDS):
                 for shape, (kind, session) in itertools.product(SHAPES, sessions.items()):
                     runs.clear()
@@ -343,16 +314,6 @@ def timed(path: Path, engines: EngineSet, runs: Runs, systems: dict[str, str]) -
         }
         for kind in systems
     }
-
-
-def watched(path: Path, engines: EngineSet, system: str) -> Session:
-    """A session that has seen a file."""
-    session = Session(engines, load_system(system), sampling=Sampling(max_tokens=ANSWER))
-    with open_source(str(path)) as source:
-        for frame in source.frames(session.wants):
-            session.push(frame)
-    session.ask("what is there now?")
-    return session
 
 
 def quantiles(values: list[float]) -> dict[str, float]:

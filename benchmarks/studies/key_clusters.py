@@ -1,48 +1,42 @@
-"""What ReSV's long-term memory reads, how that differs by layer and head, and what clustering and
-choosing cost.
+"""What ReSV's long-term memory reads, how that differs by layer and head, and the time of clustering
+and choosing.
 
     python -m vicort.benchmarks.studies.key_clusters --streams 2 --out benchmarks/results/key_clusters.json
 
-Streams of the synthetic world: seven things, then nothing for some minutes; "what color was the
-SHAPE?" about each at the end. Shares are of the tokens that a layer and head holds, counted from
+Streams of the synthetic world: seven things, then nothing for `--units` units; then "what color was
+the SHAPE?" about each. Shares are of the tokens that a layer and head holds, counted from
 1,000 tokens on.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from vicort.benchmarks.common import machine
-from vicort.export.tiny.evaluate import HELD_OUT, LONG
-from vicort.export.tiny.video import write_video
-from vicort.export.tiny.world import make_stream
-from vicort.runtime.core import Question
+from vicort.benchmarks.common.study import finish, study_parser
+from vicort.benchmarks.evaluation.rules import is_right
+from vicort.benchmarks.evaluation.shapestream import NOW, THINGS, load
+from vicort.benchmarks.evaluation.watching import Candidate, watch
 from vicort.runtime.devices.device import Device
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.errors import ConfigError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term.cluster_view import ClusterView
 from vicort.runtime.memory.long_term.key_clusters import KeyClusterMemory
 from vicort.runtime.memory.long_term.long_term import Departing
 from vicort.runtime.memory.long_term.selection import Selection
 from vicort.runtime.policies.long_term import KeyClusters
-from vicort.runtime.policies.system import System, load_system
-from vicort.runtime.session import Session
-from vicort.runtime.sources import open_source
+from vicort.runtime.policies.system import load_system
 
 FEW = 1000  # tokens: with fewer, a share says little
-THINGS = 7
 
 
 @dataclass
@@ -100,70 +94,41 @@ class WatchedClusters(KeyClusters):
 
 def main() -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--engine-dir", type=Path, default=Path("engines/tiny-fp32-openvino"))
-    parser.add_argument("--streams", type=int, default=2)
+    parser = study_parser(__doc__, streams=2)
     parser.add_argument(
-        "--units",
-        type=int,
-        default=250,
-        help="of nothing, behind the things (default: %(default)s)",
+        "--units", type=int, default=250, help="empty units after the things (default: %(default)s)"
     )
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     system = load_system("resv")
     if not isinstance(system.long_term, KeyClusters):
-        raise TypeError("resv.yaml names another policy")
+        raise ConfigError("system resv has another long-term memory than key clusters")
     settings = system.long_term.model_dump()
     system = replace(system, long_term=WatchedClusters(**settings))
     right: list[bool] = []
     prefill: list[float] = []
-    with tempfile.TemporaryDirectory() as folder, EngineSet.open(options.engine_dir) as engines:
-        for seed in range(options.streams):
-            stream = make_stream(
-                HELD_OUT + seed, THINGS, LONG.size[0] / LONG.size[1], tail=options.units + 1
-            )
-            path = Path(folder) / "stream.mp4"
-            write_video(path, stream, LONG.size, LONG.fps, LONG.codec, LONG.bitrate, LONG.style)
-            asked = {f"what color was the {thing.shape}?": thing.color for thing in stream.things}
-            answers, milliseconds = watch(path, list(asked), engines, system)
-            right += [text == asked[question] for question, text in answers.items()]
-            prefill.append(milliseconds)
-            print(f"stream {seed + 1} of {options.streams}", file=sys.stderr, flush=True)
+    with EngineSet.open(options.engine_dir) as engines:
+        candidate = Candidate.of(engines, system)
+        for video in load(engines.manifest.model, options.streams, (options.units,)).videos:
+            items = tuple(item for item in video.items if item.task != NOW)
+            watched = watch(replace(video, items=items), candidate)
+            asked = zip(items, watched.replies, strict=True)  # all at the same moment
+            right += [is_right(item, [reply]) for item, reply in asked]
+            prefill.append(watched.summary["stage_ms"]["prefill"] / watched.summary["chunks"])
+            print(video.name, file=sys.stderr, flush=True)
+    conditions = {
+        "engines": options.engine_dir.name,
+        "streams": f"{options.streams} of {options.units} empty units after {THINGS} things",
+        "long_term": settings,
+        "machine": machine.conditions(),
+    }
     result = {
-        "conditions": {
-            "engines": options.engine_dir.name,
-            "streams": f"{options.streams} of {options.units} empty units behind {THINGS} things",
-            "long_term": settings,
-            "machine": machine.conditions(),
-        },
+        "conditions": conditions,
         "accuracy": round(float(np.mean(right)), 4),
         "asked": len(right),
         "prefill_ms_a_chunk": round(float(np.mean(prefill)), 2),  # clustering and choosing included
         **summarise(WatchedClusters.runs),
     }
-    print(json.dumps(result, indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
-    return 0
-
-
-def watch(
-    path: Path, questions: list[str], engines: EngineSet, system: System
-) -> tuple[dict[str, str], float]:
-    """Answers at the end of a file, and the prefill stage's milliseconds a chunk."""
-    with Session(engines, system) as session, open_source(str(path)) as source:
-        futures = [session.submit(Question(question)) for question in questions]
-        for frame in source.frames(session.wants):
-            session.push(frame)
-        session.finish()
-        answers = {
-            answer.question: answer.text for answer in (future.result() for future in futures)
-        }
-        summary = session.summary()
-    return answers, summary.stage_ms["prefill"] / summary.chunks
+    return finish(result, options.out)
 
 
 def summarise(runs: list[Watched]) -> dict[str, object]:

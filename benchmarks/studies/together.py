@@ -11,8 +11,6 @@ over streams could make cheaper. How many streams are held at 1x: vicort.benchma
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import threading
 import time
@@ -24,6 +22,7 @@ import numpy as np
 
 from vicort.benchmarks.common import machine
 from vicort.benchmarks.common.spread import spread
+from vicort.benchmarks.common.study import finish, study_parser
 from vicort.runtime.core import UNIT_FRAMES, Frame
 from vicort.runtime.devices.host import InlineStream
 from vicort.runtime.engines.engine_set import EngineSet
@@ -35,14 +34,9 @@ CLIP = Path(__file__).resolve().parents[2] / "tests" / "fixtures" / "shapes.mp4"
 
 def main() -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--engine-dir", type=Path, default=Path("engines/tiny-fp32-openvino"))
-    parser.add_argument(
-        "--frames", type=int, default=1024, help="of a stream at full speed (default: %(default)s)"
-    )
-    parser.add_argument("--out", type=Path)
+    parser = study_parser(__doc__)
+    words = "of a stream at full speed (default: %(default)s)"
+    parser.add_argument("--frames", type=int, default=1024, help=words)
     options = parser.parse_args()
     report: dict[str, Any] = {
         "conditions": machine.conditions() | machine.now(),
@@ -54,11 +48,7 @@ def main() -> int:
             at_full_speed(engines, streams, options.frames) for streams in (1, 4)
         ]
         report["batched: vision, ms a unit"] = batched(engines)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
-    return 0
+    return finish(report, options.out)
 
 
 def at_full_speed(engines: EngineSet, streams: int, frames: int) -> dict[str, Any]:

@@ -12,11 +12,8 @@ backwards.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,6 +22,7 @@ import numpy as np
 from vicort.benchmarks.common.machine import conditions
 from vicort.benchmarks.common.settings import Settings
 from vicort.benchmarks.common.spread import percentiles
+from vicort.benchmarks.common.study import finish, session_after, study_parser
 from vicort.benchmarks.evaluation import shapestream
 from vicort.benchmarks.systems.significance import DRAWS
 from vicort.benchmarks.systems.twins import TWIN, twin_of, with_store
@@ -33,7 +31,6 @@ from vicort.runtime.core import Answer, Sampling
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.policies.system import System, load_system
 from vicort.runtime.session import Session
-from vicort.runtime.sources import open_source
 
 SYSTEMS = ("distinct", "vicostream", "livevlm")
 OTHERS = ("uniform", "simplestream")
@@ -42,50 +39,40 @@ AGE = 1000  # units
 
 def main() -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--engine-dir", type=Path, default=Path("engines/tiny-fp32-openvino"))
-    parser.add_argument("--streams", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=12, help="of seven questions, a stream")
-    parser.add_argument("--out", type=Path)
+    parser = study_parser(__doc__, streams=3)
+    words = "of seven questions for each stream (default: %(default)s)"
+    parser.add_argument("--rounds", type=int, default=12, help=words)
     options = parser.parse_args()
-    before, found = conditions(), dict[str, list[Answer]]()
+    about = conditions() | {
+        "engines": options.engine_dir.name,
+        "streams": options.streams,
+        "rounds": options.rounds,
+        "age_units": AGE,
+    }
+    found: dict[str, list[Answer]] = {}
     with EngineSet.open(options.engine_dir, threads=1) as engines:
         for video in shapestream.load(engines.manifest.model, options.streams, (AGE,)).videos:
             for name, answers in ask(engines, str(video.path), options.rounds).items():
                 found.setdefault(name, []).extend(answers)
     rows = {name: row(answers, found.get(TWIN + name)) for name, answers in found.items()}
-    print(json.dumps(rows, indent=1))
-    if options.out:
-        about = before | {
-            "engines": options.engine_dir.name,
-            "streams": options.streams,
-            "rounds": options.rounds,
-            "age_units": AGE,
-        }
-        options.out.write_text(json.dumps({"conditions": about, "rows": rows}, indent=1) + "\n")
-    return 0
+    return finish({"conditions": about, "rows": rows}, options.out, shown=rows)
 
 
 def ask(engines: EngineSet, path: str, rounds: int) -> dict[str, list[Answer]]:
     """Answers of each system after one file, without those of the first round."""
+    unit_tokens, store_mb = engines.manifest.model.unit_tokens, Settings().store_mb
     with ExitStack() as stack:
         sessions: dict[str, Session] = {}
-        for name in SYSTEMS:
-            system = with_store(engines, load_system(name), Settings().store_mb)
-            sessions[name] = watched(stack, engines, system, path)
-            tokens = median(answer.tokens_read for answer in asked(sessions[name]))
-            twin = with_store(
-                engines,
-                twin_of(system, tokens, engines.manifest.model.unit_tokens),
-                Settings().store_mb,
-            )
-            sessions[twin.name] = watched(stack, engines, twin, path)
-        for name in OTHERS:
-            sessions[name] = watched(
-                stack, engines, with_store(engines, load_system(name), Settings().store_mb), path
-            )
+
+        def watch(system: System) -> None:
+            session = session_after(path, engines, with_store(engines, system, store_mb))
+            sessions[system.name] = stack.enter_context(session)
+
+        for name in (*SYSTEMS, *OTHERS):
+            watch(load_system(name))
+            if name in SYSTEMS:
+                tokens = median(answer.tokens_read for answer in asked(sessions[name]))
+                watch(twin_of(load_system(name), tokens, unit_tokens))
         answers: dict[str, list[Answer]] = {name: [] for name in sessions}
         for number in range(rounds + 1):
             # who comes second finds its shapes warm
@@ -93,16 +80,6 @@ def ask(engines: EngineSet, path: str, rounds: int) -> dict[str, list[Answer]]:
                 given = asked(session)
                 answers[name] += given if number else []
         return answers
-
-
-def watched(stack: ExitStack, engines: EngineSet, system: System, path: str) -> Session:
-    """A session that has seen a file to its end."""
-    session = stack.enter_context(Session(engines, system))
-    with open_source(path) as source:
-        for frame in source.frames(session.wants):
-            session.push(frame)
-    session.finish()
-    return session
 
 
 def asked(session: Session) -> list[Answer]:

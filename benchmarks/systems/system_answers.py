@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 
 from vicort.benchmarks.common.children import one_line
+from vicort.benchmarks.common.observed_engine import ObservedEngine
 from vicort.benchmarks.common.settings import Settings
 from vicort.benchmarks.common.workload import describe_system
-from vicort.benchmarks.evaluation.ages import Row, by_age, row_of
+from vicort.benchmarks.evaluation.ages import Row, by_age, rows_of
 from vicort.benchmarks.evaluation.items import Dataset
-from vicort.benchmarks.evaluation.watching import Candidate, watch
-from vicort.benchmarks.systems.tokens_read import CountingEngine
+from vicort.benchmarks.evaluation.watching import Candidate
+from vicort.benchmarks.systems.tokens_read import TokenCounter
 from vicort.benchmarks.systems.twins import BASELINES, twin_of, with_store
+from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import VicortError
@@ -77,7 +79,8 @@ def answers(
     Raises VicortError if not one question was answered.
     """
     start, plain = time.perf_counter(), engines.llm
-    engines.llm = counter = CountingEngine(plain)
+    counter = TokenCounter()
+    engines.llm = ObservedEngine(plain, counter.run)
     try:
         rows = list(_watched(engines, system, streams, settings))
     finally:
@@ -110,12 +113,10 @@ def _watched(
     for number, video in enumerate(streams.videos):
         if number >= FEWEST_STREAMS and time.perf_counter() - start > settings.answer_seconds:
             break
-        items = {item.id: item for item in video.items}
-        for reply in watch(video, Candidate.of(engines, system, overlap=False)).replies:
-            yield row_of(system.name, items[reply.item], reply)
+        yield from rows_of(system.name, video, Candidate.of(engines, system, overlap=False))
 
 
-def _counted(counter: CountingEngine, streams: int, settings: Settings) -> np.ndarray | None:
+def _counted(counter: TokenCounter, streams: int, settings: Settings) -> np.ndarray | None:
     """[streams, questions] tokens that each question could see, in the order they were asked: by
     time, so by age; None if not all were.
 
@@ -136,7 +137,7 @@ def _read_when_old(
     counted: np.ndarray | None, rows: Sequence[Row], settings: Settings, model: ModelSpec
 ) -> float:
     """Tokens a question reads, mean over those about old events."""
-    old = old_ages(settings.system_ages, model.chunk_frames // 2)
+    old = old_ages(settings.system_ages, model.chunk_frames // UNIT_FRAMES)
     if counted is None:
         return float(np.mean([row.tokens_read for row in rows if row.age in old]))
     an_age = (counted.shape[1] - 1) // len(settings.system_ages)

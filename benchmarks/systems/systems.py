@@ -29,6 +29,8 @@ from vicort.benchmarks.systems.recorded import write_recording
 from vicort.benchmarks.systems.significance import Verdicts
 from vicort.benchmarks.systems.system_answers import old_ages
 from vicort.benchmarks.systems.twins import BASELINES, TWIN, twin_of, with_store
+from vicort.runtime.core import UNIT_FRAMES
+from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import VicortError
 from vicort.runtime.manifest import read_manifest
@@ -66,7 +68,7 @@ def measure(engine_dirs: EngineDirs, cache: Path, settings: Settings) -> dict[st
     rows = _answers(engine_dirs, streams, settings, done)
     _clock(engine_dirs, recording, settings, done, rows)
     model = read_manifest(engine_dir).model
-    chunk_units = model.chunk_frames // 2
+    chunk_units = model.chunk_frames // UNIT_FRAMES
     done.forget()
     return {
         "engine_set": engine_dir.name,
@@ -75,7 +77,7 @@ def measure(engine_dirs: EngineDirs, cache: Path, settings: Settings) -> dict[st
         "ages": list(settings.system_ages),
         "old_ages": old_ages(settings.system_ages, chunk_units),
         "chunk_units": chunk_units,
-        "unit_seconds": 2 / model.fps,
+        "unit_seconds": UNIT_FRAMES / model.fps,
         "unit_tokens": model.unit_tokens,
         "store_mb": settings.store_mb,
         "store_units": int(settings.store_mb * 1e6 / _unit_bytes(engine_dir)),
@@ -88,7 +90,7 @@ def measure(engine_dirs: EngineDirs, cache: Path, settings: Settings) -> dict[st
     }
 
 
-# ---- the two kinds of measurement ----
+# ---- the two kinds of measurement
 
 
 def _answers(engine_dirs: EngineDirs, streams: Dataset, settings: Settings, done: Done) -> Rows:
@@ -197,7 +199,7 @@ def ordered(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (name not in BASELINES, name))
 
 
-# ---- who beats whom ----
+# ---- who beats whom
 
 
 def verdicts(rows: Rows, ages: Sequence[int], old: Sequence[int]) -> dict[str, Any]:
@@ -249,7 +251,7 @@ def right_of(row: dict[str, Any], ages: Sequence[int]) -> Verdicts:
     }
 
 
-# ---- what an interruption leaves ----
+# ---- what an interruption leaves
 
 
 class Done:
@@ -293,8 +295,6 @@ def fingerprint(engine_dirs: EngineDirs, settings: Settings) -> str:
 
 
 def _unit_bytes(engine_dir: Path) -> int:
-    from vicort.runtime.devices.pages import page_bytes
-
     with EngineSet.open(engine_dir) as engines:
         model = engines.manifest.model
         return page_bytes(model, engines.dtype) * -(-model.unit_tokens // model.page_tokens)

@@ -11,6 +11,7 @@ from vicort.benchmarks.systems.significance import ALPHA
 from vicort.benchmarks.systems.twins import TWIN
 
 MISSING = "–"
+WORDS = {1: "better", 0: "not significant", -1: "worse"}  # of a verdict
 
 
 def tables(part: dict[str, Any]) -> list[Table]:
@@ -194,6 +195,5 @@ def _p50(row: dict[str, Any]) -> str:
 
 
 def _compared(result: dict[str, Any]) -> str:
-    word = {1: "better", 0: "not told apart", -1: "worse"}[result["better"]]
     interval = f"[{100 * result['low']:+.0f}, {100 * result['high']:+.0f}]"
-    return f"{100 * result['difference']:+.0f} {interval}, p {result['p_holm']:.2g}: {word}"
+    return f"{100 * result['difference']:+.0f} {interval}, p {result['p_holm']:.2g}: {WORDS[result['better']]}"

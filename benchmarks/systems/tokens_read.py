@@ -1,63 +1,43 @@
-"""How much a question really reads: counted where it reads, at the language engine, whatever the
-system."""
+"""How many cached tokens a question reads, counted at the language engine for any system."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
 from vicort.runtime.devices.pages import EMPTY
-from vicort.runtime.engines.engine import Engine
-from vicort.runtime.manifest import GraphSpec
 
 
-class CountingEngine:
-    """A language engine on the host that also counts the cached tokens that each question's prefill
-    can see.
+class TokenCounter:
+    """Counts the cached tokens that each question's prefill can see. `run` observes a language
+    engine on the host (ObservedEngine).
 
     Only for sessions without overlap, where runs come one after another. A chunk's run has rows of
-    features and a run of decoding has one row; what is left is a question's text, whose last run
-    before its first decoding step is the one that counts: in a second pass it is the second.
+    features and a run of decoding has one row; what is left is a question's text. Its last run
+    before the first decoding step counts: in a second pass it is the second.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self) -> None:
         self._prompt: int | None = None  # tokens of the prompt, whose run is a stream's first
         self._seen: float | None = None  # of the question that is being read
         # of each question, in order: tokens without the prompt's, mean over layers and KV heads
         self.counts: list[float] = []
 
-    @property
-    def signature(self) -> GraphSpec:
-        return self._engine.signature
-
-    def enqueue(self, bindings: Any, stream: Any) -> Any:
-        rows = np.asarray(bindings["pos"])[:, 0] != EMPTY
-        text = np.asarray(bindings["tokens"])[rows] >= 0
+    def run(self, bindings: dict[str, np.ndarray], began_ns: int) -> None:
+        text = bindings["tokens"][bindings["pos"][:, 0] != EMPTY] >= 0
         if text.all() and len(text) > 1:
-            self._text(
-                len(text),
-                visible_tokens(np.asarray(bindings["table"]), np.asarray(bindings["where"])),
-            )
+            self._text(len(text), visible_tokens(bindings["table"], bindings["where"]))
         else:
             self.flush()
-        return self._engine.enqueue(bindings, stream)
-
-    def start_stream(self) -> None:
-        """A new stream comes, its prompt first."""
-        self.flush()
-        self._prompt = None
 
     def flush(self) -> None:
-        """No more of this question's prefill comes."""
+        """Counts the question that is being read: no more of its prefill comes."""
         if self._seen is not None:
             self.counts.append(self._seen)
             self._seen = None
 
     def _text(self, rows: int, seen: float) -> None:
         if not seen:
-            self.start_stream()
+            self.flush()  # a new stream
             self._prompt = rows
         else:
             self._seen = seen - (self._prompt or 0)

@@ -82,7 +82,7 @@ class InductorManifest(Manifest):
     source: Path  # the checkpoint, which holds the weights
 
 
-# ---- building ----
+# ---- building
 
 
 def plan(
@@ -296,7 +296,7 @@ def kernel_names(folder: Path) -> dict[str, int]:
     return {name: content.count(name.encode()) for name in ("bounded_attention", "combine")}
 
 
-# ---- opening ----
+# ---- opening
 
 
 def read(folder: Path) -> InductorManifest:

@@ -20,6 +20,7 @@ from vicort.benchmarks.evaluation.arguments import Options, parse_options
 from vicort.benchmarks.evaluation.judge import ExactJudge
 from vicort.benchmarks.evaluation.ledger import Ledger
 from vicort.benchmarks.evaluation.tables import make_table, score_all
+from vicort.benchmarks.evaluation.watching import Candidate
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.policies.system import Budget, load_system
@@ -332,7 +333,7 @@ def test_two_systems_of_one_name_are_refused(tmp_path):
         run.systems_of(["uniform", str(tmp_path / "mine.yaml")])
 
 
-# ---- the synthetic world ----
+# ---- the synthetic world
 
 
 def test_accuracy_by_age(tiny_engines, tmp_path):
@@ -343,7 +344,12 @@ def test_accuracy_by_age(tiny_engines, tmp_path):
         "too small": small,
     }
     with EngineSet.open(tiny_engines) as engines:
-        rows = ages.accuracy_by_age(engines, systems, 1, (0, 3), cache=tmp_path)
+        (video,) = shapestream.load(engines.manifest.model, 1, (0, 3), cache=tmp_path).videos
+        rows = [
+            row
+            for name, system in systems.items()
+            for row in ages.rows_of(name, video, Candidate.of(engines, system))
+        ]
     assert len(rows) == 3 * (1 + 2 * shapestream.THINGS)
     full = [row for row in rows if row.system == "full"]
     assert [row.key for row in full] == [row.key for row in rows if row.system == "latest"]

@@ -50,10 +50,10 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def step(name: str, seconds: float = 60) -> Step:
-    return Step("?", f"{gpu_steps.__name__}:{name}", seconds)
+    return Step("?", getattr(gpu_steps, name), seconds)
 
 
-# ---- the runner ----
+# ---- the runner
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -149,12 +149,12 @@ def test_a_step_that_dies_or_hangs_stops_no_other(tmp_path: Path) -> None:
     assert "exit code -11" in run_apart("dies", tmp_path, step("dies"))["reason"]
     assert "exit code 0" in run_apart("leaves", tmp_path, step("leaves"))["reason"]
     hung = run_apart("hangs", tmp_path, step("hangs", seconds=3))
-    assert (hung["outcome"], hung["reason"]) == ("failed", "it hung, and was ended after 3 s")
+    assert (hung["outcome"], hung["reason"]) == ("failed", "it took longer than 3 s and was ended")
     fine = run_apart("fine", tmp_path, step("fine"))
     assert (fine["outcome"], fine["folder"]) == ("passed", str(tmp_path))
 
 
-# ---- kernels ----
+# ---- kernels
 
 SMALL = (
     Case(1, 7),
@@ -414,7 +414,7 @@ def test_work_is_counted() -> None:
     }
 
 
-# ---- engines and the pipeline ----
+# ---- engines and the pipeline
 
 
 def test_engines_are_compared_output_by_output(tiny_engines: Path) -> None:
@@ -520,7 +520,7 @@ def test_pipelines_that_answer_otherwise_fail_the_step(
     answers, said: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Lab, "backend", "tensorrt")
-    monkeypatch.setattr(lab, "engines", lambda backend, precision: nullcontext(), raising=False)
+    monkeypatch.setattr(gpu_engines, "tiny_engines", lambda lab, backend, precision: nullcontext())
     monkeypatch.setattr(
         gpu_engines, "compare_pipelines", lambda ours, theirs, **options: {"answers": answers}
     )
@@ -529,7 +529,7 @@ def test_pipelines_that_answer_otherwise_fail_the_step(
     assert failure.value.found["fp32"] == {"answers": answers}
 
 
-# ---- video ----
+# ---- video
 
 
 def test_decoders_are_compared_frame_by_frame(
@@ -573,13 +573,13 @@ def test_cases_cover_what_the_kernel_can_be_given() -> None:
         assert any(case.padding for case in cases)
 
 
-# ---- for real ----
+# ---- for real
 
 
 @pytest.mark.gpu
 @pytest.mark.timeout(1300)
 # those at real size are measurements
-@pytest.mark.parametrize("name", [name for name, step in STEPS.items() if not step.arguments])
+@pytest.mark.parametrize("name", [name for name in STEPS if not name.startswith(("3b-", "7b-"))])
 def test_on_a_gpu(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     cache = tmp_path_factory.getbasetemp() / "gpu-check"
     cache.mkdir(exist_ok=True)

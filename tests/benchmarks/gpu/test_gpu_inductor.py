@@ -56,7 +56,7 @@ SIGNATURE = GraphSpec(
 )
 
 
-# ---- engines ----
+# ---- engines
 
 
 def test_a_session_on_a_simulated_gpu_answers_as_on_the_cpu() -> None:
@@ -229,7 +229,7 @@ def test_what_does_not_fit_is_refused(packages) -> None:
         engine.enqueue(arrays(65), HostDevice(threads=False).stream("a"))
 
 
-# ---- the kernel inside ----
+# ---- the kernel inside
 
 
 def small_model():
@@ -296,7 +296,7 @@ def test_the_operator_is_the_plain_one_in_tritons_interpreter() -> None:
     assert max(found.values()) < 1e-3, found
 
 
-# ---- sets on disk ----
+# ---- sets on disk
 
 
 @pytest.fixture
@@ -420,7 +420,7 @@ def test_a_damaged_set_is_one_line_with_the_command(
     damage(tmp_path / "set")
     with pytest.raises(EngineError, match=said) as error:
         open_engines(tmp_path / "set")
-    assert "gpu_check --only inductor" in str(error.value)
+    assert "gpu.check --only inductor" in str(error.value)
     assert "\n" not in str(error.value)
     with pytest.raises(EngineError):  # and the runtime does not open any
         EngineSet.open(tmp_path / "set")
@@ -456,7 +456,7 @@ def test_the_maker_builds_for_a_size_of_frames(lab: Lab, monkeypatch: pytest.Mon
     assert (model.image_width, model.image_height, model.max_rows) == (56, 56, 64)
 
 
-# ---- which engines are measured ----
+# ---- which engines are measured
 
 
 @pytest.fixture
@@ -484,17 +484,12 @@ def test_where_it_does_not_aotinductor_is(lab: Lab) -> None:
     assert Lab(lab.folder, lab.gpu).backend == "inductor"  # other steps' processes read it
 
 
-def test_whoever_asks_first_tries(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[str] = []
-
-    def plan(each):
-        tried.append(each.gpu.name)
-        with each.trying_tensorrt():
-            raise RuntimeError("a driver of before")
-
-    monkeypatch.setattr(gpu_engines, "plan", plan)
-    assert (lab.backend, lab.backend) == ("inductor", "inductor")
-    assert tried == ["simulated GPU"]
+def test_before_step_plan_no_backend_is_known(lab: Lab) -> None:
+    with pytest.raises(Skip, match="run step plan first"):
+        _ = lab.backend
+    with pytest.raises(RuntimeError), lab.trying_tensorrt():
+        raise RuntimeError("an older driver")
+    assert lab.backend == "inductor"
     lab.gpu.driver.name = "another GPU"
     assert lab.decision is None
 
@@ -523,7 +518,7 @@ def test_the_step_fails_without_the_kernel_and_with_wrong_numbers(
 ) -> None:
     monkeypatch.setattr(Lab, "backend", "inductor")
     monkeypatch.setattr(
-        Lab, "engines", lambda self, backend, precision: EngineSet.open(tiny_engines)
+        gpu_engines, "tiny_engines", lambda lab, backend, precision: EngineSet.open(tiny_engines)
     )
     monkeypatch.setattr(
         gpu_inductor, "kernel_names", lambda folder: {"bounded_attention": named, "combine": named}
@@ -536,7 +531,7 @@ def test_the_step_fails_without_the_kernel_and_with_wrong_numbers(
     assert failure.value.found["built"]["fp32"]["kernels"]["combine"] == named
 
 
-# ---- for real ----
+# ---- for real
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ FEW = Amount(
 )
 
 
-# ---- random weights ----
+# ---- random weights
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_arithmetic_is_what_the_goals_were_set_with() -> None:
     assert operations.prefill / 16e12 == pytest.approx(0.09, rel=0.25)
 
 
-# ---- the steps ----
+# ---- the steps
 
 
 class SimulatedMaker:
@@ -174,7 +174,6 @@ class SimulatedMaker:
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     monkeypatch.setattr(gpu_models, "SIZES", {"toy": TINY})
-    monkeypatch.setattr(gpu_models, "MAKERS", {"tensorrt": f"{__name__}:SimulatedMaker"})
     monkeypatch.setattr(gpu_models, "maker", lambda backend: SimulatedMaker())
     monkeypatch.setattr(gpu_real, "AMOUNT", FEW)
     monkeypatch.setattr(gpu_profile, "AMOUNT", FEW)
@@ -304,7 +303,7 @@ def test_the_time_between_tokens_leaves_the_first_one_out() -> None:
     assert gpu_real.between_tokens(Talker(0.0, 1), 1, 6).startswith("every answer ended at once")
 
 
-# ---- the profile ----
+# ---- the profile
 
 
 def test_the_profile_says_where_the_time_goes(built: Lab) -> None:
@@ -365,7 +364,7 @@ def test_what_lies_within_counts_once() -> None:
     assert covered([Span(0, 0, 10), Span(1, 2, 4), Span(2, 9, 12), Span(3, 20, 21)]) == 13
 
 
-# ---- transformers ----
+# ---- transformers
 
 
 def test_transformers_does_the_job_on_the_same_weights(
@@ -401,7 +400,7 @@ def test_letterboxing_on_a_device_gives_what_pil_gives() -> None:
         assert (ours[index] - wanted).abs().mean() < 0.2
 
 
-# ---- tables ----
+# ---- tables
 
 
 def test_tables_hold_what_passed_and_nothing_else(built: Lab) -> None:

@@ -113,4 +113,4 @@ def test_every_step_is_given_more_time_than_it_is_expected_to_take() -> None:
     for size in ("3b", "7b"):
         names = [name for name in STEPS if name.startswith(f"{size}-")]
         assert names[0] == f"{size}-build"  # which the others start from
-        assert all(STEPS[name].arguments[0] == size for name in names)
+        assert all(STEPS[name].run.keywords["size"] == size for name in names)

@@ -20,20 +20,12 @@ from support.streams import frames
 
 from vicort.benchmarks import bench
 from vicort.benchmarks.common.children import ChildFailed, in_child
+from vicort.benchmarks.common.observed_engine import ObservedEngine
 from vicort.benchmarks.common.settings import QUICK
 from vicort.benchmarks.common.workload import describe_system
-from vicort.benchmarks.cpu import report
-from vicort.benchmarks.systems import (
-    cap,
-    cap_picture,
-    migration,
-    migration_picture,
-    significance,
-    systems,
-    systems_picture,
-)
+from vicort.benchmarks.systems import cap, migration, pictures, significance, systems
 from vicort.benchmarks.systems.system_answers import _counted, old_ages
-from vicort.benchmarks.systems.tokens_read import CountingEngine, visible_tokens
+from vicort.benchmarks.systems.tokens_read import TokenCounter, visible_tokens
 from vicort.benchmarks.systems.twins import TWIN, twin_of, units_read, with_store
 from vicort.runtime.core import Sampling
 from vicort.runtime.errors import ConfigError, MemoryBudgetError
@@ -43,7 +35,7 @@ from vicort.runtime.session import Session
 PNG = b"\x89PNG"
 
 
-# ---- statistics ----
+# ---- statistics
 
 
 @given(st.lists(st.integers(-7, 7), max_size=9))
@@ -87,7 +79,7 @@ def test_a_difference_is_taken_over_the_same_questions():
         significance.compare(ours, {0: [True] * 6, 1: [True]})
 
 
-# ---- twins and bytes ----
+# ---- twins and bytes
 
 
 @given(st.floats(0, 1e6), st.integers(1, 300))
@@ -156,7 +148,8 @@ def test_visible_tokens_by_counting_them(seed, by_head_table, by_head_where):
 @pytest.mark.parametrize("name", ["full-history", "vicostream", "uniform"])
 def test_what_a_question_reads_is_what_its_answer_says(name):
     engines = FakeEngineSet()
-    engines.llm = counter = CountingEngine(engines.llm)
+    counter = TokenCounter()
+    engines.llm = ObservedEngine(engines.llm, counter.run)
     said = []
     for _ in range(2):  # a stream and another
         with Session(
@@ -176,7 +169,7 @@ def test_what_a_question_reads_is_what_its_answer_says(name):
 
 def test_counts_are_used_only_if_every_question_was_counted():
     amounts = replace(QUICK, system_streams=2, system_ages=(0, 8))
-    counter = CountingEngine(FakeEngineSet().llm)
+    counter = TokenCounter()
     counter.counts = [float(n) for n in range(2 * (1 + 2 * 7))]
     counted = _counted(counter, 2, amounts)
     assert counted is not None
@@ -190,7 +183,7 @@ def test_old_is_64_chunks_or_the_oldest_there_is():
     assert old_ages((0, 8), 8) == [8]
 
 
-# ---- processes ----
+# ---- processes
 
 
 def fails() -> None:
@@ -250,7 +243,7 @@ def test_a_failing_system_costs_its_row(tiny_engines, tmp_path, monkeypatch):
     assert set(part["verdicts"]) == {"vicostream"}
 
 
-# ---- tables, pictures, CAP ----
+# ---- tables, pictures, CAP
 
 
 def test_verdicts_mark_only_what_is_told_apart():
@@ -268,7 +261,7 @@ def test_verdicts_mark_only_what_is_told_apart():
 
 def test_tables_say_who_beats_whom_and_what_failed(tmp_path):
     result = bench_result.result()
-    text = report.table(result)
+    text = bench.report(result)
     assert "broken FAILED: ConfigError: no such thing" in text
     (good,) = [
         line
@@ -278,7 +271,7 @@ def test_tables_say_who_beats_whom_and_what_failed(tmp_path):
     assert "better" in good
     assert "2 cores" in text
     out = tmp_path / "bench.json"
-    written = report.pages(result, out)
+    written = bench.pages(result, out)
     assert [path.name for path in written] == [
         "bench-systems.md",
         "bench-migration.md",
@@ -290,7 +283,9 @@ def test_tables_say_who_beats_whom_and_what_failed(tmp_path):
     assert "Abacus" in page
 
 
-@pytest.mark.parametrize("draw", [systems_picture.draw, migration_picture.draw, cap_picture.draw])
+@pytest.mark.parametrize(
+    "draw", [pictures.draw_systems, pictures.draw_migration, pictures.draw_cap]
+)
 def test_pictures_of_a_result(draw, tmp_path):
     path = tmp_path / "picture.png"
     assert draw(bench_result.result(), path) == path
@@ -343,7 +338,7 @@ def test_cap_says_what_is_improved():
         cap.place({})
 
 
-# ---- migration ----
+# ---- migration
 
 
 def test_one_value_at_a_time_leaves_the_base():
@@ -396,7 +391,7 @@ def test_a_point_of_the_study_measures_what_it_says(tiny_engines, tmp_path):
     )
 
 
-# ---- the result file ----
+# ---- the result file
 
 
 def test_parts_stay_when_only_new_amounts_came(tmp_path):
