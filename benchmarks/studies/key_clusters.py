@@ -14,7 +14,7 @@ import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -24,11 +24,10 @@ from vicort.benchmarks.common.study import finish, study_parser
 from vicort.benchmarks.evaluation.rules import is_right
 from vicort.benchmarks.evaluation.shapestream import NOW, THINGS, load
 from vicort.benchmarks.evaluation.watching import Candidate, watch
-from vicort.runtime.devices.device import Device
-from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.memory.long_term import opening
 from vicort.runtime.memory.long_term.cluster_view import ClusterView
 from vicort.runtime.memory.long_term.key_clusters import KeyClusterMemory
 from vicort.runtime.memory.long_term.long_term import Departing
@@ -80,13 +79,16 @@ class WatchedView(ClusterView):
         return selection
 
 
-class WatchedClusters(KeyClusters):
-    runs: ClassVar[list[Watched]] = []
+class Recorder:
+    """Opens watched memories in place of the runtime's."""
+
+    def __init__(self) -> None:
+        self.runs: list[Watched] = []
 
     def open(
-        self, device: Device, model: ModelSpec, host_mb: float, dtype: DTypeLike, clock: StageClock
+        self, model: ModelSpec, host_mb: float, dtype: DTypeLike, settings: KeyClusters
     ) -> KeyClusterMemory:
-        memory = WatchedMemory(model, host_mb, dtype, self)
+        memory = WatchedMemory(model, host_mb, dtype, settings)
         memory.watched = Watched(memory=memory)
         self.runs.append(memory.watched)
         return memory
@@ -103,10 +105,13 @@ def main() -> int:
     if not isinstance(system.long_term, KeyClusters):
         raise ConfigError("system resv has another long-term memory than key clusters")
     settings = system.long_term.model_dump()
-    system = replace(system, long_term=WatchedClusters(**settings))
+    recorder = Recorder()
     right: list[bool] = []
     prefill: list[float] = []
-    with EngineSet.open(options.engine_dir) as engines:
+    with (
+        EngineSet.open(options.engine_dir) as engines,
+        patch.object(opening, "KeyClusterMemory", recorder.open),
+    ):
         candidate = Candidate.of(engines, system)
         for video in load(engines.manifest.model, options.streams, (options.units,)).videos:
             items = tuple(item for item in video.items if item.task != NOW)
@@ -126,7 +131,7 @@ def main() -> int:
         "accuracy": round(float(np.mean(right)), 4),
         "asked": len(right),
         "prefill_ms_a_chunk": round(float(np.mean(prefill)), 2),  # clustering and choosing included
-        **summarise(WatchedClusters.runs),
+        **summarise(recorder.runs),
     }
     return finish(result, options.out)
 
