@@ -1,7 +1,7 @@
 """How many floating point operations a chunk takes, counted from the model's configuration.
 
-Only matrix products count, two operations (multiply, add) for each term; norms, rotations and softmax
-are left out.
+Only matrix products count, two operations (multiply, add) for each term; norms, rotations and
+softmax are left out.
 """
 
 from __future__ import annotations

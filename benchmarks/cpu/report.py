@@ -66,17 +66,25 @@ def best_rate(machine: dict[str, Any], precision: str, threads: str) -> float:
 def conditions(result: dict[str, Any]) -> Iterator[str]:
     c = result["conditions"]
     yield f"vicort-bench{' --quick' * result['quick']}, {c['date']}"
-    yield f"{c['cpu']} (family/model {c['cpu_family_model']}), {c['cores']} cores, {c['memory_gb']} GB; {' '.join(c['matrix_flags'])}"
+    yield (
+        f"{c['cpu']} (family/model {c['cpu_family_model']}), {c['cores']} cores, {c['memory_gb']} "
+        f"GB; {' '.join(c['matrix_flags'])}"
+    )
     yield f"Python {c['python']}; " + ", ".join(
         f"{name} {version}" for name, version in c["libraries"].items()
     )
-    yield "Medians; [quartiles]. Loading engines, warm-up chunks and drawing frames are not counted."
+    yield (
+        "Medians; [quartiles]. Loading engines, warm-up chunks and drawing frames are not counted."
+    )
 
 
 def _machine(part: dict[str, Any]) -> Iterator[str]:
     yield f"MACHINE  matrix product {part['size']}x{part['size']}, GFLOP/s"
     for key in part["torch"]:
-        yield f"  {key:10} torch {_cell(part['torch'][key], 0)}   openvino {_cell(part['openvino'][key], 0)}"
+        yield (
+            f"  {key:10} torch {_cell(part['torch'][key], 0)}   openvino "
+            f"{_cell(part['openvino'][key], 0)}"
+        )
     for key, rate in part["torch_model_shapes"].items():
         yield f"  {key:44} {_cell(rate, 0)}"
     yield f"  memory copy, read + write, GB/s              {_cell(part['copy_gb_s'], 1)}"
@@ -95,7 +103,10 @@ def _overlap(part: dict[str, Any]) -> Iterator[str]:
         for mode, ms in block["ms_a_chunk"].items():
             yield f"    {mode:14} {_cell(ms, 2)}   {block['frames_a_second'][mode]:7.0f} frames/s"
         goal = _verdict(block["gain"] >= GOALS["overlap"])
-        yield f"    {block['best_overlapped']} against {block['best_sequential']}: {block['gain']:.2f}x {goal}"
+        yield (
+            f"    {block['best_overlapped']} against {block['best_sequential']}: "
+            f"{block['gain']:.2f}x {goal}"
+        )
     for mode, stages in part["stage_ms"].items():
         yield f"  stages, {mode}: " + ", ".join(
             f"{stage} {ms['median']:.2f}" for stage, ms in stages.items()
@@ -104,7 +115,10 @@ def _overlap(part: dict[str, Any]) -> Iterator[str]:
 
 def _transformers(part: dict[str, Any]) -> Iterator[str]:
     model, same = part["model"], part["same_job"]
-    yield f"AGAINST TRANSFORMERS  {model['name']}, {model['parameters'] / 1e6:.1f} M parameters, {model['frame']}, {part['system']['name']}"
+    yield (
+        f"AGAINST TRANSFORMERS  {model['name']}, {model['parameters'] / 1e6:.1f} M parameters, "
+        f"{model['frame']}, {part['system']['name']}"
+    )
     yield (
         f"  same job (fp32): kept tokens equal {same['kept_tokens_equal']}, answers equal "
         f"{same['answers_equal']}, "
@@ -115,14 +129,23 @@ def _transformers(part: dict[str, Any]) -> Iterator[str]:
     for side, names in part["ms_a_chunk"].items():
         for name, row in names.items():
             bare = _cell(row["without_preprocessing"], 2) if "without_preprocessing" in row else "-"
-            yield f"  {side + ' ' + name:38} {_cell(row['with_preprocessing'], 2):26} {bare:26} {_cell(row['question_ms'], 1)} ms"
+            yield (
+                f"  {side + ' ' + name:38} {_cell(row['with_preprocessing'], 2):26} {bare:26} "
+                f"{_cell(row['question_ms'], 1)} ms"
+            )
     for kind, speedup in part["speedup"].items():
         names = part["fastest"][kind]
         goal = _verdict(speedup >= GOALS["transformers"])
-        yield f"  {kind.replace('_', ' ')}: {speedup:.2f}x {goal}  (vicort {names['vicort']}, transformers {names['transformers']})"
+        yield (
+            f"  {kind.replace('_', ' ')}: {speedup:.2f}x {goal}  (vicort {names['vicort']}, "
+            f"transformers {names['transformers']})"
+        )
     history = part["full_history"]
     points = ", ".join(history["points"].values())
-    yield f"  full history, nothing dropped, {history['chunks']} chunks, without preprocessing; ms at {points}"
+    yield (
+        f"  full history, nothing dropped, {history['chunks']} chunks, without preprocessing; ms "
+        f"at {points}"
+    )
     for name in (name for name in history if name.startswith(("vicort", "transformers"))):
         yield f"    {name:36} " + "  ".join(_cell(ms, 1) for ms in history[name].values())
     yield "  screened, ms without preprocessing: " + ", ".join(
@@ -137,11 +160,17 @@ def _limit(part: dict[str, Any], machine: dict[str, Any] | None) -> Iterator[str
     if machine is None:
         return
     gflop = part["gflop_a_chunk"]
-    yield f"  arithmetic of a chunk: vision {gflop['vision']:.3g}, prefill {gflop['prefill']:.3g} GFLOP"
+    yield (
+        f"  arithmetic of a chunk: vision {gflop['vision']:.3g}, prefill {gflop['prefill']:.3g} "
+        "GFLOP"
+    )
     for name, row in limit(part, machine).items():
         shares = ", ".join(f"{stage} {share:.0%}" for stage, share in row["share_of_time"].items())
         rates = ", ".join(f"{stage} {rate:.0f}" for stage, rate in row["gflop_s"].items())
-        yield f"    {name}: {row['share_of_ceiling']:.0%} of {row['ceiling_gflop_s']:.0f} GFLOP/s ({rates}); time: {shares}"
+        yield (
+            f"    {name}: {row['share_of_ceiling']:.0%} of {row['ceiling_gflop_s']:.0f} GFLOP/s "
+            f"({rates}); time: {shares}"
+        )
         yield f"      the arithmetic alone, at that rate: {row['least_ms']:.3g} ms"
 
 
@@ -150,7 +179,10 @@ def _long(part: dict[str, Any]) -> Iterator[str]:
     for point in part["points"]:
         pages = ", ".join(f"{tier} {count}" for tier, count in point["pages"].items())
         ms = _cell(point["ms_between_chunks"], 2)
-        yield f"  chunks {point['chunks']:10} {ms} ms between chunks; RSS {point['rss_mb']:.0f} MB; pages {pages}"
+        yield (
+            f"  chunks {point['chunks']:10} {ms} ms between chunks; RSS {point['rss_mb']:.0f} MB; "
+            f"pages {pages}"
+        )
     drift = ", ".join(
         f"{chunks}: {value:+.1%} {_verdict(value <= GOALS['drift'])}"
         for chunks, value in part["drift"].items()
@@ -159,7 +191,10 @@ def _long(part: dict[str, Any]) -> Iterator[str]:
 
 
 def _first_token(part: dict[str, Any]) -> Iterator[str]:
-    yield f"FIRST TOKEN  {part['engine_set']}, {part['mode']}, {part['system']['name']}; ms from the ask, all waiting included"
+    yield (
+        f"FIRST TOKEN  {part['engine_set']}, {part['mode']}, {part['system']['name']}; ms from the "
+        "ask, all waiting included"
+    )
     for load, row in part["loads"].items():
         t = row["ttft_ms"]
         yield (

@@ -217,7 +217,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--protocol",
         choices=CARRIES,
         default="state",
-        help="state: one session over a video; restart: one for each question (default: %(default)s)",
+        help=(
+            "state: one session over a video; restart: one for each question (default: %(default)s)"
+        ),
     )
     parser.add_argument(
         "--context",

@@ -24,7 +24,8 @@ Respond only with the letter corresponding to your chosen option (e.g., A, B, C)
 Do not include any additional text or explanation in your response."""
 COUNT = """You're watching a video in which people may perform a certain type of action repetively.
 The person performing this kind of action are referred to as 'they' in the following statement.
-You're task is to count how many times have different people in the video perform this kind of action in total.
+You're task is to count how many times have different people in the video perform this kind of \
+action in total.
 One complete motion counts as one.
 Now, answer the following question: How many times did they {activity}?
 Provide your answer as a single number (e.g., 0, 1, 2, 3…) indicating the total count.
@@ -38,8 +39,8 @@ Do not include any additional text or explanation in your response."""
 CLUE = """You're responsible of answering questions based on the video content.
 The following question are relevant to the latest frames, i.e. the end of the video.
 {question}
-Decide whether existing visual content, especially latest frames, i.e. frames that near the end of the video, provide enough \
-information for answering the question.
+Decide whether existing visual content, especially latest frames, i.e. frames that near the end \
+of the video, provide enough information for answering the question.
 Answer only with “Yes” or “No”.
 Do not include any additional text or explanation in your response."""
 
@@ -57,9 +58,12 @@ GROUPS = tuple(  # in the order of the paper's table
 ABOUT = {
     "benchmark": "OVO-Bench, arXiv 2501.05510",
     "prompts": "github.com/JoeLeelyf/OVO-Bench, utils/OVOBench.py",
-    "scoring": "utils/OVOBenchScore.py: the letter within the reply; REC: equal digits; SSR, CRR: Yes or No within the reply. Category: "
-    "mean of its tasks; overall: (Backward + Real-Time + Forward) / 3. Cut at realtime, not "
-    "rounded",
+    "scoring": (
+        "utils/OVOBenchScore.py: the letter within the reply; REC: equal digits; SSR, CRR: Yes "
+        "or No within the reply. Category: "
+        "mean of its tasks; overall: (Backward + Real-Time + Forward) / 3. Cut at realtime, not "
+        "rounded"
+    ),
 }
 
 

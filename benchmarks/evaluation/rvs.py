@@ -37,7 +37,10 @@ CLIPS = {"test_qa_ego4d.json": "rvs_ego.json"}
 ABOUT = {
     "benchmark": "RVS-Ego and RVS-Movie of VStream-QA, arXiv 2406.08085",
     "prompts": "the question alone, as github.com/IVGSZ/Flash-VStream asks it",
-    "scoring": "a judge says yes or no, and 0 to 5; averages over questions. Figures of different judges cannot be compared",
+    "scoring": (
+        "a judge says yes or no, and 0 to 5; averages over questions. Figures of different "
+        "judges cannot be compared"
+    ),
 }
 
 

@@ -33,9 +33,10 @@ POLL_AFTER = 4
 
 # Prompts: github.com/THUNLP-MT/StreamingBench, src/benchmark/StreamingBench.py,
 # StreamingBenchSQA.py, StreamingBenchProactive.py.
-CHOICE = """You are an advanced video question-answering AI assistant. You have been provided with some frames from the video and a \
-multiple-choice question related to the video. Your task is to carefully analyze the video and provide the best answer to question, \
-choosing from the four options provided. Respond with only the letter (A, B, C, or D) of the correct option.
+CHOICE = """You are an advanced video question-answering AI assistant. You have been provided \
+with some frames from the video and a multiple-choice question related to the video. Your task is \
+to carefully analyze the video and provide the best answer to question, choosing from the four \
+options provided. Respond with only the letter (A, B, C, or D) of the correct option.
 
 Question: {question}
 
@@ -43,9 +44,10 @@ Options:
 {options}
 
 The best option is:"""
-SEQUENTIAL = """You are an advanced video question-answering AI assistant. You have been provided with a video and a multiple-choice \
-question related to the video. Your task is to carefully analyze the video and the provided context to answer the question, choosing \
-from the four options provided. Respond with only the letter (A, B, C, or D) of the correct option.
+SEQUENTIAL = """You are an advanced video question-answering AI assistant. You have been provided \
+with a video and a multiple-choice question related to the video. Your task is to carefully \
+analyze the video and the provided context to answer the question, choosing from the four options \
+provided. Respond with only the letter (A, B, C, or D) of the correct option.
 
 {context}
 
@@ -64,9 +66,10 @@ EARLIER = (
     "At timestamp {at}, the following question and answer occurred: Question: {question}; "
     "Options: {options}; Answer: {answer}; "
 )
-PROACTIVE = """You are an advanced image question-answering AI assistant. You have been provided with images and a question related to \
-the images. Your task is to carefully analyze the images and provide the answer to the question. You need to carefully confirm whether \
-the images content meet the conditions of the question, and then output the correct content.
+PROACTIVE = """You are an advanced image question-answering AI assistant. You have been provided \
+with images and a question related to the images. Your task is to carefully analyze the images \
+and provide the answer to the question. You need to carefully confirm whether the images content \
+meet the conditions of the question, and then output the correct content.
 
 Question: {question} Is it the right time to output "{output}"? You can only answer yes or no.
 
@@ -117,9 +120,12 @@ SEQUENTIAL_TASK, PROACTIVE_TASK = "Sequential Question Answering", "Proactive Ou
 ABOUT = {
     "benchmark": "StreamingBench, arXiv 2411.03628",
     "prompts": "github.com/THUNLP-MT/StreamingBench, src/benchmark/",
-    "scoring": "first letter of the reply; proactive: first yes within 2 s, polled each second from 1 s after the ask to 4 s after the "
-    "right moment, what is said then is not scored; averages over questions; an empty reply is "
-    "wrong (theirs leaves it out)",
+    "scoring": (
+        "first letter of the reply; proactive: first yes within 2 s, polled each second from 1 s "
+        "after the ask to 4 s after the "
+        "right moment, what is said then is not scored; averages over questions; an empty reply is "
+        "wrong (theirs leaves it out)"
+    ),
 }
 FOLDER_OF_SUBSET = {
     "Real-Time Visual Understanding": "real",

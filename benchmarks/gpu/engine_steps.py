@@ -35,7 +35,10 @@ LIBRARIES = (
     "numpy",
     "av",
 )
-NVIDIA_SMI = "name,driver_version,vbios_version,pstate,clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,power.limit,memory.total,temperature.gpu"
+NVIDIA_SMI = (
+    "name,driver_version,vbios_version,pstate,clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,"
+    "power.limit,memory.total,temperature.gpu"
+)
 # largest difference, as a part of the largest value: TensorRT's fp32 products may be TF32's
 TOLERANCE = {"fp32": 2e-3, "bf16": 6e-2}
 RUNS = 5  # of an engine: plain, captured, replayed

@@ -1,7 +1,7 @@
 """A simulated camera: an hour of stream time through one session with questions, a stretch of it at
 true 1x, and streams held at 1x.
 
-    python -m vicort.benchmarks.studies.camera --engine-dir engines/tiny-fp32-openvino --out benchmarks/results/camera.json
+    python -m vicort.benchmarks.studies.camera --engine-dir engines/tiny-fp32-openvino
 
 The hour is compressed: the camera's clock runs `speed` times as fast as the machine's, and nothing
 else changes. Every one of its 90,000 frames has its moment, at which the session is asked whether

@@ -55,11 +55,17 @@ def measure(engine_dir: Path, clip: Path, seconds: float, counts: Sequence[int])
             count for count, point in (points | {0: {"held": True}}).items() if point["held"]
         )
     return {
-        "source": f"one H.264 file, {SIZE[0]}x{SIZE[1]}, {RATE} frames/s, {seconds:g} s, decoded once a stream; all start together",
-        "command": "vicort-run FILE FILE … --realtime --on-lag drop-oldest, with one question a stream",
-        "held_means": f"nothing dropped, every answer given, every stream's lag p95 under one chunk ({CHUNK_SECONDS:g} s), "
-        "and the median stream's lag grows from its first to its last whole chunk by less than "
-        f"{MOST_GROWTH:.0%} of the time",
+        "source": (
+            f"one H.264 file, {SIZE[0]}x{SIZE[1]}, {RATE} frames/s, {seconds:g} s, decoded once a "
+            "stream; all start together"
+        ),
+        "command": "vicort-run FILE FILE … --realtime --on-lag drop-oldest, one question a stream",
+        "held_means": (
+            "nothing dropped, every answer given, every stream's lag p95 under one chunk "
+            f"({CHUNK_SECONDS:g} s), "
+            "and the median stream's lag grows from its first to its last whole chunk by less than "
+            f"{MOST_GROWTH:.0%} of the time"
+        ),
         "held": held,
         "points": [points[count] for count in sorted(points)],
     }

@@ -1,12 +1,13 @@
 """FreeKV's speculation on video: how similar successive queries are, how often a selection is
 corrected, and what that costs.
 
-    python -m vicort.benchmarks.studies.freekv --streams 2 --clip clip.mp4 --out benchmarks/results/freekv.json
+    python -m vicort.benchmarks.studies.freekv --streams 2 --clip clip.mp4 \\
+        --out benchmarks/results/freekv.json
 
 Files as in `shapestream`: seven things, then nothing for up to 1,000 units. Each variant of the
-system watches each file; `uniform` reads as many tokens. For the queries of chunks: streams with new
-things all the time, one after the other, and real clips, repeated. Answers of 32 tokens, the end
-token ignored, are timed with speculation and without.
+system watches each file; `uniform` reads as many tokens. For the queries of chunks: streams with
+new things all the time, one after the other, and real clips, repeated. Answers of 32 tokens, the
+end token ignored, are timed with speculation and without.
 """
 
 from __future__ import annotations

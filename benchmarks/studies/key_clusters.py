@@ -1,7 +1,8 @@
-"""What ReSV's long-term memory reads, how that differs by layer and head, and the time of clustering
-and choosing.
+"""What ReSV's long-term memory reads, how that differs by layer and head, and the time that
+clustering and choosing take.
 
-    python -m vicort.benchmarks.studies.key_clusters --streams 2 --out benchmarks/results/key_clusters.json
+    python -m vicort.benchmarks.studies.key_clusters --streams 2 \\
+        --out benchmarks/results/key_clusters.json
 
 Streams of the synthetic world: seven things, then nothing for `--units` units; then "what color was
 the SHAPE?" about each. Shares are of the tokens that a layer and head holds, counted from

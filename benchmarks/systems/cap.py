@@ -147,7 +147,8 @@ def table(cap: dict[str, Any]) -> Table:
             f"C: oldest age at which {cap['level']:.0%} of the questions are answered right, and "
             "all younger ones. A: mean over the ages.",
             "P: frames a second and first token, idle, p50. + better, − worse, = neither:",
-            f"C by any step, A by p < {cap['alpha']:g} over streams, P by more than {cap['margin']:.0%}, and not where one of its two is "
+            f"C by any step, A by p < {cap['alpha']:g} over streams, P by more than "
+            f"{cap['margin']:.0%}, and not where one of its two is "
             "better and the other worse.",
         ),
         (
@@ -184,7 +185,8 @@ def statements(cap: dict[str, Any]) -> list[str]:
             for side in (1, -1)
         )
         lines.append(
-            f"{name}, against {other}: improves {' and '.join(better) or 'none'}; worsens {' and '.join(worse) or 'none'}."
+            f"{name}, against {other}: improves {' and '.join(better) or 'none'}; worsens "
+            f"{' and '.join(worse) or 'none'}."
         )
     all_three = [
         name

@@ -1,7 +1,8 @@
 """First token at the same bytes, on the streams that the systems are compared on: systems, the
 `uniform` of each, and others, in turns.
 
-    python -m vicort.benchmarks.systems.same_bytes --engine-dir engines/tiny-fp32-openvino --out benchmarks/results/same_bytes.json
+    python -m vicort.benchmarks.systems.same_bytes --engine-dir engines/tiny-fp32-openvino \\
+        --out benchmarks/results/same_bytes.json
 
 `vicort-bench` times systems on a busy stream of its own, minutes apart. Here each session has
 watched one of the files of the accuracy table to its end, 1,000 units after the last thing; then

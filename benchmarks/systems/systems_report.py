@@ -68,10 +68,12 @@ def cost_table(part: dict[str, Any]) -> Table:
         "COST of the systems; first token and lag: p50 / p95 / p99",
         (
             *_conditions(part),
-            f"Timed after {part['fill_frames']} frames, or {part['unbounded_fill_frames']} if it forgets nothing, one system at a time. A "
+            f"Timed after {part['fill_frames']} frames, or {part['unbounded_fill_frames']} if it "
+            "forgets nothing, one system at a time. A "
             "twin reads as many tokens here as its system does here.",
             "Idle: nothing else runs; while ingesting: frames come as fast as they are taken.",
-            "At 1x: frames come at the rate of a camera, a question every half second, the oldest chunk is dropped if it cannot keep up.",
+            "At 1x: frames come at the rate of a camera, a question every half second, the "
+            "oldest chunk is dropped if it cannot keep up.",
         ),
         header,
         tuple(
@@ -80,7 +82,8 @@ def cost_table(part: dict[str, Any]) -> Table:
             if "ingest" in row and "ingest" in part["rows"][name.removeprefix(TWIN)]
         ),
         (
-            "MB held: pages in use before questions. Moved: between device and host. Reruns: runs of the language graph made again over",
+            "MB held: pages in use before questions. Moved: between device and host. Reruns: "
+            "runs of the language graph made again over",
             "other pages, of chunks and questions. Both over the timed stream, fill included.",
         ),
     )
@@ -104,11 +107,14 @@ def verdict_table(part: dict[str, Any]) -> Table:
             rows.append((name, *cells, bare, ttft))
     old = ", ".join(map(str, part["old_ages"]))
     return Table(
-        "SAME BYTES: events that are old, each system against the uniform that reads as many tokens and has the same store",
+        "SAME BYTES: events that are old, each system against the uniform that reads as many "
+        "tokens and has the same store",
         (
-            f"Old: {old} units, that is {min(part['old_ages']) / part['chunk_units']:g} chunks or more. Points of accuracy "
+            f"Old: {old} units, that is {min(part['old_ages']) / part['chunk_units']:g} chunks or "
+            "more. Points of accuracy "
             "[95 % bootstrap over streams], p of an exact sign-flip test",
-            f"over streams, raised by Holm's rule over the systems; 'better' and 'worse' where that is below {ALPHA:g}. First token: idle, "
+            "over streams, raised by Holm's rule over the systems; 'better' and 'worse' where "
+            f"that is below {ALPHA:g}. First token: idle, "
             "p50, the system / its uniform.",
         ),
         (
@@ -139,16 +145,21 @@ def _failures(part: dict[str, Any]) -> Iterator[str]:
     """What is missing: streams that a slow system had no time for, and rows that failed."""
     for name, row in part["rows"].items():
         if row.get("streams", part["streams"]) < part["streams"]:
-            yield f"{name} is slow: it watched the first {row['streams']} streams only, and is compared over those."
+            yield (
+                f"{name} is slow: it watched the first {row['streams']} streams only, and is "
+                "compared over those."
+            )
         if "error" in row:
             yield f"{name} FAILED: {row['error']}"
 
 
 def _conditions(part: dict[str, Any]) -> tuple[str, ...]:
     return (
-        f"{part['engine_set']} (videollm-online: {part['speaking_engine_set']}); {part['streams']} unseen streams, seven things each,",
+        f"{part['engine_set']} (videollm-online: {part['speaking_engine_set']}); {part['streams']} "
+        "unseen streams, seven things each,",
         "through H.264 files and the pipeline.",
-        f"Store: {part['store_mb']:g} MB of pages for every system ({part['store_units']} whole units; the oldest question is asked after "
+        f"Store: {part['store_mb']:g} MB of pages for every system ({part['store_units']} whole "
+        "units; the oldest question is asked after "
         f"{max(part['ages'])} more), full-history excepted.",
     )
 
@@ -196,4 +207,7 @@ def _p50(row: dict[str, Any]) -> str:
 
 def _compared(result: dict[str, Any]) -> str:
     interval = f"[{100 * result['low']:+.0f}, {100 * result['high']:+.0f}]"
-    return f"{100 * result['difference']:+.0f} {interval}, p {result['p_holm']:.2g}: {WORDS[result['better']]}"
+    return (
+        f"{100 * result['difference']:+.0f} {interval}, p {result['p_holm']:.2g}: "
+        f"{WORDS[result['better']]}"
+    )

@@ -372,12 +372,10 @@ def _manifest() -> bytes:
     }
     numbers = (
         "layers width query_heads kv_heads head_dim vocabulary image_height image_width "
-        "grid_height grid_width fps tokens_per_second"
+        "grid_height grid_width fps tokens_per_second chunk_frames page_tokens max_rows "
+        "observed_rows max_position rotary_theta video_token"
     )
-    model = dict.fromkeys(
-        f"{numbers} chunk_frames page_tokens max_rows observed_rows max_position rotary_theta video_token".split(),
-        8,
-    )
+    model = dict.fromkeys(numbers.split(), 8)
     content = {
         "schema_version": SCHEMA_VERSION,
         "backend": "openvino",

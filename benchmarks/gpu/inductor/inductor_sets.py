@@ -7,7 +7,7 @@ never run: what PyTorch makes of the Triton kernel there, whether its runs can b
 graphs, and every time and size, is open. Such a set has no pruned vision graph, and all layers and
 heads share one table.
 
-    <folder>/vision.pt2, tokens.pt2, llm.pt2    code; the weights are read from the checkpoint when the set is opened, and held once
+    <folder>/vision.pt2, tokens.pt2, llm.pt2    code; the weights are read from the checkpoint
     <folder>/embedding.bin, kernels.zip, …      as in every other set; kernels.zip for a GPU only
 """
 

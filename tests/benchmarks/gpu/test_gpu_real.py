@@ -223,7 +223,8 @@ def test_stages_are_timed_one_by_one(built: Lab) -> None:
     assert set(found["stage_ms"]) == {"preprocess", "vision", "tokens", "prefill"}
     assert all(each["n"] == FEW.stages for each in found["stage_ms"].values())
     assert found["ceiling"] == {
-        "skipped": f"torch {torch.__version__} has no CUDA: install one that has, from PyTorch's own package index"
+        "skipped": f"torch {torch.__version__} has no CUDA: install one that has, from PyTorch's own "
+        "package index"
     }
     assert found["rates"]["vision"].keys() == {"tflop_s"}
     assert list(found["device_gb"]) == ["before", "engines loaded", "session warm"]
