@@ -1,7 +1,6 @@
-"""`vicort-bench`: what this machine makes of vicort, measured; JSON, tables and pictures.
+"""`vicort-bench`: vicort's speed on this machine, as JSON, tables and pictures.
 
-Each part runs in a process of its own, so that memory is each part's own and no library's threads
-disturb another part.
+Each part runs in a child process, so that its memory and threads affect no other part.
 """
 
 from __future__ import annotations

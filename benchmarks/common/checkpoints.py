@@ -32,8 +32,8 @@ TEXT = {
     "num_key_value_heads": 2,
 }
 SECTIONS = [8, 12, 12]  # of the multimodal rotary embedding: half a head of 64
-# standard deviation of the weights; transformers' 0.02 leaves features of all positions nearly
-# alike
+# standard deviation of the weights; with transformers' 0.02 the features of all positions are
+# nearly equal
 INITIAL = 0.04
 
 

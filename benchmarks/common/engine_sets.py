@@ -64,7 +64,7 @@ def tiny_model() -> Model:
 
 
 def speaking_model() -> Model:
-    """The tiny model with the adapter that tells it when to speak by itself."""
+    """The tiny model with the adapter that decides when to speak without a question."""
     return Model("tiny-live", "tiny-live", TINY, TINY_SIDE)
 
 

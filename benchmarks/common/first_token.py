@@ -1,5 +1,4 @@
-"""How long a question waits for its first token: on a stream that rests, that runs at 1x, and that
-is fed as fast as it takes frames."""
+"""Time to first token: on an idle stream, at 1x, and while ingesting as fast as possible."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ Load = Callable[[VicortStream, threading.Event], None]
 
 PAUSE = (0.02, 0.12)  # seconds between an answer and the next question, drawn evenly
 ANSWER_TOKENS = 4
-FILLED = 40  # chunks behind the warm-up before the first question
+FILLED = 40  # chunks after the warm-up, before the first question
 FULL_RATE = "as fast as it takes frames"
 RATE_S = 2.0  # for which the rate without questions is measured
 
@@ -50,8 +49,7 @@ def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
 def by_load(
     engines: EngineSet, system: System, workload: Workload, chunks: int, questions: int
 ) -> dict[str, Any]:
-    """So many questions under each load, each on a stream of its own that is `chunks` long
-    already."""
+    """`questions` questions under each load, each load on a new stream of `chunks` chunks."""
     loads: dict[str, Load] = {
         "idle": lambda stream, stop: None,
         f"1x real time, {workload.fps} frames/s": _at_real_time,
@@ -97,7 +95,7 @@ def _rate_of(stream: VicortStream, load: Load, seconds: float) -> float:
 
 @contextmanager
 def running(stream: VicortStream, load: Load) -> Iterator[None]:
-    """`load` on a thread of its own; what it fails with is raised here."""
+    """Runs `load` in a thread; its error is raised here."""
     stop, failures = threading.Event(), []
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""Does a stream that goes on for long stay as fast, and its memory as small?"""
+"""Speed and memory of one long stream at several points."""
 
 from __future__ import annotations
 

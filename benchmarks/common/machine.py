@@ -1,5 +1,4 @@
-"""The machine that a benchmark ran on, and the most it can do: matrix product and memory copy
-rates."""
+"""The machine that a benchmark ran on, and its ceilings: matrix product and memory copy rates."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ MATRIX_FLAGS = (
 
 
 def conditions() -> dict[str, Any]:
-    """What has to be known to read the numbers."""
+    """The conditions of a measurement."""
     info = _cpu_info()
     flags = (info.get("flags") or info.get("Features") or "").split()
     return {
@@ -59,7 +58,7 @@ def conditions() -> dict[str, Any]:
 
 
 def _version(library: str) -> str | None:
-    """None where it is not installed: the runtime needs not all of them."""
+    """None if it is not installed."""
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
@@ -107,11 +106,11 @@ def ceilings(
 
 
 def _rate(
-    work: Callable[[], Any], products: int, repeats: int, at_least: float = 0.02
+    work: Callable[[], Any], products: int, repeats: int, min_seconds: float = 0.02
 ) -> dict[str, float]:
     """GFLOP/s, two operations a product; short work is repeated until a measurement lasts
-    `at_least` seconds."""
-    times = max(1, int(at_least / min(seconds_of(work, 2, 2))))
+    `min_seconds` seconds."""
+    times = max(1, int(min_seconds / min(seconds_of(work, 2, 2))))
 
     def batch() -> None:
         for _ in range(times):

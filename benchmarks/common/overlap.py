@@ -1,5 +1,5 @@
-"""Is it worth overlapping the stages? The overlapped pipeline against the best sequential split of
-the same cores."""
+"""The gain of overlapping stages: the overlapped pipeline against the best sequential one on the
+same cores."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A checkpoint of random weights, of any size: made a tensor at a time on a device, and written in
 Hugging Face layout.
 
-It is for measuring how long a model takes, which does not depend on what its weights say.
+For timing, which does not depend on the values of the weights.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def write_random(
     partial.mkdir(parents=True)
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config))
-    model.tie_weights()  # a tied head is no parameter of its own then
+    model.tie_weights()  # a tied head is then no separate parameter
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     generator = torch.Generator(device).manual_seed(0)
     weight_map: dict[str, str] = {}

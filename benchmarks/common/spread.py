@@ -39,11 +39,10 @@ def seconds_of(work: Callable[[], Any], warmup: int, repeats: int) -> list[float
 
 
 def interleaved(candidates: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Runs every candidate once a round, in turn, so that what the machine does meanwhile hits all
-    alike.
+    """Runs every candidate once a round, in turn, so that other load on the machine affects all
+    equally.
 
-    A candidate returns its own measurement. The order turns round every second time, so that none
-    always follows the same one.
+    A candidate returns its own measurement. The order is reversed every second round.
     """
     results: dict[str, list[float]] = {name: [] for name in candidates}
     for round_number in range(repeats):

@@ -1,9 +1,9 @@
-"""The same streaming job, done with transformers: what vicort is compared with.
+"""The same streaming job in transformers: the baseline of vicort.
 
 Same weights, chunks, kept-token rule, bounded window, positions and questions; transformers' own
-Qwen2.5-VL class runs every layer. What is favourable to transformers is done for it: the grids of
-the vision encoder are computed once, rotated keys stay rotated, no logits are computed while
-ingesting, and the window is assembled from the chunks it holds with one concatenation a layer.
+Qwen2.5-VL class runs every layer. The baseline is optimised: the grids of the vision encoder are
+computed once, rotated keys stay rotated, no logits are computed while ingesting, and the window is
+assembled from the chunks it holds with one concatenation a layer.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ class CachedChunk:
 
 @dataclass
 class Reply:
-    """An answer, and what led to it."""
+    """An answer with its logits."""
 
     tokens: list[int]
     text: str
     ttft_ms: float
-    # [V] float32 behind each token, the first from the question's last token
+    # [V] float32 after each token, the first after the question's last token
     logits: list[np.ndarray] = field(repr=False)
 
 
@@ -154,7 +154,7 @@ class TransformersStream:
 
     @torch.inference_mode()
     def choose(self, features: Tensor) -> Tensor:
-        """Indices u * P + p of the tokens that go on."""
+        """Indices u * P + p of the tokens that are kept."""
         units, tokens, _ = features.shape
         return kept_tokens(features, self.system.drop, units, tokens)
 
@@ -291,8 +291,8 @@ class TransformersStream:
     # ---- helpers
 
     def _precomputed(self, grid: Tensor) -> dict[str, Tensor]:
-        """What transformers otherwise computes anew from the grid in every call (its own documented
-        shortcut)."""
+        """What transformers otherwise computes from the grid in every call (its documented
+        option)."""
         config = self._vision
         windows = get_vision_window_index(
             grid, config.spatial_merge_size, config.window_size, config.patch_size
@@ -308,7 +308,7 @@ class TransformersStream:
         return torch.tensor(values, device=self.device)
 
     def finish(self) -> None:
-        """Wait until the device has done what it was given."""
+        """Waits until the device is idle."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

@@ -1,4 +1,4 @@
-"""vicort's side of the job: a session through its public API, with every stage of every chunk
+"""vicort's side of a comparison: a session through its public API, with every stage of every chunk
 timed."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vicort.runtime.policies.system import System
 from vicort.runtime.session import Session
 from vicort.runtime.stream_statistics import STAGES
 
-PATIENCE_S = 60.0  # for frames to be placed, which takes milliseconds each
+PATIENCE_S = 60.0  # timeout for frames to be placed
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class Span:
 
 
 class Watch:
-    """Sees every span and every event of a session, and lets others wait for chunks to be
-    placed."""
+    """Records every span and event of a session; others can wait for chunks to be placed."""
 
     def __init__(self) -> None:
         self.spans: dict[str, list[Span]] = defaultdict(list)
@@ -55,7 +54,7 @@ class Watch:
                 self._changed.notify_all()
 
     def wait_for(self, chunks: int, timeout: float = 600.0) -> None:
-        """Until so many chunks are placed; raises TimeoutError if they never are."""
+        """Waits until `chunks` chunks are placed; raises TimeoutError."""
         with self._changed:
             if not self._changed.wait_for(lambda: len(self.chunks) >= chunks, timeout):
                 raise TimeoutError(
@@ -63,8 +62,8 @@ class Watch:
                 )
 
     def wait_for_frames(self, frames: int, timeout: float = 600.0) -> int:
-        """Until so many frames are placed, in chunks of any size; returns when the last of them
-        was, by perf_counter_ns."""
+        """Waits until `frames` frames are placed, in chunks of any size; returns the time of the
+        last, by perf_counter_ns. Raises TimeoutError."""
         with self._changed:
             if not self._changed.wait_for(lambda: self.frames >= frames, timeout):
                 raise TimeoutError(
@@ -74,8 +73,7 @@ class Watch:
 
 
 class VicortStream:
-    """A stream that goes on for as long as it is pushed: each call continues where the last one
-    ended."""
+    """An endless stream: each call continues where the last one ended."""
 
     def __init__(
         self,
@@ -87,7 +85,7 @@ class VicortStream:
         also: Callable[[Event], None] | None = None,
         **options: Any,
     ) -> None:
-        """also: gets each event that the watch has seen. options: more of the session's."""
+        """also: called with each event after the watch. options: further ones of the session."""
         self.watch = Watch()
         self.workload = workload
         self.overlap = overlap

@@ -1,5 +1,5 @@
-"""The job that is timed: a stream of the tiny model's own world, in memory or encoded, and what is
-asked of it."""
+"""The stream that is timed: the tiny model's synthetic world, in memory or encoded, and the
+questions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from vicort.runtime.policies.drop import ChunkIntra
 from vicort.runtime.policies.registry import Policy
 from vicort.runtime.policies.system import System, load_system
 
-# share of a chunk's visual tokens that go on: the setting behind the published 134 frames a second
+# share of a chunk's visual tokens that are kept: the setting of the published 134 frames a second
 # (arXiv 2606.19849)
 KEEP = 0.3
 CHUNK_FRAMES = 16
 QUESTIONS = ("what color was the circle?", "what is there now?", "which came first?")
-PERIOD = 160  # frames that are drawn; longer streams repeat them, times go on
+PERIOD = 160  # frames that are drawn; longer streams repeat them with increasing times
 ENCODED_RATE = 25  # frames a second of an encoded clip
 # fields of a system, as its YAML calls them
 DESCRIBED_AS = {"overflow": "when_full", "budget": "memory"}

@@ -1,5 +1,5 @@
-"""vicort against transformers doing the same streaming job: first that it is the same job, then how
-long each takes for it."""
+"""vicort against transformers on the same streaming job: first a check that the job is the same,
+then the times."""
 
 from __future__ import annotations
 

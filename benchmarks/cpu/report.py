@@ -1,4 +1,4 @@
-"""What was measured, as a table for a terminal."""
+"""The parts that measure the pipeline, as text for a terminal."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ def limit(part: dict[str, Any], machine: dict[str, Any]) -> dict[str, dict[str, 
     """Of each sequential vicort runner: share of time a stage, GFLOP/s of vision and prefill, and
     of all as a share of the matrix rate.
 
-    least_ms: what the arithmetic of a chunk takes at the matrix rate, with nothing else to do; no
-    program of that precision is faster.
+    least_ms: lower bound for a chunk, its arithmetic at the matrix rate.
     """
     rows: dict[str, dict[str, Any]] = {}
     for name, measured in part["ms_a_chunk"]["vicort"].items():
@@ -56,8 +55,7 @@ def limit(part: dict[str, Any], machine: dict[str, Any]) -> dict[str, dict[str, 
 
 
 def best_rate(machine: dict[str, Any], precision: str, threads: str) -> float:
-    """The best median matrix rate of this precision and so many threads, whichever library reached
-    it."""
+    """The best median matrix rate of this precision and number of threads, of any library."""
     return max(
         machine[library][f"{precision} {threads}"]["median"] for library in ("torch", "openvino")
     )

@@ -27,7 +27,7 @@ class Item:
     text: str  # as it is asked, prompt included
     # seconds; several = the same text again and again until the first yes
     times: tuple[Fraction, ...]
-    note: dict[str, Any] = field(default_factory=dict)  # what reports may want to know besides
+    note: dict[str, Any] = field(default_factory=dict)  # further data for reports
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Dataset:
     videos: tuple[Video, ...]
     groups: tuple[Group, ...]
     overall: Mean | None = "questions"
-    # what a record must agree on to be gone on with
+    # settings that a record must share to be resumed
     settings: dict[str, Any] = field(default_factory=dict)
     # for the report: where prompts and scoring come from, …
     about: dict[str, Any] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Dataset:
         return [video.name for video in self.videos if video.path is None]
 
     def first(self, count: int) -> Dataset:
-        """Only so many videos."""
+        """The first `count` videos."""
         return replace(
             self,
             videos=self.videos[:count],

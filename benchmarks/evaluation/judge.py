@@ -1,5 +1,5 @@
-"""Judges of open answers. A figure is only worth something beside others of the same judge, so
-reports name it."""
+"""Judges of open answers. Scores of different judges cannot be compared, so reports name the
+judge."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from vicort.benchmarks.evaluation.items import Item
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.safe_text import shown
 
-MOST = 5  # the best score, as the papers' judges give
+MAX_SCORE = 5  # the best score, as the papers' judges give
 
 
 @dataclass(frozen=True)
 class Verdict:
     yes: bool
-    score: float  # 0 to MOST
+    score: float  # 0 to MAX_SCORE
 
 
 class Judge(Protocol):
@@ -33,20 +33,19 @@ class Judge(Protocol):
 
 
 class ExactJudge:
-    """Yes and MOST for the same words, whatever their case, punctuation and articles; else no and
-    0."""
+    """Yes and MAX_SCORE for the same words, without case, punctuation and articles; else no and 0."""
 
     name = "exact: the same words, but for case, punctuation and articles"
 
     def __call__(self, answers: Sequence[tuple[Item, str]]) -> list[Verdict]:
         return [
-            Verdict(same, MOST * same)
+            Verdict(same, MAX_SCORE * same)
             for same in (_words(item.truth) == _words(text) for item, text in answers)
         ]
 
 
 class CommandJudge:
-    """A program of the user's: one JSON line {id, question, answer, prediction} in, one {"pred":
+    """The user's program: one JSON line {id, question, answer, prediction} in, one {"pred":
     "yes"|"no", "score": 0-5} out for each.
 
     Those are the keys that the papers' GPT judges answer with (Flash-VStream,
@@ -120,17 +119,17 @@ def _verdict(line: str, number: int) -> Verdict:
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f'the judge\'s line {number} is {shown(line)}: give {{"pred": "yes" or "no", '
-            f'"score": 0 to {MOST}}}'
+            f'"score": 0 to {MAX_SCORE}}}'
         ) from error
     if (
         yes not in ("yes", "no")
         or isinstance(score, bool)
         or not isinstance(score, int | float)
-        or not 0 <= score <= MOST
+        or not 0 <= score <= MAX_SCORE
     ):
         raise ConfigError(
             f'the judge\'s line {number} is {shown(line)}: give {{"pred": "yes" or "no", '
-            f'"score": 0 to {MOST}}}'
+            f'"score": 0 to {MAX_SCORE}}}'
         )
     return Verdict(yes == "yes", score)
 

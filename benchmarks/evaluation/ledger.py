@@ -1,9 +1,9 @@
-"""The record of an evaluation, from which it goes on after whatever stopped it: JSON lines, a whole
-video each.
+"""The record of an evaluation, from which it resumes after an interruption: JSON lines, one for
+each video.
 
-The first line holds the settings; a line {"system", "is"} says what a system's name stands for; all
-others are what came of one video. A line that was cut off by the end of the process is dropped, and
-its video watched again.
+The first line holds the settings; a line {"system", "is"} defines a system's name; all others are
+results of one video. A line that was cut off by the end of the process is dropped, and its video is
+watched again.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from vicort.runtime.safe_text import shown
 
 class Ledger:
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        """Starts a record, or opens one. Raises ConfigError if it was made with other settings, or
-        is none."""
+        """Starts or opens a record. Raises ConfigError if it has other settings, or is no
+        record."""
         self.path = path
         self.watched: dict[tuple[str, str], Watched] = {}  # by system and video
         self.systems: dict[str, Any] = {}  # what each name stands for
@@ -41,8 +41,8 @@ class Ledger:
             ) from error
 
     def declare(self, system: str, what: dict[str, Any]) -> None:
-        """Say what a system's name stands for. Raises ConfigError if the record knows another of
-        that name."""
+        """Records the definition of a system's name. Raises ConfigError if the record has another
+        one."""
         if system in self.systems:
             self._check(f"system {system}", self.systems[system], what)
         else:
@@ -94,7 +94,7 @@ class Ledger:
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
-    """Each whole line; the file is cut behind the last one."""
+    """Each complete line; the file is truncated after the last one."""
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     if whole != len(content):

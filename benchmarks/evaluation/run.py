@@ -1,7 +1,7 @@
 """vicort-eval: watch a benchmark's videos with several systems, and print its table.
 
-options -> data set -> each video with each system -> record -> report. What is done is in the
-record: started again, it goes on.
+options -> data set -> each video with each system -> record -> report. Results are in the record: a
+second run resumes.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def run(options: Options) -> int:
 
 
 def systems_of(names: Sequence[str]) -> dict[str, System]:
-    """By the names that they give themselves. Raises ConfigError if two have the same."""
+    """Systems by their `name` field. Raises ConfigError on duplicates."""
     systems: dict[str, System] = {}
     for name in names:
         system = load_system(name)
@@ -86,8 +86,8 @@ def systems_of(names: Sequence[str]) -> dict[str, System]:
 def runnable(
     systems: Mapping[str, System], candidates: dict[str, Candidate], named: bool
 ) -> dict[str, System]:
-    """Those of which these engines can open a session; the others leave `candidates`. Raises why
-    not, if they were asked for by name."""
+    """Systems that can run on these engines; the others leave `candidates` with a warning, or raise
+    their error if the user named them."""
     able = {}
     for name, system in systems.items():
         try:
@@ -130,8 +130,8 @@ def load(options: Options, model: ModelSpec) -> Dataset:
 
 
 def check_videos(dataset: Dataset, options: Options) -> dict[str, str]:
-    """What is not there, and why it is not watched; told once. Raises ConfigError if it is all of
-    it, or, if strict, any."""
+    """Missing videos with the reason, warned about once. Raises ConfigError if all are missing, or,
+    if strict, any."""
     missing = dataset.missing
     where = ", ".join(map(str, options.videos))
     if missing:

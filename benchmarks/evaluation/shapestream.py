@@ -1,10 +1,10 @@
-"""The synthetic world as a data set: what is asked about was gone for so long, and the whole stream
-lies in one encoded file.
+"""The synthetic world as a data set: questions about things that disappeared some time ago, each
+stream in one encoded file.
 
 Each stream shows seven things one after another and then nothing for as long as the oldest age.
 "what color was the SHAPE?" is asked about each of them when the last has been gone for each age;
-"what is there now?" while the last one is there. Streams were never trained on. Files are made once
-and kept.
+"what is there now?" while the last one is there. The streams are not in the training data. Files
+are made once and kept.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def load(
     fps: Fraction | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Dataset:
-    """model: gives frames a second and a chunk's units. ages: since the last thing went; fps: that
-    are taken, None = the model's.
+    """model: gives frames a second and a chunk's units. ages: since the last thing disappeared;
+    fps: sampling rate, None = the model's.
 
     Makes the files that the cache does not hold. Raises ConfigError for ages or counts that cannot
     be.
@@ -133,8 +133,8 @@ def _task(age: int, age_in: AgeIn) -> str:
 def _stream(
     seed: int, tail: float, cache: Path, progress: Callable[[str], None]
 ) -> tuple[Path, Any]:
-    """The file of a stream, made if it is not there, and the stream. tail: seconds of nothing
-    behind its last thing."""
+    """The file of a stream, made if it is not there, and the stream. tail: empty seconds after its
+    last thing."""
     from vicort.export.tiny.evaluate import HELD_OUT, LONG
     from vicort.export.tiny.video import write_video
     from vicort.export.tiny.world import make_stream

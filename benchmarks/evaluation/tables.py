@@ -44,8 +44,8 @@ Table = dict[str, dict[str, Cell]]  # of one system: by the group's title, by he
 
 
 def score_all(items: Mapping[str, Item], replies: Iterable[Reply], judge: Judge) -> list[Scored]:
-    """Every item; one without a reply, or whose reply is an error, is wrong, and no judge is asked
-    about it."""
+    """Every item, scored. One without a reply, or whose reply is an error, is wrong without a
+    judge."""
     of_item: dict[str, list[Reply]] = defaultdict(list)
     for reply in replies:
         of_item[reply.item].append(reply)
@@ -67,7 +67,7 @@ def _scored(item: Item, replies: Sequence[Reply], verdicts: Mapping[str, Verdict
 
 
 def make_table(dataset: Dataset, scored: Sequence[Scored]) -> Table:
-    """Only what was asked has a column; tasks that no group knows stand in a group of their own."""
+    """Only tasks with questions have a column; tasks of no group are in a group "other"."""
     known = {task for group in dataset.groups for task in group.tasks}
     others = {each.item.task: each.item.task for each in scored if each.item.task not in known}
     table: Table = {}
@@ -102,7 +102,7 @@ def _cell(scored: Sequence[Scored]) -> Cell:
 
 
 def print_table(tables: Mapping[str, Table]) -> str:
-    """The tables of all systems, a block a group; percent, and a judge's mean score behind a
+    """The tables of all systems, a block a group; percent, and a judge's mean score after a
     slash."""
     blocks = []
     width = max(map(len, tables), default=0)

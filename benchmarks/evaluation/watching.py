@@ -31,7 +31,7 @@ CARRIES: tuple[Carry, ...] = get_args(Carry)
 
 
 class AskedSession(Protocol):
-    """What is used of a Session."""
+    """The methods of Session that are used."""
 
     @property
     def now(self) -> Fraction: ...
@@ -50,7 +50,7 @@ class Candidate:
     """A system that is evaluated: how a session of it is opened."""
 
     open_session: OpenSession
-    motion: bool = False  # whether its frames must carry what their codec tells of motion
+    motion: bool = False  # whether frames must carry the codec's motion data
 
     @classmethod
     def of(cls, engines: EngineSet, system: System, **options: Any) -> Candidate:
@@ -65,7 +65,7 @@ class Asking:
 
 @dataclass
 class Watched:
-    """What came of one video and one system."""
+    """Replies of one system to one video."""
 
     replies: list[Reply] = field(default_factory=list)  # in the order in which they were asked
     warnings: list[str] = field(default_factory=list)
@@ -85,8 +85,8 @@ def watch(
     """Ask all items of a video, of sessions that see it from its start, or (restart) from `context`
     seconds before the question.
 
-    A system that cannot go on costs the questions that it leaves open: each has a reply with the
-    reason. Raises SourceError if there is no video in the file.
+    If a session fails with a VicortError, each question that is still open gets a reply with the
+    error. Raises SourceError if there is no video in the file.
     """
     if video.path is None:
         raise SourceError(f"{video.name} is not there")
@@ -152,7 +152,7 @@ class _Pass:
                 if not self._open:
                     return
                 session.push(frame)
-        except TruncatedSource as error:  # what was seen is asked about all the same
+        except TruncatedSource as error:  # the questions are asked about the part that was read
             self._watched.warnings.append(str(error))
 
     def _ask_at_end(self, session: AskedSession) -> None:

@@ -1,9 +1,9 @@
-"""`make gpu-check`: what a GPU makes of vicort, checked and measured in one go; one JSON report.
+"""`make gpu-check`: correctness and speed of vicort on a GPU, in one JSON report.
 
-Each step runs in a process of its own, so that one which crashes, hangs or breaks the GPU's context
-stops no other. A step passes, fails with an error, or is skipped with the reason; exit code 0 =
-nothing failed and something passed, 1 = something failed, 4 = nothing could be checked. A report is
-added to: steps of earlier calls on the same machine stay in it.
+Each step runs in a child process, so that a crash, a hang or a broken GPU context stops no other
+step. A step passes, fails with an error, or is skipped with the reason; exit code 0 = nothing
+failed and something passed, 1 = something failed, 4 = nothing could be checked. Steps of earlier
+calls on the same machine stay in the report.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def real_size_steps(size: str, slower: float) -> dict[str, Step]:
     return {f"{size}-{name}": step for name, step in steps.items()}
 
 
-STEPS: dict[str, Step] = {  # the cheapest and most telling first
+STEPS: dict[str, Step] = {  # the cheapest and most informative first
     "environment": Step("which GPU, driver and libraries?", environment, 2 * MINUTE),
     "plan": Step("does TensorRT take plans that were built without this GPU?", plan),
     "inductor": Step("where it does not: do AOTInductor's engines run?", inductor, 20 * MINUTE),
@@ -246,12 +246,10 @@ def check(
     within: float | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
-    """Run these steps, one after another; what is done is in `out` even if a later step kills this
-    process.
+    """Runs these steps, one after another, and writes `out` after each.
 
-    within: seconds; a step that is not expected to end in time is skipped. Outcomes that `out`
-    holds of the same machine and libraries stay, until their step runs again; a step that is
-    skipped takes nothing's place.
+    within: seconds; a step that is not expected to end in time is skipped. Outcomes in `out` of the
+    same machine and libraries stay until their step runs again and is not skipped.
     """
     from vicort.benchmarks.common.machine import now
 
@@ -289,8 +287,8 @@ def too_late(name: str, left: float | None) -> str:
 
 
 def earlier_steps(out: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """Outcomes in `out` that may stand beside those of `report`; none where it holds no such
-    report, or one of another machine."""
+    """Outcomes in `out` that can stay; none if it holds no such report, or one of another
+    machine."""
     try:
         earlier = json.loads(out.read_text())
         comparable = ("cpu", "cores", "memory_gb", "python", "libraries")
@@ -315,7 +313,7 @@ def conditions() -> dict[str, Any]:
 
 
 def write(path: Path, report: dict[str, Any]) -> None:
-    """Whole or not at all."""
+    """Writes atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(report, indent=1) + "\n")
     temporary.replace(path)
@@ -328,7 +326,7 @@ def exit_code(outcomes: Mapping[str, Mapping[str, Any]]) -> int:
 
 def run_here(name: str, folder: Path, step: Step | None = None) -> dict[str, Any]:
     """A step's outcome, in this process."""
-    from vicort.benchmarks.gpu.lab import Lab, NotRight, Skip
+    from vicort.benchmarks.gpu.lab import Lab, Skip, StepFailed
 
     start = time.perf_counter()
     found: Found
@@ -338,7 +336,7 @@ def run_here(name: str, folder: Path, step: Step | None = None) -> dict[str, Any
         found = {"outcome": "skipped", "reason": one_line(skip)}
     except VicortError as error:
         found = {"outcome": "failed", "reason": one_line(error)}
-        found |= error.found if isinstance(error, NotRight) else {}
+        found |= error.found if isinstance(error, StepFailed) else {}
     except Exception as error:  # noqa: BLE001 (whatever a step raises is its outcome)
         traceback.print_exc()
         found = {

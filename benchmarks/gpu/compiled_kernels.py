@@ -1,9 +1,8 @@
-"""What the GPU kernels take, as compiled: registers, shared memory, spills and bytes, for every
+"""Resources of the compiled GPU kernels: registers, shared memory, spills and bytes, for every
 architecture.
 
 `python -m vicort.benchmarks.gpu.compiled_kernels` prints it and writes
-benchmarks/results/kernels.json; it fails if a kernel spills. It needs no GPU, and says nothing of
-speed.
+benchmarks/results/kernels.json; it fails if a kernel spills. It needs no GPU and measures no times.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "tiny": {"kv_heads": 2, "groups": 2, "head_dim": 32, "page_tokens": 4, "sections": (4, 6, 6)},
 }
 DTYPES: tuple[Dtype, ...] = ("bfloat16", "float16", "float32")
-# KiB a program may take (CUDA C++ Programming Guide, compute capabilities)
+# KiB for a block (CUDA C++ Programming Guide, compute capabilities)
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 120: 99}
 REGISTER_FILE = 65536  # 32-bit registers of a multiprocessor
 COLUMNS = (

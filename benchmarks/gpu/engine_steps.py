@@ -1,5 +1,5 @@
-"""Engines and the pipeline on a GPU, beside the same on the CPU. Never run on a GPU here; the tests
-run the same steps on a stand-in."""
+"""Engines and the pipeline on a GPU, compared with the CPU. The tests run the same steps on a
+simulated GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from vicort.benchmarks.common.spread import interleaved, spread
 from vicort.benchmarks.common.workload import QUESTIONS, Workload, bench_system
-from vicort.benchmarks.gpu.lab import Lab, NotRight, Skip, need, version
+from vicort.benchmarks.gpu.lab import Lab, Skip, StepFailed, need, version
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.manifest import GraphName, ModelSpec
@@ -50,7 +50,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def environment(lab: Lab) -> dict[str, Any]:
-    """What has to be known to read the other steps' numbers."""
+    """The conditions of the other steps' results."""
     gpu = lab.gpu
     free, total = gpu.driver.memory()
     return {
@@ -66,7 +66,7 @@ def environment(lab: Lab) -> dict[str, Any]:
 
 
 def nvidia_smi() -> dict[str, str] | str:
-    """Clocks, driver, limits; why not, if it does not tell."""
+    """Clocks, driver and limits, or the reason why they are unknown."""
     if not shutil.which("nvidia-smi"):
         return "nvidia-smi is not installed"
     command = ["nvidia-smi", f"--query-gpu={NVIDIA_SMI}", "--format=csv,noheader", "--id=0"]
@@ -81,10 +81,9 @@ def nvidia_smi() -> dict[str, str] | str:
 
 
 def plan(lab: Lab) -> dict[str, Any]:
-    """Load a set that was built without this GPU, and run it once; what refuses it says why
-    (another version, another GPU, …).
+    """Loads a set that was built without this GPU and runs it once. The result decides which
+    backend the later steps use: TensorRT or, if it fails, AOTInductor.
 
-    If it does not run, the later steps take AOTInductor's engines instead.
     """
     from vicort.export.verify import run_engine
 
@@ -110,8 +109,8 @@ def plan(lab: Lab) -> dict[str, Any]:
 
 
 def inductor(lab: Lab) -> dict[str, Any]:
-    """Where TensorRT does not run: AOTInductor's engines, built here, with the Triton kernel
-    inside, beside the CPU's."""
+    """Where TensorRT does not run: AOTInductor's engines with the Triton kernel, built here and
+    compared with the CPU's."""
     if lab.backend == "tensorrt":
         raise Skip("TensorRT runs on this GPU, and its engines are measured")
     found: dict[str, Any] = {
@@ -131,7 +130,7 @@ def inductor(lab: Lab) -> dict[str, Any]:
             }
             check_against_cpu(lab, ours, precision, found)
     if not all(built["kernels"]["bounded_attention"] for built in found["built"].values()):
-        raise NotRight("the language package does not name the Triton kernel", found)
+        raise StepFailed("the language package does not name the Triton kernel", found)
     return found
 
 
@@ -162,7 +161,7 @@ def tiny_engines(lab: Lab, backend: str, precision: str) -> EngineSet:
 
 
 def engines(lab: Lab) -> dict[str, Any]:
-    """Every graph on random input, fp32 and bf16, beside the CPU's fp32 engines."""
+    """Every graph on random input, fp32 and bf16, compared with the CPU's fp32 engines."""
     found: dict[str, Any] = {"gpu": lab.gpu.name, "backend": lab.backend}
     for precision in ("fp32", "bf16"):
         with tiny_engines(lab, lab.backend, precision) as ours:
@@ -171,7 +170,7 @@ def engines(lab: Lab) -> dict[str, Any]:
 
 
 def check_against_cpu(lab: Lab, ours: EngineSet, precision: str, found: dict[str, Any]) -> None:
-    """Adds the differences to `found`. Raises NotRight if one is too large."""
+    """Adds the differences to `found`. Raises StepFailed if one is too large."""
     with tiny_engines(lab, "onnxruntime", "fp32") as theirs:
         differences = compare_engines(ours, theirs)
     found |= {
@@ -183,7 +182,7 @@ def check_against_cpu(lab: Lab, ours: EngineSet, precision: str, found: dict[str
         name: value for name, value in differences.items() if not value <= TOLERANCE[precision]
     }
     if wrong:
-        raise NotRight(
+        raise StepFailed(
             f"{precision} engines differ from the CPU's: {wrong}, {TOLERANCE[precision]:g} is "
             "allowed",
             found,
@@ -226,19 +225,19 @@ def random_runs(
 
 
 def graphs(lab: Lab) -> dict[str, Any]:
-    """The same run plain, captured and replayed gives the same, and what a replay saves."""
+    """Checks that plain, captured and replayed runs give equal outputs, and times them."""
     found: dict[str, Any] = {"gpu": lab.gpu.name, "backend": lab.backend, "runs": {}}
     with tiny_engines(lab, lab.backend, "bf16") as ours:
         for name, graph, inputs, _ in random_runs(ours.manifest.model, ours.dtype):
             found["runs"][name] = timed = time_runs(ours, graph, inputs)
             if timed["different"]:
-                raise NotRight(
+                raise StepFailed(
                     f"replays of {name} give other {', '.join(timed['different'])} than the "
                     "first run",
                     found,
                 )
     if not any(timed["graphs"] for timed in found["runs"].values()):
-        raise NotRight("no run was captured in a CUDA graph", found)
+        raise StepFailed("no run was captured in a CUDA graph", found)
     return found
 
 
@@ -290,12 +289,14 @@ def _time_runs(
 
 
 def streams(lab: Lab) -> dict[str, Any]:
-    """Vision on one stream and prefill on another: alone, and at once. Both must give the same; the
-    gain is only reported."""
+    """Vision on one stream and prefill on another: alone, and concurrently. Outputs must be equal;
+    the gain is only reported."""
     with tiny_engines(lab, lab.backend, "bf16") as ours:
         found = {"gpu": lab.gpu.name, "backend": lab.backend, **overlap_of_two(ours)}
     if found["different"]:
-        raise NotRight(f"runs at once give other {', '.join(found['different'])} than alone", found)
+        raise StepFailed(
+            f"runs at once give other {', '.join(found['different'])} than alone", found
+        )
     return found
 
 
@@ -369,11 +370,11 @@ def pipeline(lab: Lab) -> dict[str, Any]:
             found[precision] = compared = compare_pipelines(ours, theirs, device_mb=DEVICE_MB)
         answers = compared["answers"]
         if answers["overlapped"] != answers["sequential"]:
-            raise NotRight(
+            raise StepFailed(
                 f"{precision}: overlapped and sequential give other answers: {answers}", found
             )
         if precision == "fp32" and answers["overlapped"] != answers["cpu"]:
-            raise NotRight(f"the GPU's answers are not the CPU's: {answers}", found)
+            raise StepFailed(f"the GPU's answers are not the CPU's: {answers}", found)
     return found
 
 

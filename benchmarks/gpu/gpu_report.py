@@ -1,5 +1,4 @@
-"""What `gpu_check` measured at real size, in short tables. Only what was measured stands in
-them."""
+"""The results of gpu.check at real size, in short tables."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The kernels on a GPU: what they compute, beside a plain NumPy statement of the op, and how fast,
-beside what the GPU can do at most.
+"""The kernels on a GPU: correctness against a NumPy statement of the op, and speed against the
+GPU's measured ceilings.
 
-Never run on a GPU here; the tests run the same steps on a stand-in.
+The tests run the same steps on a simulated GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import ml_dtypes  # noqa: F401 (gives NumPy its bfloat16)
 import numpy as np
 
 from vicort.benchmarks.common.spread import Spread
-from vicort.benchmarks.gpu.lab import Lab, NotRight, Skip, need
+from vicort.benchmarks.gpu.lab import Lab, Skip, StepFailed, need
 from vicort.runtime.devices.cuda import DeviceArray
 from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
 from vicort.runtime.kernels import KernelSpec
@@ -24,7 +24,7 @@ from vicort.runtime.kernels import KernelSpec
 TOLERANCE = {"float32": 3e-5, "float16": 8e-3, "bfloat16": 4e-2}
 CHECKED_ROWS = 6  # of a long run: the plain statement is slow
 TABLE_POSITIONS = 1 << 16  # of the tables of cos and sin that computing them is measured against
-LAYERS = 16  # of a pool in a measurement: taken in turn, so that no cache holds them all
+LAYERS = 16  # of a pool in a measurement: read in turn, so that no cache holds them all
 SIDE = 8192  # of the square matrices
 COPY_BYTES = 1 << 30
 
@@ -71,8 +71,8 @@ class Case:
 
     rows: int  # new tokens
     pages: int
-    # all | layer | head: who has a table and a `where` of their own: nobody, each layer, each layer
-    # and head
+    # all | layer | head: table and `where` are shared by all layers and heads, one for each layer,
+    # or one for each layer and head
     shared: str = "all"
     layers: int = 2
     padding: bool = False  # some rows are padding
@@ -81,8 +81,7 @@ class Case:
 
 
 def cases(spec: KernelSpec) -> Iterator[Case]:
-    """The sweep: every form, few rows (split keys) and many, short tables and long, positions that
-    only exact angles survive."""
+    """Every form, few rows (split keys) and many, short tables and long, large positions."""
     for shared in ("all", "layer", "head"):
         yield Case(1, 40, shared)
         yield Case(33, 9, shared, padding=True)
@@ -100,7 +99,8 @@ Arrays = dict[str, np.ndarray]
 
 
 def random_inputs(spec: KernelSpec, case: Case, seed: int = 0) -> Arrays:
-    """Inputs of the op, in the kernels' type; what is empty, padding or in no table holds NaN."""
+    """Inputs of the op, in the kernels' type; empty cells, padding and slots in no table hold
+    NaN."""
     random, dtype = np.random.default_rng(seed), np.dtype(spec.dtype)
     heads, dim, tokens, layers = spec.kv_heads, spec.head_dim, spec.page_tokens, case.layers
     slots = case.pages + 2  # two that no table names
@@ -245,13 +245,15 @@ def correctness(lab: Lab) -> dict[str, Any]:
             worst = [case for case in cases(spec) for _ in range(case.layers)][
                 int(np.argmax(np.nan_to_num(errors, nan=np.inf)))
             ]
-            raise NotRight(
+            raise StepFailed(
                 f"bounded_attention for {name} is {max(errors):.2e} off at {worst}, "
                 f"{TOLERANCE[spec.dtype]:.0e} is allowed",
                 found,
             )
         if wrong := placing_errors(lab, kernels):
-            raise NotRight(f"{' and '.join(wrong)} for {name} give another pool than NumPy", found)
+            raise StepFailed(
+                f"{' and '.join(wrong)} for {name} give another pool than NumPy", found
+            )
     return found
 
 
@@ -272,7 +274,7 @@ def attention_error(lab: Lab, kernels: LoadedKernels, case: Case, layer: int) ->
 
 
 def placing_errors(lab: Lab, kernels: LoadedKernels) -> list[str]:
-    """Which of `scatter_tokens` and `set_places` leave anything else than NumPy does."""
+    """Which of `scatter_tokens` and `set_places` give another result than NumPy."""
     spec, random, wrong = kernels.spec, np.random.default_rng(1), []
     layers, rows, count, pages = 3, 40, 29, 12
     dtype = np.dtype(spec.dtype)
@@ -331,8 +333,7 @@ def placing_errors(lab: Lab, kernels: LoadedKernels) -> list[str]:
 
 
 def ceilings(lab: Lab, side: int = SIDE, copy_bytes: int = COPY_BYTES) -> dict[str, Any]:
-    """The most this GPU does: TFLOP/s of a bf16 matrix product, GB/s of a copy (read and
-    written)."""
+    """This GPU's ceilings: TFLOP/s of a bf16 matrix product, GB/s of a copy (read and written)."""
     gpu = lab.gpu
     source, target = lab.poisoned((copy_bytes,), np.uint8), lab.poisoned((copy_bytes,), np.uint8)
     copy = lab.times_ms(
@@ -396,8 +397,8 @@ DECODE = [(1, context) for context in (1_024, 4_096, 8_192, 32_768)]
 
 
 def speed(lab: Lab) -> dict[str, Any]:
-    """Prefill and decode over pages; each time beside what the ceilings of `ceilings` allow,
-    computed angles beside tables of them."""
+    """Prefill and decode over pages, with computed angles and with tables; each time with its share
+    of the ceilings."""
     limits, found = ceilings(lab), {}
     for name in FAST_SPECS:
         kernels = {
@@ -456,8 +457,8 @@ def repeated_pool(spec: KernelSpec, case: Case) -> Arrays:
 
 
 def sdpa_ms(spec: KernelSpec, rows: int, context: int) -> Spread:
-    """PyTorch's own attention over the same numbers of tokens, contiguous and rotated already: less
-    work than the kernel has."""
+    """PyTorch's attention over the same numbers of tokens, contiguous and already rotated, which is
+    less work than the kernel's."""
     torch = cuda_torch()
     from torch.nn.attention.bias import causal_lower_right
     from torch.nn.functional import scaled_dot_product_attention

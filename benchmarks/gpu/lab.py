@@ -1,5 +1,5 @@
-"""What the steps of `gpu_check` share: the GPU, engine sets and kernels made for it, arrays in and
-out, and time on the device's clock."""
+"""What the steps of gpu.check share: the GPU, its kernels, copies of arrays, and time on the
+device's clock."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from vicort.runtime.kernels import Kernels, KernelSpec
 
 POISON = 0xFF  # of every byte: NaN in all float types, -1 in int32
 REPEATS = 20  # measurements of each time
-AT_LEAST_MS = 1.0  # of work in one measurement
-MOST_LAUNCHES = 200  # in one measurement
+MIN_MS = 1.0  # of work in one measurement
+MAX_LAUNCHES = 200  # in one measurement
 DECISION = "gpu-backend.json"  # in the folder of what is built for the checks
 
 
@@ -31,7 +31,7 @@ class Skip(VicortError):
     """A step cannot run on this machine; the text says why."""
 
 
-class NotRight(VicortError):
+class StepFailed(VicortError):
     """A step ran, and its result is wrong. `found`: its numbers."""
 
     def __init__(self, line: str, found: dict[str, Any]) -> None:
@@ -43,8 +43,7 @@ class Lab:
     """One process's view of the GPU. Raises Skip where a part is missing."""
 
     def __init__(self, folder: Path, gpu: Gpu | None = None) -> None:
-        """folder: where what is built for the checks is kept. gpu: None = the first of this
-        machine."""
+        """folder: for everything that the checks build. gpu: None = the first of this machine."""
         self.folder = folder
         if gpu is not None:
             self.gpu = gpu
@@ -80,7 +79,7 @@ class Lab:
         return target
 
     def get(self, array: DeviceArray) -> np.ndarray:
-        """A copy on the host, once all work of the stream is done."""
+        """A copy on the host, after all work of the stream."""
         pinned = self.gpu.pinned.empty(array.shape, array.dtype)
         if array.nbytes:
             self.gpu.driver.copy(pinned.ctypes.data, array.pointer, array.nbytes, self.raw)
@@ -100,15 +99,14 @@ class Lab:
     # ---- time
 
     def times_ms(self, launches: list[Callable[[], None]]) -> Spread:
-        """Milliseconds of one launch on the device's clock: many, taken in turn, are replayed as
-        one CUDA graph, so that the host's part is left out, and data that one leaves in the caches
-        is not the next one's."""
+        """Milliseconds of one launch on the device's clock. Many launches, in turn, are replayed as
+        one CUDA graph: this excludes the host's time and reuse of cached data."""
         driver = self.gpu.driver
         for launch in launches:
             launch()
         self.finish()
         once = max(self._elapsed_ms(launches[0]), 1e-3)
-        rounds = max(1, min(MOST_LAUNCHES, round(AT_LEAST_MS / once)) // len(launches))
+        rounds = max(1, min(MAX_LAUNCHES, round(MIN_MS / once)) // len(launches))
         driver.begin_capture(self.raw)
         try:
             for _ in range(rounds):
@@ -152,15 +150,16 @@ class Lab:
 
     @property
     def decision(self) -> dict[str, Any] | None:
-        """What is kept of that for this GPU: `backend`, and `reason`, why it is not TensorRT."""
+        """The decision of step `plan` for this GPU: `backend`, and `reason` if it is not
+        TensorRT."""
         path = self.folder / DECISION
         kept = json.loads(path.read_text()) if path.is_file() else {}
         return kept if kept.get("gpu") == self.gpu.name else None
 
     @contextmanager
     def trying_tensorrt(self) -> Iterator[None]:
-        """What is done inside shows whether TensorRT runs here. If this process dies of it, or is
-        ended because it hangs, it does not."""
+        """Decides by the work inside whether TensorRT runs here: not if it raises, or if this
+        process dies or is killed."""
         self._decide("inductor", "the process that tried TensorRT came to no end")
         try:
             yield
@@ -176,7 +175,7 @@ class Lab:
     # ---- what is built
 
     def kernels(self, name: str, spec: KernelSpec) -> LoadedKernels:
-        """Kernels of a spec, compiled for this GPU's architecture if they are not there yet."""
+        """Kernels of a spec, compiled for this GPU's architecture if they are missing."""
         need("triton", "the kernels are compiled with it")
         from vicort.export.kernels.compile import compile_kernels
 
@@ -202,8 +201,8 @@ class Lab:
 
 
 def fitting_architecture(gpu: Gpu) -> int:
-    """Of those that the kernels are compiled for, the one for this GPU: 90 for sm_90. Raises Skip
-    if there is none."""
+    """The architecture, among those that the kernels are compiled for, that runs on this GPU: 90
+    for sm_90. Raises Skip if there is none."""
     from vicort.export.kernels.compile import ARCHITECTURES
 
     major, minor = gpu.capability

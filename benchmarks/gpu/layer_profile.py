@@ -1,5 +1,5 @@
-"""Where the time goes at real size: layers of each engine, what the host adds to each run, and gaps
-between runs in the pipeline."""
+"""A profile at real size: layers of each engine, the host's share of each run, and gaps between
+runs in the pipeline."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def typical_runs(work: Job) -> Iterable[tuple[str, GraphName, Arrays]]:
 
 
 def layers_of(work: Job, graph: GraphName, inputs: Arrays) -> dict[str, Any]:
-    """Milliseconds by layer and by kind of layer, where the engine tells."""
+    """Milliseconds by layer and by kind of layer, if the engine reports them."""
     from vicort.export.verify import bind
 
     engine = work.engines.engine(graph)
@@ -146,8 +146,8 @@ def spans_from(stream: VicortStream, first_chunk: int) -> dict[str, list[Span]]:
 
 
 def gaps(spans: dict[str, list[Span]]) -> dict[str, Any]:
-    """How much of the time each stage was at work, and how much none was: there the device waited
-    for the host."""
+    """Share of the time in which each stage ran, and in which none did: then the device waited for
+    the host."""
     everything = [span for each in spans.values() for span in each]
     start, end = min(span.start_ns for span in everything), max(span.end_ns for span in everything)
     wall = end - start

@@ -1,8 +1,6 @@
-"""The pipeline at real size, by the wall clock: stages, overlap, decoding, first tokens. Never run
-on a GPU here.
+"""The pipeline at real size by the wall clock: stages, overlap, decoding, first tokens.
 
-Each function is a step of `gpu_check`. It takes engines of whatever backend made them, and starts
-from what step `<size>-build` left.
+Each function is a step of gpu.check and needs the engines of step `<size>-build`.
 """
 
 from __future__ import annotations
@@ -78,7 +76,7 @@ AMOUNT = Amount()
 
 @dataclass(frozen=True)
 class Job:
-    """What a step runs: engines for frames of one size, a stream, and what is known of both."""
+    """Engines for frames of one size, and the stream that they run."""
 
     place: Place
     side: int
@@ -123,7 +121,7 @@ def operations(place: Place, side: int, system: System) -> arithmetic.Operations
 
 
 class DeviceMemory:
-    """Gigabytes of the GPU's memory that are taken, by anybody, at the moments that are noted."""
+    """Gigabytes of the GPU's memory in use by all processes, at the noted moments."""
 
     def __init__(self, lab: Lab) -> None:
         self._driver = lab.gpu.driver
@@ -179,7 +177,7 @@ def stage_rates(
 
 
 def matrix_ceiling() -> dict[str, Any]:
-    """TFLOP/s of a large bf16 matrix product, here and now; why not, if it was not measured."""
+    """TFLOP/s of a large bf16 matrix product, or the reason why it was not measured."""
     try:
         ms = matrix_product_ms(MATRIX_SIDE)
     except Skip as skip:
@@ -286,8 +284,8 @@ def written_clip(folder: Path, workload: Workload, frames: int) -> Path:
 
 
 def questions(lab: Lab, name: str, side: int) -> dict[str, Any]:
-    """Time to the first token idle, at 1x and while ingesting as fast as it goes; then the time
-    between tokens."""
+    """Time to the first token idle, at 1x and while ingesting at full rate; then the time between
+    tokens."""
     with job(lab, name, side, AMOUNT.real_time_fps) as work:
         loads = first_token.by_load(
             work.engines, work.system, work.workload, AMOUNT.filled, AMOUNT.questions
@@ -309,8 +307,8 @@ def questions(lab: Lab, name: str, side: int) -> dict[str, Any]:
 
 
 def between_tokens(session: Session, answers: int, tokens: int) -> Spread | str:
-    """Milliseconds from one token to the next, the mean of each answer; why not, if no answer had
-    two."""
+    """Milliseconds from one token to the next, the mean of each answer; a text if no answer had two
+    tokens."""
     sampling, means = Sampling(max_tokens=tokens), []
     for number in range(answers + 1):
         start = time.perf_counter()

@@ -1,5 +1,4 @@
-"""Qwen2.5-VL at its real sizes with random weights: checkpoints, and engine sets of whatever
-backend the GPU's engines are made by."""
+"""Qwen2.5-VL at its real sizes with random weights: checkpoints and engine sets."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from vicort.runtime.errors import EngineError
 
 # of a run of the language graph: a chunk of 448x448 whole, so that both sizes of frames share one
 # language engine
-MOST_ROWS = 2048
+MAX_ROWS = 2048
 # config.json of Qwen/Qwen2.5-VL-3B-Instruct; the 7B model's is the same but for out_hidden_size
 VISION = {
     "depth": 32,
@@ -40,14 +39,14 @@ class Size:
     """A model to measure."""
 
     name: str
-    recipe: str  # whose shapes `vicort-build` would take
+    recipe: str  # whose shapes `vicort-build` takes
     vision: dict[str, Any]
     text: dict[str, Any]
     tied: bool  # whether the output head is the token embedding
     theta: float = THETA
     sections: tuple[int, ...] = tuple(SECTIONS)
     sides: tuple[int, ...] = REAL_SIDES
-    most_rows: int = MOST_ROWS
+    max_question_rows: int = MAX_ROWS
 
     @property
     def config(self) -> dict[str, Any]:
@@ -92,13 +91,13 @@ SIZES = {
 
 
 class Maker(Protocol):
-    """One way of making GPU engines, and of opening what it made."""
+    """Builds and opens GPU engines of one backend."""
 
     def build(
         self, lab: Lab, size: Size, checkpoint: Path, folder: Path, side: int, shared: Path | None
     ) -> dict[str, Any]:
-        """An engine set for square frames of `side` pixels into `folder`, unless it is there;
-        returns what it took.
+        """Builds an engine set for square frames of `side` pixels in `folder`, unless it is there;
+        returns the times.
 
         shared: a set of the same model for other frames, whose language engine may be used again;
         None = there is none.
@@ -119,7 +118,7 @@ def maker(backend: str) -> Maker:
 
 @dataclass(frozen=True)
 class Place:
-    """Where what is made for a size lies."""
+    """The files of a size."""
 
     lab: Lab
     size: Size
@@ -136,7 +135,7 @@ class Place:
 
     @property
     def checkpoint(self) -> Path:
-        """Raises Skip if the step that makes it has not run."""
+        """Raises Skip before step `<size>-build`."""
         return self._made(self.folder / "checkpoint")
 
     def engine_dir(self, side: int) -> Path:
@@ -156,8 +155,7 @@ class Place:
 
 
 def build(lab: Lab, name: str) -> dict[str, Any]:
-    """A random checkpoint, made on the device, and its engine sets, for all sizes of frames; kept
-    for the steps that follow."""
+    """A random checkpoint, made on the device, and its engine sets for all sizes of frames."""
     from vicort.benchmarks.common.random_weights import write_random
 
     place = Place.of(lab, name)
@@ -282,7 +280,7 @@ class TensorRTMaker:
         from vicort.runtime.manifest import read_manifest
 
         recipe = load_recipe(
-            size.recipe, image_width=side, image_height=side, question_rows=size.most_rows
+            size.recipe, image_width=side, image_height=side, question_rows=size.max_question_rows
         )
         spec = model_spec(size.name, read_configuration(checkpoint), recipe)
         options = PlanOptions(load_tensorrt().flavour)
@@ -313,8 +311,8 @@ class TensorRTMaker:
 
 
 def share_language(folder: Path, shared: Path, wanted: Any) -> None:
-    """Give a set without a language graph that of another set, by links to its files. Raises
-    EngineError if it is another graph."""
+    """Links the language graph of another set into a set without one. Raises EngineError if it is a
+    different graph."""
     from vicort.export.engine_set import seal
     from vicort.runtime.manifest import read_manifest
 
@@ -333,7 +331,7 @@ def share_language(folder: Path, shared: Path, wanted: Any) -> None:
 
 
 class Phases:
-    """Seconds between the lines that a build says."""
+    """Seconds between the lines that a build logs."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.seconds: dict[str, float] = {}

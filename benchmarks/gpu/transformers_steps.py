@@ -1,5 +1,4 @@
-"""transformers on the GPU, doing the streaming job that vicort does, on the same random weights.
-Never run on a GPU here."""
+"""transformers on the GPU, on the same streaming job and random weights as vicort."""
 
 from __future__ import annotations
 

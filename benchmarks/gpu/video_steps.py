@@ -1,5 +1,4 @@
-"""Video on a GPU: DALI's resizing and NVDEC's decoding, beside the CPU's. Never run on a GPU
-here."""
+"""Video on a GPU: DALI's resizing and NVDEC's decoding, compared with the CPU's."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from vicort.benchmarks.common.spread import seconds_of, spread
 from vicort.benchmarks.common.workload import Workload
-from vicort.benchmarks.gpu.lab import Lab, NotRight, Skip
+from vicort.benchmarks.gpu.lab import Lab, Skip, StepFailed
 from vicort.runtime.core import Frame
 from vicort.runtime.devices.cuda import CudaDevice
 from vicort.runtime.devices.preprocess import Preprocessor
@@ -24,9 +23,9 @@ from vicort.runtime.sources.nvdec import NvdecUnavailable, load_module
 SIZES = ((320, 180), (1280, 720), (1920, 1080))  # width, height
 INTO = (252, 448)  # height, width of the engine's frames
 FRAMES = 16  # a chunk's
-MOST_ERROR = {"mean": 0.5, "within_2": 0.99}  # of 255: two implementations of one filter
+ALLOWED_ERROR = {"mean": 0.5, "within_2": 0.99}  # of 255: two implementations of one filter
 # the colours are converted by another method: FFmpeg's is up to 3 steps darker
-MOST_DECODED_ERROR = {"mean": 3.0, "within_2": 0.5}
+ALLOWED_DECODED_ERROR = {"mean": 3.0, "within_2": 0.5}
 CLIP_FRAMES = 120
 REPEATS = 9
 
@@ -38,7 +37,7 @@ def preprocess(lab: Lab) -> dict[str, Any]:
         "gpu": lab.gpu.name,
         "into": INTO,
         "frames": FRAMES,
-        "allowed": MOST_ERROR,
+        "allowed": ALLOWED_ERROR,
         "sizes": {},
     }
     try:
@@ -46,7 +45,7 @@ def preprocess(lab: Lab) -> dict[str, Any]:
             images = list(Workload(width, height).images[:FRAMES])
             found["sizes"][f"{width}x{height}"] = compared = compare_preprocessing(device, images)
             check_error(
-                compared["error"], MOST_ERROR, f"{width}x{height} resized on the GPU", found
+                compared["error"], ALLOWED_ERROR, f"{width}x{height} resized on the GPU", found
             )
     finally:
         device.close()
@@ -87,7 +86,7 @@ def compare_preprocessing(device: Any, images: list[np.ndarray]) -> dict[str, An
         "error": error_of(got, wanted),
         "cpu_ms": spread([1e3 * value for value in cpu]),
         "gpu_ms": spread([1e3 * value for value in whole]),
-        # until the call returns: the rest goes on without the host
+        # until the call returns; the rest runs without the host
         "host_part_ms": spread([1e3 * value for value in enqueued]),
     }
 
@@ -105,7 +104,7 @@ def check_error(
     error: dict[str, float], allowed: dict[str, float], what: str, found: dict[str, Any]
 ) -> None:
     if error["mean"] > allowed["mean"] or error["within_2"] < allowed["within_2"]:
-        raise NotRight(f"{what} is {error} off the CPU's, {allowed} is allowed", found)
+        raise StepFailed(f"{what} is {error} off the CPU's, {allowed} is allowed", found)
 
 
 # ---- decoding
@@ -119,7 +118,7 @@ def nvdec(lab: Lab) -> dict[str, Any]:
         load_module()
     except NvdecUnavailable as error:
         raise Skip(str(error)) from error
-    found: dict[str, Any] = {"gpu": lab.gpu.name, "allowed": MOST_DECODED_ERROR, "clips": {}}
+    found: dict[str, Any] = {"gpu": lab.gpu.name, "allowed": ALLOWED_DECODED_ERROR, "clips": {}}
     device = cuda_device(lab)
     try:
         for width, height in SIZES:
@@ -128,11 +127,11 @@ def nvdec(lab: Lab) -> dict[str, Any]:
                 write_clip(path, width, height)
             found["clips"][path.name] = compared = compare_decoding(device, path)
             if compared["different_times"]:
-                raise NotRight(
+                raise StepFailed(
                     f"NVDEC gives other frames or times of {path.name} than FFmpeg", found
                 )
             check_error(
-                compared["error"], MOST_DECODED_ERROR, f"{path.name} decoded by NVDEC", found
+                compared["error"], ALLOWED_DECODED_ERROR, f"{path.name} decoded by NVDEC", found
             )
     finally:
         device.close()

@@ -1,14 +1,14 @@
-"""A simulated camera: an hour of stream time through one session with questions, a stretch of it at
-true 1x, and streams held at 1x.
+"""A simulated camera: an hour of stream time through one session with questions, a part at true 1x,
+and the number of streams that run at 1x.
 
     python -m vicort.benchmarks.studies.camera --engine-dir engines/tiny-fp32-openvino
 
 The hour is compressed: the camera's clock runs `speed` times as fast as the machine's, and nothing
-else changes. Every one of its 90,000 frames has its moment, at which the session is asked whether
-it wants it; those it takes (2 a second of stream time) are pushed as RGB arrays. So the pipeline
-does the whole hour's work, at `speed` times the load of one camera. What is left out is decoding,
-which the part `streams` has. Lag is in the machine's own milliseconds, not stretched: from the
-moment of a chunk's last frame until the chunk lies in memory.
+else changes. Each of its 90,000 frames has a due time, at which the session is asked whether it
+wants the frame; those it wants (2 a second of stream time) are pushed as RGB arrays. So the
+pipeline does the whole hour's work, at `speed` times the load of one camera. Decoding is only in
+part `streams`. Lag is in real milliseconds: from the due time of a chunk's last frame until the
+chunk is in memory.
 """
 
 from __future__ import annotations
@@ -59,16 +59,15 @@ QUICK = Plan(hour_s=120, speed=40, real_time_s=3, ask_every_s=1, rows=10, stream
 
 
 class Camera:
-    """Gives a session 25 frames a second of stream time by a clock that runs `speed` times as fast
-    as the machine's."""
+    """Pushes 25 frames a second of stream time, by a clock `speed` times as fast as real time."""
 
     def __init__(self, speed: float) -> None:
         self.speed, self.workload = speed, Workload()
         self._began = 0.0  # monotonic seconds
 
     def film(self, session: Session, seconds: float, each: Any) -> int:
-        """Every frame at its moment; `each` is called with its time before the session is. Returns
-        how many came later than LATE."""
+        """Pushes every frame at its due time, after a call of `each` with its stream time. Returns
+        the number of frames later than LATE."""
         late, self._began = 0, time.monotonic()
         for index in range(round(seconds * CAMERA_FPS)):
             at = Fraction(index, CAMERA_FPS)
@@ -89,7 +88,7 @@ class Camera:
 
 
 class Record:
-    """What comes of a stream: lag of chunks, answers, memory, in rows of equal stream time."""
+    """Lag of chunks, answers and memory of a stream, in rows of equal stream time."""
 
     def __init__(self, camera: Camera, seconds: float, rows: int) -> None:
         self._camera = camera
@@ -159,8 +158,7 @@ def film(engines: EngineSet, seconds: float, speed: float, plan: Plan) -> dict[s
 
 
 def _each(session: Session, record: Record, at: Fraction, ask_every_s: float) -> None:
-    """Before a frame: memory is looked at, and a question is asked if its time has come, as someone
-    who watches would."""
+    """Before a frame: samples memory, and asks a question if it is due."""
     record.remember(session, at)
     if at >= (len(record.asked) + 1) * ask_every_s:
         text = QUESTIONS[len(record.asked) % len(QUESTIONS)]

@@ -1,9 +1,9 @@
-"""What the C API costs a frame, against Python: the same pushes from both, in turns.
+"""Cost of the C API for each frame, compared with Python: the same pushes from both, in turns.
 
     make capi && python -m vicort.benchmarks.studies.capi
 
-A frame that the sampler leaves out costs only the call. One that it takes is copied by the C API,
-and is not by Python.
+A frame that the sampler skips costs only the call. One that it keeps is copied by the C API, but
+not by Python.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def compiled(folder: Path) -> Path:
 
 
 def measure(sides: dict[str, list[str]], repeats: int) -> dict[str, Any]:
-    """Each side in a process of its own, in turns; spreads over the repeats."""
+    """Each side in a child process, in turns; spreads over the repeats."""
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for _ in range(repeats):
         for side, command in sides.items():

@@ -1,12 +1,12 @@
-"""Several streams in one process: whether those that run at full speed share alike, and what
-batches over streams could gain.
+"""Several streams in one process: how equally streams at full speed share it, and what batches over
+streams could gain.
 
     python -m vicort.benchmarks.studies.together --out benchmarks/results/together.json
 
-At full speed, sessions on one engine set take frames from memory; alike is how far apart the first
-and the last end. Batched is what vision costs a unit when so many units, of whatever streams, go
-through it at once: the language engine takes one stream at a time, so vision is all that a batch
-over streams could make cheaper. How many streams are held at 1x: vicort.benchmarks.studies.camera.
+At full speed: sessions on one engine set with frames from memory, and the times at which the first
+and the last session end. Batched: milliseconds of vision for each unit, by the units in one run.
+The language engine takes one stream at a time, so only vision could gain from such batches. For
+streams at 1x see vicort.benchmarks.studies.camera.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def at_full_speed(engines: EngineSet, streams: int, frames: int) -> dict[str, Any]:
-    """So many sessions on one engine set, each with frames in memory, as fast as they are taken."""
+    """`streams` sessions on one engine set, each with frames in memory, as fast as possible."""
     with open_source(str(CLIP)) as source:
         pictures = [frame.image for frame in source]
     ends: list[float] = []

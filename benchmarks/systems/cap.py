@@ -33,7 +33,7 @@ SIGNS = {1: "+", 0: "=", -1: "−"}
 
 
 def place(parts: dict[str, Any]) -> dict[str, Any]:
-    """Every system's place, against full history and, if it has a twin, against that. Raises
+    """Every system's position, against full history and, if it has a twin, against that. Raises
     ConfigError without the part `systems`."""
     if "systems" not in parts:
         raise ConfigError(

@@ -1,9 +1,9 @@
-"""Bottleneck migration: which stage is the slowest as chunk size, retention, attention bound and
+"""Bottleneck migration: which stage is slowest as chunk size, retention, attention bound and
 retrieval scope vary, one at a time.
 
 ViCoStream (arXiv 2606.19849) has such a study and gives a rate from it, frames of a chunk / its
 slowest stage. Here the stages are timed alone (sequential, one thread), that formula is applied to
-them, and beside it stands the rate that the overlapped pipeline reached.
+them, and compared with the rate that the overlapped pipeline reached.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from vicort.runtime.stream_statistics import STAGES
 BASE = {"chunk": CHUNK_FRAMES, "keep": KEEP, "window": 4, "top": 32}
 AXES: dict[str, tuple[float, ...]] = {
     "chunk": (2, 4, 8, 16),  # frames; engines take chunks of up to 16
-    # share of a chunk's visual tokens that go on; the first unit always does, which is 1/8
+    # share of a chunk's visual tokens that are kept; the first unit always is, 1/8 of a chunk
     "keep": (0.125, 0.3, 0.5, 0.75, 1.0),
     "window": (1, 4, 16, 64),  # chunks that a chunk attends to
     "top": (1, 8, 32, 128),  # chunks that a question reads

@@ -1,4 +1,4 @@
-"""The job of the systems' comparison: a stream of the world as H.264 brings it, decoded once, then
+"""The stream of the systems' comparison: an H.264 file of the synthetic world, decoded once, then
 played from memory."""
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from vicort.runtime.sources import open_source
 
 @dataclass(frozen=True)
 class Recording(Workload):
-    """PERIOD frames as they come from the decoder, with all that it tells of them; longer streams
-    repeat them, times go on."""
+    """PERIOD decoded frames with the decoder's data; longer streams repeat them with increasing
+    times."""
 
     decoded: tuple[Frame, ...] = field(default=(), repr=False)
 
@@ -39,7 +39,7 @@ def write_recording(path: Path) -> None:
 
 
 def read_recording(path: Path, motion: bool = False) -> Recording:
-    """motion: whether frames carry what the decoder says of their motion."""
+    """motion: whether frames carry the decoder's motion vectors."""
     with open_source(str(path), motion=motion) as source:
         return Recording(decoded=tuple(_all(source)))
 

@@ -4,11 +4,10 @@
     python -m vicort.benchmarks.systems.same_bytes --engine-dir engines/tiny-fp32-openvino \\
         --out benchmarks/results/same_bytes.json
 
-`vicort-bench` times systems on a busy stream of its own, minutes apart. Here each session has
-watched one of the files of the accuracy table to its end, 1,000 units after the last thing; then
-all are asked the same questions, one system after the other, with nothing else running. So answers
-come in pairs, of a system and its `uniform`, within a tenth of a second; every other round goes
-backwards.
+`vicort-bench` times the systems minutes apart, on a busy stream. Here each session has watched one
+of the files of the accuracy table to its end, 1,000 units after the last thing; then all are asked
+the same questions, one system after the other, with nothing else running. So a system and its
+`uniform` answer within a tenth of a second; every other round is in reverse order.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def ask(engines: EngineSet, path: str, rounds: int) -> dict[str, list[Answer]]:
                 watch(twin_of(load_system(name), tokens, unit_tokens))
         answers: dict[str, list[Answer]] = {name: [] for name in sessions}
         for number in range(rounds + 1):
-            # who comes second finds its shapes warm
+            # the second of a pair runs with warm shapes
             for name, session in list(sessions.items())[:: 1 - 2 * (number % 2)]:
                 given = asked(session)
                 answers[name] += given if number else []

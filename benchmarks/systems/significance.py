@@ -1,8 +1,8 @@
-"""Is one system better than another, or was it chance? Both answered the same questions, so they
-are compared stream by stream.
+"""Whether one system is significantly better than another. Both answered the same questions, so
+they are compared stream by stream.
 
-Questions of one stream share its things, its noise and one memory: they are no independent trials,
-streams are. So the test turns the two systems round within streams, and the interval draws streams.
+Questions of one stream are not independent, streams are. So the test swaps the two systems within
+streams, and the bootstrap interval samples streams.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ Verdicts = Mapping[int, Sequence[bool]]
 
 
 def sign_flip_p(differences: Sequence[int]) -> float:
-    """Two-sided p of the sum of paired differences, if each pair could as well be the other way
-    round (Fisher 1935); exact."""
+    """Two-sided p of the sum of paired differences under random signs (Fisher 1935); exact."""
     chances: dict[int, float] = {0: 1.0}  # of each sum
     for difference in differences:
         turned: dict[int, float] = defaultdict(float)
@@ -34,8 +33,7 @@ def sign_flip_p(differences: Sequence[int]) -> float:
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """p values of several comparisons, raised so that *any* false one among them has the stated
-    chance (Holm 1979)."""
+    """p values of several comparisons, adjusted for the family-wise error rate (Holm 1979)."""
     adjusted, largest = {}, 0.0
     for rank, name in enumerate(sorted(p, key=p.__getitem__)):
         largest = max(largest, min(1.0, (len(p) - rank) * p[name]))

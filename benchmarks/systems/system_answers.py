@@ -1,5 +1,4 @@
-"""One system's answers and its twin's: accuracy by the age of what is asked about, and what a
-question reads."""
+"""One system's and its twin's answers: accuracy by the age of the event, and tokens read."""
 
 from __future__ import annotations
 
@@ -27,8 +26,8 @@ from vicort.runtime.errors import VicortError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.policies.system import System, load_system
 
-FEWEST_STREAMS = 3
-OLD_CHUNKS = 64  # chunks of the engine set: from here on an event is old
+MIN_STREAMS = 3
+OLD_CHUNKS = 64  # age in the engine set's chunks from which an event is old
 
 
 def measure(
@@ -111,7 +110,7 @@ def _watched(
     """All streams, or as many as a slow system gets through."""
     start = time.perf_counter()
     for number, video in enumerate(streams.videos):
-        if number >= FEWEST_STREAMS and time.perf_counter() - start > settings.answer_seconds:
+        if number >= MIN_STREAMS and time.perf_counter() - start > settings.answer_seconds:
             break
         yield from rows_of(system.name, video, Candidate.of(engines, system, overlap=False))
 
@@ -120,7 +119,7 @@ def _counted(counter: TokenCounter, streams: int, settings: Settings) -> np.ndar
     """[streams, questions] tokens that each question could see, in the order they were asked: by
     time, so by age; None if not all were.
 
-    A question that brings frames of its own along is not counted there.
+    A question with its own frames is not counted there.
     """
     counter.flush()
     questions = len(counter.counts) // streams

@@ -1,5 +1,4 @@
-"""One system by the clock: how fast it takes frames, how long its first token takes, how far behind
-it falls at 1x."""
+"""Timing of one system: frames per second, time to first token, and lag at 1x."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ from vicort.runtime.policies.overflow import Refuse
 from vicort.runtime.policies.system import System
 
 ASK_EVERY_S = 0.5  # of a 1x replay
-FEWEST = 2  # measurements of a rate
+MIN_MEASUREMENTS = 2  # measurements of a rate
 
 
 def measure(
@@ -61,8 +60,8 @@ def measure(
 
 
 def fill_frames(system: System, settings: Settings) -> int:
-    """Frames before a system is timed: fewer if it forgets nothing, or its stream would end before
-    all is measured."""
+    """Frames before a system is timed: fewer if it keeps everything, because its stream is
+    limited."""
     return (
         settings.unbounded_fill_frames
         if isinstance(system.overflow, Refuse)
@@ -71,8 +70,7 @@ def fill_frames(system: System, settings: Settings) -> int:
 
 
 def loaded_questions(system: System, settings: Settings) -> int:
-    """Questions while frames come as fast as they are taken: a few to a system that forgets
-    nothing, for the same reason."""
+    """Questions under full load: fewer if the system keeps everything, for the same reason."""
     return math.ceil(
         settings.system_loaded_questions / (8 if isinstance(system.overflow, Refuse) else 1)
     )
@@ -85,11 +83,14 @@ def fill(stream: VicortStream, frames: int) -> None:
 
 
 def rates(stream: VicortStream, settings: Settings) -> list[float]:
-    """Frames a second, measured several times; fewer where one takes long."""
+    """Frames a second, measured several times; fewer times if one takes long."""
     start, measured = time.perf_counter(), list[float]()
     while len(measured) < settings.system_repeats:
         measured.append(stream.push_frames(settings.system_rate_frames))
-        if len(measured) >= FEWEST and time.perf_counter() - start > settings.system_seconds:
+        if (
+            len(measured) >= MIN_MEASUREMENTS
+            and time.perf_counter() - start > settings.system_seconds
+        ):
             break
     return measured
 

@@ -44,7 +44,7 @@ Rows = dict[str, dict[str, Any]]  # label of a system or a twin -> what was meas
 @dataclass(frozen=True)
 class EngineDirs:
     plain: Path
-    speaking: Path  # of the same model, taught when to speak by itself
+    speaking: Path  # of the same model, trained when to speak without a question
 
     def of(self, name: str) -> Path:
         """The set that a system runs on."""
@@ -57,8 +57,8 @@ class EngineDirs:
 
 
 def measure(engine_dirs: EngineDirs, cache: Path, settings: Settings) -> dict[str, Any]:
-    """Rows of all systems and their twins, and who beats whom. What was measured survives an
-    interruption, and only that."""
+    """Rows of all systems and their twins, and the verdicts. After an interruption, finished
+    measurements are reused."""
     folder, engine_dir = cache / "systems", engine_dirs.plain
     folder.mkdir(parents=True, exist_ok=True)
     done = Done(folder, fingerprint(engine_dirs, settings))
@@ -114,7 +114,7 @@ def _answers(engine_dirs: EngineDirs, streams: Dataset, settings: Settings, done
 
     names = known_systems()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        # the slowest first, so that none is left alone
+        # the slowest first, for a short total
         found = {name: pool.submit(of, name) for name in sorted(names, key=_is_bounded)}
         return {
             label: row for name in ordered(names) for label, row in found[name].result().items()
@@ -122,7 +122,7 @@ def _answers(engine_dirs: EngineDirs, streams: Dataset, settings: Settings, done
 
 
 def _is_bounded(name: str) -> bool:
-    """Whether chunks of this system attend to so many and no more."""
+    """Whether this system's attention window is bounded."""
     try:
         return load_system(name).ingest.window is not None
     except VicortError:  # its row will say so
@@ -132,8 +132,8 @@ def _is_bounded(name: str) -> bool:
 def _clock(
     engine_dirs: EngineDirs, recording: Path, settings: Settings, done: Done, rows: Rows
 ) -> None:
-    """Adds the clock's part to each row that has answers: one system at a time, alone on the
-    machine, and its twin behind it.
+    """Adds the timing to each row that has answers: one system at a time, alone on the machine,
+    then its twin.
 
     The twin reads as many tokens as the system did on the timed stream, which is busier than those
     of the answers.
@@ -170,8 +170,7 @@ def _clock(
 def clock_of(
     engine_dir: Path, recording: Path, name: str, tokens: float | None, settings: Settings
 ) -> dict[str, Any]:
-    """By the clock: the system of that name or, if `tokens` are given, its twin that reads so
-    many."""
+    """Timing of the system or, if `tokens` is given, of its twin that reads that many."""
     moment = now()
 
     def choose(engines: EngineSet) -> System:
@@ -186,8 +185,8 @@ def clock_of(
 
 
 def make_streams(engine_dir: Path, settings: Settings) -> Dataset:
-    """The files that all systems watch, made once, and what is asked about them. In a process of
-    its own: drawing needs the export side."""
+    """The files that all systems watch, made once, and their questions. Runs in a child process,
+    because drawing imports vicort.export."""
     model = read_manifest(engine_dir).model
     return shapestream.load(
         model, settings.system_streams, settings.system_ages, cache=shapestream.CACHE.resolve()
@@ -195,7 +194,7 @@ def make_streams(engine_dir: Path, settings: Settings) -> Dataset:
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Baselines first: what they cost is known, and others are read against them."""
+    """Baselines first, then by name."""
     return sorted(names, key=lambda name: (name not in BASELINES, name))
 
 
@@ -255,16 +254,15 @@ def right_of(row: dict[str, Any], ages: Sequence[int]) -> Verdicts:
 
 
 class Done:
-    """Results that are there already, of a run that was broken off; of the same code, engines and
-    settings, or they do not count."""
+    """Results of an interrupted run with the same code, engines and settings."""
 
     def __init__(self, folder: Path, key: str) -> None:
         self._folder = folder / f"done-{key}"
         self._folder.mkdir(exist_ok=True)
 
     def get(self, name: str, work: Callable[[], Any]) -> Any:
-        """What `work` gave, or gives now. A result with a failed row is not kept: it is tried again
-        next time."""
+        """The stored result of `work`, or a new one. A result with a failed row is not stored, so
+        the next run tries again."""
         path = self._folder / f"{name.replace(' ', '_')}.json"
         if path.is_file():
             return json.loads(path.read_text())
@@ -272,18 +270,18 @@ class Done:
         result = work()
         print(f"{name} {time.perf_counter() - start:.0f} s", end=", ", file=sys.stderr, flush=True)
         if '"error"' not in (text := json.dumps(result)):
-            self._folder.mkdir(exist_ok=True)  # another run may have ended, and taken it along
+            self._folder.mkdir(exist_ok=True)  # another run may have deleted it
             path.with_suffix(".partial").write_text(text)
             path.with_suffix(".partial").rename(path)
         return result
 
     def forget(self) -> None:
-        """All is measured: the next run begins anew."""
+        """Deletes the results, so that the next run starts from the beginning."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def fingerprint(engine_dirs: EngineDirs, settings: Settings) -> str:
-    """Of all that results depend on: the code, the systems, the engines and the amounts."""
+    """Hash of everything that results depend on: code, systems, engines and settings."""
     digest = hashlib.sha256(json.dumps(vars(settings)).encode())
     for folder in (engine_dirs.plain, engine_dirs.speaking):
         digest.update((folder / "manifest.json").read_bytes())

@@ -1,4 +1,4 @@
-"""The systems' comparison as tables: cost, accuracy by age, and who beats whom."""
+"""The systems' comparison as tables: cost, accuracy by age, and significant differences."""
 
 from __future__ import annotations
 
@@ -135,14 +135,14 @@ def old_accuracy(row: dict[str, Any], part: dict[str, Any]) -> tuple[float, floa
 
 
 def _whole(part: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows with answers, each twin behind its system."""
+    """Rows with answers, each twin after its system."""
     for name, row in part["rows"].items():
         if "right" in row:
             yield name, row
 
 
 def _failures(part: dict[str, Any]) -> Iterator[str]:
-    """What is missing: streams that a slow system had no time for, and rows that failed."""
+    """Streams that a slow system did not watch, and rows that failed."""
     for name, row in part["rows"].items():
         if row.get("streams", part["streams"]) < part["streams"]:
             yield (

@@ -1,5 +1,5 @@
-"""Same bytes: the store that all systems share, and the `uniform` that reads as much as a system
-does."""
+"""Equal memory: the store size of all systems, and the twin of a system: the policy `uniform` that
+reads as many tokens."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vicort.runtime.policies.retrieval import EvenUnits
 from vicort.runtime.policies.system import System, load_system
 from vicort.runtime.session import Session
 
-BASELINES = ("full-history", "simplestream", "uniform")  # they have no twin
-TWIN = "uniform = "  # label of a twin: so, and the name of whom it equals
-# of the store, where there is a host tier behind it; doubled until the system's window fits
+BASELINES = ("full-history", "simplestream", "uniform")  # without a twin
+TWIN = "uniform = "  # prefix of a twin's name, before its system's name
+# MB of the store on the device if there is a host tier; doubled until the system's window fits
 DEVICE_SHARE_MB = 2.0
 PROBE_MB = 64.0  # a device budget that holds one chunk of any system
 
 
 def units_read(tokens: float, unit_tokens: int) -> int:
-    """Whole units that hold at least so many tokens; even spacing needs two, a first and a last."""
+    """Whole units that hold at least `tokens` tokens; even spacing needs a first and a last one."""
     return max(2, math.ceil(tokens / unit_tokens))
 
 
@@ -36,10 +36,9 @@ def twin_of(system: System, tokens: float, unit_tokens: int) -> System:
 
 
 def with_store(engines: EngineSet, system: System, store_mb: float) -> System:
-    """The system with room for `store_mb` of pages over both its tiers, what questions need for
-    themselves left out.
+    """The system with `store_mb` of stream pages in both tiers; pages for questions come on top.
 
-    One that refuses to forget keeps its own budget: it is the reference for what memory costs.
+    A system with overflow policy `refuse` keeps its own budget: it is the reference.
     """
     if isinstance(system.overflow, Refuse):
         return system
@@ -47,7 +46,7 @@ def with_store(engines: EngineSet, system: System, store_mb: float) -> System:
         budget = system.budget.model_copy(
             update={"device_mb": PROBE_MB + device_mb, "host_mb": host_mb}
         )
-        # of questions, spare pages
+        # pages of questions and spare pages
         own_mb = PROBE_MB + device_mb - stored_mb(engines, replace(system, budget=budget))
         fitting = replace(
             system, budget=budget.model_copy(update={"device_mb": own_mb + device_mb})

@@ -24,7 +24,7 @@ from fuzzing.fuzz_child import Outcome, tried
 from fuzzing.fuzz_files import Good, good_files, spoiled
 
 PATIENCE = 20.0  # seconds for a file
-MOST_BYTES = 3 << 30  # of memory: some sixteen of the largest pictures that are let in
+MAX_BYTES = 3 << 30  # of memory: some sixteen of the largest pictures that are let in
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def trials(
             good,
             faults,
             path,
-            tried(path, good.kind, seconds=PATIENCE, most_bytes=MOST_BYTES),
+            tried(path, good.kind, seconds=PATIENCE, max_bytes=MAX_BYTES),
         )
         number += 1
 

@@ -23,7 +23,7 @@ from vicort.runtime.policies.system import load_system
 from vicort.runtime.sources import open_source
 from vicort.runtime.sources.packets import DecodedPicture, PacketReader
 
-LONGEST_LINE = 4_096  # characters of an error
+MAX_LINE = 4_096  # characters of an error
 # bytes: what a child may map besides what it is born with, so that a bomb harms no one else
 ADDRESS_SPACE = 6 << 30
 VIDEO_TOKEN = 6  # of the embedded model
@@ -41,7 +41,7 @@ class Outcome:
         return self.kind not in ("answered", "refused")
 
 
-def tried(path: Path, kind: Kind, *, seconds: float, most_bytes: int) -> Outcome:
+def tried(path: Path, kind: Kind, *, seconds: float, max_bytes: int) -> Outcome:
     """Read the file in a child that is ended after so many seconds."""
     reading, writing = os.pipe()
     said = path.with_name("stderr")
@@ -63,7 +63,7 @@ def tried(path: Path, kind: Kind, *, seconds: float, most_bytes: int) -> Outcome
         return Outcome("hang", f"no end after {seconds:g} s", peak)
     if os.WIFSIGNALED(status):
         return Outcome("crash", f"signal {os.WTERMSIG(status)}", peak)
-    if peak > most_bytes:
+    if peak > max_bytes:
         return Outcome("memory", f"{peak / 1e6:.0f} MB", peak)
     noise = said.read_text(errors="replace")
     if "Traceback" in noise:
@@ -88,7 +88,7 @@ def _be_child(path: Path, kind: Kind, writing: int, said: Path, born: Path) -> N
         told = f"answered {READERS[kind](path)}"
     except VicortError as error:
         line = str(error)
-        clean = line.isprintable() and len(line) <= LONGEST_LINE
+        clean = line.isprintable() and len(line) <= MAX_LINE
         told = (
             f"refused {line}"
             if clean

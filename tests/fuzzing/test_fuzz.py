@@ -75,7 +75,7 @@ def test_how_a_file_ends(
 ) -> None:
     monkeypatch.setitem(fuzz_child.READERS, "system", reader)
     most = 300_000_000 if kind == "memory" else 10**12
-    outcome = fuzz_child.tried(tmp_path / "file", "system", seconds=2, most_bytes=most)
+    outcome = fuzz_child.tried(tmp_path / "file", "system", seconds=2, max_bytes=most)
     assert (outcome.kind, outcome.bad) == (kind, kind not in ("answered", "refused"))
 
 
@@ -84,7 +84,7 @@ def test_what_the_program_holds_itself_is_no_fault_of_a_file(
 ) -> None:
     held = np.ones(500_000_000, np.uint8)
     monkeypatch.setitem(fuzz_child.READERS, "system", lambda path: f"{held[0]}")
-    outcome = fuzz_child.tried(tmp_path / "file", "system", seconds=20, most_bytes=200_000_000)
+    outcome = fuzz_child.tried(tmp_path / "file", "system", seconds=20, max_bytes=200_000_000)
     assert (outcome.kind, outcome.detail) == ("answered", "1")
 
 

@@ -1,9 +1,8 @@
-"""Engines of AOTInductor: packages that PyTorch compiled, behind the same `enqueue` as every other
-engine, on a CPU or a GPU.
+"""Engines of AOTInductor: packages compiled by PyTorch, with the `enqueue` of every other engine,
+on a CPU or a GPU.
 
-For measuring only: the runtime knows nothing of PyTorch, so these live beside the benchmarks. On a
-CPU they are tested against the other engines; `OnGpu`, what is asked of PyTorch on a GPU, has never
-run: tests have a stand-in for it.
+For benchmarks only: the runtime does not import PyTorch. The tests compare them with the other
+engines on a CPU and use a stand-in for `OnGpu`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from vicort.runtime.engines.graph_cache import GraphCache
 from vicort.runtime.errors import DeviceError, EngineError
 from vicort.runtime.manifest import GraphSpec
 
-MOST_GRAPHS = 32  # CUDA graphs of an engine on a stream
+MAX_GRAPHS = 32  # CUDA graphs of an engine on a stream
 Arrays = Mapping[str, Any]  # NumPy arrays, or `DeviceArray`s
 Constants = dict[str, Tensor]
 
@@ -117,7 +116,7 @@ class Lane:
         self._stream = weakref.proxy(stream)
         self._inputs = [spec.name for spec in signature.inputs]
         self._outputs = [spec.name for spec in signature.outputs]
-        self._graphs: GraphCache[Any] = GraphCache(MOST_GRAPHS)
+        self._graphs: GraphCache[Any] = GraphCache(MAX_GRAPHS)
         self._pool: Any = None
         self.refusals: list[str] = []  # why runs could not be captured
 
@@ -220,7 +219,7 @@ class OnHost:
 
 
 class OnGpu(OnHost):
-    """A GPU: PyTorch runs on the streams, and sees the memory, that the runtime made. Never run."""
+    """A GPU: PyTorch runs on the runtime's streams and memory."""
 
     captures = True
     device = "cuda"

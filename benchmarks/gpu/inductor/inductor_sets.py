@@ -1,11 +1,8 @@
-"""Engine sets of AOTInductor: the GPU engines that can be measured where TensorRT does not take the
-GPU.
+"""Engine sets of AOTInductor, for GPUs on which TensorRT does not run.
 
 The graphs are compiled from the programs of torch.export that the ONNX files are made of, for the
-machine that this runs on. On a CPU this is built, run and compared in the tests. For a GPU it was
-never run: what PyTorch makes of the Triton kernel there, whether its runs can be captured in CUDA
-graphs, and every time and size, is open. Such a set has no pruned vision graph, and all layers and
-heads share one table.
+machine that this runs on. The tests build, run and compare it on a CPU. On a GPU it has not run
+yet. Such a set has no pruned vision graph, and all layers and heads share one table.
 
     <folder>/vision.pt2, tokens.pt2, llm.pt2    code; the weights are read from the checkpoint
     <folder>/embedding.bin, kernels.zip, …      as in every other set; kernels.zip for a GPU only
@@ -88,7 +85,7 @@ class InductorManifest(Manifest):
 def plan(
     checkpoint: Path, model: ModelSpec, precision: Precision, gpu: Gpu | None
 ) -> InductorManifest:
-    """What a build is going to make, but for its files."""
+    """The manifest of a build, without its files."""
     graphs = signatures(model, precision)
     return InductorManifest(
         source=checkpoint.resolve(),
@@ -136,8 +133,8 @@ def build(
     """Make the set, for `gpu` or for this CPU, unless it is there; returns the seconds that each
     part took, 0.0 where it was there.
 
-    An interrupted build is gone on with: a package is kept as soon as it is whole. shared: a set
-    whose packages of equal graphs are taken.
+    An interrupted build resumes: a package is kept as soon as it is complete. shared: a set whose
+    packages of equal graphs are reused.
     """
     wanted = plan(checkpoint, model, precision, gpu)
     if is_built(folder, wanted):
@@ -170,7 +167,7 @@ def is_built(folder: Path, wanted: InductorManifest) -> bool:
 
 
 def _begin(part: Path, wanted: InductorManifest) -> None:
-    """What an earlier build of the same left, or an empty folder."""
+    """Keeps the files of an earlier build of the same plan, or empties the folder."""
     text = wanted.model_dump_json()
     if not ((part / PLAN).is_file() and (part / PLAN).read_text() == text):
         shutil.rmtree(part, ignore_errors=True)
@@ -187,7 +184,7 @@ def _taken(part: Path, wanted: InductorManifest, name: GraphName, shared: Path |
         getattr(other, key) == getattr(wanted, key)
         for key in ("checkpoint", "versions", "target", "precision")
     )
-    # The vision graph is made for one size of frames, which its signature tells.
+    # The vision graph is made for one size of frames, which is in its signature.
     if not (same and other.graphs[name] == wanted.graphs[name]):
         return False
     if name == "llm":
@@ -277,7 +274,7 @@ def _own_hash() -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back PyTorch's warnings about itself; its errors are exceptions."""
+    """Suppresses PyTorch's warnings; errors are exceptions."""
     logger = logging.getLogger("torch")
     level = logger.level
     with warnings.catch_warnings():
@@ -290,7 +287,7 @@ def _quiet() -> Iterator[None]:
 
 
 def kernel_names(folder: Path) -> dict[str, int]:
-    """How often the language package names the Triton kernels: never, if they are not inside."""
+    """How often the language package names the Triton kernels."""
     with zipfile.ZipFile(folder / "llm.pt2") as archive:
         content = b"".join(archive.read(name) for name in archive.namelist())
     return {name: content.count(name.encode()) for name in ("bounded_attention", "combine")}
@@ -401,7 +398,7 @@ class InductorMaker:
         """
         need_cuda()
         recipe = load_recipe(
-            size.recipe, image_width=side, image_height=side, question_rows=size.most_rows
+            size.recipe, image_width=side, image_height=side, question_rows=size.max_question_rows
         )
         model = model_spec(size.name, read_configuration(checkpoint), recipe)
         return {"package_seconds": build(folder, checkpoint, model, "bf16", lab.gpu, shared=shared)}

@@ -27,7 +27,7 @@ from vicort.benchmarks.gpu.inductor.inductor_attention import (
 )
 from vicort.benchmarks.gpu.inductor.inductor_engine import InductorEngine, OnHost
 from vicort.benchmarks.gpu.inductor.inductor_sets import build, open_engines, plan
-from vicort.benchmarks.gpu.lab import Lab, NotRight, Skip
+from vicort.benchmarks.gpu.lab import Lab, Skip, StepFailed
 from vicort.export.graphs import export_program
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_language
@@ -441,7 +441,7 @@ def test_the_maker_builds_for_a_size_of_frames(lab: Lab, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         gpu_inductor, "build", lambda *args, shared: made.append((*args, shared)) or {"llm": 1.0}
     )
-    size = SimpleNamespace(name="tiny", recipe="tiny", most_rows=64)
+    size = SimpleNamespace(name="tiny", recipe="tiny", max_question_rows=64)
     assert gpu_inductor.InductorMaker().build(
         lab, size, checkpoint(), lab.folder / "a", 56, lab.folder / "b"
     ) == {"package_seconds": {"llm": 1.0}}
@@ -526,7 +526,7 @@ def test_the_step_fails_without_the_kernel_and_with_wrong_numbers(
     monkeypatch.setattr(
         gpu_engines, "compare_engines", lambda ours, theirs: {"prefill logits": differs}
     )
-    with pytest.raises(NotRight, match=said) as failure:
+    with pytest.raises(StepFailed, match=said) as failure:
         gpu_engines.inductor(lab)
     assert failure.value.found["built"]["fp32"]["kernels"]["combine"] == named
 

@@ -66,7 +66,7 @@ TINY = Size(
     theta=1e4,
     sections=(4, 6, 6),
     sides=(SIDE, 112),
-    most_rows=128,
+    max_question_rows=128,
 )
 FEW = Amount(
     warmup=2,
@@ -223,8 +223,8 @@ def test_stages_are_timed_one_by_one(built: Lab) -> None:
     assert set(found["stage_ms"]) == {"preprocess", "vision", "tokens", "prefill"}
     assert all(each["n"] == FEW.stages for each in found["stage_ms"].values())
     assert found["ceiling"] == {
-        "skipped": f"torch {torch.__version__} has no CUDA: install one that has, from PyTorch's own "
-        "package index"
+        "skipped": f"torch {torch.__version__} has no CUDA: install one that has, from PyTorch's "
+        "own package index"
     }
     assert found["rates"]["vision"].keys() == {"tflop_s"}
     assert list(found["device_gb"]) == ["before", "engines loaded", "session warm"]
