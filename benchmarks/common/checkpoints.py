@@ -4,6 +4,7 @@ tiny model's tokenizer and template."""
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -64,41 +65,21 @@ def parameters(checkpoint: Path) -> int:
 
     with safe_open(checkpoint / "model.safetensors", "pt") as weights:
         shapes = [weights.get_slice(key).get_shape() for key in weights.keys()]  # noqa: SIM118 - safe_open is no mapping
-    total = 0
-    for shape in shapes:
-        size = 1
-        for length in shape:
-            size *= length
-        total += size
-    return total
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def matrix_shapes() -> dict[str, tuple[int, int, int]]:
     """(rows, in, out) of the matrix product that each part of each model spends most on, for a
     chunk of 16 frames, 30 % of it kept."""
-    tiny = read_json(TINY / "config.json")
-    medium = _medium_config()
+    configs = {"tiny": read_json(TINY / "config.json"), "medium": _medium_config()}
+    rows = {"tiny": (512, 48), "medium": (2048, 160)}  # of the vision encoder, the language model
     return {
-        "tiny vision MLP": (
-            512,
-            tiny["vision_config"]["hidden_size"],
-            tiny["vision_config"]["intermediate_size"],
-        ),
-        "tiny language MLP": (
-            48,
-            tiny["text_config"]["hidden_size"],
-            tiny["text_config"]["intermediate_size"],
-        ),
-        "medium vision MLP": (
-            2048,
-            medium["vision_config"]["hidden_size"],
-            medium["vision_config"]["intermediate_size"],
-        ),
-        "medium language MLP": (
-            160,
-            medium["text_config"]["hidden_size"],
-            medium["text_config"]["intermediate_size"],
-        ),
+        f"{model} {part} MLP": (count, sizes["hidden_size"], sizes["intermediate_size"])
+        for model, config in configs.items()
+        for part, count, sizes in (
+            ("vision", rows[model][0], config["vision_config"]),
+            ("language", rows[model][1], config["text_config"]),
+        )
     }
 
 

@@ -9,19 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vicort.benchmarks.common.settings import Settings
 from vicort.benchmarks.common.spread import percentiles
-from vicort.benchmarks.common.vicort_stream import VicortStream
+from vicort.benchmarks.common.vicort_stream import PAUSE_S, VicortStream
 from vicort.benchmarks.common.workload import QUESTIONS, Workload, bench_system, describe_system
-from vicort.runtime.core import Answer
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.policies.system import System
 
 Load = Callable[[VicortStream, threading.Event], None]
 
-PAUSE = (0.02, 0.12)  # seconds between an answer and the next question, drawn evenly
 ANSWER_TOKENS = 4
 FILLED = 40  # chunks after the warm-up, before the first question
 FULL_RATE = "as fast as it takes frames"
@@ -41,7 +37,7 @@ def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
         "system": describe_system(system),
         "mode": "overlapped 1t",
         "answer_tokens_at_most": ANSWER_TOKENS,
-        "pause_s": PAUSE,
+        "pause_s": PAUSE_S,
         "loads": result,
     }
 
@@ -61,8 +57,7 @@ def by_load(
             engines, system, workload, overlap=True, max_tokens=ANSWER_TOKENS
         ) as stream:
             stream.push_chunks(chunks)
-            for question in QUESTIONS:
-                stream.ask(question)
+            stream.ask_all(len(QUESTIONS))
             result[name] = _under(stream, load, questions)
     return result
 
@@ -70,19 +65,13 @@ def by_load(
 def _under(stream: VicortStream, load: Load, questions: int) -> dict[str, Any]:
     """Asks one question after another from this thread while `load` feeds frames from another."""
     alone = _rate_of(stream, load, RATE_S)
-    random = np.random.default_rng(0)
     with running(stream, load):
-        frames, start = stream.watch.frames, time.perf_counter()
-        answers: list[Answer] = []
-        for number in range(questions):
-            time.sleep(random.uniform(*PAUSE))
-            answers.append(stream.ask(QUESTIONS[number % len(QUESTIONS)]))
-        rate = (stream.watch.frames - frames) / (time.perf_counter() - start)
+        ttft_ms, rate = stream.ask_with_pauses(questions)
     return {
-        "ttft_ms": percentiles([answer.ttft_ms for answer in answers]),
+        "ttft_ms": percentiles(ttft_ms),
         "frames_a_second_without_questions": round(alone, 1),
         "frames_a_second_meanwhile": round(rate, 1),
-        "answers": len(answers),
+        "answers": len(ttft_ms),
     }
 
 

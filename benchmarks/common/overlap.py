@@ -49,7 +49,8 @@ def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
             },
             settings.repeats,
         )
-        stages = {mode: _stages(stream, settings.warmup_chunks) for mode, stream in streams.items()}
+        warmup = settings.warmup_chunks
+        stages = {mode: stream.stage_spreads(warmup) for mode, stream in streams.items()}
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         workload.encode(folder / "clip.mp4", settings.chunks * CHUNK_FRAMES)
         readers = {
@@ -89,10 +90,6 @@ def compare(ms: dict[str, list[float]]) -> dict[str, Any]:
         "gain": round(medians[sequential] / medians[overlapped], 3),
         "gain_by_round": spread(rounds),
     }
-
-
-def _stages(stream: VicortStream, first_chunk: int) -> dict[str, Any]:
-    return {stage: spread(values) for stage, values in stream.stage_ms(first_chunk).items()}
 
 
 def reader(

@@ -7,6 +7,7 @@ For timing, which does not depend on the values of the weights.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +53,7 @@ def write_random(
             metadata={"format": "pt"},
         )
         weight_map |= dict.fromkeys(names, file)
-    total = ITEM_BYTES * sum(map(_elements, shapes.values()))
+    total = ITEM_BYTES * sum(map(math.prod, shapes.values()))
     (partial / INDEX).write_text(
         json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1) + "\n"
     )
@@ -74,7 +75,7 @@ def shards_of(shapes: dict[str, tuple[int, ...]], shard_bytes: int) -> Iterator[
     group: list[str] = []
     size = 0
     for name, shape in shapes.items():
-        bytes_of = ITEM_BYTES * _elements(shape)
+        bytes_of = ITEM_BYTES * math.prod(shape)
         if group and size + bytes_of > shard_bytes:
             yield group
             group, size = [], 0
@@ -92,12 +93,5 @@ def _drawn(name: str, shape: tuple[int, ...], generator: Any) -> Any:
     tensor = torch.empty(shape, dtype=torch.bfloat16, device=generator.device)
     if len(shape) == 1 and not name.endswith("bias"):
         return tensor.fill_(1).cpu()
-    deviation = BIAS_DEVIATION if len(shape) == 1 else (_elements(shape) // shape[0]) ** -0.5
+    deviation = BIAS_DEVIATION if len(shape) == 1 else (math.prod(shape) // shape[0]) ** -0.5
     return tensor.normal_(std=deviation, generator=generator).cpu()
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

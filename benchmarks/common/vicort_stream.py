@@ -11,13 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from vicort.benchmarks.common.workload import CHUNK_FRAMES, Workload
+import numpy as np
+
+from vicort.benchmarks.common.spread import Spread, spread
+from vicort.benchmarks.common.workload import CHUNK_FRAMES, QUESTIONS, Workload
 from vicort.runtime.core import Answer, ChunkEvent, Event, Frame, Sampling
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.policies.system import System
 from vicort.runtime.session import Session
 from vicort.runtime.stream_statistics import STAGES
 
+PAUSE_S = (0.02, 0.12)  # between an answer and the next question, drawn evenly
 PATIENCE_S = 60.0  # timeout for frames to be placed
 
 
@@ -149,12 +153,30 @@ class VicortStream:
     def ask(self, question: str) -> Answer:
         return self.session.ask(question)
 
+    def ask_all(self, count: int) -> list[Answer]:
+        """Asks `count` questions, one after the other, QUESTIONS in turn."""
+        return [self.ask(QUESTIONS[number % len(QUESTIONS)]) for number in range(count)]
+
+    def ask_with_pauses(self, count: int) -> tuple[list[float], float]:
+        """Asks `count` questions with random pauses while another thread pushes frames; returns the
+        milliseconds to each first token, and the frames a second meanwhile."""
+        random = np.random.default_rng(0)
+        frames, start, ttft_ms = self.watch.frames, time.perf_counter(), list[float]()
+        for number in range(count):
+            time.sleep(random.uniform(*PAUSE_S))
+            ttft_ms.append(self.ask(QUESTIONS[number % len(QUESTIONS)]).ttft_ms)
+        return ttft_ms, (self.watch.frames - frames) / (time.perf_counter() - start)
+
     def stage_ms(self, first_chunk: int) -> dict[str, list[float]]:
         """Milliseconds of each stage of each chunk from `first_chunk` on."""
         return {
             stage: [span.ms for span in self.watch.spans[stage] if span.chunk >= first_chunk]
             for stage in STAGES
         }
+
+    def stage_spreads(self, first_chunk: int) -> dict[str, Spread]:
+        """The same as spreads."""
+        return {stage: spread(ms) for stage, ms in self.stage_ms(first_chunk).items()}
 
     def stage_ms_a_frame(self, first_chunk: int) -> dict[str, float]:
         """Milliseconds of each stage a frame, from the median chunk, over the chunks placed from

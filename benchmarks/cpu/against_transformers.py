@@ -56,21 +56,14 @@ class Amount:
 
     @staticmethod
     def of(settings: Settings, model: Model) -> Amount:
-        if model.name == "tiny":
-            numbers = (
-                settings.screening_chunks,
-                settings.compared_chunks,
-                settings.compared_repeats,
-                settings.history_chunks,
-            )
-        else:
-            numbers = (
-                settings.medium_screening_chunks,
-                settings.medium_chunks,
-                settings.medium_repeats,
-                settings.medium_history_chunks,
-            )
-        return Amount(5, *numbers)
+        s, tiny = settings, model.name == "tiny"
+        return Amount(
+            warmup=5,
+            screening=s.screening_chunks if tiny else s.medium_screening_chunks,
+            chunks=s.compared_chunks if tiny else s.medium_chunks,
+            repeats=s.compared_repeats if tiny else s.medium_repeats,
+            history=s.history_chunks if tiny else s.medium_history_chunks,
+        )
 
 
 @dataclass(frozen=True)
@@ -310,12 +303,8 @@ class _Theirs:
         return self._whole[-1]
 
     def ask(self) -> dict[str, float]:
-        return _questions(
-            [
-                self._stream.ask(QUESTIONS[n % len(QUESTIONS)], ANSWER_TOKENS).ttft_ms
-                for n in range(2 * len(QUESTIONS))
-            ]
-        )
+        asked = 2 * QUESTIONS
+        return _questions([self._stream.ask(each, ANSWER_TOKENS).ttft_ms for each in asked])
 
     def report(self) -> dict[str, Any]:
         return {
@@ -342,20 +331,13 @@ class _Ours:
         return self._whole[-1]
 
     def ask(self) -> dict[str, float]:
-        return _questions(
-            [
-                self._stream.ask(QUESTIONS[n % len(QUESTIONS)]).ttft_ms
-                for n in range(2 * len(QUESTIONS))
-            ]
-        )
+        return _questions([each.ttft_ms for each in self._stream.ask_all(2 * len(QUESTIONS))])
 
     def report(self) -> dict[str, Any]:
         """Overlapped, a chunk's stages share the cores with other chunks': its own time without
         preprocessing then says nothing."""
         bare = {} if self._overlap else {"without_preprocessing": spread(self._bare)}
-        stages = {
-            stage: spread(values) for stage, values in self._stream.stage_ms(self._first).items()
-        }
+        stages = self._stream.stage_spreads(self._first)
         return {"with_preprocessing": spread(self._whole), **bare, "stage_ms": stages}
 
 

@@ -33,7 +33,7 @@ class Judge(Protocol):
 
 
 class ExactJudge:
-    """Yes and MAX_SCORE for the same words, without case, punctuation and articles; else no and 0."""
+    """Yes and MAX_SCORE for the same words, but for case, punctuation and articles; else no, 0."""
 
     name = "exact: the same words, but for case, punctuation and articles"
 

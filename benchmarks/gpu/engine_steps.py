@@ -22,7 +22,7 @@ from vicort.runtime.engines.engine import Engine
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.manifest import GraphName, ModelSpec
 
-LIBRARIES = (
+LIBRARIES = [
     "vicort",
     "tensorrt",
     "tensorrt-rtx",
@@ -34,7 +34,7 @@ LIBRARIES = (
     "torch",
     "numpy",
     "av",
-)
+]
 NVIDIA_SMI = (
     "name,driver_version,vbios_version,pstate,clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,"
     "power.limit,memory.total,temperature.gpu"
@@ -427,4 +427,4 @@ def compare_pipelines(
 
 def stage_ms(stream: Any, first_chunk: int) -> dict[str, Any]:
     stream.session.summary()  # counts the stages that the device has come to the end of since
-    return {stage: spread(values) for stage, values in stream.stage_ms(first_chunk).items()}
+    return stream.stage_spreads(first_chunk)

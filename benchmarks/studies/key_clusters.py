@@ -14,11 +14,13 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from vicort.benchmarks.common import machine
 from vicort.benchmarks.common.study import finish, study_parser
@@ -27,7 +29,6 @@ from vicort.benchmarks.evaluation.shapestream import NOW, THINGS, load
 from vicort.benchmarks.evaluation.watching import Candidate, watch
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term import opening
 from vicort.runtime.memory.long_term.cluster_view import ClusterView
 from vicort.runtime.memory.long_term.key_clusters import KeyClusterMemory
@@ -41,21 +42,31 @@ FEW = 1000  # tokens: with fewer, a share says little
 
 @dataclass
 class Watched:
-    """What one memory did."""
+    """What the memories of all streams did."""
 
     # by reader: [G] of each choice
     shares: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
     milliseconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    memory: KeyClusterMemory | None = None
+    memories: list[KeyClusterMemory] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        start = time.thread_time()
+        yield
+        self.milliseconds[what].append(1e3 * (time.thread_time() - start))
+
+
+WATCHED = Watched()
 
 
 class WatchedMemory(KeyClusterMemory):
-    watched: Watched
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        WATCHED.memories.append(self)
 
     def absorb(self, departing: Departing) -> None:
-        start = time.thread_time()
-        super().absorb(departing)
-        self.watched.milliseconds["clustering a chunk"].append(1e3 * (time.thread_time() - start))
+        with WATCHED.timed("clustering a chunk"):
+            super().absorb(departing)
 
     def view(self, leased: bool = True) -> ClusterView:
         return WatchedView(self, leased)
@@ -64,35 +75,16 @@ class WatchedMemory(KeyClusterMemory):
 class WatchedView(ClusterView):
     def __init__(self, memory: WatchedMemory, leased: bool) -> None:
         super().__init__(memory.snapshot(leased), memory.count_capped)
-        self._watched, self._reader = memory.watched, "questions" if leased else "chunks"
+        self._reader = "questions" if leased else "chunks"
 
     def choose(self, q: np.ndarray) -> Selection:
-        start = time.thread_time()
-        selection = super().choose(q)
-        self._watched.milliseconds[f"choosing, {self._reader}"].append(
-            1e3 * (time.thread_time() - start)
-        )
+        with WATCHED.timed(f"choosing, {self._reader}"):
+            selection = super().choose(q)
         held = self.snapshot.tokens.sum(axis=1)
         if held.min(initial=FEW) >= FEW:
-            self._watched.shares[self._reader].append(
-                selection.filled.reshape(len(held), -1).sum(axis=1) / held
-            )
+            read = selection.filled.reshape(len(held), -1).sum(axis=1)
+            WATCHED.shares[self._reader].append(read / held)
         return selection
-
-
-class Recorder:
-    """Opens watched memories in place of the runtime's."""
-
-    def __init__(self) -> None:
-        self.runs: list[Watched] = []
-
-    def open(
-        self, model: ModelSpec, host_mb: float, dtype: DTypeLike, settings: KeyClusters
-    ) -> KeyClusterMemory:
-        memory = WatchedMemory(model, host_mb, dtype, settings)
-        memory.watched = Watched(memory=memory)
-        self.runs.append(memory.watched)
-        return memory
 
 
 def main() -> int:
@@ -106,12 +98,11 @@ def main() -> int:
     if not isinstance(system.long_term, KeyClusters):
         raise ConfigError("system resv has another long-term memory than key clusters")
     settings = system.long_term.model_dump()
-    recorder = Recorder()
     right: list[bool] = []
     prefill: list[float] = []
     with (
         EngineSet.open(options.engine_dir) as engines,
-        patch.object(opening, "KeyClusterMemory", recorder.open),
+        patch.object(opening, "KeyClusterMemory", WatchedMemory),
     ):
         candidate = Candidate.of(engines, system)
         for video in load(engines.manifest.model, options.streams, (options.units,)).videos:
@@ -132,17 +123,14 @@ def main() -> int:
         "accuracy": round(float(np.mean(right)), 4),
         "asked": len(right),
         "prefill_ms_a_chunk": round(float(np.mean(prefill)), 2),  # clustering and choosing included
-        **summarise(recorder.runs),
+        **summarise(WATCHED),
     }
     return finish(result, options.out)
 
 
-def summarise(runs: list[Watched]) -> dict[str, object]:
+def summarise(watched: Watched) -> dict[str, object]:
     result: dict[str, object] = {}
-    for reader in ("chunks", "questions"):
-        choices = [share for run in runs for share in run.shares[reader]]
-        if not choices:
-            continue
+    for reader, choices in sorted(watched.shares.items()):
         shares = np.array(choices)  # [choices, G]
         low, high = np.percentile(shares, [5, 95])
         result[f"share read by {reader}"] = {
@@ -152,11 +140,9 @@ def summarise(runs: list[Watched]) -> dict[str, object]:
             "by layer and head": np.round(shares.mean(axis=0), 4).tolist(),
             "choices": len(shares),
         }
-    for what in runs[0].milliseconds:
-        result[f"cpu ms, {what}"] = round(
-            float(np.median(np.concatenate([run.milliseconds[what] for run in runs]))), 2
-        )
-    memories = [run.memory for run in runs if run.memory]
+    for what, milliseconds in watched.milliseconds.items():
+        result[f"cpu ms, {what}"] = round(float(np.median(milliseconds)), 2)
+    memories = watched.memories
     tokens = np.concatenate([memory.cluster_tokens() for memory in memories])
     model = memories[0].model
     cells = sum(memory.cells_in_use() for memory in memories) * model.layers * model.kv_heads

@@ -21,7 +21,6 @@ from vicort.benchmarks.common.vicort_stream import VicortStream
 from vicort.benchmarks.common.workload import (
     CHUNK_FRAMES,
     KEEP,
-    QUESTIONS,
     bench_system,
     describe_system,
 )
@@ -123,10 +122,7 @@ def point(
             stream.push_frames(settings.migration_frames) for _ in range(settings.migration_repeats)
         ]
         chunks, stage_ms = stream.watch.chunks[first:], stream.stage_ms_a_frame(first)
-        ttfts = [
-            stream.ask(QUESTIONS[number % len(QUESTIONS)]).ttft_ms
-            for number in range(settings.migration_questions)
-        ]
+        ttfts = [answer.ttft_ms for answer in stream.ask_all(settings.migration_questions)]
     with VicortStream(engines, system, workload, overlap=True) as stream:
         fill(stream, settings.migration_fill_frames)
         reached = [

@@ -14,9 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
-from vicort.benchmarks.common.first_token import PAUSE, at_full_rate, running
+from vicort.benchmarks.common.first_token import at_full_rate, running
 from vicort.benchmarks.common.long_stream import rss_mb
 from vicort.benchmarks.common.settings import Settings
 from vicort.benchmarks.common.spread import percentiles, spread
@@ -104,10 +102,7 @@ def _overlapped(
         first = len(stream.watch.chunks)
         measured = rates(stream, settings)
         chunks, stage_ms = stream.watch.chunks[first:], stream.stage_ms_a_frame(first)
-        idle = [
-            stream.ask(QUESTIONS[number % len(QUESTIONS)])
-            for number in range(settings.system_questions)
-        ]
+        idle = stream.ask_all(settings.system_questions)
         resting = _memory(engines, stream)
         loaded = _under_load(stream, loaded_questions(system, settings))
         summary = stream.session.summary()
@@ -143,15 +138,9 @@ def _memory(engines: EngineSet, stream: VicortStream) -> dict[str, Any]:
 
 def _under_load(stream: VicortStream, questions: int) -> dict[str, Any]:
     """One question after another, with pauses, while frames come as fast as they are taken."""
-    random = np.random.default_rng(0)
     with running(stream, at_full_rate):
-        frames, start = stream.watch.frames, time.perf_counter()
-        ttfts = []
-        for number in range(questions):
-            time.sleep(random.uniform(*PAUSE))
-            ttfts.append(stream.ask(QUESTIONS[number % len(QUESTIONS)]).ttft_ms)
-        rate = (stream.watch.frames - frames) / (time.perf_counter() - start)
-    return {"ttft_ms": percentiles(ttfts), "frames_a_second": round(rate, 1)}
+        ttft_ms, rate = stream.ask_with_pauses(questions)
+    return {"ttft_ms": percentiles(ttft_ms), "frames_a_second": round(rate, 1)}
 
 
 def _sequential(

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 
-from vicort.benchmarks.gpu.lab import NotRight, Skip
+from vicort.benchmarks.gpu.lab import StepFailed, Skip
 from vicort.runtime.errors import EngineError
 
 
@@ -18,7 +18,7 @@ def skips(lab):
 
 
 def wrong(lab):
-    raise NotRight("1 is not 2", {"numbers": [1, 2]})
+    raise StepFailed("1 is not 2", {"numbers": [1, 2]})
 
 
 def refuses(lab):
