@@ -251,27 +251,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="vicort-bench",
         description="Measure vicort on this machine's CPU: JSON, tables and pictures.",
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="tiny amounts, some two minutes: does it run?"
-    )
-    parser.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="PART",
-        help=f"measure this part alone (repeatable): {', '.join(ALL)}",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help=f"JSON; pictures and tables lie beside it ({OUT}; with --quick {CACHE}/quick.json)",
-    )
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=CACHE,
-        help="where engine sets for the benchmarks are built (%(default)s)",
-    )
+    add = parser.add_argument
+    words = "tiny amounts, to see in about two minutes that everything runs"
+    add("--quick", action="store_true", help=words)
+    words = f"measure this part alone (may be repeated): {', '.join(ALL)}"
+    add("--only", action="append", default=[], metavar="PART", help=words)
+    words = f"JSON file; pictures and tables go beside it ({OUT}; with --quick {CACHE}/quick.json)"
+    add("--out", type=Path, help=words)
+    words = "folder for engine sets and videos (%(default)s)"
+    add("--cache", type=Path, default=CACHE, help=words)
     return parser.parse_args(arguments)
 
 

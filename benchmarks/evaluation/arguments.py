@@ -1,4 +1,4 @@
-"""The command line of vicort-eval: what may be typed, and what it comes to."""
+"""The command line of vicort-eval."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BENCHMARKS = {
     "shapestream": "the synthetic world of the embedded model: accuracy by the age of the event",
 }
 OUT = Path("build/eval")
-# where none is named: the default of vicort-run; shapestream takes all there are
+# default, as of vicort-run; of shapestream all systems
 SYSTEM = "vicostream"
 
 
@@ -36,12 +36,12 @@ class Options:
     benchmark: str
     files: tuple[Path, ...] = ()
     videos: tuple[Path, ...] = ()
-    systems: tuple[str, ...] = (SYSTEM,)  # none = all there are
+    systems: tuple[str, ...] = (SYSTEM,)  # none = all
     engine_dir: Path | None = None  # None = the tiny model's
     out: Path = OUT
     carry: Carry = "state"
-    context: Fraction | None = None  # seconds before a question that are seen; None = all
-    # frames a second; None = as the model was trained
+    context: Fraction | None = None  # seconds of video before a question; None = all
+    # sampled frames a second; None = as the model was trained
     fps: Fraction | Literal["source"] | None = None
     max_tokens: int | None = None  # of an answer; None = as the benchmark does
     limit: int | None = None  # videos
@@ -103,7 +103,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Raises ConfigError instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}: see `{self.prog} --help`")
@@ -112,7 +112,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         "vicort-eval",
-        description="How often systems answer right, one pass over each video.",
+        description="Accuracy of memory systems on benchmarks, in one pass over each video.",
         allow_abbrev=False,
     )
     benchmarks = parser.add_subparsers(
@@ -131,117 +131,55 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "files",
-        nargs="+",
-        type=Path,
-        metavar="DATA",
-        help="the benchmark's questions, as it publishes them",
-    )
-    parser.add_argument(
-        "--videos",
-        action="extend",
-        nargs="+",
-        type=Path,
-        metavar="DIR",
-        help="where its videos lie (default: beside DATA)",
-    )
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="stop if a video is not there; else those are counted and listed",
-    )
+    add = parser.add_argument
+    words = "the benchmark's questions, as published"
+    add("files", nargs="+", type=Path, metavar="DATA", help=words)
+    words = "folders of its videos (default: that of DATA)"
+    add("--videos", action="extend", nargs="+", type=Path, metavar="DIR", help=words)
+    add("--strict", action="store_true", help="stop if a video is missing (default: a warning)")
 
 
 def _add_judge(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     words = (
-        "who judges open answers: `exact`, or `command CMD`, which reads JSON lines and writes a "
-        "verdict for each (default: exact)"
+        "judge of open answers: `exact`, or `command CMD`, a program that reads JSON lines and "
+        "writes a verdict for each (default: exact)"
     )
-    parser.add_argument(
-        "--judge", nargs="+", default=["exact"], metavar=("exact|command", "CMD"), help=words
-    )
-    parser.add_argument(
-        "--image-fps",
-        metavar="N",
-        help="images a second of folders of frames (default: 1, where frames are named 0.5)",
-    )
+    add("--judge", nargs="+", default=["exact"], metavar=("exact|command", "CMD"), help=words)
+    words = "images a second of folders of frames (default: 1, where frames are named 0.5)"
+    add("--image-fps", metavar="N", help=words)
 
 
 def _add_world(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--streams",
-        type=int,
-        default=STREAMS,
-        metavar="N",
-        help="streams, of 7 questions an age (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--ages",
-        type=int,
-        nargs="+",
-        default=AGES,
-        metavar="N",
-        help=f"default: {' '.join(map(str, AGES))}",
-    )
-    parser.add_argument(
-        "--age-in",
-        choices=AGE_UNITS,
-        default="units",
-        help="what ages count (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=CACHE,
-        metavar="DIR",
-        help="where its video files are kept (default: %(default)s)",
-    )
+    add = parser.add_argument
+    words = "number of streams, with 7 questions for each age (default: %(default)s)"
+    add("--streams", type=int, default=STREAMS, metavar="N", help=words)
+    words = f"ages of the events (default: {' '.join(map(str, AGES))})"
+    add("--ages", type=int, nargs="+", default=AGES, metavar="N", help=words)
+    words = "unit of the ages (default: %(default)s)"
+    add("--age-in", choices=AGE_UNITS, default="units", help=words)
+    words = "folder for its video files (default: %(default)s)"
+    add("--cache", type=Path, default=CACHE, metavar="DIR", help=words)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    words = (
-        f"a name or a YAML file; may be repeated (default: {SYSTEM}; shapestream: all there are)"
-    )
-    parser.add_argument("--system", action="append", metavar="NAME|FILE", help=words)
-    parser.add_argument(
-        "--engine-dir", type=Path, metavar="DIR", help="engine set (default: the tiny model's)"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help=f"record and report; a record is gone on with (default: {OUT}/BENCHMARK)",
-    )
-    parser.add_argument(
-        "--protocol",
-        choices=CARRIES,
-        default="state",
-        help=(
-            "state: one session over a video; restart: one for each question (default: %(default)s)"
-        ),
-    )
-    parser.add_argument(
-        "--context",
-        metavar="SECONDS",
-        help="with restart: only so much before a question is seen (StreamingBench: 60)",
-    )
-    parser.add_argument(
-        "--fps",
-        metavar="N|source",
-        help="frames a second that are taken (default: as the model was trained; rvs: 0.5)",
-    )
-    parser.add_argument(
-        "--max-tokens", type=int, metavar="N", help="of an answer (default: 64; rvs: 256)"
-    )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first videos")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=1,
-        metavar="N",
-        help="CPU threads a stage (default: %(default)s)",
-    )
+    add = parser.add_argument
+    words = f"memory system: a name or a YAML file; may be repeated (default: {SYSTEM}; "
+    add("--system", action="append", metavar="NAME|FILE", help=words + "shapestream: all)")
+    add("--engine-dir", type=Path, metavar="DIR", help="engine set (default: the tiny model's)")
+    words = f"folder of record and report; a record is resumed (default: {OUT}/BENCHMARK)"
+    add("--out", type=Path, metavar="DIR", help=words)
+    words = "state: a session for each video; restart: for each question (default: %(default)s)"
+    add("--protocol", choices=CARRIES, default="state", help=words)
+    words = "with restart: seconds of video before a question (StreamingBench: 60)"
+    add("--context", metavar="SECONDS", help=words)
+    words = "sampled frames a second (default: as the model was trained; rvs: 0.5)"
+    add("--fps", metavar="N|source", help=words)
+    words = "maximum tokens of an answer (default: 64; rvs: 256)"
+    add("--max-tokens", type=int, metavar="N", help=words)
+    add("--limit", type=int, metavar="N", help="only the first N videos")
+    words = "CPU threads for each stage (default: %(default)s)"
+    add("--threads", type=int, default=1, metavar="N", help=words)
 
 
 def _rate(option: str, text: str | None) -> Fraction | None:

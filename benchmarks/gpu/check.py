@@ -361,31 +361,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vicort.benchmarks.gpu.check", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="STEP",
-        help=f"this step alone (repeatable): {', '.join(STEPS)}",
-    )
-    parser.add_argument("--out", type=Path, default=OUT, help="the report (%(default)s)")
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=CACHE,
-        help="where engine sets and kernels for the checks are built (%(default)s)",
-    )
-    parser.add_argument(
-        "--within",
-        type=float,
-        metavar="SECONDS",
-        help="begin no step that is not expected to end in this time",
-    )
-    parser.add_argument(
-        "--list",
-        action="store_true",
-        help="only say which steps there are, and the seconds they are expected to take",
-    )
+    add = parser.add_argument
+    words = f"run this step alone (may be repeated): {', '.join(STEPS)}"
+    add("--only", action="append", default=[], metavar="STEP", help=words)
+    add("--out", type=Path, default=OUT, help="the report (%(default)s)")
+    words = "folder for engine sets and kernels (%(default)s)"
+    add("--cache", type=Path, default=CACHE, help=words)
+    words = "start no step that is not expected to end in this time"
+    add("--within", type=float, metavar="SECONDS", help=words)
+    words = "only list the steps, with the seconds that each is expected to take"
+    add("--list", action="store_true", help=words)
     options = parser.parse_args(arguments)
     try:
         return _main(options)

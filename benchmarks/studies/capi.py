@@ -107,24 +107,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--engine-dir", type=Path, default=find_engine_dir("tiny"), help="default: the tiny model's"
-    )
-    parser.add_argument(
-        "--refused",
-        type=int,
-        default=20_000,
-        help="pushes that the sampler leaves out (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--taken", type=int, default=1600, help="pushes that it takes (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--size", type=int, nargs=2, default=(320, 180), metavar=("WIDTH", "HEIGHT")
-    )
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "capi.json")
-    parser.add_argument("--from-python", action="store_true", help=argparse.SUPPRESS)
+    add = parser.add_argument
+    words = "engine set (default: the tiny model's)"
+    add("--engine-dir", type=Path, default=find_engine_dir("tiny"), help=words)
+    words = "pushes that the sampler skips (default: %(default)s)"
+    add("--refused", type=int, default=20_000, help=words)
+    words = "pushes that the sampler keeps (default: %(default)s)"
+    add("--taken", type=int, default=1600, help=words)
+    add("--size", type=int, nargs=2, default=(320, 180), metavar=("WIDTH", "HEIGHT"))
+    add("--repeats", type=int, default=5)
+    add("--out", type=Path, default=ROOT / "benchmarks" / "results" / "capi.json")
+    add("--from-python", action="store_true", help=argparse.SUPPRESS)
     typed = parser.parse_args()
     if typed.engine_dir is None:
         parser.error(

@@ -110,18 +110,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m fuzzing.fuzz", description="Try spoiled files.", allow_abbrev=False
     )
-    parser.add_argument("--seconds", type=float, default=60, help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
-    parser.add_argument(
-        "--first", type=int, default=0, help="number of the first file (default: %(default)s)"
-    )
-    parser.add_argument("--files", type=int, help="how many at most (default: no limit)")
-    parser.add_argument(
-        "--keep",
-        type=Path,
-        metavar="DIR",
-        help="where files are kept that were neither answered nor refused",
-    )
+    add = parser.add_argument
+    add("--seconds", type=float, default=60, help="(default: %(default)s)")
+    add("--seed", type=int, default=1, help="(default: %(default)s)")
+    add("--first", type=int, default=0, help="number of the first file (default: %(default)s)")
+    add("--files", type=int, help="maximum number of files (default: no limit)")
+    words = "folder for copies of files that were neither answered nor refused"
+    add("--keep", type=Path, metavar="DIR", help=words)
     return parser
 
 
