@@ -29,24 +29,10 @@ class Model:
     def engines(self, cache: Path, backend: str, precision: str) -> Path:
         """Folder of its engine set in `cache`, which is built there if need be."""
         folder = cache / f"{self.name}-{precision}-{backend}"
-        options = [
-            "--out",
-            folder,
-            "--backend",
-            backend,
-            "--precision",
-            precision,
-            "--chunk-frames",
-            CHUNK_FRAMES,
-        ]
         command = [
-            sys.executable,
-            "-m",
-            "vicort.export.build",
-            self.source,
-            *options,
-            "--image-size",
-            f"{self.side}x{self.side}",
+            *(sys.executable, "-m", "vicort.export.build", self.source, "--out", folder),
+            *("--backend", backend, "--precision", precision),
+            *("--chunk-frames", CHUNK_FRAMES, "--image-size", f"{self.side}x{self.side}"),
         ]
         done = subprocess.run(
             [str(part) for part in command], capture_output=True, text=True, check=False

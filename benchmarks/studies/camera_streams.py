@@ -124,19 +124,11 @@ def _watch(
 ) -> list[tuple[float, dict[str, Any]]]:
     """The events of one run of vicort-run, and when each was read (monotonic seconds)."""
     question = f"@{seconds / 2:g} what is there now?"
-    options = [
-        "--engine-dir",
-        engine_dir,
-        "--realtime",
-        "--on-lag",
-        "drop-oldest",
-        "--format",
-        "jsonl",
-        "--stats",
-        "--ask",
-        question,
+    command = [
+        *(sys.executable, "-m", "vicort.runtime.cli.run", *[clip] * count),
+        *("--engine-dir", engine_dir, "--ask", question),
+        *("--realtime", "--on-lag", "drop-oldest", "--format", "jsonl", "--stats"),
     ]
-    command = [sys.executable, "-m", "vicort.runtime.cli.run", *[clip] * count, *options]
     with subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.PIPE, text=True
     ) as running:

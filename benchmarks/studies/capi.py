@@ -71,19 +71,9 @@ def compiled(folder: Path) -> Path:
         sys.exit(f"{prefix}/lib/libvicort.so is not there: run `make capi` first")
     search = [f"-I{prefix}/include", f"-L{prefix}/lib", f"-Wl,-rpath,{prefix}/lib"]
     compiler = os.environ.get("CC", "cc").split()
-    subprocess.run(
-        [
-            *compiler,
-            "-std=gnu11",
-            "-O2",
-            str(ROOT / "capi/bench/push.c"),
-            "-o",
-            str(target),
-            *search,
-            "-lvicort",
-        ],
-        check=True,
-    )
+    source = str(ROOT / "capi/bench/push.c")
+    command = [*compiler, "-std=gnu11", "-O2", source, "-o", str(target), *search, "-lvicort"]
+    subprocess.run(command, check=True)
     return target
 
 
@@ -92,11 +82,8 @@ def measure(sides: dict[str, list[str]], repeats: int) -> dict[str, Any]:
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for _ in range(repeats):
         for side, command in sides.items():
-            runs[side].append(
-                json.loads(
-                    subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                )
-            )
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            runs[side].append(json.loads(done.stdout))
     return {
         side: {name: spread([run[name] for run in done], 2) for name in TIMES}
         for side, done in runs.items()
@@ -131,30 +118,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         given = [str(typed.engine_dir), *map(str, counts)]
         python = [
-            sys.executable,
-            "-m",
-            "vicort.benchmarks.studies.capi",
-            "--from-python",
-            "--engine-dir",
-            given[0],
+            *(sys.executable, "-m", "vicort.benchmarks.studies.capi", "--from-python"),
+            *("--engine-dir", given[0], "--refused", given[1], "--taken", given[2]),
+            *("--size", *given[3:]),
         ]
-        python += ["--refused", given[1], "--taken", given[2], "--size", *given[3:]]
-        result = measure(
-            {"c": [str(compiled(Path(folder))), *given], "python": python}, typed.repeats
-        )
+        commands = {"c": [str(compiled(Path(folder))), *given], "python": python}
+        result = measure(commands, typed.repeats)
     settings = {
         "engines": typed.engine_dir.name,
         "refused": counts[0],
         "taken": counts[1],
         "size": list(typed.size),
     }
-    typed.out.write_text(
-        json.dumps(
-            {"conditions": conditions(), "settings": settings, "repeats": typed.repeats, **result},
-            indent=1,
-        )
-        + "\n"
-    )
+    about = {"conditions": conditions(), "settings": settings, "repeats": typed.repeats}
+    typed.out.write_text(json.dumps(about | result, indent=1) + "\n")
     for name in TIMES:
         print(
             f"{name:16} C {result['c'][name]['median']:9.2f}   Python "

@@ -1,4 +1,4 @@
-"""Spoiled files of every kind that vicort reads: each must be answered or refused in one line, in
+"""Damaged files of every kind that vicort reads: each must be answered or refused in one line, in
 bounded time and memory.
 
     python -m fuzzing.fuzz --seconds 60 --seed 1
@@ -23,8 +23,8 @@ import numpy as np
 from fuzzing.fuzz_child import Outcome, tried
 from fuzzing.fuzz_files import Good, good_files, spoiled
 
-PATIENCE = 20.0  # seconds for a file
-MAX_BYTES = 3 << 30  # of memory: some sixteen of the largest pictures that are let in
+TIMEOUT = 20.0  # seconds for a file
+MAX_BYTES = 3 << 30  # of memory: about sixteen of the largest pictures allowed
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     counts: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     peak = slowest = 0.0
-    os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder talks
+    os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder logs otherwise
     with ExitStack() as stack:
         room = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vicort-fuzz-")))
         files, lacking = good_files(room)
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kinds[trial.good.kind] += 1
             peak = max(peak, trial.outcome.peak)
             if trial.outcome.bad:
-                _tell(trial, typed.keep)
+                _report(trial, typed.keep)
     print(
         f"seed {typed.seed}: {sum(counts.values())} files of {len(files)} good ones in "
         f"{before - begin:.0f} s ({_listed(kinds)})"
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def trials(
     files: Sequence[Good], room: Path, seed: int, first: int, seconds: float, count: int | None
 ) -> Iterator[Trial]:
-    """Files first, first + 1, … of a seed, until the time is up or there were so many."""
+    """Files first, first + 1, … of a seed, for `seconds` and at most `count`."""
     end = time.monotonic() + seconds
     number = first
     while time.monotonic() < end and (count is None or number < first + count):
@@ -84,12 +84,12 @@ def trials(
             good,
             faults,
             path,
-            tried(path, good.kind, seconds=PATIENCE, max_bytes=MAX_BYTES),
+            tried(path, good.kind, seconds=TIMEOUT, max_bytes=MAX_BYTES),
         )
         number += 1
 
 
-def _tell(trial: Trial, keep: Path | None) -> None:
+def _report(trial: Trial, keep: Path | None) -> None:
     print(
         f"file {trial.number}, {trial.good.name} as {trial.good.kind}, {trial.faults}: "
         f"{trial.outcome.kind}: {trial.outcome.detail}"
@@ -108,7 +108,7 @@ def _listed(counts: Counter[str]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m fuzzing.fuzz", description="Try spoiled files.", allow_abbrev=False
+        "python -m fuzzing.fuzz", description="Read damaged files.", allow_abbrev=False
     )
     add = parser.add_argument
     add("--seconds", type=float, default=60, help="(default: %(default)s)")

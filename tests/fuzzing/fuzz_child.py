@@ -1,4 +1,4 @@
-"""Reads one file in a process of its own, and tells how that ended."""
+"""Reads one file in a child process and reports how that ended."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from vicort.runtime.sources import open_source
 from vicort.runtime.sources.packets import DecodedPicture, PacketReader
 
 MAX_LINE = 4_096  # characters of an error
-# bytes: what a child may map besides what it is born with, so that a bomb harms no one else
+# bytes that a child may map, on top of what it inherits by fork
 ADDRESS_SPACE = 6 << 30
 VIDEO_TOKEN = 6  # of the embedded model
-TOLD = 8_000  # bytes of what a child tells
+MAX_REPORT = 8_000  # bytes of a child's report
 
 
 @dataclass(frozen=True)
@@ -42,33 +42,33 @@ class Outcome:
 
 
 def tried(path: Path, kind: Kind, *, seconds: float, max_bytes: int) -> Outcome:
-    """Read the file in a child that is ended after so many seconds."""
+    """Reads the file in a child that is killed after `seconds`."""
     reading, writing = os.pipe()
-    said = path.with_name("stderr")
-    born = path.with_name("born")
-    born.write_text("0")
+    noise_file = path.with_name("stderr")
+    inherited = path.with_name("inherited")
+    inherited.write_text("0")
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _be_child(path, kind, writing, said, born)
+        _be_child(path, kind, writing, noise_file, inherited)
     os.close(writing)
     ended = bool(select.select([reading], [], [], seconds)[0])
-    told = os.read(reading, TOLD).decode("utf-8", "replace") if ended else ""
+    report = os.read(reading, MAX_REPORT).decode("utf-8", "replace") if ended else ""
     os.close(reading)
     if not ended:
         os.kill(child, signal.SIGKILL)
     _, status, usage = os.wait4(child, 0)
-    peak = max(0, usage.ru_maxrss * 1024 - int(born.read_text()))
+    peak = max(0, usage.ru_maxrss * 1024 - int(inherited.read_text()))
     if not ended:
         return Outcome("hang", f"no end after {seconds:g} s", peak)
     if os.WIFSIGNALED(status):
         return Outcome("crash", f"signal {os.WTERMSIG(status)}", peak)
     if peak > max_bytes:
         return Outcome("memory", f"{peak / 1e6:.0f} MB", peak)
-    noise = said.read_text(errors="replace")
+    noise = noise_file.read_text(errors="replace")
     if "Traceback" in noise:
-        return Outcome("traceback", f"on stderr: {noise[-TOLD:]}", peak)
-    verdict, _, detail = told.partition(" ")
+        return Outcome("traceback", f"on stderr: {noise[-MAX_REPORT:]}", peak)
+    verdict, _, detail = report.partition(" ")
     return Outcome(verdict, detail, peak)
 
 
@@ -78,25 +78,25 @@ def _sizes() -> tuple[int, int]:
     return int(pages[0]) * resource.getpagesize(), int(pages[1]) * resource.getpagesize()
 
 
-def _be_child(path: Path, kind: Kind, writing: int, said: Path, born: Path) -> NoReturn:
+def _be_child(path: Path, kind: Kind, writing: int, noise_file: Path, inherited: Path) -> NoReturn:
     space, memory = _sizes()
-    born.write_text(str(memory))
-    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
+    inherited.write_text(str(memory))
+    os.dup2(os.open(noise_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (space + ADDRESS_SPACE, space + ADDRESS_SPACE))
     try:
-        told = f"answered {READERS[kind](path)}"
+        report = f"answered {READERS[kind](path)}"
     except VicortError as error:
         line = str(error)
         clean = line.isprintable() and len(line) <= MAX_LINE
-        told = (
+        report = (
             f"refused {line}"
             if clean
             else f"traceback an error that is no clean line: {line[:500]!r}"
         )
-    except BaseException:  # noqa: BLE001 - whatever it is, it is what the run looks for
-        told = f"traceback {traceback.format_exc()[-TOLD // 2 :]}"
-    os.write(writing, told.encode("utf-8", "backslashreplace")[:TOLD])
+    except BaseException:  # noqa: BLE001 - the run looks for any exception
+        report = f"traceback {traceback.format_exc()[-MAX_REPORT // 2 :]}"
+    os.write(writing, report.encode("utf-8", "backslashreplace")[:MAX_REPORT])
     os._exit(0)
 
 
@@ -118,7 +118,7 @@ def _read_questions(path: Path) -> str:
 
 
 def _read_prompt(path: Path) -> str:
-    """A tokenizer or a chat template, beside the other as it should be."""
+    """A tokenizer or a chat template; the other one is good."""
     folder = path.with_name("set")
     folder.mkdir(exist_ok=True)
     for name, content in (prompt_files() | {path.name: path.read_bytes()}).items():
@@ -130,7 +130,7 @@ def _read_prompt(path: Path) -> str:
 
 
 def _read_packets(path: Path) -> str:
-    """Each packet may be refused, and the next one may be good."""
+    """Reads on after a packet that is refused."""
     extradata, *pieces = split_packets(path.read_bytes()) or [b""]
     reader = PacketReader(path.name.partition(".")[0], extradata, motion=True)
     seen = refused = 0
