@@ -38,14 +38,8 @@ def main() -> int:
             for case in cases
         )
     )
-    paths = (
-        os.path.relpath(VIDEO),
-        "--system",
-        options.system,
-        "--questions",
-        os.path.relpath(questions),
-    )
-    events = run("vicort.runtime.cli.run", *paths, "--format", "jsonl")
+    given = ("--system", options.system, "--questions", os.path.relpath(questions))
+    events = run("vicort.runtime.cli.run", os.path.relpath(VIDEO), *given, "--format", "jsonl")
     return report(cases, [json.loads(line) for line in events.splitlines()])
 
 

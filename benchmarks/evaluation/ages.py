@@ -1,5 +1,4 @@
-"""Accuracy by the age of what is asked about, for those who measure systems: a row a question, and
-cells over rows."""
+"""Accuracy by the age of the event: a row for each question, and cells over rows."""
 
 from __future__ import annotations
 

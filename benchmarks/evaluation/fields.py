@@ -1,5 +1,4 @@
-"""Reading other people's data: what is wrong is said in one line that names the file, the entry and
-the key."""
+"""Readers of benchmark data. Errors are one line with the file, the entry and the key."""
 
 from __future__ import annotations
 
@@ -89,7 +88,7 @@ class Entry:
         return [str(each) for each in value]
 
     def entries(self, key: str) -> list[Entry]:
-        """The objects of a list that it holds, none of them empty of keys."""
+        """The objects of a list in it."""
         return entries_of(self._of_kind(key, list), f"{self.where}, {key}")
 
     def _of_kind(self, key: str, kind: type) -> Any:
@@ -145,8 +144,8 @@ def digests(paths: Sequence[Path]) -> dict[str, str]:
 
 
 def find_video(folders: Sequence[Path], named: str) -> Path | None:
-    """The file or folder of images that data calls `named`: its longest ending that is there in one
-    of the folders; None if none is."""
+    """The file or folder of images that data calls `named`: the longest suffix of that path which
+    exists in one of the folders, or None."""
     parts = [
         part for part in PurePosixPath(named.replace("\\", "/")).parts if part not in ("/", ".")
     ]
@@ -158,8 +157,7 @@ def find_video(folders: Sequence[Path], named: str) -> Path | None:
 
 
 def find_any(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
-    """The first of several names, in the order given, that is there with a suffix of videos, or as
-    a folder; None if none is."""
+    """The first of the names that exists with a video suffix or as a folder, or None."""
     return first_there(
         folder / (name + suffix)
         for name in names

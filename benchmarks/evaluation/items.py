@@ -1,7 +1,6 @@
-"""The nouns of an evaluation: what is asked, about which video, and what came back.
+"""The types of an evaluation: questions, videos and replies.
 
-This module knows no data set, no session and no file format.
-"""
+They do not depend on a data set, a session or a file format."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 from vicort.runtime.sources.opening import IMAGE_FPS
 
-# over what an average is taken, each counting the same
+# over what an average is taken, with equal weights
 Mean = Literal["questions", "tasks", "groups"]
 
 
@@ -23,9 +22,9 @@ class Item:
     id: str  # unique in its data set
     task: str  # the column of the table that it counts in
     rule: str  # a key of rules.RULES
-    truth: str  # what the rule compares with
+    truth: str  # the right answer, as the rule takes it
     text: str  # as it is asked, prompt included
-    # seconds; several = the same text again and again until the first yes
+    # seconds; several = the same text until the first yes
     times: tuple[Fraction, ...]
     note: dict[str, Any] = field(default_factory=dict)  # further data for reports
 
@@ -78,7 +77,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back when an item was asked once."""
+    """The reply to one asking of an item."""
 
     item: str  # its id
     at: Fraction  # seconds, when it was asked

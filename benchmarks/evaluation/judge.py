@@ -87,8 +87,8 @@ class CommandJudge:
             ) from error
         if done.returncode:
             raise ConfigError(
-                f"the judge {self._arguments[0]!r} failed with exit code {done.returncode}: mend "
-                "it and start again"
+                f"the judge {self._arguments[0]!r} failed with exit code {done.returncode}: fix "
+                "it and run again"
             )
         said = done.stdout.splitlines()
         if len(said) != len(asked):

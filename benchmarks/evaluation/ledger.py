@@ -81,9 +81,8 @@ class Ledger:
             )
         key = next(key for key in [*now, *before] if before.get(key) != now.get(key))
         raise ConfigError(
-            f"{self.path} was begun with {name}: {key} {shown(before.get(key))}, and is now to "
-            f"go on with {shown(now.get(key))}: "
-            "keep the setting, or name another folder with --out"
+            f"{self.path} was started with {name}: {key} {shown(before.get(key))}, this run has "
+            f"{shown(now.get(key))}: keep the setting, or name another folder with --out"
         )
 
     def _write(self, content: dict[str, Any], mode: str = "a") -> None:

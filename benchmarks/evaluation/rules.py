@@ -60,8 +60,8 @@ RULES: dict[str, Rule] = {
 
 
 def is_right(item: Item, replies: Sequence[Reply]) -> bool:
-    """Of an item that needs no judge; one that was never answered is wrong, as is one whose last
-    asking failed."""
+    """Of an item that needs no judge. It is wrong without a reply, or if the last reply is an
+    error."""
     return bool(replies) and not replies[-1].error and RULES[item.rule](item.truth, replies)
 
 

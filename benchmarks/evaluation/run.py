@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vicort-eval: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("vicort-eval: stopped; the same command goes on from here", file=sys.stderr)
+        print("vicort-eval: stopped; the same command resumes", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -49,8 +49,8 @@ def run(options: Options) -> int:
     engine_dir = options.engine_dir or find_engine_dir("tiny")
     if engine_dir is None:
         raise EngineError(
-            "no engines of the tiny model are built: build them with `vicort-build tiny`, or "
-            "name a set with --engine-dir"
+            "the tiny model has no engine set: build one with `vicort-build tiny`, or name one "
+            "with --engine-dir"
         )
     manifest = read_manifest(engine_dir)
     dataset = load(options, manifest.model)
@@ -76,7 +76,7 @@ def systems_of(names: Sequence[str]) -> dict[str, System]:
         system = load_system(name)
         if system.name in systems:
             raise ConfigError(
-                f"--system {name}: its name {system.name!r} is another's too: name it otherwise "
+                f"--system {name}: its name {system.name!r} is used by another system: give it another name "
                 "in its YAML file"
             )
         systems[system.name] = system
@@ -118,12 +118,12 @@ def load(options: Options, model: ModelSpec) -> Dataset:
         dataset = rvs.load(options.files, options.videos, options.image_fps)
     if len(dataset.items) != sum(len(video.items) for video in dataset.videos):
         raise ConfigError(
-            f"{', '.join(map(str, options.files))}: a file is named twice, or two have one name: "
-            "give each one once"
+            f"{', '.join(map(str, options.files))}: a file is given twice, or two files have the same "
+            "name: give each file once"
         )
     if not dataset.videos:
         raise ConfigError(
-            f"{', '.join(map(str, options.files))}: no question in it: name the benchmark's data "
+            f"{', '.join(map(str, options.files))}: it has no questions: give the benchmark's data "
             "file"
         )
     return dataset.first(options.limit) if options.limit else dataset
@@ -139,7 +139,7 @@ def check_videos(dataset: Dataset, options: Options) -> dict[str, str]:
         line = f"{len(missing)} of {len(dataset.videos)} videos are not in {where}: {shown}"
         if options.strict or len(missing) == len(dataset.videos):
             raise ConfigError(
-                f"{line}: say with --videos where they are"
+                f"{line}: give their folders with --videos"
                 + (", or leave out --strict" if options.strict else "")
             )
         _say(f"warning: {line}")

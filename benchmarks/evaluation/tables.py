@@ -1,5 +1,5 @@
-"""From replies to the tables that the papers print: a row a system, a column a task, averages as
-each benchmark takes them."""
+"""From replies to the papers' tables: a row for each system, a column for each task, averages as
+each benchmark defines them."""
 
 from __future__ import annotations
 

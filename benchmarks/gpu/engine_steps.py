@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from vicort.benchmarks.common.machine import version_of
 from vicort.benchmarks.common.spread import interleaved, spread
 from vicort.benchmarks.common.workload import QUESTIONS, Workload, bench_system
-from vicort.benchmarks.gpu.lab import Lab, Skip, StepFailed, need, version
+from vicort.benchmarks.gpu.lab import Lab, Skip, StepFailed, need
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.manifest import GraphName, ModelSpec
@@ -61,7 +62,7 @@ def environment(lab: Lab) -> dict[str, Any]:
         "memory_mb": {"free": round(free / 1e6), "total": round(total / 1e6)},
         "nvidia_smi": nvidia_smi(),
         "python": platform.python_version(),
-        "libraries": {name: version(name) for name in LIBRARIES},
+        "libraries": {name: version_of(name) for name in LIBRARIES},
     }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401 (gives NumPy its bfloat16)
 import numpy as np
 
-from vicort.benchmarks.common.spread import Spread
+from vicort.benchmarks.common.spread import Spread, spread
 from vicort.benchmarks.gpu.lab import Lab, Skip, StepFailed, need
 from vicort.runtime.devices.cuda import DeviceArray
 from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
@@ -378,8 +378,6 @@ def cuda_torch() -> Any:
 
 
 def torch_times_ms(torch: Any, work: Callable[[], Any], repeats: int = 20) -> Spread:
-    from vicort.benchmarks.common.spread import spread
-
     times = []
     for repeat in range(repeats + 3):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

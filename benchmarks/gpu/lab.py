@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -219,11 +218,3 @@ def need(module: str, why: str) -> None:
     """Raises Skip if a module is not installed."""
     if find_spec(module) is None:
         raise Skip(f"{module} is not installed, and {why}")
-
-
-def version(name: str) -> str | None:
-    """Of an installed package."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

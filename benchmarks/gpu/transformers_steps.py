@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from itertools import count, islice
 from typing import Any
 
 from vicort.benchmarks.common.spread import percentiles, spread
@@ -53,20 +53,16 @@ def measure(place: Place, side: int, variant: Any) -> dict[str, Any]:
     workload, system = Workload(AMOUNT.width, AMOUNT.height), bench_system()
     variant = replace(variant, batched_windows=windows_are_equal(place, side))
     stream = TransformersStream(place.checkpoint, system, variant, side, side)
-    next_chunk = chunk_source(workload)
+    chunks = (workload.frames(n * CHUNK_FRAMES, CHUNK_FRAMES) for n in count())
     start = time.perf_counter()
     for _ in range(WARMUP):
-        stream.push(next_chunk())
+        stream.push(next(chunks))
     stream.finish()
     warm = time.perf_counter() - start
-    whole = [
-        run(stream, [next_chunk() for _ in range(CHUNKS)], preprocessing=True)
-        for _ in range(REPEATS)
-    ]
-    bare = [
-        run(stream, [next_chunk() for _ in range(CHUNKS)], preprocessing=False)
-        for _ in range(REPEATS)
-    ]
+    whole, bare = (
+        [run(stream, list(islice(chunks, CHUNKS)), preprocessing) for _ in range(REPEATS)]
+        for preprocessing in (True, False)
+    )
     ttft = [
         stream.ask(QUESTIONS[n % len(QUESTIONS)], ANSWER_TOKENS).ttft_ms
         for n in range(len(QUESTIONS) + QUESTIONS_ASKED)
@@ -91,18 +87,6 @@ def windows_are_equal(place: Place, side: int) -> bool:
     """Whether the vision encoder's windows divide a frame evenly, so that one call can attend in
     all of them."""
     return side % place.size.config["vision_config"]["window_size"] == 0
-
-
-def chunk_source(workload: Workload) -> Callable[[], list[Any]]:
-    """Gives the next chunk of frames at each call."""
-    number = 0
-
-    def next_chunk() -> list[Any]:
-        nonlocal number
-        number += 1
-        return workload.frames((number - 1) * CHUNK_FRAMES, CHUNK_FRAMES)
-
-    return next_chunk
 
 
 def run(stream: Any, chunks: list[list[Any]], preprocessing: bool) -> float:

@@ -238,13 +238,11 @@ def test_a_changed_setting_or_system_is_refused_in_one_line(tmp_path):
     again.declare("other", {"drop": "all"})
     with pytest.raises(
         ConfigError,
-        match=r"begun with settings: protocol 'state', and is now to go on with 'restart': keep",
+        match=r"started with settings: protocol 'state', this run has 'restart': keep",
     ) as refusal:
         Ledger(path, {"protocol": "restart", "ages": (0, 8)})
     assert "\n" not in str(refusal.value)
-    with pytest.raises(
-        ConfigError, match=r"system mine: drop 'none', and is now to go on with 'all'"
-    ):
+    with pytest.raises(ConfigError, match=r"system mine: drop 'none', this run has 'all'"):
         again.declare("mine", {"drop": "all"})
 
 
@@ -279,7 +277,7 @@ def test_missing_and_spoilt_videos_are_counted_unless_strict(
         written["accuracy"]["simplestream"]["Real-Time Visual Understanding"]["Avg"]["asked"] == 3
     )
     assert evaluate(tiny_engines, tmp_path / "strict", *arguments, "--strict") == 2
-    assert "gone.mp4: say with --videos where they are" in capsys.readouterr().err
+    assert "gone.mp4: give their folders with --videos" in capsys.readouterr().err
 
 
 def test_a_run_without_any_video_is_refused(tiny_engines, streaming, tmp_path, capsys):
@@ -329,7 +327,7 @@ def test_two_systems_of_one_name_are_refused(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         (made.Path(run.__file__).parents[2] / "configs" / "systems" / "uniform.yaml").read_text()
     )
-    with pytest.raises(ConfigError, match="name 'uniform' is another's too"):
+    with pytest.raises(ConfigError, match="name 'uniform' is used by another system"):
         run.systems_of(["uniform", str(tmp_path / "mine.yaml")])
 
 
