@@ -76,7 +76,7 @@ def systems_of(names: Sequence[str]) -> dict[str, System]:
         system = load_system(name)
         if system.name in systems:
             raise ConfigError(
-                f"--system {name}: its name {system.name!r} is used by another system: give it another name "
+                f"--system {name}: its name {system.name!r} is used by another system: change it "
                 "in its YAML file"
             )
         systems[system.name] = system
@@ -118,7 +118,7 @@ def load(options: Options, model: ModelSpec) -> Dataset:
         dataset = rvs.load(options.files, options.videos, options.image_fps)
     if len(dataset.items) != sum(len(video.items) for video in dataset.videos):
         raise ConfigError(
-            f"{', '.join(map(str, options.files))}: a file is given twice, or two files have the same "
+            f"{', '.join(map(str, options.files))}: a file is given twice, or two have the same "
             "name: give each file once"
         )
     if not dataset.videos:
