@@ -123,11 +123,9 @@ def _torch_product(m: int, k: int, n: int, precision: str, threads: int) -> Call
     import torch
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    a, b, out = (
-        torch.rand(m, k).to(dtype),
-        torch.rand(n, k).to(dtype),
-        torch.empty(m, n, dtype=dtype),
-    )
+    a = torch.rand(m, k).to(dtype)
+    b = torch.rand(n, k).to(dtype)
+    out = torch.empty(m, n, dtype=dtype)
 
     def work() -> None:
         torch.set_num_threads(threads)

@@ -75,10 +75,8 @@ def compare(ms: dict[str, list[float]]) -> dict[str, Any]:
     """Modes, the best of each kind by median, and what overlapping gains: best sequential / best
     overlapped."""
     medians = {mode: spread(values)["median"] for mode, values in ms.items()}
-    sequential, overlapped = (
-        min(SEQUENTIAL, key=medians.__getitem__),
-        min(OVERLAPPED, key=medians.__getitem__),
-    )
+    sequential = min(SEQUENTIAL, key=medians.__getitem__)
+    overlapped = min(OVERLAPPED, key=medians.__getitem__)
     rounds = [a / b for a, b in zip(ms[sequential], ms[overlapped], strict=True)]
     return {
         "ms_a_chunk": {mode: spread(values) for mode, values in ms.items()},

@@ -105,10 +105,8 @@ class TransformersStream:
         self._vision = self.model.config.vision_config
         self._visual, self._language = self.model.model.visual, self.model.model.language_model
         if variant.compiled:
-            self._visual, self._language = (
-                torch.compile(self._visual),
-                torch.compile(self._language),
-            )
+            self._visual = torch.compile(self._visual)
+            self._language = torch.compile(self._language)
         self._grids: dict[int, dict[str, Tensor]] = {}
         self._origin: Fraction | None = None
         self._newest = 0
@@ -383,10 +381,8 @@ def letterbox(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
     scale = min(height / image.shape[0], width / image.shape[1])
-    new_height, new_width = (
-        max(1, round(image.shape[0] * scale)),
-        max(1, round(image.shape[1] * scale)),
-    )
+    new_height = max(1, round(image.shape[0] * scale))
+    new_width = max(1, round(image.shape[1] * scale))
     top, left = (height - new_height) // 2, (width - new_width) // 2
     boxed = np.zeros((height, width, 3), np.uint8)
     resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BICUBIC)

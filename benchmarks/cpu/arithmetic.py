@@ -62,12 +62,10 @@ def count(
 
 
 def _vision_unit(vision: dict, height: int, width: int) -> float:
-    patch, d, f, merge = (
-        vision["patch_size"],
-        vision["hidden_size"],
-        vision["intermediate_size"],
-        vision["spatial_merge_size"],
-    )
+    patch = vision["patch_size"]
+    d = vision["hidden_size"]
+    f = vision["intermediate_size"]
+    merge = vision["spatial_merge_size"]
     n = (height // patch) * (width // patch)
     full = len(vision["fullatt_block_indexes"])
     window = min((vision["window_size"] // patch) ** 2, n)
@@ -91,11 +89,9 @@ def _tokens(config: dict, height: int, width: int, units: int) -> float:
 
 
 def _prefill(text: dict, rows: int, seen: float) -> float:
-    width, heads, kv_heads = (
-        text["hidden_size"],
-        text["num_attention_heads"],
-        text["num_key_value_heads"],
-    )
+    width = text["hidden_size"]
+    heads = text["num_attention_heads"]
+    kv_heads = text["num_key_value_heads"]
     dim = width // heads
     linear = (
         2 * width * heads * dim + 2 * width * kv_heads * dim + 3 * width * text["intermediate_size"]

@@ -53,10 +53,8 @@ def _transformers(axis: Any, part: dict[str, Any], machine: dict[str, Any] | Non
         for name, row in names.items()
     ]
     rows.sort(key=lambda row: -row[2]["median"])
-    labels, colors = (
-        [f"{side} {name}" for side, name, _ in rows],
-        [OURS if side == "vicort" else THEIRS for side, _, _ in rows],
-    )
+    labels = [f"{side} {name}" for side, name, _ in rows]
+    colors = [OURS if side == "vicort" else THEIRS for side, _, _ in rows]
     bars(axis, labels, [ms for _, _, ms in rows], colors)
     dotted = ""
     if machine:

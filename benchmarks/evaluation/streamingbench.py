@@ -227,10 +227,8 @@ def _item(question: Entry, name: str, context: str | None) -> Item:
     if context is None:
         task, text = question.text("task_type"), CHOICE.format(question=words, options=options)
     else:
-        task, text = (
-            SEQUENTIAL_TASK,
-            SEQUENTIAL.format(context=context, question=words, options=options),
-        )
+        task = SEQUENTIAL_TASK
+        text = SEQUENTIAL.format(context=context, question=words, options=options)
     return Item(name, task, "first-letter", answer, text, (Fraction(at),), {"question": words})
 
 

@@ -104,10 +104,8 @@ def random_inputs(spec: KernelSpec, case: Case, seed: int = 0) -> Arrays:
     random, dtype = np.random.default_rng(seed), np.dtype(spec.dtype)
     heads, dim, tokens, layers = spec.kv_heads, spec.head_dim, spec.page_tokens, case.layers
     slots = case.pages + 2  # two that no table names
-    spread_layers, spread_heads = (
-        (layers if case.shared != "all" else 1),
-        (heads if case.shared == "head" else 1),
-    )
+    spread_layers = layers if case.shared != "all" else 1
+    spread_heads = heads if case.shared == "head" else 1
     q, k, v = (
         random.standard_normal((case.rows, count, dim), np.float32)
         for count in (heads * spec.groups, heads, heads)
@@ -174,19 +172,15 @@ def plain_statement(
         filled = places[:, 0] >= 0
         keys = rotate(cells[:, 0].reshape(-1, spec.head_dim)[filled], places[filled], spec)
         values = cells[:, 1].reshape(-1, spec.head_dim)[filled]
-        new_keys, new_values = (
-            rotate(inputs["k"][:, head], pos, spec),
-            inputs["v"][:, head].astype(np.float64),
-        )
+        new_keys = rotate(inputs["k"][:, head], pos, spec)
+        new_values = inputs["v"][:, head].astype(np.float64)
         group = slice(head * spec.groups, (head + 1) * spec.groups)
         for place, row in enumerate(rows):
             if not real[row]:
                 continue
             before = np.flatnonzero(real[: row + 1])
-            seen, weighed = (
-                np.concatenate([keys, new_keys[before]]),
-                np.concatenate([values, new_values[before]]),
-            )
+            seen = np.concatenate([keys, new_keys[before]])
+            weighed = np.concatenate([values, new_values[before]])
             scores = rotate(inputs["q"][row, group], pos[row], spec) @ seen.T * scale
             weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
             out[place, group] = weights / weights.sum(axis=-1, keepdims=True) @ weighed
@@ -288,10 +282,8 @@ def placing_errors(lab: Lab, kernels: LoadedKernels) -> list[str]:
         (pages, layers, spec.kv_heads, 2, spec.page_tokens, spec.head_dim), np.float32
     ).astype(dtype)
     at = random.permutation(pages * spec.page_tokens)[:count]
-    slots, cells = (
-        (at // spec.page_tokens).astype(np.int32),
-        (at % spec.page_tokens).astype(np.int32),
-    )
+    slots = (at // spec.page_tokens).astype(np.int32)
+    cells = (at % spec.page_tokens).astype(np.int32)
     slots[3] = -1
     device = {
         name: lab.put(array)
@@ -305,17 +297,13 @@ def placing_errors(lab: Lab, kernels: LoadedKernels) -> list[str]:
         stream=lab.handle,
     )
     for token in np.flatnonzero(slots >= 0):
-        pool[slots[token], :, :, 0, cells[token]], pool[slots[token], :, :, 1, cells[token]] = (
-            k[:, token],
-            v[:, token],
-        )
+        pool[slots[token], :, :, 0, cells[token]] = k[:, token]
+        pool[slots[token], :, :, 1, cells[token]] = v[:, token]
     if lab.get(device["pool"]).tobytes() != pool.tobytes():
         wrong.append("scatter_tokens")
     where = random.integers(0, 99, (pages, 1, 1, spec.page_tokens, 3), np.int32)
-    places, slots = (
-        random.integers(0, 99, (4, spec.page_tokens, 3), np.int32),
-        np.array([7, 0, -1, 11], np.int32),
-    )
+    places = random.integers(0, 99, (4, spec.page_tokens, 3), np.int32)
+    slots = np.array([7, 0, -1, 11], np.int32)
     device = {
         name: lab.put(array)
         for name, array in (("slots", slots), ("places", places), ("where", where))

@@ -67,10 +67,8 @@ class Lab:
 
     def put(self, array: np.ndarray) -> DeviceArray:
         """A copy on the device."""
-        target, pinned = (
-            self.poisoned(array.shape, array.dtype),
-            self.gpu.pinned.empty(array.shape, array.dtype),
-        )
+        target = self.poisoned(array.shape, array.dtype)
+        pinned = self.gpu.pinned.empty(array.shape, array.dtype)
         np.copyto(pinned, array)
         if array.nbytes:
             self.gpu.driver.copy(target.pointer, pinned.ctypes.data, array.nbytes, self.raw)

@@ -215,11 +215,9 @@ def _compile(part: Path, wanted: InductorManifest, name: GraphName, tile: Tile |
 
 def load_module(manifest: InductorManifest, name: GraphName, device: str) -> nn.Module:
     """The module of a graph, with the weights of the set's checkpoint, on a device."""
-    config, model, dtype = (
-        read_configuration(manifest.source),
-        manifest.model,
-        TORCH_TYPES[manifest.precision],
-    )
+    config = read_configuration(manifest.source)
+    model = manifest.model
+    dtype = TORCH_TYPES[manifest.precision]
     if name == "tokens":
         return TokenControlGraph().eval()
     if name == "vision":

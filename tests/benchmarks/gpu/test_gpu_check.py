@@ -243,10 +243,8 @@ class PlainKernels:
     ):
         self.launches += 1
         spec = self.spec
-        query, new = (
-            (rows, spec.kv_heads * spec.groups, spec.head_dim),
-            (rows, spec.kv_heads, spec.head_dim),
-        )
+        query = (rows, spec.kv_heads * spec.groups, spec.head_dim)
+        new = (rows, spec.kv_heads, spec.head_dim)
         shapes = {
             "q": query,
             "k": new,
@@ -277,10 +275,8 @@ class PlainKernels:
 
     def scatter_tokens(self, *, k, v, slots, cells, pool, count, rows, layers, stream):
         spec = self.spec
-        new, page = (
-            (layers, rows, spec.kv_heads, spec.head_dim),
-            (layers, spec.kv_heads, 2, spec.page_tokens, spec.head_dim),
-        )
+        new = (layers, rows, spec.kv_heads, spec.head_dim)
+        page = (layers, spec.kv_heads, 2, spec.page_tokens, spec.head_dim)
 
         def run():
             keys, values = self._at(k, new), self._at(v, new)
@@ -300,10 +296,8 @@ class PlainKernels:
         tokens = self.spec.page_tokens
 
         def run():
-            target, new = (
-                self._at(where, (12, 1, 1, tokens, 3), np.int32, write=True),
-                self._at(places, (count, tokens, 3), np.int32),
-            )
+            target = self._at(where, (12, 1, 1, tokens, 3), np.int32, write=True)
+            new = self._at(places, (count, tokens, 3), np.int32)
             for index, slot in enumerate(self._at(slots, (count,), np.int32)):
                 if slot >= 0:
                     target[slot, 0, 0] = new[index]
