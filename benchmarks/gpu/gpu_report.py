@@ -34,35 +34,15 @@ def pipeline_table(size: str, done: Outcomes) -> Table | None:
     rows: list[tuple[str, ...]] = []
     for name, step in done.items():
         if name.startswith("pipeline"):
+            rates = step["frames_a_second"]
             for mode in ("overlapped", "sequential"):
-                share = (
-                    shown(step.get("share_of_matrix_ceiling"), 1, 100)
-                    if step["frames_a_second"][mode] == best(step)
-                    else NONE
-                )
-                rows.append(
-                    rate_row(
-                        f"{mode}, frames in memory",
-                        step,
-                        step["ms_a_chunk"][mode],
-                        step["frames_a_second"][mode],
-                        share,
-                    )
-                )
-        elif name.startswith("decode"):
-            rows.append(
-                rate_row(step["source"], step, step["ms_a_chunk"], step["frames_a_second"], NONE)
-            )
-        elif name.startswith("transformers"):
-            rows.append(
-                rate_row(
-                    f"transformers {step['variant']}",
-                    step,
-                    step["ms_a_chunk"],
-                    step["frames_a_second"],
-                    NONE,
-                )
-            )
+                best = rates[mode] == max(rates.values())
+                share = step.get("share_of_matrix_ceiling") if best else None
+                ms = step["ms_a_chunk"][mode]
+                rows.append(rate_row(f"{mode}, frames in memory", step, ms, rates[mode], share))
+        elif name.startswith(("decode", "transformers")):
+            what = step["source"] if "source" in step else f"transformers {step['variant']}"
+            rows.append(rate_row(what, step, step["ms_a_chunk"], step["frames_a_second"]))
     if not rows:
         return None
     return Table(
@@ -73,31 +53,28 @@ def pipeline_table(size: str, done: Outcomes) -> Table | None:
         (
             "ceiling: what the rate of a large bf16 matrix product allows; goal "
             f"{GOALS['share_of_matrix_ceiling']:.0%} (3B, 308x308)",
-            (
-                f"published, not comparable: {PUBLISHED['frames_a_second']} frames/s on "
-                f"{PUBLISHED['gpu']}: {PUBLISHED['what']}"
-            ),
+            f"published, not comparable: {PUBLISHED['frames_a_second']} frames/s on "
+            f"{PUBLISHED['gpu']}: {PUBLISHED['what']}",
         ),
     )
 
 
-def best(step: Mapping[str, Any]) -> float:
-    return max(step["frames_a_second"].values())
-
-
 def rate_row(
-    what: str, step: Mapping[str, Any], ms: Mapping[str, float], rate: float, share: str
+    what: str,
+    step: Mapping[str, Any],
+    ms: Mapping[str, float],
+    rate: float,
+    share: float | None = None,
 ) -> tuple[str, ...]:
-    chunks = step.get("chunks_of_each") or step["chunks"]
-    side = step["side"]
+    """share: of the matrix ceiling, 1 = all of it; None = not measured."""
     return (
         what,
-        f"{side}x{side}",
+        f"{step['side']}x{step['side']}",
         shown(ms["median"], 2),
         f"{shown(ms['p25'], 2)}-{shown(ms['p75'], 2)}",
-        str(chunks),
+        str(step.get("chunks_of_each") or step["chunks"]),
         shown(rate, 1),
-        share,
+        shown(share, 1, 100),
     )
 
 
@@ -107,21 +84,14 @@ def stage_table(size: str, done: Outcomes) -> Table | None:
         if name.startswith("stages"):
             for stage, ms in step["stage_ms"].items():
                 rate = step["rates"].get(stage, {})
+                what, median = f"{stage}, {step['side']}x{step['side']}", shown(ms["median"], 3)
                 share = shown(rate.get("share_of_matrix_ceiling"), 1, 100)
-                rows.append(
-                    (
-                        f"{stage}, {step['side']}x{step['side']}",
-                        shown(ms["median"], 3),
-                        shown(rate.get("tflop_s"), 1),
-                        share,
-                    )
-                )
+                rows.append((what, median, shown(rate.get("tflop_s"), 1), share))
     if not rows:
         return None
-    conditions = (f"{gpu_of(done)}; the device's clock, one stage after another",)
     return Table(
         f"{size.upper()}: each stage alone",
-        conditions,
+        (f"{gpu_of(done)}; the device's clock, one stage after another",),
         ("stage", "ms a chunk", "TFLOP/s", "% of ceiling"),
         tuple(rows),
     )
@@ -148,28 +118,23 @@ def cost_table(size: str, done: Outcomes) -> Table | None:
     step = done.get("profile")
     if step is None:
         return None
-    pipeline = step["pipeline"]
-    notes = [
-        f"{stage} at work {share:.0%} of the time"
-        for stage, share in pipeline["busy_share"].items()
-    ]
-    rows = tuple(
+    rows = [
         (f"{cost['run']}: {cost['kind']}"[:80], str(cost["layers"]), shown(cost["ms"], 3))
         for cost in step["top"]
-    )
-    if not rows:
-        rows = (
-            (f"engines of {step['backend']} do not tell the times of their layers", NONE, NONE),
-        )
+    ]
+    unknown = (f"engines of {step['backend']} do not report the times of their layers", NONE, NONE)
+    pipeline = step["pipeline"]
+    notes = [
+        f"{stage} ran {share:.0%} of the time" for stage, share in pipeline["busy_share"].items()
+    ]
     notes.append(
-        f"no stage at work {pipeline['idle_share']:.0%} of the time: the device waits for the host"
+        f"no stage ran {pipeline['idle_share']:.0%} of the time: the device waits for the host"
     )
-    conditions = (f"{gpu_of(done)}; kinds of layers, by TensorRT's profiler, which slows them",)
     return Table(
         f"{size.upper()}: where the time goes",
-        conditions,
+        (f"{gpu_of(done)}; kinds of layers, by TensorRT's profiler, which slows them",),
         ("layers", "count", "ms"),
-        rows,
+        tuple(rows or [unknown]),
         tuple(notes),
     )
 

@@ -84,7 +84,9 @@ def layers_of(work: Job, graph: GraphName, inputs: Arrays) -> dict[str, Any]:
 
     engine = work.engines.engine(graph)
     if not hasattr(engine, "layer_times"):
-        return {"layers": f"engines of {work.place.backend} do not tell the times of their layers"}
+        return {
+            "layers": f"engines of {work.place.backend} do not report the times of their layers"
+        }
     device = work.engines.new_device(overlap=True)
     try:
         stream = device.stream("profile")

@@ -329,7 +329,7 @@ def test_engines_that_tell_no_layers_are_named(built: Lab, monkeypatch: pytest.M
     found = gpu_profile.profile(built, "toy", SIDE)
     assert (
         found["runs"]["decode, a token"]["layers"]
-        == "engines of tensorrt do not tell the times of their layers"
+        == "engines of tensorrt do not report the times of their layers"
     )
     assert found["top"] == []
 
