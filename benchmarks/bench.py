@@ -132,14 +132,14 @@ def run(
 
 
 def earlier_parts(out: Path, result: dict[str, Any]) -> dict[str, Any]:
-    """Parts of an earlier run in `out` that may stand beside those of `result`."""
+    """Parts of an earlier run in `out` that can be kept beside those of `result`."""
     if not out.is_file():
         return {}
     try:
         earlier = json.loads(out.read_text())
     except ValueError as error:
         raise ConfigError(
-            f"--out {out} is there and no result of vicort-bench ({error}): name another file"
+            f"--out {out} exists and is no result of vicort-bench ({error}): name another file"
         ) from error
     comparable = ("cpu", "cores", "memory_gb", "python", "libraries")
     same = (
@@ -169,7 +169,7 @@ def _bench(options: argparse.Namespace) -> int:
     out = options.out or (options.cache / "quick.json" if options.quick else OUT)
     if not out.parent.is_dir():
         raise ConfigError(
-            f"--out {out}: there is no folder {out.parent}: make it, or name another file"
+            f"--out {out}: the folder {out.parent} does not exist: make it, or name another file"
         )
     result = run(names, options.cache.resolve(), settings, options.quick, out)
     print(report(result))
@@ -238,9 +238,7 @@ def drawn(result: dict[str, Any], out: Path) -> list[Path]:
 
 def _chosen(only: Sequence[str], settings: Settings) -> list[str]:
     if unknown := [name for name in only if name not in ALL]:
-        raise ConfigError(
-            f"--only {unknown[0]}: there is no such part: choose from {', '.join(ALL)}"
-        )
+        raise ConfigError(f"--only {unknown[0]}: unknown part: choose from {', '.join(ALL)}")
     return sorted(set(only), key=ALL.index) or [
         name for name in ALL if settings.medium or name != "transformers-medium"
     ]

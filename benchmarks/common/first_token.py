@@ -110,7 +110,7 @@ def at_full_rate(stream: VicortStream, stop: threading.Event) -> None:
 
 
 def _at_real_time(stream: VicortStream, stop: threading.Event) -> None:
-    """Each frame when its time has come, by the clock of the machine."""
+    """Pushes each frame at its time, in real time."""
     start, number = time.perf_counter(), 0
     while not stop.is_set():
         delay = start + number / stream.workload.fps - time.perf_counter()

@@ -1,4 +1,4 @@
-"""How much is measured: the default takes most of an hour, `--quick` some two minutes."""
+"""Amounts of the measurements: the default takes most of an hour, `--quick` about two minutes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Settings:
     questions: int = 100  # of each kind, for percentiles of the time to the first token
     real_time_fps: int = 30
     system_streams: int = 10  # of seven things each, that every system watches
-    # units since the last thing went; 512 are 64 chunks of 16 frames
+    # units since the last thing disappeared; 512 are 64 chunks of 16 frames
     system_ages: tuple[int, ...] = (0, 8, 64, 250, 512, 1000)
     # of pages, for every system: 849 whole units of the tiny model, so 512 fit however they are
     # kept, 1,000 do not
@@ -52,7 +52,7 @@ class Settings:
     # of one system's streams, after which a slow one has watched enough
     answer_seconds: float = 240.0
     system_seconds: float = 8.0  # of measuring a rate, after which a slow system's is enough
-    # that one system may take for one kind of measurement before it is ended
+    # timeout of one system for one kind of measurement
     system_minutes: float = 15.0
     twins_timed: bool = True
     side_by_side: bool = False  # whether two systems may be timed at once: only to see that it runs

@@ -67,7 +67,7 @@ class Variant:
 
 @dataclass
 class CachedChunk:
-    """What was computed for a chunk, or for the prompt: rotated keys and values [1, Hkv, C, D] a
+    """The cache of a chunk, or of the prompt: rotated keys and values [1, Hkv, C, D] for each
     layer."""
 
     keys: list[Tensor]
@@ -268,7 +268,7 @@ class TransformersStream:
 
     def _positions(self, times: Sequence[Fraction]) -> Tensor:
         """[3, U * P] positions (t, h, w) of all tokens of a chunk: time from exact timestamps,
-        whatever will be dropped."""
+        before tokens are dropped."""
         side = self._vision.patch_size * self._vision.spatial_merge_size
         rows, columns = self.size[0] // side, self.size[1] // side
         self._origin = times[0] if self._origin is None else self._origin

@@ -1,4 +1,4 @@
-"""How many floating point operations a chunk takes, counted from the model's configuration.
+"""Floating point operations of a chunk, computed from the model's configuration.
 
 Only matrix products count, two operations (multiply, add) for each term; norms, rotations and
 softmax are left out.

@@ -22,8 +22,8 @@ class Row:
 
     system: str
     stream: int
-    age: int  # as it was asked for; -1 = what is there now
-    chunks: float  # the same in chunks of the engine set, whatever a system makes of them
+    age: int  # units or chunks, as --ages; -1 = the question about now
+    chunks: float  # the same in chunks of the engine set
     shape: str
     task: str  # "now", "64 units", …
     question: str

@@ -26,7 +26,7 @@ class Ledger:
         record."""
         self.path = path
         self.watched: dict[tuple[str, str], Watched] = {}  # by system and video
-        self.systems: dict[str, Any] = {}  # what each name stands for
+        self.systems: dict[str, Any] = {}  # definition of each name
         lines = list(_read(path)) if path.is_file() else []
         if not lines:
             self._write({"settings": settings}, "w")

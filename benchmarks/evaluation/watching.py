@@ -138,8 +138,8 @@ class _Pass:
             ]
 
     def _feed(self, session: AskedSession) -> None:
-        """Push the frames that the session wants; before a frame comes, what was to be asked
-        earlier is asked."""
+        """Pushes the frames that the session wants, and asks each question before the first later
+        frame."""
 
         def wants(at: Fraction) -> bool:
             while self._open and self._open[0].at < at:
@@ -156,8 +156,8 @@ class _Pass:
             self._watched.warnings.append(str(error))
 
     def _ask_at_end(self, session: AskedSession) -> None:
-        """What was to be asked when the last frame came, and then, with half a unit completed, what
-        comes after the video's end."""
+        """Asks what is due at the last frame; then completes the last unit and asks what is due
+        after the video's end."""
         while self._open and self._open[0].at <= session.now:
             self._ask(session)
         if self._open:

@@ -301,8 +301,8 @@ def earlier_steps(out: Path, report: dict[str, Any]) -> dict[str, Any]:
 
 def gpu_of(conditions: dict[str, Any]) -> Any:
     """Its name and driver: clocks and temperature change all the time."""
-    told = conditions["nvidia_smi"]
-    return (told["name"], told["driver_version"]) if isinstance(told, dict) else told
+    found = conditions["nvidia_smi"]
+    return (found["name"], found["driver_version"]) if isinstance(found, dict) else found
 
 
 def conditions() -> dict[str, Any]:
@@ -348,7 +348,7 @@ def run_here(name: str, folder: Path, step: Step | None = None) -> dict[str, Any
 
 
 def run_apart(name: str, folder: Path, step: Step | None = None) -> dict[str, Any]:
-    """A step's outcome, from a child process; how that ended, if it gave none."""
+    """A step's outcome from a child process, or how the process ended."""
     step = step or STEPS[name]
     try:
         return in_child(run_here, name, folder, step, seconds=step.seconds)
@@ -383,12 +383,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     if unknown := [name for name in options.only if name not in STEPS]:
-        raise ConfigError(
-            f"--only {unknown[0]}: there is no such step: choose from {', '.join(STEPS)}"
-        )
+        raise ConfigError(f"--only {unknown[0]}: unknown step: choose from {', '.join(STEPS)}")
     if not options.out.parent.is_dir():
         raise ConfigError(
-            f"--out {options.out}: there is no folder {options.out.parent}: make it, or name "
+            f"--out {options.out}: the folder {options.out.parent} does not exist: make it, or name "
             "another file"
         )
     names = [name for name in STEPS if name in options.only or not options.only]
@@ -405,7 +403,7 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def say(report: dict[str, Any], out: Path) -> int:
-    """The tables of the whole report, and how the steps of this call ended; returns the exit
+    """Prints the tables of the whole report and the outcomes of this call; returns the exit
     code."""
     from vicort.benchmarks.gpu.gpu_report import tables
 

@@ -105,12 +105,12 @@ def faults(row: dict[str, Any]) -> list[str]:
         [f"spills {row['spill_stores']} bytes"] if row["spill_stores"] or row["spill_loads"] else []
     )
     wrong += (
-        [f"takes {row['shared_bytes']} bytes of shared memory, {limit} are there"]
+        [f"takes {row['shared_bytes']} bytes of shared memory, {limit} are available"]
         if row["shared_bytes"] > limit
         else []
     )
     return wrong + (
-        [f"takes {registers} registers, {REGISTER_FILE} are there"]
+        [f"takes {registers} registers, {REGISTER_FILE} are available"]
         if registers > REGISTER_FILE
         else []
     )

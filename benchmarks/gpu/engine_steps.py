@@ -427,5 +427,5 @@ def compare_pipelines(
 
 
 def stage_ms(stream: Any, first_chunk: int) -> dict[str, Any]:
-    stream.session.summary()  # counts the stages that the device has come to the end of since
+    stream.session.summary()  # collects the stages that the device has finished
     return stream.stage_spreads(first_chunk)

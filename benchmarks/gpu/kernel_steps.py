@@ -422,7 +422,7 @@ def speed_at(
         found["torch_sdpa_ms"] = sdpa_ms(spec, rows, context)
     except Skip as skip:
         found["torch_sdpa_ms"] = f"skipped: {skip}"
-    except RuntimeError as error:  # of PyTorch: the measurement beside ours is missing, ours stands
+    except RuntimeError as error:  # of PyTorch: only its own measurement is missing
         found["torch_sdpa_ms"] = f"failed: {str(error).splitlines()[0]}"
     return found
 

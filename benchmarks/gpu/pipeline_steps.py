@@ -316,4 +316,4 @@ def between_tokens(session: Session, answers: int, tokens: int) -> Spread | str:
         rest = (time.perf_counter() - start) * 1e3 - answer.ttft_ms
         if number and answer.tokens > 1:  # the first is a warm-up
             means.append(rest / (answer.tokens - 1))
-    return spread(means) if means else "every answer ended at once: random weights may say so"
+    return spread(means) if means else "every answer had fewer than two tokens"

@@ -322,8 +322,7 @@ def share_language(folder: Path, shared: Path, wanted: Any) -> None:
         exclude={"layer_types", "plan_names"}
     ):
         raise EngineError(
-            f"{shared} has another language graph than this build wants: remove it, and build "
-            "both again"
+            f"{shared} has another language graph than this build: remove it, and build both again"
         )
     for name in (language.file, other.embedding.file):
         os.link(shared / name, folder / name)

@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measured(engine_dir: Path, parts: Sequence[str], plan: Plan, out: Path) -> dict[str, Any]:
-    """Part after part, each written to `out` as soon as it is there."""
+    """Measures the parts in order; each is written to `out` when it is done."""
     result: dict[str, Any] = {
         "conditions": conditions(),
         "engine_set": engine_dir.name,

@@ -135,8 +135,8 @@ def _watch(
         events = [(time.monotonic(), json.loads(line)) for line in running.stdout or ()]
     if running.returncode:
         raise VicortError(
-            f"vicort-run of {count} streams ended with {running.returncode}: its reason stands "
-            "above"
+            f"vicort-run of {count} streams failed with exit code {running.returncode}: see its "
+            "error above"
         )
     return events
 

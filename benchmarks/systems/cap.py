@@ -1,5 +1,5 @@
-"""Context, accuracy, performance: where each system stands on the three axes, from what was
-measured of it, and which it improves.
+"""Context, accuracy, performance: each system's position on the three axes, computed from its
+measurements, and the axes that it improves.
 
 The principle is Zeng et al.'s ("The CAP Principle for LLM Serving: A Survey", arXiv 2405.11299):
 work on serving aims at longer context (C), higher accuracy (A) or better performance (P), and one

@@ -76,7 +76,7 @@ class Setting:
 
 
 def measure(engine_dir: Path, cache: Path, settings: Settings) -> dict[str, Any]:
-    """Of each axis a point a value; the base is measured once and stands in all four."""
+    """A point for each value of each axis; the base is measured once and is part of all four."""
     cache.mkdir(parents=True, exist_ok=True)
     write_recording(cache / "recording.mp4")
     workload = read_recording(cache / "recording.mp4")

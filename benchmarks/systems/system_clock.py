@@ -154,8 +154,8 @@ def _sequential(
 
 
 def _replay(stream: VicortStream, meter: LagMeter, settings: Settings) -> dict[str, Any]:
-    """Each frame when its time has come, by the machine's clock, questions among them, the oldest
-    chunk dropped if it cannot keep up.
+    """Pushes each frame at its time, in real time, with questions; the oldest chunk is dropped if
+    the system is too slow.
 
     Ends the stream.
     """

@@ -50,7 +50,7 @@ class Side(Protocol):
     def copy(self, target: Any, source: Any) -> None: ...
 
     def on(self, stream: Any) -> AbstractContextManager[Any]:
-        """What is run inside goes to this stream."""
+        """Runs inside go to this stream."""
         ...
 
     def new_pool(self) -> Any:
@@ -153,7 +153,7 @@ class Lane:
             return
         gone = self._graphs.put(key, graph)
         if gone:
-            # once the stream has come here: they may still be under way
+            # after earlier work of the stream, which may still use them
             self._stream.notify(_close, gone)
 
     def _tensors(self, bindings: Arrays) -> tuple[list[Any], list[Any]]:

@@ -73,7 +73,7 @@ Say = Callable[[str], None]
 
 
 class InductorManifest(Manifest):
-    """The manifest of a set that the runtime does not open by itself."""
+    """The manifest of a set that only the benchmarks can open."""
 
     backend: Literal["inductor"] = "inductor"  # type: ignore[assignment]  # not among those that the runtime knows
     source: Path  # the checkpoint, which holds the weights
@@ -130,8 +130,8 @@ def build(
     shared: Path | None = None,
     say: Say = lambda line: None,
 ) -> dict[str, float]:
-    """Make the set, for `gpu` or for this CPU, unless it is there; returns the seconds that each
-    part took, 0.0 where it was there.
+    """Builds the set, for `gpu` or for this CPU, unless it exists; returns the seconds for each
+    part, 0.0 if it existed.
 
     An interrupted build resumes: a package is kept as soon as it is complete. shared: a set whose
     packages of equal graphs are reused.
@@ -203,8 +203,8 @@ def _compile(part: Path, wanted: InductorManifest, name: GraphName, tile: Tile |
         if graph.attention_layers:
             program = with_kernel(program, tile) if tile else in_pytorch(program)
         # beside its target, so that moving costs nothing
-        with tempfile.TemporaryDirectory(dir=part.parent, prefix=f".{name}-") as room:
-            package = Path(room) / graph.file
+        with tempfile.TemporaryDirectory(dir=part.parent, prefix=f".{name}-") as folder:
+            package = Path(folder) / graph.file
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(package), inductor_configs=OPTIONS
             )

@@ -301,7 +301,7 @@ class Talker:
 
 def test_the_time_between_tokens_leaves_the_first_one_out() -> None:
     assert gpu_real.between_tokens(Talker(0.004, 6), 2, 6)["median"] == pytest.approx(4, rel=0.3)
-    assert gpu_real.between_tokens(Talker(0.0, 1), 1, 6).startswith("every answer ended at once")
+    assert gpu_real.between_tokens(Talker(0.0, 1), 1, 6).startswith("every answer had fewer")
 
 
 # ---- the profile
