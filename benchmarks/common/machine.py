@@ -14,7 +14,7 @@ import numpy as np
 
 from vicort.benchmarks.common.spread import seconds_of, spread
 
-LIBRARIES = [
+LIBRARIES = (
     "numpy",
     "torch",
     "transformers",
@@ -24,8 +24,8 @@ LIBRARIES = [
     "av",
     "tokenizers",
     "vicort",
-]
-MATRIX_FLAGS = [
+)
+MATRIX_FLAGS = (
     "avx2",
     "fma",
     "avx512f",
@@ -37,7 +37,7 @@ MATRIX_FLAGS = [
     "bf16",
     "i8mm",
     "sve",
-]
+)
 
 
 def conditions() -> dict[str, Any]:

@@ -105,8 +105,8 @@ def _item(question: Entry, name: str, at: Fraction) -> Item:
 
 
 def _clip_starts(file: Path) -> dict[str, Fraction]:
-    """Second of the source video at which each clip starts, from the file that says so beside this
-    one; empty without it."""
+    """Second of the source video at which each clip starts, from a file beside this one; empty
+    without it."""
     clips = file.with_name(CLIPS.get(file.name, file.name))
     if clips == file or not clips.is_file():
         return {}
@@ -117,7 +117,7 @@ def _clip_starts(file: Path) -> dict[str, Fraction]:
 
 
 def _frames(folder: Path) -> dict[str, int]:
-    """Place of each image of a folder, by its name."""
+    """Index of each image of a folder, by its name."""
     images = (
         sorted((path for path in folder.iterdir() if is_image(path)), key=natural_order)
         if folder.is_dir()

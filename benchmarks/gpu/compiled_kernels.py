@@ -50,7 +50,7 @@ DTYPES: tuple[Dtype, ...] = ("bfloat16", "float16", "float32")
 # KiB for a block (CUDA C++ Programming Guide, compute capabilities)
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 120: 99}
 REGISTER_FILE = 65536  # 32-bit registers of a multiprocessor
-COLUMNS = [
+COLUMNS = (
     "model",
     "dtype",
     "architecture",
@@ -61,7 +61,7 @@ COLUMNS = [
     "spill_stores",
     "spill_loads",
     "cubin_bytes",
-]
+)
 
 
 def specs() -> Iterator[tuple[str, KernelSpec]]:

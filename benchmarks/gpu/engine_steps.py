@@ -11,19 +11,23 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vicort.benchmarks.common.machine import version_of
-from vicort.benchmarks.common.spread import interleaved, spread
+from vicort.benchmarks.common.spread import Spread, interleaved, spread
 from vicort.benchmarks.common.workload import QUESTIONS, Workload, bench_system
 from vicort.benchmarks.gpu.lab import Lab, Skip, StepFailed, need
+from vicort.runtime.devices.device import Device, Stream
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.manifest import GraphName, ModelSpec
 
-LIBRARIES = [
+if TYPE_CHECKING:
+    from vicort.benchmarks.common.vicort_stream import VicortStream
+
+LIBRARIES = (
     "vicort",
     "tensorrt",
     "tensorrt-rtx",
@@ -35,7 +39,7 @@ LIBRARIES = [
     "torch",
     "numpy",
     "av",
-]
+)
 NVIDIA_SMI = (
     "name,driver_version,vbios_version,pstate,clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,"
     "power.limit,memory.total,temperature.gpu"
@@ -253,7 +257,7 @@ def time_runs(engines: EngineSet, graph: str, inputs: Arrays, replays: int = 50)
 
 
 def _time_runs(
-    device: Any, stream: Any, engine: Engine, inputs: Arrays, replays: int
+    device: Device, stream: Stream, engine: Engine, inputs: Arrays, replays: int
 ) -> dict[str, Any]:
     from vicort.export.verify import bind
 
@@ -426,6 +430,6 @@ def compare_pipelines(
     }
 
 
-def stage_ms(stream: Any, first_chunk: int) -> dict[str, Any]:
+def stage_ms(stream: VicortStream, first_chunk: int) -> dict[str, Spread]:
     stream.session.summary()  # collects the stages that the device has finished
     return stream.stage_spreads(first_chunk)

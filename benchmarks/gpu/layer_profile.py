@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -174,7 +175,7 @@ def covered(spans: Sequence[Span]) -> int:
     return total
 
 
-def write_trace(stream: VicortStream, first_chunk: int, path: Any) -> None:
+def write_trace(stream: VicortStream, first_chunk: int, path: Path) -> None:
     """For https://ui.perfetto.dev."""
     trace = Trace()
     for stage, spans in spans_from(stream, first_chunk).items():

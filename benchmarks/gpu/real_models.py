@@ -16,6 +16,7 @@ from vicort.benchmarks.common.settings import REAL_SIDES
 from vicort.benchmarks.gpu.lab import Lab, Skip, need
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import EngineError
+from vicort.runtime.manifest import GraphSpec
 
 # of a run of the language graph: a chunk of 448x448 whole, so that both sizes of frames share one
 # language engine
@@ -310,7 +311,7 @@ class TensorRTMaker:
         return {"phase_seconds": phases.seconds, "shares": shared.name if shared else None}
 
 
-def share_language(folder: Path, shared: Path, wanted: Any) -> None:
+def share_language(folder: Path, shared: Path, wanted: GraphSpec) -> None:
     """Links the language graph of another set into a set without one. Raises EngineError if it is a
     different graph."""
     from vicort.export.engine_set import seal

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from itertools import count, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vicort.benchmarks.common.spread import percentiles, spread
 from vicort.benchmarks.common.workload import (
@@ -19,6 +19,10 @@ from vicort.benchmarks.gpu.kernel_steps import cuda_torch
 from vicort.benchmarks.gpu.lab import Lab, need
 from vicort.benchmarks.gpu.pipeline_steps import AMOUNT
 from vicort.benchmarks.gpu.real_models import Place
+
+if TYPE_CHECKING:
+    from vicort.benchmarks.common.transformers_stream import TransformersStream, Variant
+    from vicort.runtime.core import Frame
 
 # chunks: the window is full after 5, and compiled code has seen all shapes that come later
 WARMUP = 8
@@ -44,7 +48,7 @@ def transformers(lab: Lab, name: str, side: int, compiled: bool) -> dict[str, An
     }
 
 
-def measure(place: Place, side: int, variant: Any) -> dict[str, Any]:
+def measure(place: Place, side: int, variant: Variant) -> dict[str, Any]:
     """Chunks follow each other without a wait of ours between them. Where the vision encoder's
     windows are of one size (448x448), they attend all at once, which transformers does not do by
     itself."""
@@ -89,7 +93,7 @@ def windows_are_equal(place: Place, side: int) -> bool:
     return side % place.size.config["vision_config"]["window_size"] == 0
 
 
-def run(stream: Any, chunks: list[list[Any]], preprocessing: bool) -> float:
+def run(stream: TransformersStream, chunks: list[list[Frame]], preprocessing: bool) -> float:
     """Wall milliseconds a chunk, until the device is done with the last one."""
     ready = None if preprocessing else [stream.preprocess(frames) for frames in chunks]
     stream.finish()

@@ -15,6 +15,7 @@ from vicort.benchmarks.common.workload import Workload
 from vicort.benchmarks.gpu.lab import Lab, Skip, StepFailed
 from vicort.runtime.core import Frame
 from vicort.runtime.devices.cuda import CudaDevice
+from vicort.runtime.devices.device import Device
 from vicort.runtime.devices.preprocess import Preprocessor
 from vicort.runtime.errors import VicortError
 from vicort.runtime.sources import Source, open_source
@@ -63,7 +64,7 @@ def gpu_preprocessor() -> Preprocessor:
         raise Skip(str(error)) from error
 
 
-def compare_preprocessing(device: Any, images: list[np.ndarray]) -> dict[str, Any]:
+def compare_preprocessing(device: CudaDevice, images: list[np.ndarray]) -> dict[str, Any]:
     on_cpu, on_gpu = Preprocessor(*INTO), gpu_preprocessor()
     wanted = np.empty((len(images), *INTO, 3), np.uint8)
     cpu = seconds_of(lambda: on_cpu(images, wanted), 1, REPEATS)
@@ -159,7 +160,7 @@ def write_clip(path: Path, width: int, height: int) -> None:
     temporary.rename(path)
 
 
-def compare_decoding(device: Any, path: Path) -> dict[str, Any]:
+def compare_decoding(device: Device, path: Path) -> dict[str, Any]:
     frames, seconds = {}, {}
     for decode in ("cpu", "gpu"):
         with open_source(str(path), decode=decode) as source:
@@ -190,7 +191,7 @@ def resized_on_cpu(images: list[Any]) -> np.ndarray:
     return out
 
 
-def resized_on_gpu(device: Any, images: list[Any]) -> np.ndarray:
+def resized_on_gpu(device: Device, images: list[Any]) -> np.ndarray:
     preprocessor, stream = gpu_preprocessor(), device.stream("decoded")
     out = device.empty((len(images), *INTO, 3), np.uint8)
 

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from fractions import Fraction
@@ -65,7 +65,7 @@ class Camera:
         self.speed, self.workload = speed, Workload()
         self._began = 0.0  # monotonic seconds
 
-    def film(self, session: Session, seconds: float, each: Any) -> int:
+    def film(self, session: Session, seconds: float, each: Callable[[Fraction], None]) -> int:
         """Pushes every frame at its due time, after a call of `each` with its stream time. Returns
         the number of frames later than LATE."""
         late, self._began = 0, time.monotonic()

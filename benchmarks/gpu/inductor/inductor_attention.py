@@ -28,8 +28,7 @@ COMBINE_BLOCK, COMBINE_WARPS = 16, 4  # as vicort.export.kernels.compile has the
 
 @dataclass(frozen=True)
 class Tile:
-    """How the kernel is compiled for a model on a GPU, and how many multiprocessors its shares are
-    for."""
+    """The kernel's compile parameters for a model on a GPU, and the GPU's multiprocessors."""
 
     vectors: int  # BLOCK_M, query vectors of a program
     keys: int  # BLOCK_N
@@ -118,8 +117,7 @@ def cdiv(a: int, b: int) -> int:
 
 
 def prepare(language: nn.Module, theta: float, sections: Sequence[int]) -> None:
-    """Give a language model the buffer that the kernel reads, before it is exported; the model
-    itself does not use it."""
+    """Adds the buffer that the kernel reads to a language model, before its export."""
     language.register_buffer(
         FREQUENCIES, torch.tensor(rotary_frequencies(theta, sum(sections))), persistent=False
     )
