@@ -5,7 +5,7 @@ import os
 import signal
 import time
 
-from vicort.benchmarks.gpu.lab import StepFailed, Skip
+from vicort.benchmarks.gpu.lab import Skip, StepFailed
 from vicort.runtime.errors import EngineError
 
 
