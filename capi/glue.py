@@ -26,10 +26,10 @@ from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.manifest import backend_of
 from vicort.runtime.session import Session
 from vicort.runtime.shared_session import SharedSession
-from vicort.runtime.sources.packets import MOST_BYTES, MOST_EXTRADATA
+from vicort.runtime.sources.packets import MAX_EXTRADATA_BYTES, MAX_PACKET_BYTES
 
 ERROR_SIZE = 1024  # bytes, as in vicort.c
-LARGEST_SIDE = 65_535  # pixels
+MAX_SIDE = 65_535  # pixels
 LAGS = {lib.VICORT_WAIT: "wait", lib.VICORT_DROP_OLDEST: "drop-oldest"}
 # VICORT_FPS_MODEL, VICORT_FPS_SOURCE
 RATES: dict[float, Literal["source"] | None] = {0.0: None, -1.0: "source"}
@@ -243,9 +243,9 @@ def push_nv12(
 @embedded
 def set_codec(handle: Any, codec: Any, extradata: Any, extradata_length: int) -> None:
     session = session_of(handle)
-    if extradata_length > MOST_EXTRADATA:
+    if extradata_length > MAX_EXTRADATA_BYTES:
         raise SizeError(
-            f"{extradata_length} bytes of extradata: at most {MOST_EXTRADATA} are taken"
+            f"{extradata_length} bytes of extradata: at most {MAX_EXTRADATA_BYTES} are taken"
         )
     held = bytes(ffi.buffer(extradata, extradata_length)) if extradata_length else b""
     session.set_codec(read_text(codec, "codec"), held)
@@ -254,8 +254,8 @@ def set_codec(handle: Any, codec: Any, extradata: Any, extradata_length: int) ->
 @embedded
 def push_packet(handle: Any, data: Any, length: int, time_us: int) -> None:
     session = session_of(handle)
-    if not 0 < length <= MOST_BYTES:
-        raise SizeError(f"a packet of {length} bytes: give 1 to {MOST_BYTES}, a whole picture")
+    if not 0 < length <= MAX_PACKET_BYTES:
+        raise SizeError(f"a packet of {length} bytes: give 1 to {MAX_PACKET_BYTES}, a whole picture")
     session.push_packet(bytes(ffi.buffer(data, length)), time_us)
 
 
@@ -270,8 +270,8 @@ def finish(handle: Any) -> None:
 
 
 def check_sides(width: int, height: int) -> None:
-    if not (0 < width <= LARGEST_SIDE and 0 < height <= LARGEST_SIDE):
-        raise SizeError(f"a picture of {width}x{height} pixels: each side is 1 to {LARGEST_SIDE}")
+    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+        raise SizeError(f"a picture of {width}x{height} pixels: each side is 1 to {MAX_SIDE}")
 
 
 def check_plane(name: str, length: int, stride: int, rows: int, row_bytes: int) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, get_args
+from typing import TYPE_CHECKING, get_args
 
+from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.errors import ConfigError, DeviceError, VicortError
 from vicort.runtime.manifest import Backend, Precision
 
@@ -18,13 +19,6 @@ if TYPE_CHECKING:
     from vicort.export.engine_set import PlanOptions
 
 FRONTENDS = ("onnx", "torch-tensorrt")
-
-
-class Parser(argparse.ArgumentParser):
-    """One line for a wrong argument, like every other failure."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}: see `vicort-build --help`")
 
 
 @dataclass(frozen=True)
@@ -141,13 +135,13 @@ def _targets(text: str) -> tuple[str, ...]:
 
 
 def _parse(arguments: Sequence[str]) -> Arguments:
-    parser = Parser(
+    parser = ArgumentParser(
         prog="vicort-build", description="Build an engine set from a Qwen2.5-VL checkpoint."
     )
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="`tiny` (the embedded default), `tiny-live`, a checkpoint folder, or a hub id",
+        help="`tiny` (the embedded model), `tiny-live`, a checkpoint folder, or a Hugging Face id",
     )
     parser.add_argument(
         "--out",
@@ -159,21 +153,25 @@ def _parse(arguments: Sequence[str]) -> Arguments:
         "--backend",
         choices=("auto", *get_args(Backend)),
         default="auto",
-        help="auto: the faster CPU backend, as measured here (default)",
+        help="inference backend; auto measures the CPU backends and takes the faster one "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
-        help="default: fp32, or bf16 with --backend tensorrt",
+        help="number format of the weights (default: fp32, or bf16 with --backend tensorrt)",
     )
     parser.add_argument(
-        "--chunk-frames", type=int, metavar="N", help="maximum frames of a chunk, an even number"
+        "--chunk-frames",
+        type=int,
+        metavar="N",
+        help="maximum number of frames in a chunk; an even number",
     )
     parser.add_argument(
         "--image-size",
         type=_image_size,
         metavar="WxH",
-        help="frame size that the model sees, in pixels",
+        help="width and height in pixels to which frames are scaled",
     )
     parser.add_argument(
         "--verify",
@@ -186,27 +184,29 @@ def _parse(arguments: Sequence[str]) -> Arguments:
         metavar="DIR",
         help="LoRA adapter in PEFT's layout, merged into the weights",
     )
-    plans = parser.add_argument_group("only with --backend tensorrt")
+    plans = parser.add_argument_group("with --backend tensorrt")
     plans.add_argument(
-        "--no-plugin", action="store_true", help="use TensorRT's native layers for attention"
+        "--no-plugin",
+        action="store_true",
+        help="use TensorRT's own layers for attention instead of the plugin",
     )
     plans.add_argument(
         "--strip",
         action="store_true",
-        help="build plans without weights, which are read from the ONNX files at load time",
+        help="build plans without weights, which are loaded from the ONNX files at run time",
     )
     plans.add_argument(
         "--target",
         type=_targets,
         default=(),
         metavar="SM,…",
-        help="GPUs to build for: sm_89,sm_120 (TensorRT for RTX)",
+        help="GPU architectures to build for, such as sm_89,sm_120 (TensorRT for RTX only)",
     )
     plans.add_argument(
         "--frontend",
         choices=FRONTENDS,
         default=FRONTENDS[0],
-        help="exporter of the vision plan (default: onnx)",
+        help="exporter for the vision plan (default: %(default)s)",
     )
     return Arguments(**vars(parser.parse_args(arguments)))
 

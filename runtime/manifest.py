@@ -30,7 +30,7 @@ GraphName = Literal["vision", "tokens", "llm", "vision_pruned"]  # the last is o
 SAMPLED_ABOVE = 64 << 20
 SAMPLE_BYTES = 1 << 20
 SAMPLES = 16
-MOST_BYTES = 16 << 20  # of a manifest
+MAX_BYTES = 16 << 20  # of a manifest
 # what errors tell the user to type: no other program, no shell
 COMMAND = re.compile(r"vicort-build [\w ./:=,@+~'-]{0,2000}", re.ASCII)
 
@@ -181,7 +181,7 @@ def backend_of(folder: Path) -> str | None:
     """The backend that an engine set is for, without checking the set; None if there is no
     telling."""
     try:
-        return json.loads(read_text(folder / FILE_NAME, MOST_BYTES))["backend"]
+        return json.loads(read_text(folder / FILE_NAME, MAX_BYTES))["backend"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
@@ -204,7 +204,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"`vicort-build MODEL --out {folder}`"
         )
     try:
-        content = json.loads(read_text(path, MOST_BYTES))
+        content = json.loads(read_text(path, MAX_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         why = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
         raise EngineError(

@@ -7,10 +7,10 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
-MOST = 200  # characters of a value in an error
-SHOWN = 80  # and of a string or a number in it
+MAX_VALUE = 200  # characters of a value in an error
+MAX_STRING = 80  # and of a string or a number in it
 _short = reprlib.Repr()
-_short.maxstring = _short.maxother = _short.maxlong = SHOWN
+_short.maxstring = _short.maxother = _short.maxlong = MAX_STRING
 _short.maxlevel = 3
 
 
@@ -30,13 +30,13 @@ def shown(value: Any) -> str:
         text = _short.repr(value)
     except ValueError:  # Python writes no integer of more than 4,300 digits
         return "a huge number"
-    return text if len(text) <= MOST else f"{text[: MOST - 3]}..."
+    return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 3]}..."
 
 
 def brief(error: BaseException) -> str:
     """What an error says, shortened, in one line."""
     line = "".join(letter if letter.isprintable() else " " for letter in str(error))
-    return " ".join(line.split())[:MOST] or type(error).__name__
+    return " ".join(line.split())[:MAX_VALUE] or type(error).__name__
 
 
 def is_text(value: str) -> bool:

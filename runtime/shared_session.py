@@ -24,7 +24,7 @@ from vicort.runtime.sources import open_source
 from vicort.runtime.sources.packets import DecodedPicture, PacketReader
 
 MICROSECONDS = 1_000_000
-LONGEST_GAP = 366 * 86_400  # seconds between two frames: more is another clock
+MAX_GAP_SECONDS = 366 * 86_400  # seconds between two frames: more is another clock
 
 
 class SessionClosed(VicortError):
@@ -243,7 +243,7 @@ class SharedSession:
                 f"the frame is {late} us before the newest one, or at its time: push frames in "
                 "the order of their times"
             )
-        if at - self._last > LONGEST_GAP:
+        if at - self._last > MAX_GAP_SECONDS:
             days = int((at - self._last) / 86_400)
             raise TimeOrderError(
                 f"the frame is {days} days after the newest one, and at most 366 may lie "

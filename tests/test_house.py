@@ -36,6 +36,7 @@ FLOORS = {
     # The contract: all that export/ may import.
     **dict.fromkeys(("core", "errors", "kernels", "locations", "manifest", "redact"), 0),
     "safe_text": 0,
+    "command_line": 0,
     "devices": 1,
     "policies": 1,
     "engines": 2,

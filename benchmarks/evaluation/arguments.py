@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 from vicort.benchmarks.evaluation import rvs
 from vicort.benchmarks.evaluation.judge import ExactJudge, Judge, make_judge
 from vicort.benchmarks.evaluation.shapestream import AGE_UNITS, AGES, CACHE, STREAMS, AgeIn
 from vicort.benchmarks.evaluation.watching import CARRIES, Carry
+from vicort.runtime.command_line import ArgumentParser, parse_rate
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.sources.sampler import as_rate
 
 BENCHMARKS = {
     "streamingbench": "StreamingBench: JSON files, or Real_Time_Visual_Understanding.csv",
@@ -102,21 +101,14 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     return Options(**chosen)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises ConfigError instead of exiting."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}: see `{self.prog} --help`")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = ArgumentParser(
         "vicort-eval",
         description="Accuracy of memory systems on benchmarks, in one pass over each video.",
         allow_abbrev=False,
     )
     benchmarks = parser.add_subparsers(
-        dest="benchmark", required=True, metavar="BENCHMARK", parser_class=_Parser
+        dest="benchmark", required=True, metavar="BENCHMARK", parser_class=ArgumentParser
     )
     for name, words in BENCHMARKS.items():
         one = benchmarks.add_parser(name, help=words, description=words, allow_abbrev=False)
@@ -185,11 +177,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def _rate(option: str, text: str | None) -> Fraction | None:
     if text is None:
         return None
-    if not re.fullmatch(r"\d{1,9}(\.\d{1,9}|/\d{1,9})?", text) or re.fullmatch(r".*/0+", text):
-        raise ConfigError(
-            f"{option} {text} is no rate: give a number above 0 as 2, 0.5 or 30000/1001"
-        )
-    return as_rate(Fraction(text))
+    return parse_rate(option, text, "give a number above 0, such as 2, 0.5 or 30000/1001")
 
 
 def _seconds(option: str, text: str | None) -> Fraction | None:

@@ -1,4 +1,4 @@
-"""The command line of vicort-run: what may be typed, and what it comes to."""
+"""The command line of vicort-run: its options, and the checks on their values."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from dataclasses import dataclass
 from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal, get_args
 
 from vicort.runtime.cli.questions import checked_words, parse_ask, read_questions, with_ids
 from vicort.runtime.cli.recurring import UNTIL_SECONDS, RecurringQuestion
 from vicort.runtime.cli.writers import WRITERS
+from vicort.runtime.command_line import ArgumentParser, parse_rate
 from vicort.runtime.core import Question, Sampling
 from vicort.runtime.errors import ConfigError, QuestionError
 from vicort.runtime.language.token_choice import TokenChoice
 from vicort.runtime.policies.system import load_system
-from vicort.runtime.sources.limits import Limits
+from vicort.runtime.sources.limits import FFMPEG_INT_MAX, Limits
 from vicort.runtime.sources.live import Patience
-from vicort.runtime.sources.opening import FORMS, IMAGE_FPS
-from vicort.runtime.sources.sampler import as_rate
+from vicort.runtime.sources.opening import FORMS, IMAGE_FPS, Decode, Transport
 
 STDIN = "-"
-MOST_SECONDS = 86_400  # of a time-out
-MOST = 2**31 - 1  # FFmpeg's own limit of pixels
+MAX_TIMEOUT = 86_400  # seconds
 
 
 @dataclass(frozen=True)
@@ -33,22 +32,22 @@ class Options:
     """A checked command line."""
 
     sources: tuple[str, ...]
-    engine_dir: Path | None = None  # None = the tiny model's
+    engine_dir: Path | None = None  # None = the engines of the tiny model
     system: str = "vicostream"
     overlap: bool = True
-    # frames a second; None = as the model was trained
+    # frames per second; None = the rate that the model was trained with
     fps: Fraction | Literal["source"] | None = None
     stream: int | None = None
-    decode: Literal["auto", "cpu", "gpu"] = "auto"
+    decode: Decode = "auto"
     realtime: bool = False
-    live: bool | None = None  # None = as the source is
-    on_lag: Literal["wait", "drop-oldest"] | None = None  # None = wait, unless live
-    rtsp_transport: Literal["tcp", "udp"] = "tcp"
+    live: bool | None = None  # None = decided by the kind of source
+    on_lag: Literal["wait", "drop-oldest"] | None = None  # None = wait, and warn if live
+    rtsp_transport: Transport = "tcp"
     patience: Patience = Patience()  # noqa: RUF009 (frozen)
     limits: Limits = Limits()  # noqa: RUF009 (frozen)
     questions: tuple[Question, ...] = ()
-    standing: tuple[RecurringQuestion, ...] = ()
-    typed_questions: bool = False  # whether more come on stdin
+    recurring: tuple[RecurringQuestion, ...] = ()
+    typed_questions: bool = False  # whether stdin brings more questions
     serve_socket: Path | None = None
     sampling: Sampling = Sampling()  # noqa: RUF009 (frozen)
     format: str = "text"
@@ -57,14 +56,16 @@ class Options:
 
     @property
     def image_fps(self) -> Fraction:
-        """Images a second of a folder: the rate at which frames are taken, so that every image is
-        seen."""
+        """Images per second of a folder. It equals the sampling rate, so that no image is
+        skipped."""
         return self.fps if isinstance(self.fps, Fraction) else Fraction(IMAGE_FPS)
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> Options:
-    """Parse and check, without loading anything heavy. Raises VicortError; leaves with SystemExit
-    after --help and --version."""
+    """Parse and check the command line without loading engines.
+
+    Raises VicortError, and SystemExit after --help and --version.
+    """
     typed = _parser().parse_args(arguments)
     sampling = Sampling(
         temperature=typed.temperature,
@@ -78,12 +79,12 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     _check_output(typed)
     if str(typed.questions) == STDIN and STDIN in typed.sources:
         raise ConfigError(
-            "stdin cannot be the source and the questions too: give one of them as a file, or "
+            "stdin cannot bring both the video and the questions: give one of them as a file, or "
             "use --serve-socket"
         )
     if typed.stream is not None and typed.stream < 0:
         raise ConfigError(
-            f"--stream {typed.stream} is no index: give 0 or more, as `ffprobe` numbers them"
+            f"--stream {typed.stream} is not an index: give 0 or more, as `ffprobe` numbers streams"
         )
     return Options(
         sources=tuple(typed.sources),
@@ -100,7 +101,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         patience=_patience(typed),
         limits=_limits(typed),
         questions=_questions(typed, sampling),
-        standing=_standing(typed, sampling),
+        recurring=_recurring(typed, sampling),
         typed_questions=str(typed.questions) == STDIN,
         serve_socket=typed.serve_socket,
         sampling=sampling,
@@ -110,24 +111,17 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     )
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}: see `vicort-run --help`")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = ArgumentParser(
         "vicort-run",
-        description="Watch a video, and answer questions about it while it comes in.",
+        description="Watch a video stream and answer questions about it while it plays.",
         allow_abbrev=False,
     )
     parser.add_argument(
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help=f"{FORMS}; several are watched at the same time",
+        help=f"{FORMS}; several sources run at the same time",
     )
     parser.add_argument(
         "--version", action="version", version=f"vicort {metadata.version('vicort')}"
@@ -136,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         "--engine-dir",
         type=Path,
         metavar="DIR",
-        help="engine set (default: the tiny model's, built if there is none)",
+        help="folder of the engine set (default: the tiny model's, built on first use)",
     )
     parser.add_argument(
         "--system",
@@ -147,27 +141,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sequential",
         action="store_true",
-        help="run one stage after another, for debugging; answers are the same",
+        help="run one stage after another, for debugging; the answers are the same",
     )
     _add_live(parser.add_argument_group("live sources"))
     _add_video(parser.add_argument_group("video"))
     _add_questions(parser.add_argument_group("questions"))
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--format",
-        choices=tuple(WRITERS),
-        default=Options.format,
-        help="format of the events on stdout (default: %(default)s)",
-    )
-    output.add_argument(
-        "--stats", action="store_true", help="also print an event for each chunk (text and jsonl)"
-    )
-    output.add_argument(
-        "--trace",
-        type=Path,
-        metavar="FILE.json",
-        help="write a timeline for https://ui.perfetto.dev",
-    )
+    _add_sampling(parser.add_argument_group("answers"))
+    _add_output(parser.add_argument_group("output"))
     return parser
 
 
@@ -175,34 +155,40 @@ def _add_video(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--fps",
         metavar="N|source",
-        help="frames per second to use, or every frame (default: the model's training rate)",
+        help="frames per second to sample, or `source` for every frame (default: the rate that "
+        "the model was trained with)",
     )
     group.add_argument(
         "--stream",
         type=int,
         metavar="N",
-        help="index of the video stream in its file (default: the first)",
+        help="index of the video stream in the file (default: the first one)",
     )
     group.add_argument(
         "--decode",
-        choices=("auto", "cpu", "gpu"),
+        choices=get_args(Decode),
         default=Options.decode,
-        help="auto: NVDEC if available, for engines on an NVIDIA GPU",
+        help="where to decode; auto uses NVDEC if it is available and the engines run on an "
+        "NVIDIA GPU (default: %(default)s)",
     )
-    group.add_argument("--realtime", action="store_true", help="play a file by its timestamps")
+    group.add_argument(
+        "--realtime", action="store_true", help="play a file at the speed of its timestamps"
+    )
     kind = group.add_mutually_exclusive_group()
     kind.add_argument(
         "--live",
         action="store_true",
-        help="live source: drop frames rather than wait; implies --on-lag drop-oldest",
+        help="live source: drop frames rather than wait (implies --on-lag drop-oldest)",
     )
     kind.add_argument(
-        "--file", action="store_true", help="the source can wait; implies --on-lag wait (default)"
+        "--file",
+        action="store_true",
+        help="recorded source: wait rather than drop frames (implies --on-lag wait)",
     )
     group.add_argument(
         "--on-lag",
         choices=("wait", "drop-oldest"),
-        help="wait, or drop the oldest frames, when they come too fast",
+        help="what to do when frames arrive faster than they are processed (default: wait)",
     )
 
 
@@ -210,9 +196,9 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
     patience, limits = Patience(), Limits()
     group.add_argument(
         "--rtsp-transport",
-        choices=("tcp", "udp"),
+        choices=get_args(Transport),
         default=Options.rtsp_transport,
-        help="transport of RTSP streams (default: %(default)s)",
+        help="transport of RTSP packets (default: %(default)s)",
     )
     group.add_argument(
         "--open-timeout",
@@ -225,20 +211,20 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
         "--read-timeout",
         type=float,
         metavar="SECONDS",
-        help="timeout for reading (default: 10, or 30 for HLS)",
+        help="timeout for the next data (default: 10, or 30 for HLS)",
     )
     group.add_argument(
         "--reconnect",
         type=int,
         metavar="N",
-        help="reconnection attempts in a row before giving up (default: no limit)",
+        help="maximum number of reconnection attempts in a row (default: unlimited)",
     )
     group.add_argument(
         "--max-pixels",
         type=int,
         default=limits.pixels,
         metavar="N",
-        help="maximum pixels of a frame (default: %(default)s)",
+        help="maximum number of pixels in a frame (default: %(default)s)",
     )
     group.add_argument(
         "--max-fps",
@@ -250,22 +236,19 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_questions(group: argparse._ArgumentGroup) -> None:
-    default = Sampling()
     group.add_argument(
         "--ask",
         action="append",
         default=[],
         metavar='"[@SECONDS] QUESTION"',
-        help="ask at a time, or at the end; repeatable",
+        help="ask at this stream time, or at the end if no time is given; repeatable",
     )
     group.add_argument(
         "--questions",
         type=Path,
         metavar="FILE.jsonl|-",
-        help=(
-            'read questions, one line each: {"at": seconds|null, "question": "…", "id": "…"}; '
-            "- reads stdin as lines arrive"
-        ),
+        help='read questions from a file with lines of {"at": seconds|null, "question": "…", '
+        '"id": "…"}, or from stdin (-) while the stream runs',
     )
     group.add_argument(
         "--every",
@@ -273,36 +256,41 @@ def _add_questions(group: argparse._ArgumentGroup) -> None:
         default=[],
         nargs=2,
         metavar=("SECONDS", "QUESTION"),
-        help="ask at this interval; repeatable",
+        help="ask again every SECONDS of the stream; repeatable",
     )
     group.add_argument(
         "--until",
         metavar="QUESTION",
-        help=f"ask every {UNTIL_SECONDS} s, and end the run once the answer is yes",
+        help=f"ask every {UNTIL_SECONDS} s until the answer is yes, then end the run",
     )
     group.add_argument(
         "--serve-socket",
         type=Path,
         metavar="PATH",
-        help="accept questions on a Unix socket, as JSON lines",
+        help="accept questions on a Unix socket, with JSON lines in both directions",
     )
+
+
+def _add_sampling(group: argparse._ArgumentGroup) -> None:
+    default = Sampling()
     group.add_argument(
         "--temperature",
         type=float,
         default=default.temperature,
-        help="sampling temperature; 0 = greedy (default)",
+        help="sampling temperature; 0 is greedy decoding (default: %(default)s)",
     )
     group.add_argument(
         "--top-p",
         type=float,
         default=default.top_p,
-        help="nucleus sampling: total probability to sample from (default: %(default)s)",
+        help="sample from the smallest set of tokens with this total probability "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--top-k",
         type=int,
         default=default.top_k,
-        help="number of most likely tokens to sample from; 0 = all (default)",
+        help="sample from the K most likely tokens; 0 means all (default: %(default)s)",
     )
     group.add_argument(
         "--seed",
@@ -314,7 +302,27 @@ def _add_questions(group: argparse._ArgumentGroup) -> None:
         "--max-tokens",
         type=int,
         default=default.max_tokens,
-        help="maximum tokens of an answer (default: %(default)s)",
+        help="maximum number of tokens in an answer (default: %(default)s)",
+    )
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--format",
+        choices=tuple(WRITERS),
+        default=Options.format,
+        help="format of the events on stdout (default: %(default)s)",
+    )
+    group.add_argument(
+        "--stats",
+        action="store_true",
+        help="also write an event for each chunk (formats text and jsonl)",
+    )
+    group.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE.json",
+        help="write a timeline of the run for https://ui.perfetto.dev",
     )
 
 
@@ -323,34 +331,33 @@ def _fps(text: str | None) -> Fraction | Literal["source"] | None:
         return None
     if text == "source":
         return "source"
-    if not re.fullmatch(r"\d{1,9}(\.\d{1,9}|/\d{1,9})?", text) or re.fullmatch(r".*/0+", text):
-        raise ConfigError(
-            f"--fps {text} is no rate: give a number above 0 as 2, 29.97 or 30000/1001, or "
-            "`source` for every frame"
-        )
-    return as_rate(Fraction(text))
+    return parse_rate(
+        "--fps",
+        text,
+        "give a number above 0, such as 2, 29.97 or 30000/1001, or `source` for every frame",
+    )
 
 
 def _patience(typed: argparse.Namespace) -> Patience:
     for name in ("open_timeout", "read_timeout"):
         seconds = getattr(typed, name)
-        if seconds is not None and not 0 < seconds <= MOST_SECONDS:
+        if seconds is not None and not 0 < seconds <= MAX_TIMEOUT:
             raise ConfigError(
-                f"--{name.replace('_', '-')} {seconds:g}: give seconds above 0, and "
-                f"{MOST_SECONDS} at most, as 10"
+                f"--{name.replace('_', '-')} {seconds:g}: give a number of seconds above 0 and at "
+                f"most {MAX_TIMEOUT}, such as 10"
             )
     if typed.reconnect is not None and typed.reconnect < 0:
         raise ConfigError(
-            f"--reconnect {typed.reconnect}: give 0 or more attempts, or leave it out to try "
-            "without end"
+            f"--reconnect {typed.reconnect}: give 0 or more attempts, or leave the option out to "
+            "retry without limit"
         )
     return Patience(typed.open_timeout, typed.read_timeout, attempts=typed.reconnect)
 
 
 def _limits(typed: argparse.Namespace) -> Limits:
     for name, value in (("pixels", typed.max_pixels), ("fps", typed.max_fps)):
-        if not 1 <= value <= MOST:
-            raise ConfigError(f"--max-{name} {value}: give 1 or more, and {MOST} at most")
+        if not 1 <= value <= FFMPEG_INT_MAX:
+            raise ConfigError(f"--max-{name} {value}: give a number from 1 to {FFMPEG_INT_MAX}")
     return Limits(typed.max_pixels, typed.max_fps)
 
 
@@ -363,17 +370,17 @@ def _questions(typed: argparse.Namespace, sampling: Sampling) -> tuple[Question,
     )
 
 
-def _standing(typed: argparse.Namespace, sampling: Sampling) -> tuple[RecurringQuestion, ...]:
+def _recurring(typed: argparse.Namespace, sampling: Sampling) -> tuple[RecurringQuestion, ...]:
     found = []
-    for place, (seconds, text) in enumerate(typed.every, 1):
+    for number, (seconds, text) in enumerate(typed.every, 1):
         if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", seconds) or not Fraction(seconds):
             raise ConfigError(
-                f"--every {seconds} {text!r}: give a number of seconds above 0 first, as "
+                f"--every {seconds} {text!r}: give a number of seconds above 0 first, such as "
                 f"`--every 10 {text!r}`"
             )
         found.append(
             RecurringQuestion(
-                Question(_words(text, "--every"), None, f"every{place}", None, sampling),
+                Question(_words(text, "--every"), None, f"every{number}", None, sampling),
                 Fraction(seconds),
             )
         )
@@ -391,25 +398,26 @@ def _standing(typed: argparse.Namespace, sampling: Sampling) -> tuple[RecurringQ
 def _words(text: str, flag: str) -> str:
     if not text.strip():
         raise QuestionError(
-            f"{flag} {text!r} holds no question: give one as `{flag} ... 'is there a circle?'`"
+            f"{flag} {text!r} contains no question: give one, such as "
+            f"`{flag} ... 'is there a circle?'`"
         )
     return checked_words(text.strip(), flag)
 
 
 def _check_output(typed: argparse.Namespace) -> None:
-    if len(typed.sources) > 1 and not WRITERS[typed.format].tells_sources:
-        shown = " or ".join(name for name, writer in WRITERS.items() if writer.tells_sources)
+    if len(typed.sources) > 1 and not WRITERS[typed.format].shows_sources:
+        shown = " or ".join(name for name, writer in WRITERS.items() if writer.shows_sources)
         raise ConfigError(
-            f"--format {typed.format} is for one source, and there are {len(typed.sources)}: use "
-            f"{shown}"
+            f"--format {typed.format} supports one source, and {len(typed.sources)} are given: "
+            f"use {shown}"
         )
     if typed.stats and not WRITERS[typed.format].shows_stats:
         shown = " or ".join(name for name, writer in WRITERS.items() if writer.shows_stats)
-        raise ConfigError(f"--stats has no place in --format {typed.format}: use {shown}")
+        raise ConfigError(f"--format {typed.format} cannot show --stats: use {shown}")
     if typed.trace is not None and (
         typed.trace.is_dir() or not typed.trace.absolute().parent.is_dir()
     ):
         raise ConfigError(
-            f"--trace {typed.trace} cannot be a file there: give the name of a file in a folder "
-            "that exists"
+            f"--trace {typed.trace} cannot be written: give the name of a file in an existing "
+            "folder"
         )

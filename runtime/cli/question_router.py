@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TextIO
 
-from vicort.runtime.cli.questions import LONGEST_LINE, parse_typed
+from vicort.runtime.cli.questions import MAX_LINE, parse_typed
 from vicort.runtime.core import Question, Sampling
 from vicort.runtime.errors import QuestionError
 from vicort.runtime.safe_text import shown
@@ -92,9 +92,9 @@ class TypedQuestions:
     """Questions from a file that is still being written, such as stdin: a line each. A bad one
     costs a warning, no more."""
 
-    def __init__(self, file: TextIO, desk: QuestionRouter, warn: Callable[[str], None]) -> None:
+    def __init__(self, file: TextIO, router: QuestionRouter, warn: Callable[[str], None]) -> None:
         self._file = file
-        self._desk = desk
+        self._router = router
         self._warn = warn
         self.ended = threading.Event()
         threading.Thread(target=self._read, name="questions", daemon=True).start()
@@ -102,10 +102,10 @@ class TypedQuestions:
     def _read(self) -> None:
         try:
             for number, line in enumerate(iter(self._next, ""), 1):
-                self._desk.complete.wait()
-                if len(line) > LONGEST_LINE:
+                self._router.complete.wait()
+                if len(line) > MAX_LINE:
                     self._warn(
-                        f"stdin, line {number} has more than {LONGEST_LINE} characters: send a "
+                        f"stdin, line {number} has more than {MAX_LINE} characters: send a "
                         "shorter question"
                     )
                 elif line.strip():
@@ -117,13 +117,13 @@ class TypedQuestions:
 
     def _next(self) -> str:
         """The next line; of one that is too long, the part that shows it."""
-        line = part = self._file.readline(LONGEST_LINE + 1)
-        while len(part) > LONGEST_LINE and not part.endswith("\n"):
-            part = self._file.readline(LONGEST_LINE + 1)
+        line = part = self._file.readline(MAX_LINE + 1)
+        while len(part) > MAX_LINE and not part.endswith("\n"):
+            part = self._file.readline(MAX_LINE + 1)
         return line
 
     def _take(self, line: str, where: str) -> None:
         try:
-            self._desk.ask(line, where)
+            self._router.ask(line, where)
         except QuestionError as error:
             self._warn(str(error))

@@ -14,11 +14,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from vicort.runtime.cli.question_router import QuestionRouter
-from vicort.runtime.cli.questions import LONGEST_LINE
+from vicort.runtime.cli.questions import MAX_LINE
 from vicort.runtime.errors import ConfigError, QuestionError
 
-MOST_CLIENTS = 64
-LONGEST_PATH = 107  # bytes, of a Unix socket's name
+MAX_CLIENTS = 64
+MAX_PATH_BYTES = 107  # bytes, of a Unix socket's name
 
 
 class QuestionSocket:
@@ -29,9 +29,9 @@ class QuestionSocket:
     one. Only this user may connect (0600).
     """
 
-    def __init__(self, path: Path, desk: QuestionRouter) -> None:
+    def __init__(self, path: Path, router: QuestionRouter) -> None:
         """Raises ConfigError if there can be no socket there."""
-        self._path, self._desk = path, desk
+        self._path, self._router = path, router
         self._clients: set[_Client] = set()
         self._lock = threading.Lock()
         self._server = _bound(path)
@@ -67,14 +67,14 @@ class QuestionSocket:
                 return
             client = _Client(connection)
             with self._lock:
-                full = len(self._clients) >= MOST_CLIENTS
+                full = len(self._clients) >= MAX_CLIENTS
                 if not full:
                     self._clients.add(client)
             if full:
                 client.send(
                     {
                         "event": "error",
-                        "message": f"{MOST_CLIENTS} clients are connected: try again later",
+                        "message": f"{MAX_CLIENTS} clients are connected: try again later",
                     }
                 )
                 client.close()
@@ -96,11 +96,11 @@ class QuestionSocket:
 
     def _take(self, client: _Client, line: str, where: str) -> None:
         try:
-            answers = self._desk.ask(line, where)
+            answers = self._router.ask(line, where)
         except QuestionError as error:
             client.send({"event": "error", **_id_of(line), "message": str(error)})
             return
-        several = len(self._desk) > 1
+        several = len(self._router) > 1
         for source, answer in answers.items():
             client.expect(answer, {"source": source} if several else {})
 
@@ -117,13 +117,13 @@ class _Client:
     def lines(self) -> Any:
         """Lines as text, until the other side sends no more, or one that is too long."""
         with contextlib.suppress(OSError), self._connection.makefile("rb") as file:
-            while line := file.readline(LONGEST_LINE + 1):
-                if len(line) > LONGEST_LINE:
+            while line := file.readline(MAX_LINE + 1):
+                if len(line) > MAX_LINE:
                     self.send(
                         {
                             "event": "error",
                             "message": (
-                                f"a line of more than {LONGEST_LINE} bytes: send a shorter question"
+                                f"a line of more than {MAX_LINE} bytes: send a shorter question"
                             ),
                         }
                     )
@@ -178,9 +178,9 @@ class _Client:
 def _bound(path: Path) -> socket.socket:
     """A listening socket that only this user may open; a dead one in its place is removed. Raises
     ConfigError."""
-    if len(os.fsencode(path)) > LONGEST_PATH:
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise ConfigError(
-            f"--serve-socket {path} is longer than the {LONGEST_PATH} bytes a socket's name may "
+            f"--serve-socket {path} is longer than the {MAX_PATH_BYTES} bytes a socket's name may "
             "have: give a shorter path"
         )
     _remove_dead(path)

@@ -18,10 +18,10 @@ from vicort.runtime.safe_text import is_text, read_text, shown
 ASK_FORM = '--ask "[@SECONDS] QUESTION", as --ask "@12.5 what color was the circle?"'
 LINE_FORM = '{"at": 12.5, "question": "what color was the circle?", "id": "a"}'
 KEYS = ("at", "question", "id", "conversation")
-LONGEST_LINE = 65_536  # bytes
-MOST_BYTES = 64 << 20  # of a questions file
-MOST_SECONDS = 10**12  # 31,700 years
-MOST_DIGITS = 40  # of a number of seconds
+MAX_LINE = 65_536  # bytes
+MAX_FILE_BYTES = 64 << 20  # of a questions file
+MAX_SECONDS = 10**12  # 31,700 years
+MAX_DIGITS = 40  # of a number of seconds
 
 
 def parse_ask(text: str) -> Question:
@@ -41,7 +41,7 @@ def read_questions(path: Path | str) -> list[Question]:
     Raises QuestionError, with the number of the line, for anything else.
     """
     try:
-        lines = read_text(path, MOST_BYTES, "utf-8-sig").splitlines()
+        lines = read_text(path, MAX_FILE_BYTES, "utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise QuestionError(
             f"questions file {path} cannot be read "
@@ -93,10 +93,8 @@ def with_ids(questions: Sequence[Question]) -> tuple[Question, ...]:
 
 
 def _parse_line(line: str, where: str) -> Question:
-    if len(line) > LONGEST_LINE:
-        raise QuestionError(
-            f"{where} has more than {LONGEST_LINE} characters: give a shorter question"
-        )
+    if len(line) > MAX_LINE:
+        raise QuestionError(f"{where} has more than {MAX_LINE} characters: give a shorter question")
     try:
         content: Any = json.loads(line, parse_float=_fraction, parse_constant=_refuse_constant)
     except ValueError as error:
@@ -127,9 +125,9 @@ def _parse_line(line: str, where: str) -> Question:
             f"{where}: at is {_plain(at)}, before the stream: give 0 or more seconds, or null "
             "for its end"
         )
-    if at is not None and at > MOST_SECONDS:
+    if at is not None and at > MAX_SECONDS:
         raise QuestionError(
-            f"{where}: at is {_plain(at)}: give {MOST_SECONDS} seconds at most, or null for the "
+            f"{where}: at is {_plain(at)}: give {MAX_SECONDS} seconds at most, or null for the "
             "end of the stream"
         )
     time = None if at is None else Fraction(at)
@@ -159,8 +157,8 @@ def _plain(number: int | Fraction) -> str:
 def _fraction(text: str) -> Fraction:
     """Exact; but 1e999999999 would be a number of a gigabyte."""
     exponent = text.lower().partition("e")[2]
-    if len(text) > MOST_DIGITS or abs(int(exponent or 0)) > MOST_DIGITS:
-        raise ValueError(f"{shown(text)} has more than {MOST_DIGITS} digits")
+    if len(text) > MAX_DIGITS or abs(int(exponent or 0)) > MAX_DIGITS:
+        raise ValueError(f"{shown(text)} has more than {MAX_DIGITS} digits")
     return Fraction(text)
 
 

@@ -33,14 +33,14 @@ class RecurringAsker:
     """
 
     def __init__(self, standing: RecurringQuestion, submit: Submit, *, waits: bool) -> None:
-        self._standing = standing
+        self._recurring = standing
         self._submit = submit
         self._waits = waits
         self._due = standing.period
         self._asked = 0
         self._answer: Future | None = None
         self._yes = False
-        self.left_out = 0  # times that it was due and not asked
+        self.skipped = 0  # times that it was due and not asked
 
     def see(self, at: Fraction) -> None:
         """The stream has come to a frame of that time, which is not pushed yet. Raises what the
@@ -49,32 +49,32 @@ class RecurringAsker:
             return
         if self._answer and not self._answer.done() and not self._waits:
             ticks = self._ticks_before(at)
-            self.left_out += ticks
-            self._due += ticks * self._standing.period
+            self.skipped += ticks
+            self._due += ticks * self._recurring.period
             return
         if self._answer:
             self._answer.result()
         if self.satisfied:
             return
-        self._due += (self._ticks_before(at) - 1) * self._standing.period  # ticks in a gap are one
+        self._due += (self._ticks_before(at) - 1) * self._recurring.period  # ticks in a gap are one
         self._asked += 1
-        question = self._standing.question
+        question = self._recurring.question
         self._answer = self._submit(
             replace(question, at=self._due, id=f"{question.id}.{self._asked}")
         )
-        self._due += self._standing.period
+        self._due += self._recurring.period
 
     @property
     def satisfied(self) -> bool:
         """Whether the answer was yes, and that is all that was wanted."""
         answer = self._answer
-        if self._standing.until_yes and answer is not None and answer.done():
+        if self._recurring.until_yes and answer is not None and answer.done():
             self._yes = self._yes or says_yes(answer.result().text)
         return self._yes
 
     def _ticks_before(self, at: Fraction) -> int:
         """Of the times that it is due at, those from the next one on and before `at`."""
-        return math.ceil((at - self._due) / self._standing.period)
+        return math.ceil((at - self._due) / self._recurring.period)
 
 
 def says_yes(text: str) -> bool:

@@ -91,29 +91,29 @@ def run(options: Options) -> int:
         ]
         trace = stack.enter_context(_traced(options.trace))
         engine_dir = options.engine_dir or _default_engines()
-        desk = QuestionRouter(options.sampling, len(sources))
+        router = QuestionRouter(options.sampling, len(sources))
         if options.serve_socket:
-            stack.enter_context(QuestionSocket(options.serve_socket, desk))
-        around = RunContext(
+            stack.enter_context(QuestionSocket(options.serve_socket, router))
+        context = RunContext(
             options,
             engine_dir if len(sources) == 1 else stack.enter_context(EngineSet.open(engine_dir)),
             output,
             trace,
-            desk,
-            TypedQuestions(sys.stdin, desk, output.warn) if options.typed_questions else None,
+            router,
+            TypedQuestions(sys.stdin, router, output.warn) if options.typed_questions else None,
             threading.Event(),
             Session.open,
         )
         watches = [
-            Watch(source, around, label) for source, label in zip(sources, labels, strict=True)
+            Watch(source, context, label) for source, label in zip(sources, labels, strict=True)
         ]
-        code = watches[0].run() if len(watches) == 1 else watch_together(watches, around)
-    if not any(standing.until_yes for standing in options.standing):
+        code = watches[0].run() if len(watches) == 1 else watch_together(watches, context)
+    if not any(standing.until_yes for standing in options.recurring):
         return code
     return 0 if any(watch.said_yes for watch in watches) else max(code, NEVER_YES)
 
 
-def watch_together(watches: Sequence[Watch], around: RunContext) -> int:
+def watch_together(watches: Sequence[Watch], context: RunContext) -> int:
     """Each source on a thread of its own. One that fails is warned of, and harms no other; returns
     the highest exit code."""
     codes: dict[Watch, int] = {}
@@ -124,13 +124,13 @@ def watch_together(watches: Sequence[Watch], around: RunContext) -> int:
             codes[watch] = watch.run()
         except BrokenPipeError as error:
             broken.append(error)
-            around.stopping.set()
+            context.stopping.set()
         except VicortError as error:
-            around.output.warn(f"{watch.label}: {error}")
+            context.output.warn(f"{watch.label}: {error}")
             codes[watch] = error.exit_code
         except BaseException as error:  # noqa: BLE001 - raised again below, by the thread that can
             broken.append(error)
-            around.stopping.set()
+            context.stopping.set()
 
     threads = [
         threading.Thread(target=run_one, args=(watch,), name=watch.label, daemon=True)
@@ -140,11 +140,11 @@ def watch_together(watches: Sequence[Watch], around: RunContext) -> int:
         thread.start()
     try:
         while any(thread.is_alive() for thread in threads):
-            if around.stopping.wait(POLL):
+            if context.stopping.wait(POLL):
                 _stop(watches, threads)
                 break  # a read that never ends is left behind
     except KeyboardInterrupt:
-        around.stopping.set()
+        context.stopping.set()
         _stop(watches, threads)
         raise
     if broken:

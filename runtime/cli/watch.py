@@ -35,7 +35,7 @@ class RunContext:
     engines: Path | EngineSet
     output: Output
     trace: SpanSink | None
-    desk: QuestionRouter
+    router: QuestionRouter
     typed: TypedQuestions | None
     stopping: threading.Event  # set: every source ends at its next frame
     open_session: Any = Session.open
@@ -44,26 +44,26 @@ class RunContext:
 class Watch:
     """Watches one source; `label` tells its events from others', "" where it is the only one."""
 
-    def __init__(self, source: Source, around: RunContext, label: str = "") -> None:
-        options = around.options
+    def __init__(self, source: Source, context: RunContext, label: str = "") -> None:
+        options = context.options
         self.source = source
         self.label = label
-        self._around = around
-        self._output = around.output
+        self._context = context
+        self._output = context.output
         self._meter = LagMeter() if options.realtime or source.live else None
         self._pace = Pace() if options.realtime else None
-        self._rounds: list[RecurringAsker] = []
+        self._askers: list[RecurringAsker] = []
         self.said_yes = False
 
     def run(self) -> int:
         """Returns the exit code: 0, or that of a source that breaks off."""
-        with self._around.open_session(
-            self._around.engines,
-            self._around.options.system,
-            fps=self._around.options.fps,
-            overlap=self._around.options.overlap,
+        with self._context.open_session(
+            self._context.engines,
+            self._context.options.system,
+            fps=self._context.options.fps,
+            overlap=self._context.options.overlap,
             on_lag=self._on_lag,
-            sampling=self._around.options.sampling,
+            sampling=self._context.options.sampling,
             trace=self._trace,
             on_event=self._event,
         ) as session:
@@ -75,34 +75,34 @@ class Watch:
                 session.cancel()
                 raise
             finally:
-                self._around.desk.leave(self.label)
+                self._context.router.leave(self.label)
 
     @property
     def _trace(self) -> SpanSink | None:
-        trace = self._around.trace
+        trace = self._context.trace
         return _LabelledSpans(trace, self.label) if trace and self.label else trace
 
     @property
     def _on_lag(self) -> str:
-        return self._around.options.on_lag or "wait"
+        return self._context.options.on_lag or "wait"
 
     def _watch(self, session: Session) -> int:
-        around = self._around
+        context = self._context
         submit = partial(self._submit, session)
-        for question in around.options.questions:
+        for question in context.options.questions:
             submit(question)
-        self._rounds = [
+        self._askers = [
             RecurringAsker(each, submit, waits=self._on_lag == "wait")
-            for each in around.options.standing
+            for each in context.options.recurring
         ]
-        around.desk.enter(self.label, partial(self._ask_now, session))
+        context.router.enter(self.label, partial(self._ask_now, session))
         with self._output.progress_of(self.source, shown=not self.label):
             code = self._feed(session)
             session.finish()
-            if around.typed and not around.stopping.is_set():
-                self._wait_for_typed(around.typed)
+            if context.typed and not context.stopping.is_set():
+                self._wait_for_typed(context.typed)
                 session.finish()
-        self._see_rounds()
+        self._stop_if_satisfied()
         self._summarise(session)
         self._output.check()
         return code
@@ -114,8 +114,8 @@ class Watch:
                 session.push(frame)
                 self._output.progress(frame.index + 1)
                 self._output.check()
-                self._see_rounds()
-                if self._around.stopping.is_set():
+                self._stop_if_satisfied()
+                if self._context.stopping.is_set():
                     break
         except TruncatedSource as error:  # what was seen is answered all the same
             self._output.warn(str(error))
@@ -124,22 +124,22 @@ class Watch:
 
     def _wants(self, session: Session, at: Fraction) -> bool:
         captured = self._pace.wait(at) if self._pace else time.monotonic()
-        for each in self._rounds:
+        for each in self._askers:
             each.see(at)
         wanted = session.wants(at)
         if wanted and self._meter:
             self._meter.captured(at, captured)
         return wanted
 
-    def _see_rounds(self) -> None:
-        if any(each.satisfied for each in self._rounds):
+    def _stop_if_satisfied(self) -> None:
+        if any(each.satisfied for each in self._askers):
             self.said_yes = True
-            self._around.stopping.set()
+            self._context.stopping.set()
 
     def _wait_for_typed(self, typed: TypedQuestions) -> None:
         """Questions about what was seen may still be typed, until whoever types them has no
         more."""
-        while not typed.ended.wait(POLL) and not self._around.stopping.is_set():
+        while not typed.ended.wait(POLL) and not self._context.stopping.is_set():
             self._output.check()
 
     def _ask_now(self, session: Session, question: Question) -> Future:
@@ -162,10 +162,10 @@ class Watch:
         self._output.event(event, self.label)
 
     def _summarise(self, session: Session) -> None:
-        for standing, each in zip(self._around.options.standing, self._rounds, strict=False):
-            if each.left_out:
+        for standing, each in zip(self._context.options.recurring, self._askers, strict=False):
+            if each.skipped:
                 self._output.warn(
-                    f"{standing.question.text!r} was due {each.left_out} times more, while its "
+                    f"{standing.question.text!r} was due {each.skipped} times more, while its "
                     "last answer was not there yet"
                 )
         summary = session.summary()

@@ -18,7 +18,7 @@ class Writer(ABC):
     """Not thread-safe: events and tokens come one at a time."""
 
     shows_stats = False  # whether it has a place for chunks
-    tells_sources = False  # whether one can see whose an event is
+    shows_sources = False  # whether one can see whose an event is
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -46,7 +46,7 @@ class Writer(ABC):
 class JsonlWriter(Writer):
     """One JSON object a line."""
 
-    shows_stats = tells_sources = True
+    shows_stats = shows_sources = True
 
     def write(self, event: Event, source: str = "") -> None:
         self._put(
@@ -59,7 +59,7 @@ class TextWriter(Writer):
     """For reading: answers, and a last line about the run. On a terminal, one answer at a time
     appears word by word."""
 
-    shows_stats = tells_sources = True
+    shows_stats = shows_sources = True
 
     def __init__(self, file: TextIO) -> None:
         super().__init__(file)

@@ -9,7 +9,7 @@ from vicort.runtime.sources.source import Warn
 # seconds: a longer way back is a clock that was set anew, a shorter one is disorder
 RESET = Fraction(1)
 # seconds: the tick of MPEG's clock, put between frames whose order says no more
-LEAST = Fraction(1, 90_000)
+MIN_STEP = Fraction(1, 90_000)
 
 
 class Clock:
@@ -52,7 +52,7 @@ class Clock:
                 "disorder",
                 f"timestamps out of order at {float(last):.3f} s: put right by their order",
             )
-            return last + LEAST
+            return last + MIN_STEP
         self._warn_once(
             "reset",
             (

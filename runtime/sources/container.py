@@ -18,7 +18,7 @@ from vicort.runtime.redact import redact
 from vicort.runtime.sources.clock import Clock
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.motion import EXPORT_VECTORS, MotionReader, exports_vectors
-from vicort.runtime.sources.piped import MOST_WITHOUT_PICTURE, ByteFile
+from vicort.runtime.sources.piped import MAX_BYTES_WITHOUT_PICTURE, ByteFile
 from vicort.runtime.sources.pixels import Converter
 from vicort.runtime.sources.source import Source, Wants, Warn
 
@@ -146,7 +146,7 @@ class ContainerSource(Source):
         """Another decoder than FFmpeg's, before the first frame; it tells no motion."""
         self._decoder, self._motion = decoder, None
 
-    def tell_motion(self) -> None:
+    def report_motion(self) -> None:
         """Give each frame its motion, as far as the codec tells; to be said before the first
         frame."""
         context = self._stream.codec_context
@@ -239,7 +239,7 @@ class ContainerSource(Source):
             except IndexError:
                 continue
             if self._file and self._file.spent:
-                self._health.stopped = f"no picture in {MOST_WITHOUT_PICTURE} bytes"
+                self._health.stopped = f"no picture in {MAX_BYTES_WITHOUT_PICTURE} bytes"
             return
 
     def _decoded(self, packet: av.Packet | None) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""How large a stranger's video may be."""
+"""Limits on the size and rate of untrusted video."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from fractions import Fraction
 
 from vicort.runtime.errors import SourceError
 
+MAX_PIXELS = 8192 * 8192  # of a picture: 201 MB as RGB
+FFMPEG_INT_MAX = 2**31 - 1  # FFmpeg reads its options as 32-bit integers
+
 
 @dataclass(frozen=True)
 class Limits:
-    """What a stream may declare, and what any of its pictures may have; more is refused before it
-    is decoded."""
+    """Upper limits on what a stream declares and on each picture. Larger ones are rejected before
+    they are decoded."""
 
-    pixels: int = 8192 * 8192  # a picture: 201 MB as RGB
-    fps: int = 1000  # frames a second
+    pixels: int = MAX_PIXELS  # in a picture
+    fps: int = 1000  # frames per second
 
     @property
     def decoder_options(self) -> dict[str, str]:
-        """FFmpeg's, so that nothing much larger is even decoded; it counts pictures in whole
-        blocks, hence the margin."""
-        return {"max_pixels": str(min(self.pixels + self.pixels // 8 + (1 << 16), 2**31 - 1))}
+        """FFmpeg's own limit. The margin is there because FFmpeg counts whole blocks of pixels."""
+        allowed = self.pixels + self.pixels // 8 + (1 << 16)
+        return {"max_pixels": str(min(allowed, FFMPEG_INT_MAX))}
 
     def allows(self, width: int, height: int) -> bool:
         return width * height <= self.pixels
 
     def check(self, name: str, width: int, height: int, rate: Fraction | None) -> None:
-        """Raises SourceError for a stream that declares more; `name` is its source's."""
+        """Raises SourceError if a stream declares more than is allowed. name: of the source."""
         if not self.allows(width, height):
             raise SourceError(
                 f"{name} has frames of {width}x{height}, more than {self.pixels} pixels: allow "
@@ -34,6 +37,6 @@ class Limits:
             )
         if rate is not None and rate > self.fps:
             raise SourceError(
-                f"{name} declares {float(rate):g} frames a second, more than {self.fps}: allow "
+                f"{name} declares {float(rate):g} frames per second, more than {self.fps}: allow "
                 "them with `--max-fps`"
             )

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from vicort.runtime.core import Frame, SourceEvent
 from vicort.runtime.errors import SourceError, TruncatedSource
 from vicort.runtime.redact import redact
-from vicort.runtime.sources.clock import LEAST
+from vicort.runtime.sources.clock import MIN_STEP
 from vicort.runtime.sources.source import Source, Wants, Warn
 
 # seconds that live timestamps may run ahead of the wall clock in one step; more is a clock that was
@@ -34,7 +34,7 @@ class Patience:
     # to the next packet, and to the next picture; None = 10, or 30 for HLS, which comes in segments
     read_timeout: float | None = None
     first_delay: float = 0.5  # before the first attempt; each further one waits twice as long
-    longest_delay: float = 30.0
+    max_delay: float = 30.0
     # a connection that gave frames for so long was a good one: counting starts anew
     steady: float = 10.0
     attempts: int | None = None  # in a row; None = without end
@@ -47,7 +47,7 @@ class Patience:
     def delay(self, attempt: int, luck: float) -> float:
         """Before attempt 1, 2, …; luck in [0, 1) spreads cameras that went down together over half
         of it."""
-        whole = min(self.longest_delay, self.first_delay * 2.0 ** min(attempt - 1, 60))
+        whole = min(self.max_delay, self.first_delay * 2.0 ** min(attempt - 1, 60))
         return whole * (0.5 + luck / 2)
 
 
@@ -161,7 +161,7 @@ class LiveSource(Source):
     def _next_time(self, stamp: Fraction, now: int) -> Fraction:
         if self._time is None:
             return Fraction(0)
-        passed = max(LEAST, Fraction(now - self._wall, 10**9))
+        passed = max(MIN_STEP, Fraction(now - self._wall, 10**9))
         if self._stamp is None or getattr(self._source, "untimed", False):
             return self._time + passed
         step = stamp - self._stamp

@@ -48,7 +48,7 @@ SHARES = {  # FFmpeg's number of a colour matrix: Kr and Kb
 }
 USUAL_SHARES = (0.299, 0.114)  # BT.601, also where a stream does not say, as for the CPU
 FULL_RANGE = 2  # FFmpeg's number
-MOST_UNKNOWN = 256  # packets that may be under way in the decoder
+MAX_PENDING = 256  # packets that may be under way in the decoder
 
 
 class NvdecUnavailable(Exception):
@@ -250,7 +250,7 @@ class NvdecDecoder:
             stamp = packet.dts if packet.pts is None else packet.pts
             self._under_way[self._number] = (stamp, packet.time_base, packet.is_corrupt)
         # a packet without a picture of its own
-        self._under_way.pop(self._number - MOST_UNKNOWN, None)
+        self._under_way.pop(self._number - MAX_PENDING, None)
         return self._number
 
     def _picture(self, frame: Any, look: Look) -> Picture:

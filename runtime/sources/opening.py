@@ -81,7 +81,7 @@ def open_source(
     def once() -> Source:
         opened = _open(spec, live, image_fps, rtsp_transport, patience, options)
         if motion and isinstance(opened, ContainerSource):
-            opened.tell_motion()
+            opened.report_motion()
         return _decoding(opened, decode)
 
     as_live = partial(

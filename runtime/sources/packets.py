@@ -19,8 +19,8 @@ from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.motion import EXPORT_VECTORS, MotionReader, exports_vectors
 
 # of a packet: more than the largest picture that is let in has as H.264 or HEVC
-MOST_BYTES = 64 << 20
-MOST_EXTRADATA = 1 << 20  # bytes
+MAX_PACKET_BYTES = 64 << 20
+MAX_EXTRADATA_BYTES = 1 << 20  # bytes
 SOFTWARE = {"av1": "libdav1d"}  # FFmpeg's decoder of that name is only for hardware
 MICROSECOND = Fraction(1, 1_000_000)
 
@@ -51,9 +51,9 @@ class PacketReader:
         """
         limits = limits or Limits()
         context = self._context = _context(codec)
-        if len(extradata) > MOST_EXTRADATA:
+        if len(extradata) > MAX_EXTRADATA_BYTES:
             raise SourceError(
-                f"{len(extradata)} bytes of extradata for {codec}, more than {MOST_EXTRADATA}: "
+                f"{len(extradata)} bytes of extradata for {codec}, more than {MAX_EXTRADATA_BYTES}: "
                 "give what its container holds"
             )
         if extradata:
@@ -78,9 +78,9 @@ class PacketReader:
         data: a whole picture, in the order of decoding. time_us: when it is shown. Raises
         SourceError for a packet that cannot be decoded; the next one may.
         """
-        if not 0 < len(data) <= MOST_BYTES:
+        if not 0 < len(data) <= MAX_PACKET_BYTES:
             raise SourceError(
-                f"a packet of {len(data)} bytes: give 1 to {MOST_BYTES}, a whole picture"
+                f"a packet of {len(data)} bytes: give 1 to {MAX_PACKET_BYTES}, a whole picture"
             )
         # of FFmpeg's own making, with the zeros behind it that decoders read on into
         packet = av.Packet(len(data))

@@ -11,6 +11,7 @@ import numpy as np
 
 from vicort.runtime.core import Frame
 from vicort.runtime.errors import SourceError
+from vicort.runtime.sources.limits import MAX_PIXELS
 from vicort.runtime.sources.source import Source, Wants
 
 SCHEME = "testsrc:"
@@ -28,7 +29,6 @@ THINGS = (  # one a second, from the first second on; then nothing until the cyc
 )
 CYCLE = 10  # seconds
 RADIUS = 0.36  # of a shape, as a share of the frame's shorter side
-MOST_PIXELS = 8192 * 8192
 
 
 class PatternSource(Source):
@@ -97,6 +97,6 @@ def _parsed(spec: str) -> dict[str, Any]:
             values[key] = Fraction(text)
         else:
             raise SourceError(f"{part!r} in {spec!r} is not understood: give {ALLOWED}")
-    if values["size"][0] * values["size"][1] > MOST_PIXELS:
-        raise SourceError(f"{spec!r} has more than {MOST_PIXELS} pixels: give a smaller size")
+    if values["size"][0] * values["size"][1] > MAX_PIXELS:
+        raise SourceError(f"{spec!r} has more than {MAX_PIXELS} pixels: give a smaller size")
     return values

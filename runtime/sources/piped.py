@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-MOST_WITHOUT_PICTURE = 512 << 20  # bytes
+MAX_BYTES_WITHOUT_PICTURE = 512 << 20  # bytes
 NO = -1  # what FFmpeg takes for a place that cannot be gone to
 
 
@@ -12,12 +12,12 @@ class ByteFile:
     """Reads on behalf of a demuxer, which a damaged file may lead to places that there are not, and
     an endless one round for ever.
 
-    It ends after `MOST_WITHOUT_PICTURE` bytes, counted anew from each `see_picture`.
+    It ends after `MAX_BYTES_WITHOUT_PICTURE` bytes, counted anew from each `see_picture`.
     """
 
     def __init__(self, file: Any) -> None:
         self._file = file
-        self._left = MOST_WITHOUT_PICTURE
+        self._left = MAX_BYTES_WITHOUT_PICTURE
         if file.seekable():
             # a demuxer takes what has them for seekable
             self.seek = self._seek
@@ -34,7 +34,7 @@ class ByteFile:
         return data
 
     def see_picture(self) -> None:
-        self._left = MOST_WITHOUT_PICTURE
+        self._left = MAX_BYTES_WITHOUT_PICTURE
 
     def _seek(self, offset: int, whence: int = 0) -> int:
         try:

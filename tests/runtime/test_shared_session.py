@@ -17,7 +17,7 @@ from vicort.runtime.core import Question, Sampling
 from vicort.runtime.errors import ConfigError, QuestionError, VicortError
 from vicort.runtime.session import Session
 from vicort.runtime.shared_session import (
-    LONGEST_GAP,
+    MAX_GAP_SECONDS,
     MICROSECONDS,
     AnswerStopped,
     SessionClosed,
@@ -72,7 +72,7 @@ def test_another_clock_is_refused():
     session.push(0, lambda: PICTURE)
     with pytest.raises(TimeOrderError, match="19675 days"):
         session.push(1_700_000_000 * MICROSECONDS, lambda: PICTURE)
-    session.push(LONGEST_GAP * MICROSECONDS, lambda: PICTURE)
+    session.push(MAX_GAP_SECONDS * MICROSECONDS, lambda: PICTURE)
     session.close()
 
 

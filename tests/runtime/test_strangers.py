@@ -23,7 +23,7 @@ from support import videos
 from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
 from vicort.runtime.cli.question_socket import QuestionSocket
 from vicort.runtime.cli.questions import (
-    LONGEST_LINE,
+    MAX_LINE,
     parse_ask,
     parse_typed,
     read_questions,
@@ -196,7 +196,7 @@ WATCH_STDIN = """
 from pathlib import Path
 from vicort.runtime.errors import SourceError
 from vicort.runtime.sources import open_source, piped
-piped.MOST_WITHOUT_PICTURE = 20_000_000
+piped.MAX_BYTES_WITHOUT_PICTURE = 20_000_000
 try:
     with open_source("-") as source:
         print(sum(1 for frame in source), "frames")
@@ -237,7 +237,7 @@ def test_headers_without_end_on_stdin(start: bytes, repeat: bytes) -> None:
 def test_a_byte_file_ends_without_pictures_and_goes_on_with_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(piped, "MOST_WITHOUT_PICTURE", 10)
+    monkeypatch.setattr(piped, "MAX_BYTES_WITHOUT_PICTURE", 10)
     file = ByteFile(io.BytesIO(bytes(30)))
     assert (len(file.read(6)), len(file.read(6)), file.read(6), file.spent) == (6, 4, b"", True)
     file.see_picture()
@@ -614,7 +614,7 @@ HOSTILE = [
     '{"question": "x", "id": "\\udfff"}',
     '{"question": "x", "conversation": "\\udfff"}',
     '{"' + "k" * 60_000 + '": 1, "question": "x"}',
-    '{"question": "' + "x" * LONGEST_LINE + '"}',
+    '{"question": "' + "x" * MAX_LINE + '"}',
 ]
 
 
@@ -654,30 +654,30 @@ def test_a_questions_file_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
 def test_a_typed_line_without_end_costs_a_warning() -> None:
     warnings: list[str] = []
     asked: list[str] = []
-    desk = QuestionRouter(Sampling())
-    desk.enter("a", lambda question: asked.append(question.text) or Future())
+    router = QuestionRouter(Sampling())
+    router.enter("a", lambda question: asked.append(question.text) or Future())
     typed = TypedQuestions(
-        io.StringIO("x" * 300_000 + "\nwhat is there?\n" + "y" * 200_000), desk, warnings.append
+        io.StringIO("x" * 300_000 + "\nwhat is there?\n" + "y" * 200_000), router, warnings.append
     )
     assert typed.ended.wait(10)
     assert asked == ["what is there?"]
-    assert [f"more than {LONGEST_LINE}" in line for line in warnings] == [True, True]
+    assert [f"more than {MAX_LINE}" in line for line in warnings] == [True, True]
 
 
 def test_a_hostile_client_gets_lines_and_the_next_one_an_answer(tmp_path: Path) -> None:
-    desk = QuestionRouter(Sampling())
-    desk.enter("a", lambda question: Future())
+    router = QuestionRouter(Sampling())
+    router.enter("a", lambda question: Future())
     path = Path(os.path.relpath(tmp_path / "s")) if len(str(tmp_path)) > 90 else tmp_path / "s"
-    with QuestionSocket(path, desk), socket.socket(socket.AF_UNIX) as client:
+    with QuestionSocket(path, router), socket.socket(socket.AF_UNIX) as client:
         client.settimeout(10)
         client.connect(str(path))
-        lines = [line for line in HOSTILE if len(line) < LONGEST_LINE]
+        lines = [line for line in HOSTILE if len(line) < MAX_LINE]
         with client.makefile("r", encoding="utf-8") as answers:
             for line in [*lines, "\ud800", '{"id": "\\ud800", "question": 7}']:
                 client.sendall(line.encode("utf-8", "surrogatepass") + b"\n")
                 if line != "\ud800":  # bytes that are no UTF-8 are replaced, and asked
                     assert json.loads(answers.readline())["event"] == "error"
-            client.sendall(b"x" * 2 * LONGEST_LINE)
+            client.sendall(b"x" * 2 * MAX_LINE)
             assert "65536" in json.loads(answers.readline())["message"]
 
 

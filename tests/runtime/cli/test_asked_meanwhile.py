@@ -17,7 +17,7 @@ from support.fake_session import FakeSession
 
 from vicort.runtime.cli import run
 from vicort.runtime.cli.question_router import QuestionRouter
-from vicort.runtime.cli.question_socket import LONGEST_LINE, MOST_CLIENTS, QuestionSocket
+from vicort.runtime.cli.question_socket import MAX_LINE, MAX_CLIENTS, QuestionSocket
 from vicort.runtime.cli.recurring import RecurringAsker, RecurringQuestion, says_yes
 from vicort.runtime.core import Answer, Question, Sampling
 from vicort.runtime.errors import ConfigError, QuestionError
@@ -130,10 +130,10 @@ def test_a_live_stream_waits_for_no_answer_and_counts_what_it_leaves_out():
     )
     for at in range(1, 6):
         each.see(Fraction(at) + Fraction(1, 2))
-    assert (len(open_answers), each.left_out) == (1, 4)
+    assert (len(open_answers), each.skipped) == (1, 4)
     open_answers[0].set_result(answered(Question("what?"), "no"))
     each.see(Fraction(13, 2))
-    assert (len(open_answers), each.left_out) == (2, 4)
+    assert (len(open_answers), each.skipped) == (2, 4)
 
 
 # ---- typed questions ----
@@ -173,8 +173,8 @@ def test_questions_on_stdin_are_asked_as_they_come_and_after_the_end_until_it_is
 # ---- the socket ----
 
 
-def desk_of(*sources: str, answer=None) -> QuestionRouter:
-    desk = QuestionRouter(Sampling())
+def router_of(*sources: str, answer=None) -> QuestionRouter:
+    router = QuestionRouter(Sampling())
 
     def ask(question: Question) -> Future:
         if "forbidden" in question.text:
@@ -187,8 +187,8 @@ def desk_of(*sources: str, answer=None) -> QuestionRouter:
         return done
 
     for source in sources:
-        desk.enter(source, ask)
-    return desk
+        router.enter(source, ask)
+    return router
 
 
 def client(path: Path) -> socket.socket:
@@ -209,7 +209,7 @@ def told(path: Path, *lines: str | bytes) -> list[dict]:
 
 
 def test_lines_go_in_and_answers_come_out(tmp_path):
-    with QuestionSocket(tmp_path / "s", desk_of("")):
+    with QuestionSocket(tmp_path / "s", router_of("")):
         assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o600
         (answer,) = told(tmp_path / "s", '{"question": "what?", "id": "a", "at": 1.5}')
     assert (answer["event"], answer["id"], answer["at"], answer["text"]) == (
@@ -231,7 +231,7 @@ def test_what_cannot_be_asked_is_told_and_the_next_line_is_taken(tmp_path):
         "{",
         '{"a":' * 10_000,
     ]
-    with QuestionSocket(tmp_path / "s", desk_of("")):
+    with QuestionSocket(tmp_path / "s", router_of("")):
         *errors, answer = told(tmp_path / "s", *bad, "good")
     assert [error["event"] for error in errors] == ["error"] * len(bad)
     assert errors[1]["id"] == "b"
@@ -239,13 +239,13 @@ def test_what_cannot_be_asked_is_told_and_the_next_line_is_taken(tmp_path):
 
 
 def test_a_line_without_end_is_refused(tmp_path):
-    with QuestionSocket(tmp_path / "s", desk_of("")):
-        (error,) = told(tmp_path / "s", b"x" * (LONGEST_LINE + 5))
-    assert f"more than {LONGEST_LINE} bytes" in error["message"]
+    with QuestionSocket(tmp_path / "s", router_of("")):
+        (error,) = told(tmp_path / "s", b"x" * (MAX_LINE + 5))
+    assert f"more than {MAX_LINE} bytes" in error["message"]
 
 
 def test_with_several_sources_answers_say_whose_and_questions_may(tmp_path):
-    with QuestionSocket(tmp_path / "s", desk_of("a", "b")):
+    with QuestionSocket(tmp_path / "s", router_of("a", "b")):
         both = told(tmp_path / "s", "what?")
         one = told(tmp_path / "s", '{"question": "what?", "source": "b"}')
         none = told(tmp_path / "s", '{"question": "what?", "source": "c"}')
@@ -256,7 +256,7 @@ def test_with_several_sources_answers_say_whose_and_questions_may(tmp_path):
 
 def test_one_who_does_not_read_holds_up_nobody(tmp_path):
     big = "w" * 50_000
-    with QuestionSocket(tmp_path / "s", desk_of("")), client(tmp_path / "s") as deaf:
+    with QuestionSocket(tmp_path / "s", router_of("")), client(tmp_path / "s") as deaf:
         deaf.settimeout(1)
         with pytest.raises(OSError, match=r"timed out|Broken pipe|reset"):
             deaf.sendall((big.encode() + b"\n") * 200)  # more than any buffer holds
@@ -265,8 +265,8 @@ def test_one_who_does_not_read_holds_up_nobody(tmp_path):
 
 def test_one_who_leaves_before_the_answer_harms_nothing(tmp_path):
     waiting: list[tuple[Question, Future]] = []
-    desk = desk_of("", answer=lambda question, done: waiting.append((question, done)))
-    with QuestionSocket(tmp_path / "s", desk):
+    router = router_of("", answer=lambda question, done: waiting.append((question, done)))
+    with QuestionSocket(tmp_path / "s", router):
         with client(tmp_path / "s") as gone:
             gone.sendall(b"what?\n")
             while not waiting:
@@ -278,10 +278,10 @@ def test_one_who_leaves_before_the_answer_harms_nothing(tmp_path):
 
 
 def test_no_more_clients_than_there_may_be(tmp_path):
-    with QuestionSocket(tmp_path / "s", desk_of("")):
-        crowd = [client(tmp_path / "s") for _ in range(MOST_CLIENTS)]
+    with QuestionSocket(tmp_path / "s", router_of("")):
+        crowd = [client(tmp_path / "s") for _ in range(MAX_CLIENTS)]
         with client(tmp_path / "s") as late, late.makefile("rb") as file:
-            assert f"{MOST_CLIENTS} clients are connected" in json.loads(file.readline())["message"]
+            assert f"{MAX_CLIENTS} clients are connected" in json.loads(file.readline())["message"]
         for each in crowd:
             each.close()
 
@@ -289,10 +289,10 @@ def test_no_more_clients_than_there_may_be(tmp_path):
 def test_a_dead_socket_is_replaced_and_a_served_one_is_not(tmp_path):
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "s"))
-    with QuestionSocket(tmp_path / "s", desk_of("")):
+    with QuestionSocket(tmp_path / "s", router_of("")):
         assert told(tmp_path / "s", "what?")
         with pytest.raises(ConfigError, match="is served by another process"):
-            QuestionSocket(tmp_path / "s", desk_of(""))
+            QuestionSocket(tmp_path / "s", router_of(""))
         assert told(tmp_path / "s", "what?")
 
 

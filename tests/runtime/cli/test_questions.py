@@ -21,7 +21,7 @@ def test_times_are_exact(seconds) -> None:
     ("text", "question"),
     [
         ("what is there now?", Question("what is there now?")),
-        ("  spaces around  ", Question("spaces around")),
+        ("  spaces context  ", Question("spaces context")),
         ("@0 first", Question("first", Fraction(0))),
         ("@.5\twhat   is\nit", Question("what   is\nit", Fraction(1, 2))),
         ("@+3. plus", Question("plus", Fraction(3))),

@@ -86,12 +86,12 @@ def test_each_session_has_pages_of_its_own():
 
 def test_a_source_that_never_answers_is_left_behind_when_all_are_to_stop(monkeypatch):
     monkeypatch.setattr(run, "STOP_SECONDS", 0.2)
-    around = SimpleNamespace(stopping=threading.Event(), output=None)
+    context = SimpleNamespace(stopping=threading.Event(), output=None)
     never, source = threading.Event(), SimpleNamespace(stop=lambda: None)
-    last = Stub(run=lambda: around.stopping.set() or 3, source=source, label="last")
+    last = Stub(run=lambda: context.stopping.set() or 3, source=source, label="last")
     stalled = Stub(run=lambda: never.wait() and 0, source=source, label="stalled")
     try:
-        assert run.watch_together([last, stalled], around) == 3
+        assert run.watch_together([last, stalled], context) == 3
     finally:
         never.set()
 

@@ -25,7 +25,7 @@ from vicort.runtime.sources import open_source
 from vicort.runtime.sources.live import JUMP, LiveSource, Patience
 from vicort.runtime.sources.source import Source
 
-QUICK = Patience(open_timeout=2, read_timeout=0.6, first_delay=0.02, longest_delay=0.1, steady=0.3)
+QUICK = Patience(open_timeout=2, read_timeout=0.6, first_delay=0.02, max_delay=0.1, steady=0.3)
 
 
 def watch(
@@ -192,7 +192,7 @@ def test_it_is_given_up_after_so_many_attempts_and_says_so():
     camera = Camera(fps=50)
     frames, events = [], []
     patience = Patience(
-        open_timeout=1, read_timeout=0.5, first_delay=0.01, longest_delay=0.02, attempts=3
+        open_timeout=1, read_timeout=0.5, first_delay=0.01, max_delay=0.02, attempts=3
     )
 
     def kill_after_three(source):
@@ -213,7 +213,7 @@ def test_it_is_given_up_after_so_many_attempts_and_says_so():
 
 def test_stop_ends_it_from_another_thread_even_between_attempts():
     camera = Camera(fps=50)
-    slow = Patience(open_timeout=1, read_timeout=0.5, first_delay=60, longest_delay=60)
+    slow = Patience(open_timeout=1, read_timeout=0.5, first_delay=60, max_delay=60)
     with open_source(camera.url, patience=slow) as source:
         for frame in source.frames():
             if frame.index == 3:
@@ -267,7 +267,7 @@ def test_what_is_not_there_yet_is_tried_until_it_is():
 def test_what_never_comes_is_given_up_after_so_many_attempts():
     camera, events = Camera(), []
     camera.kill()
-    patience = Patience(first_delay=0.01, longest_delay=0.02, attempts=2)
+    patience = Patience(first_delay=0.01, max_delay=0.02, attempts=2)
     source = open_source(
         camera.url, live=True, at_once=False, patience=patience, on_state=events.append
     )
@@ -496,7 +496,7 @@ def test_time_rises_over_any_connections_and_never_runs_ahead_of_the_wall(connec
         except StopIteration:
             raise SourceError("no more") from None
 
-    patience = Patience(first_delay=0, longest_delay=0, attempts=len(connections))
+    patience = Patience(first_delay=0, max_delay=0, attempts=len(connections))
     frames: list[Frame] = []
     with pytest.raises(TruncatedSource):
         frames.extend(LiveSource("plays", again, first=first, patience=patience).frames())
@@ -507,7 +507,7 @@ def test_time_rises_over_any_connections_and_never_runs_ahead_of_the_wall(connec
 
 @given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
 def test_delays_double_up_to_the_longest_and_are_spread_over_half(attempt, luck):
-    patience = Patience(first_delay=0.5, longest_delay=30)
+    patience = Patience(first_delay=0.5, max_delay=30)
     whole = min(30, 0.5 * 2 ** min(attempt - 1, 10))
     assert whole / 2 <= patience.delay(attempt, luck) <= whole
 

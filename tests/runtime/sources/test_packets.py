@@ -228,7 +228,7 @@ def test_a_picture_over_the_limit_is_refused(tmp_path: Path) -> None:
         ("no-such-codec", b""),
         ("aac", b""),
         ("h264\n", b""),
-        ("h264", bytes(packets.MOST_EXTRADATA + 1)),
+        ("h264", bytes(packets.MAX_EXTRADATA_BYTES + 1)),
     ],
 )
 def test_a_codec_that_there_is_not(codec: str, extradata: bytes) -> None:
@@ -245,7 +245,7 @@ def test_packets_at_the_wrong_time(monkeypatch: pytest.MonkeyPatch) -> None:
     shared.set_codec(name, extradata)
     with pytest.raises(SourceError, match="a packet of 0 bytes"):
         shared.push_packet(b"", 0)
-    monkeypatch.setattr(packets, "MOST_BYTES", 10)
+    monkeypatch.setattr(packets, "MAX_PACKET_BYTES", 10)
     with pytest.raises(SourceError, match="give 1 to 10"):
         shared.push_packet(bytes(11), 0)
     monkeypatch.undo()

@@ -6,7 +6,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vicort.runtime.sources.clock import LEAST, RESET, Clock
+from vicort.runtime.sources.clock import MIN_STEP, RESET, Clock
 
 STEP = Fraction(1, 25)
 STAMPS = st.lists(
@@ -51,7 +51,7 @@ def test_after_a_reset_distances_stay(before: int, after: int, back: Fraction) -
 
 def test_a_repeated_stamp_does_not_shift_what_follows() -> None:
     times, warnings = repaired([Fraction(0), Fraction(1), Fraction(1), Fraction(2)])
-    assert times == [0, 1, 1 + LEAST, 2]
+    assert times == [0, 1, 1 + MIN_STEP, 2]
     assert len(warnings) == 1
 
 
