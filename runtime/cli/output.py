@@ -1,5 +1,4 @@
-"""Where a run's events, warnings and progress go: events to stdout, all else to stderr, and never
-through one another."""
+"""Writes the events of a run to stdout, and its warnings and progress to stderr."""
 
 from __future__ import annotations
 
@@ -18,14 +17,13 @@ from vicort.runtime.sources import Source
 
 
 class Output:
-    """Takes events and tokens from any thread.
+    """Writes events and tokens from any thread.
 
-    A reader that has gone away cannot be told to a worker thread: the failure is kept, and raised
-    by `check`.
+    A write error, such as a closed pipe, is kept until the main loop calls `check`.
     """
 
     def __init__(self, writer: Writer, errors: TextIO, *, stats: bool) -> None:
-        """stats: whether chunks are written too."""
+        """stats: also write chunk events."""
         self._writer = writer
         self._errors = errors
         self._stats = stats
@@ -35,7 +33,7 @@ class Output:
         self._closed = False
 
     def event(self, event: Event, source: str = "") -> None:
-        """source: whose it is, where there are several."""
+        """source: label of the source, "" if there is only one."""
         if self._stats or not isinstance(event, ChunkEvent):
             with self._lock:
                 self._write(lambda: self._writer.write(event, source))
@@ -51,8 +49,8 @@ class Output:
 
     @contextmanager
     def progress_of(self, source: Source, shown: bool = True) -> Iterator[None]:
-        """The first words of the format, and while this lasts, a progress bar if there is somebody
-        to see it."""
+        """Write the header of the format. Show a progress bar in this context if stderr is a
+        terminal."""
         with self._lock:
             self._write(self._writer.start)
         if shown and self._errors.isatty():
@@ -71,25 +69,25 @@ class Output:
                 self._bar = None
 
     def progress(self, frames: int) -> None:
-        """So many frames of the source have been read."""
+        """frames: number of frames of the source that have been read."""
         if self._bar is not None and not self._writer.mid_line:
             with self._lock:
                 self._bar.update(frames - self._bar.n)
 
     def close(self) -> None:
-        """What still comes is dropped: the last word has been written."""
+        """Ignore all later events."""
         with self._lock:
             self._closed = True
 
     def check(self) -> None:
-        """Raises BrokenPipeError if the reader has gone, VicortError if writing failed
-        otherwise."""
+        """Raises BrokenPipeError if the reader closed the pipe, VicortError for other write
+        errors."""
         if isinstance(self._failure, BrokenPipeError):
             raise self._failure
         if self._failure is not None:
             raise VicortError(
-                f"events cannot be written ({self._failure.strerror}): make room, or send them "
-                "elsewhere"
+                f"events cannot be written ({self._failure.strerror}): free some disk space, or "
+                "redirect them elsewhere"
             ) from self._failure
 
     def _write(self, write: Callable[[], None]) -> None:

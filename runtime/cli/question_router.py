@@ -1,5 +1,4 @@
-"""Where questions that come while streams run are taken, and passed on to the streams they are
-about."""
+"""Routes questions that arrive while streams run to the streams that they are about."""
 
 from __future__ import annotations
 
@@ -11,73 +10,77 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TextIO
 
-from vicort.runtime.cli.questions import MAX_LINE, parse_typed
-from vicort.runtime.core import Question, Sampling
+from vicort.runtime.cli.questions import MAX_LINE, Submit, parse_typed
+from vicort.runtime.core import Answer, Sampling
 from vicort.runtime.errors import QuestionError
 from vicort.runtime.safe_text import shown
 
-Ask = Callable[[Question], Future]  # of one stream; a question without a time is asked now
-
 
 class QuestionRouter:
-    """Thread-safe. Streams come and go; a question without a `source` goes to all that are
-    there."""
+    """Passes each question to its source, or to all current sources if it names none.
+
+    Thread-safe.
+    """
 
     def __init__(self, sampling: Sampling, streams: int = 1) -> None:
-        """streams: how many will come."""
-        self._sampling, self._to_come = sampling, streams
-        self.complete = threading.Event()  # all have come, and some may have left
-        self._streams: dict[str, Ask] = {}
+        """streams: number of streams that will call `enter`."""
+        self._sampling = sampling
+        self._missing = streams
+        self.complete = threading.Event()  # set once every stream has entered
+        self._streams: dict[str, Submit] = {}
         self._lock = threading.Lock()
         self._count = itertools.count(1)
 
     def __len__(self) -> int:
         return len(self._streams)
 
-    def enter(self, source: str, ask: Ask) -> None:
+    def enter(self, source: str, submit: Submit) -> None:
         with self._lock:
-            self._streams[source] = ask
+            self._streams[source] = submit
             self._expect_one_less()
 
     def leave(self, source: str) -> None:
-        """Whether it has come or not."""
+        """Remove a source. It counts as entered even if it never called `enter`."""
         with self._lock:
             if self._streams.pop(source, None) is None:
                 self._expect_one_less()
 
     def _expect_one_less(self) -> None:
-        self._to_come -= 1
-        if self._to_come <= 0:
+        self._missing -= 1
+        if self._missing <= 0:
             self.complete.set()
 
-    def ask(self, line: str, where: str) -> dict[str, Future]:
-        """One line that was typed or sent -> the answers to come, by source. Raises
-        QuestionError."""
+    def ask(self, line: str, line_name: str) -> dict[str, Future[Answer]]:
+        """Ask the question in one line of text. Returns the future answers by source.
+
+        line_name: names the line in errors. Raises QuestionError.
+        """
         try:
             source, line = _addressed(line)
-            question = parse_typed(line, where)
+            question = parse_typed(line, line_name)
         except RecursionError as error:
-            raise QuestionError(f"{where} is nested too deep: send one flat object") from error
+            raise QuestionError(
+                f"{line_name} is nested too deeply: send one flat object"
+            ) from error
         question = replace(
             question, id=question.id or f"t{next(self._count)}", sampling=self._sampling
         )
-        with self._lock:  # held to the end, so that no stream is closed under a question
+        with self._lock:  # held until submitted, so that no stream closes in between
             streams = self._streams
             if source is not None and source not in streams:
                 raise QuestionError(
-                    f"{where}: no source {shown(source)} is being watched: the sources are "
-                    f"{', '.join(streams) or 'gone'}"
+                    f"{line_name}: source {shown(source)} is not running: the running sources are "
+                    f"{', '.join(streams) or 'none'}"
                 )
             if not streams:
-                raise QuestionError(
-                    f"{where}: nothing is being watched yet, or any more: ask while a stream runs"
-                )
-            return {name: ask(question) for name, ask in streams.items() if source in (None, name)}
+                raise QuestionError(f"{line_name}: no source is running: ask while a stream runs")
+            return {
+                name: submit(question) for name, submit in streams.items() if source in (None, name)
+            }
 
 
 def _addressed(line: str) -> tuple[str | None, str]:
-    """The `source` of a JSON line, and the line without it; what is no JSON object is left to the
-    parser."""
+    """Split the `source` off a JSON line. Other lines are returned unchanged."""
     try:
         content: Any = json.loads(line)
     except ValueError:
@@ -89,8 +92,8 @@ def _addressed(line: str) -> tuple[str | None, str]:
 
 
 class TypedQuestions:
-    """Questions from a file that is still being written, such as stdin: a line each. A bad one
-    costs a warning, no more."""
+    """Reads questions from stdin in a background thread, one per line. A bad line only causes a
+    warning."""
 
     def __init__(self, file: TextIO, router: QuestionRouter, warn: Callable[[str], None]) -> None:
         self._file = file
@@ -109,21 +112,21 @@ class TypedQuestions:
                         "shorter question"
                     )
                 elif line.strip():
-                    self._take(line, f"stdin, line {number}")
+                    self._ask(line, f"stdin, line {number}")
         except (OSError, UnicodeDecodeError) as error:
-            self._warn(f"no more questions are read from stdin ({error}): send UTF-8 lines")
+            self._warn(f"reading questions from stdin failed ({error}): send UTF-8 lines")
         finally:
             self.ended.set()
 
     def _next(self) -> str:
-        """The next line; of one that is too long, the part that shows it."""
+        """The next line. A line that is too long is cut to MAX_LINE + 1 characters."""
         line = part = self._file.readline(MAX_LINE + 1)
         while len(part) > MAX_LINE and not part.endswith("\n"):
             part = self._file.readline(MAX_LINE + 1)
         return line
 
-    def _take(self, line: str, where: str) -> None:
+    def _ask(self, line: str, line_name: str) -> None:
         try:
-            self._router.ask(line, where)
+            self._router.ask(line, line_name)
         except QuestionError as error:
             self._warn(str(error))

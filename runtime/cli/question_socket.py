@@ -1,4 +1,4 @@
-"""Questions from other processes: a Unix socket, JSON lines in and out."""
+"""Answers questions of other processes on a Unix socket, with JSON lines in both directions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -15,30 +16,32 @@ from typing import Any, Self
 
 from vicort.runtime.cli.question_router import QuestionRouter
 from vicort.runtime.cli.questions import MAX_LINE
+from vicort.runtime.core import Answer
 from vicort.runtime.errors import ConfigError, QuestionError
 
 MAX_CLIENTS = 64
-MAX_PATH_BYTES = 107  # bytes, of a Unix socket's name
+MAX_PATH_BYTES = 107  # of the path of a Unix socket
 
 
 class QuestionSocket:
-    """Each line is a question as in a questions file; without a time it is asked now. Each answer
-    comes back as its event, a line.
+    """Each line from a client is a question in the format of a questions file; without a time it is
+    asked now. Each answer is sent back as one line that holds its event.
 
-    What cannot be asked comes back as {"event": "error", "message": "…"}, with its id if it has
-    one. Only this user may connect (0600).
+    A question that cannot be asked returns {"event": "error", "message": "…"}, with its id if it
+    has one. Only the current user may connect (mode 0600).
     """
 
     def __init__(self, path: Path, router: QuestionRouter) -> None:
-        """Raises ConfigError if there can be no socket there."""
-        self._path, self._router = path, router
+        """Raises ConfigError if no socket can be created at this path."""
+        self._path = path
+        self._router = router
         self._clients: set[_Client] = set()
         self._lock = threading.Lock()
         self._server = _bound(path)
         threading.Thread(target=self._accept, name="socket", daemon=True).start()
 
     def close(self) -> None:
-        """No more questions; answers that are not sent are not sent."""
+        """Stop serving. Answers that are not sent yet are discarded."""
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._server.close()
@@ -87,16 +90,16 @@ class QuestionSocket:
         try:
             for number, line in enumerate(client.lines(), 1):
                 if line.strip():
-                    self._take(client, line, f"line {number}")
-            client.wait_answered()  # one that only sends, and then listens, gets all its answers
+                    self._ask(client, line, f"line {number}")
+            client.wait_answered()  # the client may have closed its sending side only
         finally:
             client.close()
             with self._lock:
                 self._clients.discard(client)
 
-    def _take(self, client: _Client, line: str, where: str) -> None:
+    def _ask(self, client: _Client, line: str, line_name: str) -> None:
         try:
-            answers = self._router.ask(line, where)
+            answers = self._router.ask(line, line_name)
         except QuestionError as error:
             client.send({"event": "error", **_id_of(line), "message": str(error)})
             return
@@ -106,16 +109,17 @@ class QuestionSocket:
 
 
 class _Client:
-    """One connection. What it does not read in time it does not get: answers wait for nobody."""
+    """One connection. A client that does not read fast enough is disconnected: sending never
+    blocks."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._open = 0
+        self._pending = 0  # answers that are not sent yet
         self._changed = threading.Condition()
         self._closed = False
 
-    def lines(self) -> Any:
-        """Lines as text, until the other side sends no more, or one that is too long."""
+    def lines(self) -> Iterator[str]:
+        """Yield lines until the client stops sending, or sends a line that is too long."""
         with contextlib.suppress(OSError), self._connection.makefile("rb") as file:
             while line := file.readline(MAX_LINE + 1):
                 if len(line) > MAX_LINE:
@@ -123,29 +127,29 @@ class _Client:
                         {
                             "event": "error",
                             "message": (
-                                f"a line of more than {MAX_LINE} bytes: send a shorter question"
+                                f"the line has more than {MAX_LINE} bytes: send a shorter question"
                             ),
                         }
                     )
                     return
                 yield line.decode("utf-8", "replace")
 
-    def expect(self, answer: Future, more: dict[str, Any]) -> None:
+    def expect(self, answer: Future[Answer], extra_fields: dict[str, Any]) -> None:
         with self._changed:
-            self._open += 1
-        answer.add_done_callback(lambda done: self._answered(done, more))
+            self._pending += 1
+        answer.add_done_callback(lambda done: self._answered(done, extra_fields))
 
-    def _answered(self, answer: Future, more: dict[str, Any]) -> None:
+    def _answered(self, answer: Future[Answer], extra_fields: dict[str, Any]) -> None:
         failure = None if answer.cancelled() else answer.exception()
         if failure is not None or answer.cancelled():
             self.send(
                 {"event": "error", "message": str(failure or "the run ended before the answer")}
-                | more
+                | extra_fields
             )
         else:
-            self.send(answer.result().to_json() | more)
+            self.send(answer.result().to_json() | extra_fields)
         with self._changed:
-            self._open -= 1
+            self._pending -= 1
             self._changed.notify_all()
 
     def send(self, content: dict[str, Any]) -> None:
@@ -164,7 +168,7 @@ class _Client:
 
     def wait_answered(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or not self._open)
+            self._changed.wait_for(lambda: self._closed or not self._pending)
 
     def close(self) -> None:
         with self._changed:
@@ -176,24 +180,23 @@ class _Client:
 
 
 def _bound(path: Path) -> socket.socket:
-    """A listening socket that only this user may open; a dead one in its place is removed. Raises
-    ConfigError."""
+    """A listening socket that only the current user may open. A dead socket at this path is
+    replaced. Raises ConfigError."""
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise ConfigError(
-            f"--serve-socket {path} is longer than the {MAX_PATH_BYTES} bytes a socket's name may "
-            "have: give a shorter path"
+            f"--serve-socket {path} is longer than {MAX_PATH_BYTES} bytes: give a shorter path"
         )
     _remove_dead(path)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o177)  # from its first moment on
+    mask = os.umask(0o177)  # restricts the socket from its creation on
     try:
         server.bind(str(path))
         server.listen()
     except OSError as error:
         server.close()
         raise ConfigError(
-            f"--serve-socket {path} cannot be made ({error.strerror}): give a new file's name in "
-            "a folder of yours"
+            f"--serve-socket {path} cannot be created ({error.strerror}): give the path of a new "
+            "file in a folder that you may write to"
         ) from error
     finally:
         os.umask(mask)
@@ -206,7 +209,7 @@ def _remove_dead(path: Path) -> None:
     except OSError:
         return
     if not stat.S_ISSOCK(kind):
-        raise ConfigError(f"--serve-socket {path} is a file that is no socket: give another name")
+        raise ConfigError(f"--serve-socket {path} is a file, not a socket: give another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))
@@ -215,9 +218,9 @@ def _remove_dead(path: Path) -> None:
             return
         except OSError as error:
             raise ConfigError(
-                f"--serve-socket {path} cannot be used ({error.strerror}): give another name"
+                f"--serve-socket {path} cannot be used ({error.strerror}): give another path"
             ) from error
-    raise ConfigError(f"--serve-socket {path} is served by another process: give another name")
+    raise ConfigError(f"--serve-socket {path} is served by another process: give another path")
 
 
 def _id_of(line: str) -> dict[str, str]:

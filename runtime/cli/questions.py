@@ -1,44 +1,46 @@
-"""Questions as the user writes them: on the command line, or a line each in a JSONL file."""
+"""Parses questions from the command line, from JSONL files and from stdin."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vicort.runtime.core import Question
+from vicort.runtime.core import Answer, Question
 from vicort.runtime.errors import QuestionError
 from vicort.runtime.safe_text import is_text, read_text, shown
 
-ASK_FORM = '--ask "[@SECONDS] QUESTION", as --ask "@12.5 what color was the circle?"'
+ASK_FORM = '--ask "[@SECONDS] QUESTION", such as --ask "@12.5 what color was the circle?"'
 LINE_FORM = '{"at": 12.5, "question": "what color was the circle?", "id": "a"}'
 KEYS = ("at", "question", "id", "conversation")
-MAX_LINE = 65_536  # bytes
+MAX_LINE = 65_536  # bytes from a socket, characters elsewhere
 MAX_FILE_BYTES = 64 << 20  # of a questions file
 MAX_SECONDS = 10**12  # 31,700 years
 MAX_DIGITS = 40  # of a number of seconds
+Submit = Callable[[Question], Future[Answer]]  # asks one stream
 
 
 def parse_ask(text: str) -> Question:
-    """`[@SECONDS] QUESTION`; without a time it is asked at the end. Raises QuestionError."""
+    """Parse `[@SECONDS] QUESTION`. Without a time it is asked at the end. Raises QuestionError."""
     at, words = None, text.strip()
     if match := re.fullmatch(r"@(\S*)\s*(.*)", words, re.DOTALL):
         at, words = _seconds(match[1], f"--ask {text!r}", ASK_FORM), match[2]
     if not words:
-        raise QuestionError(f"--ask {text!r} holds no question: give {ASK_FORM}")
+        raise QuestionError(f"--ask {text!r} contains no question: give {ASK_FORM}")
     return Question(checked_words(words, "--ask"), at)
 
 
 def read_questions(path: Path | str) -> list[Question]:
-    """The questions of a JSONL file, one object a line: question, and if wanted at (seconds), id,
+    """Read a JSONL file with one object per line: question, and optionally at (seconds), id and
     conversation.
 
-    Raises QuestionError, with the number of the line, for anything else.
+    Raises QuestionError, which names the line.
     """
     try:
         lines = read_text(path, MAX_FILE_BYTES, "utf-8-sig").splitlines()
@@ -54,81 +56,83 @@ def read_questions(path: Path | str) -> list[Question]:
     ]
 
 
-def parse_typed(line: str, where: str) -> Question:
-    """A question that comes while the stream runs: a line as in a JSONL file, or plain words.
-    Without a time it is asked now.
+def parse_typed(line: str, source_name: str) -> Question:
+    """Parse a question that arrives while the stream runs: a JSON line or plain text. Without a
+    time it is asked now.
 
-    Raises QuestionError, which `where` begins.
+    source_name: start of the error text. Raises QuestionError.
     """
     if line.lstrip().startswith("{"):
-        return _parse_line(line, where)
+        return _parse_line(line, source_name)
     if not line.strip():
-        raise QuestionError(f"{where} holds no question: give {LINE_FORM}, or plain words")
-    return Question(checked_words(line.strip(), where))
+        raise QuestionError(f"{source_name} contains no question: give {LINE_FORM}, or plain text")
+    return Question(checked_words(line.strip(), source_name))
 
 
-def checked_words(text: str, where: str) -> str:
-    """The text, if a model can be asked it. Raises QuestionError, which `where` begins."""
+def checked_words(text: str, source_name: str) -> str:
+    """Returns the text. Raises QuestionError if it cannot be encoded as UTF-8."""
     if not is_text(text):
         raise QuestionError(
-            f"{where} {shown(text)} holds half a character (a lone surrogate): send UTF-8"
+            f"{source_name} {shown(text)} is not valid UTF-8 (it has a lone surrogate): send UTF-8"
         )
     return text
 
 
 def with_ids(questions: Sequence[Question]) -> tuple[Question, ...]:
-    """Those without an id get q1, q2, … by their place. Raises QuestionError if two ids are the
-    same."""
+    """Name questions without an id q1, q2, … by their position. Raises QuestionError if two ids
+    are equal."""
     named = [
-        question if question.id else replace(question, id=f"q{place}")
-        for place, question in enumerate(questions, 1)
+        question if question.id else replace(question, id=f"q{number}")
+        for number, question in enumerate(questions, 1)
     ]
     counts = Counter(question.id for question in named)
     if twice := {id for id, count in counts.items() if count > 1}:
         raise QuestionError(
-            f"two questions have the id {shown(min(twice))}: give each its own (those without "
-            "one get q1, q2, … by their place)"
+            f"two questions have the id {shown(min(twice))}: give each a different id (questions "
+            "without an id are named q1, q2, … by their position)"
         )
     return tuple(named)
 
 
-def _parse_line(line: str, where: str) -> Question:
+def _parse_line(line: str, source_name: str) -> Question:
     if len(line) > MAX_LINE:
-        raise QuestionError(f"{where} has more than {MAX_LINE} characters: give a shorter question")
+        raise QuestionError(
+            f"{source_name} has more than {MAX_LINE} characters: give a shorter question"
+        )
     try:
         content: Any = json.loads(line, parse_float=_fraction, parse_constant=_refuse_constant)
     except ValueError as error:
-        raise QuestionError(f"{where} is not JSON ({error}): give {LINE_FORM}") from error
+        raise QuestionError(f"{source_name} is not JSON ({error}): give {LINE_FORM}") from error
     except RecursionError as error:
-        raise QuestionError(f"{where} is nested too deep: give {LINE_FORM}") from error
+        raise QuestionError(f"{source_name} is nested too deeply: give {LINE_FORM}") from error
     if not isinstance(content, dict):
-        raise QuestionError(f"{where} is no JSON object: give {LINE_FORM}")
+        raise QuestionError(f"{source_name} is not a JSON object: give {LINE_FORM}")
     if unknown := sorted(set(content) - set(KEYS)):
         raise QuestionError(
-            f"{where} has the unknown key {shown(unknown[0])}: the keys are {', '.join(KEYS)}"
+            f"{source_name} has the unknown key {shown(unknown[0])}: the keys are {', '.join(KEYS)}"
         )
     for key in ("question", "id", "conversation"):
         if not isinstance(content.get(key, ""), str):
             raise QuestionError(
-                f"{where}: {key} is {shown(content[key])}, not a string: give {LINE_FORM}"
+                f"{source_name}: {key} is {shown(content[key])}, not a string: give {LINE_FORM}"
             )
-        checked_words(content.get(key, ""), f"{where}: {key}")
+        checked_words(content.get(key, ""), f"{source_name}: {key}")
     if not content.get("question", "").strip():
-        raise QuestionError(f"{where} holds no question: give {LINE_FORM}")
+        raise QuestionError(f"{source_name} contains no question: give {LINE_FORM}")
     at = content.get("at")
     if at is not None and (isinstance(at, bool) or not isinstance(at, int | Fraction)):
         raise QuestionError(
-            f"{where}: at is {shown(at)}, not a number of seconds or null: give {LINE_FORM}"
+            f"{source_name}: at is {shown(at)}, not a number of seconds or null: give {LINE_FORM}"
         )
     if at is not None and at < 0:
         raise QuestionError(
-            f"{where}: at is {_plain(at)}, before the stream: give 0 or more seconds, or null "
-            "for its end"
+            f"{source_name}: at is {_plain(at)}, before the start of the stream: give 0 or more "
+            "seconds, or null for the end of the stream"
         )
     if at is not None and at > MAX_SECONDS:
         raise QuestionError(
-            f"{where}: at is {_plain(at)}: give {MAX_SECONDS} seconds at most, or null for the "
-            "end of the stream"
+            f"{source_name}: at is {_plain(at)}: give at most {MAX_SECONDS} seconds, or null for "
+            "the end of the stream"
         )
     time = None if at is None else Fraction(at)
     return Question(
@@ -136,13 +140,13 @@ def _parse_line(line: str, where: str) -> Question:
     )
 
 
-def _seconds(text: str, where: str, form: str) -> Fraction:
+def _seconds(text: str, source_name: str, form: str) -> Fraction:
     if not re.fullmatch(r"[+-]?(\d{1,12}(\.\d{0,12})?|\.\d{1,12})", text):
-        raise QuestionError(f"{where}: {text!r} is not a number of seconds: give {form}")
+        raise QuestionError(f"{source_name}: {text!r} is not a number of seconds: give {form}")
     if text.startswith("-"):
         raise QuestionError(
-            f"{where}: {text} s is before the stream: give 0 or more seconds, or no time to ask "
-            "at the end"
+            f"{source_name}: {text} s is before the start of the stream: give 0 or more seconds, "
+            "or no time to ask at the end"
         )
     return Fraction(text)
 
@@ -155,7 +159,8 @@ def _plain(number: int | Fraction) -> str:
 
 
 def _fraction(text: str) -> Fraction:
-    """Exact; but 1e999999999 would be a number of a gigabyte."""
+    """Parse a number exactly. The limit on digits rejects numbers like 1e999999999, which would
+    take a gigabyte."""
     exponent = text.lower().partition("e")[2]
     if len(text) > MAX_DIGITS or abs(int(exponent or 0)) > MAX_DIGITS:
         raise ValueError(f"{shown(text)} has more than {MAX_DIGITS} digits")
@@ -163,4 +168,4 @@ def _fraction(text: str) -> Fraction:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")

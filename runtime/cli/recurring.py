@@ -1,50 +1,50 @@
-"""Questions that are asked again and again while a stream runs."""
+"""Questions that are asked repeatedly while a stream runs."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from vicort.runtime.core import Question
+from vicort.runtime.cli.questions import Submit
+from vicort.runtime.core import Answer, Question
 
-UNTIL_SECONDS = Fraction(2)  # from one asking of an --until question to the next
+UNTIL_SECONDS = Fraction(2)  # period of an --until question
 YES = re.compile(r"\W*yes\b", re.IGNORECASE)
-Submit = Callable[[Question], Future]
 
 
 @dataclass(frozen=True)
 class RecurringQuestion:
-    """What is asked, and how often."""
+    """A question and its period."""
 
     question: Question
     period: Fraction  # seconds of the stream
-    until_yes: bool = False  # whether the first yes ends the run
+    until_yes: bool = False  # the first yes ends the run
 
 
 class RecurringAsker:
-    """One standing question on its way through one stream: asked at period, 2 · period, …
+    """Asks one recurring question of one stream at period, 2 * period, …
 
-    A live stream does not wait for an answer: what is due before the last answer is there is left
-    out, and counted. A file waits, so that it is asked the same questions on every machine.
+    With `waits` it waits for the previous answer, so that a file gets the same questions on every
+    machine. Otherwise it skips and counts the times that are due before the previous answer is
+    complete.
     """
 
-    def __init__(self, standing: RecurringQuestion, submit: Submit, *, waits: bool) -> None:
-        self._recurring = standing
+    def __init__(self, recurring: RecurringQuestion, submit: Submit, *, waits: bool) -> None:
+        self._recurring = recurring
         self._submit = submit
         self._waits = waits
-        self._due = standing.period
+        self._due = recurring.period
         self._asked = 0
-        self._answer: Future | None = None
+        self._answer: Future[Answer] | None = None
         self._yes = False
-        self.skipped = 0  # times that it was due and not asked
+        self.skipped = 0  # number of due times at which it was not asked
 
-    def see(self, at: Fraction) -> None:
-        """The stream has come to a frame of that time, which is not pushed yet. Raises what the
-        last answer failed with."""
+    def advance(self, at: Fraction) -> None:
+        """Ask if the question is due before stream time `at`. Call it before the frame at that time
+        is pushed. Raises the error of the previous answer."""
         if at <= self._due or self.satisfied:
             return
         if self._answer and not self._answer.done() and not self._waits:
@@ -56,7 +56,7 @@ class RecurringAsker:
             self._answer.result()
         if self.satisfied:
             return
-        self._due += (self._ticks_before(at) - 1) * self._recurring.period  # ticks in a gap are one
+        self._due += (self._ticks_before(at) - 1) * self._recurring.period  # asked once after a gap
         self._asked += 1
         question = self._recurring.question
         self._answer = self._submit(
@@ -66,14 +66,14 @@ class RecurringAsker:
 
     @property
     def satisfied(self) -> bool:
-        """Whether the answer was yes, and that is all that was wanted."""
+        """Whether an until_yes question was answered with yes."""
         answer = self._answer
         if self._recurring.until_yes and answer is not None and answer.done():
             self._yes = self._yes or says_yes(answer.result().text)
         return self._yes
 
     def _ticks_before(self, at: Fraction) -> int:
-        """Of the times that it is due at, those from the next one on and before `at`."""
+        """Number of due times from the next one on that are before `at`."""
         return math.ceil((at - self._due) / self._recurring.period)
 
 

@@ -1,6 +1,6 @@
-"""vicort-run: watch sources, answer questions about them.
+"""vicort-run: watch video sources and answer questions about them.
 
-options -> source -> session -> events. What is typed is checked before anything heavy is loaded.
+The command line is checked before any engine is loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 from vicort.runtime.cli.arguments import Options, parse_options
 from vicort.runtime.cli.output import Output
@@ -34,21 +34,22 @@ from vicort.runtime.policies.system import load_system
 from vicort.runtime.redact import redact, redact_url
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source, open_source
+from vicort.runtime.sources.opening import Decode
 
-MODEL = "tiny"  # whose engines are used, and built if need be, where none are named
+MODEL = "tiny"  # used without --engine-dir, and built if it is missing
 INTERRUPTED = 130  # exit code: 128 + SIGINT
-STOP_SECONDS = 3.0  # that a source may take to end when all are to
+STOP_SECONDS = 3.0  # maximum wait for a source to stop
 READER_GONE = 141  # exit code: 128 + SIGPIPE
 TERMINATED = 143  # exit code: 128 + SIGTERM
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, with which services are ended: the summary, the trace and the socket are seen to, as
-    with Ctrl-C."""
+    """SIGTERM. It ends the run like Ctrl-C: the summary and the trace are written, the socket is
+    removed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line tool; returns its exit code."""
+    """Run the command line tool and return its exit code."""
     try:
         with _terminated_like_interrupted():
             return run(parse_options(arguments))
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # so that the flush at exit stays quiet too
+        # stdout is flushed again at exit, which must not print an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE
     except VicortError as error:
@@ -70,7 +71,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> NoReturn:
         raise Terminated
 
-    if threading.current_thread() is not threading.main_thread():  # only that one hears signals
+    if threading.current_thread() is not threading.main_thread():  # signals need the main thread
         yield
         return
     before = signal.signal(signal.SIGTERM, end)
@@ -81,7 +82,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 
 def run(options: Options) -> int:
-    """All sources at the same time; returns the highest of their exit codes."""
+    """Run all sources at the same time and return the highest of their exit codes."""
     output = Output(WRITERS[options.format](sys.stdout), sys.stderr, stats=options.stats)
     labels = _labels(options.sources)
     with ExitStack() as stack:
@@ -108,14 +109,16 @@ def run(options: Options) -> int:
             Watch(source, context, label) for source, label in zip(sources, labels, strict=True)
         ]
         code = watches[0].run() if len(watches) == 1 else watch_together(watches, context)
-    if not any(standing.until_yes for standing in options.recurring):
+    if not any(each.until_yes for each in options.recurring):
         return code
     return 0 if any(watch.said_yes for watch in watches) else max(code, NEVER_YES)
 
 
 def watch_together(watches: Sequence[Watch], context: RunContext) -> int:
-    """Each source on a thread of its own. One that fails is warned of, and harms no other; returns
-    the highest exit code."""
+    """Run each source on its own thread and return the highest exit code.
+
+    A source that fails is reported as a warning, and the others continue.
+    """
     codes: dict[Watch, int] = {}
     broken: list[BaseException] = []
 
@@ -128,7 +131,7 @@ def watch_together(watches: Sequence[Watch], context: RunContext) -> int:
         except VicortError as error:
             context.output.warn(f"{watch.label}: {error}")
             codes[watch] = error.exit_code
-        except BaseException as error:  # noqa: BLE001 - raised again below, by the thread that can
+        except BaseException as error:  # noqa: BLE001 - raised again on the main thread
             broken.append(error)
             context.stopping.set()
 
@@ -142,7 +145,7 @@ def watch_together(watches: Sequence[Watch], context: RunContext) -> int:
         while any(thread.is_alive() for thread in threads):
             if context.stopping.wait(POLL):
                 _stop(watches, threads)
-                break  # a read that never ends is left behind
+                break  # a read that does not return is abandoned
     except KeyboardInterrupt:
         context.stopping.set()
         _stop(watches, threads)
@@ -153,7 +156,8 @@ def watch_together(watches: Sequence[Watch], context: RunContext) -> int:
 
 
 def _stop(watches: Sequence[Watch], threads: Sequence[threading.Thread]) -> None:
-    """End every source at its next frame; one that gives none is waited for no longer than this."""
+    """Stop every source at its next frame. Wait at most STOP_SECONDS for sources that deliver
+    none."""
     for watch in watches:
         watch.source.stop()
     limit = time.monotonic() + STOP_SECONDS
@@ -162,14 +166,14 @@ def _stop(watches: Sequence[Watch], threads: Sequence[threading.Thread]) -> None
 
 
 def _labels(specs: Sequence[str]) -> list[str]:
-    """What tells sources apart in events: nothing for one, else their names as they may be shown,
-    numbered where two are the same."""
+    """The source labels in events: "" for a single source, otherwise redacted names, with a number
+    where two names are the same."""
     if len(specs) == 1:
         return [""]
     names = [redact_url(spec) for spec in specs]
     return [
-        name if names.count(name) == 1 else f"{name}#{names[:place].count(name) + 1}"
-        for place, name in enumerate(names)
+        name if names.count(name) == 1 else f"{name}#{names[:index].count(name) + 1}"
+        for index, name in enumerate(names)
     ]
 
 
@@ -186,30 +190,33 @@ def _open(spec: str, options: Options, output: Output, label: str) -> Source:
         limits=options.limits,
         on_state=partial(output.event, source=label),
         motion=load_system(options.system).wants_motion,
-        # of several, one that is not there yet holds up no other
+        # with several sources, one that is not available yet must not delay the others
         at_once=len(options.sources) == 1,
     )
     if options.realtime and source.live:
         source.close()
         raise ConfigError(
-            f"--realtime is for files, and {source.name} is live: leave it out, or say --file"
+            f"--realtime is for files, and {source.name} is live: leave --realtime out, or use "
+            "--file"
         )
     if source.live and options.on_lag is None:
         output.warn(
-            f"{source.name} looks live, and its frames wait while the pipeline is full: say "
-            "--live to drop the oldest instead"
+            f"{source.name} looks live, and its frames wait while the pipeline is full: use "
+            "--live to drop the oldest frames instead"
         )
     return source
 
 
-def _decode(options: Options) -> Literal["auto", "cpu", "gpu"]:
-    """Where frames are decoded: pixels on a GPU are of use only to engines that run there. Raises
-    ConfigError if asked otherwise."""
+def _decode(options: Options) -> Decode:
+    """Where to decode frames. Only engines on a GPU can read frames in GPU memory.
+
+    Raises ConfigError for --decode gpu with other engines.
+    """
     engine_dir = options.engine_dir or find_engine_dir(MODEL)
     on_gpu = engine_dir is not None and backend_of(engine_dir) == "tensorrt"
     if options.decode == "gpu" and not on_gpu:
         raise ConfigError(
-            "--decode gpu is for engines on an NVIDIA GPU: leave it out, or build such with "
+            "--decode gpu needs engines for an NVIDIA GPU: leave it out, or build them with "
             "`vicort-build --backend tensorrt`"
         )
     return options.decode if on_gpu else "cpu"
@@ -217,7 +224,7 @@ def _decode(options: Options) -> Literal["auto", "cpu", "gpu"]:
 
 @contextmanager
 def _traced(path: Path | None) -> Iterator[Trace | None]:
-    """A trace that is written in the end, however that comes, if anything was recorded."""
+    """A trace that is written at the end, also after an error, unless it is empty."""
     trace = Trace() if path else None
     try:
         yield trace
@@ -227,8 +234,8 @@ def _traced(path: Path | None) -> Iterator[Trace | None]:
 
 
 def _default_engines() -> Path:
-    """The embedded model's engines; built in a process of their own if there are none, as the
-    runtime knows nothing of building."""
+    """The engines of the embedded model. They are built in a child process if they are missing,
+    because the runtime does not import the export tools."""
     if found := find_engine_dir(MODEL):
         return found
     try:

@@ -1,9 +1,10 @@
-"""One source from its first frame to its summary."""
+"""Runs one source from its first frame to its summary."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -23,26 +24,26 @@ from vicort.runtime.errors import TruncatedSource
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source
 
-NEVER_YES = 1  # exit code: the sources ended, and --until was not answered yes
-POLL = 0.05  # seconds between looks at whether to stop, where nothing else wakes a thread
+NEVER_YES = 1  # exit code: the sources ended before --until was answered with yes
+POLL = 0.05  # seconds between checks whether to stop
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all the sources of a run share."""
+    """Objects that all sources of a run share."""
 
     options: Options
     engines: Path | EngineSet
     output: Output
     trace: SpanSink | None
     router: QuestionRouter
-    typed: TypedQuestions | None
-    stopping: threading.Event  # set: every source ends at its next frame
-    open_session: Any = Session.open
+    typed_questions: TypedQuestions | None
+    stopping: threading.Event  # when set, every source ends at its next frame
+    open_session: Callable[..., Session] = Session.open
 
 
 class Watch:
-    """Watches one source; `label` tells its events from others', "" where it is the only one."""
+    """Runs one source. label: names the source in its events; "" if it is the only one."""
 
     def __init__(self, source: Source, context: RunContext, label: str = "") -> None:
         options = context.options
@@ -56,7 +57,7 @@ class Watch:
         self.said_yes = False
 
     def run(self) -> int:
-        """Returns the exit code: 0, or that of a source that breaks off."""
+        """Returns 0, or the exit code of a truncated source."""
         with self._context.open_session(
             self._context.engines,
             self._context.options.system,
@@ -99,8 +100,8 @@ class Watch:
         with self._output.progress_of(self.source, shown=not self.label):
             code = self._feed(session)
             session.finish()
-            if context.typed and not context.stopping.is_set():
-                self._wait_for_typed(context.typed)
+            if context.typed_questions and not context.stopping.is_set():
+                self._wait_for_typed(context.typed_questions)
                 session.finish()
         self._stop_if_satisfied()
         self._summarise(session)
@@ -108,7 +109,7 @@ class Watch:
         return code
 
     def _feed(self, session: Session) -> int:
-        """Push the frames that the session wants, each when it is due; returns an exit code."""
+        """Push the frames that the session wants, each when it is due. Returns an exit code."""
         try:
             for frame in self.source.frames(partial(self._wants, session)):
                 session.push(frame)
@@ -117,7 +118,7 @@ class Watch:
                 self._stop_if_satisfied()
                 if self._context.stopping.is_set():
                     break
-        except TruncatedSource as error:  # what was seen is answered all the same
+        except TruncatedSource as error:  # questions about the delivered frames are still answered
             self._output.warn(str(error))
             return error.exit_code
         return 0
@@ -125,7 +126,7 @@ class Watch:
     def _wants(self, session: Session, at: Fraction) -> bool:
         captured = self._pace.wait(at) if self._pace else time.monotonic()
         for each in self._askers:
-            each.see(at)
+            each.advance(at)
         wanted = session.wants(at)
         if wanted and self._meter:
             self._meter.captured(at, captured)
@@ -137,8 +138,7 @@ class Watch:
             self._context.stopping.set()
 
     def _wait_for_typed(self, typed: TypedQuestions) -> None:
-        """Questions about what was seen may still be typed, until whoever types them has no
-        more."""
+        """Accept typed questions after the last frame, until stdin ends."""
         while not typed.ended.wait(POLL) and not self._context.stopping.is_set():
             self._output.check()
 
@@ -162,11 +162,11 @@ class Watch:
         self._output.event(event, self.label)
 
     def _summarise(self, session: Session) -> None:
-        for standing, each in zip(self._context.options.recurring, self._askers, strict=False):
-            if each.skipped:
+        for recurring, asker in zip(self._context.options.recurring, self._askers, strict=False):
+            if asker.skipped:
                 self._output.warn(
-                    f"{standing.question.text!r} was due {each.skipped} times more, while its "
-                    "last answer was not there yet"
+                    f"{recurring.question.text!r} was skipped {asker.skipped} times, because its "
+                    "previous answer was not complete"
                 )
         summary = session.summary()
         self._output.event(
@@ -175,24 +175,25 @@ class Watch:
 
 
 class _LabelledSpans:
-    """A trace whose tracks say which source they belong to."""
+    """Adds the label of the source to the tracks of a trace."""
 
     def __init__(self, trace: SpanSink, label: str) -> None:
-        self._trace, self._label = trace, label
+        self._trace = trace
+        self._label = label
 
     def span(self, track: str, name: str, start_ns: int, end_ns: int, **args: Any) -> None:
         self._trace.span(f"{self._label}: {track}", name, start_ns, end_ns, **args)
 
 
 class Pace:
-    """Plays a source by its timestamps."""
+    """Plays a source at the speed of its timestamps."""
 
     def __init__(self) -> None:
-        self._first: tuple[float, Fraction] | None = None  # monotonic seconds, and the source's
+        self._first: tuple[float, Fraction] | None = None  # monotonic and source time, seconds
 
     def wait(self, at: Fraction) -> float:
-        """Sleep until a frame of that time is due; the first one is due at once. Returns when that
-        was, in monotonic seconds."""
+        """Sleep until the frame at this source time is due; the first frame is due at once.
+        Returns the due time in monotonic seconds."""
         now = time.monotonic()
         began, first = self._first = self._first or (now, at)
         due = began + float(at - first)

@@ -1,4 +1,4 @@
-"""Events -> text, JSONL or subtitles. Each event is flushed as it happens."""
+"""Writes events as text, JSONL or subtitles. Each event is flushed immediately."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from typing import TextIO
 
 from vicort.runtime.core import Answer, ChunkEvent, Event, SourceEvent, Spoken, Summary
 
-# an answer stays on the screen; nothing is known yet of the next one when it is written
+# how long a cue stays on the screen: the time of the next one is not known when it is written
 CUE_SECONDS = Fraction(4)
 
 
 class Writer(ABC):
-    """Not thread-safe: events and tokens come one at a time."""
+    """Not thread-safe."""
 
-    shows_stats = False  # whether it has a place for chunks
-    shows_sources = False  # whether one can see whose an event is
+    shows_stats = False  # whether it writes chunk events
+    shows_sources = False  # whether it writes the source of an event
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
-        # whether an answer is appearing, so that nothing else should be drawn
+        # whether an answer is partly written, so that no progress bar may be drawn
         self.mid_line = False
 
     def start(self) -> None:
-        """What the format begins with; asked for again, it comes only once."""
+        """Write the header of the format, once."""
         return None
 
     @abstractmethod
     def write(self, event: Event, source: str = "") -> None:
-        """source: whose event it is, where there are several."""
+        """source: label of the source, "" if there is only one."""
         ...
 
     def token(self, answer_id: str, question: str, text: str) -> None:
-        """A piece of an answer that is being given; the whole of it comes as an event later."""
+        """Write a part of an answer. The complete answer follows as an event."""
         return None
 
     def _put(self, text: str) -> None:
@@ -44,7 +44,7 @@ class Writer(ABC):
 
 
 class JsonlWriter(Writer):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     shows_stats = shows_sources = True
 
@@ -56,49 +56,51 @@ class JsonlWriter(Writer):
 
 
 class TextWriter(Writer):
-    """For reading: answers, and a last line about the run. On a terminal, one answer at a time
-    appears word by word."""
+    """Text for people: answers, and a last line about the run. A terminal shows one answer at a
+    time, token by token."""
 
     shows_stats = shows_sources = True
 
     def __init__(self, file: TextIO) -> None:
         super().__init__(file)
         self._live = file.isatty()
-        self._open: str | None = None  # id of the answer that is appearing
-        self._waiting: list[Event] = []  # until it is complete
+        self._open: str | None = None  # id of the answer that is partly written
+        self._waiting: list[Event] = []  # events to write after it
 
     def token(self, answer_id: str, question: str, text: str) -> None:
         if not self._live or self._open not in (None, answer_id):
             return
         if self._open is None:
             self._put(f"{question}\n  ")
-            self._open, self.mid_line = answer_id, True
+            self._open = answer_id
+            self.mid_line = True
         self._put(text)
 
     def write(self, event: Event, source: str = "") -> None:
-        if source:  # no answer appears word by word then
+        if source:  # answers are not written token by token then
             self._put(f"[{source}] {_as_text(event)}")
         elif self._open is not None and isinstance(event, Answer) and event.id == self._open:
             self._complete(f"   {_when(event)}\n")
         elif self._open is not None and not isinstance(event, Summary):
             self._waiting.append(event)
         else:
-            if self._open is not None:  # the run ends before its answer does
+            if self._open is not None:  # the run ended before the answer was complete
                 self._complete(" …\n")
             self._put(_as_text(event))
 
     def _complete(self, rest: str) -> None:
-        """End the answer that is appearing, and write what had to wait for it."""
+        """End the answer that is partly written, and write the events that waited for it."""
         self._put(rest)
-        self._open, self.mid_line = None, False
+        self._open = None
+        self.mid_line = False
         waiting, self._waiting = self._waiting, []
         for event in waiting:
             self._put(_as_text(event))
 
 
 class SrtWriter(Writer):
-    """SubRip: answers as cues at the time they were asked, words said unasked at the time they were
-    said."""
+    """SubRip: a cue for each answer at the time of its question, and for each spoken text at its
+    own time."""
 
     def __init__(self, file: TextIO) -> None:
         super().__init__(file)
@@ -111,8 +113,8 @@ class SrtWriter(Writer):
 
 
 class VttWriter(Writer):
-    """WebVTT: answers as cues at the time they were asked, words said unasked at the time they were
-    said."""
+    """WebVTT: a cue for each answer at the time of its question, and for each spoken text at its
+    own time."""
 
     def __init__(self, file: TextIO) -> None:
         super().__init__(file)
@@ -198,12 +200,12 @@ def _cue(event: Answer | Spoken) -> str:
 
 
 def _clock(seconds: Fraction, point: str) -> str:
-    """HH:MM:SS.mmm; times before 0, which subtitles cannot hold, become 0."""
+    """HH:MM:SS.mmm. Negative times become 0, because subtitles cannot express them."""
     milliseconds = max(0, round(seconds * 1000))
     minutes, rest = divmod(milliseconds, 60_000)
     return f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02}{point}{rest % 1000:03}"
 
 
 def _lines(text: str) -> str:
-    """Without what would end a cue: empty lines and arrows."""
+    """Remove empty lines and arrows, which would end a cue."""
     return "\n".join(line for line in text.splitlines() if line.strip()).replace("-->", "->") or "-"

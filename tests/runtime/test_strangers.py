@@ -135,7 +135,7 @@ def test_a_raw_video_of_a_hundred_thousand_by_a_hundred_thousand(tmp_path: Path)
 def test_a_million_frames_a_second(tmp_path: Path) -> None:
     path = tmp_path / "fast.y4m"
     path.write_bytes(b"YUV4MPEG2 W16 H16 F1000000:1 C420\n" + (b"FRAME\n" + bytes(384)) * 3)
-    with pytest.raises(SourceError, match=r"1e\+06 frames a second, more than 1000"):
+    with pytest.raises(SourceError, match=r"1e\+06 frames per second, more than 1000"):
         open_source(str(path))
 
 

@@ -299,7 +299,7 @@ def test_a_run_without_any_video_is_refused(tiny_engines, streaming, tmp_path, c
             ["ovo-bench", "x.json", "--protocol", "restart", "--context", "-1"],
             "--context -1 is no time",
         ),
-        (["ovo-bench", "x.json", "--fps", "fast"], "--fps fast is no rate"),
+        (["ovo-bench", "x.json", "--fps", "fast"], "--fps fast is not a rate"),
         (["ovo-bench"], "the following arguments are required"),
         (["ovo-bench", "x.json", "--limit", "0"], "--limit 0"),
         (["mvbench"], "invalid choice: 'mvbench'"),

@@ -1,4 +1,4 @@
-"""Questions while the stream runs: standing ones, typed ones, and those of other processes."""
+"""Questions while the stream runs: recurring ones, typed ones, and those of other processes."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from support.fake_session import FakeSession
 
 from vicort.runtime.cli import run
 from vicort.runtime.cli.question_router import QuestionRouter
-from vicort.runtime.cli.question_socket import MAX_LINE, MAX_CLIENTS, QuestionSocket
+from vicort.runtime.cli.question_socket import MAX_CLIENTS, MAX_LINE, QuestionSocket
 from vicort.runtime.cli.recurring import RecurringAsker, RecurringQuestion, says_yes
 from vicort.runtime.core import Answer, Question, Sampling
 from vicort.runtime.errors import ConfigError, QuestionError
@@ -43,7 +43,7 @@ def answered(question: Question, text: str) -> Answer:
     return Answer(question.id, at, at, question.text, text, 1.0, 1, (), 0, 0, None)
 
 
-# ---- standing questions ----
+# ---- recurring questions ----
 
 
 def test_every_asks_again_and_again_by_the_streams_clock(capsys):
@@ -96,7 +96,7 @@ def test_what_is_a_yes(text, yes):
 
 
 @given(st.lists(st.fractions(0, 100), unique=True).map(sorted), st.fractions(Fraction(1, 10), 20))
-def test_a_standing_question_is_asked_once_a_period_at_most_and_never_late(times, period):
+def test_a_recurring_question_is_asked_once_a_period_at_most_and_never_late(times, period):
     asked: list[Question] = []
 
     def submit(question):
@@ -108,7 +108,7 @@ def test_a_standing_question_is_asked_once_a_period_at_most_and_never_late(times
     each = RecurringAsker(RecurringQuestion(Question("what?", id="q"), period), submit, waits=True)
     for before, at in zip([Fraction(0), *times], times, strict=False):
         known = len(asked)
-        each.see(at)
+        each.advance(at)
         for question in asked[known:]:
             assert before <= question.at < at
             assert question.at % period == 0
@@ -129,10 +129,10 @@ def test_a_live_stream_waits_for_no_answer_and_counts_what_it_leaves_out():
         RecurringQuestion(Question("what?", id="q"), Fraction(1)), submit, waits=False
     )
     for at in range(1, 6):
-        each.see(Fraction(at) + Fraction(1, 2))
+        each.advance(Fraction(at) + Fraction(1, 2))
     assert (len(open_answers), each.skipped) == (1, 4)
     open_answers[0].set_result(answered(Question("what?"), "no"))
-    each.see(Fraction(13, 2))
+    each.advance(Fraction(13, 2))
     assert (len(open_answers), each.skipped) == (2, 4)
 
 
@@ -251,7 +251,7 @@ def test_with_several_sources_answers_say_whose_and_questions_may(tmp_path):
         none = told(tmp_path / "s", '{"question": "what?", "source": "c"}')
     assert [answer["source"] for answer in both] == ["a", "b"]
     assert [answer["source"] for answer in one] == ["b"]
-    assert "no source 'c' is being watched: the sources are a, b" in none[0]["message"]
+    assert "source 'c' is not running: the running sources are a, b" in none[0]["message"]
 
 
 def test_one_who_does_not_read_holds_up_nobody(tmp_path):

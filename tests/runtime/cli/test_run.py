@@ -350,31 +350,31 @@ BAD = {
         ["CLIP", "--system", "none"],
         f"unknown system 'none': choose one of {', '.join(known_systems())}",
     ),
-    "fps of nothing": (["CLIP", "--fps", "0"], "0 frames a second: it must be a number above 0"),
+    "fps of nothing": (["CLIP", "--fps", "0"], "--fps 0 is not a rate: give a number above 0"),
     "fps in words": (
         ["CLIP", "--fps", "fast"],
-        "--fps fast is no rate: give a number above 0 as 2, 29.97 or 30000/1001, or `source`",
+        "--fps fast is not a rate: give a number above 0, such as 2, 29.97 or 30000/1001",
     ),
-    "fps over nothing": (["CLIP", "--fps", "1/0"], "--fps 1/0 is no rate"),
+    "fps over nothing": (["CLIP", "--fps", "1/0"], "--fps 1/0 is not a rate"),
     "live file": (["CLIP", "--live", "--file"], "--file: not allowed with argument --live"),
     "live and realtime": (["CLIP", "--live", "--realtime"], "--realtime is for files"),
     "stats without a place": (
         ["CLIP", "--stats", "--format", "srt"],
-        "--stats has no place in --format srt: use text or jsonl",
+        "--format srt cannot show --stats: use text or jsonl",
     ),
     "trace in no folder": (
         ["CLIP", "--trace", "/no/such/folder/t.json"],
-        "--trace /no/such/folder/t.json cannot be a file there",
+        "--trace /no/such/folder/t.json cannot be written",
     ),
-    "negative stream": (["CLIP", "--stream", "-1"], "--stream -1 is no index"),
+    "negative stream": (["CLIP", "--stream", "-1"], "--stream -1 is not an index"),
     "stream that is none": (["CLIP", "--stream", "5"], "its video streams are 0 (160x120)"),
     "negative temperature": (["CLIP", "--temperature", "-1"], "temperature -1.0 is negative"),
     "max tokens in words": (
         ["CLIP", "--max-tokens", "many"],
         "argument --max-tokens: invalid int value: 'many'",
     ),
-    "empty question": (["CLIP", "--ask", " "], "holds no question"),
-    "negative time": (["CLIP", "--ask", "@-2 what?"], "-2 s is before the stream"),
+    "empty question": (["CLIP", "--ask", " "], "contains no question"),
+    "negative time": (["CLIP", "--ask", "@-2 what?"], "-2 s is before the start of the stream"),
     "time in words": (["CLIP", "--ask", "@soon what?"], "'soon' is not a number of seconds"),
     "long question": (["CLIP", "--ask", "w" * 41], "ask a shorter one"),
     "no questions file": (
@@ -385,7 +385,7 @@ BAD = {
     "second file missing": (["CLIP", "/none.mp4", "--format", "text"], "no such file /none.mp4"),
     "subtitles of two": (
         ["CLIP", "CLIP", "--format", "srt"],
-        "--format srt is for one source, and there are 2: use text or jsonl",
+        "--format srt supports one source, and 2 are given: use text or jsonl",
     ),
     "every without a number": (
         ["CLIP", "--every", "often", "what?"],
@@ -395,41 +395,47 @@ BAD = {
         ["CLIP", "--every", "0", "what?"],
         "--every 0 'what?': give a number of seconds above 0",
     ),
-    "nothing to wait for": (["CLIP", "--until", " "], "--until ' ' holds no question"),
-    "stdin twice": (["-", "--questions", "-"], "stdin cannot be the source and the questions too"),
-    "no time to open": (["CLIP", "--open-timeout", "0"], "--open-timeout 0: give seconds above 0"),
-    "time-out of nothing": (
+    "nothing to wait for": (["CLIP", "--until", " "], "--until ' ' contains no question"),
+    "stdin twice": (
+        ["-", "--questions", "-"],
+        "stdin cannot bring both the video and the questions",
+    ),
+    "no time to open": (
+        ["CLIP", "--open-timeout", "0"],
+        "--open-timeout 0: give a number of seconds above 0",
+    ),
+    "timeout of nothing": (
         ["CLIP", "--read-timeout", "nan"],
-        "--read-timeout nan: give seconds above 0",
+        "--read-timeout nan: give a number of seconds above 0",
     ),
     "fewer than no attempts": (
         ["CLIP", "--reconnect", "-1"],
         "--reconnect -1: give 0 or more attempts",
     ),
-    "no pixels": (["CLIP", "--max-pixels", "0"], "--max-pixels 0: give 1 or more"),
+    "no pixels": (["CLIP", "--max-pixels", "0"], "--max-pixels 0: give a number from 1 to"),
     "too many pixels": (
         ["CLIP", "--max-pixels", "19199"],
         "has frames of 160x120, more than 19199 pixels: allow them with `--max-pixels`",
     ),
     "too many frames": (
         ["CLIP", "--max-fps", "24"],
-        "declares 25 frames a second, more than 24: allow them with `--max-fps`",
+        "declares 25 frames per second, more than 24: allow them with `--max-fps`",
     ),
     "password in a flag": (
         ["CLIP", "--fps", "rtsp://admin:geheim@host/"],
-        "--fps rtsp://host/ is no rate",
+        "--fps rtsp://host/ is not a rate",
     ),
     "socket over a file": (
         ["CLIP", "--serve-socket", __file__],
-        f"--serve-socket {__file__} is a file that is no socket",
+        f"--serve-socket {__file__} is a file, not a socket",
     ),
     "socket in no folder": (
         ["CLIP", "--serve-socket", "/no/such/s"],
-        "--serve-socket /no/such/s cannot be made",
+        "--serve-socket /no/such/s cannot be created",
     ),
     "socket with a long name": (
         ["CLIP", "--serve-socket", "/tmp/" + "s" * 120],
-        "is longer than the 107 bytes",
+        "is longer than 107 bytes",
     ),
     "unknown scheme": (["gopher://x/y"], "unknown scheme gopher://"),
 }
@@ -503,7 +509,7 @@ def test_decoding_on_a_gpu_for_engines_on_the_cpu_is_refused(tmp_path, capsys, c
     (tmp_path / "manifest.json").write_text('{"backend": "openvino"}')
     code, _, err = ran(capsys, clip, "--engine-dir", tmp_path, "--decode", "gpu")
     assert code == 2
-    assert "--decode gpu is for engines on an NVIDIA GPU" in err
+    assert "--decode gpu needs engines for an NVIDIA GPU" in err
 
 
 # ---- engines that are not there ----
