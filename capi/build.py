@@ -1,5 +1,5 @@
-"""`make capi`: libvicort.so, its headers and its CMake package, for the environment that this runs
-in."""
+"""`make capi`: builds libvicort.so, its headers and its CMake package for the current Python
+environment."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 MODULE = "_vicort_capi"
 EXPORTS = "{ global: vicort_*; local: *; };\n"
-WARNINGS = ("-Wall", "-Wextra")  # of what is written by hand; what cffi writes is its own affair
+WARNINGS = (
+    "-Wall",
+    "-Wextra",
+)  # for hand-written code; code from cffi is compiled without warnings
 
 
 def declarations() -> str:
-    """vicort.h and embedded.h as cffi reads them: types, numbers and what is called in Python."""
+    """The types and constants of vicort.h, in the subset of C that cffi parses."""
     header = re.sub(r"/\*.*?\*/", "", (HERE / "vicort.h").read_text(), flags=re.DOTALL)
     kinds = r"typedef (?:enum|struct) \w+ (?:\{.*?\} )?\w+;|enum \{.*?\};|typedef int \(\*.*?\);"
     return "\n".join(re.findall(kinds, header, re.DOTALL))
 
 
 def emit(target: Path) -> None:
-    """The C source that carries glue.py."""
+    """Write the C source that embeds glue.py."""
     import cffi
 
     ffi = cffi.FFI()
@@ -41,12 +44,12 @@ def emit(target: Path) -> None:
     )
     ffi.set_source(MODULE, '#include "vicort.h"')
     ffi.embedding_init_code((HERE / "glue.py").read_text())
-    with redirect_stdout(io.StringIO()):  # it tells what it writes
+    with redirect_stdout(io.StringIO()):  # it prints progress
         ffi.emit_c_code(str(target))
 
 
 def compile_library(work: Path, target: Path) -> None:
-    """Raises subprocess.CalledProcessError if the C compiler refuses, which has then said why."""
+    """Raises subprocess.CalledProcessError if the C compiler fails; it prints the reason itself."""
     compiler = os.environ.get("CC", "cc").split()
     flags = os.environ.get("CFLAGS", "").split()
     common = [
@@ -77,10 +80,8 @@ def compile_library(work: Path, target: Path) -> None:
         [*compiler, *common, "-w", "-c", work / "glue.c", "-o", work / "glue.o"], check=True
     )
     (work / "exports.map").write_text(EXPORTS)
-    folder, python = (
-        sysconfig.get_config_var("LIBDIR"),
-        f"-lpython{sysconfig.get_config_var('LDVERSION')}",
-    )
+    folder = sysconfig.get_config_var("LIBDIR")
+    python = f"-lpython{sysconfig.get_config_var('LDVERSION')}"
     shared = [
         "-shared",
         "-pthread",
@@ -94,7 +95,7 @@ def compile_library(work: Path, target: Path) -> None:
 
 
 def install(prefix: Path) -> None:
-    """lib/, include/ and lib/cmake/vicort/ under `prefix`."""
+    """Install lib/, include/ and lib/cmake/vicort/ under `prefix`."""
     package = prefix / "lib" / "cmake" / "vicort"
     work = prefix / "work"
     for folder in (package, prefix / "include", work):
@@ -110,11 +111,11 @@ def install(prefix: Path) -> None:
 
 
 def problem() -> str | None:
-    """Why the library cannot be built here, in a line; None if it can."""
+    """Why the library cannot be built on this machine, in one line; None if it can."""
     if not sysconfig.get_config_var("Py_ENABLE_SHARED"):
         return (
-            f"{sys.executable} has no libpython to link: build it with --enable-shared, or take "
-            "a distribution's Python 3.11"
+            f"{sys.executable} has no shared libpython: build Python with --enable-shared, or use "
+            "the Python 3.11 of a distribution"
         )
     compiler = os.environ.get("CC", "cc").split()[0]
     if shutil.which(compiler) is None:
@@ -128,7 +129,7 @@ def main() -> int:
         "--prefix",
         type=Path,
         default=HERE.parent / "build" / "capi",
-        help="where it goes (default: %(default)s)",
+        help="installation folder (default: %(default)s)",
     )
     prefix = parser.parse_args().prefix.resolve()
     if reason := problem():
@@ -138,7 +139,7 @@ def main() -> int:
         install(prefix)
     except subprocess.CalledProcessError as error:
         print(
-            f"make capi: {error.cmd[0]} failed, and said why above; name another compiler with "
+            f"make capi: {error.cmd[0]} failed with the errors above; name another compiler with "
             "CC=/path/to/cc",
             file=sys.stderr,
         )

@@ -1,5 +1,5 @@
-/* What the C side calls in Python (glue.py). Each returns a vicort_status + 1, so that 0 means that Python did not run;
- * `error` takes ERROR_SIZE bytes. */
+/* The Python functions (glue.py) that the C side calls. Each returns a vicort_status + 1; 0 means that Python did not run.
+ * `error` points to a buffer of ERROR_SIZE bytes. */
 extern int embedded_open(char *error, const vicort_params *params, vicort_session **session);
 extern int embedded_push_rgb24(char *error, vicort_session *session, const uint8_t *pixels, size_t length, int32_t width, int32_t height,
                                size_t stride, int64_t time_us);

@@ -1,7 +1,7 @@
-"""The Python side of libvicort.so: pointers to values and back, and failures to codes. It is
-compiled into the library.
+"""The Python side of libvicort.so. It converts C arguments to Python values, converts exceptions to
+status codes, and is compiled into the library.
 
-`embedded.h` declares what is defined here; vicort.h says what each means.
+`embedded.h` declares these functions, and vicort.h documents them.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ MAX_SIDE = 65_535  # pixels
 LAGS = {lib.VICORT_WAIT: "wait", lib.VICORT_DROP_OLDEST: "drop-oldest"}
 # VICORT_FPS_MODEL, VICORT_FPS_SOURCE
 RATES: dict[float, Literal["source"] | None] = {0.0: None, -1.0: "source"}
-# shares of red and blue in the brightness (ITU-R BT.601, BT.709), and whether all of 0 to 255 is
-# used
+# Kr and Kb of ITU-R BT.601 and BT.709, and whether the range is full (0 to 255)
 COLOURS = {
     lib.VICORT_BT601: to_rgb(0.299, 0.114, False),
     lib.VICORT_BT709: to_rgb(0.2126, 0.0722, False),
@@ -48,11 +47,11 @@ class ArgumentError(errors.VicortError):
 
 
 class SizeError(errors.VicortError):
-    """Sizes of a picture do not fit together."""
+    """Sizes of a picture are inconsistent."""
 
 
 class CutText(errors.VicortError):
-    """A buffer does not hold the whole text."""
+    """A buffer is too small for the whole text."""
 
 
 CODES: dict[type[BaseException], int] = {
@@ -74,30 +73,29 @@ CODES: dict[type[BaseException], int] = {
     BaseException: lib.VICORT_E_INTERNAL,
 }
 
-# by handle; handles are numbers, never addresses, and never come again
+# by handle; a handle is a number, not an address, and is never reused
 sessions: dict[int, SharedSession] = {}
 handles = itertools.count(0x10000, 16)
-opening = threading.Lock()  # of both
+opening = threading.Lock()  # guards sessions and handles
 
 
 def embedded(function: Callable[..., None]) -> Callable[..., int]:
-    """Make it the definition of what embedded.h declares: nothing escapes, and a status + 1 comes
-    back."""
+    """Define a function of embedded.h. It catches every exception and returns a status + 1."""
 
     @ffi.def_extern(name=f"embedded_{function.__name__}", error=0)
     @functools.wraps(function)
     def call(error: Any, *arguments: Any) -> int:
         try:
             function(*arguments)
-        except BaseException as failure:  # noqa: BLE001 (C has codes)
-            write_text(error, ERROR_SIZE, words_of(failure))
+        except BaseException as failure:  # noqa: BLE001 (becomes a status code)
+            write_text(error, ERROR_SIZE, error_text(failure))
             return next(CODES[kind] for kind in type(failure).__mro__ if kind in CODES) + 1
         return lib.VICORT_OK + 1
 
     return call
 
 
-def words_of(failure: BaseException) -> str:
+def error_text(failure: BaseException) -> str:
     expected = isinstance(failure, errors.VicortError)
     return str(failure) if expected else " ".join(f"{type(failure).__name__}: {failure}".split())
 
@@ -105,7 +103,9 @@ def words_of(failure: BaseException) -> str:
 def session_of(handle: Any) -> SharedSession:
     if found := sessions.get(int(ffi.cast("uintptr_t", handle))):
         return found
-    raise shared.SessionClosed("the session is closed, or is none: open one with vicort_open")
+    raise shared.SessionClosed(
+        "the session is closed, or was never opened: open one with vicort_open"
+    )
 
 
 def read_text(text: Any, name: str) -> str:
@@ -118,8 +118,8 @@ def read_text(text: Any, name: str) -> str:
 
 
 def write_text(target: Any, size: int, text: str) -> int:
-    """As much as fits in `size` bytes with a NUL, cut between characters; returns how many bytes
-    the whole has."""
+    """Write as much text as fits into `size` bytes with a NUL, cut between characters. Returns the
+    length of the whole text in bytes."""
     whole = text.encode(errors="replace")
     if size:
         cut = whole[: size - 1].decode(errors="ignore").encode()
@@ -148,12 +148,10 @@ def open(params: Any, result: Any) -> None:
         )
     if not params.system:
         raise ArgumentError(
-            "system is null: begin with vicort_params_default(), or name one as vicostream"
+            "system is null: start from vicort_params_default(), or name one, such as vicostream"
         )
     engine_dir = (
-        Path(read_text(params.engine_dir, "engine_dir"))
-        if params.engine_dir
-        else embedded_models_engines()
+        Path(read_text(params.engine_dir, "engine_dir")) if params.engine_dir else default_engines()
     )
     session = Session.open(
         engine_dir,
@@ -171,7 +169,7 @@ def open(params: Any, result: Any) -> None:
     result[0] = ffi.cast("vicort_session *", handle)
 
 
-def embedded_models_engines() -> Path:
+def default_engines() -> Path:
     if found := find_engine_dir("tiny"):
         return found
     raise errors.EngineError(
@@ -227,15 +225,18 @@ def push_nv12(
     check_plane("chroma", chroma_length, chroma_stride, rows, 2 * pairs)
     if colours not in COLOURS:
         raise ArgumentError(
-            f"colours {colours} are unknown: give VICORT_BT601, VICORT_BT709 or one of these "
-            "with _FULL"
+            f"colours {colours} is unknown: give VICORT_BT601, VICORT_BT709, VICORT_BT601_FULL or "
+            "VICORT_BT709_FULL"
         )
     if session.on_gpu:
-        raise ArgumentError("engines on a GPU do not take NV12 from the host's memory: push RGB24")
+        raise ArgumentError("engines on a GPU do not accept NV12 from host memory: push RGB24")
 
     def surface() -> Surface:
-        brightness = plane(luma, luma_stride, height, width, 1)
-        return Surface(brightness, plane(chroma, chroma_stride, rows, pairs, 2), COLOURS[colours])
+        return Surface(
+            plane(luma, luma_stride, height, width, 1),
+            plane(chroma, chroma_stride, rows, pairs, 2),
+            COLOURS[colours],
+        )
 
     session.push(time_us, surface)
 
@@ -245,17 +246,19 @@ def set_codec(handle: Any, codec: Any, extradata: Any, extradata_length: int) ->
     session = session_of(handle)
     if extradata_length > MAX_EXTRADATA_BYTES:
         raise SizeError(
-            f"{extradata_length} bytes of extradata: at most {MAX_EXTRADATA_BYTES} are taken"
+            f"{extradata_length} bytes of extradata: give at most {MAX_EXTRADATA_BYTES}"
         )
-    held = bytes(ffi.buffer(extradata, extradata_length)) if extradata_length else b""
-    session.set_codec(read_text(codec, "codec"), held)
+    extra_bytes = bytes(ffi.buffer(extradata, extradata_length)) if extradata_length else b""
+    session.set_codec(read_text(codec, "codec"), extra_bytes)
 
 
 @embedded
 def push_packet(handle: Any, data: Any, length: int, time_us: int) -> None:
     session = session_of(handle)
     if not 0 < length <= MAX_PACKET_BYTES:
-        raise SizeError(f"a packet of {length} bytes: give 1 to {MAX_PACKET_BYTES}, a whole picture")
+        raise SizeError(
+            f"a packet of {length} bytes: give one picture, 1 to {MAX_PACKET_BYTES} bytes"
+        )
     session.push_packet(bytes(ffi.buffer(data, length)), time_us)
 
 
@@ -271,16 +274,16 @@ def finish(handle: Any) -> None:
 
 def check_sides(width: int, height: int) -> None:
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
-        raise SizeError(f"a picture of {width}x{height} pixels: each side is 1 to {MAX_SIDE}")
+        raise SizeError(f"a picture of {width}x{height} pixels: give sides of 1 to {MAX_SIDE}")
 
 
 def check_plane(name: str, length: int, stride: int, rows: int, row_bytes: int) -> None:
     if stride < row_bytes:
         raise SizeError(f"{name}: a stride of {stride} bytes is less than a row's {row_bytes}")
-    if length < (least := stride * (rows - 1) + row_bytes):
+    if length < (needed := stride * (rows - 1) + row_bytes):
         raise SizeError(
-            f"{name}: {length} bytes are too few: {rows} rows of {row_bytes} bytes, {stride} "
-            f"apart, take {least}"
+            f"{name}: {length} bytes are too few: {rows} rows of {row_bytes} bytes with a "
+            f"stride of {stride} need {needed}"
         )
 
 
@@ -301,15 +304,15 @@ def plane(data: Any, stride: int, rows: int, columns: int, channels: int) -> np.
 def ask(
     handle: Any, question: Any, text: Any, text_size: int, text_length: Any, facts: Any
 ) -> None:
-    heard = session_of(handle).ask(read_text(question, "question"), lambda piece: True)
-    length = write_text(text, text_size, heard.answer.text)
-    write_facts(facts, heard)
+    timed = session_of(handle).ask(read_text(question, "question"), lambda piece: True)
+    length = write_text(text, text_size, timed.answer.text)
+    write_facts(facts, timed)
     if text_length:
         text_length[0] = length
     if length >= text_size:
         raise CutText(
-            f"the answer has {length} bytes and a NUL, the buffer {text_size}: give a larger "
-            "one, or ask with vicort_ask_stream"
+            f"the answer needs {length} bytes and a NUL, the buffer has {text_size}: give a larger "
+            "one, or use vicort_ask_stream"
         )
 
 
@@ -322,21 +325,22 @@ def ask_stream(handle: Any, question: Any, on_token: Any, user_data: Any, facts:
     write_facts(facts, session_of(handle).ask(read_text(question, "question"), give))
 
 
-def write_facts(facts: Any, heard: shared.TimedAnswer) -> None:
+def write_facts(facts: Any, timed: shared.TimedAnswer) -> None:
     if facts:
-        facts.at_us, facts.seen_until_us = heard.at_us, heard.seen_until_us
-        facts.ttft_ms, facts.tokens, facts.pages = (
-            heard.answer.ttft_ms,
-            heard.answer.tokens,
-            heard.answer.pages,
-        )
+        facts.at_us = timed.at_us
+        facts.seen_until_us = timed.seen_until_us
+        facts.ttft_ms = timed.answer.ttft_ms
+        facts.tokens = timed.answer.tokens
+        facts.pages = timed.answer.pages
 
 
 @embedded
 def get_stats(handle: Any, stats: Any) -> None:
     summary = session_of(handle).summary()
-    stats.frames, stats.dropped, stats.chunks = summary.frames, summary.dropped, summary.chunks
-    stats.device_pages, stats.host_pages = summary.pages["device"], summary.pages["host"]
-    stats.seconds, stats.fps, stats.peak_rss_mb = summary.seconds, summary.fps, summary.peak_rss_mb
-    ttft = summary.ttft_ms or {"p50": 0.0, "p95": 0.0, "p99": 0.0}
-    stats.ttft_p50_ms, stats.ttft_p95_ms, stats.ttft_p99_ms = ttft["p50"], ttft["p95"], ttft["p99"]
+    for name in ("frames", "dropped", "chunks", "seconds", "fps", "peak_rss_mb"):
+        setattr(stats, name, getattr(summary, name))
+    stats.device_pages = summary.pages["device"]
+    stats.host_pages = summary.pages["host"]
+    for percentile in ("p50", "p95", "p99"):
+        milliseconds = summary.ttft_ms[percentile] if summary.ttft_ms else 0.0
+        setattr(stats, f"ttft_{percentile}_ms", milliseconds)

@@ -1,4 +1,4 @@
-/* The C side: what needs no Python, the interpreter's start, and the hand-over to glue.py. */
+/* The C side: functions that need no Python, the start of the interpreter, and the calls to glue.py. */
 #define PY_SSIZE_T_CLEAN
 #define _GNU_SOURCE
 #include <Python.h>
@@ -77,9 +77,9 @@ int vicort_params_init(vicort_params *params, size_t size, uint32_t abi_version)
 
 static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER;
 static atomic_bool started;          /* Python runs, and vicort is imported */
-static char chosen_home[ERROR_SIZE]; /* whose vicort that is; under `starting` */
+static char chosen_home[ERROR_SIZE]; /* the environment of that vicort; guarded by `starting` */
 
-/* Extension modules look for Python's symbols in the global scope, which a dlopen with RTLD_LOCAL keeps them out of. */
+/* Extension modules need Python's symbols in the global scope. A host may have loaded this library with RTLD_LOCAL. */
 static void show_python_to_extensions(void) {
     Dl_info library;
     if (dladdr((void *)(uintptr_t)&Py_IsInitialized, &library) && library.dli_fname)
@@ -103,7 +103,7 @@ static int import(const char *name) {
     return module != NULL;
 }
 
-/* As `home`/bin/python3 would start, but that signals and locale stay the host's. */
+/* Start like `home`/bin/python3, but keep the signal handlers and the locale of the host. */
 static PyStatus initialize(const char *home) {
     char program[PATH_SIZE];
     snprintf(program, sizeof program, "%s/bin/python3", home);
@@ -122,7 +122,7 @@ static PyStatus initialize(const char *home) {
     return status;
 }
 
-/* The module `signal` takes SIGINT when it is first imported, whatever the configuration says. */
+/* The module `signal` replaces the handler of SIGINT on its first import, whatever the configuration is. */
 static void keep_interrupts(void) {
     struct sigaction interrupt;
     sigaction(SIGINT, NULL, &interrupt);
@@ -132,7 +132,7 @@ static void keep_interrupts(void) {
 
 static int import_all(void) { return import("_cffi_backend") && import("vicort.runtime.shared_session"); }
 
-/* A Python that the host started, or that another home did which had no vicort, may not know the environment. */
+/* The search path may lack the environment if the host, or an earlier `home` without vicort, started Python. */
 static int import_from(const char *home) {
     char packages[PATH_SIZE];
     snprintf(packages, sizeof packages, "%s/lib/" PYTHON_NAME "/site-packages", home);
@@ -144,7 +144,7 @@ static int import_from(const char *home) {
     return added && import_all();
 }
 
-/* The pending Python exception as a failure. */
+/* Store the pending Python exception as the error text. */
 static int fail_with_exception(const char *home) {
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
@@ -191,9 +191,9 @@ static int start_python(const char *home) {
     return status;
 }
 
-/* ---- the hand-over ---- */
+/* ---- calls to glue.py ---- */
 
-/* Until something was opened there can be no session. */
+/* Before the first vicort_open there is no session. */
 #define NEED_SESSION(session)                                                                       \
     do {                                                                                            \
         if (!(session)) return fail(VICORT_E_NULL, "%s: session is null", __func__);                \
@@ -204,7 +204,7 @@ static int start_python(const char *home) {
         if (!(pointer)) return fail(VICORT_E_NULL, "%s: " #pointer " is null", __func__);           \
     } while (0)
 
-/* `status` is one more than a code; the words are kept only of what failed. */
+/* `status` is a code + 1. The text is stored only for failures. */
 static int settle(int status, const char *error) {
     if (status == VICORT_OK + 1) return VICORT_OK;
     if (status == 0) return fail(VICORT_E_INTERNAL, "the library's Python part does not run: see what it printed to stderr");
@@ -218,10 +218,10 @@ static int settle(int status, const char *error) {
         return settle(status, error);                                                               \
     } while (0)
 
-/* Engines must not run any more when exit() takes their libraries down. */
+/* Engines must stop before exit() unloads their libraries. */
 static void close_all_at_exit(void) {
     char error[ERROR_SIZE];
-    if (Py_IsInitialized()) (void)embedded_close_all(error); /* else the host has finalised its Python, and all threads with it */
+    if (Py_IsInitialized()) (void)embedded_close_all(error); /* otherwise the host finalized Python, which ended all threads */
 }
 
 static void register_exit(void) { (void)atexit(close_all_at_exit); }
@@ -239,7 +239,7 @@ int vicort_open(const vicort_params *params, vicort_session **session) {
     char error[ERROR_SIZE] = "";
     const int opened = settle(embedded_open(error, params, session), error);
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    if (opened == VICORT_OK) (void)pthread_once(&once, register_exit); /* now that the engines' libraries are loaded: exit goes backwards */
+    if (opened == VICORT_OK) (void)pthread_once(&once, register_exit); /* after the libraries of the engines are loaded: exit handlers run in reverse order */
     return opened;
 }
 

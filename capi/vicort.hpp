@@ -1,10 +1,10 @@
-// vicort.hpp: vicort.h for C++17, with exceptions for codes and a session that closes itself. Header only.
+// vicort.hpp: a header-only C++17 wrapper of vicort.h with exceptions and a session that closes itself.
 //
 //     vicort::Session session(vicort::defaults());
 //     session.push_rgb24(pixels, length, width, height, stride, time_us);
 //     std::cout << session.ask("what is there now?").text;
 //
-// Threads: as in vicort.h; any thread may use a session, but moving and destroying it is for one thread while no other does.
+// Threads: as in vicort.h. A session may be moved or destroyed only while no other thread uses it.
 #ifndef VICORT_HPP
 #define VICORT_HPP
 
@@ -22,7 +22,7 @@ namespace vicort {
 using Params = vicort_params;
 using Stats = vicort_stats;
 
-/// A code other than VICORT_OK; what() has the line of vicort_last_error.
+/// A code other than VICORT_OK. what() is the text of vicort_last_error.
 class Error : public std::runtime_error {
 public:
     Error(int code, const std::string &words) : std::runtime_error(words), code_(code) {}
@@ -38,7 +38,7 @@ inline void check(int code) {
     throw Error(code, words.empty() ? vicort_strerror(code) : words);
 }
 
-/// The default parameters. Throws Error with VICORT_E_ABI if header and library do not belong together.
+/// The default parameters. Throws Error with VICORT_E_ABI if header and library differ in version.
 inline Params defaults() {
     Params params{};
     check(vicort_params_init(&params, sizeof params, VICORT_ABI_VERSION));
@@ -47,7 +47,7 @@ inline Params defaults() {
 
 struct Answer {
     std::string text;
-    bool stopped = false; // the callback ended it: `text` is what was heard, `facts` are empty
+    bool stopped = false; // the callback stopped it: `text` is the part before that, `facts` is empty
     vicort_answer facts{};
 };
 
@@ -75,7 +75,7 @@ public:
                                time_us));
     }
 
-    /// The codec of the packets that follow, by FFmpeg's name; extradata only where its container has some.
+    /// Set the codec of the following packets by FFmpeg's name. extradata: the codec data of the container, if it has any.
     void set_codec(const std::string &codec, const std::uint8_t *extradata = nullptr, std::size_t extradata_length = 0) {
         check(vicort_set_codec(session_, codec.c_str(), extradata, extradata_length));
     }
@@ -84,7 +84,7 @@ public:
         check(vicort_push_packet(session_, data, length, time_us));
     }
 
-    /// Watch a source to its end. pace: 0 = as fast as it is taken, 1 = by its timestamps.
+    /// Push all frames of a source. pace: 0 = as fast as possible, 1 = by its timestamps.
     void push_source(const std::string &source, double pace = 0) { check(vicort_push_source(session_, source.c_str(), pace)); }
 
     void finish() { check(vicort_finish(session_)); }
@@ -93,7 +93,8 @@ public:
         return ask(question, [](std::string_view) {});
     }
 
-    /// on_token(std::string_view) gets each piece on this thread; if it returns a bool, false stops. What it throws comes out of here.
+    /// on_token(std::string_view) is called with each piece on this thread. If it returns a bool, false stops the call. Its exceptions
+    /// are rethrown.
     template <class OnToken> Answer ask(const std::string &question, OnToken &&on_token) {
         Call<std::remove_reference_t<OnToken>> call{on_token, {}, nullptr};
         const int code = vicort_ask_stream(session_, question.c_str(), &decltype(call)::token, &call, &call.answer.facts);
@@ -109,7 +110,7 @@ public:
         return stats;
     }
 
-    /// Ends other threads' calls with VICORT_E_CLOSED. The destructor does the same, quietly.
+    /// Close the session; calls of other threads end with VICORT_E_CLOSED. The destructor does the same and ignores errors.
     void close() { check(vicort_close(session_)); }
 
     vicort_session *get() const noexcept { return session_; }

@@ -1,6 +1,6 @@
-"""The nouns of vicort. Everything else is a verb on them.
+"""The data types that all of vicort shares: frames, chunks, pages, questions and events.
 
-This module knows nothing of engines, devices or files.
+This module does not depend on engines, devices or files.
 """
 
 from __future__ import annotations
@@ -14,36 +14,34 @@ import numpy as np
 
 from vicort.runtime.errors import ConfigError
 
-# DLPack's device types that the CPU reads: its own, pinned by CUDA or ROCm, and CUDA's managed
+# DLPack device types that the CPU can read: CPU, pinned by CUDA or ROCm, and CUDA managed memory
 HOST_MEMORY = (1, 3, 11, 13)
-# pixels: a macroblock's side, which no motion vector's block exceeds in the codecs that give them
+# pixels: side of a macroblock, the largest block that has one motion vector
 MOTION_CELL = 16
-# frames in a temporal unit, the smallest thing the vision encoder takes (temporal patch size of
+# frames in a temporal unit, the smallest input of the vision encoder (temporal patch size of
 # Qwen2.5-VL)
 UNIT_FRAMES = 2
 
 
 @dataclass(frozen=True)
 class Motion:
-    """What the codec tells of how a frame differs from the frame before it."""
+    """Motion between a frame and the previous one, as the codec reports it."""
 
-    # an I picture has come, or what came before is unknown: nothing is carried over
+    # an I picture, or the previous picture is unknown: no cell continues the previous frame
     refreshed: bool
     # [rows, columns] float32: the longest motion vector of each cell of MOTION_CELL pixels a side,
     # in pixels, inf where the cell is coded anew; None = the codec reports none
     cells: np.ndarray | None
-    # pixels of the upright frame where the first cell starts: 0, or less where the last one is
-    # whole instead
+    # pixels: where the first cell starts in the upright frame; negative if the first cell is cut by
+    # the edge
     top: int = 0
     left: int = 0
 
     def after(self, earlier: Motion | None) -> Motion:
-        """This one and an earlier one, of a frame that is left out between.
+        """Combine this motion with that of an earlier frame which was skipped.
 
-        The longer vector counts, not the sum: a P picture's vectors may lead several pictures back
-        and a B picture's go both ways, so that sums count a way twice, and add up the noise of an
-        encoder. With sticky masks it is also what the rule asks: whether any picture since the I
-        picture moved enough.
+        Each cell keeps the longer vector. A sum would count motion twice, because the vectors of P
+        and B pictures may span several pictures, and it would add up the noise of the encoder.
         """
         if earlier is None or self.refreshed:
             return self
@@ -62,18 +60,18 @@ class Frame:
     image: Any
     time: Fraction  # seconds since the source's first frame, exact
     index: int  # 0, 1, 2, … in the source, before sampling
-    # since the frame before; None = the source was not asked, or its codec knows nothing of it
+    # since the previous frame; None = not requested, or not reported by the codec
     motion: Motion | None = None
 
     @classmethod
     def of(cls, tensor: Any, time: Fraction | float, index: int = 0) -> Self:
-        """A frame of anything that speaks DLPack in the host's memory: an array of NumPy, a tensor
-        of PyTorch, …
+        """A frame from any object that supports DLPack in host memory, such as a NumPy array or a
+        PyTorch tensor.
 
-        tensor: [height, width, 3] uint8 RGB, or [3, height, width], told apart by where the 3 is,
-        last if at both ends; with any strides. It is not copied: leave it as it is until its chunk
-        is through. time: seconds since the first frame; a float is taken as it prints. Raises
-        ConfigError for another type, shape, time, or memory.
+        tensor: [height, width, 3] uint8 RGB, or [3, height, width], with any strides. A tensor that
+        fits both shapes is read as the first. It is not copied: do not change it until its chunk is
+        processed. time: seconds since the first frame; a float means its decimal text. Raises
+        ConfigError for another type, shape, time or memory.
         """
         if isinstance(time, float) and not math.isfinite(time):
             raise ConfigError(
@@ -88,13 +86,13 @@ class Frame:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Up to N frames that go through the stages together: the batch of the pipeline."""
+    """Up to N frames that pass the stages together: the batch of the pipeline."""
 
     index: int
-    first_unit: int  # number, in the stream, of its first temporal unit
-    # an even number of them, UNIT_FRAMES a unit; the last may be a repeat that completes its unit
+    first_unit: int  # index in the stream of its first temporal unit
+    # UNIT_FRAMES per unit; the last frame may be a repeat that completes its unit
     frames: tuple[Frame, ...]
-    repeated: int = 0  # how many frames at the end are such repeats (0 or 1)
+    repeated: int = 0  # number of repeats at the end, 0 or 1
 
     @property
     def units(self) -> int:
@@ -110,36 +108,36 @@ class Chunk:
 
 
 PageKind = Literal["prompt", "vision", "text"]
+SourceState = Literal["connected", "lost", "reconnecting", "resized", "ended", "given-up"]
 
 
 @dataclass(frozen=True)
 class Page:
-    """Keys and values of up to T tokens, of one temporal unit or of one run of text, never of
-    two."""
+    """Keys and values of up to T tokens, of one temporal unit or of one run of text."""
 
-    id: int  # unique in a session, rising in the order of the transcript
+    id: int  # unique in a session, rising in transcript order
     kind: PageKind
     tokens: int  # filled cells, at most T
-    chunk: int = -1  # of kind vision: the chunk it came with
-    unit: int = -1  # of kind vision: the temporal unit, counted from the start of the stream
+    chunk: int = -1  # of kind vision: index of its chunk
+    unit: int = -1  # of kind vision: index of its temporal unit in the stream
     start: Fraction = Fraction(0)  # seconds, of the unit's first frame
     end: Fraction = Fraction(0)  # seconds, of the unit's last frame
 
 
 @dataclass(frozen=True)
 class PageTable:
-    """What one run of the engine may attend to, besides its own new tokens."""
+    """The pages that one run of the engine attends to, besides its own new tokens."""
 
     slots: np.ndarray  # [L|1, Hkv|1, N] int32 slots of the device pool, -1 = none
-    pages: tuple[Page, ...]  # the pages behind them, in transcript order
+    pages: tuple[Page, ...]  # the pages in these slots, in transcript order
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; the defaults are greedy."""
+    """How the next token is chosen. The defaults mean greedy decoding."""
 
     temperature: float = 0.0  # 0 = greedy
-    top_p: float = 1.0  # smallest set of tokens whose probability reaches this
+    top_p: float = 1.0  # smallest set of tokens whose total probability reaches this
     top_k: int = 0  # 0 = all
     repetition_penalty: float = 1.0  # Keskar et al. 2019, over the answer's own tokens
     seed: int = 0
@@ -151,14 +149,14 @@ class Question:
     text: str
     at: Fraction | None = None  # seconds since the stream's first frame; None = at its end
     id: str = ""
-    # questions of one conversation see each other; None = forgotten after its answer
+    # questions of one conversation see each other; None = the question is evicted after its answer
     conversation: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened, as it is written to a JSONL stream."""
+    """An event of the JSONL output."""
 
     @property
     def name(self) -> str:
@@ -175,39 +173,39 @@ class ChunkEvent(Event):
     start: Fraction  # seconds, first frame
     end: Fraction  # seconds, last frame
     tokens: int  # visual tokens that left the vision encoder
-    kept: int  # visual tokens that were placed in pages
-    wall_ms: float  # from the hand-over to the first stage until its last page was placed
+    kept: int  # visual tokens that were written to pages
+    wall_ms: float  # from submission to the first stage until its last page was written
 
 
 @dataclass(frozen=True)
 class Answer(Event):
     id: str
     at: Fraction  # seconds, when it was asked
-    seen_until: Fraction  # seconds, last frame of the last unit that was complete then
+    seen_until: Fraction  # seconds, last frame of the last unit that was complete at that time
     question: str
     text: str
-    ttft_ms: float  # from the ask to the first token, all waiting included
+    ttft_ms: float  # from the question to the first token, including all waiting
     tokens: int  # tokens in the answer
     # time ranges, in seconds, whose pages the question could see
     read: tuple[tuple[Fraction, Fraction], ...]
-    # vision pages it could see; where they differ by layer and head, of the one that sees most
+    # vision pages that it could see; the maximum over layers and heads
     pages: int
-    # cached visual tokens that it could see; where they differ by layer and head, their mean
+    # cached visual tokens that it could see; the mean over layers and heads
     tokens_read: int
-    # seconds, start of the oldest unit that memory still held of, seen or not; None = it held none
+    # seconds, start of the oldest unit in memory, seen or not; None = memory was empty
     memory_from: Fraction | None
 
 
 @dataclass(frozen=True)
 class Spoken(Event):
-    """What the model said by itself."""
+    """Text that the model said without a question."""
 
-    at: Fraction  # seconds, last frame of the chunk behind which it was said
-    seen_until: Fraction  # seconds, the newest frame that it had seen: the same
+    at: Fraction  # seconds, last frame of the chunk after which it was said
+    seen_until: Fraction  # seconds, the newest frame that it had seen; equal to `at`
     text: str
     tokens: int  # tokens in the text
-    latency_ms: float  # from the hand-over of that chunk to the first stage until the first token
-    silence: float  # probability that silence had
+    latency_ms: float  # from submission of that chunk to the first stage until the first token
+    silence: float  # probability of silence
 
 
 @dataclass(frozen=True)
@@ -216,16 +214,16 @@ class Summary(Event):
     frames: int  # frames that entered the pipeline, after sampling
     dropped: int  # frames that a lag policy dropped
     chunks: int
-    seconds: float  # first frame in to last page placed
+    seconds: float  # from the first frame to the last written page
     fps: float  # frames / seconds
-    stage_ms: dict[str, float]  # total a stage: preprocess, vision, tokens, prefill
+    stage_ms: dict[str, float]  # total per stage: preprocess, vision, tokens, prefill
     overlap: float  # sum of the stage times / seconds
-    ttft_ms: dict[str, float] | None  # p50, p95, p99 over the answers; None without any
-    pages: dict[str, int]  # now in use: device, host
-    moved_mb: float  # between the device and the tiers behind it, both ways, in MB of 1e6 bytes
-    reruns: int  # runs of the language graph that were made again over pages chosen anew
+    ttft_ms: dict[str, float] | None  # p50, p95, p99 over the answers; None without answers
+    pages: dict[str, int]  # in use: device, host
+    moved_mb: float  # between the device and the other tiers, both ways, in MB of 1e6 bytes
+    reruns: int  # runs of the language graph that were repeated with a new choice of pages
     peak_rss_mb: float
-    # of live sources and --realtime: what `LagMeter.summary` gives
+    # for live sources and --realtime: the result of `LagMeter.summary`
     realtime: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -237,38 +235,38 @@ class Summary(Event):
 
 @dataclass(frozen=True)
 class SourceEvent(Event):
-    """A live source came, went, or is tried again."""
+    """A live source changed its state."""
 
-    state: Literal["connected", "lost", "reconnecting", "resized", "ended", "given-up"]
+    state: SourceState
     at: Fraction  # seconds, of the newest frame
-    reason: str  # of a loss or a failed attempt; of resized, from what to what
-    attempt: int  # how many times in a row it was tried again; 0 = not
+    reason: str  # of a loss or a failed attempt; for resized, the old and new size
+    attempt: int  # number of attempts in a row; 0 = none
 
 
 def _as_image(tensor: Any) -> np.ndarray:
-    """[height, width, 3] uint8: a view. Raises ConfigError."""
+    """A view [height, width, 3] uint8 of the tensor. Raises ConfigError."""
     try:
         if tensor.__dlpack_device__()[0] not in HOST_MEMORY:
-            raise BufferError("it is in a GPU's")
+            raise BufferError("it is in GPU memory")
         image = np.from_dlpack(tensor)
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"a {type(tensor).__name__} is no picture in the host's memory ({error}): move it to "
-            "the CPU"
+            f"a {type(tensor).__name__} cannot be read from host memory as a picture ({error}): "
+            "move it to the CPU"
         ) from error
     if image.ndim == 3 and image.shape[2] != 3 and image.shape[0] == 3:
         image = image.transpose(1, 2, 0)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         shape = "x".join(map(str, image.shape))
         raise ConfigError(
-            f"a tensor of {image.dtype} {shape} is no picture: give uint8 RGB, [height, width, "
-            "3] or [3, height, width]"
+            f"a tensor of {image.dtype} {shape} is not a picture: give uint8 RGB, [height, "
+            "width, 3] or [3, height, width]"
         )
     return image
 
 
 def _plain(value: Any) -> Any:
-    """JSON's view of a value: fractions become seconds with microseconds, tuples become lists."""
+    """A value for JSON: fractions become seconds with 6 decimals, tuples become lists."""
     if isinstance(value, Fraction):
         return round(float(value), 6)
     if isinstance(value, float):

@@ -1,27 +1,25 @@
-"""What vicort says when it cannot go on: one line with the value, what is allowed, and the next
-command to try."""
+"""Exceptions of vicort. Each text is one line: the value, what is allowed, and what to try next."""
 
 
 class VicortError(Exception):
-    """A failure the user can act on.
-
-    Its text is one line. `exit_code` is what a command line tool returns for it.
-    """
+    """A failure that the user can act on. `exit_code`: of the command line tools."""
 
     exit_code = 2
 
 
 class EngineError(VicortError):
-    """An engine set is missing, damaged, of another schema, or not what its manifest says."""
+    """An engine set is missing, damaged, of another schema, or differs from its manifest."""
 
 
 class ConfigError(VicortError):
-    """A YAML file, a flag or an argument holds a value that is not allowed."""
+    """A YAML file, an option or an argument has a value that is not allowed."""
 
 
 class SourceError(VicortError):
-    """A video source cannot be opened or holds no video. `brief`: only why, for those who know
-    which and what next."""
+    """A video source cannot be opened or contains no video.
+
+    brief: the cause alone, for callers that add the source and the advice.
+    """
 
     def __init__(self, line: str, brief: str = "") -> None:
         super().__init__(line)
@@ -29,18 +27,18 @@ class SourceError(VicortError):
 
 
 class TruncatedSource(SourceError):
-    """A source broke off in the middle: what came before it is good, and was delivered."""
+    """A source broke off. All frames before that point were delivered."""
 
     exit_code = 3
 
 
 class MemoryBudgetError(VicortError):
-    """A page budget is too small for what must be kept."""
+    """A page budget is too small for the pages that must be kept."""
 
 
 class DeviceError(VicortError):
-    """A GPU is asked for that is not there, cannot be used, or has too little memory."""
+    """The requested GPU is missing, cannot be used, or has too little memory."""
 
 
 class QuestionError(VicortError):
-    """A question cannot be asked: empty, too long, or at a time that cannot be."""
+    """A question cannot be asked: it is empty, too long, or has an invalid time."""

@@ -1,5 +1,5 @@
-"""Where engine sets lie: `engines/` of a source checkout, the user's cache folder of an installed
-wheel."""
+"""Locations of engine sets: `engines/` of a source checkout, or the user's cache folder for an
+installed wheel."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def engines_root() -> Path:
 
 
 def default_engine_dir(model: str, precision: Precision, backend: Backend) -> Path:
-    """`engines/<model>-<precision>-<backend>`; model: `tiny`, a folder or a hub id, of which the
-    last part counts."""
+    """`engines/<model>-<precision>-<backend>`. model: `tiny`, or the last part of a folder or of a
+    hub id."""
     name = (
         Path(model).resolve().name if Path(model).is_dir() else model.rstrip("/").rsplit("/", 1)[-1]
     )
@@ -32,10 +32,9 @@ def default_engine_dir(model: str, precision: Precision, backend: Backend) -> Pa
 
 
 def find_engine_dir(model: str) -> Path | None:
-    """The engine set of this model that was built last, of those that lie where the defaults put
-    them; None if there is none.
+    """The newest engine set of this model at the default locations; None if there is none.
 
-    Engines for an NVIDIA GPU count only where its driver is.
+    Engine sets for an NVIDIA GPU are ignored without its driver.
     """
     backends = [backend for backend in BACKENDS if backend != "tensorrt" or has_nvidia_driver()]
     manifests = [
@@ -48,12 +47,12 @@ def find_engine_dir(model: str) -> Path | None:
 
 
 def has_nvidia_driver() -> bool:
-    """Whether CUDA's driver library can be found; it is not loaded."""
+    """Whether CUDA's driver library is found. It is not loaded."""
     return find_library("nvcuda" if sys.platform == "win32" else "cuda") is not None
 
 
 def user_cache() -> Path:
-    """The operating system's folder for files that can be made again."""
+    """The operating system's folder for cache files."""
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches"
     if sys.platform == "win32":

@@ -1,8 +1,6 @@
-"""The manifest of an engine set: what was built, from what, with what, and what the runtime may
-rely on.
+"""The manifest of an engine set: its files, how they were built, and what the runtime relies on.
 
-Written by `vicort.export`, read by `vicort.runtime`; it is the only thing that the two share
-besides `core`.
+`vicort.export` writes it, `vicort.runtime` reads it.
 """
 
 from __future__ import annotations
@@ -21,22 +19,22 @@ from vicort.runtime.safe_text import read_text, shown
 SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
 Backend = Literal["onnxruntime", "openvino", "tensorrt"]
-# the module that built plans and runs them: TensorRT, or TensorRT for RTX
+# the module that builds and runs plans: TensorRT, or TensorRT for RTX
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 Precision = Literal["fp32", "bf16"]
 GraphName = Literal["vision", "tokens", "llm", "vision_pruned"]  # the last is optional
 
-# bytes: larger files are fingerprinted by samples, so that opening a 10 GB set stays quick
+# bytes: larger files are fingerprinted by samples, so that a set of 10 GB opens quickly
 SAMPLED_ABOVE = 64 << 20
 SAMPLE_BYTES = 1 << 20
 SAMPLES = 16
 MAX_BYTES = 16 << 20  # of a manifest
-# what errors tell the user to type: no other program, no shell
+# commands that an error may show: only vicort-build, without shell syntax
 COMMAND = re.compile(r"vicort-build [\w ./:=,@+~'-]{0,2000}", re.ASCII)
 
 
 def _inside(name: str) -> str:
-    """The name, if it is that of a file in the folder, not beside or above it."""
+    """Returns the name. Raises ValueError unless it is a relative path inside the folder."""
     path = PurePosixPath(name)
     if (
         not name.isprintable()
@@ -45,15 +43,15 @@ def _inside(name: str) -> str:
         or ".." in path.parts
         or str(path) in (".", "")
     ):
-        raise ValueError(f"{shown(name)} is no name of a file in the engine folder")
+        raise ValueError(f"{shown(name)} is not a file name in the engine folder")
     return name
 
 
-Size = Annotated[int, Field(gt=0, le=2**24)]  # of a part of a model: more than any has
+Size = Annotated[int, Field(gt=0, le=2**24)]  # of a part of a model; above all known models
 Rate = Annotated[float, Field(gt=0, le=1e6)]
 Theta = Annotated[float, Field(gt=0, le=1e12)]
 FileName = Annotated[str, AfterValidator(_inside)]
-Count = Annotated[int, Field(ge=0, le=2**40)]  # bytes, rows: of any model there may be
+Count = Annotated[int, Field(ge=0, le=2**40)]  # bytes or rows; above all known models
 
 
 class Strict(BaseModel):
@@ -61,16 +59,16 @@ class Strict(BaseModel):
 
 
 class TensorSpec(Strict):
-    """One tensor at an engine's border."""
+    """One input or output of an engine."""
 
     name: str
-    dtype: str  # NumPy's name of it, or "bfloat16"
-    shape: tuple[int | str, ...]  # a fixed size, or the name of a dimension that varies
+    dtype: str  # NumPy's name, or "bfloat16"
+    shape: tuple[int | str, ...]  # fixed sizes, or names of dynamic dimensions
 
 
 class Dimension(Strict):
-    """The sizes that a varying dimension may take: a TensorRT profile, and what the other backends
-    are checked against."""
+    """Allowed sizes of a dynamic dimension, used as a TensorRT profile and for checks in the other
+    backends."""
 
     min: int
     opt: int
@@ -82,20 +80,19 @@ class GraphSpec(Strict):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     dimensions: dict[str, Dimension]
-    attention_layers: int = 0  # BoundedAttention nodes of the exported graph
-    # BoundedAttention nodes that a plugin runs; 0 where its function body was expanded
+    attention_layers: int = 0  # BoundedAttention nodes in the exported graph
+    # BoundedAttention nodes that a plugin runs; 0 where the function body is inlined
     plugin_layers: int = 0
-    # of a TensorRT plan: layers of its network, by TensorRT's name of their type
+    # of a TensorRT plan: number of layers by TensorRT's layer type
     layer_types: dict[str, int] = Field(default_factory=dict)
-    # of tensors that a TensorRT plan calls otherwise
+    # tensor name -> name in the TensorRT plan, where they differ
     plan_names: dict[str, str] = Field(default_factory=dict)
-    # of a stripped plan: the ONNX file in the folder whose weights it is to be given before it runs
+    # of a stripped plan: the ONNX file in the folder whose weights are loaded before it runs
     refit_from: FileName | None = None
 
 
 class EmbeddingSpec(Strict):
-    """Where the token embeddings lie: a raw row-major array in a file of the set, which the
-    language graph uses too."""
+    """The token embeddings: a raw row-major array in a file that the language graph also uses."""
 
     file: FileName
     offset: Count  # bytes
@@ -105,7 +102,7 @@ class EmbeddingSpec(Strict):
 
 
 class ModelSpec(Strict):
-    """The facts about the model that the runtime needs."""
+    """The properties of the model that the runtime needs."""
 
     name: str
     layers: Size
@@ -114,24 +111,24 @@ class ModelSpec(Strict):
     kv_heads: Size
     head_dim: Size
     vocabulary: Size
-    image_height: Size  # pixels of a frame as the vision graph takes it
+    image_height: Size  # pixels, input of the vision graph
     image_width: Size
     grid_height: Size  # merged tokens down a unit
     grid_width: Size  # merged tokens across a unit
-    fps: Rate  # frames a second the model was trained to see
-    # steps of the temporal position in a second (vision_config.tokens_per_second)
+    fps: Rate  # frames per second in training
+    # steps of the temporal position per second (vision_config.tokens_per_second)
     tokens_per_second: Rate
-    chunk_frames: Size  # most frames in a chunk
+    chunk_frames: Size  # maximum number of frames in a chunk
     page_tokens: Size  # T, cells in a page
-    max_rows: Size  # most new tokens in one run of the language graph
-    # last rows of a run whose queries the language graph gives one by one; at most max_rows
+    max_rows: Size  # maximum number of new tokens in one run of the language graph
+    # last rows of a run whose queries the language graph returns separately; at most max_rows
     observed_rows: Size
-    max_position: Size  # positions stay below this: the range that the model was trained in
-    # rotary frequencies that turn with t, h and w; they sum to head_dim / 2
+    max_position: Size  # positions stay below this: the range of training
+    # rotary frequencies for t, h and w; they sum to head_dim / 2
     rotary_sections: tuple[Size, Size, Size]
     rotary_theta: Theta  # base of the rotary frequencies
     eos_tokens: tuple[int, ...]
-    video_token: int  # id of the placeholder that visual tokens stand for
+    video_token: int  # id of the placeholder for visual tokens
 
     @property
     def unit_tokens(self) -> int:
@@ -152,9 +149,9 @@ class Manifest(Strict):
     model: ModelSpec
     graphs: dict[GraphName, GraphSpec]
     embedding: EmbeddingSpec
-    checkpoint: str  # hash over the source checkpoint's configuration and weights
-    target: str  # GPU architectures, or the CPU's instruction sets
-    versions: dict[str, str]  # of the tools that built it
+    checkpoint: str  # hash of the configuration and weights of the source checkpoint
+    target: str  # GPU architectures, or CPU instruction sets
+    versions: dict[str, str]  # of the build tools
     build_command: str
     files: dict[FileName, FileSpec] = Field(default_factory=dict)
 
@@ -178,8 +175,7 @@ def fingerprint(path: Path) -> FileSpec:
 
 
 def backend_of(folder: Path) -> str | None:
-    """The backend that an engine set is for, without checking the set; None if there is no
-    telling."""
+    """The backend of an engine set, without checking the set; None if it cannot be read."""
     try:
         return json.loads(read_text(folder / FILE_NAME, MAX_BYTES))["backend"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
@@ -187,10 +183,10 @@ def backend_of(folder: Path) -> str | None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of an engine set, checked against its schema and its files.
+    """Read the manifest of an engine set, and check its schema and its files.
 
-    Raises EngineError, with the command that rebuilds, if anything is missing, of another schema,
-    or damaged.
+    Raises EngineError, which names the build command, if anything is missing, damaged or of another
+    schema.
     """
     path = folder / FILE_NAME
     if not folder.is_dir():
@@ -200,13 +196,13 @@ def read_manifest(folder: Path) -> Manifest:
         )
     if not path.is_file():
         raise EngineError(
-            f"{folder} holds no {FILE_NAME}, so it is no engine set: build one with "
+            f"{folder} has no {FILE_NAME}, so it is not an engine set: build one with "
             f"`vicort-build MODEL --out {folder}`"
         )
     try:
         content = json.loads(read_text(path, MAX_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        why = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise EngineError(
             f"{path} is not JSON ({why}): rebuild with `vicort-build MODEL --out {folder}`"
         ) from error
@@ -226,12 +222,12 @@ def read_manifest(folder: Path) -> Manifest:
         )
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(shown(part).strip("'") for part in first["loc"])
-        raise EngineError(f"{path}: {place}: {first['msg']}: {rebuild}") from error
-    for file in folder.rglob("*"):  # whatever is read of a set, named in its manifest or not
+        field = ".".join(shown(part).strip("'") for part in first["loc"])
+        raise EngineError(f"{path}: {field}: {first['msg']}: {rebuild}") from error
+    for file in folder.rglob("*"):  # also files that the manifest does not list
         if file.is_symlink() and not _leads_into(file, folder):
             raise EngineError(
-                f"{file} is a link that leads out of its folder: copy the file there, or {rebuild}"
+                f"{file} is a link to a file outside the folder: copy the file there, or {rebuild}"
             )
     for name, expected in manifest.files.items():
         file = folder / name
@@ -248,15 +244,15 @@ def read_manifest(folder: Path) -> Manifest:
 def _leads_into(link: Path, folder: Path) -> bool:
     try:
         return link.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # it leads round
+    except (OSError, RuntimeError):  # the link forms a loop
         return False
 
 
 def _command(content: Any, folder: Path) -> str:
-    """The command that rebuilds, as the manifest has it, if it is one."""
-    told = content.get("build_command") if isinstance(content, dict) else None
+    """The build command from the manifest, if it is a plain vicort-build command."""
+    command = content.get("build_command") if isinstance(content, dict) else None
     return (
-        told
-        if isinstance(told, str) and COMMAND.fullmatch(told)
+        command
+        if isinstance(command, str) and COMMAND.fullmatch(command)
         else f"vicort-build MODEL --out {folder}"
     )

@@ -1,7 +1,6 @@
-"""A session that any number of threads use, and close, at any moment: what the C API is made of.
+"""A thread-safe session, the base of the C API.
 
-It keeps the caller's clock of microseconds, gives frames an order, and lets nobody in after the
-close.
+It uses the caller's clock in microseconds, orders the frames, and rejects calls after `close`.
 """
 
 from __future__ import annotations
@@ -24,56 +23,57 @@ from vicort.runtime.sources import open_source
 from vicort.runtime.sources.packets import DecodedPicture, PacketReader
 
 MICROSECONDS = 1_000_000
-MAX_GAP_SECONDS = 366 * 86_400  # seconds between two frames: more is another clock
+MAX_GAP_SECONDS = 366 * 86_400  # between two frames; a larger gap is a change of clock
 
 
 class SessionClosed(VicortError):
-    """The session was closed before the call, or while it went on."""
+    """The session was closed before or during the call."""
 
 
 class StreamFinished(VicortError):
-    """The stream has ended: questions may come, frames not."""
+    """The stream was finished. It accepts questions, but no frames."""
 
 
 class TimeOrderError(VicortError):
-    """A frame is not after the one before it."""
+    """A frame is not later than the previous one, or more than a year later."""
 
 
 class AnswerStopped(VicortError):
-    """Whoever asked does not want to hear more."""
+    """The token callback asked to stop."""
 
 
 @dataclass(frozen=True)
 class TimedAnswer:
-    """An answer, on the caller's clock."""
+    """An answer with its times on the caller's clock."""
 
     answer: Answer
-    at_us: int  # when it was asked
-    seen_until_us: int  # newest frame that it could see
+    at_us: int  # time of the question
+    seen_until_us: int  # time of the newest frame that it could see
 
 
 class SharedSession:
-    """All verbs are for any thread; those of frames go one at a time."""
+    """Every method may be called from any thread. Frames are pushed one at a time."""
 
     def __init__(
         self, session: Session, sampling: Sampling | None = None, *, on_gpu: bool = False
     ) -> None:
-        """sampling: of its answers. on_gpu: whether its engines run there, so that pictures in the
-        host's memory must be RGB."""
+        """sampling: of the answers. on_gpu: whether the engines run on a GPU, so that pictures in
+        host memory must be RGB."""
         sampling = sampling or Sampling()
         self.on_gpu = on_gpu
-        self._session, self._sampling = session, sampling
-        self._pushing = threading.Lock()  # of the four below
-        # the first frame's time on the caller's clock; None = no frame yet
+        self._session = session
+        self._sampling = sampling
+        self._pushing = threading.Lock()  # guards the next four fields
+        # time of the first frame on the caller's clock; None = no frame yet
         self._origin_us: int | None = None
         self._last = Fraction(0)  # time of the newest frame, in seconds since the first
         self._frames = 0
         self._finished = False
-        self._decoding = threading.Lock()  # of packets, one at a time; before the lock above
+        self._decoding = threading.Lock()  # for packets; acquired before _pushing
         self._packets: PacketReader | None = None
         self._ending = threading.Event()
-        self._calls: Counter[int] = Counter()  # under way, by thread
-        self._left = threading.Condition()  # of the calls
+        self._calls: Counter[int] = Counter()  # thread id -> running calls
+        self._left = threading.Condition()  # guards _calls; notified when a call returns
 
     def push(
         self,
@@ -81,25 +81,27 @@ class SharedSession:
         picture: Callable[[], Any],
         motion: Callable[[], Motion | None] = lambda: None,
     ) -> None:
-        """The frame of that time, on a clock that only needs to rise; `picture` gives its image,
-        and is called only if it is sampled, as is `motion`.
+        """Push the frame at time_us, on any clock that rises. `picture` and `motion` return its
+        image and motion; they are called only if the frame is sampled.
 
-        Raises SessionClosed, StreamFinished, TimeOrderError, and what an earlier frame failed with.
+        Raises SessionClosed, StreamFinished, TimeOrderError, and the error of an earlier frame.
         """
         with self._inside(), self._pushing:
             origin = time_us if self._origin_us is None else self._origin_us
             self._check_order(at := Fraction(time_us - origin, MICROSECONDS))
             wanted = self._session.wants(at)
             image = picture() if wanted else None
-            self._origin_us, self._last, self._frames = origin, at, self._frames + 1
+            self._origin_us = origin
+            self._last = at
+            self._frames += 1
             if wanted:
                 self._session.push(Frame(image, at, self._frames - 1, motion()))
 
     def set_codec(self, codec: str, extradata: bytes = b"") -> None:
-        """What the packets that follow are of, as `PacketReader` has it; pictures that an earlier
-        codec holds back are pushed first.
+        """Set the codec of the following packets, with the arguments of `PacketReader`. Pictures
+        that the previous decoder still holds are pushed first.
 
-        Raises SourceError, and what `push` raises.
+        Raises SourceError, and the errors of `push`.
         """
         with self._inside(), self._decoding:
             if self._finished:
@@ -110,23 +112,23 @@ class SharedSession:
                 self._push_all(before.rest())
 
     def push_packet(self, data: bytes, time_us: int) -> None:
-        """One encoded picture, in the order of decoding, and when it is shown; what it completes is
-        decoded and pushed on this thread.
+        """Decode one encoded picture, in decoding order, and push the pictures that it completes on
+        this thread. time_us: its display time.
 
         Raises SourceError for a packet that cannot be decoded, ConfigError if no codec was set, and
-        what `push` raises; the next packet may be good.
+        the errors of `push`. The next packet may still succeed.
         """
         with self._inside(), self._decoding:
             if self._packets is None:
                 raise (
                     _finished()
                     if self._finished
-                    else ConfigError("the packets have no codec yet: set it first, as h264")
+                    else ConfigError("the packets have no codec yet: set one first, such as h264")
                 )
             self._push_all(self._packets.read(data, time_us))
 
     def _push_all(self, pictures: Iterator[DecodedPicture]) -> None:
-        """One that comes too late keeps back no other."""
+        """Push all pictures, also after one with a wrong time."""
         late: TimeOrderError | None = None
         for each in pictures:
             try:
@@ -137,34 +139,34 @@ class SharedSession:
             raise late
 
     def watch(self, spec: str, pace: float) -> None:
-        """Push a source's frames until it ends; its first frame is the stream's first. pace: times
-        its own speed, 0 = as fast as it goes.
+        """Push the frames of a source until it ends. The stream must not have frames yet. pace:
+        multiple of the source's speed; 0 = as fast as possible.
 
-        Raises SourceError, and what `push` raises.
+        Raises SourceError, and the errors of `push`.
         """
         if not 0 <= pace < float("inf"):
             raise ConfigError(
-                f"pace {pace} is no speed: give 1 for the source's own, 2 for twice that, or 0 "
-                "for as fast as it goes"
+                f"pace {pace} is not a speed: give 1 for the speed of the source, 2 for twice "
+                "that, or 0 for as fast as possible"
             )
         with self._inside(), open_source(spec, motion=self._session.system.wants_motion) as source:
             with self._pushing:
                 if self._origin_us is not None:
                     raise TimeOrderError(
                         f"{source.name} begins at time 0, and the stream has frames already: "
-                        "open a session for it"
+                        "open a new session for it"
                     )
                 self._origin_us = 0
             wait = self._pacer(pace)
-            for frame in source.frames(lambda at: self._sees(wait, at)):
+            for frame in source.frames(lambda at: self._wants(wait, at)):
                 with self._pushing:
                     self._check_order(frame.time)
-                    self._last, self._frames = frame.time, self._frames + 1
+                    self._last = frame.time
+                    self._frames += 1
                     self._session.push(frame)
 
     def finish(self) -> None:
-        """End of the stream; waits for what is under way. Raises what a frame or an answer failed
-        with."""
+        """End the stream and wait for all work. Raises the error of a frame or of an answer."""
         with self._inside():
             try:
                 with self._decoding:
@@ -177,10 +179,11 @@ class SharedSession:
                 self._session.finish()
 
     def ask(self, text: str, on_token: Callable[[str], bool]) -> TimedAnswer:
-        """Ask now, and wait. on_token gets each piece on this thread, and says whether to go on.
+        """Ask now and wait for the answer. on_token is called with each piece on this thread; if it
+        returns False, the call ends.
 
-        Raises QuestionError, SessionClosed, AnswerStopped (the answer is made to its end all the
-        same), and what the answer failed with.
+        Raises QuestionError, SessionClosed, AnswerStopped (the answer is still generated in the
+        background), and the error of the answer.
         """
         if not text.strip():
             raise QuestionError("the question is empty: ask something")
@@ -193,17 +196,17 @@ class SharedSession:
             while (piece := pieces.get()) is not None:
                 if not on_token(piece):
                     raise AnswerStopped("the token callback asked to stop")
-            self._check_open()  # closed from on_token, the answer may be whole all the same
-            return self._heard(answer)
+            self._check_open()  # on_token may have closed it after the last piece
+            return self._timed(answer)
 
     def summary(self) -> Summary:
-        """The stream so far."""
+        """Statistics of the stream so far."""
         with self._inside():
             return self._session.summary()
 
     def close(self) -> None:
-        """Other threads' calls end with SessionClosed, and are waited for; those of this thread,
-        whose callback this is, are not."""
+        """Close the session and wait for the calls of other threads, which fail with SessionClosed.
+        A token callback may call this: calls of its own thread are not waited for."""
         with self._left:
             self._check_open()
             self._ending.set()
@@ -213,7 +216,7 @@ class SharedSession:
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
-        """A call under way, which a close ends."""
+        """Registers a running call, which `close` waits for."""
         me = threading.get_ident()
         with self._left:
             self._check_open()
@@ -241,23 +244,23 @@ class SharedSession:
             late = int((self._last - at) * MICROSECONDS)
             raise TimeOrderError(
                 f"the frame is {late} us before the newest one, or at its time: push frames in "
-                "the order of their times"
+                "time order"
             )
         if at - self._last > MAX_GAP_SECONDS:
             days = int((at - self._last) / 86_400)
             raise TimeOrderError(
-                f"the frame is {days} days after the newest one, and at most 366 may lie "
-                "between: keep to one clock"
+                f"the frame is {days} days after the newest one, and at most 366 are allowed: use "
+                "one clock"
             )
 
-    def _sees(self, wait: Callable[[Fraction], None], at: Fraction) -> bool:
-        """Whether a source's frame is wanted, when its time has come."""
+    def _wants(self, wait: Callable[[Fraction], None], at: Fraction) -> bool:
+        """Wait until a frame is due, then return whether it is wanted."""
         wait(at)
         self._check_open()
         return self._session.wants(at)
 
     def _pacer(self, pace: float) -> Callable[[Fraction], None]:
-        """Waits until a frame of that time is due, or the session is closed."""
+        """A function that waits until a frame at a given time is due or the session is closed."""
         began = time.monotonic()
 
         def wait(at: Fraction) -> None:
@@ -266,13 +269,13 @@ class SharedSession:
 
         return wait
 
-    def _heard(self, answer: Future) -> TimedAnswer:
-        given: Answer = answer.result()
+    def _timed(self, future: Future[Answer]) -> TimedAnswer:
+        answer = future.result()
         origin = self._origin_us or 0
         return TimedAnswer(
-            given,
-            origin + round(given.at * MICROSECONDS),
-            origin + round(given.seen_until * MICROSECONDS),
+            answer,
+            origin + round(answer.at * MICROSECONDS),
+            origin + round(answer.seen_until * MICROSECONDS),
         )
 
 

@@ -1,5 +1,4 @@
-"""Video in: every form a source can take, as one iterable of upright RGB frames with exact
-times."""
+"""Video sources: each is an iterable of upright RGB frames with exact times."""
 
 from vicort.runtime.sources.opening import open_source
 from vicort.runtime.sources.source import Source

@@ -1,4 +1,4 @@
-"""Times that rise, from timestamps that may be missing, repeat, or jump back."""
+"""Rising frame times, from timestamps that may be missing, repeat or jump back."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ from fractions import Fraction
 
 from vicort.runtime.sources.source import Warn
 
-# seconds: a longer way back is a clock that was set anew, a shorter one is disorder
+# seconds: a jump back of this length or more is a clock reset, a shorter one is disorder
 RESET = Fraction(1)
-# seconds: the tick of MPEG's clock, put between frames whose order says no more
+# seconds: the tick of MPEG's clock, used between frames whose timestamps are out of order
 MIN_STEP = Fraction(1, 90_000)
 
 
 class Clock:
-    """Exact times, in seconds since the first frame, as players count them. Gaps stay; every kind
-    of repair is warned of once."""
+    """Exact times in seconds since the first frame. Gaps are kept. Each kind of repair is reported
+    by one warning."""
 
     def __init__(self, step: Fraction, warn: Warn) -> None:
-        """step: seconds from one frame to the next, where no timestamp says so."""
-        self._step, self._warn = step, warn
-        # added to every timestamp: the late start, and what was lost in resets
+        """step: seconds between two frames if a timestamp is missing."""
+        self._step = step
+        self._warn = warn
+        # added to every timestamp: minus the first one, plus the jumps of clock resets
         self._offset = Fraction(0)
         self._last: Fraction | None = None
         self._warned: set[str] = set()
 
     def time(self, stamp: Fraction | None) -> Fraction:
-        """The time of the next frame: above the one before, and its timestamp where that is
-        good."""
+        """The time of the next frame: its timestamp if that is valid, and always later than the
+        previous frame."""
         if self._last is None:
             self._last = Fraction(0)
             self._offset = -(stamp or Fraction(0))
@@ -50,14 +51,14 @@ class Clock:
         if last - time < RESET:
             self._warn_once(
                 "disorder",
-                f"timestamps out of order at {float(last):.3f} s: put right by their order",
+                f"timestamps out of order at {float(last):.3f} s: corrected",
             )
             return last + MIN_STEP
         self._warn_once(
             "reset",
             (
                 f"timestamps jump back by {float(last - time):.3f} s at {float(last):.3f} s: time "
-                "goes on from there"
+                "continues from there"
             ),
         )
         self._offset += last + self._step - time

@@ -1,4 +1,4 @@
-"""Frames out of whatever FFmpeg opens: files, network streams, cameras, pipes."""
+"""Frames from everything that FFmpeg opens: files, network streams, cameras and pipes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from vicort.runtime.sources.piped import MAX_BYTES_WITHOUT_PICTURE, ByteFile
 from vicort.runtime.sources.pixels import Converter
 from vicort.runtime.sources.source import Source, Wants, Warn
 
-USUAL_RATE = Fraction(25)  # frames a second, where a stream names none
-# formats without timestamps: FFmpeg counts 25 a second
+USUAL_RATE = Fraction(25)  # frames per second, for a stream that declares none
+# formats without timestamps: FFmpeg assumes 25 frames per second
 UNTIMED = ("mpjpeg", "mjpeg", "jpeg_pipe", "h264", "hevc", "m4v")
 TEXT = "tty"  # FFmpeg draws plain text as a video of letters
-# seconds that may lack at the end of a whole stream: containers round, and last frames last
+# seconds that a complete stream may be shorter than declared: containers round, and the last frame
+# has a duration
 SLACK = Fraction(1)
 
 
@@ -38,21 +39,21 @@ class Decoder(Protocol):
     """Packets -> pictures -> frames."""
 
     def decode(self, packet: av.Packet | None) -> Iterable[Any]:
-        """The next pictures in the order they are shown, each with pts, dts, time_base and
-        is_corrupt as PyAV has them.
+        """The next pictures in display order, each with pts, dts, time_base and is_corrupt as in
+        PyAV.
 
-        None, or a packet without data, gives those that are held back. Each may be good only until
-        the next is taken. Raises Damaged.
+        None, or a packet without data, flushes the decoder. A picture may be valid only until the
+        next one is taken. Raises Damaged.
         """
         ...
 
     def convert(self, picture: Any) -> Any:
-        """A picture as the image of a `Frame`."""
+        """Convert a picture to the image of a `Frame`."""
         ...
 
 
 class CpuDecoder:
-    """FFmpeg's decoder of a stream, or one without a stream."""
+    """FFmpeg's decoder, of a stream or without one."""
 
     def __init__(self, stream: av.VideoStream | av.VideoCodecContext, limits: Limits) -> None:
         self._stream = stream
@@ -66,36 +67,36 @@ class CpuDecoder:
             raise Damaged(reason(error)) from error
         for picture in pictures:
             if not self._limits.allows(picture.width, picture.height):
-                raise Damaged(f"{picture.width}x{picture.height} is more than was declared")
+                raise Damaged(f"{picture.width}x{picture.height} is larger than declared")
         return pictures
 
 
 class ContainerSource(Source):
     """One video stream of a container.
 
-    Decodes on one thread unless told otherwise: the engines need the others, and next to damaged
-    data more threads lose more frames.
+    Decodes on one thread by default: the engines need the others, and with several threads damaged
+    data costs more frames.
     """
 
     def __init__(
         self,
-        target: Any,  # what `av.open` takes: a URL, or a file object opened for reading bytes
+        target: Any,  # for `av.open`: a URL, or a file object in binary mode
         name: str,
         *,
-        stream: int | None = None,  # index in the container; None = its first video
-        live: bool | None = None,  # None = if it has no length
+        stream: int | None = None,  # index in the container; None = the first video stream
+        live: bool | None = None,  # None = live if it has no length
         warn: Warn | None = None,
         threads: int = 1,
-        advice: str = "",  # what to do if nothing can be read of it
+        advice: str = "",  # for the error text if it cannot be read
         limits: Limits | None = None,  # None = the default ones
-        # seconds of packets without a picture that end a live stream
+        # seconds: packets without a picture for this long end the stream
         picture_timeout: float | None = None,
         **options: Any,  # for `av.open`
     ) -> None:
         super().__init__(name, warn=warn)
         self._advice = advice or f"see what it is with `ffprobe {name}`"
         limits = limits or Limits()
-        # heeded while the stream is probed
+        # also applied while FFmpeg probes the stream
         options["options"] = options.get("options", {}) | limits.decoder_options
         self._container = _opened(target, name, self._advice, options)
         try:
@@ -129,31 +130,31 @@ class ContainerSource(Source):
 
     @property
     def untimed(self) -> bool:
-        """Whether its timestamps only count frames, whenever they came."""
+        """Whether its timestamps only count frames."""
         return self._container.format.name in UNTIMED
 
     @property
     def stopped(self) -> str | None:
-        """Why it could not be read to its end; None if it could, so far."""
+        """Why reading ended before the end of the stream; None if it did not."""
         return self._health.stopped
 
     @property
     def video(self) -> av.VideoStream:
-        """The stream that frames come from."""
+        """The video stream that is decoded."""
         return self._stream
 
     def decode_with(self, decoder: Decoder) -> None:
-        """Another decoder than FFmpeg's, before the first frame; it tells no motion."""
-        self._decoder, self._motion = decoder, None
+        """Replace FFmpeg's decoder. Call before the first frame. Frames then carry no motion."""
+        self._decoder = decoder
+        self._motion = None
 
     def report_motion(self) -> None:
-        """Give each frame its motion, as far as the codec tells; to be said before the first
-        frame."""
+        """Let frames carry the motion that the codec reports. Call before the first frame."""
         context = self._stream.codec_context
         name = context.codec.canonical_name
         if not exports_vectors(name):
             self.warn(
-                f"{self.name}: motion vectors of {name} cannot be had, so frames are compared "
+                f"{self.name}: motion vectors of {name} are not available, so frames are compared "
                 "instead"
             )
         if not context.codec.intra_only:
@@ -188,28 +189,27 @@ class ContainerSource(Source):
                 )
         if self._health.pictures == 0:
             raise SourceError(
-                f"{self.name} holds a video stream, but no picture of it can be decoded: "
+                f"{self.name} has a video stream, but no picture of it can be decoded: "
                 f"{self._advice}"
             )
         if not self.live and (reason := self._broken_off()):
             raise TruncatedSource(
-                f"{self.name} breaks off after {self._health.pictures} frames ({reason}): they "
-                "are all there is, fetch or record it again"
+                f"{self.name} breaks off after {self._health.pictures} frames ({reason}): fetch or "
+                "record it again"
             )
         if self._health.damaged:
             self.warn(
                 f"{self.name}: {self._health.damaged} damaged packets: their pictures are "
-                "missing or patched"
+                "missing or concealed"
             )
 
     def close(self) -> None:
-        """Called while another thread reads, this does nothing: FFmpeg would read what is gone."""
+        """Does nothing while another thread reads, because FFmpeg would read freed memory."""
         if self._reader in (None, threading.get_ident()):
             self._container.close()
 
     def _pictures(self) -> Iterator[Any]:
-        """Every picture of the stream, in the order they are shown; damaged packets are passed
-        over."""
+        """Every picture of the stream in display order. Damaged packets are skipped."""
         seen = time.monotonic()
         try:
             for packet in self._packets():
@@ -253,14 +253,13 @@ class ContainerSource(Source):
         return None if ticks is None else ticks * Fraction(picture.time_base or self._time_base)
 
     def _broken_off(self) -> str | None:
-        """Why the stream is taken to be cut short, or None if it is whole as far as anyone can
-        tell."""
+        """Why the stream seems to be truncated; None if it seems complete."""
         health = self._health
         if health.stopped:
             return health.stopped
         if health.end_damaged:
             return "its last picture is damaged"
-        # others index key frames only
+        # other containers index only key frames
         indexed = len(self._stream.index_entries) if "mov" in self._container.format.name else 0
         if health.packets < indexed:
             return f"its index lists {indexed}"
@@ -270,31 +269,31 @@ class ContainerSource(Source):
         return None
 
     def _declared_end(self) -> Fraction | None:
-        """When the stream ends, in seconds, by containers whose header says so; others' lengths are
-        estimated from what is there."""
+        """The end of the stream in seconds, from containers whose header declares it. Others only
+        estimate it from the data."""
         stream, kind = self._stream, self._container.format.name
         if kind == "avi" and stream.frames and stream.average_rate:
             return stream.frames / stream.average_rate
-        # Matroska, of the stream
+        # Matroska, per stream
         if match := re.fullmatch(
             r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")
         ):
             hours, minutes, seconds = match.groups()
             return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
-        alone = len(self._container.streams) == 1  # of several, another may be the longest
+        alone = len(self._container.streams) == 1  # with several, another one may be longer
         return self.duration if alone and ("matroska" in kind or kind == "flv") else None
 
 
 class _Health:
-    """What was read of a stream, and how well."""
+    """Counts what was read of a stream and what was damaged."""
 
     def __init__(self) -> None:
-        self.packets = 0  # that held data
-        self.pictures = 0  # that were decoded
-        self.damaged = 0  # packets that were not decoded, or not well
-        self.end = 0  # ticks: when the latest packet's picture is over
+        self.packets = 0  # with data
+        self.pictures = 0  # decoded
+        self.damaged = 0  # packets that were not decoded correctly
+        self.end = 0  # ticks: end time of the latest picture
         self.end_damaged = False  # the newest packet or picture is damaged
-        self.stopped: str | None = None  # why the container could not be read to its end
+        self.stopped: str | None = None  # why reading ended early
 
     def see_packet(self, packet: av.Packet) -> None:
         self.packets += 1
@@ -321,14 +320,14 @@ def _opened(
         failure = error
     why = reason(failure)
     line = f"{name} cannot be opened as a video ({why}): {advice}"
-    # FFmpeg's error quotes the URL with its password, so it goes no further
+    # FFmpeg's error contains the URL with its password, so it is not chained
     if name != target and "://" in str(target):
         raise SourceError(line, why)
     raise SourceError(line, why) from failure
 
 
 def _choose(container: av.container.InputContainer, name: str, index: int | None) -> av.VideoStream:
-    """The stream of that index, or the first that is video and no cover picture."""
+    """The stream with this index, or the first video stream that is not a cover picture."""
     videos = [
         stream
         for stream in container.streams.video
@@ -337,7 +336,7 @@ def _choose(container: av.container.InputContainer, name: str, index: int | None
     if not videos or container.format.name == TEXT:
         found = ", ".join(f"{stream.index} {stream.type}" for stream in container.streams) or "none"
         raise SourceError(
-            f"{name} holds no video stream (streams: {found}): give a file with video"
+            f"{name} contains no video stream (streams: {found}): give a file with video"
         )
     chosen = (
         videos[0]
@@ -347,7 +346,7 @@ def _choose(container: av.container.InputContainer, name: str, index: int | None
     allowed = ", ".join(f"{stream.index} ({_size(stream)})" for stream in videos)
     if chosen is None:
         raise SourceError(
-            f"stream {index} of {name} is no video: its video streams are {allowed} (try "
+            f"stream {index} of {name} is not a video: its video streams are {allowed} (try "
             f"`--stream {videos[0].index}`)"
         )
     if chosen.codec_context is None:
@@ -359,8 +358,8 @@ def _choose(container: av.container.InputContainer, name: str, index: int | None
 
 
 def _declared_rate(stream: av.VideoStream) -> Fraction | None:
-    """Frames a second. The average, but FFmpeg makes 60,000 of raw DV's 25 or 30, which it guesses
-    well."""
+    """Frames per second. FFmpeg reports an average of 60,000 for raw DV, but guesses its rate
+    correctly, so the lower of the two is used."""
     return min((rate for rate in (stream.average_rate, stream.guessed_rate) if rate), default=None)
 
 
@@ -369,8 +368,8 @@ def _size(stream: av.VideoStream) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What FFmpeg or the system says, in one line."""
-    if isinstance(error, av.error.ExitError):  # what PyAV makes of a time-out
+    """The error text of FFmpeg or of the operating system, in one line."""
+    if isinstance(error, av.error.ExitError):  # PyAV's error for a timeout
         return "nothing came in time"
     return redact(
         (str(getattr(error, "strerror", None) or error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""A folder or a glob of still pictures as a stream."""
+"""A folder or a glob of images as a stream."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMATS = (
     "apng,bmp_pipe,image2,image2pipe,jpeg_pipe,jpegls_pipe,mjpeg,pgm_pipe,png_pipe,ppm_pipe,"
     "tiff_pipe,webp_pipe"
 )
-# a playlist by the name of an image opens nothing
+# so that a playlist with the name of an image is not opened
 ONLY_IMAGES = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
 
 
@@ -32,7 +32,7 @@ def is_image(path: Path) -> bool:
 
 
 def natural_order(path: Path) -> list[str | int]:
-    """Sorts shot2 before shot10."""
+    """Sort key that puts shot2 before shot10."""
     return [
         int(part) if part.isdecimal() else part.casefold()
         for part in re.split(r"([0-9]+)", str(path))
@@ -40,7 +40,7 @@ def natural_order(path: Path) -> list[str | int]:
 
 
 class ImageSource(Source):
-    """Frame i has the time i / fps, however it is named or dated."""
+    """Frame i has the time i / fps, whatever its name or date."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A source that is opened again whenever it breaks off, on one clock."""
+"""A live source that reconnects when it breaks off, with one continuous clock."""
 
 from __future__ import annotations
 
@@ -9,53 +9,50 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
-from typing import Literal
 from urllib.parse import urlsplit
 
-from vicort.runtime.core import Frame, SourceEvent
+from vicort.runtime.core import Frame, SourceEvent, SourceState
 from vicort.runtime.errors import SourceError, TruncatedSource
 from vicort.runtime.redact import redact
 from vicort.runtime.sources.clock import MIN_STEP
 from vicort.runtime.sources.source import Source, Wants, Warn
 
-# seconds that live timestamps may run ahead of the wall clock in one step; more is a clock that was
-# set
+# seconds: timestamps that run ahead of the wall clock by more than this are a clock reset
 JUMP = Fraction(10)
-KEPT_WARNINGS = 100
+MAX_WARNINGS = 100
 OnState = Callable[[SourceEvent], None]
-State = Literal["connected", "lost", "reconnecting", "resized", "ended", "given-up"]
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a network source is waited for, and when it is tried again. Times in seconds."""
+    """Timeouts and retries of network sources. Times in seconds."""
 
     open_timeout: float = 10.0
-    # to the next packet, and to the next picture; None = 10, or 30 for HLS, which comes in segments
+    # for the next packet and the next picture; None = 10, or 30 for HLS, which arrives in segments
     read_timeout: float | None = None
-    first_delay: float = 0.5  # before the first attempt; each further one waits twice as long
+    first_delay: float = 0.5  # before the first attempt; doubled for each further one
     max_delay: float = 30.0
-    # a connection that gave frames for so long was a good one: counting starts anew
+    # a connection that delivered frames for this long resets the number of attempts
     steady: float = 10.0
-    attempts: int | None = None  # in a row; None = without end
+    attempts: int | None = None  # maximum in a row; None = unlimited
 
     def timeouts(self, url: str) -> tuple[float, float]:
-        """To open, and to read."""
+        """The timeouts for opening and for reading."""
         segments = "://" in url and urlsplit(url).path.lower().endswith(".m3u8")
         return self.open_timeout, self.read_timeout or (30.0 if segments else 10.0)
 
-    def delay(self, attempt: int, luck: float) -> float:
-        """Before attempt 1, 2, …; luck in [0, 1) spreads cameras that went down together over half
-        of it."""
+    def delay(self, attempt: int, jitter: float) -> float:
+        """Delay before attempt 1, 2, … with jitter in [0, 1), which spreads the reconnections of
+        several cameras."""
         whole = min(self.max_delay, self.first_delay * 2.0 ** min(attempt - 1, 60))
-        return whole * (0.5 + luck / 2)
+        return whole * (0.5 + jitter / 2)
 
 
 class LiveSource(Source):
-    """A URL or a camera. Its end, an error and silence all mean: open it again.
+    """A URL or a camera. It is reopened after its end, an error or a timeout.
 
-    The time of its frames rises over all connections: a gap between two lasts as long as it did on
-    the wall.
+    Frame times rise over all connections. A gap between two connections has its length in wall
+    time.
     """
 
     def __init__(
@@ -68,15 +65,16 @@ class LiveSource(Source):
         on_state: OnState | None = None,
         warn: Warn | None = None,
     ) -> None:
-        """open_one: opens a connection, or raises SourceError. first: the one that is open; None =
-        its frames open it, and if it is not there yet, try again like later ones. on_state: called
-        on the thread that reads.
+        """open_one: opens a connection, or raises SourceError. first: a connection that is open
+        already; None = `frames` opens the first one, and retries it like later ones. on_state:
+        called on the reading thread.
         """
         super().__init__(name, live=True, warn=warn)
         self._source = first
-        self._open_one, self._patience = open_one, patience
+        self._open_one = open_one
+        self._patience = patience
         self._on_state = on_state or (lambda event: None)
-        self._endless: bool | None = None  # None = nothing was opened yet
+        self._endless: bool | None = None  # None = not opened yet
         if first:
             self.warnings.extend(first.warnings)
             self._endless = first.duration is None
@@ -84,18 +82,18 @@ class LiveSource(Source):
         self._attempts = 0  # in a row
         self._time: Fraction | None = None  # of the newest frame
         self._index = -1
-        # of this connection's newest frame; None = it has given none
+        # of the newest frame of this connection; None = no frame yet
         self._stamp: Fraction | None = None
-        # monotonic_ns of the newest frame, and of this connection's first
+        # monotonic_ns of the newest frame, and of the first frame of this connection
         self._wall = self._since = 0
         self._size: tuple[int, ...] | None = None  # height, width
 
     def warn(self, line: str) -> None:
         super().warn(line)
-        del self.warnings[:-KEPT_WARNINGS]  # of days
+        del self.warnings[:-MAX_WARNINGS]  # a stream may run for days
 
     def stop(self) -> None:
-        """End it at the next frame or before the next attempt; from any thread."""
+        """End at the next frame or before the next attempt. May be called from any thread."""
         self._stopping.set()
 
     def close(self) -> None:
@@ -111,29 +109,29 @@ class LiveSource(Source):
             source = None if self._stopping.is_set() else self._reconnect(reason)
 
     def _first(self) -> Source | None:
-        """The first connection, now or later; None if it is to end before."""
+        """Open the first connection, with retries; None if the source is stopped before."""
         try:
             return self._opened()
         except SourceError as error:
-            self.warn(f"{error} (it is tried again)")
+            self.warn(f"{error} (retrying)")
             return self._reconnect(error.brief)
 
     def _opened(self) -> Source | None:
-        """A further connection; None if there is nothing more to come. Raises SourceError."""
+        """Open another connection; None if the stream has ended. Raises SourceError."""
         source = self._source = self._open_one()
         if self._stopping.is_set():
             source.close()
             return None
-        # a broadcast that has become a recording of itself
+        # the broadcast ended, and its URL now serves a recording
         if self._endless and source.duration is not None:
-            self._tell("ended", f"it is a recording of {float(source.duration):.3f} s now")
+            self._report("ended", f"it is a recording of {float(source.duration):.3f} s now")
             return None
         if self._endless is None:
             self._endless = source.duration is None
         return source
 
     def _watch(self, source: Source, wants: Wants | None) -> Generator[Frame, None, str]:
-        """One connection's frames; returns why it ended."""
+        """Yield the frames of one connection; returns why it ended."""
         self._stamp = None
         try:
             for frame in source.frames(partial(self._wants, wants)):
@@ -146,7 +144,7 @@ class LiveSource(Source):
         return getattr(source, "stopped", None) or "the stream ended"
 
     def _wants(self, wants: Wants | None, stamp: Fraction) -> bool:
-        """Every frame of a connection passes here first, with its time in it."""
+        """Called for every frame of a connection. stamp: its time within the connection."""
         now = time.monotonic_ns()
         connected = self._stamp is None
         if connected:
@@ -154,8 +152,8 @@ class LiveSource(Source):
         self._time = self._next_time(stamp, now)
         self._stamp, self._wall, self._index = stamp, now, self._index + 1
         if connected:
-            self._tell("connected", "")
-        # stopped: what is not wanted would never come to an end
+            self._report("connected", "")
+        # when stopped, the next frame must arrive in `_watch`, which then ends
         return self._stopping.is_set() or wants is None or wants(self._time)
 
     def _next_time(self, stamp: Fraction, now: int) -> Fraction:
@@ -168,7 +166,7 @@ class LiveSource(Source):
         if step > passed + JUMP:
             self.warn(
                 f"{self.name}: timestamps jump ahead by {float(step):.3f} s at "
-                f"{float(self._time):.3f} s: time goes on as it passed"
+                f"{float(self._time):.3f} s: the wall clock is used instead"
             )
             step = passed
         return self._time + step
@@ -176,25 +174,25 @@ class LiveSource(Source):
     def _see_size(self, size: tuple[int, ...]) -> None:
         before, self._size = self._size, size
         if before is not None and before != size:
-            self._tell("resized", f"{before[1]}x{before[0]} to {size[1]}x{size[0]}")
+            self._report("resized", f"{before[1]}x{before[0]} to {size[1]}x{size[0]}")
 
     def _reconnect(self, reason: str) -> Source | None:
-        """Wait and open, until it succeeds; None if there is nothing more to come."""
-        given = self._stamp is not None  # frames, by the connection that ended
-        if given:
-            self._tell("lost", reason)
-        if given and time.monotonic_ns() - self._since >= self._patience.steady * 1e9:
+        """Wait and reopen until it succeeds; None if the stream has ended."""
+        delivered = self._stamp is not None  # whether the last connection delivered frames
+        if delivered:
+            self._report("lost", reason)
+        if delivered and time.monotonic_ns() - self._since >= self._patience.steady * 1e9:
             self._attempts = 0
         while self._patience.attempts is None or self._attempts < self._patience.attempts:
             self._attempts += 1
-            self._tell("reconnecting", reason)
+            self._report("reconnecting", reason)
             if self._stopping.wait(self._patience.delay(self._attempts, random.random())):
                 return None
             try:
                 return self._opened()
             except SourceError as error:
                 reason = error.brief
-        self._tell("given-up", reason)
+        self._report("given-up", reason)
         raise TruncatedSource(
             f"{self.name} is gone ({self._attempts} attempts, {redact(reason)}): see what it is "
             f"with `ffprobe {self.name}`"
@@ -204,5 +202,5 @@ class LiveSource(Source):
     def _now(self) -> Fraction:
         return self._time or Fraction(0)
 
-    def _tell(self, state: State, reason: str) -> None:
+    def _report(self, state: SourceState, reason: str) -> None:
         self._on_state(SourceEvent(state, self._now, redact(reason), self._attempts))

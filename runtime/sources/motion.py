@@ -1,4 +1,4 @@
-"""Motion as the decoder hands it out: from motion vectors to a small array over a picture."""
+"""Motion of a picture, from the motion vectors that the decoder exports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from av.video.frame import PictureType
 from vicort.runtime.core import MOTION_CELL, Motion
 from vicort.runtime.sources.pixels import side_data, turned
 
-# FFmpeg's decoders that hand vectors out; others take the option and give none
+# FFmpeg's decoders that export motion vectors; others accept the option and export none
 EXPORTING = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
 EXPORT_VECTORS = {"flags2": "+export_mvs"}  # FFmpeg's option
 INTRA = (PictureType.I, PictureType.SI, PictureType.BI)
@@ -20,13 +20,13 @@ def exports_vectors(codec: str) -> bool:
 
 
 class MotionReader:
-    """Sees every picture of a stream, and gives the motion from one taken frame to the next."""
+    """Accumulates motion over all pictures of a stream, from one sampled frame to the next."""
 
     def __init__(self, vectors: bool) -> None:
-        """vectors: whether the decoder hands them out; else only I pictures are told."""
+        """vectors: whether the decoder exports them; otherwise only I pictures are reported."""
         self._vectors = vectors
-        self._since: Motion | None = None  # the frame that was taken last
-        self._size: tuple[int, int] | None = None  # height, width of the picture before
+        self._since: Motion | None = None  # the last sampled frame
+        self._size: tuple[int, int] | None = None  # height, width of the previous picture
 
     def see(self, picture: av.VideoFrame) -> None:
         size = (picture.height, picture.width)
@@ -40,15 +40,17 @@ class MotionReader:
         self._since = _upright(motion, picture).after(self._since)
 
     def take(self) -> Motion | None:
-        """Of the picture seen last, since this was asked before."""
+        """The motion of the latest picture since the previous call."""
         taken, self._since = self._since, None
         return taken
 
 
 def longest_vectors(vectors: np.ndarray, height: int, width: int) -> np.ndarray:
-    """[rows, columns] float32: the longest vector of each cell of a picture, in pixels; inf where
-    there is none, so that the cell is coded anew (a block that moves nowhere has a vector of length
-    0). vectors: FFmpeg's AVMotionVector records."""
+    """[rows, columns] float32: the longest vector of each cell of a picture, in pixels, or inf for
+    an intra-coded cell, which has none. A block that does not move has a vector of length 0.
+
+    vectors: FFmpeg's AVMotionVector records.
+    """
     rows, columns = _grid(height, width)
     # dst: a block's centre
     row, column = vectors["dst_y"] // MOTION_CELL, vectors["dst_x"] // MOTION_CELL
@@ -63,10 +65,10 @@ def longest_vectors(vectors: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _cells(picture: av.VideoFrame) -> np.ndarray | None:
-    """None where PyAV cannot say."""
+    """None if PyAV cannot read the vectors."""
     try:
         vectors = side_data(picture, "MOTION_VECTORS")
-    except ValueError:  # it refuses to list side data of a kind that it does not know
+    except ValueError:  # PyAV cannot list side data of unknown kinds
         return None
     if vectors is None:
         return np.full(_grid(picture.height, picture.width), np.inf, np.float32)
@@ -74,12 +76,12 @@ def _cells(picture: av.VideoFrame) -> np.ndarray | None:
 
 
 def _upright(motion: Motion, picture: av.VideoFrame) -> Motion:
-    """As the picture is shown. Turned, the cells that the picture's edge cuts come first instead of
-    last."""
+    """Rotate the motion like the picture. Cells that are cut by the edge of the picture may then
+    come first instead of last."""
     if motion.cells is None:
         return motion
     cells, corners = turned(motion.cells, picture), turned(np.arange(4).reshape(2, 2), picture)
-    # where the first cell's corner comes to lie
+    # the new position of the first cell's corner
     (row, column), right_of_it = np.argwhere(corners == 0)[0], np.argwhere(corners == 1)[0]
     height, width = (
         (picture.width, picture.height)

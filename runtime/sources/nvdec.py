@@ -1,8 +1,7 @@
-"""Video decoded by a GPU's own video engine (NVDEC), with PyNvVideoCodec; the pixels stay in the
-GPU's memory.
+"""Decodes video with NVDEC, through PyNvVideoCodec. The pixels stay in GPU memory.
 
-PyAV reads the container, as for the CPU, so that times, gaps and cut-off files are told in the same
-way; what is damaged inside a packet NVDEC patches without a word. Never run on a GPU here.
+PyAV reads the container, as on the CPU, so that times, gaps and truncated files are handled in the
+same way. NVDEC conceals damage inside a packet without reporting it.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from vicort.runtime.devices.cuda.gpu import Gpu
 
 MODULE, PIN = "PyNvVideoCodec", "PyNvVideoCodec==2.2.4"
-# FFmpeg's name, NVDEC's
+# FFmpeg's name -> NVDEC's name
 CODECS = {
     "h264": "H264",
     "hevc": "HEVC",
@@ -37,34 +36,34 @@ CODECS = {
     "av1": "AV1",
     "mpeg2video": "MPEG2",
 }
-FORMATS = ("yuv420p", "yuvj420p", "nv12")  # what becomes NV12; the j says full range
-# NVDEC finds pictures by them, MP4 and Matroska leave them out
+FORMATS = ("yuv420p", "yuvj420p", "nv12")  # decoded as NV12; yuvj420p has full range
+# bitstream filters that insert start codes, which NVDEC needs and MP4 and Matroska leave out
 START_CODES = {"h264": "h264_mp4toannexb", "hevc": "hevc_mp4toannexb"}
-SHARES = {  # FFmpeg's number of a colour matrix: Kr and Kb
+LUMA_WEIGHTS = {  # FFmpeg's number of a colour matrix -> Kr, Kb (ITU-T H.273)
     1: (0.2126, 0.0722),  # BT.709
     4: (0.30, 0.11),  # FCC
     7: (0.212, 0.087),  # SMPTE 240M
     9: (0.2627, 0.0593),  # BT.2020
 }
-USUAL_SHARES = (0.299, 0.114)  # BT.601, also where a stream does not say, as for the CPU
+DEFAULT_LUMA_WEIGHTS = (0.299, 0.114)  # BT.601, also for unspecified streams, as on the CPU
 FULL_RANGE = 2  # FFmpeg's number
-MAX_PENDING = 256  # packets that may be under way in the decoder
+MAX_PENDING = 256  # packets in the decoder
 
 
 class NvdecUnavailable(Exception):
-    """Why this stream cannot be decoded on the GPU, and what to do."""
+    """The stream cannot be decoded on the GPU. The text holds the reason and the advice."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """How the pictures of a stream are to be shown: its first one, decoded on the CPU, tells."""
+class DisplayFormat:
+    """Colours and orientation of the pictures of a stream, taken from the first one."""
 
-    to_rgb: np.ndarray
-    quarters: int
-    mirrored: bool
+    to_rgb: np.ndarray  # colour matrix, see devices.surface
+    quarters: int  # quarter turns counter-clockwise, after mirroring
+    mirrored: bool  # left and right
 
     @classmethod
-    def of(cls, picture: av.VideoFrame) -> Look:
+    def of(cls, picture: av.VideoFrame) -> DisplayFormat:
         full = picture.color_range == FULL_RANGE or picture.format.name == "yuvj420p"
         try:
             matrix = side_data(picture, "DISPLAYMATRIX")
@@ -74,17 +73,19 @@ class Look:
             None if matrix is None else np.frombuffer(bytes(matrix), np.int32)
         )
         return cls(
-            to_rgb(*SHARES.get(int(picture.colorspace), USUAL_SHARES), full), quarters, mirrored
+            to_rgb(*LUMA_WEIGHTS.get(int(picture.colorspace), DEFAULT_LUMA_WEIGHTS), full),
+            quarters,
+            mirrored,
         )
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture in the decoder's own memory, good until the next packet goes in. Times as
-    PyAV has them."""
+    """A decoded picture in the decoder's memory, valid until the next packet is decoded. Times are
+    as in PyAV."""
 
     planes: tuple[Any, Any]  # luma, chroma, each with a __cuda_array_interface__
-    look: Look
+    display: DisplayFormat
     pts: int | None
     time_base: Fraction | None
     is_corrupt: bool
@@ -92,8 +93,8 @@ class Picture:
 
 
 def turns(matrix: np.ndarray | None) -> tuple[int, bool]:
-    """Mirror left and right, or not, then so many quarter turns counter-clockwise: what
-    `pixels.upright` does with that display matrix."""
+    """Returns (quarter turns counter-clockwise, whether to mirror left and right before that) for a
+    display matrix, with the same result as `pixels.upright`."""
     if matrix is None:
         return 0, False
     a, b, c, d = (int(matrix[i]) for i in (0, 1, 3, 4))
@@ -115,18 +116,19 @@ def turns(matrix: np.ndarray | None) -> tuple[int, bool]:
 class NvdecDecoder:
     """A `Decoder` on the GPU.
 
-    The first pictures are decoded on the CPU as well, until one tells the colour matrix and the
-    turn, which are taken to stay.
+    The first pictures are also decoded on the CPU, until one yields the colour matrix and the
+    orientation. Both are assumed not to change.
     """
 
     def __init__(self, source: ContainerSource, ordinal: int = 0) -> None:
-        """Raises NvdecUnavailable if the module, the GPU or the codec is not there."""
+        """Raises NvdecUnavailable if the module, the GPU or the codec is missing."""
         self._nvc = load_module()
-        self._stream, self._name = source.video, source.name
+        self._stream = source.video
+        self._name = source.name
         codec = self._checked_codec(ordinal)
         self._memory = SurfaceMemory(ordinal)
         latency = self._nvc.DisplayDecodeLatencyType
-        # each packet is a whole picture, and is shown as soon as its turn comes
+        # each packet is one whole picture, which is returned without delay
         self._low_latency = source.live
         try:
             self._decoder = self._nvc.CreateDecoder(
@@ -142,10 +144,10 @@ class NvdecDecoder:
             ) from error
         filter_name = START_CODES.get(self._codec_name)
         self._filter = BitStreamFilterContext(filter_name, self._stream) if filter_name else None
-        self._look: Look | None = None
-        self._held: deque[av.Packet] = deque()  # packets that wait until the look is known
-        # of packets in the decoder, by number
-        self._under_way: dict[int, tuple[int | None, Fraction | None, bool]] = {}
+        self._display: DisplayFormat | None = None
+        self._waiting: deque[av.Packet] = deque()  # packets that wait for the display format
+        # packet number -> timestamp, time base, is_corrupt, of packets in the decoder
+        self._pending: dict[int, tuple[int | None, Fraction | None, bool]] = {}
         self._number = 0
         self._good = False  # whether a picture came out
 
@@ -155,18 +157,18 @@ class NvdecDecoder:
 
     @property
     def _codec_name(self) -> str:
-        """FFmpeg's name of the codec, whichever decoder of it is used."""
+        """FFmpeg's name of the codec, for any of its decoders."""
         return self._stream.codec_context.codec.canonical_name
 
     def _checked_codec(self, ordinal: int) -> Any:
         context, name = self._stream.codec_context, self._codec_name
         if name not in CODECS:
             raise NvdecUnavailable(
-                f"{name} is none of {', '.join(CODECS)}: convert it to one of them"
+                f"{name} is not one of {', '.join(CODECS)}: convert it to one of them"
             )
         if context.pix_fmt not in FORMATS:
             raise NvdecUnavailable(
-                f"its pictures are {context.pix_fmt}, and only 4:2:0 of 8 bits is taken: convert "
+                f"its pictures are {context.pix_fmt}, and only 8-bit 4:2:0 is supported: convert "
                 "it with `-pix_fmt yuv420p`"
             )
         codec = getattr(self._nvc.cudaVideoCodec, CODECS[name])
@@ -177,58 +179,59 @@ class NvdecDecoder:
                 f"NVDEC does not start ({_first_line(error)}): see `nvidia-smi`"
             ) from error
         if not able["num_decoder_engines"]:
-            raise NvdecUnavailable(f"this GPU has no decoder of {name}: convert it to h264")
+            raise NvdecUnavailable(f"this GPU has no decoder for {name}: convert it to h264")
         if context.width > able["width_max"] or context.height > able["height_max"]:
-            most = f"{able['width_max']}x{able['height_max']}"
+            largest = f"{able['width_max']}x{able['height_max']}"
             raise NvdecUnavailable(
-                f"it is {context.width}x{context.height}, and this GPU takes {most} of {name}: "
-                "make it smaller"
+                f"it is {context.width}x{context.height}, and this GPU decodes at most {largest} "
+                f"of {name}: make it smaller"
             )
         return codec
 
     def decode(self, packet: av.Packet | None) -> Iterator[Picture]:
         data = packet if packet is not None and packet.size else None
         if data is not None:
-            self._held.append(data)
-        self._look = look = self._look or self._first_look(data)
-        if look is None:
-            return  # what is held waits for the next packet; at the end there was no picture
-        while self._held:
-            yield from self._pictures(self._held.popleft(), look)
+            self._waiting.append(data)
+        self._display = display = self._display or self._first_display(data)
+        if display is None:
+            return  # wait for the next packet
+        while self._waiting:
+            yield from self._pictures(self._waiting.popleft(), display)
         if data is None:
-            yield from self._pictures(None, look)
+            yield from self._pictures(None, display)
 
     def convert(self, picture: Picture) -> Surface:
-        """The picture in memory of its own."""
-        self._decoder.SyncOnCUStream()  # the decoder copies on a stream of its own
+        """Copy the picture to a new surface."""
+        self._decoder.SyncOnCUStream()  # the decoder copies on its own stream
         try:
             luma, chroma = (self._memory.copied(plane) for plane in picture.planes)
         except DeviceError as error:
             raise SourceError(f"{self._name}: {error}") from error
-        look = picture.look
-        return Surface(luma, chroma, look.to_rgb, look.quarters, look.mirrored)
+        display = picture.display
+        return Surface(luma, chroma, display.to_rgb, display.quarters, display.mirrored)
 
-    def _first_look(self, packet: av.Packet | None) -> Look | None:
+    def _first_display(self, packet: av.Packet | None) -> DisplayFormat | None:
         try:
             pictures = self._stream.decode(packet)
         except av.FFmpegError:
-            return None  # the next picture will tell
-        return Look.of(pictures[0]) if pictures else None
+            return None  # try the next packet
+        return DisplayFormat.of(pictures[0]) if pictures else None
 
-    def _pictures(self, packet: av.Packet | None, look: Look) -> Iterator[Picture]:
-        """Of one packet; None = those that are held back."""
-        number = self._remember(packet)  # before the filter takes the packet over
+    def _pictures(self, packet: av.Packet | None, display: DisplayFormat) -> Iterator[Picture]:
+        """The pictures of one packet; None flushes the decoder."""
+        number = self._register(packet)  # before the filter takes ownership of the packet
         pieces = [packet] if self._filter is None or packet is None else self._filter.filter(packet)
         for piece in pieces:
             for frame in self._decoded(piece, number):
                 self._good = True
-                yield self._picture(frame, look)
+                yield self._picture(frame, display)
 
     def _decoded(self, piece: av.Packet | None, number: int) -> list[Any]:
         data = b"" if piece is None else bytes(piece)
-        buffer = np.frombuffer(data, np.uint8)  # holds the bytes while the decoder reads them
+        buffer = np.frombuffer(data, np.uint8)  # keeps the bytes alive while the decoder reads them
         entry = self._nvc.PacketData()
-        entry.bsl, entry.bsl_data = len(data), buffer.ctypes.data if data else 0
+        entry.bsl = len(data)
+        entry.bsl_data = buffer.ctypes.data if data else 0
         entry.pts = number
         if self._low_latency and data:
             entry.decode_flag = int(self._nvc.VideoPacketFlag.ENDOFPICTURE)
@@ -238,38 +241,38 @@ class NvdecDecoder:
             if self._good:
                 raise Damaged(_first_line(error)) from error
             raise SourceError(
-                f"{self._name} cannot be decoded on the GPU ({_first_line(error)}): say "
+                f"{self._name} cannot be decoded on the GPU ({_first_line(error)}): use "
                 "`--decode cpu`"
             ) from error
 
-    def _remember(self, packet: av.Packet | None) -> int:
-        """A number for the packet that the decoder gives back with its picture: exact, where a
-        timestamp may be missing or repeat."""
+    def _register(self, packet: av.Packet | None) -> int:
+        """Number a packet. The decoder returns the number with the picture; a timestamp may be
+        missing or repeated."""
         self._number += 1
         if packet is not None:
             stamp = packet.dts if packet.pts is None else packet.pts
-            self._under_way[self._number] = (stamp, packet.time_base, packet.is_corrupt)
-        # a packet without a picture of its own
-        self._under_way.pop(self._number - MAX_PENDING, None)
+            self._pending[self._number] = (stamp, packet.time_base, packet.is_corrupt)
+        # packets without a picture are never returned
+        self._pending.pop(self._number - MAX_PENDING, None)
         return self._number
 
-    def _picture(self, frame: Any, look: Look) -> Picture:
+    def _picture(self, frame: Any, display: DisplayFormat) -> Picture:
         if frame.format != self._nvc.Pixel_Format.NV12:
             raise SourceError(
-                f"{self._name} changes to {frame.format} on the way, and only NV12 is taken: say "
+                f"{self._name} changes to {frame.format}, and only NV12 is supported: use "
                 "`--decode cpu`"
             )
         luma, chroma = frame.cuda()
-        stamp, time_base, corrupt = self._under_way.pop(frame.getPTS(), (None, None, False))
-        return Picture((luma, chroma), look, stamp, time_base, corrupt)
+        stamp, time_base, corrupt = self._pending.pop(frame.getPTS(), (None, None, False))
+        return Picture((luma, chroma), display, stamp, time_base, corrupt)
 
 
 class Plane:
-    """[height, width, channels] uint8 in the GPU's memory, for whoever reads CUDA's array
-    interface."""
+    """[height, width, channels] uint8 in GPU memory, with CUDA's array interface."""
 
     def __init__(self, array: DeviceArray) -> None:
-        self.array, self.shape = array, array.shape
+        self.array = array
+        self.shape = array.shape
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -282,7 +285,7 @@ class Plane:
 
 
 class SurfaceMemory:
-    """Copies of decoded planes, in memory that is used again once nobody reads it."""
+    """Copies decoded planes to GPU memory that the caching allocator reuses."""
 
     def __init__(self, ordinal: int) -> None:
         """Raises NvdecUnavailable if there is no such GPU."""
@@ -295,7 +298,7 @@ class SurfaceMemory:
             raise NvdecUnavailable(str(error)) from error
 
     def copied(self, plane: Any) -> Plane:
-        """Waits for the copy: whoever reads it on whatever stream finds it there. Raises
+        """Copy a plane and wait for the copy, so that any stream may read it. Raises
         DeviceError."""
         interface, driver = plane.__cuda_array_interface__, self._gpu.driver
         shape = tuple(int(size) for size in interface["shape"])
@@ -321,19 +324,19 @@ def _is_compact(shape: tuple[int, ...], strides: Any) -> bool:
 
 
 def load_module() -> Any:
-    """PyNvVideoCodec. Raises NvdecUnavailable if it is not there or does not load: it wants the
-    driver's video libraries."""
+    """Import PyNvVideoCodec. Raises NvdecUnavailable if it is not installed or does not load; it
+    needs the driver's video libraries."""
     try:
         return importlib.import_module(MODULE)
     except ModuleNotFoundError as error:
         raise NvdecUnavailable(f"{MODULE} is not installed: `pip install {PIN}`") from error
-    except Exception as error:  # RuntimeError of its own, ImportError of a library, …
-        wants = (
+    except Exception as error:  # its own RuntimeError, ImportError of a library, …
+        needed = (
             "NVIDIA's driver with its video libraries (in containers "
             "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video)"
         )
         raise NvdecUnavailable(
-            f"{MODULE} does not load ({_first_line(error)}): install {wants}"
+            f"{MODULE} does not load ({_first_line(error)}): install {needed}"
         ) from error
 
 

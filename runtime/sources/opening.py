@@ -1,4 +1,4 @@
-"""From what the user types to a source."""
+"""Opens the source that a specification names."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from vicort.runtime.sources.sampler import as_rate
 from vicort.runtime.sources.source import Source, Warn
 
 SCHEMES = ("rtsp", "rtsps", "http", "https")
-# what a playlist may lead to: never to files of this machine
+# protocols that a playlist may use: not the files of this machine
 HTTP_ONLY = "http,https,tcp,tls,crypto,httpproxy,hls,data"
-# how the names of cameras begin, also of those that are not plugged in
+# prefixes of camera names, also of cameras that are not plugged in
 CAMERAS = ("/dev/video", "/dev/v4l/")
 FORMS = (
     "a file, rtsp://…, http(s)://…, /dev/videoN, a folder or glob of images, - (stdin), or testsrc:"
@@ -38,7 +38,7 @@ PIPED = (
 )
 Decode = Literal["auto", "cpu", "gpu"]
 Transport = Literal["tcp", "udp"]
-# images a second: the rate at which the model takes frames, so that it sees every one
+# images per second: the rate at which the model samples frames, so that it gets every image
 IMAGE_FPS = 2
 
 
@@ -61,19 +61,25 @@ def open_source(
     """Open a source of frames: a file, a URL (RTSP, HTTP, HLS), a camera, a folder or glob of
     images, - for stdin, or testsrc:.
 
-    stream: index of the video stream in its container; None = the first that is no cover picture.
-    live: whether frames come when they come; None = cameras, RTSP, and whatever has no length but
-    stdin and files. image_fps: images a second of a folder or glob. warn: gets each warning as it
-    comes. threads: to decode with. decode: video on the CPU, into arrays, or on the GPU, into
-    surfaces of its memory; auto = there if it can, else here with a warning. rtsp_transport: how
-    RTSP brings its packets. patience: time-outs of network sources, and when a live one is tried
-    again. limits: on the size and rate of frames. on_state: gets each change of state of a live URL
-    or camera, which is opened again as often as it ends. motion: frames of a video that is decoded
-    on the CPU carry what its codec tells of motion. at_once: False = what is known to be live (URLs
-    that are said to be, RTSP, cameras) is opened by whoever reads its frames, and tried again if it
-    is not there yet, as it is later; else its first opening must succeed. Raises SourceError if
-    there is no such source, no video in it, more than the limits, or none that the GPU can decode
-    where it must.
+    stream: index of the video stream in its container; None = the first that is not a cover
+        picture.
+    live: whether the source is live; None = cameras, RTSP, and URLs without a length are.
+    image_fps: images per second of a folder or glob.
+    warn: callback for each warning.
+    threads: number of decoding threads.
+    decode: decode on the CPU into arrays, or on the GPU into surfaces; auto = on the GPU if
+        possible, otherwise on the CPU with a warning.
+    rtsp_transport: transport of RTSP packets.
+    patience: timeouts and retries of network sources.
+    limits: on the size and rate of frames.
+    on_state: callback for each change of state of a live URL or camera, which is reopened whenever
+        it ends.
+    motion: whether frames that are decoded on the CPU carry the motion of their codec.
+    at_once: True = open the source now, and fail if that fails. False = RTSP, cameras and URLs with
+        live=True are opened when their frames are read, with retries.
+
+    Raises SourceError if the source does not exist, has no video, exceeds the limits, or cannot be
+    decoded on the GPU with decode="gpu".
     """
     patience = patience or Patience()
     options = {"stream": stream, "warn": warn, "threads": threads, "limits": limits}
@@ -90,18 +96,18 @@ def open_source(
     if not at_once and _is_known_live(spec, live):
         return as_live()
     source = once()
-    if isinstance(source, ContainerSource) and source.live and _comes_again(spec):
+    if isinstance(source, ContainerSource) and source.live and _can_reopen(spec):
         return as_live(first=source)
     return source
 
 
-def _comes_again(spec: str) -> bool:
-    """Whether it can be opened once more, and goes on then: URLs and cameras."""
+def _can_reopen(spec: str) -> bool:
+    """Whether the source can be reopened and then continues: URLs and cameras."""
     return _scheme(spec) is not None or _is_camera(spec)
 
 
 def _is_known_live(spec: str, live: bool | None) -> bool:
-    """Whether it is live without a look at it."""
+    """Whether the source is live, decided without opening it."""
     scheme = _scheme(spec)
     if scheme is None:
         return live is not False and (_is_camera(spec) or spec.startswith(CAMERAS))
@@ -126,7 +132,7 @@ def _decode_on_gpu(source: ContainerSource, decode: Decode) -> None:
     except NvdecUnavailable as error:
         if decode == "gpu":
             raise SourceError(
-                f"{source.name} cannot be decoded on the GPU: {error}, or say `--decode cpu`"
+                f"{source.name} cannot be decoded on the GPU: {error}, or use `--decode cpu`"
             ) from error
         source.warn(f"{source.name} is decoded on the CPU: {error}")
 
@@ -144,7 +150,7 @@ def _open(
     if spec.startswith(SCHEME):
         return PatternSource(spec)
     if spec == "-":
-        # raw: gives what is there, without waiting for a full buffer
+        # raw: returns the available bytes without waiting for a full buffer
         pipe = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
         return ContainerSource(
             ByteFile(pipe),
@@ -210,10 +216,9 @@ def _open_url(
 
 
 def _images(spec: str, path: Path) -> list[Path]:
-    """The images that a folder, a glob or an image's own name stands for; none if it is something
-    else.
+    """The images of a folder, a glob or a single image file; none for any other source.
 
-    Raises SourceError for a folder or a glob that holds none.
+    Raises SourceError for a folder or a glob without images.
     """
     if path.is_file():
         return [path] if is_image(path) else []
@@ -227,8 +232,8 @@ def _images(spec: str, path: Path) -> list[Path]:
     images = [item for item in found if is_image(item)]
     if not images:
         raise SourceError(
-            f"{spec} holds no images ({len(found)} entries): give one with {', '.join(SUFFIXES)} "
-            "files, or name a video file"
+            f"{spec} contains no images ({len(found)} entries): give one with "
+            f"{', '.join(SUFFIXES)} files, or name a video file"
         )
     return images
 
@@ -238,7 +243,7 @@ def _open_file(spec: str, path: Path, live: bool, options: dict[str, Any]) -> So
         raise SourceError(f"no such file {redact_url(spec)}: give {FORMS}", "no such file")
     start = _first_bytes(spec, path) if path.is_file() else b""
     try:
-        # the prefix keeps a colon in the name from being a protocol
+        # with the prefix, FFmpeg does not read a colon in the name as a protocol
         return ContainerSource(f"file:{spec}", spec, live=live, **options)
     except SourceError as error:
         if start[4:8] == b"ftyp" and isinstance(error.__cause__, av.InvalidDataError):
@@ -250,8 +255,7 @@ def _open_file(spec: str, path: Path, live: bool, options: dict[str, Any]) -> So
 
 
 def _first_bytes(spec: str, path: Path) -> bytes:
-    """What tells one format from another; raises SourceError if there is nothing, or it may not be
-    read."""
+    """The bytes that identify a format. Raises SourceError if the file is empty or unreadable."""
     try:
         with path.open("rb") as file:
             start = file.read(12)

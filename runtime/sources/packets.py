@@ -1,5 +1,4 @@
-"""Pictures out of encoded packets that somebody else brings, who has a network stack or a demuxer
-of their own."""
+"""Decodes packets from callers that have their own network stack or demuxer."""
 
 from __future__ import annotations
 
@@ -18,24 +17,23 @@ from vicort.runtime.sources.container import CpuDecoder, Damaged, reason
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.motion import EXPORT_VECTORS, MotionReader, exports_vectors
 
-# of a packet: more than the largest picture that is let in has as H.264 or HEVC
-MAX_PACKET_BYTES = 64 << 20
-MAX_EXTRADATA_BYTES = 1 << 20  # bytes
-SOFTWARE = {"av1": "libdav1d"}  # FFmpeg's decoder of that name is only for hardware
+MAX_PACKET_BYTES = 64 << 20  # enough for the largest allowed picture as H.264 or HEVC
+MAX_EXTRADATA_BYTES = 1 << 20
+SOFTWARE = {"av1": "libdav1d"}  # FFmpeg's decoder named av1 needs hardware
 MICROSECOND = Fraction(1, 1_000_000)
 
 
 @dataclass(frozen=True)
 class DecodedPicture:
-    """One picture; what it gives is good until the next is taken."""
+    """One picture. Its functions may be called until the next picture is taken."""
 
     time_us: int
     image: Callable[[], np.ndarray]  # [height, width, 3] uint8 RGB, upright
-    motion: Callable[[], Motion | None]  # since this was asked before
+    motion: Callable[[], Motion | None]  # since the previous call
 
 
 class PacketReader:
-    """A decoder without a container. On one thread, as a container's."""
+    """A decoder without a container, on one thread."""
 
     def __init__(
         self,
@@ -45,16 +43,16 @@ class PacketReader:
         motion: bool = False,
         limits: Limits | None = None,
     ) -> None:
-        """codec: FFmpeg's name of it, as h264. extradata: what its container holds for the decoder;
-        empty where the packets carry it. motion: whether pictures are to tell it. Raises
-        SourceError if there is no such decoder, or it does not take the extradata.
+        """codec: FFmpeg's name, such as h264. extradata: the codec data of the container; empty if
+        the packets carry it. motion: whether pictures report motion. Raises SourceError if there is
+        no such decoder, or if it rejects the extradata.
         """
         limits = limits or Limits()
         context = self._context = _context(codec)
         if len(extradata) > MAX_EXTRADATA_BYTES:
             raise SourceError(
-                f"{len(extradata)} bytes of extradata for {codec}, more than {MAX_EXTRADATA_BYTES}: "
-                "give what its container holds"
+                f"{len(extradata)} bytes of extradata for {codec}, more than "
+                f"{MAX_EXTRADATA_BYTES}: give the codec data of its container"
             )
         if extradata:
             context.extradata = extradata
@@ -74,22 +72,23 @@ class PacketReader:
         )
 
     def read(self, data: bytes, time_us: int) -> Iterator[DecodedPicture]:
-        """The pictures that one packet completes, in the order they are shown: none, one or more.
-        data: a whole picture, in the order of decoding. time_us: when it is shown. Raises
-        SourceError for a packet that cannot be decoded; the next one may.
+        """The pictures that this packet completes, in display order: none, one or more.
+
+        data: one encoded picture, in decoding order. time_us: its display time. Raises SourceError
+        for a packet that cannot be decoded; the next packet may be decodable.
         """
         if not 0 < len(data) <= MAX_PACKET_BYTES:
             raise SourceError(
-                f"a packet of {len(data)} bytes: give 1 to {MAX_PACKET_BYTES}, a whole picture"
+                f"a packet of {len(data)} bytes: give one picture, 1 to {MAX_PACKET_BYTES} bytes"
             )
-        # of FFmpeg's own making, with the zeros behind it that decoders read on into
+        # allocated by FFmpeg, with the zero padding that decoders read
         packet = av.Packet(len(data))
         packet.update(data)
         packet.pts, packet.time_base = time_us, MICROSECOND
         return self._pictures(packet)
 
     def rest(self) -> Iterator[DecodedPicture]:
-        """The pictures that are held back, after the last packet."""
+        """The pictures that the decoder still holds after the last packet."""
         return self._pictures(None)
 
     def _pictures(self, packet: av.Packet | None) -> Iterator[DecodedPicture]:
@@ -97,7 +96,7 @@ class PacketReader:
             pictures = self._decoder.decode(packet)
         except Damaged as error:
             raise SourceError(
-                f"the packet cannot be decoded ({error}): go on with the next"
+                f"the packet cannot be decoded ({error}): continue with the next one"
             ) from error
         for picture in pictures:
             if self._motion:
@@ -112,10 +111,11 @@ def _context(codec: str) -> av.VideoCodecContext:
         context = av.CodecContext.create(SOFTWARE.get(codec, codec), "r")
     except (av.FFmpegError, ValueError) as error:
         raise SourceError(
-            f"no decoder of {shown(codec)}: give FFmpeg's name, as h264, hevc, av1, vp9 or mjpeg"
+            f"no decoder for {shown(codec)}: give FFmpeg's name, such as h264, hevc, av1, vp9 or "
+            "mjpeg"
         ) from error
     if not isinstance(context, av.VideoCodecContext):
         raise SourceError(
-            f"{shown(codec)} is no video codec: give one as h264, hevc, av1, vp9 or mjpeg"
+            f"{shown(codec)} is not a video codec: give one such as h264, hevc, av1, vp9 or mjpeg"
         )
     return context

@@ -1,4 +1,4 @@
-"""The built-in test pattern: a stream that needs no file."""
+"""The built-in test pattern, which needs no file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALLOWED = (
     f"{SCHEME}[seconds=NUMBER][,size=WIDTHxHEIGHT][,fps=NUMBER], as "
     f"`{SCHEME}seconds=10,size=320x240,fps=25`"
 )
-THINGS = (  # one a second, from the first second on; then nothing until the cycle starts again
+THINGS = (  # one per second; then nothing until the cycle restarts
     ("circle", (215, 40, 40)),  # red
     ("square", (40, 175, 60)),  # green
     ("triangle", (45, 75, 225)),  # blue
@@ -32,16 +32,16 @@ RADIUS = 0.36  # of a shape, as a share of the frame's shorter side
 
 
 class PatternSource(Source):
-    """A red circle in the first second, then a green square, a blue triangle, a yellow cross, a
-    white ring, a purple diamond, four seconds of nothing, and again. Each drifts from left to right
-    over a grey that brightens downwards. The same on every run.
+    """A red circle for one second, then a green square, a blue triangle, a yellow cross, a white
+    ring, a purple diamond, and four seconds without a shape; then it repeats. Each shape drifts
+    from left to right over a grey gradient. Every run is identical.
     """
 
     def __init__(self, spec: str) -> None:
-        """spec: testsrc: with any of seconds, size and fps. Raises SourceError for anything
-        else."""
+        """spec: `testsrc:` with any of seconds, size and fps. Raises SourceError otherwise."""
         values = _parsed(spec)
-        self._fps, self._size = values["fps"], values["size"]
+        self._fps = values["fps"]
+        self._size = values["size"]
         count = int(values["seconds"] * self._fps)
         super().__init__(spec, frames_total=count, duration=values["seconds"])
         self._count = count
@@ -54,7 +54,7 @@ class PatternSource(Source):
 
 
 def paint(time: Fraction, width: int, height: int) -> np.ndarray:
-    """[height, width, 3] uint8: the pattern at that time in seconds."""
+    """[height, width, 3] uint8: the pattern at a time in seconds."""
     image = np.repeat(
         np.linspace(60, 110, height).astype(np.uint8)[:, None, None], width, axis=1
     ).repeat(3, axis=2)
@@ -70,7 +70,7 @@ def paint(time: Fraction, width: int, height: int) -> np.ndarray:
 
 
 def _inside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Where a shape of radius 1 lies; x: distance from its axis, y: downwards from its centre."""
+    """Mask of a shape of radius 1. x: distance from its axis. y: distance below its centre."""
     distance = np.hypot(x, y)
     masks = {
         "circle": distance <= 1,
@@ -96,7 +96,7 @@ def _parsed(spec: str) -> dict[str, Any]:
         ):
             values[key] = Fraction(text)
         else:
-            raise SourceError(f"{part!r} in {spec!r} is not understood: give {ALLOWED}")
+            raise SourceError(f"{part!r} in {spec!r} is not allowed: give {ALLOWED}")
     if values["size"][0] * values["size"][1] > MAX_PIXELS:
         raise SourceError(f"{spec!r} has more than {MAX_PIXELS} pixels: give a smaller size")
     return values

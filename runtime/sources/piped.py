@@ -1,31 +1,28 @@
-"""A file object as FFmpeg is to see it."""
+"""A file object for FFmpeg that limits what a damaged or endless file can do."""
 
 from __future__ import annotations
 
 from typing import Any
 
 MAX_BYTES_WITHOUT_PICTURE = 512 << 20  # bytes
-NO = -1  # what FFmpeg takes for a place that cannot be gone to
+SEEK_FAILED = -1  # FFmpeg's return value for a failed seek
 
 
 class ByteFile:
-    """Reads on behalf of a demuxer, which a damaged file may lead to places that there are not, and
-    an endless one round for ever.
-
-    It ends after `MAX_BYTES_WITHOUT_PICTURE` bytes, counted anew from each `see_picture`.
-    """
+    """Rejects seeks outside the file, and ends after MAX_BYTES_WITHOUT_PICTURE bytes without a
+    picture. Each `see_picture` resets that count."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
         self._left = MAX_BYTES_WITHOUT_PICTURE
         if file.seekable():
-            # a demuxer takes what has them for seekable
+            # PyAV treats a file object with these methods as seekable
             self.seek = self._seek
             self.tell = file.tell
 
     @property
     def spent(self) -> bool:
-        """Whether it was ended for lack of pictures."""
+        """Whether the file was ended because no picture came."""
         return self._left <= 0
 
     def read(self, size: int) -> bytes:
@@ -40,4 +37,4 @@ class ByteFile:
         try:
             return self._file.seek(offset, whence)
         except (OSError, ValueError, OverflowError):
-            return NO
+            return SEEK_FAILED

@@ -11,12 +11,14 @@ from av.video.reformatter import VideoReformatter
 
 from vicort.runtime.errors import SourceError
 
-UNSPECIFIED = 2  # of H.273's tables of colours
+UNSPECIFIED = 2  # in the colour tables of H.273
 
 
 class Converter:
-    """Converts by each picture's own colour matrix and range (BT.601, limited, where it does not
-    say), and turns it upright."""
+    """Converts a picture with its own colour matrix and range, and rotates it upright.
+
+    The default is BT.601 with limited range.
+    """
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
@@ -24,29 +26,28 @@ class Converter:
     def __call__(self, picture: av.VideoFrame) -> np.ndarray:
         """-> [height, width, 3] uint8 RGB, contiguous; a display matrix may swap height and width.
 
-        Raises SourceError for a picture that has no way to RGB.
+        Raises SourceError for a picture that cannot be converted to RGB.
         """
         return np.ascontiguousarray(turned(self._rgb(picture), picture))
 
     def _rgb(self, picture: av.VideoFrame) -> np.ndarray:
         try:
-            # else: a thread a core
+            # the default is one thread per core
             return self._reformatter.reformat(picture, format="rgb24", threads=1).to_ndarray()
         except (av.FFmpegError, ValueError):
-            # a damaged header names colours there are not
+            # a damaged header names invalid colour tables
             picture.colorspace = picture.color_trc = picture.color_primaries = UNSPECIFIED
         try:
             return self._reformatter.reformat(picture, format="rgb24", threads=1).to_ndarray()
         except (av.FFmpegError, ValueError) as error:
             raise SourceError(
-                f"pictures of format {picture.format.name} cannot be turned into RGB: convert "
+                f"pictures of format {picture.format.name} cannot be converted to RGB: convert "
                 "them to yuv420p"
             ) from error
 
 
 def turned(image: np.ndarray, picture: av.VideoFrame) -> np.ndarray:
-    """A view of an array [rows, columns, …] that lies over a picture, as the picture wants it
-    shown."""
+    """A view of an array [rows, columns, …] that is rotated and mirrored like the picture."""
     try:
         matrix = side_data(picture, "DISPLAYMATRIX")
     # Some versions of PyAV fail on side data that they do not know, such as EXIF; they still report
@@ -57,21 +58,20 @@ def turned(image: np.ndarray, picture: av.VideoFrame) -> np.ndarray:
 
 
 def side_data(picture: av.VideoFrame, kind: str) -> Any:
-    """What FFmpeg tells besides a picture, or None. Raises ValueError where PyAV refuses to list
-    it.
+    """Side data of a picture, or None. Raises ValueError if PyAV cannot list it.
 
-    `picture.side_data` would be kept by the picture, and keep the picture: both would stay until
-    the garbage collector comes.
+    `picture.side_data` is not used because it forms a reference cycle with the picture, which then
+    stays in memory until the garbage collector runs.
     """
     return SideDataContainer(picture).get(kind)
 
 
 def upright(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """A view of the image as a display matrix wants it shown: quarter turns and mirrorings (other
-    angles: the nearest of them).
+    """A view of the image after its display matrix: quarter turns and mirroring. Other angles are
+    rounded to the nearest quarter turn.
 
-    matrix: [9] int32, rows (a b u) (c d v) (x y w), 16.16 fixed point; a pixel at (p, q) goes to (a
-    p + c q, b p + d q).
+    matrix: [9] int32, rows (a b u) (c d v) (x y w), 16.16 fixed point. The pixel at (p, q) moves to
+    (a p + c q, b p + d q).
     """
     a, b, c, d = (int(matrix[i]) for i in (0, 1, 3, 4))
     if abs(a) < abs(b):  # rows become columns

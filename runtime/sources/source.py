@@ -1,4 +1,4 @@
-"""What every source of frames is."""
+"""The interface of all video sources."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Self
 
 from vicort.runtime.core import Frame
 
-Wants = Callable[[Fraction], bool]  # whether a frame of that time, in seconds, is wanted
-Warn = Callable[[str], None]  # takes one line
+Wants = Callable[[Fraction], bool]  # whether the frame at a time in seconds is wanted
+Warn = Callable[[str], None]  # reports a warning of one line
 
 
 class Source(ABC):
-    """An iterable of frames, read once, in order of their rising times."""
+    """An iterable of frames with rising times. It can be read once."""
 
     def __init__(
         self,
@@ -27,14 +27,14 @@ class Source(ABC):
         warn: Warn | None = None,
     ) -> None:
         self.name = name
-        self.live = live  # frames come when they come, and wait for nobody
+        self.live = live  # frames arrive at their own pace
         self.frames_total = frames_total  # an estimate; None = unknown
         self.duration = duration  # seconds, an estimate; None = unknown
-        self.warnings: list[str] = []  # what was repaired or left out, a line each
+        self.warnings: list[str] = []  # repairs and skipped data, one line each
         self._warn = warn or (lambda line: None)
 
     def warn(self, line: str) -> None:
-        """Keep a warning, and pass it on as it comes."""
+        """Store a warning and report it."""
         self.warnings.append(line)
         self._warn(line)
 
@@ -43,18 +43,18 @@ class Source(ABC):
 
     @abstractmethod
     def frames(self, wants: Wants | None = None) -> Iterator[Frame]:
-        """The frames that are wanted; without `wants`, all of them.
+        """Yield the wanted frames; all frames without `wants`.
 
-        `wants` is asked once a frame, in order; what it does not want is counted, but never
-        converted to pixels. Raises SourceError if there is no picture in it, and TruncatedSource
-        after the last frame of one that breaks off.
+        `wants` is called once per frame, in order. Unwanted frames are counted but not converted to
+        pixels. Raises SourceError if no picture can be decoded, and TruncatedSource after the last
+        frame of a truncated source.
         """
 
-    def stop(self) -> None:  # noqa: B027 (what ends by itself needs no more)
-        """End a source that would go on for ever; from any thread."""
+    def stop(self) -> None:  # noqa: B027 (finite sources need no stop)
+        """End an endless source. May be called from any thread."""
 
-    def close(self) -> None:  # noqa: B027 (nothing to close is a fine default)
-        """Let go of files and connections; closing twice does nothing."""
+    def close(self) -> None:  # noqa: B027 (some sources have nothing to close)
+        """Close files and connections. May be called twice."""
 
     def __enter__(self) -> Self:
         return self

@@ -44,7 +44,7 @@ from vicort.runtime.policies.system import load_system, parse_system
 from vicort.runtime.safe_text import is_text, read_text, shown
 from vicort.runtime.sources import open_source, piped
 from vicort.runtime.sources.limits import Limits
-from vicort.runtime.sources.piped import NO, ByteFile
+from vicort.runtime.sources.piped import SEEK_FAILED, ByteFile
 from vicort.runtime.sources.pixels import Converter
 
 GOOD_SYSTEM = """
@@ -249,7 +249,9 @@ def test_a_byte_file_is_led_nowhere(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"0123")
     with (tmp_path / "file").open("rb", buffering=0) as raw:
         file = ByteFile(raw)
-        assert [file.seek(-5), file.seek(2**70), file.seek(1, 77), file.seek(2)] == [NO, NO, NO, 2]
+        assert [file.seek(-5), file.seek(2**70), file.seek(1, 77), file.seek(2)] == [
+            SEEK_FAILED
+        ] * 3 + [2]
 
 
 def test_colours_that_there_are_not(tmp_path: Path) -> None:
@@ -409,16 +411,16 @@ def test_a_manifest_names_only_files_of_its_folder(tmp_path: Path, name: str) ->
     folder.mkdir()
     (tmp_path / "secret").write_text("x")
     good = manifest()
-    assert "no name of a file" in refused(
+    assert "is not a file name" in refused(
         folder, manifest(files={name: {"bytes": 1, "fingerprint": "0"}})
     )
-    assert "no name of a file" in refused(
+    assert "is not a file name" in refused(
         folder, manifest(embedding=good["embedding"] | {"file": name})
     )
-    assert "no name of a file" in refused(
+    assert "is not a file name" in refused(
         folder, manifest(graphs={"llm": good["graphs"]["llm"] | {"file": name}})
     )
-    assert "no name of a file" in refused(
+    assert "is not a file name" in refused(
         folder, manifest(graphs={"llm": good["graphs"]["llm"] | {"refit_from": name}})
     )
 
@@ -428,7 +430,7 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
     (folder / "a").symlink_to(tmp_path / "secret")
-    assert "leads out of its folder" in refused(
+    assert "is a link to a file outside the folder" in refused(
         folder, manifest(files={"a": {"bytes": 1, "fingerprint": "0"}})
     )
 
@@ -443,7 +445,7 @@ def test_no_link_of_a_set_leads_out_of_it(tmp_path: Path, name: str, target: str
     folder = tmp_path / "set"
     (folder / name).parent.mkdir(parents=True)
     (folder / name).symlink_to(folder / name if target == "loop" else tmp_path / target)
-    assert "leads out of its folder" in refused(folder, manifest())
+    assert "is a link to a file outside the folder" in refused(folder, manifest())
 
 
 def test_links_within_a_set_are_followed(tmp_path: Path) -> None:

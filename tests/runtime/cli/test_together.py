@@ -164,7 +164,7 @@ def test_a_camera_that_is_down_at_the_start_holds_up_no_other_and_is_watched_whe
         max(b - a for session in FakeSession.opened for a, b in itertools.pairwise(session.times))
         < 0.5
     )
-    assert err.count("is tried again") == 1
+    assert err.count("(retrying)") == 1
     assert "geheim" not in json.dumps(events) + err
 
 

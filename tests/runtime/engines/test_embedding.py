@@ -62,13 +62,18 @@ class GpuTensor:
         (np.zeros((2, 2, 4), np.uint8), 0, "uint8 2x2x4"),
         (np.zeros((2, 2), np.uint8), 0, "uint8 2x2 "),
         (np.zeros((0, 2, 3), np.uint8), 0, "uint8 0x2x3"),
-        ([[1, 2, 3]], 0, "a list is no picture"),
+        ([[1, 2, 3]], 0, "a list cannot be read from host memory as a picture"),
         (
             GpuTensor(),
             0,
-            "a GpuTensor is no picture in the host's memory .it is in a GPU's.: move it to the CPU",
+            "a GpuTensor cannot be read from host memory as a picture .it is in GPU memory.: "
+            "move it to the CPU",
         ),
-        (torch.zeros((2, 2, 3), requires_grad=True), 0, "a Tensor is no picture"),
+        (
+            torch.zeros((2, 2, 3), requires_grad=True),
+            0,
+            "a Tensor cannot be read from host memory as a picture",
+        ),
         (torch.zeros((2, 2, 3), dtype=torch.uint8, device="meta"), 0, "move it to the CPU"),
         (np.zeros((2, 2, 3), np.uint8), float("nan"), "nan s"),
     ],

@@ -245,8 +245,8 @@ def no_library(monkeypatch: pytest.MonkeyPatch, nvc: StandIn) -> None:
 REASONS = {
     no_module: "pip install PyNvVideoCodec==2.2.4",
     no_gpu: "no NVIDIA driver is installed",
-    no_engine: "no decoder of h264",
-    too_small: "160x120, and this GPU takes 100x4096",
+    no_engine: "no decoder for h264",
+    too_small: "160x120, and this GPU decodes at most 100x4096",
     no_library: "libnvcuvid",
 }
 
@@ -298,7 +298,7 @@ def test_a_first_packet_that_fails_says_how_to_go_on(nvc: StandIn, tmp_path: Pat
     nvc.fails_at = 0
     with (
         open_source(clip(tmp_path), decode="gpu") as source,
-        pytest.raises(SourceError, match=r"HW decoder faced error\): say `--decode cpu`"),
+        pytest.raises(SourceError, match=r"HW decoder faced error\): use `--decode cpu`"),
     ):
         list(source)
 

@@ -167,7 +167,7 @@ def test_a_damaged_packet_costs_its_picture_and_no_more(tmp_path: Path) -> None:
     shared.set_codec(name, extradata)
     for i, (data, time_us) in enumerate(pieces):
         if i == 5:
-            with pytest.raises(SourceError, match="go on with the next"):
+            with pytest.raises(SourceError, match="continue with the next one"):
                 shared.push_packet(b"no picture at all", time_us)
         else:
             shared.push_packet(data, time_us)
@@ -246,7 +246,7 @@ def test_packets_at_the_wrong_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SourceError, match="a packet of 0 bytes"):
         shared.push_packet(b"", 0)
     monkeypatch.setattr(packets, "MAX_PACKET_BYTES", 10)
-    with pytest.raises(SourceError, match="give 1 to 10"):
+    with pytest.raises(SourceError, match="1 to 10 bytes"):
         shared.push_packet(bytes(11), 0)
     monkeypatch.undo()
     shared.push_packet(*pieces[0])

@@ -49,7 +49,7 @@ def test_empty_spec() -> None:
 
 def test_directory_without_images(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing to see")
-    assert "holds no images (1 entries): give one with .bmp" in refused(tmp_path)
+    assert "contains no images (1 entries): give one with .bmp" in refused(tmp_path)
     assert "holds no images (0 entries)" in refused(tmp_path / "*.png")
 
 
@@ -61,7 +61,7 @@ def test_text(tmp_path: Path, name: str) -> None:
 
 def test_audio_only(tmp_path: Path) -> None:
     videos.write_audio(tmp_path / "a.m4a")
-    assert "holds no video stream (streams: 0 audio)" in refused(tmp_path / "a.m4a")
+    assert "contains no video stream (streams: 0 audio)" in refused(tmp_path / "a.m4a")
 
 
 def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
         sound = av.AudioFrame(format="s16p", layout="mono", samples=1152)
         sound.sample_rate, sound.pts = 16_000, 0
         output.mux([*packets, *audio.encode(sound), *audio.encode()])
-    assert "holds no video stream (streams: 0 audio, 1 video)" in refused(tmp_path / "a.mp3")
+    assert "contains no video stream (streams: 0 audio, 1 video)" in refused(tmp_path / "a.mp3")
 
 
 def test_zero_length(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_picture_bomb_is_refused_by_its_header(tmp_path: Path, side: int) -> N
 
 
 def test_a_rate_bomb_is_refused(tmp_path: Path) -> None:
-    assert "declares 1e+06 frames a second, more than 1000" in refused(
+    assert "declares 1e+06 frames per second, more than 1000" in refused(
         with_header(tmp_path / "a.avi", fps=1_000_000)
     )
     with open_source(str(tmp_path / "a.avi"), limits=Limits(fps=1_000_000)) as source:
