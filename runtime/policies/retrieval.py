@@ -14,6 +14,8 @@ from vicort.runtime.policies.registry import MOST, Policy, Registry
 
 
 class Retrieval(Policy):
+    # True: a question reads every unit, so all of memory must be on the device
+    reads_everything: ClassVar[bool] = False
     compares: ClassVar[bool] = False  # whether it asks how alike chunks are
 
     def choose(self, question: np.ndarray, memory: ChunkIndex) -> list[int]:
@@ -32,6 +34,7 @@ class Retrieval(Policy):
 
 class AllUnits(Retrieval):
     policy: ClassVar[str] = "all"
+    reads_everything: ClassVar[bool] = True
 
     def choose(self, question: np.ndarray, memory: ChunkIndex) -> list[int]:
         return [unit for chunk in memory for unit in chunk.units]

@@ -12,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.policies.drop import DROPS, Drop, MotionPruning
-from vicort.runtime.policies.ingest import INGESTS, AllChunks, Ingest, SlidingWindow
+from vicort.runtime.policies.drop import DROPS, Drop
+from vicort.runtime.policies.ingest import INGESTS, Ingest
 from vicort.runtime.policies.long_term import LONG_TERMS, LongTermPolicy
 from vicort.runtime.policies.overflow import OVERFLOWS, Overflow
 from vicort.runtime.policies.registry import MOST
-from vicort.runtime.policies.retrieval import RETRIEVALS, AllUnits, Retrieval
-from vicort.runtime.policies.speech import SPEECHES, Speech, StreamingEos, WhenAsked
+from vicort.runtime.policies.retrieval import RETRIEVALS, Retrieval
+from vicort.runtime.policies.speech import SPEECHES, Speech, WhenAsked
 from vicort.runtime.safe_text import read_text, shown
 
 MOST_BYTES = 65_536  # of a system file
@@ -80,7 +80,7 @@ class System:
     @property
     def wants_motion(self) -> bool:
         """Whether its frames should carry what their codec tells of motion."""
-        return isinstance(self.drop, MotionPruning)
+        return self.drop.reads_motion
 
 
 def known_systems() -> list[str]:
@@ -203,23 +203,17 @@ def _check_bounds(system: System, where: str) -> None:
             f"{where}: with long_term, ingest needs a window that chunks leave: take policy "
             "recent-chunks"
         )
-    if (
-        isinstance(system.ingest, SlidingWindow)
-        and system.ingest.anchors
-        and not isinstance(system.drop, MotionPruning)
-    ):
+    if system.ingest.anchor_rule and not system.drop.reads_motion:
         raise ConfigError(
             f"{where}: ingest.anchors are units with an I frame, which drop policy motion knows: "
             "name that, or leave them out"
         )
-    if isinstance(system.speaks, StreamingEos) and not (
-        system.text.joins and system.ingest.prefills
-    ):
+    if system.speaks.by_itself and not (system.text.joins and system.ingest.prefills):
         raise ConfigError(
             f"{where}: with speaks streaming-eos, words join a stream that is prefilled: set "
             "text.joins, and ingest to all"
         )
-    unbounded = isinstance(system.retrieval, AllUnits) or isinstance(system.ingest, AllChunks)
+    unbounded = system.retrieval.reads_everything or system.ingest.window is None
     if system.budget.host_mb and unbounded and not system.long_term:
         raise ConfigError(
             f"{where}: policy 'all' reads every page on the device: set memory.host_mb to 0, or "
