@@ -1,2 +1,2 @@
-"""What a system may decide, one kind of decision a file: what to drop, what a new chunk may see,
-what a question may see, and what to do when memory is full."""
+"""What a system decides, one decision per file: which tokens to drop, what a chunk and a question
+may attend to, what to evict when memory is full, and when the model speaks."""

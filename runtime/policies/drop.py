@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.manifest import ModelSpec
-from vicort.runtime.policies.registry import MOST, Policy, Registry
+from vicort.runtime.policies.policy import MAX_COUNT, Policy
 
-NEVER = -2.0  # below every cosine: no position is hot by threshold
-ALWAYS = math.inf  # above every score: all positions are
+BELOW_EVERY_COSINE = -2.0  # a threshold that makes no position hot
+ABOVE_EVERY_SCORE = math.inf  # a threshold that makes every position hot
+
+
+class DropRule(NamedTuple):
+    """Inputs of the token control graph for one chunk.
+
+    The score of a position is its lowest cosine between one unit and the next. The first unit of a
+    chunk is kept whole, the later ones at hot positions: those with a score below the threshold,
+    and the `hot_positions` positions with the lowest scores.
+    """
+
+    threshold: float
+    hot_positions: int  # of the `unit_tokens` positions of a unit
+
+
+KEEP_ALL_TOKENS = DropRule(ABOVE_EVERY_SCORE, 0)
 
 
 class Drop(Policy):
@@ -22,20 +37,18 @@ class Drop(Policy):
         """The rule, where tokens are pruned before the vision encoder; else None."""
         return None
 
-    def bounds(self, units: int, unit_tokens: int) -> tuple[float, int]:
-        """Threshold and number of hot positions for the token control graph."""
-        raise NotImplementedError
+    def rule(self, units: int, unit_tokens: int) -> DropRule:
+        """What the token control graph drops from a chunk of `units` units of `unit_tokens`
+        tokens."""
+        return KEEP_ALL_TOKENS
 
     def check(self, system: str, model: ModelSpec) -> None:
-        """Raises ConfigError if the policy cannot be kept to with this model."""
+        """Raises ConfigError if the policy cannot work with this model."""
         return None
 
 
 class KeepAll(Drop):
-    policy: ClassVar[str] = "none"
-
-    def bounds(self, units: int, unit_tokens: int) -> tuple[float, int]:
-        return ALWAYS, 0
+    policy: Literal["none"] = "none"
 
 
 class ChunkIntra(Drop):
@@ -43,11 +56,11 @@ class ChunkIntra(Drop):
     later ones only at positions whose cosine to the unit before fell below `threshold` at least
     once in the chunk.
 
-    With `keep` instead, the positions that changed most are kept, so many that this share of the
-    chunk's tokens remains.
+    With `keep` instead, the positions that changed most are kept: the share `keep` of the chunk's
+    tokens, the first unit included.
     """
 
-    policy: ClassVar[str] = "chunk-intra"
+    policy: Literal["chunk-intra"] = "chunk-intra"
     threshold: float | None = Field(None, ge=-1, le=1)
     keep: float | None = Field(None, gt=0, le=1)
 
@@ -57,51 +70,46 @@ class ChunkIntra(Drop):
             raise ValueError("set either threshold or keep")
         return self
 
-    def bounds(self, units: int, unit_tokens: int) -> tuple[float, int]:
+    def rule(self, units: int, unit_tokens: int) -> DropRule:
         if self.threshold is not None:
-            return self.threshold, 0
+            return DropRule(self.threshold, 0)
         if units == 1 or self.keep is None:
-            return NEVER, 0
+            return DropRule(BELOW_EVERY_COSINE, 0)
         hot = round((self.keep * units - 1) * unit_tokens / (units - 1))
-        return NEVER, min(max(hot, 0), unit_tokens)
+        return DropRule(BELOW_EVERY_COSINE, min(max(hot, 0), unit_tokens))
 
 
 class MotionPruning(Drop):
     """CodecFlow's rule (arXiv 2604.06036): a token whose patches have not moved since the last I
-    picture is never encoded at all.
+    frame is never encoded at all.
 
-    A patch is dynamic where M = V + alpha * R reaches `tau`; V: longest motion vector, in pixels of
-    the engine's frame; R: how much it differs from the frame before, in grey levels (decoders keep
-    the residual to themselves). Where a codec hands no vectors out it is dynamic where R reaches
-    `difference`. A frame is whole at an I picture, and where none came for `refresh` seconds.
+    A patch is dynamic where M = V + alpha * R reaches `tau`. V is its longest motion vector, in
+    pixels of the engine's frame. R is its mean difference from the frame before, in grey levels,
+    because decoders do not expose the residual. Where a codec gives no vectors, a patch is dynamic
+    where R reaches `difference`. A frame is encoded whole at an I frame, and after `refresh`
+    seconds without one.
     """
 
-    policy: ClassVar[str] = "motion"
-    tau: float = Field(gt=0, le=MOST)
-    alpha: float = Field(0, ge=0, le=MOST)
+    policy: Literal["motion"] = "motion"
+    tau: float = Field(gt=0, le=MAX_COUNT)
+    alpha: float = Field(0, ge=0, le=MAX_COUNT)
     difference: float = Field(gt=0, le=255)
-    refresh: float = Field(gt=0, le=MOST)
+    refresh: float = Field(gt=0, le=MAX_COUNT)
 
     @property
     def pruning(self) -> MotionPruning:
         return self
 
-    def bounds(self, units: int, unit_tokens: int) -> tuple[float, int]:
-        return ALWAYS, 0
-
 
 class FewTokens(Drop):
-    """VideoLLM-online (arXiv 2406.11816): at most `a_frame` visual tokens a frame.
+    """VideoLLM-online (arXiv 2406.11816): at most `a_frame` visual tokens per frame.
 
-    The token control graph always keeps the first unit of a chunk whole, so nothing is dropped: it
-    takes engines whose frames give no more.
+    The token control graph always keeps the first unit of a chunk whole, so this policy drops
+    nothing. It requires engines whose frames have at most `a_frame` tokens.
     """
 
-    policy: ClassVar[str] = "few-tokens"
-    a_frame: int = Field(10, ge=1, le=MOST)
-
-    def bounds(self, units: int, unit_tokens: int) -> tuple[float, int]:
-        return ALWAYS, 0
+    policy: Literal["few-tokens"] = "few-tokens"
+    a_frame: int = Field(10, ge=1, le=MAX_COUNT)
 
     def check(self, system: str, model: ModelSpec) -> None:
         if model.unit_tokens > self.a_frame * UNIT_FRAMES:
@@ -113,4 +121,4 @@ class FewTokens(Drop):
             )
 
 
-DROPS = Registry("drop", KeepAll, ChunkIntra, MotionPruning, FewTokens)
+AnyDrop = Annotated[KeepAll | ChunkIntra | MotionPruning | FewTokens, Field(discriminator="policy")]

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from vicort.runtime.core import UNIT_FRAMES
-from vicort.runtime.policies.registry import MOST, Policy, Registry
+from vicort.runtime.policies.policy import MAX_COUNT, Policy
+
+AnchorRule = Literal["refresh", "reuse"]  # see `SlidingWindow`
 
 
 class Ingest(Policy):
     # False: chunks wait as visual tokens until a question prefills the latest of them
     prefills: ClassVar[bool] = True
-    # True: what leaves the window is forgotten, and what stays moves up behind the prompt
+    # True: chunks that leave the window are evicted, and the rest moves up to the prompt
     slides: ClassVar[bool] = False
 
     @property
     def window(self) -> int | None:
-        """How many of the latest chunks the next one attends to; None = all that memory holds.
+        """How many of the latest chunks the next one attends to; None: all that memory holds.
 
-        Where what leaves goes to long-term memory or is forgotten, chunks cut short by questions
-        count by their units: see `Memory`.
+        Where chunks that leave the window are evicted or go to long-term memory, the window is
+        counted in units, so that chunks cut short by questions do not shrink it: see `Memory`.
         """
         raise NotImplementedError
 
     @property
-    def anchor_rule(self) -> Literal["refresh", "reuse"] | None:
-        """What happens to units with an I frame when the window slides; None = nothing special."""
+    def anchor_rule(self) -> AnchorRule | None:
+        """What happens to units with an I frame when the window slides; None: nothing special."""
         return None
 
     @property
@@ -37,7 +39,7 @@ class Ingest(Policy):
 
 
 class AllChunks(Ingest):
-    policy: ClassVar[str] = "all"
+    policy: Literal["all"] = "all"
 
     @property
     def window(self) -> int | None:
@@ -48,49 +50,55 @@ class RecentChunks(Ingest):
     """ViCoStream's bounded visual attention: the last `chunks` chunks (`attend_chunk_num` of its
     code)."""
 
-    policy: ClassVar[str] = "recent-chunks"
-    chunks: int = Field(ge=0, le=MOST)
+    policy: Literal["recent-chunks"] = "recent-chunks"
+    chunks: int = Field(ge=0, le=MAX_COUNT)
 
     @property
     def window(self) -> int | None:
         return self.chunks
 
 
-class SlidingWindow(RecentChunks):
-    """StreamingVLM (arXiv 2510.09608): the last `chunks` chunks are all there is, at contiguous
-    positions behind prompt and joined text.
+class SlidingWindow(Ingest):
+    """StreamingVLM (arXiv 2510.09608): memory holds only the last `chunks` chunks, at contiguous
+    positions after the prompt and the joined text.
 
-    With `anchors` it is CodecFlow's window (arXiv 2604.06036), which slides before a chunk comes,
-    so that the chunk is the last of `chunks`: what stays is reused at its new positions, and of
-    units with an I frame keys and values are computed again in the new window's context
-    ("refresh"), or reused like the others ("reuse").
+    With `anchors` it is CodecFlow's window (arXiv 2604.06036), which slides before a chunk is
+    prefilled, so that the chunk is the last of `chunks`. The keys and values that stay are reused
+    at their new positions. Those of units with an I frame are computed again in the context of the
+    new window ("refresh") or reused like the others ("reuse").
     """
 
-    policy: ClassVar[str] = "sliding-window"
+    policy: Literal["sliding-window"] = "sliding-window"
     slides: ClassVar[bool] = True
-    chunks: int = Field(ge=1, le=MOST)
-    anchors: Literal["refresh", "reuse"] | None = None
+    chunks: int = Field(ge=1, le=MAX_COUNT)
+    anchors: AnchorRule | None = None
 
     @property
-    def anchor_rule(self) -> Literal["refresh", "reuse"] | None:
+    def window(self) -> int | None:
+        return self.chunks
+
+    @property
+    def anchor_rule(self) -> AnchorRule | None:
         return self.anchors
 
 
 class LatestFrames(Ingest):
-    """SimpleStream (arXiv 2604.02317): nothing is remembered but the latest `frames` frames,
-    prefilled when a question comes."""
+    """SimpleStream (arXiv 2604.02317): only the latest `frames` frames are kept, and they are
+    prefilled when a question is asked."""
 
-    policy: ClassVar[str] = "latest-frames"
+    policy: Literal["latest-frames"] = "latest-frames"
     prefills: ClassVar[bool] = False
-    frames: int = Field(gt=0, le=MOST, multiple_of=UNIT_FRAMES)
-
-    @property
-    def deferred_units(self) -> int:
-        return self.frames // UNIT_FRAMES
+    frames: int = Field(gt=0, le=MAX_COUNT, multiple_of=UNIT_FRAMES)
 
     @property
     def window(self) -> int | None:
         return 0
 
+    @property
+    def deferred_units(self) -> int:
+        return self.frames // UNIT_FRAMES
 
-INGESTS = Registry("ingest", AllChunks, RecentChunks, SlidingWindow, LatestFrames)
+
+AnyIngest = Annotated[
+    AllChunks | RecentChunks | SlidingWindow | LatestFrames, Field(discriminator="policy")
+]

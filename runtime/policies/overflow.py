@@ -5,25 +5,30 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Collection
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from vicort.runtime.errors import MemoryBudgetError
-from vicort.runtime.policies.registry import Policy, Registry
+from vicort.runtime.policies.policy import Policy
 
-BATCH = 64  # ThinEvenly forgets the BATCH-th part of what it holds at a time
+EVICTED_SHARE = 64  # ThinEvenly evicts one unit in 64 of those in the tier at a time
 
 
 class Overflow(Policy):
     refuses: ClassVar[bool] = False  # whether a full memory ends the stream with an error
 
     def victims(self, units: Collection[int]) -> list[int]:
-        """Of the units in the full tier, ascending and at least one, those to forget now: at least
-        one."""
+        """The units to evict now, at least one.
+
+        units: all units in the full tier, ascending, at least one. Raises MemoryBudgetError if the
+        policy evicts nothing.
+        """
         raise NotImplementedError
 
 
 class Refuse(Overflow):
-    policy: ClassVar[str] = "refuse"
+    policy: Literal["refuse"] = "refuse"
     refuses: ClassVar[bool] = True
 
     def victims(self, units: Collection[int]) -> list[int]:
@@ -35,28 +40,39 @@ class Refuse(Overflow):
 
 
 class DropOldest(Overflow):
-    policy: ClassVar[str] = "drop-oldest"
+    policy: Literal["drop-oldest"] = "drop-oldest"
 
     def victims(self, units: Collection[int]) -> list[int]:
         return [next(iter(units))]
 
 
 class ThinEvenly(Overflow):
-    """Forgets the unit whose number has the fewest factors of two, of equals the oldest.
+    """Evicts the unit whose number has the fewest factors of two; among equals, the oldest.
 
-    From a full memory this removes every second unit, oldest first, then every second of what is
-    left: what stays are the multiples of s, and of 2 s in the older part, s growing with the
-    stream. A large memory loses a sixty-fourth at a time, which makes finding the next cheap.
+    A full memory first loses every second unit, oldest first, then every second of the rest, and so
+    on. The units that stay are the multiples of a step s, or of 2 s in the older part, and s grows
+    with the stream. A large memory loses a sixty-fourth of its units at a time, so that the search
+    for the next victims is rare.
     """
 
-    policy: ClassVar[str] = "thin-evenly"
+    policy: Literal["thin-evenly"] = "thin-evenly"
 
     def victims(self, units: Collection[int]) -> list[int]:
         return heapq.nsmallest(
-            max(len(units) // BATCH, 1),
+            max(len(units) // EVICTED_SHARE, 1),
             units,
             key=lambda unit: (unit & -unit if unit else math.inf, unit),
         )
 
 
-OVERFLOWS = Registry("when_full", Refuse, DropOldest, ThinEvenly)
+def _by_name(value: Any) -> Any:
+    """`when_full: NAME` is short for `when_full: {policy: NAME}`: these have no parameters."""
+    return value if isinstance(value, Overflow) else {"policy": value}
+
+
+AnyOverflow = Annotated[
+    Refuse | DropOldest | ThinEvenly,
+    Field(discriminator="policy"),
+    BeforeValidator(_by_name),
+    PlainSerializer(lambda overflow: overflow.policy, return_type=str),
+]

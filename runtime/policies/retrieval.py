@@ -1,107 +1,113 @@
-"""Which temporal units a question may see, besides the prompt and its conversation."""
+"""Which temporal units a question may attend to, besides the prompt and its conversation."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.policies.chunk_index import ChunkIndex
-from vicort.runtime.policies.registry import MOST, Policy, Registry
+from vicort.runtime.policies.policy import MAX_COUNT, Policy
 
 
 class Retrieval(Policy):
     # True: a question reads every unit, so all of memory must be on the device
     reads_everything: ClassVar[bool] = False
-    compares: ClassVar[bool] = False  # whether it asks how alike chunks are
+    compares: ClassVar[bool] = False  # whether it uses the cosines between chunks
 
     def choose(self, question: np.ndarray, memory: ChunkIndex) -> list[int]:
-        """Units, ascending. question: [width] float32, the mean embedding of its tokens."""
+        """The units to read, ascending.
+
+        question: [width] float32, the mean embedding of its tokens.
+        """
         raise NotImplementedError
 
     def check(self, system: str, chunk_units: int) -> None:
-        """Raises ConfigError if the policy cannot be kept to with chunks of so many units."""
+        """Raises ConfigError if the policy cannot work with chunks of `chunk_units` units."""
         return None
 
-    def most_units(self, chunk_units: int) -> int | None:
-        """The most units it ever chooses, which bounds what must be recalled at once; None = all
-        there are."""
+    def max_units(self, chunk_units: int) -> int | None:
+        """The maximum number of units that `choose` returns; None: no maximum.
+
+        It bounds how many pages one question recalls from the host.
+        """
         raise NotImplementedError
 
 
 class AllUnits(Retrieval):
-    policy: ClassVar[str] = "all"
+    policy: Literal["all"] = "all"
     reads_everything: ClassVar[bool] = True
 
     def choose(self, question: np.ndarray, memory: ChunkIndex) -> list[int]:
         return [unit for chunk in memory for unit in chunk.units]
 
-    def most_units(self, chunk_units: int) -> int | None:
+    def max_units(self, chunk_units: int) -> int | None:
         return None
 
 
 class SimilarChunks(Retrieval):
-    """ViCoStream's retrieval: the `top` chunks by cosine between mean embeddings, of equals the
+    """ViCoStream's retrieval: the `top` chunks by cosine between mean embeddings; among equals, the
     earlier.
 
-    `recent` latest chunks are seen besides; the published code has none (0), and then cannot say
-    what is there now.
+    The `recent` latest chunks are read as well. The published code reads none (0) and then cannot
+    answer about the present.
     """
 
-    policy: ClassVar[str] = "similar-chunks"
-    top: int = Field(ge=0, le=MOST)
-    recent: int = Field(0, ge=0, le=MOST)
+    policy: Literal["similar-chunks"] = "similar-chunks"
+    top: int = Field(ge=0, le=MAX_COUNT)
+    recent: int = Field(0, ge=0, le=MAX_COUNT)
 
     def choose(self, question: np.ndarray, memory: ChunkIndex) -> list[int]:
         best = set(np.argsort(-memory.cosines(question), kind="stable")[: self.top].tolist())
         best |= set(range(max(len(memory) - self.recent, 0), len(memory)))
         return _units(memory, best)
 
-    def most_units(self, chunk_units: int) -> int | None:
+    def max_units(self, chunk_units: int) -> int | None:
         return (self.top + self.recent) * chunk_units
 
 
 class DistinctChunks(Retrieval):
-    """Chunks that are like the question and unlike each other, in a room that no stream outgrows.
+    """Chunks that are similar to the question and different from each other, within a fixed budget
+    of pages.
 
-    One after another, the chunk with the largest `relevance` * cosine to the question - (1 -
-    `relevance`) * largest cosine to a chunk that is chosen already, of equals the earlier; maximal
-    marginal relevance (Carbonell and Goldstein, SIGIR 1998, doi 10.1145/290941.291025). A chunk
-    that does not fit into what is left of the pages of `units` whole units is passed over; the
-    `recent` latest chunks are chosen first. So a question reads about as much whether much happens
-    or little, and stretches that look alike, which are most of what a camera sees, stand for each
-    other.
+    Maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998, doi 10.1145/290941.291025): in
+    each step choose the chunk with the largest `relevance` * cosine to the question - (1 -
+    `relevance`) * largest cosine to a chosen chunk; among equals, the earlier. The `recent` latest
+    chunks are chosen first. The budget is the pages of `units` whole units; a chunk that exceeds
+    the rest of the budget is skipped. A question therefore reads about the same number of tokens in
+    busy and in still scenes, and similar scenes, which are most of a camera's stream, are read
+    once.
     """
 
-    policy: ClassVar[str] = "distinct-chunks"
+    policy: Literal["distinct-chunks"] = "distinct-chunks"
     compares: ClassVar[bool] = True
-    units: int = Field(ge=1, le=MOST)
-    recent: int = Field(1, ge=0, le=MOST)
+    units: int = Field(ge=1, le=MAX_COUNT)
+    recent: int = Field(1, ge=0, le=MAX_COUNT)
     relevance: float = Field(0.5, ge=0, lt=1)
 
     def choose(self, question: np.ndarray, memory: ChunkIndex) -> list[int]:
         pages = np.array([chunk.pages for chunk in memory], int)
         worth = memory.cosines(question) * (self.relevance / (1 - self.relevance))
-        gain = worth + 1  # as for the least cosine there is: nothing is chosen yet
+        gain = worth + 1  # nothing is chosen yet: as if the largest cosine were -1
         latest = range(max(len(memory) - self.recent, 0), len(memory))
         left, chosen = self.units * memory.unit_pages, set[int]()
         while len(chosen) < len(memory):
-            place = latest[len(chosen)] if len(chosen) < len(latest) else int(gain.argmax())
-            if gain[place] == -np.inf:
+            index = latest[len(chosen)] if len(chosen) < len(latest) else int(gain.argmax())
+            if gain[index] == -np.inf:
                 break
-            if pages[place] > left:
-                gain[pages > left] = -np.inf  # for good: room only shrinks
+            if pages[index] > left:
+                gain[pages > left] = -np.inf  # the rest of the budget only shrinks
                 continue
-            chosen.add(place)
-            left -= pages[place]
-            np.minimum(gain, worth - memory.likeness(place), out=gain)
-            gain[place] = -np.inf
+            chosen.add(index)
+            left -= pages[index]
+            np.minimum(gain, worth - memory.likeness(index), out=gain)
+            gain[index] = -np.inf
         return _units(memory, chosen)
 
-    def most_units(self, chunk_units: int) -> int | None:
+    def max_units(self, chunk_units: int) -> int | None:
         return self.units
 
     def check(self, system: str, chunk_units: int) -> None:
@@ -114,26 +120,28 @@ class DistinctChunks(Retrieval):
 
 
 class EvenUnits(Retrieval):
-    """Up to `units` units, evenly spaced over all that memory holds, its first and its last among
-    them."""
+    """Up to `units` units, evenly spaced over all units in memory, the first and the last
+    included."""
 
-    policy: ClassVar[str] = "even-units"
-    units: int = Field(ge=2, le=MOST)
+    policy: Literal["even-units"] = "even-units"
+    units: int = Field(ge=2, le=MAX_COUNT)
 
     def choose(self, question: np.ndarray, memory: ChunkIndex) -> list[int]:
         held = [unit for chunk in memory for unit in chunk.units]
         if len(held) <= self.units:
             return held
-        places = np.linspace(0, len(held) - 1, self.units).round().astype(int)
-        return [held[place] for place in places]
+        indices = np.linspace(0, len(held) - 1, self.units).round().astype(int)
+        return [held[index] for index in indices]
 
-    def most_units(self, chunk_units: int) -> int | None:
+    def max_units(self, chunk_units: int) -> int | None:
         return self.units
 
 
-RETRIEVALS = Registry("retrieval", AllUnits, SimilarChunks, DistinctChunks, EvenUnits)
+AnyRetrieval = Annotated[
+    AllUnits | SimilarChunks | DistinctChunks | EvenUnits, Field(discriminator="policy")
+]
 
 
-def _units(memory: ChunkIndex, places: Collection[int]) -> list[int]:
-    """Units of the chunks at these places, ascending."""
-    return [unit for place, chunk in enumerate(memory) if place in places for unit in chunk.units]
+def _units(memory: ChunkIndex, indices: Collection[int]) -> list[int]:
+    """Units of the chunks at these indices, ascending."""
+    return [unit for index, chunk in enumerate(memory) if index in indices for unit in chunk.units]

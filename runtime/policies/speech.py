@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vicort.runtime.policies.registry import Policy, Registry
+from vicort.runtime.policies.policy import Policy
 
-LONGEST = 512  # tokens
+MAX_SPOKEN_TOKENS = 512
 
 
 class Speech(Policy):
@@ -19,24 +19,24 @@ class Speech(Policy):
 
 
 class WhenAsked(Speech):
-    policy: ClassVar[str] = "when-asked"
+    policy: Literal["when-asked"] = "when-asked"
 
 
 class StreamingEos(Speech):
-    """VideoLLM-online (arXiv 2406.11816): behind each chunk the next token decides, silence if this
-    token has at least that probability.
+    """VideoLLM-online (arXiv 2406.11816): after each chunk the model stays silent if the next token
+    is `silence` with at least the probability `threshold`; otherwise it speaks.
 
-    The token of a silence is never put into the context; words and their end are.
+    The silence token never enters the context. Spoken tokens and their end token do.
     """
 
-    policy: ClassVar[str] = "streaming-eos"
+    policy: Literal["streaming-eos"] = "streaming-eos"
     silence: str = Field("<|im_end|>", min_length=1, max_length=100)  # a token of the model
     threshold: float = Field(0.725, gt=0, le=1)
-    longest: int = Field(32, ge=1, le=LONGEST)  # tokens of what is said at a time
+    longest: int = Field(32, ge=1, le=MAX_SPOKEN_TOKENS)  # maximum tokens of one utterance
 
     @property
     def by_itself(self) -> StreamingEos:
         return self
 
 
-SPEECHES = Registry("speaks", WhenAsked, StreamingEos)
+AnySpeech = Annotated[WhenAsked | StreamingEos, Field(discriminator="policy")]

@@ -1,86 +1,151 @@
-"""A system: one YAML file that names a policy for each decision and its parameters."""
+"""A system: one YAML file that names a policy and its parameters for each decision."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.policies.drop import DROPS, Drop
-from vicort.runtime.policies.ingest import INGESTS, Ingest
-from vicort.runtime.policies.long_term import LONG_TERMS, LongTermPolicy
-from vicort.runtime.policies.overflow import OVERFLOWS, Overflow
-from vicort.runtime.policies.registry import MOST
-from vicort.runtime.policies.retrieval import RETRIEVALS, Retrieval
-from vicort.runtime.policies.speech import SPEECHES, Speech, WhenAsked
+from vicort.runtime.policies.drop import AnyDrop
+from vicort.runtime.policies.ingest import AnyIngest
+from vicort.runtime.policies.long_term import AnyLongTerm
+from vicort.runtime.policies.overflow import AnyOverflow, Overflow
+from vicort.runtime.policies.policy import MAX_COUNT
+from vicort.runtime.policies.retrieval import AllUnits, AnyRetrieval
+from vicort.runtime.policies.speech import AnySpeech, WhenAsked
+from vicort.runtime.policies.validation import explain
 from vicort.runtime.safe_text import read_text, shown
 
-MOST_BYTES = 65_536  # of a system file
-LONGEST_NAME = 100  # characters
-MOST_MB = 16e6  # of a tier: 16 TB
-SECTIONS = (
-    "name",
-    "about",
-    "chunk",
-    "drop",
-    "ingest",
-    "retrieval",
-    "long_term",
-    "text",
-    "speaks",
-    "memory",
-)
-NEEDED = ("name", "drop", "ingest", "memory")
+MAX_BYTES = 65_536  # of a system file
+MAX_NAME_LENGTH = 100  # characters
+MAX_MB = 16e6  # of a tier: 16 TB
 
 
-class Budget(BaseModel):
-    """Bytes that pages may take, a tier, in MB of 1e6 bytes; allocated once, committed by the
-    system as it is touched."""
-
+class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    device_mb: float = Field(1024, gt=0, le=MOST_MB)
-    host_mb: float = Field(0, ge=0, le=MOST_MB)
 
 
-class ChunkSize(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    # None = as many as the engines take
-    frames: int | None = Field(None, ge=UNIT_FRAMES, le=MOST, multiple_of=UNIT_FRAMES)
+class ChunkSize(Section):
+    # None: as many as the engines take
+    frames: int | None = Field(None, ge=UNIT_FRAMES, le=MAX_COUNT, multiple_of=UNIT_FRAMES)
 
 
-class Text(BaseModel):
-    """Whether questions and answers become part of the stream, so that what comes sees them; then
-    chunks wait for answers."""
+class Text(Section):
+    """Whether questions and answers become part of the stream, so that later chunks attend to
+    them. Chunks then wait for answers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     joins: bool = False
-    tokens: int = Field(default=512, ge=1, le=MOST)  # the latest that stay
+    tokens: int = Field(512, ge=1, le=MAX_COUNT)  # the latest tokens of text that stay
 
 
-@dataclass(frozen=True)
-class System:
+class MemoryLimits(Section):
+    """The page budget of each tier, in MB of 1e6 bytes, and what happens when the last is full.
+
+    A budget is reserved at the start; the operating system commits it as it is used.
+    """
+
+    device_mb: float = Field(1024, gt=0, le=MAX_MB)
+    host_mb: float = Field(0, ge=0, le=MAX_MB)
+    when_full: AnyOverflow
+
+
+class System(Section):
+    """The content of a system file. Invalid content raises pydantic's ValidationError;
+    `load_system`, `parse_system` and `with_` turn it into a ConfigError of one line."""
+
     name: str
-    drop: Drop
-    ingest: Ingest
-    # of the units in memory; with long-term memory, of those in the recent window
-    retrieval: Retrieval
-    overflow: Overflow
-    budget: Budget
-    long_term: LongTermPolicy | None = None
-    text: Text = field(default_factory=lambda: Text())
-    speaks: Speech = field(default_factory=lambda: WhenAsked())
-    chunk_frames: int | None = None  # frames in a chunk, None = as many as the engines take
+    about: Any = None  # a description for readers of the file
+    chunk: ChunkSize = ChunkSize()
+    drop: AnyDrop
+    ingest: AnyIngest
+    # which units in memory a question reads; with long-term memory, those in the recent window
+    retrieval: AnyRetrieval = AllUnits()
+    long_term: AnyLongTerm | None = None
+    text: Text = Text()
+    speaks: AnySpeech = WhenAsked()
+    memory: MemoryLimits
+
+    @property
+    def budget(self) -> MemoryLimits:
+        """The page budgets `device_mb` and `host_mb`."""
+        return self.memory
+
+    @property
+    def overflow(self) -> Overflow:
+        return self.memory.when_full
+
+    @property
+    def chunk_frames(self) -> int | None:
+        """Frames in a chunk; None: as many as the engines take."""
+        return self.chunk.frames
 
     @property
     def wants_motion(self) -> bool:
-        """Whether its frames should carry what their codec tells of motion."""
-        return self.drop.reads_motion
+        """Whether the source must attach the codec's motion vectors to its frames."""
+        return self.drop.pruning is not None
+
+    def with_(self, **changes: Any) -> System:
+        """A changed copy, validated like a file. Raises ConfigError.
+
+        The names are those of the YAML file. A dict changes single values of a section, anything
+        else replaces it: `system.with_(memory={"device_mb": 64}, retrieval=EvenUnits(units=8))`.
+        """
+        content = {key: getattr(self, key) for key in self.model_fields_set}
+        for key, change in changes.items():
+            section = getattr(self, key, None)
+            merges = isinstance(change, dict) and isinstance(section, BaseModel)
+            content[key] = section.model_dump() | change if merges else change
+        return _validated(content, f"system {self.name}")
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _name_is_short(cls, name: Any) -> Any:
+        if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME_LENGTH:
+            raise ValueError(
+                f"name is {shown(name)}: give at most {MAX_NAME_LENGTH} printable characters"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _policies_fit_together(self) -> Self:
+        if self.long_term and "retrieval" in self.model_fields_set:
+            raise ValueError(
+                "retrieval and long_term both say what a question sees: leave one of them out"
+            )
+        if not self.long_term and "retrieval" not in self.model_fields_set:
+            raise ValueError(
+                "key 'retrieval' is missing: name the policy by which a question chooses units, "
+                "such as similar-chunks, or set long_term"
+            )
+        if self.long_term and self.ingest.window is None:
+            raise ValueError(
+                "with long_term, ingest needs a window that chunks leave: take policy recent-chunks"
+            )
+        if self.ingest.anchor_rule and not self.drop.pruning:
+            raise ValueError(
+                "ingest.anchors are units with an I frame, which only drop policy motion knows: "
+                "take that policy, or leave anchors out"
+            )
+        if self.speaks.by_itself and not (self.text.joins and self.ingest.prefills):
+            raise ValueError(
+                "with speaks streaming-eos, words join a stream that is prefilled: set "
+                "text.joins, and ingest to all"
+            )
+        unbounded = self.retrieval.reads_everything or self.ingest.window is None
+        if self.memory.host_mb and unbounded and not self.long_term:
+            raise ValueError(
+                "policy 'all' reads every page on the device: set memory.host_mb to 0, or "
+                "bound ingest and retrieval"
+            )
+        return self
+
+
+KEYS = ", ".join(System.model_fields)
 
 
 def known_systems() -> list[str]:
@@ -107,7 +172,7 @@ def load_system(name: str | Path) -> System:
             "the path of a YAML file"
         )
     try:
-        text = read_text(path, MOST_BYTES)
+        text = read_text(path, MAX_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"system file {path} cannot be read ({error}): choose one of "
@@ -117,20 +182,19 @@ def load_system(name: str | Path) -> System:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML that runs nothing and repeats nothing: aliases are how a small file becomes a large
-    one."""
+    """YAML without code and without aliases, which can make a small file very large."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError(
-                f"aliases (*{shown(self.peek_event().anchor)}) are not taken here: write the "
+                f"aliases (*{shown(self.peek_event().anchor)}) are not allowed here: write the "
                 "value out"
             )
         return super().compose_node(parent, index)
 
 
 def parse_system(text: str, where: str) -> System:
-    """A system from YAML text; `where` names it in errors."""
+    """A system from YAML text. Raises ConfigError; `where` names the text in errors."""
     try:
         content: Any = yaml.load(text, _PlainLoader)
     except (
@@ -149,90 +213,12 @@ def parse_system(text: str, where: str) -> System:
         )
         raise ConfigError(f"{where} is not YAML: {why}") from error
     if not isinstance(content, dict):
-        raise ConfigError(
-            f"{where} holds {type(content).__name__}, not the keys {', '.join(SECTIONS)}"
-        )
-    if unknown := set(content) - set(SECTIONS):
-        raise ConfigError(
-            f"{where}: unknown key {min(map(shown, unknown))}: the keys are {', '.join(SECTIONS)}"
-        )
-    needed = {*NEEDED, *(() if "long_term" in content else ("retrieval",))}
-    if missing := needed - set(content):
-        raise ConfigError(
-            f"{where}: key {sorted(missing)[0]!r} is missing: the keys are {', '.join(SECTIONS)}"
-        )
-    if {"long_term", "retrieval"} <= set(content):
-        raise ConfigError(
-            f"{where}: retrieval and long_term both say what a question sees: leave one of them out"
-        )
-    name, memory = content["name"], content["memory"]
-    if not isinstance(name, str) or not name.isprintable() or len(name) > LONGEST_NAME:
-        raise ConfigError(
-            f"{where}: name is {shown(name)}: give one of at most {LONGEST_NAME} letters"
-        )
-    if not isinstance(memory, dict):
-        raise ConfigError(
-            f"{where}: memory is {shown(memory)}, not the keys device_mb, host_mb, when_full"
-        )
-    system = System(
-        name=name,
-        drop=DROPS.create(content["drop"], where),
-        ingest=INGESTS.create(content["ingest"], where),
-        retrieval=RETRIEVALS.create(content.get("retrieval", {"policy": "all"}), where),
-        overflow=OVERFLOWS.create({"policy": memory.get("when_full")}, where),
-        budget=_settings(
-            Budget,
-            {key: value for key, value in memory.items() if key != "when_full"},
-            f"{where}: memory",
-            "when_full",
-        ),
-        long_term=LONG_TERMS.create(content["long_term"], where)
-        if "long_term" in content
-        else None,
-        speaks=SPEECHES.create(content.get("speaks", {"policy": "when-asked"}), where),
-        text=_settings(Text, content.get("text", {}), f"{where}: text"),
-        chunk_frames=_settings(ChunkSize, content.get("chunk", {}), f"{where}: chunk").frames,
-    )
-    _check_bounds(system, where)
-    return system
+        raise ConfigError(f"{where} holds {type(content).__name__}, not the keys {KEYS}")
+    return _validated(content, where)
 
 
-def _check_bounds(system: System, where: str) -> None:
-    if system.long_term and system.ingest.window is None:
-        raise ConfigError(
-            f"{where}: with long_term, ingest needs a window that chunks leave: take policy "
-            "recent-chunks"
-        )
-    if system.ingest.anchor_rule and not system.drop.reads_motion:
-        raise ConfigError(
-            f"{where}: ingest.anchors are units with an I frame, which drop policy motion knows: "
-            "name that, or leave them out"
-        )
-    if system.speaks.by_itself and not (system.text.joins and system.ingest.prefills):
-        raise ConfigError(
-            f"{where}: with speaks streaming-eos, words join a stream that is prefilled: set "
-            "text.joins, and ingest to all"
-        )
-    unbounded = system.retrieval.reads_everything or system.ingest.window is None
-    if system.budget.host_mb and unbounded and not system.long_term:
-        raise ConfigError(
-            f"{where}: policy 'all' reads every page on the device: set memory.host_mb to 0, or "
-            "bound ingest and retrieval"
-        )
-
-
-M = TypeVar("M", bound=BaseModel)
-
-
-def _settings(kind: type[M], settings: Any, where: str, *others: str) -> M:
-    """A section of plain values. others: keys of the section that are read elsewhere."""
-    keys = ", ".join([*kind.model_fields, *others])
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{where} is {shown(settings)}, not the keys {keys}")
+def _validated(content: dict[Any, Any], where: str) -> System:
     try:
-        return kind.model_validate(settings)
+        return System.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(
-            f"{where}.{'.'.join(map(str, first['loc']))}: {first['msg']}; the keys are {keys}"
-        ) from error
+        raise ConfigError(f"{where}: {explain(error, System)}") from error
