@@ -5,7 +5,6 @@ import gc
 import threading
 import time
 from collections import Counter
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -46,11 +45,7 @@ def small(name):
         if isinstance(found.speaks, StreamingEos)
         else found.speaks
     )
-    return replace(found, budget=replace_budget(found, device, host), speaks=speaks)
-
-
-def replace_budget(found, device_mb, host_mb):
-    return found.budget.model_copy(update={"device_mb": device_mb, "host_mb": host_mb})
+    return found.with_(memory={"device_mb": device, "host_mb": host}, speaks=speaks)
 
 
 def watch(engines, chosen, video, questions=(), *, asks=(), **options):

@@ -3,7 +3,6 @@ range, the process to its size."""
 
 import os
 import re
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,14 +28,13 @@ def small(name, engines):
     soon."""
     system = load_system(name)
     host = 0.1 if system.budget.host_mb else 0
-    budget = system.budget.model_copy(update={"device_mb": 1e-6, "host_mb": host})
+    smallest = system.with_(memory={"device_mb": 1e-6, "host_mb": host})
     try:
-        Session(engines, replace(system, budget=budget)).close()
+        Session(engines, smallest).close()
     except MemoryBudgetError as error:
-        budget = budget.model_copy(
-            update={"device_mb": float(re.search(r"at least (\d+)", str(error))[1])}
-        )
-    return replace(system, budget=budget)
+        needed_mb = float(re.search(r"at least (\d+)", str(error))[1])
+        smallest = smallest.with_(memory={"device_mb": needed_mb})
+    return smallest
 
 
 def pictures(count, start):

@@ -362,7 +362,7 @@ def kept_tokens(features: Tensor, drop: Drop, units: int, tokens: int) -> Tensor
     """
     if units == 1:
         return torch.arange(tokens, device=features.device)
-    threshold, positions = drop.bounds(units, tokens)
+    threshold, positions = drop.rule(units, tokens)
     # [P]
     lowest = torch.nn.functional.cosine_similarity(
         features[:-1].float(), features[1:].float(), dim=-1

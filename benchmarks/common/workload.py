@@ -3,19 +3,16 @@ questions."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
 from vicort.export.tiny.world import Painter, make_stream
 from vicort.runtime.core import Frame
 from vicort.runtime.policies.drop import ChunkIntra
-from vicort.runtime.policies.registry import Policy
 from vicort.runtime.policies.system import System, load_system
 
 # share of a chunk's visual tokens that are kept: the setting of the published 134 frames a second
@@ -25,8 +22,6 @@ CHUNK_FRAMES = 16
 QUESTIONS = ("what color was the circle?", "what is there now?", "which came first?")
 PERIOD = 160  # frames that are drawn; longer streams repeat them with increasing times
 ENCODED_RATE = 25  # frames a second of an encoded clip
-# fields of a system, as its YAML calls them
-DESCRIBED_AS = {"overflow": "when_full", "budget": "memory"}
 
 
 @dataclass(frozen=True)
@@ -86,28 +81,11 @@ def bench_system(
     equal work at every precision."""
     system = load_system(name)
     if isinstance(system.drop, ChunkIntra):
-        system = replace(system, drop=ChunkIntra(threshold=None, keep=KEEP))
-    budget = system.budget.model_copy(
-        update={
-            key: value
-            for key, value in (("device_mb", device_mb), ("host_mb", host_mb))
-            if value is not None
-        }
-    )
-    return replace(system, budget=budget)
+        system = system.with_(drop=ChunkIntra(keep=KEEP))
+    budget = {"device_mb": device_mb, "host_mb": host_mb}
+    return system.with_(memory={key: mb for key, mb in budget.items() if mb is not None})
 
 
 def describe_system(system: System) -> dict[str, object]:
-    """Every setting of a system, for the record; what it does not have is left out."""
-    described: dict[str, object] = {}
-    for field in fields(system):
-        value = getattr(system, field.name)
-        if value is not None:
-            described[DESCRIBED_AS.get(field.name, field.name)] = _plain(value)
-    return described
-
-
-def _plain(value: Any) -> object:
-    if isinstance(value, Policy):
-        return {"policy": value.policy, **value.model_dump()}
-    return value.model_dump() if isinstance(value, BaseModel) else value
+    """Every setting of a system, under the keys of its YAML file."""
+    return system.model_dump(exclude={"about"})

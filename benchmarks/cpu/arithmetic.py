@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vicort.runtime.core import UNIT_FRAMES
-from vicort.runtime.policies.drop import ALWAYS, Drop
+from vicort.runtime.policies.drop import ABOVE_EVERY_SCORE, Drop
 from vicort.runtime.policies.system import System
 
 
@@ -42,8 +42,8 @@ def of_chunk(
 
 def kept_rows(drop: Drop, units: int, unit_tokens: int) -> int:
     """Visual tokens kept of a chunk of `units`, if the policy keeps a fixed share or everything."""
-    threshold, hot = drop.bounds(units, unit_tokens)
-    return unit_tokens + (units - 1) * (unit_tokens if threshold == ALWAYS else hot)
+    threshold, hot = drop.rule(units, unit_tokens)
+    return unit_tokens + (units - 1) * (unit_tokens if threshold == ABOVE_EVERY_SCORE else hot)
 
 
 def count(

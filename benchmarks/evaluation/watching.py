@@ -54,7 +54,7 @@ class Candidate:
 
     @classmethod
     def of(cls, engines: EngineSet, system: System, **options: Any) -> Candidate:
-        return cls(partial(Session, engines, system, **options), system.drop.policy == "motion")
+        return cls(partial(Session, engines, system, **options), system.wants_motion)
 
 
 @dataclass(frozen=True)

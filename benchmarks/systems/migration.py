@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,11 @@ class Setting:
         )
 
     def system(self) -> System:
-        return replace(
-            bench_system("vicostream"),
-            drop=ChunkIntra(threshold=None, keep=self.keep),
+        return bench_system("vicostream").with_(
+            chunk={"frames": self.chunk},
+            drop=ChunkIntra(keep=self.keep),
             ingest=RecentChunks(chunks=self.window),
             retrieval=SimilarChunks(top=self.top, recent=1),
-            chunk_frames=self.chunk,
         )
 
 

@@ -25,7 +25,6 @@ from vicort.runtime.cli.lag import LagMeter
 from vicort.runtime.core import Question
 from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.engines.engine_set import EngineSet
-from vicort.runtime.policies.overflow import Refuse
 from vicort.runtime.policies.system import System
 
 ASK_EVERY_S = 0.5  # of a 1x replay
@@ -61,17 +60,13 @@ def fill_frames(system: System, settings: Settings) -> int:
     """Frames before a system is timed: fewer if it keeps everything, because its stream is
     limited."""
     return (
-        settings.unbounded_fill_frames
-        if isinstance(system.overflow, Refuse)
-        else settings.system_fill_frames
+        settings.unbounded_fill_frames if system.overflow.refuses else settings.system_fill_frames
     )
 
 
 def loaded_questions(system: System, settings: Settings) -> int:
     """Questions under full load: fewer if the system keeps everything, for the same reason."""
-    return math.ceil(
-        settings.system_loaded_questions / (8 if isinstance(system.overflow, Refuse) else 1)
-    )
+    return math.ceil(settings.system_loaded_questions / (8 if system.overflow.refuses else 1))
 
 
 def fill(stream: VicortStream, frames: int) -> None:

@@ -34,7 +34,6 @@ from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import VicortError
 from vicort.runtime.manifest import read_manifest
-from vicort.runtime.policies.speech import StreamingEos
 from vicort.runtime.policies.system import System, known_systems, load_system
 
 MAKING_S = 3600  # seconds that drawing and encoding the streams may take, where they are not there
@@ -49,9 +48,7 @@ class EngineDirs:
     def of(self, name: str) -> Path:
         """The set that a system runs on."""
         try:
-            return (
-                self.speaking if isinstance(load_system(name).speaks, StreamingEos) else self.plain
-            )
+            return self.speaking if load_system(name).speaks.by_itself else self.plain
         except VicortError:  # its row will say so
             return self.plain
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import MemoryBudgetError
-from vicort.runtime.policies.overflow import Refuse
 from vicort.runtime.policies.retrieval import EvenUnits
 from vicort.runtime.policies.system import System, load_system
 from vicort.runtime.session import Session
@@ -30,8 +28,8 @@ def twin_of(system: System, tokens: float, unit_tokens: int) -> System:
     """`uniform` with the store of `system`, reading at least `tokens` tokens a question as evenly
     spaced whole units."""
     uniform = load_system("uniform")
-    return replace(
-        uniform, name=TWIN + system.name, retrieval=EvenUnits(units=units_read(tokens, unit_tokens))
+    return uniform.with_(
+        name=TWIN + system.name, retrieval=EvenUnits(units=units_read(tokens, unit_tokens))
     )
 
 
@@ -40,17 +38,13 @@ def with_store(engines: EngineSet, system: System, store_mb: float) -> System:
 
     A system with overflow policy `refuse` keeps its own budget: it is the reference.
     """
-    if isinstance(system.overflow, Refuse):
+    if system.overflow.refuses:
         return system
     for device_mb, host_mb in _splits(system, store_mb):
-        budget = system.budget.model_copy(
-            update={"device_mb": PROBE_MB + device_mb, "host_mb": host_mb}
-        )
-        # pages of questions and spare pages
-        own_mb = PROBE_MB + device_mb - stored_mb(engines, replace(system, budget=budget))
-        fitting = replace(
-            system, budget=budget.model_copy(update={"device_mb": own_mb + device_mb})
-        )
+        probe_mb = PROBE_MB + device_mb
+        probe = system.with_(memory={"device_mb": probe_mb, "host_mb": host_mb})
+        own_mb = probe_mb - stored_mb(engines, probe)  # pages of questions and spare pages
+        fitting = probe.with_(memory={"device_mb": own_mb + device_mb})
         try:
             stored_mb(engines, fitting)
         except MemoryBudgetError:

@@ -48,7 +48,7 @@ class MemoryPlan:
         unit_pages = pages(model.unit_tokens)
         host = 0 if long_term else int(system.budget.host_mb * 1e6) // bytes_of_page
         deferred = 0 if system.ingest.prefills else chunk_units * unit_pages
-        recalled = min((system.retrieval.most_units(chunk_units) or 0) * unit_pages, host)
+        recalled = min((system.retrieval.max_units(chunk_units) or 0) * unit_pages, host)
         if long_term:
             readers = 2 if long_term.reads_in_prefill else 1  # one question, and the stream itself
             recalled = long_term.max_cells * long_term.recall_sets * readers

@@ -79,7 +79,8 @@ def _is_policy(model: type[BaseModel]) -> bool:
 
 
 def _allowed(model: type[BaseModel]) -> str:
-    keys = [key for key in model.model_fields if key != "policy"]
+    keys = ", ".join(key for key in model.model_fields if key != "policy")
     if issubclass(model, Policy):
-        return f"policy {model.model_fields['policy'].default} takes {', '.join(keys) or 'no parameters'}"
-    return f"the keys are {', '.join(keys)}"
+        name = model.model_fields["policy"].default
+        return f"policy {name} takes {keys or 'no parameters'}"
+    return f"the keys are {keys}"

@@ -60,7 +60,7 @@ class TokenControl:
         buffers, device = job.buffers, self._device
         features = buffers.features[: job.chunk.units]
         units, tokens, _ = features.shape
-        threshold, positions = self._drop.bounds(units, tokens)
+        threshold, positions = self._drop.rule(units, tokens)
         device.upload(buffers.threshold, np.array([threshold], np.float32), self.stream)
         device.upload(buffers.positions, np.array([positions], np.int32), self.stream)
         bindings = {

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -23,7 +22,7 @@ from vicort.benchmarks.evaluation.tables import make_table, score_all
 from vicort.benchmarks.evaluation.watching import Candidate
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.policies.system import Budget, load_system
+from vicort.runtime.policies.system import load_system
 
 SYSTEMS = ("--system", "full-history", "--system", "simplestream", "--max-tokens", "4")
 
@@ -335,7 +334,7 @@ def test_two_systems_of_one_name_are_refused(tmp_path):
 
 
 def test_accuracy_by_age(tiny_engines, tmp_path):
-    small = replace(load_system("vicostream"), budget=Budget(device_mb=0.01))
+    small = load_system("vicostream").with_(memory={"device_mb": 0.01, "host_mb": 0})
     systems = {
         "full": load_system("full-history"),
         "latest": load_system("simplestream"),

@@ -37,9 +37,8 @@ long_term:
 memory: {{device_mb: 24, host_mb: {host_mb}, when_full: drop-oldest}}
 """
     small = parse_system(text, "small.yaml")
-    return replace(
-        small,
-        long_term=shipped.long_term.model_copy(update={**small.long_term.model_dump(), **changes}),
+    return small.with_(
+        long_term=shipped.long_term.model_copy(update={**small.long_term.model_dump(), **changes})
     )
 
 

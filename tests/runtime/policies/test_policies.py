@@ -1,7 +1,5 @@
 """Each policy against a plain statement of its rule."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,9 +9,9 @@ from support.fake_engines import control_tokens
 
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError, MemoryBudgetError
-from vicort.runtime.policies import chunk_index as recollection
+from vicort.runtime.policies import chunk_index
 from vicort.runtime.policies.chunk_index import ChunkEntry, ChunkIndex
-from vicort.runtime.policies.drop import DROPS, ChunkIntra, KeepAll
+from vicort.runtime.policies.drop import ChunkIntra, KeepAll
 from vicort.runtime.policies.ingest import AllChunks, LatestFrames, RecentChunks
 from vicort.runtime.policies.overflow import DropOldest, Refuse, ThinEvenly
 from vicort.runtime.policies.retrieval import AllUnits, DistinctChunks, EvenUnits, SimilarChunks
@@ -95,8 +93,8 @@ def test_distinct_chunks_are_like_the_question_and_unlike_each_other(
 
 
 class Spied:
-    """A recollection that tells in which order chunks are chosen: of each it is asked once how like
-    the others it is."""
+    """A chunk index that records the order in which chunks are chosen: `likeness` is called once
+    for each."""
 
     def __init__(self, held, choices):
         self._held = held
@@ -110,13 +108,13 @@ class Spied:
     def __len__(self):
         return len(self._held)
 
-    def likeness(self, place):
-        self._choices.append(place)
-        return self._held.likeness(place)
+    def likeness(self, index):
+        self._choices.append(index)
+        return self._held.likeness(index)
 
 
 @given(vectors, memories())
-def test_what_a_recollection_compares_are_the_digests_of_the_chunks_it_holds(question, memory):
+def test_a_chunk_index_compares_the_digests_of_the_chunks_it_holds(question, memory):
     held, digests = memory
     assert [chunk.chunk for chunk in held] == list(digests)
     assert [chunk.chunk for chunk in reversed(held)] == list(digests)[::-1]
@@ -130,7 +128,7 @@ def test_what_a_recollection_compares_are_the_digests_of_the_chunks_it_holds(que
 
 
 def test_many_chunks_are_compared_when_it_is_asked_for(monkeypatch):
-    monkeypatch.setattr(recollection, "MOST_COMPARED", 16)
+    monkeypatch.setattr(chunk_index, "MAX_COMPARED", 16)
     digests = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
     held = ChunkIndex(width=6, unit_pages=2, compares=True)
     for chunk, digest in enumerate(digests):
@@ -144,7 +142,7 @@ def test_many_chunks_are_compared_when_it_is_asked_for(monkeypatch):
 
 def test_a_room_that_does_not_hold_the_recent_chunks_is_refused(tiny_engines):
     with EngineSet.open(tiny_engines) as engines:
-        system = replace(load_system("distinct"), retrieval=DistinctChunks(units=15, recent=2))
+        system = load_system("distinct").with_(retrieval={"units": 15, "recent": 2})
         with pytest.raises(
             ConfigError,
             match=r"reads 15 units, and its 2 latest chunks may hold 16: set retrieval\.units",
@@ -181,7 +179,7 @@ def test_ingest_windows():
 
 @given(st.integers(1, 12), st.integers(1, 20), st.floats(0.05, 1))
 def test_the_fixed_ratio_keeps_the_share_it_names(units, tokens, keep):
-    threshold, hot = ChunkIntra(keep=keep).bounds(units, tokens)
+    threshold, hot = ChunkIntra(keep=keep).rule(units, tokens)
     assert threshold < -1
     kept = tokens + (units - 1) * hot
     nearest = min(
@@ -196,7 +194,7 @@ def test_the_fixed_ratio_keeps_positions_that_changed_most():
     features = np.repeat(random.normal(size=(1, 6, 8)), 3, axis=0)
     features[1, 4] = -features[0, 4]  # a turn-about
     features[2, 1] += 0.3  # a slight change
-    threshold, hot = ChunkIntra(keep=10 / 18).bounds(3, 6)
+    threshold, hot = ChunkIntra(keep=10 / 18).rule(3, 6)
     out = control_tokens(features, np.array([threshold]), np.array([hot]), None)
     assert out["kept"][: out["count"][0]].tolist() == [0, 1, 2, 3, 4, 5, 7, 10, 13, 16]
 
@@ -204,7 +202,7 @@ def test_the_fixed_ratio_keeps_positions_that_changed_most():
 @given(st.integers(1, 4))
 def test_keep_all_keeps_all(units):
     features = np.random.default_rng(units).normal(size=(units, 6, 8))
-    threshold, hot = KeepAll().bounds(units, 6)
+    threshold, hot = KeepAll().rule(units, 6)
     out = control_tokens(features, np.array([threshold]), np.array([hot]), None)
     assert out["kept"].tolist() == list(range(units * 6))
     assert out["count"] == units * 6
@@ -282,4 +280,4 @@ def test_a_system_may_be_a_file_of_ones_own(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(GOOD)
     assert load_system(path).name == "x"
-    assert DROPS.create({"policy": "none"}, "here") == KeepAll()
+    assert load_system(path).drop == KeepAll()
