@@ -61,8 +61,8 @@ class ChunkIntra(Drop):
     """
 
     policy: Literal["chunk-intra"] = "chunk-intra"
-    threshold: float | None = Field(None, ge=-1, le=1)
-    keep: float | None = Field(None, gt=0, le=1)
+    threshold: float | None = Field(default=None, ge=-1, le=1)
+    keep: float | None = Field(default=None, gt=0, le=1)
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -92,7 +92,7 @@ class MotionPruning(Drop):
 
     policy: Literal["motion"] = "motion"
     tau: float = Field(gt=0, le=MAX_COUNT)
-    alpha: float = Field(0, ge=0, le=MAX_COUNT)
+    alpha: float = Field(default=0, ge=0, le=MAX_COUNT)
     difference: float = Field(gt=0, le=255)
     refresh: float = Field(gt=0, le=MAX_COUNT)
 
@@ -109,7 +109,7 @@ class FewTokens(Drop):
     """
 
     policy: Literal["few-tokens"] = "few-tokens"
-    a_frame: int = Field(10, ge=1, le=MAX_COUNT)
+    a_frame: int = Field(default=10, ge=1, le=MAX_COUNT)
 
     def check(self, system: str, model: ModelSpec) -> None:
         if model.unit_tokens > self.a_frame * UNIT_FRAMES:

@@ -39,11 +39,11 @@ class PageRecall(LongTermPolicy):
 
     policy: Literal["page-recall"] = "page-recall"
     # tokens that a KV head reads, besides the prompt and the recent window
-    budget: int = Field(1024, gt=0, le=MAX_COUNT)
+    budget: int = Field(default=1024, gt=0, le=MAX_COUNT)
     digest: Digest = "mean-radius"
     chunks: bool = True  # whether chunks read long-term memory, or questions only
-    tau_prefill: float | None = Field(0.8, ge=-1, le=1)  # see `Speculation`
-    tau_decode: float | None = Field(0.8, ge=-1, le=1)
+    tau_prefill: float | None = Field(default=0.8, ge=-1, le=1)  # see `Speculation`
+    tau_decode: float | None = Field(default=0.8, ge=-1, le=1)
     speculative: bool = True  # False: each run waits for the recall
 
 
@@ -62,7 +62,7 @@ class KeyClusters(LongTermPolicy):
     share: float = Field(gt=0, le=1)  # Th_r-wics
     # maximum cells that a layer and head reads per run, which bounds device memory
     most_cells: int = Field(ge=1, le=MAX_COUNT)
-    seed: int = Field(0, ge=0, le=MAX_COUNT)  # random seed of the hyperplanes
+    seed: int = Field(default=0, ge=0, le=MAX_COUNT)  # random seed of the hyperplanes
 
 
 AnyLongTerm = Annotated[SinkBuckets | KeyClusters | PageRecall, Field(discriminator="policy")]

@@ -58,7 +58,7 @@ class SimilarChunks(Retrieval):
 
     policy: Literal["similar-chunks"] = "similar-chunks"
     top: int = Field(ge=0, le=MAX_COUNT)
-    recent: int = Field(0, ge=0, le=MAX_COUNT)
+    recent: int = Field(default=0, ge=0, le=MAX_COUNT)
 
     def choose(self, question: np.ndarray, memory: ChunkIndex) -> list[int]:
         best = set(np.argsort(-memory.cosines(question), kind="stable")[: self.top].tolist())
@@ -85,8 +85,8 @@ class DistinctChunks(Retrieval):
     policy: Literal["distinct-chunks"] = "distinct-chunks"
     compares: ClassVar[bool] = True
     units: int = Field(ge=1, le=MAX_COUNT)
-    recent: int = Field(1, ge=0, le=MAX_COUNT)
-    relevance: float = Field(0.5, ge=0, lt=1)
+    recent: int = Field(default=1, ge=0, le=MAX_COUNT)
+    relevance: float = Field(default=0.5, ge=0, lt=1)
 
     def choose(self, question: np.ndarray, memory: ChunkIndex) -> list[int]:
         pages = np.array([chunk.pages for chunk in memory], int)

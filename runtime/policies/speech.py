@@ -30,9 +30,9 @@ class StreamingEos(Speech):
     """
 
     policy: Literal["streaming-eos"] = "streaming-eos"
-    silence: str = Field("<|im_end|>", min_length=1, max_length=100)  # a token of the model
-    threshold: float = Field(0.725, gt=0, le=1)
-    longest: int = Field(32, ge=1, le=MAX_SPOKEN_TOKENS)  # maximum tokens of one utterance
+    silence: str = Field(default="<|im_end|>", min_length=1, max_length=100)  # a token of the model
+    threshold: float = Field(default=0.725, gt=0, le=1)
+    longest: int = Field(default=32, ge=1, le=MAX_SPOKEN_TOKENS)  # maximum tokens of one utterance
 
     @property
     def by_itself(self) -> StreamingEos:

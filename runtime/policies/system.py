@@ -24,6 +24,7 @@ from vicort.runtime.safe_text import read_text, shown
 MAX_BYTES = 65_536  # of a system file
 MAX_NAME_LENGTH = 100  # characters
 MAX_MB = 16e6  # of a tier: 16 TB
+MAX_DIGITS = 1000  # of an integer: Python converts at most 4,300 digits to text
 
 
 class Section(BaseModel):
@@ -32,7 +33,7 @@ class Section(BaseModel):
 
 class ChunkSize(Section):
     # None: as many as the engines take
-    frames: int | None = Field(None, ge=UNIT_FRAMES, le=MAX_COUNT, multiple_of=UNIT_FRAMES)
+    frames: int | None = Field(default=None, ge=UNIT_FRAMES, le=MAX_COUNT, multiple_of=UNIT_FRAMES)
 
 
 class Text(Section):
@@ -40,7 +41,7 @@ class Text(Section):
     them. Chunks then wait for answers."""
 
     joins: bool = False
-    tokens: int = Field(512, ge=1, le=MAX_COUNT)  # the latest tokens of text that stay
+    tokens: int = Field(default=512, ge=1, le=MAX_COUNT)  # the latest tokens of text that stay
 
 
 class MemoryLimits(Section):
@@ -49,8 +50,8 @@ class MemoryLimits(Section):
     A budget is reserved at the start; the operating system commits it as it is used.
     """
 
-    device_mb: float = Field(1024, gt=0, le=MAX_MB)
-    host_mb: float = Field(0, ge=0, le=MAX_MB)
+    device_mb: float = Field(default=1024, gt=0, le=MAX_MB)
+    host_mb: float = Field(default=0, ge=0, le=MAX_MB)
     when_full: AnyOverflow
 
 
@@ -98,8 +99,9 @@ class System(Section):
         content = {key: getattr(self, key) for key in self.model_fields_set}
         for key, change in changes.items():
             section = getattr(self, key, None)
-            merges = isinstance(change, dict) and isinstance(section, BaseModel)
-            content[key] = section.model_dump() | change if merges else change
+            if isinstance(change, dict) and isinstance(section, BaseModel):
+                change = section.model_dump() | change
+            content[key] = change
         return _validated(content, f"system {self.name}")
 
     @field_validator("name", mode="before")
@@ -111,12 +113,17 @@ class System(Section):
             )
         return name
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_retrieval_and_long_term(cls, content: Any) -> Any:
+        if isinstance(content, dict) and {"retrieval", "long_term"} <= set(content):
+            raise ValueError(
+                "retrieval and long_term both say what a question reads: leave one of them out"
+            )
+        return content
+
     @model_validator(mode="after")
     def _policies_fit_together(self) -> Self:
-        if self.long_term and "retrieval" in self.model_fields_set:
-            raise ValueError(
-                "retrieval and long_term both say what a question sees: leave one of them out"
-            )
         if not self.long_term and "retrieval" not in self.model_fields_set:
             raise ValueError(
                 "key 'retrieval' is missing: name the policy by which a question chooses units, "
@@ -191,6 +198,11 @@ class _PlainLoader(yaml.SafeLoader):
                 "value out"
             )
         return super().compose_node(parent, index)
+
+    def construct_scalar(self, node: Any) -> Any:
+        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > MAX_DIGITS:
+            raise yaml.YAMLError(f"an integer of more than {MAX_DIGITS} digits")
+        return super().construct_scalar(node)
 
 
 def parse_system(text: str, where: str) -> System:

@@ -29,20 +29,25 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     path, model, policies = _resolve(first["loc"], root)
     where, section = ".".join(path), "".join(f"{key}: " for key in path[:-1])
     choose = f"choose one of {', '.join(sorted(policies))}"
+    keys = ", ".join(key for key in model.model_fields if key != "policy")
+    if issubclass(model, Policy):
+        takes = f"policy {_name(model)} takes {keys or 'no parameters'}"
+    else:
+        takes = f"the keys are {keys}" if model is root else f"{path[0]} takes {keys}"
     if kind in UNKNOWN_POLICY and policies:
         found = value.get("policy") if isinstance(value, dict) else value
         return f"{where} policy {shown(found)} is unknown: {choose}"
     if kind in UNKNOWN_KEY:
-        return f"{section}unknown key {shown(first['loc'][-1])}: {_allowed(model)}"
+        return f"{section}unknown key {shown(first['loc'][-1])}: {takes}"
     if kind == "missing":
-        return f"{section}key {path[-1]!r} is missing: {choose if policies else _allowed(model)}"
+        return f"{section}key {path[-1]!r} is missing: {choose if policies else takes}"
     if kind == "model_type":
-        return f"{where} is {shown(value)}: {_allowed(model)}"
+        return f"{where} is {shown(value)}: {takes}"
     if kind == "value_error":
         why = str(first["ctx"]["error"])
-        return f"{where}: {why}; {_allowed(model)}" if issubclass(model, Policy) else why
+        return f"{where}: {why}; {takes}" if issubclass(model, Policy) else why
     why = first["msg"].replace("Input should", "it should", 1)
-    return f"{where} is {shown(value)}: {why}; {_allowed(model)}"
+    return f"{where} is {shown(value)}: {why}; {takes}"
 
 
 def _resolve(
@@ -60,9 +65,7 @@ def _resolve(
         path.append(part)
         field = model.model_fields.get(part)
         models = _models(field.annotation) if field else []
-        policies = {
-            each.model_fields["policy"].default: each for each in models if _is_policy(each)
-        }
+        policies = {_name(each): each for each in models if issubclass(each, Policy)}
         if models and not policies:
             model = models[0]
     return path, model, policies
@@ -74,13 +77,5 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in get_args(annotation) for model in _models(part)]
 
 
-def _is_policy(model: type[BaseModel]) -> bool:
-    return issubclass(model, Policy)
-
-
-def _allowed(model: type[BaseModel]) -> str:
-    keys = ", ".join(key for key in model.model_fields if key != "policy")
-    if issubclass(model, Policy):
-        name = model.model_fields["policy"].default
-        return f"policy {name} takes {keys or 'no parameters'}"
-    return f"the keys are {keys}"
+def _name(policy: type[BaseModel]) -> str:
+    return str(policy.model_fields["policy"].default)
