@@ -22,13 +22,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from vicort.benchmarks.common.machine import conditions
 from vicort.benchmarks.common.observed_engine import ObservedEngine
@@ -130,11 +128,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name, EngineSet.open(options.engine_dir) as engines:
         engines.llm = ObservedEngine(engines.llm, runs.run)
         folder, model = Path(name), engines.manifest.model
-        systems = {name: freekv(folder, name, changes) for name, changes in chosen.items()}
+        systems = {name: freekv(name, changes) for name, changes in chosen.items()}
         for budget in sorted({changes.get("budget", 1024) for changes in chosen.values()}):
             units = (WINDOW + budget) // model.unit_tokens
             label = f"uniform-{units}"
-            systems[label] = changed(folder, "uniform", label, {"units": units})
+            systems[label] = load_system("uniform").with_(name=label, retrieval={"units": units})
         videos = shapestream.load(model, options.streams, options.ages).videos
         table, queries = accuracy(videos, engines, runs, systems, chosen)
         busy = {"busy world": [new_things(folder, seed) for seed in range(BUSY)]} | {
@@ -149,9 +147,7 @@ def main() -> int:
         }
         print(json.dumps(chunks, indent=1), file=sys.stderr)
         last = next(video.path for video in reversed(videos) if video.path)
-        times = timed(
-            last, engines, runs, {kind: freekv(folder, kind, TIMED[kind]) for kind in TIMED}
-        )
+        times = timed(last, engines, runs, {kind: freekv(kind, TIMED[kind]) for kind in TIMED})
     for name, cells in table.items():
         shares = (f"{task} {100 * cell['accuracy']:.1f} %" for task, cell in cells.items())
         print(f"{name:28}" + "  ".join(shares))
@@ -197,19 +193,9 @@ def accuracy(
     return by_age(rows), queries
 
 
-def freekv(folder: Path, name: str, changes: dict[str, Any]) -> System:
-    return changed(folder, "freekv", name, changes)
-
-
-def changed(folder: Path, base: str, name: str, changes: dict[str, Any]) -> System:
-    """A system that comes with vicort, under another name and with other parameters of its policy.
-    folder: for its YAML file."""
-    file = resources.files("vicort.configs") / "systems" / f"{base}.yaml"
-    content = yaml.safe_load(file.read_text()) | {"name": name}
-    content["long_term" if "long_term" in content else "retrieval"] |= changes
-    path = folder / f"{name.replace(' ', '-')}.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return load_system(str(path))
+def freekv(name: str, changes: dict[str, Any]) -> System:
+    """The system `freekv` under another name and with other parameters of its policy."""
+    return load_system("freekv").with_(name=name, long_term=changes)
 
 
 def of_questions(runs: Runs, model: ModelSpec) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Each policy against a plain statement of its rule."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -249,11 +251,22 @@ memory: {device_mb: 1, when_full: drop-oldest}
         (("drop:", "drip:"), "unknown key 'drip'"),
         (("policy: none", "policy: maybe"), "chunk-intra, few-tokens, motion, none"),
         (("chunks: 2", "chunk: 2"), "takes chunks"),
-        (("chunks: 2", "chunks: -2"), "ingest.chunks"),
+        (("chunks: 2", "chunk: 2"), "ingest: unknown key 'chunk'"),
+        (("chunks: 2", "chunks: -2"), "ingest.chunks is -2: it should be greater than or equal"),
         (("device_mb: 1", "device_gb: 1"), "device_mb, host_mb, when_full"),
         (("device_mb: 1", "device_mb: lots"), "memory.device_mb"),
         (("device_mb: 1", "device_mb: 1, host_mb: 5"), "reads every page on the device"),
         (("when_full: drop-oldest", "when_full: panic"), "drop-oldest, refuse, thin-evenly"),
+        (
+            (", when_full: drop-oldest", ""),
+            "memory: key 'when_full' is missing: choose one of drop",
+        ),
+        (("policy: none", "policy: none, keep: 1"), "policy none takes no parameters"),
+        (("policy: none", "policy: chunk-intra"), "drop: set either threshold or keep; policy"),
+        (("retrieval: {policy: all}", ""), "key 'retrieval' is missing"),
+        (("retrieval: {policy: all}", "retrieval:"), "retrieval policy None is unknown"),
+        (("name: x", "name: 5"), "name is 5: give at most 100"),
+        (("device_mb: 1", "device_mb: 0x" + "f" * 6000), "an integer of more than 1000 digits"),
         (("name: x", ""), "'name' is missing"),
         (("memory: {", "memory: 5 #"), "memory is 5"),
         (("name: x", "name: ["), "is not YAML"),
@@ -281,3 +294,27 @@ def test_a_system_may_be_a_file_of_ones_own(tmp_path):
     path.write_text(GOOD)
     assert load_system(path).name == "x"
     assert load_system(path).drop == KeepAll()
+
+
+def test_a_changed_copy_is_validated_like_a_file():
+    system = load_system("distinct")
+    changed = system.with_(memory={"device_mb": 64}, retrieval={"units": 9}, chunk={"frames": 8})
+    assert (changed.budget.device_mb, changed.budget.host_mb) == (64, system.budget.host_mb)
+    assert changed.retrieval == DistinctChunks(units=9, recent=1, relevance=0.5)
+    assert (changed.chunk_frames, changed.drop) == (8, system.drop)
+    assert system.with_(retrieval=EvenUnits(units=4)).retrieval == EvenUnits(units=4)
+    assert system.with_() == system
+    for change, words in (
+        ({"memory": {"device_mb": -1}}, "memory.device_mb is -1"),
+        ({"budget": {"device_mb": 1}}, "unknown key 'budget'"),
+        ({"retrieval": AllUnits()}, "reads every page on the device"),
+    ):
+        with pytest.raises(ConfigError, match=f"^system distinct: .*{words}"):
+            system.with_(**change)
+
+
+@pytest.mark.parametrize("name", known_systems())
+def test_what_a_system_describes_of_itself_is_a_system_file(name):
+    system = load_system(name)
+    keys = system.model_fields_set
+    assert parse_system(json.dumps(system.model_dump(include=keys)), "again.yaml") == system
