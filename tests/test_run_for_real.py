@@ -85,7 +85,7 @@ def test_a_trace_shows_stages_of_different_chunks_at_the_same_time(capsys, tiny_
     [
         (["--ask", "what " * 600], "ask a shorter one"),
         (["--ask", "@-3 what is there now?"], "-3"),
-        (["--ask", " "], "holds no question"),
+        (["--ask", " "], "contains no question"),
         (["--system", "nothing-like-it"], ", ".join(known_systems())),
         (["--system", "{folder}/budget.yaml"], "too small for one chunk"),
         (["--system", "{folder}/key.yaml"], "unknown key 'memry'"),

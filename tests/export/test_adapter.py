@@ -246,7 +246,7 @@ def test_the_manifest_names_the_adapter(tmp_path, monkeypatch):
         planned.append(manifest)
         raise Building
 
-    monkeypatch.setattr("vicort.export.engine_set.write_engine_set", stop)
+    monkeypatch.setattr("vicort.export.build_set.write_engine_set", stop)
     adapter = write_adapter(tmp_path / "adapter")
     command = [str(checkpoint()), "--adapter", str(adapter), "--out", str(tmp_path / "set")]
     with pytest.raises(Building):
