@@ -7,7 +7,6 @@ question -> snapshot (retrieval, lease) -> prefill of its text -> answer, a toke
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -25,8 +24,6 @@ from vicort.runtime.assembly import assemble, chunk_frames
 from vicort.runtime.core import (
     UNIT_FRAMES,
     Answer,
-    Chunk,
-    ChunkEvent,
     Event,
     Frame,
     Question,
@@ -36,12 +33,12 @@ from vicort.runtime.core import (
 from vicort.runtime.devices.stage_clock import SpanSink, StageClock
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import VicortError
+from vicort.runtime.event_emitter import EventEmitter
 from vicort.runtime.language.prompt import Prompt
 from vicort.runtime.memory.memory import Memory
 from vicort.runtime.policies.system import System, load_system
 from vicort.runtime.sources.sampler import Sampler
 from vicort.runtime.stages.chunker import Chunker
-from vicort.runtime.stages.job import Job
 from vicort.runtime.stages.lag_policy import OnLag, lag_policy
 from vicort.runtime.stages.pipeline import Pipeline
 from vicort.runtime.stream_statistics import StreamStatistics
@@ -104,14 +101,13 @@ class Session:
         self.system = system
         self.model = model
         self._sampling = sampling or Sampling()
-        self._on_event = on_event or (lambda event: None)
         self._lock = threading.RLock()
-        self._event_lock = threading.Lock()
         self._chunk_frames = chunk_frames(system, model)
         system.drop.check(system.name, model)
         system.retrieval.check(system.name, self._chunk_frames // UNIT_FRAMES)
         self._clock = StageClock(trace)
         self._statistics = StreamStatistics()
+        self._events = EventEmitter(on_event, self._statistics, model.unit_tokens)
         parts = assemble(
             engines,
             system,
@@ -119,8 +115,8 @@ class Session:
             overlap=overlap,
             threads=threads,
             answer_tokens=self._sampling.max_tokens,
-            on_chunk=self._chunk_left,
-            on_spoken=self._emit,
+            on_chunk=self._events.chunk_left,
+            on_spoken=self._events.emit,
         )
         self._device = parts.device
         self._prompt = parts.prompt
@@ -294,7 +290,6 @@ class Session:
         """Release threads and memory; work in flight is dropped."""
         if not self._closed:
             self.cancel()
-            gc.collect()  # engines and pools are large, and are part of reference cycles
 
     def __enter__(self) -> Self:
         return self
@@ -363,30 +358,10 @@ class Session:
                 self._answerer, asked.question, taken, asked.since, asked.on_token
             )
             self._statistics.answered(answer.ttft_ms)
-            self._emit(answer)
+            self._events.emit(answer)
             asked.answer.set_result(answer)
         except BaseException as error:  # noqa: BLE001 - raised where the answer is waited for
             asked.answer.set_exception(error)
-
-    def _chunk_left(self, job: Job) -> None:
-        """Called when a chunk has left the pipeline."""
-        self._statistics.chunk_left()
-        self._emit(self._chunk_event(job.chunk, job.kept, job.entered))
-
-    def _chunk_event(self, chunk: Chunk, kept: int, entered: int) -> ChunkEvent:
-        return ChunkEvent(
-            index=chunk.index,
-            frames=len(chunk.frames) - chunk.repeated,
-            start=chunk.start,
-            end=chunk.end,
-            tokens=chunk.units * self.model.unit_tokens,
-            kept=kept,
-            wall_ms=(self._statistics.last_ns - entered) / 1e6,
-        )
-
-    def _emit(self, event: Event) -> None:
-        with self._event_lock:
-            self._on_event(event)
 
 
 class _InlineExecutor(Executor):

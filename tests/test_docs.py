@@ -53,10 +53,10 @@ def relative(page):
 
 
 @pytest.fixture
-def desk(tmp_path, monkeypatch, tiny_engines):
+def desk(tmp_path, monkeypatch, build_tiny):
     """A folder in which the documents' examples work."""
     (tmp_path / "engines").mkdir()
-    (tmp_path / "engines" / tiny_engines.name).symlink_to(tiny_engines)
+    (tmp_path / "engines" / "tiny-fp32-openvino").symlink_to(build_tiny("openvino"))
     (tmp_path / "clip.mp4").symlink_to(FIXTURES / "shapes.mp4")
     question = {"at": 4, "question": "what is there now?", "id": "a"}
     (tmp_path / "questions.jsonl").write_text(json.dumps(question) + "\n")

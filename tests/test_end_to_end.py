@@ -106,17 +106,20 @@ def long_term_cells(memory) -> list[np.ndarray]:
     return [pool.data[:full], pool.cell_positions[:full]]
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+def engines(request, build_tiny):
+    with EngineSet.open(build_tiny(request.param)) as opened:
+        yield opened
+
+
 @pytest.mark.parametrize("system", known_systems())
-def test_overlapped_and_sequential_agree_to_the_last_bit_on_a_real_file(
-    build_tiny, backend, system
-):
+def test_overlapped_and_sequential_agree_to_the_last_bit_on_a_real_file(engines, system):
     def told(overlap):
         events = []
         with (
             open_source(str(FIXTURES / "shapes.mp4")) as source,
-            Session.open(
-                build_tiny(backend), system, overlap=overlap, on_event=events.append, fps=4
+            Session(
+                engines, load_system(system), overlap=overlap, on_event=events.append, fps=4
             ) as session,
         ):
             for at in (2, 7, 11, None):

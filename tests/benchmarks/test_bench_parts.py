@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.sizes import examples
 from torch.utils.flop_counter import FlopCounterMode
 
 from vicort.benchmarks import bench
@@ -121,7 +122,7 @@ def test_prefill_operations_equal_those_that_torch_counts():
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.floats(-1, 1), st.integers(0, 2**31))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 def test_kept_tokens_follow_the_plain_rule(units, tokens, threshold, seed):
     features = np.random.default_rng(seed).standard_normal((units, tokens, 3)).astype(np.float32)
     norm = features / np.linalg.norm(features, axis=-1, keepdims=True)
@@ -185,7 +186,8 @@ def test_batched_windows_change_nothing():
     np.testing.assert_allclose(plain.numpy(), batched.numpy(), atol=2e-5)
 
 
-def test_machine_part_measures_and_reports(tmp_path):
+def test_machine_part_measures_and_reports(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "in_child", lambda part, *arguments: part(*arguments))
     small = Settings(matrix_size=64, matrix_repeats=2, copy_mb=1)
     result = bench.run(["machine"], tmp_path, small, quick=True, out=tmp_path / "part.json")
     for key in ("date", "cpu", "cores", "matrix_flags", "python", "libraries"):
@@ -207,23 +209,20 @@ def test_unknown_part_is_one_line_and_an_exit_code(capsys):
     assert "overlap" in message
 
 
-def test_a_part_measured_again_leaves_the_others(tmp_path):
-    out, small = tmp_path / "part.json", Settings(matrix_size=64, matrix_repeats=2, copy_mb=1)
-    first = bench.run(["machine"], tmp_path, small, quick=True, out=out)
+def test_a_part_measured_again_leaves_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "in_child", lambda part, *arguments: {"measures": part.__name__})
+
+    def run(**amounts):
+        settings = Settings(matrix_size=64, **amounts)
+        return bench.run(["machine"], tmp_path, settings, quick=True, out=out)["parts"]
+
+    out = tmp_path / "part.json"
+    first = run()["machine"]
+    assert first["measures"] == "machine"
     kept = json.loads(out.read_text())
     kept["parts"]["overlap"] = {"kept": True}
     out.write_text(json.dumps(kept))
-    again = bench.run(["machine"], tmp_path, small, quick=True, out=out)
-    assert again["parts"]["overlap"] == {"kept": True}
-    assert (
-        again["parts"]["machine"]["measured"]["date"]
-        >= first["parts"]["machine"]["measured"]["date"]
-    )
-    other = bench.run(
-        ["machine"],
-        tmp_path,
-        Settings(matrix_size=64, matrix_repeats=3, copy_mb=1),
-        quick=True,
-        out=out,
-    )
-    assert set(other["parts"]) == {"machine"}  # other settings: not comparable
+    again = run()
+    assert again["overlap"] == {"kept": True}
+    assert again["machine"]["measured"]["date"] >= first["measured"]["date"]
+    assert set(run(matrix_repeats=3)) == {"machine"}  # other settings: not comparable

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.sizes import examples
 
 from vicort.export.bounded_attention import bounded_attention
 
@@ -146,13 +147,13 @@ def plain(case: Case) -> np.ndarray:
     return out
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 @given(case=cases())
 def test_equals_a_loop_over_cells(case):
     np.testing.assert_allclose(case.run(), plain(case), atol=2e-4, rtol=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(case=cases(), order=st.randoms(use_true_random=False))
 def test_order_of_the_table_does_not_matter(case, order):
     columns = list(range(case.table.shape[2]))

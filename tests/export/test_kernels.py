@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from support import processes
 from support.interpreter import ARGUMENTS, Interpreter, stand_in
 from support.shared import once
+from support.sizes import examples
 
 from vicort.benchmarks.gpu.compiled_kernels import (
     DTYPES,
@@ -229,8 +230,7 @@ def check(case: Case, interpreter: Interpreter) -> None:
 
 
 quick = settings(
-    max_examples=20,
-    deadline=None,
+    max_examples=examples(20),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
@@ -242,7 +242,7 @@ def test_the_kernel_is_the_operator(interpreter, case):
 
 
 @pytest.mark.slow
-@settings(quick, max_examples=150)
+@settings(quick, max_examples=examples(150))
 @given(case=cases(dims=(32, 128), most_rows=40, most_pages=24))
 def test_the_kernel_is_the_operator_wherever_one_looks(interpreter, case):
     check(case, interpreter)
@@ -321,7 +321,7 @@ def test_cos_and_sin_are_accurate_far_out(interpreter, end):
     assert max(np.abs(cos - np.cos(wide)).max(), np.abs(sin - np.sin(wide)).max()) < 2e-7
 
 
-@settings(quick, max_examples=15)
+@settings(quick, max_examples=examples(15))
 @given(data=st.data())
 def test_new_tokens_land_in_their_cells(interpreter, data):
     size = lambda low, high: data.draw(st.integers(low, high))

@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx_ir import serde
+from support.sizes import examples
 
 from vicort.export import onnx_function
 from vicort.export.graphs import expand, export_graph
@@ -124,7 +125,9 @@ cases = st.builds(
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(60),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(case=cases)
 def test_the_function_body_equals_the_torch_form_in_both_engines(engines, case):

@@ -17,6 +17,7 @@ from support.reference_model import (
     random_frames,
     write_random_checkpoint,
 )
+from support.sizes import examples
 
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.pruned_vision import PrunedVisionEncoder
@@ -99,7 +100,7 @@ def test_with_every_token_kept_it_is_the_encoder(encoder):
         )
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=examples(12))
 @given(
     kept=st.lists(
         st.permutations(range(TOKENS)).flatmap(

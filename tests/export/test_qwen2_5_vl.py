@@ -18,6 +18,7 @@ from support.reference_model import (
     random_frames,
     write_random_checkpoint,
 )
+from support.sizes import examples, slow
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vicort.export.qwen2_5_vl.configuration import (
@@ -111,7 +112,7 @@ def test_image_size_must_fit_the_tokens(tiny, height, width):
         load_vision(tiny, read_configuration(tiny), height, width)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     rows=st.integers(1, 13),
     columns=st.integers(1, 13),
@@ -173,14 +174,18 @@ def test_untied_head(tmp_path):
     assert_answers_equal(tmp_path, talk, [1, 1], length=4, page_tokens=16)
 
 
-def test_widths_and_vocabulary_of_the_3b_model(tmp_path):
-    """Grid 5x3 with windows of 4: every kind of cut window. Stored as bfloat16 in shards, as the
-    published weights are."""
-    write_random_checkpoint(tmp_path, "3b-widths", seed=4, dtype=torch.bfloat16, shard_size="700MB")
+@pytest.mark.parametrize(
+    ("sizes", "shard_size", "most"),
+    [("tiny", "300KB", 100), *slow(("3b-widths", "700MB", 151_936))],
+)
+def test_published_weights_and_every_kind_of_cut_window(tmp_path, sizes, shard_size, most):
+    """Grid 5x3 with windows of 4. Stored as bfloat16 in shards, as the published weights are."""
+    write_random_checkpoint(tmp_path, sizes, seed=4, dtype=torch.bfloat16, shard_size=shard_size)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    talk = Conversation(
-        [151644, 872], random_frames(2, 140, 84, seed=8), [0, 2], [3838, 374, 419, 30]
+    prefix, question = (
+        [token % most for token in tokens] for tokens in ([151_644, 872], [3838, 374, 419, 30])
     )
+    talk = Conversation(prefix, random_frames(2, 140, 84, seed=8), [0, 2], question)
     assert_answers_equal(tmp_path, talk, [1, 1], length=2, page_tokens=16)
 
 

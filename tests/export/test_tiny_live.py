@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from support.sizes import examples
 
 from vicort.export.qwen2_5_vl.adapter import read_adapter
 from vicort.export.tiny.batches import IGNORED
@@ -76,7 +77,7 @@ def told_plainly(scene, words: str) -> list[tuple[int, str]]:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 def test_each_thing_that_was_asked_for_is_told_once_and_all_else_passed_over(seed: int) -> None:
     scene = make_scene(np.random.default_rng(seed), reels(seed % 7), PLAIN)
     (instruction,) = [turn for turn in scene.turns if turn.question]
@@ -95,7 +96,7 @@ def test_each_thing_that_was_asked_for_is_told_once_and_all_else_passed_over(see
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 def test_what_is_missed_is_told_a_unit_later_and_what_was_said_wrongly_teaches_nothing(
     seed: int,
 ) -> None:
@@ -113,7 +114,7 @@ def test_what_is_missed_is_told_a_unit_later_and_what_was_said_wrongly_teaches_n
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30))
 def test_layout(seed: int) -> None:
     """Behind the last token of each unit stands the decision; positions go on from time and text
     alike; nobody sees what comes."""

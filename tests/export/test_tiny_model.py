@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.sizes import examples
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
@@ -165,7 +166,7 @@ def test_faster_attention_changes_nothing() -> None:
 
 
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 def test_batches_keep_the_contract_of_positions_and_forks(seed: int) -> None:
     """t rises with the unit, rows and columns come from the grid, text goes on behind the maximum,
     and forks do not see each other."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.sizes import examples
 
 from vicort.export.tiny.questions import all_questions
 from vicort.export.tiny.reels import labels
@@ -31,7 +32,7 @@ CLEAN = Style(level=60, contrast=0, strength=0, shading=0)
     objects=st.integers(0, 7),
     aspect=st.sampled_from([0.5625, 0.75, 1.0, 4 / 3, 16 / 9, 2.0]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 def test_things_come_one_after_another_and_stay_inside(
     seed: int, objects: int, aspect: float
 ) -> None:
@@ -151,7 +152,7 @@ def test_a_file_shows_what_the_stream_says_when_it_says(tmp_path, codec: str, en
 
 
 @given(width=st.integers(1, 400), height=st.integers(1, 400))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 def test_letterbox_keeps_the_aspect_and_centres(width: int, height: int) -> None:
     boxed = letterbox(np.full((height, width, 3), 200, np.uint8))
     rows, columns = np.nonzero(boxed[..., 0])

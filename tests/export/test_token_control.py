@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.sizes import examples
 
 from vicort.export.token_control import TokenControlGraph
 
@@ -36,7 +37,7 @@ def control(features: np.ndarray, threshold: float, positions: int) -> list[np.n
     return [out.numpy() for out in TokenControlGraph()(*arguments)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100))
 @given(
     seed=st.integers(0, 2**32 - 1),
     units=st.integers(1, 6),

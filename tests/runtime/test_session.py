@@ -1,8 +1,10 @@
 """The whole runtime on a toy model in NumPy: order, freshness, memory, conversations, and the twin
 that must agree."""
 
+import gc
 import itertools
 import threading
+import weakref
 from fractions import Fraction
 
 import numpy as np
@@ -14,6 +16,7 @@ from support.systems import FULL, system
 from vicort.runtime.core import Answer, ChunkEvent, Question, Sampling
 from vicort.runtime.errors import MemoryBudgetError, QuestionError, VicortError
 from vicort.runtime.memory.slots import Slots
+from vicort.runtime.policies.system import known_systems, load_system
 from vicort.runtime.session import Session
 
 SHORT = Sampling(max_tokens=5)
@@ -663,3 +666,29 @@ def test_uniform_reads_evenly_spaced_units():
     starts = [start for start, _ in answer.read]
     places = [round(i * 31 / 4) for i in range(5)]
     assert [int(s) for s in starts] == places
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("name", known_systems())
+def test_a_closed_session_is_freed_with_the_last_reference_to_it(name, overlap):
+    """Without the garbage collector, which would hold up every thread of a process that has other
+    sessions."""
+
+    def watch():
+        with Session(
+            FakeEngineSet(), load_system(name), overlap=overlap, sampling=SHORT
+        ) as session:
+            for frame in frames(20):
+                session.push(frame)
+            session.ask(ASK, conversation="a")
+            with pytest.raises(QuestionError):
+                session.ask(ASK * 100)
+            session.finish()
+            session.summary()
+        return [weakref.ref(part) for part in (session, session.inspect().memory)]
+
+    gc.disable()
+    try:
+        assert [part() for part in watch()] == [None, None]
+    finally:
+        gc.enable()

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fake_engines import FakeEngineSet
+from support.sizes import examples
 from support.streams import frames
 from support.systems import system
 
@@ -47,7 +48,7 @@ def hear(session, **options):
     return heard
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8))
 @given(st.lists(st.integers(-(10**7), 10**7), max_size=12), st.sampled_from([0, 10**15, -(2**62)]))
 def test_frames_count_only_if_they_come_later(steps, origin):
     """Whatever the clock's zero: a frame is taken if it is after all that were taken, and is

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from support import evaluation_data as made
 from support.fake_engines import FakeEngineSet
 from support.scripted_session import ScriptedSession, scripted
+from support.sizes import examples
 from support.systems import FULL, system
 from support.videos import cut
 
@@ -42,7 +43,7 @@ def count(question, seen) -> str:
     return str(len(seen))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(
     times=TIMES,
     carry=st.sampled_from(["state", "restart"]),
@@ -74,7 +75,7 @@ def seen_until(frames: list[Fraction], at: Fraction, fps: int = 2) -> Fraction:
     return complete[-1] if complete else Fraction(0)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=examples(6))
 @given(times=TIMES)
 # the last frame's: half a unit waits, and is completed only after it
 @example(times=[Fraction(57, 4)])

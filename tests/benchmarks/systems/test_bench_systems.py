@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import bench_result
 from support.fake_engines import FakeEngineSet
+from support.sizes import examples
 from support.streams import frames
 
 from vicort.benchmarks import bench
@@ -124,7 +125,7 @@ def test_a_store_that_is_too_small_is_one_line():
 
 
 @given(st.integers(0, 2**31), st.booleans(), st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30))
 def test_visible_tokens_by_counting_them(seed, by_head_table, by_head_where):
     random = np.random.default_rng(seed)
     where = random.integers(-1, 3, (6, *((2, 3) if by_head_where else (1, 1)), 4, 3)).astype(
@@ -216,6 +217,8 @@ def test_what_is_done_stays_until_all_is(tmp_path):
 def test_a_failing_system_costs_its_row(tiny_engines, tmp_path, monkeypatch):
     """Real engines, real streams: a system, its twin, and one that is not there."""
     monkeypatch.setattr(systems, "known_systems", lambda: ["vicostream", "no-such"])
+    # here: a process of its own takes seconds to begin
+    monkeypatch.setattr(systems, "in_child", lambda work, *arguments, seconds: work(*arguments))
     amounts = replace(
         QUICK, system_ages=(0, 2), system_fill_frames=16, system_rate_frames=16, replay_s=0.6
     )

@@ -29,6 +29,7 @@ from support.simulated_cuda import (
     bare,
     simulated_kernels,
 )
+from support.sizes import examples
 
 from vicort.runtime.devices.cuda import DeviceArray, Gpu, cuda_core, gpu
 from vicort.runtime.devices.cuda.allocator import DeviceAllocator
@@ -365,7 +366,7 @@ def test_closing_waits_for_what_is_under_way_and_lets_go_of_the_streams(device):
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 40)), min_size=1, max_size=20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30))
 def test_arrays_lie_at_multiples_of_256_bytes_and_apart(shapes):
     gpu_ = Gpu(SimulatedDriver())
     arrays = [gpu_.empty(shape, "f4") for shape in shapes]
@@ -508,7 +509,7 @@ def test_zeros_are_there_for_the_caller(device):
 @given(st.lists(st.integers(1, 900), min_size=1, max_size=30), st.integers(0, 1000))
 # a copy behind the head hid those before it
 @example([1, 129, 257, 321, 449, 449, 449, 705, 1, 769, 1, 577, 769, 833, 833], 0)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 def test_a_source_may_change_as_soon_as_its_upload_returns(sizes, seed):
     device = open_device(seed)
     stream, random = device.stream("a"), np.random.default_rng(seed)
@@ -756,7 +757,7 @@ def filled(where):
 
 
 @given(st.lists(steps, max_size=12), st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 def test_pages_on_the_device_are_what_they_are_on_the_host(steps, seed):
     device = open_device(seed)
     got, wanted = (

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.interpreter import stand_in
+from support.sizes import examples
 
 from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
 from vicort.runtime.errors import EngineError
@@ -108,7 +109,7 @@ specs = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(
     spec=specs,
     rows=st.integers(1, 2048),

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fake_engines import toy_model
 from support.key_clusters import PlainMemory, clusters_of, groups_of, read
+from support.sizes import examples
 
 from vicort.runtime.core import Page
 from vicort.runtime.errors import MemoryBudgetError
@@ -76,7 +77,7 @@ def queries(seed, model=MODEL, size=2.0):
     ).astype(np.float32)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=examples(25))
 @given(
     st.integers(0, 10_000),
     st.integers(1, 25),
@@ -152,7 +153,7 @@ def test_wicsum_takes_all_for_the_whole_share_and_few_where_one_stands_out():
     assert wicsum(scores, tokens, 0.5).tolist()[1] == [True, True, True, False]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=examples(20))
 @given(st.integers(0, 10_000), st.integers(0, 60), st.integers(1, 30))
 def test_every_token_is_in_one_cluster_and_memory_keeps_its_bounds(seed, chunks, most_cells):
     held = memory(80, share=1.0, most_cells=most_cells)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fake_engines import toy_model
 from support.plain_freekv import PlainChunks, PlainQuestion, box, choose, cosine
+from support.sizes import examples
 
 from vicort.runtime.core import Page
 from vicort.runtime.devices.host import HostDevice
@@ -47,7 +48,7 @@ DIGESTS = ("mean-radius", "min-max")
 
 @pytest.mark.parametrize("digest", DIGESTS)
 @given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=6), seed=st.integers(0, 99))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 def test_a_box_is_what_the_paper_and_the_code_say(digest, lengths, seed):
     k = np.random.default_rng(seed).normal(size=(L, sum(lengths), HKV, D)).astype(np.float32)
     centre, radius = np.split(
@@ -65,7 +66,7 @@ def test_a_box_is_what_the_paper_and_the_code_say(digest, lengths, seed):
 
 
 @given(st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 def test_no_key_of_a_page_scores_higher_than_its_min_max_bound(seed):
     random = np.random.default_rng(seed)
     k = random.normal(size=(1, 12, 1, D)).astype(np.float32)
@@ -80,7 +81,7 @@ def test_no_key_of_a_page_scores_higher_than_its_min_max_bound(seed):
 @given(
     pages=st.integers(1, 12), budget=st.integers(1, 8), seed=st.integers(0, 99), cut=st.floats(0, 1)
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 def test_the_pages_chosen_are_those_of_the_plain_statement(digest, pages, budget, seed, cut):
     random = np.random.default_rng(seed)
     q = random.normal(size=(L, HQ, D)).astype(np.float32)
@@ -174,7 +175,7 @@ def pools(device, *pages, by_head=True):
 
 @pytest.mark.parametrize("threads", [True, False])
 @given(seed=st.integers(0, 99))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 def test_recalled_cells_are_what_lay_there_and_nothing_else_changes(threads, seed):
     device, random = HostDevice(threads), np.random.default_rng(seed)
     source, target = pools(device, 9, 7)

@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.fake_engines import toy_model
 from support.sink_buckets import PlainMemory, attention_shares, page_scores, sink_buckets_system
+from support.sizes import examples
 
 from vicort.runtime.core import Page, Sampling
 from vicort.runtime.errors import ConfigError, MemoryBudgetError
@@ -72,7 +73,7 @@ def kept(held: SinkBucketsMemory) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 # memory is filled ten times over
 @example(counts=[16] * 60, keep=0.5, capacity=1, observed=8, seed=0)
 @example(counts=[16, 5] * 30, keep=1.0, capacity=2, observed=8, seed=1)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     counts=st.lists(st.integers(1, 16), min_size=1, max_size=30),
     keep=st.sampled_from([0.2, 0.5, 1.0]),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support.fake_engines import rotate as rotate_one
 from support.fake_engines import toy_model
 from support.sink_buckets import attention_shares, two_phases
+from support.sizes import examples
 
 from vicort.runtime.memory.long_term.vision_sinks import Buckets, keep_best, sink_scores
 from vicort.runtime.memory.rotary import rotate
@@ -44,7 +45,7 @@ def test_scores_are_the_attention_of_the_last_tokens(count):
     np.testing.assert_allclose(scores.mean(axis=1), 1, rtol=1e-5)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(st.data())
 def test_buckets_keep_what_the_two_phases_place(data):
     """Whatever the number R of the first phase, and with scores that tie."""
@@ -70,7 +71,7 @@ def test_buckets_keep_what_the_two_phases_place(data):
     assert (held == np.minimum(np.bincount(bucket), capacity)).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(
     st.lists(st.tuples(st.integers(1, 12), st.integers(0, 20)), min_size=1, max_size=25),
     st.integers(1, 3),

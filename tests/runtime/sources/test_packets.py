@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import videos
+from support.sizes import examples
 
 from vicort.runtime.core import Frame, Motion
 from vicort.runtime.errors import ConfigError, SourceError
@@ -193,7 +194,7 @@ def test_pictures_that_come_too_late_keep_back_no_other(tmp_path: Path) -> None:
     "codec",
     ["h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mpeg2video", "mjpeg", "png", "rawvideo"],
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(
     pieces=st.lists(st.binary(min_size=1, max_size=200), max_size=5),
     extradata=st.binary(max_size=60),

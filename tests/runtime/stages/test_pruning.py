@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fake_engines import FakeEngineSet, toy_model
+from support.sizes import examples
 from support.streams import frames as random_frames
 from support.systems import system
 
@@ -80,7 +81,7 @@ def run_pruner(pruner: Pruner, chunks) -> list[list[int]]:
     ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     st.lists(st.none() | st.integers(0, 2**31), min_size=2, max_size=20).filter(
         lambda seeds: len(seeds) % 2 == 0
