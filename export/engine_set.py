@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import secrets
 import shutil
 import sys
 import tempfile
@@ -322,7 +323,8 @@ def seal(folder: Path, manifest: Manifest) -> None:
 def building(root: Path) -> Iterator[Path]:
     """A temporary folder in `root`, removed afterwards unless it was renamed."""
     root.mkdir(parents=True, exist_ok=True)
-    folder = root / f".building-{os.getpid()}"
+    # not the process's number alone: in a container it is often that of a build that was killed
+    folder = root / f".building-{os.getpid()}-{secrets.token_hex(4)}"
     folder.mkdir()
     try:
         yield folder

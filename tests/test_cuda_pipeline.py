@@ -12,6 +12,7 @@ import pytest
 from support.fake_engines import FakeEngineSet
 from support.simulated_cuda import Misuse, ObservedStream, Race, SimulatedEngineSet
 from support.simulated_tensorrt import SimulatedTensorRTSet
+from support.sizes import slow
 from support.streams import frames
 from support.systems import system
 
@@ -173,7 +174,7 @@ def incurious(engines):
     return engines
 
 
-@pytest.mark.parametrize("order", range(2))
+@pytest.mark.parametrize("order", [0, *slow(1)])
 @pytest.mark.parametrize("victim", ["vision", "tokens", "question"])
 def test_work_that_does_not_wait_for_the_work_before_it_is_found(victim, order, monkeypatch):
     """Prefill is not among them: it comes behind the count that the host reads, and so behind all

@@ -153,7 +153,7 @@ def as_frames(images: list, fps: int) -> list[Frame]:
 def test_c_and_python_see_the_same(kind, padding, origin, tiny_engines, tmp_path):
     """The same pictures, pushed from C with rows apart and a clock of its own, and from Python as
     arrays."""
-    fps, images = 25, pictures(kind)[:200]
+    fps, images = 25, pictures(kind)[:120]
     raw = tmp_path / "raw"
     raw.write_bytes(b"".join(image.tobytes() for image in images))
     height, width = (

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from support import processes
 from support.interpreter import ARGUMENTS, Interpreter, stand_in
 from support.shared import once
-from support.sizes import examples
+from support.sizes import examples, is_thorough
 
 from vicort.benchmarks.gpu.compiled_kernels import (
     DTYPES,
@@ -273,9 +273,10 @@ def test_real_head_width(interpreter, dtype, groups):
 
 @pytest.mark.parametrize("rows", [1, 9])
 def test_shares_of_the_keys_are_merged(interpreter, rows):
-    case = full_case(make_spec(groups=8), rows=rows, pages=30)
+    pages = 30 if is_thorough() else 12
+    case = full_case(make_spec(groups=8), rows=rows, pages=pages)
     shares = [
-        Kernels.parse(stand_in(case.spec, TILES)).plan(rows, 30, count, (9, 0)).shares
+        Kernels.parse(stand_in(case.spec, TILES)).plan(rows, pages, count, (9, 0)).shares
         for count in (1, 40)
     ]
     assert shares[0] < shares[1]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.reference_model import random_frames, write_random_checkpoint
+from support.sizes import slow
 from torch.export import Dim, export
 
 from vicort.export.qwen2_5_vl.configuration import read_configuration
@@ -32,7 +33,7 @@ def used_ops(program: torch.export.ExportedProgram) -> set[str]:
     return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
 
 
-@pytest.mark.parametrize(("height", "width"), [(112, 112), (84, 140)])
+@pytest.mark.parametrize(("height", "width"), [(84, 140), *slow((112, 112))])
 def test_vision(tiny, height, width):
     vision = load_vision(tiny, read_configuration(tiny), height, width)
     program = export(

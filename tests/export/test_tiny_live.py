@@ -4,6 +4,7 @@ what is saved, how it is scored."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -179,6 +180,7 @@ def test_a_training_step_is_the_same_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train.EncodedReels, "draw", lambda self, rng, count: reels_of_features())
+    monkeypatch.setattr(train, "ASKED", replace(train.ASKED, streams=1, questions=2))
     monkeypatch.setattr(train, "STAGES", ((2, SceneRecipe(streams=1, longest=4), (1e-3, 1e-3)),))
 
     def stepped() -> list[torch.Tensor]:

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import videos
+from support.sizes import slow
 
 from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
 from vicort.runtime.cli.question_socket import QuestionSocket
@@ -313,7 +314,7 @@ def test_a_stream_that_appears_in_the_middle_is_left_out(
     ],
     ids=lambda value: value[:24],
 )
-@pytest.mark.parametrize("key", ["name", "drop", "ingest", "retrieval", "memory"])
+@pytest.mark.parametrize("key", ["name", "drop", *slow("ingest", "retrieval", "memory")])
 def test_a_system_file_runs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: str
 ) -> None:

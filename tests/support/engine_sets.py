@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -69,17 +70,18 @@ def live_set() -> Path:
 
     def make(folder: Path) -> None:
         torch.set_num_threads(1)
-        with mock.patch.object(writing, "export_graph", _graph_of_tiny):
+        traced = partial(_graph_of, tiny_set())
+        with mock.patch.object(writing, "export_graph", traced):
             assert build.main(["tiny-live", "--backend", "openvino", "--out", str(folder)]) == 0
 
     return once("tiny-live", make)
 
 
-def _graph_of_tiny(module: nn.Module, graph: GraphSpec) -> tuple[onnx_ir.Model, int]:
-    """What `export_graph` gives for a module of the embedded model's structure: the embedded
-    model's graph with the language weights of the module."""
+def _graph_of(folder: Path, module: nn.Module, graph: GraphSpec) -> tuple[onnx_ir.Model, int]:
+    """What `export_graph` gives for a module: the graph of another set of the same structure, with
+    the language weights of the module."""
     name = "llm" if graph.attention_layers else Path(graph.file).stem
-    model = onnx_ir.load(tiny_set() / f"{name}.onnx")
+    model = onnx_ir.load(folder / f"{name}.onnx")
     if graph.attention_layers:
         weights = dict(module.named_parameters())
         weights["lm_head.weight"] = weights.pop("embed_tokens.weight")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 from pathlib import Path
 
 from support.shared import once
@@ -17,10 +15,12 @@ def tiny_set(backend: str = "openvino") -> Path:
 
 
 def _build(folder: Path) -> None:
-    command = [sys.executable, "-m", "vicort.export.build", "tiny"]
-    command += ["--backend", "openvino", "--out", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    import torch  # late: only who needs engines waits for it
+
+    from vicort.export import build
+
+    torch.set_num_threads(1)
+    assert build.main(["tiny", "--backend", "openvino", "--out", str(folder)]) == 0
 
 
 def _copy_for_onnxruntime(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """AOTInductor's engines: on a simulated GPU, with stand-ins for packages, and, slow, compiled for
 this CPU beside OpenVINO's."""
 
+import copy
 import json
 import os
 import subprocess
@@ -239,8 +240,8 @@ def small_model():
     )
 
 
-@pytest.fixture
-def program():
+@pytest.fixture(scope="module")
+def exported_program():
     """The language model's, prepared for the kernel; its graph; the model."""
     config, model = small_model()
     module = load_language(checkpoint(), config)
@@ -248,6 +249,13 @@ def program():
     graph = plan(checkpoint(), model, "fp32", None).graphs["llm"]
     with torch.no_grad():
         return export_program(module, graph, "cpu")[0], graph, module
+
+
+@pytest.fixture
+def program(exported_program):
+    """Of its own for each test, which changes it."""
+    exported, graph, module = exported_program
+    return copy.deepcopy(exported), graph, module
 
 
 def test_every_attention_becomes_the_kernel_and_all_read_one_buffer(program) -> None:
@@ -283,6 +291,7 @@ def test_the_plain_form_is_what_the_model_computes(program) -> None:
                 torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_operator_is_the_plain_one_in_tritons_interpreter() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     script = Path(__file__).parents[2] / "support" / "kernel_operator.py"

@@ -11,6 +11,7 @@ import pytest
 from support.fake_engines import FakeEngineSet
 from support.plain_freekv import PlainChunks, PlainQuestion
 from support.plain_stream import PlainStream
+from support.sizes import slow
 from support.streams import frames
 
 from vicort.runtime.core import Answer, ChunkEvent, Question, Sampling
@@ -120,7 +121,7 @@ PARAMETERS = [
 ]
 
 
-@pytest.mark.parametrize("parameters", PARAMETERS)
+@pytest.mark.parametrize("parameters", [*PARAMETERS[:2], *slow(*PARAMETERS[2:])])
 def test_overlapped_and_sequential_agree_to_the_last_bit_however_long_a_recall_takes(
     parameters, monkeypatch
 ):
