@@ -386,8 +386,8 @@ def _main(options: argparse.Namespace) -> int:
         raise ConfigError(f"--only {unknown[0]}: unknown step: choose from {', '.join(STEPS)}")
     if not options.out.parent.is_dir():
         raise ConfigError(
-            f"--out {options.out}: the folder {options.out.parent} does not exist: make it, or name "
-            "another file"
+            f"--out {options.out}: the folder {options.out.parent} does not exist: make it, or "
+            "name another file"
         )
     names = [name for name in STEPS if name in options.only or not options.only]
     if options.list:

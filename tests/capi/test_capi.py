@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 from support.c_programs import ROOT, STRICT, compiler, library, run
-from support.sizes import slow
+from support.sizes import is_thorough, slow
 
 from vicort.benchmarks.studies.capi import TIMES, from_python
 from vicort.runtime.core import Frame
@@ -91,7 +91,7 @@ def test_eight_threads_push_and_ask_and_are_closed_under(tiny_engines):
     assert int(closed.split(": ")[1]) > 0
 
 
-@pytest.mark.parametrize("pushes", [2_000, *slow(10_000)])
+@pytest.mark.parametrize("pushes", [1_000, *slow(10_000)])
 def test_memory_is_flat_over_thousands_of_pushes(pushes, tiny_engines, tmp_path):
     system = tmp_path / "small.yaml"
     system.write_text(SMALL)
@@ -111,7 +111,7 @@ def test_the_wrapper_throws_codes_and_lets_nothing_through(tiny_engines):
 def test_leaving_with_a_session_open_is_no_crash(tiny_engines):
     """It used to be one, most times: the engines' libraries went before the threads that ran
     them."""
-    for _ in range(2):
+    for _ in range(10 if is_thorough() else 1):
         assert run("leave.c", tiny_engines) == ""
 
 

@@ -120,7 +120,8 @@ def test_template_puts_the_video_first_and_ends_with_the_question() -> None:
     assert (
         text
         == PROMPT
-        + "<|video_pad|><|vision_end|>what color was the circle?red<|im_end|><|im_start|>what shape was green?"
+        + "<|video_pad|><|vision_end|>what color was the circle?red<|im_end|><|im_start|>"
+        + "what shape was green?"
     )
 
 

@@ -203,7 +203,8 @@ try:
         print(sum(1 for frame in source), "frames")
 except SourceError as error:
     print(error)
-print(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
+lines = Path("/proc/self/status").read_text().splitlines()
+print(next(line for line in lines if line.startswith("VmHWM")))
 """
 
 
@@ -367,7 +368,8 @@ def manifest(**changes: object) -> dict:
         "grid_height grid_width fps tokens_per_second"
     )
     model = dict.fromkeys(
-        f"{numbers} chunk_frames page_tokens max_rows observed_rows max_position rotary_theta video_token".split(),
+        f"{numbers} chunk_frames page_tokens max_rows observed_rows max_position rotary_theta "
+        "video_token".split(),
         8,
     )
     return {

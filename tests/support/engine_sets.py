@@ -1,4 +1,8 @@
-"""Engine sets of a small random checkpoint, built once in a test run, for both CPU backends."""
+"""Engine sets for tests of the builder and of engines, built once in a test run.
+
+In the default run they are the embedded model's, which other tests need too. Where slow tests run
+they are those of a random checkpoint: other sizes, frames that are not square, odd token counts.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,13 @@ import onnx_ir
 import torch
 from support.reference_model import write_random_checkpoint
 from support.shared import once
+from support.sizes import is_thorough
 from support.tiny_sets import tiny_set
 from torch import nn
 
 from vicort.export import build
 from vicort.export import engine_set as writing
+from vicort.export.checkpoint import TINY
 from vicort.export.engine_set import draft_manifest, seal
 from vicort.runtime.manifest import Backend, GraphSpec, Manifest, read_manifest
 
@@ -39,28 +45,34 @@ def checkpoint() -> Path:
     return once("checkpoint", write)
 
 
+def built_model() -> str:
+    """The model that `chosen_set` is built of, as vicort-build is told it."""
+    return str(checkpoint()) if is_thorough() else TINY
+
+
+def built_options() -> tuple[str, ...]:
+    return OPTIONS if is_thorough() else ()
+
+
 @functools.cache
 def chosen_set() -> Path:
     """What `vicort-build` makes when the backend is left to it."""
 
     def make(folder: Path) -> None:
-        assert build.main([str(checkpoint()), "--out", str(folder), *OPTIONS]) == 0
+        assert build.main([built_model(), "--out", str(folder), *built_options()]) == 0
 
-    return once("chosen", make)
+    return once("chosen", make) if is_thorough() else tiny_set()
 
 
 @functools.cache
 def engine_set(backend: Backend) -> Path:
     """The same files, for one backend or the other."""
+    if not is_thorough():
+        return tiny_set(backend)
+    command = f"vicort-build {checkpoint()} --backend {backend}"
     return once(
         f"random-{backend}",
-        lambda folder: copy_for(
-            backend,
-            chosen_set(),
-            folder,
-            checkpoint(),
-            f"vicort-build {checkpoint()} --backend {backend}",
-        ),
+        lambda folder: copy_for(backend, chosen_set(), folder, checkpoint(), command),
     )
 
 

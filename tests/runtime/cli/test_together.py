@@ -210,8 +210,8 @@ def test_one_that_fails_is_warned_of_and_the_others_go_on(capsys, monkeypatch):
         ("testsrc:seconds=2,size=64x64", name) for name in ("answer", "summary")
     ]
     assert (
-        err
-        == "vicort-run: warning: testsrc:seconds=2,size=64x48: there is no room: set memory.device_mb\n"
+        err == "vicort-run: warning: testsrc:seconds=2,size=64x48: there is no room: "
+        "set memory.device_mb\n"
     )
 
 

@@ -235,8 +235,8 @@ def test_on_a_terminal_an_answer_appears_word_by_word() -> None:
     give(writer, answer(), "d")
     writer.write(answer())
     assert (
-        file.getvalue()
-        == "what color was the circle?\n  red   [asked at 12.500 s, seen until 12.000 s, first token after 4.2 ms]\n"
+        file.getvalue() == "what color was the circle?\n"
+        "  red   [asked at 12.500 s, seen until 12.000 s, first token after 4.2 ms]\n"
     )
     assert not writer.mid_line
 

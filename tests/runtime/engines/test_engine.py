@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from support.engine_sets import BACKENDS, checkpoint, damaged_copy, engine_set
+from support.engine_sets import BACKENDS, built_model, damaged_copy, engine_set
 
+from vicort.export.checkpoint import resolve
 from vicort.export.engine_set import seal
 from vicort.export.verify import language_inputs
 from vicort.runtime import locations
@@ -145,7 +146,7 @@ def test_bindings_that_do_not_fit_are_refused_before_they_run(engines, spoil, re
 
 
 def test_embeddings_are_the_checkpoints_rows(engines):
-    weights = load_file(checkpoint() / "model.safetensors")
+    weights = load_file(resolve(built_model()) / "model.safetensors")
     (table,) = (array for name, array in weights.items() if name.endswith("embed_tokens.weight"))
     ids = np.array([3, 0, len(table) - 1, 3])
     assert len(engines.embedding) == len(table)

@@ -366,7 +366,8 @@ def test_a_playlist_leads_to_no_file_of_this_machine(tmp_path):
     videos.write_video(tmp_path / "private.ts", 50)
     with running(Playlist(tmp_path)) as playlist:
         playlist.text = lambda: (
-            f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nfile://{tmp_path / 'private.ts'}\n#EXT-X-ENDLIST\n"
+            "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n"
+            f"file://{tmp_path / 'private.ts'}\n#EXT-X-ENDLIST\n"
         )
         with pytest.raises(SourceError):
             next(iter(open_source(playlist.url, patience=QUICK)))
