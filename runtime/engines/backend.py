@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, assert_never
 
 from vicort.runtime.devices.device import Device
 from vicort.runtime.devices.host import HostDevice
@@ -33,15 +33,18 @@ def open_backend(backend: Backend, folder: Path, *, threads: int) -> OpenBackend
     Raises DeviceError if a GPU is required and there is none, EngineError if the backend's module
     is missing.
     """
-    if backend == "tensorrt":
-        from vicort.runtime.engines.tensorrt import TensorRTBackend
+    match backend:
+        case "tensorrt":
+            from vicort.runtime.engines.tensorrt import TensorRTBackend
 
-        return TensorRTBackend(folder)
-    return CpuBackend(backend, threads)
+            return TensorRTBackend(folder)
+        case "onnxruntime" | "openvino":
+            return CpuBackend(backend, threads)
+    assert_never(backend)  # mypy finds a name in Backend that has no case here
 
 
 class CpuBackend:
-    def __init__(self, backend: Backend, threads: int) -> None:
+    def __init__(self, backend: Literal["onnxruntime", "openvino"], threads: int) -> None:
         self._backend = backend
         self._threads = threads
 
