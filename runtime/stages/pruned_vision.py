@@ -8,12 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from vicort.runtime.core import UNIT_FRAMES
-from vicort.runtime.devices.device import Device, Stream
+from vicort.runtime.devices.device import Array, Device, Stream
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.policies.drop import MotionPruning
@@ -91,7 +90,7 @@ class PrunedVision:
             )
 
     def _encode(
-        self, frames: Any, kept: Sequence[np.ndarray], units: list[int], size: int, rows: Any
+        self, frames: Array, kept: Sequence[np.ndarray], units: list[int], size: int, rows: Array
     ) -> None:
         """Encode the units of one bucket, and write them to their rows of the chunk's tokens."""
         device, stream = self._device, self.stream

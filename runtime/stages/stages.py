@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from vicort.runtime.core import UNIT_FRAMES
-from vicort.runtime.devices.device import Device, Stream
+from vicort.runtime.devices.device import Device, Preprocessing, Stream
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.policies.drop import Drop
 from vicort.runtime.stages.job import Job
@@ -18,7 +16,7 @@ class Preprocess:
 
     name = "preprocess"
 
-    def __init__(self, stream: Stream, preprocessor: Any) -> None:
+    def __init__(self, stream: Stream, preprocessor: Preprocessing) -> None:
         self.stream = stream
         self._preprocessor = preprocessor
 
