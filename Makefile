@@ -1,5 +1,6 @@
 # `make demo` and `make test` are all it takes; `make help` lists the rest.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || \
+	command -v python3)
 BIN := .venv/bin
 MODEL ?= tiny
 BACKEND ?= auto
@@ -18,8 +19,9 @@ help: ## list the targets
 install: .venv/installed ## make .venv with everything that is needed
 
 .venv/installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-		{ echo "make: $(PYTHON) is not Python 3.11: name one with PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+		{ echo "make: $(PYTHON) is not Python 3.11 to 3.13: name one with PYTHON=/path/to/python3"; \
+		exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable '.[export,tensorrt-rtx,dev,docs]'

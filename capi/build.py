@@ -115,7 +115,7 @@ def problem() -> str | None:
     if not sysconfig.get_config_var("Py_ENABLE_SHARED"):
         return (
             f"{sys.executable} has no shared libpython: build Python with --enable-shared, or use "
-            "the Python 3.11 of a distribution"
+            "the Python of a distribution"
         )
     compiler = os.environ.get("CC", "cc").split()[0]
     if shutil.which(compiler) is None:

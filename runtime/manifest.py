@@ -243,9 +243,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _leads_into(link: Path, folder: Path) -> bool:
     try:
-        return link.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # the link forms a loop
+        target = link.resolve()
+    except (OSError, RuntimeError):  # the link forms a loop: an error before Python 3.13
         return False
+    return not target.is_symlink() and target.is_relative_to(folder.resolve())
 
 
 def _command(content: Any, folder: Path) -> str:
