@@ -323,7 +323,7 @@ def seal(folder: Path, manifest: Manifest) -> None:
 def building(root: Path) -> Iterator[Path]:
     """A temporary folder in `root`, removed afterwards unless it was renamed."""
     root.mkdir(parents=True, exist_ok=True)
-    # not the process's number alone: in a container it is often that of a build that was killed
+    # The process id alone is not unique: a build that was killed in a container may have had it.
     folder = root / f".building-{os.getpid()}-{secrets.token_hex(4)}"
     folder.mkdir()
     try:

@@ -22,8 +22,6 @@ def pytest_configure(config):
     the cores too; set how many examples hypothesis makes."""
     if "not slow" not in config.option.markexpr:
         os.environ[THOROUGH] = "1"
-    # of torch.export: without it the graphs take a tenth less time
-    os.environ["TORCH_FAKE_TENSOR_DISPATCH_CACHE"] = "0"
     # no deadline: a busy machine is no fault of the code
     settings.register_profile("vicort", deadline=None, max_examples=examples(100))
     settings.load_profile("vicort")

@@ -46,7 +46,7 @@ FLOORS = {
     "stages": 4,
     # The heads of the two journeys, in the order in which they call each other.
     **dict.fromkeys(("answering", "answer_run", "assembly", "session", "stream_statistics"), 5),
-    "event_emitter": 5,
+    "event_emitter": 5,  # called by the pipeline, for the session
     "shared_session": 6,
     "cli": 6,
 }

@@ -25,7 +25,7 @@ from support.sizes import is_thorough
 from vicort.export import build, recipe
 from vicort.export.build_set import candidates
 from vicort.export.checkpoint import resolve
-from vicort.export.engine_set import seal
+from vicort.export.engine_set import building, seal
 from vicort.export.verify import compare, language_inputs
 from vicort.runtime.engines import tensorrt
 from vicort.runtime.errors import ConfigError
@@ -178,6 +178,13 @@ def test_a_build_that_fails_leaves_nothing(tmp_path, capfd):
     assert status == 2
     assert "norm.weight" in said.splitlines()[-1]
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_a_killed_build_of_the_same_process_id_left_is_no_obstacle(tmp_path):
+    with building(tmp_path) as killed, building(tmp_path) as folder:
+        assert killed != folder
+        assert folder.is_dir()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch, capfd):

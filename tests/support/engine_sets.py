@@ -46,7 +46,7 @@ def checkpoint() -> Path:
 
 
 def built_model() -> str:
-    """The model that `chosen_set` is built of, as vicort-build is told it."""
+    """The MODEL argument with which `chosen_set` is built."""
     return str(checkpoint()) if is_thorough() else TINY
 
 

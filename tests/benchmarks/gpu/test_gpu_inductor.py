@@ -253,7 +253,7 @@ def exported_program():
 
 @pytest.fixture
 def program(exported_program):
-    """Of its own for each test, which changes it."""
+    """A copy for each test, because tests change it."""
     exported, graph, module = exported_program
     return copy.deepcopy(exported), graph, module
 

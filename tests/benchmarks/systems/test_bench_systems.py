@@ -217,7 +217,7 @@ def test_what_is_done_stays_until_all_is(tmp_path):
 def test_a_failing_system_costs_its_row(tiny_engines, tmp_path, monkeypatch):
     """Real engines, real streams: a system, its twin, and one that is not there."""
     monkeypatch.setattr(systems, "known_systems", lambda: ["vicostream", "no-such"])
-    # here: a process of its own takes seconds to begin
+    # in this process, because a child takes seconds to start
     monkeypatch.setattr(systems, "in_child", lambda work, *arguments, seconds: work(*arguments))
     amounts = replace(
         QUICK, system_ages=(0, 2), system_fill_frames=16, system_rate_frames=16, replay_s=0.6
