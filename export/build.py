@@ -16,7 +16,7 @@ from vicort.runtime.errors import ConfigError, DeviceError, VicortError
 from vicort.runtime.manifest import Backend, Precision
 
 if TYPE_CHECKING:
-    from vicort.export.engine_set import PlanOptions
+    from vicort.export.engine_set_writer import PlanOptions
 
 FRONTENDS = ("onnx", "torch-tensorrt")
 
@@ -90,8 +90,8 @@ def _plan_options(options: Arguments) -> PlanOptions | None:
                 "name that backend"
             )
         return None
-    from vicort.export.engine_set import PlanOptions
-    from vicort.export.tensorrt import check_targets, load_tensorrt, missing_gpu
+    from vicort.export.engine_set_writer import PlanOptions
+    from vicort.export.tensorrt_plans import check_targets, load_tensorrt, missing_gpu
 
     if options.verify and (reason := missing_gpu()):
         raise DeviceError(

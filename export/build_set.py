@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vicort.export import tensorrt
+from vicort.export import tensorrt_plans
 from vicort.export.checkpoint import TINY, resolve
-from vicort.export.engine_set import (
+from vicort.export.engine_set_writer import (
     PlanOptions,
     building,
     check_replaceable,
@@ -187,6 +187,6 @@ def _verify(folder: Path, source: ModelSource, say: Say) -> int:
 def _not_run() -> str:
     return (
         "built, not run: this machine has no NVIDIA GPU"
-        if tensorrt.missing_gpu()
+        if tensorrt_plans.missing_gpu()
         else "built, not run yet: check it with --verify"
     )

@@ -15,7 +15,7 @@ from vicort.runtime.language.language_run import FEATURE_ROW, LanguageOutput, La
 from vicort.runtime.language.prompt import TextStream
 from vicort.runtime.language.token_choice import TokenChoice
 from vicort.runtime.memory.layout import Layout
-from vicort.runtime.memory.long_term.long_term import Reader
+from vicort.runtime.memory.long_term.protocols import Reader
 from vicort.runtime.memory.timeline import Timeline, text_positions
 
 

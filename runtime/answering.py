@@ -19,7 +19,7 @@ from vicort.runtime.language.language_run import LanguageRun
 from vicort.runtime.language.prompt import Prompt
 from vicort.runtime.language.token_choice import TokenChoice
 from vicort.runtime.memory.lease import Lease
-from vicort.runtime.memory.long_term.long_term import View
+from vicort.runtime.memory.long_term.protocols import View
 from vicort.runtime.memory.memory import Memory
 from vicort.runtime.memory.memory_plan import ANSWER_TOKENS
 from vicort.runtime.stages.prefill import DeferredUnit, Prefill

@@ -22,7 +22,7 @@ from vicort.runtime.policies.system import System
 from vicort.runtime.stages.job import Buffers, Job, Stage
 from vicort.runtime.stages.pipeline import OverlappedPipeline, Pipeline, SequentialPipeline
 from vicort.runtime.stages.prefill import Prefill
-from vicort.runtime.stages.pruned_vision import PrunedTokens, PrunedVision
+from vicort.runtime.stages.pruned_stages import PrunedTokens, PrunedVision
 from vicort.runtime.stages.speaker import Speaker
 from vicort.runtime.stages.stages import Preprocess, TokenControl, Vision
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ FLOORS = {
 CONTRACT = {name for name, floor in FLOORS.items() if floor == 0}
 HEADS = {name for name, floor in FLOORS.items() if floor == 5}
 # The plugin is one class for building and running; verify.py runs the engines beside the model.
-EXPORT_EXCEPTIONS = {"tensorrt.py": {"engines"}, "verify.py": {"devices", "engines"}}
+EXPORT_EXCEPTIONS = {"tensorrt_plans.py": {"engines"}, "verify.py": {"devices", "engines"}}
 
 
 def rooms(path: Path) -> set[str]:
@@ -118,6 +119,19 @@ def test_a_room_of_the_benchmarks_imports_only_rooms_on_lower_floors(name):
     } <= allowed
 
 
+def test_no_two_modules_and_no_two_classes_have_the_same_name():
+    """ "Go to file" and "go to class" lead to one place."""
+    paths = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    files = Counter(path.name for path in paths if path.name != "__init__.py")
+    classes = Counter(
+        node.name
+        for path in paths
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert [name for name, count in (files + classes).items() if count > 1] == []
+
+
 @pytest.mark.parametrize("folder", ROOMS)
 def test_no_imports_form_a_loop_between_rooms(folder):
     """Only modules of one room may import each other in a loop, and then only late or for types."""
@@ -156,7 +170,7 @@ def test_tensorrt_is_called_in_two_files():
         for path in (ROOT / room).rglob("*.py")
         if any(name.split(".")[0] in ("tensorrt", "tensorrt_rtx") for name in imports(path))
     }
-    assert callers <= {"export/tensorrt.py", "runtime/engines/tensorrt.py"}
+    assert callers <= {"export/tensorrt_plans.py", "runtime/engines/tensorrt.py"}
 
 
 def test_the_wheel_holds_every_module_and_every_data_file(tmp_path):

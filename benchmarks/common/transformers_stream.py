@@ -76,7 +76,7 @@ class CachedChunk:
 
 
 @dataclass
-class Reply:
+class TransformersReply:
     """An answer with its logits."""
 
     tokens: list[int]
@@ -182,7 +182,7 @@ class TransformersStream:
     # ---- a question
 
     @torch.inference_mode()
-    def ask(self, question: str, max_tokens: int) -> Reply:
+    def ask(self, question: str, max_tokens: int) -> TransformersReply:
         """Greedy answer over the prompt and the chunks that retrieval chooses."""
         self._set_threads()
         start = time.perf_counter()
@@ -202,7 +202,7 @@ class TransformersStream:
                 break
             tokens += ids
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return Reply(tokens, text, ttft * 1e3, logits)
+        return TransformersReply(tokens, text, ttft * 1e3, logits)
 
     def _retrieve(self, question: str) -> Sequence[int]:
         """Numbers of the chunks that a question sees."""

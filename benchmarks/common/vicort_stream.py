@@ -36,7 +36,7 @@ class Span:
         return (self.end_ns - self.start_ns) / 1e6
 
 
-class Watch:
+class StreamRecorder:
     """Records every span and event of a session; others can wait for chunks to be placed."""
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class VicortStream:
         **options: Any,
     ) -> None:
         """also: called with each event after the watch. options: further ones of the session."""
-        self.watch = Watch()
+        self.watch = StreamRecorder()
         self.workload = workload
         self.overlap = overlap
         self._also = also

@@ -18,7 +18,7 @@ from vicort.benchmarks.common.workload import CHUNK_FRAMES
 from vicort.benchmarks.cpu.arithmetic import kept_rows
 from vicort.benchmarks.gpu.engine_steps import stage_ms, time_runs
 from vicort.benchmarks.gpu.lab import Lab
-from vicort.benchmarks.gpu.pipeline_steps import AMOUNT, Job, job
+from vicort.benchmarks.gpu.pipeline_steps import AMOUNT, PipelineSetup, pipeline_setup
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.devices.trace import Trace
 from vicort.runtime.manifest import GraphName
@@ -33,7 +33,7 @@ Arrays = dict[str, np.ndarray]
 def profile(lab: Lab, name: str, side: int) -> dict[str, Any]:
     """Runs as a chunk and a question have them: by layer, by graph, and in the overlapped
     pipeline."""
-    with job(lab, name, side) as work:
+    with pipeline_setup(lab, name, side) as work:
         found: dict[str, Any] = work.describe() | {"runs": {}}
         for run, graph, inputs in typical_runs(work):
             found["runs"][run] = {
@@ -56,7 +56,7 @@ def profile(lab: Lab, name: str, side: int) -> dict[str, Any]:
     return found | {"trace": str(path), "top": top_costs(found["runs"])}
 
 
-def typical_runs(work: Job) -> Iterable[tuple[str, GraphName, Arrays]]:
+def typical_runs(work: PipelineSetup) -> Iterable[tuple[str, GraphName, Arrays]]:
     """Name, graph and random inputs: a whole chunk's frames and features, the tokens of it that are
     kept, over a full window; a token."""
     from vicort.export.verify import feature_inputs, frame_inputs, language_inputs
@@ -79,7 +79,7 @@ def typical_runs(work: Job) -> Iterable[tuple[str, GraphName, Arrays]]:
 # ---- layers
 
 
-def layers_of(work: Job, graph: GraphName, inputs: Arrays) -> dict[str, Any]:
+def layers_of(work: PipelineSetup, graph: GraphName, inputs: Arrays) -> dict[str, Any]:
     """Milliseconds by layer and by kind of layer, if the engine reports them."""
     from vicort.export.verify import bind
 

@@ -51,7 +51,7 @@ MATRIX_SIDE = 8192
 
 
 @dataclass(frozen=True)
-class Amount:
+class PipelineAmount:
     """How much each step measures."""
 
     warmup: int = 30  # chunks: graphs are captured, and the window of 4 chunks is full
@@ -71,11 +71,11 @@ class Amount:
     host_mb: float = 4096
 
 
-AMOUNT = Amount()
+AMOUNT = PipelineAmount()
 
 
 @dataclass(frozen=True)
-class Job:
+class PipelineSetup:
     """Engines for frames of one size, and the stream that they run."""
 
     place: Place
@@ -105,12 +105,14 @@ class Job:
 
 
 @contextmanager
-def job(lab: Lab, name: str, side: int, fps: int = 2) -> Iterator[Job]:
+def pipeline_setup(lab: Lab, name: str, side: int, fps: int = 2) -> Iterator[PipelineSetup]:
     """Raises Skip if the engines are not there."""
     place = Place.of(lab, name)
     system = bench_system(device_mb=AMOUNT.device_mb, host_mb=AMOUNT.host_mb)
     with place.open(side) as engines:
-        yield Job(place, side, engines, Workload(AMOUNT.width, AMOUNT.height, fps), system)
+        yield PipelineSetup(
+            place, side, engines, Workload(AMOUNT.width, AMOUNT.height, fps), system
+        )
 
 
 def operations(place: Place, side: int, system: System) -> arithmetic.Operations:
@@ -140,7 +142,7 @@ def stages(lab: Lab, name: str, side: int) -> dict[str, Any]:
     """Each stage alone, one after another: milliseconds a chunk on the device's clock, and the rate
     of its arithmetic."""
     memory = DeviceMemory(lab)
-    with job(lab, name, side) as work:
+    with pipeline_setup(lab, name, side) as work:
         memory.note("engines loaded")
         with work.stream(overlap=False) as stream:
             stream.push_chunks(AMOUNT.warmup)
@@ -197,7 +199,7 @@ def pipeline(lab: Lab, name: str, side: int) -> dict[str, Any]:
     to last page placed."""
     memory = DeviceMemory(lab)
     with ExitStack() as stack:
-        work = stack.enter_context(job(lab, name, side))
+        work = stack.enter_context(pipeline_setup(lab, name, side))
         memory.note("engines loaded")
         streams: dict[str, VicortStream] = {}
         for mode, overlap in (("overlapped", True), ("sequential", False)):
@@ -258,7 +260,7 @@ def encoded(lab: Lab, name: str, side: int, decode: Decode) -> dict[str, Any]:
             load_module()
         except NvdecUnavailable as error:
             raise Skip(str(error)) from error
-    with job(lab, name, side) as work, work.stream(overlap=True) as stream:
+    with pipeline_setup(lab, name, side) as work, work.stream(overlap=True) as stream:
         clip = written_clip(lab.folder, work.workload, AMOUNT.encoded_chunks * CHUNK_FRAMES)
         read = reader(stream, clip, 1 if decode == "gpu" else 4, AMOUNT.encoded_chunks, decode)
         read()  # warms up
@@ -286,7 +288,7 @@ def written_clip(folder: Path, workload: Workload, frames: int) -> Path:
 def questions(lab: Lab, name: str, side: int) -> dict[str, Any]:
     """Time to the first token idle, at 1x and while ingesting at full rate; then the time between
     tokens."""
-    with job(lab, name, side, AMOUNT.real_time_fps) as work:
+    with pipeline_setup(lab, name, side, AMOUNT.real_time_fps) as work:
         loads = first_token.by_load(
             work.engines, work.system, work.workload, AMOUNT.filled, AMOUNT.questions
         )

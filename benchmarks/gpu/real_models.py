@@ -267,7 +267,7 @@ class TensorRTMaker:
     ) -> dict[str, Any]:
         lab.need_tensorrt()
         need("triton", "the plugin's kernels are compiled with it")
-        from vicort.export.engine_set import (
+        from vicort.export.engine_set_writer import (
             PlanOptions,
             building,
             draft_manifest,
@@ -314,7 +314,7 @@ class TensorRTMaker:
 def share_language(folder: Path, shared: Path, wanted: GraphSpec) -> None:
     """Links the language graph of another set into a set without one. Raises EngineError if it is a
     different graph."""
-    from vicort.export.engine_set import seal
+    from vicort.export.engine_set_writer import seal
     from vicort.runtime.manifest import read_manifest
 
     mine, other = read_manifest(folder), read_manifest(shared)

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vicort.benchmarks.common.picture import LEVEL_COLORS, OURS, THEIRS, Panel, note, page
+from vicort.benchmarks.common.page import LEVEL_COLORS, OURS, THEIRS, Panel, note, page
 
 
 def draw(result: dict[str, Any], path: Path) -> Path | None:

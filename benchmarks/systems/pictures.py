@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vicort.benchmarks.common.picture import STAGE_COLORS, machine_line, note, page
+from vicort.benchmarks.common.page import STAGE_COLORS, machine_line, note, page
 from vicort.benchmarks.systems.cap import signs
 from vicort.benchmarks.systems.migration import TITLES
 from vicort.benchmarks.systems.systems_report import WORDS, old_accuracy

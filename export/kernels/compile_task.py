@@ -15,7 +15,7 @@ from triton.compiler.errors import CompilationError
 from triton.errors import TritonError
 from triton.runtime.jit import JITFunction
 
-from vicort.export.kernels.bounded_attention import bounded_attention, combine
+from vicort.export.kernels.attention_kernel import bounded_attention, combine
 from vicort.export.kernels.scatter import scatter_tokens, set_places
 from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.kernels import ArgumentKind, CompiledKernel, Form, KernelName, KernelSpec

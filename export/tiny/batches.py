@@ -19,10 +19,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from vicort.export.tiny.model import GRID, MAX_POSITION, UNIT_TOKENS
-from vicort.export.tiny.questions import KINDS, Asked, all_questions
 from vicort.export.tiny.reels import Reel
 from vicort.export.tiny.tokenizer import PROMPT, make_tokenizer
 from vicort.export.tiny.world import COLORS, SHAPES, Thing
+from vicort.export.tiny.world_questions import KINDS, Asked, all_questions
 
 IGNORED = -100  # a label that does not count
 

@@ -30,11 +30,11 @@ from vicort.export.tiny.model import (
     batched_windows,
     encode_units,
 )
-from vicort.export.tiny.questions import Asked, all_questions
 from vicort.export.tiny.reels import labels
 from vicort.export.tiny.tokenizer import PROMPT, VOCABULARY, make_tokenizer
 from vicort.export.tiny.video import read_units, write_video
 from vicort.export.tiny.world import UNSEEN, Style, make_stream, shifted
+from vicort.export.tiny.world_questions import Asked, all_questions
 
 HELD_OUT = 10_000_000  # seeds from here on are not used in training
 PIECE = 64  # units per run: the answers do not depend on it

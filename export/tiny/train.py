@@ -42,10 +42,10 @@ from vicort.export.tiny.model import (
     new_model,
     save_checkpoint,
 )
-from vicort.export.tiny.questions import KINDS
 from vicort.export.tiny.reels import is_square, load_reel
 from vicort.export.tiny.tokenizer import VOCABULARY
 from vicort.export.tiny.world import COLORS, SHAPES
+from vicort.export.tiny.world_questions import KINDS
 
 SIGHTS = (len(SHAPES) + 1, len(COLORS) + 1)  # classes of `sight` in each frame
 LOG_EVERY = 50  # steps

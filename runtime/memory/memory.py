@@ -24,8 +24,8 @@ from vicort.runtime.engines.buckets import padded_slots
 from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.lease import Lease
-from vicort.runtime.memory.long_term.long_term import LongTerm, Reader, StreamReader, View
-from vicort.runtime.memory.long_term.opening import open_long_term
+from vicort.runtime.memory.long_term.factory import open_long_term
+from vicort.runtime.memory.long_term.protocols import LongTerm, Reader, StreamReader, View
 from vicort.runtime.memory.long_term.selection import Recall
 from vicort.runtime.memory.memory_plan import MemoryPlan
 from vicort.runtime.memory.page_tables import concat_tables, pad_table

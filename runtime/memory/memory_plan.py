@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.manifest import ModelSpec
-from vicort.runtime.memory.long_term.long_term import LongTerm
+from vicort.runtime.memory.long_term.protocols import LongTerm
 from vicort.runtime.policies.system import System
 
 # Chunks that the stream can write while a question leases the pages that they would replace.

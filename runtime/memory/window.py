@@ -9,7 +9,7 @@ import numpy as np
 from vicort.runtime.core import UNIT_FRAMES, Page
 from vicort.runtime.devices.pages import as_numpy
 from vicort.runtime.manifest import ModelSpec
-from vicort.runtime.memory.long_term.long_term import Departing
+from vicort.runtime.memory.long_term.protocols import Departing
 from vicort.runtime.memory.tiers import PageLocation, Tiers
 from vicort.runtime.policies.chunk_index import ChunkEntry, ChunkIndex
 from vicort.runtime.policies.system import System

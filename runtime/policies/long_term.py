@@ -13,7 +13,7 @@ Digest = Literal["mean-radius", "min-max"]  # how a box summarises the keys of a
 
 
 class LongTermPolicy(Policy):
-    """Settings of a long-term memory, which `memory/long_term/opening.py` opens."""
+    """Settings of a long-term memory, which `memory/long_term/factory.py` opens."""
 
 
 class SinkBuckets(LongTermPolicy):

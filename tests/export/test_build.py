@@ -25,7 +25,7 @@ from support.sizes import is_thorough
 from vicort.export import build, recipe
 from vicort.export.build_set import candidates
 from vicort.export.checkpoint import resolve
-from vicort.export.engine_set import building, seal
+from vicort.export.engine_set_writer import building, seal
 from vicort.export.verify import compare, language_inputs
 from vicort.runtime.engines import tensorrt
 from vicort.runtime.errors import ConfigError
@@ -191,7 +191,7 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch, capfd):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vicort.export.engine_set.export_graph", interrupt)
+    monkeypatch.setattr("vicort.export.engine_set_writer.export_graph", interrupt)
     assert build.main([str(checkpoint()), "--out", str(tmp_path / "set"), *OPTIONS]) == 130
     assert list(tmp_path.iterdir()) == []
 
@@ -234,7 +234,7 @@ def test_what_takes_a_gpu_is_refused_at_once_where_there_is_none(
     flag, hint, tmp_path, monkeypatch, capfd
 ):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    monkeypatch.setattr("vicort.export.tensorrt.missing_gpu", lambda: "no driver")
+    monkeypatch.setattr("vicort.export.tensorrt_plans.missing_gpu", lambda: "no driver")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     status, said = run(capfd, "tiny", "--backend", "tensorrt", flag, "--out", tmp_path / "set")
     assert status == 2

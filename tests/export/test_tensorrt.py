@@ -22,13 +22,13 @@ from onnx import TensorProto, helper
 from support.reference_model import write_random_checkpoint
 from support.tensorrt_sets import ONE_GPU, plan_graphs, tiny_model, tiny_onnx, tiny_set
 
-from vicort.export import build, tensorrt
+from vicort.export import build, tensorrt_plans
 from vicort.export.checkpoint import resolve
-from vicort.export.engine_set import PlanOptions, draft_manifest, is_built, write_engine_set
+from vicort.export.engine_set_writer import PlanOptions, draft_manifest, is_built, write_engine_set
 from vicort.export.graphs import export_program, plan_signatures, signatures
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
-from vicort.export.tensorrt import BuiltPlan, PlanJob, build_plan, listed_tensors
+from vicort.export.tensorrt_plans import BuiltPlan, PlanJob, build_plan, listed_tensors
 from vicort.export.verify import language_inputs
 from vicort.runtime.devices.host import InlineStream
 from vicort.runtime.engines.bindings import numpy_dtype
@@ -170,7 +170,7 @@ def quick(monkeypatch):
         "remove_functions": str,
         "write_nodes": lambda *_: None,
     }.items():
-        monkeypatch.setattr(f"vicort.export.engine_set.{name}", pretence)
+        monkeypatch.setattr(f"vicort.export.engine_set_writer.{name}", pretence)
     return monkeypatch
 
 
@@ -205,7 +205,7 @@ def test_a_stripped_set_keeps_the_weights_that_its_plans_are_to_be_given(quick, 
 
 def test_a_plan_that_lost_its_plugins_is_refused(quick, tmp_path):
     quick.setattr(
-        "vicort.export.engine_set.build_plan",
+        "vicort.export.engine_set_writer.build_plan",
         lambda job, progress: BuiltPlan(layer_types={}, plugin_layers=0),
     )
     with pytest.raises(EngineError, match=r"llm\.plan has 0 plugin layers, 4 were expected"):
@@ -216,14 +216,14 @@ def test_a_build_that_tensorrt_refuses_leaves_nothing(quick, tmp_path, capfd):
     def refuse(job, progress):
         raise EngineError("tensorrt_rtx cannot take node x of llm.onnx")
 
-    quick.setattr("vicort.export.engine_set.build_plan", refuse)
+    quick.setattr("vicort.export.engine_set_writer.build_plan", refuse)
     assert build.main(["tiny", "--backend", "tensorrt", "--out", str(tmp_path / "set")]) == 2
     assert "node x" in capfd.readouterr().err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_build_says_that_it_was_not_run_where_there_is_no_gpu(quick, tmp_path, capfd):
-    quick.setattr(tensorrt, "missing_gpu", lambda: "no driver")
+    quick.setattr(tensorrt_plans, "missing_gpu", lambda: "no driver")
     assert build.main(["tiny", "--backend", "tensorrt", "--out", str(tmp_path / "set")]) == 0
     assert (
         capfd.readouterr().err.splitlines()[-1]
@@ -245,7 +245,7 @@ def test_the_vision_plan_can_come_straight_from_the_exported_program(quick, tmp_
         "vicort.export.torch_tensorrt.export_program",
         lambda module, graph, device: export_program(module, graph, "cpu"),
     )
-    quick.setattr("vicort.export.engine_set.version", lambda name: "1.0")
+    quick.setattr("vicort.export.engine_set_writer.version", lambda name: "1.0")
     manifest = built_quickly(tmp_path / "set", frontend="torch-tensorrt")
     ((program, options),) = asked
     assert program.graph_signature.user_inputs == ("frames",)
@@ -282,7 +282,7 @@ def test_an_interrupted_build_leaves_no_process(tmp_path, monkeypatch):
     def interrupt(phase, done):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tensorrt.subprocess, "Popen", Popen)
+    monkeypatch.setattr(tensorrt_plans.subprocess, "Popen", Popen)
     with pytest.raises(KeyboardInterrupt):
         build_plan(job(tmp_path, "tokens"), interrupt)
     assert children[0].returncode == -signal.SIGKILL
@@ -349,7 +349,7 @@ def test_shapes_that_no_profile_can_have_are_refused(tmp_path):
 
 def test_an_abort_in_tensorrt_is_one_line_here(tmp_path, monkeypatch):
     """A real one: without its loader path the parser ends the process when it comes to a plugin."""
-    monkeypatch.setattr(tensorrt, "loader_path", lambda flavour, folder: {})
+    monkeypatch.setattr(tensorrt_plans, "loader_path", lambda flavour, folder: {})
     said = refused(job(tmp_path, "llm"))
     assert "llm.plan" in said
     assert "SIGABRT" in said
@@ -395,11 +395,11 @@ def test_an_exception_of_the_plugin_is_not_lost_in_tensorrt(change, said, tmp_pa
 
 
 def test_plans_are_built_for_fp32_that_is_fp32_and_for_cuda_graphs(tmp_path):
-    rtx = tensorrt.load_tensorrt("tensorrt_rtx")
+    rtx = tensorrt_plans.load_tensorrt("tensorrt_rtx")
     flags = rtx.module.BuilderFlag
     for strip in (False, True):
         config = rtx.module.Builder(rtx.logger).create_builder_config()
-        tensorrt._configure(rtx, config, job(tmp_path, "tokens", strip=strip))
+        tensorrt_plans._configure(rtx, config, job(tmp_path, "tokens", strip=strip))
         assert not config.get_flag(flags.TF32)
         assert config.get_flag(flags.REQUIRE_USER_ALLOCATION)
         assert config.get_flag(flags.STRIP_PLAN) == config.get_flag(flags.REFIT_IDENTICAL) == strip
@@ -436,20 +436,20 @@ def test_the_tensors_of_a_plan_are_read_from_tensorrts_own_listing():
 
 def test_a_plan_whose_listing_differs_is_refused(tmp_path):
     listed = SimpleNamespace(graph=LISTED, plan=tmp_path / "llm.plan")
-    tensorrt._check_listing(listed, [LISTING], 1)
+    tensorrt_plans._check_listing(listed, [LISTING], 1)
     with pytest.raises(EngineError, match="1 plugin layers, its network had 2"):
-        tensorrt._check_listing(listed, [LISTING], 2)
+        tensorrt_plans._check_listing(listed, [LISTING], 2)
     with pytest.raises(EngineError, match="'k' is float32"):
-        tensorrt._check_listing(listed, [LISTING.replace("BFloat16", "Float")], 1)
+        tensorrt_plans._check_listing(listed, [LISTING.replace("BFloat16", "Float")], 1)
 
 
 def test_tensorrt_for_rtx_does_list_its_plans(tmp_path, monkeypatch):
     """Without that the comparison above would never be made."""
     seen = []
     monkeypatch.setattr(
-        tensorrt, "_check_listing", lambda job, listed, plugins: seen.extend(listed)
+        tensorrt_plans, "_check_listing", lambda job, listed, plugins: seen.extend(listed)
     )
-    tensorrt.build(job(tmp_path, "tokens"), lambda phase, done: None)
+    tensorrt_plans.build(job(tmp_path, "tokens"), lambda phase, done: None)
     (listing,) = seen
     assert {spec.name for side in listed_tensors(listing) for spec in side} == {
         "features", "threshold", "positions", "kept", "count", "compact", "mean"
@@ -613,27 +613,27 @@ def test_the_bf16_language_graph_is_near_the_fp32_model():
 
 def test_the_timing_cache_is_kept_for_the_next_build_of_the_full_tensorrt(tmp_path, monkeypatch):
     """With the builder configuration of TensorRT for RTX, which has the same calls."""
-    monkeypatch.setattr(tensorrt, "user_cache", lambda: tmp_path)
-    rtx = tensorrt.load_tensorrt("tensorrt_rtx")
+    monkeypatch.setattr(tensorrt_plans, "user_cache", lambda: tmp_path)
+    rtx = tensorrt_plans.load_tensorrt("tensorrt_rtx")
     config = rtx.module.Builder(rtx.logger).create_builder_config()
     full = SimpleNamespace(flavour="tensorrt", version="11.4.0")
     for _ in range(2):
-        with tensorrt._timing_cache(full, config):
+        with tensorrt_plans._timing_cache(full, config):
             pass
         (file,) = (tmp_path / "vicort").iterdir()
         assert file.name == "timing-tensorrt-11.4.0.cache"
         assert file.stat().st_size
     file.unlink()
-    with tensorrt._timing_cache(rtx, config):  # which has nothing to keep
+    with tensorrt_plans._timing_cache(rtx, config):  # which has nothing to keep
         pass
     assert not list((tmp_path / "vicort").iterdir())
 
 
 def test_the_full_tensorrt_builds_for_the_gpu_that_it_runs_on():
     full = SimpleNamespace(flavour="tensorrt", version="11.4.0", module=SimpleNamespace())
-    assert tensorrt.check_targets(full, ()) == {}
+    assert tensorrt_plans.check_targets(full, ()) == {}
     with pytest.raises(ConfigError, match="leave --target out"):
-        tensorrt.check_targets(full, ("sm_90",))
+        tensorrt_plans.check_targets(full, ("sm_90",))
 
 
 def test_networks_are_strongly_typed_in_every_version():
@@ -641,7 +641,9 @@ def test_networks_are_strongly_typed_in_every_version():
     versions = {("tensorrt", "10.13.2"): 2, ("tensorrt", "11.4.0"): 0, ("tensorrt_rtx", "1.7.1"): 0}
     for (flavour, version), wanted in versions.items():
         assert (
-            tensorrt._network_flags(SimpleNamespace(flavour=flavour, version=version, module=flags))
+            tensorrt_plans._network_flags(
+                SimpleNamespace(flavour=flavour, version=version, module=flags)
+            )
             == wanted
         )
 

@@ -19,8 +19,8 @@ from support.sizes import examples
 from vicort.export.qwen2_5_vl.adapter import read_adapter
 from vicort.export.tiny.batches import IGNORED
 from vicort.export.tiny.evaluate import HELD_OUT, load_model
-from vicort.export.tiny.live import evaluate, train
-from vicort.export.tiny.live.evaluate import (
+from vicort.export.tiny.live import evaluate_live, train_live
+from vicort.export.tiny.live.evaluate_live import (
     ADAPTER,
     LiveSpeaker,
     Said,
@@ -29,8 +29,8 @@ from vicort.export.tiny.live.evaluate import (
     merged,
     watch,
 )
-from vicort.export.tiny.live.layout import FIRST_WORD, SILENCE, SceneLayout
 from vicort.export.tiny.live.lora import adapter_state, save_adapter, wrap
+from vicort.export.tiny.live.scene_layout import FIRST_WORD, SILENCE, SceneLayout
 from vicort.export.tiny.live.scenes import SceneRecipe, SceneTurn, make_scene
 from vicort.export.tiny.model import encode_units, new_model
 from vicort.export.tiny.reels import Reel, labels
@@ -179,14 +179,18 @@ def test_the_adapter_begins_as_nothing_and_its_files_hold_what_was_trained(tmp_p
 def test_a_training_step_is_the_same_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train.EncodedReels, "draw", lambda self, rng, count: reels_of_features())
-    monkeypatch.setattr(train, "ASKED", replace(train.ASKED, streams=1, questions=2))
-    monkeypatch.setattr(train, "STAGES", ((2, SceneRecipe(streams=1, longest=4), (1e-3, 1e-3)),))
+    monkeypatch.setattr(
+        train_live.EncodedReels, "draw", lambda self, rng, count: reels_of_features()
+    )
+    monkeypatch.setattr(train_live, "ASKED", replace(train_live.ASKED, streams=1, questions=2))
+    monkeypatch.setattr(
+        train_live, "STAGES", ((2, SceneRecipe(streams=1, longest=4), (1e-3, 1e-3)),)
+    )
 
     def stepped() -> list[torch.Tensor]:
-        run = train.start_or_resume(tmp_path)
-        eyes = train.EncodedReels(run.model, tmp_path, tmp_path / "eyes")
-        train.train_step(run, eyes, SceneLayout(), train.Composer(train.ASKED))
+        run = train_live.start_or_resume(tmp_path)
+        eyes = train_live.EncodedReels(run.model, tmp_path, tmp_path / "eyes")
+        train_live.train_step(run, eyes, SceneLayout(), train_live.Composer(train_live.ASKED))
         return [parameter.detach().clone() for parameter in run.trained]
 
     assert all(torch.equal(one, other) for one, other in zip(stepped(), stepped(), strict=True))
@@ -225,8 +229,8 @@ def test_score() -> None:
 
 
 def test_streams_of_the_score_hold_their_silence_between_the_things() -> None:
-    setting = next(setting for setting in evaluate.SETTINGS if setting.empties)
-    stream = evaluate.stream_of(setting, HELD_OUT)
+    setting = next(setting for setting in evaluate_live.SETTINGS if setting.empties)
+    stream = evaluate_live.stream_of(setting, HELD_OUT)
     gaps = np.diff([edge for thing in stream.things for edge in (thing.start, thing.end)])[1::2]
     assert len(stream.things) == 7
     assert sorted(gaps)[-1] >= setting.empties > sorted(gaps)[-2]
@@ -258,7 +262,7 @@ def test_the_embedded_adapter_tells_most_of_what_it_was_asked_for() -> None:
             score.add(
                 stream.things,
                 target,
-                watch(LiveSpeaker(model, train.THRESHOLD), target, features, times),
+                watch(LiveSpeaker(model, train_live.THRESHOLD), target, features, times),
             )
             score.seconds += stream.duration
     # It is not a good one: held-out files gave 18 of 22, and one false alarm a minute

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.sizes import examples
 
-from vicort.export.tiny.questions import all_questions
 from vicort.export.tiny.reels import labels
 from vicort.export.tiny.video import letterbox, read_units, write_video
 from vicort.export.tiny.world import (
@@ -23,6 +22,7 @@ from vicort.export.tiny.world import (
     random_style,
     shifted,
 )
+from vicort.export.tiny.world_questions import all_questions
 
 CLEAN = Style(level=60, contrast=0, strength=0, shading=0)
 

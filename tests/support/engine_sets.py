@@ -20,10 +20,9 @@ from support.sizes import is_thorough
 from support.tiny_sets import tiny_set
 from torch import nn
 
-from vicort.export import build
-from vicort.export import engine_set as writing
+from vicort.export import build, engine_set_writer
 from vicort.export.checkpoint import TINY
-from vicort.export.engine_set import draft_manifest, seal
+from vicort.export.engine_set_writer import draft_manifest, seal
 from vicort.runtime.manifest import Backend, GraphSpec, Manifest, read_manifest
 
 TOKENIZER = Path(__file__).parents[2] / "export" / "tiny" / "checkpoint" / "tokenizer.json"
@@ -83,7 +82,7 @@ def live_set() -> Path:
     def make(folder: Path) -> None:
         torch.set_num_threads(1)
         traced = partial(_graph_of, tiny_set())
-        with mock.patch.object(writing, "export_graph", traced):
+        with mock.patch.object(engine_set_writer, "export_graph", traced):
             assert build.main(["tiny-live", "--backend", "openvino", "--out", str(folder)]) == 0
 
     return once("tiny-live", make)

@@ -155,11 +155,11 @@ class InterpretingLauncher:
     """Runs a launch at once, on host addresses."""
 
     def __init__(self, dtype: str) -> None:
-        from vicort.export.kernels import bounded_attention, scatter
+        from vicort.export.kernels import attention_kernel, scatter
 
         self._functions = {
             name: getattr(module, name)
-            for module in (bounded_attention, scatter)
+            for module in (attention_kernel, scatter)
             for name in ARGUMENTS
             if hasattr(module, name)
         }

@@ -43,7 +43,7 @@ def case(rows: int, pages: int, seed: int) -> list[torch.Tensor]:
     return [torch.from_numpy(array) for array in (q, k, v, pos, pool, where, table[None, None])]
 
 
-def difference(rows: int, pages: int, layer: int, tile: inductor_attention.Tile) -> float:
+def difference(rows: int, pages: int, layer: int, tile: inductor_attention.KernelTile) -> float:
     tensors, scale = case(rows, pages, rows), DIM**-0.5
     frequencies = torch.tensor(rotary_frequencies(THETA, DIM // 2))
     poisoned: Any = lambda *args, **options: torch.full(*args, torch.nan, **options)
@@ -61,7 +61,7 @@ def difference(rows: int, pages: int, layer: int, tile: inductor_attention.Tile)
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    tile = inductor_attention.Tile(16, 16, 4, 1, multiprocessors=7)
+    tile = inductor_attention.KernelTile(16, 16, 4, 1, multiprocessors=7)
     found = {
         f"{rows} rows, {pages} pages": difference(rows, pages, rows % LAYERS, tile)
         for rows, pages in ((1, 9), (6, 3), (17, 1))

@@ -10,13 +10,13 @@ from unittest import mock
 
 from support.shared import once, shared_folder
 
-from vicort.export import build, engine_set
+from vicort.export import build, engine_set_writer
 from vicort.export.checkpoint import TINY, resolve
 from vicort.export.graphs import expand, plan_signatures, remove_functions, signatures, write_nodes
 from vicort.export.kernels import compile as compiling
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.recipe import load_recipe, model_spec
-from vicort.export.tensorrt import build_plan
+from vicort.export.tensorrt_plans import build_plan
 from vicort.runtime.manifest import GraphName, GraphSpec, ModelSpec
 
 ONE_GPU = (90,)  # architectures: test_kernels.py has these cubins too, and the other ones
@@ -47,8 +47,8 @@ def _build(folder: Path) -> None:
         remove_functions(exported)
 
     with (
-        mock.patch.object(engine_set, "build_plan", copy_and_build),
-        mock.patch.object(engine_set, "remove_functions", expand_and_remove),
+        mock.patch.object(engine_set_writer, "build_plan", copy_and_build),
+        mock.patch.object(engine_set_writer, "remove_functions", expand_and_remove),
         mock.patch.object(
             compiling,
             "compile_kernels",

@@ -17,8 +17,8 @@ from torch.export import ExportedProgram
 from torch.library import triton_op, wrap_triton
 
 from vicort.export.bounded_attention import attend
-from vicort.export.kernels.bounded_attention import bounded_attention as kernel
-from vicort.export.kernels.bounded_attention import combine as combine_kernel
+from vicort.export.kernels.attention_kernel import bounded_attention as kernel
+from vicort.export.kernels.attention_kernel import combine as combine_kernel
 from vicort.export.onnx_function import rotary_frequencies
 from vicort.runtime.kernels import MAX_SHARES
 
@@ -27,7 +27,7 @@ COMBINE_BLOCK, COMBINE_WARPS = 16, 4  # as vicort.export.kernels.compile has the
 
 
 @dataclass(frozen=True)
-class Tile:
+class KernelTile:
     """The kernel's compile parameters for a model on a GPU, and the GPU's multiprocessors."""
 
     vectors: int  # BLOCK_M, query vectors of a program
@@ -58,8 +58,8 @@ def attend_with_kernel(
     """`vicort.export.bounded_attention.attend` by the Triton kernel, where all layers and heads
     share positions and table.
 
-    where: [P,1,1,T,3]; table: [1,1,N]; frequencies: [D/2] float32; tile: as `Tile.numbers` gives
-    it. The rest is as there.
+    where: [P,1,1,T,3]; table: [1,1,N]; frequencies: [D/2] float32; tile: of
+    `KernelTile.numbers`. The rest is as there.
     """
     rows, query_heads, dim = q.shape
     layers, heads, page = pool.shape[1], pool.shape[2], pool.shape[4]
@@ -123,7 +123,7 @@ def prepare(language: nn.Module, theta: float, sections: Sequence[int]) -> None:
     )
 
 
-def with_kernel(program: ExportedProgram, tile: Tile) -> ExportedProgram:
+def with_kernel(program: ExportedProgram, tile: KernelTile) -> ExportedProgram:
     """The program with the Triton kernel in the place of each BoundedAttention. Its module was
     prepared."""
     graph = program.graph

@@ -36,7 +36,7 @@ class Package(Protocol):
     def __call__(self, *inputs: Any) -> Any: ...
 
 
-class Side(Protocol):
+class TorchSide(Protocol):
     """Where packages run: what a lane asks of PyTorch there."""
 
     captures: bool  # whether runs can be CUDA graphs
@@ -64,7 +64,9 @@ class InductorEngine:
     """A package, loaded once for each stream that runs it, since it serves one run at a time. The
     weights are shared."""
 
-    def __init__(self, path: Path, signature: GraphSpec, constants: Constants, side: Side) -> None:
+    def __init__(
+        self, path: Path, signature: GraphSpec, constants: Constants, side: TorchSide
+    ) -> None:
         """constants: by their names in the package, on the side's device. Raises EngineError if the
         package cannot be loaded with them."""
         self.signature = signature
@@ -109,7 +111,9 @@ class Lane:
     """A package on one stream, with CUDA graphs by shape and address where there are any, all in
     one pool: they run one after the other."""
 
-    def __init__(self, package: Package, signature: GraphSpec, side: Side, stream: Any) -> None:
+    def __init__(
+        self, package: Package, signature: GraphSpec, side: TorchSide, stream: Any
+    ) -> None:
         # The stream owns its lane: a reference from here would keep both for ever.
         self._package = package
         self._side = side

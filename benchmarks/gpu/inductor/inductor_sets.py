@@ -27,11 +27,16 @@ import torch
 from torch import nn
 
 from vicort.benchmarks.common.workload import CHUNK_FRAMES
-from vicort.benchmarks.gpu.inductor.inductor_attention import Tile, in_pytorch, prepare, with_kernel
+from vicort.benchmarks.gpu.inductor.inductor_attention import (
+    KernelTile,
+    in_pytorch,
+    prepare,
+    with_kernel,
+)
 from vicort.benchmarks.gpu.inductor.inductor_engine import Constants, InductorEngine, OnGpu, OnHost
 from vicort.benchmarks.gpu.lab import Lab, Skip, fitting_architecture
 from vicort.export.checkpoint import checkpoint_hash
-from vicort.export.engine_set import COPIED, cpu, exporter_hash, seal
+from vicort.export.engine_set_writer import COPIED, cpu, exporter_hash, seal
 from vicort.export.graphs import EMBEDDING_FILE, TORCH_TYPES, TYPE_NAMES, export_program, signatures
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
@@ -194,7 +199,9 @@ def _taken(part: Path, wanted: InductorManifest, name: GraphName, shared: Path |
     return True
 
 
-def _compile(part: Path, wanted: InductorManifest, name: GraphName, tile: Tile | None) -> None:
+def _compile(
+    part: Path, wanted: InductorManifest, name: GraphName, tile: KernelTile | None
+) -> None:
     """tile: of the kernel on a GPU; None = for this CPU."""
     graph, device = wanted.graphs[name], "cuda" if tile else "cpu"
     module = load_module(wanted, name, device)
@@ -235,7 +242,7 @@ def _write_embedding(language: nn.Module, path: Path) -> None:
     rows.view(torch.uint8).numpy().tofile(path)
 
 
-def _kernels(part: Path, checkpoint: Path, wanted: InductorManifest, gpu: Gpu) -> Tile:
+def _kernels(part: Path, checkpoint: Path, wanted: InductorManifest, gpu: Gpu) -> KernelTile:
     """Write kernels.zip for this GPU, if it is not there; returns the tile of its attention kernel
     for many queries."""
     from vicort.export.kernels.compile import compile_kernels, kernel_spec, plan_tasks
@@ -255,7 +262,7 @@ def _kernels(part: Path, checkpoint: Path, wanted: InductorManifest, gpu: Gpu) -
     )
     # the first that does not spill
     chosen = next(tile for tile in tiles if (tile.blocks, tile.warps) == (blocks, compiled.warps))
-    return Tile(*blocks, chosen.warps, chosen.stages, gpu.multiprocessors)
+    return KernelTile(*blocks, chosen.warps, chosen.stages, gpu.multiprocessors)
 
 
 def _copy_texts(part: Path, checkpoint: Path) -> None:

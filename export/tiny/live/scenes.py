@@ -13,9 +13,9 @@ import numpy as np
 
 from vicort.export.tiny.batches import BatchRecipe, Episode, episode_of
 from vicort.export.tiny.model import MAX_POSITION
-from vicort.export.tiny.questions import KINDS, Asked, named
 from vicort.export.tiny.reels import Reel
 from vicort.export.tiny.world import COLORS, SHAPES, Thing
+from vicort.export.tiny.world_questions import KINDS, Asked, named
 
 REPLY = "yes"  # the model's answer to an instruction
 PHRASES = (

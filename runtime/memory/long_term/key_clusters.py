@@ -27,7 +27,7 @@ from vicort.runtime.memory.long_term.cluster_cells import ClusterCells
 from vicort.runtime.memory.long_term.cluster_runs import ClusterRuns, sort_into_runs
 from vicort.runtime.memory.long_term.cluster_view import ClusterSnapshot, ClusterView
 from vicort.runtime.memory.long_term.hash_clustering import HashPlanes, assign
-from vicort.runtime.memory.long_term.long_term import Departing, View
+from vicort.runtime.memory.long_term.protocols import Departing, View
 from vicort.runtime.memory.long_term.readers import ChunkBefore, EachStep
 from vicort.runtime.memory.long_term.selection import Recall
 from vicort.runtime.memory.long_term.sorted_groups import rank_in_group

@@ -22,9 +22,9 @@ from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.layout import Layout
-from vicort.runtime.memory.long_term.long_term import Departing, View
 from vicort.runtime.memory.long_term.page_digest import Digest, boxes, page_scores, top_pages
 from vicort.runtime.memory.long_term.page_ring import PageRing
+from vicort.runtime.memory.long_term.protocols import Departing, View
 from vicort.runtime.memory.long_term.recall_streams import RecallStreams
 from vicort.runtime.memory.long_term.selection import Recall, Selection
 from vicort.runtime.memory.long_term.speculative import Speculation, Speculative

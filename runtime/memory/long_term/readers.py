@@ -8,7 +8,7 @@ import numpy as np
 from vicort.runtime.core import Page
 from vicort.runtime.devices.pages import HostPool
 from vicort.runtime.manifest import ModelSpec
-from vicort.runtime.memory.long_term.long_term import View
+from vicort.runtime.memory.long_term.protocols import View
 from vicort.runtime.memory.long_term.selection import Recall, Selection
 
 

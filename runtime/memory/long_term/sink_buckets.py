@@ -20,7 +20,7 @@ from vicort.runtime.devices.pages import HostPool, page_bytes, shifted
 from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term.bucket_view import BucketSnapshot, BucketView
-from vicort.runtime.memory.long_term.long_term import Departing, View
+from vicort.runtime.memory.long_term.protocols import Departing, View
 from vicort.runtime.memory.long_term.readers import ChunkBefore, TwoPass
 from vicort.runtime.memory.long_term.selection import Recall
 from vicort.runtime.memory.long_term.vision_sinks import Buckets, keep_best, sink_scores

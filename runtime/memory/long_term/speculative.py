@@ -28,8 +28,8 @@ import numpy as np
 
 from vicort.runtime.core import Page
 from vicort.runtime.devices.device import StreamEvent
-from vicort.runtime.memory.long_term.long_term import View
 from vicort.runtime.memory.long_term.page_digest import query_similarity
+from vicort.runtime.memory.long_term.protocols import View
 from vicort.runtime.memory.long_term.recall_streams import Move, RecallStreams
 from vicort.runtime.memory.long_term.selection import Recall
 from vicort.runtime.memory.page_tables import NONE

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.memory.host_rotary import rotate
 from vicort.runtime.memory.long_term.sorted_groups import rank_in_group
-from vicort.runtime.memory.rotary import rotate
 
 
 def sink_scores(

@@ -12,7 +12,7 @@ from vicort.benchmarks.evaluation.ages import wilson
 from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Reply
 from vicort.benchmarks.evaluation.judge import CommandJudge, ExactJudge, Verdict, make_judge
 from vicort.benchmarks.evaluation.rules import RULES, is_right, is_settled
-from vicort.benchmarks.evaluation.tables import make_table, print_table, score_all
+from vicort.benchmarks.evaluation.score_tables import make_table, print_table, score_all
 from vicort.runtime.errors import ConfigError
 
 

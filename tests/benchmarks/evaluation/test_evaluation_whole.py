@@ -14,11 +14,11 @@ import pytest
 from support import evaluation_data as made
 from support.scripted_session import scripted
 
-from vicort.benchmarks.evaluation import ages, ovo_bench, run, shapestream, streamingbench
-from vicort.benchmarks.evaluation.arguments import Options, parse_options
+from vicort.benchmarks.evaluation import ages, eval_run, ovo_bench, shapestream, streamingbench
+from vicort.benchmarks.evaluation.eval_arguments import EvalOptions, parse_options
 from vicort.benchmarks.evaluation.judge import ExactJudge
 from vicort.benchmarks.evaluation.ledger import Ledger
-from vicort.benchmarks.evaluation.tables import make_table, score_all
+from vicort.benchmarks.evaluation.score_tables import make_table, score_all
 from vicort.benchmarks.evaluation.watching import Candidate
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError
@@ -34,7 +34,9 @@ def streaming(tmp_path_factory):
 
 
 def evaluate(engines, out, *arguments) -> int:
-    return run.main([str(each) for each in (*arguments, "--engine-dir", engines, "--out", out)])
+    return eval_run.main(
+        [str(each) for each in (*arguments, "--engine-dir", engines, "--out", out)]
+    )
 
 
 def report(out) -> dict:
@@ -126,7 +128,7 @@ def test_scripted_answers_give_the_table_made_by_hand(streaming, tmp_path):
         )
     }
     ledger = Ledger(tmp_path / "answers.jsonl", {})
-    assert run.watch_all(dataset, Options("streamingbench"), sessions, ledger) == {}
+    assert eval_run.watch_all(dataset, EvalOptions("streamingbench"), sessions, ledger) == {}
     replies = [reply for watched in ledger.watched.values() for reply in watched.replies]
     table = make_table(dataset, score_all(dataset.items, replies, ExactJudge()))
     first = table["Real-Time Visual Understanding"]
@@ -168,7 +170,7 @@ def test_ovo_bench_scripted(tmp_path):
         )
 
     ledger = Ledger(tmp_path / "answers.jsonl", {})
-    run.watch_all(dataset, Options("ovo-bench"), {"oracle": scripted(script)}, ledger)
+    eval_run.watch_all(dataset, EvalOptions("ovo-bench"), {"oracle": scripted(script)}, ledger)
     table = make_table(
         dataset,
         score_all(dataset.items, ledger.watched["oracle", video.name].replies, ExactJudge()),
@@ -191,7 +193,7 @@ def test_a_run_that_was_killed_goes_on(tiny_engines, streaming, tmp_path):
         "--engine-dir",
         str(tiny_engines),
     ]
-    command = [sys.executable, "-m", "vicort.benchmarks.evaluation.run", *arguments]
+    command = [sys.executable, "-m", "vicort.benchmarks.evaluation.eval_run", *arguments]
     killed, record = tmp_path / "killed", tmp_path / "killed" / "answers.jsonl"
     process = subprocess.Popen(
         [*command, "--out", str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -204,8 +206,8 @@ def test_a_run_that_was_killed_goes_on(tiny_engines, streaming, tmp_path):
     with record.open("a") as file:
         file.write('{"system": "full-history", "video": "cut o')  # as a kill in mid-line leaves it
     before = record.stat().st_ino, done[0]
-    assert run.main([*arguments, "--out", str(killed)]) == 0
-    assert run.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    assert eval_run.main([*arguments, "--out", str(killed)]) == 0
+    assert eval_run.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     after = record.read_text().splitlines()
     assert (record.stat().st_ino, next(line for line in after if '"replies"' in line)) == before, (
         "what was done stays"
@@ -305,7 +307,7 @@ def test_a_run_without_any_video_is_refused(tiny_engines, streaming, tmp_path, c
     ],
 )
 def test_what_cannot_be_asked_for_is_refused(capsys, arguments, said):
-    assert run.main(arguments) == 2
+    assert eval_run.main(arguments) == 2
     line = capsys.readouterr().err
     assert said in line
     assert line.count("\n") == 1
@@ -324,10 +326,12 @@ def test_the_context_that_papers_cut_is_exact():
 
 def test_two_systems_of_one_name_are_refused(tmp_path):
     (tmp_path / "mine.yaml").write_text(
-        (made.Path(run.__file__).parents[2] / "configs" / "systems" / "uniform.yaml").read_text()
+        (
+            made.Path(eval_run.__file__).parents[2] / "configs" / "systems" / "uniform.yaml"
+        ).read_text()
     )
     with pytest.raises(ConfigError, match="name 'uniform' is used by another system"):
-        run.systems_of(["uniform", str(tmp_path / "mine.yaml")])
+        eval_run.systems_of(["uniform", str(tmp_path / "mine.yaml")])
 
 
 # ---- the synthetic world
@@ -404,7 +408,7 @@ def test_a_system_that_these_engines_cannot_run_is_left_out_only_where_none_is_n
     tiny_engines, tmp_path, monkeypatch, capsys
 ):
     text = (
-        made.Path(run.__file__).parents[2] / "configs" / "systems" / "simplestream.yaml"
+        made.Path(eval_run.__file__).parents[2] / "configs" / "systems" / "simplestream.yaml"
     ).read_text()
     (tmp_path / "large.yaml").write_text(
         text.replace("simplestream\n", "large\n") + "chunk: {frames: 1024}\n"
@@ -417,7 +421,7 @@ def test_a_system_that_these_engines_cannot_run_is_left_out_only_where_none_is_n
     )
     assert "system large takes chunks of 1024 frames" in capsys.readouterr().err
     monkeypatch.setattr(
-        run, "known_systems", lambda: [str(tmp_path / "large.yaml"), "simplestream"]
+        eval_run, "known_systems", lambda: [str(tmp_path / "large.yaml"), "simplestream"]
     )
     assert evaluate(tiny_engines, tmp_path / "out", *arguments) == 0
     assert "warning: large is left out" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from vicort.benchmarks.gpu import engine_steps as gpu_engines
 from vicort.benchmarks.gpu.inductor import inductor_sets as gpu_inductor
 from vicort.benchmarks.gpu.inductor.inductor_attention import (
     FREQUENCIES,
-    Tile,
+    KernelTile,
     in_pytorch,
     prepare,
     with_kernel,
@@ -260,7 +260,7 @@ def program(exported_program):
 
 def test_every_attention_becomes_the_kernel_and_all_read_one_buffer(program) -> None:
     exported, graph, module = program
-    found = with_kernel(exported, Tile(128, 64, 8, 2, 132))
+    found = with_kernel(exported, KernelTile(128, 64, 8, 2, 132))
     calls = found.graph.find_nodes(
         op="call_function", target=torch.ops.vicort.attend_with_kernel.default
     )
@@ -391,7 +391,7 @@ def test_a_set_for_other_frames_takes_the_packages_that_are_the_same(
 def test_for_a_gpu_the_kernels_come_along_and_their_tile_is_the_packages(
     tmp_path: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiles: list[Tile] = []
+    tiles: list[KernelTile] = []
     load = gpu_inductor.load_module
     monkeypatch.setattr(
         gpu_inductor, "load_module", lambda manifest, name, device: load(manifest, name, "cpu")

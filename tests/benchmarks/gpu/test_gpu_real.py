@@ -34,7 +34,7 @@ from vicort.benchmarks.gpu import transformers_steps as gpu_transformers
 from vicort.benchmarks.gpu.gpu_report import tables
 from vicort.benchmarks.gpu.lab import Lab, Skip
 from vicort.benchmarks.gpu.layer_profile import covered, gaps, kind_of, summed
-from vicort.benchmarks.gpu.pipeline_steps import Amount, reach, stage_rates
+from vicort.benchmarks.gpu.pipeline_steps import PipelineAmount, reach, stage_rates
 from vicort.benchmarks.gpu.real_models import SIZES, Place, Size, share_language, weight_count
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_models
@@ -68,7 +68,7 @@ TINY = Size(
     sides=(SIDE, 112),
     max_question_rows=128,
 )
-FEW = Amount(
+FEW = PipelineAmount(
     warmup=2,
     stages=2,
     chunks=2,
@@ -252,7 +252,7 @@ def test_the_whole_pipeline_overlapped_and_sequential(built: Lab) -> None:
 
 
 def test_a_thousand_chunks_of_each_mode_unless_told_otherwise() -> None:
-    assert Amount().chunks * Amount().repeats >= 1000
+    assert PipelineAmount().chunks * PipelineAmount().repeats >= 1000
 
 
 def test_reach_is_a_share_of_what_the_ceiling_allows() -> None:

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from support.engine_sets import BACKENDS, built_model, damaged_copy, engine_set
 
 from vicort.export.checkpoint import resolve
-from vicort.export.engine_set import seal
+from vicort.export.engine_set_writer import seal
 from vicort.export.verify import language_inputs
 from vicort.runtime import locations
 from vicort.runtime.devices.host import HostStream, InlineStream

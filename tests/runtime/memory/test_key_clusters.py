@@ -14,7 +14,7 @@ from support.sizes import examples
 from vicort.runtime.core import Page
 from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.memory.long_term.key_clusters import KeyClusterMemory, bytes_of_slot
-from vicort.runtime.memory.long_term.long_term import Departing
+from vicort.runtime.memory.long_term.protocols import Departing
 from vicort.runtime.memory.long_term.wicsum import wicsum
 from vicort.runtime.policies.long_term import KeyClusters
 

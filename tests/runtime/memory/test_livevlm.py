@@ -16,7 +16,7 @@ from support.streams import frames
 
 from vicort.runtime.core import Frame, Question, Sampling
 from vicort.runtime.engines.engine_set import EngineSet
-from vicort.runtime.memory.long_term.long_term import Departing
+from vicort.runtime.memory.long_term.protocols import Departing
 from vicort.runtime.session import Session
 
 TOKENS, PAGE, SHARE = 112, 8, 0.4

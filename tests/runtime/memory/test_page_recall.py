@@ -18,7 +18,6 @@ from vicort.runtime.devices.host import HostDevice
 from vicort.runtime.devices.pages import EMPTY
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.devices.trace import Trace
-from vicort.runtime.memory.long_term.long_term import Departing
 from vicort.runtime.memory.long_term.page_digest import (
     boxes,
     page_scores,
@@ -27,6 +26,7 @@ from vicort.runtime.memory.long_term.page_digest import (
 )
 from vicort.runtime.memory.long_term.page_recall import PageRecallMemory
 from vicort.runtime.memory.long_term.page_ring import PageRing
+from vicort.runtime.memory.long_term.protocols import Departing
 from vicort.runtime.memory.long_term.recall_streams import Move, RecallStreams
 from vicort.runtime.memory.long_term.selection import Recall
 from vicort.runtime.memory.long_term.speculative import Speculation

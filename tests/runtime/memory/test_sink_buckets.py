@@ -18,7 +18,7 @@ from support.sizes import examples
 
 from vicort.runtime.core import Page, Sampling
 from vicort.runtime.errors import ConfigError, MemoryBudgetError
-from vicort.runtime.memory.long_term.long_term import Departing
+from vicort.runtime.memory.long_term.protocols import Departing
 from vicort.runtime.memory.long_term.sink_buckets import SinkBucketsMemory
 from vicort.runtime.memory.page_tables import NONE
 from vicort.runtime.policies.long_term import SinkBuckets

@@ -12,8 +12,8 @@ from support.fake_engines import toy_model
 from support.sink_buckets import attention_shares, two_phases
 from support.sizes import examples
 
+from vicort.runtime.memory.host_rotary import rotate
 from vicort.runtime.memory.long_term.vision_sinks import Buckets, keep_best, sink_scores
-from vicort.runtime.memory.rotary import rotate
 
 MODEL = toy_model()
 

@@ -20,7 +20,7 @@ from vicort.runtime.errors import ConfigError
 from vicort.runtime.policies.drop import MotionPruning
 from vicort.runtime.session import Session
 from vicort.runtime.stages.chunker import Chunker
-from vicort.runtime.stages.pruned_vision import bucket, merge_buckets
+from vicort.runtime.stages.pruned_stages import bucket, merge_buckets
 from vicort.runtime.stages.pruning import Pruner, Side, tokens_of
 
 GRID = (3, 4)  # tokens

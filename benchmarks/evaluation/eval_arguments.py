@@ -29,7 +29,7 @@ SYSTEM = "vicostream"
 
 
 @dataclass(frozen=True)
-class Options:
+class EvalOptions:
     """A checked command line."""
 
     benchmark: str
@@ -54,7 +54,7 @@ class Options:
     cache: Path = CACHE
 
 
-def parse_options(arguments: Sequence[str] | None = None) -> Options:
+def parse_options(arguments: Sequence[str] | None = None) -> EvalOptions:
     """Parse and check, without loading anything heavy. Raises ConfigError; leaves with SystemExit
     after --help."""
     typed = _parser().parse_args(arguments)
@@ -80,7 +80,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         "threads": typed.threads,
     }
     if typed.benchmark == "shapestream":
-        return Options(
+        return EvalOptions(
             **chosen,
             streams=typed.streams,
             ages=tuple(typed.ages),
@@ -98,7 +98,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
             "image_fps": _rate("--image-fps", typed.image_fps),
         }
         chosen["fps"] = chosen["fps"] or rvs.FPS
-    return Options(**chosen)
+    return EvalOptions(**chosen)
 
 
 def _parser() -> argparse.ArgumentParser:

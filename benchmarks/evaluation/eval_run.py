@@ -15,10 +15,10 @@ from typing import Any
 
 from vicort.benchmarks.evaluation import ovo_bench, rvs, shapestream, streamingbench
 from vicort.benchmarks.evaluation.ages import by_age, row_of
-from vicort.benchmarks.evaluation.arguments import Options, parse_options
+from vicort.benchmarks.evaluation.eval_arguments import EvalOptions, parse_options
 from vicort.benchmarks.evaluation.items import Dataset, Reply, Video
 from vicort.benchmarks.evaluation.ledger import Ledger
-from vicort.benchmarks.evaluation.tables import Table, make_table, print_table, score_all
+from vicort.benchmarks.evaluation.score_tables import Table, make_table, print_table, score_all
 from vicort.benchmarks.evaluation.watching import Candidate, watch
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError, EngineError, SourceError, VicortError
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def run(options: Options) -> int:
+def run(options: EvalOptions) -> int:
     systems = systems_of(options.systems or known_systems())
     engine_dir = options.engine_dir or find_engine_dir("tiny")
     if engine_dir is None:
@@ -101,7 +101,7 @@ def runnable(
     return able
 
 
-def load(options: Options, model: ModelSpec) -> Dataset:
+def load(options: EvalOptions, model: ModelSpec) -> Dataset:
     """The data set that was asked for, or the first videos of it."""
     if options.benchmark == "shapestream":
         fps = None if options.fps is None else options.fps
@@ -129,7 +129,7 @@ def load(options: Options, model: ModelSpec) -> Dataset:
     return dataset.first(options.limit) if options.limit else dataset
 
 
-def check_videos(dataset: Dataset, options: Options) -> dict[str, str]:
+def check_videos(dataset: Dataset, options: EvalOptions) -> dict[str, str]:
     """Missing videos with the reason, warned about once. Raises ConfigError if all are missing, or,
     if strict, any."""
     missing = dataset.missing
@@ -153,7 +153,7 @@ def declare(systems: Mapping[str, System], ledger: Ledger) -> None:
         ledger.declare(name, describe_system(system))
 
 
-def settings_of(options: Options, dataset: Dataset, manifest: Manifest) -> dict[str, Any]:
+def settings_of(options: EvalOptions, dataset: Dataset, manifest: Manifest) -> dict[str, Any]:
     """What answers depend on, systems apart."""
     return {
         "benchmark": dataset.name,
@@ -172,7 +172,7 @@ def settings_of(options: Options, dataset: Dataset, manifest: Manifest) -> dict[
 
 
 def watch_all(
-    dataset: Dataset, options: Options, candidates: Mapping[str, Candidate], ledger: Ledger
+    dataset: Dataset, options: EvalOptions, candidates: Mapping[str, Candidate], ledger: Ledger
 ) -> dict[str, str]:
     """Each video with each system, unless the record has it already; returns the videos that cannot
     be read, and why."""
@@ -200,7 +200,7 @@ def watch_all(
 
 
 def report(
-    options: Options,
+    options: EvalOptions,
     dataset: Dataset,
     manifest: Manifest,
     systems: Mapping[str, System],
@@ -248,7 +248,7 @@ def report(
 
 
 def _table(
-    options: Options, dataset: Dataset, seen: Sequence[Video], replies: Sequence[Reply]
+    options: EvalOptions, dataset: Dataset, seen: Sequence[Video], replies: Sequence[Reply]
 ) -> Table:
     items = {item.id: item for video in seen for item in video.items}
     return make_table(dataset, score_all(items, replies, options.judge))
@@ -272,7 +272,7 @@ def _about(
 
 
 def _text(
-    options: Options,
+    options: EvalOptions,
     dataset: Dataset,
     settings: Mapping[str, Any],
     tables: Mapping[str, Table],

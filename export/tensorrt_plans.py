@@ -91,7 +91,7 @@ def build_plan(job: PlanJob, progress: Progress = lambda phase, done: None) -> B
     """
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as errors:
         environment = os.environ | loader_path(job.flavour, Path(folder))
-        command = [sys.executable, "-m", "vicort.export.tensorrt", job.model_dump_json()]
+        command = [sys.executable, "-m", "vicort.export.tensorrt_plans", job.model_dump_json()]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
         ) as child:

@@ -1,7 +1,7 @@
 """What ReSV's long-term memory reads, how that differs by layer and head, and the time that
 clustering and choosing take.
 
-    python -m vicort.benchmarks.studies.key_clusters --streams 2 \\
+    python -m vicort.benchmarks.studies.resv --streams 2 \\
         --out benchmarks/results/key_clusters.json
 
 Streams of the synthetic world: seven things, then nothing for `--units` units; then "what color was
@@ -29,10 +29,10 @@ from vicort.benchmarks.evaluation.shapestream import NOW, THINGS, load
 from vicort.benchmarks.evaluation.watching import Candidate, watch
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.memory.long_term import opening
+from vicort.runtime.memory.long_term import factory
 from vicort.runtime.memory.long_term.cluster_view import ClusterView
 from vicort.runtime.memory.long_term.key_clusters import KeyClusterMemory
-from vicort.runtime.memory.long_term.long_term import Departing
+from vicort.runtime.memory.long_term.protocols import Departing
 from vicort.runtime.memory.long_term.selection import Selection
 from vicort.runtime.policies.long_term import KeyClusters
 from vicort.runtime.policies.system import load_system
@@ -41,7 +41,7 @@ FEW = 1000  # tokens: with fewer, a share says little
 
 
 @dataclass
-class Watched:
+class ClusterRecord:
     """What the memories of all streams did."""
 
     # by reader: [G] of each choice
@@ -56,16 +56,16 @@ class Watched:
         self.milliseconds[what].append(1e3 * (time.thread_time() - start))
 
 
-WATCHED = Watched()
+RECORD = ClusterRecord()
 
 
 class WatchedMemory(KeyClusterMemory):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        WATCHED.memories.append(self)
+        RECORD.memories.append(self)
 
     def absorb(self, departing: Departing) -> None:
-        with WATCHED.timed("clustering a chunk"):
+        with RECORD.timed("clustering a chunk"):
             super().absorb(departing)
 
     def view(self, leased: bool = True) -> ClusterView:
@@ -78,12 +78,12 @@ class WatchedView(ClusterView):
         self._reader = "questions" if leased else "chunks"
 
     def choose(self, q: np.ndarray) -> Selection:
-        with WATCHED.timed(f"choosing, {self._reader}"):
+        with RECORD.timed(f"choosing, {self._reader}"):
             selection = super().choose(q)
         held = self.snapshot.tokens.sum(axis=1)
         if held.min(initial=FEW) >= FEW:
             read = selection.filled.reshape(len(held), -1).sum(axis=1)
-            WATCHED.shares[self._reader].append(read / held)
+            RECORD.shares[self._reader].append(read / held)
         return selection
 
 
@@ -102,7 +102,7 @@ def main() -> int:
     prefill: list[float] = []
     with (
         EngineSet.open(options.engine_dir) as engines,
-        patch.object(opening, "KeyClusterMemory", WatchedMemory),
+        patch.object(factory, "KeyClusterMemory", WatchedMemory),
     ):
         candidate = Candidate.of(engines, system)
         for video in load(engines.manifest.model, options.streams, (options.units,)).videos:
@@ -123,12 +123,12 @@ def main() -> int:
         "accuracy": round(float(np.mean(right)), 4),
         "asked": len(right),
         "prefill_ms_a_chunk": round(float(np.mean(prefill)), 2),  # clustering and choosing included
-        **summarise(WATCHED),
+        **summarise(RECORD),
     }
     return finish(result, options.out)
 
 
-def summarise(watched: Watched) -> dict[str, object]:
+def summarise(watched: ClusterRecord) -> dict[str, object]:
     result: dict[str, object] = {}
     for reader, choices in sorted(watched.shares.items()):
         shares = np.array(choices)  # [choices, G]

@@ -1,7 +1,7 @@
 """How well the tiny model speaks by itself, on streams it never saw, through encoded files; and
 what its ordinary answers lost.
 
-    python -m vicort.export.tiny.live.evaluate --out export/tiny/live/evaluation.json
+    python -m vicort.export.tiny.live.evaluate_live --out export/tiny/live/evaluation.json
 
 Runs transformers' own class with the adapter merged, the positions of vicort and full history: the
 reference for what the pipeline reaches.
@@ -33,11 +33,10 @@ from vicort.export.tiny.evaluate import (
     ReferenceReader,
     load_model,
 )
-from vicort.export.tiny.live.layout import ScenePositions
+from vicort.export.tiny.live.scene_layout import ScenePositions
 from vicort.export.tiny.live.scenes import Target
-from vicort.export.tiny.live.train import END, THRESHOLD
+from vicort.export.tiny.live.train_live import END, THRESHOLD
 from vicort.export.tiny.model import TOKENS_PER_SECOND, encode_units
-from vicort.export.tiny.questions import named
 from vicort.export.tiny.video import read_units, write_video
 from vicort.export.tiny.world import (
     COLORS,
@@ -48,6 +47,7 @@ from vicort.export.tiny.world import (
     make_stream,
     shifted,
 )
+from vicort.export.tiny.world_questions import named
 from vicort.runtime.core import UNIT_FRAMES
 
 ADAPTER = Path(__file__).parent / "adapter"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vicort.export.tiny.questions import Asked, all_questions
 from vicort.export.tiny.video import write_video
 from vicort.export.tiny.world import Style, ThingStream, make_stream, shifted
+from vicort.export.tiny.world_questions import Asked, all_questions
 
 SEED = 1
 THINGS = 5

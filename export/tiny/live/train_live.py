@@ -1,7 +1,7 @@
 """Trains the tiny model's adapter for proactive answers: resumable, deterministic by seed.
 
     python -m vicort.export.tiny.reels POOL --count 200
-    python -m vicort.export.tiny.live.train POOL RUN
+    python -m vicort.export.tiny.live.train_live POOL RUN
 
 The loss is that of VideoLLM-online (arXiv 2406.11816): cross-entropy of the text, plus that of
 <|im_end|> after each unit without text, with weight 1. Every second step adds the base model's
@@ -24,8 +24,8 @@ from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vicort.export.tiny.batches import BatchRecipe, Composer, episode_of
-from vicort.export.tiny.live.layout import FIRST_WORD, KINDS, SILENCE, SceneLayout
 from vicort.export.tiny.live.lora import save_adapter, wrap
+from vicort.export.tiny.live.scene_layout import FIRST_WORD, KINDS, SILENCE, SceneLayout
 from vicort.export.tiny.live.scenes import SceneRecipe, make_scenes
 from vicort.export.tiny.model import CHECKPOINT, encode_units, faster_attention, token_id
 from vicort.export.tiny.reels import Reel, load_reel

@@ -8,8 +8,8 @@ from vicort.runtime.devices.device import Device
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term.key_clusters import KeyClusterMemory
-from vicort.runtime.memory.long_term.long_term import LongTerm
 from vicort.runtime.memory.long_term.page_recall import open_page_recall
+from vicort.runtime.memory.long_term.protocols import LongTerm
 from vicort.runtime.memory.long_term.sink_buckets import SinkBucketsMemory
 from vicort.runtime.memory.long_term.speculative import Speculation
 from vicort.runtime.policies.long_term import (
