@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from vicort.runtime.answering import Answerer
-from vicort.runtime.core import Spoken
+from vicort.runtime.core import UNIT_FRAMES, Spoken
 from vicort.runtime.devices.device import Device, Stream
+from vicort.runtime.devices.machine import MachineMemory
 from vicort.runtime.devices.stage_clock import StageClock
-from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.engines.engine_set import EngineSet, pool_dtype
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.language.language_run import LanguageRun
 from vicort.runtime.language.prompt import Prompt
-from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.manifest import Manifest, ModelSpec
+from vicort.runtime.memory.budget import FittedSystem, MemoryRequest, fit_budget
 from vicort.runtime.memory.memory import Memory
 from vicort.runtime.memory.timeline import Timeline
 from vicort.runtime.policies.system import System
@@ -33,6 +36,7 @@ CHUNKS_IN_FLIGHT = 4  # one for each stage: more would only make questions wait 
 class Parts:
     """What a session is made of."""
 
+    fitted: FittedSystem
     device: Device
     clock: StageClock
     prompt: Prompt
@@ -47,6 +51,7 @@ def assemble(
     system: System,
     clock: StageClock,
     *,
+    request: MemoryRequest,
     overlap: bool,
     threads: int,
     answer_tokens: int,
@@ -55,7 +60,8 @@ def assemble(
 ) -> Parts:
     """Build the stages on streams of a new device, and cache the prompt.
 
-    overlap: whether chunks overlap, each stage on its own stream. threads: of preprocessing.
+    request: for budgets of memory. overlap: whether chunks overlap, each stage on its own stream.
+    threads: of preprocessing.
     answer_tokens: length of an answer for which positions are kept free. on_chunk is called when a
     chunk has left the pipeline, on_spoken when the model has spoken by itself. Raises
     MemoryBudgetError if the system's budget does not hold one chunk.
@@ -65,6 +71,8 @@ def assemble(
     prompt = Prompt(engines.folder, model.video_token)
     text_tokens = min(model.max_rows + answer_tokens, model.max_position // 8)
     timeline = Timeline(model, len(prompt.prefix), text_tokens)
+    fitted = fit_budget(system, model, engines.dtype, len(prompt.prefix), device.memory(), request)
+    system = fitted.system
     memory = Memory(device, model, system, timeline, engines.dtype, clock)
     run = LanguageRun(engines.llm, model, device, memory.pool)
     preprocessor = device.preprocessor(model.image_height, model.image_width, threads)
@@ -88,7 +96,7 @@ def assemble(
         else SequentialPipeline(stages, buffers[0], clock, on_chunk)
     )
     answerer = Answerer(device, engines, memory, prompt, prefill, clock)
-    return Parts(device, clock, prompt, memory, prefill, pipeline, answerer)
+    return Parts(fitted, device, clock, prompt, memory, prefill, pipeline, answerer)
 
 
 def _vision_stages(device: Device, engines: EngineSet, system: System) -> tuple[Stage, Stage]:
@@ -104,6 +112,21 @@ def _vision_stages(device: Device, engines: EngineSet, system: System) -> tuple[
         Vision(vision, engines.vision),
         TokenControl(tokens, engines.tokens, system.drop, device),
     )
+
+
+def check_system(
+    system: System, folder: Path, manifest: Manifest, machine: MachineMemory, request: MemoryRequest
+) -> FittedSystem:
+    """Refuse a system that a session of these engines would refuse, before they are loaded.
+
+    Raises ConfigError, and MemoryBudgetError with the smallest budget that works.
+    """
+    model = manifest.model
+    frames = chunk_frames(system, model)
+    system.drop.check(system.name, model)
+    system.retrieval.check(system.name, frames // UNIT_FRAMES)
+    prompt_tokens = len(Prompt(folder, model.video_token).prefix)
+    return fit_budget(system, model, pool_dtype(manifest), prompt_tokens, machine, request)
 
 
 def chunk_frames(system: System, model: ModelSpec) -> int:

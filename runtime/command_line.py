@@ -12,6 +12,11 @@ from vicort.runtime.errors import ConfigError
 RATE = re.compile(r"\d{1,9}(\.\d{1,9}|/\d{1,9})?")
 
 
+# decimal, as disks are sold and `vicort` counts, and binary, as `free` counts
+UNITS = {"MB": 1e6, "GB": 1e9, "TB": 1e12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?(\w+)")
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """Raises ConfigError with one line instead of printing the usage and exiting."""
 
@@ -27,3 +32,15 @@ def parse_rate(option: str, text: str, advice: str) -> Fraction:
     if not RATE.fullmatch(text) or re.fullmatch(r".*/0+", text) or not Fraction(text):
         raise ConfigError(f"{option} {text} is not a rate: {advice}")
     return Fraction(text)
+
+
+def parse_megabytes(option: str, text: str) -> float:
+    """MB of 1e6 bytes, from a size such as 4GB. Raises ConfigError."""
+    found = SIZE.fullmatch(text)
+    units = {name.lower(): size for name, size in UNITS.items()}
+    if not found or found[2].lower() not in units:
+        raise ConfigError(
+            f"{option} {text} is not a size: give a number and one of {', '.join(UNITS)}, such as "
+            "4GB or 512MB"
+        )
+    return float(Fraction(found[1]) * Fraction(units[found[2].lower()]) / 1_000_000)

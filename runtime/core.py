@@ -167,6 +167,22 @@ class Event:
 
 
 @dataclass(frozen=True)
+class MemoryEvent(Event):
+    """The budget of pages that a session has."""
+
+    device_mb: float  # MB of 1e6 bytes
+    host_mb: float
+    # of a stream, nothing dropped, that both tiers hold; None where long-term memory decides
+    seconds: float | None
+
+    @property
+    def options(self) -> str:
+        """The options of vicort-run that ask for exactly this budget."""
+        host = f" --host-memory {self.host_mb:.15g}MB" if self.host_mb else ""
+        return f"--memory {self.device_mb:.15g}MB{host}"
+
+
+@dataclass(frozen=True)
 class ChunkEvent(Event):
     index: int
     frames: int
@@ -220,6 +236,7 @@ class Summary(Event):
     overlap: float  # sum of the stage times / seconds
     ttft_ms: dict[str, float] | None  # p50, p95, p99 over the answers; None without answers
     pages: dict[str, int]  # in use: device, host
+    budget_mb: dict[str, float]  # of pages: device, host; MB of 1e6 bytes
     moved_mb: float  # between the device and the other tiers, both ways, in MB of 1e6 bytes
     reruns: int  # runs of the language graph that were repeated with a new choice of pages
     peak_rss_mb: float

@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 
 from vicort.runtime.answer_run import answer as answer_question
 from vicort.runtime.answering import Snapshot
-from vicort.runtime.assembly import assemble, chunk_frames
+from vicort.runtime.assembly import assemble, check_system, chunk_frames
 from vicort.runtime.core import (
     UNIT_FRAMES,
     Answer,
@@ -35,6 +35,7 @@ from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import VicortError
 from vicort.runtime.event_emitter import EventEmitter
 from vicort.runtime.language.prompt import Prompt
+from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.memory.memory import Memory
 from vicort.runtime.policies.system import System, load_system
 from vicort.runtime.sources.sampler import Sampler
@@ -89,16 +90,17 @@ class Session:
         sampling: Sampling | None = None,
         trace: SpanSink | None = None,
         on_event: Callable[[Event], None] | None = None,
+        memory: MemoryRequest = MemoryRequest(),  # noqa: B008 (frozen)
     ) -> None:
         """Allocate all memory, build the stages, and cache the prompt.
 
         fps: frames a second to take, None = the rate that the model was trained with, "source" =
         every frame. threads: of preprocessing. on_event gets each ChunkEvent, Answer and Spoken as
-        it happens, from the session's own threads, one at a time. Raises MemoryBudgetError if the
+        it happens, from the session's own threads, one at a time. memory: budgets that
+        take the place of the system's. Raises MemoryBudgetError if the
         system's budget does not hold one chunk.
         """
         model = engines.manifest.model
-        self.system = system
         self.model = model
         self._sampling = sampling or Sampling()
         self._lock = threading.RLock()
@@ -112,12 +114,15 @@ class Session:
             engines,
             system,
             self._clock,
+            request=memory,
             overlap=overlap,
             threads=threads,
             answer_tokens=self._sampling.max_tokens,
             on_chunk=self._events.chunk_left,
             on_spoken=self._events.emit,
         )
+        self.fitted = parts.fitted
+        self.system = parts.fitted.system
         self._device = parts.device
         self._prompt = parts.prompt
         self._memory = parts.memory
@@ -141,19 +146,30 @@ class Session:
     def open(
         cls,
         engines: Path | str | EngineSet,
-        system: str | Path = "vicostream",
+        system: str | Path | System = "vicostream",
         *,
         threads: int = 1,
+        memory: MemoryRequest = MemoryRequest(),  # noqa: B008 (frozen)
         **options: Any,
     ) -> Session:
         """Open a session.
 
         engines: the folder of an engine set, or an open set, which several sessions may share.
-        system: a name, or the path of a YAML file. threads: CPU threads of each running stage.
+        system: a name, the path of a YAML file, or a system. threads: CPU threads of each running
+        stage. memory: budgets that take the place of the system's. What can be refused is refused
+        before engines are loaded.
         """
+        chosen = system if isinstance(system, System) else load_system(system)
         if not isinstance(engines, EngineSet):
-            engines = EngineSet.open(Path(engines), threads=threads)
-        return cls(engines, load_system(system), threads=threads, **options)
+            folder = Path(engines)
+            engines = EngineSet.open(
+                folder,
+                threads=threads,
+                check=lambda manifest, machine: check_system(
+                    chosen, folder, manifest, machine, memory
+                ),
+            )
+        return cls(engines, chosen, threads=threads, memory=memory, **options)
 
     @property
     def now(self) -> Fraction:
@@ -264,9 +280,7 @@ class Session:
 
     def summary(self) -> Summary:
         """Counts and times of the stream so far."""
-        return self._statistics.summary(
-            self.system.name, self._lag.dropped, self._clock, self._memory
-        )
+        return self._statistics.summary(self.system, self._lag.dropped, self._clock, self._memory)
 
     def inspect(self) -> Inspection:
         """The parts of the session, for tests and measurements."""

@@ -13,6 +13,7 @@ import numpy as np
 from vicort.runtime.core import Summary
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.memory.memory import Memory
+from vicort.runtime.policies.system import System
 
 STAGES = ("preprocess", "vision", "tokens", "prefill")
 MAX_TTFTS = 10_000  # the latest, over which the summary's percentiles are taken
@@ -39,12 +40,12 @@ class StreamStatistics:
     def answered(self, ttft_ms: float) -> None:
         self._ttfts.append(ttft_ms)
 
-    def summary(self, system: str, dropped: int, clock: StageClock, memory: Memory) -> Summary:
+    def summary(self, system: System, dropped: int, clock: StageClock, memory: Memory) -> Summary:
         """dropped: frames that the lag policy dropped."""
         seconds = max(self.last_ns - self.first_ns, 0) / 1e9 if self.last_ns else 0.0
         stage_ms = {stage: clock.totals.get(stage, 0) / 1e6 for stage in STAGES}
         return Summary(
-            system=system,
+            system=system.name,
             frames=self.frames,
             dropped=dropped,
             chunks=self.chunks,
@@ -54,6 +55,7 @@ class StreamStatistics:
             overlap=sum(stage_ms.values()) / 1e3 / seconds if seconds else 0.0,
             ttft_ms=percentiles(self._ttfts),
             pages=memory.pages_in_use(),
+            budget_mb={"device": system.budget.device_mb, "host": system.budget.host_mb},
             moved_mb=memory.bytes_moved / 1e6,
             reruns=memory.reruns,
             peak_rss_mb=_peak_rss_mb(),

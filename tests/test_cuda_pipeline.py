@@ -39,7 +39,7 @@ SPILLING = system(
 def small(name):
     """A system of the product, with the pages of a toy."""
     found = load_system(name)
-    host = 0.02 if found.budget.host_mb else 0
+    host = 0 if found.memory.host_mb == 0 else 0.02
     device = {"uniform": 2.5, "vicostream": 2.5, "videollm-online": 3}.get(name, 1.2)
     speaks = (
         found.speaks.model_copy(update={"longest": 2})

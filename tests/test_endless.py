@@ -27,7 +27,7 @@ def small(name, engines):
     """A system with the least device memory that it takes, and as little behind it as makes it full
     soon."""
     system = load_system(name)
-    host = 0.1 if system.budget.host_mb else 0
+    host = 0 if system.memory.host_mb == 0 else 0.1
     smallest = system.with_(memory={"device_mb": 1e-6, "host_mb": host})
     try:
         Session(engines, smallest).close()

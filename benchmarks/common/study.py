@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vicort.runtime.engines.engine_set import EngineSet
-from vicort.runtime.policies.system import System
+from vicort.runtime.policies.system import System, load_system
 from vicort.runtime.session import Session
 from vicort.runtime.sources import open_source
 
@@ -40,6 +40,11 @@ def finish(result: Any, out: Path | None, shown: Any = None) -> int:
     if out:
         out.write_text(json.dumps(result, indent=1) + "\n")
     return 0
+
+
+def with_budget(name: str, device_mb: float = 512, host_mb: float = 1024) -> System:
+    """A system with a budget that does not follow the machine."""
+    return load_system(name).with_(memory={"device_mb": device_mb, "host_mb": host_mb})
 
 
 def session_after(path: Path | str, engines: EngineSet, system: System, **options: Any) -> Session:

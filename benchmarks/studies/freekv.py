@@ -30,7 +30,7 @@ import numpy as np
 
 from vicort.benchmarks.common.machine import conditions
 from vicort.benchmarks.common.observed_engine import ObservedEngine
-from vicort.benchmarks.common.study import finish, session_after, study_parser
+from vicort.benchmarks.common.study import finish, session_after, study_parser, with_budget
 from vicort.benchmarks.evaluation import shapestream
 from vicort.benchmarks.evaluation.ages import Row, by_age, rows_of
 from vicort.benchmarks.evaluation.items import Video
@@ -42,7 +42,7 @@ from vicort.runtime.core import Sampling
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term.page_digest import query_similarity
-from vicort.runtime.policies.system import System, load_system
+from vicort.runtime.policies.system import System
 from vicort.runtime.session import Session
 from vicort.runtime.sources import open_source
 
@@ -132,7 +132,7 @@ def main() -> int:
         for budget in sorted({changes.get("budget", 1024) for changes in chosen.values()}):
             units = (WINDOW + budget) // model.unit_tokens
             label = f"uniform-{units}"
-            systems[label] = load_system("uniform").with_(name=label, retrieval={"units": units})
+            systems[label] = with_budget("uniform").with_(name=label, retrieval={"units": units})
         videos = shapestream.load(model, options.streams, options.ages).videos
         table, queries = accuracy(videos, engines, runs, systems, chosen)
         busy = {"busy world": [new_things(folder, seed) for seed in range(BUSY)]} | {
@@ -140,7 +140,7 @@ def main() -> int:
         }
         chunks = {
             f"{what}, {name}": chunk_queries(
-                paths, engines, runs, systems.get(name) or load_system("freekv")
+                paths, engines, runs, systems.get(name) or with_budget("freekv")
             )
             for what, paths in busy.items()
             for name in ("freekv", "freekv-64")
@@ -195,7 +195,7 @@ def accuracy(
 
 def freekv(name: str, changes: dict[str, Any]) -> System:
     """The system `freekv` under another name and with other parameters of its policy."""
-    return load_system("freekv").with_(name=name, long_term=changes)
+    return with_budget("freekv").with_(name=name, long_term=changes)
 
 
 def of_questions(runs: Runs, model: ModelSpec) -> dict[str, Any]:

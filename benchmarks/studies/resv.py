@@ -23,7 +23,7 @@ from unittest.mock import patch
 import numpy as np
 
 from vicort.benchmarks.common import machine
-from vicort.benchmarks.common.study import finish, study_parser
+from vicort.benchmarks.common.study import finish, study_parser, with_budget
 from vicort.benchmarks.evaluation.rules import is_right
 from vicort.benchmarks.evaluation.shapestream import NOW, THINGS, load
 from vicort.benchmarks.evaluation.watching import Candidate, watch
@@ -35,7 +35,6 @@ from vicort.runtime.memory.long_term.key_clusters import KeyClusterMemory
 from vicort.runtime.memory.long_term.protocols import Departing
 from vicort.runtime.memory.long_term.selection import Selection
 from vicort.runtime.policies.long_term import KeyClusters
-from vicort.runtime.policies.system import load_system
 
 FEW = 1000  # tokens: with fewer, a share says little
 
@@ -94,7 +93,7 @@ def main() -> int:
         "--units", type=int, default=250, help="empty units after the things (default: %(default)s)"
     )
     options = parser.parse_args()
-    system = load_system("resv")
+    system = with_budget("resv", host_mb=256)
     if not isinstance(system.long_term, KeyClusters):
         raise ConfigError("system resv has another long-term memory than key clusters")
     settings = system.long_term.model_dump()

@@ -16,6 +16,7 @@ BASELINES = ("full-history", "simplestream", "uniform")  # without a twin
 TWIN = "uniform = "  # prefix of a twin's name, before its system's name
 # MB of the store on the device if there is a host tier; doubled until the system's window fits
 DEVICE_SHARE_MB = 2.0
+REFERENCE_MB = 1024.0
 PROBE_MB = 64.0  # a device budget that holds one chunk of any system
 
 
@@ -36,10 +37,10 @@ def twin_of(system: System, tokens: float, unit_tokens: int) -> System:
 def with_store(engines: EngineSet, system: System, store_mb: float) -> System:
     """The system with `store_mb` of stream pages in both tiers; pages for questions come on top.
 
-    A system with overflow policy `refuse` keeps its own budget: it is the reference.
+    A system with overflow policy `refuse` gets more: it is the reference.
     """
     if system.overflow.refuses:
-        return system
+        return system.with_(memory={"device_mb": REFERENCE_MB})
     for device_mb, host_mb in _splits(system, store_mb):
         probe_mb = PROBE_MB + device_mb
         probe = system.with_(memory={"device_mb": probe_mb, "host_mb": host_mb})
@@ -70,7 +71,7 @@ def stored_mb(engines: EngineSet, system: System) -> float:
 
 def _splits(system: System, store_mb: float) -> Iterator[tuple[float, float]]:
     """Device and host parts of the store, the smallest device part first."""
-    if not system.budget.host_mb:
+    if system.memory.host_mb == 0:
         yield store_mb, 0.0
         return
     device_mb = DEVICE_SHARE_MB

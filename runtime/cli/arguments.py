@@ -14,11 +14,11 @@ from typing import Literal, get_args
 from vicort.runtime.cli.questions import checked_words, parse_ask, read_questions, with_ids
 from vicort.runtime.cli.recurring import UNTIL_SECONDS, RecurringQuestion
 from vicort.runtime.cli.writers import WRITERS
-from vicort.runtime.command_line import ArgumentParser, parse_rate
+from vicort.runtime.command_line import ArgumentParser, parse_megabytes, parse_rate
 from vicort.runtime.core import Question, Sampling
 from vicort.runtime.errors import ConfigError, QuestionError
 from vicort.runtime.language.token_choice import TokenChoice
-from vicort.runtime.policies.system import load_system
+from vicort.runtime.policies.system import MAX_MB, load_system
 from vicort.runtime.sources.limits import FFMPEG_INT_MAX, Limits
 from vicort.runtime.sources.live import Patience
 from vicort.runtime.sources.opening import FORMS, IMAGE_FPS, Decode, Transport
@@ -34,6 +34,8 @@ class Options:
     sources: tuple[str, ...]
     engine_dir: Path | None = None  # None = the engines of the tiny model
     system: str = "vicostream"
+    device_mb: float | None = None  # None = as the system says
+    host_mb: float | None = None
     overlap: bool = True
     # frames per second; None = the rate that the model was trained with
     fps: Fraction | Literal["source"] | None = None
@@ -90,6 +92,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         sources=tuple(typed.sources),
         engine_dir=typed.engine_dir,
         system=typed.system,
+        device_mb=_budget("--memory", typed.memory, least=1),
+        host_mb=_budget("--host-memory", typed.host_memory, least=0),
         overlap=not typed.sequential,
         fps=_fps(typed.fps),
         stream=typed.stream,
@@ -137,6 +141,17 @@ def _parser() -> argparse.ArgumentParser:
         default=Options.system,
         metavar="NAME|FILE",
         help="memory system: a name or a YAML file (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="memory for what each source's session remembers, such as 4GB; on a GPU, of the GPU "
+        "(default: a share of the machine's, as the system says)",
+    )
+    parser.add_argument(
+        "--host-memory",
+        metavar="SIZE",
+        help="memory for what no longer fits there, of systems that move it to the host",
     )
     parser.add_argument(
         "--sequential",
@@ -316,7 +331,8 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--stats",
         action="store_true",
-        help="also write an event for each chunk (formats text and jsonl)",
+        help="also write the budget of memory, and an event for each chunk (formats text and "
+        "jsonl)",
     )
     group.add_argument(
         "--trace",
@@ -336,6 +352,16 @@ def _fps(text: str | None) -> Fraction | Literal["source"] | None:
         text,
         "give a number above 0, such as 2, 29.97 or 30000/1001, or `source` for every frame",
     )
+
+
+def _budget(option: str, text: str | None, least: float) -> float | None:
+    """MB of 1e6 bytes."""
+    if text is None:
+        return None
+    megabytes = parse_megabytes(option, text)
+    if not least <= megabytes <= MAX_MB:
+        raise ConfigError(f"{option} {text}: give {least:g}MB or more, such as 4GB")
+    return megabytes
 
 
 def _patience(typed: argparse.Namespace) -> Patience:

@@ -10,7 +10,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from vicort.runtime.cli.writers import Writer
-from vicort.runtime.core import ChunkEvent, Event
+from vicort.runtime.core import ChunkEvent, Event, MemoryEvent
 from vicort.runtime.errors import VicortError
 from vicort.runtime.redact import redact
 from vicort.runtime.sources import Source
@@ -23,7 +23,7 @@ class Output:
     """
 
     def __init__(self, writer: Writer, errors: TextIO, *, stats: bool) -> None:
-        """stats: also write chunk events."""
+        """stats: also write the budget of memory, and an event for each chunk."""
         self._writer = writer
         self._errors = errors
         self._stats = stats
@@ -34,7 +34,7 @@ class Output:
 
     def event(self, event: Event, source: str = "") -> None:
         """source: label of the source, "" if there is only one."""
-        if self._stats or not isinstance(event, ChunkEvent):
+        if self._stats or not isinstance(event, ChunkEvent | MemoryEvent):
             with self._lock:
                 self._write(lambda: self._writer.write(event, source))
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from vicort.runtime.assembly import check_system
 from vicort.runtime.cli.arguments import Options, parse_options
 from vicort.runtime.cli.output import Output
 from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
@@ -30,6 +31,7 @@ from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError, EngineError, VicortError
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.manifest import backend_of
+from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.policies.system import load_system
 from vicort.runtime.redact import redact, redact_url
 from vicort.runtime.session import Session
@@ -95,9 +97,13 @@ def run(options: Options) -> int:
         router = QuestionRouter(options.sampling, len(sources))
         if options.serve_socket:
             stack.enter_context(QuestionSocket(options.serve_socket, router))
+        request = MemoryRequest(options.device_mb, options.host_mb, sessions=len(sources))
         context = RunContext(
             options,
-            engine_dir if len(sources) == 1 else stack.enter_context(EngineSet.open(engine_dir)),
+            engine_dir
+            if len(sources) == 1
+            else stack.enter_context(_shared_engines(engine_dir, options, request)),
+            request,
             output,
             trace,
             router,
@@ -112,6 +118,15 @@ def run(options: Options) -> int:
     if not any(each.until_yes for each in options.recurring):
         return code
     return 0 if any(watch.said_yes for watch in watches) else max(code, NEVER_YES)
+
+
+def _shared_engines(folder: Path, options: Options, request: MemoryRequest) -> EngineSet:
+    """Engines for several sessions. What they would refuse is refused before engines are loaded."""
+    system = load_system(options.system)
+    return EngineSet.open(
+        folder,
+        check=lambda manifest, machine: check_system(system, folder, manifest, machine, request),
+    )
 
 
 def watch_together(watches: Sequence[Watch], context: RunContext) -> int:

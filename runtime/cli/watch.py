@@ -21,6 +21,7 @@ from vicort.runtime.core import Event, Question
 from vicort.runtime.devices.stage_clock import SpanSink
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import TruncatedSource
+from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source
 
@@ -34,6 +35,7 @@ class RunContext:
 
     options: Options
     engines: Path | EngineSet
+    memory: MemoryRequest
     output: Output
     trace: SpanSink | None
     router: QuestionRouter
@@ -67,7 +69,9 @@ class Watch:
             sampling=self._context.options.sampling,
             trace=self._trace,
             on_event=self._event,
+            memory=self._context.memory,
         ) as session:
+            self._show_budget(session)
             try:
                 return self._watch(session)
             except KeyboardInterrupt:
@@ -77,6 +81,12 @@ class Watch:
                 raise
             finally:
                 self._context.router.leave(self.label)
+
+    def _show_budget(self, session: Session) -> None:
+        fitted = session.fitted
+        if fitted.given_up:
+            self._output.warn(fitted.given_up)
+        self._output.event(fitted.event, self.label)
 
     @property
     def _trace(self) -> SpanSink | None:

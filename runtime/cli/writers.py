@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from fractions import Fraction
 from typing import TextIO
 
-from vicort.runtime.core import Answer, ChunkEvent, Event, SourceEvent, Spoken, Summary
+from vicort.runtime.core import Answer, ChunkEvent, Event, MemoryEvent, SourceEvent, Spoken, Summary
 
 # how long a cue stays on the screen: the time of the next one is not known when it is written
 CUE_SECONDS = Fraction(4)
@@ -154,6 +154,13 @@ def _as_text(event: Event) -> str:
                 f"chunk {event.index}: {event.frames} frames, {span}, kept {event.kept} of "
                 f"{event.tokens} tokens, {event.wall_ms:.1f} ms\n"
             )
+        case MemoryEvent():
+            if event.seconds is None:
+                return f"memory: {event.options}\n"
+            return (
+                f"memory: {event.options}, room for {_duration(event.seconds)} if nothing is "
+                "dropped\n"
+            )
         case SourceEvent():
             attempt = f" (attempt {event.attempt})" if event.attempt else ""
             reason = f": {event.reason}" if event.reason else ""
@@ -171,6 +178,16 @@ def _as_text(event: Event) -> str:
                 f"{rate}{_lag(event)}\n"
             )
     raise TypeError(f"{event.name} has no text form")
+
+
+def _duration(seconds: float) -> str:
+    """
+    >>> _duration(42.4), _duration(700), _duration(10_000)
+    ('42 s', '12 min', '2.8 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _lag(summary: Summary) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import DTypeLike
 
+from vicort.runtime.devices.machine import MachineMemory
 from vicort.runtime.devices.urgency import Urgency
 from vicort.runtime.manifest import ModelSpec
 
@@ -164,6 +165,10 @@ class Preprocessing(Protocol):
 
 class Device(Protocol):
     urgency: Urgency
+
+    def memory(self) -> MachineMemory:
+        """How much there is in total, of the device and of its host."""
+        ...
 
     def stream(self, name: str, urgent: bool = False) -> Stream:
         """A new stream. urgent: of higher priority than the others."""

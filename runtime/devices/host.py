@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from vicort.runtime.devices.device import Array, Mark, Stream, StreamEvent
+from vicort.runtime.devices.machine import MachineMemory, host_memory
 from vicort.runtime.devices.pages import HostPool, as_numpy
 from vicort.runtime.devices.preprocess import Preprocessor
 from vicort.runtime.devices.urgency import Urgency
@@ -119,6 +120,9 @@ class HostDevice:
         stream = HostStream(name, self.urgency, urgent) if self.threads else InlineStream(name)
         self._streams.append(stream)
         return stream
+
+    def memory(self) -> MachineMemory:
+        return MachineMemory(host_memory())
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         """An array aligned to a cache line. The system commits its memory on first use."""

@@ -7,6 +7,7 @@ from typing import Literal, Protocol, assert_never
 
 from vicort.runtime.devices.device import Device
 from vicort.runtime.devices.host import HostDevice
+from vicort.runtime.devices.machine import MachineMemory, host_memory
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.manifest import Backend, GraphSpec
 
@@ -24,6 +25,10 @@ class OpenBackend(Protocol):
     def new_device(self, overlap: bool) -> Device:
         """A new device for these engines. overlap=False: the work of each stream runs in its
         caller."""
+        ...
+
+    def memory(self) -> MachineMemory:
+        """How much there is in total, of the device and of its host."""
         ...
 
 
@@ -59,3 +64,6 @@ class CpuBackend:
 
     def new_device(self, overlap: bool) -> HostDevice:
         return HostDevice(threads=overlap)
+
+    def memory(self) -> MachineMemory:
+        return MachineMemory(host_memory())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
 from vicort.runtime.devices.device import Device
+from vicort.runtime.devices.machine import MachineMemory
 from vicort.runtime.engines.backend import OpenBackend, open_backend
 from vicort.runtime.engines.bindings import numpy_dtype
 from vicort.runtime.engines.embedding import Embedding
@@ -39,8 +41,15 @@ class EngineSet:
         self.embedding = Embedding(folder, manifest.embedding)
 
     @classmethod
-    def open(cls, folder: Path | str, *, threads: int = 1) -> EngineSet:
-        """Load an engine set. threads: CPU threads per run of an engine.
+    def open(
+        cls,
+        folder: Path | str,
+        *,
+        threads: int = 1,
+        check: Callable[[Manifest, MachineMemory], object] = lambda manifest, machine: None,
+    ) -> EngineSet:
+        """Load an engine set. threads: CPU threads per run of an engine. check: refuses, by an
+        exception, what these engines cannot serve, before they are loaded.
 
         Raises EngineError, which names the command that rebuilds the set, if it is missing, damaged
         or of another schema, or differs from its manifest.
@@ -48,6 +57,7 @@ class EngineSet:
         folder = Path(folder)
         manifest = read_manifest(folder)
         backend = open_backend(manifest.backend, folder, threads=threads)
+        check(manifest, backend.memory())
         return cls(
             folder,
             manifest,
@@ -67,11 +77,7 @@ class EngineSet:
     @property
     def dtype(self) -> np.dtype:
         """The type of features, pool, k and v: float32, or bfloat16 in a bf16 set."""
-        return next(
-            numpy_dtype(spec.dtype)
-            for spec in self.manifest.graphs["llm"].inputs
-            if spec.name == "pool"
-        )
+        return pool_dtype(self.manifest)
 
     def new_device(self, overlap: bool = True) -> Device:
         """A new device for these engines. overlap=False: the work of each stream runs in its
@@ -92,6 +98,13 @@ class EngineSet:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def pool_dtype(manifest: Manifest) -> np.dtype:
+    """float32, or bfloat16 in a bf16 set."""
+    return next(
+        numpy_dtype(spec.dtype) for spec in manifest.graphs["llm"].inputs if spec.name == "pool"
+    )
 
 
 def _load(folder: Path, manifest: Manifest, backend: OpenBackend, name: GraphName) -> Engine:

@@ -33,6 +33,7 @@ from vicort.runtime.manifest import FILE_NAME, Flavour, GraphSpec, Manifest, Ten
 if TYPE_CHECKING:
     from vicort.runtime.devices.cuda import CudaGraph, CudaStream, DeviceArray
     from vicort.runtime.devices.device import Device, StreamEvent
+    from vicort.runtime.devices.machine import MachineMemory
 
     Arrays = Mapping[str, DeviceArray]
 
@@ -382,6 +383,9 @@ class TensorRTBackend:
         from vicort.runtime.devices.cuda import CudaDevice
 
         return CudaDevice(self._gpu, self._kernels, threads=overlap)
+
+    def memory(self) -> MachineMemory:
+        return self._gpu.machine_memory()
 
 
 class TensorRTEngine:

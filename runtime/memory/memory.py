@@ -24,7 +24,7 @@ from vicort.runtime.engines.buckets import padded_slots
 from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.lease import Lease
-from vicort.runtime.memory.long_term.factory import open_long_term
+from vicort.runtime.memory.long_term.factory import long_term_size, open_long_term
 from vicort.runtime.memory.long_term.protocols import LongTerm, Reader, StreamReader, View
 from vicort.runtime.memory.long_term.selection import Recall
 from vicort.runtime.memory.memory_plan import MemoryPlan
@@ -64,9 +64,12 @@ class Memory:
             else None
         )
         by_head = self.long_term is not None
-        plan = MemoryPlan.of(
-            model, system, self.long_term, timeline.first, page_bytes(model, dtype, by_head)
+        size = (
+            long_term_size(system.long_term, model, system.budget.host_mb, dtype)
+            if system.long_term
+            else None
         )
+        plan = MemoryPlan.of(model, system, size, timeline.first, page_bytes(model, dtype, by_head))
         unit_pages = math.ceil(model.unit_tokens / model.page_tokens)
         self.chunks = ChunkIndex(model.width, unit_pages, system.retrieval.compares)
         self.tiers = Tiers(device, model, plan, dtype, by_head, system.overflow, self.chunks)

@@ -34,7 +34,7 @@ class Refuse(Overflow):
     def victims(self, units: Collection[int]) -> list[int]:
         raise MemoryBudgetError(
             f"memory is full with {len(units)} units and this system forgets nothing: "
-            "raise memory.device_mb in its YAML file, or take a bounded one with --system "
+            "give more with --memory or memory.device_mb, or take a bounded one with --system "
             "vicostream"
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -36,6 +36,14 @@ class Retrieval(Policy):
         """
         raise NotImplementedError
 
+    def min_units(self, chunk_units: int) -> int:
+        """The smallest maximum that `limited` takes."""
+        return 0
+
+    def limited(self, units: int, chunk_units: int) -> Self:
+        """The policy reading at most `units` units, which are at least `min_units`."""
+        return self
+
 
 class AllUnits(Retrieval):
     policy: Literal["all"] = "all"
@@ -67,6 +75,13 @@ class SimilarChunks(Retrieval):
 
     def max_units(self, chunk_units: int) -> int | None:
         return (self.top + self.recent) * chunk_units
+
+    def min_units(self, chunk_units: int) -> int:
+        return (min(self.top, 1) + self.recent) * chunk_units
+
+    def limited(self, units: int, chunk_units: int) -> Self:
+        top = min(self.top, units // chunk_units - self.recent)
+        return self.model_copy(update={"top": top})
 
 
 class DistinctChunks(Retrieval):
@@ -110,6 +125,12 @@ class DistinctChunks(Retrieval):
     def max_units(self, chunk_units: int) -> int | None:
         return self.units
 
+    def min_units(self, chunk_units: int) -> int:
+        return max(self.recent * chunk_units, 1)
+
+    def limited(self, units: int, chunk_units: int) -> Self:
+        return self.model_copy(update={"units": min(self.units, units)})
+
     def check(self, system: str, chunk_units: int) -> None:
         if self.units < self.recent * chunk_units:
             raise ConfigError(
@@ -135,6 +156,12 @@ class EvenUnits(Retrieval):
 
     def max_units(self, chunk_units: int) -> int | None:
         return self.units
+
+    def min_units(self, chunk_units: int) -> int:
+        return 2
+
+    def limited(self, units: int, chunk_units: int) -> Self:
+        return self.model_copy(update={"units": min(self.units, units)})
 
 
 AnyRetrieval = Annotated[

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import ConfigError
@@ -24,6 +33,7 @@ from vicort.runtime.safe_text import read_text, shown
 MAX_BYTES = 65_536  # of a system file
 MAX_NAME_LENGTH = 100  # characters
 MAX_MB = 16e6  # of a tier: 16 TB
+MAX_HOURS = 1e6
 MAX_DIGITS = 1000  # of an integer: Python converts at most 4,300 digits to text
 
 
@@ -44,15 +54,43 @@ class Text(Section):
     tokens: int = Field(default=512, ge=1, le=MAX_COUNT)  # the latest tokens of text that stay
 
 
+AUTO = "auto"
+
+
+def _none_if_auto(value: Any) -> Any:
+    if value is None:
+        raise ValueError(f"a budget of memory is empty: write {AUTO}, or a number of MB")
+    return None if value == AUTO else value
+
+
+# MB of 1e6 bytes. None, which is `auto` in files: the budget follows the model and the machine, see
+# `vicort.runtime.memory.budget`.
+Megabytes = Annotated[
+    float | None,
+    Field(ge=0, le=MAX_MB),
+    BeforeValidator(_none_if_auto),
+    PlainSerializer(lambda mb: AUTO if mb is None else mb),
+]
+
+
 class MemoryLimits(Section):
-    """The page budget of each tier, in MB of 1e6 bytes, and what happens when the last is full.
+    """The page budget of each tier, and what happens when the last is full.
 
     A budget is reserved at the start; the operating system commits it as it is used.
     """
 
-    device_mb: float = Field(default=1024, gt=0, le=MAX_MB)
-    host_mb: float = Field(default=0, ge=0, le=MAX_MB)
+    device_mb: Megabytes = Field(default=None, gt=0)
+    host_mb: Megabytes = 0
+    # the longest stream, nothing dropped, for which an automatic budget has room
+    hours: float = Field(default=12, gt=0, le=MAX_HOURS)
     when_full: AnyOverflow
+
+
+class Budget(NamedTuple):
+    """MB of 1e6 bytes for the pages of each tier."""
+
+    device_mb: float
+    host_mb: float
 
 
 class System(Section):
@@ -72,9 +110,11 @@ class System(Section):
     memory: MemoryLimits
 
     @property
-    def budget(self) -> MemoryLimits:
-        """The page budgets `device_mb` and `host_mb`."""
-        return self.memory
+    def budget(self) -> Budget:
+        """The page budgets of both tiers. Raises ValueError while one is automatic."""
+        if self.memory.device_mb is None or self.memory.host_mb is None:
+            raise ValueError(f"system {self.name} has an automatic budget: see `fit_budget`")
+        return Budget(self.memory.device_mb, self.memory.host_mb)
 
     @property
     def overflow(self) -> Overflow:
@@ -98,7 +138,7 @@ class System(Section):
         """
         content = {key: getattr(self, key) for key in self.model_fields_set}
         for key, change in changes.items():
-            section = getattr(self, key, None)
+            section = getattr(self, key) if key in KEYS else None
             if isinstance(change, dict) and isinstance(section, BaseModel):
                 change = section.model_dump() | change
             content[key] = change
@@ -144,7 +184,7 @@ class System(Section):
                 "text.joins, and ingest to all"
             )
         unbounded = self.retrieval.reads_everything or self.ingest.window is None
-        if self.memory.host_mb and unbounded and not self.long_term:
+        if self.memory.host_mb != 0 and unbounded and not self.long_term:
             raise ValueError(
                 "policy 'all' reads every page on the device: set memory.host_mb to 0, or "
                 "bound ingest and retrieval"
@@ -152,7 +192,7 @@ class System(Section):
         return self
 
 
-KEYS = ", ".join(System.model_fields)
+KEYS = tuple(System.model_fields)
 
 
 def known_systems() -> list[str]:
@@ -225,7 +265,7 @@ def parse_system(text: str, where: str) -> System:
         )
         raise ConfigError(f"{where} is not YAML: {why}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{where} holds {type(content).__name__}, not the keys {KEYS}")
+        raise ConfigError(f"{where} holds {type(content).__name__}, not the keys {', '.join(KEYS)}")
     return _validated(content, where)
 
 

@@ -10,6 +10,8 @@ from typing import Any, Self
 
 from vicort.runtime.core import Answer, ChunkEvent, Frame, Question, Summary
 from vicort.runtime.errors import QuestionError
+from vicort.runtime.memory.budget import FittedSystem
+from vicort.runtime.policies.system import load_system
 from vicort.runtime.sources.sampler import Sampler
 
 LONGEST = 40  # characters of a question
@@ -29,6 +31,9 @@ class FakeSession:
         self.times: list[Fraction] = []
         self.due: list[tuple[Question, Callable[[str], None], Future]] = []
         self.calls: list[str] = []
+        self.fitted = FittedSystem(
+            load_system(system).with_(memory={"device_mb": 1, "host_mb": 0}), seconds=60.0
+        )
         FakeSession.opened.append(self)
 
     @classmethod
@@ -112,6 +117,7 @@ class FakeSession:
             1.0,
             None,
             {"device": 0, "host": 0},
+            {"device": 1.0, "host": 0.0},
             0.0,
             0,
             1.0,

@@ -91,6 +91,7 @@ class ScriptedSession:
             1.0,
             None,
             {"device": 0, "host": 0},
+            {"device": 1.0, "host": 0.0},
             0.0,
             0,
             1.0,

@@ -47,6 +47,7 @@ from vicort.runtime.devices.cuda import CudaDevice, Gpu, open_gpu
 from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
 from vicort.runtime.devices.device import Device
 from vicort.runtime.devices.host import HostDevice
+from vicort.runtime.devices.machine import MachineMemory, host_memory
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.engines.engine_set import LLM_STREAMS, EngineSet
 from vicort.runtime.errors import EngineError
@@ -368,6 +369,9 @@ class InductorBackend:
         if self._gpu and self._kernels:
             return CudaDevice(self._gpu, self._kernels, threads=overlap)
         return HostDevice(threads=overlap)
+
+    def memory(self) -> MachineMemory:
+        return self._gpu.machine_memory() if self._gpu else MachineMemory(host_memory())
 
 
 def constants(module: nn.Module) -> Constants:

@@ -175,7 +175,8 @@ class DeviceAllocator:
         return DeviceError(
             f"out of device memory: {purpose} requested {_mb(size)} MB, {_mb(self.in_use)} MB "
             f"are in use, {_mb(available)} MB would fit: "
-            f"lower memory.device_mb of the system by {_mb(size - available)} or more"
+            "lower the budget of pages (--memory, memory.device_mb) by "
+            f"{_mb(size - available)} MB or more"
         )
 
 

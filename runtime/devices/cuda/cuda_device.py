@@ -15,6 +15,7 @@ from vicort.runtime.devices.cuda.cuda_preprocess import UploadingPreprocessor
 from vicort.runtime.devices.cuda.gpu import Gpu
 from vicort.runtime.devices.cuda.streams import CallbackThread, CudaStream
 from vicort.runtime.devices.device import Array, Preprocessing
+from vicort.runtime.devices.machine import MachineMemory
 from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.devices.preprocess import Preprocessor
 from vicort.runtime.devices.urgency import Urgency
@@ -62,6 +63,9 @@ class CudaDevice:
         self._streams.append(stream)
         return stream
 
+    def memory(self) -> MachineMemory:
+        return self.gpu.machine_memory()
+
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
         return self.gpu.empty(shape, dtype)
 
@@ -96,7 +100,7 @@ class CudaDevice:
             raise DeviceError(
                 f"{self.gpu.name} has {available / 1e6:.0f} MB free, the pages of the system "
                 f"take {wanted / 1e6:.0f}: "
-                f"set memory.device_mb to less than {available / 1e6:.0f}, or free memory (see "
+                f"give --memory less than {available / 1e6:.0f}MB, or free memory (see "
                 "`nvidia-smi`)"
             )
         return CudaPool(self, model, pages, dtype)

@@ -11,6 +11,7 @@ from vicort.runtime.devices.cuda.arrays import DeviceArray
 from vicort.runtime.devices.cuda.driver import Driver
 from vicort.runtime.devices.cuda.launcher import GpuLauncher
 from vicort.runtime.devices.cuda.streams import GpuClock
+from vicort.runtime.devices.machine import MachineMemory, host_memory
 from vicort.runtime.errors import DeviceError
 
 MIN_CUDA = 13000  # the libraries that vicort installs are built for it
@@ -38,6 +39,12 @@ class Gpu:
     @property
     def multiprocessors(self) -> int:
         return self.driver.multiprocessors
+
+    def machine_memory(self) -> MachineMemory:
+        """In total, within the limit that was given."""
+        total = self.driver.memory()[1]
+        limit = self.memory.limit
+        return MachineMemory(host_memory(), total if limit is None else min(total, limit))
 
     def empty(
         self, shape: tuple[int, ...], dtype: DTypeLike, purpose: str = "buffers"

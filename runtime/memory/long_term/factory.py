@@ -7,10 +7,10 @@ from numpy.typing import DTypeLike
 from vicort.runtime.devices.device import Device
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.manifest import ModelSpec
-from vicort.runtime.memory.long_term.key_clusters import KeyClusterMemory
-from vicort.runtime.memory.long_term.page_recall import open_page_recall
-from vicort.runtime.memory.long_term.protocols import LongTerm
-from vicort.runtime.memory.long_term.sink_buckets import SinkBucketsMemory
+from vicort.runtime.memory.long_term.key_clusters import KeyClusterMemory, key_clusters_size
+from vicort.runtime.memory.long_term.page_recall import open_page_recall, page_recall_size
+from vicort.runtime.memory.long_term.protocols import LongTerm, LongTermSize
+from vicort.runtime.memory.long_term.sink_buckets import SinkBucketsMemory, sink_buckets_size
 from vicort.runtime.memory.long_term.speculative import Speculation
 from vicort.runtime.policies.long_term import (
     KeyClusters,
@@ -18,6 +18,20 @@ from vicort.runtime.policies.long_term import (
     PageRecall,
     SinkBuckets,
 )
+
+
+def long_term_size(
+    policy: LongTermPolicy, model: ModelSpec, host_mb: float, dtype: DTypeLike
+) -> LongTermSize:
+    """What `open_long_term` would open. Raises MemoryBudgetError as it does."""
+    match policy:
+        case SinkBuckets():
+            return sink_buckets_size(model, policy, host_mb, dtype)
+        case KeyClusters():
+            return key_clusters_size(model, host_mb, dtype, policy)
+        case PageRecall():
+            return page_recall_size(model, host_mb, dtype, policy.budget, policy.chunks)
+    raise TypeError(f"no long-term memory for policy {policy.policy!r}")
 
 
 def open_long_term(

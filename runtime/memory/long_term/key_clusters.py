@@ -27,7 +27,7 @@ from vicort.runtime.memory.long_term.cluster_cells import ClusterCells
 from vicort.runtime.memory.long_term.cluster_runs import ClusterRuns, sort_into_runs
 from vicort.runtime.memory.long_term.cluster_view import ClusterSnapshot, ClusterView
 from vicort.runtime.memory.long_term.hash_clustering import HashPlanes, assign
-from vicort.runtime.memory.long_term.protocols import Departing, View
+from vicort.runtime.memory.long_term.protocols import Departing, LongTermSize, View
 from vicort.runtime.memory.long_term.readers import ChunkBefore, EachStep
 from vicort.runtime.memory.long_term.selection import Recall
 from vicort.runtime.memory.long_term.sorted_groups import rank_in_group
@@ -56,19 +56,10 @@ class KeyClusterMemory:
         """Allocates all of `host_mb` MB. Raises MemoryBudgetError if it does not hold a chunk whose
         every token is a cluster."""
         self.model, self.settings = model, settings
-        self.max_cells = settings.most_cells
-        groups = model.layers * model.kv_heads
-        cells = int(host_mb * 1e6) // bytes_of_slot(model, dtype)
-        self.capacity = cells - cells // SPARE  # cells of a group that may be live
-        chunk_tokens = model.chunk_frames // 2 * model.unit_tokens
-        if self.capacity < chunk_tokens:
-            min_cells = chunk_tokens + chunk_tokens // (SPARE - 1) + 2
-            min_mb = math.ceil(min_cells * bytes_of_slot(model, dtype) / 1e4) / 100
-            raise MemoryBudgetError(
-                f"a host budget of {host_mb:g} MB is too small for the clusters of one chunk of "
-                f"{model.chunk_frames} frames: "
-                f"set memory.host_mb to at least {min_mb:g}"
-            )
+        size = key_clusters_size(model, host_mb, dtype, settings)
+        self.max_cells = size.max_cells
+        groups, cells = model.layers * model.kv_heads, size.slots
+        self.capacity = live_cells(cells)  # cells of a group that may be live
         self.pool = HostPool(np.empty, model, cells, dtype, by_head=True)
         self._data = self.pool.data.reshape(cells, groups, 2, model.page_tokens, model.head_dim)
         self._positions = self.pool.cell_positions.reshape(cells, groups, model.page_tokens, 3)
@@ -276,6 +267,34 @@ class KeyClusterMemory:
 
     def count_capped(self, groups: int) -> None:
         self.capped += groups
+
+
+def key_clusters_size(
+    model: ModelSpec, host_mb: float, dtype: DTypeLike, settings: KeyClusters
+) -> LongTermSize:
+    """Raises MemoryBudgetError, with the smallest budget that works, if `host_mb` does not hold a
+    chunk whose every token is a cluster."""
+    cells = int(host_mb * 1e6) // bytes_of_slot(model, dtype)
+    chunk_tokens = model.chunk_frames // 2 * model.unit_tokens
+    if live_cells(cells) < chunk_tokens:
+        min_cells = chunk_tokens + chunk_tokens // (SPARE - 1) + 2
+        min_mb = math.ceil(min_cells * bytes_of_slot(model, dtype) / 1e4) / 100
+        raise MemoryBudgetError(
+            f"a host budget of {host_mb:g} MB is too small for the clusters of one chunk of "
+            f"{model.chunk_frames} frames: "
+            f"set memory.host_mb to at least {min_mb:g}"
+        )
+    return LongTermSize(
+        slots=cells,
+        max_cells=settings.most_cells,
+        recall_sets=KeyClusterMemory.recall_sets,
+        reads_in_prefill=KeyClusterMemory.reads_in_prefill,
+    )
+
+
+def live_cells(cells: int) -> int:
+    """Of the cells of a layer and head: how many may be live at a time."""
+    return cells - cells // SPARE
 
 
 def bytes_of_slot(model: ModelSpec, dtype: DTypeLike) -> int:

@@ -24,7 +24,7 @@ from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.layout import Layout
 from vicort.runtime.memory.long_term.page_digest import Digest, boxes, page_scores, top_pages
 from vicort.runtime.memory.long_term.page_ring import PageRing
-from vicort.runtime.memory.long_term.protocols import Departing, View
+from vicort.runtime.memory.long_term.protocols import Departing, LongTermSize, View
 from vicort.runtime.memory.long_term.recall_streams import RecallStreams
 from vicort.runtime.memory.long_term.selection import Recall, Selection
 from vicort.runtime.memory.long_term.speculative import Speculation, Speculative
@@ -210,19 +210,9 @@ def open_page_recall(
     budget: tokens that a KV head reads; chunks: whether chunks read, too. Raises MemoryBudgetError
     if the pages are fewer than the spare ones and those of one chunk.
     """
-    box_bytes = model.layers * model.kv_heads * 2 * model.head_dim * np.dtype(np.float32).itemsize
-    bytes_of_page = page_bytes(model, dtype, by_head=True) + box_bytes
-    slots = int(host_mb * 1e6) // bytes_of_page
-    chunk_pages = model.chunk_frames // 2 * math.ceil(model.unit_tokens / model.page_tokens)
-    spare = SPARE_CHUNKS * chunk_pages
-    if slots < spare + chunk_pages:
-        smallest = (spare + chunk_pages) * bytes_of_page / 1e6
-        raise MemoryBudgetError(
-            f"a host budget of {host_mb:g} MB is too small for page-recall with this model: "
-            f"set memory.host_mb to at least {math.ceil(smallest * 100) / 100:g}"
-        )
-    max_cells = max(budget // model.page_tokens, 1)
-    pool = HostPool(np.empty, model, slots, dtype, by_head=True)
+    size = page_recall_size(model, host_mb, dtype, budget, chunks)
+    max_cells, spare = size.max_cells, SPARE_CHUNKS * chunk_pages(model)
+    pool = HostPool(np.empty, model, size.slots, dtype, by_head=True)
     of_questions = RecallStreams(device, model, dtype, max_cells, clock, urgent=True)
     of_chunks = (
         RecallStreams(device, model, dtype, max_cells, clock, urgent=False) if chunks else None
@@ -230,3 +220,30 @@ def open_page_recall(
     return PageRecallMemory(
         model, pool, spare, max_cells, digest, speculation, of_questions, of_chunks
     )
+
+
+def page_recall_size(
+    model: ModelSpec, host_mb: float, dtype: DTypeLike, budget: int, chunks: bool
+) -> LongTermSize:
+    """As `open_page_recall`."""
+    box_bytes = model.layers * model.kv_heads * 2 * model.head_dim * np.dtype(np.float32).itemsize
+    bytes_of_page = page_bytes(model, dtype, by_head=True) + box_bytes
+    slots = int(host_mb * 1e6) // bytes_of_page
+    min_slots = (SPARE_CHUNKS + 1) * chunk_pages(model)
+    if slots < min_slots:
+        smallest = min_slots * bytes_of_page / 1e6
+        raise MemoryBudgetError(
+            f"a host budget of {host_mb:g} MB is too small for page-recall with this model: "
+            f"set memory.host_mb to at least {math.ceil(smallest * 100) / 100:g}"
+        )
+    return LongTermSize(
+        slots=slots,
+        max_cells=max(budget // model.page_tokens, 1),
+        recall_sets=PageRecallMemory.recall_sets,
+        reads_in_prefill=chunks,
+    )
+
+
+def chunk_pages(model: ModelSpec) -> int:
+    """Pages of a full chunk of which nothing is dropped."""
+    return model.chunk_frames // 2 * math.ceil(model.unit_tokens / model.page_tokens)

@@ -95,6 +95,16 @@ class StreamReader(Reader, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class LongTermSize:
+    """What a long-term memory takes within a budget, known before it is opened."""
+
+    slots: int  # of its pool, on the host
+    max_cells: int  # of a layer and head in one selection; the device slots of a set
+    recall_sets: int
+    reads_in_prefill: bool
+
+
 class LongTerm(Protocol):
     """Call it only from the stream's own work; its views and readers may be used elsewhere."""
 

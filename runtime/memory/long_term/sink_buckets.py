@@ -20,7 +20,7 @@ from vicort.runtime.devices.pages import HostPool, page_bytes, shifted
 from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term.bucket_view import BucketSnapshot, BucketView
-from vicort.runtime.memory.long_term.protocols import Departing, View
+from vicort.runtime.memory.long_term.protocols import Departing, LongTermSize, View
 from vicort.runtime.memory.long_term.readers import ChunkBefore, TwoPass
 from vicort.runtime.memory.long_term.selection import Recall
 from vicort.runtime.memory.long_term.vision_sinks import Buckets, keep_best, sink_scores
@@ -47,12 +47,12 @@ class SinkBucketsMemory:
         """Raises MemoryBudgetError, with the smallest budget that works, if `host_mb` is too
         little."""
         self.model, self.settings = model, settings
-        self.page_cells = math.ceil(settings.page / model.page_tokens)
-        self.tokens = self._max_tokens(host_mb, dtype)  # the most that a layer keeps
-        slots = self.tokens // model.page_tokens
-        pages = slots // self.page_cells
-        self.pool = HostPool(np.empty, model, slots, dtype, by_head=True)
-        self.max_cells = math.ceil(settings.share * pages) * self.page_cells
+        size = sink_buckets_size(model, settings, host_mb, dtype)
+        self.page_cells = page_cells(model, settings)
+        self.tokens = size.slots * model.page_tokens  # the most that a layer keeps
+        pages = size.slots // self.page_cells
+        self.pool = HostPool(np.empty, model, size.slots, dtype, by_head=True)
+        self.max_cells = size.max_cells
         # of each token, [L, tokens]: score, number of its unit
         self._scores = np.zeros((model.layers, self.tokens), np.float32)
         self._units = np.zeros((model.layers, self.tokens), np.int64)
@@ -62,27 +62,6 @@ class SinkBucketsMemory:
         self._pages: dict[int, Page] = {}  # by number of the unit
         self._leases = Slots(0, 1)  # the one slot is the whole memory
 
-    def _max_tokens(self, host_mb: float, dtype: DTypeLike) -> int:
-        """As many tokens as the settings say, or as the budget holds, in whole pages."""
-        model, settings = self.model, self.settings
-        page = self.page_cells * model.page_tokens
-        bytes_of_page = self.page_cells * page_bytes(model, dtype, by_head=True)
-        # scores, units and the page's digest
-        bytes_of_page += model.layers * (page * (4 + 8) + model.kv_heads * model.head_dim * 4)
-        chunk_tokens = model.chunk_frames // 2 * model.unit_tokens
-        entering = self._bucket_count(chunk_tokens) * settings.capacity
-        min_pages = math.ceil((entering + MAX_LEVELS * settings.capacity) / page)
-        pages = min(math.ceil(settings.tokens / page), int(host_mb * 1e6) // bytes_of_page)
-        if pages < min_pages:
-            raise MemoryBudgetError(
-                f"a long-term memory of {pages * page} tokens a layer (long_term.tokens "
-                f"{settings.tokens}, memory.host_mb {host_mb:g}) "
-                f"is too small for chunks of {model.chunk_frames} frames: set long_term.tokens "
-                f"to at least {min_pages * page}, and "
-                f"memory.host_mb to at least {math.ceil(min_pages * bytes_of_page / 1e4) / 100:g}"
-            )
-        return pages * page
-
     # ---- called in the order of the stream
 
     def absorb(self, departing: Departing) -> None:
@@ -91,15 +70,12 @@ class SinkBucketsMemory:
         settings, count = self.settings, len(departing.unit)
         observed = departing.queries[:, -settings.observed :]
         scores = sink_scores(departing.k, departing.positions, observed, self.model)
-        buckets = self._bucket_count(count)
+        buckets = bucket_count(self.settings, count)
         bucket = np.arange(count) * buckets // count
         kept = keep_best(scores, bucket, settings.capacity)
         self._merge_for(kept.shape[1])
         self._append(departing, scores, kept)
         self._buckets = self._buckets.grown(np.minimum(np.bincount(bucket), settings.capacity))
-
-    def _bucket_count(self, tokens: int) -> int:
-        return max(round(self.settings.keep * tokens / self.settings.capacity), 1)
 
     def _append(self, departing: Departing, scores: np.ndarray, kept: np.ndarray) -> None:
         """Writes a chunk's kept tokens. scores: [L, n]; kept: [L, m] of the chunk's tokens."""
@@ -220,3 +196,45 @@ class ReadOnce(TwoPass):
     def choose(self, q: np.ndarray) -> None:
         super().choose(q)
         self.release()
+
+
+def sink_buckets_size(
+    model: ModelSpec, settings: SinkBuckets, host_mb: float, dtype: DTypeLike
+) -> LongTermSize:
+    """As many tokens as the settings say, or as the budget holds, in whole pages.
+
+    Raises MemoryBudgetError, with the smallest budget that works, if `host_mb` is too little.
+    """
+    cells = page_cells(model, settings)
+    page = cells * model.page_tokens
+    bytes_of_page = cells * page_bytes(model, dtype, by_head=True)
+    # scores, units and the page's digest
+    bytes_of_page += model.layers * (page * (4 + 8) + model.kv_heads * model.head_dim * 4)
+    chunk_tokens = model.chunk_frames // 2 * model.unit_tokens
+    entering = bucket_count(settings, chunk_tokens) * settings.capacity
+    min_pages = math.ceil((entering + MAX_LEVELS * settings.capacity) / page)
+    pages = min(math.ceil(settings.tokens / page), int(host_mb * 1e6) // bytes_of_page)
+    if pages < min_pages:
+        raise MemoryBudgetError(
+            f"a long-term memory of {pages * page} tokens a layer (long_term.tokens "
+            f"{settings.tokens}, memory.host_mb {host_mb:g}) "
+            f"is too small for chunks of {model.chunk_frames} frames: set long_term.tokens "
+            f"to at least {min_pages * page}, and "
+            f"memory.host_mb to at least {math.ceil(min_pages * bytes_of_page / 1e4) / 100:g}"
+        )
+    return LongTermSize(
+        slots=pages * cells,
+        max_cells=math.ceil(settings.share * pages) * cells,
+        recall_sets=SinkBucketsMemory.recall_sets,
+        reads_in_prefill=SinkBucketsMemory.reads_in_prefill,
+    )
+
+
+def page_cells(model: ModelSpec, settings: SinkBuckets) -> int:
+    """Cells of the engines in a page of these settings."""
+    return math.ceil(settings.page / model.page_tokens)
+
+
+def bucket_count(settings: SinkBuckets, tokens: int) -> int:
+    """Into how many buckets a chunk of that many tokens is divided."""
+    return max(round(settings.keep * tokens / settings.capacity), 1)

@@ -22,6 +22,7 @@ from support.processes import python
 
 from vicort.runtime.cli import run
 from vicort.runtime.core import Frame, Sampling
+from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.policies.system import known_systems
 
 CLIP_SECONDS = 4
@@ -29,7 +30,7 @@ CLIP_SECONDS = 4
 
 class FakeEngines:
     @classmethod
-    def open(cls, folder: Path) -> contextlib.nullcontext[str]:
+    def open(cls, folder: Path, check: object) -> contextlib.nullcontext[str]:
         return contextlib.nullcontext(f"one set of {folder}")
 
 
@@ -86,6 +87,7 @@ def test_defaults(capsys: pytest.CaptureFixture[str], clip: Path) -> None:
         "on_lag": "wait",
         "sampling": Sampling(),
         "trace": None,
+        "memory": MemoryRequest(),
     }
     assert session().times == [
         0,
@@ -139,6 +141,28 @@ def test_options_reach_the_session(
     assert options["sampling"] == Sampling(
         temperature=0.5, top_p=0.9, top_k=7, seed=3, max_tokens=9
     )
+
+
+@pytest.mark.parametrize(
+    ("flags", "request_"),
+    [
+        ([], MemoryRequest()),
+        (["--memory", "4GB"], MemoryRequest(device_mb=4000)),
+        (["--memory", "1.5 gib"], MemoryRequest(device_mb=1610.612736)),
+        (["--memory", "493MB", "--host-memory", "0MB"], MemoryRequest(493, 0)),
+        (["--host-memory", "2TB"], MemoryRequest(host_mb=2_000_000)),
+    ],
+)
+def test_budgets_reach_the_session(capsys, clip, flags, request_) -> None:
+    assert ran(capsys, clip, *flags)[0] == 0
+    assert session().options["memory"] == request_
+
+
+def test_stats_tell_the_budget_and_the_options_that_ask_for_it(capsys, clip) -> None:
+    code, out, _ = ran(capsys, clip, "--stats")
+    assert code == 0
+    assert out.startswith("memory: --memory 1MB, room for 60 s if nothing is dropped\n")
+    assert "memory" not in ran(capsys, clip)[1]
 
 
 @pytest.mark.parametrize(
@@ -254,7 +278,7 @@ def test_chunks_come_with_stats_only(capsys: pytest.CaptureFixture[str], clip: P
     ]
     assert [
         event["event"] for event in events(ran(capsys, clip, "--format", "jsonl", "--stats")[1])
-    ] == ["chunk"] * 8 + ["summary"]
+    ] == ["memory"] + ["chunk"] * 8 + ["summary"]
 
 
 @pytest.mark.parametrize(
@@ -349,6 +373,16 @@ BAD = {
     "unknown system": (
         ["CLIP", "--system", "none"],
         f"unknown system 'none': choose one of {', '.join(known_systems())}",
+    ),
+    "memory without a unit": (
+        ["CLIP", "--memory", "4"],
+        "--memory 4 is not a size: give a number and one of MB, GB, TB, MiB, GiB, TiB, such as 4GB",
+    ),
+    "memory in words": (["CLIP", "--memory", "lots"], "--memory lots is not a size"),
+    "no memory": (["CLIP", "--memory", "0MB"], "--memory 0MB: give 1MB or more, such as 4GB"),
+    "more than any machine has": (
+        ["CLIP", "--host-memory", "999999TB"],
+        "--host-memory 999999TB: give 0MB or more",
     ),
     "fps of nothing": (["CLIP", "--fps", "0"], "--fps 0 is not a rate: give a number above 0"),
     "fps in words": (
@@ -576,7 +610,8 @@ from support.fake_session import FakeSession
 from vicort.runtime.cli import run
 import contextlib
 run.Session, run.find_engine_dir = FakeSession, lambda model: Path("engines")
-run.EngineSet = type("Engines", (), {{"open": staticmethod(contextlib.nullcontext)}})
+opened = lambda folder, check: contextlib.nullcontext(folder)
+run.EngineSet = type("Engines", (), {{"open": staticmethod(opened)}})
 sys.exit(run.main(sys.argv[1:]))
 """
 
@@ -606,13 +641,13 @@ def test_a_run_that_is_ended_flushes_what_there_is(
         *slow, "--ask", "@0.1 early", "--ask", "never", "--serve-socket", str(room / "s")
     )
     assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(3)]  # it is well under way
+    lines = [process.stdout.readline() for _ in range(4)]  # it is well under way
     process.send_signal(how)
     rest, err = process.communicate(timeout=20)
     found = [json.loads(line) for line in [*lines, *rest.splitlines()]]
     assert (process.returncode, err) == (code, b"")
     room.rmdir()  # the socket is gone
-    assert [event["event"] for event in found[:3]] == ["chunk", "answer", "chunk"]
+    assert [event["event"] for event in found[:4]] == ["memory", "chunk", "answer", "chunk"]
     assert found[-1]["event"] == "summary"
     assert found[-1]["frames"] == sum(event["event"] == "chunk" for event in found)
     assert all(event.get("question") != "never" for event in found)

@@ -28,7 +28,11 @@ class Stub(SimpleNamespace):
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeSession.opened.clear()
     monkeypatch.setattr(run, "Session", FakeSession)
-    monkeypatch.setattr(run, "EngineSet", type("Engines", (), {"open": staticmethod(nullcontext)}))
+    monkeypatch.setattr(
+        run,
+        "EngineSet",
+        type("Engines", (), {"open": staticmethod(lambda folder, check: nullcontext(folder))}),
+    )
     monkeypatch.setattr(run, "find_engine_dir", lambda model: Path("engines"))
 
 

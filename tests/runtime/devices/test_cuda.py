@@ -463,7 +463,7 @@ def test_a_full_device_says_what_was_asked_what_is_in_use_and_what_would_fit():
     with pytest.raises(
         DeviceError,
         match=r"the vision engine requested 8\.0 MB, 4\.0 MB are in use, 6\.0 MB would fit"
-        r".*device_mb.* by 2\.0 or",
+        r".*device_mb.* by 2\.0 MB or",
     ):
         small.empty((8_000_000,), np.uint8, "the vision engine")
     del held
@@ -483,7 +483,7 @@ def test_a_limit_holds_and_idle_memory_makes_room():
 
 def test_pages_that_do_not_fit_are_told_with_the_budget_that_does():
     device = open_device(total=1_000_000)
-    with pytest.raises(DeviceError, match=r"set memory\.device_mb to less than 1"):
+    with pytest.raises(DeviceError, match=r"give --memory less than 1MB"):
         device.pool(MODEL, 10_000, np.float32)
     device.close()
 

@@ -253,7 +253,7 @@ memory: {device_mb: 1, when_full: drop-oldest}
         (("chunks: 2", "chunk: 2"), "takes chunks"),
         (("chunks: 2", "chunk: 2"), "ingest: unknown key 'chunk'"),
         (("chunks: 2", "chunks: -2"), "ingest.chunks is -2: it should be greater than or equal"),
-        (("device_mb: 1", "device_gb: 1"), "device_mb, host_mb, when_full"),
+        (("device_mb: 1", "device_gb: 1"), "device_mb, host_mb, hours, when_full"),
         (("device_mb: 1", "device_mb: lots"), "memory.device_mb"),
         (("device_mb: 1", "device_mb: 1, host_mb: 5"), "reads every page on the device"),
         (("when_full: drop-oldest", "when_full: panic"), "drop-oldest, refuse, thin-evenly"),
@@ -299,7 +299,7 @@ def test_a_system_may_be_a_file_of_ones_own(tmp_path):
 def test_a_changed_copy_is_validated_like_a_file():
     system = load_system("distinct")
     changed = system.with_(memory={"device_mb": 64}, retrieval={"units": 9}, chunk={"frames": 8})
-    assert (changed.budget.device_mb, changed.budget.host_mb) == (64, system.budget.host_mb)
+    assert (changed.memory.device_mb, changed.memory.host_mb) == (64, system.memory.host_mb)
     assert changed.retrieval == DistinctChunks(units=9, recent=1, relevance=0.5)
     assert (changed.chunk_frames, changed.drop) == (8, system.drop)
     assert system.with_(retrieval=EvenUnits(units=4)).retrieval == EvenUnits(units=4)

@@ -1,0 +1,194 @@
+"""Budgets that follow the model and the machine."""
+
+import re
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.fake_engines import FakeEngineSet, toy_model
+from support.systems import FULL, system
+
+from vicort.runtime.core import Sampling
+from vicort.runtime.devices.machine import MachineMemory
+from vicort.runtime.devices.pages import page_bytes
+from vicort.runtime.engines import engine_set
+from vicort.runtime.errors import ConfigError, MemoryBudgetError
+from vicort.runtime.memory.budget import MemoryRequest, fit_budget
+from vicort.runtime.policies.retrieval import DistinctChunks, SimilarChunks
+from vicort.runtime.policies.system import known_systems, load_system
+from vicort.runtime.session import Session
+
+BF16 = ml_dtypes.bfloat16
+# the published 3B model: 36,864 bytes a token in bf16, 121 tokens a unit of 308x308 pixels
+LARGE = {
+    "layers": 36,
+    "width": 2048,
+    "query_heads": 16,
+    "kv_heads": 2,
+    "head_dim": 128,
+    "image_height": 308,
+    "image_width": 308,
+    "grid_height": 11,
+    "grid_width": 11,
+    "chunk_frames": 16,
+    "page_tokens": 8,
+    "max_rows": 1024,
+    "rotary_sections": (16, 24, 24),
+    "max_position": 128_000,
+}
+REAL = toy_model(**LARGE)
+GB = 10**9
+BY_HEAD = [name for name in known_systems() if load_system(name).long_term]  # on the CPU only
+WINDOW_ONLY = ("codecflow", "simplestream", "streaming-window")
+
+
+def fitted(name, machine_gb=16, model=REAL, dtype=BF16, gpu_gb=None, **request):
+    machine = MachineMemory(int(machine_gb * GB), gpu_gb and int(gpu_gb * GB))
+    return fit_budget(load_system(name), model, dtype, 20, machine, MemoryRequest(**request))
+
+
+@pytest.mark.parametrize("name", known_systems())
+def test_every_system_runs_the_real_model_by_default_on_a_machine_of_16_gb(name):
+    found = fitted(name)
+    assert found.given_up == ""
+    assert sum(found.budget) <= 4000
+
+
+@pytest.mark.parametrize("name", [name for name in known_systems() if name not in BY_HEAD])
+@pytest.mark.parametrize("gigabytes", [8, 24, 64, 256])
+def test_a_gpus_pages_are_a_share_of_the_gpus_memory(name, gigabytes):
+    found = fitted(name, machine_gb=32, gpu_gb=gigabytes)
+    assert found.budget.device_mb <= gigabytes * 250
+    assert found.budget.host_mb <= 8000
+
+
+@given(st.sampled_from(known_systems()), st.floats(0.1, 2000), st.integers(1, 8))
+def test_the_sessions_of_a_process_take_a_quarter_of_the_machine_at_most(name, gigabytes, sessions):
+    """Or say, with a figure that works, that it is too little."""
+    try:
+        found = fitted(name, gigabytes, sessions=sessions)
+    except MemoryBudgetError as error:
+        needed = re.search(r"at least [\d.]+", str(error))
+        found = None
+    if found is None:
+        assert needed
+        return
+    assert sum(found.budget) * sessions <= gigabytes * 250 + 1e-6
+    assert found.system.memory.when_full == load_system(name).memory.when_full
+
+
+@given(st.sampled_from(known_systems()), st.floats(1, 500), st.floats(1, 2))
+def test_a_larger_machine_never_gives_less(name, gigabytes, factor):
+    try:
+        smaller = fitted(name, gigabytes)
+    except MemoryBudgetError:
+        return
+    larger = fitted(name, gigabytes * factor)
+    assert sum(larger.budget) >= sum(smaller.budget)
+    assert larger.seconds is None or larger.seconds >= smaller.seconds
+
+
+@pytest.mark.parametrize("name", known_systems())
+def test_what_is_printed_asks_for_the_same(name):
+    found = fitted(name)
+    options = dict(re.findall(r"--([a-z-]+) ([\d.]+)MB", found.event.options))
+    again = fitted(
+        name,
+        machine_gb=999,
+        device_mb=float(options["memory"]),
+        host_mb=float(options["host-memory"]) if "host-memory" in options else None,
+    )
+    assert again == found
+
+
+@pytest.mark.parametrize("name", WINDOW_ONLY)
+def test_a_system_that_keeps_a_window_takes_no_more_than_that(name):
+    found = fitted(name, machine_gb=1000)
+    assert found.budget == fitted(name, machine_gb=16).budget
+    with pytest.raises(MemoryBudgetError):
+        fitted(name, device_mb=found.budget.device_mb - 1)
+
+
+def test_a_small_model_does_not_take_a_share_of_the_machine_that_it_never_fills():
+    """12 hours, nothing dropped, is what an automatic budget has room for at the most."""
+    model = toy_model()
+    found = fitted("vicostream", 1000, model, np.float32)
+    assert found.seconds == pytest.approx(12 * 3600, rel=0.05)
+    unit = -(-model.unit_tokens // model.page_tokens) * page_bytes(model, np.float32)
+    assert sum(found.budget) * 1e6 < 1.2 * 12 * 3600 * unit
+
+
+def test_a_number_in_a_file_is_kept_and_the_other_tier_follows():
+    machine = MachineMemory(16 * GB)
+    chosen = load_system("vicostream").with_(memory={"device_mb": 3000})
+    found = fit_budget(chosen, REAL, BF16, 20, machine)
+    assert found.budget == (3000, 1000)
+    both = chosen.with_(memory={"host_mb": 50})
+    assert fit_budget(both, REAL, BF16, 20, machine).system == both
+
+
+def test_questions_read_less_where_the_budget_does_not_hold_all_and_it_says_so():
+    found = fitted("vicostream", device_mb=1000, host_mb=4000)
+    assert isinstance(found.system.retrieval, SimilarChunks)
+    assert 1 <= found.system.retrieval.top < 32
+    assert f"at most {found.system.retrieval.max_units(8)} units instead of 264" in found.given_up
+    enough = float(re.search(r"--memory (\d+)MB would hold all", found.given_up)[1])
+    assert fitted("vicostream", device_mb=enough, host_mb=4000).given_up == ""
+    assert fitted("vicostream", device_mb=enough - 1, host_mb=4000).given_up != ""
+
+
+@pytest.mark.parametrize("name", known_systems())
+def test_the_smallest_budget_that_an_error_names_works_and_no_smaller(name):
+    with pytest.raises(MemoryBudgetError) as refused:
+        fitted(name, machine_gb=64, device_mb=1)
+    assert str(refused.value).startswith("a device budget of 1 MB is too small for one chunk")
+    smallest = float(re.search(r"--memory (\d+)MB or more", str(refused.value))[1])
+    fitted(name, machine_gb=64, device_mb=smallest)
+    with pytest.raises(MemoryBudgetError):
+        fitted(name, machine_gb=64, device_mb=smallest - 1)
+
+
+def test_a_number_in_a_file_that_is_too_small_changes_nothing_silently():
+    small = load_system("vicostream").with_(memory={"device_mb": 1000, "host_mb": 4000})
+    with pytest.raises(MemoryBudgetError, match="a device budget of 1000 MB is too small"):
+        fit_budget(small, REAL, BF16, 20, MachineMemory(64 * GB))
+
+
+def test_host_memory_for_a_system_that_uses_none_is_refused():
+    with pytest.raises(MemoryBudgetError, match="--host-memory 5MB: system full-history keeps"):
+        fitted("full-history", host_mb=5)
+
+
+def test_a_session_takes_the_budget_it_is_given_and_its_summary_tells():
+    chosen = system(memory="{when_full: drop-oldest}")
+    request = MemoryRequest(device_mb=3)
+    with Session(
+        FakeEngineSet(), chosen, overlap=False, memory=request, sampling=Sampling(max_tokens=2)
+    ) as session:
+        assert session.summary().budget_mb == {"device": 3, "host": 0}
+        assert session.system.budget == (3, 0)
+
+
+def test_a_system_without_numbers_has_an_automatic_device_budget_and_no_host():
+    chosen = system(**FULL | {"memory": "{when_full: refuse}"})
+    assert (chosen.memory.device_mb, chosen.memory.host_mb) == (None, 0)
+    with pytest.raises(ValueError, match="automatic budget"):
+        chosen.budget  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"memory": {"device_mb": 1}}, "a device budget of 1 MB is too small"),
+        ({"retrieval": DistinctChunks(units=1)}, "its 1 latest chunks may hold"),
+        ({"chunk": {"frames": 64}}, "takes chunks of 64 frames"),
+    ],
+)
+def test_what_a_session_would_refuse_is_refused_before_engines_are_loaded(
+    changes, words, tiny_engines, monkeypatch
+):
+    monkeypatch.setattr(engine_set, "_load", lambda *_: pytest.fail("an engine was loaded"))
+    with pytest.raises((MemoryBudgetError, ConfigError), match=words):
+        Session.open(tiny_engines, load_system("vicostream").with_(**changes))
