@@ -25,6 +25,7 @@ from vicort.runtime.errors import ConfigError, EngineError, SourceError, VicortE
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.manifest import Manifest, ModelSpec, read_manifest
 from vicort.runtime.policies.system import System, known_systems, load_system
+from vicort.runtime.session import Session
 from vicort.runtime.stream_statistics import percentiles
 
 RECORD, REPORT, TABLE = "answers.jsonl", "report.json", "report.txt"
@@ -58,11 +59,9 @@ def run(options: EvalOptions) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(options.out / RECORD, settings_of(options, dataset, manifest))
     with EngineSet.open(engine_dir, threads=options.threads) as engines:
-        candidates = {
-            name: Candidate.of(engines, each, fps=options.fps, threads=options.threads)
-            for name, each in systems.items()
-        }
-        systems = runnable(systems, candidates, named=bool(options.systems))
+        chosen = {"fps": options.fps, "threads": options.threads}
+        systems = runnable(engines, systems, named=bool(options.systems), **chosen)
+        candidates = {name: Candidate.of(engines, each, **chosen) for name, each in systems.items()}
         declare(systems, ledger)
         unread |= watch_all(dataset, options, candidates, ledger)
     report(options, dataset, manifest, systems, ledger, unread)
@@ -84,19 +83,19 @@ def systems_of(names: Sequence[str]) -> dict[str, System]:
 
 
 def runnable(
-    systems: Mapping[str, System], candidates: dict[str, Candidate], named: bool
+    engines: EngineSet, systems: Mapping[str, System], named: bool, **options: Any
 ) -> dict[str, System]:
-    """Systems that can run on these engines; the others leave `candidates` with a warning, or raise
-    their error if the user named them."""
+    """Systems that can run on these engines, with the budgets that they get on this machine; the
+    others are left out with a warning, or raise their error if the user named them. options: of a
+    session."""
     able = {}
     for name, system in systems.items():
         try:
-            with candidates[name].open_session():
-                able[name] = system
+            with Session(engines, system, **options) as session:
+                able[name] = session.system
         except VicortError as error:
             if named:
                 raise
-            del candidates[name]
             _say(f"warning: {name} is left out: {error}")
     return able
 

@@ -52,6 +52,7 @@ class Options:
     typed_questions: bool = False  # whether stdin brings more questions
     serve_socket: Path | None = None
     sampling: Sampling = Sampling()  # noqa: RUF009 (frozen)
+    dry_run: bool = False
     format: str = "text"
     stats: bool = False
     trace: Path | None = None
@@ -109,6 +110,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         typed_questions=str(typed.questions) == STDIN,
         serve_socket=typed.serve_socket,
         sampling=sampling,
+        dry_run=typed.dry_run,
         format=typed.format,
         stats=typed.stats,
         trace=typed.trace,
@@ -333,6 +335,11 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="also write the budget of memory, and an event for each chunk (formats text and "
         "jsonl)",
+    )
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show what would be loaded and the budget of memory, and end",
     )
     group.add_argument(
         "--trace",

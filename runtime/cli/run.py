@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from vicort.runtime.assembly import check_system
 from vicort.runtime.cli.arguments import Options, parse_options
+from vicort.runtime.cli.info import budget_text, info, lines
 from vicort.runtime.cli.output import Output
 from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
 from vicort.runtime.cli.question_socket import QuestionSocket
@@ -30,7 +31,7 @@ from vicort.runtime.devices.trace import Trace
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError, EngineError, VicortError
 from vicort.runtime.locations import find_engine_dir
-from vicort.runtime.manifest import backend_of
+from vicort.runtime.manifest import backend_of, read_manifest
 from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.policies.system import load_system
 from vicort.runtime.redact import redact, redact_url
@@ -85,6 +86,8 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 def run(options: Options) -> int:
     """Run all sources at the same time and return the highest of their exit codes."""
+    if options.dry_run:
+        return show_plan(options)
     output = Output(WRITERS[options.format](sys.stdout), sys.stderr, stats=options.stats)
     labels = _labels(options.sources)
     with ExitStack() as stack:
@@ -118,6 +121,26 @@ def run(options: Options) -> int:
     if not any(each.until_yes for each in options.recurring):
         return code
     return 0 if any(watch.said_yes for watch in watches) else max(code, NEVER_YES)
+
+
+def show_plan(options: Options) -> int:
+    """Print what a run would load and the budget of its sessions; refuse what it would refuse."""
+    folder = options.engine_dir or find_engine_dir(MODEL)
+    if folder is None:
+        print(f"the engines of the {MODEL} model would be built first, by `vicort-build {MODEL}`")
+        return 0
+    request = MemoryRequest(options.device_mb, options.host_mb, sessions=len(options.sources))
+    found = info(folder, (), request)
+    system = load_system(options.system)
+    fitted = check_system(system, folder, read_manifest(folder), found.machine, request)
+    print("\n".join(lines(found)))
+    sources = len(options.sources)
+    each = f", for each of {sources} sources" if sources > 1 else ""
+    print(f"  {'system':11} {system.name}{each}")
+    print(f"  {'budget':11} {budget_text(fitted.event)}")
+    if fitted.given_up:
+        print(f"  {'':11} {fitted.given_up}")
+    return 0
 
 
 def _shared_engines(folder: Path, options: Options, request: MemoryRequest) -> EngineSet:

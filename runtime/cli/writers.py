@@ -158,7 +158,7 @@ def _as_text(event: Event) -> str:
             if event.seconds is None:
                 return f"memory: {event.options}\n"
             return (
-                f"memory: {event.options}, room for {_duration(event.seconds)} if nothing is "
+                f"memory: {event.options}, room for {duration(event.seconds)} if nothing is "
                 "dropped\n"
             )
         case SourceEvent():
@@ -180,9 +180,9 @@ def _as_text(event: Event) -> str:
     raise TypeError(f"{event.name} has no text form")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """
-    >>> _duration(42.4), _duration(700), _duration(10_000)
+    >>> duration(42.4), duration(700), duration(10_000)
     ('42 s', '12 min', '2.8 h')
     """
     if seconds < 120:
