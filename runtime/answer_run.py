@@ -12,7 +12,7 @@ from vicort.runtime.answering import Answerer, Snapshot
 from vicort.runtime.core import Answer, Page, Question
 from vicort.runtime.devices.device import Array
 from vicort.runtime.language.language_run import FEATURE_ROW, LanguageOutput, LanguageRun
-from vicort.runtime.language.prompt import TextStream
+from vicort.runtime.language.prompt import StopText, TextStream
 from vicort.runtime.language.token_choice import TokenChoice
 from vicort.runtime.memory.layout import Layout
 from vicort.runtime.memory.long_term.protocols import Reader
@@ -40,11 +40,10 @@ class AnswerRun:
         self._snapshot = snapshot
         self._asked = asked
         self._on_token = on_token
-        self._choice = TokenChoice(question.sampling)
         self._turns = shared.turns(question)
-        self._suffix = shared.prompt.question(
-            question.text, [(turn.question, turn.text) for turn in self._turns]
-        )
+        earlier = [(turn.question, turn.text) for turn in self._turns]
+        self._suffix = shared.prompt.question(question.text, earlier)
+        self._choice = TokenChoice(question.sampling, shared.prompt.context(question.text, earlier))
         unit_lengths = [unit.rows.shape[0] for unit in snapshot.deferred]
         text_length = len(self._suffix) + question.sampling.max_tokens
         self._layout = Layout.of([*unit_lengths, text_length], shared.model.page_tokens)
@@ -166,14 +165,16 @@ class AnswerRun:
     def _generate(self, run: LanguageRun, token: int) -> tuple[list[int], str]:
         """The answer's tokens and text, from its first token on."""
         model, text = self._model, TextStream(self._shared.prompt)
+        stop = StopText(self._question.sampling.stop)
         tokens: list[int] = []
         while token not in model.eos_tokens:
             tokens.append(token)
-            if piece := text.add(token):
+            if piece := stop.add(text.add(token)):
                 self._on_token(piece)
             logits = self._decode(run, token, len(tokens))
             if (
-                len(tokens) == self._question.sampling.max_tokens
+                stop.found
+                or len(tokens) == self._question.sampling.max_tokens
                 or self._position(len(tokens)) >= model.max_position
             ):
                 break
@@ -181,9 +182,9 @@ class AnswerRun:
         else:
             if self._appends:  # later chunks see that the answer has ended
                 self._decode(run, token, len(tokens) + 1)
-        if piece := text.finish():
+        if piece := stop.add(text.finish()) + stop.finish():
             self._on_token(piece)
-        return tokens, text.text
+        return tokens, stop.text
 
     def _decode(self, run: LanguageRun, token: int, number: int) -> np.ndarray:
         """Logits [V] after the answer's `number`-th token, counted from 1."""

@@ -52,6 +52,7 @@ def assemble(
     clock: StageClock,
     *,
     request: MemoryRequest,
+    system_prompt: str | None,
     overlap: bool,
     threads: int,
     answer_tokens: int,
@@ -68,7 +69,7 @@ def assemble(
     """
     model = engines.manifest.model
     device = engines.new_device(overlap)
-    prompt = Prompt(engines.folder, model.video_token)
+    prompt = open_prompt(engines.folder, model, system_prompt)
     text_tokens = min(model.max_rows + answer_tokens, model.max_position // 8)
     timeline = Timeline(model, len(prompt.prefix), text_tokens)
     fitted = fit_budget(system, model, engines.dtype, len(prompt.prefix), device.memory(), request)
@@ -114,8 +115,24 @@ def _vision_stages(device: Device, engines: EngineSet, system: System) -> tuple[
     )
 
 
+def open_prompt(folder: Path, model: ModelSpec, system_prompt: str | None) -> Prompt:
+    """Raises ConfigError for a system prompt that is too long, or that the model does not take."""
+    prompt = Prompt(folder, model.video_token, system_prompt)
+    if len(prompt.prefix) > model.max_rows:
+        raise ConfigError(
+            f"the system prompt makes a prompt of {len(prompt.prefix)} tokens, these engines take "
+            f"{model.max_rows}: shorten it"
+        )
+    return prompt
+
+
 def check_system(
-    system: System, folder: Path, manifest: Manifest, machine: MachineMemory, request: MemoryRequest
+    system: System,
+    folder: Path,
+    manifest: Manifest,
+    machine: MachineMemory,
+    request: MemoryRequest,
+    system_prompt: str | None = None,
 ) -> FittedSystem:
     """Refuse a system that a session of these engines would refuse, before they are loaded.
 
@@ -125,7 +142,7 @@ def check_system(
     frames = chunk_frames(system, model)
     system.drop.check(system.name, model)
     system.retrieval.check(system.name, frames // UNIT_FRAMES)
-    prompt_tokens = len(Prompt(folder, model.video_token).prefix)
+    prompt_tokens = len(open_prompt(folder, model, system_prompt).prefix)
     return fit_budget(system, model, pool_dtype(manifest), prompt_tokens, machine, request)
 
 

@@ -134,14 +134,27 @@ class PageTable:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. The defaults mean greedy decoding."""
+    """How the next token is chosen. None: as the model's generation_config.json says."""
 
-    temperature: float = 0.0  # 0 = greedy
-    top_p: float = 1.0  # smallest set of tokens whose total probability reaches this
-    top_k: int = 0  # 0 = all
-    repetition_penalty: float = 1.0  # Keskar et al. 2019, over the answer's own tokens
+    temperature: float | None = None  # 0 = greedy
+    top_p: float | None = None  # smallest set of tokens whose total probability reaches this
+    top_k: int | None = None  # 0 = all
+    # Keskar et al. 2019, over the tokens of the prompt, the question and the answer; 1 = none
+    repetition_penalty: float | None = None
     seed: int = 0
     max_tokens: int = 64
+    stop: tuple[str, ...] = ()  # an answer ends before the first of these texts
+
+    @classmethod
+    def greedy(cls) -> Sampling:
+        return cls(temperature=0.0, top_p=1.0, top_k=0, repetition_penalty=1.0)
+
+    def over(self, defaults: Sampling) -> Sampling:
+        """With the values of `defaults` where this says nothing."""
+        return replace(
+            self,
+            **{name: getattr(defaults, name) for name, own in vars(self).items() if own is None},
+        )
 
 
 @dataclass(frozen=True)

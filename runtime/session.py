@@ -34,6 +34,7 @@ from vicort.runtime.devices.stage_clock import SpanSink, StageClock
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import VicortError
 from vicort.runtime.event_emitter import EventEmitter
+from vicort.runtime.language.generation_config import read_generation
 from vicort.runtime.language.prompt import Prompt
 from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.memory.memory import Memory
@@ -91,18 +92,21 @@ class Session:
         trace: SpanSink | None = None,
         on_event: Callable[[Event], None] | None = None,
         memory: MemoryRequest = MemoryRequest(),  # noqa: B008 (frozen)
+        system_prompt: str | None = None,
     ) -> None:
         """Allocate all memory, build the stages, and cache the prompt.
 
         fps: frames a second to take, None = the rate that the model was trained with, "source" =
         every frame. threads: of preprocessing. on_event gets each ChunkEvent, Answer and Spoken as
         it happens, from the session's own threads, one at a time. memory: budgets that
-        take the place of the system's. Raises MemoryBudgetError if the
+        take the place of the system's. system_prompt: None = the chat template's own.
+        Raises MemoryBudgetError if the
         system's budget does not hold one chunk.
         """
         model = engines.manifest.model
         self.model = model
-        self._sampling = sampling or Sampling()
+        self._generation = read_generation(engines.folder)
+        self._sampling = (sampling or Sampling()).over(self._generation)
         self._lock = threading.RLock()
         self._chunk_frames = chunk_frames(system, model)
         system.drop.check(system.name, model)
@@ -115,6 +119,7 @@ class Session:
             system,
             self._clock,
             request=memory,
+            system_prompt=system_prompt,
             overlap=overlap,
             threads=threads,
             answer_tokens=self._sampling.max_tokens,
@@ -166,7 +171,7 @@ class Session:
                 folder,
                 threads=threads,
                 check=lambda manifest, machine: check_system(
-                    chosen, folder, manifest, machine, memory
+                    chosen, folder, manifest, machine, memory, options.get("system_prompt")
                 ),
             )
         return cls(engines, chosen, threads=threads, memory=memory, **options)
@@ -227,6 +232,7 @@ class Session:
         A question is asked at its time, or at the end if it has none; a time that has passed means
         now. Raises QuestionError for a question that cannot be asked.
         """
+        question = replace(question, sampling=question.sampling.over(self._generation))
         self._answerer.check(question)
         with self._lock:
             self._asked += 1

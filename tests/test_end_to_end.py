@@ -15,6 +15,7 @@ import pytest
 import torch
 from support.reference_model import Conversation, load_reference
 from support.sizes import slow
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from vicort.runtime.core import Answer, ChunkEvent, Frame, Question, Sampling
 from vicort.runtime.engines.engine_set import EngineSet
@@ -25,6 +26,7 @@ from vicort.runtime.sources import open_source
 FIXTURES = Path(__file__).parent / "fixtures"
 CHECKPOINT = Path(__file__).parents[1] / "export" / "tiny" / "checkpoint"
 WORDS = 6
+PENALTY = 3.0  # large enough to change the answer
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -70,18 +72,28 @@ def test_streaming_with_full_history_equals_transformers_in_one_pass(build_tiny,
         for index, (image, at) in enumerate(zip(frames, times, strict=True)):
             session.push(Frame(image, at, index))
         session.finish()
-        answer = session.ask("what color was the circle?", sampling=Sampling(max_tokens=WORDS))
+        question = "what color was the circle?"
+        answer = session.ask(question, sampling=Sampling(max_tokens=WORDS))
+        penalised = session.ask(
+            question, sampling=Sampling(max_tokens=WORDS, repetition_penalty=PENALTY)
+        )
         prompt = session.inspect().prompt
     temporal = [int(at * Fraction(model.tokens_per_second)) for at in times[::2]]
     asked = Conversation(
         prompt.prefix,
         torch.from_numpy(frames),
         temporal,
-        prompt.question("what color was the circle?"),
+        prompt.question(question),
     )
-    expected, _ = asked.reference_answer(load_reference(CHECKPOINT), WORDS)
+    reference = load_reference(CHECKPOINT)
+    expected, _ = asked.reference_answer(reference, WORDS)
     assert answer.tokens == WORDS
     assert answer.text == prompt.decode(expected)
+    changed, _ = asked.reference_answer(
+        reference, WORDS, [RepetitionPenaltyLogitsProcessor(PENALTY)]
+    )
+    assert changed != expected
+    assert penalised.text == prompt.decode(changed)
 
 
 def cells(memory) -> list[bytes]:

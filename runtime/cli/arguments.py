@@ -34,6 +34,7 @@ class Options:
     sources: tuple[str, ...]
     engine_dir: Path | None = None  # None = the engines of the tiny model
     system: str = "vicostream"
+    system_prompt: str | None = None  # None = the chat template's own
     device_mb: float | None = None  # None = as the system says
     host_mb: float | None = None
     overlap: bool = True
@@ -74,6 +75,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         temperature=typed.temperature,
         top_p=typed.top_p,
         top_k=typed.top_k,
+        repetition_penalty=typed.repetition_penalty,
+        stop=tuple(typed.stop),
         seed=typed.seed,
         max_tokens=typed.max_tokens,
     )
@@ -93,6 +96,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         sources=tuple(typed.sources),
         engine_dir=typed.engine_dir,
         system=typed.system,
+        system_prompt=typed.system_prompt,
         device_mb=_budget("--memory", typed.memory, least=1),
         host_mb=_budget("--host-memory", typed.host_memory, least=0),
         overlap=not typed.sequential,
@@ -290,24 +294,43 @@ def _add_questions(group: argparse._ArgumentGroup) -> None:
 
 def _add_sampling(group: argparse._ArgumentGroup) -> None:
     default = Sampling()
+    own = "(default: as the model's generation_config.json says)"
+    group.add_argument(
+        "--system-prompt",
+        metavar="TEXT",
+        help="system prompt (default: that of the model's chat template)",
+    )
     group.add_argument(
         "--temperature",
         type=float,
-        default=default.temperature,
-        help="sampling temperature; 0 is greedy decoding (default: %(default)s)",
+        metavar="T",
+        help=f"sampling temperature; 0 is greedy decoding {own}",
     )
     group.add_argument(
         "--top-p",
         type=float,
-        default=default.top_p,
-        help="sample from the smallest set of tokens with this total probability "
-        "(default: %(default)s)",
+        metavar="P",
+        help=f"sample from the smallest set of tokens with this total probability {own}",
     )
     group.add_argument(
         "--top-k",
         type=int,
-        default=default.top_k,
-        help="sample from the K most likely tokens; 0 means all (default: %(default)s)",
+        metavar="K",
+        help=f"sample from the K most likely tokens; 0 means all {own}",
+    )
+    group.add_argument(
+        "--repetition-penalty",
+        type=float,
+        metavar="R",
+        help="make tokens of the prompt, the question and the answer less likely; 1 changes "
+        f"nothing {own}",
+    )
+    group.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end an answer before this text; repeatable",
     )
     group.add_argument(
         "--seed",

@@ -132,7 +132,9 @@ def show_plan(options: Options) -> int:
     request = MemoryRequest(options.device_mb, options.host_mb, sessions=len(options.sources))
     found = info(folder, (), request)
     system = load_system(options.system)
-    fitted = check_system(system, folder, read_manifest(folder), found.machine, request)
+    fitted = check_system(
+        system, folder, read_manifest(folder), found.machine, request, options.system_prompt
+    )
     print("\n".join(lines(found)))
     sources = len(options.sources)
     each = f", for each of {sources} sources" if sources > 1 else ""
@@ -148,7 +150,9 @@ def _shared_engines(folder: Path, options: Options, request: MemoryRequest) -> E
     system = load_system(options.system)
     return EngineSet.open(
         folder,
-        check=lambda manifest, machine: check_system(system, folder, manifest, machine, request),
+        check=lambda manifest, machine: check_system(
+            system, folder, manifest, machine, request, options.system_prompt
+        ),
     )
 
 

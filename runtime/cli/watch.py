@@ -70,6 +70,7 @@ class Watch:
             trace=self._trace,
             on_event=self._event,
             memory=self._context.memory,
+            system_prompt=self._context.options.system_prompt,
         ) as session:
             self._show_budget(session)
             try:

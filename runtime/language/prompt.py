@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from vicort.runtime.errors import EngineError, QuestionError
+from vicort.runtime.errors import ConfigError, EngineError, QuestionError
 from vicort.runtime.safe_text import brief, is_text, read_text, shown
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -38,9 +38,10 @@ TEMPLATE_ERRORS = (
 class Prompt:
     """Tokenizes the prefix and questions, and decodes answers."""
 
-    def __init__(self, folder: Path, video_token: int) -> None:
-        """folder: an engine set, or a checkpoint in Hugging Face layout. Raises EngineError if its
-        tokenizer or chat template is missing or fails."""
+    def __init__(self, folder: Path, video_token: int, system: str | None = None) -> None:
+        """folder: an engine set, or a checkpoint in Hugging Face layout. system: the system prompt;
+        None = the template's own. Raises EngineError if the folder's tokenizer or chat template is
+        missing or fails, ConfigError for a system prompt that cannot be given."""
         self._tokenizer = _read_tokenizer(folder / TOKENIZER_FILE)
         self._template = _read_template(folder)
         self._video = self._tokenizer.id_to_token(video_token)
@@ -49,11 +50,19 @@ class Prompt:
                 f"the tokenizer in {folder} has no token {video_token} for a video: use the "
                 "model's own tokenizer"
             )
-        before, found, _ = self._render([_turn("", with_video=True)]).partition(self._video)
+        self._system = system
+        if system is not None:
+            self._check_system(system)
+        before, found, _ = self._render(self._turns([("", "")])).partition(self._video)
         if not found:
             raise EngineError(
                 f"the chat template in {folder} puts no {self._video} where a video is: use the "
                 "model's own template"
+            )
+        if system is not None and system.strip() not in before:
+            raise ConfigError(
+                f"the chat template in {folder} does not take a system prompt: leave it out, or "
+                "put it into the questions"
             )
         self.prefix: list[int] = self._encode(before)
 
@@ -86,6 +95,11 @@ class Prompt:
             )
         return self._encode(whole[len(cached) :])
 
+    def context(self, text: str, earlier: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """The tokens of the whole conversation up to where the answer begins, the video one of
+        them; arguments as of `question`."""
+        return self._encode(self._render(self._turns([*earlier, (text, "")])))
+
     def words(self, text: str) -> list[int]:
         """The tokens of a question without the template, for retrieval."""
         return self._encode(text)
@@ -107,11 +121,24 @@ class Prompt:
 
     def _turns(self, turns: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
         messages: list[dict[str, Any]] = []
+        if self._system is not None:
+            messages.append({"role": "system", "content": self._system})
         for number, (question, answer) in enumerate(turns):
             messages.append(_turn(question, with_video=number == 0))
             if answer:
                 messages.append({"role": "assistant", "content": answer})
         return messages
+
+    def _check_system(self, text: str) -> None:
+        if not text.strip() or not is_text(text):
+            raise ConfigError(
+                f"the system prompt {shown(text)} is not text: say what the model shall be, or "
+                "leave it out"
+            )
+        if special := next((t for t in self.special_tokens() if t in text), None):
+            raise ConfigError(
+                f"the system prompt contains the model's control token {special!r}: leave it out"
+            )
 
     def _render(self, messages: list[dict[str, Any]]) -> str:
         try:
@@ -145,6 +172,47 @@ class TextStream:
         new = whole[len(self.text) :]
         self.text = whole
         return new
+
+
+class StopText:
+    """Passes a growing text on, up to the first of some texts. What may be the beginning of one of
+    them is held back."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.text = ""  # passed on so far
+        self.found = False
+
+    def add(self, piece: str) -> str:
+        """The text that can be passed on now; nothing after a stop text was found."""
+        if self.found:
+            return ""
+        self._held += piece
+        places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        self.found = bool(places)
+        return self._pass(min(places) if places else len(self._held) - self._unsure())
+
+    def finish(self) -> str:
+        """What was held back, at the end of the answer."""
+        return "" if self.found else self._pass(len(self._held))
+
+    def _unsure(self) -> int:
+        """How many characters at the end may begin a stop text."""
+        return max(
+            (
+                count
+                for stop in self._stops
+                for count in range(1, min(len(stop), len(self._held) + 1))
+                if self._held.endswith(stop[:count])
+            ),
+            default=0,
+        )
+
+    def _pass(self, count: int) -> str:
+        passed, self._held = self._held[:count], self._held[count:]
+        self.text += passed
+        return passed
 
 
 def _turn(text: str, with_video: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,29 +14,30 @@ from vicort.runtime.errors import ConfigError
 class TokenChoice:
     """Chooses the tokens of one answer. Equal seeds give equal answers."""
 
-    def __init__(self, options: Sampling) -> None:
+    def __init__(self, options: Sampling, context: Sequence[int] = ()) -> None:
+        """options: greedy where they say nothing. context: tokens before the answer, which
+        `repetition_penalty` counts too."""
         _check(options)
         self.options = options
         self._random = np.random.default_rng(options.seed)
+        self._seen = set(context)
 
     def choose(self, logits: np.ndarray, answer: Sequence[int]) -> int:
         """logits: [V] float; answer: the tokens so far. Greedy at temperature 0."""
         options = self.options
         logits = logits.astype(np.float64)
-        if options.repetition_penalty != 1 and answer:
-            seen = np.unique(answer)
-            logits[seen] = np.where(
-                logits[seen] > 0,
-                logits[seen] / options.repetition_penalty,
-                logits[seen] * options.repetition_penalty,
-            )
-        if options.temperature == 0:
+        penalty = options.repetition_penalty or 1
+        if penalty != 1 and (self._seen or answer):
+            seen = list(self._seen.union(answer))
+            old = logits[seen]
+            logits[seen] = np.where(old > 0, old / penalty, old * penalty)
+        if not options.temperature:
             return int(np.argmax(logits))
         order = np.argsort(-logits, kind="stable")
         if options.top_k:
             order = order[: options.top_k]
         chances = _softmax(logits[order] / options.temperature)
-        if options.top_p < 1:
+        if options.top_p is not None and options.top_p < 1:
             count = int(np.searchsorted(np.cumsum(chances), options.top_p)) + 1
             order, chances = order[:count], chances[:count] / chances[:count].sum()
         return int(self._random.choice(order, p=chances))
@@ -47,17 +49,19 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _check(options: Sampling) -> None:
-    if options.temperature < 0:
+    temperature, top_p, top_k = options.temperature, options.top_p, options.top_k
+    penalty = options.repetition_penalty
+    if temperature is not None and not 0 <= temperature < math.inf:
         raise ConfigError(
-            f"temperature {options.temperature} is negative: 0 is greedy, 0.7 is usual"
+            f"temperature {temperature} is negative or no number: 0 is greedy, 0.7 is usual"
         )
-    if not 0 < options.top_p <= 1:
-        raise ConfigError(f"top_p {options.top_p} is out of range: give more than 0 and at most 1")
-    if options.top_k < 0:
-        raise ConfigError(f"top_k {options.top_k} is negative: 0 takes all tokens")
-    if options.repetition_penalty <= 0:
-        raise ConfigError(
-            f"repetition_penalty {options.repetition_penalty} is not positive: 1 changes nothing"
-        )
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ConfigError(f"top_p {top_p} is out of range: give more than 0 and at most 1")
+    if top_k is not None and top_k < 0:
+        raise ConfigError(f"top_k {top_k} is negative: 0 takes all tokens")
+    if penalty is not None and not 0 < penalty < math.inf:
+        raise ConfigError(f"repetition_penalty {penalty} is not above 0: 1 changes nothing")
     if options.max_tokens < 1:
         raise ConfigError(f"max_tokens {options.max_tokens} is below 1: give at least 1")
+    if "" in options.stop:
+        raise ConfigError("a stop text is empty: name the text before which an answer ends")

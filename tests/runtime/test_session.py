@@ -3,6 +3,8 @@ that must agree."""
 
 import gc
 import itertools
+import json
+import shutil
 import threading
 import weakref
 from fractions import Fraction
@@ -14,7 +16,7 @@ from support.streams import frames
 from support.systems import FULL, system
 
 from vicort.runtime.core import Answer, ChunkEvent, Question, Sampling
-from vicort.runtime.errors import MemoryBudgetError, QuestionError, VicortError
+from vicort.runtime.errors import ConfigError, MemoryBudgetError, QuestionError, VicortError
 from vicort.runtime.memory.slots import Slots
 from vicort.runtime.policies.system import known_systems, load_system
 from vicort.runtime.session import Session
@@ -414,6 +416,60 @@ def test_sampling_is_seeded():
 
     assert say(1) == say(1)
     assert say(1) != say(2)
+
+
+def told(engines=None, sampling=SHORT, **options):
+    """The answer, and the pieces in which it came, after one chunk."""
+    pieces = []
+    with Session(engines or FakeEngineSet(), system(), overlap=False, **options) as session:
+        for frame in frames(8):
+            session.push(frame)
+        answer = session.ask(ASK, sampling=sampling, on_token=pieces.append)
+    return answer, pieces
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_an_answer_ends_before_a_stop_text_which_is_never_streamed(length):
+    whole, _ = told(sampling=Sampling(max_tokens=12))
+    middle = len(whole.text) // 2
+    word = whole.text[middle : middle + length]
+    answer, pieces = told(sampling=Sampling(max_tokens=12, stop=("never said", word)))
+    assert answer.text == "".join(pieces) == whole.text[: whole.text.index(word)]
+    assert answer.tokens < whole.tokens
+
+
+def test_the_models_own_sampling_is_taken_where_the_question_says_nothing(tmp_path):
+    folder = shutil.copytree(FakeEngineSet().folder, tmp_path / "model")
+    (folder / "generation_config.json").write_text(
+        json.dumps({"do_sample": True, "temperature": 3.0, "repetition_penalty": 1.3})
+    )
+
+    def say(**options):
+        engines = FakeEngineSet()
+        engines.folder = folder
+        return told(engines, Sampling(max_tokens=30, **options))[0].text
+
+    plain = told(sampling=Sampling(max_tokens=30))[0].text
+    greedy = {"temperature": 0.0, "repetition_penalty": 1.0}
+    assert say(**greedy) == plain
+    assert say(seed=1) != say(seed=2)
+    assert say() == say(temperature=3.0, top_k=50, top_p=1.0, repetition_penalty=1.3)
+    assert say(temperature=0.0) != plain  # the penalty is left
+
+
+def test_a_system_prompt_comes_first_and_is_counted():
+    said = "what color was the circle there now"
+    plain, longer = (told(system_prompt=text)[0] for text in (None, said))
+    assert longer.text != plain.text
+    with Session(FakeEngineSet(), system(), overlap=False, system_prompt=said) as session:
+        assert len(session.inspect().prompt.prefix) > len(said.split())
+
+
+def test_a_system_prompt_that_is_too_long_is_refused_with_its_length():
+    with pytest.raises(
+        ConfigError, match=r"a prompt of \d+ tokens, these engines take 32: shorten"
+    ):
+        told(system_prompt="circle " * 40)
 
 
 def test_many_threads_ask_while_frames_go_on():

@@ -4,13 +4,19 @@ every comparison of the model."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 from transformers.initialization import no_init_weights
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # preprocessor_config.json of the published models
@@ -216,13 +222,17 @@ class Conversation:
         first = len(self.prompt) + max(max(self.times), *(side - 1 for side in self.grid)) + 1
         return torch.arange(first, first + len(self.question) + more).repeat(3, 1).T
 
+    def ids(self, model: Qwen2_5_VLForConditionalGeneration, answer: list[int]) -> list[int]:
+        """All tokens up to the answer's last, as transformers has them."""
+        tokens = self.grid[0] * self.grid[1] * len(self.times)
+        return self.prompt + [model.config.video_token_id] * tokens + self.question + answer
+
     def reference_logits(
         self, model: Qwen2_5_VLForConditionalGeneration, answer: list[int]
     ) -> Tensor:
         """Logits [V] of the token after `answer`, by transformers, in one pass, its positions
         given."""
-        tokens = self.grid[0] * self.grid[1] * len(self.times)
-        ids = self.prompt + [model.config.video_token_id] * tokens + self.question + answer
+        ids = self.ids(model, answer)
         units = [self.unit_positions(unit) for unit in range(len(self.times))]
         positions = torch.cat(
             [self.prompt_positions(), *units, self.question_positions(len(answer))]
@@ -240,12 +250,19 @@ class Conversation:
         return out.logits[0, -1]
 
     def reference_answer(
-        self, model: Qwen2_5_VLForConditionalGeneration, length: int
+        self,
+        model: Qwen2_5_VLForConditionalGeneration,
+        length: int,
+        processors: Sequence[LogitsProcessor] = (),
     ) -> tuple[list[int], Tensor]:
-        """Greedy tokens and the logits [length,V] that they were chosen from."""
+        """Greedy tokens and the logits [length,V] that they were chosen from. processors: change
+        the logits before."""
         answer: list[int] = []
         rows = []
         for _ in range(length):
-            rows.append(self.reference_logits(model, answer))
+            logits = self.reference_logits(model, answer)[None]
+            for processor in processors:
+                logits = processor(torch.tensor([self.ids(model, answer)]), logits)
+            rows.append(logits[0])
             answer.append(int(rows[-1].argmax()))
         return answer, torch.stack(rows)

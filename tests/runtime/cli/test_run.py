@@ -88,6 +88,7 @@ def test_defaults(capsys: pytest.CaptureFixture[str], clip: Path) -> None:
         "sampling": Sampling(),
         "trace": None,
         "memory": MemoryRequest(),
+        "system_prompt": None,
     }
     assert session().times == [
         0,
@@ -117,6 +118,14 @@ def test_options_reach_the_session(
         "3",
         "--max-tokens",
         "9",
+        "--repetition-penalty",
+        "1.1",
+        "--stop",
+        "\n",
+        "--stop",
+        "END",
+        "--system-prompt",
+        "You watch a gate.",
     ]
     flags = [
         "--system",
@@ -139,8 +148,15 @@ def test_options_reach_the_session(
         "drop-oldest",
     )
     assert options["sampling"] == Sampling(
-        temperature=0.5, top_p=0.9, top_k=7, seed=3, max_tokens=9
+        temperature=0.5,
+        top_p=0.9,
+        top_k=7,
+        repetition_penalty=1.1,
+        seed=3,
+        max_tokens=9,
+        stop=("\n", "END"),
     )
+    assert options["system_prompt"] == "You watch a gate."
 
 
 @pytest.mark.parametrize(

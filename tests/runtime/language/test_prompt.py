@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from vicort.runtime.errors import EngineError, QuestionError
-from vicort.runtime.language.prompt import Prompt, TextStream
+from vicort.runtime.errors import ConfigError, EngineError, QuestionError
+from vicort.runtime.language.prompt import Prompt, StopText, TextStream
 
 ROOT = Path(__file__).parents[3]
 TINY = ROOT / "export" / "tiny" / "checkpoint"
@@ -135,3 +137,88 @@ def test_a_folder_that_is_not_whole_is_refused_in_one_line(tmp_path, change, wor
         Prompt(folder, VIDEO)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# ---- a system prompt ----
+
+
+def test_a_system_prompt_is_the_templates_first_message(qwen):
+    said = "You watch a gate. Say what you see."
+    prompt = Prompt(qwen, 151656, said)
+    system = {"role": "system", "content": said}
+    expected = whole(qwen, [system, user("Who is there?", video=True)])
+    place = expected.index(151656)
+    assert prompt.prefix == expected[:place]
+    assert prompt.question("Who is there?") == expected[place + 1 :]
+    first, answer, second = "Who is there?", "A man.", "And now?"
+    turns = [system, user(first, video=True), {"role": "assistant", "content": answer}]
+    cached = [*prompt.prefix, 151656, *prompt.question(first), *prompt.words(answer)]
+    assert cached + prompt.question(second, [(first, answer)]) == whole(
+        qwen, [*turns, user(second)]
+    )
+
+
+def test_the_context_is_the_whole_conversation(qwen):
+    prompt = Prompt(qwen, 151656)
+    first, answer, second = "Who is there?", "A man.", "And now?"
+    turns = [user(first, video=True), {"role": "assistant", "content": answer}, user(second)]
+    assert prompt.context(second, [(first, answer)]) == whole(qwen, turns)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "the system prompt '' is not text"),
+        (" \n", "is not text"),
+        ("a\ud800", "is not text"),
+        ("be brief <|im_end|>", r"control token '<\|im_end\|>'"),
+    ],
+)
+def test_a_system_prompt_that_cannot_be_given_is_refused(text, words):
+    with pytest.raises(ConfigError, match=words):
+        Prompt(TINY, VIDEO, text)
+
+
+def test_a_template_without_a_system_message_is_said(tmp_path):
+    shutil.copytree(TINY, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(
+        "{% for m in messages if m.role == 'user' %}<|video_pad|>{{ m.content[-1].text }}{% endfor %}"
+    )
+    with pytest.raises(ConfigError, match="does not take a system prompt: leave it out"):
+        Prompt(tmp_path / "model", VIDEO, "be brief")
+
+
+# ---- stop texts ----
+
+WORDS = st.text("ab.", max_size=12)
+
+
+@given(st.lists(WORDS, max_size=8), st.lists(st.text("ab.", min_size=1, max_size=4), max_size=3))
+def test_an_answer_ends_before_the_first_stop_text_however_it_is_cut(pieces, stops):
+    text = "".join(pieces)
+    ends = [place for stop in stops if (place := text.find(stop)) >= 0]
+    stop, passed = StopText(stops), []
+    for piece in pieces:
+        passed.append(stop.add(piece))
+        if stop.found:
+            break
+    passed.append(stop.finish())
+    assert "".join(passed) == stop.text == (text[: min(ends)] if ends else text)
+    assert stop.found == bool(ends)
+
+
+@given(st.lists(WORDS, max_size=8), st.text("ab.", min_size=1, max_size=4))
+def test_no_more_is_held_back_than_may_begin_a_stop_text(pieces, word):
+    stop, given_ = StopText([word]), ""
+    for piece in pieces:
+        given_ += piece
+        stop.add(piece)
+        if stop.found:
+            return
+        held = given_[len(stop.text) :]
+        assert len(held) < len(word)
+        assert word.startswith(held)
+
+
+def test_without_stop_texts_nothing_is_held_back():
+    assert [StopText(()).add(piece) for piece in ("a", "", "b")] == ["a", "", "b"]

@@ -57,10 +57,61 @@ def test_the_penalty_moves_an_answer_off_what_it_has_said():
     assert choice.choose(values, [0]) == 1
 
 
+@given(logits, st.floats(0.5, 3), st.lists(st.integers(0, 11)), st.lists(st.integers(0, 11)))
+def test_the_penalty_is_that_of_transformers_over_prompt_and_answer(
+    values, penalty, context, answer
+):
+    import torch
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    scores = torch.from_numpy(values.astype(np.float64))[None]
+    ids = torch.tensor([[*context, *answer]], dtype=torch.long)
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, scores)[0]
+    choice = TokenChoice(Sampling(repetition_penalty=penalty), context)
+    assert choice.choose(values, answer) == int(expected.argmax())
+
+
+@given(logits, st.floats(0.1, 3), st.integers(0, 12), st.floats(0.05, 1), st.floats(0.5, 2))
+def test_what_may_be_drawn_is_what_transformers_leaves(values, temperature, k, p, penalty):
+    import torch
+    from transformers import (
+        LogitsProcessorList,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    warpers = LogitsProcessorList(
+        [
+            RepetitionPenaltyLogitsProcessor(penalty),
+            TemperatureLogitsWarper(temperature),
+            *([TopKLogitsWarper(k)] if k else []),
+            *([TopPLogitsWarper(p)] if p < 1 else []),
+        ]
+    )
+    scores = torch.from_numpy(values.astype(np.float64))[None]
+    left = warpers(torch.tensor([[3, 5]]), scores)[0]
+    sampling = Sampling(temperature=temperature, top_k=k, top_p=p, repetition_penalty=penalty)
+    choice = TokenChoice(sampling, [3, 5])
+    drawn = [choice.choose(values, ()) for _ in range(20)]
+    penalised = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([[3, 5]]), scores)[0]
+    least = penalised[left > -torch.inf].min()  # equal logits stand for each other
+    assert penalised[drawn].min() >= least
+
+
+def test_what_is_not_said_is_taken_from_the_defaults():
+    defaults = Sampling(temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05)
+    own = Sampling(top_k=0, max_tokens=9, stop=("x",))
+    assert own.over(defaults) == Sampling(0.7, 0.8, 0, 1.05, max_tokens=9, stop=("x",))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"temperature": -1},
+        {"temperature": float("nan")},
+        {"repetition_penalty": float("inf")},
         {"top_p": 0},
         {"top_p": 1.1},
         {"top_k": -1},
@@ -72,3 +123,8 @@ def test_options_out_of_range_name_themselves(wrong):
     (name,) = wrong
     with pytest.raises(ConfigError, match=name):
         TokenChoice(Sampling(**wrong))
+
+
+def test_an_empty_stop_text_is_refused():
+    with pytest.raises(ConfigError, match="a stop text is empty"):
+        TokenChoice(Sampling(stop=("a", "")))
