@@ -459,8 +459,9 @@ def test_the_models_own_sampling_is_taken_where_the_question_says_nothing(tmp_pa
 
 def test_a_system_prompt_comes_first_and_is_counted():
     said = "what color was the circle there now"
-    plain, longer = (told(system_prompt=text)[0] for text in (None, said))
-    assert longer.text != plain.text
+    long = Sampling(max_tokens=30)
+    plain, changed = (told(sampling=long, system_prompt=text)[0] for text in (None, said))
+    assert changed.text != plain.text
     with Session(FakeEngineSet(), system(), overlap=False, system_prompt=said) as session:
         assert len(session.inspect().prompt.prefix) > len(said.split())
 
