@@ -8,15 +8,10 @@ import math
 import shutil
 from pathlib import Path
 
+from vicort.export.random_checkpoint import config_of, write_companions
 from vicort.export.tiny.model import CHECKPOINT as TINY
 
 SIDE = 224  # pixels
-COPIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 VISION = {
     "depth": 6,
     "hidden_size": 512,
@@ -81,30 +76,6 @@ def matrix_shapes() -> dict[str, tuple[int, int, int]]:
             ("language", rows[model][1], config["text_config"]),
         )
     }
-
-
-def config_of(vision: dict, text: dict, theta: float, sections: list[int]) -> dict:
-    """The tiny model's configuration with other sizes; special tokens stay its own, so that its
-    tokenizer fits."""
-    config = read_json(TINY / "config.json")
-    for key in ("architectures", "model_type", "transformers_version", "dtype"):
-        config.pop(key, None)
-    rope = {"rope_type": "default", "rope_theta": theta, "mrope_section": sections}
-    config["vision_config"] |= vision | {"out_hidden_size": text["hidden_size"]}
-    config["text_config"] |= text | {"rope_parameters": rope, "layer_types": None}
-    return config
-
-
-def write_companions(folder: Path, side: int) -> None:
-    """Beside random weights: the tiny model's tokenizer and template, and preprocessing for square
-    frames of `side` pixels."""
-    for name in COPIED:
-        shutil.copy(TINY / name, folder / name)
-    preprocessing = read_json(TINY / "preprocessor_config.json") | {
-        "min_pixels": side * side,
-        "max_pixels": side * side,
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
 
 
 def _medium_config() -> dict:

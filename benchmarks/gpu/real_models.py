@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from vicort.benchmarks.common.checkpoints import config_of, read_json
+from vicort.benchmarks.common.checkpoints import read_json
 from vicort.benchmarks.common.settings import REAL_SIDES
 from vicort.benchmarks.gpu.lab import Lab, Skip, need
+from vicort.export.random_checkpoint import PUBLISHED, SECTIONS, THETA, config_of
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import GraphSpec
@@ -21,18 +22,6 @@ from vicort.runtime.manifest import GraphSpec
 # of a run of the language graph: a chunk of 448x448 whole, so that both sizes of frames share one
 # language engine
 MAX_ROWS = 2048
-# config.json of Qwen/Qwen2.5-VL-3B-Instruct; the 7B model's is the same but for out_hidden_size
-VISION = {
-    "depth": 32,
-    "hidden_size": 1280,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "window_size": 112,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-    "tokens_per_second": 2,
-}
-SECTIONS, THETA = [16, 24, 24], 1e6
-POSITIONS = {"max_position_embeddings": 128_000, "rms_norm_eps": 1e-6}
 
 
 @dataclass(frozen=True)
@@ -45,7 +34,7 @@ class Size:
     text: dict[str, Any]
     tied: bool  # whether the output head is the token embedding
     theta: float = THETA
-    sections: tuple[int, ...] = tuple(SECTIONS)
+    sections: tuple[int, ...] = SECTIONS
     sides: tuple[int, ...] = REAL_SIDES
     max_question_rows: int = MAX_ROWS
 
@@ -57,34 +46,8 @@ class Size:
 
 
 SIZES = {
-    "3b": Size(  # config.json of Qwen/Qwen2.5-VL-3B-Instruct
-        "3b",
-        "qwen2.5-vl-3b",
-        VISION,
-        {
-            "vocab_size": 151_936,
-            "hidden_size": 2048,
-            "intermediate_size": 11_008,
-            "num_hidden_layers": 36,
-        }
-        | {"num_attention_heads": 16, "num_key_value_heads": 2}
-        | POSITIONS,
-        tied=True,
-    ),
-    "7b": Size(  # config.json of Qwen/Qwen2.5-VL-7B-Instruct
-        "7b",
-        "qwen2.5-vl-7b",
-        VISION,
-        {
-            "vocab_size": 152_064,
-            "hidden_size": 3584,
-            "intermediate_size": 18_944,
-            "num_hidden_layers": 28,
-        }
-        | {"num_attention_heads": 28, "num_key_value_heads": 4}
-        | POSITIONS,
-        tied=False,
-    ),
+    name: Size(name, f"qwen2.5-vl-{name}", shape.vision, shape.text, shape.tied)
+    for name, shape in PUBLISHED.items()
 }
 
 
@@ -157,7 +120,7 @@ class Place:
 
 def build(lab: Lab, name: str) -> dict[str, Any]:
     """A random checkpoint, made on the device, and its engine sets for all sizes of frames."""
-    from vicort.benchmarks.common.random_weights import write_random
+    from vicort.export.random_checkpoint import write_random
 
     place = Place.of(lab, name)
     need("torch", "weights are drawn, and engines built, with it")
@@ -246,7 +209,7 @@ def weight_count(config: dict[str, Any]) -> float:
 
 
 def parameters(checkpoint: Path) -> int:
-    from vicort.benchmarks.common.random_weights import INDEX, ITEM_BYTES
+    from vicort.export.random_checkpoint import INDEX, ITEM_BYTES
 
     return read_json(checkpoint / INDEX)["metadata"]["total_size"] // ITEM_BYTES
 

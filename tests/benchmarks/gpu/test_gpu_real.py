@@ -16,7 +16,6 @@ from support.simulated_tensorrt import SimulatedTensorRTSet
 
 from vicort.benchmarks.common import first_token
 from vicort.benchmarks.common.checkpoints import read_json
-from vicort.benchmarks.common.random_weights import INDEX, shards_of, write_random
 from vicort.benchmarks.common.spread import spread
 from vicort.benchmarks.common.transformers_stream import (
     Variant,
@@ -38,6 +37,7 @@ from vicort.benchmarks.gpu.pipeline_steps import PipelineAmount, reach, stage_ra
 from vicort.benchmarks.gpu.real_models import SIZES, Place, Size, share_language, weight_count
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_models
+from vicort.export.random_checkpoint import INDEX, shards_of, write_random
 from vicort.runtime.devices.cuda import Gpu
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import EmbeddingSpec, FileSpec, GraphSpec, Manifest, read_manifest
