@@ -136,6 +136,7 @@ def open(params: Any, result: Any) -> None:
         params.temperature,
         params.top_p,
         params.top_k,
+        repetition_penalty=1.0,
         seed=params.seed,
         max_tokens=params.max_tokens,
     )

@@ -182,8 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _write(folder: Path, shape: PublishedShape, tokenizer: Path | None) -> None:
     """Raises ConfigError if the folder holds something else, or its disk has too little space."""
-    if folder.exists() and not (folder / INDEX).is_file() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty: name a new folder")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ConfigError(f"{folder} is there already: remove it, or name a new folder")
     config = shape.config
     ids = _special_tokens(tokenizer) if tokenizer else {}
     total = shape.parameters * ITEM_BYTES

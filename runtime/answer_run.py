@@ -65,7 +65,7 @@ class AnswerRun:
             tokens, text = self._generate(run, token)
             if self._appends:
                 self._append_to_stream()
-            elif self._question.conversation is not None:
+            elif self._question.conversation is not None and text:  # a template skips empty turns
                 self._stream.run(self._keep_turn_in_stream, text).done()
             return self._report(tokens, text, ttft)
         finally:
@@ -167,21 +167,24 @@ class AnswerRun:
         model, text = self._model, TextStream(self._shared.prompt)
         stop = StopText(self._question.sampling.stop)
         tokens: list[int] = []
+        written = 0  # tokens whose keys and values are in scratch pages
         while token not in model.eos_tokens:
             tokens.append(token)
             if piece := stop.add(text.add(token)):
                 self._on_token(piece)
+            if stop.found:
+                break
             logits = self._decode(run, token, len(tokens))
+            written += 1
             if (
-                stop.found
-                or len(tokens) == self._question.sampling.max_tokens
+                len(tokens) == self._question.sampling.max_tokens
                 or self._position(len(tokens)) >= model.max_position
             ):
                 break
             token = self._choice.choose(logits, tokens)
-        else:
-            if self._appends:  # later chunks see that the answer has ended
-                self._decode(run, token, len(tokens) + 1)
+        ends = [token] if token in model.eos_tokens else list(model.eos_tokens[:1]) * stop.found
+        if self._appends and ends:  # later chunks see that the answer has ended
+            self._decode(run, ends[0], written + 1)
         if piece := stop.add(text.finish()) + stop.finish():
             self._on_token(piece)
         return tokens, stop.text

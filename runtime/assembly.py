@@ -10,11 +10,12 @@ import numpy as np
 
 from vicort.runtime.answering import Answerer
 from vicort.runtime.core import UNIT_FRAMES, Spoken
-from vicort.runtime.devices.device import Device, Stream
+from vicort.runtime.devices.device import ON_CPU_ONLY, Device, Stream
 from vicort.runtime.devices.machine import MachineMemory
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.engines.engine_set import EngineSet, pool_dtype
-from vicort.runtime.errors import ConfigError
+from vicort.runtime.errors import ConfigError, DeviceError
+from vicort.runtime.language.generation_config import read_generation
 from vicort.runtime.language.language_run import LanguageRun
 from vicort.runtime.language.prompt import Prompt
 from vicort.runtime.manifest import Manifest, ModelSpec
@@ -25,8 +26,8 @@ from vicort.runtime.policies.system import System
 from vicort.runtime.stages.job import Buffers, Job, Stage
 from vicort.runtime.stages.pipeline import OverlappedPipeline, Pipeline, SequentialPipeline
 from vicort.runtime.stages.prefill import Prefill
-from vicort.runtime.stages.pruned_stages import PrunedTokens, PrunedVision
-from vicort.runtime.stages.speaker import Speaker
+from vicort.runtime.stages.pruned_stages import PrunedTokens, PrunedVision, check_pruned_graph
+from vicort.runtime.stages.speaker import Speaker, silence_token
 from vicort.runtime.stages.stages import Preprocess, TokenControl, Vision
 
 CHUNKS_IN_FLIGHT = 4  # one for each stage: more would only make questions wait longer
@@ -136,13 +137,22 @@ def check_system(
 ) -> FittedSystem:
     """Refuse a system that a session of these engines would refuse, before they are loaded.
 
-    Raises ConfigError, and MemoryBudgetError with the smallest budget that works.
+    Raises ConfigError, DeviceError for a system that needs engines of the CPU, EngineError for a
+    damaged generation_config.json, and MemoryBudgetError with budgets that work.
     """
     model = manifest.model
     frames = chunk_frames(system, model)
     system.drop.check(system.name, model)
     system.retrieval.check(system.name, frames // UNIT_FRAMES)
-    prompt_tokens = len(open_prompt(folder, model, system_prompt).prefix)
+    if system.long_term and manifest.backend == "tensorrt":
+        raise DeviceError(ON_CPU_ONLY)
+    if system.drop.pruning:
+        check_pruned_graph(manifest, folder)
+    read_generation(folder)
+    prompt = open_prompt(folder, model, system_prompt)
+    if speech := system.speaks.by_itself:
+        silence_token(speech, prompt, system.name)
+    prompt_tokens = len(prompt.prefix)
     return fit_budget(system, model, pool_dtype(manifest), prompt_tokens, machine, request)
 
 

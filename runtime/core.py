@@ -185,14 +185,14 @@ class MemoryEvent(Event):
 
     device_mb: float  # MB of 1e6 bytes
     host_mb: float
-    # of a stream, nothing dropped, that both tiers hold; None where long-term memory decides
+    # of a stream, nothing dropped, that is remembered; None where long-term memory decides that, or
+    # where every frame is taken, whatever their rate
     seconds: float | None
 
     @property
     def options(self) -> str:
         """The options of vicort-run that ask for exactly this budget."""
-        host = f" --host-memory {self.host_mb:.15g}MB" if self.host_mb else ""
-        return f"--memory {self.device_mb:.15g}MB{host}"
+        return f"--memory {self.device_mb:.15g}MB --host-memory {self.host_mb:.15g}MB"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Exceptions of vicort. Each text is one line: the value, what is allowed, and what to try next."""
 
+import math
+
 
 class VicortError(Exception):
     """A failure that the user can act on. `exit_code`: of the command line tools."""
@@ -34,6 +36,19 @@ class TruncatedSource(SourceError):
 
 class MemoryBudgetError(VicortError):
     """A page budget is too small for the pages that must be kept."""
+
+
+class HostBudgetError(MemoryBudgetError):
+    """The budget of the host tier is too small for a long-term memory."""
+
+    def __init__(self, host_mb: float, smallest: int, what: str) -> None:
+        """smallest: bytes that would be enough; what: that needs them."""
+        self.smallest_mb = math.ceil(smallest / 1e4) / 100
+        super().__init__(
+            f"a host budget of {host_mb:g} MB is too small for {what}: give --host-memory "
+            f"{self.smallest_mb:g}MB or more, or set memory.host_mb to at least "
+            f"{self.smallest_mb:g}"
+        )
 
 
 class DeviceError(VicortError):

@@ -134,6 +134,8 @@ class Session:
         self._prefill = parts.prefill
         self._pipeline = parts.pipeline
         self._answerer = parts.answerer
+        # frames a second that are taken; None: all, whatever their rate
+        self.rate = None if fps == "source" else float(model.fps if fps is None else fps)
         self._sampler = Sampler(None if fps == "source" else model.fps if fps is None else fps)
         self._chunker = Chunker(self._chunk_frames)
         self._lag = lag_policy(on_lag, self._pipeline)

@@ -93,6 +93,8 @@ def runnable(
         try:
             with Session(engines, system, **options) as session:
                 able[name] = session.system
+                if session.fitted.given_up:
+                    _say(f"warning: {session.fitted.given_up}")
         except VicortError as error:
             if named:
                 raise

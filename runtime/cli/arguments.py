@@ -151,13 +151,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--memory",
         metavar="SIZE",
-        help="memory for what each source's session remembers, such as 4GB; on a GPU, of the GPU "
-        "(default: a share of the machine's, as the system says)",
+        help="memory for pages on the device, which on a CPU is the machine's, of each source, such "
+        "as 4GB (default: a share of what there is, as the system says)",
     )
     parser.add_argument(
         "--host-memory",
         metavar="SIZE",
-        help="memory for what no longer fits there, of systems that move it to the host",
+        help="memory for pages that no longer fit there, besides --memory, of systems that move "
+        "them to the host (default: a share of the machine's memory)",
     )
     parser.add_argument(
         "--sequential",
@@ -390,7 +391,7 @@ def _budget(option: str, text: str | None, least: float) -> float | None:
         return None
     megabytes = parse_megabytes(option, text)
     if not least <= megabytes <= MAX_MB:
-        raise ConfigError(f"{option} {text}: give {least:g}MB or more, such as 4GB")
+        raise ConfigError(f"{option} {text}: give {least:g}MB to {MAX_MB / 1e6:g}TB, such as 4GB")
     return megabytes
 
 

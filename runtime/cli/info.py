@@ -6,6 +6,7 @@ No engine is loaded.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,9 +27,18 @@ from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.memory.memory_plan import unit_pages
 from vicort.runtime.policies.system import known_systems, load_system
 
+READER_GONE = 141  # exit code: 128 + SIGPIPE
 MODEL = "tiny"  # without an argument
 GB = 1_000_000_000
 SPARE_GB = 1.5  # that a run takes besides weights and pages
+
+
+@dataclass(frozen=True)
+class SystemInfo:
+    """What a system gets on this machine."""
+
+    budget: MemoryEvent | None  # None: it does not run
+    note: str  # why, or what it does less of than its file says
 
 
 @dataclass(frozen=True)
@@ -50,8 +60,7 @@ class EngineInfo:
     seconds_a_gb: float  # of a stream of which nothing is dropped
     machine: MachineMemory
     missing: str  # why these engines do not run here; "" if nothing is known against it
-    # for each system: its budget here, or why it does not run
-    systems: dict[str, MemoryEvent | str]
+    systems: dict[str, SystemInfo]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,6 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VicortError as error:
         print(f"vicort-info: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        # stdout is flushed again at exit, which must not print an error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -119,7 +132,7 @@ def info(
         seconds_a_gb=GB / of_second,
         machine=machine,
         missing=missing,
-        systems={name: _budget(name, folder, manifest, machine, request) for name in systems},
+        systems={name: _system(name, folder, manifest, machine, request) for name in systems},
     )
 
 
@@ -146,13 +159,14 @@ def _machine(manifest: Manifest) -> tuple[MachineMemory, str]:
     return MachineMemory(host), ""
 
 
-def _budget(
+def _system(
     name: str, folder: Path, manifest: Manifest, machine: MachineMemory, request: MemoryRequest
-) -> MemoryEvent | str:
+) -> SystemInfo:
     try:
-        return check_system(load_system(name), folder, manifest, machine, request).event
+        fitted = check_system(load_system(name), folder, manifest, machine, request)
+        return SystemInfo(fitted.event(manifest.model.fps), fitted.given_up)
     except VicortError as error:
-        return str(error)
+        return SystemInfo(None, str(error))
 
 
 def lines(found: EngineInfo) -> list[str]:
@@ -172,7 +186,7 @@ def lines(found: EngineInfo) -> list[str]:
         f"{duration(found.seconds_a_gb)} of which nothing is dropped",
         "here": found.missing or _machine_text(found.machine),
     }
-    systems = [f"  {name:17} {budget_text(event)}" for name, event in found.systems.items()]
+    systems = [f"  {name:17} {_system_text(each)}" for name, each in found.systems.items()]
     return [found.folder, *(f"  {key:11} {text}" for key, text in rows.items()), *systems]
 
 
@@ -181,10 +195,13 @@ def _machine_text(machine: MachineMemory) -> str:
     return host if machine.device is None else f"a GPU with {machine.device / GB:.1f} GB, {host}"
 
 
-def budget_text(event: MemoryEvent | str) -> str:
-    """event: the budget, or why there is none."""
-    if isinstance(event, str):
-        return event
+def _system_text(found: SystemInfo) -> str:
+    if found.budget is None:
+        return found.note
+    return budget_text(found.budget) + (f"; {found.note}" if found.note else "")
+
+
+def budget_text(event: MemoryEvent) -> str:
     return event.options + (f", room for {duration(event.seconds)}" if event.seconds else "")
 
 

@@ -124,7 +124,8 @@ def run(options: Options) -> int:
 
 
 def show_plan(options: Options) -> int:
-    """Print what a run would load and the budget of its sessions; refuse what it would refuse."""
+    """Print what a run would load and the budget of its sessions; refuse what it would refuse, but
+    for sources, which are not opened."""
     folder = options.engine_dir or find_engine_dir(MODEL)
     if folder is None:
         print(f"the engines of the {MODEL} model would be built first, by `vicort-build {MODEL}`")
@@ -135,11 +136,14 @@ def show_plan(options: Options) -> int:
     fitted = check_system(
         system, folder, read_manifest(folder), found.machine, request, options.system_prompt
     )
+    rate = None if options.fps == "source" else float(options.fps or found.fps)
+    if found.missing:
+        raise EngineError(f"{folder} does not run here: {found.missing}")
     print("\n".join(lines(found)))
     sources = len(options.sources)
     each = f", for each of {sources} sources" if sources > 1 else ""
     print(f"  {'system':11} {system.name}{each}")
-    print(f"  {'budget':11} {budget_text(fitted.event)}")
+    print(f"  {'budget':11} {budget_text(fitted.event(rate))}")
     if fitted.given_up:
         print(f"  {'':11} {fitted.given_up}")
     return 0

@@ -87,7 +87,7 @@ class Watch:
         fitted = session.fitted
         if fitted.given_up:
             self._output.warn(fitted.given_up)
-        self._output.event(fitted.event, self.label)
+        self._output.event(fitted.event(session.rate), self.label)
 
     @property
     def _trace(self) -> SpanSink | None:

@@ -18,6 +18,11 @@ from vicort.runtime.devices.machine import MachineMemory
 from vicort.runtime.devices.urgency import Urgency
 from vicort.runtime.manifest import ModelSpec
 
+ON_CPU_ONLY = (
+    "memory that differs by layer and head (systems livevlm, resv, freekv) runs on CPU engines "
+    "only so far: take --system vicostream, or an engine set of --backend openvino"
+)
+
 
 class Array(Protocol):
     """A contiguous array on a device: a NumPy array, or a `DeviceArray` with the same interface."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -53,9 +54,8 @@ def read_generation(folder: Path) -> Sampling:
         raise EngineError(
             f"{path} is not JSON: build the engine set again with vicort-build"
         ) from error
-    found = Sampling(repetition_penalty=config.repetition_penalty)
+    found = Sampling(config.temperature, config.top_p, config.top_k, config.repetition_penalty)
     if config.do_sample:
-        found = Sampling(
-            config.temperature, config.top_p, config.top_k, config.repetition_penalty
-        ).over(SAMPLED)
-    return found.over(Sampling.greedy())
+        return found.over(SAMPLED).over(Sampling.greedy())
+    # for a caller who gives a temperature
+    return replace(found, temperature=0.0).over(Sampling.greedy())

@@ -33,14 +33,20 @@ class TokenChoice:
             logits[seen] = np.where(old > 0, old / penalty, old * penalty)
         if not options.temperature:
             return int(np.argmax(logits))
-        order = np.argsort(-logits, kind="stable")
-        if options.top_k:
-            order = order[: options.top_k]
+        order = _best(logits, options.top_k or len(logits))
         chances = _softmax(logits[order] / options.temperature)
         if options.top_p is not None and options.top_p < 1:
             count = int(np.searchsorted(np.cumsum(chances), options.top_p)) + 1
             order, chances = order[:count], chances[:count] / chances[:count].sum()
         return int(self._random.choice(order, p=chances))
+
+
+def _best(logits: np.ndarray, count: int) -> np.ndarray:
+    """The tokens of the largest logits, at most `count`, in descending order."""
+    if count < len(logits):  # sorting a whole vocabulary takes 20 ms
+        best = np.sort(np.argpartition(-logits, count - 1)[:count])
+        return best[np.argsort(-logits[best], kind="stable")]
+    return np.argsort(-logits, kind="stable")
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -1,9 +1,10 @@
 """Memory budgets that follow the model and the machine.
 
-A session takes at most a quarter of the memory of the machine, or of the limit of its cgroup, and a
-quarter of that of a GPU. Both are totals, so that the same machine always gives the same budget.
-Within that, a system takes what it can use: those that keep a window and nothing else the pages of
-that window; the others room for `memory.hours` of a stream of which nothing is dropped.
+The automatic budgets of a session take at most a quarter of the memory of the machine, or of the
+limit of its cgroup, and a quarter of that of a GPU, divided by the number of sessions. Both are
+totals, so that the same machine always gives the same budget. Within that, a system takes what it
+can use: those that keep a window and nothing else the pages of that window; the others room for
+`memory.hours` of a stream of which nothing is dropped.
 """
 
 from __future__ import annotations
@@ -16,17 +17,25 @@ from numpy.typing import DTypeLike
 from vicort.runtime.core import UNIT_FRAMES, MemoryEvent
 from vicort.runtime.devices.machine import MachineMemory
 from vicort.runtime.devices.pages import page_bytes
-from vicort.runtime.errors import MemoryBudgetError
+from vicort.runtime.errors import HostBudgetError, MemoryBudgetError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term.factory import long_term_size
 from vicort.runtime.memory.long_term.protocols import LongTermSize
-from vicort.runtime.memory.memory_plan import LeastPages, MemoryPlan, too_small, unit_pages
+from vicort.runtime.memory.memory_plan import (
+    LeastPages,
+    MemoryPlan,
+    pages_in,
+    too_small,
+    unit_pages,
+    units_read,
+)
 from vicort.runtime.policies.system import Budget, System
 
-SHARE = 1 / 4  # of the machine's memory that the sessions of one process take
-# Of memory that both tiers share, and of the history that they hold together, the device takes a
-# third, or what its smallest budget needs, up to two thirds.
+SHARE = 1 / 4  # of the machine's memory
+# Of the share, where both tiers lie in the host's memory, and of the history that they hold
+# together, the device takes a third, or what its questions may read, up to two thirds.
 DEVICE_PART, MAX_DEVICE_PART = 1 / 3, 2 / 3
+MAX_PINNED_MB = 8000  # the host tier of a GPU is page-locked when the session opens
 
 
 @dataclass(frozen=True)
@@ -43,17 +52,18 @@ class FittedSystem:
     """A system with both budgets as numbers."""
 
     system: System
-    # seconds of a stream, nothing dropped, that both tiers hold; None: a long-term memory decides
-    seconds: float | None
+    # temporal units, nothing dropped, that are remembered; None: long-term memory decides that
+    units: float | None
     given_up: str = ""  # what the system does less of than its file says
 
     @property
     def budget(self) -> Budget:
         return self.system.budget
 
-    @property
-    def event(self) -> MemoryEvent:
-        return MemoryEvent(*self.budget, self.seconds)
+    def event(self, fps: float | None) -> MemoryEvent:
+        """fps: frames a second that are taken; None = not known."""
+        seconds = None if fps is None or self.units is None else self.units * UNIT_FRAMES / fps
+        return MemoryEvent(*self.budget, seconds)
 
 
 def fit_budget(
@@ -68,30 +78,34 @@ def fit_budget(
 
     A number in a system's file is kept as it is. Where the device budget is automatic or the
     caller's, and too small for what a question may read, questions read less. Raises
-    MemoryBudgetError, with the smallest budget that works, if that is not enough for one chunk.
+    MemoryBudgetError, with budgets that work, if that is not enough.
     """
-    if request.host_mb and _is_device_only(system):
+    own = system.memory
+    if request.host_mb and not _can_spill(system):
         raise MemoryBudgetError(
             f"--host-memory {request.host_mb:g}MB: system {system.name} keeps everything on the "
             "device: leave it out"
         )
-    host_mb = system.memory.host_mb if request.host_mb is None else request.host_mb
-    device_mb = system.memory.device_mb if request.device_mb is None else request.device_mb
+    host_mb = own.host_mb if request.host_mb is None else request.host_mb
+    device_mb = own.device_mb if request.device_mb is None else request.device_mb
     fit = _Fit(system, model, dtype, prompt_tokens, machine, request.sessions)
-    given_up = ""
     if device_mb is None or host_mb is None:
-        device_mb, host_mb = fit.chosen(device_mb, host_mb)
-    if request.device_mb is not None or system.memory.device_mb is None:
+        automatic = fit.automatic(with_host=host_mb is None or host_mb > 0)
+        device_mb = automatic.device_mb if device_mb is None else device_mb
+        host_mb = automatic.host_mb if host_mb is None else host_mb
+    given_up = ""
+    if request.device_mb is not None or own.device_mb is None:
         system, given_up = fit.limited(device_mb, host_mb)
     system = system.with_(memory={"device_mb": device_mb, "host_mb": host_mb})
-    plan = MemoryPlan.of(model, system, fit.long_term(host_mb), prompt_tokens, fit.bytes_of_page)
-    units = (plan.stream + plan.host) / unit_pages(model)
-    seconds = None if system.long_term else units * UNIT_FRAMES / model.fps
-    return FittedSystem(system, seconds, given_up)
+    size = fit.long_term(host_mb)
+    plan = MemoryPlan.of(model, system, size, prompt_tokens, fit.bytes_of_page)
+    return FittedSystem(system, fit.units_held(plan, host_mb), given_up)
 
 
-def _is_device_only(system: System) -> bool:
-    return system.memory.host_mb == 0
+def _can_spill(system: System) -> bool:
+    """Whether there may be a host tier."""
+    unbounded = system.retrieval.reads_everything or system.ingest.window is None
+    return system.long_term is not None or not unbounded
 
 
 class _Fit:
@@ -105,72 +119,126 @@ class _Fit:
         sessions: int,
     ) -> None:
         self._system, self._model, self._dtype = system, model, dtype
-        self._prompt_tokens = prompt_tokens
+        self._prompt_tokens, self._sessions = prompt_tokens, sessions
         self._shared = machine.device is None
-        self._host_limit = machine.host * SHARE / sessions / 1e6
-        self._device_limit = (machine.device or machine.host) * SHARE / sessions / 1e6
+        # MB, for this session
+        self._host_share = machine.host * SHARE / sessions / 1e6
+        self._device_share = (machine.device or machine.host) * SHARE / sessions / 1e6
         self.bytes_of_page = page_bytes(model, dtype, system.long_term is not None)
-        self._chunk_units = model.chunk_frames // UNIT_FRAMES
 
-    def chosen(self, device_mb: float | None, host_mb: float | None) -> tuple[float, float]:
-        """Both budgets in whole MB; a number is kept."""
-        system, history = self._system, self._history_mb
-        keeps_window_only = system.ingest.slides or not system.ingest.prefills
-        if device_mb is None:
-            smallest = self._smallest_mb(host_mb)
-            if keeps_window_only or system.long_term:
-                wanted = smallest
-            elif host_mb == 0:
-                wanted = smallest + history
-            else:
-                wanted = smallest + history * DEVICE_PART
-            limit = self._device_limit
-            if self._shared and host_mb is None:
-                limit = min(max(limit * DEVICE_PART, smallest), limit * MAX_DEVICE_PART)
-            device_mb = max(math.floor(min(wanted, limit)), 1)
-        if host_mb is None:
-            left = self._host_limit - (device_mb if self._shared else 0)
-            history *= 1 if system.long_term else MAX_DEVICE_PART
-            host_mb = max(math.floor(min(left, history)), 1)
-        return device_mb, host_mb
+    def automatic(self, with_host: bool) -> Budget:
+        """Both budgets in whole MB. Raises MemoryBudgetError for a long-term memory that the share
+        does not hold."""
+        if self._keeps_window_only:
+            return Budget(min(self._least_mb(0), self._whole(self._device_share)), 0)
+        if self._system.long_term:
+            return self._automatic_long_term()
+        if with_host:
+            return self._automatic_tiers()
+        return Budget(self._whole(self._device_share, self._least_mb(0) + self._history_mb), 0)
+
+    def _automatic_tiers(self) -> Budget:
+        """Of a system that moves pages from the device to the host."""
+        share = self._device_share
+        host_limit = self._host_share if self._shared else min(self._host_share, MAX_PINNED_MB)
+        whole, reduced = self._least_mb(host_limit), self._least_mb(host_limit, reduced=True)
+        limit = share
+        if self._shared:
+            limit = min(max(share * DEVICE_PART, whole), share * MAX_DEVICE_PART)
+            limit = min(max(limit, reduced), share)
+        device = self._whole(limit, whole + self._history_mb * DEVICE_PART)
+        left = share - device if self._shared else host_limit
+        host = math.floor(min(left, self._history_mb * MAX_DEVICE_PART))
+        holds_chunk = pages_in(host, self.bytes_of_page) >= self._chunk_units * self._unit_pages
+        return Budget(device, host if holds_chunk else 0)
+
+    def _automatic_long_term(self) -> Budget:
+        """Of a system whose device tier holds the recent window only."""
+        share, history, least_host = self._host_share, self._history_mb, self._least_host_mb
+        device = self._least_mb(max(min(share, history), least_host))
+        host = math.floor(min(share - device * self._shared, max(history, least_host)))
+        if host >= least_host:
+            return Budget(device, host)
+        host = math.ceil(least_host)
+        device = self._least_mb(host)
+        if device * self._shared + host <= share:
+            return Budget(device, host)
+        raise MemoryBudgetError(
+            f"system {self._system.name} needs --memory {device}MB --host-memory {host}MB, and "
+            f"{share:.0f} MB is the share of each of {self._sessions} sessions: give both options"
+        )
 
     def limited(self, device_mb: float, host_mb: float) -> tuple[System, str]:
         """The system, reading what fits, and what it gives up. Raises MemoryBudgetError."""
-        system, pages = self._system, int(device_mb * 1e6) // self.bytes_of_page
-        least = self._least(host_mb)
-        wanted = system.retrieval.max_units(self._chunk_units)
-        if wanted is None or system.long_term or least.total <= pages:
+        system, model = self._system, self._model
+        pages, least = pages_in(device_mb, self.bytes_of_page), self._least(host_mb)
+        most, fewest = units_read(system, model)
+        if least.total <= pages or most is None or system.long_term:
             return system, ""
-        others = least.total - least.recalled
-        min_units = min(system.retrieval.min_units(self._chunk_units), wanted)
-        smallest = others + min_units * unit_pages(self._model)
-        if smallest > pages:
-            raise too_small(device_mb, smallest * self.bytes_of_page, self._model, system)
-        units = (pages - others) // unit_pages(self._model)
-        retrieval = system.retrieval.limited(units, self._chunk_units)
-        fewer = retrieval.max_units(self._chunk_units)
+        if least.least > pages:
+            raise too_small(least, self.bytes_of_page, model, system, device_mb)
+        units = (pages - least.total + least.recalled) // self._unit_pages
+        chunk_units = (system.chunk_frames or model.chunk_frames) // UNIT_FRAMES
+        retrieval = system.retrieval.limited(max(units, fewest), chunk_units)
+        fewer = retrieval.max_units(chunk_units)
         return (
             system.with_(retrieval=retrieval),
             f"with {device_mb:g} MB, questions of system {system.name} read at most {fewer} units "
-            f"instead of {wanted}: --memory {self._smallest_mb(host_mb):.0f}MB would hold all",
+            f"instead of {most}: --memory {self._least_mb(host_mb)}MB would hold all",
         )
 
     def long_term(self, host_mb: float) -> LongTermSize | None:
         policy = self._system.long_term
         return long_term_size(policy, self._model, host_mb, self._dtype) if policy else None
 
+    def units_held(self, plan: MemoryPlan, host_mb: float) -> float | None:
+        """Temporal units, nothing dropped, that are remembered; None: long-term memory decides."""
+        system = self._system
+        if system.long_term:
+            return None
+        if self._keeps_window_only:
+            return (system.ingest.window or 0) * self._chunk_units + system.ingest.deferred_units
+        return (plan.stream - self._least(host_mb).fixed + plan.host) / self._unit_pages
+
+    @property
+    def _keeps_window_only(self) -> bool:
+        return self._system.ingest.slides or not self._system.ingest.prefills
+
+    @property
+    def _chunk_units(self) -> int:
+        return self._model.chunk_frames // UNIT_FRAMES
+
+    @property
+    def _unit_pages(self) -> int:
+        return unit_pages(self._model)
+
     @property
     def _history_mb(self) -> float:
         """Of `memory.hours`, nothing dropped."""
         units = self._system.memory.hours * 3600 * self._model.fps / UNIT_FRAMES
-        return units * unit_pages(self._model) * self.bytes_of_page / 1e6
+        return units * self._unit_pages * self.bytes_of_page / 1e6
 
-    def _least(self, host_mb: float | None) -> LeastPages:
-        """host_mb: None = as much as there may be."""
-        host_mb = self._host_limit if host_mb is None else host_mb
+    @property
+    def _least_host_mb(self) -> float:
+        """Of the long-term memory."""
+        try:
+            self.long_term(0)
+        except HostBudgetError as error:
+            return error.smallest_mb
+        return 0
+
+    def _least(self, host_mb: float) -> LeastPages:
         long_term = self.long_term(host_mb)
-        host = 0 if long_term else int(host_mb * 1e6) // self.bytes_of_page
+        host = 0 if long_term else pages_in(host_mb, self.bytes_of_page)
         return LeastPages.of(self._model, self._system, long_term, self._prompt_tokens, host)
 
-    def _smallest_mb(self, host_mb: float | None) -> float:
-        return math.ceil(self._least(host_mb).total * self.bytes_of_page / 1e6)
+    def _least_mb(self, host_mb: float, reduced: bool = False) -> int:
+        """The smallest device budget. reduced: where questions read as little as they can."""
+        least = self._least(host_mb)
+        pages = least.least if reduced else least.total
+        return math.ceil(pages * self.bytes_of_page / 1e6)
+
+    @staticmethod
+    def _whole(*limits: float) -> int:
+        """The lowest limit in whole MB, at least 1."""
+        return max(math.floor(min(limits)), 1)

@@ -26,7 +26,9 @@ class LeastPages:
     spare: int  # replace pages that are evicted under a question's lease
     questions: int  # text of running questions
     recalled: int  # copies of what they read from the host
+    recalled_least: int  # the same where they read as little as the system's policy can
     conversation: int
+    fixed: int  # of `stream`: prompt and appended text
 
     @staticmethod
     def of(
@@ -41,14 +43,16 @@ class LeastPages:
         def pages(tokens: int) -> int:
             return math.ceil(tokens / model.page_tokens)
 
-        chunk_units = model.chunk_frames // UNIT_FRAMES
-        chunk_pages = chunk_units * unit_pages(model)
+        chunk_pages = model.chunk_frames // UNIT_FRAMES * unit_pages(model)
         prefills = system.ingest.prefills
-        recalled = (system.retrieval.max_units(chunk_units) or 0) * unit_pages(model)
-        recalled = min(recalled, host_pages)
+        most, fewest = units_read(system, model)
+        recalled, recalled_least = (
+            min(units * unit_pages(model), host_pages) for units in (most or 0, fewest)
+        )
         if long_term:
             readers = 2 if long_term.reads_in_prefill else 1  # one question, and the stream itself
             recalled = long_term.max_cells * long_term.recall_sets * readers
+            recalled_least = recalled
         deferred = 0 if prefills else chunk_pages
         question = pages(model.max_rows) + pages(ANSWER_TOKENS) + deferred
         # Where the window is counted in units, one more chunk may be there in pieces.
@@ -59,9 +63,11 @@ class LeastPages:
         )
         return LeastPages(
             stream=pages(prompt_tokens) + window * chunk_pages + text,
+            fixed=pages(prompt_tokens) + text,
             spare=SPARE_CHUNKS * chunk_pages if prefills else 0,
             questions=QUESTIONS_AT_ONCE * question,
             recalled=recalled,
+            recalled_least=recalled_least,
             conversation=pages(CONVERSATION_TOKENS),
         )
 
@@ -73,6 +79,11 @@ class LeastPages:
     @property
     def total(self) -> int:
         return self.stream + self.others
+
+    @property
+    def least(self) -> int:
+        """In total, where questions read as little as they can."""
+        return self.total - self.recalled + self.recalled_least
 
 
 @dataclass(frozen=True)
@@ -100,23 +111,37 @@ class MemoryPlan:
         budget = system.budget
         host = 0 if long_term else pages_in(budget.host_mb, bytes_of_page)
         least = LeastPages.of(model, system, long_term, prompt_tokens, host)
+        if budget.host_mb > 0 and not long_term and host < unit_pages(model):
+            smallest = math.ceil(unit_pages(model) * bytes_of_page / 1e4) / 100
+            raise MemoryBudgetError(
+                f"a host budget of {budget.host_mb:g} MB does not hold two frames: give "
+                f"--host-memory {smallest:g}MB or more, or 0MB, or set memory.host_mb"
+            )
         stream = pages_in(budget.device_mb, bytes_of_page) - least.others
         if stream < least.stream:
-            raise too_small(budget.device_mb, least.total * bytes_of_page, model, system)
+            raise too_small(least, bytes_of_page, model, system, budget.device_mb)
         scratch = least.questions + least.recalled
         return MemoryPlan(stream, least.spare, scratch, least.conversation, host)
 
 
 def too_small(
-    device_mb: float, smallest: int, model: ModelSpec, system: System
+    least: LeastPages, bytes_of_page: int, model: ModelSpec, system: System, device_mb: float
 ) -> MemoryBudgetError:
-    """smallest: bytes with which it would work."""
-    megabytes = math.ceil(smallest / 1e6)
-    return MemoryBudgetError(
-        f"a device budget of {device_mb:g} MB is too small for one chunk of {model.chunk_frames} "
-        f"frames with system {system.name}: give --memory {megabytes}MB or more, or set "
-        f"memory.device_mb to at least {megabytes}"
+    whole, reduced = (
+        math.ceil(pages * bytes_of_page / 1e6) for pages in (least.total, least.least)
     )
+    return MemoryBudgetError(
+        f"a device budget of {device_mb:g} MB is too small for a chunk of {model.chunk_frames} "
+        f"frames and the questions of system {system.name}: give --memory {reduced}MB or more, or "
+        f"set memory.device_mb to at least {whole}"
+    )
+
+
+def units_read(system: System, model: ModelSpec) -> tuple[int | None, int]:
+    """The most units that a question reads, None = all, and the lowest that this can be set to."""
+    chunk_units = (system.chunk_frames or model.chunk_frames) // UNIT_FRAMES
+    most = system.retrieval.max_units(chunk_units)
+    return most, min(system.retrieval.min_units(chunk_units), most or 0)
 
 
 def unit_pages(model: ModelSpec) -> int:

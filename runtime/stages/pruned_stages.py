@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.devices.device import Array, Device, Stream
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.manifest import Manifest
 from vicort.runtime.policies.drop import MotionPruning
 from vicort.runtime.stages.job import Job
 from vicort.runtime.stages.pruning import Pruner
@@ -38,17 +40,8 @@ class PrunedVision:
         self, device: Device, stream: Stream, engines: EngineSet, policy: MotionPruning
     ) -> None:
         """Raises ConfigError for an engine set without the pruned graph."""
-        manifest, model = engines.manifest, engines.manifest.model
-        if "vision_pruned" not in manifest.graphs:
-            why = (
-                "TensorRT sets hold none, take one of backend openvino"
-                if manifest.backend == "tensorrt"
-                else f"rebuild with `{manifest.build_command}`"
-            )
-            raise ConfigError(
-                f"drop policy 'motion' needs the vision_pruned graph, which {engines.folder} "
-                f"lacks: {why}"
-            )
+        model = engines.manifest.model
+        check_pruned_graph(engines.manifest, engines.folder)
         self.stream, self._device = stream, device
         self._whole, self._pruned = engines.vision, engines.engine("vision_pruned")
         self._pruner = Pruner(policy, model)
@@ -139,6 +132,20 @@ class PrunedTokens:
             return
         (rows,) = self._device.read(self.stream, job.rows)
         job.mean = rows.mean(axis=0, dtype=np.float32)
+
+
+def check_pruned_graph(manifest: Manifest, folder: Path) -> None:
+    """Raises ConfigError for an engine set without the pruned graph."""
+    if "vision_pruned" in manifest.graphs:
+        return
+    why = (
+        "TensorRT sets hold none, take one of backend openvino"
+        if manifest.backend == "tensorrt"
+        else f"rebuild with `{manifest.build_command}`"
+    )
+    raise ConfigError(
+        f"drop policy 'motion' needs the vision_pruned graph, which {folder} lacks: {why}"
+    )
 
 
 def bucket(kept: int, tokens: int) -> int:

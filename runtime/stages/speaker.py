@@ -38,12 +38,7 @@ class Speaker:
 
         Raises ConfigError if the policy's silence is no token of the model.
         """
-        silence = prompt.token_id(policy.silence)
-        if silence is None:
-            raise ConfigError(
-                f"system {memory.system.name}: speaks.silence {policy.silence!r} is no token of "
-                f"this model: choose one of {', '.join(prompt.special_tokens())}"
-            )
+        silence = silence_token(policy, prompt, memory.system.name)
         self._policy, self._silence = policy, silence
         self._ends = sorted({silence, *model.eos_tokens})
         self._device = device
@@ -112,6 +107,17 @@ class Speaker:
         pages = [Page(-1, "text", int(count)) for count in counts]
         end = start + rows - 1
         self._memory.append_text(pages, scratch[: len(pages)], end, self._stream)
+
+
+def silence_token(policy: StreamingEos, prompt: Prompt, system: str) -> int:
+    """The policy's token of silence. Raises ConfigError if it is no token of the model."""
+    silence = prompt.token_id(policy.silence)
+    if silence is None:
+        raise ConfigError(
+            f"system {system}: speaks.silence {policy.silence!r} is no token of this model: choose "
+            f"one of {', '.join(prompt.special_tokens())}"
+        )
+    return silence
 
 
 def probability(logits: np.ndarray, token: int) -> float:

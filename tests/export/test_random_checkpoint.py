@@ -56,13 +56,11 @@ def test_with_a_tokenizer_its_control_tokens_are_the_configurations(tmp_path):
     assert found.eos_tokens == (ids["<|im_end|>"],)
 
 
-def test_what_is_there_is_neither_overwritten_nor_made_twice(tmp_path, capsys):
+def test_what_is_there_is_never_overwritten(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("mine")
-    assert "is not empty: name a new folder" in refused(capsys, tmp_path)
+    assert "is there already: remove it, or name a new folder" in refused(capsys, tmp_path)
     assert main([str(tmp_path / "3b")]) == 0
-    before = (tmp_path / "3b" / "model.safetensors.index.json").stat().st_mtime_ns
-    assert main([str(tmp_path / "3b")]) == 0
-    assert (tmp_path / "3b" / "model.safetensors.index.json").stat().st_mtime_ns == before
+    assert "is there already" in refused(capsys, tmp_path / "3b", "--size", "7b")
 
 
 def test_a_disk_that_is_too_small_is_refused_first(tmp_path, capsys, monkeypatch):

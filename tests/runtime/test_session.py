@@ -438,6 +438,15 @@ def test_an_answer_ends_before_a_stop_text_which_is_never_streamed(length):
     assert answer.tokens < whole.tokens
 
 
+def test_an_answer_that_begins_with_a_stop_text_is_no_turn_of_its_conversation():
+    first, _ = told()
+    stop = Sampling(max_tokens=12, stop=(first.text[:1],))
+    with Session(FakeEngineSet(), system(), overlap=False) as session:
+        session.push(frames(1)[0])
+        assert session.ask(ASK, conversation="a", sampling=stop).text == ""
+        assert session.ask(ASK, conversation="a", sampling=SHORT).tokens == 5
+
+
 def test_the_models_own_sampling_is_taken_where_the_question_says_nothing(tmp_path):
     folder = shutil.copytree(FakeEngineSet().folder, tmp_path / "model")
     (folder / "generation_config.json").write_text(

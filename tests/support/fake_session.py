@@ -31,8 +31,9 @@ class FakeSession:
         self.times: list[Fraction] = []
         self.due: list[tuple[Question, Callable[[str], None], Future]] = []
         self.calls: list[str] = []
+        self.rate = 2.0
         self.fitted = FittedSystem(
-            load_system(system).with_(memory={"device_mb": 1, "host_mb": 0}), seconds=60.0
+            load_system(system).with_(memory={"device_mb": 1, "host_mb": 0}), units=60.0
         )
         FakeSession.opened.append(self)
 

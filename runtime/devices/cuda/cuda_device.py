@@ -14,7 +14,7 @@ from vicort.runtime.devices.cuda.cuda_pool import CudaPool, PinnedPool
 from vicort.runtime.devices.cuda.cuda_preprocess import UploadingPreprocessor
 from vicort.runtime.devices.cuda.gpu import Gpu
 from vicort.runtime.devices.cuda.streams import CallbackThread, CudaStream
-from vicort.runtime.devices.device import Array, Preprocessing
+from vicort.runtime.devices.device import ON_CPU_ONLY, Array, Preprocessing
 from vicort.runtime.devices.machine import MachineMemory
 from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.devices.preprocess import Preprocessor
@@ -90,11 +90,7 @@ class CudaDevice:
         """Raises DeviceError if the pages do not fit, with the largest budget that does, or if
         `by_head` is set."""
         if by_head:
-            raise DeviceError(
-                "memory that differs by layer and head (systems livevlm, resv, freekv) runs on "
-                "CPU engines only so far: "
-                "take --system vicostream, or an engine set of --backend openvino"
-            )
+            raise DeviceError(ON_CPU_ONLY)
         wanted, available = pages * page_bytes(model, dtype), self.gpu.memory.available()
         if wanted > available:
             raise DeviceError(

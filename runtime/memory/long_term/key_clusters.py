@@ -10,7 +10,6 @@ that WiCSum chooses.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
@@ -21,7 +20,7 @@ from numpy.typing import DTypeLike
 
 from vicort.runtime.core import Page
 from vicort.runtime.devices.pages import EMPTY, HostPool, page_bytes, shifted
-from vicort.runtime.errors import MemoryBudgetError
+from vicort.runtime.errors import HostBudgetError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term.cluster_cells import ClusterCells
 from vicort.runtime.memory.long_term.cluster_runs import ClusterRuns, sort_into_runs
@@ -278,11 +277,10 @@ def key_clusters_size(
     chunk_tokens = model.chunk_frames // 2 * model.unit_tokens
     if live_cells(cells) < chunk_tokens:
         min_cells = chunk_tokens + chunk_tokens // (SPARE - 1) + 2
-        min_mb = math.ceil(min_cells * bytes_of_slot(model, dtype) / 1e4) / 100
-        raise MemoryBudgetError(
-            f"a host budget of {host_mb:g} MB is too small for the clusters of one chunk of "
-            f"{model.chunk_frames} frames: "
-            f"set memory.host_mb to at least {min_mb:g}"
+        raise HostBudgetError(
+            host_mb,
+            min_cells * bytes_of_slot(model, dtype),
+            f"the clusters of one chunk of {model.chunk_frames} frames",
         )
     return LongTermSize(
         slots=cells,

@@ -19,7 +19,7 @@ from vicort.runtime.core import Page
 from vicort.runtime.devices.device import Device
 from vicort.runtime.devices.pages import EMPTY, HostPool, page_bytes, shifted
 from vicort.runtime.devices.stage_clock import StageClock
-from vicort.runtime.errors import MemoryBudgetError
+from vicort.runtime.errors import HostBudgetError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.layout import Layout
 from vicort.runtime.memory.long_term.page_digest import Digest, boxes, page_scores, top_pages
@@ -231,11 +231,7 @@ def page_recall_size(
     slots = int(host_mb * 1e6) // bytes_of_page
     min_slots = (SPARE_CHUNKS + 1) * chunk_pages(model)
     if slots < min_slots:
-        smallest = min_slots * bytes_of_page / 1e6
-        raise MemoryBudgetError(
-            f"a host budget of {host_mb:g} MB is too small for page-recall with this model: "
-            f"set memory.host_mb to at least {math.ceil(smallest * 100) / 100:g}"
-        )
+        raise HostBudgetError(host_mb, min_slots * bytes_of_page, "page-recall with this model")
     return LongTermSize(
         slots=slots,
         max_cells=max(budget // model.page_tokens, 1),

@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 
 from vicort.runtime.core import Page
 from vicort.runtime.devices.pages import HostPool, page_bytes, shifted
-from vicort.runtime.errors import MemoryBudgetError
+from vicort.runtime.errors import ConfigError, HostBudgetError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term.bucket_view import BucketSnapshot, BucketView
 from vicort.runtime.memory.long_term.protocols import Departing, LongTermSize, View
@@ -214,13 +214,14 @@ def sink_buckets_size(
     entering = bucket_count(settings, chunk_tokens) * settings.capacity
     min_pages = math.ceil((entering + MAX_LEVELS * settings.capacity) / page)
     pages = min(math.ceil(settings.tokens / page), int(host_mb * 1e6) // bytes_of_page)
+    if settings.tokens < (min_pages - 1) * page + 1:
+        raise ConfigError(
+            f"long_term.tokens {settings.tokens} is too few for chunks of {model.chunk_frames} "
+            f"frames: set it to at least {min_pages * page}"
+        )
     if pages < min_pages:
-        raise MemoryBudgetError(
-            f"a long-term memory of {pages * page} tokens a layer (long_term.tokens "
-            f"{settings.tokens}, memory.host_mb {host_mb:g}) "
-            f"is too small for chunks of {model.chunk_frames} frames: set long_term.tokens "
-            f"to at least {min_pages * page}, and "
-            f"memory.host_mb to at least {math.ceil(min_pages * bytes_of_page / 1e4) / 100:g}"
+        raise HostBudgetError(
+            host_mb, min_pages * bytes_of_page, f"chunks of {model.chunk_frames} frames"
         )
     return LongTermSize(
         slots=pages * cells,

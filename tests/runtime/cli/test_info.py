@@ -1,9 +1,13 @@
 """vicort-info and `vicort-run --dry-run`: what would be loaded, without loading it."""
 
 import json
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
+from vicort.runtime import assembly
 from vicort.runtime.cli import info as cli
 from vicort.runtime.cli import run
 from vicort.runtime.cli.info import info, main
@@ -36,7 +40,7 @@ def test_it_tells_the_sizes_of_an_engine_set(tiny_engines, capsys):
         1e9 / (found["bytes_a_token"] * found["unit_tokens"] * model.fps / 2)
     )
     assert found["systems"].keys() == set(known_systems())
-    assert all(event["device_mb"] > 0 for event in found["systems"].values())
+    assert all(each["budget"]["device_mb"] > 0 for each in found["systems"].values())
 
 
 def test_its_text_has_a_line_for_each_system(tiny_engines, capsys):
@@ -51,8 +55,8 @@ def test_a_machine_on_which_nothing_fits_is_said(tiny_engines, monkeypatch):
     found = info(tiny_engines, ["vicostream", "simplestream"])
     assert found.machine == MachineMemory(20_000_000)
     assert found.missing == "weights and a margin of 1.5 GB are 1.5 GB, this machine has 0.0 GB"
-    assert "is too small for one chunk of 16 frames" in found.systems["vicostream"]
-    assert "is too small for one chunk of 16 frames" in found.systems["simplestream"]
+    assert "is too small for a chunk of 16 frames" in found.systems["vicostream"].note
+    assert "is too small for a chunk of 16 frames" in found.systems["simplestream"].note
 
 
 def test_a_backend_that_is_not_installed_is_said(tiny_engines, monkeypatch):
@@ -79,7 +83,7 @@ def test_a_dry_run_tells_the_budget_and_opens_nothing(dry_run):
     code, out, err = dry_run("--system", "simplestream")
     assert (code, err) == (0, "")
     assert "  system      simplestream\n" in out
-    assert "  budget      --memory 9MB, room for 17 s\n" in out
+    assert "  budget      --memory 9MB --host-memory 0MB, room for 2 s\n" in out
     assert (
         "  budget      --memory 50MB --host-memory 7MB, "
         in dry_run("--memory", "50MB", "--host-memory", "7MB")[1]
@@ -89,7 +93,7 @@ def test_a_dry_run_tells_the_budget_and_opens_nothing(dry_run):
 def test_it_refuses_what_a_run_would_refuse(dry_run):
     code, out, err = dry_run("--memory", "1MB")
     assert (code, out) == (2, "")
-    assert err.startswith("vicort-run: a device budget of 1 MB is too small for one chunk of 16")
+    assert err.startswith("vicort-run: a device budget of 1 MB is too small for a chunk of 16")
 
 
 def test_what_is_shown_is_what_a_session_gets(tiny_engines, monkeypatch):
@@ -97,4 +101,22 @@ def test_what_is_shown_is_what_a_session_gets(tiny_engines, monkeypatch):
     monkeypatch.undo()
     for name in ("vicostream", "livevlm"):
         with Session.open(tiny_engines, name) as session:
-            assert session.fitted.event == shown[name]
+            assert session.fitted.event(2.0) == shown[name].budget
+
+
+def test_systems_that_do_not_run_on_a_gpus_engines_are_said(tiny_engines, tmp_path, monkeypatch):
+    manifest = read_manifest(tiny_engines).model_copy(update={"backend": "tensorrt", "graphs": {}})
+    monkeypatch.setattr(cli, "read_manifest", lambda folder: manifest)
+    monkeypatch.setattr(cli, "pool_dtype", lambda manifest: np.dtype(np.float32))
+    monkeypatch.setattr(assembly, "pool_dtype", lambda manifest: np.dtype(np.float32))
+    found = info(tiny_engines, known_systems())
+    assert "GPU" in found.missing or "driver" in found.missing or "TensorRT" in found.missing
+    assert "runs on CPU engines only so far" in found.systems["livevlm"].note
+    assert "TensorRT sets hold none" in found.systems["codecflow"].note
+    assert found.systems["vicostream"].budget
+
+
+def test_a_reader_that_goes_away_is_no_error(tiny_engines):
+    command = f"{sys.executable} -m vicort.runtime.cli.info {tiny_engines} --json | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("{\n", "")

@@ -177,7 +177,7 @@ def test_budgets_reach_the_session(capsys, clip, flags, request_) -> None:
 def test_stats_tell_the_budget_and_the_options_that_ask_for_it(capsys, clip) -> None:
     code, out, _ = ran(capsys, clip, "--stats")
     assert code == 0
-    assert out.startswith("memory: --memory 1MB, room for 60 s if nothing is dropped\n")
+    assert out.startswith("memory: --memory 1MB --host-memory 0MB, room for 60 s if nothing is")
     assert "memory" not in ran(capsys, clip)[1]
 
 
@@ -395,10 +395,10 @@ BAD = {
         "--memory 4 is not a size: give a number and one of MB, GB, TB, MiB, GiB, TiB, such as 4GB",
     ),
     "memory in words": (["CLIP", "--memory", "lots"], "--memory lots is not a size"),
-    "no memory": (["CLIP", "--memory", "0MB"], "--memory 0MB: give 1MB or more, such as 4GB"),
+    "no memory": (["CLIP", "--memory", "0MB"], "--memory 0MB: give 1MB to 16TB, such as 4GB"),
     "more than any machine has": (
         ["CLIP", "--host-memory", "999999TB"],
-        "--host-memory 999999TB: give 0MB or more",
+        "--host-memory 999999TB: give 0MB to 16TB",
     ),
     "fps of nothing": (["CLIP", "--fps", "0"], "--fps 0 is not a rate: give a number above 0"),
     "fps in words": (

@@ -35,6 +35,7 @@ def written(folder, content):
         (QWEN | {"do_sample": False}, Sampling(0.0, 1.0, 0, 1.05)),
         ({"do_sample": True, "top_p": 0.8, "top_k": 20}, Sampling(1.0, 0.8, 20, 1.0)),
         ({"do_sample": True, "top_k": 0, "temperature": None}, Sampling(1.0, 1.0, 0, 1.0)),
+        ({"top_p": 0.8, "top_k": 20}, Sampling(0.0, 0.8, 20, 1.0)),  # for one who asks to sample
         ({"temperature": 0.7}, GREEDY),  # without do_sample, transformers is greedy too
         ({}, GREEDY),
     ],
