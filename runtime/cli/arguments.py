@@ -151,8 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--memory",
         metavar="SIZE",
-        help="memory for pages on the device, which on a CPU is the machine's, of each source, such "
-        "as 4GB (default: a share of what there is, as the system says)",
+        help="memory for pages on the device, which on a CPU is the machine's, of each source, "
+        "such as 4GB (default: a share of what there is, as the system says)",
     )
     parser.add_argument(
         "--host-memory",
