@@ -11,7 +11,7 @@ import numpy as np
 from vicort.runtime.answering import Answerer
 from vicort.runtime.core import UNIT_FRAMES, Spoken
 from vicort.runtime.devices.device import ON_CPU_ONLY, Device, Stream
-from vicort.runtime.devices.machine import MachineMemory
+from vicort.runtime.devices.machine_memory import MachineMemory
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.engines.engine_set import EngineSet, pool_dtype
 from vicort.runtime.errors import ConfigError, DeviceError

@@ -87,7 +87,7 @@ def test_a_trace_shows_stages_of_different_chunks_at_the_same_time(capsys, tiny_
         (["--ask", "@-3 what is there now?"], "-3"),
         (["--ask", " "], "contains no question"),
         (["--system", "nothing-like-it"], ", ".join(known_systems())),
-        (["--system", "{folder}/budget.yaml"], "too small for one chunk"),
+        (["--system", "{folder}/budget.yaml"], "too small for a chunk"),
         (["--system", "{folder}/key.yaml"], "unknown key 'memry'"),
         (["--max-tokens", "100000", "--ask", "what is there now?"], "room for"),
     ],
@@ -152,8 +152,8 @@ def test_an_engine_folder_that_is_not_right_names_the_command_that_rebuilds(
 def test_ctrl_c_flushes_the_summary_and_exits_130(tiny_engines):
     options = ("--fps", "source", "--format", "jsonl", "--stats", "--engine-dir", str(tiny_engines))
     running = python("-m", "vicort.runtime.cli.run", "testsrc:seconds=3600", *options, text=True)
-    for _ in range(3):
-        assert json.loads(running.stdout.readline())["event"] == "chunk"
+    for event in ("memory", "chunk", "chunk"):
+        assert json.loads(running.stdout.readline())["event"] == event
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert running.returncode == 130

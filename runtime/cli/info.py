@@ -17,7 +17,7 @@ from vicort.runtime.assembly import check_system
 from vicort.runtime.cli.writers import duration
 from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.core import UNIT_FRAMES, MemoryEvent
-from vicort.runtime.devices.machine import MachineMemory, host_memory
+from vicort.runtime.devices.machine_memory import MachineMemory, host_memory
 from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.engines.engine_set import pool_dtype
 from vicort.runtime.errors import EngineError, VicortError

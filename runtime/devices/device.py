@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import DTypeLike
 
-from vicort.runtime.devices.machine import MachineMemory
+from vicort.runtime.devices.machine_memory import MachineMemory
 from vicort.runtime.devices.urgency import Urgency
 from vicort.runtime.manifest import ModelSpec
 

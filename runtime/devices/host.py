@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from vicort.runtime.devices.device import Array, Mark, Stream, StreamEvent
-from vicort.runtime.devices.machine import MachineMemory, host_memory
+from vicort.runtime.devices.machine_memory import MachineMemory, host_memory
 from vicort.runtime.devices.pages import HostPool, as_numpy
 from vicort.runtime.devices.preprocess import Preprocessor
 from vicort.runtime.devices.urgency import Urgency

@@ -7,7 +7,7 @@ from typing import Literal, Protocol, assert_never
 
 from vicort.runtime.devices.device import Device
 from vicort.runtime.devices.host import HostDevice
-from vicort.runtime.devices.machine import MachineMemory, host_memory
+from vicort.runtime.devices.machine_memory import MachineMemory, host_memory
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.manifest import Backend, GraphSpec
 

@@ -9,7 +9,7 @@ from types import TracebackType
 import numpy as np
 
 from vicort.runtime.devices.device import Device
-from vicort.runtime.devices.machine import MachineMemory
+from vicort.runtime.devices.machine_memory import MachineMemory
 from vicort.runtime.engines.backend import OpenBackend, open_backend
 from vicort.runtime.engines.bindings import numpy_dtype
 from vicort.runtime.engines.embedding import Embedding

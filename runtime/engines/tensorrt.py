@@ -33,7 +33,7 @@ from vicort.runtime.manifest import FILE_NAME, Flavour, GraphSpec, Manifest, Ten
 if TYPE_CHECKING:
     from vicort.runtime.devices.cuda import CudaGraph, CudaStream, DeviceArray
     from vicort.runtime.devices.device import Device, StreamEvent
-    from vicort.runtime.devices.machine import MachineMemory
+    from vicort.runtime.devices.machine_memory import MachineMemory
 
     Arrays = Mapping[str, DeviceArray]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from numpy.typing import DTypeLike
 
 from vicort.runtime.core import UNIT_FRAMES, MemoryEvent
-from vicort.runtime.devices.machine import MachineMemory
+from vicort.runtime.devices.machine_memory import MachineMemory
 from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.errors import HostBudgetError, MemoryBudgetError
 from vicort.runtime.manifest import ModelSpec
@@ -24,6 +24,7 @@ from vicort.runtime.memory.long_term.protocols import LongTermSize
 from vicort.runtime.memory.memory_plan import (
     LeastPages,
     MemoryPlan,
+    host_tier_pages,
     pages_in,
     too_small,
     unit_pages,
@@ -229,7 +230,7 @@ class _Fit:
 
     def _least(self, host_mb: float) -> LeastPages:
         long_term = self.long_term(host_mb)
-        host = 0 if long_term else pages_in(host_mb, self.bytes_of_page)
+        host = 0 if long_term else host_tier_pages(host_mb, self.bytes_of_page, self._model)
         return LeastPages.of(self._model, self._system, long_term, self._prompt_tokens, host)
 
     def _least_mb(self, host_mb: float, reduced: bool = False) -> int:

@@ -109,14 +109,8 @@ class MemoryPlan:
         Raises MemoryBudgetError, with the smallest budget that works, if one chunk does not fit.
         """
         budget = system.budget
-        host = 0 if long_term else pages_in(budget.host_mb, bytes_of_page)
+        host = 0 if long_term else host_tier_pages(budget.host_mb, bytes_of_page, model)
         least = LeastPages.of(model, system, long_term, prompt_tokens, host)
-        if budget.host_mb > 0 and not long_term and host < unit_pages(model):
-            smallest = math.ceil(unit_pages(model) * bytes_of_page / 1e4) / 100
-            raise MemoryBudgetError(
-                f"a host budget of {budget.host_mb:g} MB does not hold two frames: give "
-                f"--host-memory {smallest:g}MB or more, or 0MB, or set memory.host_mb"
-            )
         stream = pages_in(budget.device_mb, bytes_of_page) - least.others
         if stream < least.stream:
             raise too_small(least, bytes_of_page, model, system, budget.device_mb)
@@ -151,3 +145,15 @@ def unit_pages(model: ModelSpec) -> int:
 
 def pages_in(megabytes: float, bytes_of_page: int) -> int:
     return int(megabytes * 1e6) // bytes_of_page
+
+
+def host_tier_pages(host_mb: float, bytes_of_page: int, model: ModelSpec) -> int:
+    """Raises MemoryBudgetError if a unit does not fit: pages would wait for room for ever."""
+    pages = pages_in(host_mb, bytes_of_page)
+    if host_mb > 0 and pages < unit_pages(model):
+        smallest = math.ceil(unit_pages(model) * bytes_of_page / 1e4) / 100
+        raise MemoryBudgetError(
+            f"a host budget of {host_mb:g} MB does not hold two frames: give --host-memory "
+            f"{smallest:g}MB or more, or 0MB, or set memory.host_mb"
+        )
+    return pages

@@ -27,6 +27,7 @@ def small(monkeypatch):
 
 
 def refused(capsys, *arguments):
+    capsys.readouterr()  # progress of earlier calls
     assert main([str(each) for each in arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line

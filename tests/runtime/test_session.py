@@ -439,10 +439,10 @@ def test_an_answer_ends_before_a_stop_text_which_is_never_streamed(length):
 
 
 def test_an_answer_that_begins_with_a_stop_text_is_no_turn_of_its_conversation():
-    first, _ = told()
-    stop = Sampling(max_tokens=12, stop=(first.text[:1],))
     with Session(FakeEngineSet(), system(), overlap=False) as session:
         session.push(frames(1)[0])
+        word = session.ask(ASK, sampling=SHORT).text[:1]
+        stop = Sampling(max_tokens=12, stop=(word,))
         assert session.ask(ASK, conversation="a", sampling=stop).text == ""
         assert session.ask(ASK, conversation="a", sampling=SHORT).tokens == 5
 

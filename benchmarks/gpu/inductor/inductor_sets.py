@@ -47,7 +47,7 @@ from vicort.runtime.devices.cuda import CudaDevice, Gpu, open_gpu
 from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
 from vicort.runtime.devices.device import Device
 from vicort.runtime.devices.host import HostDevice
-from vicort.runtime.devices.machine import MachineMemory, host_memory
+from vicort.runtime.devices.machine_memory import MachineMemory, host_memory
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.engines.engine_set import LLM_STREAMS, EngineSet
 from vicort.runtime.errors import EngineError

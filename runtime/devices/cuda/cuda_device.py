@@ -15,7 +15,7 @@ from vicort.runtime.devices.cuda.cuda_preprocess import UploadingPreprocessor
 from vicort.runtime.devices.cuda.gpu import Gpu
 from vicort.runtime.devices.cuda.streams import CallbackThread, CudaStream
 from vicort.runtime.devices.device import ON_CPU_ONLY, Array, Preprocessing
-from vicort.runtime.devices.machine import MachineMemory
+from vicort.runtime.devices.machine_memory import MachineMemory
 from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.devices.preprocess import Preprocessor
 from vicort.runtime.devices.urgency import Urgency

@@ -11,7 +11,7 @@ from vicort.runtime.devices.cuda.arrays import DeviceArray
 from vicort.runtime.devices.cuda.driver import Driver
 from vicort.runtime.devices.cuda.launcher import GpuLauncher
 from vicort.runtime.devices.cuda.streams import GpuClock
-from vicort.runtime.devices.machine import MachineMemory, host_memory
+from vicort.runtime.devices.machine_memory import MachineMemory, host_memory
 from vicort.runtime.errors import DeviceError
 
 MIN_CUDA = 13000  # the libraries that vicort installs are built for it

@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 
 from vicort.runtime.core import Page
 from vicort.runtime.devices.pages import HostPool, page_bytes, shifted
-from vicort.runtime.errors import ConfigError, HostBudgetError
+from vicort.runtime.errors import HostBudgetError, MemoryBudgetError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term.bucket_view import BucketSnapshot, BucketView
 from vicort.runtime.memory.long_term.protocols import Departing, LongTermSize, View
@@ -215,9 +215,9 @@ def sink_buckets_size(
     min_pages = math.ceil((entering + MAX_LEVELS * settings.capacity) / page)
     pages = min(math.ceil(settings.tokens / page), int(host_mb * 1e6) // bytes_of_page)
     if settings.tokens < (min_pages - 1) * page + 1:
-        raise ConfigError(
+        raise MemoryBudgetError(
             f"long_term.tokens {settings.tokens} is too few for chunks of {model.chunk_frames} "
-            f"frames: set it to at least {min_pages * page}"
+            f"frames: set long_term.tokens to at least {min_pages * page}"
         )
     if pages < min_pages:
         raise HostBudgetError(

@@ -11,7 +11,7 @@ from vicort.runtime import assembly
 from vicort.runtime.cli import info as cli
 from vicort.runtime.cli import run
 from vicort.runtime.cli.info import info, main
-from vicort.runtime.devices.machine import MachineMemory
+from vicort.runtime.devices.machine_memory import MachineMemory
 from vicort.runtime.engines import engine_set
 from vicort.runtime.manifest import read_manifest
 from vicort.runtime.policies.system import known_systems

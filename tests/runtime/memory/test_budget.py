@@ -11,7 +11,7 @@ from support.fake_engines import FakeEngineSet, toy_model
 from support.systems import FULL, system
 
 from vicort.runtime.core import Sampling
-from vicort.runtime.devices.machine import MachineMemory
+from vicort.runtime.devices.machine_memory import MachineMemory
 from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.engines import engine_set
 from vicort.runtime.errors import ConfigError, MemoryBudgetError

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from vicort.runtime.devices.machine import host_memory
+from vicort.runtime.devices.machine_memory import host_memory
 
 PHYSICAL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 NO_LIMIT = str(2**63 - 4096)  # what version 1 of cgroups writes for none
