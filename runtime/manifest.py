@@ -176,8 +176,17 @@ def fingerprint(path: Path) -> FileSpec:
 
 def backend_of(folder: Path) -> str | None:
     """The backend of an engine set, without checking the set; None if it cannot be read."""
+    return _field(folder, "backend")
+
+
+def precision_of(folder: Path) -> str | None:
+    """The precision of an engine set, as `backend_of`."""
+    return _field(folder, "precision")
+
+
+def _field(folder: Path, key: str) -> str | None:
     try:
-        return json.loads(read_text(folder / FILE_NAME, MAX_BYTES))["backend"]
+        return json.loads(read_text(folder / FILE_NAME, MAX_BYTES))[key]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 

@@ -19,6 +19,7 @@ from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.core import UNIT_FRAMES, MemoryEvent
 from vicort.runtime.devices.machine_memory import MachineMemory, host_memory
 from vicort.runtime.devices.pages import page_bytes
+from vicort.runtime.engines.bfloat16 import COST, computes_in_float32
 from vicort.runtime.engines.engine_set import pool_dtype
 from vicort.runtime.errors import EngineError, VicortError
 from vicort.runtime.locations import find_engine_dir
@@ -150,11 +151,13 @@ def _machine(manifest: Manifest) -> tuple[MachineMemory, str]:
             return MachineMemory(host), str(error)
     if not find_spec(manifest.backend):
         return MachineMemory(host), f"{manifest.backend} is not installed"
-    needed = sum(file.bytes for file in manifest.files.values()) + SPARE_GB * GB
+    in_float32 = computes_in_float32(manifest.backend, manifest.precision)
+    weights = sum(file.bytes for file in manifest.files.values()) * (2 if in_float32 else 1)
+    needed = weights + SPARE_GB * GB
     if needed > host:
         return MachineMemory(host), (
-            f"weights and a margin of {SPARE_GB:g} GB are {needed / GB:.1f} GB, this machine has "
-            f"{host / GB:.1f} GB"
+            f"weights{' in float32' * in_float32} and a margin of {SPARE_GB:g} GB are "
+            f"{needed / GB:.1f} GB, this machine has {host / GB:.1f} GB"
         )
     return MachineMemory(host), ""
 
@@ -185,6 +188,7 @@ def lines(found: EngineInfo) -> list[str]:
         "memory": f"{found.bytes_a_token:,} bytes a token; 1 GB holds "
         f"{duration(found.seconds_a_gb)} of which nothing is dropped",
         "here": found.missing or _machine_text(found.machine),
+        **({"note": COST} if computes_in_float32(found.backend, found.precision) else {}),
     }
     systems = [f"  {name:17} {_system_text(each)}" for name, each in found.systems.items()]
     return [found.folder, *(f"  {key:11} {text}" for key, text in rows.items()), *systems]

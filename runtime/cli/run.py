@@ -28,10 +28,11 @@ from vicort.runtime.cli.question_socket import QuestionSocket
 from vicort.runtime.cli.watch import NEVER_YES, POLL, RunContext, Watch
 from vicort.runtime.cli.writers import WRITERS
 from vicort.runtime.devices.trace import Trace
+from vicort.runtime.engines.bfloat16 import COST, computes_in_float32
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError, EngineError, VicortError
 from vicort.runtime.locations import find_engine_dir
-from vicort.runtime.manifest import backend_of, read_manifest
+from vicort.runtime.manifest import backend_of, precision_of, read_manifest
 from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.policies.system import load_system
 from vicort.runtime.redact import redact, redact_url
@@ -100,6 +101,8 @@ def run(options: Options) -> int:
         router = QuestionRouter(options.sampling, len(sources))
         if options.serve_socket:
             stack.enter_context(QuestionSocket(options.serve_socket, router))
+        if computes_in_float32(backend_of(engine_dir), precision_of(engine_dir)):
+            output.warn(COST)
         request = MemoryRequest(options.device_mb, options.host_mb, sessions=len(sources))
         context = RunContext(
             options,

@@ -174,6 +174,18 @@ def test_budgets_reach_the_session(capsys, clip, flags, request_) -> None:
     assert session().options["memory"] == request_
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_bfloat16_on_a_cpu_that_has_none_is_warned_of(
+    capsys, clip, tmp_path, monkeypatch, precision
+) -> None:
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"backend": "openvino", "precision": precision})
+    )
+    monkeypatch.setattr(run, "computes_in_float32", lambda backend, found: found == "bf16")
+    code, _, err = ran(capsys, clip, "--engine-dir", tmp_path)
+    assert (code, "this CPU has no bfloat16 instructions" in err) == (0, precision == "bf16")
+
+
 def test_stats_tell_the_budget_and_the_options_that_ask_for_it(capsys, clip) -> None:
     code, out, _ = ran(capsys, clip, "--stats")
     assert code == 0
