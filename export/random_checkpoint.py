@@ -117,7 +117,7 @@ def write_random(
 ) -> Path:
     """Writes bfloat16 weights to `folder` unless they are there, and returns it.
 
-    config: of a Qwen2.5-VL, as `checkpoints.config_of` gives it. side: pixels of a frame. device:
+    config: of a Qwen2.5-VL, as `config_of` gives it. side: pixels of a frame. device:
     where numbers are drawn, as PyTorch calls it. written: called with the bytes of each file.
     """
     if (folder / INDEX).is_file():
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write(folder: Path, shape: PublishedShape, tokenizer: Path | None) -> None:
-    """Raises ConfigError if the folder holds something else, or its disk has too little space."""
+    """Raises ConfigError if the folder is there already, or its disk has too little space."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(f"{folder} is there already: remove it, or name a new folder")
     config = shape.config

@@ -43,7 +43,9 @@ class AnswerRun:
         self._turns = shared.turns(question)
         earlier = [(turn.question, turn.text) for turn in self._turns]
         self._suffix = shared.prompt.question(question.text, earlier)
-        self._choice = TokenChoice(question.sampling, shared.prompt.context(question.text, earlier))
+        penalised = question.sampling.repetition_penalty not in (None, 1)
+        context = shared.prompt.context(question.text, earlier) if penalised else ()
+        self._choice = TokenChoice(question.sampling, context)
         unit_lengths = [unit.rows.shape[0] for unit in snapshot.deferred]
         text_length = len(self._suffix) + question.sampling.max_tokens
         self._layout = Layout.of([*unit_lengths, text_length], shared.model.page_tokens)

@@ -98,10 +98,9 @@ class Session:
 
         fps: frames a second to take, None = the rate that the model was trained with, "source" =
         every frame. threads: of preprocessing. on_event gets each ChunkEvent, Answer and Spoken as
-        it happens, from the session's own threads, one at a time. memory: budgets that
-        take the place of the system's. system_prompt: None = the chat template's own.
-        Raises MemoryBudgetError if the
-        system's budget does not hold one chunk.
+        it happens, from the session's own threads, one at a time. memory: budgets that replace the
+        system's. system_prompt: None = the chat template's own. Raises MemoryBudgetError if the
+        budget does not hold one chunk, EngineError for a damaged generation_config.json.
         """
         model = engines.manifest.model
         self.model = model
@@ -163,8 +162,8 @@ class Session:
 
         engines: the folder of an engine set, or an open set, which several sessions may share.
         system: a name, the path of a YAML file, or a system. threads: CPU threads of each running
-        stage. memory: budgets that take the place of the system's. What can be refused is refused
-        before engines are loaded.
+        stage. memory: budgets that replace the system's. What can be refused is refused before
+        engines are loaded.
         """
         chosen = system if isinstance(system, System) else load_system(system)
         if not isinstance(engines, EngineSet):

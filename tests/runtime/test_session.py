@@ -144,14 +144,14 @@ SYSTEMS = {
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_the_overlapped_pipeline_and_its_sequential_twin_agree_to_the_last_bit(name):
-    def told(overlap):
+    def asked_once(overlap):
         questions = [question(at, id=str(at)) for at in (0, 3, "7.25", 11, None)]
         events, summary = run(frames(61), questions, SYSTEMS[name], overlap=overlap)
         said = {a.id: (a.text, a.seen_until, a.read, a.pages, a.tokens) for a in answers(events)}
         placed = [(c.index, c.frames, c.start, c.end, c.tokens, c.kept) for c in chunks(events)]
         return said, placed, summary.pages, summary.frames
 
-    assert told(True) == told(False)
+    assert asked_once(True) == asked_once(False)
 
 
 # ---- freshness ----
@@ -418,7 +418,7 @@ def test_sampling_is_seeded():
     assert say(1) != say(2)
 
 
-def told(engines=None, sampling=SHORT, **options):
+def asked_once(engines=None, sampling=SHORT, **options):
     """The answer, and the pieces in which it came, after one chunk."""
     pieces = []
     with Session(engines or FakeEngineSet(), system(), overlap=False, **options) as session:
@@ -430,10 +430,10 @@ def told(engines=None, sampling=SHORT, **options):
 
 @pytest.mark.parametrize("length", [1, 3])
 def test_an_answer_ends_before_a_stop_text_which_is_never_streamed(length):
-    whole, _ = told(sampling=Sampling(max_tokens=12))
+    whole, _ = asked_once(sampling=Sampling(max_tokens=12))
     middle = len(whole.text) // 2
     word = whole.text[middle : middle + length]
-    answer, pieces = told(sampling=Sampling(max_tokens=12, stop=("never said", word)))
+    answer, pieces = asked_once(sampling=Sampling(max_tokens=12, stop=("never said", word)))
     assert answer.text == "".join(pieces) == whole.text[: whole.text.index(word)]
     assert answer.tokens < whole.tokens
 
@@ -456,9 +456,9 @@ def test_the_models_own_sampling_is_taken_where_the_question_says_nothing(tmp_pa
     def say(**options):
         engines = FakeEngineSet()
         engines.folder = folder
-        return told(engines, Sampling(max_tokens=30, **options))[0].text
+        return asked_once(engines, Sampling(max_tokens=30, **options))[0].text
 
-    plain = told(sampling=Sampling(max_tokens=30))[0].text
+    plain = asked_once(sampling=Sampling(max_tokens=30))[0].text
     greedy = {"temperature": 0.0, "repetition_penalty": 1.0}
     assert say(**greedy) == plain
     assert say(seed=1) != say(seed=2)
@@ -469,7 +469,7 @@ def test_the_models_own_sampling_is_taken_where_the_question_says_nothing(tmp_pa
 def test_a_system_prompt_comes_first_and_is_counted():
     said = "what color was the circle there now"
     long = Sampling(max_tokens=30)
-    plain, changed = (told(sampling=long, system_prompt=text)[0] for text in (None, said))
+    plain, changed = (asked_once(sampling=long, system_prompt=text)[0] for text in (None, said))
     assert changed.text != plain.text
     with Session(FakeEngineSet(), system(), overlap=False, system_prompt=said) as session:
         assert len(session.inspect().prompt.prefix) > len(said.split())
@@ -479,7 +479,7 @@ def test_a_system_prompt_that_is_too_long_is_refused_with_its_length():
     with pytest.raises(
         ConfigError, match=r"a prompt of \d+ tokens, these engines take 32: shorten"
     ):
-        told(system_prompt="circle " * 40)
+        asked_once(system_prompt="circle " * 40)
 
 
 def test_many_threads_ask_while_frames_go_on():
@@ -577,7 +577,7 @@ def test_after_rebasing_cached_time_agrees_with_time_to_come():
 
 
 def test_a_page_recalled_from_the_host_reads_like_one_that_never_left():
-    def told(memory):
+    def asked_once(memory):
         engines = FakeEngineSet(seed=6)
         chosen = system(retrieval="{policy: similar-chunks, top: 4}", memory=memory)
         questions = [
@@ -588,8 +588,8 @@ def test_a_page_recalled_from_the_host_reads_like_one_that_never_left():
         events, summary = run(frames(200), questions, chosen, engines)
         return {a.id: (a.text, a.read) for a in answers(events)}, summary.pages["host"]
 
-    spilled, on_host = told("{device_mb: 0.92, host_mb: 2, when_full: drop-oldest}")
-    kept, none = told("{device_mb: 4, when_full: drop-oldest}")
+    spilled, on_host = asked_once("{device_mb: 0.92, host_mb: 2, when_full: drop-oldest}")
+    kept, none = asked_once("{device_mb: 4, when_full: drop-oldest}")
     assert spilled == kept
     assert on_host > 0 == none
 
