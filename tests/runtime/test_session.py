@@ -466,6 +466,18 @@ def test_the_models_own_sampling_is_taken_where_the_question_says_nothing(tmp_pa
     assert say(temperature=0.0) != plain  # the penalty is left
 
 
+def test_the_penalty_counts_the_words_of_the_question():
+    """So large a penalty leaves none of them in an answer that says each word once."""
+    question = "what color was the circle there now objects last a up left which came first"
+    with Session(FakeEngineSet(), system(), overlap=False) as session:
+        for frame in frames(8):
+            session.push(frame)
+        penalised = Sampling(max_tokens=30, repetition_penalty=1e9)
+        said = session.ask(question, sampling=penalised).text.split()
+    assert len(set(said)) == len(said) > 5
+    assert not set(said) & set(question.split())
+
+
 def test_a_system_prompt_comes_first_and_is_counted():
     said = "what color was the circle there now"
     long = Sampling(max_tokens=30)
