@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, get_args
 
 from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.errors import ConfigError, DeviceError, VicortError
-from vicort.runtime.manifest import Backend, Precision
+from vicort.runtime.manifest import Backend, Precision, Weights
 
 if TYPE_CHECKING:
     from vicort.export.engine_set_writer import PlanOptions
@@ -27,6 +27,7 @@ class Arguments:
     out: Path | None
     backend: str  # a Backend, or auto
     precision: Precision | None
+    weights: Weights | None
     chunk_frames: int | None
     image_size: tuple[int, int] | None  # pixels, width and height
     verify: bool
@@ -42,6 +43,7 @@ class Arguments:
         words += ["--adapter", str(self.adapter)] if self.adapter else []
         words += ["--out", str(self.out)] if self.out else []
         words += ["--precision", self.precision] if self.precision else []
+        words += ["--weights", self.weights] if self.weights else []
         words += ["--no-plugin"] if self.no_plugin else []
         words += ["--strip"] if self.strip else []
         words += ["--target", ",".join(self.target)] if self.target else []
@@ -159,7 +161,13 @@ def _parse(arguments: Sequence[str]) -> Arguments:
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
-        help="number format of the weights (default: fp32, or bf16 with --backend tensorrt)",
+        help="number format (default: fp32, or bf16 with --backend tensorrt)",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=get_args(Weights),
+        help="quantise the weights of matrix products; with int4, those of the vision encoder and "
+        "of the output head are int8 (default: all weights are of --precision)",
     )
     parser.add_argument(
         "--chunk-frames",

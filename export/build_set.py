@@ -27,7 +27,7 @@ from vicort.export.recipe import DEFAULT_PRECISION, embedded_adapter, load_recip
 from vicort.export.verify import chunk_seconds, compare
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.locations import default_engine_dir
-from vicort.runtime.manifest import Backend, Manifest, Precision
+from vicort.runtime.manifest import Backend, Manifest, Precision, Weights
 
 if TYPE_CHECKING:
     from vicort.export.build import Arguments
@@ -120,7 +120,7 @@ def _drafts(
     spec = model_spec(name, read_configuration(source.checkpoint), recipe)
     precision = recipe.precision or DEFAULT_PRECISION["tensorrt" if plan_options else "openvino"]
     drafts = []
-    for backend in candidates(options.backend, precision):
+    for backend in candidates(options.backend, precision, options.weights):
         manifest = draft_manifest(
             source.checkpoint,
             spec,
@@ -129,16 +129,22 @@ def _drafts(
             options.command(backend),
             plan_options,
             source.adapter,
+            options.weights,
         )
-        folder = options.out or default_engine_dir(source.name, precision, backend)
+        folder = options.out or default_engine_dir(source.name, precision, backend, options.weights)
         drafts.append(Draft(folder, manifest))
     return drafts
 
 
-def candidates(backend: str, precision: Precision) -> list[Backend]:
+def candidates(backend: str, precision: Precision, weights: Weights | None = None) -> list[Backend]:
     """The backends that a build may be for: the named one, or with `auto` every CPU backend that is
     installed. Raises ConfigError if there is none."""
     if backend == "tensorrt":
+        if weights == "int8":
+            raise ConfigError(
+                "--weights int8 with --backend tensorrt: it multiplies int8 weights only with "
+                "int8 activations, take --weights int4 or leave it out"
+            )
         return ["tensorrt"]
     installed: list[Backend] = [name for name in CPU_BACKENDS if find_spec(name)]
     if precision == "bf16":

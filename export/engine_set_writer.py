@@ -43,6 +43,7 @@ from vicort.export.qwen2_5_vl.weights import load_language, load_vision
 from vicort.export.tensorrt_plans import KERNELS_FILE, PIP_NAMES, PlanJob, Progress, build_plan
 from vicort.export.token_control import TokenControlGraph
 from vicort.export.torch_tensorrt import compile_directly
+from vicort.export.weight_compression import Scheme, compress
 from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.manifest import (
     FILE_NAME,
@@ -54,6 +55,7 @@ from vicort.runtime.manifest import (
     Manifest,
     ModelSpec,
     Precision,
+    Weights,
     fingerprint,
     read_manifest,
 )
@@ -96,6 +98,7 @@ def draft_manifest(
     command: str,
     options: PlanOptions | None = None,
     adapter: Adapter | None = None,
+    weights: Weights | None = None,
 ) -> Manifest:
     """The manifest of a set before it is built: without files, layers and names in plans. options:
     of backend tensorrt.
@@ -117,6 +120,7 @@ def draft_manifest(
         backend=backend,
         flavour=options.flavour if options else None,
         precision=precision,
+        weights=weights,
         model=model,
         graphs=graphs,
         embedding=EmbeddingSpec(
@@ -210,13 +214,18 @@ def _exports(
     config = read_configuration(checkpoint)
     written: Written = {}  # shared by the vision graphs
 
+    schemes = {name: Scheme.of(manifest, name) for name in manifest.graphs}
+
     def vision() -> VisionEncoder:
+        stored = schemes["vision"] is not None
         return load_vision(
-            checkpoint, config, model.image_height, model.image_width, dtype, adapter
+            checkpoint, config, model.image_height, model.image_width, dtype, adapter, stored
         )
 
     parts: dict[GraphName, Callable[[], nn.Module]] = {
-        "llm": lambda: load_language(checkpoint, config, dtype, adapter),
+        "llm": lambda: load_language(
+            checkpoint, config, dtype, adapter, as_stored=schemes["llm"] is not None
+        ),
         "vision": vision,
         "vision_pruned": lambda: PrunedVisionEncoder(vision()),
         "tokens": lambda: TokenControlGraph().eval(),
@@ -227,6 +236,8 @@ def _exports(
         say(f"exporting the {name} graph")
         graph = manifest.graphs[name]
         exported, attentions = export_graph(load(), graph)
+        if scheme := schemes[name]:
+            say(f"quantised matrices of the {name} graph: {_counted(compress(exported, scheme))}")
         _write(exported, folder / f"{name}.onnx", written if name in SHARING else None)
         if attentions != graph.attention_layers:
             raise EngineError(
@@ -234,6 +245,10 @@ def _exports(
                 "were expected"
             )
         yield name, exported
+
+
+def _counted(matrices: dict[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in matrices.items())
 
 
 def _write_plans(

@@ -16,14 +16,14 @@ import onnxscript
 import torch
 from onnx_ir import serde
 from onnxscript import FLOAT, INT64
-from onnxscript import opset20 as op
+from onnxscript import opset21 as op
 
 from vicort.export import bounded_attention  # noqa: F401 -- registers the torch operator
 
 DOMAIN = "vicort"
 NAME = "BoundedAttention"
 VERSION = 1
-OPSET = 20
+OPSET = 21
 INPUTS = ("q", "k", "v", "pos", "pool", "where", "table")
 
 _vicort = onnxscript.values.Opset(DOMAIN, VERSION)

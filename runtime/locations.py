@@ -8,10 +8,11 @@ from ctypes.util import find_library
 from pathlib import Path
 from typing import get_args
 
-from vicort.runtime.manifest import FILE_NAME, Backend, Precision
+from vicort.runtime.manifest import FILE_NAME, Backend, Precision, Weights
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+WEIGHTS: tuple[Weights | None, ...] = (None, *get_args(Weights))
 
 
 def engines_root() -> Path:
@@ -22,13 +23,16 @@ def engines_root() -> Path:
     return user_cache() / "vicort" / "engines"
 
 
-def default_engine_dir(model: str, precision: Precision, backend: Backend) -> Path:
-    """`engines/<model>-<precision>-<backend>`. model: `tiny`, or the last part of a folder or of a
-    hub id."""
+def default_engine_dir(
+    model: str, precision: Precision, backend: Backend, weights: Weights | None = None
+) -> Path:
+    """`engines/<model>-<precision>[-<weights>]-<backend>`. model: `tiny`, or the last part of a
+    folder or of a hub id."""
     name = (
         Path(model).resolve().name if Path(model).is_dir() else model.rstrip("/").rsplit("/", 1)[-1]
     )
-    return engines_root() / f"{name.lower()}-{precision}-{backend}"
+    parts = (name.lower(), precision, weights, backend)
+    return engines_root() / "-".join(part for part in parts if part)
 
 
 def find_engine_dir(model: str) -> Path | None:
@@ -38,8 +42,9 @@ def find_engine_dir(model: str) -> Path | None:
     """
     backends = [backend for backend in BACKENDS if backend != "tensorrt" or has_nvidia_driver()]
     manifests = [
-        default_engine_dir(model, precision, backend) / FILE_NAME
+        default_engine_dir(model, precision, backend, weights) / FILE_NAME
         for precision in PRECISIONS
+        for weights in WEIGHTS
         for backend in backends
     ]
     built = [manifest for manifest in manifests if manifest.is_file()]

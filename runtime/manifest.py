@@ -22,6 +22,7 @@ Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 # the module that builds and runs plans: TensorRT, or TensorRT for RTX
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 Precision = Literal["fp32", "bf16"]
+Weights = Literal["int8", "int4"]  # of matrix products, where they are not of the precision
 GraphName = Literal["vision", "tokens", "llm", "vision_pruned"]  # the last is optional
 
 # bytes: larger files are fingerprinted by samples, so that a set of 10 GB opens quickly
@@ -145,7 +146,8 @@ class Manifest(Strict):
     schema_version: int = SCHEMA_VERSION
     backend: Backend
     flavour: Flavour | None = None  # of backend tensorrt
-    precision: Precision
+    precision: Precision  # of all that is not quantised
+    weights: Weights | None = None  # None: of the precision
     model: ModelSpec
     graphs: dict[GraphName, GraphSpec]
     embedding: EmbeddingSpec

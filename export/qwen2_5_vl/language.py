@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vicort.export.bounded_attention import bounded_attention
 from vicort.export.qwen2_5_vl.configuration import OBSERVED_ROWS, LanguageConfiguration
-from vicort.export.qwen2_5_vl.layers import RMSNorm, SwiGLU
+from vicort.export.qwen2_5_vl.layers import Linear, RMSNorm, SwiGLU
 
 
 class LanguageModel(nn.Module):
@@ -22,7 +22,7 @@ class LanguageModel(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.layers))
         self.norm = RMSNorm(config.width, config.epsilon)
-        self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
+        self.lm_head = Linear(config.width, config.vocabulary, bias=False)
         if config.tied:
             self.lm_head.weight = self.embed_tokens.weight
 
@@ -93,10 +93,10 @@ class LanguageAttention(nn.Module):
         super().__init__()
         self.config = config
         self.index = index
-        self.q_proj = nn.Linear(config.width, config.query_heads * config.head_dim)
-        self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_dim)
-        self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_dim)
-        self.o_proj = nn.Linear(config.query_heads * config.head_dim, config.width, bias=False)
+        self.q_proj = Linear(config.width, config.query_heads * config.head_dim)
+        self.k_proj = Linear(config.width, config.kv_heads * config.head_dim)
+        self.v_proj = Linear(config.width, config.kv_heads * config.head_dim)
+        self.o_proj = Linear(config.query_heads * config.head_dim, config.width, bias=False)
 
     def forward(
         self, x: Tensor, pos: Tensor, pool: Tensor, where: Tensor, table: Tensor

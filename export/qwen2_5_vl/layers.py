@@ -1,10 +1,17 @@
-"""The two layers that the vision encoder and the language model share."""
+"""The layers that the vision encoder and the language model share."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
+
+
+class Linear(nn.Linear):
+    """A linear layer whose weight may be of another type than its input, which it is cast to."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight.to(x.dtype), self.bias)
 
 
 class RMSNorm(nn.Module):
@@ -26,9 +33,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, intermediate: int, bias: bool):
         super().__init__()
-        self.gate_proj = nn.Linear(width, intermediate, bias=bias)
-        self.up_proj = nn.Linear(width, intermediate, bias=bias)
-        self.down_proj = nn.Linear(intermediate, width, bias=bias)
+        self.gate_proj = Linear(width, intermediate, bias=bias)
+        self.up_proj = Linear(width, intermediate, bias=bias)
+        self.down_proj = Linear(intermediate, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from vicort.export.qwen2_5_vl.configuration import VisionConfiguration
-from vicort.export.qwen2_5_vl.layers import RMSNorm, SwiGLU
+from vicort.export.qwen2_5_vl.layers import Linear, RMSNorm, SwiGLU
 from vicort.export.qwen2_5_vl.windows import Windows, arrange
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import ConfigError
@@ -44,7 +44,7 @@ class VisionEncoder(nn.Module):
         )
         self.grid_tokens = len(windows.tokens)
 
-        self.patch_embed = nn.Linear(UNIT_FRAMES * config.patch**2 * 3, config.width, bias=False)
+        self.patch_embed = Linear(UNIT_FRAMES * config.patch**2 * 3, config.width, bias=False)
         self.blocks = nn.ModuleList(
             VisionBlock(config, None if i in config.full_attention else windows)
             for i in range(config.depth)
@@ -86,7 +86,7 @@ class VisionEncoder(nn.Module):
         pixels = pixels.permute(0, 2, 4, 1, 3, 5).reshape(
             -1, rows * columns, UNIT_FRAMES * patch * patch * 3
         )
-        return pixels.to(self.patch_embed.weight.dtype)
+        return pixels.to(self.merger.ln_q.weight.dtype)  # matrices may be of another type
 
 
 class VisionBlock(nn.Module):
@@ -108,8 +108,8 @@ class VisionAttention(nn.Module):
     def __init__(self, config: VisionConfiguration, windows: Windows | None):
         super().__init__()
         self.heads, self.head_dim = config.heads, config.head_dim
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.proj = nn.Linear(config.width, config.width)
+        self.qkv = Linear(config.width, 3 * config.width)
+        self.proj = Linear(config.width, config.width)
         self.windows = windows.count if windows else 1
         self.padded = windows is not None and not windows.whole
         if windows is not None and self.padded:
@@ -154,7 +154,7 @@ class Merger(nn.Module):
         self.merged = config.width * config.merge**2
         self.ln_q = RMSNorm(config.width)
         self.mlp = nn.ModuleDict(
-            {"0": nn.Linear(self.merged, self.merged), "2": nn.Linear(self.merged, width)}
+            {"0": Linear(self.merged, self.merged), "2": Linear(self.merged, width)}
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vicort.export.qwen2_5_vl.adapter import Adapter, LowRank
 from vicort.export.qwen2_5_vl.configuration import Configuration, read_configuration
 from vicort.export.qwen2_5_vl.language import LanguageModel
+from vicort.export.qwen2_5_vl.layers import Linear
 from vicort.export.qwen2_5_vl.vision import VisionEncoder
 from vicort.export.token_control import TokenControlGraph
 from vicort.runtime.errors import EngineError
@@ -62,12 +63,14 @@ def load_vision(
     width: int,
     dtype: torch.dtype = torch.float32,
     adapter: Adapter | None = None,
+    as_stored: bool = False,
 ) -> VisionEncoder:
     """The vision encoder alone, for frames of height x width pixels. adapter: merged into its
-    weights."""
+    weights. as_stored: the matrices of linear layers keep the checkpoint's type, which takes half
+    the memory, and are cast to `dtype` where they are used."""
     with torch.device("meta"):
         model = VisionEncoder(config.vision, config.language.width, height, width)
-    return _fill(model, folder, "vision", dtype, adapter)
+    return _fill(model, folder, "vision", dtype, adapter, as_stored)
 
 
 def load_language(
@@ -75,8 +78,9 @@ def load_language(
     config: Configuration,
     dtype: torch.dtype = torch.float32,
     adapter: Adapter | None = None,
+    as_stored: bool = False,
 ) -> LanguageModel:
-    """The language model alone. adapter: merged into its weights.
+    """The language model alone. adapter, as_stored: as of `load_vision`.
 
     As in transformers, an output head that config.json ties is separate if the checkpoint has it
     with other values.
@@ -84,16 +88,22 @@ def load_language(
     tied = config.language.tied and not _has_own_head(folder)
     with torch.device("meta"):
         model = LanguageModel(replace(config.language, tied=tied))
-    return _fill(model, folder, "language", dtype, adapter)
+    return _fill(model, folder, "language", dtype, adapter, as_stored)
 
 
 def _fill(
-    model: Model, folder: Path, part: Part, dtype: torch.dtype, adapter: Adapter | None
+    model: Model,
+    folder: Path,
+    part: Part,
+    dtype: torch.dtype,
+    adapter: Adapter | None,
+    as_stored: bool,
 ) -> Model:
     """Load the checkpoint's parameters, with the updates of an adapter, into a model on the meta
     device, one tensor at a time."""
     # a tied head is not a separate parameter
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
+    kept = _matrices(model) if as_stored else set()
     added = _added(adapter, part, wanted) if adapter else {}
     found: dict[str, Tensor] = {}
     for path in _files(folder):
@@ -103,7 +113,8 @@ def _fill(
                 if owner != part or (name == HEAD and HEAD not in wanted):
                     continue
                 tensor = _tensor(file, key, path, name, wanted)
-                found[name] = (added[name].added_to(tensor) if name in added else tensor).to(dtype)
+                tensor = added[name].added_to(tensor) if name in added else tensor
+                found[name] = tensor if name in kept else tensor.to(dtype)
     missing = sorted(wanted.keys() - found.keys())
     if missing:
         raise EngineError(
@@ -113,6 +124,14 @@ def _fill(
     for name, tensor in found.items():
         _replace(model, name, tensor)
     return model.eval()
+
+
+def _matrices(model: nn.Module) -> set[str]:
+    """The names of the weights of linear layers, but for one that is the token embedding too."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    embeddings = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
+    linear = (each.weight for each in model.modules() if isinstance(each, Linear))
+    return {names[id(weight)] for weight in linear if id(weight) not in embeddings}
 
 
 def _added(adapter: Adapter, part: Part, wanted: dict[str, torch.Size]) -> dict[str, LowRank]:

@@ -36,9 +36,7 @@ class OpenVinoEngine(CpuEngine):
         try:
             self._model = openvino.Core().compile_model(path, "CPU", _properties(threads, streams))
         except RuntimeError as error:
-            raise EngineError(
-                f"OpenVINO cannot load {path}: {str(error).splitlines()[-1]}"
-            ) from error
+            raise EngineError(f"OpenVINO cannot load {path}: {_reason(error)}") from error
         inputs = [_spec(port, signature.inputs) for port in self._model.inputs]
         outputs = [_spec(port, signature.outputs) for port in self._model.outputs]
         check_signature(path, signature, inputs, outputs)
@@ -52,6 +50,11 @@ class OpenVinoEngine(CpuEngine):
         # on an OpenVINO thread, so that runs of several streams are concurrent
         request.start_async()
         request.wait()
+
+
+def _reason(error: RuntimeError) -> str:
+    """The last line that says something."""
+    return next((line for line in reversed(str(error).splitlines()) if line.strip()), "no reason")
 
 
 def _properties(threads: int, streams: int) -> dict[str, object]:
