@@ -4,7 +4,7 @@ quantize_config.json of older GPTQ checkpoints."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +34,7 @@ IGNORED_LEAVES = (
     "k_zero_point",
     "v_zero_point",
 )
+PACKED_LEAVES = ("qweight", "weight_packed")
 GPTQ_FILE = "quantize_config.json"
 KINDS: dict[type, str] = {
     str: "a text",
@@ -42,7 +43,13 @@ KINDS: dict[type, str] = {
     list: "a list",
     dict: "an object",
 }
-FORMATS = "pack-quantized, int-quantized, float-quantized or naive-quantized"
+# of compressed-tensors' formats
+NUMBERS = {
+    "pack-quantized": ("int",),
+    "int-quantized": ("int",),
+    "float-quantized": ("float",),
+    "naive-quantized": ("int", "float"),
+}
 
 
 class Layout(Protocol):
@@ -64,6 +71,16 @@ def read_quantisation(folder: Path) -> Layout | None:
     if given is None:
         return None
     return METHODS[given.only("quant_method", str, tuple(METHODS))](given)
+
+
+def check_unquantised(folder: Path, names: Iterable[str]) -> None:
+    """Raises EngineError if one of the names is that of a packed weight."""
+    packed = next((name for name in names if name.rpartition(".")[2] in PACKED_LEAVES), None)
+    if packed:
+        raise EngineError(
+            f"{folder} has a quantised weight {packed!r}, but neither a quantization_config in "
+            f"config.json nor a {GPTQ_FILE}: download the checkpoint again"
+        )
 
 
 @dataclass(frozen=True)
@@ -164,34 +181,37 @@ def _gptq(given: _Given) -> Layout:
 
 
 def _compressed_tensors(given: _Given) -> Layout:
-    if given.part("sparsity_config").get("format", str, "dense") != "dense":
-        raise given.refused("sparsity_config", given.values["sparsity_config"], "none")
-    if given.get("transform_config", dict, {}):
-        raise given.refused("transform_config", given.values["transform_config"], "none")
-    schemes = list(given.part("config_groups").values.values())
-    weights = [each.get("weights") for each in schemes if isinstance(each, dict)]
-    if not weights or len(weights) != len(schemes) or any(one != weights[0] for one in weights):
-        raise given.refused("config_groups", schemes, "groups with the same weights")
-    form = given.get("format", str)
-    scheme = _Given(given.path, {"weights": weights[0]}).part("weights")
-    number = scheme.only("type", str, ("int", "float"), "int")
-    if form == "pack-quantized" and number == "int":
+    form = given.only("format", str, tuple(NUMBERS))
+    for key in ("sparsity_config", "transform_config"):
+        part = given.get(key, dict, {})
+        if part and part.get("format") != "dense":
+            raise given.refused(key, part, "none")
+    scheme = _one_scheme(given)
+    number = scheme.only("type", str, NUMBERS[form], "int")
+    if form == "pack-quantized":
         return PackQuantizedLayout(
             group=_strategy_group(scheme, ("group", "channel")),
             bits=scheme.only("num_bits", int, (4, 8)),
             symmetric=scheme.get("symmetric", bool, True),
         )
     scheme.only("num_bits", int, (8,))
-    if form in ("int-quantized", "naive-quantized") and number == "int":
+    if number == "int":
         return Int8Layout(
             group=_strategy_group(scheme, ("group", "channel", "tensor")),
             whole=scheme.get("strategy", str) == "tensor",
             symmetric=scheme.get("symmetric", bool, True),
         )
-    if form in ("float-quantized", "naive-quantized") and number == "float":
-        scheme.only("symmetric", bool, (True,), True)
-        return Float8Layout("compressed-tensors", _strategy_block(scheme))
-    raise given.refused("format", form, FORMATS)
+    scheme.only("symmetric", bool, (True,), True)
+    return Float8Layout("compressed-tensors", _strategy_block(scheme))
+
+
+def _one_scheme(given: _Given) -> _Given:
+    """How weights are quantised, in all groups of layers."""
+    groups = list(given.get("config_groups", dict, {}).values())
+    weights = [group.get("weights") if isinstance(group, dict) else None for group in groups]
+    if not weights or weights[0] is None or any(each != weights[0] for each in weights):
+        raise given.refused("config_groups", groups, "groups with the same weights")
+    return _Given(given.path, {"weights": weights[0]}).part("weights")
 
 
 def _strategy_group(scheme: _Given, allowed: tuple[str, ...]) -> int | None:

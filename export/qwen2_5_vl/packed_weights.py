@@ -100,7 +100,7 @@ class GptqLayout:
             # next number.
             zeros = zeros + sum(1 << shift for shift in range(0, 32, self.bits))
         return PackedWeight(
-            values=unpack(values.T.contiguous(), self.bits),
+            values=unpack(values.T, self.bits),
             scales=scales.float().T.contiguous(),
             zeros=unpack(zeros, self.bits).T.contiguous(),
             group=columns // groups,
@@ -164,7 +164,7 @@ class PackQuantizedLayout:
         else:
             # numbers and zero points are both stored with `half` added
             packed = stored.read("weight_zero_point", WORD, [out_words, groups])
-            zeros = unpack(packed.T.contiguous(), self.bits)[:, :rows].T.contiguous()
+            zeros = unpack(packed.T, self.bits)[:, :rows].T.contiguous()
         return PackedWeight(
             values=unpack(values, self.bits)[:, :columns].contiguous(),
             scales=scales.float(),
@@ -211,9 +211,9 @@ class Int8Layout:
 
 
 def unpack(words: Tensor, bits: int) -> Tensor:
-    """words [rows,n] int32, contiguous, of a little-endian machine -> [rows,n*32/bits] uint8. bits:
-    4 or 8."""
-    numbers = words.view(torch.uint8)
+    """words [rows,n] int32, of a little-endian machine -> [rows,n*32/bits] uint8. bits: 4 or 8."""
+    # flat first: a contiguous tensor of one column may have any stride
+    numbers = words.contiguous().flatten().view(torch.uint8).reshape(len(words), -1)
     return numbers if bits == 8 else torch.stack((numbers & 15, numbers >> 4), dim=-1).flatten(1)
 
 

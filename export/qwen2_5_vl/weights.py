@@ -15,6 +15,7 @@ from vicort.export.qwen2_5_vl.adapter import Adapter, LowRank
 from vicort.export.qwen2_5_vl.checkpoint_quantisation import (
     IGNORED_LEAVES,
     Layout,
+    check_unquantised,
     read_quantisation,
 )
 from vicort.export.qwen2_5_vl.configuration import Configuration, read_configuration
@@ -147,6 +148,8 @@ def _weights(
             key = first.key.rpartition(".")[0]
             yield name, layout.read(StoredModule(key, tensors), (*wanted[name],))
             _drop_zero_bias(stored, f"{module}.bias", wanted)
+    else:
+        check_unquantised(folder, stored)
     for name, tensor in stored.items():
         if layout is None or name.rpartition(".")[2] not in IGNORED_LEAVES:
             yield name, _tensor(tensor, name, wanted)
@@ -234,8 +237,8 @@ def _tensor(stored: StoredTensor, name: str, wanted: Mapping[str, torch.Size]) -
     if stored.dtype not in FLOATS:
         raise EngineError(
             f"{stored.path}: {stored.key!r} is stored as {stored.dtype}, allowed are "
-            f"{', '.join(FLOATS)}, or a quantization_config in config.json that vicort reads: name "
-            "an unquantised checkpoint"
+            f"{', '.join(FLOATS)}: name an unquantised checkpoint, or one whose config.json has a "
+            "quantization_config"
         )
     tensor = stored.read()
     if stored.key.endswith(CONVOLUTION) and tensor.ndim == 5:
