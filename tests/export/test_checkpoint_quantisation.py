@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from support.engine_sets import OPTIONS, TOKENIZER, graph_of
 from support.plain_packing import drawn, linear_keys, write_quantised
 from support.reference_model import write_random_checkpoint
-from support.tiny_sets import tiny_set
 
 from vicort.export import build, engine_set_writer
 from vicort.export.checkpoint import TINY, resolve
@@ -324,11 +323,13 @@ def test_a_quantised_output_head_is_a_head_of_its_own(tied, tmp_path):
     assert not torch.equal(language.lm_head.weight, language.embed_tokens.weight)
 
 
-def test_the_set_equals_that_of_the_dequantised_checkpoint(packed_and_plain, tmp_path, capfd):
+def test_the_set_equals_that_of_the_dequantised_checkpoint(
+    packed_and_plain, build_tiny, tmp_path, capfd
+):
     """Without tracing: the graphs are those of the embedded model's set."""
     torch.set_num_threads(1)
     sets = []
-    with mock.patch.object(engine_set_writer, "export_graph", partial(graph_of, tiny_set())):
+    with mock.patch.object(engine_set_writer, "export_graph", partial(graph_of, build_tiny())):
         for checkpoint in packed_and_plain:
             sets.append(tmp_path / checkpoint.name)
             command = [str(checkpoint), "--backend", "onnxruntime", "--out", str(sets[-1])]
@@ -337,7 +338,7 @@ def test_the_set_equals_that_of_the_dequantised_checkpoint(packed_and_plain, tmp
     assert said.count("reading a quantised checkpoint: ") == 1
     assert "4 bits, groups of 32" in said
     assert_sets_equal(*sets)
-    assert (sets[0] / "llm.bin").read_bytes() != (tiny_set() / "llm.bin").read_bytes()
+    assert (sets[0] / "llm.bin").read_bytes() != (build_tiny() / "llm.bin").read_bytes()
 
 
 @pytest.mark.slow
@@ -378,3 +379,42 @@ def test_the_build_refuses_at_once(method, tmp_path, monkeypatch, capfd):
     assert said.count("\n") == 1
     assert not writer.called
     assert not out.exists()
+
+
+def float8_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
+    """The embedded model's, with half of its linear layers as 8-bit floats. Returns their weights,
+    by their keys."""
+    shutil.copytree(resolve(TINY), folder)
+    tensors, expected = load_file(folder / "model.safetensors"), {}
+    for key in list(linear_keys(tensors))[::2]:
+        scale = tensors[key].float().abs().amax(1, keepdim=True) / 448
+        stored = (tensors[key].float() / scale).to(torch.float8_e4m3fn)
+        tensors |= {key: stored, f"{key}_scale": scale}
+        expected[key] = stored.float() * scale
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = compressed(
+        "float-quantized", num_bits=8, type="float", strategy="channel"
+    )
+    (folder / "config.json").write_text(json.dumps(config))
+    return expected
+
+
+def test_a_checkpoint_of_8_bit_floats(tmp_path):
+    """A layer that was left as it is has a tensor of the same name."""
+    expected = float8_checkpoint(tmp_path / "checkpoint")
+    packed: dict[str, PackedWeight] = {}
+    ours = parameters(tmp_path / "checkpoint", packed=packed)
+    base = parameters(resolve(TINY))
+    named = {key[key.index("layers.") :]: weight for key, weight in expected.items()}
+    assert len(named) == 14
+    for name, weight in ours.items():
+        assert torch.equal(weight, named.get(name, base[name])), name
+    assert not packed
+
+
+def test_8_bit_floats_without_their_scale(tmp_path):
+    key = next(iter(float8_checkpoint(tmp_path / "checkpoint")))
+    folder = edit(tmp_path / "checkpoint", tmp_path / "copy", lambda t: t.pop(f"{key}_scale"))
+    with pytest.raises(EngineError, match="has weight but no weight_scale: download"):
+        parameters(folder)
