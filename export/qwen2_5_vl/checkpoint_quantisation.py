@@ -52,7 +52,7 @@ NUMBERS = {
 }
 
 
-class Layout(Protocol):
+class WeightLayout(Protocol):
     """Where the weight of a quantised layer is in a checkpoint."""
 
     @property
@@ -64,7 +64,7 @@ class Layout(Protocol):
         not as the layout has it."""
 
 
-def read_quantisation(folder: Path) -> Layout | None:
+def read_quantisation(folder: Path) -> WeightLayout | None:
     """The layout of a checkpoint's quantised layers, None if it is not quantised; its `str` names
     the method, the bits and the groups. Raises EngineError if vicort does not read it."""
     given = _given(folder)
@@ -153,7 +153,7 @@ def _object(path: Path, value: Any, name: str = "") -> dict[str, Any]:
     return value
 
 
-def _awq(given: _Given) -> Layout:
+def _awq(given: _Given) -> WeightLayout:
     # gemv and gemv_fast have other shapes for each group size, and few checkpoints have them
     version = given.get("version", str, None) or given.get("checkpoint_format", str, "gemm")
     if version.lower() != "gemm":
@@ -163,7 +163,7 @@ def _awq(given: _Given) -> Layout:
     return AwqLayout(given.group())
 
 
-def _gptq(given: _Given) -> Layout:
+def _gptq(given: _Given) -> WeightLayout:
     key = next((k for k in ("checkpoint_format", "format") if given.values.get(k)), "format")
     form = given.only(key, str, ("gptq", "gptq_v2"), "gptq")
     given.only("is_marlin_format", bool, (False,), False)
@@ -180,7 +180,7 @@ def _gptq(given: _Given) -> Layout:
     )
 
 
-def _compressed_tensors(given: _Given) -> Layout:
+def _compressed_tensors(given: _Given) -> WeightLayout:
     form = given.only("format", str, tuple(NUMBERS))
     for key in ("sparsity_config", "transform_config"):
         part = given.get(key, dict, {})
@@ -225,7 +225,7 @@ def _strategy_block(scheme: _Given) -> tuple[int, int]:
     return (1, 0) if strategy == "channel" else (0, 0)
 
 
-def _fp8(given: _Given) -> Layout:
+def _fp8(given: _Given) -> WeightLayout:
     given.only("scale_fmt", str, ("float",), "float")
     return FineGrainedLayout("FP8", _block(given, "weight_block_size"))
 
@@ -237,7 +237,7 @@ def _block(given: _Given, key: str) -> tuple[int, int]:
     return block[0], block[1]
 
 
-METHODS: dict[str, Callable[[_Given], Layout]] = {
+METHODS: dict[str, Callable[[_Given], WeightLayout]] = {
     "awq": _awq,
     "gptq": _gptq,
     "compressed-tensors": _compressed_tensors,

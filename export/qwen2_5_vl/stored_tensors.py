@@ -15,7 +15,7 @@ FLOATS = ("F32", "F16", "BF16")  # as safetensors calls the types
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class CheckpointTensor:
     path: Path
     key: str
     file: safe_open
@@ -42,7 +42,7 @@ class StoredModule:
     """What a checkpoint has of one quantised layer."""
 
     name: str  # in the checkpoint
-    tensors: Mapping[str, StoredTensor]  # by the last part of their names
+    tensors: Mapping[str, CheckpointTensor]  # by the last part of their names
 
     @property
     def path(self) -> Path:
@@ -83,13 +83,13 @@ class StoredModule:
         return inputs // group
 
 
-def open_stored(path: Path) -> dict[str, StoredTensor]:
+def open_stored(path: Path) -> dict[str, CheckpointTensor]:
     """The tensors of a file by their keys. Raises EngineError if the file is damaged."""
     try:
         file = safe_open(path, framework="pt")
     except SafetensorError as error:
         raise _damaged(path, error) from error
-    return {key: StoredTensor(path, key, file) for key in file.keys()}  # noqa: SIM118 (the file cannot be iterated)
+    return {key: CheckpointTensor(path, key, file) for key in file.keys()}  # noqa: SIM118 (the file cannot be iterated)
 
 
 def _damaged(path: Path, error: SafetensorError) -> EngineError:

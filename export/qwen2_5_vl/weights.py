@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vicort.export.qwen2_5_vl.adapter import Adapter, LowRank
 from vicort.export.qwen2_5_vl.checkpoint_quantisation import (
     IGNORED_LEAVES,
-    Layout,
+    WeightLayout,
     check_unquantised,
     read_quantisation,
 )
@@ -23,8 +23,8 @@ from vicort.export.qwen2_5_vl.language import LanguageModel
 from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
 from vicort.export.qwen2_5_vl.stored_tensors import (
     FLOATS,
+    CheckpointTensor,
     StoredModule,
-    StoredTensor,
     open_stored,
 )
 from vicort.export.qwen2_5_vl.vision import VisionEncoder
@@ -155,7 +155,9 @@ def _weights(
             yield name, _tensor(tensor, name, wanted)
 
 
-def _quantised(stored: Mapping[str, StoredTensor], layout: Layout) -> dict[str, list[str]]:
+def _quantised(
+    stored: Mapping[str, CheckpointTensor], layout: WeightLayout
+) -> dict[str, list[str]]:
     """The modules that have something which only quantised ones have, and their tensors that are of
     the layout. A module that was left as it is has `weight` alone, as floating point numbers."""
     modules: dict[str, list[str]] = {}
@@ -170,7 +172,7 @@ def _quantised(stored: Mapping[str, StoredTensor], layout: Layout) -> dict[str, 
 
 
 def _drop_zero_bias(
-    stored: dict[str, StoredTensor], name: str, wanted: Mapping[str, torch.Size]
+    stored: dict[str, CheckpointTensor], name: str, wanted: Mapping[str, torch.Size]
 ) -> None:
     """Some tools write a bias of zeros to layers that have none."""
     if name in stored and name not in wanted and not stored[name].read().any():
@@ -207,7 +209,7 @@ def _has_own_head(folder: Path) -> bool:
     return any(name.startswith(f"{HEAD_MODULE}.") and name != HEAD for name in stored)
 
 
-def _stored(folder: Path, part: Part) -> dict[str, StoredTensor]:
+def _stored(folder: Path, part: Part) -> dict[str, CheckpointTensor]:
     """What the checkpoint has of a model, by the names of its parameters."""
     stored = {}
     for path in _files(folder):
@@ -231,7 +233,7 @@ def _place(key: str, path: Path) -> tuple[Part, str]:
     )
 
 
-def _tensor(stored: StoredTensor, name: str, wanted: Mapping[str, torch.Size]) -> Tensor:
+def _tensor(stored: CheckpointTensor, name: str, wanted: Mapping[str, torch.Size]) -> Tensor:
     if name not in wanted:
         raise _unknown(stored)
     if stored.dtype not in FLOATS:
@@ -252,7 +254,7 @@ def _tensor(stored: StoredTensor, name: str, wanted: Mapping[str, torch.Size]) -
     return tensor
 
 
-def _unknown(stored: StoredTensor) -> EngineError:
+def _unknown(stored: CheckpointTensor) -> EngineError:
     return EngineError(
         f"{stored.path} has a weight {stored.key!r} that does not fit config.json: name an "
         "unmodified checkpoint"

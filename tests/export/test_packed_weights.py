@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vicort.export.qwen2_5_vl.checkpoint_quantisation import read_quantisation
 from vicort.export.qwen2_5_vl.packed_weights import AwqLayout, GptqLayout, PackedWeight
-from vicort.export.qwen2_5_vl.stored_tensors import StoredModule, StoredTensor, open_stored
+from vicort.export.qwen2_5_vl.stored_tensors import CheckpointTensor, StoredModule, open_stored
 from vicort.runtime.errors import EngineError
 
 # written by make_packed_weights.py with the code of other projects
@@ -268,4 +268,4 @@ def test_a_file_that_was_cut_short(tmp_path):
 def test_a_tensor_that_a_file_has_not(tmp_path):
     stored = stored_module(drawn(8, 8, 8, seed=0).awq(), tmp_path).tensors["scales"]
     with pytest.raises(EngineError, match="is damaged"):
-        StoredTensor(stored.path, "other", stored.file).read()
+        CheckpointTensor(stored.path, "other", stored.file).read()
