@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vicort.export import tensorrt_plans
+from vicort.export.build_space import check_space
 from vicort.export.checkpoint import TINY, resolve
 from vicort.export.engine_set_writer import (
     PlanOptions,
@@ -70,6 +71,8 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
         return _verify(built.folder, source, say) if options.verify else 0
     for each in drafts:
         check_replaceable(each.folder)
+    manifest, config = drafts[0].manifest, read_configuration(source.checkpoint)
+    check_space(drafts[0].folder, config, manifest.precision, plans=plan_options is not None)
     if quantisation:
         say(f"reading a quantised checkpoint: {quantisation}")
     with building(drafts[0].folder.parent) as temporary:
