@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vicort.export import tensorrt_plans
+from vicort.export.build_space import check_space
 from vicort.export.checkpoint import TINY, resolve
 from vicort.export.engine_set_writer import (
     PlanOptions,
@@ -22,6 +23,7 @@ from vicort.export.engine_set_writer import (
     write_engine_set,
 )
 from vicort.export.qwen2_5_vl.adapter import Adapter, read_adapter
+from vicort.export.qwen2_5_vl.checkpoint_quantisation import read_quantisation
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.recipe import DEFAULT_PRECISION, embedded_adapter, load_recipe, model_spec
 from vicort.export.verify import chunk_seconds, compare
@@ -58,6 +60,7 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
     """Build what is not built yet; returns 1 if the engines are verified and differ from the model,
     else 0."""
     source = _source(options)
+    quantisation = read_quantisation(source.checkpoint)
     drafts = _drafts(options, source, plan_options)
     built = next((each for each in drafts if is_built(each.folder, each.manifest)), None)
     if built:
@@ -68,6 +71,10 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
         return _verify(built.folder, source, say) if options.verify else 0
     for each in drafts:
         check_replaceable(each.folder)
+    manifest, config = drafts[0].manifest, read_configuration(source.checkpoint)
+    check_space(drafts[0].folder, config, manifest.precision, plans=plan_options is not None)
+    if quantisation:
+        say(f"reading a quantised checkpoint: {quantisation}")
     with building(drafts[0].folder.parent) as temporary:
         write_engine_set(
             temporary, source.checkpoint, drafts[0].manifest, say, plan_options, source.adapter

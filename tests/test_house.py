@@ -53,8 +53,13 @@ FLOORS = {
 }
 CONTRACT = {name for name, floor in FLOORS.items() if floor == 0}
 HEADS = {name for name, floor in FLOORS.items() if floor == 5}
-# The plugin is one class for building and running; verify.py runs the engines beside the model.
-EXPORT_EXCEPTIONS = {"tensorrt_plans.py": {"engines"}, "verify.py": {"devices", "engines"}}
+# The plugin is one class for building and running; verify.py runs the engines beside the model;
+# build_space.py asks how much memory the machine has.
+EXPORT_EXCEPTIONS = {
+    "build_space.py": {"devices"},
+    "tensorrt_plans.py": {"engines"},
+    "verify.py": {"devices", "engines"},
+}
 
 
 def rooms(path: Path) -> set[str]:

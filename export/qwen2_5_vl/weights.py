@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vicort.export.qwen2_5_vl.adapter import Adapter, LowRank
+from vicort.export.qwen2_5_vl.checkpoint_quantisation import (
+    IGNORED_LEAVES,
+    WeightLayout,
+    check_unquantised,
+    read_quantisation,
+)
 from vicort.export.qwen2_5_vl.configuration import Configuration, read_configuration
 from vicort.export.qwen2_5_vl.language import LanguageModel
 from vicort.export.qwen2_5_vl.layers import Linear
+from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
+from vicort.export.qwen2_5_vl.stored_tensors import (
+    FLOATS,
+    CheckpointTensor,
+    StoredModule,
+    open_stored,
+)
 from vicort.export.qwen2_5_vl.vision import VisionEncoder
 from vicort.export.token_control import TokenControlGraph
 from vicort.runtime.errors import EngineError
@@ -32,10 +43,10 @@ PREFIXES: tuple[tuple[str, Part], ...] = (
     ("model.language_model.", "language"),
     ("model.", "language"),
 )
-HEAD = "lm_head.weight"
+HEAD_MODULE = "lm_head"
+HEAD = f"{HEAD_MODULE}.weight"
 EMBEDDING = "embed_tokens.weight"
 CONVOLUTION = "patch_embed.proj.weight"  # the only parameter with another name and shape here
-STORED_TYPES = ("F32", "F16", "BF16")
 
 
 def load_models(
@@ -79,8 +90,10 @@ def load_language(
     dtype: torch.dtype = torch.float32,
     adapter: Adapter | None = None,
     as_stored: bool = False,
+    packed: dict[str, PackedWeight] | None = None,
 ) -> LanguageModel:
-    """The language model alone. adapter, as_stored: as of `load_vision`.
+    """The language model alone. adapter, as_stored: as of `load_vision`. packed: gets the integers
+    of each parameter, by its name, that is exactly what a quantised checkpoint stores as integers.
 
     As in transformers, an output head that config.json ties is separate if the checkpoint has it
     with other values.
@@ -88,7 +101,7 @@ def load_language(
     tied = config.language.tied and not _has_own_head(folder)
     with torch.device("meta"):
         model = LanguageModel(replace(config.language, tied=tied))
-    return _fill(model, folder, "language", dtype, adapter, as_stored)
+    return _fill(model, folder, "language", dtype, adapter, as_stored, packed)
 
 
 def _fill(
@@ -98,23 +111,21 @@ def _fill(
     dtype: torch.dtype,
     adapter: Adapter | None,
     as_stored: bool,
+    packed: dict[str, PackedWeight] | None = None,
 ) -> Model:
     """Load the checkpoint's parameters, with the updates of an adapter, into a model on the meta
-    device, one tensor at a time."""
+    device, one at a time."""
     # a tied head is not a separate parameter
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
     kept = _matrices(model) if as_stored else set()
     added = _added(adapter, part, wanted) if adapter else {}
     found: dict[str, Tensor] = {}
-    for path in _files(folder):
-        with _opened(path) as file:
-            for key in file.keys():  # noqa: SIM118 (the file cannot be iterated)
-                owner, name = _place(key, path)
-                if owner != part or (name == HEAD and HEAD not in wanted):
-                    continue
-                tensor = _tensor(file, key, path, name, wanted)
-                tensor = added[name].added_to(tensor) if name in added else tensor
-                found[name] = tensor if name in kept else tensor.to(dtype)
+    for name, weight in _weights(folder, part, wanted):
+        if isinstance(weight, PackedWeight) and packed is not None and name not in added:
+            packed[name] = weight
+        tensor = weight.dequantised() if isinstance(weight, PackedWeight) else weight
+        tensor = added[name].added_to(tensor) if name in added else tensor
+        found[name] = tensor if name in kept else tensor.to(dtype)
     missing = sorted(wanted.keys() - found.keys())
     if missing:
         raise EngineError(
@@ -132,6 +143,55 @@ def _matrices(model: nn.Module) -> set[str]:
     embeddings = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
     linear = (each.weight for each in model.modules() if isinstance(each, Linear))
     return {names[id(weight)] for weight in linear if id(weight) not in embeddings}
+
+
+def _weights(
+    folder: Path, part: Part, wanted: Mapping[str, torch.Size]
+) -> Iterator[tuple[str, Tensor | PackedWeight]]:
+    """Each parameter that the checkpoint has of a model, and its name."""
+    stored = _stored(folder, part)
+    if HEAD not in wanted:
+        stored.pop(HEAD, None)
+    layout = read_quantisation(folder)
+    if layout:
+        for module, leaves in _quantised(stored, layout).items():
+            name = f"{module}.weight"
+            tensors = {leaf: stored.pop(f"{module}.{leaf}") for leaf in leaves}
+            first = next(iter(tensors.values()))
+            if len(wanted.get(name, ())) != 2:
+                raise _unknown(first)
+            key = first.key.rpartition(".")[0]
+            yield name, layout.read(StoredModule(key, tensors), (*wanted[name],))
+            _drop_zero_bias(stored, f"{module}.bias", wanted)
+    else:
+        check_unquantised(folder, stored)
+    for name, tensor in stored.items():
+        if layout is None or name.rpartition(".")[2] not in IGNORED_LEAVES:
+            yield name, _tensor(tensor, name, wanted)
+
+
+def _quantised(
+    stored: Mapping[str, CheckpointTensor], layout: WeightLayout
+) -> dict[str, list[str]]:
+    """The modules that have something which only quantised ones have, and their tensors that are of
+    the layout. A module that was left as it is has `weight` alone, as floating point numbers."""
+    modules: dict[str, list[str]] = {}
+    quantised = set()
+    for name, tensor in stored.items():
+        module, _, leaf = name.rpartition(".")
+        if leaf in layout.leaves:
+            modules.setdefault(module, []).append(leaf)
+            if leaf != "weight" or tensor.dtype not in FLOATS:
+                quantised.add(module)
+    return {module: leaves for module, leaves in modules.items() if module in quantised}
+
+
+def _drop_zero_bias(
+    stored: dict[str, CheckpointTensor], name: str, wanted: Mapping[str, torch.Size]
+) -> None:
+    """Some tools write a bias of zeros to layers that have none."""
+    if name in stored and name not in wanted and not stored[name].read().any():
+        del stored[name]
 
 
 def _added(adapter: Adapter, part: Part, wanted: dict[str, torch.Size]) -> dict[str, LowRank]:
@@ -156,20 +216,28 @@ def _added(adapter: Adapter, part: Part, wanted: dict[str, torch.Size]) -> dict[
 
 
 def _has_own_head(folder: Path) -> bool:
-    """Whether the checkpoint has an output head that differs from the token embedding."""
-    held: dict[str, Tensor] = {}
+    """Whether the checkpoint has an output head that differs from the token embedding. A quantised
+    one does."""
+    stored = _stored(folder, "language")
+    if HEAD in stored and EMBEDDING in stored:
+        return not torch.equal(stored[HEAD].read(), stored[EMBEDDING].read())
+    return any(name.startswith(f"{HEAD_MODULE}.") and name != HEAD for name in stored)
+
+
+def _stored(folder: Path, part: Part) -> dict[str, CheckpointTensor]:
+    """What the checkpoint has of a model, by the names of its parameters."""
+    stored = {}
     for path in _files(folder):
-        with _opened(path) as file:
-            names = {_place(key, path)[1]: key for key in file.keys()}  # noqa: SIM118 (the file cannot be iterated)
-            held |= {
-                name: file.get_tensor(names[name]) for name in (HEAD, EMBEDDING) if name in names
-            }
-    return HEAD in held and EMBEDDING in held and not torch.equal(held[HEAD], held[EMBEDDING])
+        for key, tensor in open_stored(path).items():
+            owner, name = _place(key, path)
+            if owner == part:
+                stored[name] = tensor
+    return stored
 
 
 def _place(key: str, path: Path) -> tuple[Part, str]:
     """The model that a checkpoint's key belongs to, and the parameter's name in it."""
-    if key == HEAD:
+    if key.startswith(f"{HEAD_MODULE}."):
         return "language", key
     for prefix, part in PREFIXES:
         if key.startswith(prefix):
@@ -180,31 +248,32 @@ def _place(key: str, path: Path) -> tuple[Part, str]:
     )
 
 
-def _tensor(
-    file: safe_open, key: str, path: Path, name: str, wanted: dict[str, torch.Size]
-) -> Tensor:
+def _tensor(stored: CheckpointTensor, name: str, wanted: Mapping[str, torch.Size]) -> Tensor:
     if name not in wanted:
+        raise _unknown(stored)
+    if stored.dtype not in FLOATS:
         raise EngineError(
-            f"{path} has a weight {key!r} that does not fit config.json: name an unmodified "
-            "checkpoint"
+            f"{stored.path}: {stored.key!r} is stored as {stored.dtype}, allowed are "
+            f"{', '.join(FLOATS)}: name an unquantised checkpoint, or one whose config.json has a "
+            "quantization_config"
         )
-    view = file.get_slice(key)
-    if view.get_dtype() not in STORED_TYPES:
-        raise EngineError(
-            f"{path}: {key!r} is stored as {view.get_dtype()}, allowed are "
-            f"{', '.join(STORED_TYPES)}: name an unquantised checkpoint"
-        )
-    tensor = file.get_tensor(key)
-    if key.endswith(CONVOLUTION) and tensor.ndim == 5:
+    tensor = stored.read()
+    if stored.key.endswith(CONVOLUTION) and tensor.ndim == 5:
         # [width, channel, frame, y, x] -> pixels in the order of VisionEncoder.patches
         tensor = tensor.permute(0, 2, 3, 4, 1).flatten(1)
     if tensor.shape != wanted[name]:
-        shape, expected = list(view.get_shape()), list(wanted[name])
         raise EngineError(
-            f"{path}: {key!r} has shape {shape}, config.json implies {expected}: the two are "
-            "not of one checkpoint"
+            f"{stored.path}: {stored.key!r} has shape {stored.shape}, config.json implies "
+            f"{list(wanted[name])}: the two are not of one checkpoint"
         )
     return tensor
+
+
+def _unknown(stored: CheckpointTensor) -> EngineError:
+    return EngineError(
+        f"{stored.path} has a weight {stored.key!r} that does not fit config.json: name an "
+        "unmodified checkpoint"
+    )
 
 
 def _replace(model: nn.Module, name: str, tensor: Tensor) -> None:
@@ -236,12 +305,3 @@ def _files(folder: Path) -> list[Path]:
                 "checkpoint again"
             )
     return [folder / name for name in names]
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[safe_open]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise EngineError(f"{path} is damaged ({error}): download the checkpoint again") from error

@@ -81,14 +81,14 @@ def live_set() -> Path:
 
     def make(folder: Path) -> None:
         torch.set_num_threads(1)
-        traced = partial(_graph_of, tiny_set())
+        traced = partial(graph_of, tiny_set())
         with mock.patch.object(engine_set_writer, "export_graph", traced):
             assert build.main(["tiny-live", "--backend", "openvino", "--out", str(folder)]) == 0
 
     return once("tiny-live", make)
 
 
-def _graph_of(folder: Path, module: nn.Module, graph: GraphSpec) -> tuple[onnx_ir.Model, int]:
+def graph_of(folder: Path, module: nn.Module, graph: GraphSpec) -> tuple[onnx_ir.Model, int]:
     """What `export_graph` gives for a module: the graph of another set of the same structure, with
     the language weights of the module."""
     name = "llm" if graph.attention_layers else Path(graph.file).stem
