@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import secrets
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +59,8 @@ from vicort.runtime.manifest import (
     fingerprint,
     read_manifest,
 )
+
+logger = logging.getLogger(__name__)
 
 COPIED = (
     "config.json",
@@ -225,6 +229,7 @@ def _exports(
         if name == but or name not in manifest.graphs:
             continue
         say(f"exporting the {name} graph")
+        began = time.perf_counter()
         graph = manifest.graphs[name]
         exported, attentions = export_graph(load(), graph)
         _write(exported, folder / f"{name}.onnx", written if name in SHARING else None)
@@ -233,6 +238,12 @@ def _exports(
                 f"the {name} graph has {attentions} attention layers, {graph.attention_layers} "
                 "were expected"
             )
+        logger.info(
+            "the %s graph took %.1f s, weights are %d bytes",
+            name,
+            time.perf_counter() - began,
+            weight_bytes(exported),
+        )
         yield name, exported
 
 
@@ -302,7 +313,9 @@ def _build(
         strip=options.strip,
         targets=options.targets,
     )
+    began = time.perf_counter()
     built = build_plan(job, progress)
+    logger.info("%s took %.1f s", graph.file, time.perf_counter() - began)
     if built.plugin_layers != graph.plugin_layers:
         raise EngineError(
             f"{graph.file} has {built.plugin_layers} plugin layers, {graph.plugin_layers} were "

@@ -18,7 +18,9 @@ from vicort.runtime.command_line import ArgumentParser, parse_megabytes, parse_r
 from vicort.runtime.core import Question, Sampling
 from vicort.runtime.errors import ConfigError, QuestionError
 from vicort.runtime.language.token_choice import TokenChoice
+from vicort.runtime.log_options import add_log_options
 from vicort.runtime.policies.system import MAX_MB, load_system
+from vicort.runtime.shell_completion import add_completion_option
 from vicort.runtime.sources.limits import FFMPEG_INT_MAX, Limits
 from vicort.runtime.sources.live import Patience
 from vicort.runtime.sources.opening import FORMS, IMAGE_FPS, Decode, Transport
@@ -57,6 +59,7 @@ class Options:
     format: str = "text"
     stats: bool = False
     trace: Path | None = None
+    log_level: str | None = None  # None = no log
 
     @property
     def image_fps(self) -> Fraction:
@@ -118,6 +121,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         format=typed.format,
         stats=typed.stats,
         trace=typed.trace,
+        log_level=typed.log_level,
     )
 
 
@@ -170,6 +174,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_questions(parser.add_argument_group("questions"))
     _add_sampling(parser.add_argument_group("answers"))
     _add_output(parser.add_argument_group("output"))
+    add_log_options(parser)
+    add_completion_option(parser)
     return parser
 
 

@@ -27,6 +27,7 @@ from vicort.runtime.manifest import Manifest, read_manifest
 from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.memory.memory_plan import unit_pages
 from vicort.runtime.policies.system import known_systems, load_system
+from vicort.runtime.shell_completion import add_completion_option
 
 READER_GONE = 141  # exit code: 128 + SIGPIPE
 MODEL = "tiny"  # without an argument
@@ -91,6 +92,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         help="folder of an engine set (default: the tiny model's)",
     )
     parser.add_argument("--json", action="store_true", help="write JSON")
+    add_completion_option(parser)
     typed = parser.parse_args(arguments)
     folder = typed.engines or find_engine_dir(MODEL)
     if folder is None:

@@ -32,6 +32,7 @@ from vicort.runtime.engines.bfloat16 import COST, computes_in_float32
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError, EngineError, VicortError
 from vicort.runtime.locations import find_engine_dir
+from vicort.runtime.log_options import log_to_stderr
 from vicort.runtime.manifest import backend_of, precision_of, read_manifest
 from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.policies.system import load_system
@@ -56,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line tool and return its exit code."""
     try:
         with _terminated_like_interrupted():
-            return run(parse_options(arguments))
+            options = parse_options(arguments)
+            with log_to_stderr(options.log_level):
+                return run(options)
     except Terminated:
         return TERMINATED
     except KeyboardInterrupt:
@@ -97,7 +100,7 @@ def run(options: Options) -> int:
             for spec, label in zip(options.sources, labels, strict=True)
         ]
         trace = stack.enter_context(_traced(options.trace))
-        engine_dir = options.engine_dir or _default_engines()
+        engine_dir = options.engine_dir or _default_engines(options.log_level)
         router = QuestionRouter(options.sampling, len(sources))
         if options.serve_socket:
             stack.enter_context(QuestionSocket(options.serve_socket, router))
@@ -282,7 +285,7 @@ def _traced(path: Path | None) -> Iterator[Trace | None]:
             trace.write(path)
 
 
-def _default_engines() -> Path:
+def _default_engines(log_level: str | None) -> Path:
     """The engines of the embedded model. They are built in a child process if they are missing,
     because the runtime does not import the export tools."""
     if found := find_engine_dir(MODEL):
@@ -300,9 +303,9 @@ def _default_engines() -> Path:
     print(
         f"vicort-run: building the engines of the {MODEL} model (once)", file=sys.stderr, flush=True
     )
-    built = subprocess.run(
-        [sys.executable, "-m", "vicort.export.build", MODEL], stdout=sys.stderr, check=False
-    )
+    command = [sys.executable, "-m", "vicort.export.build", MODEL]
+    command += ["--log-level", log_level] if log_level else []
+    built = subprocess.run(command, stdout=sys.stderr, check=False)
     if built.returncode or not (found := find_engine_dir(MODEL)):
         raise EngineError(
             f"the engines of the {MODEL} model could not be built (exit code "
