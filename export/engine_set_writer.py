@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import platform
@@ -23,6 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from vicort.export.checkpoint import checkpoint_hash
+from vicort.export.exporter_version import exporter_hash
 from vicort.export.graphs import (
     EMBEDDING_FILE,
     TORCH_TYPES,
@@ -365,20 +365,6 @@ def publish(built: Path, folder: Path) -> None:
         folder.rename(old)
     built.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def exporter_hash() -> str:
-    """Hash of the code that makes graphs and plans. A set built by other code is not up to date,
-    even if the version is the same."""
-    room = Path(__file__).parent
-    # the plugin's workspace is part of a plan
-    plugin = [room.parent / "runtime" / name for name in ("kernels.py", "engines/tensorrt.py")]
-    digest = hashlib.sha256()
-    for path in sorted(
-        [*room.glob("*.py"), *room.glob("qwen2_5_vl/*.py"), *room.glob("kernels/*.py"), *plugin]
-    ):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def cpu() -> str:

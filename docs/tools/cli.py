@@ -16,7 +16,14 @@ from pathlib import Path
 from unittest import mock
 
 PAGE = Path(__file__).parents[1] / "cli.md"
-COMMANDS = ("vicort-run", "vicort-build", "vicort-info", "vicort-bench", "vicort-eval")
+COMMANDS = (
+    "vicort-run",
+    "vicort-build",
+    "vicort-info",
+    "vicort-engines",
+    "vicort-bench",
+    "vicort-eval",
+)
 HEAD = """\
 # Command line
 

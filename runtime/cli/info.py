@@ -116,7 +116,7 @@ def info(
     """Raises EngineError if there is no usable engine set."""
     manifest = read_manifest(folder)
     model = manifest.model
-    machine, missing = _machine(manifest)
+    machine, missing = machine_for(manifest)
     of_page = page_bytes(model, pool_dtype(manifest))
     of_second = model.fps / UNIT_FRAMES * unit_pages(model) * of_page
     return EngineInfo(
@@ -139,7 +139,7 @@ def info(
     )
 
 
-def _machine(manifest: Manifest) -> tuple[MachineMemory, str]:
+def machine_for(manifest: Manifest) -> tuple[MachineMemory, str]:
     """The memory of the device that the engines run on, and why they do not run here."""
     host = host_memory()
     if manifest.backend == "tensorrt":
@@ -178,13 +178,13 @@ def lines(found: EngineInfo) -> list[str]:
     """The information as text."""
     width, height = found.frame
     largest = sorted(found.bytes_on_disk.items(), key=lambda item: -item[1])[:3]
-    of_files = ", ".join(f"{name} {_size(size)}" for name, size in largest)
+    of_files = ", ".join(f"{name} {size_text(size)}" for name, size in largest)
     tokens = found.unit_tokens * found.fps / UNIT_FRAMES
     rows = {
         "model": found.model,
         "engines": f"{found.backend}, {found.precision}, for {found.built_for}",
         "built with": found.build_command,
-        "on disk": f"{_size(sum(found.bytes_on_disk.values()))} ({of_files})",
+        "on disk": f"{size_text(sum(found.bytes_on_disk.values()))} ({of_files})",
         "frames": f"{width}x{height}, {found.fps:g} a second, chunks of {found.chunk_frames}",
         "tokens": f"{found.unit_tokens} for two frames, {tokens:g} a second, before dropping",
         "memory": f"{found.bytes_a_token:,} bytes a token; 1 GB holds "
@@ -211,7 +211,7 @@ def budget_text(event: MemoryEvent) -> str:
     return event.options + (f", room for {duration(event.seconds)}" if event.seconds else "")
 
 
-def _size(size: int) -> str:
+def size_text(size: int) -> str:
     return f"{size / GB:.1f} GB" if size >= GB else f"{size / 1e6:.1f} MB"
 
 

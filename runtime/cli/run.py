@@ -22,6 +22,7 @@ from typing import NoReturn
 from vicort.runtime.assembly import check_system
 from vicort.runtime.cli.arguments import Options, parse_options
 from vicort.runtime.cli.info import budget_text, info, lines
+from vicort.runtime.cli.other_versions import outdated_text, refuse_other_schema
 from vicort.runtime.cli.output import Output
 from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
 from vicort.runtime.cli.question_socket import QuestionSocket
@@ -33,7 +34,12 @@ from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError, EngineError, VicortError
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.log_options import log_to_stderr
-from vicort.runtime.manifest import backend_of, precision_of, read_manifest
+from vicort.runtime.manifest import (
+    backend_of,
+    is_other_schema,
+    precision_of,
+    read_manifest,
+)
 from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.policies.system import load_system
 from vicort.runtime.redact import redact, redact_url
@@ -101,6 +107,7 @@ def run(options: Options) -> int:
         ]
         trace = stack.enter_context(_traced(options.trace))
         engine_dir = options.engine_dir or _default_engines(options.log_level)
+        refuse_other_schema(engine_dir)
         router = QuestionRouter(options.sampling, len(sources))
         if options.serve_socket:
             stack.enter_context(QuestionSocket(options.serve_socket, router))
@@ -133,9 +140,13 @@ def show_plan(options: Options) -> int:
     """Print what a run would load and the budget of its sessions; refuse what it would refuse, but
     for sources, which are not opened."""
     folder = options.engine_dir or find_engine_dir(MODEL)
+    if folder and not options.engine_dir and is_other_schema(folder):
+        print(outdated_text(folder))
+        folder = None
     if folder is None:
         print(f"the engines of the {MODEL} model would be built first, by `vicort-build {MODEL}`")
         return 0
+    refuse_other_schema(folder)
     request = MemoryRequest(options.device_mb, options.host_mb, sessions=len(options.sources))
     found = info(folder, (), request)
     system = load_system(options.system)
@@ -286,10 +297,13 @@ def _traced(path: Path | None) -> Iterator[Trace | None]:
 
 
 def _default_engines(log_level: str | None) -> Path:
-    """The engines of the embedded model. They are built in a child process if they are missing,
-    because the runtime does not import the export tools."""
-    if found := find_engine_dir(MODEL):
+    """The engines of the embedded model. They are built in a child process if they are missing or
+    of another schema, because the runtime does not import the export tools."""
+    found = find_engine_dir(MODEL)
+    if found and not is_other_schema(found):
         return found
+    if found:
+        print(f"vicort-run: {outdated_text(found)}", file=sys.stderr, flush=True)
     try:
         metadata.distribution("torch")
     except metadata.PackageNotFoundError as error:

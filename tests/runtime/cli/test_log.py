@@ -1,4 +1,4 @@
-"""`--verbose`, `--log-level` and logging.getLogger("vicort"): what the library tells, and to whom."""
+"""--verbose, --log-level and logging.getLogger("vicort"): what the library tells, and to whom."""
 
 import json
 import logging
