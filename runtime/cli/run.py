@@ -41,7 +41,6 @@ from vicort.runtime.manifest import (
     read_manifest,
 )
 from vicort.runtime.memory.budget import MemoryRequest
-from vicort.runtime.policies.system import load_system
 from vicort.runtime.redact import redact, redact_url
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source, open_source
@@ -113,7 +112,7 @@ def run(options: Options) -> int:
             stack.enter_context(QuestionSocket(options.serve_socket, router))
         if computes_in_float32(backend_of(engine_dir), precision_of(engine_dir)):
             output.warn(COST)
-        request = MemoryRequest(options.device_mb, options.host_mb, sessions=len(sources))
+        request = _memory_request(options)
         context = RunContext(
             options,
             engine_dir
@@ -147,9 +146,9 @@ def show_plan(options: Options) -> int:
         print(f"the engines of the {MODEL} model would be built first, by `vicort-build {MODEL}`")
         return 0
     refuse_other_schema(folder)
-    request = MemoryRequest(options.device_mb, options.host_mb, sessions=len(options.sources))
+    request = _memory_request(options)
     found = info(folder, (), request)
-    system = load_system(options.system)
+    system = options.chosen_system
     fitted = check_system(
         system, folder, read_manifest(folder), found.machine, request, options.system_prompt
     )
@@ -157,6 +156,8 @@ def show_plan(options: Options) -> int:
     if found.missing:
         raise EngineError(f"{folder} does not run here: {found.missing}")
     print("\n".join(lines(found)))
+    if options.preset:
+        print(f"  {'preset':11} {options.preset}")
     sources = len(options.sources)
     each = f", for each of {sources} sources" if sources > 1 else ""
     print(f"  {'system':11} {system.name}{each}")
@@ -166,9 +167,15 @@ def show_plan(options: Options) -> int:
     return 0
 
 
+def _memory_request(options: Options) -> MemoryRequest:
+    return MemoryRequest(
+        options.device_mb, options.host_mb, len(options.sources), options.memory_share
+    )
+
+
 def _shared_engines(folder: Path, options: Options, request: MemoryRequest) -> EngineSet:
     """Engines for several sessions. What they would refuse is refused before engines are loaded."""
-    system = load_system(options.system)
+    system = options.chosen_system
     return EngineSet.open(
         folder,
         check=lambda manifest, machine: check_system(
@@ -252,7 +259,7 @@ def _open(spec: str, options: Options, output: Output, label: str) -> Source:
         patience=options.patience,
         limits=options.limits,
         on_state=partial(output.event, source=label),
-        motion=load_system(options.system).wants_motion,
+        motion=options.chosen_system.wants_motion,
         # with several sources, one that is not available yet must not delay the others
         at_once=len(options.sources) == 1,
     )
