@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +16,7 @@ from vicort.export.qwen2_5_vl.adapter import Adapter, LowRank
 from vicort.export.qwen2_5_vl.configuration import Configuration, read_configuration
 from vicort.export.qwen2_5_vl.language import LanguageModel
 from vicort.export.qwen2_5_vl.vision import VisionEncoder
+from vicort.export.safetensors_headers import STORED_TYPES, weight_files
 from vicort.export.token_control import TokenControlGraph
 from vicort.runtime.errors import EngineError
 
@@ -34,7 +34,6 @@ PREFIXES: tuple[tuple[str, Part], ...] = (
 HEAD = "lm_head.weight"
 EMBEDDING = "embed_tokens.weight"
 CONVOLUTION = "patch_embed.proj.weight"  # the only parameter with another name and shape here
-STORED_TYPES = ("F32", "F16", "BF16")
 
 
 def load_models(
@@ -96,7 +95,7 @@ def _fill(
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
     added = _added(adapter, part, wanted) if adapter else {}
     found: dict[str, Tensor] = {}
-    for path in _files(folder):
+    for path in weight_files(folder):
         with _opened(path) as file:
             for key in file.keys():  # noqa: SIM118 (the file cannot be iterated)
                 owner, name = _place(key, path)
@@ -139,7 +138,7 @@ def _added(adapter: Adapter, part: Part, wanted: dict[str, torch.Size]) -> dict[
 def _has_own_head(folder: Path) -> bool:
     """Whether the checkpoint has an output head that differs from the token embedding."""
     held: dict[str, Tensor] = {}
-    for path in _files(folder):
+    for path in weight_files(folder):
         with _opened(path) as file:
             names = {_place(key, path)[1]: key for key in file.keys()}  # noqa: SIM118 (the file cannot be iterated)
             held |= {
@@ -196,27 +195,6 @@ def _replace(model: nn.Module, name: str, tensor: Tensor) -> None:
         for leaf, held in list(module.named_parameters(recurse=False)):
             if held is old:
                 setattr(module, leaf, parameter)
-
-
-def _files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, sorted by name."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        names = ["model.safetensors"]
-    else:
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise EngineError(
-                f"{index} is not an index of weights ({error!r}): download the checkpoint again"
-            ) from error
-    for name in names:
-        if not (folder / name).is_file():
-            raise EngineError(
-                f"{folder} has no {name}: weights must be in safetensors files, download the "
-                "checkpoint again"
-            )
-    return [folder / name for name in names]
 
 
 @contextmanager

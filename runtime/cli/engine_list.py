@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vicort.runtime.cli.engine_inspection import FoundSet, inspect_root
-from vicort.runtime.cli.info import size_text
+from vicort.runtime.cli.sizes import size_text
 from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.errors import ConfigError, EngineError, VicortError
 from vicort.runtime.locations import engines_root
