@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from vicort.export import build, build_set
@@ -39,6 +40,15 @@ def test_it_counts_the_parameters_that_the_model_has(checkpoint):
         name: sum(parameter.numel() for parameter in part.parameters())
         for name, part in (("vision", vision), ("language", language))
     }
+
+
+def test_a_tied_head_that_is_stored_is_no_parameter_of_its_own(checkpoint):
+    path = checkpoint / "model.safetensors"
+    weights = load_file(path)
+    counts = describe(checkpoint).parameters
+    (embedding,) = (each for name, each in weights.items() if "embed_tokens" in name)
+    save_file(weights | {"lm_head.weight": embedding}, path)
+    assert describe(checkpoint).parameters == counts
 
 
 def test_a_published_shape_without_its_weights(tmp_path):

@@ -91,6 +91,17 @@ def test_a_share_of_memory_is_a_share(tiny_engines):
         assert share - 2 <= budget <= share
 
 
+def test_the_share_is_one_of_the_hosts_memory_too(tiny_engines):
+    """That of a GPU's host, which is another machine memory than the device's."""
+    model = read_manifest(tiny_engines).model
+    machine = MachineMemory(200_000_000, device=100_000_000)
+    for share in (1 / 8, 1 / 4, 1 / 2):
+        request = MemoryRequest(share=share)
+        budget = fit_budget(load_system("distinct"), model, "float32", 10, machine, request).budget
+        assert budget.device_mb == int(100 * share)
+        assert budget.host_mb == int(200 * share)
+
+
 def test_a_session_gets_what_the_preset_says(monkeypatch, tiny_engines, capsys):
     seen = {}
     opened = Session.open.__func__
