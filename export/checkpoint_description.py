@@ -81,7 +81,7 @@ def describe(folder: Path) -> CheckpointDescription:
         plan_bytes={key: (total + embedding) * size for key, size in ITEM_BYTES.items()}
         if total
         else {},
-        backends=dict(BACKENDS),
+        backends={str(precision): names for precision, names in BACKENDS.items()},
     )
 
 

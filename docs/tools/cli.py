@@ -86,7 +86,7 @@ def page() -> str:
 
 
 def _command(parser: argparse.ArgumentParser, heading: str) -> Iterator[str]:
-    yield from (f"{heading} {parser.prog}", "", parser.description or "", "")
+    yield from (f"{heading} {parser.prog}", "", *textwrap.wrap(parser.description or "", 100), "")
     yield from ("```text", *_usage(parser), "```", "")
     for group in parser._action_groups:
         actions = [action for action in group._group_actions if _is_shown(action)]

@@ -23,13 +23,15 @@ from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.memory_plan import unit_pages
 
 POOL_TYPES = {"fp32": "float32", "bf16": "bfloat16"}
-# Measured with onnxruntime and OpenVINO on checkpoints of random weights, see `vicort-info MODEL`
-# in docs/systems.md.
-BUILD_WEIGHTS, BUILD_SPARE_GB = 3, 1.5
+# How it was measured: docs/engine-sets.md. One backend is named, because `auto` also runs the set
+# on each.
+BUILD_BACKEND = "openvino"
+BUILD_SPARE_GB = 1  # that a build takes besides the weights
 RULE = (
-    "a set holds the weights once, and some MB of graphs and tokenizer; with TensorRT also the "
-    f"embedding once more. A build takes about {BUILD_WEIGHTS} times the weights and "
-    f"{BUILD_SPARE_GB:g} GB of memory, and disk for the set, twice with TensorRT"
+    "a set holds the weights once, and some MB of graphs and tokenizer; with TensorRT the token "
+    "embedding once more. A build for one named CPU backend takes memory for the weights and "
+    f"{BUILD_SPARE_GB} GB, and disk for the set; --backend auto, which also runs the set on each, "
+    "and TensorRT take more"
 )
 
 
@@ -41,8 +43,8 @@ class PrecisionInfo:
     plan_bytes: int | None  # of a TensorRT set
     bytes_a_token: int
     seconds_a_gb: float  # of a stream of which nothing is dropped
-    build_memory: int | None  # roughly
-    build_disk: int | None  # of a set for a CPU
+    build_memory: int | None  # roughly, of `build_command`
+    build_disk: int | None
     runs: dict[str, str]  # by backend, why it does not run here; "" if nothing is known against it
     build_command: str
     note: str  # what it costs on this machine; "" = nothing
@@ -108,13 +110,18 @@ def _precision(
         plan_bytes=found["plan_bytes"].get(precision),
         bytes_a_token=of_page // model.page_tokens,
         seconds_a_gb=GB / (model.fps / UNIT_FRAMES * unit_pages(model) * of_page),
-        build_memory=None if size is None else round(BUILD_WEIGHTS * size + BUILD_SPARE_GB * GB),
+        build_memory=None if size is None else size + BUILD_SPARE_GB * GB,
         build_disk=size,
         runs={
             backend: _lacking(backend, precision, size or 0, machine.host)
             for backend in found["backends"][precision]
         },
-        build_command=shlex.join(["vicort-build", found["folder"], "--precision", precision]),
+        build_command=shlex.join(
+            [
+                *("vicort-build", found["folder"]),
+                *("--backend", BUILD_BACKEND, "--precision", precision),
+            ]
+        ),
         note=COST if computes_in_float32("openvino", precision) else "",
     )
 

@@ -98,7 +98,7 @@ def _list(root: Path, typed: argparse.Namespace) -> int:
         }
         print(json.dumps(found, indent=1))
         return 0
-    total = size_text(sum(each.bytes for each in [*sets, *leftovers]))
+    total = size_text(sum(each.bytes for each in sets) + sum(each.bytes for each in leftovers))
     print(f"{root}: engine sets: {len(sets)}, {total}")
     for each in sets:
         print("\n".join(_lines(each)))

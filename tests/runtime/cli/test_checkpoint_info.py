@@ -126,15 +126,15 @@ def test_its_text_and_json_say_the_same(checkpoint, capsys, monkeypatch):
     assert f"{fp32['bytes_a_token']:,} bytes a token" in lines[7]
     assert lines[8].strip() == "runs here with openvino and onnxruntime"
     assert lines[9].strip() == "tensorrt: there is no NVIDIA driver"
-    assert fp32["build_command"] == f"vicort-build {checkpoint} --precision fp32"
-    assert f"`{fp32['build_command']}` takes about 1.5 GB of memory" in lines[10]
+    assert fp32["build_command"] == f"vicort-build {checkpoint} --backend openvino --precision fp32"
+    assert f"`{fp32['build_command']}` takes about 1.0 GB of memory" in lines[10]
     assert lines[-1] == f"  rule        {found['rule']}"
 
 
 def test_a_build_command_is_one_that_the_shell_takes(checkpoint):
     folder = checkpoint.rename(checkpoint.with_name("my model"))
     command = checkpoint_info(folder).precisions["fp32"].build_command
-    assert command == f"vicort-build '{folder}' --precision fp32"
+    assert command == f"vicort-build '{folder}' --backend openvino --precision fp32"
 
 
 def test_what_does_not_fit_here_is_said(checkpoint, monkeypatch):
