@@ -17,6 +17,7 @@ from vicort.benchmarks.common.children import in_child
 from vicort.benchmarks.common.settings import QUICK, Settings
 from vicort.benchmarks.common.tables import Table
 from vicort.runtime.errors import ConfigError, VicortError
+from vicort.runtime.shell_completion import add_completion_option
 
 SCHEMA = 1
 CACHE = Path("build/bench")
@@ -152,9 +153,8 @@ def earlier_parts(out: Path, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parse(arguments)
     try:
-        return _bench(options)
+        return _bench(_parse(arguments))
     except VicortError as error:
         print(f"vicort-bench: {error}", file=sys.stderr)
         return error.exit_code
@@ -258,6 +258,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, help=words)
     words = "folder for engine sets and videos (%(default)s)"
     add("--cache", type=Path, default=CACHE, help=words)
+    add_completion_option(parser)
     return parser.parse_args(arguments)
 
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, get_args
 
 from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.errors import ConfigError, DeviceError, VicortError
+from vicort.runtime.log_options import add_log_options, log_to_stderr
 from vicort.runtime.manifest import Backend, Precision, Weights
+from vicort.runtime.shell_completion import add_completion_option
 
 if TYPE_CHECKING:
     from vicort.export.engine_set_writer import PlanOptions
@@ -36,6 +38,7 @@ class Arguments:
     strip: bool
     frontend: str  # of FRONTENDS
     target: tuple[str, ...]  # sm_80, …
+    log_level: str | None = None  # None: no log
 
     def command(self, backend: Backend) -> str:
         """The command that builds this set again."""
@@ -56,7 +59,9 @@ class Arguments:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line tool; returns its exit status."""
     try:
-        return build(_parse(sys.argv[1:] if arguments is None else arguments))
+        options = _parse(sys.argv[1:] if arguments is None else arguments)
+        with log_to_stderr(options.log_level):
+            return build(options)
     except VicortError as error:
         say(f"error: {error}")
         return error.exit_code
@@ -216,6 +221,8 @@ def _parse(arguments: Sequence[str]) -> Arguments:
         default=FRONTENDS[0],
         help="exporter for the vision plan (default: %(default)s)",
     )
+    add_log_options(parser)
+    add_completion_option(parser)
     return Arguments(**vars(parser.parse_args(arguments)))
 
 

@@ -3,6 +3,7 @@ publish."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -33,6 +34,8 @@ from vicort.runtime.manifest import Backend, Manifest, Precision, Weights
 
 if TYPE_CHECKING:
     from vicort.export.build import Arguments
+
+logger = logging.getLogger(__name__)
 
 CPU_BACKENDS: tuple[Backend, ...] = ("openvino", "onnxruntime")
 
@@ -126,6 +129,15 @@ def _drafts(
     )
     spec = model_spec(name, read_configuration(source.checkpoint), recipe)
     precision = recipe.precision or DEFAULT_PRECISION["tensorrt" if plan_options else "openvino"]
+    logger.info(
+        "checkpoint %s: frames of %dx%d, chunks of %d frames, pages of %d tokens, %s",
+        source.checkpoint,
+        spec.image_width,
+        spec.image_height,
+        spec.chunk_frames,
+        spec.page_tokens,
+        precision,
+    )
     drafts = []
     for backend in candidates(options.backend, precision, options.weights):
         manifest = draft_manifest(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import os
 import platform
 import secrets
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from vicort.export.checkpoint import checkpoint_hash
+from vicort.export.exporter_version import exporter_hash
 from vicort.export.graphs import (
     EMBEDDING_FILE,
     TORCH_TYPES,
@@ -59,6 +61,8 @@ from vicort.runtime.manifest import (
     fingerprint,
     read_manifest,
 )
+
+logger = logging.getLogger(__name__)
 
 COPIED = (
     "config.json",
@@ -234,6 +238,7 @@ def _exports(
         if name == but or name not in manifest.graphs:
             continue
         say(f"exporting the {name} graph")
+        began = time.perf_counter()
         graph = manifest.graphs[name]
         exported, attentions = export_graph(load(), graph)
         if scheme := schemes[name]:
@@ -244,6 +249,12 @@ def _exports(
                 f"the {name} graph has {attentions} attention layers, {graph.attention_layers} "
                 "were expected"
             )
+        logger.info(
+            "the %s graph took %.1f s, weights are %d bytes",
+            name,
+            time.perf_counter() - began,
+            weight_bytes(exported),
+        )
         yield name, exported
 
 
@@ -317,7 +328,9 @@ def _build(
         strip=options.strip,
         targets=options.targets,
     )
+    began = time.perf_counter()
     built = build_plan(job, progress)
+    logger.info("%s took %.1f s", graph.file, time.perf_counter() - began)
     if built.plugin_layers != graph.plugin_layers:
         raise EngineError(
             f"{graph.file} has {built.plugin_layers} plugin layers, {graph.plugin_layers} were "
@@ -367,20 +380,6 @@ def publish(built: Path, folder: Path) -> None:
         folder.rename(old)
     built.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def exporter_hash() -> str:
-    """Hash of the code that makes graphs and plans. A set built by other code is not up to date,
-    even if the version is the same."""
-    room = Path(__file__).parent
-    # the plugin's workspace is part of a plan
-    plugin = [room.parent / "runtime" / name for name in ("kernels.py", "engines/tensorrt.py")]
-    digest = hashlib.sha256()
-    for path in sorted(
-        [*room.glob("*.py"), *room.glob("qwen2_5_vl/*.py"), *room.glob("kernels/*.py"), *plugin]
-    ):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def cpu() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -23,6 +24,8 @@ from vicort.runtime.memory.long_term.protocols import View
 from vicort.runtime.memory.memory import Memory
 from vicort.runtime.memory.memory_plan import ANSWER_TOKENS
 from vicort.runtime.stages.prefill import DeferredUnit, Prefill
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,12 @@ class Answerer:
         digest = self.engines.embedding[words].mean(axis=0)
         units = memory.system.retrieval.choose(digest, memory.chunks)
         deferred = tuple(prefill.deferred)
+        logger.debug(
+            "question %s reads units %s of %d chunks in memory",
+            question.id,
+            units,
+            len(memory.chunks),
+        )
         return Snapshot(
             lease=memory.lease(units),
             view=memory.view(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from vicort.runtime.stages.prefill import Prefill
 from vicort.runtime.stages.pruned_stages import PrunedTokens, PrunedVision, check_pruned_graph
 from vicort.runtime.stages.speaker import Speaker, silence_token
 from vicort.runtime.stages.stages import Preprocess, TokenControl, Vision
+
+logger = logging.getLogger(__name__)
 
 CHUNKS_IN_FLIGHT = 4  # one for each stage: more would only make questions wait longer
 
@@ -75,6 +78,17 @@ def assemble(
     timeline = Timeline(model, len(prompt.prefix), text_tokens)
     fitted = fit_budget(system, model, engines.dtype, len(prompt.prefix), device.memory(), request)
     system = fitted.system
+    logger.info(
+        "system %s: --memory %gMB --host-memory %gMB, chunks of %d frames of %dx%d, %s, threads of "
+        "preprocessing: %d",
+        system.name,
+        *fitted.budget,
+        chunk_frames(system, model),
+        model.image_width,
+        model.image_height,
+        "stages overlap" if overlap else "one stage after another",
+        threads,
+    )
     memory = Memory(device, model, system, timeline, engines.dtype, clock)
     run = LanguageRun(engines.llm, model, device, memory.pool)
     preprocessor = device.preprocessor(model.image_height, model.image_width, threads)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
 from vicort.runtime.core import ChunkEvent, Event
 from vicort.runtime.stages.job import Job
 from vicort.runtime.stream_statistics import StreamStatistics
+
+logger = logging.getLogger(__name__)
 
 
 class EventEmitter:
@@ -36,14 +39,22 @@ class EventEmitter:
         """Called when a chunk has left the pipeline."""
         self._statistics.chunk_left()
         chunk = job.chunk
-        self.emit(
-            ChunkEvent(
-                index=chunk.index,
-                frames=len(chunk.frames) - chunk.repeated,
-                start=chunk.start,
-                end=chunk.end,
-                tokens=chunk.units * self._unit_tokens,
-                kept=job.kept,
-                wall_ms=(self._statistics.last_ns - job.entered) / 1e6,
-            )
+        event = ChunkEvent(
+            index=chunk.index,
+            frames=len(chunk.frames) - chunk.repeated,
+            start=chunk.start,
+            end=chunk.end,
+            tokens=chunk.units * self._unit_tokens,
+            kept=job.kept,
+            wall_ms=(self._statistics.last_ns - job.entered) / 1e6,
         )
+        logger.debug(
+            "chunk %d: %g to %g s, %d of %d tokens kept, in memory after %.1f ms",
+            event.index,
+            event.start,
+            event.end,
+            event.kept,
+            event.tokens,
+            event.wall_ms,
+        )
+        self.emit(event)

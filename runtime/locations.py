@@ -8,7 +8,7 @@ from ctypes.util import find_library
 from pathlib import Path
 from typing import get_args
 
-from vicort.runtime.manifest import FILE_NAME, Backend, Precision, Weights
+from vicort.runtime.manifest import FILE_NAME, Backend, Precision, Weights, is_other_schema
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -38,7 +38,7 @@ def default_engine_dir(
 def find_engine_dir(model: str) -> Path | None:
     """The newest engine set of this model at the default locations; None if there is none.
 
-    Engine sets for an NVIDIA GPU are ignored without its driver.
+    Engine sets for an NVIDIA GPU are ignored without its driver; those of another schema come last.
     """
     backends = [backend for backend in BACKENDS if backend != "tensorrt" or has_nvidia_driver()]
     manifests = [
@@ -48,7 +48,11 @@ def find_engine_dir(model: str) -> Path | None:
         for backend in backends
     ]
     built = [manifest for manifest in manifests if manifest.is_file()]
-    return max(built, key=lambda manifest: manifest.stat().st_mtime_ns).parent if built else None
+    return max(built, key=_preference).parent if built else None
+
+
+def _preference(manifest: Path) -> tuple[bool, int]:
+    return not is_other_schema(manifest.parent), manifest.stat().st_mtime_ns
 
 
 def has_nvidia_driver() -> bool:

@@ -186,7 +186,18 @@ def precision_of(folder: Path) -> str | None:
     return _field(folder, "precision")
 
 
-def _field(folder: Path, key: str) -> str | None:
+def schema_of(folder: Path) -> int | None:
+    """The schema version of an engine set, as `backend_of`."""
+    found = _field(folder, "schema_version")
+    return found if isinstance(found, int) else None
+
+
+def is_other_schema(folder: Path) -> bool:
+    """Whether another version of vicort built this engine set, and this one cannot read it."""
+    return schema_of(folder) not in (None, SCHEMA_VERSION)
+
+
+def _field(folder: Path, key: str) -> Any:
     try:
         return json.loads(read_text(folder / FILE_NAME, MAX_BYTES))[key]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):

@@ -24,7 +24,6 @@ FIXTURES = ROOT / "tests" / "fixtures"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 READMES = [ROOT / "benchmarks" / "README.md", ROOT / "export" / "tiny" / "README.md"]
 BLOCK = re.compile(r"(<!-- not run:[^>]*-->\n)?^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-COMMANDS = ("vicort-run", "vicort-build", "vicort-info", "vicort-bench", "vicort-eval")
 
 
 def tool(name):
@@ -36,6 +35,7 @@ def tool(name):
 
 
 links, cli = tool("links"), tool("cli")
+COMMANDS = cli.COMMANDS
 
 
 def blocks(language):

@@ -38,6 +38,8 @@ FLOORS = {
     **dict.fromkeys(("core", "errors", "kernels", "locations", "manifest", "redact"), 0),
     "safe_text": 0,
     "command_line": 0,
+    "log_options": 0,
+    "shell_completion": 0,
     "devices": 1,
     "policies": 1,
     "engines": 2,

@@ -16,6 +16,7 @@ from vicort.benchmarks.evaluation.shapestream import AGE_UNITS, AGES, CACHE, STR
 from vicort.benchmarks.evaluation.watching import CARRIES, Carry
 from vicort.runtime.command_line import ArgumentParser, parse_rate
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.shell_completion import add_completion_option
 
 BENCHMARKS = {
     "streamingbench": "StreamingBench: JSON files, or Real_Time_Visual_Understanding.csv",
@@ -119,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "rvs":
             _add_judge(one)
         _add_common(one)
+    add_completion_option(parser)
     return parser
 
 

@@ -16,7 +16,14 @@ from pathlib import Path
 from unittest import mock
 
 PAGE = Path(__file__).parents[1] / "cli.md"
-COMMANDS = ("vicort-run", "vicort-build", "vicort-info", "vicort-bench", "vicort-eval")
+COMMANDS = (
+    "vicort-run",
+    "vicort-build",
+    "vicort-info",
+    "vicort-engines",
+    "vicort-bench",
+    "vicort-eval",
+)
 HEAD = """\
 # Command line
 
@@ -25,6 +32,19 @@ HEAD = """\
 Every command takes `--help`. A failure is one line on stderr: the value, what is allowed, and the
 next command to try. Sources, question files, output formats, events and exit codes are described
 in [events.md](events.md).
+
+## Completion
+
+`--print-completion bash|zsh|fish` prints a script by which a shell completes the options of a
+command, their choices, files and folders. It needs [shtab](https://github.com/tqdm/shtab)
+(`pip install 'vicort[completion]'`), once: the script is static, so pressing Tab starts no Python.
+After an upgrade, print it again.
+
+    for command in vicort-run vicort-build vicort-info vicort-engines vicort-bench vicort-eval; do
+        $command --print-completion bash > ~/.local/share/bash-completion/completions/$command
+        $command --print-completion zsh > ~/.zfunc/_$command    # a folder of $fpath
+        $command --print-completion fish > ~/.config/fish/completions/$command.fish
+    done
 """
 
 
@@ -66,7 +86,7 @@ def page() -> str:
 
 
 def _command(parser: argparse.ArgumentParser, heading: str) -> Iterator[str]:
-    yield from (f"{heading} {parser.prog}", "", parser.description or "", "")
+    yield from (f"{heading} {parser.prog}", "", *textwrap.wrap(parser.description or "", 100), "")
     yield from ("```text", *_usage(parser), "```", "")
     for group in parser._action_groups:
         actions = [action for action in group._group_actions if _is_shown(action)]

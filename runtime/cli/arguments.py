@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from vicort.runtime.cli.presets import PRESETS, preset_text
 from vicort.runtime.cli.questions import checked_words, parse_ask, read_questions, with_ids
 from vicort.runtime.cli.recurring import UNTIL_SECONDS, RecurringQuestion
 from vicort.runtime.cli.writers import WRITERS
@@ -18,7 +19,10 @@ from vicort.runtime.command_line import ArgumentParser, parse_megabytes, parse_r
 from vicort.runtime.core import Question, Sampling
 from vicort.runtime.errors import ConfigError, QuestionError
 from vicort.runtime.language.token_choice import TokenChoice
-from vicort.runtime.policies.system import MAX_MB, load_system
+from vicort.runtime.log_options import add_log_options
+from vicort.runtime.memory.budget import SHARE
+from vicort.runtime.policies.system import MAX_MB, System, load_system
+from vicort.runtime.shell_completion import add_completion_option
 from vicort.runtime.sources.limits import FFMPEG_INT_MAX, Limits
 from vicort.runtime.sources.live import Patience
 from vicort.runtime.sources.opening import FORMS, IMAGE_FPS, Decode, Transport
@@ -33,10 +37,12 @@ class Options:
 
     sources: tuple[str, ...]
     engine_dir: Path | None = None  # None = the engines of the tiny model
-    system: str = "vicostream"
+    system: str | System = "vicostream"
+    preset: str | None = None  # what the preset sets, and what options set instead
     system_prompt: str | None = None  # None = the chat template's own
     device_mb: float | None = None  # None = as the system says
     host_mb: float | None = None
+    memory_share: float = SHARE  # of the machine's memory, for automatic budgets
     overlap: bool = True
     # frames per second; None = the rate that the model was trained with
     fps: Fraction | Literal["source"] | None = None
@@ -57,6 +63,11 @@ class Options:
     format: str = "text"
     stats: bool = False
     trace: Path | None = None
+    log_level: str | None = None  # None = no log
+
+    @property
+    def chosen_system(self) -> System:
+        return self.system if isinstance(self.system, System) else load_system(self.system)
 
     @property
     def image_fps(self) -> Fraction:
@@ -81,7 +92,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         max_tokens=typed.max_tokens,
     )
     TokenChoice(sampling)
-    load_system(typed.system)
+    defaults = _preset_defaults(typed)
     _check_output(typed)
     if str(typed.questions) == STDIN and STDIN in typed.sources:
         raise ConfigError(
@@ -95,12 +106,10 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     return Options(
         sources=tuple(typed.sources),
         engine_dir=typed.engine_dir,
-        system=typed.system,
         system_prompt=typed.system_prompt,
         device_mb=_budget("--memory", typed.memory, least=1),
         host_mb=_budget("--host-memory", typed.host_memory, least=0),
         overlap=not typed.sequential,
-        fps=_fps(typed.fps),
         stream=typed.stream,
         decode=typed.decode,
         realtime=typed.realtime,
@@ -118,6 +127,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         format=typed.format,
         stats=typed.stats,
         trace=typed.trace,
+        log_level=typed.log_level,
+        **defaults,
     )
 
 
@@ -144,9 +155,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--system",
-        default=Options.system,
         metavar="NAME|FILE",
-        help="memory system: a name or a YAML file (default: %(default)s)",
+        help="memory system: a name or a YAML file (default: "
+        f"{Options.system}, or that of --preset)",
+    )
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="defaults for the frame rate, the system and its share of memory; an option that is "
+        "given wins, and --dry-run shows them (default: none)",
     )
     parser.add_argument(
         "--memory",
@@ -170,6 +187,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_questions(parser.add_argument_group("questions"))
     _add_sampling(parser.add_argument_group("answers"))
     _add_output(parser.add_argument_group("output"))
+    add_log_options(parser)
+    add_completion_option(parser)
     return parser
 
 
@@ -371,6 +390,27 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         metavar="FILE.json",
         help="write a timeline of the run for https://ui.perfetto.dev",
     )
+
+
+def _preset_defaults(typed: argparse.Namespace) -> dict[str, Any]:
+    """The fields of Options that a preset may set; an option that is given wins."""
+    fps, system = _fps(typed.fps), typed.system
+    if system is not None:
+        load_system(system)
+    if typed.preset is None:
+        return {"fps": fps, "system": Options.system if system is None else system}
+    preset = PRESETS[typed.preset]
+    given = {
+        "fps": fps is not None,
+        "system": system is not None,
+        "memory": typed.memory is not None and typed.host_memory is not None,
+    }
+    return {
+        "fps": preset.fps if fps is None else fps,
+        "system": preset.load(typed.preset) if system is None else system,
+        "memory_share": preset.memory_share,
+        "preset": preset_text(typed.preset, given),
+    }
 
 
 def _fps(text: str | None) -> Fraction | Literal["source"] | None:

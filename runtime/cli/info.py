@@ -1,12 +1,13 @@
-"""vicort-info: what an engine set is, what it takes, and what of it runs on this machine.
+"""vicort-info: what an engine set or a checkpoint is, what it takes, and what of it runs here.
 
-No engine is loaded.
+No engine is loaded, and nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vicort.runtime.assembly import check_system
+from vicort.runtime.cli.checkpoint_info import CheckpointInfo, checkpoint_info, checkpoint_lines
+from vicort.runtime.cli.sizes import GB, lacking_memory, machine_text, size_text
 from vicort.runtime.cli.writers import duration
 from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.core import UNIT_FRAMES, MemoryEvent
@@ -23,15 +26,16 @@ from vicort.runtime.engines.bfloat16 import COST, computes_in_float32
 from vicort.runtime.engines.engine_set import pool_dtype
 from vicort.runtime.errors import EngineError, VicortError
 from vicort.runtime.locations import find_engine_dir
-from vicort.runtime.manifest import Manifest, read_manifest
+from vicort.runtime.manifest import FILE_NAME, Manifest, read_manifest
 from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.memory.memory_plan import unit_pages
 from vicort.runtime.policies.system import known_systems, load_system
+from vicort.runtime.shell_completion import add_completion_option
 
 READER_GONE = 141  # exit code: 128 + SIGPIPE
 MODEL = "tiny"  # without an argument
-GB = 1_000_000_000
-SPARE_GB = 1.5  # that a run takes besides weights and pages
+CONFIGURATION = "config.json"  # of a checkpoint
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -80,17 +84,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     parser = ArgumentParser(
         "vicort-info",
-        description="Show what an engine set is, what it takes, and what of it runs here.",
+        description="Show what an engine set is, what it takes, and what of it runs here; or what "
+        "an engine set of a checkpoint would be.",
         allow_abbrev=False,
     )
     parser.add_argument(
         "engines",
         nargs="?",
         type=Path,
-        metavar="ENGINES",
-        help="folder of an engine set (default: the tiny model's)",
+        metavar="ENGINES|MODEL",
+        help="folder of an engine set, or of a checkpoint in Hugging Face layout (default: the "
+        "tiny model's engines)",
     )
     parser.add_argument("--json", action="store_true", help="write JSON")
+    add_completion_option(parser)
     typed = parser.parse_args(arguments)
     folder = typed.engines or find_engine_dir(MODEL)
     if folder is None:
@@ -98,12 +105,37 @@ def _run(arguments: Sequence[str] | None) -> int:
             f"no engines of the {MODEL} model are built: run `vicort-build {MODEL}`, or name a "
             "folder"
         )
-    found = info(folder, known_systems())
-    if typed.json:
-        print(json.dumps(asdict(found), indent=1))
+    found: EngineInfo | CheckpointInfo
+    if is_checkpoint(folder):
+        found = checkpoint_info(folder)
+        text = checkpoint_lines(found)
     else:
-        print("\n".join(lines(found)))
+        found = info(folder, known_systems())
+        text = lines(found)
+    print(json.dumps(asdict(found), indent=1) if typed.json else "\n".join(text))
     return 0
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether this is a checkpoint's folder; else it is an engine set's.
+
+    Raises EngineError for what can be neither, which may be the id of a model on a hub.
+    """
+    if (folder / FILE_NAME).exists():
+        return False
+    if (folder / CONFIGURATION).is_file():
+        return True
+    if not folder.exists() and HUB_ID.fullmatch(str(folder)):
+        raise EngineError(
+            f"there is no folder {folder}, and vicort-info downloads nothing: if it is a model on "
+            f"the Hugging Face hub, `vicort-build {folder}` downloads and builds it"
+        )
+    if folder.is_dir():
+        raise EngineError(
+            f"{folder} has neither {FILE_NAME} nor {CONFIGURATION}: name the folder of an engine "
+            "set or of a checkpoint"
+        )
+    return False
 
 
 def info(
@@ -114,7 +146,7 @@ def info(
     """Raises EngineError if there is no usable engine set."""
     manifest = read_manifest(folder)
     model = manifest.model
-    machine, missing = _machine(manifest)
+    machine, missing = machine_for(manifest)
     of_page = page_bytes(model, pool_dtype(manifest))
     of_second = model.fps / UNIT_FRAMES * unit_pages(model) * of_page
     return EngineInfo(
@@ -137,7 +169,7 @@ def info(
     )
 
 
-def _machine(manifest: Manifest) -> tuple[MachineMemory, str]:
+def machine_for(manifest: Manifest) -> tuple[MachineMemory, str]:
     """The memory of the device that the engines run on, and why they do not run here."""
     host = host_memory()
     if manifest.backend == "tensorrt":
@@ -151,15 +183,9 @@ def _machine(manifest: Manifest) -> tuple[MachineMemory, str]:
             return MachineMemory(host), str(error)
     if not find_spec(manifest.backend):
         return MachineMemory(host), f"{manifest.backend} is not installed"
+    weights = sum(file.bytes for file in manifest.files.values())
     in_float32 = computes_in_float32(manifest.backend, manifest.precision)
-    weights = sum(file.bytes for file in manifest.files.values()) * (2 if in_float32 else 1)
-    needed = weights + SPARE_GB * GB
-    if needed > host:
-        return MachineMemory(host), (
-            f"weights{' in float32' * in_float32} and a margin of {SPARE_GB:g} GB are "
-            f"{needed / GB:.1f} GB, this machine has {host / GB:.1f} GB"
-        )
-    return MachineMemory(host), ""
+    return MachineMemory(host), lacking_memory(weights, in_float32, host)
 
 
 def _system(
@@ -176,27 +202,22 @@ def lines(found: EngineInfo) -> list[str]:
     """The information as text."""
     width, height = found.frame
     largest = sorted(found.bytes_on_disk.items(), key=lambda item: -item[1])[:3]
-    of_files = ", ".join(f"{name} {_size(size)}" for name, size in largest)
+    of_files = ", ".join(f"{name} {size_text(size)}" for name, size in largest)
     tokens = found.unit_tokens * found.fps / UNIT_FRAMES
     rows = {
         "model": found.model,
         "engines": f"{found.backend}, {found.precision}, for {found.built_for}",
         "built with": found.build_command,
-        "on disk": f"{_size(sum(found.bytes_on_disk.values()))} ({of_files})",
+        "on disk": f"{size_text(sum(found.bytes_on_disk.values()))} ({of_files})",
         "frames": f"{width}x{height}, {found.fps:g} a second, chunks of {found.chunk_frames}",
         "tokens": f"{found.unit_tokens} for two frames, {tokens:g} a second, before dropping",
         "memory": f"{found.bytes_a_token:,} bytes a token; 1 GB holds "
         f"{duration(found.seconds_a_gb)} of which nothing is dropped",
-        "here": found.missing or _machine_text(found.machine),
+        "here": found.missing or machine_text(found.machine),
         **({"note": COST} if computes_in_float32(found.backend, found.precision) else {}),
     }
     systems = [f"  {name:17} {_system_text(each)}" for name, each in found.systems.items()]
     return [found.folder, *(f"  {key:11} {text}" for key, text in rows.items()), *systems]
-
-
-def _machine_text(machine: MachineMemory) -> str:
-    host = f"{machine.host / GB:.1f} GB of memory"
-    return host if machine.device is None else f"a GPU with {machine.device / GB:.1f} GB, {host}"
 
 
 def _system_text(found: SystemInfo) -> str:
@@ -207,10 +228,6 @@ def _system_text(found: SystemInfo) -> str:
 
 def budget_text(event: MemoryEvent) -> str:
     return event.options + (f", room for {duration(event.seconds)}" if event.seconds else "")
-
-
-def _size(size: int) -> str:
-    return f"{size / GB:.1f} GB" if size >= GB else f"{size / 1e6:.1f} MB"
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import NoReturn
 from vicort.runtime.assembly import check_system
 from vicort.runtime.cli.arguments import Options, parse_options
 from vicort.runtime.cli.info import budget_text, info, lines
+from vicort.runtime.cli.other_versions import outdated_text, refuse_other_schema
 from vicort.runtime.cli.output import Output
 from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
 from vicort.runtime.cli.question_socket import QuestionSocket
@@ -32,9 +33,14 @@ from vicort.runtime.engines.bfloat16 import COST, computes_in_float32
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError, EngineError, VicortError
 from vicort.runtime.locations import find_engine_dir
-from vicort.runtime.manifest import backend_of, precision_of, read_manifest
+from vicort.runtime.log_options import log_to_stderr
+from vicort.runtime.manifest import (
+    backend_of,
+    is_other_schema,
+    precision_of,
+    read_manifest,
+)
 from vicort.runtime.memory.budget import MemoryRequest
-from vicort.runtime.policies.system import load_system
 from vicort.runtime.redact import redact, redact_url
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source, open_source
@@ -56,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line tool and return its exit code."""
     try:
         with _terminated_like_interrupted():
-            return run(parse_options(arguments))
+            options = parse_options(arguments)
+            with log_to_stderr(options.log_level):
+                return run(options)
     except Terminated:
         return TERMINATED
     except KeyboardInterrupt:
@@ -97,13 +105,14 @@ def run(options: Options) -> int:
             for spec, label in zip(options.sources, labels, strict=True)
         ]
         trace = stack.enter_context(_traced(options.trace))
-        engine_dir = options.engine_dir or _default_engines()
+        engine_dir = options.engine_dir or _default_engines(options.log_level)
+        refuse_other_schema(engine_dir)
         router = QuestionRouter(options.sampling, len(sources))
         if options.serve_socket:
             stack.enter_context(QuestionSocket(options.serve_socket, router))
         if computes_in_float32(backend_of(engine_dir), precision_of(engine_dir)):
             output.warn(COST)
-        request = MemoryRequest(options.device_mb, options.host_mb, sessions=len(sources))
+        request = _memory_request(options)
         context = RunContext(
             options,
             engine_dir
@@ -130,12 +139,16 @@ def show_plan(options: Options) -> int:
     """Print what a run would load and the budget of its sessions; refuse what it would refuse, but
     for sources, which are not opened."""
     folder = options.engine_dir or find_engine_dir(MODEL)
+    if folder and not options.engine_dir and is_other_schema(folder):
+        print(outdated_text(folder))
+        folder = None
     if folder is None:
         print(f"the engines of the {MODEL} model would be built first, by `vicort-build {MODEL}`")
         return 0
-    request = MemoryRequest(options.device_mb, options.host_mb, sessions=len(options.sources))
+    refuse_other_schema(folder)
+    request = _memory_request(options)
     found = info(folder, (), request)
-    system = load_system(options.system)
+    system = options.chosen_system
     fitted = check_system(
         system, folder, read_manifest(folder), found.machine, request, options.system_prompt
     )
@@ -143,6 +156,8 @@ def show_plan(options: Options) -> int:
     if found.missing:
         raise EngineError(f"{folder} does not run here: {found.missing}")
     print("\n".join(lines(found)))
+    if options.preset:
+        print(f"  {'preset':11} {options.preset}")
     sources = len(options.sources)
     each = f", for each of {sources} sources" if sources > 1 else ""
     print(f"  {'system':11} {system.name}{each}")
@@ -152,9 +167,15 @@ def show_plan(options: Options) -> int:
     return 0
 
 
+def _memory_request(options: Options) -> MemoryRequest:
+    return MemoryRequest(
+        options.device_mb, options.host_mb, len(options.sources), options.memory_share
+    )
+
+
 def _shared_engines(folder: Path, options: Options, request: MemoryRequest) -> EngineSet:
     """Engines for several sessions. What they would refuse is refused before engines are loaded."""
-    system = load_system(options.system)
+    system = options.chosen_system
     return EngineSet.open(
         folder,
         check=lambda manifest, machine: check_system(
@@ -238,7 +259,7 @@ def _open(spec: str, options: Options, output: Output, label: str) -> Source:
         patience=options.patience,
         limits=options.limits,
         on_state=partial(output.event, source=label),
-        motion=load_system(options.system).wants_motion,
+        motion=options.chosen_system.wants_motion,
         # with several sources, one that is not available yet must not delay the others
         at_once=len(options.sources) == 1,
     )
@@ -282,11 +303,14 @@ def _traced(path: Path | None) -> Iterator[Trace | None]:
             trace.write(path)
 
 
-def _default_engines() -> Path:
-    """The engines of the embedded model. They are built in a child process if they are missing,
-    because the runtime does not import the export tools."""
-    if found := find_engine_dir(MODEL):
+def _default_engines(log_level: str | None) -> Path:
+    """The engines of the embedded model. They are built in a child process if they are missing or
+    of another schema, because the runtime does not import the export tools."""
+    found = find_engine_dir(MODEL)
+    if found and not is_other_schema(found):
         return found
+    if found:
+        print(f"vicort-run: {outdated_text(found)}", file=sys.stderr, flush=True)
     try:
         metadata.distribution("torch")
     except metadata.PackageNotFoundError as error:
@@ -300,9 +324,9 @@ def _default_engines() -> Path:
     print(
         f"vicort-run: building the engines of the {MODEL} model (once)", file=sys.stderr, flush=True
     )
-    built = subprocess.run(
-        [sys.executable, "-m", "vicort.export.build", MODEL], stdout=sys.stderr, check=False
-    )
+    command = [sys.executable, "-m", "vicort.export.build", MODEL]
+    command += ["--log-level", log_level] if log_level else []
+    built = subprocess.run(command, stdout=sys.stderr, check=False)
     if built.returncode or not (found := find_engine_dir(MODEL)):
         raise EngineError(
             f"the engines of the {MODEL} model could not be built (exit code "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vicort.runtime.devices.device import Mark, Stream
+
+logger = logging.getLogger(__name__)
 
 
 class SpanSink(Protocol):
@@ -60,5 +63,6 @@ class StageClock:
                     self._open.append(span)
                     continue
                 self._totals[span.stage] = self._totals.get(span.stage, 0) + end - start
+                logger.debug("%s took %.2f ms %s", span.stage, (end - start) / 1e6, span.args)
                 if self._trace:
                     self._trace.span(span.stage, span.stage, start, end, **span.args)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +18,8 @@ from vicort.runtime.engines.embedding import Embedding
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import GraphName, Manifest, read_manifest
+
+logger = logging.getLogger(__name__)
 
 REQUIRED: tuple[GraphName, ...] = ("vision", "tokens", "llm")  # every system needs these
 LLM_STREAMS = 2  # one for chunks, one for questions
@@ -58,6 +62,14 @@ class EngineSet:
         manifest = read_manifest(folder)
         backend = open_backend(manifest.backend, folder, threads=threads)
         check(manifest, backend.memory())
+        logger.info(
+            "%s: %s in %s on %s, threads of a run on a CPU: %d",
+            folder,
+            manifest.model.name,
+            manifest.precision,
+            manifest.backend,
+            threads,
+        )
         return cls(
             folder,
             manifest,
@@ -111,7 +123,12 @@ def _load(folder: Path, manifest: Manifest, backend: OpenBackend, name: GraphNam
     if name not in manifest.graphs:
         raise EngineError(f"{folder} has no {name} graph: rebuild with `{manifest.build_command}`")
     graph = manifest.graphs[name]
+    began = time.perf_counter()
     try:
-        return backend.load(folder / graph.file, graph, streams=LLM_STREAMS if name == "llm" else 1)
+        engine = backend.load(
+            folder / graph.file, graph, streams=LLM_STREAMS if name == "llm" else 1
+        )
     except EngineError as error:
         raise EngineError(f"{error}: rebuild with `{manifest.build_command}`") from error
+    logger.info("loaded %s in %.2f s", folder / graph.file, time.perf_counter() - began)
+    return engine

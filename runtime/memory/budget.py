@@ -32,7 +32,7 @@ from vicort.runtime.memory.memory_plan import (
 )
 from vicort.runtime.policies.system import Budget, System
 
-SHARE = 1 / 4  # of the machine's memory
+SHARE = 1 / 4  # of the machine's memory, unless the caller says otherwise
 # Of the share, where both tiers lie in the host's memory, and of the history that they hold
 # together, the device takes a third, or what its questions may read, up to two thirds.
 DEVICE_PART, MAX_DEVICE_PART = 1 / 3, 2 / 3
@@ -46,6 +46,7 @@ class MemoryRequest:
     device_mb: float | None = None  # None: as the system says
     host_mb: float | None = None
     sessions: int = 1  # that share the machine's memory
+    share: float = SHARE  # of it that automatic budgets take at most
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def fit_budget(
         )
     host_mb = own.host_mb if request.host_mb is None else request.host_mb
     device_mb = own.device_mb if request.device_mb is None else request.device_mb
-    fit = _Fit(system, model, dtype, prompt_tokens, machine, request.sessions)
+    fit = _Fit(system, model, dtype, prompt_tokens, machine, request)
     if device_mb is None or host_mb is None:
         automatic = fit.automatic(with_host=host_mb is None or host_mb > 0)
         device_mb = automatic.device_mb if device_mb is None else device_mb
@@ -117,14 +118,15 @@ class _Fit:
         dtype: DTypeLike,
         prompt_tokens: int,
         machine: MachineMemory,
-        sessions: int,
+        request: MemoryRequest,
     ) -> None:
         self._system, self._model, self._dtype = system, model, dtype
-        self._prompt_tokens, self._sessions = prompt_tokens, sessions
+        self._prompt_tokens, self._sessions = prompt_tokens, request.sessions
         self._shared = machine.device is None
         # MB, for this session
-        self._host_share = machine.host * SHARE / sessions / 1e6
-        self._device_share = (machine.device or machine.host) * SHARE / sessions / 1e6
+        share, sessions = request.share, request.sessions
+        self._host_share = machine.host * share / sessions / 1e6
+        self._device_share = (machine.device or machine.host) * share / sessions / 1e6
         self.bytes_of_page = page_bytes(model, dtype, system.long_term is not None)
 
     def automatic(self, with_host: bool) -> Budget:

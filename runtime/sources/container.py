@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
@@ -21,6 +22,8 @@ from vicort.runtime.sources.motion import EXPORT_VECTORS, MotionReader, exports_
 from vicort.runtime.sources.piped import MAX_BYTES_WITHOUT_PICTURE, ByteFile
 from vicort.runtime.sources.pixels import Converter
 from vicort.runtime.sources.source import Source, Wants, Warn
+
+logger = logging.getLogger(__name__)
 
 USUAL_RATE = Fraction(25)  # frames per second, for a stream that declares none
 # formats without timestamps: FFmpeg assumes 25 frames per second
@@ -121,6 +124,15 @@ class ContainerSource(Source):
         rate = _declared_rate(self._stream) or USUAL_RATE
         self.frames_total = (
             self._stream.frames or (self.duration and round(self.duration * rate)) or None
+        )
+        logger.info(
+            "%s: stream %d, %s of %s frames a second, %s, decoding threads: %d",
+            name,
+            self._stream.index,
+            _size(self._stream),
+            float(rate),
+            self._stream.codec_context.name,
+            threads,
         )
         self._clock = Clock(1 / rate, self.warn)
         self._decoder: Decoder = CpuDecoder(self._stream, limits)

@@ -86,10 +86,20 @@ class ImageSource(Source):
                 stream.codec_context.thread_count = 1
                 return convert(next(container.decode(stream)))
         except SourceError as error:
-            self.warn(f"{path} is left out: {error}")
-        except (av.FFmpegError, OSError, IndexError, StopIteration) as error:
-            self.warn(
-                f"{path} is left out: it cannot be decoded "
-                f"({getattr(error, 'strerror', None) or 'no picture in it'})"
+            self._leave_out(path, str(error))
+        except av.ArgumentError as error:  # what FFmpeg's decoders say of a picture over its limit
+            self._leave_out(
+                path,
+                f"it cannot be decoded ({error.strerror}); if it has more than "
+                f"{self._limits.pixels} pixels, allow them with `--max-pixels`",
             )
+        except (av.FFmpegError, OSError, IndexError, StopIteration) as error:
+            why = getattr(error, "strerror", None) or "no picture in it"
+            self._leave_out(path, f"it cannot be decoded ({why}): give a PNG or JPEG file")
         return None
+
+    def _leave_out(self, path: Path, why: str) -> None:
+        """Raises SourceError instead where the source is this one image."""
+        if self._paths == [path] and self.name == str(path):
+            raise SourceError(f"{path} cannot be shown: {why}", why)
+        self.warn(f"{path} is left out: {why}")

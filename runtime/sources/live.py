@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -16,6 +17,8 @@ from vicort.runtime.errors import SourceError, TruncatedSource
 from vicort.runtime.redact import redact
 from vicort.runtime.sources.clock import MIN_STEP
 from vicort.runtime.sources.source import Source, Wants, Warn
+
+logger = logging.getLogger(__name__)
 
 # seconds: timestamps that run ahead of the wall clock by more than this are a clock reset
 JUMP = Fraction(10)
@@ -203,4 +206,5 @@ class LiveSource(Source):
         return self._time or Fraction(0)
 
     def _report(self, state: SourceState, reason: str) -> None:
+        logger.info("%s is %s %s", self.name, state, redact(reason))
         self._on_state(SourceEvent(state, self._now, redact(reason), self._attempts))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import glob
+import logging
 import re
 import stat
 import sys
+import time
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,8 @@ from vicort.runtime.sources.pattern import SCHEME, PatternSource
 from vicort.runtime.sources.piped import ByteFile
 from vicort.runtime.sources.sampler import as_rate
 from vicort.runtime.sources.source import Source, Warn
+
+logger = logging.getLogger(__name__)
 
 SCHEMES = ("rtsp", "rtsps", "http", "https")
 # protocols that a playlist may use: not the files of this machine
@@ -95,7 +99,9 @@ def open_source(
     )
     if not at_once and _is_known_live(spec, live):
         return as_live()
+    began = time.perf_counter()
     source = once()
+    logger.info("opened %s in %.2f s", source.name, time.perf_counter() - began)
     if isinstance(source, ContainerSource) and source.live and _can_reopen(spec):
         return as_live(first=source)
     return source

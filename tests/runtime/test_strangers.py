@@ -9,7 +9,6 @@ import struct
 import subprocess
 import sys
 import threading
-import zlib
 from concurrent.futures import Future
 from fractions import Fraction
 from pathlib import Path
@@ -66,23 +65,6 @@ def one_line(error: BaseException) -> str:
 # ---- video ----
 
 
-def png(width: int, height: int) -> bytes:
-    """A PNG that says it is that large, and holds a few bytes that would unpack to a row or two."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(bytes(300_000)))
-        + chunk(b"IEND", b"")
-    )
-
-
 def with_size(path: Path, fourcc: bytes, width: int, height: int) -> None:
     """Write another size into the sample description of an MP4's video."""
     content = bytearray(path.read_bytes())
@@ -93,8 +75,10 @@ def with_size(path: Path, fourcc: bytes, width: int, height: int) -> None:
 
 def test_a_folder_with_bombs_among_its_images(tmp_path: Path) -> None:
     videos.write_image(tmp_path / "1.png", videos.image(1))
-    (tmp_path / "2.png").write_bytes(png(100_000, 100_000))
-    (tmp_path / "3.png").write_bytes(png(16_000, 16_000))  # FFmpeg itself would take this one
+    (tmp_path / "2.png").write_bytes(videos.png(100_000, 100_000))
+    (tmp_path / "3.png").write_bytes(
+        videos.png(16_000, 16_000)
+    )  # FFmpeg itself would take this one
     with open_source(str(tmp_path)) as source:
         assert [videos.number(frame.image) for frame in source] == [1]
     assert len(source.warnings) == 2

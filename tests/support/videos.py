@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -126,6 +127,23 @@ def write_image(
         track.pix_fmt = pixel_format
         output.mux(track.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         output.mux(track.encode())
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG that says it is that large, and holds a few bytes that would unpack to a row or two."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(300_000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def turn(path: Path, matrix: tuple[int, int, int, int]) -> None:

@@ -36,7 +36,8 @@ from vicort.benchmarks.gpu.inductor.inductor_attention import (
 from vicort.benchmarks.gpu.inductor.inductor_engine import Constants, InductorEngine, OnGpu, OnHost
 from vicort.benchmarks.gpu.lab import Lab, Skip, fitting_architecture
 from vicort.export.checkpoint import checkpoint_hash
-from vicort.export.engine_set_writer import COPIED, cpu, exporter_hash, seal
+from vicort.export.engine_set_writer import COPIED, cpu, seal
+from vicort.export.exporter_version import exporter_hash
 from vicort.export.graphs import EMBEDDING_FILE, TORCH_TYPES, TYPE_NAMES, export_program, signatures
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision

@@ -228,6 +228,19 @@ def test_where_engine_sets_lie(tmp_path, monkeypatch):
     assert locations.find_engine_dir("tiny") == built
 
 
+def test_a_set_of_this_schema_is_preferred_to_a_newer_one_of_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(locations, "engines_root", lambda: tmp_path)
+    old = locations.default_engine_dir("tiny", "fp32", "openvino")
+    old.mkdir()
+    (old / FILE_NAME).write_text('{"schema_version": 1}')
+    assert locations.find_engine_dir("tiny") == old
+    good = locations.default_engine_dir("tiny", "fp32", "onnxruntime")
+    good.mkdir()
+    (good / FILE_NAME).write_text("{}")
+    os.utime(good / FILE_NAME, (500, 500))
+    assert locations.find_engine_dir("tiny") == good
+
+
 def test_engines_for_a_gpu_are_found_only_where_its_driver_is(tmp_path, monkeypatch):
     monkeypatch.setattr(locations, "engines_root", lambda: tmp_path)
     built = locations.default_engine_dir("tiny", "bf16", "tensorrt")

@@ -1,0 +1,139 @@
+"""What a checkpoint holds and what an engine set of it would be, without torch or its weights.
+
+    python -m vicort.export.checkpoint_description DIR
+
+prints it as JSON for `vicort-info`, which does not import this package.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vicort.export.qwen2_5_vl.configuration import read_configuration
+from vicort.export.recipe import load_recipe, model_spec
+from vicort.export.safetensors_headers import (
+    STORED_TYPES,
+    StoredTensor,
+    read_header,
+    weight_files,
+)
+from vicort.runtime.errors import EngineError, VicortError
+from vicort.runtime.locations import default_engine_dir
+from vicort.runtime.manifest import Backend, Precision
+from vicort.runtime.safe_text import brief, shown
+
+FAMILY = "Qwen2.5-VL"
+HEAD = "lm_head.weight"
+ITEM_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}  # of a parameter
+# `candidates` in build_set.py says the same; it needs torch
+BACKENDS: dict[Precision, tuple[Backend, ...]] = {
+    "fp32": ("openvino", "onnxruntime", "tensorrt"),
+    "bf16": ("openvino", "tensorrt"),
+}
+
+
+@dataclass(frozen=True)
+class CheckpointDescription:
+    folder: str
+    family: str
+    # number of parameters; {} where weights are quantised and several may lie in one number
+    parameters: dict[str, int]  # of `vision` and `language`
+    stored: dict[str, int]  # bytes of the weights' data, by type
+    quantization: str  # method and details; "" = none
+    refused: str  # why vicort-build does not take it; "" = nothing is known against it
+    model: dict[str, Any]  # the manifest's model section, as `vicort-build DIR` would have it
+    set_bytes: dict[str, int]  # weights of an engine set, by precision
+    plan_bytes: dict[str, int]  # the same with backend tensorrt
+    backends: dict[str, tuple[str, ...]]  # by precision
+
+
+def describe(folder: Path) -> CheckpointDescription:
+    """Raises EngineError if a file is missing or damaged, or the model is not supported."""
+    config = read_configuration(folder)
+    # as vicort-build names it, which chooses the recipe
+    name = default_engine_dir(str(folder), "fp32", "openvino").name
+    name = name.removesuffix("-fp32-openvino")
+    model = model_spec(name, config, load_recipe(name))
+    tensors = [tensor for path in weight_files(folder) for tensor in read_header(path)]
+    stored: dict[str, int] = {}
+    for tensor in tensors:
+        stored[tensor.dtype] = stored.get(tensor.dtype, 0) + tensor.bytes
+    quantization = quantization_of(folder)
+    counted = not quantization and not (set(stored) - set(STORED_TYPES))
+    parameters = _parameters(tensors, config.language.tied) if counted else {}
+    total = sum(parameters.values())
+    # a plan holds its own embedding, and the set another one beside it
+    embedding = config.language.vocabulary * config.language.width
+    return CheckpointDescription(
+        folder=str(folder),
+        family=FAMILY,
+        parameters=parameters,
+        stored=stored,
+        quantization=quantization,
+        refused=_refused(folder, quantization, stored),
+        model=model.model_dump(mode="json"),
+        set_bytes={key: total * size for key, size in ITEM_BYTES.items()} if total else {},
+        plan_bytes={key: (total + embedding) * size for key, size in ITEM_BYTES.items()}
+        if total
+        else {},
+        backends={str(precision): names for precision, names in BACKENDS.items()},
+    )
+
+
+def quantization_of(folder: Path) -> str:
+    """The method of config.json's `quantization_config` and how many bits it says; "" = none."""
+    try:
+        found = json.loads((folder / "config.json").read_text()).get("quantization_config")
+    except (OSError, ValueError, AttributeError) as error:
+        raise EngineError(f"{folder / 'config.json'} cannot be read ({brief(error)})") from error
+    if not found:
+        return ""
+    if not isinstance(found, dict):
+        return "an unknown method"
+    method = _word(found.get("quant_method") or "an unknown method")
+    loaded = next((count for count in (8, 4) if found.get(f"load_in_{count}bit")), None)
+    bits = found.get("bits") or found.get("w_bit") or loaded
+    return f"{method}, {_word(bits)} bits" if bits else method
+
+
+def _word(value: Any) -> str:
+    return shown(value).strip("'\"")
+
+
+def _parameters(tensors: Sequence[StoredTensor], tied: bool) -> dict[str, int]:
+    """A head that config.json ties is the embedding, also where it is stored beside it."""
+    counts = {"vision": 0, "language": 0}
+    for tensor in tensors:
+        if not (tied and tensor.name == HEAD):
+            counts["vision" if "visual." in tensor.name else "language"] += tensor.elements
+    return counts
+
+
+def _refused(folder: Path, quantization: str, stored: dict[str, int]) -> str:
+    if quantization or set(stored) - set(STORED_TYPES):
+        return (
+            f"vicort-build takes weights stored as {', '.join(STORED_TYPES)}: name the "
+            "checkpoint that this one was quantised from"
+        )
+    if not (folder / "tokenizer.json").is_file():
+        return "it has no tokenizer.json, which questions need: download the checkpoint again"
+    return ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    (folder,) = sys.argv[1:] if arguments is None else arguments
+    try:
+        print(json.dumps(asdict(describe(Path(folder)))))
+    except VicortError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

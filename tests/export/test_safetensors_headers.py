@@ -1,0 +1,72 @@
+"""Headers of safetensors files, compared with the library that writes them."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from vicort.export.checkpoint import TINY, resolve
+from vicort.export.safetensors_headers import read_header, weight_files
+from vicort.runtime.errors import EngineError
+
+
+def test_headers_are_what_the_library_reads():
+    (path,) = weight_files(resolve(TINY))
+    found = {tensor.name: tensor for tensor in read_header(path)}
+    with safe_open(path, framework="np") as file:
+        assert found.keys() == set(file.keys())
+        for name in file.keys():  # noqa: SIM118 (the file cannot be iterated)
+            stored = file.get_slice(name)
+            assert (found[name].dtype, list(found[name].shape)) == (
+                stored.get_dtype(),
+                stored.get_shape(),
+            )
+            assert found[name].bytes == file.get_tensor(name).nbytes
+            assert found[name].elements == file.get_tensor(name).size
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": np.zeros((2, 3), np.int32), "b": np.zeros(0, np.float16)}, path, {"x": "y"})
+    return path
+
+
+def test_metadata_is_no_tensor(file):
+    found = sorted((each.name, each.dtype, each.bytes) for each in read_header(file))
+    assert found == [("a", "I32", 24), ("b", "F16", 0)]
+
+
+def test_a_file_that_is_cut_off_is_said(file):
+    content = file.read_bytes()
+    for length in (0, 4, 20, len(content) - 1):
+        file.write_bytes(content[:length])
+        with pytest.raises(EngineError, match="is damaged") as caught:
+            read_header(file)
+        assert "\n" not in str(caught.value)
+    assert "1 bytes are missing at its end" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"[]", b"{", b'{"a": 1}', b'{"a": {"dtype": "F32", "shape": [1]}}', b'"a"', b"[" * 100_000],
+)
+def test_a_damaged_header_is_said(file, header):
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(EngineError, match="is damaged"):
+        read_header(file)
+
+
+def test_a_huge_header_is_not_read(file):
+    file.write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
+    with pytest.raises(EngineError, match="a header of 4611686018427387904 bytes"):
+        read_header(file)
+
+
+def test_a_missing_shard_is_said(tmp_path):
+    index = {"weight_map": {"a": "model-1.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(EngineError, match=r"has no model-1\.safetensors"):
+        weight_files(tmp_path)

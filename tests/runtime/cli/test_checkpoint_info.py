@@ -1,0 +1,222 @@
+"""vicort-info MODEL: what an engine set of a checkpoint would be."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from vicort.export import build, build_set
+from vicort.export.checkpoint import TINY, resolve
+from vicort.export.checkpoint_description import BACKENDS, describe
+from vicort.export.qwen2_5_vl.weights import load_models
+from vicort.export.random_checkpoint import PUBLISHED, write_companions
+from vicort.runtime.cli import checkpoint_info as module
+from vicort.runtime.cli.checkpoint_info import checkpoint_info, checkpoint_lines
+from vicort.runtime.cli.info import info, main
+from vicort.runtime.errors import ConfigError
+from vicort.runtime.manifest import ModelSpec
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return shutil.copytree(resolve(TINY), tmp_path / "mine")
+
+
+def changed(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_it_counts_the_parameters_that_the_model_has(checkpoint):
+    vision, language, _, _ = load_models(checkpoint, 308, 308)
+    counts = describe(checkpoint).parameters
+    assert counts == {
+        name: sum(parameter.numel() for parameter in part.parameters())
+        for name, part in (("vision", vision), ("language", language))
+    }
+
+
+def test_a_tied_head_that_is_stored_is_no_parameter_of_its_own(checkpoint):
+    path = checkpoint / "model.safetensors"
+    weights = load_file(path)
+    counts = describe(checkpoint).parameters
+    (embedding,) = (each for name, each in weights.items() if "embed_tokens" in name)
+    save_file(weights | {"lm_head.weight": embedding}, path)
+    assert describe(checkpoint).parameters == counts
+
+
+def test_a_published_shape_without_its_weights(tmp_path):
+    """The sizes that the documents give for the 3B model."""
+    shape = PUBLISHED["3b"]
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**shape.config))
+    model.tie_weights()
+    header, end = {}, 0
+    for name, parameter in model.named_parameters():
+        begin, end = end, end + 2 * parameter.numel()
+        entry = {"dtype": "BF16", "shape": list(parameter.shape), "data_offsets": [begin, end]}
+        header[name] = entry
+    text = json.dumps(header).encode()
+    folder = tmp_path / "Qwen2.5-VL-3B-Instruct"
+    folder.mkdir()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)  # a hole: no data is written
+    (folder / "config.json").write_text(json.dumps(shape.config | {"model_type": "qwen2_5_vl"}))
+    write_companions(folder, 308)
+    found = checkpoint_info(folder)
+    assert sum(found.parameters.values()) == shape.parameters == 3_754_622_976
+    assert found.stored == {"BF16": 2 * shape.parameters}
+    assert (found.frame, found.unit_tokens) == ((308, 308), 121)
+    bf16 = found.precisions["bf16"]
+    assert bf16.set_bytes == 2 * shape.parameters
+    assert bf16.plan_bytes == 2 * (shape.parameters + 151_936 * 2048)
+    assert round(bf16.bytes_a_token, -3) == 37_000
+    assert bf16.seconds_a_gb / 60 == pytest.approx(3.5, abs=0.05)
+    assert found.precisions["fp32"].set_bytes == 2 * bf16.set_bytes
+
+
+def test_the_set_that_is_built_has_these_sizes(tiny_engines):
+    would_be, built = checkpoint_info(resolve(TINY)).precisions["fp32"], info(tiny_engines, ())
+    weights = sum(
+        size for name, size in built.bytes_on_disk.items() if name.endswith((".bin", ".onnx"))
+    )
+    assert would_be.set_bytes <= weights <= would_be.set_bytes + 1_000_000
+    assert would_be.bytes_a_token == built.bytes_a_token
+
+
+def test_the_model_is_what_a_build_would_make_of_it(checkpoint):
+    options = build._parse([str(checkpoint)])
+    draft = build_set._drafts(options, build_set._source(options), None)[0]
+    assert ModelSpec.model_validate(describe(checkpoint).model) == draft.manifest.model
+
+
+@pytest.mark.parametrize("precision", BACKENDS)
+def test_backends_are_those_that_a_build_takes(precision):
+    taken = set()
+    for backend in ("openvino", "onnxruntime", "tensorrt"):
+        try:
+            taken.update(build_set.candidates(backend, precision))
+        except ConfigError:
+            continue
+    assert taken == set(BACKENDS[precision])
+
+
+def test_its_text_and_json_say_the_same(checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(module, "has_nvidia_driver", lambda: False)
+    assert main([str(checkpoint)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert main([str(checkpoint), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert lines[:5] == [
+        str(checkpoint),
+        "  model       Qwen2.5-VL, 1.94 million parameters (vision 1.14 million, language 0.80 "
+        "million)",
+        "  weights     F32 7.8 MB",
+        "  frames      308x308, 2 a second, chunks of 16",
+        "  tokens      121 for two frames, 121 a second, before dropping",
+    ]
+    fp32 = found["precisions"]["fp32"]
+    assert f"{fp32['bytes_a_token']:,} bytes a token" in lines[7]
+    assert lines[8].strip() == "runs here with openvino and onnxruntime"
+    assert lines[9].strip() == "tensorrt: there is no NVIDIA driver"
+    assert fp32["build_command"] == f"vicort-build {checkpoint} --backend openvino --precision fp32"
+    assert f"`{fp32['build_command']}` takes about 1.0 GB of memory" in lines[10]
+    assert lines[-1] == f"  rule        {found['rule']}"
+
+
+def test_a_build_command_is_one_that_the_shell_takes(checkpoint):
+    folder = checkpoint.rename(checkpoint.with_name("my model"))
+    command = checkpoint_info(folder).precisions["fp32"].build_command
+    assert command == f"vicort-build '{folder}' --backend openvino --precision fp32"
+
+
+def test_what_does_not_fit_here_is_said(checkpoint, monkeypatch):
+    monkeypatch.setattr(module, "host_memory", lambda: 1_000_000_000)
+    found = checkpoint_info(checkpoint)
+    assert found.precisions["fp32"].runs["openvino"] == (
+        "weights and a margin of 1.5 GB are 1.5 GB, this machine has 1.0 GB"
+    )
+    assert any("runs on no backend here" in line for line in checkpoint_lines(found))
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    assert (
+        "openvino is not installed" in checkpoint_info(checkpoint).precisions["fp32"].runs.values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("quantization", "words"),
+    [
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, "awq, 4 bits"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes, 8 bits"),
+        ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "\x1b[31m" * 50, "bits": 4}, None),
+        ("gptq", "an unknown method"),
+    ],
+)
+def test_a_quantised_checkpoint_is_named_with_its_method(checkpoint, capsys, quantization, words):
+    changed(checkpoint, quantization_config=quantization)
+    assert main([str(checkpoint)]) == 0
+    out = capsys.readouterr().out
+    if words:
+        assert f"  weights     quantised with {words}: F32 7.8 MB\n" in out
+    assert "name the checkpoint that this one was quantised from" in out
+    assert "parameters" not in out.replace("of parameters", "")
+    assert "\x1b" not in out
+    found = checkpoint_info(checkpoint)
+    assert (found.parameters, found.precisions["fp32"].set_bytes) == ({}, None)
+
+
+def test_a_checkpoint_that_cannot_be_built_is_said(checkpoint, monkeypatch):
+    (checkpoint / "tokenizer.json").unlink()
+    assert checkpoint_info(checkpoint).refused.startswith("it has no tokenizer.json")
+    shutil.copy(resolve(TINY) / "tokenizer.json", checkpoint)
+    assert checkpoint_info(checkpoint).refused == ""
+
+    def missing(name):
+        raise module.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(module.metadata, "distribution", missing)
+    assert "pip install 'vicort[export]'" in checkpoint_info(checkpoint).refused
+
+
+def test_another_family_and_damage_are_one_line(checkpoint, capsys):
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert main([str(checkpoint)]) == 2
+    assert capsys.readouterr().err == (
+        f"vicort-info: {weights} is damaged (10 bytes are missing at its end): download the "
+        "checkpoint again\n"
+    )
+    changed(checkpoint, model_type="llava")
+    assert main([str(checkpoint)]) == 2
+    err = capsys.readouterr().err
+    assert "'llava' model, only 'qwen2_5_vl' is supported" in err
+    assert err.count("\n") == 1
+
+
+def test_nothing_is_downloaded(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["Qwen/Qwen2.5-VL-3B-Instruct"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "vicort-info downloads nothing" in err
+    assert "`vicort-build Qwen/Qwen2.5-VL-3B-Instruct`" in err
+    assert main([str(tmp_path)]) == 2
+    assert "has neither manifest.json nor config.json" in capsys.readouterr().err
+
+
+def test_it_needs_no_torch(checkpoint):
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'safetensors', "
+        "'onnx', 'huggingface_hub'))); from vicort.export.checkpoint_description import main; "
+        f"sys.exit(main([{str(checkpoint)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert math.prod(json.loads(done.stdout)["model"][key] for key in ("layers", "width")) == 512
