@@ -58,7 +58,7 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
     """Build what is not built yet; returns 1 if the engines are verified and differ from the model,
     else 0."""
     source = _source(options)
-    drafts = _drafts(options, source, plan_options)
+    drafts = _drafts(options, source, plan_options, say)
     built = next((each for each in drafts if is_built(each.folder, each.manifest)), None)
     if built:
         say(
@@ -101,7 +101,7 @@ def _source(options: Arguments) -> ModelSource:
 
 
 def _drafts(
-    options: Arguments, source: ModelSource, plan_options: PlanOptions | None
+    options: Arguments, source: ModelSource, plan_options: PlanOptions | None, say: Say
 ) -> list[Draft]:
     """One draft for each backend that the set may be for."""
     name = (
@@ -116,8 +116,15 @@ def _drafts(
         chunk_frames=options.chunk_frames,
         image_width=width,
         image_height=height,
+        max_pixels=options.max_pixels,
     )
     spec = model_spec(name, read_configuration(source.checkpoint), recipe)
+    if spec.fixed_size and (wanted := (recipe.image_height, recipe.image_width)) != spec.fixed_size:
+        say(
+            f"--image-size {wanted[1]}x{wanted[0]} is rounded to "
+            f"{spec.fixed_size[1]}x{spec.fixed_size[0]}: sides are multiples of "
+            f"{spec.token_pixels} pixels"
+        )
     precision = recipe.precision or DEFAULT_PRECISION["tensorrt" if plan_options else "openvino"]
     drafts = []
     for backend in candidates(options.backend, precision):

@@ -37,9 +37,9 @@ from vicort.export.graphs import (
 )
 from vicort.export.qwen2_5_vl.adapter import Adapter
 from vicort.export.qwen2_5_vl.configuration import read_configuration
-from vicort.export.qwen2_5_vl.pruned_vision import PrunedVisionEncoder
-from vicort.export.qwen2_5_vl.vision import VisionEncoder
-from vicort.export.qwen2_5_vl.weights import load_language, load_vision
+from vicort.export.qwen2_5_vl.pruned_vision import pruned
+from vicort.export.qwen2_5_vl.vision import DynamicVisionEncoder, VisionEncoder
+from vicort.export.qwen2_5_vl.weights import load_language, load_vision_of
 from vicort.export.tensorrt_plans import KERNELS_FILE, PIP_NAMES, PlanJob, Progress, build_plan
 from vicort.export.token_control import TokenControlGraph
 from vicort.export.torch_tensorrt import compile_directly
@@ -210,15 +210,13 @@ def _exports(
     config = read_configuration(checkpoint)
     written: Written = {}  # shared by the vision graphs
 
-    def vision() -> VisionEncoder:
-        return load_vision(
-            checkpoint, config, model.image_height, model.image_width, dtype, adapter
-        )
+    def vision() -> VisionEncoder | DynamicVisionEncoder:
+        return load_vision_of(checkpoint, config, model.fixed_size, dtype, adapter)
 
     parts: dict[GraphName, Callable[[], nn.Module]] = {
         "llm": lambda: load_language(checkpoint, config, dtype, adapter),
         "vision": vision,
-        "vision_pruned": lambda: PrunedVisionEncoder(vision()),
+        "vision_pruned": lambda: pruned(vision()),
         "tokens": lambda: TokenControlGraph().eval(),
     }
     for name, load in parts.items():
@@ -260,14 +258,8 @@ def _write_plans(
     if direct:
         say("compiling vision.plan with torch-tensorrt")
         model, dtype = manifest.model, TORCH_TYPES[manifest.precision]
-        vision = load_vision(
-            checkpoint,
-            read_configuration(checkpoint),
-            model.image_height,
-            model.image_width,
-            dtype,
-            adapter,
-        )
+        config = read_configuration(checkpoint)
+        vision = load_vision_of(checkpoint, config, model.fixed_size, dtype, adapter)
         graphs["vision"] = compile_directly(
             vision, graphs["vision"], folder / graphs["vision"].file
         )

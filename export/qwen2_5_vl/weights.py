@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vicort.export.qwen2_5_vl.adapter import Adapter, LowRank
 from vicort.export.qwen2_5_vl.configuration import Configuration, read_configuration
 from vicort.export.qwen2_5_vl.language import LanguageModel
-from vicort.export.qwen2_5_vl.vision import VisionEncoder
+from vicort.export.qwen2_5_vl.vision import DynamicVisionEncoder, VisionEncoder
 from vicort.export.token_control import TokenControlGraph
 from vicort.runtime.errors import EngineError
 
@@ -68,6 +68,31 @@ def load_vision(
     with torch.device("meta"):
         model = VisionEncoder(config.vision, config.language.width, height, width)
     return _fill(model, folder, "vision", dtype, adapter)
+
+
+def load_dynamic_vision(
+    folder: Path,
+    config: Configuration,
+    dtype: torch.dtype = torch.float32,
+    adapter: Adapter | None = None,
+) -> DynamicVisionEncoder:
+    """As `load_vision`, for frames of any size."""
+    with torch.device("meta"):
+        model = DynamicVisionEncoder(config.vision, config.language.width)
+    return _fill(model, folder, "vision", dtype, adapter)
+
+
+def load_vision_of(
+    folder: Path,
+    config: Configuration,
+    fixed_size: tuple[int, int] | None,
+    dtype: torch.dtype = torch.float32,
+    adapter: Adapter | None = None,
+) -> VisionEncoder | DynamicVisionEncoder:
+    """As `load_vision`. fixed_size: height and width in pixels; None = any."""
+    if fixed_size is None:
+        return load_dynamic_vision(folder, config, dtype, adapter)
+    return load_vision(folder, config, *fixed_size, dtype, adapter)
 
 
 def load_language(

@@ -555,16 +555,12 @@ def test_the_bf16_vision_graph_is_near_the_fp32_model():
     """The ONNX file that TensorRT is given, run by OpenVINO, beside PyTorch in fp32: within bf16's
     own rounding, 2^-8, a few times over."""
     model, graph, checkpoint = tiny_model(), plan_graphs()["vision"], resolve("tiny")
-    frames = np.random.default_rng(0).integers(
-        0, 256, (4, model.image_height, model.image_width, 3), np.uint8
-    )
+    frames = np.random.default_rng(0).integers(0, 256, (4, *model.fixed_size, 3), np.uint8)
     bound = arrays_of(graph, {"frames": frames}, U=2)
     OpenVinoEngine(tiny_onnx() / "vision.onnx", graph, threads=1, streams=1).enqueue(
         bound, InlineStream("test")
     )
-    vision = load_vision(
-        checkpoint, read_configuration(checkpoint), model.image_height, model.image_width
-    )
+    vision = load_vision(checkpoint, read_configuration(checkpoint), *model.fixed_size)
     with torch.no_grad():
         assert 1e-4 < off_by(bound["features"], vision(torch.from_numpy(frames))) < 2e-2
 

@@ -25,10 +25,10 @@ BYTES_PER_ROW = 1000  # of context memory
 def graph_specs(model) -> dict[str, GraphSpec]:
     """The three graphs of a toy model in float32."""
     m = model
-    tokens = m.grid_height * m.grid_width
+    tokens = m.unit_tokens
     tensors = {
         "vision": (
-            {"frames": ("uint8", "2*U", m.image_height, m.image_width, 3)},
+            {"frames": ("uint8", "2*U", *m.fixed_size, 3)},
             {"features": ("float32", "U", tokens, m.width)},
         ),
         "tokens": (

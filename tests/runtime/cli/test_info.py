@@ -33,7 +33,7 @@ def test_it_tells_the_sizes_of_an_engine_set(tiny_engines, capsys):
         for path in tiny_engines.iterdir()
         if path.name != "manifest.json"
     }
-    assert found["unit_tokens"] == model.grid_height * model.grid_width
+    assert found["unit_tokens"] == model.fixed_grid.tokens
     heads = model.layers * model.kv_heads
     assert found["bytes_a_token"] == heads * 2 * model.head_dim * 4 + 12  # and its position
     assert found["seconds_a_gb"] == pytest.approx(
