@@ -30,13 +30,10 @@ class PrunedLayers(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def encode(
-        self, pixels: Tensor, cos: Tensor, sin: Tensor, window: Tensor, filled: Tensor
-    ) -> Tensor:
-        """pixels: [U,G*m,2*patch*patch*3] of the tokens' patches, m = merge*merge; cos, sin:
+    def encode(self, x: Tensor, cos: Tensor, sin: Tensor, window: Tensor, filled: Tensor) -> Tensor:
+        """x: [U,G*m,width] embedded patches of the tokens, m = merge*merge; cos, sin:
         [U,G*m,head_dim]; window: [U,G] of each token; filled: [U,G], False = no token ->
-        [U,G,width], zeros where there is no token."""
-        x = self.encoder.patch_embed(pixels)
+        [U,G,width of a visual token], zeros where there is no token."""
         everywhere, in_window = self.biases(window, filled)
         for index, block in enumerate(self.encoder.blocks):
             bias = everywhere if index in self.encoder.config.full_attention else in_window
@@ -94,11 +91,12 @@ class PrunedVisionEncoder(PrunedLayers):
         -1."""
         filled = kept >= 0
         token = kept.clamp(min=0).long()
+        x = self.encoder.patch_embed(self.gathered(frames, token))
         cos, sin = (
             table[token].reshape(kept.shape[0], -1, table.shape[-1])
             for table in (self.cos, self.sin)
         )
-        return self.encode(self.gathered(frames, token), cos, sin, self.window[token], filled)
+        return self.encode(x, cos, sin, self.window[token], filled)
 
     def gathered(self, frames: Tensor, token: Tensor) -> Tensor:
         """Pixels [U,G*merge*merge,2*patch*patch*3] of the patches of tokens [U,G]."""
@@ -128,10 +126,11 @@ class DynamicPrunedEncoder(PrunedLayers):
         `PrunedVisionEncoder`."""
         filled = kept >= 0
         token = kept.clamp(min=0).long()
+        pixels = self.gathered(frames, token_segments[token].flatten(1))
         places = token_places[token].flatten(1, 2)  # [U,G*m,2]
         cos, sin = rotary_at(places[..., 0], places[..., 1], self.encoder.config.head_dim)
-        pixels = self.gathered(frames, token_segments[token].flatten(1))
-        return self.encode(pixels, cos, sin, token_windows[token], filled)
+        x = self.encoder.patch_embed(pixels)
+        return self.encode(x, cos, sin, token_windows[token], filled)
 
     def gathered(self, frames: Tensor, segments: Tensor) -> Tensor:
         """Normalised pixels [U,G*m,2*patch*patch*3] of the patches with segments [U,G*m*patch]."""

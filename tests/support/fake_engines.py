@@ -128,16 +128,17 @@ class FakeEngineSet:
         return HostDevice(threads=overlap)
 
     def _see(self, frames, places=None, **_):
-        side, units = self.model.token_pixels, len(frames) // 2
         if places is not None:  # frames come as segments
             rows, columns = (places.max(axis=0) + 1) * self.model.patch
             frames = frames.reshape(len(frames), rows, columns, 3)
+        return {"features": self.see(frames)}
+
+    def see(self, frames):
+        """[2U,height,width,3] -> [U,P,width]"""
+        side, units = self.model.token_pixels, len(frames) // 2
         gh, gw = frames.shape[1] // side, frames.shape[2] // side
         cells = frames.reshape(units, 2, gh, side, gw, side, 3).astype(np.float64) / 255 - 0.5
-        return {
-            "features": cells.transpose(0, 2, 4, 1, 3, 5, 6).reshape(units, gh * gw, -1)
-            @ self._pixels
-        }
+        return cells.transpose(0, 2, 4, 1, 3, 5, 6).reshape(units, gh * gw, -1) @ self._pixels
 
     def engine(self, name):
         return {
