@@ -19,7 +19,6 @@ from vicort.export.qwen2_5_vl.vision import (
     rotary_at,
     rotate,
 )
-from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.vision_windows import patches_of, window_of
 
 
@@ -126,26 +125,11 @@ class DynamicPrunedEncoder(PrunedLayers):
         `PrunedVisionEncoder`."""
         filled = kept >= 0
         token = kept.clamp(min=0).long()
-        pixels = self.gathered(frames, token_segments[token].flatten(1))
+        pixels = self.encoder.patches(frames, token_segments[token].flatten(1))
         places = token_places[token].flatten(1, 2)  # [U,G*m,2]
         cos, sin = rotary_at(places[..., 0], places[..., 1], self.encoder.config.head_dim)
         x = self.encoder.patch_embed(pixels)
         return self.encode(x, cos, sin, token_windows[token], filled)
-
-    def gathered(self, frames: Tensor, segments: Tensor) -> Tensor:
-        """Normalised pixels [U,G*m,2*patch*patch*3] of the patches with segments [U,G*m*patch]."""
-        patch = self.encoder.config.patch
-        units, rows = segments.shape
-        of_frame, columns = frames.shape[1:]
-        # each frame of a unit has its own rows of segments
-        frame = torch.arange(UNIT_FRAMES, device=segments.device) * of_frame
-        unit = torch.arange(units, device=segments.device) * UNIT_FRAMES * of_frame
-        index = segments[:, None] + frame[None, :, None] + unit[:, None, None]
-        pixels = frames.float().reshape(-1, columns).index_select(0, index.reshape(-1))
-        pixels = pixels * self.encoder.gain + self.encoder.shift
-        pixels = pixels.reshape(units, UNIT_FRAMES, rows // patch, patch * patch * 3)
-        pixels = pixels.transpose(1, 2).flatten(2)
-        return pixels.to(self.encoder.patch_embed.weight.dtype)
 
 
 def pruned(encoder: VisionEncoder | DynamicVisionEncoder) -> PrunedLayers:

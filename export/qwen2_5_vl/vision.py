@@ -142,7 +142,7 @@ class DynamicVisionEncoder(VisionLayers):
         """frames: [2U,S*patch,patch*3] uint8 RGB, the segments of [2U,height,width,3]. segments:
         [S*patch], places: [S,2], windows: [W,K], cells: [S], row_major: [P], all int32, as
         `grid_inputs` describes them -> [U,P,width] of the model's dtype, tokens row-major."""
-        x = self.patch_embed(self.patches(frames, segments))
+        x = self.patch_embed(self.patches(frames, segments[None]))
         cos, sin = rotary_at(places[:, 0], places[:, 1], self.config.head_dim)
         bias = (windows < 0).float()[:, None, None] * HIDDEN
         gather = windows.clamp(min=0).reshape(-1)
@@ -150,13 +150,18 @@ class DynamicVisionEncoder(VisionLayers):
         return self.encode(x, cos, sin, cut).index_select(1, row_major)
 
     def patches(self, frames: Tensor, segments: Tensor) -> Tensor:
-        """Normalised pixels [U,S,2*patch*patch*3] of the patches with these segments; in a patch:
-        frame, row, column, channel."""
-        patch = self.config.patch
-        # Cast before the selection: TensorRT selects no uint8.
-        pixels = frames.float().index_select(1, segments) * self.gain + self.shift
-        pixels = pixels.reshape(-1, UNIT_FRAMES, segments.shape[0] // patch, patch * patch * 3)
-        pixels = pixels.transpose(1, 2).flatten(2)
+        """Normalised pixels [U,n,2*patch*patch*3] of the patches with segments [U|1,n*patch]; in a
+        patch: frame, row, column, channel."""
+        patch, (count, of_frame, row) = self.config.patch, frames.shape
+        first = torch.arange(count, device=frames.device, dtype=torch.int32) * of_frame
+        index = segments.reshape(segments.shape[0], -1, 1, patch)
+        index = index + first.reshape(-1, 1, UNIT_FRAMES, 1)  # [U,n,2,patch]
+        # Cast before the selection: TensorRT selects no uint8. All frames are one list of segments:
+        # TensorRT for RTX needs 64 GiB to build a selection along the second axis of large frames.
+        pixels = frames.float().reshape(-1, row).index_select(0, index.reshape(-1))
+        pixels = (pixels * self.gain + self.shift).reshape(
+            count // UNIT_FRAMES, -1, UNIT_FRAMES * patch * row
+        )
         return pixels.to(self.patch_embed.weight.dtype)
 
 
