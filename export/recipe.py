@@ -110,9 +110,13 @@ def _content(known: str) -> dict[str, object]:
 
 def fixed_size(config: Configuration, recipe: BuildRecipe) -> tuple[int, int] | None:
     """Height and width of all frames, each the nearest multiple of a visual token's side; None
-    where sizes follow the source."""
-    if recipe.image_height is None or recipe.image_width is None:
+    where sizes follow the source. Raises ConfigError where one side is missing."""
+    if recipe.image_height is None and recipe.image_width is None:
         return None
+    if recipe.image_height is None or recipe.image_width is None:
+        raise ConfigError(
+            "a fixed size has image_width and image_height: give both in the model's YAML file"
+        )
     step = config.vision.token_pixels
     return whole_tokens(recipe.image_height, step), whole_tokens(recipe.image_width, step)
 

@@ -1,6 +1,6 @@
 """What 16:9 video costs with a fixed size and black bars, and with sizes that follow the source.
 
-    python -m vicort.benchmarks.studies.aspect --cache build/aspect --out benchmarks/results/aspect.json
+    python -m vicort.benchmarks.studies.aspect --cache build/aspect
 
 One random checkpoint, with the 3B model's heads and fewer and narrower layers, is built in three
 ways: letterboxed to 308x308; by the size rule under the same area, all of which is then picture;
@@ -15,6 +15,7 @@ import argparse
 import sys
 import time
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def main() -> int:
     frames = [picture(index) for index in range(16)]
     seconds = interleaved(
         {
-            name: lambda engines=engines: cpu_seconds(engines, frames, options.chunks)
+            name: partial(cpu_seconds, engines, frames, options.chunks)
             for name, engines in sets.items()
         },
         options.rounds,

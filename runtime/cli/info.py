@@ -187,7 +187,8 @@ def lines(found: EngineInfo) -> list[str]:
         "built with": found.build_command,
         "on disk": f"{_size(sum(found.bytes_on_disk.values()))} ({of_files})",
         "frames": f"{found.frame_size}, {found.fps:g} a second, chunks of {found.chunk_frames}",
-        "tokens": f"{found.unit_tokens} for two frames, {tokens:g} a second, before dropping",
+        "tokens": f"{'' if found.frame else 'up to '}{found.unit_tokens} for two frames, "
+        f"{tokens:g} a second, before dropping",
         "memory": f"{found.bytes_a_token:,} bytes a token; 1 GB holds "
         f"{duration(found.seconds_a_gb)} of which nothing is dropped",
         "here": found.missing or _machine_text(found.machine),

@@ -382,6 +382,11 @@ def test_the_sides_of_a_fixed_size_are_rounded_to_whole_tokens(width, height, ro
     assert spec.grid(9, 160).pixels(28) == rounded
 
 
+def test_a_fixed_size_with_one_side_is_refused():
+    with pytest.raises(ConfigError, match="give both"):
+        spec_of(image_width=112)
+
+
 def test_the_default_limit_is_the_area_of_308_by_308_pixels():
     spec = spec_of()
     assert (spec.fixed_size, spec.max_pixels, spec.unit_tokens) == (None, 308 * 308, 121)
