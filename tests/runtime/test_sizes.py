@@ -68,6 +68,19 @@ def test_a_stream_that_changes_its_size_keeps_its_session_and_its_memory(overlap
     assert summary.frames == sum(counts)
 
 
+def test_pages_hold_the_tokens_of_their_own_unit():
+    with Session(engines(), system(**FULL)) as session:
+        for frame in stream((STRIP, 8), (SQUARE, 6), (WIDE, 4)):
+            session.push(frame)
+        session.finish()
+        memory = session.inspect().memory
+        held = [memory.positions(unit) for unit in memory.tiers.units]
+    assert [len(positions) for positions in held] == [5] * 4 + [4] * 3 + [6] * 2
+    for positions in held:
+        assert len(set(positions[:, 0])) == 1  # one time
+        assert len(set(map(tuple, positions))) == len(positions)
+
+
 def test_a_change_of_size_that_keeps_the_grid_closes_no_chunk():
     """As a fixed size does: frames are resized to the same grid."""
     events, _ = run(stream((SQUARE, 3), ((9, 9), 5)), [], system(**FULL), engines())

@@ -69,6 +69,17 @@ def test_rebasing_keeps_positions_in_the_trained_range_and_distances_as_they_are
         before = step
 
 
+def test_text_comes_after_the_longest_side_of_every_grid_also_after_a_shift():
+    timeline = Timeline(toy_model(), 3, text_tokens=8)
+    for start, grid in enumerate((Grid(1, 30), Grid(7, 2), Grid(2, 2))):
+        timeline.unit(Fraction(start), grid)
+        assert timeline.next_text == 3 + 30
+    timeline.unit(Fraction(100), Grid(2, 2))
+    assert timeline.next_text == 3 + 101
+    timeline.rebase(99)  # the first unit may still be cached, with its columns
+    assert timeline.next_text == 3 + 30
+
+
 def test_an_excess_is_how_far_a_unit_would_stand_out():
     timeline = Timeline(toy_model(max_position=100, tokens_per_second=1.0), 2, text_tokens=9)
     timeline.unit(Fraction(0), GRID)
