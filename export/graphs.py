@@ -346,26 +346,25 @@ def weight_bytes(model: onnx_ir.Model) -> int:
 
 def _examples(graph: GraphSpec) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]:
     """Zeros to trace with, and their dynamic axes. torch.export treats a size of 1 as constant, so
-    the examples are larger."""
+    the examples are larger; a size that is always 1 is constant."""
     names = {size for spec in graph.inputs for size in spec.shape if isinstance(size, str)}
     multiples = {name: name.partition("*")[::2] for name in names if "*" in name}  # 2*U: 2, U
     names = names - multiples.keys()
+    most = {name: graph.dimensions[name].max for name in graph.dimensions}
     dims: dict[str, Any] = {
-        name: Dim(name, min=1, max=graph.dimensions[name].max) for name in names
+        name: Dim(name, min=1, max=most[name]) for name in names if most[name] > 1
     }
-    sizes = {
-        name: min(index + 2, graph.dimensions[name].max) for index, name in enumerate(sorted(dims))
-    }
+    sizes = {name: min(index + 2, most[name]) for index, name in enumerate(sorted(names))}
     for name, (times, base) in sorted(multiples.items()):
-        dims.setdefault(base, Dim(base, min=1, max=graph.dimensions[base].max))
-        sizes.setdefault(base, 2)
-        dims[name], sizes[name] = int(times) * dims[base], int(times) * sizes[base]
+        sizes[name] = int(times) * sizes.setdefault(base, min(2, most[base]))
+        if most[base] > 1:
+            dims[name] = int(times) * dims.setdefault(base, Dim(base, min=1, max=most[base]))
     tensors, dynamic = [], []
     for spec in graph.inputs:
         shape = [size if isinstance(size, int) else sizes[size] for size in spec.shape]
         tensors.append(torch.zeros(shape, dtype=getattr(torch, spec.dtype)))
         dynamic.append(
-            {axis: dims[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+            {axis: dims[str(size)] for axis, size in enumerate(spec.shape) if str(size) in dims}
         )
     return tuple(tensors), tuple(dynamic)
 

@@ -32,7 +32,11 @@ class GridInputs:
 
     def frames(self, frames: Array) -> Array:
         """Frames [F,height,width,3] in the shape that the vision graphs take, without a copy."""
-        return shaped_frames(frames, self._model)
+        if self._model.fixed_size:
+            return frames
+        count, height, width, colours = frames.shape
+        row = self._model.patch * colours
+        return frames.reshape((count, height * width * colours // row, row))
 
     def whole(self, grid: Grid, stream: Stream) -> dict[str, Array]:
         """Of the vision graph. Call from the stream's own work."""
@@ -55,12 +59,3 @@ class GridInputs:
         while len(self._kept) > MAX_GRIDS:
             self._kept.popitem(last=False)
         return self._kept[key]
-
-
-def shaped_frames(frames: Array, model: ModelSpec) -> Array:
-    """Frames [F,height,width,3] in the shape that the vision graphs take, without a copy."""
-    if model.fixed_size:
-        return frames
-    count, height, width, colours = frames.shape
-    row = model.patch * colours
-    return frames.reshape((count, height * width * colours // row, row))

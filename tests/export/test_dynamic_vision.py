@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,12 +16,14 @@ from support.reference_model import (
     random_frames,
     write_random_checkpoint,
 )
-from support.sizes import examples
+from support.sizes import examples, slow
 from torch import Tensor
 
+from vicort.export.graphs import export_graph, signatures, write_graph
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.pruned_vision import pruned
 from vicort.export.qwen2_5_vl.weights import load_dynamic_vision, load_vision
+from vicort.export.recipe import load_recipe, model_spec
 from vicort.runtime.frame_grid import Grid
 from vicort.runtime.vision_windows import (
     arrange,
@@ -107,6 +110,30 @@ def test_segments_are_the_pixels_of_patches(rows, columns, merge, patch):
     for number, (y, x) in enumerate(zip(*np.divmod(patches, columns * merge), strict=True)):
         expected = frame[y * patch : (y + 1) * patch, x * patch : (x + 1) * patch]
         assert np.array_equal(found[number], expected)
+
+
+@pytest.mark.parametrize(
+    ("chunk_frames", "max_pixels"), [(2, 56 * 56), *slow((4, 56 * 56), (2, 20_000), (4, 20_000))]
+)
+def test_the_graph_equals_the_encoder_at_every_limit(
+    checkpoint, encoder, tmp_path, chunk_frames, max_pixels
+):
+    """Also where a chunk is always one unit, and a unit always one window."""
+    recipe = load_recipe("any", chunk_frames=chunk_frames, max_pixels=max_pixels)
+    spec = model_spec("any", read_configuration(checkpoint), recipe)
+    graph = signatures(spec, "fp32")["vision"]
+    model, _ = export_graph(encoder, graph)
+    for _ in write_graph(model, tmp_path / "vision.onnx"):
+        pass
+    session = onnxruntime.InferenceSession(tmp_path / "vision.onnx")
+    for size in ((100, 100), (200, 300), (900, 250)):
+        grid = spec.grid(*size)
+        frames = segments(random_frames(chunk_frames // 2, *grid.pixels(28), seed=1))
+        inputs = grid_inputs(grid, 14, 2, 4)
+        (found,) = session.run(None, {"frames": frames.numpy(), **inputs})
+        with torch.no_grad():
+            expected = encoder(frames, *indices(inputs))
+        torch.testing.assert_close(torch.from_numpy(found), expected, atol=2e-5, rtol=0)
 
 
 @given(st.integers(1, 300), st.integers(1, 5))
