@@ -32,6 +32,7 @@ class Arguments:
     weights: Weights | None
     chunk_frames: int | None
     image_size: tuple[int, int] | None  # pixels, width and height
+    max_pixels: int | None  # area of a frame, where sizes follow the source
     verify: bool
     adapter: Path | None  # folder of a LoRA adapter, in PEFT's layout
     no_plugin: bool  # this and all below: of backend tensorrt
@@ -53,6 +54,7 @@ class Arguments:
         words += ["--frontend", self.frontend] if self.frontend != FRONTENDS[0] else []
         words += ["--chunk-frames", str(self.chunk_frames)] if self.chunk_frames else []
         words += ["--image-size", "x".join(map(str, self.image_size))] if self.image_size else []
+        words += ["--max-pixels", str(self.max_pixels)] if self.max_pixels else []
         return shlex.join(words)
 
 
@@ -73,6 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build(options: Arguments) -> int:
     """Build what is not built yet; returns 1 if the engines are verified and differ from the model,
     else 0."""
+    if options.image_size and options.max_pixels:
+        raise ConfigError(
+            "--image-size fixes the size of frames, --max-pixels lets it follow the source: give "
+            "one of them"
+        )
     plan_options = _plan_options(options)
     # late: torch takes seconds to load, and neither --help nor a wrong argument needs it
     from vicort.export.build_set import build_set
@@ -184,7 +191,15 @@ def _parse(arguments: Sequence[str]) -> Arguments:
         "--image-size",
         type=_image_size,
         metavar="WxH",
-        help="width and height in pixels to which frames are scaled",
+        help="fixed width and height in pixels, to which frames are letterboxed (default: sizes "
+        "follow the source)",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help="maximum area of a frame in pixels, where sizes follow the source (default: 94864, "
+        "the area of 308x308)",
     )
     parser.add_argument(
         "--verify",

@@ -64,7 +64,7 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
     else 0."""
     source = _source(options)
     quantisation = read_quantisation(source.checkpoint)
-    drafts = _drafts(options, source, plan_options)
+    drafts = _drafts(options, source, plan_options, say)
     built = next((each for each in drafts if is_built(each.folder, each.manifest)), None)
     if built:
         say(
@@ -75,9 +75,10 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
     for each in drafts:
         check_replaceable(each.folder)
     manifest, config = drafts[0].manifest, read_configuration(source.checkpoint)
-    check_space(drafts[0].folder, config, manifest.precision, plans=plan_options is not None)
+    check_space(drafts[0].folder, config, manifest)
     if quantisation:
-        say(f"reading a quantised checkpoint: {quantisation}")
+        kept = "" if options.weights else "; --weights keeps its integers, this build does not"
+        say(f"reading a quantised checkpoint: {quantisation}{kept}")
     with building(drafts[0].folder.parent) as temporary:
         write_engine_set(
             temporary, source.checkpoint, drafts[0].manifest, say, plan_options, source.adapter
@@ -111,7 +112,7 @@ def _source(options: Arguments) -> ModelSource:
 
 
 def _drafts(
-    options: Arguments, source: ModelSource, plan_options: PlanOptions | None
+    options: Arguments, source: ModelSource, plan_options: PlanOptions | None, say: Say
 ) -> list[Draft]:
     """One draft for each backend that the set may be for."""
     name = (
@@ -126,14 +127,20 @@ def _drafts(
         chunk_frames=options.chunk_frames,
         image_width=width,
         image_height=height,
+        max_pixels=options.max_pixels,
     )
     spec = model_spec(name, read_configuration(source.checkpoint), recipe)
+    if spec.fixed_size and (wanted := (recipe.image_height, recipe.image_width)) != spec.fixed_size:
+        say(
+            f"--image-size {wanted[1]}x{wanted[0]} is rounded to "
+            f"{spec.fixed_size[1]}x{spec.fixed_size[0]}: sides are multiples of "
+            f"{spec.token_pixels} pixels"
+        )
     precision = recipe.precision or DEFAULT_PRECISION["tensorrt" if plan_options else "openvino"]
     logger.info(
-        "checkpoint %s: frames of %dx%d, chunks of %d frames, pages of %d tokens, %s",
+        "checkpoint %s: frames of %s, chunks of %d frames, pages of %d tokens, %s",
         source.checkpoint,
-        spec.image_width,
-        spec.image_height,
+        spec.frame_size,
         spec.chunk_frames,
         spec.page_tokens,
         precision,

@@ -115,7 +115,15 @@ def _parameters(tensors: Sequence[StoredTensor], tied: bool) -> dict[str, int]:
 
 
 def _refused(folder: Path, quantization: str, stored: dict[str, int]) -> str:
-    if quantization or set(stored) - set(STORED_TYPES):
+    if quantization:
+        # late: it takes torch, which takes seconds to load
+        from vicort.export.qwen2_5_vl.checkpoint_quantisation import read_quantisation
+
+        try:
+            read_quantisation(folder)
+        except EngineError as error:
+            return str(error)
+    elif set(stored) - set(STORED_TYPES):
         return (
             f"vicort-build takes weights stored as {', '.join(STORED_TYPES)}: name the "
             "checkpoint that this one was quantised from"

@@ -39,9 +39,10 @@ from vicort.export.graphs import (
 )
 from vicort.export.qwen2_5_vl.adapter import Adapter
 from vicort.export.qwen2_5_vl.configuration import read_configuration
-from vicort.export.qwen2_5_vl.pruned_vision import PrunedVisionEncoder
-from vicort.export.qwen2_5_vl.vision import VisionEncoder
-from vicort.export.qwen2_5_vl.weights import load_language, load_vision
+from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
+from vicort.export.qwen2_5_vl.pruned_vision import pruned
+from vicort.export.qwen2_5_vl.vision import DynamicVisionEncoder, VisionEncoder
+from vicort.export.qwen2_5_vl.weights import load_language, load_vision_of
 from vicort.export.tensorrt_plans import KERNELS_FILE, PIP_NAMES, PlanJob, Progress, build_plan
 from vicort.export.token_control import TokenControlGraph
 from vicort.export.torch_tensorrt import compile_directly
@@ -219,19 +220,18 @@ def _exports(
     written: Written = {}  # shared by the vision graphs
 
     schemes = {name: Scheme.of(manifest, name) for name in manifest.graphs}
+    packed: dict[str, PackedWeight] = {}  # of a quantised checkpoint's language model
 
-    def vision() -> VisionEncoder:
+    def vision() -> VisionEncoder | DynamicVisionEncoder:
         stored = schemes["vision"] is not None
-        return load_vision(
-            checkpoint, config, model.image_height, model.image_width, dtype, adapter, stored
-        )
+        return load_vision_of(checkpoint, config, model.fixed_size, dtype, adapter, stored)
 
     parts: dict[GraphName, Callable[[], nn.Module]] = {
         "llm": lambda: load_language(
-            checkpoint, config, dtype, adapter, as_stored=schemes["llm"] is not None
+            checkpoint, config, dtype, adapter, schemes["llm"] is not None, packed
         ),
         "vision": vision,
-        "vision_pruned": lambda: PrunedVisionEncoder(vision()),
+        "vision_pruned": lambda: pruned(vision()),
         "tokens": lambda: TokenControlGraph().eval(),
     }
     for name, load in parts.items():
@@ -242,7 +242,10 @@ def _exports(
         graph = manifest.graphs[name]
         exported, attentions = export_graph(load(), graph)
         if scheme := schemes[name]:
-            say(f"quantised matrices of the {name} graph: {_counted(compress(exported, scheme))}")
+            ready = scheme.ready(packed) if name == "llm" else {}
+            counts = compress(exported, scheme, ready)
+            packed.clear()
+            say(f"matrices of the {name} graph: {_counted(counts)}")
         _write(exported, folder / f"{name}.onnx", written if name in SHARING else None)
         if attentions != graph.attention_layers:
             raise EngineError(
@@ -286,14 +289,8 @@ def _write_plans(
     if direct:
         say("compiling vision.plan with torch-tensorrt")
         model, dtype = manifest.model, TORCH_TYPES[manifest.precision]
-        vision = load_vision(
-            checkpoint,
-            read_configuration(checkpoint),
-            model.image_height,
-            model.image_width,
-            dtype,
-            adapter,
-        )
+        config = read_configuration(checkpoint)
+        vision = load_vision_of(checkpoint, config, model.fixed_size, dtype, adapter)
         graphs["vision"] = compile_directly(
             vision, graphs["vision"], folder / graphs["vision"].file
         )

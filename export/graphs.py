@@ -7,7 +7,8 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from vicort.runtime.manifest import (
     Precision,
     TensorSpec,
 )
+from vicort.runtime.vision_windows import most_windows
 
 TORCH_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -59,26 +61,27 @@ def signatures(model: ModelSpec, precision: Precision) -> dict[GraphName, GraphS
     cells = ("P", model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim)
     new = (model.layers, "C", model.kv_heads, model.head_dim)
     count = _up_to(units)
-    scaled = {
-        name: Dimension(min=step, opt=step * units, max=step * units)
-        for name, step in (("2*U", UNIT_FRAMES), ("U*P", tokens))
-    }
+    doubled = {"2*U": _multiple(UNIT_FRAMES, units), "U": count}
+    sized = _fixed_frames(model) if model.fixed_size else _any_frames(model)
     vision = GraphSpec(
         file="vision.onnx",
-        inputs=(_spec("frames", "uint8", "2*U", model.image_height, model.image_width, 3),),
-        outputs=(_spec("features", kind, "U", tokens, width),),
-        dimensions={"2*U": scaled["2*U"], "U": count},
+        inputs=sized.whole,
+        outputs=(_spec("features", kind, "U", sized.tokens, width),),
+        dimensions=doubled | sized.dimensions(sized.whole),
     )
+    pruned_inputs = (sized.whole[0], _spec("kept", "int32", "U", "G"), *sized.pruned)
     pruned = GraphSpec(
         file="vision_pruned.onnx",
-        inputs=(*vision.inputs, _spec("kept", "int32", "U", "G")),
+        inputs=pruned_inputs,
         outputs=(_spec("features", kind, "U", "G", width),),
-        dimensions={"2*U": scaled["2*U"], "U": count, "G": _up_to(tokens)},
+        dimensions=doubled | {"G": _up_to(tokens)} | sized.dimensions(pruned_inputs),
     )
+    least = 1 if sized.sizes else tokens
+    of_chunk = {"U*P": Dimension(min=least, opt=tokens * units, max=tokens * units)}
     control = GraphSpec(
         file="tokens.onnx",
         inputs=(
-            _spec("features", kind, "U", tokens, width),
+            _spec("features", kind, "U", sized.tokens, width),
             _spec("threshold", "float32", 1),
             _spec("positions", "int32", 1),
         ),
@@ -88,7 +91,8 @@ def signatures(model: ModelSpec, precision: Precision) -> dict[GraphName, GraphS
             _spec("compact", kind, "U*P", width),
             _spec("mean", "float32", width),
         ),
-        dimensions={"U": count, "U*P": scaled["U*P"]},
+        dimensions={"U": count, **of_chunk}
+        | {name: bound for name, bound in sized.sizes.items() if name == "P"},
     )
     language = GraphSpec(
         file=EXPANDED_FILE,
@@ -126,6 +130,62 @@ def signatures(model: ModelSpec, precision: Precision) -> dict[GraphName, GraphS
         },
     )
     return {"vision": vision, "vision_pruned": pruned, "tokens": control, "llm": language}
+
+
+@dataclass(frozen=True)
+class FrameTensors:
+    """How the vision graphs take frames of one size, or of any size."""
+
+    tokens: int | str  # of a unit
+    whole: tuple[TensorSpec, ...]  # inputs of the vision graph, frames first
+    pruned: tuple[TensorSpec, ...] = ()  # further inputs of the pruned one
+    sizes: dict[str, Dimension] = field(default_factory=dict)
+
+    def dimensions(self, inputs: Sequence[TensorSpec]) -> dict[str, Dimension]:
+        """Those of `sizes` that appear in these inputs, and P, which outputs have."""
+        used = {size for spec in inputs for size in spec.shape}
+        return {name: bound for name, bound in self.sizes.items() if name in used}
+
+
+def _fixed_frames(model: ModelSpec) -> FrameTensors:
+    height, width = model.fixed_size or (0, 0)
+    frames = _spec("frames", "uint8", "2*U", height, width, 3)
+    return FrameTensors(model.unit_tokens, (frames,))
+
+
+def _any_frames(model: ModelSpec) -> FrameTensors:
+    """Index inputs say where the pixels of patches lie in a frame, so that height and width do not
+    appear: the largest shapes of a profile are then those of the largest frame, not those of the
+    highest and the widest one."""
+    of_token = model.merge**2  # patches
+    segments, patches = of_token * model.patch, of_token * model.window**2  # of a token, a window
+    most = model.unit_tokens
+    return FrameTensors(
+        tokens="P",
+        whole=(
+            _spec("frames", "uint8", "2*U", f"{segments}*P", model.patch * 3),
+            _spec("segments", "int32", f"{segments}*P"),
+            _spec("places", "int32", f"{of_token}*P", 2),
+            _spec("windows", "int32", "W", patches),
+            _spec("cells", "int32", f"{of_token}*P"),
+            _spec("row_major", "int32", "P"),
+        ),
+        pruned=(
+            _spec("token_segments", "int32", "P", segments),
+            _spec("token_places", "int32", "P", of_token, 2),
+            _spec("token_windows", "int32", "P"),
+        ),
+        sizes={
+            f"{segments}*P": _multiple(segments, most),
+            f"{of_token}*P": _multiple(of_token, most),
+            "P": _up_to(most),
+            "W": Dimension(
+                min=1,
+                opt=-(-most // model.window**2),
+                max=most_windows(most, model.window),
+            ),
+        },
+    )
 
 
 def plan_signatures(
@@ -286,25 +346,25 @@ def weight_bytes(model: onnx_ir.Model) -> int:
 
 def _examples(graph: GraphSpec) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]:
     """Zeros to trace with, and their dynamic axes. torch.export treats a size of 1 as constant, so
-    the examples are larger."""
+    the examples are larger; a size that is always 1 is constant."""
     names = {size for spec in graph.inputs for size in spec.shape if isinstance(size, str)}
+    multiples = {name: name.partition("*")[::2] for name in names if "*" in name}  # 2*U: 2, U
+    names = names - multiples.keys()
+    most = {name: graph.dimensions[name].max for name in graph.dimensions}
     dims: dict[str, Any] = {
-        name: Dim(name, min=1, max=graph.dimensions[name].max) for name in names - {"2*U"}
+        name: Dim(name, min=1, max=most[name]) for name in names if most[name] > 1
     }
-    sizes = {
-        name: min(index + 2, graph.dimensions[name].max) for index, name in enumerate(sorted(dims))
-    }
-    if "2*U" in names:
-        dims["2*U"] = UNIT_FRAMES * dims.setdefault(
-            "U", Dim("U", min=1, max=graph.dimensions["U"].max)
-        )
-        sizes["2*U"] = UNIT_FRAMES * sizes.setdefault("U", 2)
+    sizes = {name: min(index + 2, most[name]) for index, name in enumerate(sorted(names))}
+    for name, (times, base) in sorted(multiples.items()):
+        sizes[name] = int(times) * sizes.setdefault(base, min(2, most[base]))
+        if most[base] > 1:
+            dims[name] = int(times) * dims.setdefault(base, Dim(base, min=1, max=most[base]))
     tensors, dynamic = [], []
     for spec in graph.inputs:
         shape = [size if isinstance(size, int) else sizes[size] for size in spec.shape]
         tensors.append(torch.zeros(shape, dtype=getattr(torch, spec.dtype)))
         dynamic.append(
-            {axis: dims[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+            {axis: dims[str(size)] for axis, size in enumerate(spec.shape) if str(size) in dims}
         )
     return tuple(tensors), tuple(dynamic)
 
@@ -314,7 +374,12 @@ def _spec(name: str, dtype: str, *shape: int | str) -> TensorSpec:
 
 
 def _up_to(maximum: int) -> Dimension:
-    return Dimension(min=1, opt=maximum, max=maximum)
+    return _multiple(1, maximum)
+
+
+def _multiple(step: int, maximum: int) -> Dimension:
+    """Multiples of `step`, up to `maximum` of them."""
+    return Dimension(min=step, opt=step * maximum, max=step * maximum)
 
 
 @contextlib.contextmanager

@@ -260,12 +260,12 @@ def config_of(vision: dict, text: dict, theta: float, sections: Sequence[int]) -
 
 
 def write_companions(folder: Path, side: int) -> None:
-    """Beside random weights: the tiny model's tokenizer and template, and preprocessing for square
-    frames of `side` pixels."""
+    """Beside random weights: the tiny model's tokenizer and template, and preprocessing under the
+    area of `side` by `side` pixels."""
     for name in COPIED:
         shutil.copy(TINY / name, folder / name)
     preprocessing = _read_json(TINY / "preprocessor_config.json") | {
-        "min_pixels": side * side,
+        "min_pixels": 56 * 56,
         "max_pixels": side * side,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from vicort.export.graphs import TORCH_TYPES
 from vicort.export.qwen2_5_vl.adapter import Adapter
 from vicort.export.qwen2_5_vl.configuration import read_configuration
-from vicort.export.qwen2_5_vl.pruned_vision import PrunedVisionEncoder
-from vicort.export.qwen2_5_vl.weights import load_language, load_vision
+from vicort.export.qwen2_5_vl.language import LanguageModel
+from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
+from vicort.export.qwen2_5_vl.pruned_vision import pruned
+from vicort.export.qwen2_5_vl.weights import load_language, load_vision_of
 from vicort.export.token_control import TokenControlGraph
 from vicort.export.weight_compression import Scheme, dequantise_parameters
 from vicort.runtime.core import UNIT_FRAMES
@@ -24,7 +26,9 @@ from vicort.runtime.devices.host import InlineStream
 from vicort.runtime.engines.bindings import numpy_dtype
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.frame_grid import Grid
 from vicort.runtime.manifest import GraphName, Manifest, ModelSpec
+from vicort.runtime.vision_windows import grid_inputs, pruned_grid_inputs
 
 # maximum difference relative to the maximum value
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
@@ -66,18 +70,21 @@ def compare(
         model, dtype = engines.manifest.model, TORCH_TYPES[engines.manifest.precision]
         allowed = _tolerance(engines.manifest)
         config = read_configuration(checkpoint)
-        vision = load_vision(
-            checkpoint, config, model.image_height, model.image_width, dtype, adapter
+        scheme = Scheme.of(engines.manifest, "vision")
+        vision = load_vision_of(
+            checkpoint, config, model.fixed_size, dtype, adapter, scheme is not None
         )
-        _as_engines_have(vision, engines, "vision")
-        yield from _compare(
-            "vision", engines, "vision", vision, frame_inputs(model, 2, random), {}, allowed
-        )
-        if "vision_pruned" in engines.manifest.graphs:
-            inputs = frame_inputs(model, 2, random) | kept_inputs(model, 2, random)
-            yield from _compare(
-                "pruned", engines, "vision_pruned", PrunedVisionEncoder(vision), inputs, {}, allowed
-            )
+        if scheme:
+            dequantise_parameters(vision, scheme)
+        for grid in grids(model):
+            shape = "" if model.fixed_size else f" {grid.rows}x{grid.columns}"
+            inputs = frame_inputs(model, 2, random, grid)
+            yield from _compare(f"vision{shape}", engines, "vision", vision, inputs, {}, allowed)
+            if "vision_pruned" in engines.manifest.graphs:
+                inputs = pruned_inputs(model, 2, random, grid)
+                yield from _compare(
+                    f"pruned{shape}", engines, "vision_pruned", pruned(vision), inputs, {}, allowed
+                )
         yield from _compare(
             "tokens",
             engines,
@@ -88,8 +95,7 @@ def compare(
             allowed,
         )
         del vision
-        language = load_language(checkpoint, config, dtype, adapter)
-        _as_engines_have(language, engines, "llm")
+        language = _language(checkpoint, engines.manifest, adapter)
         for run, rows, pages in (("llm prefill", 13, 5), ("llm decode", 1, 9)):
             inputs = language_inputs(model, engines.dtype, rows, pages, random)
             real = inputs["pos"][:, 0] >= 0
@@ -103,10 +109,20 @@ def _tolerance(manifest: Manifest) -> float:
     return ROUNDED_TOLERANCE if rounded else TOLERANCE[manifest.precision]
 
 
-def _as_engines_have(module: nn.Module, engines: EngineSet, graph: GraphName) -> None:
-    """Give a module the weights that an engine multiplies with, where they are quantised."""
-    if scheme := Scheme.of(engines.manifest, graph):
-        dequantise_parameters(module, scheme)
+def _language(checkpoint: Path, manifest: Manifest, adapter: Adapter | None) -> LanguageModel:
+    """The language model with the weights that its engine multiplies with."""
+    scheme, packed = Scheme.of(manifest, "llm"), dict[str, PackedWeight]()
+    language = load_language(
+        checkpoint,
+        read_configuration(checkpoint),
+        TORCH_TYPES[manifest.precision],
+        adapter,
+        scheme is not None,
+        packed,
+    )
+    if scheme:
+        dequantise_parameters(language, scheme, scheme.ready(packed))
+    return language
 
 
 def chunk_seconds(folder: Path) -> float:
@@ -161,22 +177,49 @@ def language_inputs(
     }
 
 
-def frame_inputs(model: ModelSpec, units: int, random: np.random.Generator) -> Arrays:
-    return {
-        "frames": random.integers(
-            0, 256, (UNIT_FRAMES * units, model.image_height, model.image_width, 3), np.uint8
-        )
-    }
+def grids(model: ModelSpec) -> list[Grid]:
+    """The fixed grid; where sizes follow the source, those of a square, a wide and a high one."""
+    if model.fixed_grid:
+        return [model.fixed_grid]
+    return [model.grid(*size) for size in ((1080, 1080), (1080, 1920), (1920, 864))]
 
 
-def kept_inputs(model: ModelSpec, units: int, random: np.random.Generator) -> Arrays:
-    """Half of each unit's tokens, and fewer of the last unit's."""
-    groups = -(-model.unit_tokens // 2)
+def frame_inputs(
+    model: ModelSpec, units: int, random: np.random.Generator, grid: Grid | None = None
+) -> Arrays:
+    """Random input of the vision graph. grid: None = of square frames, or the fixed one."""
+    grid = grid or grids(model)[0]
+    return _frames(model, units, random, grid) | _index_inputs(model, grid, grid_inputs)
+
+
+def pruned_inputs(
+    model: ModelSpec, units: int, random: np.random.Generator, grid: Grid | None = None
+) -> Arrays:
+    """Random input of the pruned graph: half of each unit's tokens, and fewer of the last
+    unit's."""
+    grid = grid or grids(model)[0]
+    groups = -(-grid.tokens // 2)
     kept = np.array(
-        [np.sort(random.permutation(model.unit_tokens)[:groups]) for _ in range(units)], np.int32
+        [np.sort(random.permutation(grid.tokens)[:groups]) for _ in range(units)], np.int32
     )
     kept[-1, groups // 2 :] = -1
-    return {"kept": kept}
+    frames = _frames(model, units, random, grid)
+    return frames | {"kept": kept} | _index_inputs(model, grid, pruned_grid_inputs)
+
+
+def _frames(model: ModelSpec, units: int, random: np.random.Generator, grid: Grid) -> Arrays:
+    height, width = grid.pixels(model.token_pixels)
+    shape: tuple[int, ...] = (UNIT_FRAMES * units, height, width, 3)
+    if not model.fixed_size:
+        row = model.patch * 3
+        shape = (UNIT_FRAMES * units, height * width * 3 // row, row)
+    return {"frames": random.integers(0, 256, shape, np.uint8)}
+
+
+def _index_inputs(model: ModelSpec, grid: Grid, inputs: Callable[..., Arrays]) -> Arrays:
+    if model.fixed_size:
+        return {}
+    return inputs(grid, model.patch, model.merge, model.window)
 
 
 def feature_inputs(model: ModelSpec, dtype: np.dtype, random: np.random.Generator) -> Arrays:

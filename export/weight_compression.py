@@ -19,6 +19,7 @@ from onnx_ir import tensor_adapters
 from torch import Tensor, nn
 
 from vicort.export.qwen2_5_vl.layers import Linear
+from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
 from vicort.runtime.manifest import GraphName, Manifest, Precision
 
 GROUP = 128  # inputs that share a scale
@@ -82,19 +83,52 @@ class Scheme:
             return None
         return cls(int4, int8, TYPES[manifest.precision])
 
+    def bits(self, inputs: int, name: str) -> int | None:
+        """Of a matrix, by its number of inputs and the name of its parameter; None if it keeps its
+        type."""
+        if self.int4 and inputs % GROUP == 0 and name not in HEADS:
+            return 4
+        return 8 if self.int8 else None
+
     def quantised(self, matrix: Tensor, name: str) -> Quantised | None:
         """The integers of a matrix [in,out] float, by the name of its parameter; None if it keeps
         its type."""
-        if self.int4 and matrix.shape[0] % GROUP == 0 and name not in HEADS:
-            return quantise_int4(matrix, SCALE_TYPES[self.type])
-        return quantise_int8(matrix, SCALE_TYPES[self.type]) if self.int8 else None
+        bits = self.bits(matrix.shape[0], name)
+        if bits is None:
+            return None
+        quantise = quantise_int4 if bits == 4 else quantise_int8
+        return quantise(matrix, SCALE_TYPES[self.type])
+
+    def ready(self, packed: Mapping[str, PackedWeight]) -> dict[str, Quantised]:
+        """The integers of a quantised checkpoint, by the names of its parameters. Those that an
+        engine cannot hold, in act-order or with a zero point of 16, become int8, which is almost
+        exact."""
+        return {name: self._ready(weight) for name, weight in packed.items()}
+
+    def _ready(self, weight: PackedWeight) -> Quantised:
+        scale_type = SCALE_TYPES[self.type]
+        rows = weight.values.shape[1]
+        holds = weight.order is None and rows % weight.group == 0 and weight.group % 16 == 0
+        if not holds or int(weight.zeros.max()) >= 2**weight.bits:
+            return quantise_int8(weight.dequantised().T, scale_type)
+        scales, middle = weight.scales.T.to(scale_type), 2 ** (weight.bits - 1)
+        if bool((weight.zeros == middle).all()):
+            values = (weight.values.T.to(torch.int16) - middle).to(torch.int8)
+            return Quantised(values, scales, weight.bits, weight.group)
+        return Quantised(
+            weight.values.T, scales, weight.bits, weight.group, weight.zeros.T.contiguous()
+        )
 
 
-def dequantise_parameters(model: nn.Module, scheme: Scheme) -> None:
-    """Replace in place the matrices of linear layers by what an engine multiplies with."""
+def dequantise_parameters(
+    model: nn.Module, scheme: Scheme, ready: Mapping[str, Quantised] | None = None
+) -> None:
+    """Replace in place the matrices of linear layers by what an engine multiplies with. ready: as
+    of `compress`."""
     for name, layer in model.named_modules():
         if isinstance(layer, Linear):
-            matrix = scheme.quantised(layer.weight.T, f"{name}.weight")
+            weight = f"{name}.weight"
+            matrix = (ready or {}).get(weight) or scheme.quantised(layer.weight.T, weight)
             if matrix:
                 exact = matrix.dequantised().T.to(SCALE_TYPES[scheme.type])
                 layer.weight = nn.Parameter(exact, requires_grad=False)
@@ -170,7 +204,7 @@ def compress(
         key = weight.name, weight.transposed
         if key not in done:
             matrix = ready.get(weight.name) or scheme.quantised(weight.matrix, weight.name)
-            kind = f"int{matrix.bits}" if matrix else "neither"
+            kind = f"int{matrix.bits}" if matrix else "not quantised"
             counts[kind] = counts.get(kind, 0) + 1
             done[key] = (
                 _add_dequantised(graph, node, weight.name, matrix, scheme) if matrix else None

@@ -115,7 +115,8 @@ class AnswerRun:
         first_text, vision = self._snapshot.first_text, np.empty((0, 3), np.int32)
         if self._snapshot.deferred:
             timeline = Timeline(self._model, len(self._shared.prompt.prefix), 0)
-            vision = np.concatenate([timeline.unit(u.start) for u in self._snapshot.deferred])
+            units = self._snapshot.deferred
+            vision = np.concatenate([timeline.unit(u.start, u.grid) for u in units])
             first_text = timeline.next_text
         if self._earlier:  # text also follows the earlier turns of its conversation
             earlier = int(self._memory.pool.host_positions[self._earlier].max())

@@ -24,6 +24,7 @@ from vicort.runtime.memory.budget import FittedSystem, MemoryRequest, fit_budget
 from vicort.runtime.memory.memory import Memory
 from vicort.runtime.memory.timeline import Timeline
 from vicort.runtime.policies.system import System
+from vicort.runtime.stages.grid_inputs import GridInputs
 from vicort.runtime.stages.job import Buffers, Job, Stage
 from vicort.runtime.stages.pipeline import OverlappedPipeline, Pipeline, SequentialPipeline
 from vicort.runtime.stages.prefill import Prefill
@@ -79,19 +80,18 @@ def assemble(
     fitted = fit_budget(system, model, engines.dtype, len(prompt.prefix), device.memory(), request)
     system = fitted.system
     logger.info(
-        "system %s: --memory %gMB --host-memory %gMB, chunks of %d frames of %dx%d, %s, threads of "
+        "system %s: --memory %gMB --host-memory %gMB, chunks of %d frames of %s, %s, threads of "
         "preprocessing: %d",
         system.name,
         *fitted.budget,
         chunk_frames(system, model),
-        model.image_width,
-        model.image_height,
+        model.frame_size,
         "stages overlap" if overlap else "one stage after another",
         threads,
     )
     memory = Memory(device, model, system, timeline, engines.dtype, clock)
     run = LanguageRun(engines.llm, model, device, memory.pool)
-    preprocessor = device.preprocessor(model.image_height, model.image_width, threads)
+    preprocessor = device.preprocessor(model.fixed_size, threads)
     preprocess = Preprocess(device.stream("preprocess"), preprocessor)
     vision, tokens = _vision_stages(device, engines, system)
     prefill = Prefill(device, device.stream("prefill"), run, memory, model)
@@ -119,13 +119,14 @@ def _vision_stages(device: Device, engines: EngineSet, system: System) -> tuple[
     """From frames to kept tokens: tokens are dropped after the encoder, or pruned before it."""
     vision: Stream = device.stream("vision")
     tokens: Stream = device.stream("tokens")
+    grids = GridInputs(device, engines.manifest.model)
     if pruning := system.drop.pruning:
         return (
-            PrunedVision(device, vision, engines, pruning),
+            PrunedVision(device, vision, engines, pruning, grids),
             PrunedTokens(device, tokens, engines.manifest.model.width),
         )
     return (
-        Vision(vision, engines.vision),
+        Vision(vision, engines.vision, grids),
         TokenControl(tokens, engines.tokens, system.drop, device),
     )
 

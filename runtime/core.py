@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.frame_grid import Grid
 
 # DLPack device types that the CPU can read: CPU, pinned by CUDA or ROCm, and CUDA managed memory
 HOST_MEMORY = (1, 3, 11, 13)
@@ -92,6 +93,7 @@ class Chunk:
     first_unit: int  # index in the stream of its first temporal unit
     # UNIT_FRAMES per unit; the last frame may be a repeat that completes its unit
     frames: tuple[Frame, ...]
+    grid: Grid  # of the visual tokens of each of its frames
     repeated: int = 0  # number of repeats at the end, 0 or 1
 
     @property

@@ -24,11 +24,9 @@ class EventEmitter:
         self,
         on_event: Callable[[Event], None] | None,
         statistics: StreamStatistics,
-        unit_tokens: int,
     ) -> None:
         self._on_event = on_event or (lambda event: None)
         self._statistics = statistics
-        self._unit_tokens = unit_tokens
         self._lock = threading.Lock()
 
     def emit(self, event: Event) -> None:
@@ -44,7 +42,7 @@ class EventEmitter:
             frames=len(chunk.frames) - chunk.repeated,
             start=chunk.start,
             end=chunk.end,
-            tokens=chunk.units * self._unit_tokens,
+            tokens=chunk.units * chunk.grid.tokens,
             kept=job.kept,
             wall_ms=(self._statistics.last_ns - job.entered) / 1e6,
         )

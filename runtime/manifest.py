@@ -9,14 +9,22 @@ import hashlib
 import json
 import re
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from vicort.runtime.errors import EngineError
+from vicort.runtime.frame_grid import MIN_TOKENS, Grid, fit_grid
 from vicort.runtime.safe_text import read_text, shown
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE_NAME = "manifest.json"
 Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 # the module that builds and runs plans: TensorRT, or TensorRT for RTX
@@ -112,10 +120,12 @@ class ModelSpec(Strict):
     kv_heads: Size
     head_dim: Size
     vocabulary: Size
-    image_height: Size  # pixels, input of the vision graph
-    image_width: Size
-    grid_height: Size  # merged tokens down a unit
-    grid_width: Size  # merged tokens across a unit
+    patch: Size  # pixels, side of a patch of the vision encoder
+    merge: Size  # patches, side of a visual token
+    window: Size  # visual tokens, side of an attention window of the vision encoder
+    max_pixels: Size  # area of the largest frame that the vision graph takes
+    # height and width in pixels to which all frames are letterboxed; None: `grid` says their size
+    fixed_size: tuple[Size, Size] | None
     fps: Rate  # frames per second in training
     # steps of the temporal position per second (vision_config.tokens_per_second)
     tokens_per_second: Rate
@@ -131,10 +141,53 @@ class ModelSpec(Strict):
     eos_tokens: tuple[int, ...]
     video_token: int  # id of the placeholder for visual tokens
 
+    @model_validator(mode="after")
+    def _holds_a_frame(self) -> Self:
+        side = self.token_pixels
+        if self.fixed_size is None:
+            if self.max_pixels < MIN_TOKENS * side**2:
+                raise ValueError(f"max_pixels is less than {MIN_TOKENS} visual tokens")
+            return self
+        height, width = self.fixed_size
+        if height % side or width % side or height * width != self.max_pixels:
+            raise ValueError(
+                f"fixed_size must be multiples of {side} pixels with an area of max_pixels"
+            )
+        return self
+
+    @property
+    def token_pixels(self) -> int:
+        """Side of a visual token in pixels."""
+        return self.patch * self.merge
+
     @property
     def unit_tokens(self) -> int:
-        """Visual tokens in a temporal unit, before any are dropped."""
-        return self.grid_height * self.grid_width
+        """Visual tokens in a temporal unit of the largest frames, before any are dropped."""
+        return self.max_pixels // self.token_pixels**2
+
+    @property
+    def fixed_grid(self) -> Grid | None:
+        """Of all frames; None where it follows their size."""
+        if self.fixed_size is None:
+            return None
+        height, width = self.fixed_size
+        return Grid(height // self.token_pixels, width // self.token_pixels)
+
+    @property
+    def frame_size(self) -> str:
+        """The size of frames in words."""
+        if self.fixed_size:
+            height, width = self.fixed_size
+            return f"{width}x{height}"
+        height, width = self.grid(9000, 16000).pixels(self.token_pixels)
+        return (
+            f"up to {self.max_pixels} pixels in the shape of the source, {width}x{height} at 16:9"
+        )
+
+    def grid(self, height: int, width: int) -> Grid:
+        """Of a frame of the source of height x width pixels. Raises SourceError for an aspect ratio
+        that the model does not take."""
+        return self.fixed_grid or fit_grid(height, width, self.token_pixels, self.max_pixels)
 
 
 class FileSpec(Strict):

@@ -112,7 +112,7 @@ class Session:
         system.retrieval.check(system.name, self._chunk_frames // UNIT_FRAMES)
         self._clock = StageClock(trace)
         self._statistics = StreamStatistics()
-        self._events = EventEmitter(on_event, self._statistics, model.unit_tokens)
+        self._events = EventEmitter(on_event, self._statistics)
         parts = assemble(
             engines,
             system,
@@ -136,7 +136,7 @@ class Session:
         # frames a second that are taken; None: all, whatever their rate
         self.rate = None if fps == "source" else float(model.fps if fps is None else fps)
         self._sampler = Sampler(None if fps == "source" else model.fps if fps is None else fps)
-        self._chunker = Chunker(self._chunk_frames)
+        self._chunker = Chunker(self._chunk_frames, model.grid)
         self._lag = lag_policy(on_lag, self._pipeline)
         self._drivers: Executor = (
             ThreadPoolExecutor(ANSWERS_AT_ONCE, "answer") if overlap else _InlineExecutor()

@@ -143,6 +143,29 @@ def test_the_real_tensorrt_engines_say_the_same(name, order, on_the_host):
     assert engines.driver.counts["replay"] > engines.driver.counts["capture"] > 0
 
 
+ANY_SIZE = {"grid": None, "max_pixels": 96}  # six tokens of 4x4 pixels
+
+
+def told_of_sizes(engines, **options):
+    """A stream that changes its size, back and forth."""
+    sizes = [(8, 12), (12, 8), (8, 8), (4, 20), (8, 12), (12, 8)]
+    video = [f for i, size in enumerate(sizes) for f in frames(17, size=size, start=17 * i)]
+    return watch(engines, system(), video, (3, 11, 30, None), **options)
+
+
+@pytest.mark.parametrize("order", range(3))
+@pytest.mark.parametrize("kept", [8, 1])
+@pytest.mark.parametrize("engine_set", [SimulatedEngineSet, SimulatedTensorRTSet])
+def test_frames_of_any_size_say_on_the_gpu_what_they_say_on_the_host(
+    engine_set, kept, order, monkeypatch
+):
+    """Also where the index arrays of a grid make room for those of the next one."""
+    expected = told_of_sizes(FakeEngineSet(**ANY_SIZE))
+    monkeypatch.setattr("vicort.runtime.stages.grid_inputs.MAX_GRIDS", kept)
+    assert told_of_sizes(engine_set(order=order, lag=0.002 * order, **ANY_SIZE)) == expected
+    assert told_of_sizes(engine_set(order=order, **ANY_SIZE), overlap=False) == expected
+
+
 def test_old_pages_were_moved_to_the_host_tier_and_read_again(on_the_host):
     """So that the comparison above means something."""
     said, _, pages = on_the_host("spilling")

@@ -37,6 +37,9 @@ FLOORS = {
     # The contract: all that export/ may import.
     **dict.fromkeys(("core", "errors", "kernels", "locations", "manifest", "redact"), 0),
     "safe_text": 0,
+    # how many visual tokens a frame becomes, and their order: of the builder and the runtime
+    "frame_grid": 0,
+    "vision_windows": 0,
     "command_line": 0,
     "log_options": 0,
     "shell_completion": 0,

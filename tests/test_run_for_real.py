@@ -117,7 +117,7 @@ def _other_schema(folder):
     (folder / "manifest.json").write_text(
         (folder / "manifest.json")
         .read_text()
-        .replace('"schema_version": 2', '"schema_version": 99')
+        .replace('"schema_version": 3', '"schema_version": 99')
     )
 
 

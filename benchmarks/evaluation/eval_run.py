@@ -167,7 +167,7 @@ def settings_of(options: EvalOptions, dataset: Dataset, manifest: Manifest) -> d
         "precision": manifest.precision,
         "backend": manifest.backend,
         "checkpoint": manifest.checkpoint,
-        "image": f"{manifest.model.image_width}x{manifest.model.image_height}",
+        "image": manifest.model.frame_size,
         "chunk_frames": manifest.model.chunk_frames,
     }
 

@@ -26,6 +26,7 @@ from vicort.benchmarks.common.study import finish, study_parser
 from vicort.runtime.core import UNIT_FRAMES, Frame
 from vicort.runtime.devices.host import InlineStream
 from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.errors import EngineError
 from vicort.runtime.session import Session
 from vicort.runtime.sources import open_source
 
@@ -80,8 +81,10 @@ def at_full_speed(engines: EngineSet, streams: int, frames: int) -> dict[str, An
 def batched(engines: EngineSet, repeats: int = 40) -> dict[int, dict[str, float]]:
     """Vision's cost a temporal unit, by how many units are in one run; the sizes take turns."""
     model = engines.manifest.model
+    if model.fixed_size is None:
+        raise EngineError(f"{model.name} takes frames of any size: build it with --image-size")
     frames = np.random.default_rng(0).integers(
-        0, 256, (model.chunk_frames, model.image_height, model.image_width, 3), np.uint8
+        0, 256, (model.chunk_frames, *model.fixed_size, 3), np.uint8
     )
     features = np.empty(
         (model.chunk_frames // UNIT_FRAMES, model.unit_tokens, model.width), engines.dtype

@@ -7,50 +7,46 @@ is a linear layer over the pixels of a patch.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from vicort.export.qwen2_5_vl.configuration import VisionConfiguration
 from vicort.export.qwen2_5_vl.layers import Linear, RMSNorm, SwiGLU
-from vicort.export.qwen2_5_vl.windows import Windows, arrange
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.vision_windows import Windows, arrange
 
 THETA = 10000.0  # base of the 2-D rotary frequencies
 HIDDEN = -1e30  # bias of masked scores
 
 
-class VisionEncoder(nn.Module):
-    """For one image size. Raises ConfigError if it is no multiple of a visual token's pixels."""
+@dataclass(frozen=True)
+class Cells:
+    """The attention windows. Without `gather` all of them are full, and patches are in their
+    order."""
 
-    def __init__(
-        self, config: VisionConfiguration, width: int, image_height: int, image_width: int
-    ):
-        """width: of the visual tokens; image_height, image_width: pixels."""
+    windows: int  # W
+    gather: Tensor | None = None  # [W*K]: patch of each cell
+    scatter: Tensor | None = None  # [S]: cell of each patch
+    bias: Tensor | None = None  # [W,1,1,K]: HIDDEN for empty cells
+
+
+ONE_WINDOW = Cells(1)
+
+
+class VisionLayers(nn.Module):
+    """The weights of the encoder, and its pass over patches in window order."""
+
+    def __init__(self, config: VisionConfiguration, width: int):
+        """width: of the visual tokens."""
         super().__init__()
-        step = config.token_pixels
-        for name, pixels in (("height", image_height), ("width", image_width)):
-            if pixels < step or pixels % step:
-                raise ConfigError(
-                    f"image {name} {pixels} is not allowed: give a multiple of {step} pixels "
-                    "with --image-size WxH"
-                )
         self.config = config
-        self.image_height = image_height
-        self.image_width = image_width
-        windows = arrange(
-            image_height // step, image_width // step, config.merge, config.window_tokens
-        )
-        self.grid_tokens = len(windows.tokens)
-
         self.patch_embed = Linear(UNIT_FRAMES * config.patch**2 * 3, config.width, bias=False)
-        self.blocks = nn.ModuleList(
-            VisionBlock(config, None if i in config.full_attention else windows)
-            for i in range(config.depth)
-        )
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
         self.merger = Merger(config, width)
-
         mean, std = (
             torch.tensor(values, dtype=torch.float32, device="cpu")
             for values in (config.mean, config.std)
@@ -58,19 +54,57 @@ class VisionEncoder(nn.Module):
         # [patch*3], columns of a patch's row
         self.register_buffer("gain", (1 / (255 * std)).repeat(config.patch), persistent=False)
         self.register_buffer("shift", (-mean / std).repeat(config.patch), persistent=False)
+
+    def encode(self, x: Tensor, cos: Tensor, sin: Tensor, cells: Cells) -> Tensor:
+        """x: [U,S,width] embedded patches; cos, sin: [S,head_dim] -> [U,P,width of a visual
+        token], all in window order."""
+        for index, block in enumerate(self.blocks):
+            x = block(x, cos, sin, ONE_WINDOW if index in self.config.full_attention else cells)
+        return self.merger(x)
+
+
+class VisionEncoder(VisionLayers):
+    """For one image size. Raises ConfigError if it is no multiple of a visual token's pixels."""
+
+    def __init__(
+        self, config: VisionConfiguration, width: int, image_height: int, image_width: int
+    ):
+        """width: of the visual tokens; image_height, image_width: pixels."""
+        super().__init__(config, width)
+        step = config.token_pixels
+        for name, pixels in (("height", image_height), ("width", image_width)):
+            if pixels < step or pixels % step:
+                raise ConfigError(
+                    f"image {name} {pixels} is not allowed: give a multiple of {step} pixels "
+                    "with --image-size WxH"
+                )
+        self.image_height = image_height
+        self.image_width = image_width
+        windows = arrange(
+            image_height // step, image_width // step, config.merge, config.window_tokens
+        )
+        self.grid_tokens = len(windows.tokens)
         self.register_buffer("order", torch.from_numpy(windows.patches), persistent=False)
         self.register_buffer("reverse", torch.from_numpy(windows.tokens), persistent=False)
         cos, sin = rotary_tables(windows, image_width // config.patch, config.head_dim)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+        self.windows, self.padded = windows.count, not windows.whole
+        if self.padded:
+            self.register_buffer("gather", torch.from_numpy(windows.gather), persistent=False)
+            self.register_buffer("scatter", torch.from_numpy(windows.scatter), persistent=False)
+            empty = torch.from_numpy(~windows.filled)[:, None, None]
+            bias = torch.zeros(empty.shape, device="cpu").masked_fill(empty, HIDDEN)
+            self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
         """frames: [2U,height,width,3] uint8 RGB -> [U,P,width] of the model's dtype, tokens
         row-major over the token grid."""
         x = self.patch_embed(self.patches(frames)).index_select(1, self.order)  # [U,S,width]
-        for block in self.blocks:
-            x = block(x, self.cos, self.sin)
-        return self.merger(x).index_select(1, self.reverse)
+        cells = Cells(self.windows)
+        if self.padded:
+            cells = Cells(self.windows, self.gather, self.scatter, self.bias)
+        return self.encode(x, self.cos, self.sin, cells).index_select(1, self.reverse)
 
     def patches(self, frames: Tensor) -> Tensor:
         """Normalised pixels [U,S,2*patch*patch*3], patches row-major; in a patch: frame, row,
@@ -89,60 +123,90 @@ class VisionEncoder(nn.Module):
         return pixels.to(self.merger.ln_q.weight.dtype)  # matrices may be of another type
 
 
+class DynamicVisionEncoder(VisionLayers):
+    """For every image size. What depends on the size is an input: index arrays of `grid_inputs`.
+
+    Height and width do not appear: a frame is a list of segments, each the pixels of one row of one
+    patch, which lie side by side in memory.
+    """
+
+    def forward(
+        self,
+        frames: Tensor,
+        segments: Tensor,
+        places: Tensor,
+        windows: Tensor,
+        cells: Tensor,
+        row_major: Tensor,
+    ) -> Tensor:
+        """frames: [2U,S*patch,patch*3] uint8 RGB, the segments of [2U,height,width,3]. segments:
+        [S*patch], places: [S,2], windows: [W,K], cells: [S], row_major: [P], all int32, as
+        `grid_inputs` describes them -> [U,P,width] of the model's dtype, tokens row-major."""
+        x = self.patch_embed(self.patches(frames, segments[None]))
+        cos, sin = rotary_at(places[:, 0], places[:, 1], self.config.head_dim)
+        bias = (windows < 0).float()[:, None, None] * HIDDEN
+        gather = windows.clamp(min=0).reshape(-1)
+        cut = Cells(windows.shape[0], gather, cells, bias)
+        return self.encode(x, cos, sin, cut).index_select(1, row_major)
+
+    def patches(self, frames: Tensor, segments: Tensor) -> Tensor:
+        """Normalised pixels [U,n,2*patch*patch*3] of the patches with segments [U|1,n*patch]; in a
+        patch: frame, row, column, channel."""
+        patch, (count, of_frame, row) = self.config.patch, frames.shape
+        first = torch.arange(count, device=frames.device, dtype=torch.int32) * of_frame
+        index = segments.reshape(segments.shape[0], -1, 1, patch)
+        index = index + first.reshape(-1, 1, UNIT_FRAMES, 1)  # [U,n,2,patch]
+        # Cast before the selection: TensorRT selects no uint8. All frames are one list of segments:
+        # TensorRT for RTX needs 64 GiB to build a selection along the second axis of large frames.
+        pixels = frames.float().reshape(-1, row).index_select(0, index.reshape(-1))
+        pixels = (pixels * self.gain + self.shift).reshape(
+            count // UNIT_FRAMES, -1, UNIT_FRAMES * patch * row
+        )
+        return pixels.to(self.merger.ln_q.weight.dtype)
+
+
 class VisionBlock(nn.Module):
-    def __init__(self, config: VisionConfiguration, windows: Windows | None):
+    def __init__(self, config: VisionConfiguration):
         super().__init__()
         self.norm1 = RMSNorm(config.width)
-        self.attn = VisionAttention(config, windows)
+        self.attn = VisionAttention(config)
         self.norm2 = RMSNorm(config.width)
         self.mlp = SwiGLU(config.width, config.intermediate, bias=True)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cells: Cells) -> Tensor:
+        x = x + self.attn(self.norm1(x), cos, sin, cells)
         return x + self.mlp(self.norm2(x))
 
 
 class VisionAttention(nn.Module):
-    """Attention within windows, or over the whole unit if `windows` is None."""
+    """Attention within windows; one window is the whole unit."""
 
-    def __init__(self, config: VisionConfiguration, windows: Windows | None):
+    def __init__(self, config: VisionConfiguration):
         super().__init__()
         self.heads, self.head_dim = config.heads, config.head_dim
         self.qkv = Linear(config.width, 3 * config.width)
         self.proj = Linear(config.width, config.width)
-        self.windows = windows.count if windows else 1
-        self.padded = windows is not None and not windows.whole
-        if windows is not None and self.padded:
-            self.register_buffer("gather", torch.from_numpy(windows.gather), persistent=False)
-            self.register_buffer("scatter", torch.from_numpy(windows.scatter), persistent=False)
-            empty = torch.from_numpy(~windows.filled)[:, None, None]
-            # [W,1,1,K]
-            self.register_buffer(
-                "bias",
-                torch.zeros(empty.shape, device="cpu").masked_fill(empty, HIDDEN),
-                persistent=False,
-            )
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, windows: Cells) -> Tensor:
         """x: [U,S,width]; cos, sin: [S,head_dim] -> [U,S,width]."""
         places, width = x.shape[1:]
         q, k, v = self.qkv(x).reshape(-1, places, 3, self.heads, self.head_dim).unbind(2)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if self.padded:
-            q, k, v = (tensor.index_select(1, self.gather) for tensor in (q, k, v))
+        if windows.gather is not None:
+            q, k, v = (tensor.index_select(1, windows.gather) for tensor in (q, k, v))
         cells = q.shape[1]
         q, k, v = (
-            t.reshape(-1, self.windows, cells // self.windows, self.heads, self.head_dim).transpose(
-                2, 3
-            )
+            t.reshape(
+                -1, windows.windows, cells // windows.windows, self.heads, self.head_dim
+            ).transpose(2, 3)
             for t in (q, k, v)
         )
         scores = (q @ k.transpose(-1, -2)).float() * self.head_dim**-0.5  # [U,W,heads,K,K]
-        if self.padded:
-            scores = scores + self.bias
+        if windows.bias is not None:
+            scores = scores + windows.bias
         mixed = (scores.softmax(-1).to(v.dtype) @ v).transpose(2, 3).reshape(-1, cells, width)
-        if self.padded:
-            mixed = mixed.index_select(1, self.scatter)
+        if windows.scatter is not None:
+            mixed = mixed.index_select(1, windows.scatter)
         return self.proj(mixed)
 
 
@@ -164,15 +228,21 @@ class Merger(nn.Module):
 
 
 def rotary_tables(windows: Windows, columns: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """cos and sin [S,head_dim] of the 2-D rotary embedding (arXiv:2409.12191): a quarter of the
-    head rotates with the patch's row, the next with its column, and both again in the other half.
-    columns: of the patch grid."""
-    y, x = (torch.from_numpy(place).float() for place in divmod(windows.patches, columns))
-    exponent = torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device="cpu") / (
+    """cos and sin [S,head_dim] of all patches. columns: of the patch grid."""
+    y, x = (torch.from_numpy(place) for place in divmod(windows.patches, columns))
+    return rotary_at(y, x, head_dim)
+
+
+def rotary_at(y: Tensor, x: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """cos and sin [...,head_dim] of the 2-D rotary embedding (arXiv:2409.12191) of patches at rows
+    y and columns x [...]: a quarter of the head rotates with the row, the next with the column, and
+    both again in the other half."""
+    exponent = torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=y.device) / (
         head_dim // 2
     )
     frequency = 1.0 / THETA**exponent  # [head_dim/4]
-    angle = torch.cat([y[:, None] * frequency, x[:, None] * frequency], dim=-1).repeat(1, 2)
+    half = torch.cat([place.float()[..., None] * frequency for place in (y, x)], dim=-1)
+    angle = torch.cat([half, half], dim=-1)
     return angle.cos(), angle.sin()
 
 

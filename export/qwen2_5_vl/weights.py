@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,8 @@ from vicort.export.qwen2_5_vl.stored_tensors import (
     StoredModule,
     open_stored,
 )
-from vicort.export.qwen2_5_vl.vision import VisionEncoder
+from vicort.export.qwen2_5_vl.vision import DynamicVisionEncoder, VisionEncoder
+from vicort.export.safetensors_headers import weight_files
 from vicort.export.token_control import TokenControlGraph
 from vicort.runtime.errors import EngineError
 
@@ -84,6 +84,33 @@ def load_vision(
     return _fill(model, folder, "vision", dtype, adapter, as_stored)
 
 
+def load_dynamic_vision(
+    folder: Path,
+    config: Configuration,
+    dtype: torch.dtype = torch.float32,
+    adapter: Adapter | None = None,
+    as_stored: bool = False,
+) -> DynamicVisionEncoder:
+    """As `load_vision`, for frames of any size."""
+    with torch.device("meta"):
+        model = DynamicVisionEncoder(config.vision, config.language.width)
+    return _fill(model, folder, "vision", dtype, adapter, as_stored)
+
+
+def load_vision_of(
+    folder: Path,
+    config: Configuration,
+    fixed_size: tuple[int, int] | None,
+    dtype: torch.dtype = torch.float32,
+    adapter: Adapter | None = None,
+    as_stored: bool = False,
+) -> VisionEncoder | DynamicVisionEncoder:
+    """As `load_vision`. fixed_size: height and width in pixels; None = any."""
+    if fixed_size is None:
+        return load_dynamic_vision(folder, config, dtype, adapter, as_stored)
+    return load_vision(folder, config, *fixed_size, dtype, adapter, as_stored)
+
+
 def load_language(
     folder: Path,
     config: Configuration,
@@ -121,9 +148,11 @@ def _fill(
     added = _added(adapter, part, wanted) if adapter else {}
     found: dict[str, Tensor] = {}
     for name, weight in _weights(folder, part, wanted):
+        tensor = weight.dequantised() if isinstance(weight, PackedWeight) else weight
         if isinstance(weight, PackedWeight) and packed is not None and name not in added:
             packed[name] = weight
-        tensor = weight.dequantised() if isinstance(weight, PackedWeight) else weight
+            if name in kept:
+                tensor = tensor.to(torch.bfloat16)  # the integers are used instead of it
         tensor = added[name].added_to(tensor) if name in added else tensor
         found[name] = tensor if name in kept else tensor.to(dtype)
     missing = sorted(wanted.keys() - found.keys())
@@ -227,7 +256,7 @@ def _has_own_head(folder: Path) -> bool:
 def _stored(folder: Path, part: Part) -> dict[str, CheckpointTensor]:
     """What the checkpoint has of a model, by the names of its parameters."""
     stored = {}
-    for path in _files(folder):
+    for path in weight_files(folder):
         for key, tensor in open_stored(path).items():
             owner, name = _place(key, path)
             if owner == part:
@@ -284,24 +313,3 @@ def _replace(model: nn.Module, name: str, tensor: Tensor) -> None:
         for leaf, held in list(module.named_parameters(recurse=False)):
             if held is old:
                 setattr(module, leaf, parameter)
-
-
-def _files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, sorted by name."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        names = ["model.safetensors"]
-    else:
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise EngineError(
-                f"{index} is not an index of weights ({error!r}): download the checkpoint again"
-            ) from error
-    for name in names:
-        if not (folder / name).is_file():
-            raise EngineError(
-                f"{folder} has no {name}: weights must be in safetensors files, download the "
-                "checkpoint again"
-            )
-    return [folder / name for name in names]

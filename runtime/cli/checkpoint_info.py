@@ -58,7 +58,8 @@ class CheckpointInfo:
     stored: dict[str, int]  # bytes of weights, by type
     quantization: str  # method; "" = none
     refused: str  # why vicort-build does not take it, or nothing can be built here; "" = it does
-    frame: tuple[int, int]  # width and height in pixels
+    frame: tuple[int, int] | None  # width and height in pixels; None: as the source
+    frame_size: str  # in words
     fps: float  # that the model was trained with
     chunk_frames: int
     unit_tokens: int  # visual tokens of two frames, before any are dropped
@@ -79,7 +80,8 @@ def checkpoint_info(folder: Path) -> CheckpointInfo:
         stored=found["stored"],
         quantization=found["quantization"],
         refused=found["refused"] or _not_buildable(),
-        frame=(model.image_width, model.image_height),
+        frame=model.fixed_size and (model.fixed_size[1], model.fixed_size[0]),
+        frame_size=model.frame_size,
         fps=model.fps,
         chunk_frames=model.chunk_frames,
         unit_tokens=model.unit_tokens,
@@ -141,13 +143,13 @@ def _lacking(backend: str, precision: str, weights: int, host: int) -> str:
 
 def checkpoint_lines(found: CheckpointInfo) -> list[str]:
     """The information as text."""
-    width, height = found.frame
     tokens = found.unit_tokens * found.fps / UNIT_FRAMES
     rows = {
         "model": ", ".join(filter(None, (found.family, _parameters_text(found.parameters)))),
         "weights": _weights_text(found),
-        "frames": f"{width}x{height}, {found.fps:g} a second, chunks of {found.chunk_frames}",
-        "tokens": f"{found.unit_tokens} for two frames, {tokens:g} a second, before dropping",
+        "frames": f"{found.frame_size}, {found.fps:g} a second, chunks of {found.chunk_frames}",
+        "tokens": f"{'' if found.frame else 'up to '}{found.unit_tokens} for two frames, "
+        f"{tokens:g} a second, before dropping",
         "here": machine_text(found.machine),
         **({"build": found.refused} if found.refused else {}),
     }

@@ -57,10 +57,12 @@ class EngineInfo:
     built_for: str
     build_command: str
     bytes_on_disk: dict[str, int]  # by file
-    frame: tuple[int, int]  # width and height in pixels
+    frame: tuple[int, int] | None  # width and height in pixels; None: as the source
+    max_pixels: int  # area of a frame
+    frame_size: str  # both in words
     fps: float  # that the model was trained with
     chunk_frames: int
-    unit_tokens: int  # visual tokens of two frames, before any are dropped
+    unit_tokens: int  # visual tokens of two of the largest frames, before any are dropped
     bytes_a_token: int
     seconds_a_gb: float  # of a stream of which nothing is dropped
     machine: MachineMemory
@@ -157,7 +159,9 @@ def info(
         built_for=manifest.target,
         build_command=manifest.build_command,
         bytes_on_disk={name: file.bytes for name, file in manifest.files.items()},
-        frame=(model.image_width, model.image_height),
+        frame=model.fixed_size and model.fixed_size[::-1],
+        max_pixels=model.max_pixels,
+        frame_size=model.frame_size,
         fps=model.fps,
         chunk_frames=model.chunk_frames,
         unit_tokens=model.unit_tokens,
@@ -200,7 +204,6 @@ def _system(
 
 def lines(found: EngineInfo) -> list[str]:
     """The information as text."""
-    width, height = found.frame
     largest = sorted(found.bytes_on_disk.items(), key=lambda item: -item[1])[:3]
     of_files = ", ".join(f"{name} {size_text(size)}" for name, size in largest)
     tokens = found.unit_tokens * found.fps / UNIT_FRAMES
@@ -209,8 +212,9 @@ def lines(found: EngineInfo) -> list[str]:
         "engines": f"{found.backend}, {found.precision}, for {found.built_for}",
         "built with": found.build_command,
         "on disk": f"{size_text(sum(found.bytes_on_disk.values()))} ({of_files})",
-        "frames": f"{width}x{height}, {found.fps:g} a second, chunks of {found.chunk_frames}",
-        "tokens": f"{found.unit_tokens} for two frames, {tokens:g} a second, before dropping",
+        "frames": f"{found.frame_size}, {found.fps:g} a second, chunks of {found.chunk_frames}",
+        "tokens": f"{'' if found.frame else 'up to '}{found.unit_tokens} for two frames, "
+        f"{tokens:g} a second, before dropping",
         "memory": f"{found.bytes_a_token:,} bytes a token; 1 GB holds "
         f"{duration(found.seconds_a_gb)} of which nothing is dropped",
         "here": found.missing or machine_text(found.machine),

@@ -164,7 +164,7 @@ class Pool(Protocol):
 
 class Preprocessing(Protocol):
     def __call__(self, frames: Sequence[Any], out: Array, stream: Any) -> None:
-        """Letterbox F frames into out [F,height,width,3] uint8, in the order of `stream`."""
+        """Resize F frames into out [F,height,width,3] uint8, in the order of `stream`."""
         ...
 
 
@@ -195,8 +195,9 @@ class Device(Protocol):
         """Pages in host memory, which are copied to and from those of `pool`."""
         ...
 
-    def preprocessor(self, height: int, width: int, threads: int) -> Preprocessing:
-        """height, width: of the frames that it returns, in pixels; threads: CPU threads."""
+    def preprocessor(self, size: tuple[int, int] | None, threads: int) -> Preprocessing:
+        """size: height and width in pixels of all frames that it returns, letterboxed; None: as
+        each call says, stretched. threads: of the CPU."""
         ...
 
     def upload(self, target: Array, source: np.ndarray, stream: Stream) -> None:

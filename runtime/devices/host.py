@@ -143,7 +143,8 @@ class HostDevice:
 
     host_pool = pool
 
-    def preprocessor(self, height: int, width: int, threads: int) -> Preprocessor:
+    def preprocessor(self, size: tuple[int, int] | None, threads: int) -> Preprocessor:
+        height, width = size or (None, None)
         return Preprocessor(height, width, threads=threads)
 
     def upload(self, target: Array, source: np.ndarray, stream: Stream) -> None:

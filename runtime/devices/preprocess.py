@@ -1,4 +1,4 @@
-"""Letterboxes frames to the engine's size with NVIDIA DALI, on the CPU or on a GPU."""
+"""Resizes frames for the engine with NVIDIA DALI, on the CPU or on a GPU."""
 
 from __future__ import annotations
 
@@ -47,15 +47,22 @@ def _rounded(numerator: int, denominator: int) -> int:
 
 
 class Preprocessor:
-    """Resizes with a cubic filter and antialiasing, as Hugging Face's PIL processors do, and pads
-    with black.
+    """Resizes with a cubic filter and antialiasing, as Hugging Face's PIL processors do. Where the
+    size of the output is fixed, the aspect is kept and the rest is padded with black.
 
     On a GPU all work is enqueued on the caller's stream without a host wait. Not thread-safe. It
     releases the GIL while it runs.
     """
 
-    def __init__(self, height: int, width: int, device: ResizeOn = "cpu", threads: int = 1) -> None:
-        """height, width: of the output frames, in pixels. threads: CPU threads.
+    def __init__(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        device: ResizeOn = "cpu",
+        threads: int = 1,
+    ) -> None:
+        """height, width: of all output frames, in pixels; None: each call's output says its own
+        size, and frames are stretched to it. threads: CPU threads.
 
         Raises VicortError if DALI is not installed, or cannot use the GPU.
         """
@@ -76,10 +83,10 @@ class Preprocessor:
         which is filled in the order of `stream`, a `CudaStream` whose work calls this. The caller
         may release the frames when this returns.
         """
-        if tuple(out.shape) != (len(frames), self._height, self._width, 3):
+        size = (self._height or out.shape[1], self._width or out.shape[2])
+        if tuple(out.shape) != (len(frames), *size, 3):
             raise ValueError(
-                f"{len(frames)} frames into {out.shape}: not "
-                f"{(len(frames), self._height, self._width, 3)}"
+                f"{len(frames)} frames into {out.shape}: not {(len(frames), *size, 3)}"
             )
         start = 0
         for kind, group in groupby(frames, type):
@@ -97,9 +104,7 @@ class Preprocessor:
         ):
             np.stack(batch, out=out)  # the filter would return the same bits
             return
-        boxes = [
-            letterbox(frame.shape[0], frame.shape[1], self._height, self._width) for frame in batch
-        ]
+        boxes = [self._box(frame.shape[0], frame.shape[1], out) for frame in batch]
         starts = [np.array((-box.top, -box.left), np.int32) for box in boxes]
         if kind is Surface:
             if self._device == "cpu" and not all(
@@ -116,7 +121,10 @@ class Preprocessor:
                 self._images,
                 {"frames": [np.ascontiguousarray(frame) for frame in batch], "sizes": sizes},
             )
-        for name, values in (inputs | {"starts": starts}).items():
+        inputs |= {"starts": starts}
+        if self._height is None:
+            inputs |= {"shapes": [np.array(out.shape[1:3], np.int32)] * len(batch)}
+        for name, values in inputs.items():
             on_gpu = self._device == "gpu" and name in PLANES
             pipeline.feed_input(name, values, cuda_stream=stream.handle if on_gpu else None)
         if self._device == "cpu":
@@ -129,6 +137,11 @@ class Preprocessor:
                 ctypes.c_void_p(out.pointer), ctypes.c_void_p(stream.handle), non_blocking=True
             )
             stream.notify(_keep_alive, letterboxed, batch)
+
+    def _box(self, height: int, width: int, out: Any) -> Box:
+        """The part of the output that a frame of height x width pixels covers."""
+        into = out.shape[1:3]
+        return Box(0, 0, *into) if self._height is None else letterbox(height, width, *into)
 
     def _surface_pipeline(self) -> Any:
         if self._surfaces is None:
@@ -161,9 +174,9 @@ def _surface_inputs(batch: list[Surface], boxes: list[Box]) -> dict[str, list[An
     }
 
 
-def image_graph(height: int, width: int, device: ResizeOn) -> Any:
+def image_graph(height: int | None, width: int | None, device: ResizeOn) -> Any:
     """RGB images in host memory -> frames: a DALI pipeline that is not built yet, the same for CPU
-    and GPU."""
+    and GPU. Without height and width it takes the size of the frames as input `shapes`."""
     dali, fn, types = _import_dali()
 
     @dali.pipeline_def
@@ -188,7 +201,7 @@ def image_graph(height: int, width: int, device: ResizeOn) -> Any:
         return fn.slice(
             boxes,
             start=starts,
-            shape=(height, width),
+            shape=_shape(height, width),
             axes=(0, 1),
             out_of_bounds_policy="pad",
             fill_values=0,
@@ -197,8 +210,9 @@ def image_graph(height: int, width: int, device: ResizeOn) -> Any:
     return pipeline
 
 
-def surface_graph(height: int, width: int, device: ResizeOn) -> Any:
-    """Surfaces -> frames: a DALI pipeline that is not built yet, the same for CPU and GPU.
+def surface_graph(height: int | None, width: int | None, device: ResizeOn) -> Any:
+    """Surfaces -> frames: a DALI pipeline that is not built yet, the same for CPU and GPU. Its size
+    is as in `image_graph`.
 
     Luma and chroma are resized separately, then converted to RGB and rotated at the small size.
     Resizing and the colour matrix are linear, so their order matters only where values are clipped
@@ -234,13 +248,21 @@ def surface_graph(height: int, width: int, device: ResizeOn) -> Any:
         return fn.slice(
             boxes,
             start=starts,
-            shape=(height, width),
+            shape=_shape(height, width),
             axes=(0, 1),
             out_of_bounds_policy="pad",
             fill_values=0,
         )
 
     return pipeline
+
+
+def _shape(height: int | None, width: int | None) -> Any:
+    """The size of the frames: constant, or [2] of each frame."""
+    _, fn, types = _import_dali()
+    if height is None:
+        return fn.external_source(name="shapes", device="cpu", dtype=types.INT32, ndim=1)
+    return height, width
 
 
 def _built(graph: Any, device: ResizeOn, threads: int) -> Any:

@@ -12,6 +12,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from vicort.runtime.frame_grid import Grid
 from vicort.runtime.manifest import ModelSpec
 
 
@@ -32,9 +33,7 @@ class Timeline:
         self._newest = self.first - 1  # largest position used so far
         # Position of the last token of appended text: units that follow come after it.
         self._text_end = self.first - 1
-        grid = np.mgrid[: model.grid_height, : model.grid_width].reshape(2, -1)
-        self._grid = (grid.T + self.first).astype(np.int32)  # [P, 2]
-        self._spatial_end = self.first + max(model.grid_height, model.grid_width) - 1
+        self._spatial_end = self.first - 1  # largest h or w used so far
 
     def begin(self, start: Fraction) -> None:
         """The next unit starts at `start` seconds.
@@ -71,13 +70,16 @@ class Timeline:
         """Temporal steps between the first and the last allowed position."""
         return self._last - self.first
 
-    def unit(self, start: Fraction) -> np.ndarray:
-        """[P, 3] int32 positions of all tokens of a unit, row-major over the merged grid."""
+    def unit(self, start: Fraction, grid: Grid) -> np.ndarray:
+        """[P, 3] int32 positions of all tokens of a unit, row-major over the grid."""
         self.begin(start)
         # A unit may be older than a jump past the whole range, for which time was re-based.
         step = max(self.step(start), self.first)
-        self._newest = max(self._newest, step, self._spatial_end)
-        return np.column_stack([np.full(len(self._grid), step, np.int32), self._grid])
+        end = self.first + max(grid.rows, grid.columns) - 1
+        self._spatial_end = max(self._spatial_end, end)
+        self._newest = max(self._newest, step, end)
+        places = np.indices((grid.rows, grid.columns), np.int32).reshape(2, -1).T + self.first
+        return np.column_stack([np.full(grid.tokens, step, np.int32), places]).astype(np.int32)
 
     @property
     def next_text(self) -> int:

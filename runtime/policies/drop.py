@@ -115,9 +115,9 @@ class FewTokens(Drop):
         if model.unit_tokens > self.a_frame * UNIT_FRAMES:
             raise ConfigError(
                 f"system {system} takes {self.a_frame} tokens a frame, these engines give "
-                f"{model.unit_tokens / UNIT_FRAMES:g}: "
-                "build with a smaller --image-size, such as 112x112, or set drop.a_frame in its "
-                "YAML file"
+                f"{'' if model.fixed_size else 'up to '}{model.unit_tokens / UNIT_FRAMES:g}: "
+                "build with a smaller --image-size, such as 112x112, or a smaller --max-pixels, or "
+                "set drop.a_frame in its YAML file"
             )
 
 

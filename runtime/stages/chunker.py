@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vicort.runtime.core import UNIT_FRAMES, Chunk, Frame
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.frame_grid import Grid
 
 
 class Chunker:
     """Collects frames into chunks of `chunk_frames`; a chunk may be cut short between any two
-    units."""
+    units. All frames of a chunk have the same grid of visual tokens."""
 
-    def __init__(self, chunk_frames: int) -> None:
+    def __init__(self, chunk_frames: int, grid_of: Callable[[int, int], Grid]) -> None:
+        """grid_of: the grid of a frame of that height and width in pixels."""
         if chunk_frames < UNIT_FRAMES or chunk_frames % UNIT_FRAMES:
             raise ConfigError(
                 f"a chunk of {chunk_frames} frames: it must hold whole units of {UNIT_FRAMES} "
                 "frames (try 16)"
             )
         self.chunk_frames = chunk_frames
+        self._grid_of = grid_of
+        self._grid: Grid | None = None  # of the pending frames
         self._frames: list[Frame] = []
         self._chunks = self._units = 0  # that were completed so far
 
@@ -26,9 +32,17 @@ class Chunker:
         return len(self._frames)
 
     def add(self, frame: Frame) -> Chunk | None:
-        """Returns the chunk that this frame completes, if any."""
+        """Returns the chunk that this frame completes, or that it closes because it has another
+        grid, if any.
+
+        Raises SourceError for a frame whose aspect ratio the model does not take.
+        """
+        grid = self._grid_of(*frame.image.shape[:2])
+        closed = self.flush() if grid != self._grid else None
+        self._grid = grid
         self._frames.append(frame)
-        return self._take(self.chunk_frames) if len(self._frames) == self.chunk_frames else None
+        full = len(self._frames) == self.chunk_frames
+        return closed or (self._take(self.chunk_frames) if full else None)
 
     def cut(self) -> Chunk | None:
         """Returns a short chunk of the units that are complete now, if any; half a unit stays
@@ -36,7 +50,7 @@ class Chunker:
         return self._take(len(self._frames) // UNIT_FRAMES * UNIT_FRAMES)
 
     def flush(self) -> Chunk | None:
-        """At the end of the stream, returns what is left, if anything.
+        """At the end of the stream, or of frames of one grid, returns what is left, if anything.
 
         Half a unit is completed by repeating its frame.
         """
@@ -45,9 +59,10 @@ class Chunker:
         return self._take(len(self._frames), repeated=missing)
 
     def _take(self, count: int, repeated: int = 0) -> Chunk | None:
-        if not count:
+        if not count or self._grid is None:
             return None
-        chunk = Chunk(self._chunks, self._units, tuple(self._frames[:count]), repeated)
+        frames = tuple(self._frames[:count])
+        chunk = Chunk(self._chunks, self._units, frames, self._grid, repeated)
         del self._frames[:count]
         self._chunks += 1
         self._units += chunk.units

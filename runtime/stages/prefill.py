@@ -10,6 +10,7 @@ import numpy as np
 
 from vicort.runtime.core import UNIT_FRAMES, Chunk
 from vicort.runtime.devices.device import Array, Device, Stream
+from vicort.runtime.frame_grid import Grid
 from vicort.runtime.language.language_run import LanguageOutput, LanguageRun
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.memory import Memory
@@ -27,6 +28,7 @@ class DeferredUnit:
     end: Fraction
     number: int
     chunk: int
+    grid: Grid
     rows: Array  # [P, width]
 
 
@@ -72,7 +74,7 @@ class Prefill:
             self._slide(chunk)
         memory.keep_in_range(chunk.frames[-UNIT_FRAMES].time, self.stream)
         positions = self._positions(chunk)[job.indices]
-        units_of_tokens = job.indices // self._model.unit_tokens
+        units_of_tokens = job.indices // chunk.grid.tokens
         tokens_of_unit = np.bincount(units_of_tokens, minlength=chunk.units).tolist()
         if job.kept:
             out = self._attend(job, positions)
@@ -95,7 +97,8 @@ class Prefill:
     def _positions(self, chunk: Chunk) -> np.ndarray:
         """[units * P, 3] int32 of all visual tokens of a chunk."""
         starts = [chunk.frames[UNIT_FRAMES * unit].time for unit in range(chunk.units)]
-        return np.concatenate([self._memory.timeline.unit(start) for start in starts])
+        timeline = self._memory.timeline
+        return np.concatenate([timeline.unit(start, chunk.grid) for start in starts])
 
     def _last_queries(self, out: LanguageOutput) -> np.ndarray | None:
         """[L, R, Hq, D] float32 of a run's last rows, where long-term memory needs them."""
@@ -127,10 +130,12 @@ class Prefill:
 
     def _defer(self, job: Job) -> None:
         """Keep copies of the latest units' visual tokens until a question prefills them."""
-        tokens, chunk = self._model.unit_tokens, job.chunk
+        tokens, chunk = job.chunk.grid.tokens, job.chunk
         for unit in range(chunk.units):
             first, last = chunk.frames[UNIT_FRAMES * unit : UNIT_FRAMES * (unit + 1)]
             rows = self._device.empty((tokens, self._model.width), job.rows.dtype)
             self._device.copy(rows, job.rows[unit * tokens : (unit + 1) * tokens], self.stream)
             number = chunk.first_unit + unit
-            self.deferred.append(DeferredUnit(first.time, last.time, number, chunk.index, rows))
+            self.deferred.append(
+                DeferredUnit(first.time, last.time, number, chunk.index, chunk.grid, rows)
+            )

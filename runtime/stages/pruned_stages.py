@@ -16,9 +16,11 @@ from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.devices.device import Array, Device, Stream
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.frame_grid import Grid
 from vicort.runtime.manifest import Manifest
 from vicort.runtime.policies.drop import MotionPruning
-from vicort.runtime.stages.job import Job
+from vicort.runtime.stages.grid_inputs import GridInputs
+from vicort.runtime.stages.job import Job, frames_view
 from vicort.runtime.stages.pruning import Pruner
 
 # Fixed cost of a run of the graph, in tokens, measured at the tiny size, where it matters.
@@ -37,7 +39,12 @@ class PrunedVision:
     name = "vision"
 
     def __init__(
-        self, device: Device, stream: Stream, engines: EngineSet, policy: MotionPruning
+        self,
+        device: Device,
+        stream: Stream,
+        engines: EngineSet,
+        policy: MotionPruning,
+        grids: GridInputs,
     ) -> None:
         """Raises ConfigError for an engine set without the pruned graph."""
         model = engines.manifest.model
@@ -45,17 +52,15 @@ class PrunedVision:
         self.stream, self._device = stream, device
         self._whole, self._pruned = engines.vision, engines.engine("vision_pruned")
         self._pruner = Pruner(policy, model)
-        self._tokens = model.unit_tokens
-        self._width = model.width
+        self._grids = grids
+        self._width, self._token_pixels = model.width, model.token_pixels
         units = model.chunk_frames // UNIT_FRAMES
-        self._frames = device.empty(
-            (model.chunk_frames, model.image_height, model.image_width, 3), np.uint8
-        )
+        self._frames = device.empty((model.chunk_frames * model.max_pixels * 3,), np.uint8)
         self._kept = device.empty((units * model.unit_tokens,), np.int32)
         self._features = device.empty((units * model.unit_tokens, model.width), engines.dtype)
 
     def run_in_stream(self, job: Job) -> None:
-        frames = job.buffers.frames[: UNIT_FRAMES * job.chunk.units]
+        frames, tokens = job.buffers.frames_of(job.chunk), job.chunk.grid.tokens
         (images,) = self._device.read(self.stream, frames)
         units = self._pruner(job.chunk, images)
         kept = [unit.tokens for unit in units]
@@ -66,15 +71,14 @@ class PrunedVision:
         job.notes["motion"] = "vectors" if told else "frames compared"
         job.anchors = tuple(number for number, unit in enumerate(units) if unit.anchor)
         job.indices = np.concatenate(
-            [unit * self._tokens + tokens for unit, tokens in enumerate(kept)]
+            [unit * tokens + places for unit, places in enumerate(kept)]
         ).astype(np.int32)
         job.kept = len(job.indices)
         job.rows = job.buffers.compact[: job.kept]
-        buckets = merge_buckets(
-            [bucket(len(tokens), self._tokens) for tokens in kept], self._tokens
-        )
+        buckets = merge_buckets([bucket(len(places), tokens) for places in kept], tokens)
         for size in sorted({*buckets} - {0}):
             self._encode(
+                job.chunk.grid,
                 frames,
                 kept,
                 [unit for unit, own in enumerate(buckets) if own == size],
@@ -83,29 +87,36 @@ class PrunedVision:
             )
 
     def _encode(
-        self, frames: Array, kept: Sequence[np.ndarray], units: list[int], size: int, rows: Array
+        self,
+        grid: Grid,
+        frames: Array,
+        kept: Sequence[np.ndarray],
+        units: list[int],
+        size: int,
+        rows: Array,
     ) -> None:
         """Encode the units of one bucket, and write them to their rows of the chunk's tokens."""
         device, stream = self._device, self.stream
         if len(units) < len(kept):
+            chosen = frames_view(self._frames, UNIT_FRAMES * len(units), grid, self._token_pixels)
             for place, unit in enumerate(units):
                 source = frames[UNIT_FRAMES * unit : UNIT_FRAMES * (unit + 1)]
-                device.copy(
-                    self._frames[UNIT_FRAMES * place : UNIT_FRAMES * (place + 1)], source, stream
-                )
-            frames = self._frames[: UNIT_FRAMES * len(units)]
-        count = min(size, self._tokens)
+                device.copy(chosen[UNIT_FRAMES * place : UNIT_FRAMES * (place + 1)], source, stream)
+            frames = chosen
+        count = min(size, grid.tokens)
         flat = self._features[: len(units) * count]
-        bindings = {"frames": frames, "features": flat.reshape((len(units), count, self._width))}
-        if size > self._tokens:
-            self._whole.enqueue(bindings, stream)
+        features = flat.reshape((len(units), count, self._width))
+        bindings = {"frames": self._grids.frames(frames), "features": features}
+        if size > grid.tokens:
+            self._whole.enqueue(bindings | self._grids.whole(grid, stream), stream)
         else:
             table = np.full((len(units), count), -1, np.int32)
             for place, unit in enumerate(units):
                 table[place, : len(kept[unit])] = kept[unit]
             placed = self._kept[: table.size].reshape(table.shape)
             device.upload(placed, table, stream)
-            self._pruned.enqueue(bindings | {"kept": placed}, stream)
+            bindings |= {"kept": placed, **self._grids.pruned(grid, stream)}
+            self._pruned.enqueue(bindings, stream)
         ends = np.cumsum([len(tokens) for tokens in kept])
         for place, unit in enumerate(units):
             n = len(kept[unit])

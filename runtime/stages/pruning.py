@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 
 from vicort.runtime.core import MOTION_CELL, UNIT_FRAMES, Chunk, Frame
-from vicort.runtime.devices.preprocess import letterbox
+from vicort.runtime.devices.preprocess import Box, letterbox
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.policies.drop import MotionPruning
 
@@ -30,21 +30,25 @@ class Pruner:
     """The masks of one stream. Chunks come in order."""
 
     def __init__(self, policy: MotionPruning, model: ModelSpec) -> None:
-        self._policy, self._model = policy, model
+        self._policy, self._letterboxed = policy, model.fixed_size is not None
         # Patches that have moved since the last whole frame.
-        self._moved = np.zeros((model.grid_height * MERGE, model.grid_width * MERGE), bool)
-        # The frame before, letterboxed.
-        self._before = np.zeros((model.image_height, model.image_width, 3), np.uint8)
+        self._moved = np.zeros((0, 0), bool)
+        # The frame before, as the engine takes it.
+        self._before = np.zeros((0, 0, 3), np.uint8)
         self._shape: tuple[int, ...] = ()  # of the source's frame before
         self._refreshed = Fraction(0)  # seconds, of the last whole frame
         self._next_unit = -1
 
     def __call__(self, chunk: Chunk, images: np.ndarray) -> list[Kept]:
-        """The kept part of each unit. images: [F,H,W,3] uint8, the chunk's frames, letterboxed."""
+        """The kept part of each unit. images: [F,H,W,3] uint8, the chunk's frames, resized."""
         # The first chunk of the stream, or chunks before it were dropped.
         if chunk.first_unit != self._next_unit:
             self._shape = ()
         self._next_unit = chunk.first_unit + chunk.units
+        if images.shape[1:] != self._before.shape:  # the first chunk, or one of another grid
+            rows, columns = chunk.grid.rows, chunk.grid.columns
+            self._moved = np.zeros((rows * MERGE, columns * MERGE), bool)
+            self._before, self._shape = np.zeros_like(images[0]), ()
         masks = [
             self._mask(frame, image) for frame, image in zip(chunk.frames, images, strict=True)
         ]
@@ -78,16 +82,18 @@ class Pruner:
 
     def _moves(self, frame: Frame, image: np.ndarray) -> np.ndarray:
         """Patches [rows,columns] where the frame differs from the one before."""
-        policy, model = self._policy, self._model
+        policy = self._policy
         vectors = frame.motion is not None and frame.motion.cells is not None
         difference = self._difference(image) if policy.alpha or not vectors else np.float32(0)
         if frame.motion is None or frame.motion.cells is None:
             return np.asarray(difference >= policy.difference)
-        shape = frame.image.shape
-        box = letterbox(shape[0], shape[1], model.image_height, model.image_width)
+        shape, (height, width) = frame.image.shape, image.shape[:2]
+        box = Box(0, 0, height, width)
+        if self._letterboxed:
+            box = letterbox(shape[0], shape[1], height, width)
         vertical = Side(
             self._moved.shape[0],
-            model.image_height,
+            height,
             box.top,
             box.height,
             shape[0],
@@ -95,7 +101,7 @@ class Pruner:
         )
         horizontal = Side(
             self._moved.shape[1],
-            model.image_width,
+            width,
             box.left,
             box.width,
             shape[1],

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.devices.device import Device, Preprocessing, Stream
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.policies.drop import Drop
+from vicort.runtime.stages.grid_inputs import GridInputs
 from vicort.runtime.stages.job import Job
 
 
 class Preprocess:
-    """Frames of any size -> letterboxed frames of the engine's size."""
+    """Frames of any size -> frames of the size of the chunk's grid."""
 
     name = "preprocess"
 
@@ -22,7 +22,7 @@ class Preprocess:
 
     def run_in_stream(self, job: Job) -> None:
         images = [frame.image for frame in job.chunk.frames]
-        self._preprocessor(images, job.buffers.frames[: len(images)], self.stream)
+        self._preprocessor(images, job.buffers.frames_of(job.chunk), self.stream)
 
 
 class Vision:
@@ -30,15 +30,17 @@ class Vision:
 
     name = "vision"
 
-    def __init__(self, stream: Stream, engine: Engine) -> None:
+    def __init__(self, stream: Stream, engine: Engine, grids: GridInputs) -> None:
         self.stream = stream
         self._engine = engine
+        self._grids = grids
 
     def run_in_stream(self, job: Job) -> None:
-        units, buffers = job.chunk.units, job.buffers
+        chunk, buffers = job.chunk, job.buffers
         bindings = {
-            "frames": buffers.frames[: UNIT_FRAMES * units],
-            "features": buffers.features[:units],
+            "frames": self._grids.frames(buffers.frames_of(chunk)),
+            "features": buffers.features_of(chunk),
+            **self._grids.whole(chunk.grid, self.stream),
         }
         self._engine.enqueue(bindings, self.stream)
 
@@ -56,7 +58,7 @@ class TokenControl:
 
     def run_in_stream(self, job: Job) -> None:
         buffers, device = job.buffers, self._device
-        features = buffers.features[: job.chunk.units]
+        features = buffers.features_of(job.chunk)
         units, tokens, _ = features.shape
         threshold, positions = self._drop.rule(units, tokens)
         device.upload(buffers.threshold, np.array([threshold], np.float32), self.stream)

@@ -22,14 +22,15 @@ from support.engine_sets import (
 from support.reference_model import write_random_checkpoint
 from support.sizes import is_thorough
 
-from vicort.export import build, recipe
+from vicort.export import build, build_set, recipe
 from vicort.export.build_set import candidates
-from vicort.export.checkpoint import resolve
+from vicort.export.checkpoint import TINY, resolve
 from vicort.export.engine_set_writer import building, seal
+from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.verify import compare, language_inputs
 from vicort.runtime.engines import tensorrt
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.manifest import FILE_NAME, read_manifest
+from vicort.runtime.manifest import FILE_NAME, ModelSpec, read_manifest
 
 
 @pytest.fixture(autouse=True)
@@ -216,7 +217,14 @@ REFUSED = {
     ),
     "no folder": (["./no/such/folder"], "no/such/folder", "folder"),
     "odd frames": (["tiny", "--chunk-frames", "7"], "7", "multiple of 2"),
-    "odd size": (["tiny", "--image-size", "100x112"], "100", "multiples of 28"),
+    "huge size": (["tiny", "--image-size", "9000x112"], "9000", "less than or equal to 4096"),
+    "two sizes": (
+        ["tiny", "--image-size", "56x56", "--max-pixels", "9000"],
+        "--max-pixels",
+        "give one of them",
+    ),
+    "small area": (["tiny", "--max-pixels", "3135"], "3135", "greater than or equal to 3136"),
+    "no area": (["tiny", "--max-pixels", "all"], "'all'", "int"),
     "no size": (["tiny", "--image-size", "big"], "'big'", "308x308"),
     "unknown backend": (["tiny", "--backend", "cuda"], "'cuda'", "openvino"),
     "unknown precision": (["tiny", "--precision", "fp8"], "'fp8'", "bf16"),
@@ -352,7 +360,47 @@ def test_recipes_are_known_by_the_beginning_of_a_name_and_flags_go_over_them():
     assert recipe.load_recipe("Qwen2.5-VL-3B-Instruct").page_tokens == 16
     assert recipe.load_recipe("tiny", chunk_frames=4, image_width=None).chunk_frames == 4
     assert recipe.load_recipe("tiny").image_width == 112
+    assert recipe.load_recipe("tiny", max_pixels=50_000).image_width is None
+    assert recipe.load_recipe("qwen2.5-vl-3b").image_width is None
+    assert recipe.load_recipe("qwen2.5-vl-3b", image_width=56, image_height=84).image_width == 56
     assert recipe.load_recipe("something-else") == recipe.BuildRecipe()
+
+
+def spec_of(**changes) -> ModelSpec:
+    config = read_configuration(resolve(TINY))
+    return recipe.model_spec("m", config, recipe.load_recipe("other", **changes))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "rounded"),
+    [(100, 112, (112, 112)), (28, 1, (28, 28)), (41, 43, (56, 28)), (308, 308, (308, 308))],
+)
+def test_the_sides_of_a_fixed_size_are_rounded_to_whole_tokens(width, height, rounded):
+    spec = spec_of(image_width=width, image_height=height)
+    assert spec.fixed_size == rounded
+    assert spec.max_pixels == rounded[0] * rounded[1]
+    assert spec.grid(9, 160).pixels(28) == rounded
+
+
+def test_a_fixed_size_with_one_side_is_refused():
+    with pytest.raises(ConfigError, match="give both"):
+        spec_of(image_width=112)
+
+
+def test_the_default_limit_is_the_area_of_308_by_308_pixels():
+    spec = spec_of()
+    assert (spec.fixed_size, spec.max_pixels, spec.unit_tokens) == (None, 308 * 308, 121)
+    assert spec.max_rows == 976  # eight units of 121 tokens, in steps of 16
+    assert spec_of(max_pixels=50_000).unit_tokens == 63
+
+
+def test_a_size_that_is_rounded_is_said():
+    lines = []
+    typed = ("tiny", "--backend", "onnxruntime", "--image-size", "100x120")
+    options = build._parse(typed)
+    drafts = build_set._drafts(options, build_set._source(options), None, lines.append)
+    assert drafts[0].manifest.model.fixed_size == (112, 112)
+    assert lines == ["--image-size 100x120 is rounded to 112x112: sides are multiples of 28 pixels"]
 
 
 def test_an_unknown_key_in_a_recipe_is_refused():

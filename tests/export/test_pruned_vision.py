@@ -139,7 +139,7 @@ def test_engines_run_it_as_the_whole_graph_where_nothing_is_pruned(backend):
     random = np.random.default_rng(0)
     with EngineSet.open(engine_set(backend)) as engines:
         model = engines.manifest.model
-        frames = random.integers(0, 256, (4, model.image_height, model.image_width, 3), np.uint8)
+        frames = random.integers(0, 256, (4, *model.fixed_size, 3), np.uint8)
         whole = run_engine(engines, "vision", {"frames": frames})["features"]
         for order in (np.arange(model.unit_tokens), random.permutation(model.unit_tokens)):
             kept = np.tile(order, (2, 1))

@@ -28,8 +28,8 @@ from vicort.export.qwen2_5_vl.configuration import (
 )
 from vicort.export.qwen2_5_vl.language import LanguageModel
 from vicort.export.qwen2_5_vl.weights import load_language, load_models, load_vision
-from vicort.export.qwen2_5_vl.windows import arrange
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.vision_windows import arrange
 
 
 @pytest.fixture(autouse=True, scope="module")

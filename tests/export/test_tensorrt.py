@@ -19,16 +19,30 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from support.engine_sets import checkpoint
 from support.reference_model import write_random_checkpoint
 from support.tensorrt_sets import ONE_GPU, plan_graphs, tiny_model, tiny_onnx, tiny_set
 
 from vicort.export import build, tensorrt_plans
 from vicort.export.checkpoint import resolve
 from vicort.export.engine_set_writer import PlanOptions, draft_manifest, is_built, write_engine_set
-from vicort.export.graphs import export_program, plan_signatures, signatures
+from vicort.export.graphs import (
+    export_graph,
+    export_program,
+    plan_signatures,
+    signatures,
+    write_graph,
+)
 from vicort.export.qwen2_5_vl.configuration import read_configuration
-from vicort.export.qwen2_5_vl.weights import load_language, load_vision
-from vicort.export.tensorrt_plans import BuiltPlan, PlanJob, build_plan, listed_tensors
+from vicort.export.qwen2_5_vl.weights import load_dynamic_vision, load_language, load_vision
+from vicort.export.recipe import load_recipe, model_spec
+from vicort.export.tensorrt_plans import (
+    BuiltPlan,
+    PlanJob,
+    build_plan,
+    listed_tensors,
+    profile_shape,
+)
 from vicort.export.verify import language_inputs
 from vicort.runtime.devices.host import InlineStream
 from vicort.runtime.engines.bindings import numpy_dtype
@@ -252,6 +266,29 @@ def test_the_vision_plan_can_come_straight_from_the_exported_program(quick, tmp_
     assert options["arg_inputs"][0].shape[1:] == (112, 112, 3)
     assert manifest.graphs["vision"].plan_names == {"features": "output0"}
     assert (tmp_path / "set" / "vision.plan").read_bytes() == b"a plan of torch-tensorrt"
+
+
+@pytest.mark.parametrize("max_pixels", [308 * 308, 1_000_000])
+def test_one_vision_plan_serves_frames_of_every_size(tmp_path, max_pixels):
+    """Built, not run. Its profile goes from one token to the largest frame."""
+    config = read_configuration(checkpoint())
+    spec = model_spec("any", config, load_recipe("any", max_pixels=max_pixels))
+    graph = plan_signatures(signatures(spec, "bf16"), spec, plugin=True, strip=False)["vision"]
+    exported, _ = export_graph(load_dynamic_vision(checkpoint(), config, torch.bfloat16), graph)
+    for _ in write_graph(exported, tmp_path / "vision.onnx"):
+        pass
+    asked = PlanJob(
+        model=tmp_path / "vision.onnx",
+        plan=tmp_path / graph.file,
+        graph=graph,
+        flavour="tensorrt_rtx",
+    )
+    assert build_plan(asked).layer_types["GATHER"]
+    assert asked.plan.stat().st_size > 0
+    frames = graph.inputs[0]
+    tokens = max_pixels // 28**2
+    assert profile_shape(graph, frames, "min") == (2, 56, 42)
+    assert profile_shape(graph, frames, "max") == (16, 56 * tokens, 42)
 
 
 def test_attention_builds_without_the_plugin_too(tmp_path):
@@ -555,16 +592,12 @@ def test_the_bf16_vision_graph_is_near_the_fp32_model():
     """The ONNX file that TensorRT is given, run by OpenVINO, beside PyTorch in fp32: within bf16's
     own rounding, 2^-8, a few times over."""
     model, graph, checkpoint = tiny_model(), plan_graphs()["vision"], resolve("tiny")
-    frames = np.random.default_rng(0).integers(
-        0, 256, (4, model.image_height, model.image_width, 3), np.uint8
-    )
+    frames = np.random.default_rng(0).integers(0, 256, (4, *model.fixed_size, 3), np.uint8)
     bound = arrays_of(graph, {"frames": frames}, U=2)
     OpenVinoEngine(tiny_onnx() / "vision.onnx", graph, threads=1, streams=1).enqueue(
         bound, InlineStream("test")
     )
-    vision = load_vision(
-        checkpoint, read_configuration(checkpoint), model.image_height, model.image_width
-    )
+    vision = load_vision(checkpoint, read_configuration(checkpoint), *model.fixed_size)
     with torch.no_grad():
         assert 1e-4 < off_by(bound["features"], vision(torch.from_numpy(frames))) < 2e-2
 

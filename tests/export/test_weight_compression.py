@@ -59,7 +59,8 @@ def test_int8_is_off_by_half_a_step_at_most(seed, rows, columns):
 def test_int4_is_no_worse_than_the_plain_rule(seed, groups, columns):
     weight = matrix(seed, groups * GROUP, columns)
     found = quantise_int4(weight)
-    assert found.values.min() >= -8 and found.values.max() <= 7
+    assert found.values.min() >= -8
+    assert found.values.max() <= 7
     grouped = weight.numpy().reshape(groups, GROUP, columns)
     # the plain rule: the weight of the largest magnitude becomes -8
     largest = np.take_along_axis(grouped, np.abs(grouped).argmax(1)[:, None], 1)
@@ -148,7 +149,7 @@ def exact(scheme: Scheme) -> np.ndarray:
     [
         (Scheme(False, True, FLOAT), {"int8": 3}),
         (Scheme(True, True, FLOAT), {"int4": 1, "int8": 2}),
-        (Scheme(True, False, FLOAT), {"int4": 1, "neither": 2}),
+        (Scheme(True, False, FLOAT), {"int4": 1, "not quantised": 2}),
     ],
 )
 def test_an_engine_multiplies_with_the_integers_that_were_chosen(scheme, wanted, tmp_path):
@@ -176,7 +177,7 @@ def test_the_integers_of_a_quantised_checkpoint_are_taken_as_they_are(tmp_path):
     )
     scheme = Scheme(False, False, FLOAT)
     path, counts = written(tmp_path, scheme, {"biased.weight": ready})
-    assert counts == {"int4": 1, "neither": 2}
+    assert counts == {"int4": 1, "not quantised": 2}
     net = Net().eval()
     net.biased.weight.data = ready.dequantised().T
     with torch.no_grad():

@@ -371,8 +371,8 @@ def _manifest() -> bytes:
         "dimensions": {"rows": {"min": 1, "opt": 8, "max": 64}},
     }
     numbers = (
-        "layers width query_heads kv_heads head_dim vocabulary image_height image_width "
-        "grid_height grid_width fps tokens_per_second chunk_frames page_tokens max_rows "
+        "layers width query_heads kv_heads head_dim vocabulary patch merge window "
+        "fps tokens_per_second chunk_frames page_tokens max_rows "
         "observed_rows max_position rotary_theta video_token"
     )
     model = dict.fromkeys(numbers.split(), 8)
@@ -380,7 +380,14 @@ def _manifest() -> bytes:
         "schema_version": SCHEMA_VERSION,
         "backend": "openvino",
         "precision": "fp32",
-        "model": {"name": "m", "eos_tokens": [1], "rotary_sections": [1, 1, 2], **model},
+        "model": {
+            "name": "m",
+            "eos_tokens": [1],
+            "rotary_sections": [1, 1, 2],
+            **model,
+            "max_pixels": 4096,
+            "fixed_size": [64, 64],
+        },
         "graphs": {"llm": graph},
         "embedding": {
             "file": "embedding.bin",

@@ -70,10 +70,9 @@ class Transcript:
 
     def watch(self, video):
         m = self.model
-        visual = self.engines.vision.function(frames=np.stack([frame.image for frame in video]))[
-            "features"
-        ].reshape(-1, m.width)
-        grid = itertools.product(range(len(video) // 2), range(m.grid_height), range(m.grid_width))
+        visual = self.engines.see(np.stack([frame.image for frame in video])).reshape(-1, m.width)
+        shape = m.grid(*video[0].image.shape[:2])
+        grid = itertools.product(range(len(video) // 2), range(shape.rows), range(shape.columns))
         self.origin = video[0].time if self.origin is None else self.origin
         for row, (unit, h, w) in zip(visual, grid, strict=True):
             t = int((video[2 * unit].time - self.origin) * Fraction(m.tokens_per_second))

@@ -348,8 +348,8 @@ def manifest(**changes: object) -> dict:
     tensor = {"name": "t", "dtype": "int32", "shape": ["rows"]}
     graph = {"file": "llm.onnx", "inputs": [tensor], "outputs": [tensor], "dimensions": {}}
     numbers = (
-        "layers width query_heads kv_heads head_dim vocabulary image_height image_width "
-        "grid_height grid_width fps tokens_per_second"
+        "layers width query_heads kv_heads head_dim vocabulary patch merge window "
+        "fps tokens_per_second"
     )
     model = dict.fromkeys(
         f"{numbers} chunk_frames page_tokens max_rows observed_rows max_position rotary_theta "
@@ -360,7 +360,14 @@ def manifest(**changes: object) -> dict:
         "schema_version": SCHEMA_VERSION,
         "backend": "openvino",
         "precision": "fp32",
-        "model": {"name": "m", "eos_tokens": [1], "rotary_sections": [1, 1, 2], **model},
+        "model": {
+            "name": "m",
+            "eos_tokens": [1],
+            "rotary_sections": [1, 1, 2],
+            **model,
+            "max_pixels": 4096,
+            "fixed_size": [64, 64],
+        },
         "graphs": {"llm": graph},
         "embedding": {
             "file": "embedding.bin",

@@ -75,6 +75,41 @@ def engine_set(backend: Backend) -> Path:
     )
 
 
+ANY_SIZE_PIXELS = 20_000  # 25 visual tokens
+
+
+@functools.cache
+def talking_checkpoint() -> Path:
+    """The random checkpoint with a chat template, so that it can be asked."""
+
+    def write(folder: Path) -> None:
+        shutil.copytree(checkpoint(), folder)
+        for name in ("chat_template.jinja", "tokenizer_config.json"):
+            shutil.copy(TOKENIZER.parent / name, folder)
+
+    return once("talking-checkpoint", write)
+
+
+@functools.cache
+def any_size_set(backend: Backend) -> Path:
+    """Of the random checkpoint, with frames in the shape of the source, verified."""
+    source = talking_checkpoint()
+    command = [str(source), "--backend", "openvino", "--verify", "--chunk-frames", "8"]
+    command += ["--max-pixels", str(ANY_SIZE_PIXELS), "--out"]
+
+    def make(folder: Path) -> None:
+        torch.set_num_threads(1)
+        assert build.main([*command, str(folder)]) == 0
+
+    built = once("any-size-openvino", make)
+    if backend == "openvino":
+        return built
+    return once(
+        f"any-size-{backend}",
+        lambda folder: copy_for(backend, built, folder, source, "vicort-build"),
+    )
+
+
 @functools.cache
 def live_set() -> Path:
     """The embedded model with the adapter that it comes with, built without tracing it again."""

@@ -28,10 +28,9 @@ def toy_model(**changes) -> ModelSpec:
         "kv_heads": 2,
         "head_dim": 8,
         "vocabulary": 101,
-        "image_height": 8,
-        "image_width": 8,
-        "grid_height": 2,
-        "grid_width": 2,
+        "patch": 2,
+        "merge": 2,
+        "window": 2,
         "fps": 2.0,
         "tokens_per_second": 1.0,
         "chunk_frames": 8,
@@ -44,6 +43,14 @@ def toy_model(**changes) -> ModelSpec:
         "eos_tokens": (),
         "video_token": _special_token("<|video_pad|>"),
     }
+    grid = changes.pop("grid", (2, 2))  # None: sizes follow the source
+    if grid:
+        rows, columns = grid
+        side = (facts | changes)["patch"] * (facts | changes)["merge"]
+        height, width = rows * side, columns * side
+        facts |= {"fixed_size": (height, width), "max_pixels": height * width}
+    else:
+        facts["fixed_size"] = None
     return ModelSpec(**(facts | changes))
 
 
@@ -86,12 +93,7 @@ class FakeEngineSet:
         random = np.random.default_rng(seed)
         m = self.model
         self.embedding = random.normal(size=(m.vocabulary, m.width)).astype(np.float32)
-        self._pixels = random.normal(
-            size=(
-                2 * (m.image_height // m.grid_height) * (m.image_width // m.grid_width) * 3,
-                m.width,
-            )
-        )
+        self._pixels = random.normal(size=(2 * m.token_pixels**2 * 3, m.width))
         self._layers = [
             {
                 name: random.normal(size=(m.width, heads * m.head_dim)) / m.width**0.5
@@ -125,20 +127,18 @@ class FakeEngineSet:
     def new_device(self, overlap=True):
         return HostDevice(threads=overlap)
 
-    def _see(self, frames, **_):
-        m = self.model
-        units, gh, gw = len(frames) // 2, m.grid_height, m.grid_width
-        cells = (
-            frames.reshape(units, 2, gh, m.image_height // gh, gw, m.image_width // gw, 3).astype(
-                np.float64
-            )
-            / 255
-            - 0.5
-        )
-        return {
-            "features": cells.transpose(0, 2, 4, 1, 3, 5, 6).reshape(units, gh * gw, -1)
-            @ self._pixels
-        }
+    def _see(self, frames, places=None, **_):
+        if places is not None:  # frames come as segments
+            rows, columns = (places.max(axis=0) + 1) * self.model.patch
+            frames = frames.reshape(len(frames), rows, columns, 3)
+        return {"features": self.see(frames)}
+
+    def see(self, frames):
+        """[2U,height,width,3] -> [U,P,width]"""
+        side, units = self.model.token_pixels, len(frames) // 2
+        gh, gw = frames.shape[1] // side, frames.shape[2] // side
+        cells = frames.reshape(units, 2, gh, side, gw, side, 3).astype(np.float64) / 255 - 0.5
+        return cells.transpose(0, 2, 4, 1, 3, 5, 6).reshape(units, gh * gw, -1) @ self._pixels
 
     def engine(self, name):
         return {
@@ -148,8 +148,9 @@ class FakeEngineSet:
             "vision_pruned": self.pruned,
         }[name]
 
-    def _see_some(self, frames, kept, **_):
-        seen = self._see(frames)["features"]
+    def _see_some(self, frames, kept, token_places=None, **_):
+        places = None if token_places is None else token_places.reshape(-1, 2)
+        seen = self._see(frames, places)["features"]
         return {
             "features": np.where(
                 kept[..., None] >= 0,

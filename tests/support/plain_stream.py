@@ -46,7 +46,7 @@ class PlainStream:
             int((chunk[2 * u].time - self.origin) * Fraction(m.tokens_per_second))
             for u in range(units)
         ]
-        grid = itertools.product(times, range(m.grid_height), range(m.grid_width))
+        grid = itertools.product(times, range(m.fixed_grid.rows), range(m.fixed_grid.columns))
         positions = self.first + np.array(list(grid))
         while True:
             out = self.run(
@@ -71,7 +71,7 @@ class PlainStream:
     def ask(self, suffix, count):
         """Greedy tokens of an answer, and how often a run was made again."""
         reader, m = PlainQuestion(*self.settings), self.model
-        start = max(self.newest, self.first + max(m.grid_height, m.grid_width) - 1) + 1
+        start = max(self.newest, self.first + max(m.fixed_grid.rows, m.fixed_grid.columns) - 1) + 1
         tokens, text, rows = [], [], list(suffix)
         while len(tokens) < count + 1:
             positions = np.repeat(np.arange(start, start + len(rows))[:, None], 3, 1)

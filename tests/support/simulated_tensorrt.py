@@ -25,10 +25,24 @@ BYTES_PER_ROW = 1000  # of context memory
 def graph_specs(model) -> dict[str, GraphSpec]:
     """The three graphs of a toy model in float32."""
     m = model
-    tokens = m.grid_height * m.grid_width
+    tokens, sized = m.unit_tokens, {"frames": ("uint8", "2*U", *(m.fixed_size or ()), 3)}
+    if m.fixed_size is None:
+        of_token = m.merge**2
+        segments, patches = f"{of_token * m.patch}*P", f"{of_token}*P"
+        tokens, sized = (
+            "P",
+            {
+                "frames": ("uint8", "2*U", segments, 3 * m.patch),
+                "segments": ("int32", segments),
+                "places": ("int32", patches, 2),
+                "windows": ("int32", "W", of_token * m.window**2),
+                "cells": ("int32", patches),
+                "row_major": ("int32", "P"),
+            },
+        )
     tensors = {
         "vision": (
-            {"frames": ("uint8", "2*U", m.image_height, m.image_width, 3)},
+            sized,
             {"features": ("float32", "U", tokens, m.width)},
         ),
         "tokens": (

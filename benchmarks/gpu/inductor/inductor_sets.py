@@ -40,7 +40,7 @@ from vicort.export.engine_set_writer import COPIED, cpu, seal
 from vicort.export.exporter_version import exporter_hash
 from vicort.export.graphs import EMBEDDING_FILE, TORCH_TYPES, TYPE_NAMES, export_program, signatures
 from vicort.export.qwen2_5_vl.configuration import read_configuration
-from vicort.export.qwen2_5_vl.weights import load_language, load_vision
+from vicort.export.qwen2_5_vl.weights import load_language, load_vision_of
 from vicort.export.recipe import load_recipe, model_spec
 from vicort.export.tiny.model import CHECKPOINT as TINY
 from vicort.export.token_control import TokenControlGraph
@@ -230,9 +230,7 @@ def load_module(manifest: InductorManifest, name: GraphName, device: str) -> nn.
     if name == "tokens":
         return TokenControlGraph().eval()
     if name == "vision":
-        return load_vision(
-            manifest.source, config, model.image_height, model.image_width, dtype
-        ).to(device)
+        return load_vision_of(manifest.source, config, model.fixed_size, dtype).to(device)
     language = load_language(manifest.source, config, dtype)
     if device != "cpu":
         prepare(language, config.language.theta, config.language.sections)

@@ -42,7 +42,7 @@ class CudaDevice:
         threads: bool = True,
         resize_on: Literal["cpu", "gpu"] = "gpu",
     ) -> None:
-        """kernels: write tokens into pages. resize_on: where frames are letterboxed."""
+        """kernels: write tokens into pages. resize_on: where frames are resized."""
         self.gpu = gpu
         self.kernels = kernels
         self.threads = threads
@@ -106,7 +106,8 @@ class CudaDevice:
     ) -> PinnedPool:
         return PinnedPool(self, model, pages, dtype)
 
-    def preprocessor(self, height: int, width: int, threads: int) -> Preprocessing:
+    def preprocessor(self, size: tuple[int, int] | None, threads: int) -> Preprocessing:
+        height, width = size or (None, None)
         if self._resize_on == "gpu":
             try:
                 return Preprocessor(height, width, device="gpu", threads=threads)

@@ -462,7 +462,7 @@ def test_the_maker_builds_for_a_size_of_frames(lab: Lab, monkeypatch: pytest.Mon
         lab.gpu,
         lab.folder / "b",
     )
-    assert (model.image_width, model.image_height, model.max_rows) == (56, 56, 64)
+    assert (model.fixed_size, model.max_rows) == ((56, 56), 64)
 
 
 # ---- which engines are measured

@@ -473,7 +473,7 @@ def test_tensorrt_builds_both_sizes_of_frames_with_one_language_plan(
     first, second = (read_manifest(tmp_path / "toy" / f"tensorrt-{side}") for side in TINY.sides)
     assert first.graphs["llm"] == second.graphs["llm"]
     assert first.graphs["llm"].plugin_layers == TINY.text["num_hidden_layers"]
-    assert [manifest.model.image_height for manifest in (first, second)] == list(TINY.sides)
+    assert [manifest.model.fixed_size[0] for manifest in (first, second)] == list(TINY.sides)
     assert (tmp_path / "toy" / f"tensorrt-{SIDE}" / "llm.plan").samefile(
         tmp_path / "toy" / "tensorrt-112" / "llm.plan"
     )

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from support.engine_sets import damaged_copy
 
 from vicort.runtime import assembly
 from vicort.runtime.cli import info as cli
@@ -33,7 +34,7 @@ def test_it_tells_the_sizes_of_an_engine_set(tiny_engines, capsys):
         for path in tiny_engines.iterdir()
         if path.name != "manifest.json"
     }
-    assert found["unit_tokens"] == model.grid_height * model.grid_width
+    assert found["unit_tokens"] == model.fixed_grid.tokens
     heads = model.layers * model.kv_heads
     assert found["bytes_a_token"] == heads * 2 * model.head_dim * 4 + 12  # and its position
     assert found["seconds_a_gb"] == pytest.approx(
@@ -48,6 +49,24 @@ def test_its_text_has_a_line_for_each_system(tiny_engines, capsys):
     out = capsys.readouterr().out
     assert "  tokens      16 for two frames, 16 a second, before dropping\n" in out
     assert all(f"\n  {name:17} --memory " in out for name in known_systems())
+
+
+def test_sizes_that_follow_the_source_are_told(tiny_engines, tmp_path, capsys):
+    model = read_manifest(tiny_engines).model.model_dump()
+    model |= {"fixed_size": None, "max_pixels": 308 * 308}
+    damaged_copy(tiny_engines, tmp_path / "set", model=model)
+    assert main([str(tmp_path / "set")]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "  frames      up to 94864 pixels in the shape of the source, 392x224 at 16:9, 2 a second, "
+        "chunks of 16\n" in out
+    )
+    assert "  tokens      up to 121 for two frames, 121 a second, before dropping\n" in out
+    assert main([str(tmp_path / "set"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["frame"], found["max_pixels"], found["unit_tokens"]) == (None, 94864, 121)
+    found = info(tiny_engines, [])
+    assert (found.frame, found.frame_size, found.max_pixels) == ((112, 112), "112x112", 112**2)
 
 
 def test_a_machine_on_which_nothing_fits_is_said(tiny_engines, monkeypatch):

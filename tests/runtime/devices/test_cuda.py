@@ -791,7 +791,7 @@ def test_moving_pages_does_not_wait_and_allocates_nothing(device):
 def test_frames_that_are_resized_on_the_cpu_reach_the_device(device):
     frames = [np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8) for i in range(4)]
     stream, out = device.stream("a"), device.empty((4, 8, 8, 3), np.uint8)
-    preprocessor = device.preprocessor(8, 8, threads=1)
+    preprocessor = device.preprocessor((8, 8), threads=1)
     stream.run(preprocessor, frames, out, stream).enqueued()
     np.testing.assert_array_equal(seen(device, stream, out), np.stack(frames))
 

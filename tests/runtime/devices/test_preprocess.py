@@ -26,6 +26,7 @@ from vicort.runtime.devices.preprocess import (
 )
 from vicort.runtime.devices.surface import Surface, to_rgb
 from vicort.runtime.errors import VicortError
+from vicort.runtime.frame_grid import fit_grid
 from vicort.runtime.sources.pixels import Converter
 
 SIDES = st.integers(1, 5000)
@@ -197,6 +198,60 @@ def test_says_so_if_dali_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         Preprocessor(112, 112)
 
 
+# ---- sizes that follow the source ----
+
+
+def stretched(frames: list, size: tuple[int, int], preprocessor: Preprocessor) -> np.ndarray:
+    out = np.full((len(frames), *size, 3), 77, np.uint8)
+    preprocessor(frames, out)
+    return out
+
+
+@pytest.mark.parametrize("size", [(1080, 1920), (1920, 1080), (480, 640), (100, 300), (37, 41)])
+def test_without_a_fixed_size_a_frame_is_what_the_models_processor_makes_of_it(size) -> None:
+    """The same size, the whole of it picture, and the same pixels."""
+    processors = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    processor = processors.Qwen2VLImageProcessorPil(
+        do_rescale=False, do_normalize=False, min_pixels=56 * 56, max_pixels=308 * 308
+    )
+    image = picture(*size)
+    theirs = processor(images=[Image.fromarray(image)], return_tensors="np")
+    grid = theirs["image_grid_thw"][0]
+    into = fit_grid(*size, 28, 308 * 308).pixels(28)
+    assert (grid[1] * 14, grid[2] * 14) == into
+    found = stretched([image], into, Preprocessor())[0].astype(float)
+    error = np.abs(found - unpatched(theirs["pixel_values"], grid))
+    assert error.mean() < 0.25
+    assert (error <= 2).mean() >= 0.99
+
+
+def test_each_call_says_its_own_size() -> None:
+    preprocessor, image, other = Preprocessor(), picture(180, 320), picture(320, 180)
+    for frames, size in (([image], (56, 84)), ([image, other], (112, 28)), ([image], (56, 84))):
+        found = stretched(frames, size, preprocessor)
+        for frame, each in zip(frames, found, strict=True):
+            expected = Image.fromarray(frame).resize(size[::-1], Image.Resampling.BICUBIC)
+            assert np.abs(each - np.asarray(expected, float)).mean() < 0.25
+    np.testing.assert_array_equal(stretched([image], (180, 320), preprocessor)[0], image)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("quarters", range(4))
+def test_surfaces_fill_the_size_that_is_asked_for(quarters: int, mirrored: bool) -> None:
+    lying = picture(180, 320)
+    upright = np.ascontiguousarray(np.rot90(lying[:, ::-1] if mirrored else lying, quarters))
+    made = surface(lying, quarters=quarters, mirrored=mirrored)
+    size = fit_grid(*made.shape[:2], 28, 308 * 308).pixels(28)
+    found = stretched([made], size, Preprocessor())[0]
+    expected = np.asarray(
+        Image.fromarray(upright).resize(size[::-1], Image.Resampling.BICUBIC), float
+    )
+    assert np.abs(found - expected).mean() < 3
+    edge = np.ones(size, bool)
+    edge[1:-1, 1:-1] = False
+    assert np.abs(found[edge] - expected[edge]).mean() < 6  # no black bars
+
+
 # ---- surfaces: what a GPU's video engine leaves ----
 
 BT601, BT709 = (0.299, 0.114), (0.2126, 0.0722)
@@ -314,12 +369,13 @@ def test_both_kinds_in_one_chunk_keep_their_places() -> None:
 # ---- on a GPU: the graphs, and the order of the calls ----
 
 
+@pytest.mark.parametrize("size", [(56, 112), (None, None)])
 @pytest.mark.parametrize("graph", [image_graph, surface_graph])
-def test_graphs_hold_together_on_a_gpu(graph) -> None:
+def test_graphs_hold_together_on_a_gpu(graph, size) -> None:
     """DALI checks what each operator takes where when it writes a graph down, which needs no
     GPU."""
     written = {
-        device: graph(56, 112, device)(batch_size=4, num_threads=1, device_id=None).serialize()
+        device: graph(*size, device)(batch_size=4, num_threads=1, device_id=None).serialize()
         for device in ("cpu", "gpu")
     }
     assert b"gpu" in written["gpu"]

@@ -75,9 +75,7 @@ def test_a_question_reads_what_the_plain_statement_chooses(engines):
     system = sink_buckets_system(SETTINGS, device_mb=device_mb)
     with Session(engines, system, overlap=False, fps="source", sampling=SHORT) as session:
         departed = record_departures(session)
-        for frame in frames(
-            chunks * model.chunk_frames, size=(model.image_height, model.image_width)
-        ):
+        for frame in frames(chunks * model.chunk_frames, size=model.fixed_size):
             session.push(frame)
         engines.llm.runs.clear()
         answer = session.ask(ASK)

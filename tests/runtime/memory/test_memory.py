@@ -11,6 +11,7 @@ from support.systems import system
 from vicort.runtime.core import Chunk, Frame
 from vicort.runtime.devices.host import HostDevice, InlineStream
 from vicort.runtime.devices.stage_clock import StageClock
+from vicort.runtime.frame_grid import Grid
 from vicort.runtime.memory.memory import Memory
 from vicort.runtime.memory.memory_plan import SPARE_CHUNKS
 from vicort.runtime.memory.page_tables import pad_table
@@ -23,7 +24,7 @@ STREAM = InlineStream("test")
 
 def chunk(index):
     frames = tuple(Frame(PICTURE, Fraction(4 * index + i, 2), 4 * index + i) for i in range(4))
-    return Chunk(index, 2 * index, frames)
+    return Chunk(index, 2 * index, frames, Grid(2, 2))
 
 
 def filled(count, memory="{device_mb: 0.92, host_mb: 0.01, when_full: drop-oldest}"):

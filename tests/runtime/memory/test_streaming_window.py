@@ -72,8 +72,8 @@ class PlainWindow:
             self.last = (frame.time, step)
             positions += [
                 (step, self.first + h, self.first + w)
-                for h in range(m.grid_height)
-                for w in range(m.grid_width)
+                for h in range(m.fixed_grid.rows)
+                for w in range(m.fixed_grid.columns)
             ]
         self._add("vision", rows, positions)
         self.runs[-1].last = self.units = self.units + len(video) // 2

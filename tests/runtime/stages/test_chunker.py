@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from vicort.runtime.core import UNIT_FRAMES, Chunk, Frame
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.frame_grid import Grid
 from vicort.runtime.stages.chunker import Chunker
 
 IMAGE = np.zeros((1, 1, 3), np.uint8)
@@ -19,9 +20,13 @@ def frame(index: int) -> Frame:
     return Frame(IMAGE, Fraction(index, 2), index)
 
 
+def one_grid(height: int, width: int) -> Grid:
+    return Grid(1, 1)
+
+
 def played(chunk_frames: int, steps: list[str]) -> tuple[list[Chunk], int]:
     """The chunks that come out of frames and cuts, and how many frames went in."""
-    chunker, chunks, count = Chunker(chunk_frames), [], 0
+    chunker, chunks, count = Chunker(chunk_frames, one_grid), [], 0
     for step in steps:
         chunk = chunker.cut() if step == "cut" else chunker.add(frame(count))
         count += step == "frame"
@@ -56,7 +61,7 @@ def test_every_frame_once_in_whole_numbered_units(chunk_frames: int, steps: list
 
 
 def test_one_frame_is_completed_by_its_repeat() -> None:
-    chunker = Chunker(4)
+    chunker = Chunker(4, one_grid)
     assert chunker.add(frame(0)) is None
     assert chunker.cut() is None
     chunk = chunker.flush()
@@ -66,11 +71,11 @@ def test_one_frame_is_completed_by_its_repeat() -> None:
 
 
 def test_nothing_in_nothing_out() -> None:
-    assert Chunker(4).cut() is None
-    assert Chunker(4).flush() is None
+    assert Chunker(4, one_grid).cut() is None
+    assert Chunker(4, one_grid).flush() is None
 
 
 @pytest.mark.parametrize("chunk_frames", [0, -2, 1, 5])
 def test_refuses_split_units(chunk_frames: int) -> None:
     with pytest.raises(ConfigError, match="whole units"):
-        Chunker(chunk_frames)
+        Chunker(chunk_frames, one_grid)

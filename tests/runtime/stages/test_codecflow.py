@@ -69,7 +69,7 @@ class PlainCodecFlow:
             for place, unit in enumerate(self.units):
                 if unit.anchor:
                     self.compute([unit], self.units[:place])
-        columns = self.engines.model.grid_width
+        columns = self.engines.model.fixed_grid.columns
         new = []
         for time, tokens, rows, anchor in units:
             places = [
@@ -132,7 +132,8 @@ class PlainCodecFlow:
         number, whether it left tokens or not."""
         m = self.engines.model
         end = max(
-            self.first + newest - self.offset, self.first + max(m.grid_height, m.grid_width) - 1
+            self.first + newest - self.offset,
+            self.first + max(m.fixed_grid.rows, m.fixed_grid.columns) - 1,
         )
         places = np.repeat(np.arange(end + 1, end + 1 + len(tokens))[:, None], 3, axis=1)
         text = Unit(-1, False, self.engines.embedding[tokens].astype(float), places)
@@ -214,8 +215,8 @@ def see_all(engines: FakeEngineSet, frame: Frame) -> np.ndarray:
     m = engines.model
     device = engines.new_device()
     try:
-        out = np.empty((1, m.image_height, m.image_width, 3), np.uint8)
-        device.preprocessor(m.image_height, m.image_width, 1)([frame.image], out, None)
+        out = np.empty((1, *m.fixed_size, 3), np.uint8)
+        device.preprocessor(m.fixed_size, 1)([frame.image], out, None)
     finally:
         device.close()
     return out[0]

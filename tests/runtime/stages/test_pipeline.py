@@ -12,6 +12,7 @@ from vicort.runtime.core import Chunk, Frame
 from vicort.runtime.devices.host import HostDevice, InlineStream
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.devices.urgency import Urgency
+from vicort.runtime.frame_grid import Grid
 from vicort.runtime.stages.pipeline import OverlappedPipeline, SequentialPipeline
 
 PICTURE = np.zeros((1, 1, 3), np.uint8)
@@ -39,7 +40,10 @@ class Waiting:
 
 def chunk(index):
     return Chunk(
-        index, index, (Frame(PICTURE, Fraction(index), 0), Frame(PICTURE, Fraction(index), 1))
+        index,
+        index,
+        (Frame(PICTURE, Fraction(index), 0), Frame(PICTURE, Fraction(index), 1)),
+        Grid(1, 1),
     )
 
 

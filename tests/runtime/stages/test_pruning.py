@@ -24,9 +24,7 @@ from vicort.runtime.stages.pruned_stages import bucket, merge_buckets
 from vicort.runtime.stages.pruning import Pruner, Side, tokens_of
 
 GRID = (3, 4)  # tokens
-MODEL = toy_model(
-    image_height=84, image_width=112, grid_height=GRID[0], grid_width=GRID[1], chunk_frames=8
-)
+MODEL = toy_model(patch=14, grid=GRID, chunk_frames=8)
 POLICY = MotionPruning(tau=0.5, alpha=0, difference=4, refresh=10)
 MOTION = "{policy: motion, tau: 0.5, difference: 4, refresh: 10}"
 
@@ -67,8 +65,8 @@ def frame_of(longest: np.ndarray | None, index: int) -> Frame:
     return Frame(image, Fraction(index, 2), index, Motion(False, longest))
 
 
-def chunks_of(frames: list[Frame], chunk_frames: int = 8):
-    chunker = Chunker(chunk_frames)
+def chunks_of(frames: list[Frame], chunk_frames: int = 8, model=MODEL):
+    chunker = Chunker(chunk_frames, model.grid)
     chunks = [chunker.add(frame) for frame in frames]
     return [chunk for chunk in [*chunks, chunker.flush()] if chunk]
 
@@ -283,7 +281,8 @@ def test_only_what_is_kept_is_encoded():
     sequential, _, _ = watch(MOTION, frames, overlap=False)
     assert (answer.text, answer.read) == (sequential.text, sequential.read)
     expected = run_pruner(
-        Pruner(MotionPruning(tau=0.5, difference=4, refresh=10), engines.model), chunks_of(frames)
+        Pruner(MotionPruning(tau=0.5, difference=4, refresh=10), engines.model),
+        chunks_of(frames, model=engines.model),
     )
     assert [chunk.kept for chunk in chunks] == [
         sum(map(len, expected[4 * i : 4 * i + 4])) for i in range(6)
@@ -296,13 +295,7 @@ def test_only_what_is_kept_is_encoded():
 def test_rows_are_those_of_the_kept_tokens():
     """What enters the language model, chunk by chunk, against the whole encoder's rows at the
     mask's places."""
-    size = {
-        "image_height": 16,
-        "image_width": 16,
-        "grid_height": 4,
-        "grid_width": 4,
-        "max_rows": 64,
-    }
+    size = {"grid": (4, 4), "max_rows": 64}
     engines, entered, boxed = FakeEngineSet(**size), [], []
     read, see = engines.llm.function, engines.vision.function
 
@@ -327,7 +320,7 @@ def test_rows_are_those_of_the_kept_tokens():
     engines.vision.function = seeing
     watch("{policy: none}", frames, engines, overlap=False)
     pruner, rows = Pruner(MotionPruning(tau=0.5, difference=4, refresh=10), toy_model(**size)), []
-    for chunk, shown in zip(chunks_of(frames), boxed, strict=True):
+    for chunk, shown in zip(chunks_of(frames, model=engines.model), boxed, strict=True):
         whole = see(frames=shown)["features"]
         rows.append(
             np.concatenate(

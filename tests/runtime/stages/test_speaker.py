@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from support.fake_engines import FakeEngineSet, rotate
+from support.fake_engines import FakeEngineSet, rotate, toy_model
 from support.streams import frames
 
 from vicort.runtime.core import Answer, Frame, Question, Sampling, Spoken
@@ -71,8 +71,8 @@ class PlainSpeaker:
         self.shift, t = self.shift + late, t + late
         grid = [
             (t, self.first + h, self.first + w)
-            for h in range(self.m.grid_height)
-            for w in range(self.m.grid_width)
+            for h in range(self.m.fixed_grid.rows)
+            for w in range(self.m.fixed_grid.columns)
         ]
         rows = self.engines.vision.function(frames=np.stack([frame.image for frame in unit]))[
             "features"
@@ -300,10 +300,9 @@ def test_a_silence_that_the_model_does_not_have():
 def test_few_tokens_takes_only_engines_with_few():
     system = load_system("videollm-online")
     assert (system.chunk_frames, system.text.joins, system.drop.a_frame) == (2, True, 10)
-    model = FakeEngineSet().model
-    system.drop.check(system.name, model.model_copy(update={"grid_height": 4, "grid_width": 5}))
+    system.drop.check(system.name, toy_model(grid=(4, 5)))
     with pytest.raises(ConfigError) as caught:
-        system.drop.check(system.name, model.model_copy(update={"grid_height": 3, "grid_width": 7}))
+        system.drop.check(system.name, toy_model(grid=(3, 7)))
     assert (
         "takes 10 tokens a frame, these engines give 10.5: build with a smaller --image-size"
         in str(caught.value)
