@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, get_args
 
 from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.errors import ConfigError, DeviceError, VicortError
-from vicort.runtime.manifest import Backend, Precision
+from vicort.runtime.manifest import KV, Backend, Precision
 
 if TYPE_CHECKING:
     from vicort.export.engine_set_writer import PlanOptions
@@ -27,6 +27,7 @@ class Arguments:
     out: Path | None
     backend: str  # a Backend, or auto
     precision: Precision | None
+    kv: KV
     chunk_frames: int | None
     image_size: tuple[int, int] | None  # pixels, width and height
     verify: bool
@@ -42,6 +43,7 @@ class Arguments:
         words += ["--adapter", str(self.adapter)] if self.adapter else []
         words += ["--out", str(self.out)] if self.out else []
         words += ["--precision", self.precision] if self.precision else []
+        words += ["--kv", self.kv] if self.kv != "float" else []
         words += ["--no-plugin"] if self.no_plugin else []
         words += ["--strip"] if self.strip else []
         words += ["--target", ",".join(self.target)] if self.target else []
@@ -90,6 +92,10 @@ def _plan_options(options: Arguments) -> PlanOptions | None:
                 "name that backend"
             )
         return None
+    if options.kv == "int8" and options.no_plugin:
+        raise ConfigError(
+            "--kv int8 with --no-plugin: only the plugin reads int8 pages, leave one of the two out"
+        )
     from vicort.export.engine_set_writer import PlanOptions
     from vicort.export.tensorrt_plans import check_targets, load_tensorrt, missing_gpu
 
@@ -160,6 +166,13 @@ def _parse(arguments: Sequence[str]) -> Arguments:
         "--precision",
         choices=get_args(Precision),
         help="number format of the weights (default: fp32, or bf16 with --backend tensorrt)",
+    )
+    parser.add_argument(
+        "--kv",
+        choices=get_args(KV),
+        default="float",
+        help="number format of cached keys and values: that of the weights, or int8, which holds "
+        "more history in the same memory (default: %(default)s)",
     )
     parser.add_argument(
         "--chunk-frames",

@@ -27,7 +27,7 @@ from vicort.export.recipe import DEFAULT_PRECISION, embedded_adapter, load_recip
 from vicort.export.verify import chunk_seconds, compare
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.locations import default_engine_dir
-from vicort.runtime.manifest import Backend, Manifest, Precision
+from vicort.runtime.manifest import KV, Backend, Manifest, Precision
 
 if TYPE_CHECKING:
     from vicort.export.build import Arguments
@@ -129,10 +129,17 @@ def _drafts(
             options.command(backend),
             plan_options,
             source.adapter,
+            options.kv,
         )
-        folder = options.out or default_engine_dir(source.name, precision, backend)
+        folder = options.out or _folder(source.name, precision, options.kv, backend)
         drafts.append(Draft(folder, manifest))
     return drafts
+
+
+def _folder(model: str, precision: Precision, kv: KV, backend: Backend) -> Path:
+    """The default folder of a set; one with int8 pages does not replace one with floats."""
+    folder = default_engine_dir(model, precision, backend)
+    return folder if kv == "float" else folder.with_name(f"{folder.name}-kv-{kv}")
 
 
 def candidates(backend: str, precision: Precision) -> list[Backend]:

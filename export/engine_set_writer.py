@@ -46,6 +46,7 @@ from vicort.export.torch_tensorrt import compile_directly
 from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.manifest import (
     FILE_NAME,
+    KV,
     Backend,
     EmbeddingSpec,
     Flavour,
@@ -96,6 +97,7 @@ def draft_manifest(
     command: str,
     options: PlanOptions | None = None,
     adapter: Adapter | None = None,
+    kv: KV = "float",
 ) -> Manifest:
     """The manifest of a set before it is built: without files, layers and names in plans. options:
     of backend tensorrt.
@@ -106,7 +108,7 @@ def draft_manifest(
         raise EngineError(
             f"{checkpoint} has no {NEEDED}, which questions need: download the checkpoint again"
         )
-    graphs, tools = signatures(model, precision), [*TOOLS, backend]
+    graphs, tools = signatures(model, precision, kv), [*TOOLS, backend]
     if options:
         graphs = plan_signatures(graphs, model, options.plugin, options.strip)
         tools = [*TOOLS, "triton", PIP_NAMES[options.flavour]]
@@ -117,6 +119,7 @@ def draft_manifest(
         backend=backend,
         flavour=options.flavour if options else None,
         precision=precision,
+        kv=kv,
         model=model,
         graphs=graphs,
         embedding=EmbeddingSpec(
@@ -282,7 +285,10 @@ def _write_kernels(folder: Path, checkpoint: Path, manifest: Manifest, say: Say)
     from vicort.export.kernels.compile import compile_kernels, kernel_spec
 
     spec = kernel_spec(
-        read_configuration(checkpoint).language, manifest.model.page_tokens, manifest.precision
+        read_configuration(checkpoint).language,
+        manifest.model.page_tokens,
+        manifest.precision,
+        kv=manifest.kv,
     )
     with _bar(f"compiling {KERNELS_FILE}", say) as bar:
         content = compile_kernels(spec, progress=lambda done, total, what: bar(what, done / total))

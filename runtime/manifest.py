@@ -16,12 +16,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from vicort.runtime.errors import EngineError
 from vicort.runtime.safe_text import read_text, shown
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE_NAME = "manifest.json"
 Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 # the module that builds and runs plans: TensorRT, or TensorRT for RTX
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 Precision = Literal["fp32", "bf16"]
+# keys and values in pages: numbers of the set's precision, or int8 with a scale for each vector
+KV = Literal["float", "int8"]
 GraphName = Literal["vision", "tokens", "llm", "vision_pruned"]  # the last is optional
 
 # bytes: larger files are fingerprinted by samples, so that a set of 10 GB opens quickly
@@ -146,6 +148,7 @@ class Manifest(Strict):
     backend: Backend
     flavour: Flavour | None = None  # of backend tensorrt
     precision: Precision
+    kv: KV = "float"
     model: ModelSpec
     graphs: dict[GraphName, GraphSpec]
     embedding: EmbeddingSpec

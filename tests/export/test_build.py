@@ -78,7 +78,7 @@ def test_the_set_keeps_the_op_with_its_function_body_beside_what_the_cpu_engines
     model = onnx.load(folder / "llm.onnx", load_external_data=False)
     nodes = [node for node in model.graph.node if node.domain == "vicort"]
     assert [node.op_type for node in nodes] == ["BoundedAttention"] * graph.attention_layers
-    assert {"layer", "scale", "sections", "frequencies"} == {
+    assert {"layer", "scale", "sections", "frequencies", "interleaved"} == {
         attribute.name for attribute in nodes[0].attribute
     }
     assert "BoundedAttention" in {function.name for function in model.functions}

@@ -717,7 +717,7 @@ def test_vicostream_reads_the_top_chunks_by_cosine_and_ingests_over_the_last_n()
     assert answer.read == tuple(merged)
     prefills = [run for run in engines.llm.runs if run["tokens"][0] >= 16]
     pages_at_most = 1 + 2 * 4  # prompt, two chunks of four units
-    assert all(run["table"][2] <= 16 for run in prefills)
+    assert all(run["table"][3] <= 16 for run in prefills)
     assert pages_at_most <= 16
 
 
