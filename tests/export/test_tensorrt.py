@@ -19,13 +19,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from support.interpreter import stand_in
 from support.reference_model import write_random_checkpoint
 from support.tensorrt_sets import ONE_GPU, plan_graphs, tiny_model, tiny_onnx, tiny_set
 
 from vicort.export import build, tensorrt_plans
 from vicort.export.checkpoint import resolve
 from vicort.export.engine_set_writer import PlanOptions, draft_manifest, is_built, write_engine_set
-from vicort.export.graphs import export_program, plan_signatures, signatures
+from vicort.export.graphs import (
+    export_graph,
+    export_program,
+    plan_signatures,
+    remove_functions,
+    signatures,
+    write_graph,
+)
+from vicort.export.kernels.compile import kernel_spec
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
 from vicort.export.tensorrt_plans import BuiltPlan, PlanJob, build_plan, listed_tensors
@@ -252,6 +261,33 @@ def test_the_vision_plan_can_come_straight_from_the_exported_program(quick, tmp_
     assert options["arg_inputs"][0].shape[1:] == (112, 112, 3)
     assert manifest.graphs["vision"].plan_names == {"features": "output0"}
     assert (tmp_path / "set" / "vision.plan").read_bytes() == b"a plan of torch-tensorrt"
+
+
+def test_attention_over_int8_pages_builds_with_the_plugin(tmp_path):
+    model, config = tiny_model(), read_configuration(resolve("tiny"))
+    graphs = plan_signatures(signatures(model, "bf16", "int8"), model, True, False)
+    exported, _ = export_graph(
+        load_language(resolve("tiny"), config, torch.bfloat16), graphs["llm"]
+    )
+    remove_functions(exported)
+    for _ in write_graph(exported, tmp_path / "llm.onnx"):
+        pass
+    spec = kernel_spec(config.language, model.page_tokens, "bf16", kv="int8")
+    kernels = tmp_path / "kernels.zip"
+    kernels.write_bytes(stand_in(spec, {"wide": (64, 32), "narrow": (16, 32)}))
+    plan = PlanJob(
+        model=tmp_path / "llm.onnx",
+        plan=tmp_path / "llm.plan",
+        graph=graphs["llm"],
+        flavour="tensorrt_rtx",
+        kernels=kernels,
+    )
+    assert build_plan(plan).plugin_layers == model.layers
+    kernels.write_bytes(
+        stand_in(spec.model_copy(update={"kv": "float"}), {"wide": (64, 32), "narrow": (16, 32)})
+    )
+    with pytest.raises(EngineError, match=r"is for pages of \('bfloat16'.*are \('int8'"):
+        build_plan(plan)
 
 
 def test_attention_builds_without_the_plugin_too(tmp_path):

@@ -614,9 +614,9 @@ class SimulatedEngineSet(FakeEngineSet):
     """`FakeEngineSet` on a simulated GPU: the same functions, so the same answers to the last
     bit."""
 
-    def __init__(self, seed=0, order=0, lag=0.0, **model_changes):
+    def __init__(self, seed=0, order=0, lag=0.0, kv="float", **model_changes):
         """order: seed of the order in which streams advance; lag: of `SimulatedDriver`."""
-        super().__init__(seed, **model_changes)
+        super().__init__(seed, kv, **model_changes)
         self.driver = SimulatedDriver(order, lag=lag)
         self.gpu = Gpu(self.driver)
         self.kernels = simulated_kernels(self.gpu, self.model, self.dtype, self.manifest.kv)
