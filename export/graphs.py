@@ -154,8 +154,6 @@ def plan_signatures(
         name: Dimension(min=1, opt=min(TYPICAL_PAGES, maximum), max=maximum)
         for name, maximum in (("P", min(MAX_PAGES, (volume - 1) // page)), ("N", read))
     }
-    # without the plugin, memory for scores grows with the tables of all segments
-    pages["S"] = Dimension(min=1, opt=1, max=MAX_SEGMENTS if plugin else 1)
     plans: dict[GraphName, GraphSpec] = {}
     for name, graph in graphs.items():
         # plans cannot share weights, so this one would store the vision encoder twice
@@ -166,12 +164,25 @@ def plan_signatures(
             "refit_from": f"{name}.onnx" if strip else None,
         }
         if graph.attention_layers:
+            if not plugin:
+                graph = _one_segment(graph)
             changes |= {
                 "dimensions": graph.dimensions | pages,
                 "plugin_layers": graph.attention_layers if plugin else 0,
             }
         plans[name] = graph.model_copy(update=changes)
     return plans
+
+
+def _one_segment(graph: GraphSpec) -> GraphSpec:
+    """The language graph for one table: memory for scores grows with the tables of all
+    segments."""
+    inputs = tuple(
+        spec.model_copy(update={"shape": tuple(1 if size == "S" else size for size in spec.shape)})
+        for spec in graph.inputs
+    )
+    dimensions = {name: bounds for name, bounds in graph.dimensions.items() if name != "S"}
+    return graph.model_copy(update={"inputs": inputs, "dimensions": dimensions})
 
 
 def export_graph(module: nn.Module, graph: GraphSpec) -> tuple[onnx_ir.Model, int]:

@@ -50,6 +50,7 @@ class EngineInfo:
     model: str
     backend: str
     precision: str
+    kv: str  # what pages hold: float or int8
     built_for: str
     build_command: str
     bytes_on_disk: dict[str, int]  # by file
@@ -122,6 +123,7 @@ def info(
         model=model.name,
         backend=manifest.backend,
         precision=manifest.precision,
+        kv=manifest.kv,
         built_for=manifest.target,
         build_command=manifest.build_command,
         bytes_on_disk={name: file.bytes for name, file in manifest.files.items()},
@@ -178,9 +180,10 @@ def lines(found: EngineInfo) -> list[str]:
     largest = sorted(found.bytes_on_disk.items(), key=lambda item: -item[1])[:3]
     of_files = ", ".join(f"{name} {_size(size)}" for name, size in largest)
     tokens = found.unit_tokens * found.fps / UNIT_FRAMES
+    pages = ", keys and values in int8" if found.kv == "int8" else ""
     rows = {
         "model": found.model,
-        "engines": f"{found.backend}, {found.precision}, for {found.built_for}",
+        "engines": f"{found.backend}, {found.precision}{pages}, for {found.built_for}",
         "built with": found.build_command,
         "on disk": f"{_size(sum(found.bytes_on_disk.values()))} ({of_files})",
         "frames": f"{width}x{height}, {found.fps:g} a second, chunks of {found.chunk_frames}",

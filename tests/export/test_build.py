@@ -30,6 +30,7 @@ from vicort.export.verify import compare, language_inputs
 from vicort.runtime.engines import tensorrt
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.manifest import FILE_NAME, read_manifest
+from vicort.runtime.session import Session
 
 
 @pytest.fixture(autouse=True)
@@ -214,6 +215,11 @@ REFUSED = {
         "'jax'",
         "torch-tensorrt",
     ),
+    "int8 pages without the plugin": (
+        ["tiny", "--backend", "tensorrt", "--kv", "int8", "--no-plugin"],
+        "--kv int8",
+        "leave one of the two out",
+    ),
     "no folder": (["./no/such/folder"], "no/such/folder", "folder"),
     "odd frames": (["tiny", "--chunk-frames", "7"], "7", "multiple of 2"),
     "odd size": (["tiny", "--image-size", "100x112"], "100", "multiples of 28"),
@@ -315,10 +321,25 @@ def test_the_build_command_in_a_manifest_builds_the_same_set_again():
         "--precision",
         "fp32",
     ]
-    options = build._parse([*words, "--image-size", "56x84"])
+    options = build._parse([*words, "--image-size", "56x84", "--kv", "int8"])
     command = options.command("tensorrt").split()
     assert command[0] == "vicort-build"
     assert build._parse(command[1:]) == options
+
+
+def test_int8_pages_are_in_the_manifest_and_the_engines_equal_the_model(tmp_path, capfd):
+    folder = tmp_path / "set"
+    words = (built_model(), "--backend", "onnxruntime", "--kv", "int8", "--verify")
+    status, said = run(capfd, *words, "--out", folder, *built_options())
+    assert status == 0
+    assert "llm prefill" in said
+    manifest = read_manifest(folder)
+    assert manifest.kv == "int8"
+    types = {spec.name: spec.dtype for spec in manifest.graphs["llm"].inputs}
+    assert (types["pool"], types["scales"], types["features"]) == ("int8", "float32", "float32")
+    assert "--kv int8" in manifest.build_command
+    with Session.open(folder, "vicostream") as session:
+        assert session.inspect().memory.pool.data.dtype == np.int8
 
 
 @pytest.mark.parametrize(("arguments", "value", "allowed"), REFUSED.values(), ids=REFUSED.keys())

@@ -8,6 +8,7 @@ import shutil
 import threading
 import weakref
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -516,6 +517,37 @@ def test_many_threads_ask_while_frames_go_on():
         session.finish()
         assert session.summary().frames == 400
     assert len(texts) > 6
+
+
+# ---- int8 pages ----
+
+
+def test_long_term_memory_over_int8_pages_is_refused_in_one_line():
+    with pytest.raises(ConfigError, match=r"^system livevlm has .* built without --kv int8$"):
+        Session(FakeEngineSet(kv="int8"), load_system("livevlm"))
+
+
+def test_int8_pages_change_little_and_something():
+    """What a question reads is near what it reads from pages of floats."""
+    first = []
+    for kv in ("float", "int8"):
+        engines, logits = FakeEngineSet(kv=kv), []
+        with Session(engines, system(), overlap=False, sampling=Sampling(max_tokens=1)) as session:
+            for frame in frames(40):
+                session.push(frame)
+            read = engines.llm.function
+            engines.llm.function = partial(_kept, logits, read)
+            session.ask(ASK)
+        first.append(logits[0])
+    exact, rounded = first
+    off = np.abs(exact - rounded).max() / np.abs(exact).max()
+    assert 0 < off < 0.05
+
+
+def _kept(kept, read, /, **run):
+    outputs = read(**run)
+    kept.append(outputs["logits"])
+    return outputs
 
 
 # ---- positions and bounds ----
