@@ -410,6 +410,7 @@ def rtx():
 
 
 SPEC = SimpleNamespace(
+    interleaved=False,
     dtype="bfloat16",
     kv_heads=2,
     page_tokens=4,
