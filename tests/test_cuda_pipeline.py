@@ -120,7 +120,6 @@ def test_every_system_says_on_the_gpu_what_it_says_on_the_host_to_the_last_bit(
 
 @pytest.mark.parametrize("name", ["spilling", "vicostream", "simplestream"])
 def test_int8_pages_on_the_gpu_are_those_of_the_host_to_the_last_bit(name):
-    """Their scales move to the host tier and back with them, and answers depend on them."""
     host = told(FakeEngineSet(kv="int8"), name)
     assert told(SimulatedEngineSet(kv="int8", order=1, lag=0.002), name) == host
 
