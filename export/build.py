@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, get_args
 from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.errors import ConfigError, DeviceError, VicortError
 from vicort.runtime.log_options import add_log_options, log_to_stderr
-from vicort.runtime.manifest import Backend, Precision, Weights
+from vicort.runtime.manifest import KV, Backend, Precision, Weights
 from vicort.runtime.shell_completion import add_completion_option
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Arguments:
     backend: str  # a Backend, or auto
     precision: Precision | None
     weights: Weights | None
+    kv: KV
     chunk_frames: int | None
     image_size: tuple[int, int] | None  # pixels, width and height
     max_pixels: int | None  # area of a frame, where sizes follow the source
@@ -48,6 +49,7 @@ class Arguments:
         words += ["--out", str(self.out)] if self.out else []
         words += ["--precision", self.precision] if self.precision else []
         words += ["--weights", self.weights] if self.weights else []
+        words += ["--kv", self.kv] if self.kv != "float" else []
         words += ["--no-plugin"] if self.no_plugin else []
         words += ["--strip"] if self.strip else []
         words += ["--target", ",".join(self.target)] if self.target else []
@@ -104,6 +106,10 @@ def _plan_options(options: Arguments) -> PlanOptions | None:
                 "name that backend"
             )
         return None
+    if options.kv == "int8" and options.no_plugin:
+        raise ConfigError(
+            "--kv int8 with --no-plugin: only the plugin reads int8 pages, leave one of the two out"
+        )
     from vicort.export.engine_set_writer import PlanOptions
     from vicort.export.tensorrt_plans import check_targets, load_tensorrt, missing_gpu
 
@@ -180,6 +186,13 @@ def _parse(arguments: Sequence[str]) -> Arguments:
         choices=get_args(Weights),
         help="quantise the weights of matrix products; with int4, those of the vision encoder and "
         "of the output head are int8 (default: all weights are of --precision)",
+    )
+    parser.add_argument(
+        "--kv",
+        choices=get_args(KV),
+        default="float",
+        help="number format of cached keys and values: that of the weights, or int8, which holds "
+        "more history in the same memory (default: %(default)s)",
     )
     parser.add_argument(
         "--chunk-frames",

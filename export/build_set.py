@@ -156,10 +156,17 @@ def _drafts(
             plan_options,
             source.adapter,
             options.weights,
+            options.kv,
         )
-        folder = options.out or default_engine_dir(source.name, precision, backend, options.weights)
+        folder = options.out or _folder(source.name, precision, backend, options)
         drafts.append(Draft(folder, manifest))
     return drafts
+
+
+def _folder(model: str, precision: Precision, backend: Backend, options: Arguments) -> Path:
+    """The default folder of a set; one with int8 pages does not replace one with floats."""
+    folder = default_engine_dir(model, precision, backend, options.weights)
+    return folder if options.kv == "float" else folder.with_name(f"{folder.name}-kv-{options.kv}")
 
 
 def candidates(backend: str, precision: Precision, weights: Weights | None = None) -> list[Backend]:

@@ -50,6 +50,7 @@ from vicort.export.weight_compression import Scheme, compress
 from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.manifest import (
     FILE_NAME,
+    KV,
     Backend,
     EmbeddingSpec,
     Flavour,
@@ -104,6 +105,7 @@ def draft_manifest(
     options: PlanOptions | None = None,
     adapter: Adapter | None = None,
     weights: Weights | None = None,
+    kv: KV = "float",
 ) -> Manifest:
     """The manifest of a set before it is built: without files, layers and names in plans. options:
     of backend tensorrt.
@@ -114,7 +116,7 @@ def draft_manifest(
         raise EngineError(
             f"{checkpoint} has no {NEEDED}, which questions need: download the checkpoint again"
         )
-    graphs, tools = signatures(model, precision), [*TOOLS, backend]
+    graphs, tools = signatures(model, precision, kv), [*TOOLS, backend]
     if options:
         graphs = plan_signatures(graphs, model, options.plugin, options.strip)
         tools = [*TOOLS, "triton", PIP_NAMES[options.flavour]]
@@ -126,6 +128,7 @@ def draft_manifest(
         flavour=options.flavour if options else None,
         precision=precision,
         weights=weights,
+        kv=kv,
         model=model,
         graphs=graphs,
         embedding=EmbeddingSpec(
@@ -305,7 +308,10 @@ def _write_kernels(folder: Path, checkpoint: Path, manifest: Manifest, say: Say)
     from vicort.export.kernels.compile import compile_kernels, kernel_spec
 
     spec = kernel_spec(
-        read_configuration(checkpoint).language, manifest.model.page_tokens, manifest.precision
+        read_configuration(checkpoint).language,
+        manifest.model.page_tokens,
+        manifest.precision,
+        kv=manifest.kv,
     )
     with _bar(f"compiling {KERNELS_FILE}", say) as bar:
         content = compile_kernels(spec, progress=lambda done, total, what: bar(what, done / total))

@@ -23,6 +23,7 @@ from torch.export import Dim
 from vicort.export import onnx_function
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.manifest import (
+    KV,
     Dimension,
     GraphName,
     GraphSpec,
@@ -51,14 +52,17 @@ MAX_NATIVE_VOLUME = 1 << 31
 # cached tokens that a run without the plugin may read: its memory grows with them
 MAX_NATIVE_TOKENS = 1 << 15
 TYPICAL_PAGES = 1024  # plans are tuned for it
+MAX_SEGMENTS = 16  # tables in a run: questions that are read together, or answers that go on
 
 
-def signatures(model: ModelSpec, precision: Precision) -> dict[GraphName, GraphSpec]:
+def signatures(
+    model: ModelSpec, precision: Precision, kv: KV = "float"
+) -> dict[GraphName, GraphSpec]:
     """Names, types and shapes of the tensors of all graphs. String sizes are dynamic, with bounds
     in `dimensions`."""
     kind = TYPE_NAMES[precision]
     units, tokens, width = model.chunk_frames // UNIT_FRAMES, model.unit_tokens, model.width
-    cells = ("P", model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim)
+    vectors = ("P", model.layers, model.kv_heads, 2, model.page_tokens)
     new = (model.layers, "C", model.kv_heads, model.head_dim)
     count = _up_to(units)
     doubled = {"2*U": _multiple(UNIT_FRAMES, units), "U": count}
@@ -101,9 +105,11 @@ def signatures(model: ModelSpec, precision: Precision) -> dict[GraphName, GraphS
             _spec("tokens", "int32", "C"),
             _spec("features", kind, "C", width),
             _spec("pos", "int32", "C", 3),
-            _spec("pool", kind, *cells),
+            _spec("segment", "int32", "C"),
+            _spec("pool", "int8" if kv == "int8" else kind, *vectors, model.head_dim),
             _spec("where", "int32", "P", "where_layers", "where_heads", model.page_tokens, 3),
-            _spec("table", "int32", "table_layers", "table_heads", "N"),
+            _spec("table", "int32", "S", "table_layers", "table_heads", "N"),
+            *((_spec("scales", "float32", *vectors),) if kv == "int8" else ()),
         ),
         outputs=(
             _spec("logits", "float32", 1, model.vocabulary),
@@ -123,6 +129,7 @@ def signatures(model: ModelSpec, precision: Precision) -> dict[GraphName, GraphS
             "C": _up_to(model.max_rows),
             "P": _up_to(MAX_PAGES),
             "N": _up_to(MAX_PAGES),
+            "S": Dimension(min=1, opt=1, max=MAX_SEGMENTS),
             "where_layers": Dimension(min=1, opt=1, max=model.layers),
             "where_heads": Dimension(min=1, opt=1, max=model.kv_heads),
             "table_layers": Dimension(min=1, opt=1, max=model.layers),
@@ -217,12 +224,25 @@ def plan_signatures(
             "refit_from": f"{name}.onnx" if strip else None,
         }
         if graph.attention_layers:
+            if not plugin:
+                graph = _one_segment(graph)
             changes |= {
                 "dimensions": graph.dimensions | pages,
                 "plugin_layers": graph.attention_layers if plugin else 0,
             }
         plans[name] = graph.model_copy(update=changes)
     return plans
+
+
+def _one_segment(graph: GraphSpec) -> GraphSpec:
+    """The language graph for one table: memory for scores grows with the tables of all
+    segments."""
+    inputs = tuple(
+        spec.model_copy(update={"shape": tuple(1 if size == "S" else size for size in spec.shape)})
+        for spec in graph.inputs
+    )
+    dimensions = {name: bounds for name, bounds in graph.dimensions.items() if name != "S"}
+    return graph.model_copy(update={"inputs": inputs, "dimensions": dimensions})
 
 
 def export_graph(module: nn.Module, graph: GraphSpec) -> tuple[onnx_ir.Model, int]:

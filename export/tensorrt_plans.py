@@ -58,6 +58,7 @@ LISTED_TYPES = {
     "Half": "float16",
     "Int32": "int32",
     "UInt8": "uint8",
+    "Int8": "int8",
 }
 Progress = Callable[[str, float], None]  # called with a phase's name and the fraction done, 0 to 1
 

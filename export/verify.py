@@ -23,11 +23,12 @@ from vicort.export.weight_compression import Scheme, dequantise_parameters
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.devices.device import Array, Device, Stream
 from vicort.runtime.devices.host import InlineStream
+from vicort.runtime.devices.int8_vectors import quantised
 from vicort.runtime.engines.bindings import numpy_dtype
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.frame_grid import Grid
-from vicort.runtime.manifest import GraphName, Manifest, ModelSpec
+from vicort.runtime.manifest import KV, GraphName, Manifest, ModelSpec
 from vicort.runtime.vision_windows import grid_inputs, pruned_grid_inputs
 
 # maximum difference relative to the maximum value
@@ -97,7 +98,7 @@ def compare(
         del vision
         language = _language(checkpoint, engines.manifest, adapter)
         for run, rows, pages in (("llm prefill", 13, 5), ("llm decode", 1, 9)):
-            inputs = language_inputs(model, engines.dtype, rows, pages, random)
+            inputs = language_inputs(model, engines.dtype, rows, pages, random, engines.manifest.kv)
             real = inputs["pos"][:, 0] >= 0
             yield from _compare(
                 run, engines, "llm", language, inputs, {"k": real, "v": real}, allowed
@@ -137,7 +138,14 @@ def chunk_seconds(folder: Path) -> float:
             (engines.vision, frames),
             (
                 engines.llm,
-                language_inputs(model, engines.dtype, rows, 4 * rows // model.page_tokens, random),
+                language_inputs(
+                    model,
+                    engines.dtype,
+                    rows,
+                    4 * rows // model.page_tokens,
+                    random,
+                    engines.manifest.kv,
+                ),
             ),
         ]
         bound = [
@@ -154,10 +162,15 @@ def chunk_seconds(folder: Path) -> float:
 
 
 def language_inputs(
-    model: ModelSpec, dtype: np.dtype, rows: int, pages: int, random: np.random.Generator
+    model: ModelSpec,
+    dtype: np.dtype,
+    rows: int,
+    pages: int,
+    random: np.random.Generator,
+    kv: KV = "float",
 ) -> Arrays:
     """Random input of the language graph: half tokens, half features, with padding rows, empty
-    cells and a slot of -1."""
+    cells and a slot of -1. kv: what pages hold."""
     cells = (pages, model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim)
     tokens = random.integers(0, model.vocabulary, rows)
     pos = random.integers(0, model.max_position, (rows, 3))
@@ -167,13 +180,21 @@ def language_inputs(
     where[random.random(where.shape[:-1]) < 0.3] = -1
     table = random.permutation(pages)
     table[-1] = -1
+    features = random.standard_normal((rows, model.width), np.float32).astype(dtype)
+    numbers = random.standard_normal(cells, np.float32)
+    cached = (
+        dict(zip(("pool", "scales"), quantised(numbers), strict=True))
+        if kv == "int8"
+        else {"pool": numbers.astype(dtype)}
+    )
     return {
         "tokens": tokens.astype(np.int32),
-        "features": random.standard_normal((rows, model.width), np.float32).astype(dtype),
+        "features": features,
         "pos": pos.astype(np.int32),
-        "pool": random.standard_normal(cells, np.float32).astype(dtype),
+        "segment": np.zeros(rows, np.int32),
         "where": where.astype(np.int32),
-        "table": table[None, None].astype(np.int32),
+        "table": table[None, None, None].astype(np.int32),
+        **cached,
     }
 
 

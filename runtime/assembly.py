@@ -73,11 +73,13 @@ def assemble(
     MemoryBudgetError if the system's budget does not hold one chunk.
     """
     model = engines.manifest.model
+    check_long_term(system, engines.manifest)
     device = engines.new_device(overlap)
     prompt = open_prompt(engines.folder, model, system_prompt)
     text_tokens = min(model.max_rows + answer_tokens, model.max_position // 8)
     timeline = Timeline(model, len(prompt.prefix), text_tokens)
-    fitted = fit_budget(system, model, engines.dtype, len(prompt.prefix), device.memory(), request)
+    prompt_tokens, machine = len(prompt.prefix), device.memory()
+    fitted = fit_budget(system, model, engines.pool_dtype, prompt_tokens, machine, request)
     system = fitted.system
     logger.info(
         "system %s: --memory %gMB --host-memory %gMB, chunks of %d frames of %s, %s, threads of "
@@ -89,8 +91,8 @@ def assemble(
         "stages overlap" if overlap else "one stage after another",
         threads,
     )
-    memory = Memory(device, model, system, timeline, engines.dtype, clock)
-    run = LanguageRun(engines.llm, model, device, memory.pool)
+    memory = Memory(device, model, system, timeline, engines.pool_dtype, clock)
+    run = LanguageRun(engines.llm, model, device, memory.pool, engines.dtype)
     preprocessor = device.preprocessor(model.fixed_size, threads)
     preprocess = Preprocess(device.stream("preprocess"), preprocessor)
     vision, tokens = _vision_stages(device, engines, system)
@@ -161,6 +163,7 @@ def check_system(
     system.retrieval.check(system.name, frames // UNIT_FRAMES)
     if system.long_term and manifest.backend == "tensorrt":
         raise DeviceError(ON_CPU_ONLY)
+    check_long_term(system, manifest)
     if system.drop.pruning:
         check_pruned_graph(manifest, folder)
     read_generation(folder)
@@ -169,6 +172,16 @@ def check_system(
         silence_token(speech, prompt, system.name)
     prompt_tokens = len(prompt.prefix)
     return fit_budget(system, model, pool_dtype(manifest), prompt_tokens, machine, request)
+
+
+def check_long_term(system: System, manifest: Manifest) -> None:
+    """Raises ConfigError if the system's long-term memory cannot read the pages of these
+    engines."""
+    if system.long_term and manifest.kv == "int8":
+        raise ConfigError(
+            f"system {system.name} has long-term memory, which reads keys and values as floats: "
+            "take --system vicostream, or an engine set built without --kv int8"
+        )
 
 
 def chunk_frames(system: System, model: ModelSpec) -> int:

@@ -18,11 +18,11 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from vicort.runtime.errors import EngineError
-from vicort.runtime.manifest import Strict
+from vicort.runtime.manifest import KV, Strict
 
 FILE_NAME = "kernels.zip"
 INDEX = "kernels.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 REBUILD = "rebuild the engine set with the command in its manifest"
 
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -49,14 +49,20 @@ class KernelSpec(Strict):
     head_dim: int = Field(ge=32, le=256)
     page_tokens: int = Field(ge=1)
     dtype: Dtype
+    kv: KV = "float"  # what pages hold
     sections: tuple[int, int, int]
+    interleaved: bool = False  # how t, h and w are assigned to the frequencies
     frequencies: tuple[float, ...]  # D/2, each a float32
     # 0: cos and sin are computed; otherwise the number of positions in precomputed tables
     positions: int = Field(default=0, ge=0)
 
     @property
-    def item_bytes(self) -> int:
-        return 4 if self.dtype == "float32" else 2
+    def pool_dtype(self) -> str:
+        return self.dtype if self.kv == "float" else self.kv
+
+    @property
+    def pool_item_bytes(self) -> int:
+        return {"float32": 4, "int8": 1}.get(self.pool_dtype, 2)
 
     def rotary(self) -> np.ndarray:
         """The kernel argument `rotary`, float32: frequencies [D/2], or tables of cos and sin
@@ -185,8 +191,8 @@ class Kernels:
     def plan(
         self, rows: int, pages: int, multiprocessors: int, capability: tuple[int, int]
     ) -> AttentionPlan:
-        """The launch geometry for `rows` new tokens over `pages` pages. It depends on nothing else,
-        so a CUDA graph may contain it."""
+        """The launch geometry for `rows` new tokens over `pages` pages, those of all segments. It
+        depends on nothing else, so a CUDA graph may contain it."""
         spec = self.spec
         form: Form = "narrow" if rows * spec.groups <= NARROW_VECTORS else "wide"
         block_m, block_n = self._blocks(self.architecture(capability), form)
@@ -206,7 +212,7 @@ class Kernels:
 
     def workspace_bytes(self, max_rows: int, max_table: int) -> int:
         """Maximum workspace of any plan on any GPU, for up to `max_rows` new tokens and `max_table`
-        pages."""
+        pages of all segments."""
         spec = self.spec
         most = 0
         for kernel in self.compiled:

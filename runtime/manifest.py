@@ -31,6 +31,8 @@ Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 Precision = Literal["fp32", "bf16"]
 Weights = Literal["int8", "int4"]  # of matrix products, where they are not of the precision
+# keys and values in pages: numbers of the set's precision, or int8 with a scale for each vector
+KV = Literal["float", "int8"]
 GraphName = Literal["vision", "tokens", "llm", "vision_pruned"]  # the last is optional
 
 # bytes: larger files are fingerprinted by samples, so that a set of 10 GB opens quickly
@@ -201,6 +203,7 @@ class Manifest(Strict):
     flavour: Flavour | None = None  # of backend tensorrt
     precision: Precision  # of all that is not quantised
     weights: Weights | None = None  # None: of the precision
+    kv: KV = "float"
     model: ModelSpec
     graphs: dict[GraphName, GraphSpec]
     embedding: EmbeddingSpec

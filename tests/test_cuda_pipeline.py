@@ -118,6 +118,12 @@ def test_every_system_says_on_the_gpu_what_it_says_on_the_host_to_the_last_bit(
     assert engines.driver.counts["replay"] > engines.driver.counts["capture"] > 0
 
 
+@pytest.mark.parametrize("name", ["spilling", "vicostream", "simplestream"])
+def test_int8_pages_on_the_gpu_are_those_of_the_host_to_the_last_bit(name):
+    host = told(FakeEngineSet(kv="int8"), name)
+    assert told(SimulatedEngineSet(kv="int8", order=1, lag=0.002), name) == host
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("order", range(1, 30))
 @pytest.mark.parametrize("name", ["spilling", *SHARED])

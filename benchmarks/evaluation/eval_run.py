@@ -165,6 +165,7 @@ def settings_of(options: EvalOptions, dataset: Dataset, manifest: Manifest) -> d
         "max_tokens": options.max_tokens or dataset.max_tokens,
         "model": manifest.model.name,
         "precision": manifest.precision,
+        **({} if manifest.kv == "float" else {"kv": manifest.kv}),  # as earlier records have it
         "backend": manifest.backend,
         "checkpoint": manifest.checkpoint,
         "image": manifest.model.frame_size,

@@ -135,7 +135,8 @@ def random_inputs(spec: KernelSpec, case: Case, seed: int = 0) -> Arrays:
     } | {
         "pos": pos,
         "where": where,
-        "table": table.reshape(spread_layers, spread_heads, case.pages),
+        "segment": np.zeros(case.rows, np.int32),
+        "table": table.reshape(1, spread_layers, spread_heads, case.pages),
     }
 
 
@@ -159,7 +160,7 @@ def plain_statement(
     spec: KernelSpec, inputs: Arrays, rows: np.ndarray, layer: int, scale: float
 ) -> np.ndarray:
     """vicort::BoundedAttention in float64, for some rows: [len(rows), Hq, D]."""
-    pos, where, table = inputs["pos"], inputs["where"], inputs["table"]
+    pos, where, table = inputs["pos"], inputs["where"], inputs["table"][0]
     out = np.zeros((len(rows), spec.kv_heads * spec.groups, spec.head_dim))
     real = pos[:, 0] >= 0
     for head in range(spec.kv_heads):
@@ -199,7 +200,7 @@ class Call:
         self._arrays = {name: lab.put(array) for name, array in inputs.items()}
         self._arrays["out"] = lab.poisoned(inputs["q"].shape, inputs["q"].dtype)
         plan = kernels.kernels.plan(
-            self._rows, inputs["table"].shape[2], kernels.multiprocessors, kernels.capability
+            self._rows, inputs["table"].shape[3], kernels.multiprocessors, kernels.capability
         )
         self.shares = plan.shares
         self._arrays["workspace"] = lab.poisoned((max(plan.workspace_bytes, 1),), np.uint8)
@@ -406,7 +407,8 @@ def speed_at(
     case = Case(rows, context // spec.page_tokens, layers=LAYERS, holes=False)
     inputs = repeated_pool(spec, case)
     flop = 4 * rows * spec.kv_heads * spec.groups * spec.head_dim * (context + (rows + 1) / 2)
-    moved = 2 * (context + rows) * spec.kv_heads * spec.head_dim * spec.item_bytes + 12 * context
+    vectors = 2 * (context + rows) * spec.kv_heads
+    moved = vectors * spec.head_dim * np.dtype(spec.dtype).itemsize + 12 * context
     found: dict[str, Any] = {
         "rows": rows,
         "context": context,

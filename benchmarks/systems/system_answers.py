@@ -91,7 +91,7 @@ def answers(
     watched = len({row.stream for row in rows})
     model, counted = engines.manifest.model, _counted(counter, watched, settings)
     tokens = _read_when_old(counted, rows, settings, model)
-    bytes_of_token = page_bytes(model, engines.dtype) / model.page_tokens
+    bytes_of_token = page_bytes(model, engines.pool_dtype) / model.page_tokens
     return {
         "system": describe_system(system),
         "accuracy": by_age(rows)[system.name],

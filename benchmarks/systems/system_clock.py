@@ -123,7 +123,7 @@ def _overlapped(
 
 def _memory(engines: EngineSet, stream: VicortStream) -> dict[str, Any]:
     pages = stream.session.summary().pages
-    mb_a_page = page_bytes(engines.manifest.model, engines.dtype) / 1e6
+    mb_a_page = page_bytes(engines.manifest.model, engines.pool_dtype) / 1e6
     return {
         "frames_before_asking": stream.watch.frames,
         "pages": pages,

@@ -292,4 +292,4 @@ def fingerprint(engine_dirs: EngineDirs, settings: Settings) -> str:
 def _unit_bytes(engine_dir: Path) -> int:
     with EngineSet.open(engine_dir) as engines:
         model = engines.manifest.model
-        return page_bytes(model, engines.dtype) * -(-model.unit_tokens // model.page_tokens)
+        return page_bytes(model, engines.pool_dtype) * -(-model.unit_tokens // model.page_tokens)

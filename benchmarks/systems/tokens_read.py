@@ -25,7 +25,7 @@ class TokenCounter:
     def run(self, bindings: dict[str, np.ndarray], began_ns: int) -> None:
         text = bindings["tokens"][bindings["pos"][:, 0] != EMPTY] >= 0
         if text.all() and len(text) > 1:
-            self._text(len(text), visible_tokens(bindings["table"], bindings["where"]))
+            self._text(len(text), visible_tokens(bindings["table"][0], bindings["where"]))
         else:
             self.flush()
 

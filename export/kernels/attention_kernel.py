@@ -50,13 +50,17 @@ def bounded_attention(
     k,  # [rows,kv_heads,D]
     v,
     pos,  # [rows,3] int32
+    segment,  # [rows] int32
     # the layer's first cell: [P] slots of `slot_cells` cells [2,PAGE,D]; the layer's cells, one
     # per head, come first
     pool,
+    scales,  # with INT8: as the pool, cells of [2,PAGE] float32
     # the layer's first position: [P] slots of `where_slot` int32, heads `where_head` apart (0:
     # shared), each [PAGE,3]
     where,
-    table,  # the layer's slots: heads `table_head` apart (0: shared), each [pages] int32
+    # the layer's slots: segments `table_segment` apart, heads `table_head` apart (0: shared), each
+    # [pages] int32
+    table,
     out,  # [rows,kv_heads*GROUP,D]
     # float32, of S shares: mixed [S,rows*kv_heads*GROUP,D], highest score [S,…], sum of weights
     # [S,…]; unused when S = 1
@@ -64,9 +68,11 @@ def bounded_attention(
     rotary,
     rows,
     pages,
+    segments,
     slot_cells,
     where_slot,
     where_head,
+    table_segment,
     table_head,
     scale,  # of the scores, times log2(e)
     D: tl.constexpr,
@@ -74,6 +80,8 @@ def bounded_attention(
     PAGE: tl.constexpr,
     SECTION_T: tl.constexpr,
     SECTION_H: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    INT8: tl.constexpr,
     POSITIONS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -93,6 +101,7 @@ def bounded_attention(
     inside = row < rows
     query_t = tl.load(pos + row * 3, mask=inside, other=-1)
     real = query_t >= 0
+    its_segment = tl.load(segment + row, mask=real, other=-1)
     query_h = tl.load(pos + row * 3 + 1, mask=real, other=0)
     query_w = tl.load(pos + row * 3 + 2, mask=real, other=0)
     query_cos, query_sin = rotation(
@@ -103,6 +112,7 @@ def bounded_attention(
         half[None, :],
         SECTION_T,
         SECTION_H,
+        INTERLEAVED,
         POSITIONS,
         HALF,
     )
@@ -118,14 +128,21 @@ def bounded_attention(
     total = tl.zeros([BLOCK_M], tl.float32)
     mixed = tl.zeros([BLOCK_M, D], tl.float32)
 
-    cached = pages * PAGE
+    # the cached tokens of the segments that this tile's rows are of, one segment after another
+    lowest = tl.maximum(tl.min(tl.where(real, its_segment, segments)), 0)
+    cached = (
+        tl.maximum(tl.minimum(tl.max(its_segment), segments - 1) + 1 - lowest, 0) * pages * PAGE
+    )
     tiles = tl.cdiv(cached, BLOCK_N)
     step = tl.cdiv(tiles + tl.cdiv(rows, BLOCK_N), shares)  # tiles in a share
     for start in tl.range(
         share * step * BLOCK_N, tl.minimum(cached, (share + 1) * step * BLOCK_N), BLOCK_N
     ):
         token = start + tl.arange(0, BLOCK_N)
-        slot = tl.load(table + head * table_head + token // PAGE, mask=token < cached, other=-1)
+        entry = token // PAGE
+        theirs = lowest + entry // pages
+        named_by = table + theirs * table_segment + head * table_head + entry % pages
+        slot = tl.load(named_by, mask=token < cached, other=-1)
         named = slot >= 0
         place = where + slot.to(tl.int64) * where_slot + head * where_head + token % PAGE * 3
         t = tl.load(place, mask=named, other=-1)
@@ -140,27 +157,32 @@ def bounded_attention(
             half[:, None],
             SECTION_T,
             SECTION_H,
+            INTERLEAVED,
             POSITIONS,
             HALF,
         )
-        cell = (slot.to(tl.int64) * slot_cells + head) * (2 * PAGE * D) + token % PAGE * D
-        key = pool + cell[None, :] + half[:, None]
-        key_1, key_2 = turn(
-            tl.load(key, mask=filled[None, :], other=0.0),
-            tl.load(key + HALF, mask=filled[None, :], other=0.0),
-            cos,
-            sin,
-        )
+        stored = (slot.to(tl.int64) * slot_cells + head) * (2 * PAGE) + token % PAGE
+        key = pool + stored[None, :] * D + half[:, None]
+        first_half = tl.load(key, mask=filled[None, :], other=0)
+        second_half = tl.load(key + HALF, mask=filled[None, :], other=0)
         value = tl.load(
-            pool + cell[:, None] + PAGE * D + dim[None, :], mask=filled[:, None], other=0.0
+            pool + (stored[:, None] + PAGE) * D + dim[None, :], mask=filled[:, None], other=0
         )
+        if INT8:
+            key_scale = tl.load(scales + stored, mask=filled, other=0.0)[None, :]
+            value_scale = tl.load(scales + stored + PAGE, mask=filled, other=0.0)[:, None]
+            first_half = first_half.to(tl.float32) * key_scale
+            second_half = second_half.to(tl.float32) * key_scale
+            value = (value.to(tl.float32) * value_scale).to(query_1.dtype)
+        key_1, key_2 = turn(first_half, second_half, cos, sin)
+        key_1, key_2 = key_1.to(query_1.dtype), key_2.to(query_1.dtype)
         highest, total, mixed = update(
             query_1,
             query_2,
             key_1,
             key_2,
             value,
-            filled[None, :],
+            filled[None, :] & (theirs[None, :] == its_segment[:, None]),
             scale,
             highest,
             total,
@@ -188,6 +210,7 @@ def bounded_attention(
             half[:, None],
             SECTION_T,
             SECTION_H,
+            INTERLEAVED,
             POSITIONS,
             HALF,
         )
@@ -200,7 +223,9 @@ def bounded_attention(
             sin,
         )
         value = tl.load(v + cell[:, None] + dim[None, :], mask=filled[:, None], other=0.0)
+        theirs = tl.load(segment + other, mask=filled, other=-1)
         visible = filled[None, :] & (other[None, :] <= row[:, None])
+        visible = visible & (theirs[None, :] == its_segment[:, None])
         highest, total, mixed = update(
             query_1, query_2, key_1, key_2, value, visible, scale, highest, total, mixed, PRECISION
         )

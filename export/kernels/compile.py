@@ -25,6 +25,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from vicort.export.kernels.compile_task import Built, Task, Tile, compile_task
 from vicort.runtime.errors import ConfigError, EngineError, VicortError
 from vicort.runtime.kernels import INDEX, SCHEMA_VERSION, Dtype, KernelSpec
+from vicort.runtime.manifest import KV
 from vicort.runtime.safe_text import shown
 
 if TYPE_CHECKING:
@@ -52,10 +53,14 @@ Progress = Callable[[int, int, str], None]
 
 
 def kernel_spec(
-    config: LanguageConfiguration, page_tokens: int, precision: str, positions: int = 0
+    config: LanguageConfiguration,
+    page_tokens: int,
+    precision: str,
+    positions: int = 0,
+    kv: KV = "float",
 ) -> KernelSpec:
-    """What the kernels of a language model are compiled for; precision: "bf16", "fp16" or
-    "fp32"."""
+    """What the kernels of a language model are compiled for; precision: "bf16", "fp16" or "fp32";
+    kv: what pages hold."""
     # late: it takes torch and onnx, which the compilation itself does not need
     from vicort.export.onnx_function import rotary_frequencies
 
@@ -65,6 +70,7 @@ def kernel_spec(
         head_dim=config.head_dim,
         page_tokens=page_tokens,
         dtype=DTYPES[precision],
+        kv=kv,
         sections=config.sections,
         frequencies=tuple(rotary_frequencies(config.theta, config.head_dim // 2)),
         positions=positions,
@@ -98,6 +104,8 @@ def plan_tasks(spec: KernelSpec, architecture: int) -> list[Task]:
         "PAGE": page,
         "SECTION_T": spec.sections[0],
         "SECTION_H": spec.sections[1],
+        "INTERLEAVED": int(spec.interleaved),
+        "INT8": int(spec.kv == "int8"),
         "POSITIONS": spec.positions,
         "PRECISION": "ieee",
     }
@@ -106,6 +114,7 @@ def plan_tasks(spec: KernelSpec, architecture: int) -> list[Task]:
         "HEADS": heads,
         "HEADS_BLOCK": triton.next_power_of_2(heads),
         "PAGE": page,
+        "INT8": int(spec.kv == "int8"),
     }
     places: dict[str, int | str] = {"PAGE": page, "BLOCK": triton.next_power_of_2(3 * page)}
     return [

@@ -24,11 +24,13 @@ from vicort.runtime.safe_text import brief
 KERNELS: dict[KernelName, JITFunction] = {
     each.__name__: each for each in (bounded_attention, combine, scatter_tokens, set_places)
 }
-TENSORS = ("q", "k", "v", "pool", "out")  # arguments that point at the model's own type
+TENSORS = ("q", "k", "v", "out")  # arguments that point at the model's own type
+ALIGNED = (*TENSORS, "pool", "partial", "rotary")  # to 16 bytes
 TYPES = {
     "bfloat16": "*bf16",
     "float16": "*fp16",
     "float32": "*fp32",
+    "int8": "*i8",
     "pointer": "*i32",
     "i32": "i32",
     "f32": "fp32",
@@ -121,7 +123,7 @@ def _compile_tile(spec: KernelSpec, task: Task, tile: Tile) -> Built:
     aligned = {
         (number,): [["tt.divisibility", 16]]
         for number, name in enumerate(function.arg_names)
-        if name in (*TENSORS, "partial", "rotary")
+        if name in ALIGNED
     }
     source = ASTSource(function, signature, constants, aligned)
     options = {
@@ -168,9 +170,11 @@ def _type(name: str, spec: KernelSpec, constants: dict[str, int | str]) -> str:
         return "constexpr"
     if name in TENSORS:
         return TYPES[spec.dtype]
-    if name in ("partial", "rotary"):
+    if name == "pool":
+        return TYPES[spec.pool_dtype]
+    if name in ("partial", "rotary", "scales"):
         return "*fp32"
-    if name in ("pos", "where", "table", "slots", "cells", "places"):
+    if name in ("pos", "segment", "where", "table", "slots", "cells", "places"):
         return "*i32"
     return "fp32" if name == "scale" else "i32"
 

@@ -46,6 +46,7 @@ def rotation(
     number,
     SECTION_T: tl.constexpr,
     SECTION_H: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     POSITIONS: tl.constexpr,
     HALF: tl.constexpr,
 ):
@@ -55,9 +56,15 @@ def rotation(
     rotary: the frequencies [HALF] float32; or, with POSITIONS > 0, tables of cos and then sin
     [2,POSITIONS,HALF] float32.
     """
-    in_t = number < SECTION_T
-    in_h = number < SECTION_T + SECTION_H
-    place = tl.where(in_t, t, tl.where(in_h, h, w))
+    if INTERLEAVED:
+        SECTION_W: tl.constexpr = HALF - SECTION_T - SECTION_H
+        in_h = (number % 3 == 1) & (number < 3 * SECTION_H)
+        in_w = (number % 3 == 2) & (number < 3 * SECTION_W)
+        place = tl.where(in_h, h, tl.where(in_w, w, t))
+    else:
+        in_t = number < SECTION_T
+        in_h = number < SECTION_T + SECTION_H
+        place = tl.where(in_t, t, tl.where(in_h, h, w))
     if POSITIONS > 0:
         cell = place * HALF + number
         return tl.load(rotary + cell), tl.load(rotary + POSITIONS * HALF + cell)

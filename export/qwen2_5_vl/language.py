@@ -5,12 +5,24 @@ Parameters have their Hugging Face names without the prefix `model.`; `lm_head` 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from vicort.export.bounded_attention import bounded_attention
 from vicort.export.qwen2_5_vl.configuration import OBSERVED_ROWS, LanguageConfiguration
 from vicort.export.qwen2_5_vl.layers import Linear, RMSNorm, SwiGLU
+
+
+class Cache(NamedTuple):
+    """What bounded_attention reads besides the new tokens."""
+
+    segment: Tensor
+    pool: Tensor
+    where: Tensor
+    table: Tensor
+    scales: Tensor | None
 
 
 class LanguageModel(nn.Module):
@@ -31,15 +43,17 @@ class LanguageModel(nn.Module):
         tokens: Tensor,
         features: Tensor,
         pos: Tensor,
+        segment: Tensor,
         pool: Tensor,
         where: Tensor,
         table: Tensor,
+        scales: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """One run over C new rows.
 
         tokens: [C] int32 token ids, -1 = the row is a visual token and is taken from `features`;
-        features: [C,width], of the model's dtype. pos, pool, where, table: as bounded_attention
-        takes them; a row whose t is -1 is padding and changes no other row.
+        features: [C,width], of the model's dtype. pos, segment, pool, where, table, scales: as
+        bounded_attention takes them; a row whose t is -1 is padding and changes no other row.
 
         Returns logits [1,V] float32 of the last row that is not padding; k and v [L,C,Hkv,D], not
         rotated, of the model's dtype; q [L,Hq,D] float32, not rotated, the mean over the rows that
@@ -51,8 +65,9 @@ class LanguageModel(nn.Module):
         x = torch.where((tokens >= 0)[:, None], self.embed_tokens(tokens.clamp(min=0)), features)
         x = torch.where(real[:, None], x, 0)
         keys, values, means, queries = [], [], [], []
+        cache = Cache(segment, pool, where, table, scales)
         for layer in self.layers:
-            x, k, v, q = layer(x, pos, pool, where, table)
+            x, k, v, q = layer(x, pos, cache)
             keys.append(k)
             values.append(v)
             means.append(mean_row(q, real))
@@ -78,9 +93,9 @@ class Layer(nn.Module):
         self.mlp = SwiGLU(config.width, config.intermediate, bias=False)
 
     def forward(
-        self, x: Tensor, pos: Tensor, pool: Tensor, where: Tensor, table: Tensor
+        self, x: Tensor, pos: Tensor, cache: Cache
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        mixed, k, v, q = self.self_attn(self.input_layernorm(x), pos, pool, where, table)
+        mixed, k, v, q = self.self_attn(self.input_layernorm(x), pos, cache)
         x = x + mixed
         return x + self.mlp(self.post_attention_layernorm(x)), k, v, q
 
@@ -99,7 +114,7 @@ class LanguageAttention(nn.Module):
         self.o_proj = Linear(config.query_heads * config.head_dim, config.width, bias=False)
 
     def forward(
-        self, x: Tensor, pos: Tensor, pool: Tensor, where: Tensor, table: Tensor
+        self, x: Tensor, pos: Tensor, cache: Cache
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x: [C,width] -> output [C,width], k and v [C,Hkv,D] and q [C,Hq,D], not rotated."""
         config = self.config
@@ -107,9 +122,8 @@ class LanguageAttention(nn.Module):
         k = self.k_proj(x).reshape(-1, config.kv_heads, config.head_dim)
         v = self.v_proj(x).reshape(-1, config.kv_heads, config.head_dim)
         scale = config.head_dim**-0.5
-        mixed = bounded_attention(
-            q, k, v, pos, pool, where, table, self.index, scale, list(config.sections), config.theta
-        )
+        sections = list(config.sections)
+        mixed = bounded_attention(q, k, v, pos, *cache, self.index, scale, sections, config.theta)
         return self.o_proj(mixed.flatten(1)), k, v, q
 
 

@@ -54,6 +54,7 @@ class EngineInfo:
     model: str
     backend: str
     precision: str
+    kv: str  # what pages hold: float or int8
     built_for: str
     build_command: str
     bytes_on_disk: dict[str, int]  # by file
@@ -156,6 +157,7 @@ def info(
         model=model.name,
         backend=manifest.backend,
         precision=manifest.precision,
+        kv=manifest.kv,
         built_for=manifest.target,
         build_command=manifest.build_command,
         bytes_on_disk={name: file.bytes for name, file in manifest.files.items()},
@@ -207,9 +209,10 @@ def lines(found: EngineInfo) -> list[str]:
     largest = sorted(found.bytes_on_disk.items(), key=lambda item: -item[1])[:3]
     of_files = ", ".join(f"{name} {size_text(size)}" for name, size in largest)
     tokens = found.unit_tokens * found.fps / UNIT_FRAMES
+    pages = ", keys and values in int8" if found.kv == "int8" else ""
     rows = {
         "model": found.model,
-        "engines": f"{found.backend}, {found.precision}, for {found.built_for}",
+        "engines": f"{found.backend}, {found.precision}{pages}, for {found.built_for}",
         "built with": found.build_command,
         "on disk": f"{size_text(sum(found.bytes_on_disk.values()))} ({of_files})",
         "frames": f"{found.frame_size}, {found.fps:g} a second, chunks of {found.chunk_frames}",

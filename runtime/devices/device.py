@@ -130,6 +130,12 @@ class Pool(Protocol):
         ...
 
     @property
+    def scales(self) -> Array | None:
+        """[P,L,Hkv,2,T] float32 of int8 pages, by which keys and values are multiplied; None where
+        the pages hold floats."""
+        ...
+
+    @property
     def cell_positions(self) -> Array:
         """[P,L|1,Hkv|1,T,3] int32: (t, h, w) of each cached token, -1 = empty. A dimension of 1
         serves all layers or all heads."""
@@ -146,7 +152,8 @@ class Pool(Protocol):
     ) -> None:
         """Write n tokens: token i goes to cell cells[i] of slot slots[i].
 
-        k, v: [L,R,Hkv,D], of which the first n rows are written; positions: [n,3] int32.
+        k, v: [L,R,Hkv,D] float, of which the first n rows are written, quantised where the pages
+        are int8; positions: [n,3] int32.
         """
         ...
 
@@ -186,7 +193,8 @@ class Device(Protocol):
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array: ...
 
     def pool(self, model: ModelSpec, pages: int, dtype: DTypeLike, by_head: bool = False) -> Pool:
-        """Pages that engines can read. by_head: each layer and head may hold other tokens."""
+        """Pages that engines can read. dtype: of keys and values in pages, int8 with scales.
+        by_head: each layer and head may hold other tokens."""
         ...
 
     def host_pool(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from vicort.runtime.devices.device import Array, Pool, Stream
+from vicort.runtime.devices.int8_vectors import quantised
 from vicort.runtime.manifest import ModelSpec
 
 EMPTY = -1  # position of a cell that holds no token
@@ -27,9 +28,9 @@ class HostPool:
     ) -> None:
         """empty: makes an array of a shape and a type. by_head: each layer and head may hold other
         tokens."""
-        self.data: np.ndarray = empty(
-            (pages, model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim), dtype
-        )
+        vectors = (pages, model.layers, model.kv_heads, 2, model.page_tokens)
+        self.data: np.ndarray = empty((*vectors, model.head_dim), dtype)
+        self.scales: np.ndarray | None = empty(vectors, np.float32) if is_int8(dtype) else None
         layers, heads = (model.layers, model.kv_heads) if by_head else (1, 1)
         shape = (pages, layers, heads, model.page_tokens, 3)
         self.cell_positions: np.ndarray = empty(shape, np.int32)
@@ -46,8 +47,11 @@ class HostPool:
         stream: Stream,
     ) -> None:
         count = len(slots)
-        self.data[slots, :, :, 0, cells] = as_numpy(k)[:, :count].swapaxes(0, 1)
-        self.data[slots, :, :, 1, cells] = as_numpy(v)[:, :count].swapaxes(0, 1)
+        for side, new in enumerate((k, v)):
+            vectors = as_numpy(new)[:, :count].swapaxes(0, 1)
+            if self.scales is not None:
+                vectors, self.scales[slots, :, :, side, cells] = quantised(vectors)
+            self.data[slots, :, :, side, cells] = vectors
         self.cell_positions[slots, :, :, cells] = positions[:, None, None]
 
     def clear(self, slots: Sequence[int], stream: Stream) -> None:
@@ -60,10 +64,24 @@ class HostPool:
         if len(sources) != len(targets):  # NumPy would broadcast one page to all slots
             raise ValueError(f"{len(sources)} pages cannot be copied to {len(targets)} slots")
         self.data[targets] = as_numpy(source.data)[sources]
+        if self.scales is not None:
+            self.scales[targets] = as_numpy(scales_of(source))[sources]
         self.cell_positions[targets] = as_numpy(source.cell_positions)[sources]
 
     def shift(self, slots: Sequence[int], step: np.ndarray, floor: int, stream: Stream) -> None:
         self.cell_positions[list(slots)] = shifted(self.cell_positions[list(slots)], step, floor)
+
+
+def is_int8(dtype: DTypeLike) -> bool:
+    """Whether a pool of this type has scales."""
+    return np.dtype(dtype) == np.int8
+
+
+def scales_of(pool: Pool) -> Array:
+    """Of an int8 pool."""
+    if pool.scales is None:
+        raise TypeError("a pool of floats has no scales: both pools of a copy are of one type")
+    return pool.scales
 
 
 def as_numpy(array: Array) -> np.ndarray:
@@ -77,7 +95,8 @@ def shifted(positions: np.ndarray, step: np.ndarray, floor: int) -> np.ndarray:
 
 
 def page_bytes(model: ModelSpec, dtype: DTypeLike, by_head: bool = False) -> int:
-    """Bytes of one page in a pool, positions included."""
+    """Bytes of one page in a pool, positions and scales included."""
     cells = model.layers * model.kv_heads
-    values = cells * 2 * model.page_tokens * model.head_dim * np.dtype(dtype).itemsize
-    return values + (cells if by_head else 1) * model.page_tokens * 3 * 4
+    vector = model.head_dim * np.dtype(dtype).itemsize + (4 if is_int8(dtype) else 0)
+    vectors = cells * 2 * model.page_tokens
+    return vectors * vector + (cells if by_head else 1) * model.page_tokens * 3 * 4

@@ -88,7 +88,12 @@ class EngineSet:
 
     @property
     def dtype(self) -> np.dtype:
-        """The type of features, pool, k and v: float32, or bfloat16 in a bf16 set."""
+        """The type of features, k and v: float32, or bfloat16 in a bf16 set."""
+        return _input_dtype(self.manifest, "features")
+
+    @property
+    def pool_dtype(self) -> np.dtype:
+        """The type of keys and values in pages."""
         return pool_dtype(self.manifest)
 
     def new_device(self, overlap: bool = True) -> Device:
@@ -113,9 +118,14 @@ class EngineSet:
 
 
 def pool_dtype(manifest: Manifest) -> np.dtype:
-    """float32, or bfloat16 in a bf16 set."""
+    """float32, bfloat16 in a bf16 set, or int8."""
+    return _input_dtype(manifest, "pool")
+
+
+def _input_dtype(manifest: Manifest, name: str) -> np.dtype:
+    """Of an input of the language graph."""
     return next(
-        numpy_dtype(spec.dtype) for spec in manifest.graphs["llm"].inputs if spec.name == "pool"
+        numpy_dtype(spec.dtype) for spec in manifest.graphs["llm"].inputs if spec.name == name
     )
 
 

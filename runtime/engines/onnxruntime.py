@@ -15,6 +15,7 @@ from vicort.runtime.manifest import GraphSpec, TensorSpec
 TYPES = {
     "tensor(float)": "float32",
     "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
     "tensor(uint8)": "uint8",
     "tensor(bfloat16)": "bfloat16",
 }

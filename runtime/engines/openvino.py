@@ -19,6 +19,7 @@ TYPES = {
     openvino.Type.f32: "float32",
     openvino.Type.bf16: "bfloat16",
     openvino.Type.i32: "int32",
+    openvino.Type.i8: "int8",
     openvino.Type.u8: "uint8",
 }
 

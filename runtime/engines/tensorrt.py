@@ -46,13 +46,22 @@ TYPES = {
     "HALF": "float16",
     "INT32": "int32",
     "UINT8": "uint8",
+    "INT8": "int8",
 }
 PLUGIN = "BoundedAttention"
 NAMESPACE = "vicort"
 PLUGIN_VERSION = "1"
-FIELDS = {"layer": np.int32, "scale": np.float32, "sections": np.int32, "frequencies": np.float32}
-INPUTS = ("q", "k", "v", "pos", "pool", "where", "table")
-INTEGERS = (3, 5, 6)  # int32 inputs of the plugin: pos, where, table
+FIELDS = {
+    "layer": np.int32,
+    "scale": np.float32,
+    "sections": np.int32,
+    "frequencies": np.float32,
+    "interleaved": np.int32,
+}
+INPUTS = ("q", "k", "v", "pos", "segment", "pool", "where", "table")
+SCALES = "scales"  # the last input where the pool is int8
+INTEGERS = (3, 4, 6, 7)  # int32 inputs of the plugin: pos, segment, where, table
+POOL, TABLE = INPUTS.index("pool"), INPUTS.index("table")
 MAX_GRAPHS = 32  # CUDA graphs per engine and stream; each has an execution context
 GROWTH = 1.5  # factor for the memory of a stream's contexts when a run requires more
 
@@ -171,8 +180,9 @@ class BoundedAttention:
     """`vicort::BoundedAttention` as a TensorRT plugin, for build and run time. `_derive` adds the
     base classes.
 
-    Inputs q [C,Hq,D], k and v [C,Hkv,D], pos [C,3], pool [P,L,Hkv,2,T,D], where [P,L|1,Hkv|1,T,3],
-    table [L|1,Hkv|1,N]; output [C,Hq,D].
+    Inputs q [C,Hq,D], k and v [C,Hkv,D], pos [C,3], segment [C], pool [P,L,Hkv,2,T,D], where
+    [P,L|1,Hkv|1,T,3], table [S,L|1,Hkv|1,N] and, of an int8 pool, scales [P,L,Hkv,2,T]; output
+    [C,Hq,D].
     """
 
     def __init__(self, module: Any, host: PluginHost, fields: dict[str, np.ndarray]) -> None:
@@ -211,22 +221,25 @@ class BoundedAttention:
     def supports_format_combination(
         self, position: int, tensors: Sequence[Any], inputs: int
     ) -> bool:
-        """Linear bf16, fp16 or fp32, the same for all tensors that are not int32."""
+        """Linear bf16, fp16 or fp32, the same for q, k, v, output and, without scales, pool."""
         found, first = tensors[position].desc, tensors[0].desc.type
+        with_scales = inputs > len(INPUTS)
         if found.format != self.module.TensorFormat.LINEAR:
             return False
-        return (
-            found.type == self.module.int32
-            if position in INTEGERS
-            else found.type == first and first.name in ("BF16", "HALF", "FLOAT")
-        )
+        if position in INTEGERS:
+            return found.type == self.module.int32
+        if with_scales and position == POOL:
+            return found.type == self.module.int8
+        if with_scales and position == len(INPUTS):
+            return found.type == self.module.float32
+        return found.type == first and first.name in ("BF16", "HALF", "FLOAT")
 
     @_kept
     def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Raises EngineError if the kernels are for another pool."""
-        spec, pool = self.host.kernels.spec, inputs[4].desc
+        spec, pool = self.host.kernels.spec, inputs[POOL].desc
         found = (TYPES[pool.type.name], *tuple(pool.dims)[2:])
-        expected = (spec.dtype, spec.kv_heads, 2, spec.page_tokens, spec.head_dim)
+        expected = (spec.pool_dtype, spec.kv_heads, 2, spec.page_tokens, spec.head_dim)
         if found != expected:
             raise EngineError(
                 f"{KERNELS_FILE} is for pages of {expected}, this model's are {found}: build the "
@@ -236,7 +249,8 @@ class BoundedAttention:
     @_kept
     def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
         """Maximum bytes of any run within the profile."""
-        return self.host.kernels.workspace_bytes(inputs[0].max[0], inputs[6].max[-1])
+        table = inputs[TABLE].max
+        return self.host.kernels.workspace_bytes(inputs[0].max[0], table[0] * table[-1])
 
     def get_valid_tactics(self) -> list[int]:
         return [1]
@@ -262,13 +276,13 @@ class BoundedAttention:
     ) -> None:
         shapes = [tuple(tensor.dims) for tensor in inputs]
         self.host.kernels.attention(
-            **dict(zip(INPUTS, pointers, strict=True)),
+            **dict(zip((*INPUTS, SCALES), pointers, strict=False)),
             out=results[0],
             workspace=workspace,
             rows=shapes[0][0],
-            pool_shape=shapes[4],
-            where_shape=shapes[5],
-            table_shape=shapes[6],
+            pool_shape=shapes[POOL],
+            where_shape=shapes[POOL + 1],
+            table_shape=shapes[TABLE],
             layer=int(self.fields["layer"][0]),
             scale=float(self.fields["scale"][0]),
             stream=stream,
@@ -307,8 +321,9 @@ class PluginCreator:
                 f"node {name} has no {', '.join(missing)}: build the engine set again"
             )
         spec = self.host.kernels.spec
-        if (*spec.sections, *spec.frequencies) != (
+        if (*spec.sections, spec.interleaved, *spec.frequencies) != (
             *found["sections"].tolist(),
+            *found["interleaved"].tolist(),
             *found["frequencies"].tolist(),
         ):
             raise EngineError(

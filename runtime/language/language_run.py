@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from vicort.runtime.devices.device import Array, Device, Pool, Stream
 from vicort.runtime.devices.pages import EMPTY
@@ -33,16 +34,19 @@ class LanguageOutput:
 class LanguageRun:
     """The language graph with its buffers."""
 
-    def __init__(self, engine: Engine, model: ModelSpec, device: Device, pool: Pool) -> None:
+    def __init__(
+        self, engine: Engine, model: ModelSpec, device: Device, pool: Pool, dtype: DTypeLike
+    ) -> None:
+        """dtype: of features, k and v."""
         self._engine = engine
         self._model = model
         self._device = device
         self._pool = pool
         rows = model.max_rows
-        dtype = pool.data.dtype
         self._tokens = device.empty((rows,), np.int32)
         self._features = device.zeros((rows, model.width), dtype)
         self._positions = device.empty((rows, 3), np.int32)
+        self._segment = device.zeros((rows,), np.int32)  # one table for all rows
         self._table = device.empty((pool.data.shape[0],), np.int32)
         self._k = device.empty((model.layers * rows * model.kv_heads * model.head_dim,), dtype)
         self._v = device.empty(self._k.shape, dtype)
@@ -78,13 +82,16 @@ class LanguageRun:
         self._copy_features(features, stream)
         shape = (model.layers, rows, model.kv_heads, model.head_dim)
         k, v = (buffer[: math.prod(shape)].reshape(shape) for buffer in (self._k, self._v))
+        scales = self._pool.scales
         bindings = {
             "tokens": self._tokens[:rows],
             "features": self._features[:rows],
             "pos": self._positions[:rows],
+            "segment": self._segment[:rows],
             "pool": self._pool.data,
             "where": self._pool.cell_positions,
-            "table": self._upload_table(table, stream),
+            "table": self._upload_table(table[None], stream),
+            **({} if scales is None else {"scales": scales}),
             "logits": self._logits,
             "k": k,
             "v": v,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.sizes import examples
 
-from vicort.export.bounded_attention import bounded_attention
+from vicort.export.bounded_attention import bounded_attention, rotate
 
 POISON = (np.nan, np.inf, -np.inf)
 
@@ -22,6 +22,7 @@ class Case:
     k: np.ndarray
     v: np.ndarray
     pos: np.ndarray
+    segment: np.ndarray
     pool: np.ndarray
     where: np.ndarray
     table: np.ndarray
@@ -29,22 +30,35 @@ class Case:
     scale: float
     sections: tuple[int, int, int]
     theta: float
+    interleaved: bool = False
+    scales: np.ndarray | None = None  # then the pool is int8
+
+    def arguments(self, dtype: torch.dtype = torch.float32) -> tuple:
+        q, k, v, pool = (
+            torch.from_numpy(x) if x.dtype == np.int8 else torch.from_numpy(x).to(dtype)
+            for x in (self.q, self.k, self.v, self.pool)
+        )
+        pos, segment, where, table = (
+            torch.from_numpy(x) for x in (self.pos, self.segment, self.where, self.table)
+        )
+        scales = None if self.scales is None else torch.from_numpy(self.scales)
+        tensors = (q, k, v, pos, segment, pool, where, table, scales)
+        sections = list(self.sections)
+        return (*tensors, self.layer, self.scale, sections, self.theta, self.interleaved)
 
     def run(self, dtype: torch.dtype = torch.float32) -> np.ndarray:
-        floats = [torch.from_numpy(x).to(dtype) for x in (self.q, self.k, self.v, self.pool)]
-        ints = [torch.from_numpy(x) for x in (self.pos, self.where, self.table)]
-        out = bounded_attention(
-            *floats[:3],
-            ints[0],
-            floats[3],
-            *ints[1:],
-            self.layer,
-            self.scale,
-            list(self.sections),
-            self.theta,
-        )
+        out = bounded_attention(*self.arguments(dtype))
         assert out.dtype == dtype
         return out.float().numpy()
+
+    def cached(self, slot: int, head: int, side: int, cell: int) -> np.ndarray:
+        """[D] of this layer: the key (side 0) or value (side 1) of a token as numbers."""
+        vector = self.pool[slot, self.layer, head, side, cell].astype(np.float64)
+        return (
+            vector
+            if self.scales is None
+            else vector * self.scales[slot, self.layer, head, side, cell]
+        )
 
 
 @st.composite
@@ -52,6 +66,7 @@ def cases(draw) -> Case:
     size = lambda low, high: draw(st.integers(low, high))
     random = np.random.default_rng(size(0, 2**32))
     rows, heads, group, layers = size(1, 6), size(1, 3), size(1, 3), size(1, 3)
+    segments, quantised = size(1, 3), draw(st.booleans())
     slots, cells, read = size(1, 6), size(1, 4), size(0, 5)
     sections = (size(0, 3), size(0, 3), size(1, 3))
     dim = 2 * sum(sections)
@@ -63,10 +78,13 @@ def cases(draw) -> Case:
     pos, where = places(rows), places(slots, *where_dims, cells)
     pos[random.random(rows) < draw(st.sampled_from([0, 0.4, 1]))] = -1
     where[random.random(where.shape[:-1]) < draw(st.sampled_from([0, 0.5, 1]))] = -1
-    table = np.stack(
-        [random.permutation(max(slots, read))[:read] for _ in range(table_dims[0] * table_dims[1])]
-    )
-    table = table.reshape(*table_dims, read).astype(np.int32)
+    tables = range(segments * table_dims[0] * table_dims[1])
+    table = np.stack([random.permutation(max(slots, read))[:read] for _ in tables])
+    table = table.reshape(segments, *table_dims, read).astype(np.int32)
+    pool, scales = normal(slots, layers, heads, 2, cells, dim), None
+    if quantised:
+        pool = random.integers(-127, 128, pool.shape).astype(np.int8)
+        scales = random.uniform(0, 0.02, pool.shape[:-1]).astype(np.float32)
     table[(table >= slots) | (random.random(table.shape) < draw(st.sampled_from([0, 0.5, 1])))] = -1
     return poisoned(
         Case(
@@ -74,13 +92,16 @@ def cases(draw) -> Case:
             k=normal(rows, heads, dim),
             v=normal(rows, heads, dim),
             pos=pos,
-            pool=normal(slots, layers, heads, 2, cells, dim),
+            segment=random.integers(0, segments, rows).astype(np.int32),
+            pool=pool,
             where=where,
             table=table,
             layer=size(0, layers - 1),
             scale=draw(st.sampled_from([0.1, 1.0])),
             sections=sections,
             theta=draw(st.sampled_from([1e4, 1e6])),
+            interleaved=draw(st.booleans()),
+            scales=scales,
         ),
         draw(st.sampled_from(POISON)),
     )
@@ -91,19 +112,20 @@ def poisoned(case: Case, value: float) -> Case:
     other layers, padding rows."""
     for array in (case.q, case.k, case.v):
         array[case.pos[:, 0] < 0] = value
+    numbers = case.pool if case.scales is None else case.scales
     for slot, layer, head in np.ndindex(case.pool.shape[:3]):
         slots, places = this_heads(case, head)
         unused = (places[slot, :, 0] < 0) | (slot not in slots) | (layer != case.layer)
-        case.pool[slot, layer, head][:, unused] = value
+        numbers[slot, layer, head][:, unused] = value
     return case
 
 
 def this_heads(case: Case, head: int) -> tuple[np.ndarray, np.ndarray]:
-    """The table [N] and the places [P,T,3] of the case's layer and one of its heads, where `1`
+    """The tables [S,N] and the places [P,T,3] of the case's layer and one of its heads, where `1`
     stands for all layers or heads."""
     pick = lambda count, index: 0 if count == 1 else index
-    table = case.table[pick(case.table.shape[0], case.layer), pick(case.table.shape[1], head)]
-    return table, case.where[
+    tables = case.table[:, pick(case.table.shape[1], case.layer)]
+    return tables[:, pick(tables.shape[1], head)], case.where[
         :, pick(case.where.shape[1], case.layer), pick(case.where.shape[2], head)
     ]
 
@@ -111,7 +133,12 @@ def this_heads(case: Case, head: int) -> tuple[np.ndarray, np.ndarray]:
 def rotated(case: Case, x: np.ndarray, place: np.ndarray) -> np.ndarray:
     """One vector [D] at one place [3], as D/2 complex numbers that are turned."""
     half = len(x) // 2
-    axis = [0] * case.sections[0] + [1] * case.sections[1] + [2] * case.sections[2]
+    t, h, w = case.sections
+    axis = [0] * t + [1] * h + [2] * w
+    if case.interleaved:
+        axis = [0] * half
+        axis[1 : 3 * h : 3] = [1] * len(axis[1 : 3 * h : 3])
+        axis[2 : 3 * w : 3] = [2] * len(axis[2 : 3 * w : 3])
     angle = [float(place[axis[i]]) * case.theta ** (-2 * i / len(x)) for i in range(half)]
     turned = (x[:half].astype(np.float64) + 1j * x[half:]) * np.exp(1j * np.array(angle))
     return np.concatenate([turned.real, turned.imag])
@@ -124,13 +151,13 @@ def plain(case: Case) -> np.ndarray:
         if case.pos[row, 0] < 0:
             continue
         head = query_head // group
-        slots, places = this_heads(case, head)
+        tables, places = this_heads(case, head)
         seen = [
             (
-                rotated(case, case.pool[slot, case.layer, head, 0, cell], places[slot, cell]),
-                case.pool[slot, case.layer, head, 1, cell],
+                rotated(case, case.cached(slot, head, 0, cell), places[slot, cell]),
+                case.cached(slot, head, 1, cell),
             )
-            for slot in slots
+            for slot in tables[case.segment[row]]
             if slot >= 0
             for cell in range(places.shape[1])
             if places[slot, cell, 0] >= 0
@@ -138,7 +165,7 @@ def plain(case: Case) -> np.ndarray:
         seen += [
             (rotated(case, case.k[other, head], case.pos[other]), case.v[other, head])
             for other in range(row + 1)
-            if case.pos[other, 0] >= 0
+            if case.pos[other, 0] >= 0 and case.segment[other] == case.segment[row]
         ]
         query = rotated(case, case.q[row, query_head], case.pos[row])
         scores = np.array([query @ key for key, _ in seen]) * case.scale
@@ -156,9 +183,9 @@ def test_equals_a_loop_over_cells(case):
 @settings(max_examples=examples(40))
 @given(case=cases(), order=st.randoms(use_true_random=False))
 def test_order_of_the_table_does_not_matter(case, order):
-    columns = list(range(case.table.shape[2]))
+    columns = list(range(case.table.shape[-1]))
     order.shuffle(columns)
-    mixed = Case(**(vars(case) | {"table": np.ascontiguousarray(case.table[:, :, columns])}))
+    mixed = Case(**(vars(case) | {"table": np.ascontiguousarray(case.table[..., columns])}))
     np.testing.assert_allclose(mixed.run(), case.run(), atol=1e-4, rtol=0)
 
 
@@ -172,9 +199,10 @@ def filled_case(rows: int, **changes) -> Case:
         "k": normal(rows, 2, 8),
         "v": normal(rows, 2, 8),
         "pos": place,
+        "segment": np.zeros(rows, np.int32),
         "pool": normal(2, 1, 2, 2, 4, 8),
         "where": where,
-        "table": np.array([[[1, 0]]], dtype=np.int32),
+        "table": np.array([[[[1, 0]]]], dtype=np.int32),
         "layer": 0,
         "scale": 0.3,
         "sections": (1, 1, 2),
@@ -194,10 +222,10 @@ def test_a_run_may_be_cut_anywhere():
     for row in range(6):
         new = {
             name: np.ascontiguousarray(getattr(case, name)[row : row + 1])
-            for name in ("q", "k", "v", "pos")
+            for name in ("q", "k", "v", "pos", "segment")
         }
         step = filled_case(
-            6, **new, pool=pool, where=where, table=np.array([[table]], dtype=np.int32)
+            6, **new, pool=pool, where=where, table=np.array([[[table]]], dtype=np.int32)
         )
         np.testing.assert_allclose(step.run()[0], together[row], atol=1e-5)
         slot = 2 + row
@@ -223,10 +251,52 @@ def test_bfloat16_keeps_scores_in_float32():
     np.testing.assert_allclose(case.run(torch.bfloat16), case.run(), atol=0.03)
 
 
+def test_segments_together_are_segments_apart():
+    """Two questions in one run read nothing of each other, also where their rows alternate."""
+    case = filled_case(6, table=np.array([[[[1, 0]]], [[[0, -1]]]], dtype=np.int32))
+    segment = np.array([0, 1, 1, 0, 1, 0], np.int32)
+    together = Case(**(vars(case) | {"segment": segment})).run()
+    for number in (0, 1):
+        mine = {
+            name: np.ascontiguousarray(getattr(case, name)[segment == number])
+            for name in ("q", "k", "v", "pos")
+        }
+        table = np.ascontiguousarray(case.table[number : number + 1])
+        mine |= {"segment": np.zeros(3, np.int32)}
+        alone = Case(**(vars(case) | mine | {"table": table})).run()
+        np.testing.assert_allclose(together[segment == number], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("sections", [(24, 20, 20), (16, 24, 24), (11, 11, 10), (30, 1, 1)])
+def test_interleaved_axes_are_those_of_transformers(sections):
+    from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
+
+    half, theta = sum(sections), 5e6
+    rope = {"rope_type": "default", "rope_theta": theta, "mrope_section": list(sections)}
+    config = Qwen3VLTextConfig(
+        hidden_size=4 * half,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=2 * half,
+        rope_parameters=rope,
+    )
+    embedding = Qwen3VLTextRotaryEmbedding(config)
+    place = torch.tensor([[3, 700, 40], [1000, 1, 2], [0, 9, 100_000]])
+    cos, sin = embedding(torch.zeros(1), place.T[:, None])
+    x = torch.randn(3, 2 * half, generator=torch.Generator().manual_seed(0))
+    first, second = x.chunk(2, dim=-1)
+    wanted = x * cos[0] + torch.cat([-second, first], dim=-1) * sin[0]
+    torch.testing.assert_close(rotate(x, place, sections, theta, True), wanted)
+    assert (rotate(x, place, sections, theta) - wanted).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_registered_as_pytorch_wants_it(dtype):
+@pytest.mark.parametrize("quantised", [False, True])
+def test_registered_as_pytorch_wants_it(dtype, quantised):
     case = filled_case(3)
-    floats = [torch.from_numpy(x).to(dtype) for x in (case.q, case.k, case.v, case.pool)]
-    ints = [torch.from_numpy(x) for x in (case.pos, case.where, case.table)]
-    args = (*floats[:3], ints[0], floats[3], *ints[1:], 0, 0.3, [1, 1, 2], 1e4)
+    if quantised:
+        pool = np.ones(case.pool.shape, np.int8)
+        case = filled_case(3, pool=pool, scales=np.ones(pool.shape[:-1], np.float32))
+    args = case.arguments(dtype)
     torch.library.opcheck(bounded_attention, args, test_utils=["test_schema", "test_faketensor"])

@@ -31,6 +31,7 @@ from vicort.export.verify import compare, language_inputs
 from vicort.runtime.engines import tensorrt
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.manifest import FILE_NAME, ModelSpec, read_manifest
+from vicort.runtime.session import Session
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +80,7 @@ def test_the_set_keeps_the_op_with_its_function_body_beside_what_the_cpu_engines
     model = onnx.load(folder / "llm.onnx", load_external_data=False)
     nodes = [node for node in model.graph.node if node.domain == "vicort"]
     assert [node.op_type for node in nodes] == ["BoundedAttention"] * graph.attention_layers
-    assert {"layer", "scale", "sections", "frequencies"} == {
+    assert {"layer", "scale", "sections", "frequencies", "interleaved"} == {
         attribute.name for attribute in nodes[0].attribute
     }
     assert "BoundedAttention" in {function.name for function in model.functions}
@@ -215,6 +216,11 @@ REFUSED = {
         "'jax'",
         "torch-tensorrt",
     ),
+    "int8 pages without the plugin": (
+        ["tiny", "--backend", "tensorrt", "--kv", "int8", "--no-plugin"],
+        "--kv int8",
+        "leave one of the two out",
+    ),
     "no folder": (["./no/such/folder"], "no/such/folder", "folder"),
     "odd frames": (["tiny", "--chunk-frames", "7"], "7", "multiple of 2"),
     "huge size": (["tiny", "--image-size", "9000x112"], "9000", "less than or equal to 4096"),
@@ -323,10 +329,24 @@ def test_the_build_command_in_a_manifest_builds_the_same_set_again():
         "--precision",
         "fp32",
     ]
-    options = build._parse([*words, "--image-size", "56x84"])
+    options = build._parse([*words, "--image-size", "56x84", "--kv", "int8"])
     command = options.command("tensorrt").split()
     assert command[0] == "vicort-build"
     assert build._parse(command[1:]) == options
+
+
+def test_int8_pages_are_in_the_manifest_and_the_engines_equal_the_model(tmp_path, capfd):
+    folder = tmp_path / "set"
+    words = (built_model(), "--backend", "onnxruntime", "--kv", "int8", "--verify")
+    assert build.main([*words, "--out", str(folder), *built_options()]) == 0
+    assert "llm prefill" in capfd.readouterr().out
+    manifest = read_manifest(folder)
+    assert manifest.kv == "int8"
+    types = {spec.name: spec.dtype for spec in manifest.graphs["llm"].inputs}
+    assert (types["pool"], types["scales"], types["features"]) == ("int8", "float32", "float32")
+    assert "--kv int8" in manifest.build_command
+    with Session.open(folder, "vicostream") as session:
+        assert session.inspect().memory.pool.data.dtype == np.int8
 
 
 @pytest.mark.parametrize(("arguments", "value", "allowed"), REFUSED.values(), ids=REFUSED.keys())

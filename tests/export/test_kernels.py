@@ -44,6 +44,7 @@ from vicort.export.kernels.compile import (
     plan_tasks,
 )
 from vicort.export.onnx_function import rotary_frequencies
+from vicort.runtime.devices.int8_vectors import quantised
 from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.kernels import Kernels, KernelSpec
 
@@ -56,6 +57,7 @@ TYPES = {
 # of outputs that are means of values around 1
 TOLERANCE = {"float32": 3e-5, "bfloat16": 0.03, "float16": 4e-3}
 POISON = (np.nan, np.inf)
+INPUTS = ("q", "k", "v", "pos", "segment", "pool", "where", "table")
 
 
 @pytest.fixture(scope="module")
@@ -85,29 +87,41 @@ class Case:
     def typed(self) -> dict[str, np.ndarray]:
         kind = TYPES[self.spec.dtype]
         return {
-            name: array.astype(kind) if array.dtype == np.float32 else array
+            name: array.astype(kind) if name in ("q", "k", "v", *self._floats) else array
             for name, array in self.arrays.items()
         }
+
+    @property
+    def _floats(self) -> tuple[str, ...]:
+        return ("pool",) if self.spec.kv == "float" else ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (*INPUTS, *(("scales",) if self.spec.kv == "int8" else ()))
 
     def expected(self) -> np.ndarray:
         """What the PyTorch operator gives in float32 for the inputs as rounded to the kernel's
         type."""
         arrays = {
-            name: array if array.dtype == np.int32 else array.astype(np.float32)
+            name: array if array.dtype in (np.int32, np.int8) else array.astype(np.float32)
             for name, array in self.typed.items()
         }
-        tensors = [
-            torch.from_numpy(np.ascontiguousarray(arrays[name]))
-            for name in ("q", "k", "v", "pos", "pool", "where", "table")
-        ]
+        tensors = {
+            name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()
+        }
         return bounded_attention(
-            *tensors, self.layer, self.scale, list(self.spec.sections), self.theta
+            **{"scales": None} | tensors,
+            layer=self.layer,
+            scale=self.scale,
+            sections=list(self.spec.sections),
+            theta=self.theta,
+            interleaved=self.spec.interleaved,
         ).numpy()
 
     def run(self, interpreter: Interpreter) -> np.ndarray:
         """What the kernels give, into memory that was NaN."""
         arrays = self.typed
-        rows, pages = arrays["q"].shape[0], arrays["table"].shape[2]
+        rows, pages = arrays["q"].shape[0], len(arrays["table"]) * arrays["table"].shape[3]
         data = stand_in(self.spec, TILES)
         gpu: dict[str, Any] = {"capability": (9, 0), "multiprocessors": self.multiprocessors}
         plan = Kernels.parse(data).plan(rows, pages, self.multiprocessors, (9, 0))
@@ -122,7 +136,7 @@ class Case:
             gpu,
         )
         assert np.isnan(left["workspace"][-8:]).all()
-        for name in ("q", "k", "v", "pos", "pool", "where", "table"):
+        for name in self.inputs:
             np.testing.assert_array_equal(
                 left[name].view(np.uint8),
                 arrays[name].view(np.uint8),
@@ -160,7 +174,8 @@ def random_case(spec: KernelSpec, theta: float, random: np.random.Generator, **s
     pos, where = places(rows), places(slots, *where_dims, cells)
     pos[random.random(rows) < sizes["padding"]] = -1
     where[random.random(where.shape[:-1]) < sizes["empty"]] = -1
-    table = random.integers(0, slots, size=(*table_dims, pages)).astype(np.int32)
+    segments = sizes.get("segments", 1)
+    table = random.integers(0, slots, size=(segments, *table_dims, pages)).astype(np.int32)
     table[random.random(table.shape) < sizes["none"]] = -1
     layer = sizes["layer"]
     arrays = {
@@ -168,20 +183,27 @@ def random_case(spec: KernelSpec, theta: float, random: np.random.Generator, **s
         "k": normal(rows, heads, dim),
         "v": normal(rows, heads, dim),
         "pos": pos,
+        "segment": np.sort(random.integers(0, segments, rows)).astype(np.int32),
         "pool": normal(slots, layers, heads, 2, cells, dim),
         "where": where,
         "table": table,
     }
+    if sizes.get("mixed"):
+        random.shuffle(arrays["segment"])
+    numbers = "pool"
+    if spec.kv == "int8":
+        numbers = "scales"
+        arrays["pool"], arrays["scales"] = quantised(arrays["pool"])
     for name in ("q", "k", "v"):
         arrays[name][pos[:, 0] < 0] = sizes["poison"]
     pick = lambda count, index: 0 if count == 1 else index
     for head in range(heads):
-        named = table[pick(table_dims[0], layer), pick(table_dims[1], head)]
+        named = table[:, pick(table_dims[0], layer), pick(table_dims[1], head)]
         taken = where[:, pick(where_dims[0], layer), pick(where_dims[1], head), :, 0] >= 0
         used = taken & np.isin(np.arange(slots), named)[:, None]  # [P,T]
         unused = np.broadcast_to(~used[:, None], (slots, 2, cells))
-        arrays["pool"][:, layer, head][unused] = sizes["poison"]
-    arrays["pool"][:, np.arange(layers) != layer] = sizes["poison"]
+        arrays[numbers][:, layer, head][unused] = sizes["poison"]
+    arrays[numbers][:, np.arange(layers) != layer] = sizes["poison"]
     return Case(
         arrays, spec, theta, layer, sizes.get("scale", dim**-0.5), sizes.get("multiprocessors", 3)
     )
@@ -201,7 +223,9 @@ def cases(draw, dims=(32,), most_rows: int = 9, most_pages: int = 6) -> Case:
         head_dim=dim,
         page_tokens=pick(4, 8, 16, 32),
         dtype=pick("float32", "bfloat16", "float16"),
+        kv=pick("float", "int8"),
         sections=(cut[0], cut[1] - cut[0], dim // 2 - cut[1]),
+        interleaved=pick(False, True),
     )
     return random_case(
         spec,
@@ -212,6 +236,8 @@ def cases(draw, dims=(32,), most_rows: int = 9, most_pages: int = 6) -> Case:
         layers=layers,
         slots=size(1, 6),
         layer=size(0, layers - 1),
+        segments=size(1, 3),
+        mixed=pick(False, True),
         where_dims=(pick(1, layers), pick(1, heads)),
         table_dims=(pick(1, layers), pick(1, heads)),
         positions=pick(50, 100_000),
@@ -263,10 +289,18 @@ def full_case(spec: KernelSpec, rows: int, pages: int, **changes: Any) -> Case:
     return random_case(spec, 1e4, np.random.default_rng(1), **sizes)
 
 
+@pytest.mark.parametrize("kv", ["float", "int8"])
 @pytest.mark.parametrize(("dtype", "groups"), [("bfloat16", 7), ("float16", 8), ("float32", 8)])
-def test_real_head_width(interpreter, dtype, groups):
+def test_real_head_width(interpreter, dtype, groups, kv):
+    sections = (16, 24, 24)
     spec = make_spec(
-        kv_heads=1, groups=groups, head_dim=128, page_tokens=16, dtype=dtype, sections=(16, 24, 24)
+        kv_heads=1,
+        groups=groups,
+        head_dim=128,
+        page_tokens=16,
+        dtype=dtype,
+        sections=sections,
+        kv=kv,
     )
     check(full_case(spec, rows=9, pages=3, padding=0.2, empty=0.2), interpreter)
 
@@ -291,7 +325,7 @@ def test_a_value_that_counts_may_be_nan(interpreter, multiprocessors):
     case = full_case(make_spec(), rows=3, pages=9, multiprocessors=multiprocessors)
     case.arrays["v"][1, 0, 3] = np.nan
     case.arrays["pos"][2] = -1
-    case.arrays["pool"][case.arrays["table"][0, 0, 0], 1, 1, 1, 0, 5] = np.nan
+    case.arrays["pool"][case.arrays["table"][0, 0, 0, 0], 1, 1, 1, 0, 5] = np.nan
     out = case.run(interpreter)
     assert np.isnan(out[1, :2, 3]).all()
     assert np.isnan(out[:2, 2:, 5]).all()
@@ -320,6 +354,21 @@ def test_cos_and_sin_are_accurate_far_out(interpreter, end):
     cos, sin = interpreter.cos_sin(angles)
     wide = angles.astype(np.float64)
     assert max(np.abs(cos - np.cos(wide)).max(), np.abs(sin - np.sin(wide)).max()) < 2e-7
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 40])  # one share, or several
+def test_each_segment_is_what_it_is_alone(interpreter, multiprocessors):
+    case = full_case(make_spec(groups=8), rows=7, pages=6, segments=3)
+    case = replace(case, multiprocessors=multiprocessors)
+    case.arrays["segment"][:] = 0, 0, 1, 1, 1, 2, 2
+    together = case.run(interpreter)
+    for number in range(3):
+        mine = case.arrays["segment"] == number
+        alone = {name: case.arrays[name][mine] for name in ("q", "k", "v", "pos")}
+        alone["segment"] = np.zeros(mine.sum(), np.int32)
+        alone["table"] = case.arrays["table"][number : number + 1]
+        single = replace(case, arrays=case.arrays | alone)
+        np.testing.assert_allclose(together[mine], single.run(interpreter), atol=2e-6)
 
 
 @settings(quick, max_examples=examples(15))
@@ -355,6 +404,37 @@ def test_new_tokens_land_in_their_cells(interpreter, data):
     np.testing.assert_array_equal(left["pool"], wanted)
 
 
+@pytest.mark.parametrize("dtype", list(TYPES))
+def test_new_tokens_are_quantised_to_the_bits_of_numpy(interpreter, dtype):
+    random = np.random.default_rng(0)
+    spec = make_spec(kv_heads=3, page_tokens=4, dtype=dtype, kv="int8")
+    new = random.normal(size=(2, 2, 9, 3, 32)) * 10.0 ** random.integers(-6, 5, (2, 2, 9, 3, 1))
+    new[0, 0, 0] = 0
+    new[0, 0, 1, 0, 3], new[1, 0, 1, 1, 4], new[0, 1, 1, 2, 5] = np.nan, np.inf, -np.inf
+    new[0, 0, 2, 0] = 1e-39
+    with np.errstate(over="ignore"):  # of float16
+        k, v = new.astype(TYPES[dtype])
+    pool = random.integers(-127, 128, (5, 2, 3, 2, 4, 32)).astype(np.int8)
+    scales = random.normal(size=pool.shape[:-1]).astype(np.float32)
+    slots = np.array([0, 4, -1, 1, 1, 2, 3, 3], np.int32)
+    cells = np.array([0, 3, 1, 1, 2, 0, 0, 3], np.int32)
+    arrays = {"k": k, "v": v, "slots": slots, "cells": cells, "pool": pool, "scales": scales}
+    left = interpreter.run(
+        stand_in(spec, TILES),
+        "scatter_tokens",
+        arrays,
+        {"count": 8, "rows": 9, "layers": 2},
+        {"capability": (9, 0), "multiprocessors": 3},
+    )
+    for side, vectors in enumerate((k, v)):
+        numbers, steps = quantised(vectors)
+        for token in np.flatnonzero(slots >= 0):
+            place = (slots[token], slice(None), slice(None), side, cells[token])
+            pool[place], scales[place] = numbers[:, token], steps[:, token]
+    np.testing.assert_array_equal(left["pool"], pool)
+    np.testing.assert_array_equal(left["scales"].view(np.int32), scales.view(np.int32))
+
+
 @pytest.mark.parametrize("cells", [4, 8, 16, 32])
 def test_places_of_pages_are_set(interpreter, cells):
     where = np.full((6, 1, 1, cells, 3), 7, np.int32)
@@ -375,12 +455,12 @@ def test_places_of_pages_are_set(interpreter, cells):
     np.testing.assert_array_equal(left["where"], where)
 
 
-@pytest.fixture(scope="module")
-def built() -> list[Built]:
+@pytest.fixture(scope="module", params=["float", "int8"])
+def built(request) -> list[Built]:
     """The tiny model's kernels for one architecture."""
-    spec = make_spec(dtype="bfloat16")
+    spec = make_spec(dtype="bfloat16", kv=request.param)
     path = once(
-        "kernels.pickle",
+        f"kernels-{request.param}.pickle",
         lambda path: path.write_bytes(pickle.dumps(list(build(spec, plan_tasks(spec, 90))))),
     )
     return pickle.loads(path.read_bytes())

@@ -19,34 +19,43 @@ from vicort.runtime.manifest import Dimension, GraphSpec, TensorSpec
 
 LAYERS, HEADS, GROUP, TOKENS, DIM = 3, 2, 3, 4, 16
 SECTIONS, THETA, SCALE = [2, 3, 3], 1e4, 0.3
-VARYING = ("C", "P", "N", "where_layers", "where_heads", "table_layers", "table_heads")
+VARYING = ("C", "P", "S", "N", "where_layers", "where_heads", "table_layers", "table_heads")
+# pool and rotary embedding of a graph
+FORMS = {"float": (False, False), "int8": (True, False), "interleaved": (False, True)}
 
 
 class AllLayers(torch.nn.Module):
     """The op for every layer at once, on the same new tokens: [L,C,Hq,D]."""
 
-    def forward(self, q, k, v, pos, pool, where, table):
+    def __init__(self, interleaved=False):
+        super().__init__()
+        self.how = (SCALE, SECTIONS, THETA, interleaved)
+
+    def forward(self, q, k, v, pos, segment, pool, where, table, scales=None):
         op = torch.ops.vicort.bounded_attention
         return torch.stack(
             [
-                op(q, k, v, pos, pool, where, table, layer, SCALE, SECTIONS, THETA)
+                op(q, k, v, pos, segment, pool, where, table, scales, layer, *self.how)
                 for layer in range(LAYERS)
             ]
         )
 
 
-def graph(kind: str) -> GraphSpec:
+def graph(quantised: bool) -> GraphSpec:
     def spec(name, dtype, *shape):
         return TensorSpec(name=name, dtype=dtype, shape=shape)
 
+    kind, cells = "float32", ("P", LAYERS, HEADS, 2, TOKENS)
     inputs = (
         spec("q", kind, "C", HEADS * GROUP, DIM),
         spec("k", kind, "C", HEADS, DIM),
         spec("v", kind, "C", HEADS, DIM),
         spec("pos", "int32", "C", 3),
-        spec("pool", kind, "P", LAYERS, HEADS, 2, TOKENS, DIM),
+        spec("segment", "int32", "C"),
+        spec("pool", "int8" if quantised else kind, *cells, DIM),
         spec("where", "int32", "P", "where_layers", "where_heads", TOKENS, 3),
-        spec("table", "int32", "table_layers", "table_heads", "N"),
+        spec("table", "int32", "S", "table_layers", "table_heads", "N"),
+        *((spec("scales", "float32", *cells),) if quantised else ()),
     )
     output = spec("o", kind, LAYERS, "C", HEADS * GROUP, DIM)
     return GraphSpec(
@@ -57,9 +66,15 @@ def graph(kind: str) -> GraphSpec:
     )
 
 
+@pytest.fixture(scope="module", params=FORMS)
+def form(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def expanded() -> onnx.ModelProto:
-    model, count = export_graph(AllLayers(), graph("float32"))
+def expanded(form) -> onnx.ModelProto:
+    quantised, interleaved = FORMS[form]
+    model, count = export_graph(AllLayers(interleaved), graph(quantised))
     assert count == LAYERS
     expand(model)
     return serde.serialize_model(model)
@@ -79,8 +94,8 @@ def engines(expanded, tmp_path_factory):
     }
 
 
-def sample(case) -> dict[str, np.ndarray]:
-    """Random input; what must not be read holds NaN."""
+def sample(case, quantised=False) -> dict[str, np.ndarray]:
+    """Random input; what must not be read holds NaN, in an int8 pool as its scale."""
     random = np.random.default_rng(case.seed)
     q, k, v = (
         random.standard_normal((case.rows, heads, DIM), np.float32)
@@ -89,23 +104,34 @@ def sample(case) -> dict[str, np.ndarray]:
     pos = random.integers(0, case.reach, (case.rows, 3)).astype(np.int32)
     padding = random.random(case.rows) < case.holes
     pos[padding] = -1
-    pool = random.standard_normal((case.pages, LAYERS, HEADS, 2, TOKENS, DIM), np.float32)
+    cells = (case.pages, LAYERS, HEADS, 2, TOKENS)
+    if quantised:
+        pool = random.integers(-127, 128, (*cells, DIM)).astype(np.int8)
+        numbers = {"scales": random.uniform(0, 0.02, cells).astype(np.float32)}
+    else:
+        pool = random.standard_normal((*cells, DIM), np.float32)
+        numbers = {"pool": pool}
     where = random.integers(
         0, case.reach, (case.pages, case.where[0], case.where[1], TOKENS, 3)
     ).astype(np.int32)
     empty = random.random(where.shape[:-1]) < case.holes
     where[empty] = -1
-    table = random.integers(-1, case.pages, (*case.table, case.slots)).astype(np.int32)
+    table = random.integers(-1, case.pages, (case.segments, *case.table, case.slots)).astype(
+        np.int32
+    )
+    segment = random.integers(0, case.segments, case.rows).astype(np.int32)
     if case.poison:
         for array in (q, k, v):
             array[padding] = np.nan
         everywhere = np.broadcast_to(empty, (case.pages, LAYERS, HEADS, TOKENS))
-        pool.swapaxes(3, 4)[everywhere] = np.nan
-    return {"q": q, "k": k, "v": v, "pos": pos, "pool": pool, "where": where, "table": table}
+        next(iter(numbers.values())).swapaxes(3, 4)[everywhere] = np.nan
+    new = {"q": q, "k": k, "v": v, "pos": pos, "segment": segment}
+    return new | {"pool": pool, "where": where, "table": table} | numbers
 
 
-def reference(feed: dict[str, np.ndarray]) -> np.ndarray:
-    return AllLayers()(*(torch.from_numpy(feed[name]) for name in onnx_function.INPUTS)).numpy()
+def reference(feed: dict[str, np.ndarray], interleaved: bool = False) -> np.ndarray:
+    tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
+    return AllLayers(interleaved)(**tensors).numpy()
 
 
 # one for all, one a layer, one a layer and head
@@ -115,6 +141,7 @@ cases = st.builds(
     rows=st.integers(1, 9),
     pages=st.integers(1, 6),
     slots=st.integers(1, 7),
+    segments=st.integers(1, 3),
     where=kept_by,
     table=kept_by,
     holes=st.sampled_from([0.0, 0.3, 1.0]),
@@ -130,9 +157,10 @@ cases = st.builds(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(case=cases)
-def test_the_function_body_equals_the_torch_form_in_both_engines(engines, case):
-    feed = sample(case)
-    want = reference(feed)
+def test_the_function_body_equals_the_torch_form_in_both_engines(engines, form, case):
+    quantised, interleaved = FORMS[form]
+    feed = sample(case, quantised)
+    want = reference(feed, interleaved)
     assert np.isfinite(want).all()
     for name, run in engines.items():
         np.testing.assert_allclose(run(feed), want, rtol=0, atol=5e-6, err_msg=name)
@@ -147,12 +175,14 @@ def test_work_that_all_layers_share_is_there_once(expanded):
     assert kinds.count("GatherND") == 1  # the cached tokens' positions
 
 
-def test_the_file_is_valid_and_runs_with_the_function_kept():
-    names = list(onnx_function.INPUTS)
+@pytest.mark.parametrize("quantised", [False, True])
+def test_the_file_is_valid_and_runs_with_the_function_kept(quantised):
+    names = [*onnx_function.INPUTS, *([onnx_function.SCALES] if quantised else [])]
     case = SimpleNamespace(
         rows=5,
         pages=4,
         slots=3,
+        segments=2,
         where=(LAYERS, 1),
         table=(1, HEADS),
         holes=0.3,
@@ -160,7 +190,7 @@ def test_the_file_is_valid_and_runs_with_the_function_kept():
         poison=True,
         seed=1,
     )
-    feed = sample(case)
+    feed = sample(case, quantised)
     program = torch.onnx.export(
         AllLayers().eval(),
         tuple(torch.from_numpy(feed[name]) for name in names),

@@ -199,14 +199,19 @@ def alone(
     pool = torch.zeros(1, sizes.layers, sizes.kv_heads, 2, 4, sizes.head_dim)
     where, table = (
         torch.full((1, 1, 1, 4, 3), -1, dtype=torch.int32),
-        torch.full((1, 1, 1), -1, dtype=torch.int32),
+        torch.full((1, 1, 1, 1), -1, dtype=torch.int32),
     )
+    segment = torch.zeros(len(tokens), dtype=torch.int32)
     features = torch.full((len(tokens), sizes.width), torch.nan)
     with torch.no_grad():
         return (
             language,
             sizes,
-            list(language(torch.tensor(tokens).int(), features, pos.int(), pool, where, table)),
+            list(
+                language(
+                    torch.tensor(tokens).int(), features, pos.int(), segment, pool, where, table
+                )
+            ),
         )
 
 

@@ -58,8 +58,9 @@ def language_inputs(
     pos = ints(0, 20, rows, 3)
     pos[rows - rows // 3 :] = -1
     features = torch.randn(rows, config.width, generator=random)
-    where, table = ints(-1, 20, slots, layers, heads, 4, 3), ints(-1, slots, layers, heads, read)
-    return ints(-1, config.vocabulary, rows), features, pos, pool, where, table
+    where, table = ints(-1, 20, slots, layers, heads, 4, 3), ints(-1, slots, 2, layers, heads, read)
+    segment = ints(0, 2, rows)
+    return ints(-1, config.vocabulary, rows), features, pos, segment, pool, where, table
 
 
 def test_language(tiny):
@@ -71,9 +72,10 @@ def test_language(tiny):
         {0: rows},
         {0: rows},
         {0: rows},
+        {0: rows},
         {0: slots},
         {0: slots, 1: others[0], 2: others[1]},
-        {0: others[2], 1: others[3], 2: read},
+        {1: others[2], 2: others[3], 3: read},
     )
     example = language_inputs(
         config.language, 5, 6, 3, config.language.layers, config.language.kv_heads

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from support.engine_sets import checkpoint
+from support.interpreter import stand_in
 from support.reference_model import write_random_checkpoint
 from support.tensorrt_sets import ONE_GPU, plan_graphs, tiny_model, tiny_onnx, tiny_set
 
@@ -30,9 +31,11 @@ from vicort.export.graphs import (
     export_graph,
     export_program,
     plan_signatures,
+    remove_functions,
     signatures,
     write_graph,
 )
+from vicort.export.kernels.compile import kernel_spec
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_dynamic_vision, load_language, load_vision
 from vicort.export.recipe import load_recipe, model_spec
@@ -289,6 +292,33 @@ def test_one_vision_plan_serves_frames_of_every_size(tmp_path, max_pixels):
     tokens = max_pixels // 28**2
     assert profile_shape(graph, frames, "min") == (2, 56, 42)
     assert profile_shape(graph, frames, "max") == (16, 56 * tokens, 42)
+
+
+def test_attention_over_int8_pages_builds_with_the_plugin(tmp_path):
+    model, config = tiny_model(), read_configuration(resolve("tiny"))
+    graphs = plan_signatures(signatures(model, "bf16", "int8"), model, True, False)
+    exported, _ = export_graph(
+        load_language(resolve("tiny"), config, torch.bfloat16), graphs["llm"]
+    )
+    remove_functions(exported)
+    for _ in write_graph(exported, tmp_path / "llm.onnx"):
+        pass
+    spec = kernel_spec(config.language, model.page_tokens, "bf16", kv="int8")
+    kernels = tmp_path / "kernels.zip"
+    kernels.write_bytes(stand_in(spec, {"wide": (64, 32), "narrow": (16, 32)}))
+    plan = PlanJob(
+        model=tmp_path / "llm.onnx",
+        plan=tmp_path / "llm.plan",
+        graph=graphs["llm"],
+        flavour="tensorrt_rtx",
+        kernels=kernels,
+    )
+    assert build_plan(plan).plugin_layers == model.layers
+    kernels.write_bytes(
+        stand_in(spec.model_copy(update={"kv": "float"}), {"wide": (64, 32), "narrow": (16, 32)})
+    )
+    with pytest.raises(EngineError, match=r"is for pages of \('bfloat16'.*are \('int8'"):
+        build_plan(plan)
 
 
 def test_attention_builds_without_the_plugin_too(tmp_path):

@@ -8,6 +8,7 @@ import shutil
 import threading
 import weakref
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -517,6 +518,37 @@ def test_many_threads_ask_while_frames_go_on():
     assert len(texts) > 6
 
 
+# ---- int8 pages ----
+
+
+def test_long_term_memory_over_int8_pages_is_refused_in_one_line():
+    with pytest.raises(ConfigError, match=r"^system livevlm has .* built without --kv int8$"):
+        Session(FakeEngineSet(kv="int8"), load_system("livevlm"))
+
+
+def test_int8_pages_change_little_and_something():
+    """What a question reads is near what it reads from pages of floats."""
+    first = []
+    for kv in ("float", "int8"):
+        engines, logits = FakeEngineSet(kv=kv), []
+        with Session(engines, system(), overlap=False, sampling=Sampling(max_tokens=1)) as session:
+            for frame in frames(40):
+                session.push(frame)
+            read = engines.llm.function
+            engines.llm.function = partial(_kept, logits, read)
+            session.ask(ASK)
+        first.append(logits[0])
+    exact, rounded = first
+    off = np.abs(exact - rounded).max() / np.abs(exact).max()
+    assert 0 < off < 0.05
+
+
+def _kept(kept, read, /, **run):
+    outputs = read(**run)
+    kept.append(outputs["logits"])
+    return outputs
+
+
 # ---- positions and bounds ----
 
 
@@ -716,7 +748,7 @@ def test_vicostream_reads_the_top_chunks_by_cosine_and_ingests_over_the_last_n()
     assert answer.read == tuple(merged)
     prefills = [run for run in engines.llm.runs if run["tokens"][0] >= 16]
     pages_at_most = 1 + 2 * 4  # prompt, two chunks of four units
-    assert all(run["table"][2] <= 16 for run in prefills)
+    assert all(run["table"][3] <= 16 for run in prefills)
     assert pages_at_most <= 16
 
 

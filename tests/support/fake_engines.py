@@ -13,7 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from vicort.runtime.devices.host import HostDevice
-from vicort.runtime.manifest import Dimension, EmbeddingSpec, GraphSpec, Manifest, ModelSpec
+from vicort.runtime.manifest import (
+    KV,
+    Dimension,
+    EmbeddingSpec,
+    GraphSpec,
+    Manifest,
+    ModelSpec,
+)
 
 TOKENIZER = Path(__file__).parents[2] / "export" / "tiny" / "checkpoint"
 SECTIONS, THETA = (1, 1, 2), 100.0
@@ -87,9 +94,10 @@ class FakeEngine:
 class FakeEngineSet:
     """What `EngineSet.open` gives, without files."""
 
-    def __init__(self, seed: int = 0, **model_changes) -> None:
+    def __init__(self, seed: int = 0, kv: KV = "float", **model_changes) -> None:
         self.model = toy_model(**model_changes)
         self.folder, self.dtype = TOKENIZER, np.dtype(np.float32)
+        self.pool_dtype = np.dtype(np.int8) if kv == "int8" else self.dtype
         random = np.random.default_rng(seed)
         m = self.model
         self.embedding = random.normal(size=(m.vocabulary, m.width)).astype(np.float32)
@@ -109,6 +117,7 @@ class FakeEngineSet:
         self.manifest = Manifest(
             backend="onnxruntime",
             precision="fp32",
+            kv=kv,
             model=m,
             graphs={
                 "vision_pruned": GraphSpec(
@@ -159,8 +168,11 @@ class FakeEngineSet:
             )
         }
 
-    def _read(self, tokens, features, pos, pool, where, table, **_):
+    def _read(self, tokens, features, pos, segment, pool, where, table, scales=None, **_):
         m = self.model
+        assert table.shape[0] == 1  # as the runtime has it so far
+        assert not segment.any()
+        cells = pool if scales is None else pool * scales[..., None]
         x = np.where(tokens[:, None] >= 0, self.embedding[np.maximum(tokens, 0)], features).astype(
             np.float64
         )
@@ -173,7 +185,7 @@ class FakeEngineSet:
             )
             x = (
                 x
-                + bounded_attention(q, k, v, pos, pool, where, table, layer).reshape(len(x), -1)
+                + bounded_attention(q, k, v, pos, cells, where, table[0], layer).reshape(len(x), -1)
                 @ weights["o"]
             )
             keys.append(k)

@@ -24,9 +24,9 @@ from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
 from vicort.runtime.kernels import INDEX, SCHEMA_VERSION, Kernels, KernelSpec
 
 ARGUMENTS = {
-    "bounded_attention": ("pointer",) * 10 + ("i32",) * 6 + ("f32",),
+    "bounded_attention": ("pointer",) * 12 + ("i32",) * 8 + ("f32",),
     "combine": ("pointer",) * 2 + ("i32",) * 2,
-    "scatter_tokens": ("pointer",) * 5 + ("i32",),
+    "scatter_tokens": ("pointer",) * 6 + ("i32",),
     "set_places": ("pointer",) * 3,
 }
 HIDDEN = ("pointer",) * 2  # scratch memory, which Triton's compiler adds to every kernel
@@ -41,6 +41,8 @@ def stand_in(
     rotary = {
         "SECTION_T": spec.sections[0],
         "SECTION_H": spec.sections[1],
+        "INTERLEAVED": int(spec.interleaved),
+        "INT8": int(spec.kv == "int8"),
         "POSITIONS": spec.positions,
         "PRECISION": "ieee",
     }
@@ -61,6 +63,7 @@ def stand_in(
                 **shared,
                 "HEADS": spec.kv_heads,
                 "HEADS_BLOCK": 1 << (spec.kv_heads - 1).bit_length(),
+                "INT8": int(spec.kv == "int8"),
             },
         ),
         (
@@ -154,7 +157,7 @@ class Interpreter:
 class InterpretingLauncher:
     """Runs a launch at once, on host addresses."""
 
-    def __init__(self, dtype: str) -> None:
+    def __init__(self, dtype: str, kv: str) -> None:
         from vicort.export.kernels import attention_kernel, scatter
 
         self._functions = {
@@ -164,6 +167,7 @@ class InterpretingLauncher:
             if hasattr(module, name)
         }
         self._own = dtype
+        self._kv = kv
         self._alive: list[np.ndarray] = []
 
     def load(self, cubin: bytes, function: str, shared_bytes: int) -> Any:
@@ -191,10 +195,13 @@ class InterpretingLauncher:
         own = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[
             self._own
         ]
-        types = dict.fromkeys(("q", "k", "v", "pool", "out"), own) | dict.fromkeys(
-            ("partial", "rotary"), torch.float32
+        types = dict.fromkeys(("q", "k", "v", "out"), own) | dict.fromkeys(
+            ("partial", "rotary", "scales"), torch.float32
         )
+        types["pool"] = own if self._kv == "float" else torch.int8
         dtype = types.get(name, torch.int32)
+        if address == 0:  # an argument that this form does not read
+            return torch.empty(1, dtype=dtype)
         return torch.frombuffer((ctypes.c_char * dtype.itemsize).from_address(address), dtype=dtype)
 
 
@@ -243,7 +250,9 @@ def serve() -> None:
             else:
                 kernels = Kernels.parse(data)
                 loaded = LoadedKernels(
-                    kernels, launcher=InterpretingLauncher(kernels.spec.dtype), **gpu
+                    kernels,
+                    launcher=InterpretingLauncher(kernels.spec.dtype, kernels.spec.kv),
+                    **gpu,
                 )
                 getattr(loaded, verb)(
                     **{name: array.ctypes.data for name, array in arrays.items()},

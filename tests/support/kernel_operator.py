@@ -23,7 +23,7 @@ DIM = 2 * sum(SECTIONS)
 
 
 def case(rows: int, pages: int, seed: int) -> list[torch.Tensor]:
-    """q, k, v, pos, pool, where, table; NaN wherever nothing may look."""
+    """q, k, v, pos, segment, pool, where, table; NaN wherever nothing may look."""
     random = np.random.default_rng(seed)
     slots = pages + 2
     q, k, v = (
@@ -40,7 +40,8 @@ def case(rows: int, pages: int, seed: int) -> list[torch.Tensor]:
         new[pos[:, 0] < 0] = np.nan
     table = random.permutation(slots)[:pages].astype(np.int32)
     table[-1:] = -1
-    return [torch.from_numpy(array) for array in (q, k, v, pos, pool, where, table[None, None])]
+    segment, table = np.zeros(len(pos), np.int32), table[None, None, None]
+    return [torch.from_numpy(array) for array in (q, k, v, pos, segment, pool, where, table)]
 
 
 def difference(rows: int, pages: int, layer: int, tile: inductor_attention.KernelTile) -> float:
@@ -55,7 +56,7 @@ def difference(rows: int, pages: int, layer: int, tile: inductor_attention.Kerne
         got = inductor_attention.attend_with_kernel(
             *tensors, frequencies, layer, scale, SECTIONS, tile.numbers()
         )
-    wanted = attend(*tensors, layer, scale, SECTIONS, THETA)
+    wanted = attend(*tensors, None, layer, scale, SECTIONS, THETA)
     return float((got - wanted).abs().nan_to_num(np.inf).max())
 
 

@@ -48,9 +48,12 @@ class PagedModel:
             self.pool.dtype
         )
         pos = torch.cat([pos, torch.full((padding, 3), -1)]).int()
-        table = torch.tensor([[[*self.used, -1]]], dtype=torch.int32)
+        table = torch.tensor([[[[*self.used, -1]]]], dtype=torch.int32)
+        segment = torch.zeros(len(pos), dtype=torch.int32)
         with torch.no_grad():
-            logits, k, v, *_ = self.model(tokens, features, pos, self.pool, self.where, table)
+            logits, k, v, *_ = self.model(
+                tokens, features, pos, segment, self.pool, self.where, table
+            )
         for start in range(0, rows, self.page_tokens):
             self._place(k[:, start:rows], v[:, start:rows], pos[start:rows])
         return logits[0]

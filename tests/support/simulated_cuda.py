@@ -25,6 +25,7 @@ from support.fake_engines import FakeEngineSet
 from vicort.runtime.devices.cuda import CudaDevice, CudaEvent, CudaStream, DeviceArray, Gpu
 from vicort.runtime.devices.cuda.allocator import current_stream
 from vicort.runtime.devices.cuda.loaded_kernels import NEEDED, LoadedKernels
+from vicort.runtime.devices.int8_vectors import quantised
 from vicort.runtime.kernels import CompiledKernel, Kernels, KernelSpec
 
 # of each two bytes: NaN in float16, bfloat16, float32 and float64, and an int32 of two billion
@@ -454,10 +455,10 @@ def bare(array):
     return DeviceArray(None, array.pointer, array.shape, array.dtype)
 
 
-def simulated_kernels(gpu, model, dtype):
+def simulated_kernels(gpu, model, dtype, kv="float"):
     """The kernels that move tokens and positions into pages: the real `LoadedKernels`, on cubins
     that are NumPy functions."""
-    arguments = {"scatter_tokens": ("pointer",) * 5 + ("i32",), "set_places": ("pointer",) * 3}
+    arguments = {"scatter_tokens": ("pointer",) * 6 + ("i32",), "set_places": ("pointer",) * 3}
     compiled = tuple(
         CompiledKernel(
             kernel=name,
@@ -474,9 +475,9 @@ def simulated_kernels(gpu, model, dtype):
         for name, form in NEEDED
     )
     spec = KernelSpec.model_construct(
-        page_tokens=model.page_tokens, frequencies=(1.0,), positions=0
+        page_tokens=model.page_tokens, frequencies=(1.0,), positions=0, kv=kv
     )
-    gpu.driver.functions = PageFunctions(gpu.driver, model, np.dtype(dtype))
+    gpu.driver.functions = PageFunctions(gpu.driver, model, np.dtype(dtype), kv)
     kernels = Kernels("simulated", spec, {}, compiled, {each.file: b"" for each in compiled})
     return LoadedKernels(
         kernels,
@@ -489,29 +490,34 @@ def simulated_kernels(gpu, model, dtype):
 class PageFunctions:
     """One block of a kernel's grid after the other."""
 
-    def __init__(self, driver, model, dtype):
+    def __init__(self, driver, model, dtype, kv):
         self._driver = driver
         self._model = model
         self._dtype = dtype
+        self._pool_dtype = np.dtype(np.int8) if kv == "int8" else dtype
 
     def _at(self, pointer, shape, dtype, write=False):
         return self._driver.array_at(DeviceArray(None, pointer, shape, dtype), write=write)
 
-    def scatter_tokens(self, grid, k, v, slots, cells, pool, rows):
+    def scatter_tokens(self, grid, k, v, slots, cells, pool, scales, rows):
         m, (count, layers, _) = self._model, grid
         keys, values = (
             self._at(new, (layers, rows, m.kv_heads, m.head_dim), self._dtype) for new in (k, v)
         )
         slot, cell = (self._at(numbers, (count,), np.int32) for numbers in (slots, cells))
-        page = (layers, m.kv_heads, 2, m.page_tokens, m.head_dim)
+        vectors = (layers, m.kv_heads, 2, m.page_tokens)
         for i in range(count):
-            target = self._at(
-                pool + int(slot[i]) * int(np.prod(page)) * self._dtype.itemsize,
-                page,
-                self._dtype,
-                write=True,
-            )
-            target[:, :, 0, cell[i]], target[:, :, 1, cell[i]] = keys[:, i], values[:, i]
+            target = self._page(pool, slot[i], (*vectors, m.head_dim), self._pool_dtype)
+            for side, new in enumerate((keys, values)):
+                numbers = new[:, i]
+                if scales:
+                    steps = self._page(scales, slot[i], vectors, np.dtype(np.float32))
+                    numbers, steps[:, :, side, cell[i]] = quantised(numbers)
+                target[:, :, side, cell[i]] = numbers
+
+    def _page(self, pointer, slot, shape, dtype):
+        size = int(np.prod(shape)) * dtype.itemsize
+        return self._at(pointer + int(slot) * size, shape, dtype, write=True)
 
     def set_places(self, grid, slots, places, where):
         count, tokens = grid[0], self._model.page_tokens
@@ -586,7 +592,8 @@ class SimulatedEngine:
     def _run(self, bindings):
         self.shapes.append({name: array.shape for name, array in bindings.items()})
         outputs, at = OUTPUTS[self.name], self._driver.array_at
-        paged = ("pool", "where")  # of which the table's slots are read, and no others
+        # of which the table's slots are read, and no others
+        paged = [name for name in ("pool", "scales", "where") if name in bindings]
         arrays = {
             name: at(array, write=name in outputs, watched=name not in paged)
             for name, array in bindings.items()
@@ -607,12 +614,12 @@ class SimulatedEngineSet(FakeEngineSet):
     """`FakeEngineSet` on a simulated GPU: the same functions, so the same answers to the last
     bit."""
 
-    def __init__(self, seed=0, order=0, lag=0.0, **model_changes):
+    def __init__(self, seed=0, order=0, lag=0.0, kv="float", **model_changes):
         """order: seed of the order in which streams advance; lag: of `SimulatedDriver`."""
-        super().__init__(seed, **model_changes)
+        super().__init__(seed, kv, **model_changes)
         self.driver = SimulatedDriver(order, lag=lag)
         self.gpu = Gpu(self.driver)
-        self.kernels = simulated_kernels(self.gpu, self.model, self.dtype)
+        self.kernels = simulated_kernels(self.gpu, self.model, self.dtype, self.manifest.kv)
         for name in ("vision", "tokens", "llm"):
             setattr(self, name, SimulatedEngine(name, getattr(self, name).function, self.driver))
 

@@ -63,9 +63,10 @@ def graph_specs(model) -> dict[str, GraphSpec]:
                 "tokens": ("int32", "C"),
                 "features": ("float32", "C", m.width),
                 "pos": ("int32", "C", 3),
+                "segment": ("int32", "C"),
                 "pool": ("float32", "P", m.layers, m.kv_heads, 2, m.page_tokens, m.head_dim),
                 "where": ("int32", "P", 1, 1, m.page_tokens, 3),
-                "table": ("int32", 1, 1, "N"),
+                "table": ("int32", 1, 1, 1, "N"),
             },
             {
                 "logits": ("float32", 1, m.vocabulary),

@@ -46,6 +46,7 @@ def attend_with_kernel(
     k: Tensor,
     v: Tensor,
     pos: Tensor,
+    segment: Tensor,
     pool: Tensor,
     where: Tensor,
     table: Tensor,
@@ -58,7 +59,7 @@ def attend_with_kernel(
     """`vicort.export.bounded_attention.attend` by the Triton kernel, where all layers and heads
     share positions and table.
 
-    where: [P,1,1,T,3]; table: [1,1,N]; frequencies: [D/2] float32; tile: of
+    where: [P,1,1,T,3]; table: [1,1,1,N]; frequencies: [D/2] float32; tile: of
     `KernelTile.numbers`. The rest is as there.
     """
     rows, query_heads, dim = q.shape
@@ -74,16 +75,20 @@ def attend_with_kernel(
         k,
         v,
         pos,
+        segment,
         pool[:, layer],
+        frequencies,  # in the place of the scales of an int8 pool
         where,
         table,
         out,
         partial,
         frequencies,
         rows,
-        table.shape[2],
+        table.shape[3],
+        1,
         layers * heads,
         3 * page,
+        0,
         0,
         0,
         scale * math.log2(math.e),
@@ -92,6 +97,8 @@ def attend_with_kernel(
         PAGE=page,
         SECTION_T=sections[0],
         SECTION_H=sections[1],
+        INTERLEAVED=0,
+        INT8=0,
         POSITIONS=0,
         BLOCK_M=block_m,
         BLOCK_N=block_n,
@@ -136,7 +143,7 @@ def with_kernel(program: ExportedProgram, tile: KernelTile) -> ExportedProgram:
     for node in graph.find_nodes(
         op="call_function", target=torch.ops.vicort.bounded_attention.default
     ):
-        *tensors, layer, scale, sections, _ = node.args
+        *tensors, _, layer, scale, sections, _ = node.args[:13]  # without the scales of int8
         with graph.inserting_before(node):
             arguments = (*tensors, frequencies, layer, scale, sections, tile.numbers())
             replacement = graph.call_function(

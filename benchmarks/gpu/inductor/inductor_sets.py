@@ -68,7 +68,7 @@ from vicort.runtime.manifest import (
 # in the order in which they are compiled: the quickest first
 GRAPHS: tuple[GraphName, ...] = ("tokens", "vision", "llm")
 # dimensions that are 1 here
-SHARED = ("where_layers", "where_heads", "table_layers", "table_heads")
+SHARED = ("S", "where_layers", "where_heads", "table_layers", "table_heads")
 PART = ".part"  # what the folder of an unfinished build is called
 PLAN = "plan.json"  # in it: what is being built
 COMMAND = "python -m vicort.benchmarks.gpu.check --only inductor"

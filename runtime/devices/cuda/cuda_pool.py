@@ -13,7 +13,14 @@ from numpy.typing import DTypeLike
 from vicort.runtime.devices.cuda.allocator import DEVICE_ALIGNMENT
 from vicort.runtime.devices.cuda.arrays import DeviceArray, as_device
 from vicort.runtime.devices.device import Array, Pool
-from vicort.runtime.devices.pages import EMPTY, HostPool, as_numpy, shifted
+from vicort.runtime.devices.pages import (
+    EMPTY,
+    HostPool,
+    as_numpy,
+    is_int8,
+    scales_of,
+    shifted,
+)
 from vicort.runtime.manifest import ModelSpec
 
 if TYPE_CHECKING:
@@ -30,8 +37,10 @@ class CudaPool:
     def __init__(self, device: CudaDevice, model: ModelSpec, pages: int, dtype: DTypeLike) -> None:
         self._device = device
         self._max_rows = model.max_rows
-        shape = (pages, model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim)
-        self.data = device.gpu.empty(shape, dtype, "the pool of pages")
+        vectors = (pages, model.layers, model.kv_heads, 2, model.page_tokens)
+        what = "the pool of pages"
+        self.data = device.gpu.empty((*vectors, model.head_dim), dtype, what)
+        self.scales = device.gpu.empty(vectors, np.float32, what) if is_int8(dtype) else None
         # 0xFF in every byte is EMPTY
         self.cell_positions = device.filled((pages, 1, 1, model.page_tokens, 3), np.int32, 0xFF)
         self.host_positions = np.full(self.cell_positions.shape, EMPTY, np.int32)
@@ -62,6 +71,7 @@ class CudaPool:
             rows=k.shape[1],
             layers=k.shape[0],
             stream=stream.handle,
+            scales=None if self.scales is None else self.scales.pointer,
         )
         kernels.set_places(
             slots=page_list,
@@ -79,6 +89,9 @@ class CudaPool:
         self, source: Pool, source_slots: Sequence[int], slots: Sequence[int], stream: Any
     ) -> None:
         move_pages(self._device, source.data, source_slots, self.data, slots, stream)
+        if self.scales is not None:
+            scales = scales_of(source)
+            move_pages(self._device, scales, source_slots, self.scales, slots, stream)
         self.host_positions[list(slots)] = source.host_positions[list(source_slots)]
         self._upload_positions(slots, stream)
 
@@ -117,6 +130,9 @@ class PinnedPool(HostPool):
         self, source: Pool, source_slots: Sequence[int], slots: Sequence[int], stream: Any
     ) -> None:
         move_pages(self._device, source.data, source_slots, self.data, slots, stream)
+        if self.scales is not None:
+            scales = scales_of(source)
+            move_pages(self._device, scales, source_slots, self.scales, slots, stream)
         self.host_positions[list(slots)] = source.host_positions[list(source_slots)]
 
     def write(

@@ -94,6 +94,7 @@ class LoadedKernels:
         k: int,
         v: int,
         pos: int,
+        segment: int,
         pool: int,
         where: int,
         table: int,
@@ -106,30 +107,32 @@ class LoadedKernels:
         layer: int,
         scale: float,
         stream: int,
+        scales: int | None = None,
     ) -> None:
-        """vicort::BoundedAttention of `rows` new tokens. All tensors are device addresses.
+        """vicort::BoundedAttention of `rows` new tokens. All tensors are device addresses. scales:
+        of an int8 pool.
 
         workspace: at least the bytes that `Kernels.plan` gives for these shapes. Raises
         EngineError if the kernels do not fit the shapes.
         """
         if rows == 0:
             return
-        spec, pages = self.spec, table_shape[2]
+        spec, (segments, table_layers, table_heads, pages) = self.spec, table_shape
         self._check(pool_shape, where_shape, table_shape)
-        plan = self._plan(rows, pages)
+        self._check_scales(scales)
+        plan = self._plan(rows, segments * pages)
         layers, cell = pool_shape[1], spec.page_tokens * 3
+        vectors = layer * spec.kv_heads * 2 * spec.page_tokens  # before the layer's own
         values = (
-            *_pointers(q, k, v, pos),
-            (
-                "pointer",
-                pool
-                + layer * spec.kv_heads * 2 * spec.page_tokens * spec.head_dim * spec.item_bytes,
-            ),
+            *_pointers(q, k, v, pos, segment),
+            ("pointer", pool + vectors * spec.head_dim * spec.pool_item_bytes),
+            ("pointer", 0 if scales is None else scales + vectors * 4),
             ("pointer", where + min(layer, where_shape[1] - 1) * where_shape[2] * cell * 4),
-            ("pointer", table + min(layer, table_shape[0] - 1) * table_shape[1] * pages * 4),
+            ("pointer", table + min(layer, table_layers - 1) * table_heads * pages * 4),
             *_pointers(out, workspace, self._rotary),
-            *_integers(rows, pages, layers * spec.kv_heads, where_shape[1] * where_shape[2] * cell),
-            *_integers(cell if where_shape[2] > 1 else 0, pages if table_shape[1] > 1 else 0),
+            *_integers(rows, pages, segments, layers * spec.kv_heads),
+            *_integers(where_shape[1] * where_shape[2] * cell, cell if where_shape[2] > 1 else 0),
+            *_integers(table_layers * table_heads * pages, pages if table_heads > 1 else 0),
             ("f32", _float32(scale * math.log2(math.e))),
         )
         self._launch("bounded_attention", plan.form, plan.grid, stream, values)
@@ -155,17 +158,15 @@ class LoadedKernels:
         rows: int,
         layers: int,
         stream: int,
+        scales: int | None = None,
     ) -> None:
         """The first `count` of the new tokens k, v [L,rows,Hkv,D] into the pool, at slots, cells
-        [count] int32; slot -1: nowhere."""
+        [count] int32; slot -1: nowhere. scales: of an int8 pool, for which they are quantised."""
         if count:
-            self._launch(
-                "scatter_tokens",
-                "",
-                (count, layers, 1),
-                stream,
-                (*_pointers(k, v, slots, cells, pool), *_integers(rows)),
-            )
+            self._check_scales(scales)
+            pointers = _pointers(k, v, slots, cells, pool, scales or 0)
+            values = (*pointers, *_integers(rows))
+            self._launch("scatter_tokens", "", (count, layers, 1), stream, values)
 
     def set_places(self, *, slots: int, places: int, where: int, count: int, stream: int) -> None:
         """Positions [count,T,3] int32 of all tokens of `count` pages into where [P,1,1,T,3], at
@@ -181,6 +182,12 @@ class LoadedKernels:
             self._plans[key] = self.kernels.plan(rows, pages, self.multiprocessors, self.capability)
         return self._plans[key]
 
+    def _check_scales(self, scales: int | None) -> None:
+        if (scales is None) != (self.spec.kv == "float"):
+            raise EngineError(
+                f"the kernels are for pages of {self.spec.kv}, with scales only where that is int8"
+            )
+
     def _check(self, pool: Sequence[int], where: Sequence[int], table: Sequence[int]) -> None:
         spec, layers = self.spec, pool[1]
         wanted = (layers, spec.kv_heads, 2, spec.page_tokens, spec.head_dim)
@@ -191,7 +198,7 @@ class LoadedKernels:
             )
         for name, found, tail in (
             ("where", where[1:], (spec.page_tokens, 3)),
-            ("table", table, tuple(table[2:])),
+            ("table", table[1:], tuple(table[3:])),
         ):
             if (
                 found[0] not in (1, layers)

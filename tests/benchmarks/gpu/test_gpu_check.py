@@ -168,7 +168,12 @@ def reference(spec, theta: float, inputs, layer: int) -> np.ndarray:
     """The PyTorch op, on the same inputs."""
     tensors = {name: as_tensor(array) for name, array in inputs.items()}
     out = bounded_attention(
-        **tensors, layer=layer, scale=spec.head_dim**-0.5, sections=spec.sections, theta=theta
+        **tensors,
+        scales=None,
+        layer=layer,
+        scale=spec.head_dim**-0.5,
+        sections=spec.sections,
+        theta=theta,
     )
     return out.float().numpy()
 
@@ -251,6 +256,7 @@ class PlainKernels:
             "v": new,
             "pool": pool_shape,
             "pos": (rows, 3),
+            "segment": (rows,),
             "where": where_shape,
             "table": table_shape,
         }
@@ -258,7 +264,9 @@ class PlainKernels:
         def run():
             inputs = {
                 n: self._at(
-                    pointers[n], shape, np.int32 if n in ("pos", "where", "table") else None
+                    pointers[n],
+                    shape,
+                    np.int32 if n in ("pos", "segment", "where", "table") else None,
                 )
                 for n, shape in shapes.items()
             }

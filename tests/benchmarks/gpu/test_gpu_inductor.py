@@ -264,11 +264,11 @@ def test_every_attention_becomes_the_kernel_and_all_read_one_buffer(program) -> 
     calls = found.graph.find_nodes(
         op="call_function", target=torch.ops.vicort.attend_with_kernel.default
     )
-    assert [call.args[8] for call in calls] == list(range(graph.attention_layers))
+    assert [call.args[9] for call in calls] == list(range(graph.attention_layers))
     assert not found.graph.find_nodes(
         op="call_function", target=torch.ops.vicort.bounded_attention.default
     )
-    (frequencies,) = {call.args[7] for call in calls}
+    (frequencies,) = {call.args[8] for call in calls}
     assert found.graph_signature.inputs_to_buffers[frequencies.name] == FREQUENCIES
     assert gpu_inductor.constants(module)[FREQUENCIES].shape == (
         module.layers[0].self_attn.config.head_dim // 2,

@@ -135,6 +135,22 @@ def test_systems_that_do_not_run_on_a_gpus_engines_are_said(tiny_engines, tmp_pa
     assert found.systems["vicostream"].budget
 
 
+def test_int8_pages_are_said_and_long_term_memory_over_them_is_refused(tiny_engines, monkeypatch):
+    manifest = read_manifest(tiny_engines).model_copy(update={"kv": "int8"})
+    monkeypatch.setattr(cli, "read_manifest", lambda folder: manifest)
+    for module in (cli, assembly):
+        monkeypatch.setattr(module, "pool_dtype", lambda manifest: np.dtype(np.int8))
+    found, model = info(tiny_engines, known_systems()), manifest.model
+    assert found.kv == "int8"
+    assert "onnxruntime, fp32, keys and values in int8, for" in "\n".join(cli.lines(found))
+    heads = model.layers * model.kv_heads
+    assert found.bytes_a_token == heads * 2 * (model.head_dim + 4) + 12
+    assert found.systems["vicostream"].budget
+    for name in ("livevlm", "resv", "freekv"):
+        assert "built without --kv int8" in found.systems[name].note
+        assert "\n" not in found.systems[name].note
+
+
 def test_a_reader_that_goes_away_is_no_error(tiny_engines):
     command = f"{sys.executable} -m vicort.runtime.cli.info {tiny_engines} --json | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)

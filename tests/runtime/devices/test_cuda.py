@@ -42,10 +42,10 @@ MODEL = toy_model()
 SEEDS = range(8)
 
 
-def open_device(seed=0, threads=True, **driver_options):
+def open_device(seed=0, threads=True, kv="float", **driver_options):
     opened = Gpu(SimulatedDriver(seed, **driver_options))
     return SimulatedDevice(
-        opened, simulated_kernels(opened, MODEL, np.float32), threads=threads, resize_on="cpu"
+        opened, simulated_kernels(opened, MODEL, np.float32, kv), threads=threads, resize_on="cpu"
     )
 
 
@@ -714,10 +714,10 @@ steps = st.one_of(
 )
 
 
-def play(device, stream, steps):
-    """Do a list of steps to a pool and its host tier; returns data and positions of both, unused
-    cells left out."""
-    pool, host = device.pool(MODEL, PAGES, np.float32), device.host_pool(MODEL, PAGES, np.float32)
+def play(device, stream, steps, dtype):
+    """Do a list of steps to a pool and its host tier; returns data, scales of int8 pages, and
+    positions of both, unused cells left out."""
+    pool, host = device.pool(MODEL, PAGES, dtype), device.host_pool(MODEL, PAGES, dtype)
     kv = (MODEL.layers, 5, MODEL.kv_heads, MODEL.head_dim)
     k, v = device.empty(kv, np.float32), device.empty(kv, np.float32)
 
@@ -743,12 +743,22 @@ def play(device, stream, steps):
                 host.copy_from(pool, slots, others, stream)
             else:
                 pool.copy_from(host, slots, others, stream)
-        return [np.array(a) for a in device.read(stream, pool.data, pool.cell_positions)]
+        scales = [] if pool.scales is None else [pool.scales]
+        arrays = device.read(stream, pool.data, pool.cell_positions, *scales)
+        return [np.array(a) for a in arrays]
 
-    data, where = stream.run(work).done()
+    data, where, *scales = stream.run(work).done()
     np.testing.assert_array_equal(where, pool.host_positions)
-    tiers = [(data, where), (np.array(host.data), np.array(host.cell_positions))]
-    return [(np.where(filled(where), data, 0), where) for data, where in tiers]
+    far = [] if host.scales is None else [np.array(host.scales)]
+    tiers = [(data, where, scales), (np.array(host.data), np.array(host.cell_positions), far)]
+    return [
+        [
+            where,
+            np.where(filled(where), data, 0),
+            *(np.where(filled(where)[..., 0], array, 0) for array in scales),
+        ]
+        for data, where, scales in tiers
+    ]
 
 
 def filled(where):
@@ -756,17 +766,19 @@ def filled(where):
     return (where[:, 0, 0, :, 0] != EMPTY)[:, None, None, None, :, None]
 
 
-@given(st.lists(steps, max_size=12), st.integers(0, 1000))
+@given(st.lists(steps, max_size=12), st.integers(0, 1000), st.sampled_from(["float", "int8"]))
 @settings(max_examples=examples(60))
-def test_pages_on_the_device_are_what_they_are_on_the_host(steps, seed):
-    device = open_device(seed)
+@example([("write", [0], 1), ("to host", [0], 2), ("from host", [2], 1)], 0, "int8")
+def test_pages_on_the_device_are_what_they_are_on_the_host(steps, seed, kv):
+    device, dtype = open_device(seed, kv=kv), np.int8 if kv == "int8" else np.float32
     got, wanted = (
-        play(device, device.stream("a"), steps),
-        play(HostDevice(threads=False), InlineStream("a"), steps),
+        play(device, device.stream("a"), steps, dtype),
+        play(HostDevice(threads=False), InlineStream("a"), steps, dtype),
     )
-    for (data, where), (wanted_data, wanted_where) in zip(got, wanted, strict=True):
-        np.testing.assert_array_equal(where, wanted_where)
-        np.testing.assert_array_equal(data, wanted_data)
+    for tier, wanted_tier in zip(got, wanted, strict=True):
+        assert len(tier) == (3 if kv == "int8" else 2)
+        for array, wanted_array in zip(tier, wanted_tier, strict=True):
+            np.testing.assert_array_equal(array, wanted_array)
     device.close()
 
 

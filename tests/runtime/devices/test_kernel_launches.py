@@ -84,6 +84,7 @@ def attend(loaded: LoadedKernels, **changes: Any) -> None:
         "k": 2,
         "v": 3,
         "pos": 4,
+        "segment": 5,
         "pool": 1 << 40,
         "where": 1 << 20,
         "table": 1 << 10,
@@ -93,7 +94,7 @@ def attend(loaded: LoadedKernels, **changes: Any) -> None:
     shapes = {
         "pool_shape": (50, 4, 2, 2, 16, 128),
         "where_shape": (50, 1, 1, 16, 3),
-        "table_shape": (1, 1, 7),
+        "table_shape": (1, 1, 1, 7),
     }
     loaded.attention(
         **(pointers | shapes | {"rows": 1, "layer": 2, "scale": 0.125, "stream": 77} | changes)
@@ -148,7 +149,7 @@ def test_the_workspace_is_bounded_however_large_the_table():
 
 def test_arguments_are_those_of_the_cubin_with_hidden_ones_zero():
     loaded, recorder = load(make_kernels())
-    attend(loaded, rows=2, table_shape=(1, 1, 900))
+    attend(loaded, rows=2, table_shape=(1, 1, 1, 900))
     loaded.scatter_tokens(k=1, v=2, slots=3, cells=4, pool=5, count=6, rows=7, layers=8, stream=9)
     loaded.set_places(slots=1, places=2, where=3, count=4, stream=5)
     assert [launch["kernel"] for launch in recorder.launches] == [
@@ -169,10 +170,10 @@ def test_arguments_are_those_of_the_cubin_with_hidden_ones_zero():
 @pytest.mark.parametrize(
     ("where_shape", "table_shape", "where_first", "table_first", "where_head", "table_head"),
     [
-        ((50, 1, 1, 16, 3), (1, 1, 7), 0, 0, 0, 0),
-        ((50, 4, 1, 16, 3), (1, 2, 7), 2 * 48 * 4, 0, 0, 7),
-        ((50, 4, 2, 16, 3), (4, 1, 7), 2 * 2 * 48 * 4, 2 * 7 * 4, 48, 0),
-        ((50, 1, 2, 16, 3), (4, 2, 7), 0, 2 * 2 * 7 * 4, 48, 7),
+        ((50, 1, 1, 16, 3), (1, 1, 1, 7), 0, 0, 0, 0),
+        ((50, 4, 1, 16, 3), (1, 1, 2, 7), 2 * 48 * 4, 0, 0, 7),
+        ((50, 4, 2, 16, 3), (1, 4, 1, 7), 2 * 2 * 48 * 4, 2 * 7 * 4, 48, 0),
+        ((50, 1, 2, 16, 3), (3, 4, 2, 7), 0, 2 * 2 * 7 * 4, 48, 7),
     ],
 )
 def test_a_dimension_of_one_serves_all_layers_or_heads(
@@ -181,13 +182,31 @@ def test_a_dimension_of_one_serves_all_layers_or_heads(
     loaded, recorder = load(make_kernels())
     attend(loaded, where_shape=where_shape, table_shape=table_shape)
     values = [value for _, value in recorder.launches[0]["args"]]
-    assert values[4] == (1 << 40) + 2 * 2 * 2 * 16 * 128 * 2
-    assert values[5:7] == [(1 << 20) + where_first, (1 << 10) + table_first]
-    rows, pages, slot_cells, where_slot = values[10:14]
-    assert (rows, pages, slot_cells) == (1, 7, 4 * 2)
+    assert values[5] == (1 << 40) + 2 * 2 * 2 * 16 * 128 * 2
+    assert values[7:9] == [(1 << 20) + where_first, (1 << 10) + table_first]
+    rows, pages, segments, slot_cells, where_slot = values[12:17]
+    assert (rows, pages, segments, slot_cells) == (1, 7, table_shape[0], 4 * 2)
     assert where_slot == math.prod(where_shape[1:])
-    assert values[14:16] == [where_head, table_head]
-    assert values[16] == pytest.approx(0.125 / math.log(2))
+    assert values[17:20] == [where_head, math.prod(table_shape[1:]), table_head]
+    assert values[20] == pytest.approx(0.125 / math.log(2))
+
+
+def test_an_int8_pool_has_items_of_a_byte_and_scales_of_four():
+    loaded, recorder = load(make_kernels(make_spec(kv="int8")))
+    attend(loaded, scales=1 << 30)
+    values = [value for _, value in recorder.launches[0]["args"]]
+    assert values[5:7] == [
+        (1 << 40) + 2 * 2 * 2 * 16 * 128,
+        (1 << 30) + 2 * 2 * 2 * 16 * 4,
+    ]
+
+
+@pytest.mark.parametrize(("kv", "scales"), [("float", 1 << 30), ("int8", None)])
+def test_scales_without_an_int8_pool_are_refused_and_the_reverse(kv, scales):
+    loaded, recorder = load(make_kernels(make_spec(kv=kv)))
+    with pytest.raises(EngineError, match=f"for pages of {kv}"):
+        attend(loaded, scales=scales)
+    assert not recorder.launches
 
 
 @pytest.mark.parametrize(
@@ -196,7 +215,7 @@ def test_a_dimension_of_one_serves_all_layers_or_heads(
         {"pool_shape": (50, 4, 2, 2, 8, 128)},
         {"pool_shape": (50, 4, 3, 2, 16, 128)},
         {"where_shape": (50, 3, 1, 16, 3)},
-        {"table_shape": (1, 4, 7)},
+        {"table_shape": (1, 1, 4, 7)},
     ],
 )
 def test_shapes_that_are_not_the_kernels_are_refused(changes):
@@ -218,7 +237,7 @@ def test_frequencies_go_to_the_gpu_once_as_they_are():
     loaded, recorder = load(make_kernels())
     attend(loaded)
     assert recorder.constants == [np.array(loaded.spec.frequencies, np.float32).tobytes()]
-    assert recorder.launches[0]["args"][9] == ("pointer", 0xC0)
+    assert recorder.launches[0]["args"][11] == ("pointer", 0xC0)
 
 
 def test_tables_hold_cos_and_then_sin_of_each_position():

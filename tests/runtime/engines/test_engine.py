@@ -52,7 +52,8 @@ def test_a_run_writes_into_the_callers_arrays(engines):
     bound = bindings(engines, 5, 4, seed=0)
     addresses = {name: array.ctypes.data for name, array in bound.items()}
     before = {
-        name: bound[name].copy() for name in ("tokens", "features", "pos", "pool", "where", "table")
+        name: bound[name].copy()
+        for name in ("tokens", "features", "pos", "segment", "pool", "where", "table")
     }
     assert engines.llm.enqueue(bound, InlineStream("test")).done() is None
     assert all(bound[name].any() for name in OUTPUTS)
@@ -129,7 +130,7 @@ def bindings_of_many_rows(bound: dict[str, np.ndarray]) -> dict[str, np.ndarray]
     rows = 5000
     grown = {
         name: np.zeros((rows, *bound[name].shape[1:]), bound[name].dtype)
-        for name in ("tokens", "features", "pos")
+        for name in ("tokens", "features", "pos", "segment")
     }
     return grown | {
         name: np.zeros((len(bound[name]), rows, *bound[name].shape[2:]), bound[name].dtype)

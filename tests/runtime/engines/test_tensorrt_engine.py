@@ -410,6 +410,7 @@ def rtx():
 
 
 SPEC = SimpleNamespace(
+    interleaved=False,
     dtype="bfloat16",
     kv_heads=2,
     page_tokens=4,
@@ -422,6 +423,7 @@ ATTRIBUTES = {
     "scale": np.array([0.25], np.float32),
     "sections": np.array([4, 6, 6], np.int32),
     "frequencies": np.full(16, 0.5, np.float32),
+    "interleaved": np.array([0], np.int32),
 }
 
 
@@ -502,6 +504,7 @@ def test_a_plugin_comes_back_from_what_it_serialises_and_its_clones_are_equal(rt
         ({"layer": None, "scale": None}, "node node has no layer, scale"),
         ({"sections": np.array([6, 6, 4], np.int32)}, "another rotary embedding"),
         ({"frequencies": np.full(16, 0.25, np.float32)}, "another rotary embedding"),
+        ({"interleaved": np.array([1], np.int32)}, "another rotary embedding"),
     ],
 )
 def test_a_node_that_the_kernels_do_not_fit_is_refused_and_the_reason_is_kept(rtx, changes, said):
@@ -520,10 +523,10 @@ def test_no_plugin_is_made_outside_of_vicort(rtx):
 
 
 def tensors(rtx, kind, integer=None, layout=None):
-    """Eight descriptions as TensorRT hands them over: seven inputs, one output."""
+    """Nine descriptions as TensorRT hands them over: eight inputs, one output."""
     layout = layout or rtx.module.TensorFormat.LINEAR
     integer = integer or rtx.module.int32
-    types = [kind, kind, kind, integer, kind, integer, integer, kind]
+    types = [kind, kind, kind, integer, integer, kind, integer, integer, kind]
     return [SimpleNamespace(desc=SimpleNamespace(type=each, format=layout)) for each in types]
 
 
@@ -536,25 +539,40 @@ def test_formats_are_linear_of_one_float_type_and_int32(rtx, kind, allowed):
     trt = rtx.module
     given_tensors = tensors(rtx, getattr(trt, kind))
     assert (
-        all(plugin.supports_format_combination(position, given_tensors, 7) for position in range(8))
+        all(plugin.supports_format_combination(position, given_tensors, 8) for position in range(9))
         == allowed
     )
     mixed = [
-        *given_tensors[:7],
+        *given_tensors[:8],
         SimpleNamespace(desc=SimpleNamespace(type=trt.int64, format=trt.TensorFormat.LINEAR)),
     ]
-    assert not plugin.supports_format_combination(7, mixed, 7)
+    assert not plugin.supports_format_combination(8, mixed, 8)
     assert not plugin.supports_format_combination(
-        3, tensors(rtx, getattr(trt, kind), integer=trt.int64), 7
+        3, tensors(rtx, getattr(trt, kind), integer=trt.int64), 8
     )
     assert not plugin.supports_format_combination(
-        0, tensors(rtx, getattr(trt, kind), layout=trt.TensorFormat.CHW32), 7
+        0, tensors(rtx, getattr(trt, kind), layout=trt.TensorFormat.CHW32), 8
     )
+
+
+def test_an_int8_pool_comes_with_scales_in_float32(rtx):
+    plugin, _, _ = create(rtx)
+    trt = rtx.module
+    given = tensors(rtx, trt.bfloat16)
+    describe = lambda kind: SimpleNamespace(
+        desc=SimpleNamespace(type=kind, format=trt.TensorFormat.LINEAR)
+    )
+    given[5] = describe(trt.int8)
+    right = [*given[:8], describe(trt.float32), given[8]]
+    takes = lambda given: [plugin.supports_format_combination(at, given, 9) for at in range(10)]
+    assert takes(right) == [True] * 10
+    assert not takes([*right[:8], describe(trt.float16), right[9]])[8]
+    assert not takes([*right[:5], describe(trt.bfloat16), *right[6:]])[5]
 
 
 def test_the_workspace_is_the_kernels_bound_at_the_profiles_largest_shapes(rtx):
     plugin, _, _ = create(rtx)
-    largest = [SimpleNamespace(max=(64, 4, 32)), *[None] * 5, SimpleNamespace(max=(1, 1, 300))]
+    largest = [SimpleNamespace(max=(64, 4, 32)), *[None] * 6, SimpleNamespace(max=(2, 1, 1, 150))]
     assert plugin.get_workspace_size(largest, []) == 64_300
 
 
@@ -564,22 +582,24 @@ def descriptions(rows: int) -> list[SimpleNamespace]:
         (rows, 2, 32),
         (rows, 2, 32),
         (rows, 3),
+        (rows,),
         (9, 4, 2, 2, 4, 32),
         (9, 1, 1, 4, 3),
-        (1, 1, 5),
+        (1, 1, 1, 5),
     ]
     return [SimpleNamespace(dims=shape) for shape in shapes]
 
 
 def test_enqueue_launches_the_kernels_on_the_stream_that_tensorrt_gives(rtx):
     plugin, kernels, _ = create(rtx)
-    plugin.clone().enqueue(descriptions(6), [], [10, 11, 12, 13, 14, 15, 16], [20], 30, 40)
+    plugin.clone().enqueue(descriptions(6), [], [10, 11, 12, 13, 17, 14, 15, 16], [20], 30, 40)
     assert kernels.launches == [
         {
             "q": 10,
             "k": 11,
             "v": 12,
             "pos": 13,
+            "segment": 17,
             "pool": 14,
             "where": 15,
             "table": 16,
@@ -591,7 +611,7 @@ def test_enqueue_launches_the_kernels_on_the_stream_that_tensorrt_gives(rtx):
             "rows": 6,
             "pool_shape": (9, 4, 2, 2, 4, 32),
             "where_shape": (9, 1, 1, 4, 3),
-            "table_shape": (1, 1, 5),
+            "table_shape": (1, 1, 1, 5),
             "layer": 3,
             "scale": 0.25,
         }
@@ -601,7 +621,7 @@ def test_enqueue_launches_the_kernels_on_the_stream_that_tensorrt_gives(rtx):
 def test_what_enqueue_raises_is_kept_and_raised_for_tensorrt_too(rtx):
     plugin, _, host = create(rtx)
     with pytest.raises(RuntimeError, match="too many rows"):
-        plugin.enqueue(descriptions(100), [], [1] * 7, [1], 0, 0)
+        plugin.enqueue(descriptions(100), [], [1] * 8, [1], 0, 0)
     assert str(host.take_failure()) == "too many rows"
 
 

@@ -87,11 +87,11 @@ def test_a_question_reads_what_the_plain_statement_chooses(engines):
     for layer in range(model.layers):
         keys, positions = chosen(departed, layer, first["q"][layer], model)
         for head in range(model.kv_heads):
-            before = set(first["table"][layer, head].tolist())
+            before = set(first["table"][0, layer, head].tolist())
             assert shared < before
             slots = [
                 slot
-                for slot in second["table"][layer, head].tolist()
+                for slot in second["table"][0, layer, head].tolist()
                 if slot >= 0 and slot not in before
             ]
             where, pool = second["where"][slots, layer, head], second["pool"][slots, layer, head, 0]

@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from support.fake_engines import toy_model
 
 from vicort.runtime.devices.host import HostDevice, InlineStream
+from vicort.runtime.devices.int8_vectors import quantised
 from vicort.runtime.devices.pages import EMPTY, page_bytes
 from vicort.runtime.memory.layout import Layout
 from vicort.runtime.memory.slots import Slots
@@ -66,6 +68,30 @@ def test_the_bytes_of_a_page_are_those_of_its_arrays():
     model = toy_model()
     pool = HostDevice(threads=False).pool(model, 3, np.float32)
     assert page_bytes(model, np.float32) * 3 == pool.data.nbytes + pool.cell_positions.nbytes
+
+
+def test_int8_pages_hold_quantised_tokens_and_their_scales_move_along():
+    model, random, device = toy_model(), np.random.default_rng(0), HostDevice(threads=False)
+    near, far = device.pool(model, 5, np.int8), device.host_pool(model, 2, np.int8)
+    shape = (2, model.layers, 3, model.kv_heads, model.head_dim)
+    k, v = new = random.normal(size=shape).astype(np.float32)
+    slots, cells, places = np.array([4, 4, 1]), np.array([0, 3, 2]), np.arange(9).reshape(3, 3)
+    near.write(slots, cells, k, v, places, STREAM)
+    far.copy_from(near, [4, 1], [0, 1], STREAM)
+    numbers, scales = quantised(new)
+    for pool, moved in ((near, slots), (far, np.array([0, 0, 1]))):
+        for token, (slot, cell) in enumerate(zip(moved, cells, strict=True)):
+            found = pool.data[slot, :, :, :, cell], pool.scales[slot, :, :, :, cell]
+            np.testing.assert_array_equal(found[0], numbers[:, :, token].transpose(1, 2, 0, 3))
+            np.testing.assert_array_equal(found[1], scales[:, :, token].transpose(1, 2, 0))
+    arrays = (near.data, near.scales, near.cell_positions)
+    assert page_bytes(model, np.int8) * 5 == sum(array.nbytes for array in arrays)
+
+
+@pytest.mark.parametrize(("dtype", "least"), [(np.float32, 3.8), (ml_dtypes.bfloat16, 1.9)])
+def test_a_budget_holds_about_four_or_two_times_the_pages_in_int8(dtype, least):
+    model = toy_model().model_copy(update={"head_dim": 128, "layers": 36, "kv_heads": 2})
+    assert page_bytes(model, dtype) / page_bytes(model, np.int8) > least
 
 
 class SlotsMachine(RuleBasedStateMachine):
