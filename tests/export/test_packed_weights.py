@@ -24,7 +24,7 @@ from vicort.runtime.errors import EngineError
 # written by make_packed_weights.py with the code of other projects
 PACKED = Path(__file__).parents[1] / "fixtures" / "packed_weights.safetensors"
 with safe_open(PACKED, framework="pt") as file:
-    CONFIGS = {name: json.loads(config) for name, config in file.metadata().items()}
+    CONFIGS = {name: json.loads(config) for name, config in sorted(file.metadata().items())}
 INTEGERS = [name for name in CONFIGS if not name.startswith("f")]
 FLOATS = [name for name in CONFIGS if name.startswith("f")]
 Tensors = dict[str, Tensor]
