@@ -24,6 +24,8 @@ from vicort.runtime.devices.surface import Surface, to_rgb
 from vicort.runtime.language.token_choice import TokenChoice
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.manifest import backend_of
+from vicort.runtime.memory.budget import MemoryRequest
+from vicort.runtime.policies.system import MAX_MB
 from vicort.runtime.session import Session
 from vicort.runtime.shared_session import SharedSession
 from vicort.runtime.sources.packets import MAX_EXTRADATA_BYTES, MAX_PACKET_BYTES
@@ -32,6 +34,7 @@ ERROR_SIZE = 1024  # bytes, as in vicort.c
 MAX_SIDE = 65_535  # pixels
 LAGS = {lib.VICORT_WAIT: "wait", lib.VICORT_DROP_OLDEST: "drop-oldest"}
 # VICORT_FPS_MODEL, VICORT_FPS_SOURCE
+AUTO = -1.0  # VICORT_MEMORY_AUTO
 RATES: dict[float, Literal["source"] | None] = {0.0: None, -1.0: "source"}
 # Kr and Kb of ITU-R BT.601 and BT.709, and whether the range is full (0 to 255)
 COLOURS = {
@@ -141,8 +144,14 @@ def open(params: Any, result: Any) -> None:
         max_tokens=params.max_tokens,
     )
     TokenChoice(sampling)
-    if params.threads < 1:
-        raise ArgumentError(f"{params.threads} threads: give 1 or more")
+    if params.threads < 0:
+        raise ArgumentError(
+            f"{params.threads} threads: give 1 or more, or VICORT_THREADS_ALL for all cores"
+        )
+    memory = MemoryRequest(
+        _megabytes("device_mb", params.device_mb, least=1),
+        _megabytes("host_mb", params.host_mb, least=0),
+    )
     if params.on_lag not in LAGS:
         raise ArgumentError(
             f"on_lag {params.on_lag} is unknown: give VICORT_WAIT or VICORT_DROP_OLDEST"
@@ -157,7 +166,8 @@ def open(params: Any, result: Any) -> None:
     session = Session.open(
         engine_dir,
         read_text(params.system, "system"),
-        threads=params.threads,
+        threads=params.threads or None,
+        memory=memory,
         fps=RATES.get(params.fps, params.fps),
         on_lag=LAGS[params.on_lag],
         sampling=sampling,
@@ -168,6 +178,17 @@ def open(params: Any, result: Any) -> None:
             session, sampling, on_gpu=backend_of(engine_dir) == "tensorrt"
         )
     result[0] = ffi.cast("vicort_session *", handle)
+
+
+def _megabytes(field: str, value: float, least: float) -> float | None:
+    """None for VICORT_MEMORY_AUTO."""
+    if value == AUTO:
+        return None
+    if not least <= value <= MAX_MB:
+        raise ArgumentError(
+            f"{field} {value:g}: give {least:g} to {MAX_MB:g}, or VICORT_MEMORY_AUTO"
+        )
+    return value
 
 
 def default_engines() -> Path:

@@ -68,7 +68,8 @@ int vicort_params_init(vicort_params *params, size_t size, uint32_t abi_version)
                     "with the header beside the library", abi_version, size, VICORT_ABI_VERSION, sizeof *params);
     *params = (vicort_params){
         .abi_version = VICORT_ABI_VERSION, .size = sizeof *params, .system = "vicostream", .fps = VICORT_FPS_MODEL,
-        .top_p = 1.0, .max_tokens = 64, .threads = 1, .on_lag = VICORT_WAIT,
+        .top_p = 1.0, .device_mb = VICORT_MEMORY_AUTO, .host_mb = VICORT_MEMORY_AUTO, .max_tokens = 64,
+        .threads = VICORT_THREADS_ALL, .on_lag = VICORT_WAIT,
     };
     return VICORT_OK;
 }

@@ -34,7 +34,7 @@ extern "C" {
 #endif
 
 /* Incremented when a structure, a function or a code of this header changes. vicort_open rejects other versions. */
-#define VICORT_ABI_VERSION 1u
+#define VICORT_ABI_VERSION 2u
 
 typedef enum vicort_status {
     VICORT_OK = 0,
@@ -66,6 +66,9 @@ enum { VICORT_BT601 = 0, VICORT_BT709 = 1, VICORT_BT601_FULL = 2, VICORT_BT709_F
 #define VICORT_FPS_MODEL 0.0   /* the frame rate that the model was trained with */
 #define VICORT_FPS_SOURCE -1.0 /* every frame */
 
+#define VICORT_MEMORY_AUTO -1.0
+#define VICORT_THREADS_ALL 0
+
 /* Strings are copied by vicort_open. */
 typedef struct vicort_params {
     uint32_t abi_version;   /* set by vicort_params_default */
@@ -76,10 +79,12 @@ typedef struct vicort_params {
     double fps;             /* frames per second to sample, VICORT_FPS_MODEL or VICORT_FPS_SOURCE */
     double temperature;     /* 0 = greedy decoding */
     double top_p;
+    double device_mb;       /* memory for pages on the device, 1 MB = 1e6 bytes; VICORT_MEMORY_AUTO = as the system says */
+    double host_mb;         /* the same for pages that no longer fit there */
     uint64_t seed;
     int32_t top_k;          /* 0 = all */
     int32_t max_tokens;     /* maximum number of tokens in an answer */
-    int32_t threads;        /* CPU threads per stage */
+    int32_t threads;        /* CPU threads per running stage; VICORT_THREADS_ALL = all that the process may use */
     int32_t on_lag;         /* when frames arrive too fast: VICORT_WAIT blocks the push, VICORT_DROP_OLDEST drops and counts frames */
 } vicort_params;
 

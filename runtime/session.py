@@ -30,6 +30,7 @@ from vicort.runtime.core import (
     Sampling,
     Summary,
 )
+from vicort.runtime.devices.machine_cores import checked_threads
 from vicort.runtime.devices.stage_clock import SpanSink, StageClock
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import VicortError
@@ -86,7 +87,7 @@ class Session:
         *,
         fps: float | Fraction | Literal["source"] | None = None,
         overlap: bool = True,
-        threads: int = 1,
+        threads: int | None = None,
         on_lag: OnLag = "wait",
         sampling: Sampling | None = None,
         trace: SpanSink | None = None,
@@ -97,10 +98,11 @@ class Session:
         """Allocate all memory, build the stages, and cache the prompt.
 
         fps: frames a second to take, None = the rate that the model was trained with, "source" =
-        every frame. threads: of preprocessing. on_event gets each ChunkEvent, Answer and Spoken as
-        it happens, from the session's own threads, one at a time. memory: budgets that replace the
-        system's. system_prompt: None = the chat template's own. Raises MemoryBudgetError if the
-        budget does not hold one chunk, EngineError for a damaged generation_config.json.
+        every frame. threads: of preprocessing, None = all that the process may use. on_event gets
+        each ChunkEvent, Answer and Spoken as it happens, from the session's own threads, one at a
+        time. memory: budgets that replace the system's. system_prompt: None = the chat template's
+        own. Raises MemoryBudgetError if the budget does not hold one chunk, EngineError for a
+        damaged generation_config.json.
         """
         model = engines.manifest.model
         self.model = model
@@ -120,7 +122,7 @@ class Session:
             request=memory,
             system_prompt=system_prompt,
             overlap=overlap,
-            threads=threads,
+            threads=checked_threads(threads),
             answer_tokens=self._sampling.max_tokens,
             on_chunk=self._events.chunk_left,
             on_spoken=self._events.emit,
@@ -154,7 +156,7 @@ class Session:
         engines: Path | str | EngineSet,
         system: str | Path | System = "vicostream",
         *,
-        threads: int = 1,
+        threads: int | None = None,
         memory: MemoryRequest = MemoryRequest(),  # noqa: B008 (frozen)
         **options: Any,
     ) -> Session:
@@ -162,8 +164,8 @@ class Session:
 
         engines: the folder of an engine set, or an open set, which several sessions may share.
         system: a name, the path of a YAML file, or a system. threads: CPU threads of each running
-        stage. memory: budgets that replace the system's. What can be refused is refused before
-        engines are loaded.
+        stage, None = all that the process may use. memory: budgets that replace the system's. What
+        can be refused is refused before engines are loaded.
         """
         chosen = system if isinstance(system, System) else load_system(system)
         if not isinstance(engines, EngineSet):

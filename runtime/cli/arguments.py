@@ -17,6 +17,7 @@ from vicort.runtime.cli.recurring import UNTIL_SECONDS, RecurringQuestion
 from vicort.runtime.cli.writers import WRITERS
 from vicort.runtime.command_line import ArgumentParser, parse_megabytes, parse_rate
 from vicort.runtime.core import Question, Sampling
+from vicort.runtime.devices.machine_cores import checked_threads
 from vicort.runtime.errors import ConfigError, QuestionError
 from vicort.runtime.language.token_choice import TokenChoice
 from vicort.runtime.log_options import add_log_options
@@ -43,6 +44,7 @@ class Options:
     device_mb: float | None = None  # None = as the system says
     host_mb: float | None = None
     memory_share: float = SHARE  # of the machine's memory, for automatic budgets
+    threads: int | None = None  # None = all that the process may use
     overlap: bool = True
     # frames per second; None = the rate that the model was trained with
     fps: Fraction | Literal["source"] | None = None
@@ -109,6 +111,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         system_prompt=typed.system_prompt,
         device_mb=_budget("--memory", typed.memory, least=1),
         host_mb=_budget("--host-memory", typed.host_memory, least=0),
+        threads=checked_threads(typed.threads),
         overlap=not typed.sequential,
         stream=typed.stream,
         decode=typed.decode,
@@ -176,6 +179,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="memory for pages that no longer fit there, besides --memory, of systems that move "
         "them to the host (default: a share of the machine's memory)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="CPU threads of each running stage (default: all cores that the process may use)",
     )
     parser.add_argument(
         "--sequential",

@@ -178,6 +178,7 @@ def _shared_engines(folder: Path, options: Options, request: MemoryRequest) -> E
     system = options.chosen_system
     return EngineSet.open(
         folder,
+        threads=options.threads,
         check=lambda manifest, machine: check_system(
             system, folder, manifest, machine, request, options.system_prompt
         ),

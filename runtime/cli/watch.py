@@ -63,6 +63,7 @@ class Watch:
         with self._context.open_session(
             self._context.engines,
             self._context.options.system,
+            threads=self._context.options.threads,
             fps=self._context.options.fps,
             overlap=self._context.options.overlap,
             on_lag=self._on_lag,

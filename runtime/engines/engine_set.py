@@ -11,6 +11,7 @@ from types import TracebackType
 import numpy as np
 
 from vicort.runtime.devices.device import Device
+from vicort.runtime.devices.machine_cores import checked_threads
 from vicort.runtime.devices.machine_memory import MachineMemory
 from vicort.runtime.engines.backend import OpenBackend, open_backend
 from vicort.runtime.engines.bindings import numpy_dtype
@@ -49,17 +50,20 @@ class EngineSet:
         cls,
         folder: Path | str,
         *,
-        threads: int = 1,
+        threads: int | None = None,
         check: Callable[[Manifest, MachineMemory], object] = lambda manifest, machine: None,
     ) -> EngineSet:
-        """Load an engine set. threads: CPU threads per run of an engine. check: refuses, by an
-        exception, what these engines cannot serve, before they are loaded.
+        """Load an engine set. threads: CPU threads per run of an engine; None = all that the
+        process may use. check: refuses, by an exception, what these engines cannot serve, before
+        they are loaded.
 
-        Raises EngineError, which names the command that rebuilds the set, if it is missing, damaged
-        or of another schema, or differs from its manifest.
+        Raises ConfigError for a number of threads that the process may not use, and EngineError,
+        which names the command that rebuilds the set, if it is missing, damaged or of another
+        schema, or differs from its manifest.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
+        threads = checked_threads(threads)
         backend = open_backend(manifest.backend, folder, threads=threads)
         check(manifest, backend.memory())
         logger.info(
