@@ -5,13 +5,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vicort.export import tensorrt_plans
-from vicort.export.build_space import check_space
+from vicort.export.build_space import (
+    NumberFormat,
+    check_space,
+    gigabytes,
+    suitable_format,
+    weight_bytes_of,
+)
 from vicort.export.checkpoint import TINY, resolve
 from vicort.export.engine_set_writer import (
     PlanOptions,
@@ -64,6 +70,8 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
     else 0."""
     source = _source(options)
     quantisation = read_quantisation(source.checkpoint)
+    if plan_options is None:
+        options = _with_numbers(options, source, say)
     drafts = _drafts(options, source, plan_options, say)
     built = next((each for each in drafts if is_built(each.folder, each.manifest)), None)
     if built:
@@ -109,6 +117,22 @@ def _source(options: Arguments) -> ModelSource:
         name = f"{options.model}-{options.adapter.resolve().name}"
         return ModelSource(name, resolve(options.model), adapter)
     return ModelSource(options.model, resolve(options.model), None)
+
+
+def _with_numbers(options: Arguments, source: ModelSource, say: Say) -> Arguments:
+    """The options with a number format that suits this machine, where they leave it open."""
+    if options.precision or options.weights:
+        return options
+    config, bf16 = read_configuration(source.checkpoint), options.backend != "onnxruntime"
+    chosen = suitable_format(config, bf16)
+    if chosen == NumberFormat(DEFAULT_PRECISION["openvino"]):
+        return options
+    size = weight_bytes_of(config, NumberFormat("fp32"), plans=False)
+    say(
+        f"chose {chosen.options}: weights in fp32 take {gigabytes(size)}, more than a third of "
+        "this machine's memory; name others to choose yourself"
+    )
+    return replace(options, precision=chosen.precision, weights=chosen.weights)
 
 
 def _drafts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,19 +16,64 @@ from vicort.export.qwen2_5_vl.layers import Linear
 from vicort.export.qwen2_5_vl.vision import VisionEncoder
 from vicort.export.weight_compression import Scheme
 from vicort.runtime.devices.machine_memory import host_memory
+from vicort.runtime.engines.bfloat16 import computes_in_float32
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.manifest import Manifest
+from vicort.runtime.manifest import GraphName, Manifest, Precision, Weights
 
 
-def weight_bytes_of(config: Configuration, manifest: Manifest) -> int:
-    """Bytes of all weights in an engine set."""
+@dataclass(frozen=True)
+class NumberFormat:
+    """Of the numbers in an engine set."""
+
+    precision: Precision
+    weights: Weights | None = None
+
+    def __str__(self) -> str:
+        return f"{self.precision}{f' with {self.weights} weights' if self.weights else ''}"
+
+    @property
+    def options(self) -> str:
+        """Of vicort-build."""
+        return f"--precision {self.precision}" + (
+            f" --weights {self.weights}" if self.weights else ""
+        )
+
+
+def suitable_format(
+    config: Configuration,
+    bf16: bool = True,
+    cpuinfo: Path = Path("/proc/cpuinfo"),
+    root: Path = Path("/"),
+) -> NumberFormat:
+    """The first of fp32, bf16 where the CPU has instructions for it, int8 and int4 whose weights
+    take at most a third of the memory of this machine or its cgroup; int4 if none does. An engine
+    may hold them twice.
+
+    bf16: whether the backend takes it. root: where `proc` and `sys` are.
+    """
+    bf16 = bf16 and not computes_in_float32("openvino", "bf16", cpuinfo)
+    formats = [
+        NumberFormat("fp32"),
+        *([NumberFormat("bf16")] if bf16 else []),
+        NumberFormat("fp32", "int8"),
+        NumberFormat("fp32", "int4"),
+    ]
+    limit = host_memory(root) / 3
+    fitting = (each for each in formats if weight_bytes_of(config, each, plans=False) <= limit)
+    return next(fitting, formats[-1])
+
+
+def weight_bytes_of(config: Configuration, numbers: NumberFormat, plans: bool) -> int:
+    """Bytes of all weights in an engine set. plans: of TensorRT."""
     side = config.vision.token_pixels
     with torch.device("meta"):
         vision = VisionEncoder(config.vision, config.language.width, side, side)
         language = LanguageModel(config.language)
-    size = TORCH_TYPES[manifest.precision].itemsize
-    return _bytes(vision, Scheme.of(manifest, "vision"), size) + _bytes(
-        language, Scheme.of(manifest, "llm"), size
+    models: tuple[tuple[GraphName, nn.Module], ...] = (("vision", vision), ("llm", language))
+    size = TORCH_TYPES[numbers.precision].itemsize
+    return sum(
+        _bytes(model, Scheme.chosen(numbers.precision, numbers.weights, plans, graph), size)
+        for graph, model in models
     )
 
 
@@ -54,23 +100,22 @@ def check_space(
     TensorRT's plans are built beside ONNX files of the same weights. root: where `proc` and `sys`
     are.
     """
-    plans = manifest.flavour is not None
-    weights = weight_bytes_of(config, manifest)
-    kind = f"{manifest.precision}{f' with {manifest.weights} weights' if manifest.weights else ''}"
+    plans, kind = manifest.flavour is not None, NumberFormat(manifest.precision, manifest.weights)
+    weights = weight_bytes_of(config, kind, plans)
     disk = 2 * weights if plans else weights
     parent = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
     if (free := shutil.disk_usage(parent).free) < disk:
         raise ConfigError(
-            f"building {folder} in {kind} takes {_gigabytes(disk)} of disk, {parent} has "
-            f"{_gigabytes(free)} free: free some, or name a folder on another disk with --out"
+            f"building {folder} in {kind} takes {gigabytes(disk)} of disk, {parent} has "
+            f"{gigabytes(free)} free: free some, or name a folder on another disk with --out"
         )
     if not plans and (memory := host_memory(root)) < weights:
         raise ConfigError(
             f"building {folder} in {kind}, and running it, takes more than "
-            f"{_gigabytes(weights)} of memory, this machine or its cgroup has "
-            f"{_gigabytes(memory)}: take --weights int4, a smaller model, or a larger machine"
+            f"{gigabytes(weights)} of memory, this machine or its cgroup has "
+            f"{gigabytes(memory)}: take a smaller model, --weights int4, or a larger machine"
         )
 
 
-def _gigabytes(size: int) -> str:
+def gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

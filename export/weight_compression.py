@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vicort.export.qwen2_5_vl.layers import Linear
 from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
-from vicort.runtime.manifest import GraphName, Manifest, Precision
+from vicort.runtime.manifest import GraphName, Manifest, Precision, Weights
 
 GROUP = 128  # inputs that share a scale
 MAX_INT4, MAX_INT8 = 8, 127  # magnitudes
@@ -77,11 +77,17 @@ class Scheme:
     @classmethod
     def of(cls, manifest: Manifest, graph: GraphName) -> Scheme | None:
         """None if the graph keeps the types of its weights."""
-        int4 = manifest.weights == "int4" and graph == "llm"
-        int8 = manifest.weights is not None and manifest.backend != "tensorrt"
-        if graph == "tokens" or not (int4 or int8):
-            return None
-        return cls(int4, int8, TYPES[manifest.precision])
+        plans = manifest.backend == "tensorrt"
+        return cls.chosen(manifest.precision, manifest.weights, plans, graph)
+
+    @classmethod
+    def chosen(
+        cls, precision: Precision, weights: Weights | None, plans: bool, graph: GraphName
+    ) -> Scheme | None:
+        """As `of`. plans: of TensorRT."""
+        int4 = weights == "int4" and graph == "llm"
+        int8 = weights is not None and not plans
+        return cls(int4, int8, TYPES[precision]) if graph != "tokens" and (int4 or int8) else None
 
     def bits(self, inputs: int, name: str) -> int | None:
         """Of a matrix, by its number of inputs and the name of its parameter; None if it keeps its

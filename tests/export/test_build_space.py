@@ -8,8 +8,13 @@ from types import SimpleNamespace
 import pytest
 from support.tiny_sets import tiny_set
 
-from vicort.export import build, build_space
-from vicort.export.build_space import check_space, weight_bytes_of
+from vicort.export import build, build_set, build_space
+from vicort.export.build_space import (
+    NumberFormat,
+    check_space,
+    suitable_format,
+    weight_bytes_of,
+)
 from vicort.export.checkpoint import TINY, resolve
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.runtime.errors import ConfigError
@@ -34,14 +39,59 @@ def manifest_of(
     return read_manifest(tiny_set()).model_copy(update=changes)
 
 
+def size_of(precision: Precision, weights: Weights | None = None, plans: bool = False) -> int:
+    return weight_bytes_of(CONFIG, NumberFormat(precision, weights), plans)
+
+
+@pytest.mark.parametrize(
+    ("thirds_of", "flags", "chosen"),
+    [
+        (("fp32",), "avx2", "fp32"),
+        (("bf16",), "avx512_bf16", "bf16"),
+        (("bf16",), "avx2", "fp32 with int8 weights"),
+        (("fp32", "int8"), "avx2", "fp32 with int8 weights"),
+        (("fp32", "int4"), "avx512_bf16", "fp32 with int4 weights"),
+        (("none",), "avx2", "fp32 with int4 weights"),
+    ],
+)
+def test_the_numbers_follow_the_memory_and_the_instructions(
+    thirds_of, flags, chosen, tmp_path, monkeypatch
+):
+    (tmp_path / "cpuinfo").write_text(f"flags : sse {flags}\n")
+    with_memory(monkeypatch, 10 if thirds_of == ("none",) else 3 * size_of(*thirds_of))
+    assert str(suitable_format(CONFIG, cpuinfo=tmp_path / "cpuinfo")) == chosen
+
+
+def test_a_build_without_options_says_what_it_chose(tmp_path, monkeypatch, capfd):
+    with_memory(monkeypatch, 3 * size_of("fp32") - 3)
+    monkeypatch.setattr(build_set, "write_engine_set", stopped)
+    with pytest.raises(Stopped) as caught:
+        build.main([TINY, "--out", str(tmp_path / "set")])
+    assert caught.value.manifest.weights == "int8"
+    assert "chose --precision fp32 --weights int8: " in capfd.readouterr().err
+    assert "--weights int8" in caught.value.manifest.build_command
+    with pytest.raises(Stopped) as caught:
+        build.main([TINY, "--precision", "fp32", "--out", str(tmp_path / "set")])
+    assert caught.value.manifest.weights is None
+
+
+class Stopped(Exception):
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+
+
+def stopped(folder, checkpoint, manifest, *_):
+    raise Stopped(manifest)
+
+
 def test_the_bytes_are_those_of_a_built_set(tiny_engines):
     files = read_manifest(tiny_engines).files
     built = sum(files[name].bytes for name in ("embedding.bin", "llm.bin", "vision.bin"))
-    expected = weight_bytes_of(CONFIG, manifest_of("fp32"))
+    expected = size_of("fp32")
     assert 0.95 * expected < built < 1.05 * expected
-    assert weight_bytes_of(CONFIG, manifest_of("bf16")) == expected // 2
-    int8 = weight_bytes_of(CONFIG, manifest_of("fp32", weights="int8"))
-    int4 = weight_bytes_of(CONFIG, manifest_of("fp32", weights="int4"))
+    assert size_of("bf16") == expected // 2
+    int8 = size_of("fp32", "int8")
+    int4 = size_of("fp32", "int4")
     assert expected / 4 < int8 < expected / 3.5
     assert int4 < int8
 
@@ -49,7 +99,7 @@ def test_the_bytes_are_those_of_a_built_set(tiny_engines):
 @pytest.mark.parametrize(("precision", "plans"), [("fp32", False), ("bf16", False), ("bf16", True)])
 def test_a_byte_less_disk_than_the_set_takes(precision, plans, tmp_path, monkeypatch):
     manifest = manifest_of(precision, plans)
-    size = weight_bytes_of(CONFIG, manifest) * (2 if plans else 1)
+    size = size_of(precision, plans=plans) * (2 if plans else 1)
     with_disk(monkeypatch, size)
     check_space(tmp_path / "new" / "set", CONFIG, manifest)
     with_disk(monkeypatch, size - 1)
@@ -60,7 +110,7 @@ def test_a_byte_less_disk_than_the_set_takes(precision, plans, tmp_path, monkeyp
 
 
 def test_a_byte_less_memory_than_the_weights(tmp_path, monkeypatch):
-    size = weight_bytes_of(CONFIG, manifest_of("fp32"))
+    size = size_of("fp32")
     with_memory(monkeypatch, size)
     check_space(tmp_path, CONFIG, manifest_of("fp32"))
     with_memory(monkeypatch, size - 1)
@@ -76,6 +126,7 @@ def test_the_build_says_so_at_once(short, tmp_path, monkeypatch, capfd):
     short(monkeypatch, 1000)
     assert build.main([TINY, "--backend", "onnxruntime", "--out", str(tmp_path / "set")]) == 2
     said = capfd.readouterr().err
-    assert said.count("\n") == 1
+    assert said.splitlines()[:-1] == said.splitlines()[: int(short is with_memory)]
+    assert "error: " in said.splitlines()[-1]
     assert "0.0 MB" in said
     assert not list(tmp_path.iterdir())

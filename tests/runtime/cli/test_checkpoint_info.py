@@ -73,7 +73,7 @@ def test_a_published_shape_without_its_weights(tmp_path):
     found = checkpoint_info(folder)
     assert sum(found.parameters.values()) == shape.parameters == 3_754_622_976
     assert found.stored == {"BF16": 2 * shape.parameters}
-    assert (found.frame, found.unit_tokens) == ((308, 308), 121)
+    assert (found.frame, found.unit_tokens) == (None, 121)
     bf16 = found.precisions["bf16"]
     assert bf16.set_bytes == 2 * shape.parameters
     assert bf16.plan_bytes == 2 * (shape.parameters + 151_936 * 2048)
@@ -93,7 +93,7 @@ def test_the_set_that_is_built_has_these_sizes(tiny_engines):
 
 def test_the_model_is_what_a_build_would_make_of_it(checkpoint):
     options = build._parse([str(checkpoint)])
-    draft = build_set._drafts(options, build_set._source(options), None)[0]
+    draft = build_set._drafts(options, build_set._source(options), None, print)[0]
     assert ModelSpec.model_validate(describe(checkpoint).model) == draft.manifest.model
 
 
@@ -119,8 +119,9 @@ def test_its_text_and_json_say_the_same(checkpoint, capsys, monkeypatch):
         "  model       Qwen2.5-VL, 1.94 million parameters (vision 1.14 million, language 0.80 "
         "million)",
         "  weights     F32 7.8 MB",
-        "  frames      308x308, 2 a second, chunks of 16",
-        "  tokens      121 for two frames, 121 a second, before dropping",
+        "  frames      up to 94864 pixels in the shape of the source, 392x224 at 16:9, 2 a second, "
+        "chunks of 16",
+        "  tokens      up to 121 for two frames, 121 a second, before dropping",
     ]
     fp32 = found["precisions"]["fp32"]
     assert f"{fp32['bytes_a_token']:,} bytes a token" in lines[7]
@@ -151,22 +152,27 @@ def test_what_does_not_fit_here_is_said(checkpoint, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("quantization", "words"),
+    ("quantization", "words", "taken"),
     [
-        ({"quant_method": "awq", "bits": 4, "group_size": 128}, "awq, 4 bits"),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes, 8 bits"),
-        ({"quant_method": "fp8"}, "fp8"),
-        ({"quant_method": "\x1b[31m" * 50, "bits": 4}, None),
-        ("gptq", "an unknown method"),
+        (
+            {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"},
+            "awq, 4 bits",
+            True,
+        ),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes, 8 bits", False),
+        ({"quant_method": "\x1b[31m" * 50, "bits": 4}, None, False),
+        ("gptq", "an unknown method", False),
     ],
 )
-def test_a_quantised_checkpoint_is_named_with_its_method(checkpoint, capsys, quantization, words):
+def test_a_quantised_checkpoint_is_named_with_its_method(
+    checkpoint, capsys, quantization, words, taken
+):
     changed(checkpoint, quantization_config=quantization)
     assert main([str(checkpoint)]) == 0
     out = capsys.readouterr().out
     if words:
         assert f"  weights     quantised with {words}: F32 7.8 MB\n" in out
-    assert "name the checkpoint that this one was quantised from" in out
+    assert ("  build       " in out) == (not taken)
     assert "parameters" not in out.replace("of parameters", "")
     assert "\x1b" not in out
     found = checkpoint_info(checkpoint)
