@@ -167,7 +167,7 @@ def _parse(arguments: Sequence[str]) -> Arguments:
         "--out",
         type=Path,
         metavar="DIR",
-        help="output folder (default: engines/<model>-<precision>-<backend>)",
+        help="output folder (default: engines/<model>-<precision>[-<weights>]-<backend>[-kv-int8])",
     )
     parser.add_argument(
         "--backend",

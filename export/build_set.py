@@ -85,8 +85,8 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
     manifest, config = drafts[0].manifest, read_configuration(source.checkpoint)
     check_space(drafts[0].folder, config, manifest)
     if quantisation:
-        kept = "" if options.weights else "; --weights keeps its integers, this build does not"
-        say(f"reading a quantised checkpoint: {quantisation}{kept}")
+        kept = "kept where engines can hold them" if options.weights else "kept with --weights only"
+        say(f"reading a quantised checkpoint: {quantisation}; its integers are {kept}")
     with building(drafts[0].folder.parent) as temporary:
         write_engine_set(
             temporary, source.checkpoint, drafts[0].manifest, say, plan_options, source.adapter
@@ -182,15 +182,11 @@ def _drafts(
             options.weights,
             options.kv,
         )
-        folder = options.out or _folder(source.name, precision, backend, options)
+        folder = options.out or default_engine_dir(
+            source.name, precision, backend, options.weights, options.kv
+        )
         drafts.append(Draft(folder, manifest))
     return drafts
-
-
-def _folder(model: str, precision: Precision, backend: Backend, options: Arguments) -> Path:
-    """The default folder of a set; one with int8 pages does not replace one with floats."""
-    folder = default_engine_dir(model, precision, backend, options.weights)
-    return folder if options.kv == "float" else folder.with_name(f"{folder.name}-kv-{options.kv}")
 
 
 def candidates(backend: str, precision: Precision, weights: Weights | None = None) -> list[Backend]:

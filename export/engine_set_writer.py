@@ -231,7 +231,12 @@ def _exports(
 
     parts: dict[GraphName, Callable[[], nn.Module]] = {
         "llm": lambda: load_language(
-            checkpoint, config, dtype, adapter, schemes["llm"] is not None, packed
+            checkpoint,
+            config,
+            dtype,
+            adapter,
+            as_stored=schemes["llm"] is not None,
+            packed=packed if schemes["llm"] else None,
         ),
         "vision": vision,
         "vision_pruned": lambda: pruned(vision()),
@@ -243,7 +248,7 @@ def _exports(
         say(f"exporting the {name} graph")
         began = time.perf_counter()
         graph = manifest.graphs[name]
-        exported, attentions = export_graph(load(), graph)
+        exported, attentions = export_graph(load(), graph, keep_weights=schemes[name] is not None)
         if scheme := schemes[name]:
             ready = scheme.ready(packed) if name == "llm" else {}
             counts = compress(exported, scheme, ready)

@@ -245,11 +245,14 @@ def _one_segment(graph: GraphSpec) -> GraphSpec:
     return graph.model_copy(update={"inputs": inputs, "dimensions": dimensions})
 
 
-def export_graph(module: nn.Module, graph: GraphSpec) -> tuple[onnx_ir.Model, int]:
+def export_graph(
+    module: nn.Module, graph: GraphSpec, keep_weights: bool = False
+) -> tuple[onnx_ir.Model, int]:
     """A module as an ONNX model in memory, with one BoundedAttention node and function body per
     layer.
 
-    The module takes the graph's inputs and returns its outputs, in their order. Returns the model
+    The module takes the graph's inputs and returns its outputs, in their order. keep_weights: none
+    is folded with what it is cast or transposed by, so that all keep their names. Returns the model
     and the number of BoundedAttention nodes.
     """
     inputs, dimensions = _examples(graph)
@@ -264,11 +267,13 @@ def export_graph(module: nn.Module, graph: GraphSpec) -> tuple[onnx_ir.Model, in
             dynamic_shapes=dimensions,
             custom_translation_table=onnx_function.translation_table(),
             verbose=False,
+            optimize=not keep_weights,
         )
         if program is None:
             raise RuntimeError(f"torch.onnx.export returned no program for {graph.file}")
         model = program.model
-        onnxscript.optimizer.optimize(model, inline=False)
+        limit = {"input_size_limit": MIN_EXTERNAL} if keep_weights else {}
+        onnxscript.optimizer.optimize(model, inline=False, **limit)
         count = onnx_function.add_function_body(model)
         _tidy(model)
     for value, spec in zip(

@@ -69,7 +69,6 @@ def compare(
     random = np.random.default_rng(seed)
     with EngineSet.open(folder) as engines:
         model, dtype = engines.manifest.model, TORCH_TYPES[engines.manifest.precision]
-        allowed = _tolerance(engines.manifest)
         config = read_configuration(checkpoint)
         scheme = Scheme.of(engines.manifest, "vision")
         vision = load_vision_of(
@@ -80,11 +79,11 @@ def compare(
         for grid in grids(model):
             shape = "" if model.fixed_size else f" {grid.rows}x{grid.columns}"
             inputs = frame_inputs(model, 2, random, grid)
-            yield from _compare(f"vision{shape}", engines, "vision", vision, inputs, {}, allowed)
+            yield from _compare(f"vision{shape}", engines, "vision", vision, inputs, {})
             if "vision_pruned" in engines.manifest.graphs:
                 inputs = pruned_inputs(model, 2, random, grid)
                 yield from _compare(
-                    f"pruned{shape}", engines, "vision_pruned", pruned(vision), inputs, {}, allowed
+                    f"pruned{shape}", engines, "vision_pruned", pruned(vision), inputs, {}
                 )
         yield from _compare(
             "tokens",
@@ -93,20 +92,17 @@ def compare(
             TokenControlGraph(),
             feature_inputs(model, engines.dtype, random),
             {},
-            allowed,
         )
         del vision
         language = _language(checkpoint, engines.manifest, adapter)
         for run, rows, pages in (("llm prefill", 13, 5), ("llm decode", 1, 9)):
             inputs = language_inputs(model, engines.dtype, rows, pages, random, engines.manifest.kv)
             real = inputs["pos"][:, 0] >= 0
-            yield from _compare(
-                run, engines, "llm", language, inputs, {"k": real, "v": real}, allowed
-            )
+            yield from _compare(run, engines, "llm", language, inputs, {"k": real, "v": real})
 
 
-def _tolerance(manifest: Manifest) -> float:
-    rounded = manifest.weights and manifest.backend == "onnxruntime"
+def _tolerance(manifest: Manifest, graph: GraphName) -> float:
+    rounded = Scheme.of(manifest, graph) and manifest.backend == "onnxruntime"
     return ROUNDED_TOLERANCE if rounded else TOLERANCE[manifest.precision]
 
 
@@ -118,8 +114,8 @@ def _language(checkpoint: Path, manifest: Manifest, adapter: Adapter | None) -> 
         read_configuration(checkpoint),
         TORCH_TYPES[manifest.precision],
         adapter,
-        scheme is not None,
-        packed,
+        as_stored=scheme is not None,
+        packed=packed if scheme else None,
     )
     if scheme:
         dequantise_parameters(language, scheme, scheme.ready(packed))
@@ -263,9 +259,9 @@ def _compare(
     module: nn.Module,
     inputs: Arrays,
     rows: dict[str, np.ndarray],
-    allowed: float,
 ) -> Iterator[Difference]:
     """rows: output name -> the rows C of [L,C,…] that are compared."""
+    allowed = _tolerance(engines.manifest, graph)
     signature, outputs = engines.manifest.graphs[graph], run_engine(engines, graph, inputs)
     with torch.no_grad():
         wanted = module(*(_to_torch(inputs[spec.name]) for spec in signature.inputs))

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from vicort.export.qwen2_5_vl.layers import Linear
 from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
+from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import GraphName, Manifest, Precision, Weights
 
 GROUP = 128  # inputs that share a scale
+MIN_GROUP = 16  # of the kernels
 MAX_INT4, MAX_INT8 = 8, 127  # magnitudes
 # of the scale that a group's largest weight asks for: a smaller one cuts that weight off, and
 # rounds the others less
@@ -105,36 +107,49 @@ class Scheme:
         quantise = quantise_int4 if bits == 4 else quantise_int8
         return quantise(matrix, SCALE_TYPES[self.type])
 
-    def ready(self, packed: Mapping[str, PackedWeight]) -> dict[str, Quantised]:
-        """The integers of a quantised checkpoint, by the names of its parameters. Those that an
-        engine cannot hold, in act-order or with a zero point of 16, become int8, which is almost
-        exact."""
+    def ready(self, packed: Mapping[str, PackedWeight]) -> dict[str, Quantised | None]:
+        """The integers of a quantised checkpoint, by the names of its parameters.
+
+        Those that an engine cannot hold become int8, which is almost exact: in act-order, or in
+        groups that 16 does not divide. TensorRT multiplies only with int4 without zero points; None
+        for others, which keep their type there.
+        """
         return {name: self._ready(weight) for name, weight in packed.items()}
 
-    def _ready(self, weight: PackedWeight) -> Quantised:
-        scale_type = SCALE_TYPES[self.type]
-        rows = weight.values.shape[1]
-        holds = weight.order is None and rows % weight.group == 0 and weight.group % 16 == 0
-        if not holds or int(weight.zeros.max()) >= 2**weight.bits:
-            return quantise_int8(weight.dequantised().T, scale_type)
-        scales, middle = weight.scales.T.to(scale_type), 2 ** (weight.bits - 1)
+    def _ready(self, weight: PackedWeight) -> Quantised | None:
+        scale_type, inputs = SCALE_TYPES[self.type], weight.values.shape[1]
+        group = _kernel_group(weight.group)
+        if weight.order is not None or inputs % weight.group or group < MIN_GROUP:
+            return quantise_int8(weight.dequantised().T, scale_type) if self.int8 else None
+        parts = weight.group // group
+        scales = weight.scales.to(scale_type).repeat_interleave(parts, dim=1).T.contiguous()
+        middle = 2 ** (weight.bits - 1)
         if bool((weight.zeros == middle).all()):
+            if weight.bits == 8 and not self.int8:
+                return None
             values = (weight.values.T.to(torch.int16) - middle).to(torch.int8)
-            return Quantised(values, scales, weight.bits, weight.group)
-        return Quantised(
-            weight.values.T, scales, weight.bits, weight.group, weight.zeros.T.contiguous()
-        )
+            return Quantised(values, scales, weight.bits, group)
+        if not self.int8:
+            return None
+        zeros = weight.zeros.repeat_interleave(parts, dim=1).T.contiguous()
+        return Quantised(weight.values.T, scales, weight.bits, group, zeros)
+
+
+def _kernel_group(group: int) -> int:
+    """The largest power of two up to 128 that divides a group: kernels take such groups."""
+    return min(group & -group, GROUP)
 
 
 def dequantise_parameters(
-    model: nn.Module, scheme: Scheme, ready: Mapping[str, Quantised] | None = None
+    model: nn.Module, scheme: Scheme, ready: Mapping[str, Quantised | None] | None = None
 ) -> None:
     """Replace in place the matrices of linear layers by what an engine multiplies with. ready: as
     of `compress`."""
     for name, layer in model.named_modules():
         if isinstance(layer, Linear):
             weight = f"{name}.weight"
-            matrix = (ready or {}).get(weight) or scheme.quantised(layer.weight.T, weight)
+            found = ready or {}
+            matrix = found[weight] if weight in found else scheme.quantised(layer.weight.T, weight)
             if matrix:
                 exact = matrix.dequantised().T.to(SCALE_TYPES[scheme.type])
                 layer.weight = nn.Parameter(exact, requires_grad=False)
@@ -193,12 +208,13 @@ def _blocks(weight: Tensor, multiple: int) -> Iterator[slice]:
 
 
 def compress(
-    model: onnx_ir.Model, scheme: Scheme, ready: Mapping[str, Quantised] | None = None
+    model: onnx_ir.Model, scheme: Scheme, ready: Mapping[str, Quantised | None] | None = None
 ) -> dict[str, int]:
     """Replace in place the weights of matrix products by integers and their scales.
 
-    ready: by initialiser, the integers of a quantised checkpoint, which are taken as they are.
-    Returns the number of matrices of each type.
+    ready: by initialiser, the integers of a quantised checkpoint, which are taken as they are; None
+    for a matrix that keeps its type. Returns the number of matrices of each type. Raises
+    EngineError if the graph does not have one of them.
     """
     graph, ready = model.graph, ready or {}
     done: dict[tuple[str, bool], onnx_ir.Value | None] = {}
@@ -209,7 +225,11 @@ def compress(
             continue
         key = weight.name, weight.transposed
         if key not in done:
-            matrix = ready.get(weight.name) or scheme.quantised(weight.matrix, weight.name)
+            matrix = (
+                ready[weight.name]
+                if weight.name in ready
+                else scheme.quantised(weight.matrix, weight.name)
+            )
             kind = f"int{matrix.bits}" if matrix else "not quantised"
             counts[kind] = counts.get(kind, 0) + 1
             done[key] = (
@@ -217,6 +237,11 @@ def compress(
             )
         if factor := done[key]:
             _multiply_by(graph, node, factor)
+    if lost := ready.keys() - {name for name, _ in done}:
+        raise EngineError(
+            f"the graph has no product with {min(lost)} ({len(lost)} are missing), whose integers "
+            "the checkpoint has: build without --weights, and report this"
+        )
     passes.RemoveUnusedNodesPass()(model)
     return counts
 

@@ -111,7 +111,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         system_prompt=typed.system_prompt,
         device_mb=_budget("--memory", typed.memory, least=1),
         host_mb=_budget("--host-memory", typed.host_memory, least=0),
-        threads=checked_threads(typed.threads),
+        threads=_threads(typed.threads),
         overlap=not typed.sequential,
         stream=typed.stream,
         decode=typed.decode,
@@ -442,6 +442,13 @@ def _budget(option: str, text: str | None, least: float) -> float | None:
     if not least <= megabytes <= MAX_MB:
         raise ConfigError(f"{option} {text}: give {least:g}MB to {MAX_MB / 1e6:g}TB, such as 4GB")
     return megabytes
+
+
+def _threads(threads: int | None) -> int:
+    try:
+        return checked_threads(threads)
+    except ConfigError as error:
+        raise ConfigError(f"--threads: {error}") from error
 
 
 def _patience(typed: argparse.Namespace) -> Patience:

@@ -54,6 +54,7 @@ class EngineInfo:
     model: str
     backend: str
     precision: str
+    weights: str | None  # of matrix products; None: of the precision
     kv: str  # what pages hold: float or int8
     built_for: str
     build_command: str
@@ -157,6 +158,7 @@ def info(
         model=model.name,
         backend=manifest.backend,
         precision=manifest.precision,
+        weights=manifest.weights,
         kv=manifest.kv,
         built_for=manifest.target,
         build_command=manifest.build_command,
@@ -209,10 +211,11 @@ def lines(found: EngineInfo) -> list[str]:
     largest = sorted(found.bytes_on_disk.items(), key=lambda item: -item[1])[:3]
     of_files = ", ".join(f"{name} {size_text(size)}" for name, size in largest)
     tokens = found.unit_tokens * found.fps / UNIT_FRAMES
+    weights = f", weights in {found.weights}" if found.weights else ""
     pages = ", keys and values in int8" if found.kv == "int8" else ""
     rows = {
         "model": found.model,
-        "engines": f"{found.backend}, {found.precision}{pages}, for {found.built_for}",
+        "engines": f"{found.backend}, {found.precision}{weights}{pages}, for {found.built_for}",
         "built with": found.build_command,
         "on disk": f"{size_text(sum(found.bytes_on_disk.values()))} ({of_files})",
         "frames": f"{found.frame_size}, {found.fps:g} a second, chunks of {found.chunk_frames}",

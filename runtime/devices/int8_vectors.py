@@ -21,7 +21,7 @@ def quantised(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     wide = vectors.astype(np.float32)
     size = np.where(np.isnan(wide), np.float32(np.inf), np.abs(wide))
     scales = size.max(axis=-1) / np.float32(LARGEST)
-    scales[scales < MIN_SCALE] = 0
+    scales = np.where(scales < MIN_SCALE, np.float32(0), scales)
     usable = (scales > 0) & np.isfinite(scales)
     divisor = np.where(usable, scales, 1)[..., None]
     numbers = np.rint(np.where(usable[..., None], wide, 0) / divisor)

@@ -40,8 +40,9 @@ def _cgroup_limits(root: Path) -> list[float]:
     version."""
     found = []
     for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        _, _, group_line = line.partition(":")
+        controllers, colon, path = group_line.partition(":")
+        if not colon or (controllers and "cpu" not in controllers.split(",")):
             continue
         mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
         group = mount / path.strip("/")

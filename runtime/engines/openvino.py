@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
 
 import numpy as np
 import openvino
 
+from vicort.runtime.devices.machine_cores import usable_cores
 from vicort.runtime.devices.pages import as_numpy
 from vicort.runtime.engines.bindings import Bindings
 from vicort.runtime.engines.cpu_engine import CpuEngine, check_signature
@@ -63,7 +63,7 @@ def _properties(threads: int, streams: int) -> dict[str, object]:
     even if more are requested. So runs are concurrent only if each can have its threads; otherwise
     they run one after the other.
     """
-    streams = max(1, min(streams, len(os.sched_getaffinity(0)) // threads))
+    streams = max(1, min(streams, usable_cores() // threads))
     return {
         "INFERENCE_NUM_THREADS": threads * streams,
         "NUM_STREAMS": streams,

@@ -329,7 +329,7 @@ def test_the_build_command_in_a_manifest_builds_the_same_set_again():
         "--precision",
         "fp32",
     ]
-    options = build._parse([*words, "--image-size", "56x84", "--kv", "int8"])
+    options = build._parse([*words, "--image-size", "56x84", "--kv", "int8", "--weights", "int4"])
     command = options.command("tensorrt").split()
     assert command[0] == "vicort-build"
     assert build._parse(command[1:]) == options

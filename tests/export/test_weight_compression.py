@@ -11,14 +11,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.engine_sets import built_model, built_options
+from support.plain_packing import write_quantised
 from torch import Tensor, nn
 
 from vicort.export import build
-from vicort.export.checkpoint import resolve
+from vicort.export.checkpoint import TINY, resolve
 from vicort.export.graphs import export_graph, write_graph
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.layers import Linear
+from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
 from vicort.export.qwen2_5_vl.weights import load_language
+from vicort.export.tensorrt_plans import PlanJob, build_plan
 from vicort.export.verify import compare
 from vicort.export.weight_compression import (
     GROUP,
@@ -31,6 +34,7 @@ from vicort.export.weight_compression import (
     quantise_int8,
 )
 from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import Dimension, GraphSpec, TensorSpec, read_manifest
 
 FLOAT = TYPES["fp32"]
@@ -116,12 +120,18 @@ GRAPH = GraphSpec(
     outputs=(TensorSpec(name="y", dtype="float32", shape=("C", 7)),),
     dimensions={"C": Dimension(min=1, opt=8, max=8)},
 )
+BF16_GRAPH = GRAPH.model_copy(
+    update={
+        side: tuple(spec.model_copy(update={"dtype": "bfloat16"}) for spec in getattr(GRAPH, side))
+        for side in ("inputs", "outputs")
+    }
+)
 X = np.random.default_rng(0).standard_normal((5, 2 * GROUP), np.float32)
 
 
 def written(folder, scheme: Scheme, ready=None):
     """Export, quantise and write; returns the file and the counts."""
-    exported, _ = export_graph(Net().eval(), GRAPH)
+    exported, _ = export_graph(Net().eval(), GRAPH, keep_weights=True)
     counts = compress(exported, scheme, ready)
     list(write_graph(exported, folder / "net.onnx"))
     onnx.checker.check_model(folder / "net.onnx")
@@ -185,7 +195,97 @@ def test_the_integers_of_a_quantised_checkpoint_are_taken_as_they_are(tmp_path):
     assert np.abs(by_openvino(path) - right).max() < 1e-5 * np.abs(right).max()
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
+def packed(
+    zero: int | None, bits: int = 4, group: int = GROUP, order: Tensor | None = None
+) -> PackedWeight:
+    """For `Net.biased`. zero: of all groups; None = others."""
+    random, groups = torch.Generator().manual_seed(4), 2 * GROUP // group
+    zeros = torch.randint(0, 2**bits, (24, groups), generator=random, dtype=torch.uint8)
+    return PackedWeight(
+        torch.randint(0, 2**bits, (24, 2 * GROUP), generator=random, dtype=torch.uint8),
+        torch.rand(24, groups, generator=random) + 0.1,
+        zeros if zero is None else torch.full_like(zeros, zero),
+        group,
+        bits,
+        order,
+    )
+
+
+KINDS = {
+    "symmetric": packed(8),
+    "zero points": packed(None),
+    "small groups": packed(8, group=32),
+    "whole rows": packed(None, group=2 * GROUP),
+    "8 bits": packed(128, bits=8),
+}
+ACT_ORDER = packed(8, order=torch.arange(2 * GROUP).flip(0) // GROUP)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_integers_become_those_of_an_engine_exactly(kind, tmp_path):
+    scheme, weight = Scheme(True, True, FLOAT), KINDS[kind]
+    ready = scheme.ready({"biased.weight": weight})
+    found = ready["biased.weight"]
+    assert torch.equal(found.dequantised(), weight.dequantised().T)
+    assert found.group in (32, 128)  # which kernels take
+    path, _ = written(tmp_path, scheme, ready)
+    net = Net().eval()
+    dequantise_parameters(net, scheme, ready)
+    assert torch.equal(net.biased.weight, weight.dequantised())
+    with torch.no_grad():
+        right = net(torch.from_numpy(X)).numpy()
+    assert np.abs(by_openvino(path) - right).max() < 1e-5 * np.abs(right).max()
+
+
+def test_integers_in_act_order_become_int8_which_is_almost_exact():
+    found = Scheme(True, True, FLOAT).ready({"biased.weight": ACT_ORDER})["biased.weight"]
+    assert (found.bits, found.group) == (8, None)
+    exact = ACT_ORDER.dequantised().T
+    assert (found.dequantised() - exact).abs().max() < exact.abs().max() / 250
+
+
+def test_tensorrt_takes_int4_without_zero_points_and_keeps_the_type_of_others(tmp_path):
+    """Built, not run."""
+    scheme = Scheme(True, False, TYPES["bf16"])
+    cases = {**KINDS, "act-order": ACT_ORDER}
+    taken = {kind: scheme.ready({"w": weight})["w"] for kind, weight in cases.items()}
+    assert {kind for kind, found in taken.items() if found} == {"symmetric", "small groups"}
+    exported, _ = export_graph(Net().eval().bfloat16(), BF16_GRAPH, keep_weights=True)
+    counts = compress(exported, scheme, {"biased.weight": taken["small groups"]})
+    assert counts == {"int4": 1, "not quantised": 2}
+    list(write_graph(exported, tmp_path / "net.onnx"))
+    job = PlanJob(
+        model=tmp_path / "net.onnx",
+        plan=tmp_path / "net.plan",
+        graph=BF16_GRAPH,
+        flavour="tensorrt_rtx",
+    )
+    assert build_plan(job).layer_types["DEQUANTIZE"] == 1
+
+
+def test_integers_that_the_graph_does_not_have_are_an_error(tmp_path):
+    scheme = Scheme(True, True, FLOAT)
+    ready = scheme.ready({"other.weight": KINDS["symmetric"]})
+    with pytest.raises(EngineError, match=r"no product with other\.weight"):
+        written(tmp_path, scheme, ready)
+
+
+@pytest.mark.parametrize(
+    ("method", "backend"),
+    [("awq", "openvino"), pytest.param("gptq", "onnxruntime", marks=pytest.mark.slow)],
+)
+def test_the_integers_of_a_checkpoint_are_those_of_its_engines(method, backend, tmp_path, capfd):
+    write_quantised(resolve(TINY), tmp_path / "packed", tmp_path / "plain", method)
+    words = ["--backend", backend, "--weights", "int4", "--kv", "int8", "--verify"]
+    folder = tmp_path / "set"
+    assert build.main([str(tmp_path / "packed"), *words, "--out", str(folder)]) == 0
+    said = capfd.readouterr().err
+    whole = {"awq": "28 int4, 1 int8", "gptq": "29 int8"}[method]  # that one is in act-order
+    assert f"matrices of the llm graph: {whole}" in said
+    assert "its integers are kept where engines can hold them" in said
+
+
+@pytest.mark.parametrize("weights", [pytest.param("int8", marks=pytest.mark.slow), "int4"])
 def test_an_engine_set_of_integers_equals_the_model_that_has_them(weights, tmp_path):
     folder = tmp_path / "set"
     command = [built_model(), "--out", str(folder), *built_options(), "--weights", weights]

@@ -22,6 +22,8 @@ from support.processes import python
 
 from vicort.runtime.cli import run
 from vicort.runtime.core import Frame, Sampling
+from vicort.runtime.devices import machine_cores
+from vicort.runtime.devices.machine_cores import usable_cores
 from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.policies.system import known_systems
 
@@ -82,6 +84,7 @@ def test_defaults(capsys: pytest.CaptureFixture[str], clip: Path) -> None:
     assert out.count("\n") == 1
     del options["on_event"]
     assert options == {
+        "threads": usable_cores(),
         "fps": None,
         "overlap": True,
         "on_lag": "wait",
@@ -157,6 +160,19 @@ def test_options_reach_the_session(
         stop=("\n", "END"),
     )
     assert options["system_prompt"] == "You watch a gate."
+
+
+def test_threads_are_those_that_were_asked_for(capsys, clip, monkeypatch):
+    monkeypatch.setattr(machine_cores, "usable_cores", lambda: 5)
+    assert ran(capsys, clip, "--threads", "3")[0] == 0
+    assert session().options["threads"] == 3
+    for wrong in ("0", "6"):
+        code, out, err = ran(capsys, clip, "--threads", wrong)
+        assert (code, out) == (2, "")
+        assert err == (
+            f"vicort-run: --threads: {wrong} threads: this process may use 5, give 1 to 5, or "
+            "leave it out for all\n"
+        )
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def files(root, contents: dict[str, str]):
     [
         ({}, 8),
         ({"proc/self/cgroup": "0::/a/b\n"}, 8),
+        ({"proc/self/cgroup": "no colons\n"}, 8),
         ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "max 100000\n"}, 8),
         ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "250000 100000\n"}, 3),
         ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "50000 100000\n"}, 1),

@@ -229,6 +229,22 @@ def test_where_engine_sets_lie(tmp_path, monkeypatch):
     assert locations.find_engine_dir("tiny") == built
 
 
+def test_sets_of_every_kind_have_their_own_folder_and_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(locations, "engines_root", lambda: tmp_path)
+    folders = {
+        locations.default_engine_dir("tiny", precision, "openvino", weights, kv)
+        for precision in ("fp32", "bf16")
+        for weights in (None, "int8", "int4")
+        for kv in ("float", "int8")
+    }
+    assert len(folders) == 12
+    for folder in folders:
+        folder.mkdir()
+        (folder / FILE_NAME).write_text("{}")
+        assert locations.find_engine_dir("tiny") == folder
+        (folder / FILE_NAME).unlink()
+
+
 def test_a_set_of_this_schema_is_preferred_to_a_newer_one_of_another(tmp_path, monkeypatch):
     monkeypatch.setattr(locations, "engines_root", lambda: tmp_path)
     old = locations.default_engine_dir("tiny", "fp32", "openvino")
