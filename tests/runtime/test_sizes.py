@@ -4,6 +4,8 @@ and several sources of different aspect on one engine set."""
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 from fractions import Fraction
 
 import numpy as np
@@ -162,6 +164,38 @@ def test_a_frame_that_the_model_does_not_take_is_refused_in_one_line_and_nothing
         assert session.ask(ASK).seen_until == Fraction(2)
 
 
+@pytest.mark.parametrize("sizes", [(WIDE, HIGH), (WIDE,)], ids=["changing", "constant"])
+def test_a_question_is_not_held_up_by_a_frame_that_waits_for_room(sizes):
+    """Vision waits at a gate, so that a push waits until the gate opens."""
+    gate, model, pushed = threading.Event(), engines(), []
+    see = model.vision.function
+    model.vision.function = lambda **bound: see(**bound) if gate.wait(timeout=30) else {}
+    video = stream(*((size, 1) for size, _ in zip(itertools.cycle(sizes), range(80), strict=False)))
+
+    def push():
+        for frame in video:
+            session.push(frame)
+            pushed.append(frame)
+
+    with Session(model, system(**FULL)) as session:
+        pusher = threading.Thread(target=push)
+        pusher.start()
+        count = -1
+        while count < len(pushed):  # until a push waits
+            count = len(pushed)
+            time.sleep(0.2)
+        asker = threading.Thread(target=session.submit, args=(question(1000),))
+        asker.start()
+        asker.join(timeout=5)
+        held_up = asker.is_alive()
+        gate.set()
+        pusher.join(timeout=30)
+        asker.join(timeout=30)
+        session.finish()
+    assert 0 < count < len(pushed) == len(video)
+    assert not held_up
+
+
 # ---- the chunker ----
 
 
@@ -190,3 +224,12 @@ def test_half_a_unit_that_a_cut_left_is_completed_before_the_new_grid():
     closed = chunker.add(frames(1, size=HIGH)[0])
     assert (len(closed.frames), closed.repeated, closed.grid) == (2, 1, Grid(2, 3))
     assert np.array_equal(closed.frames[0].image, closed.frames[1].image)
+
+
+def test_a_chunker_says_which_frame_would_close_a_chunk():
+    chunker, said, closed = Chunker(4, grid_of), [], []
+    for frame in stream((WIDE, 3), (HIGH, 1), (WIDE, 5), (STRIP, 2)):
+        said.append(chunker.closes(frame))
+        closed.append(chunker.add(frame) is not None)
+    assert said == closed
+    assert said.count(True) == 4
