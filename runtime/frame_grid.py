@@ -27,6 +27,11 @@ class Grid:
         return self.rows * token_pixels, self.columns * token_pixels
 
 
+def is_too_long(height: int, width: int) -> bool:
+    """Whether one side of a frame is more than MAX_ASPECT times the other."""
+    return max(height, width) > MAX_ASPECT * min(height, width)
+
+
 def fit_grid(height: int, width: int, token_pixels: int, max_pixels: int) -> Grid:
     """The grid for a frame of height x width pixels, of which at least four tokens fit into
     `max_pixels`.
@@ -37,7 +42,7 @@ def fit_grid(height: int, width: int, token_pixels: int, max_pixels: int) -> Gri
     above the limit, it is cut, which `smart_resize` does not do. Raises SourceError for an aspect
     ratio above 200.
     """
-    if max(height, width) > MAX_ASPECT * min(height, width):
+    if is_too_long(height, width):
         raise SourceError(
             f"a frame of {width}x{height}: one side is more than {MAX_ASPECT} times the other, "
             "which the model does not take: crop the video"

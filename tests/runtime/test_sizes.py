@@ -10,6 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from support import videos
 from support.fake_engines import FakeEngineSet
 from support.streams import frames
 from support.systems import FULL, system
@@ -18,6 +19,7 @@ from test_session import ASK, Transcript, answers, chunks, question, run
 from vicort.runtime.errors import SourceError
 from vicort.runtime.frame_grid import Grid
 from vicort.runtime.session import Session
+from vicort.runtime.sources import open_source
 from vicort.runtime.stages.chunker import Chunker
 
 WIDE, HIGH, SQUARE, STRIP = (8, 12), (12, 8), (8, 8), (4, 20)  # pixels; 4 pixels are a token
@@ -158,10 +160,22 @@ def test_a_frame_that_the_model_does_not_take_is_refused_in_one_line_and_nothing
     with Session(engines(), system(**FULL)) as session:
         for frame in stream((WIDE, 3)):
             session.push(frame)
-        with pytest.raises(SourceError, match="202x1: one side is more than 200 times"):
+        with pytest.raises(SourceError, match=r"^at 1\.500 s, a frame of 202x1: one side is"):
             session.push(stream((WIDE, 3), ((1, 202), 1))[-1])
         session.push(stream((WIDE, 5))[-1])
         assert session.ask(ASK).seen_until == Fraction(2)
+
+
+def test_a_folder_with_an_image_that_is_too_long_is_watched_without_it(tmp_path):
+    for i, (width, height) in enumerate([(12, 8), (1000, 4), (12, 8)]):
+        videos.write_image(tmp_path / f"{i}.png", np.zeros((height, width, 3), np.uint8))
+    with Session(engines(), system(**FULL)) as session, open_source(str(tmp_path)) as source:
+        for frame in source.frames(session.wants):
+            session.push(frame)
+        session.finish()
+        assert session.summary().frames == 2
+    (warning,) = source.warnings
+    assert "1.png is left out" in warning
 
 
 @pytest.mark.parametrize("sizes", [(WIDE, HIGH), (WIDE,)], ids=["changing", "constant"])
