@@ -39,8 +39,8 @@ def fit_grid(height: int, width: int, token_pixels: int, max_pixels: int) -> Gri
     `smart_resize` of transformers' `Qwen2VLImageProcessor`: each side rounds to whole tokens; if
     the area is then above the limit, or below that of four tokens, both sides are scaled by the
     root of the ratio of the areas, and round down or up. Where a strip of one row would still be
-    above the limit, it is cut, which `smart_resize` does not do. Raises SourceError for an aspect
-    ratio above 200.
+    above the limit, or a small frame is above it once it is enlarged, the longer side is cut, which
+    `smart_resize` does not do. Raises SourceError for an aspect ratio above 200.
     """
     if is_too_long(height, width):
         raise SourceError(

@@ -99,7 +99,7 @@ def test_among_other_images_one_that_is_too_long_is_left_out(
 def test_only_images_that_are_too_long(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         videos.write_image(tmp_path / name, np.zeros((4, 1000, 3), np.uint8))
-    with pytest.raises(SourceError, match="none of the 2 images of .* can be used: give PNG"):
+    with pytest.raises(SourceError, match=r"none of the 2 images of .* can be used: give PNG"):
         list(open_source(str(tmp_path)))
 
 
