@@ -27,6 +27,11 @@ class Grid:
         return self.rows * token_pixels, self.columns * token_pixels
 
 
+def is_too_long(height: int, width: int) -> bool:
+    """Whether one side of a frame is more than MAX_ASPECT times the other."""
+    return max(height, width) > MAX_ASPECT * min(height, width)
+
+
 def fit_grid(height: int, width: int, token_pixels: int, max_pixels: int) -> Grid:
     """The grid for a frame of height x width pixels, of which at least four tokens fit into
     `max_pixels`.
@@ -34,10 +39,10 @@ def fit_grid(height: int, width: int, token_pixels: int, max_pixels: int) -> Gri
     `smart_resize` of transformers' `Qwen2VLImageProcessor`: each side rounds to whole tokens; if
     the area is then above the limit, or below that of four tokens, both sides are scaled by the
     root of the ratio of the areas, and round down or up. Where a strip of one row would still be
-    above the limit, it is cut, which `smart_resize` does not do. Raises SourceError for an aspect
-    ratio above 200.
+    above the limit, or a small frame is above it once it is enlarged, the longer side is cut, which
+    `smart_resize` does not do. Raises SourceError for an aspect ratio above 200.
     """
-    if max(height, width) > MAX_ASPECT * min(height, width):
+    if is_too_long(height, width):
         raise SourceError(
             f"a frame of {width}x{height}: one side is more than {MAX_ASPECT} times the other, "
             "which the model does not take: crop the video"

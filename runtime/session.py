@@ -197,7 +197,7 @@ class Session:
 
     def push(self, frame: Frame) -> None:
         """Give the stream its next frame; with on_lag "wait", wait while the pipeline is full."""
-        if self._chunker.pending == self._chunk_frames - 1:
+        if self._sampler.wants(frame.time) and self._chunker.closes(frame):
             self._lag.wait_for_room()  # before the lock is taken, so that questions are not held up
         with self._lock:
             if self._finished:

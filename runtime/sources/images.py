@@ -12,6 +12,7 @@ import numpy as np
 
 from vicort.runtime.core import Frame
 from vicort.runtime.errors import SourceError
+from vicort.runtime.frame_grid import MAX_ASPECT, is_too_long
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.piped import ByteFile
 from vicort.runtime.sources.pixels import Converter
@@ -62,13 +63,14 @@ class ImageSource(Source):
             time = index / self._fps
             if wants is not None and not wants(time):
                 continue
-            if (image := self._decoded(path, convert)) is not None:
+            image = self._decoded(path, convert)
+            if image is not None and not self._is_left_out_as_too_long(path, image):
                 good += 1
                 yield Frame(image, time, index)
         if not good:
             raise SourceError(
-                f"none of the {len(self._paths)} images of {self.name} can be decoded: give PNG "
-                "or JPEG files"
+                f"none of the {len(self._paths)} images of {self.name} can be used: give PNG or "
+                "JPEG files"
             )
 
     def _decoded(self, path: Path, convert: Converter) -> np.ndarray | None:
@@ -98,8 +100,24 @@ class ImageSource(Source):
             self._leave_out(path, f"it cannot be decoded ({why}): give a PNG or JPEG file")
         return None
 
+    def _is_left_out_as_too_long(self, path: Path, image: np.ndarray) -> bool:
+        """So that one image does not end the run of a folder. An image that is the whole source is
+        kept: engines of a fixed size take it."""
+        height, width = image.shape[:2]
+        too_long = is_too_long(height, width) and not self._is_whole_source(path)
+        if too_long:
+            self._leave_out(
+                path,
+                f"it has {width}x{height} pixels, and one side is more than {MAX_ASPECT} times the "
+                "other: crop it",
+            )
+        return too_long
+
+    def _is_whole_source(self, path: Path) -> bool:
+        return self._paths == [path] and self.name == str(path)
+
     def _leave_out(self, path: Path, why: str) -> None:
         """Raises SourceError instead where the source is this one image."""
-        if self._paths == [path] and self.name == str(path):
+        if self._is_whole_source(path):
             raise SourceError(f"{path} cannot be shown: {why}", why)
         self.warn(f"{path} is left out: {why}")

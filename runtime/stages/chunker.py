@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vicort.runtime.core import UNIT_FRAMES, Chunk, Frame
-from vicort.runtime.errors import ConfigError
+from vicort.runtime.errors import ConfigError, SourceError
 from vicort.runtime.frame_grid import Grid
 
 
@@ -31,13 +31,20 @@ class Chunker:
         """Frames that wait for their chunk to fill."""
         return len(self._frames)
 
+    def closes(self, frame: Frame) -> bool:
+        """Whether `add` would return a chunk for this frame. Changes no state; raises what `add`
+        raises."""
+        if not self._frames:
+            return False
+        return self._grid_for(frame) != self._grid or self.pending == self.chunk_frames - 1
+
     def add(self, frame: Frame) -> Chunk | None:
         """Returns the chunk that this frame completes, or that it closes because it has another
         grid, if any.
 
-        Raises SourceError for a frame whose aspect ratio the model does not take.
+        Raises SourceError, with the frame's time, for an aspect ratio that the model does not take.
         """
-        grid = self._grid_of(*frame.image.shape[:2])
+        grid = self._grid_for(frame)
         closed = self.flush() if grid != self._grid else None
         self._grid = grid
         self._frames.append(frame)
@@ -57,6 +64,12 @@ class Chunker:
         missing = -len(self._frames) % UNIT_FRAMES
         self._frames += self._frames[-1:] * missing
         return self._take(len(self._frames), repeated=missing)
+
+    def _grid_for(self, frame: Frame) -> Grid:
+        try:
+            return self._grid_of(*frame.image.shape[:2])
+        except SourceError as error:
+            raise SourceError(f"at {float(frame.time):.3f} s, {error}", error.brief) from error
 
     def _take(self, count: int, repeated: int = 0) -> Chunk | None:
         if not count or self._grid is None:

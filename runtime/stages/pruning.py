@@ -108,9 +108,10 @@ class Pruner:
             frame.motion.left,
         )
         longest = vertical.longest(horizontal.longest(frame.motion.cells.T).T)
-        moved: np.ndarray = (
-            longest * (box.height / shape[0]) + policy.alpha * difference >= policy.tau
-        )
+        # Cells hold lengths without directions. Where a strip is stretched, the larger ratio is
+        # taken: it may keep a patch too many, and misses none that moves.
+        scale = max(box.height / shape[0], box.width / shape[1])
+        moved: np.ndarray = longest * scale + policy.alpha * difference >= policy.tau
         return moved
 
     def _difference(self, image: np.ndarray) -> np.ndarray:

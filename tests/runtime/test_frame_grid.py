@@ -21,6 +21,7 @@ DEFAULT = 308 * 308
 @example(1, 200, DEFAULT)
 @example(30, 5000, DEFAULT)  # a strip of one row, cut at the limit
 @example(56, 84, MIN_PIXELS)
+@example(3, 10, MIN_PIXELS)  # above the limit once it is enlarged
 def test_a_frame_has_the_size_that_transformers_gives_it_under_the_limit(height, width, limit):
     assume(max(height, width) <= MAX_ASPECT * min(height, width))
     grid = fit_grid(height, width, 28, limit)
@@ -50,6 +51,14 @@ def test_the_grids_of_common_sources_under_the_default_limit(size, grid):
     found = fit_grid(*size, 28, DEFAULT)
     assert (found.rows, found.columns) == grid
     assert found.tokens <= DEFAULT // 28**2
+
+
+@pytest.mark.parametrize(("size", "cut"), [((3, 10), (56, 56)), ((10, 3), (56, 56))])
+def test_a_small_frame_that_is_enlarged_is_cut_at_a_small_limit(size, cut):
+    enlarged = smart_resize(*size, factor=28, min_pixels=MIN_PIXELS, max_pixels=MIN_PIXELS)
+    assert sorted(enlarged) == [56, 112]
+    assert fit_grid(*size, 28, MIN_PIXELS).pixels(28) == cut
+    assert fit_grid(*size, 28, DEFAULT).pixels(28) == enlarged
 
 
 @pytest.mark.parametrize("size", [(1, 201), (201, 1), (10, 2001)])

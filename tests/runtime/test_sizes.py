@@ -4,10 +4,13 @@ and several sources of different aspect on one engine set."""
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from support import videos
 from support.fake_engines import FakeEngineSet
 from support.streams import frames
 from support.systems import FULL, system
@@ -16,6 +19,7 @@ from test_session import ASK, Transcript, answers, chunks, question, run
 from vicort.runtime.errors import SourceError
 from vicort.runtime.frame_grid import Grid
 from vicort.runtime.session import Session
+from vicort.runtime.sources import open_source
 from vicort.runtime.stages.chunker import Chunker
 
 WIDE, HIGH, SQUARE, STRIP = (8, 12), (12, 8), (8, 8), (4, 20)  # pixels; 4 pixels are a token
@@ -156,10 +160,54 @@ def test_a_frame_that_the_model_does_not_take_is_refused_in_one_line_and_nothing
     with Session(engines(), system(**FULL)) as session:
         for frame in stream((WIDE, 3)):
             session.push(frame)
-        with pytest.raises(SourceError, match="202x1: one side is more than 200 times"):
+        with pytest.raises(SourceError, match=r"^at 1\.500 s, a frame of 202x1: one side is"):
             session.push(stream((WIDE, 3), ((1, 202), 1))[-1])
         session.push(stream((WIDE, 5))[-1])
         assert session.ask(ASK).seen_until == Fraction(2)
+
+
+def test_a_folder_with_an_image_that_is_too_long_is_watched_without_it(tmp_path):
+    for i, (width, height) in enumerate([(12, 8), (1000, 4), (12, 8)]):
+        videos.write_image(tmp_path / f"{i}.png", np.zeros((height, width, 3), np.uint8))
+    with Session(engines(), system(**FULL)) as session, open_source(str(tmp_path)) as source:
+        for frame in source.frames(session.wants):
+            session.push(frame)
+        session.finish()
+        assert session.summary().frames == 2
+    (warning,) = source.warnings
+    assert "1.png is left out" in warning
+
+
+@pytest.mark.parametrize("sizes", [(WIDE, HIGH), (WIDE,)], ids=["changing", "constant"])
+def test_a_question_is_not_held_up_by_a_frame_that_waits_for_room(sizes):
+    """Vision waits at a gate, so that a push waits until the gate opens."""
+    gate, model, pushed = threading.Event(), engines(), []
+    see = model.vision.function
+    model.vision.function = lambda **bound: see(**bound) if gate.wait(timeout=30) else {}
+    video = stream(*((size, 1) for size, _ in zip(itertools.cycle(sizes), range(80), strict=False)))
+
+    def push():
+        for frame in video:
+            session.push(frame)
+            pushed.append(frame)
+
+    with Session(model, system(**FULL)) as session:
+        pusher = threading.Thread(target=push)
+        pusher.start()
+        count = -1
+        while count < len(pushed):  # until a push waits
+            count = len(pushed)
+            time.sleep(0.2)
+        asker = threading.Thread(target=session.submit, args=(question(1000),))
+        asker.start()
+        asker.join(timeout=5)
+        held_up = asker.is_alive()
+        gate.set()
+        pusher.join(timeout=30)
+        asker.join(timeout=30)
+        session.finish()
+    assert 0 < count < len(pushed) == len(video)
+    assert not held_up
 
 
 # ---- the chunker ----
@@ -190,3 +238,12 @@ def test_half_a_unit_that_a_cut_left_is_completed_before_the_new_grid():
     closed = chunker.add(frames(1, size=HIGH)[0])
     assert (len(closed.frames), closed.repeated, closed.grid) == (2, 1, Grid(2, 3))
     assert np.array_equal(closed.frames[0].image, closed.frames[1].image)
+
+
+def test_a_chunker_says_which_frame_would_close_a_chunk():
+    chunker, said, closed = Chunker(4, grid_of), [], []
+    for frame in stream((WIDE, 3), (HIGH, 1), (WIDE, 5), (STRIP, 2)):
+        said.append(chunker.closes(frame))
+        closed.append(chunker.add(frame) is not None)
+    assert said == closed
+    assert said.count(True) == 4

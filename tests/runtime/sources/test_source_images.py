@@ -77,6 +77,32 @@ def test_a_broken_image_is_left_out_and_warned_of(tmp_path: Path) -> None:
     assert "1.png is left out" in heard[0]
 
 
+@pytest.mark.parametrize("size", [(1000, 4), (4, 1000)], ids="{0[0]}x{0[1]}".format)
+def test_among_other_images_one_that_is_too_long_is_left_out(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    write_images(tmp_path, ["0.png", "1.png", "2.png", "3.png"])
+    videos.write_image(tmp_path / "1.png", np.zeros((size[1], size[0], 3), np.uint8))
+    videos.write_image(tmp_path / "2.png", np.zeros((1, 200, 3), np.uint8))  # not too long
+    with open_source(str(tmp_path)) as source:
+        assert [(frame.index, frame.time) for frame in source] == [
+            (0, 0),
+            (2, 1),
+            (3, Fraction(3, 2)),
+        ]
+    assert source.warnings == [
+        f"{tmp_path / '1.png'} is left out: it has {size[0]}x{size[1]} pixels, and one side is "
+        "more than 200 times the other: crop it"
+    ]
+
+
+def test_only_images_that_are_too_long(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        videos.write_image(tmp_path / name, np.zeros((4, 1000, 3), np.uint8))
+    with pytest.raises(SourceError, match=r"none of the 2 images of .* can be used: give PNG"):
+        list(open_source(str(tmp_path)))
+
+
 def test_only_broken_images(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"this is no image")
     with pytest.raises(SourceError, match="none of the 1 images"):

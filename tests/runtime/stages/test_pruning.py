@@ -143,6 +143,23 @@ def test_lengths_count_in_pixels_of_the_engines_frame():
         assert [len(unit.tokens) for chunk in chunks for unit in pruner(chunk, small)] == [12, kept]
 
 
+@pytest.mark.parametrize("turned", [False, True], ids=["high", "wide"])
+def test_in_a_strip_a_length_counts_along_the_side_that_shrinks_less(turned):
+    """400x30 pixels become 168x28, so that 0.6 pixels may be 0.56 of the engine's, or 0.252."""
+    model = toy_model(patch=14, grid=None, chunk_frames=8, max_pixels=6 * 28**2)
+    source, engine, cells = (400, 30), (168, 28), (25, 2)
+    if turned:
+        source, engine, cells = source[::-1], engine[::-1], cells[::-1]
+    assert model.grid(*source).pixels(28) == engine
+    image = np.zeros((*source, 3), np.uint8)
+    whole = Frame(image, Fraction(0), 0, Motion(True, None))
+    for length, kept in ((0.53, 0), (0.6, 6)):
+        moved = Frame(image, Fraction(1, 2), 1, Motion(False, np.full(cells, length, np.float32)))
+        pruner, shown = Pruner(POLICY, model), np.zeros((2, *engine, 3), np.uint8)
+        chunks = chunks_of([whole, whole, moved, moved], 2, model)
+        assert [len(unit.tokens) for chunk in chunks for unit in pruner(chunk, shown)] == [6, kept]
+
+
 def test_a_dropped_chunk_and_another_size_make_a_frame_whole():
     still = [frame_of(None if i == 0 else np.zeros((6, 7), np.float32), i) for i in range(16)]
     first, second, third, fourth = chunks_of(still, 4)
