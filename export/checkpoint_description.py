@@ -89,7 +89,7 @@ def quantization_of(folder: Path) -> str:
     """The method of config.json's `quantization_config` and how many bits it says; "" = none."""
     try:
         found = json.loads((folder / "config.json").read_text()).get("quantization_config")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise EngineError(f"{folder / 'config.json'} cannot be read ({brief(error)})") from error
     if not found:
         return ""

@@ -40,9 +40,18 @@ def weight_files(folder: Path) -> list[Path]:
     else:
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if not all(isinstance(name, str) for name in names):
+                raise ValueError("a file name is not a text")
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise EngineError(
-                f"{index} is not an index of weights ({error!r}): download the checkpoint again"
+                f"{index} is not an index of weights ({brief(error)}): download the checkpoint again"
             ) from error
     for name in names:
         if not (folder / name).is_file():

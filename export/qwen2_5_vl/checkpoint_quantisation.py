@@ -21,6 +21,7 @@ from vicort.export.qwen2_5_vl.packed_weights import (
 )
 from vicort.export.qwen2_5_vl.stored_tensors import StoredModule
 from vicort.runtime.errors import EngineError
+from vicort.runtime.safe_text import brief
 
 # of quantised activations and caches, which vicort does not quantise
 IGNORED_LEAVES = (
@@ -140,8 +141,10 @@ def _given(folder: Path) -> _Given | None:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise EngineError(f"{path} is not JSON ({error}): download the checkpoint again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise EngineError(
+            f"{path} is not JSON ({brief(error)}): download the checkpoint again"
+        ) from error
 
 
 def _object(path: Path, value: Any, name: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import EngineError
+from vicort.runtime.safe_text import brief
 
 MODEL_TYPE = "qwen2_5_vl"
 # last rows of a run whose queries the language graph returns; our choice: LiveVLM gives no value
@@ -232,8 +233,10 @@ def _read_json(path: Path, needed: bool = False) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
-        raise EngineError(f"{path} is not JSON ({error}): download the checkpoint again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise EngineError(
+            f"{path} is not JSON ({brief(error)}): download the checkpoint again"
+        ) from error
     if not isinstance(content, dict):
         raise EngineError(
             f"{path} holds a {type(content).__name__}, not a JSON object: download the "

@@ -111,6 +111,15 @@ def test_where_the_configuration_stands(tmp_path):
     assert str(read_quantisation(tmp_path)) == "GPTQ, 4 bits, groups of 128 in act-order"
 
 
+def test_a_file_that_is_nested_too_deeply_is_said(tmp_path):
+    for name in ("quantize_config.json", "config.json"):
+        (tmp_path / "config.json").write_text("{}")
+        (tmp_path / name).write_text("[" * 100_000)
+        with pytest.raises(EngineError, match=f"{name} is not JSON") as caught:
+            read_quantisation(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
 METHODS = "allowed is awq or gptq or compressed-tensors or fp8"
 
 

@@ -65,6 +65,14 @@ def test_a_huge_header_is_not_read(file):
         read_header(file)
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"weight_map": {"a": 1}}', "{}", "[]"])
+def test_a_damaged_index_is_said(tmp_path, text):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(EngineError, match="is not an index of weights") as caught:
+        weight_files(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_missing_shard_is_said(tmp_path):
     index = {"weight_map": {"a": "model-1.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))

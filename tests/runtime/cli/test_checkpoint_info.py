@@ -19,7 +19,7 @@ from vicort.export.random_checkpoint import PUBLISHED, write_companions
 from vicort.runtime.cli import checkpoint_info as module
 from vicort.runtime.cli.checkpoint_info import checkpoint_info, checkpoint_lines
 from vicort.runtime.cli.info import info, main
-from vicort.runtime.errors import ConfigError
+from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.manifest import ModelSpec
 
 
@@ -205,6 +205,14 @@ def test_another_family_and_damage_are_one_line(checkpoint, capsys):
     err = capsys.readouterr().err
     assert "'llava' model, only 'qwen2_5_vl' is supported" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_a_configuration_that_is_nested_too_deeply_is_said(checkpoint, name):
+    (checkpoint / name).write_text("[" * 100_000)
+    with pytest.raises(EngineError, match=f"{name} is not JSON") as caught:
+        describe(checkpoint)
+    assert "\n" not in str(caught.value)
 
 
 def test_nothing_is_downloaded(capsys, tmp_path, monkeypatch):
