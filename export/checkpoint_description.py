@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vicort.export.qwen2_5_vl.checkpoint_quantisation import method_of, read_quantisation
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.recipe import load_recipe, model_spec
 from vicort.export.safetensors_headers import (
@@ -25,7 +26,6 @@ from vicort.export.safetensors_headers import (
 from vicort.runtime.errors import EngineError, VicortError
 from vicort.runtime.locations import default_engine_dir
 from vicort.runtime.manifest import Backend, Precision
-from vicort.runtime.safe_text import brief, shown
 
 FAMILY = "Qwen2.5-VL"
 HEAD = "lm_head.weight"
@@ -44,7 +44,7 @@ class CheckpointDescription:
     # number of parameters; {} where weights are quantised and several may lie in one number
     parameters: dict[str, int]  # of `vision` and `language`
     stored: dict[str, int]  # bytes of the weights' data, by type
-    quantization: str  # method and details; "" = none
+    quantization: str  # as vicort-build names it; "" = none
     refused: str  # why vicort-build does not take it; "" = nothing is known against it
     model: dict[str, Any]  # the manifest's model section, as `vicort-build DIR` would have it
     set_bytes: dict[str, int]  # weights of an engine set, by precision
@@ -63,7 +63,7 @@ def describe(folder: Path) -> CheckpointDescription:
     stored: dict[str, int] = {}
     for tensor in tensors:
         stored[tensor.dtype] = stored.get(tensor.dtype, 0) + tensor.bytes
-    quantization = quantization_of(folder)
+    quantization, unread = _quantization(folder)
     counted = not quantization and not (set(stored) - set(STORED_TYPES))
     parameters = _parameters(tensors, config.language.tied) if counted else {}
     total = sum(parameters.values())
@@ -75,7 +75,7 @@ def describe(folder: Path) -> CheckpointDescription:
         parameters=parameters,
         stored=stored,
         quantization=quantization,
-        refused=_refused(folder, quantization, stored),
+        refused=unread or _refused(folder, quantization, stored),
         model=model.model_dump(mode="json"),
         set_bytes={key: total * size for key, size in ITEM_BYTES.items()} if total else {},
         plan_bytes={key: (total + embedding) * size for key, size in ITEM_BYTES.items()}
@@ -85,24 +85,13 @@ def describe(folder: Path) -> CheckpointDescription:
     )
 
 
-def quantization_of(folder: Path) -> str:
-    """The method of config.json's `quantization_config` and how many bits it says; "" = none."""
+def _quantization(folder: Path) -> tuple[str, str]:
+    """The method, and why vicort-build does not read it; "" = not quantised, or it does."""
     try:
-        found = json.loads((folder / "config.json").read_text()).get("quantization_config")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise EngineError(f"{folder / 'config.json'} cannot be read ({brief(error)})") from error
-    if not found:
-        return ""
-    if not isinstance(found, dict):
-        return "an unknown method"
-    method = _word(found.get("quant_method") or "an unknown method")
-    loaded = next((count for count in (8, 4) if found.get(f"load_in_{count}bit")), None)
-    bits = found.get("bits") or found.get("w_bit") or loaded
-    return f"{method}, {_word(bits)} bits" if bits else method
-
-
-def _word(value: Any) -> str:
-    return shown(value).strip("'\"")
+        layout = read_quantisation(folder)
+    except EngineError as error:
+        return method_of(folder), str(error)
+    return (str(layout) if layout else ""), ""
 
 
 def _parameters(tensors: Sequence[StoredTensor], tied: bool) -> dict[str, int]:
@@ -115,15 +104,7 @@ def _parameters(tensors: Sequence[StoredTensor], tied: bool) -> dict[str, int]:
 
 
 def _refused(folder: Path, quantization: str, stored: dict[str, int]) -> str:
-    if quantization:
-        # late: it takes torch, which takes seconds to load
-        from vicort.export.qwen2_5_vl.checkpoint_quantisation import read_quantisation
-
-        try:
-            read_quantisation(folder)
-        except EngineError as error:
-            return str(error)
-    elif set(stored) - set(STORED_TYPES):
+    if not quantization and set(stored) - set(STORED_TYPES):
         return (
             f"vicort-build takes weights stored as {', '.join(STORED_TYPES)}: name the "
             "checkpoint that this one was quantised from"

@@ -57,7 +57,8 @@ def weight_files(folder: Path) -> list[Path]:
             RecursionError,
         ) as error:
             raise EngineError(
-                f"{index} is not an index of weights ({brief(error)}): download the checkpoint again"
+                f"{index} is not an index of weights ({brief(error)}): download the checkpoint "
+                "again"
             ) from error
     for name in names:
         if not (folder / name).is_file():

@@ -7,9 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vicort.export.qwen2_5_vl.float8_weights import FineGrainedLayout, Float8Layout
 from vicort.export.qwen2_5_vl.packed_weights import (
@@ -21,7 +19,10 @@ from vicort.export.qwen2_5_vl.packed_weights import (
 )
 from vicort.export.qwen2_5_vl.stored_tensors import StoredModule
 from vicort.runtime.errors import EngineError
-from vicort.runtime.safe_text import brief
+from vicort.runtime.safe_text import brief, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # of quantised activations and caches, which vicort does not quantise
 IGNORED_LEAVES = (
@@ -74,6 +75,16 @@ def read_quantisation(folder: Path) -> WeightLayout | None:
     return METHODS[given.only("quant_method", str, tuple(METHODS))](given)
 
 
+def method_of(folder: Path) -> str:
+    """What a quantised checkpoint calls its method, also if vicort does not read it."""
+    try:
+        given = _given(folder)
+    except EngineError:
+        given = None
+    method = given.values.get("quant_method") if given else None
+    return shown(method).strip("'\"") if method else "an unknown method"
+
+
 def check_unquantised(folder: Path, names: Iterable[str]) -> None:
     """Raises EngineError if one of the names is that of a packed weight."""
     packed = next((name for name in names if name.rpartition(".")[2] in PACKED_LEAVES), None)
@@ -120,7 +131,7 @@ class _Given:
 
     def refused(self, key: str, value: object, allowed: str) -> EngineError:
         return EngineError(
-            f"{self.path}: {key} of the quantisation is {value!r}, allowed is {allowed}: name "
+            f"{self.path}: {key} of the quantisation is {shown(value)}, allowed is {allowed}: name "
             "another checkpoint of the model, such as the unquantised one"
         )
 

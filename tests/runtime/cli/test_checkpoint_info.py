@@ -14,6 +14,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from vicort.export import build, build_set
 from vicort.export.checkpoint import TINY, resolve
 from vicort.export.checkpoint_description import BACKENDS, describe
+from vicort.export.qwen2_5_vl.checkpoint_quantisation import read_quantisation
 from vicort.export.qwen2_5_vl.weights import load_models
 from vicort.export.random_checkpoint import PUBLISHED, write_companions
 from vicort.runtime.cli import checkpoint_info as module
@@ -151,32 +152,52 @@ def test_what_does_not_fit_here_is_said(checkpoint, monkeypatch):
     )
 
 
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}
+GPTQ = {"bits": 8, "group_size": 64, "desc_act": True}
+
+
 @pytest.mark.parametrize(
-    ("quantization", "words", "taken"),
+    ("changes", "words", "taken"),
     [
-        (
-            {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"},
-            "awq, 4 bits",
-            True,
-        ),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes, 8 bits", False),
-        ({"quant_method": "\x1b[31m" * 50, "bits": 4}, None, False),
-        ("gptq", "an unknown method", False),
+        ({"quantization_config": AWQ}, "AWQ, 4 bits, groups of 128", True),
+        ({"text_config": {"quantization_config": AWQ}}, "AWQ, 4 bits, groups of 128", True),
+        ({"older": GPTQ}, "GPTQ, 8 bits, groups of 64 in act-order", True),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes", False),
+        ({"quantization_config": {"quant_method": "\x1b[31m" * 50}}, None, False),
+        ({"quantization_config": {}}, "an unknown method", False),
+        ({"quantization_config": "gptq"}, "an unknown method", False),
+        ({"older": GPTQ | {"bits": 3}}, "gptq", False),
     ],
 )
-def test_a_quantised_checkpoint_is_named_with_its_method(
-    checkpoint, capsys, quantization, words, taken
-):
-    changed(checkpoint, quantization_config=quantization)
+def test_a_quantised_checkpoint_is_named_as_a_build_names_it(checkpoint, changes, words, taken):
+    if "older" in changes:
+        (checkpoint / "quantize_config.json").write_text(json.dumps(changes["older"]))
+    elif "text_config" in changes:
+        text = json.loads((checkpoint / "config.json").read_text())["text_config"]
+        changed(checkpoint, text_config=text | changes["text_config"])
+    else:
+        changed(checkpoint, **changes)
+    found = describe(checkpoint)
+    assert found.quantization == (words or found.quantization)
+    assert (found.quantization + found.refused).isprintable()
+    if taken:
+        assert (str(read_quantisation(checkpoint)), found.refused) == (words, "")
+    else:
+        with pytest.raises(EngineError) as caught:
+            read_quantisation(checkpoint)
+        assert str(caught.value) == found.refused
+    assert (found.parameters, found.set_bytes) == ({}, {})
+
+
+def test_the_text_of_a_quantised_checkpoint(checkpoint, capsys):
+    changed(checkpoint, quantization_config=AWQ)
     assert main([str(checkpoint)]) == 0
     out = capsys.readouterr().out
-    if words:
-        assert f"  weights     quantised with {words}: F32 7.8 MB\n" in out
-    assert ("  build       " in out) == (not taken)
-    assert "parameters" not in out.replace("of parameters", "")
-    assert "\x1b" not in out
-    found = checkpoint_info(checkpoint)
-    assert (found.parameters, found.precisions["fp32"].set_bytes) == ({}, None)
+    assert "  weights     quantised with AWQ, 4 bits, groups of 128: F32 7.8 MB\n" in out
+    assert "  build       " not in out
+    changed(checkpoint, quantization_config={})
+    assert main([str(checkpoint)]) == 0
+    assert "  build       " in capsys.readouterr().out
 
 
 def test_a_checkpoint_that_cannot_be_built_is_said(checkpoint, monkeypatch):
@@ -226,7 +247,10 @@ def test_nothing_is_downloaded(capsys, tmp_path, monkeypatch):
     assert "has neither manifest.json nor config.json" in capsys.readouterr().err
 
 
-def test_it_needs_no_torch(checkpoint):
+@pytest.mark.parametrize("quantised", [False, True])
+def test_it_needs_no_torch(checkpoint, quantised):
+    if quantised:
+        changed(checkpoint, quantization_config=AWQ)
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'safetensors', "
         "'onnx', 'huggingface_hub'))); from vicort.export.checkpoint_description import main; "
@@ -234,3 +258,4 @@ def test_it_needs_no_torch(checkpoint):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert math.prod(json.loads(done.stdout)["model"][key] for key in ("layers", "width")) == 512
+    assert json.loads(done.stdout)["quantization"].startswith("AWQ" if quantised else "")
