@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +13,12 @@ from safetensors.numpy import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from vicort.export import build, build_set
+from vicort.export.build_space import NumberFormat, weight_bytes_of
 from vicort.export.checkpoint import TINY, resolve
-from vicort.export.checkpoint_description import BACKENDS, describe
+from vicort.export.checkpoint_description import BACKENDS, COMPRESSED, describe
 from vicort.export.qwen2_5_vl.checkpoint_quantisation import read_quantisation
+from vicort.export.qwen2_5_vl.configuration import read_configuration
+from vicort.export.qwen2_5_vl.parameter_counts import compressed_bytes, parameter_counts
 from vicort.export.qwen2_5_vl.weights import load_models
 from vicort.export.random_checkpoint import PUBLISHED, write_companions
 from vicort.runtime.cli import checkpoint_info as module
@@ -41,6 +45,20 @@ def test_it_counts_the_parameters_that_the_model_has(checkpoint):
         name: sum(parameter.numel() for parameter in part.parameters())
         for name, part in (("vision", vision), ("language", language))
     }
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("width", [None, 96])  # 96: no groups of 128 inputs
+def test_sizes_with_integer_weights_are_those_that_a_build_checks(width, tied):
+    config = read_configuration(resolve(TINY))
+    language = replace(config.language, tied=tied, width=width or config.language.width)
+    config = replace(config, language=language)
+    counts = parameter_counts(config)
+    for weights in COMPRESSED:
+        numbers = NumberFormat("fp32", weights)
+        assert compressed_bytes(config, weights) == weight_bytes_of(config, numbers, plans=False)
+    floats = weight_bytes_of(config, NumberFormat("fp32"), plans=False)
+    assert 4 * sum(counts.values()) == floats
 
 
 def test_a_tied_head_that_is_stored_is_no_parameter_of_its_own(checkpoint):
@@ -130,6 +148,13 @@ def test_its_text_and_json_say_the_same(checkpoint, capsys, monkeypatch):
     assert lines[9].strip() == "tensorrt: there is no NVIDIA driver"
     assert fp32["build_command"] == f"vicort-build {checkpoint} --backend openvino --precision fp32"
     assert f"`{fp32['build_command']}` takes about 1.0 GB of memory" in lines[10]
+    for name, line in zip(("int8", "int4"), lines[-3:-1], strict=True):
+        compressed = found["compressed"][name]
+        assert compressed["build_command"] == f"{fp32['build_command']} --weights {name}"
+        size = f"{compressed['set_bytes'] / 1e6:.1f} MB"
+        assert line == (
+            f"  {name:11} engine set of {size}, and scales: `{compressed['build_command']}`"
+        )
     assert lines[-1] == f"  rule        {found['rule']}"
 
 
@@ -186,7 +211,10 @@ def test_a_quantised_checkpoint_is_named_as_a_build_names_it(checkpoint, changes
         with pytest.raises(EngineError) as caught:
             read_quantisation(checkpoint)
         assert str(caught.value) == found.refused
-    assert (found.parameters, found.set_bytes) == ({}, {})
+    whole = describe(resolve(TINY))
+    assert found.parameters == whole.parameters
+    assert found.set_bytes == (whole.set_bytes if taken else {})
+    assert found.compressed_bytes == ({"int8": None, "int4": None} if taken else {})
 
 
 def test_the_text_of_a_quantised_checkpoint(checkpoint, capsys):
@@ -195,9 +223,20 @@ def test_the_text_of_a_quantised_checkpoint(checkpoint, capsys):
     out = capsys.readouterr().out
     assert "  weights     quantised with AWQ, 4 bits, groups of 128: F32 7.8 MB\n" in out
     assert "  build       " not in out
+    assert "  fp32        engine set of 7.8 MB, with TensorRT " in out
+    assert "runs here with openvino and onnxruntime\n" in out
+    command = f"`vicort-build {checkpoint} --backend openvino --precision fp32"
+    assert f"{command}` takes about " in out
+    assert (
+        f"  int4        an engine set that keeps the checkpoint's own integers: {command} "
+        "--weights int4`\n" in out
+    )
     changed(checkpoint, quantization_config={})
     assert main([str(checkpoint)]) == 0
-    assert "  build       " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "  build       " in out
+    assert "engine set of" not in out
+    assert "vicort-build" not in out
 
 
 def test_a_checkpoint_that_cannot_be_built_is_said(checkpoint, monkeypatch):
