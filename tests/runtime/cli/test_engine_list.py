@@ -124,6 +124,22 @@ def test_the_exporters_hash_needs_no_torch():
     assert done.stdout.strip() == exporter_hash()
 
 
+@pytest.mark.parametrize("name", ["red\x1b[31m", "two\nlines", os.fsdecode(b"latin-\xe9")])
+def test_names_of_folders_that_a_terminal_would_obey_are_escaped(root, old, name, capsys):
+    shutil.copytree(old, root / name, copy_function=os.link)
+    said = ""
+    for words in (["list"], ["prune", "--dry-run"], ["list", "--folder", str(root / name / "x")]):
+        engine_list.main([*words])
+        out, err = capsys.readouterr()
+        said += out + err
+    said.encode()  # as a strict stdout does
+    assert said.replace("\n", "").isprintable()
+    escaped = name.encode("unicode_escape").decode()
+    assert f"\n  {escaped}\n" in said
+    assert f"\n{root}/{escaped}: " in said
+    assert f"vicort-engines: --folder {root}/{escaped}/x is not a folder" in said
+
+
 def test_a_dry_run_removes_nothing(root, old, capsys):
     assert engine_list.main(["prune", "--dry-run"]) == 0
     out = capsys.readouterr().out
