@@ -63,6 +63,10 @@ def written(config: object, folder: Path) -> Path:
         ),
         (compressed("pack-quantized"), "compressed-tensors, 4 bits, groups of 128"),
         (
+            compressed("pack-quantized", actorder="weight"),
+            "compressed-tensors, 4 bits, groups of 128",
+        ),
+        (
             compressed("int-quantized", num_bits=8, strategy="channel", group_size=None),
             "compressed-tensors, 8 bits, one scale per row",
         ),
@@ -155,6 +159,8 @@ METHODS = "allowed is awq or gptq or compressed-tensors or fp8"
         (compressed("float-quantized", type="float"), "num_bits of the quantisation is 4"),
         (compressed("pack-quantized", num_bits=3), "num_bits of the quantisation is 3"),
         (compressed("pack-quantized", strategy="tensor_group"), "strategy of the quantisation"),
+        (compressed("pack-quantized", actorder="group"), "actorder of the quantisation is 'group'"),
+        (compressed("pack-quantized", actorder=True), "is True, allowed is weight or none"),
         (compressed("pack-quantized") | {"config_groups": {}}, "config_groups of the quant"),
         (compressed("pack-quantized") | {"config_groups": {"W4A16": ["Linear"]}}, "config_groups"),
         (compressed("pack-quantized") | {"transform_config": {"R1": {}}}, "transform_config of"),
