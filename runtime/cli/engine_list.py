@@ -147,11 +147,16 @@ def _prune(root: Path, typed: argparse.Namespace) -> int:
         print("nothing was removed")
         return 0
     # a set may have been built again while the question stood
-    still = {each.folder for each in _removals(root, typed.here)}
-    for each in removals:
-        if each.folder in still:
-            _remove(each.folder)
-    print(f"removed {total}")
+    agreed = {each.folder for each in removals}
+    removed: list[Removal] = []
+    try:
+        for each in _removals(root, typed.here):
+            if each.folder in agreed:
+                _remove(each.folder)
+                removed.append(each)
+    finally:
+        total = size_text(sum(each.bytes for each in removed))
+        print(f"removed {total} (folders: {len(removed)})" if removed else "nothing was removed")
     return 0
 
 
