@@ -201,7 +201,7 @@ def _compressed_tensors(given: _Given) -> WeightLayout:
         if part and part.get("format") != "dense":
             raise given.refused(key, part, "none")
     scheme = _one_scheme(given)
-    # of the group a column belongs to; `weight` and `static` leave groups in their order
+    # `group` scatters the columns of a group; `weight` and its other name `static` do not
     order = scheme.values.get("actorder")
     if order not in (None, False, "weight", "static"):
         raise scheme.refused("actorder", order, "weight or none")

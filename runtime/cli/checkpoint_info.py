@@ -178,7 +178,7 @@ def checkpoint_lines(found: CheckpointInfo) -> list[str]:
 
 def _compressed_text(found: CompressedInfo) -> str:
     size = (
-        "an engine set that keeps the checkpoint's own integers"
+        "engine set with the checkpoint's own integers where it has them"
         if found.set_bytes is None
         else f"engine set of {size_text(found.set_bytes)}, and scales"
     )

@@ -228,8 +228,8 @@ def test_the_text_of_a_quantised_checkpoint(checkpoint, capsys):
     command = f"`vicort-build {checkpoint} --backend openvino --precision fp32"
     assert f"{command}` takes about " in out
     assert (
-        f"  int4        an engine set that keeps the checkpoint's own integers: {command} "
-        "--weights int4`\n" in out
+        "  int4        engine set with the checkpoint's own integers where it has them: "
+        f"{command} --weights int4`\n" in out
     )
     changed(checkpoint, quantization_config={})
     assert main([str(checkpoint)]) == 0
