@@ -275,6 +275,17 @@ def test_a_configuration_that_is_nested_too_deeply_is_said(checkpoint, name):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("section", "key"), [("vision_config", "depth"), ("text_config", "num_attention_heads")]
+)
+@pytest.mark.parametrize("value", ["x", -1, 1.5, True])
+def test_a_size_that_is_no_number_is_said(checkpoint, section, key, value):
+    part = json.loads((checkpoint / "config.json").read_text())[section]
+    changed(checkpoint, **{section: part | {key: value}})
+    with pytest.raises(EngineError, match="allowed is a positive whole number"):
+        describe(checkpoint)
+
+
 def test_nothing_is_downloaded(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["Qwen/Qwen2.5-VL-3B-Instruct"]) == 2
