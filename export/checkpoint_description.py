@@ -14,21 +14,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vicort.export.qwen2_5_vl.checkpoint_quantisation import method_of, read_quantisation
 from vicort.export.qwen2_5_vl.configuration import read_configuration
+from vicort.export.qwen2_5_vl.parameter_counts import compressed_bytes, parameter_counts
 from vicort.export.recipe import load_recipe, model_spec
 from vicort.export.safetensors_headers import (
     STORED_TYPES,
-    StoredTensor,
     read_header,
     weight_files,
 )
 from vicort.runtime.errors import EngineError, VicortError
 from vicort.runtime.locations import default_engine_dir
-from vicort.runtime.manifest import Backend, Precision
-from vicort.runtime.safe_text import brief, shown
+from vicort.runtime.manifest import Backend, Precision, Weights
 
 FAMILY = "Qwen2.5-VL"
-HEAD = "lm_head.weight"
+COMPRESSED: tuple[Weights, ...] = ("int8", "int4")
 ITEM_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}  # of a parameter
 # `candidates` in build_set.py says the same; it needs torch
 BACKENDS: dict[Precision, tuple[Backend, ...]] = {
@@ -41,14 +41,16 @@ BACKENDS: dict[Precision, tuple[Backend, ...]] = {
 class CheckpointDescription:
     folder: str
     family: str
-    # number of parameters; {} where weights are quantised and several may lie in one number
-    parameters: dict[str, int]  # of `vision` and `language`
+    parameters: dict[str, int]  # number, of `vision` and `language`
     stored: dict[str, int]  # bytes of the weights' data, by type
-    quantization: str  # method and details; "" = none
+    quantization: str  # as vicort-build names it; "" = none
     refused: str  # why vicort-build does not take it; "" = nothing is known against it
     model: dict[str, Any]  # the manifest's model section, as `vicort-build DIR` would have it
     set_bytes: dict[str, int]  # weights of an engine set, by precision
     plan_bytes: dict[str, int]  # the same with backend tensorrt
+    # the same of a CPU set by `--weights`, without scales; None: a quantised checkpoint's own
+    # integers are kept, whose size is not known from the configuration
+    compressed_bytes: dict[str, int | None]
     backends: dict[str, tuple[str, ...]]  # by precision
 
 
@@ -63,10 +65,11 @@ def describe(folder: Path) -> CheckpointDescription:
     stored: dict[str, int] = {}
     for tensor in tensors:
         stored[tensor.dtype] = stored.get(tensor.dtype, 0) + tensor.bytes
-    quantization = quantization_of(folder)
-    counted = not quantization and not (set(stored) - set(STORED_TYPES))
-    parameters = _parameters(tensors, config.language.tied) if counted else {}
+    quantization, unread = _quantization(folder)
+    parameters = parameter_counts(config)
     total = sum(parameters.values())
+    # what is refused for its weights can be of no set
+    sized = not unread and (quantization or not set(stored) - set(STORED_TYPES))
     # a plan holds its own embedding, and the set another one beside it
     embedding = config.language.vocabulary * config.language.width
     return CheckpointDescription(
@@ -75,55 +78,32 @@ def describe(folder: Path) -> CheckpointDescription:
         parameters=parameters,
         stored=stored,
         quantization=quantization,
-        refused=_refused(folder, quantization, stored),
+        refused=unread or _refused(folder, quantization, stored),
         model=model.model_dump(mode="json"),
-        set_bytes={key: total * size for key, size in ITEM_BYTES.items()} if total else {},
+        set_bytes={key: total * size for key, size in ITEM_BYTES.items()} if sized else {},
         plan_bytes={key: (total + embedding) * size for key, size in ITEM_BYTES.items()}
-        if total
+        if sized
+        else {},
+        compressed_bytes={
+            name: None if quantization else compressed_bytes(config, name) for name in COMPRESSED
+        }
+        if sized
         else {},
         backends={str(precision): names for precision, names in BACKENDS.items()},
     )
 
 
-def quantization_of(folder: Path) -> str:
-    """The method of config.json's `quantization_config` and how many bits it says; "" = none."""
+def _quantization(folder: Path) -> tuple[str, str]:
+    """The method, and why vicort-build does not read it; "" = not quantised, or it does."""
     try:
-        found = json.loads((folder / "config.json").read_text()).get("quantization_config")
-    except (OSError, ValueError, AttributeError) as error:
-        raise EngineError(f"{folder / 'config.json'} cannot be read ({brief(error)})") from error
-    if not found:
-        return ""
-    if not isinstance(found, dict):
-        return "an unknown method"
-    method = _word(found.get("quant_method") or "an unknown method")
-    loaded = next((count for count in (8, 4) if found.get(f"load_in_{count}bit")), None)
-    bits = found.get("bits") or found.get("w_bit") or loaded
-    return f"{method}, {_word(bits)} bits" if bits else method
-
-
-def _word(value: Any) -> str:
-    return shown(value).strip("'\"")
-
-
-def _parameters(tensors: Sequence[StoredTensor], tied: bool) -> dict[str, int]:
-    """A head that config.json ties is the embedding, also where it is stored beside it."""
-    counts = {"vision": 0, "language": 0}
-    for tensor in tensors:
-        if not (tied and tensor.name == HEAD):
-            counts["vision" if "visual." in tensor.name else "language"] += tensor.elements
-    return counts
+        layout = read_quantisation(folder)
+    except EngineError as error:
+        return method_of(folder), str(error)
+    return (str(layout) if layout else ""), ""
 
 
 def _refused(folder: Path, quantization: str, stored: dict[str, int]) -> str:
-    if quantization:
-        # late: it takes torch, which takes seconds to load
-        from vicort.export.qwen2_5_vl.checkpoint_quantisation import read_quantisation
-
-        try:
-            read_quantisation(folder)
-        except EngineError as error:
-            return str(error)
-    elif set(stored) - set(STORED_TYPES):
+    if not quantization and set(stored) - set(STORED_TYPES):
         return (
             f"vicort-build takes weights stored as {', '.join(STORED_TYPES)}: name the "
             "checkpoint that this one was quantised from"

@@ -12,9 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from vicort.runtime.errors import EngineError
-from vicort.runtime.safe_text import brief
+from vicort.runtime.safe_text import brief, shown
 
 STORED_TYPES = ("F32", "F16", "BF16")  # that vicort-build takes
+# bits of a number: https://docs.rs/safetensors/latest/safetensors/tensor/enum.Dtype.html
+BITS = {
+    **{"BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64},
+    **{"I64": 64, "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64},
+    **{"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4},
+}
 LENGTH_BYTES = 8  # of the header's length, little-endian
 MAX_HEADER = 100_000_000  # bytes: the format's own limit
 
@@ -40,9 +46,19 @@ def weight_files(folder: Path) -> list[Path]:
     else:
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if not all(isinstance(name, str) for name in names):
+                raise ValueError("a file name is not a text")
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise EngineError(
-                f"{index} is not an index of weights ({error!r}): download the checkpoint again"
+                f"{index} is not an index of weights ({brief(error)}): download the checkpoint "
+                "again"
             ) from error
     for name in names:
         if not (folder / name).is_file():
@@ -64,7 +80,7 @@ def read_header(path: Path) -> list[StoredTensor]:
             content = json.loads(file.read(length))
         content.pop("__metadata__", None)
         tensors = [_tensor(name, value) for name, value in content.items()]
-        end = max((value["data_offsets"][1] for value in content.values()), default=0)
+        end = max((each["data_offsets"][1] for each in content.values()), default=0)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, brief(error)) from error
     missing = LENGTH_BYTES + length + end - path.stat().st_size
@@ -74,8 +90,19 @@ def read_header(path: Path) -> list[StoredTensor]:
 
 
 def _tensor(name: str, value: dict[str, Any]) -> StoredTensor:
-    start, end = value["data_offsets"]
-    return StoredTensor(name, value["dtype"], tuple(value["shape"]), end - start)
+    """Raises ValueError, or another error of a value of the wrong type."""
+    dtype, shape, (start, end) = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise ValueError(f"{shown(name)} is of the unknown type {shown(dtype)}")
+    if not isinstance(shape, list) or not all(_is_count(size) for size in shape):
+        raise ValueError(f"{shown(name)} has the shape {shown(shape)}")
+    if not (_is_count(start) and _is_count(end) and start <= end):
+        raise ValueError(f"{shown(name)} has the offsets {shown([start, end])}")
+    return StoredTensor(name, dtype, tuple(shape), end - start)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _damaged(path: Path, why: str) -> EngineError:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from vicort.runtime.redact import redact
 
-LEVELS = ("debug", "info", "warning", "error")
+LEVELS = ("debug", "info")  # nothing is logged above them
 FORMAT = "%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s"
 CLOCK = "%H:%M:%S"
 

@@ -39,6 +39,15 @@ def brief(error: BaseException) -> str:
     return " ".join(line.split())[:MAX_VALUE] or type(error).__name__
 
 
+def printable(text: str) -> str:
+    """One line of text with escapes for what a terminal would obey or cannot be encoded: control
+    characters, and bytes of file names that are not UTF-8."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 def is_text(value: str) -> bool:
     """Whether a string can be encoded as UTF-8. Lone surrogates, which JSON and command lines may
     contain, cannot."""

@@ -107,7 +107,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     try:
         config = json.loads(path.read_text())
         kind, alpha = config["peft_type"], config["lora_alpha"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise EngineError(
             f"{path} is no LoRA's configuration ({error!r}): save the adapter again"
         ) from error

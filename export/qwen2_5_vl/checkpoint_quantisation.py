@@ -7,9 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vicort.export.qwen2_5_vl.float8_weights import FineGrainedLayout, Float8Layout
 from vicort.export.qwen2_5_vl.packed_weights import (
@@ -21,6 +19,10 @@ from vicort.export.qwen2_5_vl.packed_weights import (
 )
 from vicort.export.qwen2_5_vl.stored_tensors import StoredModule
 from vicort.runtime.errors import EngineError
+from vicort.runtime.safe_text import brief, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # of quantised activations and caches, which vicort does not quantise
 IGNORED_LEAVES = (
@@ -73,6 +75,16 @@ def read_quantisation(folder: Path) -> WeightLayout | None:
     return METHODS[given.only("quant_method", str, tuple(METHODS))](given)
 
 
+def method_of(folder: Path) -> str:
+    """What a quantised checkpoint calls its method, also if vicort does not read it."""
+    try:
+        given = _given(folder)
+    except EngineError:
+        given = None
+    method = given.values.get("quant_method") if given else None
+    return shown(method).strip("'\"") if method else "an unknown method"
+
+
 def check_unquantised(folder: Path, names: Iterable[str]) -> None:
     """Raises EngineError if one of the names is that of a packed weight."""
     packed = next((name for name in names if name.rpartition(".")[2] in PACKED_LEAVES), None)
@@ -119,7 +131,7 @@ class _Given:
 
     def refused(self, key: str, value: object, allowed: str) -> EngineError:
         return EngineError(
-            f"{self.path}: {key} of the quantisation is {value!r}, allowed is {allowed}: name "
+            f"{self.path}: {key} of the quantisation is {shown(value)}, allowed is {allowed}: name "
             "another checkpoint of the model, such as the unquantised one"
         )
 
@@ -140,8 +152,10 @@ def _given(folder: Path) -> _Given | None:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise EngineError(f"{path} is not JSON ({error}): download the checkpoint again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise EngineError(
+            f"{path} is not JSON ({brief(error)}): download the checkpoint again"
+        ) from error
 
 
 def _object(path: Path, value: Any, name: str = "") -> dict[str, Any]:
@@ -187,6 +201,10 @@ def _compressed_tensors(given: _Given) -> WeightLayout:
         if part and part.get("format") != "dense":
             raise given.refused(key, part, "none")
     scheme = _one_scheme(given)
+    # `group` scatters the columns of a group; `weight` and its other name `static` do not
+    order = scheme.values.get("actorder")
+    if order not in (None, False, "weight", "static"):
+        raise scheme.refused("actorder", order, "weight or none")
     number = scheme.only("type", str, NUMBERS[form], "int")
     if form == "pack-quantized":
         return PackQuantizedLayout(

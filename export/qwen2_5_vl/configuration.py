@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import EngineError
+from vicort.runtime.safe_text import brief, shown
 
 MODEL_TYPE = "qwen2_5_vl"
 # last rows of a run whose queries the language graph returns; our choice: LiveVLM gives no value
@@ -138,6 +139,7 @@ def _vision(
         mean=tuple(preprocessing["image_mean"]),
         std=tuple(preprocessing["image_std"]),
     )
+    _check_numbers(vision, path)
     if vision.window < vision.token_pixels:
         raise EngineError(
             f"{path}: vision_config.window_size is {vision.window}, at least "
@@ -176,12 +178,23 @@ def _language(
         raise EngineError(
             f"{path} has no {error.args[0]}: download the checkpoint again, or name another"
         ) from error
+    _check_numbers(language, path)
     if 2 * sum(language.sections) != language.head_dim:
         raise EngineError(
             f"{path}: mrope_section {list(language.sections)} must sum to "
             f"{language.head_dim // 2}, half the head's {language.head_dim}"
         )
     return language
+
+
+def _check_numbers(part: VisionConfiguration | LanguageConfiguration, path: Path) -> None:
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if field.type == "int" and (type(value) is not int or value < 1):
+            raise EngineError(
+                f"{path}: {field.name} is {shown(value)}, allowed is a positive whole number: "
+                "download the checkpoint again"
+            )
 
 
 def _preprocessing(folder: Path) -> dict[str, Any]:
@@ -232,8 +245,10 @@ def _read_json(path: Path, needed: bool = False) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
-        raise EngineError(f"{path} is not JSON ({error}): download the checkpoint again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise EngineError(
+            f"{path} is not JSON ({brief(error)}): download the checkpoint again"
+        ) from error
     if not isinstance(content, dict):
         raise EngineError(
             f"{path} holds a {type(content).__name__}, not a JSON object: download the "

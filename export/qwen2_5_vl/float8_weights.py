@@ -4,11 +4,12 @@ scales."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from vicort.export.qwen2_5_vl.stored_tensors import FLOATS, StoredModule
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STORED = ("F8_E4M3",)
 

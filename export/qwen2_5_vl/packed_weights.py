@@ -1,5 +1,7 @@
 """Weights that a checkpoint stores as small integers with scales, and the layouts of its files.
 
+torch is imported by what reads weights, because `vicort-info` names a layout without it.
+
 A layout has the names of a layer's tensors (`leaves`) and reads a weight [out,in] from them. Words
 are int32 and hold 32 / bits numbers; the first number has the lowest bits.
 """
@@ -7,13 +9,13 @@ are int32 and hold 32 / bits numbers; the first number has the lowest bits.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from vicort.export.qwen2_5_vl.stored_tensors import FLOATS, StoredModule
 from vicort.runtime.errors import EngineError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # number i of a word is column (0, 2, 4, 6, 1, 3, 5, 7)[i] of eight; this is the way back
 AWQ_NUMBERS = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -111,6 +113,8 @@ class GptqLayout:
     def _order(self, stored: StoredModule, columns: int, groups: int) -> Tensor | None:
         if "g_idx" not in stored.tensors and not self.act_order:
             return None
+        import torch
+
         order = stored.read("g_idx", INDEX, [columns]).long()
         if order.min() < 0 or order.max() >= groups:
             raise EngineError(
@@ -143,6 +147,8 @@ class PackQuantizedLayout:
         return f"compressed-tensors, {self.bits} bits, {_groups(self.group)}"
 
     def read(self, stored: StoredModule, shape: tuple[int, int]) -> PackedWeight:
+        import torch
+
         rows, columns = shape
         if "weight_g_idx" in stored.tensors:
             raise EngineError(
@@ -189,6 +195,8 @@ class Int8Layout:
         return f"compressed-tensors, 8 bits, {'one scale' if self.whole else _groups(self.group)}"
 
     def read(self, stored: StoredModule, shape: tuple[int, int]) -> PackedWeight:
+        import torch
+
         rows, columns = shape
         groups = stored.groups(columns, self.group)
         one_per_row = [[rows]] if groups == 1 else []
@@ -212,6 +220,8 @@ class Int8Layout:
 
 def unpack(words: Tensor, bits: int) -> Tensor:
     """words [rows,n] int32, of a little-endian machine -> [rows,n*32/bits] uint8. bits: 4 or 8."""
+    import torch
+
     # flat first: a contiguous tensor of one column may have any stride
     numbers = words.contiguous().flatten().view(torch.uint8).reshape(len(words), -1)
     return numbers if bits == 8 else torch.stack((numbers & 15, numbers >> 4), dim=-1).flatten(1)
@@ -223,6 +233,8 @@ def _deinterleaved(numbers: Tensor) -> Tensor:
 
 def _raised(signed: Tensor) -> Tensor:
     """int8 -> uint8, 128 added."""
+    import torch
+
     return signed.view(torch.uint8) ^ 128
 
 

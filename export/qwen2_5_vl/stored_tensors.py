@@ -1,15 +1,20 @@
-"""Tensors in the safetensors files of a checkpoint, read when they are asked for."""
+"""Tensors in the safetensors files of a checkpoint, read when they are asked for.
+
+safetensors is imported by what opens and reads files, because `vicort-info` does without it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from vicort.runtime.errors import EngineError
+
+if TYPE_CHECKING:
+    from safetensors import SafetensorError, safe_open
+    from torch import Tensor
 
 FLOATS = ("F32", "F16", "BF16")  # as safetensors calls the types
 
@@ -31,6 +36,8 @@ class CheckpointTensor:
 
     def read(self) -> Tensor:
         """Raises EngineError if the file is damaged."""
+        from safetensors import SafetensorError
+
         try:
             return self.file.get_tensor(self.key)
         except SafetensorError as error:
@@ -85,6 +92,8 @@ class StoredModule:
 
 def open_stored(path: Path) -> dict[str, CheckpointTensor]:
     """The tensors of a file by their keys. Raises EngineError if the file is damaged."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         file = safe_open(path, framework="pt")
     except SafetensorError as error:

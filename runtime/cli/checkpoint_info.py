@@ -37,7 +37,7 @@ RULE = (
 
 @dataclass(frozen=True)
 class PrecisionInfo:
-    """An engine set in one precision. Sizes are in bytes, None where weights are quantised."""
+    """An engine set in one precision. Sizes are in bytes, None where weights are refused."""
 
     set_bytes: int | None  # of a set for a CPU
     plan_bytes: int | None  # of a TensorRT set
@@ -51,10 +51,19 @@ class PrecisionInfo:
 
 
 @dataclass(frozen=True)
+class CompressedInfo:
+    """A CPU set in fp32 whose matrices are integers, by `vicort-build --weights`."""
+
+    # without scales; None: a quantised checkpoint's own integers are kept, so it depends on them
+    set_bytes: int | None
+    build_command: str
+
+
+@dataclass(frozen=True)
 class CheckpointInfo:
     folder: str
     family: str
-    parameters: dict[str, int]  # of `vision` and `language`; {} where weights are quantised
+    parameters: dict[str, int]  # of `vision` and `language`
     stored: dict[str, int]  # bytes of weights, by type
     quantization: str  # method; "" = none
     refused: str  # why vicort-build does not take it, or nothing can be built here; "" = it does
@@ -65,6 +74,7 @@ class CheckpointInfo:
     unit_tokens: int  # visual tokens of two frames, before any are dropped
     machine: MachineMemory
     precisions: dict[str, PrecisionInfo]
+    compressed: dict[str, CompressedInfo]  # by what --weights says; {} where weights are refused
     rule: str  # by which sizes are computed
 
 
@@ -89,6 +99,10 @@ def checkpoint_info(folder: Path) -> CheckpointInfo:
         precisions={
             precision: _precision(precision, found, model, machine)
             for precision in found["backends"]
+        },
+        compressed={
+            weights: CompressedInfo(size, _command(found["folder"], "fp32", "--weights", weights))
+            for weights, size in found["compressed_bytes"].items()
         },
         rule=RULE,
     )
@@ -118,14 +132,14 @@ def _precision(
             backend: _lacking(backend, precision, size or 0, machine.host)
             for backend in found["backends"][precision]
         },
-        build_command=shlex.join(
-            [
-                *("vicort-build", found["folder"]),
-                *("--backend", BUILD_BACKEND, "--precision", precision),
-            ]
-        ),
+        build_command=_command(found["folder"], precision),
         note=COST if computes_in_float32("openvino", precision) else "",
     )
+
+
+def _command(folder: str, precision: str, *more: str) -> str:
+    command = ("vicort-build", folder, "--backend", BUILD_BACKEND, "--precision", precision)
+    return shlex.join([*command, *more])
 
 
 def _lacking(backend: str, precision: str, weights: int, host: int) -> str:
@@ -145,7 +159,7 @@ def checkpoint_lines(found: CheckpointInfo) -> list[str]:
     """The information as text."""
     tokens = found.unit_tokens * found.fps / UNIT_FRAMES
     rows = {
-        "model": ", ".join(filter(None, (found.family, _parameters_text(found.parameters)))),
+        "model": f"{found.family}, {_parameters_text(found.parameters)}",
         "weights": _weights_text(found),
         "frames": f"{found.frame_size}, {found.fps:g} a second, chunks of {found.chunk_frames}",
         "tokens": f"{'' if found.frame else 'up to '}{found.unit_tokens} for two frames, "
@@ -157,12 +171,21 @@ def checkpoint_lines(found: CheckpointInfo) -> list[str]:
     for precision, each in found.precisions.items():
         first, *others = _precision_lines(each)
         text += [f"  {precision:11} {first}", *(f"  {'':11} {line}" for line in others)]
+    for weights, compressed in found.compressed.items():
+        text.append(f"  {weights:11} {_compressed_text(compressed)}")
     return [*text, f"  {'rule':11} {found.rule}"]
 
 
+def _compressed_text(found: CompressedInfo) -> str:
+    size = (
+        "engine set with the checkpoint's own integers where it has them"
+        if found.set_bytes is None
+        else f"engine set of {size_text(found.set_bytes)}, and scales"
+    )
+    return f"{size}: `{found.build_command}`"
+
+
 def _parameters_text(parameters: dict[str, int]) -> str:
-    if not parameters:
-        return ""
     parts = ", ".join(f"{name} {_count(number)}" for name, number in parameters.items())
     return f"{_count(sum(parameters.values()))} parameters ({parts})"
 

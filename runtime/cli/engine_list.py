@@ -16,6 +16,7 @@ from vicort.runtime.cli.sizes import size_text
 from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.errors import ConfigError, EngineError, VicortError
 from vicort.runtime.locations import engines_root
+from vicort.runtime.safe_text import printable
 from vicort.runtime.shell_completion import add_completion_option
 
 READER_GONE = 141  # exit code: 128 + SIGPIPE
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"--folder {root} is not a folder: name one that holds engine sets")
         return typed.command(root, typed)
     except VicortError as error:
-        print(f"vicort-engines: {error}", file=sys.stderr)
+        print(f"vicort-engines: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -99,12 +100,18 @@ def _list(root: Path, typed: argparse.Namespace) -> int:
         print(json.dumps(found, indent=1))
         return 0
     total = size_text(sum(each.bytes for each in sets) + sum(each.bytes for each in leftovers))
-    print(f"{root}: engine sets: {len(sets)}, {total}")
-    for each in sets:
-        print("\n".join(_lines(each)))
+    _print(
+        f"{root}: engine sets: {len(sets)}, {total}", *(line for s in sets for line in _lines(s))
+    )
     for left in leftovers:
-        print(f"  {left.name}: left over from a build, {size_text(left.bytes)}{_note(left.busy)}")
+        _print(f"  {left.name}: left over from a build, {size_text(left.bytes)}{_note(left.busy)}")
     return 0
+
+
+def _print(*lines: str) -> None:
+    """Names of folders and values of manifests may hold anything."""
+    for line in lines:
+        print(printable(line))
 
 
 def _lines(found: FoundSet) -> list[str]:
@@ -128,10 +135,10 @@ def _note(text: str) -> str:
 def _prune(root: Path, typed: argparse.Namespace) -> int:
     removals = _removals(root, typed.here)
     if not removals:
-        print(f"{root}: nothing to remove")
+        _print(f"{root}: nothing to remove")
         return 0
     for each in removals:
-        print(f"{each.folder}: {size_text(each.bytes)}: {each.why}")
+        _print(f"{each.folder}: {size_text(each.bytes)}: {each.why}")
     total = size_text(sum(each.bytes for each in removals))
     if typed.dry_run:
         print(f"{total} would be removed (folders: {len(removals)})")
@@ -140,11 +147,16 @@ def _prune(root: Path, typed: argparse.Namespace) -> int:
         print("nothing was removed")
         return 0
     # a set may have been built again while the question stood
-    still = {each.folder for each in _removals(root, typed.here)}
-    for each in removals:
-        if each.folder in still:
-            _remove(each.folder)
-    print(f"removed {total}")
+    agreed = {each.folder for each in removals}
+    removed: list[Removal] = []
+    try:
+        for each in _removals(root, typed.here):
+            if each.folder in agreed:
+                _remove(each.folder)
+                removed.append(each)
+    finally:
+        total = size_text(sum(each.bytes for each in removed))
+        print(f"removed {total} (folders: {len(removed)})" if removed else "nothing was removed")
     return 0
 
 

@@ -97,13 +97,15 @@ def _run(arguments: Sequence[str] | None) -> int:
         nargs="?",
         type=Path,
         metavar="ENGINES|MODEL",
-        help="folder of an engine set, or of a checkpoint in Hugging Face layout (default: the "
-        "tiny model's engines)",
+        help="folder of an engine set, or of a checkpoint in Hugging Face layout (default, and "
+        "`tiny`: the tiny model's engines)",
     )
     parser.add_argument("--json", action="store_true", help="write JSON")
     add_completion_option(parser)
     typed = parser.parse_args(arguments)
-    folder = typed.engines or find_engine_dir(MODEL)
+    folder = typed.engines
+    if folder is None or (str(folder) == MODEL and not folder.exists()):
+        folder = find_engine_dir(MODEL)
     if folder is None:
         raise EngineError(
             f"no engines of the {MODEL} model are built: run `vicort-build {MODEL}`, or name a "
@@ -134,12 +136,13 @@ def is_checkpoint(folder: Path) -> bool:
             f"there is no folder {folder}, and vicort-info downloads nothing: if it is a model on "
             f"the Hugging Face hub, `vicort-build {folder}` downloads and builds it"
         )
-    if folder.is_dir():
-        raise EngineError(
-            f"{folder} has neither {FILE_NAME} nor {CONFIGURATION}: name the folder of an engine "
-            "set or of a checkpoint"
-        )
-    return False
+    why = f"{folder} has neither {FILE_NAME} nor {CONFIGURATION}"
+    if not folder.is_dir():
+        why = f"no folder {folder}"
+    raise EngineError(
+        f"{why}: name the folder of an engine set or of a checkpoint, or {MODEL!r} for the "
+        "embedded model's engines"
+    )
 
 
 def info(

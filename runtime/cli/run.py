@@ -144,6 +144,7 @@ def show_plan(options: Options) -> int:
         folder = None
     if folder is None:
         print(f"the engines of the {MODEL} model would be built first, by `vicort-build {MODEL}`")
+        _print_preset(options)
         return 0
     refuse_other_schema(folder)
     request = _memory_request(options)
@@ -156,8 +157,7 @@ def show_plan(options: Options) -> int:
     if found.missing:
         raise EngineError(f"{folder} does not run here: {found.missing}")
     print("\n".join(lines(found)))
-    if options.preset:
-        print(f"  {'preset':11} {options.preset}")
+    _print_preset(options)
     sources = len(options.sources)
     each = f", for each of {sources} sources" if sources > 1 else ""
     print(f"  {'system':11} {system.name}{each}")
@@ -165,6 +165,11 @@ def show_plan(options: Options) -> int:
     if fitted.given_up:
         print(f"  {'':11} {fitted.given_up}")
     return 0
+
+
+def _print_preset(options: Options) -> None:
+    if options.preset:
+        print(f"  {'preset':11} {options.preset}")
 
 
 def _memory_request(options: Options) -> MemoryRequest:

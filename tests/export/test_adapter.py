@@ -208,9 +208,10 @@ def test_missing_and_damaged_files(tmp_path):
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(EngineError, match=r"has no adapter_model\.safetensors"):
         read_adapter(folder)
-    (folder / "adapter_config.json").write_text("[1]")
-    with pytest.raises(EngineError, match="no LoRA's configuration"):
-        read_adapter(folder)
+    for text in ("[1]", "[" * 100_000):
+        (folder / "adapter_config.json").write_text(text)
+        with pytest.raises(EngineError, match="no LoRA's configuration"):
+            read_adapter(folder)
 
 
 def test_the_hash_covers_the_adapter(tmp_path):

@@ -367,6 +367,14 @@ def test_a_folder_that_is_no_engine_set_is_never_overwritten(tmp_path, capfd):
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
+def test_a_configuration_that_is_nested_too_deeply_is_refused(tmp_path, capfd):
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    assert build.main([str(tmp_path), "--out", str(tmp_path / "set")]) == 2
+    said = capfd.readouterr().err
+    assert f"{tmp_path / 'config.json'} is not JSON" in said
+    assert said.count("\n") == 1
+
+
 def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path, capfd):
     model = tmp_path / "model"
     shutil.copytree(checkpoint(), model, ignore=shutil.ignore_patterns("tokenizer.json"))

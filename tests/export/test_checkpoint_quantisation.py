@@ -63,6 +63,10 @@ def written(config: object, folder: Path) -> Path:
         ),
         (compressed("pack-quantized"), "compressed-tensors, 4 bits, groups of 128"),
         (
+            compressed("pack-quantized", actorder="weight"),
+            "compressed-tensors, 4 bits, groups of 128",
+        ),
+        (
             compressed("int-quantized", num_bits=8, strategy="channel", group_size=None),
             "compressed-tensors, 8 bits, one scale per row",
         ),
@@ -111,6 +115,15 @@ def test_where_the_configuration_stands(tmp_path):
     assert str(read_quantisation(tmp_path)) == "GPTQ, 4 bits, groups of 128 in act-order"
 
 
+def test_a_file_that_is_nested_too_deeply_is_said(tmp_path):
+    for name in ("quantize_config.json", "config.json"):
+        (tmp_path / "config.json").write_text("{}")
+        (tmp_path / name).write_text("[" * 100_000)
+        with pytest.raises(EngineError, match=f"{name} is not JSON") as caught:
+            read_quantisation(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
 METHODS = "allowed is awq or gptq or compressed-tensors or fp8"
 
 
@@ -146,6 +159,8 @@ METHODS = "allowed is awq or gptq or compressed-tensors or fp8"
         (compressed("float-quantized", type="float"), "num_bits of the quantisation is 4"),
         (compressed("pack-quantized", num_bits=3), "num_bits of the quantisation is 3"),
         (compressed("pack-quantized", strategy="tensor_group"), "strategy of the quantisation"),
+        (compressed("pack-quantized", actorder="group"), "actorder of the quantisation is 'group'"),
+        (compressed("pack-quantized", actorder=True), "is True, allowed is weight or none"),
         (compressed("pack-quantized") | {"config_groups": {}}, "config_groups of the quant"),
         (compressed("pack-quantized") | {"config_groups": {"W4A16": ["Linear"]}}, "config_groups"),
         (compressed("pack-quantized") | {"transform_config": {"R1": {}}}, "transform_config of"),

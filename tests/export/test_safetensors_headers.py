@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from vicort.export.checkpoint import TINY, resolve
-from vicort.export.safetensors_headers import read_header, weight_files
+from vicort.export.safetensors_headers import BITS, read_header, weight_files
 from vicort.runtime.errors import EngineError
 
 
@@ -59,10 +59,53 @@ def test_a_damaged_header_is_said(file, header):
         read_header(file)
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"dtype": ["x"]}, "'a' is of the unknown type ['x']"),
+        ({"dtype": "\x1b[31mF32"}, r"'a' is of the unknown type '\x1b[31mF32'"),
+        ({"shape": ["x"]}, "'a' has the shape ['x']"),
+        ({"shape": [-2], "data_offsets": [8, 0]}, "'a' has the shape [-2]"),
+        ({"shape": [True]}, "'a' has the shape [True]"),
+        ({"shape": "12"}, "'a' has the shape '12'"),
+        ({"data_offsets": [8, 0]}, "'a' has the offsets [8, 0]"),
+        ({"data_offsets": [-8, 0]}, "'a' has the offsets [-8, 0]"),
+        ({"data_offsets": ["0", "8"]}, "'a' has the offsets ['0', '8']"),
+        ({"data_offsets": [0]}, ""),
+    ],
+)
+def test_an_entry_that_is_no_tensor_is_said(file, change, why):
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | change
+    header = json.dumps({"a": entry}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(EngineError) as caught:
+        read_header(file)
+    assert str(caught.value).startswith(f"{file} is damaged ({why}")
+    assert str(caught.value).isprintable()
+
+
+def test_all_types_of_the_library_are_known(file):
+    for dtype, bits in BITS.items():
+        header = {"a": {"dtype": dtype, "shape": [8], "data_offsets": [0, bits]}}
+        text = json.dumps(header).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(bits))
+        with safe_open(file, framework="np") as opened:
+            assert opened.get_slice("a").get_dtype() == dtype
+        assert read_header(file)[0].bytes == bits
+
+
 def test_a_huge_header_is_not_read(file):
     file.write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
     with pytest.raises(EngineError, match="a header of 4611686018427387904 bytes"):
         read_header(file)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"weight_map": {"a": 1}}', "{}", "[]"])
+def test_a_damaged_index_is_said(tmp_path, text):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(EngineError, match="is not an index of weights") as caught:
+        weight_files(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_missing_shard_is_said(tmp_path):

@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,14 +13,18 @@ from safetensors.numpy import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from vicort.export import build, build_set
+from vicort.export.build_space import NumberFormat, weight_bytes_of
 from vicort.export.checkpoint import TINY, resolve
-from vicort.export.checkpoint_description import BACKENDS, describe
+from vicort.export.checkpoint_description import BACKENDS, COMPRESSED, describe
+from vicort.export.qwen2_5_vl.checkpoint_quantisation import read_quantisation
+from vicort.export.qwen2_5_vl.configuration import read_configuration
+from vicort.export.qwen2_5_vl.parameter_counts import compressed_bytes, parameter_counts
 from vicort.export.qwen2_5_vl.weights import load_models
 from vicort.export.random_checkpoint import PUBLISHED, write_companions
 from vicort.runtime.cli import checkpoint_info as module
 from vicort.runtime.cli.checkpoint_info import checkpoint_info, checkpoint_lines
 from vicort.runtime.cli.info import info, main
-from vicort.runtime.errors import ConfigError
+from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.manifest import ModelSpec
 
 
@@ -40,6 +45,20 @@ def test_it_counts_the_parameters_that_the_model_has(checkpoint):
         name: sum(parameter.numel() for parameter in part.parameters())
         for name, part in (("vision", vision), ("language", language))
     }
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("width", [None, 96])  # 96: no groups of 128 inputs
+def test_sizes_with_integer_weights_are_those_that_a_build_checks(width, tied):
+    config = read_configuration(resolve(TINY))
+    language = replace(config.language, tied=tied, width=width or config.language.width)
+    config = replace(config, language=language)
+    counts = parameter_counts(config)
+    for weights in COMPRESSED:
+        numbers = NumberFormat("fp32", weights)
+        assert compressed_bytes(config, weights) == weight_bytes_of(config, numbers, plans=False)
+    floats = weight_bytes_of(config, NumberFormat("fp32"), plans=False)
+    assert 4 * sum(counts.values()) == floats
 
 
 def test_a_tied_head_that_is_stored_is_no_parameter_of_its_own(checkpoint):
@@ -129,6 +148,13 @@ def test_its_text_and_json_say_the_same(checkpoint, capsys, monkeypatch):
     assert lines[9].strip() == "tensorrt: there is no NVIDIA driver"
     assert fp32["build_command"] == f"vicort-build {checkpoint} --backend openvino --precision fp32"
     assert f"`{fp32['build_command']}` takes about 1.0 GB of memory" in lines[10]
+    for name, line in zip(("int8", "int4"), lines[-3:-1], strict=True):
+        compressed = found["compressed"][name]
+        assert compressed["build_command"] == f"{fp32['build_command']} --weights {name}"
+        size = f"{compressed['set_bytes'] / 1e6:.1f} MB"
+        assert line == (
+            f"  {name:11} engine set of {size}, and scales: `{compressed['build_command']}`"
+        )
     assert lines[-1] == f"  rule        {found['rule']}"
 
 
@@ -151,32 +177,66 @@ def test_what_does_not_fit_here_is_said(checkpoint, monkeypatch):
     )
 
 
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}
+GPTQ = {"bits": 8, "group_size": 64, "desc_act": True}
+
+
 @pytest.mark.parametrize(
-    ("quantization", "words", "taken"),
+    ("changes", "words", "taken"),
     [
-        (
-            {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"},
-            "awq, 4 bits",
-            True,
-        ),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes, 8 bits", False),
-        ({"quant_method": "\x1b[31m" * 50, "bits": 4}, None, False),
-        ("gptq", "an unknown method", False),
+        ({"quantization_config": AWQ}, "AWQ, 4 bits, groups of 128", True),
+        ({"text_config": {"quantization_config": AWQ}}, "AWQ, 4 bits, groups of 128", True),
+        ({"older": GPTQ}, "GPTQ, 8 bits, groups of 64 in act-order", True),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes", False),
+        ({"quantization_config": {"quant_method": "\x1b[31m" * 50}}, None, False),
+        ({"quantization_config": {}}, "an unknown method", False),
+        ({"quantization_config": "gptq"}, "an unknown method", False),
+        ({"older": GPTQ | {"bits": 3}}, "gptq", False),
     ],
 )
-def test_a_quantised_checkpoint_is_named_with_its_method(
-    checkpoint, capsys, quantization, words, taken
-):
-    changed(checkpoint, quantization_config=quantization)
+def test_a_quantised_checkpoint_is_named_as_a_build_names_it(checkpoint, changes, words, taken):
+    if "older" in changes:
+        (checkpoint / "quantize_config.json").write_text(json.dumps(changes["older"]))
+    elif "text_config" in changes:
+        text = json.loads((checkpoint / "config.json").read_text())["text_config"]
+        changed(checkpoint, text_config=text | changes["text_config"])
+    else:
+        changed(checkpoint, **changes)
+    found = describe(checkpoint)
+    assert found.quantization == (words or found.quantization)
+    assert (found.quantization + found.refused).isprintable()
+    if taken:
+        assert (str(read_quantisation(checkpoint)), found.refused) == (words, "")
+    else:
+        with pytest.raises(EngineError) as caught:
+            read_quantisation(checkpoint)
+        assert str(caught.value) == found.refused
+    whole = describe(resolve(TINY))
+    assert found.parameters == whole.parameters
+    assert found.set_bytes == (whole.set_bytes if taken else {})
+    assert found.compressed_bytes == ({"int8": None, "int4": None} if taken else {})
+
+
+def test_the_text_of_a_quantised_checkpoint(checkpoint, capsys):
+    changed(checkpoint, quantization_config=AWQ)
     assert main([str(checkpoint)]) == 0
     out = capsys.readouterr().out
-    if words:
-        assert f"  weights     quantised with {words}: F32 7.8 MB\n" in out
-    assert ("  build       " in out) == (not taken)
-    assert "parameters" not in out.replace("of parameters", "")
-    assert "\x1b" not in out
-    found = checkpoint_info(checkpoint)
-    assert (found.parameters, found.precisions["fp32"].set_bytes) == ({}, None)
+    assert "  weights     quantised with AWQ, 4 bits, groups of 128: F32 7.8 MB\n" in out
+    assert "  build       " not in out
+    assert "  fp32        engine set of 7.8 MB, with TensorRT " in out
+    assert "runs here with openvino and onnxruntime\n" in out
+    command = f"`vicort-build {checkpoint} --backend openvino --precision fp32"
+    assert f"{command}` takes about " in out
+    assert (
+        "  int4        engine set with the checkpoint's own integers where it has them: "
+        f"{command} --weights int4`\n" in out
+    )
+    changed(checkpoint, quantization_config={})
+    assert main([str(checkpoint)]) == 0
+    out = capsys.readouterr().out
+    assert "  build       " in out
+    assert "engine set of" not in out
+    assert "vicort-build" not in out
 
 
 def test_a_checkpoint_that_cannot_be_built_is_said(checkpoint, monkeypatch):
@@ -207,6 +267,25 @@ def test_another_family_and_damage_are_one_line(checkpoint, capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_a_configuration_that_is_nested_too_deeply_is_said(checkpoint, name):
+    (checkpoint / name).write_text("[" * 100_000)
+    with pytest.raises(EngineError, match=f"{name} is not JSON") as caught:
+        describe(checkpoint)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [("vision_config", "depth"), ("text_config", "num_attention_heads")]
+)
+@pytest.mark.parametrize("value", ["x", -1, 1.5, True])
+def test_a_size_that_is_no_number_is_said(checkpoint, section, key, value):
+    part = json.loads((checkpoint / "config.json").read_text())[section]
+    changed(checkpoint, **{section: part | {key: value}})
+    with pytest.raises(EngineError, match="allowed is a positive whole number"):
+        describe(checkpoint)
+
+
 def test_nothing_is_downloaded(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["Qwen/Qwen2.5-VL-3B-Instruct"]) == 2
@@ -218,7 +297,10 @@ def test_nothing_is_downloaded(capsys, tmp_path, monkeypatch):
     assert "has neither manifest.json nor config.json" in capsys.readouterr().err
 
 
-def test_it_needs_no_torch(checkpoint):
+@pytest.mark.parametrize("quantised", [False, True])
+def test_it_needs_no_torch(checkpoint, quantised):
+    if quantised:
+        changed(checkpoint, quantization_config=AWQ)
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'safetensors', "
         "'onnx', 'huggingface_hub'))); from vicort.export.checkpoint_description import main; "
@@ -226,3 +308,4 @@ def test_it_needs_no_torch(checkpoint):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert math.prod(json.loads(done.stdout)["model"][key] for key in ("layers", "width")) == 512
+    assert json.loads(done.stdout)["quantization"].startswith("AWQ" if quantised else "")

@@ -124,6 +124,22 @@ def test_the_exporters_hash_needs_no_torch():
     assert done.stdout.strip() == exporter_hash()
 
 
+@pytest.mark.parametrize("name", ["red\x1b[31m", "two\nlines", os.fsdecode(b"latin-\xe9")])
+def test_names_of_folders_that_a_terminal_would_obey_are_escaped(root, old, name, capsys):
+    shutil.copytree(old, root / name, copy_function=os.link)
+    said = ""
+    for words in (["list"], ["prune", "--dry-run"], ["list", "--folder", str(root / name / "x")]):
+        engine_list.main([*words])
+        out, err = capsys.readouterr()
+        said += out + err
+    said.encode()  # as a strict stdout does
+    assert said.replace("\n", "").isprintable()
+    escaped = name.encode("unicode_escape").decode()
+    assert f"\n  {escaped}\n" in said
+    assert f"\n{root}/{escaped}: " in said
+    assert f"vicort-engines: --folder {root}/{escaped}/x is not a folder" in said
+
+
 def test_a_dry_run_removes_nothing(root, old, capsys):
     assert engine_list.main(["prune", "--dry-run"]) == 0
     out = capsys.readouterr().out
@@ -158,7 +174,7 @@ def test_prune_removes_damaged_sets(root, strangers, capsys):
     assert all(path.exists() for path in strangers)
 
 
-def test_a_set_that_is_built_again_meanwhile_stays(root, old, monkeypatch):
+def test_a_set_that_is_built_again_meanwhile_stays(root, old, monkeypatch, capsys):
     def build_again(question):
         changed(old, schema_version=SCHEMA_VERSION)
         return "y"
@@ -166,6 +182,25 @@ def test_a_set_that_is_built_again_meanwhile_stays(root, old, monkeypatch):
     monkeypatch.setattr("builtins.input", build_again)
     assert engine_list.main(["prune"]) == 0
     assert old.is_dir()
+    assert capsys.readouterr().out.endswith("\nnothing was removed\n")
+
+
+def test_it_says_what_was_removed_and_not_what_was_to_be(root, old, monkeypatch, capsys):
+    for name in ("old2", "old3"):
+        shutil.copytree(old, root / name, copy_function=os.link)
+    size, remove = engine_list.size_text(engine_inspection.size_of(old)), shutil.rmtree
+
+    def refuse_the_last(folder):
+        if folder.name == "old3":
+            raise PermissionError(13, "Permission denied")
+        remove(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse_the_last)
+    monkeypatch.setattr("builtins.input", lambda question: remove(root / "old2") or "y")
+    assert engine_list.main(["prune"]) == 2
+    out, err = capsys.readouterr()
+    assert out.endswith(f"\nremoved {size} (folders: 1)\n")
+    assert "old3 cannot be removed (Permission denied)" in err
 
 
 def test_links_are_left_alone(root, old, tmp_path):

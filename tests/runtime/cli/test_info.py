@@ -85,7 +85,25 @@ def test_a_backend_that_is_not_installed_is_said(tiny_engines, monkeypatch):
 
 def test_a_folder_without_engines_is_one_line(tmp_path, capsys):
     assert main([str(tmp_path / "none")]) != 0
-    assert capsys.readouterr().err.startswith(f"vicort-info: no engine folder {tmp_path / 'none'}")
+    err = capsys.readouterr().err
+    assert err.startswith(f"vicort-info: no folder {tmp_path / 'none'}: ")
+    assert err.count("\n") == 1
+    assert "--engine-dir" not in err  # an option that vicort-info does not have
+
+
+def test_tiny_is_the_embedded_models_set(tiny_engines, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "find_engine_dir", lambda model: tiny_engines)
+    assert main(["tiny"]) == 0
+    assert capsys.readouterr().out.startswith(f"{tiny_engines}\n")
+    monkeypatch.setattr(cli, "find_engine_dir", lambda model: None)
+    assert main(["tiny"]) == 2
+    assert "no engines of the tiny model are built: run `vicort-build tiny`" in (
+        capsys.readouterr().err
+    )
+    (tmp_path / "tiny").mkdir()  # a folder of that name is what is meant
+    assert main(["tiny"]) == 2
+    assert "tiny has neither manifest.json nor config.json" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -60,9 +60,13 @@ def test_options_win_over_a_preset():
     assert options("--preset", "best", "--memory", "50MB").device_mb == 50
 
 
-def test_a_dry_run_shows_what_a_preset_sets(tiny_engines, capsys):
+@pytest.mark.parametrize("built", [True, False])
+def test_a_dry_run_shows_what_a_preset_sets(built, tiny_engines, capsys, monkeypatch):
+    engines = ("--engine-dir", str(tiny_engines)) if built else ()
+    monkeypatch.setattr(run, "find_engine_dir", lambda model: None)
+
     def shown(*words):
-        assert run.main([CLIP, "--engine-dir", str(tiny_engines), "--dry-run", *words]) == 0
+        assert run.main([CLIP, *engines, "--dry-run", *words]) == 0
         out = capsys.readouterr().out
         return [line.strip() for line in out.splitlines() if line.startswith("  preset")]
 
