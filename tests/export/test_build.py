@@ -190,7 +190,7 @@ def test_what_a_killed_build_of_the_same_process_id_left_is_no_obstacle(tmp_path
 
 
 def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch, capfd):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("vicort.export.engine_set_writer.export_graph", interrupt)

@@ -123,7 +123,9 @@ def live_set() -> Path:
     return once("tiny-live", make)
 
 
-def graph_of(folder: Path, module: nn.Module, graph: GraphSpec) -> tuple[onnx_ir.Model, int]:
+def graph_of(
+    folder: Path, module: nn.Module, graph: GraphSpec, keep_weights: bool = False
+) -> tuple[onnx_ir.Model, int]:
     """What `export_graph` gives for a module: the graph of another set of the same structure, with
     the language weights of the module."""
     name = "llm" if graph.attention_layers else Path(graph.file).stem

@@ -32,7 +32,7 @@ CLIP_SECONDS = 4
 
 class FakeEngines:
     @classmethod
-    def open(cls, folder: Path, check: object) -> contextlib.nullcontext[str]:
+    def open(cls, folder: Path, threads: int, check: object) -> contextlib.nullcontext[str]:
         return contextlib.nullcontext(f"one set of {folder}")
 
 
@@ -654,7 +654,7 @@ from support.fake_session import FakeSession
 from vicort.runtime.cli import run
 import contextlib
 run.Session, run.find_engine_dir = FakeSession, lambda model: Path("engines")
-opened = lambda folder, check: contextlib.nullcontext(folder)
+opened = lambda folder, threads, check: contextlib.nullcontext(folder)
 run.EngineSet = type("Engines", (), {{"open": staticmethod(opened)}})
 sys.exit(run.main(sys.argv[1:]))
 """

@@ -31,7 +31,11 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         run,
         "EngineSet",
-        type("Engines", (), {"open": staticmethod(lambda folder, check: nullcontext(folder))}),
+        type(
+            "Engines",
+            (),
+            {"open": staticmethod(lambda folder, threads, check: nullcontext(folder))},
+        ),
     )
     monkeypatch.setattr(run, "find_engine_dir", lambda model: Path("engines"))
 
