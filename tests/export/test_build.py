@@ -335,6 +335,7 @@ def test_the_build_command_in_a_manifest_builds_the_same_set_again():
     assert build._parse(command[1:]) == options
 
 
+@pytest.mark.slow
 def test_int8_pages_are_in_the_manifest_and_the_engines_equal_the_model(tmp_path, capfd):
     folder = tmp_path / "set"
     words = (built_model(), "--backend", "onnxruntime", "--kv", "int8", "--verify")

@@ -285,7 +285,8 @@ def test_the_integers_of_a_checkpoint_are_those_of_its_engines(method, backend, 
     assert "its integers are kept where engines can hold them" in said
 
 
-@pytest.mark.parametrize("weights", [pytest.param("int8", marks=pytest.mark.slow), "int4"])
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_an_engine_set_of_integers_equals_the_model_that_has_them(weights, tmp_path):
     folder = tmp_path / "set"
     command = [built_model(), "--out", str(folder), *built_options(), "--weights", weights]
