@@ -33,8 +33,8 @@ from vicort.runtime.sources.packets import MAX_EXTRADATA_BYTES, MAX_PACKET_BYTES
 ERROR_SIZE = 1024  # bytes, as in vicort.c
 MAX_SIDE = 65_535  # pixels
 LAGS = {lib.VICORT_WAIT: "wait", lib.VICORT_DROP_OLDEST: "drop-oldest"}
-# VICORT_FPS_MODEL, VICORT_FPS_SOURCE
 AUTO = -1.0  # VICORT_MEMORY_AUTO
+# VICORT_FPS_MODEL, VICORT_FPS_SOURCE
 RATES: dict[float, Literal["source"] | None] = {0.0: None, -1.0: "source"}
 # Kr and Kb of ITU-R BT.601 and BT.709, and whether the range is full (0 to 255)
 COLOURS = {

@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from vicort.runtime.sources import open_source
 
 QUESTION = "What happens in this video?"
 TOKENS = 16  # of the answer
-FIELDS = {"Rss": "rss", "Pss": "pss", "Private_Clean": "clean", "Private_Dirty": "private"}
+FIELDS = {"Rss": "rss", "Private_Dirty": "private"}
 SAMPLED_EVERY = 0.25  # seconds
 
 
@@ -59,14 +58,12 @@ def main() -> int:
     for _ in range(options.rounds):
         for folder in options.engines:
             found = in_child(
-                partial(
-                    measure,
-                    options.clip,
-                    folder,
-                    options.threads,
-                    options.memory,
-                    not options.sequential,
-                )
+                measure,
+                options.clip,
+                folder,
+                options.threads,
+                options.memory,
+                not options.sequential,
             )
             print(folder.name, found, flush=True)
             report["engines"].setdefault(folder.name, []).append(found)
@@ -76,7 +73,7 @@ def main() -> int:
 def measure(
     clip: Path, folder: Path, threads: int | None, memory_mb: float | None, overlap: bool
 ) -> dict[str, float]:
-    """One run. Seconds, MB of 1e6 bytes, tokens a second."""
+    """One run. Times in the units of their names, memory in MB of 1e6 bytes."""
     chunks: list[ChunkEvent] = []
 
     def on_event(event: object) -> None:
@@ -112,14 +109,14 @@ def measure(
         "decode_ms": 1000 * (ended - first) / max(answer.tokens - 1, 1),
         "loaded_private_mb": loaded["private"],
         "loaded_rss_mb": loaded["rss"],
-        "peak_private_mb": peak["private"],
-        "peak_rss_mb": peak["rss"],
+        "peak_private_mb": max(peak["private"], loaded["private"]),
+        "peak_rss_mb": max(peak["rss"], loaded["rss"]),
     }
 
 
 def memory() -> dict[str, float]:
-    """MB of this process: of all its pages, of its share of them, and of those that it alone has,
-    unchanged (clean) and written to (private)."""
+    """MB of this process: of all its pages (rss), and of those that it alone has and has written to
+    (private)."""
     found = {}
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
         name, _, value = line.partition(":")

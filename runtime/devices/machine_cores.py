@@ -6,6 +6,7 @@ import math
 import os
 from pathlib import Path
 
+from vicort.runtime.devices.cgroups import control_groups, read_or_empty
 from vicort.runtime.errors import ConfigError
 
 
@@ -36,36 +37,21 @@ def checked_threads(threads: int | None) -> int:
 
 
 def _cgroup_limits(root: Path) -> list[float]:
-    """CPU limits, in cores, of the process's cgroups and of those around them, in either
-    version."""
-    found = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, _, group_line = line.partition(":")
-        controllers, colon, path = group_line.partition(":")
-        if not colon or (controllers and "cpu" not in controllers.split(",")):
-            continue
-        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-        group = mount / path.strip("/")
-        for folder in (group, *group.parents):
-            quota, period = _quota(folder, bool(controllers))
-            if quota.isdigit() and period.isdigit() and int(quota) and int(period):
-                found.append(int(quota) / int(period))
-            if folder == mount:
-                break
-    return found
+    """CPU limits, in cores, of the process's cgroups."""
+    quotas = [_quota(*group) for group in control_groups("cpu", root)]
+    return [
+        int(quota) / int(period)
+        for quota, period in quotas
+        if quota.isdigit() and period.isdigit() and int(quota) and int(period)
+    ]
 
 
 def _quota(folder: Path, first_version: bool) -> tuple[str, str]:
     """Microseconds of CPU time in each period, and the period; not numbers = no limit."""
     if first_version:
-        quota, period = (_read(folder / f"cpu.cfs_{part}_us") for part in ("quota", "period"))
+        quota, period = (
+            read_or_empty(folder / f"cpu.cfs_{part}_us") for part in ("quota", "period")
+        )
         return quota.strip(), period.strip()
-    quota, _, period = _read(folder / "cpu.max").strip().partition(" ")
+    quota, _, period = read_or_empty(folder / "cpu.max").strip().partition(" ")
     return quota, period
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

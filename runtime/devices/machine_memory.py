@@ -9,6 +9,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from vicort.runtime.devices.cgroups import control_groups, read_or_empty
+
 UNLIMITED = 1 << 60  # bytes: version 1 of cgroups writes a number near 2**63 for "no limit"
 
 
@@ -30,26 +32,9 @@ def host_memory(root: Path = Path("/")) -> int:
 
 
 def _cgroup_limits(root: Path) -> list[int]:
-    """Memory limits of the process's cgroups and of those around them, in either version."""
-    found = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        mount = root / "sys/fs/cgroup" / ("memory" if controllers else "")
-        name = "memory.limit_in_bytes" if controllers else "memory.max"
-        group = mount / path.strip("/")
-        for folder in (group, *group.parents):
-            text = _read(folder / name).strip()
-            if text.isdigit() and int(text) < UNLIMITED:
-                found.append(int(text))
-            if folder == mount:
-                break
-    return found
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
+    """Memory limits of the process's cgroups."""
+    texts = [
+        read_or_empty(folder / ("memory.limit_in_bytes" if first_version else "memory.max")).strip()
+        for folder, first_version in control_groups("memory", root)
+    ]
+    return [int(text) for text in texts if text.isdigit() and int(text) < UNLIMITED]

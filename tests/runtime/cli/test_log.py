@@ -88,8 +88,8 @@ def test_python_gets_the_same_through_logging(tiny_engines, caplog):
         for frame in open_source(str(CLIP)).frames(session.wants):
             session.push(frame)
         session.finish()
-    told = {(record.name.split(".")[2], record.levelname) for record in caplog.records}
-    assert {("engines", "INFO"), ("assembly", "INFO"), ("event_emitter", "DEBUG")} <= told
+    logged = {(record.name.split(".")[2], record.levelname) for record in caplog.records}
+    assert {("engines", "INFO"), ("assembly", "INFO"), ("event_emitter", "DEBUG")} <= logged
 
 
 def test_importing_vicort_configures_no_logging():

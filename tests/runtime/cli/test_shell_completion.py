@@ -15,7 +15,7 @@ from vicort.runtime.shell_completion import SHELLS, add_completion_option
 COMMANDS = sorted(
     script.name for script in entry_points(group="console_scripts") if script.name[:7] == "vicort-"
 )
-# what bash does when Tab is pressed behind the words
+# what bash does when Tab is pressed after the words
 PRESS_TAB = """
 source "$1"; shift
 COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}

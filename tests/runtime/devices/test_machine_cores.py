@@ -36,9 +36,11 @@ def files(root, contents: dict[str, str]):
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "1600000 100000\n"}, 8),
         (
             {
-                "proc/self/cgroup": "3:cpu,cpuacct:/d\n2:memory:/d\n",
+                "proc/self/cgroup": "3:cpu,cpuacct:/d\n2:memory:/m\n",
                 "sys/fs/cgroup/cpu/d/cpu.cfs_quota_us": "200000\n",
                 "sys/fs/cgroup/cpu/d/cpu.cfs_period_us": "100000\n",
+                "sys/fs/cgroup/cpu/m/cpu.cfs_quota_us": "100000\n",  # of other processes
+                "sys/fs/cgroup/cpu/m/cpu.cfs_period_us": "100000\n",
             },
             2,
         ),

@@ -17,6 +17,7 @@ from vicort.runtime import locations
 from vicort.runtime.devices.host import HostStream, InlineStream
 from vicort.runtime.devices.urgency import Urgency
 from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.engines.openvino import OpenVinoEngine, _reason
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import FILE_NAME, read_manifest
 
@@ -267,3 +268,14 @@ def test_engines_for_a_gpu_are_found_only_where_its_driver_is(tmp_path, monkeypa
     assert locations.find_engine_dir("tiny") is None
     monkeypatch.setattr(locations, "find_library", lambda name: "libcuda.so.1")
     assert locations.find_engine_dir("tiny") == built
+
+
+def test_what_openvino_refuses_a_file_for_is_its_last_line_that_says_something(tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(b"no graph")
+    graph = read_manifest(engine_set("openvino")).graphs["vision"]
+    with pytest.raises(EngineError) as caught:
+        OpenVinoEngine(tmp_path / "bad.onnx", graph, threads=1, streams=1)
+    reason = str(caught.value).removeprefix(f"OpenVINO cannot load {tmp_path / 'bad.onnx'}: ")
+    assert reason.strip()
+    assert "\n" not in reason
+    assert _reason(RuntimeError("first\nthe cause\n\n")) == "the cause"
