@@ -125,6 +125,11 @@ def _plan_options(options: Arguments) -> PlanOptions | None:
         )
     tensorrt = load_tensorrt("tensorrt" if options.frontend == "torch-tensorrt" else None)
     check_targets(tensorrt, options.target)
+    if options.strip and options.weights:
+        raise ConfigError(
+            f"--strip --weights {options.weights}: loading quantised weights into a plan was never "
+            "tried, leave one of the two out"
+        )
     if options.strip and tensorrt.flavour == "tensorrt_rtx" and (reason := missing_gpu()):
         raise DeviceError(
             "--strip: TensorRT for RTX builds plans that can be refitted only where a GPU is "
@@ -176,10 +181,31 @@ def _parse(arguments: Sequence[str]) -> Arguments:
         help="inference backend; auto measures the CPU backends and takes the faster one "
         "(default: %(default)s)",
     )
+    _add_numbers(parser)
+    _add_sizes(parser)
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare the engines with the PyTorch model, and fail if they differ",
+    )
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="DIR",
+        help="LoRA adapter in PEFT's layout, merged into the weights",
+    )
+    _add_plans(parser.add_argument_group("with --backend tensorrt"))
+    add_log_options(parser)
+    add_completion_option(parser)
+    return Arguments(**vars(parser.parse_args(arguments)))
+
+
+def _add_numbers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
-        help="number format (default: fp32, or bf16 with --backend tensorrt)",
+        help="number format (default: bf16 with --backend tensorrt, otherwise the first of fp32, "
+        "bf16, int8 and int4 weights that suits this machine's memory)",
     )
     parser.add_argument(
         "--weights",
@@ -191,9 +217,12 @@ def _parse(arguments: Sequence[str]) -> Arguments:
         "--kv",
         choices=get_args(KV),
         default="float",
-        help="number format of cached keys and values: that of the weights, or int8, which holds "
+        help="number format of cached keys and values: that of --precision, or int8, which holds "
         "more history in the same memory (default: %(default)s)",
     )
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chunk-frames",
         type=int,
@@ -214,44 +243,32 @@ def _parse(arguments: Sequence[str]) -> Arguments:
         help="maximum area of a frame in pixels, where sizes follow the source (default: 94864, "
         "the area of 308x308)",
     )
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="compare the engines with the PyTorch model, and fail if they differ",
-    )
-    parser.add_argument(
-        "--adapter",
-        type=Path,
-        metavar="DIR",
-        help="LoRA adapter in PEFT's layout, merged into the weights",
-    )
-    plans = parser.add_argument_group("with --backend tensorrt")
-    plans.add_argument(
+
+
+def _add_plans(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--no-plugin",
         action="store_true",
         help="use TensorRT's own layers for attention instead of the plugin",
     )
-    plans.add_argument(
+    group.add_argument(
         "--strip",
         action="store_true",
         help="build plans without weights, which are loaded from the ONNX files at run time",
     )
-    plans.add_argument(
+    group.add_argument(
         "--target",
         type=_targets,
         default=(),
         metavar="SM,…",
         help="GPU architectures to build for, such as sm_89,sm_120 (TensorRT for RTX only)",
     )
-    plans.add_argument(
+    group.add_argument(
         "--frontend",
         choices=FRONTENDS,
         default=FRONTENDS[0],
         help="exporter for the vision plan (default: %(default)s)",
     )
-    add_log_options(parser)
-    add_completion_option(parser)
-    return Arguments(**vars(parser.parse_args(arguments)))
 
 
 if __name__ == "__main__":
