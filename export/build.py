@@ -110,6 +110,11 @@ def _plan_options(options: Arguments) -> PlanOptions | None:
         raise ConfigError(
             "--kv int8 with --no-plugin: only the plugin reads int8 pages, leave one of the two out"
         )
+    if options.strip and options.weights:
+        raise ConfigError(
+            f"--strip --weights {options.weights}: loading quantised weights into a plan was never "
+            "tried, leave one of the two out"
+        )
     from vicort.export.engine_set_writer import PlanOptions
     from vicort.export.tensorrt_plans import check_targets, load_tensorrt, missing_gpu
 
@@ -125,11 +130,6 @@ def _plan_options(options: Arguments) -> PlanOptions | None:
         )
     tensorrt = load_tensorrt("tensorrt" if options.frontend == "torch-tensorrt" else None)
     check_targets(tensorrt, options.target)
-    if options.strip and options.weights:
-        raise ConfigError(
-            f"--strip --weights {options.weights}: loading quantised weights into a plan was never "
-            "tried, leave one of the two out"
-        )
     if options.strip and tensorrt.flavour == "tensorrt_rtx" and (reason := missing_gpu()):
         raise DeviceError(
             "--strip: TensorRT for RTX builds plans that can be refitted only where a GPU is "

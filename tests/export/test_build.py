@@ -233,6 +233,17 @@ REFUSED = {
     "no area": (["tiny", "--max-pixels", "all"], "'all'", "int"),
     "no size": (["tiny", "--image-size", "big"], "'big'", "308x308"),
     "unknown backend": (["tiny", "--backend", "cuda"], "'cuda'", "openvino"),
+    "int8 plans": (
+        ["tiny", "--backend", "tensorrt", "--weights", "int8"],
+        "--weights int8",
+        "take --weights int4",
+    ),
+    "stripped plans of integers": (
+        ["tiny", "--backend", "tensorrt", "--weights", "int4", "--strip"],
+        "--strip --weights int4",
+        "leave one of the two out",
+    ),
+    "unknown weights": (["tiny", "--weights", "fp8"], "'fp8'", "int4"),
     "unknown precision": (["tiny", "--precision", "fp8"], "'fp8'", "bf16"),
 }
 
