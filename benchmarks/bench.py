@@ -275,7 +275,8 @@ def drawn(result: dict[str, Any], out: Path) -> list[Path]:
 
 def _chosen(only: Sequence[str], settings: Settings) -> list[str]:
     if unknown := [name for name in only if name not in ALL]:
-        raise ConfigError(f"--only {unknown[0]}: unknown part: choose from {', '.join([*ALL, REAL_SIZE])}")
+        parts = ", ".join([*ALL, REAL_SIZE])
+        raise ConfigError(f"--only {unknown[0]}: unknown part: choose from {parts}")
     return sorted(set(only), key=ALL.index) or [
         name for name in ALL if settings.medium or name != "transformers-medium"
     ]

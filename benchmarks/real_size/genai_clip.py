@@ -41,9 +41,7 @@ def run_genai(job: ClipJob, folder: Path) -> dict[str, Any]:
     config.max_new_tokens, config.do_sample, config.ignore_eos = ANSWER_TOKENS, False, True
     with MemoryPeak() as memory:
         start = time.perf_counter()
-        pipeline = openvino_genai.VLMPipeline(
-            str(folder), "CPU", INFERENCE_NUM_THREADS=job.threads
-        )
+        pipeline = openvino_genai.VLMPipeline(str(folder), "CPU", INFERENCE_NUM_THREADS=job.threads)
         opened = memory.note_loaded()
         came = time.perf_counter()
         images = np.stack([frame.image for frame in resized(frames, job.size)])

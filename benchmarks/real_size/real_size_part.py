@@ -95,9 +95,7 @@ def table(result: dict[str, Any]) -> Table:
     return Table(
         f"REAL SIZE  {job['clip']}, {job['frames_a_second_taken']:g} frames a second of "
         f"{job['frame']}, {job['threads']} threads, medians",
-        (
-            "Loaded from the page cache; the first clip after loading. Memory in GB of 1e9 bytes.",
-        ),
+        ("Loaded from the page cache; the first clip after loading. Memory in GB of 1e9 bytes.",),
         (
             "",
             "last frame to first token, s",
