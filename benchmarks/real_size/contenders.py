@@ -13,7 +13,7 @@ from vicort.benchmarks.common.checkpoints import read_json
 from vicort.runtime.devices.machine_memory import host_memory
 
 FLOAT_BYTES = 4
-DISK_GB = {"checkpoint": 7.5, "engines": 3.8, "genai": 3.8}  # of the 3B model
+DISK_GB = {"checkpoint": 7.5, "engines": 3.8, "genai": 2.8}  # of the 3B model
 # GB beside the weights, a measured peak rounded up: activations, pages, libraries
 BESIDE_GB = 4.0
 
