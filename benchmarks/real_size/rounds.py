@@ -62,6 +62,7 @@ class Rounds:
         if contender.name in self.skipped:
             return
         if found := self._run(contender, self.seconds):
+            del found["wall_s"]
             self.runs.setdefault(contender.name, []).append(found)
         self._changed()
 

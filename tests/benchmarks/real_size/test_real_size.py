@@ -150,6 +150,7 @@ def test_contenders_take_turns_and_everything_is_written(tmp_path, children):
     report = json.loads(json.dumps(turns.report()))
     assert report["skipped"] == {"b": "its process died"}
     assert report["contenders"].keys() == report["runs"].keys() == {"a", "c"}
+    assert report["runs"]["a"] == [run_of(1.0)] * 3
     first = report["contenders"]["a"]["last_frame_to_first_token_s"]
     assert (first["median"], first["n"]) == (1.0, 3)
 
