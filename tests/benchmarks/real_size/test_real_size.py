@@ -104,9 +104,9 @@ def test_too_little_memory_is_a_reason(tmp_path, monkeypatch):
     (tmp_path / "tokenizer.json").write_bytes(bytes(5_000_000))  # no weights
     large = contender("a", tmp_path, weight_bytes=2000)
     assert large.gigabytes() == pytest.approx(2 + contenders.BESIDE_GB)
-    monkeypatch.setattr(contenders, "free_memory_gb", lambda: 5.9)
-    assert large.obstacle() == "it needs about 6 GB of memory, and 5.9 GB are free"
-    monkeypatch.setattr(contenders, "free_memory_gb", lambda: 6.1)
+    monkeypatch.setattr(contenders, "free_memory_gb", lambda: 6.4)
+    assert large.obstacle() == "it needs about 6.5 GB of memory, and 6.4 GB are free"
+    monkeypatch.setattr(contenders, "free_memory_gb", lambda: 6.6)
     assert large.obstacle() is None
 
 
