@@ -22,6 +22,9 @@ from vicort.runtime.shell_completion import add_completion_option
 SCHEMA = 1
 CACHE = Path("build/bench")
 OUT = Path("benchmarks/results/bench.json")
+REAL_SIZE = "real-size"  # never measured unless it is named; its result is a file of its own
+REAL_SIZE_OUT = Path("benchmarks/results/real-size.json")
+REAL_SIZE_OPTIONS = ("checkpoint", "engines", "genai_model", "clip", "rounds", "minutes")
 TINY_ENGINES = ("openvino", "fp32")  # of the parts that measure one engine set
 
 
@@ -163,19 +166,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    if REAL_SIZE in options.only:
+        return _real_size(options)
+    if given := [name for name in REAL_SIZE_OPTIONS if getattr(options, name) is not None]:
+        raise ConfigError(f"--{given[0].replace('_', '-')} is an option of `--only {REAL_SIZE}`")
     settings = QUICK if options.quick else Settings()
     names = _chosen(options.only, settings)
     options.cache.mkdir(parents=True, exist_ok=True)
-    out = options.out or (options.cache / "quick.json" if options.quick else OUT)
-    if not out.parent.is_dir():
-        raise ConfigError(
-            f"--out {out}: the folder {out.parent} does not exist: make it, or name another file"
-        )
+    out = _out(options, "quick.json", OUT)
     result = run(names, options.cache.resolve(), settings, options.quick, out)
     print(report(result))
     written = [out, *drawn(result, out), *pages(result, out)]
     print(f"\nwritten: {', '.join(map(str, written))}")
     return 0
+
+
+def _real_size(options: argparse.Namespace) -> int:
+    from vicort.benchmarks.real_size import real_size_part
+
+    if set(options.only) != {REAL_SIZE}:
+        raise ConfigError(
+            f"--only {REAL_SIZE}: its result is a file of its own: run the other parts without it"
+        )
+    given = {
+        name: value for name in REAL_SIZE_OPTIONS if (value := getattr(options, name)) is not None
+    }
+    if options.quick:
+        given = {"rounds": 1} | given
+    if options.engines:
+        given["engines"] = tuple(options.engines)
+    options.cache.mkdir(parents=True, exist_ok=True)
+    out = _out(options, f"{REAL_SIZE}-quick.json", REAL_SIZE_OUT)
+    result = real_size_part.measure(
+        real_size_part.RealSizeOptions(**given), options.cache.resolve(), out
+    )
+    print("\n".join(real_size_part.table(result).text()))
+    print(f"\nwritten: {out}")
+    return 0
+
+
+def _out(options: argparse.Namespace, quick: str, whole: Path) -> Path:
+    """The file for the result. Raises ConfigError if its folder does not exist."""
+    out: Path = options.out or (options.cache / quick if options.quick else whole)
+    if not out.parent.is_dir():
+        raise ConfigError(
+            f"--out {out}: the folder {out.parent} does not exist: make it, or name another file"
+        )
+    return out
 
 
 def report(result: dict[str, Any]) -> str:
@@ -238,7 +275,8 @@ def drawn(result: dict[str, Any], out: Path) -> list[Path]:
 
 def _chosen(only: Sequence[str], settings: Settings) -> list[str]:
     if unknown := [name for name in only if name not in ALL]:
-        raise ConfigError(f"--only {unknown[0]}: unknown part: choose from {', '.join(ALL)}")
+        parts = ", ".join([*ALL, REAL_SIZE])
+        raise ConfigError(f"--only {unknown[0]}: unknown part: choose from {parts}")
     return sorted(set(only), key=ALL.index) or [
         name for name in ALL if settings.medium or name != "transformers-medium"
     ]
@@ -252,14 +290,40 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     words = "tiny amounts, to see in about two minutes that everything runs"
     add("--quick", action="store_true", help=words)
-    words = f"measure this part alone (may be repeated): {', '.join(ALL)}"
+    words = (
+        f"measure this part alone (may be repeated): {', '.join(ALL)}; or {REAL_SIZE}, which is "
+        "never measured otherwise"
+    )
     add("--only", action="append", default=[], metavar="PART", help=words)
-    words = f"JSON file; pictures and tables go beside it ({OUT}; with --quick {CACHE}/quick.json)"
+    words = (
+        f"JSON file; pictures and tables go beside it ({OUT}; with --quick {CACHE}/quick.json; of "
+        f"{REAL_SIZE} {REAL_SIZE_OUT})"
+    )
     add("--out", type=Path, help=words)
     words = "folder for engine sets and videos (%(default)s)"
     add("--cache", type=Path, default=CACHE, help=words)
+    _add_real_size_options(parser)
     add_completion_option(parser)
     return parser.parse_args(arguments)
+
+
+def _add_real_size_options(parser: argparse.ArgumentParser) -> None:
+    """Of part real-size. Without a default here, so that they are refused with other parts."""
+    group = parser.add_argument_group(
+        f"--only {REAL_SIZE}",
+        "vicort, transformers and OpenVINO GenAI with a model of real size, on one clip",
+    )
+    add = group.add_argument
+    words = "checkpoint folder, for transformers (build/3b)"
+    add("--checkpoint", type=Path, metavar="DIR", help=words)
+    words = "engine sets of vicort (build/3b-int4)"
+    add("--engines", type=Path, nargs="+", metavar="DIR", help=words)
+    words = "the checkpoint as optimum-cli converts it for OpenVINO GenAI (build/3b-genai)"
+    add("--genai-model", type=Path, metavar="DIR", help=words)
+    add("--clip", type=Path, metavar="FILE", help="video (13 s at 320x180, which is drawn)")
+    add("--rounds", type=int, metavar="N", help="runs of each (3; with --quick 1)")
+    words = "timeout of a run (10)"
+    add("--minutes", type=float, metavar="N", help=words)
 
 
 if __name__ == "__main__":

@@ -106,7 +106,15 @@ def test_export_imports_only_the_contract(path):
     assert rooms(path) <= CONTRACT | EXPORT_EXCEPTIONS.get(path.name, set())
 
 
-BENCHMARK_FLOORS = {"common": 0, "evaluation": 1, "cpu": 1, "systems": 2, "gpu": 2, "studies": 3}
+BENCHMARK_FLOORS = {
+    "common": 0,
+    "evaluation": 1,
+    "cpu": 1,
+    "real_size": 1,
+    "systems": 2,
+    "gpu": 2,
+    "studies": 3,
+}
 BENCHMARK_HEADS = {"bench", "demo"}
 
 

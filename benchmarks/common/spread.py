@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 Spread = dict[str, float]  # median, p25, p75 (or p50, p95, p99), min, max, n
 
 
@@ -38,13 +39,13 @@ def seconds_of(work: Callable[[], Any], warmup: int, repeats: int) -> list[float
     return [_timed(work) for _ in range(repeats)]
 
 
-def interleaved(candidates: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+def interleaved(candidates: dict[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
     """Runs every candidate once a round, in turn, so that other load on the machine affects all
     equally.
 
     A candidate returns its own measurement. The order is reversed every second round.
     """
-    results: dict[str, list[float]] = {name: [] for name in candidates}
+    results: dict[str, list[T]] = {name: [] for name in candidates}
     for round_number in range(repeats):
         order = list(candidates) if round_number % 2 == 0 else list(reversed(candidates))
         for name in order:

@@ -187,20 +187,51 @@ class TransformersStream:
         self._set_threads()
         start = time.perf_counter()
         cache = self._assemble(self._retrieve(question))
+        return self._answer(start, cache, *self._question(question), max_tokens)
+
+    @torch.inference_mode()
+    def ask_about(
+        self, frames: Sequence[Frame], question: str, max_tokens: int
+    ) -> TransformersReply:
+        """Greedy answer over the prompt and all of these frames, which it sees now and at once, in
+        one pass with the question. The time to the first token includes them."""
+        self._set_threads()
+        start = time.perf_counter()
+        features = self.encode(self.preprocess(frames))
+        seen = self._positions([frame.time for frame in frames[::UNIT_FRAMES]])
+        rows, positions = self._question(question)
+        return self._answer(
+            start,
+            self._assemble(()),
+            torch.cat([features.flatten(0, 1), rows]),
+            torch.cat([seen, positions], 1),
+            max_tokens,
+        )
+
+    def _question(self, question: str) -> tuple[Tensor, Tensor]:
+        """rows [C, width] and positions [3, C] of a question's text, after all that was seen."""
         ids = self._suffix(question)
+        first = self._newest + 1
+        positions = torch.arange(first, first + len(ids), device=self.device).expand(3, -1)
+        return self._language.embed_tokens(self._tensor(ids)), positions
+
+    def _answer(
+        self, start: float, cache: DynamicCache, rows: Tensor, positions: Tensor, max_tokens: int
+    ) -> TransformersReply:
         tokens: list[int] = []
         logits: list[np.ndarray] = []
-        first, ttft = self._newest + 1, 0.0
+        ttft = 0.0
         while True:
-            positions = torch.arange(first, first + len(ids), device=self.device).expand(3, -1)
-            hidden = self._forward(self._language.embed_tokens(self._tensor(ids)), positions, cache)
+            hidden = self._forward(rows, positions, cache)
             with self._autocast():
                 logits.append(self.model.lm_head(hidden[-1]).float().numpy(force=True))
             ttft = ttft or time.perf_counter() - start
-            first, ids = first + len(ids), [int(logits[-1].argmax())]
-            if ids[0] in self._ends() or len(tokens) == max_tokens:
+            token = int(logits[-1].argmax())
+            if token in self._ends() or len(tokens) == max_tokens:
                 break
-            tokens += ids
+            tokens.append(token)
+            rows = self._language.embed_tokens(self._tensor([token]))
+            positions = positions[:, -1:] + 1
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return TransformersReply(tokens, text, ttft * 1e3, logits)
 

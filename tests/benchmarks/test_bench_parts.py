@@ -178,6 +178,18 @@ def test_streamed_in_chunks_equals_one_pass_of_transformers():
     np.testing.assert_allclose(reply.logits[0], logits.numpy(), atol=2e-5)
 
 
+def test_a_clip_asked_about_at_once_equals_the_same_streamed():
+    system = bench_system("full-history")
+    frames = [frame for number in range(2) for frame in chunk(number)]
+    at_once = baseline(system).ask_about(frames, QUESTION, 3)
+    stream = baseline(system)
+    stream.push(frames)
+    streamed = stream.ask(QUESTION, 3)
+    assert at_once.tokens == streamed.tokens
+    np.testing.assert_allclose(at_once.logits, streamed.logits, atol=2e-5)
+    assert at_once.ttft_ms > streamed.ttft_ms  # it includes the clip
+
+
 def test_batched_windows_change_nothing():
     patches = baseline(bench_system()).preprocess(chunk(0, 4))
     plain, batched = (
