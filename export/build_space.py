@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from vicort.export.graphs import TORCH_TYPES
+from vicort.export.qwen2_5_vl.combined_products import combine
 from vicort.export.qwen2_5_vl.configuration import Configuration
 from vicort.export.qwen2_5_vl.language import LanguageModel
-from vicort.export.qwen2_5_vl.layers import Linear
+from vicort.export.qwen2_5_vl.layers import JoinedLinear, Linear
 from vicort.export.qwen2_5_vl.vision import VisionEncoder
 from vicort.export.weight_compression import Scheme
 from vicort.runtime.devices.machine_memory import host_memory
@@ -69,6 +70,8 @@ def weight_bytes_of(config: Configuration, numbers: NumberFormat, plans: bool) -
     with torch.device("meta"):
         vision = VisionEncoder(config.vision, config.language.width, side, side)
         language = LanguageModel(config.language)
+        combine(vision)
+        combine(language)
     models: tuple[tuple[GraphName, nn.Module], ...] = (("vision", vision), ("llm", language))
     size = TORCH_TYPES[numbers.precision].itemsize
     return sum(
@@ -85,9 +88,12 @@ def _bytes(model: nn.Module, scheme: Scheme | None, size: int) -> int:
         return total
     shared = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
     for name, layer in model.named_modules():
-        if isinstance(layer, Linear) and (bits := scheme.bits(layer.in_features, f"{name}.weight")):
-            stored = layer.weight.numel() * bits // 8
-            total += stored - (0 if id(layer.weight) in shared else size * layer.weight.numel())
+        if not isinstance(layer, Linear | JoinedLinear):
+            continue
+        weight = layer.weight
+        if bits := scheme.bits(weight.shape[1], f"{name}.weight"):
+            stored = weight.numel() * bits // 8
+            total += stored - (0 if id(weight) in shared else size * weight.numel())
     return total
 
 

@@ -38,7 +38,9 @@ from vicort.export.graphs import (
     write_nodes,
 )
 from vicort.export.qwen2_5_vl.adapter import Adapter
+from vicort.export.qwen2_5_vl.combined_products import combine
 from vicort.export.qwen2_5_vl.configuration import read_configuration
+from vicort.export.qwen2_5_vl.language import LanguageModel
 from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
 from vicort.export.qwen2_5_vl.pruned_vision import pruned
 from vicort.export.qwen2_5_vl.vision import DynamicVisionEncoder, VisionEncoder
@@ -227,17 +229,18 @@ def _exports(
 
     def vision() -> VisionEncoder | DynamicVisionEncoder:
         stored = schemes["vision"] is not None
-        return load_vision_of(checkpoint, config, model.fixed_size, dtype, adapter, stored)
+        loaded = load_vision_of(checkpoint, config, model.fixed_size, dtype, adapter, stored)
+        combine(loaded)
+        return loaded
+
+    def language() -> LanguageModel:
+        stored, integers = schemes["llm"] is not None, packed if schemes["llm"] else None
+        loaded = load_language(checkpoint, config, dtype, adapter, stored, integers)
+        combine(loaded, integers)
+        return loaded
 
     parts: dict[GraphName, Callable[[], nn.Module]] = {
-        "llm": lambda: load_language(
-            checkpoint,
-            config,
-            dtype,
-            adapter,
-            as_stored=schemes["llm"] is not None,
-            packed=packed if schemes["llm"] else None,
-        ),
+        "llm": language,
         "vision": vision,
         "vision_pruned": lambda: pruned(vision()),
         "tokens": lambda: TokenControlGraph().eval(),
@@ -299,6 +302,7 @@ def _write_plans(
         model, dtype = manifest.model, TORCH_TYPES[manifest.precision]
         config = read_configuration(checkpoint)
         vision = load_vision_of(checkpoint, config, model.fixed_size, dtype, adapter)
+        combine(vision, copies=True)
         graphs["vision"] = compile_directly(
             vision, graphs["vision"], folder / graphs["vision"].file
         )

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir
 import onnx_ir.passes.common as passes
 import onnxscript.optimizer
 import torch
-from onnx_ir import serde
+from onnx_ir import serde, tensor_adapters
 from torch import nn
 from torch.export import Dim
 
@@ -274,6 +275,7 @@ def export_graph(
         model = program.model
         limit = {"input_size_limit": MIN_EXTERNAL} if keep_weights else {}
         onnxscript.optimizer.optimize(model, inline=False, **limit)
+        join_weights(model.graph, transpose=not keep_weights)
         count = onnx_function.add_function_body(model)
         _tidy(model)
     for value, spec in zip(
@@ -281,6 +283,58 @@ def export_graph(
     ):
         value.shape = onnx_ir.Shape(spec.shape)
     return model, count
+
+
+def join_weights(graph: onnx_ir.Graph, transpose: bool = False) -> None:
+    """Let a graph store the parts of each `JoinedLinear` as one weight, in place. They are joined
+    when the weight is read, so that memory holds one joined weight at a time.
+
+    transpose: store a weight transposed where it is used so.
+    """
+    for node in list(graph):
+        parts = [value.const_value for value in node.inputs if value is not None]
+        if node.op_type != "Concat" or not parts or None in parts:
+            continue
+        owner, found, _ = (node.inputs[0].name or "").rpartition(".weights.")
+        if not found:  # constants of another kind
+            continue
+        uses = [use.node for use in node.outputs[0].uses()]
+        turned = transpose and all(use.op_type == "Transpose" for use in uses)
+        axis = node.attributes.get_int("axis")
+        joined = _joined(f"{owner}.weight", parts, axis, turned)
+        graph.register_initializer(joined)
+        for old in uses if turned else [node]:
+            old.outputs[0].replace_all_uses_with(joined)
+        graph.remove([*uses, node] if turned else node, safe=True)
+
+
+def _joined(
+    name: str, parts: list[onnx_ir.TensorProtocol], axis: int, turned: bool
+) -> onnx_ir.Value:
+    def read() -> onnx_ir.TensorProtocol:
+        tensor = torch.cat([as_torch(part) for part in parts], axis)
+        return tensor_adapters.TorchTensor(tensor.T.contiguous() if turned else tensor)
+
+    size = [int(side) for side in parts[0].shape]
+    size[axis] = sum(int(part.shape[axis]) for part in parts)
+    shape = onnx_ir.Shape(size[::-1] if turned else size)
+    constant = onnx_ir.LazyTensor(read, parts[0].dtype, shape, name=name)
+    return onnx_ir.Value(
+        name=name, const_value=constant, type=onnx_ir.TensorType(constant.dtype), shape=shape
+    )
+
+
+def as_torch(constant: onnx_ir.TensorProtocol) -> torch.Tensor:
+    """A constant as a tensor, bfloat16 included."""
+    if isinstance(constant, onnx_ir.LazyTensor):
+        constant = constant.raw()
+    raw = getattr(constant, "raw", None)
+    if isinstance(raw, torch.Tensor):
+        return raw
+    array = constant.numpy()
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def export_program(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vicort.export.graphs import TORCH_TYPES
 from vicort.export.qwen2_5_vl.adapter import Adapter
+from vicort.export.qwen2_5_vl.combined_products import combine
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.language import LanguageModel
 from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
@@ -75,6 +76,7 @@ def compare(
             checkpoint, config, model.fixed_size, dtype, adapter, scheme is not None
         )
         if scheme:
+            combine(vision)
             dequantise_parameters(vision, scheme)
         for grid in grids(model):
             shape = "" if model.fixed_size else f" {grid.rows}x{grid.columns}"
@@ -118,6 +120,7 @@ def _language(checkpoint: Path, manifest: Manifest, adapter: Adapter | None) -> 
         packed=packed if scheme else None,
     )
     if scheme:
+        combine(language, packed)
         dequantise_parameters(language, scheme, scheme.ready(packed))
     return language
 

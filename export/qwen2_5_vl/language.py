@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vicort.export.bounded_attention import bounded_attention
 from vicort.export.qwen2_5_vl.configuration import OBSERVED_ROWS, LanguageConfiguration
-from vicort.export.qwen2_5_vl.layers import Linear, RMSNorm, SwiGLU
+from vicort.export.qwen2_5_vl.layers import Linear, RMSNorm, SharedInput, SwiGLU
 
 
 class Cache(NamedTuple):
@@ -100,9 +100,11 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x)), k, v, q
 
 
-class LanguageAttention(nn.Module):
+class LanguageAttention(SharedInput):
     """Grouped-query attention (arXiv:2305.13245) with biases on q, k and v, over a bounded table of
     pages."""
+
+    parts = ("q_proj", "k_proj", "v_proj")
 
     def __init__(self, config: LanguageConfiguration, index: int):
         super().__init__()
@@ -118,9 +120,7 @@ class LanguageAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x: [C,width] -> output [C,width], k and v [C,Hkv,D] and q [C,Hq,D], not rotated."""
         config = self.config
-        q = self.q_proj(x).reshape(-1, config.query_heads, config.head_dim)
-        k = self.k_proj(x).reshape(-1, config.kv_heads, config.head_dim)
-        v = self.v_proj(x).reshape(-1, config.kv_heads, config.head_dim)
+        q, k, v = (each.unflatten(-1, (-1, config.head_dim)) for each in self.project(x))
         scale = config.head_dim**-0.5
         sections = list(config.sections)
         mixed = bounded_attention(q, k, v, pos, *cache, self.index, scale, sections, config.theta)

@@ -56,26 +56,32 @@ def compressed_bytes(config: Configuration, weights: Weights) -> int:
     `weight_bytes_of` in build_space.py, which needs torch."""
     language = config.language
     head = MatrixCount(language.width, language.vocabulary, bias=False)
-    matrices = [*_of_vision(config.vision, language.width), *_of_layers(language)]
+    seen = list(_of_vision(config.vision, language.width, padded=True))
+    unpadded = _of_vision(config.vision, language.width)
     total = FLOAT_BYTES * sum(parameter_counts(config).values())
-    total -= FLOAT_BYTES * sum(each.numbers for each in matrices)
+    total += FLOAT_BYTES * sum(each.parameters for each in seen)
+    total -= FLOAT_BYTES * sum(each.parameters for each in unpadded)
+    total -= FLOAT_BYTES * sum(each.numbers for each in [*seen, *_of_layers(language)])
     if not language.tied:  # a tied one is stored in both forms
         total -= FLOAT_BYTES * head.numbers
-    total += sum(each.numbers for each in _of_vision(config.vision, language.width))
+    total += sum(each.numbers for each in seen)
     for each in _of_layers(language):
         narrow = weights == "int4" and each.inputs % INT4_GROUP == 0
         total += each.numbers // 2 if narrow else each.numbers
     return total + head.numbers
 
 
-def _of_vision(config: VisionConfiguration, token_width: int) -> Iterator[MatrixCount]:
-    """token_width: of a visual token."""
+def _of_vision(
+    config: VisionConfiguration, token_width: int, padded: bool = False
+) -> Iterator[MatrixCount]:
+    """token_width: of a visual token. padded: as in engines."""
+    intermediate = config.padded_intermediate if padded else config.intermediate
     merged = config.width * config.merge**2
     yield MatrixCount(UNIT_FRAMES * config.patch**2 * 3, config.width, bias=False)
     yield MatrixCount(config.width, 3 * config.width, config.depth)
     yield MatrixCount(config.width, config.width, config.depth)
-    yield MatrixCount(config.width, config.intermediate, 2 * config.depth)
-    yield MatrixCount(config.intermediate, config.width, config.depth)
+    yield MatrixCount(config.width, intermediate, 2 * config.depth)
+    yield MatrixCount(intermediate, config.width, config.depth)
     yield MatrixCount(merged, merged)
     yield MatrixCount(merged, token_width)
 

@@ -39,6 +39,7 @@ from vicort.export.checkpoint import checkpoint_hash
 from vicort.export.engine_set_writer import COPIED, cpu, seal
 from vicort.export.exporter_version import exporter_hash
 from vicort.export.graphs import EMBEDDING_FILE, TORCH_TYPES, TYPE_NAMES, export_program, signatures
+from vicort.export.qwen2_5_vl.combined_products import combine
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision_of
 from vicort.export.recipe import load_recipe, model_spec
@@ -230,8 +231,11 @@ def load_module(manifest: InductorManifest, name: GraphName, device: str) -> nn.
     if name == "tokens":
         return TokenControlGraph().eval()
     if name == "vision":
-        return load_vision_of(manifest.source, config, model.fixed_size, dtype).to(device)
+        vision = load_vision_of(manifest.source, config, model.fixed_size, dtype)
+        combine(vision, copies=True)
+        return vision.to(device)
     language = load_language(manifest.source, config, dtype)
+    combine(language, copies=True)
     if device != "cpu":
         prepare(language, config.language.theta, config.language.sections)
     return language.to(device)

@@ -49,16 +49,19 @@ def test_it_counts_the_parameters_that_the_model_has(checkpoint):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("width", [None, 96])  # 96: no groups of 128 inputs
-def test_sizes_with_integer_weights_are_those_that_a_build_checks(width, tied):
+@pytest.mark.parametrize("intermediate", [256, 180])  # of the vision encoder; 180 is filled up
+def test_sizes_with_integer_weights_are_those_that_a_build_checks(width, tied, intermediate):
     config = read_configuration(resolve(TINY))
     language = replace(config.language, tied=tied, width=width or config.language.width)
-    config = replace(config, language=language)
+    vision = replace(config.vision, intermediate=intermediate)
+    config = replace(config, language=language, vision=vision)
     counts = parameter_counts(config)
     for weights in COMPRESSED:
         numbers = NumberFormat("fp32", weights)
         assert compressed_bytes(config, weights) == weight_bytes_of(config, numbers, plans=False)
     floats = weight_bytes_of(config, NumberFormat("fp32"), plans=False)
-    assert 4 * sum(counts.values()) == floats
+    filled = (vision.padded_intermediate - intermediate) * (3 * vision.width + 2) * vision.depth
+    assert 4 * (sum(counts.values()) + filled) == floats
 
 
 def test_a_tied_head_that_is_stored_is_no_parameter_of_its_own(checkpoint):
