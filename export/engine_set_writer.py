@@ -34,6 +34,7 @@ from vicort.export.graphs import (
     remove_functions,
     signatures,
     weight_bytes,
+    write_embedding,
     write_graph,
     write_nodes,
 )
@@ -78,8 +79,8 @@ COPIED = (
     "chat_template.json",
 )
 NEEDED = "tokenizer.json"
-# graphs with the same weights, which are stored once
-SHARING: tuple[GraphName, ...] = ("vision", "vision_pruned")
+# graphs with weights that others have too, or that are the embedding: they are stored once
+SHARING: tuple[GraphName, ...] = ("llm", "vision", "vision_pruned")
 TOOLS = ("vicort", "torch", "onnx", "onnxscript", "onnx-ir")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16", "sve")
 
@@ -222,7 +223,7 @@ def _exports(
     out."""
     model, dtype = manifest.model, TORCH_TYPES[manifest.precision]
     config = read_configuration(checkpoint)
-    written: Written = {}  # shared by the vision graphs
+    written: Written = {}  # the embedding, and weights of graphs that share them
 
     schemes = {name: Scheme.of(manifest, name) for name in manifest.graphs}
     packed: dict[str, PackedWeight] = {}  # of a quantised checkpoint's language model
@@ -237,6 +238,8 @@ def _exports(
         stored, integers = schemes["llm"] is not None, packed if schemes["llm"] else None
         loaded = load_language(checkpoint, config, dtype, adapter, stored, integers)
         combine(loaded, integers)
+        kind = getattr(torch, manifest.embedding.dtype)
+        write_embedding(loaded.embed_tokens.weight, folder, kind, written)
         return loaded
 
     parts: dict[GraphName, Callable[[], nn.Module]] = {

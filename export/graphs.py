@@ -41,8 +41,7 @@ WEIGHT_ALIGNMENT = 4096  # bytes, of a weight in its file: one memory page
 EMBEDDING_FILE = "embedding.bin"
 # loaded by the CPU engines; llm.onnx in the same folder has the op and its function body
 EXPANDED_FILE = "llm.expanded.onnx"
-# a tied output head is the same weight, possibly under its own name
-EMBEDDING_NAMES = ("embed_tokens.weight", "lm_head.weight")
+EMBEDDING_ROWS = 1 << 13  # that are written at a time
 # digest of a weight -> (file, offset in bytes)
 Written = dict[bytes, tuple[str, int]]
 MAX_PAGES = 1 << 20  # more than any machine holds
@@ -103,7 +102,6 @@ def signatures(
         file=EXPANDED_FILE,
         attention_layers=model.layers,
         inputs=(
-            _spec("tokens", "int32", "C"),
             _spec("features", kind, "C", width),
             _spec("pos", "int32", "C", 3),
             _spec("segment", "int32", "C"),
@@ -367,32 +365,27 @@ def _tidy(model: onnx_ir.Model) -> None:
 
 
 def write_graph(model: onnx_ir.Model, path: Path, written: Written | None = None) -> Iterator[int]:
-    """Write a model to `path`, its weights to `<stem>.bin` and the raw token embeddings to
-    `embedding.bin` in the same folder.
+    """Write a model to `path`, and its weights to `<stem>.bin` in the same folder.
 
-    written: weights that earlier graphs wrote to the folder, updated in place: equal weights are
+    written: weights that are in files of the folder already, updated in place: equal weights are
     not written again. Yields the bytes of each weight once it is written or found in `written`.
     """
     weights_path = path.with_suffix(".bin")
-    embedding = next((name for name in EMBEDDING_NAMES if name in model.graph.initializers), None)
     with contextlib.ExitStack() as stack:
         weights = None
         for value in list(model.graph.initializers.values()):
             tensor = value.const_value
-            if tensor is None or (tensor.nbytes < MIN_EXTERNAL and value.name != embedding):
+            if tensor is None or tensor.nbytes < MIN_EXTERNAL:
                 continue
             content = tensor.tobytes()
             digest = b"" if written is None else hashlib.blake2b(content).digest()
             if written is not None and digest in written:
                 name, offset = written[digest]
             else:
-                if value.name == embedding:
-                    file = stack.enter_context((path.parent / EMBEDDING_FILE).open("wb"))
-                else:
-                    file = weights = weights or stack.enter_context(weights_path.open("wb"))
-                    file.seek(-(-file.tell() // WEIGHT_ALIGNMENT) * WEIGHT_ALIGNMENT)
-                name, offset = Path(file.name).name, file.tell()
-                file.write(content)
+                weights = weights or stack.enter_context(weights_path.open("wb"))
+                weights.seek(-(-weights.tell() // WEIGHT_ALIGNMENT) * WEIGHT_ALIGNMENT)
+                name, offset = weights_path.name, weights.tell()
+                weights.write(content)
                 if written is not None:
                     written[digest] = name, offset
             value.const_value = onnx_ir.ExternalTensor(
@@ -406,6 +399,18 @@ def write_graph(model: onnx_ir.Model, path: Path, written: Written | None = None
             )
             yield tensor.nbytes
     write_nodes(model, path)
+
+
+def write_embedding(rows: torch.Tensor, folder: Path, dtype: torch.dtype, written: Written) -> None:
+    """Write the token embeddings [V,width] to `embedding.bin` as `dtype`. written: as of
+    `write_graph`."""
+    digest = hashlib.blake2b()
+    with (folder / EMBEDDING_FILE).open("wb") as file:
+        for part in rows.detach().cpu().split(EMBEDDING_ROWS):
+            content = part.to(dtype).contiguous().view(torch.uint8).numpy()
+            file.write(content)
+            digest.update(content)
+    written[digest.digest()] = EMBEDDING_FILE, 0
 
 
 def write_nodes(model: onnx_ir.Model, path: Path) -> None:

@@ -168,13 +168,11 @@ def language_inputs(
     random: np.random.Generator,
     kv: KV = "float",
 ) -> Arrays:
-    """Random input of the language graph: half tokens, half features, with padding rows, empty
-    cells and a slot of -1. kv: what pages hold."""
+    """Random input of the language graph, with padding rows, empty cells and a slot of -1. kv: what
+    pages hold."""
     cells = (pages, model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim)
-    tokens = random.integers(0, model.vocabulary, rows)
     pos = random.integers(0, model.max_position, (rows, 3))
     where = random.integers(0, model.max_position, (pages, 1, 1, model.page_tokens, 3))
-    tokens[1::2] = -1
     pos[2::5] = -1
     where[random.random(where.shape[:-1]) < 0.3] = -1
     table = random.permutation(pages)
@@ -187,7 +185,6 @@ def language_inputs(
         else {"pool": numbers.astype(dtype)}
     )
     return {
-        "tokens": tokens.astype(np.int32),
         "features": features,
         "pos": pos.astype(np.int32),
         "segment": np.zeros(rows, np.int32),

@@ -24,7 +24,7 @@ from vicort.runtime.errors import EngineError
 from vicort.runtime.frame_grid import MIN_TOKENS, Grid, fit_grid
 from vicort.runtime.safe_text import read_text, shown
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 FILE_NAME = "manifest.json"
 Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 # the module that builds and runs plans: TensorRT, or TensorRT for RTX
@@ -103,7 +103,8 @@ class GraphSpec(Strict):
 
 
 class EmbeddingSpec(Strict):
-    """The token embeddings: a raw row-major array in a file that the language graph also uses."""
+    """The token embeddings: a raw row-major array in a file, of which a tied output head may be a
+    part too."""
 
     file: FileName
     offset: Count  # bytes

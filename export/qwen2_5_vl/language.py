@@ -40,7 +40,6 @@ class LanguageModel(nn.Module):
 
     def forward(
         self,
-        tokens: Tensor,
         features: Tensor,
         pos: Tensor,
         segment: Tensor,
@@ -51,9 +50,9 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """One run over C new rows.
 
-        tokens: [C] int32 token ids, -1 = the row is a visual token and is taken from `features`;
-        features: [C,width], of the model's dtype. pos, segment, pool, where, table, scales: as
-        bounded_attention takes them; a row whose t is -1 is padding and changes no other row.
+        features: [C,width] visual tokens and embedded tokens of text, of the model's dtype. pos,
+        segment, pool, where, table, scales: as bounded_attention takes them; a row whose t is -1 is
+        padding and changes no other row.
 
         Returns logits [1,V] float32 of the last row that is not padding; k and v [L,C,Hkv,D], not
         rotated, of the model's dtype; q [L,Hq,D] float32, not rotated, the mean over the rows that
@@ -62,8 +61,7 @@ class LanguageModel(nn.Module):
         """
         real = pos[:, 0] >= 0
         observed = last_rows(real, OBSERVED_ROWS)
-        x = torch.where((tokens >= 0)[:, None], self.embed_tokens(tokens.clamp(min=0)), features)
-        x = torch.where(real[:, None], x, 0)
+        x = torch.where(real[:, None], features, 0)
         keys, values, means, queries = [], [], [], []
         cache = Cache(segment, pool, where, table, scales)
         for layer in self.layers:

@@ -294,11 +294,7 @@ def test_defect_5_answering_does_not_narrow_what_the_next_chunk_attends_to():
                 session.push(frame)
                 if ask and i == 40 - 1:
                     session.ask(ASK)
-            prefills = [
-                run
-                for run in engines.llm.runs
-                if run["tokens"][0] >= 16 and run["features"][0] >= 16
-            ]
+            prefills = [run for run in engines.llm.runs if run["features"][0] >= 16]
             return session.inspect().memory.ingest_table().pages, prefills[-1]["table"]
 
     asked, quiet = tables(True), tables(False)
@@ -748,7 +744,7 @@ def test_vicostream_reads_the_top_chunks_by_cosine_and_ingests_over_the_last_n()
         else:
             merged.append((start, end))
     assert answer.read == tuple(merged)
-    prefills = [run for run in engines.llm.runs if run["tokens"][0] >= 16]
+    prefills = [run for run in engines.llm.runs if run["features"][0] >= 16]
     pages_at_most = 1 + 2 * 4  # prompt, two chunks of four units
     assert all(run["table"][3] <= 16 for run in prefills)
     assert pages_at_most <= 16

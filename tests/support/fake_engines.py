@@ -61,6 +61,13 @@ def toy_model(**changes) -> ModelSpec:
     return ModelSpec(**(facts | changes))
 
 
+class FakeEmbedding(np.ndarray):
+    """[V,width] float32, with the interface of the runtime's `Embedding`."""
+
+    def rows(self, ids, dtype):
+        return np.asarray(self[ids], dtype)
+
+
 class FakeEngine:
     """A graph as a function from named inputs to named outputs."""
 
@@ -100,7 +107,8 @@ class FakeEngineSet:
         self.pool_dtype = np.dtype(np.int8) if kv == "int8" else self.dtype
         random = np.random.default_rng(seed)
         m = self.model
-        self.embedding = random.normal(size=(m.vocabulary, m.width)).astype(np.float32)
+        rows = random.normal(size=(m.vocabulary, m.width)).astype(np.float32)
+        self.embedding = rows.view(FakeEmbedding)
         self._pixels = random.normal(size=(2 * m.token_pixels**2 * 3, m.width))
         self._layers = [
             {
@@ -168,14 +176,12 @@ class FakeEngineSet:
             )
         }
 
-    def _read(self, tokens, features, pos, segment, pool, where, table, scales=None, **_):
+    def _read(self, features, pos, segment, pool, where, table, scales=None, **_):
         m = self.model
         assert table.shape[0] == 1  # as the runtime has it so far
         assert not segment.any()
         cells = pool if scales is None else pool * scales[..., None]
-        x = np.where(tokens[:, None] >= 0, self.embedding[np.maximum(tokens, 0)], features).astype(
-            np.float64
-        )
+        x = features.astype(np.float64)
         real = pos[:, 0] >= 0
         keys, values, means, queries = [], [], [], []
         for layer, weights in enumerate(self._layers):

@@ -37,13 +37,14 @@ class PagedModel:
         self.used: list[int] = []
 
     def run(self, tokens: Tensor, features: Tensor, pos: Tensor, padding: int = 0) -> Tensor:
-        """tokens [C], features [C,width], pos [C,3] through the model and into new pages -> logits
-        [V].
+        """tokens [C], -1 = the row is of `features` [C,width], pos [C,3] through the model and into
+        new pages -> logits [V].
 
         padding: empty rows to add, which hold NaN.
         """
         rows = len(pos)
-        tokens = torch.cat([tokens, torch.full((padding,), -1)]).int()
+        text = self.model.embed_tokens(tokens.clamp(min=0))
+        features = torch.where((tokens >= 0)[:, None], text, features)
         features = torch.cat([features, torch.full((padding, self.config.width), torch.nan)]).to(
             self.pool.dtype
         )
@@ -51,9 +52,7 @@ class PagedModel:
         table = torch.tensor([[[[*self.used, -1]]]], dtype=torch.int32)
         segment = torch.zeros(len(pos), dtype=torch.int32)
         with torch.no_grad():
-            logits, k, v, *_ = self.model(
-                tokens, features, pos, segment, self.pool, self.where, table
-            )
+            logits, k, v, *_ = self.model(features, pos, segment, self.pool, self.where, table)
         for start in range(0, rows, self.page_tokens):
             self._place(k[:, start:rows], v[:, start:rows], pos[start:rows])
         return logits[0]

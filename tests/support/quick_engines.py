@@ -43,13 +43,10 @@ class QuickEngineSet(FakeEngineSet):
         )
         return {"features": np.einsum("uc,pcw->upw", colors, self._tile)}
 
-    def _read_quickly(self, tokens, features, pos, **_):
+    def _read_quickly(self, features, pos, **_):
         m = self.model
         real = pos[:, 0] >= 0
-        x = (
-            np.where(tokens[:, None] >= 0, self.embedding[np.maximum(tokens, 0)], features)
-            * real[:, None]
-        )
+        x = np.where(real[:, None], features, 0)
         q, k, v = (
             (x @ self._project[name]).reshape(len(x), m.layers, heads, m.head_dim).swapaxes(0, 1)
             for name, heads in (("q", m.query_heads), ("k", m.kv_heads), ("v", m.kv_heads))

@@ -60,7 +60,6 @@ def graph_specs(model) -> dict[str, GraphSpec]:
         ),
         "llm": (
             {
-                "tokens": ("int32", "C"),
                 "features": ("float32", "C", m.width),
                 "pos": ("int32", "C", 3),
                 "segment": ("int32", "C"),
