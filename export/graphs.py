@@ -111,7 +111,7 @@ def signatures(
             *((_spec("scales", "float32", *vectors),) if kv == "int8" else ()),
         ),
         outputs=(
-            _spec("logits", "float32", 1, model.vocabulary),
+            _spec("hidden", kind, 1, width),
             _spec("k", kind, *new),
             _spec("v", kind, *new),
             _spec("q", "float32", model.layers, model.query_heads, model.head_dim),
@@ -135,7 +135,19 @@ def signatures(
             "table_heads": Dimension(min=1, opt=1, max=model.kv_heads),
         },
     )
-    return {"vision": vision, "vision_pruned": pruned, "tokens": control, "llm": language}
+    head = GraphSpec(
+        file="head.onnx",
+        inputs=(_spec("hidden", kind, 1, width),),
+        outputs=(_spec("logits", "float32", 1, model.vocabulary),),
+        dimensions={},
+    )
+    return {
+        "vision": vision,
+        "vision_pruned": pruned,
+        "tokens": control,
+        "llm": language,
+        "head": head,
+    }
 
 
 @dataclass(frozen=True)

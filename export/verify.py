@@ -15,7 +15,7 @@ from vicort.export.graphs import TORCH_TYPES
 from vicort.export.qwen2_5_vl.adapter import Adapter
 from vicort.export.qwen2_5_vl.combined_products import combine
 from vicort.export.qwen2_5_vl.configuration import read_configuration
-from vicort.export.qwen2_5_vl.language import LanguageModel
+from vicort.export.qwen2_5_vl.language import LanguageModel, OutputHead
 from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
 from vicort.export.qwen2_5_vl.pruned_vision import pruned
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision_of
@@ -97,6 +97,8 @@ def compare(
         )
         del vision
         language = _language(checkpoint, engines.manifest, adapter)
+        inputs = head_inputs(model, engines.dtype, random)
+        yield from _compare("head", engines, "head", OutputHead(language), inputs, {})
         for run, rows, pages in (("llm prefill", 13, 5), ("llm decode", 1, 9)):
             inputs = language_inputs(model, engines.dtype, rows, pages, random, engines.manifest.kv)
             real = inputs["pos"][:, 0] >= 0
@@ -192,6 +194,11 @@ def language_inputs(
         "table": table[None, None, None].astype(np.int32),
         **cached,
     }
+
+
+def head_inputs(model: ModelSpec, dtype: np.dtype, random: np.random.Generator) -> Arrays:
+    """Random input of the output head's graph."""
+    return {"hidden": random.standard_normal((1, model.width), np.float32).astype(dtype)}
 
 
 def grids(model: ModelSpec) -> list[Grid]:

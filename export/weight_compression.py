@@ -45,7 +45,8 @@ _TYPES = {  # by bits, and whether there are zero points
     (4, True): onnx_ir.DataType.UINT4,
 }
 BLOCK = 1 << 20  # elements that are quantised at a time: they stay in the cache
-HEADS = ("lm_head.weight", "embed_tokens.weight")  # a tied head has the embedding's name
+HEADS = ("lm_head.weight",)
+LANGUAGE: tuple[GraphName, ...] = ("llm", "head")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Scheme:
         cls, precision: Precision, weights: Weights | None, plans: bool, graph: GraphName
     ) -> Scheme | None:
         """As `of`. plans: of TensorRT."""
-        int4 = weights == "int4" and graph == "llm"
+        int4 = weights == "int4" and graph in LANGUAGE
         int8 = weights is not None and not plans
         return cls(int4, int8, TYPES[precision]) if graph != "tokens" and (int4 or int8) else None
 

@@ -33,7 +33,7 @@ Precision = Literal["fp32", "bf16"]
 Weights = Literal["int8", "int4"]  # of matrix products, where they are not of the precision
 # keys and values in pages: numbers of the set's precision, or int8 with a scale for each vector
 KV = Literal["float", "int8"]
-GraphName = Literal["vision", "tokens", "llm", "vision_pruned"]  # the last is optional
+GraphName = Literal["vision", "tokens", "llm", "head", "vision_pruned"]  # the last is optional
 
 # bytes: larger files are fingerprinted by samples, so that a set of 10 GB opens quickly
 SAMPLED_ABOVE = 64 << 20

@@ -27,7 +27,7 @@ class Cache(NamedTuple):
 
 class LanguageModel(nn.Module):
     """Runs new tokens through all layers. Each attends to the pages in the table and to the new
-    tokens before it."""
+    tokens before it. Its embedding and its output head are no part of the pass."""
 
     def __init__(self, config: LanguageConfiguration):
         super().__init__()
@@ -54,10 +54,11 @@ class LanguageModel(nn.Module):
         segment, pool, where, table, scales: as bounded_attention takes them; a row whose t is -1 is
         padding and changes no other row.
 
-        Returns logits [1,V] float32 of the last row that is not padding; k and v [L,C,Hkv,D], not
-        rotated, of the model's dtype; q [L,Hq,D] float32, not rotated, the mean over the rows that
-        are not padding; queries [L,R,Hq,D] float32, not rotated, of the last R = OBSERVED_ROWS rows
-        that are not padding, oldest first, after zeros if there are fewer.
+        Returns hidden [1,width], of the model's dtype, of the last row that is not padding, for
+        `OutputHead`; k and v [L,C,Hkv,D], not rotated, of the model's dtype; q [L,Hq,D] float32,
+        not rotated, the mean over the rows that are not padding; queries [L,R,Hq,D] float32, not
+        rotated, of the last R = OBSERVED_ROWS rows that are not padding, oldest first, after zeros
+        if there are fewer.
         """
         real = pos[:, 0] >= 0
         observed = last_rows(real, OBSERVED_ROWS)
@@ -72,14 +73,26 @@ class LanguageModel(nn.Module):
             queries.append(pick_rows(q, observed))
         row = torch.arange(pos.shape[0], device=pos.device)
         last = torch.where(real, row, 0).amax(0, keepdim=True)
-        logits = self.lm_head(self.norm(x.index_select(0, last)))
         return (
-            logits.float(),
+            self.norm(x.index_select(0, last)),
             torch.stack(keys),
             torch.stack(values),
             torch.stack(means),
             torch.stack(queries),
         )
+
+
+class OutputHead(nn.Module):
+    """From the last row of a run to the chances of the next token. It is a graph of its own: most
+    runs need no logits."""
+
+    def __init__(self, language: LanguageModel):
+        super().__init__()
+        self.lm_head = language.lm_head
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden: [1,width] of the model's dtype -> logits [1,V] float32."""
+        return self.lm_head(hidden).float()
 
 
 class Layer(nn.Module):

@@ -20,7 +20,7 @@ FEATURE_ROW = -1  # token id of a row that is a visual token
 class LanguageOutput:
     """Arrays on the device, with R rows including padding. The next run overwrites them."""
 
-    logits: Array  # [1,V] float32, of the last row
+    hidden: Array  # [1,width], of the last row: what the output head takes
     k: Array  # [L,R,Hkv,D], not rotated
     v: Array  # [L,R,Hkv,D]
     q: Array  # [L,Hq,D] float32, mean over the rows, not rotated
@@ -30,10 +30,11 @@ class LanguageOutput:
 
 
 class LanguageRun:
-    """The language graph with its buffers."""
+    """The language graph and the output head, with their buffers."""
 
     def __init__(self, engines: EngineSet, device: Device, pool: Pool) -> None:
         self._engine = engines.llm
+        self._head = engines.head
         self._embedding = engines.embedding
         self._model = model = engines.manifest.model
         self._device = device
@@ -49,6 +50,7 @@ class LanguageRun:
         self._queries = device.empty(
             (model.layers, model.observed_rows, model.query_heads, model.head_dim), np.float32
         )
+        self._hidden = device.empty((1, model.width), dtype)
         self._logits = device.empty((1, model.vocabulary), np.float32)
 
     def __call__(
@@ -84,14 +86,20 @@ class LanguageRun:
             "where": self._pool.cell_positions,
             "table": self._upload_table(table[None], stream),
             **({} if scales is None else {"scales": scales}),
-            "logits": self._logits,
+            "hidden": self._hidden,
             "k": k,
             "v": v,
             "q": self._q,
             "queries": self._queries,
         }
         self._engine.enqueue(bindings, stream)
-        return LanguageOutput(self._logits, k, v, self._q, self._queries)
+        return LanguageOutput(self._hidden, k, v, self._q, self._queries)
+
+    def logits(self, stream: Stream) -> Array:
+        """[1,V] float32 after the last row of the newest run, on the device; the next call
+        overwrites them. Call from the stream's work."""
+        self._head.enqueue({"hidden": self._hidden, "logits": self._logits}, stream)
+        return self._logits
 
     def _copy_features(self, features: Sequence[Array], stream: Stream) -> None:
         first = 0

@@ -532,8 +532,8 @@ def test_int8_pages_change_little_and_something():
         with Session(engines, system(), overlap=False, sampling=Sampling(max_tokens=1)) as session:
             for frame in frames(40):
                 session.push(frame)
-            read = engines.llm.function
-            engines.llm.function = partial(_kept, logits, read)
+            choose = engines.head.function
+            engines.head.function = partial(_kept, logits, choose)
             session.ask(ASK)
         first.append(logits[0])
     exact, rounded = first

@@ -131,7 +131,7 @@ def graph_of(
     the language weights of the module."""
     name = "llm" if graph.attention_layers else Path(graph.file).stem
     model = onnx_ir.load(folder / f"{name}.onnx")
-    if graph.attention_layers:
+    if name in ("llm", "head"):
         weights = {
             name: weight for name, weight in module.named_parameters() if ".weights." not in name
         } | {
@@ -139,7 +139,8 @@ def graph_of(
             for name, layer in module.named_modules()
             if isinstance(layer, JoinedLinear)
         }
-        weights["lm_head.weight"] = weights.pop("embed_tokens.weight")
+        if name == "llm":  # which has neither the embedding nor the head
+            weights = {key: weights[key] for key in weights if key.startswith(("layers.", "norm."))}
         for key, weight in weights.items():
             model.graph.initializers[key].const_value = onnx_ir.tensor(weight.detach().numpy())
     return model, graph.attention_layers

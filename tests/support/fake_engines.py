@@ -1,4 +1,4 @@
-"""An engine set in plain NumPy: the contracts of the three graphs, stated once more, on a random
+"""An engine set in plain NumPy: the contracts of the graphs, stated once more, on a random
 model of toy size.
 
 It lets the whole runtime be tested without weights, torch or a compiler, and it counts what it is
@@ -118,8 +118,8 @@ class FakeEngineSet:
             | {"o": random.normal(size=(m.query_heads * m.head_dim, m.width)) / m.width**0.5}
             for _ in range(m.layers)
         ]
-        self.vision, self.tokens, self.llm = (
-            FakeEngine(f) for f in (self._see, control_tokens, self._read)
+        self.vision, self.tokens, self.llm, self.head = (
+            FakeEngine(f) for f in (self._see, control_tokens, self._read, self._choose)
         )
         self.pruned = FakeEngine(self._see_some)
         self.manifest = Manifest(
@@ -162,6 +162,7 @@ class FakeEngineSet:
             "vision": self.vision,
             "tokens": self.tokens,
             "llm": self.llm,
+            "head": self.head,
             "vision_pruned": self.pruned,
         }[name]
 
@@ -202,9 +203,12 @@ class FakeEngineSet:
                     -m.observed_rows :
                 ]
             )
-        logits = (x[np.flatnonzero(real)[-1]] @ self.embedding.T)[None]
+        hidden = x[np.flatnonzero(real)[-1:]]
         outputs = {"k": keys, "v": values, "q": means, "queries": queries}
-        return {"logits": logits} | {name: np.array(layers) for name, layers in outputs.items()}
+        return {"hidden": hidden} | {name: np.array(layers) for name, layers in outputs.items()}
+
+    def _choose(self, hidden, **_):
+        return {"logits": np.asarray(hidden @ self.embedding.T)}
 
 
 def bounded_attention(q, k, v, pos, pool, where, table, layer):

@@ -8,7 +8,7 @@ from support.reference_model import Conversation
 from torch import Tensor
 
 from vicort.export.qwen2_5_vl.configuration import LanguageConfiguration
-from vicort.export.qwen2_5_vl.language import LanguageModel
+from vicort.export.qwen2_5_vl.language import LanguageModel, OutputHead
 from vicort.export.qwen2_5_vl.vision import VisionEncoder
 
 
@@ -52,10 +52,11 @@ class PagedModel:
         table = torch.tensor([[[[*self.used, -1]]]], dtype=torch.int32)
         segment = torch.zeros(len(pos), dtype=torch.int32)
         with torch.no_grad():
-            logits, k, v, *_ = self.model(features, pos, segment, self.pool, self.where, table)
+            hidden, k, v, *_ = self.model(features, pos, segment, self.pool, self.where, table)
+            logits = OutputHead(self.model)(hidden)[0]
         for start in range(0, rows, self.page_tokens):
             self._place(k[:, start:rows], v[:, start:rows], pos[start:rows])
-        return logits[0]
+        return logits
 
     def _place(self, k: Tensor, v: Tensor, pos: Tensor) -> None:
         """The first page_tokens of k, v [L,C,Hkv,D] and pos [C,3] into a page."""

@@ -35,6 +35,7 @@ class QuickEngineSet(FakeEngineSet):
         self.vision = QuickEngine(self._see_quickly)
         self.tokens = QuickEngine(control)
         self.llm = QuickEngine(self._read_quickly)
+        self.head = QuickEngine(self._choose)
 
     def _see_quickly(self, frames, **_):
         colors = (
@@ -54,9 +55,8 @@ class QuickEngineSet(FakeEngineSet):
         queries = np.zeros((m.layers, m.observed_rows, m.query_heads, m.head_dim), np.float32)
         seen = q[:, real][:, -m.observed_rows :]
         queries[:, m.observed_rows - seen.shape[1] :] = seen
-        logits = x[np.flatnonzero(real)[-1]] @ self.embedding.T
         return {
-            "logits": logits[None],
+            "hidden": x[np.flatnonzero(real)[-1:]],
             "k": k,
             "v": v,
             "q": q[:, real].mean(axis=1),

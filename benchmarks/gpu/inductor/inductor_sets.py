@@ -41,6 +41,7 @@ from vicort.export.exporter_version import exporter_hash
 from vicort.export.graphs import EMBEDDING_FILE, TORCH_TYPES, TYPE_NAMES, export_program, signatures
 from vicort.export.qwen2_5_vl.combined_products import combine
 from vicort.export.qwen2_5_vl.configuration import read_configuration
+from vicort.export.qwen2_5_vl.language import OutputHead
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision_of
 from vicort.export.recipe import load_recipe, model_spec
 from vicort.export.tiny.model import CHECKPOINT as TINY
@@ -67,7 +68,7 @@ from vicort.runtime.manifest import (
 )
 
 # in the order in which they are compiled: the quickest first
-GRAPHS: tuple[GraphName, ...] = ("tokens", "vision", "llm")
+GRAPHS: tuple[GraphName, ...] = ("tokens", "head", "vision", "llm")
 # dimensions that are 1 here
 SHARED = ("S", "where_layers", "where_heads", "table_layers", "table_heads")
 PART = ".part"  # what the folder of an unfinished build is called
@@ -235,6 +236,8 @@ def load_module(manifest: InductorManifest, name: GraphName, device: str) -> nn.
         combine(vision, copies=True)
         return vision.to(device)
     language = load_language(manifest.source, config, dtype)
+    if name == "head":
+        return OutputHead(language).to(device)
     combine(language, copies=True)
     if device != "cpu":
         prepare(language, config.language.theta, config.language.sections)

@@ -21,7 +21,7 @@ from vicort.runtime.engines.openvino import OpenVinoEngine, _reason
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import FILE_NAME, read_manifest
 
-OUTPUTS = ("logits", "k", "v", "q", "queries")
+OUTPUTS = ("hidden", "k", "v", "q", "queries")
 
 
 @pytest.fixture(params=BACKENDS, scope="module")
@@ -35,7 +35,7 @@ def bindings(engines: EngineSet, rows: int, pages: int, seed: int) -> dict[str, 
     model = engines.manifest.model
     cache = (model.layers, rows, model.kv_heads, model.head_dim)
     return language_inputs(model, engines.dtype, rows, pages, np.random.default_rng(seed)) | {
-        "logits": np.zeros((1, model.vocabulary), np.float32),
+        "hidden": np.zeros((1, model.width), engines.dtype),
         "k": np.zeros(cache, engines.dtype),
         "v": np.zeros(cache, engines.dtype),
         "q": np.zeros((model.layers, model.query_heads, model.head_dim), np.float32),
@@ -69,7 +69,7 @@ def test_both_backends_agree():
             bound = bindings(engines, 7, 6, seed=1)
             engines.llm.enqueue(bound, InlineStream("test")).done()
             outputs.append(bound)
-    for name in ("logits", "q", "queries"):
+    for name in ("hidden", "q", "queries"):
         np.testing.assert_allclose(outputs[0][name], outputs[1][name], atol=2e-5)
 
 

@@ -1,4 +1,5 @@
-"""Rows of text and of visual tokens, as the language graph gets them."""
+"""Rows of text and of visual tokens, as the language graph gets them, and the logits after
+them."""
 
 from __future__ import annotations
 
@@ -6,11 +7,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 from support.fake_engines import FakeEngineSet
+from support.streams import frames
+from support.systems import system
 
+from vicort.runtime.core import Sampling
 from vicort.runtime.devices.host import HostDevice, InlineStream
 from vicort.runtime.engines.embedding import Embedding
 from vicort.runtime.language.language_run import FEATURE_ROW, LanguageRun
 from vicort.runtime.manifest import EmbeddingSpec
+from vicort.runtime.session import Session
 
 STREAM = InlineStream("test")
 TABLE = np.full((1, 1, 1), -1, np.int32)
@@ -100,3 +105,27 @@ def test_an_embedding_of_the_graphs_type_is_not_converted(tmp_path):
     spec = EmbeddingSpec(file="embedding.bin", offset=0, dtype="bfloat16", rows=1, width=2)
     rows = Embedding(tmp_path, spec).rows(np.array([0]), ml_dtypes.bfloat16)
     assert rows.view(np.uint16).tolist() == [[0x7FA5, 0x3F80]]
+
+
+def test_logits_are_those_of_the_newest_run_and_only_made_when_asked_for():
+    watched = Watched()
+    embedding, head = watched.engines.embedding, watched.engines.head
+    watched([1, 2, 3])
+    watched([4, 5])
+    assert head.runs == []
+    out = watched.run.logits(STREAM)
+    assert head.runs == [{"hidden": (1, 16), "logits": (1, 101)}]
+    hidden = watched.run._hidden
+    np.testing.assert_allclose(out, hidden @ embedding.T, rtol=1e-6)
+
+
+def test_the_output_head_runs_only_where_a_token_is_chosen():
+    """Not for chunks and not after an answer's last token."""
+    engines = FakeEngineSet()
+    with Session(engines, system(), overlap=False, sampling=Sampling(max_tokens=4)) as session:
+        for frame in frames(40):
+            session.push(frame)
+        session.inspect().pipeline.drain()
+        assert engines.head.runs == []
+        assert session.ask("what color was the circle?").tokens == 4
+    assert len(engines.head.runs) == 4  # after the question, and after three of its tokens
