@@ -146,7 +146,7 @@ def test_what_cannot_be_captured_runs_plainly_and_says_why(
     monkeypatch.setattr(ran.engines.driver, "begin_capture", fail)
     for _ in range(3):
         _, again = ran.run(bound)
-        assert again["logits"].tobytes() == first["logits"].tobytes()
+        assert again["hidden"].tobytes() == first["hidden"].tobytes()
     assert ran.engine.graph_report(ran.stream) == {
         "graphs": 0,
         "refusals": [" ".join(str(error).split())],

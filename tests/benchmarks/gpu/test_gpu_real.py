@@ -314,6 +314,7 @@ def test_the_profile_says_where_the_time_goes(built: Lab) -> None:
         "tokens, three units",
         "prefill, a chunk",
         "decode, a token",
+        "output head",
     ]
     assert found["runs"]["vision, a chunk"]["layers"]["top_layers"] == [
         {"layer": "all of vision", "ms": 1.0}
