@@ -10,15 +10,19 @@ import torch
 from torch import nn
 
 from vicort.export.graphs import TORCH_TYPES
+from vicort.export.qwen2_5_vl.combined_products import combine
 from vicort.export.qwen2_5_vl.configuration import Configuration
-from vicort.export.qwen2_5_vl.language import LanguageModel
-from vicort.export.qwen2_5_vl.layers import Linear
+from vicort.export.qwen2_5_vl.language import LanguageModel, OutputHead
+from vicort.export.qwen2_5_vl.layers import JoinedLinear, Linear
 from vicort.export.qwen2_5_vl.vision import VisionEncoder
 from vicort.export.weight_compression import Scheme
 from vicort.runtime.devices.machine_memory import host_memory
 from vicort.runtime.engines.bfloat16 import computes_in_float32
+from vicort.runtime.engines.bindings import numpy_dtype
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.manifest import GraphName, Manifest, Precision, Weights
+
+GRAPHS: tuple[GraphName, ...] = ("vision", "llm", "head")  # with weights
 
 
 @dataclass(frozen=True)
@@ -63,31 +67,44 @@ def suitable_format(
     return next(fitting, formats[-1])
 
 
-def weight_bytes_of(config: Configuration, numbers: NumberFormat, plans: bool) -> int:
-    """Bytes of all weights in an engine set. plans: of TensorRT."""
+def weight_bytes_of(
+    config: Configuration, numbers: NumberFormat, plans: bool, embedding: int | None = None
+) -> int:
+    """Bytes of all weights in an engine set. plans: of TensorRT; embedding: bytes of a number in
+    embedding.bin, where no tied output head is a part of that file; None = as of others."""
     side = config.vision.token_pixels
     with torch.device("meta"):
         vision = VisionEncoder(config.vision, config.language.width, side, side)
         language = LanguageModel(config.language)
-    models: tuple[tuple[GraphName, nn.Module], ...] = (("vision", vision), ("llm", language))
-    size = TORCH_TYPES[numbers.precision].itemsize
-    return sum(
-        _bytes(model, Scheme.chosen(numbers.precision, numbers.weights, plans, graph), size)
-        for graph, model in models
+        combine(vision)
+        combine(language)
+    size, rows = TORCH_TYPES[numbers.precision].itemsize, language.embed_tokens.weight.numel()
+    schemes = {
+        name: Scheme.chosen(numbers.precision, numbers.weights, plans, name) for name in GRAPHS
+    }
+    head = schemes["head"]
+    apart = plans or not config.language.tied or (head is not None and head.int8)
+    parts: tuple[tuple[GraphName, nn.Module], ...] = (
+        ("vision", vision),
+        ("llm", language.layers),
+        ("llm", language.norm),
+        ("head", OutputHead(language)),
     )
+    weights = sum(_bytes(module, schemes[name], size) for name, module in parts)
+    return weights + (rows * (embedding or size) if apart else 0)
 
 
 def _bytes(model: nn.Module, scheme: Scheme | None, size: int) -> int:
-    """size: bytes of a number that is not quantised. A matrix that is also the token embedding is
-    stored in both forms."""
+    """size: bytes of a number that is not quantised."""
     total = size * sum(weight.numel() for weight in model.parameters())
     if scheme is None:
         return total
-    shared = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
     for name, layer in model.named_modules():
-        if isinstance(layer, Linear) and (bits := scheme.bits(layer.in_features, f"{name}.weight")):
-            stored = layer.weight.numel() * bits // 8
-            total += stored - (0 if id(layer.weight) in shared else size * layer.weight.numel())
+        if not isinstance(layer, Linear | JoinedLinear):
+            continue
+        weight = layer.weight
+        if bits := scheme.bits(weight.shape[1], f"{name}.weight"):
+            total += weight.numel() * bits // 8 - size * weight.numel()
     return total
 
 
@@ -101,7 +118,8 @@ def check_space(
     are.
     """
     plans, kind = manifest.flavour is not None, NumberFormat(manifest.precision, manifest.weights)
-    weights = weight_bytes_of(config, kind, plans)
+    embedding = numpy_dtype(manifest.embedding.dtype).itemsize
+    weights = weight_bytes_of(config, kind, plans, embedding)
     disk = 2 * weights if plans else weights
     parent = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
     if (free := shutil.disk_usage(parent).free) < disk:

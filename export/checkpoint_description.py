@@ -16,10 +16,15 @@ from typing import Any
 
 from vicort.export.qwen2_5_vl.checkpoint_quantisation import method_of, read_quantisation
 from vicort.export.qwen2_5_vl.configuration import read_configuration
-from vicort.export.qwen2_5_vl.parameter_counts import compressed_bytes, parameter_counts
+from vicort.export.qwen2_5_vl.parameter_counts import (
+    compressed_bytes,
+    float_bytes,
+    parameter_counts,
+)
 from vicort.export.recipe import load_recipe, model_spec
 from vicort.export.safetensors_headers import (
     STORED_TYPES,
+    StoredTensor,
     read_header,
     weight_files,
 )
@@ -67,11 +72,9 @@ def describe(folder: Path) -> CheckpointDescription:
         stored[tensor.dtype] = stored.get(tensor.dtype, 0) + tensor.bytes
     quantization, unread = _quantization(folder)
     parameters = parameter_counts(config)
-    total = sum(parameters.values())
     # what is refused for its weights can be of no set
     sized = not unread and (quantization or not set(stored) - set(STORED_TYPES))
-    # a plan holds its own embedding, and the set another one beside it
-    embedding = config.language.vocabulary * config.language.width
+    embedding = 2 if _stores_bfloat16_embedding(tensors) else None
     return CheckpointDescription(
         folder=str(folder),
         family=FAMILY,
@@ -80,16 +83,32 @@ def describe(folder: Path) -> CheckpointDescription:
         quantization=quantization,
         refused=unread or _refused(folder, quantization, stored),
         model=model.model_dump(mode="json"),
-        set_bytes={key: total * size for key, size in ITEM_BYTES.items()} if sized else {},
-        plan_bytes={key: (total + embedding) * size for key, size in ITEM_BYTES.items()}
+        set_bytes={
+            key: float_bytes(config, size, embedding=embedding) for key, size in ITEM_BYTES.items()
+        }
+        if sized
+        else {},
+        plan_bytes={
+            key: float_bytes(config, size, plans=True, embedding=embedding)
+            for key, size in ITEM_BYTES.items()
+        }
         if sized
         else {},
         compressed_bytes={
-            name: None if quantization else compressed_bytes(config, name) for name in COMPRESSED
+            name: None
+            if quantization
+            else compressed_bytes(config, name, embedding or ITEM_BYTES["fp32"])
+            for name in COMPRESSED
         }
         if sized
         else {},
         backends={str(precision): names for precision, names in BACKENDS.items()},
+    )
+
+
+def _stores_bfloat16_embedding(tensors: Sequence[StoredTensor]) -> bool:
+    return any(
+        tensor.name.endswith("embed_tokens.weight") and tensor.dtype == "BF16" for tensor in tensors
     )
 
 

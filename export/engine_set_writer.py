@@ -34,19 +34,27 @@ from vicort.export.graphs import (
     remove_functions,
     signatures,
     weight_bytes,
+    write_embedding,
     write_graph,
     write_nodes,
 )
 from vicort.export.qwen2_5_vl.adapter import Adapter
+from vicort.export.qwen2_5_vl.combined_products import combine
 from vicort.export.qwen2_5_vl.configuration import read_configuration
+from vicort.export.qwen2_5_vl.language import LanguageModel, OutputHead
 from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
 from vicort.export.qwen2_5_vl.pruned_vision import pruned
 from vicort.export.qwen2_5_vl.vision import DynamicVisionEncoder, VisionEncoder
-from vicort.export.qwen2_5_vl.weights import load_language, load_vision_of
+from vicort.export.qwen2_5_vl.weights import (
+    has_tied_head,
+    load_language,
+    load_vision_of,
+    stores_bfloat16_embedding,
+)
 from vicort.export.tensorrt_plans import KERNELS_FILE, PIP_NAMES, PlanJob, Progress, build_plan
 from vicort.export.token_control import TokenControlGraph
 from vicort.export.torch_tensorrt import compile_directly
-from vicort.export.weight_compression import Scheme, compress
+from vicort.export.weight_compression import HEADS, Scheme, compress
 from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.manifest import (
     FILE_NAME,
@@ -76,8 +84,8 @@ COPIED = (
     "chat_template.json",
 )
 NEEDED = "tokenizer.json"
-# graphs with the same weights, which are stored once
-SHARING: tuple[GraphName, ...] = ("vision", "vision_pruned")
+# graphs with weights that others have too, or that are the embedding: they are stored once
+SHARING: tuple[GraphName, ...] = ("head", "vision", "vision_pruned")
 TOOLS = ("vicort", "torch", "onnx", "onnxscript", "onnx-ir")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16", "sve")
 
@@ -134,7 +142,7 @@ def draft_manifest(
         embedding=EmbeddingSpec(
             file=EMBEDDING_FILE,
             offset=0,
-            dtype=TYPE_NAMES[precision],
+            dtype=_embedding_type(checkpoint, precision, weights, options, adapter),
             rows=model.vocabulary,
             width=model.width,
         ),
@@ -143,6 +151,22 @@ def draft_manifest(
         versions=versions,
         build_command=command,
     )
+
+
+def _embedding_type(
+    checkpoint: Path,
+    precision: Precision,
+    weights: Weights | None,
+    options: PlanOptions | None,
+    adapter: Adapter | None,
+) -> str:
+    """Of the numbers in embedding.bin: the set's precision where a tied output head is a part of
+    the file too, else bfloat16 if the checkpoint has it so."""
+    scheme = Scheme.chosen(precision, weights, options is not None, "head")
+    refers = (options is None or options.strip) and (scheme is None or not scheme.int8)
+    if refers and has_tied_head(checkpoint, read_configuration(checkpoint)):
+        return TYPE_NAMES[precision]
+    return "bfloat16" if stores_bfloat16_embedding(checkpoint, adapter) else TYPE_NAMES[precision]
 
 
 def plan_target(options: PlanOptions) -> str:
@@ -220,24 +244,30 @@ def _exports(
     out."""
     model, dtype = manifest.model, TORCH_TYPES[manifest.precision]
     config = read_configuration(checkpoint)
-    written: Written = {}  # shared by the vision graphs
+    written: Written = {}  # the embedding, and weights of graphs that share them
 
     schemes = {name: Scheme.of(manifest, name) for name in manifest.graphs}
     packed: dict[str, PackedWeight] = {}  # of a quantised checkpoint's language model
+    heads: list[OutputHead] = []  # of the language model, once that is loaded
 
     def vision() -> VisionEncoder | DynamicVisionEncoder:
         stored = schemes["vision"] is not None
-        return load_vision_of(checkpoint, config, model.fixed_size, dtype, adapter, stored)
+        loaded = load_vision_of(checkpoint, config, model.fixed_size, dtype, adapter, stored)
+        combine(loaded)
+        return loaded
+
+    def language() -> LanguageModel:
+        stored, integers = schemes["llm"] is not None, packed if schemes["llm"] else None
+        loaded = load_language(checkpoint, config, dtype, adapter, stored, integers)
+        combine(loaded, integers)
+        kind = getattr(torch, manifest.embedding.dtype)
+        write_embedding(loaded.embed_tokens.weight, folder, kind, written)
+        heads.append(OutputHead(loaded))
+        return loaded
 
     parts: dict[GraphName, Callable[[], nn.Module]] = {
-        "llm": lambda: load_language(
-            checkpoint,
-            config,
-            dtype,
-            adapter,
-            as_stored=schemes["llm"] is not None,
-            packed=packed if schemes["llm"] else None,
-        ),
+        "llm": language,
+        "head": heads.pop,
         "vision": vision,
         "vision_pruned": lambda: pruned(vision()),
         "tokens": lambda: TokenControlGraph().eval(),
@@ -248,11 +278,11 @@ def _exports(
         say(f"exporting the {name} graph")
         began = time.perf_counter()
         graph = manifest.graphs[name]
-        exported, attentions = export_graph(load(), graph, keep_weights=schemes[name] is not None)
+        # the weight of a tied head is found in the embedding's file if it is as there
+        keep = schemes[name] is not None or name == "head"
+        exported, attentions = export_graph(load(), graph, keep_weights=keep)
         if scheme := schemes[name]:
-            ready = scheme.ready(packed) if name == "llm" else {}
-            counts = compress(exported, scheme, ready)
-            packed.clear()
+            counts = compress(exported, scheme, scheme.ready(_integers_of(name, packed)))
             say(f"matrices of the {name} graph: {_counted(counts)}")
         _write(exported, folder / f"{name}.onnx", written if name in SHARING else None)
         if attentions != graph.attention_layers:
@@ -267,6 +297,12 @@ def _exports(
             weight_bytes(exported),
         )
         yield name, exported
+
+
+def _integers_of(graph: GraphName, packed: dict[str, PackedWeight]) -> dict[str, PackedWeight]:
+    """Takes a graph's out of those of the language model."""
+    wanted = {"llm": packed.keys() - HEADS, "head": packed.keys() & HEADS}.get(graph, set())
+    return {name: packed.pop(name) for name in wanted}
 
 
 def _counted(matrices: dict[str, int]) -> str:
@@ -299,6 +335,7 @@ def _write_plans(
         model, dtype = manifest.model, TORCH_TYPES[manifest.precision]
         config = read_configuration(checkpoint)
         vision = load_vision_of(checkpoint, config, model.fixed_size, dtype, adapter)
+        combine(vision, copies=True)
         graphs["vision"] = compile_directly(
             vision, graphs["vision"], folder / graphs["vision"].file
         )

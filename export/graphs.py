@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir
 import onnx_ir.passes.common as passes
 import onnxscript.optimizer
 import torch
-from onnx_ir import serde
+from onnx_ir import serde, tensor_adapters
 from torch import nn
 from torch.export import Dim
 
@@ -40,8 +41,7 @@ WEIGHT_ALIGNMENT = 4096  # bytes, of a weight in its file: one memory page
 EMBEDDING_FILE = "embedding.bin"
 # loaded by the CPU engines; llm.onnx in the same folder has the op and its function body
 EXPANDED_FILE = "llm.expanded.onnx"
-# a tied output head is the same weight, possibly under its own name
-EMBEDDING_NAMES = ("embed_tokens.weight", "lm_head.weight")
+EMBEDDING_ROWS = 1 << 13  # that are written at a time
 # digest of a weight -> (file, offset in bytes)
 Written = dict[bytes, tuple[str, int]]
 MAX_PAGES = 1 << 20  # more than any machine holds
@@ -102,7 +102,6 @@ def signatures(
         file=EXPANDED_FILE,
         attention_layers=model.layers,
         inputs=(
-            _spec("tokens", "int32", "C"),
             _spec("features", kind, "C", width),
             _spec("pos", "int32", "C", 3),
             _spec("segment", "int32", "C"),
@@ -112,7 +111,7 @@ def signatures(
             *((_spec("scales", "float32", *vectors),) if kv == "int8" else ()),
         ),
         outputs=(
-            _spec("logits", "float32", 1, model.vocabulary),
+            _spec("hidden", kind, 1, width),
             _spec("k", kind, *new),
             _spec("v", kind, *new),
             _spec("q", "float32", model.layers, model.query_heads, model.head_dim),
@@ -136,7 +135,19 @@ def signatures(
             "table_heads": Dimension(min=1, opt=1, max=model.kv_heads),
         },
     )
-    return {"vision": vision, "vision_pruned": pruned, "tokens": control, "llm": language}
+    head = GraphSpec(
+        file="head.onnx",
+        inputs=(_spec("hidden", kind, 1, width),),
+        outputs=(_spec("logits", "float32", 1, model.vocabulary),),
+        dimensions={},
+    )
+    return {
+        "vision": vision,
+        "vision_pruned": pruned,
+        "tokens": control,
+        "llm": language,
+        "head": head,
+    }
 
 
 @dataclass(frozen=True)
@@ -274,6 +285,7 @@ def export_graph(
         model = program.model
         limit = {"input_size_limit": MIN_EXTERNAL} if keep_weights else {}
         onnxscript.optimizer.optimize(model, inline=False, **limit)
+        join_weights(model.graph, transpose=not keep_weights)
         count = onnx_function.add_function_body(model)
         _tidy(model)
     for value, spec in zip(
@@ -281,6 +293,58 @@ def export_graph(
     ):
         value.shape = onnx_ir.Shape(spec.shape)
     return model, count
+
+
+def join_weights(graph: onnx_ir.Graph, transpose: bool = False) -> None:
+    """Let a graph store the parts of each `JoinedLinear` as one weight, in place. They are joined
+    when the weight is read, so that memory holds one joined weight at a time.
+
+    transpose: store a weight transposed where it is used so.
+    """
+    for node in list(graph):
+        parts = [value.const_value for value in node.inputs if value is not None]
+        if node.op_type != "Concat" or not parts or None in parts:
+            continue
+        owner, found, _ = (node.inputs[0].name or "").rpartition(".weights.")
+        if not found:  # constants of another kind
+            continue
+        uses = [use.node for use in node.outputs[0].uses()]
+        turned = transpose and all(use.op_type == "Transpose" for use in uses)
+        axis = node.attributes.get_int("axis")
+        joined = _joined(f"{owner}.weight", parts, axis, turned)
+        graph.register_initializer(joined)
+        for old in uses if turned else [node]:
+            old.outputs[0].replace_all_uses_with(joined)
+        graph.remove([*uses, node] if turned else node, safe=True)
+
+
+def _joined(
+    name: str, parts: list[onnx_ir.TensorProtocol], axis: int, turned: bool
+) -> onnx_ir.Value:
+    def read() -> onnx_ir.TensorProtocol:
+        tensor = torch.cat([as_torch(part) for part in parts], axis)
+        return tensor_adapters.TorchTensor(tensor.T.contiguous() if turned else tensor)
+
+    size = [int(side) for side in parts[0].shape]
+    size[axis] = sum(int(part.shape[axis]) for part in parts)
+    shape = onnx_ir.Shape(size[::-1] if turned else size)
+    constant = onnx_ir.LazyTensor(read, parts[0].dtype, shape, name=name)
+    return onnx_ir.Value(
+        name=name, const_value=constant, type=onnx_ir.TensorType(constant.dtype), shape=shape
+    )
+
+
+def as_torch(constant: onnx_ir.TensorProtocol) -> torch.Tensor:
+    """A constant as a tensor, bfloat16 included."""
+    if isinstance(constant, onnx_ir.LazyTensor):
+        constant = constant.raw()
+    raw = getattr(constant, "raw", None)
+    if isinstance(raw, torch.Tensor):
+        return raw
+    array = constant.numpy()
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def export_program(
@@ -313,32 +377,27 @@ def _tidy(model: onnx_ir.Model) -> None:
 
 
 def write_graph(model: onnx_ir.Model, path: Path, written: Written | None = None) -> Iterator[int]:
-    """Write a model to `path`, its weights to `<stem>.bin` and the raw token embeddings to
-    `embedding.bin` in the same folder.
+    """Write a model to `path`, and its weights to `<stem>.bin` in the same folder.
 
-    written: weights that earlier graphs wrote to the folder, updated in place: equal weights are
+    written: weights that are in files of the folder already, updated in place: equal weights are
     not written again. Yields the bytes of each weight once it is written or found in `written`.
     """
     weights_path = path.with_suffix(".bin")
-    embedding = next((name for name in EMBEDDING_NAMES if name in model.graph.initializers), None)
     with contextlib.ExitStack() as stack:
         weights = None
         for value in list(model.graph.initializers.values()):
             tensor = value.const_value
-            if tensor is None or (tensor.nbytes < MIN_EXTERNAL and value.name != embedding):
+            if tensor is None or tensor.nbytes < MIN_EXTERNAL:
                 continue
             content = tensor.tobytes()
             digest = b"" if written is None else hashlib.blake2b(content).digest()
             if written is not None and digest in written:
                 name, offset = written[digest]
             else:
-                if value.name == embedding:
-                    file = stack.enter_context((path.parent / EMBEDDING_FILE).open("wb"))
-                else:
-                    file = weights = weights or stack.enter_context(weights_path.open("wb"))
-                    file.seek(-(-file.tell() // WEIGHT_ALIGNMENT) * WEIGHT_ALIGNMENT)
-                name, offset = Path(file.name).name, file.tell()
-                file.write(content)
+                weights = weights or stack.enter_context(weights_path.open("wb"))
+                weights.seek(-(-weights.tell() // WEIGHT_ALIGNMENT) * WEIGHT_ALIGNMENT)
+                name, offset = weights_path.name, weights.tell()
+                weights.write(content)
                 if written is not None:
                     written[digest] = name, offset
             value.const_value = onnx_ir.ExternalTensor(
@@ -352,6 +411,18 @@ def write_graph(model: onnx_ir.Model, path: Path, written: Written | None = None
             )
             yield tensor.nbytes
     write_nodes(model, path)
+
+
+def write_embedding(rows: torch.Tensor, folder: Path, dtype: torch.dtype, written: Written) -> None:
+    """Write the token embeddings [V,width] to `embedding.bin` as `dtype`. written: as of
+    `write_graph`."""
+    digest = hashlib.blake2b()
+    with (folder / EMBEDDING_FILE).open("wb") as file:
+        for part in rows.detach().cpu().split(EMBEDDING_ROWS):
+            content = part.to(dtype).contiguous().view(torch.uint8).numpy()
+            file.write(content)
+            digest.update(content)
+    written[digest.digest()] = EMBEDDING_FILE, 0
 
 
 def write_nodes(model: onnx_ir.Model, path: Path) -> None:

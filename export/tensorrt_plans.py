@@ -263,7 +263,7 @@ def _serialise(
                 spec.name,
                 *(profile_shape(job.graph, spec, bound) for bound in ("min", "opt", "max")),
             )
-    if config.add_optimization_profile(profile) < 0:
+    if job.graph.dimensions and config.add_optimization_profile(profile) < 0:
         raise EngineError(
             f"{tensorrt.flavour} rejects the shapes of {job.graph.file}: {tensorrt.logger.reason()}"
         )

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from vicort.export.graphs import TORCH_TYPES
 from vicort.export.qwen2_5_vl.adapter import Adapter
+from vicort.export.qwen2_5_vl.combined_products import combine
 from vicort.export.qwen2_5_vl.configuration import read_configuration
-from vicort.export.qwen2_5_vl.language import LanguageModel
+from vicort.export.qwen2_5_vl.language import LanguageModel, OutputHead
 from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
 from vicort.export.qwen2_5_vl.pruned_vision import pruned
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision_of
@@ -75,6 +76,7 @@ def compare(
             checkpoint, config, model.fixed_size, dtype, adapter, scheme is not None
         )
         if scheme:
+            combine(vision)
             dequantise_parameters(vision, scheme)
         for grid in grids(model):
             shape = "" if model.fixed_size else f" {grid.rows}x{grid.columns}"
@@ -95,6 +97,8 @@ def compare(
         )
         del vision
         language = _language(checkpoint, engines.manifest, adapter)
+        inputs = head_inputs(model, engines.dtype, random)
+        yield from _compare("head", engines, "head", OutputHead(language), inputs, {})
         for run, rows, pages in (("llm prefill", 13, 5), ("llm decode", 1, 9)):
             inputs = language_inputs(model, engines.dtype, rows, pages, random, engines.manifest.kv)
             real = inputs["pos"][:, 0] >= 0
@@ -118,6 +122,7 @@ def _language(checkpoint: Path, manifest: Manifest, adapter: Adapter | None) -> 
         packed=packed if scheme else None,
     )
     if scheme:
+        combine(language, packed)
         dequantise_parameters(language, scheme, scheme.ready(packed))
     return language
 
@@ -165,13 +170,11 @@ def language_inputs(
     random: np.random.Generator,
     kv: KV = "float",
 ) -> Arrays:
-    """Random input of the language graph: half tokens, half features, with padding rows, empty
-    cells and a slot of -1. kv: what pages hold."""
+    """Random input of the language graph, with padding rows, empty cells and a slot of -1. kv: what
+    pages hold."""
     cells = (pages, model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim)
-    tokens = random.integers(0, model.vocabulary, rows)
     pos = random.integers(0, model.max_position, (rows, 3))
     where = random.integers(0, model.max_position, (pages, 1, 1, model.page_tokens, 3))
-    tokens[1::2] = -1
     pos[2::5] = -1
     where[random.random(where.shape[:-1]) < 0.3] = -1
     table = random.permutation(pages)
@@ -184,7 +187,6 @@ def language_inputs(
         else {"pool": numbers.astype(dtype)}
     )
     return {
-        "tokens": tokens.astype(np.int32),
         "features": features,
         "pos": pos.astype(np.int32),
         "segment": np.zeros(rows, np.int32),
@@ -192,6 +194,11 @@ def language_inputs(
         "table": table[None, None, None].astype(np.int32),
         **cached,
     }
+
+
+def head_inputs(model: ModelSpec, dtype: np.dtype, random: np.random.Generator) -> Arrays:
+    """Random input of the output head's graph."""
+    return {"hidden": random.standard_normal((1, model.width), np.float32).astype(dtype)}
 
 
 def grids(model: ModelSpec) -> list[Grid]:

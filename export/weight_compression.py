@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir
 import onnx_ir.passes.common as passes
 import torch
 from onnx_ir import tensor_adapters
 from torch import Tensor, nn
 
-from vicort.export.qwen2_5_vl.layers import Linear
+from vicort.export.graphs import as_torch
+from vicort.export.qwen2_5_vl.layers import JoinedLinear, Linear
 from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import GraphName, Manifest, Precision, Weights
@@ -45,7 +45,8 @@ _TYPES = {  # by bits, and whether there are zero points
     (4, True): onnx_ir.DataType.UINT4,
 }
 BLOCK = 1 << 20  # elements that are quantised at a time: they stay in the cache
-HEADS = ("lm_head.weight", "embed_tokens.weight")  # a tied head has the embedding's name
+HEADS = ("lm_head.weight",)
+LANGUAGE: tuple[GraphName, ...] = ("llm", "head")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Scheme:
         cls, precision: Precision, weights: Weights | None, plans: bool, graph: GraphName
     ) -> Scheme | None:
         """As `of`. plans: of TensorRT."""
-        int4 = weights == "int4" and graph == "llm"
+        int4 = weights == "int4" and graph in LANGUAGE
         int8 = weights is not None and not plans
         return cls(int4, int8, TYPES[precision]) if graph != "tokens" and (int4 or int8) else None
 
@@ -123,10 +124,10 @@ class Scheme:
             return quantise_int8(weight.dequantised().T, scale_type) if self.int8 else None
         parts = weight.group // group
         scales = weight.scales.to(scale_type).repeat_interleave(parts, dim=1).T.contiguous()
-        middle = 2 ** (weight.bits - 1)
-        if bool((weight.zeros == middle).all()):
+        if weight.is_symmetric:
             if weight.bits == 8 and not self.int8:
                 return None
+            middle = 2 ** (weight.bits - 1)
             values = (weight.values.T.to(torch.int16) - middle).to(torch.int8)
             return Quantised(values, scales, weight.bits, group)
         if not self.int8:
@@ -146,13 +147,18 @@ def dequantise_parameters(
     """Replace in place the matrices of linear layers by what an engine multiplies with. ready: as
     of `compress`."""
     for name, layer in model.named_modules():
-        if isinstance(layer, Linear):
+        if isinstance(layer, Linear | JoinedLinear):
             weight = f"{name}.weight"
             found = ready or {}
             matrix = found[weight] if weight in found else scheme.quantised(layer.weight.T, weight)
             if matrix:
-                exact = matrix.dequantised().T.to(SCALE_TYPES[scheme.type])
-                layer.weight = nn.Parameter(exact, requires_grad=False)
+                exact = nn.Parameter(
+                    matrix.dequantised().T.to(SCALE_TYPES[scheme.type]), requires_grad=False
+                )
+                if isinstance(layer, Linear):
+                    layer.weight = exact
+                else:
+                    layer.weights = nn.ParameterList([exact])
 
 
 def quantise_int8(weight: Tensor, scale_type: torch.dtype = torch.float32) -> Quantised:
@@ -341,14 +347,3 @@ def _initialiser(
     )
     graph.register_initializer(value)
     return value
-
-
-def as_torch(constant: onnx_ir.TensorProtocol) -> Tensor:
-    """A constant as a tensor, bfloat16 included."""
-    raw = getattr(constant, "raw", None)
-    if isinstance(raw, Tensor):
-        return raw
-    array = constant.numpy()
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(np.ascontiguousarray(array))

@@ -126,9 +126,9 @@ class AnswerRun:
         while True:
             self._stream.run(self._begin_pass_in_stream).enqueued()
             for unit_rows, tokens, positions in self._runs(vision, text):
-                logits, q = self._step(run, tokens, unit_rows, positions)
+                q = self._step(run, tokens, unit_rows, positions)
             if q is None or not self._stream.run(self._must_rerun_in_stream, q, True).done():
-                return logits
+                return self._stream.run(self._logits_in_stream, run).done()
 
     def _begin_pass_in_stream(self) -> None:
         """Clear the question's pages, which a pass before may have written."""
@@ -177,25 +177,46 @@ class AnswerRun:
                 self._on_token(piece)
             if stop.found:
                 break
-            logits = self._decode(run, token, len(tokens))
-            written += 1
-            if (
+            is_last = (
                 len(tokens) == self._question.sampling.max_tokens
                 or self._position(len(tokens)) >= model.max_position
-            ):
+            )
+            if is_last:
+                self._write(run, token, len(tokens))
+            else:
+                logits = self._decode(run, token, len(tokens))
+            written += 1
+            if is_last:
                 break
             token = self._choice.choose(logits, tokens)
         ends = [token] if token in model.eos_tokens else list(model.eos_tokens[:1]) * stop.found
         if self._appends and ends:  # later chunks see that the answer has ended
-            self._decode(run, ends[0], written + 1)
+            self._write(run, ends[0], written + 1)
         if piece := stop.add(text.finish()) + stop.finish():
             self._on_token(piece)
         return tokens, stop.text
 
+    def _write(self, run: LanguageRun, token: int, number: int) -> None:
+        """Run the answer's `number`-th token, counted from 1."""
+        self._stream.run(self._write_in_stream, run, token, number).done()
+
     def _decode(self, run: LanguageRun, token: int, number: int) -> np.ndarray:
-        """Logits [V] after the answer's `number`-th token, counted from 1."""
+        """As `_write`. Returns the logits [V] after the token."""
+        return self._stream.run(self._decode_in_stream, run, token, number).done()
+
+    def _write_in_stream(self, run: LanguageRun, token: int, number: int) -> None:
         positions = text_positions(self._position(number - 1), 1)
-        return self._step(run, np.array([token], np.int32), [], positions, decodes=True)[0]
+        self._step_in_stream(run, np.array([token], np.int32), [], positions, decodes=True)
+
+    def _decode_in_stream(self, run: LanguageRun, token: int, number: int) -> np.ndarray:
+        self._write_in_stream(run, token, number)
+        return self._logits_in_stream(run)
+
+    def _logits_in_stream(self, run: LanguageRun) -> np.ndarray:
+        """[V] after the last row of the newest run."""
+        with self._shared.clock.measure("question", self._stream):
+            out = run.logits(self._stream)
+        return self._device.read(self._stream, out)[0][0]
 
     def _position(self, number: int) -> int:
         """Position of the answer's token `number`, counted from 0."""
@@ -207,15 +228,12 @@ class AnswerRun:
         tokens: np.ndarray,
         features: Sequence[Array],
         positions: np.ndarray,
-        decodes: bool = False,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    ) -> np.ndarray | None:
         """Run rows over the table, and write their keys and values to the scratch pages.
 
-        Returns logits [V], and mean queries [L, Hq, D] where the system reads by them.
+        Returns mean queries [L, Hq, D] where the system reads by them.
         """
-        return self._stream.run(
-            self._step_in_stream, run, tokens, features, positions, decodes
-        ).done()
+        return self._stream.run(self._step_in_stream, run, tokens, features, positions).done()
 
     def _step_in_stream(
         self,
@@ -223,31 +241,30 @@ class AnswerRun:
         tokens: np.ndarray,
         features: Sequence[Array],
         positions: np.ndarray,
-        decodes: bool,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+        decodes: bool = False,
+    ) -> np.ndarray | None:
         stream = self._stream
         with self._shared.clock.measure("question", stream, rows=len(tokens)):
-            out, logits, q = self._run_in_stream(run, tokens, features, positions)
+            out, q = self._run_in_stream(run, tokens, features, positions)
             while decodes and q is not None and self._must_rerun_in_stream(q, False):
-                out, logits, q = self._run_in_stream(run, tokens, features, positions)
+                out, q = self._run_in_stream(run, tokens, features, positions)
             rows = slice(self._rows, self._rows + len(tokens))
             self._memory.pool.write(
                 self._slots[rows], self._layout.cell[rows], out.k, out.v, positions, stream
             )
             self._rows = rows.stop
-        return logits, q
+        return q
 
     def _run_in_stream(
         self, run: LanguageRun, tokens: np.ndarray, features: Sequence[Array], positions: np.ndarray
-    ) -> tuple[LanguageOutput, np.ndarray, np.ndarray | None]:
+    ) -> tuple[LanguageOutput, np.ndarray | None]:
         reader = self._reader
         table = self._memory.table(self._table, reader.table if reader else None)
         out = run(tokens, features, positions, table, self._stream)
-        if reader:
-            logits, q = self._device.read(self._stream, out.logits, out.q)
-            return out, logits[0], q.copy()
-        (logits,) = self._device.read(self._stream, out.logits)
-        return out, logits[0], None
+        if reader is None:
+            return out, None
+        (q,) = self._device.read(self._stream, out.q)
+        return out, q.copy()
 
     @property
     def _first_text_page(self) -> int:

@@ -148,9 +148,7 @@ class Answerer:
         with self._lock:
             if self._idle_runs:
                 return self._idle_runs.pop()
-        return LanguageRun(
-            self.engines.llm, self.model, self.device, self.memory.pool, self.engines.dtype
-        )
+        return LanguageRun(self.engines, self.device, self.memory.pool)
 
     def give_back(self, run: LanguageRun) -> None:
         with self._lock:

@@ -92,7 +92,7 @@ def assemble(
         threads,
     )
     memory = Memory(device, model, system, timeline, engines.pool_dtype, clock)
-    run = LanguageRun(engines.llm, model, device, memory.pool, engines.dtype)
+    run = LanguageRun(engines, device, memory.pool)
     preprocessor = device.preprocessor(model.fixed_size, threads)
     preprocess = Preprocess(device.stream("preprocess"), preprocessor)
     vision, tokens = _vision_stages(device, engines, system)

@@ -24,7 +24,7 @@ from vicort.runtime.errors import EngineError
 from vicort.runtime.frame_grid import MIN_TOKENS, Grid, fit_grid
 from vicort.runtime.safe_text import read_text, shown
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 FILE_NAME = "manifest.json"
 Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 # the module that builds and runs plans: TensorRT, or TensorRT for RTX
@@ -33,7 +33,7 @@ Precision = Literal["fp32", "bf16"]
 Weights = Literal["int8", "int4"]  # of matrix products, where they are not of the precision
 # keys and values in pages: numbers of the set's precision, or int8 with a scale for each vector
 KV = Literal["float", "int8"]
-GraphName = Literal["vision", "tokens", "llm", "vision_pruned"]  # the last is optional
+GraphName = Literal["vision", "tokens", "llm", "head", "vision_pruned"]  # the last is optional
 
 # bytes: larger files are fingerprinted by samples, so that a set of 10 GB opens quickly
 SAMPLED_ABOVE = 64 << 20
@@ -103,7 +103,8 @@ class GraphSpec(Strict):
 
 
 class EmbeddingSpec(Strict):
-    """The token embeddings: a raw row-major array in a file that the language graph also uses."""
+    """The token embeddings: a raw row-major array in a file, of which a tied output head may be a
+    part too."""
 
     file: FileName
     offset: Count  # bytes

@@ -306,8 +306,8 @@ def test_a_steady_stream_allocates_nothing_and_waits_once_a_chunk_and_once_a_tok
     }
     assert not {"preprocess", "vision", "prefill"} & set(waited)
     assert waited["tokens"] == chunks
-    # the prefill of its text, and each token
-    assert waited["question"] == asked * (1 + SHORT.max_tokens)
+    # for the logits of its text, and of each token but the last, after which none is chosen
+    assert waited["question"] == asked * SHORT.max_tokens
 
 
 def test_urgent_work_needs_no_gate_on_the_host():

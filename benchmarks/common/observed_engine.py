@@ -7,10 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 from vicort.runtime.devices.device import Stream, StreamEvent
+from vicort.runtime.devices.pages import EMPTY
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.manifest import GraphSpec
 
 OnRun = Callable[[dict[str, Any], int], None]
+
+
+def is_text(bindings: dict[str, Any]) -> bool:
+    """Whether all rows of a run of the language graph are text, by their positions: text has one
+    number for t, h and w."""
+    positions = bindings["pos"]
+    real = positions[positions[:, 0] != EMPTY]
+    return bool((real == real[:, :1]).all())
 
 
 class ObservedEngine:

@@ -137,12 +137,12 @@ def check_same_job(model: Model, cache: Path, system: System, chunks: int) -> di
     workload = Workload(model.side, model.side)
     with EngineSet.open(model.engines(cache, "openvino", "fp32"), threads=2) as engines:
         kept: list[np.ndarray] = []
-        rows: list[np.ndarray] = []  # logits of each run of the language graph
+        rows: list[np.ndarray] = []  # logits of each run of the output head
         engines.tokens = ObservedEngine(
             engines.tokens, lambda run, _: kept.append(run["kept"][: int(run["count"][0])].copy())
         )
-        engines.llm = ObservedEngine(
-            engines.llm, lambda run, _: rows.append(run["logits"][0].copy())
+        engines.head = ObservedEngine(
+            engines.head, lambda run, _: rows.append(run["logits"][0].copy())
         )
         with VicortStream(
             engines, system, workload, overlap=False, max_tokens=ANSWER_TOKENS

@@ -219,11 +219,12 @@ def random_runs(
     model: ModelSpec, dtype: np.dtype
 ) -> Iterator[tuple[str, GraphName, Arrays, np.ndarray | None]]:
     """Name, graph, inputs of values that `dtype` can hold, and which rows of k and v count."""
-    from vicort.export.verify import feature_inputs, frame_inputs, language_inputs
+    from vicort.export.verify import feature_inputs, frame_inputs, head_inputs, language_inputs
 
     random = np.random.default_rng(0)
     yield "vision", "vision", frame_inputs(model, 2, random), None
     yield "tokens", "tokens", feature_inputs(model, dtype, random), None
+    yield "head", "head", head_inputs(model, dtype, random), None
     for name, rows, pages in (("prefill", 13, 5), ("decode", 1, 9)):
         inputs = language_inputs(model, dtype, rows, pages, random)
         yield name, "llm", inputs, inputs["pos"][:, 0] >= 0

@@ -59,7 +59,7 @@ def profile(lab: Lab, name: str, side: int) -> dict[str, Any]:
 def typical_runs(work: PipelineSetup) -> Iterable[tuple[str, GraphName, Arrays]]:
     """Name, graph and random inputs: a whole chunk's frames and features, the tokens of it that are
     kept, over a full window; a token."""
-    from vicort.export.verify import feature_inputs, frame_inputs, language_inputs
+    from vicort.export.verify import feature_inputs, frame_inputs, head_inputs, language_inputs
 
     model, random = work.engines.manifest.model, np.random.default_rng(0)
     units, system = CHUNK_FRAMES // UNIT_FRAMES, work.system
@@ -74,6 +74,7 @@ def typical_runs(work: PipelineSetup) -> Iterable[tuple[str, GraphName, Arrays]]
         language(kept, pages=pages_a_chunk * (system.ingest.window or 1)),
     )
     yield "decode, a token", "llm", language(1, pages=pages_a_chunk * 32)
+    yield "output head", "head", head_inputs(model, work.engines.dtype, random)
 
 
 # ---- layers

@@ -6,7 +6,7 @@ import os
 import resource
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,9 +15,9 @@ from vicort.benchmarks.common.checkpoints import read_json
 from vicort.benchmarks.common.settings import REAL_SIDES
 from vicort.benchmarks.gpu.lab import Lab, Skip, need
 from vicort.export.random_checkpoint import PUBLISHED, SECTIONS, THETA, config_of
-from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.engines.engine_set import LANGUAGE, EngineSet
 from vicort.runtime.errors import EngineError
-from vicort.runtime.manifest import GraphSpec
+from vicort.runtime.manifest import GraphName, GraphSpec
 
 # of a run of the language graph: a chunk of 448x448 whole, so that both sizes of frames share one
 # language engine
@@ -257,7 +257,7 @@ class TensorRTMaker:
         graphs = {
             name: graph
             for name, graph in manifest.graphs.items()
-            if name != "llm" or reused is None
+            if name not in LANGUAGE or reused is None
         }
         with building(folder.parent) as temporary:
             write_engine_set(
@@ -268,29 +268,32 @@ class TensorRTMaker:
                 options,
             )
             if reused and shared:
-                share_language(temporary, shared, manifest.graphs["llm"])
+                share_language(temporary, shared, manifest.graphs)
             publish(temporary, folder)
         phases.begin("")
         return {"phase_seconds": phases.seconds, "shares": shared.name if shared else None}
 
 
-def share_language(folder: Path, shared: Path, wanted: GraphSpec) -> None:
-    """Links the language graph of another set into a set without one. Raises EngineError if it is a
-    different graph."""
+def share_language(folder: Path, shared: Path, wanted: Mapping[GraphName, GraphSpec]) -> None:
+    """Links the language graph and the output head of another set into a set without them. Raises
+    EngineError if they are different graphs."""
     from vicort.export.engine_set_writer import seal
     from vicort.runtime.manifest import read_manifest
 
     mine, other = read_manifest(folder), read_manifest(shared)
-    language = other.graphs["llm"]
-    if language.model_dump(exclude={"layer_types", "plan_names"}) != wanted.model_dump(
-        exclude={"layer_types", "plan_names"}
+    language = {name: other.graphs[name] for name in LANGUAGE}
+    known = {"layer_types", "plan_names"}  # after a build
+    if any(
+        graph.model_dump(exclude=known) != wanted[name].model_dump(exclude=known)
+        for name, graph in language.items()
     ):
         raise EngineError(
             f"{shared} has another language graph than this build: remove it, and build both again"
         )
-    for name in (language.file, other.embedding.file):
+    (folder / other.embedding.file).unlink(missing_ok=True)
+    for name in (*(graph.file for graph in language.values()), other.embedding.file):
         os.link(shared / name, folder / name)
-    seal(folder, mine.model_copy(update={"graphs": mine.graphs | {"llm": language}}))
+    seal(folder, mine.model_copy(update={"graphs": mine.graphs | language}))
 
 
 class Phases:

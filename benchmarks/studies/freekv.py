@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from vicort.benchmarks.common.machine import conditions
-from vicort.benchmarks.common.observed_engine import ObservedEngine
+from vicort.benchmarks.common.observed_engine import ObservedEngine, is_text
 from vicort.benchmarks.common.study import finish, session_after, study_parser, with_budget
 from vicort.benchmarks.evaluation import shapestream
 from vicort.benchmarks.evaluation.ages import Row, by_age, rows_of
@@ -87,16 +87,17 @@ class Runs:
         self._open: dict[int, Series] = {}  # by the address of their buffers
 
     def run(self, bindings: dict[str, np.ndarray], began_ns: int) -> None:
-        tokens, newest = bindings["tokens"], bindings["pos"].tobytes()
-        if len(tokens) == 1:
+        features, newest = bindings["features"], bindings["pos"].tobytes()
+        rows, kind = len(features), "answer" if is_text(bindings) else "chunk"
+        if rows == 1:
             self.tokens_at.append(began_ns)
-        address, kind = tokens.ctypes.data, "chunk" if tokens.max() < 0 else "answer"
+        address = features.ctypes.data
         series = self._open.get(address)
         if series and series.newest == newest:
             series.q[-1] = bindings["q"].copy()
             series.times[-1] += 1
             return
-        if series is None or series.kind != kind or (kind == "answer" and len(tokens) > 1):
+        if series is None or series.kind != kind or (kind == "answer" and rows > 1):
             series = self._open[address] = Series(kind, newest)
             self.series.append(series)
         series.newest = newest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from vicort.benchmarks.common.observed_engine import is_text
 from vicort.runtime.devices.pages import EMPTY
 
 
@@ -23,9 +24,9 @@ class TokenCounter:
         self.counts: list[float] = []
 
     def run(self, bindings: dict[str, np.ndarray], began_ns: int) -> None:
-        text = bindings["tokens"][bindings["pos"][:, 0] != EMPTY] >= 0
-        if text.all() and len(text) > 1:
-            self._text(len(text), visible_tokens(bindings["table"][0], bindings["where"]))
+        rows = int((bindings["pos"][:, 0] != EMPTY).sum())
+        if is_text(bindings) and rows > 1:
+            self._text(rows, visible_tokens(bindings["table"][0], bindings["where"]))
         else:
             self.flush()
 

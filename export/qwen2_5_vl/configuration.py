@@ -17,6 +17,7 @@ MODEL_TYPE = "qwen2_5_vl"
 # for
 # its r
 OBSERVED_ROWS = 16
+PADDED_TO = 128  # columns
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,15 @@ class VisionConfiguration:
     def token_pixels(self) -> int:
         """Side of a visual token in pixels."""
         return self.patch * self.merge
+
+    @property
+    def padded_intermediate(self) -> int:
+        """The intermediate width in engines. Kernels take numbers of columns that 64 divides; a
+        larger one that it does not divide, 3,420 in the published models, becomes a multiple of
+        128."""
+        if self.intermediate <= PADDED_TO or self.intermediate % (PADDED_TO // 2) == 0:
+            return self.intermediate
+        return -(-self.intermediate // PADDED_TO) * PADDED_TO
 
     @property
     def window_tokens(self) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vicort.export.bounded_attention import bounded_attention
 from vicort.export.qwen2_5_vl.configuration import OBSERVED_ROWS, LanguageConfiguration
-from vicort.export.qwen2_5_vl.layers import Linear, RMSNorm, SwiGLU
+from vicort.export.qwen2_5_vl.layers import Linear, RMSNorm, SharedInput, SwiGLU
 
 
 class Cache(NamedTuple):
@@ -27,7 +27,7 @@ class Cache(NamedTuple):
 
 class LanguageModel(nn.Module):
     """Runs new tokens through all layers. Each attends to the pages in the table and to the new
-    tokens before it."""
+    tokens before it. Its embedding and its output head are no part of the pass."""
 
     def __init__(self, config: LanguageConfiguration):
         super().__init__()
@@ -40,7 +40,6 @@ class LanguageModel(nn.Module):
 
     def forward(
         self,
-        tokens: Tensor,
         features: Tensor,
         pos: Tensor,
         segment: Tensor,
@@ -51,19 +50,19 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """One run over C new rows.
 
-        tokens: [C] int32 token ids, -1 = the row is a visual token and is taken from `features`;
-        features: [C,width], of the model's dtype. pos, segment, pool, where, table, scales: as
-        bounded_attention takes them; a row whose t is -1 is padding and changes no other row.
+        features: [C,width] visual tokens and embedded tokens of text, of the model's dtype. pos,
+        segment, pool, where, table, scales: as bounded_attention takes them; a row whose t is -1 is
+        padding and changes no other row.
 
-        Returns logits [1,V] float32 of the last row that is not padding; k and v [L,C,Hkv,D], not
-        rotated, of the model's dtype; q [L,Hq,D] float32, not rotated, the mean over the rows that
-        are not padding; queries [L,R,Hq,D] float32, not rotated, of the last R = OBSERVED_ROWS rows
-        that are not padding, oldest first, after zeros if there are fewer.
+        Returns hidden [1,width], of the model's dtype, of the last row that is not padding, for
+        `OutputHead`; k and v [L,C,Hkv,D], not rotated, of the model's dtype; q [L,Hq,D] float32,
+        not rotated, the mean over the rows that are not padding; queries [L,R,Hq,D] float32, not
+        rotated, of the last R = OBSERVED_ROWS rows that are not padding, oldest first, after zeros
+        if there are fewer.
         """
         real = pos[:, 0] >= 0
         observed = last_rows(real, OBSERVED_ROWS)
-        x = torch.where((tokens >= 0)[:, None], self.embed_tokens(tokens.clamp(min=0)), features)
-        x = torch.where(real[:, None], x, 0)
+        x = torch.where(real[:, None], features, 0)
         keys, values, means, queries = [], [], [], []
         cache = Cache(segment, pool, where, table, scales)
         for layer in self.layers:
@@ -74,14 +73,26 @@ class LanguageModel(nn.Module):
             queries.append(pick_rows(q, observed))
         row = torch.arange(pos.shape[0], device=pos.device)
         last = torch.where(real, row, 0).amax(0, keepdim=True)
-        logits = self.lm_head(self.norm(x.index_select(0, last)))
         return (
-            logits.float(),
+            self.norm(x.index_select(0, last)),
             torch.stack(keys),
             torch.stack(values),
             torch.stack(means),
             torch.stack(queries),
         )
+
+
+class OutputHead(nn.Module):
+    """From the last row of a run to the chances of the next token. It is a graph of its own: most
+    runs need no logits."""
+
+    def __init__(self, language: LanguageModel):
+        super().__init__()
+        self.lm_head = language.lm_head
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden: [1,width] of the model's dtype -> logits [1,V] float32."""
+        return self.lm_head(hidden).float()
 
 
 class Layer(nn.Module):
@@ -100,9 +111,11 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x)), k, v, q
 
 
-class LanguageAttention(nn.Module):
+class LanguageAttention(SharedInput):
     """Grouped-query attention (arXiv:2305.13245) with biases on q, k and v, over a bounded table of
     pages."""
+
+    parts = ("q_proj", "k_proj", "v_proj")
 
     def __init__(self, config: LanguageConfiguration, index: int):
         super().__init__()
@@ -118,9 +131,7 @@ class LanguageAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x: [C,width] -> output [C,width], k and v [C,Hkv,D] and q [C,Hq,D], not rotated."""
         config = self.config
-        q = self.q_proj(x).reshape(-1, config.query_heads, config.head_dim)
-        k = self.k_proj(x).reshape(-1, config.kv_heads, config.head_dim)
-        v = self.v_proj(x).reshape(-1, config.kv_heads, config.head_dim)
+        q, k, v = (each.unflatten(-1, (-1, config.head_dim)) for each in self.project(x))
         scale = config.head_dim**-0.5
         sections = list(config.sections)
         mixed = bounded_attention(q, k, v, pos, *cache, self.index, scale, sections, config.theta)

@@ -35,6 +35,11 @@ class PackedWeight:
     # [in] int64, the group of each column; None: each group is the next `group` columns
     order: Tensor | None = None
 
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether all zero points are in the middle of the range."""
+        return bool((self.zeros == 2 ** (self.bits - 1)).all())
+
     def dequantised(self) -> Tensor:
         """[out,in] float32."""
         weight = self.values.float()

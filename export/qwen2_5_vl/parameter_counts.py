@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vicort.export.qwen2_5_vl.configuration import (
     Configuration,
@@ -51,31 +51,60 @@ def parameter_counts(config: Configuration) -> dict[str, int]:
     }
 
 
-def compressed_bytes(config: Configuration, weights: Weights) -> int:
-    """Bytes of the weights of a CPU set in fp32 with `--weights`, without scales. As
-    `weight_bytes_of` in build_space.py, which needs torch."""
+def float_bytes(
+    config: Configuration, item: int, plans: bool = False, embedding: int | None = None
+) -> int:
+    """Bytes of the weights of a set that has no integers. As `weight_bytes_of` in build_space.py,
+    which needs torch.
+
+    item: bytes of a number; plans: of TensorRT; embedding: bytes of a number in embedding.bin,
+    where no tied output head is a part of that file; None = `item`.
+    """
+    total = sum(parameter_counts(config).values()) + _filled(config)
+    rows = config.language.vocabulary * config.language.width
+    if config.language.tied:
+        return item * total + (rows * (embedding or item) if plans else 0)
+    return item * (total - rows) + (embedding or item) * rows
+
+
+def compressed_bytes(config: Configuration, weights: Weights, embedding: int = FLOAT_BYTES) -> int:
+    """Bytes of the weights of a CPU set in fp32 with `--weights`, without scales. embedding: bytes
+    of a number in embedding.bin. As `weight_bytes_of` in build_space.py."""
     language = config.language
     head = MatrixCount(language.width, language.vocabulary, bias=False)
-    matrices = [*_of_vision(config.vision, language.width), *_of_layers(language)]
-    total = FLOAT_BYTES * sum(parameter_counts(config).values())
-    total -= FLOAT_BYTES * sum(each.numbers for each in matrices)
-    if not language.tied:  # a tied one is stored in both forms
-        total -= FLOAT_BYTES * head.numbers
-    total += sum(each.numbers for each in _of_vision(config.vision, language.width))
+    seen = list(_of_vision(config.vision, language.width, padded=True))
+    total = float_bytes(replace(config, language=replace(language, tied=False)), FLOAT_BYTES)
+    total -= (FLOAT_BYTES - embedding) * language.vocabulary * language.width
+    total -= FLOAT_BYTES * head.numbers
+    total -= FLOAT_BYTES * sum(each.numbers for each in [*seen, *_of_layers(language)])
+    total += sum(each.numbers for each in seen)
     for each in _of_layers(language):
         narrow = weights == "int4" and each.inputs % INT4_GROUP == 0
         total += each.numbers // 2 if narrow else each.numbers
     return total + head.numbers
 
 
-def _of_vision(config: VisionConfiguration, token_width: int) -> Iterator[MatrixCount]:
-    """token_width: of a visual token."""
+def _filled(config: Configuration) -> int:
+    """Zeros in engines that fill up the vision encoder's MLPs."""
+    width = config.language.width
+    padded, plain = (
+        sum(each.parameters for each in _of_vision(config.vision, width, padded))
+        for padded in (True, False)
+    )
+    return padded - plain
+
+
+def _of_vision(
+    config: VisionConfiguration, token_width: int, padded: bool = False
+) -> Iterator[MatrixCount]:
+    """token_width: of a visual token. padded: as in engines."""
+    intermediate = config.padded_intermediate if padded else config.intermediate
     merged = config.width * config.merge**2
     yield MatrixCount(UNIT_FRAMES * config.patch**2 * 3, config.width, bias=False)
     yield MatrixCount(config.width, 3 * config.width, config.depth)
     yield MatrixCount(config.width, config.width, config.depth)
-    yield MatrixCount(config.width, config.intermediate, 2 * config.depth)
-    yield MatrixCount(config.intermediate, config.width, config.depth)
+    yield MatrixCount(config.width, intermediate, 2 * config.depth)
+    yield MatrixCount(intermediate, config.width, config.depth)
     yield MatrixCount(merged, merged)
     yield MatrixCount(merged, token_width)
 

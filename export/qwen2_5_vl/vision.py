@@ -171,7 +171,7 @@ class VisionBlock(nn.Module):
         self.norm1 = RMSNorm(config.width)
         self.attn = VisionAttention(config)
         self.norm2 = RMSNorm(config.width)
-        self.mlp = SwiGLU(config.width, config.intermediate, bias=True)
+        self.mlp = SwiGLU(config.width, config.intermediate, True, config.padded_intermediate)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cells: Cells) -> Tensor:
         x = x + self.attn(self.norm1(x), cos, sin, cells)

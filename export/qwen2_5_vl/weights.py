@@ -125,7 +125,7 @@ def load_language(
     As in transformers, an output head that config.json ties is separate if the checkpoint has it
     with other values.
     """
-    tied = config.language.tied and not _has_own_head(folder)
+    tied = has_tied_head(folder, config)
     with torch.device("meta"):
         model = LanguageModel(replace(config.language, tied=tied))
     return _fill(model, folder, "language", dtype, adapter, as_stored, packed)
@@ -167,11 +167,10 @@ def _fill(
 
 
 def _matrices(model: nn.Module) -> set[str]:
-    """The names of the weights of linear layers, but for one that is the token embedding too."""
+    """The names of the weights of linear layers, and of the token embedding."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    embeddings = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
-    linear = (each.weight for each in model.modules() if isinstance(each, Linear))
-    return {names[id(weight)] for weight in linear if id(weight) not in embeddings}
+    layers = (each for each in model.modules() if isinstance(each, Linear | nn.Embedding))
+    return {names[id(layer.weight)] for layer in layers}
 
 
 def _weights(
@@ -242,6 +241,20 @@ def _added(adapter: Adapter, part: Part, wanted: dict[str, torch.Size]) -> dict[
             )
         added[name] = low_rank
     return added
+
+
+def has_tied_head(folder: Path, config: Configuration) -> bool:
+    """Whether the output head is the token embedding."""
+    return config.language.tied and not _has_own_head(folder)
+
+
+def stores_bfloat16_embedding(folder: Path, adapter: Adapter | None = None) -> bool:
+    """Whether the token embedding is bfloat16 in the checkpoint, and no adapter changes it."""
+    stored = _stored(folder, "language").get(EMBEDDING)
+    changed = adapter is not None and any(
+        _place(key, adapter.folder)[1] == EMBEDDING for key in adapter.weights
+    )
+    return stored is not None and stored.dtype == "BF16" and not changed
 
 
 def _has_own_head(folder: Path) -> bool:

@@ -28,8 +28,8 @@ POOL_TYPES = {"fp32": "float32", "bf16": "bfloat16"}
 BUILD_BACKEND = "openvino"
 BUILD_SPARE_GB = 1  # that a build takes besides the weights
 RULE = (
-    "a set holds the weights once, and some MB of graphs and tokenizer; with TensorRT the token "
-    "embedding once more. A build for one named CPU backend takes memory for the weights and "
+    "a set holds the weights once, and some MB of graphs and tokenizer; with TensorRT a tied "
+    "output head twice. A build for one named CPU backend takes memory for the weights and "
     f"{BUILD_SPARE_GB} GB, and disk for the set; --backend auto, which also runs the set on each, "
     "and TensorRT take more"
 )

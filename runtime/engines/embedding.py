@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from vicort.runtime.engines.bindings import numpy_dtype
 from vicort.runtime.errors import EngineError
@@ -14,7 +15,10 @@ from vicort.runtime.safe_text import shown
 
 class Embedding:
     """The model's token embeddings, memory-mapped: `embedding[ids]` is [n,width] float32 for [n]
-    ids."""
+    ids.
+
+    The language graph has no copy of them: `LanguageRun` uploads the rows of text.
+    """
 
     def __init__(self, folder: Path, spec: EmbeddingSpec) -> None:
         """Raises EngineError if the file is shorter than the manifest says."""
@@ -34,4 +38,8 @@ class Embedding:
         return len(self._rows)
 
     def __getitem__(self, ids: np.ndarray) -> np.ndarray:
-        return np.asarray(self._rows[ids], np.float32)
+        return self.rows(ids, np.float32)
+
+    def rows(self, ids: np.ndarray, dtype: DTypeLike) -> np.ndarray:
+        """[n,width] of `dtype` for [n] ids, converted once at most."""
+        return np.asarray(self._rows[ids], dtype)

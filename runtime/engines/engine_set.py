@@ -22,8 +22,9 @@ from vicort.runtime.manifest import GraphName, Manifest, read_manifest
 
 logger = logging.getLogger(__name__)
 
-REQUIRED: tuple[GraphName, ...] = ("vision", "tokens", "llm")  # every system needs these
+REQUIRED: tuple[GraphName, ...] = ("vision", "tokens", "llm", "head")  # every system needs these
 LLM_STREAMS = 2  # one for chunks, one for questions
+LANGUAGE: tuple[GraphName, ...] = ("llm", "head")  # which these streams run
 
 
 class EngineSet:
@@ -42,6 +43,7 @@ class EngineSet:
         self.vision = engines["vision"]
         self.tokens = engines["tokens"]
         self.llm = engines["llm"]
+        self.head = engines["head"]
         self._optional: dict[GraphName, Engine] = {}
         self.embedding = Embedding(folder, manifest.embedding)
 
@@ -107,7 +109,8 @@ class EngineSet:
 
     def close(self) -> None:
         """Release engines and files."""
-        del self.vision, self.tokens, self.llm, self.embedding, self._backend, self._optional
+        del self.vision, self.tokens, self.llm, self.head, self.embedding
+        del self._backend, self._optional
 
     def __enter__(self) -> EngineSet:
         return self
@@ -140,7 +143,7 @@ def _load(folder: Path, manifest: Manifest, backend: OpenBackend, name: GraphNam
     began = time.perf_counter()
     try:
         engine = backend.load(
-            folder / graph.file, graph, streams=LLM_STREAMS if name == "llm" else 1
+            folder / graph.file, graph, streams=LLM_STREAMS if name in LANGUAGE else 1
         )
     except EngineError as error:
         raise EngineError(f"{error}: rebuild with `{manifest.build_command}`") from error

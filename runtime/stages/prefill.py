@@ -89,7 +89,7 @@ class Prefill:
                 self._last_queries(out),
             )
             if self.speaker:
-                (logits,) = self._device.read(self.stream, out.logits)
+                (logits,) = self._device.read(self.stream, self._language.logits(self.stream))
                 self.speaker.decide(chunk, logits[0], job.entered)
         if self._anchors:
             self._anchors.keep(job, tokens_of_unit, self.stream)

@@ -84,7 +84,8 @@ class Speaker:
                 token = int(np.argmax(logits))
             # Words that the limit cut off get an end too.
             end = token if token in self._ends else self._silence
-            self._step(end, len(tokens), start, scratch, table)
+            self._run(end, len(tokens), start, scratch, table)
+            self._device.read(self._stream)  # wait: the pages are freed next
             self._append(len(tokens) + 1, start, scratch)
         finally:
             memory.tiers.scratch_slots.free(scratch)
@@ -93,14 +94,20 @@ class Speaker:
     def _step(
         self, token: int, row: int, start: int, scratch: Sequence[int], table: np.ndarray
     ) -> np.ndarray:
-        """Run one token, and write it to its scratch page. Returns the logits [V] after it."""
+        """As `_run`. Returns the logits [V] after the token."""
+        self._run(token, row, start, scratch, table)
+        (logits,) = self._device.read(self._stream, self._language.logits(self._stream))
+        return logits[0]
+
+    def _run(
+        self, token: int, row: int, start: int, scratch: Sequence[int], table: np.ndarray
+    ) -> None:
+        """Run one token, and write it to its scratch page."""
         positions = text_positions(start + row, 1)
         out = self._language(np.array([token], np.int32), [], positions, table, self._stream)
         slots = np.asarray(scratch)[self._layout.page[row : row + 1]]
         cells = self._layout.cell[row : row + 1]
         self._memory.pool.write(slots, cells, out.k, out.v, positions, self._stream)
-        (logits,) = self._device.read(self._stream, out.logits)
-        return logits[0]
 
     def _append(self, rows: int, start: int, scratch: Sequence[int]) -> None:
         counts = np.bincount(self._layout.page[:rows])

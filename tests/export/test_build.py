@@ -112,6 +112,7 @@ def test_engines_equal_the_pytorch_model(backend):
         "vision",
         "pruned",
         "tokens",
+        "head",
         "llm prefill",
         "llm decode",
     }
@@ -122,7 +123,7 @@ def test_engines_equal_the_pytorch_model(backend):
 def test_verify_prints_differences_and_passes(capfd):
     command = [built_model(), "--out", str(chosen_set()), *built_options(), "--verify"]
     assert build.main(command) == 0
-    assert capfd.readouterr().out.count(" ok") == 16
+    assert capfd.readouterr().out.count(" ok") == 17
 
 
 def test_verify_fails_on_engines_of_other_weights(tmp_path, capfd):

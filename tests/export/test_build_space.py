@@ -16,6 +16,7 @@ from vicort.export.build_space import (
     weight_bytes_of,
 )
 from vicort.export.checkpoint import TINY, resolve
+from vicort.export.graphs import TYPE_NAMES
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.manifest import Manifest, Precision, Weights, read_manifest
@@ -35,8 +36,10 @@ def manifest_of(
     precision: Precision, plans: bool = False, weights: Weights | None = None
 ) -> Manifest:
     kind = {"backend": "tensorrt", "flavour": "tensorrt_rtx"} if plans else {}
-    changes = {"precision": precision, "weights": weights, **kind}
-    return read_manifest(tiny_set()).model_copy(update=changes)
+    built = read_manifest(tiny_set())
+    embedding = built.embedding.model_copy(update={"dtype": TYPE_NAMES[precision]})
+    changes = {"precision": precision, "weights": weights, "embedding": embedding, **kind}
+    return built.model_copy(update=changes)
 
 
 def size_of(precision: Precision, weights: Weights | None = None, plans: bool = False) -> int:

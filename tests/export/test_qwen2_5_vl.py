@@ -202,17 +202,12 @@ def alone(
         torch.full((1, 1, 1, 1), -1, dtype=torch.int32),
     )
     segment = torch.zeros(len(tokens), dtype=torch.int32)
-    features = torch.full((len(tokens), sizes.width), torch.nan)
+    ids = torch.tensor(tokens)
     with torch.no_grad():
-        return (
-            language,
-            sizes,
-            list(
-                language(
-                    torch.tensor(tokens).int(), features, pos.int(), segment, pool, where, table
-                )
-            ),
-        )
+        text = language.embed_tokens(ids.clamp(min=0))
+        features = torch.where((ids >= 0)[:, None], text, torch.nan)
+        found = language(features, pos.int(), segment, pool, where, table)
+        return language, sizes, list(found)
 
 
 def test_keys_values_and_mean_query_are_not_rotated(tiny):

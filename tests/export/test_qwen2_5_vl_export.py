@@ -60,7 +60,7 @@ def language_inputs(
     features = torch.randn(rows, config.width, generator=random)
     where, table = ints(-1, 20, slots, layers, heads, 4, 3), ints(-1, slots, 2, layers, heads, read)
     segment = ints(0, 2, rows)
-    return ints(-1, config.vocabulary, rows), features, pos, segment, pool, where, table
+    return features, pos, segment, pool, where, table
 
 
 def test_language(tiny):
@@ -69,7 +69,6 @@ def test_language(tiny):
     names = ("rows", "slots", "read", "where_layers", "where_heads", "table_layers", "table_heads")
     rows, slots, read, *others = (Dim(name, min=1, max=512) for name in names)
     shapes = (
-        {0: rows},
         {0: rows},
         {0: rows},
         {0: rows},

@@ -126,6 +126,7 @@ def test_the_manifest_says_what_was_built_with_what():
         "llm.plan",
         "vision.plan",
         "tokens.plan",
+        "head.plan",
     }
     llm = manifest.graphs["llm"]
     assert (
@@ -135,9 +136,13 @@ def test_the_manifest_says_what_was_built_with_what():
         == manifest.model.layers
     )
     assert all(
-        "PLUGIN_V3" not in manifest.graphs[name].layer_types for name in ("vision", "tokens")
+        "PLUGIN_V3" not in manifest.graphs[name].layer_types
+        for name in ("vision", "tokens", "head")
     )
-    assert all(graph.layer_types["SHUFFLE"] for graph in manifest.graphs.values())
+    assert all(
+        graph.layer_types["SHUFFLE"] for name, graph in manifest.graphs.items() if name != "head"
+    )
+    assert sum(manifest.graphs["head"].layer_types.values())
 
 
 def test_building_again_does_nothing(capfd):
@@ -171,7 +176,7 @@ def quick(monkeypatch):
     def exports(folder, *_, but=""):
         shutil.copytree(tiny_onnx(), folder, dirs_exist_ok=True)
         (folder / "llm.expanded.onnx").unlink()
-        yield from ((name, None) for name in ("llm", "vision", "tokens") if name != but)
+        yield from ((name, None) for name in ("llm", "head", "vision", "tokens") if name != but)
 
     def build_plan(job, progress):
         job.plan.write_bytes(b"a plan")
@@ -209,6 +214,7 @@ def test_a_stripped_set_keeps_the_weights_that_its_plans_are_to_be_given(quick, 
     assert {
         "llm.onnx",
         "llm.bin",
+        "head.onnx",
         "vision.onnx",
         "vision.bin",
         "tokens.onnx",

@@ -294,11 +294,7 @@ def test_defect_5_answering_does_not_narrow_what_the_next_chunk_attends_to():
                 session.push(frame)
                 if ask and i == 40 - 1:
                     session.ask(ASK)
-            prefills = [
-                run
-                for run in engines.llm.runs
-                if run["tokens"][0] >= 16 and run["features"][0] >= 16
-            ]
+            prefills = [run for run in engines.llm.runs if run["features"][0] >= 16]
             return session.inspect().memory.ingest_table().pages, prefills[-1]["table"]
 
     asked, quiet = tables(True), tables(False)
@@ -536,8 +532,8 @@ def test_int8_pages_change_little_and_something():
         with Session(engines, system(), overlap=False, sampling=Sampling(max_tokens=1)) as session:
             for frame in frames(40):
                 session.push(frame)
-            read = engines.llm.function
-            engines.llm.function = partial(_kept, logits, read)
+            choose = engines.head.function
+            engines.head.function = partial(_kept, logits, choose)
             session.ask(ASK)
         first.append(logits[0])
     exact, rounded = first
@@ -748,7 +744,7 @@ def test_vicostream_reads_the_top_chunks_by_cosine_and_ingests_over_the_last_n()
         else:
             merged.append((start, end))
     assert answer.read == tuple(merged)
-    prefills = [run for run in engines.llm.runs if run["tokens"][0] >= 16]
+    prefills = [run for run in engines.llm.runs if run["features"][0] >= 16]
     pages_at_most = 1 + 2 * 4  # prompt, two chunks of four units
     assert all(run["table"][3] <= 16 for run in prefills)
     assert pages_at_most <= 16

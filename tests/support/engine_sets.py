@@ -23,6 +23,7 @@ from torch import nn
 from vicort.export import build, engine_set_writer
 from vicort.export.checkpoint import TINY
 from vicort.export.engine_set_writer import draft_manifest, seal
+from vicort.export.qwen2_5_vl.layers import JoinedLinear
 from vicort.runtime.manifest import Backend, GraphSpec, Manifest, read_manifest
 
 TOKENIZER = Path(__file__).parents[2] / "export" / "tiny" / "checkpoint" / "tokenizer.json"
@@ -130,9 +131,16 @@ def graph_of(
     the language weights of the module."""
     name = "llm" if graph.attention_layers else Path(graph.file).stem
     model = onnx_ir.load(folder / f"{name}.onnx")
-    if graph.attention_layers:
-        weights = dict(module.named_parameters())
-        weights["lm_head.weight"] = weights.pop("embed_tokens.weight")
+    if name in ("llm", "head"):
+        weights = {
+            name: weight for name, weight in module.named_parameters() if ".weights." not in name
+        } | {
+            f"{name}.weight": layer.weight
+            for name, layer in module.named_modules()
+            if isinstance(layer, JoinedLinear)
+        }
+        if name == "llm":  # which has neither the embedding nor the head
+            weights = {key: weights[key] for key in weights if key.startswith(("layers.", "norm."))}
         for key, weight in weights.items():
             model.graph.initializers[key].const_value = onnx_ir.tensor(weight.detach().numpy())
     return model, graph.attention_layers

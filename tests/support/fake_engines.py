@@ -1,4 +1,4 @@
-"""An engine set in plain NumPy: the contracts of the three graphs, stated once more, on a random
+"""An engine set in plain NumPy: the contracts of the graphs, stated once more, on a random
 model of toy size.
 
 It lets the whole runtime be tested without weights, torch or a compiler, and it counts what it is
@@ -61,6 +61,13 @@ def toy_model(**changes) -> ModelSpec:
     return ModelSpec(**(facts | changes))
 
 
+class FakeEmbedding(np.ndarray):
+    """[V,width] float32, with the interface of the runtime's `Embedding`."""
+
+    def rows(self, ids, dtype):
+        return np.asarray(self[ids], dtype)
+
+
 class FakeEngine:
     """A graph as a function from named inputs to named outputs."""
 
@@ -100,7 +107,8 @@ class FakeEngineSet:
         self.pool_dtype = np.dtype(np.int8) if kv == "int8" else self.dtype
         random = np.random.default_rng(seed)
         m = self.model
-        self.embedding = random.normal(size=(m.vocabulary, m.width)).astype(np.float32)
+        rows = random.normal(size=(m.vocabulary, m.width)).astype(np.float32)
+        self.embedding = rows.view(FakeEmbedding)
         self._pixels = random.normal(size=(2 * m.token_pixels**2 * 3, m.width))
         self._layers = [
             {
@@ -110,8 +118,8 @@ class FakeEngineSet:
             | {"o": random.normal(size=(m.query_heads * m.head_dim, m.width)) / m.width**0.5}
             for _ in range(m.layers)
         ]
-        self.vision, self.tokens, self.llm = (
-            FakeEngine(f) for f in (self._see, control_tokens, self._read)
+        self.vision, self.tokens, self.llm, self.head = (
+            FakeEngine(f) for f in (self._see, control_tokens, self._read, self._choose)
         )
         self.pruned = FakeEngine(self._see_some)
         self.manifest = Manifest(
@@ -154,6 +162,7 @@ class FakeEngineSet:
             "vision": self.vision,
             "tokens": self.tokens,
             "llm": self.llm,
+            "head": self.head,
             "vision_pruned": self.pruned,
         }[name]
 
@@ -168,14 +177,12 @@ class FakeEngineSet:
             )
         }
 
-    def _read(self, tokens, features, pos, segment, pool, where, table, scales=None, **_):
+    def _read(self, features, pos, segment, pool, where, table, scales=None, **_):
         m = self.model
         assert table.shape[0] == 1  # as the runtime has it so far
         assert not segment.any()
         cells = pool if scales is None else pool * scales[..., None]
-        x = np.where(tokens[:, None] >= 0, self.embedding[np.maximum(tokens, 0)], features).astype(
-            np.float64
-        )
+        x = features.astype(np.float64)
         real = pos[:, 0] >= 0
         keys, values, means, queries = [], [], [], []
         for layer, weights in enumerate(self._layers):
@@ -196,9 +203,12 @@ class FakeEngineSet:
                     -m.observed_rows :
                 ]
             )
-        logits = (x[np.flatnonzero(real)[-1]] @ self.embedding.T)[None]
+        hidden = x[np.flatnonzero(real)[-1:]]
         outputs = {"k": keys, "v": values, "q": means, "queries": queries}
-        return {"logits": logits} | {name: np.array(layers) for name, layers in outputs.items()}
+        return {"hidden": hidden} | {name: np.array(layers) for name, layers in outputs.items()}
+
+    def _choose(self, hidden, **_):
+        return {"logits": np.asarray(hidden @ self.embedding.T)}
 
 
 def bounded_attention(q, k, v, pos, pool, where, table, layer):

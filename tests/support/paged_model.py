@@ -8,7 +8,7 @@ from support.reference_model import Conversation
 from torch import Tensor
 
 from vicort.export.qwen2_5_vl.configuration import LanguageConfiguration
-from vicort.export.qwen2_5_vl.language import LanguageModel
+from vicort.export.qwen2_5_vl.language import LanguageModel, OutputHead
 from vicort.export.qwen2_5_vl.vision import VisionEncoder
 
 
@@ -37,13 +37,14 @@ class PagedModel:
         self.used: list[int] = []
 
     def run(self, tokens: Tensor, features: Tensor, pos: Tensor, padding: int = 0) -> Tensor:
-        """tokens [C], features [C,width], pos [C,3] through the model and into new pages -> logits
-        [V].
+        """tokens [C], -1 = the row is of `features` [C,width], pos [C,3] through the model and into
+        new pages -> logits [V].
 
         padding: empty rows to add, which hold NaN.
         """
         rows = len(pos)
-        tokens = torch.cat([tokens, torch.full((padding,), -1)]).int()
+        text = self.model.embed_tokens(tokens.clamp(min=0))
+        features = torch.where((tokens >= 0)[:, None], text, features)
         features = torch.cat([features, torch.full((padding, self.config.width), torch.nan)]).to(
             self.pool.dtype
         )
@@ -51,12 +52,11 @@ class PagedModel:
         table = torch.tensor([[[[*self.used, -1]]]], dtype=torch.int32)
         segment = torch.zeros(len(pos), dtype=torch.int32)
         with torch.no_grad():
-            logits, k, v, *_ = self.model(
-                tokens, features, pos, segment, self.pool, self.where, table
-            )
+            hidden, k, v, *_ = self.model(features, pos, segment, self.pool, self.where, table)
+            logits = OutputHead(self.model)(hidden)[0]
         for start in range(0, rows, self.page_tokens):
             self._place(k[:, start:rows], v[:, start:rows], pos[start:rows])
-        return logits[0]
+        return logits
 
     def _place(self, k: Tensor, v: Tensor, pos: Tensor) -> None:
         """The first page_tokens of k, v [L,C,Hkv,D] and pos [C,3] into a page."""

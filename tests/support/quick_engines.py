@@ -35,6 +35,7 @@ class QuickEngineSet(FakeEngineSet):
         self.vision = QuickEngine(self._see_quickly)
         self.tokens = QuickEngine(control)
         self.llm = QuickEngine(self._read_quickly)
+        self.head = QuickEngine(self._choose)
 
     def _see_quickly(self, frames, **_):
         colors = (
@@ -43,13 +44,10 @@ class QuickEngineSet(FakeEngineSet):
         )
         return {"features": np.einsum("uc,pcw->upw", colors, self._tile)}
 
-    def _read_quickly(self, tokens, features, pos, **_):
+    def _read_quickly(self, features, pos, **_):
         m = self.model
         real = pos[:, 0] >= 0
-        x = (
-            np.where(tokens[:, None] >= 0, self.embedding[np.maximum(tokens, 0)], features)
-            * real[:, None]
-        )
+        x = np.where(real[:, None], features, 0)
         q, k, v = (
             (x @ self._project[name]).reshape(len(x), m.layers, heads, m.head_dim).swapaxes(0, 1)
             for name, heads in (("q", m.query_heads), ("k", m.kv_heads), ("v", m.kv_heads))
@@ -57,9 +55,8 @@ class QuickEngineSet(FakeEngineSet):
         queries = np.zeros((m.layers, m.observed_rows, m.query_heads, m.head_dim), np.float32)
         seen = q[:, real][:, -m.observed_rows :]
         queries[:, m.observed_rows - seen.shape[1] :] = seen
-        logits = x[np.flatnonzero(real)[-1]] @ self.embedding.T
         return {
-            "logits": logits[None],
+            "hidden": x[np.flatnonzero(real)[-1:]],
             "k": k,
             "v": v,
             "q": q[:, real].mean(axis=1),

@@ -35,7 +35,8 @@ MAX_STREAMS = 64
 OUTPUTS = {
     "vision": ("features",),
     "tokens": ("kept", "count", "compact", "mean"),
-    "llm": ("logits", "k", "v", "q", "queries"),
+    "llm": ("hidden", "k", "v", "q", "queries"),
+    "head": ("logits",),
 }
 
 
@@ -620,7 +621,7 @@ class SimulatedEngineSet(FakeEngineSet):
         self.driver = SimulatedDriver(order, lag=lag)
         self.gpu = Gpu(self.driver)
         self.kernels = simulated_kernels(self.gpu, self.model, self.dtype, self.manifest.kv)
-        for name in ("vision", "tokens", "llm"):
+        for name in ("vision", "tokens", "llm", "head"):
             setattr(self, name, SimulatedEngine(name, getattr(self, name).function, self.driver))
 
     def new_device(self, overlap=True):

@@ -23,7 +23,7 @@ BYTES_PER_ROW = 1000  # of context memory
 
 
 def graph_specs(model) -> dict[str, GraphSpec]:
-    """The three graphs of a toy model in float32."""
+    """The graphs of a toy model in float32."""
     m = model
     tokens, sized = m.unit_tokens, {"frames": ("uint8", "2*U", *(m.fixed_size or ()), 3)}
     if m.fixed_size is None:
@@ -60,7 +60,6 @@ def graph_specs(model) -> dict[str, GraphSpec]:
         ),
         "llm": (
             {
-                "tokens": ("int32", "C"),
                 "features": ("float32", "C", m.width),
                 "pos": ("int32", "C", 3),
                 "segment": ("int32", "C"),
@@ -69,12 +68,16 @@ def graph_specs(model) -> dict[str, GraphSpec]:
                 "table": ("int32", 1, 1, 1, "N"),
             },
             {
-                "logits": ("float32", 1, m.vocabulary),
+                "hidden": ("float32", 1, m.width),
                 "k": ("float32", m.layers, "C", m.kv_heads, m.head_dim),
                 "v": ("float32", m.layers, "C", m.kv_heads, m.head_dim),
                 "q": ("float32", m.layers, m.query_heads, m.head_dim),
                 "queries": ("float32", m.layers, m.observed_rows, m.query_heads, m.head_dim),
             },
+        ),
+        "head": (
+            {"hidden": ("float32", 1, m.width)},
+            {"logits": ("float32", 1, m.vocabulary)},
         ),
     }
     return {name: _graph(name, *sides) for name, sides in tensors.items()}

@@ -39,7 +39,9 @@ from vicort.export.checkpoint import checkpoint_hash
 from vicort.export.engine_set_writer import COPIED, cpu, seal
 from vicort.export.exporter_version import exporter_hash
 from vicort.export.graphs import EMBEDDING_FILE, TORCH_TYPES, TYPE_NAMES, export_program, signatures
+from vicort.export.qwen2_5_vl.combined_products import combine
 from vicort.export.qwen2_5_vl.configuration import read_configuration
+from vicort.export.qwen2_5_vl.language import OutputHead
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision_of
 from vicort.export.recipe import load_recipe, model_spec
 from vicort.export.tiny.model import CHECKPOINT as TINY
@@ -66,7 +68,7 @@ from vicort.runtime.manifest import (
 )
 
 # in the order in which they are compiled: the quickest first
-GRAPHS: tuple[GraphName, ...] = ("tokens", "vision", "llm")
+GRAPHS: tuple[GraphName, ...] = ("tokens", "head", "vision", "llm")
 # dimensions that are 1 here
 SHARED = ("S", "where_layers", "where_heads", "table_layers", "table_heads")
 PART = ".part"  # what the folder of an unfinished build is called
@@ -230,8 +232,13 @@ def load_module(manifest: InductorManifest, name: GraphName, device: str) -> nn.
     if name == "tokens":
         return TokenControlGraph().eval()
     if name == "vision":
-        return load_vision_of(manifest.source, config, model.fixed_size, dtype).to(device)
+        vision = load_vision_of(manifest.source, config, model.fixed_size, dtype)
+        combine(vision, copies=True)
+        return vision.to(device)
     language = load_language(manifest.source, config, dtype)
+    if name == "head":
+        return OutputHead(language).to(device)
+    combine(language, copies=True)
     if device != "cpu":
         prepare(language, config.language.theta, config.language.sections)
     return language.to(device)

@@ -146,7 +146,7 @@ def test_what_cannot_be_captured_runs_plainly_and_says_why(
     monkeypatch.setattr(ran.engines.driver, "begin_capture", fail)
     for _ in range(3):
         _, again = ran.run(bound)
-        assert again["logits"].tobytes() == first["logits"].tobytes()
+        assert again["hidden"].tobytes() == first["hidden"].tobytes()
     assert ran.engine.graph_report(ran.stream) == {
         "graphs": 0,
         "refusals": [" ".join(str(error).split())],
@@ -350,21 +350,21 @@ def test_a_set_is_built_once_and_a_broken_build_goes_on(
     tmp_path: Path, compiled: list[str]
 ) -> None:
     folder = tmp_path / "set"
-    FAILS["at"] = 2
+    FAILS["at"] = 3
     with pytest.raises(RuntimeError, match="broke down"):
         make(folder)
     assert not folder.exists()
     make(folder)
-    assert compiled == ["tokens.pt2", "vision.pt2", "vision.pt2", "llm.pt2"]
-    assert make(folder) == {"tokens": 0.0, "vision": 0.0, "llm": 0.0}
-    assert len(compiled) == 4
+    assert compiled == ["tokens.pt2", "head.pt2", "vision.pt2", "vision.pt2", "llm.pt2"]
+    assert make(folder) == {"tokens": 0.0, "head": 0.0, "vision": 0.0, "llm": 0.0}
+    assert len(compiled) == 5
     manifest = gpu_inductor.read(folder)
     assert {"tokens.pt2", "vision.pt2", "llm.pt2", "embedding.bin", "tokenizer.json"} <= set(
         manifest.files
     )
     assert [path.name for path in tmp_path.iterdir()] == ["set"]  # and nothing is left behind
     make(folder, "bf16")
-    assert len(compiled) == 7
+    assert len(compiled) == 9
 
 
 def test_the_embedding_is_the_checkpoints_in_the_sets_type(
@@ -383,9 +383,10 @@ def test_a_set_for_other_frames_takes_the_packages_that_are_the_same(
     make(tmp_path / "a")
     make(tmp_path / "b", shared=tmp_path / "a", height=56)
     # which know the size of a frame
-    assert compiled == ["tokens.pt2", "vision.pt2", "llm.pt2", "tokens.pt2", "vision.pt2"]
+    whole = ["tokens.pt2", "head.pt2", "vision.pt2", "llm.pt2"]
+    assert compiled == [*whole, "tokens.pt2", "vision.pt2"]
     make(tmp_path / "c", "bf16", shared=tmp_path / "a")
-    assert len(compiled) == 8  # of another precision nothing is taken
+    assert len(compiled) == 10  # of another precision nothing is taken
 
 
 def test_for_a_gpu_the_kernels_come_along_and_their_tile_is_the_packages(

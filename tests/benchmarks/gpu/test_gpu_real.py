@@ -314,6 +314,7 @@ def test_the_profile_says_where_the_time_goes(built: Lab) -> None:
         "tokens, three units",
         "prefill, a chunk",
         "decode, a token",
+        "output head",
     ]
     assert found["runs"]["vision, a chunk"]["layers"]["top_layers"] == [
         {"layer": "all of vision", "ms": 1.0}
@@ -447,18 +448,23 @@ def test_a_language_engine_is_shared_only_if_it_is_the_same(tmp_path: Path) -> N
         build_command="vicort-build x",
     )
     mine, other = tmp_path / "mine", tmp_path / "other"
-    for folder, graphs in ((mine, {}), (other, {"llm": graph})):
+    head = GraphSpec(file="head.plan", inputs=(), outputs=(), dimensions={})
+    language = {"llm": graph, "head": head}
+    for folder, graphs in ((mine, {}), (other, language)):
         folder.mkdir()
         manifest.model_copy(update={"graphs": graphs}).write(folder)
-    for name in ("llm.plan", "embedding.bin"):
+    for name in ("llm.plan", "head.plan", "embedding.bin"):
         (other / name).write_bytes(b"weights")
     with pytest.raises(EngineError, match="another language graph"):
-        share_language(mine, other, graph.model_copy(update={"file": "other.plan"}))
-    share_language(mine, other, graph.model_copy(update={"layer_types": {}}))
+        share_language(
+            mine, other, language | {"llm": graph.model_copy(update={"file": "other.plan"})}
+        )
+    share_language(mine, other, language | {"llm": graph.model_copy(update={"layer_types": {}})})
     found = read_manifest(mine)
-    assert found.graphs == {"llm": graph}
-    assert isinstance(found.files["llm.plan"], FileSpec)
-    assert (mine / "llm.plan").samefile(other / "llm.plan")
+    assert found.graphs == language
+    for name in ("llm.plan", "head.plan"):
+        assert isinstance(found.files[name], FileSpec)
+        assert (mine / name).samefile(other / name)
 
 
 @pytest.mark.slow

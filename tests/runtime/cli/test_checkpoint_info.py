@@ -1,5 +1,6 @@
 """vicort-info MODEL: what an engine set of a checkpoint would be."""
 
+import itertools
 import json
 import math
 import shutil
@@ -18,7 +19,11 @@ from vicort.export.checkpoint import TINY, resolve
 from vicort.export.checkpoint_description import BACKENDS, COMPRESSED, describe
 from vicort.export.qwen2_5_vl.checkpoint_quantisation import read_quantisation
 from vicort.export.qwen2_5_vl.configuration import read_configuration
-from vicort.export.qwen2_5_vl.parameter_counts import compressed_bytes, parameter_counts
+from vicort.export.qwen2_5_vl.parameter_counts import (
+    compressed_bytes,
+    float_bytes,
+    parameter_counts,
+)
 from vicort.export.qwen2_5_vl.weights import load_models
 from vicort.export.random_checkpoint import PUBLISHED, write_companions
 from vicort.runtime.cli import checkpoint_info as module
@@ -49,16 +54,23 @@ def test_it_counts_the_parameters_that_the_model_has(checkpoint):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("width", [None, 96])  # 96: no groups of 128 inputs
-def test_sizes_with_integer_weights_are_those_that_a_build_checks(width, tied):
+@pytest.mark.parametrize("intermediate", [256, 180])  # of the vision encoder; 180 is filled up
+def test_sizes_with_integer_weights_are_those_that_a_build_checks(width, tied, intermediate):
     config = read_configuration(resolve(TINY))
     language = replace(config.language, tied=tied, width=width or config.language.width)
-    config = replace(config, language=language)
+    vision = replace(config.vision, intermediate=intermediate)
+    config = replace(config, language=language, vision=vision)
     counts = parameter_counts(config)
-    for weights in COMPRESSED:
+    for embedding, weights in itertools.product((4, 2), COMPRESSED):
         numbers = NumberFormat("fp32", weights)
-        assert compressed_bytes(config, weights) == weight_bytes_of(config, numbers, plans=False)
+        checked = weight_bytes_of(config, numbers, False, embedding)
+        assert compressed_bytes(config, weights, embedding) == checked
+    for embedding, plans in itertools.product((4, 2), (False, True)):
+        checked = weight_bytes_of(config, NumberFormat("fp32"), plans, embedding)
+        assert float_bytes(config, 4, plans, embedding) == checked
     floats = weight_bytes_of(config, NumberFormat("fp32"), plans=False)
-    assert 4 * sum(counts.values()) == floats
+    filled = (vision.padded_intermediate - intermediate) * (3 * vision.width + 2) * vision.depth
+    assert 4 * (sum(counts.values()) + filled) == floats
 
 
 def test_a_tied_head_that_is_stored_is_no_parameter_of_its_own(checkpoint):
@@ -94,8 +106,9 @@ def test_a_published_shape_without_its_weights(tmp_path):
     assert found.stored == {"BF16": 2 * shape.parameters}
     assert (found.frame, found.unit_tokens) == (None, 121)
     bf16 = found.precisions["bf16"]
-    assert bf16.set_bytes == 2 * shape.parameters
-    assert bf16.plan_bytes == 2 * (shape.parameters + 151_936 * 2048)
+    filled = (3456 - 3420) * (3 * 1280 + 2) * 32  # in the vision encoder's MLPs
+    assert bf16.set_bytes == 2 * (shape.parameters + filled)
+    assert bf16.plan_bytes == bf16.set_bytes + 2 * 151_936 * 2048  # the embedding beside the head
     assert round(bf16.bytes_a_token, -3) == 37_000
     assert bf16.seconds_a_gb / 60 == pytest.approx(3.5, abs=0.05)
     assert found.precisions["fp32"].set_bytes == 2 * bf16.set_bytes

@@ -21,7 +21,7 @@ from vicort.runtime.engines.openvino import OpenVinoEngine, _reason
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import FILE_NAME, read_manifest
 
-OUTPUTS = ("logits", "k", "v", "q", "queries")
+OUTPUTS = ("hidden", "k", "v", "q", "queries")
 
 
 @pytest.fixture(params=BACKENDS, scope="module")
@@ -35,7 +35,7 @@ def bindings(engines: EngineSet, rows: int, pages: int, seed: int) -> dict[str, 
     model = engines.manifest.model
     cache = (model.layers, rows, model.kv_heads, model.head_dim)
     return language_inputs(model, engines.dtype, rows, pages, np.random.default_rng(seed)) | {
-        "logits": np.zeros((1, model.vocabulary), np.float32),
+        "hidden": np.zeros((1, model.width), engines.dtype),
         "k": np.zeros(cache, engines.dtype),
         "v": np.zeros(cache, engines.dtype),
         "q": np.zeros((model.layers, model.query_heads, model.head_dim), np.float32),
@@ -54,7 +54,7 @@ def test_a_run_writes_into_the_callers_arrays(engines):
     addresses = {name: array.ctypes.data for name, array in bound.items()}
     before = {
         name: bound[name].copy()
-        for name in ("tokens", "features", "pos", "segment", "pool", "where", "table")
+        for name in ("features", "pos", "segment", "pool", "where", "table")
     }
     assert engines.llm.enqueue(bound, InlineStream("test")).done() is None
     assert all(bound[name].any() for name in OUTPUTS)
@@ -69,7 +69,7 @@ def test_both_backends_agree():
             bound = bindings(engines, 7, 6, seed=1)
             engines.llm.enqueue(bound, InlineStream("test")).done()
             outputs.append(bound)
-    for name in ("logits", "q", "queries"):
+    for name in ("hidden", "q", "queries"):
         np.testing.assert_allclose(outputs[0][name], outputs[1][name], atol=2e-5)
 
 
@@ -116,13 +116,13 @@ MISFITS = {
     "missing": (lambda b: b.pop("pos"), "nothing is bound to 'pos'"),
     "extra": (lambda b: b.update(mask=b["pos"]), "mask"),
     "type": (lambda b: b.update(pos=b["pos"].astype(np.int64)), "'pos' is int64"),
-    "rank": (lambda b: b.update(tokens=b["tokens"][:, None]), "'tokens'"),
+    "rank": (lambda b: b.update(segment=b["segment"][:, None]), "'segment'"),
     "strides": (lambda b: b.update(features=np.asfortranarray(b["features"])), "contiguous"),
     "fixed size": (
         lambda b: b.update(features=np.ascontiguousarray(b["features"][:, 1:])),
         "'features'",
     ),
-    "sizes that differ": (lambda b: b.update(tokens=b["tokens"][1:]), "'C'"),
+    "sizes that differ": (lambda b: b.update(segment=b["segment"][1:]), "'C'"),
     "too many rows": (lambda b: b.update(bindings_of_many_rows(b)), "dimension C"),
 }
 
@@ -131,7 +131,7 @@ def bindings_of_many_rows(bound: dict[str, np.ndarray]) -> dict[str, np.ndarray]
     rows = 5000
     grown = {
         name: np.zeros((rows, *bound[name].shape[1:]), bound[name].dtype)
-        for name in ("tokens", "features", "pos", "segment")
+        for name in ("features", "pos", "segment")
     }
     return grown | {
         name: np.zeros((len(bound[name]), rows, *bound[name].shape[2:]), bound[name].dtype)
@@ -172,9 +172,9 @@ def test_a_missing_folder_and_one_that_is_no_set(tmp_path):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_engine_that_is_not_what_the_manifest_says(backend, tmp_path):
     graphs = read_manifest(engine_set(backend)).model_dump()["graphs"]
-    tokens, features, *others = graphs["llm"]["inputs"]
+    features, *others = graphs["llm"]["inputs"]
     wider = features | {"shape": ("C", features["shape"][1] + 1)}
-    graphs["llm"]["inputs"] = (tokens, wider, *others)
+    graphs["llm"]["inputs"] = (wider, *others)
     damaged_copy(engine_set(backend), tmp_path / "set", graphs=graphs)
     assert "'features' has shape" in refusal(tmp_path / "set")
 
