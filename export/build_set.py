@@ -29,6 +29,7 @@ from vicort.export.engine_set_writer import (
     seal,
     write_engine_set,
 )
+from vicort.export.int4_products import repack
 from vicort.export.qwen2_5_vl.adapter import Adapter, read_adapter
 from vicort.export.qwen2_5_vl.checkpoint_quantisation import read_quantisation
 from vicort.export.qwen2_5_vl.configuration import read_configuration
@@ -92,6 +93,10 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
             temporary, source.checkpoint, drafts[0].manifest, say, plan_options, source.adapter
         )
         chosen = _fastest(temporary, drafts, say) if len(drafts) > 1 else drafts[0]
+        if chosen.manifest.backend == "onnxruntime" and chosen.manifest.weights == "int4":
+            say("packing int4 weights as onnxruntime multiplies with them")
+            repack(temporary)
+            seal(temporary, chosen.manifest)
         failed = _verify(temporary, source, say) if options.verify else 0
         if not failed:
             publish(temporary, chosen.folder)

@@ -19,6 +19,9 @@ TYPES = {
     "tensor(uint8)": "uint8",
     "tensor(bfloat16)": "bfloat16",
 }
+# With a residual addition it makes a Gemm, which cannot multiply with integers: int4 weights would
+# be dequantised in each run.
+UNWANTED = ["MatMulAddFusion"]
 
 
 class OnnxRuntimeEngine(CpuEngine):
@@ -28,7 +31,10 @@ class OnnxRuntimeEngine(CpuEngine):
         super().__init__(signature)
         try:
             self._session = onnxruntime.InferenceSession(
-                path, _options(threads), providers=["CPUExecutionProvider"]
+                path,
+                _options(threads),
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=UNWANTED,
             )
         except Exception as error:  # onnxruntime's errors have no narrower base class
             raise EngineError(
