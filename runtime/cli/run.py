@@ -22,6 +22,7 @@ from typing import NoReturn
 from vicort.runtime.assembly import check_system
 from vicort.runtime.cli.arguments import Options, parse_options
 from vicort.runtime.cli.info import budget_text, info, lines
+from vicort.runtime.cli.loading_bar import loading_bar
 from vicort.runtime.cli.other_versions import outdated_text, refuse_other_schema
 from vicort.runtime.cli.output import Output
 from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
@@ -115,9 +116,7 @@ def run(options: Options) -> int:
         request = _memory_request(options)
         context = RunContext(
             options,
-            engine_dir
-            if len(sources) == 1
-            else stack.enter_context(_shared_engines(engine_dir, options, request)),
+            stack.enter_context(_open_engines(engine_dir, options, request)),
             request,
             output,
             trace,
@@ -178,16 +177,18 @@ def _memory_request(options: Options) -> MemoryRequest:
     )
 
 
-def _shared_engines(folder: Path, options: Options, request: MemoryRequest) -> EngineSet:
-    """Engines for several sessions. What they would refuse is refused before engines are loaded."""
+def _open_engines(folder: Path, options: Options, request: MemoryRequest) -> EngineSet:
+    """Engines for all sessions. What they would refuse is refused before engines are loaded."""
     system = options.chosen_system
-    return EngineSet.open(
-        folder,
-        threads=options.threads,
-        check=lambda manifest, machine: check_system(
-            system, folder, manifest, machine, request, options.system_prompt
-        ),
-    )
+    with loading_bar(sys.stderr) as progress:
+        return EngineSet.open(
+            folder,
+            threads=options.threads,
+            check=lambda manifest, machine: check_system(
+                system, folder, manifest, machine, request, options.system_prompt
+            ),
+            progress=progress,
+        )
 
 
 def watch_together(watches: Sequence[Watch], context: RunContext) -> int:

@@ -9,7 +9,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from vicort.runtime.cli.arguments import Options
@@ -34,7 +33,7 @@ class RunContext:
     """Objects that all sources of a run share."""
 
     options: Options
-    engines: Path | EngineSet
+    engines: EngineSet
     memory: MemoryRequest
     output: Output
     trace: SpanSink | None

@@ -15,6 +15,8 @@ from vicort.runtime.manifest import Backend, GraphSpec
 class OpenBackend(Protocol):
     """A backend opened for one engine set."""
 
+    loading_threads: int  # engines that may be loaded at once
+
     def load(self, path: Path, graph: GraphSpec, *, streams: int) -> Engine:
         """Load the engine of a file. streams: maximum concurrent runs.
 
@@ -50,6 +52,7 @@ def open_backend(backend: Backend, folder: Path, *, threads: int) -> OpenBackend
 
 class CpuBackend:
     def __init__(self, backend: Literal["onnxruntime", "openvino"], threads: int) -> None:
+        self.loading_threads = threads
         self._backend = backend
         self._threads = threads
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import TracebackType
 
@@ -22,7 +23,8 @@ from vicort.runtime.manifest import GraphName, Manifest, read_manifest
 
 logger = logging.getLogger(__name__)
 
-REQUIRED: tuple[GraphName, ...] = ("vision", "tokens", "llm", "head")  # every system needs these
+# every system needs these; the largest first
+REQUIRED: tuple[GraphName, ...] = ("llm", "vision", "head", "tokens")
 LLM_STREAMS = 2  # one for chunks, one for questions
 LANGUAGE: tuple[GraphName, ...] = ("llm", "head")  # which these streams run
 
@@ -54,10 +56,11 @@ class EngineSet:
         *,
         threads: int | None = None,
         check: Callable[[Manifest, MachineMemory], object] = lambda manifest, machine: None,
+        progress: Callable[[int, int], object] = lambda loaded, total: None,
     ) -> EngineSet:
         """Load an engine set. threads: CPU threads per run of an engine; None = all that the
         process may use. check: refuses, by an exception, what these engines cannot serve, before
-        they are loaded.
+        they are loaded. progress: called with the number of engines loaded so far, and of all.
 
         Raises ConfigError for a number of threads that the process may not use, and EngineError,
         which names the command that rebuilds the set, if it is missing, damaged or of another
@@ -76,12 +79,7 @@ class EngineSet:
             manifest.backend,
             threads,
         )
-        return cls(
-            folder,
-            manifest,
-            {name: _load(folder, manifest, backend, name) for name in REQUIRED},
-            backend,
-        )
+        return cls(folder, manifest, _load_all(folder, manifest, backend, progress), backend)
 
     def engine(self, name: GraphName) -> Engine:
         """An engine by name; optional ones are loaded on first use. Raises EngineError if the set
@@ -134,6 +132,35 @@ def _input_dtype(manifest: Manifest, name: str) -> np.dtype:
     return next(
         numpy_dtype(spec.dtype) for spec in manifest.graphs["llm"].inputs if spec.name == name
     )
+
+
+def _load_all(
+    folder: Path,
+    manifest: Manifest,
+    backend: OpenBackend,
+    progress: Callable[[int, int], object],
+) -> dict[GraphName, Engine]:
+    """The required engines, several at once where the backend allows it: each is loaded by one
+    thread. The largest, which takes longest, is first."""
+    engines: dict[GraphName, Engine] = {}
+    progress(0, len(REQUIRED))
+    for name, engine in _loaded(folder, manifest, backend):
+        engines[name] = engine
+        progress(len(engines), len(REQUIRED))
+    return engines
+
+
+def _loaded(
+    folder: Path, manifest: Manifest, backend: OpenBackend
+) -> Iterator[tuple[GraphName, Engine]]:
+    if backend.loading_threads == 1:  # by the caller: a GPU's context belongs to a thread
+        for name in REQUIRED:
+            yield name, _load(folder, manifest, backend, name)
+        return
+    with ThreadPoolExecutor(backend.loading_threads) as pool:
+        loading = {pool.submit(_load, folder, manifest, backend, name): name for name in REQUIRED}
+        for future in as_completed(loading):
+            yield loading[future], future.result()
 
 
 def _load(folder: Path, manifest: Manifest, backend: OpenBackend, name: GraphName) -> Engine:

@@ -369,6 +369,8 @@ def _first_line(error: BaseException) -> str:
 class TensorRTBackend:
     """The TensorRT backend on one GPU, opened for one engine set."""
 
+    loading_threads = 1
+
     def __init__(self, folder: Path) -> None:
         """Raises DeviceError if there is no GPU, EngineError if TensorRT or a cubin for this GPU is
         missing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,20 @@ from vicort.runtime.policies.system import load_system
 from vicort.runtime.sources.sampler import Sampler
 
 LONGEST = 40  # characters of a question
+
+
+class FakeEngines:
+    """In place of EngineSet: nothing is loaded, the set is its folder."""
+
+    opened: list[Path] = []  # noqa: RUF012 (a log, cleared by the test)
+
+    @classmethod
+    def open(
+        cls, folder: Path, *, progress: Callable[[int, int], object], **options: object
+    ) -> nullcontext[Path]:
+        cls.opened.append(folder)
+        progress(4, 4)
+        return nullcontext(folder)
 
 
 class FakeSession:

@@ -352,6 +352,8 @@ def open_engines(folder: Path) -> EngineSet:
 class InductorBackend:
     """The device of one set: a GPU, or the host."""
 
+    loading_threads = 1
+
     def __init__(self, folder: Path, manifest: InductorManifest, gpu: Gpu | None) -> None:
         self._manifest, self._gpu = manifest, gpu
         self._side = OnGpu() if gpu else OnHost()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fake_session import FakeSession
+from support.fake_session import FakeEngines, FakeSession
 
 from vicort.runtime.cli import run
 from vicort.runtime.cli.question_router import QuestionRouter
@@ -29,6 +29,7 @@ CLIP = "testsrc:seconds=10,size=32x32,fps=4"
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeSession.opened.clear()
     monkeypatch.setattr(run, "Session", FakeSession)
+    monkeypatch.setattr(run, "EngineSet", FakeEngines)
     monkeypatch.setattr(run, "find_engine_dir", lambda model: Path("engines"))
 
 

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from support.fake_session import FakeSession
+from support.fake_session import FakeEngines, FakeSession
 
 from vicort.export.exporter_version import exporter_hash
 from vicort.runtime.cli import engine_inspection, engine_list, info, other_versions, run
@@ -254,6 +254,7 @@ def test_another_folder_can_be_named(root, tmp_path, capsys):
 def fake(monkeypatch):
     FakeSession.opened.clear()
     monkeypatch.setattr(run, "Session", FakeSession)
+    monkeypatch.setattr(run, "EngineSet", FakeEngines)
 
 
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])

@@ -1,7 +1,6 @@
 """vicort-run's own work: what goes to the session, what comes out where, and how it ends. The
 session is a fake that counts."""
 
-import contextlib
 import importlib.metadata
 import io
 import json
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from support import videos
-from support.fake_session import FakeSession
+from support.fake_session import FakeEngines, FakeSession
 from support.processes import python
 
 from vicort.runtime.cli import run
@@ -30,15 +29,10 @@ from vicort.runtime.policies.system import known_systems
 CLIP_SECONDS = 4
 
 
-class FakeEngines:
-    @classmethod
-    def open(cls, folder: Path, threads: int, check: object) -> contextlib.nullcontext[str]:
-        return contextlib.nullcontext(f"one set of {folder}")
-
-
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeSession.opened.clear()
+    FakeEngines.opened.clear()
     monkeypatch.setattr(run, "Session", FakeSession)
     monkeypatch.setattr(run, "EngineSet", FakeEngines)
     monkeypatch.setattr(run, "find_engine_dir", lambda model: Path(f"engines/{model}"))
@@ -249,7 +243,7 @@ def test_sources_are_watched_together_on_one_engine_set(
     code, out, _ = ran(capsys, clip, pattern, pattern, "--format", "jsonl", "--ask", "what?")
     assert code == 0
     assert sorted(len(session.times) for session in FakeSession.opened) == [2, 2, 8]
-    assert {session.engine_dir for session in FakeSession.opened} == {"one set of engines/tiny"}
+    assert FakeEngines.opened == [Path("engines/tiny")]
     by_source = {
         source: of_source(out, source) for source in (str(clip), f"{pattern}#1", f"{pattern}#2")
     }
@@ -361,6 +355,8 @@ def test_on_a_terminal_there_is_a_progress_bar_and_answers_are_streamed(
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
     assert run.main([str(clip), "--ask", "@1 what?"]) == 0
+    assert "loading engines" in err.getvalue()
+    assert "4/4" in err.getvalue()
     assert "my clip.mp4" in err.getvalue()
     assert "/100" in err.getvalue()
     assert out.getvalue().startswith("what?\n  3 frames   [asked at 1.000 s")
@@ -650,12 +646,10 @@ DRIVER = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from support.fake_session import FakeSession
+from support.fake_session import FakeEngines, FakeSession
 from vicort.runtime.cli import run
-import contextlib
 run.Session, run.find_engine_dir = FakeSession, lambda model: Path("engines")
-opened = lambda folder, threads, check: contextlib.nullcontext(folder)
-run.EngineSet = type("Engines", (), {{"open": staticmethod(opened)}})
+run.EngineSet = FakeEngines
 sys.exit(run.main(sys.argv[1:]))
 """
 

@@ -3,13 +3,12 @@
 import itertools
 import json
 import threading
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from support.fake_engines import FakeEngineSet
-from support.fake_session import FakeSession
+from support.fake_session import FakeEngines, FakeSession
 from support.servers import Camera, running
 from support.streams import frames
 from support.systems import system
@@ -28,15 +27,7 @@ class Stub(SimpleNamespace):
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeSession.opened.clear()
     monkeypatch.setattr(run, "Session", FakeSession)
-    monkeypatch.setattr(
-        run,
-        "EngineSet",
-        type(
-            "Engines",
-            (),
-            {"open": staticmethod(lambda folder, threads, check: nullcontext(folder))},
-        ),
-    )
+    monkeypatch.setattr(run, "EngineSet", FakeEngines)
     monkeypatch.setattr(run, "find_engine_dir", lambda model: Path("engines"))
 
 

@@ -15,6 +15,7 @@ from vicort.export.engine_set_writer import seal
 from vicort.export.verify import language_inputs
 from vicort.runtime import locations
 from vicort.runtime.devices.host import HostStream, InlineStream
+from vicort.runtime.devices.machine_cores import usable_cores
 from vicort.runtime.devices.urgency import Urgency
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.engines.openvino import OpenVinoEngine, _reason
@@ -162,6 +163,21 @@ def refusal(folder) -> str:
     assert "\n" not in str(raised.value)
     assert "vicort-build" in str(raised.value)
     return str(raised.value)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_progress_counts_the_engines_that_are_loaded(threads):
+    if threads > usable_cores():
+        pytest.skip("this machine has one core")
+    seen = []
+    with EngineSet.open(
+        engine_set("onnxruntime"),
+        threads=threads,
+        progress=lambda loaded, total: seen.append((loaded, total)),
+    ) as engines:
+        assert seen == [(loaded, 4) for loaded in range(5)]
+        assert engines.vision.signature == engines.manifest.graphs["vision"]
+        assert engines.llm.signature == engines.manifest.graphs["llm"]
 
 
 def test_a_missing_folder_and_one_that_is_no_set(tmp_path):
