@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from support.tiny_sets import tiny_set
 
 from vicort.benchmarks.evaluation.ages import Row
 from vicort.benchmarks.studies import number_formats, paired_answers, product_errors
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.manifest import read_manifest
 
 STREAMS = 10
 
@@ -109,11 +112,25 @@ def test_answers_that_are_recorded_are_not_asked_again(tmp_path, monkeypatch):
     monkeypatch.setattr(
         number_formats, "rows_of", lambda name, video, c: [answered(int(video.name), "x", "red")]
     )
-    options = argparse.Namespace(work=tmp_path)
+    options = argparse.Namespace(work=tmp_path, streams=3)
     assert not number_formats.ask(chosen, options, ends=0)  # the time is up
     assert number_formats.ask(chosen, options, ends=float("inf"))
     record = number_formats.read_rows(Path(tmp_path / f"{chosen.name}.jsonl"))
     assert [row.stream for row in record] == [0, 1, 2]
+
+
+def test_a_whole_record_opens_no_engines(tmp_path):
+    chosen = number_formats.FormatSet("openvino", "int8")  # there is no such set
+    lines = "".join(json.dumps(vars(row)) + "\n" for row in rows())
+    (tmp_path / f"{chosen.name}.jsonl").write_text(lines)
+    assert number_formats.ask(chosen, argparse.Namespace(work=tmp_path, streams=STREAMS), ends=0)
+
+
+def test_the_other_backend_takes_the_same_files(tmp_path):
+    shutil.copytree(tiny_set(), tmp_path / "openvino-fp32")
+    number_formats.build(number_formats.FormatSet("onnxruntime", "fp32"), tmp_path)
+    found, built = read_manifest(tmp_path / "onnxruntime-fp32"), read_manifest(tiny_set())
+    assert (found.backend, found.files, found.graphs) == ("onnxruntime", built.files, built.graphs)
 
 
 class Opened:
