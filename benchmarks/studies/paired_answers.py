@@ -76,20 +76,35 @@ def bootstrap_interval(pairs: Sequence[Pair], seed: int = 0) -> tuple[float, flo
     return float(low), float(high)
 
 
+def interval_over_things(pairs: Sequence[Pair]) -> tuple[float, float]:
+    """`paired_interval` over the things that are asked about, each as one question: answers about
+    one thing at several ages hardly vary by themselves. Cautious: a thing counts as lost, or as
+    won, if that is so on balance over its questions."""
+    things: dict[tuple[int, str], int] = {}
+    for each in pairs:
+        thing = each.stream, each.reference.shape
+        things[thing] = things.get(thing, 0) + each.change
+    lost, won = (sum(sign * change > 0 for change in things.values()) for sign in (-1, 1))
+    return paired_interval(lost, won, len(things))
+
+
 def compare(pairs: Sequence[Pair]) -> dict[str, Any]:
     """Counts, and the difference of accuracy with its intervals in points. `within_goal`: whether
-    both intervals lie within GOAL points around 0."""
+    all intervals lie within GOAL points around 0."""
     lost = sum(each.change < 0 for each in pairs)
     won = sum(each.change > 0 for each in pairs)
-    intervals = [paired_interval(lost, won, len(pairs)), bootstrap_interval(pairs)]
-    independent, by_stream = ([round(100 * end, 3) for end in ends] for ends in intervals)
+    intervals = {
+        "interval, points": paired_interval(lost, won, len(pairs)),
+        "interval over streams, points": bootstrap_interval(pairs),
+        "interval over things, points": interval_over_things(pairs),
+    }
+    points = {name: [round(100 * end, 3) for end in ends] for name, ends in intervals.items()}
     return {
         "asked": len(pairs),
         "answers that differ": sum(each.other.answer != each.reference.answer for each in pairs),
         "right only in the reference": lost,
         "right only here": won,
         "difference, points": round(100 * (won - lost) / len(pairs), 3),
-        "interval, points": independent,
-        "interval over streams, points": by_stream,
-        "within_goal": all(abs(end) <= GOAL for end in (*independent, *by_stream)),
+        **points,
+        "within_goal": all(abs(end) <= GOAL for ends in points.values() for end in ends),
     }

@@ -78,12 +78,16 @@ def test_streams_are_drawn_whole():
     )
 
 
-def test_the_goal_is_shown_only_by_both_intervals():
-    few = paired_answers.compare(paired_answers.pair(rows(), rows()))
-    assert few["answers that differ"] == 0
-    assert not few["within_goal"]  # 20 questions do not show it
-    many = [each for _ in range(60) for each in paired_answers.pair(rows(), rows())]
-    assert paired_answers.compare(many)["within_goal"]
+def test_the_goal_is_not_shown_by_the_same_things_asked_again():
+    few = paired_answers.pair(rows(), rows())
+    found = paired_answers.compare(few * 60)
+    assert found["interval, points"][1] < 1 < found["interval over things, points"][1]
+    assert not found["within_goal"]
+
+
+def test_the_goal_is_shown_by_enough_things():
+    many = [answered(stream, "circle", "red") for stream in range(300)]
+    assert paired_answers.compare(paired_answers.pair(many, many))["within_goal"]
 
 
 def test_the_result_compares_each_format_with_fp32_of_its_backend(tmp_path, monkeypatch):
