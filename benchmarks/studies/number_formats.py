@@ -34,9 +34,9 @@ from vicort.benchmarks.studies.paired_answers import compare, pair
 from vicort.benchmarks.studies.product_errors import product_errors
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import EngineError
-from vicort.runtime.manifest import FILE_NAME, Backend, read_manifest
+from vicort.runtime.manifest import FILE_NAME, Backend, Precision, read_manifest
 
-REFERENCE = "fp32"
+REFERENCE: Precision = "fp32"
 FORMATS: dict[str, tuple[str, ...]] = {  # options of vicort-build
     REFERENCE: (),
     "int8": ("--weights", "int8"),
@@ -120,10 +120,16 @@ def build(chosen: FormatSet, work: Path) -> None:
         if (other / FILE_NAME).is_file():
             shutil.copytree(other, folder, ignore=shutil.ignore_patterns(FILE_NAME))
             found = read_manifest(other)
-            form = {"weights": found.weights, "kv": found.kv}
-            words = f"vicort-build {' '.join(command)}"
-            backend, model = chosen.backend, found.model
-            seal(folder, draft_manifest(resolve(TINY), model, backend, REFERENCE, words, **form))
+            manifest = draft_manifest(
+                resolve(TINY),
+                found.model,
+                chosen.backend,
+                REFERENCE,
+                f"vicort-build {' '.join(command)}",
+                weights=found.weights,
+                kv=found.kv,
+            )
+            seal(folder, manifest)
             return
     if builder.main([*command, "--out", str(folder)]):
         raise EngineError(f"{folder} was not built: see the line above")
