@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from support.engine_sets import OPTIONS, TOKENIZER, graph_of
 from support.plain_packing import drawn, linear_keys, write_quantised
 from support.reference_model import write_random_checkpoint
+from support.sizes import slow
 
 from vicort.export import build, engine_set_writer
 from vicort.export.checkpoint import TINY, resolve
@@ -338,6 +339,7 @@ def test_a_quantised_output_head_is_a_head_of_its_own(tied, tmp_path):
     assert not torch.equal(language.lm_head.weight, language.embed_tokens.weight)
 
 
+@pytest.mark.parametrize("packed_and_plain", ["awq", *slow("gptq")], indirect=True)
 def test_the_set_equals_that_of_the_dequantised_checkpoint(
     packed_and_plain, build_tiny, tmp_path, capfd
 ):

@@ -48,7 +48,9 @@ def _one_thread():
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("any-size")
-    write_random_checkpoint(folder, "tiny", seed=2, vision={"window_size": 112})
+    # a layer of attention within windows, and one of full attention
+    vision = {"window_size": 112, "depth": 2, "fullatt_block_indexes": [1]}
+    write_random_checkpoint(folder, "tiny", seed=2, vision=vision)
     return folder
 
 

@@ -22,6 +22,7 @@ from onnx import TensorProto, helper
 from support.engine_sets import checkpoint
 from support.interpreter import stand_in
 from support.reference_model import write_random_checkpoint
+from support.sizes import slow
 from support.tensorrt_sets import ONE_GPU, plan_graphs, tiny_model, tiny_onnx, tiny_set
 
 from vicort.export import build, tensorrt_plans
@@ -277,7 +278,7 @@ def test_the_vision_plan_can_come_straight_from_the_exported_program(quick, tmp_
     assert (tmp_path / "set" / "vision.plan").read_bytes() == b"a plan of torch-tensorrt"
 
 
-@pytest.mark.parametrize("max_pixels", [308 * 308, 1_000_000])
+@pytest.mark.parametrize("max_pixels", [1_000_000, *slow(308 * 308)])
 def test_one_vision_plan_serves_frames_of_every_size(tmp_path, max_pixels):
     """Built, not run. Its profile goes from one token to the largest frame."""
     config = read_configuration(checkpoint())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -10,19 +13,22 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.engine_sets import built_model, built_options
+from support.engine_sets import TOKENIZER, built_model, built_options
 from support.plain_packing import write_quantised
+from support.reference_model import write_random_checkpoint
 from torch import Tensor, nn
 
 from vicort.export import build
-from vicort.export.checkpoint import TINY, resolve
-from vicort.export.graphs import export_graph, write_graph
+from vicort.export.checkpoint import resolve
+from vicort.export.engine_set_writer import _exports, draft_manifest
+from vicort.export.graphs import expand, export_graph, write_graph, write_nodes
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.layers import Linear
 from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
 from vicort.export.qwen2_5_vl.weights import load_language
+from vicort.export.recipe import load_recipe, model_spec
 from vicort.export.tensorrt_plans import PlanJob, build_plan
-from vicort.export.verify import compare
+from vicort.export.verify import _language, compare, language_inputs, output_arrays
 from vicort.export.weight_compression import (
     GROUP,
     TYPES,
@@ -33,7 +39,9 @@ from vicort.export.weight_compression import (
     quantise_int4,
     quantise_int8,
 )
+from vicort.runtime.devices.host import InlineStream
 from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.engines.openvino import OpenVinoEngine
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import Dimension, GraphSpec, TensorSpec, read_manifest
 
@@ -270,17 +278,48 @@ def test_integers_that_the_graph_does_not_have_are_an_error(tmp_path):
         written(tmp_path, scheme, ready)
 
 
-@pytest.mark.parametrize(
-    ("method", "backend"),
-    [("awq", "openvino"), pytest.param("gptq", "onnxruntime", marks=pytest.mark.slow)],
-)
+def packed_checkpoint(folder: Path, method: str) -> Path:
+    """One layer each: the export's time grows with them."""
+    small = {"text": {"num_hidden_layers": 1}, "vision": {"depth": 1, "fullatt_block_indexes": [0]}}
+    write_random_checkpoint(folder / "base", "tiny", seed=3, **small)
+    shutil.copy(TOKENIZER, folder / "base")
+    write_quantised(folder / "base", folder / "packed", folder / "plain", method)
+    return folder / "packed"
+
+
+def test_the_integers_of_a_checkpoint_are_those_of_its_language_graph(tmp_path):
+    """As a build writes it, without the vision graphs, and run by OpenVINO."""
+    packed, said = packed_checkpoint(tmp_path, "awq"), []
+    spec = model_spec("m", read_configuration(packed), load_recipe("m"))
+    whole = draft_manifest(packed, spec, "openvino", "fp32", "", weights="int4", kv="int8")
+    graphs = {name: whole.graphs[name] for name in ("llm", "head")}
+    manifest = whole.model_copy(update={"graphs": graphs})
+    exported = dict(_exports(tmp_path, packed, manifest, said.append, None))
+    assert "matrices of the llm graph: 4 int4" in said
+    assert "matrices of the head graph: 1 int8" in said
+    expand(exported["llm"])
+    write_nodes(exported["llm"], tmp_path / "llm.onnx")
+    random = np.random.default_rng(0)
+    bound = language_inputs(spec, np.dtype(np.float32), 1, 5, random, "int8")
+    tensors = [torch.from_numpy(bound[each.name]) for each in graphs["llm"].inputs]
+    with torch.no_grad():
+        right = _language(packed, manifest, None)(*tensors)
+    engine = OpenVinoEngine(tmp_path / "llm.onnx", graphs["llm"], threads=1, streams=1)
+    bound |= output_arrays(engine, bound)
+    engine.enqueue(bound, InlineStream("test"))
+    for each, wanted in zip(graphs["llm"].outputs, right, strict=True):
+        off = np.abs(bound[each.name] - wanted.numpy()).max()
+        assert off < 1e-4 * wanted.abs().max(), each.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "backend"), [("awq", "openvino"), ("gptq", "onnxruntime")])
 def test_the_integers_of_a_checkpoint_are_those_of_its_engines(method, backend, tmp_path, capfd):
-    write_quantised(resolve(TINY), tmp_path / "packed", tmp_path / "plain", method)
     words = ["--backend", backend, "--weights", "int4", "--kv", "int8", "--verify"]
-    folder = tmp_path / "set"
-    assert build.main([str(tmp_path / "packed"), *words, "--out", str(folder)]) == 0
+    packed, folder = packed_checkpoint(tmp_path, method), tmp_path / "set"
+    assert build.main([str(packed), *words, "--out", str(folder)]) == 0
     said = capfd.readouterr().err
-    whole = {"awq": "16 int4", "gptq": "28 int8"}[method]  # that one is in act-order
+    whole = {"awq": "4 int4", "gptq": "7 int8"}[method]  # that one is in act-order
     assert f"matrices of the llm graph: {whole}" in said
     assert "matrices of the head graph: 1 int8" in said
     assert "its integers are kept where engines can hold them" in said
