@@ -114,11 +114,8 @@ def _damage(folder):
 
 
 def _other_schema(folder):
-    (folder / "manifest.json").write_text(
-        (folder / "manifest.json")
-        .read_text()
-        .replace('"schema_version": 3', '"schema_version": 99')
-    )
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 99}))
 
 
 def _other_model(folder):
