@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, get_args
 from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.errors import ConfigError, DeviceError, VicortError
 from vicort.runtime.log_options import add_log_options, log_to_stderr
-from vicort.runtime.manifest import KV, Backend, Precision, Weights
+from vicort.runtime.manifest import KV, Activations, Backend, Precision, Weights
 from vicort.runtime.shell_completion import add_completion_option
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Arguments:
     backend: str  # a Backend, or auto
     precision: Precision | None
     weights: Weights | None
+    activations: Activations | None  # of products with integer weights
     kv: KV
     chunk_frames: int | None
     image_size: tuple[int, int] | None  # pixels, width and height
@@ -49,6 +50,7 @@ class Arguments:
         words += ["--out", str(self.out)] if self.out else []
         words += ["--precision", self.precision] if self.precision else []
         words += ["--weights", self.weights] if self.weights else []
+        words += ["--activations", self.activations] if self.activations else []
         words += ["--kv", self.kv] if self.kv != "float" else []
         words += ["--no-plugin"] if self.no_plugin else []
         words += ["--strip"] if self.strip else []
@@ -172,7 +174,8 @@ def _parse(arguments: Sequence[str]) -> Arguments:
         "--out",
         type=Path,
         metavar="DIR",
-        help="output folder (default: engines/<model>-<precision>[-<weights>]-<backend>[-kv-int8])",
+        help="output folder (default: engines/<model>-<precision>[-<weights>]-<backend>"
+        "[-activations-int8][-kv-int8])",
     )
     parser.add_argument(
         "--backend",
@@ -212,6 +215,12 @@ def _add_numbers(parser: argparse.ArgumentParser) -> None:
         choices=get_args(Weights),
         help="quantise the weights of matrix products; with int4, those of the vision encoder and "
         "of the output head are int8 (default: all weights are of --precision)",
+    )
+    parser.add_argument(
+        "--activations",
+        choices=get_args(Activations),
+        help="with --weights, in onnxruntime: multiply in int8 in the vision encoder, which is "
+        "faster and rounds activations, with one scale for each patch (default: float32)",
     )
     parser.add_argument(
         "--kv",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vicort.export import tensorrt_plans
+from vicort.export.backend_choice import choose
 from vicort.export.build_space import (
     NumberFormat,
     check_space,
@@ -29,15 +30,15 @@ from vicort.export.engine_set_writer import (
     seal,
     write_engine_set,
 )
-from vicort.export.int4_products import repack
+from vicort.export.onnxruntime_products import packs, repack
 from vicort.export.qwen2_5_vl.adapter import Adapter, read_adapter
 from vicort.export.qwen2_5_vl.checkpoint_quantisation import read_quantisation
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.recipe import DEFAULT_PRECISION, embedded_adapter, load_recipe, model_spec
-from vicort.export.verify import chunk_seconds, compare
+from vicort.export.verify import compare
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.locations import default_engine_dir
-from vicort.runtime.manifest import Backend, Manifest, Precision, Weights
+from vicort.runtime.manifest import Activations, Backend, Manifest, Precision, Weights
 
 if TYPE_CHECKING:
     from vicort.export.build import Arguments
@@ -92,11 +93,7 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
         write_engine_set(
             temporary, source.checkpoint, drafts[0].manifest, say, plan_options, source.adapter
         )
-        chosen = _fastest(temporary, drafts, say) if len(drafts) > 1 else drafts[0]
-        if chosen.manifest.backend == "onnxruntime" and chosen.manifest.weights == "int4":
-            say("packing int4 weights as onnxruntime multiplies with them")
-            repack(temporary)
-            seal(temporary, chosen.manifest)
+        chosen = _finished(temporary, drafts, say)
         failed = _verify(temporary, source, say) if options.verify else 0
         if not failed:
             publish(temporary, chosen.folder)
@@ -126,7 +123,7 @@ def _source(options: Arguments) -> ModelSource:
 
 def _with_numbers(options: Arguments, source: ModelSource, say: Say) -> Arguments:
     """The options with a number format that suits this machine, where they leave it open."""
-    if options.precision or options.weights:
+    if options.precision or options.weights or options.activations:
         return options
     config, bf16 = read_configuration(source.checkpoint), options.backend != "onnxruntime"
     chosen = suitable_format(config, bf16)
@@ -175,7 +172,7 @@ def _drafts(
         precision,
     )
     drafts = []
-    for backend in candidates(options.backend, precision, options.weights):
+    for backend in candidates(options.backend, precision, options.weights, options.activations):
         manifest = draft_manifest(
             source.checkpoint,
             spec,
@@ -186,17 +183,25 @@ def _drafts(
             source.adapter,
             options.weights,
             options.kv,
+            options.activations,
         )
         folder = options.out or default_engine_dir(
-            source.name, precision, backend, options.weights, options.kv
+            source.name, precision, backend, options.weights, options.kv, options.activations
         )
         drafts.append(Draft(folder, manifest))
     return drafts
 
 
-def candidates(backend: str, precision: Precision, weights: Weights | None = None) -> list[Backend]:
+def candidates(
+    backend: str,
+    precision: Precision,
+    weights: Weights | None = None,
+    activations: Activations | None = None,
+) -> list[Backend]:
     """The backends that a build may be for: the named one, or with `auto` every CPU backend that is
     installed. Raises ConfigError if there is none."""
+    if activations:
+        backend = _for_activations(backend, activations, weights)
     if backend == "tensorrt":
         if weights == "int8":
             raise ConfigError(
@@ -222,21 +227,31 @@ def candidates(backend: str, precision: Precision, weights: Weights | None = Non
     return allowed
 
 
-def _fastest(folder: Path, drafts: Sequence[Draft], say: Say) -> Draft:
-    """The draft whose backend runs a chunk of this set fastest here; the set gets its manifest. All
-    backends run the same files."""
-    seconds = []
-    for draft in drafts:
-        seal(folder, draft.manifest)
-        seconds.append(chunk_seconds(folder))
-    chosen = drafts[seconds.index(min(seconds))]
-    seal(folder, chosen.manifest)
-    measured = ", ".join(
-        f"{draft.manifest.backend} {1000 * second:.1f} ms"
-        for draft, second in zip(drafts, seconds, strict=True)
-    )
-    say(f"a chunk takes {measured}: chose {chosen.manifest.backend}")
-    return chosen
+def _for_activations(backend: str, activations: Activations, weights: Weights | None) -> str:
+    if not weights:
+        raise ConfigError(
+            f"--activations {activations} without --weights: only products with integer weights "
+            "take them, add --weights int8 or --weights int4"
+        )
+    if backend not in ("auto", "onnxruntime"):
+        raise ConfigError(
+            f"--activations {activations} with --backend {backend}: it is for onnxruntime only, "
+            "take --backend onnxruntime or leave it out"
+        )
+    return "onnxruntime"
+
+
+def _finished(folder: Path, drafts: Sequence[Draft], say: Say) -> Draft:
+    """The draft that the written set becomes, once its files are as that backend takes them."""
+    if len(drafts) > 1:
+        say("measuring the backends")
+        chosen = choose(folder, [each.manifest for each in drafts], say)
+        return next(each for each in drafts if each.manifest is chosen)
+    if packs(drafts[0].manifest):
+        say("packing integer weights as onnxruntime multiplies with them")
+        repack(folder, drafts[0].manifest.activations)
+        seal(folder, drafts[0].manifest)
+    return drafts[0]
 
 
 def _verify(folder: Path, source: ModelSource, say: Say) -> int:

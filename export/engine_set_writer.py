@@ -59,6 +59,7 @@ from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.manifest import (
     FILE_NAME,
     KV,
+    Activations,
     Backend,
     EmbeddingSpec,
     Flavour,
@@ -114,6 +115,7 @@ def draft_manifest(
     adapter: Adapter | None = None,
     weights: Weights | None = None,
     kv: KV = "float",
+    activations: Activations | None = None,
 ) -> Manifest:
     """The manifest of a set before it is built: without files, layers and names in plans. options:
     of backend tensorrt.
@@ -136,6 +138,7 @@ def draft_manifest(
         flavour=options.flavour if options else None,
         precision=precision,
         weights=weights,
+        activations=activations,
         kv=kv,
         model=model,
         graphs=graphs,

@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
 import onnx_ir
 import onnx_ir.passes.common as passes
-
-from vicort.export.graphs import EXPANDED_FILE, Written, write_graph
 
 DOMAIN = "com.microsoft"  # of contrib_ops/cpu/quantization/matmul_nbits.cc
 INT8_ACTIVATIONS = 4  # accuracy level
 MIDDLE = 8  # zero point of the operator where none is given
 SIGNED = onnx_ir.DataType.INT4
 PACKED = (SIGNED, onnx_ir.DataType.UINT4)
-
-
-def repack(folder: Path) -> None:
-    """Let the language graph of an engine set, with and without function bodies, use MatMulNBits.
-
-    Its weights are written once, to the file that they were in.
-    """
-    written: Written = {}
-    with tempfile.TemporaryDirectory(dir=folder, prefix="packed-") as temporary:
-        for name in ("llm.onnx", EXPANDED_FILE):
-            model = onnx_ir.load(folder / name)
-            use_operator(model)
-            for _ in write_graph(model, Path(temporary) / name, written):
-                pass
-        for file in Path(temporary).iterdir():
-            file.replace(folder / file.name)
 
 
 def use_operator(model: onnx_ir.Model) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from vicort.export.token_control import TokenControlGraph
 from vicort.export.weight_compression import Scheme, dequantise_parameters
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.devices.device import Array, Device, Stream
-from vicort.runtime.devices.host import InlineStream
 from vicort.runtime.devices.int8_vectors import quantised
 from vicort.runtime.engines.bindings import numpy_dtype
 from vicort.runtime.engines.engine import Engine
@@ -36,7 +34,6 @@ from vicort.runtime.vision_windows import grid_inputs, pruned_grid_inputs
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 # onnxruntime multiplies quantised weights with activations that it rounds to 8 bits
 ROUNDED_TOLERANCE = 5e-2
-TIMED_RUNS = 7
 Arrays = dict[str, np.ndarray]
 
 
@@ -125,41 +122,6 @@ def _language(checkpoint: Path, manifest: Manifest, adapter: Adapter | None) -> 
         combine(language, packed)
         dequantise_parameters(language, scheme, scheme.ready(packed))
     return language
-
-
-def chunk_seconds(folder: Path) -> float:
-    """Seconds that vision and prefill of a full chunk take: the minimum of a few runs on one
-    thread."""
-    random, stream = np.random.default_rng(0), InlineStream("timing")
-    with EngineSet.open(folder) as engines:
-        model = engines.manifest.model
-        frames = frame_inputs(model, model.chunk_frames // UNIT_FRAMES, random)
-        rows = model.chunk_frames // UNIT_FRAMES * model.unit_tokens
-        runs = [
-            (engines.vision, frames),
-            (
-                engines.llm,
-                language_inputs(
-                    model,
-                    engines.dtype,
-                    rows,
-                    4 * rows // model.page_tokens,
-                    random,
-                    engines.manifest.kv,
-                ),
-            ),
-        ]
-        bound = [
-            (engine, dict[str, Array](inputs | output_arrays(engine, inputs)))
-            for engine, inputs in runs
-        ]
-        times = []
-        for _ in range(TIMED_RUNS):
-            start = time.perf_counter()
-            for engine, bindings in bound:
-                engine.enqueue(bindings, stream).done()
-            times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def language_inputs(

@@ -8,10 +8,19 @@ from ctypes.util import find_library
 from pathlib import Path
 from typing import get_args
 
-from vicort.runtime.manifest import FILE_NAME, KV, Backend, Precision, Weights, is_other_schema
+from vicort.runtime.manifest import (
+    FILE_NAME,
+    KV,
+    Activations,
+    Backend,
+    Precision,
+    Weights,
+    is_other_schema,
+)
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+ACTIVATIONS: tuple[Activations | None, ...] = (None, *get_args(Activations))
 WEIGHTS: tuple[Weights | None, ...] = (None, *get_args(Weights))
 
 
@@ -29,15 +38,23 @@ def default_engine_dir(
     backend: Backend,
     weights: Weights | None = None,
     kv: KV = "float",
+    activations: Activations | None = None,
 ) -> Path:
-    """`engines/<model>-<precision>[-<weights>]-<backend>[-kv-int8]`.
+    """`engines/<model>-<precision>[-<weights>]-<backend>[-activations-int8][-kv-int8]`.
 
     model: `tiny`, or the last part of a folder or of a hub id.
     """
     name = (
         Path(model).resolve().name if Path(model).is_dir() else model.rstrip("/").rsplit("/", 1)[-1]
     )
-    parts = (name.lower(), precision, weights, backend, None if kv == "float" else f"kv-{kv}")
+    parts = (
+        name.lower(),
+        precision,
+        weights,
+        backend,
+        activations and f"activations-{activations}",
+        None if kv == "float" else f"kv-{kv}",
+    )
     return engines_root() / "-".join(part for part in parts if part)
 
 
@@ -48,10 +65,11 @@ def find_engine_dir(model: str) -> Path | None:
     """
     backends = [backend for backend in BACKENDS if backend != "tensorrt" or has_nvidia_driver()]
     manifests = [
-        default_engine_dir(model, precision, backend, weights, kv) / FILE_NAME
+        default_engine_dir(model, precision, backend, weights, kv, activations) / FILE_NAME
         for precision in PRECISIONS
         for weights in WEIGHTS
         for kv in get_args(KV)
+        for activations in ACTIVATIONS
         for backend in backends
     ]
     built = [manifest for manifest in manifests if manifest.is_file()]

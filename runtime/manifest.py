@@ -30,6 +30,7 @@ Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 # the module that builds and runs plans: TensorRT, or TensorRT for RTX
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 Precision = Literal["fp32", "bf16"]
+Activations = Literal["int8"]  # in products with integer weights
 Weights = Literal["int8", "int4"]  # of matrix products, where they are not of the precision
 # keys and values in pages: numbers of the set's precision, or int8 with a scale for each vector
 KV = Literal["float", "int8"]
@@ -204,6 +205,7 @@ class Manifest(Strict):
     flavour: Flavour | None = None  # of backend tensorrt
     precision: Precision  # of all that is not quantised
     weights: Weights | None = None  # None: of the precision
+    activations: Activations | None = None  # of the vision encoder; None: the backend's own
     kv: KV = "float"
     model: ModelSpec
     graphs: dict[GraphName, GraphSpec]

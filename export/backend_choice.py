@@ -1,0 +1,138 @@
+"""Which CPU backend runs a new engine set fastest on this machine."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from vicort.export.engine_set_writer import seal
+from vicort.export.onnxruntime_products import packs, repack
+from vicort.export.verify import (
+    Arrays,
+    frame_inputs,
+    head_inputs,
+    language_inputs,
+    output_arrays,
+)
+from vicort.runtime.core import UNIT_FRAMES
+from vicort.runtime.devices.device import Array
+from vicort.runtime.devices.host import InlineStream
+from vicort.runtime.engines.engine import Engine
+from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.manifest import Manifest
+
+RUNS = 7  # of each kind, the least time counts
+LEAST_RUNS = 2
+ENOUGH_S = 20.0  # after which a run is not repeated any more
+ANSWER_TOKENS = 16
+Runs = list[tuple[Engine, dict[str, Array]]]
+
+
+@dataclass(frozen=True)
+class EngineTimes:
+    """Seconds that engines take on the threads that a process may use."""
+
+    ready: float  # loading, and the first run of each kind
+    chunk: float  # vision and prefill of a full chunk
+    token: float  # of an answer
+
+    @property
+    def job(self) -> float:
+        """A chunk, and an answer of 16 tokens after it."""
+        return self.chunk + ANSWER_TOKENS * self.token
+
+    def __str__(self) -> str:
+        return (
+            f"{_duration(self.chunk)} a chunk, {_duration(self.token)} a token, ready in "
+            f"{_duration(self.ready)}"
+        )
+
+
+def choose(folder: Path, manifests: Sequence[Manifest], say: Callable[[str], None]) -> Manifest:
+    """Of the manifests that a set in `folder` may get, each of another backend, the one whose
+    engines take least time for a chunk and an answer; the set becomes that backend's."""
+    times: dict[str, EngineTimes] = {}
+    with TemporaryDirectory(dir=folder.parent, prefix=".building-packed-") as temporary:
+        places = {each.backend: _place(each, folder, Path(temporary)) for each in manifests}
+        for manifest in manifests:
+            seal(places[manifest.backend], manifest)
+            times[manifest.backend] = engine_times(places[manifest.backend])
+        chosen = min(manifests, key=lambda each: times[each.backend].job)
+        if places[chosen.backend] != folder:
+            for file in places[chosen.backend].iterdir():
+                file.replace(folder / file.name)
+    seal(folder, chosen)
+    for name, measured in times.items():
+        say(f"{name}: {measured}")
+    say(f"chose {chosen.backend}: the least time for a chunk and {ANSWER_TOKENS} tokens")
+    return chosen
+
+
+def _place(manifest: Manifest, folder: Path, temporary: Path) -> Path:
+    """Where the files are as the manifest's backend takes them."""
+    if not packs(manifest):
+        return folder
+    repack(folder, manifest.activations, temporary)
+    for file in folder.iterdir():
+        if not (temporary / file.name).exists():
+            os.link(file, temporary / file.name)
+    return temporary
+
+
+def engine_times(folder: Path) -> EngineTimes:
+    """Measured with random input."""
+    stream, began = InlineStream("timing"), time.perf_counter()
+    with EngineSet.open(folder) as engines:
+        chunk, token = _chunk_runs(engines), _token_runs(engines)
+        for engine, bindings in [*chunk, *token]:
+            engine.enqueue(bindings, stream).done()
+        ready = time.perf_counter() - began
+        return EngineTimes(ready, _least_seconds(chunk, stream), _least_seconds(token, stream))
+
+
+def _chunk_runs(engines: EngineSet) -> Runs:
+    model, random = engines.manifest.model, np.random.default_rng(0)
+    units = model.chunk_frames // UNIT_FRAMES
+    return [
+        _bound(engines.vision, frame_inputs(model, units, random)),
+        _bound(engines.llm, _language_inputs(engines, units * model.unit_tokens, random)),
+    ]
+
+
+def _token_runs(engines: EngineSet) -> Runs:
+    model, random = engines.manifest.model, np.random.default_rng(0)
+    return [
+        _bound(engines.llm, _language_inputs(engines, 1, random)),
+        _bound(engines.head, head_inputs(model, engines.dtype, random)),
+    ]
+
+
+def _language_inputs(engines: EngineSet, rows: int, random: np.random.Generator) -> Arrays:
+    """With pages of four chunks."""
+    model = engines.manifest.model
+    pages = 4 * model.chunk_frames // UNIT_FRAMES * model.unit_tokens // model.page_tokens
+    return language_inputs(model, engines.dtype, rows, pages, random, engines.manifest.kv)
+
+
+def _bound(engine: Engine, inputs: Arrays) -> tuple[Engine, dict[str, Array]]:
+    return engine, dict[str, Array](inputs | output_arrays(engine, inputs))
+
+
+def _least_seconds(runs: Runs, stream: InlineStream) -> float:
+    times: list[float] = []
+    while len(times) < RUNS and (len(times) < LEAST_RUNS or sum(times) < ENOUGH_S):
+        start = time.perf_counter()
+        for engine, bindings in runs:
+            engine.enqueue(bindings, stream).done()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _duration(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
