@@ -9,50 +9,15 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import helper
+from support.int8_product import product
 
 from vicort.export.int8_products import Arithmetic, use_operators
 
 EXACT = Arithmetic(many_rows=True)
 IN_GROUPS = Arithmetic(many_rows=False)
 BY_ROW = Arithmetic(many_rows=True, rounded=True)
-QKV = "encoder.blocks.0.attn.qkv.weight"
 DOWN = "encoder.blocks.0.mlp.down_proj.weight"
-
-
-def product(
-    random: np.random.Generator, inputs: int, outputs: int, groups: int | None, name: str = QKV
-) -> tuple[onnx.ModelProto, np.ndarray]:
-    """y = x W with x [B,S,in], and W [in,out] float64. groups: None = a scale for each column,
-    signed; else scales and zero points for groups of inputs, as checkpoints have them."""
-    kind = TensorProto.INT8 if groups is None else TensorProto.UINT8
-    integers = random.integers(0, 256, (inputs, outputs)).astype(np.uint8)
-    values = integers.view(np.int8) if groups is None else integers
-    shape = (outputs,) if groups is None else (groups, outputs)
-    scales = (random.random(shape, np.float32) + 0.5) / 1000
-    constants = [
-        helper.make_tensor(f"{name}.values", kind, values.shape, values.tobytes(), raw=True),
-        helper.make_tensor(f"{name}.scales", TensorProto.FLOAT, shape, scales.tobytes(), raw=True),
-    ]
-    zeros, layout = np.zeros(shape), {"axis": 1}
-    if groups is not None:
-        zeros = random.integers(100, 156, shape).astype(np.uint8)
-        constants.append(
-            helper.make_tensor(f"{name}.zeros", kind, shape, zeros.tobytes(), raw=True)
-        )
-        layout = {"axis": 0, "block_size": inputs // groups}
-    repeats = 1 if groups is None else inputs // groups
-    spread = [np.repeat(np.atleast_2d(each), repeats, axis=0) for each in (zeros, scales)]
-    weight = (values.astype(np.float64) - spread[0]) * spread[1]
-    nodes = [
-        helper.make_node("DequantizeLinear", [each.name for each in constants], ["w"], **layout),
-        helper.make_node("MatMul", ["x", "w"], ["y"]),
-    ]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ("B", "S", inputs))
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ("B", "S", outputs))
-    graph = helper.make_graph(nodes, "product", [x], [y], constants)
-    opsets = [helper.make_opsetid("", 21)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10), weight
 
 
 def replaced(model: onnx.ModelProto, arithmetic: Arithmetic) -> onnx.ModelProto:
@@ -123,7 +88,7 @@ def test_each_row_is_rounded_with_a_scale_of_its_own(seed, magnitude):
 
 
 def test_weights_at_their_limits_do_not_overflow():
-    model, weight = product(np.random.default_rng(0), 512, 8, groups=None)
+    model, _ = product(np.random.default_rng(0), 512, 8, groups=None)
     x = np.ones((1, 1, 512), np.float32)
     for value in (127, -128, 0):
         model.graph.initializer[0].raw_data = np.full((512, 8), value, np.int8).tobytes()
