@@ -31,6 +31,7 @@ from vicort.export.safetensors_headers import (
 from vicort.runtime.errors import EngineError, VicortError
 from vicort.runtime.locations import default_engine_dir
 from vicort.runtime.manifest import Backend, Precision, Weights
+from vicort.runtime.safe_text import print_safely
 
 FAMILY = "Qwen2.5-VL"
 COMPRESSED: tuple[Weights, ...] = ("int8", "int4")
@@ -137,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(json.dumps(asdict(describe(Path(folder)))))
     except VicortError as error:
-        print(error, file=sys.stderr)
+        print_safely(str(error), file=sys.stderr)
         return error.exit_code
     return 0
 
