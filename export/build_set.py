@@ -25,6 +25,7 @@ from vicort.export.engine_set_writer import (
     check_replaceable,
     draft_manifest,
     is_built,
+    progress_bar,
     publish,
     seal,
     write_engine_set,
@@ -32,7 +33,8 @@ from vicort.export.engine_set_writer import (
 from vicort.export.int4_products import repack
 from vicort.export.qwen2_5_vl.adapter import Adapter, read_adapter
 from vicort.export.qwen2_5_vl.checkpoint_quantisation import read_quantisation
-from vicort.export.qwen2_5_vl.configuration import read_configuration
+from vicort.export.qwen2_5_vl.configuration import Configuration, read_configuration
+from vicort.export.qwen2_5_vl.tied_head import as_stored
 from vicort.export.recipe import DEFAULT_PRECISION, embedded_adapter, load_recipe, model_spec
 from vicort.export.verify import chunk_seconds, compare
 from vicort.runtime.errors import ConfigError
@@ -83,8 +85,9 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
         return _verify(built.folder, source, say) if options.verify else 0
     for each in drafts:
         check_replaceable(each.folder)
-    manifest, config = drafts[0].manifest, read_configuration(source.checkpoint)
-    check_space(drafts[0].folder, config, manifest)
+    manifest, config = drafts[0].manifest, _configuration(source)
+    repacked = any(_is_repacked(each.manifest) for each in drafts)
+    check_space(drafts[0].folder, config, manifest, repacked=repacked)
     if quantisation:
         kept = "kept where engines can hold them" if options.weights else "kept with --weights only"
         say(f"reading a quantised checkpoint: {quantisation}; its integers are {kept}")
@@ -93,9 +96,10 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
             temporary, source.checkpoint, drafts[0].manifest, say, plan_options, source.adapter
         )
         chosen = _fastest(temporary, drafts, say) if len(drafts) > 1 else drafts[0]
-        if chosen.manifest.backend == "onnxruntime" and chosen.manifest.weights == "int4":
-            say("packing int4 weights as onnxruntime multiplies with them")
-            repack(temporary)
+        if _is_repacked(chosen.manifest):
+            packing = "packing int4 weights as onnxruntime multiplies with them"
+            with progress_bar(packing, say) as progress:
+                repack(temporary, progress)
             seal(temporary, chosen.manifest)
         failed = _verify(temporary, source, say) if options.verify else 0
         if not failed:
@@ -104,6 +108,10 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
             if plan_options and not options.verify:
                 say(_not_run())
     return failed
+
+
+def _is_repacked(manifest: Manifest) -> bool:
+    return manifest.backend == "onnxruntime" and manifest.weights == "int4"
 
 
 def _source(options: Arguments) -> ModelSource:
@@ -124,11 +132,15 @@ def _source(options: Arguments) -> ModelSource:
     return ModelSource(options.model, resolve(options.model), None)
 
 
+def _configuration(source: ModelSource) -> Configuration:
+    return as_stored(source.checkpoint, read_configuration(source.checkpoint))
+
+
 def _with_numbers(options: Arguments, source: ModelSource, say: Say) -> Arguments:
     """The options with a number format that suits this machine, where they leave it open."""
     if options.precision or options.weights:
         return options
-    config, bf16 = read_configuration(source.checkpoint), options.backend != "onnxruntime"
+    config, bf16 = _configuration(source), options.backend != "onnxruntime"
     chosen = suitable_format(config, bf16)
     if chosen == NumberFormat(DEFAULT_PRECISION["openvino"]):
         return options

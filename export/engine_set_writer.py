@@ -44,9 +44,9 @@ from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.language import LanguageModel, OutputHead
 from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
 from vicort.export.qwen2_5_vl.pruned_vision import pruned
+from vicort.export.qwen2_5_vl.tied_head import has_tied_head
 from vicort.export.qwen2_5_vl.vision import DynamicVisionEncoder, VisionEncoder
 from vicort.export.qwen2_5_vl.weights import (
-    has_tied_head,
     load_language,
     load_vision_of,
     stores_bfloat16_embedding,
@@ -328,7 +328,7 @@ def _write_plans(
         if graphs[name].attention_layers:
             remove_functions(exported) if options.plugin else expand(exported)
             write_nodes(exported, onnx / f"{name}.onnx")
-        with _bar(f"building {graphs[name].file}", say) as bar:
+        with progress_bar(f"building {graphs[name].file}", say) as bar:
             graphs[name] = _build(onnx / f"{name}.onnx", folder, graphs[name], options, bar)
     if direct:
         say("compiling vision.plan with torch-tensorrt")
@@ -355,7 +355,7 @@ def _write_kernels(folder: Path, checkpoint: Path, manifest: Manifest, say: Say)
         manifest.precision,
         kv=manifest.kv,
     )
-    with _bar(f"compiling {KERNELS_FILE}", say) as bar:
+    with progress_bar(f"compiling {KERNELS_FILE}", say) as bar:
         content = compile_kernels(spec, progress=lambda done, total, what: bar(what, done / total))
     (folder / KERNELS_FILE).write_bytes(content)
 
@@ -438,7 +438,7 @@ def cpu() -> str:
 
 
 @contextmanager
-def _bar(what: str, say: Say) -> Iterator[Progress]:
+def progress_bar(what: str, say: Say) -> Iterator[Progress]:
     """Print a line and, on a terminal, show a progress bar. Yields a function of a phase's name and
     the fraction done, 0 to 1."""
     say(what)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
+import numpy as np
 import pytest
+from support.reference_model import write_random_checkpoint
 from support.tiny_sets import tiny_set
 
 from vicort.export import build, build_set, build_space
 from vicort.export.build_space import (
     NumberFormat,
+    bytes_of_parts,
     check_space,
     suitable_format,
     weight_bytes_of,
@@ -97,6 +102,63 @@ def test_the_bytes_are_those_of_a_built_set(tiny_engines):
     int4 = size_of("fp32", "int4")
     assert expected / 4 < int8 < expected / 3.5
     assert int4 < int8
+
+
+MEDIUM = {
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def medium(tmp_path_factory) -> Path:
+    """A random checkpoint whose weights are large beside what a file is filled up with."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "medium"
+    folder.mkdir()
+    vision = {"depth": 2, "fullatt_block_indexes": [1], "out_hidden_size": 512}
+    write_random_checkpoint(folder, "tiny", seed=3, vision=vision, text=MEDIUM)
+    shutil.copy(resolve(TINY) / "tokenizer.json", folder)
+    return folder
+
+
+def test_the_bytes_are_those_of_a_set_with_integers_and_their_scales(medium, tmp_path, capfd):
+    """Also while it is built: the language weights are on the disk twice, where onnxruntime gets
+    them in another layout."""
+    command = ["--backend", "onnxruntime", "--weights", "int4", "--out", str(tmp_path / "set")]
+    most: list[int] = []
+
+    def measured(self: Path, target: Path) -> Path:
+        most.append(sum(path.stat().st_size for path in tmp_path.rglob("*.bin")))
+        return replaced(self, target)
+
+    replaced = Path.replace
+    with mock.patch.object(Path, "replace", measured):
+        assert build.main([str(medium), *command]) == 0
+    assert "packing int4 weights" in capfd.readouterr().err
+    config, manifest = read_configuration(medium), read_manifest(tmp_path / "set")
+    embedding = np.dtype(manifest.embedding.dtype).itemsize
+    numbers = NumberFormat("fp32", "int4")
+    parts = bytes_of_parts(config, numbers, False, embedding)
+    built = {path.stem: path.stat().st_size for path in (tmp_path / "set").glob("*.bin")}
+    assert sum(built.values()) == pytest.approx(sum(parts.values()), rel=0.02)
+    assert built["llm"] == pytest.approx(parts["llm"], rel=0.02)
+    assert most[0] == pytest.approx(sum(parts.values()) + parts["llm"], rel=0.02)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_second_copy_of_the_language_weights_needs_disk(backend, tmp_path, monkeypatch):
+    size = size_of("fp32", "int4")
+    if backend == "onnxruntime":
+        size += bytes_of_parts(CONFIG, NumberFormat("fp32", "int4"), False)["llm"]
+    monkeypatch.setattr(build_set, "write_engine_set", stopped)
+    words = [TINY, "--backend", backend, "--weights", "int4", "--out", str(tmp_path / "set")]
+    with_disk(monkeypatch, size)
+    with pytest.raises(Stopped):
+        build.main(words)
+    with_disk(monkeypatch, size - 1)
+    assert build.main(words) == 2
 
 
 @pytest.mark.parametrize(("precision", "plans"), [("fp32", False), ("bf16", False), ("bf16", True)])
