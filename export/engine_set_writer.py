@@ -395,10 +395,15 @@ def seal(folder: Path, manifest: Manifest) -> None:
 @contextmanager
 def building(root: Path) -> Iterator[Path]:
     """A temporary folder in `root`, removed afterwards unless it was renamed."""
-    root.mkdir(parents=True, exist_ok=True)
     # The process id alone is not unique: a build that was killed in a container may have had it.
     folder = root / f".building-{os.getpid()}-{secrets.token_hex(4)}"
-    folder.mkdir()
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(
+            f"no folder can be made in {root} ({error.strerror}): name a folder elsewhere with "
+            "--out"
+        ) from error
     try:
         yield folder
     finally:
@@ -406,10 +411,11 @@ def building(root: Path) -> Iterator[Path]:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raises ConfigError if `folder` contains something other than an engine set."""
-    if folder.is_file() or (
-        folder.is_dir() and any(folder.iterdir()) and not (folder / FILE_NAME).is_file()
-    ):
+    """Raises ConfigError if `folder` is there and is neither an engine set nor an empty folder. What
+    is no folder, such as a file, a device or a link to nothing, is never replaced."""
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / FILE_NAME).is_file()):
         raise ConfigError(
             f"--out {folder} is not an engine set and is not overwritten: name a new folder, or "
             "remove it"
