@@ -100,7 +100,7 @@ def bytes_of_parts(
         ("llm", language.norm),
         ("head", OutputHead(language)),
     )
-    found = dict.fromkeys(GRAPHS, 0)
+    found: dict[str, int] = dict.fromkeys(GRAPHS, 0)
     for name, module in parts:
         found[name] += _bytes(module, schemes[name], size)
     found["embedding"] = rows * (embedding or size) if apart else 0

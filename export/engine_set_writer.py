@@ -54,7 +54,8 @@ from vicort.export.qwen2_5_vl.weights import (
 from vicort.export.tensorrt_plans import KERNELS_FILE, PIP_NAMES, PlanJob, Progress, build_plan
 from vicort.export.token_control import TokenControlGraph
 from vicort.export.torch_tensorrt import compile_directly
-from vicort.export.weight_compression import HEADS, Scheme, compress
+from vicort.export.weight_compression import HEADS, Quantised, Scheme, compress
+from vicort.export.written_integers import written_integers
 from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.manifest import (
     FILE_NAME,
@@ -86,6 +87,8 @@ COPIED = (
 NEEDED = "tokenizer.json"
 # graphs with weights that others have too, or that are the embedding: they are stored once
 SHARING: tuple[GraphName, ...] = ("head", "vision", "vision_pruned")
+# before the names of the parameters that the pruned vision graph has of the vision graph
+SHARED_ENCODER = "encoder."
 TOOLS = ("vicort", "torch", "onnx", "onnxscript", "onnx-ir")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16", "sve")
 
@@ -249,6 +252,7 @@ def _exports(
     schemes = {name: Scheme.of(manifest, name) for name in manifest.graphs}
     packed: dict[str, PackedWeight] = {}  # of a quantised checkpoint's language model
     heads: list[OutputHead] = []  # of the language model, once that is loaded
+    seen: dict[str, Quantised] = {}  # the vision graph's, once that is written
 
     def vision() -> VisionEncoder | DynamicVisionEncoder:
         stored = schemes["vision"] is not None
@@ -282,9 +286,18 @@ def _exports(
         keep = schemes[name] is not None or name == "head"
         exported, attentions = export_graph(load(), graph, keep_weights=keep)
         if scheme := schemes[name]:
-            counts = compress(exported, scheme, scheme.ready(_integers_of(name, packed)))
+            ready = scheme.ready(_integers_of(name, packed))
+            if name == "vision_pruned":
+                ready |= {
+                    f"{SHARED_ENCODER}{key}": quantised
+                    for key, quantised in seen.items()
+                    if f"{SHARED_ENCODER}{key}" in exported.graph.initializers
+                }
+            counts = compress(exported, scheme, ready)
             say(f"matrices of the {name} graph: {_counted(counts)}")
         _write(exported, folder / f"{name}.onnx", written if name in SHARING else None)
+        if name == "vision" and schemes[name]:
+            seen = written_integers(exported.graph)
         if attentions != graph.attention_layers:
             raise EngineError(
                 f"the {name} graph has {attentions} attention layers, {graph.attention_layers} "
@@ -411,8 +424,8 @@ def building(root: Path) -> Iterator[Path]:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raises ConfigError if `folder` is there and is neither an engine set nor an empty folder. What
-    is no folder, such as a file, a device or a link to nothing, is never replaced."""
+    """Raises ConfigError if `folder` is there and is neither an engine set nor an empty folder.
+    What is no folder, such as a file, a device or a link to nothing, is never replaced."""
     if not os.path.lexists(folder):
         return
     if not folder.is_dir() or (any(folder.iterdir()) and not (folder / FILE_NAME).is_file()):

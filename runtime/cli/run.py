@@ -108,11 +108,11 @@ def run(options: Options) -> int:
             for spec, label in zip(options.sources, labels, strict=True)
         ]
         trace = stack.enter_context(_traced(options.trace))
+        router = QuestionRouter(options.sampling, len(sources))
+        if options.serve_socket:  # before engines are built, which takes long
+            stack.enter_context(QuestionSocket(options.serve_socket, router))
         engine_dir = options.engine_dir or _default_engines(options.log_level)
         refuse_other_schema(engine_dir)
-        router = QuestionRouter(options.sampling, len(sources))
-        if options.serve_socket:
-            stack.enter_context(QuestionSocket(options.serve_socket, router))
         if computes_in_float32(backend_of(engine_dir), precision_of(engine_dir)):
             output.warn(COST)
         request = _memory_request(options)

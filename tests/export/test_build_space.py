@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-import numpy as np
+import onnx_ir
 import pytest
 from support.reference_model import write_random_checkpoint
 from support.tiny_sets import tiny_set
@@ -21,8 +24,11 @@ from vicort.export.build_space import (
     weight_bytes_of,
 )
 from vicort.export.checkpoint import TINY, resolve
+from vicort.export.engine_set_writer import SHARED_ENCODER
 from vicort.export.graphs import TYPE_NAMES
 from vicort.export.qwen2_5_vl.configuration import read_configuration
+from vicort.export.weight_compression import Scheme
+from vicort.runtime.engines.bindings import numpy_dtype
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.manifest import Manifest, Precision, Weights, read_manifest
 
@@ -123,28 +129,70 @@ def medium(tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_bytes_are_those_of_a_set_with_integers_and_their_scales(medium, tmp_path, capfd):
-    """Also while it is built: the language weights are on the disk twice, where onnxruntime gets
-    them in another layout."""
-    command = ["--backend", "onnxruntime", "--weights", "int4", "--out", str(tmp_path / "set")]
-    most: list[int] = []
+@dataclass
+class WatchedBuild:
+    """An engine set with int4 weights for onnxruntime, and what happened when it was built."""
+
+    folder: Path
+    on_disk: int = 0  # bytes of weights, where most of them lay on the disk
+    quantised: list[str] = field(default_factory=list)  # parameters, each time one was
+    said: str = ""
+
+
+@pytest.fixture(scope="module")
+def watched(medium, tmp_path_factory) -> WatchedBuild:
+    root = tmp_path_factory.mktemp("watched")
+    build_of = WatchedBuild(root / "set")
+    replaced, quantised = Path.replace, Scheme.quantised
 
     def measured(self: Path, target: Path) -> Path:
-        most.append(sum(path.stat().st_size for path in tmp_path.rglob("*.bin")))
+        size = sum(path.stat().st_size for path in root.rglob("*.bin"))
+        build_of.on_disk = max(build_of.on_disk, size)
         return replaced(self, target)
 
-    replaced = Path.replace
-    with mock.patch.object(Path, "replace", measured):
-        assert build.main([str(medium), *command]) == 0
-    assert "packing int4 weights" in capfd.readouterr().err
-    config, manifest = read_configuration(medium), read_manifest(tmp_path / "set")
-    embedding = np.dtype(manifest.embedding.dtype).itemsize
-    numbers = NumberFormat("fp32", "int4")
-    parts = bytes_of_parts(config, numbers, False, embedding)
-    built = {path.stem: path.stat().st_size for path in (tmp_path / "set").glob("*.bin")}
+    def counted(self: Scheme, matrix, name: str):
+        build_of.quantised.append(name)
+        return quantised(self, matrix, name)
+
+    words = ["--backend", "onnxruntime", "--weights", "int4", "--out", str(build_of.folder)]
+    with (
+        mock.patch.object(Path, "replace", measured),
+        mock.patch.object(Scheme, "quantised", counted),
+        redirect_stderr(io.StringIO()) as said,
+    ):
+        assert build.main([str(medium), *words]) == 0
+    build_of.said = said.getvalue()
+    return build_of
+
+
+def test_the_bytes_are_those_of_a_set_with_integers_and_their_scales(medium, watched):
+    """Also while it is built: the language weights are on the disk twice, where onnxruntime gets
+    them in another layout."""
+    assert "packing int4 weights" in watched.said
+    manifest = read_manifest(watched.folder)
+    embedding = numpy_dtype(manifest.embedding.dtype).itemsize
+    parts = bytes_of_parts(
+        read_configuration(medium), NumberFormat("fp32", "int4"), False, embedding
+    )
+    built = {path.stem: path.stat().st_size for path in watched.folder.glob("*.bin")}
     assert sum(built.values()) == pytest.approx(sum(parts.values()), rel=0.02)
     assert built["llm"] == pytest.approx(parts["llm"], rel=0.02)
-    assert most[0] == pytest.approx(sum(parts.values()) + parts["llm"], rel=0.02)
+    assert watched.on_disk == pytest.approx(sum(parts.values()) + parts["llm"], rel=0.02)
+
+
+def test_the_matrices_that_two_vision_graphs_share_are_quantised_once(watched):
+    names = [name.removeprefix(SHARED_ENCODER) for name in watched.quantised]
+    assert len(names) == len(set(names)) > 10
+    assert "matrices of the vision_pruned graph: 11 int8" in watched.said
+    whole, some = (
+        {
+            (value.const_value.location, value.const_value.offset)
+            for key, value in onnx_ir.load(watched.folder / file).graph.initializers.items()
+            if key.endswith(".values")
+        }
+        for file in ("vision.onnx", "vision_pruned.onnx")
+    )
+    assert whole == some
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
