@@ -186,7 +186,6 @@ def test_a_missing_folder_and_one_that_is_no_set(tmp_path):
     assert FILE_NAME in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_checkpoint_that_is_named_as_an_engine_set(tmp_path):
     folder = tmp_path / "my model"
     shutil.copytree(resolve(TINY), folder)
@@ -197,6 +196,7 @@ def test_a_checkpoint_that_is_named_as_an_engine_set(tmp_path):
     assert "--out" not in str(caught.value), "vicort-build does not replace this folder"
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_an_engine_that_is_not_what_the_manifest_says(backend, tmp_path):
     graphs = read_manifest(engine_set(backend)).model_dump()["graphs"]
     features, *others = graphs["llm"]["inputs"]
