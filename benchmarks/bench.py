@@ -16,7 +16,9 @@ from typing import Any
 from vicort.benchmarks.common.children import in_child
 from vicort.benchmarks.common.settings import QUICK, Settings
 from vicort.benchmarks.common.tables import Table
+from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.errors import ConfigError, VicortError
+from vicort.runtime.safe_text import print_safely
 from vicort.runtime.shell_completion import add_completion_option
 
 SCHEMA = 1
@@ -159,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _bench(_parse(arguments))
     except VicortError as error:
-        print(f"vicort-bench: {error}", file=sys.stderr)
+        print_safely(f"vicort-bench: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -283,7 +285,7 @@ def _chosen(only: Sequence[str], settings: Settings) -> list[str]:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="vicort-bench",
         description="Measure vicort on this machine's CPU: JSON, tables and pictures.",
     )

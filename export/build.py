@@ -15,6 +15,7 @@ from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.errors import ConfigError, DeviceError, VicortError
 from vicort.runtime.log_options import add_log_options, log_to_stderr
 from vicort.runtime.manifest import KV, Activations, Backend, Precision, Weights
+from vicort.runtime.safe_text import print_safely
 from vicort.runtime.shell_completion import add_completion_option
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def build(options: Arguments) -> int:
 
 
 def say(line: str) -> None:
-    print(f"vicort-build: {line}", file=sys.stderr, flush=True)
+    print_safely(f"vicort-build: {line}", file=sys.stderr)
 
 
 def _plan_options(options: Arguments) -> PlanOptions | None:

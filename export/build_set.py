@@ -26,6 +26,7 @@ from vicort.export.engine_set_writer import (
     check_replaceable,
     draft_manifest,
     is_built,
+    progress_bar,
     publish,
     seal,
     write_engine_set,
@@ -33,7 +34,8 @@ from vicort.export.engine_set_writer import (
 from vicort.export.onnxruntime_products import packs, repack
 from vicort.export.qwen2_5_vl.adapter import Adapter, read_adapter
 from vicort.export.qwen2_5_vl.checkpoint_quantisation import read_quantisation
-from vicort.export.qwen2_5_vl.configuration import read_configuration
+from vicort.export.qwen2_5_vl.configuration import Configuration, read_configuration
+from vicort.export.qwen2_5_vl.tied_head import as_stored
 from vicort.export.recipe import DEFAULT_PRECISION, embedded_adapter, load_recipe, model_spec
 from vicort.export.verify import compare
 from vicort.runtime.errors import ConfigError
@@ -84,8 +86,9 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
         return _verify(built.folder, source, say) if options.verify else 0
     for each in drafts:
         check_replaceable(each.folder)
-    manifest, config = drafts[0].manifest, read_configuration(source.checkpoint)
-    check_space(drafts[0].folder, config, manifest)
+    manifest, config = drafts[0].manifest, _configuration(source)
+    repacked = any(packs(each.manifest) for each in drafts)
+    check_space(drafts[0].folder, config, manifest, repacked=repacked)
     if quantisation:
         kept = "kept where engines can hold them" if options.weights else "kept with --weights only"
         say(f"reading a quantised checkpoint: {quantisation}; its integers are {kept}")
@@ -121,11 +124,15 @@ def _source(options: Arguments) -> ModelSource:
     return ModelSource(options.model, resolve(options.model), None)
 
 
+def _configuration(source: ModelSource) -> Configuration:
+    return as_stored(source.checkpoint, read_configuration(source.checkpoint))
+
+
 def _with_numbers(options: Arguments, source: ModelSource, say: Say) -> Arguments:
     """The options with a number format that suits this machine, where they leave it open."""
     if options.precision or options.weights or options.activations:
         return options
-    config, bf16 = read_configuration(source.checkpoint), options.backend != "onnxruntime"
+    config, bf16 = _configuration(source), options.backend != "onnxruntime"
     chosen = suitable_format(config, bf16)
     if chosen == NumberFormat(DEFAULT_PRECISION["openvino"]):
         return options
@@ -248,8 +255,9 @@ def _finished(folder: Path, drafts: Sequence[Draft], say: Say) -> Draft:
         chosen = choose(folder, [each.manifest for each in drafts], say)
         return next(each for each in drafts if each.manifest is chosen)
     if packs(drafts[0].manifest):
-        say("packing integer weights as onnxruntime multiplies with them")
-        repack(folder, drafts[0].manifest.activations)
+        packing = "packing integer weights as onnxruntime multiplies with them"
+        with progress_bar(packing, say) as progress:
+            repack(folder, drafts[0].manifest.activations, progress=progress)
         seal(folder, drafts[0].manifest)
     return drafts[0]
 

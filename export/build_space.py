@@ -15,7 +15,7 @@ from vicort.export.qwen2_5_vl.configuration import Configuration
 from vicort.export.qwen2_5_vl.language import LanguageModel, OutputHead
 from vicort.export.qwen2_5_vl.layers import JoinedLinear, Linear
 from vicort.export.qwen2_5_vl.vision import VisionEncoder
-from vicort.export.weight_compression import Scheme
+from vicort.export.weight_compression import GROUP, Scheme
 from vicort.runtime.devices.machine_memory import host_memory
 from vicort.runtime.engines.bfloat16 import computes_in_float32
 from vicort.runtime.engines.bindings import numpy_dtype
@@ -70,8 +70,18 @@ def suitable_format(
 def weight_bytes_of(
     config: Configuration, numbers: NumberFormat, plans: bool, embedding: int | None = None
 ) -> int:
-    """Bytes of all weights in an engine set. plans: of TensorRT; embedding: bytes of a number in
-    embedding.bin, where no tied output head is a part of that file; None = as of others."""
+    """Bytes of all weights in an engine set, with the scales of integers. As `bytes_of_parts`."""
+    return sum(bytes_of_parts(config, numbers, plans, embedding).values())
+
+
+def bytes_of_parts(
+    config: Configuration, numbers: NumberFormat, plans: bool, embedding: int | None = None
+) -> dict[str, int]:
+    """Bytes of the weights of each graph, and of the embedding where it is apart.
+
+    plans: of TensorRT; embedding: bytes of a number in embedding.bin, where no tied output head is
+    a part of that file; None = as of others.
+    """
     side = config.vision.token_pixels
     with torch.device("meta"):
         vision = VisionEncoder(config.vision, config.language.width, side, side)
@@ -90,8 +100,11 @@ def weight_bytes_of(
         ("llm", language.norm),
         ("head", OutputHead(language)),
     )
-    weights = sum(_bytes(module, schemes[name], size) for name, module in parts)
-    return weights + (rows * (embedding or size) if apart else 0)
+    found: dict[str, int] = dict.fromkeys(GRAPHS, 0)
+    for name, module in parts:
+        found[name] += _bytes(module, schemes[name], size)
+    found["embedding"] = rows * (embedding or size) if apart else 0
+    return found
 
 
 def _bytes(model: nn.Module, scheme: Scheme | None, size: int) -> int:
@@ -104,23 +117,31 @@ def _bytes(model: nn.Module, scheme: Scheme | None, size: int) -> int:
             continue
         weight = layer.weight
         if bits := scheme.bits(weight.shape[1], f"{name}.weight"):
-            total += weight.numel() * bits // 8 - size * weight.numel()
+            groups = weight.shape[1] // GROUP if bits == 4 else 1
+            scales = size * groups * weight.shape[0]
+            total += weight.numel() * bits // 8 + scales - size * weight.numel()
     return total
 
 
 def check_space(
-    folder: Path, config: Configuration, manifest: Manifest, root: Path = Path("/")
+    folder: Path,
+    config: Configuration,
+    manifest: Manifest,
+    root: Path = Path("/"),
+    repacked: bool = False,
 ) -> None:
     """Raises ConfigError if the disk of `folder` has too little free space to build a set there, or
     the machine has less memory in total than the set's weights.
 
-    TensorRT's plans are built beside ONNX files of the same weights. root: where `proc` and `sys`
-    are.
+    TensorRT's plans are built beside ONNX files of the same weights. repacked: the graphs are
+    written again for onnxruntime, beside their first form. root: where `proc` and `sys` are.
     """
     plans, kind = manifest.flavour is not None, NumberFormat(manifest.precision, manifest.weights)
     embedding = numpy_dtype(manifest.embedding.dtype).itemsize
-    weights = weight_bytes_of(config, kind, plans, embedding)
-    disk = 2 * weights if plans else weights
+    parts = bytes_of_parts(config, kind, plans, embedding)
+    weights = sum(parts.values())
+    again = sum(parts[name] for name in GRAPHS) if repacked else 0
+    disk = 2 * weights if plans else weights + again
     parent = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
     if (free := shutil.disk_usage(parent).free) < disk:
         raise ConfigError(

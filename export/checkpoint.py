@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -16,7 +17,7 @@ from huggingface_hub.errors import (
 
 from vicort.export.qwen2_5_vl.adapter import CONFIG_FILE, WEIGHTS_FILE
 from vicort.runtime.errors import EngineError
-from vicort.runtime.manifest import fingerprint
+from vicort.runtime.manifest import FILE_NAME, fingerprint
 
 TINY = "tiny"
 DOWNLOADED = ("*.json", "*.jinja", "*.txt", "*.safetensors")
@@ -72,6 +73,16 @@ def _download(hub_id: str) -> Path:
 
 
 def _checked(folder: Path, model: str) -> Path:
+    if (folder / FILE_NAME).is_file():
+        raise EngineError(
+            f"model {model!r}: {folder} is an engine set already: run it with `vicort-run SOURCE "
+            f"--engine-dir {shlex.quote(str(folder))}`, or name the checkpoint it was built from"
+        )
+    if (folder / CONFIG_FILE).is_file() and not (folder / "config.json").is_file():
+        raise EngineError(
+            f"model {model!r}: {folder} is an adapter: name the model that it was trained on, and "
+            f"the adapter with --adapter {shlex.quote(str(folder))}"
+        )
     if not (folder / "config.json").is_file():
         raise EngineError(
             f"model {model!r}: {folder} has no config.json: name a folder in Hugging Face "

@@ -21,6 +21,7 @@ from vicort.export.qwen2_5_vl.parameter_counts import (
     float_bytes,
     parameter_counts,
 )
+from vicort.export.qwen2_5_vl.tied_head import as_stored
 from vicort.export.recipe import load_recipe, model_spec
 from vicort.export.safetensors_headers import (
     STORED_TYPES,
@@ -31,6 +32,7 @@ from vicort.export.safetensors_headers import (
 from vicort.runtime.errors import EngineError, VicortError
 from vicort.runtime.locations import default_engine_dir
 from vicort.runtime.manifest import Backend, Precision, Weights
+from vicort.runtime.safe_text import print_safely
 
 FAMILY = "Qwen2.5-VL"
 COMPRESSED: tuple[Weights, ...] = ("int8", "int4")
@@ -53,7 +55,7 @@ class CheckpointDescription:
     model: dict[str, Any]  # the manifest's model section, as `vicort-build DIR` would have it
     set_bytes: dict[str, int]  # weights of an engine set, by precision
     plan_bytes: dict[str, int]  # the same with backend tensorrt
-    # the same of a CPU set by `--weights`, without scales; None: a quantised checkpoint's own
+    # the same of a CPU set by `--weights`; None: a quantised checkpoint's own
     # integers are kept, whose size is not known from the configuration
     compressed_bytes: dict[str, int | None]
     backends: dict[str, tuple[str, ...]]  # by precision
@@ -61,7 +63,7 @@ class CheckpointDescription:
 
 def describe(folder: Path) -> CheckpointDescription:
     """Raises EngineError if a file is missing or damaged, or the model is not supported."""
-    config = read_configuration(folder)
+    config = as_stored(folder, read_configuration(folder))
     # as vicort-build names it, which chooses the recipe
     name = default_engine_dir(str(folder), "fp32", "openvino").name
     name = name.removesuffix("-fp32-openvino")
@@ -137,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(json.dumps(asdict(describe(Path(folder)))))
     except VicortError as error:
-        print(error, file=sys.stderr)
+        print_safely(str(error), file=sys.stderr)
         return error.exit_code
     return 0
 

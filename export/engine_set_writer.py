@@ -44,9 +44,9 @@ from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.language import LanguageModel, OutputHead
 from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
 from vicort.export.qwen2_5_vl.pruned_vision import pruned
+from vicort.export.qwen2_5_vl.tied_head import has_tied_head
 from vicort.export.qwen2_5_vl.vision import DynamicVisionEncoder, VisionEncoder
 from vicort.export.qwen2_5_vl.weights import (
-    has_tied_head,
     load_language,
     load_vision_of,
     stores_bfloat16_embedding,
@@ -54,7 +54,8 @@ from vicort.export.qwen2_5_vl.weights import (
 from vicort.export.tensorrt_plans import KERNELS_FILE, PIP_NAMES, PlanJob, Progress, build_plan
 from vicort.export.token_control import TokenControlGraph
 from vicort.export.torch_tensorrt import compile_directly
-from vicort.export.weight_compression import HEADS, Scheme, compress
+from vicort.export.weight_compression import HEADS, Quantised, Scheme, compress
+from vicort.export.written_integers import written_integers
 from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.manifest import (
     FILE_NAME,
@@ -87,6 +88,8 @@ COPIED = (
 NEEDED = "tokenizer.json"
 # graphs with weights that others have too, or that are the embedding: they are stored once
 SHARING: tuple[GraphName, ...] = ("head", "vision", "vision_pruned")
+# before the names of the parameters that the pruned vision graph has of the vision graph
+SHARED_ENCODER = "encoder."
 TOOLS = ("vicort", "torch", "onnx", "onnxscript", "onnx-ir")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16", "sve")
 
@@ -252,6 +255,7 @@ def _exports(
     schemes = {name: Scheme.of(manifest, name) for name in manifest.graphs}
     packed: dict[str, PackedWeight] = {}  # of a quantised checkpoint's language model
     heads: list[OutputHead] = []  # of the language model, once that is loaded
+    seen: dict[str, Quantised] = {}  # the vision graph's, once that is written
 
     def vision() -> VisionEncoder | DynamicVisionEncoder:
         stored = schemes["vision"] is not None
@@ -285,9 +289,18 @@ def _exports(
         keep = schemes[name] is not None or name == "head"
         exported, attentions = export_graph(load(), graph, keep_weights=keep)
         if scheme := schemes[name]:
-            counts = compress(exported, scheme, scheme.ready(_integers_of(name, packed)))
+            ready = scheme.ready(_integers_of(name, packed))
+            if name == "vision_pruned":
+                ready |= {
+                    f"{SHARED_ENCODER}{key}": quantised
+                    for key, quantised in seen.items()
+                    if f"{SHARED_ENCODER}{key}" in exported.graph.initializers
+                }
+            counts = compress(exported, scheme, ready)
             say(f"matrices of the {name} graph: {_counted(counts)}")
         _write(exported, folder / f"{name}.onnx", written if name in SHARING else None)
+        if name == "vision" and schemes[name]:
+            seen = written_integers(exported.graph)
         if attentions != graph.attention_layers:
             raise EngineError(
                 f"the {name} graph has {attentions} attention layers, {graph.attention_layers} "
@@ -331,7 +344,7 @@ def _write_plans(
         if graphs[name].attention_layers:
             remove_functions(exported) if options.plugin else expand(exported)
             write_nodes(exported, onnx / f"{name}.onnx")
-        with _bar(f"building {graphs[name].file}", say) as bar:
+        with progress_bar(f"building {graphs[name].file}", say) as bar:
             graphs[name] = _build(onnx / f"{name}.onnx", folder, graphs[name], options, bar)
     if direct:
         say("compiling vision.plan with torch-tensorrt")
@@ -358,7 +371,7 @@ def _write_kernels(folder: Path, checkpoint: Path, manifest: Manifest, say: Say)
         manifest.precision,
         kv=manifest.kv,
     )
-    with _bar(f"compiling {KERNELS_FILE}", say) as bar:
+    with progress_bar(f"compiling {KERNELS_FILE}", say) as bar:
         content = compile_kernels(spec, progress=lambda done, total, what: bar(what, done / total))
     (folder / KERNELS_FILE).write_bytes(content)
 
@@ -398,10 +411,15 @@ def seal(folder: Path, manifest: Manifest) -> None:
 @contextmanager
 def building(root: Path) -> Iterator[Path]:
     """A temporary folder in `root`, removed afterwards unless it was renamed."""
-    root.mkdir(parents=True, exist_ok=True)
     # The process id alone is not unique: a build that was killed in a container may have had it.
     folder = root / f".building-{os.getpid()}-{secrets.token_hex(4)}"
-    folder.mkdir()
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(
+            f"no folder can be made in {root} ({error.strerror}): name a folder elsewhere with "
+            "--out"
+        ) from error
     try:
         yield folder
     finally:
@@ -409,10 +427,11 @@ def building(root: Path) -> Iterator[Path]:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raises ConfigError if `folder` contains something other than an engine set."""
-    if folder.is_file() or (
-        folder.is_dir() and any(folder.iterdir()) and not (folder / FILE_NAME).is_file()
-    ):
+    """Raises ConfigError if `folder` is there and is neither an engine set nor an empty folder.
+    What is no folder, such as a file, a device or a link to nothing, is never replaced."""
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / FILE_NAME).is_file()):
         raise ConfigError(
             f"--out {folder} is not an engine set and is not overwritten: name a new folder, or "
             "remove it"
@@ -441,7 +460,7 @@ def cpu() -> str:
 
 
 @contextmanager
-def _bar(what: str, say: Say) -> Iterator[Progress]:
+def progress_bar(what: str, say: Say) -> Iterator[Progress]:
     """Print a line and, on a terminal, show a progress bar. Yields a function of a phase's name and
     the fraction done, 0 to 1."""
     say(what)

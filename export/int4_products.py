@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir
 import onnx_ir.passes.common as passes
@@ -22,7 +24,8 @@ def use_operator(model: onnx_ir.Model) -> int:
         if source is None or source.op_type != "DequantizeLinear":
             continue
         values, scales, *zeros = source.inputs
-        if values is None or scales is None or values.dtype not in PACKED:
+        constants = [None if each is None else each.const_value for each in source.inputs]
+        if None in constants[:2] or values.dtype not in PACKED:
             continue
         _replace(model.graph, node, values, scales, zeros[0] if zeros else None)
         count += 1
@@ -39,23 +42,39 @@ def _replace(
     scales: onnx_ir.Value,
     zeros: onnx_ir.Value | None,
 ) -> None:
-    integers = _unpacked(values)  # [in,out]
-    inputs, outputs = integers.shape
-    groups = scales.const_value.shape[0]
-    packed = _pairs(integers.T).reshape(outputs, groups, -1)
-    parts = [node.inputs[0], _initialiser(graph, f"{values.name}.nbits", packed)]
-    parts.append(
+    stored, factors = values.const_value, scales.const_value
+    inputs, outputs = stored.shape
+    groups = factors.shape[0]
+    # in bytes of two integers
+    shape = (outputs, groups, inputs // groups // 2)
+    parts = [
+        node.inputs[0],
+        _initialiser(
+            graph,
+            f"{values.name}.nbits",
+            lambda: _pairs(_unpacked(stored).T).reshape(shape),
+            onnx_ir.DataType.UINT8,
+            shape,
+        ),
         _initialiser(
             graph,
             f"{scales.name}.nbits",
-            np.ascontiguousarray(scales.const_value.numpy().T),
-        )
-    )
+            lambda: np.ascontiguousarray(factors.numpy().T),
+            factors.dtype,
+            (outputs, groups),
+        ),
+    ]
     if zeros is not None:
-        points = _unpacked(zeros).T  # [out,groups]
-        odd = points.shape[1] % 2
-        points = np.pad(points, ((0, 0), (0, odd)))
-        parts.append(_initialiser(graph, f"{zeros.name}.nbits", _pairs(points)))
+        points, width = zeros.const_value, -(-groups // 2)
+        parts.append(
+            _initialiser(
+                graph,
+                f"{zeros.name}.nbits",
+                lambda: _pairs(np.pad(_unpacked(points).T, ((0, 0), (0, groups % 2)))),
+                onnx_ir.DataType.UINT8,
+                (outputs, width),
+            )
+        )
     product = onnx_ir.node(
         "MatMulNBits",
         parts,
@@ -75,14 +94,11 @@ def _replace(
     )
 
 
-def _unpacked(value: onnx_ir.Value) -> np.ndarray:
+def _unpacked(constant: onnx_ir.TensorProtocol) -> np.ndarray:
     """The operator's unsigned integers, [in,out] uint8: signed ones are moved by 8."""
-    constant = value.const_value
-    if constant is None:
-        raise ValueError(f"{value.name} is not a constant")
     pairs = np.frombuffer(constant.tobytes(), np.uint8)
     integers = np.stack([pairs & 15, pairs >> 4], 1).reshape(constant.shape.numpy())
-    return integers ^ MIDDLE if value.dtype == SIGNED else integers
+    return integers ^ MIDDLE if constant.dtype == SIGNED else integers
 
 
 def _pairs(integers: np.ndarray) -> np.ndarray:
@@ -90,12 +106,22 @@ def _pairs(integers: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(integers[:, ::2] | integers[:, 1::2] << 4)
 
 
-def _initialiser(graph: onnx_ir.Graph, name: str, array: np.ndarray) -> onnx_ir.Value:
+def _initialiser(
+    graph: onnx_ir.Graph,
+    name: str,
+    make: Callable[[], np.ndarray],
+    dtype: onnx_ir.DataType,
+    shape: tuple[int, ...],
+) -> onnx_ir.Value:
+    """make: called when the tensor is written, so that memory holds one at a time."""
+    constant = onnx_ir.LazyTensor(
+        lambda: onnx_ir.Tensor(make(), dtype, name=name), dtype, onnx_ir.Shape(shape), name=name
+    )
     value = onnx_ir.Value(
         name=name,
-        const_value=onnx_ir.Tensor(array, name=name),
-        type=onnx_ir.TensorType(onnx_ir.DataType.from_numpy(array.dtype)),
-        shape=onnx_ir.Shape(array.shape),
+        const_value=constant,
+        type=onnx_ir.TensorType(dtype),
+        shape=onnx_ir.Shape(shape),
     )
     graph.register_initializer(value)
     return value

@@ -28,6 +28,7 @@ from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForCondit
 from vicort.export.tiny.model import CHECKPOINT as TINY
 from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.errors import ConfigError, VicortError
+from vicort.runtime.safe_text import print_safely, printable
 
 SHARD_BYTES = 1_000_000_000  # of a file; one of them lies in memory at a time
 ITEM_BYTES = 2  # bfloat16
@@ -175,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         typed = parser.parse_args(arguments)
         _write(typed.folder, PUBLISHED[typed.size], typed.tokenizer)
     except VicortError as error:
-        print(f"random_checkpoint: {error}", file=sys.stderr)
+        print_safely(f"random_checkpoint: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
@@ -199,7 +200,7 @@ def _write(folder: Path, shape: PublishedShape, tokenizer: Path | None) -> None:
             ids["<|image_pad|>"],
         )
         config["text_config"]["eos_token_id"] = ids["<|im_end|>"]
-    with tqdm(total=total, unit="B", unit_scale=True, desc=folder.name) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, desc=printable(folder.name)) as bar:
         write_random(folder, config, SIDE, written=bar.update)
     if tokenizer:
         shutil.copy(tokenizer / "tokenizer.json", folder)

@@ -31,6 +31,7 @@ class StoredTensor:
     dtype: str  # as safetensors calls it: F32, BF16, I32, F8_E4M3, …
     shape: tuple[int, ...]
     bytes: int
+    start: int  # of its data, in the file
 
     @property
     def elements(self) -> int:
@@ -79,7 +80,8 @@ def read_header(path: Path) -> list[StoredTensor]:
                 raise ValueError(f"a header of {length} bytes")
             content = json.loads(file.read(length))
         content.pop("__metadata__", None)
-        tensors = [_tensor(name, value) for name, value in content.items()]
+        begin = LENGTH_BYTES + length
+        tensors = [_tensor(name, value, begin) for name, value in content.items()]
         end = max((each["data_offsets"][1] for each in content.values()), default=0)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, brief(error)) from error
@@ -89,8 +91,9 @@ def read_header(path: Path) -> list[StoredTensor]:
     return tensors
 
 
-def _tensor(name: str, value: dict[str, Any]) -> StoredTensor:
-    """Raises ValueError, or another error of a value of the wrong type."""
+def _tensor(name: str, value: dict[str, Any], begin: int) -> StoredTensor:
+    """begin: where the data of all tensors begins in the file. Raises ValueError, or another error
+    of a value of the wrong type."""
     dtype, shape, (start, end) = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
         raise ValueError(f"{shown(name)} is of the unknown type {shown(dtype)}")
@@ -98,7 +101,7 @@ def _tensor(name: str, value: dict[str, Any]) -> StoredTensor:
         raise ValueError(f"{shown(name)} has the shape {shown(shape)}")
     if not (_is_count(start) and _is_count(end) and start <= end):
         raise ValueError(f"{shown(name)} has the offsets {shown([start, end])}")
-    return StoredTensor(name, dtype, tuple(shape), end - start)
+    return StoredTensor(name, dtype, tuple(shape), end - start, begin + start)
 
 
 def _is_count(value: Any) -> bool:

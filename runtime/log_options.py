@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vicort.runtime.redact import redact
+from vicort.runtime.safe_text import printable, without_controls
 
 LEVELS = ("debug", "info")  # nothing is logged above them
 FORMAT = "%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s"
@@ -61,4 +62,7 @@ def log_to_stderr(level: str | None) -> Iterator[None]:
 
 class _Redacting(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        return redact(without_controls(super().format(record)))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
@@ -263,6 +264,14 @@ def _field(folder: Path, key: str) -> Any:
         return None
 
 
+def _advice(folder: Path) -> str:
+    """What to do with a folder that is no engine set."""
+    if (folder / "config.json").is_file():
+        command = shlex.join(["vicort-build", str(folder)])
+        return f"it looks like a model, build its engines with `{command}`"
+    return "build one with `vicort-build MODEL`, or name another with --engine-dir"
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of an engine set, and check its schema and its files.
 
@@ -277,8 +286,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     if not path.is_file():
         raise EngineError(
-            f"{folder} has no {FILE_NAME}, so it is not an engine set: build one with "
-            f"`vicort-build MODEL --out {folder}`"
+            f"{folder} has no {FILE_NAME}, so it is not an engine set: {_advice(folder)}"
         )
     try:
         content = json.loads(read_text(path, MAX_BYTES))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import re
 import reprlib
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 MAX_VALUE = 200  # characters of a value in an error
 MAX_STRING = 80  # characters of a string or a number inside it
+# what terminals obey, but for line breaks and tabs, and what cannot be encoded as UTF-8
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = MAX_STRING
 _short.maxlevel = 3
@@ -46,6 +50,18 @@ def printable(text: str) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def without_controls(text: str) -> str:
+    """Text of any number of lines, with escapes for control characters and lone surrogates."""
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def print_safely(*lines: str, file: TextIO | None = None) -> None:
+    """Print lines that may hold names and values of users, of files, and of strangers. file: None =
+    stdout."""
+    for line in lines:
+        print(printable(line), file=file or sys.stdout, flush=True)
 
 
 def is_text(value: str) -> bool:

@@ -163,7 +163,8 @@ class SharedSession:
                     self._check_order(frame.time)
                     self._last = frame.time
                     self._frames += 1
-                    self._session.push(frame)
+                    with source.named_in_errors():
+                        self._session.push(frame)
 
     def finish(self) -> None:
         """End the stream and wait for all work. Raises the error of a frame or of an answer."""

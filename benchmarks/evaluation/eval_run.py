@@ -25,6 +25,7 @@ from vicort.runtime.errors import ConfigError, EngineError, SourceError, VicortE
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.manifest import Manifest, ModelSpec, read_manifest
 from vicort.runtime.policies.system import System, known_systems, load_system
+from vicort.runtime.safe_text import print_safely
 from vicort.runtime.session import Session
 from vicort.runtime.stream_statistics import percentiles
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(parse_options(arguments))
     except VicortError as error:
-        print(f"vicort-eval: {error}", file=sys.stderr)
+        print_safely(f"vicort-eval: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("vicort-eval: stopped; the same command resumes", file=sys.stderr)
@@ -299,7 +300,7 @@ def _text(
 
 
 def _say(line: str) -> None:
-    print(f"vicort-eval: {line}", file=sys.stderr, flush=True)
+    print_safely(f"vicort-eval: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

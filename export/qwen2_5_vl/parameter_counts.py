@@ -68,7 +68,7 @@ def float_bytes(
 
 
 def compressed_bytes(config: Configuration, weights: Weights, embedding: int = FLOAT_BYTES) -> int:
-    """Bytes of the weights of a CPU set in fp32 with `--weights`, without scales. embedding: bytes
+    """Bytes of the weights of a CPU set in fp32 with `--weights`. embedding: bytes
     of a number in embedding.bin. As `weight_bytes_of` in build_space.py."""
     language = config.language
     head = MatrixCount(language.width, language.vocabulary, bias=False)
@@ -77,11 +77,18 @@ def compressed_bytes(config: Configuration, weights: Weights, embedding: int = F
     total -= (FLOAT_BYTES - embedding) * language.vocabulary * language.width
     total -= FLOAT_BYTES * head.numbers
     total -= FLOAT_BYTES * sum(each.numbers for each in [*seen, *_of_layers(language)])
-    total += sum(each.numbers for each in seen)
+    total += sum(_int8_bytes(each) for each in [*seen, head])
     for each in _of_layers(language):
-        narrow = weights == "int4" and each.inputs % INT4_GROUP == 0
-        total += each.numbers // 2 if narrow else each.numbers
-    return total + head.numbers
+        if weights == "int4" and each.inputs % INT4_GROUP == 0:
+            total += each.numbers // 2 + FLOAT_BYTES * each.numbers // INT4_GROUP
+        else:
+            total += _int8_bytes(each)
+    return total
+
+
+def _int8_bytes(matrices: MatrixCount) -> int:
+    """With a scale for each output."""
+    return matrices.numbers + FLOAT_BYTES * matrices.outputs * matrices.count
 
 
 def _filled(config: Configuration) -> int:

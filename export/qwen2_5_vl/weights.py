@@ -27,6 +27,7 @@ from vicort.export.qwen2_5_vl.stored_tensors import (
     StoredModule,
     open_stored,
 )
+from vicort.export.qwen2_5_vl.tied_head import EMBEDDING, HEAD, HEAD_MODULE, has_tied_head
 from vicort.export.qwen2_5_vl.vision import DynamicVisionEncoder, VisionEncoder
 from vicort.export.safetensors_headers import weight_files
 from vicort.export.token_control import TokenControlGraph
@@ -43,9 +44,6 @@ PREFIXES: tuple[tuple[str, Part], ...] = (
     ("model.language_model.", "language"),
     ("model.", "language"),
 )
-HEAD_MODULE = "lm_head"
-HEAD = f"{HEAD_MODULE}.weight"
-EMBEDDING = "embed_tokens.weight"
 CONVOLUTION = "patch_embed.proj.weight"  # the only parameter with another name and shape here
 
 
@@ -243,11 +241,6 @@ def _added(adapter: Adapter, part: Part, wanted: dict[str, torch.Size]) -> dict[
     return added
 
 
-def has_tied_head(folder: Path, config: Configuration) -> bool:
-    """Whether the output head is the token embedding."""
-    return config.language.tied and not _has_own_head(folder)
-
-
 def stores_bfloat16_embedding(folder: Path, adapter: Adapter | None = None) -> bool:
     """Whether the token embedding is bfloat16 in the checkpoint, and no adapter changes it."""
     stored = _stored(folder, "language").get(EMBEDDING)
@@ -255,15 +248,6 @@ def stores_bfloat16_embedding(folder: Path, adapter: Adapter | None = None) -> b
         _place(key, adapter.folder)[1] == EMBEDDING for key in adapter.weights
     )
     return stored is not None and stored.dtype == "BF16" and not changed
-
-
-def _has_own_head(folder: Path) -> bool:
-    """Whether the checkpoint has an output head that differs from the token embedding. A quantised
-    one does."""
-    stored = _stored(folder, "language")
-    if HEAD in stored and EMBEDDING in stored:
-        return not torch.equal(stored[HEAD].read(), stored[EMBEDDING].read())
-    return any(name.startswith(f"{HEAD_MODULE}.") and name != HEAD for name in stored)
 
 
 def _stored(folder: Path, part: Part) -> dict[str, CheckpointTensor]:

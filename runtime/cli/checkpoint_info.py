@@ -54,7 +54,7 @@ class PrecisionInfo:
 class CompressedInfo:
     """A CPU set in fp32 whose matrices are integers, by `vicort-build --weights`."""
 
-    # without scales; None: a quantised checkpoint's own integers are kept, so it depends on them
+    # None: a quantised checkpoint's own integers are kept, so it depends on them
     set_bytes: int | None
     build_command: str
 
@@ -180,7 +180,7 @@ def _compressed_text(found: CompressedInfo) -> str:
     size = (
         "engine set with the checkpoint's own integers where it has them"
         if found.set_bytes is None
-        else f"engine set of {size_text(found.set_bytes)}, and scales"
+        else f"engine set of {size_text(found.set_bytes)}"
     )
     return f"{size}: `{found.build_command}`"
 

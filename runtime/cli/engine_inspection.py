@@ -38,6 +38,8 @@ class FoundSet:
     model: str
     backend: str
     precision: str
+    weights: str | None  # of matrix products; None: of the precision
+    kv: str  # what pages hold: float or int8
     bytes: int
     built: str  # local time, YYYY-MM-DD HH:MM
     readable: bool  # whether this version of vicort takes it, be it on another machine
@@ -103,6 +105,8 @@ def _found(folder: Path, content: dict[str, Any], exporter: str | None) -> Found
         model=_text(model),
         backend=_text(content["backend"]),
         precision=_text(content["precision"]),
+        weights=_text(content.get("weights")) or None,
+        kv=_text(content.get("kv")) or "float",
         bytes=size_of(folder),
         built=f"{built:%Y-%m-%d %H:%M}",
         readable=manifest is not None,

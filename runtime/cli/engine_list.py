@@ -16,7 +16,7 @@ from vicort.runtime.cli.sizes import size_text
 from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.errors import ConfigError, EngineError, VicortError
 from vicort.runtime.locations import engines_root
-from vicort.runtime.safe_text import printable
+from vicort.runtime.safe_text import print_safely
 from vicort.runtime.shell_completion import add_completion_option
 
 READER_GONE = 141  # exit code: 128 + SIGPIPE
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"--folder {root} is not a folder: name one that holds engine sets")
         return typed.command(root, typed)
     except VicortError as error:
-        print(f"vicort-engines: {printable(str(error))}", file=sys.stderr)
+        print_safely(f"vicort-engines: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -100,22 +100,21 @@ def _list(root: Path, typed: argparse.Namespace) -> int:
         print(json.dumps(found, indent=1))
         return 0
     total = size_text(sum(each.bytes for each in sets) + sum(each.bytes for each in leftovers))
-    _print(
+    print_safely(
         f"{root}: engine sets: {len(sets)}, {total}", *(line for s in sets for line in _lines(s))
     )
     for left in leftovers:
-        _print(f"  {left.name}: left over from a build, {size_text(left.bytes)}{_note(left.busy)}")
+        print_safely(
+            f"  {left.name}: left over from a build, {size_text(left.bytes)}{_note(left.busy)}"
+        )
     return 0
 
 
-def _print(*lines: str) -> None:
-    """Names of folders and values of manifests may hold anything."""
-    for line in lines:
-        print(printable(line))
-
-
 def _lines(found: FoundSet) -> list[str]:
-    of_what = ", ".join(filter(None, (found.model, found.precision, found.backend)))
+    weights = f"weights in {found.weights}" if found.weights else ""
+    pages = "" if found.kv == "float" else f"keys and values in {found.kv}"
+    parts = (found.model, found.precision, weights, pages, found.backend)
+    of_what = ", ".join(filter(None, parts))
     lines = [f"  {found.name}", f"    {of_what}; {size_text(found.bytes)}; built {found.built}"]
     if found.runs:
         lines.append("    runs here")
@@ -135,10 +134,10 @@ def _note(text: str) -> str:
 def _prune(root: Path, typed: argparse.Namespace) -> int:
     removals = _removals(root, typed.here)
     if not removals:
-        _print(f"{root}: nothing to remove")
+        print_safely(f"{root}: nothing to remove")
         return 0
     for each in removals:
-        _print(f"{each.folder}: {size_text(each.bytes)}: {each.why}")
+        print_safely(f"{each.folder}: {size_text(each.bytes)}: {each.why}")
     total = size_text(sum(each.bytes for each in removals))
     if typed.dry_run:
         print(f"{total} would be removed (folders: {len(removals)})")

@@ -30,6 +30,7 @@ from vicort.runtime.manifest import FILE_NAME, Manifest, read_manifest
 from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.memory.memory_plan import unit_pages
 from vicort.runtime.policies.system import known_systems, load_system
+from vicort.runtime.safe_text import print_safely
 from vicort.runtime.shell_completion import add_completion_option
 
 READER_GONE = 141  # exit code: 128 + SIGPIPE
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except VicortError as error:
-        print(f"vicort-info: {error}", file=sys.stderr)
+        print_safely(f"vicort-info: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # stdout is flushed again at exit, which must not print an error
@@ -118,7 +119,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     else:
         found = info(folder, known_systems())
         text = lines(found)
-    print(json.dumps(asdict(found), indent=1) if typed.json else "\n".join(text))
+    if typed.json:
+        print(json.dumps(asdict(found), indent=1))
+    else:
+        print_safely(*text)
     return 0
 
 

@@ -13,6 +13,7 @@ from vicort.runtime.cli.writers import Writer
 from vicort.runtime.core import ChunkEvent, Event, MemoryEvent
 from vicort.runtime.errors import VicortError
 from vicort.runtime.redact import redact
+from vicort.runtime.safe_text import printable
 from vicort.runtime.sources import Source
 
 
@@ -45,7 +46,7 @@ class Output:
     def warn(self, line: str) -> None:
         with self._lock:
             self._clear_bar()
-            print(f"vicort-run: warning: {redact(line)}", file=self._errors, flush=True)
+            print(f"vicort-run: warning: {redact(printable(line))}", file=self._errors, flush=True)
 
     @contextmanager
     def progress_of(self, source: Source, shown: bool = True) -> Iterator[None]:
@@ -57,7 +58,7 @@ class Output:
             self._bar = tqdm(
                 total=source.frames_total,
                 unit=" frames",
-                desc=source.name,
+                desc=printable(source.name),
                 file=self._errors,
                 leave=False,
             )

@@ -18,6 +18,7 @@ from vicort.runtime.cli.question_router import QuestionRouter
 from vicort.runtime.cli.questions import MAX_LINE
 from vicort.runtime.core import Answer
 from vicort.runtime.errors import ConfigError, QuestionError
+from vicort.runtime.safe_text import without_controls
 
 MAX_CLIENTS = 64
 MAX_PATH_BYTES = 107  # of the path of a Unix socket
@@ -153,7 +154,7 @@ class _Client:
             self._changed.notify_all()
 
     def send(self, content: dict[str, Any]) -> None:
-        data = (json.dumps(content, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+        data = (without_controls(json.dumps(content, ensure_ascii=False)) + "\n").encode()
         with self._changed:
             if self._closed:
                 return

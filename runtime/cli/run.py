@@ -43,6 +43,7 @@ from vicort.runtime.manifest import (
 )
 from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.redact import redact, redact_url
+from vicort.runtime.safe_text import print_safely, printable
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source, open_source
 from vicort.runtime.sources.opening import Decode
@@ -75,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE
     except VicortError as error:
-        print(f"vicort-run: {redact(str(error))}", file=sys.stderr)
+        # a URL ends at white space, so that what is white space is escaped first
+        print(f"vicort-run: {redact(printable(str(error)))}", file=sys.stderr)
         return error.exit_code
 
 
@@ -106,11 +108,11 @@ def run(options: Options) -> int:
             for spec, label in zip(options.sources, labels, strict=True)
         ]
         trace = stack.enter_context(_traced(options.trace))
+        router = QuestionRouter(options.sampling, len(sources))
+        if options.serve_socket:  # before engines are built, which takes long
+            stack.enter_context(QuestionSocket(options.serve_socket, router))
         engine_dir = options.engine_dir or _default_engines(options.log_level)
         refuse_other_schema(engine_dir)
-        router = QuestionRouter(options.sampling, len(sources))
-        if options.serve_socket:
-            stack.enter_context(QuestionSocket(options.serve_socket, router))
         if computes_in_float32(backend_of(engine_dir), precision_of(engine_dir)):
             output.warn(COST)
         request = _memory_request(options)
@@ -139,7 +141,7 @@ def show_plan(options: Options) -> int:
     for sources, which are not opened."""
     folder = options.engine_dir or find_engine_dir(MODEL)
     if folder and not options.engine_dir and is_other_schema(folder):
-        print(outdated_text(folder))
+        print_safely(outdated_text(folder))
         folder = None
     if folder is None:
         print(f"the engines of the {MODEL} model would be built first, by `vicort-build {MODEL}`")
@@ -155,14 +157,14 @@ def show_plan(options: Options) -> int:
     rate = None if options.fps == "source" else float(options.fps or found.fps)
     if found.missing:
         raise EngineError(f"{folder} does not run here: {found.missing}")
-    print("\n".join(lines(found)))
+    print_safely(*lines(found))
     _print_preset(options)
     sources = len(options.sources)
     each = f", for each of {sources} sources" if sources > 1 else ""
-    print(f"  {'system':11} {system.name}{each}")
-    print(f"  {'budget':11} {budget_text(fitted.event(rate))}")
+    print_safely(f"  {'system':11} {system.name}{each}")
+    print_safely(f"  {'budget':11} {budget_text(fitted.event(rate))}")
     if fitted.given_up:
-        print(f"  {'':11} {fitted.given_up}")
+        print_safely(f"  {'':11} {fitted.given_up}")
     return 0
 
 
@@ -317,7 +319,7 @@ def _default_engines(log_level: str | None) -> Path:
     if found and not is_other_schema(found):
         return found
     if found:
-        print(f"vicort-run: {outdated_text(found)}", file=sys.stderr, flush=True)
+        print_safely(f"vicort-run: {outdated_text(found)}", file=sys.stderr)
     try:
         metadata.distribution("torch")
     except metadata.PackageNotFoundError as error:

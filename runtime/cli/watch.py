@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -123,7 +124,8 @@ class Watch:
         """Push the frames that the session wants, each when it is due. Returns an exit code."""
         try:
             for frame in self.source.frames(partial(self._wants, session)):
-                session.push(frame)
+                with self.source.named_in_errors() if not self.label else nullcontext():
+                    session.push(frame)
                 self._output.progress(frame.index + 1)
                 self._output.check()
                 self._stop_if_satisfied()

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import TextIO
 
 from vicort.runtime.core import Answer, ChunkEvent, Event, MemoryEvent, SourceEvent, Spoken, Summary
+from vicort.runtime.safe_text import printable, without_controls
 
 # how long a cue stays on the screen: the time of the next one is not known when it is written
 CUE_SECONDS = Fraction(4)
@@ -49,9 +50,10 @@ class JsonlWriter(Writer):
     shows_stats = shows_sources = True
 
     def write(self, event: Event, source: str = "") -> None:
+        content = event.to_json() | ({"source": source} if source else {})
         self._put(
-            json.dumps(event.to_json() | ({"source": source} if source else {}), ensure_ascii=False)
-            + "\n"
+            # such characters stand in strings only, where JSON has the same escapes
+            without_controls(json.dumps(content, ensure_ascii=False)) + "\n"
         )
 
 
@@ -71,14 +73,14 @@ class TextWriter(Writer):
         if not self._live or self._open not in (None, answer_id):
             return
         if self._open is None:
-            self._put(f"{question}\n  ")
+            self._put(without_controls(f"{question}\n  "))
             self._open = answer_id
             self.mid_line = True
-        self._put(text)
+        self._put(without_controls(text))
 
     def write(self, event: Event, source: str = "") -> None:
         if source:  # answers are not written token by token then
-            self._put(f"[{source}] {_as_text(event)}")
+            self._put(f"[{printable(source)}] {_as_text(event)}")
         elif self._open is not None and isinstance(event, Answer) and event.id == self._open:
             self._complete(f"   {_when(event)}\n")
         elif self._open is not None and not isinstance(event, Summary):
@@ -140,6 +142,10 @@ WRITERS: dict[str, type[Writer]] = {
 
 
 def _as_text(event: Event) -> str:
+    return without_controls(_text_of(event))
+
+
+def _text_of(event: Event) -> str:
     match event:
         case Answer():
             return f"{event.question}\n  {event.text}   {_when(event)}\n"
@@ -225,4 +231,5 @@ def _clock(seconds: Fraction, point: str) -> str:
 
 def _lines(text: str) -> str:
     """Remove empty lines and arrows, which would end a cue."""
-    return "\n".join(line for line in text.splitlines() if line.strip()).replace("-->", "->") or "-"
+    lines = "\n".join(line for line in text.splitlines() if line.strip())
+    return without_controls(lines).replace("-->", "->") or "-"

@@ -80,7 +80,8 @@ def fit_budget(
 
     A number in a system's file is kept as it is. Where the device budget is automatic or the
     caller's, and too small for what a question may read, questions read less. Raises
-    MemoryBudgetError, with budgets that work, if that is not enough.
+    MemoryBudgetError, with budgets that work, if that is not enough, or if the machine has less
+    memory than both.
     """
     own = system.memory
     if request.host_mb and not _can_spill(system):
@@ -95,6 +96,7 @@ def fit_budget(
         automatic = fit.automatic(with_host=host_mb is None or host_mb > 0)
         device_mb = automatic.device_mb if device_mb is None else device_mb
         host_mb = automatic.host_mb if host_mb is None else host_mb
+    _check_machine(device_mb, host_mb, machine, request.sessions)
     given_up = ""
     if request.device_mb is not None or own.device_mb is None:
         system, given_up = fit.limited(device_mb, host_mb)
@@ -102,6 +104,21 @@ def fit_budget(
     size = fit.long_term(host_mb)
     plan = MemoryPlan.of(model, system, size, prompt_tokens, fit.bytes_of_page)
     return FittedSystem(system, fit.units_held(plan, host_mb), given_up)
+
+
+def _check_machine(device_mb: float, host_mb: float, machine: MachineMemory, sessions: int) -> None:
+    """Raises MemoryBudgetError for budgets that the system would kill the process for."""
+    on_host = host_mb + (device_mb if machine.device is None else 0)
+    each = f" for each of {sessions} sessions" if sessions > 1 else ""
+    for what, asked, there in (
+        ("this machine or its cgroup", on_host, machine.host),
+        ("the GPU", device_mb, machine.device),
+    ):
+        if there is not None and asked * sessions * 1e6 > there:
+            raise MemoryBudgetError(
+                f"--memory {device_mb:.0f}MB --host-memory {host_mb:.0f}MB{each}: {what} has "
+                f"{there / 1e6:.0f} MB in all: give less, or leave them out for a share of it"
+            )
 
 
 def _can_spill(system: System) -> bool:

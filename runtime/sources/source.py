@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from types import TracebackType
 from typing import Self
 
 from vicort.runtime.core import Frame
+from vicort.runtime.errors import SourceError
 
 Wants = Callable[[Fraction], bool]  # whether the frame at a time in seconds is wanted
 Warn = Callable[[str], None]  # reports a warning of one line
@@ -37,6 +39,14 @@ class Source(ABC):
         """Store a warning and report it."""
         self.warnings.append(line)
         self._warn(line)
+
+    @contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Within this context, a SourceError about a frame also names this source."""
+        try:
+            yield
+        except SourceError as error:
+            raise SourceError(f"{self.name}: {error}", error.brief) from error
 
     def __iter__(self) -> Iterator[Frame]:
         return self.frames()

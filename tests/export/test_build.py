@@ -1,6 +1,8 @@
 """vicort-build: what it builds, what it leaves alone, what it refuses."""
 
+import os
 import shutil
+import socket
 import sys
 
 import numpy as np
@@ -25,7 +27,7 @@ from support.sizes import is_thorough
 from vicort.export import build, build_set, recipe
 from vicort.export.build_set import candidates
 from vicort.export.checkpoint import TINY, resolve
-from vicort.export.engine_set_writer import building, seal
+from vicort.export.engine_set_writer import building, publish, seal
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.verify import compare, language_inputs
 from vicort.runtime.engines import tensorrt
@@ -378,6 +380,38 @@ def test_a_folder_that_is_no_engine_set_is_never_overwritten(tmp_path, capfd):
     assert status == 2
     assert "not overwritten" in said
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe", "socket", "link to nothing", "link to a pipe"])
+def test_what_is_no_folder_is_never_replaced(kind, tmp_path, capfd):
+    """Such as /dev/null, of which a build as root would otherwise make an engine set."""
+    target = tmp_path / "target"
+    match kind:
+        case "file":
+            target.write_bytes(b"dear")
+        case "pipe":
+            os.mkfifo(target)
+        case "socket":
+            socket.socket(socket.AF_UNIX).bind(str(target))
+        case _:
+            target.symlink_to(tmp_path / "other")
+    if kind == "link to a pipe":
+        os.mkfifo(tmp_path / "other")
+    before = target.lstat()
+    (tmp_path / "built").mkdir()
+    with pytest.raises(ConfigError, match="not overwritten"):
+        publish(tmp_path / "built", target)
+    status, said = run(capfd, checkpoint(), "--out", target, *OPTIONS)
+    assert (status, said.count("\n")) == (2, 1)
+    assert f"--out {target} is not an engine set and is not overwritten" in said
+    assert target.lstat() == before
+
+
+def test_a_folder_that_cannot_be_made_is_refused_at_once(tmp_path, capfd):
+    (tmp_path / "file").write_bytes(b"dear")
+    status, said = run(capfd, checkpoint(), "--out", tmp_path / "file" / "set", *OPTIONS)
+    assert (status, said.count("\n")) == (2, 1)
+    assert f"no folder can be made in {tmp_path / 'file'} (Not a directory)" in said
 
 
 def test_a_configuration_that_is_nested_too_deeply_is_refused(tmp_path, capfd):

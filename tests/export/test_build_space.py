@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
+import onnx_ir
 import pytest
+from support.reference_model import write_random_checkpoint
 from support.tiny_sets import tiny_set
 
 from vicort.export import build, build_set, build_space
 from vicort.export.build_space import (
+    GRAPHS,
     NumberFormat,
+    bytes_of_parts,
     check_space,
     suitable_format,
     weight_bytes_of,
 )
 from vicort.export.checkpoint import TINY, resolve
+from vicort.export.engine_set_writer import SHARED_ENCODER
 from vicort.export.graphs import TYPE_NAMES
 from vicort.export.qwen2_5_vl.configuration import read_configuration
+from vicort.export.weight_compression import Scheme
+from vicort.runtime.engines.bindings import numpy_dtype
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.manifest import Manifest, Precision, Weights, read_manifest
 
@@ -97,6 +109,108 @@ def test_the_bytes_are_those_of_a_built_set(tiny_engines):
     int4 = size_of("fp32", "int4")
     assert expected / 4 < int8 < expected / 3.5
     assert int4 < int8
+
+
+MEDIUM = {
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def medium(tmp_path_factory) -> Path:
+    """A random checkpoint whose weights are large beside what a file is filled up with."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "medium"
+    folder.mkdir()
+    vision = {"depth": 2, "fullatt_block_indexes": [1], "out_hidden_size": 512}
+    write_random_checkpoint(folder, "tiny", seed=3, vision=vision, text=MEDIUM)
+    shutil.copy(resolve(TINY) / "tokenizer.json", folder)
+    return folder
+
+
+@dataclass
+class WatchedBuild:
+    """An engine set with int4 weights for onnxruntime, and what happened when it was built."""
+
+    folder: Path
+    on_disk: int = 0  # bytes of weights, where most of them lay on the disk
+    quantised: list[str] = field(default_factory=list)  # parameters, each time one was
+    said: str = ""
+
+
+@pytest.fixture(scope="module")
+def watched(medium, tmp_path_factory) -> WatchedBuild:
+    root = tmp_path_factory.mktemp("watched")
+    build_of = WatchedBuild(root / "set")
+    replaced, quantised = Path.replace, Scheme.quantised
+
+    def measured(self: Path, target: Path) -> Path:
+        size = sum(path.stat().st_size for path in root.rglob("*.bin"))
+        build_of.on_disk = max(build_of.on_disk, size)
+        return replaced(self, target)
+
+    def counted(self: Scheme, matrix, name: str):
+        build_of.quantised.append(name)
+        return quantised(self, matrix, name)
+
+    words = ["--backend", "onnxruntime", "--weights", "int4", "--out", str(build_of.folder)]
+    with (
+        mock.patch.object(Path, "replace", measured),
+        mock.patch.object(Scheme, "quantised", counted),
+        redirect_stderr(io.StringIO()) as said,
+    ):
+        assert build.main([str(medium), *words]) == 0
+    build_of.said = said.getvalue()
+    return build_of
+
+
+def test_the_bytes_are_those_of_a_set_with_integers_and_their_scales(medium, watched):
+    """Also while it is built: the weights of graphs are on the disk twice, where onnxruntime gets
+    them in another layout."""
+    assert "packing integer weights" in watched.said
+    manifest = read_manifest(watched.folder)
+    embedding = numpy_dtype(manifest.embedding.dtype).itemsize
+    parts = bytes_of_parts(
+        read_configuration(medium), NumberFormat("fp32", "int4"), False, embedding
+    )
+    built = {path.stem: path.stat().st_size for path in watched.folder.glob("*.bin")}
+    assert sum(built.values()) == pytest.approx(sum(parts.values()), rel=0.02)
+    assert built["llm"] == pytest.approx(parts["llm"], rel=0.02)
+    again = sum(parts[name] for name in GRAPHS)
+    assert watched.on_disk == pytest.approx(sum(parts.values()) + again, rel=0.02)
+
+
+def test_the_matrices_that_two_vision_graphs_share_are_quantised_once(watched):
+    names = [name.removeprefix(SHARED_ENCODER) for name in watched.quantised]
+    assert len(names) == len(set(names)) > 10
+    assert "matrices of the vision_pruned graph: 11 int8" in watched.said
+    whole, some = (
+        {
+            (value.const_value.location, value.const_value.offset)
+            for key, value in onnx_ir.load(watched.folder / file).graph.initializers.items()
+            if ".values" in key
+        }
+        for file in ("vision.onnx", "vision_pruned.onnx")
+    )
+    assert whole == some
+    assert len(whole) > 10
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_second_copy_of_the_language_weights_needs_disk(backend, tmp_path, monkeypatch):
+    size = size_of("fp32", "int4")
+    if backend == "onnxruntime":
+        parts = bytes_of_parts(CONFIG, NumberFormat("fp32", "int4"), False)
+        size += sum(parts[name] for name in GRAPHS)
+    monkeypatch.setattr(build_set, "write_engine_set", stopped)
+    words = [TINY, "--backend", backend, "--weights", "int4", "--out", str(tmp_path / "set")]
+    with_disk(monkeypatch, size)
+    with pytest.raises(Stopped):
+        build.main(words)
+    with_disk(monkeypatch, size - 1)
+    assert build.main(words) == 2
 
 
 @pytest.mark.parametrize(("precision", "plans"), [("fp32", False), ("bf16", False), ("bf16", True)])

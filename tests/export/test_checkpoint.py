@@ -52,6 +52,24 @@ def test_no_such_folder(model):
     assert f"no model folder {model!r}" in refusal(model)
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("manifest.json", "is an engine set already: run it with `vicort-run SOURCE --engine-dir "),
+        ("adapter_config.json", "the adapter with --adapter "),
+    ],
+)
+def test_folder_that_another_option_takes(name, advice, tmp_path):
+    folder = tmp_path / "my folder"
+    folder.mkdir()
+    (folder / name).touch()
+    if name == "manifest.json":  # an engine set has its model's configuration
+        (folder / "config.json").touch()
+    with pytest.raises(EngineError, match=f"{advice}'{folder}'") as caught:
+        resolve(str(folder))
+    assert "\n" not in str(caught.value)
+
+
 def test_file_instead_of_a_folder(folder):
     assert "no model folder" in refusal(str(folder / "config.json"))
 

@@ -3,6 +3,9 @@ reads both forms and multiplies in float32."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from vicort.export.graphs import write_graph
+from vicort.export import int4_products
+from vicort.export.graphs import EXPANDED_FILE, Written, write_graph
 from vicort.export.int4_products import use_operator
+from vicort.export.onnxruntime_products import repack
 from vicort.runtime.engines.onnxruntime import UNWANTED
+from vicort.runtime.errors import EngineError
+
+LANGUAGE_FILES = ("llm.onnx", EXPANDED_FILE)
 
 
 def packed(integers: np.ndarray) -> bytes:
@@ -80,6 +88,74 @@ def test_other_products_are_left_alone():
     values.dtype = onnx_ir.DataType.INT8
     assert use_operator(model) == 0
     assert [node.op_type for node in model.graph] == ["DequantizeLinear", "MatMul", "Add"]
+
+
+def written_set(folder: Path, seed: int) -> onnx.ModelProto:
+    """The language graphs of a set, with weights that both share."""
+    folder.mkdir()
+    model = residual_product(np.random.default_rng(seed), 3, 128, True)
+    written: Written = {}
+    for name in LANGUAGE_FILES:
+        list(write_graph(onnx_ir.from_proto(model), folder / name, written))
+    return model
+
+
+def test_a_set_of_hard_links_is_packed_and_the_files_it_was_linked_to_stay(tmp_path: Path):
+    model = written_set(tmp_path / "set", seed=1)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()}
+    assert sorted(before) == ["llm.bin", "llm.expanded.onnx", "llm.onnx"]
+    shutil.copytree(tmp_path / "set", tmp_path / "linked", copy_function=os.link)
+    seen: list[tuple[str, float]] = []
+    repack(tmp_path / "linked", progress=lambda phase, done: seen.append((phase, done)))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()} == before
+    assert sorted(path.name for path in (tmp_path / "linked").iterdir()) == sorted(before)
+    x = np.random.default_rng(0).standard_normal((3, 384), np.float32)
+    right = by_openvino(model, x)
+    for name in LANGUAGE_FILES:
+        found = onnx.load(tmp_path / "linked" / name)
+        assert [node.op_type for node in found.graph.node] == ["MatMulNBits", "Add"]
+        assert np.abs(by_openvino(found, x) - right).max() < 1e-5 * np.abs(right).max()
+    # the progress rises to the end, with each weight
+    done = [each for _, each in seen]
+    assert done == sorted(done)
+    assert (len(done), done[-1]) == (4, 1)  # integers and scales; zero points are in the graph
+    assert [phase for phase, _ in seen][:: len(seen) - 1] == [
+        f"packing {name}" for name in LANGUAGE_FILES
+    ]
+
+
+def test_memory_holds_one_product_at_a_time(tmp_path: Path, monkeypatch):
+    """A product is packed when it is written, not before, and is not kept."""
+    written_set(tmp_path / "set", seed=2)
+    alive: list[weakref.ref] = []
+
+    def counted(constant) -> np.ndarray:
+        assert not [each for each in alive if each() is not None]
+        integers = unpacked(constant)
+        alive.append(weakref.ref(integers))
+        return integers
+
+    unpacked = int4_products._unpacked
+    monkeypatch.setattr(int4_products, "_unpacked", counted)
+    repack(tmp_path / "set")
+    assert len(alive) == 4  # values and zero points, of two graphs
+
+
+@pytest.mark.parametrize("fault", ["missing", "cut off", "elsewhere"])
+def test_weights_that_are_not_there_are_one_line(fault, tmp_path: Path):
+    folder = tmp_path / "set"
+    written_set(folder, seed=1)
+    weights = folder / "llm.bin"
+    if fault == "cut off":
+        weights.write_bytes(weights.read_bytes()[:2000])
+    else:
+        weights.rename(tmp_path / "other.bin")
+    if fault == "elsewhere":
+        weights.symlink_to(tmp_path / "other.bin")
+    with pytest.raises(EngineError, match="build the set again") as caught:
+        repack(folder)
+    assert str(caught.value).isprintable()
+    assert sorted(path.name for path in folder.glob("packed-*")) == []
 
 
 @pytest.mark.parametrize("replaced", [False, True])

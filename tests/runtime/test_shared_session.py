@@ -15,7 +15,7 @@ from support.streams import frames
 from support.systems import system
 
 from vicort.runtime.core import Question, Sampling
-from vicort.runtime.errors import ConfigError, QuestionError, VicortError
+from vicort.runtime.errors import ConfigError, QuestionError, SourceError, VicortError
 from vicort.runtime.session import Session
 from vicort.runtime.shared_session import (
     MAX_GAP_SECONDS,
@@ -221,6 +221,14 @@ def test_a_source_is_watched_to_its_end_and_only_by_a_new_stream():
         session.watch("testsrc:", 0)
     with pytest.raises(ConfigError, match="pace -1"):
         session.watch("testsrc:", -1)
+    session.close()
+
+
+def test_a_frame_that_the_model_does_not_take_is_an_error_with_the_name_of_its_source():
+    session = shared(FakeEngineSet(grid=None, max_pixels=256), fps=2)
+    spec = "testsrc:seconds=3,size=2000x8"
+    with pytest.raises(SourceError, match=f"^{spec}: at 0.000 s, a frame of 2000x8: one side"):
+        session.watch(spec, 0)
     session.close()
 
 

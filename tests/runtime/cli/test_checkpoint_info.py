@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from vicort.export import build, build_set
+from vicort.export import build, build_set, build_space
 from vicort.export.build_space import NumberFormat, weight_bytes_of
 from vicort.export.checkpoint import TINY, resolve
 from vicort.export.checkpoint_description import BACKENDS, COMPRESSED, describe
@@ -80,6 +80,25 @@ def test_a_tied_head_that_is_stored_is_no_parameter_of_its_own(checkpoint):
     (embedding,) = (each for name, each in weights.items() if "embed_tokens" in name)
     save_file(weights | {"lm_head.weight": embedding}, path)
     assert describe(checkpoint).parameters == counts
+
+
+def test_a_head_of_other_values_counts_though_config_json_ties_it(checkpoint, monkeypatch):
+    tied = describe(checkpoint)
+    path = checkpoint / "model.safetensors"
+    weights = load_file(path)
+    (embedding,) = (each for name, each in weights.items() if "embed_tokens" in name)
+    save_file(weights | {"lm_head.weight": embedding + 1}, path)
+    own = describe(checkpoint)
+    language = load_models(checkpoint, 308, 308)[1]
+    assert own.parameters["language"] == sum(each.numel() for each in language.parameters())
+    assert own.parameters["language"] - tied.parameters["language"] == embedding.size
+    assert own.set_bytes["fp32"] - tied.set_bytes["fp32"] == 4 * embedding.size
+    # the automatic choice goes by the same bytes
+    monkeypatch.setattr(build_space, "host_memory", lambda _: 3 * own.set_bytes["fp32"] - 3)
+    monkeypatch.setattr(build_space, "computes_in_float32", lambda *_: True)
+    options = build._parse([str(checkpoint)])
+    source = build_set.ModelSource("m", checkpoint, None)
+    assert build_set._with_numbers(options, source, print).weights == "int8"
 
 
 def test_a_published_shape_without_its_weights(tmp_path):
@@ -165,9 +184,7 @@ def test_its_text_and_json_say_the_same(checkpoint, capsys, monkeypatch):
         compressed = found["compressed"][name]
         assert compressed["build_command"] == f"{fp32['build_command']} --weights {name}"
         size = f"{compressed['set_bytes'] / 1e6:.1f} MB"
-        assert line == (
-            f"  {name:11} engine set of {size}, and scales: `{compressed['build_command']}`"
-        )
+        assert line == (f"  {name:11} engine set of {size}: `{compressed['build_command']}`")
     assert lines[-1] == f"  rule        {found['rule']}"
 
 

@@ -83,6 +83,23 @@ def test_it_lists_sets_with_sizes_and_whether_they_run(root, old, strangers, cap
     assert "photos" not in out
 
 
+def test_the_number_formats_of_weights_and_pages_are_named(root, old, capsys):
+    changed(root / "good", weights="int4", kv="int8")
+    manifest = json.loads((old / "manifest.json").read_text())
+    for key in ("weights", "kv"):  # as versions before had them
+        del manifest[key]
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    sets, _ = listed(capsys)
+    assert [(each["weights"], each["kv"]) for each in (sets["good"], sets["old"])] == [
+        ("int4", "int8"),
+        (None, "float"),
+    ]
+    assert engine_list.main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert "    tiny, fp32, weights in int4, keys and values in int8, onnxruntime; " in out
+    assert "    tiny, fp32, onnxruntime; " in out
+
+
 def test_a_set_that_needs_what_is_missing_here_is_kept(root, monkeypatch, capsys):
     monkeypatch.setattr(info, "find_spec", lambda name: None)
     found = listed(capsys)[0]["good"]

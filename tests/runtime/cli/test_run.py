@@ -608,6 +608,16 @@ def test_missing_engines_are_built_once(
     assert "building" not in out
 
 
+def test_a_socket_that_cannot_be_made_is_refused_before_engines_are_built(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, clip: Path
+) -> None:
+    monkeypatch.setattr(run, "find_engine_dir", lambda model: None)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("engines are built"))
+    code, _, err = ran(capsys, clip, "--serve-socket", "/no/such/s")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--serve-socket /no/such/s cannot be created" in err
+
+
 def test_engines_that_cannot_be_built(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, clip: Path
 ) -> None:

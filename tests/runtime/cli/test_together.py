@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.fake_engines import FakeEngineSet
+from support.fake_engines import FakeEngineSet, toy_model
 from support.fake_session import FakeEngines, FakeSession
 from support.servers import Camera, running
 from support.streams import frames
@@ -17,6 +17,7 @@ from vicort.runtime.cli import run
 from vicort.runtime.core import Answer, ChunkEvent, Question, Sampling
 from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.session import Session
+from vicort.runtime.stages.chunker import Chunker
 
 
 class Stub(SimpleNamespace):
@@ -212,6 +213,26 @@ def test_one_that_fails_is_warned_of_and_the_others_go_on(capsys, monkeypatch):
         err == "vicort-run: warning: testsrc:seconds=2,size=64x48: there is no room: "
         "set memory.device_mb\n"
     )
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_frame_that_the_model_does_not_take_names_its_source_once(capsys, monkeypatch):
+    push, grid_of = FakeSession.push, toy_model(grid=None, max_pixels=256).grid
+
+    def checked(session: FakeSession, frame) -> None:
+        Chunker(2, grid_of).add(frame)
+        push(session, frame)
+
+    monkeypatch.setattr(FakeSession, "push", checked)
+    good, long = "testsrc:seconds=1,size=64x48", "testsrc:seconds=1,size=2000x8"
+    refused = f"{long}: at 0.000 s, a frame of 2000x8: one side is more than 200 times the other"
+    code, _, err = ran(capsys, long)
+    assert (code, err.count(long), err.count("\n")) == (2, 1, 1)
+    assert err.startswith(f"vicort-run: {refused}")
+    code, events, err = ran(capsys, good, long)
+    assert (code, err.count(long), err.count("\n")) == (2, 1, 1)
+    assert err.startswith(f"vicort-run: warning: {refused}")
+    assert [each["source"] for each in events if each["event"] == "summary"] == [good]
 
 
 @pytest.mark.usefixtures("fake")

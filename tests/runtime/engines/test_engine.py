@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 from support.engine_sets import BACKENDS, built_model, damaged_copy, engine_set
 
-from vicort.export.checkpoint import resolve
+from vicort.export.checkpoint import TINY, resolve
 from vicort.export.engine_set_writer import seal
 from vicort.export.verify import language_inputs
 from vicort.runtime import locations
@@ -183,6 +184,16 @@ def test_progress_counts_the_engines_that_are_loaded(threads):
 def test_a_missing_folder_and_one_that_is_no_set(tmp_path):
     assert "no engine folder" in refusal(tmp_path / "nothing")
     assert FILE_NAME in refusal(tmp_path)
+
+
+def test_a_checkpoint_that_is_named_as_an_engine_set(tmp_path):
+    folder = tmp_path / "my model"
+    shutil.copytree(resolve(TINY), folder)
+    with pytest.raises(EngineError, match=f"build its engines with `vicort-build '{folder}'`"):
+        EngineSet.open(folder)
+    with pytest.raises(EngineError) as caught:
+        EngineSet.open(tmp_path)
+    assert "--out" not in str(caught.value), "vicort-build does not replace this folder"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -55,6 +55,25 @@ def test_every_system_runs_the_real_model_by_default_on_a_machine_of_16_gb(name)
     assert sum(found.budget) <= 4000
 
 
+@pytest.mark.parametrize(
+    ("request_", "gpu_gb", "what"),
+    [
+        ({"device_mb": 16_001}, None, "this machine or its cgroup has 16000 MB"),
+        ({"device_mb": 8000, "host_mb": 8001}, None, "this machine or its cgroup has 16000 MB"),
+        ({"device_mb": 8001, "host_mb": 0, "sessions": 2}, None, "for each of 2 sessions: this"),
+        ({"device_mb": 8001, "host_mb": 0}, 8, "the GPU has 8000 MB"),
+        ({"device_mb": 4000, "host_mb": 16_001}, 8, "this machine or its cgroup has 16000 MB"),
+    ],
+)
+def test_more_than_the_machine_has_is_refused(request_, gpu_gb, what):
+    """The pages would be promised, and the system would kill the process later."""
+    with pytest.raises(MemoryBudgetError, match=what) as caught:
+        fitted("vicostream", gpu_gb=gpu_gb, **request_)
+    assert str(caught.value).isprintable()
+    fits = request_ | {"host_mb": 0, "device_mb": 7000}
+    assert fitted("vicostream", gpu_gb=gpu_gb, **fits).budget.device_mb == 7000
+
+
 @pytest.mark.parametrize("name", [name for name in known_systems() if name not in BY_HEAD])
 @pytest.mark.parametrize("gigabytes", [8, 24, 64, 256])
 def test_a_gpus_pages_are_a_share_of_the_gpus_memory(name, gigabytes):
@@ -84,6 +103,10 @@ def test_the_sessions_of_a_run_take_a_quarter_of_the_machine_at_most(name, gigab
         assert sum(found.budget) * sessions <= gigabytes * 250 + 1e-6
         assert found.system.memory.when_full == load_system(name).memory.when_full
         return
+    if sum(advice.values()) * sessions > 1000 * gigabytes:
+        with pytest.raises(MemoryBudgetError, match=" in all"):
+            fitted(name, gigabytes, sessions=sessions, **advice)
+        return
     assert sum(fitted(name, gigabytes, sessions=sessions, **advice).budget) > 0
 
 
@@ -101,6 +124,10 @@ def test_the_budgets_that_an_error_names_work(name, gigabytes, device_mb, host_m
             fitted(name, gigabytes, **request)
             return
         except MemoryBudgetError as error:
+            if " in all" in str(error):  # an automatic budget takes at most a quarter of that
+                asked = (request["device_mb"] or 0) + (request["host_mb"] or 0)
+                assert asked > 750 * gigabytes
+                return
             advice = advised(error)
             if "leave it out" in str(error):
                 advice = {"host_mb": None}
