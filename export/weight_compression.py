@@ -4,6 +4,8 @@ int8: one scale for each output column. int4: one scale for each group of 128 in
 With int4, vision encoders, the output head, and matrices whose inputs do not divide into such
 groups are int8; in TensorRT, which has no such products, they keep their type. So do embeddings,
 norms and biases.
+
+TensorRT's int8 and fp8 products have inputs of that type on both sides: see eight_bit_inputs.py.
 """
 
 from __future__ import annotations
@@ -17,6 +19,15 @@ import torch
 from onnx_ir import tensor_adapters
 from torch import Tensor, nn
 
+from vicort.export.eight_bit_inputs import (
+    FP8,
+    MAX_FP8,
+    MAX_INT8,
+    EightBit,
+    Ranges,
+    range_of,
+    round_input,
+)
 from vicort.export.graphs import as_torch
 from vicort.export.qwen2_5_vl.layers import JoinedLinear, Linear
 from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
@@ -25,7 +36,7 @@ from vicort.runtime.manifest import GraphName, Manifest, Precision, Weights
 
 GROUP = 128  # inputs that share a scale
 MIN_GROUP = 16  # of the kernels
-MAX_INT4, MAX_INT8 = 8, 127  # magnitudes
+MAX_INT4 = 8  # magnitude
 # of the scale that a group's largest weight asks for: a smaller one cuts that weight off, and
 # rounds the others less
 SHRUNK = torch.linspace(0.65, 1, 8).tolist()
@@ -51,14 +62,26 @@ LANGUAGE: tuple[GraphName, ...] = ("llm", "head")
 
 @dataclass(frozen=True)
 class Quantised:
-    """A matrix [in,out] as integers. w = (values - zeros) * scales, a scale for each group of rows,
-    or one for all."""
+    """A matrix [in,out] as integers, or as fp8. w = (values - zeros) * scales, a scale for each
+    group of rows, or one for all."""
 
-    values: Tensor  # [in,out] int8, or uint8 with zeros
+    values: Tensor  # [in,out] int8, uint8 with zeros, or float8_e4m3fn
     scales: Tensor  # [in/group,out], or [out]
     bits: int
     group: int | None = None  # None: all inputs
     zeros: Tensor | None = None  # [in/group,out] uint8
+
+    @property
+    def kind(self) -> str:
+        """int4, int8 or fp8"""
+        return "fp8" if self.values.dtype == FP8 else f"int{self.bits}"
+
+    @property
+    def stored_type(self) -> onnx_ir.DataType:
+        """Of `values` in a graph."""
+        if self.values.dtype == FP8:
+            return onnx_ir.DataType.FLOAT8E4M3FN
+        return _TYPES[self.bits, self.zeros is not None]
 
     def dequantised(self) -> Tensor:
         """[in,out] float32"""
@@ -76,6 +99,8 @@ class Scheme:
     int4: bool  # where a matrix allows it
     int8: bool  # other matrices
     type: onnx_ir.DataType  # of products, and so of scales
+    # TensorRT's products of int8 or fp8, whose other input is rounded to that type too
+    both: EightBit | None = None
 
     @classmethod
     def of(cls, manifest: Manifest, graph: GraphName) -> Scheme | None:
@@ -90,14 +115,17 @@ class Scheme:
         """As `of`. plans: of TensorRT."""
         int4 = weights == "int4" and graph in LANGUAGE
         int8 = weights is not None and not plans
-        return cls(int4, int8, TYPES[precision]) if graph != "tokens" and (int4 or int8) else None
+        both = eight_bit(weights) if plans else None
+        if graph == "tokens" or not (int4 or int8 or both):
+            return None
+        return cls(int4, int8, TYPES[precision], both)
 
     def bits(self, inputs: int, name: str) -> int | None:
         """Of a matrix, by its number of inputs and the name of its parameter; None if it keeps its
         type."""
         if self.int4 and inputs % GROUP == 0 and name not in HEADS:
             return 4
-        return 8 if self.int8 else None
+        return 8 if self.int8 or self.both else None
 
     def quantised(self, matrix: Tensor, name: str) -> Quantised | None:
         """The integers of a matrix [in,out] float, by the name of its parameter; None if it keeps
@@ -105,7 +133,12 @@ class Scheme:
         bits = self.bits(matrix.shape[0], name)
         if bits is None:
             return None
-        quantise = quantise_int4 if bits == 4 else quantise_int8
+        if bits == 4:
+            return quantise_int4(matrix, SCALE_TYPES[self.type])
+        return self._eight_bits(matrix)
+
+    def _eight_bits(self, matrix: Tensor) -> Quantised:
+        quantise = quantise_fp8 if self.both == "fp8" else quantise_int8
         return quantise(matrix, SCALE_TYPES[self.type])
 
     def ready(self, packed: Mapping[str, PackedWeight]) -> dict[str, Quantised | None]:
@@ -113,11 +146,13 @@ class Scheme:
 
         Those that an engine cannot hold become int8, which is almost exact: in act-order, or in
         groups that 16 does not divide. TensorRT multiplies only with int4 without zero points; None
-        for others, which keep their type there.
+        for others, which keep their type there. Its int8 and fp8 products take no groups either.
         """
         return {name: self._ready(weight) for name, weight in packed.items()}
 
     def _ready(self, weight: PackedWeight) -> Quantised | None:
+        if self.both:
+            return self._eight_bits(weight.dequantised().T)
         scale_type, inputs = SCALE_TYPES[self.type], weight.values.shape[1]
         group = _kernel_group(weight.group)
         if weight.order is not None or inputs % weight.group or group < MIN_GROUP:
@@ -139,6 +174,11 @@ class Scheme:
 def _kernel_group(group: int) -> int:
     """The largest power of two up to 128 that divides a group: kernels take such groups."""
     return min(group & -group, GROUP)
+
+
+def eight_bit(weights: Weights | None) -> EightBit | None:
+    """The type of TensorRT's products with such weights; None if they are of another."""
+    return None if weights is None or weights == "int4" else weights
 
 
 def dequantise_parameters(
@@ -169,6 +209,17 @@ def quantise_int8(weight: Tensor, scale_type: torch.dtype = torch.float32) -> Qu
     for rows in _blocks(weight, 1):
         rounded = (weight[rows].float() / scales.float()).round_()
         values[rows] = rounded.clamp_(-MAX_INT8, MAX_INT8).to(torch.int8)
+    return Quantised(values, scales, 8)
+
+
+def quantise_fp8(weight: Tensor, scale_type: torch.dtype = torch.float32) -> Quantised:
+    """weight [in,out] float: E4M3 (arXiv:2209.05433), the scale is max|w| / 448 of a column."""
+    scales = weight.abs().amax(0).float() / MAX_FP8
+    scales = torch.where(scales > 0, scales, 1).to(scale_type)
+    values = torch.empty(weight.shape, dtype=FP8)
+    for rows in _blocks(weight, 1):
+        exact = weight[rows].float() / scales.float()
+        values[rows] = exact.clamp_(-MAX_FP8, MAX_FP8).to(FP8)
     return Quantised(values, scales, 8)
 
 
@@ -214,13 +265,17 @@ def _blocks(weight: Tensor, multiple: int) -> Iterator[slice]:
 
 
 def compress(
-    model: onnx_ir.Model, scheme: Scheme, ready: Mapping[str, Quantised | None] | None = None
+    model: onnx_ir.Model,
+    scheme: Scheme,
+    ready: Mapping[str, Quantised | None] | None = None,
+    ranges: Ranges | None = None,
 ) -> dict[str, int]:
-    """Replace in place the weights of matrix products by integers and their scales.
+    """Replace in place the weights of matrix products by integers or fp8, and their scales.
 
     ready: by initialiser, the integers of a quantised checkpoint, which are taken as they are; None
-    for a matrix that keeps its type. Returns the number of matrices of each type. Raises
-    EngineError if the graph does not have one of them.
+    for a matrix that keeps its type. ranges: of the inputs, where the scheme rounds them too.
+    Returns the number of matrices of each type. Raises EngineError if the graph does not have one
+    of `ready`, or `ranges` not one of the graph.
     """
     graph, ready = model.graph, ready or {}
     done: dict[tuple[str, bool], onnx_ir.Value | None] = {}
@@ -236,12 +291,15 @@ def compress(
                 if weight.name in ready
                 else scheme.quantised(weight.matrix, weight.name)
             )
-            kind = f"int{matrix.bits}" if matrix else "not quantised"
+            kind = matrix.kind if matrix else "not quantised"
             counts[kind] = counts.get(kind, 0) + 1
             done[key] = (
                 _add_dequantised(graph, node, weight.name, matrix, scheme) if matrix else None
             )
         if factor := done[key]:
+            if scheme.both:
+                largest = range_of(ranges or {}, weight.name)
+                round_input(graph, node, largest, scheme.both, scheme.type)
             _multiply_by(graph, node, factor)
     if lost := ready.keys() - {name for name, _ in done}:
         raise EngineError(
@@ -288,7 +346,7 @@ def _add_dequantised(
     graph: onnx_ir.Graph, node: onnx_ir.Node, name: str, matrix: Quantised, scheme: Scheme
 ) -> onnx_ir.Value:
     """Add a matrix and its DequantizeLinear before `node`. Returns the result, [in,out]."""
-    kind = _TYPES[matrix.bits, matrix.zeros is not None]
+    kind = matrix.stored_type
     parts = [
         _initialiser(graph, f"{name}.values", matrix.values, kind),
         _initialiser(graph, f"{name}.scales", matrix.scales, scheme.type),

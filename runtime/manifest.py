@@ -30,7 +30,7 @@ Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 # the module that builds and runs plans: TensorRT, or TensorRT for RTX
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 Precision = Literal["fp32", "bf16"]
-Weights = Literal["int8", "int4"]  # of matrix products, where they are not of the precision
+Weights = Literal["int8", "int4", "fp8"]  # of matrix products, where they are not of the precision
 # keys and values in pages: numbers of the set's precision, or int8 with a scale for each vector
 KV = Literal["float", "int8"]
 GraphName = Literal["vision", "tokens", "llm", "head", "vision_pruned"]  # the last is optional
