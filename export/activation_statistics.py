@@ -80,7 +80,8 @@ def vision_statistics(
     combine(vision)
     inputs = InputCollector(calls=len(clip.units))
     features = []
-    with inputs.watching(vision), torch.no_grad(), _bar(len(clip.units), "vision, units") as step:
+    bar = step_bar(len(clip.units), "statistics, units")
+    with inputs.watching(vision), torch.no_grad(), bar as step:
         for unit in clip.units:
             features.append(run_unit(vision, unit, model).flatten(0, 1))
             step()
@@ -110,7 +111,8 @@ def language_statistics(
     combine(language, packed)
     inputs, last = InputCollector(), list[Tensor]()
     layers = [*language.layers]
-    with inputs.watching(language), torch.no_grad(), _bar(len(layers), "language, layers") as step:
+    bar = step_bar(len(layers), "statistics, layers")
+    with inputs.watching(language), torch.no_grad(), bar as step:
         hooks = [layer.register_forward_hook(lambda *_: step()) for layer in layers]
         # rows after the last layer, of which the model itself gives one
         hooks.append(layers[-1].register_forward_hook(lambda *call: last.append(call[-1][0])))
@@ -208,7 +210,7 @@ def _evenly(rows: Tensor, count: int) -> Tensor:
 
 
 @contextmanager
-def _bar(total: int, what: str) -> Iterator[Callable[[], object]]:
+def step_bar(total: int, what: str) -> Iterator[Callable[[], object]]:
     """On a terminal, a progress bar. Yields a function that moves it one step."""
     shown = sys.stderr.isatty()
     with tqdm(total=total, desc=what, leave=False, disable=not shown) as bar:

@@ -18,6 +18,8 @@ from vicort.export.build_space import (
     suitable_format,
     weight_bytes_of,
 )
+from vicort.export.calibration import check_calibration
+from vicort.export.calibration_clip import CalibrationClip, read_clip
 from vicort.export.checkpoint import TINY, resolve
 from vicort.export.engine_set_writer import (
     PlanOptions,
@@ -64,6 +66,7 @@ class Draft:
 
     folder: Path
     manifest: Manifest  # without the fingerprints of files
+    clip: CalibrationClip | None = None  # that its int4 weights are chosen with
 
 
 def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) -> int:
@@ -71,6 +74,8 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
     else 0."""
     source = _source(options)
     quantisation = read_quantisation(source.checkpoint)
+    if options.calibration is not None:
+        check_calibration(source.checkpoint, source.adapter)
     if plan_options is None:
         options = _with_numbers(options, source, say)
     drafts = _drafts(options, source, plan_options, say)
@@ -90,7 +95,13 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
         say(f"reading a quantised checkpoint: {quantisation}; its integers are {kept}")
     with building(drafts[0].folder.parent) as temporary:
         write_engine_set(
-            temporary, source.checkpoint, drafts[0].manifest, say, plan_options, source.adapter
+            temporary,
+            source.checkpoint,
+            drafts[0].manifest,
+            say,
+            plan_options,
+            source.adapter,
+            drafts[0].clip,
         )
         chosen = _fastest(temporary, drafts, say) if len(drafts) > 1 else drafts[0]
         if chosen.manifest.backend == "onnxruntime" and chosen.manifest.weights == "int4":
@@ -165,6 +176,8 @@ def _drafts(
             f"{spec.fixed_size[1]}x{spec.fixed_size[0]}: sides are multiples of "
             f"{spec.token_pixels} pixels"
         )
+    clip = options.calibration
+    read = None if clip is None else read_clip(clip, spec, source.checkpoint)
     precision = recipe.precision or DEFAULT_PRECISION["tensorrt" if plan_options else "openvino"]
     logger.info(
         "checkpoint %s: frames of %s, chunks of %d frames, pages of %d tokens, %s",
@@ -186,11 +199,12 @@ def _drafts(
             source.adapter,
             options.weights,
             options.kv,
+            read,
         )
         folder = options.out or default_engine_dir(
             source.name, precision, backend, options.weights, options.kv
         )
-        drafts.append(Draft(folder, manifest))
+        drafts.append(Draft(folder, manifest, read))
     return drafts
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vicort.export.graphs import TORCH_TYPES
+from vicort.export.product_choice import Choices, fold_norms, read_choices
 from vicort.export.qwen2_5_vl.adapter import Adapter
 from vicort.export.qwen2_5_vl.combined_products import combine
 from vicort.export.qwen2_5_vl.configuration import read_configuration
@@ -96,7 +97,7 @@ def compare(
             {},
         )
         del vision
-        language = _language(checkpoint, engines.manifest, adapter)
+        language = _language(checkpoint, engines.manifest, adapter, read_choices(folder))
         inputs = head_inputs(model, engines.dtype, random)
         yield from _compare("head", engines, "head", OutputHead(language), inputs, {})
         for run, rows, pages in (("llm prefill", 13, 5), ("llm decode", 1, 9)):
@@ -110,8 +111,11 @@ def _tolerance(manifest: Manifest, graph: GraphName) -> float:
     return ROUNDED_TOLERANCE if rounded else TOLERANCE[manifest.precision]
 
 
-def _language(checkpoint: Path, manifest: Manifest, adapter: Adapter | None) -> LanguageModel:
-    """The language model with the weights that its engine multiplies with."""
+def _language(
+    checkpoint: Path, manifest: Manifest, adapter: Adapter | None, choices: Choices | None = None
+) -> LanguageModel:
+    """The language model with the weights that its engine multiplies with. choices: of a calibrated
+    set."""
     scheme, packed = Scheme.of(manifest, "llm"), dict[str, PackedWeight]()
     language = load_language(
         checkpoint,
@@ -123,7 +127,9 @@ def _language(checkpoint: Path, manifest: Manifest, adapter: Adapter | None) -> 
     )
     if scheme:
         combine(language, packed)
-        dequantise_parameters(language, scheme, scheme.ready(packed))
+        choices = choices or {}
+        dequantise_parameters(language, replace(scheme, choices=choices), scheme.ready(packed))
+        fold_norms(language, choices)
     return language
 
 

@@ -9,7 +9,7 @@ norms and biases.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir
 import onnx_ir.passes.common as passes
@@ -18,6 +18,7 @@ from onnx_ir import tensor_adapters
 from torch import Tensor, nn
 
 from vicort.export.graphs import as_torch
+from vicort.export.product_choice import DATA_FREE, Choices
 from vicort.export.qwen2_5_vl.layers import JoinedLinear, Linear
 from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
 from vicort.runtime.errors import EngineError
@@ -76,6 +77,7 @@ class Scheme:
     int4: bool  # where a matrix allows it
     int8: bool  # other matrices
     type: onnx_ir.DataType  # of products, and so of scales
+    choices: Choices = field(default_factory=dict)  # of int4 products; others are data-free
 
     @classmethod
     def of(cls, manifest: Manifest, graph: GraphName) -> Scheme | None:
@@ -105,8 +107,11 @@ class Scheme:
         bits = self.bits(matrix.shape[0], name)
         if bits is None:
             return None
-        quantise = quantise_int4 if bits == 4 else quantise_int8
-        return quantise(matrix, SCALE_TYPES[self.type])
+        kind = SCALE_TYPES[self.type]
+        if bits == 8:
+            return quantise_int8(matrix, kind)
+        choice = self.choices.get(name, DATA_FREE)
+        return quantise_int4(choice.folded(matrix), kind, choice.mean_square)
 
     def ready(self, packed: Mapping[str, PackedWeight]) -> dict[str, Quantised | None]:
         """The integers of a quantised checkpoint, by the names of its parameters.
@@ -172,30 +177,41 @@ def quantise_int8(weight: Tensor, scale_type: torch.dtype = torch.float32) -> Qu
     return Quantised(values, scales, 8)
 
 
-def quantise_int4(weight: Tensor, scale_type: torch.dtype = torch.float32) -> Quantised:
+def quantise_int4(
+    weight: Tensor, scale_type: torch.dtype = torch.float32, mean_square: Tensor | None = None
+) -> Quantised:
     """weight [in,out] float, in a multiple of 128: symmetric in groups. The weight of the largest
     magnitude would be -8 or, in the next scales tried, beyond; of these the scale with the least
-    squared error is taken."""
+    squared error is taken.
+
+    mean_square: [in] float32, E[x^2] of the inputs. Squared errors are weighted by it: their sum is
+    then the expected squared error of an output, if inputs do not correlate."""
     rows, columns = weight.shape
     values = torch.empty((rows, columns), dtype=torch.int8)
     scales = torch.empty((rows // GROUP, columns), dtype=scale_type)
     for block in _blocks(weight, GROUP):
         groups = weight[block].float().reshape(-1, GROUP, columns)
-        found, scale = _least_error(groups, scale_type)
+        importance = None if mean_square is None else mean_square[block].reshape(-1, GROUP, 1)
+        found, scale = _least_error(groups, scale_type, importance)
         values[block] = found.reshape(-1, columns)
         scales[block.start // GROUP : block.stop // GROUP] = scale
     return Quantised(values, scales, 4, GROUP)
 
 
-def _least_error(groups: Tensor, scale_type: torch.dtype) -> tuple[Tensor, Tensor]:
-    """groups [G,128,out] float32 -> their values int8, scales [G,out]."""
+def _least_error(
+    groups: Tensor, scale_type: torch.dtype, importance: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """groups [G,128,out] float32, importance [G,128,1] -> their values int8, scales [G,out]."""
     largest = groups.gather(1, groups.abs().argmax(1, keepdim=True))  # [G,1,out], with its sign
     wanted = torch.where(largest != 0, largest / -MAX_INT4, 1)
     least = torch.full_like(wanted, torch.inf)
     scales = wanted.to(scale_type)
     for ratio in SHRUNK:
         tried = (wanted * ratio).to(scale_type)
-        error = (_rounded(groups, tried) * tried.float() - groups).square_().sum(1, keepdim=True)
+        squares = (_rounded(groups, tried) * tried.float() - groups).square_()
+        if importance is not None:
+            squares *= importance
+        error = squares.sum(1, keepdim=True)
         scales = torch.where(error < least, tried, scales)
         least = torch.minimum(error, least)
     return _rounded(groups, scales).to(torch.int8), scales[:, 0]
