@@ -30,6 +30,7 @@ class Arguments:
     backend: str  # a Backend, or auto
     precision: Precision | None
     weights: Weights | None
+    calibration: str | None  # a clip, with int4 weights
     kv: KV
     chunk_frames: int | None
     image_size: tuple[int, int] | None  # pixels, width and height
@@ -49,6 +50,7 @@ class Arguments:
         words += ["--out", str(self.out)] if self.out else []
         words += ["--precision", self.precision] if self.precision else []
         words += ["--weights", self.weights] if self.weights else []
+        words += ["--calibration", self.calibration] if self.calibration else []
         words += ["--kv", self.kv] if self.kv != "float" else []
         words += ["--no-plugin"] if self.no_plugin else []
         words += ["--strip"] if self.strip else []
@@ -81,6 +83,12 @@ def build(options: Arguments) -> int:
         raise ConfigError(
             "--image-size fixes the size of frames, --max-pixels lets it follow the source: give "
             "one of them"
+        )
+    if options.calibration is not None and options.weights != "int4":
+        given = f"--weights {options.weights}" if options.weights else "no --weights"
+        raise ConfigError(
+            f"--calibration {options.calibration} with {given}: a clip chooses int4 weights alone, "
+            "add --weights int4 or leave it out"
         )
     plan_options = _plan_options(options)
     # late: torch takes seconds to load, and neither --help nor a wrong argument needs it
@@ -212,6 +220,13 @@ def _add_numbers(parser: argparse.ArgumentParser) -> None:
         choices=get_args(Weights),
         help="quantise the weights of matrix products; with int4, those of the vision encoder and "
         "of the output head are int8 (default: all weights are of --precision)",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="CLIP",
+        help="with --weights int4: a video of what the model will see, by which the roundings of "
+        "the language model's weights are chosen; its first 2048 visual tokens are used (default: "
+        "weights are rounded without data)",
     )
     parser.add_argument(
         "--kv",

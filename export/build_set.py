@@ -18,6 +18,8 @@ from vicort.export.build_space import (
     suitable_format,
     weight_bytes_of,
 )
+from vicort.export.calibration import check_calibration
+from vicort.export.calibration_clip import CalibrationClip, read_clip
 from vicort.export.checkpoint import TINY, resolve
 from vicort.export.engine_set_writer import (
     PlanOptions,
@@ -35,6 +37,7 @@ from vicort.export.qwen2_5_vl.checkpoint_quantisation import read_quantisation
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.recipe import DEFAULT_PRECISION, embedded_adapter, load_recipe, model_spec
 from vicort.export.verify import chunk_seconds, compare
+from vicort.export.weight_compression import eight_bit
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.locations import default_engine_dir
 from vicort.runtime.manifest import Backend, Manifest, Precision, Weights
@@ -64,6 +67,7 @@ class Draft:
 
     folder: Path
     manifest: Manifest  # without the fingerprints of files
+    clip: CalibrationClip | None = None  # that it is calibrated with
 
 
 def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) -> int:
@@ -71,6 +75,8 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
     else 0."""
     source = _source(options)
     quantisation = read_quantisation(source.checkpoint)
+    if options.calibration is not None and options.weights == "int4":
+        check_calibration(source.checkpoint, source.adapter)
     if plan_options is None:
         options = _with_numbers(options, source, say)
     drafts = _drafts(options, source, plan_options, say)
@@ -87,10 +93,18 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
     check_space(drafts[0].folder, config, manifest)
     if quantisation:
         kept = "kept where engines can hold them" if options.weights else "kept with --weights only"
+        if plan_options and eight_bit(options.weights):
+            kept = f"rounded to {options.weights}"
         say(f"reading a quantised checkpoint: {quantisation}; its integers are {kept}")
     with building(drafts[0].folder.parent) as temporary:
         write_engine_set(
-            temporary, source.checkpoint, drafts[0].manifest, say, plan_options, source.adapter
+            temporary,
+            source.checkpoint,
+            drafts[0].manifest,
+            say,
+            plan_options,
+            source.adapter,
+            drafts[0].clip,
         )
         chosen = _fastest(temporary, drafts, say) if len(drafts) > 1 else drafts[0]
         if chosen.manifest.backend == "onnxruntime" and chosen.manifest.weights == "int4":
@@ -165,6 +179,8 @@ def _drafts(
             f"{spec.fixed_size[1]}x{spec.fixed_size[0]}: sides are multiples of "
             f"{spec.token_pixels} pixels"
         )
+    clip = options.calibration
+    read = None if clip is None else read_clip(clip, spec, source.checkpoint)
     precision = recipe.precision or DEFAULT_PRECISION["tensorrt" if plan_options else "openvino"]
     logger.info(
         "checkpoint %s: frames of %s, chunks of %d frames, pages of %d tokens, %s",
@@ -175,7 +191,7 @@ def _drafts(
         precision,
     )
     drafts = []
-    for backend in candidates(options.backend, precision, options.weights):
+    for backend in candidates(options.backend, precision):
         manifest = draft_manifest(
             source.checkpoint,
             spec,
@@ -186,23 +202,19 @@ def _drafts(
             source.adapter,
             options.weights,
             options.kv,
+            read,
         )
         folder = options.out or default_engine_dir(
             source.name, precision, backend, options.weights, options.kv
         )
-        drafts.append(Draft(folder, manifest))
+        drafts.append(Draft(folder, manifest, read))
     return drafts
 
 
-def candidates(backend: str, precision: Precision, weights: Weights | None = None) -> list[Backend]:
+def candidates(backend: str, precision: Precision) -> list[Backend]:
     """The backends that a build may be for: the named one, or with `auto` every CPU backend that is
     installed. Raises ConfigError if there is none."""
     if backend == "tensorrt":
-        if weights == "int8":
-            raise ConfigError(
-                "--weights int8 with --backend tensorrt: it multiplies int8 weights only with "
-                "int8 activations, take --weights int4 or leave it out"
-            )
         return ["tensorrt"]
     installed: list[Backend] = [name for name in CPU_BACKENDS if find_spec(name)]
     if precision == "bf16":

@@ -7,7 +7,6 @@ none that is found while it runs, but for types that only its newest GPUs have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import onnx_ir
@@ -15,11 +14,11 @@ import torch
 from onnx_ir import tensor_adapters
 from torch import Tensor, nn
 
+from vicort.export.product_choice import DATA_FREE, Choices
 from vicort.export.qwen2_5_vl.layers import JoinedLinear, Linear
 from vicort.runtime.errors import EngineError
 
 EightBit = Literal["int8", "fp8"]
-Ranges = Mapping[str, float]  # of a graph: max|x| of a product's input, by the weight's name
 FP8 = torch.float8_e4m3fn
 MAX_INT8, MAX_FP8 = 127, 448.0
 LARGEST: dict[EightBit, float] = {"int8": MAX_INT8, "fp8": MAX_FP8}
@@ -30,19 +29,16 @@ ONNX_TYPES: dict[EightBit, onnx_ir.DataType] = {
 }
 
 
-def range_of(ranges: Ranges, weight: str) -> float:
-    """Raises EngineError if the calibration did not see this product."""
-    if weight not in ranges:
+def scale_of(choices: Choices, weight: str, kind: EightBit) -> float:
+    """The scale of a product's input, by the name of its weight: a number that bfloat16 holds, so
+    that it is the same in both precisions. Raises EngineError if no clip has shown the input."""
+    largest = choices.get(weight, DATA_FREE).largest
+    if largest is None:
         raise EngineError(
             f"the calibration has no inputs of the product with {weight}: name another clip with "
             "--calibration, and report this if it does not help"
         )
-    return ranges[weight]
-
-
-def scale_of(largest: float, kind: EightBit) -> float:
-    """The scale of an input, a number that bfloat16 holds: it is the same in both precisions."""
-    scale = torch.tensor(largest / LARGEST[kind]).bfloat16().item()
+    scale = (largest.float() / LARGEST[kind]).bfloat16().item()
     return scale if scale > 0 else 1.0
 
 
@@ -54,22 +50,22 @@ def rounded(x: Tensor, scale: float, kind: EightBit) -> Tensor:
     return (whole * scale).to(x.dtype)
 
 
-def round_inputs(model: nn.Module, ranges: Ranges, kind: EightBit) -> None:
-    """Let the linear layers of a model round their inputs as an engine does, in place. ranges: of
-    all of them. Raises EngineError if one is missing."""
+def round_inputs(model: nn.Module, choices: Choices, kind: EightBit) -> None:
+    """Let the linear layers of a model round their inputs as an engine does, in place. Raises
+    EngineError as `scale_of`."""
     for name, layer in model.named_modules():
         if isinstance(layer, Linear | JoinedLinear):
-            scale = scale_of(range_of(ranges, f"{name}.weight"), kind)
+            scale = scale_of(choices, f"{name}.weight", kind)
             layer.register_forward_pre_hook(
                 lambda _, inputs, scale=scale: (rounded(inputs[0], scale, kind),)
             )
 
 
 def round_input(
-    graph: onnx_ir.Graph, node: onnx_ir.Node, largest: float, kind: EightBit, type: onnx_ir.DataType
+    graph: onnx_ir.Graph, node: onnx_ir.Node, scale: float, kind: EightBit, type: onnx_ir.DataType
 ) -> None:
-    """Let a product take its first input through QuantizeLinear and DequantizeLinear. largest:
-    max|x|; type: of the product.
+    """Let a product take its first input through QuantizeLinear and DequantizeLinear. scale: as
+    `scale_of` gives it; type: of the product.
 
     The input is rounded in float32: in bfloat16, steps next to the largest one would be half a step
     apart. Products of one input share what is added.
@@ -77,7 +73,6 @@ def round_input(
     x = node.inputs[0]
     if x is None:
         raise ValueError(f"{node.name!r} has no input")
-    scale = scale_of(largest, kind)
     stem = f"{x.name}.{kind}.{scale:.9g}"
     exact = _constant(graph, f"{stem}.step", torch.tensor(scale))
     zero = _constant(graph, f"{stem}.zero", torch.zeros((), dtype=TORCH_TYPES[kind]))

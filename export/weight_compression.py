@@ -11,7 +11,7 @@ TensorRT's int8 and fp8 products have inputs of that type on both sides: see eig
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir
 import onnx_ir.passes.common as passes
@@ -24,11 +24,11 @@ from vicort.export.eight_bit_inputs import (
     MAX_FP8,
     MAX_INT8,
     EightBit,
-    Ranges,
-    range_of,
     round_input,
+    scale_of,
 )
 from vicort.export.graphs import as_torch
+from vicort.export.product_choice import DATA_FREE, Choices
 from vicort.export.qwen2_5_vl.layers import JoinedLinear, Linear
 from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
 from vicort.runtime.errors import EngineError
@@ -101,6 +101,8 @@ class Scheme:
     type: onnx_ir.DataType  # of products, and so of scales
     # TensorRT's products of int8 or fp8, whose other input is rounded to that type too
     both: EightBit | None = None
+    # of int4 products, where others are data-free, and of all those of `both`
+    choices: Choices = field(default_factory=dict)
 
     @classmethod
     def of(cls, manifest: Manifest, graph: GraphName) -> Scheme | None:
@@ -133,13 +135,17 @@ class Scheme:
         bits = self.bits(matrix.shape[0], name)
         if bits is None:
             return None
-        if bits == 4:
-            return quantise_int4(matrix, SCALE_TYPES[self.type])
-        return self._eight_bits(matrix)
+        if bits == 8:
+            return self._eight_bits(matrix, name)
+        choice = self.choices.get(name, DATA_FREE)
+        kind = SCALE_TYPES[self.type]
+        return quantise_int4(choice.folded(matrix), kind, choice.mean_square)
 
-    def _eight_bits(self, matrix: Tensor) -> Quantised:
-        quantise = quantise_fp8 if self.both == "fp8" else quantise_int8
-        return quantise(matrix, SCALE_TYPES[self.type])
+    def _eight_bits(self, matrix: Tensor, name: str) -> Quantised:
+        kind = SCALE_TYPES[self.type]
+        if not self.both:
+            return quantise_int8(matrix, kind)
+        return quantise_eight(self.both, self.choices.get(name, DATA_FREE).folded(matrix), kind)
 
     def ready(self, packed: Mapping[str, PackedWeight]) -> dict[str, Quantised | None]:
         """The integers of a quantised checkpoint, by the names of its parameters.
@@ -148,11 +154,11 @@ class Scheme:
         groups that 16 does not divide. TensorRT multiplies only with int4 without zero points; None
         for others, which keep their type there. Its int8 and fp8 products take no groups either.
         """
-        return {name: self._ready(weight) for name, weight in packed.items()}
+        return {name: self._ready(weight, name) for name, weight in packed.items()}
 
-    def _ready(self, weight: PackedWeight) -> Quantised | None:
+    def _ready(self, weight: PackedWeight, name: str) -> Quantised | None:
         if self.both:
-            return self._eight_bits(weight.dequantised().T)
+            return self._eight_bits(weight.dequantised().T, name)
         scale_type, inputs = SCALE_TYPES[self.type], weight.values.shape[1]
         group = _kernel_group(weight.group)
         if weight.order is not None or inputs % weight.group or group < MIN_GROUP:
@@ -223,30 +229,45 @@ def quantise_fp8(weight: Tensor, scale_type: torch.dtype = torch.float32) -> Qua
     return Quantised(values, scales, 8)
 
 
-def quantise_int4(weight: Tensor, scale_type: torch.dtype = torch.float32) -> Quantised:
+def quantise_eight(kind: EightBit, weight: Tensor, scale_type: torch.dtype) -> Quantised:
+    return (quantise_fp8 if kind == "fp8" else quantise_int8)(weight, scale_type)
+
+
+def quantise_int4(
+    weight: Tensor, scale_type: torch.dtype = torch.float32, mean_square: Tensor | None = None
+) -> Quantised:
     """weight [in,out] float, in a multiple of 128: symmetric in groups. The weight of the largest
     magnitude would be -8 or, in the next scales tried, beyond; of these the scale with the least
-    squared error is taken."""
+    squared error is taken.
+
+    mean_square: [in] float32, E[x^2] of the inputs. Squared errors are weighted by it: their sum is
+    then the expected squared error of an output, if inputs do not correlate."""
     rows, columns = weight.shape
     values = torch.empty((rows, columns), dtype=torch.int8)
     scales = torch.empty((rows // GROUP, columns), dtype=scale_type)
     for block in _blocks(weight, GROUP):
         groups = weight[block].float().reshape(-1, GROUP, columns)
-        found, scale = _least_error(groups, scale_type)
+        importance = None if mean_square is None else mean_square[block].reshape(-1, GROUP, 1)
+        found, scale = _least_error(groups, scale_type, importance)
         values[block] = found.reshape(-1, columns)
         scales[block.start // GROUP : block.stop // GROUP] = scale
     return Quantised(values, scales, 4, GROUP)
 
 
-def _least_error(groups: Tensor, scale_type: torch.dtype) -> tuple[Tensor, Tensor]:
-    """groups [G,128,out] float32 -> their values int8, scales [G,out]."""
+def _least_error(
+    groups: Tensor, scale_type: torch.dtype, importance: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """groups [G,128,out] float32, importance [G,128,1] -> their values int8, scales [G,out]."""
     largest = groups.gather(1, groups.abs().argmax(1, keepdim=True))  # [G,1,out], with its sign
     wanted = torch.where(largest != 0, largest / -MAX_INT4, 1)
     least = torch.full_like(wanted, torch.inf)
     scales = wanted.to(scale_type)
     for ratio in SHRUNK:
         tried = (wanted * ratio).to(scale_type)
-        error = (_rounded(groups, tried) * tried.float() - groups).square_().sum(1, keepdim=True)
+        squares = (_rounded(groups, tried) * tried.float() - groups).square_()
+        if importance is not None:
+            squares *= importance
+        error = squares.sum(1, keepdim=True)
         scales = torch.where(error < least, tried, scales)
         least = torch.minimum(error, least)
     return _rounded(groups, scales).to(torch.int8), scales[:, 0]
@@ -265,17 +286,14 @@ def _blocks(weight: Tensor, multiple: int) -> Iterator[slice]:
 
 
 def compress(
-    model: onnx_ir.Model,
-    scheme: Scheme,
-    ready: Mapping[str, Quantised | None] | None = None,
-    ranges: Ranges | None = None,
+    model: onnx_ir.Model, scheme: Scheme, ready: Mapping[str, Quantised | None] | None = None
 ) -> dict[str, int]:
     """Replace in place the weights of matrix products by integers or fp8, and their scales.
 
     ready: by initialiser, the integers of a quantised checkpoint, which are taken as they are; None
-    for a matrix that keeps its type. ranges: of the inputs, where the scheme rounds them too.
-    Returns the number of matrices of each type. Raises EngineError if the graph does not have one
-    of `ready`, or `ranges` not one of the graph.
+    for a matrix that keeps its type. Returns the number of matrices of each type. Raises
+    EngineError if the graph does not have one of them, or a product has inputs to be rounded that
+    no clip has shown.
     """
     graph, ready = model.graph, ready or {}
     done: dict[tuple[str, bool], onnx_ir.Value | None] = {}
@@ -298,8 +316,8 @@ def compress(
             )
         if factor := done[key]:
             if scheme.both:
-                largest = range_of(ranges or {}, weight.name)
-                round_input(graph, node, largest, scheme.both, scheme.type)
+                scale = scale_of(scheme.choices, weight.name, scheme.both)
+                round_input(graph, node, scale, scheme.both, scheme.type)
             _multiply_by(graph, node, factor)
     if lost := ready.keys() - {name for name, _ in done}:
         raise EngineError(

@@ -204,6 +204,9 @@ class Manifest(Strict):
     flavour: Flavour | None = None  # of backend tensorrt
     precision: Precision  # of all that is not quantised
     weights: Weights | None = None  # None: of the precision
+    # fingerprint of the clip that int4 weights were chosen with, or the scales of the inputs of
+    # TensorRT's int8 and fp8 products; None: weights are data-free
+    calibration: str | None = None
     kv: KV = "float"
     model: ModelSpec
     graphs: dict[GraphName, GraphSpec]
