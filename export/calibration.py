@@ -195,12 +195,12 @@ def search(
     if fold:
         columns = matrix[:, :: max(matrix.shape[1] // SEARCHED_COLUMNS, 1)]
         tried = [awq_choice(statistics, alpha, fold) for alpha in ALPHAS]
-        errors = [_error(columns, statistics.sample, each, scale_type) for each in tried]
+        errors = [product_error(columns, statistics.sample, each, scale_type) for each in tried]
         choices["awq"] = tried[errors.index(min(errors))]
     return ProductSearch(
         name,
         {
-            rule: TriedChoice(choice, _error(matrix, statistics.sample, choice, scale_type))
+            rule: TriedChoice(choice, product_error(matrix, statistics.sample, choice, scale_type))
             for rule, choice in choices.items()
         },
     )
@@ -219,7 +219,9 @@ def _magnitude(statistics: InputStatistics) -> Tensor:
     return magnitude.clamp(min=max(LEAST * float(magnitude.mean()), 1e-12))
 
 
-def _error(matrix: Tensor, sample: Tensor, choice: ProductChoice, scale_type: torch.dtype) -> float:
+def product_error(
+    matrix: Tensor, sample: Tensor, choice: ProductChoice, scale_type: torch.dtype
+) -> float:
     """Relative error of the product on the sample, with the integers of a choice."""
     integers = quantise_int4(choice.folded(matrix), scale_type, choice.mean_square)
     exact = sample @ matrix.float()
