@@ -426,9 +426,10 @@ def building(root: Path) -> Iterator[Path]:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raises ConfigError if `folder` contains something other than an engine set."""
-    if folder.is_file() or (
-        folder.is_dir() and any(folder.iterdir()) and not (folder / FILE_NAME).is_file()
+    """Raises ConfigError if `folder` is something other than a new, empty or engine set's folder,
+    such as a device."""
+    if folder.exists() and (
+        not folder.is_dir() or (any(folder.iterdir()) and not (folder / FILE_NAME).is_file())
     ):
         raise ConfigError(
             f"--out {folder} is not an engine set and is not overwritten: name a new folder, or "
