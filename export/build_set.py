@@ -40,7 +40,7 @@ from vicort.export.verify import chunk_seconds, compare
 from vicort.export.weight_compression import eight_bit
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.locations import default_engine_dir
-from vicort.runtime.manifest import Backend, Manifest, Precision, Weights
+from vicort.runtime.manifest import Backend, Manifest, Precision
 
 if TYPE_CHECKING:
     from vicort.export.build import Arguments

@@ -44,9 +44,11 @@ def scale_of(choices: Choices, weight: str, kind: EightBit) -> float:
 
 def rounded(x: Tensor, scale: float, kind: EightBit) -> Tensor:
     """x, as a product takes it: of the nearest numbers of the type, of x's own type."""
-    most = LARGEST[kind]
-    steps = (x.float() / scale).clamp(-most, most)
-    whole = steps.round() if kind == "int8" else steps.to(FP8).float()
+    steps = x.float() / scale
+    if kind == "int8":
+        whole = steps.round().clamp(-MAX_INT8 - 1, MAX_INT8)
+    else:
+        whole = steps.clamp(-MAX_FP8, MAX_FP8).to(FP8).float()
     return (whole * scale).to(x.dtype)
 
 
