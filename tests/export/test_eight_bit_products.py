@@ -23,6 +23,7 @@ from support.reference_model import write_random_checkpoint
 from support.sizes import slow
 from torch import Tensor, nn
 
+from vicort.benchmarks.studies import eight_bit_answers
 from vicort.export import build, engine_set_writer, tensorrt_plans
 from vicort.export.activation_statistics import InputStatistics
 from vicort.export.calibration_clip import read_clip
@@ -40,6 +41,8 @@ from vicort.export.recipe import load_recipe, model_spec
 from vicort.export.tensorrt_plans import PlanJob
 from vicort.export.verify import _language, as_engine_multiplies, frame_inputs, language_inputs
 from vicort.export.weight_compression import Scheme, compress, quantise_fp8
+from vicort.runtime.devices.host import InlineStream
+from vicort.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.manifest import Dimension, GraphSpec, Manifest, TensorSpec, read_manifest
 
@@ -166,6 +169,17 @@ def test_a_graph_says_what_pytorch_computes_with_the_same_numbers(kind, tmp_path
     assert off_by(found, wanted) < 1e-5
     assert off_by(found, before) > {"int8": 3e-3, "fp8": 1e-2}[kind]  # it is rounded
     assert off_by(found, before) < {"int8": 4e-2, "fp8": 1.5e-1}[kind]
+
+
+def test_the_study_of_answers_lets_onnxruntime_multiply_exactly(tmp_path):
+    path, graph = written(tmp_path, "int8", "fp32")
+    model = Products().eval()
+    as_engine_multiplies(model, replace(scheme_of("int8"), choices=seen_inputs()))
+    bound = {"x": X.numpy(), "y": np.zeros((10, 7), np.float32)}
+    with eight_bit_answers.products_as_written():
+        OnnxRuntimeEngine(path, graph, threads=1).enqueue(bound, InlineStream("test"))
+    with torch.no_grad():
+        assert off_by(bound["y"], model(X)) < 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
