@@ -53,11 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.work.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + options.seconds
     sets = [FormatSet("onnxruntime", each) for each in (REFERENCE, *options.formats)]
+    build_reference(sets[0], options.work)
+    for kind, candidate in zip(options.formats, sets[1:], strict=True):
+        build(kind, options.work / candidate.name)
     for candidate in sets:
-        if candidate.format == REFERENCE:
-            build_reference(candidate, options.work)
-        else:
-            build(candidate.format, options.work / candidate.name)
         with products_as_written():
             if not ask(candidate, options, ends):
                 print("the time is up; the same command resumes", file=sys.stderr)

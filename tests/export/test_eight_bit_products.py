@@ -3,6 +3,7 @@ and what is in plans. Plans are built, not run."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections import Counter
@@ -19,7 +20,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.engine_sets import TOKENIZER
-from support.reference_model import write_random_checkpoint
+from support.reference_model import VIDEO_TOKEN, write_random_checkpoint
 from support.sizes import slow
 from torch import Tensor, nn
 
@@ -173,6 +174,8 @@ def test_a_graph_says_what_pytorch_computes_with_the_same_numbers(kind, tmp_path
 
 def test_the_study_of_answers_lets_onnxruntime_multiply_exactly(tmp_path):
     path, graph = written(tmp_path, "int8", "fp32")
+    bounds = {"2*C": graph.dimensions["2*C"]}
+    graph = graph.model_copy(update={"dimensions": bounds})
     model = Products().eval()
     as_engine_multiplies(model, replace(scheme_of("int8"), choices=seen_inputs()))
     bound = {"x": X.numpy(), "y": np.zeros((10, 7), np.float32)}
@@ -239,6 +242,9 @@ def write_one_layer(folder: Path, size: str, dtype: torch.dtype) -> None:
     write_random_checkpoint(folder, size, seed=3, dtype=dtype, text=text, vision=vision)
     for name in ("tokenizer.json", "chat_template.jinja", "tokenizer_config.json"):
         shutil.copy(TOKENIZER.parent / name, folder)
+    config = json.loads((folder / "config.json").read_text())  # with that tokenizer's numbers
+    config |= {"video_token_id": VIDEO_TOKEN["tiny"], "image_token_id": VIDEO_TOKEN["tiny"] - 1}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def planned(checkpoint: Path, kind: str, precision: str) -> tuple[Manifest, PlanOptions]:
@@ -289,13 +295,16 @@ def test_all_graphs_of_a_model_say_what_pytorch_computes(kind, small, tmp_path):
         for each, one, other in pairs:
             if each.name in ("k", "v"):
                 one, other = one[:, real], other[:, real]
-            assert rms(one - other.numpy()) < CLOSE * rms(other.numpy()), (name, each.name)
+            off, size = np.abs(one - other.numpy()), rms(other.numpy())
+            assert np.quantile(off, 0.25) < 1e-4 * size, (name, each.name)
+            assert rms(off) < FLIPPED[kind] * size, (name, each.name)
 
 
 # matrices of a model of one layer each
 COUNTS = {"llm": 4, "head": 1, "vision": 7}
-# an input that lies between two numbers may fall to the other one: such steps are coarse
-CLOSE = 2e-3
+# An input that lies between two numbers may fall to the other one, a whole step off, and attention
+# spreads it. A quarter of each output is the same to rounding of fp32.
+FLIPPED = {"int8": 1.5e-2, "fp8": 3e-2}
 
 
 # Plans
