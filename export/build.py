@@ -32,6 +32,7 @@ class Arguments:
     precision: Precision | None
     weights: Weights | None
     activations: Activations | None  # of products with integer weights
+    calibration: str | None  # a clip, with int4 weights or for the inputs of TensorRT's products
     kv: KV
     chunk_frames: int | None
     image_size: tuple[int, int] | None  # pixels, width and height
@@ -52,6 +53,7 @@ class Arguments:
         words += ["--precision", self.precision] if self.precision else []
         words += ["--weights", self.weights] if self.weights else []
         words += ["--activations", self.activations] if self.activations else []
+        words += ["--calibration", self.calibration] if self.calibration else []
         words += ["--kv", self.kv] if self.kv != "float" else []
         words += ["--no-plugin"] if self.no_plugin else []
         words += ["--strip"] if self.strip else []
@@ -85,11 +87,40 @@ def build(options: Arguments) -> int:
             "--image-size fixes the size of frames, --max-pixels lets it follow the source: give "
             "one of them"
         )
+    _check_weights(options)
     plan_options = _plan_options(options)
     # late: torch takes seconds to load, and neither --help nor a wrong argument needs it
     from vicort.export.build_set import build_set
 
     return build_set(options, plan_options, say)
+
+
+def _check_weights(options: Arguments) -> None:
+    """Raises ConfigError for weights that the backend does not take, or a clip that they do not
+    use, or the lack of one."""
+    weights, plans = options.weights, options.backend == "tensorrt"
+    if weights == "fp8" and not plans:
+        raise ConfigError(
+            f"--weights fp8 with --backend {options.backend}: only TensorRT multiplies fp8, take "
+            "--backend tensorrt or --weights int8"
+        )
+    both = plans and weights in ("int8", "fp8")  # of their inputs too
+    if both and options.calibration is None:
+        raise ConfigError(
+            f"--weights {weights} with --backend tensorrt rounds the inputs of products too: name "
+            "a video of what the model will see with --calibration, or take --weights int4"
+        )
+    if both and options.frontend != FRONTENDS[0]:
+        raise ConfigError(
+            f"--frontend {options.frontend} --weights {weights}: only ONNX graphs are quantised, "
+            "leave one of the two out"
+        )
+    if options.calibration is not None and weights != "int4" and not both:
+        given = f"--weights {weights}" if weights else "no --weights"
+        raise ConfigError(
+            f"--calibration {options.calibration} with {given}: a clip chooses int4 weights, and "
+            "the scales of --backend tensorrt with int8 or fp8: add one of them or leave it out"
+        )
 
 
 def say(line: str) -> None:
@@ -115,11 +146,16 @@ def _plan_options(options: Arguments) -> PlanOptions | None:
         )
     if options.strip and options.weights:
         raise ConfigError(
-            f"--strip --weights {options.weights}: loading quantised weights into a plan was never "
-            "tried, leave one of the two out"
+            f"--strip --weights {options.weights}: no plan was given quantised weights after it "
+            "was built, which takes a GPU to try: leave one of the two out"
         )
     from vicort.export.engine_set_writer import PlanOptions
-    from vicort.export.tensorrt_plans import check_targets, load_tensorrt, missing_gpu
+    from vicort.export.tensorrt_plans import (
+        check_number_formats,
+        check_targets,
+        load_tensorrt,
+        missing_gpu,
+    )
 
     if options.verify and (reason := missing_gpu()):
         raise DeviceError(
@@ -133,6 +169,7 @@ def _plan_options(options: Arguments) -> PlanOptions | None:
         )
     tensorrt = load_tensorrt("tensorrt" if options.frontend == "torch-tensorrt" else None)
     check_targets(tensorrt, options.target)
+    check_number_formats(options.target, options.precision, options.weights)
     if options.strip and tensorrt.flavour == "tensorrt_rtx" and (reason := missing_gpu()):
         raise DeviceError(
             "--strip: TensorRT for RTX builds plans that can be refitted only where a GPU is "
@@ -215,7 +252,17 @@ def _add_numbers(parser: argparse.ArgumentParser) -> None:
         "--weights",
         choices=get_args(Weights),
         help="quantise the weights of matrix products; with int4, those of the vision encoder and "
-        "of the output head are int8 (default: all weights are of --precision)",
+        "of the output head are int8. With --backend tensorrt, int8 and fp8 quantise the inputs of "
+        "the products too, and int4 only the language model (default: all weights are of "
+        "--precision)",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="CLIP",
+        help="a video of what the model will see, of which the first 2048 visual tokens are used. "
+        "With --weights int4: the roundings of the language model's weights are chosen by it "
+        "(default: weights are rounded without data). With --backend tensorrt and int8 or fp8, "
+        "which need one: it gives the scales of inputs",
     )
     parser.add_argument(
         "--activations",

@@ -19,6 +19,8 @@ from vicort.export.build_space import (
     suitable_format,
     weight_bytes_of,
 )
+from vicort.export.calibration import check_calibration
+from vicort.export.calibration_clip import CalibrationClip, read_clip
 from vicort.export.checkpoint import TINY, resolve
 from vicort.export.engine_set_writer import (
     PlanOptions,
@@ -38,6 +40,7 @@ from vicort.export.qwen2_5_vl.configuration import Configuration, read_configura
 from vicort.export.qwen2_5_vl.tied_head import as_stored
 from vicort.export.recipe import DEFAULT_PRECISION, embedded_adapter, load_recipe, model_spec
 from vicort.export.verify import compare
+from vicort.export.weight_compression import eight_bit
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.locations import default_engine_dir
 from vicort.runtime.manifest import Activations, Backend, Manifest, Precision, Weights
@@ -67,6 +70,7 @@ class Draft:
 
     folder: Path
     manifest: Manifest  # without the fingerprints of files
+    clip: CalibrationClip | None = None  # that it is calibrated with
 
 
 def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) -> int:
@@ -74,6 +78,8 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
     else 0."""
     source = _source(options)
     quantisation = read_quantisation(source.checkpoint)
+    if options.calibration is not None and options.weights == "int4":
+        check_calibration(source.checkpoint, source.adapter)
     if plan_options is None:
         options = _with_numbers(options, source, say)
     drafts = _drafts(options, source, plan_options, say)
@@ -91,10 +97,18 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
     check_space(drafts[0].folder, config, manifest, repacked=repacked)
     if quantisation:
         kept = "kept where engines can hold them" if options.weights else "kept with --weights only"
+        if plan_options and eight_bit(options.weights):
+            kept = f"rounded to {options.weights}"
         say(f"reading a quantised checkpoint: {quantisation}; its integers are {kept}")
     with building(drafts[0].folder.parent) as temporary:
         write_engine_set(
-            temporary, source.checkpoint, drafts[0].manifest, say, plan_options, source.adapter
+            temporary,
+            source.checkpoint,
+            drafts[0].manifest,
+            say,
+            plan_options,
+            source.adapter,
+            drafts[0].clip,
         )
         chosen = _finished(temporary, drafts, say)
         failed = _verify(temporary, source, say) if options.verify else 0
@@ -169,6 +183,8 @@ def _drafts(
             f"{spec.fixed_size[1]}x{spec.fixed_size[0]}: sides are multiples of "
             f"{spec.token_pixels} pixels"
         )
+    clip = options.calibration
+    read = None if clip is None else read_clip(clip, spec, source.checkpoint)
     precision = recipe.precision or DEFAULT_PRECISION["tensorrt" if plan_options else "openvino"]
     logger.info(
         "checkpoint %s: frames of %s, chunks of %d frames, pages of %d tokens, %s",
@@ -191,11 +207,12 @@ def _drafts(
             options.weights,
             options.kv,
             options.activations,
+            read,
         )
         folder = options.out or default_engine_dir(
             source.name, precision, backend, options.weights, options.kv, options.activations
         )
-        drafts.append(Draft(folder, manifest))
+        drafts.append(Draft(folder, manifest, read))
     return drafts
 
 
@@ -210,11 +227,6 @@ def candidates(
     if activations:
         backend = _for_activations(backend, activations, weights)
     if backend == "tensorrt":
-        if weights == "int8":
-            raise ConfigError(
-                "--weights int8 with --backend tensorrt: it multiplies int8 weights only with "
-                "int8 activations, take --weights int4 or leave it out"
-            )
         return ["tensorrt"]
     installed: list[Backend] = [name for name in CPU_BACKENDS if find_spec(name)]
     if precision == "bf16":

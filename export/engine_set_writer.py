@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,7 +21,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from vicort.export.calibration import calibrate
+from vicort.export.calibration_clip import CalibrationClip
 from vicort.export.checkpoint import checkpoint_hash
+from vicort.export.eight_bit_calibration import calibrate_inputs
 from vicort.export.exporter_version import exporter_hash
 from vicort.export.graphs import (
     EMBEDDING_FILE,
@@ -38,6 +41,7 @@ from vicort.export.graphs import (
     write_graph,
     write_nodes,
 )
+from vicort.export.product_choice import Choices, fold_norms, write_choices
 from vicort.export.qwen2_5_vl.adapter import Adapter
 from vicort.export.qwen2_5_vl.combined_products import combine
 from vicort.export.qwen2_5_vl.configuration import read_configuration
@@ -119,9 +123,10 @@ def draft_manifest(
     weights: Weights | None = None,
     kv: KV = "float",
     activations: Activations | None = None,
+    clip: CalibrationClip | None = None,
 ) -> Manifest:
     """The manifest of a set before it is built: without files, layers and names in plans. options:
-    of backend tensorrt.
+    of backend tensorrt. clip: that int4 weights are chosen with.
 
     Raises EngineError if the checkpoint has no tokenizer.
     """
@@ -142,6 +147,7 @@ def draft_manifest(
         precision=precision,
         weights=weights,
         activations=activations,
+        calibration=clip.fingerprint if clip else None,
         kv=kv,
         model=model,
         graphs=graphs,
@@ -215,20 +221,26 @@ def write_engine_set(
     say: Say,
     options: PlanOptions | None = None,
     adapter: Adapter | None = None,
+    clip: CalibrationClip | None = None,
 ) -> None:
     """Write the graphs, all other files that the runtime needs, and last the manifest.
 
     options: of backend tensorrt, which builds plans from ONNX files in a temporary folder. adapter:
-    merged into the checkpoint's weights as they are read.
+    merged into the checkpoint's weights as they are read. clip: as of `draft_manifest`.
     """
+    calibration = calibrate if manifest.weights == "int4" else calibrate_inputs
+    choices = calibration(clip, checkpoint, manifest, say, adapter) if clip else {}
+    if choices:
+        write_choices(choices, folder)
     if options:
         # on the target's file system, so that moving is cheap
         with tempfile.TemporaryDirectory(dir=folder, prefix="onnx-") as temporary:
             manifest = _write_plans(
-                folder, Path(temporary), checkpoint, manifest, say, options, adapter
+                folder, Path(temporary), checkpoint, manifest, say, options, adapter, choices
             )
     else:
-        for name, exported in _exports(folder, checkpoint, manifest, say, adapter):
+        exports = _exports(folder, checkpoint, manifest, say, adapter, choices=choices)
+        for name, exported in exports:
             if manifest.graphs[name].attention_layers:
                 expand(exported)
                 write_nodes(exported, folder / manifest.graphs[name].file)
@@ -245,14 +257,19 @@ def _exports(
     say: Say,
     adapter: Adapter | None,
     but: str = "",
+    choices: Choices | None = None,
 ) -> Iterator[tuple[GraphName, onnx_ir.Model]]:
     """Yield each graph after it is written to <name>.onnx with its weights. but: a graph to leave
-    out."""
+    out. choices: of the language model's int4 products, or of all int8 or fp8 products."""
     model, dtype = manifest.model, TORCH_TYPES[manifest.precision]
     config = read_configuration(checkpoint)
     written: Written = {}  # the embedding, and weights of graphs that share them
 
-    schemes = {name: Scheme.of(manifest, name) for name in manifest.graphs}
+    schemes = {
+        name: scheme and replace(scheme, choices=choices or {})
+        for name in manifest.graphs
+        for scheme in (Scheme.of(manifest, name),)
+    }
     packed: dict[str, PackedWeight] = {}  # of a quantised checkpoint's language model
     heads: list[OutputHead] = []  # of the language model, once that is loaded
     seen: dict[str, Quantised] = {}  # the vision graph's, once that is written
@@ -270,6 +287,7 @@ def _exports(
         kind = getattr(torch, manifest.embedding.dtype)
         write_embedding(loaded.embed_tokens.weight, folder, kind, written)
         heads.append(OutputHead(loaded))
+        fold_norms(loaded, choices or {})
         return loaded
 
     parts: dict[GraphName, Callable[[], nn.Module]] = {
@@ -333,6 +351,7 @@ def _write_plans(
     say: Say,
     options: PlanOptions,
     adapter: Adapter | None,
+    choices: Choices,
 ) -> Manifest:
     """Write kernels and plans into `folder`, from ONNX files in `onnx`. Returns the manifest with
     the layers of the plans."""
@@ -340,7 +359,8 @@ def _write_plans(
     say("leaving out vision_pruned: system codecflow runs on the engines of the CPU only")
     _write_kernels(folder, checkpoint, manifest, say)
     direct = "vision" if options.frontend == "torch-tensorrt" else ""
-    for name, exported in _exports(onnx, checkpoint, manifest, say, adapter, but=direct):
+    exports = _exports(onnx, checkpoint, manifest, say, adapter, direct, choices)
+    for name, exported in exports:
         if graphs[name].attention_layers:
             remove_functions(exported) if options.plugin else expand(exported)
             write_nodes(exported, onnx / f"{name}.onnx")

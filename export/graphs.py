@@ -283,8 +283,12 @@ def export_graph(
         if program is None:
             raise RuntimeError(f"torch.onnx.export returned no program for {graph.file}")
         model = program.model
-        limit = {"input_size_limit": MIN_EXTERNAL} if keep_weights else {}
-        onnxscript.optimizer.optimize(model, inline=False, **limit)
+        if keep_weights:
+            onnxscript.optimizer.optimize_ir(
+                model, inline=False, input_size_limit=MIN_EXTERNAL, should_fold=_may_fold
+            )
+        else:
+            onnxscript.optimizer.optimize(model, inline=False)
         join_weights(model.graph, transpose=not keep_weights)
         count = onnx_function.add_function_body(model)
         _tidy(model)
@@ -293,6 +297,12 @@ def export_graph(
     ):
         value.shape = onnx_ir.Shape(spec.shape)
     return model, count
+
+
+def _may_fold(node: onnx_ir.Node) -> bool | None:
+    """Not a transposed weight, which would lose its name; None = by the optimizer's own rule, which
+    folds all transpositions."""
+    return False if node.op_type == "Transpose" else None
 
 
 def join_weights(graph: onnx_ir.Graph, transpose: bool = False) -> None:

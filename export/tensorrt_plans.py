@@ -36,7 +36,7 @@ from vicort.runtime.engines.tensorrt import (
 from vicort.runtime.errors import ConfigError, EngineError, VicortError
 from vicort.runtime.kernels import Kernels
 from vicort.runtime.locations import user_cache
-from vicort.runtime.manifest import Flavour, GraphSpec, TensorSpec
+from vicort.runtime.manifest import Flavour, GraphSpec, Precision, TensorSpec, Weights
 
 RTX_LIBRARY = "libtensorrt_rtx.so"
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "Progress",
     "build",
     "build_plan",
+    "check_number_formats",
     "check_targets",
     "load_tensorrt",
     "missing_gpu",
@@ -60,6 +61,8 @@ LISTED_TYPES = {
     "UInt8": "uint8",
     "Int8": "int8",
 }
+# GPUs that multiply in a format, from TensorRT's error messages
+LEAST_TARGETS = {"fp32": 80, "bf16": 80, "fp8": 89}
 Progress = Callable[[str, float], None]  # called with a phase's name and the fraction done, 0 to 1
 
 
@@ -333,6 +336,23 @@ def check_targets(tensorrt: TensorRT, targets: tuple[str, ...]) -> dict[str, Any
                 f"{', '.join(known)}"
             )
     return known
+
+
+def check_number_formats(
+    targets: tuple[str, ...], precision: Precision | None, weights: Weights | None
+) -> None:
+    """Raises ConfigError if one of `targets` cannot multiply in a format of the set. Without
+    targets, TensorRT for RTX builds for those GPUs that can. precision: None = bf16."""
+    formats: tuple[str | None, ...] = (precision or "bf16", weights)
+    for target in targets:
+        for name in formats:
+            least = LEAST_TARGETS.get(name or "", 0)
+            if int(target.removeprefix("sm_")) < least:
+                option = "--weights" if name == weights else "--precision"
+                raise ConfigError(
+                    f"--target {target}: TensorRT for RTX does not multiply {name} there, name "
+                    f"sm_{least} or newer, or take another {option}"
+                )
 
 
 def profile_shape(graph: GraphSpec, spec: TensorSpec, bound: str) -> tuple[int, ...]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vicort.export.eight_bit_inputs import round_inputs
 from vicort.export.graphs import TORCH_TYPES
+from vicort.export.product_choice import Choices, fold_norms, read_choices
 from vicort.export.qwen2_5_vl.adapter import Adapter
 from vicort.export.qwen2_5_vl.combined_products import combine
 from vicort.export.qwen2_5_vl.configuration import read_configuration
@@ -68,13 +70,13 @@ def compare(
     with EngineSet.open(folder) as engines:
         model, dtype = engines.manifest.model, TORCH_TYPES[engines.manifest.precision]
         config = read_configuration(checkpoint)
-        scheme = Scheme.of(engines.manifest, "vision")
+        scheme, choices = Scheme.of(engines.manifest, "vision"), read_choices(folder)
         vision = load_vision_of(
             checkpoint, config, model.fixed_size, dtype, adapter, scheme is not None
         )
         if scheme:
             combine(vision)
-            dequantise_parameters(vision, scheme)
+            as_engine_multiplies(vision, replace(scheme, choices=choices))
         for grid in grids(model):
             shape = "" if model.fixed_size else f" {grid.rows}x{grid.columns}"
             inputs = frame_inputs(model, 2, random, grid)
@@ -93,7 +95,7 @@ def compare(
             {},
         )
         del vision
-        language = _language(checkpoint, engines.manifest, adapter)
+        language = _language(checkpoint, engines.manifest, adapter, choices)
         inputs = head_inputs(model, engines.dtype, random)
         yield from _compare("head", engines, "head", OutputHead(language), inputs, {})
         for run, rows, pages in (("llm prefill", 13, 5), ("llm decode", 1, 9)):
@@ -107,8 +109,11 @@ def _tolerance(manifest: Manifest, graph: GraphName) -> float:
     return ROUNDED_TOLERANCE if rounded else TOLERANCE[manifest.precision]
 
 
-def _language(checkpoint: Path, manifest: Manifest, adapter: Adapter | None) -> LanguageModel:
-    """The language model with the weights that its engine multiplies with."""
+def _language(
+    checkpoint: Path, manifest: Manifest, adapter: Adapter | None, choices: Choices | None = None
+) -> LanguageModel:
+    """The language model with the weights that its engine multiplies with. choices: of a calibrated
+    set."""
     scheme, packed = Scheme.of(manifest, "llm"), dict[str, PackedWeight]()
     language = load_language(
         checkpoint,
@@ -120,8 +125,19 @@ def _language(checkpoint: Path, manifest: Manifest, adapter: Adapter | None) -> 
     )
     if scheme:
         combine(language, packed)
-        dequantise_parameters(language, scheme, scheme.ready(packed))
+        choices = choices or {}
+        as_engine_multiplies(language, replace(scheme, choices=choices), packed)
+        fold_norms(language, choices)
     return language
+
+
+def as_engine_multiplies(
+    model: nn.Module, scheme: Scheme, packed: dict[str, PackedWeight] | None = None
+) -> None:
+    """Round in place what an engine's products take. packed: integers of a quantised checkpoint."""
+    dequantise_parameters(model, scheme, scheme.ready(packed or {}))
+    if scheme.both:
+        round_inputs(model, scheme.choices, scheme.both)
 
 
 def language_inputs(

@@ -32,7 +32,7 @@ Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 Precision = Literal["fp32", "bf16"]
 Activations = Literal["int8"]  # in products with integer weights
-Weights = Literal["int8", "int4"]  # of matrix products, where they are not of the precision
+Weights = Literal["int8", "int4", "fp8"]  # of matrix products, where they are not of the precision
 # keys and values in pages: numbers of the set's precision, or int8 with a scale for each vector
 KV = Literal["float", "int8"]
 GraphName = Literal["vision", "tokens", "llm", "head", "vision_pruned"]  # the last is optional
@@ -207,6 +207,9 @@ class Manifest(Strict):
     precision: Precision  # of all that is not quantised
     weights: Weights | None = None  # None: of the precision
     activations: Activations | None = None  # of the vision encoder; None: the backend's own
+    # fingerprint of the clip that int4 weights were chosen with, or the scales of the inputs of
+    # TensorRT's int8 and fp8 products; None: weights are data-free
+    calibration: str | None = None
     kv: KV = "float"
     model: ModelSpec
     graphs: dict[GraphName, GraphSpec]

@@ -18,6 +18,7 @@ from vicort.export.qwen2_5_vl.checkpoint_quantisation import (
     read_quantisation,
 )
 from vicort.export.qwen2_5_vl.configuration import Configuration, read_configuration
+from vicort.export.qwen2_5_vl.float8_weights import Float8Layout
 from vicort.export.qwen2_5_vl.language import LanguageModel
 from vicort.export.qwen2_5_vl.layers import Linear
 from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
@@ -194,6 +195,17 @@ def _weights(
     for name, tensor in stored.items():
         if layout is None or name.rpartition(".")[2] not in IGNORED_LEAVES:
             yield name, _tensor(tensor, name, wanted)
+
+
+def integer_parameters(folder: Path, adapter: Adapter | None = None) -> set[str]:
+    """The parameters of the language model that `load_language` gives in `packed`, from names
+    alone."""
+    layout = read_quantisation(folder)
+    if layout is None or isinstance(layout, Float8Layout):
+        return set()
+    modules = _quantised(_stored(folder, "language"), layout)
+    changed = {_place(key, folder)[1] for key in adapter.weights} if adapter else set()
+    return {f"{module}.weight" for module in modules} - changed
 
 
 def _quantised(

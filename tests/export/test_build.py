@@ -27,7 +27,7 @@ from support.sizes import is_thorough
 from vicort.export import build, build_set, recipe
 from vicort.export.build_set import candidates
 from vicort.export.checkpoint import TINY, resolve
-from vicort.export.engine_set_writer import building, publish, seal
+from vicort.export.engine_set_writer import building, check_replaceable, publish, seal
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.verify import compare, language_inputs
 from vicort.runtime.engines import tensorrt
@@ -236,17 +236,40 @@ REFUSED = {
     "no area": (["tiny", "--max-pixels", "all"], "'all'", "int"),
     "no size": (["tiny", "--image-size", "big"], "'big'", "308x308"),
     "unknown backend": (["tiny", "--backend", "cuda"], "'cuda'", "openvino"),
-    "int8 plans": (
+    "int8 plans without a clip": (
         ["tiny", "--backend", "tensorrt", "--weights", "int8"],
         "--weights int8",
-        "take --weights int4",
+        "with --calibration",
+    ),
+    "fp8 plans without a clip": (
+        ["tiny", "--backend", "tensorrt", "--weights", "fp8"],
+        "--weights fp8",
+        "with --calibration",
+    ),
+    "fp8 on a CPU": (
+        ["tiny", "--weights", "fp8", "--calibration", "testsrc:"],
+        "--weights fp8",
+        "take --backend tensorrt or --weights int8",
+    ),
+    "a clip for int8 on a CPU": (
+        ["tiny", "--weights", "int8", "--calibration", "testsrc:"],
+        "--calibration testsrc:",
+        "leave it out",
+    ),
+    "fp8 without ONNX": (
+        [
+            *("tiny", "--backend", "tensorrt", "--frontend", "torch-tensorrt"),
+            *("--weights", "fp8", "--calibration", "testsrc:"),
+        ],
+        "--weights fp8",
+        "leave one of the two out",
     ),
     "stripped plans of integers": (
         ["tiny", "--backend", "tensorrt", "--weights", "int4", "--strip"],
         "--strip --weights int4",
         "leave one of the two out",
     ),
-    "unknown weights": (["tiny", "--weights", "fp8"], "'fp8'", "int4"),
+    "unknown weights": (["tiny", "--weights", "fp4"], "'fp4'", "int4"),
     "unknown precision": (["tiny", "--precision", "fp8"], "'fp8'", "bf16"),
 }
 
@@ -283,6 +306,26 @@ def test_a_gpu_that_tensorrt_cannot_be_told_to_build_for_is_refused_at_once(
     assert len(said.splitlines()) == 1
     assert "--target sm_90" in said
     assert "sm_89, sm_120" in said
+
+
+def test_a_gpu_without_fp8_is_refused_at_once(tmp_path, monkeypatch, capfd):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    given = ["--weights", "fp8", "--calibration", "testsrc:", "--target", "sm_89,sm_80"]
+    out = ["--out", tmp_path / "set"]
+    status, said = run(capfd, "tiny", "--backend", "tensorrt", *given, *out)
+    assert status == 2
+    assert len(said.splitlines()) == 1
+    assert "--target sm_80" in said
+    assert "sm_89 or newer" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_folder_is_not_replaced(tmp_path):
+    """As `--out` to a device would be."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="pipe is not an engine set"):
+        check_replaceable(tmp_path / "pipe")
 
 
 def test_without_tensorrt_its_backend_names_the_pip_command(tmp_path, monkeypatch, capfd):

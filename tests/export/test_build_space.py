@@ -109,6 +109,8 @@ def test_the_bytes_are_those_of_a_built_set(tiny_engines):
     int4 = size_of("fp32", "int4")
     assert expected / 4 < int8 < expected / 3.5
     assert int4 < int8
+    whole, *eight = (size_of("bf16", kind, plans=True) for kind in (None, "int8", "fp8"))
+    assert whole / 2 < eight[0] == eight[1] < whole / 1.8
 
 
 MEDIUM = {
