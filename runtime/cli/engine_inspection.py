@@ -39,6 +39,7 @@ class FoundSet:
     backend: str
     precision: str
     weights: str | None  # of matrix products; None: of the precision
+    activations: str | None  # of the vision encoder, where it multiplies in int8
     kv: str  # what pages hold: float or int8
     bytes: int
     built: str  # local time, YYYY-MM-DD HH:MM
@@ -106,6 +107,7 @@ def _found(folder: Path, content: dict[str, Any], exporter: str | None) -> Found
         backend=_text(content["backend"]),
         precision=_text(content["precision"]),
         weights=_text(content.get("weights")) or None,
+        activations=_text(content.get("activations")) or None,
         kv=_text(content.get("kv")) or "float",
         bytes=size_of(folder),
         built=f"{built:%Y-%m-%d %H:%M}",

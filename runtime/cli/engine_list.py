@@ -112,8 +112,9 @@ def _list(root: Path, typed: argparse.Namespace) -> int:
 
 def _lines(found: FoundSet) -> list[str]:
     weights = f"weights in {found.weights}" if found.weights else ""
+    activations = f"activations in {found.activations}" if found.activations else ""
     pages = "" if found.kv == "float" else f"keys and values in {found.kv}"
-    parts = (found.model, found.precision, weights, pages, found.backend)
+    parts = (found.model, found.precision, weights, activations, pages, found.backend)
     of_what = ", ".join(filter(None, parts))
     lines = [f"  {found.name}", f"    {of_what}; {size_text(found.bytes)}; built {found.built}"]
     if found.runs:

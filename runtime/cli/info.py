@@ -56,6 +56,7 @@ class EngineInfo:
     backend: str
     precision: str
     weights: str | None  # of matrix products; None: of the precision
+    activations: str | None  # of the vision encoder, where it multiplies in int8
     kv: str  # what pages hold: float or int8
     built_for: str
     build_command: str
@@ -166,6 +167,7 @@ def info(
         backend=manifest.backend,
         precision=manifest.precision,
         weights=manifest.weights,
+        activations=manifest.activations,
         kv=manifest.kv,
         built_for=manifest.target,
         build_command=manifest.build_command,
@@ -219,6 +221,7 @@ def lines(found: EngineInfo) -> list[str]:
     of_files = ", ".join(f"{name} {size_text(size)}" for name, size in largest)
     tokens = found.unit_tokens * found.fps / UNIT_FRAMES
     weights = f", weights in {found.weights}" if found.weights else ""
+    weights += f", activations in {found.activations}" if found.activations else ""
     pages = ", keys and values in int8" if found.kv == "int8" else ""
     rows = {
         "model": found.model,

@@ -260,12 +260,13 @@ def test_where_engine_sets_lie(tmp_path, monkeypatch):
 def test_sets_of_every_kind_have_their_own_folder_and_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(locations, "engines_root", lambda: tmp_path)
     folders = {
-        locations.default_engine_dir("tiny", precision, "openvino", weights, kv)
+        locations.default_engine_dir("tiny", precision, "openvino", weights, kv, activations)
         for precision in ("fp32", "bf16")
         for weights in (None, "int8", "int4")
         for kv in ("float", "int8")
+        for activations in (None, "int8")
     }
-    assert len(folders) == 12
+    assert len(folders) == 24
     for folder in folders:
         folder.mkdir()
         (folder / FILE_NAME).write_text("{}")
