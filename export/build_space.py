@@ -75,12 +75,16 @@ def weight_bytes_of(
 
 
 def bytes_of_parts(
-    config: Configuration, numbers: NumberFormat, plans: bool, embedding: int | None = None
+    config: Configuration,
+    numbers: NumberFormat,
+    plans: bool,
+    embedding: int | None = None,
+    packed: bool = False,
 ) -> dict[str, int]:
     """Bytes of the weights of each graph, and of the embedding where it is apart.
 
     plans: of TensorRT; embedding: bytes of a number in embedding.bin, where no tied output head is
-    a part of that file; None = as of others.
+    a part of that file; None = as of others. packed: as onnxruntime's operators take integers.
     """
     side = config.vision.token_pixels
     with torch.device("meta"):
@@ -102,12 +106,12 @@ def bytes_of_parts(
     )
     found: dict[str, int] = dict.fromkeys(GRAPHS, 0)
     for name, module in parts:
-        found[name] += _bytes(module, schemes[name], size)
+        found[name] += _bytes(module, schemes[name], size, packed)
     found["embedding"] = rows * (embedding or size) if apart else 0
     return found
 
 
-def _bytes(model: nn.Module, scheme: Scheme | None, size: int) -> int:
+def _bytes(model: nn.Module, scheme: Scheme | None, size: int, packed: bool) -> int:
     """size: bytes of a number that is not quantised."""
     total = size * sum(weight.numel() for weight in model.parameters())
     if scheme is None:
@@ -115,11 +119,11 @@ def _bytes(model: nn.Module, scheme: Scheme | None, size: int) -> int:
     for name, layer in model.named_modules():
         if not isinstance(layer, Linear | JoinedLinear):
             continue
-        weight = layer.weight
-        if bits := scheme.bits(weight.shape[1], f"{name}.weight"):
-            groups = weight.shape[1] // GROUP if bits == 4 else 1
-            scales = size * groups * weight.shape[0]
-            total += weight.numel() * bits // 8 + scales - size * weight.numel()
+        outputs, inputs = layer.weight.shape
+        if bits := scheme.bits(inputs, f"{name}.weight"):
+            groups = -(-inputs // GROUP) if bits == 4 or packed else 1
+            filled = groups * GROUP if packed and inputs > GROUP else inputs
+            total += outputs * (filled * bits // 8 + size * groups - size * inputs)
     return total
 
 
@@ -138,8 +142,8 @@ def check_space(
     """
     plans, kind = manifest.flavour is not None, NumberFormat(manifest.precision, manifest.weights)
     embedding = numpy_dtype(manifest.embedding.dtype).itemsize
-    parts = bytes_of_parts(config, kind, plans, embedding)
-    weights = sum(parts.values())
+    weights = weight_bytes_of(config, kind, plans, embedding)
+    parts = bytes_of_parts(config, kind, plans, embedding, packed=True)
     again = sum(parts[name] for name in GRAPHS) if repacked else 0
     disk = 2 * weights if plans else weights + again
     parent = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
