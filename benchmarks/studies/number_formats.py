@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from collections import Counter
@@ -34,7 +33,7 @@ from vicort.benchmarks.studies.paired_answers import compare, pair
 from vicort.benchmarks.studies.product_errors import product_errors
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import EngineError
-from vicort.runtime.manifest import FILE_NAME, Backend, Precision, read_manifest
+from vicort.runtime.manifest import Backend, Precision, read_manifest
 
 REFERENCE: Precision = "fp32"
 FORMATS: dict[str, tuple[str, ...]] = {  # options of vicort-build
@@ -43,10 +42,12 @@ FORMATS: dict[str, tuple[str, ...]] = {  # options of vicort-build
     "int4": ("--weights", "int4"),
     "kv-int8": ("--kv", "int8"),
     "int4-kv-int8": ("--weights", "int4", "--kv", "int8"),
+    "activations-int8": ("--weights", "int8", "--activations", "int8"),
 }
+ONE_BACKEND: dict[str, Backend] = {"activations-int8": "onnxruntime"}
 BACKENDS: tuple[Backend, ...] = ("openvino", "onnxruntime")
 SYSTEM = "full-history"  # reads all that was kept, so that int8 pages have most to say
-AGES = (0, 2, 4, 8, 12, 16, 24, 32, 48, 64)  # units
+AGES = (0, 4, 16, 32, 64)  # units
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         FormatSet(backend, each)
         for backend in options.backends
         for each in (REFERENCE, *options.formats)
+        if ONE_BACKEND.get(each, backend) == backend
     ]
     result: dict[str, Any] = {"conditions": machine.conditions()}
     if "answers" in options.parts:
@@ -93,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     formats = [each for each in FORMATS if each != REFERENCE]
     parser.add_argument("--formats", nargs="+", choices=formats, default=formats)
-    words = "streams of the synthetic world, 71 questions each (default: %(default)s)"
-    parser.add_argument("--streams", type=int, default=15, help=words)
+    words = "streams of the synthetic world, 36 questions each (default: %(default)s)"
+    parser.add_argument("--streams", type=int, default=30, help=words)
     words = "keep only products whose name has this word"
     parser.add_argument("--products", default="", metavar="WORD", help=words)
     words = "engine sets and records (default: %(default)s)"
@@ -106,33 +108,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def build(chosen: FormatSet, work: Path) -> None:
-    """Builds a set unless it is there; where the other backend's is there, copies its files, which
-    are the same for all CPU backends. Raises EngineError if that fails."""
+    """Builds a set unless it is there and up to date. Raises EngineError if that fails."""
     from vicort.export import build as builder
-    from vicort.export.checkpoint import TINY, resolve
-    from vicort.export.engine_set_writer import draft_manifest, seal
+    from vicort.export.checkpoint import TINY
 
-    folder, options = work / chosen.name, ["--precision", REFERENCE, *FORMATS[chosen.format]]
-    if (folder / FILE_NAME).is_file():
-        return
-    command = [TINY, "--backend", chosen.backend, *options]
-    for other in (work / FormatSet(each, chosen.format).name for each in BACKENDS):
-        if (other / FILE_NAME).is_file():
-            shutil.copytree(other, folder, ignore=shutil.ignore_patterns(FILE_NAME))
-            found = read_manifest(other)
-            manifest = draft_manifest(
-                resolve(TINY),
-                found.model,
-                chosen.backend,
-                REFERENCE,
-                f"vicort-build {' '.join(command)}",
-                weights=found.weights,
-                kv=found.kv,
-            )
-            seal(folder, manifest)
-            return
-    if builder.main([*command, "--out", str(folder)]):
-        raise EngineError(f"{folder} was not built: see the line above")
+    options = ("--precision", REFERENCE, *FORMATS[chosen.format])
+    command = [TINY, "--backend", chosen.backend, *options, "--out", str(work / chosen.name)]
+    if builder.main(command):
+        raise EngineError(f"{work / chosen.name} was not built: see the line above")
 
 
 def ask(candidate: FormatSet, options: argparse.Namespace, ends: float) -> bool:
@@ -213,7 +196,7 @@ def stored(folder: Path) -> dict[str, Any]:
     """How a set keeps its matrices and pages."""
     manifest = read_manifest(folder)
     counts = {
-        name: dict(Counter(_kinds(folder / graph.file))) for name, graph in manifest.graphs.items()
+        name: dict(Counter(kinds(folder / graph.file))) for name, graph in manifest.graphs.items()
     }
     return {
         "integer matrices": {name: each for name, each in counts.items() if each},
@@ -221,13 +204,21 @@ def stored(folder: Path) -> dict[str, Any]:
     }
 
 
-def _kinds(path: Path) -> Iterator[str]:
+def kinds(path: Path) -> Iterator[str]:
     """The type of each integer matrix of a graph."""
     graph = onnx.load(str(path), load_external_data=False).graph
-    types = {each.name: each.data_type for each in graph.initializer}
+    types = {
+        each.name: onnx.TensorProto.DataType.Name(each.data_type).lower()
+        for each in graph.initializer
+    }
     for node in graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in types:
-            yield onnx.TensorProto.DataType.Name(types[node.input[0]]).lower()
+        match node.op_type:
+            case "DequantizeLinear" if node.input[0] in types:
+                yield types[node.input[0]]
+            case "MatMulNBits":
+                yield next(f"int{each.i}" for each in node.attribute if each.name == "bits")
+            case "MatMulIntegerToFloat":
+                yield "int8, activations too"
 
 
 if __name__ == "__main__":

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import onnx_ir
 import pytest
 import torch
-from support.tiny_sets import tiny_set
+from support.int8_product import product
 
 from vicort.benchmarks.evaluation.ages import Row
 from vicort.benchmarks.studies import number_formats, paired_answers, product_errors
+from vicort.export.int8_products import Arithmetic, use_operators
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.manifest import read_manifest
 
 STREAMS = 10
 
@@ -130,11 +131,20 @@ def test_a_whole_record_opens_no_engines(tmp_path):
     assert number_formats.ask(chosen, argparse.Namespace(work=tmp_path, streams=STREAMS), ends=0)
 
 
-def test_the_other_backend_takes_the_same_files(tmp_path):
-    shutil.copytree(tiny_set(), tmp_path / "openvino-fp32")
-    number_formats.build(number_formats.FormatSet("onnxruntime", "fp32"), tmp_path)
-    found, built = read_manifest(tmp_path / "onnxruntime-fp32"), read_manifest(tiny_set())
-    assert (found.backend, found.files, found.graphs) == ("onnxruntime", built.files, built.graphs)
+@pytest.mark.parametrize(
+    ("arithmetic", "kind"),
+    [
+        (None, "int8"),
+        (Arithmetic(many_rows=True), "int8"),
+        (Arithmetic(many_rows=True, rounded=True), "int8, activations too"),
+    ],
+)
+def test_kinds_of_matrices_are_read_from_a_graph(arithmetic, kind, tmp_path):
+    model = onnx_ir.from_proto(product(np.random.default_rng(0), 128, 32, None)[0])
+    if arithmetic:
+        use_operators(model, arithmetic)
+    onnx_ir.save(model, tmp_path / "product.onnx")
+    assert list(number_formats.kinds(tmp_path / "product.onnx")) == [kind]
 
 
 class Opened:
