@@ -31,6 +31,7 @@ from vicort.runtime.core import (
     Summary,
 )
 from vicort.runtime.devices.machine_cores import checked_threads
+from vicort.runtime.devices.preprocess import import_dali
 from vicort.runtime.devices.stage_clock import SpanSink, StageClock
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import VicortError
@@ -176,6 +177,7 @@ class Session:
                 check=lambda manifest, machine: check_system(
                     chosen, folder, manifest, machine, memory, options.get("system_prompt")
                 ),
+                meanwhile=import_dali,
             )
         return cls(engines, chosen, threads=threads, memory=memory, **options)
 

@@ -36,10 +36,12 @@ from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import Backend, Precision, read_manifest
 
 REFERENCE: Precision = "fp32"
+CLIP = Path(__file__).resolve().parents[2] / "tests" / "fixtures" / "shapes.mp4"
 FORMATS: dict[str, tuple[str, ...]] = {  # options of vicort-build
     REFERENCE: (),
     "int8": ("--weights", "int8"),
     "int4": ("--weights", "int4"),
+    "int4-calibrated": ("--weights", "int4", "--calibration", str(CLIP)),
     "kv-int8": ("--kv", "int8"),
     "int4-kv-int8": ("--weights", "int4", "--kv", "int8"),
     "activations-int8": ("--weights", "int8", "--activations", "int8"),

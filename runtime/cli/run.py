@@ -29,6 +29,7 @@ from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
 from vicort.runtime.cli.question_socket import QuestionSocket
 from vicort.runtime.cli.watch import NEVER_YES, POLL, RunContext, Watch
 from vicort.runtime.cli.writers import WRITERS
+from vicort.runtime.devices.preprocess import import_dali
 from vicort.runtime.devices.trace import Trace
 from vicort.runtime.engines.bfloat16 import COST, computes_in_float32
 from vicort.runtime.engines.engine_set import EngineSet
@@ -190,6 +191,7 @@ def _open_engines(folder: Path, options: Options, request: MemoryRequest) -> Eng
                 system, folder, manifest, machine, request, options.system_prompt
             ),
             progress=progress,
+            meanwhile=import_dali,
         )
 
 

@@ -177,7 +177,7 @@ def _surface_inputs(batch: list[Surface], boxes: list[Box]) -> dict[str, list[An
 def image_graph(height: int | None, width: int | None, device: ResizeOn) -> Any:
     """RGB images in host memory -> frames: a DALI pipeline that is not built yet, the same for CPU
     and GPU. Without height and width it takes the size of the frames as input `shapes`."""
-    dali, fn, types = _import_dali()
+    dali, fn, types = import_dali()
 
     @dali.pipeline_def
     def pipeline() -> Any:
@@ -218,7 +218,7 @@ def surface_graph(height: int | None, width: int | None, device: ResizeOn) -> An
     Resizing and the colour matrix are linear, so their order matters only where values are clipped
     at black and white.
     """
-    dali, fn, types = _import_dali()
+    dali, fn, types = import_dali()
 
     @dali.pipeline_def
     def pipeline() -> Any:
@@ -259,7 +259,7 @@ def surface_graph(height: int | None, width: int | None, device: ResizeOn) -> An
 
 def _shape(height: int | None, width: int | None) -> Any:
     """The size of the frames: constant, or [2] of each frame."""
-    _, fn, types = _import_dali()
+    _, fn, types = import_dali()
     if height is None:
         return fn.external_source(name="shapes", device="cpu", dtype=types.INT32, ndim=1)
     return height, width
@@ -292,8 +292,9 @@ def _built(graph: Any, device: ResizeOn, threads: int) -> Any:
     return pipeline
 
 
-def _import_dali() -> tuple[ModuleType, ModuleType, ModuleType]:
-    """Late, because the import is slow and most of vicort does not need it."""
+def import_dali() -> tuple[ModuleType, ModuleType, ModuleType]:
+    """Late, because the import takes a second and most of vicort does not need it. Raises
+    VicortError where it cannot be loaded."""
     try:
         from nvidia import dali
         from nvidia.dali import fn, types

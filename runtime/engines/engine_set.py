@@ -57,10 +57,13 @@ class EngineSet:
         threads: int | None = None,
         check: Callable[[Manifest, MachineMemory], object] = lambda manifest, machine: None,
         progress: Callable[[int, int], object] = lambda loaded, total: None,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> EngineSet:
         """Load an engine set. threads: CPU threads per run of an engine; None = all that the
         process may use. check: refuses, by an exception, what these engines cannot serve, before
         they are loaded. progress: called with the number of engines loaded so far, and of all.
+        meanwhile: other work of opening, done beside the largest engine where a backend loads
+        several at once.
 
         Raises ConfigError for a number of threads that the process may not use, and EngineError,
         which names the command that rebuilds the set, if it is missing, damaged or of another
@@ -79,7 +82,8 @@ class EngineSet:
             manifest.backend,
             threads,
         )
-        return cls(folder, manifest, _load_all(folder, manifest, backend, progress), backend)
+        engines = _load_all(folder, manifest, backend, progress, meanwhile)
+        return cls(folder, manifest, engines, backend)
 
     def engine(self, name: GraphName) -> Engine:
         """An engine by name; optional ones are loaded on first use. Raises EngineError if the set
@@ -139,19 +143,20 @@ def _load_all(
     manifest: Manifest,
     backend: OpenBackend,
     progress: Callable[[int, int], object],
+    meanwhile: Callable[[], object],
 ) -> dict[GraphName, Engine]:
     """The required engines, several at once where the backend allows it: each is loaded by one
     thread. The largest, which takes longest, is first."""
     engines: dict[GraphName, Engine] = {}
     progress(0, len(REQUIRED))
-    for name, engine in _loaded(folder, manifest, backend):
+    for name, engine in _loaded(folder, manifest, backend, meanwhile):
         engines[name] = engine
         progress(len(engines), len(REQUIRED))
     return engines
 
 
 def _loaded(
-    folder: Path, manifest: Manifest, backend: OpenBackend
+    folder: Path, manifest: Manifest, backend: OpenBackend, meanwhile: Callable[[], object]
 ) -> Iterator[tuple[GraphName, Engine]]:
     if backend.loading_threads == 1:  # by the caller: a GPU's context belongs to a thread
         for name in REQUIRED:
@@ -159,8 +164,10 @@ def _loaded(
         return
     with ThreadPoolExecutor(backend.loading_threads) as pool:
         loading = {pool.submit(_load, folder, manifest, backend, name): name for name in REQUIRED}
+        beside = pool.submit(meanwhile)
         for future in as_completed(loading):
             yield loading[future], future.result()
+        beside.result()
 
 
 def _load(folder: Path, manifest: Manifest, backend: OpenBackend, name: GraphName) -> Engine:

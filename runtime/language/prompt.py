@@ -7,6 +7,7 @@ suffix  <|vision_end|>QUESTION …                   one fork of the stream per 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -223,12 +224,20 @@ def _turn(text: str, with_video: bool) -> dict[str, Any]:
 def _read_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise EngineError(f"{path} is missing: build the engine set again with vicort-build")
+    written = path.stat()
     try:
-        return Tokenizer.from_file(str(path))
+        return _tokenizer(path, written.st_mtime_ns, written.st_size)
     except Exception as error:
         raise EngineError(
             f"{path} is no tokenizer ({brief(error)}): build the engine set again with vicort-build"
         ) from error
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(path: Path, written_ns: int, size: int) -> Tokenizer:
+    """A tokenizer of 150,000 tokens takes most of a second to read. Nothing here changes one, so
+    sessions share it. written_ns, size: of the file, which may be replaced."""
+    return Tokenizer.from_file(str(path))
 
 
 def _read_template(folder: Path) -> Any:

@@ -20,7 +20,7 @@ from vicort.runtime.devices.machine_cores import usable_cores
 from vicort.runtime.devices.urgency import Urgency
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.engines.openvino import OpenVinoEngine, _reason
-from vicort.runtime.errors import EngineError
+from vicort.runtime.errors import EngineError, VicortError
 from vicort.runtime.manifest import FILE_NAME, read_manifest
 
 OUTPUTS = ("hidden", "k", "v", "q", "queries")
@@ -164,6 +164,21 @@ def refusal(folder) -> str:
     assert "\n" not in str(raised.value)
     assert "vicort-build" in str(raised.value)
     return str(raised.value)
+
+
+def test_other_work_of_opening_is_done_beside_the_engines_and_may_fail():
+    if usable_cores() < 2:
+        pytest.skip("this machine has one core")
+    done = []
+    folder = engine_set("onnxruntime")
+    with EngineSet.open(folder, threads=2, meanwhile=lambda: done.append("imported")):
+        assert done == ["imported"]
+    with pytest.raises(VicortError, match="no DALI here"):
+        EngineSet.open(folder, threads=2, meanwhile=refuse)
+
+
+def refuse() -> None:
+    raise VicortError("no DALI here")
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -4,12 +4,15 @@ tokenizer where it is at hand."""
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from vicort.runtime.errors import ConfigError, EngineError, QuestionError
+from vicort.runtime.language import prompt as prompt_module
 from vicort.runtime.language.prompt import Prompt, StopText, TextStream
 
 ROOT = Path(__file__).parents[3]
@@ -52,6 +55,26 @@ def user(text, video=False):
         "role": "user",
         "content": [{"type": "video"}] * video + [{"type": "text", "text": text}],
     }
+
+
+def test_a_tokenizer_is_read_once_until_its_file_is_another(tmp_path, monkeypatch):
+    read = []
+
+    def counted(path: str) -> Tokenizer:
+        read.append(path)
+        return from_file(path)
+
+    from_file = Tokenizer.from_file
+    monkeypatch.setattr(prompt_module, "Tokenizer", SimpleNamespace(from_file=counted))
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        shutil.copy(TINY / name, tmp_path)
+    first, again = Prompt(tmp_path, VIDEO), Prompt(tmp_path, VIDEO)
+    assert first.prefix == again.prefix
+    assert len(read) == 1
+    words = (tmp_path / "tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(words.replace('"circle"', '"roundel"'))
+    assert Prompt(tmp_path, VIDEO).question("roundel") == first.question("circle")
+    assert len(read) == 2
 
 
 def test_prefix_video_and_suffix_are_the_models_own_template(qwen):
