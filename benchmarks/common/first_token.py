@@ -13,6 +13,7 @@ from vicort.benchmarks.common.settings import Settings
 from vicort.benchmarks.common.spread import percentiles
 from vicort.benchmarks.common.vicort_stream import PAUSE_S, VicortStream
 from vicort.benchmarks.common.workload import QUESTIONS, Workload, bench_system, describe_system
+from vicort.runtime.devices.machine_cores import usable_cores
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.policies.system import System
 
@@ -27,7 +28,7 @@ RATE_S = 2.0  # for which the rate without questions is measured
 def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
     """Percentiles of ttft_ms, and the rate at which frames went in meanwhile."""
     workload, system = Workload(fps=settings.real_time_fps), bench_system()
-    with EngineSet.open(engine_dir, threads=1) as engines:
+    with EngineSet.open(engine_dir) as engines:
         result = by_load(
             engines, system, workload, settings.warmup_chunks + FILLED, settings.questions
         )
@@ -35,7 +36,7 @@ def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
         "engine_set": engine_dir.name,
         "workload": workload.describe(),
         "system": describe_system(system),
-        "mode": "overlapped 1t",
+        "mode": f"overlapped {usable_cores()}t",
         "answer_tokens_at_most": ANSWER_TOKENS,
         "pause_s": PAUSE_S,
         "loads": result,

@@ -13,6 +13,7 @@ from vicort.benchmarks.common.settings import Settings
 from vicort.benchmarks.common.spread import spread
 from vicort.benchmarks.common.vicort_stream import VicortStream
 from vicort.benchmarks.common.workload import Workload, bench_system, describe_system
+from vicort.runtime.devices.machine_cores import usable_cores
 from vicort.runtime.engines.engine_set import EngineSet
 
 FIRST = 10  # chunks before the first point
@@ -25,7 +26,7 @@ def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
     system = bench_system(device_mb=settings.long_device_mb, host_mb=settings.long_host_mb)
     points, start_rss = [], rss_mb()
     with (
-        EngineSet.open(engine_dir, threads=1) as engines,
+        EngineSet.open(engine_dir) as engines,
         VicortStream(engines, system, workload, overlap=True) as stream,
     ):
         for first in _starts(settings.long_chunks):
@@ -39,7 +40,7 @@ def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
         "engine_set": engine_dir.name,
         "workload": workload.describe(),
         "system": describe_system(system),
-        "mode": "overlapped 1t",
+        "mode": f"overlapped {usable_cores()}t",
         "rss_mb_before_loading": start_rss,
         "points": points,
         "drift": {
