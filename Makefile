@@ -52,8 +52,9 @@ wheel: install ## build the sdist and the wheel in dist/ and check them
 
 ##@ Check
 
+# A hundred tests start Python: without bytecode each start takes a second longer.
 test: install ## run the test suite (tests marked slow, gpu and weights are off)
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 lint: install types ## run ruff and mypy
 	$(BIN)/ruff check .

@@ -302,11 +302,10 @@ def test_one_vision_plan_serves_frames_of_every_size(tmp_path, max_pixels):
 
 
 def test_attention_over_int8_pages_builds_with_the_plugin(tmp_path):
-    model, config = tiny_model(), read_configuration(resolve("tiny"))
+    config = read_configuration(checkpoint())
+    model = model_spec("two layers", config, load_recipe("tiny"))
     graphs = plan_signatures(signatures(model, "bf16", "int8"), model, True, False)
-    exported, _ = export_graph(
-        load_language(resolve("tiny"), config, torch.bfloat16), graphs["llm"]
-    )
+    exported, _ = export_graph(load_language(checkpoint(), config, torch.bfloat16), graphs["llm"])
     remove_functions(exported)
     for _ in write_graph(exported, tmp_path / "llm.onnx"):
         pass

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import openvino
 import pytest
@@ -137,9 +139,14 @@ BF16_GRAPH = GRAPH.model_copy(
 X = np.random.default_rng(0).standard_normal((5, 2 * GROUP), np.float32)
 
 
+@functools.cache
+def traced() -> onnx_ir.Model:
+    return export_graph(Net().eval(), GRAPH, keep_weights=True)[0]
+
+
 def written(folder, scheme: Scheme, ready=None):
-    """Export, quantise and write; returns the file and the counts."""
-    exported, _ = export_graph(Net().eval(), GRAPH, keep_weights=True)
+    """Quantise what is exported, and write it; returns the file and the counts."""
+    exported = traced().clone()
     counts = compress(exported, scheme, ready)
     list(write_graph(exported, folder / "net.onnx"))
     onnx.checker.check_model(folder / "net.onnx")

@@ -1,0 +1,20 @@
+"""torch.onnx's table of operators, for tests that export many small graphs."""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+
+def parse_torchlib_once() -> None:
+    """Let torch.onnx keep its table of operators, which it otherwise parses from the source of 500
+    functions at each export: a second and more, of the two that a small graph takes. Without the
+    exporter's modules, or where torch keeps the table elsewhere, nothing is changed."""
+    if "vicort.export.graphs" not in sys.modules:
+        return
+    from torch.onnx._internal.exporter import _registration
+
+    table = getattr(_registration, "onnxscript_apis", None)
+    read = getattr(table, "get_torchlib_ops", None)
+    if read and not hasattr(read, "cache_info"):
+        table.get_torchlib_ops = functools.cache(lambda: tuple(read()))
