@@ -159,17 +159,23 @@ def told_of_sizes(engines, **options):
     return watch(engines, system(), video, (3, 11, 30, None), **options)
 
 
+@pytest.fixture(scope="module")
+def sizes_on_the_host():
+    return told_of_sizes(FakeEngineSet(**ANY_SIZE))
+
+
 @pytest.mark.parametrize("order", range(3))
 @pytest.mark.parametrize("kept", [8, 1])
 @pytest.mark.parametrize("engine_set", [SimulatedEngineSet, SimulatedTensorRTSet])
 def test_frames_of_any_size_say_on_the_gpu_what_they_say_on_the_host(
-    engine_set, kept, order, monkeypatch
+    engine_set, kept, order, sizes_on_the_host, monkeypatch
 ):
     """Also where the index arrays of a grid make room for those of the next one."""
-    expected = told_of_sizes(FakeEngineSet(**ANY_SIZE))
     monkeypatch.setattr("vicort.runtime.stages.grid_inputs.MAX_GRIDS", kept)
-    assert told_of_sizes(engine_set(order=order, lag=0.002 * order, **ANY_SIZE)) == expected
-    assert told_of_sizes(engine_set(order=order, **ANY_SIZE), overlap=False) == expected
+    overlapped = told_of_sizes(engine_set(order=order, lag=0.002 * order, **ANY_SIZE))
+    assert overlapped == sizes_on_the_host
+    sequential = told_of_sizes(engine_set(order=order, **ANY_SIZE), overlap=False)
+    assert sequential == sizes_on_the_host
 
 
 def test_old_pages_were_moved_to_the_host_tier_and_read_again(on_the_host):

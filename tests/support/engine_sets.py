@@ -20,10 +20,12 @@ from support.sizes import is_thorough
 from support.tiny_sets import tiny_set
 from torch import nn
 
-from vicort.export import build, engine_set_writer
+from vicort.export import build, build_set, engine_set_writer
 from vicort.export.checkpoint import TINY
 from vicort.export.engine_set_writer import draft_manifest, seal
+from vicort.export.graphs import export_graph
 from vicort.export.qwen2_5_vl.layers import JoinedLinear
+from vicort.export.recipe import load_recipe
 from vicort.runtime.manifest import Backend, GraphSpec, Manifest, read_manifest
 
 TOKENIZER = Path(__file__).parents[2] / "export" / "tiny" / "checkpoint" / "tokenizer.json"
@@ -81,11 +83,13 @@ ANY_SIZE_PIXELS = 20_000  # 25 visual tokens
 
 @functools.cache
 def talking_checkpoint() -> Path:
-    """The random checkpoint with a chat template, so that it can be asked."""
+    """A random checkpoint with a chat template, so that it can be asked. Its language model has the
+    embedded model's shape."""
 
     def write(folder: Path) -> None:
-        shutil.copytree(checkpoint(), folder)
-        for name in ("chat_template.jinja", "tokenizer_config.json"):
+        folder.mkdir()
+        write_random_checkpoint(folder, "tiny", seed=3, vision=VISION)
+        for name in ("tokenizer.json", "chat_template.jinja", "tokenizer_config.json"):
             shutil.copy(TOKENIZER.parent / name, folder)
 
     return once("talking-checkpoint", write)
@@ -93,14 +97,25 @@ def talking_checkpoint() -> Path:
 
 @functools.cache
 def any_size_set(backend: Backend) -> Path:
-    """Of the random checkpoint, with frames in the shape of the source, verified."""
+    """Of the talking checkpoint, with frames in the shape of the source, verified. Its language
+    graph is not traced again: pages are the embedded model's, whose graph has their size."""
     source = talking_checkpoint()
     command = [str(source), "--backend", "openvino", "--verify", "--chunk-frames", "8"]
     command += ["--max-pixels", str(ANY_SIZE_PIXELS), "--out"]
 
+    def graph(module: nn.Module, signature: GraphSpec, **options) -> tuple[onnx_ir.Model, int]:
+        if signature.attention_layers:
+            return graph_of(tiny_set(), module, signature, **options)
+        return export_graph(module, signature, **options)
+
     def make(folder: Path) -> None:
         torch.set_num_threads(1)
-        assert build.main([*command, str(folder)]) == 0
+        pages = read_manifest(tiny_set()).model.page_tokens
+        with (
+            mock.patch.object(build_set, "load_recipe", partial(load_recipe, page_tokens=pages)),
+            mock.patch.object(engine_set_writer, "export_graph", graph),
+        ):
+            assert build.main([*command, str(folder)]) == 0
 
     built = once("any-size-openvino", make)
     if backend == "openvino":
