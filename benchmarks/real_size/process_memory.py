@@ -7,15 +7,16 @@ import time
 from pathlib import Path
 from typing import Self
 
-FIELDS = {"Rss": "rss_mb", "Private_Dirty": "private_mb"}
+FIELDS = {"VmRSS": "rss_mb", "RssAnon": "private_mb"}
 SAMPLED_EVERY = 0.25  # seconds
 
 
 def process_memory() -> dict[str, float]:
-    """MB of 1e6 bytes: of all pages of this process (rss_mb), and of those that it alone has and
-    has written to (private_mb)."""
+    """MB of 1e6 bytes: of all pages of this process (rss_mb), and of those that are no page of a
+    file (private_mb). The kernel keeps these counts; to sum them up from all pages, as
+    /proc/self/smaps_rollup does, stops a process of 4 GB for 0.05 s."""
     found = {}
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name in FIELDS:
             found[FIELDS[name]] = int(value.split()[0]) * 1024 / 1e6
