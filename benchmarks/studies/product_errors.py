@@ -17,7 +17,9 @@ import onnx_ir
 import torch
 from torch import Tensor
 
+from vicort.export import int4_products, int8_products
 from vicort.export.graphs import write_graph
+from vicort.export.int8_products import Arithmetic
 from vicort.export.weight_compression import (
     GROUP,
     Quantised,
@@ -42,17 +44,26 @@ class MatrixProduct:
     name: str
     inputs: int
     outputs: int
-    int4: bool  # whether --weights int4 makes it int4
+    weight: str  # its name in a graph
+
+    @property
+    def vision(self) -> bool:
+        return self.weight.startswith("encoder.")
+
+    @property
+    def int4(self) -> bool:
+        """Whether --weights int4 makes it int4."""
+        return self.weight.startswith("layers.")
 
 
 PRODUCTS = (
-    MatrixProduct("qkv", 2048, 2560, True),
-    MatrixProduct("gate and up", 2048, 22016, True),
-    MatrixProduct("down", 11008, 2048, True),
-    MatrixProduct("head", 2048, HEAD_COLUMNS, False),
-    MatrixProduct("vision qkv", 1280, 3840, False),
-    MatrixProduct("vision gate and up", 1280, 6912, False),
-    MatrixProduct("vision down", 3456, 1280, False),
+    MatrixProduct("qkv", 2048, 2560, "layers.0.self_attn.qkv.weight"),
+    MatrixProduct("gate and up", 2048, 22016, "layers.0.mlp.joined.weight"),
+    MatrixProduct("down", 11008, 2048, "layers.0.mlp.down_proj.weight"),
+    MatrixProduct("head", 2048, HEAD_COLUMNS, "lm_head.weight"),
+    MatrixProduct("vision qkv", 1280, 3840, "encoder.blocks.0.attn.qkv.weight"),
+    MatrixProduct("vision gate and up", 1280, 6912, "encoder.blocks.0.mlp.joined.weight"),
+    MatrixProduct("vision down", 3456, 1280, "encoder.blocks.0.mlp.down_proj.weight"),
 )
 
 
@@ -92,20 +103,30 @@ def errors_of(
     kinds = {"int8": quantise_int8} | ({"int4": quantise_int4} if product.int4 else {})
     found: dict[str, Any] = {"shape": [product.inputs, product.outputs]}
     for kind, quantise in kinds.items():
-        found[kind] = measured(weight, x, quantise(weight), kind == "int4")
+        found[kind] = measured(product, weight, x, quantise(weight), kind == "int4")
     if product.int4:
         found["int4 of nncf"] = beside_nncf(weight, x)
     return found
 
 
-def measured(weight: Tensor, x: Tensor, integers: Quantised, int4: bool) -> dict[str, float]:
+def measured(
+    product: MatrixProduct, weight: Tensor, x: Tensor, integers: Quantised, int4: bool
+) -> dict[str, float]:
     exact, stored = x @ weight, integers.dequantised()
     errors = {
         "weight": relative(stored, weight),
         "product": relative(x @ stored, exact),
     }
-    for backend in ("openvino", "onnxruntime"):
-        errors[backend] = relative(engine_product(weight, x, int4, backend), exact)
+    ways: dict[str, Arithmetic | None] = {
+        "openvino": None,
+        "onnxruntime": Arithmetic(many_rows=product.vision),
+    }
+    rounded = Arithmetic(many_rows=product.vision, rounded=True)
+    if product.vision and rounded.is_rounded(product.weight):
+        ways["onnxruntime, activations int8"] = rounded
+    for way, arithmetic in ways.items():
+        found = engine_product(product.weight, weight, x, int4, arithmetic)
+        errors[way] = relative(found, exact)
     return errors
 
 
@@ -113,8 +134,11 @@ def relative(found: Tensor, exact: Tensor) -> float:
     return float(f"{float((found - exact).norm() / exact.norm()):.4g}")
 
 
-def engine_product(weight: Tensor, x: Tensor, int4: bool, backend: Any) -> Tensor:
-    """x times the weight as `compress` stores it, by the engine of a backend, in fp32."""
+def engine_product(
+    name: str, weight: Tensor, x: Tensor, int4: bool, arithmetic: Arithmetic | None
+) -> Tensor:
+    """x times the weight as a build stores it, in fp32: by onnxruntime's operators with this
+    arithmetic, or by OpenVINO for None."""
     shapes = {"x": tuple(x.shape), "y": (x.shape[0], weight.shape[1])}
     specs = {name: TensorSpec(name=name, dtype="float32", shape=s) for name, s in shapes.items()}
     signature = GraphSpec(
@@ -123,21 +147,24 @@ def engine_product(weight: Tensor, x: Tensor, int4: bool, backend: Any) -> Tenso
     y = np.empty(shapes["y"], np.float32)
     with TemporaryDirectory() as folder:
         path = Path(folder) / signature.file
-        model = product_graph(weight, shapes)
-        scheme = Scheme(int4, True, onnx_ir.DataType.FLOAT)
-        compress(model, scheme)
+        model = product_graph(name, weight, shapes)
+        compress(model, Scheme(int4, True, onnx_ir.DataType.FLOAT))
+        if arithmetic:
+            int4_products.use_operator(model)
+            int8_products.use_operators(model, arithmetic)
         list(write_graph(model, path))
-        engine = CpuBackend(backend, 1).load(path, signature, streams=1)
+        backend = CpuBackend("onnxruntime" if arithmetic else "openvino", 1)
+        engine = backend.load(path, signature, streams=1)
         engine.enqueue({"x": x.numpy(), "y": y}, InlineStream("product")).done()
     return torch.from_numpy(y)
 
 
-def product_graph(weight: Tensor, shapes: dict[str, tuple[int, ...]]) -> onnx_ir.Model:
+def product_graph(name: str, weight: Tensor, shapes: dict[str, tuple[int, ...]]) -> onnx_ir.Model:
     """A graph with inputs x and the constant weight, and their product y."""
     kind = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
     x = onnx_ir.Value(name="x", type=kind, shape=onnx_ir.Shape(shapes["x"]))
-    constant = onnx_ir.tensor(weight.numpy(), name="layer.weight")
-    w = onnx_ir.Value(name="layer.weight", type=kind, shape=constant.shape, const_value=constant)
+    constant = onnx_ir.tensor(weight.numpy(), name=name)
+    w = onnx_ir.Value(name=name, type=kind, shape=constant.shape, const_value=constant)
     node = onnx_ir.node("MatMul", [x, w])
     y = node.outputs[0]
     y.name, y.type, y.shape = "y", kind, onnx_ir.Shape(shapes["y"])

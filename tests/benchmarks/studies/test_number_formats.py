@@ -158,11 +158,21 @@ class Opened:
 
 
 def test_errors_of_a_product():
-    product = product_errors.MatrixProduct("small", 256, 64, True)
+    product = product_errors.MatrixProduct("small", 256, 64, "layers.0.mlp.joined.weight")
     found = product_errors.errors_of(product, product_errors.gaussian)
     for kind, least, most in (("int8", 0.003, 0.02), ("int4", 0.05, 0.15)):
         assert all(least < each < most for each in found[kind].values())
     assert found["int4"]["openvino"] == pytest.approx(found["int4"]["product"], rel=0.05)
+
+
+def test_errors_of_a_vision_product_with_int8_activations():
+    """Only they are rounded: without them, onnxruntime's product is that of the stored weights."""
+    product = product_errors.MatrixProduct("small", 256, 64, "encoder.blocks.0.attn.qkv.weight")
+    found = product_errors.errors_of(product, product_errors.gaussian)
+    assert list(found) == ["shape", "int8"]
+    errors = found["int8"]
+    assert errors["onnxruntime"] == pytest.approx(errors["product"], rel=1e-3)
+    assert errors["product"] < 0.9 * errors["onnxruntime, activations int8"] < 0.02
 
 
 def test_a_relative_error():
