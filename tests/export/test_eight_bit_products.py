@@ -3,6 +3,7 @@ and what is in plans. Plans are built, not run."""
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import pytest
 import torch
@@ -104,10 +106,17 @@ def scheme_of(kind: str, precision: str = "fp32") -> Scheme:
     return found
 
 
-def written(folder: Path, kind: str, precision: str) -> tuple[Path, GraphSpec]:
+@functools.cache
+def traced(precision: str) -> tuple[onnx_ir.Model, GraphSpec]:
+    """`Products` with no integers yet."""
     graph = products_graph({"fp32": "float32", "bf16": "bfloat16"}[precision])
     model = Products().eval().to(torch.bfloat16 if precision == "bf16" else torch.float32)
-    exported, _ = export_graph(model, graph, keep_weights=True)
+    return export_graph(model, graph, keep_weights=True)[0], graph
+
+
+def written(folder: Path, kind: str, precision: str) -> tuple[Path, GraphSpec]:
+    model, graph = traced(precision)
+    exported = model.clone()
     scheme = replace(scheme_of(kind, precision), choices=seen_inputs())
     assert compress(exported, scheme) == {kind: 4}
     list(write_graph(exported, folder / "products.onnx"))
@@ -193,7 +202,7 @@ def test_products_of_one_input_share_its_rounding(kind, tmp_path):
 
 
 def test_an_input_that_no_clip_has_shown_is_an_error():
-    exported, _ = export_graph(Products().eval(), products_graph("float32"), keep_weights=True)
+    exported = traced("fp32")[0].clone()
     with pytest.raises(EngineError, match=r"no inputs of the product with biased\.weight"):
         compress(exported, scheme_of("int8"))
 
