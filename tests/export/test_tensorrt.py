@@ -19,14 +19,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from support.engine_sets import checkpoint
+from support.engine_sets import TOKENIZER, any_size_set, checkpoint, talking_checkpoint
 from support.interpreter import stand_in
 from support.reference_model import write_random_checkpoint
 from support.sizes import slow
-from support.tensorrt_sets import ONE_GPU, plan_graphs, tiny_model, tiny_onnx, tiny_set
+from support.tensorrt_sets import (
+    ONE_GPU,
+    plan_graphs,
+    tiny_checkpoint,
+    tiny_model,
+    tiny_name,
+    tiny_onnx,
+    tiny_set,
+)
 
 from vicort.export import build, tensorrt_plans
-from vicort.export.checkpoint import resolve
 from vicort.export.engine_set_writer import PlanOptions, draft_manifest, is_built, write_engine_set
 from vicort.export.graphs import (
     export_graph,
@@ -149,7 +156,7 @@ def test_the_manifest_says_what_was_built_with_what():
 def test_building_again_does_nothing(capfd):
     tiny_set()
     capfd.readouterr()
-    assert build.main(["tiny", "--backend", "tensorrt", "--out", str(tiny_set())]) == 0
+    assert build.main([tiny_name(), "--backend", "tensorrt", "--out", str(tiny_set())]) == 0
     assert "up to date" in capfd.readouterr().err
 
 
@@ -157,7 +164,7 @@ def test_building_again_does_nothing(capfd):
 def test_a_set_of_other_options_is_not_up_to_date(change):
     def planned(**options) -> Manifest:
         return draft_manifest(
-            resolve("tiny"),
+            tiny_checkpoint(),
             tiny_model(),
             "tensorrt",
             "bf16",
@@ -202,8 +209,8 @@ def built_quickly(folder: Path, **options) -> Manifest:
     chosen = PlanOptions("tensorrt_rtx", **options)
     write_engine_set(
         folder,
-        resolve("tiny"),
-        draft_manifest(resolve("tiny"), tiny_model(), "tensorrt", "bf16", "", chosen),
+        tiny_checkpoint(),
+        draft_manifest(tiny_checkpoint(), tiny_model(), "tensorrt", "bf16", "", chosen),
         lambda line: None,
         chosen,
     )
@@ -232,7 +239,8 @@ def test_a_plan_that_lost_its_plugins_is_refused(quick, tmp_path):
         "vicort.export.engine_set_writer.build_plan",
         lambda job, progress: BuiltPlan(layer_types={}, plugin_layers=0),
     )
-    with pytest.raises(EngineError, match=r"llm\.plan has 0 plugin layers, 4 were expected"):
+    said = rf"llm\.plan has 0 plugin layers, {tiny_model().layers} were expected"
+    with pytest.raises(EngineError, match=said):
         built_quickly(tmp_path / "set")
 
 
@@ -241,14 +249,14 @@ def test_a_build_that_tensorrt_refuses_leaves_nothing(quick, tmp_path, capfd):
         raise EngineError("tensorrt_rtx cannot take node x of llm.onnx")
 
     quick.setattr("vicort.export.engine_set_writer.build_plan", refuse)
-    assert build.main(["tiny", "--backend", "tensorrt", "--out", str(tmp_path / "set")]) == 2
+    assert build.main([tiny_name(), "--backend", "tensorrt", "--out", str(tmp_path / "set")]) == 2
     assert "node x" in capfd.readouterr().err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_build_says_that_it_was_not_run_where_there_is_no_gpu(quick, tmp_path, capfd):
     quick.setattr(tensorrt_plans, "missing_gpu", lambda: "no driver")
-    assert build.main(["tiny", "--backend", "tensorrt", "--out", str(tmp_path / "set")]) == 0
+    assert build.main([tiny_name(), "--backend", "tensorrt", "--out", str(tmp_path / "set")]) == 0
     assert (
         capfd.readouterr().err.splitlines()[-1]
         == "vicort-build: built, not run: this machine has no NVIDIA GPU"
@@ -278,17 +286,25 @@ def test_the_vision_plan_can_come_straight_from_the_exported_program(quick, tmp_
     assert (tmp_path / "set" / "vision.plan").read_bytes() == b"a plan of torch-tensorrt"
 
 
-@pytest.mark.parametrize("max_pixels", [1_000_000, *slow(308 * 308)])
-def test_one_vision_plan_serves_frames_of_every_size(tmp_path, max_pixels):
-    """Built, not run. Its profile goes from one token to the largest frame."""
-    config = read_configuration(checkpoint())
+@pytest.mark.parametrize(
+    ("max_pixels", "precision"),
+    [(1_000_000, "fp32"), *slow((1_000_000, "bf16"), (308 * 308, "bf16"))],
+)
+def test_one_vision_plan_serves_frames_of_every_size(tmp_path, max_pixels, precision):
+    """Built, not run. Its profile goes from one token to the largest frame. In fp32 the graph is
+    the one that the CPU's engines run, which has no largest frame."""
+    source = talking_checkpoint()
+    config = read_configuration(source)
     spec = model_spec("any", config, load_recipe("any", max_pixels=max_pixels))
-    graph = plan_signatures(signatures(spec, "bf16"), spec, plugin=True, strip=False)["vision"]
-    exported, _ = export_graph(load_dynamic_vision(checkpoint(), config, torch.bfloat16), graph)
-    for _ in write_graph(exported, tmp_path / "vision.onnx"):
-        pass
+    graph = plan_signatures(signatures(spec, precision), spec, plugin=True, strip=False)["vision"]
+    model = any_size_set("openvino") / "vision.onnx"
+    if precision == "bf16":
+        model = tmp_path / "vision.onnx"
+        exported, _ = export_graph(load_dynamic_vision(source, config, torch.bfloat16), graph)
+        for _ in write_graph(exported, model):
+            pass
     asked = PlanJob(
-        model=tmp_path / "vision.onnx",
+        model=model,
         plan=tmp_path / graph.file,
         graph=graph,
         flavour="tensorrt_rtx",
@@ -332,7 +348,7 @@ def test_attention_builds_without_the_plugin_too(tmp_path):
     assert built.plugin_layers == 0
     assert "PLUGIN_V3" not in built.layer_types
     assert built.layer_types["SOFTMAX"] == tiny_model().layers
-    assert (tmp_path / "llm.plan").stat().st_size > 1 << 20
+    assert (tmp_path / "llm.plan").stat().st_size > tiny_model().layers << 18
 
 
 def test_progress_goes_on_to_the_end(tmp_path):
@@ -627,7 +643,7 @@ def off_by(found: np.ndarray, wanted: torch.Tensor) -> float:
 def test_the_bf16_vision_graph_is_near_the_fp32_model():
     """The ONNX file that TensorRT is given, run by OpenVINO, beside PyTorch in fp32: within bf16's
     own rounding, 2^-8, a few times over."""
-    model, graph, checkpoint = tiny_model(), plan_graphs()["vision"], resolve("tiny")
+    model, graph, checkpoint = tiny_model(), plan_graphs()["vision"], tiny_checkpoint()
     frames = np.random.default_rng(0).integers(0, 256, (4, *model.fixed_size, 3), np.uint8)
     bound = arrays_of(graph, {"frames": frames}, U=2)
     OpenVinoEngine(tiny_onnx() / "vision.onnx", graph, threads=1, streams=1).enqueue(
@@ -640,7 +656,7 @@ def test_the_bf16_vision_graph_is_near_the_fp32_model():
 
 def test_the_bf16_language_graph_is_near_the_fp32_model():
     """On average over a few runs, and not much further from it than PyTorch's own bf16 is."""
-    model, graph, checkpoint = tiny_model(), plan_graphs(plugin=False)["llm"], resolve("tiny")
+    model, graph, checkpoint = tiny_model(), plan_graphs(plugin=False)["llm"], tiny_checkpoint()
     engine = OpenVinoEngine(tiny_onnx() / "llm.expanded.onnx", graph, threads=1, streams=1)
     exact, rounded = (
         load_language(checkpoint, read_configuration(checkpoint), dtype)
@@ -775,7 +791,7 @@ def test_the_widths_of_the_3b_model_build(plugin, tmp_path, capfd):
     """Two layers each, bf16, and the real vocabulary."""
     model = tmp_path / "qwen2.5-vl-3b"
     write_random_checkpoint(model, "3b-widths", seed=5, dtype=torch.bfloat16)
-    shutil.copy(resolve("tiny") / "tokenizer.json", model)
+    shutil.copy(TOKENIZER, model)
     options = [] if plugin else ["--no-plugin"]
     assert (
         build.main([str(model), "--out", str(tmp_path / "set"), "--backend", "tensorrt", *options])

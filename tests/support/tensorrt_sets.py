@@ -1,5 +1,8 @@
-"""The embedded model's TensorRT set, built once in a test run, and the ONNX files that it is made
-of."""
+"""A TensorRT set, built once in a test run, and the ONNX files that it is made of.
+
+In the default run it is that of a random checkpoint of two layers, because export takes a time
+that grows with layers. Where slow tests run it is the embedded model's, which has four.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ import shutil
 from pathlib import Path
 from unittest import mock
 
+from support.engine_sets import TEXT, TOKENIZER, VISION
+from support.reference_model import write_random_checkpoint
 from support.shared import once, shared_folder
+from support.sizes import is_thorough
 
 from vicort.export import build, engine_set_writer
 from vicort.export.checkpoint import TINY, resolve
@@ -23,8 +29,24 @@ ONE_GPU = (90,)  # architectures: test_kernels.py has these cubins too, and the 
 
 
 @functools.cache
+def tiny_checkpoint() -> Path:
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        write_random_checkpoint(folder, "tiny", seed=3, vision=VISION, text=TEXT)
+        shutil.copy(TOKENIZER, folder)
+
+    # its name is that of the embedded model's recipe and more
+    return resolve(TINY) if is_thorough() else once(f"{TINY}-two-layers", write)
+
+
+def tiny_name() -> str:
+    """The MODEL argument with which `tiny_set` is built."""
+    return TINY if is_thorough() else str(tiny_checkpoint())
+
+
+@functools.cache
 def tiny_set() -> Path:
-    """What `vicort-build tiny --backend tensorrt` makes, with kernels for one architecture.
+    """What `vicort-build` makes of it for TensorRT, with kernels for one architecture.
 
     On the way it copies the ONNX files, which the build throws away, to `tiny_onnx()`.
     """
@@ -55,7 +77,7 @@ def _build(folder: Path) -> None:
             functools.partial(compiling.compile_kernels, architectures=ONE_GPU),
         ),
     ):
-        assert build.main([TINY, "--backend", "tensorrt", "--out", str(folder)]) == 0
+        assert build.main([tiny_name(), "--backend", "tensorrt", "--out", str(folder)]) == 0
 
 
 def _onnx() -> Path:
@@ -71,7 +93,8 @@ def tiny_onnx() -> Path:
 
 @functools.cache
 def tiny_model() -> ModelSpec:
-    return model_spec(TINY, read_configuration(resolve(TINY)), load_recipe(TINY))
+    name = tiny_checkpoint().name if tiny_name() != TINY else TINY
+    return model_spec(name, read_configuration(tiny_checkpoint()), load_recipe(TINY))
 
 
 def plan_graphs(plugin: bool = True, strip: bool = False) -> dict[GraphName, GraphSpec]:
