@@ -37,6 +37,8 @@ def pytest_collection_finish():
     parse_torchlib_once()
     gc.collect()
     gc.freeze()
+    # seldom: traces of graphs and sessions make many objects that live
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_unconfigure():
