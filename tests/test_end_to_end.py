@@ -132,14 +132,18 @@ def opened(build_tiny):
 
 # each runs graphs, or shapes of them, that the others do not
 DIFFERENT = ("vicostream", "codecflow", "resv", "videollm-online")
+# run the graphs and shapes of the others; they differ in what they keep and read, which
+# tests/runtime/ and test_cuda_pipeline.py compare
+ALIKE = ("distinct", "streaming-window", "uniform")
 
 
 @pytest.mark.parametrize(
     ("backend", "system"),
     [
-        *(("onnxruntime", name) for name in known_systems()),
+        *(("onnxruntime", name) for name in known_systems() if name not in ALIKE),
         *(("openvino", name) for name in DIFFERENT),
         *slow(*(("openvino", name) for name in known_systems() if name not in DIFFERENT)),
+        *slow(*(("onnxruntime", name) for name in ALIKE)),
     ],
 )
 def test_overlapped_and_sequential_agree_to_the_last_bit_on_a_real_file(opened, backend, system):

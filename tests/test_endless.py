@@ -90,7 +90,7 @@ def check(name, chunks):
 
 @pytest.mark.parametrize("name", BOUNDED)
 def test_a_long_stream_stays_within_its_bounds(name):
-    check(name, 300)
+    check(name, 150)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The house itself: every package is in the wheel, and the walls between the rooms stand."""
 
 import ast
+import functools
 import subprocess
 import sys
 import tomllib
@@ -14,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("benchmarks", "configs", "export", "runtime")
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Every module that a file imports, anywhere in it."""
     names: set[str] = set()
@@ -75,6 +77,7 @@ def rooms(path: Path) -> set[str]:
     return {name.split(".")[2] for name in imports(path) if name.startswith("vicort.runtime.")}
 
 
+@functools.cache
 def modules(folder: str) -> dict[str, Path]:
     """Every module under a folder by its full name; a package stands for its __init__.py."""
     found = {}

@@ -18,7 +18,9 @@ from vicort.export.token_control import TokenControlGraph
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
-    write_random_checkpoint(folder, "tiny", seed=1)
+    # two layers each, because tracing takes a time that grows with layers
+    vision = {"depth": 2, "fullatt_block_indexes": [1]}
+    write_random_checkpoint(folder, "tiny", seed=1, vision=vision, text={"num_hidden_layers": 2})
     return folder
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -99,7 +100,8 @@ def test_most_streams_are_found(monkeypatch, most, held, tried):
     assert [point["streams"] for point in result["points"]] == tried
 
 
-def test_quick_run_writes_json_and_picture(tiny_engines, tmp_path):
+def test_quick_run_writes_json_and_picture(tiny_engines, tmp_path, monkeypatch):
+    monkeypatch.setattr(camera, "QUICK", replace(camera.QUICK, hour_s=40))
     out = tmp_path / "camera.json"
     assert (
         camera.main(
