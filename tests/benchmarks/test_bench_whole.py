@@ -15,6 +15,7 @@ from vicort.benchmarks.cpu.against_transformers import check_same_job
 CACHE = Path(__file__).parents[2] / "build" / "bench"
 
 
+@pytest.mark.slow  # every run of the benchmark checks it first
 def test_both_sides_do_the_same_job(build_tiny):
     """Kept tokens, answers and logits of a session on engines against transformers' own class."""
     cache = build_tiny("openvino").parent  # where it finds the set

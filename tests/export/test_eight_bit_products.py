@@ -23,7 +23,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.engine_sets import TOKENIZER
 from support.reference_model import VIDEO_TOKEN, write_random_checkpoint
-from support.sizes import slow
 from torch import Tensor, nn
 
 from vicort.benchmarks.studies import eight_bit_answers
@@ -268,7 +267,8 @@ def planned(checkpoint: Path, kind: str, precision: str) -> tuple[Manifest, Plan
     )
 
 
-@pytest.mark.parametrize("kind", ["int8", *slow("fp8")])
+@pytest.mark.slow  # graphs of one product each do so in the default run
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_all_graphs_of_a_model_say_what_pytorch_computes(kind, small, tmp_path):
     """As TensorRT is given them, but in fp32, and with choices as a set keeps them."""
     manifest, _ = planned(small, kind, "fp32")

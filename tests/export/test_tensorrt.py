@@ -19,7 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from support.engine_sets import TOKENIZER, any_size_set, checkpoint, talking_checkpoint
+from support.engine_sets import TOKENIZER, checkpoint
 from support.interpreter import stand_in
 from support.reference_model import write_random_checkpoint
 from support.sizes import slow
@@ -286,25 +286,17 @@ def test_the_vision_plan_can_come_straight_from_the_exported_program(quick, tmp_
     assert (tmp_path / "set" / "vision.plan").read_bytes() == b"a plan of torch-tensorrt"
 
 
-@pytest.mark.parametrize(
-    ("max_pixels", "precision"),
-    [(1_000_000, "fp32"), *slow((1_000_000, "bf16"), (308 * 308, "bf16"))],
-)
-def test_one_vision_plan_serves_frames_of_every_size(tmp_path, max_pixels, precision):
-    """Built, not run. Its profile goes from one token to the largest frame. In fp32 the graph is
-    the one that the CPU's engines run, which has no largest frame."""
-    source = talking_checkpoint()
-    config = read_configuration(source)
+@pytest.mark.parametrize("max_pixels", [1_000_000, *slow(308 * 308)])
+def test_one_vision_plan_serves_frames_of_every_size(tmp_path, max_pixels):
+    """Built, not run. Its profile goes from one token to the largest frame."""
+    config = read_configuration(checkpoint())
     spec = model_spec("any", config, load_recipe("any", max_pixels=max_pixels))
-    graph = plan_signatures(signatures(spec, precision), spec, plugin=True, strip=False)["vision"]
-    model = any_size_set("openvino") / "vision.onnx"
-    if precision == "bf16":
-        model = tmp_path / "vision.onnx"
-        exported, _ = export_graph(load_dynamic_vision(source, config, torch.bfloat16), graph)
-        for _ in write_graph(exported, model):
-            pass
+    graph = plan_signatures(signatures(spec, "bf16"), spec, plugin=True, strip=False)["vision"]
+    exported, _ = export_graph(load_dynamic_vision(checkpoint(), config, torch.bfloat16), graph)
+    for _ in write_graph(exported, tmp_path / "vision.onnx"):
+        pass
     asked = PlanJob(
-        model=model,
+        model=tmp_path / "vision.onnx",
         plan=tmp_path / graph.file,
         graph=graph,
         flavour="tensorrt_rtx",
