@@ -24,6 +24,8 @@ from vicort.benchmarks.common.workload import Workload, bench_system
 from vicort.runtime.devices.machine_cores import usable_cores
 from vicort.runtime.engines.engine_set import EngineSet
 
+DEVICE_MB = 2300  # of pages; the 3B model needs so many
+
 
 def main() -> int:
     """The command; returns its exit status."""
@@ -63,7 +65,13 @@ def splits_of(
             for overlap in (False, True):
                 way = f"{'overlapped' if overlap else 'sequential'}, {threads} threads"
                 streams[way] = stack.enter_context(
-                    VicortStream(engines, bench_system(), workload, overlap, threads=threads)
+                    VicortStream(
+                        engines,
+                        bench_system(device_mb=DEVICE_MB),
+                        workload,
+                        overlap,
+                        threads=threads,
+                    )
                 )
                 if warmup:
                     streams[way].push_chunks(warmup)
