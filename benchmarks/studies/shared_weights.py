@@ -80,16 +80,20 @@ def at_once(folder: Path, count: int) -> dict[str, Any]:
 
 
 def run(folder: Path, answered: Barrier, found: Any) -> None:
-    """The work of one process."""
+    """The work of one process. If it fails, the others do not wait for it."""
     sampling = Sampling(max_tokens=2)
     memory = MemoryRequest(DEVICE_MB)
-    with Session.open(folder, fps="source", memory=memory, sampling=sampling) as session:
-        for frame in Workload(fps=2).frames(0, 2):
-            session.push(frame)
-        session.ask("What is there?")
-        answered.wait(PATIENCE_S)
-        found.put(memory_mb())
-        answered.wait(PATIENCE_S)
+    try:
+        with Session.open(folder, fps="source", memory=memory, sampling=sampling) as session:
+            for frame in Workload(fps=2).frames(0, 2):
+                session.push(frame)
+            session.ask("What is there?")
+            answered.wait(PATIENCE_S)
+            found.put(memory_mb())
+            answered.wait(PATIENCE_S)
+    except BaseException:
+        answered.abort()
+        raise
 
 
 def memory_mb() -> dict[str, float]:
