@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.engine_sets import engine_set
+from support.engine_sets import any_size_set
 
 from vicort.benchmarks.common.workload import Workload
 from vicort.benchmarks.studies.shared_weights import at_once, weight_mb
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_default_is_compared_with_the_fastest_split():
-    found = splits_of(engine_set("onnxruntime"), Workload(), warmup=1, chunks=1, rounds=3)
+    found = splits_of(any_size_set("onnxruntime"), Workload(), warmup=1, chunks=1, rounds=3)
     medians = {way: each["median"] for way, each in found["ms a chunk"].items()}
     assert min(medians.values()) == medians[found["best"]] > 0
     assert found["default"] in medians
@@ -22,7 +22,7 @@ def test_the_default_is_compared_with_the_fastest_split():
 
 
 def test_what_two_processes_share_counts_once():
-    folder = engine_set("onnxruntime")
+    folder = any_size_set("onnxruntime")
     found = at_once(folder, 2)
     assert len(found["each"]) == 2
     for each in found["each"]:
