@@ -13,6 +13,7 @@ from support.int8_product import QKV, product
 
 from vicort.export import backend_choice
 from vicort.export.backend_choice import ANSWER_TOKENS, EngineTimes, choose, engine_times
+from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.manifest import FILE_NAME, Manifest, Weights, read_manifest
 
 
@@ -73,3 +74,20 @@ def test_an_answer_counts_as_much_as_a_chunk():
 def test_engines_are_measured_on_this_machine():
     found = engine_times(engine_set("onnxruntime"))
     assert 0 < found.token < found.chunk < found.ready
+
+
+@pytest.mark.parametrize(("enough", "run"), [(0.0, [1]), (60.0, [1, 8])])
+def test_a_chunk_that_takes_long_is_not_run_whole(enough, run, monkeypatch):
+    """A chunk of the embedded model is 8 units."""
+    units = []
+
+    def noted(engines: EngineSet, count: int) -> backend_choice.Runs:
+        units.append(count)
+        return backend_choice._token_runs(engines)
+
+    monkeypatch.setattr(backend_choice, "ENOUGH_S", enough)
+    monkeypatch.setattr(backend_choice, "_least_seconds", lambda runs, stream: 0.5)
+    monkeypatch.setattr(backend_choice, "_unit_runs", noted)
+    found = engine_times(engine_set("onnxruntime"))
+    assert units == run
+    assert found.chunk == (4.0 if run == [1] else 0.5)
