@@ -24,6 +24,7 @@ from torch import nn
 from torch.export import Dim
 
 from vicort.export import onnx_function
+from vicort.export.traced_program import trace
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.manifest import (
     KV,
@@ -282,13 +283,11 @@ def export_graph(
     inputs, dimensions = _examples(graph)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            module,
-            inputs,
+            trace(module, inputs, dimensions),
             dynamo=True,
             opset_version=onnx_function.OPSET,
             input_names=[spec.name for spec in graph.inputs],
             output_names=[spec.name for spec in graph.outputs],
-            dynamic_shapes=dimensions,
             custom_translation_table=onnx_function.translation_table(),
             verbose=False,
             optimize=False,

@@ -38,13 +38,15 @@ BACKENDS: tuple[Backend, ...] = ("openvino", "onnxruntime")
 
 
 @functools.cache
-def checkpoint() -> Path:
+def checkpoint(name: str = "checkpoint") -> Path:
+    """A random one of two layers, in a folder of that name."""
+
     def write(folder: Path) -> None:
         folder.mkdir()
         write_random_checkpoint(folder, "tiny", seed=3, vision=VISION, text=TEXT)
         shutil.copy(TOKENIZER, folder)
 
-    return once("checkpoint", write)
+    return once(name, write)
 
 
 def built_model() -> str:

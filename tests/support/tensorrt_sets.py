@@ -11,8 +11,7 @@ import shutil
 from pathlib import Path
 from unittest import mock
 
-from support.engine_sets import TEXT, TOKENIZER, VISION
-from support.reference_model import write_random_checkpoint
+from support.engine_sets import checkpoint
 from support.shared import once, shared_folder
 from support.sizes import is_thorough
 
@@ -30,13 +29,8 @@ ONE_GPU = (90,)  # architectures: test_kernels.py has these cubins too, and the 
 
 @functools.cache
 def tiny_checkpoint() -> Path:
-    def write(folder: Path) -> None:
-        folder.mkdir()
-        write_random_checkpoint(folder, "tiny", seed=3, vision=VISION, text=TEXT)
-        shutil.copy(TOKENIZER, folder)
-
     # its name is that of the embedded model's recipe and more
-    return resolve(TINY) if is_thorough() else once(f"{TINY}-two-layers", write)
+    return resolve(TINY) if is_thorough() else checkpoint(f"{TINY}-two-layers")
 
 
 def tiny_name() -> str:
