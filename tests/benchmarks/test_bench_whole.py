@@ -29,6 +29,7 @@ def test_both_sides_do_the_same_job(build_tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_quick_run_writes_json_table_and_picture(tmp_path, capsys):
     out = tmp_path / "bench.json"
     assert bench.main(["--quick", "--out", str(out), "--cache", str(CACHE)]) == 0
