@@ -24,7 +24,6 @@ from torch import nn
 from torch.export import Dim
 
 from vicort.export import onnx_function
-from vicort.export.traced_program import trace
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.manifest import (
     KV,
@@ -283,11 +282,13 @@ def export_graph(
     inputs, dimensions = _examples(graph)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            trace(module, inputs, dimensions),
+            module,
+            inputs,
             dynamo=True,
             opset_version=onnx_function.OPSET,
             input_names=[spec.name for spec in graph.inputs],
             output_names=[spec.name for spec in graph.outputs],
+            dynamic_shapes=dimensions,
             custom_translation_table=onnx_function.translation_table(),
             verbose=False,
             optimize=False,
@@ -316,7 +317,7 @@ def _simplify(model: onnx_ir.Model, keep_weights: bool = False) -> None:
         {"input_size_limit": MIN_EXTERNAL, "should_fold": _may_fold} if keep_weights else {}
     )
     passes.InlinePass()(model)
-    for _ in range(2):  # what a rule leaves may be constant
+    for _ in range(2):  # what a rule leaves may be constant, or common to layers
         onnxscript.optimizer.fold_constants_ir(model, onnx_shape_inference=True, **options)
         RewritePass(SHAPE_RULES)(model)
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -395,7 +396,6 @@ def expand(model: onnx_ir.Model) -> None:
     """Inline all functions in place, then remove common subexpressions of the layers."""
     with _quiet():
         _simplify(model)
-        _tidy(model)
 
 
 def remove_functions(model: onnx_ir.Model) -> None:
