@@ -10,6 +10,7 @@ cores. `against the best` divides its time by that of the fastest way, round by 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from contextlib import ExitStack
 from functools import partial
@@ -34,12 +35,18 @@ def main() -> int:
     )
     parser.add_argument("engines", type=Path, nargs="+", metavar="ENGINES", help="engine sets")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
-    parser.add_argument("--size", default="320x180", help="of frames (default: %(default)s)")
+    parser.add_argument(
+        "--size",
+        type=_size,
+        default=(320, 180),
+        metavar="WIDTHxHEIGHT",
+        help="of frames (default: 320x180)",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=5, help="chunks (default: %(default)s)")
     parser.add_argument("--chunks", type=int, default=8, help="in a round (default: %(default)s)")
     options = parser.parse_args()
-    width, height = map(int, options.size.split("x"))
+    width, height = options.size
     report: dict[str, Any] = {
         "conditions": machine.conditions() | machine.now(),
         "command": " ".join(sys.argv[1:]),
@@ -51,6 +58,13 @@ def main() -> int:
         },
     }
     return finish(report, options.out)
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: give WIDTHxHEIGHT, such as 320x180")
+    return int(found[1]), int(found[2])
 
 
 def splits_of(
