@@ -221,13 +221,13 @@ class TransformersStream:
         tokens: list[int] = []
         logits: list[np.ndarray] = []
         ttft = 0.0
-        while True:
+        while len(tokens) < max_tokens:
             hidden = self._forward(rows, positions, cache)
             with self._autocast():
                 logits.append(self.model.lm_head(hidden[-1]).float().numpy(force=True))
             ttft = ttft or time.perf_counter() - start
             token = int(logits[-1].argmax())
-            if token in self._ends() or len(tokens) == max_tokens:
+            if token in self._ends():
                 break
             tokens.append(token)
             rows = self._language.embed_tokens(self._tensor([token]))

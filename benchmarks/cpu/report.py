@@ -117,11 +117,11 @@ def _transformers(part: dict[str, Any]) -> Iterator[str]:
         f"AGAINST TRANSFORMERS  {model['name']}, {model['parameters'] / 1e6:.1f} M parameters, "
         f"{model['frame']}, {part['system']['name']}"
     )
+    difference = same["largest_logit_difference"]
+    logits = "of another number" if difference is None else f"{difference:.1e} apart at most"
     yield (
         f"  same job (fp32): kept tokens equal {same['kept_tokens_equal']}, answers equal "
-        f"{same['answers_equal']}, "
-        f"largest logit difference {same['largest_logit_difference']:.1e} at a deviation of "
-        f"{same['logit_deviation']:.2g}"
+        f"{same['answers_equal']}, logits {logits} at a deviation of {same['logit_deviation']:.2g}"
     )
     yield f"  {'ms a chunk':38} {'with preprocessing':26} {'without':26} first token of a question"
     for side, names in part["ms_a_chunk"].items():

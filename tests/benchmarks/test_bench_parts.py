@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from vicort.benchmarks.common.transformers_stream import (
 )
 from vicort.benchmarks.common.workload import CHUNK_FRAMES, Workload, bench_system
 from vicort.benchmarks.cpu import arithmetic
+from vicort.benchmarks.cpu.report import _transformers
 from vicort.runtime.policies.drop import ChunkIntra, KeepAll
 
 SIDE = 112
@@ -176,6 +178,26 @@ def test_streamed_in_chunks_equals_one_pass_of_transformers():
         ).logits[0, -1]
     assert len(rows) == n + vision + len(ids[1])
     np.testing.assert_allclose(reply.logits[0], logits.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_transformers_runs_its_head_once_for_each_token(length, monkeypatch):
+    """As vicort does: without an end token, an answer of two tokens has two rows of logits."""
+    stream = baseline(bench_system())
+    stream.push(chunk(0))
+    monkeypatch.setattr(stream, "_ends", lambda: ())
+    reply = stream.ask(QUESTION, length)
+    assert len(reply.tokens) == len(reply.logits) == length
+
+
+def test_logits_of_another_number_are_said():
+    parts = json.loads((Path(bench.__file__).parent / "results" / "bench.json").read_text())[
+        "parts"
+    ]
+    part = parts["transformers-medium"]
+    assert "logits 1.1e-05 apart at most" in list(_transformers(part))[1]
+    part["same_job"]["largest_logit_difference"] = None
+    assert "logits of another number" in list(_transformers(part))[1]
 
 
 def test_a_clip_asked_about_at_once_equals_the_same_streamed():
