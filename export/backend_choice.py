@@ -85,7 +85,7 @@ def _place(manifest: Manifest, folder: Path, temporary: Path) -> Path:
 
 def engine_times(folder: Path) -> EngineTimes:
     """Measured with random input. Where a chunk takes long, its time is that of one unit, times the
-    units: billions of parameters multiply a unit as fast as a chunk."""
+    units."""
     stream, began = InlineStream("timing"), time.perf_counter()
     with EngineSet.open(folder) as engines:
         unit, token = _unit_runs(engines, 1), _token_runs(engines)
