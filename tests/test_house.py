@@ -45,6 +45,7 @@ FLOORS = {
     "command_line": 0,
     "log_options": 0,
     "shell_completion": 0,
+    "telemetry": 0,
     "devices": 1,
     "policies": 1,
     "engines": 2,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vicort.benchmarks.common.spread import seconds_of, spread
+from vicort.runtime.telemetry import without_telemetry
 
 LIBRARIES = (
     "numpy",
@@ -135,8 +136,9 @@ def _torch_product(m: int, k: int, n: int, precision: str, threads: int) -> Call
 
 
 def _openvino_product(size: int, precision: str, threads: int) -> Callable[[], Any]:
-    import openvino
-    from openvino import opset13 as ops
+    with without_telemetry():
+        import openvino
+        from openvino import opset13 as ops
 
     a = ops.parameter([size, size], np.float32)
     b = ops.constant(np.random.default_rng(0).random((size, size), np.float32))

@@ -18,12 +18,14 @@ from vicort.benchmarks.real_size.clip_job import (
 )
 from vicort.benchmarks.real_size.process_memory import MemoryPeak
 from vicort.runtime.core import UNIT_FRAMES
+from vicort.runtime.telemetry import without_telemetry
 
 
 def run_genai(job: ClipJob, folder: Path) -> dict[str, Any]:
     """Its own defaults, but for the threads and greedy choice."""
-    import openvino  # both late: other contenders do without them
-    import openvino_genai
+    with without_telemetry():
+        import openvino  # both late: other contenders do without them
+        import openvino_genai
 
     frames = job.frames()
     read_files(folder)

@@ -31,6 +31,7 @@ from vicort.export.weight_compression import (
 from vicort.runtime.devices.host import InlineStream
 from vicort.runtime.engines.backend import CpuBackend
 from vicort.runtime.manifest import GraphSpec, TensorSpec
+from vicort.runtime.telemetry import without_telemetry
 
 ROWS = 64  # of activations
 HEAD_COLUMNS = 8192  # of 151,936: columns are alike, and one is not affected by another
@@ -177,9 +178,10 @@ def product_graph(name: str, weight: Tensor, shapes: dict[str, tuple[int, ...]])
 def beside_nncf(weight: Tensor, x: Tensor) -> dict[str, Any]:
     """The same errors of NNCF's data-free int4 (symmetric, groups of GROUP inputs)."""
     try:
-        import nncf
-        import openvino
-        from openvino import opset13
+        with without_telemetry():
+            import nncf
+            import openvino
+            from openvino import opset13
     except ImportError as error:
         return {"skipped": f"{error.name} is not installed"}
     inputs = opset13.parameter([-1, weight.shape[0]], np.float32, name="x")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnxruntime
-
 from vicort.runtime.devices.pages import as_numpy
 from vicort.runtime.engines.bindings import Bindings
 from vicort.runtime.engines.cpu_engine import CpuEngine, check_signature
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import GraphSpec, TensorSpec
+from vicort.runtime.telemetry import without_telemetry
+
+with without_telemetry():
+    import onnxruntime
 
 TYPES = {
     "tensor(float)": "float32",

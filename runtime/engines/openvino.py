@@ -6,7 +6,6 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import openvino
 
 from vicort.runtime.devices.machine_cores import usable_cores
 from vicort.runtime.devices.pages import as_numpy
@@ -14,6 +13,10 @@ from vicort.runtime.engines.bindings import Bindings
 from vicort.runtime.engines.cpu_engine import CpuEngine, check_signature
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import GraphSpec, TensorSpec
+from vicort.runtime.telemetry import without_telemetry
+
+with without_telemetry():
+    import openvino
 
 TYPES = {
     openvino.Type.f32: "float32",
