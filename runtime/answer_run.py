@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -13,7 +14,7 @@ from vicort.runtime.core import Answer, Page, Question
 from vicort.runtime.devices.device import Array
 from vicort.runtime.language.language_run import FEATURE_ROW, LanguageOutput, LanguageRun
 from vicort.runtime.language.prompt import StopText, TextStream
-from vicort.runtime.language.token_choice import TokenChoice
+from vicort.runtime.language.token_choice import TokenChoice, log_probability
 from vicort.runtime.memory.layout import Layout
 from vicort.runtime.memory.long_term.protocols import Reader
 from vicort.runtime.memory.timeline import Timeline, text_positions
@@ -49,6 +50,7 @@ class AnswerRun:
         unit_lengths = [unit.rows.shape[0] for unit in snapshot.deferred]
         text_length = len(self._suffix) + question.sampling.max_tokens
         self._layout = Layout.of([*unit_lengths, text_length], shared.model.page_tokens)
+        self._log_probabilities: list[float] = []  # of the tokens so far
         self._rows = 0  # written so far
         self._reader: Reader | None = None  # of long-term memory by layer and head
         self._appends = shared.memory.system.text.joins  # whether the answer stays in the stream
@@ -62,8 +64,10 @@ class AnswerRun:
         try:
             with self._device.urgency.urgent_work():
                 self._stream.run(self._prepare_in_stream, scratch).enqueued()
-                token = self._choice.choose(self._prefill(run), ())
+                logits = self._prefill(run)
+                token = self._choice.choose(logits, ())
                 ttft = time.perf_counter_ns() - self._asked
+            self._log_probabilities.append(log_probability(logits, token))
             tokens, text = self._generate(run, token)
             if self._appends:
                 self._append_to_stream()
@@ -189,6 +193,7 @@ class AnswerRun:
             if is_last:
                 break
             token = self._choice.choose(logits, tokens)
+            self._log_probabilities.append(log_probability(logits, token))
         ends = [token] if token in model.eos_tokens else list(model.eos_tokens[:1]) * stop.found
         if self._appends and ends:  # later chunks see that the answer has ended
             self._write(run, ends[0], written + 1)
@@ -300,6 +305,8 @@ class AnswerRun:
             pages=pages,
             tokens_read=tokens_read,
             memory_from=snapshot.memory_from,
+            probability=math.exp(float(np.mean(self._log_probabilities[: max(1, len(tokens))]))),
+            first_probability=math.exp(self._log_probabilities[0]),
         )
 
 

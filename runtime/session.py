@@ -287,6 +287,11 @@ class Session:
             yield piece
         piece.result()
 
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a question that the model cannot read, once each; models with a tokenizer
+        of bytes, as published ones have, read all."""
+        return self._prompt.unknown_words(text)
+
     # ---- the end ----
 
     def summary(self) -> Summary:

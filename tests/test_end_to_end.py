@@ -86,9 +86,12 @@ def test_streaming_with_full_history_equals_transformers_in_one_pass(build_tiny,
         prompt.question(question),
     )
     reference = load_reference(CHECKPOINT)
-    expected, _ = asked.reference_answer(reference, WORDS)
+    expected, logits = asked.reference_answer(reference, WORDS)
     assert answer.tokens == WORDS
     assert answer.text == prompt.decode(expected)
+    chances = torch.log_softmax(logits.double(), -1)[range(WORDS), expected]
+    assert answer.probability == pytest.approx(float(chances.mean().exp()), rel=1e-3)
+    assert answer.first_probability == pytest.approx(float(chances[0].exp()), rel=1e-3)
     changed, _ = asked.reference_answer(
         reference, WORDS, [RepetitionPenaltyLogitsProcessor(PENALTY)]
     )

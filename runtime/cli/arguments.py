@@ -13,7 +13,11 @@ from typing import Any, Literal, get_args
 
 from vicort.runtime.cli.presets import PRESETS, preset_text
 from vicort.runtime.cli.questions import checked_words, parse_ask, read_questions, with_ids
-from vicort.runtime.cli.recurring import UNTIL_SECONDS, RecurringQuestion
+from vicort.runtime.cli.recurring import (
+    UNTIL_PROBABILITY,
+    UNTIL_SECONDS,
+    RecurringQuestion,
+)
 from vicort.runtime.cli.writers import WRITERS
 from vicort.runtime.command_line import ArgumentParser, parse_megabytes, parse_rate
 from vicort.runtime.core import Question, Sampling
@@ -314,6 +318,14 @@ def _add_questions(group: argparse._ArgumentGroup) -> None:
         help=f"ask every {UNTIL_SECONDS} s until the answer is yes, then end the run",
     )
     group.add_argument(
+        "--until-probability",
+        type=float,
+        default=UNTIL_PROBABILITY,
+        metavar="P",
+        help="probability from 0 to 1 that the model must give its yes to end the run (default: "
+        "%(default)s)",
+    )
+    group.add_argument(
         "--serve-socket",
         type=Path,
         metavar="PATH",
@@ -484,6 +496,11 @@ def _questions(typed: argparse.Namespace, sampling: Sampling) -> tuple[Question,
 
 
 def _recurring(typed: argparse.Namespace, sampling: Sampling) -> tuple[RecurringQuestion, ...]:
+    if not 0 <= typed.until_probability <= 1:
+        raise ConfigError(
+            f"--until-probability {typed.until_probability:g} is no probability: give 0 (any yes) "
+            "to 1"
+        )
     found = []
     for number, (seconds, text) in enumerate(typed.every, 1):
         if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", seconds) or not Fraction(seconds):
@@ -503,6 +520,7 @@ def _recurring(typed: argparse.Namespace, sampling: Sampling) -> tuple[Recurring
                 Question(_words(typed.until, "--until"), None, "until", None, sampling),
                 UNTIL_SECONDS,
                 until_yes=True,
+                least=typed.until_probability,
             )
         )
     return tuple(found)

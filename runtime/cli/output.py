@@ -10,7 +10,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from vicort.runtime.cli.writers import Writer
-from vicort.runtime.core import ChunkEvent, Event, MemoryEvent
+from vicort.runtime.core import ChunkEvent, Event, MemoryEvent, WarningEvent
 from vicort.runtime.errors import VicortError
 from vicort.runtime.redact import redact
 from vicort.runtime.safe_text import printable
@@ -43,10 +43,16 @@ class Output:
         with self._lock:
             self._write(lambda: self._writer.token(answer_id, question, text))
 
-    def warn(self, line: str) -> None:
+    def warn(self, line: str, source: str = "") -> None:
+        """Write a warning to stderr, and as an event where the format has one. source: as in
+        `event`."""
+        message = redact(printable(line))
         with self._lock:
             self._clear_bar()
-            print(f"vicort-run: warning: {redact(printable(line))}", file=self._errors, flush=True)
+            broken_line = "\n" * (self._writer.mid_line and self._errors.isatty())
+            print(f"{broken_line}vicort-run: warning: {message}", file=self._errors, flush=True)
+            if self._writer.shows_warnings:
+                self._write(lambda: self._writer.write(WarningEvent(message), source))
 
     @contextmanager
     def progress_of(self, source: Source, shown: bool = True) -> Iterator[None]:
@@ -66,13 +72,15 @@ class Output:
             yield
         finally:
             if self._bar is not None:
-                self._bar.close()
-                self._bar = None
+                with self._lock:
+                    self._bar.disable = self._writer.mid_line  # then nothing is drawn to be removed
+                    self._bar.close()
+                    self._bar = None
 
     def progress(self, frames: int) -> None:
         """frames: number of frames of the source that have been read."""
-        if self._bar is not None and not self._writer.mid_line:
-            with self._lock:
+        with self._lock:
+            if self._bar is not None and not self._writer.mid_line:
                 self._bar.update(frames - self._bar.n)
 
     def close(self) -> None:
@@ -101,5 +109,6 @@ class Output:
             self._failure = error
 
     def _clear_bar(self) -> None:
-        if self._bar is not None:
+        # amid an answer no bar is drawn, and clearing would move the cursor back over its text
+        if self._bar is not None and not self._writer.mid_line:
             self._bar.clear()

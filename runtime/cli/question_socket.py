@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from vicort.runtime.cli.question_router import QuestionRouter
 from vicort.runtime.cli.questions import MAX_LINE
+from vicort.runtime.cli.writers import timed
 from vicort.runtime.core import Answer
 from vicort.runtime.errors import ConfigError, QuestionError
 from vicort.runtime.safe_text import without_controls
@@ -148,7 +149,7 @@ class _Client:
                 | extra_fields
             )
         else:
-            self.send(answer.result().to_json() | extra_fields)
+            self.send(timed(answer.result()) | extra_fields)
         with self._changed:
             self._pending -= 1
             self._changed.notify_all()

@@ -210,7 +210,7 @@ def watch_together(watches: Sequence[Watch], context: RunContext) -> int:
             broken.append(error)
             context.stopping.set()
         except VicortError as error:
-            context.output.warn(f"{watch.label}: {error}")
+            context.output.warn(f"{watch.label}: {error}", watch.label)
             codes[watch] = error.exit_code
         except BaseException as error:  # noqa: BLE001 - raised again on the main thread
             broken.append(error)
@@ -264,7 +264,7 @@ def _open(spec: str, options: Options, output: Output, label: str) -> Source:
         stream=options.stream,
         live=options.live,
         image_fps=options.image_fps,
-        warn=output.warn,
+        warn=partial(output.warn, source=label),
         decode=_decode(options),
         rtsp_transport=options.rtsp_transport,
         patience=options.patience,
@@ -283,7 +283,8 @@ def _open(spec: str, options: Options, output: Output, label: str) -> Source:
     if source.live and options.on_lag is None:
         output.warn(
             f"{source.name} looks live, and its frames wait while the pipeline is full: use "
-            "--live to drop the oldest frames instead"
+            "--live to drop the oldest frames instead",
+            label,
         )
     return source
 

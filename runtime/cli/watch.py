@@ -13,11 +13,12 @@ from functools import partial
 from typing import Any
 
 from vicort.runtime.cli.arguments import Options
+from vicort.runtime.cli.doubts import Doubts
 from vicort.runtime.cli.lag import LagMeter
 from vicort.runtime.cli.output import Output
 from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
 from vicort.runtime.cli.recurring import RecurringAsker
-from vicort.runtime.core import Event, Question
+from vicort.runtime.core import Answer, Event, Question
 from vicort.runtime.devices.stage_clock import SpanSink
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import TruncatedSource
@@ -55,6 +56,7 @@ class Watch:
         self._output = context.output
         self._meter = LagMeter() if options.realtime or source.live else None
         self._pace = Pace() if options.realtime else None
+        self._doubts = Doubts(partial(context.output.warn, source=label))
         self._askers: list[RecurringAsker] = []
         self.said_yes = False
 
@@ -87,7 +89,7 @@ class Watch:
     def _show_budget(self, session: Session) -> None:
         fitted = session.fitted
         if fitted.given_up:
-            self._output.warn(fitted.given_up)
+            self._output.warn(fitted.given_up, self.label)
         self._output.event(fitted.event(session.rate), self.label)
 
     @property
@@ -132,7 +134,7 @@ class Watch:
                 if self._context.stopping.is_set():
                     break
         except TruncatedSource as error:  # questions about the delivered frames are still answered
-            self._output.warn(str(error))
+            self._output.warn(str(error), self.label)
             return error.exit_code
         return 0
 
@@ -161,7 +163,9 @@ class Watch:
         )
 
     def _submit(self, session: Session, question: Question) -> Future:
-        return session.submit(question, partial(self._token, question.id, question.text))
+        answer = session.submit(question, partial(self._token, question.id, question.text))
+        self._doubts.asked(session, question)
+        return answer
 
     def _token(self, answer_id: str, question: str, text: str) -> None:
         if self._meter:
@@ -173,13 +177,23 @@ class Watch:
         if self._meter:
             self._meter.event(event)
         self._output.event(event, self.label)
+        if isinstance(event, Answer):
+            self._doubts.answered(event)
 
     def _summarise(self, session: Session) -> None:
         for recurring, asker in zip(self._context.options.recurring, self._askers, strict=False):
             if asker.skipped:
                 self._output.warn(
                     f"{recurring.question.text!r} was skipped {asker.skipped} times, because its "
-                    "previous answer was not complete"
+                    "previous answer was not complete",
+                    self.label,
+                )
+            if asker.unsure:
+                self._output.warn(
+                    f"{recurring.question.text!r} was answered with yes {asker.unsure} times with "
+                    f"a probability below {recurring.least:g}, at most {asker.best:.2f}: "
+                    "--until-probability sets what is enough",
+                    self.label,
                 )
         summary = session.summary()
         self._output.event(

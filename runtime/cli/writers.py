@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 import json
 from abc import ABC, abstractmethod
+from datetime import UTC, datetime
 from fractions import Fraction
-from typing import TextIO
+from typing import Any, TextIO
 
 from vicort.runtime.core import Answer, ChunkEvent, Event, MemoryEvent, SourceEvent, Spoken, Summary
 from vicort.runtime.safe_text import printable, without_controls
@@ -20,6 +21,7 @@ class Writer(ABC):
 
     shows_stats = False  # whether it writes chunk events
     shows_sources = False  # whether it writes the source of an event
+    shows_warnings = False  # whether it writes warnings too, besides stderr
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -47,10 +49,10 @@ class Writer(ABC):
 class JsonlWriter(Writer):
     """One JSON object per line."""
 
-    shows_stats = shows_sources = True
+    shows_stats = shows_sources = shows_warnings = True
 
     def write(self, event: Event, source: str = "") -> None:
-        content = event.to_json() | ({"source": source} if source else {})
+        content = timed(event) | ({"source": source} if source else {})
         self._put(
             # such characters stand in strings only, where JSON has the same escapes
             without_controls(json.dumps(content, ensure_ascii=False)) + "\n"
@@ -141,6 +143,13 @@ WRITERS: dict[str, type[Writer]] = {
 }
 
 
+def timed(event: Event) -> dict[str, Any]:
+    """The event for JSON, with the time of day at which it is written."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    content = event.to_json()
+    return {"event": content.pop("event"), "time": now} | content
+
+
 def _as_text(event: Event) -> str:
     return without_controls(_text_of(event))
 
@@ -207,7 +216,8 @@ def _lag(summary: Summary) -> str:
 
 def _when(answer: Answer) -> str:
     times = f"asked at {float(answer.at):.3f} s, seen until {float(answer.seen_until):.3f} s"
-    return f"[{times}, first token after {answer.ttft_ms:.1f} ms]"
+    doubt = f", a guess (probability {answer.probability:.2f})" if answer.doubtful else ""
+    return f"[{times}, first token after {answer.ttft_ms:.1f} ms{doubt}]"
 
 
 def _span(event: Answer | Spoken, point: str) -> str:

@@ -105,6 +105,17 @@ class Prompt:
         """The tokens of a question without the template, for retrieval."""
         return self._encode(text)
 
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text that the tokenizer has no token for, once each; empty for tokenizers
+        that can write every text, as those of published models can."""
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
+        if unknown is None:
+            return []
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        pairs = zip(found.tokens, found.offsets, strict=True)
+        words = [text[slice(*place)] for token, place in pairs if token == unknown]
+        return list({word.casefold(): word for word in words}.values())
+
     def token_id(self, token: str) -> int | None:
         """None if the model has no such token."""
         return self._tokenizer.token_to_id(token)

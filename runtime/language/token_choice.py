@@ -41,6 +41,13 @@ class TokenChoice:
         return int(self._random.choice(order, p=chances))
 
 
+def log_probability(logits: np.ndarray, token: int) -> float:
+    """Natural logarithm of the token's probability as the model gives it: at temperature 1 and
+    without a penalty, whatever the sampling. logits: [V] float."""
+    shifted = logits.astype(np.float32) - logits.max()
+    return float(shifted[token]) - math.log(float(np.exp(shifted).sum(dtype=np.float64)))
+
+
 def _best(logits: np.ndarray, count: int) -> np.ndarray:
     """The tokens of the largest logits, at most `count`, in descending order."""
     if count < len(logits):  # sorting a whole vocabulary takes 20 ms

@@ -16,6 +16,7 @@ from vicort.runtime.policies.system import load_system
 from vicort.runtime.sources.sampler import Sampler
 
 LONGEST = 40  # characters of a question
+UNKNOWN = "rocket"  # a word that it does not know
 
 
 class FakeEngines:
@@ -69,6 +70,9 @@ class FakeSession:
             self._answer(lambda each: each is question)
         return answer
 
+    def unknown_words(self, text: str) -> list[str]:
+        return [word for word in text.split() if word == UNKNOWN]
+
     @property
     def now(self) -> Fraction:
         return self.times[-1] if self.times else Fraction(0)
@@ -93,6 +97,9 @@ class FakeSession:
     def text_of(self, question: Question) -> str:
         return f"{len(self.times)} frames"
 
+    def probability_of(self, question: Question) -> float:
+        return 1.0
+
     def _answer(self, is_due: Callable[[Question], bool]) -> None:
         now, self.due = (
             [item for item in self.due if is_due(item[0])],
@@ -115,6 +122,8 @@ class FakeSession:
                 len(self.times),
                 0,
                 None,
+                self.probability_of(question),
+                self.probability_of(question),
             )
             self.options["on_event"](given)
             answer.set_result(given)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fake_session import FakeEngines, FakeSession
+from support.fake_session import UNKNOWN, FakeEngines, FakeSession
 
 from vicort.runtime.cli import run
 from vicort.runtime.cli.question_router import QuestionRouter
@@ -74,6 +74,61 @@ def test_until_ends_the_run_at_the_first_yes(capsys, monkeypatch):
     assert code == 0
     assert [answer["at"] for answer in answers] == [2, 4, 6]
     assert events[-1]["event"] == "summary"
+
+
+def test_a_yes_that_is_not_probable_enough_does_not_end_the_run(capsys, monkeypatch):
+    chances = iter([0.5, 0.5, 0.79, 0.79, 0.6, 0.6, 0.8, 0.8])
+    monkeypatch.setattr(FakeSession, "text_of", lambda self, question: "yes")
+    monkeypatch.setattr(FakeSession, "probability_of", lambda self, question: next(chances))
+    code, events, err = ran(
+        capsys, "testsrc:seconds=1000000,size=32x32,fps=4", "--until", "is it there?"
+    )
+    answers = [event for event in events if event["event"] == "answer"]
+    assert code == 0
+    assert [answer["at"] for answer in answers] == [2, 4, 6, 8]
+    assert "3 times with a probability below 0.8, at most 0.79: --until-probability" in err
+
+
+@pytest.mark.parametrize(("least", "code"), [("0.3", 0), ("0", 0), ("0.31", 1), ("1", 1)])
+def test_until_probability_says_what_is_enough(capsys, monkeypatch, least, code):
+    monkeypatch.setattr(FakeSession, "text_of", lambda self, question: "yes")
+    monkeypatch.setattr(FakeSession, "probability_of", lambda self, question: 0.3)
+    assert ran(capsys, CLIP, "--until", "is it there?", "--until-probability", least)[0] == code
+
+
+@pytest.mark.parametrize("least", ["-0.1", "1.01", "nan", "inf"])
+def test_until_probability_is_a_probability(capsys, least):
+    code, _, err = ran(capsys, CLIP, "--until", "x", f"--until-probability={least}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "give 0 (any yes) to 1" in err
+
+
+# ---- answers that mean little ----
+
+
+def test_words_that_the_model_does_not_know_are_warned_of_once(capsys):
+    words = f"was there a {UNKNOWN}?".replace("?", " ?")
+    code, events, err = ran(capsys, CLIP, "--every", "2", words, "--ask", "was there a circle?")
+    assert code == 0
+    (line,) = err.splitlines()
+    assert line.startswith(f"vicort-run: warning: the model does not know {UNKNOWN!r}, and reads ")
+    (warning,) = (event for event in events if event["event"] == "warning")
+    assert line == f"vicort-run: warning: {warning['message']}"
+
+
+def test_a_guess_is_warned_of_once_for_each_question(capsys, monkeypatch):
+    monkeypatch.setattr(
+        FakeSession, "probability_of", lambda self, question: 0.2 if "way" in question.text else 0.9
+    )
+    code, events, err = ran(
+        capsys, CLIP, "--every", "2", "which way?", "--every", "3", "what now?", "--ask", "way?"
+    )
+    assert code == 0
+    assert [line.split(" to ")[1] for line in err.splitlines()] == [
+        f"{words!r} is a guess: the model gave it a probability of 0.20"
+        for words in ("which way?", "way?")
+    ]
+    assert sum(event["event"] == "warning" for event in events) == 2
 
 
 def test_without_a_yes_the_exit_code_is_1(capsys, monkeypatch):

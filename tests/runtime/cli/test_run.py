@@ -383,12 +383,14 @@ def test_truncated_source_answers_warns_and_exits_3(
     code, out, err = ran(capsys, half, whole, "--ask", "what?", "--format", "jsonl")
     assert code == 3
     for source in (str(half), whole):  # the one beside it is watched all the same
-        assert [event["event"] for event in of_source(out, source)] == ["answer", "summary"]
-    answer, summary = of_source(out, str(half))
+        written = [event for event in of_source(out, source) if event["event"] != "warning"]
+        assert [event["event"] for event in written] == ["answer", "summary"]
+    warning, answer, summary = of_source(out, str(half))
     assert answer["text"] == f"{summary['frames']} frames"
     assert 3 <= summary["frames"] <= 6
     (line,) = err.splitlines()
     assert line.startswith(f"vicort-run: warning: {half} breaks off after")
+    assert line == f"vicort-run: warning: {warning['message']}"
 
 
 def test_repairs_are_warned_of(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

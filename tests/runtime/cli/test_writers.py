@@ -3,12 +3,14 @@
 import io
 import json
 import re
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
 import pytest
 
 from vicort.runtime.cli.writers import WRITERS, TextWriter, Writer
-from vicort.runtime.core import Answer, ChunkEvent, Event, Spoken, Summary
+from vicort.runtime.core import Answer, ChunkEvent, Event, Spoken, Summary, WarningEvent
 
 CHUNK = ChunkEvent(3, 16, Fraction(1, 3), Fraction(8), 128, 40, 12.3456)
 SUMMARY = Summary(
@@ -75,9 +77,33 @@ def written(name: str, *events: Event) -> str:
     return file.getvalue()
 
 
+def without_time(line: str) -> dict:
+    event = json.loads(line)
+    assert event.pop("time").endswith("Z")
+    return event
+
+
+def test_every_event_says_at_what_time_of_day_it_was_written() -> None:
+    before = datetime.now(UTC)
+    lines = written("jsonl", CHUNK, answer(), SPOKEN, SUMMARY, WarningEvent("look out"))
+    after = datetime.now(UTC)
+    times = [datetime.fromisoformat(json.loads(line)["time"]) for line in lines.splitlines()]
+    assert len(times) == 5
+    assert all(time.utcoffset() == timedelta(0) for time in times)
+    millisecond = timedelta(milliseconds=1)
+    assert before - millisecond <= times[0] <= times[-1] <= after
+    assert sorted(times) == times
+
+
+def test_text_says_that_an_answer_is_a_guess() -> None:
+    doubtful = replace(answer(), probability=0.432)
+    assert written("text", doubtful).endswith("after 4.2 ms, a guess (probability 0.43)]\n")
+    assert "guess" not in written("text", replace(answer(), probability=0.5))
+
+
 def test_jsonl_is_the_contract() -> None:
     lines = written("jsonl", CHUNK, answer("où?"), SUMMARY).splitlines()
-    assert [json.loads(line) for line in lines] == [
+    assert [without_time(line) for line in lines] == [
         {
             "event": "chunk",
             "index": 3,
@@ -101,6 +127,8 @@ def test_jsonl_is_the_contract() -> None:
             "pages": 7,
             "tokens_read": 100,
             "memory_from": 0.0,
+            "probability": 1.0,
+            "first_probability": 1.0,
         },
         {
             "event": "summary",
@@ -201,7 +229,7 @@ SPOKEN = Spoken(Fraction(27, 2), Fraction(27, 2), "red <star>", 2, 31.26, 0.0412
 
 
 def test_what_is_said_unasked() -> None:
-    assert json.loads(written("jsonl", SPOKEN)) == {
+    assert without_time(written("jsonl", SPOKEN)) == {
         "event": "spoken",
         "at": 13.5,
         "seen_until": 13.5,

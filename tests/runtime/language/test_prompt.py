@@ -57,6 +57,26 @@ def user(text, video=False):
     }
 
 
+WORDS_OF_TINY = Tokenizer.from_file(str(TINY / "tokenizer.json")).get_vocab()
+
+
+@given(st.lists(st.sampled_from([*WORDS_OF_TINY, "rocket", "Dragons", "狗", "ﬁre"]), max_size=9))
+def test_words_that_a_word_tokenizer_lacks_are_named_as_they_were_written(words):
+    words = [word for word in words if not word.startswith("<")]
+    unknown = [word for word in dict.fromkeys(words) if word not in WORDS_OF_TINY]
+    assert Prompt(TINY, VIDEO).unknown_words(" ".join(words)) == unknown
+
+
+def test_case_and_punctuation_make_no_word_unknown_and_none_is_named_twice():
+    prompt = Prompt(TINY, VIDEO)
+    assert prompt.unknown_words("What COLOUR was the Circle?!") == []
+    assert prompt.unknown_words("A rocket, the Rocket?") == ["Rocket"]
+
+
+def test_a_tokenizer_of_bytes_knows_every_word(qwen):
+    assert Prompt(qwen, 151656).unknown_words("a ᚠᚢᚦ of 狗, \U0001f680") == []
+
+
 def test_a_tokenizer_is_read_once_until_its_file_is_another(tmp_path, monkeypatch):
     read = []
 

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vicort.runtime.core import Sampling
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.language.token_choice import TokenChoice, _best
+from vicort.runtime.language.token_choice import TokenChoice, _best, log_probability
 
 logits = arrays(np.float32, 12, elements=st.floats(-8, 8, width=32), unique=True)
 
@@ -48,6 +49,13 @@ def test_sampling_follows_the_softmax():
     choice = TokenChoice(Sampling(temperature=1.0))
     counts = np.bincount([choice.choose(values, ()) for _ in range(4000)], minlength=3) / 4000
     assert np.abs(counts - [0.5, 0.3, 0.2]).max() < 0.04
+
+
+@given(logits, st.integers(0, 11), st.floats(-1000, 1000))
+def test_a_probability_is_that_of_torch_wherever_the_logits_lie(values, token, shift):
+    moved = (values + shift).astype(np.float32)
+    expected = torch.log_softmax(torch.from_numpy(moved.astype(np.float64)), 0)[token]
+    assert log_probability(moved, token) == pytest.approx(float(expected), abs=1e-3)
 
 
 def test_the_penalty_moves_an_answer_off_what_it_has_said():
