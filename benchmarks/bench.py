@@ -16,10 +16,12 @@ from typing import Any
 from vicort.benchmarks.common.children import in_child
 from vicort.benchmarks.common.settings import QUICK, Settings
 from vicort.benchmarks.common.tables import Table
+from vicort.export.library_caches import temporary_caches
 from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.errors import ConfigError, VicortError
 from vicort.runtime.safe_text import print_safely
 from vicort.runtime.shell_completion import add_completion_option
+from vicort.runtime.written_files import check_target, write_file
 
 SCHEMA = 1
 CACHE = Path("build/bench")
@@ -133,7 +135,7 @@ def run(
         result["parts"][name] = part | {"measured": moment}
         print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         result["parts"] = {part: result["parts"][part] for part in ALL if part in result["parts"]}
-        out.write_text(json.dumps(result, indent=1) + "\n")
+        write_file(out, json.dumps(result, indent=1) + "\n", "--out")
     return result
 
 
@@ -159,7 +161,9 @@ def earlier_parts(out: Path, result: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
-        return _bench(_parse(arguments))
+        options = _parse(arguments)
+        with temporary_caches():
+            return _bench(options)
     except VicortError as error:
         print_safely(f"vicort-bench: {error}", file=sys.stderr)
         return error.exit_code
@@ -208,12 +212,9 @@ def _real_size(options: argparse.Namespace) -> int:
 
 
 def _out(options: argparse.Namespace, quick: str, whole: Path) -> Path:
-    """The file for the result. Raises ConfigError if its folder does not exist."""
+    """The file for the result. Raises ConfigError if it cannot be written."""
     out: Path = options.out or (options.cache / quick if options.quick else whole)
-    if not out.parent.is_dir():
-        raise ConfigError(
-            f"--out {out}: the folder {out.parent} does not exist: make it, or name another file"
-        )
+    check_target(out, "--out")
     return out
 
 
@@ -252,7 +253,7 @@ def pages(result: dict[str, Any], out: Path) -> list[Path]:
             *(f"{line}  " for line in conditions(result)),
             *(line for each in found for line in ("", *each.markdown())),
         ]
-        path.write_text("\n".join(lines) + "\n")
+        write_file(path, "\n".join(lines) + "\n")
         written.append(path)
     return written
 

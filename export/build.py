@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from vicort.export.library_caches import temporary_caches
 from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.errors import ConfigError, DeviceError, VicortError
 from vicort.runtime.log_options import add_log_options, log_to_stderr
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line tool; returns its exit status."""
     try:
         options = _parse(sys.argv[1:] if arguments is None else arguments)
-        with log_to_stderr(options.log_level):
+        with log_to_stderr(options.log_level), temporary_caches():
             return build(options)
     except VicortError as error:
         say(f"error: {error}")

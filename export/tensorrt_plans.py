@@ -37,6 +37,7 @@ from vicort.runtime.errors import ConfigError, EngineError, VicortError
 from vicort.runtime.kernels import Kernels
 from vicort.runtime.locations import user_cache
 from vicort.runtime.manifest import Flavour, GraphSpec, Precision, TensorSpec, Weights
+from vicort.runtime.written_files import write_file
 
 RTX_LIBRARY = "libtensorrt_rtx.so"
 __all__ = [
@@ -420,9 +421,7 @@ def _timing_cache(tensorrt: TensorRT, config: Any) -> Iterator[None]:
             config.set_timing_cache(config.create_timing_cache(b""), False)
         yield
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
-        part.write_bytes(bytes(config.get_timing_cache().serialize()))
-        part.replace(path)
+        write_file(path, bytes(config.get_timing_cache().serialize()))
 
 
 def _check_listing(job: PlanJob, listed: list[str], plugins: int) -> None:

@@ -23,6 +23,8 @@ def pytest_configure(config):
     the cores too; set how many examples hypothesis makes."""
     if "not slow" not in config.option.markexpr:
         os.environ[THOROUGH] = "1"
+    # builds keep no kernels; test runs do
+    os.environ.setdefault("TRITON_CACHE_DIR", str(Path.home() / ".triton" / "cache"))
     # no deadline: a busy machine is no fault of the code
     settings.register_profile("vicort", deadline=None, max_examples=examples(100))
     settings.load_profile("vicort")

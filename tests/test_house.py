@@ -46,6 +46,7 @@ FLOORS = {
     "log_options": 0,
     "shell_completion": 0,
     "telemetry": 0,
+    "written_files": 0,
     "devices": 1,
     "policies": 1,
     "engines": 2,

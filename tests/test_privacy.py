@@ -94,6 +94,24 @@ def test_a_build_sends_nothing_and_writes_only_the_set(place):
     assert (run.requests, written) == ([], {"here/set"})
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_benchmark_sends_nothing_and_writes_only_its_results(place):
+    """transformers with a local folder, and pictures."""
+    command = [
+        BIN / "vicort-bench",
+        "--quick",
+        "--only",
+        "transformers-tiny",
+        "--out",
+        "bench.json",
+    ]
+    run = watched(place, *command, "--cache", "cache", timeout=800, **CONSENT)
+    written = {path for path in run.left if not path.startswith(("here/bench.", "here/cache"))}
+    assert run.done.returncode == 0, run.done.stderr
+    assert (run.requests, written) == ([], set())
+
+
 def imports_outside(tree: ast.AST, silenced: bool = False) -> list[str]:
     """Imports of SENDING that are not made within `without_telemetry()`."""
     found = []

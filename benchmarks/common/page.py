@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vicort.export.library_caches import temporary_caches
+from vicort.runtime.written_files import new_file
+
 STAGE_COLORS = {
     "preprocess": "#7a8ca5",
     "vision": "#2f6db5",
@@ -43,10 +46,11 @@ def page(
     """
     if not panels:
         return None
-    import matplotlib
+    with temporary_caches():
+        import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
 
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
@@ -61,7 +65,8 @@ def page(
         figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, ha="left")
         below = textwrap.fill(conditions, round(CHARACTERS_AN_INCH * size[0]))
         figure.supxlabel(below, fontsize=8.5, color="#444444", x=0.01, ha="left")
-        figure.savefig(path, dpi=130, facecolor="white")
+        with new_file(path) as file:
+            figure.savefig(file, dpi=130, facecolor="white", format=path.suffix[1:])
         pyplot.close(figure)
     return path
 

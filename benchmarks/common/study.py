@@ -11,6 +11,7 @@ from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.policies.system import System, load_system
 from vicort.runtime.session import Session
 from vicort.runtime.sources import open_source
+from vicort.runtime.written_files import write_file
 
 
 def study_parser(
@@ -38,7 +39,7 @@ def finish(result: Any, out: Path | None, shown: Any = None) -> int:
     """Prints `shown`, or the whole result, and writes the result to `out`; returns exit code 0."""
     print(json.dumps(result if shown is None else shown, indent=1))
     if out:
-        out.write_text(json.dumps(result, indent=1) + "\n")
+        write_file(out, json.dumps(result, indent=1) + "\n", "--out")
     return 0
 
 

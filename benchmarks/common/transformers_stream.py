@@ -97,7 +97,7 @@ class TransformersStream:
         self.system = system
         self.size = (height, width)
         self.model = load_model(checkpoint, variant)
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
         preprocessing = read_json(checkpoint / "preprocessor_config.json")
         self.device = torch.device(variant.device)
         self._mean = self._tensor(preprocessing["image_mean"]) * 255
@@ -375,7 +375,10 @@ class TransformersStream:
 def load_model(checkpoint: Path, variant: Variant) -> Qwen2_5_VLForConditionalGeneration:
     dtype = torch.bfloat16 if variant.precision == "bf16" else torch.float32
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        checkpoint, dtype=dtype, attn_implementation=variant.attention
+        checkpoint,
+        dtype=dtype,
+        attn_implementation=variant.attention,
+        local_files_only=True,
     ).eval()
     model = model.to(variant.device)  # a no-op on the CPU
     if variant.batched_windows:

@@ -28,6 +28,7 @@ from vicort.runtime.policies.system import System, known_systems, load_system
 from vicort.runtime.safe_text import print_safely
 from vicort.runtime.session import Session
 from vicort.runtime.stream_statistics import percentiles
+from vicort.runtime.written_files import write_file
 
 RECORD, REPORT, TABLE = "answers.jsonl", "report.json", "report.txt"
 SHOWN_MISSING = 5
@@ -241,11 +242,9 @@ def report(
             for reply in each
         )
     text = _text(options, dataset, settings, tables, head)
-    (options.out / REPORT).write_text(
-        json.dumps(head | {"accuracy": accuracy}, indent=1, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-    )
-    (options.out / TABLE).write_text(text + "\n", encoding="utf-8")
+    written = json.dumps(head | {"accuracy": accuracy}, indent=1, ensure_ascii=False)
+    write_file(options.out / REPORT, written + "\n")
+    write_file(options.out / TABLE, text + "\n")
     print(text)
     _say(f"written: {options.out / REPORT}, {options.out / TABLE}")
 

@@ -18,6 +18,7 @@ from vicort.benchmarks.evaluation.items import Reply
 from vicort.benchmarks.evaluation.watching import Watched
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.safe_text import shown
+from vicort.runtime.written_files import appended, write_file
 
 
 class Ledger:
@@ -29,7 +30,8 @@ class Ledger:
         self.systems: dict[str, Any] = {}  # definition of each name
         lines = list(_read(path)) if path.is_file() else []
         if not lines:
-            self._write({"settings": settings}, "w")
+            write_file(self.path, "")
+            self._write({"settings": settings})
             return
         self._check("settings", lines[0].get("settings"), settings)
         try:
@@ -85,9 +87,9 @@ class Ledger:
             f"{shown(now.get(key))}: keep the setting, or name another folder with --out"
         )
 
-    def _write(self, content: dict[str, Any], mode: str = "a") -> None:
-        with self.path.open(mode, encoding="utf-8") as file:
-            file.write(json.dumps(content, ensure_ascii=False) + "\n")
+    def _write(self, content: dict[str, Any]) -> None:
+        with appended(self.path) as file:
+            file.write((json.dumps(content, ensure_ascii=False) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
 

@@ -24,6 +24,7 @@ from vicort.benchmarks.real_size.rounds import Rounds
 from vicort.runtime.devices.machine_cores import usable_cores
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.manifest import read_manifest
+from vicort.runtime.written_files import write_file
 
 SCHEMA = 1
 CHECKPOINT = Path("build/3b")
@@ -50,7 +51,7 @@ def measure(options: RealSizeOptions, cache: Path, out: Path) -> dict[str, Any]:
     rounds = Rounds(
         job,
         options.minutes * 60,
-        lambda: out.write_text(json.dumps(head | rounds.report(), indent=1) + "\n"),
+        lambda: write_file(out, json.dumps(head | rounds.report(), indent=1) + "\n", "--out"),
     )
     rounds.measure(
         [

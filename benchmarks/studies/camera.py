@@ -38,6 +38,7 @@ from vicort.runtime.core import ChunkEvent, Event, Frame, Question
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import VicortError
 from vicort.runtime.session import Session
+from vicort.runtime.written_files import write_file
 
 CAMERA_FPS = 25
 DEVICE_MB, HOST_MB = 20.0, 4.0  # budgets that fill up within the first tenth of the hour
@@ -223,7 +224,7 @@ def _measured(engine_dir: Path, parts: Sequence[str], plan: Plan, out: Path) -> 
         print(f"{name} …", file=sys.stderr, flush=True)
         result["parts"][name] = now() | _part(name, engine_dir, plan)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n")
+        write_file(out, json.dumps(result, indent=1) + "\n", "--out")
     return result
 
 

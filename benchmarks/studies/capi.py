@@ -25,6 +25,7 @@ from vicort.benchmarks.common.machine import conditions
 from vicort.benchmarks.common.spread import spread
 from vicort.runtime import Frame, Session
 from vicort.runtime.locations import find_engine_dir
+from vicort.runtime.written_files import write_file
 
 ROOT = Path(__file__).resolve().parents[2]
 WARM_UP = 160  # pushes that are not counted, as in capi/bench/push.c
@@ -131,7 +132,7 @@ def main() -> None:
         "size": list(typed.size),
     }
     about = {"conditions": conditions(), "settings": settings, "repeats": typed.repeats}
-    typed.out.write_text(json.dumps(about | result, indent=1) + "\n")
+    write_file(typed.out, json.dumps(about | result, indent=1) + "\n", "--out")
     for name in TIMES:
         print(
             f"{name:16} C {result['c'][name]['median']:9.2f}   Python "

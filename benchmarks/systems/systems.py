@@ -35,6 +35,7 @@ from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import VicortError
 from vicort.runtime.manifest import read_manifest
 from vicort.runtime.policies.system import System, known_systems, load_system
+from vicort.runtime.written_files import write_file
 
 MAKING_S = 3600  # seconds that drawing and encoding the streams may take, where they are not there
 Rows = dict[str, dict[str, Any]]  # label of a system or a twin -> what was measured, or its `error`
@@ -268,8 +269,7 @@ class Done:
         print(f"{name} {time.perf_counter() - start:.0f} s", end=", ", file=sys.stderr, flush=True)
         if '"error"' not in (text := json.dumps(result)):
             self._folder.mkdir(exist_ok=True)  # another run may have deleted it
-            path.with_suffix(".partial").write_text(text)
-            path.with_suffix(".partial").rename(path)
+            write_file(path, text)
         return result
 
     def forget(self) -> None:

@@ -31,6 +31,7 @@ from vicort.runtime.shell_completion import add_completion_option
 from vicort.runtime.sources.limits import FFMPEG_INT_MAX, Limits
 from vicort.runtime.sources.live import Patience
 from vicort.runtime.sources.opening import FORMS, IMAGE_FPS, Decode, Transport
+from vicort.runtime.written_files import check_target
 
 STDIN = "-"
 MAX_TIMEOUT = 86_400  # seconds
@@ -545,10 +546,5 @@ def _check_output(typed: argparse.Namespace) -> None:
     if typed.stats and not WRITERS[typed.format].shows_stats:
         shown = " or ".join(name for name, writer in WRITERS.items() if writer.shows_stats)
         raise ConfigError(f"--format {typed.format} cannot show --stats: use {shown}")
-    if typed.trace is not None and (
-        typed.trace.is_dir() or not typed.trace.absolute().parent.is_dir()
-    ):
-        raise ConfigError(
-            f"--trace {typed.trace} cannot be written: give the name of a file in an existing "
-            "folder"
-        )
+    if typed.trace is not None:  # not only after a run of hours
+        check_target(typed.trace, "--trace")

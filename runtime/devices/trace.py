@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vicort.runtime.errors import ConfigError
+from vicort.runtime.written_files import write_file
 
 # the latest spans are kept, so the trace of an endless stream stays below about 300 MB
 MAX_SPANS = 1_000_000
@@ -41,20 +40,11 @@ class Trace:
             self._spans.append(TraceSpan(track, name, start_ns, end_ns, args))
 
     def write(self, path: Path | str) -> None:
-        """Write the trace atomically. Raises ConfigError if the file cannot be written."""
+        """Write the trace: whole, or not at all. Raises ConfigError if it cannot be written."""
         with self._lock:
             spans = list(self._spans)
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.part")
-        try:
-            partial.write_text(json.dumps({"traceEvents": _events(spans), "displayTimeUnit": "ms"}))
-            os.replace(partial, path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise ConfigError(
-                f"the trace cannot be written to {path} ({error.strerror}): give a writable file "
-                "with --trace"
-            ) from error
+        content = json.dumps({"traceEvents": _events(spans), "displayTimeUnit": "ms"})
+        write_file(path, content, "--trace")
 
 
 def _events(spans: list[TraceSpan]) -> list[dict[str, Any]]:
