@@ -59,6 +59,7 @@ class Options:
     live: bool | None = None  # None = decided by the kind of source
     on_lag: Literal["wait", "drop-oldest"] | None = None  # None = wait, and warn if live
     rtsp_transport: Transport = "tcp"
+    isolate: bool = True
     patience: Patience = Patience()  # noqa: RUF009 (frozen)
     limits: Limits = Limits()  # noqa: RUF009 (frozen)
     questions: tuple[Question, ...] = ()
@@ -124,6 +125,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         live=True if typed.live else False if typed.file else None,
         on_lag=typed.on_lag or ("drop-oldest" if typed.live else "wait" if typed.file else None),
         rtsp_transport=typed.rtsp_transport,
+        isolate=not typed.in_process,
         patience=_patience(typed),
         limits=_limits(typed),
         questions=_questions(typed, sampling),
@@ -287,6 +289,26 @@ def _add_live(group: argparse._ArgumentGroup) -> None:
         default=limits.fps,
         metavar="N",
         help="maximum frame rate that a source may declare (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-decode-time",
+        type=float,
+        default=limits.seconds,
+        metavar="SECONDS",
+        help="maximum processor time for opening a source, and for each picture (default: "
+        "%(default)s)",
+    )
+    group.add_argument(
+        "--max-decode-memory",
+        metavar="SIZE",
+        help="maximum memory of the process that decodes a source, such as 4GB (default: "
+        f"{limits.decoding_bytes / 1e6:.0f}MB, which grows with --max-pixels)",
+    )
+    group.add_argument(
+        "--in-process",
+        action="store_true",
+        help="decode in the program's own process, without these two limits, for sources that "
+        "you trust (default: each source has a process of its own)",
     )
 
 
@@ -484,7 +506,14 @@ def _limits(typed: argparse.Namespace) -> Limits:
     for name, value in (("pixels", typed.max_pixels), ("fps", typed.max_fps)):
         if not 1 <= value <= FFMPEG_INT_MAX:
             raise ConfigError(f"--max-{name} {value}: give a number from 1 to {FFMPEG_INT_MAX}")
-    return Limits(typed.max_pixels, typed.max_fps)
+    if not 0 < typed.max_decode_time <= MAX_TIMEOUT:
+        raise ConfigError(
+            f"--max-decode-time {typed.max_decode_time:g}: give a number of seconds above 0 and at "
+            f"most {MAX_TIMEOUT}, such as 10"
+        )
+    megabytes = _budget("--max-decode-memory", typed.max_decode_memory, least=64)
+    memory = None if megabytes is None else int(megabytes * 1e6)
+    return Limits(typed.max_pixels, typed.max_fps, typed.max_decode_time, memory)
 
 
 def _questions(typed: argparse.Namespace, sampling: Sampling) -> tuple[Question, ...]:

@@ -51,7 +51,7 @@ from vicort.runtime.sources.opening import Decode
 
 MODEL = "tiny"  # used without --engine-dir, and built if it is missing
 INTERRUPTED = 130  # exit code: 128 + SIGINT
-STOP_SECONDS = 3.0  # maximum wait for a source to stop
+STOP_SECONDS = 1.0  # maximum wait for a source to stop
 READER_GONE = 141  # exit code: 128 + SIGPIPE
 TERMINATED = 143  # exit code: 128 + SIGTERM
 
@@ -269,6 +269,7 @@ def _open(spec: str, options: Options, output: Output, label: str) -> Source:
         rtsp_transport=options.rtsp_transport,
         patience=options.patience,
         limits=options.limits,
+        isolate=options.isolate,
         on_state=partial(output.event, source=label),
         motion=options.chosen_system.wants_motion,
         # with several sources, one that is not available yet must not delay the others

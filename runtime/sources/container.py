@@ -66,6 +66,8 @@ class CpuDecoder:
     def decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
         try:
             pictures = self._stream.decode(packet)
+        except MemoryError as error:  # the next packet would have no more of it
+            raise SourceError(reason(error)) from error
         except av.FFmpegError as error:
             raise Damaged(reason(error)) from error
         for picture in pictures:

@@ -8,6 +8,8 @@ from fractions import Fraction
 from vicort.runtime.errors import SourceError
 
 MAX_PIXELS = 8192 * 8192  # of a picture: 201 MB as RGB
+BASE_BYTES = 512 << 20
+BYTES_PER_PIXEL = 24
 FFMPEG_INT_MAX = 2**31 - 1  # FFmpeg reads its options as 32-bit integers
 
 
@@ -18,6 +20,17 @@ class Limits:
 
     pixels: int = MAX_PIXELS  # in a picture
     fps: int = 1000  # frames per second
+    # of a decoder process: for opening, and for each picture, in seconds of processor time
+    seconds: float = 10.0
+    memory: int | None = (
+        None  # of a decoder process, in bytes; None = enough for the largest picture
+    )
+
+    @property
+    def decoding_bytes(self) -> int:
+        """Memory of a decoder process, besides its libraries: two dozen bytes for each pixel of the
+        largest picture hold the pictures that a codec refers to, and the RGB of one."""
+        return self.memory or BASE_BYTES + BYTES_PER_PIXEL * self.pixels
 
     @property
     def decoder_options(self) -> dict[str, str]:

@@ -98,6 +98,8 @@ class LiveSource(Source):
     def stop(self) -> None:
         """End at the next frame or before the next attempt. May be called from any thread."""
         self._stopping.set()
+        if source := self._source:
+            source.stop()
 
     def close(self) -> None:
         self.stop()

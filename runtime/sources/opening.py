@@ -19,6 +19,7 @@ from vicort.runtime.errors import SourceError
 from vicort.runtime.redact import redact_url
 from vicort.runtime.sources.container import ContainerSource, reason
 from vicort.runtime.sources.images import SUFFIXES, ImageSource, is_image
+from vicort.runtime.sources.isolated import IsolatedSource, Silence
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.live import LiveSource, OnState, Patience
 from vicort.runtime.sources.pattern import SCHEME, PatternSource
@@ -40,6 +41,10 @@ PIPED = (
     "pipe a video that reads from front to back: MPEG-TS, Matroska, or an MP4 written with "
     "`-movflags +faststart`"
 )
+STDIN = "-"
+GRACE = 10.0  # seconds for a decoder process to notice a time-out itself
+WALL_SECONDS = 6  # by the clock for each second of processor time that a file may take
+WAIT_LONGER = "wait longer with `--open-timeout` and `--read-timeout`"
 Decode = Literal["auto", "cpu", "gpu"]
 Transport = Literal["tcp", "udp"]
 # images per second: the rate at which the model samples frames, so that it gets every image
@@ -61,6 +66,7 @@ def open_source(
     on_state: OnState | None = None,
     motion: bool = False,
     at_once: bool = True,
+    isolate: bool = True,
 ) -> Source:
     """Open a source of frames: a file, a URL (RTSP, HTTP, HLS), a camera, a folder or glob of
     images, - for stdin, or testsrc:.
@@ -81,17 +87,28 @@ def open_source(
     motion: whether frames that are decoded on the CPU carry the motion of their codec.
     at_once: True = open the source now, and fail if that fails. False = RTSP, cameras and URLs with
         live=True are opened when their frames are read, with retries.
+    isolate: open and decode in a process of its own, within the limits of memory and time. False =
+        in this process, for sources that are trusted. Decoding on the GPU, and testsrc:, always are
+        in this process.
 
     Raises SourceError if the source does not exist, has no video, exceeds the limits, or cannot be
     decoded on the GPU with decode="gpu".
     """
     patience = patience or Patience()
-    options = {"stream": stream, "warn": warn, "threads": threads, "limits": limits}
+    limits = limits or Limits()
+    options: dict[str, Any] = {
+        "stream": stream,
+        "live": live,
+        "image_fps": as_rate(image_fps),
+        "threads": threads,
+        "rtsp_transport": rtsp_transport,
+        "motion": motion,
+    }
 
     def once() -> Source:
-        opened = _open(spec, live, image_fps, rtsp_transport, patience, options)
-        if motion and isinstance(opened, ContainerSource):
-            opened.report_motion()
+        if isolate and decode == "cpu" and spec and not spec.startswith(SCHEME):
+            return _isolated(spec, options, patience, limits, warn)
+        opened = open_here(spec, patience=patience, limits=limits, warn=warn, **options)
         return _decoding(opened, decode)
 
     as_live = partial(
@@ -102,9 +119,78 @@ def open_source(
     began = time.perf_counter()
     source = once()
     logger.info("opened %s in %.2f s", source.name, time.perf_counter() - began)
-    if isinstance(source, ContainerSource) and source.live and _can_reopen(spec):
+    if source.live and _can_reopen(spec):
         return as_live(first=source)
     return source
+
+
+def open_here(
+    spec: str,
+    *,
+    live: bool | None,
+    image_fps: Fraction,
+    rtsp_transport: Transport,
+    patience: Patience,
+    motion: bool,
+    **options: Any,
+) -> Source:
+    """Open a source in this process, and a live one for one connection. Arguments as in
+    `open_source`; options: stream, warn, threads, limits. Raises SourceError."""
+    opened = _open(spec, live, image_fps, rtsp_transport, patience, options)
+    if motion and isinstance(opened, ContainerSource):
+        opened.report_motion()
+    return opened
+
+
+def _isolated(
+    spec: str, options: dict[str, Any], patience: Patience, limits: Limits, warn: Warn | None
+) -> IsolatedSource:
+    """Raises SourceError."""
+    scheme = _scheme(spec)
+    timeouts = patience.timeouts(spec)
+    rate = options["image_fps"]
+    request = options | {
+        "spec": spec,
+        "image_fps": [rate.numerator, rate.denominator],
+        "timeouts": timeouts,
+        "network": scheme is not None,
+        "devices": _is_camera(spec),
+    }
+    return IsolatedSource(
+        "stdin" if spec == STDIN else redact_url(spec),
+        request,
+        files=[_stdin_file()] if spec == STDIN else (),
+        limits=limits,
+        silence=_silence(spec, timeouts, limits),
+        warn=warn,
+    )
+
+
+def _silence(spec: str, timeouts: tuple[float, float], limits: Limits) -> Silence:
+    """How long the decoder process of a source may say nothing."""
+    opening, reading = timeouts
+    if _scheme(spec) is not None or _is_camera(spec):  # twice, as it opens and then probes
+        return Silence(2 * opening + GRACE, 2 * reading + GRACE, WAIT_LONGER)
+    if spec == STDIN:
+        return Silence(None, None, "")
+    if _is_pipe(spec):
+        return Silence(opening, reading, f"write a video to it, or {WAIT_LONGER}")
+    wall = WALL_SECONDS * limits.seconds
+    return Silence(wall, wall, "allow more with `--max-decode-time`")
+
+
+def _is_pipe(spec: str) -> bool:
+    try:
+        return stat.S_ISFIFO(Path(spec).stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _stdin_file() -> int:
+    try:
+        return sys.stdin.fileno()
+    except (AttributeError, OSError, ValueError) as error:
+        raise SourceError("stdin is closed: give a file or a URL") from error
 
 
 def _can_reopen(spec: str) -> bool:
@@ -155,7 +241,7 @@ def _open(
         raise SourceError(f"the source is empty: give {FORMS}")
     if spec.startswith(SCHEME):
         return PatternSource(spec)
-    if spec == "-":
+    if spec == STDIN:
         # raw: returns the available bytes without waiting for a full buffer
         pipe = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
         return ContainerSource(

@@ -55,7 +55,7 @@ def test_unwanted_frames_are_counted_but_not_converted(tmp_path: Path) -> None:
         asked.append(time)
         return sampler.accepts(time)
 
-    with open_source(str(tmp_path / "a.mp4")) as source:
+    with open_source(str(tmp_path / "a.mp4"), isolate=False) as source:
         decoder = source._decoder
         converted, convert = [], decoder.convert
         decoder.convert = lambda picture: converted.append(picture.pts) or convert(picture)

@@ -1,0 +1,142 @@
+"""Starts decoder processes: one server, which is a fresh Python with the video libraries, forks a
+process for each source. The program itself never forks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vicort.runtime.errors import SourceError
+from vicort.runtime.sources.decoder_link import Link, LinkClosed
+
+logger = logging.getLogger(__name__)
+
+SERVER = "vicort.runtime.sources.decoder_server"
+START_SECONDS = 60.0  # for a Python and its libraries on a slow disk
+# starts a program with these arguments, environment and files, and does not wait for it
+Starter = Callable[[Sequence[str], dict[str, str], Sequence[int]], Callable[[], object]]
+
+
+def start_child(
+    command: Sequence[str], environment: dict[str, str], files: Sequence[int]
+) -> Callable[[], object]:
+    """Start a child process in a session of its own, so that Ctrl-C does not reach it. Returns what
+    waits for its end."""
+    child = subprocess.Popen(
+        command,
+        env=environment,
+        pass_fds=files,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    return child.wait
+
+
+class DecoderHost:
+    """The server of decoder processes of this process. Any thread may use it.
+
+    It ends with this process, whatever ends that.
+    """
+
+    def __init__(self, starter: Starter = start_child) -> None:
+        self.starter = starter
+        self._lock = threading.Lock()
+        self._link: Link | None = None
+        self._lifeline = -1  # the server and its processes end when it is closed
+        self._owner = 0  # process id: a forked child has a server of its own
+        self._wait: Callable[[], object] = lambda: None
+
+    def start(self) -> None:
+        """Start the server if it does not run yet, and do not wait for it."""
+        with self._lock:
+            self._running()
+
+    def open(self, request: dict[str, Any], files: Sequence[int]) -> tuple[Link, int]:
+        """A new decoder process for a source: the link to it, and a file that ends it when closed.
+
+        Raises SourceError if the server cannot be started.
+        """
+        here, there = Link.pair()
+        ends, lifeline = os.pipe2(os.O_CLOEXEC)
+        try:
+            with self._lock:
+                for last in (False, True):
+                    try:
+                        given = (there.fileno(), ends, *files)
+                        self._running().send("open", request, files=given)
+                        break
+                    except LinkClosed as error:  # it was ended from outside: start another
+                        self._end()
+                        if last:
+                            raise _not_started(error) from error
+        except BaseException:
+            here.close()
+            os.close(lifeline)
+            raise
+        finally:
+            there.close()
+            os.close(ends)
+        return here, lifeline
+
+    def close(self) -> None:
+        """End the server and all its processes."""
+        with self._lock:
+            self._end()
+
+    def _running(self) -> Link:
+        if self._link and self._owner == os.getpid():
+            return self._link
+        began = time.perf_counter()
+        here, there = Link.pair()
+        ends, lifeline = os.pipe2(os.O_CLOEXEC)
+        try:
+            self._wait = self.starter(*_command(there, ends))
+        except OSError as error:
+            here.close()
+            os.close(lifeline)
+            raise _not_started(error) from error
+        finally:
+            there.close()
+            os.close(ends)
+        self._link, self._lifeline, self._owner = here, lifeline, os.getpid()
+        logger.info("started the decoder server in %.2f s", time.perf_counter() - began)
+        return here
+
+    def _end(self) -> None:
+        link, self._link = self._link, None
+        if link and self._owner == os.getpid():
+            link.close()
+            os.close(self._lifeline)
+            self._wait()
+
+
+def _command(there: socket.socket, ends: int) -> tuple[list[str], dict[str, str], list[int]]:
+    files = [there.fileno(), ends]
+    # -P: no module is taken from the folder that the program runs in
+    command = [sys.executable, "-P", "-m", SERVER, *map(str, files)]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if os.path.isabs(entry)),
+        "OPENBLAS_NUM_THREADS": "1",  # a process that forks has one thread
+        "PYTHONUTF8": "1" if sys.flags.utf8_mode else "0",
+    }
+    return command, environment, files
+
+
+def _not_started(error: BaseException) -> SourceError:
+    return SourceError(
+        f"the process that decodes cannot be started ({error}): see what "
+        f"`{sys.executable or 'python'} -m {SERVER}` says, or decode in this process with "
+        "--in-process",
+        "the decoder process cannot be started",
+    )
+
+
+HOST = DecoderHost()

@@ -1,0 +1,84 @@
+"""Messages between this process and a decoder process: JSON over a Unix socket, with files beside
+it. Nothing in a message is run or unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+MAX_MESSAGE = 1 << 17  # bytes
+MAX_FILES = 4  # passed with one message
+
+
+class LinkClosed(Exception):
+    """The other end has gone, or sent what is no message."""
+
+
+class Link:
+    """One end of a connection. Each message is a list that begins with its kind."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._arrival = select.poll()
+        self._arrival.register(end, select.POLLIN)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_MESSAGE)
+
+    @classmethod
+    def pair(cls) -> tuple[Link, socket.socket]:
+        """A new connection: this end, and the socket of the other end."""
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return cls(here), there
+
+    def fileno(self) -> int:
+        return self._end.fileno()
+
+    def send(self, *message: Any, files: Sequence[int] = ()) -> None:
+        """Raises LinkClosed."""
+        data = json.dumps(message, separators=(",", ":")).encode()
+        beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _packed(files))] if files else []
+        try:
+            self._end.sendmsg([data], beside, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise LinkClosed(str(error)) from error
+
+    def ready(self, seconds: float) -> bool:
+        """Wait until a message or the end of the connection has come; False after `seconds`."""
+        return bool(self._arrival.poll(max(0.0, seconds) * 1000))
+
+    def receive(self) -> tuple[list[Any], list[int]]:
+        """The next message, and the files that came with it. Raises LinkClosed."""
+        try:
+            data, files, flags, _ = socket.recv_fds(
+                self._end, MAX_MESSAGE, MAX_FILES, socket.MSG_CMSG_CLOEXEC
+            )
+        except OSError as error:
+            raise LinkClosed(str(error)) from error
+        try:
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or not data:
+                raise ValueError("it has ended")
+            message = json.loads(data)
+            if not isinstance(message, list) or not message or not isinstance(message[0], str):
+                raise ValueError("no list with a kind")
+        except (ValueError, RecursionError) as error:
+            for file in files:
+                os.close(file)
+            raise LinkClosed(str(error)) from error
+        return message, files
+
+    def hang_up(self) -> None:
+        """End the connection: a thread that waits for a message wakes up. From any thread."""
+        try:
+            self._end.shutdown(socket.SHUT_RDWR)
+        except OSError:  # the other end has gone already
+            return
+
+    def close(self) -> None:
+        self._end.close()
+
+
+def _packed(files: Sequence[int]) -> bytes:
+    return b"".join(file.to_bytes(4, "little") for file in files)

@@ -1,0 +1,90 @@
+"""The server of decoder processes: `python -m vicort.runtime.sources.decoder_server LINK LIFELINE`.
+
+It imports the video libraries once, has one thread, and forks a process for each source. LINK: the
+number of a socket that requests come from; LIFELINE: that of a pipe whose end ends everything.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+from contextlib import suppress
+
+from vicort.runtime.sources.decoder_link import Link, LinkClosed
+from vicort.runtime.sources.decoder_sandbox import die_with, die_with_parent
+from vicort.runtime.sources.decoder_worker import work
+
+
+def serve(requests: Link) -> None:
+    """Fork a process for each request, and tell who asked for it how it died."""
+    links: dict[int, Link] = {}  # by process id
+    woken, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    arrival = select.poll()
+    arrival.register(requests, select.POLLIN)
+    arrival.register(woken, select.POLLIN)
+    while True:
+        for file, _ in arrival.poll():
+            if file == woken:
+                os.read(woken, 4096)
+                _reap(links)
+                continue
+            try:
+                (_, request), (end, lifeline, *files) = requests.receive()
+            except (LinkClosed, ValueError):
+                return
+            link = Link(socket.socket(fileno=end))
+            if not (child := os.fork()):
+                _be_worker(link, lifeline, request, files)
+            links[child] = link
+            for each in (lifeline, *files):
+                os.close(each)
+
+
+def _be_worker(link: Link, lifeline: int, request: dict, files: list[int]) -> None:
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        die_with_parent()
+        die_with(lifeline)
+        work(link, request, files)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _reap(links: dict[int, Link]) -> None:
+    while links:
+        child, status = os.waitpid(-1, os.WNOHANG)
+        if not child:
+            return
+        link = links.pop(child)
+        with suppress(LinkClosed):  # nobody waits for it any more
+            link.send("died", os.waitstatus_to_exitcode(status))
+        link.close()
+
+
+def main() -> int:
+    number, lifeline = map(int, sys.argv[1:])
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)  # the program decides, and closes the lifeline
+    die_with(lifeline)
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 2)  # a library's last words about a damaged heap are not for the terminal
+    os.close(silent)
+    for inherited in (number, lifeline):
+        os.set_inheritable(inherited, False)
+    gc.collect()
+    gc.freeze()
+    serve(Link(socket.socket(fileno=number)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""Sources that a process of their own decodes: the same frames, bounded memory and time, and an end
+that harms nothing else."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import videos
+from support.hostile import gif, mp4, png, text_chunks
+
+from vicort.runtime.core import MOTION_CELL, Motion
+from vicort.runtime.errors import SourceError
+from vicort.runtime.sources import decoder_host, open_source
+from vicort.runtime.sources.frame_ring import new_ring, slot_bytes
+from vicort.runtime.sources.limits import Limits
+from vicort.runtime.sources.live import Patience
+from vicort.runtime.sources.sampler import Sampler
+
+CLIP = Path(__file__).parents[2] / "fixtures" / "shapes.mp4"
+SMALL = Limits(seconds=1.0, memory=400 << 20)
+
+
+def same(a, b) -> bool:
+    if a is None or b is None:
+        return a is b
+    return (a.refreshed, a.top, a.left) == (b.refreshed, b.top, b.left) and np.array_equal(
+        a.cells, b.cells
+    )
+
+
+def decoders() -> set[int]:
+    """Processes that were started for sources of this one."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                if b"decoder_server" in (folder / "cmdline").read_bytes():
+                    found.add(int(folder.name))
+            except OSError:
+                continue
+    return found
+
+
+def refused(path: Path, limits: Limits = SMALL) -> str:
+    with pytest.raises(SourceError) as caught, open_source(str(path), limits=limits) as source:
+        list(source)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("motion", [False, True])
+@pytest.mark.parametrize("rate", [None, 3])
+def test_the_frames_are_those_of_a_source_in_this_process(motion: bool, rate: int | None) -> None:
+    found = []
+    for isolate in (True, False):
+        sampler = Sampler(rate)
+        with open_source(str(CLIP), motion=motion, isolate=isolate) as source:
+            about = (source.name, source.live, source.frames_total, source.duration)
+            found.append((about, list(source.frames(sampler.accepts)), source.warnings))
+    (about, frames, warnings), (about_here, here, warnings_here) = found
+    assert about == about_here
+    assert warnings == warnings_here
+    assert len(frames) == len(here) > 70
+    for frame, other in zip(frames, here, strict=True):
+        assert (frame.time, frame.index) == (other.time, other.index)
+        assert np.array_equal(frame.image, other.image)
+        assert same(frame.motion, other.motion)
+    assert any(frame.motion and frame.motion.cells is not None for frame in here) is motion
+
+
+def test_frames_that_are_kept_are_not_overwritten(tmp_path: Path) -> None:
+    videos.write_video(tmp_path / "a.mp4", 200)
+    with open_source(str(tmp_path / "a.mp4")) as source:
+        frames = list(source)
+    assert [videos.number(frame.image) for frame in frames] == list(range(200))
+
+
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    slots=st.integers(1, 4),
+    kept=st.lists(st.booleans(), max_size=12),
+)
+def test_a_ring_gives_what_was_written(height: int, width: int, slots: int, kept) -> None:
+    """However many frames the reader keeps."""
+    ring, file = new_ring(slot_bytes(height, width))
+    os.close(file)
+    ring._free = type(ring._free)(range(slots))
+    held = []
+    for number, keep in enumerate(kept):
+        image = np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
+        cells = np.full((-(-height // MOTION_CELL), -(-width // MOTION_CELL)), number, np.float32)
+        motion = Motion(keep, cells, number, -number)
+        slot = ring.next_slot
+        found, moved = ring.read(slot, *ring.write(slot, image, motion)[:2], None)
+        assert moved is None
+        assert np.array_equal(found, image)
+        if keep:
+            held.append((found, image))
+        del found
+    assert all(np.array_equal(found, image) for found, image in held)
+    held.clear()
+    assert len(ring._free) == slots
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [(0, 9, 9, None), (0, 0, 8, None), (-1, 8, 8, None), (9999, 8, 8, None), (0, 8, 8, [1, 2])],
+)
+def test_a_ring_is_read_only_where_it_is(picture) -> None:
+    ring, file = new_ring(slot_bytes(8, 8))
+    os.close(file)
+    ring.size = slot_bytes(8, 8)
+    with pytest.raises((ValueError, TypeError), match=r"slot|cells|unpack"):
+        ring.read(*picture) if picture[1] != 9 else ring.read(0, 90, 90, None)
+
+
+def test_a_table_that_needs_gigabytes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    for tracks in (1, 4):
+        path.write_bytes(mp4(80_000_000, tracks=tracks))
+        assert len(path.read_bytes()) < 2_500
+        began = time.monotonic()
+        refused(path)
+        assert time.monotonic() - began < 15
+
+
+def test_an_edit_list_without_end_is_ended(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(mp4(1_000, size=1, edits=10_000))
+    assert "1 s of processor time gave no picture: allow more with `--max-decode-time`" in refused(
+        path
+    )
+
+
+def test_a_picture_with_gigabytes_of_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(8, 8, text_chunks(50, 40)))
+    line = refused(tmp_path / "a.png", Limits(seconds=0.3, memory=400 << 20))
+    assert "processor time" in line or "needs more than" in line
+
+
+def test_memory_that_ends_is_named_with_the_option(tmp_path: Path) -> None:
+    videos.write_video(tmp_path / "a.mp4", 3)
+    (tmp_path / "big.png").write_bytes(png(8_000, 8_000))
+    assert "needs more than 134 MB to decode: allow more with `--max-decode-memory`" in refused(
+        tmp_path / "big.png", Limits(memory=128 << 20)
+    )
+    with open_source(str(tmp_path / "big.png")) as source:
+        assert next(iter(source)).image.shape == (8_000, 8_000, 3)
+
+
+def test_pictures_of_a_gif_take_no_more_memory_than_a_few_of_them(tmp_path: Path) -> None:
+    (tmp_path / "a.gif").write_bytes(gif(2_048, 2_048, 40))
+    with open_source(str(tmp_path / "a.gif"), limits=SMALL) as source:
+        assert sum(frame.image.shape == (2_048, 2_048, 3) for frame in source) == 40
+
+
+def test_a_decoder_that_dies_ends_its_source_and_no_other(tmp_path: Path) -> None:
+    with open_source(str(CLIP)) as other:
+        rest = iter(other)
+        next(rest)
+        before = decoders()
+        with open_source(str(CLIP)) as source:
+            frames = iter(source)
+            next(frames)
+            (victim,) = decoders() - before
+            os.kill(victim, signal.SIGSEGV)
+            with pytest.raises(SourceError, match=r"the decoder process died \(exit code -11\)"):
+                for _ in frames:
+                    pass
+        assert sum(1 for _ in rest) > 100
+
+
+def test_a_server_that_is_ended_from_outside_is_started_again() -> None:
+    with open_source(str(CLIP)) as source:
+        next(iter(source))
+    for each in decoders():
+        os.kill(each, signal.SIGKILL)
+    with open_source(str(CLIP)) as source:
+        assert next(iter(source)).index == 0
+
+
+def test_a_closed_source_leaves_no_process_and_no_file() -> None:
+    with open_source(str(CLIP)) as source:
+        next(iter(source))
+    before, files = decoders(), len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with open_source(str(CLIP)) as source:
+            frame = next(iter(source))
+    limit = time.monotonic() + 5
+    while not decoders() <= before and time.monotonic() < limit:
+        time.sleep(0.02)
+    assert decoders() <= before
+    del frame, source
+    assert len(os.listdir("/proc/self/fd")) <= files
+    states = [(Path("/proc") / str(each) / "stat").read_text().split()[2] for each in decoders()]
+    assert "Z" not in states
+
+
+def test_a_pipe_that_nobody_writes_to_is_left_in_time(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    writing = os.open(tmp_path / "fifo", os.O_RDWR)
+    os.write(writing, CLIP.read_bytes()[:100])
+    decoder_host.HOST.start()
+    with pytest.raises(SourceError, match=r"nothing came in 0\.5 s: write a video to it"):
+        open_source(str(tmp_path / "fifo"), patience=Patience(open_timeout=0.5))
+    os.close(writing)
+
+
+def test_a_source_that_waits_is_stopped_from_another_thread(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    writing = os.open(tmp_path / "fifo", os.O_RDWR)
+    videos.write_video(tmp_path / "a.ts", 50)
+    content = (tmp_path / "a.ts").read_bytes()
+    threading.Thread(target=os.write, args=(writing, content), daemon=True).start()
+    with open_source(str(tmp_path / "fifo"), stream=0) as source:
+        timer = threading.Timer(0.5, source.stop)
+        timer.start()
+        began = time.monotonic()
+        list(source)
+        assert time.monotonic() - began < 5
+    os.close(writing)
+
+
+def test_a_decoder_may_not_write_or_start_programs_or_reach_the_network() -> None:
+    """Tried in a process of its own, as the filter cannot be taken off."""
+    code = """
+import os, socket, sys
+from vicort.runtime.sources.decoder_sandbox import enter_sandbox
+assert enter_sandbox(network=False, devices=False) == "", "no filter here"
+def fails(act):
+    try: act()
+    except OSError as error: return error.errno in (1, 13)
+    return False
+checks = [
+    fails(lambda: open(sys.argv[1], "w")), fails(os.fork), fails(lambda: os.unlink(sys.executable)),
+    fails(lambda: os.execv("/bin/true", ["true"])), fails(lambda: os.kill(os.getppid(), 0)),
+    fails(lambda: socket.socket()), fails(lambda: os.mkdir(sys.argv[1])),
+]
+print(checks, open("/proc/self/status").read().count("NoNewPrivs:\\t1"))
+import threading; t = threading.Thread(target=print, args=("thread",)); t.start(); t.join()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "/nonexistent-folder-of-a-test"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines() == [f"{[True] * 7} 1", "thread"], done
