@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import replace
 from fractions import Fraction
 
 from vicort.runtime.core import Frame, Motion
 from vicort.runtime.errors import ConfigError
+
+# intervals between frames whose mean is the source's interval
+WINDOW = 16
+# slots: from this interval on, each frame is the nearest one to some tick
+NEAR = 2 / 3
+# a source whose interval is within a tenth of a slot has about the rate that is asked for
+SAME = 0.1
+# slots: a longer interval counts as this long, so that one gap does not hide a high rate
+GAP = 2.0
+# slots: places closer than this are equal
+EQUAL = 1e-6
+# ticks a second of usual clocks, whose timestamps are rounded to a tick
+CLOCKS = (1000, 90_000, 1_000_000)
 
 
 def as_rate(fps: float | Fraction) -> Fraction:
@@ -23,33 +37,62 @@ def as_rate(fps: float | Fraction) -> Fraction:
 
 
 class Sampler:
-    """Accepts the first frame at or after each tick. The ticks are at first time + k/fps for
-    k = 0, 1, 2, …
+    """Takes one frame for each tick: the nearest one, decided when the frame comes.
 
-    The ticks are exact and do not drift. All frames of a source slower than fps are accepted. Ticks
-    inside a gap are skipped. Times are in seconds and must rise.
+    The ticks are exact and do not drift: they are at first time + k/fps for k = 0, 1, 2, …, and
+    the slot of tick k reaches half of 1/fps to both sides. A frame is taken for the next tick that
+    has none, unless it comes too early for it:
+
+    - by half of the source's interval or more: then the frame after it will be at least as near;
+    - by half a slot or more, where the source's interval is longer than 2/3 of a slot;
+    - by a whole slot or more, where the source has about the rate asked for (within a tenth). Such
+      a source keeps all its frames, however they jitter.
+
+    The source's interval is the mean of the newest ones. After its first interval alone, one of
+    more than half a slot is taken for a source of the rate asked for. Ticks that pass without a
+    frame are counted in `missed`. Times are in seconds and must rise.
     """
 
     def __init__(self, fps: float | Fraction | None) -> None:
         """fps: frames per second to accept; None accepts every frame."""
+        self.missed = 0  # ticks without a frame before the newest accepted one
         self._fps = None if fps is None else as_rate(fps)
         self._first: Fraction | None = None
+        # Places are in slots after the first frame. They are computed from exact times each, so
+        # that no error adds up.
+        self._next = 0  # number of the next tick that has no frame
+        self._newest = 0.0  # place of the newest frame that was seen
+        self._taken = 0.0  # place of the newest frame that was accepted
+        self._intervals: deque[float] = deque(maxlen=WINDOW)  # in slots, newest last
+        self._early = 0.0  # how early a frame may come for its tick
+        self._late = 0.5  # from how late on it belongs to a later tick
         self._skipped: Motion | None = None  # of the frames since the last accepted one
-        self._due = Fraction(0)  # time of the next tick; undefined before the first frame
 
     def wants(self, time: Fraction) -> bool:
-        """Whether `accepts` would accept a frame at this time. Changes no state."""
-        return self._fps is None or self._first is None or time >= self._due
+        """Whether `accepts` would accept a frame at this time.
+
+        Ask about every frame of the source: the sampler learns its interval. To ask again about the
+        same frame changes nothing.
+        """
+        if self._fps is None or self._first is None:
+            return True
+        place = self._place(time)
+        if place > self._newest + EQUAL:
+            self._learn(time, place - self._newest)
+            self._newest = place
+        return place > max(self._taken, self._next - self._early) + EQUAL
 
     def accepts(self, time: Fraction) -> bool:
-        """Whether the frame at this time is accepted. If so, the next tick is the first one after
-        it."""
+        """Whether the frame at this time is accepted. If so, its tick is taken."""
         if not self.wants(time):
             return False
-        if self._fps is not None:
-            self._first = time if self._first is None else self._first
-            passed = math.floor((time - self._first) * self._fps)  # ticks since the first
-            self._due = self._first + (passed + 1) / self._fps
+        if self._first is None:
+            self._first = time
+        place = self._place(time)
+        late = place - self._next > self._late - EQUAL
+        tick = max(self._next, math.floor(place + 0.5)) if late else self._next
+        self.missed = tick - self._next
+        self._next, self._taken = tick + 1, place
         return True
 
     def sample(self, frame: Frame) -> Frame | None:
@@ -64,3 +107,30 @@ class Sampler:
             return None
         self._skipped = None
         return frame
+
+    def _place(self, time: Fraction) -> float:
+        """Slots from the first frame to this time."""
+        return (
+            0.0
+            if self._fps is None or self._first is None
+            else float((time - self._first) * self._fps)
+        )
+
+    def _learn(self, time: Fraction, interval: float) -> None:
+        """Learn from a frame at this time, that many slots after the one before."""
+        self._intervals.append(min(interval, GAP))
+        mean = sum(self._intervals) / len(self._intervals)
+        alone = len(self._intervals) == 1
+        near = self._is_near(time, interval) if alone else mean >= NEAR
+        same = not alone and abs(mean - 1) <= SAME
+        self._early = 1.0 if same else 0.5 if near else mean / 2
+        self._late = 1.0 if same or not near else 0.5
+
+    def _is_near(self, time: Fraction, interval: float) -> bool:
+        """Whether one interval, which ends at this time, is of a source of the rate asked for."""
+        return interval > 0.5 + _rounding(time) * float(self._fps or 0) + EQUAL
+
+
+def _rounding(time: Fraction) -> float:
+    """Seconds by which a timestamp may have been rounded."""
+    return next((1 / ticks for ticks in CLOCKS if ticks % time.denominator == 0), 0.0)
