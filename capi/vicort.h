@@ -171,8 +171,8 @@ int vicort_set_codec(vicort_session *session, const char *codec, const uint8_t *
 int vicort_push_packet(vicort_session *session, const uint8_t *data, size_t length, int64_t time_us);
 
 /* Push all frames of a source on the calling thread: a file, rtsp://…, http(s)://…, /dev/videoN, a folder of images, testsrc:.
- * `pace`: 0 = as fast as possible, 1 = by its timestamps, 2 = twice as fast, … Its first frame has time 0. If the session is closed
- * meanwhile, the call ends with CLOSED within one frame, or within the timeout of a source that stalls.
+ * `pace`: 0 = as fast as possible, 1 = by its timestamps, 2 = twice as fast, … Time 0 is the start of the
+ * source. If the session is closed meanwhile, the call ends with CLOSED within one frame, or within the timeout of a source that stalls.
  * NULL, CLOSED, ARGUMENT, FINISHED; TIME: the stream has frames already; SOURCE: frames before a source broke off are kept. */
 int vicort_push_source(vicort_session *session, const char *source, double pace);
 

@@ -62,7 +62,8 @@ class Motion:
 class Frame:
     # np.ndarray [height, width, 3] uint8, RGB, upright; or a Surface in the memory of a GPU
     image: Any
-    time: Fraction  # seconds since the source's first frame, exact
+    # seconds since the source's start, exact: of the container, or of a live source's first frame
+    time: Fraction
     index: int  # 0, 1, 2, … in the source, before sampling
     # since the previous frame; None = not requested, or not reported by the codec
     motion: Motion | None = None
@@ -74,12 +75,12 @@ class Frame:
 
         tensor: [height, width, 3] uint8 RGB, or [3, height, width], with any strides. A tensor that
         fits both shapes is read as the first. It is not copied: do not change it until its chunk is
-        processed. time: seconds since the first frame; a float means its decimal text. Raises
-        ConfigError for another type, shape, time or memory.
+        processed. time: seconds since the stream's start; a float means its decimal text.
+        Raises ConfigError for another type, shape, time or memory.
         """
         if isinstance(time, float) and not math.isfinite(time):
             raise ConfigError(
-                f"a frame at {time} s: give a finite number of seconds since the first frame"
+                f"a frame at {time} s: give a finite number of seconds since the start"
             )
         return cls(
             _as_image(tensor),
@@ -165,7 +166,7 @@ class Sampling:
 @dataclass(frozen=True)
 class Question:
     text: str
-    at: Fraction | None = None  # seconds since the stream's first frame; None = at its end
+    at: Fraction | None = None  # seconds since the stream's start; None = at its end
     id: str = ""
     # questions of one conversation see each other; None = the question is evicted after its answer
     conversation: str | None = None

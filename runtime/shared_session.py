@@ -262,11 +262,13 @@ class SharedSession:
 
     def _pacer(self, pace: float) -> Callable[[Fraction], None]:
         """A function that waits until a frame at a given time is due or the session is closed."""
-        began = time.monotonic()
+        began: list[float] = []  # monotonic seconds of time 0, once the first frame has come
 
         def wait(at: Fraction) -> None:
             if pace:
-                self._ending.wait(max(0.0, began + float(at) / pace - time.monotonic()))
+                now, due = time.monotonic(), float(at) / pace
+                began[:] = began or [now - due]
+                self._ending.wait(max(0.0, began[0] + due - now))
 
         return wait
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Protocol
 
 import av
@@ -17,17 +18,37 @@ from vicort.runtime.core import Frame
 from vicort.runtime.errors import SourceError, TruncatedSource
 from vicort.runtime.redact import redact
 from vicort.runtime.sources.clock import Clock
+from vicort.runtime.sources.joined import joined_files
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.motion import EXPORT_VECTORS, MotionReader, exports_vectors
 from vicort.runtime.sources.piped import MAX_BYTES_WITHOUT_PICTURE, ByteFile
 from vicort.runtime.sources.pixels import Converter
+from vicort.runtime.sources.playlist import discontinuities
 from vicort.runtime.sources.source import Source, Wants, Warn
 
 logger = logging.getLogger(__name__)
 
 USUAL_RATE = Fraction(25)  # frames per second, for a stream that declares none
-# formats without timestamps: FFmpeg assumes 25 frames per second
-UNTIMED = ("mpjpeg", "mjpeg", "jpeg_pipe", "h264", "hevc", "m4v")
+# formats without timestamps: FFmpeg assumes 25 frames per second, if the codec says nothing
+RAW = (
+    "h264",
+    "hevc",
+    "vvc",
+    "m4v",
+    "mpegvideo",
+    "vc1",
+    "obu",
+    "h261",
+    "h263",
+    "cavsvideo",
+    "dirac",
+)
+UNTIMED = ("mpjpeg", "mjpeg", "jpeg_pipe", *RAW)
+# formats in which the first picture's timestamp says nothing about the start of the sound
+UNSTARTED = (*UNTIMED, "avi")
+JUMPING = ("mpegts", "hls")  # formats whose timestamps may jump
+HALF = Fraction(1, 2)
+FILE = "file:"  # FFmpeg's protocol of files
 TEXT = "tty"  # FFmpeg draws plain text as a video of letters
 # seconds that a complete stream may be shorter than declared: containers round, and the last frame
 # has a duration
@@ -106,9 +127,8 @@ class ContainerSource(Source):
         self._container = _opened(target, name, self._advice, options)
         try:
             self._stream = _choose(self._container, name, stream)
-            limits.check(
-                name, self._stream.width, self._stream.height, _declared_rate(self._stream)
-            )
+            rate = self._declared_rate()
+            limits.check(name, self._stream.width, self._stream.height, rate)
         except SourceError:
             self._container.close()
             raise
@@ -123,7 +143,7 @@ class ContainerSource(Source):
             or None
         )
         self.live = self.duration is None if live is None else live
-        rate = _declared_rate(self._stream) or USUAL_RATE
+        self._rate = rate = rate or USUAL_RATE
         self.frames_total = (
             self._stream.frames or (self.duration and round(self.duration * rate)) or None
         )
@@ -136,7 +156,15 @@ class ContainerSource(Source):
             self._stream.codec_context.name,
             threads,
         )
-        self._clock = Clock(1 / rate, self.warn)
+        self._path = _path(target)
+        kind = self._container.format.name
+        by_wall_clock = self.live and isinstance(target, str) and self._path is None
+        self._clock = Clock(
+            1 / rate,
+            self.warn,
+            may_jump=kind in JUMPING and not by_wall_clock,
+            breaks=discontinuities(self._path) if self._path and kind == "hls" else (),
+        )
         self._decoder: Decoder = CpuDecoder(self._stream, limits)
         self._motion: MotionReader | None = None
         self._health = _Health()
@@ -188,7 +216,7 @@ class ContainerSource(Source):
 
     def _frames(self, wants: Wants | None) -> Iterator[Frame]:
         for picture in self._pictures():
-            time, index = self._clock.time(self._stamp(picture)), self._health.pictures
+            time, index = self._time(picture), self._health.pictures
             self._health.see_picture(picture.is_corrupt)
             if self._file:
                 self._file.see_picture()
@@ -211,11 +239,26 @@ class ContainerSource(Source):
                 f"{self.name} breaks off after {self._health.pictures} frames ({reason}): fetch or "
                 "record it again"
             )
+        self._report_repairs()
+
+    def _report_repairs(self) -> None:
+        """Warn of what was damaged, repaired or not read, with counts."""
         if self._health.damaged:
             self.warn(
                 f"{self.name}: {self._health.damaged} damaged packets: their pictures are "
                 "missing or concealed"
             )
+        for kind, count in self._clock.repairs.items():
+            if count > 1:
+                self.warn(f"{self.name}: timestamps of {count} frames were {kind}, and repaired")
+        if self._path:
+            files, read = joined_files(self._path, self._container.format.name)
+            if files > read:
+                self.warn(
+                    f"{self.name} is {files} files joined end to end, and only the first "
+                    f"{'is' if read == 1 else 'two are'} read: join them with `ffmpeg -f concat`, "
+                    "or give each as a source"
+                )
 
     def close(self) -> None:
         """Does nothing while another thread reads, because FFmpeg would read freed memory."""
@@ -262,6 +305,28 @@ class ContainerSource(Source):
         except Damaged:
             self._health.see_damage()
 
+    def _time(self, picture: Any) -> Fraction:
+        """Seconds since the start of the container, as players and ffprobe count."""
+        stamp = self._stamp(picture)
+        if self._health.pictures:
+            return self._clock.time(stamp, step=self._length(picture))
+        return self._clock.time(stamp, self._start(stamp))
+
+    def _start(self, first: Fraction | None) -> Fraction | None:
+        """The timestamp of the container's start, given the first picture's; None = the same."""
+        start = self._container.start_time
+        if start is None or first is None or self._container.format.name in UNSTARTED:
+            return None
+        # a codec's lead-in before 0 is not played
+        return max(Fraction(start, av.time_base), min(Fraction(0), first))
+
+    def _length(self, picture: Any) -> Fraction | None:
+        """Seconds that a picture without a timestamp lasts, which may be more than one of two
+        fields."""
+        ticks = getattr(picture, "duration", None)
+        length = ticks * Fraction(picture.time_base or self._time_base) if ticks else None
+        return length if length and HALF <= length * self._rate <= 2 else None
+
     def _stamp(self, picture: Any) -> Fraction | None:
         ticks = picture.dts if picture.pts is None else picture.pts
         return None if ticks is None else ticks * Fraction(picture.time_base or self._time_base)
@@ -281,6 +346,17 @@ class ContainerSource(Source):
         if declared is not None and end + SLACK < declared:
             return f"at {float(end):.3f} s of {float(declared):.3f} s"
         return None
+
+    def _declared_rate(self) -> Fraction | None:
+        """Frames per second.
+
+        Of a raw stream the average is FFmpeg's assumption, and the guess is what the codec says.
+        Otherwise FFmpeg reports an average of 60,000 for raw DV, but guesses its rate correctly, so
+        the lower of the two is used.
+        """
+        average, guessed = self._stream.average_rate, self._stream.guessed_rate
+        rates = [guessed or average] if self._container.format.name in RAW else [average, guessed]
+        return min((rate for rate in rates if rate), default=None)
 
     def _declared_end(self) -> Fraction | None:
         """The end of the stream in seconds, from containers whose header declares it. Others only
@@ -340,6 +416,14 @@ def _opened(
     raise SourceError(line, why) from failure
 
 
+def _path(target: Any) -> Path | None:
+    """The file that a target names; None if it is no file on a disk."""
+    if not isinstance(target, str) or not target.startswith(FILE):
+        return None
+    path = Path(target.removeprefix(FILE))
+    return path if path.is_file() else None
+
+
 def _choose(container: av.container.InputContainer, name: str, index: int | None) -> av.VideoStream:
     """The stream with this index, or the first video stream that is not a cover picture."""
     videos = [
@@ -369,12 +453,6 @@ def _choose(container: av.container.InputContainer, name: str, index: int | None
             f"H.264, or use another of {allowed}"
         )
     return chosen
-
-
-def _declared_rate(stream: av.VideoStream) -> Fraction | None:
-    """Frames per second. FFmpeg reports an average of 60,000 for raw DV, but guesses its rate
-    correctly, so the lower of the two is used."""
-    return min((rate for rate in (stream.average_rate, stream.guessed_rate) if rate), default=None)
 
 
 def _size(stream: av.VideoStream) -> str:

@@ -6,7 +6,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vicort.runtime.sources.clock import MIN_STEP, RESET, Clock
+from vicort.runtime.sources.clock import JUMP, MIN_STEP, RESET, Clock
 
 STEP = Fraction(1, 25)
 STAMPS = st.lists(
@@ -53,6 +53,28 @@ def test_a_repeated_stamp_does_not_shift_what_follows() -> None:
     times, warnings = repaired([Fraction(0), Fraction(1), Fraction(1), Fraction(2)])
     assert times == [0, 1, 1 + MIN_STEP, 2]
     assert len(warnings) == 1
+
+
+@given(
+    st.lists(st.sampled_from([STEP, Fraction(7), Fraction(11), Fraction(9000)]), max_size=30),
+    st.booleans(),
+)
+def test_only_where_timestamps_may_jump_a_long_gap_is_one(
+    steps: list[Fraction], may_jump: bool
+) -> None:
+    clock = Clock(STEP, lambda line: None, may_jump=may_jump)
+    stamps = [sum(steps[:i], Fraction(5)) for i in range(len(steps) + 1)]
+    times = [clock.time(stamp) for stamp in stamps]
+    right = [STEP if may_jump and step > JUMP else step for step in steps]
+    assert [after - before for before, after in pairwise(times)] == right
+    assert clock.repairs["jumping"] == right.count(STEP) - steps.count(STEP)
+
+
+def test_a_start_before_the_first_frame() -> None:
+    clock = Clock(STEP, lambda line: None)
+    assert clock.time(Fraction(7), Fraction(5)) == 2
+    assert clock.time(Fraction(8)) == 3
+    assert Clock(STEP, lambda line: None).time(Fraction(7), Fraction(9)) == 0
 
 
 def test_missing_stamps_are_a_step_apart() -> None:
