@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,9 +16,11 @@ from vicort.export.library_caches import temporary_caches
 from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.errors import ConfigError, DeviceError, VicortError
 from vicort.runtime.log_options import add_log_options, log_to_stderr
-from vicort.runtime.manifest import KV, Activations, Backend, Precision, Weights
+from vicort.runtime.manifest import FILE_NAME, KV, Activations, Backend, Precision, Weights
 from vicort.runtime.safe_text import print_safely
+from vicort.runtime.set_folders import check_replaceable
 from vicort.runtime.shell_completion import add_completion_option
+from vicort.runtime.work_folders import work_folder
 
 if TYPE_CHECKING:
     from vicort.export.engine_set_writer import PlanOptions
@@ -88,12 +91,31 @@ def build(options: Arguments) -> int:
             "--image-size fixes the size of frames, --max-pixels lets it follow the source: give "
             "one of them"
         )
+    if options.out:
+        check_out(options.out)
     _check_weights(options)
     plan_options = _plan_options(options)
     # late: torch takes seconds to load, and neither --help nor a wrong argument needs it
     from vicort.export.build_set import build_set
 
     return build_set(options, plan_options, say)
+
+
+def check_out(folder: Path) -> None:
+    """Raises ConfigError, before a build spends minutes, if it cannot put a set there. Writes
+    nothing where a set is, which may be up to date."""
+    if os.path.islink(folder) and os.path.isfile(folder / FILE_NAME):
+        return  # as long as the set is up to date
+    check_replaceable(folder)
+    if not folder.exists():
+        with work_folder(folder.parent):
+            pass
+
+
+def _out(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("'' is not a folder: name one")
+    return Path(os.path.abspath(text)) if text in (".", "..") else Path(text)
 
 
 def _check_weights(options: Arguments) -> None:
@@ -211,7 +233,7 @@ def _parse(arguments: Sequence[str]) -> Arguments:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=_out,
         metavar="DIR",
         help="output folder (default: engines/<model>-<precision>[-<weights>]-<backend>"
         "[-activations-int8][-kv-int8])",

@@ -4,7 +4,9 @@ publish."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,11 +27,9 @@ from vicort.export.checkpoint import TINY, resolve
 from vicort.export.engine_set_writer import (
     PlanOptions,
     building,
-    check_replaceable,
     draft_manifest,
     is_built,
     progress_bar,
-    publish,
     seal,
     write_engine_set,
 )
@@ -41,9 +41,11 @@ from vicort.export.qwen2_5_vl.tied_head import as_stored
 from vicort.export.recipe import DEFAULT_PRECISION, embedded_adapter, load_recipe, model_spec
 from vicort.export.verify import compare
 from vicort.export.weight_compression import eight_bit
-from vicort.runtime.errors import ConfigError
+from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.locations import default_engine_dir
 from vicort.runtime.manifest import Activations, Backend, Manifest, Precision, Weights
+from vicort.runtime.safe_text import brief
+from vicort.runtime.set_folders import check_replaceable, publish
 
 if TYPE_CHECKING:
     from vicort.export.build import Arguments
@@ -100,7 +102,7 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
         if plan_options and eight_bit(options.weights):
             kept = f"rounded to {options.weights}"
         say(f"reading a quantised checkpoint: {quantisation}; its integers are {kept}")
-    with building(drafts[0].folder.parent) as temporary:
+    with building(drafts[0].folder.parent) as temporary, _failures_named(drafts[0].folder):
         write_engine_set(
             temporary,
             source.checkpoint,
@@ -118,6 +120,20 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
             if plan_options and not options.verify:
                 say(_not_run())
     return failed
+
+
+@contextmanager
+def _failures_named(folder: Path) -> Iterator[None]:
+    """Raises EngineError in one line for a disk that is full, read-only or broken."""
+    try:
+        yield
+    except OSError as error:
+        what = error.strerror or brief(error)
+        where = f" ({Path(os.fsdecode(error.filename)).name})" if error.filename else ""
+        raise EngineError(
+            f"{folder} could not be written: {what}{where}; nothing was changed there: make room, "
+            "or name a folder elsewhere with --out"
+        ) from error
 
 
 def _source(options: Arguments) -> ModelSource:

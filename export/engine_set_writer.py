@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
-import secrets
 import shutil
 import sys
 import tempfile
@@ -60,7 +58,7 @@ from vicort.export.token_control import TokenControlGraph
 from vicort.export.torch_tensorrt import compile_directly
 from vicort.export.weight_compression import HEADS, Quantised, Scheme, compress
 from vicort.export.written_integers import written_integers
-from vicort.runtime.errors import ConfigError, EngineError
+from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import (
     FILE_NAME,
     KV,
@@ -77,6 +75,7 @@ from vicort.runtime.manifest import (
     fingerprint,
     read_manifest,
 )
+from vicort.runtime.work_folders import work_folder
 
 logger = logging.getLogger(__name__)
 
@@ -430,43 +429,13 @@ def seal(folder: Path, manifest: Manifest) -> None:
 
 @contextmanager
 def building(root: Path) -> Iterator[Path]:
-    """A temporary folder in `root`, removed afterwards unless it was renamed."""
-    # The process id alone is not unique: a build that was killed in a container may have had it.
-    folder = root / f".building-{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(
-            f"no folder can be made in {root} ({error.strerror}): name a folder elsewhere with "
-            "--out"
-        ) from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """A folder for a new set in a work folder in `root`, removed afterwards unless it was moved.
 
-
-def check_replaceable(folder: Path) -> None:
-    """Raises ConfigError if `folder` is there and is neither an engine set nor an empty folder.
-    What is no folder, such as a file, a device or a link to nothing, is never replaced."""
-    if not os.path.lexists(folder):
-        return
-    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / FILE_NAME).is_file()):
-        raise ConfigError(
-            f"--out {folder} is not an engine set and is not overwritten: name a new folder, or "
-            "remove it"
-        )
-
-
-def publish(built: Path, folder: Path) -> None:
-    """Move a complete engine set to its folder, replacing an older one. Both are on one file
-    system."""
-    check_replaceable(folder)
-    old = built.with_name(f"{built.name}-replaced")
-    if folder.exists():
-        folder.rename(old)
-    built.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    Raises ConfigError if no folder can be made in `root`.
+    """
+    with work_folder(root) as work:
+        (work / "set").mkdir()
+        yield work / "set"
 
 
 def cpu() -> str:

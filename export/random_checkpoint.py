@@ -29,6 +29,7 @@ from vicort.export.tiny.model import CHECKPOINT as TINY
 from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.errors import ConfigError, VicortError
 from vicort.runtime.safe_text import print_safely, printable
+from vicort.runtime.work_folders import check_new, work_folder
 
 SHARD_BYTES = 1_000_000_000  # of a file; one of them lies in memory at a time
 ITEM_BYTES = 2  # bfloat16
@@ -124,9 +125,24 @@ def write_random(
     if (folder / INDEX).is_file():
         return folder
 
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    check_new(folder)
+    with work_folder(folder.parent) as work:
+        partial = work / "checkpoint"
+        partial.mkdir()
+        _write_random(partial, config, side, device, shard_bytes, written)
+        check_new(folder)
+        partial.rename(folder)
+    return folder
+
+
+def _write_random(
+    partial: Path,
+    config: dict,
+    side: int,
+    device: str,
+    shard_bytes: int,
+    written: Callable[[int], object],
+) -> None:
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config))
     model.tie_weights()  # a tied head is then no separate parameter
@@ -155,9 +171,6 @@ def write_random(
         eos_token_id=text["eos_token_id"], pad_token_id=text["pad_token_id"], do_sample=False
     ).save_pretrained(partial)
     write_companions(partial, side)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    return folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 from vicort.export.random_checkpoint import config_of, write_companions
 from vicort.export.tiny.model import CHECKPOINT as TINY
+from vicort.runtime.work_folders import check_new, work_folder
 
 SIDE = 224  # pixels
 VISION = {
@@ -42,11 +42,11 @@ def write_medium(folder: Path) -> Path:
 
     torch.manual_seed(0)
     model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**_medium_config())).float()
-    partial = folder.with_name(folder.name + ".partial")
-    model.save_pretrained(partial)
-    write_companions(partial, SIDE)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    check_new(folder)
+    with work_folder(folder.parent) as work:
+        model.save_pretrained(work / "checkpoint")
+        write_companions(work / "checkpoint", SIDE)
+        (work / "checkpoint").rename(folder)
     return folder
 
 

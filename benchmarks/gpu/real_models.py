@@ -235,13 +235,13 @@ class TensorRTMaker:
             building,
             draft_manifest,
             is_built,
-            publish,
             write_engine_set,
         )
         from vicort.export.qwen2_5_vl.configuration import read_configuration
         from vicort.export.recipe import load_recipe, model_spec
         from vicort.runtime.engines.tensorrt import load_tensorrt
         from vicort.runtime.manifest import read_manifest
+        from vicort.runtime.set_folders import publish
 
         recipe = load_recipe(
             size.recipe, image_width=side, image_height=side, question_rows=size.max_question_rows

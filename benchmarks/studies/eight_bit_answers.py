@@ -33,7 +33,6 @@ from vicort.export.engine_set_writer import (
     PlanOptions,
     building,
     draft_manifest,
-    publish,
     seal,
     write_engine_set,
 )
@@ -43,6 +42,7 @@ from vicort.export.tiny.video import write_video
 from vicort.export.tiny.world import make_stream
 from vicort.runtime.engines import onnxruntime
 from vicort.runtime.manifest import FILE_NAME, ModelSpec, Weights
+from vicort.runtime.set_folders import publish
 
 KINDS: tuple[Weights, ...] = ("int8", "fp8")
 

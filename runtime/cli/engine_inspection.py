@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,15 +16,10 @@ from vicort.runtime.cli.exporter_process import ask_exporter
 from vicort.runtime.cli.info import machine_for
 from vicort.runtime.errors import EngineError
 from vicort.runtime.locations import has_nvidia_driver
-from vicort.runtime.manifest import FILE_NAME, MAX_BYTES, Manifest, read_manifest
-from vicort.runtime.safe_text import read_text, shown
-
-# as `vicort-build` names the folder in which it builds, and the old set that it replaces
-LEFTOVER = re.compile(r"\.building-(\d{1,9})-[0-9a-f]{8}(-replaced)?")
-# seconds: what changed since then may belong to a build of another machine or container
-FRESH = 3600
-# keys that every version has written
-KEYS = frozenset({"schema_version", "backend", "precision", "model", "graphs", "build_command"})
+from vicort.runtime.manifest import FILE_NAME, Manifest, read_manifest
+from vicort.runtime.safe_text import shown
+from vicort.runtime.set_folders import manifest_content, why_foreign
+from vicort.runtime.work_folders import NAME, why_kept
 
 
 @dataclass(frozen=True)
@@ -48,6 +40,7 @@ class FoundSet:
     reason: str  # why it does not run; "" if nothing is known against it
     rebuilt_for: str  # why vicort-build would not call it up to date; "" if it would, or not asked
     is_link: bool  # to a folder elsewhere
+    other: str  # what is in the folder that vicort did not make, so that it is never removed
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,7 @@ class Leftover:
 
     name: str
     bytes: int
-    busy: str  # why a build may still be at work; "" if none is
+    busy: str  # why it is not removed; "" if it is what a killed build left
 
 
 def inspect_root(root: Path, rebuilds: bool = False) -> tuple[list[FoundSet], list[Leftover]]:
@@ -65,13 +58,13 @@ def inspect_root(root: Path, rebuilds: bool = False) -> tuple[list[FoundSet], li
     Folders that are neither are left out.
     """
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    contents = {path: _content(path) for path in folders if not LEFTOVER.fullmatch(path.name)}
+    contents = {path: manifest_content(path) for path in folders if not NAME.fullmatch(path.name)}
     exporter = _exporter() if rebuilds and any(contents.values()) else None
     sets = [_found(path, content, exporter) for path, content in contents.items() if content]
     leftovers = [
-        Leftover(path.name, size_of(path), _busy(path))
+        Leftover(path.name, size_of(path), why_kept(path))
         for path in folders
-        if LEFTOVER.fullmatch(path.name) and not path.is_symlink()
+        if NAME.fullmatch(path.name) and not path.is_symlink()
     ]
     return sets, leftovers
 
@@ -86,15 +79,6 @@ def _within(folder: Path) -> Iterator[os.stat_result]:
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):
             yield path.lstat()
-
-
-def _content(folder: Path) -> dict[str, Any] | None:
-    """The manifest of an engine set of any version; None for another folder."""
-    try:
-        content = json.loads(read_text(folder / FILE_NAME, MAX_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) and content.keys() >= KEYS else None
 
 
 def _found(folder: Path, content: dict[str, Any], exporter: str | None) -> FoundSet:
@@ -116,6 +100,7 @@ def _found(folder: Path, content: dict[str, Any], exporter: str | None) -> Found
         reason=reason,
         rebuilt_for=_rebuilt_for(manifest, exporter) if manifest and exporter else "",
         is_link=folder.is_symlink(),
+        other="" if folder.is_symlink() else why_foreign(folder),
     )
 
 
@@ -153,24 +138,3 @@ def _rebuilt_for(manifest: Manifest, exporter: str) -> str:
         if now != built_with:
             return f"it was built with {tool} {built_with}, this one is {now}"
     return ""
-
-
-def _busy(folder: Path) -> str:
-    """Why a build may still be at work in a folder."""
-    found = LEFTOVER.fullmatch(folder.name)
-    if found and _is_alive(int(found[1])):
-        return f"process {found[1]} may be building"
-    newest = max([folder.lstat().st_mtime, *(each.st_mtime for each in _within(folder))])
-    if time.time() - newest < FRESH:
-        return "it changed in the last hour, and its build may run elsewhere"
-    return ""
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

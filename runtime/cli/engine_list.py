@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,9 @@ from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.errors import ConfigError, EngineError, VicortError
 from vicort.runtime.locations import engines_root
 from vicort.runtime.safe_text import print_safely
+from vicort.runtime.set_folders import remove_set
 from vicort.runtime.shell_completion import add_completion_option
+from vicort.runtime.work_folders import NAME, remove_work_folder
 
 READER_GONE = 141  # exit code: 128 + SIGPIPE
 INTERRUPTED = 130  # exit code: 128 + SIGINT
@@ -123,6 +124,8 @@ def _lines(found: FoundSet) -> list[str]:
         lines.append(f"    does not run here: {found.reason}")
     else:
         lines.append(f"    does not run: {found.reason}")
+    if found.other:
+        lines.append(f"    {found.other.removesuffix(',')}: never removed by vicort-engines")
     if found.rebuilt_for:
         lines.append(f"    vicort-build would build it again: {found.rebuilt_for}")
     return lines
@@ -166,7 +169,7 @@ def _removals(root: Path, here: bool) -> list[Removal]:
         *(
             Removal(root / each.name, each.bytes, each.reason)
             for each in sets
-            if not each.is_link and not each.runs and (here or not each.readable)
+            if not (each.is_link or each.other or each.runs) and (here or not each.readable)
         ),
         *(
             Removal(root / left.name, left.bytes, "left over from a build")
@@ -188,7 +191,10 @@ def _agreed(question: str) -> bool:
 
 def _remove(folder: Path) -> None:
     try:
-        shutil.rmtree(folder)
+        if NAME.fullmatch(folder.name):
+            remove_work_folder(folder)
+        else:
+            remove_set(folder)
     except OSError as error:
         raise EngineError(
             f"{folder} cannot be removed ({error.strerror}): check its permissions"

@@ -1,5 +1,6 @@
 """vicort-build: what it builds, what it leaves alone, what it refuses."""
 
+import errno
 import os
 import shutil
 import socket
@@ -27,13 +28,14 @@ from support.sizes import is_thorough
 from vicort.export import build, build_set, recipe
 from vicort.export.build_set import candidates
 from vicort.export.checkpoint import TINY, resolve
-from vicort.export.engine_set_writer import building, check_replaceable, publish, seal
+from vicort.export.engine_set_writer import building, seal
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.verify import compare, language_inputs
 from vicort.runtime.engines import tensorrt
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.manifest import FILE_NAME, ModelSpec, read_manifest
 from vicort.runtime.session import Session
+from vicort.runtime.set_folders import check_replaceable, publish
 
 
 @pytest.fixture(autouse=True)
@@ -454,7 +456,75 @@ def test_a_folder_that_cannot_be_made_is_refused_at_once(tmp_path, capfd):
     (tmp_path / "file").write_bytes(b"dear")
     status, said = run(capfd, checkpoint(), "--out", tmp_path / "file" / "set", *OPTIONS)
     assert (status, said.count("\n")) == (2, 1)
-    assert f"no folder can be made in {tmp_path / 'file'} (Not a directory)" in said
+    assert f"--out {tmp_path / 'file' / 'set'} cannot be written (Not a directory)" in said
+
+
+WEB_APP = '{"name": "my web app", "schema_version": 4, "files": {}}'
+IMPOSSIBLE = {
+    "below a device": ("/dev/null/set", "Not a directory"),
+    "in a place that makes no folders": ("/proc/set", "/proc"),
+    "a name too long": ("x" * 300, "File name too long"),
+    "empty": ("", "name one"),
+    "the root": ("/", "not overwritten"),
+    "a zero byte": ("a\0b", "null"),
+    "a web app": ("webapp", "not overwritten"),
+    "below a file": ("file/a/b/set", "Not a directory"),
+}
+
+
+@pytest.mark.parametrize(("out", "why"), IMPOSSIBLE.values(), ids=IMPOSSIBLE.keys())
+def test_an_impossible_place_is_refused_before_the_model_is_looked_at(
+    out, why, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "webapp" / "src").mkdir(parents=True)
+    (tmp_path / "webapp" / "manifest.json").write_text(WEB_APP)
+    (tmp_path / "webapp" / "src" / "precious.txt").write_text("x")
+    (tmp_path / "file").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    status, said = run(capfd, "no/such/model", "--out", out)
+    assert (status, said.count("\n")) == (2, 1)
+    assert "--out" in said
+    assert why in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_read_only_place_is_refused_at_once(tmp_path, capfd):
+    """As another user, because root may write everywhere."""
+    place = tmp_path / "place"
+    place.mkdir(mode=0o555)
+    if os.access(place, os.W_OK):
+        pytest.skip("this user may write everywhere")
+    status, said = run(capfd, "no/such/model", "--out", place / "set")
+    assert (status, said.count("\n")) == (2, 1)
+    assert "Permission denied" in said
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES]
+)
+@pytest.mark.parametrize("step", ["write_engine_set", "seal_last"])
+def test_a_disk_that_fails_is_one_line_and_leaves_the_old_set(
+    number, step, tmp_path, monkeypatch, capfd
+):
+    def fail(folder, *_, **__):
+        (folder / "llm.onnx").write_bytes(b"half")
+        raise OSError(number, os.strerror(number), str(folder / "llm.onnx"))
+
+    def half(folder, *_, **__):
+        with pytest.raises(OSError, match="llm"):
+            fail(folder)
+
+    monkeypatch.setattr(build_set, "write_engine_set", fail if step != "seal_last" else half)
+    monkeypatch.setattr(build_set, "_finished", fail)
+    changed = {"versions": read_manifest(chosen_set()).versions | {"exporter": "older"}}
+    damaged_copy(chosen_set(), tmp_path / "set", **changed)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    status, said = run(capfd, built_model(), "--out", tmp_path / "set", *built_options())
+    assert status == 2
+    assert os.strerror(number) in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_a_configuration_that_is_nested_too_deeply_is_refused(tmp_path, capfd):

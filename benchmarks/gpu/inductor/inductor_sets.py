@@ -53,7 +53,7 @@ from vicort.runtime.devices.host import HostDevice
 from vicort.runtime.devices.machine_memory import MachineMemory, host_memory
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.engines.engine_set import LLM_STREAMS, EngineSet
-from vicort.runtime.errors import EngineError
+from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
 from vicort.runtime.kernels import Kernels
 from vicort.runtime.manifest import (
@@ -66,6 +66,7 @@ from vicort.runtime.manifest import (
     Precision,
     fingerprint,
 )
+from vicort.runtime.set_folders import publish
 
 # in the order in which they are compiled: the quickest first
 GRAPHS: tuple[GraphName, ...] = ("tokens", "head", "vision", "llm")
@@ -163,8 +164,7 @@ def build(
     _copy_texts(part, checkpoint)
     (part / PLAN).unlink()
     seal(part, wanted)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    publish(part, folder)
     return seconds
 
 
@@ -179,6 +179,8 @@ def _begin(part: Path, wanted: InductorManifest) -> None:
     """Keeps the files of an earlier build of the same plan, or empties the folder."""
     text = wanted.model_dump_json()
     if not ((part / PLAN).is_file() and (part / PLAN).read_text() == text):
+        if part.is_dir() and any(part.iterdir()) and not (part / PLAN).is_file():
+            raise ConfigError(f"{part} was not made by this build: move it away, or remove it")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         (part / PLAN).write_text(text)

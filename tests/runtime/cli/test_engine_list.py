@@ -12,23 +12,17 @@ import pytest
 from support.fake_session import FakeEngines, FakeSession
 
 from vicort.export.exporter_version import exporter_hash
+from vicort.runtime import work_folders
 from vicort.runtime.cli import engine_inspection, engine_list, info, other_versions, run
 from vicort.runtime.manifest import SCHEMA_VERSION, read_manifest
 
 CLIP = str(Path(__file__).parents[2] / "fixtures" / "shapes.mp4")
-HOURS = 3600
 
 
 def changed(folder, **changes):
     """Changes the manifest of a set; its files stay."""
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def aged(folder, seconds):
-    for path in (*folder.rglob("*"), folder):
-        then = path.stat().st_mtime - seconds
-        os.utime(path, (then, then))
 
 
 @pytest.fixture
@@ -205,14 +199,14 @@ def test_a_set_that_is_built_again_meanwhile_stays(root, old, monkeypatch, capsy
 def test_it_says_what_was_removed_and_not_what_was_to_be(root, old, monkeypatch, capsys):
     for name in ("old2", "old3"):
         shutil.copytree(old, root / name, copy_function=os.link)
-    size, remove = engine_list.size_text(engine_inspection.size_of(old)), shutil.rmtree
+    size, remove = engine_list.size_text(engine_inspection.size_of(old)), engine_list.remove_set
 
     def refuse_the_last(folder):
         if folder.name == "old3":
             raise PermissionError(13, "Permission denied")
         remove(folder)
 
-    monkeypatch.setattr(shutil, "rmtree", refuse_the_last)
+    monkeypatch.setattr(engine_list, "remove_set", refuse_the_last)
     monkeypatch.setattr("builtins.input", lambda question: remove(root / "old2") or "y")
     assert engine_list.main(["prune"]) == 2
     out, err = capsys.readouterr()
@@ -229,31 +223,32 @@ def test_links_are_left_alone(root, old, tmp_path):
     assert (elsewhere / "manifest.json").is_file()
 
 
-def dead_process():
-    child = subprocess.Popen(["true"])
-    child.wait()
-    return child.pid
+def test_what_vicort_did_not_make_keeps_a_set_in_its_folder(root, old, capsys):
+    (old / "precious.txt").write_text("x")
+    assert engine_list.main(["list"]) == 0
+    assert "holds precious.txt, which is no part of the engine set in it: never removed" in (
+        capsys.readouterr().out
+    )
+    assert engine_list.main(["prune", "--yes"]) == 0
+    assert (old / "precious.txt").exists()
+    assert (old / "llm.bin").exists()
 
 
 def test_prune_removes_what_killed_builds_left(root, capsys):
-    gone = dead_process()
-    names = [f".building-{gone}-0123abcd", f".building-{gone}-0123abcd-replaced"]
-    kept = [
-        f".building-{os.getpid()}-0123abcd",  # this process is alive
-        f".building-{gone}-fresh",  # not a name that a build gives
-        ".building",
-    ]
-    for name in (*names, *kept):
-        (root / name).mkdir()
-        (root / name / "vision.bin").write_bytes(bytes(1000))
-        aged(root / name, 2 * HOURS)
-    (root / f".building-{gone}-00000000").mkdir()  # changed just now
-    leftovers = {each["name"]: each for each in listed(capsys)[1]}
-    assert sorted(name for name, each in leftovers.items() if not each["busy"]) == sorted(names)
-    assert leftovers[names[0]]["bytes"] == 1000
-    assert engine_list.main(["prune", "--yes"]) == 0
-    assert not any((root / name).exists() for name in names)
-    assert all((root / name).is_dir() for name in (*kept, f".building-{gone}-00000000"))
+    """Whether a build still works in a folder is told by its lock, whatever its age."""
+    gone, unmarked = root / ".building-1-0123abcd", root / ".building-1-00000000"
+    for folder in (gone, unmarked, root / ".building"):
+        folder.mkdir()
+        (folder / "vision.bin").write_bytes(bytes(1000))
+    (gone / "lock").write_text(work_folders.MARK)
+    with work_folders.work_folder(tmp := root.parent / "other"):
+        (tmp := next(tmp.iterdir())).rename(busy := root / tmp.name)
+        found = {each["name"]: each["busy"] for each in listed(capsys)[1]}
+        assert found.keys() == {gone.name, unmarked.name, busy.name}
+        assert [name for name, reason in found.items() if not reason] == [gone.name]
+        assert engine_list.main(["prune", "--yes"]) == 0
+        assert (gone.exists(), unmarked.exists(), busy.exists()) == (False, True, True)
+    assert (root / ".building").is_dir()
 
 
 def test_another_folder_can_be_named(root, tmp_path, capsys):
