@@ -34,6 +34,7 @@ from vicort.export.engine_set_writer import (
     write_engine_set,
 )
 from vicort.export.onnxruntime_products import packs, repack
+from vicort.export.prompt_check import check_prompt
 from vicort.export.qwen2_5_vl.adapter import Adapter, read_adapter
 from vicort.export.qwen2_5_vl.checkpoint_quantisation import read_quantisation
 from vicort.export.qwen2_5_vl.configuration import Configuration, read_configuration
@@ -199,6 +200,8 @@ def _drafts(
             f"{spec.fixed_size[1]}x{spec.fixed_size[0]}: sides are multiples of "
             f"{spec.token_pixels} pixels"
         )
+    if warning := check_prompt(source.checkpoint, spec.video_token):
+        say(f"warning: {warning}")
     clip = options.calibration
     read = None if clip is None else read_clip(clip, spec, source.checkpoint)
     precision = recipe.precision or DEFAULT_PRECISION["tensorrt" if plan_options else "openvino"]

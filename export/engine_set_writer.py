@@ -87,8 +87,11 @@ COPIED = (
     "tokenizer_config.json",
     "chat_template.jinja",
     "chat_template.json",
+    "processor_config.json",
+    "special_tokens_map.json",
 )
-NEEDED = "tokenizer.json"
+# of a checkpoint that has no chat_template.jinja beside it
+NAMED_TEMPLATE = "additional_chat_templates/default.jinja"
 # graphs with weights that others have too, or that are the embedding: they are stored once
 SHARING: tuple[GraphName, ...] = ("head", "vision", "vision_pruned")
 # before the names of the parameters that the pruned vision graph has of the vision graph
@@ -126,13 +129,7 @@ def draft_manifest(
 ) -> Manifest:
     """The manifest of a set before it is built: without files, layers and names in plans. options:
     of backend tensorrt. clip: that int4 weights are chosen with.
-
-    Raises EngineError if the checkpoint has no tokenizer.
     """
-    if not (checkpoint / NEEDED).is_file():
-        raise EngineError(
-            f"{checkpoint} has no {NEEDED}, which questions need: download the checkpoint again"
-        )
     graphs, tools = signatures(model, precision, kv), [*TOOLS, backend]
     if options:
         graphs = plan_signatures(graphs, model, options.plugin, options.strip)
@@ -246,6 +243,8 @@ def write_engine_set(
     for file in COPIED:
         if (checkpoint / file).is_file():
             shutil.copyfile(checkpoint / file, folder / file)
+    if (checkpoint / NAMED_TEMPLATE).is_file() and not (folder / "chat_template.jinja").exists():
+        shutil.copyfile(checkpoint / NAMED_TEMPLATE, folder / "chat_template.jinja")
     seal(folder, manifest)
 
 

@@ -66,11 +66,13 @@ CONTRACT = {name for name, floor in FLOORS.items() if floor == 0}
 HEADS = {name for name, floor in FLOORS.items() if floor == 5}
 # The plugin is one class for building and running; verify.py runs the engines beside the model;
 # backend_choice.py measures how long engines take; build_space.py asks for the machine's memory and
-# instructions; calibration_clip.py reads a clip as a stream is read.
+# instructions; calibration_clip.py reads a clip as a stream is read; prompt_check.py makes the
+# prompt that a session would make.
 EXPORT_EXCEPTIONS = {
     "backend_choice.py": {"devices", "engines"},
     "build_space.py": {"devices", "engines"},
     "calibration_clip.py": {"devices", "language", "memory", "sources", "stages"},
+    "prompt_check.py": {"language"},
     "tensorrt_plans.py": {"engines"},
     "verify.py": {"devices", "engines"},
 }

@@ -8,32 +8,22 @@ suffix  <|vision_end|>QUESTION …                   one fork of the stream per 
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, TypeVar
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from vicort.runtime.errors import ConfigError, EngineError, QuestionError
-from vicort.runtime.safe_text import brief, is_text, read_text, shown
+from vicort.runtime.language.chat_template import ChatTemplate
+from vicort.runtime.language.message_form import choose_form
+from vicort.runtime.safe_text import brief, is_text, shown
 
 TOKENIZER_FILE = "tokenizer.json"
-TEMPLATE_FILE = "chat_template.jinja"
-MAX_TEMPLATE_BYTES = 16 << 20  # of a template, or of the JSON file that contains it
-# A template is a sandboxed program: it may raise Python's errors too, for example at 1 / 0.
-TEMPLATE_ERRORS = (
-    TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+MAX_TOKENIZER_BYTES = 64 << 20
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+
+Result = TypeVar("Result")
 
 
 class Prompt:
@@ -42,30 +32,26 @@ class Prompt:
     def __init__(self, folder: Path, video_token: int, system: str | None = None) -> None:
         """folder: an engine set, or a checkpoint in Hugging Face layout. system: the system prompt;
         None = the template's own. Raises EngineError if the folder's tokenizer or chat template is
-        missing or fails, ConfigError for a system prompt that cannot be given."""
+        missing or fails, or a stream cannot be asked with it; ConfigError for a system prompt that
+        cannot be given."""
         self._tokenizer = _read_tokenizer(folder / TOKENIZER_FILE)
-        self._template = _read_template(folder)
+        self._template = ChatTemplate.read(folder)
+        self._video_token = video_token
         self._video = self._tokenizer.id_to_token(video_token)
         if not self._video:
             raise EngineError(
                 f"the tokenizer in {folder} has no token {video_token} for a video: use the "
                 "model's own tokenizer"
             )
+        self._controls = _control_tokens(self._tokenizer)
         self._system = system
         if system is not None:
             self._check_system(system)
-        before, found, _ = self._render(self._turns([("", "")])).partition(self._video)
-        if not found:
-            raise EngineError(
-                f"the chat template in {folder} puts no {self._video} where a video is: use the "
-                "model's own template"
-            )
-        if system is not None and system.strip() not in before:
-            raise ConfigError(
-                f"the chat template in {folder} does not take a system prompt: leave it out, or "
-                "put it into the questions"
-            )
-        self.prefix: list[int] = self._encode(before)
+        self._form = choose_form(
+            self._render, self._video, self._placeholder(), system, f"the chat template in {folder}"
+        )
+        whole = self._encode(self._render(self._turns([("a question", "")])))
+        self.prefix: list[int] = whole[: whole.index(video_token)]
 
     def question(self, text: str, earlier: Sequence[tuple[str, str]] = ()) -> list[int]:
         """The tokens after the cached ones, up to where the answer begins. Raises QuestionError.
@@ -82,19 +68,22 @@ class Prompt:
                 f"the question {shown(text)} contains a lone surrogate, which is no character: "
                 "ask in UTF-8"
             )
-        if special := next((t for t in self.special_tokens() if t in text), None):
+        if control := self._control_in(text):
             raise QuestionError(
-                f"the question contains the model's control token {special!r}: leave it out"
+                f"the question contains the model's control token {control!r}: leave it out"
             )
         whole = self._render(self._turns([*earlier, (text, "")]))
         if not earlier:
-            return self._encode(whole.partition(self._video)[2])
-        cached = self._render(self._turns([*earlier[:-1], (earlier[-1][0], "")])) + earlier[-1][1]
-        if not whole.startswith(cached):
-            raise QuestionError(
-                "this model's chat template cannot continue a conversation: ask without one"
-            )
-        return self._encode(whole[len(cached) :])
+            return self._after_video(whole)
+        asked = self._render(self._turns([*earlier[:-1], (earlier[-1][0], "")]))
+        answer = earlier[-1][1]
+        # some templates strip white space around an answer
+        for cached in (asked + answer, asked + answer.rstrip(), asked + answer.strip()):
+            if whole.startswith(cached):
+                return self._encode(whole[len(cached) :])
+        raise QuestionError(
+            "this model's chat template cannot continue a conversation: ask without one"
+        )
 
     def context(self, text: str, earlier: Sequence[tuple[str, str]] = ()) -> list[int]:
         """The tokens of the whole conversation up to where the answer begins, the video one of
@@ -121,7 +110,7 @@ class Prompt:
         return self._tokenizer.token_to_id(token)
 
     def special_tokens(self) -> list[str]:
-        """The model's control tokens."""
+        """The model's tokens that its tokenizer flags as special."""
         return [
             token.content
             for token in self._tokenizer.get_added_tokens_decoder().values()
@@ -129,17 +118,24 @@ class Prompt:
         ]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return _calling(lambda: self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def _turns(self, turns: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-        messages: list[dict[str, Any]] = []
-        if self._system is not None:
-            messages.append({"role": "system", "content": self._system})
-        for number, (question, answer) in enumerate(turns):
-            messages.append(_turn(question, with_video=number == 0))
-            if answer:
-                messages.append({"role": "assistant", "content": answer})
-        return messages
+        return self._form.messages(turns, self._placeholder(), self._system)
+
+    def _placeholder(self) -> str:
+        """The video with the tokens that enclose it, for templates that take one text."""
+        known = self.token_id(VISION_START) is not None and self.token_id(VISION_END) is not None
+        return f"{VISION_START}{self._video}{VISION_END}" if known else self._video
+
+    def _after_video(self, whole: str) -> list[int]:
+        tokens, cached = self._encode(whole), [*self.prefix, self._video_token]
+        if tokens[: len(cached)] != cached:
+            raise QuestionError(
+                "this model's chat template writes another beginning for this question, but the "
+                "beginning is cached when a stream opens: ask in other words"
+            )
+        return tokens[len(cached) :]
 
     def _check_system(self, text: str) -> None:
         if not text.strip() or not is_text(text):
@@ -147,19 +143,24 @@ class Prompt:
                 f"the system prompt {shown(text)} is not text: say what the model shall be, or "
                 "leave it out"
             )
-        if special := next((t for t in self.special_tokens() if t in text), None):
+        if control := self._control_in(text):
             raise ConfigError(
-                f"the system prompt contains the model's control token {special!r}: leave it out"
+                f"the system prompt contains the model's control token {control!r}: leave it out"
             )
 
+    def _control_in(self, text: str) -> str | None:
+        """A control token that is in a user's text, or becomes one when that is normalised."""
+        if written := next((each for each in self._controls.values() if each in text), None):
+            return written
+        unknown = getattr(self._tokenizer.model, "unk_token", None)  # many texts hold it
+        found = (self._controls.get(each, unknown) for each in self.words(text))
+        return next((each for each in found if each != unknown), None)
+
     def _render(self, messages: list[dict[str, Any]]) -> str:
-        try:
-            return self._template.render(messages=messages, add_generation_prompt=True)
-        except TEMPLATE_ERRORS as error:
-            raise _failing(error) from error
+        return self._template.render(messages)
 
     def _encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return _calling(lambda: self._tokenizer.encode(text, add_special_tokens=False)).ids
 
 
 class TextStream:
@@ -227,15 +228,29 @@ class StopText:
         return passed
 
 
-def _turn(text: str, with_video: bool) -> dict[str, Any]:
-    video = [{"type": "video"}] if with_video else []
-    return {"role": "user", "content": [*video, {"type": "text", "text": text}]}
+def _control_tokens(tokenizer: Tokenizer) -> dict[int, str]:
+    """The tokens that steer the model, by their ids: those that the tokenizer flags as special, and
+    added ones that are in brackets, like <tool_call>."""
+    return {
+        number: token.content
+        for number, token in tokenizer.get_added_tokens_decoder().items()
+        if token.special or _is_bracketed(token.content)
+    }
+
+
+def _is_bracketed(text: str) -> bool:
+    return text[:1] in ("<", "[", "{", "|") and text[-1:] in (">", "]", "}", "|") and len(text) > 2
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise EngineError(f"{path} is missing: build the engine set again with vicort-build")
     written = path.stat()
+    if written.st_size > MAX_TOKENIZER_BYTES:
+        raise EngineError(
+            f"{path} has {written.st_size} bytes, at most {MAX_TOKENIZER_BYTES} are allowed: use "
+            "the model's own tokenizer"
+        )
     try:
         return _tokenizer(path, written.st_mtime_ns, written.st_size)
     except Exception as error:
@@ -248,59 +263,21 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 def _tokenizer(path: Path, written_ns: int, size: int) -> Tokenizer:
     """A tokenizer of 150,000 tokens takes most of a second to read. Nothing here changes one, so
     sessions share it. written_ns, size: of the file, which may be replaced."""
-    return Tokenizer.from_file(str(path))
+    tokenizer = _calling(lambda: Tokenizer.from_file(str(path)))
+    # as transformers: a file may hold what was set when it was trained
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
-def _read_template(folder: Path) -> Any:
-    """From chat_template.jinja, chat_template.json or tokenizer_config.json, the first that has
-    one."""
-    source = _text(folder / TEMPLATE_FILE)
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        if source is None:
-            source = _template_in(folder / name)
-    if not isinstance(source, str):
-        raise EngineError(
-            f"{folder} has no chat template: add the model's {TEMPLATE_FILE} and build again"
-        )
-
-    def fail(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = fail
+def _calling(work: Callable[[], Result]) -> Result:
+    """The result of a call of the tokenizer, which is Rust. Raises EngineError where that panics,
+    for example at a regular expression that takes too long."""
     try:
-        return environment.from_string(source)
-    except TEMPLATE_ERRORS as error:
-        raise _failing(error) from error
-
-
-def _failing(error: BaseException) -> EngineError:
-    return EngineError(
-        f"the model's chat template fails ({brief(error)}): use the template that came with the "
-        "model"
-    )
-
-
-def _text(path: Path) -> str | None:
-    """None if there is no such file. Raises EngineError if it is not text, or too long."""
-    if not path.is_file():
-        return None
-    try:
-        return read_text(path, MAX_TEMPLATE_BYTES)
-    except (OSError, UnicodeDecodeError) as error:
+        return work()
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
         raise EngineError(
-            f"{path} cannot be read ({error}): build the engine set again with vicort-build"
+            f"the model's tokenizer fails ({brief(error)}): use the model's own tokenizer"
         ) from error
-
-
-def _template_in(path: Path) -> Any:
-    """The value of chat_template in a JSON file; None if there is no such file or no such key."""
-    if (text := _text(path)) is None:
-        return None
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise EngineError(
-            f"{path} is not JSON: build the engine set again with vicort-build"
-        ) from error
-    return content.get("chat_template") if isinstance(content, dict) else None
