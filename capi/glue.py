@@ -61,7 +61,7 @@ CODES: dict[type[BaseException], int] = {
     ArgumentError: lib.VICORT_E_ARGUMENT,
     SizeError: lib.VICORT_E_SIZE,
     CutText: lib.VICORT_E_BUFFER,
-    shared.SessionClosed: lib.VICORT_E_CLOSED,
+    errors.SessionClosed: lib.VICORT_E_CLOSED,
     shared.StreamFinished: lib.VICORT_E_FINISHED,
     shared.TimeOrderError: lib.VICORT_E_TIME,
     shared.AnswerStopped: lib.VICORT_E_STOPPED,
@@ -106,7 +106,7 @@ def error_text(failure: BaseException) -> str:
 def session_of(handle: Any) -> SharedSession:
     if found := sessions.get(int(ffi.cast("uintptr_t", handle))):
         return found
-    raise shared.SessionClosed(
+    raise errors.SessionClosed(
         "the session is closed, or was never opened: open one with vicort_open"
     )
 
@@ -209,7 +209,7 @@ def close(handle: Any) -> None:
 @embedded
 def close_all() -> None:
     for session in list(sessions.values()):
-        with suppress(shared.SessionClosed):
+        with suppress(errors.SessionClosed):
             session.close()
 
 

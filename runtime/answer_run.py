@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import numpy as np
 
 from vicort.runtime.answering import Answerer, Snapshot
-from vicort.runtime.core import Answer, Page, Question
+from vicort.runtime.asked_question import AskedQuestion
+from vicort.runtime.core import Answer, Page
 from vicort.runtime.devices.device import Array
+from vicort.runtime.errors import QuestionError
 from vicort.runtime.language.language_run import FEATURE_ROW, LanguageOutput, LanguageRun
 from vicort.runtime.language.prompt import StopText, TextStream
 from vicort.runtime.language.token_choice import TokenChoice, log_probability
@@ -27,11 +29,10 @@ class AnswerRun:
     def __init__(
         self,
         shared: Answerer,
-        question: Question,
+        asked: AskedQuestion,
         snapshot: Snapshot,
-        asked: int,
-        on_token: Callable[[str], None],
     ) -> None:
+        question = asked.question
         self._shared = shared
         self._model = shared.model
         self._device = shared.device
@@ -40,10 +41,9 @@ class AnswerRun:
         self._question = question
         self._snapshot = snapshot
         self._asked = asked
-        self._on_token = on_token
-        self._turns = shared.turns(question)
+        self._vision, after_video = self._place_deferred()
+        self._place_text(after_video)
         earlier = [(turn.question, turn.text) for turn in self._turns]
-        self._suffix = shared.prompt.question(question.text, earlier)
         penalised = question.sampling.repetition_penalty not in (None, 1)
         context = shared.prompt.context(question.text, earlier) if penalised else ()
         self._choice = TokenChoice(question.sampling, context)
@@ -59,14 +59,15 @@ class AnswerRun:
         shared, slots = self._shared, self._memory.tiers.scratch_slots
         recalls = self._snapshot.lease.recalls + self._memory.recall_slots
         scratch = slots.allocate(recalls + len(self._layout.tokens))
-        # Borrowed in the stream's own work, so that its buffers are used in the stream's order.
-        run = self._stream.run(shared.borrow).enqueued()
+        run = None
         try:
+            # Borrowed in the stream's own work, so that its buffers are used in the stream's order.
+            run = self._stream.run(shared.borrow).enqueued()
             with self._device.urgency.urgent_work():
                 self._stream.run(self._prepare_in_stream, scratch).enqueued()
                 logits = self._prefill(run)
                 token = self._choice.choose(logits, ())
-                ttft = time.perf_counter_ns() - self._asked
+                ttft = time.perf_counter_ns() - self._asked.since
             self._log_probabilities.append(log_probability(logits, token))
             tokens, text = self._generate(run, token)
             if self._appends:
@@ -78,8 +79,49 @@ class AnswerRun:
             if self._reader:
                 self._reader.release()
                 self._memory.count_reader(self._reader)
-            shared.give_back(run)
+            if run:
+                shared.give_back(run)
             slots.free(scratch)
+
+    def _place_deferred(self) -> tuple[np.ndarray, int]:
+        """Positions [n, 3] of the rows of deferred units, and the first one behind all video."""
+        snapshot = self._snapshot
+        units = snapshot.deferred
+        if not units:
+            return np.empty((0, 3), np.int32), snapshot.first_text
+        timeline = Timeline(
+            self._model, len(self._shared.prompt.prefix), self._memory.timeline.text_tokens
+        )
+        timeline.begin(units[0].start)
+        timeline.rebase(timeline.excess(units[-1].start))
+        vision = np.concatenate([timeline.unit(unit.start, unit.grid) for unit in units])
+        return vision, timeline.next_text
+
+    def _place_text(self, after_video: int) -> None:
+        """Choose the question's first position, and the earlier turns that it sees.
+
+        Raises QuestionError if its text alone does not fit in the trained positions.
+        """
+        question, conversations = self._question, self._shared.conversations
+        room = self._model.max_position - after_video
+        while True:
+            self._turns = conversations.turns(question)
+            earlier = [(turn.question, turn.text) for turn in self._turns]
+            self._suffix = self._shared.prompt.question(question.text, earlier)
+            if len(self._suffix) >= room:
+                raise QuestionError(
+                    f"the question has {len(self._suffix)} tokens, and {max(room - 1, 0)} of the "
+                    f"model's {self._model.max_position} positions are free behind the video: ask "
+                    "a shorter one"
+                )
+            needed = min(len(self._suffix) + question.sampling.max_tokens, room)
+            self._first_text = after_video
+            if self._turns:
+                place = conversations.place_in_stream
+                moved = self._stream.run(place, question, after_video, needed)
+                self._first_text = moved.done()
+            if len(conversations.turns(question)) == len(self._turns):
+                return
 
     def _prepare_in_stream(self, scratch: Sequence[int]) -> None:
         """Find the question's pages, and make its table."""
@@ -108,7 +150,7 @@ class AnswerRun:
 
     def _keep_turn_in_stream(self, text: str) -> None:
         pages = self._own[self._first_text_page : self._pages_written]
-        self._shared.keep_turn_in_stream(self._question, text, pages)
+        self._shared.conversations.keep_turn_in_stream(self._question, text, pages)
         self._device.read(self._stream)  # wait: the pages are freed next
 
     def _prefill(self, run: LanguageRun) -> np.ndarray:
@@ -116,20 +158,11 @@ class AnswerRun:
 
         Returns the logits [V] after its last token.
         """
-        first_text, vision = self._snapshot.first_text, np.empty((0, 3), np.int32)
-        if self._snapshot.deferred:
-            timeline = Timeline(self._model, len(self._shared.prompt.prefix), 0)
-            units = self._snapshot.deferred
-            vision = np.concatenate([timeline.unit(u.start, u.grid) for u in units])
-            first_text = timeline.next_text
-        if self._earlier:  # text also follows the earlier turns of its conversation
-            earlier = int(self._memory.pool.host_positions[self._earlier].max())
-            first_text = max(first_text, earlier + 1)
-        self._first_text = first_text
-        text = text_positions(first_text, len(self._suffix))
+        text = text_positions(self._first_text, len(self._suffix))
         while True:
             self._stream.run(self._begin_pass_in_stream).enqueued()
-            for unit_rows, tokens, positions in self._runs(vision, text):
+            for unit_rows, tokens, positions in self._runs(self._vision, text):
+                self._asked.check_wanted()
                 q = self._step(run, tokens, unit_rows, positions)
             if q is None or not self._stream.run(self._must_rerun_in_stream, q, True).done():
                 return self._stream.run(self._logits_in_stream, run).done()
@@ -176,9 +209,10 @@ class AnswerRun:
         tokens: list[int] = []
         written = 0  # tokens whose keys and values are in scratch pages
         while token not in model.eos_tokens:
+            self._asked.check_wanted()
             tokens.append(token)
             if piece := stop.add(text.add(token)):
-                self._on_token(piece)
+                self._asked.token(piece)
             if stop.found:
                 break
             is_last = (
@@ -198,7 +232,7 @@ class AnswerRun:
         if self._appends and ends:  # later chunks see that the answer has ended
             self._write(run, ends[0], written + 1)
         if piece := stop.add(text.finish()) + stop.finish():
-            self._on_token(piece)
+            self._asked.token(piece)
         return tokens, stop.text
 
     def _write(self, run: LanguageRun, token: int, number: int) -> None:
@@ -310,19 +344,15 @@ class AnswerRun:
         )
 
 
-def answer(
-    shared: Answerer,
-    question: Question,
-    snapshot: Snapshot,
-    asked: int,
-    on_token: Callable[[str], None],
-) -> Answer:
+def answer(shared: Answerer, asked: AskedQuestion, snapshot: Snapshot) -> Answer:
     """Answer a question from its snapshot, which is released afterwards.
 
-    asked: perf_counter_ns when the question came. on_token gets each piece of text as it is ready.
+    Raises CancelledError as soon as the answer is no longer wanted, what the asker's function for
+    tokens raises, and QuestionError if the question has no room in the trained positions.
     """
     try:
-        return AnswerRun(shared, question, snapshot, asked, on_token).answer()
+        asked.check_wanted()
+        return AnswerRun(shared, asked, snapshot).answer()
     finally:
         snapshot.release()
 

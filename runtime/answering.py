@@ -1,16 +1,16 @@
-"""What questions share: snapshots of the stream, conversations, and buffers for their runs."""
+"""What questions share: snapshots of the stream, and buffers for their runs."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
+from vicort.runtime.conversations import Conversations
 from vicort.runtime.core import Page, Question
 from vicort.runtime.devices.device import Device, StreamEvent
 from vicort.runtime.devices.stage_clock import StageClock
@@ -23,24 +23,12 @@ from vicort.runtime.memory.lease import Lease
 from vicort.runtime.memory.long_term.protocols import View
 from vicort.runtime.memory.memory import Memory
 from vicort.runtime.memory.memory_plan import ANSWER_TOKENS
+from vicort.runtime.safe_text import shown
 from vicort.runtime.stages.prefill import DeferredUnit, Prefill
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Turn:
-    """One question and its answer, whose pages the next turn of the conversation sees."""
-
-    question: str
-    text: str
-    slots: tuple[int, ...]  # of the pool's conversation part
-
-
-@dataclass
-class Conversation:
-    turns: list[Turn] = field(default_factory=list)
-    newest: Future | None = None  # answer to its newest question: turns follow one another
+MAX_NAME = 1000  # characters of a question's id, and of the name of a conversation
 
 
 @dataclass(frozen=True)
@@ -62,7 +50,7 @@ class Snapshot:
 
 
 class Answerer:
-    """What questions share: the question stream, idle buffers, conversations."""
+    """What questions share: the question stream, conversations, idle buffers."""
 
     def __init__(
         self,
@@ -80,9 +68,9 @@ class Answerer:
         self.clock = clock
         self.model = engines.manifest.model
         self.stream = device.stream("question", urgent=True)
+        self.conversations = Conversations(memory, self.stream)
         self._prefill = prefill
         self._idle_runs: list[LanguageRun] = []
-        self._conversations: dict[str, Conversation] = {}
         self._lock = threading.Lock()
 
     def check(self, question: Question) -> None:
@@ -99,6 +87,12 @@ class Answerer:
                 f"max_tokens {question.sampling.max_tokens} is too many: an answer has room for "
                 f"{ANSWER_TOKENS}"
             )
+        for field, name in (("id", question.id), ("conversation", question.conversation or "")):
+            if not isinstance(name, str) or len(name) > MAX_NAME:
+                raise QuestionError(
+                    f"the question's {field} is {shown(name)}: give a text of at most {MAX_NAME} "
+                    "characters"
+                )
         if question.at is not None and question.at < 0:
             raise QuestionError(
                 f"the question's time {float(question.at):g} s is negative: the stream starts at 0"
@@ -113,6 +107,9 @@ class Answerer:
         memory, prefill = self.memory, self._prefill
         if newest_chunk:
             prefill.stream.wait(newest_chunk)
+        if memory.system.text.joins:
+            needed = len(self.prompt.question(question.text)) + question.sampling.max_tokens + 1
+            memory.keep_text_in_range(needed, prefill.stream)
         words = np.asarray(self.prompt.words(question.text), np.int32)
         digest = self.engines.embedding[words].mean(axis=0)
         units = memory.system.retrieval.choose(digest, memory.chunks)
@@ -153,42 +150,3 @@ class Answerer:
     def give_back(self, run: LanguageRun) -> None:
         with self._lock:
             self._idle_runs.append(run)
-
-    # ---- conversations ----
-
-    def enter_conversation(self, question: Question, answer: Future) -> Future | None:
-        """Enter a question into its conversation; returns the answer that it has to wait for."""
-        if question.conversation is None:
-            return None
-        with self._lock:
-            conversation = self._conversations.setdefault(question.conversation, Conversation())
-            before, conversation.newest = conversation.newest, answer
-            return before
-
-    def turns(self, question: Question) -> list[Turn]:
-        """The earlier turns of its conversation that are still cached; none where they are part of
-        the stream anyway."""
-        if question.conversation is None or self.memory.system.text.joins:
-            return []
-        with self._lock:
-            return list(self._conversations[question.conversation].turns)
-
-    def keep_turn_in_stream(self, question: Question, text: str, pages: Sequence[int]) -> None:
-        """Copy a turn's text pages to the conversations' part, forgetting the oldest turns where it
-        is full.
-
-        A turn too long for the whole part is not kept, and neither is anything before it: a
-        conversation has no holes. Runs in the question stream's work.
-        """
-        slots, pool = self.memory.tiers.conversation_slots, self.memory.pool
-        if question.conversation is None:
-            return
-        with self._lock:
-            conversation = self._conversations[question.conversation]
-            while slots.live and slots.live + len(pages) > slots.count:
-                crowded = next(each for each in self._conversations.values() if each.turns)
-                slots.free(crowded.turns.pop(0).slots)
-            if len(pages) <= slots.count:
-                kept = slots.allocate(len(pages))
-                pool.copy_from(pool, pages, kept, self.stream)
-                conversation.turns.append(Turn(question.text, text, tuple(kept)))

@@ -5,7 +5,6 @@ This module does not depend on engines, devices or files.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Literal, Self
@@ -78,15 +77,7 @@ class Frame:
         processed. time: seconds since the stream's start; a float means its decimal text.
         Raises ConfigError for another type, shape, time or memory.
         """
-        if isinstance(time, float) and not math.isfinite(time):
-            raise ConfigError(
-                f"a frame at {time} s: give a finite number of seconds since the start"
-            )
-        return cls(
-            _as_image(tensor),
-            Fraction(str(time)) if isinstance(time, float) else Fraction(time),
-            index,
-        )
+        return cls(_as_image(tensor), checked_frame_time(time), index)
 
 
 @dataclass(frozen=True)
@@ -270,11 +261,14 @@ class Summary(Event):
     peak_rss_mb: float
     # for live sources and --realtime: the result of `LagMeter.summary`
     realtime: dict[str, Any] | None = None
+    event_failures: int = 0  # calls of on_event that raised; left out of the JSON where it is 0
 
     def to_json(self) -> dict[str, Any]:
         written = super().to_json()
         if self.realtime is None:
             del written["realtime"]
+        if not self.event_failures:
+            del written["event_failures"]
         return written
 
 
@@ -293,6 +287,27 @@ class SourceEvent(Event):
     at: Fraction  # seconds, of the newest frame
     reason: str  # of a loss or a failed attempt; for resized, the old and new size
     attempt: int  # number of attempts in a row; 0 = none
+
+
+def checked_frame_time(time: Fraction | float) -> Fraction:
+    """Seconds, exact; a float means its decimal text. Raises ConfigError for what is no time."""
+    try:
+        return Fraction(str(time)) if isinstance(time, float) else Fraction(time)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"a frame at {time!r} s: give a finite number of seconds since the start"
+        ) from error
+
+
+def check_picture(image: Any) -> None:
+    """Raises ConfigError unless this has the shape and the type of a frame's picture."""
+    shape = tuple(getattr(image, "shape", ()))
+    dtype = image.dtype if isinstance(image, np.ndarray) else np.uint8
+    if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
+        found = f"{dtype} {'x'.join(map(str, shape))}" if shape else type(image).__name__
+        raise ConfigError(
+            f"a picture of {found}: give uint8 RGB, [height, width, 3], or use Frame.of"
+        )
 
 
 def _as_image(tensor: Any) -> np.ndarray:

@@ -55,5 +55,9 @@ class DeviceError(VicortError):
     """The requested GPU is missing, cannot be used, or has too little memory."""
 
 
+class SessionClosed(VicortError):
+    """A session was closed before or during the call."""
+
+
 class QuestionError(VicortError):
     """A question cannot be asked: it is empty, too long, or has an invalid time."""

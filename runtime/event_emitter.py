@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 
+from vicort.runtime.callback_threads import CallbackThreads
 from vicort.runtime.core import ChunkEvent, Event
 from vicort.runtime.stages.job import Job
 from vicort.runtime.stream_statistics import StreamStatistics
 
 logger = logging.getLogger(__name__)
+
+MAX_KINDS = 100  # kinds of errors that are told apart
 
 
 class EventEmitter:
@@ -24,14 +28,39 @@ class EventEmitter:
         self,
         on_event: Callable[[Event], None] | None,
         statistics: StreamStatistics,
+        callbacks: CallbackThreads,
     ) -> None:
         self._on_event = on_event or (lambda event: None)
         self._statistics = statistics
+        self._callbacks = callbacks
+        self._failures: Counter[str] = Counter()  # by kind of error
         self._lock = threading.Lock()
 
     def emit(self, event: Event) -> None:
-        with self._lock:
-            self._on_event(event)
+        """Call the caller's function. What it raises is reported, and the stream goes on; only on
+        the main thread are KeyboardInterrupt and SystemExit passed on."""
+        with self._lock, self._callbacks.running():
+            try:
+                self._on_event(event)
+            except BaseException as error:
+                main = threading.current_thread() is threading.main_thread()
+                if main and not isinstance(error, Exception):
+                    raise
+                self._report(error)
+
+    def _report(self, error: BaseException) -> None:
+        kind = type(error).__name__
+        if kind not in self._failures and len(self._failures) >= MAX_KINDS:
+            kind = "other errors"
+        self._failures[kind] += 1
+        self._statistics.event_failures += 1
+        if self._failures[kind] == 1:
+            logger.warning(
+                "on_event raised %s (%s): the stream goes on, and more of this kind are only "
+                "counted",
+                kind,
+                " ".join(str(error).split())[:200],
+            )
 
     def chunk_left(self, job: Job) -> None:
         """Called when a chunk has left the pipeline."""

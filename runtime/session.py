@@ -7,11 +7,12 @@ question -> snapshot (retrieval, lease) -> prefill of its text -> answer, a toke
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Executor, Future, InvalidStateError, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -20,7 +21,9 @@ from typing import Any, Literal, Self
 
 from vicort.runtime.answer_run import answer as answer_question
 from vicort.runtime.answering import Snapshot
+from vicort.runtime.asked_question import AskedQuestion
 from vicort.runtime.assembly import assemble, check_system, chunk_frames
+from vicort.runtime.callback_threads import CallbackThreads
 from vicort.runtime.core import (
     UNIT_FRAMES,
     Answer,
@@ -29,6 +32,8 @@ from vicort.runtime.core import (
     Question,
     Sampling,
     Summary,
+    check_picture,
+    checked_frame_time,
 )
 from vicort.runtime.devices.machine_cores import checked_threads
 from vicort.runtime.devices.preprocess import import_dali
@@ -40,7 +45,9 @@ from vicort.runtime.language.generation_config import read_generation
 from vicort.runtime.language.prompt import Prompt
 from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.memory.memory import Memory
+from vicort.runtime.owning_process import OwningProcess
 from vicort.runtime.policies.system import System, load_system
+from vicort.runtime.question_queue import MAX_OPEN_QUESTIONS, QuestionQueue, checked_time, closed
 from vicort.runtime.sources.sampler import Sampler
 from vicort.runtime.stages.chunker import Chunker
 from vicort.runtime.stages.lag_policy import OnLag, lag_policy
@@ -48,16 +55,6 @@ from vicort.runtime.stages.pipeline import Pipeline
 from vicort.runtime.stream_statistics import StreamStatistics
 
 ANSWERS_AT_ONCE = 4
-
-
-@dataclass
-class _Asked:
-    """A question that waits for its answer."""
-
-    question: Question
-    answer: Future  # of Answer
-    on_token: Callable[[str], None]
-    since: int = 0  # perf_counter_ns when it came
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,14 @@ class Inspection:
 
 
 class Session:
-    """Thread-safe: one thread pushes frames, any thread may ask."""
+    """Thread-safe: one thread pushes frames, any thread may ask.
+
+    A future that `submit` returns belongs to its asker: cancelled or failed, it changes nothing for
+    other questions, for later turns of its conversation or for the stream. on_event, on_token and
+    callbacks of futures may call `submit`, `summary` and `close`; what waits raises VicortError
+    there. A session belongs to the process that opened it: in a forked child its methods raise
+    VicortError, and `close` does nothing.
+    """
 
     def step(self, frame: Frame) -> None:
         """frame -> sampler -> chunker -> preprocess -> vision -> tokens -> prefill -> pages"""
@@ -95,27 +99,32 @@ class Session:
         on_event: Callable[[Event], None] | None = None,
         memory: MemoryRequest = MemoryRequest(),  # noqa: B008 (frozen)
         system_prompt: str | None = None,
+        max_questions: int = MAX_OPEN_QUESTIONS,
     ) -> None:
         """Allocate all memory, build the stages, and cache the prompt.
 
         fps: frames a second to take, None = the rate that the model was trained with, "source" =
         every frame. threads: of preprocessing, None = all that the process may use. on_event gets
         each ChunkEvent, Answer and Spoken as it happens, from the session's own threads, one at a
-        time. memory: budgets that replace the system's. system_prompt: None = the chat template's
-        own. Raises MemoryBudgetError if the budget does not hold one chunk, EngineError for a
-        damaged generation_config.json.
+        time; an error that it raises is logged once for each kind, counted in the summary, and does
+        not end the stream. memory: budgets that replace the system's. system_prompt: None = the
+        chat template's own. max_questions: that may wait for their answers. Raises
+        MemoryBudgetError if the budget does not hold one chunk, EngineError for a damaged
+        generation_config.json.
         """
         model = engines.manifest.model
         self.model = model
         self._generation = read_generation(engines.folder)
         self._sampling = (sampling or Sampling()).over(self._generation)
-        self._lock = threading.RLock()
+        self._process = OwningProcess()
+        self._lock = threading.Lock()  # held by whoever moves the stream
         self._chunk_frames = chunk_frames(system, model)
         system.drop.check(system.name, model)
         system.retrieval.check(system.name, self._chunk_frames // UNIT_FRAMES)
         self._clock = StageClock(trace)
         self._statistics = StreamStatistics()
-        self._events = EventEmitter(on_event, self._statistics)
+        self._callbacks = CallbackThreads()
+        self._events = EventEmitter(on_event, self._statistics, self._callbacks)
         parts = assemble(
             engines,
             system,
@@ -144,10 +153,8 @@ class Session:
         self._drivers: Executor = (
             ThreadPoolExecutor(ANSWERS_AT_ONCE, "answer") if overlap else _InlineExecutor()
         )
-        self._due: list[_Asked] = []  # questions whose time has not come
-        self._open: list[Future] = []  # answers that are not given yet, or failed
-        self._asked = 0  # questions so far, which gives those without an id one
-        self._now = Fraction(0)  # time of the newest frame seen, sampled or not
+        self._questions = QuestionQueue(max_questions)
+        self._asked = itertools.count(1)  # gives questions without an id one
         self._finished = False
         self._closed = False
 
@@ -184,7 +191,7 @@ class Session:
     @property
     def now(self) -> Fraction:
         """Time of the newest frame seen, sampled or not, in seconds."""
-        return self._now
+        return self._questions.now
 
     # ---- frames ----
 
@@ -193,37 +200,52 @@ class Session:
 
         Asks the questions that are due.
         """
-        with self._lock:
+        at = checked_frame_time(at)
+        with self._moving("wants"):
             self._advance(at)
             return self._sampler.wants(at)
 
     def push(self, frame: Frame) -> None:
-        """Give the stream its next frame; with on_lag "wait", wait while the pipeline is full."""
-        if self._sampler.wants(frame.time) and self._chunker.closes(frame):
-            self._lag.wait_for_room()  # before the lock is taken, so that questions are not held up
-        with self._lock:
+        """Give the stream its next frame; with on_lag "wait", wait while the pipeline is full.
+
+        Raises VicortError after `finish`, SessionClosed after `close`, ConfigError for a time or a
+        picture that is none, and what an earlier chunk failed with.
+        """
+        self._check_usable("push")
+        if type(frame.time) is not Fraction:
+            frame = replace(frame, time=checked_frame_time(frame.time))
+        if self._sampler.wants(frame.time):
+            check_picture(frame.image)
+            if self._chunker.closes(frame):
+                self._lag.wait_for_room()  # before the lock is taken
+        with self._moving("push"):
             if self._finished:
                 raise VicortError("this stream was finished: open a new session for more frames")
             self.step(frame)
 
     def finish(self) -> None:
-        """End the stream: complete a half unit, ask the questions that are left, and wait for all
-        answers."""
-        with self._lock:
+        """End the stream: complete a half unit, ask the questions that are left, and wait until no
+        question is open.
+
+        Raises what a chunk failed with, and SessionClosed after `close`. What became of an
+        answer is known by its future alone.
+        """
+        with self._moving("finish"):
             if not self._finished:
-                self._ask_due(lambda at: at is not None and at <= self._now)
+                self._launch_all(self._questions.take_due())
                 if chunk := self._chunker.flush():
                     self._lag.enter(chunk)
-                self._ask_due(lambda at: True)
+                self._launch_all(self._questions.finish())
                 self._lag.flush()
                 self._finished = True
         self._pipeline.drain()
-        for answer in self._open:
-            answer.result()
+        self._questions.wait_ended()
+        if self._closed:
+            raise closed()
 
     def change_lag_policy(self, on_lag: OnLag) -> None:
         """From now on, use another policy for frames that come faster than they are taken."""
-        with self._lock:
+        with self._moving("change_lag_policy"):
             self._lag.flush()
             dropped = self._lag.dropped
             self._lag = lag_policy(on_lag, self._pipeline)
@@ -231,25 +253,24 @@ class Session:
 
     # ---- questions ----
 
-    def submit(self, question: Question, on_token: Callable[[str], None] | None = None) -> Future:
-        """Ask without waiting; the future holds the Answer.
+    def submit(
+        self, question: Question, on_token: Callable[[str], None] | None = None
+    ) -> Future[Answer]:
+        """Ask without waiting for the answer, which the future holds; waits at most while the
+        pipeline is full.
 
         A question is asked at its time, or at the end if it has none; a time that has passed means
-        now. Raises QuestionError for a question that cannot be asked.
+        now. on_token gets each piece of the answer; what it raises becomes the answer's failure.
+        Cancelling the future removes a question that has not begun, and ends one that runs at its
+        next token. Raises QuestionError for a question that cannot be asked, or if max_questions
+        are open, and SessionClosed after `close`.
         """
-        question = replace(question, sampling=question.sampling.over(self._generation))
-        self._answerer.check(question)
-        with self._lock:
-            self._asked += 1
-            question = replace(question, id=question.id or f"q{self._asked}")
-            asked = _Asked(question, Future(), on_token or (lambda text: None))
-            running = [each for each in self._open if not each.done() or each.exception()]
-            self._open = [*running, asked.answer]
-            if self._finished or (question.at is not None and question.at <= self._now):
-                self._launch(asked)
-            else:
-                self._due.append(asked)
-        return asked.answer
+        answer = self._enter(question, on_token)
+        if self._callbacks.here:  # the stream may have to wait for what this thread does next
+            self._drivers.submit(self._launch_ready)
+        else:
+            self._launch_ready()
+        return answer
 
     def ask(
         self,
@@ -260,7 +281,11 @@ class Session:
         sampling: Sampling | None = None,
         on_token: Callable[[str], None] | None = None,
     ) -> Answer:
-        """Ask now, or at a later time, and wait for the answer."""
+        """Ask now, or at a later time, and wait for the answer.
+
+        Raises what `submit` raises, and what the answer failed with.
+        """
+        self._callbacks.refuse("ask")
         return self.submit(self._question(text, at, conversation, sampling), on_token).result()
 
     async def ask_stream(
@@ -275,17 +300,21 @@ class Session:
         `async for piece in session.ask_stream("…")`.
 
         The event loop is not blocked; push frames from another thread
-        (`await asyncio.to_thread(session.push, frame)`). If the caller stops early, the answer is
-        still generated in the background and discarded. Raises what `ask` raises.
+        (`await asyncio.to_thread(session.push, frame)`). If the caller stops early, so does the
+        answer. Raises what `ask` raises.
         """
         pieces: asyncio.Queue[str | Future] = asyncio.Queue()
         put = partial(_put_from_thread, asyncio.get_running_loop(), pieces)
         question = self._question(text, at, conversation, sampling)
-        answer = await asyncio.to_thread(self.submit, question, put)
-        answer.add_done_callback(put)
-        while isinstance(piece := await pieces.get(), str):
-            yield piece
-        piece.result()
+        answer = self._enter(question, put)
+        try:
+            await asyncio.to_thread(self._launch_ready)
+            answer.add_done_callback(put)
+            while isinstance(piece := await pieces.get(), str):
+                yield piece
+            piece.result()
+        finally:
+            answer.cancel()  # no effect on an answer that was given
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a question that the model cannot read, once each; models with a tokenizer
@@ -304,22 +333,20 @@ class Session:
 
     def cancel(self) -> None:
         """Stop now: chunks in flight are lost, and open answers fail."""
+        self.close()
+
+    def close(self) -> None:
+        """Release threads and memory; work in flight is dropped, and open answers fail. Waits for
+        the work and the callbacks that run, unless it is called from a callback."""
+        if self._closed or not self._process.here:
+            return
         self._finished = True
         self._closed = True
+        self._questions.close()
         self._pipeline.close()
         self._memory.close()
         self._drivers.shutdown(wait=False, cancel_futures=True)
         self._device.close()
-        for answer in self._open:
-            with suppress(InvalidStateError):  # it has been given, or has failed by itself
-                answer.set_exception(
-                    VicortError("the session was closed before the answer: open a new one")
-                )
-
-    def close(self) -> None:
-        """Release threads and memory; work in flight is dropped."""
-        if not self._closed:
-            self.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -336,30 +363,76 @@ class Session:
         conversation: str | None,
         sampling: Sampling | None,
     ) -> Question:
-        when = self._now if at is None else at
+        when = self.now if at is None else at
         return Question(text, when, conversation=conversation, sampling=sampling or self._sampling)
+
+    def _enter(self, question: Question, on_token: Callable[[str], None] | None) -> Future[Answer]:
+        """Check a question and queue it, without waiting for anything."""
+        self._check_open("submit")
+        question = replace(
+            question,
+            at=checked_time(question),
+            id=question.id or f"q{next(self._asked)}",
+            sampling=question.sampling.over(self._generation),
+        )
+        self._answerer.check(question)
+        answer: Future[Answer] = Future()
+        self._questions.add(AskedQuestion(question, answer, on_token, self._callbacks), answer)
+        return answer
+
+    def _check_open(self, method: str) -> None:
+        self._process.check(method)
+        if self._closed:
+            raise closed()
+
+    def _check_usable(self, method: str) -> None:
+        """Raises VicortError where a method that may wait must not be called."""
+        self._check_open(method)
+        self._callbacks.refuse(method)
+
+    @contextmanager
+    def _moving(self, method: str) -> Iterator[None]:
+        """Only one thread moves the stream. At its end it also asks the questions that came
+        meanwhile, whose askers do not wait for the lock."""
+        self._check_usable(method)
+        try:
+            with self._lock:
+                yield
+        finally:
+            self._launch_ready()
+
+    def _launch_ready(self) -> None:
+        """Ask the questions that are ready, unless another thread moves the stream, which will."""
+        while self._questions.has_ready and self._lock.acquire(blocking=False):
+            try:
+                self._launch_all(self._questions.take_ready())
+            finally:
+                self._lock.release()
 
     def _advance(self, at: Fraction) -> None:
         """Set the stream's time to `at`, after asking the questions that were due before.
 
         So these see what was complete then.
         """
-        self._ask_due(lambda due: due is not None and due < at)
-        self._now = max(self._now, at)
+        self._launch_all(self._questions.advance(at))
 
-    def _ask_due(self, is_due: Callable[[Fraction | None], bool]) -> None:
-        due = [asked for asked in self._due if is_due(asked.question.at)]
-        self._due = [asked for asked in self._due if not is_due(asked.question.at)]
-        for asked in sorted(due, key=lambda asked: asked.question.at or self._now):
-            self._launch(asked)
+    def _launch_all(self, due: Sequence[AskedQuestion]) -> None:
+        for asked in due:
+            try:
+                asked.check_wanted()
+                self._launch(asked)
+            except BaseException as error:
+                asked.fail(error)
+                self._end(asked)
+                if not isinstance(error, Exception):
+                    raise
 
-    def _launch(self, asked: _Asked) -> None:
+    def _launch(self, asked: AskedQuestion) -> None:
         """Cut the chunk that is being filled, and take the question's snapshot after it, in the
         order of the stream."""
         asked.since = time.perf_counter_ns()
-        at = asked.question.at
-        if at is None or (at < self._now and not self._finished):
-            asked.question = replace(asked.question, at=self._now)
+        if asked.question.at is None:
+            asked.question = replace(asked.question, at=self.now)
         if chunk := self._chunker.cut():
             self._lag.enter(chunk)
         self._lag.flush()
@@ -368,30 +441,38 @@ class Session:
         if self.system.text.joins:  # the answer becomes part of the stream: chunks wait for it
             self._prefill.stream.run(self._answer, asked, take, None)
             return
-        before = self._answerer.enter_conversation(asked.question, asked.answer)
+        before = self._answerer.conversations.enter(asked, self.now)
         snapshot = self._prefill.stream.run(take)
         self._drivers.submit(self._answer, asked, snapshot.enqueued, before)
 
     def _answer(
-        self, asked: _Asked, snapshot: Callable[[], Snapshot], before: Future | None
+        self, asked: AskedQuestion, snapshot: Callable[[], Snapshot], before: AskedQuestion | None
     ) -> None:
         """One answer from its snapshot to its event.
 
-        before: the answer to the question before in the same conversation. Runs on a thread of the
-        drivers, or in the prefill stream's own work where the answer becomes part of the stream.
+        before: the question before in the same conversation. Runs on a thread of the drivers, or in
+        the prefill stream's own work where the answer becomes part of the stream.
         """
         try:
             taken = snapshot()
             if before:
-                before.exception()  # wait until it has ended, with success or not
-            answer = answer_question(
-                self._answerer, asked.question, taken, asked.since, asked.on_token
-            )
+                before.ended.wait()
+            answer = answer_question(self._answerer, asked, taken)
             self._statistics.answered(answer.ttft_ms)
             self._events.emit(answer)
-            asked.answer.set_result(answer)
-        except BaseException as error:  # noqa: BLE001 - raised where the answer is waited for
-            asked.answer.set_exception(error)
+            self._questions.make_room(asked)
+            asked.give(answer)
+        except BaseException as error:
+            self._questions.make_room(asked)
+            asked.fail(error)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._end(asked)
+
+    def _end(self, asked: AskedQuestion) -> None:
+        self._answerer.conversations.leave(asked)
+        self._questions.end(asked)
 
 
 class _InlineExecutor(Executor):

@@ -17,17 +17,14 @@ from queue import SimpleQueue
 from typing import Any
 
 from vicort.runtime.core import Answer, Frame, Motion, Question, Sampling, Summary
-from vicort.runtime.errors import ConfigError, QuestionError, VicortError
+from vicort.runtime.errors import ConfigError, QuestionError, SessionClosed, VicortError
+from vicort.runtime.owning_process import OwningProcess
 from vicort.runtime.session import Session
 from vicort.runtime.sources import open_source
 from vicort.runtime.sources.packets import DecodedPicture, PacketReader
 
 MICROSECONDS = 1_000_000
 MAX_GAP_SECONDS = 366 * 86_400  # between two frames; a larger gap is a change of clock
-
-
-class SessionClosed(VicortError):
-    """The session was closed before or during the call."""
 
 
 class StreamFinished(VicortError):
@@ -61,6 +58,7 @@ class SharedSession:
         host memory must be RGB."""
         sampling = sampling or Sampling()
         self.on_gpu = on_gpu
+        self._process = OwningProcess()
         self._session = session
         self._sampling = sampling
         self._pushing = threading.Lock()  # guards the next four fields
@@ -167,7 +165,7 @@ class SharedSession:
                         self._session.push(frame)
 
     def finish(self) -> None:
-        """End the stream and wait for all work. Raises the error of a frame or of an answer."""
+        """End the stream and wait for all work. Raises the error of a frame."""
         with self._inside():
             try:
                 with self._decoding:
@@ -183,8 +181,8 @@ class SharedSession:
         """Ask now and wait for the answer. on_token is called with each piece on this thread; if it
         returns False, the call ends.
 
-        Raises QuestionError, SessionClosed, AnswerStopped (the answer is still generated in the
-        background), and the error of the answer.
+        Raises QuestionError, SessionClosed, AnswerStopped (the answer ends at its next token), and
+        the error of the answer.
         """
         if not text.strip():
             raise QuestionError("the question is empty: ask something")
@@ -194,9 +192,12 @@ class SharedSession:
                 Question(text.strip(), self._session.now, sampling=self._sampling), pieces.put
             )
             answer.add_done_callback(lambda _: pieces.put(None))
-            while (piece := pieces.get()) is not None:
-                if not on_token(piece):
-                    raise AnswerStopped("the token callback asked to stop")
+            try:
+                while (piece := pieces.get()) is not None:
+                    if not on_token(piece):
+                        raise AnswerStopped("the token callback asked to stop")
+            finally:
+                answer.cancel()  # no effect on an answer that was given
             self._check_open()  # on_token may have closed it after the last piece
             return self._timed(answer)
 
@@ -207,7 +208,10 @@ class SharedSession:
 
     def close(self) -> None:
         """Close the session and wait for the calls of other threads, which fail with SessionClosed.
-        A token callback may call this: calls of its own thread are not waited for."""
+        A token callback may call this: calls of its own thread are not waited for. Does nothing in
+        a forked child."""
+        if not self._process.here:
+            return
         with self._left:
             self._check_open()
             self._ending.set()
@@ -218,6 +222,7 @@ class SharedSession:
     @contextmanager
     def _inside(self) -> Iterator[None]:
         """Registers a running call, which `close` waits for."""
+        self._process.check("a method of the session")
         me = threading.get_ident()
         with self._left:
             self._check_open()

@@ -27,6 +27,7 @@ class StreamStatistics:
         self.chunks = 0  # that left it
         self.first_ns = 0  # when the first frame entered
         self.last_ns = 0  # when the last chunk left
+        self.event_failures = 0  # calls of on_event that raised
         self._ttfts: deque[float] = deque(maxlen=MAX_TTFTS)
 
     def frame_entered(self) -> None:
@@ -59,6 +60,7 @@ class StreamStatistics:
             moved_mb=memory.bytes_moved / 1e6,
             reruns=memory.reruns,
             peak_rss_mb=_peak_rss_mb(),
+            event_failures=self.event_failures,
         )
 
 

@@ -58,7 +58,9 @@ FLOORS = {
     "stages": 4,
     # The heads of the two journeys, in the order in which they call each other.
     **dict.fromkeys(("answering", "answer_run", "assembly", "session", "stream_statistics"), 5),
-    "event_emitter": 5,  # called by the pipeline, for the session
+    **dict.fromkeys(("asked_question", "question_queue", "conversations"), 5),
+    "owning_process": 5,
+    **dict.fromkeys(("event_emitter", "callback_threads"), 5),  # what runs the caller's functions
     "shared_session": 6,
     "cli": 6,
 }

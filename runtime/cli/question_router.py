@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from vicort.runtime.cli.questions import MAX_LINE, Submit, parse_typed
 from vicort.runtime.core import Answer, Sampling
-from vicort.runtime.errors import QuestionError
+from vicort.runtime.errors import QuestionError, SessionClosed
 from vicort.runtime.safe_text import shown
 
 
@@ -127,6 +127,14 @@ class TypedQuestions:
 
     def _ask(self, line: str, line_name: str) -> None:
         try:
-            self._router.ask(line, line_name)
+            answers = self._router.ask(line, line_name)
         except QuestionError as error:
             self._warn(str(error))
+            return
+        for answer in answers.values():
+            answer.add_done_callback(lambda done: self._report(line_name, done))
+
+    def _report(self, line_name: str, answer: Future[Answer]) -> None:
+        error = None if answer.cancelled() else answer.exception()
+        if error and not isinstance(error, SessionClosed):
+            self._warn(f"{line_name}: {error}")

@@ -59,6 +59,7 @@ class Watch:
         self._doubts = Doubts(partial(context.output.warn, source=label))
         self._askers: list[RecurringAsker] = []
         self.said_yes = False
+        self._failed: BaseException | None = None  # why the first question has no answer
 
     def run(self) -> int:
         """Returns 0, or the exit code of a truncated source."""
@@ -103,7 +104,7 @@ class Watch:
 
     def _watch(self, session: Session) -> int:
         context = self._context
-        submit = partial(self._submit, session)
+        submit = partial(self._submit_own, session)
         for question in context.options.questions:
             submit(question)
         self._askers = [
@@ -120,6 +121,8 @@ class Watch:
         self._stop_if_satisfied()
         self._summarise(session)
         self._output.check()
+        if self._failed:
+            raise self._failed
         return code
 
     def _feed(self, session: Session) -> int:
@@ -161,6 +164,16 @@ class Watch:
         return self._submit(
             session, replace(question, at=session.now) if question.at is None else question
         )
+
+    def _submit_own(self, session: Session, question: Question) -> Future:
+        """A question of the command line: that it has no answer fails the run at its end."""
+        answer = self._submit(session, question)
+        answer.add_done_callback(self._answered)
+        return answer
+
+    def _answered(self, answer: Future) -> None:
+        if not answer.cancelled() and (error := answer.exception()):
+            self._failed = self._failed or error
 
     def _submit(self, session: Session, question: Question) -> Future:
         answer = session.submit(question, partial(self._token, question.id, question.text))

@@ -80,7 +80,8 @@ class HostStream(_Immediate):
         self.run(lambda: None).done()
 
     def close(self) -> None:
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        own = threading.get_ident() == self._thread  # it ends by itself after this work
+        self._executor.shutdown(wait=not own, cancel_futures=True)
 
 
 class InlineStream(_Immediate):

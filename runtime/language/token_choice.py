@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 
 from vicort.runtime.core import Sampling
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.safe_text import shown
+
+MAX_SEED = 2**63
 
 
 class TokenChoice:
@@ -34,7 +39,7 @@ class TokenChoice:
         if not options.temperature:
             return int(np.argmax(logits))
         order = _best(logits, options.top_k or len(logits))
-        chances = _softmax(logits[order] / options.temperature)
+        chances = _softmax(logits[order], options.temperature)
         if options.top_p is not None and options.top_p < 1:
             count = int(np.searchsorted(np.cumsum(chances), options.top_p)) + 1
             order, chances = order[:count], chances[:count] / chances[:count].sum()
@@ -56,8 +61,10 @@ def _best(logits: np.ndarray, count: int) -> np.ndarray:
     return np.argsort(-logits, kind="stable")
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(logits - logits.max())
+def _softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
+    # The largest becomes 0 before the division, which may overflow at a very low temperature.
+    with np.errstate(over="ignore"):
+        weights = np.exp((logits - logits.max()) / temperature)
     return weights / weights.sum()
 
 
@@ -74,7 +81,12 @@ def _check(options: Sampling) -> None:
         raise ConfigError(f"top_k {top_k} is negative: 0 takes all tokens")
     if penalty is not None and not 0 < penalty < math.inf:
         raise ConfigError(f"repetition_penalty {penalty} is not above 0: 1 changes nothing")
-    if options.max_tokens < 1:
+    if not isinstance(options.max_tokens, Integral) or options.max_tokens < 1:
         raise ConfigError(f"max_tokens {options.max_tokens} is below 1: give at least 1")
+    seed: Any = options.seed
+    if not isinstance(seed, Integral) or not 0 <= seed < MAX_SEED:
+        raise ConfigError(
+            f"seed {shown(seed)} is none: give a whole number from 0 to {MAX_SEED - 1}"
+        )
     if "" in options.stop:
         raise ConfigError("a stop text is empty: name the text before which an answer ends")

@@ -237,6 +237,15 @@ class Memory:
             age = int(self.tiers.first_position(oldest)[0]) - timeline.first
         self.rebase(max(excess, age, timeline.range // 2), stream)
 
+    def keep_text_in_range(self, needed: int, stream: Stream) -> None:
+        """Re-base time when text that becomes part of the stream would leave the trained range.
+
+        needed: positions of that text. Waits until no question reads cached pages.
+        """
+        excess = self.timeline.next_text + needed - self.model.max_position
+        if excess > 0:
+            self.rebase(max(excess, self.timeline.range // 4), stream)
+
     def rebase(self, steps: int, stream: Stream) -> None:
         """Subtract `steps` from the time of everything cached and of everything to come."""
         floor = self.timeline.first
@@ -251,6 +260,8 @@ class Memory:
             self.long_term.shift(steps, floor)
             self._renew()
         self.timeline.rebase(steps)
+        if self._texts:
+            self.timeline.stay_behind(self._last_position(self._texts[-1]))
 
     def close_gaps(self, stream: Stream) -> None:
         """Renumber positions so that the window starts right after the prompt: first text that is
@@ -281,6 +292,11 @@ class Memory:
     def _first_position(self, run: Sequence[PageLocation]) -> int:
         """Position of the first token of a run of text."""
         return int(self.pool.host_positions[run[0].slot, 0, 0, 0, 0])
+
+    def _last_position(self, run: Sequence[PageLocation]) -> int:
+        """Position of the last token of a run of text."""
+        last = run[-1]
+        return int(self.pool.host_positions[last.slot, 0, 0, last.page.tokens - 1, 0])
 
     # ---- for questions ----
 

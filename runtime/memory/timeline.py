@@ -25,6 +25,7 @@ class Timeline:
 
     def __init__(self, model: ModelSpec, prompt_tokens: int, text_tokens: int) -> None:
         """text_tokens: positions kept free after the newest unit, for a question and its answer."""
+        self.text_tokens = text_tokens
         self.first = prompt_tokens  # position of the first visual token, in t, h and w
         self.offset = 0  # temporal steps subtracted so far by re-basing
         self._rate = Fraction(model.tokens_per_second)
@@ -64,6 +65,13 @@ class Timeline:
         self.offset += steps
         self._newest = max(self._newest - steps, self._spatial_end)
         self._text_end -= steps
+
+    def stay_behind(self, end: int) -> None:
+        """The newest appended text, whose last token is at `end` now, went back less far than time
+        did: what follows comes after it."""
+        if self._text_end >= self.first:
+            self._text_end = max(self._text_end, end)
+        self._newest = max(self._newest, end)
 
     @property
     def range(self) -> int:

@@ -14,7 +14,7 @@ from typing import Protocol
 from vicort.runtime.core import Chunk
 from vicort.runtime.devices.device import StreamEvent
 from vicort.runtime.devices.stage_clock import StageClock
-from vicort.runtime.errors import VicortError
+from vicort.runtime.errors import SessionClosed
 from vicort.runtime.stages.job import Buffers, Job, Stage
 
 
@@ -141,7 +141,7 @@ class OverlappedPipeline:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise VicortError("the session is closed: open a new one")
+            raise SessionClosed("the session is closed: open a new one")
 
     def _claim_buffers(self) -> Buffers:
         if self._failure:

@@ -347,6 +347,8 @@ def test_a_conversation_goes_on_behind_its_earlier_turns_and_all_video():
     engines, video, second = FakeEngineSet(seed=11), frames(60), "what came after the star?"
     with Session(engines, system(**FULL), sampling=SHORT) as session:
         prompt, plain = session.inspect().prompt, None
+        kept = session._answerer.conversations
+        earlier_turns = partial(kept.turns, Question("", conversation="a"))
         plain = Transcript(engines, prompt.prefix)
         for part, text, earlier in (
             (video[:8], ASK, False),
@@ -357,14 +359,7 @@ def test_a_conversation_goes_on_behind_its_earlier_turns_and_all_video():
                 session.push(frame)
             if part:
                 plain.watch(part)
-            turns = (
-                [
-                    (turn.question, turn.text)
-                    for turn in session._answerer.turns(Question("", conversation="a"))
-                ]
-                if earlier
-                else []
-            )
+            turns = [(turn.question, turn.text) for turn in earlier_turns()] if earlier else []
             expected = plain.ask(prompt.question(text, turns), 5)
             assert session.ask(text, conversation="a").text == prompt.decode(expected)
 

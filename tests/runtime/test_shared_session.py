@@ -15,13 +15,18 @@ from support.streams import frames
 from support.systems import system
 
 from vicort.runtime.core import Question, Sampling
-from vicort.runtime.errors import ConfigError, QuestionError, SourceError, VicortError
+from vicort.runtime.errors import (
+    ConfigError,
+    QuestionError,
+    SessionClosed,
+    SourceError,
+    VicortError,
+)
 from vicort.runtime.session import Session
 from vicort.runtime.shared_session import (
     MAX_GAP_SECONDS,
     MICROSECONDS,
     AnswerStopped,
-    SessionClosed,
     SharedSession,
     StreamFinished,
     TimeOrderError,
