@@ -39,6 +39,9 @@ class Motion:
     # the edge
     top: int = 0
     left: int = 0
+    # pixels: height and width of the upright frame that the cells cover, as the codec stores it;
+    # None = those of the frame
+    size: tuple[int, int] | None = None
 
     def after(self, earlier: Motion | None) -> Motion:
         """Combine this motion with that of an earlier frame which was skipped.

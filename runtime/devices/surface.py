@@ -21,11 +21,13 @@ class Surface:
     to_rgb: np.ndarray  # [3,4] float32, from `to_rgb`: RGB = to_rgb @ (Y, Cb, Cr, 1)
     quarters: int = 0  # counter-clockwise quarter turns to upright, after mirroring
     mirrored: bool = False  # mirror left to right first
+    # pixels: height and width before turning, with square pixels; None = those of luma
+    size: tuple[int, int] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(height, width, 3) of the upright picture."""
-        height, width = self.luma.shape[:2]
+        """(height, width, 3) of the upright picture with square pixels."""
+        height, width = self.size or self.luma.shape[:2]
         return (width, height, 3) if self.quarters % 2 else (height, width, 3)
 
 

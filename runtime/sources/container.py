@@ -9,20 +9,23 @@ import time
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import av
+from av.codec.context import Flags
 from av.stream import Disposition
 
 from vicort.runtime.core import Frame
 from vicort.runtime.errors import SourceError, TruncatedSource
 from vicort.runtime.redact import redact
+from vicort.runtime.sources.clean_aperture import clean_aperture
 from vicort.runtime.sources.clock import Clock
 from vicort.runtime.sources.joined import joined_files
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.motion import EXPORT_VECTORS, MotionReader, exports_vectors
 from vicort.runtime.sources.piped import MAX_BYTES_WITHOUT_PICTURE, ByteFile
-from vicort.runtime.sources.pixels import Converter
+from vicort.runtime.sources.pixel_shape import PixelShape
+from vicort.runtime.sources.pixels import NO_CROP, Converter, Crop
 from vicort.runtime.sources.playlist import discontinuities
 from vicort.runtime.sources.source import Source, Wants, Warn
 
@@ -49,6 +52,8 @@ UNSTARTED = (*UNTIMED, "avi")
 JUMPING = ("mpegts", "hls")  # formats whose timestamps may jump
 HALF = Fraction(1, 2)
 FILE = "file:"  # FFmpeg's protocol of files
+# FFmpeg's own decoders leave out the transparency of WebM
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 TEXT = "tty"  # FFmpeg draws plain text as a video of letters
 # seconds that a complete stream may be shorter than declared: containers round, and the last frame
 # has a duration
@@ -79,10 +84,18 @@ class Decoder(Protocol):
 class CpuDecoder:
     """FFmpeg's decoder, of a stream or without one."""
 
-    def __init__(self, stream: av.VideoStream | av.VideoCodecContext, limits: Limits) -> None:
-        self._stream = stream
+    def __init__(
+        self,
+        stream: av.VideoStream | av.VideoCodecContext,
+        limits: Limits,
+        crop: Crop = NO_CROP,
+    ) -> None:
+        """crop: what the container cuts off."""
+        self._stream = _with_alpha(stream, limits)
         self._limits = limits
-        self.convert = Converter()
+        # otherwise FFmpeg cuts off less at the left than the codec says
+        _context_of(stream).flags |= Flags.unaligned
+        self.convert = Converter(PixelShape(stream), crop=crop)
 
     def decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
         try:
@@ -95,6 +108,23 @@ class CpuDecoder:
             if not self._limits.allows(picture.width, picture.height):
                 raise Damaged(f"{picture.width}x{picture.height} is larger than declared")
         return pictures
+
+
+def _context_of(stream: av.VideoStream | av.VideoCodecContext) -> av.VideoCodecContext:
+    return stream.codec_context if isinstance(stream, av.VideoStream) else stream
+
+
+def _with_alpha(
+    stream: av.VideoStream | av.VideoCodecContext, limits: Limits
+) -> av.VideoStream | av.VideoCodecContext:
+    """The stream, or a decoder that also decodes how transparent it is."""
+    name = ALPHA_DECODERS.get(_context_of(stream).name)
+    if name is None or getattr(stream, "metadata", {}).get("alpha_mode") != "1":
+        return stream
+    context = av.CodecContext.create(name, "r")
+    context.options = limits.decoder_options
+    context.thread_count = _context_of(stream).thread_count
+    return cast(av.VideoCodecContext, context)
 
 
 class ContainerSource(Source):
@@ -165,7 +195,11 @@ class ContainerSource(Source):
             may_jump=kind in JUMPING and not by_wall_clock,
             breaks=discontinuities(self._path) if self._path and kind == "hls" else (),
         )
-        self._decoder: Decoder = CpuDecoder(self._stream, limits)
+        # what the container cuts off, of local files
+        self._crop = NO_CROP
+        if self._path and self._is_mp4:
+            self._crop = clean_aperture(self._path, self._stream.id)
+        self._decoder: Decoder = CpuDecoder(self._stream, limits, self._crop)
         self._motion: MotionReader | None = None
         self._health = _Health()
         self._reader: int | None = None  # the thread that frames are read on
@@ -201,7 +235,11 @@ class ContainerSource(Source):
             )
         if not context.codec.intra_only:
             context.options = context.options | EXPORT_VECTORS
-            self._motion = MotionReader(exports_vectors(name))
+            self._motion = MotionReader(exports_vectors(name), self._crop)
+
+    @property
+    def _is_mp4(self) -> bool:
+        return "mov" in self._container.format.name
 
     @property
     def _time_base(self) -> Fraction:
@@ -339,7 +377,7 @@ class ContainerSource(Source):
         if health.end_damaged:
             return "its last picture is damaged"
         # other containers index only key frames
-        indexed = len(self._stream.index_entries) if "mov" in self._container.format.name else 0
+        indexed = len(self._stream.index_entries) if self._is_mp4 else 0
         if health.packets < indexed:
             return f"its index lists {indexed}"
         declared, end = self._declared_end(), health.end * self._time_base

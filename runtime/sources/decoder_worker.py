@@ -123,7 +123,8 @@ class _Worker:
         return self._awaited
 
     def _send(self, frame: Frame) -> None:
-        size = slot_bytes(*frame.image.shape[:2])
+        cells = frame.motion.cells.size if frame.motion and frame.motion.cells is not None else 0
+        size = slot_bytes(*frame.image.shape[:2], cells)
         if self._ring is None or self._ring.size < size:
             self._ring = None
             self._ring, file = new_ring(size)

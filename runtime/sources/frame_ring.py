@@ -19,10 +19,11 @@ SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW  # who reads cannot be cut off b
 ALIGNED = 64  # bytes
 
 
-def slot_bytes(height: int, width: int) -> int:
-    """Bytes of a slot for an RGB picture and the motion of its cells."""
-    cells = (-(-height // MOTION_CELL)) * (-(-width // MOTION_CELL))
-    return _aligned(height * width * 3) + _aligned(cells * 4)
+def slot_bytes(height: int, width: int, cells: int = 0) -> int:
+    """Bytes of a slot for an RGB picture and the motion of its cells, or of `cells` if these are
+    more: a picture that is cropped has cells for what is cut off, too."""
+    own = (-(-height // MOTION_CELL)) * (-(-width // MOTION_CELL))
+    return _aligned(height * width * 3) + _aligned(max(cells, own) * 4)
 
 
 class FrameRing:
@@ -71,7 +72,9 @@ class FrameRing:
             raise ValueError(f"{width}x{height} in slot {slot}")
         start = slot * self.size
         shape = (height, width, 3)
-        moved = self._read_motion(start + _aligned(math.prod(shape)), motion, height, width)
+        moved = self._read_motion(
+            start + _aligned(math.prod(shape)), start + self.size, motion, (height, width)
+        )
         self._free.remove(slot)
         image = np.asarray(_Held(self, slot, self._bytes.ctypes.data + start, shape))
         return image if self._free else image.copy(), moved
@@ -83,23 +86,36 @@ class FrameRing:
         if motion is None:
             return None
         if motion.cells is None:
-            return [motion.refreshed, None, motion.top, motion.left]
+            return [motion.refreshed, None, motion.top, motion.left, motion.size]
         cells = self._bytes[start : start + motion.cells.nbytes].view(np.float32)
         np.copyto(cells.reshape(motion.cells.shape), motion.cells)
-        return [motion.refreshed, list(motion.cells.shape), motion.top, motion.left]
+        shape = list(motion.cells.shape)
+        return [motion.refreshed, shape, motion.top, motion.left, motion.size]
 
-    def _read_motion(self, start: int, motion: Any, height: int, width: int) -> Motion | None:
+    def _read_motion(
+        self, start: int, end: int, motion: Any, frame: tuple[int, int]
+    ) -> Motion | None:
+        """frame: height and width of the picture."""
         if motion is None:
             return None
-        refreshed, shape, top, left = motion
+        refreshed, shape, top, left, size = motion
+        height, width = (int(side) for side in size or frame)
+        stored = (height, width) if size else None
         if shape is None:
-            return Motion(bool(refreshed), None, int(top), int(left))
+            return Motion(bool(refreshed), None, int(top), int(left), stored)
         rows, columns = (int(count) for count in shape)
-        grid = sorted((-(-height // MOTION_CELL), -(-width // MOTION_CELL)))
-        if sorted((rows, columns)) != grid:
+        covered = (rows * MOTION_CELL + int(top), columns * MOTION_CELL + int(left))
+        if (
+            min(rows, columns) < 1
+            or start + rows * columns * 4 > end
+            or covered[0] < height
+            or covered[1] < width
+        ):
             raise ValueError(f"{rows}x{columns} cells of {width}x{height}")
         cells = self._bytes[start : start + rows * columns * 4].view(np.float32)
-        return Motion(bool(refreshed), cells.reshape(rows, columns).copy(), int(top), int(left))
+        return Motion(
+            bool(refreshed), cells.reshape(rows, columns).copy(), int(top), int(left), stored
+        )
 
 
 class _Held:

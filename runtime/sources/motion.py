@@ -7,7 +7,7 @@ import numpy as np
 from av.video.frame import PictureType
 
 from vicort.runtime.core import MOTION_CELL, Motion
-from vicort.runtime.sources.pixels import side_data, turned
+from vicort.runtime.sources.pixels import NO_CROP, Crop, side_data, turned
 
 # FFmpeg's decoders that export motion vectors; others accept the option and export none
 EXPORTING = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
@@ -22,9 +22,11 @@ def exports_vectors(codec: str) -> bool:
 class MotionReader:
     """Accumulates motion over all pictures of a stream, from one sampled frame to the next."""
 
-    def __init__(self, vectors: bool) -> None:
-        """vectors: whether the decoder exports them; otherwise only I pictures are reported."""
+    def __init__(self, vectors: bool, crop: Crop = NO_CROP) -> None:
+        """vectors: whether the decoder exports them; otherwise only I pictures are reported. crop:
+        what the container cuts off the pictures."""
         self._vectors = vectors
+        self._crop = crop
         self._since: Motion | None = None  # the last sampled frame
         self._size: tuple[int, int] | None = None  # height, width of the previous picture
 
@@ -37,7 +39,7 @@ class MotionReader:
             motion = Motion(
                 False, _cells(picture) if self._vectors and not picture.interlaced_frame else None
             )
-        self._since = _upright(motion, picture).after(self._since)
+        self._since = _upright(motion, picture, self._crop).after(self._since)
 
     def take(self) -> Motion | None:
         """The motion of the latest picture since the previous call."""
@@ -75,7 +77,7 @@ def _cells(picture: av.VideoFrame) -> np.ndarray | None:
     return longest_vectors(vectors.to_ndarray(), picture.height, picture.width)
 
 
-def _upright(motion: Motion, picture: av.VideoFrame) -> Motion:
+def _upright(motion: Motion, picture: av.VideoFrame, crop: Crop) -> Motion:
     """Rotate the motion like the picture. Cells that are cut by the edge of the picture may then
     come first instead of last."""
     if motion.cells is None:
@@ -90,7 +92,10 @@ def _upright(motion: Motion, picture: av.VideoFrame) -> Motion:
     )
     top = height - cells.shape[0] * MOTION_CELL if row else 0
     left = width - cells.shape[1] * MOTION_CELL if column else 0
-    return Motion(motion.refreshed, cells, top, left)
+    cuts = np.array([[0, crop.top, 0], [crop.left, 0, crop.right], [0, crop.bottom, 0]])
+    _, above, _, before, _, after, _, below, _ = (int(cut) for cut in turned(cuts, picture).flat)
+    size = (height - above - below, width - before - after)
+    return Motion(motion.refreshed, cells, top - above, left - before, size)
 
 
 def _grid(height: int, width: int) -> tuple[int, int]:

@@ -20,7 +20,9 @@ from av.bitstream import BitStreamFilterContext
 from vicort.runtime.devices.surface import Surface, to_rgb
 from vicort.runtime.errors import DeviceError, SourceError
 from vicort.runtime.sources.container import ContainerSource, Damaged
-from vicort.runtime.sources.pixels import side_data
+from vicort.runtime.sources.hdr import HLG, PQ
+from vicort.runtime.sources.pixel_shape import PixelShape, square_size
+from vicort.runtime.sources.pixels import UNSPECIFIED, display_matrix, matrix_of
 
 if TYPE_CHECKING:
     from vicort.runtime.devices.cuda.arrays import DeviceArray
@@ -45,7 +47,7 @@ LUMA_WEIGHTS = {  # FFmpeg's number of a colour matrix -> Kr, Kb (ITU-T H.273)
     7: (0.212, 0.087),  # SMPTE 240M
     9: (0.2627, 0.0593),  # BT.2020
 }
-DEFAULT_LUMA_WEIGHTS = (0.299, 0.114)  # BT.601, also for unspecified streams, as on the CPU
+DEFAULT_LUMA_WEIGHTS = (0.299, 0.114)  # BT.601
 FULL_RANGE = 2  # FFmpeg's number
 MAX_PENDING = 256  # packets in the decoder
 
@@ -61,21 +63,20 @@ class DisplayFormat:
     to_rgb: np.ndarray  # colour matrix, see devices.surface
     quarters: int  # quarter turns counter-clockwise, after mirroring
     mirrored: bool  # left and right
+    pixel_shape: Fraction = Fraction(1)  # width of a stored pixel over its height
 
     @classmethod
-    def of(cls, picture: av.VideoFrame) -> DisplayFormat:
+    def of(cls, picture: av.VideoFrame, pixel_shape: Fraction) -> DisplayFormat:
         full = picture.color_range == FULL_RANGE or picture.format.name == "yuvj420p"
-        try:
-            matrix = side_data(picture, "DISPLAYMATRIX")
-        except ValueError:  # as in pixels.py
-            matrix = None
-        quarters, mirrored = turns(
-            None if matrix is None else np.frombuffer(bytes(matrix), np.int32)
-        )
+        quarters, mirrored = turns(display_matrix(picture))
+        colours = int(picture.colorspace)
+        if colours == UNSPECIFIED:
+            colours = matrix_of(picture.height, picture.width)
         return cls(
-            to_rgb(*LUMA_WEIGHTS.get(int(picture.colorspace), DEFAULT_LUMA_WEIGHTS), full),
+            to_rgb(*LUMA_WEIGHTS.get(colours, DEFAULT_LUMA_WEIGHTS), full),
             quarters,
             mirrored,
+            pixel_shape,
         )
 
 
@@ -116,8 +117,8 @@ def turns(matrix: np.ndarray | None) -> tuple[int, bool]:
 class NvdecDecoder:
     """A `Decoder` on the GPU.
 
-    The first pictures are also decoded on the CPU, until one yields the colour matrix and the
-    orientation. Both are assumed not to change.
+    The first pictures are also decoded on the CPU, until one yields the colour matrix, the
+    orientation and the shape of pixels. All are assumed not to change.
     """
 
     def __init__(self, source: ContainerSource, ordinal: int = 0) -> None:
@@ -145,6 +146,7 @@ class NvdecDecoder:
         filter_name = START_CODES.get(self._codec_name)
         self._filter = BitStreamFilterContext(filter_name, self._stream) if filter_name else None
         self._display: DisplayFormat | None = None
+        self._pixel_shape = PixelShape(self._stream)
         self._waiting: deque[av.Packet] = deque()  # packets that wait for the display format
         # packet number -> timestamp, time base, is_corrupt, of packets in the decoder
         self._pending: dict[int, tuple[int | None, Fraction | None, bool]] = {}
@@ -171,6 +173,8 @@ class NvdecDecoder:
                 f"its pictures are {context.pix_fmt}, and only 8-bit 4:2:0 is supported: convert "
                 "it with `-pix_fmt yuv420p`"
             )
+        if context.color_trc in (PQ, HLG):
+            raise NvdecUnavailable("it is HDR, which only the CPU maps to ordinary colours")
         codec = getattr(self._nvc.cudaVideoCodec, CODECS[name])
         try:
             able = self._nvc.GetDecoderCaps(gpuid=ordinal, codec=codec)
@@ -208,14 +212,15 @@ class NvdecDecoder:
         except DeviceError as error:
             raise SourceError(f"{self._name}: {error}") from error
         display = picture.display
-        return Surface(luma, chroma, display.to_rgb, display.quarters, display.mirrored)
+        size = square_size(*luma.shape[:2], display.pixel_shape)
+        return Surface(luma, chroma, display.to_rgb, display.quarters, display.mirrored, size)
 
     def _first_display(self, packet: av.Packet | None) -> DisplayFormat | None:
         try:
             pictures = self._stream.decode(packet)
         except av.FFmpegError:
             return None  # try the next packet
-        return DisplayFormat.of(pictures[0]) if pictures else None
+        return DisplayFormat.of(pictures[0], self._pixel_shape.now) if pictures else None
 
     def _pictures(self, packet: av.Packet | None, display: DisplayFormat) -> Iterator[Picture]:
         """The pictures of one packet; None flushes the decoder."""

@@ -1,60 +1,194 @@
-"""Decoded pictures -> upright RGB arrays."""
+"""Decoded pictures -> upright RGB arrays with square pixels."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import av
 import numpy as np
-from av.sidedata.sidedata import SideDataContainer
+from av.filter import Graph
+from av.sidedata.sidedata import SideDataContainer, Type
+from av.video.format import VideoFormat
 from av.video.reformatter import VideoReformatter
 
 from vicort.runtime.errors import SourceError
+from vicort.runtime.sources.hdr import HLG, PQ, ToneMap
+from vicort.runtime.sources.pixel_shape import HEIGHT, SQUARE, WIDTH, PixelShape, square_size
 
-UNSPECIFIED = 2  # in the colour tables of H.273
+UNSPECIFIED, BT709 = 2, 1  # in the colour tables of H.273
+# kinds of side data that FFmpeg has and PyAV may not know
+NEWER_SIDE_DATA = range(len(Type), 36)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """What a container cuts off the sides of a picture, in stored pixels."""
+
+    top: int = 0
+    bottom: int = 0
+    left: int = 0
+    right: int = 0
+
+    def of(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
+        """The view of an image that is left of a stored picture of height x width."""
+        rows, columns = image.shape[:2]
+        top, bottom = (round(cut * rows / height) for cut in (self.top, height - self.bottom))
+        left, right = (round(cut * columns / width) for cut in (self.left, width - self.right))
+        return image[top:bottom, left:right]
+
+
+NO_CROP = Crop()
 
 
 class Converter:
-    """Converts a picture with its own colour matrix and range, and rotates it upright.
+    """Converts a picture as people see it: with its own colour matrix and range, square pixels,
+    over white where it is transparent, cropped and rotated upright.
 
-    The default is BT.601 with limited range.
+    Where a picture does not name its matrix, a video has that of BT.709 if it is at least 1280
+    pixels wide or more than 576 high, as in mpv and ffplay, and otherwise BT.601. A still picture
+    has BT.601 (JPEG, WebP, AVIF). The range is limited unless the picture says otherwise.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, shape: PixelShape | None = None, *, still: bool = False, crop: Crop = NO_CROP
+    ) -> None:
+        """shape: of the stream's pixels; None = square. still: whether pictures are photos."""
+        self._shape = shape
+        self._still = still
+        self._crop = crop
         self._reformatter = VideoReformatter()
+        self._kinds: dict[str, _Kind] = {}
+        self._squarer: _Squarer | None = None
+        self._tone_maps: dict[int, ToneMap] = {}
 
     def __call__(self, picture: av.VideoFrame) -> np.ndarray:
         """-> [height, width, 3] uint8 RGB, contiguous; a display matrix may swap height and width.
 
         Raises SourceError for a picture that cannot be converted to RGB.
         """
-        return np.ascontiguousarray(turned(self._rgb(picture), picture))
+        kind = self._kinds.get(picture.format.name) or self._kind(picture.format)
+        if picture.colorspace == UNSPECIFIED and kind.has_matrix and not self._still:
+            picture.colorspace = matrix_of(picture.height, picture.width)
+        if kind.has_alpha:
+            image = over_white(self._rgb(picture, "rgba"))
+        elif picture.color_trc in (PQ, HLG) and kind.has_matrix:
+            image = self._tone_map(picture.color_trc)(self._rgb(picture, "rgb48le"))
+        else:
+            image = self._rgb(picture, "rgb24")
+        if self._crop is not NO_CROP:
+            image = self._crop.of(image, picture.height, picture.width)
+        return np.ascontiguousarray(turned(image, picture))
 
-    def _rgb(self, picture: av.VideoFrame) -> np.ndarray:
+    def _kind(self, pixel_format: VideoFormat) -> _Kind:
+        kind = self._kinds[pixel_format.name] = _Kind.of(pixel_format)
+        return kind
+
+    def _tone_map(self, transfer: int) -> ToneMap:
+        if transfer not in self._tone_maps:
+            self._tone_maps[transfer] = ToneMap(transfer)
+        return self._tone_maps[transfer]
+
+    def _rgb(self, picture: av.VideoFrame, into: str) -> np.ndarray:
         try:
-            # the default is one thread per core
-            return self._reformatter.reformat(picture, format="rgb24", threads=1).to_ndarray()
+            return self._scaled(picture, into).to_ndarray()
         except (av.FFmpegError, ValueError):
             # a damaged header names invalid colour tables
             picture.colorspace = picture.color_trc = picture.color_primaries = UNSPECIFIED
         try:
-            return self._reformatter.reformat(picture, format="rgb24", threads=1).to_ndarray()
+            return self._scaled(picture, into).to_ndarray()
         except (av.FFmpegError, ValueError) as error:
             raise SourceError(
                 f"pictures of format {picture.format.name} cannot be converted to RGB: convert "
                 "them to yuv420p"
             ) from error
 
+    def _scaled(self, picture: av.VideoFrame, into: str) -> av.VideoFrame:
+        shape = self._shape.of_all if self._shape else SQUARE
+        if shape is SQUARE:
+            # the default is one thread per core
+            return self._reformatter.reformat(picture, format=into, threads=1)
+        if shape is not None:
+            height, width = square_size(picture.height, picture.width, shape)
+            return self._reformatter.reformat(picture, width, height, format=into, threads=1)
+        key = (picture.width, picture.height, picture.format.name, into)
+        if self._squarer is None or self._squarer.key != key:
+            self._squarer = _Squarer(picture, into)
+        return self._squarer(picture)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What matters of a pixel format."""
+
+    has_alpha: bool
+    has_matrix: bool  # is not RGB
+
+    @classmethod
+    def of(cls, pixel_format: VideoFormat) -> _Kind:
+        alpha = pixel_format.has_palette or any(
+            component.is_alpha for component in pixel_format.components
+        )
+        return cls(alpha, not (pixel_format.is_rgb or pixel_format.has_palette))
+
+
+class _Squarer:
+    """Converts and scales to square pixels by each picture's own pixel shape, which PyAV shows to
+    filters alone."""
+
+    def __init__(self, picture: av.VideoFrame, into: str) -> None:
+        self.key = (picture.width, picture.height, picture.format.name, into)
+        self._graph = Graph()
+        self._graph.threads = 1
+        nodes = [
+            self._graph.add_buffer(
+                width=picture.width,
+                height=picture.height,
+                format=picture.format,
+                time_base=Fraction(1, av.time_base),
+            ),
+            self._graph.add("scale", w=WIDTH, h=HEIGHT, eval="frame", flags="bilinear"),
+            self._graph.add("format", pix_fmts=into),
+            self._graph.add("buffersink"),
+        ]
+        self._graph.link_nodes(*nodes)
+        self._graph.configure()
+
+    def __call__(self, picture: av.VideoFrame) -> av.VideoFrame:
+        self._graph.push(picture)
+        return self._graph.vpull()
+
+
+def matrix_of(height: int, width: int) -> int:
+    """The colour matrix of a video that names none, by its size (H.273)."""
+    return BT709 if width >= 1280 or height > 576 else UNSPECIFIED
+
+
+def over_white(image: np.ndarray) -> np.ndarray:
+    """A picture [height, width, 4] uint8 RGBA, its colours not multiplied by alpha, over white, as
+    Qwen's utilities paste it. -> [height, width, 3] uint8"""
+    colours, alpha = image[..., :3], image[..., 3:]
+    if alpha.min() == 255:
+        return colours
+    # rounded as in Pillow's `paste`
+    mixed = colours.astype(np.uint32) * alpha + 255 * (255 - alpha.astype(np.uint32)) + 128
+    return ((mixed + (mixed >> 8)) >> 8).astype(np.uint8)
+
 
 def turned(image: np.ndarray, picture: av.VideoFrame) -> np.ndarray:
     """A view of an array [rows, columns, …] that is rotated and mirrored like the picture."""
+    matrix = display_matrix(picture)
+    return image if matrix is None else upright(image, matrix)
+
+
+def display_matrix(picture: av.VideoFrame) -> np.ndarray | None:
+    """[9] int32, see `upright`; None = the picture is upright."""
     try:
         matrix = side_data(picture, "DISPLAYMATRIX")
-    # Some versions of PyAV fail on side data that they do not know, such as EXIF; they still report
-    # the angle.
     except ValueError:
-        return np.rot90(image, round(picture.rotation / 90))
-    return image if matrix is None else upright(image, np.frombuffer(bytes(matrix), np.int32))
+        matrix = side_data(_without_newer_side_data(picture), "DISPLAYMATRIX")
+    return None if matrix is None else np.frombuffer(bytes(matrix), np.int32)
 
 
 def side_data(picture: av.VideoFrame, kind: str) -> Any:
@@ -63,7 +197,28 @@ def side_data(picture: av.VideoFrame, kind: str) -> Any:
     `picture.side_data` is not used because it forms a reference cycle with the picture, which then
     stays in memory until the garbage collector runs.
     """
-    return SideDataContainer(picture).get(kind)
+    listed = SideDataContainer(picture)
+    return listed.get(kind) if len(listed) else None
+
+
+def _without_newer_side_data(picture: av.VideoFrame) -> av.VideoFrame:
+    """The picture without side data that PyAV does not know, such as EXIF, beside which it does
+    not list other kinds either."""
+    graph = Graph()
+    nodes = [
+        graph.add_buffer(
+            width=picture.width,
+            height=picture.height,
+            format=picture.format,
+            time_base=Fraction(1, av.time_base),
+        ),
+        *(graph.add("sidedata", mode="delete", type=str(kind)) for kind in NEWER_SIDE_DATA),
+        graph.add("buffersink"),
+    ]
+    graph.link_nodes(*nodes)
+    graph.configure()
+    graph.push(picture)
+    return graph.vpull()
 
 
 def upright(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:

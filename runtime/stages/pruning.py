@@ -87,10 +87,12 @@ class Pruner:
         difference = self._difference(image) if policy.alpha or not vectors else np.float32(0)
         if frame.motion is None or frame.motion.cells is None:
             return np.asarray(difference >= policy.difference)
-        shape, (height, width) = frame.image.shape, image.shape[:2]
+        height, width = image.shape[:2]
         box = Box(0, 0, height, width)
         if self._letterboxed:
-            box = letterbox(shape[0], shape[1], height, width)
+            box = letterbox(*frame.image.shape[:2], height, width)
+        # with pixels that are not square, another size than the frame's
+        shape = frame.motion.size or frame.image.shape
         vertical = Side(
             self._moved.shape[0],
             height,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import types
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -149,4 +150,4 @@ class HostMemoryGpu:
 def on_host(surface: Surface) -> Surface:
     """The same surface, in arrays."""
     planes = [np.array(plane.array.memory) for plane in (surface.luma, surface.chroma)]
-    return Surface(*planes, surface.to_rgb, surface.quarters, surface.mirrored)
+    return replace(surface, luma=planes[0], chroma=planes[1])

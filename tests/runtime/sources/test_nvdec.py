@@ -335,3 +335,22 @@ def test_surfaces_of_the_gpu_are_not_for_the_cpu(nvc: StandIn, tmp_path: Path) -
         frame = next(iter(source))
     with pytest.raises(VicortError, match="--decode cpu"):
         Preprocessor(56, 56)([frame.image], np.empty((1, 56, 56, 3), np.uint8))
+
+
+@pytest.mark.parametrize("matrix", [(1, 0, 0, 1), (0, 1, -1, 0)], ids=["upright", "turned"])
+def test_pixels_that_are_not_square_are_seen_as_on_the_cpu(
+    nvc: StandIn, tmp_path: Path, matrix: tuple[int, int, int, int]
+) -> None:
+    videos.write_video(tmp_path / "a.mp4", 3, encoder={"aspect": "2", "qp": "4"})
+    videos.turn(tmp_path / "a.mp4", matrix)
+    gpu, cpu = both(tmp_path / "a.mp4")
+    assert {frame.image.shape for frame in gpu} == {frame.image.shape for frame in cpu}
+    assert cpu[0].image.shape == ((120, 320, 3) if matrix[0] else (320, 120, 3))
+    difference = np.abs(rgb(gpu, 112, 112).astype(int) - rgb(cpu, 112, 112))
+    assert difference.mean() < 3
+
+
+def test_untagged_hd_has_the_cpus_colours(nvc: StandIn, tmp_path: Path) -> None:
+    videos.write_video(tmp_path / "a.mp4", 1, size=(640, 608), encoder={"qp": "4"})
+    gpu, cpu = both(tmp_path / "a.mp4")
+    assert np.abs(rgb(gpu, 112, 112).astype(int) - rgb(cpu, 112, 112)).mean() < 2

@@ -1,0 +1,85 @@
+"""Pixels that are not square: which size a picture has on a screen."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import av
+
+from vicort.runtime.sources.limits import MAX_PIXELS
+
+SQUARE = Fraction(1)
+CONTAINERS = ("mov", "matroska", "avi", "asf", "mxf", "nut", "yuv4mpegpipe")  # that have a value
+MOST = 10  # width of a pixel over its height, or the other way round; beyond, it is no video's
+
+
+def is_plausible(shape: Fraction | None) -> bool:
+    """Whether a width of pixels over their height can be meant: 1:10 to 10:1."""
+    return shape is not None and Fraction(1, MOST) <= shape <= MOST
+
+
+def square_size(height: int, width: int, shape: Fraction) -> tuple[int, int]:
+    """Height and width of a picture on a screen, whose pixels are square.
+
+    shape: width of a stored pixel over its height. As in mpv and VLC, one side is extended and
+    none is reduced: the width where pixels are wide, the height where they are high. A shape that
+    is not plausible, or that makes more than MAX_PIXELS, is ignored.
+    """
+    if not is_plausible(shape) or height * width * max(shape, 1 / shape) > MAX_PIXELS:
+        return height, width
+    return (height, _rounded(width * shape)) if shape > 1 else (_rounded(height / shape), width)
+
+
+# `square_size` as expressions of FFmpeg's filter `scale`, which knows the shape of each picture
+_PLAUSIBLE = f"between(sar,1/{MOST},{MOST})*lte(iw*ih*max(sar,1/sar),{MAX_PIXELS})"
+WIDTH = f"if({_PLAUSIBLE}*gt(sar,1),floor(iw*sar+1/2),iw)"
+HEIGHT = f"if({_PLAUSIBLE}*lt(sar,1),floor(ih/sar+1/2),ih)"
+
+
+def _rounded(value: Fraction) -> int:
+    return (2 * value.numerator + value.denominator) // (2 * value.denominator)
+
+
+class PixelShape:
+    """The width of pixels over their height, as the container or the codec says.
+
+    The container's value, if it has one, holds for the whole stream where it differs from that of
+    the codec's first picture, as in ffmpeg, mpv and VLC. Otherwise each picture has its own.
+    """
+
+    def __init__(self, stream: av.VideoStream | av.VideoCodecContext) -> None:
+        if isinstance(stream, av.VideoStream):
+            self._context = stream.codec_context
+            says = any(kind in stream.container.format.name for kind in CONTAINERS)
+            # of another container, FFmpeg tells what it found while probing, perhaps further on
+            self._container = stream.sample_aspect_ratio if says else None
+        else:
+            self._context, self._container = stream, None
+        self._begun = False
+        self._fixed: Fraction | None = None
+        self._varies = False  # whether a picture was not square
+
+    @property
+    def now(self) -> Fraction:
+        """Of the picture that was decoded last, in decoding order."""
+        coded: Fraction = self._context.sample_aspect_ratio or SQUARE
+        if not self._begun:
+            self._begun = True
+            if self._container is not None and self._container != coded:
+                self._fixed = self._container
+        return self._fixed or coded
+
+    @property
+    def of_all(self) -> Fraction | None:
+        """Of all pictures since the first one, `SQUARE` itself if they are; None if a picture that
+        is not square has its own.
+
+        Decoders hold pictures back, so `now` may be that of a later one.
+        """
+        usual = self._begun and self._fixed is None and not self._varies
+        if usual and self._context.sample_aspect_ratio in (None, SQUARE):  # a short way
+            return SQUARE
+        now = self.now
+        if self._fixed is None and now != SQUARE:
+            self._varies = True
+        return None if self._varies else SQUARE if now == SQUARE else now
