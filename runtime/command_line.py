@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 from fractions import Fraction
 from typing import NoReturn
@@ -21,7 +22,22 @@ class ArgumentParser(argparse.ArgumentParser):
     """Raises ConfigError with one line instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}: see `{self.prog} --help`")
+        option = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        near = difflib.get_close_matches(option[1], self._options(), 1) if option else []
+        advice = (
+            f"did you mean {near[0]}? `{self.prog} --help` lists all"
+            if near
+            else (f"see `{self.prog} --help`")
+        )
+        raise ConfigError(f"{message}: {advice}")
+
+    def _options(self) -> list[str]:
+        """Those of subcommands too."""
+        found = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found += [name for child in action.choices.values() for name in child._options()]
+        return found
 
 
 def parse_rate(option: str, text: str, advice: str) -> Fraction:

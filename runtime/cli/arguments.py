@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -34,6 +35,7 @@ from vicort.runtime.sources.opening import FORMS, IMAGE_FPS, Decode, Transport
 from vicort.runtime.written_files import check_target
 
 STDIN = "-"
+SHOW_SYSTEM = "--show-system"
 MAX_TIMEOUT = 86_400  # seconds
 
 
@@ -68,6 +70,8 @@ class Options:
     serve_socket: Path | None = None
     sampling: Sampling = Sampling()  # noqa: RUF009 (frozen)
     dry_run: bool = False
+    show_system: bool = False
+    success_on_sigterm: bool = False
     format: str = "text"
     stats: bool = False
     trace: Path | None = None
@@ -89,7 +93,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
 
     Raises VicortError, and SystemExit after --help and --version.
     """
-    typed = _parser().parse_args(arguments)
+    typed = _parse(sys.argv[1:] if arguments is None else list(arguments))
     sampling = Sampling(
         temperature=typed.temperature,
         top_p=typed.top_p,
@@ -102,6 +106,11 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     TokenChoice(sampling)
     defaults = _preset_defaults(typed)
     _check_output(typed)
+    if typed.success_on_sigterm and typed.until is not None:
+        raise ConfigError(
+            "--success-on-sigterm and --until both exit with 0, which would not tell a yes from a "
+            "stop: leave one of them out"
+        )
     if str(typed.questions) == STDIN and STDIN in typed.sources:
         raise ConfigError(
             "stdin cannot bring both the video and the questions: give one of them as a file, or "
@@ -134,26 +143,45 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         serve_socket=typed.serve_socket,
         sampling=sampling,
         dry_run=typed.dry_run,
+        show_system=typed.show_system,
+        success_on_sigterm=typed.success_on_sigterm,
         format=typed.format,
         stats=typed.stats,
         trace=typed.trace,
         log_level=typed.log_level,
-        **defaults,
+        **defaults | _with_settings(defaults["system"], typed.set),
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Only --show-system needs no source."""
+    if not arguments:
+        raise ConfigError(
+            "no source is given: name a file, a folder of images, a URL, a camera or -, such as "
+            "`vicort-run clip.mp4 --ask 'what is there now?'`; `vicort-run --help` lists the rest"
+        )
+    watches = SHOW_SYSTEM not in arguments
+    parser = _parser(takes_sources=watches)
+    typed, rest = parser.parse_known_args(arguments)
+    if unknown := [text for text in rest if watches or text.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    typed.sources = typed.sources if watches else []
+    return typed
+
+
+def _parser(takes_sources: bool) -> ArgumentParser:
     parser = ArgumentParser(
         "vicort-run",
         description="Watch a video stream and answer questions about it while it plays.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "sources",
-        nargs="+",
-        metavar="SOURCE",
-        help=f"{FORMS}; several sources run at the same time",
-    )
+    if takes_sources:
+        parser.add_argument(
+            "sources",
+            nargs="+",
+            metavar="SOURCE",
+            help=f"{FORMS}; several sources run at the same time",
+        )
     parser.add_argument(
         "--version", action="version", version=f"vicort {metadata.version('vicort')}"
     )
@@ -168,6 +196,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME|FILE",
         help="memory system: a name or a YAML file (default: "
         f"{Options.system}, or that of --preset)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one value of the system, such as --set drop.threshold=0.5; repeatable",
+    )
+    parser.add_argument(
+        SHOW_SYSTEM,
+        action="store_true",
+        help="print the system as --preset, --set, --memory and --host-memory leave it, as a file "
+        "for --system, and end",
     )
     parser.add_argument(
         "--preset",
@@ -424,6 +465,12 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "jsonl)",
     )
     group.add_argument(
+        "--success-on-sigterm",
+        action="store_true",
+        help="exit with 0 instead of 143 when SIGTERM ends the run, as systemd and containers "
+        "expect of a service",
+    )
+    group.add_argument(
         "--dry-run",
         action="store_true",
         help="show what would be loaded and the budget of memory, and end",
@@ -455,6 +502,14 @@ def _preset_defaults(typed: argparse.Namespace) -> dict[str, Any]:
         "memory_share": preset.memory_share,
         "preset": preset_text(typed.preset, given),
     }
+
+
+def _with_settings(system: str | System, settings: Sequence[str]) -> dict[str, System]:
+    """The field of Options that --set changes."""
+    if not settings:
+        return {}
+    chosen = system if isinstance(system, System) else load_system(system)
+    return {"system": chosen.with_settings(settings)}
 
 
 def _fps(text: str | None) -> Fraction | Literal["source"] | None:

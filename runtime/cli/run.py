@@ -27,6 +27,7 @@ from vicort.runtime.cli.other_versions import outdated_text, refuse_other_schema
 from vicort.runtime.cli.output import Output
 from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
 from vicort.runtime.cli.question_socket import QuestionSocket
+from vicort.runtime.cli.service_status import ServiceStatus
 from vicort.runtime.cli.watch import NEVER_YES, POLL, RunContext, Watch
 from vicort.runtime.cli.writers import WRITERS
 from vicort.runtime.devices.preprocess import import_dali
@@ -66,8 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _terminated_like_interrupted():
             options = parse_options(arguments)
-            with log_to_stderr(options.log_level):
+            with log_to_stderr(options.log_level), _sigterm_ends(options.success_on_sigterm):
                 return run(options)
+        return 0  # ended by SIGTERM
     except Terminated:
         return TERMINATED
     except KeyboardInterrupt:
@@ -97,8 +99,20 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def _sigterm_ends(well: bool) -> Iterator[None]:
+    """Within this context SIGTERM is an end like any other, if `well`."""
+    try:
+        yield
+    except Terminated:
+        if not well:
+            raise
+
+
 def run(options: Options) -> int:
     """Run all sources at the same time and return the highest of their exit codes."""
+    if options.show_system:
+        return show_system(options)
     if options.dry_run:
         return show_plan(options)
     output = Output(WRITERS[options.format](sys.stdout), sys.stderr, stats=options.stats)
@@ -126,6 +140,7 @@ def run(options: Options) -> int:
             router,
             TypedQuestions(sys.stdin, router, output.warn) if options.typed_questions else None,
             threading.Event(),
+            stack.enter_context(_told_to_systemd(output)),
             Session.open,
         )
         watches = [
@@ -135,6 +150,27 @@ def run(options: Options) -> int:
     if not any(each.until_yes for each in options.recurring):
         return code
     return 0 if any(watch.said_yes for watch in watches) else max(code, NEVER_YES)
+
+
+@contextmanager
+def _told_to_systemd(output: Output) -> Iterator[ServiceStatus]:
+    status = ServiceStatus.of_environment(output.warn)
+    try:
+        yield status
+    finally:
+        status.stopping()
+
+
+def show_system(options: Options) -> int:
+    """Print the chosen system as a file for --system."""
+    budgets = {"device_mb": options.device_mb, "host_mb": options.host_mb}
+    system = options.chosen_system.with_(
+        memory={key: value for key, value in budgets.items() if value is not None}
+    )
+    if options.preset:
+        print_safely(f"# preset {options.preset}")
+    print_safely(*system.to_yaml().splitlines())
+    return 0
 
 
 def show_plan(options: Options) -> int:

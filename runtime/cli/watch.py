@@ -18,6 +18,7 @@ from vicort.runtime.cli.lag import LagMeter
 from vicort.runtime.cli.output import Output
 from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
 from vicort.runtime.cli.recurring import RecurringAsker
+from vicort.runtime.cli.service_status import ServiceStatus
 from vicort.runtime.core import Answer, Event, Question
 from vicort.runtime.devices.stage_clock import SpanSink
 from vicort.runtime.engines.engine_set import EngineSet
@@ -42,6 +43,7 @@ class RunContext:
     router: QuestionRouter
     typed_questions: TypedQuestions | None
     stopping: threading.Event  # when set, every source ends at its next frame
+    status: ServiceStatus
     open_session: Callable[..., Session] = Session.open
 
 
@@ -77,6 +79,7 @@ class Watch:
             system_prompt=self._context.options.system_prompt,
         ) as session:
             self._show_budget(session)
+            self._context.status.ready()
             try:
                 return self._watch(session)
             except KeyboardInterrupt:
@@ -131,6 +134,7 @@ class Watch:
             for frame in self.source.frames(partial(self._wants, session)):
                 with self.source.named_in_errors() if not self.label else nullcontext():
                     session.push(frame)
+                self._context.status.frame(frame.time, self.label)
                 self._output.progress(frame.index + 1)
                 self._output.check()
                 self._stop_if_satisfied()

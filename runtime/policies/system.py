@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
@@ -34,6 +35,8 @@ MAX_BYTES = 65_536  # of a system file
 MAX_NAME_LENGTH = 100  # characters
 MAX_MB = 16e6  # of a tier: 16 TB
 MAX_HOURS = 1e6
+POLICY = "policy"  # the key that names a section's policy
+CHANGED = " (changed)"  # behind the name of a system with other settings
 MAX_DIGITS = 1000  # of an integer: Python converts at most 4,300 digits to text
 
 
@@ -144,6 +147,38 @@ class System(Section):
             content[key] = change
         return _validated(content, f"system {self.name}")
 
+    def with_settings(self, settings: Sequence[str]) -> System:
+        """A changed copy, validated like a file. Raises ConfigError.
+
+        settings: such as `drop.threshold=0.5`: the keys of the YAML file and a value in YAML.
+        Another `policy` brings its own default parameters; a key of the top level without a value
+        is left out.
+        """
+        if not settings:
+            return self
+        content = self.to_content()
+        where = " ".join(f"--set {setting}" for setting in settings)
+        pairs = [_setting(setting) for setting in settings]
+        for keys, value in sorted(pairs, key=lambda pair: pair[0][-1] != POLICY):
+            _change(content, keys, value, where)
+        if not any(keys == ["name"] for keys, _ in pairs):
+            content["name"] = f"{self.name[: MAX_NAME_LENGTH - len(CHANGED)]}{CHANGED}"
+        return _validated(content, where)
+
+    def to_content(self) -> dict[str, Any]:
+        """As a YAML file says it, defaults included."""
+        content = self.model_dump(mode="json")
+        for key in ("about", "long_term"):
+            if content[key] is None:
+                del content[key]
+        if self.long_term:  # which stands in place of retrieval
+            del content["retrieval"]
+        return content
+
+    def to_yaml(self) -> str:
+        """A file that `load_system` reads as this system."""
+        return yaml.safe_dump(self.to_content(), sort_keys=False, allow_unicode=True, width=96)
+
     @field_validator("name", mode="before")
     @classmethod
     def _name_is_short(cls, name: Any) -> Any:
@@ -193,6 +228,35 @@ class System(Section):
 
 
 KEYS = tuple(System.model_fields)
+
+
+def _setting(text: str) -> tuple[list[str], Any]:
+    """The keys and the value of KEY=VALUE. Raises ConfigError."""
+    path, equals, value = text.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(
+            f"--set {text}: give KEY=VALUE with the keys of a system's file, such as --set "
+            "drop.threshold=0.5"
+        )
+    return keys, _parsed(value, f"--set {text}")
+
+
+def _change(content: dict[str, Any], keys: Sequence[str], value: Any, where: str) -> None:
+    """Change one value of a file's content. Raises ConfigError."""
+    *path, last = keys
+    for number, key in enumerate(path, 1):
+        if not isinstance(inner := content.setdefault(key, {}), dict):
+            raise ConfigError(
+                f"{where}: {'.'.join(keys[:number])} is {shown(inner)}, which has no keys"
+            )
+        content = inner
+    if last == POLICY and content.get(POLICY) != value:
+        content.clear()
+    if value is None and not path:
+        content.pop(last, None)
+    else:
+        content[last] = value
 
 
 def known_systems() -> list[str]:
@@ -247,8 +311,16 @@ class _PlainLoader(yaml.SafeLoader):
 
 def parse_system(text: str, where: str) -> System:
     """A system from YAML text. Raises ConfigError; `where` names the text in errors."""
+    content = _parsed(text, where)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where} holds {type(content).__name__}, not the keys {', '.join(KEYS)}")
+    return _validated(content, where)
+
+
+def _parsed(text: str, where: str) -> Any:
+    """The content of YAML text. Raises ConfigError."""
     try:
-        content: Any = yaml.load(text, _PlainLoader)
+        return yaml.load(text, _PlainLoader)
     except (
         yaml.YAMLError,
         ValueError,
@@ -264,9 +336,6 @@ def parse_system(text: str, where: str) -> System:
             else "a value that YAML does not allow, or nested too deep"
         )
         raise ConfigError(f"{where} is not YAML: {why}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{where} holds {type(content).__name__}, not the keys {', '.join(KEYS)}")
-    return _validated(content, where)
 
 
 def _validated(content: dict[Any, Any], where: str) -> System:

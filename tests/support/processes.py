@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 
 
-def python(*arguments: str, text: bool = False) -> subprocess.Popen:
+def python(
+    *arguments: str, text: bool = False, environment: dict[str, str] | None = None
+) -> subprocess.Popen:
     """A Python process that takes Ctrl-C, even where the tests themselves run in the background and
-    ignore it."""
+    ignore it. environment: variables besides those of the tests."""
     return subprocess.Popen(
         [sys.executable, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=text,
+        env=os.environ | (environment or {}),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )

@@ -5,7 +5,9 @@ import importlib.metadata
 import io
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +15,7 @@ import threading
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import videos
@@ -666,9 +669,9 @@ sys.exit(run.main(sys.argv[1:]))
 """
 
 
-def started(*arguments: str) -> subprocess.Popen:
+def started(*arguments: str, **options: Any) -> subprocess.Popen:
     code = DRIVER.format(tests=str(Path(__file__).parents[2]))
-    return python("-c", code, *arguments)
+    return python("-c", code, *arguments, **options)
 
 
 @pytest.mark.parametrize(
@@ -732,6 +735,59 @@ def test_each_of_several_sources_that_are_ended_has_its_summary(
     found = [json.loads(line) for line in [*lines, *rest.splitlines()]]
     assert (process.returncode, err) == (code, b"")
     assert {event["source"] for event in found if event["event"] == "summary"} == set(sources)
+
+
+def test_a_service_ends_well_on_sigterm_and_tells_systemd_how_it_goes(tmp_path: Path) -> None:
+    room = Path(tempfile.mkdtemp())  # a socket's name must be short
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(room / "n"))
+        manager.settimeout(20)
+        sources = [f"testsrc:seconds=600,size=32x32,fps={fps}" for fps in (4, 8)]
+        process = started(
+            *(*sources, "--realtime", "--format", "jsonl", "--success-on-sigterm"),
+            environment={"NOTIFY_SOCKET": str(room / "n")},
+        )
+        said = [manager.recv(4096).decode() for _ in range(3)]
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+        said.append(manager.recv(4096).decode())
+    assert (process.returncode, err) == (0, b"")
+    assert out.count(b'"event": "summary"') == 2
+    assert said.count("READY=1") == 2
+    assert re.search("STATUS=1 frames taken; the newest of testsrc:.* is of 0.0 s", str(said))
+    assert said[-1] == "STOPPING=1"
+
+
+def test_a_manager_that_is_gone_is_warned_of_once(
+    capsys: pytest.CaptureFixture[str], clip: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
+    code, _, err = ran(capsys, clip)
+    assert (code, err.count("NOTIFY_SOCKET cannot be written (No such file")) == (0, 1)
+
+
+def test_a_yes_and_a_stop_never_look_alike(capsys: pytest.CaptureFixture[str], clip: Path) -> None:
+    code, _, err = ran(capsys, clip, "--until", "is it there?", "--success-on-sigterm")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "leave one of them out" in err
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"), [("--aks", "--ask"), ("--sytem", "--system"), ("--every-s", "--every")]
+)
+def test_an_option_that_is_misspelled_names_the_near_one(
+    capsys: pytest.CaptureFixture[str], typed: str, near: str
+) -> None:
+    code, out, err = ran(capsys, "clip.mp4", typed, "x")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"did you mean {near}?" in err
+    assert "did you mean" not in ran(capsys, "clip.mp4", "--quux", "x")[2]
+
+
+def test_without_a_source_an_example_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = ran(capsys)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "such as `vicort-run clip.mp4 --ask" in err
 
 
 def test_a_reader_that_goes_away_ends_several_sources_quietly() -> None:
