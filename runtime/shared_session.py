@@ -156,6 +156,7 @@ class SharedSession:
                     )
                 self._origin_us = 0
             wait = self._pacer(pace)
+            source.expect(self._session.rate)
             for frame in source.frames(lambda at: self._wants(wait, at)):
                 with self._pushing:
                     self._check_order(frame.time)

@@ -130,6 +130,7 @@ class Watch:
 
     def _feed(self, session: Session) -> int:
         """Push the frames that the session wants, each when it is due. Returns an exit code."""
+        self.source.expect(session.rate)
         try:
             for frame in self.source.frames(partial(self._wants, session)):
                 with self.source.named_in_errors() if not self.label else nullcontext():

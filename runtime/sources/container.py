@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -79,6 +80,26 @@ class Decoder(Protocol):
     def convert(self, picture: Any) -> Any:
         """Convert a picture to the image of a `Frame`."""
         ...
+
+
+@dataclass(frozen=True)
+class TimedPicture:
+    """A decoded picture that may become a frame."""
+
+    picture: Any
+    time: Fraction
+    index: int
+    decoder: Decoder
+    motion: MotionReader | None
+
+    def see(self) -> None:
+        """Count its motion into that of the next frame."""
+        if self.motion:
+            self.motion.see(self.picture)
+
+    def frame(self) -> Frame:
+        motion = self.motion.take() if self.motion else None
+        return Frame(self.decoder.convert(self.picture), self.time, self.index, motion)
 
 
 class CpuDecoder:
@@ -246,27 +267,29 @@ class ContainerSource(Source):
         return self._stream.time_base or Fraction(1, av.time_base)
 
     def frames(self, wants: Wants | None = None) -> Iterator[Frame]:
+        for picture in self.pictures():
+            picture.see()
+            if wants is None or wants(picture.time):
+                yield picture.frame()
+
+    def pictures(self) -> Iterator[TimedPicture]:
+        """Every picture, decoded but not converted. `see` is to be called for each, in order.
+
+        With a decoder that reuses its pictures, one is valid until the next one.
+        """
         self._reader = threading.get_ident()
         try:
-            yield from self._frames(wants)
+            yield from self._timed_pictures()
         finally:
             self._reader = None
 
-    def _frames(self, wants: Wants | None) -> Iterator[Frame]:
+    def _timed_pictures(self) -> Iterator[TimedPicture]:
         for picture in self._pictures():
             time, index = self._time(picture), self._health.pictures
             self._health.see_picture(picture.is_corrupt)
             if self._file:
                 self._file.see_picture()
-            if self._motion:
-                self._motion.see(picture)
-            if wants is None or wants(time):
-                yield Frame(
-                    self._decoder.convert(picture),
-                    time,
-                    index,
-                    self._motion.take() if self._motion else None,
-                )
+            yield TimedPicture(picture, time, index, self._decoder, self._motion)
         if self._health.pictures == 0:
             raise SourceError(
                 f"{self.name} has a video stream, but no picture of it can be decoded: "

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,6 +41,19 @@ def start_child(
     return child.wait
 
 
+class Lifeline:
+    """This end of a pipe: when it is closed, the process at the other end is ended."""
+
+    def __init__(self) -> None:
+        """`there` is the other end, to be passed on and closed by the caller."""
+        self.there, here = os.pipe2(os.O_CLOEXEC)
+        self._closed = weakref.finalize(self, os.close, here)
+        self._closed.atexit = False  # the kernel does that
+
+    def close(self) -> None:
+        self._closed()
+
+
 class DecoderHost:
     """The server of decoder processes of this process. Any thread may use it.
 
@@ -50,7 +64,7 @@ class DecoderHost:
         self.starter = starter
         self._lock = threading.Lock()
         self._link: Link | None = None
-        self._lifeline = -1  # the server and its processes end when it is closed
+        self._lifeline: Lifeline | None = None  # of the server and its processes
         self._owner = 0  # process id: a forked child has a server of its own
         self._wait: Callable[[], object] = lambda: None
 
@@ -59,18 +73,18 @@ class DecoderHost:
         with self._lock:
             self._running()
 
-    def open(self, request: dict[str, Any], files: Sequence[int]) -> tuple[Link, int]:
-        """A new decoder process for a source: the link to it, and a file that ends it when closed.
+    def open(self, request: dict[str, Any], files: Sequence[int]) -> tuple[Link, Lifeline]:
+        """A new decoder process for a source: the link to it, and its lifeline.
 
         Raises SourceError if the server cannot be started.
         """
         here, there = Link.pair()
-        ends, lifeline = os.pipe2(os.O_CLOEXEC)
+        lifeline = Lifeline()
         try:
             with self._lock:
                 for last in (False, True):
                     try:
-                        given = (there.fileno(), ends, *files)
+                        given = (there.fileno(), lifeline.there, *files)
                         self._running().send("open", request, files=given)
                         break
                     except LinkClosed as error:  # it was ended from outside: start another
@@ -79,11 +93,11 @@ class DecoderHost:
                             raise _not_started(error) from error
         except BaseException:
             here.close()
-            os.close(lifeline)
+            lifeline.close()
             raise
         finally:
             there.close()
-            os.close(ends)
+            os.close(lifeline.there)
         return here, lifeline
 
     def close(self) -> None:
@@ -96,25 +110,25 @@ class DecoderHost:
             return self._link
         began = time.perf_counter()
         here, there = Link.pair()
-        ends, lifeline = os.pipe2(os.O_CLOEXEC)
+        lifeline = Lifeline()
         try:
-            self._wait = self.starter(*_command(there, ends))
+            self._wait = self.starter(*_command(there, lifeline.there))
         except OSError as error:
             here.close()
-            os.close(lifeline)
+            lifeline.close()
             raise _not_started(error) from error
         finally:
             there.close()
-            os.close(ends)
+            os.close(lifeline.there)
         self._link, self._lifeline, self._owner = here, lifeline, os.getpid()
         logger.info("started the decoder server in %.2f s", time.perf_counter() - began)
         return here
 
     def _end(self) -> None:
         link, self._link = self._link, None
-        if link and self._owner == os.getpid():
+        if link and self._lifeline and self._owner == os.getpid():
             link.close()
-            os.close(self._lifeline)
+            self._lifeline.close()
             self._wait()
 
 

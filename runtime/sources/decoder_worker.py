@@ -7,18 +7,17 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
-from vicort.runtime.core import Frame
 from vicort.runtime.errors import SourceError, TruncatedSource
+from vicort.runtime.sources.container import ContainerSource
 from vicort.runtime.sources.decoder_link import Link, LinkClosed
 from vicort.runtime.sources.decoder_sandbox import enter_sandbox, limit_memory, limit_time
-from vicort.runtime.sources.frame_ring import FrameRing, new_ring, slot_bytes
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.live import Patience
 from vicort.runtime.sources.opening import open_here
+from vicort.runtime.sources.picture_sender import PictureSender, predictor
 from vicort.runtime.sources.source import Source
 
 MAX_LINE = 8_000  # characters of an error or a warning
@@ -38,14 +37,13 @@ class _Worker:
         self._link = link
         self._request = request
         self._limits = Limits(**request["limits"])
-        self._slot = 0  # of the next wanted picture
-        self._awaited = False  # whether the program waits for a frame
-        self._ring: FrameRing | None = None
+        self._stopped: str | None = None  # why reading ended early
 
     def run(self, files: list[int]) -> None:
         failure = self._failure_of(self._serve, files)
-        if failure:
-            self._link.send("failed", *failure)
+        self._link.send("failed", *failure) if failure else self._link.send("end", self._stopped)
+        while True:  # a link that is closed before all is read would lose what was sent
+            self._link.receive()
 
     def _failure_of(self, act: Any, *values: Any) -> tuple[str, str, str] | None:
         try:
@@ -73,16 +71,25 @@ class _Worker:
         os.chdir(self._request["folder"])
         self._forward_log()
         limit_memory(self._limits.decoding_bytes)
-        limit_time(self._limits.seconds)
+        self._rearm()
         missing = enter_sandbox(network=self._request["network"], devices=self._request["devices"])
         if missing:
             self._tell(logging.WARNING, f"the decoder process has fewer limits here: {missing}")
         with self._opened() as source:
-            self._describe(source)
-            self._link.receive()  # "read"
-            for frame in self._frames(source):
-                self._send(frame)
-            self._link.send("end", getattr(source, "stopped", None))
+            ahead = self._request["ahead"] and isinstance(source, ContainerSource)
+            self._describe(source, ahead)
+            (_, *expected), _ = self._link.receive()  # "read"
+            sender = PictureSender(self._link, self._rearm)
+            if ahead and isinstance(source, ContainerSource):
+                # motion depends on which pictures are taken, so that nothing is sent early
+                early = expected and not self._request["motion"]
+                sender.send_ahead(source, predictor(*expected) if early else None)
+            else:
+                sender.send_one_by_one(source)
+            self._stopped = getattr(source, "stopped", None)
+
+    def _rearm(self) -> None:
+        limit_time(self._limits.seconds)
 
     def _opened(self) -> Source:
         wanted = self._request
@@ -99,7 +106,7 @@ class _Worker:
             motion=wanted["motion"],
         )
 
-    def _describe(self, source: Source) -> None:
+    def _describe(self, source: Source, ahead: bool) -> None:
         length = source.duration
         self._link.send(
             "opened",
@@ -108,32 +115,8 @@ class _Worker:
             source.frames_total,
             None if length is None else [length.numerator, length.denominator],
             bool(getattr(source, "untimed", False)),
+            ahead,
         )
-
-    def _frames(self, source: Source) -> Iterator[Frame]:
-        return source.frames(self._wants)
-
-    def _wants(self, time: Fraction) -> bool:
-        if self._awaited:  # the picture was wanted, and cannot be used
-            self._link.send("none")
-        self._link.send("times", [time.numerator, time.denominator])
-        (_, skipped, self._slot), _ = self._link.receive()
-        limit_time(self._limits.seconds)
-        self._awaited = not skipped
-        return self._awaited
-
-    def _send(self, frame: Frame) -> None:
-        cells = frame.motion.cells.size if frame.motion and frame.motion.cells is not None else 0
-        size = slot_bytes(*frame.image.shape[:2], cells)
-        if self._ring is None or self._ring.size < size:
-            self._ring = None
-            self._ring, file = new_ring(size)
-            self._link.send("ring", self._ring.size, self._ring.slots, files=[file])
-            os.close(file)
-            self._slot = 0
-        written = self._ring.write(self._slot, frame.image, frame.motion)
-        self._awaited = False
-        self._link.send("frame", frame.index, self._slot, *written)
 
     def _forward_log(self) -> None:
         root = logging.getLogger("vicort")

@@ -14,7 +14,9 @@ import numpy as np
 from vicort.runtime.core import MOTION_CELL, Motion
 
 RING_BYTES = 64 << 20  # of all slots, where more than one fits
-MAX_SLOTS = 64
+MAX_SLOTS = 256
+MAX_GIVEN = 16  # slots that the writer has at a time
+SPARE_SLOTS = 4  # that stay free: frames that would take them are copied
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW  # who reads cannot be cut off by a smaller file
 ALIGNED = 64  # bytes
 
@@ -27,15 +29,20 @@ def slot_bytes(height: int, width: int, cells: int = 0) -> int:
 
 
 class FrameRing:
-    """Slots that the decoder process writes and this process reads, or the other way round."""
+    """Slots that the decoder process writes and this process reads.
 
-    def __init__(self, file: int, size: int, slots: int) -> None:
-        """file: of shared memory, closed here. size: bytes of a slot.
+    The reader gives a slot, the writer fills it, the reader reads it.
+    """
+
+    def __init__(self, file: int, size: int, slots: int, number: int = 0) -> None:
+        """file: of shared memory, closed here. size: bytes of a slot. number: of this ring among
+        those of a source.
 
         Raises ValueError if the file does not hold so many slots for good.
         """
         self.size = size
         self.slots = slots
+        self.number = number
         try:
             if not 0 < slots <= MAX_SLOTS or size <= 0:
                 raise ValueError(f"{slots} slots of {size} bytes")
@@ -45,12 +52,20 @@ class FrameRing:
         finally:
             os.close(file)
         self._bytes = np.frombuffer(self._memory, np.uint8)
-        self._free = deque(range(slots))  # of the reader
+        self._given = {0}  # the first picture comes with the ring
+        self._free = deque(range(1, slots))
+
+    def give(self, *, last: bool = False) -> int | None:
+        """A free slot for the writer, or None if a few are given already or few are free. `last`:
+        any free slot, to be read before another is given."""
+        if last or (len(self._given) < MAX_GIVEN and len(self._free) > self._spare):
+            self._given.add(slot := self._free.pop())
+            return slot
+        return None
 
     @property
-    def next_slot(self) -> int:
-        """The slot for the next picture."""
-        return self._free[-1]
+    def _spare(self) -> int:
+        return min(SPARE_SLOTS, self.slots // 2)
 
     def write(self, slot: int, image: np.ndarray, motion: Motion | None) -> list[Any]:
         """Write a picture and its motion; returns what `read` needs besides the slot."""
@@ -63,11 +78,12 @@ class FrameRing:
     def read(self, slot: int, height: int, width: int, motion: Any) -> tuple[Any, Motion | None]:
         """The picture [height,width,3] uint8, and its motion.
 
-        The picture lies in the slot, which is free again when the last array of it has gone. The
-        last free slot is copied instead. Raises ValueError for what no slot can hold.
+        The picture lies in the slot, which is free again when the last array of it has gone. Where
+        few slots are free, it is copied instead. Raises ValueError for a slot that was not given,
+        and for what no slot can hold.
         """
-        if not (0 <= slot < self.slots and height > 0 and width > 0) or (
-            slot_bytes(height, width) > self.size
+        if slot not in self._given or not (
+            height > 0 and width > 0 and slot_bytes(height, width) <= self.size
         ):
             raise ValueError(f"{width}x{height} in slot {slot}")
         start = slot * self.size
@@ -75,9 +91,9 @@ class FrameRing:
         moved = self._read_motion(
             start + _aligned(math.prod(shape)), start + self.size, motion, (height, width)
         )
-        self._free.remove(slot)
+        self._given.remove(slot)
         image = np.asarray(_Held(self, slot, self._bytes.ctypes.data + start, shape))
-        return image if self._free else image.copy(), moved
+        return image if self._free and len(self._free) >= self._spare else image.copy(), moved
 
     def release(self, slot: int) -> None:
         self._free.append(slot)
@@ -136,14 +152,14 @@ class _Held:
         self._ring.release(self._slot)
 
 
-def new_ring(size: int) -> tuple[FrameRing, int]:
+def new_ring(size: int, number: int = 0) -> tuple[FrameRing, int]:
     """A ring with slots of `size` bytes, and its file, to be closed by the caller."""
     slots = max(1, min(MAX_SLOTS, RING_BYTES // size))
     size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
     file = os.memfd_create("vicort-frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(file, size * slots)
     fcntl.fcntl(file, fcntl.F_ADD_SEALS, SEALS)
-    return FrameRing(os.dup(file), size, slots), file
+    return FrameRing(os.dup(file), size, slots, number), file
 
 
 def _aligned(size: int) -> int:

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, NoReturn
 
@@ -23,6 +23,7 @@ from vicort.runtime.sources.source import Source, Wants, Warn
 logger = logging.getLogger(__name__)
 
 TIME_IS_UP = -27  # exit code of SIGPROF
+SETTLE = 8  # pictures that are judged before the process hears of it
 REPORT_SECONDS = 2.0  # to hear how a process died
 
 
@@ -63,7 +64,12 @@ class IsolatedSource(Source):
         self._seconds = silence.opening
         self._advice = silence.advice
         self._ring: FrameRing | None = None
-        self._times: deque[Fraction] = deque()  # of pictures that nobody was asked about yet
+        # of announced pictures that were not judged yet: time, and whether the frame comes unasked
+        self._times: deque[tuple[Fraction, bool]] = deque()
+        self._judged = self._settled = 0  # pictures so far; of these the process knows
+        self._early: dict[int, Frame] = {}  # that came before they were asked for, by number
+        self._ahead = False  # whether the process sends frames before they are asked for
+        self._expected: tuple[float | None, ...] = ()  # at which frames will be wanted, if known
         self._stopping = self._closed = self._reading = False
         request |= {
             "folder": os.getcwd(),
@@ -83,15 +89,20 @@ class IsolatedSource(Source):
             return
         self._reading = True
         try:
-            self._link.send("read")
+            self._link.send("read", *self._expected)
             yield from self._frames(wants)
-        except LinkClosed:
+            self.close()
+        except LinkClosed as error:
+            logger.debug("%s: %s", self.name, error)
             if not self._stopping:
                 self._fail_as_died(None)
         finally:
             self._reading = False
             if self._closed:
                 self._link.close()
+
+    def expect(self, rate: float | None) -> None:
+        self._expected = (rate,)
 
     def stop(self) -> None:
         """End now: a thread that waits for a frame gets none. From any thread."""
@@ -104,7 +115,7 @@ class IsolatedSource(Source):
             return
         self.stop()
         self._closed = True
-        os.close(self._lifeline)
+        self._lifeline.close()
         if not self._reading:
             self._link.close()
 
@@ -113,50 +124,76 @@ class IsolatedSource(Source):
             opened = self._next("opened")
         except LinkClosed:  # without a report of how it died: the server has ended too
             self._link.close()
-            os.close(self._lifeline)
+            self._lifeline.close()
             self._link, self._lifeline = HOST.open(request, files)
             opened = self._next_or_fail("opened")
-        _, name, live, total, length, untimed = opened
+        _, name, live, total, length, untimed, ahead = opened
         self.name, self.live, self.untimed = str(name), bool(live), bool(untimed)
+        self._ahead = bool(ahead)
         self.frames_total = None if total is None else int(total)
         self.duration = None if length is None else Fraction(*map(int, length))
 
     def _frames(self, wants: Wants | None) -> Iterator[Frame]:
-        awaited: Fraction | None = None
         while True:
-            awaited = self._answer(wants) if awaited is None else awaited
-            message = self._next("times", "frame", "none", "end")
+            while self._times:
+                (at, comes), number = self._times.popleft(), self._judged
+                wanted = wants is None or wants(at)
+                frame = self._taken(number, comes) if wanted else None
+                self._judged += 1
+                self._early.pop(number, None)
+                if frame:
+                    yield replace(frame, time=at)
+                    del frame  # frees its slot
+                if self._judged - self._settled >= SETTLE:
+                    self._settle()
+            self._settle()
+            message = self._next("times", "frame", "end")
             if message[0] == "end":
                 self.stopped = None if message[1] is None else str(message[1])
                 return
-            if message[0] == "times":
-                self._times.extend(Fraction(int(top), int(bottom)) for top, bottom in message[1:])
-                continue
-            at, awaited = awaited, None
-            if message[0] == "frame":
-                yield self._frame(at, *message[1:])
+            self._see(message)
 
-    def _answer(self, wants: Wants | None) -> Fraction | None:
-        """Say which of the announced pictures is wanted; returns its time."""
-        skipped = 0
-        while self._times:
-            at = self._times.popleft()
-            if wants is None or wants(at):
-                self._link.send("take", skipped, self._ring.next_slot if self._ring else 0)
-                return at
-            skipped += 1
-        if skipped:
-            self._link.send("take", skipped, -1)
-        return None
-
-    def _frame(self, at: Fraction | None, index: Any, slot: Any, *picture: Any) -> Frame:
-        if at is None or self._ring is None:
-            raise LinkClosed("a frame that nobody asked for")
+    def _see(self, message: list[Any]) -> None:
+        """Keep what was announced, or a frame until its picture is judged."""
         try:
+            if message[0] == "times":
+                self._times.extend(
+                    (Fraction(int(top), int(bottom)), bool(comes))
+                    for top, bottom, comes in message[1:]
+                )
+                return
+            _, number, index, slot, *picture = message
+            if self._ring is None:
+                raise ValueError("a frame without a ring")
             image, motion = self._ring.read(slot, *picture)
-            return Frame(image, at, int(index), motion)
-        except (TypeError, ValueError) as error:
+            if int(number) >= self._judged:
+                self._early[int(number)] = Frame(image, Fraction(0), int(index), motion)
+        except (TypeError, ValueError, ZeroDivisionError) as error:
             raise LinkClosed(str(error)) from error
+
+    def _taken(self, number: int, comes: bool) -> Frame | None:
+        """The frame of a picture, which is asked for unless it comes by itself; None if it cannot
+        be used."""
+        if not comes:
+            ring = self._ring
+            given = (ring.number, ring.give(last=True)) if ring else (0, 0)
+            self._link.send("take", number, *given)
+        while True:
+            if frame := self._early.pop(number, None):
+                return frame
+            message = self._next("times", "frame", "none")
+            if message[0] == "none":
+                return None
+            self._see(message)
+
+    def _settle(self) -> None:
+        """Tell which pictures are judged, and give slots for those to come."""
+        if self._judged > self._settled:
+            ring, slots = self._ring, list[int]()
+            while self._ahead and ring and (slot := ring.give()) is not None:
+                slots.append(slot)
+            self._link.send("settled", self._judged, ring.number if ring else 0, slots)
+            self._settled = self._judged
 
     def _next_or_fail(self, *kinds: str) -> list[Any]:
         try:

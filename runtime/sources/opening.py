@@ -155,6 +155,8 @@ def _isolated(
         "timeouts": timeouts,
         "network": scheme is not None,
         "devices": _is_camera(spec),
+        # a slow or live source has its pictures judged when they come
+        "ahead": not options["live"] and Path(spec).is_file(),
     }
     return IsolatedSource(
         "stdin" if spec == STDIN else redact_url(spec),

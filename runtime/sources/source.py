@@ -60,6 +60,10 @@ class Source(ABC):
         frame of a truncated source.
         """
 
+    def expect(self, rate: float | None) -> None:  # noqa: B027 (a hint)
+        """Say at which rate frames will be wanted, in frames a second, None = all of them. It makes
+        reading faster and changes no frame. Call before the first frame."""
+
     def stop(self) -> None:  # noqa: B027 (finite sources need no stop)
         """End an endless source. May be called from any thread."""
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -37,16 +38,16 @@ def same(a, b) -> bool:
 
 
 def decoders() -> set[int]:
-    """Processes that were started for sources of this one."""
-    found = set()
+    """The server that this process started, and its processes."""
+    parents = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
-            try:
+            with suppress(OSError):
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
                 if b"decoder_server" in (folder / "cmdline").read_bytes():
-                    found.add(int(folder.name))
-            except OSError:
-                continue
-    return found
+                    parents[int(folder.name)] = int(fields[1])
+    servers = {each for each, parent in parents.items() if parent == os.getpid()}
+    return servers | {each for each, parent in parents.items() if parent in servers}
 
 
 def refused(path: Path, limits: Limits = SMALL) -> str:
@@ -93,15 +94,15 @@ def test_a_ring_gives_what_was_written(height: int, width: int, slots: int, kept
     """However many frames the reader keeps."""
     ring, file = new_ring(slot_bytes(height, width))
     os.close(file)
-    ring._free = type(ring._free)(range(slots))
-    held = []
+    ring.slots, held = slots, []
+    ring._free, ring._given = type(ring._free)(range(slots)), set()
     for number, keep in enumerate(kept):
         image = np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
         cells = np.full((-(-height // MOTION_CELL), -(-width // MOTION_CELL)), number, np.float32)
         motion = Motion(keep, cells, number, -number)
-        slot = ring.next_slot
-        found, moved = ring.read(slot, *ring.write(slot, image, motion)[:2], None)
-        assert moved is None
+        slot = ring.give(last=True)
+        found, moved = ring.read(slot, *ring.write(slot, image, motion))
+        assert same(moved, motion)
         assert np.array_equal(found, image)
         if keep:
             held.append((found, image))
