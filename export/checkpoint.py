@@ -33,6 +33,11 @@ def resolve(model: str) -> Path:
         return _checked(Path(__file__).parent / "tiny" / "checkpoint", model)
     if model and Path(model).is_dir():
         return _checked(Path(model), model)
+    if model.endswith(".gguf"):
+        raise EngineError(
+            f"model {model!r} is a GGUF file, of llama.cpp: name the checkpoint in Hugging Face "
+            "layout that it was made from"
+        )
     if Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise EngineError(
             f"no model folder {model!r}: give {TINY!r}, a folder in Hugging Face layout, or a "

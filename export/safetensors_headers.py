@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vicort.runtime.errors import EngineError
+from vicort.runtime.file_kinds import misfit
 from vicort.runtime.safe_text import brief, shown
 
 STORED_TYPES = ("F32", "F16", "BF16")  # that vicort-build takes
@@ -20,6 +21,14 @@ BITS = {
     **{"BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64},
     **{"I64": 64, "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64},
     **{"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4},
+}
+# what else a folder may have, and what to do with it
+OTHER_WEIGHTS = {
+    "*.gguf": "of llama.cpp: name the checkpoint that it was made from",
+    "pytorch_model*.bin": "in PyTorch's own format: load it with transformers, and "
+    "`save_pretrained` writes safetensors files",
+    "*.safetensors": "which is not all: download the checkpoint again",
+    "*.pt*": "in PyTorch's own format: save the model in safetensors files",
 }
 LENGTH_BYTES = 8  # of the header's length, little-endian
 MAX_HEADER = 100_000_000  # bytes: the format's own limit
@@ -63,21 +72,30 @@ def weight_files(folder: Path) -> list[Path]:
             ) from error
     for name in names:
         if not (folder / name).is_file():
-            raise EngineError(
-                f"{folder} has no {name}: weights must be in safetensors files, download the "
-                "checkpoint again"
-            )
+            raise EngineError(f"{folder} has no {name}: {_other_weights(folder)}")
     return [folder / name for name in names]
 
 
+def _other_weights(folder: Path) -> str:
+    """What to do about weights that are missing."""
+    for pattern, advice in OTHER_WEIGHTS.items():
+        if other := next(iter(sorted(folder.glob(pattern))), None):
+            return f"it has {other.name}, {advice}"
+    return "weights must be in safetensors files, download the checkpoint again"
+
+
 def read_header(path: Path) -> list[StoredTensor]:
-    """The tensors of a file, whose data is not read. Raises EngineError if the file is damaged or
-    cut off."""
+    """The tensors of a file, whose data is not read. Raises EngineError if the file is damaged, cut
+    off or something else."""
     try:
+        if what := misfit(path):
+            raise EngineError(f"{path} is {what}")
         with path.open("rb") as file:
             length = int.from_bytes(file.read(LENGTH_BYTES), "little")
             if length > MAX_HEADER:
-                raise ValueError(f"a header of {length} bytes")
+                raise ValueError(
+                    f"a header of {length} bytes: it is no safetensors file, or is encrypted"
+                )
             content = json.loads(file.read(length))
         content.pop("__metadata__", None)
         begin = LENGTH_BYTES + length

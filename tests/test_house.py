@@ -39,6 +39,7 @@ FLOORS = {
     # The contract: all that export/ may import.
     **dict.fromkeys(("core", "errors", "kernels", "locations", "manifest", "redact"), 0),
     "safe_text": 0,
+    "file_kinds": 0,
     "set_folders": 0,
     "work_folders": 0,
     # how many visual tokens a frame becomes, and their order: of the builder and the runtime

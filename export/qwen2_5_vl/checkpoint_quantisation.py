@@ -36,7 +36,7 @@ IGNORED_LEAVES = (
     "k_zero_point",
     "v_zero_point",
 )
-PACKED_LEAVES = ("qweight", "weight_packed")
+PACKED_LEAVES = ("qweight", "weight_packed", "weight_scale_inv", "SCB", "absmax", "quant_map")
 GPTQ_FILE = "quantize_config.json"
 KINDS: dict[type, str] = {
     str: "a text",
@@ -143,7 +143,10 @@ def _given(folder: Path) -> _Given | None:
     if value is None and isinstance(config.get("text_config"), dict):
         value = config["text_config"].get("quantization_config")
     if value is not None:
-        return _Given(path, _object(path, value, "quantization_config"))
+        given = _object(path, value, "quantization_config")
+        if given.get("load_in_8bit") or given.get("load_in_4bit"):  # without quant_method at first
+            given = {"quant_method": "bitsandbytes"} | given
+        return _Given(path, given)
     if older.is_file():
         return _Given(older, {"quant_method": "gptq"} | _object(older, _json(older)))
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import EngineError
-from vicort.runtime.safe_text import brief, shown
+from vicort.runtime.file_kinds import misfit
+from vicort.runtime.safe_text import brief, read_text, shown
 
 MODEL_TYPE = "qwen2_5_vl"
 # last rows of a run whose queries the language graph returns; our choice: LiveVLM gives no value
@@ -18,6 +20,13 @@ MODEL_TYPE = "qwen2_5_vl"
 # its r
 OBSERVED_ROWS = 16
 PADDED_TO = 128  # columns
+MAX_JSON = 16 << 20  # bytes of a configuration file
+# of Qwen2VLVideoProcessor in transformers, for what its file leaves out
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+RESCALE = 1 / 255
+PATCH_SIZES = ("patch_size", "merge_size", "temporal_patch_size")  # of both configurations
+LARGEST = 1e12  # of a number in a configuration
+FPS = 2.0  # frames per second in training
 
 
 @dataclass(frozen=True)
@@ -102,8 +111,11 @@ def read_configuration(folder: Path) -> Configuration:
             "supported: name a Qwen2.5-VL checkpoint"
         )
     text = outer.get("text_config") or outer
-    preprocessing = _preprocessing(folder)
     seen = outer.get("vision_config") or {}
+    for name, part in (("text_config", text), ("vision_config", seen)):
+        if not isinstance(part, dict):
+            _require(path, name, type(part).__name__, ("an object",))
+    preprocessing = _preprocessing(folder)
     generation = _read_json(folder / "generation_config.json")
     eos = _first(generation, text, outer, key="eos_token_id", default=151645)
     language = _language(text, outer, path)
@@ -113,11 +125,30 @@ def read_configuration(folder: Path) -> Configuration:
     return Configuration(
         vision=_vision(seen, preprocessing, path),
         language=language,
-        tokens_per_second=float(seen.get("tokens_per_second", 4)),
-        fps=float(preprocessing.get("fps", 2.0)),
-        eos_tokens=tuple(eos) if isinstance(eos, list) else (eos,),
-        video_token=_first(outer, text, key="video_token_id", default=151656),
+        tokens_per_second=_positive(
+            path, "vision_config.tokens_per_second", seen.get("tokens_per_second", 4)
+        ),
+        fps=preprocessing["fps"],
+        eos_tokens=tuple(
+            _token(path, "eos_token_id", each, language)
+            for each in (eos if isinstance(eos, list) else [eos])
+        ),
+        video_token=_token(
+            path,
+            "video_token_id",
+            _first(outer, text, key="video_token_id", default=151656),
+            language,
+        ),
     )
+
+
+def _token(path: Path, name: str, value: Any, language: LanguageConfiguration) -> int:
+    if type(value) is not int or not 0 <= value < language.vocabulary:
+        raise EngineError(
+            f"{path}: {name} is {shown(value)}, allowed are tokens from 0 to "
+            f"{language.vocabulary - 1}: download the checkpoint again"
+        )
+    return value
 
 
 def _vision(
@@ -145,11 +176,15 @@ def _vision(
         patch=seen.get("patch_size", 14),
         merge=seen.get("spatial_merge_size", 2),
         window=seen.get("window_size", 112),
-        full_attention=tuple(seen.get("fullatt_block_indexes", (7, 15, 23, 31))),
-        mean=tuple(preprocessing["image_mean"]),
-        std=tuple(preprocessing["image_std"]),
+        full_attention=_whole(
+            path, "fullatt_block_indexes", seen.get("fullatt_block_indexes", (7, 15, 23, 31))
+        ),
+        mean=preprocessing["image_mean"],
+        std=preprocessing["image_std"],
     )
     _check_numbers(vision, path)
+    for key, value in zip(PATCH_SIZES, (vision.patch, vision.merge, UNIT_FRAMES), strict=True):
+        _require(preprocessing["file"], key, preprocessing.get(key, value), (value,))
     if vision.window < vision.token_pixels:
         raise EngineError(
             f"{path}: vision_config.window_size is {vision.window}, at least "
@@ -162,6 +197,8 @@ def _language(
     text: Mapping[str, Any], outer: Mapping[str, Any], path: Path
 ) -> LanguageConfiguration:
     rotary = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if not isinstance(rotary, dict):
+        _require(path, "rope_scaling", rotary, ("an object",))
     _require(path, "hidden_act", text.get("hidden_act", "silu"), ("silu",))
     _require(path, "use_sliding_window", text.get("use_sliding_window") or False, (False,))
     _require(
@@ -178,9 +215,11 @@ def _language(
             query_heads=text["num_attention_heads"],
             kv_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
             vocabulary=text["vocab_size"],
-            epsilon=text.get("rms_norm_eps", 1e-5),
-            theta=float(_first(rotary, text, key="rope_theta", default=1e6)),
-            sections=tuple(rotary.get("mrope_section", (16, 24, 24))),
+            epsilon=_positive(path, "rms_norm_eps", text.get("rms_norm_eps", 1e-5)),
+            theta=_positive(
+                path, "rope_theta", _first(rotary, text, key="rope_theta", default=1e6)
+            ),
+            sections=_whole(path, "mrope_section", rotary.get("mrope_section", (16, 24, 24))),
             max_position=text.get("max_position_embeddings", 32768),
             tied=bool(outer.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
         )
@@ -189,12 +228,37 @@ def _language(
             f"{path} has no {error.args[0]}: download the checkpoint again, or name another"
         ) from error
     _check_numbers(language, path)
-    if 2 * sum(language.sections) != language.head_dim:
+    for name, part, whole in (
+        ("num_attention_heads", language.query_heads, language.width),
+        ("num_key_value_heads", language.kv_heads, language.query_heads),
+    ):
+        if whole % part:
+            raise EngineError(
+                f"{path}: {name} is {part}, which does not divide {whole}: download the "
+                "checkpoint again"
+            )
+    _require(path, "head_dim", text.get("head_dim") or language.head_dim, (language.head_dim,))
+    if (
+        len(language.sections) != 3
+        or 0 in language.sections
+        or 2 * sum(language.sections) != language.head_dim
+    ):
         raise EngineError(
             f"{path}: mrope_section {list(language.sections)} must sum to "
             f"{language.head_dim // 2}, half the head's {language.head_dim}"
         )
     return language
+
+
+def _whole(path: Path, name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple) or any(
+        type(each) is not int or each < 0 for each in value
+    ):
+        raise EngineError(
+            f"{path}: {name} is {shown(value)}, allowed is a list of whole numbers: download the "
+            "checkpoint again"
+        )
+    return tuple(value)
 
 
 def _check_numbers(part: VisionConfiguration | LanguageConfiguration, path: Path) -> None:
@@ -208,28 +272,75 @@ def _check_numbers(part: VisionConfiguration | LanguageConfiguration, path: Path
 
 
 def _preprocessing(folder: Path) -> dict[str, Any]:
-    """Mean, std and fps from preprocessor_config.json, or from the files of newer transformers
-    releases."""
+    """How frames are prepared, from the file that transformers' video processor reads: the first of
+    processor_config.json's video_processor, video_preprocessor_config.json and
+    preprocessor_config.json. What it leaves out is that class's own. Returns `image_mean`,
+    `image_std`, `fps`, and the file's own sizes of patches."""
     processor = _read_json(folder / "processor_config.json")
     candidates = [
-        _read_json(folder / "preprocessor_config.json"),
-        _read_json(folder / "video_preprocessor_config.json"),
-        processor.get("video_processor") or {},
-        processor.get("image_processor") or {},
+        (folder / "processor_config.json", processor.get("video_processor")),
+        *(
+            (folder / name, _read_json(folder / name))
+            for name in ("video_preprocessor_config.json", "preprocessor_config.json")
+        ),
+        (folder / "processor_config.json", processor.get("image_processor")),
     ]
-    found = {
-        key: part[key]
-        for part in reversed(candidates)
-        for key in ("image_mean", "image_std", "fps")
-        if part.get(key) is not None
+    given = [(path, part) for path, part in candidates if isinstance(part, dict) and part]
+    if not given:
+        raise EngineError(
+            f"{folder} has no preprocessor_config.json: download the checkpoint again"
+        )
+    path, part = given[0]
+    _require(path, "do_rescale", _first(part, key="do_rescale", default=True), (True,))
+    scale = _first(part, key="rescale_factor", default=RESCALE)
+    if not isinstance(scale, int | float) or not math.isclose(scale, RESCALE, rel_tol=1e-3):
+        _require(path, "rescale_factor", scale, (RESCALE,))
+    mean = _colours(path, part, "image_mean", MEAN)
+    std = _colours(path, part, "image_std", STD)
+    if part.get("do_normalize") is False:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    fps = _first(*(each for _, each in given), key="fps", default=FPS)
+    sizes = {key: part[key] for key in PATCH_SIZES if part.get(key) is not None}
+    return {
+        "image_mean": mean,
+        "image_std": std,
+        "fps": _positive(path, "fps", fps),
+        "file": path,
+        **sizes,
     }
-    for key in ("image_mean", "image_std"):
-        if len(found.get(key, ())) != 3:
-            raise EngineError(
-                f"{folder / 'preprocessor_config.json'} has no {key} of three numbers: download "
-                "the checkpoint again"
-            )
-    return found
+
+
+def _colours(
+    path: Path, part: Mapping[str, Any], key: str, default: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    """A number for each of R, G and B; one number is for all three."""
+    value = _first(part, key=key, default=default)
+    values = (value,) * 3 if isinstance(value, int | float) else value
+    if (
+        not isinstance(values, list | tuple)
+        or len(values) != 3
+        or not all(_is_number(each) for each in values)
+        or (key == "image_std" and 0 in values)
+    ):
+        raise EngineError(
+            f"{path}: {key} is {shown(value)}, allowed are three numbers: download the checkpoint "
+            "again"
+        )
+    red, green, blue = map(float, values)
+    return red, green, blue
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < LARGEST
+
+
+def _positive(path: Path, name: str, value: Any) -> float:
+    if not _is_number(value) or value <= 0:
+        raise EngineError(
+            f"{path}: {name} is {shown(value)}, allowed is a positive number: download the "
+            "checkpoint again"
+        )
+    return float(value)
 
 
 def _first(*sources: Mapping[str, Any], key: str, default: Any) -> Any:
@@ -238,10 +349,10 @@ def _first(*sources: Mapping[str, Any], key: str, default: Any) -> Any:
 
 
 def _require(path: Path, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if value not in allowed:
+    if not any(type(value) is type(each) and value == each for each in allowed):
         choice = " or ".join(map(repr, allowed))
         raise EngineError(
-            f"{path}: {name} is {value!r}, only {choice} is supported: name another checkpoint"
+            f"{path}: {name} is {shown(value)}, only {choice} is supported: name another checkpoint"
         )
 
 
@@ -254,7 +365,9 @@ def _read_json(path: Path, needed: bool = False) -> dict[str, Any]:
             )
         return {}
     try:
-        content = json.loads(path.read_text())
+        if what := misfit(path):
+            raise EngineError(f"{path} is {what}")
+        content = json.loads(read_text(path, MAX_JSON))
     except (OSError, ValueError, RecursionError) as error:
         raise EngineError(
             f"{path} is not JSON ({brief(error)}): download the checkpoint again"

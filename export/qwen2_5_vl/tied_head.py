@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vicort.export.qwen2_5_vl.configuration import Configuration
 from vicort.export.safetensors_headers import StoredTensor, read_header, weight_files
+from vicort.runtime.errors import EngineError
 
 HEAD_MODULE = "lm_head"
 HEAD = f"{HEAD_MODULE}.weight"
@@ -17,8 +18,17 @@ BLOCK = 1 << 24  # bytes that are compared at a time
 
 def has_tied_head(folder: Path, config: Configuration) -> bool:
     """As in transformers, a head that config.json ties is separate if the checkpoint has it with
-    other values. Raises EngineError if a file is missing or damaged."""
-    return config.language.tied and not _has_own_head(folder)
+    other values. Raises EngineError if a file is missing or damaged, or there is no head at all."""
+    if config.language.tied:
+        return not _has_own_head(folder)
+    names = [tensor.name for path in weight_files(folder) for tensor in read_header(path)]
+    if not any(name.startswith(f"{HEAD_MODULE}.") for name in names):
+        raise EngineError(
+            f"{folder} has no {HEAD}, and config.json does not tie the output head to the token "
+            "embedding: download the checkpoint again, or set tie_word_embeddings to true if the "
+            "model was trained so"
+        )
+    return False
 
 
 def as_stored(folder: Path, config: Configuration) -> Configuration:

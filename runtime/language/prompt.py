@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from tokenizers import Tokenizer
 
 from vicort.runtime.errors import ConfigError, EngineError, QuestionError
+from vicort.runtime.file_kinds import misfit
 from vicort.runtime.language.chat_template import ChatTemplate
 from vicort.runtime.language.message_form import choose_form
 from vicort.runtime.safe_text import brief, is_text, shown
@@ -251,6 +252,8 @@ def _read_tokenizer(path: Path) -> Tokenizer:
             f"{path} has {written.st_size} bytes, at most {MAX_TOKENIZER_BYTES} are allowed: use "
             "the model's own tokenizer"
         )
+    if what := misfit(path):
+        raise EngineError(f"{path} is {what}")
     try:
         return _tokenizer(path, written.st_mtime_ns, written.st_size)
     except Exception as error:

@@ -108,6 +108,76 @@ def test_each_layer_is_w_plus_alpha_over_r_times_b_a_and_the_others_stay(tmp_pat
         )
 
 
+@pytest.mark.parametrize("rslora", [False, True])
+def test_ranks_and_alphas_of_patterns(tmp_path: Path, rslora: bool) -> None:
+    """The first pattern that ends a module's name counts, as in PEFT."""
+    folder = write_adapter(
+        tmp_path,
+        use_rslora=rslora,
+        rank_pattern={"down_proj": 2},
+        alpha_pattern={"layers.1.mlp.down_proj": 5, "down_proj": 7, "blocks.[0-9]+.attn.qkv": 3},
+        target_modules=r".*\.(q_proj|down_proj|qkv)",
+        layers_to_transform=[0, 1],
+        fan_in_fan_out=True,  # which PEFT takes back for linear layers
+    )
+    down = f"base_model.model.{LANGUAGE[1]}.lora_"
+    edited(
+        folder,
+        lambda held: (
+            held
+            | {f"{down}A.weight": held[f"{down}A.weight"][:2].contiguous()}
+            | {f"{down}B.weight": held[f"{down}B.weight"][:, :2].contiguous()}
+        ),
+    )
+    ours = loaded(folder)
+    for module, alpha, rank in ((LANGUAGE[0], ALPHA, RANK), (LANGUAGE[1], 5, 2), (VISION, 3, RANK)):
+        scale = alpha / (rank**0.5 if rslora else rank)
+        np.testing.assert_allclose(
+            ours[f"{module}.weight"].numpy(),
+            plain_merge(folder, module, scale),
+            rtol=1e-5,
+            atol=1e-5,
+        )
+
+
+@pytest.mark.parametrize("suffix", ["", ".weight"])
+def test_rows_have_the_lengths_of_dora(tmp_path: Path, suffix: str) -> None:
+    folder = write_adapter(tmp_path, use_dora=True)
+    generator = torch.Generator().manual_seed(8)
+    modules = (*LANGUAGE, VISION)
+    lengths = {
+        module: torch.rand(len(stored_weights()[f"{module}.weight"]), generator=generator) + 0.5
+        for module in modules
+    }
+    edited(
+        folder,
+        lambda held: (
+            held
+            | {
+                f"base_model.model.{module}.lora_magnitude_vector{suffix}": length
+                for module, length in lengths.items()
+            }
+        ),
+    )
+    ours = loaded(folder)
+    for module in modules:
+        merged = plain_merge(folder, module, ALPHA / RANK)
+        rows = merged / np.linalg.norm(merged, axis=1, keepdims=True)
+        np.testing.assert_allclose(
+            ours[f"{module}.weight"].numpy(),
+            rows * lengths[module].double().numpy()[:, None],
+            rtol=1e-5,
+            atol=1e-5,
+        )
+
+
+def test_lengths_without_dora_are_refused(tmp_path: Path) -> None:
+    key = f"base_model.model.{VISION}.lora_magnitude_vector"
+    folder = edited(write_adapter(tmp_path), lambda held: held | {key: torch.ones(3)})
+    with pytest.raises(EngineError, match="has a magnitude of shape"):
+        read_adapter(folder)
+
+
 def test_bf16_is_rounded_once(tmp_path):
     folder = write_adapter(tmp_path, stored=torch.bfloat16)
     for module in LANGUAGE:
@@ -134,10 +204,18 @@ def test_adapters_trained_with_the_older_names(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"use_dora": True}, "use_dora True is not supported"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa' is not supported"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4' is not"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights 'olora' is not supported"),
+        ({"use_dora": True}, "has a magnitude of shape None"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication [[0, 1]] is not supported"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens [1] is not supported"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices [1] is not supported"),
         ({"bias": "lora_only"}, "bias 'lora_only' is not supported"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save ['lm_head'] is not supported"),
-        ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern {'q_proj': 3} is not supported"),
+        ({"alpha_pattern": {"(": 3}}, "alpha_pattern {'(': 3}"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern {'q_proj': 'x'}"),
+        ({"alpha_pattern": [1]}, "alpha_pattern [1]"),
         ({"peft_type": "LOHA"}, "peft_type 'LOHA'"),
         ({"lora_alpha": "much"}, "lora_alpha 'much'"),
     ],

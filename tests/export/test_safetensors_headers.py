@@ -1,6 +1,7 @@
 """Headers of safetensors files, compared with the library that writes them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_a_file_that_is_cut_off_is_said(file):
     content = file.read_bytes()
     for length in (0, 4, 20, len(content) - 1):
         file.write_bytes(content[:length])
-        with pytest.raises(EngineError, match="is damaged") as caught:
+        with pytest.raises(EngineError, match=r"is damaged|is empty") as caught:
             read_header(file)
         assert "\n" not in str(caught.value)
     assert "1 bytes are missing at its end" in str(caught.value)
@@ -112,4 +113,39 @@ def test_a_missing_shard_is_said(tmp_path):
     index = {"weight_map": {"a": "model-1.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(EngineError, match=r"has no model-1\.safetensors"):
+        weight_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "run `git lfs pull`"),
+        (b"GGUF\3\0\0\0" + bytes(90), "a GGUF file"),
+        (b"PK\3\4" + bytes(90), "a zip archive"),
+        (b"Salted__" + bytes(range(256)), "encrypted by OpenSSL"),
+        (b"age-encryption.org/v1\n-> X25519 ", "encrypted by age"),
+        (bytes(range(128, 256)), "or is encrypted"),
+        (b"<!doctype html><html>", "a web page"),
+        (bytes(1000), "filled with zeros"),
+        (b"", "empty"),
+    ],
+)
+def test_what_is_no_safetensors_file_is_named(file: Path, content: bytes, words: str) -> None:
+    file.write_bytes(content)
+    with pytest.raises(EngineError, match=words) as caught:
+        read_header(file)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model-q4_k_m.gguf", "it has model-q4_k_m.gguf, of llama.cpp"),
+        ("pytorch_model.bin", "it has pytorch_model.bin, in PyTorch's own format"),
+        ("readme.md", "weights must be in safetensors files"),
+    ],
+)
+def test_other_weights_are_named(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(EngineError, match=words):
         weight_files(tmp_path)

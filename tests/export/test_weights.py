@@ -356,7 +356,39 @@ def assert_refused(folder: Path, message: str) -> None:
             lambda c: c["vision_config"].update(window_size=14),
             "window_size is 14, at least 28",
         ),
-        ("preprocessor_config.json", lambda c: c.pop("image_std"), "no image_std of three numbers"),
+        (
+            "preprocessor_config.json",
+            lambda c: c.update(image_std=[1, 0, 1]),
+            "image_std is [1, 0, 1], allowed are three numbers",
+        ),
+        (
+            "preprocessor_config.json",
+            lambda c: c.update(rescale_factor=1),
+            "rescale_factor is 1, only",
+        ),
+        (
+            "preprocessor_config.json",
+            lambda c: c.update(patch_size=16),
+            "patch_size is 16, only 14",
+        ),
+        (
+            "preprocessor_config.json",
+            lambda c: c.update(fps=-1),
+            "fps is -1, allowed is a positive",
+        ),
+        ("config.json", lambda c: c.update(text_config=7), "text_config is 'int'"),
+        ("config.json", lambda c: c.update(vision_config=[7]), "vision_config is 'list'"),
+        ("config.json", lambda c: c.update(video_token_id=-1), "video_token_id is -1, allowed are"),
+        (
+            "config.json",
+            lambda c: c["text_config"].update(num_key_value_heads=3),
+            "num_key_value_heads is 3, which does not divide",
+        ),
+        (
+            "config.json",
+            lambda c: c["text_config"]["rope_parameters"].update(rope_theta=float("nan")),
+            "rope_theta is nan, allowed is a positive number",
+        ),
     ],
 )
 def test_wrong_configuration_is_named(checkpoint, name, change, message):
