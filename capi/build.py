@@ -15,6 +15,8 @@ import tomllib
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from vicort.runtime.policies.system import DEFAULT_SYSTEM
+
 HERE = Path(__file__).resolve().parent
 MODULE = "_vicort_capi"
 EXPORTS = "{ global: vicort_*; local: *; };\n"
@@ -61,6 +63,7 @@ def compile_library(work: Path, target: Path) -> None:
         f"-isystem{sysconfig.get_path('include')}",
     ]
     home = f'-DVICORT_BUILT_IN="{sys.prefix}"'
+    system = f'-DVICORT_DEFAULT_SYSTEM="{DEFAULT_SYSTEM}"'
     subprocess.run(
         [
             *compiler,
@@ -69,6 +72,7 @@ def compile_library(work: Path, target: Path) -> None:
             *WARNINGS,
             *flags,
             home,
+            system,
             "-c",
             HERE / "vicort.c",
             "-o",

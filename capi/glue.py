@@ -25,7 +25,7 @@ from vicort.runtime.language.token_choice import TokenChoice
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.manifest import backend_of
 from vicort.runtime.memory.budget import MemoryRequest
-from vicort.runtime.policies.system import MAX_MB
+from vicort.runtime.policies.system import DEFAULT_SYSTEM, MAX_MB
 from vicort.runtime.session import Session
 from vicort.runtime.shared_session import SharedSession
 from vicort.runtime.sources.packets import MAX_EXTRADATA_BYTES, MAX_PACKET_BYTES
@@ -158,7 +158,8 @@ def open(params: Any, result: Any) -> None:
         )
     if not params.system:
         raise ArgumentError(
-            "system is null: start from vicort_params_default(), or name one, such as vicostream"
+            "system is null: start from vicort_params_default(), or name one, such as "
+            f"{DEFAULT_SYSTEM}"
         )
     engine_dir = (
         Path(read_text(params.engine_dir, "engine_dir")) if params.engine_dir else default_engines()

@@ -67,7 +67,7 @@ int vicort_params_init(vicort_params *params, size_t size, uint32_t abi_version)
         return fail(VICORT_E_ABI, "the header has ABI version %u and %zu bytes of parameters, this library %u and %zu: compile again, "
                     "with the header beside the library", abi_version, size, VICORT_ABI_VERSION, sizeof *params);
     *params = (vicort_params){
-        .abi_version = VICORT_ABI_VERSION, .size = sizeof *params, .system = "vicostream", .fps = VICORT_FPS_MODEL,
+        .abi_version = VICORT_ABI_VERSION, .size = sizeof *params, .system = VICORT_DEFAULT_SYSTEM, .fps = VICORT_FPS_MODEL,
         .top_p = 1.0, .device_mb = VICORT_MEMORY_AUTO, .host_mb = VICORT_MEMORY_AUTO, .max_tokens = 64,
         .threads = VICORT_THREADS_ALL, .on_lag = VICORT_WAIT,
     };

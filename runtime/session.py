@@ -46,7 +46,7 @@ from vicort.runtime.language.prompt import Prompt
 from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.memory.memory import Memory
 from vicort.runtime.owning_process import OwningProcess
-from vicort.runtime.policies.system import System, load_system
+from vicort.runtime.policies.system import DEFAULT_SYSTEM, System, load_system
 from vicort.runtime.question_queue import MAX_OPEN_QUESTIONS, QuestionQueue, checked_time, closed
 from vicort.runtime.sources.sampler import Sampler
 from vicort.runtime.stages.chunker import Chunker
@@ -162,7 +162,7 @@ class Session:
     def open(
         cls,
         engines: Path | str | EngineSet,
-        system: str | Path | System = "vicostream",
+        system: str | Path | System = DEFAULT_SYSTEM,
         *,
         threads: int | None = None,
         memory: MemoryRequest = MemoryRequest(),  # noqa: B008 (frozen)

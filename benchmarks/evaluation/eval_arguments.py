@@ -16,6 +16,7 @@ from vicort.benchmarks.evaluation.shapestream import AGE_UNITS, AGES, CACHE, STR
 from vicort.benchmarks.evaluation.watching import CARRIES, Carry
 from vicort.runtime.command_line import ArgumentParser, parse_rate
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.policies.system import DEFAULT_SYSTEM
 from vicort.runtime.shell_completion import add_completion_option
 
 BENCHMARKS = {
@@ -26,7 +27,6 @@ BENCHMARKS = {
 }
 OUT = Path("build/eval")
 # default, as of vicort-run; of shapestream all systems
-SYSTEM = "vicostream"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class EvalOptions:
     benchmark: str
     files: tuple[Path, ...] = ()
     videos: tuple[Path, ...] = ()
-    systems: tuple[str, ...] = (SYSTEM,)  # none = all
+    systems: tuple[str, ...] = (DEFAULT_SYSTEM,)  # none = all
     engine_dir: Path | None = None  # None = the tiny model's
     out: Path = OUT
     carry: Carry = "state"
@@ -69,7 +69,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> EvalOptions:
     chosen = {
         "benchmark": typed.benchmark,
         "systems": tuple(
-            dict.fromkeys(typed.system or ([] if typed.benchmark == "shapestream" else [SYSTEM]))
+            dict.fromkeys(
+                typed.system or ([] if typed.benchmark == "shapestream" else [DEFAULT_SYSTEM])
+            )
         ),
         "engine_dir": typed.engine_dir,
         "out": typed.out or OUT / typed.benchmark,
@@ -158,7 +160,7 @@ def _add_world(parser: argparse.ArgumentParser) -> None:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    words = f"memory system: a name or a YAML file; may be repeated (default: {SYSTEM}; "
+    words = f"memory system: a name or a YAML file; may be repeated (default: {DEFAULT_SYSTEM}; "
     add("--system", action="append", metavar="NAME|FILE", help=words + "shapestream: all)")
     add("--engine-dir", type=Path, metavar="DIR", help="engine set (default: the tiny model's)")
     words = f"folder of record and report; a record is resumed (default: {OUT}/BENCHMARK)"

@@ -27,7 +27,7 @@ from vicort.runtime.errors import ConfigError, QuestionError
 from vicort.runtime.language.token_choice import TokenChoice
 from vicort.runtime.log_options import add_log_options
 from vicort.runtime.memory.budget import SHARE
-from vicort.runtime.policies.system import MAX_MB, System, load_system
+from vicort.runtime.policies.system import DEFAULT_SYSTEM, MAX_MB, System, load_system
 from vicort.runtime.shell_completion import add_completion_option
 from vicort.runtime.sources.limits import FFMPEG_INT_MAX, Limits
 from vicort.runtime.sources.live import Patience
@@ -45,7 +45,7 @@ class Options:
 
     sources: tuple[str, ...]
     engine_dir: Path | None = None  # None = the engines of the tiny model
-    system: str | System = "vicostream"
+    system: str | System = DEFAULT_SYSTEM
     preset: str | None = None  # what the preset sets, and what options set instead
     system_prompt: str | None = None  # None = the chat template's own
     device_mb: float | None = None  # None = as the system says

@@ -66,6 +66,8 @@ def _none_if_auto(value: Any) -> Any:
     return None if value == AUTO else value
 
 
+# The best of those measured for questions about any time, see docs/systems.md.
+DEFAULT_SYSTEM = "distinct"
 # MB of 1e6 bytes. None, which is `auto` in files: the budget follows the model and the machine, see
 # `vicort.runtime.memory.budget`.
 Megabytes = Annotated[

@@ -38,7 +38,7 @@ def test_a_run_tells_nothing_unless_it_is_asked(watch, tiny_engines):
     events, err = watch("--verbose")
     assert events == quiet
     assert f"INFO vicort.runtime.engines.engine_set: loaded {tiny_engines}/vision.onnx in " in err
-    assert "INFO vicort.runtime.assembly: system vicostream: --memory " in err
+    assert "INFO vicort.runtime.assembly: system distinct: --memory " in err
     assert f"{CLIP}: stream 0, 320x240 of 25.0 frames a second, h264" in err
     assert "DEBUG" not in err
     assert watch("--log-level", "info")[1].count("\n") == err.count("\n")

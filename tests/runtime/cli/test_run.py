@@ -27,7 +27,7 @@ from vicort.runtime.core import Frame, Sampling
 from vicort.runtime.devices import machine_cores
 from vicort.runtime.devices.machine_cores import usable_cores
 from vicort.runtime.memory.budget import MemoryRequest
-from vicort.runtime.policies.system import known_systems
+from vicort.runtime.policies.system import DEFAULT_SYSTEM, known_systems
 
 CLIP_SECONDS = 4
 
@@ -76,7 +76,7 @@ def test_defaults(capsys: pytest.CaptureFixture[str], clip: Path) -> None:
     code, out, err = ran(capsys, clip)
     assert (code, err) == (0, "")
     assert session().engine_dir == Path("engines/tiny")
-    assert session().system == "vicostream"
+    assert session().system == DEFAULT_SYSTEM == "distinct"
     options = dict(session().options)
     assert out.count("\n") == 1
     del options["on_event"]
@@ -101,7 +101,7 @@ def test_defaults(capsys: pytest.CaptureFixture[str], clip: Path) -> None:
         Fraction(88, 25),
     ]
     assert session().calls == ["finish", "summary", "close"]
-    assert out.startswith("vicostream: 8 frames")
+    assert out.startswith("distinct: 8 frames")
 
 
 def test_options_reach_the_session(

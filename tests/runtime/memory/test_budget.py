@@ -15,9 +15,9 @@ from vicort.runtime.devices.machine_memory import MachineMemory
 from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.engines import engine_set
 from vicort.runtime.errors import ConfigError, MemoryBudgetError
-from vicort.runtime.memory.budget import MemoryRequest, fit_budget
+from vicort.runtime.memory.budget import SHARE, MemoryRequest, fit_budget
 from vicort.runtime.policies.retrieval import DistinctChunks, SimilarChunks
-from vicort.runtime.policies.system import known_systems, load_system
+from vicort.runtime.policies.system import DEFAULT_SYSTEM, known_systems, load_system
 from vicort.runtime.session import Session
 
 BF16 = ml_dtypes.bfloat16
@@ -195,9 +195,15 @@ def test_a_host_tier_that_does_not_hold_a_unit_is_refused(host_mb):
 
 
 def test_five_cameras_on_a_machine_of_16_gb_have_the_default_system():
-    found = fitted("vicostream", sessions=5)
+    found = fitted(DEFAULT_SYSTEM, sessions=5)
     assert sum(found.budget) <= 800
     assert "read at most" in found.given_up
+
+
+def test_the_default_system_gives_up_nothing_for_one_camera_on_a_machine_of_16_gb():
+    found = fitted(DEFAULT_SYSTEM)
+    assert found.given_up == ""
+    assert sum(found.budget) <= SHARE * 16_000
 
 
 def test_the_page_locked_memory_of_a_gpu_has_a_bound():
