@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -78,6 +79,7 @@ int vicort_params_init(vicort_params *params, size_t size, uint32_t abi_version)
 
 static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER;
 static atomic_bool started;          /* Python runs, and vicort is imported */
+static _Atomic pid_t owner;          /* the process that started it; 0 = none */
 static char chosen_home[ERROR_SIZE]; /* the environment of that vicort; guarded by `starting` */
 
 /* Extension modules need Python's symbols in the global scope. A host may have loaded this library with RTLD_LOCAL. */
@@ -169,6 +171,7 @@ static int start_locked(const char *wished) {
     const int status = check_home(home);
     if (status != VICORT_OK) return status;
     show_python_to_extensions();
+    atomic_store(&owner, getpid());
     if (!Py_IsInitialized()) {
         const PyStatus python = initialize(home);
         if (PyStatus_Exception(python))
@@ -185,6 +188,14 @@ static int start_locked(const char *wished) {
     return failure;
 }
 
+/* A forked child has none of Python's threads: every call would wait for ever. */
+static bool is_forked(void) {
+    const pid_t process = atomic_load(&owner);
+    return process && process != getpid();
+}
+
+#define FORKED "this process was forked from process %ld, to which vicort belongs: call exec in it"
+
 static int start_python(const char *home) {
     pthread_mutex_lock(&starting);
     const int status = start_locked(home);
@@ -198,6 +209,7 @@ static int start_python(const char *home) {
 #define NEED_SESSION(session)                                                                       \
     do {                                                                                            \
         if (!(session)) return fail(VICORT_E_NULL, "%s: session is null", __func__);                \
+        if (is_forked()) return fail(VICORT_E_CLOSED, "%s: " FORKED, __func__, (long)atomic_load(&owner)); \
         if (!atomic_load(&started)) return fail(VICORT_E_CLOSED, "%s: no such session", __func__);  \
     } while (0)
 #define NEED(pointer)                                                                               \
@@ -222,6 +234,7 @@ static int settle(int status, const char *error) {
 /* Engines must stop before exit() unloads their libraries. */
 static void close_all_at_exit(void) {
     char error[ERROR_SIZE];
+    if (is_forked()) return;
     if (Py_IsInitialized()) (void)embedded_close_all(error); /* otherwise the host finalized Python, which ended all threads */
 }
 
@@ -235,6 +248,7 @@ int vicort_open(const vicort_params *params, vicort_session **session) {
         return fail(VICORT_E_ABI, "the parameters have ABI version %u and %u bytes, this library's have %u and %zu: begin with "
                     "vicort_params_default(), and compile with the header beside the library",
                     params->abi_version, params->size, VICORT_ABI_VERSION, sizeof *params);
+    if (is_forked()) return fail(VICORT_E_ENVIRONMENT, "vicort_open: " FORKED, (long)atomic_load(&owner));
     const int status = start_python(params->home);
     if (status != VICORT_OK) return status;
     char error[ERROR_SIZE] = "";

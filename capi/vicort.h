@@ -17,7 +17,8 @@
  *
  * Python. The first vicort_open starts a Python interpreter inside the process, which runs until the process ends. If the process
  * already runs Python 3.11, that interpreter is used. The library does not change signal handlers, locale or command line. PYTHON*
- * environment variables have their usual effect. After the first vicort_open, a forked child may only call exec. exit() closes open
+ * environment variables have their usual effect. After the first vicort_open, a forked child may only call exec: there vicort_open
+ * fails with VICORT_E_ENVIRONMENT, and every function of a session with VICORT_E_CLOSED. exit() closes open
  * sessions. dlclose does not unload the library.
  *
  * Text is UTF-8. Lengths in bytes exclude the final NUL, buffer sizes include it.
@@ -81,7 +82,7 @@ typedef struct vicort_params {
     double top_p;
     double device_mb;       /* memory for pages on the device, 1 MB = 1e6 bytes; VICORT_MEMORY_AUTO = as the system says */
     double host_mb;         /* the same for pages that no longer fit there */
-    uint64_t seed;
+    uint64_t seed;          /* 0 to 2^63 - 1: a larger number was negative */
     int32_t top_k;          /* 0 = all */
     int32_t max_tokens;     /* maximum number of tokens in an answer */
     int32_t threads;        /* CPU threads per running stage; VICORT_THREADS_ALL = all that the process may use */
@@ -178,7 +179,7 @@ int vicort_push_source(vicort_session *session, const char *source, double pace)
 
 /* End the stream: push the pictures that the packet decoder still holds, complete a pair of frames, and wait for all work. Afterwards
  * the stream accepts questions, but no frames. May be called twice.
- * NULL, CLOSED, and the error of a frame or of an answer. */
+ * NULL, CLOSED, and the error of a frame. */
 int vicort_finish(vicort_session *session);
 
 /* Ask about the stream so far and wait for the answer. At most `text_size` bytes are written to `text`, cut between characters, with a
@@ -188,7 +189,7 @@ int vicort_finish(vicort_session *session);
 int vicort_ask(vicort_session *session, const char *question, char *text, size_t text_size, size_t *text_length, vicort_answer *answer);
 
 /* Ask, and receive the pieces of the answer as they are generated. `on_token` is called on this thread, only before this function
- * returns. After VICORT_E_STOPPED the answer is still generated in the background and discarded. `answer` may be NULL.
+ * returns. After VICORT_E_STOPPED the answer ends at its next token. `answer` may be NULL.
  * NULL, CLOSED, ARGUMENT, QUESTION, STOPPED, and the error of the answer. */
 int vicort_ask_stream(vicort_session *session, const char *question, vicort_token_callback on_token, void *user_data,
                       vicort_answer *answer);

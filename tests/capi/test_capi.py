@@ -12,7 +12,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from support.c_programs import ROOT, STRICT, compiler, library, run
+from support.c_programs import ROOT, STRICT, check_sanitizers, compiler, library, run
 from support.sizes import is_thorough, slow
 
 from vicort.benchmarks.studies.capi import TIMES, from_python
@@ -89,6 +89,20 @@ def test_eight_threads_push_and_ask_and_are_closed_under(tiny_engines):
     assert int(counts["pushed"]) >= 100
     assert int(counts["asked"]) >= 4
     assert int(closed.split(": ")[1]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("wrong_calls.c", ()), ("threads.c", (60,)), ("leave.c", ())]
+)
+def test_the_sanitizers_find_nothing(name, arguments, tiny_engines):
+    """Eight threads that push, ask and close, wrong calls, and an exit with a session open."""
+    check_sanitizers()
+    assert run(name, tiny_engines, *arguments, timeout=400, sanitized=True)
+
+
+def test_a_forked_child_is_told_so_and_can_exit(tiny_engines):
+    assert run("forks.c", tiny_engines) == "8 children\n"
 
 
 @pytest.mark.parametrize("pushes", [1_000, *slow(10_000)])

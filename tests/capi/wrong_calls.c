@@ -66,6 +66,8 @@ static void wrong_params(const char *engine_dir) {
     GIVES(VICORT_E_CONFIG, vicort_open(&params, &session));
     params.fps = 0.0 / 0.0;
     GIVES(VICORT_E_CONFIG, vicort_open(&params, &session));
+    params.fps = 1.0 / 0.0;
+    GIVES(VICORT_E_CONFIG, vicort_open(&params, &session));
     params.fps = VICORT_FPS_SOURCE;
     params.on_lag = 7;
     GIVES(VICORT_E_ARGUMENT, vicort_open(&params, &session));
@@ -79,12 +81,28 @@ static void wrong_params(const char *engine_dir) {
     GIVES(VICORT_E_ARGUMENT, vicort_open(&params, &session));
     params.device_mb = 0.0 / 0.0;
     GIVES(VICORT_E_ARGUMENT, vicort_open(&params, &session));
+    params.device_mb = 1.0 / 0.0;
+    GIVES(VICORT_E_ARGUMENT, vicort_open(&params, &session));
     params.device_mb = 1;
     GIVES(VICORT_E_MEMORY, vicort_open(&params, &session));
     params.device_mb = VICORT_MEMORY_AUTO;
     params.host_mb = -2;
     GIVES(VICORT_E_ARGUMENT, vicort_open(&params, &session));
+    params.host_mb = 0.0 / 0.0;
+    GIVES(VICORT_E_ARGUMENT, vicort_open(&params, &session));
     params.host_mb = VICORT_MEMORY_AUTO;
+    const double bad[] = {0.0 / 0.0, 1.0 / 0.0, -1.0 / 0.0, -1};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        params.temperature = bad[i];
+        GIVES(VICORT_E_CONFIG, vicort_open(&params, &session));
+        params.temperature = 0;
+        params.top_p = bad[i];
+        GIVES(VICORT_E_CONFIG, vicort_open(&params, &session));
+        params.top_p = 1;
+    }
+    params.seed = (uint64_t)-1;
+    GIVES(VICORT_E_CONFIG, vicort_open(&params, &session));
+    params.seed = 0;
     params.max_tokens = 0;
     GIVES(VICORT_E_CONFIG, vicort_open(&params, &session));
     params.max_tokens = 4;
