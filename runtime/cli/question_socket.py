@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import stat
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from vicort.runtime.answering import MAX_NAME
 from vicort.runtime.cli.question_router import QuestionRouter
-from vicort.runtime.cli.questions import MAX_LINE
-from vicort.runtime.cli.writers import timed
-from vicort.runtime.core import Answer
-from vicort.runtime.errors import ConfigError, QuestionError
-from vicort.runtime.safe_text import without_controls
+from vicort.runtime.cli.socket_client import MAX_TIMED, SocketClient
+from vicort.runtime.errors import ConfigError, VicortError
+
+logger = logging.getLogger(__name__)
 
 MAX_CLIENTS = 64
+SPARED_SECONDS = 10.0  # without a question, before a client makes room for another one
+RETRY_SECONDS = 0.1  # after a client that could not be accepted
 MAX_PATH_BYTES = 107  # of the path of a Unix socket
 
 
@@ -30,20 +31,24 @@ class QuestionSocket:
     asked now. Each answer is sent back as one line that holds its event.
 
     A question that cannot be asked returns {"event": "error", "message": "…"}, with its id if it
-    has one. Only the current user may connect (mode 0600).
+    has one. Only the current user may connect (mode 0600). Bounds and turns of clients are those of
+    `SocketClient`; of more than MAX_CLIENTS the one that is idle for longest is disconnected.
     """
 
     def __init__(self, path: Path, router: QuestionRouter) -> None:
         """Raises ConfigError if no socket can be created at this path."""
         self._path = path
         self._router = router
-        self._clients: set[_Client] = set()
+        self._clients: set[SocketClient] = set()
+        self._closing = threading.Event()
+        self._told: set[int] = set()  # errors of accept that were reported
         self._lock = threading.Lock()
         self._server = _bound(path)
         threading.Thread(target=self._accept, name="socket", daemon=True).start()
 
     def close(self) -> None:
         """Stop serving. Answers that are not sent yet are discarded."""
+        self._closing.set()
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._server.close()
@@ -65,120 +70,73 @@ class QuestionSocket:
         self.close()
 
     def _accept(self) -> None:
-        while True:
+        """Accept clients until the socket is closed. Whatever fails, the next one is accepted."""
+        while not self._closing.is_set():
             try:
                 connection, _ = self._server.accept()
-            except OSError:
-                return
-            client = _Client(connection)
-            with self._lock:
-                full = len(self._clients) >= MAX_CLIENTS
-                if not full:
-                    self._clients.add(client)
-            if full:
-                client.send(
-                    {
-                        "event": "error",
-                        "message": f"{MAX_CLIENTS} clients are connected: try again later",
-                    }
-                )
-                client.close()
-            else:
-                threading.Thread(
-                    target=self._serve, args=(client,), name="client", daemon=True
-                ).start()
+            except OSError as error:
+                # Out of file descriptors or memory, or the client has left: its turn may come.
+                if not self._closing.wait(RETRY_SECONDS) and error.errno not in self._told:
+                    self._told.add(error.errno or 0)
+                    logger.warning("a client could not be accepted (%s)", error.strerror)
+                continue
+            self._welcome(SocketClient(connection))
 
-    def _serve(self, client: _Client) -> None:
+    def _welcome(self, client: SocketClient) -> None:
+        with self._lock:
+            full = len(self._clients) >= MAX_CLIENTS and not self._dismiss_idle()
+            if not full:
+                self._clients.add(client)
+        if full:
+            client.fail(f"{MAX_CLIENTS} clients are connected: try again later")
+            client.close()
+            return
+        try:
+            threading.Thread(target=self._serve, args=(client,), name="client", daemon=True).start()
+        except RuntimeError:  # no more threads
+            self._part(client)
+
+    def _dismiss_idle(self) -> bool:
+        """Disconnect the client that is idle for longest. Returns whether there was one."""
+        idle = max(self._clients, key=lambda client: client.idle_for)
+        if idle.idle_for < SPARED_SECONDS:
+            return False
+        self._clients.discard(idle)
+        idle.fail(f"{MAX_CLIENTS} clients are connected, and this one asked nothing: connect again")
+        idle.close()
+        return True
+
+    def _serve(self, client: SocketClient) -> None:
         try:
             for number, line in enumerate(client.lines(), 1):
                 if line.strip():
                     self._ask(client, line, f"line {number}")
             client.wait_answered()  # the client may have closed its sending side only
         finally:
-            client.close()
-            with self._lock:
-                self._clients.discard(client)
+            self._part(client)
 
-    def _ask(self, client: _Client, line: str, line_name: str) -> None:
+    def _part(self, client: SocketClient) -> None:
+        client.close()
+        with self._lock:
+            self._clients.discard(client)
+
+    def _ask(self, client: SocketClient, line: str, line_name: str) -> None:
+        names, has_time = _id_of(line), _has_time(line)
+        if has_time and not client.takes_timed:
+            client.fail(
+                f"{line_name}: {MAX_TIMED} questions of this client wait for their time: send more "
+                "when some are answered",
+                names,
+            )
+            return
         try:
             answers = self._router.ask(line, line_name)
-        except QuestionError as error:
-            client.send({"event": "error", **_id_of(line), "message": str(error)})
+        except VicortError as error:
+            client.fail(str(error), names)
             return
         several = len(self._router) > 1
         for source, answer in answers.items():
-            client.expect(answer, {"source": source} if several else {})
-
-
-class _Client:
-    """One connection. A client that does not read fast enough is disconnected: sending never
-    blocks."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._pending = 0  # answers that are not sent yet
-        self._changed = threading.Condition()
-        self._closed = False
-
-    def lines(self) -> Iterator[str]:
-        """Yield lines until the client stops sending, or sends a line that is too long."""
-        with contextlib.suppress(OSError), self._connection.makefile("rb") as file:
-            while line := file.readline(MAX_LINE + 1):
-                if len(line) > MAX_LINE:
-                    self.send(
-                        {
-                            "event": "error",
-                            "message": (
-                                f"the line has more than {MAX_LINE} bytes: send a shorter question"
-                            ),
-                        }
-                    )
-                    return
-                yield line.decode("utf-8", "replace")
-
-    def expect(self, answer: Future[Answer], extra_fields: dict[str, Any]) -> None:
-        with self._changed:
-            self._pending += 1
-        answer.add_done_callback(lambda done: self._answered(done, extra_fields))
-
-    def _answered(self, answer: Future[Answer], extra_fields: dict[str, Any]) -> None:
-        failure = None if answer.cancelled() else answer.exception()
-        if failure is not None or answer.cancelled():
-            self.send(
-                {"event": "error", "message": str(failure or "the run ended before the answer")}
-                | extra_fields
-            )
-        else:
-            self.send(timed(answer.result()) | extra_fields)
-        with self._changed:
-            self._pending -= 1
-            self._changed.notify_all()
-
-    def send(self, content: dict[str, Any]) -> None:
-        data = (without_controls(json.dumps(content, ensure_ascii=False)) + "\n").encode()
-        with self._changed:
-            if self._closed:
-                return
-            try:
-                whole = self._connection.send(
-                    data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-                ) == len(data)
-            except OSError:
-                whole = False
-        if not whole:
-            self.close()
-
-    def wait_answered(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or not self._pending)
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            with contextlib.suppress(OSError):
-                self._connection.shutdown(socket.SHUT_RDWR)
-            self._connection.close()
-            self._changed.notify_all()
+            client.expect(answer, has_time, names, {"source": source} if several else {})
 
 
 def _bound(path: Path) -> socket.socket:
@@ -225,13 +183,19 @@ def _remove_dead(path: Path) -> None:
     raise ConfigError(f"--serve-socket {path} is served by another process: give another path")
 
 
-def _id_of(line: str) -> dict[str, str]:
+def _object(line: str) -> dict[str, Any]:
+    """The JSON object of a line; empty if it is none."""
     try:
         content = json.loads(line)
     except (ValueError, RecursionError):
         return {}
-    return (
-        {"id": content["id"]}
-        if isinstance(content, dict) and isinstance(content.get("id"), str)
-        else {}
-    )
+    return content if isinstance(content, dict) else {}
+
+
+def _id_of(line: str) -> dict[str, str]:
+    name = _object(line).get("id")
+    return {"id": name} if isinstance(name, str) and len(name) <= MAX_NAME else {}
+
+
+def _has_time(line: str) -> bool:
+    return _object(line).get("at") is not None

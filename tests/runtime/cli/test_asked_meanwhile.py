@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import socket
 import stat
 import threading
@@ -15,10 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.fake_session import UNKNOWN, FakeEngines, FakeSession
 
-from vicort.runtime.cli import run
+from vicort.runtime.cli import question_socket, run, socket_client
 from vicort.runtime.cli.question_router import QuestionRouter
-from vicort.runtime.cli.question_socket import MAX_CLIENTS, MAX_LINE, QuestionSocket
+from vicort.runtime.cli.question_socket import MAX_CLIENTS, QuestionSocket
+from vicort.runtime.cli.questions import MAX_LINE
 from vicort.runtime.cli.recurring import RecurringAsker, RecurringQuestion, says_yes
+from vicort.runtime.cli.socket_client import AT_ONCE, MAX_TIMED
 from vicort.runtime.core import Answer, Question, Sampling
 from vicort.runtime.errors import ConfigError, QuestionError
 
@@ -319,18 +322,108 @@ def test_one_who_does_not_read_holds_up_nobody(tmp_path):
         assert told(tmp_path / "s", "what?")[0]["text"] == "what? indeed"
 
 
-def test_one_who_leaves_before_the_answer_harms_nothing(tmp_path):
+def keeping(waiting: list) -> QuestionRouter:
+    """Of a stream that answers nothing by itself."""
+    return router_of("", answer=lambda question, done: waiting.append((question, done)))
+
+
+def until(truth) -> None:
+    limit = time.monotonic() + 10
+    while not truth():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def test_the_questions_of_one_who_leaves_are_given_up(tmp_path):
     waiting: list[tuple[Question, Future]] = []
-    router = router_of("", answer=lambda question, done: waiting.append((question, done)))
-    with QuestionSocket(tmp_path / "s", router):
+    with QuestionSocket(tmp_path / "s", keeping(waiting)):
         with client(tmp_path / "s") as gone:
-            gone.sendall(b"what?\n")
-            while not waiting:
-                time.sleep(0.01)
-        time.sleep(0.1)
-        question, done = waiting[0]
-        done.set_result(answered(question, "too late"))
-        assert done.exception() is None
+            gone.sendall(b'what?\n{"question": "later?", "at": 1e11}\n')
+            until(lambda: len(waiting) == 2)
+        until(lambda: all(done.cancelled() for _, done in waiting))
+
+
+def test_one_who_asks_without_end_waits_and_the_others_do_not(tmp_path):
+    waiting: list[tuple[Question, Future]] = []
+    with QuestionSocket(tmp_path / "s", keeping(waiting)), client(tmp_path / "s") as flooding:
+        flooding.sendall(b"more?\n" * 1000)
+        until(lambda: len(waiting) == AT_ONCE)
+        with client(tmp_path / "s") as other, other.makefile("rb") as file:
+            other.sendall(b"mine?\n")
+            until(lambda: len(waiting) == AT_ONCE + 1)
+            question, done = waiting[-1]
+            done.set_result(answered(question, "yours"))
+            assert json.loads(file.readline())["text"] == "yours"
+        assert len(waiting) == AT_ONCE + 1
+        for question, done in waiting[:AT_ONCE]:
+            done.set_result(answered(question, "yes"))
+        until(lambda: len(waiting) == 2 * AT_ONCE + 1)
+
+
+def test_questions_that_wait_for_their_time_are_bounded_and_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket_client, "WAITING_SECONDS", 1.0)
+    waiting: list[tuple[Question, Future]] = []
+    line = b'{"question": "later?", "at": 1e11, "id": "a"}\n'
+    with (
+        QuestionSocket(tmp_path / "s", keeping(waiting)),
+        client(tmp_path / "s") as asker,
+        asker.makefile("rb") as file,
+    ):
+        asker.sendall(line * (MAX_TIMED + 1))
+        full = json.loads(file.readline())
+        assert (full["event"], full["id"]) == ("error", "a")
+        assert f"{MAX_TIMED} questions of this client wait" in full["message"]
+        for _ in range(MAX_TIMED):
+            forgotten = json.loads(file.readline())
+            assert "did not come within 1 s" in forgotten["message"]
+        assert all(done.cancelled() for _, done in waiting)
+        asker.sendall(line)
+        until(lambda: len(waiting) == MAX_TIMED + 1)
+
+
+def test_one_who_asks_nothing_is_disconnected(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket_client, "IDLE_SECONDS", 0.5)
+    with (
+        QuestionSocket(tmp_path / "s", router_of("")),
+        client(tmp_path / "s") as idle,
+        idle.makefile("rb") as file,
+    ):
+        idle.sendall(b"half a li")
+        assert "nothing was asked for 0.5 s" in json.loads(file.readline())["message"]
+        assert file.readline() == b""
+
+
+def test_one_who_is_idle_makes_room_for_a_new_client(tmp_path, monkeypatch):
+    monkeypatch.setattr(question_socket, "SPARED_SECONDS", 0.2)
+    with QuestionSocket(tmp_path / "s", router_of("")):
+        crowd = [client(tmp_path / "s") for _ in range(MAX_CLIENTS)]
+        time.sleep(0.3)
+        assert told(tmp_path / "s", "what?")[0]["text"] == "what? indeed"
+        for each in crowd:
+            each.close()
+
+
+def test_a_failure_to_accept_ends_nothing(tmp_path):
+    """The process runs out of file descriptors, and gets some back."""
+    with QuestionSocket(tmp_path / "s", router_of("")), client(tmp_path / "s") as before:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        late = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        late.settimeout(10)
+        used = max(int(name) for name in os.listdir("/proc/self/fd"))
+        held = [os.dup(0) for _ in range(used)]
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used, limits[1]))
+            late.connect(str(tmp_path / "s"))
+            time.sleep(0.5)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for each in held:
+                os.close(each)
+        for each in (late, before):
+            with each, each.makefile("rb") as file:
+                each.sendall(b"what?\n")
+                assert json.loads(file.readline())["text"] == "what? indeed"
+    assert not (tmp_path / "s").exists()
 
 
 def test_no_more_clients_than_there_may_be(tmp_path):
