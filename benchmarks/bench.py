@@ -19,6 +19,7 @@ from vicort.benchmarks.common.tables import Table
 from vicort.export.library_caches import temporary_caches
 from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.errors import ConfigError, VicortError
+from vicort.runtime.packages import check_installed
 from vicort.runtime.safe_text import print_safely
 from vicort.runtime.shell_completion import add_completion_option
 from vicort.runtime.written_files import check_target, write_file
@@ -176,6 +177,7 @@ def _bench(options: argparse.Namespace) -> int:
         return _real_size(options)
     if given := [name for name in REAL_SIZE_OPTIONS if getattr(options, name) is not None]:
         raise ConfigError(f"--{given[0].replace('_', '-')} is an option of `--only {REAL_SIZE}`")
+    check_installed("bench")
     settings = QUICK if options.quick else Settings()
     names = _chosen(options.only, settings)
     options.cache.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, get_args
 
 from vicort.export.library_caches import temporary_caches
 from vicort.runtime.command_line import ArgumentParser
+from vicort.runtime.entry_points import InterruptedAtOnce
 from vicort.runtime.errors import ConfigError, DeviceError, VicortError
 from vicort.runtime.log_options import add_log_options, log_to_stderr
 from vicort.runtime.manifest import FILE_NAME, KV, Activations, Backend, Precision, Weights
@@ -96,7 +97,8 @@ def build(options: Arguments) -> int:
     _check_weights(options)
     plan_options = _plan_options(options)
     # late: torch takes seconds to load, and neither --help nor a wrong argument needs it
-    from vicort.export.build_set import build_set
+    with InterruptedAtOnce("vicort-build: interrupted, nothing was written"):
+        from vicort.export.build_set import build_set
 
     return build_set(options, plan_options, say)
 

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing's own takes longer to import than all else in this file
 if TYPE_CHECKING:
+    from typing import Any
+
     from vicort.runtime.core import Answer, Frame, Question, Sampling
     from vicort.runtime.session import Session
     from vicort.runtime.sources import open_source

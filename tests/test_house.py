@@ -41,6 +41,8 @@ FLOORS = {
     "safe_text": 0,
     "file_kinds": 0,
     "set_folders": 0,
+    "entry_points": 0,
+    "packages": 0,
     "work_folders": 0,
     # how many visual tokens a frame becomes, and their order: of the builder and the runtime
     "frame_grid": 0,

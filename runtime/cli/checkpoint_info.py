@@ -21,6 +21,7 @@ from vicort.runtime.engines.bindings import numpy_dtype
 from vicort.runtime.locations import has_nvidia_driver
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.memory_plan import unit_pages
+from vicort.runtime.packages import install_command
 
 POOL_TYPES = {"fp32": "float32", "bf16": "bfloat16"}
 # How it was measured: docs/engine-sets.md. One backend is named, because `auto` also runs the set
@@ -112,7 +113,7 @@ def _not_buildable() -> str:
     try:
         metadata.distribution("torch")
     except metadata.PackageNotFoundError:
-        return "building needs the export tools: run `pip install 'vicort[export]'`"
+        return f"building needs the export tools: run `{install_command('export')}`"
     return ""
 
 

@@ -44,6 +44,7 @@ from vicort.runtime.manifest import (
     read_manifest,
 )
 from vicort.runtime.memory.budget import MemoryRequest
+from vicort.runtime.packages import install_command
 from vicort.runtime.redact import redact, redact_url
 from vicort.runtime.safe_text import print_safely, printable
 from vicort.runtime.session import Session
@@ -364,7 +365,7 @@ def _default_engines(log_level: str | None) -> Path:
         metadata.distribution("torch")
     except metadata.PackageNotFoundError as error:
         hint = (
-            "`pip install 'vicort[export]'` and try again, or name an engine set with --engine-dir"
+            f"`{install_command('export')}` and try again, or name an engine set with --engine-dir"
         )
         raise EngineError(
             f"no engines of the {MODEL} model are built, and building needs the export tools: "

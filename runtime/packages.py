@@ -1,0 +1,60 @@
+"""What to install when a package is missing, in words that hold for a clone and for a wheel."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from importlib import metadata
+
+from vicort.runtime.errors import ConfigError
+
+DISTRIBUTION = "vicort"
+# module -> the distribution that brings it, where the names differ
+BRINGS = {"cuda": "cuda-core", "onnx_ir": "onnxscript", "yaml": "pyyaml"}
+
+
+def install_command(extra: str) -> str:
+    """The command that installs what an extra of vicort adds. It names the packages themselves:
+    vicort may be a clone, or a wheel that lies on no index."""
+    return f"pip install {shlex.join(_of_extra(extra))}"
+
+
+def _of_extra(extra: str) -> list[str]:
+    return [
+        requirement.partition(";")[0].strip()
+        for requirement in metadata.requires(DISTRIBUTION) or []
+        if re.search(rf"""extra == ['"]{re.escape(extra)}['"]""", requirement)
+    ]
+
+
+def check_installed(extra: str) -> None:
+    """Raises ConfigError, which says how to install them, unless all packages of an extra are
+    installed."""
+    for requirement in _of_extra(extra):
+        name = re.split(r"[^\w.-]", requirement)[0]
+        try:
+            metadata.distribution(name)
+        except metadata.PackageNotFoundError as error:
+            raise ConfigError(f"{name} is not installed: run `{install_command(extra)}`") from error
+
+
+def missing_package(error: ModuleNotFoundError) -> str | None:
+    """A line that says how to install what an import did not find; None if it is a module of vicort
+    itself or of no package that vicort asks for."""
+    module = (error.name or "").partition(".")[0]
+    package = BRINGS.get(module, module.replace("_", "-"))
+    try:
+        requirements = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        return None
+    for requirement in requirements:
+        if re.match(rf"{re.escape(package)}(?![\w.-])", requirement, re.IGNORECASE) is None:
+            continue
+        extra = re.search(r"""extra == ['"]([\w-]+)['"]""", requirement)
+        command = (
+            install_command(extra[1])
+            if extra
+            else f"pip install {shlex.quote(requirement.partition(';')[0].strip())}"
+        )
+        return f"{module} is not installed: run `{command}`"
+    return None

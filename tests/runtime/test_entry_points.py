@@ -1,0 +1,144 @@
+"""The first moments of every command: Ctrl-C, and packages that are not installed."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from vicort.runtime.packages import install_command, missing_package
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+COMMANDS = {
+    "vicort-run": ["testsrc:", "--ask", "what is there now?"],
+    "vicort-build": ["tiny"],
+    "vicort-info": ["tiny"],
+    "vicort-engines": ["list"],
+    "vicort-bench": ["--quick"],
+    "vicort-eval": ["shapestream"],
+}
+START = """
+import sys
+sys.argv[0] = {command!r}
+print("started", flush=True)
+from {module} import {name}
+if __name__ == "__main__":
+    sys.exit({name}())
+"""
+# a package that is not there, wherever it is looked for
+WITHOUT = """
+import importlib.abc, sys
+from importlib import metadata
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+found = metadata.distribution
+def distribution(name):
+    if name.replace("-", "_") in {absent!r}:
+        raise metadata.PackageNotFoundError(name)
+    return found(name)
+metadata.distribution = distribution
+"""
+
+
+def started(command: str, before: str = "", arguments: list[str] | None = None):
+    module, name = SCRIPTS[command].split(":")
+    code = before + START.format(command=command, module=module, name=name)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *(COMMANDS[command] if arguments is None else arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("seconds", [0.02, 0.1, 0.2])
+def test_ctrl_c_in_the_first_moments_is_silent_or_one_line(command, seconds, tmp_path):
+    child = started(command)
+    child.stdout.readline()
+    time.sleep(seconds)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert "Traceback" not in err
+    assert err.count("\n") <= 1
+    assert out == ""
+
+
+def test_every_command_begins_there():
+    assert SCRIPTS.keys() == COMMANDS.keys()
+    assert {target.partition(":")[0] for target in SCRIPTS.values()} == {
+        "vicort.runtime.entry_points"
+    }
+
+
+def test_the_first_code_imports_nothing_that_takes_long():
+    code = (
+        "import sys; before = set(sys.modules); import vicort.runtime.entry_points; "
+        "print(*(set(sys.modules) - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
+    )
+    ours = {"vicort.runtime", "vicort.runtime.entry_points", "vicort"}
+    assert set(done.stdout.split()) - ours <= {"signal", "__future__", "enum", "types", "operator"}
+
+
+@pytest.mark.parametrize(
+    ("command", "absent", "arguments"),
+    [
+        ("vicort-build", ["torch"], ["tiny"]),
+        ("vicort-build", ["onnx"], ["tiny"]),
+        ("vicort-build", ["onnx_ir", "onnxscript"], ["tiny"]),
+        ("vicort-build", ["safetensors"], ["tiny"]),
+        ("vicort-build", ["transformers", "huggingface_hub"], ["someone/some-model"]),
+        ("vicort-bench", ["matplotlib"], ["--quick"]),
+        ("vicort-bench", ["torch"], ["--quick"]),
+        ("vicort-eval", ["torch"], ["shapestream"]),
+        ("vicort-run", ["yaml"], ["testsrc:"]),
+        ("vicort-info", ["pydantic"], ["tiny"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_a_package_that_is_not_installed_is_one_line_at_once(command, absent, arguments, tmp_path):
+    where = {"vicort-build": "--out", "vicort-bench": "--cache", "vicort-eval": "--out"}
+    if command in where:
+        arguments = [*arguments, where[command], str(tmp_path / "place")]
+    if command == "vicort-bench" and 'extra == "bench"' not in str(metadata.requires("vicort")):
+        pytest.skip("vicort was installed before it had this extra: run `make install`")
+    child = started(command, WITHOUT.format(absent=absent), arguments)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 2, err
+    assert err.count("\n") == 1, err
+    assert err.startswith(f"{command}: ")
+    (command_line,) = re.findall(r"`(pip install .*)`", err)
+    assert "vicort[" not in command_line
+    assert out == "started\n"
+
+
+@pytest.mark.parametrize("extra", ["export", "bench", "capi"])
+def test_the_command_installs_what_the_extra_has(extra):
+    """By the packages' names: vicort itself may lie on no index."""
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[<>=]", each)[0] for each in wanted["optional-dependencies"][extra]}
+    if f"extra == '{extra}'" not in str(metadata.requires("vicort")).replace('"', "'"):
+        pytest.skip("vicort was installed before it had this extra: run `make install`")
+    command = install_command(extra)
+    assert {re.split(r"[<>=]", word.strip("'"))[0] for word in command.split()[2:]} == names
+
+
+def test_a_module_of_vicort_itself_or_of_nobody_is_no_missing_package():
+    for name in ("vicort.runtime.nothing", "no_such_module_at_all"):
+        assert missing_package(ModuleNotFoundError("", name=name)) is None
+    assert missing_package(ModuleNotFoundError("")) is None
