@@ -18,7 +18,7 @@
 #define ERROR_SIZE 1024
 #define PATH_SIZE (ERROR_SIZE + 64) /* of a file in an environment */
 #define PYTHON_NAME "python" Py_STRINGIFY(PY_MAJOR_VERSION) "." Py_STRINGIFY(PY_MINOR_VERSION)
-#define INSTALL "install vicort there with `pip install 'vicort[capi]'`, or name another environment in vicort_params.home"
+#define INSTALL "install vicort and cffi there (`pip install WHEEL cffi`), or name another environment in vicort_params.home"
 
 static _Thread_local char last_error[ERROR_SIZE];
 

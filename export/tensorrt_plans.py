@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -38,6 +39,8 @@ from vicort.runtime.kernels import Kernels
 from vicort.runtime.locations import user_cache
 from vicort.runtime.manifest import Flavour, GraphSpec, Precision, TensorSpec, Weights
 from vicort.runtime.written_files import write_file
+
+logger = logging.getLogger(__name__)
 
 RTX_LIBRARY = "libtensorrt_rtx.so"
 __all__ = [
@@ -412,7 +415,13 @@ def _timing_cache(tensorrt: TensorRT, config: Any) -> Iterator[None]:
     if tensorrt.flavour == "tensorrt_rtx":
         yield
         return
-    path = user_cache() / "vicort" / f"timing-{tensorrt.flavour}-{tensorrt.version}.cache"
+    name = f"timing-{tensorrt.flavour}-{tensorrt.version}.cache"
+    try:
+        path = user_cache() / "vicort" / name
+    except ConfigError as error:
+        logger.info("what TensorRT measures is not kept: %s", error)
+        yield
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         known = path.read_bytes() if path.is_file() else b""
@@ -420,8 +429,11 @@ def _timing_cache(tensorrt: TensorRT, config: Any) -> Iterator[None]:
             # of another GPU: begin anew
             config.set_timing_cache(config.create_timing_cache(b""), False)
         yield
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, bytes(config.get_timing_cache().serialize()))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, bytes(config.get_timing_cache().serialize()))
+        except (OSError, ConfigError) as error:  # the next build measures again
+            logger.info("what TensorRT measured is not kept: %s", error)
 
 
 def _check_listing(job: PlanJob, listed: list[str], plugins: int) -> None:

@@ -37,7 +37,7 @@ in [events.md](events.md).
 
 `--print-completion bash|zsh|fish` prints a script by which a shell completes the options of a
 command, their choices, files and folders. It needs [shtab](https://github.com/tqdm/shtab)
-(`pip install 'vicort[completion]'`), once: the script is static, so pressing Tab starts no Python.
+(`pip install shtab`), once: the script is static, so pressing Tab starts no Python.
 After an upgrade, print it again.
 
     for command in vicort-run vicort-build vicort-info vicort-engines vicort-bench vicort-eval; do

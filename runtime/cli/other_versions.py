@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vicort.runtime.errors import EngineError
+from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.locations import engines_root
 from vicort.runtime.manifest import SCHEMA_VERSION, is_other_schema, read_manifest, schema_of
 
@@ -28,11 +28,13 @@ def outdated_text(folder: Path) -> str:
 
 
 def _others(folder: Path) -> str:
-    root = engines_root()
+    try:
+        root = engines_root()
+        found = sorted(root.iterdir()) if root.is_dir() else []
+    except (ConfigError, OSError):  # this user has none, or may not look there
+        return ""
     names = [
-        path.name
-        for path in (sorted(root.iterdir()) if root.is_dir() else ())
-        if path.resolve() != folder.resolve() and is_other_schema(path)
+        path.name for path in found if path.resolve() != folder.resolve() and is_other_schema(path)
     ]
     if not names:
         return ""

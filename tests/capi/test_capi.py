@@ -79,7 +79,7 @@ def test_an_environment_without_vicort_is_told_from_the_right_one(tiny_engines, 
     venv.create(tmp_path / "empty", with_pip=False)
     refused, other = run("homes.c", tiny_engines, tmp_path / "empty").splitlines()
     assert f"{tmp_path}/empty cannot run vicort (No module named '_cffi_backend')" in refused
-    assert "pip install 'vicort[capi]'" in refused
+    assert "`pip install WHEEL cffi`" in refused
     assert "a process has one environment" in other
 
 

@@ -251,12 +251,9 @@ def test_where_engine_sets_lie(tmp_path, monkeypatch):
         locations.default_engine_dir("Qwen/Qwen2.5-VL-3B-Instruct", "bf16", "openvino").name
         == "qwen2.5-vl-3b-instruct-bf16-openvino"
     )
-    monkeypatch.setattr(
-        locations,
-        "__file__",
-        str(tmp_path / "site-packages" / "vicort" / "runtime" / "locations.py"),
-    )
-    monkeypatch.setattr(locations.Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(locations, "HERE", tmp_path / "site-packages" / "vicort")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
     assert locations.engines_root().is_relative_to(tmp_path)
     assert locations.find_engine_dir("tiny") is None
     built = locations.default_engine_dir("tiny", "fp32", "onnxruntime")
@@ -307,9 +304,9 @@ def test_engines_for_a_gpu_are_found_only_where_its_driver_is(tmp_path, monkeypa
     built = locations.default_engine_dir("tiny", "bf16", "tensorrt")
     built.mkdir()
     (built / FILE_NAME).write_text("{}")
-    monkeypatch.setattr(locations, "find_library", lambda name: None)
+    monkeypatch.setattr(locations, "has_nvidia_driver", lambda: False)
     assert locations.find_engine_dir("tiny") is None
-    monkeypatch.setattr(locations, "find_library", lambda name: "libcuda.so.1")
+    monkeypatch.setattr(locations, "has_nvidia_driver", lambda: True)
     assert locations.find_engine_dir("tiny") == built
 
 
