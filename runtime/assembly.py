@@ -24,6 +24,7 @@ from vicort.runtime.memory.budget import FittedSystem, MemoryRequest, fit_budget
 from vicort.runtime.memory.memory import Memory
 from vicort.runtime.memory.timeline import Timeline
 from vicort.runtime.policies.system import System
+from vicort.runtime.stages.frame_reducer import FrameReducer
 from vicort.runtime.stages.grid_inputs import GridInputs
 from vicort.runtime.stages.job import Buffers, Job, Stage
 from vicort.runtime.stages.pipeline import OverlappedPipeline, Pipeline, SequentialPipeline
@@ -49,6 +50,7 @@ class Parts:
     prefill: Prefill
     pipeline: Pipeline
     answerer: Answerer
+    reducer: FrameReducer
 
 
 def assemble(
@@ -114,7 +116,8 @@ def assemble(
         else SequentialPipeline(stages, buffers[0], clock, on_chunk)
     )
     answerer = Answerer(device, engines, memory, prompt, prefill, clock)
-    return Parts(fitted, device, clock, prompt, memory, prefill, pipeline, answerer)
+    reducer = FrameReducer(device, preprocess, model.grid, model.token_pixels)
+    return Parts(fitted, device, clock, prompt, memory, prefill, pipeline, answerer, reducer)
 
 
 def _vision_stages(device: Device, engines: EngineSet, system: System) -> tuple[Stage, Stage]:

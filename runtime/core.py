@@ -69,6 +69,19 @@ class Frame:
     index: int  # 0, 1, 2, … in the source, before sampling
     # since the previous frame; None = not requested, or not reported by the codec
     motion: Motion | None = None
+    # height and width of the image before it was reduced; None = those of `image`
+    size: tuple[int, int] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the picture, in pixels, before it was reduced."""
+        height, width = self.size or self.image.shape[:2]
+        return height, width
+
+    def without_image(self) -> Frame:
+        """The same, with an image of the same shape that takes no memory and is black."""
+        nothing = np.broadcast_to(np.uint8(0), self.image.shape)
+        return replace(self, image=nothing, size=self.shape)
 
     @classmethod
     def of(cls, tensor: Any, time: Fraction | float, index: int = 0) -> Self:

@@ -82,7 +82,7 @@ class Session:
         self._advance(frame.time)
         if sampled := self._sampler.sample(frame):
             self._statistics.frame_entered()
-            if chunk := self._chunker.add(sampled):
+            if chunk := self._chunker.add(self._reducer(sampled)):
                 self._lag.enter(chunk)
 
     def __init__(
@@ -144,6 +144,7 @@ class Session:
         self._memory = parts.memory
         self._prefill = parts.prefill
         self._pipeline = parts.pipeline
+        self._reducer = parts.reducer
         self._answerer = parts.answerer
         # frames a second that are taken; None: all, whatever their rate
         self.rate = None if fps == "source" else float(model.fps if fps is None else fps)

@@ -65,7 +65,7 @@ class FrameRing:
 
     @property
     def _spare(self) -> int:
-        return min(SPARE_SLOTS, self.slots // 2)
+        return max(1, min(SPARE_SLOTS, self.slots // 2))
 
     def write(self, slot: int, image: np.ndarray, motion: Motion | None) -> list[Any]:
         """Write a picture and its motion; returns what `read` needs besides the slot."""
@@ -93,7 +93,7 @@ class FrameRing:
         )
         self._given.remove(slot)
         image = np.asarray(_Held(self, slot, self._bytes.ctypes.data + start, shape))
-        return image if self._free and len(self._free) >= self._spare else image.copy(), moved
+        return image if len(self._free) >= self._spare else image.copy(), moved
 
     def release(self, slot: int) -> None:
         self._free.append(slot)

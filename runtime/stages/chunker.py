@@ -67,7 +67,7 @@ class Chunker:
 
     def _grid_for(self, frame: Frame) -> Grid:
         try:
-            return self._grid_of(*frame.image.shape[:2])
+            return self._grid_of(*frame.shape)
         except SourceError as error:
             raise SourceError(f"at {float(frame.time):.3f} s, {error}", error.brief) from error
 

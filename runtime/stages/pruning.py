@@ -70,13 +70,11 @@ class Pruner:
             self._refreshed = frame.time
         else:
             self._moved |= self._moves(frame, image)
-        self._before[:], self._shape = image, tuple(frame.image.shape[:2])
+        self._before[:], self._shape = image, frame.shape
         return (np.ones_like(self._moved) if whole else self._moved.copy()), whole
 
     def _is_whole(self, frame: Frame) -> bool:
-        if self._shape != tuple(frame.image.shape[:2]) or (
-            frame.motion is not None and frame.motion.refreshed
-        ):
+        if self._shape != frame.shape or (frame.motion is not None and frame.motion.refreshed):
             return True
         return frame.time - self._refreshed >= self._policy.refresh
 
@@ -90,9 +88,9 @@ class Pruner:
         height, width = image.shape[:2]
         box = Box(0, 0, height, width)
         if self._letterboxed:
-            box = letterbox(*frame.image.shape[:2], height, width)
+            box = letterbox(*frame.shape, height, width)
         # with pixels that are not square, another size than the frame's
-        shape = frame.motion.size or frame.image.shape
+        shape = frame.motion.size or frame.shape
         vertical = Side(
             self._moved.shape[0],
             height,

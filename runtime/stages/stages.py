@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
-from vicort.runtime.devices.device import Device, Preprocessing, Stream
+from vicort.runtime.devices.device import Array, Device, Preprocessing, Stream, StreamEvent
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.policies.drop import Drop
 from vicort.runtime.stages.grid_inputs import GridInputs
@@ -23,6 +26,13 @@ class Preprocess:
     def run_in_stream(self, job: Job) -> None:
         images = [frame.image for frame in job.chunk.frames]
         self._preprocessor(images, job.buffers.frames_of(job.chunk), self.stream)
+        job.chunk = replace(
+            job.chunk, frames=tuple(frame.without_image() for frame in job.chunk.frames)
+        )
+
+    def resize(self, images: Sequence[np.ndarray], out: Array) -> StreamEvent:
+        """Resize F images into out [F,height,width,3], after the chunks before."""
+        return self.stream.run(self._preprocessor, images, out, self.stream)
 
 
 class Vision:

@@ -58,12 +58,15 @@ def refused(path: Path, limits: Limits = SMALL) -> str:
 
 
 @pytest.mark.parametrize("motion", [False, True])
+@pytest.mark.parametrize("expected", [(), (None,), (3,)])
 @pytest.mark.parametrize("rate", [None, 3])
-def test_the_frames_are_those_of_a_source_in_this_process(motion: bool, rate: int | None) -> None:
+def test_the_frames_are_those_of_a_source_in_this_process(motion, expected, rate) -> None:
     found = []
     for isolate in (True, False):
         sampler = Sampler(rate)
         with open_source(str(CLIP), motion=motion, isolate=isolate) as source:
+            for each in expected:
+                source.expect(each)
             about = (source.name, source.live, source.frames_total, source.duration)
             found.append((about, list(source.frames(sampler.accepts)), source.warnings))
     (about, frames, warnings), (about_here, here, warnings_here) = found
@@ -158,10 +161,12 @@ def test_memory_that_ends_is_named_with_the_option(tmp_path: Path) -> None:
         assert next(iter(source)).image.shape == (8_000, 8_000, 3)
 
 
-def test_pictures_of_a_gif_take_no_more_memory_than_a_few_of_them(tmp_path: Path) -> None:
-    (tmp_path / "a.gif").write_bytes(gif(2_048, 2_048, 40))
-    with open_source(str(tmp_path / "a.gif"), limits=SMALL) as source:
-        assert sum(frame.image.shape == (2_048, 2_048, 3) for frame in source) == 40
+def test_large_pictures_of_a_small_file_need_room_for_a_few(tmp_path: Path) -> None:
+    """In a ring of one slot."""
+    (tmp_path / "a.gif").write_bytes(gif(4_096, 4_096, 12))
+    with open_source(str(tmp_path / "a.gif"), limits=Limits(memory=600 << 20)) as source:
+        source.expect(None)
+        assert sum(frame.image.shape == (4_096, 4_096, 3) for frame in source) == 12
 
 
 def test_a_decoder_that_dies_ends_its_source_and_no_other(tmp_path: Path) -> None:
