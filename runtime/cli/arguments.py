@@ -29,6 +29,7 @@ from vicort.runtime.log_options import add_log_options
 from vicort.runtime.memory.budget import SHARE
 from vicort.runtime.policies.system import DEFAULT_SYSTEM, MAX_MB, System, load_system
 from vicort.runtime.shell_completion import add_completion_option
+from vicort.runtime.sources.images import grouped
 from vicort.runtime.sources.limits import FFMPEG_INT_MAX, Limits
 from vicort.runtime.sources.live import Patience
 from vicort.runtime.sources.opening import FORMS, IMAGE_FPS, Decode, Transport
@@ -43,7 +44,7 @@ MAX_TIMEOUT = 86_400  # seconds
 class Options:
     """A checked command line."""
 
-    sources: tuple[str, ...]
+    sources: tuple[str | tuple[str, ...], ...]  # a tuple of images is one source
     engine_dir: Path | None = None  # None = the engines of the tiny model
     system: str | System = DEFAULT_SYSTEM
     preset: str | None = None  # what the preset sets, and what options set instead
@@ -94,6 +95,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     Raises VicortError, and SystemExit after --help and --version.
     """
     typed = _parse(sys.argv[1:] if arguments is None else list(arguments))
+    typed.sources = grouped(typed.sources)
     sampling = Sampling(
         temperature=typed.temperature,
         top_p=typed.top_p,
@@ -180,7 +182,7 @@ def _parser(takes_sources: bool) -> ArgumentParser:
             "sources",
             nargs="+",
             metavar="SOURCE",
-            help=f"{FORMS}; several sources run at the same time",
+            help=f"{FORMS}; several sources run at the same time, several images are one source",
         )
     parser.add_argument(
         "--version", action="version", version=f"vicort {metadata.version('vicort')}"

@@ -49,6 +49,7 @@ from vicort.runtime.redact import redact, redact_url
 from vicort.runtime.safe_text import print_safely, printable
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source, open_source
+from vicort.runtime.sources.images import name_of
 from vicort.runtime.sources.opening import Decode
 
 MODEL = "tiny"  # used without --engine-dir, and built if it is missing
@@ -283,19 +284,19 @@ def _stop(watches: Sequence[Watch], threads: Sequence[threading.Thread]) -> None
         thread.join(max(0.0, limit - time.monotonic()))
 
 
-def _labels(specs: Sequence[str]) -> list[str]:
+def _labels(specs: Sequence[str | tuple[str, ...]]) -> list[str]:
     """The source labels in events: "" for a single source, otherwise redacted names, with a number
     where two names are the same."""
     if len(specs) == 1:
         return [""]
-    names = [redact_url(spec) for spec in specs]
+    names = [redact_url(name_of(spec)) for spec in specs]
     return [
         name if names.count(name) == 1 else f"{name}#{names[:index].count(name) + 1}"
         for index, name in enumerate(names)
     ]
 
 
-def _open(spec: str, options: Options, output: Output, label: str) -> Source:
+def _open(spec: str | tuple[str, ...], options: Options, output: Output, label: str) -> Source:
     source = open_source(
         spec,
         stream=options.stream,

@@ -55,6 +55,7 @@ HALF = Fraction(1, 2)
 FILE = "file:"  # FFmpeg's protocol of files
 # FFmpeg's own decoders leave out the transparency of WebM
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+SEQUENCES = ("avis", "msf1", "hevc", "hevx")  # brands of images that move
 TEXT = "tty"  # FFmpeg draws plain text as a video of letters
 # seconds that a complete stream may be shorter than declared: containers round, and the last frame
 # has a duration
@@ -498,7 +499,7 @@ def _choose(container: av.container.InputContainer, name: str, index: int | None
             f"{name} contains no video stream (streams: {found}): give a file with video"
         )
     chosen = (
-        videos[0]
+        _first(container, videos)
         if index is None
         else next((stream for stream in videos if stream.index == index), None)
     )
@@ -514,6 +515,14 @@ def _choose(container: av.container.InputContainer, name: str, index: int | None
             f"H.264, or use another of {allowed}"
         )
     return chosen
+
+
+def _first(container: av.container.InputContainer, videos: list[av.VideoStream]) -> av.VideoStream:
+    """The first video stream; of an animated AVIF or HEIF, whose first one is a still picture, the
+    first one that moves."""
+    if container.metadata.get("major_brand") in SEQUENCES:
+        return next((stream for stream in videos if stream.frames > 1), videos[0])
+    return videos[0]
 
 
 def _size(stream: av.VideoStream) -> str:

@@ -16,7 +16,7 @@ from vicort.runtime.sources.decoder_link import Link, LinkClosed
 from vicort.runtime.sources.decoder_sandbox import enter_sandbox, limit_memory, limit_time
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.live import Patience
-from vicort.runtime.sources.opening import open_here
+from vicort.runtime.sources.opening import NAMES_IN_STDIN, names_in_stdin, open_here
 from vicort.runtime.sources.picture_sender import PictureSender, predictor
 from vicort.runtime.sources.source import Source
 
@@ -94,7 +94,7 @@ class _Worker:
     def _opened(self) -> Source:
         wanted = self._request
         return open_here(
-            wanted["spec"],
+            names_in_stdin() if wanted["spec"] == NAMES_IN_STDIN else wanted["spec"],
             stream=wanted["stream"],
             live=wanted["live"],
             image_fps=Fraction(*wanted["image_fps"]),

@@ -3,41 +3,94 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from av.stream import Disposition
 
 from vicort.runtime.core import Frame
 from vicort.runtime.errors import SourceError
 from vicort.runtime.frame_grid import MAX_ASPECT, is_too_long
+from vicort.runtime.safe_text import shown
+from vicort.runtime.sources.animation import is_animated_webp, is_animation
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.piped import ByteFile
 from vicort.runtime.sources.pixels import Converter
 from vicort.runtime.sources.source import Source, Wants, Warn
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+JPEG = (".jfif", ".jpe", ".jpeg", ".jpg")
+PNM = (".pam", ".pbm", ".pgm", ".pnm", ".ppm")
+HEIF = (".avif", ".heic", ".heif", ".hif")
+# of raw photos, which FFmpeg does not develop
+RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
+TIFF = (".tif", ".tiff")
+OTHER = (".apng", ".bmp", ".gif", ".j2k", ".jp2", ".jxl", ".png", ".qoi", ".tga", ".webp")
+SUFFIXES = tuple(sorted((*JPEG, *PNM, *TIFF, *HEIF, *RAW, *OTHER)))
+# programs that convert what FFmpeg may not read
+CONVERTERS = {
+    **dict.fromkeys(HEIF, "heif-convert"),
+    **dict.fromkeys(RAW, "darktable-cli"),
+    ".jxl": "djxl",
+    ".webp": "magick",
+}
 
 FORMATS = (
-    "apng,bmp_pipe,image2,image2pipe,jpeg_pipe,jpegls_pipe,mjpeg,pgm_pipe,png_pipe,ppm_pipe,"
-    "tiff_pipe,webp_pipe"
+    "apng,bmp_pipe,gif,image2,image2pipe,j2k_pipe,jpeg_pipe,jpegls_pipe,jpegxl_pipe,mjpeg,"
+    "pam_pipe,pbm_pipe,pgm_pipe,png_pipe,ppm_pipe,qoi_pipe,tiff_pipe,webp_pipe"
 )
-# so that a playlist with the name of an image is not opened
-ONLY_IMAGES = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
+HEIF_FORMAT = "mov"  # FFmpeg's reader of MP4 is that of HEIF
+NAMES_SHOWN = 3  # of files that are left out
 
 
 def is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def natural_order(path: Path) -> list[str | int]:
-    """Sort key that puts shot2 before shot10."""
-    return [
-        int(part) if part.isdecimal() else part.casefold()
-        for part in re.split(r"([0-9]+)", str(path))
-    ]
+def grouped(specs: Sequence[str]) -> list[str | tuple[str, ...]]:
+    """Sources as they are typed, where several single images are one source at the place of the
+    first: a shell makes a list of them from a pattern. Animations are sources of their own."""
+    images = [spec for spec in specs if is_image(Path(spec)) and not is_animation(Path(spec))]
+    if len(images) < 2:
+        return list(specs)
+    first, single = images[0], set(images)
+    before = specs[: specs.index(first)]
+    after = [spec for spec in specs[len(before) :] if spec not in single]
+    return [*before, tuple(images), *after]
+
+
+def name_of(spec: str | Sequence[str]) -> str:
+    """The name of a source for events and messages."""
+    return spec if isinstance(spec, str) else f"{spec[0]} and {len(spec) - 1} more images"
+
+
+def others_left_out(paths: Iterable[Path]) -> str:
+    """What a warning says of the files among them that have no ending of an image; "" if there are
+    none. Hidden files and folders do not count."""
+    others = sorted(
+        path.name
+        for path in paths
+        if not path.name.startswith(".") and path.is_file() and not is_image(path)
+    )
+    if not others:
+        return ""
+    names = ", ".join(shown(name) for name in others[:NAMES_SHOWN])
+    more = ", …" if len(others) > NAMES_SHOWN else ""
+    return f"{len(others)} files without the ending of an image are left out ({names}{more})"
+
+
+def natural_order(path: Path) -> tuple[list[str | tuple[int, str]], str]:
+    """Sort key that puts shot2 before shot10, for any name: only the digits 0 to 9 count as
+    numbers, of any length; upper and lower case are the same unless nothing else differs."""
+    # text and digits in turns, so that like is compared with like
+    parts = re.split(r"([0-9]+)", str(path))
+    key: list[str | tuple[int, str]] = [part.casefold() for part in parts]
+    for place in range(1, len(parts), 2):
+        digits = parts[place].lstrip("0")
+        key[place] = (len(digits), digits)
+    return key, str(path)
 
 
 class ImageSource(Source):
@@ -58,7 +111,7 @@ class ImageSource(Source):
         self._limits = limits or Limits()
 
     def frames(self, wants: Wants | None = None) -> Iterator[Frame]:
-        convert, good = Converter(), 0
+        convert, good = Converter(still=True), 0
         for index, path in enumerate(self._paths):
             time = index / self._fps
             if wants is not None and not wants(time):
@@ -74,31 +127,63 @@ class ImageSource(Source):
             )
 
     def _decoded(self, path: Path, convert: Converter) -> np.ndarray | None:
-        options = ONLY_IMAGES | self._limits.decoder_options
         try:
-            with (
-                path.open("rb") as file,
-                av.open(ByteFile(file), metadata_errors="replace", options=options) as container,
-            ):
-                stream = container.streams.video[0]
-                if stream.codec_context is None:
-                    raise SourceError("it has an unknown codec")
-                self._limits.check(path.name, stream.width, stream.height, None)
-                stream.codec_context.options = self._limits.decoder_options
-                stream.codec_context.thread_count = 1
-                return convert(next(container.decode(stream)))
+            if path.suffix.lower() in RAW:
+                raise SourceError(f"raw photos are not developed: {_conversion(path)}")
+            if is_animated_webp(path):
+                raise SourceError(f"animated WebP is not supported: {_conversion(path)}")
+            picture = self._tga(path) if path.suffix.lower() == ".tga" else self._picture(path)
+            return convert(picture)
         except SourceError as error:
             self._leave_out(path, str(error))
         except av.ArgumentError as error:  # what FFmpeg's decoders say of a picture over its limit
             self._leave_out(
                 path,
-                f"it cannot be decoded ({error.strerror}); if it has more than "
-                f"{self._limits.pixels} pixels, allow them with `--max-pixels`",
+                f"it cannot be decoded ({error.strerror}): {_conversion(path)}; if it has more "
+                f"than {self._limits.pixels} pixels, allow them with `--max-pixels`",
             )
         except (av.FFmpegError, OSError, IndexError, StopIteration) as error:
             why = getattr(error, "strerror", None) or "no picture in it"
-            self._leave_out(path, f"it cannot be decoded ({why}): give a PNG or JPEG file")
+            self._leave_out(path, f"it cannot be decoded ({why}): {_conversion(path)}")
         return None
+
+    def _picture(self, path: Path) -> av.VideoFrame:
+        """The first picture of a file. Raises SourceError, and errors of FFmpeg and Python."""
+        formats = HEIF_FORMAT if path.suffix.lower() in HEIF else FORMATS
+        # so that a playlist with the name of an image is not opened
+        options = {"format_whitelist": formats, "protocol_whitelist": "none"}
+        with (
+            path.open("rb") as file,
+            av.open(
+                ByteFile(file),
+                metadata_errors="replace",
+                options=options | self._limits.decoder_options,
+            ) as container,
+        ):
+            stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise SourceError(f"it has an unknown codec: {_conversion(path)}")
+            if any(tile.disposition & Disposition.dependent for tile in container.streams.video):
+                raise SourceError(f"it is made of tiles, which are not joined: {_conversion(path)}")
+            self._limits.check(path.name, stream.width, stream.height, None)
+            stream.codec_context.options = self._limits.decoder_options
+            stream.codec_context.thread_count = 1
+            picture = next(container.decode(stream))
+            if is_animation(path) and (path.suffix.lower() != ".gif" or _goes_on(container)):
+                self.warn(
+                    f"{path} is animated: of a file among others, only its first picture is shown"
+                )
+            return picture
+
+    def _tga(self, path: Path) -> av.VideoFrame:
+        """A TGA has no first bytes by which FFmpeg would know it."""
+        context = av.CodecContext.create("targa", "r")
+        context.options = self._limits.decoder_options
+        data = path.read_bytes()
+        packet = av.Packet(len(data))
+        packet.update(data)
+        (picture,) = context.decode(packet)
+        return picture
 
     def _is_left_out_as_too_long(self, path: Path, image: np.ndarray) -> bool:
         """So that one image does not end the run of a folder. An image that is the whole source is
@@ -121,3 +206,17 @@ class ImageSource(Source):
         if self._is_whole_source(path):
             raise SourceError(f"{path} cannot be shown: {why}", why)
         self.warn(f"{path} is left out: {why}")
+
+
+def _goes_on(container: av.container.InputContainer) -> bool:
+    """Whether another picture follows."""
+    try:
+        return next(container.decode(video=0), None) is not None
+    except av.FFmpegError:
+        return False
+
+
+def _conversion(path: Path) -> str:
+    """What to do with a file that cannot be read."""
+    program = CONVERTERS.get(path.suffix.lower())
+    return "give a PNG or JPEG file" + (f", such as {program} makes of it" if program else "")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 import re
 import stat
 import sys
 import time
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -17,8 +19,15 @@ import av
 
 from vicort.runtime.errors import SourceError
 from vicort.runtime.redact import redact_url
+from vicort.runtime.sources.animation import is_animated_webp, is_animation
 from vicort.runtime.sources.container import ContainerSource, reason
-from vicort.runtime.sources.images import SUFFIXES, ImageSource, is_image
+from vicort.runtime.sources.images import (
+    SUFFIXES,
+    ImageSource,
+    is_image,
+    name_of,
+    others_left_out,
+)
 from vicort.runtime.sources.isolated import IsolatedSource, Silence
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.live import LiveSource, OnState, Patience
@@ -42,6 +51,7 @@ PIPED = (
     "`-movflags +faststart`"
 )
 STDIN = "-"
+NAMES_IN_STDIN = "-images"  # of a request to a decoder process
 GRACE = 10.0  # seconds for a decoder process to notice a time-out itself
 WALL_SECONDS = 6  # by the clock for each second of processor time that a file may take
 WAIT_LONGER = "wait longer with `--open-timeout` and `--read-timeout`"
@@ -52,7 +62,7 @@ IMAGE_FPS = 2
 
 
 def open_source(
-    spec: str,
+    spec: str | Sequence[str],
     *,
     stream: int | None = None,
     live: bool | None = None,
@@ -71,6 +81,7 @@ def open_source(
     """Open a source of frames: a file, a URL (RTSP, HTTP, HLS), a camera, a folder or glob of
     images, - for stdin, or testsrc:.
 
+    spec: a list names image files, which are shown in natural order.
     stream: index of the video stream in its container; None = the first that is not a cover
         picture.
     live: whether the source is live; None = cameras, RTSP, and URLs without a length are.
@@ -106,11 +117,13 @@ def open_source(
     }
 
     def once() -> Source:
-        if isolate and decode == "cpu" and spec and not spec.startswith(SCHEME):
+        if isolate and decode == "cpu" and spec and not _is_pattern(spec):
             return _isolated(spec, options, patience, limits, warn)
         opened = open_here(spec, patience=patience, limits=limits, warn=warn, **options)
         return _decoding(opened, decode)
 
+    if not isinstance(spec, str):
+        return once()
     as_live = partial(
         LiveSource, redact_url(spec), once, patience=patience, on_state=on_state, warn=warn
     )
@@ -125,7 +138,7 @@ def open_source(
 
 
 def open_here(
-    spec: str,
+    spec: str | Sequence[str],
     *,
     live: bool | None,
     image_fps: Fraction,
@@ -136,16 +149,29 @@ def open_here(
 ) -> Source:
     """Open a source in this process, and a live one for one connection. Arguments as in
     `open_source`; options: stream, warn, threads, limits. Raises SourceError."""
-    opened = _open(spec, live, image_fps, rtsp_transport, patience, options)
+    if isinstance(spec, str):
+        opened = _open(spec, live, image_fps, rtsp_transport, patience, options)
+    else:
+        opened = _image_source([Path(each) for each in spec], name_of(spec), image_fps, options)
     if motion and isinstance(opened, ContainerSource):
         opened.report_motion()
     return opened
 
 
+def _is_pattern(spec: str | Sequence[str]) -> bool:
+    return isinstance(spec, str) and spec.startswith(SCHEME)
+
+
 def _isolated(
-    spec: str, options: dict[str, Any], patience: Patience, limits: Limits, warn: Warn | None
+    spec: str | Sequence[str],
+    options: dict[str, Any],
+    patience: Patience,
+    limits: Limits,
+    warn: Warn | None,
 ) -> IsolatedSource:
     """Raises SourceError."""
+    if not isinstance(spec, str):
+        return _isolated_images(spec, options, limits, warn)
     scheme = _scheme(spec)
     timeouts = patience.timeouts(spec)
     rate = options["image_fps"]
@@ -166,6 +192,40 @@ def _isolated(
         silence=_silence(spec, timeouts, limits),
         warn=warn,
     )
+
+
+def _isolated_images(
+    names: Sequence[str], options: dict[str, Any], limits: Limits, warn: Warn | None
+) -> IsolatedSource:
+    """Raises SourceError."""
+    rate, timeouts = options["image_fps"], Patience().timeouts(names[0])
+    request = options | {
+        "spec": NAMES_IN_STDIN,
+        "image_fps": [rate.numerator, rate.denominator],
+        "timeouts": timeouts,
+        "network": False,
+        "devices": False,
+    }
+    file = os.memfd_create("vicort-names", os.MFD_CLOEXEC)  # a message may be too short for them
+    try:
+        with open(file, "wb", closefd=False) as content:
+            content.write(b"\0".join(os.fsencode(name) for name in names))
+        os.lseek(file, 0, os.SEEK_SET)
+        return IsolatedSource(
+            name_of(names),
+            request,
+            files=[file],
+            limits=limits,
+            silence=_silence(names[0], timeouts, limits),
+            warn=warn,
+        )
+    finally:
+        os.close(file)
+
+
+def names_in_stdin() -> list[str]:
+    """The names of images that `_isolated_images` wrote."""
+    return [os.fsdecode(name) for name in sys.stdin.buffer.read().split(b"\0")]
 
 
 def _silence(spec: str, timeouts: tuple[float, float], limits: Limits) -> Silence:
@@ -267,10 +327,26 @@ def _open(
             **options,
         )
     if images := _images(spec, path):
-        return ImageSource(
-            images, spec, fps=as_rate(image_fps), warn=options["warn"], limits=options["limits"]
+        return _image_source(images, spec, image_fps, options)
+    if path.is_file() and is_animated_webp(path):
+        raise SourceError(
+            f"{spec} is an animated WebP, which is not supported: convert it with "
+            f"`magick {spec} {path.with_suffix('.gif').name}`"
         )
     return _open_file(spec, path, bool(live), options)
+
+
+def _image_source(
+    paths: list[Path], spec: str, image_fps: float | Fraction, options: dict[str, Any]
+) -> ImageSource:
+    """spec: a folder, a glob, or the name of a list of images."""
+    images = [path for path in paths if is_image(path)]
+    source = ImageSource(
+        images, spec, fps=as_rate(image_fps), warn=options["warn"], limits=options["limits"]
+    )
+    if others := others_left_out(paths):
+        source.warn(f"{spec}: {others}")
+    return source
 
 
 def _scheme(spec: str) -> str | None:
@@ -310,12 +386,12 @@ def _open_url(
 
 
 def _images(spec: str, path: Path) -> list[Path]:
-    """The images of a folder, a glob or a single image file; none for any other source.
+    """What a folder or a glob contains, or a single image file; nothing for any other source.
 
     Raises SourceError for a folder or a glob without images.
     """
     if path.is_file():
-        return [path] if is_image(path) else []
+        return [path] if is_image(path) and not is_animation(path) else []
     if not path.is_dir() and not glob.has_magic(spec):
         return []
     found = (
@@ -323,13 +399,12 @@ def _images(spec: str, path: Path) -> list[Path]:
         if path.is_dir()
         else [Path(match) for match in glob.glob(spec, recursive=True)]
     )
-    images = [item for item in found if is_image(item)]
-    if not images:
+    if not any(is_image(item) for item in found):
         raise SourceError(
             f"{spec} contains no images ({len(found)} entries): give one with "
             f"{', '.join(SUFFIXES)} files, or name a video file"
         )
-    return images
+    return found
 
 
 def _open_file(spec: str, path: Path, live: bool, options: dict[str, Any]) -> Source:

@@ -1,16 +1,21 @@
 """Folders and globs of images, and the built-in pattern."""
 
+import os
+import re
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from support import videos
 
 from vicort.runtime.errors import SourceError
 from vicort.runtime.sources import open_source
+from vicort.runtime.sources.images import grouped, natural_order
 from vicort.runtime.sources.pattern import CYCLE, RADIUS, THINGS
 
 
@@ -41,17 +46,134 @@ def test_a_glob_and_one_image(tmp_path: Path) -> None:
     ] == [2]
 
 
-# upright, and the three turns; cameras write no mirrored ones
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_photos_are_turned_as_their_exif_says(tmp_path: Path, orientation: int) -> None:
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "avif"])
+def test_photos_are_turned_as_their_exif_says(
+    tmp_path: Path, orientation: int, suffix: str
+) -> None:
     photo = Image.fromarray(videos.image(3, 320, 240))
     exif = photo.getexif()
     exif[0x0112] = orientation
-    photo.save(tmp_path / "photo.jpg", quality=95, exif=exif, subsampling=0)
-    (frame,) = open_source(str(tmp_path / "photo.jpg"))
-    expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "photo.jpg")), int)
+    path = tmp_path / f"photo.{suffix}"
+    photo.save(path, quality=95, exif=exif, **({"subsampling": 0} if suffix == "jpg" else {}))
+    (frame,) = open_source(str(path))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"), int)
     assert frame.image.shape == expected.shape
-    assert np.abs(frame.image - expected).mean() < 2
+    assert np.abs(frame.image - expected).mean() < 3
+
+
+def numbers_and_times(spec: Path) -> list[tuple[int, Fraction]]:
+    with open_source(str(spec)) as source:
+        return [(videos.number(frame.image), frame.time) for frame in source]
+
+
+@pytest.mark.parametrize("suffix", ["png", "apng", "gif", "avif"])
+def test_an_animation_is_played_with_its_own_times(tmp_path: Path, suffix: str) -> None:
+    first, *others = (Image.fromarray(videos.image(i)) for i in range(4))
+    path = tmp_path / f"a.{suffix}"
+    first.save(
+        path,
+        format="PNG" if suffix == "apng" else None,
+        save_all=True,
+        append_images=others,
+        duration=[100, 200, 300, 400],
+    )
+    times = [Fraction(0), Fraction(1, 10), Fraction(3, 10), Fraction(6, 10)]
+    assert numbers_and_times(path) == list(zip(range(4), times, strict=True))
+
+
+@pytest.mark.parametrize("suffix", ["png", "gif", "avif", "webp"])
+def test_an_animation_in_a_folder_is_one_picture_or_left_out(tmp_path: Path, suffix: str) -> None:
+    write_images(tmp_path, ["0.png", "2.png"])
+    Image.fromarray(videos.image(7)).save(
+        tmp_path / f"1.{suffix}", save_all=True, append_images=[Image.fromarray(videos.image(8))]
+    )
+    with open_source(str(tmp_path)) as source:
+        found = [videos.number(frame.image) for frame in source]
+    assert found == ([0, 1] if suffix == "webp" else [0, 7, 1])
+    (warning,) = source.warnings
+    said = "animated WebP is not supported" if suffix == "webp" else "only its first picture"
+    assert said in warning
+
+
+def test_an_animated_webp_is_refused_in_one_line(tmp_path: Path) -> None:
+    Image.fromarray(videos.image(0)).save(
+        tmp_path / "a.webp", save_all=True, append_images=[Image.fromarray(videos.image(1))]
+    )
+    with pytest.raises(SourceError, match="is not supported") as refused:
+        list(open_source(str(tmp_path / "a.webp")))
+    assert "\n" not in str(refused.value)
+
+
+ENDINGS = ["jpg", "JPEG", "jfif", "jpe", "PNG", "webp", "bmp", "tga", "tif", "avif", "gif", "jp2"]
+
+
+def test_every_ending_of_an_image_is_read_in_a_folder(tmp_path: Path) -> None:
+    formats = {"jfif": "JPEG", "jpe": "JPEG"}
+    for place, ending in enumerate([*ENDINGS, "j2k", "ppm", "pgm", "qoi"]):
+        image = Image.fromarray(videos.image(place))
+        image.save(tmp_path / f"{place}.{ending}", format=formats.get(ending))
+    with open_source(str(tmp_path)) as source:
+        found = [videos.number(frame.image) for frame in source]
+    assert found == list(range(len(ENDINGS) + 4))
+    assert source.warnings == []
+
+
+@pytest.mark.parametrize("ending", ["heic", "HEIF", "jxl", "dng", "nef", "cr3"])
+def test_an_image_that_cannot_be_read_is_warned_of(tmp_path: Path, ending: str) -> None:
+    write_images(tmp_path, ["0.png"])
+    (tmp_path / f"1.{ending}").write_bytes(b"\0\0\0\x18ftypheic" + bytes(400))
+    with open_source(str(tmp_path)) as source:
+        assert len(list(source)) == 1
+    (warning,) = source.warnings
+    assert f"1.{ending} is left out" in warning
+    assert "such as" in warning
+
+
+def test_files_that_are_no_images_are_warned_of_in_one_line(tmp_path: Path) -> None:
+    write_images(tmp_path, ["0.png"])
+    for name in ("a.txt", "b.mp4", "c", "d\x1b[1m.csv", ".hidden"):
+        (tmp_path / name).write_bytes(b"something")
+    (tmp_path / "folder").mkdir()
+    for spec in (str(tmp_path), f"{tmp_path}/*"):
+        with open_source(spec) as source:
+            assert len(list(source)) == 1
+        (warning,) = source.warnings
+        assert "4 files without the ending of an image are left out ('a.txt', " in warning
+        assert "\x1b" not in warning
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="/\0"), min_size=1), max_size=8))
+def test_any_names_have_an_order(names: list[str]) -> None:
+    names += ["1٣2.png", "1a2.png", "²", "9" * 6_000, os.fsdecode(b"a\xff9")]
+    paths = [Path(name) for name in names]
+    ordered, backwards = sorted(paths, key=natural_order), paths[::-1]
+    assert ordered == sorted(backwards, key=natural_order)
+    assert sorted(map(str, ordered)) == sorted(map(str, paths))
+
+
+@given(st.text("ab. -", max_size=4), st.lists(st.integers(0, 10**30), min_size=2), st.data())
+def test_numbers_in_names_are_in_order(
+    before: str, numbers: list[int], data: st.DataObject
+) -> None:
+    zeros = st.integers(0, 3)
+    paths = [Path(f"x{before}{'0' * data.draw(zeros)}{number}.png") for number in numbers]
+    found = [int(re.search(r"\d+", path.name)[0]) for path in sorted(paths, key=natural_order)]
+    assert found == sorted(numbers)
+
+
+def test_images_that_a_shell_names_are_one_source(tmp_path: Path) -> None:
+    names = [f"shot{i}.png" for i in range(12)]
+    write_images(tmp_path, names)
+    (tmp_path / "a.gif").write_bytes(b"GIF89a")
+    typed = [str(tmp_path / name) for name in sorted(names)]
+    clip = str(tmp_path / "a.gif")
+    assert grouped([clip, *typed, "-"]) == [clip, tuple(typed), "-"]
+    assert grouped([typed[0], clip]) == [typed[0], clip]
+    for isolate in (True, False):
+        with open_source(typed, isolate=isolate) as source:
+            assert source.name == f"{typed[0]} and 11 more images"
+            assert [videos.number(frame.image) for frame in source] == list(range(12))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
