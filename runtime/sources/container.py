@@ -117,7 +117,8 @@ class CpuDecoder:
         self._limits = limits
         # otherwise FFmpeg cuts off less at the left than the codec says
         _context_of(stream).flags |= Flags.unaligned
-        self.convert = Converter(PixelShape(stream), crop=crop)
+        self._pixel_shape = PixelShape(stream)
+        self.convert = Converter(self._pixel_shape, crop=crop)
 
     def decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
         try:
@@ -126,6 +127,7 @@ class CpuDecoder:
             raise SourceError(reason(error)) from error
         except av.FFmpegError as error:
             raise Damaged(reason(error)) from error
+        self._pixel_shape.see()  # pictures may be converted when others have been decoded
         for picture in pictures:
             if not self._limits.allows(picture.width, picture.height):
                 raise Damaged(f"{picture.width}x{picture.height} is larger than declared")

@@ -45,7 +45,9 @@ class PictureSender:
             self._announce(time, False)
             self._tell()
             count += 1
-            (kind, _, ring, slot), _ = self._link.receive()
+            kind, number, ring, slot = "", 0, 0, 0
+            while kind != "take" and number < count:  # others settle what came before it
+                (kind, number, ring, slot), _ = self._link.receive()
             taken = kind == "take"
             if taken and self._ring and ring == self._ring.number:
                 self._slots.append(slot)

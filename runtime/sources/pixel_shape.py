@@ -69,6 +69,10 @@ class PixelShape:
                 self._fixed = self._container
         return self._fixed or coded
 
+    def see(self) -> None:
+        """Called when pictures have been decoded, before others are."""
+        _ = self.of_all
+
     @property
     def of_all(self) -> Fraction | None:
         """Of all pictures since the first one, `SQUARE` itself if they are; None if a picture that
