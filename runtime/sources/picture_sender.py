@@ -57,6 +57,8 @@ class PictureSender:
         for frame in source.frames(wants):
             taken = False
             self._send(count - 1, frame)
+        if taken:
+            self._link.send("none")
 
     def send_ahead(self, source: ContainerSource, predict: Predict | None) -> None:
         """Decode on while the program judges. predict: whether a picture will be taken, so that its
