@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from fractions import Fraction
-from typing import Any
+from typing import Any, NoReturn
 
 from vicort.runtime.errors import SourceError, TruncatedSource
 from vicort.runtime.sources.container import ContainerSource
@@ -18,8 +18,10 @@ from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.live import Patience
 from vicort.runtime.sources.opening import NAMES_IN_STDIN, names_in_stdin, open_here
 from vicort.runtime.sources.picture_sender import PictureSender, predictor
+from vicort.runtime.sources.redirect_guard import guarded
 from vicort.runtime.sources.source import Source
 
+LISTENING_SECONDS = 60.0  # for the program to read why its source ended
 MAX_LINE = 8_000  # characters of an error or a warning
 
 
@@ -75,7 +77,7 @@ class _Worker:
         missing = enter_sandbox(network=self._request["network"], devices=self._request["devices"])
         if missing:
             self._tell(logging.WARNING, f"the decoder process has fewer limits here: {missing}")
-        with self._opened() as source:
+        with guarded(self._request["spec"], self._refuse), self._opened() as source:
             ahead = self._request["ahead"] and isinstance(source, ContainerSource)
             self._describe(source, ahead)
             (_, *expected), _ = self._link.receive()  # "read"
@@ -87,6 +89,13 @@ class _Worker:
             else:
                 sender.send_one_by_one(source)
             self._stopped = getattr(source, "stopped", None)
+
+    def _refuse(self, error: SourceError) -> NoReturn:
+        """Called within FFmpeg, which would go on if this returned."""
+        self._link.send("failed", "source", _line(error), _line(error.brief))
+        while self._link.ready(LISTENING_SECONDS):  # what was sent is lost once the link is closed
+            self._link.receive()
+        os._exit(0)
 
     def _rearm(self) -> None:
         limit_time(self._limits.seconds)

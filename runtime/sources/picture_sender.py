@@ -188,7 +188,8 @@ class _Pictures:
 
 def _size(frame: Frame) -> int:
     cells = frame.motion.cells.size if frame.motion and frame.motion.cells is not None else 0
-    return slot_bytes(*frame.image.shape[:2], cells)
+    height, width = frame.image.shape[:2]
+    return slot_bytes(height, width, cells)
 
 
 def _ahead(source: ContainerSource) -> int:
