@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -36,6 +37,7 @@ from vicort.runtime.core import (
     checked_frame_time,
 )
 from vicort.runtime.devices.machine_cores import checked_threads
+from vicort.runtime.devices.machine_memory import give_back_memory
 from vicort.runtime.devices.preprocess import import_dali
 from vicort.runtime.devices.stage_clock import SpanSink, StageClock
 from vicort.runtime.engines.engine_set import EngineSet
@@ -158,6 +160,9 @@ class Session:
         self._asked = itertools.count(1)  # gives questions without an id one
         self._finished = False
         self._closed = False
+        # The last attribute is freed last: then what the others held goes back to the system.
+        self._freed_last = _FreedLast()
+        weakref.finalize(self._freed_last, give_back_memory).atexit = False
 
     @classmethod
     def open(
@@ -474,6 +479,10 @@ class Session:
     def _end(self, asked: AskedQuestion) -> None:
         self._answerer.conversations.leave(asked)
         self._questions.end(asked)
+
+
+class _FreedLast:
+    """Nothing but a lifetime."""
 
 
 class _InlineExecutor(Executor):

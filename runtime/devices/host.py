@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,10 @@ from vicort.runtime.devices.urgency import Urgency
 from vicort.runtime.manifest import ModelSpec
 
 CACHE_LINE = 64  # bytes, also the width of an AVX-512 load
+# Bytes from which an array is a mapping of its own, which goes back to the system when it is freed.
+# From the heap it would go back only where nothing lies behind it.
+MAPPED = 1 << 20
+HUGE_PAGES = 1 << 22  # bytes from which NumPy, too, asks for huge pages
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,8 @@ class HostDevice:
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         """An array aligned to a cache line. The system commits its memory on first use."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if size >= MAPPED:
+            return _mapped(size).view(dtype).reshape(shape)
         raw = np.empty(size + CACHE_LINE, np.uint8)
         offset = -raw.ctypes.data % CACHE_LINE
         return raw[offset : offset + size].view(dtype).reshape(shape)
@@ -160,6 +168,18 @@ class HostDevice:
     def close(self) -> None:
         for stream in self._streams:
             stream.close()
+
+
+def _mapped(size: int) -> np.ndarray:
+    """[size] uint8 in anonymous memory, aligned to a page."""
+    try:
+        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{size / 1e6:.0f} MB are not free") from error
+    if size >= HUGE_PAGES:
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
 
 
 def _done(result: Any) -> HostEvent:

@@ -5,6 +5,7 @@ Totals only, never what is free at the moment, so that the same machine always g
 
 from __future__ import annotations
 
+import ctypes
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,3 +39,10 @@ def _cgroup_limits(root: Path) -> list[int]:
         for folder, first_version in control_groups("memory", root)
     ]
     return [int(text) for text in texts if text.isdigit() and int(text) < UNLIMITED]
+
+
+def give_back_memory() -> None:
+    """Let the C library give memory that it holds for later, which was freed, to the system."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
+    if trim:
+        trim(0)
