@@ -5,30 +5,64 @@ from __future__ import annotations
 import re
 
 HIDDEN = "?…"
-_SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*:/+)"  # also with a wrong number of slashes
-_URL = re.compile(_SCHEME + r"(\S*)")
-_WHOLE = re.compile(_SCHEME + r"(.*)", re.DOTALL)
+# Each sign with the forms that Unicode normalisation (NFKC) makes it of: Python and others
+# normalise a URL, and then quote it.
+COLON, AT, MARK, SLASH, EQUALS = ":︓﹕：", "@﹫＠", "?︖﹖？", "/／", "=⁼₌﹦＝"
+# also with a wrong number of slashes; bounded, so that a long word takes no longer than its length
+_SCHEME = rf"([^\W\d_][\w+.-]{{0,30}}[{COLON}][{SLASH}]+)"
+_URL = re.compile(rf"{_SCHEME}(\S*)")
+_WHOLE = re.compile(rf"{_SCHEME}(.*)", re.DOTALL)
+_AT = re.compile(f"[{AT}]")
+_MARK = re.compile(f"[{MARK}]")
+_WORD = re.compile(r"\S+")
+_VALUE = re.compile(rf"(?<!\w)(\w+)([{EQUALS}])([^\s&﹠＆;'\"]+)")
+_SECRET = re.compile(
+    "pass|pwd|token|secret|key|auth|credential|^sig|^user|login|session", re.IGNORECASE
+)
+_HEADER = re.compile(r"(?<!\w)((?:proxy-)?authorization\s*[:=])[^\r\n]+", re.IGNORECASE)
+MAX_NAME = 64  # characters of the name of a value
 
 
 def redact_url(url: str) -> str:
-    """One URL without its credentials. Other text is returned unchanged.
+    """One URL without its credentials. Other text is redacted as `redact` does.
 
     Everything up to the last @ is removed, because a password may contain any character. A path
     with an @ loses its start.
     """
     match = _WHOLE.fullmatch(url)
-    return match[1] + _bare(match[2]) if match else url
+    return match[1] + _bare(match[2]) if match else redact(url)
 
 
 def redact(text: str) -> str:
-    """Redact every URL in a text. A URL ends at white space."""
-    return _URL.sub(lambda url: url[1] + _bare(url[2]), text)
+    """Redact every URL in a text, and what looks like credentials without one: `name:word@`, as
+    Python quotes the host part of a URL, and `password=word`. A URL ends at white space."""
+    text = _URL.sub(lambda url: url[1] + _bare(url[2]), text)
+    text = _WORD.sub(lambda word: _without_user(word[0]), text)
+    text = _VALUE.sub(lambda found: found[1] + found[2] + _value(found[1], found[3]), text)
+    return _HEADER.sub(r"\1 …", text)
+
+
+def redact_exception(error: BaseException) -> None:
+    """Redact the arguments of an exception of another library, which a traceback shows."""
+    error.args = tuple(redact(each) if isinstance(each, str) else each for each in error.args)
 
 
 def _bare(rest: str) -> str:
     """The URL after `scheme://`, without user info and query values."""
-    path, query, values = rest.partition("?")
+    path, *values = _MARK.split(rest, maxsplit=1)
     # either a password with a question mark or a query with an @, so nothing is shown
-    if "@" in values:
+    if values and _AT.search(values[0]):
         return "…"
-    return path.rpartition("@")[2] + (HIDDEN if query else "")
+    return _AT.split(path)[-1] + (HIDDEN if values else "")
+
+
+def _without_user(word: str) -> str:
+    before, *_ = parts = _AT.split(word)
+    if len(parts) == 1 or not any(sign.isalnum() for part in parts[:-1] for sign in part):
+        return word
+    quotes = before[: len(before) - len(before.lstrip("'\"(<["))]
+    return f"{quotes}…{parts[-1]}"
+
+
+def _value(name: str, value: str) -> str:
+    return "…" if _SECRET.search(name[-MAX_NAME:]) else value

@@ -18,7 +18,7 @@ from av.stream import Disposition
 
 from vicort.runtime.core import Frame
 from vicort.runtime.errors import SourceError, TruncatedSource
-from vicort.runtime.redact import redact
+from vicort.runtime.redact import redact, redact_exception
 from vicort.runtime.sources.clean_aperture import clean_aperture
 from vicort.runtime.sources.clock import Clock
 from vicort.runtime.sources.joined import joined_files
@@ -532,7 +532,9 @@ def _size(stream: av.VideoStream) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The error text of FFmpeg or of the operating system, in one line."""
+    """The error text of FFmpeg or of the operating system, in one line. The error itself is
+    redacted too: a traceback shows it."""
+    redact_exception(error)
     if isinstance(error, av.error.ExitError):  # PyAV's error for a timeout
         return "nothing came in time"
     return redact(

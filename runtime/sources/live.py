@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
-from urllib.parse import urlsplit
 
 from vicort.runtime.core import Frame, SourceEvent, SourceState
 from vicort.runtime.errors import SourceError, TruncatedSource
@@ -41,7 +41,8 @@ class Patience:
 
     def timeouts(self, url: str) -> tuple[float, float]:
         """The timeouts for opening and for reading."""
-        segments = "://" in url and urlsplit(url).path.lower().endswith(".m3u8")
+        path = re.split(r"[?#]", url, maxsplit=1)[0]
+        segments = "://" in url and path.lower().endswith(".m3u8")
         return self.open_timeout, self.read_timeout or (30.0 if segments else 10.0)
 
     def delay(self, attempt: int, jitter: float) -> float:

@@ -35,6 +35,7 @@ from vicort.runtime.sources.pattern import SCHEME, PatternSource
 from vicort.runtime.sources.piped import ByteFile
 from vicort.runtime.sources.sampler import as_rate
 from vicort.runtime.sources.source import Source, Warn
+from vicort.runtime.sources.url_credentials import check_credentials, credentials_advice
 
 logger = logging.getLogger(__name__)
 
@@ -370,6 +371,8 @@ def _open_url(
     name = redact_url(url)
     if scheme not in SCHEMES:
         raise SourceError(f"{name} has the unknown scheme {scheme}://: give {FORMS}")
+    check_credentials(url, name)
+    advice = credentials_advice(url)
     rtsp = scheme.startswith("rtsp")
     if live is None and rtsp:
         live = True
@@ -378,6 +381,7 @@ def _open_url(
         url,
         name,
         live=live,
+        advice=f"see what it is with `ffprobe {name}`, and {advice}" if advice else "",
         timeout=timeouts,
         picture_timeout=timeouts[1],
         options={"rtsp_transport": transport} if rtsp else {"protocol_whitelist": HTTP_ONLY},

@@ -81,5 +81,5 @@ def test_threads_may_write_at_once_and_the_latest_are_kept(tmp_path: Path) -> No
 
 
 def test_a_trace_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="^--trace .* cannot be written"):
+    with pytest.raises(ConfigError, match=r"^--trace .* cannot be written"):
         Trace().write(tmp_path / "none" / "trace.json")
