@@ -22,6 +22,7 @@ from vicort.runtime.errors import ConfigError, VicortError
 from vicort.runtime.packages import check_installed
 from vicort.runtime.safe_text import print_safely
 from vicort.runtime.shell_completion import add_completion_option
+from vicort.runtime.standard_streams import standard_streams
 from vicort.runtime.written_files import check_target, write_file
 
 SCHEMA = 1
@@ -160,6 +161,7 @@ def earlier_parts(out: Path, result: dict[str, Any]) -> dict[str, Any]:
     return earlier["parts"] if same else {}
 
 
+@standard_streams()
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parse(arguments)

@@ -21,6 +21,7 @@ from vicort.runtime.manifest import FILE_NAME, KV, Activations, Backend, Precisi
 from vicort.runtime.safe_text import print_safely
 from vicort.runtime.set_folders import check_replaceable
 from vicort.runtime.shell_completion import add_completion_option
+from vicort.runtime.standard_streams import standard_streams
 from vicort.runtime.work_folders import work_folder
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Arguments:
         return shlex.join(words)
 
 
+@standard_streams()
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line tool; returns its exit status."""
     try:

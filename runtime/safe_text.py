@@ -9,10 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
+from vicort.runtime.redact import redact
+
 MAX_VALUE = 200  # characters of a value in an error
 MAX_STRING = 80  # characters of a string or a number inside it
-# what terminals obey, but for line breaks and tabs, and what cannot be encoded as UTF-8
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# what terminals obey, but for line breaks and tabs; what some take for a line break; what turns the
+# direction of text; and what cannot be encoded as UTF-8
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff]"
+)
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = MAX_STRING
 _short.maxlevel = 3
@@ -53,15 +59,23 @@ def printable(text: str) -> str:
 
 
 def without_controls(text: str) -> str:
-    """Text of any number of lines, with escapes for control characters and lone surrogates."""
+    """Text of any number of lines, with escapes for control characters, also those that turn the
+    direction of text, and for lone surrogates."""
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text. They end with LF or CR LF, and with nothing else that Unicode takes for
+    a line break, because a JSON string may hold those as they are."""
+    return text.replace("\r\n", "\n").split("\n")
+
+
 def print_safely(*lines: str, file: TextIO | None = None) -> None:
-    """Print lines that may hold names and values of users, of files, and of strangers. file: None =
-    stdout."""
+    """Print lines that may hold names and values of users, of files, and of strangers: without
+    control characters, and without credentials. file: None = stdout."""
     for line in lines:
-        print(printable(line), file=file or sys.stdout, flush=True)
+        # a URL ends at white space, so that what is white space is escaped first
+        print(redact(printable(line)), file=file or sys.stdout, flush=True)
 
 
 def is_text(value: str) -> bool:

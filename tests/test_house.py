@@ -50,6 +50,7 @@ FLOORS = {
     "command_line": 0,
     "log_options": 0,
     "shell_completion": 0,
+    "standard_streams": 0,
     "telemetry": 0,
     "written_files": 0,
     "devices": 1,

@@ -27,6 +27,7 @@ from vicort.runtime.manifest import Manifest, ModelSpec, read_manifest
 from vicort.runtime.policies.system import System, known_systems, load_system
 from vicort.runtime.safe_text import print_safely
 from vicort.runtime.session import Session
+from vicort.runtime.standard_streams import standard_streams
 from vicort.runtime.stream_statistics import percentiles
 from vicort.runtime.written_files import write_file
 
@@ -35,6 +36,7 @@ SHOWN_MISSING = 5
 INTERRUPTED = 130  # exit code: 128 + SIGINT
 
 
+@standard_streams()
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line tool; returns its exit code."""
     try:

@@ -108,7 +108,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     TokenChoice(sampling)
     defaults = _preset_defaults(typed)
     _check_output(typed)
-    if typed.success_on_sigterm and typed.until is not None:
+    if typed.success_on_sigterm and typed.until:
         raise ConfigError(
             "--success-on-sigterm and --until both exit with 0, which would not tell a yes from a "
             "stop: leave one of them out"
@@ -380,6 +380,8 @@ def _add_questions(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--until",
+        action="append",
+        default=[],
         metavar="QUESTION",
         help=f"ask every {UNTIL_SECONDS} s until the answer is yes, then end the run",
     )
@@ -601,10 +603,15 @@ def _recurring(typed: argparse.Namespace, sampling: Sampling) -> tuple[Recurring
                 Fraction(seconds),
             )
         )
-    if typed.until is not None:
+    if len(typed.until) > 1:
+        raise ConfigError(
+            f"--until is given {len(typed.until)} times: give one question, such as `--until 'is "
+            "there a circle or a cross?'`"
+        )
+    for text in typed.until:
         found.append(
             RecurringQuestion(
-                Question(_words(typed.until, "--until"), None, "until", None, sampling),
+                Question(_words(text, "--until"), None, "until", None, sampling),
                 UNTIL_SECONDS,
                 until_yes=True,
                 least=typed.until_probability,

@@ -18,6 +18,7 @@ from vicort.runtime.locations import engines_root
 from vicort.runtime.safe_text import print_safely
 from vicort.runtime.set_folders import remove_set
 from vicort.runtime.shell_completion import add_completion_option
+from vicort.runtime.standard_streams import standard_streams
 from vicort.runtime.work_folders import NAME, remove_work_folder
 
 READER_GONE = 141  # exit code: 128 + SIGPIPE
@@ -33,6 +34,7 @@ class Removal:
     why: str
 
 
+@standard_streams()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line tool and return its exit code."""
     try:

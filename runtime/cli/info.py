@@ -32,6 +32,7 @@ from vicort.runtime.memory.memory_plan import unit_pages
 from vicort.runtime.policies.system import known_systems, load_system
 from vicort.runtime.safe_text import print_safely
 from vicort.runtime.shell_completion import add_completion_option
+from vicort.runtime.standard_streams import standard_streams
 
 READER_GONE = 141  # exit code: 128 + SIGPIPE
 MODEL = "tiny"  # without an argument
@@ -74,6 +75,7 @@ class EngineInfo:
     systems: dict[str, SystemInfo]
 
 
+@standard_streams()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line tool and return its exit code."""
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from tqdm import tqdm
@@ -50,7 +50,8 @@ class Output:
         with self._lock:
             self._clear_bar()
             broken_line = "\n" * (self._writer.mid_line and self._errors.isatty())
-            print(f"{broken_line}vicort-run: warning: {message}", file=self._errors, flush=True)
+            with suppress(OSError):  # nobody reads stderr, and events may still be read
+                print(f"{broken_line}vicort-run: warning: {message}", file=self._errors, flush=True)
             if self._writer.shows_warnings:
                 self._write(lambda: self._writer.write(WarningEvent(message), source))
 

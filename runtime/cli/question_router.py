@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
+import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TextIO
@@ -13,7 +16,10 @@ from typing import Any, TextIO
 from vicort.runtime.cli.questions import MAX_LINE, Submit, parse_typed
 from vicort.runtime.core import Answer, Sampling
 from vicort.runtime.errors import QuestionError, SessionClosed
+from vicort.runtime.redact import redact_url
 from vicort.runtime.safe_text import shown
+
+MAX_LINE_BYTES = 4 * MAX_LINE  # of any line of MAX_LINE characters
 
 
 class QuestionRouter:
@@ -28,15 +34,18 @@ class QuestionRouter:
         self._missing = streams
         self.complete = threading.Event()  # set once every stream has entered
         self._streams: dict[str, Submit] = {}
+        self._names: dict[str, str] = {}  # by label
         self._lock = threading.Lock()
         self._count = itertools.count(1)
 
     def __len__(self) -> int:
         return len(self._streams)
 
-    def enter(self, source: str, submit: Submit) -> None:
+    def enter(self, source: str, submit: Submit, name: str = "") -> None:
+        """source: label in events, "" of the only source, which questions may call `name`."""
         with self._lock:
             self._streams[source] = submit
+            self._names[source] = name
             self._expect_one_less()
 
     def leave(self, source: str) -> None:
@@ -68,15 +77,22 @@ class QuestionRouter:
         with self._lock:  # held until submitted, so that no stream closes in between
             streams = self._streams
             if source is not None and source not in streams:
-                raise QuestionError(
-                    f"{line_name}: source {shown(source)} is not running: the running sources are "
-                    f"{', '.join(streams) or 'none'}"
-                )
+                source = self._label_of(source, line_name)
             if not streams:
                 raise QuestionError(f"{line_name}: no source is running: ask while a stream runs")
             return {
                 name: submit(question) for name, submit in streams.items() if source in (None, name)
             }
+
+    def _label_of(self, source: str, line_name: str) -> str:
+        """The label of the only source. Raises QuestionError if it has another name."""
+        running = [self._names[label] or label for label in self._streams]
+        if "" in self._streams and redact_url(source) in (*running, ""):
+            return ""
+        raise QuestionError(
+            f"{line_name}: source {shown(redact_url(source))} is not running: the running sources "
+            f"are {', '.join(filter(None, running)) or 'none'}"
+        )
 
 
 def _addressed(line: str) -> tuple[str | None, str]:
@@ -93,37 +109,63 @@ def _addressed(line: str) -> tuple[str | None, str]:
 
 class TypedQuestions:
     """Reads questions from stdin in a background thread, one per line. A bad line only causes a
-    warning."""
+    warning.
+
+    It reads the file's number, not the file: a thread that waits in a file holds its lock, and
+    Python ends with an error when it closes such a file.
+    """
 
     def __init__(self, file: TextIO, router: QuestionRouter, warn: Callable[[str], None]) -> None:
-        self._file = file
+        self._more = _reader(file)
         self._router = router
         self._warn = warn
+        self.by_hand = file.isatty()
         self.ended = threading.Event()
+        self._newest = time.monotonic()  # of the newest line
         threading.Thread(target=self._read, name="questions", daemon=True).start()
+
+    def silent_since(self, moment: float) -> float:
+        """Seconds without a line, at most since this moment of the monotonic clock."""
+        return time.monotonic() - max(moment, self._newest)
 
     def _read(self) -> None:
         try:
-            for number, line in enumerate(iter(self._next, ""), 1):
+            for number, line in enumerate(self._lines(), 1):
+                self._newest = time.monotonic()
                 self._router.complete.wait()
-                if len(line) > MAX_LINE:
-                    self._warn(
-                        f"stdin, line {number} has more than {MAX_LINE} characters: send a "
-                        "shorter question"
-                    )
-                elif line.strip():
-                    self._ask(line, f"stdin, line {number}")
-        except (OSError, UnicodeDecodeError) as error:
-            self._warn(f"reading questions from stdin failed ({error}): send UTF-8 lines")
+                self._take(line, f"stdin, line {number}")
+        except OSError as error:
+            self._warn(f"reading questions from stdin failed ({error.strerror}): send UTF-8 lines")
         finally:
             self.ended.set()
 
-    def _next(self) -> str:
-        """The next line. A line that is too long is cut to MAX_LINE + 1 characters."""
-        line = part = self._file.readline(MAX_LINE + 1)
-        while len(part) > MAX_LINE and not part.endswith("\n"):
-            part = self._file.readline(MAX_LINE + 1)
-        return line
+    def _lines(self) -> Iterator[bytes]:
+        """Each line without its end. Of a line that is too long the end is lost."""
+        start, skipping = b"", False
+        while part := self._more():
+            *whole, rest = (start + part).split(b"\n")
+            for line in whole:
+                if not skipping:
+                    yield line
+                skipping = False
+            if len(rest) > MAX_LINE_BYTES:
+                if not skipping:
+                    yield rest
+                rest, skipping = b"", True
+            start = rest
+        if start and not skipping:
+            yield start
+
+    def _take(self, line: bytes, line_name: str) -> None:
+        try:
+            text = line.removeprefix(codecs.BOM_UTF8).decode()
+        except UnicodeDecodeError:
+            self._warn(f"{line_name} is not UTF-8: send UTF-8 lines")
+            return
+        if len(text) > MAX_LINE:
+            self._warn(f"{line_name} has more than {MAX_LINE} characters: send a shorter question")
+        elif text.strip():
+            self._ask(text, line_name)
 
     def _ask(self, line: str, line_name: str) -> None:
         try:
@@ -138,3 +180,12 @@ class TypedQuestions:
         error = None if answer.cancelled() else answer.exception()
         if error and not isinstance(error, SessionClosed):
             self._warn(f"{line_name}: {error}")
+
+
+def _reader(file: TextIO) -> Callable[[], bytes]:
+    """Gives the bytes that have come, or waits for some; none at the end."""
+    try:
+        number = file.fileno()
+    except OSError:  # a StringIO
+        return lambda: file.read(1 << 16).encode("utf-8", "surrogatepass")
+    return lambda: os.read(number, 1 << 16)

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from vicort.runtime.core import Answer, Question
 from vicort.runtime.errors import QuestionError
-from vicort.runtime.safe_text import is_text, read_text, shown
+from vicort.runtime.safe_text import is_text, lines_of, read_text, shown
 
 ASK_FORM = '--ask "[@SECONDS] QUESTION", such as --ask "@12.5 what color was the circle?"'
 LINE_FORM = '{"at": 12.5, "question": "what color was the circle?", "id": "a"}'
@@ -43,7 +43,7 @@ def read_questions(path: Path | str) -> list[Question]:
     Raises QuestionError, which names the line.
     """
     try:
-        lines = read_text(path, MAX_FILE_BYTES, "utf-8-sig").splitlines()
+        lines = lines_of(read_text(path, MAX_FILE_BYTES, "utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise QuestionError(
             f"questions file {path} cannot be read "

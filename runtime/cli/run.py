@@ -17,7 +17,6 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 from vicort.runtime.assembly import check_system
 from vicort.runtime.cli.arguments import Options, parse_options
@@ -34,7 +33,7 @@ from vicort.runtime.devices.preprocess import import_dali
 from vicort.runtime.devices.trace import Trace
 from vicort.runtime.engines.bfloat16 import COST, computes_in_float32
 from vicort.runtime.engines.engine_set import EngineSet
-from vicort.runtime.errors import ConfigError, EngineError, VicortError
+from vicort.runtime.errors import ConfigError, EngineError, SourceError, VicortError
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.log_options import log_to_stderr
 from vicort.runtime.manifest import (
@@ -45,17 +44,18 @@ from vicort.runtime.manifest import (
 )
 from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.packages import install_command
-from vicort.runtime.redact import redact, redact_url
-from vicort.runtime.safe_text import print_safely, printable
+from vicort.runtime.redact import redact_url
+from vicort.runtime.safe_text import print_safely
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source, open_source
 from vicort.runtime.sources.images import name_of
 from vicort.runtime.sources.opening import Decode
+from vicort.runtime.standard_streams import READER_GONE, leave_quietly, standard_streams
 
 MODEL = "tiny"  # used without --engine-dir, and built if it is missing
 INTERRUPTED = 130  # exit code: 128 + SIGINT
 STOP_SECONDS = 1.0  # maximum wait for a source to stop
-READER_GONE = 141  # exit code: 128 + SIGPIPE
+NO_STDOUT = "stdout is closed, so events are written nowhere: send them to a file or to /dev/null"
 TERMINATED = 143  # exit code: 128 + SIGTERM
 
 
@@ -66,9 +66,16 @@ class Terminated(KeyboardInterrupt):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line tool and return its exit code."""
+    with standard_streams() as closed:
+        return _main(arguments, closed)
+
+
+def _main(arguments: Sequence[str] | None, closed: Sequence[str]) -> int:
     try:
         with _terminated_like_interrupted():
             options = parse_options(arguments)
+            if "stdout" in closed:
+                print_safely(f"vicort-run: warning: {NO_STDOUT}", file=sys.stderr)
             with log_to_stderr(options.log_level), _sigterm_ends(options.success_on_sigterm):
                 return run(options)
         return 0  # ended by SIGTERM
@@ -77,19 +84,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # stdout is flushed again at exit, which must not print an error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave_quietly(sys.stdout)  # it is flushed again at exit, which must not print an error
         return READER_GONE
     except VicortError as error:
-        # a URL ends at white space, so that what is white space is escaped first
-        print(f"vicort-run: {redact(printable(str(error)))}", file=sys.stderr)
+        print_safely(f"vicort-run: {error}", file=sys.stderr)
         return error.exit_code
 
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
+    process = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == process:
+            raise Terminated
+        # a child that another library forked: it ends as if the handler were not there
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
     if threading.current_thread() is not threading.main_thread():  # signals need the main thread
         yield
@@ -120,10 +131,7 @@ def run(options: Options) -> int:
     output = Output(WRITERS[options.format](sys.stdout), sys.stderr, stats=options.stats)
     labels = _labels(options.sources)
     with ExitStack() as stack:
-        sources = [
-            stack.enter_context(_open(spec, options, output, label))
-            for spec, label in zip(options.sources, labels, strict=True)
-        ]
+        sources, failed = _open_all(options, output, labels, stack)
         trace = stack.enter_context(_traced(options.trace))
         router = QuestionRouter(options.sampling, len(sources))
         if options.serve_socket:  # before engines are built, which takes long
@@ -145,10 +153,9 @@ def run(options: Options) -> int:
             stack.enter_context(_told_to_systemd(output)),
             Session.open,
         )
-        watches = [
-            Watch(source, context, label) for source, label in zip(sources, labels, strict=True)
-        ]
+        watches = [Watch(source, context, label) for label, source in sources.items()]
         code = watches[0].run() if len(watches) == 1 else watch_together(watches, context)
+        code = max(code, failed)
     if not any(each.until_yes for each in options.recurring):
         return code
     return 0 if any(watch.said_yes for watch in watches) else max(code, NEVER_YES)
@@ -294,6 +301,26 @@ def _labels(specs: Sequence[str | tuple[str, ...]]) -> list[str]:
         name if names.count(name) == 1 else f"{name}#{names[:index].count(name) + 1}"
         for index, name in enumerate(names)
     ]
+
+
+def _open_all(
+    options: Options, output: Output, labels: Sequence[str], stack: ExitStack
+) -> tuple[dict[str, Source], int]:
+    """The sources by label, and an exit code: of several, a URL that cannot be opened is a warning,
+    and the others run. Raises SourceError for anything else, or if none is left."""
+    opened: dict[str, Source] = {}
+    failure: SourceError | None = None
+    for spec, label in zip(options.sources, labels, strict=True):
+        try:
+            opened[label] = stack.enter_context(_open(spec, options, output, label))
+        except SourceError as error:
+            if not label or not isinstance(spec, str) or "://" not in spec:
+                raise
+            failure = error
+            output.warn(f"{label}: {error}", label)
+    if failure and not opened:
+        raise failure
+    return opened, failure.exit_code if failure else 0
 
 
 def _open(spec: str | tuple[str, ...], options: Options, output: Output, label: str) -> Source:

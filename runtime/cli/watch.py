@@ -29,6 +29,7 @@ from vicort.runtime.sources import Source
 
 NEVER_YES = 1  # exit code: the sources ended before --until was answered with yes
 POLL = 0.05  # seconds between checks whether to stop
+TYPED_SECONDS = 5.0  # how long a silent stdin is waited for after the last frame
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Watch:
             RecurringAsker(each, submit, waits=self._on_lag == "wait")
             for each in context.options.recurring
         ]
-        context.router.enter(self.label, partial(self._ask_now, session))
+        context.router.enter(self.label, partial(self._ask_now, session), self.source.name)
         with self._output.progress_of(self.source, shown=not self.label):
             code = self._feed(session)
             session.finish()
@@ -161,9 +162,15 @@ class Watch:
             self._context.stopping.set()
 
     def _wait_for_typed(self, typed: TypedQuestions) -> None:
-        """Accept typed questions after the last frame, until stdin ends."""
+        """Accept typed questions after the last frame: those of a terminal until it says that
+        there are no more, others until stdin ends or is silent for TYPED_SECONDS."""
+        ended = time.monotonic()
+        if typed.by_hand and not typed.ended.is_set():
+            self._output.warn("the video has ended: type more questions, or Ctrl-D to end")
         while not typed.ended.wait(POLL) and not self._context.stopping.is_set():
             self._output.check()
+            if not typed.by_hand and typed.silent_since(ended) > TYPED_SECONDS:
+                return
 
     def _ask_now(self, session: Session, question: Question) -> Future:
         return self._submit(
