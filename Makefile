@@ -23,8 +23,8 @@ install: .venv/installed ## make .venv with everything that is needed
 		{ echo "make: $(PYTHON) is not Python 3.11 to 3.13: name one with PYTHON=/path/to/python3"; \
 		exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[export,tensorrt-rtx,dev,docs]'
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[export,tensorrt-rtx,dev,docs]'
 	@touch $@
 
 demo: install ## build the embedded model's engines, stream a video, ask about it
@@ -40,15 +40,17 @@ capi: install ## build the C library, its headers and a CMake package in build/c
 
 docs: install types ## generate docs/cli.md and build the site in build/site/
 	$(BIN)/python docs/tools/cli.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 docs-serve: install types ## serve the site on localhost while pages are edited
-	$(BIN)/mkdocs serve
+	$(BIN)/python -m mkdocs serve
 
-wheel: install ## build the sdist and the wheel in dist/ and check them
-	rm -rf dist
+wheel: install ## build the sdist and the wheel in dist/, check them, and try the wheel
+	rm -rf dist build/lib *.egg-info
+	$(BIN)/vicort-build tiny --backend openvino
 	$(BIN)/python -m build --no-isolation
-	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python .ci/try_wheel.py
 
 ##@ Check
 
@@ -57,16 +59,16 @@ test: install ## run the test suite (tests marked slow, gpu and weights are off)
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 lint: install types ## run ruff and mypy
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
 types: # link the packages under one name, for type checkers and the API reference
 	@mkdir -p build/types/vicort
 	@for room in export runtime configs benchmarks; do ln -sfn ../../../$$room build/types/vicort/$$room; done
 
 hooks: install ## run ruff, mypy and the link check before each git commit
-	$(BIN)/pre-commit install
+	$(BIN)/python -m pre_commit install
 
 ##@ Measure
 

@@ -24,7 +24,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def build(arguments: Sequence[str] | None = None) -> int:
     """vicort-build, as `run`."""
-    return _start("vicort-build", "vicort.export.build", arguments)
+    code = _start("vicort-build", "vicort.export.build", arguments)
+    if code == INTERRUPTED and arguments is None:
+        os._exit(code)  # everything is removed, and freeing PyTorch's objects takes seconds
+    return code
 
 
 def info(arguments: Sequence[str] | None = None) -> int:
