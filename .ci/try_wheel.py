@@ -41,11 +41,10 @@ def main() -> int:
             "HOME": str(here / "home"),
             "LANG": "C.UTF-8",
         }
-        where = told(
-            python, here, environment, "-c", "import vicort.runtime as r; print(r.__file__)"
-        )
-        if not Path(where.strip()).is_relative_to(here):
-            raise SystemExit(f"the wheel was not used, but {where.strip()}")
+        code = "import vicort.runtime.core as module; print(module.__file__)"
+        where = told(python, here, environment, "-c", code).strip()
+        if not Path(where).is_relative_to(here):
+            raise SystemExit(f"the wheel was not used, but {where}")
         for name in COMMANDS:
             told(python.with_name(f"vicort-{name}"), here, environment, "--help")
         clip = here / "clip.mp4"

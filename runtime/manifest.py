@@ -325,12 +325,25 @@ def read_manifest(folder: Path) -> Manifest:
         file = folder / name
         if not file.is_file():
             raise EngineError(f"{file} is missing: {rebuild}")
-        if fingerprint(file) != expected:
+        if file.stat().st_size != expected.bytes or fingerprint(file) != expected:
             raise EngineError(
                 f"{file} is damaged ({file.stat().st_size} bytes, {expected.bytes} were built): "
                 f"{rebuild}"
             )
     return manifest
+
+
+def check_all_listed(folder: Path, manifest: Manifest) -> None:
+    """Raises EngineError unless every file that engines and embeddings are read from is among those
+    whose size and hash `read_manifest` has compared."""
+    used = [manifest.embedding.file, *(graph.file for graph in manifest.graphs.values())]
+    used += [graph.refit_from for graph in manifest.graphs.values() if graph.refit_from]
+    for name in used:
+        if name not in manifest.files:
+            raise EngineError(
+                f"{folder / FILE_NAME} lists no {shown(name)} in its files, but uses it: rebuild "
+                f"with `{manifest.build_command}`"
+            )
 
 
 def _leads_into(link: Path, folder: Path) -> bool:

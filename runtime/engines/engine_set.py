@@ -19,7 +19,7 @@ from vicort.runtime.engines.bindings import numpy_dtype
 from vicort.runtime.engines.embedding import Embedding
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.errors import EngineError
-from vicort.runtime.manifest import GraphName, Manifest, read_manifest
+from vicort.runtime.manifest import GraphName, Manifest, check_all_listed, read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class EngineSet:
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
+        check_all_listed(folder, manifest)
         threads = checked_threads(threads)
         backend = open_backend(manifest.backend, folder, threads=threads)
         check(manifest, backend.memory())

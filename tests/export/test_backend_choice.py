@@ -65,6 +65,33 @@ def test_a_set_becomes_that_of_the_fastest_backend(weights, fastest, folder, mon
     assert f"chose {fastest}" in said[-1]
 
 
+@pytest.mark.parametrize(
+    ("openvino", "onnxruntime", "taken"),
+    [
+        (1.0, 1.0, "openvino"),
+        (1.0, 0.9, "openvino"),
+        (1.0, 0.81, "openvino"),
+        (1.0, 0.79, "onnxruntime"),
+        (0.5, 1.0, "openvino"),
+    ],
+)
+def test_where_times_differ_little_the_preferred_backend_is_taken(
+    openvino, onnxruntime, taken, folder, monkeypatch
+):
+    """So that two builds on one machine give the same."""
+    seconds = {"openvino": openvino, "onnxruntime": onnxruntime}
+
+    def measured(place: Path) -> EngineTimes:
+        return EngineTimes(0, seconds[json.loads((place / FILE_NAME).read_text())["backend"]], 0)
+
+    monkeypatch.setattr(backend_choice, "engine_times", measured)
+    said: list[str] = []
+    assert choose(folder, manifests(None), said.append).backend == taken
+    assert said[-1].startswith(f"chose {taken}: ")
+    if (taken == "openvino") != (openvino <= onnxruntime):
+        assert "preferred, as onnxruntime does not take 20% less time" in said[-1]
+
+
 def test_an_answer_counts_as_much_as_a_chunk():
     slow_answers = EngineTimes(ready=1, chunk=10, token=1)
     slow_chunks = EngineTimes(ready=9, chunk=10 + ANSWER_TOKENS / 2, token=0.4)

@@ -15,13 +15,14 @@ from vicort.export.checkpoint import TINY, resolve
 from vicort.export.engine_set_writer import seal
 from vicort.export.verify import language_inputs
 from vicort.runtime import locations
+from vicort.runtime import manifest as manifest_module
 from vicort.runtime.devices.host import HostStream, InlineStream
 from vicort.runtime.devices.machine_cores import usable_cores
 from vicort.runtime.devices.urgency import Urgency
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.engines.openvino import OpenVinoEngine, _reason
 from vicort.runtime.errors import EngineError, VicortError
-from vicort.runtime.manifest import FILE_NAME, read_manifest
+from vicort.runtime.manifest import FILE_NAME, fingerprint, read_manifest
 
 OUTPUTS = ("hidden", "k", "v", "q", "queries")
 
@@ -319,3 +320,33 @@ def test_what_openvino_refuses_a_file_for_is_its_last_line_that_says_something(t
     assert reason.strip()
     assert "\n" not in reason
     assert _reason(RuntimeError("first\nthe cause\n\n")) == "the cause"
+
+
+@pytest.mark.parametrize("kind", ["graph", "embedding"])
+def test_a_file_that_is_used_must_be_one_that_was_compared(kind, tmp_path):
+    """Else a manifest could leave out the hash of what it was changed for."""
+    source = engine_set("onnxruntime")
+    found = read_manifest(source)
+    name = found.graphs["llm"].file if kind == "graph" else found.embedding.file
+    folder = tmp_path / "set"
+    shutil.copytree(source, folder)
+    kept = {key: value for key, value in found.files.items() if key != name}
+    found.model_copy(update={"files": kept}).write(folder)
+    with pytest.raises(EngineError, match="but uses it: rebuild with") as caught:
+        EngineSet.open(folder)
+    assert name in str(caught.value)
+
+
+def test_a_file_of_another_size_is_refused_without_reading_it(tmp_path, monkeypatch):
+    source, folder = engine_set("onnxruntime"), tmp_path / "set"
+    shutil.copytree(source, folder)
+    with (folder / "chat_template.jinja").open("r+b") as file:
+        file.truncate(1 << 40)  # a hole, which takes no room
+    monkeypatch.setattr(manifest_module, "fingerprint", fingerprint_of_none_so_large)
+    with pytest.raises(EngineError, match=r"chat_template.jinja is damaged \(1099511627776 bytes"):
+        read_manifest(folder)
+
+
+def fingerprint_of_none_so_large(path):
+    assert path.stat().st_size < 1 << 30
+    return fingerprint(path)
