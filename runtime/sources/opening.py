@@ -206,6 +206,7 @@ def _isolated_images(
         "timeouts": timeouts,
         "network": False,
         "devices": False,
+        "ahead": False,
     }
     file = os.memfd_create("vicort-names", os.MFD_CLOEXEC)  # a message may be too short for them
     try:

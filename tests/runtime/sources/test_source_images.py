@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from support import videos
 
+from vicort.runtime.cli import run
 from vicort.runtime.errors import SourceError
 from vicort.runtime.sources import open_source
 from vicort.runtime.sources.images import grouped, natural_order
@@ -258,3 +259,16 @@ def test_the_pattern_moves() -> None:
     assert len(frames) == 25
     centers = [np.argwhere(frame.image[..., 0] > 200)[:, 1].mean() for frame in frames]
     assert all(before < after for before, after in pairwise(centers))
+
+
+def test_a_run_over_images_that_a_shell_names_has_one_stream(
+    tmp_path: Path, tiny_engines: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path, [f"{i}.png" for i in range(6)])
+    typed = sorted(str(path) for path in tmp_path.iterdir())
+    words = ["--engine-dir", str(tiny_engines), "--ask", "what is there now?"]
+    assert run.main([*typed, *words]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("frames in") == 1
+    assert "6 frames in 1 chunks" in out
+    assert "Traceback" not in err
