@@ -127,7 +127,11 @@ def _chunks(source: Source, model: ModelSpec) -> Iterator[Chunk]:
     sampler, chunker = Sampler(model.fps), Chunker(model.chunk_frames, model.grid)
     try:
         for frame in source.frames(sampler.wants):
-            if sampler.accepts(frame.time) and (chunk := chunker.add(frame)):
+            if not sampler.accepts(frame.time):
+                continue
+            if sampler.missed and (chunk := chunker.hold()):
+                yield chunk
+            if chunk := chunker.add(frame):
                 yield chunk
     except TruncatedSource:
         pass

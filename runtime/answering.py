@@ -99,10 +99,13 @@ class Answerer:
             )
         TokenChoice(question.sampling)
 
-    def snapshot_in_stream(self, question: Question, newest_chunk: StreamEvent | None) -> Snapshot:
+    def snapshot_in_stream(
+        self, question: Question, newest_chunk: StreamEvent | None, forked: bool = False
+    ) -> Snapshot:
         """Retrieve units for a question, and lease them. Runs in the prefill stream's own work.
 
-        newest_chunk: done when the chunks that the question sees are in memory.
+        newest_chunk: done when the chunks that the question sees are in memory. forked: whether it
+        also sees the half unit that was forked before.
         """
         memory, prefill = self.memory, self._prefill
         if newest_chunk:
@@ -114,6 +117,13 @@ class Answerer:
         digest = self.engines.embedding[words].mean(axis=0)
         units = memory.system.retrieval.choose(digest, memory.chunks)
         deferred = tuple(prefill.deferred)
+        seen_until = prefill.seen_until
+        if forked and (half := prefill.forked):
+            deferred = (*deferred, half)[-max(1, memory.system.ingest.deferred_units) :]
+            seen_until = half.end
+        memory_from = None if memory.system.ingest.deferred_units else memory.oldest()
+        if memory_from is None and deferred:
+            memory_from = deferred[0].start
         logger.debug(
             "question %s reads units %s of %d chunks in memory",
             question.id,
@@ -124,9 +134,9 @@ class Answerer:
             lease=memory.lease(units),
             view=memory.view(),
             first_text=memory.timeline.next_text,
-            seen_until=prefill.seen_until,
+            seen_until=seen_until,
             deferred=deferred,
-            memory_from=deferred[0].start if deferred else memory.oldest(),
+            memory_from=memory_from,
             ready=prefill.stream.record(),
         )
 

@@ -102,10 +102,11 @@ class Chunk:
 
     index: int
     first_unit: int  # index in the stream of its first temporal unit
-    # UNIT_FRAMES per unit; the last frame may be a repeat that completes its unit
+    # UNIT_FRAMES per unit; the second one of a unit may be a repeat that completes it
     frames: tuple[Frame, ...]
     grid: Grid  # of the visual tokens of each of its frames
-    repeated: int = 0  # number of repeats at the end, 0 or 1
+    repeated: int = 0  # number of repeats
+    forked: bool = False  # seen by questions alone: the stream stores nothing of it
 
     @property
     def units(self) -> int:
@@ -223,7 +224,7 @@ class ChunkEvent(Event):
 class Answer(Event):
     id: str
     at: Fraction  # seconds, when it was asked
-    seen_until: Fraction  # seconds, last frame of the last unit that was complete at that time
+    seen_until: Fraction  # seconds, the newest frame that it could see
     question: str
     text: str
     ttft_ms: float  # from the question to the first token, including all waiting
@@ -275,6 +276,8 @@ class Summary(Event):
     moved_mb: float  # between the device and the other tiers, both ways, in MB of 1e6 bytes
     reruns: int  # runs of the language graph that were repeated with a new choice of pages
     peak_rss_mb: float
+    # frames that were pushed with a time not after the newest one, and left out
+    late: int = 0
     # for live sources and --realtime: the result of `LagMeter.summary`
     realtime: dict[str, Any] | None = None
     event_failures: int = 0  # calls of on_event that raised; left out of the JSON where it is 0

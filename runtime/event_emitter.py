@@ -64,6 +64,8 @@ class EventEmitter:
 
     def chunk_left(self, job: Job) -> None:
         """Called when a chunk has left the pipeline."""
+        if job.chunk.forked:
+            return
         self._statistics.chunk_left()
         chunk = job.chunk
         event = ChunkEvent(

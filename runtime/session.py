@@ -82,8 +82,12 @@ class Session:
     def step(self, frame: Frame) -> None:
         """frame -> sampler -> chunker -> preprocess -> vision -> tokens -> prefill -> pages"""
         self._advance(frame.time)
-        if sampled := self._sampler.sample(frame):
+        if self._comes_late(frame.time):
+            self._statistics.late += 1
+        elif sampled := self._sampler.sample(frame):
             self._statistics.frame_entered()
+            if self._sampler.missed:
+                self._hold()
             if chunk := self._chunker.add(self._reducer(sampled)):
                 self._lag.enter(chunk)
 
@@ -156,6 +160,8 @@ class Session:
         self._drivers: Executor = (
             ThreadPoolExecutor(ANSWERS_AT_ONCE, "answer") if overlap else _InlineExecutor()
         )
+        self._pushed: Fraction | None = None  # time of the newest frame that was pushed
+        self._forked: Frame | None = None  # of the newest half unit that a question saw
         self._questions = QuestionQueue(max_questions)
         self._asked = itertools.count(1)  # gives questions without an id one
         self._finished = False
@@ -212,7 +218,8 @@ class Session:
             return self._sampler.wants(at)
 
     def push(self, frame: Frame) -> None:
-        """Give the stream its next frame; with on_lag "wait", wait while the pipeline is full.
+        """Give the stream its next frame; with on_lag "wait", wait while the pipeline is full. A
+        frame that is not later than the one before is left out, and counted in the summary.
 
         Raises VicortError after `finish`, SessionClosed after `close`, ConfigError for a time or a
         picture that is none, and what an earlier chunk failed with.
@@ -228,6 +235,13 @@ class Session:
             if self._finished:
                 raise VicortError("this stream was finished: open a new session for more frames")
             self.step(frame)
+
+    def _comes_late(self, at: Fraction) -> bool:
+        """Whether a pushed frame is not later than the one before."""
+        if self._pushed is not None and at <= self._pushed:
+            return True
+        self._pushed = at
+        return False
 
     def finish(self) -> None:
         """End the stream: complete a half unit, ask the questions that are left, and wait until no
@@ -439,17 +453,36 @@ class Session:
         asked.since = time.perf_counter_ns()
         if asked.question.at is None:
             asked.question = replace(asked.question, at=self.now)
+        # as the next frame or the end would do: what is stored does not depend on the question
+        if self._sampler.has_missed(max(asked.question.at or self.now, self.now)):
+            self._hold()
         if chunk := self._chunker.cut():
             self._lag.enter(chunk)
         self._lag.flush()
+        forked = self._fork()
         newest = self._pipeline.newest
-        take = partial(self._answerer.snapshot_in_stream, asked.question, newest)
+        take = partial(self._answerer.snapshot_in_stream, asked.question, newest, forked)
         if self.system.text.joins:  # the answer becomes part of the stream: chunks wait for it
             self._prefill.stream.run(self._answer, asked, take, None)
             return
         before = self._answerer.conversations.enter(asked, self.now)
         snapshot = self._prefill.stream.run(take)
         self._drivers.submit(self._answer, asked, snapshot.enqueued, before)
+
+    def _hold(self) -> None:
+        """The newest frame stays on the screen where another one was due."""
+        if chunk := self._chunker.hold():
+            self._lag.enter(chunk)
+
+    def _fork(self) -> bool:
+        """Let the next question see half a unit, if there is one. The stream stores nothing of it,
+        and questions about the same half unit share it. A question that joins the stream sees
+        whole units alone."""
+        fork = None if self.system.text.joins else self._chunker.fork()
+        if fork and self._forked is not fork.frames[0]:
+            self._pipeline.enter(fork)
+            self._forked = fork.frames[0]
+        return fork is not None
 
     def _answer(
         self, asked: AskedQuestion, snapshot: Callable[[], Snapshot], before: AskedQuestion | None

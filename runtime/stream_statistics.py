@@ -25,6 +25,7 @@ class StreamStatistics:
     def __init__(self) -> None:
         self.frames = 0  # that entered the pipeline after sampling
         self.chunks = 0  # that left it
+        self.late = 0  # frames that were not later than the newest one
         self.first_ns = 0  # when the first frame entered
         self.last_ns = 0  # when the last chunk left
         self.event_failures = 0  # calls of on_event that raised
@@ -59,6 +60,7 @@ class StreamStatistics:
             budget_mb={"device": system.budget.device_mb, "host": system.budget.host_mb},
             moved_mb=memory.bytes_moved / 1e6,
             reruns=memory.reruns,
+            late=self.late,
             peak_rss_mb=_peak_rss_mb(),
             event_failures=self.event_failures,
         )

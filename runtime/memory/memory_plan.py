@@ -24,7 +24,7 @@ class LeastPages:
 
     stream: int  # prompt, window and appended text
     spare: int  # replace pages that are evicted under a question's lease
-    questions: int  # text of running questions
+    questions: int  # text of running questions, and the units that they prefill
     recalled: int  # copies of what they read from the host
     recalled_least: int  # the same where they read as little as the system's policy can
     conversation: int
@@ -53,8 +53,9 @@ class LeastPages:
             readers = 2 if long_term.reads_in_prefill else 1  # one question, and the stream itself
             recalled = long_term.max_cells * long_term.recall_sets * readers
             recalled_least = recalled
-        deferred = 0 if prefills else chunk_pages
-        question = pages(model.max_rows) + pages(ANSWER_TOKENS) + deferred
+        # a unit that is half there when a question comes, or all that wait for a question
+        visual = unit_pages(model) if prefills else chunk_pages
+        question = pages(model.max_rows) + pages(ANSWER_TOKENS) + visual
         # Where the window is counted in units, one more chunk may be there in pieces.
         pieces = 1 if long_term or system.ingest.slides else 0
         window = 1 + pieces + (system.ingest.window or 0)

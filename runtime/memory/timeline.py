@@ -8,6 +8,7 @@ were trained with.
 from __future__ import annotations
 
 import math
+from copy import copy
 from fractions import Fraction
 
 import numpy as np
@@ -88,6 +89,17 @@ class Timeline:
         self._newest = max(self._newest, step, end)
         places = np.indices((grid.rows, grid.columns), np.int32).reshape(2, -1).T + self.first
         return np.column_stack([np.full(grid.tokens, step, np.int32), places]).astype(np.int32)
+
+    def fork(self, start: Fraction, grid: Grid) -> tuple[np.ndarray, int]:
+        """[P, 3] int32 positions of a unit that does not become part of the stream, and the
+        position of the first text token after it. Changes no state.
+
+        Where the unit would leave the trained range, it gets the last position in it.
+        """
+        fork = copy(self)
+        fork.begin(start)
+        fork.rebase(fork.excess(start))
+        return fork.unit(start, grid), fork.next_text
 
     @property
     def next_text(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import re
 import threading
@@ -165,9 +166,10 @@ class LiveSource(Source):
     def _next_time(self, stamp: Fraction, now: int) -> Fraction:
         if self._time is None:
             return Fraction(0)
-        passed = max(MIN_STEP, Fraction(now - self._wall, 10**9))
+        passed = max(MIN_STEP, Fraction((now - self._wall) // 1000, 10**6))
         if self._stamp is None or getattr(self._source, "untimed", False):
-            return self._time + passed
+            # whole microseconds, or the denominators of all connections would be multiplied
+            return Fraction(math.floor((self._time + passed) * 10**6), 10**6)
         step = stamp - self._stamp
         if step > passed + JUMP:
             self.warn(

@@ -95,6 +95,10 @@ class Sampler:
         self._next, self._taken = tick + 1, place
         return True
 
+    def has_missed(self, time: Fraction) -> bool:
+        """Whether a tick has passed without a frame at this time, whatever comes after it."""
+        return self._first is not None and self._place(time) >= self._next + 1
+
     def sample(self, frame: Frame) -> Frame | None:
         """The frame if it is accepted, otherwise None.
 

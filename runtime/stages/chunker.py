@@ -1,8 +1,9 @@
-"""Frames in, chunks out: whole temporal units, in order, each frame once."""
+"""Frames in, chunks out: whole temporal units, in order, each frame once, or twice if it stays."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from vicort.runtime.core import UNIT_FRAMES, Chunk, Frame
 from vicort.runtime.errors import ConfigError, SourceError
@@ -56,14 +57,34 @@ class Chunker:
         pending."""
         return self._take(len(self._frames) // UNIT_FRAMES * UNIT_FRAMES)
 
+    def hold(self) -> Chunk | None:
+        """The newest frame stays where another one was due: half a unit is completed by repeating
+        it, and nothing else is repeated, however long it stays.
+
+        Returns the chunk that this completes, if any.
+        """
+        self._complete()
+        full = len(self._frames) == self.chunk_frames
+        return self._take(self.chunk_frames) if full else None
+
+    def fork(self) -> Chunk | None:
+        """Half a unit as a question sees it, completed by repeating its frame; None if there is
+        none. Call after `cut`. Changes no state."""
+        if not self._frames or self._grid is None:
+            return None
+        frames = (self._frames[0],) * UNIT_FRAMES
+        return Chunk(self._chunks, self._units, frames, self._grid, UNIT_FRAMES - 1, forked=True)
+
     def flush(self) -> Chunk | None:
         """At the end of the stream, or of frames of one grid, returns what is left, if anything.
 
         Half a unit is completed by repeating its frame.
         """
-        missing = -len(self._frames) % UNIT_FRAMES
-        self._frames += self._frames[-1:] * missing
-        return self._take(len(self._frames), repeated=missing)
+        self._complete()
+        return self._take(len(self._frames))
+
+    def _complete(self) -> None:
+        self._frames += self._frames[-1:] * (-len(self._frames) % UNIT_FRAMES)
 
     def _grid_for(self, frame: Frame) -> Grid:
         try:
@@ -71,10 +92,11 @@ class Chunker:
         except SourceError as error:
             raise SourceError(f"at {float(frame.time):.3f} s, {error}", error.brief) from error
 
-    def _take(self, count: int, repeated: int = 0) -> Chunk | None:
+    def _take(self, count: int) -> Chunk | None:
         if not count or self._grid is None:
             return None
         frames = tuple(self._frames[:count])
+        repeated = sum(before is after for before, after in pairwise(frames))
         chunk = Chunk(self._chunks, self._units, frames, self._grid, repeated)
         del self._frames[:count]
         self._chunks += 1

@@ -29,7 +29,10 @@ class DeferredUnit:
     number: int
     chunk: int
     grid: Grid
-    rows: Array  # [P, width]
+    rows: Array  # [P, width], or fewer where tokens are dropped
+    # [P, 3] int32, of a forked unit; None = from the prompt on, with the units before it
+    positions: np.ndarray | None = None
+    first_text: int = 0  # position of the first text token after a forked unit
 
 
 class Prefill:
@@ -51,6 +54,7 @@ class Prefill:
         self._anchors = (
             Anchors(ingest.anchor_rule, device, run, memory) if ingest.anchor_rule else None
         )
+        self.forked: DeferredUnit | None = None  # the newest half unit that a question saw
         self.deferred: deque[DeferredUnit] = deque(maxlen=ingest.deferred_units)
 
     def cache_prompt_in_stream(self, tokens: np.ndarray) -> None:
@@ -61,6 +65,9 @@ class Prefill:
         self._memory.write_prompt(out.k, out.v, positions, self.stream)
 
     def run_in_stream(self, job: Job) -> None:
+        if job.chunk.forked:
+            self._fork(job)
+            return
         if self._ingest.prefills:
             self._prefill(job)
         else:
@@ -127,6 +134,23 @@ class Prefill:
             (q,) = self._device.read(self.stream, out.q)
             if not self._memory.must_rerun(q):
                 return out
+
+    def _fork(self, job: Job) -> None:
+        """Keep a half unit's visual tokens for the questions that see it."""
+        chunk = job.chunk
+        positions, first_text = self._memory.timeline.fork(chunk.start, chunk.grid)
+        rows = self._device.empty((job.kept, self._model.width), job.rows.dtype)
+        self._device.copy(rows, job.rows, self.stream)
+        self.forked = DeferredUnit(
+            chunk.start,
+            chunk.end,
+            chunk.first_unit,
+            chunk.index,
+            chunk.grid,
+            rows,
+            positions[job.indices] if self._ingest.prefills else None,
+            first_text,
+        )
 
     def _defer(self, job: Job) -> None:
         """Keep copies of the latest units' visual tokens until a question prefills them."""

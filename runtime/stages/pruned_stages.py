@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vicort.runtime.core import UNIT_FRAMES
+from vicort.runtime.core import UNIT_FRAMES, Chunk
 from vicort.runtime.devices.device import Array, Device, Stream
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError
@@ -21,7 +21,7 @@ from vicort.runtime.manifest import Manifest
 from vicort.runtime.policies.drop import MotionPruning
 from vicort.runtime.stages.grid_inputs import GridInputs
 from vicort.runtime.stages.job import Job, frames_view
-from vicort.runtime.stages.pruning import Pruner
+from vicort.runtime.stages.pruning import Kept, Pruner
 
 # Fixed cost of a run of the graph, in tokens, measured at the tiny size, where it matters.
 RUN_TOKENS = 8
@@ -62,7 +62,7 @@ class PrunedVision:
     def run_in_stream(self, job: Job) -> None:
         frames, tokens = job.buffers.frames_of(job.chunk), job.chunk.grid.tokens
         (images,) = self._device.read(self.stream, frames)
-        units = self._pruner(job.chunk, images)
+        units = self._units(job.chunk, images)
         kept = [unit.tokens for unit in units]
         told = any(
             frame.motion is not None and frame.motion.cells is not None
@@ -85,6 +85,11 @@ class PrunedVision:
                 size,
                 job.rows,
             )
+
+    def _units(self, chunk: Chunk, images: np.ndarray) -> list[Kept]:
+        if chunk.forked:  # which leaves no trace in the masks
+            return [Kept(np.arange(chunk.grid.tokens), anchor=False)] * chunk.units
+        return self._pruner(chunk, images)
 
     def _encode(
         self,

@@ -16,7 +16,7 @@ from support.fake_engines import FakeEngineSet, rotate
 from support.streams import frames
 from support.systems import FULL, system
 
-from vicort.runtime.core import Answer, ChunkEvent, Question, Sampling
+from vicort.runtime.core import Answer, ChunkEvent, Frame, Question, Sampling
 from vicort.runtime.errors import ConfigError, MemoryBudgetError, QuestionError, VicortError
 from vicort.runtime.memory.slots import Slots
 from vicort.runtime.policies.system import known_systems, load_system
@@ -124,7 +124,8 @@ def test_full_history_in_chunks_equals_one_pass_over_everything(overlap):
         prompt = session.inspect().prompt
     # two answers that overlap may end in either order
     in_order = sorted(answers(events), key=lambda answer: answer.at)
-    for answer, seen in zip(in_order, (video[:8], video), strict=True):
+    asked_at_4 = [*video[:8], video[8], video[8]]  # half a unit, completed by its repeat
+    for answer, seen in zip(in_order, (asked_at_4, video), strict=True):
         plain = Transcript(engines, prompt.prefix)
         plain.watch(seen)
         assert answer.text == prompt.decode(plain.ask(prompt.question(ASK), 5))
@@ -161,14 +162,95 @@ def test_the_overlapped_pipeline_and_its_sequential_twin_agree_to_the_last_bit(n
 
 @pytest.mark.parametrize(
     ("at", "seen"),
-    [("0.4", 0), ("0.5", "0.5"), ("0.9", "0.5"), ("1.4", "0.5"), ("1.5", "1.5"), ("6", "5.5")],
+    [("0.4", 0), ("0.5", "0.5"), ("0.9", "0.5"), ("1.4", 1), ("1.5", "1.5"), ("6", 6)],
 )
-def test_a_question_sees_every_unit_that_is_complete_and_nothing_later(at, seen):
+def test_a_question_sees_every_frame_that_has_come_and_nothing_later(at, seen):
     events, _ = run(frames(20), [question(at)], system(**FULL))
     (answer,) = answers(events)
     assert answer.at == Fraction(at)
     assert answer.seen_until == Fraction(seen)
-    assert answer.read == (((Fraction(0), Fraction(seen)),) if seen else ())
+    assert answer.read == ((Fraction(0), Fraction(seen)),)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+# the rule of "dropping" is one for chunks, which are cut elsewhere
+@pytest.mark.parametrize("name", [name for name in SYSTEMS if name != "dropping"])
+def test_what_is_stored_does_not_depend_on_questions_about_half_units(name, overlap):
+    """All tokens of a unit are stored at the positions at which they would be without the question;
+    chunks may be cut elsewhere."""
+
+    def stored(asked):
+        with Session(FakeEngineSet(seed=2), SYSTEMS[name], overlap=overlap) as session:
+            for at in asked:
+                session.submit(question(at, id=str(at)))
+            for frame in frames(30):
+                session.push(frame)
+            session.finish()
+            memory = session.inspect().memory
+            return {unit: memory.positions(unit).tolist() for unit in memory.tiers.units}
+
+    halves = stored(["1.2", "5.1", "9.0"])
+    assert halves == stored(["0.6", "4.6", "8.6"])
+
+
+@pytest.mark.parametrize("system_name", ["full", "latest", "even"])
+@pytest.mark.parametrize(
+    ("times", "at", "seen"),
+    [
+        (["0", "0.6", "10", "60"], 30, 10),
+        (["0", "10", "20", "30"], 25, 20),
+        (["0", "10", "20", "30"], 29, 20),
+        (["0", "3600"], 1800, 0),
+        (["0", "1", "2", "3", "4"], "3.9", 3),
+        (["0", "0.5", "1", "1.5", "7"], 5, "1.5"),
+    ],
+)
+def test_the_last_picture_stays_until_the_next_one(times, at, seen, system_name):
+    pictures = [
+        Frame(each.image, Fraction(time), each.index)
+        for each, time in zip(frames(len(times)), times, strict=True)
+    ]
+    events, summary = run(pictures, [question(at)], SYSTEMS[system_name])
+    (answer,) = answers(events)
+    assert answer.seen_until == answer.read[-1][1] == Fraction(seen)
+    assert summary.frames == sum(each.frames for each in chunks(events)) == len(times)
+
+
+def test_a_held_picture_completes_its_unit_and_no_more():
+    """However long it stays: each picture is in one unit, alone."""
+    pictures = [Frame(each.image, Fraction(3600 * each.index), each.index) for each in frames(6)]
+    with Session(FakeEngineSet(layers=1), system(**FULL), overlap=False) as session:
+        for picture in pictures:
+            session.push(picture)
+        session.finish()
+        pages = [session.inspect().memory.tiers.locations(unit)[0].page for unit in range(6)]
+        assert len(session.inspect().memory.tiers.units) == 6
+    assert [(page.start, page.end) for page in pages] == [(3600 * i, 3600 * i) for i in range(6)]
+
+
+@pytest.mark.parametrize("fps", [None, "source"])
+def test_frames_that_are_not_later_are_left_out_and_counted(fps):
+    video = frames(12)
+    late = [Frame(video[3].image, each.time, 0) for each in (video[5], video[9], video[0])]
+    order = [*video[:6], late[0], *video[6:10], late[1], *video[10:], late[2]]
+    found = []
+    for pushed in (video, order):
+        with Session(FakeEngineSet(), system(**FULL), fps=fps, sampling=SHORT) as session:
+            for frame in pushed:
+                session.push(frame)
+            session.finish()
+            found.append((session.ask(ASK).text, session.summary()))
+    (plain, whole), (mixed, counted) = found
+    assert plain == mixed
+    assert (whole.late, counted.late) == (0, 3)
+    assert whole.frames == counted.frames == len(video)
+
+
+def test_every_frame_at_its_own_rate_is_never_repeated():
+    pictures = [Frame(each.image, Fraction(10 * each.index), each.index) for each in frames(6)]
+    events, _ = run(pictures, [question(None)], system(**FULL), fps="source")
+    assert sum(each.frames for each in chunks(events)) == 6
+    assert sum(each.tokens for each in chunks(events)) == 3 * 4
 
 
 def test_the_chunk_being_filled_is_cut_at_a_question_and_no_frame_is_lost():
@@ -586,7 +668,7 @@ def test_a_silence_longer_than_the_trained_range_loses_no_token_and_leaves_no_po
     picture, kept = frames(1)[0], []
     times = [*range(before), *range(9000, 9004)]  # seconds
     with Session(
-        engines, system(), overlap=False, on_event=lambda event: kept.append(event.kept)
+        engines, system(), fps=1, overlap=False, on_event=lambda event: kept.append(event.kept)
     ) as session:
         real.clear()  # the prompt
         for i, at in enumerate(times):
@@ -751,9 +833,9 @@ def test_simplestream_is_one_pass_over_prompt_latest_four_frames_and_question():
     with Session(engines, system()) as session:
         prompt = session.inspect().prompt
     plain = Transcript(engines, prompt.prefix)
-    plain.watch(video[16:20])
+    plain.watch([*video[18:20], video[20], video[20]])
     assert answer.text == prompt.decode(plain.ask(prompt.question(ASK), 5))
-    assert answer.read == ((Fraction(8), Fraction(19, 2)),)
+    assert answer.read == ((Fraction(9), Fraction(10)),)
 
 
 def test_uniform_reads_evenly_spaced_units():

@@ -482,6 +482,25 @@ class Plays(Source):
                 yield Frame(np.zeros((4, 4, 3), np.uint8), Fraction(stamp), index)
 
 
+def test_the_clocks_of_many_connections_do_not_multiply_their_denominators():
+    bases = itertools.cycle([90_000, 1000, 12_800, 30_000, 16_000, 14_400_000, 44_100, 1001])
+    made = []
+
+    def again():
+        base = next(bases)
+        made.append(base)
+        return Plays([Fraction(i * 7, base) for i in range(3)])
+
+    patience = Patience(first_delay=0.0, max_delay=0.0)
+    source = LiveSource("many", again, patience=patience)
+    largest = 0
+    for frame in source.frames():
+        largest = max(largest, frame.time.denominator)
+        if len(made) > 400:
+            source.stop()
+    assert largest <= 10**6 * max(made)
+
+
 STAMPS = st.lists(st.fractions(0, 100_000), min_size=1, max_size=20, unique=True).map(sorted)
 
 

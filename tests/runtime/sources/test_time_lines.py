@@ -7,8 +7,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from support import videos
 
-from tests.support import videos
 from vicort.runtime.sources import open_source
 
 TICKS = 90_000

@@ -13,7 +13,7 @@ from vicort.runtime.frame_grid import Grid
 from vicort.runtime.stages.chunker import Chunker
 
 IMAGE = np.zeros((1, 1, 3), np.uint8)
-STEPS = st.lists(st.sampled_from(["frame", "frame", "frame", "cut"]), max_size=80)
+STEPS = st.lists(st.sampled_from(["frame", "frame", "frame", "cut", "hold", "fork"]), max_size=80)
 
 
 def frame(index: int) -> Frame:
@@ -24,15 +24,23 @@ def one_grid(height: int, width: int) -> Grid:
     return Grid(1, 1)
 
 
+def play(chunker: Chunker, step: str, count: int) -> Chunk | None:
+    if step == "fork":
+        half = chunker.fork()
+        assert half is None or (half.forked, half.units, half.repeated) == (True, 1, 1)
+        return None
+    return {"cut": chunker.cut, "hold": chunker.hold}.get(step, lambda: chunker.add(frame(count)))()
+
+
 def played(chunk_frames: int, steps: list[str]) -> tuple[list[Chunk], int]:
     """The chunks that come out of frames and cuts, and how many frames went in."""
     chunker, chunks, count = Chunker(chunk_frames, one_grid), [], 0
     for step in steps:
-        chunk = chunker.cut() if step == "cut" else chunker.add(frame(count))
+        chunk = play(chunker, step, count)
         count += step == "frame"
         chunks += [chunk] if chunk else []
-        assert chunker.pending == count - sum(len(chunk.frames) for chunk in chunks)
-        assert step == "frame" or chunker.pending < UNIT_FRAMES
+        assert step != "hold" or chunker.pending % UNIT_FRAMES == 0
+        assert step != "cut" or chunker.pending < UNIT_FRAMES
     last = chunker.flush()
     assert chunker.pending == 0
     assert chunker.flush() is None
@@ -43,7 +51,10 @@ def played(chunk_frames: int, steps: list[str]) -> tuple[list[Chunk], int]:
 def test_every_frame_once_in_whole_numbered_units(chunk_frames: int, steps: list[str]) -> None:
     chunks, count = played(chunk_frames, steps)
     frames = [
-        frame for chunk in chunks for frame in chunk.frames[: len(chunk.frames) - chunk.repeated]
+        frame
+        for chunk in chunks
+        for place, frame in enumerate(chunk.frames)
+        if not place % UNIT_FRAMES or frame is not chunk.frames[place - 1]
     ]
     assert [frame.index for frame in frames] == list(range(count))
     assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
@@ -53,11 +64,13 @@ def test_every_frame_once_in_whole_numbered_units(chunk_frames: int, steps: list
         assert len(chunk.frames) % UNIT_FRAMES == 0
         assert chunk.first_unit == unit
         unit += chunk.units
-    # only the last frame of an odd stream is repeated: with frames taken in pairs, unit u holds
-    # frames 2u and 2u + 1
-    assert [chunk.repeated for chunk in chunks[:-1]] == [0] * (len(chunks) - 1)
-    assert sum(chunk.repeated for chunk in chunks) == count % UNIT_FRAMES
-    assert all(frame.index // UNIT_FRAMES == k // UNIT_FRAMES for k, frame in enumerate(frames))
+    assert sum(len(chunk.frames) - chunk.repeated for chunk in chunks) == count
+    if "hold" not in steps:
+        # only the last frame of an odd stream is repeated: with frames taken in pairs, unit u holds
+        # frames 2u and 2u + 1
+        assert [chunk.repeated for chunk in chunks[:-1]] == [0] * (len(chunks) - 1)
+        assert sum(chunk.repeated for chunk in chunks) == count % UNIT_FRAMES
+        assert all(frame.index // UNIT_FRAMES == k // UNIT_FRAMES for k, frame in enumerate(frames))
 
 
 def test_one_frame_is_completed_by_its_repeat() -> None:

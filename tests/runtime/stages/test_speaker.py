@@ -155,6 +155,18 @@ def gaps(count: int) -> list[Frame]:
     return shifted
 
 
+def paired(video: list[Frame]) -> list[list[Frame]]:
+    """Units: a frame after which nothing comes for a second is shown twice."""
+    units: list[list[Frame]] = [[]]
+    for frame in video:
+        if len(units[-1]) == 1 and frame.time - units[-1][0].time >= 1:
+            units[-1] *= 2
+        units += [[]] * (len(units[-1]) == 2)
+        units[-1] = [*units[-1], frame]
+    units[-1] *= 2 // len(units[-1])
+    return units
+
+
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("seed", [1, 4])
 def test_decisions_and_words_are_what_the_plain_statement_says(seed, overlap):
@@ -172,7 +184,7 @@ def test_decisions_and_words_are_what_the_plain_statement_says(seed, overlap):
         [],
     )
     told = {"0": prompt.decode(plain.ask(ASK, LONGEST))}
-    units = [video[2 * u : 2 * u + 2] for u in range(12)]
+    units = paired(video)
     for unit in units:
         if unit[1].time > 5 and "5" not in told:
             told["5"] = prompt.decode(plain.ask(OTHER, LONGEST))
