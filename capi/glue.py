@@ -28,7 +28,11 @@ from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.policies.system import DEFAULT_SYSTEM, MAX_MB
 from vicort.runtime.session import Session
 from vicort.runtime.shared_session import SharedSession
+from vicort.runtime.sources.decoder_host import HOST
 from vicort.runtime.sources.packets import MAX_EXTRADATA_BYTES, MAX_PACKET_BYTES
+from vicort.runtime.sources.process_apart import start_apart
+
+HOST.starter = start_apart  # a source that is pushed starts a process, which is none of the host's
 
 ERROR_SIZE = 1024  # bytes, as in vicort.c
 MAX_SIDE = 65_535  # pixels

@@ -70,8 +70,20 @@ def _reap(links: dict[int, Link]) -> None:
         link.close()
 
 
+def _leave_the_host(kept: tuple[int, int]) -> None:
+    """Give up what a host may have passed on: its terminal, blocked signals, open files."""
+    with suppress(PermissionError):  # it leads a session already
+        os.setsid()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    first, last = sorted(kept)
+    os.closerange(3, first)
+    os.closerange(first + 1, last)
+    os.closerange(last + 1, os.sysconf("SC_OPEN_MAX"))
+
+
 def main() -> int:
     number, lifeline = map(int, sys.argv[1:])
+    _leave_the_host((number, lifeline))
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)  # the program decides, and closes the lifeline
     die_with(lifeline)

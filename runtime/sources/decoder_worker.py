@@ -78,7 +78,7 @@ class _Worker:
         if missing:
             self._tell(logging.WARNING, f"the decoder process has fewer limits here: {missing}")
         with guarded(self._request["spec"], self._refuse), self._opened() as source:
-            ahead = self._request["ahead"] and isinstance(source, ContainerSource)
+            ahead = bool(self._request.get("ahead")) and isinstance(source, ContainerSource)
             self._describe(source, ahead)
             (_, *expected), _ = self._link.receive()  # "read"
             sender = PictureSender(self._link, self._rearm)

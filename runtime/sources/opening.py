@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from vicort.runtime.errors import SourceError
 from vicort.runtime.redact import redact_url
 from vicort.runtime.sources.animation import is_animated_webp, is_animation
 from vicort.runtime.sources.container import ContainerSource, reason
+from vicort.runtime.sources.image_glob import matches
 from vicort.runtime.sources.images import (
     SUFFIXES,
     ImageSource,
@@ -53,6 +55,7 @@ PIPED = (
 )
 STDIN = "-"
 NAMES_IN_STDIN = "-images"  # of a request to a decoder process
+MAX_ENTRIES = 1_000_000  # of a folder or a glob
 GRACE = 10.0  # seconds for a decoder process to notice a time-out itself
 WALL_SECONDS = 6  # by the clock for each second of processor time that a file may take
 WAIT_LONGER = "wait longer with `--open-timeout` and `--read-timeout`"
@@ -399,11 +402,12 @@ def _images(spec: str, path: Path) -> list[Path]:
         return [path] if is_image(path) and not is_animation(path) else []
     if not path.is_dir() and not glob.has_magic(spec):
         return []
-    found = (
-        list(path.iterdir())
-        if path.is_dir()
-        else [Path(match) for match in glob.glob(spec, recursive=True)]
-    )
+    entries = path.iterdir() if path.is_dir() else matches(spec)
+    found = list(islice(entries, MAX_ENTRIES + 1))
+    if len(found) > MAX_ENTRIES:
+        raise SourceError(
+            f"{spec} has more than {MAX_ENTRIES} entries: divide them into several folders"
+        )
     if not any(is_image(item) for item in found):
         raise SourceError(
             f"{spec} contains no images ({len(found)} entries): give one with "

@@ -21,11 +21,12 @@ from vicort.runtime.language.prompt import Prompt
 from vicort.runtime.manifest import read_manifest
 from vicort.runtime.policies.system import load_system
 from vicort.runtime.sources import open_source
+from vicort.runtime.sources.decoder_sandbox import limit_memory, limit_time
+from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.packets import DecodedPicture, PacketReader
 
 MAX_LINE = 4_096  # characters of an error
-# bytes that a child may map, on top of what it inherits by fork
-ADDRESS_SPACE = 6 << 30
+PROCESSOR_SECONDS = 5.0  # for a file
 VIDEO_TOKEN = 6  # of the embedded model
 MAX_REPORT = 8_000  # bytes of a child's report
 
@@ -61,6 +62,8 @@ def tried(path: Path, kind: Kind, *, seconds: float, max_bytes: int) -> Outcome:
     peak = max(0, usage.ru_maxrss * 1024 - int(inherited.read_text()))
     if not ended:
         return Outcome("hang", f"no end after {seconds:g} s", peak)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF:
+        return Outcome("refused", f"no end after {PROCESSOR_SECONDS:g} s of processor time", peak)
     if os.WIFSIGNALED(status):
         return Outcome("crash", f"signal {os.WTERMSIG(status)}", peak)
     if peak > max_bytes:
@@ -72,20 +75,20 @@ def tried(path: Path, kind: Kind, *, seconds: float, max_bytes: int) -> Outcome:
     return Outcome(verdict, detail, peak)
 
 
-def _sizes() -> tuple[int, int]:
-    """Bytes of address space and of memory that this program has now."""
-    pages = Path("/proc/self/statm").read_text().split()
-    return int(pages[0]) * resource.getpagesize(), int(pages[1]) * resource.getpagesize()
+def _memory() -> int:
+    """Bytes of memory that this program has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _be_child(path: Path, kind: Kind, writing: int, noise_file: Path, inherited: Path) -> NoReturn:
-    space, memory = _sizes()
-    inherited.write_text(str(memory))
+    inherited.write_text(str(_memory()))
     os.dup2(os.open(noise_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (space + ADDRESS_SPACE, space + ADDRESS_SPACE))
+    limit_memory(Limits().decoding_bytes)  # as a decoder process has them
+    limit_time(PROCESSOR_SECONDS)
     try:
         report = f"answered {READERS[kind](path)}"
+    except MemoryError:
+        report = "refused for its memory"
     except VicortError as error:
         line = str(error)
         clean = line.isprintable() and len(line) <= MAX_LINE
@@ -101,7 +104,7 @@ def _be_child(path: Path, kind: Kind, writing: int, noise_file: Path, inherited:
 
 
 def _watch(spec: str) -> str:
-    with open_source(spec) as source:
+    with open_source(spec, isolate=False) as source:
         return (
             f"{sum(frame.image.nbytes > 0 for frame in source)} frames, {len(source.warnings)} "
             "warnings"

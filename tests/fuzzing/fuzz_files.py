@@ -12,6 +12,7 @@ from typing import Literal
 
 import av
 import numpy as np
+from support.hostile import gif, mp4, png, profile_chunk, text_chunks
 from support.scheduling import scheduling_kept
 
 from vicort.runtime.manifest import SCHEMA_VERSION
@@ -197,7 +198,28 @@ def good_files(folder: Path) -> tuple[list[Good], list[str]]:
             lacking.append(codec)
             continue
         files.append(Good(path.name, "image", path.read_bytes()))
-    return files, lacking
+    return [*files, *_hostile()], lacking
+
+
+def _hostile() -> list[Good]:
+    """Files that ask for much memory or time as they are, each with two sizes."""
+    videos = {
+        "table.mp4": mp4(80_000_000),
+        "small-table.mp4": mp4(2_000_000, tracks=3),
+        "edits.mp4": mp4(1_000, size=1, edits=10_000),
+        "few-edits.mp4": mp4(100, size=1, edits=30),
+        "screen.gif": gif(4_096, 4_096, 40),
+        "small-screen.gif": gif(512, 512, 400),
+    }
+    images = {
+        "text.png": png(8, 8, text_chunks(64, 20)),
+        "profile.png": png(8, 8, profile_chunk(512)),
+        "black.png": png(8_192, 8_192),
+    }
+    return [
+        *(Good(name, "video", content) for name, content in videos.items()),
+        *(Good(name, "image", content) for name, content in images.items()),
+    ]
 
 
 def spoiled(content: bytes, rng: np.random.Generator, kind: Kind) -> tuple[bytes, str]:

@@ -3,6 +3,7 @@ that harms nothing else."""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -261,3 +262,47 @@ import threading; t = threading.Thread(target=print, args=("thread",)); t.start(
         check=False,
     )
     assert done.stdout.splitlines() == [f"{[True] * 7} 1", "thread"], done
+
+
+@pytest.mark.parametrize("challenged", [False, True])
+def test_a_password_is_not_taken_to_another_rtsp_server(challenged: bool) -> None:
+    """As FFmpeg does, which is tried too, so that this test does not outlive its reason."""
+    heard: list[str] = []
+
+    def answer(wire: socket.socket, server: str) -> None:
+        wire.settimeout(5)
+        with suppress(OSError):
+            while request := wire.recv(65_536).decode():
+                if server == "other":
+                    heard.append(request)
+                    return
+                number = request.split("CSeq: ")[1].split("\r\n")[0]
+                status = "302 Moved"
+                extra = f"Location: rtsp://127.0.0.1:{other.getsockname()[1]}/x"
+                if challenged and "Authorization" not in request:
+                    status, extra = "401 Unauthorized", 'WWW-Authenticate: Basic realm="x"'
+                wire.sendall(f"RTSP/1.0 {status}\r\nCSeq: {number}\r\n{extra}\r\n\r\n".encode())
+
+    def serve(listener: socket.socket, server: str) -> None:
+        with suppress(OSError):
+            while True:
+                wire, _ = listener.accept()
+                answer(wire, server)
+                wire.close()
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        socket.create_server(("127.0.0.1", 0)) as named,
+    ):
+        for listener, server in ((other, "other"), (named, "named")):
+            threading.Thread(target=serve, args=(listener, server), daemon=True).start()
+        url = f"127.0.0.1:{named.getsockname()[1]}/x"
+        with pytest.raises(SourceError, match=r"leads to .*, which does not get its password"):
+            open_source(f"rtsp://user:secret@{url}")
+        assert heard == []
+        with pytest.raises(SourceError) as caught:
+            open_source(f"rtsp://{url}")
+        assert "leads to" not in str(caught.value)
+        assert challenged or heard
+        for listener in (other, named):
+            listener.shutdown(socket.SHUT_RDWR)

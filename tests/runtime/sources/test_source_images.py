@@ -1,7 +1,9 @@
 """Folders and globs of images, and the built-in pattern."""
 
+import glob
 import os
 import re
+import tempfile
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +18,7 @@ from support import videos
 from vicort.runtime.cli import run
 from vicort.runtime.errors import SourceError
 from vicort.runtime.sources import open_source
+from vicort.runtime.sources.image_glob import matches
 from vicort.runtime.sources.images import grouped, natural_order
 from vicort.runtime.sources.pattern import CYCLE, RADIUS, THINGS
 
@@ -272,3 +275,27 @@ def test_a_run_over_images_that_a_shell_names_has_one_stream(
     assert out.count("frames in") == 1
     assert "6 frames in 1 chunks" in out
     assert "Traceback" not in err
+
+
+@given(
+    files=st.lists(st.sampled_from(["a.png", "b.png", "d/a.png", "d/e/b1.png", ".h/a.png", "x.y"])),
+    pattern=st.sampled_from(["*.png", "**/*.png", "d/*.png", "**/a*", "*/*/b?.png", "**", "d**/*"]),
+)
+def test_a_pattern_names_what_it_names_in_a_shell(files, pattern) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name in files:
+            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / name).touch()
+        plain = glob.glob(f"{folder}/{pattern}", recursive=True)
+        found = {str(path) for path in matches(f"{folder}/{pattern}")}
+        assert {path for path in found if Path(path).is_file()} == {
+            path for path in plain if Path(path).is_file()
+        }
+
+
+def test_links_in_a_circle_are_not_followed(tmp_path: Path) -> None:
+    videos.write_image(tmp_path / "0.png", videos.image(0))
+    for name in "ab":
+        (tmp_path / name).symlink_to(".")
+    with open_source(f"{tmp_path}/**/*.png") as source:
+        assert len(list(source)) == 1
