@@ -7,6 +7,7 @@ import argparse
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -52,8 +53,8 @@ def emit(target: Path) -> None:
 
 def compile_library(work: Path, target: Path) -> None:
     """Raises subprocess.CalledProcessError if the C compiler fails; it prints the reason itself."""
-    compiler = os.environ.get("CC", "cc").split()
-    flags = os.environ.get("CFLAGS", "").split()
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    flags = shlex.split(os.environ.get("CFLAGS", ""))
     common = [
         "-O2",
         "-fPIC",
@@ -121,7 +122,7 @@ def problem() -> str | None:
             f"{sys.executable} has no shared libpython: build Python with --enable-shared, or use "
             "the Python of a distribution"
         )
-    compiler = os.environ.get("CC", "cc").split()[0]
+    compiler = shlex.split(os.environ.get("CC", "cc"))[0]
     if shutil.which(compiler) is None:
         return f"no C compiler {compiler}: install gcc or clang, or name one with CC=/path/to/cc"
     return None

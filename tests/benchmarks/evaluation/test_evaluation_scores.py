@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from fractions import Fraction
 
@@ -192,7 +193,7 @@ for line in sys.stdin:
 def test_a_judge_of_the_users_is_a_program(tmp_path):
     program = tmp_path / "judge.py"
     program.write_text(JUDGE)
-    judge = make_judge(["command", f"{sys.executable} {program}"])
+    judge = make_judge(["command", shlex.join([sys.executable, str(program)])])
     items = {name: item("judge", "blå", name, "color") for name in "abc"}
     scored = score_all(
         items,
@@ -225,7 +226,9 @@ def test_a_judge_of_the_users_is_a_program(tmp_path):
 def test_a_judge_that_does_not_judge_is_named(tmp_path, program, said):
     (tmp_path / "judge.py").write_text(program)
     with pytest.raises(ConfigError, match=said.replace("{", r"\{")):
-        CommandJudge(f"{sys.executable} {tmp_path / 'judge.py'}")([(item("judge", "a"), "b")])
+        CommandJudge(shlex.join([sys.executable, str(tmp_path / "judge.py")]))(
+            [(item("judge", "a"), "b")]
+        )
 
 
 @pytest.mark.parametrize(

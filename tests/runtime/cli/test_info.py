@@ -1,6 +1,7 @@
 """vicort-info and `vicort-run --dry-run`: what would be loaded, without loading it."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -170,6 +171,7 @@ def test_int8_pages_are_said_and_long_term_memory_over_them_is_refused(tiny_engi
 
 
 def test_a_reader_that_goes_away_is_no_error(tiny_engines):
-    command = f"{sys.executable} -m vicort.runtime.cli.info {tiny_engines} --json | head -1"
+    words = [sys.executable, "-m", "vicort.runtime.cli.info", str(tiny_engines), "--json"]
+    command = f"{shlex.join(words)} | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("{\n", "")
