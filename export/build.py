@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from vicort.export.library_caches import temporary_caches
+from vicort.export.default_folder import located
 from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.entry_points import InterruptedAtOnce
 from vicort.runtime.errors import ConfigError, DeviceError, VicortError
@@ -53,8 +54,8 @@ class Arguments:
 
     def command(self, backend: Backend) -> str:
         """The command that builds this set again."""
-        words = ["vicort-build", self.model, "--backend", backend]
-        words += ["--adapter", str(self.adapter)] if self.adapter else []
+        words = ["vicort-build", located(self.model), "--backend", backend]
+        words += ["--adapter", located(str(self.adapter))] if self.adapter else []
         words += ["--out", str(self.out)] if self.out else []
         words += ["--precision", self.precision] if self.precision else []
         words += ["--weights", self.weights] if self.weights else []

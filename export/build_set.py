@@ -24,6 +24,7 @@ from vicort.export.build_space import (
 from vicort.export.calibration import check_calibration
 from vicort.export.calibration_clip import CalibrationClip, read_clip
 from vicort.export.checkpoint import TINY, resolve
+from vicort.export.default_folder import check_same_model
 from vicort.export.engine_set_writer import (
     PlanOptions,
     building,
@@ -95,6 +96,8 @@ def build_set(options: Arguments, plan_options: PlanOptions | None, say: Say) ->
         return _verify(built.folder, source, say) if options.verify else 0
     for each in drafts:
         check_replaceable(each.folder)
+        if options.out is None:
+            check_same_model(each.folder, each.manifest)
     manifest, config = drafts[0].manifest, _configuration(source)
     repacked = any(packs(each.manifest) for each in drafts)
     check_space(drafts[0].folder, config, manifest, repacked=repacked)
