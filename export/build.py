@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from vicort.export.library_caches import temporary_caches
 from vicort.export.default_folder import located
+from vicort.export.library_caches import temporary_caches
 from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.entry_points import InterruptedAtOnce
 from vicort.runtime.errors import ConfigError, DeviceError, VicortError

@@ -29,6 +29,7 @@ from vicort.runtime.cli.question_socket import QuestionSocket
 from vicort.runtime.cli.service_status import ServiceStatus
 from vicort.runtime.cli.watch import NEVER_YES, POLL, RunContext, Watch
 from vicort.runtime.cli.writers import WRITERS
+from vicort.runtime.devices.machine_memory import MachineMemory
 from vicort.runtime.devices.preprocess import import_dali
 from vicort.runtime.devices.trace import Trace
 from vicort.runtime.engines.bfloat16 import COST, computes_in_float32
@@ -37,6 +38,7 @@ from vicort.runtime.errors import ConfigError, EngineError, SourceError, VicortE
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.log_options import log_to_stderr
 from vicort.runtime.manifest import (
+    Manifest,
     backend_of,
     is_other_schema,
     precision_of,
@@ -143,7 +145,7 @@ def run(options: Options) -> int:
         request = _memory_request(options)
         context = RunContext(
             options,
-            stack.enter_context(_open_engines(engine_dir, options, request)),
+            stack.enter_context(_open_engines(engine_dir, options, request, output)),
             request,
             output,
             trace,
@@ -211,7 +213,14 @@ def show_plan(options: Options) -> int:
     print_safely(f"  {'budget':11} {budget_text(fitted.event(rate))}")
     if fitted.given_up:
         print_safely(f"  {'':11} {fitted.given_up}")
+    if doubt := _speech_doubt(options, read_manifest(folder).build_command):
+        print_safely(f"  {'warning':11} {doubt}")
     return 0
+
+
+def _speech_doubt(options: Options, build_command: str) -> str:
+    system = options.chosen_system
+    return system.speaks.doubt(system.name, build_command)
 
 
 def _print_preset(options: Options) -> None:
@@ -225,16 +234,22 @@ def _memory_request(options: Options) -> MemoryRequest:
     )
 
 
-def _open_engines(folder: Path, options: Options, request: MemoryRequest) -> EngineSet:
+def _open_engines(
+    folder: Path, options: Options, request: MemoryRequest, output: Output
+) -> EngineSet:
     """Engines for all sessions. What they would refuse is refused before engines are loaded."""
     system = options.chosen_system
+
+    def check(manifest: Manifest, machine: MachineMemory) -> None:
+        if doubt := _speech_doubt(options, manifest.build_command):
+            output.warn(doubt)
+        check_system(system, folder, manifest, machine, request, options.system_prompt)
+
     with loading_bar(sys.stderr) as progress:
         return EngineSet.open(
             folder,
             threads=options.threads,
-            check=lambda manifest, machine: check_system(
-                system, folder, manifest, machine, request, options.system_prompt
-            ),
+            check=check,
             progress=progress,
             meanwhile=import_dali,
         )

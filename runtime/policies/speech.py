@@ -11,7 +11,24 @@ from vicort.runtime.policies.policy import Policy
 MAX_SPOKEN_TOKENS = 512
 
 
+# embedded models that come with an adapter for it
+SPEAKING_MODELS = ("tiny-live",)
+
+
 class Speech(Policy):
+    def doubt(self, system: str, build_command: str) -> str:
+        """A warning if the model speaks by itself and its engines were built without an adapter
+        that may have taught it to; "" = none. build_command: of the engine set's manifest."""
+        words = build_command.split()
+        if not self.by_itself or "--adapter" in words or {*words[1:2]} & {*SPEAKING_MODELS}:
+            return ""
+        return (
+            f"system {system} lets the model speak by itself, and these engines were built without "
+            "an adapter that teaches it: expect words at any time, unless the checkpoint was "
+            f"trained so; `vicort-build {SPEAKING_MODELS[0]}` builds a model that was, or add "
+            "--adapter DIR"
+        )
+
     @property
     def by_itself(self) -> StreamingEos | None:
         """The rule by which the model speaks unasked; None where it answers only when asked."""

@@ -45,7 +45,7 @@ def test_only_a_set_of_the_same_model_is_replaced(
     if same:
         check_same_model(tmp_path / "set", manifest)
     else:
-        with pytest.raises(ConfigError, match="another model, built from .*--out") as caught:
+        with pytest.raises(ConfigError, match=r"another model, built from .*--out") as caught:
             check_same_model(tmp_path / "set", manifest)
         assert str(caught.value).isprintable()
     write_set(tmp_path / "moved", before, manifest.checkpoint)  # the same files, elsewhere

@@ -318,3 +318,22 @@ def test_what_a_system_describes_of_itself_is_a_system_file(name):
     system = load_system(name)
     keys = system.model_fields_set
     assert parse_system(json.dumps(system.model_dump(include=keys)), "again.yaml") == system
+
+
+@pytest.mark.parametrize(
+    ("system", "command", "doubtful"),
+    [
+        ("videollm-online", "vicort-build tiny --backend openvino", True),
+        ("videollm-online", "vicort-build tiny-live --backend openvino", False),
+        ("videollm-online", "vicort-build /a/model --adapter /a/speaks", False),
+        ("videollm-online", "vicort-build MODEL --out engines/x", True),
+        ("vicostream", "vicort-build tiny --backend openvino", False),
+    ],
+)
+def test_a_model_that_was_not_taught_to_speak_by_itself(
+    system: str, command: str, doubtful: bool
+) -> None:
+    chosen = load_system(system)
+    warning = chosen.speaks.doubt(chosen.name, command)
+    assert ("without an adapter" in warning) == doubtful
+    assert warning.isprintable()
