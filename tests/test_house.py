@@ -133,7 +133,7 @@ BENCHMARK_FLOORS = {
     "gpu": 2,
     "studies": 3,
 }
-BENCHMARK_HEADS = {"bench", "demo"}
+BENCHMARK_HEADS = {"bench", "demo", "redraw"}
 
 
 def test_every_part_of_the_benchmarks_has_a_floor():

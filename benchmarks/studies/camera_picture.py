@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vicort.benchmarks.common.page import LEVEL_COLORS, OURS, THEIRS, Panel, note, page
+from vicort.benchmarks.common.page import LEVEL_COLORS, OURS, THEIRS, Panel, ink, note, page
 
 
 def draw(result: dict[str, Any], path: Path) -> Path | None:
@@ -23,7 +23,7 @@ def draw(result: dict[str, Any], path: Path) -> Path | None:
         f"a simulated camera on {c['cores']} cores of {c['cpu']}, {result['engine_set']}, "
         f"{c['date'][:10]}"
     )
-    return page(path, title, panels, (6.2 * len(panels), 4.2), len(panels))
+    return page(path, title, panels, 2.9)
 
 
 def _lag(axis: Any, part: dict[str, Any], real_time: dict[str, Any] | None) -> None:
@@ -34,7 +34,7 @@ def _lag(axis: Any, part: dict[str, Any], real_time: dict[str, Any] | None) -> N
     if real_time:
         middle = real_time["lag_ms"]["p50"]
         label = f"at true 1x, p50: {middle:.0f} ms"
-        axis.axhline(middle, color="#333333", linestyle=":", label=label)
+        axis.axhline(middle, color=ink(), linestyle=":", label=label)
     axis.set(
         ylim=(0, None),
         xlabel="minutes of stream time",
@@ -48,14 +48,17 @@ def _lag(axis: Any, part: dict[str, Any], real_time: dict[str, Any] | None) -> N
 def _memory(axis: Any, part: dict[str, Any]) -> None:
     minutes = [row["from_s"] / 60 for row in part["rows"]]
     resident = [row["rss_mb"] for row in part["rows"]]
-    axis.plot(minutes, resident, color=OURS, linewidth=2, label="resident memory, MB")
+    axis.plot(minutes, resident, color=OURS, linewidth=2, label="resident memory")
     pages = axis.twinx()
     for tier, style in (("device", "-"), ("host", "--")):
         counts = [row["pages"][tier] for row in part["rows"]]
-        pages.plot(minutes, counts, color=THEIRS, linestyle=style, label=f"pages, {tier} (right)")
+        pages.plot(minutes, counts, color=THEIRS, linestyle=style, label=f"pages, {tier}")
     pages.set_ylim(bottom=0)
+    pages.set_ylabel("pages in use")
+    pages.spines["right"].set_visible(True)
     axis.set(ylim=(0, None), xlabel="minutes of stream time", ylabel="MB", title="memory")
-    axis.legend(handles=[*axis.get_lines(), *pages.get_lines()], loc="lower right")
+    lines = [*axis.get_lines(), *pages.get_lines()]
+    axis.legend(handles=lines, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
 
 def _streams(axis: Any, part: dict[str, Any]) -> None:

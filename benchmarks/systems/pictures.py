@@ -7,18 +7,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vicort.benchmarks.common.page import STAGE_COLORS, machine_line, note, page
+from vicort.benchmarks.common.labels import label
+from vicort.benchmarks.common.page import (
+    STAGE_COLORS,
+    covering,
+    ink,
+    machine_line,
+    note,
+    page,
+    paper,
+    quiet,
+)
 from vicort.benchmarks.systems.cap import signs
 from vicort.benchmarks.systems.migration import TITLES
 from vicort.benchmarks.systems.systems_report import WORDS, old_accuracy
 from vicort.benchmarks.systems.twins import BASELINES, TWIN
 
-HIGH = 70  # % right: labels of crowded points above it are written downwards
-GREYS = ("#222222", "#9a9a9a", "#5f6b7a")  # of the baselines
+GREYS = ("#8d949e", "#6b7d99")  # of the baselines behind the first, which has the colour of text
 COLORS = (
-    *("#2f6db5", "#d9822b", "#3f9a5a", "#b8423f", "#7d57b0"),
-    *("#1fa3a3", "#c34f95", "#8a7a1f", "#4b5fd0", "#80522d"),
+    *("#3a7cc9", "#d9822b", "#3f9a5a", "#cc4f4b", "#9067c6"),
+    *("#1fa3a3", "#cf5f9f", "#9a8a2a", "#6478e0", "#a06a3c"),
 )
+APART = 0.8  # points between two lines that would lie on each other
 Rows = dict[str, Any]
 Colors = dict[str, str]
 
@@ -28,7 +38,7 @@ def colors_of(names: Sequence[str]) -> Colors:
     others = dict.fromkeys(
         system for name in names if (system := name.removeprefix(TWIN)) not in BASELINES
     )
-    palette = dict(zip(BASELINES, GREYS, strict=True)) | {
+    palette = dict(zip(BASELINES, (ink(), *GREYS), strict=True)) | {
         system: COLORS[number % len(COLORS)] for number, system in enumerate(others)
     }
     return {name: palette[name.removeprefix(TWIN)] for name in names}
@@ -54,19 +64,19 @@ def draw_systems(result: dict[str, Any], path: Path) -> Path | None:
         "units. Hollow: the uniform that reads as many tokens as the system of its colour, from "
         "a store of the same size."
     )
-    colors = colors_of(list(rows))
     panels = [
-        partial(_rate, part=part, rows=rows, colors=colors),
-        partial(_ages, part=part, rows=rows, colors=colors),
-        partial(_first_token, rows=rows, colors=colors),
-        partial(_twins, part=part, colors=colors),
+        partial(_rate, part=part, rows=rows),
+        partial(_ages, part=part, rows=rows),
+        partial(_first_token, rows=rows),
+        partial(_twins, part=part, names=list(rows)),
     ]
     title = "vicort: every system on the same engines, in one run"
-    return page(path, title, panels, (15.5, 11.5), conditions=conditions)
+    heights = (4.4, 3.6, 0.9 + 0.2 * len(rows), 0.9 + 0.32 * len(part["verdicts"]))
+    return page(path, title, panels, heights, 1, conditions)
 
 
-def _rate(axis: Any, part: dict[str, Any], rows: Rows, colors: Colors) -> None:
-    places = {}
+def _rate(axis: Any, part: dict[str, Any], rows: Rows) -> None:
+    places, colors = {}, colors_of(list(rows))
     for name, row in rows.items():
         if "ingest" in row:
             share, low, high = (100 * value for value in old_accuracy(row, part))
@@ -77,24 +87,21 @@ def _rate(axis: Any, part: dict[str, Any], rows: Rows, colors: Colors) -> None:
                 yerr=[[max(share - low, 0)], [max(high - share, 0)]],
                 fmt="s" if name in BASELINES else "o",
                 color=colors[name],
-                markerfacecolor="white" if twin else colors[name],
-                markersize=6 if twin else 9,
+                markerfacecolor=paper() if twin else colors[name],
+                markersize=5 if twin else 7,
                 alpha=0.6 if twin else 1.0,
                 elinewidth=1,
                 zorder=2 if twin else 3,
             )
     for name, place in places.items():
         if not name.startswith(TWIN):
-            step = 11 * _crowd(name, places)
-            offset = (8, 5 + step if place[1] < HIGH else -14 - step)
-            style = {"color": colors[name], "fontsize": 9, "zorder": 4}
-            axis.annotate(name, place, xytext=offset, textcoords="offset points", **style)
+            label(axis, name, place, color=colors[name], fontsize=8, zorder=4)
         if TWIN + name in places:
             line = zip(place, places[TWIN + name], strict=True)
             axis.plot(*line, color=colors[name], linewidth=0.8, linestyle=":")
-    axis.margins(x=0.16)
+    axis.margins(x=0.08)
     axis.set(
-        ylim=(-4, 104),
+        ylim=(-9, 109),
         xlim=(0, None),
         xlabel="frames a second taken in, overlapped, wall clock (right is better)",
         ylabel="% right about old events (up is better)",
@@ -102,76 +109,81 @@ def _rate(axis: Any, part: dict[str, Any], rows: Rows, colors: Colors) -> None:
     )
 
 
-def _crowd(name: str, places: dict[str, tuple[float, float]]) -> int:
-    """How many systems' labels start left of this one's point and would overlap its label."""
-    width = 0.25 * max(rate for rate, _ in places.values())
-    rate, share = places[name]
-    others = [
-        place for other, place in places.items() if other != name and not other.startswith(TWIN)
-    ]
-    return sum(0 <= rate - left < width and abs(share - height) < 4 for left, height in others)
+def _ages(axis: Any, part: dict[str, Any], rows: Rows) -> None:
+    from matplotlib.transforms import ScaledTranslation
 
-
-def _ages(axis: Any, part: dict[str, Any], rows: Rows, colors: Colors) -> None:
-    keys = ["now", *(f"{age} units" for age in part["ages"])]
-    for name, row in rows.items():
-        if not name.startswith(TWIN):
-            shares = [100 * row["accuracy"][key]["accuracy"] for key in keys]
-            style = {"color": colors[name], "label": name, "linewidth": 1.8, "marker": "."}
-            axis.plot(keys, shares, "--" if name in BASELINES else "-", **style)
-    axis.axhline(100 / 6, color="#bbbbbb", linewidth=0.8)
-    note(axis, "a guess", (0, 100 / 6), 2, va="bottom", fontsize=8, color="#999999")
+    keys, colors = ["now", *(f"{age} units" for age in part["ages"])], colors_of(list(rows))
+    names = [name for name in rows if not name.startswith(TWIN)]
+    for number, name in enumerate(names):
+        shares = [100 * rows[name]["accuracy"][key]["accuracy"] for key in keys]
+        style = {"color": colors[name], "label": name, "linewidth": 1.4, "marker": "."}
+        up = APART * (number - (len(names) - 1) / 2) / 72
+        moved = axis.transData + ScaledTranslation(0, up, axis.figure.dpi_scale_trans)
+        line = "--" if name in BASELINES else "-"
+        axis.plot(range(len(keys)), shares, line, transform=moved, **style)
+    guess = 100 / 6
+    axis.axhline(guess, color=quiet(), linewidth=0.8, linestyle=":")
+    beside = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    axis.annotate("a guess", (1, guess), (4, 0), color=quiet(), va="center", fontsize=7.5, **beside)
     ages = ["now", *(f"{age}\n({age / part['chunk_units']:g})" for age in part["ages"])]
     axis.set_xticks(range(len(keys)), ages)
     axis.set(
-        xlabel="how long ago the last thing disappeared: units (chunks)",
+        xlabel="how long ago the last thing disappeared: units (chunks); lines that would lie on "
+        "each other are drawn a little apart",
         ylabel="% right",
-        ylim=(-4, 104),
+        ylim=(-9, 109),
         title="accuracy by age",
     )
-    axis.legend(ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    axis.legend(ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.24))
 
 
-def _first_token(axis: Any, rows: Rows, colors: Colors) -> None:
+def _first_token(axis: Any, rows: Rows) -> None:
     """From p50 to p99, idle above and while ingesting below; the tick between is p95."""
+    colors = colors_of(list(rows))
     timed = [(name, row) for name, row in reversed(rows.items()) if "ttft_ms" in row]
     for number, (name, row) in enumerate(timed):
         for load, y in (("idle", number + 0.18), ("while ingesting", number - 0.18)):
             t, color, idle = row["ttft_ms"][load], colors[name], load == "idle"
-            alpha, face = (1.0, color) if idle else (0.55, "white")
-            axis.plot((t["p50"], t["p99"]), (y, y), color=color, linewidth=2.2, alpha=alpha)
-            axis.plot(t["p50"], y, "o", color=color, markersize=5, markerfacecolor=face)
-            axis.plot(t["p95"], y, "|", color=color, markersize=8)
+            alpha, face = (1.0, color) if idle else (0.6, paper())
+            axis.plot((t["p50"], t["p99"]), (y, y), color=color, linewidth=1.8, alpha=alpha)
+            axis.plot(t["p50"], y, "o", color=color, markersize=4, markerfacecolor=face)
+            axis.plot(t["p95"], y, "|", color=color, markersize=6)
     labels = ["its uniform" if name.startswith(TWIN) else name for name, _ in timed]
-    axis.set_yticks(range(len(timed)), labels, fontsize=9)
+    axis.set_yticks(range(len(timed)), labels, fontsize=7.5)
     axis.set(
         xscale="log",
+        ylim=(-0.7, len(timed) - 0.3),
         xlabel="ms from ask to first token: p50 (dot), p95, p99 (end); filled: idle, hollow: while "
         "ingesting",
         title="first token",
     )
-    axis.grid(axis="x", color="#eeeeee")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.grid(axis="x")
 
 
-def _twins(axis: Any, part: dict[str, Any], colors: Colors) -> None:
+def _twins(axis: Any, part: dict[str, Any], names: Sequence[str]) -> None:
     """Points of accuracy over the twin, with the bootstrap interval; filled where the difference is
     significant."""
+    colors = colors_of(names)
     compared = {
         name: result["twin"]["old"]
         for name, result in part["verdicts"].items()
         if "twin" in result and "old" in result["twin"]
     }
-    names = sorted(compared, key=lambda name: compared[name]["difference"])
-    for number, name in enumerate(names):
+    ordered = sorted(compared, key=lambda name: compared[name]["difference"])
+    for number, name in enumerate(ordered):
         c, color = compared[name], colors[name]
         low, middle, high = (100 * c[key] for key in ("low", "difference", "high"))
-        face = color if c["better"] else "white"
+        face = color if c["better"] else paper()
         axis.plot((low, high), (number, number), color=color, linewidth=2)
-        axis.plot(middle, number, "o", markersize=8, color=color, markerfacecolor=face)
-        note(axis, f"{middle:+.0f}, {WORDS[c['better']]}", (middle, number), 12, ha="center")
-    axis.axvline(0, color="#333333", linewidth=0.8)
-    axis.set_yticks(range(len(names)), names)
-    axis.margins(y=0.12)
+        axis.plot(middle, number, "o", markersize=7, color=color, markerfacecolor=face)
+        end, away, side = (high, 8, "left") if middle > 0 else (low, -8, "right")
+        text = f"{middle:+.0f}, {WORDS[c['better']]}"
+        style = {"ha": side, "va": "center", "fontsize": 7.5, "textcoords": "offset points"}
+        axis.annotate(text, (end, number), (away, 0), **style)
+    axis.axvline(0, color=ink(), linewidth=0.8)
+    axis.set_yticks(range(len(ordered)), ordered)
+    axis.margins(x=0.2, y=0.12)
     axis.set(
         xlabel="points of accuracy about old events over its uniform; bars: 95 % (bootstrap over "
         "streams)",
@@ -206,8 +218,8 @@ def draw_cap(result: dict[str, Any], path: Path) -> Path | None:
         "ours."
     )
     panels = [partial(_cap_column, cap=cap, names=names, column=column) for column in CAP_COLUMNS]
-    title, size = "vicort: context, accuracy, performance", (15.5, 2.2 + 0.55 * len(names))
-    return page(path, title, panels, size, len(panels), conditions)
+    title, height = "vicort: context, accuracy, performance", 1.2 + 0.36 * len(names)
+    return page(path, title, panels, height, len(panels), conditions)
 
 
 def _cap_column(
@@ -218,25 +230,26 @@ def _cap_column(
     for number, name in enumerate(names):
         value, color = scale * systems[name][key], colors[name]
         if twin := systems.get(TWIN + name):
-            other, hollow = scale * twin[key], {"markerfacecolor": "white", "markersize": 7}
+            other, hollow = scale * twin[key], {"markerfacecolor": paper(), "markersize": 5}
             axis.plot((value, other), (number, number), color=color, linewidth=1, alpha=0.6)
             axis.plot(other, number, "o", color=color, clip_on=False, **hollow)
-        axis.plot(value, number, "o", color=color, markersize=9, clip_on=False)
-        note(axis, f"{value:.0f}", (value, number), 12, ha="center", fontsize=8.5)
+        axis.plot(value, number, "o", color=color, markersize=7, clip_on=False)
+        note(axis, f"{value:.0f}", (value, number), 10, ha="center", bbox=covering())
         if column == CAP_COLUMNS[-1]:
             against = systems[name]["against"]
             text = signs(against.get("twin") or against.get("reference"))
-            place = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 10}
-            axis.annotate(text, (1.03, number), family="monospace", **place)
+            place = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 7.5}
+            axis.annotate(text, (1.06, number), family="monospace", **place)
     axis.set_yticks(range(len(names)), names if key == "context_s" else [""] * len(names))
-    axis.set_title(title, fontsize=10)
-    axis.set(ylim=(-0.6, len(names) - 0.3), xlim=(0, None))
-    axis.margins(x=0.12)
-    axis.grid(axis="x", color="#eeeeee")
+    values = [scale * systems[each][key] for each in systems if each.removeprefix(TWIN) in names]
+    axis.set(title=title, ylim=(-0.6, len(names) - 0.1), xlim=(-0.14 * max(values), None))
+    axis.set_xlim(right=1.16 * max(values))
+    axis.grid(axis="x")
     if key == "context_s":
         axis.set_xscale("symlog", linthresh=8)
-        axis.set_xlim(0, 2.5 * cap["oldest_s"])
+        axis.set_xlim(-4, 4 * cap["oldest_s"])
         axis.set_xticks(ticks := [0, 10, 100, 1000], map(str, ticks))
+        axis.xaxis.minorticks_off()
 
 
 # ---- the bottleneck's migration
@@ -254,15 +267,15 @@ def draw_migration(result: dict[str, Any], path: Path) -> Path | None:
         f"{machine_line(result['conditions'])}. {part['engine_set']}, "
         f"{part['workload']['source']}; one value at a time differs from the base ({base}; "
         "vertical line). Stages are timed alone, on one thread, after "
-        f"{part['fill_frames']} frames. Shaded: the slowest stage. Black: what the overlapped "
+        f"{part['fill_frames']} frames. Shaded: the slowest stage. Dashed: what the overlapped "
         "pipeline took for a frame, wall clock; the published formula says: what the slowest "
-        "stage takes."
+        "stage takes. Above: its frames a second, and the first token's ms."
     )
     panels = [
         partial(_migration, name=name, points=points, base=part["base"][name], legend=not number)
         for number, (name, points) in enumerate(part["axes"].items())
     ]
-    return page(path, "vicort: where the bottleneck is", panels, (15.5, 10), conditions=conditions)
+    return page(path, "vicort: where the bottleneck is", panels, 3.0, conditions=conditions)
 
 
 def _migration(
@@ -271,20 +284,19 @@ def _migration(
     numbers, values = range(len(points)), [point["value"] for point in points]
     for stage, color in STAGE_COLORS.items():
         ms = [point["stage_ms_a_frame"][stage] for point in points]
-        axis.plot(numbers, ms, marker="o", color=color, label=stage, linewidth=2)
+        axis.plot(numbers, ms, marker="o", markersize=4, color=color, label=stage, linewidth=1.6)
     rates = [point["overlapped_frames_a_second"]["median"] for point in points]
     wall = [1e3 / rate for rate in rates]
-    axis.plot(numbers, wall, "k--", marker="s", markersize=5, label="overlapped pipeline")
+    style = {"color": ink(), "linestyle": "--", "marker": "s", "markersize": 4}
+    axis.plot(numbers, wall, label="overlapped pipeline", **style)
     top = axis.get_ylim()[1]
     for number, point, rate in zip(numbers, points, rates, strict=True):
         color = STAGE_COLORS[point["slowest"]]
-        axis.axvspan(number - 0.5, number + 0.5, color=color, alpha=0.09, linewidth=0)
-        ttft = f"first token {point['ttft_ms']['p50']:.0f} ms"
-        text = f"{point['slowest']}\n{rate:.0f} frames/s\n{ttft}"
-        place = (number, top * 1.04)
-        note(axis, text, place, ha="center", va="bottom", fontsize=8, color="#333333")
+        axis.axvspan(number - 0.5, number + 0.5, color=color, alpha=0.13, linewidth=0)
+        text = f"{rate:.0f} /s\n{point['ttft_ms']['p50']:.0f} ms"
+        note(axis, text, (number, top * 1.04), ha="center", va="bottom")
     if base in values:
-        axis.axvline(values.index(base), color="#999999", linewidth=0.8, zorder=0)
+        axis.vlines(values.index(base), 0, top, color=quiet(), linewidth=0.8, zorder=0)
     axis.set_xticks(numbers, [f"{value:g}" for value in values])
     axis.set(
         ylim=(0, top * 1.3),
@@ -294,4 +306,6 @@ def _migration(
         title=TITLES[name].split(",")[0],
     )
     if legend:
-        axis.figure.legend(*axis.get_legend_handles_labels(), loc="upper right", ncols=5)
+        axis.figure.legend(
+            *axis.get_legend_handles_labels(), loc="outside upper right", ncols=5, fontsize=7.5
+        )

@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-LINK = re.compile(r"\]\(([^()\s]+)\)")
+LINK = re.compile(
+    r"(?:\]\(|\bsrc(?:set)?=\")([^()\s\"]+)[)\"]"
+)  # Markdown's, and pictures' of HTML
 FENCE = re.compile(r"^( *)(```|~~~).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
 

@@ -15,7 +15,10 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
-OUTSIDE = re.compile(r"\]\(\.\./([^()\s#]+)(#[^()\s]*)?\)")
+# in Markdown, and in the <picture> of an image that has a form for dark pages
+OUTSIDE = re.compile(
+    r"(?P<before>\]\(|\bsrc(?:set)?=\")\.\./(?P<name>[^()\s#\"]+)(?:#[^()\s\"]*)?(?P<after>[)\"])"
+)
 SHOWN_AS_IT_IS = (".png", ".svg", ".json", ".txt")  # browsers save other kinds, or run them
 LOADED = re.compile(r"<(?:script|img|iframe|source)\b[^>]*?\bsrc=[\"']?(?:https?:)?//", re.I)
 STYLED = re.compile(
@@ -27,7 +30,7 @@ STYLED = re.compile(
 
 def on_files(files: Files, config: Any) -> Files:
     for page in list(files.documentation_pages()):
-        for name, _ in OUTSIDE.findall(page.content_string):
+        for name in (link["name"] for link in OUTSIDE.finditer(page.content_string)):
             source = ROOT / name
             if source.is_file() and files.get_file_from_path(_in_site(name)) is None:
                 files.append(File.generated(config, _in_site(name), abs_src_path=str(source)))
@@ -35,7 +38,9 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    return OUTSIDE.sub(lambda link: f"]({_in_site(link[1])})", markdown)
+    return OUTSIDE.sub(
+        lambda link: f"{link['before']}{_in_site(link['name'])}{link['after']}", markdown
+    )
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
