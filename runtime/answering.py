@@ -76,6 +76,11 @@ class Answerer:
     def check(self, question: Question) -> None:
         """Raises QuestionError, or ConfigError for its sampling, if no stream could answer the
         question."""
+        if not isinstance(question.text, str):
+            raise QuestionError(
+                f"the question {shown(question.text)} is no text: give a str, such as 'what is "
+                "there now?'"
+            )
         tokens = len(self.prompt.question(question.text))
         if tokens > self.model.max_rows:
             raise QuestionError(

@@ -18,6 +18,9 @@ UNITS = {"MB": 1e6, "GB": 1e9, "TB": 1e12, "MiB": 2**20, "GiB": 2**30, "TiB": 2*
 SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?(\w+)")
 
 
+MAX_MESSAGE = 300  # characters of what argparse says, which quotes the value
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """Raises ConfigError with one line instead of printing the usage and exiting."""
 
@@ -29,7 +32,8 @@ class ArgumentParser(argparse.ArgumentParser):
             if near
             else (f"see `{self.prog} --help`")
         )
-        raise ConfigError(f"{message}: {advice}")
+        quoted = message[:MAX_MESSAGE] + "…" * (len(message) > MAX_MESSAGE)
+        raise ConfigError(f"{quoted}: {advice}")
 
     def _options(self) -> list[str]:
         """Those of subcommands too."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from vicort.runtime.errors import ConfigError
 from vicort.runtime.safe_text import shown
 
 MAX_SEED = 2**63
+
+MAX_PENALTY = 1e3  # of repetition; no larger one leaves a token
 
 
 class TokenChoice:
@@ -68,9 +70,23 @@ def _softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
     return weights / weights.sum()
 
 
+def _check_types(options: Sampling) -> None:
+    kinds = {"temperature": Real, "top_p": Real, "top_k": Integral, "repetition_penalty": Real}
+    for name, kind in kinds.items():
+        value = getattr(options, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            whole = "whole number" if kind is Integral else "number"
+            raise ConfigError(f"{name} {shown(value)} is no {whole}: give one, or None")
+    if isinstance(options.stop, str) or not all(isinstance(each, str) for each in options.stop):
+        raise ConfigError(
+            f"stop {shown(options.stop)}: give a tuple of texts, such as ('.', ' and')"
+        )
+
+
 def _check(options: Sampling) -> None:
     temperature, top_p, top_k = options.temperature, options.top_p, options.top_k
     penalty = options.repetition_penalty
+    _check_types(options)
     if temperature is not None and not 0 <= temperature < math.inf:
         raise ConfigError(
             f"temperature {temperature} is negative or no number: 0 is greedy, 0.7 is usual"
@@ -81,6 +97,11 @@ def _check(options: Sampling) -> None:
         raise ConfigError(f"top_k {top_k} is negative: 0 takes all tokens")
     if penalty is not None and not 0 < penalty < math.inf:
         raise ConfigError(f"repetition_penalty {penalty} is not above 0: 1 changes nothing")
+    if penalty is not None and not 1 / MAX_PENALTY <= penalty <= MAX_PENALTY:
+        raise ConfigError(
+            f"repetition_penalty {penalty:g} is out of range: give {1 / MAX_PENALTY:g} to "
+            f"{MAX_PENALTY:g}; 1 changes nothing"
+        )
     if not isinstance(options.max_tokens, Integral) or options.max_tokens < 1:
         raise ConfigError(f"max_tokens {options.max_tokens} is below 1: give at least 1")
     seed: Any = options.seed

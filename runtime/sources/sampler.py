@@ -6,9 +6,11 @@ import math
 from collections import deque
 from dataclasses import replace
 from fractions import Fraction
+from numbers import Real
 
 from vicort.runtime.core import Frame, Motion
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.safe_text import shown
 
 # intervals between frames whose mean is the source's interval
 WINDOW = 16
@@ -28,10 +30,11 @@ def as_rate(fps: float | Fraction) -> Fraction:
     """Frames per second as an exact fraction: 29.97 becomes 2997/100, not the nearest binary
     number. Raises ConfigError unless fps is a finite number above 0.
     """
-    if (isinstance(fps, float) and not math.isfinite(fps)) or fps <= 0:
+    wrong = isinstance(fps, bool) or not isinstance(fps, Real)
+    if wrong or (isinstance(fps, float) and not math.isfinite(fps)) or fps <= 0:
         raise ConfigError(
-            f"{fps} frames per second: give a number above 0, or `source` for every frame (try "
-            "`--fps 2`)"
+            f"{shown(fps)} frames per second: give a number above 0, or `source` for every frame "
+            "(try `--fps 2`)"
         )
     return Fraction(str(fps)) if isinstance(fps, float) else Fraction(fps)
 

@@ -144,3 +144,33 @@ def test_options_out_of_range_name_themselves(wrong):
 def test_an_empty_stop_text_is_refused():
     with pytest.raises(ConfigError, match="a stop text is empty"):
         TokenChoice(Sampling(stop=("a", "")))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({name: "hot"} for name in ("temperature", "top_p", "top_k", "repetition_penalty")),
+        *({name: True} for name in ("temperature", "top_p", "top_k", "repetition_penalty")),
+        {"top_k": 1.5},
+        {"repetition_penalty": 1e-320},
+        {"repetition_penalty": 1e308},
+        {"stop": "abc"},
+        {"stop": (1,)},
+        {"temperature": float("nan")},
+        {"top_p": float("nan")},
+        {"seed": -1},
+    ],
+    ids=str,
+)
+def test_what_is_no_such_number_is_one_line(wrong):
+    with pytest.raises(ConfigError, match=f"^{next(iter(wrong))} ") as got:
+        TokenChoice(Sampling(**wrong))
+    assert str(got.value).isprintable()
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-9])
+def test_the_smallest_temperatures_take_the_best_token(temperature):
+    logits = np.array([1.0, 3.0, 2.999, -1e30])
+    with np.errstate(all="raise", under="ignore", over="raise"):
+        chosen = TokenChoice(Sampling(temperature=temperature)).choose(logits, [])
+    assert chosen == 1
