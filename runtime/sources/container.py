@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 import av
 from av.codec.context import Flags
-from av.stream import Disposition
+from av.stream import Discard, Disposition
 
 from vicort.runtime.core import Frame
 from vicort.runtime.errors import SourceError, TruncatedSource
@@ -50,13 +50,15 @@ RAW = (
 UNTIMED = ("mpjpeg", "mjpeg", "jpeg_pipe", *RAW)
 # formats in which the first picture's timestamp says nothing about the start of the sound
 UNSTARTED = (*UNTIMED, "avi")
-JUMPING = ("mpegts", "hls")  # formats whose timestamps may jump
+HLS = "hls"
+JUMPING = ("mpegts", HLS)  # formats whose timestamps may jump
 HALF = Fraction(1, 2)
 FILE = "file:"  # FFmpeg's protocol of files
 # FFmpeg's own decoders leave out the transparency of WebM
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 SEQUENCES = ("avis", "msf1", "hevc", "hevx")  # brands of images that move
 TEXT = "tty"  # FFmpeg draws plain text as a video of letters
+VARIANT_PIXELS = 1280 * 720  # of the variant of an HLS stream that is taken
 # seconds that a complete stream may be shorter than declared: containers round, and the last frame
 # has a duration
 SLACK = Fraction(1)
@@ -186,6 +188,10 @@ class ContainerSource(Source):
         except SourceError:
             self._container.close()
             raise
+        if self._container.format.name == HLS:  # of variants that are left out, nothing is fetched
+            for each in self._container.streams:
+                if each is not self._stream:
+                    each.discard = Discard.all
         self._stream.codec_context.options = limits.decoder_options
         self._picture_timeout = picture_timeout
         self._file = target if isinstance(target, ByteFile) else None
@@ -217,7 +223,7 @@ class ContainerSource(Source):
             1 / rate,
             self.warn,
             may_jump=kind in JUMPING and not by_wall_clock,
-            breaks=discontinuities(self._path) if self._path and kind == "hls" else (),
+            breaks=discontinuities(self._path) if self._path and kind == HLS else (),
         )
         # what the container cuts off, of local files
         self._crop = NO_CROP
@@ -488,8 +494,21 @@ def _path(target: Any) -> Path | None:
     return path if path.is_file() else None
 
 
+def _variant(videos: Sequence[av.VideoStream]) -> av.VideoStream:
+    """Of streams of one content: the largest that is no larger than needed, the first of equals."""
+    known = [stream for stream in videos if stream.codec_context is not None]
+    sizes = {stream.index: stream.width * stream.height for stream in known}
+    fitting = [stream for stream in known if 0 < sizes[stream.index] <= VARIANT_PIXELS]
+    if fitting:
+        return max(fitting, key=lambda stream: sizes[stream.index])
+    return min(known, key=lambda stream: sizes[stream.index], default=videos[0])
+
+
 def _choose(container: av.container.InputContainer, name: str, index: int | None) -> av.VideoStream:
-    """The stream with this index, or the first video stream that is not a cover picture."""
+    """The stream with this index, or the first video stream that is not a cover picture.
+
+    Of the variants of an HLS stream it is the largest of at most VARIANT_PIXELS, or the smallest.
+    """
     videos = [
         stream
         for stream in container.streams.video
@@ -501,7 +520,7 @@ def _choose(container: av.container.InputContainer, name: str, index: int | None
             f"{name} contains no video stream (streams: {found}): give a file with video"
         )
     chosen = (
-        _first(container, videos)
+        (_variant(videos) if container.format.name == HLS else _first(container, videos))
         if index is None
         else next((stream for stream in videos if stream.index == index), None)
     )
