@@ -232,6 +232,7 @@ class ContainerSource(Source):
         self._decoder: Decoder = CpuDecoder(self._stream, limits, self._crop)
         self._motion: MotionReader | None = None
         self._health = _Health()
+        self._damage_reported = False
         self._reader: int | None = None  # the thread that frames are read on
 
     @property
@@ -296,6 +297,7 @@ class ContainerSource(Source):
         for picture in self._pictures():
             time, index = self._time(picture), self._health.pictures
             self._health.see_picture(picture.is_corrupt)
+            self._report_first_damage()
             if self._file:
                 self._file.see_picture()
             yield TimedPicture(picture, time, index, self._decoder, self._motion)
@@ -311,11 +313,27 @@ class ContainerSource(Source):
             )
         self._report_repairs()
 
+    @property
+    def _damage(self) -> int:
+        """Damaged packets. One that is flagged may also be one that is not decoded correctly; where
+        timestamps jump, one is flagged though it is whole."""
+        flagged = self._health.flagged - self._clock.repairs["jumping"]
+        return max(self._health.damaged, flagged)
+
+    def _report_first_damage(self) -> None:
+        """A live stream may not end for days, so its first damage is reported at once."""
+        if self.live and self._damage and not self._damage_reported:
+            self._damage_reported = True
+            self.warn(
+                f"{self.name}: damaged packets after picture {self._health.pictures}: they are "
+                "counted, and the count is reported when the connection ends"
+            )
+
     def _report_repairs(self) -> None:
         """Warn of what was damaged, repaired or not read, with counts."""
-        if self._health.damaged:
+        if self._damage:
             self.warn(
-                f"{self.name}: {self._health.damaged} damaged packets: their pictures are "
+                f"{self.name}: {self._damage} damaged packets: their pictures are "
                 "missing or concealed"
             )
         for kind, count in self._clock.repairs.items():
@@ -451,6 +469,7 @@ class _Health:
         self.packets = 0  # with data
         self.pictures = 0  # decoded
         self.damaged = 0  # packets that were not decoded correctly
+        self.flagged = 0  # packets that the container says are damaged
         self.end = 0  # ticks: end time of the latest picture
         self.end_damaged = False  # the newest packet or picture is damaged
         self.stopped: str | None = None  # why reading ended early
@@ -458,6 +477,7 @@ class _Health:
     def see_packet(self, packet: av.Packet) -> None:
         self.packets += 1
         self.end_damaged = packet.is_corrupt
+        self.flagged += packet.is_corrupt
         if packet.pts is not None:
             self.end = max(self.end, packet.pts + (packet.duration or 0))
 

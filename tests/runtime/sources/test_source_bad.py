@@ -273,3 +273,23 @@ def test_a_pipe_with_an_mp4_that_needs_seeking_says_what_to_pipe() -> None:
     )
     assert b"faststart" in done.stdout
     assert done.stderr == b""  # none of the decoder's noise
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_overwritten_packets_are_warned_about_and_counted(live: bool, tmp_path: Path) -> None:
+    """The container flags them; a live stream reports the first at once."""
+    path = tmp_path / "a.ts"
+    videos.write_video(path, 100, noise=True)
+    content, packet = bytearray(path.read_bytes()), 188
+    count = len(content) // packet
+    for place in (count // 4, count // 2, 3 * count // 4):
+        content[place * packet : (place + 1) * packet] = b"U" * packet
+    path.write_bytes(content)
+    with av.open(str(path)) as container:
+        flagged = sum(each.is_corrupt for each in container.demux(video=0))
+    assert flagged
+    with open_source(str(path), live=live) as source:
+        early = [len(source.warnings) for _ in source]
+    assert (early[60] > 0) == live
+    counted = next(line for line in source.warnings if "damaged packets: their" in line)
+    assert int(counted.split(": ")[1].split()[0]) >= flagged

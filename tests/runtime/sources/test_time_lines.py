@@ -67,7 +67,7 @@ def test_a_playlist_that_does_not_say_so_keeps_short_gaps(tmp_path: Path) -> Non
     write_part(tmp_path / "part1.ts", 20, 20, 15 * TICKS)
     found, warnings = shown(write_playlist(tmp_path / "a.m3u8", [0.8] * 2, says_so=False))
     assert [time for time, _ in found[19:21]] == [0.76, 5.0]
-    assert not warnings
+    assert not any("timestamps" in line for line in warnings)
 
 
 @pytest.mark.parametrize("seconds", [(10, 9010), (10, 10), (50, 10)], ids=str)
