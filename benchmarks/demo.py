@@ -112,6 +112,8 @@ def wait_for_build(build: subprocess.Popen[str]) -> None:
 
 def is_foreign(line: str) -> bool:
     """Whether a line is a warning of a library, or the code that such a warning quotes."""
+    if line.startswith("vicort-"):
+        return False
     return line.startswith(" ") or any(mark in line for mark in FOREIGN)
 
 

@@ -36,6 +36,11 @@ def test_a_build_shows_progress_and_its_own_lines_alone(capsys):
     assert "torch" not in out + err
 
 
+def test_a_line_of_ours_is_never_hidden():
+    assert not demo.is_foreign("vicort-build: W1: the Warning of torch.onnx is ours")
+    assert demo.is_foreign("W1129 10:00:00.000000 torch/onnx/x.py:3] old")
+
+
 def test_a_build_that_fails_shows_all_that_it_wrote(capsys):
     with pytest.raises(SystemExit) as ended:
         demo.wait_for_build(build(code=3))
