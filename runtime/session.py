@@ -36,6 +36,7 @@ from vicort.runtime.core import (
     check_picture,
     checked_frame_time,
 )
+from vicort.runtime.devices.forked_children import leave_to_parent
 from vicort.runtime.devices.machine_cores import checked_threads
 from vicort.runtime.devices.machine_memory import give_back_memory
 from vicort.runtime.devices.preprocess import import_dali
@@ -123,6 +124,7 @@ class Session:
         self._generation = read_generation(engines.folder)
         self._sampling = (sampling or Sampling()).over(self._generation)
         self._process = OwningProcess()
+        leave_to_parent(self)
         self._lock = threading.Lock()  # held by whoever moves the stream
         self._chunk_frames = chunk_frames(system, model)
         system.drop.check(system.name, model)

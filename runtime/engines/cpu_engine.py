@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from vicort.runtime.devices.device import Stream, StreamEvent
+from vicort.runtime.devices.forked_children import leave_to_parent
 from vicort.runtime.engines.bindings import Bindings, BindingsCheck, describe_mismatch
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import GraphSpec, TensorSpec
@@ -16,6 +17,7 @@ class CpuEngine(ABC):
 
     def __init__(self, signature: GraphSpec) -> None:
         self.signature = signature
+        leave_to_parent(self)
         self._check = BindingsCheck(signature)
 
     def enqueue(self, bindings: Bindings, stream: Stream) -> StreamEvent:

@@ -5,6 +5,8 @@ import asyncio
 import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 import weakref
 from contextlib import suppress
@@ -387,6 +389,34 @@ def test_a_forked_child_is_refused_at_once_and_does_not_hurt_its_parent():
         assert os.waitstatus_to_exitcode(status) == 0
         gate.set()
         assert answer.result(10).text == session.ask(ASK).text
+
+
+FORKS = """
+import os, signal, sys
+from vicort.runtime import Session
+session = Session.open(sys.argv[1])
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    session.close()
+    sys.exit(7)
+_, status = os.waitpid(child, 0)
+answer = session.ask("what is there now?").text
+session.close()
+print(os.waitstatus_to_exitcode(status), answer)
+"""
+
+
+def test_a_forked_child_of_a_session_with_engines_can_exit(tiny_engines):
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, str(tiny_engines)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    assert done.stdout.split()[0] == "7"
+    assert done.stderr == ""
 
 
 def shared_uses(shared):
