@@ -23,6 +23,8 @@ WAITING_SECONDS = 3600.0  # that a question waits for its time
 IDLE_SECONDS = 600.0  # without a question: then the client is disconnected
 POLL_SECONDS = 1.0
 RECEIVED = 1 << 16  # bytes that are read at once
+DISCARDED = 64  # reads, of a line that is too long
+DISCARD_SECONDS = 0.2
 
 
 class SocketClient:
@@ -57,6 +59,7 @@ class SocketClient:
                 self._wait(lambda: len(self._waiting) - len(self._timed) < AT_ONCE)
             if max(map(len, [*whole, rest])) >= MAX_LINE:
                 self.fail(f"the line has more than {MAX_LINE} bytes: send a shorter question")
+                self._discard()
                 return
             if not received:
                 return
@@ -74,6 +77,16 @@ class SocketClient:
                 self.fail(f"nothing was asked for {IDLE_SECONDS:g} s: connect again")
                 return None
         return None
+
+    def _discard(self) -> None:
+        """Read what comes in a moment, up to a bound: unread bytes would cut off what is sent back,
+        once the connection is closed."""
+        with contextlib.suppress(OSError, ValueError):
+            for _ in range(DISCARDED):
+                if not select.select([self._connection], [], [], DISCARD_SECONDS)[0]:
+                    return
+                if not self._connection.recv(RECEIVED):
+                    return
 
     @property
     def idle_for(self) -> float:
