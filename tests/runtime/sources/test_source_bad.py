@@ -49,7 +49,7 @@ def test_empty_spec() -> None:
 
 def test_directory_without_images(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing to see")
-    assert "contains no images (1 entries): give one with .bmp" in refused(tmp_path)
+    assert "contains no images (1 entries): give one with ." in refused(tmp_path)
     assert "contains no images (0 entries)" in refused(tmp_path / "*.png")
 
 
