@@ -71,6 +71,7 @@ def compare(
         model, dtype = engines.manifest.model, TORCH_TYPES[engines.manifest.precision]
         config = read_configuration(checkpoint)
         scheme, choices = Scheme.of(engines.manifest, "vision"), read_choices(folder)
+        units = min(model.chunk_frames // UNIT_FRAMES, 2)
         vision = load_vision_of(
             checkpoint, config, model.fixed_size, dtype, adapter, scheme is not None
         )
@@ -79,10 +80,10 @@ def compare(
             as_engine_multiplies(vision, replace(scheme, choices=choices))
         for grid in grids(model):
             shape = "" if model.fixed_size else f" {grid.rows}x{grid.columns}"
-            inputs = frame_inputs(model, 2, random, grid)
+            inputs = frame_inputs(model, units, random, grid)
             yield from _compare(f"vision{shape}", engines, "vision", vision, inputs, {})
             if "vision_pruned" in engines.manifest.graphs:
-                inputs = pruned_inputs(model, 2, random, grid)
+                inputs = pruned_inputs(model, units, random, grid)
                 yield from _compare(
                     f"pruned{shape}", engines, "vision_pruned", pruned(vision), inputs, {}
                 )

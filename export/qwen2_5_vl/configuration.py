@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import EngineError
@@ -219,7 +219,10 @@ def _language(
             theta=_positive(
                 path, "rope_theta", _first(rotary, text, key="rope_theta", default=1e6)
             ),
-            sections=_whole(path, "mrope_section", rotary.get("mrope_section", (16, 24, 24))),
+            sections=cast(  # three, which is checked below
+                "tuple[int, int, int]",
+                _whole(path, "mrope_section", rotary.get("mrope_section", (16, 24, 24))),
+            ),
             max_position=text.get("max_position_embeddings", 32768),
             tied=bool(outer.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
         )

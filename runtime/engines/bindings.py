@@ -69,7 +69,8 @@ def describe_mismatch(
     """The first difference between a manifest's signature and the tensors of a loaded engine; None
     if they agree.
 
-    A dynamic dimension of the engine may be fixed in the manifest, but not the reverse.
+    A dynamic dimension of the engine may be fixed in the manifest; the reverse only where the
+    manifest allows a single size.
     """
     for side, expected, found in (
         ("input", graph.inputs, found_inputs),
@@ -82,12 +83,18 @@ def describe_mismatch(
             other = real[spec.name]
             if other.dtype != spec.dtype:
                 return f"its {side} {spec.name!r} is {other.dtype}, not {spec.dtype}"
-            if not _takes(other.shape, spec.shape):
+            if not _takes(other.shape, tuple(_only(graph, size) for size in spec.shape)):
                 return (
                     f"its {side} {spec.name!r} has shape {list(other.shape)}, not "
                     f"{list(spec.shape)}"
                 )
     return None
+
+
+def _only(graph: GraphSpec, size: int | str) -> int | str:
+    """The only value of a size, where it has one: exporters make it constant."""
+    allowed = graph.dimensions.get(size) if isinstance(size, str) else None
+    return allowed.max if allowed and allowed.min == allowed.max else size
 
 
 def _takes(real: tuple[int | str, ...], expected: tuple[int | str, ...]) -> bool:

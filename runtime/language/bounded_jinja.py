@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import TemplateRuntimeError, nodes
 from jinja2.runtime import Context
@@ -95,7 +95,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             if name not in LEFT_OUT
         }
         self.filters |= {COUNTED: self._counted, WEIGHED: self.budget.weigh, "tojson": self._json}
-        self.concat = self._joined
+        self.concat = self._joined  # type: ignore[method-assign]  # as jinja2.nativetypes does
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         self.budget.step()
@@ -243,8 +243,9 @@ def weight_of(value: Any, limit: int = MAX_WEIGHT) -> int:
     return total
 
 
-def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
+    """node: an expression."""
+    return nodes.Filter(cast("nodes.Expr", node), name, [], [], None, None, lineno=node.lineno)
 
 
 def _check_numbers(values: Iterable[Any]) -> None:

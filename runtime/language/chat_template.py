@@ -76,7 +76,7 @@ class GenerationTag(Extension):
     """`{% generation %}…{% endgeneration %}`, which marks answers for training. A scope of its own,
     as in transformers."""
 
-    tags = frozenset(["generation"])
+    tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

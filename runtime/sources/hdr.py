@@ -70,7 +70,7 @@ def hlg_light(signal: np.ndarray) -> np.ndarray:
 def compressed(light: np.ndarray) -> np.ndarray:
     """cd/m2 of a display of PEAK -> cd/m2 of one of WHITE: the roll-off of ITU-R BT.2390, a
     Hermite spline above a knee, in PQ."""
-    peak, white = to_pq(PEAK), to_pq(WHITE)
+    peak, white = to_pq(np.array([PEAK, WHITE]))
     signal, most = np.clip(to_pq(light) / peak, 0, 1), white / peak
     knee = 1.5 * most - 0.5
     t = np.clip((signal - knee) / (1 - knee), 0, 1)

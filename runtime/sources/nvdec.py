@@ -212,7 +212,8 @@ class NvdecDecoder:
         except DeviceError as error:
             raise SourceError(f"{self._name}: {error}") from error
         display = picture.display
-        size = square_size(*luma.shape[:2], display.pixel_shape)
+        height, width = luma.shape[:2]
+        size = square_size(height, width, display.pixel_shape)
         return Surface(luma, chroma, display.to_rgb, display.quarters, display.mirrored, size)
 
     def _first_display(self, packet: av.Packet | None) -> DisplayFormat | None:

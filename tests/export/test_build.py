@@ -624,3 +624,27 @@ def test_the_widths_and_the_vocabulary_of_the_3b_model(tmp_path, capfd):
     )
     assert status == 0, said
     assert read_manifest(tmp_path / "set").files["embedding.bin"].bytes == 151936 * 2048 * 4
+
+
+SMALLEST = {
+    "one layer": ({"num_hidden_layers": 1}, ()),
+    "one head of keys and values": ({"num_key_value_heads": 1}, ()),
+    "chunks of one unit": ({}, ("--chunk-frames", "2")),
+    "one visual token": ({}, ("--image-size", "28x28")),
+    "all of it": (
+        {"num_hidden_layers": 1, "num_key_value_heads": 1},
+        ("--chunk-frames", "2", "--image-size", "28x28"),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("text", "options"), SMALLEST.values(), ids=SMALLEST.keys())
+def test_the_smallest_models_and_sizes(text, options, tmp_path, capfd):
+    model = tmp_path / "model"
+    write_random_checkpoint(model, "tiny", seed=1, text=text)
+    shutil.copy(checkpoint() / "tokenizer.json", model)
+    size = () if "--image-size" in options else ("--image-size", "56x56")
+    words = (model, "--out", tmp_path / "set", "--backend", "onnxruntime", *size, *options)
+    status, said = run(capfd, *words, "--verify")
+    assert status == 0, said

@@ -19,10 +19,18 @@ from vicort.runtime import manifest as manifest_module
 from vicort.runtime.devices.host import HostStream, InlineStream
 from vicort.runtime.devices.machine_cores import usable_cores
 from vicort.runtime.devices.urgency import Urgency
+from vicort.runtime.engines.bindings import describe_mismatch
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.engines.openvino import OpenVinoEngine, _reason
 from vicort.runtime.errors import EngineError, VicortError
-from vicort.runtime.manifest import FILE_NAME, fingerprint, read_manifest
+from vicort.runtime.manifest import (
+    FILE_NAME,
+    Dimension,
+    GraphSpec,
+    TensorSpec,
+    fingerprint,
+    read_manifest,
+)
 
 OUTPUTS = ("hidden", "k", "v", "q", "queries")
 
@@ -350,3 +358,18 @@ def test_a_file_of_another_size_is_refused_without_reading_it(tmp_path, monkeypa
 def fingerprint_of_none_so_large(path):
     assert path.stat().st_size < 1 << 30
     return fingerprint(path)
+
+
+def test_a_size_that_has_one_value_may_be_fixed_in_the_engine():
+    def graph(least, most):
+        return GraphSpec(
+            file="vision.onnx",
+            inputs=(),
+            outputs=(TensorSpec(name="features", dtype="float32", shape=("U", 8)),),
+            dimensions={"U": Dimension(min=least, opt=most, max=most)},
+        )
+
+    fixed = [TensorSpec(name="features", dtype="float32", shape=(1, 8))]
+    assert describe_mismatch(graph(1, 1), [], fixed) is None
+    assert describe_mismatch(graph(1, 8), [], fixed)
+    assert describe_mismatch(graph(2, 2), [], fixed)
