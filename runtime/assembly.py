@@ -183,7 +183,7 @@ def check_long_term(system: System, manifest: Manifest) -> None:
     if system.long_term and manifest.kv == "int8":
         raise ConfigError(
             f"system {system.name} has long-term memory, which reads keys and values as floats: "
-            "take --system vicostream, or an engine set built without --kv int8"
+            "take --system distinct, or an engine set built without --kv int8"
         )
 
 

@@ -401,7 +401,7 @@ def test_a_closed_session_gives_its_device_memory_back():
 @pytest.mark.parametrize("name", BY_HEAD)
 def test_memory_that_differs_by_head_is_refused_in_one_line(name):
     with pytest.raises(
-        DeviceError, match=r"CPU engines only so far: take --system vicostream"
+        DeviceError, match=r"CPU engines only so far: take --system distinct"
     ) as caught:
         Session(SimulatedEngineSet(), load_system(name))
     assert "\n" not in str(caught.value)

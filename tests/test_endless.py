@@ -101,5 +101,5 @@ def test_a_stream_of_tens_of_thousands_of_chunks_stays_within_its_bounds(name):
 
 
 def test_full_history_refuses_when_it_is_full_and_names_what_goes_on():
-    with pytest.raises(MemoryBudgetError, match=r"forgets nothing.*--system vicostream"):
+    with pytest.raises(MemoryBudgetError, match=r"forgets nothing.*--system distinct"):
         flow("full-history", 1_500)

@@ -20,7 +20,7 @@ from vicort.runtime.manifest import ModelSpec
 
 ON_CPU_ONLY = (
     "memory that differs by layer and head (systems livevlm, resv, freekv) runs on CPU engines "
-    "only so far: take --system vicostream, or an engine set of --backend openvino"
+    "only so far: take --system distinct, or an engine set of --backend openvino"
 )
 
 

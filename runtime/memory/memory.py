@@ -228,7 +228,7 @@ class Memory:
             raise MemoryBudgetError(
                 f"at {float(newest):.0f} s the stream leaves the {self.model.max_position} "
                 "positions that the model was trained with, and this system evicts nothing: "
-                "take a bounded one with --system vicostream"
+                "take a bounded one with --system distinct"
             )
         oldest = self.tiers.oldest_unit()
         # Long-term memory is older than the window: all of it would fall to the floor.

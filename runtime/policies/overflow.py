@@ -35,7 +35,7 @@ class Refuse(Overflow):
         raise MemoryBudgetError(
             f"memory is full with {len(units)} units and this system forgets nothing: "
             "give more with --memory or memory.device_mb, or take a bounded one with --system "
-            "vicostream"
+            "distinct"
         )
 
 

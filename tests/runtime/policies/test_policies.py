@@ -227,7 +227,7 @@ def test_thinning_keeps_every_s_th_unit_and_every_second_of_them_in_the_older_pa
 
 def test_the_other_overflows():
     assert DropOldest().victims([3, 5, 9]) == [3]
-    with pytest.raises(MemoryBudgetError, match="vicostream"):
+    with pytest.raises(MemoryBudgetError, match="--system distinct"):
         Refuse().victims([1])
 
 
