@@ -10,6 +10,7 @@ from vicort.runtime.sources.limits import MAX_PIXELS
 
 SQUARE = Fraction(1)
 CONTAINERS = ("mov", "matroska", "avi", "asf", "mxf", "nut", "yuv4mpegpipe")  # that have a value
+FILE = "file:"  # FFmpeg's protocol of files
 MOST = 10  # width of a pixel over its height, or the other way round; beyond, it is no video's
 
 
@@ -44,7 +45,9 @@ class PixelShape:
     """The width of pixels over their height, as the container or the codec says.
 
     The container's value, if it has one, holds for the whole stream where it differs from that of
-    the codec's first picture, as in ffmpeg, mpv and VLC. Otherwise each picture has its own.
+    the codec's first picture, as in ffmpeg, mpv and VLC. Otherwise each picture has its own. A file
+    that declares another size than the codec does is not believed: most containers have the size
+    on a screen, from which FFmpeg computes the shape with the declared size.
     """
 
     def __init__(self, stream: av.VideoStream | av.VideoCodecContext) -> None:
@@ -53,8 +56,9 @@ class PixelShape:
             says = any(kind in stream.container.format.name for kind in CONTAINERS)
             # of another container, FFmpeg tells what it found while probing, perhaps further on
             self._container = stream.sample_aspect_ratio if says else None
+            self._stream: av.VideoStream | None = stream
         else:
-            self._context, self._container = stream, None
+            self._context, self._container, self._stream = stream, None, None
         self._begun = False
         self._fixed: Fraction | None = None
         self._varies = False  # whether a picture was not square
@@ -65,13 +69,20 @@ class PixelShape:
         coded: Fraction = self._context.sample_aspect_ratio or SQUARE
         if not self._begun:
             self._begun = True
-            if self._container is not None and self._container != coded:
+            if self._container is not None and self._container != coded and self._size_is_true():
                 self._fixed = self._container
         return self._fixed or coded
 
     def see(self) -> None:
         """Called when pictures have been decoded, before others are."""
         _ = self.of_all
+
+    def _size_is_true(self) -> bool:
+        """Whether the container declares the size that the codec does, or does not tell."""
+        if self._stream is None or not self._stream.container.name.startswith(FILE):
+            return True
+        declared = _declared_size(self._stream.container.name, self._stream.index)
+        return declared in (None, (self._stream.width, self._stream.height))
 
     @property
     def of_all(self) -> Fraction | None:
@@ -87,3 +98,16 @@ class PixelShape:
         if self._fixed is None and now != SQUARE:
             self._varies = True
         return None if self._varies else SQUARE if now == SQUARE else now
+
+
+def _declared_size(file: str, index: int) -> tuple[int, int] | None:
+    """Width and height of a stream as the container declares them; None = it does not."""
+    # FFmpeg replaces them as soon as it may open the decoder
+    options = {"codec_whitelist": "none", "probesize": "32", "analyzeduration": "0"}
+    try:
+        with av.open(file, options=options) as container:
+            stream = container.streams[index]
+            size = (stream.width, stream.height) if isinstance(stream, av.VideoStream) else (0, 0)
+    except (av.FFmpegError, OSError, IndexError):
+        return None
+    return size if min(size) > 0 else None

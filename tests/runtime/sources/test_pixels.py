@@ -92,6 +92,28 @@ def test_pixels_become_square(tmp_path, stored, shape, screen, suffix):
     assert videos.corners(found[0].image) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("suffix", "true", "false"),
+    [
+        ("mp4", "00a00078", "01400078"),
+        (
+            "mkv",
+            "8ab081a0ba817854b2810455ee8100",
+            "8eb081a0ba813c54b081a054ba8178",
+        ),  # with a size on a screen
+    ],
+)
+def test_a_container_with_a_false_size_is_not_believed(tmp_path, suffix, true, false):
+    """It says 320x120 or 160x60, and on a screen 160x120."""
+    path = tmp_path / f"a.{suffix}"
+    write(path, [videos.image(5)] * 2)
+    content = path.read_bytes()
+    start = content.index(bytes.fromhex(true), max(0, content.find(b"stsd")))
+    after = content[start + len(true) // 2 :]
+    path.write_bytes(content[:start] + bytes.fromhex(false) + after)
+    assert shapes(path) == [(120, 160)] * 2
+
+
 @given(st.integers(1, 8192), st.integers(1, 8192), st.fractions(0, 2000, max_denominator=2000))
 def test_no_side_is_reduced_and_the_picture_stays_within_the_limit(height, width, shape):
     rows, columns = square_size(height, width, shape)
