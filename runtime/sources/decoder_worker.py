@@ -27,7 +27,7 @@ MAX_LINE = 8_000  # characters of an error or a warning
 
 def work(link: Link, request: dict[str, Any], files: list[int]) -> None:
     """Serve one source until it ends or nobody listens. request: as `IsolatedSource` makes it.
-    files: stdin, if the source is that."""
+    files: the file that becomes stdin, if the source needs one."""
     try:
         _Worker(link, request).run(files)
     except LinkClosed:
@@ -69,6 +69,7 @@ class _Worker:
         if files:
             os.dup2(files[0], 0)
             os.close(files[0])
+        if files and not self._request["passed"]:
             sys.stdin = open(0, closefd=False)  # noqa: SIM115 (the one before knows another file)
         os.chdir(self._request["folder"])
         self._forward_log()
@@ -113,6 +114,7 @@ class _Worker:
             patience=Patience(*wanted["timeouts"]),
             limits=self._limits,
             motion=wanted["motion"],
+            passed=wanted["passed"],
         )
 
     def _describe(self, source: Source, ahead: bool) -> None:

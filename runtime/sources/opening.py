@@ -30,6 +30,7 @@ from vicort.runtime.sources.images import (
     name_of,
     others_left_out,
 )
+from vicort.runtime.sources.inherited_file import inherited_file
 from vicort.runtime.sources.isolated import IsolatedSource, Silence
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.live import LiveSource, OnState, Patience
@@ -54,6 +55,7 @@ PIPED = (
     "`-movflags +faststart`"
 )
 STDIN = "-"
+PASSED = "/proc/self/fd/0"  # a file that was passed to a decoder process
 NAMES_IN_STDIN = "-images"  # of a request to a decoder process
 MAX_ENTRIES = 1_000_000  # of a folder or a glob
 GRACE = 10.0  # seconds for a decoder process to notice a time-out itself
@@ -149,12 +151,15 @@ def open_here(
     rtsp_transport: Transport,
     patience: Patience,
     motion: bool,
+    passed: bool = False,
     **options: Any,
 ) -> Source:
     """Open a source in this process, and a live one for one connection. Arguments as in
-    `open_source`; options: stream, warn, threads, limits. Raises SourceError."""
+    `open_source`; options: stream, warn, threads, limits. passed: whether the file of that name was
+    passed to this process as its stdin. Raises SourceError."""
     if isinstance(spec, str):
-        opened = _open(spec, live, image_fps, rtsp_transport, patience, options)
+        path = PASSED if passed else spec
+        opened = _open(spec, path, live, image_fps, rtsp_transport, patience, options)
     else:
         opened = _image_source([Path(each) for each in spec], name_of(spec), image_fps, options)
     if motion and isinstance(opened, ContainerSource):
@@ -179,8 +184,10 @@ def _isolated(
     scheme = _scheme(spec)
     timeouts = patience.timeouts(spec)
     rate = options["image_fps"]
+    files = _files_of(spec, scheme)
     request = options | {
         "spec": spec,
+        "passed": bool(files) and spec != STDIN,
         "image_fps": [rate.numerator, rate.denominator],
         "timeouts": timeouts,
         "network": scheme is not None,
@@ -191,11 +198,26 @@ def _isolated(
     return IsolatedSource(
         "stdin" if spec == STDIN else redact_url(spec),
         request,
-        files=[_stdin_file()] if spec == STDIN else (),
+        files=files,
         limits=limits,
         silence=_silence(spec, timeouts, limits),
         warn=warn,
     )
+
+
+def _files_of(spec: str, scheme: str | None) -> list[int]:
+    """The open file that a source names, which a decoder process does not have. Raises
+    SourceError."""
+    if spec == STDIN:
+        return [_stdin_file()]
+    number = None if scheme else inherited_file(spec)
+    if number is None:
+        return []
+    try:
+        os.fstat(number)
+    except (OSError, OverflowError) as error:
+        raise _missing(spec) from error
+    return [number]
 
 
 def _isolated_images(
@@ -205,6 +227,7 @@ def _isolated_images(
     rate, timeouts = options["image_fps"], Patience().timeouts(names[0])
     request = options | {
         "spec": NAMES_IN_STDIN,
+        "passed": False,
         "image_fps": [rate.numerator, rate.denominator],
         "timeouts": timeouts,
         "network": False,
@@ -298,6 +321,7 @@ def _decode_on_gpu(source: ContainerSource, decode: Decode) -> None:
 
 def _open(
     spec: str,
+    file: str,
     live: bool | None,
     image_fps: float | Fraction,
     transport: Transport,
@@ -321,10 +345,10 @@ def _open(
         )
     if scheme := _scheme(spec):
         return _open_url(spec, scheme, live, transport, patience, options)
-    path = Path(spec)
-    if _is_camera(spec):
+    path = Path(file)
+    if _is_camera(file):
         return ContainerSource(
-            spec,
+            file,
             spec,
             format="v4l2",
             live=live is not False,
@@ -338,7 +362,7 @@ def _open(
             f"{spec} is an animated WebP, which is not supported: convert it with "
             f"`magick {spec} {path.with_suffix('.gif').name}`"
         )
-    return _open_file(spec, path, bool(live), options)
+    return _open_file(spec, file, bool(live), options)
 
 
 def _image_source(
@@ -416,13 +440,21 @@ def _images(spec: str, path: Path) -> list[Path]:
     return found
 
 
-def _open_file(spec: str, path: Path, live: bool, options: dict[str, Any]) -> Source:
+def _missing(spec: str) -> SourceError:
+    return SourceError(f"no such file {redact_url(spec)}: give {FORMS}", "no such file")
+
+
+def _open_file(spec: str, file: str, live: bool, options: dict[str, Any]) -> Source:
+    path = Path(file)
     if not path.exists():
-        raise SourceError(f"no such file {redact_url(spec)}: give {FORMS}", "no such file")
+        raise _missing(spec)
+    if path.is_socket() or path.is_block_device():
+        kind = "socket" if path.is_socket() else "block device"
+        raise SourceError(f"{spec} is a {kind}, which is not read: give {FORMS}", f"it is a {kind}")
     start = _first_bytes(spec, path) if path.is_file() else b""
     try:
         # with the prefix, FFmpeg does not read a colon in the name as a protocol
-        return ContainerSource(f"file:{spec}", spec, live=live, **options)
+        return ContainerSource(f"file:{file}", spec, live=live, **options)
     except SourceError as error:
         if start[4:8] == b"ftyp" and isinstance(error.__cause__, av.InvalidDataError):
             raise SourceError(

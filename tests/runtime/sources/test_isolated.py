@@ -306,3 +306,57 @@ def test_a_password_is_not_taken_to_another_rtsp_server(challenged: bool) -> Non
         assert challenged or heard
         for listener in (other, named):
             listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("kind", ["stdin", "fd", "self", "pid", "link", "file"])
+def test_a_name_of_an_open_file_means_the_one_of_this_process(tmp_path, kind) -> None:
+    """As a shell makes for `<(cat clip.ts)`. The child is a pipe; `file` is a regular file."""
+    videos.write_video(tmp_path / "clip.ts", 20)
+    code = """
+import os, sys
+from vicort.runtime.sources import open_source
+name = sys.argv[1].replace("PID", str(os.getpid()))
+with open_source(name) as source:
+    print(source.name == name, len(list(source)))
+"""
+    (tmp_path / "link").symlink_to("/dev/fd/0")
+    name = {
+        "stdin": "/dev/stdin",
+        "self": "/proc/self/fd/0",
+        "pid": "/proc/PID/fd/0",
+        "link": str(tmp_path / "link"),
+    }.get(kind, "/dev/fd/9")
+    given = 0 if name[-1] != "9" else 9
+    command = ["bash", "-c", f'exec "$@" {given}< <(cat clip.ts)', "-", sys.executable, "-c", code]
+    if kind == "file":
+        command[2] = '"$@" 9< clip.ts'
+    found = subprocess.run(
+        [*command, name], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == ["True", "20"]
+
+
+def test_an_open_file_that_is_no_video_is_refused_in_one_line(tmp_path) -> None:
+    with pytest.raises(SourceError, match="no such file /dev/fd/999: give"):
+        open_source("/dev/fd/999")
+    here, there = socket.socketpair()
+    with here, there, pytest.raises(SourceError, match="is a socket, which is not read: give"):
+        open_source(f"/dev/fd/{here.fileno()}")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        with pytest.raises(SourceError, match="socket is a socket, which is not read"):
+            open_source(str(tmp_path / "socket"))
+    folder = os.open(tmp_path, os.O_RDONLY)
+    videos.write_image(tmp_path / "1.png", videos.image(1))
+    try:
+        with open_source(f"/dev/fd/{folder}") as source:
+            assert [videos.number(frame.image) for frame in source] == [1]
+    finally:
+        os.close(folder)
+
+
+def test_a_block_device_is_refused(tmp_path, monkeypatch) -> None:
+    videos.write_video(tmp_path / "clip.ts", 2)
+    monkeypatch.setattr(Path, "is_block_device", lambda path: True)
+    with pytest.raises(SourceError, match=r"clip\.ts is a block device, which is not read: give"):
+        open_source(str(tmp_path / "clip.ts"), isolate=False)
