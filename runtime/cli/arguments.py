@@ -30,6 +30,7 @@ from vicort.runtime.memory.budget import SHARE
 from vicort.runtime.policies.system import DEFAULT_SYSTEM, MAX_MB, System, load_system
 from vicort.runtime.shell_completion import add_completion_option
 from vicort.runtime.sources.images import grouped
+from vicort.runtime.sources.input_format import check_input_format
 from vicort.runtime.sources.limits import FFMPEG_INT_MAX, Limits
 from vicort.runtime.sources.live import Patience
 from vicort.runtime.sources.opening import FORMS, IMAGE_FPS, Decode, Transport
@@ -57,6 +58,7 @@ class Options:
     # frames per second; None = the rate that the model was trained with
     fps: Fraction | Literal["source"] | None = None
     stream: int | None = None
+    input_format: str | None = None  # None = found out from the bytes
     decode: Decode = "auto"
     realtime: bool = False
     live: bool | None = None  # None = decided by the kind of source
@@ -122,6 +124,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         raise ConfigError(
             f"--stream {typed.stream} is not an index: give 0 or more, as `ffprobe` numbers streams"
         )
+    if typed.input_format is not None:
+        check_input_format(typed.input_format)
     return Options(
         sources=tuple(typed.sources),
         engine_dir=typed.engine_dir,
@@ -131,6 +135,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         threads=_threads(typed.threads),
         overlap=not typed.sequential,
         stream=typed.stream,
+        input_format=typed.input_format,
         decode=typed.decode,
         realtime=typed.realtime,
         live=True if typed.live else False if typed.file else None,
@@ -263,6 +268,12 @@ def _add_video(group: argparse._ArgumentGroup) -> None:
         type=int,
         metavar="N",
         help="index of the video stream in the file (default: the first one)",
+    )
+    group.add_argument(
+        "--input-format",
+        metavar="NAME",
+        help="FFmpeg's name of the format of a file, stdin or an http(s) URL, such as mjpeg or "
+        "h264 (default: found out from the bytes)",
     )
     group.add_argument(
         "--decode",

@@ -342,6 +342,7 @@ def _open(spec: str | tuple[str, ...], options: Options, output: Output, label: 
     source = open_source(
         spec,
         stream=options.stream,
+        input_format=options.input_format,
         live=options.live,
         image_fps=options.image_fps,
         warn=partial(output.warn, source=label),

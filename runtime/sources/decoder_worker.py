@@ -115,6 +115,7 @@ class _Worker:
             limits=self._limits,
             motion=wanted["motion"],
             passed=wanted["passed"],
+            input_format=wanted["input_format"],
         )
 
     def _describe(self, source: Source, ahead: bool) -> None:

@@ -9,7 +9,7 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import partial
 from itertools import islice
@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import av
 
-from vicort.runtime.errors import SourceError
+from vicort.runtime.errors import ConfigError, SourceError
 from vicort.runtime.redact import redact_url
 from vicort.runtime.sources.animation import is_animated_webp, is_animation
 from vicort.runtime.sources.container import ContainerSource, reason
@@ -31,6 +31,7 @@ from vicort.runtime.sources.images import (
     others_left_out,
 )
 from vicort.runtime.sources.inherited_file import inherited_file
+from vicort.runtime.sources.input_format import check_input_format
 from vicort.runtime.sources.isolated import IsolatedSource, Silence
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.live import LiveSource, OnState, Patience
@@ -59,6 +60,9 @@ PASSED = "/proc/self/fd/0"  # a file that was passed to a decoder process
 NAMES_IN_STDIN = "-images"  # of a request to a decoder process
 MAX_ENTRIES = 1_000_000  # of a folder or a glob
 GRACE = 10.0  # seconds for a decoder process to notice a time-out itself
+MJPEG = "mjpeg"
+MJPEG_ADVICE = f", or give `--input-format {MJPEG}` if it is a camera that sends JPEG pictures"
+UNKNOWN_FORMAT = "Invalid data found when processing input"  # FFmpeg's words
 WALL_SECONDS = 6  # by the clock for each second of processor time that a file may take
 WAIT_LONGER = "wait longer with `--open-timeout` and `--read-timeout`"
 Decode = Literal["auto", "cpu", "gpu"]
@@ -83,6 +87,7 @@ def open_source(
     motion: bool = False,
     at_once: bool = True,
     isolate: bool = True,
+    input_format: str | None = None,
 ) -> Source:
     """Open a source of frames: a file, a URL (RTSP, HTTP, HLS), a camera, a folder or glob of
     images, - for stdin, or testsrc:.
@@ -107,9 +112,11 @@ def open_source(
     isolate: open and decode in a process of its own, within the limits of memory and time. False =
         in this process, for sources that are trusted. Decoding on the GPU, and testsrc:, always are
         in this process.
+    input_format: FFmpeg's name of the format of a file, stdin or an http(s) URL; None = found out
+        from its bytes.
 
-    Raises SourceError if the source does not exist, has no video, exceeds the limits, or cannot be
-    decoded on the GPU with decode="gpu".
+    Raises ConfigError for an input_format that cannot be used, and SourceError if the source does
+    not exist, has no video, exceeds the limits, or cannot be decoded on the GPU with decode="gpu".
     """
     patience = patience or Patience()
     limits = limits or Limits()
@@ -120,7 +127,11 @@ def open_source(
         "threads": threads,
         "rtsp_transport": rtsp_transport,
         "motion": motion,
+        "input_format": input_format,
     }
+    if input_format is not None:
+        check_input_format(input_format)
+        _check_has_format(spec)
 
     def once() -> Source:
         if isolate and decode == "cpu" and spec and not _is_pattern(spec):
@@ -151,12 +162,15 @@ def open_here(
     rtsp_transport: Transport,
     patience: Patience,
     motion: bool,
+    input_format: str | None,
     passed: bool = False,
     **options: Any,
 ) -> Source:
     """Open a source in this process, and a live one for one connection. Arguments as in
     `open_source`; options: stream, warn, threads, limits. passed: whether the file of that name was
     passed to this process as its stdin. Raises SourceError."""
+    if input_format is not None:
+        options["format"] = input_format
     if isinstance(spec, str):
         path = PASSED if passed else spec
         opened = _open(spec, path, live, image_fps, rtsp_transport, patience, options)
@@ -169,6 +183,27 @@ def open_here(
 
 def _is_pattern(spec: str | Sequence[str]) -> bool:
     return isinstance(spec, str) and spec.startswith(SCHEME)
+
+
+def _check_has_format(spec: str | Sequence[str]) -> None:
+    """Raises ConfigError unless the source is bytes of one format."""
+    scheme = _scheme(spec) if isinstance(spec, str) else None
+    if isinstance(spec, str) and (
+        spec == STDIN or (scheme or "").startswith("http") or (scheme is None and _is_one(spec))
+    ):
+        return
+    raise ConfigError(
+        f"--input-format is for a file, stdin or an http(s) URL, and {redact_url(name_of(spec))} "
+        "is none of them: leave it out"
+    )
+
+
+def _is_one(spec: str) -> bool:
+    """Whether a name is that of a file, which may be missing, not of a device or of images."""
+    path = Path(spec)
+    if _is_pattern(spec) or _is_camera(spec) or spec.startswith(CAMERAS) or path.is_dir():
+        return False
+    return path.exists() or not glob.has_magic(spec)
 
 
 def _isolated(
@@ -355,9 +390,9 @@ def _open(
             timeout=patience.timeouts(spec),
             **options,
         )
-    if images := _images(spec, path):
+    if "format" not in options and (images := _images(spec, path)):
         return _image_source(images, spec, image_fps, options)
-    if path.is_file() and is_animated_webp(path):
+    if "format" not in options and path.is_file() and is_animated_webp(path):
         raise SourceError(
             f"{spec} is an animated WebP, which is not supported: convert it with "
             f"`magick {spec} {path.with_suffix('.gif').name}`"
@@ -405,16 +440,38 @@ def _open_url(
     if live is None and rtsp:
         live = True
     timeouts = patience.timeouts(url)
-    return ContainerSource(
+    connect = partial(
+        ContainerSource,
         url,
         name,
         live=live,
-        advice=f"see what it is with `ffprobe {name}`, and {advice}" if advice else "",
         timeout=timeouts,
         picture_timeout=timeouts[1],
         options={"rtsp_transport": transport} if rtsp else {"protocol_whitelist": HTTP_ONLY},
         **options,
     )
+    advice = f"see what it is with `ffprobe {name}`" + (f", and {advice}" if advice else "")
+    try:
+        return connect(advice=advice)
+    except SourceError as error:
+        if rtsp or error.brief != UNKNOWN_FORMAT or "format" in options:
+            raise
+        if pictures := _mjpeg(connect):
+            return pictures
+        raise SourceError(f"{error}{MJPEG_ADVICE}", error.brief) from None
+
+
+def _mjpeg(connect: Callable[..., ContainerSource]) -> ContainerSource | None:
+    """What a URL serves, if it is JPEG pictures in a row, with or without lines between them; None
+    if it is not. FFmpeg itself takes them only after a first line that is a boundary."""
+    try:
+        source = connect(format=MJPEG)
+    except SourceError:
+        return None
+    if source.video.width:
+        return source
+    source.close()
+    return None
 
 
 def _images(spec: str, path: Path) -> list[Path]:
