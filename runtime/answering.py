@@ -87,10 +87,11 @@ class Answerer:
                 f"the question has {tokens} tokens, this engine takes {self.model.max_rows}: ask "
                 "a shorter one"
             )
+        TokenChoice(question.sampling)
         if question.sampling.max_tokens > ANSWER_TOKENS:
             raise QuestionError(
-                f"max_tokens {question.sampling.max_tokens} is too many: an answer has room for "
-                f"{ANSWER_TOKENS}"
+                f"max_tokens {shown(question.sampling.max_tokens)} is too many: an answer has room "
+                f"for {ANSWER_TOKENS}"
             )
         for field, name in (("id", question.id), ("conversation", question.conversation or "")):
             if not isinstance(name, str) or len(name) > MAX_NAME:
@@ -102,7 +103,6 @@ class Answerer:
             raise QuestionError(
                 f"the question's time {float(question.at):g} s is negative: the stream starts at 0"
             )
-        TokenChoice(question.sampling)
 
     def snapshot_in_stream(
         self, question: Question, newest_chunk: StreamEvent | None, forked: bool = False

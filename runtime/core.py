@@ -6,13 +6,16 @@ This module does not depend on engines, devices or files.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from fractions import Fraction
+from numbers import Rational
 from typing import Any, Literal, Self
 
 import numpy as np
 
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.frame_grid import Grid
+from vicort.runtime.safe_text import is_real, shown
 
 # DLPack device types that the CPU can read: CPU, pinned by CUDA or ROCm, and CUDA managed memory
 HOST_MEMORY = (1, 3, 11, 13)
@@ -21,6 +24,7 @@ MOTION_CELL = 16
 # frames in a temporal unit, the smallest input of the vision encoder (temporal patch size of
 # Qwen2.5-VL)
 UNIT_FRAMES = 2
+MAX_SECONDS = 10**12  # of a time in a stream: 31,700 years
 # probability below which an answer is a guess. Of the embedded model's answers about streams of its
 # own world, 35 of 48 wrong ones and 11 of 331 right ones lie below; docs/confidence.md
 DOUBTFUL = 0.5
@@ -308,13 +312,26 @@ class SourceEvent(Event):
     attempt: int  # number of attempts in a row; 0 = none
 
 
+def exact_seconds(time: Fraction | Decimal | float) -> Fraction:
+    """Seconds, exact; a float means its decimal text. Raises ValueError for what is no number, or
+    is farther than MAX_SECONDS from 0."""
+    if not is_real(time) and not isinstance(time, Decimal):
+        raise ValueError(f"{shown(time)} is no number")
+    if not -MAX_SECONDS <= time <= MAX_SECONDS:
+        raise ValueError(f"{shown(time)} is not within {MAX_SECONDS} s")
+    if type(time) is Fraction:
+        return time
+    return Fraction(time) if isinstance(time, Rational) else Fraction(str(time))
+
+
 def checked_frame_time(time: Fraction | float) -> Fraction:
-    """Seconds, exact; a float means its decimal text. Raises ConfigError for what is no time."""
+    """As `exact_seconds`; raises ConfigError."""
     try:
-        return Fraction(str(time)) if isinstance(time, float) else Fraction(time)
-    except (TypeError, ValueError, OverflowError) as error:
+        return exact_seconds(time)
+    except (ValueError, ArithmeticError) as error:
         raise ConfigError(
-            f"a frame at {time!r} s: give a finite number of seconds since the start"
+            f"a frame at {shown(time)} s: give a finite number of seconds since the start, at most "
+            f"{MAX_SECONDS}"
         ) from error
 
 

@@ -12,8 +12,9 @@ from fractions import Fraction
 from typing import Any
 
 from vicort.runtime.asked_question import AskedQuestion
-from vicort.runtime.core import Answer, Question
-from vicort.runtime.errors import QuestionError, SessionClosed
+from vicort.runtime.core import MAX_SECONDS, Answer, Question, exact_seconds
+from vicort.runtime.errors import ConfigError, QuestionError, SessionClosed
+from vicort.runtime.safe_text import is_whole, shown
 
 MAX_OPEN_QUESTIONS = 10_000
 
@@ -29,7 +30,10 @@ class QuestionQueue:
     """
 
     def __init__(self, limit: int = MAX_OPEN_QUESTIONS) -> None:
-        """limit: questions that may be open at a time."""
+        """limit: questions that may be open at a time. Raises ConfigError unless it is at least
+        1."""
+        if not is_whole(limit) or limit < 1:
+            raise ConfigError(f"max_questions {shown(limit)}: give a whole number of at least 1")
         self.now = Fraction(0)  # seconds, of the newest frame seen
         self._limit = limit
         self._finished = False
@@ -161,15 +165,14 @@ def _order(entry: Entry) -> tuple[Fraction, int]:
 
 def checked_time(question: Question) -> Fraction | None:
     """The time of a question, exact. Raises QuestionError for what is no time."""
-    at: Any = question.at
-    if at is None or type(at) is Fraction:
-        return at
+    if question.at is None:
+        return None
     try:
-        return Fraction(str(at)) if isinstance(at, float) else Fraction(at)
-    except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
+        return exact_seconds(question.at)
+    except (ValueError, ArithmeticError) as error:
         raise QuestionError(
-            f"the question's time {at!r} is no number of seconds: give 0 or more, or None for the "
-            "end of the stream"
+            f"the question's time {shown(question.at)} is no number of seconds: give 0 to "
+            f"{MAX_SECONDS}, or None for the end of the stream"
         ) from error
 
 

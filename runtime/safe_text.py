@@ -6,6 +6,7 @@ import errno
 import re
 import reprlib
 import sys
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -76,6 +77,16 @@ def print_safely(*lines: str, file: TextIO | None = None) -> None:
     for line in lines:
         # a URL ends at white space, so that what is white space is escaped first
         print(redact(printable(line)), file=file or sys.stdout, flush=True)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number, and no boolean."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_real(value: Any) -> bool:
+    """Whether it is a real number, and no boolean."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def is_text(value: str) -> bool:

@@ -51,7 +51,7 @@ from vicort.runtime.memory.memory import Memory
 from vicort.runtime.owning_process import OwningProcess
 from vicort.runtime.policies.system import DEFAULT_SYSTEM, System, load_system
 from vicort.runtime.question_queue import MAX_OPEN_QUESTIONS, QuestionQueue, checked_time, closed
-from vicort.runtime.sources.sampler import Sampler
+from vicort.runtime.sources.sampler import Sampler, as_rate
 from vicort.runtime.stages.chunker import Chunker
 from vicort.runtime.stages.lag_policy import OnLag, lag_policy
 from vicort.runtime.stages.pipeline import Pipeline
@@ -120,6 +120,7 @@ class Session:
         generation_config.json.
         """
         model = engines.manifest.model
+        rate = None if fps == "source" else as_rate(model.fps if fps is None else fps)
         self.model = model
         self._generation = read_generation(engines.folder)
         self._sampling = (sampling or Sampling()).over(self._generation)
@@ -155,8 +156,8 @@ class Session:
         self._reducer = parts.reducer
         self._answerer = parts.answerer
         # frames a second that are taken; None: all, whatever their rate
-        self.rate = None if fps == "source" else float(model.fps if fps is None else fps)
-        self._sampler = Sampler(None if fps == "source" else model.fps if fps is None else fps)
+        self.rate = None if rate is None else float(rate)
+        self._sampler = Sampler(rate)
         self._chunker = Chunker(self._chunk_frames, model.grid)
         self._lag = lag_policy(on_lag, self._pipeline)
         self._drivers: Executor = (
@@ -227,8 +228,9 @@ class Session:
         picture that is none, and what an earlier chunk failed with.
         """
         self._check_usable("push")
-        if type(frame.time) is not Fraction:
-            frame = replace(frame, time=checked_frame_time(frame.time))
+        at = checked_frame_time(frame.time)
+        if at is not frame.time:
+            frame = replace(frame, time=at)
         if self._sampler.wants(frame.time):
             check_picture(frame.image)
             if self._chunker.closes(frame):

@@ -28,6 +28,7 @@ from vicort.runtime.language.token_choice import TokenChoice
 from vicort.runtime.log_options import add_log_options
 from vicort.runtime.memory.budget import SHARE
 from vicort.runtime.policies.system import DEFAULT_SYSTEM, MAX_MB, System, load_system
+from vicort.runtime.safe_text import shown
 from vicort.runtime.shell_completion import add_completion_option
 from vicort.runtime.sources.images import grouped
 from vicort.runtime.sources.input_format import check_input_format
@@ -39,6 +40,7 @@ from vicort.runtime.written_files import check_target
 STDIN = "-"
 SHOW_SYSTEM = "--show-system"
 MAX_TIMEOUT = 86_400  # seconds
+MAX_ATTEMPTS = 10**9  # a thousand years, at most one in 30 s
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,10 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
             "stdin cannot bring both the video and the questions: give one of them as a file, or "
             "use --serve-socket"
         )
-    if typed.stream is not None and typed.stream < 0:
+    if typed.stream is not None and not 0 <= typed.stream <= FFMPEG_INT_MAX:
         raise ConfigError(
-            f"--stream {typed.stream} is not an index: give 0 or more, as `ffprobe` numbers streams"
+            f"--stream {shown(typed.stream)} is not an index: give 0 or more, as `ffprobe` numbers "
+            "streams"
         )
     if typed.input_format is not None:
         check_input_format(typed.input_format)
@@ -564,10 +567,10 @@ def _patience(typed: argparse.Namespace) -> Patience:
                 f"--{name.replace('_', '-')} {seconds:g}: give a number of seconds above 0 and at "
                 f"most {MAX_TIMEOUT}, such as 10"
             )
-    if typed.reconnect is not None and typed.reconnect < 0:
+    if typed.reconnect is not None and not 0 <= typed.reconnect <= MAX_ATTEMPTS:
         raise ConfigError(
-            f"--reconnect {typed.reconnect}: give 0 or more attempts, or leave the option out to "
-            "retry without limit"
+            f"--reconnect {shown(typed.reconnect)}: give 0 to {MAX_ATTEMPTS} attempts, or leave "
+            "the option out to retry without limit"
         )
     return Patience(typed.open_timeout, typed.read_timeout, attempts=typed.reconnect)
 
@@ -575,7 +578,9 @@ def _patience(typed: argparse.Namespace) -> Patience:
 def _limits(typed: argparse.Namespace) -> Limits:
     for name, value in (("pixels", typed.max_pixels), ("fps", typed.max_fps)):
         if not 1 <= value <= FFMPEG_INT_MAX:
-            raise ConfigError(f"--max-{name} {value}: give a number from 1 to {FFMPEG_INT_MAX}")
+            raise ConfigError(
+                f"--max-{name} {shown(value)}: give a number from 1 to {FFMPEG_INT_MAX}"
+            )
     if not 0 < typed.max_decode_time <= MAX_TIMEOUT:
         raise ConfigError(
             f"--max-decode-time {typed.max_decode_time:g}: give a number of seconds above 0 and at "
@@ -642,13 +647,13 @@ def _words(text: str, flag: str) -> str:
 
 def _check_output(typed: argparse.Namespace) -> None:
     if len(typed.sources) > 1 and not WRITERS[typed.format].shows_sources:
-        shown = " or ".join(name for name, writer in WRITERS.items() if writer.shows_sources)
+        names = " or ".join(name for name, writer in WRITERS.items() if writer.shows_sources)
         raise ConfigError(
             f"--format {typed.format} supports one source, and {len(typed.sources)} are given: "
-            f"use {shown}"
+            f"use {names}"
         )
     if typed.stats and not WRITERS[typed.format].shows_stats:
-        shown = " or ".join(name for name, writer in WRITERS.items() if writer.shows_stats)
-        raise ConfigError(f"--format {typed.format} cannot show --stats: use {shown}")
+        names = " or ".join(name for name, writer in WRITERS.items() if writer.shows_stats)
+        raise ConfigError(f"--format {typed.format} cannot show --stats: use {names}")
     if typed.trace is not None:  # not only after a run of hours
         check_target(typed.trace, "--trace")

@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vicort.runtime.core import Answer, Question
+from vicort.runtime.core import MAX_SECONDS, Answer, Question
 from vicort.runtime.errors import QuestionError
 from vicort.runtime.safe_text import is_text, lines_of, read_text, shown
 
@@ -21,7 +21,6 @@ LINE_FORM = '{"at": 12.5, "question": "what color was the circle?", "id": "a"}'
 KEYS = ("at", "question", "id", "conversation")
 MAX_LINE = 65_536  # bytes from a socket, characters elsewhere
 MAX_FILE_BYTES = 64 << 20  # of a questions file
-MAX_SECONDS = 10**12  # 31,700 years
 MAX_DIGITS = 40  # of a number of seconds
 Submit = Callable[[Question], Future[Answer]]  # asks one stream
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vicort.runtime.devices.cgroups import control_groups, read_or_empty
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.safe_text import is_whole, shown
 
 
 def usable_cores(root: Path = Path("/")) -> int:
@@ -28,10 +29,10 @@ def checked_threads(threads: int | None) -> int:
     cores = usable_cores()
     if threads is None:
         return cores
-    if not 1 <= threads <= cores:
+    if not is_whole(threads) or not 1 <= threads <= cores:
         raise ConfigError(
-            f"{threads} threads: this process may use {cores}, give 1 to {cores}, or leave it out "
-            "for all"
+            f"{shown(threads)} threads: this process may use {cores}, give 1 to {cores}, or leave "
+            "it out for all"
         )
     return threads
 

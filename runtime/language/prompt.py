@@ -139,7 +139,7 @@ class Prompt:
         return tokens[len(cached) :]
 
     def _check_system(self, text: str) -> None:
-        if not text.strip() or not is_text(text):
+        if not isinstance(text, str) or not text.strip() or not is_text(text):
             raise ConfigError(
                 f"the system prompt {shown(text)} is not text: say what the model shall be, or "
                 "leave it out"

@@ -11,7 +11,7 @@ import numpy as np
 
 from vicort.runtime.core import Sampling
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.safe_text import shown
+from vicort.runtime.safe_text import is_whole, shown
 
 MAX_SEED = 2**63
 
@@ -102,10 +102,13 @@ def _check(options: Sampling) -> None:
             f"repetition_penalty {penalty:g} is out of range: give {1 / MAX_PENALTY:g} to "
             f"{MAX_PENALTY:g}; 1 changes nothing"
         )
-    if not isinstance(options.max_tokens, Integral) or options.max_tokens < 1:
-        raise ConfigError(f"max_tokens {options.max_tokens} is below 1: give at least 1")
+    most: Any = options.max_tokens
+    if not is_whole(most) or most < 1:
+        raise ConfigError(
+            f"max_tokens {shown(most)} is below 1 or no whole number: give at least 1"
+        )
     seed: Any = options.seed
-    if not isinstance(seed, Integral) or not 0 <= seed < MAX_SEED:
+    if not is_whole(seed) or not 0 <= seed < MAX_SEED:
         raise ConfigError(
             f"seed {shown(seed)} is none: give a whole number from 0 to {MAX_SEED - 1}"
         )

@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 from vicort.runtime.core import UNIT_FRAMES, MemoryEvent
 from vicort.runtime.devices.machine_memory import MachineMemory
 from vicort.runtime.devices.pages import page_bytes
-from vicort.runtime.errors import HostBudgetError, MemoryBudgetError
+from vicort.runtime.errors import ConfigError, HostBudgetError, MemoryBudgetError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term.factory import long_term_size
 from vicort.runtime.memory.long_term.protocols import LongTermSize
@@ -30,7 +30,8 @@ from vicort.runtime.memory.memory_plan import (
     unit_pages,
     units_read,
 )
-from vicort.runtime.policies.system import Budget, System
+from vicort.runtime.policies.system import MAX_MB, Budget, System
+from vicort.runtime.safe_text import is_real, shown
 
 SHARE = 1 / 4  # of the machine's memory, unless the caller says otherwise
 # Of the share, where both tiers lie in the host's memory, and of the history that they hold
@@ -47,6 +48,17 @@ class MemoryRequest:
     host_mb: float | None = None
     sessions: int = 1  # that share the machine's memory
     share: float = SHARE  # of it that automatic budgets take at most
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a budget that is none."""
+        for name, megabytes in (("device_mb", self.device_mb), ("host_mb", self.host_mb)):
+            if megabytes is None:
+                continue
+            if not is_real(megabytes) or not 0 <= megabytes <= MAX_MB:
+                raise ConfigError(
+                    f"{name} {shown(megabytes)}: give 0 to {MAX_MB:g} MB, or None for what the "
+                    "system says"
+                )
 
 
 @dataclass(frozen=True)

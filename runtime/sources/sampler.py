@@ -6,7 +6,7 @@ import math
 from collections import deque
 from dataclasses import replace
 from fractions import Fraction
-from numbers import Real
+from numbers import Rational, Real
 
 from vicort.runtime.core import Frame, Motion
 from vicort.runtime.errors import ConfigError
@@ -22,21 +22,22 @@ SAME = 0.1
 GAP = 2.0
 # slots: places closer than this are equal
 EQUAL = 1e-6
+MAX_RATE = 10**9  # frames a second; the least rate is one frame in as many seconds
 # ticks a second of usual clocks, whose timestamps are rounded to a tick
 CLOCKS = (1000, 90_000, 1_000_000)
 
 
 def as_rate(fps: float | Fraction) -> Fraction:
     """Frames per second as an exact fraction: 29.97 becomes 2997/100, not the nearest binary
-    number. Raises ConfigError unless fps is a finite number above 0.
+    number. Raises ConfigError unless fps is a number from 1 / MAX_RATE to MAX_RATE.
     """
     wrong = isinstance(fps, bool) or not isinstance(fps, Real)
-    if wrong or (isinstance(fps, float) and not math.isfinite(fps)) or fps <= 0:
+    if wrong or not 0 < fps <= MAX_RATE or fps * MAX_RATE < 1:
         raise ConfigError(
-            f"{shown(fps)} frames per second: give a number above 0, or `source` for every frame "
-            "(try `--fps 2`)"
+            f"{shown(fps)} frames per second: give a number above 0 and at most {MAX_RATE}, or "
+            "`source` for every frame (try `--fps 2`)"
         )
-    return Fraction(str(fps)) if isinstance(fps, float) else Fraction(fps)
+    return Fraction(fps) if isinstance(fps, Rational) else Fraction(str(fps))
 
 
 class Sampler:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from vicort.runtime.core import Chunk
+from vicort.runtime.errors import ConfigError
+from vicort.runtime.safe_text import shown
 from vicort.runtime.stages.pipeline import Pipeline
 
 MAX_WAITING = 2  # chunks that may wait for a free buffer before the oldest is dropped
@@ -72,4 +74,7 @@ class DropOldestChunk:
 
 
 def lag_policy(on_lag: OnLag, pipeline: Pipeline) -> LagPolicy:
+    """Raises ConfigError for another name."""
+    if on_lag not in get_args(OnLag):
+        raise ConfigError(f"on_lag {shown(on_lag)}: give one of {', '.join(get_args(OnLag))}")
     return WaitForRoom(pipeline) if on_lag == "wait" else DropOldestChunk(pipeline)

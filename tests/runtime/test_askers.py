@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from contextlib import suppress
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -30,6 +31,7 @@ from vicort.runtime.errors import (
     SessionClosed,
     VicortError,
 )
+from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.policies.system import load_system
 from vicort.runtime.session import Session
 from vicort.runtime.shared_session import SharedSession
@@ -443,7 +445,9 @@ def test_open_questions_are_bounded_and_cancelled_ones_make_room():
         assert all(answer.result(10).text for answer in waiting[1:])
 
 
-@pytest.mark.parametrize("at", [float("nan"), float("inf"), -1, Fraction(-1, 3), "soon", [], 1j])
+@pytest.mark.parametrize(
+    "at", [float("nan"), float("inf"), -1, Fraction(-1, 3), "soon", "3", True, 10**400, [], 1j]
+)
 def test_a_time_that_is_none_is_refused(at):
     with opened() as session:
         with pytest.raises(QuestionError, match="the question's time"):
@@ -465,7 +469,7 @@ def test_a_name_that_is_none_is_refused(wrong):
         session.submit(Question(ASK, Fraction(0), sampling=SHORT, **wrong))
 
 
-@pytest.mark.parametrize("seed", [-1, 2**63, 0.5, "x"])
+@pytest.mark.parametrize("seed", [-1, 2**63, 0.5, "x", True])
 def test_a_seed_that_is_none_is_refused(seed):
     with opened() as session, pytest.raises(ConfigError, match="seed"):
         session.ask(ASK, sampling=Sampling(seed=seed))
@@ -489,7 +493,9 @@ def test_a_picture_that_is_none_is_refused_and_the_stream_goes_on(image):
         assert session.ask(ASK).text
 
 
-@pytest.mark.parametrize("at", [float("nan"), float("inf"), None, "x"])
+@pytest.mark.parametrize(
+    "at", [float("nan"), float("inf"), None, "x", "3", True, 10**400, Fraction(10**400)]
+)
 def test_a_time_of_a_frame_that_is_none_is_refused(at):
     with opened() as session:
         with pytest.raises(ConfigError, match="frame at"):
@@ -497,6 +503,43 @@ def test_a_time_of_a_frame_that_is_none_is_refused(at):
         with pytest.raises(ConfigError, match="frame at"):
             session.wants(at)
         assert session.ask(ASK).text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"fps": fps} for fps in ("x", "2", True, 0, -1, 1e-320, 10**400, float("nan"), [])),
+        *({"threads": threads} for threads in ("x", True, 1.0, 0, 10**400)),
+        *({"max_questions": most} for most in ("x", True, 0, 2.5)),
+        *({"on_lag": name} for name in ("x", None, [])),
+        {"system_prompt": 5},
+    ],
+    ids=lambda wrong: f"{str(wrong)[:40]}",
+)
+def test_an_option_of_a_session_that_is_none_is_refused_in_one_line(wrong):
+    with pytest.raises(ConfigError) as caught:
+        opened(**wrong)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("most", [True, 0, 1.5, "x"])
+def test_a_number_of_tokens_that_is_none_is_refused(most):
+    with opened() as session, pytest.raises(ConfigError, match="max_tokens"):
+        session.ask(ASK, sampling=Sampling(max_tokens=most))
+
+
+@pytest.mark.parametrize("megabytes", ["x", True, -1, float("nan"), float("inf"), 10**400])
+@pytest.mark.parametrize("name", ["device_mb", "host_mb"])
+def test_a_budget_that_is_none_is_refused(name, megabytes):
+    with pytest.raises(ConfigError, match=f"^{name} "):
+        MemoryRequest(**{name: megabytes})
+
+
+@pytest.mark.parametrize("at", [2, 2.0, np.float32(2), np.int64(2), Decimal(2), Fraction(2)])
+def test_a_time_is_any_number(at):
+    with opened(video=8) as session:
+        assert session.ask(ASK, at=at).at == Fraction(7, 2)
 
 
 # ---- conversations ----

@@ -547,7 +547,7 @@ def test_the_penalty_counts_the_words_of_the_question():
     with Session(FakeEngineSet(), system(), overlap=False) as session:
         for frame in frames(8):
             session.push(frame)
-        penalised = Sampling(max_tokens=30, repetition_penalty=1e9)
+        penalised = Sampling(max_tokens=30, repetition_penalty=1000)
         said = session.ask(question, sampling=penalised).text.split()
     assert len(set(said)) == len(said) > 5
     assert not set(said) & set(question.split())

@@ -445,6 +445,9 @@ BAD = {
         ["CLIP", "--trace", "/no/such/folder/t.json"],
         "--trace /no/such/folder/t.json cannot be written",
     ),
+    "huge stream": (["CLIP", "--stream", "9" * 400], "is not an index"),
+    "huge reconnect": (["CLIP", "--reconnect", "9" * 400], "give 0 to 1000000000 attempts"),
+    "huge number": (["CLIP", "--stream", "9" * 5000], "see `vicort-run --help`"),
     "negative stream": (["CLIP", "--stream", "-1"], "--stream -1 is not an index"),
     "stream that is none": (["CLIP", "--stream", "5"], "its video streams are 0 (160x120)"),
     "negative temperature": (["CLIP", "--temperature", "-1"], "temperature -1.0 is negative"),
@@ -489,7 +492,7 @@ BAD = {
     ),
     "fewer than no attempts": (
         ["CLIP", "--reconnect", "-1"],
-        "--reconnect -1: give 0 or more attempts",
+        "--reconnect -1: give 0 to 1000000000 attempts",
     ),
     "no pixels": (["CLIP", "--max-pixels", "0"], "--max-pixels 0: give a number from 1 to"),
     "too many pixels": (
