@@ -38,6 +38,7 @@ from vicort.runtime.sources.live import LiveSource, OnState, Patience
 from vicort.runtime.sources.pattern import SCHEME, PatternSource
 from vicort.runtime.sources.piped import ByteFile
 from vicort.runtime.sources.sampler import as_rate
+from vicort.runtime.sources.snapshots import SnapshotSource, shows_pictures
 from vicort.runtime.sources.source import Source, Warn
 from vicort.runtime.sources.url_credentials import check_credentials, credentials_advice
 
@@ -96,7 +97,8 @@ def open_source(
     stream: index of the video stream in its container; None = the first that is not a cover
         picture.
     live: whether the source is live; None = cameras, RTSP, and URLs without a length are.
-    image_fps: images per second of a folder or glob.
+    image_fps: images per second of a folder or glob; requests a second of an http(s) URL that
+        serves one picture for each, with live=True.
     warn: callback for each warning.
     threads: number of decoding threads.
     decode: decode on the CPU into arrays, or on the GPU into surfaces; auto = on the GPU if
@@ -219,6 +221,7 @@ def _isolated(
     scheme = _scheme(spec)
     timeouts = patience.timeouts(spec)
     rate = options["image_fps"]
+    snapshots = options["live"] and (scheme or "").startswith("http")
     files = _files_of(spec, scheme)
     request = options | {
         "spec": spec,
@@ -235,7 +238,7 @@ def _isolated(
         request,
         files=files,
         limits=limits,
-        silence=_silence(spec, timeouts, limits),
+        silence=_silence(spec, timeouts, limits, between=1 / rate if snapshots else Fraction(0)),
         warn=warn,
     )
 
@@ -291,11 +294,15 @@ def names_in_stdin() -> list[str]:
     return [os.fsdecode(name) for name in sys.stdin.buffer.read().split(b"\0")]
 
 
-def _silence(spec: str, timeouts: tuple[float, float], limits: Limits) -> Silence:
-    """How long the decoder process of a source may say nothing."""
+def _silence(
+    spec: str, timeouts: tuple[float, float], limits: Limits, *, between: Fraction = Fraction(0)
+) -> Silence:
+    """How long the decoder process of a source may say nothing. between: seconds from one request
+    of a picture to the next one, which opens a connection."""
     opening, reading = timeouts
     if _scheme(spec) is not None or _is_camera(spec):  # twice, as it opens and then probes
-        return Silence(2 * opening + GRACE, 2 * reading + GRACE, WAIT_LONGER)
+        twice = 2 * (max(timeouts) if between else reading)
+        return Silence(2 * opening + GRACE, twice + float(between) + GRACE, WAIT_LONGER)
     if spec == STDIN:
         return Silence(None, None, "")
     if _is_pipe(spec):
@@ -379,7 +386,7 @@ def _open(
             **options,
         )
     if scheme := _scheme(spec):
-        return _open_url(spec, scheme, live, transport, patience, options)
+        return _open_url(spec, scheme, live, image_fps, transport, patience, options)
     path = Path(file)
     if _is_camera(file):
         return ContainerSource(
@@ -427,10 +434,11 @@ def _open_url(
     url: str,
     scheme: str,
     live: bool | None,
+    image_fps: float | Fraction,
     transport: Transport,
     patience: Patience,
     options: dict[str, Any],
-) -> ContainerSource:
+) -> Source:
     name = redact_url(url)
     if scheme not in SCHEMES:
         raise SourceError(f"{name} has the unknown scheme {scheme}://: give {FORMS}")
@@ -452,13 +460,36 @@ def _open_url(
     )
     advice = f"see what it is with `ffprobe {name}`" + (f", and {advice}" if advice else "")
     try:
-        return connect(advice=advice)
+        source = connect(advice=advice)
     except SourceError as error:
         if rtsp or error.brief != UNKNOWN_FORMAT or "format" in options:
             raise
         if pictures := _mjpeg(connect):
             return pictures
         raise SourceError(f"{error}{MJPEG_ADVICE}", error.brief) from None
+    if shows_pictures(source):
+        return _pictures_of_url(source, partial(connect, advice=advice), live, image_fps)
+    return source
+
+
+def _pictures_of_url(
+    first: ContainerSource,
+    connect: Callable[..., ContainerSource],
+    live: bool | None,
+    image_fps: float | Fraction,
+) -> Source:
+    """A URL that answers with still pictures: asked again and again if it is live, otherwise what
+    its first answer shows."""
+    if not live and first.video.container.size > 0:
+        first.live = False
+        return first
+    first.live = True  # an answer of unknown length ends with what FFmpeg calls an error
+    return SnapshotSource(
+        first,
+        (lambda warn: connect(warn=warn)) if live else None,
+        as_rate(image_fps),
+        warn=first.warn,
+    )
 
 
 def _mjpeg(connect: Callable[..., ContainerSource]) -> ContainerSource | None:
