@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shlex
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
@@ -23,7 +25,7 @@ from pydantic import (
 
 from vicort.runtime.errors import EngineError
 from vicort.runtime.frame_grid import MIN_TOKENS, Grid, fit_grid
-from vicort.runtime.safe_text import read_text, shown
+from vicort.runtime.safe_text import brief, read_text, shown
 
 SCHEMA_VERSION = 4
 FILE_NAME = "manifest.json"
@@ -43,6 +45,15 @@ SAMPLE_BYTES = 1 << 20
 SAMPLES = 16
 MAX_BYTES = 16 << 20  # of a manifest
 # commands that an error may show: only vicort-build, without shell syntax
+# what is read beside the graphs and embeddings, where it is there
+ALSO_READ = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "kernels.zip",
+)
 COMMAND = re.compile(r"vicort-build [\w ./:=,@+~'-]{0,2000}", re.ASCII)
 
 
@@ -65,6 +76,9 @@ Rate = Annotated[float, Field(gt=0, le=1e6)]
 Theta = Annotated[float, Field(gt=0, le=1e12)]
 FileName = Annotated[str, AfterValidator(_inside)]
 Count = Annotated[int, Field(ge=0, le=2**40)]  # bytes or rows; above all known models
+Length = Annotated[int, Field(ge=0, le=2**31 - 1)]  # of a dimension
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+MAX_NUMBERS = 2**36  # in one tensor, in one page, or in the pictures of a chunk
 
 
 class Strict(BaseModel):
@@ -76,16 +90,29 @@ class TensorSpec(Strict):
 
     name: str
     dtype: str  # NumPy's name, or "bfloat16"
-    shape: tuple[int | str, ...]  # fixed sizes, or names of dynamic dimensions
+    # fixed sizes, or names of dynamic dimensions
+    shape: Annotated[tuple[Length | str, ...], Field(max_length=16)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if math.prod(size for size in self.shape if isinstance(size, int)) > MAX_NUMBERS:
+            raise ValueError(f"a tensor has more than {MAX_NUMBERS} numbers")
+        return self
 
 
 class Dimension(Strict):
     """Allowed sizes of a dynamic dimension, used as a TensorRT profile and for checks in the other
     backends."""
 
-    min: int
-    opt: int
-    max: int
+    min: Length
+    opt: Length
+    max: Length
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError("a dimension needs min <= opt <= max")
+        return self
 
 
 class GraphSpec(Strict):
@@ -93,11 +120,11 @@ class GraphSpec(Strict):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     dimensions: dict[str, Dimension]
-    attention_layers: int = 0  # BoundedAttention nodes in the exported graph
+    attention_layers: Length = 0  # BoundedAttention nodes in the exported graph
     # BoundedAttention nodes that a plugin runs; 0 where the function body is inlined
-    plugin_layers: int = 0
+    plugin_layers: Length = 0
     # of a TensorRT plan: number of layers by TensorRT's layer type
-    layer_types: dict[str, int] = Field(default_factory=dict)
+    layer_types: dict[str, Length] = Field(default_factory=dict)
     # tensor name -> name in the TensorRT plan, where they differ
     plan_names: dict[str, str] = Field(default_factory=dict)
     # of a stripped plan: the ONNX file in the folder whose weights are loaded before it runs
@@ -143,8 +170,26 @@ class ModelSpec(Strict):
     # rotary frequencies for t, h and w; they sum to head_dim / 2
     rotary_sections: tuple[Size, Size, Size]
     rotary_theta: Theta  # base of the rotary frequencies
-    eos_tokens: tuple[int, ...]
-    video_token: int  # id of the placeholder for visual tokens
+    eos_tokens: tuple[TokenId, ...]
+    video_token: TokenId  # id of the placeholder for visual tokens
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        products = {
+            "chunk_frames x max_pixels": self.chunk_frames * self.max_pixels,
+            "layers x kv_heads x head_dim x page_tokens": self.layers
+            * self.kv_heads
+            * self.head_dim
+            * self.page_tokens,
+            "vocabulary x width": self.vocabulary * self.width,
+            "max_rows x width": self.max_rows * self.width,
+            "max_rows x query_heads x head_dim": self.max_rows * self.query_heads * self.head_dim,
+            "max_position x head_dim": self.max_position * self.head_dim,
+        }
+        for name, product in products.items():
+            if product > MAX_NUMBERS:
+                raise ValueError(f"{name} is {product}, at most {MAX_NUMBERS} is read")
+        return self
 
     @model_validator(mode="after")
     def _holds_a_frame(self) -> Self:
@@ -292,9 +337,9 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} has no {FILE_NAME}, so it is not an engine set: {_advice(folder)}"
         )
     try:
-        content = json.loads(read_text(path, MAX_BYTES))
+        content = _parsed(read_text(path, MAX_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else brief(error)
         raise EngineError(
             f"{path} is not JSON ({why}): rebuild with `vicort-build MODEL --out {folder}`"
         ) from error
@@ -309,9 +354,10 @@ def read_manifest(folder: Path) -> Manifest:
             f"{rebuild}"
         )
     try:
-        manifest = Manifest.model_validate(
-            content | {"build_command": command} if "build_command" in content else content
-        )
+        if "build_command" in content:
+            content["build_command"] = command
+        # strict: true is no number, and "8" is none
+        manifest = Manifest.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(shown(part).strip("'") for part in first["loc"])
@@ -334,16 +380,36 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_all_listed(folder: Path, manifest: Manifest) -> None:
-    """Raises EngineError unless every file that engines and embeddings are read from is among those
-    whose size and hash `read_manifest` has compared."""
+    """Raises EngineError unless every file that engines, embeddings, the tokenizer and its template
+    are read from is among those whose size and hash `read_manifest` has compared."""
     used = [manifest.embedding.file, *(graph.file for graph in manifest.graphs.values())]
     used += [graph.refit_from for graph in manifest.graphs.values() if graph.refit_from]
+    used += [name for name in ALSO_READ if (folder / name).exists()]
     for name in used:
         if name not in manifest.files:
             raise EngineError(
                 f"{folder / FILE_NAME} lists no {shown(name)} in its files, but uses it: rebuild "
                 f"with `{manifest.build_command}`"
             )
+
+
+def _parsed(text: str) -> Any:
+    """JSON in which all numbers are finite and no key comes twice in an object. Raises ValueError,
+    and RecursionError."""
+
+    def finite(number: str) -> float:
+        if not math.isfinite(float(number)):
+            raise ValueError(f"{shown(number)} is no finite number")
+        return float(number)
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise ValueError(f"the key {shown(twice)} comes twice")
+        return found
+
+    return json.loads(text, parse_float=finite, parse_constant=finite, object_pairs_hook=distinct)
 
 
 def _leads_into(link: Path, folder: Path) -> bool:

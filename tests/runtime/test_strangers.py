@@ -34,9 +34,11 @@ from vicort.runtime.engines.embedding import Embedding
 from vicort.runtime.errors import ConfigError, EngineError, QuestionError, SourceError
 from vicort.runtime.language.prompt import Prompt
 from vicort.runtime.manifest import (
+    ALSO_READ,
     SCHEMA_VERSION,
     EmbeddingSpec,
     GraphSpec,
+    check_all_listed,
     fingerprint,
     read_manifest,
 )
@@ -486,6 +488,88 @@ def test_a_manifest_does_not_tell_the_user_what_to_type(tmp_path: Path, command:
 )
 def test_a_manifest_of_nonsense(tmp_path: Path, content: str) -> None:
     refused(tmp_path, content)
+
+
+def numbers_of(value: object, path: tuple = ()) -> list[tuple]:
+    """The places of all numbers in a manifest."""
+    if isinstance(value, dict):
+        return [found for key in value for found in numbers_of(value[key], (*path, key))]
+    if isinstance(value, list):
+        return [found for i, item in enumerate(value) for found in numbers_of(item, (*path, i))]
+    return [path] if isinstance(value, int) else []
+
+
+def full_manifest() -> dict:
+    """One with a number in each place that has one."""
+    found = manifest(files={"a": {"bytes": 8, "fingerprint": "0"}})
+    graph = found["graphs"]["llm"]
+    graph |= {"attention_layers": 8, "plugin_layers": 8, "layer_types": {"a": 8}}
+    graph["dimensions"] = {"rows": {"min": 8, "opt": 8, "max": 8}}
+    graph["inputs"] = [{"name": "t", "dtype": "int32", "shape": [8, "rows"]}]
+    return json.loads(json.dumps(found))
+
+
+@pytest.mark.parametrize("place", numbers_of(full_manifest()), ids=str)
+def test_no_number_of_a_manifest_is_odd(tmp_path: Path, place: tuple) -> None:
+    values = ["-1", "1e400", "NaN", "-Infinity", "true", '"8"', "[8]", "null", "9" * 5_000]
+    values += ["9" * 400, "1" + "0" * 18]
+    for value in values:
+        changed = full_manifest()
+        part = changed
+        for key in place[:-1]:
+            part = part[key]
+        part[place[-1]] = "HERE"
+        if place[-2:] == ("shape", 0) and value == '"8"':  # the name of a dimension
+            continue
+        if place == ("model", "fixed_size") and value == "null":
+            continue
+        refused(tmp_path, json.dumps(changed).replace('"HERE"', value))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"chunk_frames": 2**20, "max_pixels": 2**24, "fixed_size": [2**12, 2**12]},
+        {"layers": 2**24, "kv_heads": 2**24},
+        {"page_tokens": 2**24, "head_dim": 2**12, "layers": 64},
+        {"vocabulary": 2**24, "width": 2**24},
+        {"max_rows": 2**24, "query_heads": 2**12},
+        {"max_position": 2**24, "head_dim": 2**24},
+    ],
+    ids=str,
+)
+def test_products_of_a_manifests_numbers_are_bounded(tmp_path: Path, changes: dict) -> None:
+    good = manifest()
+    line = refused(tmp_path, manifest(model=good["model"] | changes))
+    assert "at most 68719476736 is read" in line
+
+
+def test_a_key_comes_once_in_a_manifest(tmp_path: Path) -> None:
+    text = json.dumps(manifest()).replace('"layers": 8', '"layers": 8, "layers": 9')
+    assert "'layers' comes twice" in refused(tmp_path, text)
+
+
+def test_dimensions_of_a_manifest_rise(tmp_path: Path) -> None:
+    good = manifest()
+    odd = good["graphs"]["llm"] | {"dimensions": {"rows": {"min": 3, "opt": 2, "max": 5}}}
+    assert "min <= opt <= max" in refused(tmp_path, manifest(graphs={"llm": odd}))
+
+
+@pytest.mark.parametrize("name", ALSO_READ)
+def test_what_is_read_of_a_set_is_listed(tmp_path: Path, name: str) -> None:
+    """A file that its manifest does not list has no hash to compare with."""
+    for file in ("llm.onnx", "embedding.bin", name):
+        (tmp_path / file).write_bytes(b"x")
+    listed = {
+        file: fingerprint(tmp_path / file).model_dump() for file in ("llm.onnx", "embedding.bin")
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest(files=listed)))
+    found = read_manifest(tmp_path)
+    with pytest.raises(EngineError, match=f"lists no '{name}'") as caught:
+        check_all_listed(tmp_path, found)
+    one_line(caught.value)
+    (tmp_path / name).unlink()
+    check_all_listed(tmp_path, found)
 
 
 def test_a_manifest_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
