@@ -18,6 +18,7 @@ from vicort.runtime.engines.backend import OpenBackend, open_backend
 from vicort.runtime.engines.bindings import numpy_dtype
 from vicort.runtime.engines.embedding import Embedding
 from vicort.runtime.engines.engine import Engine
+from vicort.runtime.engines.external_data import check_external_data
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import GraphName, Manifest, check_all_listed, read_manifest
 
@@ -72,6 +73,7 @@ class EngineSet:
         folder = Path(folder)
         manifest = read_manifest(folder)
         check_all_listed(folder, manifest)
+        check_external_data(folder, manifest)
         threads = checked_threads(threads)
         backend = open_backend(manifest.backend, folder, threads=threads)
         check(manifest, backend.memory())
