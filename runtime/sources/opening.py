@@ -467,6 +467,13 @@ def _open_url(
         if pictures := _mjpeg(connect):
             return pictures
         raise SourceError(f"{error}{MJPEG_ADVICE}", error.brief) from None
+    if "format" in options and _shows_nothing(source):
+        source.close()
+        raise SourceError(
+            f"{name} contains no picture in the format {options['format']}: leave "
+            f"`--input-format` out, or {advice}",
+            "no picture in this format",
+        )
     if shows_pictures(source):
         return _pictures_of_url(source, partial(connect, advice=advice), live, image_fps)
     return source
@@ -499,10 +506,15 @@ def _mjpeg(connect: Callable[..., ContainerSource]) -> ContainerSource | None:
         source = connect(format=MJPEG)
     except SourceError:
         return None
-    if source.video.width:
+    if not _shows_nothing(source):
         return source
     source.close()
     return None
+
+
+def _shows_nothing(source: ContainerSource) -> bool:
+    """Whether FFmpeg found no picture while it probed a format in which each one stands alone."""
+    return source.video.codec_context.codec.intra_only and not source.video.width
 
 
 def _images(spec: str, path: Path) -> list[Path]:

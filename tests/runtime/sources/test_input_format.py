@@ -99,6 +99,14 @@ def test_a_page_of_text_is_refused_with_advice_and_without_its_password() -> Non
     assert "geheim" not in str(caught.value)
 
 
+def test_a_url_without_pictures_in_the_format_that_is_named_is_not_asked_again() -> None:
+    page = [b"<html><body>login</body></html>" * 50]
+    with sending("text/html", page) as url:
+        for live in (None, True):
+            with pytest.raises(SourceError, match="no picture in the format mjpeg"):
+                open_source(url, live=live, patience=ONCE, input_format="mjpeg")
+
+
 def test_a_file_whose_start_says_nothing_is_read_as_the_format_that_is_named(tmp_path) -> None:
     content = io.BytesIO()
     videos.write_video(content, PICTURES, container="h264")
