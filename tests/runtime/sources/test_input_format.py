@@ -66,8 +66,7 @@ def seen(spec: str, **options: Any) -> list[int]:
         return [videos.number(frame.image) for frame in source]
 
 
-@pytest.mark.parametrize("isolate", [True, False])
-@pytest.mark.parametrize("format", [None, "mjpeg"])
+@pytest.mark.parametrize(("format", "isolate"), [(None, False), ("mjpeg", True)])
 @pytest.mark.parametrize(
     ("kind", "before"),
     [

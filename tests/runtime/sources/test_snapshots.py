@@ -77,8 +77,7 @@ def usual_distance(places: list[float], tick: float) -> float:
     return statistics.median(abs(place - tick - round(place - tick)) for place in places)
 
 
-@pytest.mark.parametrize("isolate", [True, False])
-@pytest.mark.parametrize("length", [True, False])
+@pytest.mark.parametrize(("isolate", "length"), [(True, True), (False, False)])
 def test_every_tick_is_one_request_and_ticks_do_not_drift(isolate: bool, length: bool) -> None:
     with Snapshots(length=length) as camera:
         camera.act = lambda number: time.sleep(0.3 / FPS) or 200  # adds up where ticks drift
