@@ -9,20 +9,28 @@ from __future__ import annotations
 import json
 import math
 import zipfile
+import zlib
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import KV, Strict
+from vicort.runtime.safe_text import brief, printable, shown
 
 FILE_NAME = "kernels.zip"
 INDEX = "kernels.json"
 SCHEMA_VERSION = 2
+# limits on an archive: bytes of the file, of the index, and of all that is read; members
+MAX_BYTES = 256 << 20
+MAX_INDEX_BYTES = 4 << 20
+MAX_READ_BYTES = 512 << 20
+MAX_MEMBERS = 4096
+MEMBER = b"PK\x01\x02"  # how an entry of the directory of a ZIP archive begins
 REBUILD = "rebuild the engine set with the command in its manifest"
 
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -39,22 +47,36 @@ SHARE_TILES = 3
 RESIDENT = {"wide": 1, "narrow": 2}  # programs that are resident on a multiprocessor
 
 Grid = tuple[int, int, int]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+# what zipfile and json raise for archives that are none
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,
+    ValueError,
+)
 
 
 class KernelSpec(Strict):
     """The model parameters that kernels are compiled for."""
 
-    kv_heads: int = Field(ge=1)
-    groups: int = Field(ge=1)  # query heads that share a KV head
+    kv_heads: int = Field(ge=1, le=1 << 16)
+    groups: int = Field(ge=1, le=1 << 16)  # query heads that share a KV head
     head_dim: int = Field(ge=32, le=256)
-    page_tokens: int = Field(ge=1)
+    page_tokens: int = Field(ge=1, le=1 << 16)
     dtype: Dtype
     kv: KV = "float"  # what pages hold
     sections: tuple[int, int, int]
     interleaved: bool = False  # how t, h and w are assigned to the frequencies
-    frequencies: tuple[float, ...]  # D/2, each a float32
+    frequencies: Annotated[tuple[Finite, ...], Field(max_length=128)]  # D/2, each a float32
     # 0: cos and sin are computed; otherwise the number of positions in precomputed tables
-    positions: int = Field(default=0, ge=0)
+    positions: int = Field(default=0, ge=0, le=1 << 24)
 
     @property
     def pool_dtype(self) -> str:
@@ -81,14 +103,22 @@ class CompiledKernel(Strict):
 
     kernel: KernelName
     form: Form = ""
-    architecture: int  # 90 for sm_90
+    architecture: int = Field(ge=1, le=9999)  # 90 for sm_90
     file: str
     function: str
-    warps: int
-    shared_bytes: int
+    warps: int = Field(ge=1, le=64)
+    shared_bytes: int = Field(ge=0, le=1 << 24)
     # of the cubin, in order; the last ones are pointers that the compiler added, passed as 0
     arguments: tuple[ArgumentKind, ...]
     constants: dict[str, int | str]  # compile-time constants
+
+    @model_validator(mode="after")
+    def _has_tiles(self) -> Self:
+        for name in ("BLOCK_M", "BLOCK_N") if self.kernel == "bounded_attention" else ():
+            block = self.constants.get(name)
+            if not isinstance(block, int) or not 1 <= block <= 1 << 16:
+                raise ValueError(f"{name} is {shown(block)}, and not 1 to {1 << 16}")
+        return self
 
 
 class _Index(Strict):
@@ -96,6 +126,24 @@ class _Index(Strict):
     spec: KernelSpec
     versions: dict[str, str]
     kernels: tuple[CompiledKernel, ...]
+
+
+def _check_members(archive: zipfile.ZipFile) -> None:
+    """Raises ValueError for names that come twice or lead elsewhere, and for what unpacks to too
+    much."""
+    members = archive.infolist()
+    names = {member.filename for member in members}
+    if len(names) < len(members):
+        raise ValueError("a name comes twice")
+    for member in members:
+        path = PurePosixPath(member.filename)
+        if path.is_absolute() or ".." in path.parts or "\\" in member.filename:
+            raise ValueError(f"{shown(member.filename)} is no name of a file in it")
+        if member.filename == INDEX and member.file_size > MAX_INDEX_BYTES:
+            raise ValueError(f"{INDEX} has {member.file_size} bytes, at most {MAX_INDEX_BYTES}")
+    size = sum(member.file_size for member in members)
+    if size > MAX_READ_BYTES:
+        raise ValueError(f"its files have {size} bytes, at most {MAX_READ_BYTES}")
 
 
 @dataclass(frozen=True)
@@ -125,7 +173,8 @@ class Kernels:
     def read(path: Path) -> Kernels:
         """Raises EngineError if the file is missing, damaged, or of another schema."""
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
         except OSError as error:
             raise EngineError(
                 f"{path} cannot be read ({error.strerror}): rebuild the engine set with the "
@@ -137,25 +186,27 @@ class Kernels:
     def parse(data: bytes, name: str = FILE_NAME) -> Kernels:
         """Like `read`, from the bytes of the file."""
         try:
+            # counted first: the archive's directory takes more memory once it is read
+            if len(data) > MAX_BYTES or data.count(MEMBER) > MAX_MEMBERS:
+                raise ValueError(f"more than {MAX_BYTES} bytes or {MAX_MEMBERS} files")
             with zipfile.ZipFile(BytesIO(data)) as archive:
+                _check_members(archive)
                 content = json.loads(archive.read(INDEX))
                 if isinstance(content, dict) and content.get("schema_version") != SCHEMA_VERSION:
                     found = content.get("schema_version")
                     raise EngineError(
-                        f"{name} has schema version {found!r}, this vicort reads "
+                        f"{name} has schema version {shown(found)}, this vicort reads "
                         f"{SCHEMA_VERSION}: {REBUILD}"
                     )
                 index = _Index.model_validate(content)
-                cubins = {kernel.file: archive.read(kernel.file) for kernel in index.kernels}
+                files = {kernel.file for kernel in index.kernels}
+                cubins = {file: archive.read(file) for file in sorted(files)}
         except ValidationError as error:
             first = error.errors()[0]
-            raise EngineError(
-                f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}: {REBUILD}"
-            ) from error
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
-            raise EngineError(
-                f"{name} is damaged ({' '.join(str(error).split())}): {REBUILD}"
-            ) from error
+            place = ".".join(str(part)[:80] for part in first["loc"])
+            raise EngineError(f"{name}: {printable(place)}: {first['msg']}: {REBUILD}") from error
+        except DAMAGE as error:
+            raise EngineError(f"{name} is damaged ({brief(error)}): {REBUILD}") from error
         return Kernels(name, index.spec, index.versions, index.kernels, cubins)
 
     def architecture(self, capability: tuple[int, int]) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import warnings
 import zipfile
 from typing import Any
 
@@ -277,6 +278,27 @@ def edited(change: str, value: object) -> bytes:
     return target.getvalue()
 
 
+def with_members(*members: tuple[str, bytes], how: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """A good archive with more in it."""
+    target = io.BytesIO(stand_in(make_spec(), TILES))
+    with warnings.catch_warnings(), zipfile.ZipFile(target, "a", how) as archive:
+        warnings.simplefilter("ignore")
+        for name, data in members:
+            archive.writestr(name, data)
+    return target.getvalue()
+
+
+def with_kernel(**changes: object) -> bytes:
+    """A good archive of which the first kernel says something else."""
+    with zipfile.ZipFile(io.BytesIO(stand_in(make_spec(), TILES))) as archive:
+        kernels = json.loads(archive.read(INDEX))["kernels"]
+    return edited("kernels", [kernels[0] | changes, *kernels[1:]])
+
+
+def with_spec(**changes: object) -> bytes:
+    return edited("spec", make_spec().model_dump() | changes)
+
+
 def without(name: str) -> bytes:
     source = zipfile.ZipFile(io.BytesIO(stand_in(make_spec(), TILES)))
     target = io.BytesIO()
@@ -304,6 +326,20 @@ def flipped() -> bytes:
         (without("sm_90/combine"), "is damaged"),
         (edited("schema_version", 99), "schema version 99"),
         (edited("kernels", [{"kernel": "other"}]), "kernels.0"),
+        (edited("schema_version", [[[]]] * 10_000), "schema version"),
+        (with_members(("kernels.json", b"{}")), "comes twice"),
+        (with_members(("../secret", b"")), "no name of a file"),
+        (with_members(("/etc/passwd", b"")), "no name of a file"),
+        (with_members(*((str(i), b"") for i in range(4096))), "more than"),
+        (with_members(("bomb", bytes(513 << 20))), "at most 536870912"),
+        (edited("versions", {"x": "y" * (5 << 20)}), "at most 4194304"),
+        (edited("versions", {"x": "HERE"}).replace(b"HERE", b"H\nRE"), "is damaged"),
+        (with_spec(positions=10**9), "spec.positions"),
+        (with_spec(kv_heads=10**30), "spec.kv_heads"),
+        (with_spec(frequencies=[1.0] * 10_000), "spec.frequencies"),
+        (with_kernel(warps=-1), "kernels.0.warps"),
+        (with_kernel(constants={"BLOCK_M": 0, "BLOCK_N": 16}), "BLOCK_M is 0"),
+        (with_kernel(constants={}), "BLOCK_M is None"),
     ],
 )
 def test_damage_is_one_line_with_what_to_do(tmp_path, data, words):

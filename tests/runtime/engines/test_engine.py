@@ -236,6 +236,9 @@ def test_a_damaged_file_and_a_file_that_is_no_graph(backend, tmp_path):
     (tmp_path / "set" / "tokens.onnx").write_bytes(b"not a graph")
     assert "tokens.onnx is damaged" in refusal(tmp_path / "set")
     seal(tmp_path / "set", manifest)
+    assert "tokens.onnx is no ONNX graph" in refusal(tmp_path / "set")
+    (tmp_path / "set" / "tokens.onnx").write_bytes(b"\x08\x09")  # no graph in it
+    seal(tmp_path / "set", manifest)
     assert "cannot load" in refusal(tmp_path / "set")
 
 
