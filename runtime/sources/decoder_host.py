@@ -87,9 +87,11 @@ class DecoderHost:
                         given = (there.fileno(), lifeline.there, *files)
                         self._running().send("open", request, files=given)
                         break
-                    except LinkClosed as error:  # it was ended from outside: start another
-                        self._end()
-                        if last:
+                    except LinkClosed as error:
+                        gone = isinstance(error.__cause__, (BrokenPipeError, ConnectionError))
+                        if gone:  # it was ended from outside: start another
+                            self._end()
+                        if last or not gone:  # its other processes go on
                             raise _not_started(error) from error
         except BaseException:
             here.close()

@@ -39,11 +39,24 @@ def serve(requests: Link) -> None:
             except (LinkClosed, ValueError):
                 return
             link = Link(socket.socket(fileno=end))
-            if not (child := os.fork()):
+            child = _forked(link)
+            if child == 0:
                 _be_worker(link, lifeline, request, files)
-            links[child] = link
+            if child:
+                links[child] = link
             for each in (lifeline, *files):
                 os.close(each)
+
+
+def _forked(link: Link) -> int | None:
+    """As `os.fork`; None = this failed, and who asked is told why."""
+    try:
+        return os.fork()
+    except OSError as error:  # the machine has no more processes, or no memory for one
+        with suppress(LinkClosed):
+            line = f"no process can be started for it ({os.strerror(error.errno)})"
+            link.send("failed", "other", line, line)
+        return None
 
 
 def _be_worker(link: Link, lifeline: int, request: dict, files: list[int]) -> None:

@@ -1,6 +1,7 @@
 """Sources that a process of their own decodes: the same frames, bounded memory and time, and an end
 that harms nothing else."""
 
+import errno
 import os
 import signal
 import socket
@@ -20,7 +21,8 @@ from support.hostile import gif, mp4, png, text_chunks
 
 from vicort.runtime.core import MOTION_CELL, Motion
 from vicort.runtime.errors import SourceError
-from vicort.runtime.sources import decoder_host, open_source
+from vicort.runtime.sources import decoder_host, decoder_server, open_source
+from vicort.runtime.sources.decoder_link import Link
 from vicort.runtime.sources.frame_ring import new_ring, slot_bytes
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.live import Patience
@@ -360,3 +362,25 @@ def test_a_block_device_is_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(Path, "is_block_device", lambda path: True)
     with pytest.raises(SourceError, match=r"clip\.ts is a block device, which is not read: give"):
         open_source(str(tmp_path / "clip.ts"), isolate=False)
+
+
+def test_a_source_that_cannot_be_passed_on_harms_no_other() -> None:
+    with open_source(str(CLIP)) as source:
+        frames = iter(source)
+        next(frames)
+        with pytest.raises(SourceError, match="cannot be started"):
+            decoder_host.HOST.open({}, [1_000_000])
+        assert len(list(frames)) > 70
+
+
+def test_a_server_that_can_fork_no_more_says_so_and_goes_on(monkeypatch) -> None:
+    def refuse() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", refuse)
+    here, there = Link.pair()
+    with there:
+        assert decoder_server._forked(Link(there)) is None
+        (kind, _, line, _), _ = here.receive()
+    here.close()
+    assert (kind, "no process can be started" in line) == ("failed", True)
