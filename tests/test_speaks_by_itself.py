@@ -197,8 +197,10 @@ def test_the_command_tells_when_a_thing_appears(live_engines, capfd, output):
             "tokens",
             "latency_ms",
             "silence",
+            "time",
         }
-        assert [event["event"] for event in events if event["event"] != "spoken"] == [
+        rest = [event["event"] for event in events if event["event"] != "spoken"]
+        assert [kind for kind in rest if kind != "warning"] == [
             "answer",
             "summary",
         ]
@@ -222,4 +224,4 @@ def test_engines_without_the_adapter_run_too(tiny_engines, capfd):
     )
     events = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert events[-1]["event"] == "summary"
-    assert all(event["event"] in ("spoken", "summary") for event in events)
+    assert {event["event"] for event in events} <= {"warning", "spoken", "summary"}

@@ -238,7 +238,7 @@ def _setting(text: str) -> tuple[list[str], Any]:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(
-            f"--set {text}: give KEY=VALUE with the keys of a system's file, such as --set "
+            f"--set {text}: give a key of a system's file and its value, such as --set "
             "drop.threshold=0.5"
         )
     return keys, _parsed(value, f"--set {text}")

@@ -142,7 +142,8 @@ def test_a_question_that_was_cancelled_before_it_began_is_not_run():
         assert running.result(10).text
         assert [answer.result(10).text for answer in waiting[:3]]
         session.finish()
-        assert len(engines.llm.runs) - before <= 4 * (1 + SHORT.max_tokens)
+        # of four answers and at most two chunks, and not of 21 answers
+        assert len(engines.llm.runs) - before <= 4 * (1 + SHORT.max_tokens) + 2
 
 
 @pytest.mark.parametrize("name", ["vicostream", "simplestream", "livevlm", "videollm-online"])
@@ -616,6 +617,8 @@ def talked(name, gaps, max_position, turns, tokens) -> tuple[int, int]:
                     session.ask(ASK, conversation="ab"[turn % 2], sampling=sampling)
                 except QuestionError:  # no room for its text behind the video
                     refused += 1
+                except MemoryBudgetError:  # the stream has ended in a system that evicts nothing
+                    assert name == "full-history"
     return max(largest), refused
 
 

@@ -146,6 +146,7 @@ def test_jsonl_is_the_contract() -> None:
             "moved_mb": 1.5,
             "reruns": 0,
             "peak_rss_mb": 250.0,
+            "late": 0,
         },
     ]
     assert "où?" in lines[1]
