@@ -54,7 +54,7 @@ def _forked(link: Link) -> int | None:
         return os.fork()
     except OSError as error:  # the machine has no more processes, or no memory for one
         with suppress(LinkClosed):
-            line = f"no process can be started for it ({os.strerror(error.errno)})"
+            line = f"no process can be started for it ({error.strerror})"
             link.send("failed", "other", line, line)
         return None
 
