@@ -45,15 +45,9 @@ SAMPLE_BYTES = 1 << 20
 SAMPLES = 16
 MAX_BYTES = 16 << 20  # of a manifest
 # commands that an error may show: only vicort-build, without shell syntax
-# what is read beside the graphs and embeddings, where it is there
-ALSO_READ = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "kernels.zip",
-)
+# what is read beside the graphs and embeddings, where it is there. A chat template may be copied to
+# a set that has none, so it need not be listed.
+ALSO_READ = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "kernels.zip")
 COMMAND = re.compile(r"vicort-build [\w ./:=,@+~'-]{0,2000}", re.ASCII)
 
 
@@ -380,8 +374,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_all_listed(folder: Path, manifest: Manifest) -> None:
-    """Raises EngineError unless every file that engines, embeddings, the tokenizer and its template
-    are read from is among those whose size and hash `read_manifest` has compared."""
+    """Raises EngineError unless every file that engines, embeddings and the tokenizer are read from
+    is among those whose size and hash `read_manifest` has compared."""
     used = [manifest.embedding.file, *(graph.file for graph in manifest.graphs.values())]
     used += [graph.refit_from for graph in manifest.graphs.values() if graph.refit_from]
     used += [name for name in ALSO_READ if (folder / name).exists()]

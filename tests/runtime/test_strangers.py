@@ -569,6 +569,7 @@ def test_what_is_read_of_a_set_is_listed(tmp_path: Path, name: str) -> None:
         check_all_listed(tmp_path, found)
     one_line(caught.value)
     (tmp_path / name).unlink()
+    (tmp_path / "chat_template.jinja").write_text("copied by the user")
     check_all_listed(tmp_path, found)
 
 
