@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,18 @@ def leave_quietly(stream: TextIO) -> None:
         empty = os.open(os.devnull, os.O_WRONLY)
         os.dup2(empty, stream.fileno())
         os.close(empty)
+
+
+def exit_at_once(code: int) -> None:
+    """End this process once what it has written is out, without the ends of its libraries, which
+    take seconds on a busy machine. Returns if a stream cannot be written, to end as usual."""
+    logging.shutdown()
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    except OSError:
+        return
+    os._exit(code)
 
 
 def _own_streams() -> list[io.TextIOWrapper]:

@@ -52,7 +52,12 @@ from vicort.runtime.session import Session
 from vicort.runtime.sources import Source, open_source
 from vicort.runtime.sources.images import name_of
 from vicort.runtime.sources.opening import Decode
-from vicort.runtime.standard_streams import READER_GONE, leave_quietly, standard_streams
+from vicort.runtime.standard_streams import (
+    READER_GONE,
+    exit_at_once,
+    leave_quietly,
+    standard_streams,
+)
 
 MODEL = "tiny"  # used without --engine-dir, and built if it is missing
 INTERRUPTED = 130  # exit code: 128 + SIGINT
@@ -67,30 +72,35 @@ class Terminated(KeyboardInterrupt):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line tool and return its exit code."""
+    """Run the command line tool and return its exit code. As a program that a signal ended, it ends
+    here at once."""
     with standard_streams() as closed:
-        return _main(arguments, closed)
+        code, by_signal = _main(arguments, closed)
+        if by_signal and arguments is None:
+            exit_at_once(code)
+        return code
 
 
-def _main(arguments: Sequence[str] | None, closed: Sequence[str]) -> int:
+def _main(arguments: Sequence[str] | None, closed: Sequence[str]) -> tuple[int, bool]:
+    """The exit code, and whether a signal ended the run."""
     try:
         with _terminated_like_interrupted():
             options = parse_options(arguments)
             if "stdout" in closed:
                 print_safely(f"vicort-run: warning: {NO_STDOUT}", file=sys.stderr)
             with log_to_stderr(options.log_level), _sigterm_ends(options.success_on_sigterm):
-                return run(options)
-        return 0  # ended by SIGTERM
+                return run(options), False
+        return 0, True  # ended by SIGTERM
     except Terminated:
-        return TERMINATED
+        return TERMINATED, True
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return INTERRUPTED, True
     except BrokenPipeError:
         leave_quietly(sys.stdout)  # it is flushed again at exit, which must not print an error
-        return READER_GONE
+        return READER_GONE, False
     except VicortError as error:
         print_safely(f"vicort-run: {error}", file=sys.stderr)
-        return error.exit_code
+        return error.exit_code, False
 
 
 @contextmanager

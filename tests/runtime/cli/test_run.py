@@ -710,6 +710,32 @@ def test_a_run_that_is_ended_flushes_what_there_is(
     assert json.loads(trace.read_text())["traceEvents"]
 
 
+@pytest.mark.parametrize(
+    ("how", "options", "code"),
+    [
+        (signal.SIGINT, (), 130),
+        (signal.SIGTERM, (), 143),
+        (signal.SIGTERM, ("--success-on-sigterm",), 0),
+    ],
+)
+def test_a_program_that_is_ended_does_not_wait_for_the_ends_of_libraries(
+    how: signal.Signals, options: tuple[str, ...], code: int
+) -> None:
+    driver = DRIVER.format(tests=str(Path(__file__).parents[2]))
+    slow = "import atexit, time\natexit.register(time.sleep, 60)\n"
+    process = python(
+        *("-c", slow + driver.replace("main(sys.argv[1:])", "main()"), *options),
+        *("testsrc:seconds=600,size=32x32,fps=4", "--realtime", "--format", "jsonl", "--stats"),
+    )
+    assert process.stdout is not None
+    for _ in range(2):  # it is under way
+        process.stdout.readline()
+    process.send_signal(how)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (code, b"")
+    assert json.loads(out.splitlines()[-1])["event"] == "summary"
+
+
 def test_a_reader_that_goes_away_ends_it_quietly() -> None:
     process = started(
         "testsrc:seconds=600,size=32x32,fps=25", "--fps", "source", "--format", "jsonl", "--stats"
