@@ -20,7 +20,6 @@ from vicort.runtime.sources.decoder_link import Link, LinkClosed
 logger = logging.getLogger(__name__)
 
 SERVER = "vicort.runtime.sources.decoder_server"
-START_SECONDS = 60.0  # for a Python and its libraries on a slow disk
 # starts a program with these arguments, environment and files, and does not wait for it
 Starter = Callable[[Sequence[str], dict[str, str], Sequence[int]], Callable[[], object]]
 
