@@ -112,20 +112,21 @@ class CompiledKernel(Strict):
     arguments: tuple[ArgumentKind, ...]
     constants: dict[str, int | str]  # compile-time constants
 
-    @model_validator(mode="after")
-    def _has_tiles(self) -> Self:
-        for name in ("BLOCK_M", "BLOCK_N") if self.kernel == "bounded_attention" else ():
-            block = self.constants.get(name)
-            if not isinstance(block, int) or not 1 <= block <= 1 << 16:
-                raise ValueError(f"{name} is {shown(block)}, and not 1 to {1 << 16}")
-        return self
-
 
 class _Index(Strict):
     schema_version: int
     spec: KernelSpec
     versions: dict[str, str]
     kernels: tuple[CompiledKernel, ...]
+
+    @model_validator(mode="after")
+    def _have_tiles(self) -> Self:
+        for kernel in self.kernels:
+            for name in ("BLOCK_M", "BLOCK_N") if kernel.kernel == "bounded_attention" else ():
+                block = kernel.constants.get(name)
+                if not isinstance(block, int) or not 1 <= block <= 1 << 16:
+                    raise ValueError(f"{name} is {shown(block)}, and not 1 to {1 << 16}")
+        return self
 
 
 def _check_members(archive: zipfile.ZipFile) -> None:
