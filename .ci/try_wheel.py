@@ -42,14 +42,14 @@ def main() -> int:
             "LANG": "C.UTF-8",
         }
         code = "import vicort.runtime.core as module; print(module.__file__)"
-        where = told(python, here, environment, "-c", code).strip()
+        where = output_of(python, here, environment, "-c", code).strip()
         if not Path(where).is_relative_to(here):
             raise SystemExit(f"the wheel was not used, but {where}")
         for name in COMMANDS:
-            told(python.with_name(f"vicort-{name}"), here, environment, "--help")
+            output_of(python.with_name(f"vicort-{name}"), here, environment, "--help")
         clip = here / "clip.mp4"
-        told(python, here, environment, "-c", CLIP, str(clip))
-        answers = told(
+        output_of(python, here, environment, "-c", CLIP, str(clip))
+        answers = output_of(
             *(python.with_name("vicort-run"), here, environment, str(clip)),
             *("--ask", "what is there now?", "--format", "jsonl"),
         )
@@ -92,7 +92,7 @@ def installed(wheel: Path, folder: Path) -> Path:
     return python
 
 
-def told(program: Path, folder: Path, environment: dict[str, str], *arguments: str) -> str:
+def output_of(program: Path, folder: Path, environment: dict[str, str], *arguments: str) -> str:
     """What a program of the new environment prints. Ends this script if it fails."""
     done = subprocess.run(
         [str(program), *arguments],
