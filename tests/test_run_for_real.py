@@ -50,7 +50,7 @@ def test_a_real_clip_ends_with_a_summary_whose_counts_are_right(capsys, tiny_eng
     assert sum(chunk["frames"] for chunk in chunks) == 26
     assert summary["chunks"] == len(chunks)
     assert set(answers) == {5.0, 12.96}
-    assert answers[5.0]["seen_until"] == 4.52
+    assert answers[5.0]["seen_until"] == 5.0  # half a unit, which the question completes
     assert answers[12.96]["seen_until"] == 12.52
     assert set(summary["stage_ms"]) == {"preprocess", "vision", "tokens", "prefill"}
     assert summary["fps"] == pytest.approx(26 / summary["seconds"], rel=0.01)

@@ -20,6 +20,9 @@ FILES = (PROCESSOR_FILE, LEGACY_FILE, TEMPLATE_FILE, CONFIG_FILE, TOKENS_FILE)
 DEFAULT = "default"  # the template of a list that is used where no tools are given
 MAX_BYTES = 16 << 20  # of a file
 MAX_TEMPLATE = 1 << 20  # characters; published ones have up to about 30,000
+STANDARD_TOKENS = tuple(
+    f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+)
 QWEN_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast", None)
 QWEN_DEFAULT = "<|endoftext|>"
 
@@ -49,17 +52,29 @@ def special_tokens(folder: Path) -> dict[str, str]:
     """The tokenizer's named special tokens, which a template uses as variables. Raises EngineError
     if a file is damaged."""
     config = _json(folder / CONFIG_FILE)
-    given = {key: value for key, value in config.items() if key.endswith("_token")}
+    given = _named(config)
     if config.get("tokenizer_class") in QWEN_CLASSES:
         defaults = dict.fromkeys((f"{name}_token" for name in ("unk", "eos", "pad")), QWEN_DEFAULT)
         given = defaults | given
-    extra = config.get("extra_special_tokens")
-    given |= extra if isinstance(extra, dict) else {}
+    # names of the model's own, which the older file does not replace
+    own = {key: value for key, value in _named(config).items() if key not in STANDARD_TOKENS}
+    own = {key: value for key, value in own.items() if _token(value) is not None}
+    own |= _dict(config.get("extra_special_tokens"))
     if "added_tokens_decoder" not in config:  # as before transformers 4.34
         older = _json(folder / TOKENS_FILE)
-        given |= {key: value for key, value in older.items() if key.endswith("_token")}
+        given |= _named(older)
+        own |= _dict(older.get("extra_special_tokens"))
+    given |= own
     texts = {key: _token(value) for key, value in given.items()}
     return {key: text for key, text in texts.items() if text is not None}
+
+
+def _named(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key.endswith("_token")}
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _token(value: Any) -> str | None:

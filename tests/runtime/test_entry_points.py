@@ -111,10 +111,15 @@ def test_the_first_code_imports_nothing_that_takes_long():
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
-def test_a_package_that_is_not_installed_is_one_line_at_once(command, absent, arguments, tmp_path):
+def test_a_package_that_is_not_installed_is_one_line_at_once(
+    command, absent, arguments, tmp_path, request
+):
     where = {"vicort-build": "--out", "vicort-bench": "--cache", "vicort-eval": "--out"}
     if command in where:
         arguments = [*arguments, where[command], str(tmp_path / "place")]
+    if command == "vicort-eval":
+        engines = request.getfixturevalue("tiny_engines")
+        arguments = [*arguments, "--engine-dir", str(engines)]
     if command == "vicort-bench" and 'extra == "bench"' not in str(metadata.requires("vicort")):
         pytest.skip("vicort was installed before it had this extra: run `make install`")
     child = started(command, WITHOUT.format(absent=absent), arguments)

@@ -286,19 +286,33 @@ def test_a_list_and_a_folder_of_named_templates(tmp_path: Path) -> None:
         find_template(folder)
 
 
+@pytest.mark.parametrize("extra", [None, {"audio_token": SPECIAL[2]}, {"bos_token": SPECIAL[2]}])
+@pytest.mark.parametrize("name", ["bos_token", "audio_token"])
+def test_which_of_two_files_names_a_special_token(
+    tmp_path: Path, name: str, extra: dict | None
+) -> None:
+    folder = write_folder(tmp_path / "model")
+    content = {name: SPECIAL[0], "extra_special_tokens": extra, "tokenizer_class": "Qwen2Tokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(content))
+    (folder / "special_tokens_map.json").write_text(json.dumps({name: SPECIAL[1]}))
+    assert special_tokens(folder) == loaded(folder).special_tokens_map
+
+
 TOKENS = st.none() | st.sampled_from(
     [*SPECIAL, {"__type": "AddedToken", "content": "<|im_end|>", "special": True}]
 )
 NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token", "audio_token")
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     config=st.dictionaries(st.sampled_from(NAMES), TOKENS),
     older=st.none() | st.dictionaries(st.sampled_from(NAMES), st.sampled_from(SPECIAL)),
     extra=st.none()
     | st.just([SPECIAL[0]])
-    | st.dictionaries(st.sampled_from(["video_token", "boa_token"]), st.sampled_from(SPECIAL)),
+    | st.dictionaries(
+        st.sampled_from(["video_token", "audio_token", "eos_token"]), st.sampled_from(SPECIAL)
+    ),
     decoder=st.booleans(),
     kind=st.sampled_from(["Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast"]),
 )
