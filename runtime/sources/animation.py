@@ -11,7 +11,9 @@ WEBP_ANIMATION = 0x02  # a bit of the chunk VP8X
 
 
 def is_animation(path: Path) -> bool:
-    """Whether a file is a GIF, or an animated PNG, AVIF or HEIF."""
+    """Whether a file is a GIF, or an animated PNG, WebP, AVIF or HEIF."""
+    if is_animated_webp(path):
+        return True
     try:
         with path.open("rb") as file:
             start = file.read(64)

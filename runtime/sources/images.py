@@ -15,6 +15,7 @@ from vicort.runtime.core import Frame
 from vicort.runtime.errors import SourceError
 from vicort.runtime.frame_grid import MAX_ASPECT, is_too_long
 from vicort.runtime.safe_text import shown
+from vicort.runtime.sources.animated_webp import AnimatedWebpSource
 from vicort.runtime.sources.animation import is_animated_webp, is_animation
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.piped import ByteFile
@@ -131,7 +132,7 @@ class ImageSource(Source):
             if path.suffix.lower() in RAW:
                 raise SourceError(f"raw photos are not developed: {_conversion(path)}")
             if is_animated_webp(path):
-                raise SourceError(f"animated WebP is not supported: {_conversion(path)}")
+                return self._first_of_webp(path)
             picture = self._tga(path) if path.suffix.lower() == ".tga" else self._picture(path)
             return convert(picture)
         except SourceError as error:
@@ -170,10 +171,20 @@ class ImageSource(Source):
             stream.codec_context.thread_count = 1
             picture = next(container.decode(stream))
             if is_animation(path) and (path.suffix.lower() != ".gif" or _goes_on(container)):
-                self.warn(
-                    f"{path} is animated: of a file among others, only its first picture is shown"
-                )
+                self._warn_of_animation(path)
             return picture
+
+    def _first_of_webp(self, path: Path) -> np.ndarray:
+        """Raises SourceError."""
+        for frame in AnimatedWebpSource(path, path.name, limits=self._limits).frames():
+            if frame.index:
+                break
+            self._warn_of_animation(path)
+            return frame.image
+        raise SourceError(f"its first picture cannot be decoded: {_conversion(path)}")
+
+    def _warn_of_animation(self, path: Path) -> None:
+        self.warn(f"{path} is animated: of a file among others, only its first picture is shown")
 
     def _tga(self, path: Path) -> av.VideoFrame:
         """A TGA has no first bytes by which FFmpeg would know it."""

@@ -20,6 +20,7 @@ import av
 
 from vicort.runtime.errors import ConfigError, SourceError
 from vicort.runtime.redact import redact_url
+from vicort.runtime.sources.animated_webp import AnimatedWebpSource
 from vicort.runtime.sources.animation import is_animated_webp, is_animation
 from vicort.runtime.sources.container import ContainerSource, reason
 from vicort.runtime.sources.image_glob import matches
@@ -400,10 +401,7 @@ def _open(
     if "format" not in options and (images := _images(spec, path)):
         return _image_source(images, spec, image_fps, options)
     if "format" not in options and path.is_file() and is_animated_webp(path):
-        raise SourceError(
-            f"{spec} is an animated WebP, which is not supported: convert it with "
-            f"`magick {spec} {path.with_suffix('.gif').name}`"
-        )
+        return AnimatedWebpSource(path, spec, warn=options["warn"], limits=options["limits"])
     return _open_file(spec, file, bool(live), options)
 
 
