@@ -12,10 +12,20 @@ from typing import Any
 
 MAX_MESSAGE = 1 << 17  # bytes
 MAX_FILES = 4  # passed with one message
+ENDED = "it has ended"
 
 
 class LinkClosed(Exception):
     """The other end has gone, or sent what is no message."""
+
+
+class FilesLost(LinkClosed):
+    """A message came without all of its files: this process has too many open."""
+
+    def __init__(self, files: Sequence[int]) -> None:
+        """files: the first of them, which came; whoever catches this closes them."""
+        super().__init__("this process may not open more files: raise the limit, `ulimit -n`")
+        self.files = files
 
 
 class Link:
@@ -25,12 +35,14 @@ class Link:
         self._end = end
         self._arrival = select.poll()
         self._arrival.register(end, select.POLLIN)
+        end.setblocking(True)  # a program may have set another default for new sockets
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_MESSAGE)
 
     @classmethod
     def pair(cls) -> tuple[Link, socket.socket]:
         """A new connection: this end, and the socket of the other end."""
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        there.setblocking(True)
         return cls(here), there
 
     def fileno(self) -> int:
@@ -43,23 +55,27 @@ class Link:
         try:
             self._end.sendmsg([data], beside, socket.MSG_NOSIGNAL)
         except OSError as error:
-            raise LinkClosed(str(error)) from error
+            raise LinkClosed(_reason(error)) from error
 
     def ready(self, seconds: float) -> bool:
         """Wait until a message or the end of the connection has come; False after `seconds`."""
         return bool(self._arrival.poll(max(0.0, seconds) * 1000))
 
     def receive(self) -> tuple[list[Any], list[int]]:
-        """The next message, and the files that came with it. Raises LinkClosed."""
+        """The next message, and the files that came with it. Raises LinkClosed or FilesLost."""
         try:
             data, files, flags, _ = socket.recv_fds(
                 self._end, MAX_MESSAGE, MAX_FILES, socket.MSG_CMSG_CLOEXEC
             )
         except OSError as error:
-            raise LinkClosed(str(error)) from error
+            raise LinkClosed(_reason(error)) from error
+        if data and flags & socket.MSG_CTRUNC:
+            raise FilesLost(files)
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or not data:
-                raise ValueError("it has ended")
+            if not data:
+                raise ValueError(ENDED)
+            if flags & socket.MSG_TRUNC:
+                raise ValueError(f"a message of more than {MAX_MESSAGE} bytes")
             message = json.loads(data)
             if not isinstance(message, list) or not message or not isinstance(message[0], str):
                 raise ValueError("no list with a kind")
@@ -82,3 +98,7 @@ class Link:
 
 def _packed(files: Sequence[int]) -> bytes:
     return b"".join(file.to_bytes(4, "little") for file in files)
+
+
+def _reason(error: OSError) -> str:
+    return ENDED if isinstance(error, ConnectionError) else error.strerror or str(error)

@@ -14,7 +14,7 @@ import socket
 import sys
 from contextlib import suppress
 
-from vicort.runtime.sources.decoder_link import Link, LinkClosed
+from vicort.runtime.sources.decoder_link import FilesLost, Link, LinkClosed
 from vicort.runtime.sources.decoder_sandbox import die_with, die_with_parent
 from vicort.runtime.sources.decoder_worker import work
 
@@ -36,11 +36,16 @@ def serve(requests: Link) -> None:
                 continue
             try:
                 (_, request), (end, lifeline, *files) = requests.receive()
+            except FilesLost as error:  # only this source cannot be read
+                _refuse(error)
+                continue
             except (LinkClosed, ValueError):
                 return
             link = Link(socket.socket(fileno=end))
             child = _forked(link)
             if child == 0:
+                for other in (requests, *links.values()):  # those of other sources
+                    other.close()
                 _be_worker(link, lifeline, request, files)
             if child:
                 links[child] = link
@@ -53,10 +58,22 @@ def _forked(link: Link) -> int | None:
     try:
         return os.fork()
     except OSError as error:  # the machine has no more processes, or no memory for one
-        with suppress(LinkClosed):
-            line = f"no process can be started for it ({error.strerror})"
-            link.send("failed", "other", line, line)
+        _tell(link, f"no process can be started for it ({error.strerror})")
         return None
+
+
+def _refuse(lost: FilesLost) -> None:
+    """Tell who asked why, if the link to it came; if not, its closing tells that."""
+    for number, file in enumerate(lost.files):
+        end = socket.socket(fileno=file)
+        if number == 0:
+            _tell(Link(end), str(lost))
+        end.close()
+
+
+def _tell(link: Link, line: str) -> None:
+    with suppress(LinkClosed):
+        link.send("failed", "other", line, line)
 
 
 def _be_worker(link: Link, lifeline: int, request: dict, files: list[int]) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+from contextlib import suppress
 from fractions import Fraction
 from typing import Any, NoReturn
 
@@ -30,8 +31,9 @@ def work(link: Link, request: dict[str, Any], files: list[int]) -> None:
     files: the file that becomes stdin, if the source needs one."""
     try:
         _Worker(link, request).run(files)
-    except LinkClosed:
-        return
+    except LinkClosed as error:
+        with suppress(LinkClosed):  # the program has closed it, or something went wrong on it
+            link.send("failed", "other", f"its link to the program broke ({error})", "")
 
 
 class _Worker:

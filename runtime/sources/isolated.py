@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from vicort.runtime.core import Frame
 from vicort.runtime.errors import SourceError, TruncatedSource
 from vicort.runtime.sources.decoder_host import HOST
-from vicort.runtime.sources.decoder_link import LinkClosed
+from vicort.runtime.sources.decoder_link import ENDED, LinkClosed
 from vicort.runtime.sources.frame_ring import FrameRing
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.source import Source, Wants, Warn
@@ -95,7 +95,7 @@ class IsolatedSource(Source):
         except LinkClosed as error:
             logger.debug("%s: %s", self.name, error)
             if not self._stopping:
-                self._fail_as_died(None)
+                self._fail_as_died(None, str(error))
         finally:
             self._reading = False
             if self._closed:
@@ -122,7 +122,8 @@ class IsolatedSource(Source):
     def _open(self, request: dict[str, Any], files: Sequence[int]) -> None:
         try:
             opened = self._next("opened")
-        except LinkClosed:  # without a report of how it died: the server has ended too
+        except LinkClosed as error:  # without a report of how it died: the server has ended too
+            logger.info("%s: %s; it is opened by another decoder process", self.name, error)
             self._link.close()
             self._lifeline.close()
             self._link, self._lifeline = HOST.open(request, files)
@@ -198,8 +199,8 @@ class IsolatedSource(Source):
     def _next_or_fail(self, *kinds: str) -> list[Any]:
         try:
             return self._next(*kinds)
-        except LinkClosed:
-            self._fail_as_died(None)
+        except LinkClosed as error:
+            self._fail_as_died(None, str(error))
 
     def _next(self, *kinds: str) -> list[Any]:
         """The next message of one of these kinds. Others are dealt with here."""
@@ -241,7 +242,8 @@ class IsolatedSource(Source):
             self._fail_for_memory()
         self._fail(f"the decoder failed: {line}", "the decoder failed")
 
-    def _fail_as_died(self, code: int | None) -> NoReturn:
+    def _fail_as_died(self, code: int | None, why: str = "") -> NoReturn:
+        """why: what the link said, where the process may live on."""
         if code is None:
             code = self._last_report()
         if code == TIME_IS_UP:
@@ -251,7 +253,17 @@ class IsolatedSource(Source):
                 "no picture in time",
             )
         if code == 0 or code is None:
-            self._fail("the decoder process has ended", "the decoder process has ended")
+            what = (
+                f"the link to the decoder process broke ({why})"
+                if why and why != ENDED
+                else "the decoder process ended by itself"
+                if code == 0
+                else "something ended the decoder process and the server that started it"
+            )
+            self._fail(
+                f"{what}: try again, or decode in this process with --in-process",
+                "the decoder process has ended",
+            )
         self._fail(
             f"the decoder process died (exit code {code}); if it needs more than "
             f"{self._limits.decoding_bytes / 1e6:.0f} MB, allow them with `--max-decode-memory`",
@@ -273,6 +285,8 @@ class IsolatedSource(Source):
         with suppress(LinkClosed):
             while self._link.ready(REPORT_SECONDS):
                 message, _ = self._link.receive()
+                if message[0] == "failed":
+                    self._fail_as_told(*map(str, message[1:]))
                 if message[0] == "died" and isinstance(message[1], int):
                     return message[1]
         return None
