@@ -44,7 +44,7 @@ from vicort.export.recipe import DEFAULT_PRECISION, embedded_adapter, load_recip
 from vicort.export.verify import compare
 from vicort.export.weight_compression import eight_bit
 from vicort.runtime.errors import ConfigError, EngineError
-from vicort.runtime.locations import default_engine_dir
+from vicort.runtime.locations import SetKind, default_engine_dir, model_name
 from vicort.runtime.manifest import Activations, Backend, Manifest, Precision, Weights
 from vicort.runtime.safe_text import brief
 from vicort.runtime.set_folders import check_replaceable, publish
@@ -182,11 +182,7 @@ def _drafts(
     options: Arguments, source: ModelSource, plan_options: PlanOptions | None, say: Say
 ) -> list[Draft]:
     """One draft for each backend that the set may be for."""
-    name = (
-        TINY
-        if source.name == TINY
-        else default_engine_dir(source.name, "fp32", "openvino").name.removesuffix("-fp32-openvino")
-    )
+    name = TINY if source.name == TINY else model_name(source.name)
     width, height = options.image_size or (None, None)
     recipe = load_recipe(
         name,
@@ -231,9 +227,8 @@ def _drafts(
             options.activations,
             read,
         )
-        folder = options.out or default_engine_dir(
-            source.name, precision, backend, options.weights, options.kv, options.activations
-        )
+        kind = SetKind(precision, backend, options.weights, options.kv, options.activations)
+        folder = options.out or default_engine_dir(source.name, kind)
         drafts.append(Draft(folder, manifest, read))
     return drafts
 

@@ -30,7 +30,7 @@ from vicort.export.safetensors_headers import (
     weight_files,
 )
 from vicort.runtime.errors import EngineError, VicortError
-from vicort.runtime.locations import default_engine_dir
+from vicort.runtime.locations import model_name
 from vicort.runtime.manifest import Backend, Precision, Weights
 from vicort.runtime.safe_text import print_safely
 
@@ -65,8 +65,7 @@ def describe(folder: Path) -> CheckpointDescription:
     """Raises EngineError if a file is missing or damaged, or the model is not supported."""
     config = as_stored(folder, read_configuration(folder))
     # as vicort-build names it, which chooses the recipe
-    name = default_engine_dir(str(folder), "fp32", "openvino").name
-    name = name.removesuffix("-fp32-openvino")
+    name = model_name(str(folder))
     model = model_spec(name, config, load_recipe(name))
     tensors = [tensor for path in weight_files(folder) for tensor in read_header(path)]
     stored: dict[str, int] = {}

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from ctypes.util import find_library
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -48,42 +49,39 @@ def _is_checkout() -> bool:
     return (HERE / "pyproject.toml").is_file() and (HERE / "engines").is_dir()
 
 
-def default_engine_dir(
-    model: str,
-    precision: Precision,
-    backend: Backend,
-    weights: Weights | None = None,
-    kv: KV = "float",
-    activations: Activations | None = None,
-) -> Path:
-    """`engines/<model>-<precision>[-<weights>]-<backend>[-activations-int8][-kv-int8]`.
+@dataclass(frozen=True)
+class SetKind:
+    """What tells the engine sets of one model apart."""
 
-    model: `tiny`, or the last part of a folder or of a hub id.
-    """
-    return engines_root() / default_set_name(model, precision, backend, weights, kv, activations)
+    precision: Precision
+    backend: Backend
+    weights: Weights | None = None
+    kv: KV = "float"
+    activations: Activations | None = None
+
+    def folder_name(self, model: str) -> str:
+        """`<model>-<precision>[-<weights>]-<backend>[-activations-int8][-kv-int8]`."""
+        parts = (
+            model_name(model),
+            self.precision,
+            self.weights,
+            self.backend,
+            self.activations and f"activations-{self.activations}",
+            None if self.kv == "float" else f"kv-{self.kv}",
+        )
+        return "-".join(part for part in parts if part)
 
 
-def default_set_name(
-    model: str,
-    precision: Precision,
-    backend: Backend,
-    weights: Weights | None = None,
-    kv: KV = "float",
-    activations: Activations | None = None,
-) -> str:
-    """The name of the folder that `default_engine_dir` gives."""
-    name = (
-        Path(model).resolve().name if Path(model).is_dir() else model.rstrip("/").rsplit("/", 1)[-1]
-    )
-    parts = (
-        name.lower(),
-        precision,
-        weights,
-        backend,
-        activations and f"activations-{activations}",
-        None if kv == "float" else f"kv-{kv}",
-    )
-    return "-".join(part for part in parts if part)
+def model_name(model: str) -> str:
+    """The name in engine sets of `tiny`, a folder or a hub id: of these two, the last part."""
+    folder = Path(model)
+    return (folder.resolve().name if folder.is_dir() else model.rstrip("/").split("/")[-1]).lower()
+
+
+def default_engine_dir(model: str, kind: SetKind) -> Path:
+    """Where `vicort-build` puts an engine set without --out. Raises ConfigError if this user has no
+    place for engine sets."""
+    return engines_root() / kind.folder_name(model)
 
 
 def find_engine_dir(model: str) -> Path | None:
@@ -110,7 +108,7 @@ def find_engine_dir(model: str) -> Path | None:
 def _found(root: Path, model: str, backends: Sequence[Backend]) -> Path | None:
     """The manifest of the best set in a folder."""
     manifests = [
-        root / default_set_name(model, precision, backend, weights, kv, activations) / FILE_NAME
+        root / SetKind(precision, backend, weights, kv, activations).folder_name(model) / FILE_NAME
         for precision in PRECISIONS
         for weights in WEIGHTS
         for kv in get_args(KV)

@@ -73,7 +73,7 @@ def test_the_set_that_a_wheel_brought_is_found_without_a_home_folder(wheel, nobo
 
 def test_a_set_that_the_user_built_goes_before_the_wheels(wheel, tmp_path):
     a_set(wheel / "engines" / "tiny-fp32-openvino")
-    own = a_set(locations.default_engine_dir("tiny", "fp32", "onnxruntime"))
+    own = a_set(locations.default_engine_dir("tiny", locations.SetKind("fp32", "onnxruntime")))
     assert locations.find_engine_dir("tiny") == own
 
 

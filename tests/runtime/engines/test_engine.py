@@ -256,11 +256,13 @@ def test_another_schema_a_missing_file_and_another_backend(tmp_path):
 
 
 def test_where_engine_sets_lie(tmp_path, monkeypatch):
-    checkout = locations.default_engine_dir("tiny", "fp32", "openvino")
+    checkout = locations.default_engine_dir("tiny", locations.SetKind("fp32", "openvino"))
     assert (checkout.parent.name, checkout.name) == ("engines", "tiny-fp32-openvino")
     assert (checkout.parent.parent / "pyproject.toml").is_file()
     assert (
-        locations.default_engine_dir("Qwen/Qwen2.5-VL-3B-Instruct", "bf16", "openvino").name
+        locations.default_engine_dir(
+            "Qwen/Qwen2.5-VL-3B-Instruct", locations.SetKind("bf16", "openvino")
+        ).name
         == "qwen2.5-vl-3b-instruct-bf16-openvino"
     )
     monkeypatch.setattr(locations, "HERE", tmp_path / "site-packages" / "vicort")
@@ -268,11 +270,11 @@ def test_where_engine_sets_lie(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert locations.engines_root().is_relative_to(tmp_path)
     assert locations.find_engine_dir("tiny") is None
-    built = locations.default_engine_dir("tiny", "fp32", "onnxruntime")
+    built = locations.default_engine_dir("tiny", locations.SetKind("fp32", "onnxruntime"))
     built.mkdir(parents=True)
     (built / FILE_NAME).write_text("{}")
     assert locations.find_engine_dir("tiny") == built
-    later = locations.default_engine_dir("tiny", "fp32", "openvino")
+    later = locations.default_engine_dir("tiny", locations.SetKind("fp32", "openvino"))
     later.mkdir()
     (later / FILE_NAME).write_text("{}")
     os.utime(built / FILE_NAME, (1000, 1000))
@@ -284,7 +286,9 @@ def test_where_engine_sets_lie(tmp_path, monkeypatch):
 def test_sets_of_every_kind_have_their_own_folder_and_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(locations, "engines_root", lambda: tmp_path)
     folders = {
-        locations.default_engine_dir("tiny", precision, "openvino", weights, kv, activations)
+        locations.default_engine_dir(
+            "tiny", locations.SetKind(precision, "openvino", weights, kv, activations)
+        )
         for precision in ("fp32", "bf16")
         for weights in (None, "int8", "int4")
         for kv in ("float", "int8")
@@ -300,11 +304,11 @@ def test_sets_of_every_kind_have_their_own_folder_and_are_found(tmp_path, monkey
 
 def test_a_set_of_this_schema_is_preferred_to_a_newer_one_of_another(tmp_path, monkeypatch):
     monkeypatch.setattr(locations, "engines_root", lambda: tmp_path)
-    old = locations.default_engine_dir("tiny", "fp32", "openvino")
+    old = locations.default_engine_dir("tiny", locations.SetKind("fp32", "openvino"))
     old.mkdir()
     (old / FILE_NAME).write_text('{"schema_version": 1}')
     assert locations.find_engine_dir("tiny") == old
-    good = locations.default_engine_dir("tiny", "fp32", "onnxruntime")
+    good = locations.default_engine_dir("tiny", locations.SetKind("fp32", "onnxruntime"))
     good.mkdir()
     (good / FILE_NAME).write_text("{}")
     os.utime(good / FILE_NAME, (500, 500))
@@ -313,7 +317,7 @@ def test_a_set_of_this_schema_is_preferred_to_a_newer_one_of_another(tmp_path, m
 
 def test_engines_for_a_gpu_are_found_only_where_its_driver_is(tmp_path, monkeypatch):
     monkeypatch.setattr(locations, "engines_root", lambda: tmp_path)
-    built = locations.default_engine_dir("tiny", "bf16", "tensorrt")
+    built = locations.default_engine_dir("tiny", locations.SetKind("bf16", "tensorrt"))
     built.mkdir()
     (built / FILE_NAME).write_text("{}")
     monkeypatch.setattr(locations, "has_nvidia_driver", lambda: False)
