@@ -93,7 +93,11 @@ class Answerer:
                 f"max_tokens {shown(question.sampling.max_tokens)} is too many: an answer has room "
                 f"for {ANSWER_TOKENS}"
             )
-        for field, name in (("id", question.id), ("conversation", question.conversation or "")):
+        conversation = question.conversation
+        for field, name in (
+            ("id", question.id),
+            ("conversation", "" if conversation is None else conversation),
+        ):
             if not isinstance(name, str) or len(name) > MAX_NAME:
                 raise QuestionError(
                     f"the question's {field} is {shown(name)}: give a text of at most {MAX_NAME} "

@@ -321,7 +321,9 @@ def exact_seconds(time: Fraction | Decimal | float) -> Fraction:
         raise ValueError(f"{shown(time)} is not within {MAX_SECONDS} s")
     if type(time) is Fraction:
         return time
-    return Fraction(time) if isinstance(time, Rational) else Fraction(str(time))
+    if isinstance(time, Rational):  # those of NumPy would overflow
+        return Fraction(int(time.numerator), int(time.denominator))
+    return Fraction(str(time))
 
 
 def checked_frame_time(time: Fraction | float) -> Fraction:

@@ -25,7 +25,7 @@ from pydantic import (
 
 from vicort.runtime.errors import EngineError
 from vicort.runtime.frame_grid import MIN_TOKENS, Grid, fit_grid
-from vicort.runtime.safe_text import brief, read_text, shown
+from vicort.runtime.safe_text import brief, printable, read_text, shown
 
 SCHEMA_VERSION = 4
 FILE_NAME = "manifest.json"
@@ -323,12 +323,13 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / FILE_NAME
     if not folder.is_dir():
         raise EngineError(
-            f"no engine folder {folder}: build one with `vicort-build tiny`, or name another "
-            "with --engine-dir"
+            f"no engine folder {printable(str(folder))}: build one with `vicort-build tiny`, or "
+            "name another with --engine-dir"
         )
     if not path.is_file():
         raise EngineError(
-            f"{folder} has no {FILE_NAME}, so it is not an engine set: {_advice(folder)}"
+            f"{printable(str(folder))} has no {FILE_NAME}, so it is not an engine set: "
+            f"{_advice(folder)}"
         )
     try:
         content = _parsed(read_text(path, MAX_BYTES))

@@ -41,6 +41,7 @@ def shown(value: Any) -> str:
         text = _short.repr(value)
     except ValueError:  # Python does not convert integers of more than 4,300 digits
         return "a huge number"
+    text = printable(" ".join(text.split()) if "\n" in text else text)
     return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 3]}..."
 
 

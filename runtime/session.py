@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import threading
 import time
 import weakref
@@ -22,6 +23,7 @@ from typing import Any, Literal, Self
 
 from vicort.runtime.answer_run import answer as answer_question
 from vicort.runtime.answering import Snapshot
+from vicort.runtime.argument_kinds import checked_path
 from vicort.runtime.asked_question import AskedQuestion
 from vicort.runtime.assembly import assemble, check_system, chunk_frames
 from vicort.runtime.callback_threads import CallbackThreads
@@ -51,11 +53,20 @@ from vicort.runtime.memory.memory import Memory
 from vicort.runtime.owning_process import OwningProcess
 from vicort.runtime.policies.system import DEFAULT_SYSTEM, System, load_system
 from vicort.runtime.question_queue import MAX_OPEN_QUESTIONS, QuestionQueue, checked_time, closed
+from vicort.runtime.session_arguments import (
+    check_frame,
+    check_memory,
+    check_question,
+    check_session,
+    check_words,
+)
 from vicort.runtime.sources.sampler import Sampler, as_rate
 from vicort.runtime.stages.chunker import Chunker
 from vicort.runtime.stages.lag_policy import OnLag, lag_policy
 from vicort.runtime.stages.pipeline import Pipeline
 from vicort.runtime.stream_statistics import StreamStatistics
+
+logger = logging.getLogger(__name__)
 
 ANSWERS_AT_ONCE = 4
 
@@ -119,6 +130,7 @@ class Session:
         MemoryBudgetError if the budget does not hold one chunk, EngineError for a damaged
         generation_config.json.
         """
+        check_session(system, fps, sampling, trace, on_event, memory)
         model = engines.manifest.model
         rate = None if fps == "source" else as_rate(model.fps if fps is None else fps)
         self.model = model
@@ -191,8 +203,9 @@ class Session:
         can be refused is refused before engines are loaded.
         """
         chosen = system if isinstance(system, System) else load_system(system)
+        check_memory(memory)
         if not isinstance(engines, EngineSet):
-            folder = Path(engines)
+            folder = checked_path(engines, "the engine set", "its folder, or an open EngineSet")
             engines = EngineSet.open(
                 folder,
                 threads=threads,
@@ -201,6 +214,8 @@ class Session:
                 ),
                 meanwhile=import_dali,
             )
+        if doubt := chosen.speaks.doubt(chosen.name, engines.manifest.build_command):
+            logger.warning(doubt)
         return cls(engines, chosen, threads=threads, memory=memory, **options)
 
     @property
@@ -228,6 +243,7 @@ class Session:
         picture that is none, and what an earlier chunk failed with.
         """
         self._check_usable("push")
+        check_frame(frame)
         at = checked_frame_time(frame.time)
         if at is not frame.time:
             frame = replace(frame, time=at)
@@ -342,7 +358,8 @@ class Session:
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a question that the model cannot read, once each; models with a tokenizer
-        of bytes, as published ones have, read all."""
+        of bytes, as published ones have, read all. Raises QuestionError for what is no text."""
+        check_words(text)
         return self._prompt.unknown_words(text)
 
     # ---- the end ----
@@ -388,11 +405,13 @@ class Session:
         sampling: Sampling | None,
     ) -> Question:
         when = self.now if at is None else at
-        return Question(text, when, conversation=conversation, sampling=sampling or self._sampling)
+        own = self._sampling if sampling is None else sampling
+        return Question(text, when, conversation=conversation, sampling=own)
 
     def _enter(self, question: Question, on_token: Callable[[str], None] | None) -> Future[Answer]:
         """Check a question and queue it, without waiting for anything."""
         self._check_open("submit")
+        check_question(question, on_token)
         question = replace(
             question,
             at=checked_time(question),

@@ -39,6 +39,7 @@ FLOORS = {
     # The contract: all that export/ may import.
     **dict.fromkeys(("core", "errors", "kernels", "locations", "manifest", "redact"), 0),
     "safe_text": 0,
+    "argument_kinds": 0,
     "file_kinds": 0,
     "set_folders": 0,
     "entry_points": 0,
@@ -64,6 +65,7 @@ FLOORS = {
     **dict.fromkeys(("answering", "answer_run", "assembly", "session", "stream_statistics"), 5),
     **dict.fromkeys(("asked_question", "question_queue", "conversations"), 5),
     "owning_process": 5,
+    "session_arguments": 5,
     **dict.fromkeys(("event_emitter", "callback_threads"), 5),  # what runs the caller's functions
     "shared_session": 6,
     "cli": 6,

@@ -11,6 +11,7 @@ from types import TracebackType
 
 import numpy as np
 
+from vicort.runtime.argument_kinds import checked_path
 from vicort.runtime.devices.device import Device
 from vicort.runtime.devices.machine_cores import checked_threads
 from vicort.runtime.devices.machine_memory import MachineMemory
@@ -70,7 +71,7 @@ class EngineSet:
         which names the command that rebuilds the set, if it is missing, damaged or of another
         schema, or differs from its manifest.
         """
-        folder = Path(folder)
+        folder = checked_path(folder, "the engine set", "the folder that vicort-build made")
         manifest = read_manifest(folder)
         check_all_listed(folder, manifest)
         check_external_data(folder, manifest)

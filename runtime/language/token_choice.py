@@ -15,6 +15,7 @@ from vicort.runtime.safe_text import is_whole, shown
 
 MAX_SEED = 2**63
 
+MAX_TEMPERATURE = 1e6  # at which all tokens are equally likely
 MAX_PENALTY = 1e3  # of repetition; no larger one leaves a token
 
 
@@ -33,7 +34,7 @@ class TokenChoice:
         """logits: [V] float; answer: the tokens so far. Greedy at temperature 0."""
         options = self.options
         logits = logits.astype(np.float64)
-        penalty = options.repetition_penalty or 1
+        penalty = float(options.repetition_penalty or 1)
         if penalty != 1 and (self._seen or answer):
             seen = list(self._seen.union(answer))
             old = logits[seen]
@@ -41,7 +42,7 @@ class TokenChoice:
         if not options.temperature:
             return int(np.argmax(logits))
         order = _best(logits, options.top_k or len(logits))
-        chances = _softmax(logits[order], options.temperature)
+        chances = _softmax(logits[order], float(options.temperature))
         if options.top_p is not None and options.top_p < 1:
             count = int(np.searchsorted(np.cumsum(chances), options.top_p)) + 1
             order, chances = order[:count], chances[:count] / chances[:count].sum()
@@ -77,29 +78,29 @@ def _check_types(options: Sampling) -> None:
         if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
             whole = "whole number" if kind is Integral else "number"
             raise ConfigError(f"{name} {shown(value)} is no {whole}: give one, or None")
-    if isinstance(options.stop, str) or not all(isinstance(each, str) for each in options.stop):
-        raise ConfigError(
-            f"stop {shown(options.stop)}: give a tuple of texts, such as ('.', ' and')"
-        )
+    stop: Any = options.stop
+    if not isinstance(stop, list | tuple) or not all(isinstance(each, str) for each in stop):
+        raise ConfigError(f"stop {shown(stop)}: give a tuple of texts, such as ('.', ' and')")
 
 
 def _check(options: Sampling) -> None:
     temperature, top_p, top_k = options.temperature, options.top_p, options.top_k
     penalty = options.repetition_penalty
     _check_types(options)
-    if temperature is not None and not 0 <= temperature < math.inf:
+    if temperature is not None and not 0 <= temperature <= MAX_TEMPERATURE:
         raise ConfigError(
-            f"temperature {temperature} is negative or no number: 0 is greedy, 0.7 is usual"
+            f"temperature {shown(temperature)} is negative, no number, or above "
+            f"{MAX_TEMPERATURE:g}: 0 is greedy, 0.7 is usual"
         )
     if top_p is not None and not 0 < top_p <= 1:
         raise ConfigError(f"top_p {top_p} is out of range: give more than 0 and at most 1")
     if top_k is not None and top_k < 0:
         raise ConfigError(f"top_k {top_k} is negative: 0 takes all tokens")
-    if penalty is not None and not 0 < penalty < math.inf:
+    if penalty is not None and not penalty > 0:
         raise ConfigError(f"repetition_penalty {penalty} is not above 0: 1 changes nothing")
     if penalty is not None and not 1 / MAX_PENALTY <= penalty <= MAX_PENALTY:
         raise ConfigError(
-            f"repetition_penalty {penalty:g} is out of range: give {1 / MAX_PENALTY:g} to "
+            f"repetition_penalty {shown(penalty)} is out of range: give {1 / MAX_PENALTY:g} to "
             f"{MAX_PENALTY:g}; 1 changes nothing"
         )
     most: Any = options.max_tokens

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from numpy.typing import DTypeLike
 
+from vicort.runtime.argument_kinds import checked_real, checked_whole
 from vicort.runtime.core import UNIT_FRAMES, MemoryEvent
 from vicort.runtime.devices.machine_memory import MachineMemory
 from vicort.runtime.devices.pages import page_bytes
@@ -40,6 +41,9 @@ DEVICE_PART, MAX_DEVICE_PART = 1 / 3, 2 / 3
 MAX_PINNED_MB = 8000  # the host tier of a GPU is page-locked when the session opens
 
 
+MAX_SESSIONS = 1_000_000  # that share the memory of a machine
+
+
 @dataclass(frozen=True)
 class MemoryRequest:
     """What the caller of a session says about its budget."""
@@ -59,6 +63,8 @@ class MemoryRequest:
                     f"{name} {shown(megabytes)}: give 0 to {MAX_MB:g} MB, or None for what the "
                     "system says"
                 )
+        checked_whole(self.sessions, "sessions", 1, MAX_SESSIONS)
+        checked_real(self.share, "share", 0, 1)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from vicort.runtime.argument_kinds import checked_name
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.policies.drop import AnyDrop
@@ -273,7 +274,9 @@ def load_system(name: str | Path) -> System:
 
     Raises ConfigError, listing what is known, for an unknown name, key, policy or value.
     """
-    if str(name) in known_systems():
+    known = f"one of {', '.join(known_systems())}, the path of a YAML file, or a System"
+    name = checked_name(name, "the system", known)
+    if name in known_systems():
         return parse_system(
             (resources.files("vicort.configs") / "systems" / f"{name}.yaml").read_text(),
             f"{name}.yaml",

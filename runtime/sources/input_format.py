@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import av
 
+from vicort.runtime.argument_kinds import check_kind
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.safe_text import shown
 
@@ -14,6 +15,7 @@ NO_FILE = 1  # FFmpeg's flag of devices and networks: AVFMT_NOFILE
 
 def check_input_format(name: str) -> None:
     """Raises ConfigError unless FFmpeg has a demuxer of that name that reads bytes alone."""
+    check_kind(name, str, "input_format", "FFmpeg's name of a format, or None")
     try:
         known = av.ContainerFormat(name, "r")
     except ValueError:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+from vicort.runtime.argument_kinds import checked_real, checked_whole
 from vicort.runtime.errors import SourceError
 
 MAX_PIXELS = 8192 * 8192  # of a picture: 201 MB as RGB
 BASE_BYTES = 512 << 20
 BYTES_PER_PIXEL = 24
+MOST = 2**62  # of any limit
 FFMPEG_INT_MAX = 2**31 - 1  # FFmpeg reads its options as 32-bit integers
 
 
@@ -25,6 +27,18 @@ class Limits:
     memory: int | None = (
         None  # of a decoder process, in bytes; None = enough for the largest picture
     )
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a limit that is none."""
+        own = {
+            "pixels": checked_whole(self.pixels, "pixels", 1, MOST),
+            "fps": checked_whole(self.fps, "fps", 1, MOST),
+            "seconds": checked_real(self.seconds, "seconds", 1e-3, MOST),
+        }
+        if self.memory is not None:
+            own["memory"] = checked_whole(self.memory, "memory", 1, MOST)
+        for name, value in own.items():  # numbers of Python, which JSON takes
+            object.__setattr__(self, name, value)
 
     @property
     def decoding_bytes(self) -> int:

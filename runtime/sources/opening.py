@@ -14,12 +14,14 @@ from fractions import Fraction
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import av
 
+from vicort.runtime.argument_kinds import checked_whole
 from vicort.runtime.errors import ConfigError, SourceError
 from vicort.runtime.redact import redact_url
+from vicort.runtime.safe_text import printable
 from vicort.runtime.sources.animated_webp import AnimatedWebpSource
 from vicort.runtime.sources.animation import is_animated_webp, is_animation
 from vicort.runtime.sources.container import ContainerSource, reason
@@ -41,6 +43,14 @@ from vicort.runtime.sources.piped import ByteFile
 from vicort.runtime.sources.sampler import as_rate
 from vicort.runtime.sources.snapshots import SnapshotSource, shows_pictures
 from vicort.runtime.sources.source import Source, Warn
+from vicort.runtime.sources.source_arguments import (
+    check_callbacks_and_flags,
+    check_choices,
+    checked_limits,
+    checked_patience,
+    checked_spec,
+    checked_stream,
+)
 from vicort.runtime.sources.url_credentials import check_credentials, credentials_advice
 
 logger = logging.getLogger(__name__)
@@ -60,6 +70,7 @@ PIPED = (
 STDIN = "-"
 PASSED = "/proc/self/fd/0"  # a file that was passed to a decoder process
 NAMES_IN_STDIN = "-images"  # of a request to a decoder process
+MAX_THREADS = 1024  # that decode; 0 = as many as FFmpeg likes
 MAX_ENTRIES = 1_000_000  # of a folder or a glob
 GRACE = 10.0  # seconds for a decoder process to notice a time-out itself
 MJPEG = "mjpeg"
@@ -74,7 +85,7 @@ IMAGE_FPS = 2
 
 
 def open_source(
-    spec: str | Sequence[str],
+    spec: str | Path | Sequence[str | Path],
     *,
     stream: int | None = None,
     live: bool | None = None,
@@ -118,16 +129,19 @@ def open_source(
     input_format: FFmpeg's name of the format of a file, stdin or an http(s) URL; None = found out
         from its bytes.
 
-    Raises ConfigError for an input_format that cannot be used, and SourceError if the source does
-    not exist, has no video, exceeds the limits, or cannot be decoded on the GPU with decode="gpu".
+    Raises ConfigError for a value of a wrong kind and for an input_format that cannot be used, and
+    SourceError if the source does not exist, has no video, exceeds the limits, or cannot be decoded
+    on the GPU with decode="gpu".
     """
-    patience = patience or Patience()
-    limits = limits or Limits()
+    spec = checked_spec(spec)
+    check_callbacks_and_flags(live, motion, at_once, isolate, warn, on_state)
+    check_choices(decode, rtsp_transport, get_args(Decode), get_args(Transport))
+    patience, limits = checked_patience(patience), checked_limits(limits)
     options: dict[str, Any] = {
-        "stream": stream,
+        "stream": checked_stream(stream),
         "live": live,
         "image_fps": as_rate(image_fps),
-        "threads": threads,
+        "threads": checked_whole(threads, "threads", 0, MAX_THREADS),
         "rtsp_transport": rtsp_transport,
         "motion": motion,
         "input_format": input_format,
@@ -539,7 +553,7 @@ def _images(spec: str, path: Path) -> list[Path]:
 
 
 def _missing(spec: str) -> SourceError:
-    return SourceError(f"no such file {redact_url(spec)}: give {FORMS}", "no such file")
+    return SourceError(f"no such file {printable(redact_url(spec))}: give {FORMS}", "no such file")
 
 
 def _open_file(spec: str, file: str, live: bool, options: dict[str, Any]) -> Source:

@@ -37,7 +37,9 @@ def as_rate(fps: float | Fraction) -> Fraction:
             f"{shown(fps)} frames per second: give a number above 0 and at most {MAX_RATE}, or "
             "`source` for every frame (try `--fps 2`)"
         )
-    return Fraction(fps) if isinstance(fps, Rational) else Fraction(str(fps))
+    if isinstance(fps, Rational):  # those of NumPy would overflow
+        return Fraction(int(fps.numerator), int(fps.denominator))
+    return Fraction(str(fps))
 
 
 class Sampler:

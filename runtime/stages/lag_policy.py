@@ -75,6 +75,6 @@ class DropOldestChunk:
 
 def lag_policy(on_lag: OnLag, pipeline: Pipeline) -> LagPolicy:
     """Raises ConfigError for another name."""
-    if on_lag not in get_args(OnLag):
+    if not isinstance(on_lag, str) or on_lag not in get_args(OnLag):
         raise ConfigError(f"on_lag {shown(on_lag)}: give one of {', '.join(get_args(OnLag))}")
     return WaitForRoom(pipeline) if on_lag == "wait" else DropOldestChunk(pipeline)
