@@ -6,6 +6,7 @@ import os
 import resource
 import select
 import signal
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,9 +34,10 @@ MAX_REPORT = 8_000  # bytes of a child's report
 
 @dataclass(frozen=True)
 class Outcome:
-    kind: str  # answered, refused; or, as a fault: traceback, crash, hang, memory
+    kind: str  # answered, refused; or, as a fault: traceback, noise, crash, hang, memory
     detail: str
     peak: int  # bytes of memory that reading it took
+    seconds: float = 0.0
 
     @property
     def bad(self) -> bool:
@@ -44,6 +46,12 @@ class Outcome:
 
 def tried(path: Path, kind: Kind, *, seconds: float, max_bytes: int) -> Outcome:
     """Reads the file in a child that is killed after `seconds`."""
+    began = time.monotonic()
+    kind_of_end, detail, peak = _tried(path, kind, seconds, max_bytes)
+    return Outcome(kind_of_end, detail, peak, time.monotonic() - began)
+
+
+def _tried(path: Path, kind: Kind, seconds: float, max_bytes: int) -> tuple[str, str, int]:
     reading, writing = os.pipe()
     noise_file = path.with_name("stderr")
     inherited = path.with_name("inherited")
@@ -61,18 +69,33 @@ def tried(path: Path, kind: Kind, *, seconds: float, max_bytes: int) -> Outcome:
     _, status, usage = os.wait4(child, 0)
     peak = max(0, usage.ru_maxrss * 1024 - int(inherited.read_text()))
     if not ended:
-        return Outcome("hang", f"no end after {seconds:g} s", peak)
+        return "hang", f"no end after {seconds:g} s", peak
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF:
-        return Outcome("refused", f"no end after {PROCESSOR_SECONDS:g} s of processor time", peak)
+        return "refused", f"no end after {PROCESSOR_SECONDS:g} s of processor time", peak
     if os.WIFSIGNALED(status):
-        return Outcome("crash", f"signal {os.WTERMSIG(status)}", peak)
+        return "crash", f"signal {os.WTERMSIG(status)}", peak
     if peak > max_bytes:
-        return Outcome("memory", f"{peak / 1e6:.0f} MB", peak)
+        return "memory", f"{peak / 1e6:.0f} MB", peak
     noise = noise_file.read_text(errors="replace")
     if "Traceback" in noise:
-        return Outcome("traceback", f"on stderr: {noise[-MAX_REPORT:]}", peak)
+        return "traceback", f"on stderr: {noise[-MAX_REPORT:]}", peak
     verdict, _, detail = report.partition(" ")
-    return Outcome(verdict, detail, peak)
+    return verdict, detail, peak
+
+
+def judged(read: Callable[[], str]) -> str:
+    """A report on one file: how that ended, and what it came to or why not."""
+    try:
+        return f"answered {read()}"
+    except MemoryError:
+        return "refused for its memory"
+    except VicortError as error:
+        line = str(error)
+        if line.isprintable() and len(line) <= MAX_LINE:
+            return f"refused {line}"
+        return f"traceback an error that is no clean line: {line[:500]!r}"
+    except BaseException:  # noqa: BLE001 - the run looks for any exception
+        return f"traceback {traceback.format_exc()[-MAX_REPORT // 2 :]}"
 
 
 def _memory() -> int:
@@ -85,20 +108,7 @@ def _be_child(path: Path, kind: Kind, writing: int, noise_file: Path, inherited:
     os.dup2(os.open(noise_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
     limit_memory(Limits().decoding_bytes)  # as a decoder process has them
     limit_time(PROCESSOR_SECONDS)
-    try:
-        report = f"answered {READERS[kind](path)}"
-    except MemoryError:
-        report = "refused for its memory"
-    except VicortError as error:
-        line = str(error)
-        clean = line.isprintable() and len(line) <= MAX_LINE
-        report = (
-            f"refused {line}"
-            if clean
-            else f"traceback an error that is no clean line: {line[:500]!r}"
-        )
-    except BaseException:  # noqa: BLE001 - the run looks for any exception
-        report = f"traceback {traceback.format_exc()[-MAX_REPORT // 2 :]}"
+    report = judged(lambda: READERS[kind](path))
     os.write(writing, report.encode("utf-8", "backslashreplace")[:MAX_REPORT])
     os._exit(0)
 

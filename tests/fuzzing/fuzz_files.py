@@ -13,6 +13,18 @@ from typing import Literal
 import av
 import numpy as np
 from support.hostile import gif, mp4, png, profile_chunk, text_chunks
+from support.hostile_files import (
+    animated_png,
+    audio_video_interleave,
+    changing_sizes,
+    flash_metadata,
+    fragments,
+    many_scans,
+    matroska,
+    nested_boxes,
+    run_length_bitmap,
+    transport_stream,
+)
 from support.scheduling import scheduling_kept
 
 from vicort.runtime.manifest import SCHEMA_VERSION
@@ -177,9 +189,10 @@ class Good:
     content: bytes
 
 
-def good_files(folder: Path) -> tuple[list[Good], list[str]]:
-    """All that this PyAV can write, and the codecs that it cannot. `folder` is written in."""
-    files, lacking = _texts(), []
+def good_files(folder: Path, engines: Path | None = None) -> tuple[list[Good], list[str]]:
+    """All that this PyAV can write, and the codecs that it cannot. `folder` is written in. engines:
+    the set whose manifest is among them."""
+    files, lacking = _texts(engines), []
     for codec, pixel_format, container in VIDEOS:
         path = folder / f"{codec}.{container}"
         try:
@@ -202,19 +215,35 @@ def good_files(folder: Path) -> tuple[list[Good], list[str]]:
 
 
 def _hostile() -> list[Good]:
-    """Files that ask for much memory or time as they are, each with two sizes."""
+    """Files that ask for much memory or time as they are."""
     videos = {
         "table.mp4": mp4(80_000_000),
         "small-table.mp4": mp4(2_000_000, tracks=3),
-        "edits.mp4": mp4(1_000, size=1, edits=10_000),
+        "edits.mp4": mp4(1_000, size=1, edits=2_000),
         "few-edits.mp4": mp4(100, size=1, edits=30),
-        "screen.gif": gif(4_096, 4_096, 40),
+        "screen.gif": gif(4_096, 4_096, 6),
         "small-screen.gif": gif(512, 512, 400),
+        "screen.apng": animated_png(2_048, 2_048, 8),
+        "small-screen.apng": animated_png(64, 64, 100),
+        "fragments.mp4": fragments(2**31 - 1),
+        "small-fragments.mp4": fragments(300_000, 10),
+        "boxes.mp4": nested_boxes(2_000),
+        "attached.mkv": matroska(attachment=(1 << 31) - 1_000),
+        "tags.mkv": matroska(tags=1_000),
+        "subtitles.mkv": matroska(subtitles=5_000),
+        "programs.ts": transport_stream(200, 33),
+        "deep.flv": flash_metadata(2_000),
+        "wide.flv": flash_metadata(6, 3),
+        "streams.avi": audio_video_interleave(100, chunks=100, length=2**31),
+        "empty.avi": audio_video_interleave(1, chunks=5_000, length=5_000),
+        "sizes.h264": changing_sizes((1_024, 1_024), 4),
     }
     images = {
-        "text.png": png(8, 8, text_chunks(64, 20)),
-        "profile.png": png(8, 8, profile_chunk(512)),
-        "black.png": png(8_192, 8_192),
+        "text.png": png(8, 8, text_chunks(64, 4)),
+        "profile.png": png(8, 8, profile_chunk(128)),
+        "black.png": png(4_096, 4_096),
+        "run-length.bmp": run_length_bitmap(4_096, 4_096),
+        "scans.jpg": many_scans(4_096, 4_096, 200),
     }
     return [
         *(Good(name, "video", content) for name, content in videos.items()),
@@ -357,7 +386,7 @@ def _packets(path: Path) -> Good:
     )
 
 
-def _texts() -> list[Good]:
+def _texts(engines: Path | None) -> list[Good]:
     from importlib import resources
 
     systems = resources.files("vicort.configs") / "systems"
@@ -369,7 +398,11 @@ def _texts() -> list[Good]:
     return [
         *files,
         Good("questions.jsonl", "questions", QUESTIONS.encode()),
-        Good("manifest.json", "manifest", _manifest()),
+        Good(
+            "manifest.json",
+            "manifest",
+            (engines / "manifest.json").read_bytes() if engines else _manifest(),
+        ),
     ]
 
 

@@ -92,7 +92,7 @@ def test_a_fault_fails_the_run_and_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(
-        fuzz, "good_files", lambda room: ([Good("a.yaml", "system", b"name: a")], [])
+        fuzz, "good_files", lambda room, engines: ([Good("a.yaml", "system", b"name: a")], [])
     )
     monkeypatch.setitem(fuzz_child.READERS, "system", lambda path: 1 / 0)
     assert fuzz.main(["--files", "2", "--keep", str(tmp_path / "kept")]) == 1
