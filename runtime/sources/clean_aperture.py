@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
+from vicort.runtime.sources.heif_items import crop_of
 from vicort.runtime.sources.pixels import NO_CROP, Crop
 
 MOST_BOXES = 4096  # that are looked at in one box
@@ -43,15 +43,7 @@ def _of_entry(file: BinaryIO, start: int, end: int) -> Crop:
     width, height = struct.unpack(">HH", _read(file, start + 32, 4))
     size = int.from_bytes(_read(file, start, 4), "big")
     for inside, _ in _boxes(file, b"clap", start + ENTRY, min(start + size, end)):
-        numbers = struct.unpack(">IIIIiIiI", _read(file, inside, 32))
-        wide, high, right, down = (
-            Fraction(numbers[i], numbers[i + 1]) for i in range(0, len(numbers), 2)
-        )
-        left, top = (width - wide) / 2 + right, (height - high) / 2 + down
-        if left >= 0 and top >= 0 and 1 <= wide <= width - left and 1 <= high <= height - top:
-            return Crop(
-                int(top), height - int(top) - int(high), int(left), width - int(left) - int(wide)
-            )
+        return crop_of(_read(file, inside, 32), width, height)
     return NO_CROP
 
 

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
-from av.stream import Disposition
 
 from vicort.runtime.core import Frame
 from vicort.runtime.errors import SourceError
@@ -17,6 +17,8 @@ from vicort.runtime.frame_grid import MAX_ASPECT, is_too_long
 from vicort.runtime.safe_text import shown
 from vicort.runtime.sources.animated_webp import AnimatedWebpSource
 from vicort.runtime.sources.animation import is_animated_webp, is_animation
+from vicort.runtime.sources.heif_items import MainPicture, main_picture
+from vicort.runtime.sources.heif_pictures import HeifDecoder
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.piped import ByteFile
 from vicort.runtime.sources.pixels import Converter
@@ -133,6 +135,8 @@ class ImageSource(Source):
                 raise SourceError(f"raw photos are not developed: {_conversion(path)}")
             if is_animated_webp(path):
                 return self._first_of_webp(path)
+            if path.suffix.lower() in HEIF and (main := main_picture(path)):
+                return self._heif(path, main, convert)
             picture = self._tga(path) if path.suffix.lower() == ".tga" else self._picture(path)
             return convert(picture)
         except SourceError as error:
@@ -151,21 +155,10 @@ class ImageSource(Source):
     def _picture(self, path: Path) -> av.VideoFrame:
         """The first picture of a file. Raises SourceError, and errors of FFmpeg and Python."""
         formats = HEIF_FORMAT if path.suffix.lower() in HEIF else FORMATS
-        # so that a playlist with the name of an image is not opened
-        options = {"format_whitelist": formats, "protocol_whitelist": "none"}
-        with (
-            path.open("rb") as file,
-            av.open(
-                ByteFile(file),
-                metadata_errors="replace",
-                options=options | self._limits.decoder_options,
-            ) as container,
-        ):
+        with path.open("rb") as file, self._opened(file, formats) as container:
             stream = container.streams.video[0]
             if stream.codec_context is None:
                 raise SourceError(f"it has an unknown codec: {_conversion(path)}")
-            if any(tile.disposition & Disposition.dependent for tile in container.streams.video):
-                raise SourceError(f"it is made of tiles, which are not joined: {_conversion(path)}")
             self._limits.check(path.name, stream.width, stream.height, None)
             stream.codec_context.options = self._limits.decoder_options
             stream.codec_context.thread_count = 1
@@ -185,6 +178,25 @@ class ImageSource(Source):
 
     def _warn_of_animation(self, path: Path) -> None:
         self.warn(f"{path} is animated: of a file among others, only its first picture is shown")
+
+    def _heif(self, path: Path, main: MainPicture, convert: Converter) -> np.ndarray:
+        """Raises SourceError, and errors of FFmpeg and Python."""
+        if is_animation(path):
+            self._warn_of_animation(path)
+        with path.open("rb") as file, self._opened(file, HEIF_FORMAT) as container:
+            decoder = HeifDecoder(container, self._limits, path.name)
+            if decoder.knows(main):
+                return decoder.picture(main)
+        return convert(self._picture(path))
+
+    def _opened(self, file: BinaryIO, formats: str) -> av.container.InputContainer:
+        # so that a playlist with the name of an image is not opened
+        options = {"format_whitelist": formats, "protocol_whitelist": "none"}
+        return av.open(
+            ByteFile(file),
+            metadata_errors="replace",
+            options=options | self._limits.decoder_options,
+        )
 
     def _tga(self, path: Path) -> av.VideoFrame:
         """A TGA has no first bytes by which FFmpeg would know it."""

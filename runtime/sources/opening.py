@@ -566,7 +566,7 @@ def _open_file(spec: str, file: str, live: bool, options: dict[str, Any]) -> Sou
     start = _first_bytes(spec, path) if path.is_file() else b""
     try:
         # with the prefix, FFmpeg does not read a colon in the name as a protocol
-        return ContainerSource(f"file:{file}", spec, live=live, **options)
+        source = ContainerSource(f"file:{file}", spec, live=live, **options)
     except SourceError as error:
         if start[4:8] == b"ftyp" and isinstance(error.__cause__, av.InvalidDataError):
             raise SourceError(
@@ -574,6 +574,23 @@ def _open_file(spec: str, file: str, live: bool, options: dict[str, Any]) -> Sou
                 "with `-movflags +faststart`"
             ) from error.__cause__
         raise
+    if is_animation(path) and _has_moving_alpha(source):
+        source.warn(f"{spec}: the transparency of an animated AVIF or HEIF is not shown")
+    return source
+
+
+def _has_moving_alpha(source: ContainerSource) -> bool:
+    """Whether another track of a sequence of images tells how transparent its pictures are."""
+    video = source.video
+    return any(
+        other is not video and other.frames == video.frames and _is_grey(other)
+        for other in video.container.streams.video
+    )
+
+
+def _is_grey(stream: av.VideoStream) -> bool:
+    context = stream.codec_context
+    return context is not None and (context.pix_fmt or "").startswith("gray")
 
 
 def _first_bytes(spec: str, path: Path) -> bytes:

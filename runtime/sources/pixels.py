@@ -69,18 +69,21 @@ class Converter:
 
         Raises SourceError for a picture that cannot be converted to RGB.
         """
+        image = self.stored(picture)
+        if self._crop is not NO_CROP:
+            image = self._crop.of(image, picture.height, picture.width)
+        return np.ascontiguousarray(turned(image, picture))
+
+    def stored(self, picture: av.VideoFrame) -> np.ndarray:
+        """The same, neither cropped nor turned, and perhaps a view."""
         kind = self._kinds.get(picture.format.name) or self._kind(picture.format)
         if picture.colorspace == UNSPECIFIED and kind.has_matrix and not self._still:
             picture.colorspace = matrix_of(picture.height, picture.width)
         if kind.has_alpha:
-            image = over_white(self._rgb(picture, "rgba"))
-        elif picture.color_trc in (PQ, HLG) and kind.has_matrix:
-            image = self._tone_map(picture.color_trc)(self._rgb(picture, "rgb48le"))
-        else:
-            image = self._rgb(picture, "rgb24")
-        if self._crop is not NO_CROP:
-            image = self._crop.of(image, picture.height, picture.width)
-        return np.ascontiguousarray(turned(image, picture))
+            return over_white(self._rgb(picture, "rgba"))
+        if picture.color_trc in (PQ, HLG) and kind.has_matrix:
+            return self._tone_map(picture.color_trc)(self._rgb(picture, "rgb48le"))
+        return self._rgb(picture, "rgb24")
 
     def _kind(self, pixel_format: VideoFormat) -> _Kind:
         kind = self._kinds[pixel_format.name] = _Kind.of(pixel_format)
