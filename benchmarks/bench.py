@@ -18,6 +18,7 @@ from vicort.benchmarks.common.settings import QUICK, Settings
 from vicort.benchmarks.common.tables import Table
 from vicort.export.library_caches import temporary_caches
 from vicort.runtime.command_line import ArgumentParser
+from vicort.runtime.entry_points import code_of
 from vicort.runtime.errors import ConfigError, VicortError
 from vicort.runtime.packages import check_installed
 from vicort.runtime.safe_text import print_safely
@@ -170,8 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VicortError as error:
         print_safely(f"vicort-bench: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interruption:
+        return code_of(interruption)
 
 
 def _bench(options: argparse.Namespace) -> int:

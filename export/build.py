@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, get_args
 from vicort.export.default_folder import located
 from vicort.export.library_caches import temporary_caches
 from vicort.runtime.command_line import ArgumentParser
-from vicort.runtime.entry_points import InterruptedAtOnce
+from vicort.runtime.entry_points import InterruptedAtOnce, TerminatedLikeInterrupted, code_of
 from vicort.runtime.errors import ConfigError, DeviceError, VicortError
 from vicort.runtime.log_options import add_log_options, log_to_stderr
 from vicort.runtime.manifest import FILE_NAME, KV, Activations, Backend, Precision, Weights
@@ -77,14 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line tool; returns its exit status."""
     try:
         options = _parse(sys.argv[1:] if arguments is None else arguments)
-        with log_to_stderr(options.log_level), temporary_caches():
+        with TerminatedLikeInterrupted(), log_to_stderr(options.log_level), temporary_caches():
             return build(options)
     except VicortError as error:
         say(f"error: {error}")
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         say("interrupted, nothing was written")
-        return 130
+        return code_of(interruption)
 
 
 def build(options: Arguments) -> int:

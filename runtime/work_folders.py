@@ -13,8 +13,10 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
+from vicort.runtime.entry_points import BEFORE_LEAVING
 from vicort.runtime.errors import ConfigError
 
 NAME = re.compile(r"\.building-\d{1,9}-[0-9a-f]{8}(-replaced)?")
@@ -37,7 +39,10 @@ def work_folder(root: Path) -> Iterator[Path]:
             # a process id is not unique: a build in another container may have the same
             folder = root / f".building-{os.getpid()}-{secrets.token_hex(4)}"
             folder.mkdir()
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            clear = partial(_clear, folder)
+            stack.callback(clear)
+            stack.callback(BEFORE_LEAVING.remove, clear)
+            BEFORE_LEAVING.append(clear)
             stack.callback(os.close, _locked(folder))
         except OSError as error:
             raise ConfigError(
@@ -86,11 +91,21 @@ def remove_work_folder(folder: Path) -> bool:
     """Remove one, if it is abandoned; returns whether it was. Raises OSError."""
     with _held(folder) as abandoned:
         if abandoned:
-            for moved in _entries(folder / REPLACED):
-                if not os.path.lexists(folder.parent / moved.name):
-                    moved.rename(folder.parent / moved.name)
+            _put_back(folder)
             shutil.rmtree(folder)
     return abandoned
+
+
+def _clear(folder: Path) -> None:
+    with suppress(OSError):
+        _put_back(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put_back(folder: Path) -> None:
+    for moved in _entries(folder / REPLACED):
+        if not os.path.lexists(folder.parent / moved.name):
+            moved.rename(folder.parent / moved.name)
 
 
 def why_kept(folder: Path) -> str:

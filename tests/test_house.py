@@ -43,6 +43,8 @@ FLOORS = {
     "file_kinds": 0,
     "set_folders": 0,
     "entry_points": 0,
+    "child_command": 0,
+    "timely_end": 0,
     "packages": 0,
     "work_folders": 0,
     # how many visual tokens a frame becomes, and their order: of the builder and the runtime

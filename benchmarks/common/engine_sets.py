@@ -12,6 +12,7 @@ from vicort.benchmarks.common.checkpoints import write_medium
 from vicort.benchmarks.common.workload import CHUNK_FRAMES
 from vicort.export.tiny.model import CHECKPOINT as TINY
 from vicort.export.tiny.model import SIDE as TINY_SIDE
+from vicort.runtime.child_command import run_child
 from vicort.runtime.errors import EngineError
 
 KINDS = (("openvino", "fp32"), ("openvino", "bf16"), ("onnxruntime", "fp32"))  # backend, precision
@@ -34,8 +35,8 @@ class Model:
             *("--backend", backend, "--precision", precision),
             *("--chunk-frames", CHUNK_FRAMES, "--image-size", f"{self.side}x{self.side}"),
         ]
-        done = subprocess.run(
-            [str(part) for part in command], capture_output=True, text=True, check=False
+        done = run_child(
+            [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         if done.returncode:
             raise EngineError(

@@ -21,6 +21,7 @@ from vicort.benchmarks.evaluation.ledger import Ledger
 from vicort.benchmarks.evaluation.score_tables import Table, make_table, print_table, score_all
 from vicort.benchmarks.evaluation.watching import Candidate, watch
 from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.entry_points import code_of
 from vicort.runtime.errors import ConfigError, EngineError, SourceError, VicortError
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.manifest import Manifest, ModelSpec, read_manifest
@@ -33,7 +34,6 @@ from vicort.runtime.written_files import write_file
 
 RECORD, REPORT, TABLE = "answers.jsonl", "report.json", "report.txt"
 SHOWN_MISSING = 5
-INTERRUPTED = 130  # exit code: 128 + SIGINT
 
 
 @standard_streams()
@@ -44,9 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VicortError as error:
         print_safely(f"vicort-eval: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         print("vicort-eval: stopped; the same command resumes", file=sys.stderr)
-        return INTERRUPTED
+        return code_of(interruption)
 
 
 def run(options: EvalOptions) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from vicort.runtime.cli.engine_inspection import FoundSet, inspect_root
 from vicort.runtime.cli.sizes import size_text
 from vicort.runtime.command_line import ArgumentParser
+from vicort.runtime.entry_points import code_of
 from vicort.runtime.errors import ConfigError, EngineError, VicortError
 from vicort.runtime.locations import engines_root
 from vicort.runtime.safe_text import print_safely
@@ -22,7 +23,6 @@ from vicort.runtime.standard_streams import standard_streams
 from vicort.runtime.work_folders import NAME, remove_work_folder
 
 READER_GONE = 141  # exit code: 128 + SIGPIPE
-INTERRUPTED = 130  # exit code: 128 + SIGINT
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VicortError as error:
         print_safely(f"vicort-engines: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as interruption:
+        return code_of(interruption)
     except BrokenPipeError:
         # stdout is flushed again at exit, which must not print an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

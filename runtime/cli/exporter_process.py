@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from vicort.runtime.child_command import run_child
 from vicort.runtime.errors import EngineError
 
 
@@ -13,12 +14,11 @@ def ask_exporter(module: str, *arguments: str) -> str:
 
     Raises EngineError with the last line of its stderr if it fails.
     """
-    done = subprocess.run(
+    done = run_child(
         # -P: not from a folder `vicort` that lies where the user is
         [sys.executable, "-P", "-m", f"vicort.export.{module}", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

@@ -5,9 +5,7 @@ The command line is checked before any engine is loaded.
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,9 +14,9 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 
 from vicort.runtime.assembly import check_system
+from vicort.runtime.child_command import run_child
 from vicort.runtime.cli.arguments import Options, parse_options
 from vicort.runtime.cli.info import budget_text, info, lines
 from vicort.runtime.cli.loading_bar import loading_bar
@@ -34,6 +32,13 @@ from vicort.runtime.devices.preprocess import import_dali
 from vicort.runtime.devices.trace import Trace
 from vicort.runtime.engines.bfloat16 import COST, computes_in_float32
 from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.entry_points import (
+    BEFORE_LEAVING,
+    EXIT_CODES,
+    Terminated,
+    TerminatedLikeInterrupted,
+    code_of,
+)
 from vicort.runtime.errors import ConfigError, EngineError, SourceError, VicortError
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.log_options import log_to_stderr
@@ -60,15 +65,8 @@ from vicort.runtime.standard_streams import (
 )
 
 MODEL = "tiny"  # used without --engine-dir, and built if it is missing
-INTERRUPTED = 130  # exit code: 128 + SIGINT
 STOP_SECONDS = 1.0  # maximum wait for a source to stop
 NO_STDOUT = "stdout is closed, so events are written nowhere: send them to a file or to /dev/null"
-TERMINATED = 143  # exit code: 128 + SIGTERM
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM. It ends the run like Ctrl-C: the summary and the trace are written, the socket is
-    removed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,17 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str] | None, closed: Sequence[str]) -> tuple[int, bool]:
     """The exit code, and whether a signal ended the run."""
     try:
-        with _terminated_like_interrupted():
+        with TerminatedLikeInterrupted():
             options = parse_options(arguments)
             if "stdout" in closed:
                 print_safely(f"vicort-run: warning: {NO_STDOUT}", file=sys.stderr)
             with log_to_stderr(options.log_level), _sigterm_ends(options.success_on_sigterm):
                 return run(options), False
         return 0, True  # ended by SIGTERM
-    except Terminated:
-        return TERMINATED, True
-    except KeyboardInterrupt:
-        return INTERRUPTED, True
+    except KeyboardInterrupt as interruption:
+        return code_of(interruption), True
     except BrokenPipeError:
         leave_quietly(sys.stdout)  # it is flushed again at exit, which must not print an error
         return READER_GONE, False
@@ -104,34 +100,17 @@ def _main(arguments: Sequence[str] | None, closed: Sequence[str]) -> tuple[int, 
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    process = os.getpid()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if os.getpid() == process:
-            raise Terminated
-        # a child that another library forked: it ends as if the handler were not there
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-    if threading.current_thread() is not threading.main_thread():  # signals need the main thread
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
 def _sigterm_ends(well: bool) -> Iterator[None]:
     """Within this context SIGTERM is an end like any other, if `well`."""
+    before = EXIT_CODES[signal.SIGTERM]
+    EXIT_CODES[signal.SIGTERM] = 0 if well else before
     try:
         yield
     except Terminated:
         if not well:
             raise
+    finally:
+        EXIT_CODES[signal.SIGTERM] = before
 
 
 def run(options: Options) -> int:
@@ -399,12 +378,21 @@ def _decode(options: Options) -> Decode:
 @contextmanager
 def _traced(path: Path | None) -> Iterator[Trace | None]:
     """A trace that is written at the end, also after an error, unless it is empty."""
-    trace = Trace() if path else None
+    if path is None:
+        yield None
+        return
+    trace = Trace()
+
+    def write() -> None:
+        if trace.kept:
+            trace.write(path)
+
+    BEFORE_LEAVING.append(write)
     try:
         yield trace
     finally:
-        if path and trace and trace.kept:
-            trace.write(path)
+        BEFORE_LEAVING.remove(write)
+        write()
 
 
 def _default_engines(log_level: str | None) -> Path:
@@ -430,7 +418,7 @@ def _default_engines(log_level: str | None) -> Path:
     )
     command = [sys.executable, "-m", "vicort.export.build", MODEL]
     command += ["--log-level", log_level] if log_level else []
-    built = subprocess.run(command, stdout=sys.stderr, check=False)
+    built = run_child(command, stdout=sys.stderr)
     if built.returncode or not (found := find_engine_dir(MODEL)):
         raise EngineError(
             f"the engines of the {MODEL} model could not be built (exit code "

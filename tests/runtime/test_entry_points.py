@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from support.processes import python
 
 from vicort.runtime.packages import install_command, missing_package
 
@@ -26,8 +27,14 @@ COMMANDS = {
 START = """
 import sys
 sys.argv[0] = {command!r}
-print("started", flush=True)
+import {module} as entry_points
 from {module} import {name}
+take = entry_points._take_interrupts
+def take_and_tell(line):
+    entry_points._take_interrupts, before = take, take(line)
+    print("started", flush=True)
+    return before
+entry_points._take_interrupts = take_and_tell
 if __name__ == "__main__":
     sys.exit({name}())
 """
@@ -64,16 +71,91 @@ def started(command: str, before: str = "", arguments: list[str] | None = None):
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("seconds", [0.02, 0.1, 0.2])
-def test_ctrl_c_in_the_first_moments_is_silent_or_one_line(command, seconds, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_first_moments_is_silent_or_one_line(command, seconds, number, tmp_path):
     child = started(command)
     child.stdout.readline()
     time.sleep(seconds)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(number)
     out, err = child.communicate(timeout=30)
-    assert child.returncode == 130
+    assert child.returncode == 128 + number
     assert "Traceback" not in err
     assert err.count("\n") <= 1
     assert out == ""
+
+
+BEGIN = """
+import importlib, os, signal, sys
+import vicort.runtime.entry_points as entry_points
+def wait(arguments):
+    print("working", flush=True)
+    {wait}
+class Module:
+    main = staticmethod(wait)
+importlib.import_module = lambda name: Module
+sys.exit(entry_points.{name}())
+"""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_every_command_ends_by_a_signal_with_its_code_and_without_a_word(command, number, code):
+    begin = BEGIN.format(name=SCRIPTS[command].split(":")[1], wait="signal.pause()")
+    child = python("-c", begin, text=True)
+    assert child.stdout.readline() == "working\n"
+    child.send_signal(number)
+    assert child.communicate(timeout=30) == ("", "")
+    assert child.returncode == code
+
+
+def test_a_signal_does_not_wait_for_the_ends_of_libraries():
+    slow = "import atexit, time; atexit.register(time.sleep, 60); signal.pause()"
+    child = python("-c", BEGIN.format(name="run", wait=slow), text=True)
+    child.stdout.readline()
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=30)
+    assert child.returncode == 143
+
+
+# a call that does not return, as of a library that reads from a silent address: a lock, twice
+CALL = """
+    import ctypes, os
+    entry_points.BEFORE_LEAVING.append(lambda: os.mkdir({made!r}))
+    lock, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+    libc.pthread_mutex_lock(lock)
+    libc.pthread_mutex_lock(lock)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_does_not_wait_for_a_call_that_does_not_return(number, code, tmp_path):
+    call = CALL.format(made=str(tmp_path / "m"))
+    child = python("-c", BEGIN.format(name="run", wait=call), text=True)
+    child.stdout.readline()
+    time.sleep(0.3)
+    began = time.monotonic()
+    child.send_signal(number)
+    assert child.communicate(timeout=30) == ("", "")
+    assert child.returncode == code
+    assert (tmp_path / "m").is_dir()
+    assert time.monotonic() - began < 10  # 1.5 s where nothing else runs
+
+
+def test_a_build_that_a_signal_ends_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    child = started("vicort-build", arguments=["tiny", "--out", str(tmp_path / "sets" / "set")])
+    while child.poll() is None and not list(tmp_path.glob("sets/.building-*/set/*")):
+        time.sleep(0.02)
+    child.send_signal(signal.SIGTERM)
+    _, err = child.communicate(timeout=60)
+    assert (child.returncode, err.splitlines()[-1]) == (
+        143,
+        "vicort-build: interrupted, nothing was written",
+    )
+    assert "Traceback" not in err
+    assert not (tmp_path / "sets").exists()
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_every_command_begins_there():
