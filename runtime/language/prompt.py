@@ -18,6 +18,7 @@ from vicort.runtime.errors import ConfigError, EngineError, QuestionError
 from vicort.runtime.file_kinds import misfit
 from vicort.runtime.language.chat_template import ChatTemplate
 from vicort.runtime.language.message_form import choose_form
+from vicort.runtime.language.tokenizer_parts import check_parts
 from vicort.runtime.safe_text import brief, is_text, shown
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -52,6 +53,11 @@ class Prompt:
             self._render, self._video, self._placeholder(), system, f"the chat template in {folder}"
         )
         whole = self._encode(self._render(self._turns([("a question", "")])))
+        if video_token not in whole:
+            raise EngineError(
+                f"the tokenizer in {folder} does not read its own token {shown(self._video)} for a "
+                "video: use the model's own tokenizer"
+            )
         self.prefix: list[int] = whole[: whole.index(video_token)]
 
     def question(self, text: str, earlier: Sequence[tuple[str, str]] = ()) -> list[int]:
@@ -101,7 +107,7 @@ class Prompt:
         unknown = getattr(self._tokenizer.model, "unk_token", None)
         if unknown is None:
             return []
-        found = self._tokenizer.encode(text, add_special_tokens=False)
+        found = _calling(lambda: self._tokenizer.encode(text, add_special_tokens=False))
         pairs = zip(found.tokens, found.offsets, strict=True)
         words = [text[slice(*place)] for token, place in pairs if token == unknown]
         return list({word.casefold(): word for word in words}.values())
@@ -266,7 +272,11 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 def _tokenizer(path: Path, written_ns: int, size: int) -> Tokenizer:
     """A tokenizer of 150,000 tokens takes most of a second to read. Nothing here changes one, so
     sessions share it. written_ns, size: of the file, which may be replaced."""
-    tokenizer = _calling(lambda: Tokenizer.from_file(str(path)))
+    content = path.read_bytes()
+    check_parts(content)
+    tokenizer = _calling(lambda: Tokenizer.from_buffer(content))
+    # it would add tokens that the chat template writes itself
+    tokenizer.post_processor = None
     # as transformers: a file may hold what was set when it was trained
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -274,12 +284,15 @@ def _tokenizer(path: Path, written_ns: int, size: int) -> Tokenizer:
 
 
 def _calling(work: Callable[[], Result]) -> Result:
-    """The result of a call of the tokenizer, which is Rust. Raises EngineError where that panics,
-    for example at a regular expression that takes too long."""
+    """The result of a call of the tokenizer's library, which is Rust. Raises EngineError where that
+    fails or panics, for example at a text for which it has no token, or at a regular expression
+    that takes too long."""
     try:
         return work()
+    except MemoryError:
+        raise
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise EngineError(
             f"the model's tokenizer fails ({brief(error)}): use the model's own tokenizer"

@@ -80,12 +80,12 @@ def test_a_tokenizer_of_bytes_knows_every_word(qwen):
 def test_a_tokenizer_is_read_once_until_its_file_is_another(tmp_path, monkeypatch):
     read = []
 
-    def counted(path: str) -> Tokenizer:
-        read.append(path)
-        return from_file(path)
+    def counted(content: bytes) -> Tokenizer:
+        read.append(len(content))
+        return from_buffer(content)
 
-    from_file = Tokenizer.from_file
-    monkeypatch.setattr(prompt_module, "Tokenizer", SimpleNamespace(from_file=counted))
+    from_buffer = Tokenizer.from_buffer
+    monkeypatch.setattr(prompt_module, "Tokenizer", SimpleNamespace(from_buffer=counted))
     for name in ("tokenizer.json", "chat_template.jinja"):
         shutil.copy(TINY / name, tmp_path)
     first, again = Prompt(tmp_path, VIDEO), Prompt(tmp_path, VIDEO)
