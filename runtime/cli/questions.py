@@ -99,7 +99,12 @@ def _parse_line(line: str, source_name: str) -> Question:
             f"{source_name} has more than {MAX_LINE} characters: give a shorter question"
         )
     try:
-        content: Any = json.loads(line, parse_float=_fraction, parse_constant=_refuse_constant)
+        content: Any = json.loads(
+            line,
+            parse_float=_fraction,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_distinct,
+        )
     except ValueError as error:
         raise QuestionError(f"{source_name} is not JSON ({error}): give {LINE_FORM}") from error
     except RecursionError as error:
@@ -164,6 +169,15 @@ def _fraction(text: str) -> Fraction:
     if len(text) > MAX_DIGITS or abs(int(exponent or 0)) > MAX_DIGITS:
         raise ValueError(f"{shown(text)} has more than {MAX_DIGITS} digits")
     return Fraction(text)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys come once each. Raises ValueError."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {shown(twice)} comes twice")
+    return content
 
 
 def _refuse_constant(name: str) -> NoReturn:

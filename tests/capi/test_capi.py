@@ -93,10 +93,12 @@ def test_eight_threads_push_and_ask_and_are_closed_under(tiny_engines):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "arguments"), [("wrong_calls.c", ()), ("threads.c", (60,)), ("leave.c", ())]
+    ("name", "arguments"),
+    [("wrong_calls.c", ()), ("threads.c", (60,)), ("leave.c", ()), ("forks.c", ())],
 )
 def test_the_sanitizers_find_nothing(name, arguments, tiny_engines):
-    """Eight threads that push, ask and close, wrong calls, and an exit with a session open."""
+    """Eight threads that push, ask and close, wrong calls, an exit with a session open, and
+    children that are forked meanwhile."""
     check_sanitizers()
     run(name, tiny_engines, *arguments, timeout=400, sanitized=True)
 

@@ -88,6 +88,7 @@ def test_a_file_of_questions(tmp_path: Path) -> None:
         ('{"question": "a", "at": -0.5}', "at is -0.5, before the start of the stream"),
         ('{"question": "a", "at": NaN}', "is not JSON"),
         ('{"question": "a", "at": -Infinity}', "is not JSON"),
+        ('{"question": "a", "question": "b"}', "the key 'question' comes twice"),
         ('{"question": "a", "time": 3}', "unknown key 'time': the keys are at, question, id"),
     ],
 )
