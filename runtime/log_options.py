@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,8 +17,9 @@ from vicort.runtime.redact import redact
 from vicort.runtime.safe_text import printable, without_controls
 
 LEVELS = ("debug", "info")  # nothing is logged above them
-FORMAT = "%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s"
-CLOCK = "%H:%M:%S"
+# the time of day as in events: UTC, ISO 8601
+FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s"
+CLOCK = "%Y-%m-%dT%H:%M:%S"
 
 
 def add_log_options(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +63,8 @@ def log_to_stderr(level: str | None) -> Iterator[None]:
 
 
 class _Redacting(logging.Formatter):
+    converter = time.gmtime
+
     def format(self, record: logging.LogRecord) -> str:
         return redact(without_controls(super().format(record)))
 

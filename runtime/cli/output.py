@@ -48,12 +48,15 @@ class Output:
         `event`."""
         message = redact(printable(line))
         with self._lock:
-            self._clear_bar()
-            broken_line = "\n" * (self._writer.mid_line and self._errors.isatty())
-            with suppress(OSError):  # nobody reads stderr, and events may still be read
-                print(f"{broken_line}vicort-run: warning: {message}", file=self._errors, flush=True)
+            self._say(f"warning: {message}")
             if self._writer.shows_warnings:
                 self._write(lambda: self._writer.write(WarningEvent(message), source))
+
+    def tell(self, line: str) -> None:
+        """Write a line for people to stderr, where the format is not for programs."""
+        if not self._writer.shows_warnings:
+            with self._lock:
+                self._say(redact(printable(line)))
 
     @contextmanager
     def progress_of(self, source: Source, shown: bool = True) -> Iterator[None]:
@@ -99,6 +102,12 @@ class Output:
                 f"events cannot be written ({self._failure.strerror}): free some disk space, or "
                 "redirect them elsewhere"
             ) from self._failure
+
+    def _say(self, line: str) -> None:
+        self._clear_bar()
+        broken_line = "\n" * (self._writer.mid_line and self._errors.isatty())
+        with suppress(OSError):  # nobody reads stderr, and events may still be read
+            print(f"{broken_line}vicort-run: {line}", file=self._errors, flush=True)
 
     def _write(self, write: Callable[[], None]) -> None:
         if self._closed or self._failure is not None:

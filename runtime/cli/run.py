@@ -65,6 +65,10 @@ from vicort.runtime.standard_streams import (
 )
 
 MODEL = "tiny"  # used without --engine-dir, and built if it is missing
+EMBEDDED = (
+    "the embedded {model} model answers ({folder}), which knows simple shapes and a few words: "
+    "name another engine set with --engine-dir"
+)
 STOP_SECONDS = 1.0  # maximum wait for a source to stop
 NO_STDOUT = "stdout is closed, so events are written nowhere: send them to a file or to /dev/null"
 
@@ -129,6 +133,8 @@ def run(options: Options) -> int:
             stack.enter_context(QuestionSocket(options.serve_socket, router))
         engine_dir = options.engine_dir or _default_engines(options.log_level)
         refuse_other_schema(engine_dir)
+        if not options.engine_dir:
+            output.tell(EMBEDDED.format(model=MODEL, folder=engine_dir))
         if computes_in_float32(backend_of(engine_dir), precision_of(engine_dir)):
             output.warn(COST)
         request = _memory_request(options)

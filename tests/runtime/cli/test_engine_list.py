@@ -292,7 +292,7 @@ def test_a_run_builds_the_tiny_set_again_and_says_which_others_are_old(
         changed(found, schema_version=SCHEMA_VERSION)
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(run.subprocess, "run", built)
+    monkeypatch.setattr(run, "run_child", built)
     assert run.main([CLIP]) == 0
     assert [command[1:] for command in commands] == [["-m", "vicort.export.build", "tiny"]]
 

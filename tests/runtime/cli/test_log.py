@@ -2,8 +2,11 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -112,3 +115,19 @@ def test_a_build_tells_sizes(build_tiny, capsys):
     err = capsys.readouterr().err
     assert "frames of 112x112, chunks of 16 frames, pages of 4 tokens, fp32" in err
     assert [line for line in err.splitlines() if " INFO " not in line] == quiet.splitlines()
+
+
+def test_times_of_the_log_are_utc_as_those_of_events(capsys, monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        with log_to_stderr("info"):
+            logging.getLogger("vicort.test").info("a line")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    when, level, *_ = capsys.readouterr().err.split()
+    assert level == "INFO"
+    age = datetime.now(UTC) - datetime.fromisoformat(when)
+    assert timedelta(0) <= age < timedelta(minutes=10)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", when)

@@ -50,7 +50,15 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+WHICH_MODEL = "the embedded tiny model answers (engines/tiny)"  # said once, without --engine-dir
+
+
 def ran(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code, out, err = ran_with_notice(capsys, *arguments)
+    return code, out, "".join(line for line in err.splitlines(True) if WHICH_MODEL not in line)
+
+
+def ran_with_notice(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     code = run.main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
     return code, out, err
@@ -608,7 +616,7 @@ def test_missing_engines_are_built_once(
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(run, "find_engine_dir", lambda model: None)
-    monkeypatch.setattr(subprocess, "run", build)
+    monkeypatch.setattr(run, "run_child", build)
     code, out, err = ran(capsys, clip)
     assert (code, session().engine_dir) == (0, Path("built"))
     assert commands == [[sys.executable, "-m", "vicort.export.build", "tiny"]]
@@ -616,11 +624,22 @@ def test_missing_engines_are_built_once(
     assert "building" not in out
 
 
+@pytest.mark.parametrize(("form", "told"), [("text", 1), ("srt", 1), ("jsonl", 0)])
+def test_people_are_told_once_that_the_embedded_model_answers(
+    capsys: pytest.CaptureFixture[str], clip: Path, form: str, told: int
+) -> None:
+    code, _, err = ran_with_notice(capsys, clip, "--format", form)
+    assert (code, err.count(WHICH_MODEL)) == (0, told)
+    assert "--engine-dir" in err or not told
+    _, _, err = ran_with_notice(capsys, clip, "--format", form, "--engine-dir", "engines/tiny")
+    assert "embedded" not in err
+
+
 def test_a_socket_that_cannot_be_made_is_refused_before_engines_are_built(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, clip: Path
 ) -> None:
     monkeypatch.setattr(run, "find_engine_dir", lambda model: None)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("engines are built"))
+    monkeypatch.setattr(run, "run_child", lambda *_, **__: pytest.fail("engines are built"))
     code, _, err = ran(capsys, clip, "--serve-socket", "/no/such/s")
     assert (code, err.count("\n")) == (2, 1)
     assert "--serve-socket /no/such/s cannot be created" in err
@@ -631,7 +650,7 @@ def test_engines_that_cannot_be_built(
 ) -> None:
     monkeypatch.setattr(run, "find_engine_dir", lambda model: None)
     monkeypatch.setattr(
-        subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 5)
+        run, "run_child", lambda command, **options: subprocess.CompletedProcess(command, 5)
     )
     code, _, err = ran(capsys, clip)
     assert code == 2
