@@ -61,6 +61,7 @@ from vicort.runtime.session_arguments import (
     check_words,
 )
 from vicort.runtime.sources.sampler import Sampler, as_rate
+from vicort.runtime.sources.source import Ending, Wanted
 from vicort.runtime.stages.chunker import Chunker
 from vicort.runtime.stages.lag_policy import OnLag, lag_policy
 from vicort.runtime.stages.pipeline import Pipeline
@@ -93,10 +94,15 @@ class Session:
 
     def step(self, frame: Frame) -> None:
         """frame -> sampler -> chunker -> preprocess -> vision -> tokens -> prefill -> pages"""
+        self._take(self._sampler.stayed(frame.time))
         self._advance(frame.time)
         if self._comes_late(frame.time):
             self._statistics.late += 1
-        elif sampled := self._sampler.sample(frame):
+        else:
+            self._take(self._sampler.sample(frame))
+
+    def _take(self, sampled: Frame | None) -> None:
+        if sampled:
             self._statistics.frame_entered()
             if self._sampler.missed:
                 self._hold()
@@ -176,6 +182,7 @@ class Session:
             ThreadPoolExecutor(ANSWERS_AT_ONCE, "answer") if overlap else _InlineExecutor()
         )
         self._pushed: Fraction | None = None  # time of the newest frame that was pushed
+        self._told_both: Fraction | None = None  # where `wants` last said so
         self._forked: Frame | None = None  # of the newest half unit that a question saw
         self._questions = QuestionQueue(max_questions)
         self._asked = itertools.count(1)  # gives questions without an id one
@@ -225,15 +232,21 @@ class Session:
 
     # ---- frames ----
 
-    def wants(self, at: Fraction) -> bool:
+    def wants(self, at: Fraction) -> Wanted:
         """Whether a frame of that time will be taken; others need not be converted to pixels.
 
-        Asks the questions that are due.
+        BOTH means that the frame before it is taken, too, which was not wanted when it came: it
+        stays on the screen where another one was due. Push it first, or ask again if it cannot be
+        had. Asks the questions that are due, unless the frame before is to come first.
         """
         at = checked_frame_time(at)
         with self._moving("wants"):
+            self._take(self._sampler.stayed(at))
+            if self._sampler.stays(at) and self._told_both != at:
+                self._told_both = at
+                return Wanted.BOTH
             self._advance(at)
-            return self._sampler.wants(at)
+            return Wanted(self._sampler.wants(at))
 
     def push(self, frame: Frame) -> None:
         """Give the stream its next frame; with on_lag "wait", wait while the pipeline is full. A
@@ -247,10 +260,9 @@ class Session:
         at = checked_frame_time(frame.time)
         if at is not frame.time:
             frame = replace(frame, time=at)
-        if self._sampler.wants(frame.time):
-            check_picture(frame.image)
-            if self._chunker.closes(frame):
-                self._lag.wait_for_room()  # before the lock is taken
+        check_picture(frame.image)
+        if self._sampler.wants(frame.time) and self._chunker.closes(frame):
+            self._lag.wait_for_room()  # before the lock is taken
         with self._moving("push"):
             if self._finished:
                 raise VicortError("this stream was finished: open a new session for more frames")
@@ -263,25 +275,41 @@ class Session:
         self._pushed = at
         return False
 
-    def finish(self) -> None:
+    def finish(self, ending: Ending | None = None) -> None:
         """End the stream: complete a half unit, ask the questions that are left, and wait until no
         question is open.
 
-        Raises what a chunk failed with, and SessionClosed after `close`. What became of an
-        answer is known by its future alone.
+        ending: of the source, whose last frame is seen where another one was due before its end.
+        Without it, and after frames that were all pushed, the last one stays until the last
+        question.
+
+        Raises what a chunk failed with, and SessionClosed after `close`. What became of an answer
+        is known by its future alone.
         """
+        if ending and ending.frame and not self._finished:
+            self.push(ending.frame)
         with self._moving("finish"):
             if not self._finished:
                 self._launch_all(self._questions.take_due())
+                left = self._questions.finish()
+                times = [asked.question.at for asked in left] + [ending.time if ending else None]
+                self._take(
+                    self._sampler.stayed_by(max((at for at in times if at), default=self.now))
+                )
                 if chunk := self._chunker.flush():
                     self._lag.enter(chunk)
-                self._launch_all(self._questions.finish())
+                self._launch_all(left)
                 self._lag.flush()
                 self._finished = True
         self._pipeline.drain()
         self._questions.wait_ended()
         if self._closed:
             raise closed()
+
+    def _last_moment(self, left: Sequence[AskedQuestion], ending: Ending | None) -> Fraction:
+        """Until when the last frame stays on the screen for what is left to ask."""
+        asked = [each.question.at for each in left if each.question.at is not None]
+        return max(self.now, *asked, ending.time if ending else self.now)
 
     def change_lag_policy(self, on_lag: OnLag) -> None:
         """From now on, use another policy for frames that come faster than they are taken."""
@@ -477,7 +505,9 @@ class Session:
         if asked.question.at is None:
             asked.question = replace(asked.question, at=self.now)
         # as the next frame or the end would do: what is stored does not depend on the question
-        if self._sampler.has_missed(max(asked.question.at or self.now, self.now)):
+        at = max(asked.question.at or self.now, self.now)
+        self._take(self._sampler.stayed_by(at))
+        if self._sampler.has_missed(at):
             self._hold()
         if chunk := self._chunker.cut():
             self._lag.enter(chunk)

@@ -22,6 +22,7 @@ from vicort.runtime.owning_process import OwningProcess
 from vicort.runtime.session import Session
 from vicort.runtime.sources import open_source
 from vicort.runtime.sources.packets import DecodedPicture, PacketReader
+from vicort.runtime.sources.source import Ending, Wanted
 
 MICROSECONDS = 1_000_000
 MAX_GAP_SECONDS = 366 * 86_400  # between two frames; a larger gap is a change of clock
@@ -61,11 +62,13 @@ class SharedSession:
         self._process = OwningProcess()
         self._session = session
         self._sampling = sampling
-        self._pushing = threading.Lock()  # guards the next four fields
+        self._pushing = threading.Lock()  # guards the next six fields
         # time of the first frame on the caller's clock; None = no frame yet
         self._origin_us: int | None = None
         self._last = Fraction(0)  # time of the newest frame, in seconds since the first
         self._frames = 0
+        self._left_out: Callable[[], Any] | None = None  # picture of the newest frame
+        self._ending: Ending | None = None  # of a source that was watched
         self._finished = False
         self._decoding = threading.Lock()  # for packets; acquired before _pushing
         self._packets: PacketReader | None = None
@@ -78,9 +81,12 @@ class SharedSession:
         time_us: int,
         picture: Callable[[], Any],
         motion: Callable[[], Motion | None] = lambda: None,
+        *,
+        keeps: bool = False,
     ) -> None:
         """Push the frame at time_us, on any clock that rises. `picture` and `motion` return its
-        image and motion; they are called only if the frame is sampled.
+        image and motion; they are called only if the frame is sampled. keeps: whether they may be
+        called later, too, for a frame that turns out to stay on the screen.
 
         Raises SessionClosed, StreamFinished, TimeOrderError, and the error of an earlier frame.
         """
@@ -90,10 +96,14 @@ class SharedSession:
             wanted = self._session.wants(at)
             image = picture() if wanted else None
             self._origin_us = origin
-            self._last = at
+            before, self._last = self._last, at
             self._frames += 1
+            left_out, self._left_out = self._left_out, picture if keeps and not wanted else None
             if wanted:
-                self._session.push(Frame(image, at, self._frames - 1, motion()))
+                moved = motion()  # of both, if the one before is taken, too
+                if wanted == Wanted.BOTH and left_out:
+                    self._session.push(Frame(left_out(), before, self._frames - 2, moved))
+                self._session.push(Frame(image, at, self._frames - 1, moved))
 
     def set_codec(self, codec: str, extradata: bytes = b"") -> None:
         """Set the codec of the following packets, with the arguments of `PacketReader`. Pictures
@@ -130,7 +140,7 @@ class SharedSession:
         late: TimeOrderError | None = None
         for each in pictures:
             try:
-                self.push(each.time_us, each.image, each.motion)
+                self.push(each.time_us, each.image, each.motion, keeps=True)
             except TimeOrderError as error:
                 late = late or error
         if late:
@@ -164,6 +174,7 @@ class SharedSession:
                     self._frames += 1
                     with source.named_in_errors():
                         self._session.push(frame)
+            self._ending = source.ending
 
     def finish(self) -> None:
         """End the stream and wait for all work. Raises the error of a frame."""
@@ -176,7 +187,7 @@ class SharedSession:
             finally:
                 with self._pushing:
                     self._finished = True
-                self._session.finish()
+                self._session.finish(self._ending)
 
     def ask(self, text: str, on_token: Callable[[str], bool]) -> TimedAnswer:
         """Ask now and wait for the answer. on_token is called with each piece on this thread; if it
@@ -260,7 +271,7 @@ class SharedSession:
                 "one clock"
             )
 
-    def _wants(self, wait: Callable[[Fraction], None], at: Fraction) -> bool:
+    def _wants(self, wait: Callable[[Fraction], None], at: Fraction) -> Wanted:
         """Wait until a frame is due, then return whether it is wanted."""
         wait(at)
         self._check_open()

@@ -54,5 +54,5 @@ def session_after(path: Path | str, engines: EngineSet, system: System, **option
     with open_source(str(path)) as source:
         for frame in source.frames(session.wants):
             session.push(frame)
-    session.finish()
+    session.finish(source.ending)
     return session

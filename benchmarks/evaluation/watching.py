@@ -25,6 +25,7 @@ from vicort.runtime.errors import SourceError, TruncatedSource, VicortError
 from vicort.runtime.policies.system import System
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source, open_source
+from vicort.runtime.sources.source import Ending, Wanted
 
 Carry = Literal["state", "restart"]
 CARRIES: tuple[Carry, ...] = get_args(Carry)
@@ -35,10 +36,10 @@ class AskedSession(Protocol):
 
     @property
     def now(self) -> Fraction: ...
-    def wants(self, at: Fraction) -> bool: ...
+    def wants(self, at: Fraction) -> Wanted: ...
     def push(self, frame: Frame) -> None: ...
     def submit(self, question: Question) -> Future: ...
-    def finish(self) -> None: ...
+    def finish(self, ending: Ending | None = None) -> None: ...
     def summary(self) -> Summary: ...
 
 
@@ -141,19 +142,33 @@ class _Pass:
         """Pushes the frames that the session wants, and asks each question before the first later
         frame."""
 
-        def wants(at: Fraction) -> bool:
-            while self._open and self._open[0].at < at:
-                session.wants(self._open[0].at)  # the stream's clock comes to that moment
-                self._ask(session)
+        def wants(at: Fraction) -> Wanted | bool:
+            if self._ask_until(at, session, session.wants) == Wanted.BOTH:
+                return Wanted.BOTH  # asked when it is here
             return not self._open or (at >= self._start and session.wants(at))
+
+        def reach(at: Fraction) -> Wanted:
+            return session.wants(at) if session.wants(at) == Wanted.BOTH else Wanted.YES
 
         try:
             for frame in self._source.frames(wants):
+                self._ask_until(frame.time, session, reach)
                 if not self._open:
                     return
                 session.push(frame)
         except TruncatedSource as error:  # the questions are asked about the part that was read
             self._watched.warnings.append(str(error))
+
+    def _ask_until(
+        self, at: Fraction, session: AskedSession, reach: Callable[[Fraction], Wanted]
+    ) -> Wanted:
+        """Ask what is due before a frame at that time. reach: brings the stream's clock to a
+        moment; if it says BOTH, the frame before is to come first, and nothing more is asked."""
+        while self._open and self._open[0].at < at:
+            if reach(self._open[0].at) == Wanted.BOTH:
+                return Wanted.BOTH
+            self._ask(session)
+        return Wanted.NO
 
     def _ask_at_end(self, session: AskedSession) -> None:
         """Asks what is due at the last frame; then completes the last unit and asks what is due
@@ -161,7 +176,7 @@ class _Pass:
         while self._open and self._open[0].at <= session.now:
             self._ask(session)
         if self._open:
-            session.finish()
+            session.finish(self._source.ending)
         while self._open:
             self._ask(session)
 

@@ -26,6 +26,7 @@ from vicort.runtime.errors import TruncatedSource
 from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source
+from vicort.runtime.sources.source import Wanted
 
 NEVER_YES = 1  # exit code: the sources ended before --until was answered with yes
 POLL = 0.05  # seconds between checks whether to stop
@@ -118,7 +119,7 @@ class Watch:
         context.router.enter(self.label, partial(self._ask_now, session), self.source.name)
         with self._output.progress_of(self.source, shown=not self.label):
             code = self._feed(session)
-            session.finish()
+            session.finish(self.source.ending)
             if context.typed_questions and not context.stopping.is_set():
                 self._wait_for_typed(context.typed_questions)
                 session.finish()
@@ -147,7 +148,7 @@ class Watch:
             return error.exit_code
         return 0
 
-    def _wants(self, session: Session, at: Fraction) -> bool:
+    def _wants(self, session: Session, at: Fraction) -> Wanted:
         captured = self._pace.wait(at) if self._pace else time.monotonic()
         for each in self._askers:
             each.advance(at)

@@ -28,7 +28,7 @@ from vicort.runtime.sources.piped import MAX_BYTES_WITHOUT_PICTURE, ByteFile
 from vicort.runtime.sources.pixel_shape import PixelShape
 from vicort.runtime.sources.pixels import NO_CROP, Converter, Crop
 from vicort.runtime.sources.playlist import discontinuities
-from vicort.runtime.sources.source import Source, Wants, Warn
+from vicort.runtime.sources.source import Ending, Source, Wanted, Wants, Warn
 
 logger = logging.getLogger(__name__)
 
@@ -71,12 +71,13 @@ class Damaged(Exception):
 class Decoder(Protocol):
     """Packets -> pictures -> frames."""
 
+    keeps: bool  # whether a picture stays valid after the next ones are taken
+
     def decode(self, packet: av.Packet | None) -> Iterable[Any]:
         """The next pictures in display order, each with pts, dts, time_base and is_corrupt as in
         PyAV.
 
-        None, or a packet without data, flushes the decoder. A picture may be valid only until the
-        next one is taken. Raises Damaged.
+        None, or a packet without data, flushes the decoder. Raises Damaged.
         """
         ...
 
@@ -107,6 +108,8 @@ class TimedPicture:
 
 class CpuDecoder:
     """FFmpeg's decoder, of a stream or without one."""
+
+    keeps = True
 
     def __init__(
         self,
@@ -277,15 +280,39 @@ class ContainerSource(Source):
         return self._stream.time_base or Fraction(1, av.time_base)
 
     def frames(self, wants: Wants | None = None) -> Iterator[Frame]:
-        for picture in self.pictures():
+        left_out: TimedPicture | None = None  # the picture before, if it was not wanted
+        failure: SourceError | None = None
+        pictures = self.pictures()
+        while True:
+            try:
+                picture = next(pictures, None)
+            except SourceError as error:
+                picture, failure = None, error
+            if picture is None:
+                break
+            wanted = wants is None or wants(picture.time)
+            if wanted == Wanted.BOTH and left_out:
+                yield left_out.frame()
             picture.see()
-            if wants is None or wants(picture.time):
+            left_out = None if wanted or not picture.decoder.keeps else picture
+            if wanted:
                 yield picture.frame()
+        if left_out:
+            self.ending = self.ending_with(left_out)
+        if failure:
+            raise failure
+
+    def ending_with(self, last: TimedPicture) -> Ending:
+        """How the stream ends with this picture, which was not wanted. Call after the last one."""
+        ticks = getattr(last.picture, "duration", None) or 0
+        end = last.time + ticks * Fraction(last.picture.time_base or self._time_base)
+        declared = None if self._broken_off() else self._declared_end()
+        return Ending(last.frame(), max(end, declared or end))
 
     def pictures(self) -> Iterator[TimedPicture]:
         """Every picture, decoded but not converted. `see` is to be called for each, in order.
 
-        With a decoder that reuses its pictures, one is valid until the next one.
+        With a decoder that does not keep its pictures, one is valid until the next one.
         """
         self._reader = threading.get_ident()
         try:

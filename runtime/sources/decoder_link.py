@@ -7,12 +7,15 @@ import json
 import os
 import select
 import socket
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 MAX_MESSAGE = 1 << 17  # bytes
 MAX_FILES = 4  # passed with one message
 ENDED = "it has ended"
+FILE_BYTES = 4  # of a file's number
+FILES_SPACE = socket.CMSG_LEN(MAX_FILES * FILE_BYTES)
 
 
 class LinkClosed(Exception):
@@ -36,6 +39,7 @@ class Link:
         self._arrival = select.poll()
         self._arrival.register(end, select.POLLIN)
         end.setblocking(True)  # a program may have set another default for new sockets
+        self._buffer = bytearray(MAX_MESSAGE)  # of the message that is received
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_MESSAGE)
 
     @classmethod
@@ -64,19 +68,20 @@ class Link:
     def receive(self) -> tuple[list[Any], list[int]]:
         """The next message, and the files that came with it. Raises LinkClosed or FilesLost."""
         try:
-            data, files, flags, _ = socket.recv_fds(
-                self._end, MAX_MESSAGE, MAX_FILES, socket.MSG_CMSG_CLOEXEC
+            size, beside, flags, _ = self._end.recvmsg_into(
+                [self._buffer], FILES_SPACE, socket.MSG_CMSG_CLOEXEC
             )
         except OSError as error:
             raise LinkClosed(_reason(error)) from error
-        if data and flags & socket.MSG_CTRUNC:
+        files = _unpacked(beside)
+        if size and flags & socket.MSG_CTRUNC:
             raise FilesLost(files)
         try:
-            if not data:
+            if not size:
                 raise ValueError(ENDED)
             if flags & socket.MSG_TRUNC:
                 raise ValueError(f"a message of more than {MAX_MESSAGE} bytes")
-            message = json.loads(data)
+            message = json.loads(self._buffer[:size].decode())
             if not isinstance(message, list) or not message or not isinstance(message[0], str):
                 raise ValueError("no list with a kind")
         except (ValueError, RecursionError) as error:
@@ -97,7 +102,17 @@ class Link:
 
 
 def _packed(files: Sequence[int]) -> bytes:
-    return b"".join(file.to_bytes(4, "little") for file in files)
+    return b"".join(file.to_bytes(FILE_BYTES, sys.byteorder) for file in files)
+
+
+def _unpacked(beside: Sequence[tuple[int, int, bytes]]) -> list[int]:
+    """The files among what came beside a message."""
+    return [
+        int.from_bytes(data[start : start + FILE_BYTES], sys.byteorder)
+        for level, kind, data in beside
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        for start in range(0, len(data) - FILE_BYTES + 1, FILE_BYTES)
+    ]
 
 
 def _reason(error: OSError) -> str:

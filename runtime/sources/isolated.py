@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from vicort.runtime.core import Frame
 from vicort.runtime.errors import SourceError, TruncatedSource
@@ -18,7 +18,7 @@ from vicort.runtime.sources.decoder_host import HOST
 from vicort.runtime.sources.decoder_link import ENDED, LinkClosed
 from vicort.runtime.sources.frame_ring import FrameRing
 from vicort.runtime.sources.limits import Limits
-from vicort.runtime.sources.source import Source, Wants, Warn
+from vicort.runtime.sources.source import Ending, Source, Wanted, Wants, Warn
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +64,10 @@ class IsolatedSource(Source):
         self._seconds = silence.opening
         self._advice = silence.advice
         self._ring: FrameRing | None = None
-        # of announced pictures that were not judged yet: time, and whether the frame comes unasked
-        self._times: deque[tuple[Fraction, bool]] = deque()
+        # of announced pictures that were not judged yet: time, and the frame if it came unasked
+        self._times: deque[tuple[Fraction, Frame | None]] = deque()
         self._judged = self._settled = 0  # pictures so far; of these the process knows
-        self._early: dict[int, Frame] = {}  # that came before they were asked for, by number
+        self._time = Fraction(0)  # of the newest that was judged
         self._ahead = False  # whether the process sends frames before they are asked for
         self._expected: tuple[float | None, ...] = ()  # at which frames will be wanted, if known
         self._stopping = self._closed = self._reading = False
@@ -137,55 +137,66 @@ class IsolatedSource(Source):
     def _frames(self, wants: Wants | None) -> Iterator[Frame]:
         while True:
             while self._times:
-                (at, comes), number = self._times.popleft(), self._judged
+                (at, frame), number = self._times.popleft(), self._judged
                 wanted = wants is None or wants(at)
-                frame = self._taken(number, comes) if wanted else None
-                self._judged += 1
-                self._early.pop(number, None)
+                if wanted == Wanted.BOTH and (before := self._ask_for("before", number - 1)):
+                    yield replace(before, time=self._time)
+                    del before  # frees its slot
+                frame = (frame or self._ask_for("take", number)) if wanted else None
+                self._judged, self._time = number + 1, at
                 if frame:
                     yield replace(frame, time=at)
-                    del frame  # frees its slot
+                    del frame
                 if self._judged - self._settled >= SETTLE:
                     self._settle()
             self._settle()
-            message = self._next("times", "frame", "end")
+            message = self._next("times", "ending", "end")
             if message[0] == "end":
                 self.stopped = None if message[1] is None else str(message[1])
                 return
             self._see(message)
 
     def _see(self, message: list[Any]) -> None:
-        """Keep what was announced, or a frame until its picture is judged."""
+        """Keep what was announced, with the frames that came with it."""
         try:
-            if message[0] == "times":
-                self._times.extend(
-                    (Fraction(int(top), int(bottom)), bool(comes))
-                    for top, bottom, comes in message[1:]
-                )
+            if message[0] == "ending":
+                end = Fraction(*map(int, message[1:]))
+                frame = self._ask_for("before", self._judged - 1)
+                self.ending = Ending(frame and replace(frame, time=self._time), end)
                 return
-            _, number, index, slot, *picture = message
-            if self._ring is None:
-                raise ValueError("a frame without a ring")
-            image, motion = self._ring.read(slot, *picture)
-            if int(number) >= self._judged:
-                self._early[int(number)] = Frame(image, Fraction(0), int(index), motion)
+            self._times.extend(
+                (Fraction(int(top), int(bottom)), written and self._read(written))
+                for top, bottom, written in message[1:]
+            )
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise LinkClosed(str(error)) from error
 
-    def _taken(self, number: int, comes: bool) -> Frame | None:
-        """The frame of a picture, which is asked for unless it comes by itself; None if it cannot
-        be used."""
-        if not comes:
-            ring = self._ring
-            given = (ring.number, ring.give(last=True)) if ring else (0, 0)
-            self._link.send("take", number, *given)
+    def _read(self, written: list[Any]) -> Frame:
+        if self._ring is None:
+            raise ValueError("a frame without a ring")
+        index, slot, *picture = written
+        image, motion = self._ring.read(slot, *picture)
+        return Frame(image, Fraction(0), int(index), motion)
+
+    def _ask_for(self, kind: Literal["take", "before"], number: int) -> Frame | None:
+        """The frame of a picture; None if it cannot be had."""
+        ring = self._ring
+        given = (ring.number, ring.give(last=True)) if ring else (0, 0)
+        self._link.send(kind, number, *given)
         while True:
-            if frame := self._early.pop(number, None):
-                return frame
             message = self._next("times", "frame", "none")
             if message[0] == "none":
                 return None
-            self._see(message)
+            if message[0] == "times":
+                self._see(message)
+                continue
+            try:
+                _, found, written = message
+                if found == number:
+                    return self._read(written)
+                raise ValueError(f"picture {found} instead of {number}")
+            except (TypeError, ValueError) as error:
+                raise LinkClosed(str(error)) from error
 
     def _settle(self) -> None:
         """Tell which pictures are judged, and give slots for those to come."""

@@ -17,7 +17,7 @@ from vicort.runtime.core import Frame, SourceEvent, SourceState
 from vicort.runtime.errors import SourceError, TruncatedSource
 from vicort.runtime.redact import redact
 from vicort.runtime.sources.clock import MIN_STEP
-from vicort.runtime.sources.source import Source, Wants, Warn
+from vicort.runtime.sources.source import Ending, Source, Wanted, Wants, Warn
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +89,7 @@ class LiveSource(Source):
         self._index = -1
         # of the newest frame of this connection; None = no frame yet
         self._stamp: Fraction | None = None
+        self._before = (Fraction(0), 0)  # time and index of the frame before the newest
         # monotonic_ns of the newest frame, and of the first frame of this connection
         self._wall = self._since = 0
         self._size: tuple[int, ...] | None = None  # height, width
@@ -144,24 +145,41 @@ class LiveSource(Source):
             for frame in source.frames(partial(self._wants, wants)):
                 if self._stopping.is_set():
                     return "stopped"
+                if self.ending and self.ending.frame:  # of the connection before
+                    yield self.ending.frame
+                    self.ending = None
                 self._see_size(tuple(frame.image.shape[:2]))
-                yield replace(frame, time=self._now, index=self._index)
+                is_newest = frame.time == self._stamp
+                time, index = (self._now, self._index) if is_newest else self._before
+                yield replace(frame, time=time, index=index)
         except SourceError as error:
             return error.brief
+        finally:
+            self._see_ending(source)
         return getattr(source, "stopped", None) or "the stream ended"
 
-    def _wants(self, wants: Wants | None, stamp: Fraction) -> bool:
+    def _wants(self, wants: Wants | None, stamp: Fraction) -> Wanted | bool:
         """Called for every frame of a connection. stamp: its time within the connection."""
         now = time.monotonic_ns()
         connected = self._stamp is None
         if connected:
             self._since = now
+        self._before = self._now, self._index
         self._time = self._next_time(stamp, now)
         self._stamp, self._wall, self._index = stamp, now, self._index + 1
         if connected:
             self._report("connected", "")
         # when stopped, the next frame must arrive in `_watch`, which then ends
-        return self._stopping.is_set() or wants is None or wants(self._time)
+        wanted = self._stopping.is_set() or wants is None or wants(self._time)
+        if not connected or wanted != Wanted.BOTH:
+            self.ending = None
+        return wanted
+
+    def _see_ending(self, source: Source) -> None:
+        """Keep how a connection ended, on the clock of all of them."""
+        if source.ending and source.ending.frame and self._stamp is not None:
+            frame = replace(source.ending.frame, time=self._now, index=self._index)
+            self.ending = Ending(frame, self._now + source.ending.time - self._stamp)
 
     def _next_time(self, stamp: Fraction, now: int) -> Fraction:
         if self._time is None:

@@ -121,6 +121,8 @@ class NvdecDecoder:
     orientation and the shape of pixels. All are assumed not to change.
     """
 
+    keeps = False
+
     def __init__(self, source: ContainerSource, ordinal: int = 0) -> None:
         """Raises NvdecUnavailable if the module, the GPU or the codec is missing."""
         self._nvc = load_module()

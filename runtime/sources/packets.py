@@ -25,7 +25,7 @@ MICROSECOND = Fraction(1, 1_000_000)
 
 @dataclass(frozen=True)
 class DecodedPicture:
-    """One picture. Its functions may be called until the next picture is taken."""
+    """One picture. `image` may be called at any time, `motion` until the next picture is taken."""
 
     time_us: int
     image: Callable[[], np.ndarray]  # [height, width, 3] uint8 RGB, upright

@@ -54,6 +54,10 @@ class Sampler:
     - by a whole slot or more, where the source has about the rate asked for (within a tenth). Such
       a source keeps all its frames, however they jitter.
 
+    A frame that was left out is taken after all where it stays: where no frame is near the next
+    tick, it is what the screen showed then. That is known when a later frame comes (`stays`), or
+    when it is asked for a time at which the tick has passed for good (`stayed_by`).
+
     The source's interval is the mean of the newest ones. After its first interval alone, one of
     more than half a slot is taken for a source of the rate asked for. Ticks that pass without a
     frame are counted in `missed`. Times are in seconds and must rise.
@@ -72,6 +76,8 @@ class Sampler:
         self._intervals: deque[float] = deque(maxlen=WINDOW)  # in slots, newest last
         self._early = 0.0  # how early a frame may come for its tick
         self._late = 0.5  # from how late on it belongs to a later tick
+        self._left_out: Fraction | None = None  # time of the newest frame, if it was left out
+        self._kept: Frame | None = None  # that frame, if it was given to `sample`
         self._skipped: Motion | None = None  # of the frames since the last accepted one
 
     def wants(self, time: Fraction) -> bool:
@@ -86,7 +92,10 @@ class Sampler:
         if place > self._newest + EQUAL:
             self._learn(time, place - self._newest)
             self._newest = place
-        return place > max(self._taken, self._next - self._early) + EQUAL
+        wanted = place > max(self._taken, self._next - self._early) + EQUAL
+        if not wanted and place >= self._newest and time != self._left_out:
+            self._left_out, self._kept = time, None
+        return wanted
 
     def accepts(self, time: Fraction) -> bool:
         """Whether the frame at this time is accepted. If so, its tick is taken."""
@@ -99,24 +108,64 @@ class Sampler:
         tick = max(self._next, math.floor(place + 0.5)) if late else self._next
         self.missed = tick - self._next
         self._next, self._taken = tick + 1, place
+        self._left_out = self._kept = None
         return True
 
     def has_missed(self, time: Fraction) -> bool:
-        """Whether a tick has passed without a frame at this time, whatever comes after it."""
-        return self._first is not None and self._place(time) >= self._next + 1
+        """Whether a tick has passed without a frame at this time, whatever comes after it, and the
+        newest accepted frame was on the screen then."""
+        return self._left_out is None and self._passes(time)
+
+    def stays(self, until: Fraction) -> bool:
+        """Whether the newest frame was left out, and is taken after all because the next one is at
+        this time. If so, that next one is wanted, too."""
+        if self._left_out is None or until <= self._left_out or not self.wants(until):
+            return False
+        place = self._place(until)
+        late = place - self._next > self._late - EQUAL
+        return late and place > self._next + 1 - self._early + EQUAL
+
+    def stayed(self, until: Fraction) -> Frame | None:
+        """The frame that was left out, if it was given to `sample` and stays until a frame at this
+        time. Its tick is taken then."""
+        return self._take_kept() if self.stays(until) else None
+
+    def stayed_by(self, time: Fraction) -> Frame | None:
+        """The frame that was left out, if it was given to `sample` and was on the screen at a tick
+        that has passed at this time, whatever comes after it. Its tick is taken then."""
+        return self._take_kept() if self._passes(time) else None
 
     def sample(self, frame: Frame) -> Frame | None:
         """The frame if it is accepted, otherwise None.
 
-        An accepted frame also carries the motion of the frames that were skipped before it.
+        An accepted frame also carries the motion of the frames that were left out before it.
         """
         if frame.motion:
             frame = replace(frame, motion=frame.motion.after(self._skipped))
-        if not self.accepts(frame.time):
-            self._skipped = frame.motion
-            return None
-        self._skipped = None
+        if self.accepts(frame.time):
+            self._skipped = None
+            return frame
+        self._skipped = frame.motion
+        if frame.time == self._left_out:
+            self._kept = frame
+        return None
+
+    def take_left_out(self) -> None:
+        """Take the newest frame, which was left out, for the next tick."""
+        if self._left_out is not None:
+            self._taken = self._place(self._left_out)
+            self._next += 1
+            self.missed = 0
+            self._left_out = self._kept = self._skipped = None
+
+    def _take_kept(self) -> Frame | None:
+        if frame := self._kept:
+            self.take_left_out()
         return frame
+
+    def _passes(self, time: Fraction) -> bool:
+        """Whether the next tick and its slot have passed at this time."""
+        return self._first is not None and self._place(time) >= self._next + 1
 
     def _place(self, time: Fraction) -> float:
         """Slots from the first frame to this time."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
 from fractions import Fraction
 from types import TracebackType
 from typing import Self
@@ -12,8 +14,26 @@ from typing import Self
 from vicort.runtime.core import Frame
 from vicort.runtime.errors import SourceError
 
-Wants = Callable[[Fraction], bool]  # whether the frame at a time in seconds is wanted
+
+class Wanted(IntEnum):
+    """Whether a frame is wanted."""
+
+    NO = 0
+    YES = 1
+    BOTH = 2  # and the one before it, too, which was not wanted when it came
+
+
+# whether the frame at a time in seconds is wanted; a bool means NO or YES
+Wants = Callable[[Fraction], Wanted | bool]
 Warn = Callable[[str], None]  # reports a warning of one line
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What the screen shows at the end of a source."""
+
+    frame: Frame | None  # the last one, if it was not wanted
+    time: Fraction  # seconds: until when its last picture stays
 
 
 class Source(ABC):
@@ -32,6 +52,7 @@ class Source(ABC):
         self.live = live  # frames arrive at their own pace
         self.frames_total = frames_total  # an estimate; None = unknown
         self.duration = duration  # seconds, an estimate; None = unknown
+        self.ending: Ending | None = None  # after the last frame; None = unknown
         self.warnings: list[str] = []  # repairs and skipped data, one line each
         self._warn = warn or (lambda line: None)
 
@@ -56,8 +77,11 @@ class Source(ABC):
         """Yield the wanted frames; all frames without `wants`.
 
         `wants` is called once per frame, in order. Unwanted frames are counted but not converted to
-        pixels. Raises SourceError if no picture can be decoded, and TruncatedSource after the last
-        frame of a truncated source.
+        pixels. Where a frame and the one before it are wanted, a source that still has the one
+        before yields it first.
+
+        Raises SourceError if no picture can be decoded, and TruncatedSource after the last frame of
+        a truncated source.
         """
 
     def expect(self, rate: float | None) -> None:  # noqa: B027 (a hint)
