@@ -68,7 +68,7 @@ class SharedSession:
         self._last = Fraction(0)  # time of the newest frame, in seconds since the first
         self._frames = 0
         self._left_out: Callable[[], Any] | None = None  # picture of the newest frame
-        self._ending: Ending | None = None  # of a source that was watched
+        self._source_ending: Ending | None = None  # of one that was watched
         self._finished = False
         self._decoding = threading.Lock()  # for packets; acquired before _pushing
         self._packets: PacketReader | None = None
@@ -174,7 +174,7 @@ class SharedSession:
                     self._frames += 1
                     with source.named_in_errors():
                         self._session.push(frame)
-            self._ending = source.ending
+            self._source_ending = source.ending
 
     def finish(self) -> None:
         """End the stream and wait for all work. Raises the error of a frame."""
@@ -187,7 +187,7 @@ class SharedSession:
             finally:
                 with self._pushing:
                     self._finished = True
-                self._session.finish(self._ending)
+                self._session.finish(self._source_ending)
 
     def ask(self, text: str, on_token: Callable[[str], bool]) -> TimedAnswer:
         """Ask now and wait for the answer. on_token is called with each piece on this thread; if it

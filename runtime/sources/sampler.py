@@ -104,8 +104,9 @@ class Sampler:
         if self._first is None:
             self._first = time
         place = self._place(time)
-        late = place - self._next > self._late - EQUAL
-        tick = max(self._next, math.floor(place + 0.5)) if late else self._next
+        tick = self._next
+        if self._is_late(place):
+            tick = max(tick, math.floor(place + 0.5))
         self.missed = tick - self._next
         self._next, self._taken = tick + 1, place
         self._left_out = self._kept = None
@@ -114,16 +115,14 @@ class Sampler:
     def has_missed(self, time: Fraction) -> bool:
         """Whether a tick has passed without a frame at this time, whatever comes after it, and the
         newest accepted frame was on the screen then."""
-        return self._left_out is None and self._passes(time)
+        return self._left_out is None and self._is_late(self._place(time), 1.0)
 
     def stays(self, until: Fraction) -> bool:
         """Whether the newest frame was left out, and is taken after all because the next one is at
         this time. If so, that next one is wanted, too."""
         if self._left_out is None or until <= self._left_out or not self.wants(until):
             return False
-        place = self._place(until)
-        late = place - self._next > self._late - EQUAL
-        return late and place > self._next + 1 - self._early + EQUAL
+        return self._is_late(self._place(until))
 
     def stayed(self, until: Fraction) -> Frame | None:
         """The frame that was left out, if it was given to `sample` and stays until a frame at this
@@ -133,7 +132,7 @@ class Sampler:
     def stayed_by(self, time: Fraction) -> Frame | None:
         """The frame that was left out, if it was given to `sample` and was on the screen at a tick
         that has passed at this time, whatever comes after it. Its tick is taken then."""
-        return self._take_kept() if self._passes(time) else None
+        return self._take_kept() if self._is_late(self._place(time), 1.0) else None
 
     def sample(self, frame: Frame) -> Frame | None:
         """The frame if it is accepted, otherwise None.
@@ -163,9 +162,13 @@ class Sampler:
             self.take_left_out()
         return frame
 
-    def _passes(self, time: Fraction) -> bool:
-        """Whether the next tick and its slot have passed at this time."""
-        return self._first is not None and self._place(time) >= self._next + 1
+    def _is_late(self, place: float, late: float | None = None) -> bool:
+        """Whether a frame there would leave the next tick without one. late: from how many slots
+        after that tick on; None = as the source is. A frame that is as near to one tick as to the
+        next leaves none of them to a frame that was left out."""
+        late = self._late if late is None else late
+        equal = EQUAL if self._left_out is not None else -EQUAL
+        return self._first is not None and place - self._next > late + equal
 
     def _place(self, time: Fraction) -> float:
         """Slots from the first frame to this time."""

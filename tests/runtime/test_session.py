@@ -9,10 +9,15 @@ import threading
 import weakref
 from fractions import Fraction
 from functools import partial
+from itertools import accumulate
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import videos
 from support.fake_engines import FakeEngineSet, rotate
+from support.sizes import examples
 from support.streams import frames
 from support.systems import FULL, system
 
@@ -21,6 +26,8 @@ from vicort.runtime.errors import ConfigError, MemoryBudgetError, QuestionError,
 from vicort.runtime.memory.slots import Slots
 from vicort.runtime.policies.system import known_systems, load_system
 from vicort.runtime.session import Session
+from vicort.runtime.sources import open_source
+from vicort.runtime.sources.source import Ending, Wanted
 
 SHORT = Sampling(max_tokens=5)
 ASK = "what color was the circle?"
@@ -35,11 +42,21 @@ def run(video, questions=(), chosen=None, engines=None, **options):
     ) as session:
         for question in questions:
             session.submit(question)
-        for frame in video:
-            if session.wants(frame.time):
-                session.push(frame)
-        session.finish()
+        session.finish(feed(session, video))
         return events, session.summary()
+
+
+def feed(session, video):
+    """Push what is wanted; returns how the video ends."""
+    wanted, before = True, None
+    for frame in video:
+        wanted = session.wants(frame.time)
+        if wanted == Wanted.BOTH:
+            session.push(before)
+        if wanted:
+            session.push(frame)
+        before = frame
+    return None if wanted else Ending(before, before.time)
 
 
 def answers(events):
@@ -203,6 +220,9 @@ def test_what_is_stored_does_not_depend_on_questions_about_half_units(name, over
         (["0", "3600"], 1800, 0),
         (["0", "1", "2", "3", "4"], "3.9", 3),
         (["0", "0.5", "1", "1.5", "7"], 5, "1.5"),
+        (["0", "0.2", "10"], 5, "0.2"),
+        (["0", "0.1", "0.2", "0.3"], 30, "0.3"),
+        (["0", "0.5", "0.6", "10", "10.1", "60"], 30, "10.1"),
     ],
 )
 def test_the_last_picture_stays_until_the_next_one(times, at, seen, system_name):
@@ -213,7 +233,61 @@ def test_the_last_picture_stays_until_the_next_one(times, at, seen, system_name)
     events, summary = run(pictures, [question(at)], SYSTEMS[system_name])
     (answer,) = answers(events)
     assert answer.seen_until == answer.read[-1][1] == Fraction(seen)
-    assert summary.frames == sum(each.frames for each in chunks(events)) == len(times)
+    assert summary.frames == sum(each.frames for each in chunks(events))
+
+
+BURSTS = st.lists(st.sampled_from(["0.1", "0.2", "0.4", "0.5", "3"]), min_size=1, max_size=12)
+
+
+@settings(max_examples=examples(20), deadline=None)
+@given(BURSTS, st.integers(0, 40), st.booleans())
+def test_a_question_sees_the_picture_on_the_screen_and_leaves_no_trace(steps, halves, push_all):
+    """Whether all frames are pushed, or those that are wanted and the ones before, where they are
+    wanted, too."""
+    times = [Fraction(0), *accumulate(map(Fraction, steps))]
+    pictures = [Frame(frames(1)[0].image, time, number) for number, time in enumerate(times)]
+    at, kept = Fraction(halves, 2), []
+    for asked in ([], [at]):
+        with Session(FakeEngineSet(layers=1), system(**FULL), overlap=False) as session:
+            answer = [session.submit(question(each)) for each in asked]
+            if push_all:
+                for picture in pictures:
+                    session.push(picture)
+            session.finish(None if push_all else feed(session, pictures))
+            memory = session.inspect().memory
+            kept.append([memory.positions(unit).tolist() for unit in memory.tiers.units])
+    shown = max(time for time in times if time <= at)
+    seen = answer[0].result().seen_until
+    assert shown - 1 < seen <= shown
+    if at >= shown + 1:
+        assert seen == shown
+    if at <= times[-1]:
+        assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_burst_of_a_file_is_seen_to_its_end(tmp_path, isolate, ahead):
+    """The last picture of a burst, and the last one of the file, which lasts as the file says."""
+    path = tmp_path / "burst.mp4"
+    times = list(map(Fraction, ["0", "0.2", "10", "10.1", "10.2"]))
+    videos.write_video(path, times, last=50, encoder={"bf": "0"})
+    found = []
+    with (
+        Session(FakeEngineSet(), system(**FULL), on_event=found.append) as session,
+        open_source(str(path), isolate=isolate) as source,
+    ):
+        if ahead:
+            source.expect(session.rate)
+        for at in (5, 11, None):
+            session.submit(question(at, id=str(at)))
+        for frame in source.frames(session.wants):
+            session.push(frame)
+        assert source.ending.time == Fraction("60.2")
+        session.finish(source.ending)
+    seen = {answer.id: answer.seen_until for answer in answers(found)}
+    late = Fraction("10.2")
+    assert seen == {"5": Fraction("0.2"), "11": late, "None": late}
 
 
 def test_a_held_picture_completes_its_unit_and_no_more():

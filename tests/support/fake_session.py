@@ -90,7 +90,7 @@ class FakeSession:
         if trace := self.options["trace"]:
             trace.span("vision", "chunk", 1000 * len(self.times), 1000 * len(self.times) + 500)
 
-    def finish(self) -> None:
+    def finish(self, ending: Any = None) -> None:
         self.calls.append("finish")
         self._answer(lambda question: True)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from fractions import Fraction
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 from vicort.benchmarks.evaluation.watching import Candidate
 from vicort.runtime.core import Answer, Frame, Question, Summary
@@ -75,7 +75,7 @@ class ScriptedSession:
         )
         return answer
 
-    def finish(self) -> None:
+    def finish(self, ending: Any = None) -> None:
         self.finished = True
 
     def summary(self) -> Summary:

@@ -85,6 +85,7 @@ def write_video(
     options: dict[str, str] | None = None,  # of the container
     encoder: dict[str, str] | None = None,  # of the encoder
     noise: bool = False,  # so that every frame takes some bytes
+    last: float = 0,  # seconds that the last frame lasts; 0 = as the encoder says
 ) -> None:
     """One video stream whose frame i shows the number i."""
     needs_encoder(codec)
@@ -103,7 +104,10 @@ def write_video(
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = round(time * 90_000), Fraction(1, 90_000)
             output.mux(track.encode(frame))
-        output.mux(track.encode())
+        packets = track.encode()
+        if last:
+            max(packets, key=lambda packet: packet.pts).duration = round(last * 90_000)
+        output.mux(packets)
 
 
 def write_audio(path: Path, seconds: float = 1.0) -> None:

@@ -6,6 +6,7 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
@@ -45,7 +46,7 @@ class Takes:
     def push(self, frame: Frame) -> None:
         self.frames.append(frame)
 
-    def finish(self) -> None:
+    def finish(self, ending: Any = None) -> None:
         pass
 
     close = finish

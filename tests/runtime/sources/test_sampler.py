@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vicort.runtime.core import Frame
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.sources.sampler import Sampler, as_rate
 
@@ -150,6 +151,75 @@ def test_a_gap_does_not_hide_that_a_source_is_fast() -> None:
     assert sampled(times, 2) == [Fraction(0), Fraction(1, 2), Fraction(100), Fraction(1005, 10)]
 
 
+# ---- frames that were left out and stay ----
+
+
+def taken(times: Iterable[Fraction], fps: Fraction, asked: Iterable[Fraction] = ()) -> list[int]:
+    """Numbers of the frames that are taken in the end, in this order. asked: times of questions."""
+    sampler, found, questions = Sampler(fps), list[int](), sorted(asked)
+    for number, time in enumerate(times):
+        while questions and questions[0] < time:
+            stayed = sampler.stayed_by(questions.pop(0))
+            found += [stayed.index] if stayed else []
+        stayed = sampler.stayed(time)
+        sampled = sampler.sample(Frame(None, time, number))
+        found += [each.index for each in (stayed, sampled) if each]
+    return found
+
+
+@given(TIMES, RATES)
+def test_a_tick_passes_only_while_a_frame_that_was_taken_is_on_the_screen(
+    times: list[Fraction], fps: Fraction
+) -> None:
+    sampler, newest = Sampler(fps), True
+    for number, time in enumerate(times):
+        if sampler.stayed(time):
+            newest = True
+        accepted = sampler.sample(Frame(None, time, number)) is not None
+        assert newest or not (accepted and sampler.missed)
+        newest = accepted
+
+
+@given(TIMES, RATES, st.lists(st.fractions(-5, 15, max_denominator=1000), max_size=5))
+def test_which_frames_are_taken_does_not_depend_on_questions(
+    times: list[Fraction], fps: Fraction, asked: list[Fraction]
+) -> None:
+    assert taken(times, fps, asked) == taken(times, fps)
+
+
+@given(TIMES, RATES)
+def test_frames_are_taken_in_their_order_and_once(times: list[Fraction], fps: Fraction) -> None:
+    found = taken(times, fps)
+    assert found == sorted(set(found))
+    alone = Sampler(fps)
+    assert len(found) >= sum(alone.accepts(time) for time in times)
+
+
+@given(st.sampled_from(USUAL), st.integers(1, 8), JITTER)
+def test_of_a_steady_source_nothing_more_is_taken(
+    rate: Fraction, k: int, jitter: list[Fraction]
+) -> None:
+    times = jittered(rate, [each / 2 for each in jitter])
+    alone = Sampler(rate / k)
+    assert taken(times, rate / k) == [
+        number for number, time in enumerate(times) if alone.accepts(time)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("times", "found"),
+    [
+        (["0", "0.2", "10"], [0, 1, 2]),
+        (["0", "0.1", "0.2", "10", "10.1"], [0, 2, 3]),
+        (["0", "0.2", "0.75", "1"], [0, 2, 3]),  # as near to 0.5 as to 1
+        (["0", "0.2", "0.9"], [0, 1, 2]),
+        (["0", "0.5", "0.6", "0.7", "60"], [0, 1, 3, 4]),
+    ],
+)
+def test_the_last_frame_of_a_burst_is_taken(times: list[str], found: list[int]) -> None:
+    assert taken([Fraction(time) for time in times], Fraction(2)) == found
+
+
 # ---- FFmpeg's filter ----
 
 
@@ -211,15 +281,17 @@ SOURCES = {
 def test_as_many_pictures_as_the_fps_filter_shows(name: str) -> None:
     """With ticks without a picture, in which the filter repeats the one before."""
     times, fps = SOURCES[name]
-    sampler, ticks, taken = Sampler(fps), 0, []
-    for number, time in enumerate(times):
+    sampler, ticks = Sampler(fps), 0
+    for time in times:
         if sampler.accepts(time):
             ticks += 1 + sampler.missed
-            taken.append(number)
     shown = filtered(times, Fraction(fps))
     assert abs(ticks - len(shown)) <= 1
-    if name != "a screen recorder":  # the filter waits for the last picture of a burst
-        assert abs(len(taken) - len(set(shown))) <= 1
+    found = taken(times, Fraction(fps))
+    # what stays longer than a frame may be late for its tick
+    assert {each for each in shown if shown.count(each) > 2} <= set(found)
+    if name != "a screen recorder":  # in a burst, the filter waits for the nearest
+        assert abs(len(found) - len(set(shown))) <= 1
 
 
 # ---- rates ----
