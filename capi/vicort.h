@@ -144,7 +144,8 @@ static inline vicort_params vicort_params_default(void) {
 int vicort_open(const vicort_params *params, vicort_session **session);
 
 /* Push a picture: packed RGB, 8 bits per channel, top row first. `stride`: bytes from one row to the next, at least 3 * width.
- * `length`: readable bytes at `pixels`, at least stride * (height - 1) + 3 * width. The picture is copied before the call returns.
+ * `length`: readable bytes at `pixels`, at least stride * (height - 1) + 3 * width. The picture is copied before the call returns,
+ * unless it is not sampled: then it is not kept, and the last picture of a burst may be one that is never seen.
  * `time_us`: microseconds on any clock. It must rise from frame to frame, by at most a year; only differences are used.
  * With VICORT_WAIT the call waits while the pipeline is full. With an error SIZE or TIME the stream does not change.
  * NULL, CLOSED, SIZE, TIME, FINISHED, and the error of an earlier frame. */

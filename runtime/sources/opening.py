@@ -574,7 +574,7 @@ def _open_file(spec: str, file: str, live: bool, options: dict[str, Any]) -> Sou
                 "with `-movflags +faststart`"
             ) from error.__cause__
         raise
-    if is_animation(path) and _has_moving_alpha(source):
+    if path.is_file() and is_animation(path) and _has_moving_alpha(source):
         source.warn(f"{spec}: the transparency of an animated AVIF or HEIF is not shown")
     return source
 

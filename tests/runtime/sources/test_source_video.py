@@ -62,7 +62,9 @@ def test_unwanted_frames_are_counted_but_not_converted(tmp_path: Path) -> None:
         found = list(source.frames(wants))
     assert [frame.index for frame in found] == numbers(found) == [0, 13, 25, 38, 50]
     assert asked == [Fraction(i, 25) for i in range(60)]
-    assert len(converted) == 5
+    assert len(converted) == 6  # with the last one, which is on the screen at the end
+    assert source.ending.frame.index == numbers([source.ending.frame])[0] == 59
+    assert source.ending.time == Fraction(60, 25)
 
 
 def test_one_frame(tmp_path: Path) -> None:
