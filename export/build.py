@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, get_args
 
 from vicort.export.default_folder import located
 from vicort.export.library_caches import temporary_caches
+from vicort.export.recipe import embedded_adapter
 from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.entry_points import InterruptedAtOnce, TerminatedLikeInterrupted, code_of
 from vicort.runtime.errors import ConfigError, DeviceError, VicortError
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from vicort.export.engine_set_writer import PlanOptions
 
 FRONTENDS = ("onnx", "torch-tensorrt")
+# modules of other packages that every build imports
+NEEDED = ("huggingface_hub", "onnx", "onnx_ir", "onnxscript", "safetensors", "torch")
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def build(options: Arguments) -> int:
     if options.out:
         check_out(options.out)
     _check_weights(options)
+    _check_model(options.model)
     plan_options = _plan_options(options)
     # late: torch takes seconds to load, and neither --help nor a wrong argument needs it
     with InterruptedAtOnce("vicort-build: interrupted, nothing was written"):
@@ -149,6 +153,18 @@ def _check_weights(options: Arguments) -> None:
             f"--calibration {options.calibration} with {given}: a clip chooses int4 weights, and "
             "the scales of --backend tensorrt with int8 or fp8: add one of them or leave it out"
         )
+
+
+def _check_model(model: str) -> None:
+    """Raises ModuleNotFoundError where a package is missing, and EngineError where a model that is
+    no hub id is none."""
+    for name in NEEDED:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    from vicort.export.checkpoint import resolve_here  # late: of huggingface_hub
+
+    if not embedded_adapter(model):
+        resolve_here(model)
 
 
 def say(line: str) -> None:

@@ -29,6 +29,11 @@ def resolve(model: str) -> Path:
     """The checkpoint folder of MODEL: `tiny`, a folder in Hugging Face layout, or a hub id, which
     is downloaded with a progress bar. Raises EngineError if there is none.
     """
+    return resolve_here(model) or _checked(_download(model), model)
+
+
+def resolve_here(model: str) -> Path | None:
+    """As `resolve`; None for a hub id."""
     if model == TINY:
         return _checked(Path(__file__).parent / "tiny" / "checkpoint", model)
     if model and Path(model).is_dir():
@@ -43,7 +48,7 @@ def resolve(model: str) -> Path:
             f"no model folder {model!r}: give {TINY!r}, a folder in Hugging Face layout, or a "
             "hub id such as Qwen/Qwen2.5-VL-3B-Instruct"
         )
-    return _checked(_download(model), model)
+    return None
 
 
 def checkpoint_hash(folder: Path, adapter: Path | None = None) -> str:

@@ -13,14 +13,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from vicort.runtime.errors import EngineError
 from vicort.runtime.file_kinds import misfit
 from vicort.runtime.safe_text import brief, read_text, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
