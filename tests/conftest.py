@@ -12,7 +12,7 @@ from support.scheduling import scheduling_kept
 from support.shared import FOLDER
 from support.sizes import THOROUGH, examples
 from support.tiny_sets import tiny_set
-from support.torchlib import parse_torchlib_once
+from support.torchlib import leave_traces_unwritten, parse_torchlib_once
 
 ENGINES = {"build_tiny", "tiny_engines", "live_engines"}
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -37,6 +37,7 @@ def pytest_configure(config):
 def pytest_collection_finish():
     """Take what the imports made out of the garbage collector's sight: it is a million objects."""
     parse_torchlib_once()
+    leave_traces_unwritten()
     gc.collect()
     gc.freeze()
     # seldom: traces of graphs and sessions make many objects that live

@@ -1,8 +1,9 @@
-"""torch.onnx's table of operators, for tests that export many small graphs."""
+"""What makes torch.onnx slow in tests, which export many small graphs."""
 
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 
 
@@ -18,3 +19,10 @@ def parse_torchlib_once() -> None:
     read = getattr(table, "get_torchlib_ops", None)
     if read and not hasattr(read, "cache_info"):
         table.get_torchlib_ops = functools.cache(lambda: tuple(read()))
+
+
+def leave_traces_unwritten() -> None:
+    """Let torch write no trace of what it compiles. It writes one where its log of traces has a
+    handler, and pytest gives its own handler to all logs that do not propagate: gigabytes of text,
+    which it keeps to the end of the test."""
+    logging.getLogger("torch.__trace").propagate = True

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import bench_result
 from support.fake_engines import FakeEngineSet
-from support.sizes import examples
+from support.sizes import examples, slow
 from support.streams import frames
 
 from vicort.benchmarks import bench
@@ -286,13 +286,19 @@ def test_tables_say_who_beats_whom_and_what_failed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "draw", [pictures.draw_systems, pictures.draw_migration, pictures.draw_cap]
+    "draw", [*slow(pictures.draw_systems, pictures.draw_migration), pictures.draw_cap]
 )
-def test_pictures_of_a_result(draw, tmp_path):
+def test_a_picture_of_a_result_is_written(draw, tmp_path):
     path = tmp_path / "picture.png"
     assert draw(bench_result.result(), path) == path
     assert path.read_bytes().startswith(PNG)
     assert path.stat().st_size > 30_000
+
+
+@pytest.mark.parametrize(
+    "draw", [pictures.draw_systems, pictures.draw_migration, pictures.draw_cap]
+)
+def test_no_result_has_no_picture(draw, tmp_path):
     assert draw({"parts": {}, "conditions": bench_result.CONDITIONS}, tmp_path / "none.png") is None
     assert not (tmp_path / "none.png").exists()
 

@@ -8,6 +8,7 @@ import json
 import math
 import warnings
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -278,10 +279,10 @@ def edited(change: str, value: object) -> bytes:
     return target.getvalue()
 
 
-def with_members(*members: tuple[str, bytes], how: int = zipfile.ZIP_DEFLATED) -> bytes:
+def with_members(*members: tuple[str, bytes]) -> bytes:
     """A good archive with more in it."""
     target = io.BytesIO(stand_in(make_spec(), TILES))
-    with warnings.catch_warnings(), zipfile.ZipFile(target, "a", how) as archive:
+    with warnings.catch_warnings(), zipfile.ZipFile(target, "a") as archive:
         warnings.simplefilter("ignore")
         for name, data in members:
             archive.writestr(name, data)
@@ -315,36 +316,60 @@ def flipped() -> bytes:
     return bytes(data)
 
 
+def bomb(size: int) -> bytes:
+    """A good archive with `size` zeros, whole MiB, packed into a thousandth of them."""
+    packer = zlib.compressobj(wbits=-15)
+    unit = bytes(1 << 20)
+    start, repeated = (packer.compress(unit) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    count = size // len(unit)
+    checksum = 0
+    for _ in range(count):
+        checksum = zlib.crc32(unit, checksum)
+    target = io.BytesIO(stand_in(make_spec(), TILES))
+    with zipfile.ZipFile(target, "a") as archive:
+        archive.writestr("bomb", start + repeated * (count - 1) + packer.flush())
+        member = archive.getinfo("bomb")
+        member.compress_type = zipfile.ZIP_DEFLATED
+        member.file_size, member.CRC = size, checksum
+    return target.getvalue()
+
+
+def test_a_bomb_is_a_good_archive():
+    """A reader may look at its local header, which says another size than the directory."""
+    with zipfile.ZipFile(io.BytesIO(bomb(2 << 20))) as archive:
+        assert archive.read("bomb") == bytes(2 << 20)
+
+
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("make", "words"),
     [
-        (b"", "is damaged"),
-        (b"not a zip", "is damaged"),
-        (stand_in(make_spec(), TILES)[:-50], "is damaged"),
-        (flipped(), "is damaged"),
-        (without(INDEX), "is damaged"),
-        (without("sm_90/combine"), "is damaged"),
-        (edited("schema_version", 99), "schema version 99"),
-        (edited("kernels", [{"kernel": "other"}]), "kernels.0"),
-        (edited("schema_version", [[[]]] * 10_000), "schema version"),
-        (with_members(("kernels.json", b"{}")), "comes twice"),
-        (with_members(("../secret", b"")), "no name of a file"),
-        (with_members(("/etc/passwd", b"")), "no name of a file"),
-        (with_members(*((str(i), b"") for i in range(4096))), "more than"),
-        (with_members(("bomb", bytes(513 << 20))), "at most 536870912"),
-        (edited("versions", {"x": "y" * (5 << 20)}), "at most 4194304"),
-        (edited("versions", {"x": "HERE"}).replace(b"HERE", b"H\nRE"), "is damaged"),
-        (with_spec(positions=10**9), "spec.positions"),
-        (with_spec(kv_heads=10**30), "spec.kv_heads"),
-        (with_spec(frequencies=[1.0] * 10_000), "spec.frequencies"),
-        (with_kernel(warps=-1), "kernels.0.warps"),
-        (with_kernel(constants={"BLOCK_M": 0, "BLOCK_N": 16}), "BLOCK_M is 0"),
-        (with_kernel(constants={}), "BLOCK_M is None"),
+        (lambda: b"", "is damaged"),
+        (lambda: b"not a zip", "is damaged"),
+        (lambda: stand_in(make_spec(), TILES)[:-50], "is damaged"),
+        (flipped, "is damaged"),
+        (lambda: without(INDEX), "is damaged"),
+        (lambda: without("sm_90/combine"), "is damaged"),
+        (lambda: edited("schema_version", 99), "schema version 99"),
+        (lambda: edited("kernels", [{"kernel": "other"}]), "kernels.0"),
+        (lambda: edited("schema_version", [[[]]] * 10_000), "schema version"),
+        (lambda: with_members(("kernels.json", b"{}")), "comes twice"),
+        (lambda: with_members(("../secret", b"")), "no name of a file"),
+        (lambda: with_members(("/etc/passwd", b"")), "no name of a file"),
+        (lambda: with_members(*((str(i), b"") for i in range(4096))), "more than"),
+        (lambda: bomb(513 << 20), "at most 536870912"),
+        (lambda: edited("versions", {"x": "y" * (5 << 20)}), "at most 4194304"),
+        (lambda: edited("versions", {"x": "HERE"}).replace(b"HERE", b"H\nRE"), "is damaged"),
+        (lambda: with_spec(positions=10**9), "spec.positions"),
+        (lambda: with_spec(kv_heads=10**30), "spec.kv_heads"),
+        (lambda: with_spec(frequencies=[1.0] * 10_000), "spec.frequencies"),
+        (lambda: with_kernel(warps=-1), "kernels.0.warps"),
+        (lambda: with_kernel(constants={"BLOCK_M": 0, "BLOCK_N": 16}), "BLOCK_M is 0"),
+        (lambda: with_kernel(constants={}), "BLOCK_M is None"),
     ],
 )
-def test_damage_is_one_line_with_what_to_do(tmp_path, data, words):
+def test_damage_is_one_line_with_what_to_do(tmp_path, make, words):
     path = tmp_path / "kernels.zip"
-    path.write_bytes(data)
+    path.write_bytes(make())
     with pytest.raises(EngineError, match=words) as raised:
         Kernels.read(path)
     assert str(path) in str(raised.value)
