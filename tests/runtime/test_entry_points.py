@@ -214,6 +214,16 @@ def test_a_package_that_is_not_installed_is_one_line_at_once(
     assert out == "started\n"
 
 
+def test_a_model_that_is_none_is_refused_before_pytorch_is_loaded():
+    code = (
+        "import sys; from vicort.runtime.entry_points import build; "
+        "code = build(['/no/such/model']); print(code != 0, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True False\n"
+    assert "no model folder '/no/such/model'" in done.stderr
+
+
 @pytest.mark.parametrize("extra", ["export", "bench", "capi"])
 def test_the_command_installs_what_the_extra_has(extra):
     """By the packages' names: vicort itself may lie on no index."""
