@@ -24,6 +24,8 @@ from vicort.runtime.sources.clock import Clock
 from vicort.runtime.sources.joined import joined_files
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.motion import EXPORT_VECTORS, MotionReader, exports_vectors
+from vicort.runtime.sources.multipart import FORMAT as MULTIPART
+from vicort.runtime.sources.multipart import without_false_damage
 from vicort.runtime.sources.piped import MAX_BYTES_WITHOUT_PICTURE, ByteFile
 from vicort.runtime.sources.pixel_shape import PixelShape
 from vicort.runtime.sources.pixels import NO_CROP, Converter, Crop
@@ -405,7 +407,9 @@ class ContainerSource(Source):
     def _packets(self) -> Iterator[av.Packet]:
         while True:
             try:
-                yield from self._container.demux(self._stream)
+                packets = self._container.demux(self._stream)
+                multipart = self._container.format.name == MULTIPART
+                yield from map(without_false_damage, packets) if multipart else packets
             # PyAV raises it at the first packet of a stream that the container did not have when it
             # was opened. Such streams are left out.
             except IndexError:
