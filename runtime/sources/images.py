@@ -70,25 +70,32 @@ def name_of(spec: str | Sequence[str]) -> str:
 
 
 def others_left_out(paths: Iterable[Path]) -> str:
-    """What a warning says of the files among them that have no ending of an image; "" if there are
-    none. Hidden files and folders do not count."""
-    others = sorted(
-        path.name
-        for path in paths
-        if not path.name.startswith(".") and path.is_file() and not is_image(path)
-    )
-    if not others:
+    """What a warning says of the files among them that have no ending of an image, and of what has
+    one and is no file; "" if there are none. Hidden files and folders do not count."""
+    paths = [path for path in paths if not path.name.startswith(".") and not path.is_dir()]
+    said = [
+        _counted(
+            [path for path in paths if path.is_file() and not is_image(path)],
+            "files without the ending of an image",
+        ),
+        _counted([path for path in paths if not path.is_file()], "names of no readable file"),
+    ]
+    return "; ".join(filter(None, said))
+
+
+def _counted(paths: list[Path], what: str) -> str:
+    if not paths:
         return ""
-    names = ", ".join(shown(name) for name in others[:NAMES_SHOWN])
-    more = ", …" if len(others) > NAMES_SHOWN else ""
-    return f"{len(others)} files without the ending of an image are left out ({names}{more})"
+    names = ", ".join(shown(path.name) for path in sorted(paths)[:NAMES_SHOWN])
+    more = ", …" if len(paths) > NAMES_SHOWN else ""
+    return f"{len(paths)} {what} are left out ({names}{more})"
 
 
 def natural_order(path: Path) -> tuple[list[str | tuple[int, str]], str]:
     """Sort key that puts shot2 before shot10, for any name: only the digits 0 to 9 count as
     numbers, of any length; upper and lower case are the same unless nothing else differs."""
     # text and digits in turns, so that like is compared with like
-    parts = re.split(r"([0-9]+)", str(path))
+    parts = re.split(r"([0-9]+)", str(path.parent / path.stem))
     key: list[str | tuple[int, str]] = [part.casefold() for part in parts]
     for place in range(1, len(parts), 2):
         digits = parts[place].lstrip("0")

@@ -99,6 +99,17 @@ def test_an_animation_in_a_folder_is_one_picture(tmp_path: Path, suffix: str) ->
     assert "only its first picture" in warning
 
 
+def test_a_name_with_an_image_ending_that_is_no_file_is_warned_about(tmp_path: Path) -> None:
+    write_images(tmp_path, ["1.5.png", "1.png", "1.10.png"])
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    with open_source(str(tmp_path)) as source:
+        assert [videos.number(frame.image) for frame in source] == [1, 0, 2]
+    (warning,) = source.warnings
+    assert "2 names of no readable file are left out ('gone.png', 'pipe.png')" in warning
+
+
 ENDINGS = ["jpg", "JPEG", "jfif", "jpe", "PNG", "webp", "bmp", "tga", "tif", "avif", "gif", "jp2"]
 
 
