@@ -63,7 +63,7 @@ def log_to_stderr(level: str | None) -> Iterator[None]:
 
 
 class _Redacting(logging.Formatter):
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(without_controls(super().format(record)))
