@@ -176,11 +176,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    check_installed("bench")
     if REAL_SIZE in options.only:
         return _real_size(options)
     if given := [name for name in REAL_SIZE_OPTIONS if getattr(options, name) is not None]:
         raise ConfigError(f"--{given[0].replace('_', '-')} is an option of `--only {REAL_SIZE}`")
-    check_installed("bench")
     settings = QUICK if options.quick else Settings()
     names = _chosen(options.only, settings)
     options.cache.mkdir(parents=True, exist_ok=True)

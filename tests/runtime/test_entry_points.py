@@ -187,6 +187,7 @@ def test_the_first_code_imports_nothing_that_takes_long():
         ("vicort-build", ["transformers", "huggingface_hub"], ["someone/some-model"]),
         ("vicort-bench", ["matplotlib"], ["--quick"]),
         ("vicort-bench", ["torch"], ["--quick"]),
+        ("vicort-bench", ["matplotlib", "PIL"], ["--only", "real-size"]),
         ("vicort-eval", ["torch"], ["shapestream"]),
         ("vicort-run", ["yaml"], ["testsrc:"]),
         ("vicort-info", ["pydantic"], ["tiny"]),
