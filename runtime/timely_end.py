@@ -47,9 +47,9 @@ class TimelyEnd:
             if not (byte := os.read(reading, 1)):
                 break
             number = byte[0]
-        os.close(reading)
         if number in EXIT_CODES and not self._ended.wait(LIMIT):
             for act in list(BEFORE_LEAVING):
                 with suppress(OSError, VicortError):
                     act()
             os._exit(EXIT_CODES[number])
+        os.close(reading)  # only now: Python would report a second signal that it cannot write

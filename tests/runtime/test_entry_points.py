@@ -108,6 +108,25 @@ def test_every_command_ends_by_a_signal_with_its_code_and_without_a_word(command
     assert child.returncode == code
 
 
+def test_a_second_signal_is_silent_too():
+    twice = """
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        import time
+        time.sleep(0.2)  # the first signal was read by the thread that watches
+        print("first", flush=True)
+        signal.pause()
+"""
+    child = python("-c", BEGIN.format(name="run", wait=twice), text=True)
+    child.stdout.readline()
+    child.send_signal(signal.SIGINT)
+    assert child.stdout.readline() == "first\n"
+    child.send_signal(signal.SIGINT)
+    assert child.communicate(timeout=30) == ("", "")
+    assert child.returncode == 130
+
+
 def test_a_signal_does_not_wait_for_the_ends_of_libraries():
     slow = "import atexit, time; atexit.register(time.sleep, 60); signal.pause()"
     child = python("-c", BEGIN.format(name="run", wait=slow), text=True)
