@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -21,6 +22,11 @@ UNSPECIFIED, BT709 = 2, 1  # in the colour tables of H.273
 ROWS = 64  # of pixels at a time, which stay in the processor's cache
 # kinds of side data that FFmpeg has and PyAV may not know
 NEWER_SIDE_DATA = range(len(Type), 36)
+# what FFmpeg's PNG decoders, also of animated ones, give
+PNG_FORMATS = (
+    *("rgb24", "rgba", "gray", "ya8", "pal8", "monob"),
+    *("rgb48be", "rgba64be", "gray16be", "ya16be"),
+)
 
 
 @dataclass(frozen=True)
@@ -194,7 +200,8 @@ def display_matrix(picture: av.VideoFrame) -> np.ndarray | None:
     try:
         matrix = side_data(picture, "DISPLAYMATRIX")
     except ValueError:
-        matrix = side_data(_without_newer_side_data(picture), "DISPLAYMATRIX")
+        # PyAV lists no kind beside one that it does not know, such as EXIF
+        matrix = side_data(_without(picture, NEWER_SIDE_DATA), "DISPLAYMATRIX")
     return None if matrix is None else np.frombuffer(bytes(matrix), np.int32)
 
 
@@ -202,15 +209,17 @@ def side_data(picture: av.VideoFrame, kind: str) -> Any:
     """Side data of a picture, or None. Raises ValueError if PyAV cannot list it.
 
     `picture.side_data` is not used because it forms a reference cycle with the picture, which then
-    stays in memory until the garbage collector runs.
+    stays in memory until the garbage collector runs. The colour profile of a PNG is left out before
+    it is listed: it has a name, which PyAV and FFmpeg would both free.
     """
+    if picture.format.name in PNG_FORMATS:
+        picture = _without(picture, [Type.ICC_PROFILE.value])
     listed = SideDataContainer(picture)
     return listed.get(kind) if len(listed) else None
 
 
-def _without_newer_side_data(picture: av.VideoFrame) -> av.VideoFrame:
-    """The picture without side data that PyAV does not know, such as EXIF, beside which it does
-    not list other kinds either."""
+def _without(picture: av.VideoFrame, kinds: Iterable[int]) -> av.VideoFrame:
+    """The picture without side data of these kinds."""
     graph = Graph()
     nodes = [
         graph.add_buffer(
@@ -219,7 +228,7 @@ def _without_newer_side_data(picture: av.VideoFrame) -> av.VideoFrame:
             format=picture.format,
             time_base=Fraction(1, av.time_base),
         ),
-        *(graph.add("sidedata", mode="delete", type=str(kind)) for kind in NEWER_SIDE_DATA),
+        *(graph.add("sidedata", mode="delete", type=str(kind)) for kind in kinds),
         graph.add("buffersink"),
     ]
     graph.link_nodes(*nodes)

@@ -1,6 +1,7 @@
 """Folders and globs of images, and the built-in pattern."""
 
 import glob
+import io
 import os
 import re
 import tempfile
@@ -8,12 +9,14 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from support import videos
+from support.hostile import chunk, png
 
 from vicort.runtime.cli import run
 from vicort.runtime.errors import SourceError
@@ -64,6 +67,57 @@ def test_photos_are_turned_as_their_exif_says(
     expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"), int)
     assert frame.image.shape == expected.shape
     assert np.abs(frame.image - expected).mean() < 3
+
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize("orientation", [1, 4])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "avif"])
+def test_photos_with_a_colour_profile_are_read(
+    tmp_path: Path, suffix: str, orientation: int
+) -> None:
+    photo = Image.fromarray(videos.image(3, 320, 240))
+    exif = photo.getexif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"photo.{suffix}"
+    photo.save(path, quality=95, exif=exif, icc_profile=PROFILE)
+    (frame,) = open_source(str(path))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"), int)
+    assert np.abs(frame.image - expected).mean() < 3
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_a_png_of_any_mode_with_a_colour_profile_is_read(tmp_path: Path, mode: str) -> None:
+    photo = Image.fromarray(videos.image(3, 64, 48))
+    photo = photo.convert("L").convert(mode) if mode == "I;16" else photo.convert(mode)
+    photo.save(tmp_path / "a.png", icc_profile=PROFILE)
+    (tmp_path / "b.png").write_bytes(png(8, 8, chunk(b"iCCP", b"icc\0\0")))  # that breaks off
+    photo.save(tmp_path / "c.apng", format="PNG", icc_profile=PROFILE)
+    with open_source(str(tmp_path)) as source:
+        found = [frame.image for frame in source]
+    assert len(found) == 3
+    if mode != "I;16":  # Pillow clips it
+        opaque = Image.open(tmp_path / "a.png").convert("RGB")
+        np.testing.assert_array_equal(found[0], np.asarray(opaque))
+
+
+def test_png_in_a_video_with_a_colour_profile_is_read(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mov"), "w") as output:
+        track = output.add_stream("png", rate=4)
+        track.width, track.height, track.pix_fmt = 64, 48, "rgb24"
+        for i in range(4):
+            file = io.BytesIO()
+            Image.fromarray(videos.image(i, 64, 48)).save(file, "PNG", icc_profile=PROFILE)
+            packet = av.Packet(file.getvalue())
+            packet.pts = packet.dts = i
+            packet.time_base, packet.stream, packet.is_keyframe = Fraction(1, 4), track, True
+            output.mux(packet)
+    photo = Image.fromarray(videos.image(3, 64, 48))
+    photo.save(tmp_path / "a.png", icc_profile=PROFILE, save_all=True, append_images=[photo] * 3)
+    for name in ("a.mov", "a.png"):
+        with open_source(str(tmp_path / name)) as source:
+            assert sum(frame.image.shape == (48, 64, 3) for frame in source) == 4, name
 
 
 def numbers_and_times(spec: Path) -> list[tuple[int, Fraction]]:
