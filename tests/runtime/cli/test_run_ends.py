@@ -158,10 +158,11 @@ def test_a_full_disk_is_said() -> None:
     code = DRIVER.format(tests=str(Path(__file__).parents[2]))
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-c", code, "testsrc:seconds=1"],
+            [sys.executable, "-c", code, "testsrc:seconds=1", "--engine-dir", "engines"],
             stdout=full,
             stderr=subprocess.PIPE,
             check=False,
         )
     assert done.returncode == 2
     assert done.stderr.startswith(b"vicort-run: events cannot be written (No space left on device)")
+    assert done.stderr.count(b"\n") == 1
