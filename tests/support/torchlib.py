@@ -1,4 +1,4 @@
-"""What makes torch.onnx slow in tests, which export many small graphs."""
+"""torch.onnx in tests, which export many small graphs: its table of operators, and its log."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def parse_torchlib_once() -> None:
 
 def leave_traces_unwritten() -> None:
     """Let torch write no trace of what it compiles. It writes one where its log of traces has a
-    handler, and pytest gives its own handler to all logs that do not propagate: gigabytes of text,
-    which it keeps to the end of the test."""
+    handler, and pytest gives its own handlers to all logs that do not propagate. The reports of
+    failed tests then end in thousands of such lines."""
     logging.getLogger("torch.__trace").propagate = True
