@@ -80,6 +80,7 @@ class EngineTrials:
             self._worker = subprocess.Popen(
                 [*command, str(reading), str(writing)],
                 pass_fds=(reading, writing),
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdin=subprocess.DEVNULL,
                 stdout=noise,
                 stderr=noise,
