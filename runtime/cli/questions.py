@@ -39,7 +39,7 @@ def read_questions(path: Path | str) -> list[Question]:
     """Read a JSONL file with one object per line: question, and optionally at (seconds), id and
     conversation.
 
-    Raises QuestionError, which names the line.
+    Raises QuestionError, which names the line, also for a file without a question.
     """
     try:
         lines = lines_of(read_text(path, MAX_FILE_BYTES, "utf-8-sig"))
@@ -48,11 +48,14 @@ def read_questions(path: Path | str) -> list[Question]:
             f"questions file {path} cannot be read "
             f"({getattr(error, 'strerror', None) or 'not UTF-8'}): give a JSONL file"
         ) from error
-    return [
+    questions = [
         _parse_line(line, f"{path}, line {number}")
         for number, line in enumerate(lines, 1)
         if line.strip()
     ]
+    if not questions:
+        raise QuestionError(f"questions file {path} contains no question: give {LINE_FORM}")
+    return questions
 
 
 def parse_typed(line: str, source_name: str) -> Question:
@@ -102,6 +105,7 @@ def _parse_line(line: str, source_name: str) -> Question:
         content: Any = json.loads(
             line,
             parse_float=_fraction,
+            parse_int=_whole,
             parse_constant=_refuse_constant,
             object_pairs_hook=_distinct,
         )
@@ -167,8 +171,12 @@ def _fraction(text: str) -> Fraction:
     take a gigabyte."""
     exponent = text.lower().partition("e")[2]
     if len(text) > MAX_DIGITS or abs(int(exponent or 0)) > MAX_DIGITS:
-        raise ValueError(f"{shown(text)} has more than {MAX_DIGITS} digits")
+        raise ValueError(f"{shown(text)} is written out in more than {MAX_DIGITS} digits")
     return Fraction(text)
+
+
+def _whole(text: str) -> int:
+    return int(_fraction(text))
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -189,7 +189,8 @@ class ContainerSource(Source):
         try:
             self._stream = _choose(self._container, name, stream)
             rate = self._declared_rate()
-            limits.check(name, self._stream.width, self._stream.height, rate)
+            pictures = self._stream.width * self._stream.height  # 0 = none was found
+            limits.check(name, self._stream.width, self._stream.height, rate if pictures else None)
         except SourceError:
             self._container.close()
             raise

@@ -252,7 +252,12 @@ def test_the_example_answers_while_it_streams(tiny_engines, tmp_path):
     *now, colour, last = done.stdout.splitlines()
     assert len(now) >= 6
     assert all(line.startswith("what is there now?  ") for line in now)
-    assert {"green square", "yellow diamond"} <= {line[20:].split("   (")[0] for line in now}
+    things = json.loads(CLIP.with_suffix(".json").read_text())["things"]
+    shown = {f"{thing['color']} {thing['shape']}" for thing in things}
+    seen = {line[20:].split("   (")[0] for line in now}
+    # ten times as fast as the clip, so that a busy machine may miss one
+    assert len(seen & shown) >= len(shown) - 2
+    assert seen <= shown | {"nothing"}
     assert colour.startswith("what color was the circle?  white ")
     assert last.startswith("49 frames in ")
 

@@ -87,6 +87,8 @@ def test_a_file_of_questions(tmp_path: Path) -> None:
         ('{"question": "a", "at": true}', "at is True, not a number of seconds"),
         ('{"question": "a", "at": -0.5}', "at is -0.5, before the start of the stream"),
         ('{"question": "a", "at": NaN}', "is not JSON"),
+        ('{"question": "a", "at": 1e400}', "1e400' is written out in more than 40 digits"),
+        ('{"question": "a", "at": ' + "9" * 5000 + "}", "is written out in more than 40 digits"),
         ('{"question": "a", "at": -Infinity}', "is not JSON"),
         ('{"question": "a", "question": "b"}', "the key 'question' comes twice"),
         ('{"question": "a", "time": 3}', "unknown key 'time': the keys are at, question, id"),
@@ -118,3 +120,11 @@ def test_ids() -> None:
     assert [question.id for question in named] == ["q1", "mine", "q3"]
     with pytest.raises(QuestionError, match="two questions have the id 'q2'"):
         with_ids([Question("a", id="q2"), Question("b")])
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", "\ufeff"])
+def test_a_file_without_a_question_is_refused(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text(content)
+    with pytest.raises(QuestionError, match="contains no question: give"):
+        read_questions(file)

@@ -91,6 +91,14 @@ def test_zero_length(tmp_path: Path) -> None:
     assert "is empty (0 bytes)" in refused(tmp_path / "a.mp4")
 
 
+@pytest.mark.parametrize("packets", [3, 4, 5])
+def test_a_stream_that_ends_before_its_first_picture(tmp_path: Path, packets: int) -> None:
+    """FFmpeg guesses 90,000 frames a second then, which is not what is wrong."""
+    videos.write_video(tmp_path / "a.ts", 20)
+    (tmp_path / "cut.ts").write_bytes((tmp_path / "a.ts").read_bytes()[: 188 * packets])
+    assert "no picture of it can be decoded" in refused(tmp_path / "cut.ts")
+
+
 def test_unknown_scheme_keeps_the_password_to_itself() -> None:
     line = refused("gopher://user:secret@host/clip")
     assert "gopher://host/clip has the unknown scheme gopher://: give a file" in line
