@@ -23,7 +23,7 @@ from vicort.runtime.core import Frame, SourceEvent
 from vicort.runtime.errors import SourceError, TruncatedSource
 from vicort.runtime.sources import open_source
 from vicort.runtime.sources.live import JUMP, LiveSource, Patience
-from vicort.runtime.sources.source import Source
+from vicort.runtime.sources.source import Ending, Source, Wanted
 
 QUICK = Patience(open_timeout=2, read_timeout=0.6, first_delay=0.02, max_delay=0.1, steady=0.3)
 
@@ -477,9 +477,16 @@ class Plays(Source):
         self.stamps = stamps
 
     def frames(self, wants=None):
+        left_out = None
         for index, stamp in enumerate(self.stamps):
-            if wants is None or wants(Fraction(stamp)):
-                yield Frame(np.zeros((4, 4, 3), np.uint8), Fraction(stamp), index)
+            frame = Frame(np.zeros((4, 4, 3), np.uint8), Fraction(stamp), index)
+            wanted = wants is None or wants(frame.time)
+            if wanted == Wanted.BOTH and left_out:
+                yield left_out
+            if wanted:
+                yield frame
+            left_out = None if wanted else frame
+        self.ending = Ending(left_out, Fraction(stamp) + 1) if left_out else None
 
 
 def test_the_clocks_of_many_connections_do_not_multiply_their_denominators():
@@ -523,6 +530,41 @@ def test_time_rises_over_any_connections_and_never_runs_ahead_of_the_wall(connec
     assert len(frames) == sum(map(len, connections))
     assert one_clock(frames)
     assert all(b.time - a.time <= JUMP + 5 for a, b in itertools.pairwise(frames))
+
+
+@given(
+    st.lists(STAMPS, min_size=1, max_size=4),
+    st.lists(st.sampled_from([Wanted.NO, Wanted.YES, Wanted.BOTH]), max_size=80),
+)
+def test_the_frame_before_is_had_with_its_own_time_over_all_connections(connections, decisions):
+    queue = iter([Plays([stamp - stamps[0] for stamp in stamps]) for stamps in connections])
+    judged: list[tuple[Fraction, Wanted]] = []
+
+    def again():
+        try:
+            return next(queue)
+        except StopIteration:
+            raise SourceError("no more") from None
+
+    def wants(at):
+        wanted = decisions[len(judged)] if len(judged) < len(decisions) else Wanted.NO
+        judged.append((at, wanted))
+        return wanted
+
+    patience = Patience(first_delay=0, max_delay=0, attempts=len(connections))
+    source, found = LiveSource("plays", again, patience=patience), []
+    with pytest.raises(TruncatedSource):
+        found.extend((frame.index, frame.time) for frame in source.frames(wants))
+    expected = []
+    for number, (_, wanted) in enumerate(judged):
+        before_left_out = number > 0 and judged[number - 1][1] == Wanted.NO
+        expected += [number - 1] if wanted == Wanted.BOTH and before_left_out else []
+        expected += [number] if wanted else []
+    assert found == [(number, judged[number][0]) for number in expected]
+    assert bool(source.ending) == (judged[-1][1] == Wanted.NO)
+    if source.ending:
+        assert source.ending.frame.index == len(judged) - 1
+        assert source.ending.time == judged[-1][0] + 1
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
