@@ -3,6 +3,7 @@ that harms nothing else."""
 
 import errno
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from vicort.runtime.sources.frame_ring import new_ring, slot_bytes
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.live import Patience
 from vicort.runtime.sources.sampler import Sampler
+from vicort.runtime.sources.source import Wanted
 
 CLIP = Path(__file__).parents[2] / "fixtures" / "shapes.mp4"
 SMALL = Limits(seconds=1.0, memory=400 << 20)
@@ -81,6 +84,53 @@ def test_the_frames_are_those_of_a_source_in_this_process(motion, expected, rate
         assert np.array_equal(frame.image, other.image)
         assert same(frame.motion, other.motion)
     assert any(frame.motion and frame.motion.cells is not None for frame in here) is motion
+
+
+def bursts() -> list[Fraction]:
+    """A screen recorder: pictures 30 times a second, and stills of up to 4 s."""
+    numbers, times = random.Random(5), [Fraction(0)]
+    while len(times) < 90:
+        still = numbers.random() < 0.15
+        step = Fraction(numbers.randint(300, 4000), 1000) if still else Fraction(1, 30)
+        times.append(times[-1] + step)
+    return times
+
+
+@pytest.mark.parametrize("motion", [False, True])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_bursts_too_are_those_of_a_source_in_this_process(tmp_path, motion, ahead) -> None:
+    """With the frame before, where it is wanted, too."""
+    videos.write_video(tmp_path / "a.mkv", bursts(), last=3)
+    found = []
+    for isolate in (False, True):
+        sampler, both = Sampler(2), []
+
+        def wants(at: Fraction, sampler: Sampler = sampler, both: list = both) -> Wanted:
+            stays = sampler.stays(at)
+            if stays:
+                sampler.take_left_out()
+                both.append(at)
+            accepted = sampler.accepts(at)
+            return Wanted.BOTH if stays else Wanted(accepted)
+
+        with open_source(str(tmp_path / "a.mkv"), motion=motion, isolate=isolate) as source:
+            if ahead:
+                source.expect(2)
+            frames = list(source.frames(wants))
+            found.append((frames, both, source.ending))
+    (here, both, end), (apart, same_both, same_end) = found
+    assert both == same_both
+    assert len(both) >= 5
+    assert [(frame.time, frame.index) for frame in here] == [
+        (frame.time, frame.index) for frame in apart
+    ]
+    for frame, other in zip(here, apart, strict=True):
+        assert np.array_equal(frame.image, other.image)
+        assert same(frame.motion, other.motion)
+    assert (end is None) == (same_end is None)
+    if end:
+        assert end.time == same_end.time
+        assert np.array_equal(end.frame.image, same_end.frame.image)
 
 
 def test_frames_that_are_kept_are_not_overwritten(tmp_path: Path) -> None:
