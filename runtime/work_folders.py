@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -22,6 +23,7 @@ from vicort.runtime.errors import ConfigError
 NAME = re.compile(r"\.building-\d{1,9}-[0-9a-f]{8}(-replaced)?")
 LOCK = "lock"
 MARK = "A vicort build works in this folder while this file is locked.\n"
+STARTING = 60.0  # seconds in which a build marks its folder
 REPLACED = "replaced"  # holds what was moved away, under its own name, until the new one stands
 
 
@@ -90,10 +92,18 @@ def remove_abandoned(root: Path) -> None:
 def remove_work_folder(folder: Path) -> bool:
     """Remove one, if it is abandoned; returns whether it was. Raises OSError."""
     with _held(folder) as abandoned:
+        abandoned = abandoned or _never_began(folder)
         if abandoned:
             _put_back(folder)
             shutil.rmtree(folder)
     return abandoned
+
+
+def _never_began(folder: Path) -> bool:
+    """Whether a build was killed right after it made the folder, before it could mark it."""
+    if folder.is_symlink() or time.time() - folder.stat().st_mtime < STARTING:
+        return False
+    return all(each.name == LOCK and each.stat().st_size == 0 for each in folder.iterdir())
 
 
 def _clear(folder: Path) -> None:

@@ -179,6 +179,8 @@ class _Fit:
         """Of a system that moves pages from the device to the host."""
         share = self._device_share
         host_limit = self._host_share if self._shared else min(self._host_share, MAX_PINNED_MB)
+        if pages_in(host_limit, self.bytes_of_page) < self._unit_pages:
+            host_limit = 0  # no unit fits
         whole, reduced = self._least_mb(host_limit), self._least_mb(host_limit, reduced=True)
         limit = share
         if self._shared:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -225,6 +226,12 @@ def test_a_build_that_is_killed_at_any_moment_leaves_the_old_or_the_new_set(step
             remove_abandoned(tmp_path)
         assert why_foreign(tmp_path / "out") == ""
         assert {path.name for path in (tmp_path / "out").iterdir()} >= {"llm.bin", "llm.onnx"}
+        with work_folder(tmp_path):
+            pass
+        for left in tmp_path.glob(".building-*"):  # killed before its builder could lock it
+            assert [each.stat().st_size for each in left.iterdir()] in ([], [0])
+            long_ago = time.time() - 2 * work_folders.STARTING
+            os.utime(left, (long_ago, long_ago))
         with work_folder(tmp_path):
             pass
         assert os.listdir(tmp_path) == ["out"]

@@ -49,7 +49,11 @@ def written(monkeypatch, encoding: str, main, *words: str) -> tuple[int, bytes, 
 @pytest.mark.parametrize("form", ["text", "jsonl", "srt", "vtt"])
 def test_output_is_utf_8_whatever_the_terminal_says(fake, monkeypatch, encoding, form):
     code, out, err = written(
-        monkeypatch, encoding, run.main, PATTERN, "--ask", QUESTION, "--format", form
+        monkeypatch,
+        encoding,
+        run.main,
+        PATTERN,
+        *("--ask", QUESTION, "--format", form, "--engine-dir", "engines/other"),
     )
     assert (code, err) == (0, b"")
     assert QUESTION in out.decode()

@@ -5,7 +5,7 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.fake_engines import FakeEngineSet, toy_model
 from support.systems import FULL, system
@@ -93,6 +93,7 @@ def advised(error):
 
 
 @given(st.sampled_from(known_systems()), st.floats(0.1, 2000), st.integers(1, 9))
+@example("distinct", 0.109375, 6)  # a share that holds no unit on the host
 def test_the_sessions_of_a_run_take_a_quarter_of_the_machine_at_most(name, gigabytes, sessions):
     """Or say, with budgets that work, that it is too little."""
     try:
