@@ -111,6 +111,7 @@ def test_every_command_ends_by_a_signal_with_its_code_and_without_a_word(command
 def test_a_second_signal_is_silent_too():
     twice = """
     try:
+        print("ready", flush=True)
         signal.pause()
     except KeyboardInterrupt:
         import time
@@ -119,7 +120,7 @@ def test_a_second_signal_is_silent_too():
         signal.pause()
 """
     child = python("-c", BEGIN.format(name="run", wait=twice), text=True)
-    child.stdout.readline()
+    assert [child.stdout.readline() for _ in range(2)] == ["working\n", "ready\n"]
     child.send_signal(signal.SIGINT)
     assert child.stdout.readline() == "first\n"
     child.send_signal(signal.SIGINT)

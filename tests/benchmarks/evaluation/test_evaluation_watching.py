@@ -64,11 +64,13 @@ def test_a_question_sees_every_frame_up_to_its_time_and_none_after(film, times, 
 
 def seen_until(frames: list[Fraction], at: Fraction, fps: int = 2) -> Fraction:
     """Time of the newest frame that has come, in words: every k/2 s the first frame from then
-    on."""
+    on; and the last frame of all, once the next of these moments and half a second have passed."""
     taken: list[Fraction] = []
     for frame in frames:
         if not taken or frame >= Fraction(len(taken), fps):
             taken.append(frame)
+    if at > Fraction(len(taken) + 1, fps):
+        return frames[-1]
     return max((time for time in taken if time <= at), default=Fraction(0))
 
 
@@ -76,6 +78,7 @@ def seen_until(frames: list[Fraction], at: Fraction, fps: int = 2) -> Fraction:
 @given(times=TIMES)
 # the last frame's: half a unit waits, and the question sees it
 @example(times=[Fraction(57, 4)])
+@example(times=[Fraction(15), Fraction(15_001, 1000)])
 def test_a_real_session_knows_the_newest_frame(film, times):
     path, frames = film
     engines = FakeEngineSet()
