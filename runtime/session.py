@@ -182,7 +182,7 @@ class Session:
             ThreadPoolExecutor(ANSWERS_AT_ONCE, "answer") if overlap else _InlineExecutor()
         )
         self._pushed: Fraction | None = None  # time of the newest frame that was pushed
-        self._told_both: Fraction | None = None  # where `wants` last said so
+        self._said_both: Fraction | None = None  # where `wants` last said so
         self._forked: Frame | None = None  # of the newest half unit that a question saw
         self._questions = QuestionQueue(max_questions)
         self._asked = itertools.count(1)  # gives questions without an id one
@@ -242,8 +242,8 @@ class Session:
         at = checked_frame_time(at)
         with self._moving("wants"):
             self._take(self._sampler.stayed(at))
-            if self._sampler.stays(at) and self._told_both != at:
-                self._told_both = at
+            if self._sampler.stays(at) and self._said_both != at:
+                self._said_both = at
                 return Wanted.BOTH
             self._advance(at)
             return Wanted(self._sampler.wants(at))
@@ -292,10 +292,7 @@ class Session:
             if not self._finished:
                 self._launch_all(self._questions.take_due())
                 left = self._questions.finish()
-                times = [asked.question.at for asked in left] + [ending.time if ending else None]
-                self._take(
-                    self._sampler.stayed_by(max((at for at in times if at), default=self.now))
-                )
+                self._take(self._sampler.stayed_by(self._last_moment(left, ending)))
                 if chunk := self._chunker.flush():
                     self._lag.enter(chunk)
                 self._launch_all(left)

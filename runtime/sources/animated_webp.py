@@ -18,7 +18,7 @@ from vicort.runtime.core import Frame
 from vicort.runtime.errors import SourceError, TruncatedSource
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.pixels import over_white
-from vicort.runtime.sources.source import Source, Wants, Warn
+from vicort.runtime.sources.source import Ending, Source, Wanted, Wants, Warn
 
 MAX_BYTES = 64 << 20  # of one encoded picture
 HEAD = 16  # bytes of a picture's place, size and length before its data
@@ -90,6 +90,7 @@ class AnimatedWebpSource(Source):
         decoder = _Decoder(self._limits)
         time, damaged, index, complete = Fraction(0), 0, 0, True
         before: _Patch | None = None
+        left_out: Frame | None = None  # the one before, if it was not wanted
         with self._path.open("rb") as file:
             for index, patch in enumerate(_patches(file)):
                 if before and before.disposes:
@@ -100,10 +101,18 @@ class AnimatedWebpSource(Source):
                     _draw(_of(canvas, patch), decoder(patch, data), patch.replaces)
                 except (av.FFmpegError, ValueError):
                     damaged += 1
-                if damaged <= index and (wants is None or wants(time)):
-                    yield Frame(np.array(over_white(canvas)), time, index)
+                if damaged <= index:  # a picture was decoded
+                    frame = Frame(np.array(over_white(canvas)), time, index)
+                    wanted = wants is None or wants(time)
+                    if wanted == Wanted.BOTH and left_out:
+                        yield left_out
+                    if wanted:
+                        yield frame
+                    left_out = None if wanted else frame
                 time += Fraction(patch.length, 1000)
                 before = patch
+        if left_out:
+            self.ending = Ending(left_out, time)
         self._report(index + 1, damaged, complete)
 
     def _report(self, pictures: int, damaged: int, complete: bool) -> None:

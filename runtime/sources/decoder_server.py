@@ -54,7 +54,7 @@ def serve(requests: Link) -> None:
 
 
 def _forked(link: Link) -> int | None:
-    """As `os.fork`; None = this failed, and who asked is told why."""
+    """As `os.fork`; None = this failed, and the reason was sent to who asked."""
     try:
         return os.fork()
     except OSError as error:  # the machine has no more processes, or no memory for one

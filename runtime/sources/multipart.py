@@ -11,7 +11,7 @@ END = b"\xff\xd9"  # of a JPEG file
 def without_false_damage(packet: av.Packet) -> av.Packet:
     """The packet, or one like it that is not flagged as damaged.
 
-    FFmpeg flags the last picture of an answer, behind which no boundary comes. It is whole if it
+    FFmpeg flags the last picture of an answer, because no boundary follows it. It is whole if it
     has its end.
     """
     if not packet.is_corrupt or not packet.size:

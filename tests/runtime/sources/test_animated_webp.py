@@ -13,6 +13,7 @@ from PIL import Image
 from vicort.runtime.errors import SourceError, TruncatedSource
 from vicort.runtime.sources import open_source
 from vicort.runtime.sources.limits import Limits
+from vicort.runtime.sources.source import Wanted
 
 SIZE = (40, 24)  # width, height
 
@@ -87,6 +88,21 @@ def animation(path: Path, **options: object) -> Path:
     pictures = [Image.new("RGB", SIZE, (60 * i, 0, 0)) for i in range(4)]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], **options)
     return path
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+@pytest.mark.parametrize("suffix", [".webp", ".gif", ".png"])
+def test_the_last_picture_of_a_burst_is_yielded_where_it_stays(
+    tmp_path: Path, suffix: str, isolate: bool
+) -> None:
+    path = animation(tmp_path / f"a{suffix}", duration=[200, 9800, 100, 5000])
+    decisions = iter([Wanted.YES, Wanted.NO, Wanted.BOTH, Wanted.NO])
+    with open_source(str(path), isolate=isolate) as source:
+        found = [(frame.index, frame.time) for frame in source.frames(lambda at: next(decisions))]
+    assert found == [(0, 0), (1, Fraction(1, 5)), (2, 10)]
+    assert (source.ending.frame.index, source.ending.frame.time) == (3, Fraction(101, 10))
+    assert source.ending.time == Fraction(151, 10)
+    assert abs(int(source.ending.frame.image[..., 0].mean()) - 180) < 6
 
 
 def test_times_are_those_of_the_file(tmp_path: Path) -> None:
