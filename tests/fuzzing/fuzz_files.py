@@ -25,9 +25,9 @@ from support.hostile_files import (
     run_length_bitmap,
     transport_stream,
 )
+from support.manifests import manifest
 from support.scheduling import scheduling_kept
 
-from vicort.runtime.manifest import SCHEMA_VERSION
 from vicort.runtime.policies.system import known_systems
 
 Kind = Literal["video", "stdin", "image", "system", "manifest", "questions", "prompt", "packets"]
@@ -425,38 +425,7 @@ def _manifest() -> bytes:
         "outputs": [tensor],
         "dimensions": {"rows": {"min": 1, "opt": 8, "max": 64}},
     }
-    numbers = (
-        "layers width query_heads kv_heads head_dim vocabulary patch merge window "
-        "fps tokens_per_second chunk_frames page_tokens max_rows "
-        "observed_rows max_position rotary_theta video_token"
-    )
-    model = dict.fromkeys(numbers.split(), 8)
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        "backend": "openvino",
-        "precision": "fp32",
-        "model": {
-            "name": "m",
-            "eos_tokens": [1],
-            "rotary_sections": [1, 1, 2],
-            **model,
-            "max_pixels": 4096,
-            "fixed_size": [64, 64],
-        },
-        "graphs": {"llm": graph},
-        "embedding": {
-            "file": "embedding.bin",
-            "offset": 0,
-            "dtype": "float32",
-            "rows": 8,
-            "width": 8,
-        },
-        "checkpoint": "",
-        "target": "",
-        "versions": {},
-        "build_command": "vicort-build tiny",
-        "files": {},
-    }
+    content = manifest(graphs={"llm": graph}, files={})
     return json.dumps(content, indent=1).encode()
 
 

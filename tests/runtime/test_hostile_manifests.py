@@ -6,57 +6,18 @@ from pathlib import Path
 
 import pytest
 from support.error_lines import one_line
+from support.manifests import manifest
 
 from vicort.runtime.engines.embedding import Embedding
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import (
     ALSO_READ,
-    SCHEMA_VERSION,
     EmbeddingSpec,
     GraphSpec,
     check_all_listed,
     fingerprint,
     read_manifest,
 )
-
-
-def manifest(**changes: object) -> dict:
-    tensor = {"name": "t", "dtype": "int32", "shape": ["rows"]}
-    graph = {"file": "llm.onnx", "inputs": [tensor], "outputs": [tensor], "dimensions": {}}
-    numbers = (
-        "layers width query_heads kv_heads head_dim vocabulary patch merge window "
-        "fps tokens_per_second"
-    )
-    model = dict.fromkeys(
-        f"{numbers} chunk_frames page_tokens max_rows observed_rows max_position rotary_theta "
-        "video_token".split(),
-        8,
-    )
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "backend": "openvino",
-        "precision": "fp32",
-        "model": {
-            "name": "m",
-            "eos_tokens": [1],
-            "rotary_sections": [1, 1, 2],
-            **model,
-            "max_pixels": 4096,
-            "fixed_size": [64, 64],
-        },
-        "graphs": {"llm": graph},
-        "embedding": {
-            "file": "embedding.bin",
-            "offset": 0,
-            "dtype": "float32",
-            "rows": 8,
-            "width": 8,
-        },
-        "checkpoint": "",
-        "target": "",
-        "versions": {},
-        "build_command": "vicort-build tiny",
-    } | changes
 
 
 def refused(folder: Path, content: object) -> str:
