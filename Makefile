@@ -7,8 +7,8 @@ BACKEND ?= auto
 PRECISION ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test engines capi bench gpu-check docs docs-serve wheel lint types hooks \
-	clean
+.PHONY: help install demo test fuzz engines capi bench gpu-check docs docs-serve wheel lint types \
+	hooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } \
@@ -57,6 +57,9 @@ wheel: install ## build the sdist and the wheel in dist/, check them, and try th
 # A hundred tests start Python: without bytecode each start takes a second longer.
 test: install ## run the test suite (tests marked slow, gpu and weights are off)
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
+
+fuzz: install ## try 10 times as many examples in the property tests, new ones in each run
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal -m hypothesis --explore 10
 
 lint: install types ## run ruff and mypy
 	$(BIN)/python -m ruff check .

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 from support.scheduling import scheduling_kept
 from support.shared import FOLDER
-from support.sizes import THOROUGH, examples
+from support.sizes import EXPLORE, THOROUGH, examples, explores
 from support.tiny_sets import tiny_set
 from support.torchlib import leave_traces_unwritten, parse_torchlib_once
 
@@ -18,15 +18,28 @@ ENGINES = {"build_tiny", "tiny_engines", "live_engines"}
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--explore",
+        type=int,
+        metavar="N",
+        help="try N times as many examples in property tests, new ones in each run",
+    )
+
+
 def pytest_configure(config):
     """Make the folder that this process shares with its xdist workers, which start later and share
-    the cores too; set how many examples hypothesis makes."""
+    the cores too; set which examples hypothesis makes, and how many."""
+    if (times := config.getoption("explore")) is not None:
+        os.environ[EXPLORE] = str(times)
     if "not slow" not in config.option.markexpr:
         os.environ[THOROUGH] = "1"
     # builds keep no kernels; test runs do
     os.environ.setdefault("TRITON_CACHE_DIR", str(Path.home() / ".triton" / "cache"))
     # no deadline: a busy machine is no fault of the code
-    settings.register_profile("vicort", deadline=None, max_examples=examples(100))
+    settings.register_profile(
+        "vicort", deadline=None, max_examples=examples(100), derandomize=not explores()
+    )
     settings.load_profile("vicort")
     if FOLDER not in os.environ:
         os.environ |= dict.fromkeys(ONE_THREAD, "1")

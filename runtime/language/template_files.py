@@ -56,9 +56,9 @@ def special_tokens(folder: Path) -> dict[str, str]:
     if config.get("tokenizer_class") in QWEN_CLASSES:
         defaults = dict.fromkeys((f"{name}_token" for name in ("unk", "eos", "pad")), QWEN_DEFAULT)
         given = defaults | given
-    # names of the model's own, which the older file does not replace
+    # names of the model's own, which the older file does not replace where they are stored as text
     own = {key: value for key, value in _named(config).items() if key not in STANDARD_TOKENS}
-    own = {key: value for key, value in own.items() if _token(value) is not None}
+    own = {key: value for key, value in own.items() if isinstance(value, str)}
     own |= _dict(config.get("extra_special_tokens"))
     if "added_tokens_decoder" not in config:  # as before transformers 4.34
         older = _json(folder / TOKENS_FILE)

@@ -17,7 +17,7 @@ from av.video.reformatter import VideoReformatter
 from vicort.runtime.core import Frame
 from vicort.runtime.errors import SourceError, TruncatedSource
 from vicort.runtime.sources.limits import Limits
-from vicort.runtime.sources.pixels import over_white
+from vicort.runtime.sources.pixels import EVERY_COLUMN, over_white
 from vicort.runtime.sources.source import Ending, Source, Wanted, Wants, Warn
 
 MAX_BYTES = 64 << 20  # of one encoded picture
@@ -143,7 +143,10 @@ class _Decoder:
     def __call__(self, patch: _Patch, data: bytes) -> np.ndarray:
         """-> [height, width, 4] uint8 RGBA. Raises ValueError and errors of FFmpeg."""
         (picture,) = self._context.decode(av.Packet(_still(patch, data)))
-        return self._reformatter.reformat(picture, format="rgba", threads=1).to_ndarray()
+        image = self._reformatter.reformat(
+            picture, format="rgba", interpolation=EVERY_COLUMN, threads=1
+        )
+        return image.to_ndarray()
 
 
 def _still(patch: _Patch, data: bytes) -> bytes:

@@ -12,13 +12,17 @@ import numpy as np
 from av.filter import Graph
 from av.sidedata.sidedata import SideDataContainer, Type
 from av.video.format import VideoFormat
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from vicort.runtime.errors import SourceError
 from vicort.runtime.sources.hdr import HLG, PQ, ToneMap
 from vicort.runtime.sources.pixel_shape import HEIGHT, SQUARE, WIDTH, PixelShape, square_size
 
 UNSPECIFIED, BT709 = 2, 1  # in the colour tables of H.273
+# into anything but rgb24, FFmpeg's faster conversion of yuv420p and yuv422p leaves up to four
+# columns at the right unwritten, of widths that are no multiple of 16
+EVERY_COLUMN = Interpolation.BILINEAR | Interpolation.ACCURATE_RND
+FLAGS = "bilinear+accurate_rnd"  # the same for filters
 ROWS = 64  # of pixels at a time, which stay in the processor's cache
 # kinds of side data that FFmpeg has and PyAV may not know
 NEWER_SIDE_DATA = range(len(Type), 36)
@@ -116,12 +120,13 @@ class Converter:
 
     def _scaled(self, picture: av.VideoFrame, into: str) -> av.VideoFrame:
         shape = self._shape.of_all if self._shape else SQUARE
-        if shape is SQUARE:
-            # the default is one thread per core
-            return self._reformatter.reformat(picture, format=into, threads=1)
         if shape is not None:
             height, width = square_size(picture.height, picture.width, shape)
-            return self._reformatter.reformat(picture, width, height, format=into, threads=1)
+            how = Interpolation.BILINEAR if into == "rgb24" else EVERY_COLUMN
+            # the default is one thread per core
+            return self._reformatter.reformat(
+                picture, width, height, format=into, interpolation=how, threads=1
+            )
         key = (picture.width, picture.height, picture.format.name, into)
         if self._squarer is None or self._squarer.key != key:
             self._squarer = _Squarer(picture, into)
@@ -158,7 +163,7 @@ class _Squarer:
                 format=picture.format,
                 time_base=Fraction(1, av.time_base),
             ),
-            self._graph.add("scale", w=WIDTH, h=HEIGHT, eval="frame", flags="bilinear"),
+            self._graph.add("scale", w=WIDTH, h=HEIGHT, eval="frame", flags=FLAGS),
             self._graph.add("format", pix_fmts=into),
             self._graph.add("buffersink"),
         ]

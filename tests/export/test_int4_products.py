@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from support.sizes import examples
 
 from vicort.export import int4_products
 from vicort.export.graphs import EXPANDED_FILE, Written, write_graph
@@ -67,7 +68,7 @@ def by_openvino(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     return next(iter(compiled([x]).values()))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(36), deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.sampled_from([16, 32, 128]), st.booleans())
 def test_the_operator_has_the_same_integers_scales_and_zero_points(seed, groups, group, zeros):
     random = np.random.default_rng(seed)

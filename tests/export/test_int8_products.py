@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 from support.int8_product import product
+from support.sizes import examples
 
 from vicort.export.int8_products import Arithmetic, use_operators
 
@@ -42,7 +43,7 @@ def operators(model: onnx.ModelProto) -> list[str]:
 shapes = st.tuples(st.integers(16, 300), st.integers(1, 40))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(75), deadline=None)
 @given(st.integers(0, 2**32 - 1), shapes, st.booleans())
 def test_weights_of_a_column_keep_their_integers_and_scales(seed, shape, many_rows):
     random = np.random.default_rng(seed)
@@ -55,7 +56,7 @@ def test_weights_of_a_column_keep_their_integers_and_scales(seed, shape, many_ro
     assert np.abs(run(written, x) - right).max() < allowed * np.abs(right).max()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(45), deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([16, 32, 64, 128]), st.integers(1, 4))
 def test_weights_in_groups_keep_their_zero_points(seed, group, groups):
     random = np.random.default_rng(seed)
@@ -68,7 +69,7 @@ def test_weights_in_groups_keep_their_zero_points(seed, group, groups):
         assert error < allowed * np.abs(right).max()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(45), deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(-4, 4))
 def test_each_row_is_rounded_with_a_scale_of_its_own(seed, magnitude):
     random = np.random.default_rng(seed)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.sizes import examples
 
 from vicort.export.qwen2_5_vl.configuration import _preprocessing
 from vicort.runtime.errors import EngineError
@@ -22,7 +23,7 @@ PART = st.fixed_dictionaries(
 FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(120), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     parts=st.dictionaries(st.sampled_from(FILES), PART),
     nested=st.none() | st.fixed_dictionaries({}, optional={"video_processor": PART}),

@@ -633,7 +633,7 @@ def test_no_position_leaves_the_trained_range(name):
 
 
 @pytest.mark.slow
-@settings(max_examples=40)
+@settings(max_examples=examples(120))
 @given(
     st.sampled_from(SYSTEMS_THAT_PLACE_TEXT),
     st.lists(st.sampled_from([0, 0, 0, 4, 30, 1000]), min_size=2, max_size=6),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from support.sizes import examples
 
 from vicort.runtime import set_folders, work_folders
 from vicort.runtime.errors import ConfigError
@@ -125,7 +126,7 @@ names = st.text(
 ).filter(lambda name: name not in (".", ".."))
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(120), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(listed=st.sets(names, max_size=4), there=st.sets(names, max_size=4))
 @example(listed={"llm.bin"}, there={"llm.bin"})
 @example(listed={"llm.bin"}, there=set())

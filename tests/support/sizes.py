@@ -7,14 +7,23 @@ import os
 import pytest
 
 THOROUGH = "VICORT_TEST_THOROUGH"  # set by conftest.py where slow tests run
+EXPLORE = "VICORT_TEST_EXPLORE"  # set by conftest.py: how many times as many examples
 
 
 def is_thorough() -> bool:
     return THOROUGH in os.environ
 
 
+def explores() -> bool:
+    """Whether property tests try new examples, not the same ones in each run."""
+    return EXPLORE in os.environ
+
+
 def examples(count: int) -> int:
-    """hypothesis' max_examples: `count` where slow tests run, otherwise a third of it."""
+    """hypothesis' max_examples: `count` where slow tests run, otherwise a third of it; more where
+    new ones are tried."""
+    if explores():
+        return count * int(os.environ[EXPLORE])
     return count if is_thorough() else max(5, count // 3)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.sizes import examples
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from vicort.runtime.errors import EngineError, QuestionError
@@ -211,7 +212,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS, ids=lambda value: value)
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(15), deadline=None, suppress_health_check=list(HealthCheck))
 @given(question=TEXTS, answer=TEXTS, second=TEXTS, system=st.none() | TEXTS)
 def test_the_whole_prompt_is_that_of_transformers(
     folders: dict[str, Path],
@@ -287,12 +288,13 @@ def test_a_list_and_a_folder_of_named_templates(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("extra", [None, {"audio_token": SPECIAL[2]}, {"bos_token": SPECIAL[2]}])
+@pytest.mark.parametrize("token", [SPECIAL[0], {"__type": "AddedToken", "content": SPECIAL[0]}])
 @pytest.mark.parametrize("name", ["bos_token", "audio_token"])
 def test_which_of_two_files_names_a_special_token(
-    tmp_path: Path, name: str, extra: dict | None
+    tmp_path: Path, name: str, token: str | dict, extra: dict | None
 ) -> None:
     folder = write_folder(tmp_path / "model")
-    content = {name: SPECIAL[0], "extra_special_tokens": extra, "tokenizer_class": "Qwen2Tokenizer"}
+    content = {name: token, "extra_special_tokens": extra, "tokenizer_class": "Qwen2Tokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(content))
     (folder / "special_tokens_map.json").write_text(json.dumps({name: SPECIAL[1]}))
     assert special_tokens(folder) == loaded(folder).special_tokens_map
@@ -304,7 +306,7 @@ TOKENS = st.none() | st.sampled_from(
 NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token", "audio_token")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(180), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     config=st.dictionaries(st.sampled_from(NAMES), TOKENS),
     older=st.none() | st.dictionaries(st.sampled_from(NAMES), st.sampled_from(SPECIAL)),

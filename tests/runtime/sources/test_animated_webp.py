@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.sizes import examples
 
 from vicort.runtime.errors import SourceError, TruncatedSource
 from vicort.runtime.sources import open_source
@@ -42,7 +43,9 @@ rectangles = st.tuples(
 
 
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(60),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     st.lists(st.lists(rectangles, max_size=3), min_size=2, max_size=5),

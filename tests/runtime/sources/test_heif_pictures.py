@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from support.heif import HeifFile, box, clap
+from support.sizes import examples
 
 from vicort.runtime.errors import SourceError
 from vicort.runtime.sources import open_source
@@ -174,7 +175,7 @@ def test_large_wholes_are_refused_before_they_are_allocated(tmp_path: Path) -> N
 CONTENT: list[bytes] = []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(180), deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 900), st.integers(0, 255)), min_size=1, max_size=4))
 def test_any_damage_of_the_boxes_ends(tmp_path_factory: pytest.TempPathFactory, changes) -> None:
     if not CONTENT:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -18,8 +19,8 @@ from vicort.runtime.core import Frame
 from vicort.runtime.sources import open_source
 from vicort.runtime.sources.hdr import CODES, HLG, PQ, TO_709, ToneMap, compressed, from_pq, to_pq
 from vicort.runtime.sources.packets import PacketReader
-from vicort.runtime.sources.pixel_shape import square_size
-from vicort.runtime.sources.pixels import over_white
+from vicort.runtime.sources.pixel_shape import SQUARE, square_size
+from vicort.runtime.sources.pixels import BT709, Converter, over_white
 
 FAST = {"preset": "ultrafast"}
 
@@ -282,6 +283,20 @@ def test_transparent_videos_are_over_white(tmp_path, suffix, codec, pixels):
     for frame in found:
         assert np.abs(frame.image[:24].astype(int) - 60).max() <= 4
         assert frame.image[40:].min() >= 250
+
+
+@pytest.mark.parametrize("shape", [SQUARE, Fraction(4, 3), None])
+@pytest.mark.parametrize("bright", [False, True])
+def test_every_column_is_converted(bright, shape):
+    """FFmpeg's fast way to RGBA or to 16 bits leaves some unwritten, of some widths."""
+    convert = Converter(SimpleNamespace(of_all=shape))
+    for width in range(1, 70):
+        picture = av.VideoFrame(width, 8, "yuv420p" if bright else "yuva420p")
+        for plane, level in zip(picture.planes, (100, 128, 128, 200), strict=False):
+            plane.update(bytes([level]) * plane.buffer_size)
+        picture.color_trc = PQ if bright else BT709
+        image = convert(picture).astype(int)
+        assert np.abs(image - image[0, 0]).max() <= 1, width
 
 
 # ---- colours that nobody names ----

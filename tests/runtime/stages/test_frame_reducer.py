@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fake_engines import FakeEngineSet
+from support.sizes import examples
 from support.systems import system
 
 from vicort.runtime.core import Chunk, Frame
@@ -29,7 +30,7 @@ def noise(height: int, width: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(90))
 @given(
     sizes=st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=3),
     fixed=st.sampled_from([None, (56, 84)]),
