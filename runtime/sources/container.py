@@ -23,6 +23,7 @@ from vicort.runtime.sources.clean_aperture import clean_aperture
 from vicort.runtime.sources.clock import Clock
 from vicort.runtime.sources.joined import joined_files
 from vicort.runtime.sources.limits import Limits
+from vicort.runtime.sources.matroska_crop import matroska_crop
 from vicort.runtime.sources.motion import EXPORT_VECTORS, MotionReader, exports_vectors
 from vicort.runtime.sources.multipart import FORMAT as MULTIPART
 from vicort.runtime.sources.multipart import without_false_damage
@@ -235,6 +236,10 @@ class ContainerSource(Source):
         self._crop = NO_CROP
         if self._path and self._is_mp4:
             self._crop = clean_aperture(self._path, self._stream.id)
+        elif self._path and "matroska" in kind:
+            self._crop = matroska_crop(
+                self._path, self._container.streams.video.index(self._stream)
+            )
         self._decoder: Decoder = CpuDecoder(self._stream, limits, self._crop)
         self._motion: MotionReader | None = None
         self._health = _Health()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -172,6 +174,8 @@ class ImageSource(Source):
             picture = next(container.decode(stream))
             if is_animation(path) and (path.suffix.lower() != ".gif" or _goes_on(container)):
                 self._warn_of_animation(path)
+            if path.suffix.lower() in TIFF and _has_second_page(path):
+                self.warn(f"{path} has several pages: only the first one is shown")
             return picture
 
     def _first_of_webp(self, path: Path) -> np.ndarray:
@@ -244,6 +248,22 @@ def _goes_on(container: av.container.InputContainer) -> bool:
         return next(container.decode(video=0), None) is not None
     except av.FFmpegError:
         return False
+
+
+def _has_second_page(path: Path) -> bool:
+    """Of a TIFF: its directories are a list, each one with the place of the next after its entries
+    of 12 bytes (TIFF 6.0, section 2)."""
+    with path.open("rb") as file:
+        order = "<" if file.read(2) == b"II" else ">"
+        try:
+            (place,) = struct.unpack(f"{order}2xI", file.read(6))
+            file.seek(place)
+            (entries,) = struct.unpack(f"{order}H", file.read(2))
+            file.seek(12 * entries, os.SEEK_CUR)
+            (place,) = struct.unpack(f"{order}I", file.read(4))
+        except struct.error:
+            return False
+    return bool(place)
 
 
 def _conversion(path: Path) -> str:

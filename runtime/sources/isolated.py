@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -274,6 +275,12 @@ class IsolatedSource(Source):
             self._fail(
                 f"{what}: try again, or decode in this process with --in-process",
                 "the decoder process has ended",
+            )
+        if code == -signal.SIGKILL:
+            self._fail(
+                "the decoder process was killed, as the system does where memory runs out: see "
+                "`dmesg`, free memory or watch fewer streams",
+                "the decoder process was killed",
             )
         self._fail(
             f"the decoder process died (exit code {code}); if it needs more than "

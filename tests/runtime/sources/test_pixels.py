@@ -18,9 +18,10 @@ from support import videos
 from vicort.runtime.core import Frame
 from vicort.runtime.sources import open_source
 from vicort.runtime.sources.hdr import CODES, HLG, PQ, TO_709, ToneMap, compressed, from_pq, to_pq
+from vicort.runtime.sources.matroska_crop import matroska_crop
 from vicort.runtime.sources.packets import PacketReader
 from vicort.runtime.sources.pixel_shape import SQUARE, square_size
-from vicort.runtime.sources.pixels import BT709, Converter, over_white
+from vicort.runtime.sources.pixels import BT709, NO_CROP, Converter, over_white
 
 FAST = {"preset": "ultrafast"}
 
@@ -201,6 +202,52 @@ def test_the_clean_aperture_is_shown(tmp_path, numbers, window, shape):
         np.testing.assert_array_equal(
             frame.image, whole.image[top:bottom, left * wide : right * wide]
         )
+
+
+def with_pixel_crop(path: Path, top: int, bottom: int, left: int, right: int) -> None:
+    """Give the video track of a Matroska file a crop, in the place of what FFmpeg writes behind the
+    size and of the room that it leaves there."""
+    data = bytearray(path.read_bytes())
+    start = data.index(b"\xe0\x8a\xb0")  # the video's settings, of 10 bytes
+    content = data[start + 2 : start + 8]  # width and height
+    for kind, cut in ((0xAA, bottom), (0xBB, top), (0xCC, left), (0xDD, right)):
+        content += bytes([0x54, kind, 0x81, cut])
+    data[start : start + 27] = bytes([0xE0, 0x80 + len(content), *content, 0xEC, 0x81, 0])
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("cuts", "window"),
+    [
+        ((20, 16, 10, 30), (20, 104, 10, 130)),
+        ((0, 0, 0, 8), (0, 120, 0, 152)),
+    ],
+)
+@pytest.mark.parametrize("before", [0, 1])
+def test_what_matroska_cuts_off_is_not_shown(tmp_path, cuts, window, before):
+    """before: sound tracks that come first."""
+    videos.needs_encoder("libvpx")
+    with av.open(str(tmp_path / "a.mkv"), "w") as output:
+        sound = [output.add_stream("pcm_s16le", rate=8000) for _ in range(before)]
+        track = output.add_stream("libvpx", rate=25)
+        track.height, track.width, track.pix_fmt = 120, 160, "yuv420p"
+        for each in sound:
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+            silence.rate, silence.pts = 8000, 0
+            output.mux(each.encode(silence))
+        picture = av.VideoFrame.from_ndarray(videos.image(3), format="rgb24")
+        output.mux([*track.encode(picture), *track.encode()])
+    (whole,) = frames(tmp_path / "a.mkv")
+    with_pixel_crop(tmp_path / "a.mkv", *cuts)
+    (cropped,) = frames(tmp_path / "a.mkv")
+    top, bottom, left, right = window
+    np.testing.assert_array_equal(cropped.image, whole.image[top:bottom, left:right])
+
+
+@pytest.mark.parametrize("data", [b"", b"\x1a\x45", b"\x18\x53\x80\x67\xff" * 3, bytes(99)])
+def test_a_damaged_matroska_has_no_crop(tmp_path, data):
+    (tmp_path / "a.mkv").write_bytes(data)
+    assert matroska_crop(tmp_path / "a.mkv", 0) == NO_CROP
 
 
 @pytest.mark.parametrize("matrix", [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, 1), (0, -1, 1, 0)])

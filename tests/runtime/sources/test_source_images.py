@@ -153,6 +153,21 @@ def test_an_animation_in_a_folder_is_one_picture(tmp_path: Path, suffix: str) ->
     assert "only its first picture" in warning
 
 
+@pytest.mark.parametrize("pages", [1, 2, 3])
+@pytest.mark.parametrize(("mode", "order"), [("RGB", b"II"), ("I;16B", b"MM")])
+def test_a_tiff_of_several_pages_is_warned_of(
+    tmp_path: Path, mode: str, order: bytes, pages: int
+) -> None:
+    path, warnings = tmp_path / "a.tiff", []
+    first, *rest = [Image.new(mode, (64, 48), i) for i in range(pages)]
+    first.save(path, save_all=True, append_images=rest)
+    assert path.read_bytes()[:2] == order
+    with open_source(str(path), warn=warnings.append) as source:
+        assert [frame.image.max() for frame in source] == [0]
+    several = [f"{path} has several pages: only the first one is shown"]
+    assert warnings == (several if pages > 1 else [])
+
+
 def test_a_name_with_an_image_ending_that_is_no_file_is_warned_about(tmp_path: Path) -> None:
     write_images(tmp_path, ["1.5.png", "1.png", "1.10.png"])
     (tmp_path / "gone.png").symlink_to("nowhere")
