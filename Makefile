@@ -59,7 +59,8 @@ test: install ## run the test suite (tests marked slow, gpu and weights are off)
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 fuzz: install ## try 10 times as many examples in the property tests, new ones in each run
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal -m hypothesis --explore 10
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal -m hypothesis \
+		--explore 10 --timeout 3600
 
 lint: install types ## run ruff and mypy
 	$(BIN)/python -m ruff check .

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
@@ -110,13 +111,7 @@ class Interpreter:
     """The child process: `run` has it call one verb of LoadedKernels."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "TRITON_INTERPRET": "1"}
-        self._child = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-        )
+        self._child = _start()
 
     def run(
         self,
@@ -130,9 +125,14 @@ class Interpreter:
         a `stand_in`; gpu: for LoadedKernels."""
         assert self._child.stdin
         assert self._child.stdout
-        pickle.dump((data, verb, arrays, values, gpu), self._child.stdin)
-        self._child.stdin.flush()
-        result = pickle.load(self._child.stdout)
+        try:
+            pickle.dump((data, verb, arrays, values, gpu), self._child.stdin)
+            self._child.stdin.flush()
+            result = pickle.load(self._child.stdout)
+        except BaseException:  # a time-out in the middle: the next reply would be that of this call
+            self.close()
+            self._child = _start()
+            raise
         if isinstance(result, str):
             raise RuntimeError(result)
         return result
@@ -149,9 +149,22 @@ class Interpreter:
         return left["cos"], left["sin"]
 
     def close(self) -> None:
-        if self._child.stdin:
-            self._child.stdin.close()
+        assert self._child.stdin
+        assert self._child.stdout
+        self._child.kill()
         self._child.wait(20)
+        self._child.stdout.close()
+        with suppress(BrokenPipeError):  # of what was not yet written
+            self._child.stdin.close()
+
+
+def _start() -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+    )
 
 
 class InterpretingLauncher:
