@@ -40,7 +40,7 @@ capi: install ## build the C library, its headers and a CMake package in build/c
 
 docs: install types ## generate docs/cli.md and build the site in build/site/
 	$(BIN)/python docs/tools/cli.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 docs-serve: install types ## serve the site on localhost while pages are edited
 	$(BIN)/python -m mkdocs serve

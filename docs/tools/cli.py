@@ -125,7 +125,7 @@ def _bullet(parser: argparse.ArgumentParser, action: argparse.Action) -> list[st
             action, formatter._get_default_metavar_for_positional(action)
         )
     meaning = formatter._expand_help(action) if action.help else ""
-    meaning = re.sub(r"(?<= )-(?= )", "`-`", meaning.replace("<", r"\<"))
+    meaning = re.sub(r"(?<= )-(?= )", "`-`", re.sub(r"[<\[]", r"\\\g<0>", meaning))
     return textwrap.wrap(
         f"- `{called}`: {' '.join(meaning.split())}".removesuffix(": "),
         100,
