@@ -7,7 +7,7 @@ BACKEND ?= auto
 PRECISION ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test fuzz engines capi bench gpu-check docs docs-serve wheel lint types \
+.PHONY: help install demo test explore engines capi bench gpu-check docs docs-serve wheel lint types \
 	hooks clean
 
 help: ## list the targets
@@ -58,9 +58,9 @@ wheel: install ## build the sdist and the wheel in dist/, check them, and try th
 test: install ## run the test suite (tests marked slow, gpu and weights are off)
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
-fuzz: install ## try 10 times as many examples in the property tests, new ones in each run
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal -m hypothesis \
-		--explore 10 --timeout 3600
+explore: install ## try 10 times as many examples in the property tests, new ones in each run
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal --explore 10 \
+		-m "hypothesis and not slow and not gpu and not weights" --timeout 3600
 
 lint: install types ## run ruff and mypy
 	$(BIN)/python -m ruff check .

@@ -254,9 +254,11 @@ def _has_second_page(path: Path) -> bool:
     """Of a TIFF: its directories are a list, each one with the place of the next after its entries
     of 12 bytes (TIFF 6.0, section 2)."""
     with path.open("rb") as file:
-        order = "<" if file.read(2) == b"II" else ">"
+        order = {b"II*\0": "<", b"MM\0*": ">"}.get(file.read(4))
+        if order is None:  # another format under this name
+            return False
         try:
-            (place,) = struct.unpack(f"{order}2xI", file.read(6))
+            (place,) = struct.unpack(f"{order}I", file.read(4))
             file.seek(place)
             (entries,) = struct.unpack(f"{order}H", file.read(2))
             file.seek(12 * entries, os.SEEK_CUR)

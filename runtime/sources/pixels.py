@@ -19,10 +19,9 @@ from vicort.runtime.sources.hdr import HLG, PQ, ToneMap
 from vicort.runtime.sources.pixel_shape import HEIGHT, SQUARE, WIDTH, PixelShape, square_size
 
 UNSPECIFIED, BT709 = 2, 1  # in the colour tables of H.273
-# into anything but rgb24, FFmpeg's faster conversion of yuv420p and yuv422p leaves up to four
-# columns at the right unwritten, of widths that are no multiple of 16
+# FFmpeg's faster conversion of yuv420p and yuv422p leaves columns at the right unwritten: up to
+# four into RGBA where the width is no multiple of 16, one into 16 bits where it is odd
 EVERY_COLUMN = Interpolation.BILINEAR | Interpolation.ACCURATE_RND
-FLAGS = "bilinear+accurate_rnd"  # the same for filters
 ROWS = 64  # of pixels at a time, which stay in the processor's cache
 # kinds of side data that FFmpeg has and PyAV may not know
 NEWER_SIDE_DATA = range(len(Type), 36)
@@ -122,10 +121,9 @@ class Converter:
         shape = self._shape.of_all if self._shape else SQUARE
         if shape is not None:
             height, width = square_size(picture.height, picture.width, shape)
-            how = Interpolation.BILINEAR if into == "rgb24" else EVERY_COLUMN
             # the default is one thread per core
             return self._reformatter.reformat(
-                picture, width, height, format=into, interpolation=how, threads=1
+                picture, width, height, format=into, interpolation=_how(into), threads=1
             )
         key = (picture.width, picture.height, picture.format.name, into)
         if self._squarer is None or self._squarer.key != key:
@@ -163,7 +161,7 @@ class _Squarer:
                 format=picture.format,
                 time_base=Fraction(1, av.time_base),
             ),
-            self._graph.add("scale", w=WIDTH, h=HEIGHT, eval="frame", flags=FLAGS),
+            self._graph.add("scale", w=WIDTH, h=HEIGHT, eval="frame", flags=str(_how(into).value)),
             self._graph.add("format", pix_fmts=into),
             self._graph.add("buffersink"),
         ]
@@ -173,6 +171,11 @@ class _Squarer:
     def __call__(self, picture: av.VideoFrame) -> av.VideoFrame:
         self._graph.push(picture)
         return self._graph.vpull()
+
+
+def _how(into: str) -> Interpolation:
+    """The options of a conversion into a pixel format."""
+    return Interpolation.BILINEAR if into == "rgb24" else EVERY_COLUMN
 
 
 def matrix_of(height: int, width: int) -> int:

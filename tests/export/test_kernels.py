@@ -389,6 +389,18 @@ def test_each_segment_is_what_it_is_alone(interpreter, multiprocessors):
         np.testing.assert_allclose(together[mine], single.run(interpreter), atol=2e-6)
 
 
+def test_after_a_call_that_was_interrupted_the_next_reply_is_its_own(interpreter, monkeypatch):
+    def interrupted(file):
+        raise KeyboardInterrupt
+
+    first, second = (np.full(64, angle, np.float32) for angle in (0, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(pickle, "load", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            interpreter.cos_sin(first)
+    np.testing.assert_allclose(interpreter.cos_sin(second)[1], np.sin(second), atol=1e-6)
+
+
 @settings(quick, max_examples=examples(15))
 @given(data=st.data())
 def test_new_tokens_land_in_their_cells(interpreter, data):

@@ -205,8 +205,8 @@ def test_the_clean_aperture_is_shown(tmp_path, numbers, window, shape):
 
 
 def with_pixel_crop(path: Path, top: int, bottom: int, left: int, right: int) -> None:
-    """Give the video track of a Matroska file a crop, in the place of what FFmpeg writes behind the
-    size and of the room that it leaves there."""
+    """Give the video track of a Matroska file a crop, in the place of what FFmpeg writes after the
+    size and of the empty element that it leaves there."""
     data = bytearray(path.read_bytes())
     start = data.index(b"\xe0\x8a\xb0")  # the video's settings, of 10 bytes
     content = data[start + 2 : start + 8]  # width and height

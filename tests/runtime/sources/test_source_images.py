@@ -168,6 +168,16 @@ def test_a_tiff_of_several_pages_is_warned_of(
     assert warnings == (several if pages > 1 else [])
 
 
+def test_another_format_under_the_name_of_a_tiff_has_no_pages(tmp_path: Path) -> None:
+    """The bytes of a JPEG at the places of a TIFF's numbers lead into this one."""
+    path, warnings = tmp_path / "a.tif", []
+    Image.new("RGB", (64, 48)).save(path, "JPEG")
+    path.write_bytes(path.read_bytes() + b"\0\1" * (1 << 20))
+    with open_source(str(path), warn=warnings.append) as source:
+        assert len(list(source)) == 1
+    assert warnings == []
+
+
 def test_a_name_with_an_image_ending_that_is_no_file_is_warned_about(tmp_path: Path) -> None:
     write_images(tmp_path, ["1.5.png", "1.png", "1.10.png"])
     (tmp_path / "gone.png").symlink_to("nowhere")
