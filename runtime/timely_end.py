@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from vicort.runtime.entry_points import BEFORE_LEAVING, EXIT_CODES
+from vicort.runtime.entry_points import BEFORE_LEAVING, EXIT_CODES, Terminated
 from vicort.runtime.errors import VicortError
 
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
 LIMIT = 1.5  # seconds from the signal to the end
+AGAIN_S = 0.01  # seconds until an interruption that Python dropped is raised again
 
 
 class TimelyEnd:
@@ -18,7 +24,9 @@ class TimelyEnd:
     EXIT_CODES, and after what is in BEFORE_LEAVING.
 
     Python handles a signal on its main thread and between two calls, and what loads an engine or
-    opens a silent address may take a minute. On another thread than the main one it does nothing.
+    opens a silent address may take a minute. Where it comes during a finalizer or a callback of
+    the garbage collector, Python prints the interruption and drops it: here it is raised again.
+    On another thread than the main one this context does nothing.
     """
 
     def __init__(self) -> None:
@@ -30,6 +38,7 @@ class TimelyEnd:
             reading, self._writing = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(self._writing, False)
             self._before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+            self._hook, sys.unraisablehook = sys.unraisablehook, self._raise_again
             threading.Thread(
                 target=self._watch, args=(reading,), name="timely end", daemon=True
             ).start()
@@ -39,7 +48,19 @@ class TimelyEnd:
         if self._writing >= 0:
             self._ended.set()
             signal.set_wakeup_fd(self._before)
+            sys.unraisablehook = self._hook
             os.close(self._writing)
+
+    def _raise_again(self, dropped: UnraisableHookArgs) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            self._hook(dropped)
+            return
+        number = signal.SIGTERM if issubclass(dropped.exc_type, Terminated) else signal.SIGINT
+        # by another thread and later: here it would be dropped once more
+        main = threading.main_thread().ident
+        again = threading.Timer(AGAIN_S, signal.pthread_kill, (main, number))
+        again.daemon = True
+        again.start()
 
     def _watch(self, reading: int) -> None:
         number = 0

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from contextlib import ExitStack, suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from vicort.runtime.errors import VicortError
@@ -26,26 +31,26 @@ def in_child(work: Callable[..., Any], *arguments: Any, seconds: float | None = 
     """What `work` returns, from a fresh interpreter. Both have to be picklable.
 
     seconds: timeout; None = none. Raises ChildFailed if the work raises, if its process dies, or
-    after the timeout. An error that is no VicortError also leaves its traceback on stderr.
+    after the timeout. An error that is no VicortError also leaves its traceback on stderr. The
+    process ends with this one, however this one ends.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_run, args=(sender, work, arguments))
-    child.start()
-    sender.close()
-    try:
+    with ExitStack() as stack:
+        stack.callback(receiver.close)
+        stack.callback(_kill, child)
+        child.start()
+        sender.close()
         if not receiver.poll(seconds):
             raise ChildFailed(f"it took longer than {seconds:g} s and was ended")
-        failed, value = receiver.recv()
-    except EOFError:
-        child.join()
-        raise ChildFailed(
-            f"its process died with exit code {child.exitcode} (a negative one is a signal)"
-        ) from None
-    finally:
-        child.kill()
-        child.join()
-        receiver.close()
+        try:
+            failed, value = receiver.recv()
+        except EOFError:
+            child.join()
+            raise ChildFailed(
+                f"its process died with exit code {child.exitcode} (a negative one is a signal)"
+            ) from None
     if failed:
         raise ChildFailed(*value)
     return value
@@ -59,11 +64,26 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"[:MAX_LINE]
 
 
+def _kill(child: BaseProcess) -> None:
+    if child.pid is not None:  # it was started
+        child.kill()
+        child.join()
+
+
 def _run(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     try:
-        sender.send((False, work(*arguments)))
+        result = ForkingPickler.dumps((False, work(*arguments)))
     except VicortError as error:
-        sender.send((True, (one_line(error), error.exit_code)))
+        result = ForkingPickler.dumps((True, (one_line(error), error.exit_code)))
     except BaseException as error:  # noqa: BLE001 (reported to the parent, whatever it is)
         traceback.print_exc()
-        sender.send((True, (one_line(error),)))
+        result = ForkingPickler.dumps((True, (one_line(error),)))
+    with suppress(BrokenPipeError):  # the parent has ended
+        sender.send_bytes(result)
+
+
+def _end_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        wait([parent.sentinel])
+        os._exit(1)

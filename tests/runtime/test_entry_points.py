@@ -161,6 +161,33 @@ def test_a_signal_does_not_wait_for_a_call_that_does_not_return(number, code, tm
     assert time.monotonic() - began < 10  # 1.5 s where nothing else runs
 
 
+# an interruption in a finalizer, where Python prints an exception and drops it
+DROPPED = """
+    class Finalized:
+        def __del__(self):
+            print("ready", flush=True)
+            signal.pause()
+    try:
+        Finalized()
+        signal.pause()
+    except KeyboardInterrupt as interruption:
+        print(type(interruption).__name__, flush=True)
+        raise
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "name"),
+    [(signal.SIGINT, 130, "KeyboardInterrupt"), (signal.SIGTERM, 143, "Terminated")],
+)
+def test_a_signal_that_comes_during_a_finalizer_is_not_dropped(number, code, name):
+    child = python("-c", BEGIN.format(name="run", wait=DROPPED), text=True)
+    assert [child.stdout.readline() for _ in range(2)] == ["working\n", "ready\n"]
+    child.send_signal(number)
+    assert child.communicate(timeout=30) == (f"{name}\n", "")
+    assert child.returncode == code
+
+
 def test_a_build_that_a_signal_ends_leaves_nothing(tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
