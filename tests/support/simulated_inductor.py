@@ -10,6 +10,7 @@ import numpy as np
 from support.simulated_cuda import OUTPUTS, SimulatedEngineSet, bare
 from support.simulated_tensorrt import graph_specs
 
+from vicort.benchmarks.gpu.inductor.capture_pools import CapturePools
 from vicort.benchmarks.gpu.inductor.inductor_engine import InductorEngine
 from vicort.runtime.devices.cuda import DeviceArray
 
@@ -58,10 +59,24 @@ class SimulatedPackage:
             result.value = np.array(found[name])
 
 
+class SimulatedPool:
+    """PyTorch aborts the process where one is destroyed while anything captures."""
+
+    made = 0
+    destroyed = 0
+
+    def __init__(self):
+        SimulatedPool.made += 1
+
+    def __del__(self):
+        SimulatedPool.destroyed += 1
+
+
 class SimulatedSide:
     """What a lane asks of PyTorch on a GPU, of a simulated one."""
 
     captures = True
+    pools = CapturePools()  # of the process, as PyTorch's
 
     def __init__(self, driver, specs, functions):
         self.driver = driver
@@ -69,7 +84,7 @@ class SimulatedSide:
         self._functions = functions
         self._local = threading.local()
         self.loaded = []
-        self.pools = 0
+        self.pools_used = set()
         self.captured_outside = 0
 
     @property
@@ -104,12 +119,12 @@ class SimulatedSide:
             del self._local.stream
 
     def new_pool(self):
-        self.pools += 1
-        return self.pools
+        return SimulatedPool()
 
     @contextmanager
     def within(self, pool):
         self._local.pool = pool
+        self.pools_used.add(id(pool))
         try:
             yield
         finally:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vicort.benchmarks.gpu.inductor.capture_pools import CapturePools
 from vicort.runtime.devices.device import StreamEvent
 from vicort.runtime.engines.bindings import BindingsCheck
 from vicort.runtime.engines.graph_cache import GraphCache
@@ -40,6 +41,7 @@ class TorchSide(Protocol):
     """Where packages run: what a lane asks of PyTorch there."""
 
     captures: bool  # whether runs can be CUDA graphs
+    pools: CapturePools  # that outlive everything which captures into them
 
     def load(self, path: Path, constants: Constants) -> Package: ...
 
@@ -147,7 +149,7 @@ class Lane:
     def _capture(self, key: object, inputs: list[Any], outputs: list[Any]) -> None:
         """Keep a further run as a graph; the plain one before it was the warm-up that capturing
         wants."""
-        self._pool = self._pool or self._side.new_pool()
+        self._pool = self._pool or self._side.pools.lend(self, self._side.new_pool)
         try:
             with self._side.within(self._pool):
                 graph = self._stream.capture(lambda: self._execute(inputs, outputs))
@@ -183,6 +185,7 @@ class OnHost:
     """A CPU: a stream's work runs in its thread, and there is nothing to capture."""
 
     captures = False
+    pools = CapturePools()
     device = "cpu"
 
     def load(self, path: Path, constants: Constants) -> Package:

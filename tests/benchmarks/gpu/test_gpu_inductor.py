@@ -2,6 +2,7 @@
 this CPU beside OpenVINO's."""
 
 import copy
+import gc
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ import torch
 from support.engine_sets import checkpoint
 from support.fake_engines import FakeEngineSet
 from support.simulated_cuda import SimulatedDriver
-from support.simulated_inductor import SimulatedInductorSet
+from support.simulated_inductor import SimulatedInductorSet, SimulatedPool
 
 from vicort.benchmarks.gpu import engine_steps as gpu_engines
 from vicort.benchmarks.gpu.inductor import inductor_sets as gpu_inductor
@@ -126,7 +127,37 @@ def test_other_addresses_are_another_graph_from_the_same_pool(ran) -> None:
     for arrays in (bound, other, bound, other):
         ran.run(arrays)
     assert ran.engine.graph_report(ran.stream)["graphs"] == 2
-    assert (ran.engines.side.pools, ran.engines.driver.counts["replay"]) == (1, 2)
+    assert (len(ran.engines.side.pools_used), ran.engines.driver.counts["replay"]) == (1, 2)
+
+
+def capture_on_four_streams() -> int:
+    """A set of its own, of which four streams capture; returns the pools they captured into."""
+    engines = SimulatedInductorSet(0, 5, **TOY)
+    device = engines.new_device()
+    runs = {name: (graph, arrays) for name, graph, arrays, _ in toy_runs(engines)}
+    for number in range(4):
+        graph, inputs = runs["vision" if number % 2 else "prefill"]
+        engine, stream = getattr(engines, graph), device.stream(str(number))
+        bound = stream.run(bind, device, stream, engine, inputs).done()
+        for _ in range(3):
+            engine.enqueue(bound, stream).done()
+        assert engine.graph_report(stream) == {"graphs": 1, "refusals": []}
+    device.close()
+    return len(engines.side.pools_used)
+
+
+def toy_runs(engines: SimulatedInductorSet):
+    return gpu_engines.random_runs(engines.model, engines.dtype)
+
+
+def test_pools_outlive_the_sets_that_captured_into_them_and_are_used_again() -> None:
+    gc.collect()  # those of other tests go back
+    made, destroyed = SimulatedPool.made, SimulatedPool.destroyed
+    for _ in range(20):
+        assert capture_on_four_streams() == 4  # two streams never share one
+        gc.collect()
+    assert SimulatedPool.made - made <= 4
+    assert SimulatedPool.destroyed == destroyed
 
 
 @pytest.mark.parametrize(
