@@ -189,13 +189,19 @@ class PinnedAllocator:
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """An array with undefined content. No copy from or to it may be in flight when its last
-        view is garbage collected."""
+        view is garbage collected. Raises DeviceError if there is too little memory."""
         self.collect()
         dtype = np.dtype(dtype)
         size = int(np.prod(shape)) * dtype.itemsize
         if not size:
             return np.empty(shape, dtype)
-        pointer = self.driver.allocate_pinned(size)
+        try:
+            pointer = self.driver.allocate_pinned(size)
+        except MemoryError as error:
+            raise DeviceError(
+                f"the driver cannot lock {_mb(size)} MB of the host's memory: give less "
+                "--host-memory (memory.host_mb), or free memory of the machine"
+            ) from error
         raw = (ctypes.c_uint8 * size).from_address(pointer)
         weakref.finalize(raw, self._freed.append, pointer).atexit = False
         return np.ctypeslib.as_array(raw).view(dtype).reshape(shape)

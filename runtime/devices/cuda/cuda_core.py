@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
@@ -19,7 +20,6 @@ from cuda.core import (
     EventOptions,
     Kernel,
     LaunchConfig,
-    LegacyPinnedMemoryResource,
     ObjectCode,
     Stream,
     StreamOptions,
@@ -81,8 +81,7 @@ class CudaCoreDriver:
         self.multiprocessors = self._device.properties.multiprocessor_count
         self.version = checked(cu.cuDriverGetVersion())
         self._pool = DeviceMemoryResource(self._device, DeviceMemoryResourceOptions())
-        self._pinned_pool = LegacyPinnedMemoryResource()
-        self._buffers: dict[int, Buffer] = {}  # device and pinned, by address
+        self._buffers: dict[int, Buffer] = {}  # by address
         self._foreign: dict[int, Stream] = {}  # streams known only by their handle
         self._priorities = checked(cu.cuCtxGetStreamPriorityRange())  # lowest, highest
         # orders allocations and frees
@@ -102,14 +101,12 @@ class CudaCoreDriver:
 
     @device_call
     def allocate(self, size: int) -> int:
-        try:
+        with _full_memory_apart():
             buffer = self._pool.allocate(size, stream=self._allocations)
-        except Exception as error:
-            if "OUT_OF_MEMORY" in str(error):
-                raise MemoryError(str(error)) from error
-            raise
         self._allocations.sync()  # then any stream may use it
-        return self._keep(buffer)
+        pointer = int(buffer.handle)
+        self._buffers[pointer] = buffer
+        return pointer
 
     @device_call
     def free(self, pointer: int) -> None:
@@ -118,16 +115,12 @@ class CudaCoreDriver:
 
     @device_call
     def allocate_pinned(self, size: int) -> int:
-        return self._keep(self._pinned_pool.allocate(size))
+        with _full_memory_apart():
+            return int(checked(cu.cuMemAllocHost(size)))
 
     @device_call
     def free_pinned(self, pointer: int) -> None:
-        self._buffers.pop(pointer).close()
-
-    def _keep(self, buffer: Buffer) -> int:
-        pointer = int(buffer.handle)
-        self._buffers[pointer] = buffer
-        return pointer
+        checked(cu.cuMemFreeHost(pointer))
 
     @device_call
     def copy(self, target: int, source: int, size: int, stream: Stream) -> None:
@@ -243,6 +236,17 @@ def checked(answer: tuple[Any, ...]) -> Any:
     if status != cu.CUresult.CUDA_SUCCESS:
         raise DeviceError(f"CUDA failed ({status.name}): see `nvidia-smi`, then run again")
     return tuple(values) if len(values) > 1 else values[0] if values else None
+
+
+@contextmanager
+def _full_memory_apart() -> Iterator[None]:
+    """Raise MemoryError where an allocation failed because there is too little memory."""
+    try:
+        yield
+    except Exception as error:
+        if "OUT_OF_MEMORY" in str(error):
+            raise MemoryError(str(error)) from error
+        raise
 
 
 def _one_line(error: BaseException) -> str:

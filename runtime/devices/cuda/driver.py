@@ -13,8 +13,8 @@ Arguments = Sequence[tuple[ArgumentKind, int | float]]
 class Driver(Protocol):
     """One GPU. Memory is an address; streams, events and graphs are opaque objects of the driver.
 
-    Thread-safe. Every method may raise DeviceError, which is not recoverable; `allocate` also
-    raises MemoryError.
+    Thread-safe. Every method may raise DeviceError, which is not recoverable; both kinds
+    of allocation also raise MemoryError.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Driver(Protocol):
         ...
 
     def allocate_pinned(self, size: int) -> int:
-        """Address of page-locked host memory, for asynchronous copies."""
+        """Address of page-locked host memory, for asynchronous copies. Raises MemoryError."""
         ...
 
     def free_pinned(self, pointer: int) -> None: ...

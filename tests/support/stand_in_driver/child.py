@@ -1,0 +1,96 @@
+"""A process on the stand-in driver, which the tests' own process must not load."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from support.stand_in_driver.library import driver_folder
+
+SERVE = (
+    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer);"
+    "from support.stand_in_driver.child import serve; serve()"
+)
+R = TypeVar("R")
+
+
+def environment() -> dict[str, str]:
+    """Variables with which a process gets the stand-in for its driver."""
+    return {"LD_LIBRARY_PATH": str(driver_folder())}
+
+
+class StandInChild:
+    """Calls functions, one after another, in one process on the stand-in."""
+
+    def __init__(self) -> None:
+        self._child = self._start()
+
+    def _start(self) -> subprocess.Popen:
+        child = subprocess.Popen(
+            [sys.executable, "-c", SERVE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | environment(),
+        )
+        assert child.stdin
+        pickle.dump(sys.path, child.stdin)
+        return child
+
+    def call(self, function: Callable[..., R], *args: Any, timeout: float = 60) -> R:
+        """What a function of a module returns there, or raises. The process is killed if it takes
+        longer than `timeout` seconds, or dies."""
+        assert self._child.stdin
+        assert self._child.stdout
+        try:
+            pickle.dump((function, args), self._child.stdin)
+            self._child.stdin.flush()
+            if not select.select([self._child.stdout], [], [], timeout)[0]:
+                raise TimeoutError(f"{function.__name__}{args} took more than {timeout} seconds")
+            is_value, result = pickle.load(self._child.stdout)
+        except BaseException:  # the next reply would be that of this call
+            self.close()
+            self._child = self._start()
+            raise
+        if is_value:
+            return result
+        raise result
+
+    def close(self) -> None:
+        assert self._child.stdin
+        assert self._child.stdout
+        self._child.kill()
+        self._child.wait(20)
+        self._child.stdout.close()
+        with suppress(BrokenPipeError):  # of what was not yet written
+            self._child.stdin.close()
+
+
+def serve() -> None:
+    """The child's loop."""
+    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever else prints does not get among the replies
+    while True:
+        try:
+            function, args = pickle.load(requests)
+        except EOFError:
+            return
+        try:
+            reply = pickle.dumps((True, function(*args)))
+        except Exception as error:  # noqa: BLE001 -- the parent raises it
+            reply = pickle.dumps((False, _portable(error)))
+        replies.write(reply)
+        replies.flush()
+
+
+def _portable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 -- some exceptions cannot be made from their text alone
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

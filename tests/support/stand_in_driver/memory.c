@@ -1,0 +1,198 @@
+/* Device memory and pinned memory, both of the host. */
+
+#include "driver.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define ALIGNMENT 512
+#define GARBAGE 0xFF /* what new memory holds: NaN, -1 */
+#define MOST_GARBAGE ((size_t)64 << 20)
+
+typedef struct Block {
+    char *start;
+    size_t size;
+    Place place;
+    struct Block *next;
+} Block;
+struct CUmemPoolHandle_st {
+    int is_default;
+};
+static Block *blocks;
+static struct CUmemPoolHandle_st default_pool = {1};
+
+Place place_of(const void *pointer, size_t size) {
+    const char *start = pointer;
+    for (Block *block = blocks; block; block = block->next)
+        if (start >= block->start && start + size <= block->start + block->size)
+            return block->place;
+    return NOWHERE;
+}
+
+static CUresult allocate(void **pointer, size_t size, Place place) {
+    long long *bytes = place == DEVICE ? &counts.device_bytes : &counts.pinned_bytes;
+    long long most = place == DEVICE ? switches.total_memory - switches.other_memory
+                                     : switches.pinned_memory;
+    if (!size) return refuse(CUDA_ERROR_INVALID_VALUE, "an allocation of no bytes");
+    if (*bytes + (long long)size > most) return CUDA_ERROR_OUT_OF_MEMORY;
+    if (posix_memalign(pointer, ALIGNMENT, size)) return CUDA_ERROR_OUT_OF_MEMORY;
+    memset(*pointer, GARBAGE, size < MOST_GARBAGE ? size : MOST_GARBAGE);
+    Block *block = malloc(sizeof *block);
+    *block = (Block){*pointer, size, place, blocks};
+    blocks = block;
+    *bytes += (long long)size;
+    ++*(place == DEVICE ? &counts.device_blocks : &counts.pinned_blocks);
+    return CUDA_SUCCESS;
+}
+
+static CUresult release(void *pointer, Place place) {
+    for (Block **link = &blocks; *link; link = &(*link)->next) {
+        Block *block = *link;
+        if (block->start != pointer || block->place != place) continue;
+        *link = block->next;
+        *(place == DEVICE ? &counts.device_bytes : &counts.pinned_bytes) -= (long long)block->size;
+        --*(place == DEVICE ? &counts.device_blocks : &counts.pinned_blocks);
+        memset(block->start, GARBAGE, block->size < MOST_GARBAGE ? block->size : MOST_GARBAGE);
+        free(block->start);
+        free(block);
+        return CUDA_SUCCESS;
+    }
+    return refuse(CUDA_ERROR_INVALID_VALUE, "memory is freed that was not allocated so");
+}
+
+API cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
+    ENTER(CONTEXT);
+    *total = (size_t)switches.total_memory;
+    *free_bytes = *total - (size_t)(switches.other_memory + counts.device_bytes);
+    return CUDA_SUCCESS;
+}
+
+API cuMemAllocHost_v2(void **pointer, size_t size) {
+    ENTER(CONTEXT);
+    CUresult result = check_no_capture(__func__);
+    return result ? result : allocate(pointer, size, PINNED);
+}
+
+API cuMemFreeHost(void *pointer) {
+    ENTER(CONTEXT);
+    CUresult result = check_no_capture(__func__);
+    return result ? result : release(pointer, PINNED);
+}
+
+/* In the order of a stream, so it is no error in a capture, but vicort's graphs must hold none. */
+API cuMemAllocFromPoolAsync(CUdeviceptr *pointer, size_t size, CUmemoryPool pool, CUstream stream) {
+    ENTER(CONTEXT);
+    UNUSED(pool);
+    CUresult result = check_stream(stream, __func__);
+    if (!result) result = check_no_capture(__func__);
+    return result ? result : allocate((void **)pointer, size, DEVICE);
+}
+
+API cuMemFreeAsync(CUdeviceptr pointer, CUstream stream) {
+    ENTER(CONTEXT);
+    CUresult result = check_stream(stream, __func__);
+    if (!result) result = check_no_capture(__func__);
+    return result ? result : release((void *)pointer, DEVICE);
+}
+
+/* ---- pools, which are all one here ---- */
+
+API cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *properties) {
+    ENTER(HANDLE);
+    if (properties->allocType != CU_MEM_ALLOCATION_TYPE_PINNED) return CUDA_ERROR_INVALID_VALUE;
+    *pool = calloc(1, sizeof **pool);
+    counts.pools++;
+    return CUDA_SUCCESS;
+}
+
+API cuMemPoolDestroy(CUmemoryPool pool) {
+    ENTER(HANDLE);
+    if (pool->is_default) return refuse(CUDA_ERROR_INVALID_VALUE, "the default pool is closed");
+    free(pool);
+    counts.pools--;
+    return CUDA_SUCCESS;
+}
+
+API cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute, void *value) {
+    ENTER(HANDLE);
+    UNUSED(pool);
+    UNUSED(attribute);
+    UNUSED(value);
+    return CUDA_SUCCESS;
+}
+
+API cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute, void *value) {
+    ENTER(HANDLE);
+    UNUSED(pool);
+    UNUSED(attribute);
+    *(cuuint64_t *)value = 0;
+    return CUDA_SUCCESS;
+}
+
+API cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *access, size_t count) {
+    ENTER(HANDLE);
+    UNUSED(pool);
+    UNUSED(access);
+    UNUSED(count);
+    return CUDA_SUCCESS;
+}
+
+API cuDeviceGetDefaultMemPool(CUmemoryPool *pool, CUdevice device) {
+    ENTER(HANDLE);
+    UNUSED(device);
+    *pool = &default_pool;
+    return CUDA_SUCCESS;
+}
+
+API cuDeviceGetMemPool(CUmemoryPool *pool, CUdevice device) {
+    ENTER(HANDLE);
+    UNUSED(device);
+    *pool = &default_pool;
+    return CUDA_SUCCESS;
+}
+
+/* ---- copies ---- */
+
+/* A real driver also copies pageable memory, but makes the host wait: vicort must not ask for it. */
+static CUresult check_place(const void *pointer, size_t size, const char *what) {
+    if (place_of(pointer, size)) return CUDA_SUCCESS;
+    return refuse(CUDA_ERROR_INVALID_VALUE, "%s of a copy is not device or pinned memory", what);
+}
+
+API cuMemcpyAsync(CUdeviceptr target, CUdeviceptr source, size_t size, CUstream stream) {
+    ENTER(CONTEXT);
+    CUresult result = check_stream(stream, __func__);
+    if (!result) result = check_place((void *)target, size, "the target");
+    if (!result) result = check_place((void *)source, size, "the source");
+    if (result) return result;
+    Work work = {.kind = COPY, .target = (void *)target, .source = (void *)source, .size = size};
+    return submit(stream, work);
+}
+
+API cuMemsetD8Async(CUdeviceptr target, unsigned char byte, size_t size, CUstream stream) {
+    ENTER(CONTEXT);
+    CUresult result = check_stream(stream, __func__);
+    if (result) return result;
+    if (place_of((void *)target, size) != DEVICE)
+        return refuse(CUDA_ERROR_INVALID_VALUE, "bytes are filled that are not device memory");
+    Work work = {.kind = FILL, .target = (void *)target, .byte = byte, .size = size};
+    return submit(stream, work);
+}
+
+API cuPointerGetAttributes(
+    unsigned count, CUpointer_attribute *attributes, void **values, CUdeviceptr pointer
+) {
+    ENTER(HANDLE);
+    Place place = place_of((void *)pointer, 1);
+    for (unsigned i = 0; i < count; i++) switch ((int)attributes[i]) {
+            case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
+                *(unsigned *)values[i] = place == DEVICE   ? CU_MEMORYTYPE_DEVICE
+                                         : place == PINNED ? CU_MEMORYTYPE_HOST
+                                                           : 0;
+                break;
+            case CU_POINTER_ATTRIBUTE_IS_MANAGED: *(unsigned *)values[i] = 0; break;
+            case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: *(int *)values[i] = place ? 0 : -2; break;
+            default: return refuse(CUDA_ERROR_NOT_SUPPORTED, "attribute %d", (int)attributes[i]);
+        }
+    return CUDA_SUCCESS;
+}

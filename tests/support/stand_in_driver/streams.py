@@ -1,0 +1,65 @@
+"""What the tests have a process on the stand-in do: streams of toy engines."""
+
+from __future__ import annotations
+
+import functools
+import gc
+from typing import Any
+
+from support.fake_engines import FakeEngineSet
+from support.stand_in_driver.engines import StandInEngineSet, stand_in_driver
+from support.streams import frames
+from support.told_streams import ANY_SIZE, small, told, told_of_sizes, watch
+
+
+@functools.cache
+def engines() -> StandInEngineSet:
+    return StandInEngineSet()
+
+
+@functools.cache
+def sized_engines() -> StandInEngineSet:
+    return StandInEngineSet(**ANY_SIZE)
+
+
+@functools.cache
+def told_by_host(name: str) -> Any:
+    return told(FakeEngineSet(), name)
+
+
+@functools.cache
+def sizes_told_by_host() -> Any:
+    return told_of_sizes(FakeEngineSet(**ANY_SIZE))
+
+
+def compare(name: str, overlap: bool) -> tuple[bool, int, list[str]]:
+    """Whether a system says what it says on the host; graphs that were replayed meanwhile; calls
+    that the driver refused."""
+    driver = stand_in_driver()
+    opened = engines()
+    before = driver.get("replays")
+    is_equal = told(opened, name, overlap=overlap) == told_by_host(name)
+    return is_equal, driver.get("replays") - before, driver.refusals()
+
+
+def compare_sizes(overlap: bool) -> tuple[bool, int, list[str]]:
+    driver = stand_in_driver()
+    opened = sized_engines()
+    before = driver.get("replays")
+    is_equal = told_of_sizes(opened, overlap=overlap) == sizes_told_by_host()
+    return is_equal, driver.get("replays") - before, driver.refusals()
+
+
+def alive_after_sessions(count: int) -> list[dict[str, int]]:
+    """What the driver still holds after each of `count` sessions, which capture graphs."""
+    opened, driver = engines(), stand_in_driver()
+    alive = []
+    for _ in range(count):
+        captures = driver.get("captures")
+        watch(opened, small("vicostream"), frames(24), (5, None))
+        assert driver.get("captures") > captures
+        gc.collect()
+        opened.gpu.memory.trim()
+        opened.gpu.pinned.collect()
+        alive.append(driver.alive())
+    return alive
