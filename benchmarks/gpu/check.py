@@ -2,41 +2,66 @@
 
 Each step runs in a child process, so that a crash, a hang or a broken GPU context stops no other
 step. A step passes, fails with an error, or is skipped with the reason; exit code 0 = nothing
-failed and something passed, 1 = something failed, 4 = nothing could be checked. Steps of earlier
-calls on the same machine stay in the report.
+failed and something passed, 1 = something failed, 4 = nothing could be checked, 130 = interrupted.
+Steps of earlier calls on the same machine stay in the report, which is written before and after
+each step, and beside it as text.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vicort.benchmarks.common import machine
 from vicort.benchmarks.common.children import ChildFailed, in_child, one_line
+from vicort.benchmarks.common.machine import now, version_of
 from vicort.benchmarks.common.settings import REAL_SIDES
+from vicort.benchmarks.gpu import cuda_toolkit, nvidia_smi
+from vicort.benchmarks.gpu.gpu_report import lines
 from vicort.runtime.errors import ConfigError, VicortError
 
 if TYPE_CHECKING:
     from vicort.benchmarks.gpu.lab import Lab
     from vicort.runtime.sources.opening import Decode
 
-SCHEMA = 2
+SCHEMA = 3
 OUT = Path("benchmarks/results/gpu-check.json")
 CACHE = Path("build/gpu-check")
-FAILED, NOTHING = 1, 4  # exit codes
+FAILED, NOTHING, INTERRUPTED = 1, 4, 130  # exit codes
 MINUTE = 60.0
 
 
+LIBRARIES = (
+    "vicort",
+    "torch",
+    "triton",
+    "numpy",
+    "transformers",
+    "tensorrt",
+    "tensorrt-rtx",
+    "cuda-core",
+    "cuda-bindings",
+    "nvidia-dali-cuda130",
+    "PyNvVideoCodec",
+    "onnxruntime",
+    "av",
+    "tokenizers",
+)
+
 Found = dict[str, Any]  # what a step reports
-Run = Callable[[str, Path], Found]
+Run = Callable[[str, Path, float], Found]  # a step's name, the cache, seconds that it may take
 
 
 @dataclass(frozen=True)
@@ -105,6 +130,12 @@ def ceilings(lab: Lab) -> Found:
     return kernel_steps.ceilings(lab)
 
 
+def products(lab: Lab) -> Found:
+    from vicort.benchmarks.gpu import product_steps
+
+    return product_steps.products(lab)
+
+
 def kernel_speed(lab: Lab) -> Found:
     from vicort.benchmarks.gpu import kernel_steps
 
@@ -123,10 +154,10 @@ def nvdec(lab: Lab) -> Found:
     return video_steps.nvdec(lab)
 
 
-def real_build(lab: Lab, size: str) -> Found:
+def real_build(lab: Lab, size: str, side: int) -> Found:
     from vicort.benchmarks.gpu import real_models
 
-    return real_models.build(lab, size)
+    return real_models.build(lab, size, side)
 
 
 def real_stages(lab: Lab, size: str, side: int) -> Found:
@@ -180,7 +211,16 @@ def real_size_steps(size: str, slower: float) -> dict[str, Step]:
         # Of 3B widths with 2 and 10 layers, built on two cores without a GPU: 0.7 s a language
         # layer to export and 1.3 s to build, 2 s and 0.8 s a vision layer, and the child that
         # builds a plan takes three times its weights of memory: 19 GB for 3B, 46 GB for 7B.
-        "build": step("can random weights of this size be drawn and built?", real_build, 20, 300),
+        # By AOTInductor, of full depth with narrow MLPs, on two busy cores: 240 s for vision, 385 s
+        # for language, which both sizes of frames share.
+        "build": step(
+            f"can random weights of this size be drawn and built, {small}x{small}?",
+            real_build,
+            20,
+            480,
+            side=small,
+        ),
+        f"build-{large}": step(f"and {large}x{large}?", real_build, 20, 240, side=large),
         "stages": step(
             f"how long does each stage take, {small}x{small}?", real_stages, 5, 45, side=small
         ),
@@ -192,8 +232,8 @@ def real_size_steps(size: str, slower: float) -> dict[str, Step]:
         "questions": step(
             "how long does a first token take, idle and while ingesting?",
             real_questions,
-            8,
-            150,
+            10,
+            240,
             side=small,
         ),
         "decode-gpu": step(
@@ -221,8 +261,10 @@ def real_size_steps(size: str, slower: float) -> dict[str, Step]:
 STEPS: dict[str, Step] = {  # the cheapest and most informative first
     "environment": Step("which GPU, driver and libraries?", environment, 2 * MINUTE),
     "plan": Step("does TensorRT take plans that were built without this GPU?", plan),
-    "inductor": Step("where it does not: do AOTInductor's engines run?", inductor, 20 * MINUTE),
-    "kernels": Step("do the kernels compute what they should?", kernels, 20 * MINUTE),
+    "inductor": Step(
+        "where it does not: do AOTInductor's engines run?", inductor, 20 * MINUTE, 180
+    ),
+    "kernels": Step("do the kernels compute what they should?", kernels, 20 * MINUTE, 120),
     "engines": Step("do engines with the plugin give what the CPU's give?", engines),
     "graphs": Step("are runs captured in CUDA graphs, and replays equal?", graphs),
     "streams": Step("do two engines overlap on two streams?", streams),
@@ -230,7 +272,8 @@ STEPS: dict[str, Step] = {  # the cheapest and most informative first
         "does the pipeline answer as on the CPU, overlapped and not?", pipeline, 20 * MINUTE
     ),
     "ceilings": Step("how fast are a large matrix product and a large copy?", ceilings),
-    "kernel-speed": Step("how near do the kernels come to that?", kernel_speed, 20 * MINUTE),
+    "products": Step("how fast are products of the 3B model's own shapes?", products),
+    "kernel-speed": Step("how near do the kernels come to that?", kernel_speed, 20 * MINUTE, 150),
     "preprocess": Step("does DALI resize on the GPU as on the CPU?", preprocess),
     "nvdec": Step("does NVDEC decode as FFmpeg does?", nvdec),
     **real_size_steps("3b", 1.0),
@@ -246,26 +289,32 @@ def check(
     within: float | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
-    """Runs these steps, one after another, and writes `out` after each.
+    """Runs these steps, one after another, and writes `out` before and after each.
 
-    within: seconds; a step that is not expected to end in time is skipped. Outcomes in `out` of the
-    same machine and libraries stay until their step runs again and is not skipped.
+    within: seconds; a step that is not expected to end in time is skipped, and one that takes
+    longer is ended. Outcomes in `out` of the same machine and libraries stay until their step runs
+    again and is not skipped. An interruption is the outcome of the step that it ended, and raised.
     """
-    from vicort.benchmarks.common.machine import now
-
     start = clock()
     report: dict[str, Any] = {"schema": SCHEMA, "conditions": conditions(), "steps": {}}
     report["steps"] = earlier_steps(out, report)
     earlier = out.is_file()
+    versions = report["conditions"]["libraries"] | {"code": code_hash()}
     ran: dict[str, Any] = {}
+
+    def keep() -> None:
+        if not earlier or exit_code(report["steps"]) != NOTHING:
+            write(out, report)
+
     for name in names:
         print(f"{name:24} {STEPS[name].question} …", end=" ", file=sys.stderr, flush=True)
         left = None if within is None else within - (clock() - start)
-        late = left is not None and STEPS[name].expected > left
-        outcome: dict[str, Any] = (
-            {"outcome": "skipped", "reason": too_late(name, left)} if late else run(name, folder)
-        )
-        ran[name] = outcome = outcome | {"measured": now()}
+        measured = now() | {"versions": versions}
+        report["under_way"] = {"step": name, **measured}
+        keep()
+        outcome, interruption = _outcome(name, folder, run, left)
+        ran[name] = outcome = outcome | {"measured": measured}
+        del report["under_way"]
         print(
             outcome["outcome"] + (f": {outcome['reason']}" if "reason" in outcome else ""),
             file=sys.stderr,
@@ -274,14 +323,30 @@ def check(
         if outcome["outcome"] != "skipped" or name not in report["steps"]:
             report["steps"][name] = outcome
         report["steps"] = {step: report["steps"][step] for step in STEPS if step in report["steps"]}
-        if not earlier or exit_code(report["steps"]) != NOTHING:
-            write(out, report)
+        keep()
+        if interruption:
+            raise interruption
     return report | {"ran": ran}
 
 
-def too_late(name: str, left: float | None) -> str:
+def _outcome(
+    name: str, folder: Path, run: Run, left: float | None
+) -> tuple[Found, KeyboardInterrupt | None]:
+    """left: seconds; None = without end."""
+    step, began = STEPS[name], time.monotonic()
+    if left is not None and step.expected > left:
+        return {"outcome": "skipped", "reason": too_late(name, left)}, None
+    try:
+        return run(name, folder, min(step.seconds, left or step.seconds)), None
+    except KeyboardInterrupt as interruption:
+        took = time.monotonic() - began
+        reason = f"it was interrupted after {took:.0f} s, before it ended"
+        return {"outcome": "failed", "reason": reason, "seconds": round(took, 2)}, interruption
+
+
+def too_late(name: str, left: float) -> str:
     return (
-        f"it is expected to take {STEPS[name].expected:.0f} s, {max(left or 0, 0):.0f} are left "
+        f"it is expected to take {STEPS[name].expected:.0f} s, {max(left, 0):.0f} are left "
         f"of --within: run it with --only {name}"
     )
 
@@ -306,16 +371,31 @@ def gpu_of(conditions: dict[str, Any]) -> Any:
 
 
 def conditions() -> dict[str, Any]:
-    from vicort.benchmarks.common import machine
-    from vicort.benchmarks.gpu.engine_steps import nvidia_smi
+    return machine.conditions() | {
+        "nvidia_smi": nvidia_smi.nvidia_smi(),
+        "libraries": {name: version for name in LIBRARIES if (version := version_of(name))},
+    }
 
-    return machine.conditions() | {"nvidia_smi": nvidia_smi()}
+
+def code_hash() -> str:
+    """Of vicort's own code, since it may run from a copy without a version."""
+    digest = hashlib.sha256()
+    for room in ("benchmarks", "export", "runtime"):
+        folder = Path(__file__).parents[2] / room
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def write(path: Path, report: dict[str, Any]) -> None:
-    """Writes atomically."""
+    """As JSON and, beside it, as text; each atomically."""
+    replace(path, json.dumps(report, indent=1) + "\n")
+    replace(path.with_suffix(".txt"), "\n".join(lines(report)) + "\n")
+
+
+def replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(report, indent=1) + "\n")
+    temporary.write_text(text)
     temporary.replace(path)
 
 
@@ -347,13 +427,18 @@ def run_here(name: str, folder: Path, step: Step | None = None) -> dict[str, Any
     return found | {"seconds": round(time.perf_counter() - start, 2)}
 
 
-def run_apart(name: str, folder: Path, step: Step | None = None) -> dict[str, Any]:
-    """A step's outcome from a child process, or how the process ended."""
-    step = step or STEPS[name]
+def run_apart(name: str, folder: Path, seconds: float, step: Step | None = None) -> dict[str, Any]:
+    """A step's outcome from a child process, or how the process ended. seconds: timeout."""
     try:
-        return in_child(run_here, name, folder, step, seconds=step.seconds)
+        return in_child(run_prepared, name, folder, step or STEPS[name], seconds=seconds)
     except ChildFailed as failure:
         return {"outcome": "failed", "reason": str(failure)}
+
+
+def run_prepared(name: str, folder: Path, step: Step) -> dict[str, Any]:
+    """A step's outcome, in a process that imported no PyTorch yet."""
+    cuda_toolkit.prepare(folder)
+    return run_here(name, folder, step)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -367,7 +452,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", type=Path, default=OUT, help="the report (%(default)s)")
     words = "folder for engine sets and kernels (%(default)s)"
     add("--cache", type=Path, default=CACHE, help=words)
-    words = "start no step that is not expected to end in this time"
+    words = "start no step that is not expected to end in this time, and end one that takes longer"
     add("--within", type=float, metavar="SECONDS", help=words)
     words = "only list the steps, with the seconds that each is expected to take"
     add("--list", action="store_true", help=words)
@@ -378,7 +463,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gpu-check: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
 def _main(options: argparse.Namespace) -> int:
@@ -398,17 +483,27 @@ def _main(options: argparse.Namespace) -> int:
         )
         return 0
     options.cache.mkdir(parents=True, exist_ok=True)
-    report = check(names, options.cache.resolve(), options.out, run_apart, options.within)
+    with interruptible():
+        report = check(names, options.cache.resolve(), options.out, run_apart, options.within)
     return say(report, options.out)
 
 
-def say(report: dict[str, Any], out: Path) -> int:
-    """Prints the tables of the whole report and the outcomes of this call; returns the exit
-    code."""
-    from vicort.benchmarks.gpu.gpu_report import tables
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt, also where a shell started this in the
+    background, which ignores the first."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
-    for table in tables(report["steps"]):
-        print("\n".join([*table.text(), ""]))
+
+def say(report: dict[str, Any], out: Path) -> int:
+    """Prints the whole report and the outcomes of this call; returns the exit code."""
+    print("\n".join(lines(report)))
     counts = [outcome["outcome"] for outcome in report["ran"].values()]
     code = exit_code(report["ran"])
     summary = ", ".join(f"{counts.count(kind)} {kind}" for kind in ("passed", "failed", "skipped"))

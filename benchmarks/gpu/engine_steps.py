@@ -4,8 +4,6 @@ simulated GPU."""
 from __future__ import annotations
 
 import platform
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vicort.benchmarks.common.machine import version_of
 from vicort.benchmarks.common.spread import Spread, interleaved, spread
 from vicort.benchmarks.common.workload import QUESTIONS, Workload, bench_system
+from vicort.benchmarks.gpu.cuda_toolkit import driver, home, missing
 from vicort.benchmarks.gpu.lab import Lab, Skip, StepFailed, need
+from vicort.benchmarks.gpu.nvidia_smi import nvidia_smi
+from vicort.benchmarks.gpu.torch_resizing import resizer, with_a_resizer
 from vicort.runtime.devices.device import Device, Stream
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.engines.engine_set import EngineSet
@@ -27,23 +27,6 @@ from vicort.runtime.manifest import GraphName, ModelSpec
 if TYPE_CHECKING:
     from vicort.benchmarks.common.vicort_stream import VicortStream
 
-LIBRARIES = (
-    "vicort",
-    "tensorrt",
-    "tensorrt-rtx",
-    "triton",
-    "cuda-core",
-    "cuda-bindings",
-    "nvidia-dali-cuda130",
-    "PyNvVideoCodec",
-    "torch",
-    "numpy",
-    "av",
-)
-NVIDIA_SMI = (
-    "name,driver_version,vbios_version,pstate,clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,"
-    "power.limit,memory.total,temperature.gpu"
-)
 # largest difference, as a part of the largest value: TensorRT's fp32 products may be TF32's
 TOLERANCE = {"fp32": 2e-3, "bf16": 6e-2}
 RUNS = 5  # of an engine: plain, captured, replayed
@@ -65,24 +48,10 @@ def environment(lab: Lab) -> dict[str, Any]:
         "cuda_of_driver": gpu.driver.version,
         "memory_mb": {"free": round(free / 1e6), "total": round(total / 1e6)},
         "nvidia_smi": nvidia_smi(),
+        "toolkit": str(home() or missing()),
+        "driver_library": str(driver()),
         "python": platform.python_version(),
-        "libraries": {name: version_of(name) for name in LIBRARIES},
     }
-
-
-def nvidia_smi() -> dict[str, str] | str:
-    """Clocks, driver and limits, or the reason why they are unknown."""
-    if not shutil.which("nvidia-smi"):
-        return "nvidia-smi is not installed"
-    command = ["nvidia-smi", f"--query-gpu={NVIDIA_SMI}", "--format=csv,noheader", "--id=0"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    values = [value.strip() for value in done.stdout.strip().split(",")]
-    names = NVIDIA_SMI.split(",")
-    return (
-        dict(zip(names, values, strict=True))
-        if len(values) == len(names)
-        else (done.stderr or done.stdout).strip()[:200]
-    )
 
 
 def plan(lab: Lab) -> dict[str, Any]:
@@ -120,7 +89,7 @@ def inductor(lab: Lab) -> dict[str, Any]:
         raise Skip("TensorRT runs on this GPU, and its engines are measured")
     found: dict[str, Any] = {
         "gpu": lab.gpu.name,
-        "not_tensorrt": (lab.decision or {}).get("reason"),
+        "not_tensorrt": (lab.decision or {}).get("reason", "it is not installed"),
         "built": {},
     }
     for precision in ("fp32", "bf16"):
@@ -156,13 +125,14 @@ def tiny_engine_dir(lab: Lab, backend: str, precision: str) -> Path:
 def tiny_engines(lab: Lab, backend: str, precision: str) -> EngineSet:
     """The tiny model's engines. backend: one of the runtime's, or "inductor"."""
     if backend != "inductor":
-        return EngineSet.open(tiny_engine_dir(lab, backend, precision))
+        return with_a_resizer(EngineSet.open(tiny_engine_dir(lab, backend, precision)))
     lab.gpu  # noqa: B018 (skips without one)
     need("torch", "AOTInductor is a part of it")
     need("triton", "the kernels are compiled with it")
     from vicort.benchmarks.gpu.inductor.inductor_sets import tiny_engines  # late: imports torch
 
-    return tiny_engines(lab.folder / f"tiny-{precision}-inductor", precision, lab.gpu)
+    folder = lab.folder / f"tiny-{precision}-inductor"
+    return with_a_resizer(tiny_engines(folder, precision, lab.gpu))
 
 
 def engines(lab: Lab) -> dict[str, Any]:
@@ -367,7 +337,11 @@ def _seconds(work: Callable[[], Any]) -> float:
 def pipeline(lab: Lab) -> dict[str, Any]:
     """The same stream and questions on the GPU, overlapped and sequential, and on the CPU: fp32
     answers are equal, bf16's are counted."""
-    found: dict[str, Any] = {"gpu": lab.gpu.name, "backend": lab.backend}
+    found: dict[str, Any] = {
+        "gpu": lab.gpu.name,
+        "backend": lab.backend,
+        "resized_by": resizer(),
+    }
     for precision in ("fp32", "bf16"):
         with (
             tiny_engines(lab, lab.backend, precision) as ours,

@@ -24,7 +24,9 @@ from vicort.runtime.kernels import KernelSpec
 TOLERANCE = {"float32": 3e-5, "float16": 8e-3, "bfloat16": 4e-2}
 CHECKED_ROWS = 6  # of a long run: the plain statement is slow
 TABLE_POSITIONS = 1 << 16  # of the tables of cos and sin that computing them is measured against
-LAYERS = 16  # of a pool in a measurement: read in turn, so that no cache holds them all
+LAYERS = 16  # of a pool in a measurement, at least: read in turn
+# Read before anything is read again: five times the L2 of an H100, which holds 50 MB.
+ROTATED_BYTES = 256 << 20
 SIDE = 8192  # of the square matrices
 COPY_BYTES = 1 << 30
 
@@ -350,7 +352,7 @@ def matrix_product_ms(side: int) -> Spread:
     torch = cuda_torch()
     a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     out = torch.empty_like(a)
-    return torch_times_ms(torch, lambda: torch.mm(a, b, out=out))
+    return spread(torch_times_ms(torch, lambda: torch.mm(a, b, out=out)), 6)
 
 
 def cuda_torch() -> Any:
@@ -366,7 +368,7 @@ def cuda_torch() -> Any:
     return torch
 
 
-def torch_times_ms(torch: Any, work: Callable[[], Any], repeats: int = 20) -> Spread:
+def torch_times_ms(torch: Any, work: Callable[[], Any], repeats: int = 20) -> list[float]:
     times = []
     for repeat in range(repeats + 3):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -376,7 +378,7 @@ def torch_times_ms(torch: Any, work: Callable[[], Any], repeats: int = 20) -> Sp
         end.synchronize()
         if repeat >= 3:
             times.append(start.elapsed_time(end))
-    return spread(times, 6)
+    return times
 
 
 PREFILL = [(rows, context) for rows in (128, 512, 2_048) for context in (1_024, 8_192, 32_768)]
@@ -397,14 +399,15 @@ def speed(lab: Lab) -> dict[str, Any]:
         found[name] = [
             speed_at(lab, kernels, rows, context, limits) for rows, context in (*PREFILL, *DECODE)
         ]
-    return {"gpu": lab.gpu.name, "ceilings": limits, "layers_in_turn": LAYERS, "calls": found}
+    return {"gpu": lab.gpu.name, "ceilings": limits, "rotated_bytes": ROTATED_BYTES, "calls": found}
 
 
 def speed_at(
     lab: Lab, kernels: dict[str, LoadedKernels], rows: int, context: int, limits: dict[str, Any]
 ) -> dict[str, Any]:
     spec = kernels["computed"].spec
-    case = Case(rows, context // spec.page_tokens, layers=LAYERS, holes=False)
+    layers = layers_in_turn(spec, context)
+    case = Case(rows, context // spec.page_tokens, layers=layers, holes=False)
     inputs = repeated_pool(spec, case)
     flop = 4 * rows * spec.kv_heads * spec.groups * spec.head_dim * (context + (rows + 1) / 2)
     vectors = 2 * (context + rows) * spec.kv_heads
@@ -412,12 +415,13 @@ def speed_at(
     found: dict[str, Any] = {
         "rows": rows,
         "context": context,
+        "layers_in_turn": layers,
         "gflop": round(flop / 1e9, 3),
         "mb": round(moved / 1e6, 3),
     }
     for form, ready in kernels.items():
         call = Call(lab, ready, inputs)
-        ms = lab.times_ms([partial(call.launch, layer) for layer in range(LAYERS)])
+        ms = lab.times_ms([partial(call.launch, layer) for layer in range(layers)])
         found[form] = {"ms": ms, "shares": call.shares, **rates(flop, moved, ms["median"], limits)}
         del call
     try:
@@ -427,6 +431,12 @@ def speed_at(
     except RuntimeError as error:  # of PyTorch: only its own measurement is missing
         found["torch_sdpa_ms"] = f"failed: {str(error).splitlines()[0]}"
     return found
+
+
+def layers_in_turn(spec: KernelSpec, context: int) -> int:
+    """So many that no cache holds what they read."""
+    layer = 2 * context * spec.kv_heads * spec.head_dim * np.dtype(spec.dtype).itemsize
+    return max(LAYERS, -(-ROTATED_BYTES // layer))
 
 
 def rates(flop: float, moved: float, ms: float, limits: dict[str, Any]) -> dict[str, float]:
@@ -458,6 +468,5 @@ def sdpa_ms(spec: KernelSpec, rows: int, context: int) -> Spread:
         for _ in range(2)
     )
     mask = causal_lower_right(rows, context + rows) if rows > 1 else None
-    return torch_times_ms(
-        torch, lambda: scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-    )
+    attend = lambda: scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)  # noqa: E731
+    return spread(torch_times_ms(torch, attend), 6)

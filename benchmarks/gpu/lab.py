@@ -137,8 +137,10 @@ class Lab:
     @property
     def backend(self) -> str:
         """The backend whose engines are measured: "tensorrt", or "inductor" where TensorRT does not
-        run on this GPU. Raises Skip before step `plan` has decided it."""
+        run on this GPU or is not installed. Raises Skip before step `plan` has decided it."""
         if self.decision is None:
+            if not any(find_spec(name) for name in ("tensorrt_rtx", "tensorrt")):
+                return "inductor"
             raise Skip(
                 "it is not known yet whether TensorRT runs on this GPU: run step plan first, with "
                 "the same --cache"

@@ -5,6 +5,7 @@ Each function is a step of gpu.check and needs the engines of step `<size>-build
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,28 +26,20 @@ from vicort.benchmarks.common.workload import (
     describe_system,
 )
 from vicort.benchmarks.cpu import arithmetic
-from vicort.benchmarks.gpu.engine_steps import nvidia_smi, stage_ms
+from vicort.benchmarks.gpu.engine_steps import stage_ms
+from vicort.benchmarks.gpu.goals import GOALS, PUBLISHED
 from vicort.benchmarks.gpu.kernel_steps import matrix_product_ms
 from vicort.benchmarks.gpu.lab import Lab, Skip
+from vicort.benchmarks.gpu.nvidia_smi import nvidia_smi
 from vicort.benchmarks.gpu.real_models import Place
-from vicort.runtime.core import Sampling
+from vicort.benchmarks.gpu.torch_resizing import resizer
+from vicort.runtime.core import UNIT_FRAMES, Sampling
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.policies.system import System
 from vicort.runtime.session import Session
 from vicort.runtime.sources.nvdec import NvdecUnavailable, load_module
 from vicort.runtime.sources.opening import Decode
 
-# ours, of the 3B model at about 300x300; first tokens while ingesting
-GOALS = {"share_of_matrix_ceiling": 0.6, "ttft_p99_ms": 15.0}
-PUBLISHED = {  # arXiv 2606.19849
-    "frames_a_second": 134,
-    "gpu": "one A100",
-    "what": (
-        "16 frames / the slowest stage's 119 ms; by its public code stages ran one after "
-        "another: no wall clock of an overlapped run"
-    ),
-    "unknown": "which of 3B and 7B, and the size of frames; the scripts take about 300x300",
-}
 MATRIX_SIDE = 8192
 
 
@@ -68,7 +61,8 @@ class PipelineAmount:
     width: int = 640  # pixels of a frame before preprocessing
     height: int = 360
     device_mb: float = 4096  # of pages; both tiers are full before the pipeline's last measurement
-    host_mb: float = 4096
+    # of pinned memory, for each of two sessions: a machine may have little until it is asked for
+    host_mb: float = 1024
 
 
 AMOUNT = PipelineAmount()
@@ -97,6 +91,7 @@ class PipelineSetup:
             "backend": self.place.backend,
             "model": self.place.size.name,
             "side": self.side,
+            "resized_by": resizer(),
             "chunk_frames": CHUNK_FRAMES,
             "workload": self.workload.describe(),
             "system": describe_system(self.system),
@@ -286,26 +281,63 @@ def written_clip(folder: Path, workload: Workload, frames: int) -> Path:
 
 
 def questions(lab: Lab, name: str, side: int) -> dict[str, Any]:
-    """Time to the first token idle, at 1x and while ingesting at full rate; then the time between
-    tokens."""
+    """Time to the first token idle, at 1x and while ingesting at full rate, then the time between
+    tokens: of answers that wait for every frame before the question, and of answers from what is in
+    memory."""
     with pipeline_setup(lab, name, side, AMOUNT.real_time_fps) as work:
-        loads = first_token.by_load(
-            work.engines, work.system, work.workload, AMOUNT.filled, AMOUNT.questions
-        )
         with work.stream(overlap=True) as stream:
-            stream.push_chunks(AMOUNT.filled)
-            idle = between_tokens(stream.session, AMOUNT.answers, AMOUNT.answer_tokens)
-            with first_token.running(stream, first_token.at_full_rate):
-                loaded = between_tokens(stream.session, AMOUNT.answers, AMOUNT.answer_tokens)
-        p99 = loads[first_token.FULL_RATE]["ttft_ms"]["p99"]
+            ask_at_every_cut(stream)
+        measured = {freshness: _questions(work, freshness) for freshness in freshnesses()}
+        at_1x, goal = f"1x real time, {work.workload.fps} frames/s", GOALS["ttft_p99_ms"]
+        goals = [
+            {
+                "freshness": freshness,
+                "load": load,
+                "p99_ms": goal,
+                "reached": measured[freshness]["loads"][load]["ttft_ms"]["p99"] <= goal,
+            }
+            for freshness, load in (
+                ("now", first_token.FULL_RATE),
+                ("now", at_1x),
+                ("complete", at_1x),
+            )
+            if freshness in measured
+        ]
         return work.describe() | {
             "chunks_before": AMOUNT.filled,
             "answer_tokens_at_most": first_token.ANSWER_TOKENS,
-            "loads": loads,
-            "goal_p99_ms": GOALS["ttft_p99_ms"],
-            "goal_reached": p99 <= GOALS["ttft_p99_ms"],
-            "between_tokens_ms": {"idle": idle, first_token.FULL_RATE: loaded},
+            "freshness": measured,
+            "goals": goals,
+            "goal_reached": all(goal["reached"] for goal in goals),
         }
+
+
+def freshnesses() -> list[str]:
+    """What a session can be asked for."""
+    known = "freshness" in inspect.signature(Session).parameters
+    return ["complete", "now"] if known else ["complete"]
+
+
+def ask_at_every_cut(stream: VicortStream) -> None:
+    """Asks after each number of units that a chunk can have: what an engine compiles at a new shape
+    must not fall into a first token that counts."""
+    for units in range(1, CHUNK_FRAMES // UNIT_FRAMES + 1):
+        stream.push(stream.next_frames(units * UNIT_FRAMES))
+        stream.ask(QUESTIONS[units % len(QUESTIONS)])
+
+
+def _questions(work: PipelineSetup, freshness: str) -> dict[str, Any]:
+    options: dict[str, Any] = {"freshness": freshness} if len(freshnesses()) > 1 else {}
+    loads = first_token.by_load(
+        work.engines, work.system, work.workload, AMOUNT.filled, AMOUNT.questions, **options
+    )
+    with work.stream(overlap=True, **options) as stream:
+        stream.push_chunks(AMOUNT.filled)
+        ask_at_every_cut(stream)
+        idle = between_tokens(stream.session, AMOUNT.answers, AMOUNT.answer_tokens)
+        with first_token.running(stream, first_token.at_full_rate):
+            loaded = between_tokens(stream.session, AMOUNT.answers, AMOUNT.answer_tokens)
+    return {"loads": loads, "between_tokens_ms": {"idle": idle, first_token.FULL_RATE: loaded}}
 
 
 def between_tokens(session: Session, answers: int, tokens: int) -> Spread | str:

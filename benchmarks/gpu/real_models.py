@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from vicort.benchmarks.common.checkpoints import read_json
 from vicort.benchmarks.common.settings import REAL_SIDES
 from vicort.benchmarks.gpu.lab import Lab, Skip, need
+from vicort.benchmarks.gpu.torch_resizing import with_a_resizer
 from vicort.export.random_checkpoint import PUBLISHED, SECTIONS, THETA, config_of
 from vicort.runtime.engines.engine_set import LANGUAGE, EngineSet
 from vicort.runtime.errors import EngineError
@@ -107,19 +108,19 @@ class Place:
         return self._made(self.folder / f"{self.backend}-{side}")
 
     def open(self, side: int) -> EngineSet:
-        return maker(self.backend).open(self.engine_dir(side))
+        return with_a_resizer(maker(self.backend).open(self.engine_dir(side)))
 
     def _made(self, path: Path) -> Path:
         if not path.is_dir():
-            raise Skip(
-                f"there is no {path.name} of {self.size.name} yet: run step "
-                f"{self.size.name}-build first"
-            )
+            later = [side for side in self.size.sides[1:] if path.name.endswith(f"-{side}")]
+            step = "-".join([self.size.name, "build", *map(str, later)])
+            raise Skip(f"there is no {path.name} of {self.size.name} yet: run step {step} first")
         return path
 
 
-def build(lab: Lab, name: str) -> dict[str, Any]:
-    """A random checkpoint, made on the device, and its engine sets for all sizes of frames."""
+def build(lab: Lab, name: str, side: int) -> dict[str, Any]:
+    """A random checkpoint, made on the device, and its engine set for frames of one size; the
+    language engine is shared with a set that is there."""
     from vicort.export.random_checkpoint import write_random
 
     place = Place.of(lab, name)
@@ -140,15 +141,14 @@ def build(lab: Lab, name: str) -> dict[str, Any]:
         },
         "sets": {},
     }
-    shared: Path | None = None
-    for side in size.sides:
-        start, target = time.perf_counter(), folder / f"{place.backend}-{side}"
-        took = maker(place.backend).build(lab, size, checkpoint, target, side, shared)
-        found["sets"][str(side)] = took | {
-            "seconds": round(time.perf_counter() - start, 1),
-            "mb": megabytes(target),
-        }
-        shared = target
+    others = [folder / f"{place.backend}-{other}" for other in size.sides if other != side]
+    shared = next((other for other in others if other.is_dir()), None)
+    start, target = time.perf_counter(), folder / f"{place.backend}-{side}"
+    took = maker(place.backend).build(lab, size, checkpoint, target, side, shared)
+    found["sets"][str(side)] = took | {
+        "seconds": round(time.perf_counter() - start, 1),
+        "mb": megabytes(target),
+    }
     peak = [
         resource.getrusage(who).ru_maxrss / 1e6
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)

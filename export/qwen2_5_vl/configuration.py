@@ -29,6 +29,14 @@ LARGEST = 1e12  # of a number in a configuration
 FPS = 2.0  # frames per second in training
 
 
+def padded_width(intermediate: int) -> int:
+    """Kernels take numbers of columns that 64 divides; a larger one that it does not divide, 3,420
+    in the published models, becomes a multiple of 128."""
+    if intermediate <= PADDED_TO or intermediate % (PADDED_TO // 2) == 0:
+        return intermediate
+    return -(-intermediate // PADDED_TO) * PADDED_TO
+
+
 @dataclass(frozen=True)
 class VisionConfiguration:
     depth: int
@@ -54,12 +62,8 @@ class VisionConfiguration:
 
     @property
     def padded_intermediate(self) -> int:
-        """The intermediate width in engines. Kernels take numbers of columns that 64 divides; a
-        larger one that it does not divide, 3,420 in the published models, becomes a multiple of
-        128."""
-        if self.intermediate <= PADDED_TO or self.intermediate % (PADDED_TO // 2) == 0:
-            return self.intermediate
-        return -(-self.intermediate // PADDED_TO) * PADDED_TO
+        """The intermediate width in engines."""
+        return padded_width(self.intermediate)
 
     @property
     def window_tokens(self) -> int:

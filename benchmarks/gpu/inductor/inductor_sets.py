@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from vicort.benchmarks.common.workload import CHUNK_FRAMES
+from vicort.benchmarks.gpu import cuda_toolkit
 from vicort.benchmarks.gpu.inductor.inductor_attention import (
     KernelTile,
     in_pytorch,
@@ -435,8 +436,5 @@ def need_cuda() -> None:
             f"PyTorch {torch.__version__} cannot use this GPU, for which AOTInductor would "
             "compile: install it with CUDA"
         )
-    if CUDA_HOME is None:
-        raise Skip(
-            "AOTInductor compiles against CUDA's headers, and none are found: install the CUDA "
-            "toolkit, with nvcc on the path"
-        )
+    if CUDA_HOME is None or not Path(CUDA_HOME, cuda_toolkit.HEADER).is_file():
+        raise Skip(cuda_toolkit.missing())

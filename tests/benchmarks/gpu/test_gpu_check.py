@@ -49,8 +49,8 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_lab, "open_gpu", missing)
 
 
-def step(name: str, seconds: float = 60) -> Step:
-    return Step("?", getattr(gpu_steps, name), seconds)
+def step(name: str) -> Step:
+    return Step("?", getattr(gpu_steps, name))
 
 
 # ---- the runner
@@ -68,7 +68,7 @@ def test_without_a_gpu_every_step_is_skipped_and_says_why(
 def test_nothing_checked_is_no_success(
     no_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    monkeypatch.setattr(gpu_check, "run_apart", run_here)
+    monkeypatch.setattr(gpu_check, "run_apart", lambda name, folder, _: run_here(name, folder))
     assert (
         gpu_check.main(["--out", str(tmp_path / "a.json"), "--cache", str(tmp_path / "cache")]) == 4
     )
@@ -85,20 +85,20 @@ def test_a_report_is_not_replaced_by_one_of_nothing(tmp_path: Path) -> None:
         ["plan", "engines"],
         tmp_path,
         out,
-        lambda name, folder: {"outcome": "skipped", "reason": ""},
+        lambda name, folder, seconds: {"outcome": "skipped", "reason": ""},
     )
     assert out.read_text() == "of a GPU"
     check(
         ["plan", "engines"],
         tmp_path,
         out,
-        lambda name, folder: {"outcome": "skipped" if name == "plan" else "passed"},
+        lambda name, folder, seconds: {"outcome": "skipped" if name == "plan" else "passed"},
     )
     assert [each["outcome"] for each in json.loads(out.read_text())["steps"].values()] == [
         "skipped",
         "passed",
     ]
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.txt"]
 
 
 def test_only_the_steps_that_are_asked_for_run_in_their_order(
@@ -106,7 +106,9 @@ def test_only_the_steps_that_are_asked_for_run_in_their_order(
 ) -> None:
     ran: list[str] = []
     monkeypatch.setattr(
-        gpu_check, "run_apart", lambda name, folder: ran.append(name) or {"outcome": "passed"}
+        gpu_check,
+        "run_apart",
+        lambda name, folder, seconds: ran.append(name) or {"outcome": "passed"},
     )
     options = ["--out", str(tmp_path / "a.json"), "--cache", str(tmp_path)]
     assert gpu_check.main(["--only", "nvdec", "--only", "plan", *options]) == 0
@@ -146,11 +148,11 @@ def test_outcomes(name: str, outcome: dict, tmp_path: Path) -> None:
 
 
 def test_a_step_that_dies_or_hangs_stops_no_other(tmp_path: Path) -> None:
-    assert "exit code -11" in run_apart("dies", tmp_path, step("dies"))["reason"]
-    assert "exit code 0" in run_apart("leaves", tmp_path, step("leaves"))["reason"]
-    hung = run_apart("hangs", tmp_path, step("hangs", seconds=3))
+    assert "exit code -11" in run_apart("dies", tmp_path, 60, step("dies"))["reason"]
+    assert "exit code 0" in run_apart("leaves", tmp_path, 60, step("leaves"))["reason"]
+    hung = run_apart("hangs", tmp_path, 3, step("hangs"))
     assert (hung["outcome"], hung["reason"]) == ("failed", "it took longer than 3 s and was ended")
-    fine = run_apart("fine", tmp_path, step("fine"))
+    fine = run_apart("fine", tmp_path, 60, step("fine"))
     assert (fine["outcome"], fine["folder"]) == ("passed", str(tmp_path))
 
 
@@ -361,6 +363,7 @@ def test_speed_is_reported_beside_the_ceilings(lab: Lab, monkeypatch: pytest.Mon
     monkeypatch.setattr(gpu_kernels, "PREFILL", [(16, 32)])
     monkeypatch.setattr(gpu_kernels, "DECODE", [(1, 32)])
     monkeypatch.setattr(gpu_kernels, "LAYERS", 2)
+    monkeypatch.setattr(gpu_kernels, "ROTATED_BYTES", 40_000)
     monkeypatch.setattr(gpu_lab, "REPEATS", 2)
     monkeypatch.setattr(gpu_kernels, "COPY_BYTES", 1 << 20)
     monkeypatch.setattr(
@@ -373,6 +376,8 @@ def test_speed_is_reported_beside_the_ceilings(lab: Lab, monkeypatch: pytest.Mon
         (1, 32),
     ]
     for call in found["calls"]["tiny-bf16"]:
+        # keys and values of 32 tokens, two heads and 32 numbers of two bytes take 8,192 bytes
+        assert call["layers_in_turn"] == 5
         for form in ("computed", "table"):
             assert call[form]["tflop_s"] >= 0
             assert call[form]["share_of_copy"] == pytest.approx(
@@ -586,7 +591,7 @@ def test_cases_cover_what_the_kernel_can_be_given() -> None:
 def test_on_a_gpu(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     cache = tmp_path_factory.getbasetemp() / "gpu-check"
     cache.mkdir(exist_ok=True)
-    outcome = run_apart(name, cache)
+    outcome = run_apart(name, cache, STEPS[name].seconds)
     if outcome["outcome"] == "skipped":
         pytest.skip(outcome["reason"])
     assert outcome["outcome"] == "passed", outcome
