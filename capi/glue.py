@@ -19,7 +19,7 @@ from _vicort_capi import ffi, lib
 
 from vicort.runtime import errors
 from vicort.runtime import shared_session as shared
-from vicort.runtime.core import Sampling
+from vicort.runtime.core import Freshness, Sampling
 from vicort.runtime.devices.surface import Surface, to_rgb
 from vicort.runtime.language.token_choice import TokenChoice
 from vicort.runtime.locations import find_engine_dir
@@ -37,6 +37,7 @@ HOST.starter = start_apart  # a source that is pushed starts a process, which is
 ERROR_SIZE = 1024  # bytes, as in vicort.c
 MAX_SIDE = 65_535  # pixels
 LAGS = {lib.VICORT_WAIT: "wait", lib.VICORT_DROP_OLDEST: "drop-oldest"}
+FRESHNESS: dict[int, Freshness] = {lib.VICORT_COMPLETE: "complete", lib.VICORT_NOW: "now"}
 AUTO = -1.0  # VICORT_MEMORY_AUTO
 # VICORT_FPS_MODEL, VICORT_FPS_SOURCE
 RATES: dict[float, Literal["source"] | None] = {0.0: None, -1.0: "source"}
@@ -160,6 +161,10 @@ def open(params: Any, result: Any) -> None:
         raise ArgumentError(
             f"on_lag {params.on_lag} is unknown: give VICORT_WAIT or VICORT_DROP_OLDEST"
         )
+    if params.freshness not in FRESHNESS:
+        raise ArgumentError(
+            f"freshness {params.freshness} is unknown: give VICORT_COMPLETE or VICORT_NOW"
+        )
     if not params.system:
         raise ArgumentError(
             "system is null: start from vicort_params_default(), or name one, such as "
@@ -175,6 +180,7 @@ def open(params: Any, result: Any) -> None:
         memory=memory,
         fps=RATES.get(params.fps, params.fps),
         on_lag=LAGS[params.on_lag],
+        freshness=FRESHNESS[params.freshness],
         sampling=sampling,
     )
     with opening:

@@ -70,7 +70,7 @@ int vicort_params_init(vicort_params *params, size_t size, uint32_t abi_version)
     *params = (vicort_params){
         .abi_version = VICORT_ABI_VERSION, .size = sizeof *params, .system = VICORT_DEFAULT_SYSTEM, .fps = VICORT_FPS_MODEL,
         .top_p = 1.0, .device_mb = VICORT_MEMORY_AUTO, .host_mb = VICORT_MEMORY_AUTO, .max_tokens = 64,
-        .threads = VICORT_THREADS_ALL, .on_lag = VICORT_WAIT,
+        .threads = VICORT_THREADS_ALL, .on_lag = VICORT_WAIT, .freshness = VICORT_COMPLETE,
     };
     return VICORT_OK;
 }

@@ -35,7 +35,7 @@ extern "C" {
 #endif
 
 /* Incremented when a structure, a function or a code of this header changes. vicort_open rejects other versions. */
-#define VICORT_ABI_VERSION 2u
+#define VICORT_ABI_VERSION 3u
 
 typedef enum vicort_status {
     VICORT_OK = 0,
@@ -62,6 +62,7 @@ typedef enum vicort_status {
 typedef struct vicort_session vicort_session; /* opaque */
 
 enum { VICORT_WAIT = 0, VICORT_DROP_OLDEST = 1 };                                     /* vicort_params.on_lag */
+enum { VICORT_COMPLETE = 0, VICORT_NOW = 1 };                                         /* vicort_params.freshness */
 enum { VICORT_BT601 = 0, VICORT_BT709 = 1, VICORT_BT601_FULL = 2, VICORT_BT709_FULL = 3 }; /* colours of NV12 */
 
 #define VICORT_FPS_MODEL 0.0   /* the frame rate that the model was trained with */
@@ -87,6 +88,7 @@ typedef struct vicort_params {
     int32_t max_tokens;     /* maximum number of tokens in an answer */
     int32_t threads;        /* CPU threads per running stage; VICORT_THREADS_ALL = all that the process may use */
     int32_t on_lag;         /* when frames arrive too fast: VICORT_WAIT blocks the push, VICORT_DROP_OLDEST drops and counts frames */
+    int32_t freshness;      /* a question sees: VICORT_COMPLETE every pushed frame, for which it waits; VICORT_NOW what is in memory */
 } vicort_params;
 
 typedef struct vicort_answer {

@@ -61,6 +61,7 @@ def assemble(
     request: MemoryRequest,
     system_prompt: str | None,
     overlap: bool,
+    cut_in: bool,
     threads: int,
     answer_tokens: int,
     on_chunk: Callable[[Job], None],
@@ -69,7 +70,7 @@ def assemble(
     """Build the stages on streams of a new device, and cache the prompt.
 
     request: for budgets of memory. overlap: whether chunks overlap, each stage on its own stream.
-    threads: of preprocessing.
+    cut_in: whether questions may cut in between chunks and units. threads: of preprocessing.
     answer_tokens: length of an answer for which positions are kept free. on_chunk is called when a
     chunk has left the pipeline, on_spoken when the model has spoken by itself. Raises
     MemoryBudgetError if the system's budget does not hold one chunk.
@@ -97,8 +98,8 @@ def assemble(
     run = LanguageRun(engines, device, memory.pool)
     preprocessor = device.preprocessor(model.fixed_size, threads)
     preprocess = Preprocess(device.stream("preprocess"), preprocessor)
-    vision, tokens = _vision_stages(device, engines, system)
-    prefill = Prefill(device, device.stream("prefill"), run, memory, model)
+    vision, tokens = _vision_stages(device, engines, system, cut_in)
+    prefill = Prefill(device, device.stream("prefill"), run, memory, model, cut_in)
     if speech := system.speaks.by_itself:
         prefill.speaker = Speaker(
             speech, device, prefill.stream, run, memory, model, prompt, on_spoken
@@ -120,7 +121,9 @@ def assemble(
     return Parts(fitted, device, clock, prompt, memory, prefill, pipeline, answerer, reducer)
 
 
-def _vision_stages(device: Device, engines: EngineSet, system: System) -> tuple[Stage, Stage]:
+def _vision_stages(
+    device: Device, engines: EngineSet, system: System, cut_in: bool
+) -> tuple[Stage, Stage]:
     """From frames to kept tokens: tokens are dropped after the encoder, or pruned before it."""
     vision: Stream = device.stream("vision")
     tokens: Stream = device.stream("tokens")
@@ -131,7 +134,7 @@ def _vision_stages(device: Device, engines: EngineSet, system: System) -> tuple[
             PrunedTokens(device, tokens, engines.manifest.model.width),
         )
     return (
-        Vision(vision, engines.vision, grids),
+        Vision(vision, engines.vision, grids, device.urgency, cut_in),
         TokenControl(tokens, engines.tokens, system.drop, device),
     )
 

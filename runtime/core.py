@@ -126,6 +126,8 @@ class Chunk:
 
 
 PageKind = Literal["prompt", "vision", "text"]
+# what a question sees: every frame until its time, or what is in memory when it is asked
+Freshness = Literal["complete", "now"]
 SourceState = Literal["connected", "lost", "reconnecting", "resized", "ended", "given-up"]
 
 

@@ -32,12 +32,14 @@ from vicort.runtime.core import (
     Answer,
     Event,
     Frame,
+    Freshness,
     Question,
     Sampling,
     Summary,
     check_picture,
     checked_frame_time,
 )
+from vicort.runtime.devices.device import StreamEvent
 from vicort.runtime.devices.forked_children import leave_to_parent
 from vicort.runtime.devices.machine_cores import checked_threads
 from vicort.runtime.devices.machine_memory import give_back_memory
@@ -55,6 +57,7 @@ from vicort.runtime.policies.system import DEFAULT_SYSTEM, System, load_system
 from vicort.runtime.question_queue import MAX_OPEN_QUESTIONS, QuestionQueue, checked_time, closed
 from vicort.runtime.session_arguments import (
     check_frame,
+    check_freshness,
     check_memory,
     check_question,
     check_session,
@@ -118,6 +121,7 @@ class Session:
         overlap: bool = True,
         threads: int | None = None,
         on_lag: OnLag = "wait",
+        freshness: Freshness = "complete",
         sampling: Sampling | None = None,
         trace: SpanSink | None = None,
         on_event: Callable[[Event], None] | None = None,
@@ -128,7 +132,10 @@ class Session:
         """Allocate all memory, build the stages, and cache the prompt.
 
         fps: frames a second to take, None = the rate that the model was trained with, "source" =
-        every frame. threads: of preprocessing, None = all that the process may use. on_event gets
+        every frame. threads: of preprocessing, None = all that the process may use. freshness: what
+        a question sees: "complete" = every frame until its time, for which it waits until they are
+        in memory; "now" = what is in memory already, for which it waits for no chunk but the one
+        that is being written. on_event gets
         each ChunkEvent, Answer and Spoken as it happens, from the session's own threads, one at a
         time; an error that it raises is logged once for each kind, counted in the summary, and does
         not end the stream. memory: budgets that replace the system's. system_prompt: None = the
@@ -137,6 +144,7 @@ class Session:
         generation_config.json.
         """
         check_session(system, fps, sampling, trace, on_event, memory)
+        check_freshness(freshness)
         model = engines.manifest.model
         rate = None if fps == "source" else as_rate(model.fps if fps is None else fps)
         self.model = model
@@ -159,6 +167,7 @@ class Session:
             request=memory,
             system_prompt=system_prompt,
             overlap=overlap,
+            cut_in=freshness == "now",
             threads=checked_threads(threads),
             answer_tokens=self._sampling.max_tokens,
             on_chunk=self._events.chunk_left,
@@ -175,6 +184,7 @@ class Session:
         self._answerer = parts.answerer
         # frames a second that are taken; None: all, whatever their rate
         self.rate = None if rate is None else float(rate)
+        self._freshness = freshness
         self._sampler = Sampler(rate)
         self._chunker = Chunker(self._chunk_frames, model.grid)
         self._lag = lag_policy(on_lag, self._pipeline)
@@ -295,6 +305,7 @@ class Session:
                 self._take(self._sampler.stayed_by(self._last_moment(left, ending)))
                 if chunk := self._chunker.flush():
                     self._lag.enter(chunk)
+                self._freshness = "complete"  # from here on there is nothing newer to wait for
                 self._launch_all(left)
                 self._lag.flush()
                 self._finished = True
@@ -496,13 +507,32 @@ class Session:
                     raise
 
     def _launch(self, asked: AskedQuestion) -> None:
-        """Cut the chunk that is being filled, and take the question's snapshot after it, in the
-        order of the stream."""
+        """Take the question's snapshot: of what is in memory now, or after all frames until its
+        time."""
         asked.since = time.perf_counter_ns()
         if asked.question.at is None:
             asked.question = replace(asked.question, at=self.now)
-        # as the next frame or the end would do: what is stored does not depend on the question
-        at = max(asked.question.at or self.now, self.now)
+        stream = self._prefill.stream
+        if self._freshness == "now" and self._prefill.began:
+            run, newest, forked = stream.run_first, None, False
+        else:
+            run, (newest, forked) = stream.run, self._cut(asked.question)
+        take = partial(self._answerer.snapshot_in_stream, asked.question, newest, forked)
+        if self.system.text.joins:  # the answer becomes part of the stream: chunks wait for it
+            run(self._answer, asked, take, None)
+            return
+        before = self._answerer.conversations.enter(asked, self.now)
+        snapshot = run(take)
+        self._drivers.submit(self._answer, asked, snapshot.enqueued, before)
+
+    def _cut(self, question: Question) -> tuple[StreamEvent | None, bool]:
+        """Hand every frame until the question's time to the pipeline, and end the chunk that is
+        being filled.
+
+        Returns when all of them are in memory, and whether half a unit was forked. What is stored
+        is what the next frame or the end of the stream would store.
+        """
+        at = max(question.at or self.now, self.now)
         self._take(self._sampler.stayed_by(at))
         if self._sampler.has_missed(at):
             self._hold()
@@ -510,14 +540,7 @@ class Session:
             self._lag.enter(chunk)
         self._lag.flush()
         forked = self._fork()
-        newest = self._pipeline.newest
-        take = partial(self._answerer.snapshot_in_stream, asked.question, newest, forked)
-        if self.system.text.joins:  # the answer becomes part of the stream: chunks wait for it
-            self._prefill.stream.run(self._answer, asked, take, None)
-            return
-        before = self._answerer.conversations.enter(asked, self.now)
-        snapshot = self._prefill.stream.run(take)
-        self._drivers.submit(self._answer, asked, snapshot.enqueued, before)
+        return self._pipeline.newest, forked
 
     def _hold(self) -> None:
         """The newest frame stays on the screen where another one was due."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from vicort.runtime.argument_kinds import check_functions, check_kind, wrong
-from vicort.runtime.core import Frame, Question, Sampling
-from vicort.runtime.errors import QuestionError
+from vicort.runtime.core import Frame, Freshness, Question, Sampling
+from vicort.runtime.errors import ConfigError, QuestionError
 from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.policies.system import System
 from vicort.runtime.safe_text import is_real, is_text, shown
@@ -26,6 +26,13 @@ def check_session(
         raise wrong(trace, "trace", "an object with a method `span`, or None")
     check_functions(on_event=on_event)
     check_memory(memory)
+
+
+def check_freshness(freshness: Any) -> None:
+    """Raises ConfigError."""
+    if not isinstance(freshness, str) or freshness not in get_args(Freshness):
+        allowed = ", ".join(get_args(Freshness))
+        raise ConfigError(f"freshness {shown(freshness)}: give one of {allowed}")
 
 
 def check_memory(memory: Any) -> None:

@@ -223,11 +223,11 @@ def test_work_that_does_not_wait_for_the_work_before_it_is_found(victim, order, 
     of `tokens`."""
     wait, tell = ObservedStream.wait, CallbackThread._call_back
 
-    def without(self, event):
+    def without(self, event, *, first=False):
         if self.name == victim:
             event.enqueued()  # the host's half of it alone
         else:
-            wait(self, event)
+            wait(self, event, first=first)
 
     def late(self, notice):
         time.sleep(0.4)  # or the host has seen the end of a chunk before the question comes

@@ -1,4 +1,5 @@
-"""Time to first token: on an idle stream, at 1x, and while ingesting as fast as possible."""
+"""Time to first token: on an idle stream, at 1x, and while ingesting as fast as possible; of
+answers that see every frame, and of those that see what is in memory."""
 
 from __future__ import annotations
 
@@ -7,12 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vicort.benchmarks.common.settings import Settings
 from vicort.benchmarks.common.spread import percentiles
 from vicort.benchmarks.common.vicort_stream import PAUSE_S, VicortStream
 from vicort.benchmarks.common.workload import QUESTIONS, Workload, bench_system, describe_system
+from vicort.runtime.core import Freshness
 from vicort.runtime.devices.machine_cores import usable_cores
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.policies.system import System
@@ -29,9 +31,11 @@ def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
     """Percentiles of ttft_ms, and the rate at which frames went in meanwhile."""
     workload, system = Workload(fps=settings.real_time_fps), bench_system()
     with EngineSet.open(engine_dir) as engines:
-        result = by_load(
-            engines, system, workload, settings.warmup_chunks + FILLED, settings.questions
-        )
+        chunks = settings.warmup_chunks + FILLED
+        result = {
+            freshness: by_load(engines, system, workload, chunks, settings.questions, freshness)
+            for freshness in get_args(Freshness)
+        }
     return {
         "engine_set": engine_dir.name,
         "workload": workload.describe(),
@@ -39,12 +43,21 @@ def measure(engine_dir: Path, settings: Settings) -> dict[str, Any]:
         "mode": f"overlapped {usable_cores()}t",
         "answer_tokens_at_most": ANSWER_TOKENS,
         "pause_s": PAUSE_S,
-        "loads": result,
+        "loads": {
+            load if freshness == "complete" else f"{load}, freshness {freshness}": row
+            for freshness, rows in result.items()
+            for load, row in rows.items()
+        },
     }
 
 
 def by_load(
-    engines: EngineSet, system: System, workload: Workload, chunks: int, questions: int
+    engines: EngineSet,
+    system: System,
+    workload: Workload,
+    chunks: int,
+    questions: int,
+    freshness: Freshness = "complete",
 ) -> dict[str, Any]:
     """`questions` questions under each load, each load on a new stream of `chunks` chunks."""
     loads: dict[str, Load] = {
@@ -55,7 +68,12 @@ def by_load(
     result: dict[str, Any] = {}
     for name, load in loads.items():
         with VicortStream(
-            engines, system, workload, overlap=True, max_tokens=ANSWER_TOKENS
+            engines,
+            system,
+            workload,
+            overlap=True,
+            max_tokens=ANSWER_TOKENS,
+            freshness=freshness,
         ) as stream:
             stream.push_chunks(chunks)
             stream.ask_all(len(QUESTIONS))
@@ -67,12 +85,14 @@ def _under(stream: VicortStream, load: Load, questions: int) -> dict[str, Any]:
     """Asks one question after another from this thread while `load` feeds frames from another."""
     alone = _rate_of(stream, load, RATE_S)
     with running(stream, load):
-        ttft_ms, rate = stream.ask_with_pauses(questions)
+        answers, rate = stream.ask_with_pauses(questions)
+    unseen = [float((each.at - each.seen_until) * stream.workload.fps) for each in answers]
     return {
-        "ttft_ms": percentiles(ttft_ms),
+        "ttft_ms": percentiles([each.ttft_ms for each in answers]),
+        "unseen_frames": percentiles(unseen),  # that came before the question
         "frames_a_second_without_questions": round(alone, 1),
         "frames_a_second_meanwhile": round(rate, 1),
-        "answers": len(ttft_ms),
+        "answers": len(answers),
     }
 
 

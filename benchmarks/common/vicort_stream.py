@@ -157,15 +157,15 @@ class VicortStream:
         """Asks `count` questions, one after the other, QUESTIONS in turn."""
         return [self.ask(QUESTIONS[number % len(QUESTIONS)]) for number in range(count)]
 
-    def ask_with_pauses(self, count: int) -> tuple[list[float], float]:
+    def ask_with_pauses(self, count: int) -> tuple[list[Answer], float]:
         """Asks `count` questions with random pauses while another thread pushes frames; returns the
-        milliseconds to each first token, and the frames a second meanwhile."""
+        answers, and the frames a second meanwhile."""
         random = np.random.default_rng(0)
-        frames, start, ttft_ms = self.watch.frames, time.perf_counter(), list[float]()
+        frames, start, answers = self.watch.frames, time.perf_counter(), list[Answer]()
         for number in range(count):
             time.sleep(random.uniform(*PAUSE_S))
-            ttft_ms.append(self.ask(QUESTIONS[number % len(QUESTIONS)]).ttft_ms)
-        return ttft_ms, (self.watch.frames - frames) / (time.perf_counter() - start)
+            answers.append(self.ask(QUESTIONS[number % len(QUESTIONS)]))
+        return answers, (self.watch.frames - frames) / (time.perf_counter() - start)
 
     def stage_ms(self, first_chunk: int) -> dict[str, list[float]]:
         """Milliseconds of each stage of each chunk from `first_chunk` on."""

@@ -188,6 +188,12 @@ def _long(part: dict[str, Any]) -> Iterator[str]:
     yield f"  against the first: {drift}; peak RSS {part['peak_rss_mb']:.0f} MB"
 
 
+def _unseen(row: dict[str, Any]) -> str:
+    """Earlier results do not have it."""
+    unseen = row.get("unseen_frames")
+    return f"; frames not seen, p50 {unseen['p50']:.0f}" if unseen else ""
+
+
 def _first_token(part: dict[str, Any]) -> Iterator[str]:
     yield (
         f"FIRST TOKEN  {part['engine_set']}, {part['mode']}, {part['system']['name']}; ms from the "
@@ -196,10 +202,10 @@ def _first_token(part: dict[str, Any]) -> Iterator[str]:
     for load, row in part["loads"].items():
         t = row["ttft_ms"]
         yield (
-            f"  {load:30} p50 {t['p50']:.1f}  p95 {t['p95']:.1f}  p99 {t['p99']:.1f}  (n "
+            f"  {load:45} p50 {t['p50']:.1f}  p95 {t['p95']:.1f}  p99 {t['p99']:.1f}  (n "
             f"{t['n']}); frames/s "
             f"{row['frames_a_second_without_questions']:.0f} without questions, "
-            f"{row['frames_a_second_meanwhile']:.0f} with"
+            f"{row['frames_a_second_meanwhile']:.0f} with{_unseen(row)}"
         )
 
 

@@ -21,7 +21,7 @@ from vicort.runtime.cli.recurring import (
 )
 from vicort.runtime.cli.writers import WRITERS
 from vicort.runtime.command_line import ArgumentParser, parse_megabytes, parse_rate
-from vicort.runtime.core import Question, Sampling
+from vicort.runtime.core import Freshness, Question, Sampling
 from vicort.runtime.devices.machine_cores import checked_threads
 from vicort.runtime.errors import ConfigError, QuestionError
 from vicort.runtime.language.token_choice import TokenChoice
@@ -65,6 +65,7 @@ class Options:
     realtime: bool = False
     live: bool | None = None  # None = decided by the kind of source
     on_lag: Literal["wait", "drop-oldest"] | None = None  # None = wait, and warn if live
+    freshness: Freshness = "complete"
     rtsp_transport: Transport = "tcp"
     isolate: bool = True
     patience: Patience = Patience()  # noqa: RUF009 (frozen)
@@ -143,6 +144,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         realtime=typed.realtime,
         live=True if typed.live else False if typed.file else None,
         on_lag=typed.on_lag or ("drop-oldest" if typed.live else "wait" if typed.file else None),
+        freshness=typed.freshness,
         rtsp_transport=typed.rtsp_transport,
         isolate=not typed.in_process,
         patience=_patience(typed),
@@ -303,6 +305,13 @@ def _add_video(group: argparse._ArgumentGroup) -> None:
         "--on-lag",
         choices=("wait", "drop-oldest"),
         help="what to do when frames arrive faster than they are processed (default: wait)",
+    )
+    group.add_argument(
+        "--freshness",
+        choices=get_args(Freshness),
+        default=Options.freshness,
+        help="what a question sees: every frame until its time, for which it waits, or what is in "
+        "memory now, for the fastest answer (default: %(default)s)",
     )
 
 

@@ -74,6 +74,7 @@ class Watch:
             fps=self._context.options.fps,
             overlap=self._context.options.overlap,
             on_lag=self._on_lag,
+            freshness=self._context.options.freshness,
             sampling=self._context.options.sampling,
             trace=self._trace,
             on_event=self._event,

@@ -85,9 +85,18 @@ class Stream(Protocol):
         once."""
         ...
 
-    def wait(self, event: StreamEvent) -> None:
+    def run_first(self, work: Callable[..., Any], *args: Any) -> StreamEvent:
+        """Run `work` before all work that waits: as soon as the work in progress ends, or waits
+        with `first`. Other streams without priority begin no work until then. Not to be called from
+        the stream's own work."""
+        ...
+
+    def wait(self, event: StreamEvent, *, first: bool = False) -> None:
         """Run all later work after `event`, which may be of another stream. Raises the exception of
-        the event's work."""
+        the event's work.
+
+        first: what comes by `run_first` meanwhile is run before this returns.
+        """
         ...
 
     def record(self) -> StreamEvent:

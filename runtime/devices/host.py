@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import mmap
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from vicort.runtime.devices.machine_memory import MachineMemory, host_memory
 from vicort.runtime.devices.pages import HostPool, as_numpy
 from vicort.runtime.devices.preprocess import Preprocessor
 from vicort.runtime.devices.urgency import Urgency
+from vicort.runtime.devices.work_queue import WorkQueue
 from vicort.runtime.manifest import ModelSpec
 
 CACHE_LINE = 64  # bytes, also the width of an AVX-512 load
@@ -42,7 +42,7 @@ class HostEvent:
 class _Immediate:
     """Methods that are trivial where work is done when it returns."""
 
-    def wait(self, event: StreamEvent) -> None:
+    def wait(self, event: StreamEvent, *, first: bool = False) -> None:
         event.done()
 
     def record(self) -> StreamEvent:
@@ -67,27 +67,29 @@ class HostStream(_Immediate):
     def __init__(self, name: str, urgency: Urgency, urgent: bool) -> None:
         self.name = name
         self._urgency = urgency
-        self._urgent = urgent
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self._thread: int | None = None
+        self._work = WorkQueue(name, None if urgent else urgency)
 
     def run(self, work: Callable[..., Any], *args: Any) -> HostEvent:
-        if threading.get_ident() == self._thread:
+        if self._work.here:
             return _done(work(*args))
-        return HostEvent(self._executor.submit(self._run, work, *args))
+        return HostEvent(self._work.put(work, *args))
 
-    def _run(self, work: Callable[..., Any], *args: Any) -> Any:
-        self._thread = threading.get_ident()
-        if not self._urgent:
-            self._urgency.wait_for_urgent_work()
-        return work(*args)
+    def run_first(self, work: Callable[..., Any], *args: Any) -> HostEvent:
+        event = HostEvent(self._work.put_first(work, *args))
+        self._urgency.until(event.future)
+        return event
+
+    def wait(self, event: StreamEvent, *, first: bool = False) -> None:
+        if first and isinstance(event, HostEvent):
+            self._work.wait(event.future)
+        event.done()
 
     def synchronize(self) -> None:
         self.run(lambda: None).done()
 
     def close(self) -> None:
-        own = threading.get_ident() == self._thread  # it ends by itself after this work
-        self._executor.shutdown(wait=not own, cancel_futures=True)
+        # the work in progress may be what closes the stream: its thread ends by itself after it
+        self._work.close(wait=not self._work.here)
 
 
 class InlineStream(_Immediate):
@@ -99,6 +101,8 @@ class InlineStream(_Immediate):
 
     def run(self, work: Callable[..., Any], *args: Any) -> HostEvent:
         return _done(work(*args))
+
+    run_first = run
 
     def synchronize(self) -> None:
         pass

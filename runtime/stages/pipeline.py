@@ -166,7 +166,7 @@ class OverlappedPipeline:
         last = stage is self._stages[-1]
         try:
             if before:
-                stage.stream.wait(before)
+                stage.stream.wait(before, first=True)  # nothing of this chunk has begun
             if self._failure and self._failed_chunk < job.chunk.index:
                 raise self._failure
             with self._clock.measure(stage.name, stage.stream, chunk=job.chunk.index, **job.notes):

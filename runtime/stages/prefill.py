@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 
 from vicort.runtime.core import UNIT_FRAMES, Chunk
-from vicort.runtime.devices.device import Array, Device, Stream
+from vicort.runtime.devices.device import Array, Device, Stream, StreamEvent
 from vicort.runtime.frame_grid import Grid
 from vicort.runtime.language.language_run import LanguageOutput, LanguageRun
 from vicort.runtime.manifest import ModelSpec
@@ -41,11 +41,22 @@ class Prefill:
     name = "prefill"
 
     def __init__(
-        self, device: Device, stream: Stream, run: LanguageRun, memory: Memory, model: ModelSpec
+        self,
+        device: Device,
+        stream: Stream,
+        run: LanguageRun,
+        memory: Memory,
+        model: ModelSpec,
+        cut_in: bool,
     ) -> None:
+        """cut_in: whether questions may cut in: then no chunk is enqueued before the one before it
+        is in memory."""
         self.stream = stream
+        self.began = False  # whether a unit is in memory, or was
         self.seen_until = Fraction(0)  # seconds, last frame of the newest unit
         self.speaker: Speaker | None = None  # set where the system speaks by itself
+        self._cut_in = cut_in
+        self._newest: StreamEvent | None = None  # after the chunk before
         self._device = device
         self._language = run
         self._memory = memory
@@ -68,11 +79,15 @@ class Prefill:
         if job.chunk.forked:
             self._fork(job)
             return
+        if self._newest:
+            self._newest.done()
         if self._ingest.prefills:
             self._prefill(job)
         else:
             self._defer(job)
-        self.seen_until = job.chunk.end
+        self.seen_until, self.began = job.chunk.end, True
+        if self._cut_in:
+            self._newest = self.stream.record()
 
     def _prefill(self, job: Job) -> None:
         chunk, memory = job.chunk, self._memory

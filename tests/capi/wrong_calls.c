@@ -72,6 +72,9 @@ static void wrong_params(const char *engine_dir) {
     params.on_lag = 7;
     GIVES(VICORT_E_ARGUMENT, vicort_open(&params, &session));
     params.on_lag = VICORT_WAIT;
+    params.freshness = 2;
+    GIVES(VICORT_E_ARGUMENT, vicort_open(&params, &session));
+    params.freshness = VICORT_NOW;
     params.threads = -1;
     GIVES(VICORT_E_ARGUMENT, vicort_open(&params, &session));
     params.threads = 4096;

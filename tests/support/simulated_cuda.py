@@ -546,9 +546,12 @@ class ObservedStream(CudaStream):
     def run(self, work, *args):
         return ObservedEvent(self._driver, super().run(work, *args).placed)
 
-    def wait(self, event):
+    def run_first(self, work, *args):
+        return ObservedEvent(self._driver, super().run_first(work, *args).placed)
+
+    def wait(self, event, *, first=False):
+        super().wait(event, first=first)
         event.enqueued()
-        super().wait(event)
 
 
 class SimulatedDevice(CudaDevice):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -171,5 +172,7 @@ def _close(stream: CudaStream) -> DeviceError | None:
 class _NoUrgency(Urgency):
     """The GPU schedules streams by priority itself."""
 
-    def wait_for_urgent_work(self) -> None:
+    holds_back = False
+
+    def wait_for_urgent_work(self, unless: Callable[[], bool] = lambda: False) -> None:
         pass

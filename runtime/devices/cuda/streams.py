@@ -8,13 +8,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vicort.runtime.devices.cuda.allocator import set_current_stream
 from vicort.runtime.devices.cuda.driver import Driver
 from vicort.runtime.devices.cuda.staging import StagingRing
+from vicort.runtime.devices.work_queue import WorkQueue
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,22 +74,23 @@ class CudaStream:
         self.raw = raw
         self.handle = device.gpu.driver.handle(raw)
         self._driver = device.gpu.driver
-        self._executor = (
-            ThreadPoolExecutor(max_workers=1, thread_name_prefix=name) if threads else None
-        )
-        self._thread: int | None = None
+        self._work = WorkQueue(name) if threads else None
         self.capturing = False
         # locked during capture: an event recorded by another thread would be captured too
         self._order = threading.RLock()
         self.ring = StagingRing(self)
 
     def run(self, work: Callable[..., Any], *args: Any) -> CudaEvent:
-        if self._executor and threading.get_ident() != self._thread:
-            return CudaEvent(self._driver, self._executor.submit(self._run_on_thread, work, *args))
+        if self._work and not self._work.here:
+            return CudaEvent(self._driver, self._work.put(self._run_on_thread, work, *args))
         return self._event(self._run(work, *args))
 
+    def run_first(self, work: Callable[..., Any], *args: Any) -> CudaEvent:
+        if not self._work:
+            return self.run(work, *args)
+        return CudaEvent(self._driver, self._work.put_first(self._run_on_thread, work, *args))
+
     def _run_on_thread(self, work: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
-        self._thread = threading.get_ident()
         value = self._run(work, *args)
         return value, self._driver.record(self.raw, blocking=True)
 
@@ -104,9 +106,11 @@ class CudaStream:
         placed.set_result((value, self._driver.record(self.raw, blocking=True)))
         return CudaEvent(self._driver, placed)
 
-    def wait(self, event: Any) -> None:
+    def wait(self, event: Any, *, first: bool = False) -> None:
         """event: a CudaEvent. The host blocks only until the work of the event has been
         enqueued."""
+        if first and self._work:
+            self._work.wait(event.placed)
         _, point = event.placed.result()
         self._driver.wait(self.raw, point)
 
@@ -131,7 +135,7 @@ class CudaStream:
         without it the error is raised."""
         try:
             point = self._driver.record(self.raw, blocking=True)
-            if self._executor:
+            if self._work:
                 self.device.callbacks.add(StreamCallback(point, work, args, failed))
                 return
             self._driver.synchronize(point)
@@ -172,8 +176,8 @@ class CudaStream:
 
     def close(self) -> None:
         """Wait for the work in progress, and drop the rest."""
-        if self._executor:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+        if self._work:
+            self._work.close(wait=True)
         self.finish()
 
 
