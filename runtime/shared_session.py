@@ -227,9 +227,11 @@ class SharedSession:
         with self._left:
             self._check_open()
             self._ending.set()
-        self._session.close()
-        with self._left:
-            self._left.wait_for(lambda: not (self._calls.keys() - {threading.get_ident()}))
+        try:
+            self._session.close()
+        finally:
+            with self._left:
+                self._left.wait_for(lambda: not (self._calls.keys() - {threading.get_ident()}))
 
     @contextmanager
     def _inside(self) -> Iterator[None]:

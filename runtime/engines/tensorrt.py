@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import mmap
 import threading
 import weakref
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from vicort.runtime.devices.machine_memory import MachineMemory
 
     Arrays = Mapping[str, DeviceArray]
+
+logger = logging.getLogger(__name__)
 
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)  # the first that can be imported is used
 PIP_NAMES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
@@ -489,6 +492,13 @@ class TensorRTEngine:
             raise self.failure("no execution context")
         return context
 
+    def uncaptured(self, error: Exception) -> str:
+        """What to tell the user where a run cannot be captured."""
+        return (
+            f"{self._path.name}: some runs are not captured in a CUDA graph, and start more slowly "
+            f"({error})"
+        )
+
     def failure(self, what: str) -> EngineError:
         """The error of a failed TensorRT call: a plugin's exception if there is one, otherwise the
         first error of the log."""
@@ -691,6 +701,9 @@ class StreamContexts:
                 raise EngineError("TensorRT cannot be captured here")
             graph = self._stream.capture(lambda: self._execute(context))
         except (DeviceError, EngineError) as error:
+            self._stream.device.memory()  # raises why, if the GPU is lost
+            if not self.refusals:
+                logger.warning("%s", self._engine.uncaptured(error))
             self.refusals.append(str(error))
             self._graphs.refuse(key)
             return
@@ -718,6 +731,7 @@ class StreamContexts:
 
     def _execute(self, context: Any) -> None:
         if not context.execute_async_v3(self._stream.handle):
+            self._stream.device.memory()  # raises why, if the GPU is lost
             raise self._engine.failure("TensorRT could not enqueue it")
 
     def _give_memory(self, context: Any) -> None:

@@ -58,6 +58,9 @@ class FakeStream:
         self.calls.append(("end capture",))
         return FakeGraph(self.calls)
 
+    def memory(self):
+        pass
+
     def notify(self, work, *args, failed=None):
         self.notices.append((work, args))
 

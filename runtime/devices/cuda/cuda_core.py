@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from cuda.bindings import driver as cu
 from cuda.core import (
-    Buffer,
     Device,
-    DeviceMemoryResource,
-    DeviceMemoryResourceOptions,
     Event,
     EventOptions,
     Kernel,
@@ -37,24 +35,68 @@ ARGUMENT_TYPES: dict[str, Callable[[Any], Any]] = {
     "i64": ctypes.c_int64,
     "f32": ctypes.c_float,
 }
+OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
+RESULT = re.compile(r"CUDA_ERROR_\w+")
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
+# results after which every call of the process fails: the device lost what it was doing
+LASTING = {
+    f"CUDA_ERROR_{name}"
+    for name in (
+        *("ASSERT", "CONTAINED", "CONTEXT_IS_DESTROYED", "DEINITIALIZED", "ECC_UNCORRECTABLE"),
+        *(
+            "HARDWARE_STACK_ERROR",
+            "ILLEGAL_ADDRESS",
+            "ILLEGAL_INSTRUCTION",
+            "INVALID_ADDRESS_SPACE",
+        ),
+        *("INVALID_PC", "LAUNCH_FAILED", "LAUNCH_TIMEOUT", "MISALIGNED_ADDRESS"),
+        *("MPS_CLIENT_TERMINATED", "NVLINK_UNCORRECTABLE", "UNKNOWN"),
+    )
+}
+
+
+class CudaFailure(Exception):
+    """The name of a result of the driver that is no success."""
+
+
 def device_call(method: Callable[P, R]) -> Callable[P, R]:
-    """Make the GPU current on the calling thread, and raise CUDA errors as DeviceError."""
+    """Make the GPU current on the calling thread, and raise CUDA errors as DeviceError, of a device
+    that is lost the same one from then on."""
 
     @functools.wraps(method)
     def call(*args: P.args, **options: P.kwargs) -> R:
-        args[0].make_current()  # type: ignore[attr-defined]  # self
+        driver: Any = args[0]  # self
+        driver.check_lost()
         try:
+            driver.make_current()
             return method(*args, **options)
-        except (DeviceError, MemoryError):
+        except MemoryError:
             raise
         except Exception as error:  # CUDAError, RuntimeError and ValueError of cuda.core
-            raise DeviceError(
-                f"CUDA failed ({_one_line(error)}): see `nvidia-smi`, then run again"
-            ) from error
+            raise driver.failure(error) from error
+
+    return call
+
+
+def release_call(method: Callable[P, None]) -> Callable[P, None]:
+    """A `device_call` that gives something back: there is nothing to give to a device that is lost,
+    which the next use raises."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **options: P.kwargs) -> None:
+        driver: Any = args[0]  # self
+        if driver.is_lost:
+            return
+        try:
+            driver.make_current()
+            method(*args, **options)
+        except Exception as error:
+            failure = driver.failure(error)
+            if not driver.is_lost:
+                raise failure from error
 
     return call
 
@@ -71,6 +113,7 @@ class CudaCoreDriver:
     def __init__(self, ordinal: int) -> None:
         """`open_gpu` has checked that the driver and the GPU exist."""
         self._threads = threading.local()
+        self._lost: str | None = None  # why every call fails
         self._device = Device(ordinal)
         self.make_current()
         self.name = self._device.name
@@ -80,8 +123,6 @@ class CudaCoreDriver:
         )
         self.multiprocessors = self._device.properties.multiprocessor_count
         self.version = checked(cu.cuDriverGetVersion())
-        self._pool = DeviceMemoryResource(self._device, DeviceMemoryResourceOptions())
-        self._buffers: dict[int, Buffer] = {}  # by address
         self._foreign: dict[int, Stream] = {}  # streams known only by their handle
         self._priorities = checked(cu.cuCtxGetStreamPriorityRange())  # lowest, highest
         # orders allocations and frees
@@ -92,7 +133,48 @@ class CudaCoreDriver:
             self._device.set_current()
             self._threads.current = True
 
-    # ---- memory
+    # ---- failures ----
+
+    @property
+    def is_lost(self) -> bool:
+        return self._lost is not None
+
+    def check_lost(self) -> None:
+        """Raises DeviceError once the device is lost."""
+        if self._lost:
+            raise DeviceError(self._lost)
+
+    def failure(self, error: Exception) -> DeviceError:
+        """What a failed call raises."""
+        if self._lost:
+            return DeviceError(self._lost)
+        result = RESULT.search(str(error)) or RESULT.search(self._status())
+        if result and result[0] in LASTING:
+            self._lost = (
+                f"the GPU failed ({result[0]}), and this process can no longer use it: run again; "
+                "if it happens again, `nvidia-smi` and the kernel's log (`dmesg`) say why"
+            )
+            return DeviceError(self._lost)
+        cause = result[0] if result else _one_line(error)
+        if cause == OUT_OF_MEMORY:
+            return DeviceError(f"{self.name} has no memory left: {self._free_memory()}")
+        return DeviceError(f"CUDA failed ({cause}): see `nvidia-smi`, then run again")
+
+    def _status(self) -> str:
+        """Of the device, for a failure that does not tell its cause."""
+        (status,) = cu.cuStreamQuery(self._allocations.handle)
+        return status.name
+
+    def _free_memory(self) -> str:
+        status, free, total = cu.cuMemGetInfo()
+        if status != cu.CUresult.CUDA_SUCCESS:
+            return "see who holds it with `nvidia-smi`"
+        return (
+            f"{free / 1e6:.0f} of {total / 1e6:.0f} MB are free: see who holds it with "
+            "`nvidia-smi`, or give less --memory"
+        )
+
+    # ---- memory ----
 
     @device_call
     def memory(self) -> tuple[int, int]:
@@ -102,23 +184,21 @@ class CudaCoreDriver:
     @device_call
     def allocate(self, size: int) -> int:
         with _full_memory_apart():
-            buffer = self._pool.allocate(size, stream=self._allocations)
+            pointer = int(checked(cu.cuMemAllocAsync(size, self._allocations.handle)))
         self._allocations.sync()  # then any stream may use it
-        pointer = int(buffer.handle)
-        self._buffers[pointer] = buffer
         return pointer
 
-    @device_call
+    @release_call
     def free(self, pointer: int) -> None:
-        self._buffers.pop(pointer).close(self._allocations)
-        self._allocations.sync()  # then the pool returns it to the system
+        checked(cu.cuMemFreeAsync(pointer, self._allocations.handle))
+        self._allocations.sync()  # then the driver's pool returns it to the system
 
     @device_call
     def allocate_pinned(self, size: int) -> int:
         with _full_memory_apart():
             return int(checked(cu.cuMemAllocHost(size)))
 
-    @device_call
+    @release_call
     def free_pinned(self, pointer: int) -> None:
         checked(cu.cuMemFreeHost(pointer))
 
@@ -139,7 +219,7 @@ class CudaCoreDriver:
             options=StreamOptions(nonblocking=True, priority=greatest if urgent else least)
         )
 
-    @device_call
+    @release_call
     def close_stream(self, stream: Stream) -> None:
         self._foreign.pop(self.handle(stream), None)
         stream.close()
@@ -165,7 +245,7 @@ class CudaCoreDriver:
 
     @device_call
     def elapsed_ms(self, start: Event, end: Event) -> float:
-        return end - start
+        return checked(cu.cuEventElapsedTime(start.handle, end.handle))
 
     # ---- kernels and graphs
 
@@ -214,7 +294,7 @@ class CudaCoreDriver:
         finally:
             checked(cu.cuGraphDestroy(graph))
 
-    @device_call
+    @release_call
     def abandon_capture(self, stream: Stream) -> None:
         status, graph = cu.cuStreamEndCapture(stream.handle)
         if status == cu.CUresult.CUDA_SUCCESS and graph:
@@ -224,17 +304,17 @@ class CudaCoreDriver:
     def launch_graph(self, graph: Any, stream: Stream) -> None:
         checked(cu.cuGraphLaunch(graph, stream.handle))
 
-    @device_call
+    @release_call
     def close_graph(self, graph: Any) -> None:
         checked(cu.cuGraphExecDestroy(graph))
 
 
 def checked(answer: tuple[Any, ...]) -> Any:
-    """The result of a `cuda.bindings` call without its status. Raises DeviceError if the status is
+    """The result of a `cuda.bindings` call without its status. Raises CudaFailure if the status is
     a failure."""
     status, *values = answer
     if status != cu.CUresult.CUDA_SUCCESS:
-        raise DeviceError(f"CUDA failed ({status.name}): see `nvidia-smi`, then run again")
+        raise CudaFailure(status.name)
     return tuple(values) if len(values) > 1 else values[0] if values else None
 
 
@@ -244,7 +324,7 @@ def _full_memory_apart() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if "OUT_OF_MEMORY" in str(error):
+        if OUT_OF_MEMORY in str(error):
             raise MemoryError(str(error)) from error
         raise
 

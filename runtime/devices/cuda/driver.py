@@ -13,8 +13,9 @@ Arguments = Sequence[tuple[ArgumentKind, int | float]]
 class Driver(Protocol):
     """One GPU. Memory is an address; streams, events and graphs are opaque objects of the driver.
 
-    Thread-safe. Every method may raise DeviceError, which is not recoverable; both kinds
-    of allocation also raise MemoryError.
+    Thread-safe. Every method may raise DeviceError; both kinds of allocation also raise
+    MemoryError. Of a device that is lost all methods raise the same DeviceError, but those that
+    give something back, which do nothing.
     """
 
     name: str

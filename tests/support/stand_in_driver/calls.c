@@ -105,6 +105,7 @@ EXPORTED void stand_in_fail(const char *function, long long after, int result, i
 EXPORTED void stand_in_recover(void) {
     lock();
     broken = fault.result = CUDA_SUCCESS;
+    end_captures();
     refusals[0] = 0;
     refusal_count = 0;
     unlock();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import select
@@ -80,6 +81,8 @@ def serve() -> None:
             function, args = pickle.load(requests)
         except EOFError:
             return
+        if not gc.get_freeze_count():
+            gc.freeze()  # what was imported is no garbage, and is not looked at again
         try:
             reply = pickle.dumps((True, function(*args)))
         except Exception as error:  # noqa: BLE001 -- the parent raises it

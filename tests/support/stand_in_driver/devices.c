@@ -54,19 +54,6 @@ API cuDeviceGetName(char *name, int size, CUdevice device) {
     return CUDA_SUCCESS;
 }
 
-API cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice device) {
-    ENTER(QUERY);
-    memset(uuid, 1 + device, sizeof *uuid);
-    return CUDA_SUCCESS;
-}
-
-API cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) {
-    ENTER(QUERY);
-    UNUSED(device);
-    *bytes = (size_t)switches.total_memory;
-    return CUDA_SUCCESS;
-}
-
 /* Attributes that cuda.core reads; 0 for all others. */
 static int attribute_of(CUdevice_attribute attribute) {
     switch ((int)attribute) {
@@ -117,26 +104,6 @@ API cuCtxSetCurrent(CUcontext context) {
     ENTER(HANDLE);
     if (!depth) depth = 1;
     stack[depth - 1] = context;
-    return CUDA_SUCCESS;
-}
-
-API cuCtxPushCurrent_v2(CUcontext context) {
-    ENTER(HANDLE);
-    if (depth == MAX_DEPTH) return refuse(CUDA_ERROR_UNKNOWN, "more than %d contexts", MAX_DEPTH);
-    stack[depth++] = context;
-    return CUDA_SUCCESS;
-}
-
-API cuCtxPopCurrent_v2(CUcontext *context) {
-    ENTER(CONTEXT);
-    depth--;
-    if (context) *context = stack[depth];
-    return CUDA_SUCCESS;
-}
-
-API cuCtxGetDevice(CUdevice *device) {
-    ENTER(CONTEXT);
-    *device = 0;
     return CUDA_SUCCESS;
 }
 

@@ -71,7 +71,7 @@ typedef struct {
 typedef struct {
     long long calls; /* that need a context or a handle */
     long long captures, replays, launches;
-    long long streams, events, graphs, executables, libraries, pools; /* alive */
+    long long streams, events, graphs, executables, libraries; /* alive */
     long long device_blocks, device_bytes, pinned_blocks, pinned_bytes; /* alive */
 } Counts;
 
@@ -102,6 +102,8 @@ struct CUstream_st {
 CUresult check_stream(CUstream stream, const char *function);
 /* Refuses a call that is illegal while a stream captures, and invalidates that capture. */
 CUresult check_no_capture(const char *function);
+/* Of a device that failed. */
+void end_captures(void);
 
 /* ---- work that is done now, or recorded: graphs.c ---- */
 

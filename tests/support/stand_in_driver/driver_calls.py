@@ -27,7 +27,6 @@ def numbers(pointer: int, size: int) -> np.ndarray:
 
 def failure(work: Callable[[], Any]) -> str | None:
     """What it raises, as a line."""
-    stand_in_driver().recover()
     try:
         work()
     except Exception as error:  # noqa: BLE001 -- looked at by the test
@@ -69,9 +68,9 @@ def full_memory() -> list[str | None]:
     driver, stand_in = opened(), stand_in_driver()
     errors = [failure(lambda: driver.allocate(1 << 40))]
     errors.append(failure(lambda: driver.allocate_pinned(1 << 40)))
-    for function in ("cuMemAllocFromPoolAsync", "cuMemAllocHost_v2"):
-        stand_in.fail(int(cu.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS), function=function)
-        take = driver.allocate if "Pool" in function else driver.allocate_pinned
+    for function in ("cuMemAllocAsync", "cuMemAllocHost_v2"):
+        stand_in.fail(int(cu.CUresult.CUDA_ERROR_INVALID_CONTEXT), function=function)
+        take = driver.allocate if "Async" in function else driver.allocate_pinned
         try:
             take(10)
         except Exception as error:  # noqa: BLE001

@@ -126,12 +126,6 @@ API cuLibraryGetKernel(CUkernel *kernel, CUlibrary library, const char *name) {
     return *kernel ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
 }
 
-API cuKernelGetLibrary(CUlibrary *library, CUkernel kernel) {
-    ENTER(HANDLE);
-    *library = kernel->library;
-    return CUDA_SUCCESS;
-}
-
 API cuKernelSetAttribute(
     CUfunction_attribute attribute, int value, CUkernel kernel, CUdevice device
 ) {

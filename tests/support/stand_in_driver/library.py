@@ -6,6 +6,7 @@ import ctypes
 import functools
 import importlib.util
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from support.c_programs import compiler
 from support.shared import once
 
 SOURCES = sorted(Path(__file__).parent.glob("*.c"))
+HEADER = Path(__file__).parent / "driver.h"
 STRICT = ("-std=gnu11", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden")
 SONAME = "libcuda.so.1"  # which cuda.bindings, PyTorch and TensorRT ask for
 ALIVE = (
-    *("streams", "events", "graphs", "executables", "libraries", "pools"),
+    *("streams", "events", "graphs", "executables", "libraries"),
     *("device_blocks", "device_bytes", "pinned_blocks", "pinned_bytes"),
 )
 
@@ -32,7 +34,8 @@ def driver_folder() -> Path:
         target = ("-Wl,-soname," + SONAME, "-o", str(folder / SONAME), "-ldl", "-pthread")
         subprocess.run([*command, *map(str, SOURCES), *target], check=True)
 
-    return once("stand-in-driver", make)
+    sources = zlib.crc32(b"".join(path.read_bytes() for path in [*SOURCES, HEADER]))
+    return once(f"stand-in-driver-{sources:08x}", make)
 
 
 def _headers() -> Path:

@@ -15,11 +15,7 @@ typedef struct Block {
     Place place;
     struct Block *next;
 } Block;
-struct CUmemPoolHandle_st {
-    int is_default;
-};
 static Block *blocks;
-static struct CUmemPoolHandle_st default_pool = {1};
 
 Place place_of(const void *pointer, size_t size) {
     const char *start = pointer;
@@ -80,9 +76,8 @@ API cuMemFreeHost(void *pointer) {
 }
 
 /* In the order of a stream, so it is no error in a capture, but vicort's graphs must hold none. */
-API cuMemAllocFromPoolAsync(CUdeviceptr *pointer, size_t size, CUmemoryPool pool, CUstream stream) {
+API cuMemAllocAsync(CUdeviceptr *pointer, size_t size, CUstream stream) {
     ENTER(CONTEXT);
-    UNUSED(pool);
     CUresult result = check_stream(stream, __func__);
     if (!result) result = check_no_capture(__func__);
     return result ? result : allocate((void **)pointer, size, DEVICE);
@@ -93,62 +88,6 @@ API cuMemFreeAsync(CUdeviceptr pointer, CUstream stream) {
     CUresult result = check_stream(stream, __func__);
     if (!result) result = check_no_capture(__func__);
     return result ? result : release((void *)pointer, DEVICE);
-}
-
-/* ---- pools, which are all one here ---- */
-
-API cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *properties) {
-    ENTER(HANDLE);
-    if (properties->allocType != CU_MEM_ALLOCATION_TYPE_PINNED) return CUDA_ERROR_INVALID_VALUE;
-    *pool = calloc(1, sizeof **pool);
-    counts.pools++;
-    return CUDA_SUCCESS;
-}
-
-API cuMemPoolDestroy(CUmemoryPool pool) {
-    ENTER(HANDLE);
-    if (pool->is_default) return refuse(CUDA_ERROR_INVALID_VALUE, "the default pool is closed");
-    free(pool);
-    counts.pools--;
-    return CUDA_SUCCESS;
-}
-
-API cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute, void *value) {
-    ENTER(HANDLE);
-    UNUSED(pool);
-    UNUSED(attribute);
-    UNUSED(value);
-    return CUDA_SUCCESS;
-}
-
-API cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute, void *value) {
-    ENTER(HANDLE);
-    UNUSED(pool);
-    UNUSED(attribute);
-    *(cuuint64_t *)value = 0;
-    return CUDA_SUCCESS;
-}
-
-API cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *access, size_t count) {
-    ENTER(HANDLE);
-    UNUSED(pool);
-    UNUSED(access);
-    UNUSED(count);
-    return CUDA_SUCCESS;
-}
-
-API cuDeviceGetDefaultMemPool(CUmemoryPool *pool, CUdevice device) {
-    ENTER(HANDLE);
-    UNUSED(device);
-    *pool = &default_pool;
-    return CUDA_SUCCESS;
-}
-
-API cuDeviceGetMemPool(CUmemoryPool *pool, CUdevice device) {
-    ENTER(HANDLE);
-    UNUSED(device);
-    *pool = &default_pool;
-    return CUDA_SUCCESS;
 }
 
 /* ---- copies ---- */
@@ -177,22 +116,4 @@ API cuMemsetD8Async(CUdeviceptr target, unsigned char byte, size_t size, CUstrea
         return refuse(CUDA_ERROR_INVALID_VALUE, "bytes are filled that are not device memory");
     Work work = {.kind = FILL, .target = (void *)target, .byte = byte, .size = size};
     return submit(stream, work);
-}
-
-API cuPointerGetAttributes(
-    unsigned count, CUpointer_attribute *attributes, void **values, CUdeviceptr pointer
-) {
-    ENTER(HANDLE);
-    Place place = place_of((void *)pointer, 1);
-    for (unsigned i = 0; i < count; i++) switch ((int)attributes[i]) {
-            case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
-                *(unsigned *)values[i] = place == DEVICE   ? CU_MEMORYTYPE_DEVICE
-                                         : place == PINNED ? CU_MEMORYTYPE_HOST
-                                                           : 0;
-                break;
-            case CU_POINTER_ATTRIBUTE_IS_MANAGED: *(unsigned *)values[i] = 0; break;
-            case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: *(int *)values[i] = place ? 0 : -2; break;
-            default: return refuse(CUDA_ERROR_NOT_SUPPORTED, "attribute %d", (int)attributes[i]);
-        }
-    return CUDA_SUCCESS;
 }

@@ -68,6 +68,13 @@ CUresult check_no_capture(const char *function) {
     return CUDA_SUCCESS;
 }
 
+void end_captures(void) {
+    for (CUstream each = streams; each; each = each->next) {
+        if (each->capture) free_graph(each->graph);
+        each->capture = FREE;
+    }
+}
+
 /* ---- streams ---- */
 
 API cuStreamCreateWithPriority(CUstream *stream, unsigned flags, int priority) {
@@ -93,30 +100,9 @@ API cuStreamDestroy_v2(CUstream stream) {
     return refuse(CUDA_ERROR_INVALID_HANDLE, "a stream is closed twice");
 }
 
-API cuStreamGetFlags(CUstream stream, unsigned *flags) {
-    ENTER(CONTEXT);
-    *flags = is_default(stream) ? 0 : stream->flags;
-    return CUDA_SUCCESS;
-}
-
 API cuStreamGetPriority(CUstream stream, int *priority) {
     ENTER(CONTEXT);
     *priority = is_default(stream) ? 0 : stream->priority;
-    return CUDA_SUCCESS;
-}
-
-API cuStreamGetCtx(CUstream stream, CUcontext *context) {
-    ENTER(CONTEXT);
-    UNUSED(stream);
-    *context = &primary_context;
-    return CUDA_SUCCESS;
-}
-
-API cuStreamGetCtx_v2(CUstream stream, CUcontext *context, CUgreenCtx *green) {
-    ENTER(CONTEXT);
-    UNUSED(stream);
-    *context = &primary_context;
-    if (green) *green = NULL;
     return CUDA_SUCCESS;
 }
 
@@ -128,6 +114,12 @@ static CUresult wait_for_default_stream(void) {
             return refuse(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT, "a wait for the default stream");
         }
     return CUDA_SUCCESS;
+}
+
+API cuStreamQuery(CUstream stream) {
+    ENTER(CONTEXT);
+    CUresult result = check_stream(stream, __func__);
+    return result ? result : check_no_capture(__func__);
 }
 
 API cuStreamSynchronize(CUstream stream) {
@@ -174,14 +166,6 @@ API cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) {
     ENTER(CONTEXT);
     *status = is_default(stream) ? CU_STREAM_CAPTURE_STATUS_NONE
                                  : (CUstreamCaptureStatus)stream->capture;
-    return CUDA_SUCCESS;
-}
-
-API cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
-    ENTER(HANDLE);
-    CUstreamCaptureMode before = thread_mode;
-    thread_mode = *mode;
-    *mode = before;
     return CUDA_SUCCESS;
 }
 

@@ -40,7 +40,6 @@ static const struct {
     NAMED(counts, graphs),
     NAMED(counts, executables),
     NAMED(counts, libraries),
-    NAMED(counts, pools),
     NAMED(counts, device_blocks),
     NAMED(counts, device_bytes),
     NAMED(counts, pinned_blocks),

@@ -1,0 +1,140 @@
+"""What the tests have a process on the stand-in do: streams on a GPU that fails in the middle."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from support.stand_in_driver.engines import StandInEngineSet, stand_in_driver
+from support.streams import frames
+from support.told_streams import ASK, SHORT, SPILLING
+
+from vicort.runtime.core import Question
+from vicort.runtime.session import Session
+from vicort.runtime.shared_session import SharedSession
+
+FRAMES = 20
+
+
+@dataclass
+class Outcome:
+    """What a caller is told, and what is left afterwards."""
+
+    told: list[tuple[str, str, str]] = field(default_factory=list)  # call, type and text of errors
+    seconds: float = 0.0
+    calls: int = 0  # of the driver
+    unanswered: int = 0  # questions whose askers would wait for ever
+    threads: list[str] = field(default_factory=list)
+    printed: str = ""  # on stderr
+
+    def note(self, call: str, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except Exception as error:  # noqa: BLE001 -- looked at by the test
+            self.told.append((call, type(error).__name__, str(error)))
+            return None
+
+
+@contextmanager
+def _standard_error(outcome: Outcome) -> Iterator[None]:
+    """What is printed, by C too."""
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            outcome.printed = file.read().decode()
+
+
+def stream_that_fails(
+    after: int, result: int, overlap: bool, function: str | None = None
+) -> Outcome:
+    """A stream of which a call of the driver fails, and all after it. function: which calls are
+    counted."""
+    driver, outcome = stand_in_driver(), Outcome()
+    driver.recover()
+    engines = StandInEngineSet()
+    gc.collect()
+    calls, start = driver.get("calls"), time.monotonic()
+    driver.fail(result, function=function, after=after, lasting=True)
+    with _standard_error(outcome):
+        _watch(engines, overlap, outcome)
+        del engines
+        gc.collect()
+    outcome.seconds, outcome.calls = time.monotonic() - start, driver.get("calls") - calls
+    outcome.threads = _threads()
+    driver.recover()
+    return outcome
+
+
+def _threads() -> list[str]:
+    return [each.name for each in threading.enumerate() if each is not threading.main_thread()]
+
+
+def _watch(engines: StandInEngineSet, overlap: bool, outcome: Outcome) -> None:
+    session = outcome.note(
+        "open", lambda: Session(engines, SPILLING, sampling=SHORT, overlap=overlap)
+    )
+    if session is None:
+        return
+    answers: list[Future] = []
+    for number, frame in enumerate(frames(FRAMES)):
+        outcome.note("push", lambda frame=frame: session.push(frame))
+        if outcome.told:
+            break
+        if number in (7, 15):
+            at = None if number == 7 else session.now
+            answer = outcome.note(
+                "submit", lambda at=at: session.submit(Question(ASK, at, sampling=SHORT))
+            )
+            answers += [answer] if answer else []
+    outcome.note("finish", session.finish)
+    outcome.note("summary", session.summary)
+    outcome.note("close", session.close)
+    for answer in answers:
+        outcome.unanswered += not answer.done()
+        if answer.done():
+            outcome.note("answer", answer.result)
+
+
+def shared_stream_that_fails(after: int, result: int) -> Outcome:
+    """The same, as a C program sees it, of which one thread asks while another one pushes."""
+    driver, outcome = stand_in_driver(), Outcome()
+    driver.recover()
+    shared = SharedSession(Session(StandInEngineSet(), SPILLING), SHORT)
+    start = time.monotonic()
+    driver.fail(result, after=after, lasting=True)
+    pushed = threading.Event()
+
+    def ask() -> None:
+        pushed.wait(30)
+        while not outcome.told:
+            outcome.note("ask", lambda: shared.ask(ASK, lambda piece: True))
+
+    asker = threading.Thread(target=ask, name="asker")
+    asker.start()
+    for frame in frames(40 * FRAMES):
+        time_us = int(frame.time * 1_000_000)
+        outcome.note("push", lambda: shared.push(time_us, lambda frame=frame: frame.image))  # noqa: B023
+        pushed.set()
+        if outcome.told:
+            break
+    outcome.note("finish", shared.finish)
+    outcome.note("close", shared.close)
+    asker.join(30)
+    outcome.seconds = time.monotonic() - start
+    outcome.threads = _threads()
+    driver.recover()
+    return outcome
