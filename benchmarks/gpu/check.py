@@ -259,19 +259,21 @@ def real_size_steps(size: str, slower: float) -> dict[str, Step]:
 
 
 STEPS: dict[str, Step] = {  # the cheapest and most informative first
-    "environment": Step("which GPU, driver and libraries?", environment, 2 * MINUTE),
+    "environment": Step("which GPU, driver and libraries?", environment, 2 * MINUTE, 15),
     "plan": Step("does TensorRT take plans that were built without this GPU?", plan),
     "inductor": Step(
         "where it does not: do AOTInductor's engines run?", inductor, 20 * MINUTE, 180
     ),
     "kernels": Step("do the kernels compute what they should?", kernels, 20 * MINUTE, 120),
-    "engines": Step("do engines with the plugin give what the CPU's give?", engines),
-    "graphs": Step("are runs captured in CUDA graphs, and replays equal?", graphs),
-    "streams": Step("do two engines overlap on two streams?", streams),
+    "engines": Step("do engines with the plugin give what the CPU's give?", engines, expected=40),
+    "graphs": Step("are runs captured in CUDA graphs, and replays equal?", graphs, expected=40),
+    "streams": Step("do two engines overlap on two streams?", streams, expected=40),
     "pipeline": Step(
         "does the pipeline answer as on the CPU, overlapped and not?", pipeline, 20 * MINUTE
     ),
-    "ceilings": Step("how fast are a large matrix product and a large copy?", ceilings),
+    "ceilings": Step(
+        "how fast are a large matrix product and a large copy?", ceilings, expected=40
+    ),
     "products": Step("how fast are products of the 3B model's own shapes?", products),
     "kernel-speed": Step("how near do the kernels come to that?", kernel_speed, 20 * MINUTE, 150),
     "preprocess": Step("does DALI resize on the GPU as on the CPU?", preprocess),

@@ -360,11 +360,13 @@ def cuda_torch() -> Any:
     need("torch", "the comparison runs in it")
     import torch
 
-    if not torch.cuda.is_available():
+    if torch.version.cuda is None:
         raise Skip(
             f"torch {torch.__version__} has no CUDA: install one that has, from PyTorch's own "
             "package index"
         )
+    if not torch.cuda.is_available():
+        raise Skip(f"torch {torch.__version__} cannot use this GPU: see `nvidia-smi`")
     return torch
 
 

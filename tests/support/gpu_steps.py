@@ -8,6 +8,8 @@ import time
 from vicort.benchmarks.gpu.lab import Skip, StepFailed
 from vicort.runtime.errors import EngineError
 
+NAMES = ("fine", "skips", "wrong", "breaks", "dies", "hangs")
+
 
 def fine(lab):
     return {"folder": str(lab.folder)}

@@ -1,0 +1,331 @@
+"""pack.sh and offline.sh: what is packed is unpacked, and a report is left, whatever dies. Slow:
+the whole of it, on a copy of the image's packages."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[3]
+SCRIPTS = ROOT / "benchmarks" / "gpu"
+PACKAGES = SCRIPTS / "offline-packages.txt"
+ROOMS = ("runtime", "export", "configs", "benchmarks", "engines")
+
+
+def listed() -> list[tuple[str, Requirement]]:
+    lines = [line.split() for line in PACKAGES.read_text().splitlines()]
+    return [(line[0], Requirement(line[1])) for line in lines if line and line[0] != "#"]
+
+
+# ---- the list
+
+
+def test_what_is_packed_is_what_the_project_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    allowed = {each.name: each.specifier for each in map(Requirement, wanted)}
+    for bundle, packed in listed():
+        if bundle != "image":
+            (version,) = packed.specifier
+            assert version.operator == "=="
+            assert allowed.get(packed.name, packed.specifier).contains(version.version), packed
+    releases = {packed.specifier for bundle, packed in listed() if bundle == "rtx"}
+    assert releases == {allowed["tensorrt-rtx"]}
+
+
+MODULES = {  # by the name of their package, where it is another
+    "cuda": "cuda-core",
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+}
+# Imported where it is used alone, and the check does without.
+OPTIONAL = {"matplotlib", "nncf", "nvidia", "openvino", "openvino_genai", "shtab", "torch_tensorrt"}
+# A backend of its own, or a benchmark of another machine.
+OTHER = {"engines/openvino.py"}
+
+
+def test_every_module_that_is_imported_is_in_the_image_or_in_the_base_bundle() -> None:
+    there = {packed.name for bundle, packed in listed() if bundle in ("image", "base")}
+    missing = {}
+    for room in ROOMS[:-1]:
+        for path in (ROOT / room).rglob("*.py"):
+            for module in imported(path) - sys.stdlib_module_names - {"vicort"} - OPTIONAL:
+                name = MODULES.get(module, module.replace("_", "-"))
+                if name not in there and not str(path).endswith(tuple(OTHER)):
+                    missing[module] = path
+    assert missing == {}
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
+# ---- the scripts
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.sh")), ids=lambda path: path.name)
+def test_scripts_are_clean(script: Path) -> None:
+    subprocess.run(["bash", "-n", script], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", script], check=True)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What offline.sh needs of a clone, as links; a folder of its own."""
+    return cloned(tmp_path / "clone")
+
+
+def cloned(folder: Path) -> Path:
+    folder.mkdir()
+    for name in (*ROOMS, "pyproject.toml"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def program(path: Path, text: str) -> Path:
+    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def python_with_steps_of_a_test(folder: Path, way: str) -> Path:
+    tests = ROOT / "tests"
+    return program(
+        folder / "python3",
+        f'export PYTHONPATH="$PYTHONPATH:{tests}"\n'
+        'if [ "$1 $2" = "-m vicort.benchmarks.gpu.check" ]; then shift 2; '
+        f'exec "{sys.executable}" {tests}/support/offline_check.py {way} "$@"; fi\n'
+        f'exec "{sys.executable}" "$@"',
+    )
+
+
+class Offline:
+    """A run of offline.sh, and what it left."""
+
+    def __init__(self, clone: Path, seconds: int, *steps: str, **variables: str) -> None:
+        self.clone, self.out = clone, clone / "out"
+        self._child = subprocess.Popen(
+            ["bash", clone / "benchmarks" / "gpu" / "offline.sh", str(seconds), *steps],
+            env=os.environ | {"OUT": str(self.out), **variables},
+            stdout=subprocess.DEVNULL,
+            cwd=clone.parent,
+        )
+
+    def await_step(self, name: str) -> None:
+        """Until it is under way."""
+        for _ in range(1200):
+            report = self.out / "report.json"
+            begun = json.loads(report.read_text()).get("under_way") if report.is_file() else None
+            if begun and begun["step"] == name:
+                return
+            time.sleep(0.05)
+        raise TimeoutError(name)
+
+    def send(self, number: int) -> None:
+        self._child.send_signal(number)
+
+    def code(self) -> int:
+        return self._child.wait(timeout=120)
+
+    @property
+    def steps(self) -> dict:
+        return json.loads((self.out / "report.json").read_text())["steps"]
+
+    @property
+    def outcomes(self) -> dict[str, str]:
+        return {name: step["outcome"] for name, step in self.steps.items()}
+
+    def text(self, name: str = "report.txt") -> str:
+        return (self.out / name).read_text()
+
+
+def started(clone: Path, way: str, seconds: int, *steps: str) -> Offline:
+    clone = cloned(clone)
+    return Offline(clone, seconds, *steps, PYTHON=str(python_with_steps_of_a_test(clone, way)))
+
+
+def test_a_report_is_left_whatever_dies_and_a_later_call_adds_to_it(tmp_path: Path) -> None:
+    """All at once, since most of each is waiting."""
+    well = started(tmp_path / "well", "well", 60, "fine", "skips", "wrong", "dies", "breaks")
+    ended = started(tmp_path / "ended", "well", 60, "fine", "hangs")
+    dead = started(tmp_path / "dead", "dead", 60, "fine")
+    wrong = started(tmp_path / "wrong", "well", 60, "no-such-step")
+    ended.await_step("hangs")
+    ended.send(signal.SIGTERM)
+    assert well.code() == 1
+    outcomes = dict.fromkeys(("wrong", "breaks", "dies"), "failed")
+    assert well.outcomes == outcomes | {"fine": "passed", "skips": "skipped"}
+    assert "exit code -11" in well.text()
+    assert ended.code() == 143
+    assert ended.outcomes == {"fine": "passed", "hangs": "failed"}
+    assert "it was interrupted after" in ended.text()
+    assert dead.code() == 139
+    assert wrong.code() == 2
+    assert "no-such-step: unknown step" in wrong.text("log.txt")
+    for each in (dead, wrong):
+        assert each.steps == {}
+        assert f"exit code {each.code()}: see log.txt" in each.text()
+    for each in (well, ended, dead, wrong):
+        check_what_is_left(each)
+
+    shutil.rmtree(ended.out)  # as where it is moved away
+    later = Offline(ended.clone, 60, "skips", PYTHON=str(ended.clone / "python3"))
+    assert later.code() == 4
+    assert later.outcomes == {"fine": "passed", "skips": "skipped", "hangs": "failed"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert later.steps["fine"]["measured"]["versions"]["vicort"] == project["version"]
+
+
+def check_what_is_left(run: Offline) -> None:
+    assert f"exit {run.code()} after" in run.text("log.txt")
+    assert "CUDA toolkit: " in run.text("probe.txt")
+    assert not processes_in(run.clone)
+
+
+@pytest.mark.slow
+def test_a_report_is_left_where_the_time_is_over_or_nothing_is_heard(tmp_path: Path) -> None:
+    slow = started(tmp_path / "slow", "well", 40, "fine", "hangs")
+    stuck = started(tmp_path / "stuck", "stuck", 30, "fine")
+    short = started(tmp_path / "short", "well", 10, "fine")
+    deaf = started(tmp_path / "deaf", "stuck", 60, "fine")
+    time.sleep(8)
+    deaf.send(signal.SIGINT)
+    # a step that hangs is ended while there is time to say so
+    assert slow.code() == 1
+    assert slow.outcomes == {"fine": "passed", "hangs": "failed"}
+    assert re.search(r"it took longer than \d+(\.\d+)? s and was ended", slow.text())
+    # a check that does not even hear an interruption is killed
+    assert stuck.code() == 137
+    assert deaf.code() == 130
+    assert short.code() == 124
+    assert "10 s are too few" in short.text("log.txt")
+    for each in (slow, stuck, short, deaf):
+        check_what_is_left(each)
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Command lines that name a folder: what a run left behind."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except (OSError, UnicodeDecodeError):  # it has ended
+            continue
+        if str(folder) in line and int(process.name) != os.getpid():
+            found.append(line)
+    return found
+
+
+@pytest.mark.parametrize("arguments", [[], ["60"], ["soon", "plan"], ["-5", "plan"]])
+def test_a_wrong_call_is_one_line(arguments: list[str]) -> None:
+    done = subprocess.run(
+        ["bash", SCRIPTS / "offline.sh", *arguments], check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "usage: offline.sh SECONDS STEP..." in done.stderr
+
+
+# ---- packing
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A clone with pack.sh, and a pip that makes up packages instead of downloading them."""
+    folder = tmp_path / "repository"
+    (folder / "benchmarks" / "gpu").mkdir(parents=True)
+    for name in ("pack.sh", PACKAGES.name):
+        shutil.copyfile(SCRIPTS / name, folder / "benchmarks" / "gpu" / name)
+    subprocess.run(["git", "init", "-q", folder], check=True)
+    subprocess.run(["git", "-C", folder, "add", "."], check=True)
+    program(
+        tmp_path / "python3",
+        'while [ "$1" != --target ]; do shift; done; site=$2; shift 2\n'
+        'mkdir -p "$site/nvidia/dali/include"; printf "%s\\n" "$@" > "$site/asked"\n'
+        'for version in 311 312 313; do touch "$site/nvidia/dali/backend_impl.$version-x.so"\n'
+        'touch "$site/nvidia/dali/backend_impl.cpython-$version-x.so"; done\n'
+        'head -c 2200000 /dev/urandom > "$site/library.so"',
+    )
+    return folder
+
+
+def pack(repository: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", repository / "benchmarks" / "gpu" / "pack.sh", *arguments],
+        env=os.environ | {"PYTHON": str(repository.parent / "python3")},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_what_is_packed_is_unpacked_once_all_parts_are_there(repository: Path, clone: Path) -> None:
+    done = pack(repository, "--part", "1", "base", "rtx")
+    assert done.returncode == 0, done.stderr
+    parts = repository / "build" / "offline" / "parts"
+    names = [f"base.{part:02}" for part in range(3)] + ["base.sha256"]
+    assert sorted(path.name for path in parts.glob("base.*")) == names
+    assert max(path.stat().st_size for path in parts.iterdir()) <= 1 << 20
+    target, python = clone / "build" / "offline", str(python_with_steps_of_a_test(clone, "well"))
+    (target / "parts").mkdir(parents=True)
+    for name in ("base.00", "base.02", "base.sha256"):
+        shutil.copyfile(parts / name, target / "parts" / name)
+    first = Offline(clone, 60, "fine", PYTHON=python)
+    assert first.code() == 0
+    assert "not unpacked: base: not all of its parts are there" in first.text("log.txt")
+    assert not (target / "site" / "asked").exists()
+    shutil.copyfile(parts / "base.01", target / "parts" / "base.01")
+    for path in parts.glob("rtx.*"):
+        shutil.copyfile(path, target / "parts" / path.name)
+    second = Offline(clone, 60, "fine", PYTHON=python)
+    assert second.code() == 0
+    assert "unpacked: base\nunpacked: rtx" in second.text("log.txt")
+    site = target / "site"
+    asked = {str(packed) for bundle, packed in listed() if bundle == "rtx"}
+    assert set((site / "asked").read_text().split()) == asked
+    metadata = (site / "tensorrt_rtx-1.7.1.116.dist-info" / "METADATA").read_text()
+    assert metadata == "Metadata-Version: 2.1\nName: tensorrt-rtx\nVersion: 1.7.1.116\n"
+    assert "import" in (site / "tensorrt_rtx" / "__init__.py").read_text()
+
+
+def test_of_dali_only_what_the_interpreter_there_loads_is_packed(repository: Path) -> None:
+    assert pack(repository, "--python", "3.13", "dali").returncode == 0
+    parts = repository / "build" / "offline" / "parts"
+    listing = subprocess.run(
+        ["tar", "-tJf", parts / "dali.00"], check=True, capture_output=True, text=True
+    ).stdout
+    assert re.findall(r"backend_impl\S*", listing) == ["backend_impl.cpython-313-x.so"]
+    assert "include" not in listing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["bas"], "bas: no such bundle: choose from base dali nvdec rtx"),
+        (["--python", "three"], "--python three: give --python a version, as 3.12"),
+        (["--part", "0"], "--part 0: give"),
+        (["--parts", "9"], "--parts 9: give"),
+    ],
+)
+def test_wrong_words_to_pack_are_one_line(repository: Path, arguments, said: str) -> None:
+    done = pack(repository, *arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert said in done.stderr
