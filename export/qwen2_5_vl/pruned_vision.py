@@ -16,6 +16,7 @@ from vicort.export.qwen2_5_vl.vision import (
     VisionBlock,
     VisionEncoder,
     VisionLayers,
+    attend,
     rotary_at,
     rotate,
 )
@@ -141,18 +142,18 @@ def pruned(encoder: VisionEncoder | DynamicVisionEncoder) -> PrunedLayers:
 
 def run_block(block: VisionBlock, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> Tensor:
     """A block of the encoder over x [U,S,width], with `bias` added to the attention scores."""
-    x = x + attend(block.attn, block.norm1(x), cos, sin, bias)
+    x = x + attend_over(block.attn, block.norm1(x), cos, sin, bias)
     return x + block.mlp(block.norm2(x))
 
 
-def attend(attention: VisionAttention, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> Tensor:
+def attend_over(
+    attention: VisionAttention, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor
+) -> Tensor:
     """x: [U,S,width]; cos, sin: [U,S,head_dim]; bias: [U,1,S or 1,S] -> [U,S,width]."""
     units, patches, width = x.shape
     heads, head_dim = attention.heads, attention.head_dim
     q, k, v = attention.qkv(x).reshape(units, patches, 3, heads, head_dim).unbind(2)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    scores = (q @ k.transpose(-1, -2)).float() * head_dim**-0.5 + bias  # [U,heads,S,S]
-    return attention.proj(
-        (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).reshape(units, patches, width)
-    )
+    mixed = attend(q, k, v, bias, attention.fused)  # [U,heads,S,head_dim]
+    return attention.proj(mixed.transpose(1, 2).reshape(units, patches, width))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from vicort.export.qwen2_5_vl.configuration import VisionConfiguration
 from vicort.export.qwen2_5_vl.layers import Linear, RMSNorm, SwiGLU
@@ -186,6 +186,7 @@ class VisionAttention(nn.Module):
         self.heads, self.head_dim = config.heads, config.head_dim
         self.qkv = Linear(config.width, 3 * config.width)
         self.proj = Linear(config.width, config.width)
+        self.fused = False
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, windows: Cells) -> Tensor:
         """x: [U,S,width]; cos, sin: [S,head_dim] -> [U,S,width]."""
@@ -195,19 +196,38 @@ class VisionAttention(nn.Module):
         if windows.gather is not None:
             q, k, v = (tensor.index_select(1, windows.gather) for tensor in (q, k, v))
         cells = q.shape[1]
-        q, k, v = (
-            t.reshape(
-                -1, windows.windows, cells // windows.windows, self.heads, self.head_dim
-            ).transpose(2, 3)
+        q, k, v = (  # [U*W,heads,K,head_dim]: kernels of attention take four axes
+            t.reshape(-1, cells // windows.windows, self.heads, self.head_dim).transpose(1, 2)
             for t in (q, k, v)
         )
-        scores = (q @ k.transpose(-1, -2)).float() * self.head_dim**-0.5  # [U,W,heads,K,K]
-        if windows.bias is not None:
-            scores = scores + windows.bias
-        mixed = (scores.softmax(-1).to(v.dtype) @ v).transpose(2, 3).reshape(-1, cells, width)
+        bias = windows.bias
+        if bias is not None:
+            bias = bias.expand(x.shape[0], *bias.shape).reshape(-1, *bias.shape[1:])
+        mixed = attend(q, k, v, bias, self.fused).transpose(1, 2).reshape(-1, cells, width)
         if windows.scatter is not None:
             mixed = mixed.index_select(1, windows.scatter)
         return self.proj(mixed)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, fused: bool) -> Tensor:
+    """Attention of q, k, v [B,heads,S,head_dim]; bias: [B,1,S or 1,S] float32, added to the scores.
+
+    fused: as one operation, for compilers that have a kernel for it and do not find it by
+    themselves. Softmax is computed in float32 either way.
+    """
+    if fused:
+        mask = None if bias is None else bias.to(q.dtype)
+        return scaled_dot_product_attention(q, k, v, mask)
+    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    if bias is not None:
+        scores = scores + bias
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
+def fuse_attention(encoder: VisionLayers) -> None:
+    """From now on, export attention as one operation."""
+    for block in encoder.blocks:
+        block.attn.fused = True
 
 
 class Merger(nn.Module):

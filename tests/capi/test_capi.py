@@ -140,8 +140,8 @@ def test_a_process_that_is_python_already_keeps_its_interpreter(tiny_engines):
 import ctypes
 lib = ctypes.CDLL({str(library() / "lib" / "libvicort.so")!r})
 lib.vicort_last_error.restype = ctypes.c_char_p
-params = ctypes.create_string_buffer(96)
-assert lib.vicort_params_init(params, ctypes.c_size_t(96), 2) == 0, lib.vicort_last_error()
+params = ctypes.create_string_buffer(104)
+assert lib.vicort_params_init(params, ctypes.c_size_t(104), 3) == 0, lib.vicort_last_error()
 ctypes.c_char_p.from_buffer(params, 16).value = {str(tiny_engines).encode()!r}
 session = ctypes.c_void_p()
 assert lib.vicort_open(params, ctypes.byref(session)) == 0, lib.vicort_last_error()

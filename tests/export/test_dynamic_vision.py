@@ -19,9 +19,10 @@ from support.reference_model import (
 from support.sizes import examples, slow
 from torch import Tensor
 
-from vicort.export.graphs import export_graph, signatures, write_graph
+from vicort.export.graphs import export_graph, export_program, signatures, write_graph
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.pruned_vision import pruned
+from vicort.export.qwen2_5_vl.vision import HIDDEN, attend, fuse_attention
 from vicort.export.qwen2_5_vl.weights import load_dynamic_vision, load_vision
 from vicort.export.recipe import load_recipe, model_spec
 from vicort.runtime.frame_grid import Grid
@@ -60,6 +61,13 @@ def encoder(checkpoint):
 
 
 @pytest.fixture(scope="module")
+def fused(checkpoint):
+    encoder = load_dynamic_vision(checkpoint, read_configuration(checkpoint))
+    fuse_attention(encoder)
+    return encoder
+
+
+@pytest.fixture(scope="module")
 def reference(checkpoint):
     return load_reference(checkpoint).model.visual
 
@@ -73,7 +81,9 @@ def segments(frames: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("rows", "columns"), GRIDS)
-def test_one_encoder_equals_transformers_on_every_grid(encoder, reference, rows, columns):
+@pytest.mark.parametrize("form", ["encoder", "fused"])
+def test_one_encoder_equals_transformers_on_every_grid(form, reference, rows, columns, request):
+    encoder = request.getfixturevalue(form)
     frames = random_frames(2, 28 * rows, 28 * columns, seed=rows)
     pixels, grid = pixel_values(frames)
     with torch.no_grad():
@@ -98,6 +108,28 @@ def test_it_equals_the_encoder_of_that_size_to_the_last_bit(checkpoint, encoder,
             segments(frames), kept.int(), *indices(pruned_grid_inputs(grid, 14, 2, 4))
         )
         assert torch.equal(some, pruned(fixed)(frames, kept.int()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_attention_is_attention_also_where_cells_are_empty(dtype):
+    """bfloat16: within two roundings of the result that float32 gives."""
+    q, k, v = (torch.randn(6, 4, 9, 16, dtype=dtype) for _ in range(3))
+    bias = torch.zeros(6, 1, 1, 9).masked_fill(torch.rand(6, 1, 1, 9) < 0.4, HIDDEN)
+    bias[..., 0] = 0
+    exact = attend(q.float(), k.float(), v.float(), bias, False)
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-7 * exact.abs().max().item()
+    for form in (True, False):
+        found = attend(q, k, v, bias, form)
+        torch.testing.assert_close(found.float(), exact, atol=tolerance, rtol=0)
+
+
+def test_the_exported_program_holds_fused_attention_as_one_operation(checkpoint, fused):
+    spec = model_spec("any", read_configuration(checkpoint), load_recipe("any"))
+    graph = signatures(spec, "fp32")["vision"]
+    program, _ = export_program(fused, graph, "cpu")
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert sum("scaled_dot_product_attention" in name for name in called) == 2
+    assert not any("softmax" in name for name in called)
 
 
 @settings(max_examples=examples(40))

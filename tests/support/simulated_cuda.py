@@ -31,7 +31,7 @@ from vicort.runtime.kernels import CompiledKernel, Kernels, KernelSpec
 # of each two bytes: NaN in float16, bfloat16, float32 and float64, and an int32 of two billion
 POISON = 0x7FFF
 GRAIN = 4  # bytes: races are told apart to this
-MAX_STREAMS = 64
+MAX_STREAMS = 256
 OUTPUTS = {
     "vision": ("features",),
     "tokens": ("kept", "count", "compact", "mean"),

@@ -43,6 +43,7 @@ from vicort.export.graphs import EMBEDDING_FILE, TORCH_TYPES, TYPE_NAMES, export
 from vicort.export.qwen2_5_vl.combined_products import combine
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.language import OutputHead
+from vicort.export.qwen2_5_vl.vision import fuse_attention
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision_of
 from vicort.export.recipe import load_recipe, model_spec
 from vicort.export.tiny.model import CHECKPOINT as TINY
@@ -237,6 +238,7 @@ def load_module(manifest: InductorManifest, name: GraphName, device: str) -> nn.
     if name == "vision":
         vision = load_vision_of(manifest.source, config, model.fixed_size, dtype)
         combine(vision, copies=True)
+        fuse_attention(vision)  # PyTorch has kernels for it, which it does not look for itself
         return vision.to(device)
     language = load_language(manifest.source, config, dtype)
     if name == "head":
