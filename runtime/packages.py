@@ -38,6 +38,32 @@ def check_installed(extra: str) -> None:
             raise ConfigError(f"{name} is not installed: run `{install_command(extra)}`") from error
 
 
+def check_version(name: str) -> None:
+    """Raises ConfigError, which says how to change it, if an installed package has a version that
+    vicort does not run with."""
+    found = metadata.version(name)
+    for requirement in metadata.requires(DISTRIBUTION) or []:
+        wanted = requirement.partition(";")[0].strip()
+        if not re.match(rf"{re.escape(name)}(?![\w.-])", wanted, re.IGNORECASE):
+            continue
+        if not all(_suits(found, *limit) for limit in re.findall(r"(>=|<|==)\s*([\d.]+)", wanted)):
+            raise ConfigError(
+                f"{name} {found} is installed, {wanted} is required: run `pip install "
+                f"{shlex.quote(wanted)}`"
+            )
+
+
+def _suits(found: str, relation: str, limit: str) -> bool:
+    have, other = _numbers(found), _numbers(limit)
+    if relation == "==":
+        return have[: len(other)] == other
+    return have >= other if relation == ">=" else have < other
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version.partition("+")[0])]
+
+
 def missing_package(error: ModuleNotFoundError) -> str | None:
     """A line that says how to install what an import did not find; None if it is a module of vicort
     itself or of no package that vicort asks for."""

@@ -25,6 +25,7 @@ from vicort.runtime.devices.cuda.allocator import DEVICE_ALIGNMENT
 from vicort.runtime.devices.cuda.arrays import as_device
 from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
 from vicort.runtime.engines.bindings import Bindings, BindingsCheck, describe_mismatch
+from vicort.runtime.engines.gpu_room import check_room
 from vicort.runtime.engines.graph_cache import GraphCache
 from vicort.runtime.errors import DeviceError, EngineError
 from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
@@ -375,8 +376,8 @@ class TensorRTBackend:
     loading_threads = 1
 
     def __init__(self, folder: Path) -> None:
-        """Raises DeviceError if there is no GPU, EngineError if TensorRT or a cubin for this GPU is
-        missing."""
+        """Raises DeviceError if there is no GPU or the engines do not fit into it, EngineError if
+        TensorRT or a cubin for this GPU is missing."""
         from vicort.runtime.devices.cuda import open_gpu  # late: a build does not open a GPU
 
         self._manifest = Manifest.model_validate_json((folder / FILE_NAME).read_text())
@@ -387,6 +388,7 @@ class TensorRTBackend:
             )
         self._tensorrt = load_tensorrt(self._manifest.flavour)
         self._gpu = open_gpu()
+        check_room(folder, self._manifest, self._gpu)
         kernels = Kernels.read(folder / KERNELS_FILE)
         self._kernels = LoadedKernels(
             kernels,
@@ -420,6 +422,7 @@ class TensorRTEngine:
         self._path = path
         self._tensorrt = tensorrt
         self._check = BindingsCheck(signature)
+        self._warned = False  # of runs that are not captured
         self._contexts: weakref.WeakKeyDictionary[CudaStream, StreamContexts] = (
             weakref.WeakKeyDictionary()
         )
@@ -492,12 +495,15 @@ class TensorRTEngine:
             raise self.failure("no execution context")
         return context
 
-    def uncaptured(self, error: Exception) -> str:
-        """What to tell the user where a run cannot be captured."""
-        return (
-            f"{self._path.name}: some runs are not captured in a CUDA graph, and start more slowly "
-            f"({error})"
-        )
+    def warn_uncaptured(self, error: Exception) -> None:
+        """Tell the user, once, that a run could not be captured."""
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s: some runs are not captured in a CUDA graph, and start more slowly (%s)",
+                self._path.name,
+                error,
+            )
 
     def failure(self, what: str) -> EngineError:
         """The error of a failed TensorRT call: a plugin's exception if there is one, otherwise the
@@ -529,7 +535,10 @@ class TensorRTEngine:
         if error:
             return _first_line(error)
         if built != trt.version:
-            return f"built by {trt.flavour} {built}, which {trt.version} cannot load"
+            return (
+                f"built by {trt.flavour} {built}, which {trt.version} cannot load: rebuild with "
+                f"`{manifest.build_command}`"
+            )
         if hasattr(self._runtime, "get_engine_validity"):
             marks = int(self._runtime.get_engine_validity(plan)[1])
             named = trt.module.EngineInvalidityDiagnostics.__members__
@@ -543,7 +552,7 @@ class TensorRTEngine:
             )
         return (
             f"{trt.flavour} {trt.version} cannot load it ({reason}), it was built for "
-            f"{manifest.target}"
+            f"{manifest.target}: use such a GPU, or rebuild with `{manifest.build_command}`"
         )
 
     def _refit(self, model: Path) -> None:
@@ -702,8 +711,7 @@ class StreamContexts:
             graph = self._stream.capture(lambda: self._execute(context))
         except (DeviceError, EngineError) as error:
             self._stream.device.memory()  # raises why, if the GPU is lost
-            if not self.refusals:
-                logger.warning("%s", self._engine.uncaptured(error))
+            self._engine.warn_uncaptured(error)
             self.refusals.append(str(error))
             self._graphs.refuse(key)
             return

@@ -171,10 +171,11 @@ class DeviceAllocator:
         self._idle.clear()
 
     def _out_of_memory(self, size: int, purpose: str) -> DeviceError:
-        available = self._free()
+        available, (free, total) = self._free(), self.driver.memory()
         return DeviceError(
             f"out of device memory: {purpose} requested {_mb(size)} MB, {_mb(self.in_use)} MB "
-            f"are in use, {_mb(available)} MB would fit: "
+            f"are in use, {_mb(available)} MB would fit (engines and other processes hold "
+            f"{_mb(total - free - self.reserved)} of {_mb(total)} MB): "
             "lower the budget of pages (--memory, memory.device_mb) by "
             f"{_mb(size - available)} MB or more"
         )

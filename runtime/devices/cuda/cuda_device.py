@@ -95,8 +95,9 @@ class CudaDevice:
         wanted, available = pages * page_bytes(model, dtype), self.gpu.memory.available()
         if wanted > available:
             raise DeviceError(
-                f"{self.gpu.name} has {available / 1e6:.0f} MB free, the pages of the system "
-                f"take {wanted / 1e6:.0f}: "
+                f"{self.gpu.name} has {available / 1e6:.0f} of "
+                f"{self.gpu.driver.memory()[1] / 1e6:.0f} MB free, the pages of the system take "
+                f"{wanted / 1e6:.0f}: "
                 f"give --memory less than {available / 1e6:.0f}MB, or free memory (see "
                 "`nvidia-smi`)"
             )

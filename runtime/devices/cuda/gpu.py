@@ -12,7 +12,8 @@ from vicort.runtime.devices.cuda.driver import Driver
 from vicort.runtime.devices.cuda.launcher import GpuLauncher
 from vicort.runtime.devices.cuda.streams import GpuClock
 from vicort.runtime.devices.machine_memory import MachineMemory, host_memory
-from vicort.runtime.errors import DeviceError
+from vicort.runtime.errors import ConfigError, DeviceError
+from vicort.runtime.packages import check_version
 
 MIN_CUDA = 13000  # the libraries that vicort installs are built for it
 MIN_DRIVER = "580"  # the first driver that supports it
@@ -80,7 +81,11 @@ def open_gpu(ordinal: int = 0) -> Gpu:
 def _open_driver(ordinal: int) -> Driver:
     try:
         from cuda.bindings import driver as cu
-    except ImportError as error:
+
+        check_version("cuda-core")
+    except ConfigError as error:
+        raise DeviceError(str(error)) from error
+    except ImportError as error:  # PackageNotFoundError is one
         raise DeviceError(
             f"cuda-python cannot be loaded ({error}): install it with `pip install cuda-core "
             "cuda-bindings`"
@@ -99,10 +104,22 @@ def _open_driver(ordinal: int) -> Driver:
 
         return CudaCoreDriver(ordinal)
     except Exception as error:  # the errors of `cuda.core` have no common class
-        raise DeviceError(
-            f"GPU {ordinal} cannot be opened ({' '.join(str(error).split())}): see `nvidia-smi`, "
-            f"or {ELSEWHERE}"
-        ) from error
+        raise DeviceError(_not_opened(ordinal, " ".join(str(error).split()))) from error
+
+
+def _not_opened(ordinal: int, reason: str) -> str:
+    """What to tell the user of a GPU that is there, and cannot be opened."""
+    if "CUDA_ERROR_DEVICE_UNAVAILABLE" in reason:
+        return (
+            f"GPU {ordinal} is held by another process, and its compute mode lets in no second "
+            f"one: end that process (`nvidia-smi` names it), or {ELSEWHERE}"
+        )
+    if "CUDA_ERROR_OUT_OF_MEMORY" in reason:
+        return (
+            f"GPU {ordinal} has no memory left for this process: end a process that holds some "
+            f"(`nvidia-smi` names them), or {ELSEWHERE}"
+        )
+    return f"GPU {ordinal} cannot be opened ({reason}): see `nvidia-smi`, or {ELSEWHERE}"
 
 
 def check_driver(status: str, version: int, count: int, ordinal: int) -> None:

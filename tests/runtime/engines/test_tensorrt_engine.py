@@ -28,7 +28,9 @@ SIGNATURE = GraphSpec(
     dimensions={"C": Dimension(min=1, opt=8, max=64)},
 )
 TENSORS = (("x", "input", "FLOAT", (-1, 4)), ("y", "output", "FLOAT", (-1,)))
-MANIFEST = SimpleNamespace(versions={"tensorrt": "11.4.0"}, target="sm_90")
+MANIFEST = SimpleNamespace(
+    versions={"tensorrt": "11.4.0"}, target="sm_90", build_command="vicort-build m"
+)
 
 
 @pytest.fixture
@@ -286,16 +288,21 @@ def test_a_plan_may_call_its_tensors_otherwise(plan, fake, stream):
 
 def test_a_plan_of_another_version_says_which(plan, fake):
     fake.engine = None
-    manifest = SimpleNamespace(versions={"tensorrt": "10.9.0"}, target="sm_90")
+    manifest = SimpleNamespace(
+        versions={"tensorrt": "10.9.0"}, target="sm_90", build_command="vicort-build m"
+    )
     with pytest.raises(
-        EngineError, match=r"built by tensorrt 10\.9\.0, which 11\.4\.0 cannot load"
+        EngineError,
+        match=r"built by tensorrt 10\.9\.0, which 11\.4\.0 cannot load: .* `vicort-build m`",
     ):
         TensorRTEngine(plan, SIGNATURE, manifest, fake, None)
 
 
 def test_a_plan_of_the_same_version_that_is_refused_says_for_what_it_was_built(plan, fake):
     fake.engine = None
-    with pytest.raises(EngineError, match=r"the log's first error.*built for sm_90"):
+    with pytest.raises(
+        EngineError, match=r"the log's first error.*built for sm_90: .* `vicort-build m`"
+    ):
         TensorRTEngine(plan, SIGNATURE, MANIFEST, fake, None)
 
 
@@ -627,7 +634,9 @@ def test_what_enqueue_raises_is_kept_and_raised_for_tensorrt_too(rtx):
 
 def test_a_file_that_is_no_plan_is_one_line_of_tensorrts_own_reason(rtx, plan):
     plan.write_bytes(b"not a plan" * 100)
-    manifest = SimpleNamespace(versions={"tensorrt-rtx": rtx.version}, target="sm_89")
+    manifest = SimpleNamespace(
+        versions={"tensorrt-rtx": rtx.version}, target="sm_89", build_command="vicort-build m"
+    )
     with pytest.raises(EngineError, match=r"x\.plan.*cannot load it.*sm_89") as caught:
         TensorRTEngine(plan, SIGNATURE, manifest, rtx, None)
     assert len(str(caught.value).splitlines()) == 1

@@ -43,13 +43,15 @@ class StandInChild:
         pickle.dump(sys.path, child.stdin)
         return child
 
-    def call(self, function: Callable[..., R], *args: Any, timeout: float = 60) -> R:
+    def call(
+        self, function: Callable[..., R], *args: Any, timeout: float = 60, **options: Any
+    ) -> R:
         """What a function of a module returns there, or raises. The process is killed if it takes
         longer than `timeout` seconds, or dies."""
         assert self._child.stdin
         assert self._child.stdout
         try:
-            pickle.dump((function, args), self._child.stdin)
+            pickle.dump((function, args, options), self._child.stdin)
             self._child.stdin.flush()
             if not select.select([self._child.stdout], [], [], timeout)[0]:
                 raise TimeoutError(f"{function.__name__}{args} took more than {timeout} seconds")
@@ -78,13 +80,13 @@ def serve() -> None:
     os.dup2(2, 1)  # whatever else prints does not get among the replies
     while True:
         try:
-            function, args = pickle.load(requests)
+            function, args, options = pickle.load(requests)
         except EOFError:
             return
         if not gc.get_freeze_count():
             gc.freeze()  # what was imported is no garbage, and is not looked at again
         try:
-            reply = pickle.dumps((True, function(*args)))
+            reply = pickle.dumps((True, function(*args, **options)))
         except Exception as error:  # noqa: BLE001 -- the parent raises it
             reply = pickle.dumps((False, _portable(error)))
         replies.write(reply)

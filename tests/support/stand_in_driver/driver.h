@@ -66,6 +66,7 @@ typedef struct {
     long long total_memory;    /* bytes of the device */
     long long other_memory;    /* bytes that other processes hold */
     long long pinned_memory;   /* bytes that can be page-locked */
+    long long refuse_captures; /* whether captures end as if something illegal was in them */
 } Switches;
 
 typedef struct {

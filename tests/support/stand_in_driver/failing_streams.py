@@ -11,13 +11,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from support.fake_engines import FakeEngineSet
 from support.stand_in_driver.engines import StandInEngineSet, stand_in_driver
 from support.streams import frames
-from support.told_streams import ASK, SHORT, SPILLING
+from support.told_streams import ASK, SHORT, SPILLING, told
 
 from vicort.runtime.core import Question
+from vicort.runtime.devices.cuda import Gpu
+from vicort.runtime.devices.cuda.cuda_core import CudaCoreDriver
+from vicort.runtime.devices.cuda.gpu import _open_driver
+from vicort.runtime.engines.gpu_room import check_room
+from vicort.runtime.errors import DeviceError
+from vicort.runtime.manifest import Manifest
 from vicort.runtime.session import Session
 from vicort.runtime.shared_session import SharedSession
 
@@ -107,6 +115,68 @@ def _watch(engines: StandInEngineSet, overlap: bool, outcome: Outcome) -> None:
         outcome.unanswered += not answer.done()
         if answer.done():
             outcome.note("answer", answer.result)
+
+
+@contextmanager
+def switched(**switches: int) -> Iterator[None]:
+    """Switches of the stand-in, until the body ends."""
+    driver = stand_in_driver()
+    before = {name: driver.get(name) for name in switches}
+    driver.set(**switches)
+    try:
+        yield
+    finally:
+        driver.set(**before)
+
+
+def opened_with(**switches: int) -> str:
+    """What is said where a GPU is opened on such a driver."""
+    with switched(**switches):
+        try:
+            _open_driver(0)
+        except DeviceError as error:
+            return str(error)
+    return ""
+
+
+def stream_with_memory(free: int, pinned: int) -> Outcome:
+    """A stream where other processes leave so many bytes of device memory, and so many bytes can be
+    page-locked."""
+    driver, outcome = stand_in_driver(), Outcome()
+    driver.recover()
+    engines = StandInEngineSet()
+    gc.collect()
+    held = driver.get("total_memory") - driver.get("device_bytes") - free
+    with _standard_error(outcome), switched(other_memory=held, pinned_memory=pinned):
+        _watch(engines, True, outcome)
+        del engines
+        gc.collect()
+    outcome.threads = _threads()
+    return outcome
+
+
+def told_without_captures(name: str) -> tuple[bool, str]:
+    """Whether a system says what it says on the host where nothing can be captured; and what is
+    printed."""
+    outcome = Outcome()
+    engines = StandInEngineSet()
+    with _standard_error(outcome), switched(refuse_captures=1):
+        is_equal = told(engines, name) == told(FakeEngineSet(), name)
+    stand_in_driver().recover()
+    return is_equal, outcome.printed
+
+
+def room_for(sizes: dict[str, int], manifest: dict[str, Any], total: int, others: int) -> str:
+    """What is said of plans of these sizes on a GPU of which other processes hold a part."""
+    with tempfile.TemporaryDirectory() as folder, switched(total_memory=total, other_memory=others):
+        for name, size in sizes.items():
+            with (Path(folder) / name).open("wb") as file:
+                file.truncate(size)
+        try:
+            check_room(Path(folder), Manifest.model_validate(manifest), Gpu(CudaCoreDriver(0)))
+        except DeviceError as error:
+            return str(error).replace(folder, "FOLDER")
+    return ""
 
 
 def shared_stream_that_fails(after: int, result: int) -> Outcome:

@@ -154,7 +154,7 @@ API cuStreamEndCapture(CUstream stream, CUgraph *graph) {
         return refuse(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD, "a capture is ended elsewhere");
     Capture was = stream->capture;
     stream->capture = FREE;
-    if (was == INVALIDATED) {
+    if (was == INVALIDATED || switches.refuse_captures) {
         free_graph(stream->graph);
         return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
     }

@@ -31,6 +31,7 @@ static const struct {
     NAMED(switches, total_memory),
     NAMED(switches, other_memory),
     NAMED(switches, pinned_memory),
+    NAMED(switches, refuse_captures),
     NAMED(counts, calls),
     NAMED(counts, captures),
     NAMED(counts, replays),
