@@ -213,14 +213,18 @@ def default_engines() -> Path:
 
 @embedded
 def close(handle: Any) -> None:
-    session_of(handle).close()
+    try:
+        session_of(handle).close()
+    except errors.DeviceError:  # the GPU is lost, and the session closed all the same
+        sessions.pop(int(ffi.cast("uintptr_t", handle)), None)
+        raise
     sessions.pop(int(ffi.cast("uintptr_t", handle)), None)
 
 
 @embedded
 def close_all() -> None:
     for session in list(sessions.values()):
-        with suppress(errors.SessionClosed):
+        with suppress(errors.SessionClosed, errors.DeviceError):
             session.close()
 
 

@@ -201,7 +201,8 @@ int vicort_ask_stream(vicort_session *session, const char *question, vicort_toke
 int vicort_get_stats(vicort_session *session, vicort_stats *stats);
 
 /* Close the session and discard unfinished work. Waits for calls of other threads on this session, which end with VICORT_E_CLOSED. May
- * be called from a token callback; the call that runs the callback is not waited for. NULL, CLOSED. */
+ * be called from a token callback; the call that runs the callback is not waited for. NULL, CLOSED, and DEVICE if
+ * the GPU was lost, of which the session is closed all the same. */
 int vicort_close(vicort_session *session);
 
 #ifdef __cplusplus

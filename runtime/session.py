@@ -302,9 +302,15 @@ class Session:
             if not self._finished:
                 self._launch_all(self._questions.take_due())
                 left = self._questions.finish()
-                self._take(self._sampler.stayed_by(self._last_moment(left, ending)))
-                if chunk := self._chunker.flush():
-                    self._lag.enter(chunk)
+                try:
+                    self._take(self._sampler.stayed_by(self._last_moment(left, ending)))
+                    if chunk := self._chunker.flush():
+                        self._lag.enter(chunk)
+                except BaseException as error:  # nobody would ask what is left
+                    for asked in left:
+                        asked.fail(error)
+                        self._end(asked)
+                    raise
                 self._freshness = "complete"  # from here on there is nothing newer to wait for
                 self._launch_all(left)
                 self._lag.flush()

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,12 +109,18 @@ def _watch(engines: StandInEngineSet, overlap: bool, outcome: Outcome) -> None:
             )
             answers += [answer] if answer else []
     outcome.note("finish", session.finish)
-    outcome.note("summary", session.summary)
-    outcome.note("close", session.close)
     for answer in answers:
-        outcome.unanswered += not answer.done()
+        outcome.unanswered += not _is_given(answer)
         if answer.done():
             outcome.note("answer", answer.result)
+    outcome.note("summary", session.summary)
+    outcome.note("close", session.close)
+
+
+def _is_given(answer: Future) -> bool:
+    """Whether there is an answer, or a failure, a little later at most."""
+    wait([answer], timeout=3)
+    return answer.done()
 
 
 @contextmanager
