@@ -7,12 +7,12 @@ BACKEND ?= auto
 PRECISION ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test explore engines capi bench gpu-check docs docs-serve wheel lint types \
-	hooks clean
+.PHONY: help install demo test explore engines capi bench gpu-check gpu-pack gpu-rehearsal docs \
+	docs-serve wheel lint types hooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z-]+:.*## / { printf "  make %-13s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 ##@ Start here
 
@@ -38,8 +38,9 @@ engines: install ## build an engine set [MODEL=tiny BACKEND=auto|tensorrt|... PR
 capi: install ## build the C library, its headers and a CMake package in build/capi/
 	$(BIN)/python capi/build.py
 
-docs: install types ## generate docs/cli.md and build the site in build/site/
+docs: install types ## generate docs/cli.md and a table, and build the site in build/site/
 	$(BIN)/python docs/tools/cli.py
+	$(BIN)/python docs/tools/gpu_results.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 docs-serve: install types ## serve the site on localhost while pages are edited
@@ -81,6 +82,12 @@ bench: install ## measure this machine: JSON, tables and pictures in benchmarks/
 
 gpu-check: install ## check kernels, engines and pipeline on an NVIDIA GPU; writes a JSON report
 	$(BIN)/python -m vicort.benchmarks.gpu.check
+
+gpu-pack: ## pack what the check lacks on a machine without a network: build/offline/parts/
+	bash benchmarks/gpu/pack.sh
+
+gpu-rehearsal: install ## pack, and run the check's first steps without a registry and without a GPU
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/benchmarks/gpu/test_gpu_offline.py
 
 ##@ Clean up
 

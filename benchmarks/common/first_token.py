@@ -13,8 +13,14 @@ from typing import Any, get_args
 from vicort.benchmarks.common.settings import Settings
 from vicort.benchmarks.common.spread import percentiles
 from vicort.benchmarks.common.vicort_stream import PAUSE_S, VicortStream
-from vicort.benchmarks.common.workload import QUESTIONS, Workload, bench_system, describe_system
-from vicort.runtime.core import Freshness
+from vicort.benchmarks.common.workload import (
+    CHUNK_FRAMES,
+    QUESTIONS,
+    Workload,
+    bench_system,
+    describe_system,
+)
+from vicort.runtime.core import UNIT_FRAMES, Freshness
 from vicort.runtime.devices.machine_cores import usable_cores
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.policies.system import System
@@ -76,9 +82,17 @@ def by_load(
             freshness=freshness,
         ) as stream:
             stream.push_chunks(chunks)
-            stream.ask_all(len(QUESTIONS))
+            ask_at_every_cut(stream)
             result[name] = _under(stream, load, questions)
     return result
+
+
+def ask_at_every_cut(stream: VicortStream) -> None:
+    """Asks after each number of units that a chunk can have: what an engine compiles at a new shape
+    must not fall into a first token that counts."""
+    for units in range(1, CHUNK_FRAMES // UNIT_FRAMES + 1):
+        stream.push(stream.next_frames(units * UNIT_FRAMES))
+        stream.ask(QUESTIONS[units % len(QUESTIONS)])
 
 
 def _under(stream: VicortStream, load: Load, questions: int) -> dict[str, Any]:

@@ -88,7 +88,7 @@ for bundle in "$@"; do
     rtx) complete_rtx "$site" ;;
   esac
   rm -f "$parts/$bundle".*
-  tar -C "$site" -cf - . | xz -T0 --x86 --lzma2=preset=6 |
+  tar -C "$site" -cf - . | xz -T0 --x86 --lzma2=preset=3 |
     split -b "$part" -d -a 2 - "$parts/$bundle."
   (cd "$parts" && sha256sum "$bundle".[0-9][0-9] > "$temporary/sums")
   mv "$temporary/sums" "$parts/$bundle.sha256"

@@ -5,14 +5,13 @@ Each function is a step of gpu.check and needs the engines of step `<size>-build
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vicort.benchmarks.common import first_token
 from vicort.benchmarks.common.checkpoints import read_json
@@ -33,7 +32,7 @@ from vicort.benchmarks.gpu.lab import Lab, Skip
 from vicort.benchmarks.gpu.nvidia_smi import nvidia_smi
 from vicort.benchmarks.gpu.real_models import Place
 from vicort.benchmarks.gpu.torch_resizing import resizer
-from vicort.runtime.core import UNIT_FRAMES, Sampling
+from vicort.runtime.core import Freshness, Sampling
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.policies.system import System
 from vicort.runtime.session import Session
@@ -285,9 +284,7 @@ def questions(lab: Lab, name: str, side: int) -> dict[str, Any]:
     tokens: of answers that wait for every frame before the question, and of answers from what is in
     memory."""
     with pipeline_setup(lab, name, side, AMOUNT.real_time_fps) as work:
-        with work.stream(overlap=True) as stream:
-            ask_at_every_cut(stream)
-        measured = {freshness: _questions(work, freshness) for freshness in freshnesses()}
+        measured = {freshness: _questions(work, freshness) for freshness in get_args(Freshness)}
         at_1x, goal = f"1x real time, {work.workload.fps} frames/s", GOALS["ttft_p99_ms"]
         goals = [
             {
@@ -301,7 +298,6 @@ def questions(lab: Lab, name: str, side: int) -> dict[str, Any]:
                 ("now", at_1x),
                 ("complete", at_1x),
             )
-            if freshness in measured
         ]
         return work.describe() | {
             "chunks_before": AMOUNT.filled,
@@ -312,28 +308,13 @@ def questions(lab: Lab, name: str, side: int) -> dict[str, Any]:
         }
 
 
-def freshnesses() -> list[str]:
-    """What a session can be asked for."""
-    known = "freshness" in inspect.signature(Session).parameters
-    return ["complete", "now"] if known else ["complete"]
-
-
-def ask_at_every_cut(stream: VicortStream) -> None:
-    """Asks after each number of units that a chunk can have: what an engine compiles at a new shape
-    must not fall into a first token that counts."""
-    for units in range(1, CHUNK_FRAMES // UNIT_FRAMES + 1):
-        stream.push(stream.next_frames(units * UNIT_FRAMES))
-        stream.ask(QUESTIONS[units % len(QUESTIONS)])
-
-
-def _questions(work: PipelineSetup, freshness: str) -> dict[str, Any]:
-    options: dict[str, Any] = {"freshness": freshness} if len(freshnesses()) > 1 else {}
+def _questions(work: PipelineSetup, freshness: Freshness) -> dict[str, Any]:
     loads = first_token.by_load(
-        work.engines, work.system, work.workload, AMOUNT.filled, AMOUNT.questions, **options
+        work.engines, work.system, work.workload, AMOUNT.filled, AMOUNT.questions, freshness
     )
-    with work.stream(overlap=True, **options) as stream:
+    with work.stream(overlap=True, freshness=freshness) as stream:
         stream.push_chunks(AMOUNT.filled)
-        ask_at_every_cut(stream)
+        first_token.ask_at_every_cut(stream)
         idle = between_tokens(stream.session, AMOUNT.answers, AMOUNT.answer_tokens)
         with first_token.running(stream, first_token.at_full_rate):
             loaded = between_tokens(stream.session, AMOUNT.answers, AMOUNT.answer_tokens)

@@ -12,11 +12,15 @@ import subprocess
 import sys
 import time
 import tomllib
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from itertools import chain
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from support.stand_in_driver.library import driver_folder
+
+from vicort.benchmarks.gpu.check import STEPS
 
 ROOT = Path(__file__).parents[3]
 SCRIPTS = ROOT / "benchmarks" / "gpu"
@@ -329,3 +333,103 @@ def test_wrong_words_to_pack_are_one_line(repository: Path, arguments, said: str
     done = pack(repository, *arguments)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert said in done.stderr
+
+
+# ---- the rehearsal
+
+SHARED_FOLDERS = ("cuda", "nvidia")  # of several distributions
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """An interpreter that has what the image has, in the versions of this environment."""
+    folder = tmp_path / "image"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    packed = {packed.name for bundle, packed in listed() if bundle != "image"}
+    for each in closure({each.name for bundle, each in listed() if bundle == "image"}):
+        for entry in entries(each) if normalized(each.name) not in packed else ():
+            (site / entry).parent.mkdir(exist_ok=True)
+            if not (site / entry).exists():
+                (site / entry).symlink_to(Path(each.locate_file(entry)))
+    return folder / "bin" / "python"
+
+
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def closure(names: set[str]) -> list[Distribution]:
+    """Distributions of these names, and all that they require, as far as they are installed."""
+    found, wanted = {}, [normalized(name) for name in names]
+    while wanted:
+        name = wanted.pop()
+        try:
+            found[name] = found.get(name) or distribution(name)
+        except PackageNotFoundError:
+            continue
+        for each in map(Requirement, found[name].requires or ()):
+            needed = each.marker is None or each.marker.evaluate({"extra": ""})
+            if needed and normalized(each.name) not in found:
+                wanted.append(normalized(each.name))
+    return list(found.values())
+
+
+def entries(distribution: Distribution) -> set[Path]:
+    """What it has in the folder of packages; of a folder that it shares, its own part."""
+    files = [path for path in distribution.files or () if path.parts[0] != ".."]
+    return {
+        Path(*path.parts[: 2 if path.parts[0] in SHARED_FOLDERS else 1])
+        for path in files
+        if path.parts[0] != "__pycache__"
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_rehearsal_from_a_fresh_clone_to_the_report(tmp_path: Path, image: Path) -> None:
+    """The first part takes a registry. Versions are those of this environment, PyTorch's build is
+    the CPU's where that is installed, and the driver is the stand-in, which runs no kernels."""
+    clone, machine = tmp_path / "clone", tmp_path / "machine"
+    subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    subprocess.run(
+        ["bash", clone / "benchmarks" / "gpu" / "pack.sh", "--python", python, "base"],
+        env=os.environ | {"PYTHON": sys.executable},
+        check=True,
+    )
+    parts = list((clone / "build" / "offline" / "parts").glob("base.[0-9]*"))
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=clone, check=True, capture_output=True, text=True
+    ).stdout
+    size = sum((clone / name).lstat().st_size for name in tracked.split("\0") if name)
+    assert size + max(part.stat().st_size for part in parts) <= 60 << 20
+    shutil.copytree(clone, machine, symlinks=True, ignore=shutil.ignore_patterns(".git"))
+    bare = subprocess.run([image, "-c", "import pydantic"], check=False, capture_output=True)
+    assert b"No module named 'pydantic'" in bare.stderr
+
+    steps = ("environment", "ceilings", "kernels", "graphs", "nvdec")
+    run = Offline(
+        machine,
+        400,
+        *steps,
+        PYTHON=str(image),
+        PIP_NO_INDEX="1",
+        LD_LIBRARY_PATH=str(driver_folder()),
+    )
+    run.code()
+    assert list(run.steps) == [name for name in STEPS if name in steps], run.text("log.txt")
+    assert run.outcomes["environment"] == run.outcomes["ceilings"] == "passed"
+    assert run.steps["environment"]["gpu"] == "stand-in GPU"
+    versions = run.steps["environment"]["measured"]["versions"]
+    packed = {
+        each.name: next(iter(each.specifier)).version for _, each in listed() if each.specifier
+    }
+    for name in ("av", "cuda-core"):
+        assert versions[name] == packed[name]
+    assert "nvidia-dali-cuda130" not in versions
+    # its launches are accepted; what they write is nothing
+    assert run.steps["kernels"]["reason"].startswith("bounded_attention for ")
+    assert "PyNvVideoCodec" in run.steps["nvdec"]["reason"]
+    assert "AOTInductor" in run.steps["graphs"]["reason"]
+    assert f"av {packed['av']}" in run.text("probe.txt")
