@@ -141,7 +141,7 @@ def options(parser):
 
 def commands(text):
     """The calls of vicort's commands in a block, as words."""
-    lines = (shlex.split(line, comments=True) for line in text.splitlines())
+    lines = (shlex.split(line, comments=True) for line in text.replace("\\\n", " ").splitlines())
     return [words for words in lines if words and words[0] in COMMANDS]
 
 
