@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vicort.runtime.devices.surface import Surface
-from vicort.runtime.errors import VicortError
+from vicort.runtime.errors import DeviceError, VicortError
 
 # frames in one run of the pipeline; smaller batches cost nothing extra
 MAX_BATCH = 64
@@ -124,19 +124,21 @@ class Preprocessor:
         inputs |= {"starts": starts}
         if self._height is None:
             inputs |= {"shapes": [np.array(out.shape[1:3], np.int32)] * len(batch)}
-        for name, values in inputs.items():
-            on_gpu = self._device == "gpu" and name in PLANES
-            pipeline.feed_input(name, values, cuda_stream=stream.handle if on_gpu else None)
         if self._device == "cpu":
+            for name, values in inputs.items():
+                pipeline.feed_input(name, values, cuda_stream=None)
             (letterboxed,) = pipeline.run()
             np.copyto(out, np.asarray(letterboxed.as_cpu().as_tensor()))
-        else:
-            # DALI orders its own streams before this one on the device
-            (letterboxed,) = pipeline.run(stream.handle)
-            letterboxed.copy_to_external(
-                ctypes.c_void_p(out.pointer), ctypes.c_void_p(stream.handle), non_blocking=True
-            )
-            stream.notify(_keep_alive, letterboxed, batch)
+            return
+        try:
+            letterboxed = _run_on_gpu(pipeline, inputs, out, stream)
+        except RuntimeError as error:
+            stream.device.memory()  # raises why, if the GPU is lost
+            raise DeviceError(
+                f"NVIDIA DALI cannot resize on the GPU ({_cause(error)}): see `nvidia-smi`, then "
+                "run again"
+            ) from error
+        stream.notify(_keep_alive, letterboxed, batch)
 
     def _box(self, height: int, width: int, out: Any) -> Box:
         """The part of the output that a frame of height x width pixels covers."""
@@ -149,6 +151,24 @@ class Preprocessor:
                 surface_graph(self._height, self._width, self._device), self._device, self._threads
             )
         return self._surfaces
+
+
+def _run_on_gpu(pipeline: Any, inputs: dict[str, list[Any]], out: Any, stream: Any) -> Any:
+    """What the pipeline returns, of which a copy to `out` is under way. DALI orders its own streams
+    before this one on the device."""
+    for name, values in inputs.items():
+        on_gpu = name in PLANES
+        pipeline.feed_input(name, values, cuda_stream=stream.handle if on_gpu else None)
+    (letterboxed,) = pipeline.run(stream.handle)
+    letterboxed.copy_to_external(
+        ctypes.c_void_p(out.pointer), ctypes.c_void_p(stream.handle), non_blocking=True
+    )
+    return letterboxed
+
+
+def _cause(error: RuntimeError) -> str:
+    """Of DALI's text the first line, which says what failed."""
+    return str(error).splitlines()[0][:160]
 
 
 def _keep_alive(*args: object) -> None:
@@ -286,8 +306,7 @@ def _built(graph: Any, device: ResizeOn, threads: int) -> Any:
         pipeline.build()
     except RuntimeError as error:
         raise VicortError(
-            f"NVIDIA DALI cannot use the {device} ({str(error).splitlines()[0][:160]}): see "
-            "`nvidia-smi`"
+            f"NVIDIA DALI cannot use the {device} ({_cause(error)}): see `nvidia-smi`"
         ) from error
     return pipeline
 

@@ -25,7 +25,7 @@ from vicort.runtime.devices.preprocess import (
     surface_graph,
 )
 from vicort.runtime.devices.surface import Surface, to_rgb
-from vicort.runtime.errors import VicortError
+from vicort.runtime.errors import DeviceError, VicortError
 from vicort.runtime.frame_grid import fit_grid
 from vicort.runtime.sources.pixels import Converter
 
@@ -447,6 +447,28 @@ def test_on_a_gpu_everything_goes_to_the_callers_stream(monkeypatch: pytest.Monk
         copies[2],
         held,
     ]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_gpu_that_fails_under_dali_is_one_line(
+    lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FailingPipeline(RecordingPipeline):
+        def run(self, stream: int):
+            raise RuntimeError("CUDA runtime API error cudaErrorIllegalAddress (700):\nand more")
+
+    def memory() -> None:
+        if lost:
+            raise DeviceError("the GPU failed")
+
+    monkeypatch.setattr(preprocess, "_built", lambda graph, device, threads: FailingPipeline([]))
+    stream = SimpleNamespace(handle=0xABC, device=SimpleNamespace(memory=memory))
+    out = DeviceArray(None, 4096, (1, 56, 112, 3), np.uint8)
+    with pytest.raises(DeviceError) as failure:
+        Preprocessor(56, 112, device="gpu")([picture(56, 112)], out, stream)
+    told = str(failure.value)
+    assert told == "the GPU failed" if lost else "(CUDA runtime API error cudaError" in told
+    assert "\n" not in told
 
 
 def test_dali_has_the_verbs_that_the_gpu_path_calls() -> None:

@@ -13,6 +13,7 @@ from support.manifests import manifest
 from support.stand_in_driver.child import StandInChild, environment
 from support.stand_in_driver.failing_streams import (
     opened_with,
+    resized_where_dali_fails,
     room_for,
     stream_with_memory,
     told_without_captures,
@@ -179,6 +180,14 @@ def test_where_nothing_can_be_captured_answers_are_the_same_and_one_warning_says
     for line in lines:
         assert "not captured in a CUDA graph" in line
         assert "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED" in line
+
+
+def test_where_dali_cannot_use_the_gpu_frames_are_resized_on_the_cpu_and_one_warning_says_so(
+    child,
+):
+    (warned,), seen = child.call(resized_where_dali_fails)
+    assert re.search(r"^NVIDIA DALI cannot use the gpu .*; frames are resized on the CPU", warned)
+    assert seen == [7, 9]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -14,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from support.fake_engines import FakeEngineSet
 from support.stand_in_driver.engines import StandInEngineSet, stand_in_driver
 from support.streams import frames
 from support.told_streams import ASK, SHORT, SPILLING, told
 
 from vicort.runtime.core import Question
-from vicort.runtime.devices.cuda import Gpu
+from vicort.runtime.devices.cuda import CudaDevice, Gpu
 from vicort.runtime.devices.cuda.cuda_core import CudaCoreDriver
 from vicort.runtime.devices.cuda.gpu import _open_driver
 from vicort.runtime.engines.gpu_room import check_room
@@ -88,6 +90,10 @@ def stream_that_fails(
 
 
 def _threads() -> list[str]:
+    """Those that are left. Of a session that did not open they end with its garbage."""
+    limit = time.monotonic() + 3
+    while threading.active_count() > 1 and time.monotonic() < limit:
+        time.sleep(0.01)
     return [each.name for each in threading.enumerate() if each is not threading.main_thread()]
 
 
@@ -159,6 +165,22 @@ def stream_with_memory(free: int, pinned: int) -> Outcome:
         gc.collect()
     outcome.threads = _threads()
     return outcome
+
+
+def resized_where_dali_fails() -> tuple[list[str], list[int]]:
+    """Warnings where DALI is to resize on the GPU, for which the stand-in is not enough; and the
+    numbers of two frames that were resized all the same."""
+    engines = StandInEngineSet()
+    device = CudaDevice(engines.gpu, engines.kernels, resize_on="gpu")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        preprocessor = device.preprocessor((8, 8), 1)
+    stream, out = device.stream("resize"), device.empty((2, 8, 8, 3), np.uint8)
+    frames = [np.full((16, 16, 3), value, np.uint8) for value in (7, 9)]
+    stream.run(preprocessor, frames, out, stream).done()
+    (seen,) = stream.run(lambda: device.read(stream, out)).done()
+    device.close()
+    return [str(each.message) for each in warned], seen[:, 0, 0, 0].tolist()
 
 
 def told_without_captures(name: str) -> tuple[bool, str]:
