@@ -148,14 +148,15 @@ class CudaCoreDriver:
         """What a failed call raises."""
         if self._lost:
             return DeviceError(self._lost)
-        result = RESULT.search(str(error)) or RESULT.search(self._status())
-        if result and result[0] in LASTING:
+        found = RESULT.search(str(error))
+        result = found[0] if found else self._status()
+        if result in LASTING:
             self._lost = (
-                f"the GPU failed ({result[0]}), and this process can no longer use it: run again; "
+                f"the GPU failed ({result}), and this process can no longer use it: run again; "
                 "if it happens again, `nvidia-smi` and the kernel's log (`dmesg`) say why"
             )
             return DeviceError(self._lost)
-        cause = result[0] if result else _one_line(error)
+        cause = result if found else _one_line(error)
         if cause == OUT_OF_MEMORY:
             return DeviceError(f"{self.name} has no memory left: {self._free_memory()}")
         return DeviceError(f"CUDA failed ({cause}): see `nvidia-smi`, then run again")

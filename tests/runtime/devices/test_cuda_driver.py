@@ -155,18 +155,18 @@ def test_a_machine_without_a_driver_is_told_so_in_one_line(monkeypatch):
 
 
 def test_a_gpu_that_does_not_open_is_told_in_one_line(monkeypatch):
-    def busy(ordinal):
-        raise ValueError("CUDA_ERROR_DEVICE_UNAVAILABLE:\nbusy")
+    def mixed(ordinal):
+        raise ValueError("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH:\nmixed")
 
     answers = {"cuInit": (), "cuDriverGetVersion": (13000,), "cuDeviceGetCount": (1,)}
     for name, answer in answers.items():
         monkeypatch.setattr(
             cu, name, lambda *args, answer=answer: (cu.CUresult.CUDA_SUCCESS, *answer)
         )
-    monkeypatch.setattr(cuda_core, "CudaCoreDriver", busy)
+    monkeypatch.setattr(cuda_core, "CudaCoreDriver", mixed)
     with pytest.raises(
         DeviceError,
-        match=r"^GPU 0 cannot be opened \(CUDA_ERROR_DEVICE_UNAVAILABLE: busy\): see `nvidia-smi`",
+        match=r"^GPU 0 cannot be opened \(CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: mixed\): see `nvid",
     ):
         gpu._open_driver(0)
 

@@ -66,6 +66,21 @@ def test_each_kind_of_call_may_lose_the_gpu(function, child):
         check(outcome, "CUDA_ERROR_ILLEGAL_ADDRESS")
 
 
+@pytest.mark.parametrize(("overlap", "step"), [(True, 211), *slow((True, 13), (False, 13))])
+def test_a_call_that_fails_once_ends_the_session_in_order(overlap, step, child):
+    """Or changes nothing: a run that cannot be captured runs without a graph."""
+    total = child.call(stream_that_fails, NEVER, 2, overlap).calls
+    for after in range(0, total, step):
+        outcome = child.call(stream_that_fails, after, 2, overlap, None, False)
+        for _, kind, line in outcome.told:
+            assert kind in ("DeviceError", "EngineError")
+            assert "\n" not in line
+        assert outcome.seconds < 10
+        assert outcome.unanswered == 0
+        assert outcome.threads == []
+        assert all("not captured" in line for line in outcome.printed.splitlines())
+
+
 @pytest.mark.parametrize("after", [300, *slow(700, 1500)])
 def test_a_c_programs_calls_on_every_thread_return_with_the_error(after, child):
     outcome = child.call(shared_stream_that_fails, after, 700)

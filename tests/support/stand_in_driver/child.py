@@ -23,7 +23,8 @@ R = TypeVar("R")
 
 def environment() -> dict[str, str]:
     """Variables with which a process gets the stand-in for its driver."""
-    return {"LD_LIBRARY_PATH": str(driver_folder())}
+    folders = [str(driver_folder()), os.environ.get("LD_LIBRARY_PATH", "")]
+    return {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders))}
 
 
 class StandInChild:

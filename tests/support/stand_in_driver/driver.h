@@ -1,11 +1,11 @@
 /* A stand-in for NVIDIA's driver, libcuda.so.1, for tests without a GPU.
 
-   It answers the part of the public driver API that vicort and cuda.core call. Device memory is host
-   memory, work that is put on a stream is done before the call returns, and what a stream captures is
-   recorded and replayed. It checks what a real driver checks: a context that is current on the calling
-   thread, known handles, addresses inside allocations, the parameters that a kernel's own cubin lists,
-   shared memory that was asked for, and what is illegal while a stream captures. It does not show
-   anything about order, time or the numbers of kernels.
+   It answers the part of the public driver API that vicort and cuda.core call. Device memory is
+   host memory, work that is put on a stream is done before the call returns, and what a stream
+   captures is recorded and replayed. It checks what a real driver checks: a context that is current
+   on the calling thread, known handles, addresses inside allocations, the parameters that a
+   kernel's own cubin lists, shared memory that was asked for, and what is illegal while a stream
+   captures. It does not show anything about order, time or the numbers of kernels.
 
    Every call counts, so that a test can make the n-th one fail. */
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +70,16 @@ def _standard_error(outcome: Outcome) -> Iterator[None]:
 
 
 def stream_that_fails(
-    after: int, result: int, overlap: bool, function: str | None = None
+    after: int, result: int, overlap: bool, function: str | None = None, lasting: bool = True
 ) -> Outcome:
-    """A stream of which a call of the driver fails, and all after it. function: which calls are
-    counted."""
+    """A stream of which a call of the driver fails. function: which calls are counted; lasting:
+    all after it fail, too."""
     driver, outcome = stand_in_driver(), Outcome()
     driver.recover()
     engines = StandInEngineSet()
     gc.collect()
     calls, start = driver.get("calls"), time.monotonic()
-    driver.fail(result, function=function, after=after, lasting=True)
+    driver.fail(result, function=function, after=after, lasting=lasting)
     with _standard_error(outcome):
         _watch(engines, overlap, outcome)
         del engines
@@ -224,8 +225,8 @@ def shared_stream_that_fails(after: int, result: int) -> Outcome:
     asker = threading.Thread(target=ask, name="asker")
     asker.start()
     for frame in frames(40 * FRAMES):
-        time_us = int(frame.time * 1_000_000)
-        outcome.note("push", lambda: shared.push(time_us, lambda frame=frame: frame.image))  # noqa: B023
+        picture = partial(getattr, frame, "image")
+        outcome.note("push", partial(shared.push, int(frame.time * 1_000_000), picture))
         pushed.set()
         if outcome.told:
             break

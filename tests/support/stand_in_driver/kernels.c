@@ -1,4 +1,5 @@
-/* Cubins, and launches of their kernels: a test runs them, with the parameters that the cubin lists. */
+/* Cubins, and launches of their kernels: a test runs them, with the parameters that the cubin
+   lists. */
 
 #include "driver.h"
 
@@ -22,7 +23,6 @@ typedef struct {
 
 struct CUkern_st {
     char name[128];
-    CUlibrary library;
     Parameter parameters[MAX_PARAMETERS];
     int parameter_count;
     int shared_bytes; /* dynamic, that were asked for */
@@ -81,7 +81,6 @@ static void read_cubin(CUlibrary library, const char *cubin) {
         if (strncmp(name, ".text.", 6) || library->kernel_count == MAX_KERNELS) continue;
         CUkernel kernel = &library->kernels[library->kernel_count++];
         snprintf(kernel->name, sizeof kernel->name, "%s", name + 6);
-        kernel->library = library;
         kernel->shared_bytes = USUAL_SHARED_BYTES;
     }
     for (int i = 0; i < header->e_shnum; i++) {

@@ -75,7 +75,7 @@ API cuMemFreeHost(void *pointer) {
     return result ? result : release(pointer, PINNED);
 }
 
-/* In the order of a stream, so it is no error in a capture, but vicort's graphs must hold none. */
+/* A real driver records this in a capture, too; vicort's graphs must hold no allocation. */
 API cuMemAllocAsync(CUdeviceptr *pointer, size_t size, CUstream stream) {
     ENTER(CONTEXT);
     CUresult result = check_stream(stream, __func__);
@@ -92,7 +92,8 @@ API cuMemFreeAsync(CUdeviceptr pointer, CUstream stream) {
 
 /* ---- copies ---- */
 
-/* A real driver also copies pageable memory, but makes the host wait: vicort must not ask for it. */
+/* A real driver also copies pageable memory, but makes the host wait: vicort must not ask for
+   it. */
 static CUresult check_place(const void *pointer, size_t size, const char *what) {
     if (place_of(pointer, size)) return CUDA_SUCCESS;
     return refuse(CUDA_ERROR_INVALID_VALUE, "%s of a copy is not device or pinned memory", what);
