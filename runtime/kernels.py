@@ -10,6 +10,7 @@ import json
 import math
 import zipfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -24,7 +25,7 @@ from vicort.runtime.safe_text import brief, printable, shown
 
 FILE_NAME = "kernels.zip"
 INDEX = "kernels.json"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # limits on an archive: bytes of the file, of the index, and of all that is read; members
 MAX_BYTES = 256 << 20
 MAX_INDEX_BYTES = 4 << 20
@@ -35,8 +36,16 @@ REBUILD = "rebuild the engine set with the command in its manifest"
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 ArgumentKind = Literal["pointer", "i32", "i64", "f32"]
-KernelName = Literal["bounded_attention", "combine", "scatter_tokens", "set_places"]
-Form = Literal["wide", "narrow", ""]  # of bounded_attention: tiles of many query vectors, or of few
+KernelName = Literal[
+    "bounded_attention",
+    "rotate_tokens",
+    "rotated_attention",
+    "combine",
+    "scatter_tokens",
+    "set_places",
+]
+# of bounded_attention: tiles of many query vectors, or of few
+Form = Literal["wide", "narrow", ""]
 
 NARROW_VECTORS = 32  # per KV head: up to here the narrow form is used
 MAX_SHARES = 128  # parts that the keys are split into (flash decoding)
@@ -44,7 +53,18 @@ MAX_SHARES = 128  # parts that the keys are split into (flash decoding)
 MAX_SPLIT_PROGRAMS = 512
 # fixed cost of a program in tiles of keys: loading queries, storing and merging results
 SHARE_TILES = 3
-RESIDENT = {"wide": 1, "narrow": 2}  # programs that are resident on a multiprocessor
+RESIDENT = {"wide": 1, "narrow": 2, "": 1}  # programs that are resident on a multiprocessor
+TILED: tuple[KernelName, ...] = ("bounded_attention", "rotated_attention")
+# Scores (query vectors times tokens) of a multiprocessor from which keys are rotated once, by a
+# kernel of its own: four tiles of 128 x 64. Counted in the cubins for sm_90, bf16, heads of 128:
+# such a tile takes 1,643 instructions of each of 8 warps in bounded_attention and 443 in
+# rotated_attention, at 4 a cycle, and 1,024 cycles of the matrix units in both: 4,300 and 1,900
+# cycles if nothing overlaps. Four tiles save 9,600, and the second launch, its chain of loads
+# (table, slot, position, key) and rotating, 700 cycles a program, cost 5 us, about 9,000.
+ROTATED_FROM = 4 * 128 * 64
+# of the memory for rotated keys and values; a larger table is read by bounded_attention
+MAX_SCRATCH_BYTES = 64 << 20
+SCRATCH_ALIGNMENT = 256
 
 Grid = tuple[int, int, int]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -86,6 +106,11 @@ class KernelSpec(Strict):
     def pool_item_bytes(self) -> int:
         return {"float32": 4, "int8": 1}.get(self.pool_dtype, 2)
 
+    @property
+    def item_bytes(self) -> int:
+        """Of the model's own numbers."""
+        return 4 if self.dtype == "float32" else 2
+
     def rotary(self) -> np.ndarray:
         """The kernel argument `rotary`, float32: frequencies [D/2], or tables of cos and sin
         [2,positions,D/2]."""
@@ -122,7 +147,7 @@ class _Index(Strict):
     @model_validator(mode="after")
     def _have_tiles(self) -> Self:
         for kernel in self.kernels:
-            for name in ("BLOCK_M", "BLOCK_N") if kernel.kernel == "bounded_attention" else ():
+            for name in ("BLOCK_M", "BLOCK_N") if kernel.kernel in TILED else ():
                 block = kernel.constants.get(name)
                 if not isinstance(block, int) or not 1 <= block <= 1 << 16:
                     raise ValueError(f"{name} is {shown(block)}, and not 1 to {1 << 16}")
@@ -147,13 +172,70 @@ def _check_members(archive: zipfile.ZipFile) -> None:
         raise ValueError(f"its files have {size} bytes, at most {MAX_READ_BYTES}")
 
 
+def fitting_architecture(available: Iterable[int], capability: tuple[int, int]) -> int | None:
+    """The architecture whose cubins run best on a GPU: its own, else the highest lower one of the
+    same major version; None if there is none.
+
+    From 9.0 on, Triton compiles for architecture-specific features (sm_90a), and such cubins run
+    on no other.
+    """
+    major, minor = capability
+    fitting = [
+        each
+        for each in available
+        if each == 10 * major + minor or (each < 90 and each // 10 == major and each % 10 < minor)
+    ]
+    return max(fitting, default=None)
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Where rotate_tokens leaves what rotated_attention reads, as described in
+    vicort.export.kernels.rotated_attention."""
+
+    sizes: dict[str, int]  # segment_tokens, cached, new, vectors: arguments of both kernels
+    offsets: dict[str, int]  # queries, keys, values, bias: in bytes, multiples of SCRATCH_ALIGNMENT
+    bytes: int
+
+    @staticmethod
+    def of(
+        spec: KernelSpec, blocks: tuple[int, int], rows: int, pages: int, segments: int
+    ) -> Scratch:
+        """blocks: of rotated_attention; pages: of each segment."""
+        block_m, block_n = blocks
+        segment_tokens = _up(pages * spec.page_tokens, block_n)
+        cached, new = segments * segment_tokens, _up(rows, block_n)
+        vectors = _up(rows * spec.groups, block_m)
+        token_bytes = spec.kv_heads * spec.head_dim * spec.item_bytes
+        offsets, end = {}, 0
+        for name, size in {
+            "queries": vectors * token_bytes,
+            "keys": (cached + new) * token_bytes,
+            "values": (cached + new) * token_bytes,
+            "bias": cached * spec.kv_heads * 4,
+        }.items():
+            offsets[name] = end
+            end += _up(size, SCRATCH_ALIGNMENT)
+        sizes = {
+            **{"segment_tokens": segment_tokens, "cached": cached},
+            **{"new": new, "vectors": vectors},
+        }
+        return Scratch(sizes, offsets, end)
+
+
+def _up(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
+
+
 @dataclass(frozen=True)
 class AttentionPlan:
-    """The launch geometry of one call of bounded_attention."""
+    """How one call of the operator is launched: bounded_attention in a form, or, with `scratch`,
+    rotate_tokens and rotated_attention."""
 
     form: Form
     grid: Grid  # tiles of query vectors, KV heads, shares of the keys
-    workspace_bytes: int
+    workspace_bytes: int  # first the scratch memory, then partial results
+    scratch: Scratch | None = None
 
     @property
     def shares(self) -> int:
@@ -211,26 +293,18 @@ class Kernels:
         return Kernels(name, index.spec, index.versions, index.kernels, cubins)
 
     def architecture(self, capability: tuple[int, int]) -> int:
-        """The architecture to use on a GPU: its own, else the highest lower one of the same major
-        version. Raises EngineError if there is none.
-
-        From 9.0 on, cubins use architecture-specific features (sm_90a) and run on no other.
-        """
-        major, minor = capability
+        """The architecture to use on a GPU, see `fitting_architecture`. Raises EngineError if
+        there is none."""
         available = sorted({kernel.architecture for kernel in self.compiled})
-        fitting = [
-            each
-            for each in available
-            if each == 10 * major + minor
-            or (each < 90 and each // 10 == major and each % 10 < minor)
-        ]
-        if not fitting:
+        fitting = fitting_architecture(available, capability)
+        if fitting is None:
+            major, minor = capability
             names = ", ".join(f"sm_{each}" for each in available)
             raise EngineError(
                 f"{self.name} has no kernels for sm_{major}{minor}, only for {names}: use a GPU "
-                "of one of these"
+                "of one of these, or rebuild the engine set for this one with --target"
             )
-        return fitting[-1]
+        return fitting
 
     def find(self, architecture: int, kernel: KernelName, form: Form = "") -> CompiledKernel:
         for each in self.compiled:
@@ -241,15 +315,35 @@ class Kernels:
         )
 
     def plan(
-        self, rows: int, pages: int, multiprocessors: int, capability: tuple[int, int]
+        self,
+        rows: int,
+        pages: int,
+        multiprocessors: int,
+        capability: tuple[int, int],
+        segments: int = 1,
+        rotate_first: bool | None = None,
     ) -> AttentionPlan:
-        """The launch geometry for `rows` new tokens over `pages` pages, those of all segments. It
-        depends on nothing else, so a CUDA graph may contain it."""
-        spec = self.spec
-        form: Form = "narrow" if rows * spec.groups <= NARROW_VECTORS else "wide"
-        block_m, block_n = self._blocks(self.architecture(capability), form)
+        """How to launch the operator for `rows` new tokens over `pages` pages of each of
+        `segments`. It depends on nothing else, so a CUDA graph may contain it.
+
+        rotate_first: by which kernels, if there is memory for it; None = as `rotates_first` says.
+        """
+        spec, architecture = self.spec, self.architecture(capability)
+        scratch = None
+        if rotate_first is None:
+            rotate_first = rotates_first(spec, rows, segments * pages, multiprocessors)
+        if rotate_first:
+            blocks = self._blocks(architecture, "rotated_attention", "")
+            scratch = Scratch.of(spec, blocks, rows, pages, segments)
+            scratch = scratch if scratch.bytes <= MAX_SCRATCH_BYTES else None
+        form: Form = "narrow" if is_narrow(spec, rows) else "wide"
+        if scratch:
+            form = ""
+        else:
+            blocks = self._blocks(architecture, "bounded_attention", form)
+        block_m, block_n = blocks
         programs = math.ceil(rows * spec.groups / block_m) * spec.kv_heads
-        tiles = math.ceil(pages * spec.page_tokens / block_n) + math.ceil(rows / block_n)
+        tiles = math.ceil(segments * pages * spec.page_tokens / block_n) + math.ceil(rows / block_n)
         most = max(1, min(MAX_SHARES, tiles, MAX_SPLIT_PROGRAMS // max(1, programs)))
         slots = multiprocessors * RESIDENT[form]
         shares = min(
@@ -260,28 +354,48 @@ class Kernels:
         )
         vectors = rows * spec.groups * spec.kv_heads
         workspace = shares * vectors * (spec.head_dim + 2) * 4 if shares > 1 else 0
-        return AttentionPlan(form, (programs // spec.kv_heads, spec.kv_heads, shares), workspace)
+        workspace += scratch.bytes if scratch else 0
+        return AttentionPlan(
+            form, (programs // spec.kv_heads, spec.kv_heads, shares), workspace, scratch
+        )
 
-    def workspace_bytes(self, max_rows: int, max_table: int) -> int:
+    def workspace_bytes(self, max_rows: int, max_table: int, max_segments: int = 1) -> int:
         """Maximum workspace of any plan on any GPU, for up to `max_rows` new tokens and `max_table`
-        pages of all segments."""
+        pages of each of `max_segments`."""
         spec = self.spec
         most = 0
         for kernel in self.compiled:
-            if kernel.kernel == "bounded_attention":
-                block_m, block_n = self._blocks(kernel.architecture, kernel.form)
+            if kernel.kernel in TILED:
+                block_m, block_n = self._blocks(kernel.architecture, kernel.kernel, kernel.form)
                 rows = (
                     min(max_rows, NARROW_VECTORS // spec.groups)
                     if kernel.form == "narrow"
                     else max_rows
                 )
-                tiles = math.ceil(max_table * spec.page_tokens / block_n) + math.ceil(
-                    rows / block_n
-                )
+                tiles = math.ceil(max_segments * max_table * spec.page_tokens / block_n)
+                tiles += math.ceil(rows / block_n)
                 every = rows * spec.groups * spec.kv_heads * min(MAX_SHARES, tiles)
-                most = max(most, min(MAX_SPLIT_PROGRAMS * block_m, every))
-        return most * (spec.head_dim + 2) * 4
+                found = min(MAX_SPLIT_PROGRAMS * block_m, every) * (spec.head_dim + 2) * 4
+                if kernel.kernel == "rotated_attention":
+                    scratch = Scratch.of(spec, (block_m, block_n), rows, max_table, max_segments)
+                    found += min(scratch.bytes, MAX_SCRATCH_BYTES)
+                most = max(most, found)
+        return most
 
-    def _blocks(self, architecture: int, form: Form) -> tuple[int, int]:
-        constants = self.find(architecture, "bounded_attention", form).constants
+    def _blocks(self, architecture: int, kernel: KernelName, form: Form) -> tuple[int, int]:
+        constants = self.find(architecture, kernel, form).constants
         return int(constants["BLOCK_M"]), int(constants["BLOCK_N"])
+
+
+def is_narrow(spec: KernelSpec, rows: int) -> bool:
+    """Whether so few query vectors share a KV head that small tiles serve them, as in decoding:
+    reading the keys takes the time there."""
+    return rows * spec.groups <= NARROW_VECTORS
+
+
+def rotates_first(spec: KernelSpec, rows: int, pages: int, multiprocessors: int) -> bool:
+    """Whether to rotate the keys once before attention, see ROTATED_FROM; pages: of all
+    segments."""
+    tokens = pages * spec.page_tokens + rows
+    scores = rows * spec.groups * spec.kv_heads * tokens
+    return not is_narrow(spec, rows) and scores >= ROTATED_FROM * multiprocessors

@@ -1,5 +1,5 @@
-"""Resources of the compiled GPU kernels: registers, shared memory, spills and bytes, for every
-architecture.
+"""Resources of the compiled GPU kernels: registers, shared memory, spills, bytes, and instructions
+in loops, for every architecture.
 
 `python -m vicort.benchmarks.gpu.compiled_kernels` prints it and writes
 benchmarks/results/kernels.json; it fails if a kernel spills. It needs no GPU and measures no times.
@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from tqdm import tqdm
+from triton import knobs
 
 from vicort.benchmarks.common.machine import now
+from vicort.export.kernels.architectures import ARCHITECTURES, SHARED_KIB
 from vicort.export.kernels.compile import (
-    ARCHITECTURES,
     Built,
     build,
     plan_tasks,
-    ptxas_report,
     versions,
 )
+from vicort.export.kernels.compile_task import resources
 from vicort.export.onnx_function import rotary_frequencies
 from vicort.runtime.kernels import Dtype, KernelSpec
 
@@ -46,9 +49,8 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "tiny": {"kv_heads": 2, "groups": 2, "head_dim": 32, "page_tokens": 4, "sections": (4, 6, 6)},
 }
-DTYPES: tuple[Dtype, ...] = ("bfloat16", "float16", "float32")
-# KiB for a block (CUDA C++ Programming Guide, compute capabilities)
-SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 120: 99}
+# bfloat16 is what sets for GPUs are built in unless asked otherwise
+COVERED: tuple[tuple[str, Dtype], ...] = tuple((model, "bfloat16") for model in MODELS)
 REGISTER_FILE = 65536  # 32-bit registers of a multiprocessor
 COLUMNS = (
     "model",
@@ -58,29 +60,22 @@ COLUMNS = (
     "registers",
     "shared_bytes",
     "stack_bytes",
-    "spill_stores",
-    "spill_loads",
     "cubin_bytes",
+    "loops",
 )
+LEAST_LOOP = 50  # instructions: shorter ones only wait
 
 
 def specs() -> Iterator[tuple[str, KernelSpec]]:
-    for model, facts in MODELS.items():
+    for model, dtype in COVERED:
+        facts = MODELS[model]
         frequencies = tuple(rotary_frequencies(1e6, facts["head_dim"] // 2))
-        for dtype in DTYPES:
-            yield model, KernelSpec(dtype=dtype, frequencies=frequencies, **facts)
+        yield model, KernelSpec(dtype=dtype, frequencies=frequencies, **facts)
 
 
 def measure(built: Built) -> dict[str, Any]:
-    """One kernel's resources: bytes of stack and of spills a thread, as ptxas says; shared memory
-    as launched."""
-    said = ptxas_report(built)
-    stack, stores, loads = (
-        int(value)
-        for value in _find(
-            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said
-        )
-    )
+    """One kernel's resources, of its cubin: bytes of stack a thread, shared memory as launched."""
+    registers, stack = resources(built.cubin)
     kernel = built.index
     constants = kernel.constants
     return {
@@ -88,21 +83,50 @@ def measure(built: Built) -> dict[str, Any]:
         "kernel": " ".join(filter(None, (kernel.kernel, kernel.form))),
         "tile": [constants["BLOCK_M"], constants["BLOCK_N"]] if "BLOCK_M" in constants else None,
         "warps": kernel.warps,
-        "registers": int(_find(r"Used (\d+) registers", said)[0]),
+        "registers": registers,
         "shared_bytes": kernel.shared_bytes,
         "stack_bytes": stack,
-        "spill_stores": stores,
-        "spill_loads": loads,
         "cubin_bytes": len(built.cubin),
+        "loops": loops(built.cubin),
     }
+
+
+def loops(cubin: bytes) -> list[int]:
+    """Instructions of a warp in one round of each innermost loop, in the order of the code: in
+    attention over a tile of cached tokens, then over one of new tokens."""
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [knobs.nvidia.nvdisasm.path, "-c", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    labels: dict[str, int] = {}
+    found: list[tuple[int, int]] = []
+    count = 0
+    for line in text.splitlines():
+        if label := re.match(r"\s*(\.L_\w+):", line):
+            labels[label[1]] = count
+        elif instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            jump = re.search(r"BRA.*`\((\.L_\w+)\)", instruction[1])
+            if jump and jump[1] in labels:
+                found.append((labels[jump[1]], count))
+            count += 1
+    # code that is moved out of the way ends with a jump back, into a loop or before one
+    within = [
+        (first, last)
+        for first, last in found
+        if not any(
+            (first <= start and end < last) or (start < first <= end < last) for start, end in found
+        )
+    ]
+    return [last - first + 1 for first, last in within if last - first >= LEAST_LOOP]
 
 
 def faults(row: dict[str, Any]) -> list[str]:
     """Why a kernel would be slow or would not start."""
-    limit = SHARED_LIMIT[int(row["architecture"][3:])] * 1024
+    limit = SHARED_KIB[int(row["architecture"][3:])] * 1024
     registers = row["registers"] * row["warps"] * 32
     wrong = (
-        [f"spills {row['spill_stores']} bytes"] if row["spill_stores"] or row["spill_loads"] else []
+        [f"spills: a thread has {row['stack_bytes']} bytes of stack"] if row["stack_bytes"] else []
     )
     wrong += (
         [f"takes {row['shared_bytes']} bytes of shared memory, {limit} are available"]
@@ -151,13 +175,6 @@ def main() -> int:
     ]
     print("\n".join(wrong) if wrong else f"{len(result['rows'])} kernels, no spills")
     return 1 if wrong else 0
-
-
-def _find(pattern: str, text: str) -> tuple[str, ...]:
-    found = re.search(pattern, text)
-    if found is None:
-        raise RuntimeError(f"ptxas did not say {pattern!r}: {text}")
-    return found.groups()
 
 
 if __name__ == "__main__":

@@ -201,9 +201,8 @@ class Call:
         self._rows = len(inputs["pos"])
         self._arrays = {name: lab.put(array) for name, array in inputs.items()}
         self._arrays["out"] = lab.poisoned(inputs["q"].shape, inputs["q"].dtype)
-        plan = kernels.kernels.plan(
-            self._rows, inputs["table"].shape[3], kernels.multiprocessors, kernels.capability
-        )
+        segments, _, _, pages = inputs["table"].shape
+        plan = kernels.plan(self._rows, pages, segments)
         self.shares = plan.shares
         self._arrays["workspace"] = lab.poisoned((max(plan.workspace_bytes, 1),), np.uint8)
 
@@ -383,13 +382,13 @@ def torch_times_ms(torch: Any, work: Callable[[], Any], repeats: int = 20) -> li
     return times
 
 
-PREFILL = [(rows, context) for rows in (128, 512, 2_048) for context in (1_024, 8_192, 32_768)]
+PREFILL = [(rows, context) for rows in (32, 128, 512, 2_048) for context in (1_024, 8_192, 32_768)]
 DECODE = [(1, context) for context in (1_024, 4_096, 8_192, 32_768)]
 
 
 def speed(lab: Lab) -> dict[str, Any]:
-    """Prefill and decode over pages, with computed angles and with tables; each time with its share
-    of the ceilings."""
+    """Prefill and decode over pages, with computed angles and with tables, and prefill also with
+    keys rotated as they are read and before; each time with its share of the ceilings."""
     limits, found = ceilings(lab), {}
     for name in FAST_SPECS:
         kernels = {
@@ -398,8 +397,13 @@ def speed(lab: Lab) -> dict[str, Any]:
                 f"{name}-table", SPECS[name].model_copy(update={"positions": TABLE_POSITIONS})
             ),
         }
+        both = {
+            "at_once": lab.kernels(name, SPECS[name], rotate_first=False),
+            "rotated_first": lab.kernels(name, SPECS[name], rotate_first=True),
+        }
         found[name] = [
-            speed_at(lab, kernels, rows, context, limits) for rows, context in (*PREFILL, *DECODE)
+            *(speed_at(lab, kernels | both, *sizes, limits) for sizes in PREFILL),
+            *(speed_at(lab, kernels, *sizes, limits) for sizes in DECODE),
         ]
     return {"gpu": lab.gpu.name, "ceilings": limits, "rotated_bytes": ROTATED_BYTES, "calls": found}
 

@@ -18,6 +18,7 @@ from vicort.runtime.devices.cuda import DeviceArray, Gpu, open_gpu
 from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
 from vicort.runtime.errors import DeviceError, EngineError, VicortError
 from vicort.runtime.kernels import Kernels, KernelSpec
+from vicort.runtime.kernels import fitting_architecture as best_architecture
 
 POISON = 0xFF  # of every byte: NaN in all float types, -1 in int32
 REPEATS = 20  # measurements of each time
@@ -173,8 +174,11 @@ class Lab:
 
     # ---- what is built
 
-    def kernels(self, name: str, spec: KernelSpec) -> LoadedKernels:
-        """Kernels of a spec, compiled for this GPU's architecture if they are missing."""
+    def kernels(
+        self, name: str, spec: KernelSpec, rotate_first: bool | None = None
+    ) -> LoadedKernels:
+        """Kernels of a spec, compiled for this GPU's architecture if they are missing;
+        rotate_first: of `LoadedKernels`."""
         need("triton", "the kernels are compiled with it")
         from vicort.export.kernels.compile import compile_kernels
 
@@ -188,6 +192,7 @@ class Lab:
             capability=gpu.capability,
             multiprocessors=gpu.multiprocessors,
             launcher=gpu.launcher,
+            rotate_first=rotate_first,
         )
 
     def need_tensorrt(self) -> None:
@@ -202,16 +207,16 @@ class Lab:
 def fitting_architecture(gpu: Gpu) -> int:
     """The architecture, among those that the kernels are compiled for, that runs on this GPU: 90
     for sm_90. Raises Skip if there is none."""
-    from vicort.export.kernels.compile import ARCHITECTURES
+    from vicort.export.kernels.architectures import ARCHITECTURES
 
-    major, minor = gpu.capability
-    fitting = [each for each in ARCHITECTURES if each // 10 == major and each % 10 <= minor]
-    if not fitting:
+    fitting = best_architecture(ARCHITECTURES, gpu.capability)
+    if fitting is None:
+        major, minor = gpu.capability
         raise Skip(
             f"the kernels are compiled for {', '.join(f'sm_{each}' for each in ARCHITECTURES)}, "
             f"this GPU is sm_{major}{minor}"
         )
-    return fitting[-1]
+    return fitting
 
 
 def need(module: str, why: str) -> None:

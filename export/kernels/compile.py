@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import triton
 from triton.backends.nvidia.compiler import get_ptxas
 
+from vicort.export.kernels.architectures import DEFAULT, SHARED_KIB
 from vicort.export.kernels.compile_task import Built, Task, Tile, compile_task
 from vicort.runtime.errors import ConfigError, EngineError, VicortError
 from vicort.runtime.kernels import INDEX, SCHEMA_VERSION, Dtype, KernelSpec
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from vicort.export.qwen2_5_vl.configuration import LanguageConfiguration
 
 __all__ = [
-    "ARCHITECTURES",
     "Built",
     "Task",
     "Tile",
@@ -41,12 +40,13 @@ __all__ = [
     "kernel_spec",
     "pack",
     "plan_tasks",
-    "ptxas_report",
     "versions",
 ]
 WORKER = "vicort.export.kernels.compile_worker"
-ARCHITECTURES = (80, 86, 89, 90, 120)
 DTYPES: dict[str, Dtype] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+# whose matrix units take operands from shared memory, and leave registers for wider tiles
+MATRIX_UNITS_APART = (90, 100, 103, 110)
+ROTATED_TOGETHER = 16  # tokens of a program of rotate_tokens: divides all blocks of attention
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of the files in the archive, so that equal kernels are equal bytes
 
 Progress = Callable[[int, int, str], None]
@@ -78,7 +78,7 @@ def kernel_spec(
 
 
 def compile_kernels(
-    spec: KernelSpec, architectures: Sequence[int] = ARCHITECTURES, progress: Progress | None = None
+    spec: KernelSpec, architectures: Sequence[int] = DEFAULT, progress: Progress | None = None
 ) -> bytes:
     """kernels.zip for a model: equal bytes for equal arguments and tools.
 
@@ -98,7 +98,7 @@ def plan_tasks(spec: KernelSpec, architecture: int) -> list[Task]:
     """All kernels of one architecture, with their constants."""
     _check(spec)
     dim, page, heads = spec.head_dim, spec.page_tokens, spec.kv_heads
-    attention: dict[str, int | str] = {
+    rotating: dict[str, int | str] = {
         "D": dim,
         "GROUP": spec.groups,
         "PAGE": page,
@@ -107,8 +107,9 @@ def plan_tasks(spec: KernelSpec, architecture: int) -> list[Task]:
         "INTERLEAVED": int(spec.interleaved),
         "INT8": int(spec.kv == "int8"),
         "POSITIONS": spec.positions,
-        "PRECISION": "ieee",
     }
+    attention = rotating | {"PRECISION": "ieee"}
+    rotated: dict[str, int | str] = {"D": dim, "GROUP": spec.groups, "PRECISION": "ieee"}
     scatter: dict[str, int | str] = {
         "D": dim,
         "HEADS": heads,
@@ -120,6 +121,8 @@ def plan_tasks(spec: KernelSpec, architecture: int) -> list[Task]:
     return [
         Task("bounded_attention", "wide", architecture, attention, _wide_tiles(spec, architecture)),
         Task("bounded_attention", "narrow", architecture, attention, _narrow_tiles(spec)),
+        Task("rotate_tokens", "", architecture, rotating | {"BLOCK": ROTATED_TOGETHER}, (Tile(4),)),
+        Task("rotated_attention", "", architecture, rotated, _rotated_tiles(spec, architecture)),
         Task("combine", "", architecture, {"D": dim, "BLOCK": 16}, (Tile(4),)),
         Task("scatter_tokens", "", architecture, scatter, (Tile(2),)),
         Task("set_places", "", architecture, places, (Tile(1),)),
@@ -132,9 +135,23 @@ def _wide_tiles(spec: KernelSpec, architecture: int) -> tuple[Tile, ...]:
     if spec.dtype == "float32":
         return Tile(8, 1, (64, 32)), Tile(8, 1, (32, 32)), Tile(8, 1, (16, 16))
     smaller = (Tile(8, 2, (64, 64)), Tile(8, 2, (64, 32)), Tile(8, 1, (32, 32)))
-    if architecture == 90 or spec.head_dim <= 64:
+    if architecture in MATRIX_UNITS_APART or spec.head_dim <= 64:
         return Tile(8, 2, (128, 64)), *smaller
-    return (Tile(8, 2, (128, 32)), *smaller) if architecture == 80 else smaller
+    return (Tile(8, 2, (128, 32)), *smaller) if SHARED_KIB[architecture] > 99 else smaller
+
+
+def _rotated_tiles(spec: KernelSpec, architecture: int) -> tuple[Tile, ...]:
+    if spec.dtype == "float32":
+        return (
+            Tile(8, 2, (64, 32)),
+            Tile(8, 1, (64, 32)),
+            Tile(8, 1, (32, 32)),
+            Tile(8, 1, (16, 16)),
+        )
+    smaller = (Tile(8, 2, (128, 32)), Tile(8, 2, (64, 64)), Tile(8, 1, (32, 32)))
+    if architecture in MATRIX_UNITS_APART or spec.head_dim <= 64:
+        return Tile(8, 3, (128, 64)), Tile(8, 2, (128, 64)), *smaller
+    return Tile(8, 3, (128, 32)), *smaller
 
 
 def _narrow_tiles(spec: KernelSpec) -> tuple[Tile, ...]:
@@ -269,22 +286,3 @@ def _check(spec: KernelSpec) -> None:
             f"rotary sections {list(spec.sections)} and {len(spec.frequencies)} frequencies: "
             f"both are {spec.head_dim // 2} in all"
         )
-
-
-def ptxas_report(built: Built) -> str:
-    """What `ptxas -v` says of a kernel's PTX: registers and spills."""
-    target = re.search(r"\.target (\w+)", built.ptx)
-    if target is None:
-        raise RuntimeError("the PTX names no target")
-    command = [
-        get_ptxas(built.index.architecture).path,
-        "-v",
-        "--regAllocOptLevel=2",
-        f"--gpu-name={target[1]}",
-        "-",
-        "-o",
-        os.devnull,
-    ]
-    return subprocess.run(
-        command, input=built.ptx, capture_output=True, text=True, check=True
-    ).stderr

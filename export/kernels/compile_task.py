@@ -15,17 +15,29 @@ from triton.compiler.errors import CompilationError
 from triton.errors import TritonError
 from triton.runtime.jit import JITFunction
 
+from vicort.export.kernels.architectures import SHARED_KIB
 from vicort.export.kernels.attention_kernel import bounded_attention, combine
+from vicort.export.kernels.rotated_attention import rotate_tokens, rotated_attention
 from vicort.export.kernels.scatter import scatter_tokens, set_places
 from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.kernels import ArgumentKind, CompiledKernel, Form, KernelName, KernelSpec
 from vicort.runtime.safe_text import brief
 
 KERNELS: dict[KernelName, JITFunction] = {
-    each.__name__: each for each in (bounded_attention, combine, scatter_tokens, set_places)
+    each.__name__: each
+    for each in (
+        bounded_attention,
+        rotate_tokens,
+        rotated_attention,
+        combine,
+        scatter_tokens,
+        set_places,
+    )
 }
-TENSORS = ("q", "k", "v", "out")  # arguments that point at the model's own type
-ALIGNED = (*TENSORS, "pool", "partial", "rotary")  # to 16 bytes
+# arguments that point at the model's own type
+TENSORS = ("q", "k", "v", "out", "queries", "keys", "values")
+MULTIPLES = ("segment_tokens", "cached", "new", "vectors")  # of 16: whole blocks
+ALIGNED = (*TENSORS, *MULTIPLES, "pool", "partial", "rotary", "bias")  # pointers: to 16 bytes
 TYPES = {
     "bfloat16": "*bf16",
     "float16": "*fp16",
@@ -44,7 +56,7 @@ class Tile:
 
     warps: int
     stages: int = 1  # of the software pipeline
-    blocks: tuple[int, int] | None = None  # query vectors, keys; of bounded_attention only
+    blocks: tuple[int, int] | None = None  # query vectors, keys; of attention only
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,8 @@ class Task:
     form: Form
     architecture: int
     constants: dict[str, int | str]
-    tiles: tuple[Tile, ...]  # the best first: the first that does not spill is taken
+    # the best first: the first is taken that does not spill and has the shared memory that it takes
+    tiles: tuple[Tile, ...]
 
     @property
     def label(self) -> str:
@@ -70,8 +83,8 @@ class Built:
 
 
 def compile_task(spec: KernelSpec, task: Task) -> Built:
-    """The kernel with the first of its tiles that does not spill, else with the tile that spills
-    least.
+    """The kernel with the first of its tiles that fits the architecture and does not spill, else
+    with the tile that spills least.
 
     Not for several threads of one process: CPython 3.11 counts the recursion depth of all threads'
     syntax trees in one place, and fails with a SystemError. Raises EngineError, in one line, if
@@ -104,13 +117,15 @@ def _compile(spec: KernelSpec, task: Task) -> Built:
     best: tuple[int, Built] | None = None
     for tile in task.tiles:
         built = _compile_tile(spec, task, tile)
-        stack = _stack_bytes(built.cubin) if len(task.tiles) > 1 else 0
+        if built.index.shared_bytes > SHARED_KIB[task.architecture] * 1024:
+            continue
+        _, stack = resources(built.cubin) if len(task.tiles) > 1 else (0, 0)
         if best is None or stack < best[0]:
             best = stack, built
         if stack == 0:
             break
     if best is None:
-        raise RuntimeError(f"no tile for {task.label}")
+        raise RuntimeError("no tile fits its shared memory")
     return best[1]
 
 
@@ -150,18 +165,18 @@ def _compile_tile(spec: KernelSpec, task: Task, tile: Tile) -> Built:
     return Built(index, compiled.asm["cubin"], compiled.asm["ptx"])
 
 
-def _stack_bytes(cubin: bytes) -> int:
-    """Of a thread: these kernels have no arrays of their own, so a stack is for what did not fit
-    into registers."""
+def resources(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread, and its bytes of stack: these kernels have no arrays of their own, so
+    a stack is for what did not fit into registers."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"STACK:(\d+)", said)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
     if found is None:
-        raise RuntimeError(f"cuobjdump did not name the stack: {said}")
-    return int(found[1])
+        raise RuntimeError(f"cuobjdump did not name registers and stack: {said}")
+    return int(found[1]), int(found[2])
 
 
 def _type(name: str, spec: KernelSpec, constants: dict[str, int | str]) -> str:
@@ -172,7 +187,7 @@ def _type(name: str, spec: KernelSpec, constants: dict[str, int | str]) -> str:
         return TYPES[spec.dtype]
     if name == "pool":
         return TYPES[spec.pool_dtype]
-    if name in ("partial", "rotary", "scales"):
+    if name in ("partial", "rotary", "scales", "bias"):
         return "*fp32"
     if name in ("pos", "segment", "where", "table", "slots", "cells", "places"):
         return "*i32"

@@ -254,7 +254,7 @@ class BoundedAttention:
     def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
         """Maximum bytes of any run within the profile."""
         table = inputs[TABLE].max
-        return self.host.kernels.workspace_bytes(inputs[0].max[0], table[0] * table[-1])
+        return self.host.kernels.workspace_bytes(inputs[0].max[0], table[-1], table[0])
 
     def get_valid_tactics(self) -> list[int]:
         return [1]

@@ -26,6 +26,8 @@ from vicort.runtime.kernels import INDEX, SCHEMA_VERSION, Kernels, KernelSpec
 
 ARGUMENTS = {
     "bounded_attention": ("pointer",) * 12 + ("i32",) * 8 + ("f32",),
+    "rotate_tokens": ("pointer",) * 13 + ("i32",) * 11,
+    "rotated_attention": ("pointer",) * 8 + ("i32",) * 6 + ("f32",),
     "combine": ("pointer",) * 2 + ("i32",) * 2,
     "scatter_tokens": ("pointer",) * 6 + ("i32",),
     "set_places": ("pointer",) * 3,
@@ -37,7 +39,7 @@ def stand_in(
     spec: KernelSpec, tiles: dict[str, tuple[int, int]], architectures: Sequence[int] = (90,)
 ) -> bytes:
     """A kernels.zip without machine code: each cubin is the name of its kernel. tiles: BLOCK_M and
-    BLOCK_N of "wide" and "narrow"."""
+    BLOCK_N of "wide", which those of `rotated_attention` are too, and "narrow"."""
     shared = {"D": spec.head_dim, "PAGE": spec.page_tokens}
     rotary = {
         "SECTION_T": spec.sections[0],
@@ -45,17 +47,22 @@ def stand_in(
         "INTERLEAVED": int(spec.interleaved),
         "INT8": int(spec.kv == "int8"),
         "POSITIONS": spec.positions,
-        "PRECISION": "ieee",
+    }
+    of_tile = lambda form: {
+        **{"GROUP": spec.groups, "PRECISION": "ieee"},
+        **dict(zip(("BLOCK_M", "BLOCK_N"), tiles[form], strict=True)),
     }
     constants: list[tuple[str, str, dict[str, Any]]] = [
         (
             "bounded_attention",
             form,
-            {**shared, **rotary, "GROUP": spec.groups, "BLOCK_M": m, "BLOCK_N": n},
+            {**shared, **rotary, **of_tile(form)},
         )
-        for form, (m, n) in tiles.items()
+        for form in tiles
     ]
     constants += [
+        ("rotate_tokens", "", {**shared, **rotary, "GROUP": spec.groups, "BLOCK": 16}),
+        ("rotated_attention", "", {"D": spec.head_dim, **of_tile("wide")}),
         ("combine", "", {"D": spec.head_dim, "BLOCK": 16}),
         (
             "scatter_tokens",
@@ -171,11 +178,11 @@ class InterpretingLauncher:
     """Runs a launch at once, on host addresses."""
 
     def __init__(self, dtype: str, kv: str) -> None:
-        from vicort.export.kernels import attention_kernel, scatter
+        from vicort.export.kernels import attention_kernel, rotated_attention, scatter
 
         self._functions = {
             name: getattr(module, name)
-            for module in (attention_kernel, scatter)
+            for module in (attention_kernel, rotated_attention, scatter)
             for name in ARGUMENTS
             if hasattr(module, name)
         }
@@ -208,9 +215,9 @@ class InterpretingLauncher:
         own = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[
             self._own
         ]
-        types = dict.fromkeys(("q", "k", "v", "out"), own) | dict.fromkeys(
-            ("partial", "rotary", "scales"), torch.float32
-        )
+        types = dict.fromkeys(
+            ("q", "k", "v", "out", "queries", "keys", "values"), own
+        ) | dict.fromkeys(("partial", "rotary", "scales", "bias"), torch.float32)
         types["pool"] = own if self._kv == "float" else torch.int8
         dtype = types.get(name, torch.int32)
         if address == 0:  # an argument that this form does not read

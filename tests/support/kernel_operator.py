@@ -44,7 +44,7 @@ def case(rows: int, pages: int, seed: int) -> list[torch.Tensor]:
     return [torch.from_numpy(array) for array in (q, k, v, pos, segment, pool, where, table)]
 
 
-def difference(rows: int, pages: int, layer: int, tile: inductor_attention.KernelTile) -> float:
+def difference(rows: int, pages: int, layer: int, tiles: inductor_attention.KernelTiles) -> float:
     tensors, scale = case(rows, pages, rows), DIM**-0.5
     frequencies = torch.tensor(rotary_frequencies(THETA, DIM // 2))
     poisoned: Any = lambda *args, **options: torch.full(*args, torch.nan, **options)
@@ -54,7 +54,7 @@ def difference(rows: int, pages: int, layer: int, tile: inductor_attention.Kerne
         mock.patch.object(torch, "empty", poisoned),
     ):
         got = inductor_attention.attend_with_kernel(
-            *tensors, frequencies, layer, scale, SECTIONS, tile.numbers()
+            *tensors, frequencies, layer, scale, SECTIONS, tiles.numbers()
         )
     wanted = attend(*tensors, None, layer, scale, SECTIONS, THETA)
     return float((got - wanted).abs().nan_to_num(np.inf).max())
@@ -62,9 +62,16 @@ def difference(rows: int, pages: int, layer: int, tile: inductor_attention.Kerne
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    tile = inductor_attention.KernelTile(16, 16, 4, 1, multiprocessors=7)
-    found = {
-        f"{rows} rows, {pages} pages": difference(rows, pages, rows % LAYERS, tile)
-        for rows, pages in ((1, 9), (6, 3), (17, 1))
-    }
+    tile = inductor_attention.KernelTile(16, 16, 4, 1)
+    found = {}
+    for name, limit in (("at once", 1 << 60), ("rotated first", 1)):
+        tiles = inductor_attention.KernelTiles(tile, tile, multiprocessors=7)
+        with (
+            mock.patch.object(inductor_attention, "ROTATED_FROM", limit),
+            mock.patch.object(inductor_attention, "NARROW_VECTORS", 0),
+        ):
+            found |= {
+                f"{rows} rows, {pages} pages, {name}": difference(rows, pages, rows % LAYERS, tiles)
+                for rows, pages in ((1, 9), (6, 3), (17, 1))
+            }
     json.dump(found, sys.stdout)

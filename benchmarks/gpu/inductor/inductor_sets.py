@@ -30,6 +30,7 @@ from vicort.benchmarks.common.workload import CHUNK_FRAMES
 from vicort.benchmarks.gpu import cuda_toolkit
 from vicort.benchmarks.gpu.inductor.inductor_attention import (
     KernelTile,
+    KernelTiles,
     in_pytorch,
     prepare,
     with_kernel,
@@ -57,7 +58,7 @@ from vicort.runtime.engines.engine import Engine
 from vicort.runtime.engines.engine_set import LLM_STREAMS, EngineSet
 from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
-from vicort.runtime.kernels import Kernels
+from vicort.runtime.kernels import Form, KernelName, Kernels
 from vicort.runtime.manifest import (
     FILE_NAME,
     EmbeddingSpec,
@@ -79,6 +80,7 @@ PLAN = "plan.json"  # in it: what is being built
 COMMAND = "python -m vicort.benchmarks.gpu.check --only inductor"
 REBUILD = f"remove the folder, and rebuild with `{COMMAND}`"
 OPTIONS: dict[str, Any] = {"aot_inductor.package_constants_in_so": False}
+KERNEL_NAMES = ("bounded_attention", "rotate_tokens", "rotated_attention", "combine")
 EMBEDDING = "embed_tokens.weight"
 
 Say = Callable[[str], None]
@@ -154,14 +156,14 @@ def build(
     part = folder.with_name(folder.name + PART)
     _begin(part, wanted)
     seconds: dict[str, float] = {}
-    tile = _kernels(part, checkpoint, wanted, gpu) if gpu else None
+    tiles = _kernels(part, checkpoint, wanted, gpu) if gpu else None
     for name in GRAPHS:
         start = time.perf_counter()
         if not (part / wanted.graphs[name].file).is_file() and not _taken(
             part, wanted, name, shared
         ):
             say(f"compiling {wanted.graphs[name].file}")
-            _compile(part, wanted, name, tile)
+            _compile(part, wanted, name, tiles)
         seconds[name] = round(time.perf_counter() - start, 1)
     _copy_texts(part, checkpoint)
     (part / PLAN).unlink()
@@ -208,15 +210,15 @@ def _taken(part: Path, wanted: InductorManifest, name: GraphName, shared: Path |
 
 
 def _compile(
-    part: Path, wanted: InductorManifest, name: GraphName, tile: KernelTile | None
+    part: Path, wanted: InductorManifest, name: GraphName, tiles: KernelTiles | None
 ) -> None:
-    """tile: of the kernel on a GPU; None = for this CPU."""
-    graph, device = wanted.graphs[name], "cuda" if tile else "cpu"
+    """tiles: of the kernels on a GPU; None = for this CPU."""
+    graph, device = wanted.graphs[name], "cuda" if tiles else "cpu"
     module = load_module(wanted, name, device)
     with _quiet(), torch.no_grad():
         program, _ = export_program(module, graph, device)
         if graph.attention_layers:
-            program = with_kernel(program, tile) if tile else in_pytorch(program)
+            program = with_kernel(program, tiles) if tiles else in_pytorch(program)
         # beside its target, so that moving costs nothing
         with tempfile.TemporaryDirectory(dir=part.parent, prefix=f".{name}-") as folder:
             package = Path(folder) / graph.file
@@ -254,10 +256,10 @@ def _write_embedding(language: nn.Module, path: Path) -> None:
     rows.view(torch.uint8).numpy().tofile(path)
 
 
-def _kernels(part: Path, checkpoint: Path, wanted: InductorManifest, gpu: Gpu) -> KernelTile:
-    """Write kernels.zip for this GPU, if it is not there; returns the tile of its attention kernel
-    for many queries."""
-    from vicort.export.kernels.compile import compile_kernels, kernel_spec, plan_tasks
+def _kernels(part: Path, checkpoint: Path, wanted: InductorManifest, gpu: Gpu) -> KernelTiles:
+    """Write kernels.zip for this GPU, if it is not there; returns the tiles of its attention
+    kernels for many queries."""
+    from vicort.export.kernels.compile import compile_kernels, kernel_spec
 
     spec = kernel_spec(
         read_configuration(checkpoint).language, wanted.model.page_tokens, wanted.precision
@@ -265,16 +267,27 @@ def _kernels(part: Path, checkpoint: Path, wanted: InductorManifest, gpu: Gpu) -
     architecture, path = fitting_architecture(gpu), part / KERNELS_FILE
     if not path.is_file():
         path.write_bytes(compile_kernels(spec, (architecture,)))
-    compiled = Kernels.read(path).find(architecture, "bounded_attention", "wide")
+    kernels = Kernels.read(path)
+    return KernelTiles(
+        _tile(kernels, architecture, "bounded_attention", "wide"),
+        _tile(kernels, architecture, "rotated_attention", ""),
+        gpu.multiprocessors,
+    )
+
+
+def _tile(kernels: Kernels, architecture: int, kernel: KernelName, form: Form) -> KernelTile:
+    """The tile that was taken: the first that fits and does not spill."""
+    from vicort.export.kernels.compile import plan_tasks
+
+    compiled = kernels.find(architecture, kernel, form)
     blocks = int(compiled.constants["BLOCK_M"]), int(compiled.constants["BLOCK_N"])
     tiles = next(
         task.tiles
-        for task in plan_tasks(spec, architecture)
-        if (task.kernel, task.form) == ("bounded_attention", "wide")
+        for task in plan_tasks(kernels.spec, architecture)
+        if (task.kernel, task.form) == (kernel, form)
     )
-    # the first that does not spill
     chosen = next(tile for tile in tiles if (tile.blocks, tile.warps) == (blocks, compiled.warps))
-    return KernelTile(*blocks, chosen.warps, chosen.stages, gpu.multiprocessors)
+    return KernelTile(*blocks, chosen.warps, chosen.stages)
 
 
 def _copy_texts(part: Path, checkpoint: Path) -> None:
@@ -307,7 +320,7 @@ def kernel_names(folder: Path) -> dict[str, int]:
     """How often the language package names the Triton kernels."""
     with zipfile.ZipFile(folder / "llm.pt2") as archive:
         content = b"".join(archive.read(name) for name in archive.namelist())
-    return {name: content.count(name.encode()) for name in ("bounded_attention", "combine")}
+    return {name: content.count(name.encode()) for name in KERNEL_NAMES}
 
 
 # ---- opening

@@ -15,6 +15,7 @@ from vicort.runtime.kernels import (
     Grid,
     KernelName,
     Kernels,
+    Scratch,
 )
 
 Argument = tuple[ArgumentKind, "int | float"]
@@ -23,11 +24,31 @@ Argument = tuple[ArgumentKind, "int | float"]
 NEEDED: tuple[tuple[KernelName, Form], ...] = (
     ("bounded_attention", "wide"),
     ("bounded_attention", "narrow"),
+    ("rotate_tokens", ""),
+    ("rotated_attention", ""),
     ("combine", ""),
     ("scatter_tokens", ""),
     ("set_places", ""),
 )
 
+# the names of a kernel's arguments, in order
+PARAMETERS: dict[KernelName, tuple[str, ...]] = {
+    "bounded_attention": (
+        *("q", "k", "v", "pos", "segment", "pool", "scales", "where", "table", "out", "partial"),
+        *("rotary", "rows", "pages", "segments", "slot_cells", "where_slot", "where_head"),
+        *("table_segment", "table_head", "scale"),
+    ),
+    "rotate_tokens": (
+        *("q", "k", "v", "pos", "pool", "scales", "where", "table"),
+        *("queries", "keys", "values", "bias", "rotary", "rows", "pages", "slot_cells"),
+        *("where_slot", "where_head", "table_segment", "table_head"),
+        *("segment_tokens", "cached", "new", "vectors"),
+    ),
+    "rotated_attention": (
+        *("queries", "keys", "values", "bias", "pos", "segment", "out", "partial"),
+        *("rows", "segments", "segment_tokens", "cached", "new", "vectors", "scale"),
+    ),
+}
 
 MAX_PLANS = 4096  # a cache limit: a stream needs a few dozen
 
@@ -68,14 +89,16 @@ class LoadedKernels:
         capability: tuple[int, int],
         multiprocessors: int,
         launcher: Launcher,
+        rotate_first: bool | None = None,
     ) -> None:
-        """capability: (9, 0) for sm_90; multiprocessors: of the GPU. Raises EngineError if no cubin
-        fits."""
+        """capability: (9, 0) for sm_90; multiprocessors: of the GPU; rotate_first: as of
+        `Kernels.plan`. Raises EngineError if no cubin fits."""
         self.kernels = kernels
         self.spec = kernels.spec
         self.capability = capability
         self.multiprocessors = multiprocessors
         self._launcher = launcher
+        self._rotate_first = rotate_first
         architecture = kernels.architecture(capability)
         self._ready = {}
         for kernel, form in NEEDED:
@@ -85,7 +108,7 @@ class LoadedKernels:
                 launcher.load(kernels.cubins[found.file], found.function, found.shared_bytes),
             )
         self._rotary = launcher.constant(self.spec.rotary().tobytes())
-        self._plans: dict[tuple[int, int], AttentionPlan] = {}
+        self._plans: dict[tuple[int, int, int], AttentionPlan] = {}
 
     def attention(
         self,
@@ -120,22 +143,38 @@ class LoadedKernels:
         spec, (segments, table_layers, table_heads, pages) = self.spec, table_shape
         self._check(pool_shape, where_shape, table_shape)
         self._check_scales(scales)
-        plan = self._plan(rows, segments * pages)
+        plan = self.plan(rows, pages, segments)
+        scratch = plan.scratch
+        partial = workspace + (scratch.bytes if scratch else 0)
         layers, cell = pool_shape[1], spec.page_tokens * 3
         vectors = layer * spec.kv_heads * 2 * spec.page_tokens  # before the layer's own
-        values = (
-            *_pointers(q, k, v, pos, segment),
-            ("pointer", pool + vectors * spec.head_dim * spec.pool_item_bytes),
-            ("pointer", 0 if scales is None else scales + vectors * 4),
-            ("pointer", where + min(layer, where_shape[1] - 1) * where_shape[2] * cell * 4),
-            ("pointer", table + min(layer, table_layers - 1) * table_heads * pages * 4),
-            *_pointers(out, workspace, self._rotary),
-            *_integers(rows, pages, segments, layers * spec.kv_heads),
-            *_integers(where_shape[1] * where_shape[2] * cell, cell if where_shape[2] > 1 else 0),
-            *_integers(table_layers * table_heads * pages, pages if table_heads > 1 else 0),
-            ("f32", _float32(scale * math.log2(math.e))),
-        )
-        self._launch("bounded_attention", plan.form, plan.grid, stream, values)
+        pointers = {
+            **{"q": q, "k": k, "v": v, "pos": pos, "segment": segment},
+            "pool": pool + vectors * spec.head_dim * spec.pool_item_bytes,
+            "scales": 0 if scales is None else scales + vectors * 4,
+            "where": where + min(layer, where_shape[1] - 1) * where_shape[2] * cell * 4,
+            "table": table + min(layer, table_layers - 1) * table_heads * pages * 4,
+            **{"out": out, "partial": partial, "rotary": self._rotary},
+        }
+        integers = {
+            **{"rows": rows, "pages": pages, "segments": segments},
+            "slot_cells": layers * spec.kv_heads,
+            "where_slot": where_shape[1] * where_shape[2] * cell,
+            "where_head": cell if where_shape[2] > 1 else 0,
+            "table_segment": table_layers * table_heads * pages,
+            "table_head": pages if table_heads > 1 else 0,
+        }
+        log_scale: Argument = ("f32", _float32(scale * math.log2(math.e)))
+        values = {"scale": log_scale} | _named(pointers, integers)
+        if scratch:
+            values |= _named(
+                {name: workspace + offset for name, offset in scratch.offsets.items()},
+                scratch.sizes,
+            )
+            self._launch_named("rotate_tokens", "", self._rotate_grid(scratch), stream, values)
+            self._launch_named("rotated_attention", "", plan.grid, stream, values)
+        else:
+            self._launch_named("bounded_attention", plan.form, plan.grid, stream, values)
         if plan.shares > 1:
             vectors = rows * spec.groups * spec.kv_heads
             self._launch(
@@ -143,7 +182,7 @@ class LoadedKernels:
                 "",
                 (vectors, 1, 1),
                 stream,
-                (*_pointers(workspace, out), *_integers(vectors, plan.shares)),
+                (*_pointers(partial, out), *_integers(vectors, plan.shares)),
             )
 
     def scatter_tokens(
@@ -174,12 +213,25 @@ class LoadedKernels:
         if count:
             self._launch("set_places", "", (count, 1, 1), stream, _pointers(slots, places, where))
 
-    def _plan(self, rows: int, pages: int) -> AttentionPlan:
-        key = (rows, pages)
+    def _launch_named(
+        self, kernel: KernelName, form: Form, grid: Grid, stream: int, values: dict[str, Argument]
+    ) -> None:
+        self._launch(kernel, form, grid, stream, [values[name] for name in PARAMETERS[kernel]])
+
+    def _rotate_grid(self, scratch: Scratch) -> Grid:
+        block = int(self._ready["rotate_tokens", ""][0].constants["BLOCK"])
+        vectors = sum(scratch.sizes[name] for name in ("cached", "new", "vectors"))
+        return vectors // block, self.spec.kv_heads, 1
+
+    def plan(self, rows: int, pages: int, segments: int) -> AttentionPlan:
+        """Of `Kernels.plan`, on this GPU."""
+        key = (rows, pages, segments)
         if key not in self._plans:
             if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()
-            self._plans[key] = self.kernels.plan(rows, pages, self.multiprocessors, self.capability)
+            self._plans[key] = self.kernels.plan(
+                rows, pages, self.multiprocessors, self.capability, segments, self._rotate_first
+            )
         return self._plans[key]
 
     def _check_scales(self, scales: int | None) -> None:
@@ -232,6 +284,11 @@ def _pointers(*values: int) -> tuple[Argument, ...]:
 
 def _integers(*values: int) -> tuple[Argument, ...]:
     return tuple(("i32", value) for value in values)
+
+
+def _named(pointers: dict[str, int], integers: dict[str, int]) -> dict[str, Argument]:
+    named: dict[str, Argument] = {name: ("pointer", value) for name, value in pointers.items()}
+    return named | {name: ("i32", value) for name, value in integers.items()}
 
 
 def _float32(value: float) -> float:

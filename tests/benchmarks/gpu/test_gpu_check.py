@@ -226,7 +226,7 @@ class PlainKernels:
         self.capability = (9, 0)
         self.launches = 0
 
-    def plan(self, rows, pages, multiprocessors, capability):
+    def plan(self, rows, pages, segments):
         return type("Plan", (), {"shares": 1, "workspace_bytes": 0})
 
     def _at(self, pointer, shape, dtype=None, write=False):
@@ -324,7 +324,9 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     )
     found = Lab(tmp_path, Gpu(SimulatedDriver()))
     found.fault = ""
-    found.kernels = lambda name, spec: PlainKernels(found.gpu.driver, spec, 1e4, found.fault)
+    found.kernels = lambda name, spec, rotate_first=None: PlainKernels(
+        found.gpu.driver, spec, 1e4, found.fault
+    )
     return found
 
 
@@ -378,7 +380,9 @@ def test_speed_is_reported_beside_the_ceilings(lab: Lab, monkeypatch: pytest.Mon
     for call in found["calls"]["tiny-bf16"]:
         # keys and values of 32 tokens, two heads and 32 numbers of two bytes take 8,192 bytes
         assert call["layers_in_turn"] == 5
-        for form in ("computed", "table"):
+        forms = ["computed", "table", *(["at_once", "rotated_first"] if call["rows"] > 1 else [])]
+        assert [form for form in call if isinstance(call[form], dict)] == forms
+        for form in forms:
             assert call[form]["tflop_s"] >= 0
             assert call[form]["share_of_copy"] == pytest.approx(
                 call[form]["gb_s"] / found["ceilings"]["copy_gb_s"], abs=1e-3
@@ -397,13 +401,18 @@ def test_calls_are_what_the_real_kernels_take(tmp_path: Path) -> None:
     kernels = LoadedKernels(
         Kernels.parse(data), capability=(9, 0), multiprocessors=132, launcher=lab.gpu.launcher
     )
-    for case in (Case(1, 40, "head"), Case(33, 9, "layer")):
+    at_once, rotated = ("bounded_attention",), ("rotate_tokens", "rotated_attention")
+    for case, names in (
+        (Case(1, 40, "head"), at_once),
+        (Case(33, 9, "layer"), at_once),
+        (Case(300, 80), rotated),
+    ):
         call = gpu_kernels.Call(lab, kernels, random_inputs(spec, case))
         launches.clear()
         call.launch(1)
-        assert len(launches) == (2 if call.shares > 1 else 1)
+        names = (*names, *(["combine"] if call.shares > 1 else []))
         assert launches[0][1][1] == spec.kv_heads
-        for name, (_, _, count) in zip(("bounded_attention", "combine"), launches, strict=False):
+        for name, (_, _, count) in zip(names, launches, strict=True):
             assert count == len(interpreter.ARGUMENTS[name]) + len(interpreter.HIDDEN)
     # nothing ran
     assert gpu_kernels.placing_errors(lab, kernels) == ["scatter_tokens", "set_places"]

@@ -13,18 +13,26 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support.engine_sets import checkpoint
 from support.fake_engines import FakeEngineSet
 from support.simulated_cuda import SimulatedDriver
 from support.simulated_inductor import SimulatedInductorSet, SimulatedPool
+from torch._functorch.aot_autograd import aot_export_module
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
 
 from vicort.benchmarks.gpu import engine_steps as gpu_engines
 from vicort.benchmarks.gpu.inductor import inductor_sets as gpu_inductor
 from vicort.benchmarks.gpu.inductor.inductor_attention import (
     FREQUENCIES,
     KernelTile,
+    KernelTiles,
+    attend_with_kernel,
     in_pytorch,
     prepare,
+    rotates_keys_first,
     with_kernel,
 )
 from vicort.benchmarks.gpu.inductor.inductor_engine import InductorEngine, OnHost
@@ -40,7 +48,7 @@ from vicort.runtime.devices.host import HostDevice
 from vicort.runtime.engines.bindings import numpy_dtype
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import DeviceError, EngineError
-from vicort.runtime.kernels import Kernels
+from vicort.runtime.kernels import Kernels, KernelSpec, rotates_first
 from vicort.runtime.manifest import Dimension, GraphSpec, TensorSpec
 
 TOY = {"chunk_frames": 16, "page_tokens": 4, "max_rows": 64}
@@ -289,9 +297,12 @@ def program(exported_program):
     return copy.deepcopy(exported), graph, module
 
 
+TILES = KernelTiles(KernelTile(128, 64, 8, 2), KernelTile(128, 64, 8, 3), 132)
+
+
 def test_every_attention_becomes_the_kernel_and_all_read_one_buffer(program) -> None:
     exported, graph, module = program
-    found = with_kernel(exported, KernelTile(128, 64, 8, 2, 132))
+    found = with_kernel(exported, TILES)
     calls = found.graph.find_nodes(
         op="call_function", target=torch.ops.vicort.attend_with_kernel.default
     )
@@ -322,6 +333,56 @@ def test_the_plain_form_is_what_the_model_computes(program) -> None:
                 torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+@given(
+    rows=st.integers(1, 2048),
+    pages=st.integers(0, 9000),
+    heads=st.integers(1, 8),
+    groups=st.sampled_from([1, 2, 4, 7, 8]),
+    multiprocessors=st.integers(1, 200),
+)
+def test_keys_are_rotated_first_where_the_runtime_does(rows, pages, heads, groups, multiprocessors):
+    spec = KernelSpec.model_construct(kv_heads=heads, groups=groups, page_tokens=16)
+    found = rotates_keys_first(rows, heads * groups, groups, 16 * pages + rows, multiprocessors)
+    assert found == rotates_first(spec, rows, pages, multiprocessors)
+
+
+class OneAttention(torch.nn.Module):
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor]:
+        rest = (1, 0.1, [16, 24, 24], TILES.numbers())
+        return (attend_with_kernel(*tensors, *rest),)
+
+
+def test_the_compiler_sees_what_each_kernel_writes_whatever_the_sizes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Traced as it does before it generates code, for sizes that are not known: one trace serves
+    decoding and prefill."""
+    gpu = SimpleNamespace(
+        get_current_target=lambda: GPUTarget("cuda", 90, 32), get_current_device=lambda: 0
+    )
+    monkeypatch.setattr(driver, "_active", gpu)
+    half = lambda *shape: torch.zeros(shape, dtype=torch.bfloat16)
+    whole = lambda *shape: torch.zeros(shape, dtype=torch.int32)
+    new, paged = [half(37, 16, 128), half(37, 2, 128), half(37, 2, 128)], half(50, 4, 2, 2, 16, 128)
+    tensors = (*new, whole(37, 3), whole(37), paged, whole(50, 1, 1, 16, 3), whole(1, 1, 1, 41))
+    rows, slots, entries = (torch.export.Dim(name, min=1, max=1 << 16) for name in "CPN")
+    sizes = (*({0: rows},) * 5, {0: slots}, {0: slots}, {3: entries}, None)
+    program = torch.export.export(
+        OneAttention(), (*tensors, torch.zeros(64)), dynamic_shapes=(sizes,)
+    )
+    fakes = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"]
+    with fakes[0].fake_mode:
+        traced, _ = aot_export_module(OneAttention(), fakes, trace_joint=False)
+    launches = traced.graph.find_nodes(
+        op="call_function", target=torch.ops.higher_order.triton_kernel_wrapper_functional
+    )
+    written = [sorted(node.kwargs["tensors_to_clone"]) for node in launches]
+    scratch = ["bias", "keys", "queries", "values"]
+    assert written == [["out", "partial"], scratch, ["out", "partial"], ["out"]]
+    of_rows = [node.kwargs["grid"][0][0].meta["val"].node.expr.free_symbols for node in launches]
+    assert [len(symbols) for symbols in of_rows] == [2, 2, 2, 1]
+
+
 @pytest.mark.slow
 def test_the_operator_is_the_plain_one_in_tritons_interpreter() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -331,7 +392,7 @@ def test_the_operator_is_the_plain_one_in_tritons_interpreter() -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 3
+    assert len(found) == 6
     # of values around 1; older interpreters round a fused multiply-add twice
     assert max(found.values()) < 1e-3, found
 
@@ -420,26 +481,30 @@ def test_a_set_for_other_frames_takes_the_packages_that_are_the_same(
     assert len(compiled) == 10  # of another precision nothing is taken
 
 
-def test_for_a_gpu_the_kernels_come_along_and_their_tile_is_the_packages(
+def test_for_a_gpu_the_kernels_come_along_and_their_tiles_are_the_packages(
     tmp_path: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiles: list[KernelTile] = []
+    asked: list[KernelTiles] = []
     load = gpu_inductor.load_module
     monkeypatch.setattr(
         gpu_inductor, "load_module", lambda manifest, name, device: load(manifest, name, "cpu")
     )
     monkeypatch.setattr(
-        gpu_inductor, "with_kernel", lambda program, tile: tiles.append(tile) or program
+        gpu_inductor, "with_kernel", lambda program, tiles: asked.append(tiles) or program
     )
     make(tmp_path / "set", "bf16", gpu=Gpu(SimulatedDriver()))
-    kernel = Kernels.read(tmp_path / "set" / "kernels.zip").find(90, "bounded_attention", "wide")
-    (tile,) = tiles
-    assert (tile.vectors, tile.keys, tile.warps) == (
-        kernel.constants["BLOCK_M"],
-        kernel.constants["BLOCK_N"],
-        kernel.warps,
-    )
-    assert tile.multiprocessors == SimulatedDriver.multiprocessors
+    kernels = Kernels.read(tmp_path / "set" / "kernels.zip")
+    (tiles,) = asked
+    for tile, kernel in (
+        (tiles.at_once, kernels.find(90, "bounded_attention", "wide")),
+        (tiles.rotated, kernels.find(90, "rotated_attention")),
+    ):
+        assert (tile.vectors, tile.keys, tile.warps) == (
+            kernel.constants["BLOCK_M"],
+            kernel.constants["BLOCK_N"],
+            kernel.warps,
+        )
+    assert tiles.multiprocessors == SimulatedDriver.multiprocessors
     assert gpu_inductor.read(tmp_path / "set").target == "simulated GPU, sm_90"
 
 

@@ -18,9 +18,19 @@ from hypothesis import strategies as st
 from support.interpreter import stand_in
 from support.sizes import examples
 
-from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
+from vicort.runtime.devices.cuda.loaded_kernels import PARAMETERS, LoadedKernels
 from vicort.runtime.errors import EngineError
-from vicort.runtime.kernels import INDEX, MAX_SHARES, Kernels, KernelSpec
+from vicort.runtime.kernels import (
+    INDEX,
+    MAX_SCRATCH_BYTES,
+    MAX_SHARES,
+    ROTATED_FROM,
+    SCRATCH_ALIGNMENT,
+    Kernels,
+    KernelSpec,
+    Scratch,
+    fitting_architecture,
+)
 
 TILES = {"wide": (128, 64), "narrow": (16, 64)}
 
@@ -118,24 +128,76 @@ specs = st.builds(
     rows=st.integers(1, 2048),
     pages=st.integers(0, 4096),
     multiprocessors=st.integers(1, 200),
-    spare=st.tuples(st.integers(0, 500), st.integers(0, 500)),
+    segments=st.integers(1, 4),
+    spare=st.tuples(st.integers(0, 500), st.integers(0, 500), st.integers(0, 4)),
     capability=st.sampled_from([(8, 0), (9, 0), (12, 0)]),
 )
 def test_programs_cover_all_queries_and_the_workspace_has_a_bound(
-    spec, rows, pages, multiprocessors, spare, capability
+    spec, rows, pages, multiprocessors, segments, spare, capability
 ):
     kernels = make_kernels(spec)
-    plan = kernels.plan(rows, pages, multiprocessors, capability)
+    plan = kernels.plan(rows, pages, multiprocessors, capability, segments)
     tiles, heads, shares = plan.grid
-    block_m, block_n = TILES[plan.form]
+    block_m, block_n = TILES[plan.form or "wide"]
     assert (tiles - 1) * block_m < rows * spec.groups <= tiles * block_m
     assert heads == spec.kv_heads
-    key_tiles = math.ceil(pages * spec.page_tokens / block_n) + math.ceil(rows / block_n)
+    key_tiles = math.ceil(segments * pages * spec.page_tokens / block_n) + math.ceil(rows / block_n)
     assert 1 <= shares <= min(MAX_SHARES, key_tiles)
     needed = shares * rows * spec.groups * heads * (spec.head_dim + 2) * 4 if shares > 1 else 0
-    assert (
-        plan.workspace_bytes == needed <= kernels.workspace_bytes(rows + spare[0], pages + spare[1])
-    )
+    needed += plan.scratch.bytes if plan.scratch else 0
+    assert plan.workspace_bytes == needed
+    more_rows, more_pages, more_segments = spare
+    largest = rows + more_rows, pages + more_pages, segments + more_segments
+    assert needed <= kernels.workspace_bytes(*largest)
+
+
+@settings(max_examples=examples(200))
+@given(
+    spec=specs,
+    rows=st.integers(1, 2048),
+    pages=st.integers(0, 600),
+    segments=st.integers(1, 4),
+    blocks=st.sampled_from([(128, 64), (64, 32), (16, 16)]),
+)
+def test_scratch_memory_holds_each_part_and_none_overlap(spec, rows, pages, segments, blocks):
+    scratch = Scratch.of(spec, blocks, rows, pages, segments)
+    sizes = scratch.sizes
+    assert sizes["cached"] == segments * sizes["segment_tokens"]
+    assert 0 <= sizes["segment_tokens"] - pages * spec.page_tokens < blocks[1]
+    assert 0 <= sizes["new"] - rows < blocks[1]
+    assert 0 <= sizes["vectors"] - rows * spec.groups < blocks[0]
+    assert sizes["segment_tokens"] % blocks[1] == sizes["new"] % blocks[1] == 0
+    token = spec.kv_heads * spec.head_dim * spec.item_bytes
+    tokens = sizes["cached"] + sizes["new"]
+    ends = {"queries": sizes["vectors"] * token, "keys": tokens * token, "values": tokens * token}
+    ends["bias"] = sizes["cached"] * spec.kv_heads * 4
+    starts = [*scratch.offsets.values(), scratch.bytes]
+    for (name, start), following in zip(scratch.offsets.items(), starts[1:], strict=True):
+        assert start % SCRATCH_ALIGNMENT == 0
+        assert start + ends[name] <= following
+
+
+@pytest.mark.parametrize(
+    ("rows", "pages", "first"),
+    [
+        (1, 40_000, False),  # decoding, however long the table
+        (16, 64, False),  # a question's few rows over little
+        (40, 512, True),
+        (289, 80, True),  # a chunk of 3B
+        (512, 512, True),
+        (512, 0, False),  # little to rotate twice
+        (512, 5_000, False),  # more than scratch memory may take
+    ],
+)
+def test_keys_are_rotated_first_where_many_rows_read_many(rows, pages, first):
+    assert (make_kernels().plan(rows, pages, 132, (9, 0)).scratch is not None) == first
+
+
+def test_more_multiprocessors_take_more_work_before_keys_are_rotated_first():
+    scores = 40 * 16 * (40 + 100 * 16)
+    at = scores // ROTATED_FROM
+    assert make_kernels().plan(40, 100, at, (9, 0)).scratch
+    assert not make_kernels().plan(40, 100, at + 1, (9, 0)).scratch
 
 
 def test_one_row_fills_the_gpu():
@@ -145,7 +207,7 @@ def test_one_row_fills_the_gpu():
 
 def test_the_workspace_is_bounded_however_large_the_table():
     kernels = make_kernels()
-    assert kernels.workspace_bytes(2048, 1 << 20) <= 35 << 20
+    assert kernels.workspace_bytes(2048, 1 << 20, 64) <= MAX_SCRATCH_BYTES + (35 << 20)
     assert kernels.workspace_bytes(1, 4) < kernels.workspace_bytes(1, 4096)
 
 
@@ -167,6 +229,41 @@ def test_arguments_are_those_of_the_cubin_with_hidden_ones_zero():
         assert launch["threads"] == 32 * index[launch["kernel"]].warps
     assert [launch["grid"] for launch in recorder.launches[2:]] == [(6, 8, 1), (4, 1, 1)]
     assert [launch["stream"] for launch in recorder.launches] == [77, 77, 9, 5]
+
+
+def test_keys_that_are_rotated_first_stay_in_the_workspace():
+    loaded, recorder = load(make_kernels())
+    table, workspace = (2, 1, 1, 300), 1 << 30
+    attend(loaded, rows=100, table_shape=table, workspace=workspace)
+    plan = loaded.kernels.plan(100, 300, 132, (9, 0), 2)
+    assert plan.scratch
+    names = ["rotate_tokens", "rotated_attention", "combine"]
+    assert [launch["kernel"] for launch in recorder.launches] == names
+    index = {each.kernel: each for each in loaded.kernels.compiled if each.architecture == 90}
+    given = {}
+    for launch in recorder.launches[:2]:
+        kernel = launch["kernel"]
+        assert tuple(kind for kind, _ in launch["args"]) == index[kernel].arguments
+        assert launch["stream"] == 77
+        values = (value for _, value in launch["args"])
+        given[kernel] = dict(zip(PARAMETERS[kernel], values, strict=False))
+    first, second = given["rotate_tokens"], given["rotated_attention"]
+    for name, offset in plan.scratch.offsets.items():
+        assert first[name] == second[name] == workspace + offset
+    for name, size in plan.scratch.sizes.items():
+        assert first[name] == second[name] == size
+    assert second["partial"] == workspace + plan.scratch.bytes
+    assert (second["segments"], first["pages"], second["scale"]) == (
+        2,
+        300,
+        pytest.approx(0.125 / math.log(2)),
+    )
+    blocks, heads, _ = recorder.launches[0]["grid"]
+    sizes = plan.scratch.sizes
+    assert blocks * 16 == sizes["cached"] + sizes["new"] + sizes["vectors"]
+    assert heads == 2
+    assert recorder.launches[1]["grid"] == plan.grid
+    assert recorder.launches[2]["args"][0] == ("pointer", second["partial"])
 
 
 @pytest.mark.parametrize(
@@ -249,21 +346,39 @@ def test_tables_hold_cos_and_then_sin_of_each_position():
     np.testing.assert_allclose(sin[29], np.sin(29 * frequencies), atol=2e-6)
 
 
+FAMILIES = (80, 86, 89, 90, 100, 103, 110, 120, 121)
+
+
 @pytest.mark.parametrize(
-    ("capability", "architecture"),
-    [((8, 0), 80), ((8, 6), 86), ((8, 7), 86), ((8, 9), 89), ((9, 0), 90), ((12, 0), 120)],
+    ("capability", "available", "architecture"),
+    [
+        ((8, 0), FAMILIES, 80),
+        ((8, 7), FAMILIES, 86),  # binaries run on later minor versions
+        ((8, 7), (80, 86, 87, 89), 87),
+        ((8, 9), (80, 86), 86),
+        ((9, 0), FAMILIES, 90),  # from here on they use features of one version
+        ((10, 0), FAMILIES, 100),
+        ((10, 3), FAMILIES, 103),
+        ((10, 3), (100, 110), None),
+        ((11, 0), FAMILIES, 110),
+        ((12, 0), FAMILIES, 120),
+        ((12, 1), FAMILIES, 121),
+        ((12, 1), (120,), None),
+        ((8, 0), (86, 89), None),  # never an older one
+        ((7, 5), FAMILIES, None),
+    ],
 )
-def test_the_nearest_older_cubin_of_the_same_generation_serves(capability, architecture):
-    assert make_kernels().architecture(capability) == architecture
+def test_the_nearest_older_cubin_of_the_same_generation_serves(capability, available, architecture):
+    assert fitting_architecture(available, capability) == architecture
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (10, 0), (12, 1)])
 def test_a_gpu_without_a_cubin_is_named(capability):
     with pytest.raises(
         EngineError,
-        match=f"no kernels for sm_{capability[0]}{capability[1]}, only for sm_80, .*sm_120",
+        match=rf"for sm_{capability[0]}{capability[1]}, only for sm_80, .*sm_120: .*--target",
     ):
-        make_kernels().architecture(capability)
+        make_kernels(architectures=(80, 90, 120)).architecture(capability)
 
 
 def edited(change: str, value: object) -> bytes:

@@ -440,8 +440,8 @@ class RecordingKernels:
     def __init__(self) -> None:
         self.launches: list[dict] = []
 
-    def workspace_bytes(self, rows, table):
-        return 1000 * rows + table
+    def workspace_bytes(self, rows, table, segments):
+        return 1000 * rows + segments * table
 
     def attention(self, **arguments):
         if arguments["rows"] > 99:

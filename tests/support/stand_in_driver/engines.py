@@ -26,7 +26,7 @@ from vicort.runtime.devices.cuda import CudaDevice, DeviceArray, Gpu
 from vicort.runtime.devices.cuda.cuda_core import CudaCoreDriver
 from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
 from vicort.runtime.engines.tensorrt import TensorRTEngine
-from vicort.runtime.kernels import Kernels, KernelSpec
+from vicort.runtime.kernels import SCHEMA_VERSION, Kernels, KernelSpec
 
 HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -153,7 +153,10 @@ def cubins() -> Kernels:
         sections=(4, 6, 6),
         frequencies=(1.0,) * 16,
     )
-    path = once("stand-in-kernels.zip", lambda path: path.write_bytes(compile_kernels(spec, (90,))))
+    path = once(
+        f"stand-in-kernels-{SCHEMA_VERSION}.zip",
+        lambda path: path.write_bytes(compile_kernels(spec, (90,))),
+    )
     return Kernels.read(path)
 
 
