@@ -14,16 +14,15 @@ import numpy as np
 from vicort.export.engine_set_writer import seal
 from vicort.export.onnxruntime_products import packs, repack
 from vicort.export.verify import (
-    Arrays,
     frame_inputs,
     head_inputs,
     language_inputs,
-    output_arrays,
 )
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.devices.device import Array
 from vicort.runtime.devices.host import InlineStream
 from vicort.runtime.engines.engine import Engine
+from vicort.runtime.engines.engine_run import Arrays, output_arrays
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.manifest import Manifest
 

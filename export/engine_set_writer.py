@@ -56,6 +56,7 @@ from vicort.export.qwen2_5_vl.weights import (
 from vicort.export.tensorrt_plans import KERNELS_FILE, PIP_NAMES, PlanJob, Progress, build_plan
 from vicort.export.token_control import TokenControlGraph
 from vicort.export.torch_tensorrt import compile_directly
+from vicort.export.verify import write_reference
 from vicort.export.weight_compression import HEADS, Quantised, Scheme, compress
 from vicort.export.written_integers import written_integers
 from vicort.runtime.errors import EngineError
@@ -245,6 +246,9 @@ def write_engine_set(
             shutil.copyfile(checkpoint / file, folder / file)
     if (checkpoint / NAMED_TEMPLATE).is_file() and not (folder / "chat_template.jinja").exists():
         shutil.copyfile(checkpoint / NAMED_TEMPLATE, folder / "chat_template.jinja")
+    if options:  # the machine that runs plans may have neither PyTorch nor the checkpoint
+        say("storing what the model computes, for --verify-engines")
+        write_reference(folder, manifest, checkpoint, adapter)
     seal(folder, manifest)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,16 @@ from vicort.export.qwen2_5_vl.weights import load_language, load_vision_of
 from vicort.export.token_control import TokenControlGraph
 from vicort.export.weight_compression import Scheme, dequantise_parameters
 from vicort.runtime.core import UNIT_FRAMES
-from vicort.runtime.devices.device import Array, Device, Stream
 from vicort.runtime.devices.int8_vectors import quantised
-from vicort.runtime.engines.bindings import numpy_dtype
-from vicort.runtime.engines.engine import Engine
-from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.engines.engine_run import Arrays
+from vicort.runtime.engines.engine_set import EngineSet, feature_dtype
+from vicort.runtime.engines.reference import (
+    REFERENCE_FILE,
+    Difference,
+    ReferenceRun,
+    differences,
+    write_runs,
+)
 from vicort.runtime.frame_grid import Grid
 from vicort.runtime.manifest import KV, GraphName, Manifest, ModelSpec
 from vicort.runtime.vision_windows import grid_inputs, pruned_grid_inputs
@@ -36,29 +42,20 @@ from vicort.runtime.vision_windows import grid_inputs, pruned_grid_inputs
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 # onnxruntime multiplies quantised weights with activations that it rounds to 8 bits
 ROUNDED_TOLERANCE = 5e-2
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Difference:
-    """One output of one run, compared with the PyTorch model's."""
+class Inputs:
+    """How large the random inputs are that engines are compared on."""
 
-    run: str
-    output: str
-    absolute: float  # maximum difference
-    relative: float  # relative to the maximum value
-    allowed: float  # maximum of `relative`
+    units: int
+    prefill_pages: int
+    decode_pages: int
+    all_grids: bool  # where sizes follow the source, those of a square, a wide and a high frame
 
-    @property
-    def passed(self) -> bool:
-        return self.relative <= self.allowed  # False for NaN
 
-    def __str__(self) -> str:
-        verdict = "ok" if self.passed else "TOO LARGE"
-        return (
-            f"{self.run:<12} {self.output:<9} abs {self.absolute:.2e}  rel {self.relative:.2e} "
-            f"(allowed {self.allowed:.0e})  {verdict}"
-        )
+WHOLE = Inputs(units=2, prefill_pages=5, decode_pages=9, all_grids=True)
+STORED = Inputs(units=1, prefill_pages=2, decode_pages=2, all_grids=False)
 
 
 def compare(
@@ -66,43 +63,83 @@ def compare(
 ) -> Iterator[Difference]:
     """Run an engine set and the PyTorch model of its precision on the same random input: vision,
     token control, a prefill over pages and a decode step."""
-    random = np.random.default_rng(seed)
     with EngineSet.open(folder) as engines:
-        model, dtype = engines.manifest.model, TORCH_TYPES[engines.manifest.precision]
-        config = read_configuration(checkpoint)
-        scheme, choices = Scheme.of(engines.manifest, "vision"), read_choices(folder)
-        units = min(model.chunk_frames // UNIT_FRAMES, 2)
-        vision = load_vision_of(
-            checkpoint, config, model.fixed_size, dtype, adapter, scheme is not None
-        )
-        if scheme:
-            combine(vision)
-            as_engine_multiplies(vision, replace(scheme, choices=choices))
-        for grid in grids(model):
-            shape = "" if model.fixed_size else f" {grid.rows}x{grid.columns}"
-            inputs = frame_inputs(model, units, random, grid)
-            yield from _compare(f"vision{shape}", engines, "vision", vision, inputs, {})
-            if "vision_pruned" in engines.manifest.graphs:
-                inputs = pruned_inputs(model, units, random, grid)
-                yield from _compare(
-                    f"pruned{shape}", engines, "vision_pruned", pruned(vision), inputs, {}
-                )
-        yield from _compare(
-            "tokens",
-            engines,
-            "tokens",
-            TokenControlGraph(),
-            feature_inputs(model, engines.dtype, random),
-            {},
-        )
-        del vision
-        language = _language(checkpoint, engines.manifest, adapter, choices)
-        inputs = head_inputs(model, engines.dtype, random)
-        yield from _compare("head", engines, "head", OutputHead(language), inputs, {})
-        for run, rows, pages in (("llm prefill", 13, 5), ("llm decode", 1, 9)):
-            inputs = language_inputs(model, engines.dtype, rows, pages, random, engines.manifest.kv)
-            real = inputs["pos"][:, 0] >= 0
-            yield from _compare(run, engines, "llm", language, inputs, {"k": real, "v": real})
+        for run in model_runs(folder, engines.manifest, checkpoint, WHOLE, seed, adapter):
+            yield from differences(engines, run)
+
+
+def write_reference(
+    folder: Path, manifest: Manifest, checkpoint: Path, adapter: Adapter | None = None
+) -> None:
+    """Write what the model computes for small random inputs into an engine set, for machines that
+    have neither PyTorch nor the checkpoint. The set's other files are there already."""
+    write_runs(
+        model_runs(folder, manifest, checkpoint, STORED, adapter=adapter), folder / REFERENCE_FILE
+    )
+
+
+def model_runs(
+    folder: Path,
+    manifest: Manifest,
+    checkpoint: Path,
+    sizes: Inputs,
+    seed: int = 0,
+    adapter: Adapter | None = None,
+) -> Iterator[ReferenceRun]:
+    """What the PyTorch model of a set's precision computes for random input. folder: of the set,
+    whose calibration is read."""
+    random = np.random.default_rng(seed)
+    model, dtype = manifest.model, TORCH_TYPES[manifest.precision]
+    floats = feature_dtype(manifest)
+    config = read_configuration(checkpoint)
+    scheme, choices = Scheme.of(manifest, "vision"), read_choices(folder)
+    units = min(model.chunk_frames // UNIT_FRAMES, sizes.units)
+    vision = load_vision_of(
+        checkpoint, config, model.fixed_size, dtype, adapter, scheme is not None
+    )
+    if scheme:
+        combine(vision)
+        as_engine_multiplies(vision, replace(scheme, choices=choices))
+    run = partial(_model_run, manifest)
+    for grid in grids(model)[: None if sizes.all_grids else 1]:
+        shape = "" if model.fixed_size else f" {grid.rows}x{grid.columns}"
+        inputs = frame_inputs(model, units, random, grid)
+        yield run(f"vision{shape}", "vision", vision, inputs)
+        if "vision_pruned" in manifest.graphs:
+            inputs = pruned_inputs(model, units, random, grid)
+            yield run(f"pruned{shape}", "vision_pruned", pruned(vision), inputs)
+    yield run("tokens", "tokens", TokenControlGraph(), feature_inputs(model, floats, random))
+    del vision
+    language = _language(checkpoint, manifest, adapter, choices)
+    yield run("head", "head", OutputHead(language), head_inputs(model, floats, random))
+    for name, rows, pages in (
+        ("llm prefill", 13, sizes.prefill_pages),
+        ("llm decode", 1, sizes.decode_pages),
+    ):
+        inputs = language_inputs(model, floats, rows, pages, random, manifest.kv)
+        real = inputs["pos"][:, 0] >= 0
+        yield run(name, "llm", language, inputs, {"k": real, "v": real})
+
+
+def _model_run(
+    manifest: Manifest,
+    name: str,
+    graph: GraphName,
+    module: nn.Module,
+    inputs: Arrays,
+    rows: dict[str, np.ndarray] | None = None,
+) -> ReferenceRun:
+    """rows: output name -> the rows C of [L,C,…] that are compared."""
+    signature, allowed = manifest.graphs[graph], _tolerance(manifest, graph)
+    with torch.no_grad():
+        found = module(*(_to_torch(inputs[spec.name]) for spec in signature.inputs))
+    found = (found,) if isinstance(found, Tensor) else found
+    wanted, tolerances = dict[str, np.ndarray](), dict[str, float]()
+    for spec, tensor in zip(signature.outputs, found, strict=True):
+        whole = spec.dtype == "int32"
+        wanted[spec.name] = tensor.numpy() if whole else tensor.float().numpy()
+        tolerances[spec.name] = 0.0 if whole else allowed
+    return ReferenceRun(name, graph, inputs, wanted, rows or {}, tolerances)
 
 
 def _tolerance(manifest: Manifest, graph: GraphName) -> float:
@@ -236,91 +273,6 @@ def feature_inputs(model: ModelSpec, dtype: np.dtype, random: np.random.Generato
         "positions": np.array([model.unit_tokens // 3], np.int32),
     }
     return {"features": features.astype(dtype), **bounds}
-
-
-def _compare(
-    run: str,
-    engines: EngineSet,
-    graph: GraphName,
-    module: nn.Module,
-    inputs: Arrays,
-    rows: dict[str, np.ndarray],
-) -> Iterator[Difference]:
-    """rows: output name -> the rows C of [L,C,…] that are compared."""
-    allowed = _tolerance(engines.manifest, graph)
-    signature, outputs = engines.manifest.graphs[graph], run_engine(engines, graph, inputs)
-    with torch.no_grad():
-        wanted = module(*(_to_torch(inputs[spec.name]) for spec in signature.inputs))
-    wanted = (wanted,) if isinstance(wanted, Tensor) else wanted
-    for spec, tensor in zip(signature.outputs, wanted, strict=True):
-        real, want = outputs[spec.name].astype(np.float64), tensor.double().numpy()
-        if spec.name in rows:
-            real, want = real[:, rows[spec.name]], want[:, rows[spec.name]]
-        absolute = float(np.abs(real - want).max())
-        relative = absolute / max(float(np.abs(want).max()), 1e-12)
-        yield Difference(
-            run, spec.name, absolute, relative, 0.0 if spec.dtype == "int32" else allowed
-        )
-
-
-def run_engine(engines: EngineSet, graph: GraphName, inputs: Arrays, runs: int = 1) -> Arrays:
-    """The outputs of the last of `runs` runs with the same addresses, on a new device of the
-    set."""
-    device = engines.new_device()
-    try:
-        stream = device.stream("verify")
-        return stream.run(_run_engine, device, stream, engines.engine(graph), inputs, runs).done()
-    finally:
-        device.close()
-
-
-def _run_engine(
-    device: Device, stream: Stream, engine: Engine, inputs: Arrays, runs: int
-) -> Arrays:
-    bound = bind(device, stream, engine, inputs)
-    for _ in range(runs):
-        engine.enqueue(bound, stream)
-    names = [spec.name for spec in engine.signature.outputs]
-    return {
-        name: np.array(array)
-        for name, array in zip(
-            names, device.read(stream, *(bound[name] for name in names)), strict=True
-        )
-    }
-
-
-def bind(device: Device, stream: Stream, engine: Engine, inputs: Arrays) -> dict[str, Array]:
-    """Inputs on the device in the engine's types, and arrays for its outputs. Call from the
-    stream's work."""
-    bound: dict[str, Array] = {}
-    for spec in engine.signature.inputs:
-        array = inputs[spec.name].astype(numpy_dtype(spec.dtype))
-        bound[spec.name] = device.empty(array.shape, array.dtype)
-        device.upload(bound[spec.name], array, stream)
-    for name, array in output_arrays(engine, inputs).items():
-        bound[name] = device.zeros(array.shape, array.dtype)
-    return bound
-
-
-def output_arrays(engine: Engine, inputs: Arrays) -> Arrays:
-    """Zero arrays for a graph's outputs, with sizes that follow from its inputs."""
-    sizes = {
-        name: size
-        for spec in engine.signature.inputs
-        for name, size in zip(spec.shape, inputs[spec.name].shape, strict=True)
-        if isinstance(name, str)
-    }
-    if "2*U" in sizes:
-        sizes["U"] = sizes["2*U"] // UNIT_FRAMES
-    if "U" in sizes and "features" in inputs:
-        sizes["U*P"] = sizes["U"] * inputs["features"].shape[1]
-    return {
-        spec.name: np.zeros(
-            [size if isinstance(size, int) else sizes[size] for size in spec.shape],
-            numpy_dtype(spec.dtype),
-        )
-        for spec in engine.signature.outputs
-    }
 
 
 def _to_torch(array: np.ndarray) -> Tensor:

@@ -59,7 +59,7 @@ def plan(lab: Lab) -> dict[str, Any]:
     backend the later steps use: TensorRT or, if it fails, AOTInductor.
 
     """
-    from vicort.export.verify import run_engine
+    from vicort.runtime.engines.engine_run import run_engine
 
     gpu, start = lab.gpu, time.perf_counter()
     with lab.trying_tensorrt():
@@ -167,7 +167,7 @@ def check_against_cpu(lab: Lab, ours: EngineSet, precision: str, found: dict[str
 def compare_engines(ours: EngineSet, theirs: EngineSet) -> dict[str, float]:
     """Largest difference of each output, as a part of its largest value; `count` and `kept` are
     exact or 1."""
-    from vicort.export.verify import run_engine
+    from vicort.runtime.engines.engine_run import run_engine
 
     found = {}
     for name, graph, inputs, rows in random_runs(theirs.manifest.model, ours.dtype):
@@ -230,7 +230,7 @@ def time_runs(engines: EngineSet, graph: str, inputs: Arrays, replays: int = 50)
 def _time_runs(
     device: Device, stream: Stream, engine: Engine, inputs: Arrays, replays: int
 ) -> dict[str, Any]:
-    from vicort.export.verify import bind
+    from vicort.runtime.engines.engine_run import bind
 
     bound = bind(device, stream, engine, inputs)
     outputs = {spec.name: bound[spec.name] for spec in engine.signature.outputs}
@@ -278,7 +278,7 @@ def streams(lab: Lab) -> dict[str, Any]:
 
 def overlap_of_two(engines: EngineSet, runs: int = 30) -> dict[str, Any]:
     """Seconds of `runs` runs of two engines, one after the other and at once."""
-    from vicort.export.verify import bind
+    from vicort.runtime.engines.engine_run import bind
 
     model = engines.manifest.model
     work = {

@@ -82,7 +82,7 @@ def typical_runs(work: PipelineSetup) -> Iterable[tuple[str, GraphName, Arrays]]
 
 def layers_of(work: PipelineSetup, graph: GraphName, inputs: Arrays) -> dict[str, Any]:
     """Milliseconds by layer and by kind of layer, if the engine reports them."""
-    from vicort.export.verify import bind
+    from vicort.runtime.engines.engine_run import bind
 
     engine = work.engines.engine(graph)
     if not hasattr(engine, "layer_times"):

@@ -190,23 +190,37 @@ class VisionAttention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, windows: Cells) -> Tensor:
         """x: [U,S,width]; cos, sin: [S,head_dim] -> [U,S,width]."""
-        places, width = x.shape[1:]
+        units, places, width = x.shape
         q, k, v = self.qkv(x).reshape(-1, places, 3, self.heads, self.head_dim).unbind(2)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if windows.gather is not None:
-            q, k, v = (tensor.index_select(1, windows.gather) for tensor in (q, k, v))
-        cells = q.shape[1]
+            cells = windows.gather.shape[0]
+            q, k, v = (select(t, windows.gather) for t in (q, k, v))
+        else:
+            cells = places
         q, k, v = (  # [U*W,heads,K,head_dim]: kernels of attention take four axes
             t.reshape(-1, cells // windows.windows, self.heads, self.head_dim).transpose(1, 2)
             for t in (q, k, v)
         )
         bias = windows.bias
         if bias is not None:
-            bias = bias.expand(x.shape[0], *bias.shape).reshape(-1, *bias.shape[1:])
+            bias = bias.expand(units, *bias.shape).reshape(-1, *bias.shape[1:])
         mixed = attend(q, k, v, bias, self.fused).transpose(1, 2).reshape(-1, cells, width)
         if windows.scatter is not None:
-            mixed = mixed.index_select(1, windows.scatter)
+            mixed = select(mixed, windows.scatter)
         return self.proj(mixed)
+
+
+def select(x: Tensor, places: Tensor) -> Tensor:
+    """[U,n,...] of x [U,S,...], by places [n] of S.
+
+    All units are one list: TensorRT for RTX needs 64 GiB to build a selection along the second axis
+    of large frames.
+    """
+    units, count = x.shape[:2]
+    first = torch.arange(units, device=x.device, dtype=places.dtype) * count
+    rows = (first[:, None] + places).reshape(-1)
+    return x.flatten(0, 1).index_select(0, rows).unflatten(0, (units, -1))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, fused: bool) -> Tensor:

@@ -49,6 +49,7 @@ class Options:
 
     sources: tuple[str | tuple[str, ...], ...]  # a tuple of images is one source
     engine_dir: Path | None = None  # None = the engines of the tiny model
+    verify_engines: bool = False
     system: str | System = DEFAULT_SYSTEM
     preset: str | None = None  # what the preset sets, and what options set instead
     system_prompt: str | None = None  # None = the chat template's own
@@ -133,6 +134,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     return Options(
         sources=tuple(typed.sources),
         engine_dir=typed.engine_dir,
+        verify_engines=typed.verify_engines,
         system_prompt=typed.system_prompt,
         device_mb=_budget("--memory", typed.memory, least=1),
         host_mb=_budget("--host-memory", typed.host_memory, least=0),
@@ -202,6 +204,12 @@ def _parser(takes_sources: bool) -> ArgumentParser:
         type=Path,
         metavar="DIR",
         help="folder of the engine set (default: the tiny model's, built on first use)",
+    )
+    parser.add_argument(
+        "--verify-engines",
+        action="store_true",
+        help="first compare the engines with what the model computes, which sets for TensorRT "
+        "have stored: a compiler may get a graph wrong on one kind of GPU alone",
     )
     parser.add_argument(
         "--system",

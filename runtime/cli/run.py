@@ -32,6 +32,7 @@ from vicort.runtime.devices.preprocess import import_dali
 from vicort.runtime.devices.trace import Trace
 from vicort.runtime.engines.bfloat16 import COST, computes_in_float32
 from vicort.runtime.engines.engine_set import EngineSet
+from vicort.runtime.engines.reference import check_reference
 from vicort.runtime.entry_points import (
     BEFORE_LEAVING,
     EXIT_CODES,
@@ -241,13 +242,16 @@ def _open_engines(
         check_system(system, folder, manifest, machine, request, options.system_prompt)
 
     with loading_bar(sys.stderr) as progress:
-        return EngineSet.open(
+        engines = EngineSet.open(
             folder,
             threads=options.threads,
             check=check,
             progress=progress,
             meanwhile=import_dali,
         )
+    if options.verify_engines:
+        check_reference(engines)
+    return engines
 
 
 def watch_together(watches: Sequence[Watch], context: RunContext) -> int:

@@ -101,7 +101,7 @@ class EngineSet:
     @property
     def dtype(self) -> np.dtype:
         """The type of features, k and v: float32, or bfloat16 in a bf16 set."""
-        return _input_dtype(self.manifest, "features")
+        return feature_dtype(self.manifest)
 
     @property
     def pool_dtype(self) -> np.dtype:
@@ -128,6 +128,11 @@ class EngineSet:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def feature_dtype(manifest: Manifest) -> np.dtype:
+    """float32, or bfloat16 in a bf16 set."""
+    return _input_dtype(manifest, "features")
 
 
 def pool_dtype(manifest: Manifest) -> np.dtype:

@@ -23,7 +23,7 @@ from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.pruned_vision import PrunedVisionEncoder
 from vicort.export.qwen2_5_vl.vision import VisionEncoder
 from vicort.export.qwen2_5_vl.weights import load_vision
-from vicort.export.verify import run_engine
+from vicort.runtime.engines.engine_run import run_engine
 from vicort.runtime.engines.engine_set import EngineSet
 
 ROWS, COLUMNS = 3, 5  # tokens: windows of 2x2 and 4x4 are cut at both edges

@@ -58,6 +58,7 @@ from vicort.export.verify import language_inputs
 from vicort.runtime.devices.host import InlineStream
 from vicort.runtime.engines.bindings import numpy_dtype
 from vicort.runtime.engines.openvino import OpenVinoEngine
+from vicort.runtime.engines.reference import REFERENCE_FILE, read_runs
 from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
 from vicort.runtime.manifest import (
@@ -799,3 +800,24 @@ def test_the_widths_of_the_3b_model_build(plugin, tmp_path, capfd):
     )
     # the weights, once
     assert manifest.files["llm.plan"].bytes > 2 * (151936 * 2048 + 2 * 3 * 2048 * 11008)
+
+
+def test_the_set_holds_what_the_model_computes_for_machines_without_pytorch():
+    """An engine of a CPU that runs the same graph agrees with it."""
+    graph = plan_graphs(plugin=False)["llm"]
+    engine = OpenVinoEngine(tiny_onnx() / "llm.expanded.onnx", graph, threads=1, streams=1)
+    folder = tiny_set()
+    manifest = read_manifest(folder)
+    runs = list(read_runs(folder / REFERENCE_FILE, SimpleNamespace(manifest=manifest)))
+    names = [run.name.split()[0] for run in runs]
+    assert names == ["vision", "tokens", "head", "llm", "llm"]
+    for run in runs[3:]:
+        rows = len(run.inputs["pos"])
+        bound = arrays_of(graph, run.inputs, C=rows)
+        engine.enqueue(bound, InlineStream("test"))
+        for name, wanted in run.wanted.items():
+            found = bound[name].astype(np.float32)
+            if name in run.rows:
+                found, wanted = found[:, run.rows[name]], wanted[:, run.rows[name]]
+            assert np.abs(found - wanted).max() <= run.allowed[name] * np.abs(wanted).max()
+    assert REFERENCE_FILE in manifest.files

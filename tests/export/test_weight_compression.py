@@ -30,7 +30,7 @@ from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
 from vicort.export.qwen2_5_vl.weights import load_language
 from vicort.export.recipe import load_recipe, model_spec
 from vicort.export.tensorrt_plans import PlanJob, build_plan
-from vicort.export.verify import _language, compare, language_inputs, output_arrays
+from vicort.export.verify import _language, compare, language_inputs
 from vicort.export.weight_compression import (
     GROUP,
     TYPES,
@@ -42,6 +42,7 @@ from vicort.export.weight_compression import (
     quantise_int8,
 )
 from vicort.runtime.devices.host import InlineStream
+from vicort.runtime.engines.engine_run import output_arrays
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.engines.openvino import OpenVinoEngine
 from vicort.runtime.errors import EngineError

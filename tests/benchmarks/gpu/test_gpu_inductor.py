@@ -42,10 +42,11 @@ from vicort.export.graphs import export_program
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_language
 from vicort.export.recipe import load_recipe, model_spec
-from vicort.export.verify import bind, feature_inputs, frame_inputs, language_inputs, run_engine
+from vicort.export.verify import feature_inputs, frame_inputs, language_inputs
 from vicort.runtime.devices.cuda import Gpu
 from vicort.runtime.devices.host import HostDevice
 from vicort.runtime.engines.bindings import numpy_dtype
+from vicort.runtime.engines.engine_run import bind, run_engine
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import DeviceError, EngineError
 from vicort.runtime.kernels import Kernels, KernelSpec, rotates_first

@@ -9,16 +9,15 @@ from onnx import TensorProto, helper
 from support.engine_sets import BACKENDS, engine_set
 
 from vicort.export.verify import (
-    Arrays,
     feature_inputs,
     frame_inputs,
     head_inputs,
     language_inputs,
-    output_arrays,
 )
 from vicort.runtime.devices.host import InlineStream
 from vicort.runtime.engines.backend import CpuBackend
 from vicort.runtime.engines.engine import Engine
+from vicort.runtime.engines.engine_run import Arrays, output_arrays
 from vicort.runtime.manifest import GraphName, GraphSpec, ModelSpec, TensorSpec, read_manifest
 
 THREADS = (1, 3)
