@@ -42,7 +42,7 @@ def check_version(name: str) -> None:
     """Raises ConfigError, which says how to change it, if an installed package has a version that
     vicort does not run with."""
     found = metadata.version(name)
-    for requirement in metadata.requires(DISTRIBUTION) or []:
+    for requirement in _requirements():
         wanted = requirement.partition(";")[0].strip()
         if not re.match(rf"{re.escape(name)}(?![\w.-])", wanted, re.IGNORECASE):
             continue
@@ -51,6 +51,14 @@ def check_version(name: str) -> None:
                 f"{name} {found} is installed, {wanted} is required: run `pip install "
                 f"{shlex.quote(wanted)}`"
             )
+
+
+def _requirements() -> list[str]:
+    """What vicort asks for; nothing where it runs from a folder without metadata."""
+    try:
+        return metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        return []
 
 
 def _suits(found: str, relation: str, limit: str) -> bool:
@@ -69,11 +77,7 @@ def missing_package(error: ModuleNotFoundError) -> str | None:
     itself or of no package that vicort asks for."""
     module = (error.name or "").partition(".")[0]
     package = BRINGS.get(module, module.replace("_", "-"))
-    try:
-        requirements = metadata.requires(DISTRIBUTION) or []
-    except metadata.PackageNotFoundError:
-        return None
-    for requirement in requirements:
+    for requirement in _requirements():
         if re.match(rf"{re.escape(package)}(?![\w.-])", requirement, re.IGNORECASE) is None:
             continue
         extra = re.search(r"""extra == ['"]([\w-]+)['"]""", requirement)

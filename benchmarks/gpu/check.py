@@ -471,11 +471,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(options: argparse.Namespace) -> int:
     if unknown := [name for name in options.only if name not in STEPS]:
         raise ConfigError(f"--only {unknown[0]}: unknown step: choose from {', '.join(STEPS)}")
-    if not options.out.parent.is_dir():
-        raise ConfigError(
-            f"--out {options.out}: the folder {options.out.parent} does not exist: make it, or "
-            "name another file"
-        )
     names = [name for name in STEPS if name in options.only or not options.only]
     if options.list:
         print(
@@ -484,6 +479,11 @@ def _main(options: argparse.Namespace) -> int:
             )
         )
         return 0
+    if not options.out.parent.is_dir():
+        raise ConfigError(
+            f"--out {options.out}: the folder {options.out.parent} does not exist: make it, or "
+            "name another file"
+        )
     options.cache.mkdir(parents=True, exist_ok=True)
     with interruptible():
         report = check(names, options.cache.resolve(), options.out, run_apart, options.within)

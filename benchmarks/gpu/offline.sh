@@ -89,15 +89,23 @@ tarfile.open(fileobj=sys.stdin.buffer, mode="r|xz").extractall(sys.argv[1], filt
   done
 }
 
-link() {  # vicort as a package of links, with the metadata that its versions are read from
-  local room release
-  release=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
-  mkdir -p "$site/vicort" "$site/vicort-$release.dist-info"
+link() {  # vicort as a package of links, with the metadata that versions are compared with
+  local room
+  mkdir -p "$site/vicort" "$site/vicort.dist-info"
   for room in runtime export configs benchmarks engines; do
     ln -sfn "$root/$room" "$site/vicort/$room"
   done
-  printf 'Metadata-Version: 2.1\nName: vicort\nVersion: %s\n' "$release" \
-    > "$site/vicort-$release.dist-info/METADATA"
+  "$python" -c '
+import tomllib
+from pathlib import Path
+project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+print("Metadata-Version: 2.1", "Name: vicort", "Version: " + project["version"], sep="\n")
+for wanted in project["dependencies"]:
+    print("Requires-Dist:", wanted)
+for extra, requirements in project["optional-dependencies"].items():
+    for wanted in requirements:
+        print(f"Requires-Dist: {wanted}; extra == \"{extra}\"")
+' > "$site/vicort.dist-info/METADATA"
 }
 
 probe() {  # each line may hang or be missing

@@ -133,8 +133,9 @@ class DeviceMemory:
 
 
 def stages(lab: Lab, name: str, side: int) -> dict[str, Any]:
-    """Each stage alone, one after another: milliseconds a chunk on the device's clock, and the rate
-    of its arithmetic."""
+    """Each stage alone, one after another: milliseconds a chunk between two marks on its stream,
+    and the rate of its arithmetic. Preprocessing begins on an idle stream, so that the host's part
+    of it lies between the marks too."""
     memory = DeviceMemory(lab)
     with pipeline_setup(lab, name, side) as work:
         memory.note("engines loaded")

@@ -100,7 +100,7 @@ def test_no_step_begins_that_would_not_end_in_time(tmp_path: Path) -> None:
 def test_the_list_says_what_each_step_is_expected_to_take(tmp_path: Path, capsys) -> None:
     assert (
         gpu_check.main(
-            ["--list", "--out", str(tmp_path / "a.json"), "--cache", str(tmp_path / "cache")]
+            ["--list", "--out", str(tmp_path / "no" / "a.json"), "--cache", str(tmp_path / "cache")]
         )
         == 0
     )
