@@ -85,3 +85,13 @@ def build_tiny():
 def tiny_engines(build_tiny) -> Path:
     """For tests of other things than the backend: this one opens in a sixth of OpenVINO's time."""
     return build_tiny("onnxruntime")
+
+
+@pytest.fixture(scope="session")
+def gpu_child():
+    """A process in which the real cuda.core runs on a stand-in for NVIDIA's driver."""
+    from support.stand_in_driver.child import StandInChild  # late: few tests need it
+
+    child = StandInChild()
+    yield child
+    child.close()

@@ -2,40 +2,32 @@
 TensorRT engines and the real cubins."""
 
 import pytest
-from support.stand_in_driver.child import StandInChild
 from support.stand_in_driver.streams import alive_after_sessions, compare, compare_sizes
 from support.told_streams import SHARED
 
 ROUNDS = 20
 
 
-@pytest.fixture(scope="module")
-def child():
-    opened = StandInChild()
-    yield opened
-    opened.close()
-
-
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("name", ["spilling", *SHARED])
 def test_every_system_says_over_cuda_core_what_it_says_on_the_host_to_the_last_bit(
-    name, overlap, child
+    name, overlap, gpu_child
 ):
-    is_equal, replays, refusals = child.call(compare, name, overlap)
+    is_equal, replays, refusals = gpu_child.call(compare, name, overlap)
     assert is_equal
     assert replays
     assert not refusals
 
 
 @pytest.mark.parametrize("overlap", [True, False])
-def test_frames_of_any_size_say_over_cuda_core_what_they_say_on_the_host(overlap, child):
-    is_equal, replays, refusals = child.call(compare_sizes, overlap)
+def test_frames_of_any_size_say_over_cuda_core_what_they_say_on_the_host(overlap, gpu_child):
+    is_equal, replays, refusals = gpu_child.call(compare_sizes, overlap)
     assert is_equal
     assert replays
     assert not refusals
 
 
-def test_sessions_one_after_another_leave_nothing_in_the_driver(child):
-    alive = child.call(alive_after_sessions, ROUNDS)
+def test_sessions_one_after_another_leave_nothing_in_the_driver(gpu_child):
+    alive = gpu_child.call(alive_after_sessions, ROUNDS)
     assert alive[1:] == [alive[0]] * (ROUNDS - 1)
     assert alive[0]["graphs"] == alive[0]["executables"] == 0

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from cuda.bindings import driver as cu
 from support.stand_in_driver import driver_calls
-from support.stand_in_driver.child import StandInChild
 
 from vicort.runtime.devices.cuda import cuda_core, gpu
 from vicort.runtime.errors import DeviceError
@@ -25,54 +24,45 @@ def calls_of_bindings():
                 yield node.func.attr, len(node.args)
 
 
-@pytest.fixture(scope="module")
-def child():
-    """A process in which the real cuda.core runs on the stand-in for NVIDIA's driver."""
-    opened = StandInChild()
-    yield opened
-    opened.close()
+def test_the_gpu_is_described_as_the_driver_does(gpu_child):
+    assert gpu_child.call(driver_calls.facts) == ((9, 0), 132, 13000, 80 << 30)
 
 
-def test_the_gpu_is_described_as_the_driver_does(child):
-    total = 80 << 30
-    assert child.call(driver_calls.facts) == ((9, 0), 132, 13000, (total, total))
+def test_urgent_streams_get_the_highest_priority(gpu_child):
+    assert gpu_child.call(driver_calls.priorities) == [0, -5]
 
 
-def test_urgent_streams_get_the_highest_priority(child):
-    assert child.call(driver_calls.priorities) == [0, -5]
-
-
-def test_memory_is_taken_at_once_and_given_back_at_once(child):
-    aligned, before, held, after, pinned = child.call(driver_calls.allocations)
+def test_memory_is_taken_at_once_and_given_back_at_once(gpu_child):
+    aligned, before, held, after, pinned = gpu_child.call(driver_calls.allocations)
     assert aligned
     assert (before - held, after, pinned) == (2 << 20, before, 0)
 
 
-def test_full_memory_is_told_from_other_failures(child):
-    full, full_pinned, *failed = child.call(driver_calls.full_memory)
+def test_full_memory_is_told_from_other_failures(gpu_child):
+    full, full_pinned, *failed = gpu_child.call(driver_calls.full_memory)
     assert full.startswith("MemoryError")
     assert full_pinned.startswith("MemoryError")
     expected = "DeviceError: CUDA failed (CUDA_ERROR_INVALID_CONTEXT): see `nvidia-smi`"
     assert failed == [f"{expected}, then run again"] * 2
 
 
-def test_bytes_go_to_the_device_and_back_in_the_order_of_the_stream(child):
-    assert child.call(driver_calls.copies) == [1, 1, 7, 7]
+def test_bytes_go_to_the_device_and_back_in_the_order_of_the_stream(gpu_child):
+    assert gpu_child.call(driver_calls.copies) == [1, 1, 7, 7]
 
 
-def test_events_have_a_time_where_it_is_asked_for(child):
-    passes, done, without = child.call(driver_calls.events)
+def test_events_have_a_time_where_it_is_asked_for(gpu_child):
+    passes, done, without = gpu_child.call(driver_calls.events)
     assert passes
     assert done
     assert without.startswith("DeviceError: CUDA failed")
 
 
-def test_every_thread_may_call(child):
-    assert child.call(driver_calls.other_threads) == [None] * 3
+def test_every_thread_may_call(gpu_child):
+    assert gpu_child.call(driver_calls.other_threads) == [None] * 3
 
 
-def test_a_launch_fills_the_parameters_that_the_cubin_lists(child):
-    seen, too_much_shared, no_grid = child.call(driver_calls.launches)
+def test_a_launch_fills_the_parameters_that_the_cubin_lists(gpu_child):
+    seen, too_much_shared, no_grid = gpu_child.call(driver_calls.launches)
     pointers = [512 + i for i in range(6)]
     assert seen == [
         "scatter_tokens",
@@ -85,26 +75,26 @@ def test_a_launch_fills_the_parameters_that_the_cubin_lists(child):
     assert no_grid.startswith("DeviceError: CUDA failed")
 
 
-def test_a_capture_runs_nothing_and_its_graph_does_all_of_it_each_time(child):
-    found, elsewhere, left = child.call(driver_calls.captures)
+def test_a_capture_runs_nothing_and_its_graph_does_all_of_it_each_time(gpu_child):
+    found, elsewhere, is_clean = gpu_child.call(driver_calls.captures)
     assert found == [1, 5, 5]
     assert elsewhere == [None]  # other threads may allocate and wait meanwhile
-    assert left == [0, 0]
+    assert is_clean
 
 
-def test_what_is_illegal_in_a_capture_fails_and_leaves_the_stream_usable(child):
-    for name, (error, afterwards) in child.call(driver_calls.illegal_in_a_capture).items():
+def test_what_is_illegal_in_a_capture_fails_and_leaves_the_stream_usable(gpu_child):
+    for name, (error, afterwards) in gpu_child.call(driver_calls.illegal_in_a_capture).items():
         assert error, name
         assert error.startswith("DeviceError: CUDA failed"), name
         assert afterwards is None, name
 
 
-def test_every_function_of_cudas_bindings_that_is_named_was_called(child):
+def test_every_function_of_cudas_bindings_that_is_named_was_called(gpu_child):
     named = {name for name, _ in calls_of_bindings() if name.startswith("cu")}
     assert len(named) > 10
-    assert {name.replace("Instantiate", "InstantiateWithFlags") for name in named} <= child.call(
-        driver_calls.called_by_all
-    ) | {"cuGetErrorName"}
+    assert {
+        name.replace("Instantiate", "InstantiateWithFlags") for name in named
+    } <= gpu_child.call(driver_calls.called_by_all) | {"cuGetErrorName"}
 
 
 def test_a_status_that_is_no_success_is_told_by_its_name():

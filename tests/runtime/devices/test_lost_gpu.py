@@ -8,19 +8,12 @@ import pytest
 from cuda.bindings.driver import CUresult
 from support import processes
 from support.sizes import slow
-from support.stand_in_driver.child import StandInChild, environment
+from support.stand_in_driver.child import environment
 from support.stand_in_driver.failing_streams import shared_stream_that_fails, stream_that_fails
 from support.told_streams import SPILLING
 
 RESULTS = ("CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_ECC_UNCORRECTABLE", "CUDA_ERROR_LAUNCH_FAILED")
 NEVER = 1 << 40
-
-
-@pytest.fixture(scope="module")
-def child():
-    opened = StandInChild()
-    yield opened
-    opened.close()
 
 
 def check(outcome, result):
@@ -38,15 +31,15 @@ def check(outcome, result):
 
 
 @pytest.mark.parametrize(
-    ("overlap", "step"), [(True, 101), (False, 151), *slow((True, 7), (False, 7))]
+    ("overlap", "step"), [(True, 173), (False, 211), *slow((True, 7), (False, 7))]
 )
-def test_whichever_call_loses_the_gpu_the_session_ends_with_one_line(overlap, step, child):
-    total = child.call(stream_that_fails, NEVER, 700, overlap).calls
-    assert total > 5 * step
+def test_whichever_call_loses_the_gpu_the_session_ends_with_one_line(overlap, step, gpu_child):
+    total = gpu_child.call(stream_that_fails, NEVER, 700, overlap).calls
+    assert total > 4 * step
     told = 0
     for turn, after in enumerate([*range(0, 60, step // 5), *range(60, total, step)]):
         result = RESULTS[turn % len(RESULTS)]
-        outcome = child.call(stream_that_fails, after, int(getattr(CUresult, result)), overlap)
+        outcome = gpu_child.call(stream_that_fails, after, int(getattr(CUresult, result)), overlap)
         check(outcome, result)
         told += bool(outcome.told)
     assert told > turn / 2
@@ -60,18 +53,18 @@ def test_whichever_call_loses_the_gpu_the_session_ends_with_one_line(overlap, st
         *slow("cuGraphExecDestroy", "cuStreamDestroy_v2", "cuMemFreeHost", "cuMemFreeAsync"),
     ],
 )
-def test_each_kind_of_call_may_lose_the_gpu(function, child):
+def test_each_kind_of_call_may_lose_the_gpu(function, gpu_child):
     for after in (0, 3):
-        outcome = child.call(stream_that_fails, after, 700, True, function)
+        outcome = gpu_child.call(stream_that_fails, after, 700, True, function)
         check(outcome, "CUDA_ERROR_ILLEGAL_ADDRESS")
 
 
 @pytest.mark.parametrize(("overlap", "step"), [(True, 211), *slow((True, 13), (False, 13))])
-def test_a_call_that_fails_once_ends_the_session_in_order(overlap, step, child):
+def test_a_call_that_fails_once_ends_the_session_in_order(overlap, step, gpu_child):
     """Or changes nothing: a run that cannot be captured runs without a graph."""
-    total = child.call(stream_that_fails, NEVER, 2, overlap).calls
+    total = gpu_child.call(stream_that_fails, NEVER, 2, overlap).calls
     for after in range(0, total, step):
-        outcome = child.call(stream_that_fails, after, 2, overlap, None, False)
+        outcome = gpu_child.call(stream_that_fails, after, 2, overlap, None, False)
         for _, kind, line in outcome.told:
             assert kind in ("DeviceError", "EngineError")
             assert "\n" not in line
@@ -82,8 +75,8 @@ def test_a_call_that_fails_once_ends_the_session_in_order(overlap, step, child):
 
 
 @pytest.mark.parametrize("after", [300, *slow(700, 1500)])
-def test_a_c_programs_calls_on_every_thread_return_with_the_error(after, child):
-    outcome = child.call(shared_stream_that_fails, after, 700)
+def test_a_c_programs_calls_on_every_thread_return_with_the_error(after, gpu_child):
+    outcome = gpu_child.call(shared_stream_that_fails, after, 700)
     kinds = {(call, kind) for call, kind, _ in outcome.told}
     assert ("push", "DeviceError") in kinds
     assert {kind for _, kind in kinds} <= {"DeviceError", "SessionClosed"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import processes
 from support.manifests import manifest
-from support.stand_in_driver.child import StandInChild, environment
+from support.stand_in_driver.child import environment
 from support.stand_in_driver.failing_streams import (
     opened_with,
     resized_where_dali_fails,
@@ -29,13 +29,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIRED = PROJECT["optional-dependencies"]["tensorrt"]
 
 
-@pytest.fixture(scope="module")
-def child():
-    opened = StandInChild()
-    yield opened
-    opened.close()
-
-
 @pytest.mark.parametrize(
     ("switches", "said"),
     [
@@ -47,8 +40,8 @@ def child():
         ({"init_result": 802}, r"does not start \(CUDA_ERROR_SYSTEM_NOT_READY\): see `nvidia-smi`"),
     ],
 )
-def test_a_driver_that_cannot_be_used_is_one_line(switches, said, child):
-    assert re.search(said, line := child.call(opened_with, **switches))
+def test_a_driver_that_cannot_be_used_is_one_line(switches, said, gpu_child):
+    assert re.search(said, line := gpu_child.call(opened_with, **switches))
     assert "\n" not in line
 
 
@@ -119,9 +112,9 @@ SET = manifest(backend="tensorrt", precision="bf16", graphs=PLANS, build_command
         ({"weights": "int4"}, 6000, 0, "free: take a smaller model"),
     ],
 )
-def test_engines_that_do_not_fit_name_what_would(changes, total, others, advice, child):
+def test_engines_that_do_not_fit_name_what_would(changes, total, others, advice, gpu_child):
     sizes = {"llm.plan": 6000 * MB, "vision.plan": 500 * MB}
-    line = child.call(room_for, sizes, SET | changes, total * MB, others * MB)
+    line = gpu_child.call(room_for, sizes, SET | changes, total * MB, others * MB)
     if advice is None:
         assert line == ""
         return
@@ -132,10 +125,10 @@ def test_engines_that_do_not_fit_name_what_would(changes, total, others, advice,
     assert line.endswith("(it was built by `vicort-build m`)")
 
 
-def test_a_stripped_plan_needs_room_for_the_weights_that_it_is_given(child):
+def test_a_stripped_plan_needs_room_for_the_weights_that_it_is_given(gpu_child):
     graphs = {"llm": PLANS["llm"] | {"refit_from": "llm.onnx"}}
     sizes = {"llm.plan": 2 * MB, "llm.onnx": MB, "llm.onnx.data": 900 * MB}
-    line = child.call(room_for, sizes, SET | {"graphs": graphs}, 800 * MB, 0)
+    line = gpu_child.call(room_for, sizes, SET | {"graphs": graphs}, 800 * MB, 0)
     assert "take 903 MB, and stand-in GPU has 800 of 800 MB free" in line
 
 
@@ -156,9 +149,9 @@ def test_a_stripped_plan_needs_room_for_the_weights_that_it_is_given(child):
     ],
 )
 def test_memory_that_other_processes_hold_is_told_from_a_gpu_that_is_too_small(
-    free, pinned, said, child
+    free, pinned, said, gpu_child
 ):
-    outcome = child.call(stream_with_memory, free, pinned)
+    outcome = gpu_child.call(stream_with_memory, free, pinned)
     ((call, kind, line),) = outcome.told
     assert (call, kind) == ("open", "DeviceError")
     assert re.search(said, line)
@@ -170,8 +163,8 @@ def test_memory_that_other_processes_hold_is_told_from_a_gpu_that_is_too_small(
 # ---- captures, and packages ----
 
 
-def test_where_nothing_can_be_captured_answers_are_the_same_and_one_warning_says_so(child):
-    is_equal, printed = child.call(told_without_captures, "vicostream")
+def test_where_nothing_can_be_captured_answers_are_the_same_and_one_warning_says_so(gpu_child):
+    is_equal, printed = gpu_child.call(told_without_captures, "vicostream")
     assert is_equal
     lines = printed.splitlines()
     engines = {line.partition(":")[0] for line in lines}
@@ -183,9 +176,9 @@ def test_where_nothing_can_be_captured_answers_are_the_same_and_one_warning_says
 
 
 def test_where_dali_cannot_use_the_gpu_frames_are_resized_on_the_cpu_and_one_warning_says_so(
-    child,
+    gpu_child,
 ):
-    (warned,), seen = child.call(resized_where_dali_fails)
+    (warned,), seen = gpu_child.call(resized_where_dali_fails)
     assert re.search(r"^NVIDIA DALI cannot use the gpu .*; frames are resized on the CPU", warned)
     assert seen == [7, 9]
 

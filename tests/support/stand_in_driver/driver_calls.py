@@ -36,7 +36,7 @@ def failure(work: Callable[[], Any]) -> str | None:
 
 def facts() -> tuple[Any, ...]:
     driver = opened()
-    return driver.capability, driver.multiprocessors, driver.version, driver.memory()
+    return driver.capability, driver.multiprocessors, driver.version, driver.memory()[1]
 
 
 def priorities() -> list[int]:
@@ -50,9 +50,9 @@ def priorities() -> list[int]:
 
 def allocations() -> tuple[bool, int, int, int, int]:
     """Whether addresses are aligned; bytes that are free before, with, and after two blocks; pinned
-    bytes at the end."""
+    bytes that are left."""
     driver, stand_in = opened(), stand_in_driver()
-    before = driver.memory()[0]
+    before, pinned_before = driver.memory()[0], stand_in.get("pinned_bytes")
     pointers = [driver.allocate(1 << 20) for _ in range(2)]
     pinned = driver.allocate_pinned(1000)
     held = driver.memory()[0]
@@ -60,7 +60,8 @@ def allocations() -> tuple[bool, int, int, int, int]:
         driver.free(pointer)
     driver.free_pinned(pinned)
     aligned = not any(pointer % 256 for pointer in pointers)
-    return aligned, before, held, driver.memory()[0], stand_in.get("pinned_bytes")
+    left = stand_in.get("pinned_bytes") - pinned_before
+    return aligned, before, held, driver.memory()[0], left
 
 
 def full_memory() -> list[str | None]:
@@ -160,10 +161,11 @@ def launches() -> tuple[list[Any], str | None, str | None]:
     return seen, *errors
 
 
-def captures() -> tuple[list[int], list[str | None], list[int]]:
+def captures() -> tuple[list[int], list[str | None], bool]:
     """What memory holds after a capture, and after each of two launches of its graph; what of other
-    threads failed meanwhile; and graphs and executables at the end."""
+    threads failed meanwhile; and whether nothing is left in the driver."""
     driver, stand_in = opened(), stand_in_driver()
+    before = stand_in.alive()
     stream, elsewhere = driver.create_stream(False), []
     device = driver.allocate(256)
     driver.fill(device, 1, 256, stream)
@@ -190,7 +192,7 @@ def captures() -> tuple[list[int], list[str | None], list[int]]:
     driver.close_graph(graph)
     driver.close_stream(stream)
     driver.free(device)
-    return found, elsewhere, [stand_in.get(name) for name in ("graphs", "executables")]
+    return found, elsewhere, stand_in.alive() == before
 
 
 def illegal_in_a_capture() -> dict[str, tuple[str | None, str | None]]:
