@@ -194,6 +194,7 @@ def _plan_options(options: Arguments) -> PlanOptions | None:
             "was built, which takes a GPU to try: leave one of the two out"
         )
     from vicort.export.engine_set_writer import PlanOptions
+    from vicort.export.kernels.architectures import of_targets
     from vicort.export.tensorrt_plans import (
         check_number_formats,
         check_targets,
@@ -213,6 +214,8 @@ def _plan_options(options: Arguments) -> PlanOptions | None:
         )
     tensorrt = load_tensorrt("tensorrt" if options.frontend == "torch-tensorrt" else None)
     check_targets(tensorrt, options.target)
+    if not options.no_plugin:
+        of_targets(options.target)
     check_number_formats(options.target, options.precision, options.weights)
     if options.strip and tensorrt.flavour == "tensorrt_rtx" and (reason := missing_gpu()):
         raise DeviceError(

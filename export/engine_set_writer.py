@@ -53,7 +53,14 @@ from vicort.export.qwen2_5_vl.weights import (
     load_vision_of,
     stores_bfloat16_embedding,
 )
-from vicort.export.tensorrt_plans import KERNELS_FILE, PIP_NAMES, PlanJob, Progress, build_plan
+from vicort.export.tensorrt_plans import (
+    KERNELS_FILE,
+    PIP_NAMES,
+    PlanJob,
+    Progress,
+    build_plan,
+    kernel_architectures,
+)
 from vicort.export.token_control import TokenControlGraph
 from vicort.export.torch_tensorrt import compile_directly
 from vicort.export.verify import write_reference
@@ -359,7 +366,7 @@ def _write_plans(
     the layers of the plans."""
     graphs = dict(manifest.graphs)
     say("leaving out vision_pruned: system codecflow runs on the engines of the CPU only")
-    _write_kernels(folder, checkpoint, manifest, say)
+    _write_kernels(folder, checkpoint, manifest, say, options)
     direct = "vision" if options.frontend == "torch-tensorrt" else ""
     exports = _exports(onnx, checkpoint, manifest, say, adapter, direct, choices)
     for name, exported in exports:
@@ -383,9 +390,13 @@ def _write_plans(
     return manifest.model_copy(update={"graphs": graphs})
 
 
-def _write_kernels(folder: Path, checkpoint: Path, manifest: Manifest, say: Say) -> None:
+def _write_kernels(
+    folder: Path, checkpoint: Path, manifest: Manifest, say: Say, options: PlanOptions
+) -> None:
     # late: only this backend needs Triton
     from vicort.export.kernels.compile import compile_kernels, kernel_spec
+
+    architectures = kernel_architectures(options.flavour, options.targets)
 
     spec = kernel_spec(
         read_configuration(checkpoint).language,
@@ -394,7 +405,9 @@ def _write_kernels(folder: Path, checkpoint: Path, manifest: Manifest, say: Say)
         kv=manifest.kv,
     )
     with progress_bar(f"compiling {KERNELS_FILE}", say) as bar:
-        content = compile_kernels(spec, progress=lambda done, total, what: bar(what, done / total))
+        content = compile_kernels(
+            spec, architectures, lambda done, total, what: bar(what, done / total)
+        )
     (folder / KERNELS_FILE).write_bytes(content)
 
 

@@ -24,18 +24,20 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from vicort.export.kernels.architectures import ARCHITECTURES, of_targets
 from vicort.runtime.engines.tensorrt import (
     KERNELS_FILE,
     PIP_NAMES,
     PluginHost,
     TensorRT,
     check_tensors,
+    gpu_capability,
     load_tensorrt,
     missing_gpu,
     tensor_spec,
 )
 from vicort.runtime.errors import ConfigError, EngineError, VicortError
-from vicort.runtime.kernels import Kernels
+from vicort.runtime.kernels import Kernels, fitting_architecture
 from vicort.runtime.locations import user_cache
 from vicort.runtime.manifest import Flavour, GraphSpec, Precision, TensorSpec, Weights
 from vicort.runtime.written_files import write_file
@@ -53,6 +55,7 @@ __all__ = [
     "build_plan",
     "check_number_formats",
     "check_targets",
+    "kernel_architectures",
     "load_tensorrt",
     "missing_gpu",
 ]
@@ -340,6 +343,22 @@ def check_targets(tensorrt: TensorRT, targets: tuple[str, ...]) -> dict[str, Any
                 f"{', '.join(known)}"
             )
     return known
+
+
+def kernel_architectures(flavour: Flavour, targets: tuple[str, ...]) -> tuple[int, ...]:
+    """What the kernels of a set are compiled for: the named targets; without, this machine's GPU
+    if the plans run on no other, as those of the full TensorRT. Raises ConfigError if kernels
+    cannot be compiled for it."""
+    capability = None if targets or flavour != "tensorrt" else gpu_capability()
+    if capability is None:
+        return of_targets(targets)
+    found = fitting_architecture(ARCHITECTURES, capability)
+    if found is None:
+        raise ConfigError(
+            f"this GPU is sm_{capability[0]}{capability[1]}, attention kernels are compiled for "
+            f"{', '.join(f'sm_{each}' for each in ARCHITECTURES)}: build with --no-plugin"
+        )
+    return (found,)
 
 
 def check_number_formats(

@@ -650,6 +650,16 @@ def missing_gpu() -> str | None:
     return None
 
 
+def gpu_capability() -> tuple[int, int] | None:
+    """Of this machine's GPU, (9, 0) for sm_90; None without one that can be used."""
+    from vicort.runtime.devices.cuda import open_gpu
+
+    try:
+        return open_gpu().capability
+    except DeviceError:
+        return None
+
+
 def tensor_spec(name: str, dtype: Any, shape: Sequence[int]) -> TensorSpec:
     """A TensorRT tensor in the manifest's form."""
     return TensorSpec(

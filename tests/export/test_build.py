@@ -310,6 +310,18 @@ def test_a_gpu_that_tensorrt_cannot_be_told_to_build_for_is_refused_at_once(
     assert "sm_89, sm_120" in said
 
 
+def test_a_gpu_that_kernels_are_not_compiled_for_is_refused_at_once(tmp_path, monkeypatch, capfd):
+    """TensorRT for RTX does take it."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    given = ["--backend", "tensorrt", "--target", "sm_86,sm_75", "--out", tmp_path / "set"]
+    status, said = run(capfd, "tiny", *given)
+    assert status == 2
+    assert len(said.splitlines()) == 1
+    assert "--target sm_75: attention kernels are compiled for sm_80, sm_86" in said
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_gpu_without_fp8_is_refused_at_once(tmp_path, monkeypatch, capfd):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     monkeypatch.setitem(sys.modules, "tensorrt", None)

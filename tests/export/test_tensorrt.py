@@ -192,9 +192,7 @@ def quick(monkeypatch):
         return BuiltPlan(layer_types={"CAST": 1}, plugin_layers=job.graph.plugin_layers)
 
     tiny_onnx()
-    monkeypatch.setattr(
-        "vicort.export.kernels.compile.compile_kernels", lambda spec, progress: b"cubins"
-    )
+    monkeypatch.setattr("vicort.export.kernels.compile.compile_kernels", lambda *_: b"cubins")
     for name, pretence in {
         "_exports": exports,
         "build_plan": build_plan,

@@ -18,7 +18,6 @@ from support.sizes import is_thorough
 from vicort.export import build, engine_set_writer
 from vicort.export.checkpoint import TINY, resolve
 from vicort.export.graphs import expand, plan_signatures, remove_functions, signatures, write_nodes
-from vicort.export.kernels import compile as compiling
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.recipe import load_recipe, model_spec
 from vicort.export.tensorrt_plans import build_plan
@@ -65,11 +64,7 @@ def _build(folder: Path) -> None:
     with (
         mock.patch.object(engine_set_writer, "build_plan", copy_and_build),
         mock.patch.object(engine_set_writer, "remove_functions", expand_and_remove),
-        mock.patch.object(
-            compiling,
-            "compile_kernels",
-            functools.partial(compiling.compile_kernels, architectures=ONE_GPU),
-        ),
+        mock.patch.object(engine_set_writer, "kernel_architectures", return_value=ONE_GPU),
     ):
         assert build.main([tiny_name(), "--backend", "tensorrt", "--out", str(folder)]) == 0
 
