@@ -313,8 +313,12 @@ def check(
         left = None if within is None else within - (clock() - start)
         measured = now() | {"versions": versions}
         report["under_way"] = {"step": name, **measured}
-        keep()
-        outcome, interruption = _outcome(name, folder, run, left)
+        began, interruption = time.monotonic(), None
+        try:
+            keep()
+            outcome = _outcome(name, folder, run, left)
+        except KeyboardInterrupt as error:  # also one that comes before the step has begun
+            outcome, interruption = _interrupted(time.monotonic() - began), error
         ran[name] = outcome = outcome | {"measured": measured}
         del report["under_way"]
         print(
@@ -331,19 +335,18 @@ def check(
     return report | {"ran": ran}
 
 
-def _outcome(
-    name: str, folder: Path, run: Run, left: float | None
-) -> tuple[Found, KeyboardInterrupt | None]:
+def _outcome(name: str, folder: Path, run: Run, left: float | None) -> Found:
     """left: seconds; None = without end."""
-    step, began = STEPS[name], time.monotonic()
+    step = STEPS[name]
     if left is not None and step.expected > left:
-        return {"outcome": "skipped", "reason": too_late(name, left)}, None
-    try:
-        return run(name, folder, min(step.seconds, left or step.seconds)), None
-    except KeyboardInterrupt as interruption:
-        took = time.monotonic() - began
-        reason = f"it was interrupted after {took:.0f} s, before it ended"
-        return {"outcome": "failed", "reason": reason, "seconds": round(took, 2)}, interruption
+        return {"outcome": "skipped", "reason": too_late(name, left)}
+    return run(name, folder, min(step.seconds, left or step.seconds))
+
+
+def _interrupted(took: float) -> Found:
+    """took: seconds."""
+    reason = f"it was interrupted after {took:.0f} s, before it ended"
+    return {"outcome": "failed", "reason": reason, "seconds": round(took, 2)}
 
 
 def too_late(name: str, left: float) -> str:

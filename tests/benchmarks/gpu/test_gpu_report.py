@@ -167,6 +167,24 @@ def test_an_interruption_is_the_outcome_of_its_step_and_ends_the_run(tmp_path: P
     assert steps["kernels"]["reason"] == "it was interrupted after 0 s, before it ended"
 
 
+def test_an_interruption_before_a_step_has_begun_is_its_outcome_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    def write(path: Path, report: dict) -> None:
+        written.append(report.get("under_way"))
+        if len(written) == 1:
+            raise KeyboardInterrupt
+        real(path, report)
+
+    real = gpu_check.write
+    monkeypatch.setattr(gpu_check, "write", write)
+    with pytest.raises(KeyboardInterrupt):
+        check(["plan"], tmp_path, tmp_path / "a.json", lambda name, folder, seconds: PASSED)
+    assert steps_in(tmp_path / "a.json")["plan"]["outcome"] == "failed"
+
+
 def test_each_step_names_what_it_ran_with(tmp_path: Path) -> None:
     check(["plan"], tmp_path, tmp_path / "a.json", lambda name, folder, seconds: PASSED)
     versions = steps_in(tmp_path / "a.json")["plan"]["measured"]["versions"]
