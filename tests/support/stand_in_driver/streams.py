@@ -51,15 +51,19 @@ def compare_sizes(overlap: bool) -> tuple[bool, int, list[str]]:
 
 
 def alive_after_sessions(count: int) -> list[dict[str, int]]:
-    """What the driver still holds after each of `count` sessions, which capture graphs."""
+    """What the driver holds before and after each of `count` sessions, which capture graphs."""
     opened, driver = engines(), stand_in_driver()
-    alive = []
+    alive = [_alive(opened)]
     for _ in range(count):
         captures = driver.get("captures")
         watch(opened, small("vicostream"), frames(17), (None,))
         assert driver.get("captures") > captures
-        gc.collect()
-        opened.gpu.memory.trim()
-        opened.gpu.pinned.collect()
-        alive.append(driver.alive())
+        alive.append(_alive(opened))
     return alive
+
+
+def _alive(opened: StandInEngineSet) -> dict[str, int]:
+    gc.collect()
+    opened.gpu.memory.trim()
+    opened.gpu.pinned.collect()
+    return stand_in_driver().alive()
