@@ -398,4 +398,7 @@ def rotates_first(spec: KernelSpec, rows: int, pages: int, multiprocessors: int)
     segments."""
     tokens = pages * spec.page_tokens + rows
     scores = rows * spec.groups * spec.kv_heads * tokens
-    return not is_narrow(spec, rows) and scores >= ROTATED_FROM * multiprocessors
+    # products in float32 take most of the time there, and the tiles of both forms are small
+    if spec.dtype == "float32" or is_narrow(spec, rows):
+        return False
+    return scores >= ROTATED_FROM * multiprocessors

@@ -145,8 +145,8 @@ def attend_with_kernel(
 def rotates_keys_first(
     rows: int, query_heads: int, group: int, tokens: int, multiprocessors: int
 ) -> int:
-    """0 or 1: what vicort.runtime.kernels.rotates_first says, for sizes that are not known when
-    the program is compiled."""
+    """0 or 1: what vicort.runtime.kernels.rotates_first says of half precision, for sizes that are
+    not known when the program is compiled."""
     enough = rows * query_heads * tokens // (ROTATED_FROM * multiprocessors)
     wide = rows * group // (NARROW_VECTORS + 1)
     return torch.sym_min(1, enough) * torch.sym_min(1, wide)

@@ -342,7 +342,9 @@ def test_the_plain_form_is_what_the_model_computes(program) -> None:
     multiprocessors=st.integers(1, 200),
 )
 def test_keys_are_rotated_first_where_the_runtime_does(rows, pages, heads, groups, multiprocessors):
-    spec = KernelSpec.model_construct(kv_heads=heads, groups=groups, page_tokens=16)
+    spec = KernelSpec.model_construct(
+        kv_heads=heads, groups=groups, page_tokens=16, dtype="bfloat16"
+    )
     found = rotates_keys_first(rows, heads * groups, groups, 16 * pages + rows, multiprocessors)
     assert found == rotates_first(spec, rows, pages, multiprocessors)
 

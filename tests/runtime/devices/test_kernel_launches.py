@@ -193,6 +193,11 @@ def test_keys_are_rotated_first_where_many_rows_read_many(rows, pages, first):
     assert (make_kernels().plan(rows, pages, 132, (9, 0)).scratch is not None) == first
 
 
+def test_in_float32_keys_are_rotated_as_they_are_read():
+    assert make_kernels(make_spec(dtype="float16")).plan(289, 80, 132, (9, 0)).scratch
+    assert not make_kernels(make_spec(dtype="float32")).plan(289, 80, 132, (9, 0)).scratch
+
+
 def test_more_multiprocessors_take_more_work_before_keys_are_rotated_first():
     scores = 40 * 16 * (40 + 100 * 16)
     at = scores // ROTATED_FROM
