@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,47 +79,52 @@ def assemble(
     model = engines.manifest.model
     check_long_term(system, engines.manifest)
     device = engines.new_device(overlap)
-    prompt = open_prompt(engines.folder, model, system_prompt)
-    text_tokens = min(model.max_rows + answer_tokens, model.max_position // 8)
-    timeline = Timeline(model, len(prompt.prefix), text_tokens)
-    prompt_tokens, machine = len(prompt.prefix), device.memory()
-    fitted = fit_budget(system, model, engines.pool_dtype, prompt_tokens, machine, request)
-    system = fitted.system
-    logger.info(
-        "system %s: --memory %gMB --host-memory %gMB, chunks of %d frames of %s, %s, threads of "
-        "preprocessing: %d",
-        system.name,
-        *fitted.budget,
-        chunk_frames(system, model),
-        model.frame_size,
-        "stages overlap" if overlap else "one stage after another",
-        threads,
-    )
-    memory = Memory(device, model, system, timeline, engines.pool_dtype, clock)
-    run = LanguageRun(engines, device, memory.pool)
-    preprocessor = device.preprocessor(model.fixed_size, threads)
-    preprocess = Preprocess(device.stream("preprocess"), preprocessor)
-    vision, tokens = _vision_stages(device, engines, system, cut_in)
-    prefill = Prefill(device, device.stream("prefill"), run, memory, model, cut_in)
-    if speech := system.speaks.by_itself:
-        prefill.speaker = Speaker(
-            speech, device, prefill.stream, run, memory, model, prompt, on_spoken
+    try:
+        prompt = open_prompt(engines.folder, model, system_prompt)
+        text_tokens = min(model.max_rows + answer_tokens, model.max_position // 8)
+        timeline = Timeline(model, len(prompt.prefix), text_tokens)
+        prompt_tokens, machine = len(prompt.prefix), device.memory()
+        fitted = fit_budget(system, model, engines.pool_dtype, prompt_tokens, machine, request)
+        system = fitted.system
+        logger.info(
+            "system %s: --memory %gMB --host-memory %gMB, chunks of %d frames of %s, %s, threads "
+            "of preprocessing: %d",
+            system.name,
+            *fitted.budget,
+            chunk_frames(system, model),
+            model.frame_size,
+            "stages overlap" if overlap else "one stage after another",
+            threads,
         )
-    if prompt.prefix:
-        prefix = np.asarray(prompt.prefix, np.int32)
-        prefill.stream.run(prefill.cache_prompt_in_stream, prefix).done()
-    stages: tuple[Stage, ...] = (preprocess, vision, tokens, prefill)
-    buffers = [
-        Buffers(device, model, engines.dtype) for _ in range(CHUNKS_IN_FLIGHT if overlap else 1)
-    ]
-    pipeline: Pipeline = (
-        OverlappedPipeline(stages, buffers, clock, on_chunk)
-        if overlap
-        else SequentialPipeline(stages, buffers[0], clock, on_chunk)
-    )
-    answerer = Answerer(device, engines, memory, prompt, prefill, clock)
-    reducer = FrameReducer(device, preprocess, model.grid, model.token_pixels)
-    return Parts(fitted, device, clock, prompt, memory, prefill, pipeline, answerer, reducer)
+        memory = Memory(device, model, system, timeline, engines.pool_dtype, clock)
+        run = LanguageRun(engines, device, memory.pool)
+        preprocessor = device.preprocessor(model.fixed_size, threads)
+        preprocess = Preprocess(device.stream("preprocess"), preprocessor)
+        vision, tokens = _vision_stages(device, engines, system, cut_in)
+        prefill = Prefill(device, device.stream("prefill"), run, memory, model, cut_in)
+        if speech := system.speaks.by_itself:
+            prefill.speaker = Speaker(
+                speech, device, prefill.stream, run, memory, model, prompt, on_spoken
+            )
+        if prompt.prefix:
+            prefix = np.asarray(prompt.prefix, np.int32)
+            prefill.stream.run(prefill.cache_prompt_in_stream, prefix).done()
+        stages: tuple[Stage, ...] = (preprocess, vision, tokens, prefill)
+        buffers = [
+            Buffers(device, model, engines.dtype) for _ in range(CHUNKS_IN_FLIGHT if overlap else 1)
+        ]
+        pipeline: Pipeline = (
+            OverlappedPipeline(stages, buffers, clock, on_chunk)
+            if overlap
+            else SequentialPipeline(stages, buffers[0], clock, on_chunk)
+        )
+        answerer = Answerer(device, engines, memory, prompt, prefill, clock)
+        reducer = FrameReducer(device, preprocess, model.grid, model.token_pixels)
+        return Parts(fitted, device, clock, prompt, memory, prefill, pipeline, answerer, reducer)
+    except BaseException:
+        with suppress(DeviceError):  # of a GPU that is lost, which the error says already
+            device.close()
+        raise
 
 
 def _vision_stages(

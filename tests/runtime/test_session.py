@@ -828,6 +828,14 @@ def test_a_stage_that_fails_fails_the_stream_and_its_questions():
             session.finish()
 
 
+def test_a_session_that_cannot_be_opened_leaves_no_thread():
+    engines, before = FakeEngineSet(), set(threading.enumerate())
+    engines.llm.function = lambda **bindings: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        Session(engines, system(), system_prompt="Answer in a word.")
+    assert set(threading.enumerate()) <= before
+
+
 def test_a_finished_stream_takes_questions_but_no_frames():
     with Session(FakeEngineSet(), system()) as session:
         session.push(frames(1)[0])

@@ -86,6 +86,7 @@ def test_defaults(capsys: pytest.CaptureFixture[str], clip: Path) -> None:
         "fps": None,
         "overlap": True,
         "on_lag": "wait",
+        "freshness": "complete",
         "sampling": Sampling(),
         "trace": None,
         "memory": MemoryRequest(),
