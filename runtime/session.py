@@ -135,13 +135,12 @@ class Session:
         every frame. threads: of preprocessing, None = all that the process may use. freshness: what
         a question sees: "complete" = every frame until its time, for which it waits until they are
         in memory; "now" = what is in memory already, for which it waits for no chunk but the one
-        that is being written. on_event gets
-        each ChunkEvent, Answer and Spoken as it happens, from the session's own threads, one at a
-        time; an error that it raises is logged once for each kind, counted in the summary, and does
-        not end the stream. memory: budgets that replace the system's. system_prompt: None = the
-        chat template's own. max_questions: that may wait for their answers. Raises
-        MemoryBudgetError if the budget does not hold one chunk, EngineError for a damaged
-        generation_config.json.
+        that is being written. on_event gets each ChunkEvent, Answer and Spoken as it happens, from
+        the session's own threads, one at a time; an error that it raises is logged once for each
+        kind, counted in the summary, and does not end the stream. memory: budgets that replace the
+        system's. system_prompt: None = the chat template's own. max_questions: that may wait for
+        their answers. Raises MemoryBudgetError if the budget does not hold one chunk, EngineError
+        for a damaged generation_config.json.
         """
         check_session(system, fps, sampling, trace, on_event, memory)
         check_freshness(freshness)

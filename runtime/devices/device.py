@@ -87,8 +87,7 @@ class Stream(Protocol):
 
     def run_first(self, work: Callable[..., Any], *args: Any) -> StreamEvent:
         """Run `work` before all work that waits: as soon as the work in progress ends, or waits
-        with `first`. Other streams without priority begin no work until then. Not to be called from
-        the stream's own work."""
+        with `first`. Not to be called from the stream's own work."""
         ...
 
     def wait(self, event: StreamEvent, *, first: bool = False) -> None:

@@ -66,7 +66,6 @@ class HostStream(_Immediate):
 
     def __init__(self, name: str, urgency: Urgency, urgent: bool) -> None:
         self.name = name
-        self._urgency = urgency
         self._work = WorkQueue(name, None if urgent else urgency)
 
     def run(self, work: Callable[..., Any], *args: Any) -> HostEvent:
@@ -75,9 +74,7 @@ class HostStream(_Immediate):
         return HostEvent(self._work.put(work, *args))
 
     def run_first(self, work: Callable[..., Any], *args: Any) -> HostEvent:
-        event = HostEvent(self._work.put_first(work, *args))
-        self._urgency.until(event.future)
-        return event
+        return HostEvent(self._work.put_first(work, *args))
 
     def wait(self, event: StreamEvent, *, first: bool = False) -> None:
         if first and isinstance(event, HostEvent):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 
 
@@ -20,16 +19,14 @@ class Urgency:
 
     @contextmanager
     def urgent_work(self) -> Iterator[None]:
-        self._begin()
+        with self._idle:
+            self._running += 1
         try:
             yield
         finally:
-            self._end()
-
-    def until(self, future: Future) -> None:
-        """There is urgent work until the future is done or cancelled."""
-        self._begin()
-        future.add_done_callback(self._end)
+            with self._idle:
+                self._running -= 1
+                self._idle.notify_all()
 
     def wait_for_urgent_work(self, unless: Callable[[], bool] = lambda: False) -> None:
         """Wait until there is none, or `unless` is true. `check_again` follows each change of what
@@ -39,13 +36,4 @@ class Urgency:
 
     def check_again(self) -> None:
         with self._idle:
-            self._idle.notify_all()
-
-    def _begin(self) -> None:
-        with self._idle:
-            self._running += 1
-
-    def _end(self, future: Future | None = None) -> None:
-        with self._idle:
-            self._running -= 1
             self._idle.notify_all()

@@ -1,6 +1,7 @@
 """What a question sees: every frame until its time, or what is in memory when it is asked."""
 
 import threading
+import time
 from fractions import Fraction
 
 import pytest
@@ -63,6 +64,30 @@ def test_an_answer_now_waits_for_no_frame_that_is_not_in_memory(chosen):
         vision.gate.set()
         session.finish()
         assert session.ask(ASK).seen_until == video[-1].time
+
+
+def test_urgent_work_comes_in_between_two_units():
+    engines, urgent, passed = FakeEngineSet(), threading.Event(), threading.Event()
+    see, runs = engines.vision.function, []
+
+    def seen(**bindings):
+        runs.append(bindings["frames"].shape[0])
+        if len(runs) == 1:
+            urgent.set()
+            assert passed.wait(timeout=30)
+        return see(**bindings)
+
+    engines.vision.function = seen
+    with Session(engines, system(), freshness="now", sampling=SHORT) as session:
+        for frame in frames(8):
+            session.push(frame)
+        assert urgent.wait(timeout=30)
+        with session._device.urgency.urgent_work():
+            passed.set()
+            time.sleep(0.1)
+            assert runs == [2]
+        session.finish()
+    assert runs == [2, 2, 2, 2]
 
 
 def test_a_complete_answer_waits_for_every_frame_until_its_time():
