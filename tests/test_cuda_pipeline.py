@@ -9,12 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from support.fake_engines import FakeEngineSet
-from support.simulated_cuda import Misuse, ObservedStream, Race, SimulatedEngineSet
-from support.simulated_tensorrt import SimulatedTensorRTSet
-from support.sizes import slow
-from support.streams import frames
-from support.systems import system
-from support.told_streams import (
+from support.reported_streams import (
     ANY_SIZE,
     ASK,
     BY_HEAD,
@@ -26,6 +21,11 @@ from support.told_streams import (
     told_of_sizes,
     watch,
 )
+from support.simulated_cuda import Misuse, ObservedStream, Race, SimulatedEngineSet
+from support.simulated_tensorrt import SimulatedTensorRTSet
+from support.sizes import slow
+from support.streams import frames
+from support.systems import system
 
 from vicort.runtime.core import ChunkEvent
 from vicort.runtime.devices.cuda import CudaDevice, CudaStream

@@ -2,8 +2,8 @@
 TensorRT engines and the real cubins."""
 
 import pytest
+from support.reported_streams import SHARED
 from support.stand_in_driver.streams import alive_after_sessions, compare, compare_sizes
-from support.told_streams import SHARED
 
 ROUNDS = 20
 

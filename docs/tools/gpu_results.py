@@ -30,11 +30,15 @@ def table(report: Mapping[str, Any]) -> Iterator[str]:
     yield "| step | it asks | outcome | when, on what |\n|---|---|---|---|\n"
     for name, step in STEPS.items():
         found = report.get("steps", {}).get(name)
-        cells = (f"`{name}`", step.question, *(("not run", "") if found is None else told(found)))
+        cells = (
+            f"`{name}`",
+            step.question,
+            *(("not run", "") if found is None else outcome(found)),
+        )
         yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |\n"
 
 
-def told(step: Mapping[str, Any]) -> tuple[str, str]:
+def outcome(step: Mapping[str, Any]) -> tuple[str, str]:
     measured = step["measured"]
     versions = measured["versions"]
     ran_with = [f"{name} {versions[name]}" for name in SHOWN if name in versions]

@@ -25,7 +25,7 @@ from vicort.runtime.devices.cuda.allocator import DEVICE_ALIGNMENT
 from vicort.runtime.devices.cuda.arrays import as_device
 from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
 from vicort.runtime.engines.bindings import Bindings, BindingsCheck, describe_mismatch
-from vicort.runtime.engines.gpu_room import check_room
+from vicort.runtime.engines.gpu_fit import check_fits
 from vicort.runtime.engines.graph_cache import GraphCache
 from vicort.runtime.errors import DeviceError, EngineError
 from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
@@ -388,7 +388,7 @@ class TensorRTBackend:
             )
         self._tensorrt = load_tensorrt(self._manifest.flavour)
         self._gpu = open_gpu()
-        check_room(folder, self._manifest, self._gpu)
+        check_fits(folder, self._manifest, self._gpu)
         kernels = Kernels.read(folder / KERNELS_FILE)
         self._kernels = LoadedKernels(
             kernels,

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from cuda.bindings.driver import CUresult
 from support import processes
+from support.reported_streams import SPILLING
 from support.sizes import slow
 from support.stand_in_driver.child import environment
 from support.stand_in_driver.failing_streams import shared_stream_that_fails, stream_that_fails
-from support.told_streams import SPILLING
 
 RESULTS = ("CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_ECC_UNCORRECTABLE", "CUDA_ERROR_LAUNCH_FAILED")
 NEVER = 1 << 40

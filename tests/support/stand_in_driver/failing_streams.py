@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 from support.fake_engines import FakeEngineSet
+from support.reported_streams import ASK, SHORT, SPILLING, told
 from support.stand_in_driver.engines import StandInEngineSet, stand_in_driver
 from support.streams import frames
-from support.told_streams import ASK, SHORT, SPILLING, told
 
 from vicort.runtime.core import Question
 from vicort.runtime.devices.cuda import CudaDevice, Gpu
 from vicort.runtime.devices.cuda.cuda_core import CudaCoreDriver
 from vicort.runtime.devices.cuda.gpu import _open_driver
-from vicort.runtime.engines.gpu_room import check_room
+from vicort.runtime.engines.gpu_fit import check_fits
 from vicort.runtime.errors import DeviceError
 from vicort.runtime.manifest import Manifest
 from vicort.runtime.session import Session
@@ -203,7 +203,7 @@ def room_for(sizes: dict[str, int], manifest: dict[str, Any], total: int, others
             with (Path(folder) / name).open("wb") as file:
                 file.truncate(size)
         try:
-            check_room(Path(folder), Manifest.model_validate(manifest), Gpu(CudaCoreDriver(0)))
+            check_fits(Path(folder), Manifest.model_validate(manifest), Gpu(CudaCoreDriver(0)))
         except DeviceError as error:
             return str(error).replace(folder, "FOLDER")
     return ""

@@ -7,9 +7,9 @@ import gc
 from typing import Any
 
 from support.fake_engines import FakeEngineSet
+from support.reported_streams import ANY_SIZE, small, told, told_of_sizes, watch
 from support.stand_in_driver.engines import StandInEngineSet, stand_in_driver
 from support.streams import frames
-from support.told_streams import ANY_SIZE, small, told, told_of_sizes, watch
 
 
 @functools.cache

@@ -15,7 +15,7 @@ BITS = {"fp32": 32, "bf16": 16, "int8": 8, "fp8": 8, "int4": 4}  # of a weight
 SMALLER: tuple[Weights, ...] = ("int8", "int4")
 
 
-def check_room(folder: Path, manifest: Manifest, gpu: Gpu) -> None:
+def check_fits(folder: Path, manifest: Manifest, gpu: Gpu) -> None:
     """Raises DeviceError, which names what would fit, if the free memory of the GPU is less than
     the engines alone take."""
     needed, (free, total) = engine_bytes(folder, manifest), gpu.driver.memory()

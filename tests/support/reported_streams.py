@@ -1,5 +1,5 @@
-"""Streams of a minute that are watched and asked about, and what is told of them: the same of equal
-engines on any device."""
+"""Streams of a minute that are watched and asked about, and what is reported of them: the same of
+equal engines on any device."""
 
 from __future__ import annotations
 
