@@ -85,39 +85,14 @@ def assemble(
         timeline = Timeline(model, len(prompt.prefix), text_tokens)
         prompt_tokens, machine = len(prompt.prefix), device.memory()
         fitted = fit_budget(system, model, engines.pool_dtype, prompt_tokens, machine, request)
-        system = fitted.system
-        logger.info(
-            "system %s: --memory %gMB --host-memory %gMB, chunks of %d frames of %s, %s, threads "
-            "of preprocessing: %d",
-            system.name,
-            *fitted.budget,
-            chunk_frames(system, model),
-            model.frame_size,
-            "stages overlap" if overlap else "one stage after another",
-            threads,
-        )
-        memory = Memory(device, model, system, timeline, engines.pool_dtype, clock)
-        run = LanguageRun(engines, device, memory.pool)
+        _log_choices(fitted, model, overlap, threads)
+        memory = Memory(device, model, fitted.system, timeline, engines.pool_dtype, clock)
         preprocessor = device.preprocessor(model.fixed_size, threads)
         preprocess = Preprocess(device.stream("preprocess"), preprocessor)
-        vision, tokens = _vision_stages(device, engines, system, cut_in)
-        prefill = Prefill(device, device.stream("prefill"), run, memory, model, cut_in)
-        if speech := system.speaks.by_itself:
-            prefill.speaker = Speaker(
-                speech, device, prefill.stream, run, memory, model, prompt, on_spoken
-            )
-        if prompt.prefix:
-            prefix = np.asarray(prompt.prefix, np.int32)
-            prefill.stream.run(prefill.cache_prompt_in_stream, prefix).done()
+        vision, tokens = _vision_stages(device, engines, fitted.system, cut_in)
+        prefill = _prefill_stage(device, engines, memory, prompt, cut_in, on_spoken)
         stages: tuple[Stage, ...] = (preprocess, vision, tokens, prefill)
-        buffers = [
-            Buffers(device, model, engines.dtype) for _ in range(CHUNKS_IN_FLIGHT if overlap else 1)
-        ]
-        pipeline: Pipeline = (
-            OverlappedPipeline(stages, buffers, clock, on_chunk)
-            if overlap
-            else SequentialPipeline(stages, buffers[0], clock, on_chunk)
-        )
+        pipeline = _pipeline(device, engines, stages, clock, overlap, on_chunk)
         answerer = Answerer(device, engines, memory, prompt, prefill, clock)
         reducer = FrameReducer(device, preprocess, model.grid, model.token_pixels)
         return Parts(fitted, device, clock, prompt, memory, prefill, pipeline, answerer, reducer)
@@ -125,6 +100,19 @@ def assemble(
         with suppress(DeviceError):  # of a GPU that is lost, which the error says already
             device.close()
         raise
+
+
+def _log_choices(fitted: FittedSystem, model: ModelSpec, overlap: bool, threads: int) -> None:
+    logger.info(
+        "system %s: --memory %gMB --host-memory %gMB, chunks of %d frames of %s, %s, threads "
+        "of preprocessing: %d",
+        fitted.system.name,
+        *fitted.budget,
+        chunk_frames(fitted.system, model),
+        model.frame_size,
+        "stages overlap" if overlap else "one stage after another",
+        threads,
+    )
 
 
 def _vision_stages(
@@ -143,6 +131,43 @@ def _vision_stages(
         Vision(vision, engines.vision, grids, device.urgency, cut_in),
         TokenControl(tokens, engines.tokens, system.drop, device),
     )
+
+
+def _prefill_stage(
+    device: Device,
+    engines: EngineSet,
+    memory: Memory,
+    prompt: Prompt,
+    cut_in: bool,
+    on_spoken: Callable[[Spoken], None],
+) -> Prefill:
+    """From kept tokens to pages, of which the prompt's are written at once."""
+    model, run = memory.model, LanguageRun(engines, device, memory.pool)
+    prefill = Prefill(device, device.stream("prefill"), run, memory, model, cut_in)
+    if speech := memory.system.speaks.by_itself:
+        prefill.speaker = Speaker(
+            speech, device, prefill.stream, run, memory, model, prompt, on_spoken
+        )
+    if prompt.prefix:
+        prefix = np.asarray(prompt.prefix, np.int32)
+        prefill.stream.run(prefill.cache_prompt_in_stream, prefix).done()
+    return prefill
+
+
+def _pipeline(
+    device: Device,
+    engines: EngineSet,
+    stages: tuple[Stage, ...],
+    clock: StageClock,
+    overlap: bool,
+    on_chunk: Callable[[Job], None],
+) -> Pipeline:
+    """The stages with buffers for the chunks that they have at a time."""
+    in_flight, model = CHUNKS_IN_FLIGHT if overlap else 1, engines.manifest.model
+    buffers = [Buffers(device, model, engines.dtype) for _ in range(in_flight)]
+    if overlap:
+        return OverlappedPipeline(stages, buffers, clock, on_chunk)
+    return SequentialPipeline(stages, buffers[0], clock, on_chunk)
 
 
 def open_prompt(folder: Path, model: ModelSpec, system_prompt: str | None) -> Prompt:
