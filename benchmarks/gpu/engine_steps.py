@@ -103,9 +103,20 @@ def inductor(lab: Lab) -> dict[str, Any]:
                 "kernels": kernel_names(ours.folder),
             }
             check_against_cpu(lab, ours, precision, found)
-    if not all(built["kernels"]["bounded_attention"] for built in found["built"].values()):
-        raise StepFailed("the language package does not name the Triton kernel", found)
+    if missing := missing_kernels(found["built"]):
+        raise StepFailed(f"the language packages do not name {', '.join(missing)}", found)
     return found
+
+
+def missing_kernels(built: dict[str, Any]) -> list[str]:
+    """The Triton kernels that the language package of a precision should name and does not."""
+    rotating = ("rotate_tokens", "rotated_attention")  # of half precision alone
+    return [
+        f"{name} ({precision})"
+        for precision, package in built.items()
+        for name, count in package["kernels"].items()
+        if not count and (precision != "fp32" or name not in rotating)
+    ]
 
 
 # ---- engines

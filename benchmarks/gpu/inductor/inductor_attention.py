@@ -23,11 +23,24 @@ from vicort.export.kernels.compile import ROTATED_TOGETHER
 from vicort.export.kernels.rotated_attention import rotate_tokens as rotate_kernel
 from vicort.export.kernels.rotated_attention import rotated_attention as rotated_kernel
 from vicort.export.onnx_function import rotary_frequencies
-from vicort.runtime.kernels import MAX_SHARES, NARROW_VECTORS, ROTATED_FROM
+from vicort.runtime.kernels import (
+    MAX_SCRATCH_BYTES,
+    MAX_SHARES,
+    NARROW_VECTORS,
+    ROTATED_FROM,
+    Dtype,
+    KernelSpec,
+    Scratch,
+)
 
 FREQUENCIES = "rotary_frequencies"  # buffer of the language model, which the kernel reads
 # as vicort.export.kernels.compile has them
 COMBINE_BLOCK, COMBINE_WARPS, ROTATE_WARPS = 16, 4, 4
+TYPE_NAMES: dict[torch.dtype, Dtype] = {
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+    torch.float32: "float32",
+}
 
 
 @dataclass(frozen=True)
@@ -80,76 +93,143 @@ def attend_with_kernel(
     """
     rows, query_heads, dim = q.shape
     layers, heads, page = pool.shape[1], pool.shape[2], pool.shape[4]
-    at_once, rotated, multiprocessors = KernelTile(*tiles[:4]), KernelTile(*tiles[4:8]), tiles[8]
-    group, pages = query_heads // heads, table.shape[3]
-    first = rotates_keys_first(rows, query_heads, group, pages * page + rows, multiprocessors)
-    programs, rotated_programs = (cdiv(rows * group, tile.vectors) for tile in (at_once, rotated))
-    shares = shares_of(torch.sym_max(programs, rotated_programs) * heads, multiprocessors)
-    vectors = rows * query_heads
+    tile, rotated, multiprocessors = KernelTile(*tiles[:4]), KernelTile(*tiles[4:8]), tiles[8]
+    spec = KernelSpec.model_construct(
+        kv_heads=heads,
+        groups=query_heads // heads,
+        head_dim=dim,
+        page_tokens=page,
+        dtype=TYPE_NAMES[q.dtype],
+        sections=tuple(sections),
+    )
+    programs = torch.sym_max(*(cdiv(rows * spec.groups, each.vectors) for each in (tile, rotated)))
+    shares, vectors = shares_of(programs * heads, multiprocessors), rows * query_heads
     out = torch.empty_like(q)
     partial = torch.empty((shares * vectors * (dim + 2),), dtype=torch.float32, device=q.device)
-    turned = {
-        **{"SECTION_T": sections[0], "SECTION_H": sections[1]},
-        **{"INTERLEAVED": 0, "INT8": 0, "POSITIONS": 0},
-    }
-    paged = (pool[:, layer], frequencies, where, table)  # no scales: the pool is not int8
-    strides = (layers * heads, 3 * page, 0, 0, 0)
-    log_scale = scale * math.log2(math.e)
-    wrap_triton(kernel)[(programs * (1 - first), heads, shares)](
-        *(q, k, v, pos, segment, *paged, out, partial, frequencies, rows, pages, 1),
-        *(*strides, log_scale),
-        **turned,
-        D=dim,
-        GROUP=group,
-        PAGE=page,
-        BLOCK_M=at_once.vectors,
-        BLOCK_N=at_once.keys,
-        PRECISION="ieee",
-        num_warps=at_once.warps,
-        num_stages=at_once.stages,
+    call = _Call(
+        spec=spec,
+        new=(q, k, v, pos),
+        segment=segment,
+        paged=(pool[:, layer], frequencies, where, table),  # no scales: the pool is not int8
+        frequencies=frequencies,
+        results=(out, partial),
+        sizes=(rows, table.shape[3]),
+        strides=(layers * heads, 3 * page, 0, 0, 0),
+        shares=shares,
+        log_scale=scale * math.log2(math.e),
     )
-    cached, new = cdiv(pages * page, rotated.keys) * rotated.keys, cdiv(rows, rotated.keys)
-    new, padded = new * rotated.keys, rotated_programs * rotated.vectors
-    queries, keys, values = (
-        torch.empty((heads * count * dim,), dtype=q.dtype, device=q.device)
-        for count in (padded, cached + new, cached + new)
-    )
-    bias = torch.empty((heads * cached + 1,), dtype=torch.float32, device=q.device)
-    scratch, sizes = (queries, keys, values, bias), (cached, cached, new, padded)
-    wrap_triton(rotate_kernel)[((cached + new + padded) // ROTATED_TOGETHER * first, heads, 1)](
-        *(q, k, v, pos, *paged, *scratch, frequencies, rows, pages, *strides, *sizes),
-        **turned,
-        D=dim,
-        GROUP=group,
-        PAGE=page,
-        BLOCK=ROTATED_TOGETHER,
-        num_warps=ROTATE_WARPS,
-        num_stages=1,
-    )
-    wrap_triton(rotated_kernel)[(rotated_programs * first, heads, shares)](
-        *(*scratch, pos, segment, out, partial, rows, 1, *sizes, log_scale),
-        D=dim,
-        GROUP=group,
-        BLOCK_M=rotated.vectors,
-        BLOCK_N=rotated.keys,
-        PRECISION="ieee",
-        num_warps=rotated.warps,
-        num_stages=rotated.stages,
-    )
+    first = call.rotate_first(rotated, multiprocessors) if may_rotate_first(q.dtype) else 0
+    call.attend_at_once(tile, 1 - first)
     wrap_triton(combine_kernel)[(vectors,)](
         partial, out, vectors, shares, D=dim, BLOCK=COMBINE_BLOCK, num_warps=COMBINE_WARPS
     )
     return out
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What the kernels of one call have in common."""
+
+    spec: KernelSpec
+    new: tuple[Tensor, ...]  # q, k, v, pos
+    segment: Tensor
+    paged: tuple[Tensor, ...]  # pool of the layer, frequencies, where, table
+    frequencies: Tensor
+    results: tuple[Tensor, Tensor]  # out, partial
+    sizes: tuple[int, int]  # rows, pages
+    strides: tuple[int, ...]
+    shares: int
+    log_scale: float
+
+    def attend_at_once(self, tile: KernelTile, wanted: int) -> None:
+        """One kernel that rotates keys as it reads them. wanted: 0 or 1."""
+        spec, (rows, _) = self.spec, self.sizes
+        programs = cdiv(rows * spec.groups, tile.vectors)
+        wrap_triton(kernel)[(programs * wanted, spec.kv_heads, self.shares)](
+            *(*self.new, self.segment, *self.paged, *self.results, self.frequencies),
+            *(*self.sizes, 1, *self.strides, self.log_scale),
+            **self._rotary(),
+            D=spec.head_dim,
+            GROUP=spec.groups,
+            PAGE=spec.page_tokens,
+            BLOCK_M=tile.vectors,
+            BLOCK_N=tile.keys,
+            PRECISION="ieee",
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+
+    def rotate_first(self, tile: KernelTile, multiprocessors: int) -> int:
+        """A kernel that rotates the keys and one that attends over them, where sizes want them.
+        Returns 0 or 1: whether they do. Otherwise they have no scratch memory either."""
+        spec, (rows, pages) = self.spec, self.sizes
+        wanted = rotates_keys_first(spec, tile, rows, pages, multiprocessors)
+        layout = Scratch.of(spec, (tile.vectors, tile.keys), rows, pages, 1).sizes
+        sizes = tuple(layout[name] for name in ("segment_tokens", "cached", "new", "vectors"))
+        scratch = self._scratch(layout, wanted)
+        every = layout["cached"] + layout["new"] + layout["vectors"]
+        wrap_triton(rotate_kernel)[(every // ROTATED_TOGETHER * wanted, spec.kv_heads, 1)](
+            *(*self.new, *self.paged, *scratch, self.frequencies),
+            *(*self.sizes, *self.strides, *sizes),
+            **self._rotary(),
+            D=spec.head_dim,
+            GROUP=spec.groups,
+            PAGE=spec.page_tokens,
+            BLOCK=ROTATED_TOGETHER,
+            num_warps=ROTATE_WARPS,
+            num_stages=1,
+        )
+        programs = layout["vectors"] // tile.vectors
+        wrap_triton(rotated_kernel)[(programs * wanted, spec.kv_heads, self.shares)](
+            *(*scratch, self.new[3], self.segment, *self.results, rows, 1, *sizes, self.log_scale),
+            D=spec.head_dim,
+            GROUP=spec.groups,
+            BLOCK_M=tile.vectors,
+            BLOCK_N=tile.keys,
+            PRECISION="ieee",
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+        return wanted
+
+    def _rotary(self) -> dict[str, int]:
+        sections = self.spec.sections
+        return {
+            **{"SECTION_T": sections[0], "SECTION_H": sections[1]},
+            **{"INTERLEAVED": 0, "INT8": 0, "POSITIONS": 0},
+        }
+
+    def _scratch(self, layout: dict[str, int], wanted: int) -> tuple[Tensor, ...]:
+        """Queries, keys, values and bias."""
+        heads, like, every = self.spec.kv_heads, self.new[0], layout["cached"] + layout["new"]
+
+        def empty(count: int, dtype: torch.dtype) -> Tensor:
+            # at least 2: the compiler would take sizes of 0 and 1 for constants
+            return torch.empty((wanted * heads * count + 2,), dtype=dtype, device=like.device)
+
+        vectors = (layout["vectors"], every, every)
+        of_vectors = [empty(count * self.spec.head_dim, like.dtype) for count in vectors]
+        return (*of_vectors, empty(layout["cached"], torch.float32))
+
+
+def may_rotate_first(dtype: torch.dtype) -> bool:
+    """As vicort.runtime.kernels.rotates_first: in float32 products take most of the time, and
+    programs of it do not have the kernels that rotate keys first."""
+    return dtype != torch.float32
+
+
 def rotates_keys_first(
-    rows: int, query_heads: int, group: int, tokens: int, multiprocessors: int
+    spec: KernelSpec, tile: KernelTile, rows: int, pages: int, multiprocessors: int
 ) -> int:
-    """0 or 1: what vicort.runtime.kernels.rotates_first says of half precision, for sizes that are
-    not known when the program is compiled."""
-    enough = rows * query_heads * tokens // (ROTATED_FROM * multiprocessors)
-    wide = rows * group // (NARROW_VECTORS + 1)
-    return torch.sym_min(1, enough) * torch.sym_min(1, wide)
+    """0 or 1: whether `vicort.runtime.kernels.Kernels.plan` has scratch memory in half precision,
+    for sizes that are not known when the program is compiled. tile: of rotated_attention."""
+    tokens = pages * spec.page_tokens + rows
+    scores = rows * spec.groups * spec.kv_heads * tokens
+    enough = scores // (ROTATED_FROM * multiprocessors)
+    wide = rows * spec.groups // (NARROW_VECTORS + 1)
+    scratch = Scratch.of(spec, (tile.vectors, tile.keys), rows, pages, 1).bytes
+    has_memory = MAX_SCRATCH_BYTES // scratch
+    return torch.sym_min(1, enough) * torch.sym_min(1, wide) * torch.sym_min(1, has_memory)
 
 
 def shares_of(programs: int, multiprocessors: int) -> int:

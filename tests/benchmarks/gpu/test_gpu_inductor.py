@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.engine_sets import checkpoint
 from support.fake_engines import FakeEngineSet
+from support.interpreter import stand_in
 from support.simulated_cuda import SimulatedDriver
 from support.simulated_inductor import SimulatedInductorSet, SimulatedPool
 from torch._functorch.aot_autograd import aot_export_module
@@ -49,7 +50,7 @@ from vicort.runtime.engines.bindings import numpy_dtype
 from vicort.runtime.engines.engine_run import bind, run_engine
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import DeviceError, EngineError
-from vicort.runtime.kernels import Kernels, KernelSpec, rotates_first
+from vicort.runtime.kernels import MAX_SCRATCH_BYTES, Kernels, KernelSpec
 from vicort.runtime.manifest import Dimension, GraphSpec, TensorSpec
 
 TOY = {"chunk_frames": 16, "page_tokens": 4, "max_rows": 64}
@@ -342,11 +343,20 @@ def test_the_plain_form_is_what_the_model_computes(program) -> None:
     multiprocessors=st.integers(1, 200),
 )
 def test_keys_are_rotated_first_where_the_runtime_does(rows, pages, heads, groups, multiprocessors):
-    spec = KernelSpec.model_construct(
-        kv_heads=heads, groups=groups, page_tokens=16, dtype="bfloat16"
+    spec = KernelSpec(
+        kv_heads=heads,
+        groups=groups,
+        head_dim=128,
+        page_tokens=16,
+        dtype="bfloat16",
+        sections=(16, 24, 24),
+        frequencies=(1.0,) * 64,
     )
-    found = rotates_keys_first(rows, heads * groups, groups, 16 * pages + rows, multiprocessors)
-    assert found == rotates_first(spec, rows, pages, multiprocessors)
+    blocks = TILES.rotated.vectors, TILES.rotated.keys
+    kernels = Kernels.parse(stand_in(spec, {"wide": blocks, "narrow": (16, 64)}))
+    found = rotates_keys_first(spec, TILES.rotated, rows, pages, multiprocessors)
+    wanted = kernels.plan(rows, pages, multiprocessors, (9, 0)).scratch
+    assert found == (wanted is not None)
 
 
 class OneAttention(torch.nn.Module):
@@ -355,18 +365,16 @@ class OneAttention(torch.nn.Module):
         return (attend_with_kernel(*tensors, *rest),)
 
 
-def test_the_compiler_sees_what_each_kernel_writes_whatever_the_sizes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Traced as it does before it generates code, for sizes that are not known: one trace serves
-    decoding and prefill."""
+def traced_attention(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> torch.fx.Graph:
+    """As the compiler traces it before it generates code, for sizes that are not known: one trace
+    serves decoding and prefill. Its first input has C rows, its last but one N entries."""
     gpu = SimpleNamespace(
         get_current_target=lambda: GPUTarget("cuda", 90, 32), get_current_device=lambda: 0
     )
     monkeypatch.setattr(driver, "_active", gpu)
-    half = lambda *shape: torch.zeros(shape, dtype=torch.bfloat16)
+    real = lambda *shape: torch.zeros(shape, dtype=dtype)
     whole = lambda *shape: torch.zeros(shape, dtype=torch.int32)
-    new, paged = [half(37, 16, 128), half(37, 2, 128), half(37, 2, 128)], half(50, 4, 2, 2, 16, 128)
+    new, paged = [real(37, 16, 128), real(37, 2, 128), real(37, 2, 128)], real(50, 4, 2, 2, 16, 128)
     tensors = (*new, whole(37, 3), whole(37), paged, whole(50, 1, 1, 16, 3), whole(1, 1, 1, 41))
     rows, slots, entries = (torch.export.Dim(name, min=1, max=1 << 16) for name in "CPN")
     sizes = (*({0: rows},) * 5, {0: slots}, {0: slots}, {3: entries}, None)
@@ -375,15 +383,49 @@ def test_the_compiler_sees_what_each_kernel_writes_whatever_the_sizes(
     )
     fakes = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"]
     with fakes[0].fake_mode:
-        traced, _ = aot_export_module(OneAttention(), fakes, trace_joint=False)
-    launches = traced.graph.find_nodes(
+        return aot_export_module(OneAttention(), fakes, trace_joint=False)[0].graph
+
+
+def launches_of(traced: torch.fx.Graph) -> list[torch.fx.Node]:
+    return traced.find_nodes(
         op="call_function", target=torch.ops.higher_order.triton_kernel_wrapper_functional
     )
+
+
+SCRATCH = ["bias", "keys", "queries", "values"]
+
+
+def test_the_compiler_sees_what_each_kernel_writes_whatever_the_sizes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launches = launches_of(traced_attention(torch.bfloat16, monkeypatch))
     written = [sorted(node.kwargs["tensors_to_clone"]) for node in launches]
-    scratch = ["bias", "keys", "queries", "values"]
-    assert written == [["out", "partial"], scratch, ["out", "partial"], ["out"]]
+    assert written == [SCRATCH, ["out", "partial"], ["out", "partial"], ["out"]]
     of_rows = [node.kwargs["grid"][0][0].meta["val"].node.expr.free_symbols for node in launches]
     assert [len(symbols) for symbols in of_rows] == [2, 2, 2, 1]
+
+
+def test_programs_in_float32_never_rotate_keys_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = launches_of(traced_attention(torch.float32, monkeypatch))
+    written = [sorted(node.kwargs["tensors_to_clone"]) for node in launches]
+    assert written == [["out", "partial"], ["out"]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "pages", "takes_any"), [(1, 3000, False), (300, 500, True), (2000, 9000, False)]
+)
+def test_rotated_keys_take_memory_only_where_keys_are_rotated_first(
+    rows: int, pages: int, takes_any: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced = traced_attention(torch.bfloat16, monkeypatch)
+    inputs = [node.meta["val"] for node in traced.find_nodes(op="placeholder")]
+    sizes = ((inputs[0].shape[0], rows), (inputs[7].shape[3], pages))
+    values = {size.node.expr: value for size, value in sizes}
+    arguments = launches_of(traced)[0].kwargs["kwargs"]
+    scratch = [arguments[name].meta["val"] for name in SCRATCH]
+    taken = sum(int(each.shape[0].node.expr.subs(values)) * each.dtype.itemsize for each in scratch)
+    assert taken > 1000 if takes_any else taken < 100
+    assert taken <= MAX_SCRATCH_BYTES
 
 
 @pytest.mark.slow
@@ -614,12 +656,17 @@ def test_without_cuda_in_pytorch_the_step_says_so(
 
 
 @pytest.mark.parametrize(
-    ("named", "differs", "said"),
-    [(0, 0.0, "does not name the Triton kernel"), (3, 0.5, "engines differ from the CPU's")],
+    ("lacks", "differs", "said"),
+    [
+        ("bounded_attention", 0.0, r"name bounded_attention \(fp32\), bounded_attention \(bf16\)$"),
+        ("rotated_attention", 0.0, r"name rotated_attention \(bf16\)$"),
+        ("rotate_tokens", 0.0, r"name rotate_tokens \(bf16\)$"),
+        (None, 0.5, "engines differ from the CPU's"),
+    ],
 )
-def test_the_step_fails_without_the_kernel_and_with_wrong_numbers(
+def test_the_step_fails_without_a_kernel_and_with_wrong_numbers(
     lab: Lab,
-    named: int,
+    lacks: str | None,
     differs: float,
     said: str,
     tiny_engines: Path,
@@ -629,15 +676,14 @@ def test_the_step_fails_without_the_kernel_and_with_wrong_numbers(
     monkeypatch.setattr(
         gpu_engines, "tiny_engines", lambda lab, backend, precision: EngineSet.open(tiny_engines)
     )
-    monkeypatch.setattr(
-        gpu_inductor, "kernel_names", lambda folder: {"bounded_attention": named, "combine": named}
-    )
+    named = {name: 3 * (name != lacks) for name in gpu_inductor.KERNEL_NAMES}
+    monkeypatch.setattr(gpu_inductor, "kernel_names", lambda folder: named)
     monkeypatch.setattr(
         gpu_engines, "compare_engines", lambda ours, theirs: {"prefill logits": differs}
     )
     with pytest.raises(StepFailed, match=said) as failure:
         gpu_engines.inductor(lab)
-    assert failure.value.found["built"]["fp32"]["kernels"]["combine"] == named
+    assert failure.value.found["built"]["fp32"]["kernels"] == named
 
 
 # ---- for real
