@@ -188,6 +188,11 @@ def _plan_options(options: Arguments) -> PlanOptions | None:
         raise ConfigError(
             "--kv int8 with --no-plugin: only the plugin reads int8 pages, leave one of the two out"
         )
+    if options.strip and options.frontend != FRONTENDS[0]:
+        raise ConfigError(
+            f"--strip --frontend {options.frontend}: weights are given to a plan from an ONNX "
+            "file, which its vision plan does not have: leave one of the two out"
+        )
     if options.strip and options.weights:
         raise ConfigError(
             f"--strip --weights {options.weights}: no plan was given quantised weights after it "

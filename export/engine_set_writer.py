@@ -47,7 +47,7 @@ from vicort.export.qwen2_5_vl.language import LanguageModel, OutputHead
 from vicort.export.qwen2_5_vl.packed_weights import PackedWeight
 from vicort.export.qwen2_5_vl.pruned_vision import pruned
 from vicort.export.qwen2_5_vl.tied_head import has_tied_head
-from vicort.export.qwen2_5_vl.vision import DynamicVisionEncoder, VisionEncoder
+from vicort.export.qwen2_5_vl.vision import DynamicVisionEncoder, VisionEncoder, fuse_attention
 from vicort.export.qwen2_5_vl.weights import (
     load_language,
     load_vision_of,
@@ -381,6 +381,7 @@ def _write_plans(
         config = read_configuration(checkpoint)
         vision = load_vision_of(checkpoint, config, model.fixed_size, dtype, adapter)
         combine(vision, copies=True)
+        fuse_attention(vision)  # its converter makes one layer of this, and of nothing else
         graphs["vision"] = compile_directly(
             vision, graphs["vision"], folder / graphs["vision"].file
         )
