@@ -26,13 +26,14 @@ from vicort.runtime.memory.memory import Memory
 from vicort.runtime.memory.timeline import Timeline
 from vicort.runtime.policies.system import System
 from vicort.runtime.stages.frame_reducer import FrameReducer
-from vicort.runtime.stages.grid_inputs import GridInputs
 from vicort.runtime.stages.job import Buffers, Job, Stage
 from vicort.runtime.stages.pipeline import OverlappedPipeline, Pipeline, SequentialPipeline
 from vicort.runtime.stages.prefill import Prefill
 from vicort.runtime.stages.pruned_stages import PrunedTokens, PrunedVision, check_pruned_graph
+from vicort.runtime.stages.shared_vision import SharedVision
 from vicort.runtime.stages.speaker import Speaker, silence_token
 from vicort.runtime.stages.stages import Preprocess, TokenControl, Vision
+from vicort.runtime.stages.unit_encoder import OwnEncoder, UnitEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def assemble(
     system_prompt: str | None,
     overlap: bool,
     cut_in: bool,
+    shared_vision: SharedVision | None,
     threads: int,
     answer_tokens: int,
     on_chunk: Callable[[Job], None],
@@ -71,7 +73,8 @@ def assemble(
     """Build the stages on streams of a new device, and cache the prompt.
 
     request: for budgets of memory. overlap: whether chunks overlap, each stage on its own stream.
-    cut_in: whether questions may cut in between chunks and units. threads: of preprocessing.
+    cut_in: whether questions may cut in between chunks and units. shared_vision: that other
+    sessions use too, None = a vision encoder of its own. threads: of preprocessing.
     answer_tokens: length of an answer for which positions are kept free. on_chunk is called when a
     chunk has left the pipeline, on_spoken when the model has spoken by itself. Raises
     MemoryBudgetError if the system's budget does not hold one chunk.
@@ -89,7 +92,7 @@ def assemble(
         memory = Memory(device, model, fitted.system, timeline, engines.pool_dtype, clock)
         preprocessor = device.preprocessor(model.fixed_size, threads)
         preprocess = Preprocess(device.stream("preprocess"), preprocessor)
-        vision, tokens = _vision_stages(device, engines, fitted.system, cut_in)
+        vision, tokens = _vision_stages(device, engines, fitted.system, cut_in, shared_vision)
         prefill = _prefill_stage(device, engines, memory, prompt, cut_in, on_spoken)
         stages: tuple[Stage, ...] = (preprocess, vision, tokens, prefill)
         pipeline = _pipeline(device, engines, stages, clock, overlap, on_chunk)
@@ -116,19 +119,24 @@ def _log_choices(fitted: FittedSystem, model: ModelSpec, overlap: bool, threads:
 
 
 def _vision_stages(
-    device: Device, engines: EngineSet, system: System, cut_in: bool
+    device: Device,
+    engines: EngineSet,
+    system: System,
+    cut_in: bool,
+    shared_vision: SharedVision | None,
 ) -> tuple[Stage, Stage]:
     """From frames to kept tokens: tokens are dropped after the encoder, or pruned before it."""
     vision: Stream = device.stream("vision")
     tokens: Stream = device.stream("tokens")
-    grids = GridInputs(device, engines.manifest.model)
+    model = engines.manifest.model
+    encoder: UnitEncoder = shared_vision or OwnEncoder(engines.vision, device, model)
     if pruning := system.drop.pruning:
         return (
-            PrunedVision(device, vision, engines, pruning, grids),
-            PrunedTokens(device, tokens, engines.manifest.model.width),
+            PrunedVision(device, vision, engines, pruning, encoder),
+            PrunedTokens(device, tokens, model.width),
         )
     return (
-        Vision(vision, engines.vision, grids, device.urgency, cut_in),
+        Vision(vision, encoder, device.urgency, cut_in),
         TokenControl(tokens, engines.tokens, system.drop, device),
     )
 

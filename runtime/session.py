@@ -61,6 +61,7 @@ from vicort.runtime.session_arguments import (
     check_memory,
     check_question,
     check_session,
+    check_shared_vision,
     check_words,
 )
 from vicort.runtime.sources.sampler import Sampler, as_rate
@@ -68,6 +69,7 @@ from vicort.runtime.sources.source import Ending, Wanted
 from vicort.runtime.stages.chunker import Chunker
 from vicort.runtime.stages.lag_policy import OnLag, lag_policy
 from vicort.runtime.stages.pipeline import Pipeline
+from vicort.runtime.stages.shared_vision import SharedVision
 from vicort.runtime.stream_statistics import StreamStatistics
 
 logger = logging.getLogger(__name__)
@@ -122,6 +124,7 @@ class Session:
         threads: int | None = None,
         on_lag: OnLag = "wait",
         freshness: Freshness = "complete",
+        shared_vision: SharedVision | None = None,
         sampling: Sampling | None = None,
         trace: SpanSink | None = None,
         on_event: Callable[[Event], None] | None = None,
@@ -135,15 +138,17 @@ class Session:
         every frame. threads: of preprocessing, None = all that the process may use. freshness: what
         a question sees: "complete" = every frame until its time, for which it waits until they are
         in memory; "now" = what is in memory already, for which it waits for no chunk but the one
-        that is being written. on_event gets each ChunkEvent, Answer and Spoken as it happens, from
-        the session's own threads, one at a time; an error that it raises is logged once for each
-        kind, counted in the summary, and does not end the stream. memory: budgets that replace the
-        system's. system_prompt: None = the chat template's own. max_questions: that may wait for
-        their answers. Raises MemoryBudgetError if the budget does not hold one chunk, EngineError
-        for a damaged generation_config.json.
+        that is being written. shared_vision: of these engines, whose other sessions' units are
+        encoded in the same runs. on_event gets each ChunkEvent, Answer and Spoken as it happens,
+        from the session's own threads, one at a time; an error that it raises is logged once for
+        each kind, counted in the summary, and does not end the stream. memory: budgets that replace
+        the system's. system_prompt: None = the chat template's own. max_questions: that may wait
+        for their answers. Raises MemoryBudgetError if the budget does not hold one chunk,
+        EngineError for a damaged generation_config.json.
         """
         check_session(system, fps, sampling, trace, on_event, memory)
         check_freshness(freshness)
+        check_shared_vision(shared_vision, engines)
         model = engines.manifest.model
         rate = None if fps == "source" else as_rate(model.fps if fps is None else fps)
         self.model = model
@@ -167,6 +172,7 @@ class Session:
             system_prompt=system_prompt,
             overlap=overlap,
             cut_in=freshness == "now",
+            shared_vision=shared_vision,
             threads=checked_threads(threads),
             answer_tokens=self._sampling.max_tokens,
             on_chunk=self._events.chunk_left,

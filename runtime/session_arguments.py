@@ -6,10 +6,12 @@ from typing import Any, get_args
 
 from vicort.runtime.argument_kinds import check_functions, check_kind, wrong
 from vicort.runtime.core import Frame, Freshness, Question, Sampling
+from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError, QuestionError
 from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.policies.system import System
 from vicort.runtime.safe_text import is_real, is_text, shown
+from vicort.runtime.stages.shared_vision import SharedVision
 
 SAMPLING = "vicort.runtime.Sampling(...), or None for the model's own"
 
@@ -33,6 +35,17 @@ def check_freshness(freshness: Any) -> None:
     if not isinstance(freshness, str) or freshness not in get_args(Freshness):
         allowed = ", ".join(get_args(Freshness))
         raise ConfigError(f"freshness {shown(freshness)}: give one of {allowed}")
+
+
+def check_shared_vision(shared_vision: Any, engines: EngineSet) -> None:
+    """Raises ConfigError."""
+    if shared_vision is None:
+        return
+    check_kind(shared_vision, SharedVision, "shared_vision", "SharedVision(engines), or None")
+    if shared_vision.engines is not engines:
+        raise ConfigError(
+            "shared_vision is of other engines than the session: give both the same open EngineSet"
+        )
 
 
 def check_memory(memory: Any) -> None:

@@ -17,6 +17,7 @@ from vicort.benchmarks.common import first_token
 from vicort.benchmarks.common.checkpoints import read_json
 from vicort.benchmarks.common.spread import Spread, interleaved, spread
 from vicort.benchmarks.common.vicort_stream import VicortStream
+from vicort.benchmarks.common.vision_units import vision_ms_a_unit
 from vicort.benchmarks.common.workload import (
     CHUNK_FRAMES,
     QUESTIONS,
@@ -48,6 +49,7 @@ class PipelineAmount:
 
     warmup: int = 30  # chunks: graphs are captured, and the window of 4 chunks is full
     stages: int = 100  # chunks, one stage at a time
+    unit_runs: int = 40  # of vision, for each number of units
     chunks: int = 200  # a measurement of the pipeline …
     repeats: int = 5  # … of each mode in turn: 1,000 chunks of each
     encoded_chunks: int = 60  # in a clip
@@ -135,7 +137,7 @@ class DeviceMemory:
 def stages(lab: Lab, name: str, side: int) -> dict[str, Any]:
     """Each stage alone, one after another: milliseconds a chunk between two marks on its stream,
     and the rate of its arithmetic. Preprocessing begins on an idle stream, so that the host's part
-    of it lies between the marks too."""
+    of it lies between the marks too. And vision alone, by the units in a run."""
     memory = DeviceMemory(lab)
     with pipeline_setup(lab, name, side) as work:
         memory.note("engines loaded")
@@ -148,6 +150,7 @@ def stages(lab: Lab, name: str, side: int) -> dict[str, Any]:
             "chunks": AMOUNT.stages,
             "warmup": AMOUNT.warmup,
             "stage_ms": ms,
+            "vision_ms_a_unit": vision_ms_a_unit(work.engines, AMOUNT.unit_runs),
             "device_gb": memory.gb,
         }
         gflop = work.operations.gflop()

@@ -22,6 +22,7 @@ from vicort.runtime.policies.drop import MotionPruning
 from vicort.runtime.stages.grid_inputs import GridInputs
 from vicort.runtime.stages.job import Job, frames_view
 from vicort.runtime.stages.pruning import Kept, Pruner
+from vicort.runtime.stages.unit_encoder import UnitEncoder
 
 # Fixed cost of a run of the graph, in tokens, measured at the tiny size, where it matters.
 RUN_TOKENS = 8
@@ -44,15 +45,16 @@ class PrunedVision:
         stream: Stream,
         engines: EngineSet,
         policy: MotionPruning,
-        grids: GridInputs,
+        encoder: UnitEncoder,
     ) -> None:
-        """Raises ConfigError for an engine set without the pruned graph."""
+        """encoder: of whole units. Raises ConfigError for an engine set without the pruned
+        graph."""
         model = engines.manifest.model
         check_pruned_graph(engines.manifest, engines.folder)
         self.stream, self._device = stream, device
-        self._whole, self._pruned = engines.vision, engines.engine("vision_pruned")
+        self._whole, self._pruned = encoder, engines.engine("vision_pruned")
         self._pruner = Pruner(policy, model)
-        self._grids = grids
+        self._grids = GridInputs(device, model)
         self._width, self._token_pixels = model.width, model.token_pixels
         units = model.chunk_frames // UNIT_FRAMES
         self._frames = device.empty((model.chunk_frames * model.max_pixels * 3,), np.uint8)
@@ -111,17 +113,17 @@ class PrunedVision:
         count = min(size, grid.tokens)
         flat = self._features[: len(units) * count]
         features = flat.reshape((len(units), count, self._width))
-        bindings = {"frames": self._grids.frames(frames), "features": features}
         if size > grid.tokens:
-            self._whole.enqueue(bindings | self._grids.whole(grid, stream), stream)
+            self._whole.encode(frames, features, grid, stream)
         else:
             table = np.full((len(units), count), -1, np.int32)
             for place, unit in enumerate(units):
                 table[place, : len(kept[unit])] = kept[unit]
             placed = self._kept[: table.size].reshape(table.shape)
             device.upload(placed, table, stream)
-            bindings |= {"kept": placed, **self._grids.pruned(grid, stream)}
-            self._pruned.enqueue(bindings, stream)
+            inputs = {"frames": self._grids.frames(frames), "kept": placed}
+            inputs |= self._grids.pruned(grid, stream)
+            self._pruned.enqueue(inputs | {"features": features}, stream)
         ends = np.cumsum([len(tokens) for tokens in kept])
         for place, unit in enumerate(units):
             n = len(kept[unit])

@@ -12,8 +12,8 @@ from vicort.runtime.devices.device import Array, Device, Preprocessing, Stream, 
 from vicort.runtime.devices.urgency import Urgency
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.policies.drop import Drop
-from vicort.runtime.stages.grid_inputs import GridInputs
 from vicort.runtime.stages.job import Job
+from vicort.runtime.stages.unit_encoder import UnitEncoder
 
 
 class Preprocess:
@@ -43,32 +43,24 @@ class Vision:
     name = "vision"
 
     def __init__(
-        self, stream: Stream, engine: Engine, grids: GridInputs, urgency: Urgency, cut_in: bool
+        self, stream: Stream, encoder: UnitEncoder, urgency: Urgency, cut_in: bool
     ) -> None:
         """cut_in: whether questions may cut in: then each unit of a chunk is a run of its own, on
-        devices that do not put urgent work first by themselves. Units do not depend on each other
-        in the encoder."""
+        devices that do not put urgent work first by themselves."""
         self.stream = stream
-        self._engine = engine
-        self._grids = grids
+        self._encoder = encoder
         self._urgency = urgency
         self._cut_in = cut_in and urgency.holds_back
 
     def run_in_stream(self, job: Job) -> None:
         chunk, buffers = job.chunk, job.buffers
         frames, features = buffers.frames_of(chunk), buffers.features_of(chunk)
-        grid = self._grids.whole(chunk.grid, self.stream)
         step = 1 if self._cut_in else chunk.units
         for unit in range(0, chunk.units, step):
             if unit:
                 self._urgency.wait_for_urgent_work()
             own = frames[UNIT_FRAMES * unit : UNIT_FRAMES * (unit + step)]
-            bindings = {
-                "frames": self._grids.frames(own),
-                "features": features[unit : unit + step],
-                **grid,
-            }
-            self._engine.enqueue(bindings, self.stream)
+            self._encoder.encode(own, features[unit : unit + step], chunk.grid, self.stream)
 
 
 class TokenControl:

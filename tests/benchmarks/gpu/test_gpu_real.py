@@ -71,6 +71,7 @@ TINY = Size(
 FEW = PipelineAmount(
     warmup=2,
     stages=2,
+    unit_runs=2,
     chunks=2,
     repeats=2,
     encoded_chunks=1,
@@ -224,6 +225,7 @@ def test_stages_are_timed_one_by_one(built: Lab) -> None:
     found = gpu_real.stages(built, "toy", SIDE)
     assert set(found["stage_ms"]) == {"preprocess", "vision", "tokens", "prefill"}
     assert all(each["n"] == FEW.stages for each in found["stage_ms"].values())
+    assert {each["n"] for each in found["vision_ms_a_unit"].values()} == {FEW.unit_runs}
     assert found["ceiling"] == {
         "skipped": f"torch {torch.__version__} has no CUDA: install one that has, from PyTorch's "
         "own package index"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from support.fake_engines import FakeEngineSet
 from support.reported_streams import ANY_SIZE, small, told, told_of_sizes, watch
 from support.stand_in_driver.engines import StandInEngineSet, stand_in_driver
 from support.streams import frames
+
+from vicort.runtime.stages.shared_vision import SharedVision
 
 
 @functools.cache
@@ -47,6 +50,18 @@ def compare_sizes(overlap: bool) -> tuple[bool, int, list[str]]:
     opened = sized_engines()
     before = driver.get("replays")
     is_equal = told_of_sizes(opened, overlap=overlap) == sizes_told_by_host()
+    return is_equal, driver.get("replays") - before, driver.refusals()
+
+
+def compare_shared_vision(streams: int) -> tuple[bool, int, list[str]]:
+    """Of streams at the same time, whose units are encoded together."""
+    driver, opened = stand_in_driver(), engines()
+    before = driver.get("replays")
+    with SharedVision(opened) as vision, ThreadPoolExecutor(streams) as pool:
+        said = list(
+            pool.map(lambda _: told(opened, "vicostream", shared_vision=vision), range(streams))
+        )
+    is_equal = said == [told_by_host("vicostream")] * streams
     return is_equal, driver.get("replays") - before, driver.refusals()
 
 
