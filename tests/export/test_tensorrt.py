@@ -289,8 +289,13 @@ def test_the_vision_plan_can_come_straight_from_the_exported_program(quick, tmp_
 
 
 @pytest.mark.parametrize("max_pixels", [1_000_000, *slow(308 * 308)])
-def test_one_vision_plan_serves_frames_of_every_size(tmp_path, max_pixels):
-    """Built, not run. Its profile goes from one token to the largest frame."""
+def test_one_vision_plan_serves_frames_of_every_size(tmp_path, max_pixels, monkeypatch):
+    """Built, not run. Its profile goes from one token to the largest frame. In each block attention
+    is one kernel: products, scale, bias, softmax in fp32 and casts."""
+    listings = []
+    monkeypatch.setattr(
+        tensorrt_plans, "_check_listing", lambda job, listed, plugins: listings.extend(listed)
+    )
     config = read_configuration(checkpoint())
     spec = model_spec("any", config, load_recipe("any", max_pixels=max_pixels))
     graph = plan_signatures(signatures(spec, "bf16"), spec, plugin=True, strip=False)["vision"]
@@ -303,7 +308,10 @@ def test_one_vision_plan_serves_frames_of_every_size(tmp_path, max_pixels):
         graph=graph,
         flavour="tensorrt_rtx",
     )
-    assert build_plan(asked).layer_types["GATHER"]
+    assert tensorrt_plans.build(asked, lambda phase, done: None).layer_types["GATHER"]
+    kernels = [line for line in listings[0].splitlines() if line.startswith("Name: _gemm_mha")]
+    assert len(kernels) == config.vision.depth
+    assert all("softmax" in kernel for kernel in kernels)
     assert asked.plan.stat().st_size > 0
     frames = graph.inputs[0]
     tokens = max_pixels // 28**2
