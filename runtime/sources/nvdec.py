@@ -207,16 +207,34 @@ class NvdecDecoder:
             yield from self._pictures(None, display)
 
     def convert(self, picture: Picture) -> Surface:
-        """Copy the picture to a new surface."""
-        self._decoder.SyncOnCUStream()  # the decoder copies on its own stream
+        """Copy the picture to a new surface. Raises DeviceError where the GPU fails."""
         try:
-            luma, chroma = (self._memory.copied(plane) for plane in picture.planes)
-        except DeviceError as error:
-            raise SourceError(f"{self._name}: {error}") from error
+            self._decoder.SyncOnCUStream()  # the decoder copies on its own stream
+        except self._errors as error:
+            self._memory.check_gpu()
+            raise self._undecodable(error) from error
+        for plane in picture.planes:
+            self._check_rows(plane)
+        luma, chroma = (self._memory.copied(plane) for plane in picture.planes)
         display = picture.display
         height, width = luma.shape[:2]
         size = square_size(height, width, display.pixel_shape)
         return Surface(luma, chroma, display.to_rgb, display.quarters, display.mirrored, size)
+
+    def _check_rows(self, plane: Any) -> None:
+        """Raises SourceError for rows of a plane that do not follow one another."""
+        interface = plane.__cuda_array_interface__
+        shape, strides = tuple(int(size) for size in interface["shape"]), interface.get("strides")
+        if not _is_compact(shape, strides):
+            raise SourceError(
+                f"{self._name}: NVDEC leaves gaps between rows {strides}: decode on the CPU with "
+                "`--decode cpu`"
+            )
+
+    def _undecodable(self, error: Exception) -> SourceError:
+        return SourceError(
+            f"{self._name} cannot be decoded on the GPU ({_first_line(error)}): use `--decode cpu`"
+        )
 
     def _first_display(self, packet: av.Packet | None) -> DisplayFormat | None:
         try:
@@ -246,12 +264,10 @@ class NvdecDecoder:
         try:
             return self._decoder.Decode(entry)
         except self._errors as error:
+            self._memory.check_gpu()  # no packet is to blame for one that fails
             if self._good:
                 raise Damaged(_first_line(error)) from error
-            raise SourceError(
-                f"{self._name} cannot be decoded on the GPU ({_first_line(error)}): use "
-                "`--decode cpu`"
-            ) from error
+            raise self._undecodable(error) from error
 
     def _register(self, packet: av.Packet | None) -> int:
         """Number a packet. The decoder returns the number with the picture; a timestamp may be
@@ -306,19 +322,18 @@ class SurfaceMemory:
             raise NvdecUnavailable(str(error)) from error
 
     def copied(self, plane: Any) -> Plane:
-        """Copy a plane and wait for the copy, so that any stream may read it. Raises
+        """Copy a plane without gaps and wait for the copy, so that any stream may read it. Raises
         DeviceError."""
         interface, driver = plane.__cuda_array_interface__, self._gpu.driver
         shape = tuple(int(size) for size in interface["shape"])
-        if not _is_compact(shape, interface.get("strides")):
-            raise DeviceError(
-                f"NVDEC leaves gaps between rows {interface['strides']}: decode on the CPU with "
-                "`--decode cpu`"
-            )
         array = self._gpu.empty(shape, np.uint8, "a decoded picture")
         driver.copy(array.pointer, interface["data"][0], array.nbytes, self._raw)
-        driver.synchronize(driver.record(self._raw))
+        self.check_gpu()
         return Plane(array)
+
+    def check_gpu(self) -> None:
+        """Wait for the work of this stream. Raises DeviceError if the GPU fails."""
+        self._gpu.driver.synchronize(self._gpu.driver.record(self._raw))
 
 
 def _is_compact(shape: tuple[int, ...], strides: Any) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 
 from vicort.runtime.devices.cuda import DeviceArray
 from vicort.runtime.devices.surface import Surface
+from vicort.runtime.errors import DeviceError
 
 FFMPEG_NAMES = {
     "H264": "h264",
@@ -39,7 +40,8 @@ class View:
 
 
 class StandIn(types.ModuleType):
-    """What nvdec.py uses of PyNvVideoCodec; `able`, `gaps` and `fails_at` make it unable."""
+    """What nvdec.py uses of PyNvVideoCodec; `able`, `gaps`, `fails_at` and `sync_fails` make it
+    unable."""
 
     class PyNvVCException(Exception):
         pass
@@ -60,6 +62,7 @@ class StandIn(types.ModuleType):
         self.able = {"num_decoder_engines": 1, "width_max": 4096, "height_max": 4096}
         self.gaps = False
         self.fails_at = -1  # number of the packet
+        self.sync_fails = False
         self.flags: list[int] = []  # of the packets
         self.latency = self.pixel_format = None
 
@@ -86,6 +89,8 @@ class StandInDecoder:
         self._packets = 0
 
     def SyncOnCUStream(self):
+        if self._module.sync_fails:
+            raise self._module.PyNvVCException("unknown error")
         for part, pixels in self._late:
             part[:] = pixels
         self._late.clear()
@@ -128,6 +133,7 @@ class HostMemoryGpu:
     def __init__(self) -> None:
         self.driver = self
         self.allocated = 0
+        self.lost: str | None = None  # what every call then raises
 
     def create_stream(self, urgent):
         return object()
@@ -141,6 +147,8 @@ class HostMemoryGpu:
         ctypes.memmove(target, source, size)
 
     def record(self, stream):
+        if self.lost:
+            raise DeviceError(self.lost)
         return object()
 
     def synchronize(self, event):

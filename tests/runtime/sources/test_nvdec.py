@@ -321,6 +321,36 @@ def test_gaps_between_rows_are_refused_not_shown(nvc: StandIn, tmp_path: Path) -
         list(source)
 
 
+@pytest.mark.parametrize("call", ["copy", "decode", "synchronize"])
+def test_a_gpu_that_is_lost_is_no_fault_of_the_source(
+    call: str, nvc: StandIn, gpu: HostMemoryGpu, tmp_path: Path
+) -> None:
+    """A live source would be opened again and again, and a damaged packet is passed over."""
+    begun = Fraction(1, 10)  # seconds; later frames that are only decoded are not copied
+    lost = "the GPU failed (CUDA_ERROR_LAUNCH_FAILED), and this process can no longer use it"
+    videos.write_video(tmp_path / "a.ts", 60, encoder={"bf": "0"})
+    with open_source(str(tmp_path / "a.ts"), decode="gpu") as source:
+        frames = source.frames(lambda at: call != "decode" or at < begun)
+        next(frames)
+        gpu.lost = lost
+        nvc.fails_at, nvc.sync_fails = 30 if call == "decode" else -1, call == "synchronize"
+        with pytest.raises(DeviceError) as failure:
+            list(frames)
+    assert str(failure.value) == lost
+    assert not source.warnings
+
+
+def test_a_synchronization_that_fails_on_a_gpu_that_works_is_the_sources(
+    nvc: StandIn, tmp_path: Path
+) -> None:
+    nvc.sync_fails = True
+    with (
+        open_source(clip(tmp_path), decode="gpu") as source,
+        pytest.raises(SourceError, match=r"decoded on the GPU \(unknown error\): use"),
+    ):
+        list(source)
+
+
 def test_a_change_of_format_is_refused(nvc: StandIn, tmp_path: Path) -> None:
     nvc.pixel_format = nvc.Pixel_Format.P016
     with (
