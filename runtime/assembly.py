@@ -68,6 +68,7 @@ def assemble(
     threads: int,
     answer_tokens: int,
     on_chunk: Callable[[Job], None],
+    on_failure: Callable[[BaseException], None],
     on_spoken: Callable[[Spoken], None],
 ) -> Parts:
     """Build the stages on streams of a new device, and cache the prompt.
@@ -76,8 +77,8 @@ def assemble(
     cut_in: whether questions may cut in between chunks and units. shared_vision: that other
     sessions use too, None = a vision encoder of its own. threads: of preprocessing.
     answer_tokens: length of an answer for which positions are kept free. on_chunk is called when a
-    chunk has left the pipeline, on_spoken when the model has spoken by itself. Raises
-    MemoryBudgetError if the system's budget does not hold one chunk.
+    chunk has left the pipeline, on_failure when one has failed, on_spoken when the model has spoken
+    by itself. Raises MemoryBudgetError if the system's budget does not hold one chunk.
     """
     model = engines.manifest.model
     check_long_term(system, engines.manifest)
@@ -95,7 +96,7 @@ def assemble(
         vision, tokens = _vision_stages(device, engines, fitted.system, cut_in, shared_vision)
         prefill = _prefill_stage(device, engines, memory, prompt, cut_in, on_spoken)
         stages: tuple[Stage, ...] = (preprocess, vision, tokens, prefill)
-        pipeline = _pipeline(device, engines, stages, clock, overlap, on_chunk)
+        pipeline = _pipeline(device, engines, stages, clock, overlap, on_chunk, on_failure)
         answerer = Answerer(device, engines, memory, prompt, prefill, clock)
         reducer = FrameReducer(device, preprocess, model.grid, model.token_pixels)
         return Parts(fitted, device, clock, prompt, memory, prefill, pipeline, answerer, reducer)
@@ -169,13 +170,14 @@ def _pipeline(
     clock: StageClock,
     overlap: bool,
     on_chunk: Callable[[Job], None],
+    on_failure: Callable[[BaseException], None],
 ) -> Pipeline:
     """The stages with buffers for the chunks that they have at a time."""
     in_flight, model = CHUNKS_IN_FLIGHT if overlap else 1, engines.manifest.model
     buffers = [Buffers(device, model, engines.dtype) for _ in range(in_flight)]
     if overlap:
-        return OverlappedPipeline(stages, buffers, clock, on_chunk)
-    return SequentialPipeline(stages, buffers[0], clock, on_chunk)
+        return OverlappedPipeline(stages, buffers, clock, on_chunk, on_failure)
+    return SequentialPipeline(stages, buffers[0], clock, on_chunk, on_failure)
 
 
 def open_prompt(folder: Path, model: ModelSpec, system_prompt: str | None) -> Prompt:

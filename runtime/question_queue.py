@@ -38,6 +38,7 @@ class QuestionQueue:
         self._limit = limit
         self._finished = False
         self._closed = False
+        self._failure: BaseException | None = None  # what the stream ended with
         self._numbers = itertools.count()
         self._times: list[Entry] = []  # in the order of their times
         self._last: dict[AskedQuestion, None] = {}  # asked at the end of the stream
@@ -55,29 +56,37 @@ class QuestionQueue:
         return bool(self._ready)
 
     def add(self, asked: AskedQuestion, future: Future[Answer]) -> None:
-        """future: the asker's. Raises QuestionError if too many questions are open, SessionClosed
-        if the queue is closed."""
+        """future: the asker's, which fails at once if the stream has failed. Raises QuestionError
+        if too many questions are open, SessionClosed if the queue is closed."""
         with self._lock:
             if self._closed:
                 raise closed()
-            if len(self._counted) >= self._limit:
-                raise QuestionError(
-                    f"{self._limit} questions wait for their answers: ask again when some are "
-                    "answered, or cancel some"
-                )
-            at, entry = asked.question.at, None
-            if self._finished or (at is not None and at <= self.now):
-                if at is not None and not self._finished:  # a time that has passed means now
-                    asked.question = replace(asked.question, at=self.now)
-                self._ready.append(asked)
-            elif at is None:
-                self._last[asked] = None
-            else:
-                entry = (at, next(self._numbers), asked)
-                insort(self._times, entry, key=_order)
-            self._open[asked] = entry
-            self._counted.add(asked)
+            failure = self._failure
+            if not failure:
+                self._add(asked)
+        if failure:
+            asked.fail(failure)
+            asked.ended.set()
         future.add_done_callback(lambda future: self._given_up(asked, future))
+
+    def _add(self, asked: AskedQuestion) -> None:
+        if len(self._counted) >= self._limit:
+            raise QuestionError(
+                f"{self._limit} questions wait for their answers: ask again when some are "
+                "answered, or cancel some"
+            )
+        at, entry = asked.question.at, None
+        if self._finished or (at is not None and at <= self.now):
+            if at is not None and not self._finished:  # a time that has passed means now
+                asked.question = replace(asked.question, at=self.now)
+            self._ready.append(asked)
+        elif at is None:
+            self._last[asked] = None
+        else:
+            entry = (at, next(self._numbers), asked)
+            insort(self._times, entry, key=_order)
+        self._open[asked] = entry
+        self._counted.add(asked)
 
     def advance(self, at: Fraction) -> list[AskedQuestion]:
         """Set the time; returns the questions that were due before it, in the order of their
@@ -125,17 +134,40 @@ class QuestionQueue:
         for asked in before:
             asked.ended.wait()
 
+    def fail(self, error: BaseException) -> None:
+        """The stream has ended with this error: every open question fails with it, and so does each
+        one that is added later. Calls after the first have no effect.
+
+        A question that is being answered stays open until its work has ended.
+        """
+        with self._lock:
+            if self._failure or self._closed:
+                return
+            self._failure = error
+            left = list(self._open)
+            waited = self._drop_waiting()
+        for asked in left:
+            asked.fail(error)
+            if asked in waited:
+                self.end(asked)
+
     def close(self) -> None:
         """Fail every open question, and refuse new ones."""
         with self._lock:
             self._closed = True
             left = list(self._open)
-            self._times.clear()
-            self._last.clear()
-            self._ready.clear()
+            self._drop_waiting()
         for asked in left:
             asked.fail(SessionClosed("the session was closed before the answer: open a new one"))
             self.end(asked)
+
+    def _drop_waiting(self) -> set[AskedQuestion]:
+        """Returns those whose work had not begun."""
+        waited = {asked for _, _, asked in self._times} | {*self._last, *self._ready}
+        self._times.clear()
+        self._last.clear()
+        self._ready.clear()
+        return waited
 
     def _take(self, count: int) -> list[AskedQuestion]:
         due = [asked for _, _, asked in self._times[:count]]

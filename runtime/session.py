@@ -164,6 +164,7 @@ class Session:
         self._statistics = StreamStatistics()
         self._callbacks = CallbackThreads()
         self._events = EventEmitter(on_event, self._statistics, self._callbacks)
+        self._questions = QuestionQueue(max_questions)
         parts = assemble(
             engines,
             system,
@@ -176,6 +177,7 @@ class Session:
             threads=checked_threads(threads),
             answer_tokens=self._sampling.max_tokens,
             on_chunk=self._events.chunk_left,
+            on_failure=self._questions.fail,
             on_spoken=self._events.emit,
         )
         self.fitted = parts.fitted
@@ -199,7 +201,6 @@ class Session:
         self._pushed: Fraction | None = None  # time of the newest frame that was pushed
         self._said_both: Fraction | None = None  # where `wants` last said so
         self._forked: Frame | None = None  # of the newest half unit that a question saw
-        self._questions = QuestionQueue(max_questions)
         self._asked = itertools.count(1)  # gives questions without an id one
         self._finished = False
         self._closed = False
@@ -349,8 +350,9 @@ class Session:
         A question is asked at its time, or at the end if it has none; a time that has passed means
         now. on_token gets each piece of the answer; what it raises becomes the answer's failure.
         Cancelling the future removes a question that has not begun, and ends one that runs at its
-        next token. Raises QuestionError for a question that cannot be asked, or if max_questions
-        are open, and SessionClosed after `close`.
+        next token. A chunk that fails ends the stream: the futures of all open questions, and of
+        later ones, fail with its error. Raises QuestionError for a question that cannot be asked,
+        or if max_questions are open, and SessionClosed after `close`.
         """
         answer = self._enter(question, on_token)
         if self._callbacks.here:  # the stream may have to wait for what this thread does next

@@ -1,7 +1,9 @@
 """Two pipelines that run the same stages: overlapped, each stage on its own stream, and
 sequential, one stage after another.
 
-Both give bit-identical results. Look for a bug in the sequential one first.
+Both give bit-identical results. Look for a bug in the sequential one first. `done` is called with
+each chunk that has left the last stage. A chunk that fails ends the stream: no chunk enters after
+it, and `failed` is called with its error, once or several times, from where `done` would be.
 """
 
 from __future__ import annotations
@@ -52,17 +54,26 @@ class SequentialPipeline:
         buffers: Buffers,
         clock: StageClock,
         done: Callable[[Job], None],
+        failed: Callable[[BaseException], None],
     ) -> None:
         self._stages = stages
         self._buffers = buffers
         self._clock = clock
         self._done = done
+        self._failed = failed
         self.newest: StreamEvent | None = None
+        self._failure: BaseException | None = None  # of the first chunk that failed
 
     def enter(self, chunk: Chunk) -> None:
+        self.drain()
         job = Job(chunk, self._buffers)
-        for stage in self._stages:
-            stage.stream.run(self._run, stage, job).done()
+        try:
+            for stage in self._stages:
+                stage.stream.run(self._run, stage, job).done()
+        except BaseException as error:
+            self._failure = error
+            self._failed(error)
+            raise
         self._done(job)
 
     def _run(self, stage: Stage, job: Job) -> None:
@@ -77,7 +88,8 @@ class SequentialPipeline:
         pass
 
     def drain(self) -> None:
-        pass
+        if self._failure:
+            raise self._failure
 
     def close(self) -> None:
         pass
@@ -93,10 +105,12 @@ class OverlappedPipeline:
         buffers: Sequence[Buffers],
         clock: StageClock,
         done: Callable[[Job], None],
+        failed: Callable[[BaseException], None],
     ) -> None:
         self._stages = stages
         self._clock = clock
         self._done = done
+        self._failed = failed
         self._free = list(buffers)
         self._in_flight = 0
         self._closed = False
@@ -149,11 +163,16 @@ class OverlappedPipeline:
         self._in_flight += 1
         return self._free.pop()
 
-    def _release(self, buffers: Buffers) -> None:
-        with self._changed:
-            self._in_flight -= 1
-            self._free.append(buffers)
-            self._changed.notify_all()
+    def _leave(self, job: Job) -> None:
+        """A chunk leaves the last stage, or would leave it if none had failed."""
+        try:
+            if self._failure and self._failed_chunk <= job.chunk.index:
+                self._failed(self._failure)
+        finally:
+            with self._changed:
+                self._in_flight -= 1
+                self._free.append(job.buffers)
+                self._changed.notify_all()
 
     def _start(self, chunk: Chunk, buffers: Buffers) -> None:
         job, before = Job(chunk, buffers), None
@@ -174,7 +193,7 @@ class OverlappedPipeline:
         except BaseException as error:
             self._fail(job, error)
             if last:
-                self._release(job.buffers)
+                self._leave(job)
             raise
         if last:
             stage.stream.notify(self._finish, job, failed=partial(self._device_failed, job))
@@ -188,12 +207,12 @@ class OverlappedPipeline:
             self._fail(job, error)
             raise
         finally:
-            self._release(job.buffers)
+            self._leave(job)
 
     def _device_failed(self, job: Job, error: BaseException) -> None:
         """Called instead if the device failed while a chunk was in flight."""
         self._fail(job, error)
-        self._release(job.buffers)
+        self._leave(job)
 
     def _fail(self, job: Job, error: BaseException) -> None:
         if self._failure is None or job.chunk.index < self._failed_chunk:

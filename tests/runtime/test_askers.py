@@ -18,12 +18,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fake_engines import FakeEngineSet
+from support.reported_streams import small
+from support.simulated_cuda import SimulatedEngineSet
 from support.sizes import examples
 from support.streams import frames
 from support.systems import FULL, system
 
 from vicort.runtime import conversations
-from vicort.runtime.core import Answer, ChunkEvent, Frame, Question, Sampling
+from vicort.runtime.core import Answer, ChunkEvent, Frame, Question, Sampling, Spoken
 from vicort.runtime.errors import (
     ConfigError,
     MemoryBudgetError,
@@ -298,13 +300,23 @@ def test_a_callback_may_ask_without_waiting_and_is_told_that_it_must_not_wait(ov
 
 
 @pytest.mark.parametrize("overlap", [True, False])
-@pytest.mark.parametrize("kind", [ChunkEvent, Answer])
-def test_a_callback_may_close_the_session(kind, overlap):
+@pytest.mark.parametrize("kind", [ChunkEvent, Answer, Spoken])
+@pytest.mark.parametrize("set_type", [FakeEngineSet, SimulatedEngineSet])
+def test_a_callback_may_close_the_session(kind, set_type, overlap):
+    closed = threading.Event()
+
     def on_event(event):
         if isinstance(event, kind):
             session.close()
+            closed.set()
 
-    session = Session(FakeEngineSet(), system(), overlap=overlap, sampling=SHORT, on_event=on_event)
+    session = Session(
+        set_type(),
+        small("videollm-online") if kind is Spoken else system(),
+        overlap=overlap,
+        sampling=SHORT,
+        on_event=on_event,
+    )
 
     def use():
         with pytest.raises(SessionClosed):  # noqa: PT012 (which of them is a matter of time)
@@ -318,6 +330,7 @@ def test_a_callback_may_close_the_session(kind, overlap):
     thread.start()
     thread.join(20)
     assert not thread.is_alive()
+    assert closed.wait(20)
 
 
 def test_submit_does_not_wait_for_a_thread_that_moves_the_stream():

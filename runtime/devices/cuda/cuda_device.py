@@ -153,7 +153,8 @@ class CudaDevice:
         self.callbacks.close()
         for stream in self._streams:
             self.gpu.memory.unregister(stream)
-        raws = {id(stream.raw): stream.raw for stream in self._streams}
+        # work that closes its own device still puts its rest on the stream
+        raws = {id(stream.raw): stream.raw for stream in self._streams if not stream.here}
         self._streams.clear()
         self._shared = None
         if failures:

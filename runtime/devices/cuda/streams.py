@@ -174,10 +174,15 @@ class CudaStream:
     def synchronize(self) -> None:
         self.run(lambda: None).done()
 
+    @property
+    def here(self) -> bool:
+        """Whether the caller is this stream's work, on its thread."""
+        return self._work is not None and self._work.here
+
     def close(self) -> None:
-        """Wait for the work in progress, and drop the rest."""
+        """Wait for the work in progress, unless that is the caller, and drop the rest."""
         if self._work:
-            self._work.close(wait=True)
+            self._work.close(wait=not self.here)
         self.finish()
 
 

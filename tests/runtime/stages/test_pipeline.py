@@ -58,12 +58,13 @@ def pipeline(seconds, depth=4, fail_at=None):
 
 
 def pipeline_of(stages, depth=4):
-    done = []
+    """The pipeline, and what has left it: chunks by their index, and failures."""
+    left = []
     buffers = [SimpleNamespace() for _ in range(depth)]
     overlapped = OverlappedPipeline(
-        stages, buffers, StageClock(None), lambda job: done.append(job.chunk.index)
+        stages, buffers, StageClock(None), lambda job: left.append(job.chunk.index), left.append
     )
-    return overlapped, done
+    return overlapped, left
 
 
 def test_a_pipeline_of_timed_waits_runs_at_the_pace_of_its_slowest_stage():
@@ -115,8 +116,30 @@ def test_a_failure_stops_the_chunks_behind_it_and_reaches_the_caller():
         overlapped.drain()
     with pytest.raises(RuntimeError, match="1 broke"):
         overlapped.enter(chunk(3))
-    assert done == [0, 1]
+    assert done[:2] == [0, 1]
+    assert str(*set(done[2:])) == "1 broke"
     device.close()
+
+
+def test_the_sequential_twin_fails_alike():
+    log, left = [], []
+    stages = [Waiting(str(i), InlineStream(str(i)), 0, log, fail_at=2) for i in range(2)]
+    twin = SequentialPipeline(
+        stages,
+        SimpleNamespace(),
+        StageClock(None),
+        lambda job: left.append(job.chunk.index),
+        left.append,
+    )
+    for index in range(2):
+        twin.enter(chunk(index))
+    for index in (2, 3):
+        with pytest.raises(RuntimeError, match="0 broke"):
+            twin.enter(chunk(index))
+    with pytest.raises(RuntimeError, match="0 broke"):
+        twin.drain()
+    assert left[:2] == [0, 1]
+    assert str(*set(left[2:])) == "0 broke"
 
 
 def test_the_sequential_twin_does_the_same_work():
@@ -124,7 +147,7 @@ def test_the_sequential_twin_does_the_same_work():
     stages = [Waiting(str(i), InlineStream(str(i)), 0, log) for i in range(3)]
     clock = StageClock(None)
     twin = SequentialPipeline(
-        stages, SimpleNamespace(), clock, lambda job: done.append(job.chunk.index)
+        stages, SimpleNamespace(), clock, lambda job: done.append(job.chunk.index), done.append
     )
     for index in range(3):
         twin.enter(chunk(index))

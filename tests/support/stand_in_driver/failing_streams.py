@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from vicort.runtime.session import Session
 from vicort.runtime.shared_session import SharedSession
 
 FRAMES = 20
+LATER = Fraction(10**6)  # seconds
 
 
 @dataclass
@@ -105,9 +107,11 @@ def _watch(engines: StandInEngineSet, overlap: bool, outcome: Outcome) -> None:
     if session is None:
         return
     answers: list[Future] = []
+    later = session.submit(Question(ASK, LATER, sampling=SHORT))
     for number, frame in enumerate(frames(FRAMES)):
         outcome.note("push", lambda frame=frame: session.push(frame))
-        if outcome.told:
+        if outcome.told:  # nobody waits for a time that does not come
+            outcome.unanswered += not _is_given(later)
             break
         if number in (7, 15):
             at = None if number == 7 else session.now
@@ -116,7 +120,7 @@ def _watch(engines: StandInEngineSet, overlap: bool, outcome: Outcome) -> None:
             )
             answers += [answer] if answer else []
     outcome.note("finish", session.finish)
-    for answer in answers:
+    for answer in [*answers, later]:
         outcome.unanswered += not _is_given(answer)
         if answer.done():
             outcome.note("answer", answer.result)
