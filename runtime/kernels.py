@@ -193,7 +193,7 @@ class Scratch:
     """Where rotate_tokens leaves what rotated_attention reads, as described in
     vicort.export.kernels.rotated_attention."""
 
-    sizes: dict[str, int]  # segment_tokens, cached, new, vectors: arguments of both kernels
+    sizes: dict[str, int]  # segment_tokens, cached, new_tokens, vectors: arguments of both kernels
     offsets: dict[str, int]  # queries, keys, values, bias: in bytes, multiples of SCRATCH_ALIGNMENT
     bytes: int
 
@@ -204,21 +204,21 @@ class Scratch:
         """blocks: of rotated_attention; pages: of each segment."""
         block_m, block_n = blocks
         segment_tokens = _up(pages * spec.page_tokens, block_n)
-        cached, new = segments * segment_tokens, _up(rows, block_n)
+        cached, new_tokens = segments * segment_tokens, _up(rows, block_n)
         vectors = _up(rows * spec.groups, block_m)
         token_bytes = spec.kv_heads * spec.head_dim * spec.item_bytes
         offsets, end = {}, 0
         for name, size in {
             "queries": vectors * token_bytes,
-            "keys": (cached + new) * token_bytes,
-            "values": (cached + new) * token_bytes,
+            "keys": (cached + new_tokens) * token_bytes,
+            "values": (cached + new_tokens) * token_bytes,
             "bias": cached * spec.kv_heads * 4,
         }.items():
             offsets[name] = end
             end += _up(size, SCRATCH_ALIGNMENT)
         sizes = {
             **{"segment_tokens": segment_tokens, "cached": cached},
-            **{"new": new, "vectors": vectors},
+            **{"new_tokens": new_tokens, "vectors": vectors},
         }
         return Scratch(sizes, offsets, end)
 

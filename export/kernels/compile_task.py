@@ -36,7 +36,7 @@ KERNELS: dict[KernelName, JITFunction] = {
 }
 # arguments that point at the model's own type
 TENSORS = ("q", "k", "v", "out", "queries", "keys", "values")
-MULTIPLES = ("segment_tokens", "cached", "new", "vectors")  # of 16: whole blocks
+MULTIPLES = ("segment_tokens", "cached", "new_tokens", "vectors")  # of 16: whole blocks
 ALIGNED = (*TENSORS, *MULTIPLES, "pool", "partial", "rotary", "bias")  # pointers: to 16 bytes
 TYPES = {
     "bfloat16": "*bf16",

@@ -44,7 +44,7 @@ def rotate_tokens(
     table_head,
     segment_tokens,  # pages * PAGE, rounded up to BLOCK_N
     cached,  # segments * segment_tokens
-    new,  # rows, rounded up to BLOCK_N
+    new_tokens,  # rows, rounded up to BLOCK_N
     vectors,  # rows * GROUP, rounded up to BLOCK_M
     D: tl.constexpr,
     GROUP: tl.constexpr,
@@ -56,13 +56,13 @@ def rotate_tokens(
     POSITIONS: tl.constexpr,
     BLOCK: tl.constexpr,  # divides BLOCK_M and BLOCK_N
 ):
-    """Fill the scratch memory; grid ((cached + new + vectors) / BLOCK, kv_heads)."""
+    """Fill the scratch memory; grid ((cached + new_tokens + vectors) / BLOCK, kv_heads)."""
     HALF: tl.constexpr = D // 2
     head, kv_heads = tl.program_id(1), tl.num_programs(1)
     half = tl.arange(0, HALF)
     first = tl.program_id(0) * BLOCK
     token = first + tl.arange(0, BLOCK)
-    target = ((head.to(tl.int64) * (cached + new) + token) * D)[:, None]
+    target = ((head.to(tl.int64) * (cached + new_tokens) + token) * D)[:, None]
     if first < cached:
         cell = token % segment_tokens
         there = cell < pages * PAGE
@@ -88,7 +88,7 @@ def rotate_tokens(
         )  # fmt: skip
         copy(source + PAGE * D, values + target, filled, value_scale, D, INT8)
         tl.store(bias + head.to(tl.int64) * cached + token, tl.where(filled, 0.0, float("-inf")))
-    elif first < cached + new:
+    elif first < cached + new_tokens:
         row = token - cached
         place = pos + row * 3
         t = tl.load(place, mask=row < rows, other=-1)
@@ -100,7 +100,7 @@ def rotate_tokens(
         )  # fmt: skip
         copy(v + source, values + target, filled, 1.0, D, False)
     else:
-        packed = token - cached - new
+        packed = token - cached - new_tokens
         row = packed // GROUP
         place = pos + row * 3
         t = tl.load(place, mask=row < rows, other=-1)
@@ -180,7 +180,7 @@ def rotated_attention(
     segments,
     segment_tokens,  # as of rotate_tokens
     cached,
-    new,
+    new_tokens,
     vectors,
     scale,  # of the scores, times log2(e)
     D: tl.constexpr,
@@ -203,7 +203,7 @@ def rotated_attention(
     real = tl.load(pos + row * 3, mask=inside, other=-1) >= 0
     its_segment = tl.load(segment + row, mask=real, other=-1)
     query = tl.load(queries + ((head.to(tl.int64) * vectors + packed) * D)[:, None] + dim[None, :])
-    tokens = head.to(tl.int64) * (cached + new)
+    tokens = head.to(tl.int64) * (cached + new_tokens)
     highest = tl.full([BLOCK_M], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     mixed = tl.zeros([BLOCK_M, D], tl.float32)

@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import signal
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import triton
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import processes
+from support.c_programs import compiler
 from support.interpreter import ARGUMENTS, Interpreter, stand_in
 from support.shared import once
 from support.sizes import examples, is_thorough, slow
@@ -604,6 +606,15 @@ def test_a_kernel_takes_the_first_tile_that_fits_its_shared_memory(cold, monkeyp
     assert taken.index.constants["BLOCK_M"] == 16
     with pytest.raises(EngineError, match="no tile fits its shared memory"):
         list(build(make_spec(dtype="bfloat16"), [replace(task, tiles=(large,))]))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_arguments_have_names_that_cpp_takes(name):
+    """AOTInductor's program calls the kernels in C++, and names the arguments so."""
+    names = ", ".join(f"int {each}" for each in KERNELS[name].arg_names)
+    command = [*compiler(".cpp"), "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
+    done = subprocess.run(command, input=f"void f({names});".encode(), check=False)
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -165,9 +165,11 @@ class _Call:
         spec, (rows, pages) = self.spec, self.sizes
         wanted = rotates_keys_first(spec, tile, rows, pages, multiprocessors)
         layout = Scratch.of(spec, (tile.vectors, tile.keys), rows, pages, 1).sizes
-        sizes = tuple(layout[name] for name in ("segment_tokens", "cached", "new", "vectors"))
+        sizes = tuple(
+            layout[name] for name in ("segment_tokens", "cached", "new_tokens", "vectors")
+        )
         scratch = self._scratch(layout, wanted)
-        every = layout["cached"] + layout["new"] + layout["vectors"]
+        every = layout["cached"] + layout["new_tokens"] + layout["vectors"]
         wrap_triton(rotate_kernel)[(every // ROTATED_TOGETHER * wanted, spec.kv_heads, 1)](
             *(*self.new, *self.paged, *scratch, self.frequencies),
             *(*self.sizes, *self.strides, *sizes),
@@ -201,7 +203,8 @@ class _Call:
 
     def _scratch(self, layout: dict[str, int], wanted: int) -> tuple[Tensor, ...]:
         """Queries, keys, values and bias."""
-        heads, like, every = self.spec.kv_heads, self.new[0], layout["cached"] + layout["new"]
+        heads, like = self.spec.kv_heads, self.new[0]
+        every = layout["cached"] + layout["new_tokens"]
 
         def empty(count: int, dtype: torch.dtype) -> Tensor:
             # at least 2: the compiler would take sizes of 0 and 1 for constants

@@ -42,11 +42,11 @@ PARAMETERS: dict[KernelName, tuple[str, ...]] = {
         *("q", "k", "v", "pos", "pool", "scales", "where", "table"),
         *("queries", "keys", "values", "bias", "rotary", "rows", "pages", "slot_cells"),
         *("where_slot", "where_head", "table_segment", "table_head"),
-        *("segment_tokens", "cached", "new", "vectors"),
+        *("segment_tokens", "cached", "new_tokens", "vectors"),
     ),
     "rotated_attention": (
         *("queries", "keys", "values", "bias", "pos", "segment", "out", "partial"),
-        *("rows", "segments", "segment_tokens", "cached", "new", "vectors", "scale"),
+        *("rows", "segments", "segment_tokens", "cached", "new_tokens", "vectors", "scale"),
     ),
 }
 
@@ -220,7 +220,7 @@ class LoadedKernels:
 
     def _rotate_grid(self, scratch: Scratch) -> Grid:
         block = int(self._ready["rotate_tokens", ""][0].constants["BLOCK"])
-        vectors = sum(scratch.sizes[name] for name in ("cached", "new", "vectors"))
+        vectors = sum(scratch.sizes[name] for name in ("cached", "new_tokens", "vectors"))
         return vectors // block, self.spec.kv_heads, 1
 
     def plan(self, rows: int, pages: int, segments: int) -> AttentionPlan:
