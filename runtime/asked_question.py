@@ -9,6 +9,7 @@ from concurrent.futures import CancelledError, Future, InvalidStateError
 
 from vicort.runtime.callback_threads import CallbackThreads
 from vicort.runtime.core import Answer, Question
+from vicort.runtime.known_failures import KnownFailures
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ class AskedQuestion:
         future: Future[Answer],
         on_token: Callable[[str], None] | None,
         callbacks: CallbackThreads,
+        known: KnownFailures,
     ) -> None:
         self.question = question
         self.since = 0  # perf_counter_ns when its work began
@@ -34,6 +36,7 @@ class AskedQuestion:
         self._unanswered: Future[Answer] | None = future
         self._on_token = on_token
         self._callbacks = callbacks
+        self._known = known
         self._lock = threading.Lock()  # guards _unanswered
 
     @property
@@ -57,7 +60,11 @@ class AskedQuestion:
         self._settle(lambda future: future.set_result(answer))
 
     def fail(self, error: BaseException) -> None:
-        self._settle(lambda future: future.set_exception(error))
+        def settle(future: Future[Answer]) -> None:
+            self._known.note(error)
+            future.set_exception(error)
+
+        self._settle(settle)
 
     def _settle(self, settle: Callable[[Future[Answer]], None]) -> None:
         """Only the first call has an effect, and only if the asker has not settled it himself."""

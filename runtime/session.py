@@ -17,9 +17,9 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 from vicort.runtime.answer_run import answer as answer_question
 from vicort.runtime.answering import Snapshot
@@ -46,8 +46,9 @@ from vicort.runtime.devices.machine_memory import give_back_memory
 from vicort.runtime.devices.preprocess import import_dali
 from vicort.runtime.devices.stage_clock import SpanSink, StageClock
 from vicort.runtime.engines.engine_set import EngineSet
-from vicort.runtime.errors import VicortError
+from vicort.runtime.errors import DeviceError, VicortError
 from vicort.runtime.event_emitter import EventEmitter
+from vicort.runtime.known_failures import KnownFailures
 from vicort.runtime.language.generation_config import read_generation
 from vicort.runtime.language.prompt import Prompt
 from vicort.runtime.memory.budget import MemoryRequest
@@ -74,7 +75,26 @@ from vicort.runtime.stream_statistics import StreamStatistics
 
 logger = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 ANSWERS_AT_ONCE = 4
+
+
+def _known_device_errors(
+    method: Callable[Concatenate[Session, P], R],
+) -> Callable[Concatenate[Session, P], R]:
+    """A method of a session by whose DeviceError the caller knows that the device failed."""
+
+    @wraps(method)
+    def call(self: Session, *args: P.args, **options: P.kwargs) -> R:
+        try:
+            return method(self, *args, **options)
+        except DeviceError as error:
+            self._known.note(error)
+            raise
+
+    return call
 
 
 @dataclass(frozen=True)
@@ -163,6 +183,7 @@ class Session:
         self._clock = StageClock(trace)
         self._statistics = StreamStatistics()
         self._callbacks = CallbackThreads()
+        self._known = KnownFailures()
         self._events = EventEmitter(on_event, self._statistics, self._callbacks)
         self._questions = QuestionQueue(max_questions)
         parts = assemble(
@@ -248,6 +269,7 @@ class Session:
 
     # ---- frames ----
 
+    @_known_device_errors
     def wants(self, at: Fraction) -> Wanted:
         """Whether a frame of that time will be taken; others need not be converted to pixels.
 
@@ -264,6 +286,7 @@ class Session:
             self._advance(at)
             return Wanted(self._sampler.wants(at))
 
+    @_known_device_errors
     def push(self, frame: Frame) -> None:
         """Give the stream its next frame; with on_lag "wait", wait while the pipeline is full. A
         frame that is not later than the one before is left out, and counted in the summary.
@@ -291,6 +314,7 @@ class Session:
         self._pushed = at
         return False
 
+    @_known_device_errors
     def finish(self, ending: Ending | None = None) -> None:
         """End the stream: complete a half unit, ask the questions that are left, and wait until no
         question is open.
@@ -331,6 +355,7 @@ class Session:
         asked = [each.question.at for each in left if each.question.at is not None]
         return max(self.now, *asked, ending.time if ending else self.now)
 
+    @_known_device_errors
     def change_lag_policy(self, on_lag: OnLag) -> None:
         """From now on, use another policy for frames that come faster than they are taken."""
         with self._moving("change_lag_policy"):
@@ -427,7 +452,11 @@ class Session:
 
     def close(self) -> None:
         """Release threads and memory; work in flight is dropped, and open answers fail. Waits for
-        the work and the callbacks that run, unless it is called from a callback."""
+        the work and the callbacks that run, unless it is called from a callback.
+
+        Raises DeviceError if the device has failed and no method has raised that yet, nor an answer
+        failed with it. The session is closed all the same.
+        """
         if self._closed or not self._process.here:
             return
         self._finished = True
@@ -436,12 +465,17 @@ class Session:
         self._pipeline.close()
         self._memory.close()
         self._drivers.shutdown(wait=False, cancel_futures=True)
-        self._device.close()
+        try:
+            self._device.close()
+        except DeviceError:
+            if not self._known.of_device:
+                raise
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *failure: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._known.note(error)  # of a source on the same GPU, say
         self.close()
 
     # ---- how a question gets in between the chunks ----
@@ -469,7 +503,9 @@ class Session:
         )
         self._answerer.check(question)
         answer: Future[Answer] = Future()
-        self._questions.add(AskedQuestion(question, answer, on_token, self._callbacks), answer)
+        self._questions.add(
+            AskedQuestion(question, answer, on_token, self._callbacks, self._known), answer
+        )
         return answer
 
     def _check_open(self, method: str) -> None:

@@ -10,7 +10,11 @@ from support import processes
 from support.reported_streams import SPILLING
 from support.sizes import slow
 from support.stand_in_driver.child import environment
-from support.stand_in_driver.failing_streams import shared_stream_that_fails, stream_that_fails
+from support.stand_in_driver.failing_streams import (
+    closed_after_the_gpu_is_lost,
+    shared_stream_that_fails,
+    stream_that_fails,
+)
 
 RESULTS = ("CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_ECC_UNCORRECTABLE", "CUDA_ERROR_LAUNCH_FAILED")
 NEVER = 1 << 40
@@ -21,6 +25,8 @@ def check(outcome, result):
     assert {kind for _, kind, _ in outcome.told} <= {"DeviceError"}
     lines = {line for _, _, line in outcome.told}
     assert len(lines) <= 1
+    calls = [call for call, _, _ in outcome.told]
+    assert calls == ["close"] or "close" not in calls
     for line in lines:
         assert line.startswith(f"the GPU failed ({result}), and this process can no longer use it")
         assert "\n" not in line
@@ -72,6 +78,26 @@ def test_a_call_that_fails_once_ends_the_session_in_order(overlap, step, gpu_chi
         assert outcome.unanswered == 0
         assert outcome.threads == []
         assert all("not captured" in line for line in outcome.printed.splitlines())
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("known", ["push", "answer"])
+def test_closing_says_nothing_that_the_caller_knows(overlap, known, gpu_child):
+    outcome = gpu_child.call(closed_after_the_gpu_is_lost, overlap, known)
+    assert [call for call, _, _ in outcome.told] == [known]
+    check(outcome, "CUDA_ERROR_ILLEGAL_ADDRESS")
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_closing_raises_what_nobody_has_said(overlap, gpu_child):
+    outcome = gpu_child.call(closed_after_the_gpu_is_lost, overlap, "")
+    assert [call for call, _, _ in outcome.told] == ["close"]
+    check(outcome, "CUDA_ERROR_ILLEGAL_ADDRESS")
+
+
+def test_leaving_a_session_by_a_device_error_raises_that_error(gpu_child):
+    outcome = gpu_child.call(closed_after_the_gpu_is_lost, True, "body")
+    assert outcome.told == [("with", "DeviceError", "of a source")]
 
 
 @pytest.mark.parametrize("after", [300, *slow(700, 1500)])

@@ -213,6 +213,39 @@ def room_for(sizes: dict[str, int], manifest: dict[str, Any], total: int, others
     return ""
 
 
+def closed_after_the_gpu_is_lost(overlap: bool, known: str) -> Outcome:
+    """known: by what the caller knows of it before: "push", "answer", "body" of a with statement,
+    or "" for nothing."""
+    driver, outcome = stand_in_driver(), Outcome()
+    driver.recover()
+    session = Session(StandInEngineSet(), SPILLING, sampling=SHORT, overlap=overlap)
+    for frame in frames(FRAMES):
+        session.push(frame)
+    session.inspect().pipeline.drain()
+    driver.fail(700, lasting=True)
+    if known == "push":
+        outcome.note("push", lambda: _push_until_it_fails(session))
+    if known == "answer":
+        outcome.note("answer", lambda: session.ask(ASK))
+    if known == "body":
+        outcome.note("with", lambda: _leave_by(DeviceError("of a source"), session))
+    outcome.note("close", session.close)
+    outcome.note("close again", session.close)
+    outcome.threads = _threads()
+    driver.recover()
+    return outcome
+
+
+def _push_until_it_fails(session: Session) -> None:
+    for frame in frames(10 * FRAMES, start=FRAMES):
+        session.push(frame)
+
+
+def _leave_by(error: Exception, session: Session) -> None:
+    with session:
+        raise error
+
+
 def shared_stream_that_fails(after: int, result: int) -> Outcome:
     """The same, as a C program sees it, of which one thread asks while another one pushes."""
     driver, outcome = stand_in_driver(), Outcome()
