@@ -54,7 +54,7 @@ typedef enum vicort_status {
     VICORT_E_SOURCE = 13,      /* a video source cannot be opened, contains no video, or breaks off */
     VICORT_E_MEMORY = 14,      /* the memory budget or the machine's memory is too small */
     VICORT_E_QUESTION = 15,    /* a question is empty or too long */
-    VICORT_E_DEVICE = 16,      /* the requested GPU is missing or cannot be used */
+    VICORT_E_DEVICE = 16,      /* the requested GPU is missing, cannot be used, or was lost */
     VICORT_E_FAILED = 17,      /* any other error that the caller can fix: see vicort_last_error */
     VICORT_E_INTERNAL = 18     /* a bug in vicort: please report vicort_last_error */
 } vicort_status;
@@ -201,8 +201,8 @@ int vicort_ask_stream(vicort_session *session, const char *question, vicort_toke
 int vicort_get_stats(vicort_session *session, vicort_stats *stats);
 
 /* Close the session and discard unfinished work. Waits for calls of other threads on this session, which end with VICORT_E_CLOSED. May
- * be called from a token callback; the call that runs the callback is not waited for. NULL, CLOSED, and DEVICE if
- * the GPU was lost, of which the session is closed all the same. */
+ * be called from a token callback; the call that runs the callback is not waited for. NULL, CLOSED, and DEVICE if the GPU was lost and
+ * no call has said so yet: the session is closed all the same. */
 int vicort_close(vicort_session *session);
 
 #ifdef __cplusplus

@@ -9,6 +9,7 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import replace
 from fractions import Fraction
+from types import TracebackType
 from typing import Any
 
 from vicort.runtime.asked_question import AskedQuestion
@@ -39,6 +40,7 @@ class QuestionQueue:
         self._finished = False
         self._closed = False
         self._failure: BaseException | None = None  # what the stream ended with
+        self._trace: TracebackType | None = None  # of it
         self._numbers = itertools.count()
         self._times: list[Entry] = []  # in the order of their times
         self._last: dict[AskedQuestion, None] = {}  # asked at the end of the stream
@@ -65,7 +67,7 @@ class QuestionQueue:
             if not failure:
                 self._add(asked)
         if failure:
-            asked.fail(failure)
+            asked.fail(failure.with_traceback(self._trace))  # which grows with each result()
             asked.ended.set()
         future.add_done_callback(lambda future: self._given_up(asked, future))
 
@@ -143,7 +145,7 @@ class QuestionQueue:
         with self._lock:
             if self._failure or self._closed:
                 return
-            self._failure = error
+            self._failure, self._trace = error, error.__traceback__
             left = list(self._open)
             waited = self._drop_waiting()
         for asked in left:

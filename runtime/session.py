@@ -279,6 +279,7 @@ class Session:
         """
         at = checked_frame_time(at)
         with self._moving("wants"):
+            self._check_stream()
             self._take(self._sampler.stayed(at))
             if self._sampler.stays(at) and self._said_both != at:
                 self._said_both = at
@@ -292,7 +293,8 @@ class Session:
         frame that is not later than the one before is left out, and counted in the summary.
 
         Raises VicortError after `finish`, SessionClosed after `close`, ConfigError for a time or a
-        picture that is none, and what an earlier chunk failed with.
+        picture that is none, what an earlier chunk failed with, and DeviceError of a device that is
+        lost.
         """
         self._check_usable("push")
         check_frame(frame)
@@ -305,6 +307,7 @@ class Session:
         with self._moving("push"):
             if self._finished:
                 raise VicortError("this stream was finished: open a new session for more frames")
+            self._check_stream()
             self.step(frame)
 
     def _comes_late(self, at: Fraction) -> bool:
@@ -323,8 +326,8 @@ class Session:
         Without it, and after frames that were all pushed, the last one stays until the last
         question.
 
-        Raises what a chunk failed with, and SessionClosed after `close`. What became of an answer
-        is known by its future alone.
+        Raises what a chunk failed with, DeviceError of a device that is lost, and SessionClosed
+        after `close`. What became of an answer is known by its future alone.
         """
         if ending and ending.frame and not self._finished:
             self.push(ending.frame)
@@ -346,6 +349,7 @@ class Session:
                 self._lag.flush()
                 self._finished = True
         self._pipeline.drain()
+        self._check_device()
         self._questions.wait_ended()
         if self._closed:
             raise closed()
@@ -375,8 +379,8 @@ class Session:
         A question is asked at its time, or at the end if it has none; a time that has passed means
         now. on_token gets each piece of the answer; what it raises becomes the answer's failure.
         Cancelling the future removes a question that has not begun, and ends one that runs at its
-        next token. A chunk that fails ends the stream: the futures of all open questions, and of
-        later ones, fail with its error. Raises QuestionError for a question that cannot be asked,
+        next token. A chunk that fails, or a device that is lost, ends the stream: the futures of
+        all open questions, and of later ones, fail with its error. Raises QuestionError for a question that cannot be asked,
         or if max_questions are open, and SessionClosed after `close`.
         """
         answer = self._enter(question, on_token)
@@ -508,6 +512,19 @@ class Session:
         )
         return answer
 
+    def _check_stream(self) -> None:
+        """Raises what ended the stream: what a chunk failed with, or that the device is lost."""
+        self._pipeline.check()
+        self._check_device()
+
+    def _check_device(self) -> None:
+        """Raises DeviceError if the device is lost, which ends the stream."""
+        try:
+            self._device.check()
+        except DeviceError as error:
+            self._questions.fail(error)
+            raise
+
     def _check_open(self, method: str) -> None:
         self._process.check(method)
         if self._closed:
@@ -626,6 +643,8 @@ class Session:
         except BaseException as error:
             self._questions.make_room(asked)
             asked.fail(error)
+            with suppress(DeviceError):  # of which all open questions are told
+                self._check_device()
             if not isinstance(error, Exception):
                 raise
         finally:

@@ -190,6 +190,10 @@ class Device(Protocol):
         """How much there is in total, of the device and of its host."""
         ...
 
+    def check(self) -> None:
+        """Raises DeviceError once a call has found that the device is lost."""
+        ...
+
     def stream(self, name: str, urgent: bool = False) -> Stream:
         """A new stream. urgent: of higher priority than the others."""
         ...

@@ -132,6 +132,9 @@ class HostDevice:
     def memory(self) -> MachineMemory:
         return MachineMemory(host_memory())
 
+    def check(self) -> None:
+        pass
+
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         """An array aligned to a cache line. The system commits its memory on first use."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize

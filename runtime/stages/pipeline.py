@@ -8,9 +8,11 @@ it, and `failed` is called with its error, once or several times, from where `do
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import TracebackType
 from typing import Protocol
 
 from vicort.runtime.core import Chunk
@@ -36,6 +38,10 @@ class Pipeline(Protocol):
         """Wait until a chunk could enter at once."""
         ...
 
+    def check(self) -> None:
+        """Raises what a chunk has failed with."""
+        ...
+
     def drain(self) -> None:
         """Wait until all chunks have left. Raises what one of them failed with."""
         ...
@@ -43,6 +49,28 @@ class Pipeline(Protocol):
     def close(self) -> None:
         """Wake every thread that waits for buffers, with an error."""
         ...
+
+
+class ChunkFailure:
+    """What the earliest chunk that failed has failed with, if one has."""
+
+    def __init__(self) -> None:
+        self.chunk = math.inf  # its index
+        self._error: BaseException | None = None
+        self._trace: TracebackType | None = None
+
+    def note(self, chunk: Chunk, error: BaseException) -> None:
+        if chunk.index < self.chunk:
+            self._error, self._trace, self.chunk = error, error.__traceback__, chunk.index
+
+    def check(self) -> None:
+        """Raises it; its traceback does not grow with each call."""
+        if self._error:
+            raise self._error.with_traceback(self._trace)
+
+    def until(self, chunk: Chunk) -> BaseException | None:
+        """If it is of this chunk, or of one before it."""
+        return self._error if self.chunk <= chunk.index else None
 
 
 class SequentialPipeline:
@@ -62,16 +90,16 @@ class SequentialPipeline:
         self._done = done
         self._failed = failed
         self.newest: StreamEvent | None = None
-        self._failure: BaseException | None = None  # of the first chunk that failed
+        self._failure = ChunkFailure()
 
     def enter(self, chunk: Chunk) -> None:
-        self.drain()
+        self.check()
         job = Job(chunk, self._buffers)
         try:
             for stage in self._stages:
                 stage.stream.run(self._run, stage, job).done()
         except BaseException as error:
-            self._failure = error
+            self._failure.note(chunk, error)
             self._failed(error)
             raise
         self._done(job)
@@ -87,9 +115,11 @@ class SequentialPipeline:
     def wait_for_room(self) -> None:
         pass
 
+    def check(self) -> None:
+        self._failure.check()
+
     def drain(self) -> None:
-        if self._failure:
-            raise self._failure
+        self.check()
 
     def close(self) -> None:
         pass
@@ -116,8 +146,7 @@ class OverlappedPipeline:
         self._closed = False
         self._changed = threading.Condition()  # of the three above
         self.newest: StreamEvent | None = None
-        self._failure: BaseException | None = None  # of the earliest chunk that failed
-        self._failed_chunk = 0
+        self._failure = ChunkFailure()
 
     def enter(self, chunk: Chunk) -> None:
         with self._changed:
@@ -137,12 +166,14 @@ class OverlappedPipeline:
         with self._changed:
             self._wait_for_room()
 
+    def check(self) -> None:
+        self._failure.check()
+
     def drain(self) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not self._in_flight)
             self._check_open()
-        if self._failure:
-            raise self._failure
+        self.check()
 
     def close(self) -> None:
         with self._changed:
@@ -158,16 +189,15 @@ class OverlappedPipeline:
             raise SessionClosed("the session is closed: open a new one")
 
     def _claim_buffers(self) -> Buffers:
-        if self._failure:
-            raise self._failure
+        self.check()
         self._in_flight += 1
         return self._free.pop()
 
     def _leave(self, job: Job) -> None:
         """A chunk leaves the last stage, or would leave it if none had failed."""
         try:
-            if self._failure and self._failed_chunk <= job.chunk.index:
-                self._failed(self._failure)
+            if failure := self._failure.until(job.chunk):
+                self._failed(failure)
         finally:
             with self._changed:
                 self._in_flight -= 1
@@ -186,12 +216,12 @@ class OverlappedPipeline:
         try:
             if before:
                 stage.stream.wait(before, first=True)  # nothing of this chunk has begun
-            if self._failure and self._failed_chunk < job.chunk.index:
-                raise self._failure
+            if self._failure.chunk < job.chunk.index:
+                self.check()
             with self._clock.measure(stage.name, stage.stream, chunk=job.chunk.index, **job.notes):
                 stage.run_in_stream(job)
         except BaseException as error:
-            self._fail(job, error)
+            self._failure.note(job.chunk, error)
             if last:
                 self._leave(job)
             raise
@@ -204,16 +234,12 @@ class OverlappedPipeline:
             self._clock.settle()
             self._done(job)
         except BaseException as error:
-            self._fail(job, error)
+            self._failure.note(job.chunk, error)
             raise
         finally:
             self._leave(job)
 
     def _device_failed(self, job: Job, error: BaseException) -> None:
         """Called instead if the device failed while a chunk was in flight."""
-        self._fail(job, error)
+        self._failure.note(job.chunk, error)
         self._leave(job)
-
-    def _fail(self, job: Job, error: BaseException) -> None:
-        if self._failure is None or job.chunk.index < self._failed_chunk:
-            self._failure, self._failed_chunk = error, job.chunk.index

@@ -125,10 +125,29 @@ def test_a_stream_that_failed_stays_so_though_its_engines_recover(overlap):
         breaks(engines, "vision")
         push_until_it_fails(session)
         del engines.vision.enqueue
-        push_until_it_fails(session)
-        with pytest.raises(ZeroDivisionError):
-            session.finish()
+        for use in (
+            lambda: session.push(frames(1, start=1000)[0]),
+            lambda: session.wants(Fraction(600)),
+            lambda: session.ask(ASK),
+            session.finish,
+        ):
+            with pytest.raises(ZeroDivisionError):
+                use()
         assert session.summary().chunks == 1
+
+
+def test_an_error_that_is_raised_again_and_again_takes_no_memory():
+    engines = FakeEngineSet()
+    with opened(engines) as session:
+        breaks(engines, "vision")
+        push_until_it_fails(session)
+        for use in (lambda: session.wants(Fraction(600)), lambda: session.ask(ASK)):
+            depths = []
+            for _ in range(20):
+                with pytest.raises(ZeroDivisionError) as failure:
+                    use()
+                depths.append(len(failure.traceback))
+            assert len(set(depths)) == 1
 
 
 @pytest.mark.parametrize("overlap", [True, False])

@@ -439,6 +439,9 @@ class SimulatedDriver:
             for run, label in graph:
                 self.enqueue(stream, run, label)
 
+    def check_lost(self):
+        pass
+
     def close_graph(self, graph):
         graph.clear()
 

@@ -67,6 +67,9 @@ class CudaDevice:
     def memory(self) -> MachineMemory:
         return self.gpu.machine_memory()
 
+    def check(self) -> None:
+        self.gpu.driver.check_lost()
+
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
         return self.gpu.empty(shape, dtype)
 

@@ -23,6 +23,11 @@ class Driver(Protocol):
     multiprocessors: int
     version: int  # of CUDA that the driver supports: 13000 = 13.0
 
+    def check_lost(self) -> None:
+        """Raises DeviceError once a call has found that the device is lost. Asks the device
+        nothing."""
+        ...
+
     def memory(self) -> tuple[int, int]:
         """Bytes of device memory: free, total."""
         ...

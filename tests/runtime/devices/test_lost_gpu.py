@@ -12,6 +12,7 @@ from support.sizes import slow
 from support.stand_in_driver.child import environment
 from support.stand_in_driver.failing_streams import (
     closed_after_the_gpu_is_lost,
+    lost_while_a_question_is_answered,
     shared_stream_that_fails,
     stream_that_fails,
 )
@@ -78,6 +79,14 @@ def test_a_call_that_fails_once_ends_the_session_in_order(overlap, step, gpu_chi
         assert outcome.unanswered == 0
         assert outcome.threads == []
         assert all("not captured" in line for line in outcome.printed.splitlines())
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_gpu_that_is_lost_in_an_answer_ends_the_stream(overlap, gpu_child):
+    outcome = gpu_child.call(lost_while_a_question_is_answered, overlap)
+    told = [call for call, _, _ in outcome.told]
+    assert told == ["answer", "later", "push", "wants", "finish"]
+    check(outcome, "CUDA_ERROR_ILLEGAL_ADDRESS")
 
 
 @pytest.mark.parametrize("overlap", [True, False])

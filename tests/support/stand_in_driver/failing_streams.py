@@ -213,27 +213,53 @@ def room_for(sizes: dict[str, int], manifest: dict[str, Any], total: int, others
     return ""
 
 
-def closed_after_the_gpu_is_lost(overlap: bool, known: str) -> Outcome:
-    """known: by what the caller knows of it before: "push", "answer", "body" of a with statement,
-    or "" for nothing."""
-    driver, outcome = stand_in_driver(), Outcome()
+@contextmanager
+def _lost_at_rest(overlap: bool, outcome: Outcome) -> Iterator[Session]:
+    """A session without work, of which every call of the driver fails from now on."""
+    driver, start = stand_in_driver(), time.monotonic()
     driver.recover()
     session = Session(StandInEngineSet(), SPILLING, sampling=SHORT, overlap=overlap)
     for frame in frames(FRAMES):
         session.push(frame)
     session.inspect().pipeline.drain()
     driver.fail(700, lasting=True)
+    yield session
+    outcome.note("close", session.close)
+    outcome.seconds, outcome.threads = time.monotonic() - start, _threads()
+    driver.recover()
+
+
+def lost_while_a_question_is_answered(overlap: bool) -> Outcome:
+    """While another one waits for its time; then one frame more is pushed."""
+    outcome = Outcome()
+    with _lost_at_rest(overlap, outcome) as session:
+        later = session.submit(Question(ASK, LATER, sampling=SHORT))
+        outcome.note("answer", lambda: session.ask(ASK))
+        outcome.unanswered += not _is_given(later)
+        outcome.note("later", lambda: later.result(0))
+        outcome.note("push", lambda: session.push(frames(1, start=FRAMES)[0]))
+        outcome.note("wants", lambda: session.wants(LATER))
+        outcome.note("finish", session.finish)
+    return outcome
+
+
+def closed_after_the_gpu_is_lost(overlap: bool, known: str) -> Outcome:
+    """known: by what the caller knows of it before: "push", "answer", "body" of a with statement,
+    or "" for nothing."""
+    outcome = Outcome()
+    with _lost_at_rest(overlap, outcome) as session:
+        _make_known(session, known, outcome)
+        outcome.note("close", session.close)
+    return outcome
+
+
+def _make_known(session: Session, known: str, outcome: Outcome) -> None:
     if known == "push":
         outcome.note("push", lambda: _push_until_it_fails(session))
     if known == "answer":
         outcome.note("answer", lambda: session.ask(ASK))
     if known == "body":
         outcome.note("with", lambda: _leave_by(DeviceError("of a source"), session))
-    outcome.note("close", session.close)
-    outcome.note("close again", session.close)
-    outcome.threads = _threads()
-    driver.recover()
-    return outcome
 
 
 def _push_until_it_fails(session: Session) -> None:
