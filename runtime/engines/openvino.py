@@ -73,6 +73,8 @@ def _properties(threads: int, streams: int) -> dict[str, object]:
         "ENABLE_CPU_PINNING": False,  # other stages and programs need the cores too
         # only what is bfloat16 in the file is computed in bfloat16
         "INFERENCE_PRECISION_HINT": "f32",
+        # on processors with VNNI it would round the inputs of integer weights to int8
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
     }
 
 

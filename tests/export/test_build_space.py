@@ -79,6 +79,8 @@ def test_the_numbers_follow_the_memory_and_the_instructions(
 
 def test_a_build_without_options_says_what_it_chose(tmp_path, monkeypatch, capfd):
     with_memory(monkeypatch, 3 * size_of("fp32") - 3)
+    # whatever the instructions of this machine
+    monkeypatch.setattr(build_space, "computes_in_float32", lambda *_: True)
     monkeypatch.setattr(build_set, "write_engine_set", stopped)
     with pytest.raises(Stopped) as caught:
         build.main([TINY, "--out", str(tmp_path / "set")])

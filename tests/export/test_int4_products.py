@@ -24,6 +24,7 @@ from vicort.export.graphs import EXPANDED_FILE, Written, write_graph
 from vicort.export.int4_products import use_operator
 from vicort.export.onnxruntime_products import repack
 from vicort.runtime.engines.onnxruntime import UNWANTED
+from vicort.runtime.engines.openvino import _properties
 from vicort.runtime.errors import EngineError
 
 LANGUAGE_FILES = ("llm.onnx", EXPANDED_FILE)
@@ -63,7 +64,7 @@ def residual_product(
 def by_openvino(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     core = openvino.Core()
     compiled = core.compile_model(
-        core.read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        core.read_model(model.SerializeToString()), "CPU", _properties(threads=1, streams=1)
     )
     return next(iter(compiled([x]).values()))
 

@@ -44,7 +44,7 @@ from vicort.export.weight_compression import (
 from vicort.runtime.devices.host import InlineStream
 from vicort.runtime.engines.engine_run import output_arrays
 from vicort.runtime.engines.engine_set import EngineSet
-from vicort.runtime.engines.openvino import OpenVinoEngine
+from vicort.runtime.engines.openvino import OpenVinoEngine, _properties
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import Dimension, GraphSpec, TensorSpec, read_manifest
 
@@ -156,9 +156,7 @@ def written(folder, scheme: Scheme, ready=None):
 
 def by_openvino(path) -> np.ndarray:
     (y,) = (
-        openvino.Core()
-        .compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([X])
-        .values()
+        openvino.Core().compile_model(path, "CPU", _properties(threads=1, streams=1))([X]).values()
     )
     return y
 
