@@ -8,16 +8,22 @@ import subprocess
 import sys
 import venv
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from support import stand_in_driver
 from support.c_programs import ROOT, STRICT, check_sanitizers, compiler, library, run
+from support.manifests import manifest
+from support.reported_streams import SPILLING
 from support.sizes import is_thorough, slow
+from support.stand_in_driver.child import environment
 
 from vicort.benchmarks.studies.capi import TIMES, from_python
 from vicort.runtime.core import Frame
 from vicort.runtime.devices.surface import Surface, to_rgb
+from vicort.runtime.manifest import FILE_NAME
 from vicort.runtime.session import Session
 from vicort.runtime.sources import open_source
 
@@ -118,6 +124,17 @@ def test_memory_is_flat_over_thousands_of_pushes(pushes, tiny_engines, tmp_path)
     kept_frames = pushes // 2 * 320 * 180 * 3
     assert len(resident) == 10
     assert max(resident[5:]) - resident[4] < kept_frames / 10
+
+
+@pytest.mark.parametrize("when", ["open", "stream", "answer", "rest", "exit"])
+def test_a_gpu_that_is_lost_has_its_code_in_every_call(when, tmp_path):
+    """Over the real cuda.core and a stand-in for NVIDIA's driver."""
+    pytest.importorskip("cuda.core")
+    (tmp_path / FILE_NAME).write_text(json.dumps(manifest(backend="tensorrt")))
+    (tmp_path / "spilling.yaml").write_text(SPILLING.to_yaml())
+    host = Path(stand_in_driver.__file__).parent / "c_host"
+    paths = {"PYTHONPATH": str(host)} | environment()
+    run("lost_gpu.c", when, tmp_path, tmp_path / "spilling.yaml", environment=paths)
 
 
 def test_the_wrapper_throws_codes_and_lets_nothing_through(tiny_engines):

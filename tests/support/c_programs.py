@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from support.shared import once
@@ -68,8 +70,15 @@ def program(name: str, sanitized: bool = False) -> Path:
     return once(f"program-{source.stem}{'-sanitized' if sanitized else ''}", make)
 
 
-def run(name: str, *arguments: object, timeout: float = 120, sanitized: bool = False) -> str:
-    """What a program prints; it must end well and say nothing on stderr."""
+def run(
+    name: str,
+    *arguments: object,
+    timeout: float = 120,
+    sanitized: bool = False,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """What a program prints; it must end well and say nothing on stderr. environment: variables
+    beside those of this process."""
     command = [str(program(name, sanitized)), *(str(argument) for argument in arguments)]
     done = subprocess.run(
         command,
@@ -77,7 +86,7 @@ def run(name: str, *arguments: object, timeout: float = 120, sanitized: bool = F
         text=True,
         check=False,
         timeout=timeout,
-        env=os.environ | (SANITIZED if sanitized else {}),
+        env=os.environ | (SANITIZED if sanitized else {}) | dict(environment),
     )
     assert (done.returncode, done.stderr) == (0, ""), (
         f"{name} ended with {done.returncode}: {done.stderr}"

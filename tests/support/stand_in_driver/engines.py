@@ -163,9 +163,10 @@ def cubins() -> Kernels:
 class StandInEngineSet(FakeEngineSet):
     """`FakeEngineSet` on the stand-in: the same functions, so the same answers to the last bit."""
 
-    def __init__(self, seed: int = 0, **model_changes: Any) -> None:
+    def __init__(self, seed: int = 0, gpu: Gpu | None = None, **model_changes: Any) -> None:
+        """gpu: None = found anew."""
         super().__init__(seed, **model_changes)
-        self.gpu = Gpu(CudaCoreDriver(0))
+        self.gpu = gpu or Gpu(CudaCoreDriver(0))
         self.kernels = LoadedKernels(
             cubins(),
             capability=self.gpu.capability,
