@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vicort.benchmarks.common.workload import CHUNK_FRAMES
 from vicort.benchmarks.gpu import cuda_toolkit
@@ -80,6 +81,8 @@ PLAN = "plan.json"  # in it: what is being built
 COMMAND = "python -m vicort.benchmarks.gpu.check --only inductor"
 REBUILD = f"remove the folder, and rebuild with `{COMMAND}`"
 OPTIONS: dict[str, Any] = {"aot_inductor.package_constants_in_so": False}
+# Of vision. Not cuDNN's: it plans anew for each shape on each thread, at the first run.
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 KERNEL_NAMES = ("bounded_attention", "rotate_tokens", "rotated_attention", "combine")
 EMBEDDING = "embed_tokens.weight"
 
@@ -215,7 +218,7 @@ def _compile(
     """tiles: of the kernels on a GPU; None = for this CPU."""
     graph, device = wanted.graphs[name], "cuda" if tiles else "cpu"
     module = load_module(wanted, name, device)
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), sdpa_kernel(ATTENTION):
         program, _ = export_program(module, graph, device)
         if graph.attention_layers:
             program = with_kernel(program, tiles) if tiles else in_pytorch(program)

@@ -452,6 +452,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def compile(program, *, package_path, inductor_configs):
         assert inductor_configs == {"aot_inductor.package_constants_in_so": False}
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
         asked.append(Path(package_path).name)
         if len(asked) == FAILS.get("at"):
             raise RuntimeError("the compiler broke down")

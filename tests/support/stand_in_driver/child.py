@@ -8,14 +8,12 @@ import pickle
 import select
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from support.stand_in_driver.library import driver_folder
-
 SERVE = (
-    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer);"
+    "import pickle, sys; sys.path[:0] = pickle.load(sys.stdin.buffer);"
     "from support.stand_in_driver.child import serve; serve()"
 )
 R = TypeVar("R")
@@ -23,6 +21,8 @@ R = TypeVar("R")
 
 def environment() -> dict[str, str]:
     """Variables with which a process gets the stand-in for its driver."""
+    from support.stand_in_driver.library import driver_folder  # late: the child needs no compiler
+
     folders = [str(driver_folder()), os.environ.get("LD_LIBRARY_PATH", "")]
     return {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders))}
 
@@ -30,18 +30,23 @@ def environment() -> dict[str, str]:
 class StandInChild:
     """Calls functions, one after another, in one process on the stand-in."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, python: str = sys.executable, path: Sequence[str] = sys.path, **variables: str
+    ) -> None:
+        """python: the interpreter; path: where it looks for modules first; variables: of its
+        environment."""
+        self._python, self._path, self._variables = python, list(path), variables
         self._child = self._start()
 
     def _start(self) -> subprocess.Popen:
         child = subprocess.Popen(
-            [sys.executable, "-c", SERVE],
+            [self._python, "-c", SERVE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | environment(),
+            env=os.environ | environment() | self._variables,
         )
         assert child.stdin
-        pickle.dump(sys.path, child.stdin)
+        pickle.dump(self._path, child.stdin)
         return child
 
     def call(

@@ -47,6 +47,13 @@ API cuDeviceGet(CUdevice *device, int ordinal) {
     return CUDA_SUCCESS;
 }
 
+API cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) {
+    ENTER(QUERY);
+    UNUSED(device);
+    *bytes = (size_t)switches.total_memory;
+    return CUDA_SUCCESS;
+}
+
 API cuDeviceGetName(char *name, int size, CUdevice device) {
     ENTER(QUERY);
     UNUSED(device);
@@ -54,7 +61,7 @@ API cuDeviceGetName(char *name, int size, CUdevice device) {
     return CUDA_SUCCESS;
 }
 
-/* Attributes that cuda.core reads; 0 for all others. */
+/* Attributes that cuda.core, PyTorch and Triton need; 0 for all others. */
 static int attribute_of(CUdevice_attribute attribute) {
     switch ((int)attribute) {
         case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: return (int)switches.capability / 10;
@@ -62,6 +69,15 @@ static int attribute_of(CUdevice_attribute attribute) {
         case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: return (int)switches.multiprocessors;
         case CU_DEVICE_ATTRIBUTE_WARP_SIZE: return 32;
         case CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK: return 1024;
+        case CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR: return 2048;
+        case CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR: return 32;
+        case CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK:
+        case CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR: return 64 << 10;
+        case CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X: return 0x7FFFFFFF;
+        case CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y:
+        case CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z: return 65535;
+        case CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE: return 50 << 20;
+        case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR: return 228 << 10;
         case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK: return 48 << 10;
         case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: return 227 << 10;
         case CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING:
@@ -94,6 +110,19 @@ API cuDevicePrimaryCtxRelease_v2(CUdevice device) {
     return CUDA_SUCCESS;
 }
 
+API cuDevicePrimaryCtxGetState(CUdevice device, unsigned *flags, int *is_active) {
+    ENTER(QUERY);
+    UNUSED(device);
+    *flags = 0;
+    *is_active = primary_context.retained > 0;
+    return CUDA_SUCCESS;
+}
+
+API cuCtxSynchronize(void) {
+    ENTER(CONTEXT);
+    return check_no_capture(__func__);
+}
+
 API cuCtxGetCurrent(CUcontext *context) {
     ENTER(QUERY);
     *context = current_context();
@@ -104,6 +133,21 @@ API cuCtxSetCurrent(CUcontext context) {
     ENTER(HANDLE);
     if (!depth) depth = 1;
     stack[depth - 1] = context;
+    return CUDA_SUCCESS;
+}
+
+/* Of Triton's printing, which no kernel does here. */
+API cuCtxGetLimit(size_t *value, CUlimit limit) {
+    ENTER(CONTEXT);
+    UNUSED(limit);
+    *value = 1 << 20;
+    return CUDA_SUCCESS;
+}
+
+API cuCtxSetLimit(CUlimit limit, size_t value) {
+    ENTER(CONTEXT);
+    UNUSED(limit);
+    UNUSED(value);
     return CUDA_SUCCESS;
 }
 

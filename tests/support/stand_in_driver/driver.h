@@ -1,7 +1,7 @@
 /* A stand-in for NVIDIA's driver, libcuda.so.1, for tests without a GPU.
 
-   It answers the part of the public driver API that vicort and cuda.core call. Device memory is
-   host memory, work that is put on a stream is done before the call returns, and what a stream
+   It answers the part of the public driver API that vicort, cuda.core, PyTorch and Triton call.
+   Device memory is host memory, work that is put on a stream is done before the call returns, and what a stream
    captures is recorded and replayed. It checks what a real driver checks: a context that is current
    on the calling thread, known handles, addresses inside allocations, the parameters that a
    kernel's own cubin lists, shared memory that was asked for, and what is illegal while a stream
@@ -67,6 +67,8 @@ typedef struct {
     long long other_memory;    /* bytes that other processes hold */
     long long pinned_memory;   /* bytes that can be page-locked */
     long long refuse_captures; /* whether captures end as if something illegal was in them */
+    long long lenient;         /* whether the default stream and pageable copies, which vicort must
+                                  not use, are allowed: PyTorch uses both */
 } Switches;
 
 typedef struct {
@@ -95,12 +97,13 @@ struct CUstream_st {
     Capture capture;
     CUstreamCaptureMode mode;
     pid_t captor; /* the thread that captures */
+    cuuint64_t capture_id;
     CUgraph graph;
     CUstream next;
 };
 
-/* Why this stream takes no work; the default stream is refused, which vicort must not use. */
-CUresult check_stream(CUstream stream, const char *function);
+/* Why this stream takes no work. The default stream becomes one that has a structure, too. */
+CUresult check_stream(CUstream *stream, const char *function);
 /* Refuses a call that is illegal while a stream captures, and invalidates that capture. */
 CUresult check_no_capture(const char *function);
 /* Of a device that failed. */
@@ -132,7 +135,24 @@ typedef enum { NOWHERE, DEVICE, PINNED } Place;
 /* Where all of these bytes lie. */
 Place place_of(const void *pointer, size_t size);
 
-/* ---- kernels: kernels.c ---- */
+/* ---- kernels: cubins.c ---- */
+
+#define MAX_PARAMETERS 64
+#define PARAMETER_BYTES 4096
+
+typedef struct {
+    int offset, size;
+} Parameter;
+
+/* cuda.core hands over kernels for functions, and modules are libraries here. */
+struct CUkern_st {
+    char name[256];
+    Parameter parameters[MAX_PARAMETERS];
+    int parameter_count;
+    int shared_bytes; /* dynamic, that were asked for */
+};
+
+/* ---- launches: launches.c ---- */
 
 typedef struct Launch Launch;
 CUresult run_launch(const Launch *launch);

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from cuda.bindings import driver as cu
 from support.stand_in_driver.engines import cubins, stand_in_driver
-from support.stand_in_driver.library import RunKernel
+from support.stand_in_driver.in_process import RunKernel
 
 from vicort.runtime.devices.cuda.cuda_core import CudaCoreDriver
 

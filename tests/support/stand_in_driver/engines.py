@@ -20,7 +20,7 @@ from support.fake_tensorrt import FakeContext, FakePlan, FakeTensorRT
 from support.shared import once
 from support.simulated_cuda import OUTPUTS, PageFunctions
 from support.simulated_tensorrt import BYTES_PER_ROW, TYPES, graph_specs
-from support.stand_in_driver.library import RunKernel, StandInDriver
+from support.stand_in_driver.in_process import RunKernel, StandInDriver
 
 from vicort.runtime.devices.cuda import CudaDevice, DeviceArray, Gpu
 from vicort.runtime.devices.cuda.cuda_core import CudaCoreDriver

@@ -82,7 +82,7 @@ CUresult submit(CUstream stream, Work work) {
 
 API cuLaunchHostFunc(CUstream stream, CUhostFn function, void *argument) {
     ENTER(CONTEXT);
-    CUresult result = check_stream(stream, __func__);
+    CUresult result = check_stream(&stream, __func__);
     if (result) return result;
     return submit(
         stream, (Work){.kind = HOST_FUNCTION, .function = function, .argument = argument}
@@ -98,6 +98,15 @@ API cuGraphInstantiateWithFlags(CUgraphExec *executable, CUgraph graph, unsigned
     (*executable)->recording = graph->recording;
     graph->recording->owners++;
     counts.executables++;
+    return CUDA_SUCCESS;
+}
+
+/* How many nodes a graph has; the nodes themselves are not shown. */
+API cuGraphGetNodes(CUgraph graph, CUgraphNode *nodes, size_t *count) {
+    ENTER(HANDLE);
+    if (nodes) return refuse(CUDA_ERROR_NOT_SUPPORTED, "the nodes of a graph are asked for");
+    *count = 0;
+    for (const Work *work = graph->recording->first; work; work = work->next) ++*count;
     return CUDA_SUCCESS;
 }
 
@@ -117,7 +126,7 @@ API cuGraphExecDestroy(CUgraphExec executable) {
 
 API cuGraphLaunch(CUgraphExec executable, CUstream stream) {
     ENTER(CONTEXT);
-    CUresult result = check_stream(stream, __func__);
+    CUresult result = check_stream(&stream, __func__);
     if (result) return result;
     if (stream->capture) return refuse(CUDA_ERROR_NOT_SUPPORTED, "a graph in a capture");
     Recording *recording = executable->recording;

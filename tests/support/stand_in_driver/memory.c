@@ -63,8 +63,28 @@ API cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
     return CUDA_SUCCESS;
 }
 
+API cuMemAlloc_v2(CUdeviceptr *pointer, size_t size) {
+    ENTER(CONTEXT);
+    CUresult result = check_no_capture(__func__);
+    return result ? result : allocate((void **)pointer, size, DEVICE);
+}
+
+API cuMemFree_v2(CUdeviceptr pointer) {
+    ENTER(CONTEXT);
+    CUresult result = check_no_capture(__func__);
+    if (result || !pointer) return result;
+    return release((void *)pointer, DEVICE);
+}
+
 API cuMemAllocHost_v2(void **pointer, size_t size) {
     ENTER(CONTEXT);
+    CUresult result = check_no_capture(__func__);
+    return result ? result : allocate(pointer, size, PINNED);
+}
+
+API cuMemHostAlloc(void **pointer, size_t size, unsigned flags) {
+    ENTER(CONTEXT);
+    UNUSED(flags);
     CUresult result = check_no_capture(__func__);
     return result ? result : allocate(pointer, size, PINNED);
 }
@@ -78,16 +98,40 @@ API cuMemFreeHost(void *pointer) {
 /* A real driver records this in a capture, too; vicort's graphs must hold no allocation. */
 API cuMemAllocAsync(CUdeviceptr *pointer, size_t size, CUstream stream) {
     ENTER(CONTEXT);
-    CUresult result = check_stream(stream, __func__);
+    CUresult result = check_stream(&stream, __func__);
     if (!result) result = check_no_capture(__func__);
     return result ? result : allocate((void **)pointer, size, DEVICE);
 }
 
 API cuMemFreeAsync(CUdeviceptr pointer, CUstream stream) {
     ENTER(CONTEXT);
-    CUresult result = check_stream(stream, __func__);
+    CUresult result = check_stream(&stream, __func__);
     if (!result) result = check_no_capture(__func__);
     return result ? result : release((void *)pointer, DEVICE);
+}
+
+/* Where an address is; nothing is managed, and memory has the same address on host and device. */
+API cuPointerGetAttribute(void *value, CUpointer_attribute attribute, CUdeviceptr pointer) {
+    ENTER(CONTEXT);
+    Place place = place_of((void *)pointer, 1);
+    if (!place) return CUDA_ERROR_INVALID_VALUE;
+    switch ((int)attribute) {
+        case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
+            *(unsigned *)value = place == DEVICE ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST;
+            return CUDA_SUCCESS;
+        case CU_POINTER_ATTRIBUTE_CONTEXT:
+            *(CUcontext *)value = &primary_context;
+            return CUDA_SUCCESS;
+        case CU_POINTER_ATTRIBUTE_DEVICE_POINTER:
+        case CU_POINTER_ATTRIBUTE_HOST_POINTER:
+            *(CUdeviceptr *)value = pointer;
+            return CUDA_SUCCESS;
+        case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
+            *(int *)value = 0;
+            return CUDA_SUCCESS;
+        default:
+            return refuse(CUDA_ERROR_NOT_SUPPORTED, "pointer attribute %d", (int)attribute);
+    }
 }
 
 /* ---- copies ---- */
@@ -95,13 +139,13 @@ API cuMemFreeAsync(CUdeviceptr pointer, CUstream stream) {
 /* A real driver also copies pageable memory, but makes the host wait: vicort must not ask for
    it. */
 static CUresult check_place(const void *pointer, size_t size, const char *what) {
-    if (place_of(pointer, size)) return CUDA_SUCCESS;
+    if (place_of(pointer, size) || switches.lenient) return CUDA_SUCCESS;
     return refuse(CUDA_ERROR_INVALID_VALUE, "%s of a copy is not device or pinned memory", what);
 }
 
 API cuMemcpyAsync(CUdeviceptr target, CUdeviceptr source, size_t size, CUstream stream) {
     ENTER(CONTEXT);
-    CUresult result = check_stream(stream, __func__);
+    CUresult result = check_stream(&stream, __func__);
     if (!result) result = check_place((void *)target, size, "the target");
     if (!result) result = check_place((void *)source, size, "the source");
     if (result) return result;
@@ -111,7 +155,7 @@ API cuMemcpyAsync(CUdeviceptr target, CUdeviceptr source, size_t size, CUstream 
 
 API cuMemsetD8Async(CUdeviceptr target, unsigned char byte, size_t size, CUstream stream) {
     ENTER(CONTEXT);
-    CUresult result = check_stream(stream, __func__);
+    CUresult result = check_stream(&stream, __func__);
     if (result) return result;
     if (place_of((void *)target, size) != DEVICE)
         return refuse(CUDA_ERROR_INVALID_VALUE, "bytes are filled that are not device memory");

@@ -15,6 +15,7 @@ struct CUevent_st {
     CUevent next;
 };
 static CUstream streams; /* all that are alive */
+static struct CUstream_st default_stream;
 static CUevent events;
 static __thread CUstreamCaptureMode thread_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
 
@@ -36,13 +37,27 @@ static int is_default(CUstream stream) {
     return !stream || stream == CU_STREAM_LEGACY || stream == CU_STREAM_PER_THREAD;
 }
 
-CUresult check_stream(CUstream stream, const char *function) {
-    if (is_default(stream))
-        return refuse(CUDA_ERROR_INVALID_HANDLE, "%s on the default stream", function);
-    if (!is_stream(stream))
+/* It waits for all streams that are not "non-blocking", so none of these may capture. */
+static CUresult wait_for_default_stream(void) {
+    for (CUstream each = streams; each; each = each->next)
+        if (each->capture == CAPTURING && !(each->flags & CU_STREAM_NON_BLOCKING)) {
+            each->capture = INVALIDATED;
+            return refuse(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT, "a wait for the default stream");
+        }
+    return CUDA_SUCCESS;
+}
+
+CUresult check_stream(CUstream *stream, const char *function) {
+    if (is_default(*stream)) {
+        if (!switches.lenient)
+            return refuse(CUDA_ERROR_INVALID_HANDLE, "%s on the default stream", function);
+        *stream = &default_stream;
+        return wait_for_default_stream();
+    }
+    if (!is_stream(*stream))
         return refuse(CUDA_ERROR_INVALID_HANDLE, "%s on a stream that is closed", function);
-    if (stream->capture == INVALIDATED) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
-    if (stream->capture == CAPTURING && stream->captor != this_thread())
+    if ((*stream)->capture == INVALIDATED) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+    if ((*stream)->capture == CAPTURING && (*stream)->captor != this_thread())
         return refuse(
             CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD, "%s while another thread captures", function
         );
@@ -77,9 +92,8 @@ void end_captures(void) {
 
 /* ---- streams ---- */
 
-API cuStreamCreateWithPriority(CUstream *stream, unsigned flags, int priority) {
-    ENTER(CONTEXT);
-    CUresult result = check_no_capture(__func__);
+static CUresult create_stream(CUstream *stream, unsigned flags, int priority) {
+    CUresult result = check_no_capture("the creation of a stream");
     if (result) return result;
     *stream = calloc(1, sizeof **stream);
     **stream = (struct CUstream_st){.flags = flags, .priority = priority, .next = streams};
@@ -88,11 +102,23 @@ API cuStreamCreateWithPriority(CUstream *stream, unsigned flags, int priority) {
     return CUDA_SUCCESS;
 }
 
+API cuStreamCreate(CUstream *stream, unsigned flags) {
+    ENTER(CONTEXT);
+    return create_stream(stream, flags, 0);
+}
+
+API cuStreamCreateWithPriority(CUstream *stream, unsigned flags, int priority) {
+    ENTER(CONTEXT);
+    return create_stream(stream, flags, priority);
+}
+
 API cuStreamDestroy_v2(CUstream stream) {
     ENTER(HANDLE);
     for (CUstream *link = &streams; *link; link = &(*link)->next)
         if (*link == stream) {
             *link = stream->next;
+            for (CUevent event = events; event; event = event->next)
+                if (event->captured == stream) event->captured = NULL;
             free(stream);
             counts.streams--;
             return CUDA_SUCCESS;
@@ -106,26 +132,16 @@ API cuStreamGetPriority(CUstream stream, int *priority) {
     return CUDA_SUCCESS;
 }
 
-/* It waits for all streams that are not "non-blocking", so none of these may capture. */
-static CUresult wait_for_default_stream(void) {
-    for (CUstream each = streams; each; each = each->next)
-        if (each->capture == CAPTURING && !(each->flags & CU_STREAM_NON_BLOCKING)) {
-            each->capture = INVALIDATED;
-            return refuse(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT, "a wait for the default stream");
-        }
-    return CUDA_SUCCESS;
-}
-
 API cuStreamQuery(CUstream stream) {
     ENTER(CONTEXT);
-    CUresult result = check_stream(stream, __func__);
+    CUresult result = check_stream(&stream, __func__);
     return result ? result : check_no_capture(__func__);
 }
 
 API cuStreamSynchronize(CUstream stream) {
     ENTER(CONTEXT);
     if (is_default(stream)) return wait_for_default_stream();
-    CUresult result = check_stream(stream, __func__);
+    CUresult result = check_stream(&stream, __func__);
     if (result) return result;
     return stream->capture == CAPTURING ? invalidate(stream, __func__) : check_no_capture(__func__);
 }
@@ -134,14 +150,14 @@ API cuStreamSynchronize(CUstream stream) {
 
 API cuStreamBeginCapture_v2(CUstream stream, CUstreamCaptureMode mode) {
     ENTER(CONTEXT);
-    CUresult result = check_stream(stream, __func__);
+    CUresult result = check_stream(&stream, __func__);
     if (result) return result;
     if (stream->capture) return refuse(CUDA_ERROR_ILLEGAL_STATE, "two captures on a stream");
     stream->capture = CAPTURING;
     stream->mode = mode;
     stream->captor = this_thread();
+    stream->capture_id = (cuuint64_t)++counts.captures;
     stream->graph = new_graph();
-    counts.captures++;
     return CUDA_SUCCESS;
 }
 
@@ -159,6 +175,28 @@ API cuStreamEndCapture(CUstream stream, CUgraph *graph) {
         return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
     }
     *graph = stream->graph;
+    return CUDA_SUCCESS;
+}
+
+/* id: of the capture; the graph and what it depends on are not shown. */
+API cuStreamGetCaptureInfo_v3(
+    CUstream stream, CUstreamCaptureStatus *status, cuuint64_t *id, CUgraph *graph,
+    const CUgraphNode **nodes, const CUgraphEdgeData **edges, size_t *count
+) {
+    ENTER(CONTEXT);
+    if (graph || nodes || edges || count)
+        return refuse(CUDA_ERROR_NOT_SUPPORTED, "the graph of a capture is asked for");
+    *status = is_default(stream) ? CU_STREAM_CAPTURE_STATUS_NONE
+                                 : (CUstreamCaptureStatus)stream->capture;
+    if (id && *status == CU_STREAM_CAPTURE_STATUS_ACTIVE) *id = stream->capture_id;
+    return CUDA_SUCCESS;
+}
+
+API cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
+    ENTER(QUERY);
+    CUstreamCaptureMode before = thread_mode;
+    thread_mode = *mode;
+    *mode = before;
     return CUDA_SUCCESS;
 }
 
@@ -212,7 +250,7 @@ static CUresult check_host_wait(CUevent event, const char *function) {
 API cuEventRecord(CUevent event, CUstream stream) {
     ENTER(CONTEXT);
     CUresult result = check_event(event, __func__);
-    if (!result) result = check_stream(stream, __func__);
+    if (!result) result = check_stream(&stream, __func__);
     if (result) return result;
     event->captured = stream->capture ? stream : NULL;
     event->is_recorded = !stream->capture;
@@ -248,7 +286,7 @@ API cuStreamWaitEvent(CUstream stream, CUevent event, unsigned flags) {
     ENTER(CONTEXT);
     UNUSED(flags);
     CUresult result = check_event(event, __func__);
-    if (!result) result = check_stream(stream, __func__);
+    if (!result) result = check_stream(&stream, __func__);
     if (result) return result;
     if (stream->capture == CAPTURING && event->captured != stream) {
         stream->capture = INVALIDATED;

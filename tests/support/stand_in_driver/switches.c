@@ -32,6 +32,7 @@ static const struct {
     NAMED(switches, other_memory),
     NAMED(switches, pinned_memory),
     NAMED(switches, refuse_captures),
+    NAMED(switches, lenient),
     NAMED(counts, calls),
     NAMED(counts, captures),
     NAMED(counts, replays),
