@@ -116,7 +116,7 @@ def _read(folder: Path) -> tuple[Manifest | None, str]:
         return None, str(error)
     if manifest.backend == "tensorrt" and not has_nvidia_driver():
         return manifest, "there is no NVIDIA driver"
-    return manifest, machine_for(manifest)[1]
+    return manifest, machine_for(folder, manifest)[1]
 
 
 def _exporter() -> str | None:

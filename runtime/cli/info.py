@@ -160,7 +160,7 @@ def info(
     """Raises EngineError if there is no usable engine set."""
     manifest = read_manifest(folder)
     model = manifest.model
-    machine, missing = machine_for(manifest)
+    machine, missing = machine_for(folder, manifest)
     of_page = page_bytes(model, pool_dtype(manifest))
     of_second = model.fps / UNIT_FRAMES * unit_pages(model) * of_page
     return EngineInfo(
@@ -188,16 +188,17 @@ def info(
     )
 
 
-def machine_for(manifest: Manifest) -> tuple[MachineMemory, str]:
+def machine_for(folder: Path, manifest: Manifest) -> tuple[MachineMemory, str]:
     """The memory of the device that the engines run on, and why they do not run here."""
     host = host_memory()
     if manifest.backend == "tensorrt":
         from vicort.runtime.devices.cuda import open_gpu  # late: others need no driver
+        from vicort.runtime.engines.gpu_fit import gpu_memory
         from vicort.runtime.engines.tensorrt import load_tensorrt
 
         try:
             load_tensorrt(manifest.flavour)
-            return open_gpu().machine_memory(), ""
+            return gpu_memory(folder, manifest, open_gpu()), ""
         except VicortError as error:
             return MachineMemory(host), str(error)
     if not find_spec(manifest.backend):

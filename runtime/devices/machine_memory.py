@@ -17,10 +17,21 @@ UNLIMITED = 1 << 60  # bytes: version 1 of cgroups writes a number near 2**63 fo
 
 @dataclass(frozen=True)
 class MachineMemory:
-    """Bytes. device: of a GPU with memory of its own; None: the device uses the host's memory."""
+    """Bytes. device: of a GPU with memory of its own; None: the device uses the host's memory.
+
+    engines: of the GPU, what engines take, once for all sessions. runs: what the runs of each
+    session take there beside its pages.
+    """
 
     host: int
     device: int | None = None
+    engines: int = 0
+    runs: int = 0
+
+    def left_on_device(self, sessions: int) -> int:
+        """Bytes of the GPU, or of the host where that is the device, for pages of all sessions."""
+        total = self.host if self.device is None else self.device
+        return max(0, total - self.engines - self.runs * sessions)
 
 
 def host_memory(root: Path = Path("/")) -> int:

@@ -25,7 +25,7 @@ from vicort.runtime.devices.cuda.allocator import DEVICE_ALIGNMENT
 from vicort.runtime.devices.cuda.arrays import as_device
 from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
 from vicort.runtime.engines.bindings import Bindings, BindingsCheck, describe_mismatch
-from vicort.runtime.engines.gpu_fit import check_fits
+from vicort.runtime.engines.gpu_fit import check_fits, gpu_memory
 from vicort.runtime.engines.graph_cache import GraphCache
 from vicort.runtime.errors import DeviceError, EngineError
 from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
@@ -388,7 +388,9 @@ class TensorRTBackend:
             )
         self._tensorrt = load_tensorrt(self._manifest.flavour)
         self._gpu = open_gpu()
-        check_fits(folder, self._manifest, self._gpu)
+        self._memory = gpu_memory(folder, self._manifest, self._gpu)
+        check_fits(folder, self._manifest, self._gpu, self._memory)
+        self._run_bytes = 0  # of all contexts of a session
         kernels = Kernels.read(folder / KERNELS_FILE)
         self._kernels = LoadedKernels(
             kernels,
@@ -399,15 +401,23 @@ class TensorRTBackend:
 
     def load(self, path: Path, graph: GraphSpec, *, streams: int) -> TensorRTEngine:
         """streams: not limited, each gets its own contexts and memory."""
-        return TensorRTEngine(path, graph, self._manifest, self._tensorrt, self._kernels)
+        engine = TensorRTEngine(path, graph, self._manifest, self._tensorrt, self._kernels)
+        self._run_bytes += streams * engine.context_bytes
+        return engine
 
     def new_device(self, overlap: bool) -> Device:
         from vicort.runtime.devices.cuda import CudaDevice
 
-        return CudaDevice(self._gpu, self._kernels, threads=overlap)
+        return CudaDevice(
+            self._gpu,
+            self._kernels,
+            threads=overlap,
+            memory=self._memory,
+            run_bytes=self._run_bytes,
+        )
 
     def memory(self) -> MachineMemory:
-        return self._gpu.machine_memory()
+        return self._memory
 
 
 class TensorRTEngine:
@@ -483,6 +493,11 @@ class TensorRTEngine:
         if contexts is None:
             contexts = self._contexts[stream] = StreamContexts(self, stream)
         return contexts
+
+    @property
+    def context_bytes(self) -> int:
+        """Device memory that the contexts of a stream share, at most."""
+        return int(self._engine.device_memory_size_v2)
 
     def new_profiler(self) -> Any:
         return _derive(LayerTimes, self._tensorrt.module.IProfiler)()
@@ -754,11 +769,13 @@ class StreamContexts:
 
     def _give_memory(self, context: Any) -> None:
         """Provide the memory for a run of these shapes. If the block has to grow, graphs that were
-        captured with the old one are released."""
+        captured with the old one are released. It does not grow further than the plan's largest
+        shapes need."""
         needed = context.update_device_memory_size_for_shapes()
         if self._memory is None or needed > self._memory.nbytes:
             old = self._memory
-            grown = max(needed, int(GROWTH * old.nbytes) if old else 0, DEVICE_ALIGNMENT)
+            ahead = min(int(GROWTH * old.nbytes), self._engine.context_bytes) if old else 0
+            grown = max(needed, ahead, DEVICE_ALIGNMENT)
             self._release([*self._graphs.clear(), old] if old else [])
             self._memory = self._stream.device.empty((grown,), np.uint8)
         context.set_device_memory(self._memory.pointer, self._memory.nbytes)

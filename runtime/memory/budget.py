@@ -1,8 +1,9 @@
 """Memory budgets that follow the model and the machine.
 
 The automatic budgets of a session take at most a quarter of the memory of the machine, or of the
-limit of its cgroup, and a quarter of that of a GPU, divided by the number of sessions. Both are
-totals, so that the same machine always gives the same budget. Within that, a system takes what it
+limit of its cgroup, and a quarter of that of a GPU, or what engines and their runs leave there if
+that is less, divided by the number of sessions. All are totals, so that the same machine and
+engines always give the same budget. Within that, a system takes what it
 can use: those that keep a window and nothing else the pages of that window; the others room for
 `memory.hours` of a stream of which nothing is dropped.
 """
@@ -128,14 +129,16 @@ def _check_machine(device_mb: float, host_mb: float, machine: MachineMemory, ses
     """Raises MemoryBudgetError for budgets that the system would kill the process for."""
     on_host = host_mb + (device_mb if machine.device is None else 0)
     each = f" for each of {sessions} sessions" if sessions > 1 else ""
-    for what, asked, there in (
-        ("this machine or its cgroup", on_host, machine.host),
-        ("the GPU", device_mb, machine.device),
+    left = None if machine.device is None else machine.left_on_device(sessions)
+    beside = " beside engines and their runs" if machine.engines or machine.runs else ""
+    for what, asked, there, all_of_it in (
+        ("this machine or its cgroup", on_host, machine.host, "in all"),
+        ("the GPU", device_mb, left, beside.strip() or "in all"),
     ):
         if there is not None and asked * sessions * 1e6 > there:
             raise MemoryBudgetError(
                 f"--memory {device_mb:.0f}MB --host-memory {host_mb:.0f}MB{each}: {what} has "
-                f"{there / 1e6:.0f} MB in all: give less, or leave them out for a share of it"
+                f"{there / 1e6:.0f} MB {all_of_it}: give less, or leave them out for a share of it"
             )
 
 
@@ -161,7 +164,8 @@ class _Fit:
         # MB, for this session
         share, sessions = request.share, request.sessions
         self._host_share = machine.host * share / sessions / 1e6
-        self._device_share = (machine.device or machine.host) * share / sessions / 1e6
+        device_share = (machine.device or machine.host) * share
+        self._device_share = min(device_share, machine.left_on_device(sessions)) / sessions / 1e6
         self.bytes_of_page = page_bytes(model, dtype, system.long_term is not None)
 
     def automatic(self, with_host: bool) -> Budget:

@@ -120,6 +120,7 @@ class FakePlan:
         self.calls: list[tuple] = []
         self.refused: set[str] = set()
         self.bytes_per_row = 1000
+        self.device_memory_size_v2 = 1 << 40  # of the largest run
         self.fails = False
         self.host_failure = None
         # that a profiler is told, in this order

@@ -42,9 +42,14 @@ class CudaDevice:
         *,
         threads: bool = True,
         resize_on: Literal["cpu", "gpu"] = "gpu",
+        memory: MachineMemory | None = None,
+        run_bytes: int = 0,
     ) -> None:
-        """kernels: write tokens into pages. resize_on: where frames are resized."""
+        """kernels: write tokens into pages. resize_on: where frames are resized. memory: what
+        `memory` returns, None = the GPU's. run_bytes: what runs of engines will take of it."""
         self.gpu = gpu
+        self._memory = memory
+        self._run_bytes = run_bytes
         self.kernels = kernels
         self.threads = threads
         self._resize_on = resize_on
@@ -65,7 +70,7 @@ class CudaDevice:
         return stream
 
     def memory(self) -> MachineMemory:
-        return self.gpu.machine_memory()
+        return self._memory or self.gpu.machine_memory()
 
     def check(self) -> None:
         self.gpu.driver.check_lost()
@@ -96,13 +101,14 @@ class CudaDevice:
         if by_head:
             raise DeviceError(ON_CPU_ONLY)
         wanted, available = pages * page_bytes(model, dtype), self.gpu.memory.available()
-        if wanted > available:
+        left = max(0, available - self._run_bytes)
+        if wanted > left:
+            runs = f", runs {self._run_bytes / 1e6:.0f}" if self._run_bytes else ""
             raise DeviceError(
                 f"{self.gpu.name} has {available / 1e6:.0f} of "
                 f"{self.gpu.driver.memory()[1] / 1e6:.0f} MB free, the pages of the system take "
-                f"{wanted / 1e6:.0f}: "
-                f"give --memory less than {available / 1e6:.0f}MB, or free memory (see "
-                "`nvidia-smi`)"
+                f"{wanted / 1e6:.0f}{runs}: give --memory less than {left / 1e6:.0f}MB, or free "
+                "memory (see `nvidia-smi`)"
             )
         return CudaPool(self, model, pages, dtype)
 

@@ -27,7 +27,7 @@ from vicort.runtime.devices.cuda import DeviceArray, Gpu
 from vicort.runtime.devices.cuda.allocator import DeviceAllocator
 from vicort.runtime.devices.cuda.staging import StagingRing
 from vicort.runtime.devices.host import HostDevice, InlineStream
-from vicort.runtime.devices.pages import EMPTY
+from vicort.runtime.devices.pages import EMPTY, page_bytes
 from vicort.runtime.errors import DeviceError
 
 MODEL = toy_model()
@@ -477,6 +477,17 @@ def test_pages_that_do_not_fit_are_told_with_the_budget_that_does():
     device = open_device(total=1_000_000)
     with pytest.raises(DeviceError, match=r"give --memory less than 1MB"):
         device.pool(MODEL, 10_000, np.float32)
+    device.close()
+
+
+def test_pages_leave_room_for_what_runs_of_engines_will_take():
+    gpu = Gpu(SimulatedDriver(total=9_000_000))
+    kernels = simulated_kernels(gpu, MODEL, np.float32)
+    pages = 6_000_000 // page_bytes(MODEL, np.float32)
+    device = SimulatedDevice(gpu, kernels, resize_on="cpu", run_bytes=4_000_000)
+    with pytest.raises(DeviceError, match=r"take 6, runs 4: give --memory less than 5MB"):
+        device.pool(MODEL, pages, np.float32)
+    device.pool(MODEL, pages // 2, np.float32)
     device.close()
 
 

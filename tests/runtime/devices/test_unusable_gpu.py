@@ -119,7 +119,8 @@ def test_engines_that_do_not_fit_name_what_would(changes, total, others, advice,
         assert line == ""
         return
     assert line.startswith(
-        f"the engines of FOLDER take 6500 MB, and stand-in GPU has {total - others} of {total} MB"
+        f"the engines of FOLDER and their runs take 6500 MB, and stand-in GPU has "
+        f"{total - others} of {total} MB"
     )
     assert re.search(advice, line)
     assert line.endswith("(it was built by `vicort-build m`)")
@@ -130,6 +131,22 @@ def test_a_stripped_plan_needs_room_for_the_weights_that_it_is_given(gpu_child):
     sizes = {"llm.plan": 2 * MB, "llm.onnx": MB, "llm.onnx.data": 900 * MB}
     line = gpu_child.call(room_for, sizes, SET | {"graphs": graphs}, 800 * MB, 0)
     assert "take 903 MB, and stand-in GPU has 800 of 800 MB free" in line
+
+
+def test_the_workspace_of_each_stream_counts(gpu_child):
+    """Of chunks and of questions; of the largest run, whose rotated keys take 64 MiB."""
+    tensors = {"features": ["C", 4], "table": ["S", 1, 1, "N"]}
+    inputs = [{"name": n, "dtype": "int32", "shape": shape} for n, shape in tensors.items()]
+    largest = {"C": 2048, "S": 1, "N": 1 << 16}
+    dimensions = {name: {"min": 1, "opt": 1, "max": size} for name, size in largest.items()}
+    llm = PLANS["llm"] | {"inputs": inputs, "dimensions": dimensions}
+    lines = [
+        gpu_child.call(room_for, {"llm.plan": 500 * MB}, SET | {"graphs": {"llm": graph}}, MB, 0)
+        for graph in (llm, llm | {"plugin_layers": 1})
+    ]
+    without, taken = (int(re.search(r"their runs take (\d+) MB", line)[1]) for line in lines)
+    assert without == 500
+    assert taken >= 500 + 2 * (64 << 20) // MB
 
 
 @pytest.mark.parametrize(

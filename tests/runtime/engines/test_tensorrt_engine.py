@@ -6,19 +6,35 @@ import importlib
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.fake_engines import toy_model
 from support.fake_tensorrt import FakeArray, FakeStream, FakeTensorRT
+from support.interpreter import stand_in
+from support.manifests import manifest
+from support.simulated_cuda import SimulatedDriver
 
+import vicort.runtime.devices.cuda
+from vicort.runtime.devices.cuda import Gpu
+from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.engines import tensorrt
 from vicort.runtime.engines.backend import open_backend
 from vicort.runtime.engines.graph_cache import LATER_WAIT, GraphCache
-from vicort.runtime.engines.tensorrt import MAX_GRAPHS, LayerTimes, TensorRTEngine, load_tensorrt
+from vicort.runtime.engines.tensorrt import (
+    MAX_GRAPHS,
+    LayerTimes,
+    TensorRTBackend,
+    TensorRTEngine,
+    load_tensorrt,
+)
 from vicort.runtime.errors import DeviceError, EngineError
+from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
+from vicort.runtime.kernels import KernelSpec
 from vicort.runtime.manifest import FILE_NAME, Dimension, GraphSpec, TensorSpec
 
 SIGNATURE = GraphSpec(
@@ -214,6 +230,46 @@ def test_memory_grows_with_the_runs_and_graphs_of_the_smaller_block_go(engine, f
         for _ in range(3):
             engine.enqueue(arrays, stream)
     assert "allocate" not in names(taken(fake))
+
+
+def test_memory_does_not_grow_beyond_what_the_largest_run_needs(engine, fake, stream):
+    fake.engine.device_memory_size_v2 = 42_000
+    for rows in (40, 41, 42):
+        engine.enqueue(bound(rows), stream)
+    sizes = [call[1] for call in taken(fake) if call[0] == "allocate"]
+    assert sizes == [40_000, 42_000]
+
+
+def test_a_session_leaves_room_for_the_contexts_of_all_its_streams(plan, fake, monkeypatch):
+    """Of chunks and of questions; what files tell counts before engines are loaded, too."""
+    folder, gpu = plan.parent, Gpu(SimulatedDriver(total=9_000_000))
+    graph = SIGNATURE.model_dump(mode="json") | {"file": plan.name}
+    written = manifest(backend="tensorrt", flavour="tensorrt", graphs={"llm": graph})
+    (folder / FILE_NAME).write_text(json.dumps(written))
+    spec = KernelSpec(
+        kv_heads=2,
+        groups=2,
+        head_dim=32,
+        page_tokens=4,
+        dtype="float32",
+        sections=(4, 6, 6),
+        frequencies=(1.0,) * 16,
+    )
+    (folder / KERNELS_FILE).write_bytes(stand_in(spec, {"wide": (16, 16), "narrow": (16, 16)}))
+    monkeypatch.setattr(vicort.runtime.devices.cuda, "open_gpu", lambda: gpu)
+    monkeypatch.setattr(tensorrt, "load_tensorrt", lambda flavour: fake)
+    monkeypatch.setattr(tensorrt, "LoadedKernels", lambda kernels, **_: None)
+    fake.engine.device_memory_size_v2 = 1_500_000
+    backend = TensorRTBackend(folder)
+    assert backend.memory() == replace(gpu.machine_memory(), engines=plan.stat().st_size)
+    backend.load(plan, SIGNATURE, streams=2)
+    backend.load(plan, SIGNATURE, streams=1)
+    device = backend.new_device(overlap=True)
+    assert device.memory() == backend.memory()
+    model = toy_model()
+    with pytest.raises(DeviceError, match=r"take 5, runs 4: give --memory less than 4MB"):
+        device.pool(model, 5_000_000 // page_bytes(model, np.float32), np.float32)
+    device.close()
 
 
 def test_each_stream_has_contexts_and_memory_of_its_own_which_go_with_it(engine, fake, stream):

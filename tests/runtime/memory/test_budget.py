@@ -82,6 +82,21 @@ def test_a_gpus_pages_are_a_share_of_the_gpus_memory(name, gigabytes):
     assert found.budget.host_mb <= 8000
 
 
+@pytest.mark.parametrize("sessions", [1, 3])
+@pytest.mark.parametrize("name", [name for name in known_systems() if name not in BY_HEAD])
+def test_a_gpus_pages_leave_room_for_engines_and_runs(name, sessions):
+    """Of a GPU of 24 GB, of which they take all but 3."""
+    engines, runs = 21 * GB - sessions * 130_000_000, 130_000_000
+    machine = MachineMemory(32 * GB, 24 * GB, engines, runs)
+    request = MemoryRequest(sessions=sessions)
+    found = fit_budget(load_system(name), REAL, BF16, 20, machine, request)
+    assert found == fit_budget(load_system(name), REAL, BF16, 20, machine, request)
+    assert found.budget.device_mb * sessions <= 3000
+    larger = MemoryRequest(3001 / sessions, 0, sessions=sessions)
+    with pytest.raises(MemoryBudgetError, match="the GPU has 3000 MB beside engines and their"):
+        fit_budget(load_system(name), REAL, BF16, 20, machine, larger)
+
+
 def advised(error):
     """The budgets that an error names."""
     found = dict(re.findall(r"--(memory|host-memory) ([\d.]+)MB", str(error)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -20,15 +21,16 @@ from typing import Any
 import numpy as np
 from support.fake_engines import FakeEngineSet
 from support.reported_streams import ASK, SHORT, SPILLING, told
-from support.stand_in_driver.engines import StandInEngineSet, stand_in_driver
+from support.stand_in_driver.engines import StandInEngineSet, cubins, stand_in_driver
 from support.streams import frames
 
 from vicort.runtime.core import Question
 from vicort.runtime.devices.cuda import CudaDevice, Gpu
 from vicort.runtime.devices.cuda.cuda_core import CudaCoreDriver
 from vicort.runtime.devices.cuda.gpu import _open_driver
-from vicort.runtime.engines.gpu_fit import check_fits
+from vicort.runtime.engines.gpu_fit import check_fits, gpu_memory
 from vicort.runtime.errors import DeviceError
+from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
 from vicort.runtime.manifest import Manifest
 from vicort.runtime.session import Session
 from vicort.runtime.shared_session import SharedSession
@@ -206,8 +208,10 @@ def room_for(sizes: dict[str, int], manifest: dict[str, Any], total: int, others
         for name, size in sizes.items():
             with (Path(folder) / name).open("wb") as file:
                 file.truncate(size)
+        shutil.copy(cubins().name, Path(folder) / KERNELS_FILE)
+        chosen, gpu = Manifest.model_validate(manifest), Gpu(CudaCoreDriver(0))
         try:
-            check_fits(Path(folder), Manifest.model_validate(manifest), Gpu(CudaCoreDriver(0)))
+            check_fits(Path(folder), chosen, gpu, gpu_memory(Path(folder), chosen, gpu))
         except DeviceError as error:
             return str(error).replace(folder, "FOLDER")
     return ""
