@@ -1,8 +1,8 @@
 """BoundedAttention inside a program that AOTInductor compiles: the Triton kernels on a GPU, the
 plain PyTorch form on a CPU.
 
-The operator is tested in Triton's interpreter; a program with it has been compiled for no GPU yet
-but in a dry run without one.
+The operator is tested in Triton's interpreter. A program with it was compiled for sm_90, captured
+and replayed over a stand-in for the driver, which runs no kernel; it has run on no GPU yet.
 """
 
 from __future__ import annotations

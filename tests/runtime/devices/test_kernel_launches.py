@@ -164,11 +164,11 @@ def test_scratch_memory_holds_each_part_and_none_overlap(spec, rows, pages, segm
     sizes = scratch.sizes
     assert sizes["cached"] == segments * sizes["segment_tokens"]
     assert 0 <= sizes["segment_tokens"] - pages * spec.page_tokens < blocks[1]
-    assert 0 <= sizes["new"] - rows < blocks[1]
+    assert 0 <= sizes["new_tokens"] - rows < blocks[1]
     assert 0 <= sizes["vectors"] - rows * spec.groups < blocks[0]
-    assert sizes["segment_tokens"] % blocks[1] == sizes["new"] % blocks[1] == 0
+    assert sizes["segment_tokens"] % blocks[1] == sizes["new_tokens"] % blocks[1] == 0
     token = spec.kv_heads * spec.head_dim * spec.item_bytes
-    tokens = sizes["cached"] + sizes["new"]
+    tokens = sizes["cached"] + sizes["new_tokens"]
     ends = {"queries": sizes["vectors"] * token, "keys": tokens * token, "values": tokens * token}
     ends["bias"] = sizes["cached"] * spec.kv_heads * 4
     starts = [*scratch.offsets.values(), scratch.bytes]
@@ -265,7 +265,7 @@ def test_keys_that_are_rotated_first_stay_in_the_workspace():
     )
     blocks, heads, _ = recorder.launches[0]["grid"]
     sizes = plan.scratch.sizes
-    assert blocks * 16 == sizes["cached"] + sizes["new"] + sizes["vectors"]
+    assert blocks * 16 == sizes["cached"] + sizes["new_tokens"] + sizes["vectors"]
     assert heads == 2
     assert recorder.launches[1]["grid"] == plan.grid
     assert recorder.launches[2]["args"][0] == ("pointer", second["partial"])
