@@ -186,6 +186,7 @@ def main(arguments: list[str]) -> int:
 def build(job: PlanJob, progress: Progress) -> BuiltPlan:
     """Build a plan in this process."""
     tensorrt = load_tensorrt(job.flavour)
+    tensorrt.logger.errors.clear()  # of other plans
     tensorrt.logger.echo = sys.stderr  # in case this process crashes
     with _plugins(tensorrt, job) as host:
         builder = _builder(tensorrt)

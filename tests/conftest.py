@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from support.shared import FOLDER
 from support.sizes import EXPLORE, THOROUGH, examples, explores
 from support.tiny_sets import tiny_set
 from support.torchlib import leave_traces_unwritten, parse_torchlib_once
+from support.traces import keep_traces
 
 ENGINES = {"build_tiny", "tiny_engines", "live_engines"}
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -50,6 +52,8 @@ def pytest_configure(config):
 def pytest_collection_finish():
     """Take what the imports made out of the garbage collector's sight: it is a million objects."""
     parse_torchlib_once()
+    if "torch" in sys.modules:
+        keep_traces()
     leave_traces_unwritten()
     gc.collect()
     gc.freeze()

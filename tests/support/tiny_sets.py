@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 
 from support.shared import once
+from support.traces import keep_traces
 
 
 @functools.cache
@@ -19,6 +20,7 @@ def _build(folder: Path) -> None:
 
     from vicort.export import build
 
+    keep_traces()
     torch.set_num_threads(1)
     assert build.main(["tiny", "--backend", "openvino", "--out", str(folder)]) == 0
 
