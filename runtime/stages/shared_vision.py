@@ -20,7 +20,7 @@ import numpy as np
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.devices.device import Array, Stream, StreamEvent
 from vicort.runtime.engines.engine_set import EngineSet
-from vicort.runtime.errors import SessionClosed
+from vicort.runtime.errors import DeviceError, SessionClosed
 from vicort.runtime.frame_grid import Grid
 from vicort.runtime.stages.job import frames_view
 from vicort.runtime.stages.unit_encoder import OwnEncoder
@@ -95,7 +95,8 @@ class SharedVision:
             return self._counts
 
     def close(self) -> None:
-        """Waits for the run in progress; what waits raises SessionClosed."""
+        """Waits for the run in progress; what waits raises SessionClosed. Raises DeviceError if the
+        device is lost: leaving a `with` statement does so only if its body did not."""
         with self._lock:
             self._closed = True
             waiting, self._waiting = self._waiting, deque()
@@ -106,8 +107,12 @@ class SharedVision:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *failure: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except DeviceError:
+            if not isinstance(error, DeviceError):
+                raise
 
     def _run_next(self) -> None:
         """Encode what waits, as far as it is one batch. Nothing waits if an earlier run took it."""

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
-from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
@@ -156,13 +155,9 @@ class Interpreter:
         return left["cos"], left["sin"]
 
     def close(self) -> None:
-        assert self._child.stdin
-        assert self._child.stdout
-        self._child.kill()
-        self._child.wait(20)
-        self._child.stdout.close()
-        with suppress(BrokenPipeError):  # of what was not yet written
-            self._child.stdin.close()
+        from support.processes import kill  # late: the child runs this file as a script
+
+        kill(self._child)
 
 
 def _start() -> subprocess.Popen:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 
 def python(
@@ -21,3 +22,14 @@ def python(
         env=os.environ | (environment or {}),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def kill(child: subprocess.Popen) -> None:
+    """End a process and close its pipes."""
+    child.kill()
+    child.wait(20)
+    if child.stdout:
+        child.stdout.close()
+    if child.stdin:
+        with suppress(BrokenPipeError):  # of what was not yet written
+            child.stdin.close()

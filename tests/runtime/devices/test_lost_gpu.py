@@ -12,6 +12,7 @@ from support.sizes import slow
 from support.stand_in_driver.child import environment
 from support.stand_in_driver.failing_streams import (
     closed_after_the_gpu_is_lost,
+    left_after_the_gpu_is_lost,
     lost_while_a_question_is_answered,
     shared_stream_that_fails,
     stream_that_fails,
@@ -107,6 +108,13 @@ def test_closing_raises_what_nobody_has_said(overlap, gpu_child):
 def test_leaving_a_session_by_a_device_error_raises_that_error(gpu_child):
     outcome = gpu_child.call(closed_after_the_gpu_is_lost, True, "body")
     assert outcome.told == [("with", "DeviceError", "of a source")]
+
+
+def test_leaving_a_shared_vision_raises_what_nobody_has_said(gpu_child):
+    outcome = gpu_child.call(left_after_the_gpu_is_lost)
+    (_, _, first), (_, kind, second) = outcome.told
+    assert first == "of a source"
+    assert (kind, second.startswith("the GPU failed (")) == ("DeviceError", True)
 
 
 @pytest.mark.parametrize("after", [300, *slow(700, 1500)])

@@ -9,8 +9,9 @@ import select
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
+
+from support.processes import kill
 
 SERVE = (
     "import pickle, sys; sys.path[:0] = pickle.load(sys.stdin.buffer);"
@@ -71,13 +72,7 @@ class StandInChild:
         raise result
 
     def close(self) -> None:
-        assert self._child.stdin
-        assert self._child.stdout
-        self._child.kill()
-        self._child.wait(20)
-        self._child.stdout.close()
-        with suppress(BrokenPipeError):  # of what was not yet written
-            self._child.stdin.close()
+        kill(self._child)
 
 
 def serve() -> None:

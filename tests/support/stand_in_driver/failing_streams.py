@@ -34,6 +34,7 @@ from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
 from vicort.runtime.manifest import Manifest
 from vicort.runtime.session import Session
 from vicort.runtime.shared_session import SharedSession
+from vicort.runtime.stages.shared_vision import SharedVision
 
 FRAMES = 20
 LATER = Fraction(10**6)  # seconds
@@ -271,9 +272,22 @@ def _push_until_it_fails(session: Session) -> None:
         session.push(frame)
 
 
-def _leave_by(error: Exception, session: Session) -> None:
-    with session:
+def _leave_by(error: Exception, left: Session | SharedVision) -> None:
+    with left:
         raise error
+
+
+def left_after_the_gpu_is_lost() -> Outcome:
+    """A vision encoder that sessions share."""
+    driver, outcome, start = stand_in_driver(), Outcome(), time.monotonic()
+    driver.recover()
+    for error in (DeviceError("of a source"), ValueError("of the body")):
+        shared = SharedVision(StandInEngineSet())
+        driver.fail(700, lasting=True)
+        outcome.note("with", partial(_leave_by, error, shared))
+        driver.recover()
+    outcome.seconds, outcome.threads = time.monotonic() - start, _threads()
+    return outcome
 
 
 def shared_stream_that_fails(after: int, result: int) -> Outcome:
