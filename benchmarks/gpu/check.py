@@ -443,6 +443,8 @@ def run_apart(name: str, folder: Path, seconds: float, step: Step | None = None)
 def run_prepared(name: str, folder: Path, step: Step) -> dict[str, Any]:
     """A step's outcome, in a process that imported no PyTorch yet."""
     cuda_toolkit.prepare(folder)
+    # At its end PyTorch may wait 300 s for a pool of processes that it has only just started.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     return run_here(name, folder, step)
 
 

@@ -15,6 +15,12 @@ def fine(lab):
     return {"folder": str(lab.folder)}
 
 
+def compiles(lab):
+    from torch._inductor import config
+
+    return {"threads": config.compile_threads}
+
+
 def skips(lab):
     raise Skip("no such\nthing here")
 

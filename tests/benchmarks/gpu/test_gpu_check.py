@@ -147,6 +147,14 @@ def test_outcomes(name: str, outcome: dict, tmp_path: Path) -> None:
     assert {key: found[key] for key in outcome} == outcome
 
 
+def test_a_step_compiles_in_its_own_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its end PyTorch may wait 300 s for a pool of processes that it has only just started."""
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+    assert run_apart("compiles", tmp_path, 60, step("compiles"))["threads"] == 1
+
+
 def test_a_step_that_dies_or_hangs_stops_no_other(tmp_path: Path) -> None:
     assert "exit code -11" in run_apart("dies", tmp_path, 60, step("dies"))["reason"]
     assert "exit code 0" in run_apart("leaves", tmp_path, 60, step("leaves"))["reason"]

@@ -49,6 +49,7 @@ def cuda_child(python: str, folder: Path):
         LD_PRELOAD=" ".join(map(str, stand_ins)),
         STAND_IN_DRIVER="lenient=1",
         TORCHINDUCTOR_CACHE_DIR=str(folder / "cache"),
+        TORCHINDUCTOR_COMPILE_THREADS="1",  # its pool of processes may outlive the child
     )
     child.call(cuda_toolkit.prepare, folder)
     yield child
