@@ -6,7 +6,6 @@ question -> snapshot (retrieval, lease) -> prefill of its text -> answer, a toke
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 import threading
@@ -19,7 +18,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 from vicort.runtime.answer_run import answer as answer_question
 from vicort.runtime.answering import Snapshot
@@ -72,6 +71,9 @@ from vicort.runtime.stages.lag_policy import OnLag, lag_policy
 from vicort.runtime.stages.pipeline import Pipeline
 from vicort.runtime.stages.shared_vision import SharedVision
 from vicort.runtime.stream_statistics import StreamStatistics
+
+if TYPE_CHECKING:
+    import asyncio
 
 logger = logging.getLogger(__name__)
 
@@ -422,6 +424,8 @@ class Session:
         (`await asyncio.to_thread(session.push, frame)`). If the caller stops early, so does the
         answer. Raises what `ask` raises.
         """
+        import asyncio  # late: it takes as long as half of NumPy
+
         pieces: asyncio.Queue[str | Future] = asyncio.Queue()
         put = partial(_put_from_thread, asyncio.get_running_loop(), pieces)
         question = self._question(text, at, conversation, sampling)

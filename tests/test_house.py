@@ -260,6 +260,13 @@ def test_every_sub_package_is_listed():
     assert listed == there
 
 
+def test_the_command_that_runs_imports_what_every_run_needs():
+    late = ("asyncio", "onnxruntime", "openvino", "nvidia.dali", "torch", "tqdm", "transformers")
+    code = f"import sys, vicort.runtime.cli.run; print([n for n in {late} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
 def test_the_nouns_come_without_the_video_libraries():
     code = (
         "import sys, vicort.runtime.core; sys.exit(any(name in sys.modules for name in ('av', "

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 REFRESHED_EVERY = 0.5  # seconds: the elapsed time goes on while one engine is loaded
 
@@ -19,6 +20,8 @@ def loading_bar(errors: TextIO) -> Iterator[Callable[[int, int], None]]:
     if not errors.isatty():
         yield lambda loaded, total: None
         return
+    from tqdm import tqdm  # late: only on terminals
+
     with tqdm(desc="loading engines", total=0, unit=" engines", file=errors, leave=False) as bar:
 
         def show(loaded: int, total: int) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TextIO
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, TextIO
 
 from vicort.runtime.cli.writers import Writer
 from vicort.runtime.core import ChunkEvent, Event, MemoryEvent, WarningEvent
@@ -15,6 +13,9 @@ from vicort.runtime.errors import VicortError
 from vicort.runtime.redact import redact
 from vicort.runtime.safe_text import printable
 from vicort.runtime.sources import Source
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 class Output:
@@ -65,6 +66,8 @@ class Output:
         with self._lock:
             self._write(self._writer.start)
         if shown and self._errors.isatty():
+            from tqdm import tqdm  # late: only on terminals
+
             self._bar = tqdm(
                 total=source.frames_total,
                 unit=" frames",
