@@ -27,6 +27,7 @@ TABLE_POSITIONS = 1 << 16  # of the tables of cos and sin that computing them is
 LAYERS = 16  # of a pool in a measurement, at least: read in turn
 # Read before anything is read again: five times the L2 of an H100, which holds 50 MB.
 ROTATED_BYTES = 256 << 20
+PRODUCT_TOLERANCE = 1e-2  # of a bf16 matrix product, which is rounded once
 SIDE = 8192  # of the square matrices
 COPY_BYTES = 1 << 30
 
@@ -323,7 +324,8 @@ def placing_errors(lab: Lab, kernels: LoadedKernels) -> list[str]:
 
 
 def ceilings(lab: Lab, side: int = SIDE, copy_bytes: int = COPY_BYTES) -> dict[str, Any]:
-    """This GPU's ceilings: TFLOP/s of a bf16 matrix product, GB/s of a copy (read and written)."""
+    """This GPU's ceilings: TFLOP/s of a bf16 matrix product, GB/s of a copy (read and written).
+    Raises StepFailed if the product is wrong: its time would mean nothing."""
     gpu = lab.gpu
     source, target = lab.poisoned((copy_bytes,), np.uint8), lab.poisoned((copy_bytes,), np.uint8)
     copy = lab.times_ms(
@@ -339,6 +341,8 @@ def ceilings(lab: Lab, side: int = SIDE, copy_bytes: int = COPY_BYTES) -> dict[s
         product = matrix_product_ms(side)
     except Skip as skip:
         return found | {"matrix_product": f"skipped: {skip}"}
+    except StepFailed as failure:
+        raise StepFailed(str(failure), found) from failure
     return found | {
         "matrix_side": side,
         "matrix_ms": product,
@@ -347,11 +351,26 @@ def ceilings(lab: Lab, side: int = SIDE, copy_bytes: int = COPY_BYTES) -> dict[s
 
 
 def matrix_product_ms(side: int) -> Spread:
-    """bf16, by cuBLAS through PyTorch."""
+    """bf16, by cuBLAS through PyTorch. Raises StepFailed if the product is wrong."""
     torch = cuda_torch()
     a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     out = torch.empty_like(a)
-    return spread(torch_times_ms(torch, lambda: torch.mm(a, b, out=out)), 6)
+    times = torch_times_ms(torch, lambda: torch.mm(a, b, out=out))
+    difference = row_difference(a, b, out)
+    if not difference <= PRODUCT_TOLERANCE:  # also if it is NaN
+        raise StepFailed(
+            f"a matrix product differs from the CPU's by {difference:.2g} of its largest value, "
+            f"{PRODUCT_TOLERANCE:g} is allowed",
+            {},
+        )
+    return spread(times, 6)
+
+
+def row_difference(a: Any, b: Any, product: Any) -> float:
+    """Largest difference of the first row of `product` from a @ b on the CPU in float32, as a part
+    of its largest value."""
+    row, wanted = product[:1].cpu().float(), a[:1].cpu().float() @ b.cpu().float()
+    return float((row - wanted).abs().max() / wanted.abs().max())
 
 
 def cuda_torch() -> Any:

@@ -29,7 +29,7 @@ from vicort.benchmarks.cpu import arithmetic
 from vicort.benchmarks.gpu.engine_steps import stage_ms
 from vicort.benchmarks.gpu.goals import GOALS, PUBLISHED
 from vicort.benchmarks.gpu.kernel_steps import matrix_product_ms
-from vicort.benchmarks.gpu.lab import Lab, Skip
+from vicort.benchmarks.gpu.lab import Lab, Skip, StepFailed
 from vicort.benchmarks.gpu.nvidia_smi import nvidia_smi
 from vicort.benchmarks.gpu.real_models import Place
 from vicort.benchmarks.gpu.torch_resizing import resizer
@@ -180,8 +180,8 @@ def matrix_ceiling() -> dict[str, Any]:
     """TFLOP/s of a large bf16 matrix product, or the reason why it was not measured."""
     try:
         ms = matrix_product_ms(MATRIX_SIDE)
-    except Skip as skip:
-        return {"skipped": str(skip)}
+    except (Skip, StepFailed) as reason:
+        return {"skipped": str(reason)}
     return {
         "matrix_side": MATRIX_SIDE,
         "ms": ms,

@@ -4,6 +4,7 @@ import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -366,6 +367,22 @@ def test_times_are_of_a_graph_of_many_launches(lab: Lab) -> None:
     assert ms["n"] == gpu_lab.REPEATS
     assert 0 < ms["median"] < 1000
     assert kernels.launches > 4  # warm-up, and what was captured; a replay launches nothing
+
+
+def test_a_wrong_matrix_product_is_no_ceiling(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_kernels, "torch_times_ms", lambda torch, work: [work() and 1.0])
+    on_cpu = SimpleNamespace(
+        bfloat16=torch.bfloat16,
+        randn=lambda *sizes, device, dtype: torch.randn(*sizes, dtype=dtype),
+        empty_like=torch.empty_like,
+    )
+    monkeypatch.setattr(gpu_kernels, "cuda_torch", lambda: on_cpu)
+    on_cpu.mm = lambda a, b, out: [out.copy_(a @ b)]
+    assert gpu_kernels.ceilings(lab, 64, 1 << 20)["matrix_ms"]["median"] == 1
+    on_cpu.mm = lambda a, b, out: [out.fill_(torch.nan)]
+    with pytest.raises(StepFailed, match="matrix product differs") as failure:
+        gpu_kernels.ceilings(lab, 64, 1 << 20)
+    assert failure.value.found["copy_gb_s"] > 0
 
 
 def test_speed_is_reported_beside_the_ceilings(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
