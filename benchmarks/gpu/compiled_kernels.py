@@ -3,15 +3,18 @@ in loops, for every architecture.
 
 `python -m vicort.benchmarks.gpu.compiled_kernels` prints it and writes
 benchmarks/results/kernels.json; it fails if a kernel spills. It needs no GPU and measures no times.
+The file names the sources that it is of, by their hash; a test compares it with the tree.
 """
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -20,6 +23,7 @@ from tqdm import tqdm
 from triton import knobs
 
 from vicort.benchmarks.common.machine import now
+from vicort.export import kernels
 from vicort.export.kernels.architectures import ARCHITECTURES, SHARED_KIB
 from vicort.export.kernels.compile import (
     Built,
@@ -32,6 +36,7 @@ from vicort.export.onnx_function import rotary_frequencies
 from vicort.runtime.kernels import Dtype, KernelSpec
 
 RESULT = Path(__file__).parents[1] / "results" / "kernels.json"
+SOURCES = sorted(Path(kernels.__file__).parent.glob("*.py"))
 MODELS: dict[str, dict[str, Any]] = {
     "Qwen2.5-VL-3B": {
         "kv_heads": 2,
@@ -64,6 +69,28 @@ COLUMNS = (
     "loops",
 )
 LEAST_LOOP = 50  # instructions: shorter ones only wait
+
+
+def source_hash(files: Iterable[Path] = SOURCES) -> str:
+    """Of the code of the kernels and of their compilation, without docstrings and comments."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\n".encode())
+        digest.update("".join(_code(file.read_text())).encode())
+    return digest.hexdigest()[:16]
+
+
+def _code(text: str) -> Iterator[str]:
+    """Its lines, but for docstrings, comments of a line of their own, and empty ones."""
+    left_out: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if documented and ast.get_docstring(node):
+            docstring = node.body[0]
+            left_out |= set(range(docstring.lineno, (docstring.end_lineno or 0) + 1))
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        if number not in left_out and line.strip() and not line.lstrip().startswith("#"):
+            yield line
 
 
 def specs() -> Iterator[tuple[str, KernelSpec]]:
@@ -150,6 +177,7 @@ def report() -> dict[str, Any]:
             rows.append({"model": model, "dtype": spec.dtype, **measure(built)})
     conditions = {
         "date": now()["date"],
+        "sources": source_hash(),
         **versions(),
         "gpu": "none: compiled ahead of time, never run",
         "models": MODELS,

@@ -32,6 +32,7 @@ from vicort.benchmarks.gpu.compiled_kernels import (
     faults,
     loops,
     measure,
+    source_hash,
 )
 from vicort.export.bounded_attention import bounded_attention
 from vicort.export.kernels import compile as compiling
@@ -536,6 +537,31 @@ def test_compiled_kernels_take_what_the_runtime_passes(built):
         assert each.index.arguments[: len(wanted)] == wanted
         assert set(each.index.arguments[len(wanted) :]) <= {"pointer"}
         assert each.index.shared_bytes <= SHARED_KIB[90] * 1024
+
+
+def test_the_resources_in_the_results_are_those_of_these_kernels():
+    written = json.loads(RESULT.read_text())["conditions"]["sources"]
+    assert written == source_hash(), (
+        f"the kernels or their tiles are other ones than {RESULT.name} was measured of: run "
+        "`python -m vicort.benchmarks.gpu.compiled_kernels`, which takes some minutes"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "is_same"),
+    [
+        ("x = 1  # as it was\n", False),
+        ("# what it is\n\nx = 1\n", True),
+        ('"""What the file is."""\nx = 1\n', True),
+        ("x = 2\n", False),
+    ],
+)
+def test_the_hash_of_sources_is_of_code_alone(text, is_same, tmp_path):
+    file, hashes = tmp_path / "kernel.py", []
+    for content in ("x = 1\n", text):
+        file.write_text(content)
+        hashes.append(source_hash([file]))
+    assert (hashes[0] == hashes[1]) == is_same
 
 
 def test_compiled_kernels_do_not_spill(built):
