@@ -230,7 +230,8 @@ def write_engine_set(
     """Write the graphs, all other files that the runtime needs, and last the manifest.
 
     options: of backend tensorrt, which builds plans from ONNX files in a temporary folder. adapter:
-    merged into the checkpoint's weights as they are read. clip: as of `draft_manifest`.
+    merged into the checkpoint's weights as they are read. clip: as of `draft_manifest`. Without the
+    language graph, which may come from another set, `write_reference` is left to the caller.
     """
     calibration = calibrate if manifest.weights == "int4" else calibrate_inputs
     choices = calibration(clip, checkpoint, manifest, say, adapter) if clip else {}
@@ -253,7 +254,8 @@ def write_engine_set(
             shutil.copyfile(checkpoint / file, folder / file)
     if (checkpoint / NAMED_TEMPLATE).is_file() and not (folder / "chat_template.jinja").exists():
         shutil.copyfile(checkpoint / NAMED_TEMPLATE, folder / "chat_template.jinja")
-    if options:  # the machine that runs plans may have neither PyTorch nor the checkpoint
+    # the machine that runs plans may have neither PyTorch nor the checkpoint
+    if options and "llm" in manifest.graphs:
         say("storing what the model computes, for --verify-engines")
         write_reference(folder, manifest, checkpoint, adapter)
     seal(folder, manifest)

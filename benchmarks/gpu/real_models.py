@@ -235,10 +235,12 @@ class TensorRTMaker:
             building,
             draft_manifest,
             is_built,
+            seal,
             write_engine_set,
         )
         from vicort.export.qwen2_5_vl.configuration import read_configuration
         from vicort.export.recipe import load_recipe, model_spec
+        from vicort.export.verify import write_reference
         from vicort.runtime.engines.tensorrt import load_tensorrt
         from vicort.runtime.manifest import read_manifest
         from vicort.runtime.set_folders import publish
@@ -269,6 +271,10 @@ class TensorRTMaker:
             )
             if reused and shared:
                 share_language(temporary, shared, manifest.graphs)
+                phases.begin("storing what the model computes")
+                whole = read_manifest(temporary)
+                write_reference(temporary, whole, checkpoint)
+                seal(temporary, whole)
             publish(temporary, folder)
         phases.begin("")
         return {"phase_seconds": phases.seconds, "shares": shared.name if shared else None}

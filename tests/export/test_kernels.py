@@ -289,6 +289,7 @@ def test_the_kernel_is_the_operator(interpreter, case):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @settings(quick, max_examples=examples(150))
 @given(case=cases(dims=(32, 128), most_rows=40, most_pages=24))
 def test_the_kernel_is_the_operator_wherever_one_looks(interpreter, case):

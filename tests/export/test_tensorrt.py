@@ -755,8 +755,9 @@ def test_the_widths_of_the_3b_model_build(plugin, tmp_path, capfd):
         2048,
         151936,
     )
-    # the weights, once
-    assert manifest.files["llm.plan"].bytes > 2 * (151936 * 2048 + 2 * 3 * 2048 * 11008)
+    # the weights, each once: two layers' largest ones, and the head's
+    assert 1.5 > manifest.files["llm.plan"].bytes / (2 * 2 * 3 * 2048 * 11008) > 1
+    assert 1.1 > manifest.files["head.plan"].bytes / (2 * 151936 * 2048) > 1
 
 
 def test_the_set_holds_what_the_model_computes_for_machines_without_pytorch():

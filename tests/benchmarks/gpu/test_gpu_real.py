@@ -39,6 +39,7 @@ from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_models
 from vicort.export.random_checkpoint import INDEX, shards_of, write_random
 from vicort.runtime.devices.cuda import Gpu
+from vicort.runtime.engines.reference import REFERENCE_FILE, read_runs
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import EmbeddingSpec, FileSpec, GraphSpec, Manifest, read_manifest
 
@@ -510,6 +511,10 @@ def test_tensorrt_builds_both_sizes_of_frames_with_one_language_plan(
     )
     assert "building llm.plan" in built[SIDE]["phase_seconds"]
     assert "building llm.plan" not in built[112]["phase_seconds"]
+    for manifest, side in ((first, SIDE), (second, 112)):
+        stored = tmp_path / "toy" / f"tensorrt-{side}" / REFERENCE_FILE
+        runs = read_runs(stored, SimpleNamespace(manifest=manifest))
+        assert {run.graph for run in runs} == {"vision", "tokens", "head", "llm"}
     again = [gpu_models.build(lab, "toy", side)["sets"] for side in TINY.sides]
     assert [each["built"] for sets in again for each in sets.values()] == ["earlier", "earlier"]
 
