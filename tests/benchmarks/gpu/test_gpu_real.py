@@ -2,6 +2,7 @@
 and say."""
 
 import json
+import re
 import sys
 import time
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ from vicort.runtime.engines.reference import REFERENCE_FILE, read_runs
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import EmbeddingSpec, FileSpec, GraphSpec, Manifest, read_manifest
 
+# of PyTorch without CUDA, and of one with it
+NO_GPU = r"^torch \S+ (has no CUDA: install one that has|cannot use this GPU: see `nvidia-smi`)"
 SIDE = 56  # pixels: four visual tokens a unit
 TINY = Size(
     "toy",
@@ -227,10 +230,8 @@ def test_stages_are_timed_one_by_one(built: Lab) -> None:
     assert set(found["stage_ms"]) == {"preprocess", "vision", "tokens", "prefill"}
     assert all(each["n"] == FEW.stages for each in found["stage_ms"].values())
     assert {each["n"] for each in found["vision_ms_a_unit"].values()} == {FEW.unit_runs}
-    assert found["ceiling"] == {
-        "skipped": f"torch {torch.__version__} has no CUDA: install one that has, from PyTorch's "
-        "own package index"
-    }
+    assert found["ceiling"].keys() == {"skipped"}
+    assert re.search(NO_GPU, found["ceiling"]["skipped"])
     assert found["rates"]["vision"].keys() == {"tflop_s"}
     assert list(found["device_gb"]) == ["before", "engines loaded", "session warm"]
     assert found["system"]["memory"]["device_mb"] == FEW.device_mb
@@ -402,7 +403,7 @@ def test_transformers_does_the_job_on_the_same_weights(
         2,
     )
     assert found["ms_a_chunk"]["n"] == 2
-    with pytest.raises(Skip, match="has no CUDA"):
+    with pytest.raises(Skip, match=NO_GPU):
         gpu_transformers.transformers(built, "toy", SIDE, False)
 
 
