@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from vicort.runtime.engines.bindings import numpy_dtype
-from vicort.runtime.engines.engine_run import Arrays, run_engine
+from vicort.runtime.engines.bindings import BindingsCheck, numpy_dtype
+from vicort.runtime.engines.engine import Engine
+from vicort.runtime.engines.engine_run import Arrays, output_arrays, run_engine
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import GraphName
+from vicort.runtime.safe_text import is_real, shown
 
 REFERENCE_FILE = "reference.npz"
 INDEX = "index"  # array of the file: JSON that says what the others are
@@ -104,12 +106,17 @@ def read_runs(path: Path, engines: EngineSet) -> Iterator[ReferenceRun]:
     """Raises EngineError if there is no such file, or it does not fit the engines."""
     rebuild = f"rebuild with `{engines.manifest.build_command}`"
     if not path.is_file():
+        if engines.manifest.backend != "tensorrt":  # a build stores none
+            rebuild = f"compare while they are built: `{engines.manifest.build_command} --verify`"
         raise EngineError(
             f"{engines.folder} has no {path.name} to compare its engines with: {rebuild}"
         )
     try:
         with np.load(path, allow_pickle=False) as stored:
-            for number, entry in enumerate(json.loads(str(stored[INDEX]))):
+            entries = json.loads(str(stored[INDEX]))
+            if not entries:
+                raise ValueError("it has no runs")
+            for number, entry in enumerate(entries):
                 yield _run(stored, number, entry, engines)
     except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise EngineError(f"{path} is damaged ({error}): {rebuild}") from error
@@ -125,9 +132,29 @@ def _run(stored: Any, number: int, entry: dict[str, Any], engines: EngineSet) ->
         dtype = numpy_dtype(spec.dtype)
         if dtype.name == "bfloat16":
             inputs[spec.name] = inputs[spec.name].view(dtype)
-    return ReferenceRun(
+    run = ReferenceRun(
         entry["name"], entry["graph"], inputs, group("out"), group("rows"), entry["allowed"]
     )
+    _check_fits(run, engines.engine(run.graph))
+    return run
+
+
+def _check_fits(run: ReferenceRun, engine: Engine) -> None:
+    """Raises ValueError or KeyError if the engine does not take the inputs, or if there is nothing
+    to compare with one of its outputs."""
+    outputs = output_arrays(engine, run.inputs)
+    BindingsCheck(engine.signature)(run.inputs | outputs)
+    for name, output in outputs.items():
+        wanted = run.wanted[name]
+        if wanted.shape != output.shape or not wanted.size:
+            raise ValueError(f"{run.name}: {name} has shape {wanted.shape}, not {output.shape}")
+        if not is_real(run.allowed[name]):
+            raise ValueError(f"{run.name}: {name} may differ by {shown(run.allowed[name])}")
+        rows = run.rows.get(name)
+        if rows is not None and (
+            rows.dtype != bool or rows.shape != output.shape[1:2] or not rows.any()
+        ):
+            raise ValueError(f"{run.name}: no rows of {name} are compared")
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

@@ -17,11 +17,13 @@ from typing import Self
 
 import numpy as np
 
+from vicort.runtime.argument_kinds import wrong
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.devices.device import Array, Stream, StreamEvent
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import DeviceError, SessionClosed
 from vicort.runtime.frame_grid import Grid
+from vicort.runtime.manifest import Manifest
 from vicort.runtime.stages.job import frames_view
 from vicort.runtime.stages.unit_encoder import OwnEncoder
 
@@ -62,7 +64,10 @@ class SharedVision:
     """
 
     def __init__(self, engines: EngineSet) -> None:
-        """Allocates the frames and features of one largest batch."""
+        """Allocates the frames and features of one largest batch. Raises ConfigError for anything
+        but an open engine set."""
+        if not isinstance(getattr(engines, "manifest", None), Manifest):
+            raise wrong(engines, "engines", "an open EngineSet")
         model = engines.manifest.model
         self.engines = engines
         self._model = model

@@ -21,6 +21,7 @@ from vicort.runtime.session import Session
 from vicort.runtime.sources import open_source
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.live import Patience
+from vicort.runtime.stages.shared_vision import SharedVision
 
 ASK = "what is there now?"
 SHORT = Sampling(max_tokens=2)
@@ -75,6 +76,8 @@ SESSION = {
     "memory": {"never"},
     "threads": {"nothing", "whole"},
     "on_lag": {"never"},
+    "freshness": {"never"},
+    "shared_vision": {"nothing"},
     "max_questions": {"number", "whole", "large"},
     "system_prompt": {"nothing", "text"},
 }
@@ -199,7 +202,7 @@ def test_fields_of_sampling(engines: FakeEngineSet, name: str) -> None:
 
 
 def test_engine_sets_and_systems() -> None:
-    for act in (EngineSet.open, Session.open, load_system):
+    for act in (EngineSet.open, Session.open, SharedVision, load_system):
         assert outcomes(act, {"never"}) == []
     assert outcomes(lambda value: Session.open("no such set", value), {"never"}) == []
 

@@ -83,6 +83,7 @@ def test_a_set_without_a_reference_is_refused_with_the_command_that_makes_one(ca
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"has no {REFERENCE_FILE}" in line
     assert "vicort-build" in line
+    assert line.endswith(" --verify`")  # another build for OpenVINO would store none either
 
 
 def test_a_damaged_reference_is_refused_in_one_line(referenced, tmp_path):
@@ -106,3 +107,45 @@ def test_a_damaged_reference_is_refused_in_one_line(referenced, tmp_path):
             path.write_bytes(content)
             with pytest.raises(EngineError, match="is damaged"):
                 list(read_runs(path, engines))
+
+
+def edited(path, to, index=lambda entries: entries, **arrays):
+    """A copy of a reference with other arrays (None: without it) and entries."""
+    with np.load(path) as stored:
+        kept = dict(stored) | arrays
+    kept[INDEX] = np.array(json.dumps(index(json.loads(str(kept[INDEX])))))
+    np.savez(to, **{name: array for name, array in kept.items() if array is not None})
+
+
+def with_entry(**changes):
+    return lambda entries: [entries[0] | changes, *entries[1:]]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"index": lambda entries: []},
+        {"index": with_entry(allowed={})},
+        {"index": with_entry(allowed={"features": "much"})},
+        {"0.in.frames": None},
+        {"0.in.frames": np.zeros((1, 112, 112, 3), np.uint8)},
+        {"0.in.frames": np.zeros((2, 112), np.uint8)},
+        {"0.in.what": np.zeros(1)},
+        {"0.out.features": None},
+        {"0.out.features": np.zeros((0, 16, 128), np.float32)},
+        {"0.out.features": np.zeros((1, 16, 1), np.float32)},
+        {"4.rows.k": np.zeros(13, bool)},
+        {"4.rows.k": np.ones(3, bool)},
+        {"4.rows.k": np.zeros(13, np.int64)},
+    ],
+)
+def test_a_reference_of_other_engines_or_of_nothing_is_refused_in_one_line(
+    referenced, tmp_path, edit
+):
+    path = tmp_path / REFERENCE_FILE
+    edited(referenced / REFERENCE_FILE, path, **edit)
+    with (
+        EngineSet.open(referenced) as engines,
+        pytest.raises(EngineError, match=r"is damaged \(.*rebuild with"),
+    ):
+        list(read_runs(path, engines))
