@@ -84,8 +84,9 @@ def _code(text: str) -> Iterator[str]:
     """Its lines, but for docstrings, comments of a line of their own, and empty ones."""
     left_out: set[int] = set()
     for node in ast.walk(ast.parse(text)):
-        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-        if documented and ast.get_docstring(node):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            continue
+        if ast.get_docstring(node):
             docstring = node.body[0]
             left_out |= set(range(docstring.lineno, (docstring.end_lineno or 0) + 1))
     for number, line in enumerate(text.splitlines(keepends=True), 1):
