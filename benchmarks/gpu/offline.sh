@@ -23,7 +23,11 @@ python=${PYTHON:-python3}
 out=${OUT:-$root/build/gpu-check/out}
 site=$root/build/offline/site
 kept=$root/build/gpu-check  # ignored by git: the next call finds it
-mkdir -p "$out" "$site" "$kept"
+mkdir -p "$site" "$kept" || exit 2
+if ! { mkdir -p "$out" && : > "$out/log.txt"; } 2> /dev/null; then
+  echo "offline.sh: $out: no report can be written there: name another folder in OUT" >&2
+  exit 2
+fi
 out=$(cd "$out" && pwd)
 code=1
 child=
@@ -68,7 +72,6 @@ stop() {  # CODE
 trap finish EXIT
 trap 'stop 130' INT
 trap 'stop 143' TERM HUP
-: > "$out/log.txt"
 rm -f "$out/report.json" "$out/report.txt"
 if [ -f "$kept/report.json" ]; then cp "$kept/report.json" "$out/report.json"; fi
 
@@ -136,6 +139,15 @@ export PYTHONUNBUFFERED=1 PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
   link
 } 2>&1 | tee -a "$out/log.txt"
 probe > "$out/probe.txt" 2>&1
+
+here=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+packed=$(cat "$site/.packed-for-python" 2> /dev/null || echo "$here")
+if [ "$here" != "$packed" ]; then
+  echo "offline.sh: packed for Python $packed, and $python is ${here:-none}: name another one in" \
+    "PYTHON, or pack with --python $here" | tee -a "$out/log.txt"
+  code=2
+  exit
+fi
 
 left=$((seconds - SECONDS - 10))  # for the last words
 if ((left < 5)); then

@@ -87,6 +87,7 @@ for bundle in "$@"; do
     dali) slim_dali "$site" ;;
     rtx) complete_rtx "$site" ;;
   esac
+  echo "$version" > "$site/.packed-for-python"
   rm -f "$parts/$bundle".*
   tar -C "$site" -cf - . | xz -T0 --x86 --lzma2=preset=3 |
     split -b "$part" -d -a 2 - "$parts/$bundle."

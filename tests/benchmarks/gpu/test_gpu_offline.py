@@ -255,6 +255,20 @@ def test_a_wrong_call_is_one_line(arguments: list[str]) -> None:
     assert "usage: offline.sh SECONDS STEP..." in done.stderr
 
 
+def test_where_no_report_can_be_written_that_is_said_in_one_line(clone: Path) -> None:
+    (clone / "taken").touch()
+    out = clone / "taken" / "out"
+    done = subprocess.run(
+        ["bash", clone / "benchmarks" / "gpu" / "offline.sh", "60", "fine"],
+        env=os.environ | {"OUT": str(out), "PYTHON": "no-such-python"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    line = f"offline.sh: {out}: no report can be written there: name another folder in OUT\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
 # ---- packing
 
 
@@ -289,7 +303,8 @@ def pack(repository: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_what_is_packed_is_unpacked_once_all_parts_are_there(repository: Path, clone: Path) -> None:
-    done = pack(repository, "--part", "1", "base", "rtx")
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    done = pack(repository, "--python", version, "--part", "1", "base", "rtx")
     assert done.returncode == 0, done.stderr
     parts = repository / "build" / "offline" / "parts"
     names = [f"base.{part:02}" for part in range(3)] + ["base.sha256"]
@@ -321,6 +336,21 @@ def test_what_is_packed_is_unpacked_once_all_parts_are_there(repository: Path, c
     wanted = chain(project["dependencies"], *project["optional-dependencies"].values())
     asked_for = {Requirement(each.partition(";")[0]) for each in ours.requires or ()}
     assert asked_for == {Requirement(each.partition(";")[0]) for each in wanted}
+
+
+def test_an_interpreter_for_which_nothing_was_packed_is_named(
+    repository: Path, clone: Path
+) -> None:
+    assert pack(repository, "--python", "3.99", "base").returncode == 0
+    parts = repository / "build" / "offline" / "parts"
+    shutil.copytree(parts, clone / "build" / "offline" / "parts")
+    python = str(python_without_a_check(clone))
+    refused = Offline(clone, 60, "fine", PYTHON=python)
+    assert refused.code() == 2
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    said = f"packed for Python 3.99, and {python} is {here}: name another one in PYTHON, or pack"
+    assert said in refused.text("log.txt")
+    assert "exit code 2: see log.txt" in refused.text()
 
 
 def test_of_dali_only_what_the_interpreter_there_loads_is_packed(repository: Path) -> None:
