@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -224,6 +225,7 @@ class Session:
         self._pushed: Fraction | None = None  # time of the newest frame that was pushed
         self._said_both: Fraction | None = None  # where `wants` last said so
         self._forked: Frame | None = None  # of the newest half unit that a question saw
+        self._ordinary = _OrdinarySnapshots()
         self._asked = itertools.count(1)  # gives questions without an id one
         self._finished = False
         self._closed = False
@@ -579,16 +581,19 @@ class Session:
 
     def _launch(self, asked: AskedQuestion) -> None:
         """Take the question's snapshot: of what is in memory now, or after all frames until its
-        time."""
+        time; never before the snapshot of the turn that it follows."""
         asked.since = time.perf_counter_ns()
         if asked.question.at is None:
             asked.question = replace(asked.question, at=self.now)
         stream = self._prefill.stream
-        if self._freshness == "now" and self._prefill.began:
-            run, newest, forked = stream.run_first, None, False
-        else:
-            run, (newest, forked) = stream.run, self._cut(asked.question)
+        now = self._freshness == "now" and self._prefill.began
+        newest, forked = (None, False) if now else self._cut(asked.question)
         take = partial(self._answerer.snapshot_in_stream, asked.question, newest, forked)
+        turn = _STREAM if self.system.text.joins else asked.question.conversation
+        if now and turn not in self._ordinary:
+            run = stream.run_first
+        else:
+            run, take = stream.run, self._ordinary.counted(turn, take)
         if self.system.text.joins:  # the answer becomes part of the stream: chunks wait for it
             run(self._answer, asked, take, None)
             return
@@ -658,6 +663,44 @@ class Session:
     def _end(self, asked: AskedQuestion) -> None:
         self._answerer.conversations.leave(asked)
         self._questions.end(asked)
+
+
+_STREAM = ""  # the conversation of all questions that become part of the stream
+
+
+class _OrdinarySnapshots:
+    """Which conversations have snapshots that wait for their turn in the prefill stream: one that
+    is taken first would be older than that of the turn before it. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._waiting: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def __contains__(self, conversation: str | None) -> bool:
+        with self._lock:
+            return conversation is not None and self._waiting[conversation] > 0
+
+    def counted(
+        self, conversation: str | None, take: Callable[[], Snapshot]
+    ) -> Callable[[], Snapshot]:
+        """`take`, whose conversation is among these until it returns."""
+        if conversation is None:
+            return take
+        self._count(conversation, 1)
+
+        def taken() -> Snapshot:
+            try:
+                return take()
+            finally:
+                self._count(conversation, -1)
+
+        return taken
+
+    def _count(self, conversation: str, change: int) -> None:
+        with self._lock:
+            self._waiting[conversation] += change
+            if not self._waiting[conversation]:
+                del self._waiting[conversation]
 
 
 class _FreedLast:

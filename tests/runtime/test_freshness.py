@@ -66,6 +66,42 @@ def test_an_answer_now_waits_for_no_frame_that_is_not_in_memory(chosen):
         assert session.ask(ASK).seen_until == video[-1].time
 
 
+@pytest.mark.parametrize("chosen", [system(), JOINS], ids=["apart", "joins"])
+def test_a_turn_that_is_asked_now_sees_no_less_than_the_turn_before(chosen):
+    """The first one waits for what comes before any memory, the second would not."""
+    engines, video, permits = FakeEngineSet(), frames(10), threading.Semaphore(0)
+    see, stored, answers = engines.vision.function, threading.Event(), []
+
+    def seen(**bindings):
+        assert permits.acquire(timeout=30)
+        return see(**bindings)
+
+    def on_event(event):
+        if isinstance(event, Answer):
+            answers.append(event)
+        elif isinstance(event, ChunkEvent):
+            stored.set()
+
+    engines.vision.function = seen
+    options = {"freshness": "now", "on_event": on_event, "sampling": SHORT}
+    with Session(engines, chosen, **options) as session:
+        for frame in video:
+            session.push(frame)
+
+        def ask(conversation):
+            return session.submit(Question(ASK, Fraction(0), sampling=SHORT, **conversation))
+
+        turns = [ask({"conversation": "a"})]
+        permits.release(4)  # the units of the first chunk, and not that of the second
+        assert stored.wait(timeout=30)
+        turns.append(ask({"conversation": "a"}))
+        if chosen is not JOINS:
+            assert ask({}).result(timeout=30).seen_until == video[7].time
+        permits.release(10)
+        assert [turn.result(timeout=30).seen_until for turn in turns] == [video[-1].time] * 2
+        assert [each.id for each in answers][-2:] == [turn.result().id for turn in turns]
+
+
 def test_urgent_work_comes_in_between_two_units():
     engines, urgent, passed = FakeEngineSet(), threading.Event(), threading.Event()
     see, runs = engines.vision.function, []
