@@ -588,7 +588,9 @@ class Session:
         stream = self._prefill.stream
         now = self._freshness == "now" and self._prefill.began
         newest, forked = (None, False) if now else self._cut(asked.question)
-        take = partial(self._answerer.snapshot_in_stream, asked.question, newest, forked)
+        take: Callable[[], Snapshot] = partial(
+            self._answerer.snapshot_in_stream, asked.question, newest, forked
+        )
         turn = _STREAM if self.system.text.joins else asked.question.conversation
         if now and turn not in self._ordinary:
             run = stream.run_first
