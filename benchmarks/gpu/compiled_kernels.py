@@ -8,6 +8,7 @@ The file names the sources that it is of, by their hash; a test compares it with
 
 from __future__ import annotations
 
+import argparse
 import ast
 import hashlib
 import json
@@ -187,6 +188,9 @@ def report() -> dict[str, Any]:
 
 
 def main() -> int:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     result = report()
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     widths = [max(len(name), *(len(str(row[name])) for row in result["rows"])) for name in COLUMNS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -43,6 +44,8 @@ class EngineSet:
     ) -> None:
         self.folder = folder
         self.manifest = manifest
+        self._process = os.getpid()
+        self._closed = False
         self._backend = backend
         self.vision = engines["vision"]
         self.tokens = engines["tokens"]
@@ -110,11 +113,22 @@ class EngineSet:
 
     def new_device(self, overlap: bool = True) -> Device:
         """A new device for these engines. overlap=False: the work of each stream runs in its
-        caller."""
+        caller. Raises EngineError after `close`, and in a forked child, which has none of the
+        engines' threads."""
+        if self._closed:
+            raise EngineError(f"the engine set {self.folder} is closed: open it again")
+        if os.getpid() != self._process:
+            raise EngineError(
+                f"the engine set {self.folder} belongs to process {self._process}, of which this "
+                "is a forked child: open it in the child, or start the child by spawn"
+            )
         return self._backend.new_device(overlap)
 
     def close(self) -> None:
-        """Release engines and files."""
+        """Release engines and files. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         del self.vision, self.tokens, self.llm, self.head, self.embedding
         del self._backend, self._optional
 

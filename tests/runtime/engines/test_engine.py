@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -31,6 +32,8 @@ from vicort.runtime.manifest import (
     fingerprint,
     read_manifest,
 )
+from vicort.runtime.session import Session
+from vicort.runtime.stages.shared_vision import SharedVision
 
 OUTPUTS = ("hidden", "k", "v", "q", "queries")
 
@@ -380,3 +383,28 @@ def test_a_size_that_has_one_value_may_be_fixed_in_the_engine():
     assert describe_mismatch(graph(1, 1), [], fixed) is None
     assert describe_mismatch(graph(1, 8), [], fixed)
     assert describe_mismatch(graph(2, 2), [], fixed)
+
+
+def test_a_closed_set_is_refused_by_what_would_use_it():
+    engines = EngineSet.open(engine_set("openvino"))
+    engines.close()
+    engines.close()
+    for use in (Session.open, SharedVision):
+        with pytest.raises(EngineError, match=r"is closed: open it again$"):
+            use(engines)
+
+
+def test_a_forked_child_is_refused_what_needs_the_threads_of_its_parents_engines():
+    with EngineSet.open(engine_set("openvino")) as engines:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            refused = 0
+            for use in (Session.open, SharedVision):
+                try:
+                    use(engines)
+                except EngineError as error:
+                    refused += "forked child" in str(error)
+            os._exit(0 if refused == 2 else 1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
