@@ -25,6 +25,7 @@ from support.sizes import slow
 from support.tensorrt_sets import (
     ONE_GPU,
     plan_graphs,
+    stored_runs,
     tiny_checkpoint,
     tiny_model,
     tiny_name,
@@ -57,7 +58,7 @@ from vicort.export.verify import language_inputs
 from vicort.runtime.devices.host import InlineStream
 from vicort.runtime.engines.bindings import numpy_dtype
 from vicort.runtime.engines.openvino import OpenVinoEngine
-from vicort.runtime.engines.reference import REFERENCE_FILE, read_runs
+from vicort.runtime.engines.reference import REFERENCE_FILE
 from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
 from vicort.runtime.manifest import (
@@ -766,7 +767,7 @@ def test_the_set_holds_what_the_model_computes_for_machines_without_pytorch():
     engine = OpenVinoEngine(tiny_onnx() / "llm.expanded.onnx", graph, threads=1, streams=1)
     folder = tiny_set()
     manifest = read_manifest(folder)
-    runs = list(read_runs(folder / REFERENCE_FILE, SimpleNamespace(manifest=manifest)))
+    runs = stored_runs(folder)
     names = [run.name.split()[0] for run in runs]
     assert names == ["vision", "tokens", "head", "llm", "llm"]
     for run in runs[3:]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 from support.engine_sets import checkpoint
@@ -21,7 +22,8 @@ from vicort.export.graphs import expand, plan_signatures, remove_functions, sign
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.recipe import load_recipe, model_spec
 from vicort.export.tensorrt_plans import build_plan
-from vicort.runtime.manifest import GraphName, GraphSpec, ModelSpec
+from vicort.runtime.engines.reference import REFERENCE_FILE, ReferenceRun, read_runs
+from vicort.runtime.manifest import GraphName, GraphSpec, ModelSpec, read_manifest
 
 ONE_GPU = (90,)  # architectures: test_kernels.py has these cubins too, and the other ones
 
@@ -88,3 +90,12 @@ def tiny_model() -> ModelSpec:
 
 def plan_graphs(plugin: bool = True, strip: bool = False) -> dict[GraphName, GraphSpec]:
     return plan_signatures(signatures(tiny_model(), "bf16"), tiny_model(), plugin, strip)
+
+
+def stored_runs(folder: Path) -> list[ReferenceRun]:
+    """What a set of plans, which cannot be loaded here, stores of the model's computations."""
+    manifest = read_manifest(folder)
+    unloaded = SimpleNamespace(
+        manifest=manifest, engine=lambda name: SimpleNamespace(signature=manifest.graphs[name])
+    )
+    return list(read_runs(folder / REFERENCE_FILE, unloaded))

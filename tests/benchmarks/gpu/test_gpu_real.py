@@ -14,6 +14,7 @@ import pytest
 import torch
 from support.simulated_cuda import SimulatedDriver
 from support.simulated_tensorrt import SimulatedTensorRTSet
+from support.tensorrt_sets import stored_runs
 
 from vicort.benchmarks.common import first_token
 from vicort.benchmarks.common.checkpoints import read_json
@@ -40,7 +41,6 @@ from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_models
 from vicort.export.random_checkpoint import INDEX, shards_of, write_random
 from vicort.runtime.devices.cuda import Gpu
-from vicort.runtime.engines.reference import REFERENCE_FILE, read_runs
 from vicort.runtime.errors import EngineError
 from vicort.runtime.manifest import EmbeddingSpec, FileSpec, GraphSpec, Manifest, read_manifest
 
@@ -512,9 +512,8 @@ def test_tensorrt_builds_both_sizes_of_frames_with_one_language_plan(
     )
     assert "building llm.plan" in built[SIDE]["phase_seconds"]
     assert "building llm.plan" not in built[112]["phase_seconds"]
-    for manifest, side in ((first, SIDE), (second, 112)):
-        stored = tmp_path / "toy" / f"tensorrt-{side}" / REFERENCE_FILE
-        runs = read_runs(stored, SimpleNamespace(manifest=manifest))
+    for side in TINY.sides:
+        runs = stored_runs(tmp_path / "toy" / f"tensorrt-{side}")
         assert {run.graph for run in runs} == {"vision", "tokens", "head", "llm"}
     again = [gpu_models.build(lab, "toy", side)["sets"] for side in TINY.sides]
     assert [each["built"] for sets in again for each in sets.values()] == ["earlier", "earlier"]
