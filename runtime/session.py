@@ -655,7 +655,7 @@ class Session:
         except BaseException as error:
             self._questions.make_room(asked)
             asked.fail(error)
-            with suppress(DeviceError):  # of which all open questions are told
+            with suppress(DeviceError):  # which all open questions get
                 self._check_device()
             if not isinstance(error, Exception):
                 raise

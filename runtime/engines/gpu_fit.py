@@ -1,7 +1,8 @@
-"""What the engines of a set take of the memory of a GPU, as far as their files tell: whether they
-fit, asked before they are loaded, and what they leave for pages.
+"""How much of a GPU's memory the engines of a set take: whether they fit, before they are loaded,
+and what they leave for pages.
 
-Runs also take memory for what a plan computes, which TensorRT tells once it is loaded.
+It is computed from their files. Runs also take memory for what a plan computes, which TensorRT
+reports once the plan is loaded.
 """
 
 from __future__ import annotations

@@ -60,7 +60,8 @@ class SharedVision:
     together, first come first served: the oldest, and with it all of its grid that fit the vision
     graph's largest batch (build with a larger --chunk-frames for larger ones). On a CPU each unit's
     features are the same to the last bit, whatever it runs with; on a GPU the kernels that are
-    chosen may depend on the batch.
+    chosen may depend on the batch. With `freshness="now"` on a CPU, a question may wait for a whole
+    batch instead of one unit.
     """
 
     def __init__(self, engines: EngineSet) -> None:

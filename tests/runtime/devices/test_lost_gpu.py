@@ -23,11 +23,11 @@ NEVER = 1 << 40
 
 
 def check(outcome, result):
-    """Whoever is told is told the same line, nobody waits, and nothing is left."""
-    assert {kind for _, kind, _ in outcome.told} <= {"DeviceError"}
-    lines = {line for _, _, line in outcome.told}
+    """Each error has the same line, nobody waits, and nothing is left."""
+    assert {kind for _, kind, _ in outcome.errors} <= {"DeviceError"}
+    lines = {line for _, _, line in outcome.errors}
     assert len(lines) <= 1
-    calls = [call for call, _, _ in outcome.told]
+    calls = [call for call, _, _ in outcome.errors]
     assert calls == ["close"] or "close" not in calls
     for line in lines:
         assert line.startswith(f"the GPU failed ({result}), and this process can no longer use it")
@@ -44,13 +44,13 @@ def check(outcome, result):
 def test_whichever_call_loses_the_gpu_the_session_ends_with_one_line(overlap, step, gpu_child):
     total = gpu_child.call(stream_that_fails, NEVER, 700, overlap).calls
     assert total > 4 * step
-    told = 0
+    failed = 0
     for turn, after in enumerate([*range(0, 60, step // 5), *range(60, total, step)]):
         result = RESULTS[turn % len(RESULTS)]
         outcome = gpu_child.call(stream_that_fails, after, int(getattr(CUresult, result)), overlap)
         check(outcome, result)
-        told += bool(outcome.told)
-    assert told > turn / 2
+        failed += bool(outcome.errors)
+    assert failed > turn / 2
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_call_that_fails_once_ends_the_session_in_order(overlap, step, gpu_chi
     total = gpu_child.call(stream_that_fails, NEVER, 2, overlap).calls
     for after in range(0, total, step):
         outcome = gpu_child.call(stream_that_fails, after, 2, overlap, None, False)
-        for _, kind, line in outcome.told:
+        for _, kind, line in outcome.errors:
             assert kind in ("DeviceError", "EngineError")
             assert "\n" not in line
         assert outcome.seconds < 10
@@ -85,8 +85,8 @@ def test_a_call_that_fails_once_ends_the_session_in_order(overlap, step, gpu_chi
 @pytest.mark.parametrize("overlap", [True, False])
 def test_a_gpu_that_is_lost_in_an_answer_ends_the_stream(overlap, gpu_child):
     outcome = gpu_child.call(lost_while_a_question_is_answered, overlap)
-    told = [call for call, _, _ in outcome.told]
-    assert told == ["answer", "later", "push", "wants", "finish"]
+    calls = [call for call, _, _ in outcome.errors]
+    assert calls == ["answer", "later", "push", "wants", "finish"]
     check(outcome, "CUDA_ERROR_ILLEGAL_ADDRESS")
 
 
@@ -94,25 +94,25 @@ def test_a_gpu_that_is_lost_in_an_answer_ends_the_stream(overlap, gpu_child):
 @pytest.mark.parametrize("known", ["push", "answer"])
 def test_closing_says_nothing_that_the_caller_knows(overlap, known, gpu_child):
     outcome = gpu_child.call(closed_after_the_gpu_is_lost, overlap, known)
-    assert [call for call, _, _ in outcome.told] == [known]
+    assert [call for call, _, _ in outcome.errors] == [known]
     check(outcome, "CUDA_ERROR_ILLEGAL_ADDRESS")
 
 
 @pytest.mark.parametrize("overlap", [True, False])
 def test_closing_raises_what_nobody_has_said(overlap, gpu_child):
     outcome = gpu_child.call(closed_after_the_gpu_is_lost, overlap, "")
-    assert [call for call, _, _ in outcome.told] == ["close"]
+    assert [call for call, _, _ in outcome.errors] == ["close"]
     check(outcome, "CUDA_ERROR_ILLEGAL_ADDRESS")
 
 
 def test_leaving_a_session_by_a_device_error_raises_that_error(gpu_child):
     outcome = gpu_child.call(closed_after_the_gpu_is_lost, True, "body")
-    assert outcome.told == [("with", "DeviceError", "of a source")]
+    assert outcome.errors == [("with", "DeviceError", "of a source")]
 
 
 def test_leaving_a_shared_vision_raises_what_nobody_has_said(gpu_child):
     outcome = gpu_child.call(left_after_the_gpu_is_lost)
-    (_, _, first), (_, kind, second) = outcome.told
+    (_, _, first), (_, kind, second) = outcome.errors
     assert first == "of a source"
     assert (kind, second.startswith("the GPU failed (")) == ("DeviceError", True)
 
@@ -120,10 +120,10 @@ def test_leaving_a_shared_vision_raises_what_nobody_has_said(gpu_child):
 @pytest.mark.parametrize("after", [300, *slow(700, 1500)])
 def test_a_c_programs_calls_on_every_thread_return_with_the_error(after, gpu_child):
     outcome = gpu_child.call(shared_stream_that_fails, after, 700)
-    kinds = {(call, kind) for call, kind, _ in outcome.told}
+    kinds = {(call, kind) for call, kind, _ in outcome.errors}
     assert ("push", "DeviceError") in kinds
     assert {kind for _, kind in kinds} <= {"DeviceError", "SessionClosed"}
-    assert len({line for _, kind, line in outcome.told if kind == "DeviceError"}) == 1
+    assert len({line for _, kind, line in outcome.errors if kind == "DeviceError"}) == 1
     assert outcome.seconds < 20
     assert outcome.threads == []
 

@@ -42,9 +42,9 @@ LATER = Fraction(10**6)  # seconds
 
 @dataclass
 class Outcome:
-    """What a caller is told, and what is left afterwards."""
+    """The errors that a caller gets, and what is left afterwards."""
 
-    told: list[tuple[str, str, str]] = field(default_factory=list)  # call, type and text of errors
+    errors: list[tuple[str, str, str]] = field(default_factory=list)  # call, type and text
     seconds: float = 0.0
     calls: int = 0  # of the driver
     unanswered: int = 0  # questions whose askers would wait for ever
@@ -55,7 +55,7 @@ class Outcome:
         try:
             return work()
         except Exception as error:  # noqa: BLE001 -- looked at by the test
-            self.told.append((call, type(error).__name__, str(error)))
+            self.errors.append((call, type(error).__name__, str(error)))
             return None
 
 
@@ -113,7 +113,7 @@ def _watch(engines: StandInEngineSet, overlap: bool, outcome: Outcome) -> None:
     later = session.submit(Question(ASK, LATER, sampling=SHORT))
     for number, frame in enumerate(frames(FRAMES)):
         outcome.note("push", lambda frame=frame: session.push(frame))
-        if outcome.told:  # nobody waits for a time that does not come
+        if outcome.errors:  # nobody waits for a time that does not come
             outcome.unanswered += not _is_given(later)
             break
         if number in (7, 15):
@@ -301,7 +301,7 @@ def shared_stream_that_fails(after: int, result: int) -> Outcome:
 
     def ask() -> None:
         pushed.wait(30)
-        while not outcome.told:
+        while not outcome.errors:
             outcome.note("ask", lambda: shared.ask(ASK, lambda piece: True))
 
     asker = threading.Thread(target=ask, name="asker")
@@ -310,7 +310,7 @@ def shared_stream_that_fails(after: int, result: int) -> Outcome:
         picture = partial(getattr, frame, "image")
         outcome.note("push", partial(shared.push, int(frame.time * 1_000_000), picture))
         pushed.set()
-        if outcome.told:
+        if outcome.errors:
             break
     outcome.note("finish", shared.finish)
     outcome.note("close", shared.close)
