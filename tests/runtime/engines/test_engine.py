@@ -398,6 +398,7 @@ def test_a_forked_child_is_refused_what_needs_the_threads_of_its_parents_engines
     with EngineSet.open(engine_set("openvino")) as engines:
         child = os.fork()
         if child == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # pytest's own would not end it
             signal.alarm(20)
             refused = 0
             for use in (Session.open, SharedVision):
