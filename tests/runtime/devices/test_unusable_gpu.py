@@ -169,7 +169,7 @@ def test_memory_that_other_processes_hold_is_told_from_a_gpu_that_is_too_small(
     free, pinned, said, gpu_child
 ):
     outcome = gpu_child.call(stream_with_memory, free, pinned)
-    ((call, kind, line),) = outcome.told
+    ((call, kind, line),) = outcome.errors
     assert (call, kind) == ("open", "DeviceError")
     assert re.search(said, line)
     assert "\n" not in line
