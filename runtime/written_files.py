@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from vicort.runtime.entry_points import BEFORE_LEAVING
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.safe_text import printable
 
@@ -53,6 +54,12 @@ def new_file(path: Path | str, option: str = "") -> Iterator[BinaryIO]:
     with _named(path, option), _folder(Path(path)) as folder:
         mode = _check(folder, name)
         partial, number = _create(folder)
+
+        def remove() -> None:
+            with suppress(OSError):
+                os.unlink(partial, dir_fd=folder)
+
+        BEFORE_LEAVING.append(remove)
         try:
             with os.fdopen(number, "wb") as file:
                 if mode is not None:
@@ -61,9 +68,10 @@ def new_file(path: Path | str, option: str = "") -> Iterator[BinaryIO]:
             _check(folder, name)
             os.replace(partial, name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
-            with suppress(OSError):
-                os.unlink(partial, dir_fd=folder)
+            remove()
             raise
+        finally:
+            BEFORE_LEAVING.remove(remove)
 
 
 def write_file(path: Path | str, content: str | bytes, option: str = "") -> None:

@@ -62,6 +62,7 @@ FLOORS = {
     "sources": 2,
     "language": 3,
     "memory": 3,
+    "rendering": 3,
     "stages": 4,
     # The heads of the two journeys, in the order in which they call each other.
     **dict.fromkeys(("answering", "answer_run", "assembly", "session", "stream_statistics"), 5),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vicort.runtime import answering, conversations, core, question_queue, session
 from vicort.runtime.cli import lag, question_socket, questions, recurring, socket_client, watch
+from vicort.runtime.rendering import canvas, notes, screens
 from vicort.runtime.sources import (
     animated_webp,
     clock,
@@ -18,6 +19,11 @@ from vicort.runtime.stages import lag_policy
 
 PAGE = Path(__file__).parents[1] / "docs" / "limits.md"
 NUMBERS = {
+    "pixels of a side": canvas.MAX_SIDE,
+    "letters of a question and of an answer": notes.MAX_LETTERS,
+    "seconds that an answer is shown, if it is read in them": screens.STAYS,
+    "seconds that an answer stays beside the next one": screens.NOTICED,
+    "letters that are read in a second": screens.LETTERS_A_SECOND,
     "characters of a line with a question": questions.MAX_LINE,
     "bytes of a questions file": questions.MAX_FILE_BYTES,
     "digits of a time in a questions file": questions.MAX_DIGITS,

@@ -19,6 +19,7 @@ from vicort.runtime.cli.recurring import (
     UNTIL_SECONDS,
     RecurringQuestion,
 )
+from vicort.runtime.cli.video_check import check_video_output
 from vicort.runtime.cli.writers import WRITERS
 from vicort.runtime.command_line import ArgumentParser, parse_megabytes, parse_rate
 from vicort.runtime.core import Freshness, Question, Sampling
@@ -82,6 +83,8 @@ class Options:
     format: str = "text"
     stats: bool = False
     trace: Path | None = None
+    render: Path | None = None
+    render_font: Path | None = None  # None = one of the system that has the letters
     log_level: str | None = None  # None = no log
 
     @property
@@ -162,6 +165,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         format=typed.format,
         stats=typed.stats,
         trace=typed.trace,
+        render=typed.render,
+        render_font=typed.render_font,
         log_level=typed.log_level,
         **defaults | _with_settings(defaults["system"], typed.set),
     )
@@ -516,6 +521,20 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         metavar="FILE.json",
         help="write a timeline of the run for https://ui.perfetto.dev",
     )
+    group.add_argument(
+        "--render",
+        type=Path,
+        metavar="OUT.mp4",
+        help="after the run, write the video of a file with questions and answers drawn on it: "
+        "H.264, ending in .mp4, .m4v, .mov or .mkv",
+    )
+    group.add_argument(
+        "--render-font",
+        type=Path,
+        metavar="FILE.ttf",
+        help="TrueType or OpenType font of --render (default: one that has the letters, if the "
+        "system has one)",
+    )
 
 
 def _preset_defaults(typed: argparse.Namespace) -> dict[str, Any]:
@@ -674,3 +693,11 @@ def _check_output(typed: argparse.Namespace) -> None:
         raise ConfigError(f"--format {typed.format} cannot show --stats: use {names}")
     if typed.trace is not None:  # not only after a run of hours
         check_target(typed.trace, "--trace")
+    if typed.render is not None:
+        check_video_output(
+            typed.render, typed.sources, live=bool(typed.live), font=typed.render_font
+        )
+    elif typed.render_font is not None:
+        raise ConfigError(
+            f"--render-font {typed.render_font} is the font of --render: give that option too"
+        )

@@ -60,9 +60,9 @@ class Output:
                 self._say(redact(printable(line)))
 
     @contextmanager
-    def progress_of(self, source: Source, shown: bool = True) -> Iterator[None]:
+    def progress_of(self, source: Source, shown: bool = True, title: str = "") -> Iterator[None]:
         """Write the header of the format. Show a progress bar in this context if stderr is a
-        terminal."""
+        terminal. title: of the bar; "" = the name of the source."""
         with self._lock:
             self._write(self._writer.start)
         if shown and self._errors.isatty():
@@ -71,7 +71,7 @@ class Output:
             self._bar = tqdm(
                 total=source.frames_total,
                 unit=" frames",
-                desc=printable(source.name),
+                desc=printable(title or source.name),
                 file=self._errors,
                 leave=False,
             )

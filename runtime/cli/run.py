@@ -25,6 +25,8 @@ from vicort.runtime.cli.output import Output
 from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
 from vicort.runtime.cli.question_socket import QuestionSocket
 from vicort.runtime.cli.service_status import ServiceStatus
+from vicort.runtime.cli.video_check import cannot_be_read_twice
+from vicort.runtime.cli.video_output import write_video
 from vicort.runtime.cli.watch import NEVER_YES, POLL, RunContext, Watch
 from vicort.runtime.cli.writers import WRITERS
 from vicort.runtime.devices.machine_memory import MachineMemory
@@ -53,6 +55,7 @@ from vicort.runtime.manifest import (
 from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.packages import install_command
 from vicort.runtime.redact import redact_url
+from vicort.runtime.rendering.notes import Notes
 from vicort.runtime.safe_text import print_safely
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source, open_source
@@ -126,6 +129,7 @@ def run(options: Options) -> int:
         return show_plan(options)
     output = Output(WRITERS[options.format](sys.stdout), sys.stderr, stats=options.stats)
     labels = _labels(options.sources)
+    notes = Notes() if options.render else None
     with ExitStack() as stack:
         sources, failed = _open_all(options, output, labels, stack)
         trace = stack.enter_context(_traced(options.trace))
@@ -150,10 +154,13 @@ def run(options: Options) -> int:
             threading.Event(),
             stack.enter_context(_told_to_systemd(output)),
             Session.open,
+            notes,
         )
         watches = [Watch(source, context, label) for label, source in sources.items()]
         code = watches[0].run() if len(watches) == 1 else watch_together(watches, context)
         code = max(code, failed)
+    if notes:
+        write_video(options, notes, output)
     if not any(each.until_yes for each in options.recurring):
         return code
     return 0 if any(watch.said_yes for watch in watches) else max(code, NEVER_YES)
@@ -361,6 +368,9 @@ def _open(spec: str | tuple[str, ...], options: Options, output: Output, label: 
             f"--realtime is for files, and {source.name} is live: leave --realtime out, or use "
             "--file"
         )
+    if options.render and source.live:
+        source.close()
+        raise cannot_be_read_twice(source.name)
     if source.live and options.on_lag is None:
         output.warn(
             f"{source.name} looks live, and its frames wait while the pipeline is full: use "

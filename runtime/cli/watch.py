@@ -24,6 +24,7 @@ from vicort.runtime.devices.stage_clock import SpanSink
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import TruncatedSource
 from vicort.runtime.memory.budget import MemoryRequest
+from vicort.runtime.rendering.notes import Notes
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source
 from vicort.runtime.sources.source import Wanted
@@ -47,6 +48,7 @@ class RunContext:
     stopping: threading.Event  # when set, every source ends at its next frame
     status: ServiceStatus
     open_session: Callable[..., Session] = Session.open
+    notes: Notes | None = None  # collects what --render draws
 
 
 class Watch:
@@ -151,6 +153,8 @@ class Watch:
 
     def _wants(self, session: Session, at: Fraction) -> Wanted:
         captured = self._pace.wait(at) if self._pace else time.monotonic()
+        if self._context.notes:
+            self._context.notes.frame(at)
         for each in self._askers:
             each.advance(at)
         wanted = session.wants(at)
@@ -204,6 +208,8 @@ class Watch:
         if self._meter:
             self._meter.event(event)
         self._output.event(event, self.label)
+        if self._context.notes:
+            self._context.notes.event(event)
         if isinstance(event, Answer):
             self._doubts.answered(event)
 

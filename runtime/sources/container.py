@@ -261,6 +261,14 @@ class ContainerSource(Source):
         """The video stream that is decoded."""
         return self._stream
 
+    @property
+    def start(self) -> Fraction:
+        """The timestamp, in seconds, that becomes time 0; before the first frame, as the container
+        says."""
+        first = (self._stream.start_time or 0) * self._time_base
+        start = self._start(first)
+        return first if start is None else min(first, start)
+
     def decode_with(self, decoder: Decoder) -> None:
         """Replace FFmpeg's decoder. Call before the first frame. Frames then carry no motion."""
         self._decoder = decoder

@@ -9,6 +9,7 @@ import sys
 import traceback
 from contextlib import suppress
 from fractions import Fraction
+from functools import partial
 from typing import Any, NoReturn
 
 from vicort.runtime.errors import SourceError, TruncatedSource
@@ -20,6 +21,7 @@ from vicort.runtime.sources.live import Patience
 from vicort.runtime.sources.opening import NAMES_IN_STDIN, names_in_stdin, open_here
 from vicort.runtime.sources.picture_sender import PictureSender, predictor
 from vicort.runtime.sources.redirect_guard import guarded
+from vicort.runtime.sources.sound import send_sound
 from vicort.runtime.sources.source import Source
 
 LISTENING_SECONDS = 60.0  # for the program to read why its source ended
@@ -28,7 +30,8 @@ MAX_LINE = 8_000  # characters of an error or a warning
 
 def work(link: Link, request: dict[str, Any], files: list[int]) -> None:
     """Serve one source until it ends or nobody listens. request: as `IsolatedSource` makes it.
-    files: the file that becomes stdin, if the source needs one."""
+    files: the file that becomes stdin, if the source needs one, and the pipe for its sound, if that
+    is asked for."""
     try:
         _Worker(link, request).run(files)
     except LinkClosed as error:
@@ -68,6 +71,7 @@ class _Worker:
         return None
 
     def _serve(self, files: list[int]) -> None:
+        pipe = files.pop() if self._request["sound"] else None
         if files:
             os.dup2(files[0], 0)
             os.close(files[0])
@@ -81,6 +85,9 @@ class _Worker:
         if missing:
             self._tell(logging.WARNING, f"the decoder process has fewer limits here: {missing}")
         with guarded(self._request["spec"], self._refuse), self._opened() as source:
+            if pipe is not None:
+                send_sound(source, pipe, partial(self._link.send, "sound"), self._rearm)
+                return
             ahead = bool(self._request.get("ahead")) and isinstance(source, ContainerSource)
             self._describe(source, ahead)
             (_, *expected), _ = self._link.receive()  # "read"

@@ -37,6 +37,15 @@ class Silence:
     advice: str  # for the error text
 
 
+def surroundings(limits: Limits) -> dict[str, Any]:
+    """What a decoder process is told of this one."""
+    return {
+        "folder": os.getcwd(),
+        "limits": vars(limits),
+        "log_level": logging.getLogger("vicort").getEffectiveLevel(),
+    }
+
+
 class IsolatedSource(Source):
     """Reads like the source that the decoder process opens, and bit for bit the same frames.
 
@@ -72,11 +81,7 @@ class IsolatedSource(Source):
         self._ahead = False  # whether the process sends frames before they are asked for
         self._expected: tuple[float | None, ...] = ()  # at which frames will be wanted, if known
         self._stopping = self._closed = self._reading = False
-        request |= {
-            "folder": os.getcwd(),
-            "limits": vars(limits),
-            "log_level": logging.getLogger("vicort").getEffectiveLevel(),
-        }
+        request |= surroundings(limits)
         self._link, self._lifeline = HOST.open(request, files)
         try:
             self._open(request, files)

@@ -36,12 +36,14 @@ from vicort.runtime.sources.images import (
 from vicort.runtime.sources.inherited_file import inherited_file
 from vicort.runtime.sources.input_format import check_input_format
 from vicort.runtime.sources.isolated import IsolatedSource, Silence
+from vicort.runtime.sources.isolated_sound import isolated_sound
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.live import LiveSource, OnState, Patience
 from vicort.runtime.sources.pattern import SCHEME, PatternSource
 from vicort.runtime.sources.piped import ByteFile
 from vicort.runtime.sources.sampler import as_rate
 from vicort.runtime.sources.snapshots import SnapshotSource, shows_pictures
+from vicort.runtime.sources.sound import Sound, sound_of
 from vicort.runtime.sources.source import Source, Warn
 from vicort.runtime.sources.source_arguments import (
     check_callbacks_and_flags,
@@ -171,6 +173,48 @@ def open_source(
     return source
 
 
+def open_sound(
+    spec: str | Sequence[str],
+    *,
+    warn: Warn,
+    stream: int | None = None,
+    patience: Patience | None = None,
+    limits: Limits | None = None,
+    isolate: bool = True,
+    input_format: str | None = None,
+) -> Sound | None:
+    """The sound that belongs to the video of a file or an http(s) URL, still encoded; None if there
+    is none, and with a warning if it cannot be read. Arguments as in `open_source`.
+
+    Raises SourceError if the process that reads it cannot be started, and without `isolate` if the
+    source cannot be opened.
+    """
+    if not isinstance(spec, str) or _is_pattern(spec):
+        return None
+    patience, limits = patience or Patience(), limits or Limits()
+    options: dict[str, Any] = {
+        "stream": stream,
+        "live": False,
+        "image_fps": Fraction(IMAGE_FPS),
+        "threads": 1,
+        "rtsp_transport": "tcp",
+        "motion": False,
+        "input_format": input_format,
+    }
+    if not isolate:
+        source = open_here(spec, patience=patience, limits=limits, warn=warn, **options)
+        if sound := sound_of(source):
+            return sound
+        source.close()
+        return None
+    files = _files_of(spec, _scheme(spec))
+    request = _request(spec, options, patience, files)
+    silence = _silence(spec, patience.timeouts(spec), limits)
+    return isolated_sound(
+        redact_url(spec), request, files, limits=limits, seconds=silence.opening, warn=warn
+    )
+
+
 def open_here(
     spec: str | Sequence[str],
     *,
@@ -238,24 +282,32 @@ def _isolated(
     rate = options["image_fps"]
     snapshots = options["live"] and (scheme or "").startswith("http")
     files = _files_of(spec, scheme)
-    request = options | {
-        "spec": spec,
-        "passed": bool(files) and spec != STDIN,
-        "image_fps": [rate.numerator, rate.denominator],
-        "timeouts": timeouts,
-        "network": scheme is not None,
-        "devices": _is_camera(spec),
-        # a slow or live source has its pictures judged when they come
-        "ahead": not options["live"] and Path(spec).is_file(),
-    }
     return IsolatedSource(
         "stdin" if spec == STDIN else redact_url(spec),
-        request,
+        _request(spec, options, patience, files),
         files=files,
         limits=limits,
         silence=_silence(spec, timeouts, limits, between=1 / rate if snapshots else Fraction(0)),
         warn=warn,
     )
+
+
+def _request(
+    spec: str, options: dict[str, Any], patience: Patience, files: Sequence[int]
+) -> dict[str, Any]:
+    """What a decoder process is asked for. files: that it gets."""
+    rate, scheme = options["image_fps"], _scheme(spec)
+    return options | {
+        "spec": spec,
+        "passed": bool(files) and spec != STDIN,
+        "image_fps": [rate.numerator, rate.denominator],
+        "timeouts": patience.timeouts(spec),
+        "network": scheme is not None,
+        "devices": _is_camera(spec),
+        # a slow or live source has its pictures judged when they come
+        "ahead": not options["live"] and Path(spec).is_file(),
+        "sound": False,
+    }
 
 
 def _files_of(spec: str, scheme: str | None) -> list[int]:
@@ -286,6 +338,7 @@ def _isolated_images(
         "network": False,
         "devices": False,
         "ahead": False,
+        "sound": False,
     }
     file = os.memfd_create("vicort-names", os.MFD_CLOEXEC)  # a message may be too short for them
     try:

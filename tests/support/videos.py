@@ -173,3 +173,26 @@ def cut(source: Path, target: Path, share: float) -> Path:
 def join(target: Path, parts: Iterable[Path]) -> Path:
     target.write_bytes(b"".join(part.read_bytes() for part in parts))
     return target
+
+
+def write_talking_video(
+    path: Path, seconds: int = 2, *, sound: str = "aac", start: int = 0
+) -> None:
+    """A video as `write_video` makes, with a tone beside it, in stereo. start: the first
+    timestamp, in seconds."""
+    needs_encoder(sound)
+    with av.open(str(path), "w") as output:
+        track = output.add_stream("libx264", rate=25)
+        track.width, track.height, track.pix_fmt = 160, 120, "yuv420p"
+        voice = output.add_stream(sound, rate=48_000, layout="stereo")
+        for i in range(25 * seconds):
+            picture = av.VideoFrame.from_ndarray(image(i), format="rgb24")
+            picture.pts, picture.time_base = 25 * start + i, Fraction(1, 25)
+            output.mux(track.encode(picture))
+        output.mux(track.encode())
+        for sample in range(0, 48_000 * seconds, 960):
+            wave = (np.sin(np.arange(sample, sample + 960) / 20) * 16_000).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(wave.repeat(2)[None], format="s16", layout="stereo")
+            frame.sample_rate, frame.pts = 48_000, 48_000 * start + sample
+            output.mux(voice.encode(frame))
+        output.mux(voice.encode())

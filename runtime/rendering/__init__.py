@@ -1,0 +1,1 @@
+"""A video with questions and answers drawn on it."""
