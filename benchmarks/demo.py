@@ -1,7 +1,8 @@
 """`make demo`: engines for the embedded model, a real video file through the pipeline, questions
 answered while it runs, some of them about what is not there.
 
-Exits with 1 if an answer about what is there is wrong.
+It leaves the video with questions and answers drawn on it, and a picture of all of them. Exits with
+1 if an answer about what is there is wrong.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from vicort.benchmarks.common.contact_sheet import SheetEntry, contact_sheet
+from vicort.runtime.written_files import write_file
+
 CHECKOUT = Path(__file__).parents[1]
 FIXTURES = CHECKOUT / "tests" / "fixtures"
 VIDEO, TRUTH = FIXTURES / "shapes.mp4", FIXTURES / "shapes.json"
+WRITTEN = CHECKOUT / "build" / "demo"
 # about what never came, and in words that the model does not know: shown as they come
 ABSENT = (
     ("was there a ring?", "no"),
@@ -50,8 +55,8 @@ def main() -> int:
     ]
     built = start("vicort.export.build", "tiny")
     wait_for_build(built)
-    questions = CHECKOUT / "build" / "demo" / "questions.jsonl"
-    questions.parent.mkdir(parents=True, exist_ok=True)
+    WRITTEN.mkdir(parents=True, exist_ok=True)
+    questions, video = WRITTEN / "questions.jsonl", WRITTEN / "answers.mp4"
     questions.write_text(
         "".join(
             json.dumps({key: case[key] for key in ("at", "question", "id")}) + "\n"
@@ -59,7 +64,8 @@ def main() -> int:
         )
     )
     given = ("--system", options.system, "--questions", os.path.relpath(questions))
-    ran = start("vicort.runtime.cli.run", os.path.relpath(VIDEO), *given, "--format", "jsonl")
+    written = ("--format", "jsonl", "--render", os.path.relpath(video))
+    ran = start("vicort.runtime.cli.run", os.path.relpath(VIDEO), *given, *written)
     out, err = ran.communicate()
     if ran.returncode:
         print(err, end="", file=sys.stderr)
@@ -67,7 +73,12 @@ def main() -> int:
     events = [json.loads(line) for line in out.splitlines()]
     answers = {event["id"]: event for event in events if event["event"] == "answer"}
     summary = next(event for event in events if event["event"] == "summary")
-    return report(cases, asked[len(cases) :], answers, summary)
+    code = report(cases, asked[len(cases) :], answers, summary)
+    sheet = WRITTEN / "answers.png"
+    write_sheet(sheet, asked, answers)
+    print(f"the video with the answers: {os.path.relpath(video)}")
+    print(f"all questions in one picture: {os.path.relpath(sheet)}")
+    return code
 
 
 def start(module: str, *arguments: str) -> subprocess.Popen[str]:
@@ -176,6 +187,21 @@ def report(
         "shapes, and not them all: docs/confidence.md"
     )
     return int(right < len(cases))
+
+
+def write_sheet(
+    path: Path, asked: Sequence[dict[str, Any]], answers: Mapping[str, dict[str, Any]]
+) -> None:
+    """A picture with a frame of the clip for each question."""
+    cells = []
+    for case in asked:
+        answer, truth = answers[case["id"]], case["answer"]
+        right = None if truth is None else answer["text"] == truth
+        remark = {True: "right", False: f"wrong, it was {truth}", None: "means nothing"}[right]
+        cells.append(SheetEntry(answer["at"], case["question"], answer["text"], right, remark))
+    judged = [cell.right for cell in cells if cell.right is not None]
+    title = f"{VIDEO.name}: {sum(judged)} of {len(judged)} answers are right"
+    write_file(path, contact_sheet(str(VIDEO), title, cells))
 
 
 def _print_answer(case: dict[str, Any], answer: dict[str, Any]) -> bool:

@@ -40,9 +40,11 @@ class Typeface:
     def at(self, size: int) -> Any:
         """The font of Pillow whose letters are `size` pixels high."""
         if size not in self._fonts:
-            own = self._path is None
-            font = ImageFont.load_default(size) if own else ImageFont.truetype(self._path, size)
-            self._fonts[size] = font
+            self._fonts[size] = (
+                ImageFont.load_default(size)
+                if self._path is None
+                else ImageFont.truetype(self._path, size)
+            )
         return self._fonts[size]
 
     def missing(self, letters: Iterable[str]) -> set[str]:

@@ -11,6 +11,7 @@ from vicort.runtime.rendering.notes import Note
 
 STAYS = Fraction(10)  # seconds, at most, if it can be read in them
 NOTICED = Fraction(3)  # seconds to notice a note, which stays so long beside later ones
+TURNED = Fraction(1)  # second to notice that other notes of the same moment are shown
 LETTERS_A_SECOND = 20
 Fits = Callable[[Sequence[Note]], bool]  # whether notes fit on the screen together
 
@@ -22,11 +23,7 @@ class Screen:
     start: Fraction
     end: Fraction
     notes: tuple[Note, ...]  # the oldest first
-
-    @property
-    def read_until(self) -> Fraction:
-        """The time until which it should stay to be read."""
-        return self.start + _reading(self.notes)
+    read_until: Fraction  # seconds: it should stay so long to be read
 
 
 def screens(notes: Iterable[Note], fits: Fits) -> list[Screen]:
@@ -61,16 +58,16 @@ def _sheets(notes: Sequence[Note], fits: Fits) -> list[tuple[Note, ...]]:
 
 def _in_turn(start: Fraction, end: Fraction | None, sheets: list[tuple[Note, ...]]) -> list[Screen]:
     """A screen for each sheet, all of them before `end`, which is None for the last moment."""
-    made = []
+    made: list[Screen] = []
     for left, sheet in zip(range(len(sheets), 0, -1), sheets, strict=True):
-        reading = _reading(sheet)
+        reading = _reading(sheet) + (TURNED if made else NOTICED)
         stays = reading if left > 1 else max(STAYS, reading)
         until = start + (stays if end is None else min(stays, (end - start) / left))
-        made.append(Screen(start, until, sheet))
+        made.append(Screen(start, until, sheet, start + reading))
         start = until
     return made
 
 
 def _reading(notes: Sequence[Note]) -> Fraction:
-    """Seconds in which notes are noticed and read."""
-    return NOTICED + Fraction(sum(note.letters for note in notes), LETTERS_A_SECOND)
+    """Seconds in which notes are read, once they are noticed."""
+    return Fraction(sum(note.letters for note in notes), LETTERS_A_SECOND)

@@ -3,9 +3,13 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
+from support import videos
 
 from vicort.benchmarks import demo
+from vicort.benchmarks.common import contact_sheet
 
 NOISY = """
 import sys, time
@@ -66,3 +70,44 @@ def test_only_answers_about_what_is_there_decide_how_it_ends(capsys, text, code)
     assert "WRONG, it was no" in out
     assert "0 right, 1 wrong" in out
     assert "means nothing" in out
+
+
+def test_all_questions_are_in_one_picture(tmp_path, monkeypatch):
+    video = tmp_path / "clip.mp4"
+    videos.write_video(video, 50)
+    monkeypatch.setattr(demo, "VIDEO", video)
+    asked = [
+        {"id": "a", "question": "what is there?", "answer": "green"},
+        {"id": "b", "question": "was there a cross?", "answer": "no"},
+        {"id": "c", "question": "was there a rocket?", "answer": None},
+    ]
+    answers = {
+        id: {"at": at, "text": text}
+        for id, at, text in (("a", 0.5, "green"), ("b", 2.0, "yes"), ("c", 2.0, "x"))
+    }
+    path = tmp_path / "sheet.png"
+    demo.write_sheet(path, asked, answers)
+    sheet = np.asarray(Image.open(path)).astype(int)
+    first, last = (videos.image(number, 320, 240) for number in (12, 49))
+    at = [rows_of(sheet, frame) for frame in (first, last)]
+    assert at[0] < at[1]
+    right, wrong = (
+        np.abs(sheet - colour).max(axis=2) < 40
+        for colour in (contact_sheet.GREEN, contact_sheet.RED)
+    )
+    beside = slice(contact_sheet.FRAME + 2 * contact_sheet.GAP, None)
+    assert right[at[0] : at[1], beside].any()
+    assert not wrong[at[0] : at[1], beside].any()
+    assert wrong[at[1] :, beside].any()
+    assert not right[at[1] :, beside].any()
+
+
+def rows_of(sheet, frame):
+    """The row of the sheet at which a frame begins."""
+    left = contact_sheet.GAP
+    apart = [
+        np.abs(sheet[top : top + 240, left : left + 320] - frame).mean()
+        for top in range(len(sheet) - 239)
+    ]
+    assert min(apart) < 12
+    return int(np.argmin(apart))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vicort.runtime.rendering.notes import Note
-from vicort.runtime.rendering.screens import NOTICED, STAYS, screens
+from vicort.runtime.rendering.screens import NOTICED, STAYS, TURNED, screens
 
 
 def at_most(count):
@@ -86,4 +86,7 @@ def test_every_note_is_shown_from_its_moment_on_and_no_two_pages_at_once(times, 
 @pytest.mark.parametrize("count", [1, 5])
 def test_the_last_notes_can_all_be_read(count):
     made = screens(notes(*[7] * count), at_most(1))
-    assert made[-1].read_until == 7 + count * (NOTICED + Fraction(len("what?a0"), 20))
+    reading = Fraction(len("what?a0"), 20)
+    assert made[-1].read_until == 7 + NOTICED + (count - 1) * TURNED + count * reading
+    for screen in made[:-1]:
+        assert screen.end == screen.read_until
