@@ -129,8 +129,8 @@ class _Pass:
             else:
                 whole = True
         end = self._time + self._step
-        if whole and duration is not None and duration <= end + MOST_MORE:
-            end = max(end, duration)
+        if whole and duration is not None and self._time < duration <= end + MOST_MORE:
+            end = duration
         end = max(end, self._overlay.read_until)
         self._hold(end)
         self._video.end(end, None if whole else end)
@@ -146,9 +146,9 @@ class _Pass:
         self._write(frame.time)
 
     def _hold(self, end: Fraction) -> None:
-        """Repeat the last picture until `end`, if that is later than its own end."""
+        """Repeat the last picture until `end`, if that is later than usual."""
         step = min(max(self._step, SHORTEST), LONGEST)
-        if end < self._time + self._step + step / 2:
+        if end < self._time + max(self._step, step) + step / 2:
             return
         time = self._time + step
         while time < end:

@@ -12,6 +12,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.sources.interruptible import InterruptibleFile
 from vicort.runtime.sources.sound import Sound
 
 ENCODER = "libx264"
@@ -58,9 +59,10 @@ class VideoFile:
         """file: to be written. format: a value of FORMATS. height, width: even. ticks: in a second,
         of times. threads: of the encoder. sound: of a codec in SOUND[format]."""
         self._file = file
+        self._target = InterruptibleFile(file)
         self._base = Fraction(1, ticks)
         self._output = av.open(
-            file,
+            self._target,
             "w",
             format=format,
             options={"movflags": "+faststart", "movie_timescale": str(ticks)}
@@ -89,7 +91,8 @@ class VideoFile:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if kind is None:
-            self._output.close()
+            with self._target.interruptible():
+                self._output.close()
             return
         with suppress(OSError):  # where the disk is full
             self._file.close()  # so that PyAV completes nothing
@@ -105,8 +108,9 @@ class VideoFile:
             threads=1,
         )
         frame.pts, frame.time_base = self._newest, self._base
-        self._output.mux(self._track.encode(frame))
-        self._mux_sound(time)
+        with self._target.interruptible():
+            self._output.mux(self._track.encode(frame))
+            self._mux_sound(time)
 
     def end(self, time: Fraction, sound_until: Fraction | None) -> None:
         """The last picture stays until `time`, in seconds. sound_until: the sound ends then; None =
@@ -114,8 +118,9 @@ class VideoFile:
         packets = self._track.encode()
         if packets:
             packets[-1].duration = max(1, round(time / self._base) - self._newest)
-        self._output.mux(packets)
-        self._mux_sound(sound_until)
+        with self._target.interruptible():
+            self._output.mux(packets)
+            self._mux_sound(sound_until)
 
     def _mux_sound(self, until: Fraction | None) -> None:
         """Copy packets that begin before `until`, in seconds, None = all."""
@@ -128,7 +133,7 @@ class VideoFile:
                 packet.stream = self._voice
                 self._output.mux(packet)
 
-    def _reopened(self, name: str, flags: int, options: dict[str, str]) -> BinaryIO:
+    def _reopened(self, name: str, flags: int, options: dict[str, str]) -> InterruptibleFile:
         """The file once more, to be read while its index is moved to the front."""
         self._file.flush()
-        return open(f"/proc/self/fd/{self._file.fileno()}", "rb", buffering=0)
+        return self._target.again(open(f"/proc/self/fd/{self._file.fileno()}", "rb", buffering=0))

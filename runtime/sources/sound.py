@@ -17,6 +17,7 @@ import av
 from av.stream import Discard
 
 from vicort.runtime.sources.container import ContainerSource, reason
+from vicort.runtime.sources.interruptible import InterruptibleFile
 from vicort.runtime.sources.source import Source
 
 FORMAT = "nut"
@@ -100,12 +101,19 @@ def send_sound(
 def received(pipe: BinaryIO, ended: Callable[[], None], close: Callable[[], None]) -> Sound:
     """The sound that `send_sound` writes. ended: called at its end. Raises av.FFmpegError if it is
     none."""
-    container = av.open(pipe, format=FORMAT, options=HEADERS_ALONE)
+    file = InterruptibleFile(pipe)
+    with file.interruptible():
+        container = av.open(file, format=FORMAT, options=HEADERS_ALONE)
     stream = container.streams.audio[0]
 
     def packets() -> Iterator[av.Packet]:
         last: int | None = None
-        for packet in container.demux(stream):
+        demuxed = container.demux(stream)
+        while True:
+            with file.interruptible():
+                packet = next(demuxed, None)
+            if packet is None:
+                break
             if not packet.size:
                 continue
             _move(packet, -LEAD)

@@ -1,6 +1,7 @@
 """The written video, decoded again: the pictures and times of the source, notes at their times, the
 sound, and no file where something failed."""
 
+import io
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 from support import videos
 
 from vicort.runtime.core import Answer, Frame, Spoken
@@ -190,6 +192,19 @@ def test_a_question_between_two_slow_pictures_is_shown_at_its_moment(tmp_path):
     assert [differs(pictures[0], picture)[80:].any() for picture in pictures[:2]] == [False, True]
 
 
+def test_the_last_picture_lasts_as_the_container_says(tmp_path):
+    pictures = [Image.fromarray(videos.image(number)) for number in range(3)]
+    pictures[0].save(
+        tmp_path / "in.gif", save_all=True, append_images=pictures[1:], duration=[100, 3000, 700]
+    )
+    result = written(str(tmp_path / "in.gif"), tmp_path / "out.mp4")
+    assert result.seconds == Fraction(19, 5)
+    assert decoded(tmp_path / "out.mp4")[0] == [0, Fraction(1, 10), Fraction(31, 10)]
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.duration * stream.time_base == result.seconds
+
+
 def test_a_picture_that_is_turned_is_written_upright(tmp_path):
     source, path = tmp_path / "in.mp4", tmp_path / "out.mp4"
     videos.write_video(source, 5)
@@ -333,6 +348,29 @@ def test_a_failure_leaves_what_was_there(tmp_path, failure, there):
         written(str(source), path, asked(1), progress=fail)
     assert folder_of(path) == before
     assert not there or path.read_bytes() == b"before"
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_an_interruption_while_the_index_is_moved_leaves_nothing(tmp_path, monkeypatch, calls):
+    """PyAV calls the file then, and drops a KeyboardInterrupt that comes there."""
+    source, path = tmp_path / "in.mp4", tmp_path / "out.mp4"
+    videos.write_video(source, TWO_SECONDS)
+    left = calls
+
+    class Interrupting(io.FileIO):
+        def read(self, size=-1):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Interrupted
+            return super().read(size)
+
+    monkeypatch.setattr(
+        video_file, "open", lambda name, *given, **_: Interrupting(name), raising=False
+    )
+    with pytest.raises(Interrupted):
+        written(str(source), path)
+    assert folder_of(path) == ["in.mp4"]
 
 
 def test_a_full_disk_is_one_error(tmp_path):
