@@ -19,7 +19,6 @@ from vicort.runtime.cli.recurring import (
     UNTIL_SECONDS,
     RecurringQuestion,
 )
-from vicort.runtime.cli.video_check import check_video_output
 from vicort.runtime.cli.writers import WRITERS
 from vicort.runtime.command_line import ArgumentParser, parse_megabytes, parse_rate
 from vicort.runtime.core import Freshness, Question, Sampling
@@ -694,6 +693,8 @@ def _check_output(typed: argparse.Namespace) -> None:
     if typed.trace is not None:  # not only after a run of hours
         check_target(typed.trace, "--trace")
     if typed.render is not None:
+        from vicort.runtime.cli.video_check import check_video_output  # late: imports Pillow
+
         check_video_output(
             typed.render, typed.sources, live=bool(typed.live), font=typed.render_font
         )

@@ -25,8 +25,6 @@ from vicort.runtime.cli.output import Output
 from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
 from vicort.runtime.cli.question_socket import QuestionSocket
 from vicort.runtime.cli.service_status import ServiceStatus
-from vicort.runtime.cli.video_check import cannot_be_read_twice
-from vicort.runtime.cli.video_output import write_video
 from vicort.runtime.cli.watch import NEVER_YES, POLL, RunContext, Watch
 from vicort.runtime.cli.writers import WRITERS
 from vicort.runtime.devices.machine_memory import MachineMemory
@@ -160,6 +158,8 @@ def run(options: Options) -> int:
         code = watches[0].run() if len(watches) == 1 else watch_together(watches, context)
         code = max(code, failed)
     if notes:
+        from vicort.runtime.cli.video_output import write_video  # late: imports Pillow
+
         write_video(options, notes, output)
     if not any(each.until_yes for each in options.recurring):
         return code
@@ -369,6 +369,8 @@ def _open(spec: str | tuple[str, ...], options: Options, output: Output, label: 
             "--file"
         )
     if options.render and source.live:
+        from vicort.runtime.cli.video_check import cannot_be_read_twice  # late: imports Pillow
+
         source.close()
         raise cannot_be_read_twice(source.name)
     if source.live and options.on_lag is None:

@@ -3,6 +3,8 @@
 import os
 import socket
 import stat
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -152,3 +154,22 @@ def test_text_is_utf_8_and_appended_lines_stay(tmp_path):
     with appended(tmp_path / "out") as file:
         file.write(b"more\n")
     assert (tmp_path / "out").read_bytes() == "圆\nmore\n".encode()
+
+
+def test_what_ends_the_process_at_once_leaves_no_partial_file(tmp_path: Path) -> None:
+    """A signal does so where a library does not return: `TimelyEnd`."""
+    program = """
+import os, sys
+from vicort.runtime.entry_points import BEFORE_LEAVING
+from vicort.runtime.written_files import new_file, write_file
+write_file(sys.argv[1] + "/whole", "kept")
+assert not BEFORE_LEAVING
+with new_file(sys.argv[1] + "/half") as file:
+    file.write(b"half")
+    for act in BEFORE_LEAVING:
+        act()
+    os._exit(7)
+"""
+    ended = subprocess.run([sys.executable, "-c", program, str(tmp_path)])
+    assert ended.returncode == 7
+    assert os.listdir(tmp_path) == ["whole"]
