@@ -83,7 +83,13 @@ def render(
                 sound=sound,
             ) as video:
                 written = _Pass(canvas, overlay, video, progress)
-                return written.run(chain([first], frames), notes.last, source.duration)
+                result = written.run(chain([first], frames), notes.last, source.duration)
+                if video.damaged:
+                    warn(
+                        f"{video.damaged} packets of the sound of {source.name} are damaged, and "
+                        f"left out of {path}"
+                    )
+                return result
     except av.FFmpegError as error:
         raise ConfigError(
             f"--render {printable(str(path))} cannot be written ({reason(error)}): see whether "

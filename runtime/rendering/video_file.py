@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from typing import Any, BinaryIO
@@ -84,6 +84,7 @@ class VideoFile:
         # Matroska would move all that follows a time below 0, where the lead-in of a codec lies
         self._takes_lead_in = format != MATROSKA
         self._next: av.Packet | None = None  # of the sound, which is due later
+        self.damaged = 0  # packets of the sound that were left out
         self._newest = -1  # ticks, of the last picture
 
     def __enter__(self) -> VideoFile:
@@ -109,7 +110,7 @@ class VideoFile:
         )
         frame.pts, frame.time_base = self._newest, self._base
         with self._target.interruptible():
-            self._output.mux(self._track.encode(frame))
+            self._mux(self._track.encode(frame))
             self._mux_sound(time)
 
     def end(self, time: Fraction, sound_until: Fraction | None) -> None:
@@ -119,7 +120,7 @@ class VideoFile:
         if packets:
             packets[-1].duration = max(1, round(time / self._base) - self._newest)
         with self._target.interruptible():
-            self._output.mux(packets)
+            self._mux(packets)
             self._mux_sound(sound_until)
 
     def _mux_sound(self, until: Fraction | None) -> None:
@@ -131,7 +132,17 @@ class VideoFile:
             self._next = None
             if packet.pts >= 0 or self._takes_lead_in:
                 packet.stream = self._voice
+                self._mux([packet])
+
+    def _mux(self, packets: Sequence[av.Packet]) -> None:
+        """Sound that is damaged is left out; it may be refused when another packet is given."""
+        for packet in packets:
+            try:
                 self._output.mux(packet)
+            except av.InvalidDataError:
+                if self._voice is None:
+                    raise
+                self.damaged += 1
 
     def _reopened(self, name: str, flags: int, options: dict[str, str]) -> InterruptibleFile:
         """The file once more, to be read while its index is moved to the front."""

@@ -13,12 +13,13 @@ import av
 from vicort.runtime.sources.container import reason
 from vicort.runtime.sources.decoder_host import HOST
 from vicort.runtime.sources.decoder_link import LinkClosed
-from vicort.runtime.sources.isolated import surroundings
+from vicort.runtime.sources.isolated import REPORT_SECONDS, surroundings
 from vicort.runtime.sources.limits import Limits
 from vicort.runtime.sources.sound import Sound, received
 from vicort.runtime.sources.source import Warn
 
 SILENCE = "the process that reads it said nothing"
+DIED = "the process that reads it died, or passed its limits"
 
 
 class SoundLost(Exception):
@@ -54,8 +55,8 @@ def isolated_sound(
         lifeline.close()
         link.close()
 
-    def told(kind: str, limit: float | None) -> list[Any]:
-        """The next message of a kind. Raises SoundLost."""
+    def told(kind: str, limit: float | None, say: Warn) -> list[Any]:
+        """The next message of a kind; `say` gets the warnings before it. Raises SoundLost."""
         while limit is None or link.ready(limit - time.monotonic()):
             message, passed = link.receive()
             for file in passed:
@@ -63,21 +64,23 @@ def isolated_sound(
             if message[0] == kind:
                 return message
             if message[0] == "warning":
-                warn(str(message[1]))
+                say(str(message[1]))
             elif message[0] == "log":
                 logging.getLogger(str(message[2])).log(int(message[1]), "%s", message[3])
             else:
-                raise SoundLost(": ".join(map(str, message)))
+                raise SoundLost((message[0] == "failed" and str(message[2])) or DIED)
         raise SoundLost(SILENCE)
 
     def ended() -> None:
         try:
-            told("end", time.monotonic() + 2.0)
+            told("end", time.monotonic() + REPORT_SECONDS, warn)
         except (SoundLost, LinkClosed) as error:
             warn(f"{name}: its sound ends early ({error})")
 
     try:
-        _, there_is = told("sound", None if seconds is None else time.monotonic() + seconds)
+        limit = None if seconds is None else time.monotonic() + seconds
+        # who read its pictures has heard what there is to say about opening it
+        _, there_is = told("sound", limit, lambda line: None)
         if there_is:
             return received(pipe, ended, close)
     except (SoundLost, LinkClosed, av.FFmpegError, ValueError, TypeError, IndexError) as error:

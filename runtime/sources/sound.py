@@ -61,7 +61,7 @@ def _copied(source: ContainerSource, stream: av.AudioStream) -> Iterator[av.Pack
     shift = round(source.start / base)
     last: int | None = None
     try:
-        for packet in source.video.container.demux(stream):
+        for packet in _demuxed(source, stream):
             stamp = packet.dts if packet.pts is None else packet.pts
             if not packet.size or stamp is None:
                 continue
@@ -77,6 +77,15 @@ def _copied(source: ContainerSource, stream: av.AudioStream) -> Iterator[av.Pack
             yield packet
     except (av.FFmpegError, OSError) as error:
         source.warn(f"{source.name}: its sound cannot be read on ({reason(error)})")
+
+
+def _demuxed(source: ContainerSource, stream: av.AudioStream) -> Iterator[av.Packet]:
+    while True:
+        try:
+            yield from source.video.container.demux(stream)
+        except IndexError:  # a stream begins that the container did not have when it was opened
+            continue
+        return
 
 
 def send_sound(

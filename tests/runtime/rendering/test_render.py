@@ -126,7 +126,8 @@ def test_colours_are_those_of_the_source(tmp_path):
     videos.write_video(source, 5)
     written(str(source), path)
     for (_, before), (_, after) in zip(read_again(source), read_again(path), strict=True):
-        assert not differs(before, after).any()
+        for spot in ((15, 40), (15, 120), (105, 40), (105, 120)):
+            assert np.abs(before[spot].astype(int) - after[spot]).max() <= 4
 
 
 def test_a_note_is_drawn_from_its_moment_on_and_only_on_the_lowest_third(tmp_path):
@@ -189,7 +190,9 @@ def test_a_question_between_two_slow_pictures_is_shown_at_its_moment(tmp_path):
     written(str(source), path, asked(2))
     times, pictures = decoded(path)
     assert times == [0, 2, 6, 12, 20, 21]  # it goes after ten seconds
-    assert [differs(pictures[0], picture)[80:].any() for picture in pictures[:2]] == [False, True]
+    plain = [videos.image(number) for number in (0, 0, 1, 1, 2, 3)]
+    noted = [differs(*pair)[100:].any() for pair in zip(plain, pictures, strict=True)]
+    assert noted == [False, True, True, False, False, False]
 
 
 def test_the_last_picture_lasts_as_the_container_says(tmp_path):
@@ -273,7 +276,7 @@ def test_sound_and_pictures_stay_together(tmp_path):
             picture, sound = (stream.start_time * stream.time_base for stream in streams)
             return float(picture - sound)
 
-    assert apart(path) == pytest.approx(apart(source), abs=0.002)
+    assert apart(path) == pytest.approx(apart(source), abs=0.0001)
 
 
 def test_sound_that_players_do_not_take_is_left_out_with_a_warning(tmp_path):
@@ -287,6 +290,40 @@ def test_sound_that_players_do_not_take_is_left_out_with_a_warning(tmp_path):
     with av.open(str(path)) as container:
         assert not container.streams.audio
         assert container.streams.video[0].frames == TWO_SECONDS
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_damaged_sound_costs_its_own_packets_alone(tmp_path, suffix):
+    source, path = tmp_path / "in.ts", tmp_path / f"out{suffix}"
+    videos.write_talking_video(source)
+    sound = open_sound(str(source), warn=print, isolate=False)
+
+    def damaged():
+        for number, packet in enumerate(sound.packets):
+            bad = av.Packet(bytes(64))
+            bad.pts = bad.dts = packet.pts
+            bad.time_base = packet.time_base
+            yield bad if number % 20 == 5 else packet
+
+    warnings = []
+    with open_source(str(source)) as again:
+        result = render(
+            again,
+            replace(sound, packets=damaged()),
+            Notes(),
+            Typeface(),
+            path,
+            threads=1,
+            warn=warnings.append,
+            progress=lambda frames: None,
+        )
+    whole = len(packets(source))
+    lost = len(range(5, whole, 20))
+    assert len(packets(path)) == whole - lost
+    assert len(decoded(path)[0]) == result.frames == TWO_SECONDS
+    assert warnings == [
+        f"{lost} packets of the sound of {source} are damaged, and left out of {path}"
+    ]
 
 
 @pytest.mark.parametrize("format", SOUND)
