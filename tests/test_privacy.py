@@ -56,8 +56,12 @@ def test_a_run_sends_nothing_and_leaves_nothing(backend, build_tiny, place):
 
 def test_a_run_writes_what_it_was_asked_for_and_no_more(tiny_engines, place):
     command = [BIN / "vicort-run", CLIP, "--ask", "what is there now?", "--trace", "trace.json"]
-    check(watched(place, *command, "--engine-dir", tiny_engines), "here/trace.json")
+    # a letter for which the fonts of the system are looked through
+    video = ["--ask", "¿qué?", "--render", "a.mp4"]
+    run = watched(place, *command, *video, "--engine-dir", tiny_engines)
+    check(run, "here/a.mp4", "here/trace.json")
     assert json.loads((place / "here" / "trace.json").read_text())
+    assert (place / "here" / "a.mp4").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
