@@ -91,6 +91,18 @@ class Options:
         return self.system if isinstance(self.system, System) else load_system(self.system)
 
     @property
+    def reading(self) -> dict[str, Any]:
+        """Arguments of `open_source` and `open_sound` that are the same however often a source is
+        opened."""
+        return {
+            "stream": self.stream,
+            "input_format": self.input_format,
+            "patience": self.patience,
+            "limits": self.limits,
+            "isolate": self.isolate,
+        }
+
+    @property
     def image_fps(self) -> Fraction:
         """Images per second of a folder. It equals the sampling rate, so that no image is
         skipped."""

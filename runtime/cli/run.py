@@ -347,16 +347,12 @@ def _open_all(
 def _open(spec: str | tuple[str, ...], options: Options, output: Output, label: str) -> Source:
     source = open_source(
         spec,
-        stream=options.stream,
-        input_format=options.input_format,
+        **options.reading,
         live=options.live,
         image_fps=options.image_fps,
         warn=partial(output.warn, source=label),
         decode=_decode(options),
         rtsp_transport=options.rtsp_transport,
-        patience=options.patience,
-        limits=options.limits,
-        isolate=options.isolate,
         on_state=partial(output.event, source=label),
         motion=options.chosen_system.wants_motion,
         # with several sources, one that is not available yet must not delay the others

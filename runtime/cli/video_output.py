@@ -9,7 +9,6 @@ from vicort.runtime.rendering.lettering import typeface
 from vicort.runtime.rendering.notes import Notes
 from vicort.runtime.rendering.render import render
 from vicort.runtime.sources.opening import open_sound, open_source
-from vicort.runtime.sources.source import Source
 
 SHOWN_LETTERS = 5  # of those that a font lacks
 
@@ -19,7 +18,8 @@ def write_video(options: Options, notes: Notes, output: Output) -> None:
     path, (spec,) = options.render, options.sources
     if path is None:
         return
-    with _reopened(options, spec) as source:
+    # its warnings were written when the run opened it
+    with open_source(spec, **options.reading, live=False, image_fps=options.image_fps) as source:
         letters = {each for note in notes.in_order for each in note.question + note.answer}
         face, lacking = typeface(options.render_font, letters)
         if lacking:
@@ -30,15 +30,7 @@ def write_video(options: Options, notes: Notes, output: Output) -> None:
                 f"the font of {OPTION} lacks {len(lacking)} letters, which are drawn as boxes, "
                 f"such as {some}: name a font that has them with --render-font"
             )
-        sound = open_sound(
-            spec,
-            warn=output.warn,
-            stream=options.stream,
-            patience=options.patience,
-            limits=options.limits,
-            isolate=options.isolate,
-            input_format=options.input_format,
-        )
+        sound = open_sound(spec, warn=output.warn, **options.reading)
         with output.progress_of(source, title=f"writing {path.name}"):
             written = render(
                 source,
@@ -51,17 +43,3 @@ def write_video(options: Options, notes: Notes, output: Output) -> None:
                 progress=output.progress,
             )
     output.tell(f"wrote {path} ({written.frames} frames, {float(written.seconds):.1f} s)")
-
-
-def _reopened(options: Options, spec: str | tuple[str, ...]) -> Source:
-    """The source once more; its warnings have been written already."""
-    return open_source(
-        spec,
-        stream=options.stream,
-        input_format=options.input_format,
-        live=False,
-        image_fps=options.image_fps,
-        patience=options.patience,
-        limits=options.limits,
-        isolate=options.isolate,
-    )

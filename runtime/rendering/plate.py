@@ -62,12 +62,11 @@ class PlateMaker:
         usual = round(min(BY_HEIGHT * height, BY_WIDTH * width))
         self._margin = max(2, usual // 2)
         self._padding = max(2, usual // 2)
-        room = height // SHARE - self._margin - 2 * self._padding
+        self._space = height // SHARE - self._margin - 2 * self._padding  # of lines, in pixels
         size = max(MIN_LETTERS, usual)
-        while size > LEAST_LETTERS and room // _line(size) < MIN_LINES:
+        while size > LEAST_LETTERS and self._space // _line(size) < MIN_LINES:
             size -= 1
         self._sizes = sorted({size, max(LEAST_LETTERS, round(SMALLER * size))}, reverse=True)
-        self._room = room
         self._columns = max(1, width - 2 * (self._margin + self._padding))
         self._wrapped = lru_cache(KEPT)(lambda text, size, most: wrapped(text, face.at(size), most))
 
@@ -87,7 +86,7 @@ class PlateMaker:
         return self._drawn(text)
 
     def _most(self, text: _Text) -> int:
-        return max(MIN_LINES, self._room // text.line)
+        return max(MIN_LINES, self._space // text.line)
 
     def _text(self, notes: Sequence[Note], size: int) -> _Text:
         fine = FINE if size < FINE_BELOW else 1

@@ -54,10 +54,10 @@ def render(
 ) -> Rendered:
     """Write the video of a source with the notes of a run, up to the last frame that the run saw.
 
-    The last picture is held until the last notes can be read. progress: is told how many frames of
-    the source were written. One frame at a time is in memory, besides those of the source and of
-    the encoder. Raises ConfigError if the file cannot be written, and SourceError; what was there
-    under its name then stays.
+    The last picture is held until the last notes can be read. progress: called with how many frames
+    of the source were written. One frame at a time is in memory, besides those of the source and of
+    the encoder. Raises ConfigError if the file cannot be written, and SourceError; a file that had
+    its name before then stays.
     """
     format = FORMATS[path.suffix.lower()]
     if sound and sound.codec not in SOUND[format]:

@@ -147,4 +147,6 @@ class VideoFile:
     def _reopened(self, name: str, flags: int, options: dict[str, str]) -> InterruptibleFile:
         """The file once more, to be read while its index is moved to the front."""
         self._file.flush()
-        return self._target.again(open(f"/proc/self/fd/{self._file.fileno()}", "rb", buffering=0))
+        return self._target.joined_by(
+            open(f"/proc/self/fd/{self._file.fileno()}", "rb", buffering=0)
+        )

@@ -16,9 +16,10 @@ class InterruptibleFile:
 
     name = "file"
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Any, interruptions: list[BaseException] | None = None) -> None:
+        """interruptions: those of files that fail together, None = of this one alone."""
         self._file = file
-        self._interruption: BaseException | None = None
+        self._interruptions = [] if interruptions is None else interruptions
         # PyAV takes a file object without these as one without seeking
         if file.seekable():
             self.seek: Callable[..., int] = lambda *given: self._call(file.seek, *given)
@@ -30,8 +31,8 @@ class InterruptibleFile:
         try:
             yield
         finally:
-            if self._interruption:
-                raise self._interruption
+            if self._interruptions:
+                raise self._interruptions[0]
 
     @property
     def closed(self) -> bool:
@@ -47,19 +48,17 @@ class InterruptibleFile:
     def close(self) -> None:
         self._file.close()
 
-    def again(self, opened: Any) -> InterruptibleFile:
-        """Another file, whose interruptions are those of this one."""
-        other = InterruptibleFile(opened)
-        other._call = self._call  # type: ignore[method-assign]
-        return other
+    def joined_by(self, file: Any) -> InterruptibleFile:
+        """Another file: an interruption of one fails the calls of both."""
+        return InterruptibleFile(file, self._interruptions)
 
     def _call(self, act: Callable[..., Any], *given: Any) -> Any:
-        if self._interruption:
-            raise InterruptedError from self._interruption
+        if self._interruptions:
+            raise InterruptedError from self._interruptions[0]
         try:
             return act(*given)
-        except Exception:
-            raise
         except BaseException as error:
-            self._interruption = error
+            if isinstance(error, Exception):
+                raise
+            self._interruptions.append(error)
             raise InterruptedError from error

@@ -38,7 +38,7 @@ class Silence:
 
 
 def surroundings(limits: Limits) -> dict[str, Any]:
-    """What a decoder process is told of this one."""
+    """What a decoder process has to know of this one."""
     return {
         "folder": os.getcwd(),
         "limits": vars(limits),

@@ -55,7 +55,7 @@ def isolated_sound(
         lifeline.close()
         link.close()
 
-    def told(kind: str, limit: float | None, say: Warn) -> list[Any]:
+    def next_message(kind: str, limit: float | None, say: Warn) -> list[Any]:
         """The next message of a kind; `say` gets the warnings before it. Raises SoundLost."""
         while limit is None or link.ready(limit - time.monotonic()):
             message, passed = link.receive()
@@ -73,14 +73,14 @@ def isolated_sound(
 
     def ended() -> None:
         try:
-            told("end", time.monotonic() + REPORT_SECONDS, warn)
+            next_message("end", time.monotonic() + REPORT_SECONDS, warn)
         except (SoundLost, LinkClosed) as error:
             warn(f"{name}: its sound ends early ({error})")
 
     try:
         limit = None if seconds is None else time.monotonic() + seconds
-        # who read its pictures has heard what there is to say about opening it
-        _, there_is = told("sound", limit, lambda line: None)
+        # warnings of opening it were given when its pictures were read
+        _, there_is = next_message("sound", limit, lambda line: None)
         if there_is:
             return received(pipe, ended, close)
     except (SoundLost, LinkClosed, av.FFmpegError, ValueError, TypeError, IndexError) as error:

@@ -1,7 +1,7 @@
 """The sound of a file, copied packet by packet and never decoded.
 
-Where a process of its own reads the file, it sends the packets as NUT, FFmpeg's own format, through
-a pipe; of that format this process reads the headers and the packets alone.
+Where a decoder process reads the file, it sends the packets through a pipe in NUT, FFmpeg's own
+format. This process reads the headers and packets of that format alone.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def _demuxed(source: ContainerSource, stream: av.AudioStream) -> Iterator[av.Pac
 def send_sound(
     source: Source, file: int, announce: Callable[[bool], None], rearm: Callable[[], None]
 ) -> None:
-    """Write the sound of a source to a pipe, which is closed. announce: is told first whether there
-    is any. rearm: called before each packet."""
+    """Write the sound of a source to a pipe, which is closed. announce: called first, with whether
+    there is any. rearm: called before each packet."""
     sound = sound_of(source)
     announce(sound is not None)
     with os.fdopen(file, "wb") as pipe:

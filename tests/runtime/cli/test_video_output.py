@@ -78,6 +78,25 @@ def test_questions_and_answers_are_on_the_video(capsys, clip, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["in.mp4", "out.mp4", "plain.mp4"]
 
 
+def test_the_video_is_of_the_stream_that_the_run_saw(capsys, tmp_path):
+    two, path = tmp_path / "two.mkv", tmp_path / "out.mp4"
+    with av.open(str(two), "w") as container:
+        sizes = [(160, 120), (96, 64)]
+        tracks = [container.add_stream("libx264", rate=10) for _ in sizes]
+        for track, (track.width, track.height) in zip(tracks, sizes, strict=True):
+            track.pix_fmt = "yuv420p"
+        for index in range(10):
+            for track in tracks:
+                picture = videos.image(index, track.width, track.height)
+                container.mux(track.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for track in tracks:
+            container.mux(track.encode())
+    for stream, size in ((0, (160, 120)), (1, (96, 64))):
+        assert ran(capsys, two, "--stream", stream, "--render", path)[0] == 0
+        with av.open(str(path)) as container:
+            assert (container.streams.video[0].width, container.streams.video[0].height) == size
+
+
 def test_a_question_at_the_end_is_held(capsys, clip, tmp_path):
     path = tmp_path / "out.mp4"
     assert ran(capsys, clip, "--ask", "what was there?", "--render", path)[0] == 0
