@@ -6,9 +6,10 @@ from fractions import Fraction
 
 import pytest
 
-from vicort.export.tiny.evaluate import HELD_OUT
+from vicort.export.tiny.evaluation_files import HELD_OUT
 from vicort.export.tiny.model import SIDE
-from vicort.export.tiny.world import Painter, make_stream
+from vicort.export.tiny.painter import Painter
+from vicort.export.tiny.world import make_stream
 from vicort.runtime.core import Frame, Sampling
 from vicort.runtime.policies.system import known_systems
 from vicort.runtime.session import Session

@@ -14,15 +14,17 @@ from safetensors.torch import load_file
 from support.engine_sets import live_set
 from support.reference_model import load_reference, pixel_values
 
-from vicort.export.tiny.world import Painter, make_stream
+from vicort.export.tiny.painter import Painter
+from vicort.export.tiny.world import make_stream
 from vicort.runtime.cli.run import main
 from vicort.runtime.core import Answer, ChunkEvent, Frame, Question, Spoken
+from vicort.runtime.policies.system import load_system
 from vicort.runtime.session import Session
 from vicort.runtime.sources import open_source
 
 CLIP = Path(__file__).parent / "fixtures" / "shapes.mp4"
 TINY = Path(__file__).parents[1] / "export" / "tiny"
-THRESHOLD, END = 0.725, 2
+END = 2
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +122,14 @@ def test_decisions_and_words_are_those_of_transformers_with_the_merged_weights(l
         session.finish()
         plain = PlainLoop(session)
     plain.add(plain.prompt.question(asked[0][1]))
+    threshold = load_system("videollm-online").speaks.by_itself.threshold
     answers, said = [plain.say(plain.logits())], []
     for unit in range(len(video) // 2):
         first, second = video[2 * unit : 2 * unit + 2]
         plain.see(np.stack([first.image, second.image]), int(first.time))
         logits = plain.logits()
         quiet = float(logits.softmax(-1)[END])
-        if quiet < THRESHOLD:
+        if quiet < threshold:
             logits[END] = -torch.inf
             said.append((second.time, plain.say(logits), quiet))
     plain.add(plain.prompt.question(asked[1][1]))

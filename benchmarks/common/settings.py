@@ -34,12 +34,12 @@ class Settings:
     long_host_mb: float = 50
     questions: int = 100  # of each kind, for percentiles of the time to the first token
     real_time_fps: int = 30
-    system_streams: int = 10  # of seven things each, that every system watches
+    system_streams: int = 30  # of seven things each, that every system watches
     # units since the last thing disappeared; 512 are 64 chunks of 16 frames
     system_ages: tuple[int, ...] = (0, 8, 64, 250, 512, 1000)
     # of pages, for every system: 849 whole units of the tiny model, so 512 fit however they are
     # kept, 1,000 do not
-    store_mb: float = 28.0
+    store_mb: float = 42.0
     # before a system is timed: as long as the stream of the oldest question
     system_fill_frames: int = 2048
     # the same for a system that forgets nothing: its stream ends at the positions of the model

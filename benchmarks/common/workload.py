@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vicort.export.tiny.world import Painter, make_stream
+from vicort.export.tiny.world import make_stream
 from vicort.runtime.core import Frame
 from vicort.runtime.policies.drop import ChunkIntra
 from vicort.runtime.policies.system import System, load_system
@@ -37,6 +37,8 @@ class Workload:
     @cached_property
     def images(self) -> tuple[np.ndarray, ...]:
         """PERIOD frames [height, width, 3] uint8."""
+        from vicort.export.tiny.painter import Painter  # here, since it imports pillow
+
         stream = make_stream(
             self.seed, objects=6, aspect=self.width / self.height, lead=1.0, tail=PERIOD / self.fps
         )

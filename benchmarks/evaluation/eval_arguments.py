@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from vicort.benchmarks.evaluation import rvs
+from vicort.benchmarks.evaluation import held_out, rvs
 from vicort.benchmarks.evaluation.judge import ExactJudge, Judge, make_judge
 from vicort.benchmarks.evaluation.shapestream import AGE_UNITS, AGES, CACHE, STREAMS, AgeIn
 from vicort.benchmarks.evaluation.watching import CARRIES, Carry
@@ -53,6 +53,7 @@ class EvalOptions:
     ages: tuple[int, ...] = AGES
     age_in: AgeIn = "units"
     cache: Path = CACHE
+    held_out: bool = False
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> EvalOptions:
@@ -69,9 +70,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> EvalOptions:
     chosen = {
         "benchmark": typed.benchmark,
         "systems": tuple(
-            dict.fromkeys(
-                typed.system or ([] if typed.benchmark == "shapestream" else [DEFAULT_SYSTEM])
-            )
+            dict.fromkeys(typed.system or ([] if _all_systems(typed) else [DEFAULT_SYSTEM]))
         ),
         "engine_dir": typed.engine_dir,
         "out": typed.out or OUT / typed.benchmark,
@@ -83,13 +82,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> EvalOptions:
         "threads": typed.threads,
     }
     if typed.benchmark == "shapestream":
-        return EvalOptions(
-            **chosen,
-            streams=typed.streams,
-            ages=tuple(typed.ages),
-            age_in=typed.age_in,
-            cache=typed.cache,
-        )
+        return EvalOptions(**_world(typed, chosen))
     chosen |= {
         "files": tuple(typed.files),
         "videos": tuple(typed.videos or [typed.files[0].parent]),
@@ -102,6 +95,27 @@ def parse_options(arguments: Sequence[str] | None = None) -> EvalOptions:
         }
         chosen["fps"] = chosen["fps"] or rvs.FPS
     return EvalOptions(**chosen)
+
+
+def _all_systems(typed: argparse.Namespace) -> bool:
+    return typed.benchmark == "shapestream" and not typed.held_out
+
+
+def _world(typed: argparse.Namespace, chosen: dict[str, Any]) -> dict[str, Any]:
+    if typed.held_out and (typed.ages or typed.age_in):
+        option = "--ages" if typed.ages else "--age-in"
+        raise ConfigError(f"{option} is not for --held-out: leave one of them out")
+    default = held_out.STREAMS if typed.held_out else STREAMS
+    out = {"out": OUT / "shapestream-held-out"} if typed.held_out and not typed.out else {}
+    return {
+        **chosen,
+        **out,
+        "streams": default if typed.streams is None else typed.streams,
+        "ages": tuple(typed.ages or AGES),
+        "age_in": typed.age_in or "units",
+        "cache": typed.cache,
+        "held_out": typed.held_out,
+    }
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -148,12 +162,17 @@ def _add_judge(parser: argparse.ArgumentParser) -> None:
 
 def _add_world(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    words = "number of streams, with 7 questions for each age (default: %(default)s)"
-    add("--streams", type=int, default=STREAMS, metavar="N", help=words)
+    words = "looks that training never saw, and every kind of question, instead of ages"
+    add("--held-out", action="store_true", help=words)
+    words = (
+        f"number of streams, with 7 questions for each age (default: {STREAMS}); of each kind of "
+        f"file with --held-out (default: {held_out.STREAMS})"
+    )
+    add("--streams", type=int, metavar="N", help=words)
     words = f"ages of the events (default: {' '.join(map(str, AGES))})"
-    add("--ages", type=int, nargs="+", default=AGES, metavar="N", help=words)
-    words = "unit of the ages (default: %(default)s)"
-    add("--age-in", choices=AGE_UNITS, default="units", help=words)
+    add("--ages", type=int, nargs="+", metavar="N", help=words)
+    words = "unit of the ages: units or chunks (default: units)"
+    add("--age-in", choices=AGE_UNITS, help=words)
     words = "folder for its video files (default: %(default)s)"
     add("--cache", type=Path, default=CACHE, metavar="DIR", help=words)
 

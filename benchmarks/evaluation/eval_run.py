@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from vicort.benchmarks.evaluation import ovo_bench, rvs, shapestream, streamingbench
+from vicort.benchmarks.evaluation import held_out, ovo_bench, rvs, shapestream, streamingbench
 from vicort.benchmarks.evaluation.ages import by_age, row_of
 from vicort.benchmarks.evaluation.eval_arguments import EvalOptions, parse_options
 from vicort.benchmarks.evaluation.items import Dataset, Reply, Video
@@ -112,6 +112,9 @@ def load(options: EvalOptions, model: ModelSpec) -> Dataset:
         fps = None if options.fps is None else options.fps
         if fps == "source":
             raise ConfigError("--fps source: ages count units, so give shapestream a rate")
+        if options.held_out:
+            dataset = held_out.load(options.cache, options.streams, _say)
+            return dataset.first(options.limit) if options.limit else dataset
         dataset = shapestream.load(
             model, options.streams, options.ages, options.age_in, options.cache, fps, _say
         )
@@ -297,7 +300,7 @@ def _text(
                 f"{name}: {len(about['errors'])} of {about['asked']} askings failed and count as "
                 f"wrong; first: {about['errors'][0]}"
             )
-    return "\n".join(lines) + "\n\n" + print_table(tables)
+    return "\n".join(lines) + "\n\n" + print_table(tables, dataset.intervals)
 
 
 def _say(line: str) -> None:

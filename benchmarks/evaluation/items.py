@@ -57,6 +57,7 @@ class Dataset:
     # for the report: where prompts and scoring come from, …
     about: dict[str, Any] = field(default_factory=dict)
     max_tokens: int = 64  # of an answer
+    intervals: bool = False  # whether the printed table shows 95 % intervals
 
     @property
     def missing(self) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from vicort.benchmarks.evaluation.ages import wilson
 from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Reply
 from vicort.benchmarks.evaluation.judge import Judge, Verdict
 from vicort.benchmarks.evaluation.rules import JUDGED, is_right
@@ -30,9 +31,18 @@ class Cell:
     accuracy: float  # share of 1
     asked: int
     score: float | None = None  # mean of a judge's
+    # 95 % interval of the accuracy (Wilson); None = a mean of tasks
+    interval: tuple[float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        values = {"accuracy": self.accuracy, "asked": self.asked, "score": self.score}
+        low, high = self.interval or (None, None)
+        values = {
+            "accuracy": self.accuracy,
+            "asked": self.asked,
+            "low": low,
+            "high": high,
+            "score": self.score,
+        }
         return {
             key: round(value, 4) if isinstance(value, float) else value
             for key, value in values.items()
@@ -97,13 +107,17 @@ def mean_of(cells: Sequence[Cell]) -> Cell:
 def _cell(scored: Sequence[Scored]) -> Cell:
     scores = [each.score for each in scored if each.score is not None]
     return Cell(
-        fmean(each.right for each in scored), len(scored), fmean(scores) if scores else None
+        fmean(each.right for each in scored),
+        len(scored),
+        fmean(scores) if scores else None,
+        wilson(sum(each.right for each in scored), len(scored)),
     )
 
 
-def print_table(tables: Mapping[str, Table]) -> str:
-    """The tables of all systems, a block a group; percent, and a judge's mean score after a
-    slash."""
+def print_table(tables: Mapping[str, Table], intervals: bool = False) -> str:
+    """The tables of all systems, a block a group; percent, and a judge's mean score after a slash.
+
+    intervals: a line with the 95 % intervals below each system."""
     blocks = []
     width = max(map(len, tables), default=0)
     for title in dict.fromkeys(title for table in tables.values() for title in table):
@@ -111,15 +125,17 @@ def print_table(tables: Mapping[str, Table]) -> str:
             dict.fromkeys(heading for table in tables.values() for heading in table.get(title, {}))
         )
         headings.sort(key=lambda heading: heading == AVERAGE)
-        widths = [max(len(heading), 10 if _judged(tables, title) else 6) for heading in headings]
+        least = 10 if _judged(tables, title) else 11 if intervals else 6
+        widths = [max(len(heading), least) for heading in headings]
         asked = _row(
             "", ["n=" + str(_most(tables, title, heading)) for heading in headings], widths, width
         )
         lines = [title, _row("system", headings, widths, width), asked]
-        lines += [
-            _row(name, [_shown(table.get(title, {}).get(each)) for each in headings], widths, width)
-            for name, table in tables.items()
-        ]
+        for name, table in tables.items():
+            cells = [table.get(title, {}).get(each) for each in headings]
+            lines.append(_row(name, [_shown(cell) for cell in cells], widths, width))
+            if intervals:
+                lines.append(_row("  95 %", [_interval(cell) for cell in cells], widths, width))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
@@ -148,3 +164,9 @@ def _shown(cell: Cell | None) -> str:
     if cell is None:
         return "–"
     return f"{100 * cell.accuracy:.2f}" + (f" / {cell.score:.2f}" if cell.score is not None else "")
+
+
+def _interval(cell: Cell | None) -> str:
+    if cell is None or cell.interval is None:
+        return ""
+    return "–".join(f"{100 * bound:.1f}" for bound in cell.interval)

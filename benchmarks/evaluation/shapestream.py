@@ -3,7 +3,7 @@ stream in one encoded file.
 
 Each stream shows seven things one after another and then nothing for as long as the oldest age.
 "what color was the SHAPE?" is asked about each of them when the last has been gone for each age;
-"what is there now?" while the last one is there. The streams are not in the training data. Files
+"what is there now?" while each of them is there. The streams are not in the training data. Files
 are made once and kept.
 """
 
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,7 +26,7 @@ from vicort.runtime.manifest import ModelSpec
 AgeIn = Literal["units", "chunks"]
 AGE_UNITS: tuple[AgeIn, ...] = get_args(AgeIn)
 AGES = (0, 8, 64, 250, 1000)
-STREAMS = 8
+STREAMS = 30  # 210 questions a cell
 THINGS = 7
 NOW = "now"
 NOW_AGE = -1  # of the question about what is there now, in notes and rows
@@ -88,21 +89,8 @@ def _items(
     seed: int, stream: Any, seconds: dict[int, Fraction], age_in: AgeIn, chunk: Fraction
 ) -> list[Item]:
     """seconds: of each age; chunk: seconds of a chunk."""
-    last = stream.things[-1]
-    gone = Fraction(last.end).limit_denominator(1000)
-    middle = Fraction((max(last.start, last.end - 1) + last.end) / 2).limit_denominator(1000)
-    note: dict[str, Any] = {"stream": seed, "age": NOW_AGE, "chunks": 0.0, "shape": last.shape}
-    items = [
-        Item(
-            f"{seed}/{NOW}",
-            NOW,
-            "same-text",
-            f"{last.color} {last.shape}",
-            "what is there now?",
-            (middle,),
-            note,
-        )
-    ]
+    gone = Fraction(stream.things[-1].end).limit_denominator(1000)
+    items = [_now_item(seed, thing) for thing in stream.things]
     for age, since in seconds.items():
         for thing in stream.things:
             note = {
@@ -126,6 +114,21 @@ def _items(
     return items
 
 
+def _now_item(seed: int, thing: Any) -> Item:
+    """What is there now, asked just before the thing goes."""
+    note = {"stream": seed, "age": NOW_AGE, "chunks": 0.0, "shape": thing.shape}
+    at = Fraction(thing.end - 0.02).limit_denominator(1000)
+    return Item(
+        f"{seed}/{NOW}/{thing.shape}",
+        NOW,
+        "same-text",
+        f"{thing.color} {thing.shape}",
+        "what is there now?",
+        (at,),
+        note,
+    )
+
+
 def _task(age: int, age_in: AgeIn) -> str:
     return f"{age} {age_in}"
 
@@ -135,44 +138,67 @@ def _stream(
 ) -> tuple[Path, Any]:
     """The file of a stream, made if it is not there, and the stream. tail: empty seconds after its
     last thing."""
-    from vicort.export.tiny.evaluate import HELD_OUT, LONG
-    from vicort.export.tiny.video import write_video
-    from vicort.export.tiny.world import make_stream
+    from vicort.export.tiny.evaluation_files import (
+        HELD_OUT,
+        evaluation_stream,
+        write_evaluation_file,
+    )
 
-    stream = make_stream(HELD_OUT + seed, THINGS, LONG.size[0] / LONG.size[1], tail=tail)
+    setting = _setting(tail)
     drawn = hashlib.sha256(json.dumps([_drawn(), seed, tail]).encode()).hexdigest()[:16]
     path = cache / f"stream-{seed}-{drawn}.mp4"
+    stream, _, _ = evaluation_stream(setting, HELD_OUT + seed)
     if not path.exists():
         progress(f"making {path}: {stream.duration:.0f} s")
         cache.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{os.getpid()}-{path.name}")
         try:
-            write_video(
-                unfinished, stream, LONG.size, LONG.fps, LONG.codec, LONG.bitrate, LONG.style
-            )
+            write_evaluation_file(unfinished, setting, HELD_OUT + seed)
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
     return path, stream
 
 
+def _setting(tail: float) -> Any:
+    """Of looks of the training families: systems differ, not looks."""
+    from vicort.export.tiny.evaluation_files import LONG
+    from vicort.export.tiny.looks import look_without_photo
+    from vicort.export.tiny.world import StreamPlan
+
+    return replace(LONG, name="ages", tail=tail, look=look_without_photo, plan=StreamPlan())
+
+
 def _drawn() -> str:
     """Hash of all that decides what a file of a given seed and tail shows."""
-    from vicort.export.tiny import video, world
+    return hashlib.sha256(f"{drawing_sources()}, {_file_words()}".encode()).hexdigest()[:16]
 
-    sources = b"".join(Path(str(module.__file__)).read_bytes() for module in (world, video))
-    return hashlib.sha256(
-        sources + f"{_file_words()}, {_held_out()}, {THINGS}".encode()
-    ).hexdigest()[:16]
+
+def drawing_sources() -> str:
+    """Hash of the code that draws and encodes streams."""
+    from vicort.export.tiny import (
+        backgrounds,
+        evaluation_files,
+        looks,
+        outlines,
+        painter,
+        video,
+        world,
+    )
+
+    modules = (backgrounds, evaluation_files, looks, outlines, painter, video, world)
+    sources = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
+    return hashlib.sha256(sources).hexdigest()[:16]
 
 
 def _file_words() -> str:
-    from vicort.export.tiny.evaluate import LONG
+    from vicort.export.tiny.evaluation_files import LONG
 
-    return f"{LONG.size[0]}x{LONG.size[1]}, {LONG.fps} fps, {LONG.codec} at {LONG.bitrate} bit/s"
+    ((width, height),) = LONG.sizes
+    return f"{width}x{height}, {LONG.fps} fps, {LONG.codec} at {LONG.bitrate} bit/s"
 
 
 def _held_out() -> int:
-    from vicort.export.tiny.evaluate import HELD_OUT
+    from vicort.export.tiny.evaluation_files import HELD_OUT
 
     return HELD_OUT

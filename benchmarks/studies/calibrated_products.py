@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 
 from vicort.benchmarks.common import machine
@@ -34,7 +35,8 @@ from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.language import LanguageModel
 from vicort.export.qwen2_5_vl.weights import load_language
 from vicort.export.recipe import load_recipe, model_spec
-from vicort.export.tiny.evaluate import HELD_OUT
+from vicort.export.tiny.evaluation_files import HELD_OUT
+from vicort.export.tiny.looks import look_without_photo
 from vicort.export.tiny.video import write_video
 from vicort.export.tiny.world import make_stream
 from vicort.export.weight_compression import TYPES, Scheme
@@ -87,9 +89,16 @@ def clip_statistics(seed: int) -> dict[str, InputStatistics]:
     spec = model_spec(TINY, read_configuration(checkpoint), load_recipe(TINY))
     with TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
-        write_video(path, make_stream(seed, THINGS, SIZE[0] / SIZE[1]), SIZE, FPS)
+        write_clip_of_world(path, seed)
         clip = read_clip(str(path), spec, checkpoint)
     return activation_statistics(clip, checkpoint, spec)["llm"]
+
+
+def write_clip_of_world(path: Path, seed: int) -> None:
+    """A stream of the synthetic world as a video file."""
+    stream = make_stream(seed, THINGS, SIZE[0] / SIZE[1])
+    look = look_without_photo(np.random.default_rng(seed), stream.duration)
+    write_video(path, stream, SIZE, FPS, look=look)
 
 
 def of_kind(

@@ -59,7 +59,7 @@ class Plan:
 QUICK = Plan(hour_s=120, speed=40, real_time_s=3, ask_every_s=1, rows=10, streams_s=4, streams=(2,))
 
 
-class Camera:
+class TimedCamera:
     """Pushes 25 frames a second of stream time, by a clock `speed` times as fast as real time."""
 
     def __init__(self, speed: float) -> None:
@@ -91,7 +91,7 @@ class Camera:
 class Record:
     """Lag of chunks, answers and memory of a stream, in rows of equal stream time."""
 
-    def __init__(self, camera: Camera, seconds: float, rows: int) -> None:
+    def __init__(self, camera: TimedCamera, seconds: float, rows: int) -> None:
         self._camera = camera
         self._width = seconds / rows
         self._lock = threading.Lock()
@@ -125,7 +125,7 @@ class Record:
 
 def film(engines: EngineSet, seconds: float, speed: float, plan: Plan) -> dict[str, Any]:
     """One stream with questions; its curves, and its first against its last tenth."""
-    camera = Camera(speed)
+    camera = TimedCamera(speed)
     record = Record(camera, seconds, plan.rows)
     system = bench_system(device_mb=DEVICE_MB, host_mb=HOST_MB)
     before = now()

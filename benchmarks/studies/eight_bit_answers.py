@@ -24,7 +24,7 @@ from unittest import mock
 
 from vicort.benchmarks.common import machine
 from vicort.benchmarks.common.study import finish
-from vicort.benchmarks.studies.calibrated_products import FIRST_SEED, FPS, SIZE, THINGS
+from vicort.benchmarks.studies.calibrated_products import FIRST_SEED, write_clip_of_world
 from vicort.benchmarks.studies.number_formats import REFERENCE, FormatSet, answers, ask
 from vicort.benchmarks.studies.number_formats import build as build_reference
 from vicort.export.calibration_clip import CalibrationClip, read_clip
@@ -38,8 +38,6 @@ from vicort.export.engine_set_writer import (
 )
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.recipe import load_recipe, model_spec
-from vicort.export.tiny.video import write_video
-from vicort.export.tiny.world import make_stream
 from vicort.runtime.engines import onnxruntime
 from vicort.runtime.manifest import FILE_NAME, ModelSpec, Weights
 from vicort.runtime.set_folders import publish
@@ -109,7 +107,7 @@ def world_clip(spec: ModelSpec, checkpoint: Path) -> CalibrationClip:
     """A stream of the synthetic world that neither training nor the questions have."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
-        write_video(path, make_stream(FIRST_SEED, THINGS, SIZE[0] / SIZE[1]), SIZE, FPS)
+        write_clip_of_world(path, FIRST_SEED)
         return read_clip(str(path), spec, checkpoint)
 
 

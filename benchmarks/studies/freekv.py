@@ -35,9 +35,9 @@ from vicort.benchmarks.evaluation import shapestream
 from vicort.benchmarks.evaluation.ages import Row, by_age, rows_of
 from vicort.benchmarks.evaluation.items import Video
 from vicort.benchmarks.evaluation.watching import Candidate
-from vicort.export.tiny.evaluate import HELD_OUT, LONG
-from vicort.export.tiny.video import write_video
-from vicort.export.tiny.world import SHAPES, make_stream
+from vicort.export.tiny.evaluation_files import HELD_OUT, LONG, write_evaluation_file
+from vicort.export.tiny.looks import look_without_photo
+from vicort.export.tiny.world import SHAPES, StreamPlan
 from vicort.runtime.core import Sampling
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.manifest import ModelSpec
@@ -223,8 +223,8 @@ def of_chunks(runs: Runs, model: ModelSpec) -> dict[str, Any]:
 def new_things(folder: Path, seed: int) -> Path:
     """A file of the world in which things follow one another, and that ends with the last."""
     path = folder / f"busy-{seed}.mp4"
-    stream = make_stream(HELD_OUT + 1000 + seed, shapestream.THINGS, LONG.size[0] / LONG.size[1])
-    write_video(path, stream, LONG.size, LONG.fps, LONG.codec, LONG.bitrate, LONG.style)
+    setting = replace(LONG, name="busy", tail=0.0, look=look_without_photo, plan=StreamPlan())
+    write_evaluation_file(path, setting, HELD_OUT + 1000 + seed)
     return path
 
 

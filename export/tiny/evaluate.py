@@ -13,15 +13,23 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
+from vicort.export.tiny.evaluation_files import (
+    HELD_OUT,
+    SETTINGS,
+    EvaluationSetting,
+    questions_about_now,
+    questions_at_end,
+    write_evaluation_file,
+)
 from vicort.export.tiny.model import (
     CHECKPOINT,
     GRID,
@@ -30,13 +38,11 @@ from vicort.export.tiny.model import (
     batched_windows,
     encode_units,
 )
-from vicort.export.tiny.reels import labels
-from vicort.export.tiny.tokenizer import PROMPT, VOCABULARY, make_tokenizer
-from vicort.export.tiny.video import read_units, write_video
-from vicort.export.tiny.world import UNSEEN, Style, make_stream, shifted
-from vicort.export.tiny.world_questions import Asked, all_questions
+from vicort.export.tiny.tokenizer import PROMPT
+from vicort.export.tiny.video import read_units
+from vicort.export.tiny.world_questions import Asked
+from vicort.runtime.core import UNIT_FRAMES
 
-HELD_OUT = 10_000_000  # seeds from here on are not used in training
 PIECE = 64  # units per run: the answers do not depend on it
 MAX_ANSWER_TOKENS = 6  # tokens
 
@@ -50,9 +56,9 @@ def load_model(folder: Path = CHECKPOINT) -> Qwen2_5_VLForConditionalGeneration:
 class ReferenceReader:
     """Reads one stream and answers questions about it. A question does not change the cache."""
 
-    def __init__(self, model: Qwen2_5_VLForConditionalGeneration) -> None:
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, tokenizer: Tokenizer) -> None:
         self.model = model
-        self.tokenizer = make_tokenizer()
+        self.tokenizer = tokenizer
         self.cache = DynamicCache()
         prompt = self.tokenizer.encode(PROMPT).ids
         self.prompt, self.next_position = len(prompt), len(prompt)
@@ -82,7 +88,7 @@ class ReferenceReader:
     @torch.inference_mode()
     def answer(self, questions: Iterable[str]) -> list[str]:
         """Greedy answers of all questions in one batch, independent of each other."""
-        end = VOCABULARY.index("<|im_end|>")
+        end = self.tokenizer.token_to_id("<|im_end|>")
         asked: list[list[int]] = [
             self.tokenizer.encode("<|vision_end|>" + question).ids for question in questions
         ]
@@ -130,82 +136,45 @@ class ReferenceReader:
         return output.last_hidden_state[0]
 
 
-@dataclass(frozen=True)
-class EvaluationSetting:
-    """One kind of file. The things of its streams are spread over `objects`."""
-
-    name: str
-    objects: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
-    empties: int = 0  # seconds (units) without anything after the last thing
-    size: tuple[int, int] = (320, 240)
-    fps: int = 12
-    codec: str = "libx264"
-    container: str = "mp4"
-    bitrate: int | None = 300_000
-    style: Style | None = None
-    options: dict[str, str] = field(default_factory=dict)
-
-
-DEFAULT = EvaluationSetting("default")
-LONG = EvaluationSetting("age", objects=(7,), size=(160, 120), fps=4, bitrate=100_000)
-SETTINGS = (
-    *(replace(DEFAULT, name=f"objects {n}", objects=(n,)) for n in range(1, 8)),
-    *(replace(LONG, name=f"empties {n}", empties=n) for n in (0, 8, 64, 250, 1000)),
-    *(replace(DEFAULT, name=f"bitrate {kilo}k", bitrate=kilo * 1000) for kilo in (60, 150, 1000)),
-    *(
-        replace(DEFAULT, name=f"size {w}x{h}", size=(w, h))
-        for w, h in ((320, 180), (180, 320), (128, 96), (640, 480))
-    ),
-    replace(DEFAULT, name="codec mpeg4", codec="mpeg4"),
-    replace(
-        DEFAULT,
-        name="codec vp9",
-        codec="libvpx-vp9",
-        container="webm",
-        options={"deadline": "realtime", "cpu-used": "8"},
-    ),
-    replace(DEFAULT, name="codec mjpeg", codec="mjpeg", container="mkv", bitrate=4_000_000),
-    *(replace(DEFAULT, name=f"style {name}", style=style) for name, style in UNSEEN.items()),
-)
-
-
 def ask_about(
     reader: ReferenceReader, setting: EvaluationSetting, seed: int, folder: Path
 ) -> list[tuple[Asked, str]]:
     """One stream of a setting, through a file: every question with the model's answer."""
-    objects = setting.objects[seed % len(setting.objects)]
-    width, height = setting.size
-    stream = shifted(make_stream(seed, objects, width / height, tail=setting.empties), seconds=0.3)
     path = folder / f"stream.{setting.container}"
-    write_video(
-        path,
-        stream,
-        setting.size,
-        setting.fps,
-        setting.codec,
-        setting.bitrate,
-        setting.style,
-        setting.options,
-    )
+    stream = write_evaluation_file(path, setting, seed)
     units, times = read_units(path)
-    reader.watch(units, times[::2])
-    shown = labels(stream, [float(time) for time in times])
-    now = stream.things[shown[-1, 1]] if shown[-1, 1] >= 0 else None
-    asked = all_questions(stream.things, now)
-    return list(zip(asked, reader.answer(question.question for question in asked), strict=True))
+    answered, seen = [], 0
+    for at, asked in questions_about_now(stream):
+        complete = sum(time <= at for time in times) // UNIT_FRAMES
+        _watch(reader, units, times, seen, complete)
+        seen = complete
+        answered.append((asked, *reader.answer([asked.question])))
+    _watch(reader, units, times, seen, len(units))
+    asked_last = questions_at_end(stream)
+    answers = reader.answer(asked.question for asked in asked_last)
+    return answered + list(zip(asked_last, answers, strict=True))
+
+
+def _watch(
+    reader: ReferenceReader, units: np.ndarray, times: list[Fraction], first: int, end: int
+) -> None:
+    if end > first:
+        reader.watch(units[first:end], times[UNIT_FRAMES * first : UNIT_FRAMES * end : UNIT_FRAMES])
 
 
 def measure(
-    model: Qwen2_5_VLForConditionalGeneration, setting: EvaluationSetting, streams: int
+    model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: Tokenizer,
+    setting: EvaluationSetting,
+    streams: int,
 ) -> dict[str, dict[str, float | int]]:
     """Accuracy per kind of question. Questions about absent things are counted separately, as
     "… (none)"."""
     right: dict[str, list[bool]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         for index in range(streams):
-            for asked, answer in ask_about(
-                ReferenceReader(model), setting, HELD_OUT + index, Path(folder)
-            ):
+            reader = ReferenceReader(model, tokenizer)
+            for asked, answer in ask_about(reader, setting, HELD_OUT + index, Path(folder)):
                 absent = asked.about is None and asked.kind in ("color", "shape", "any")
                 right[asked.kind + (" (none)" if absent else "")].append(answer == asked.answer)
     return {
@@ -229,12 +198,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = load_model(arguments.checkpoint)
-    results = (
-        json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {}
-    )
+    tokenizer = Tokenizer.from_file(str(arguments.checkpoint / "tokenizer.json"))
+    results = {}
+    if arguments.out and arguments.out.exists():
+        kept, names = json.loads(arguments.out.read_text()), {each.name for each in SETTINGS}
+        results = {name: result for name, result in kept.items() if name in names}
     for setting in SETTINGS:
         if setting.name.startswith(arguments.only):
-            results[setting.name] = measure(model, setting, arguments.streams)
+            results[setting.name] = measure(model, tokenizer, setting, arguments.streams)
             print(
                 setting.name,
                 {kind: each["accuracy"] for kind, each in results[setting.name].items()},

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from vicort.export.tiny.world import COLORS, NONE, NOTHING, NUMBERS, SHAPES, WAYS
+from vicort.export.tiny.world import COLORS, NONE, NOTHING, NUMBERS, SHAPES, WAYS, plural
 
 UNKNOWN = "<|unknown|>"
 SPECIAL = (
@@ -31,7 +31,8 @@ after before way went go did do does to of in on and or it this that thing thing
 video frame see you its please tell me describe where when who why moved moving seen shown more
 ever at all time
 """
-ANSWER_WORDS = [*COLORS, *SHAPES, *WAYS, *NUMBERS, NOTHING, NONE, "yes", "no"]
+PLURALS = [plural(shape) for shape in SHAPES]
+ANSWER_WORDS = [*COLORS, *SHAPES, *WAYS, *NUMBERS, NOTHING, NONE, "yes", "no", *PLURALS]
 VOCABULARY = list(dict.fromkeys([*SPECIAL, *QUESTION_WORDS.split(), *ANSWER_WORDS]))
 
 PROMPT = "<|im_start|><|vision_start|>"  # the template's text before the video

@@ -10,8 +10,10 @@ import av
 import numpy as np
 from PIL import Image
 
+from vicort.export.tiny.looks import Look
 from vicort.export.tiny.model import SIDE
-from vicort.export.tiny.world import Painter, Style, ThingStream
+from vicort.export.tiny.painter import Painter
+from vicort.export.tiny.world import ThingStream
 from vicort.runtime.core import UNIT_FRAMES
 
 
@@ -22,7 +24,7 @@ def write_video(
     fps: int = 25,
     codec: str = "libx264",
     bitrate: int | None = None,
-    style: Style | None = None,
+    look: Look | None = None,
     options: dict[str, str] | None = None,
 ) -> None:
     """Draw and encode a stream.
@@ -32,7 +34,7 @@ def write_video(
     libvpx-vp9 or mjpeg. bitrate: bits per second, None = the encoder's default. options: other
     encoder options, such as {"crf": "28"}.
     """
-    painter = Painter(stream, *size, style=style)
+    painter = Painter(stream, *size, look=look)
     with av.open(str(path), "w") as container:
         track = container.add_stream(codec, rate=fps, options=options or {})
         track.width, track.height = size

@@ -1,29 +1,27 @@
-"""Synthetic streams of the embedded model: shapes that appear over a changing, noisy background.
+"""Synthetic streams of the embedded model: what appears in them, when and where.
 
-Up to seven things appear one after another for a second or more, fully inside the frame. Each shape
-appears at most once in a stream, so "what color was the circle?" has one answer. A stream is
-determined by its seed. This module does not use files, codecs or models.
+Up to twelve things appear, most of them one after another, some two at a time side by side. A
+shape may come again in another colour. A stream is determined by its seed. This module does not use
+files, codecs or models; `painter` draws a stream, in a look of `looks`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
+VERSION = 2  # of the world: figures of different versions cannot be compared
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond", "star")
-COLORS = {
-    "red": (215, 40, 40),
-    "green": (40, 175, 60),
-    "blue": (45, 75, 225),
-    "yellow": (235, 210, 45),
-    "white": (238, 238, 238),
-    "purple": (160, 55, 200),
-}
+COLORS = ("red", "green", "blue", "yellow", "white", "purple")
 WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "nowhere": (0, 0)}
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
-RADIUS = (0.30, 0.42)  # of a thing, as a share of the frame's height
+NUMBERS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+    "eleven", "twelve",
+)  # fmt: skip
+MOST = len(NUMBERS) - 1  # things in a stream
+RADIUS = (0.2, 0.44)  # of a thing, as a share of the frame's shorter side
+SMALLEST = 0.12  # radius as a share of the frame's longer side: what the model's input can show
 NOTHING, NONE = "nothing", "none"
 
 
@@ -36,17 +34,26 @@ class Thing:
     color: str
     start: float  # seconds, first moment it is visible
     end: float  # seconds, first moment it is gone
-    radius: float
+    radius: float  # when it starts
     x: float  # centre when it starts
     y: float
     way: str  # direction, a key of WAYS
     travel: float  # distance from start to end
     angle: float  # radians
+    growth: float = 1.0  # radius at the end / radius at the start
+    hidden: float = 0.0  # share of its width that something in front of it hides
+
+    def share(self, time: float) -> float:
+        """How much of its time is over, 0 to 1."""
+        return (time - self.start) / (self.end - self.start)
 
     def center(self, time: float) -> tuple[float, float]:
-        share = (time - self.start) / (self.end - self.start)
         dx, dy = WAYS[self.way]
-        return self.x + dx * self.travel * share, self.y + dy * self.travel * share
+        along = self.travel * self.share(time)
+        return self.x + dx * along, self.y + dy * along
+
+    def radius_at(self, time: float) -> float:
+        return self.radius * (1 + (self.growth - 1) * self.share(time))
 
 
 @dataclass(frozen=True)
@@ -56,45 +63,25 @@ class ThingStream:
     things: tuple[Thing, ...]
     duration: float  # seconds
     aspect: float  # width / height of the frame
-    seed: int  # of the background and the noise
+    seed: int  # of everything that is drawn
 
-    def at(self, time: float) -> Thing | None:
-        """The thing that is visible at `time` in seconds."""
-        return next((thing for thing in self.things if thing.start <= time < thing.end), None)
+    def at(self, time: float) -> tuple[Thing, ...]:
+        """The things that are visible at `time` in seconds, from left to right."""
+        seen = [thing for thing in self.things if thing.start <= time < thing.end]
+        return tuple(sorted(seen, key=lambda thing: thing.center(time)[0]))
 
 
 @dataclass(frozen=True)
-class Style:
-    """How a stream is drawn. The default is typical for training; `random_style` varies it,
-    `UNSEEN` has styles that are not in training."""
+class StreamPlan:
+    """What streams are drawn from; times in seconds."""
 
-    background: str = "blobs"  # blobs | stripes | checks
-    level: float = 80.0  # mean brightness of the background, of 255
-    contrast: float = 25.0  # how far its colours stray from the mean
-    noise: str = "gauss"  # gauss | coarse | salt
-    strength: float = 10.0  # standard deviation of the noise; for salt: per mille of the pixels
-    edge: float = 1.0  # pixels over which a thing's border fades; 0 = hard
-    shading: float = 0.1  # how much darker its lower border is than its upper one
-    outline: float = 0.0  # width of a dark border, as a share of its radius
-
-
-UNSEEN = {
-    "stripes": Style(background="stripes", level=90, contrast=30, noise="coarse", strength=12),
-    "salt": Style(background="blobs", noise="salt", strength=15),
-    "hard": Style(edge=0.0, shading=0.0, strength=0.0),
-    "outlined": Style(background="checks", contrast=15, outline=0.06),
-}
-
-
-def random_style(rng: np.random.Generator) -> Style:
-    """A style for training."""
-    return Style(
-        level=rng.uniform(25, 130),
-        contrast=rng.uniform(5, 40),
-        strength=rng.uniform(0, 25),
-        edge=rng.uniform(0.7, 3.0),
-        shading=rng.uniform(0, 0.3),
-    )
+    stay: tuple[float, float] = (1.5, 4.0)  # how long a thing is there
+    gap: tuple[float, float] = (0.0, 2.0)  # from a thing's end to the next one's start
+    touching: float = 0.0  # share of things that start when the one before ends
+    beside: float = 0.0  # share of things that start while the one before is there, beside it
+    again: float = 0.0  # share of things whose shape was there, in another colour; below 1
+    growing: float = 0.0  # share of things that grow or shrink
+    covered: float = 0.0  # share of things of which a part is hidden
 
 
 def make_stream(
@@ -103,48 +90,108 @@ def make_stream(
     aspect: float = 1.0,
     lead: float = 0.0,
     tail: float = 0.0,
-    stay: tuple[float, float] = (1.5, 4.0),
-    gap: tuple[float, float] = (0.0, 2.0),
+    plan: StreamPlan = StreamPlan(),
 ) -> ThingStream:
-    """A stream with `objects` things, 0 to 7.
+    """A stream with `objects` things, 0 to 12.
 
     seed: the same seed and arguments make the same stream. aspect: width / height of its frames.
-    lead, tail: seconds without anything before the first and after the last thing. stay, gap:
-    range, in seconds, of how long a thing is there and of the time between two. Colours are unique
-    up to six things; a seventh repeats one.
+    lead, tail: seconds without anything before the first and after the last thing. Shapes are
+    unique up to seven things and colours up to six, but for the plan's `again`.
     """
-    if not 0 <= objects <= len(SHAPES):
-        raise ValueError(
-            f"objects={objects}: a stream holds 0 to {len(SHAPES)} things, each shape at most once"
-        )
-    rng = np.random.default_rng([seed, objects])
-    shapes = rng.permutation(SHAPES)[:objects]
-    colors = [*rng.permutation(list(COLORS)), str(rng.choice(list(COLORS)))]
-    things, time = [], lead
-    for shape, color in zip(shapes, colors, strict=False):
-        stay_s = rng.uniform(*stay)
-        things.append(make_thing(rng, str(shape), str(color), time, time + stay_s, aspect))
-        time += stay_s + rng.uniform(*gap)
-    end = things[-1].end if things else lead
+    if not 0 <= objects <= MOST:
+        raise ValueError(f"objects={objects}: a stream holds 0 to {MOST} things")
+    if not 0 <= plan.again < 1:
+        raise ValueError(f"again={plan.again}: a share of 0 or more, and below 1 for new shapes")
+    rng = np.random.default_rng([seed, objects, VERSION])
+    things: list[Thing] = []
+    time, pair = lead, False
+    for shape, color in _looks(rng, objects, plan.again):
+        stay = rng.uniform(*plan.stay)
+        before = things[-1] if things else None
+        pair = before is not None and not pair and rng.random() < plan.beside
+        if before and pair:
+            start = rng.uniform(before.start + 0.3 * (before.end - before.start), before.end)
+            left = bool(rng.random() < 0.5)
+            things[-1] = _at_side(rng, before, aspect, left)
+            new = make_thing(rng, shape, color, start, start + stay, aspect, plan)
+            things.append(_at_side(rng, new, aspect, not left))
+        else:
+            things.append(make_thing(rng, shape, color, time, time + stay, aspect, plan))
+        gap = 0.0 if rng.random() < plan.touching else rng.uniform(*plan.gap)
+        time = max(thing.end for thing in things) + gap
+    end = max((thing.end for thing in things), default=lead)
     return ThingStream(tuple(things), end + tail, aspect, seed)
 
 
+def _looks(rng: np.random.Generator, count: int, again: float) -> list[tuple[str, str]]:
+    """Shape and colour of each thing; no two things have both."""
+    shapes, colors = list(rng.permutation(SHAPES)), list(rng.permutation(COLORS))
+    chosen: list[tuple[str, str]] = []
+    while len(chosen) < count:
+        repeated = chosen and (not shapes or rng.random() < again)
+        shape = str(rng.choice([each for each, _ in chosen])) if repeated else str(shapes.pop())
+        free = [color for color in COLORS if (shape, color) not in chosen]
+        if not free:
+            continue
+        color = str(colors.pop()) if colors and not repeated else str(rng.choice(free))
+        chosen.append((shape, color))
+    return chosen
+
+
 def make_thing(
-    rng: np.random.Generator, shape: str, color: str, start: float, end: float, aspect: float
+    rng: np.random.Generator,
+    shape: str,
+    color: str,
+    start: float,
+    end: float,
+    aspect: float,
+    plan: StreamPlan = StreamPlan(),
 ) -> Thing:
     """A thing at a random position whose whole path is inside a frame of width / height
     `aspect`."""
-    radius = rng.uniform(*RADIUS) * min(1.0, aspect)
+    short = min(1.0, aspect)
+    smallest = max(RADIUS[0] * short, SMALLEST * max(1.0, aspect))
+    largest = max(smallest, RADIUS[1] * short)
+    radius = smallest + (largest - smallest) * float(rng.random()) ** 0.6
+    growth = 1.0
+    if rng.random() < plan.growing:
+        growth = float(
+            np.clip(rng.uniform(0.6, 1.6), smallest / radius, RADIUS[1] * short / radius)
+        )
+    largest = radius * max(1.0, growth)
     # maximum distance of its centre from the frame's
-    room_x, room_y = aspect / 2 - radius, 0.5 - radius
+    most_x, most_y = max(0.0, aspect / 2 - largest), max(0.0, 0.5 - largest)
     way = str(rng.choice(list(WAYS)))
     dx, dy = WAYS[way]
-    room = room_x if dx else room_y
-    travel = rng.uniform(1.0, 2.0) * min(room, 0.25) if way != "nowhere" else 0.0
-    low_x, high_x = -room_x + travel * (dx < 0), room_x - travel * (dx > 0)
-    low_y, high_y = -room_y + travel * (dy < 0), room_y - travel * (dy > 0)
+    most = most_x if dx else most_y
+    travel = rng.uniform(1.0, 2.0) * min(most, 0.25 * max(1.0, aspect if dx else 1.0))
+    if way == "nowhere":
+        travel = 0.0
+    elif travel < 0.06 * max(1.0, aspect):  # too little to be seen
+        way, travel, dx, dy = "nowhere", 0.0, 0, 0
+    low_x, high_x = -most_x + travel * (dx < 0), most_x - travel * (dx > 0)
+    low_y, high_y = -most_y + travel * (dy < 0), most_y - travel * (dy > 0)
     x, y = rng.uniform(low_x, high_x), rng.uniform(low_y, high_y)
-    return Thing(shape, color, start, end, radius, x, y, way, travel, rng.uniform(-0.17, 0.17))
+    hidden = rng.uniform(0.1, 0.35) if rng.random() < plan.covered else 0.0
+    angle = rng.uniform(-0.3, 0.3)
+    return Thing(shape, color, start, end, radius, x, y, way, travel, angle, growth, hidden)
+
+
+def _at_side(rng: np.random.Generator, thing: Thing, aspect: float, left: bool) -> Thing:
+    """The thing within the left or the right half of the frame, where it stays."""
+    half = aspect / 4
+    radius = min(thing.radius, max(0.92 * half, SMALLEST * max(1.0, aspect)), 0.42)
+    sway = max(0.0, half - radius) * 0.8
+    x = (-half if left else half) + rng.uniform(-sway, sway)
+    most = max(0.0, 0.5 - radius)
+    return replace(
+        thing, radius=radius, growth=1.0, x=x, y=rng.uniform(-most, most), way="nowhere", travel=0.0
+    )
+
+
+def plural(shape: str) -> str:
+    """As in "how many crosses were there?"."""
+    return shape + ("es" if shape.endswith("s") else "s")
 
 
 def shifted(stream: ThingStream, seconds: float) -> ThingStream:
@@ -154,132 +201,3 @@ def shifted(stream: ThingStream, seconds: float) -> ThingStream:
         for thing in stream.things
     )
     return replace(stream, things=things, duration=stream.duration + seconds)
-
-
-class Painter:
-    """Draws the frames of a stream, in any order; each depends only on the seed and its time."""
-
-    def __init__(
-        self, stream: ThingStream, width: int, height: int, style: Style | None = None
-    ) -> None:
-        """width, height: pixels. style: `random_style` of the stream's seed where none is given."""
-        self.stream = stream
-        self.width = width
-        self.height = height
-        self.style = style or random_style(np.random.default_rng([stream.seed, 1]))
-
-    def frame(self, time: float) -> np.ndarray:
-        """[height, width, 3] uint8 RGB at `time` in seconds."""
-        rng = np.random.default_rng([self.stream.seed, 2, round(time * 1000)])
-        image = self._background(time)
-        thing = self.stream.at(time)
-        if thing is not None:
-            self._draw(image, thing, time)
-        self._add_noise(image, rng)
-        return np.clip(image, 0, 255, out=image).astype(np.uint8)
-
-    @cached_property
-    def _tint(self) -> np.ndarray:
-        """Amplitude and phase of the background's waves: [waves, 3 channels], plus their
-        directions."""
-        rng = np.random.default_rng([self.stream.seed, 3])
-        return rng.uniform(-1, 1, (4, 7)).astype(np.float32)
-
-    @cached_property
-    def _grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """Coordinates of pixel centres, as shares of the height from the frame's centre: [1, width]
-        and [height, 1] float32."""
-        x = (np.arange(self.width, dtype=np.float32) + 0.5 - self.width / 2) / self.height
-        y = (np.arange(self.height, dtype=np.float32) + 0.5 - self.height / 2) / self.height
-        return x[None, :], y[:, None]
-
-    def _background(self, time: float) -> np.ndarray:
-        """[height, width, 3] float32: a few slow waves of colour, or moving stripes or checks."""
-        x, y = self._grid
-        style = self.style
-        image = np.empty((self.height, self.width, 3), np.float32)
-        image[:] = style.level + style.contrast * 0.5 * self._tint[0, 4:7]
-        for k, (u, v, phase, speed, *color) in enumerate(self._tint):
-            along = (2 + k) * (u * x + v * y) + 3 * phase + 1.5 * speed * np.float32(time)
-            if style.background == "blobs":
-                wave = np.sin(along) * np.cos((1 + k) * (v * x - u * y) + time * phase)
-            elif style.background == "stripes":
-                wave = np.sign(np.sin(6 * along))
-            else:
-                wave = np.sign(np.sin(9 * x + time)) * np.sign(np.sin(9 * y + phase))
-            image += wave[:, :, None] * (style.contrast * 0.6 * np.asarray(color, np.float32))
-        return image
-
-    def _draw(self, image: np.ndarray, thing: Thing, time: float) -> None:
-        """Paints `thing` into `image` [height, width, 3] float32, in place."""
-        cx, cy = thing.center(time)
-        x, y = self._grid
-        columns = slice(*np.searchsorted(x[0], (cx - thing.radius * 1.1, cx + thing.radius * 1.1)))
-        rows = slice(*np.searchsorted(y[:, 0], (cy - thing.radius * 1.1, cy + thing.radius * 1.1)))
-        u, v = (x[:, columns] - cx) / thing.radius, (y[rows] - cy) / thing.radius
-        cos, sin = np.cos(thing.angle), np.sin(thing.angle)
-        # pixels
-        inside = (
-            depth(thing.shape, u * cos + v * sin, v * cos - u * sin) * thing.radius * self.height
-        )
-        edge = self.style.edge
-        alpha = np.clip(inside / edge + 0.5, 0, 1) if edge else (inside > 0).astype(np.float32)
-        color = self._color(thing)[None, None] * (1 - self.style.shading * (v + 1) / 2)[:, :, None]
-        if self.style.outline:
-            color = np.where(
-                (inside > self.style.outline * thing.radius * self.height)[:, :, None],
-                color,
-                np.float32(15),
-            )
-        patch = image[rows, columns]
-        patch += alpha[:, :, None] * (color - patch)
-
-    def _color(self, thing: Thing) -> np.ndarray:
-        """[3] float32: the thing's colour, a little off its textbook value."""
-        rng = np.random.default_rng([self.stream.seed, 4, SHAPES.index(thing.shape)])
-        return np.asarray(COLORS[thing.color], np.float32) + rng.uniform(-15, 15, 3).astype(
-            np.float32
-        )
-
-    def _add_noise(self, image: np.ndarray, rng: np.random.Generator) -> None:
-        """Adds the style's noise to `image` [height, width, 3] float32, in place."""
-        style = self.style
-        if style.noise == "salt":
-            hits = rng.random(image.shape[:2], np.float32)
-            image[hits < style.strength / 2000] = 0
-            image[hits > 1 - style.strength / 2000] = 255
-        elif style.noise == "coarse":
-            grain = rng.standard_normal((self.height // 4 + 1, self.width // 4 + 1, 3), np.float32)
-            image += style.strength * grain.repeat(4, 0).repeat(4, 1)[: self.height, : self.width]
-        elif style.strength:
-            image += style.strength * rng.standard_normal(image.shape, np.float32)
-
-
-def depth(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """How far points lie inside a shape of radius 1 around the origin (negative: outside).
-
-    x [columns] and y [rows] broadcast against each other; in units of the radius. Exact near
-    straight borders, which is where it is used.
-    """
-    ax, ay = np.abs(x), np.abs(y)
-    if shape == "circle":
-        return 1 - np.hypot(x, y)
-    if shape == "square":
-        return 0.707 - np.maximum(ax, ay)
-    if shape == "triangle":
-        return np.minimum(0.5 - y, (0.5 - 0.866 * ax + 0.5 * y))
-    if shape == "cross":
-        return np.maximum(np.minimum(0.3 - ax, 0.954 - ay), np.minimum(0.954 - ax, 0.3 - ay))
-    if shape == "ring":
-        return 0.22 - np.abs(np.hypot(x, y) - 0.78)
-    if shape == "diamond":
-        return (1 - ax / 0.7 - ay) * 0.573
-    if shape == "star":
-        step = 2 * np.pi / 5
-        # angle from the nearest tip
-        theta = np.abs((np.arctan2(x, -y) + step / 2) % step - step / 2)
-        r = np.hypot(x, y)
-        tip, notch = np.array([1.0, 0.0]), 0.42 * np.array([np.cos(step / 2), np.sin(step / 2)])
-        normal = np.array([notch[1] - tip[1], tip[0] - notch[0]]) / np.hypot(*(notch - tip))
-        return normal @ tip - r * (normal[0] * np.cos(theta) + normal[1] * np.sin(theta))
-    raise ValueError(f"shape={shape!r}: the world knows {', '.join(SHAPES)}")

@@ -80,9 +80,14 @@ def by_transformers(clip, checkpoint) -> dict[str, torch.Tensor]:
 
 def test_statistics_are_those_of_transformers_model(of_tiny):
     clip, found = of_tiny
+    config = read_configuration(resolve(TINY))
     theirs = by_transformers(clip, resolve(TINY))
     names = {
-        ours.format(index): name.format(index) for ours, name in PARTS.items() for index in range(4)
+        ours.format(index): name.format(index)
+        for ours, name in PARTS.items()
+        for index in range(
+            config.vision.depth if ours.startswith("blocks") else config.language.layers
+        )
     } | {"patch_embed": None, "merger.mlp.0": "visual.merger.mlp.0"}
     names |= {"merger.mlp.2": "visual.merger.mlp.2", "lm_head": "head"}
     ours = {name: each for graph in found.values() for name, each in graph.items()}

@@ -15,96 +15,120 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from support.sizes import examples
+from tokenizers import Tokenizer
 
 from vicort.export.qwen2_5_vl.adapter import read_adapter
 from vicort.export.tiny.batches import IGNORED
-from vicort.export.tiny.evaluate import HELD_OUT, load_model
+from vicort.export.tiny.evaluate import load_model
+from vicort.export.tiny.evaluation_files import HELD_OUT, evaluation_stream
 from vicort.export.tiny.live import evaluate_live, train_live
 from vicort.export.tiny.live.evaluate_live import (
     ADAPTER,
+    SETTINGS,
+    VALIDATION,
     LiveSpeaker,
-    Said,
-    Score,
-    Target,
     merged,
     watch,
 )
 from vicort.export.tiny.live.lora import adapter_state, save_adapter, wrap
 from vicort.export.tiny.live.scene_layout import FIRST_WORD, SILENCE, SceneLayout
-from vicort.export.tiny.live.scenes import SceneRecipe, SceneTurn, make_scene
-from vicort.export.tiny.model import encode_units, new_model
-from vicort.export.tiny.reels import Reel, labels
+from vicort.export.tiny.live.scene_streams import SceneRecipe, compose
+from vicort.export.tiny.live.scenes import Scene, SceneTurn, Target, make_scene, make_scenes
+from vicort.export.tiny.live.score import Said, Score, poisson_interval, total, wilson
+from vicort.export.tiny.looks import HELD_OUT_FINISHES, Camera, Look
+from vicort.export.tiny.model import CHECKPOINT, encode_units, new_model, save_checkpoint
+from vicort.export.tiny.painter import Painter
+from vicort.export.tiny.reels import MIXED, Reel, labels
 from vicort.export.tiny.tokenizer import VOCABULARY, make_tokenizer
 from vicort.export.tiny.video import letterbox
-from vicort.export.tiny.world import SHAPES, Painter, make_stream
+from vicort.export.tiny.world import COLORS, SHAPES, StreamPlan, Thing, make_stream
 
 torch.set_num_threads(1)
 PLAIN = SceneRecipe(missed=0, spurious=0, questions=0, twice=0, late=0, unasked=0, bounded=0)
+FAST = StreamPlan(stay=(0.6, 3.0), gap=(0.0, 1.5), touching=0.5, **MIXED)
 
 
-def reels(seed: int, count: int = 3) -> list[Reel]:
+def reels(seed: int, count: int = 4) -> list[Reel]:
     """Of labels alone."""
     made = []
     for k in range(count):
-        stream = make_stream(seed * 100 + k, 7, lead=2.0, tail=2.0)
-        times = list(np.arange(2 * int(stream.duration)) / 2)
-        made.append(
-            Reel(
-                np.zeros((len(times) // 2, 16, 8), np.float32), labels(stream, times), stream.things
-            )
-        )
+        stream = make_stream(seed * 100 + k, 8, lead=2.0, tail=2.0, plan=FAST)
+        times = [Fraction(index, 2) for index in range(4 * int(stream.duration / 2))]
+        units = np.zeros((len(times) // 2, 16, 8), np.float32)
+        seconds = np.array([float(time) for time in times]).reshape(-1, 2)
+        made.append(Reel(units, labels(stream, times), seconds, stream.things, stream.aspect))
     return made
 
 
-def told_plainly(scene, words: str) -> list[tuple[int, str]]:
-    """(units before, words): each matching thing at the first unit that shows it; of two in one
-    unit the later one."""
-    shown, said = set(), []
-    for unit, pair in enumerate(scene.episode.there):
-        new = [k for k in dict.fromkeys(pair.tolist()) if k >= 0 and k not in shown]
-        new = [
-            k
-            for k in new
-            if any(
-                w in (scene.episode.things[k].shape, scene.episode.things[k].color, "any")
-                for w in words.split()
-            )
+def looks_of(scene: Scene) -> list[list[str]]:
+    """The looks that each unit shows, in the order in which they come."""
+    things = scene.episode.things
+    return [
+        [f"{things[k].color} {things[k].shape}" for frame in unit for k in frame if k >= 0]
+        for unit in scene.episode.there.tolist()
+    ]
+
+
+def reported_plainly(scene: Scene) -> dict[int, str]:
+    """Units before -> words, read off the looks alone: a look is reported once until it was unseen
+    for more than two units."""
+    asked = [(turn.unit, turn.question) for turn in scene.turns if turn.question]
+    unseen: dict[str, int] = {}
+    reported: set[str] = set()
+    said = {}
+    for unit, looks in enumerate(looks_of(scene)):
+        reported -= {look for look in reported if unseen[look] > 2}
+        due = [
+            look
+            for look in dict.fromkeys(looks)
+            if look not in reported
+            and any(at <= unit and is_meant(look, text) for at, text in asked)
         ]
-        if new:
-            thing = scene.episode.things[new[-1]]
-            said.append((unit + 1, f"{thing.color} {thing.shape}"))
-            shown.update(new)
+        if due:
+            said[unit + 1] = " and ".join(due)
+        reported |= set(due)
+        unseen = {look: 0 if look in looks else unseen.get(look, 0) + 1 for look in reported}
     return said
 
 
-@given(st.integers(0, 10**6))
+def is_meant(look: str, instruction: str) -> bool:
+    words = set(instruction.split())
+    named = words & {*SHAPES, *COLORS}
+    return not named or bool(named & set(look.split()))
+
+
+def said_in(scene: Scene) -> dict[int, str]:
+    return {turn.unit: turn.answer for turn in scene.turns if not turn.question}
+
+
+@given(st.integers(0, 10**6), st.integers(1, 60))
 @settings(max_examples=examples(60))
-def test_each_thing_that_was_asked_for_is_told_once_and_all_else_passed_over(seed: int) -> None:
-    scene = make_scene(np.random.default_rng(seed), reels(seed % 7), PLAIN)
+def test_each_thing_that_was_asked_for_is_reported_once_and_all_else_passed_over(
+    seed: int, length: int
+) -> None:
+    scene = make_scene(np.random.default_rng(seed), reels(seed % 7), PLAIN, length)
     (instruction,) = [turn for turn in scene.turns if turn.question]
     assert (instruction.unit, instruction.answer) == (0, "yes")
-    words = instruction.question
-    if not any(
-        word in words.split()
-        for word in (*SHAPES, "red", "green", "blue", "yellow", "white", "purple")
-    ):
-        words = "any"
-    spoken = [(turn.unit, turn.answer) for turn in scene.turns if not turn.question]
-    assert spoken == told_plainly(scene, words)
-    assert scene.silent.tolist() == [
-        unit + 1 not in dict(spoken) for unit in range(len(scene.silent))
-    ]
+    spoken = said_in(scene)
+    assert spoken == reported_plainly(scene)
+    assert scene.silent.tolist() == [unit + 1 not in spoken for unit in range(len(scene.silent))]
 
 
 @given(st.integers(0, 10**6))
 @settings(max_examples=examples(40))
-def test_what_is_missed_is_told_a_unit_later_and_what_was_said_wrongly_teaches_nothing(
+def test_an_instruction_that_comes_late_is_about_what_is_there_and_what_comes(seed: int) -> None:
+    recipe = replace(PLAIN, late=1, twice=1, stay=0.5, blink=0.5)
+    scene = make_scene(np.random.default_rng(seed), reels(seed % 7), recipe, 24)
+    assert said_in(scene) == reported_plainly(scene)
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=examples(40))
+def test_what_is_missed_is_reported_a_unit_later_and_what_was_said_wrongly_teaches_nothing(
     seed: int,
 ) -> None:
-    recipe = SceneRecipe(
-        missed=1.0, spurious=1.0, questions=0, twice=0, late=0, unasked=0, windows=0, present=1.0
-    )
-    scene = make_scene(np.random.default_rng(seed), reels(seed % 7), recipe)
+    recipe = replace(PLAIN, missed=1, spurious=1, present=1, sections=0, blink=0)
+    scene = make_scene(np.random.default_rng(seed), reels(seed % 7), recipe, 30)
     said = {turn.unit for turn in scene.turns if not turn.question}
     wrong = {turn.unit for turn in scene.turns if not turn.learnt}
     assert len(wrong) <= 1
@@ -114,13 +138,74 @@ def test_what_is_missed_is_told_a_unit_later_and_what_was_said_wrongly_teaches_n
         assert not scene.silent[unit - 2]  # it was there a unit before, where there is no loss
 
 
+@given(st.integers(0, 10**6), st.integers(1, 90))
+@settings(max_examples=examples(40))
+def test_streams_are_made_of_units_that_show_what_they_say(seed: int, length: int) -> None:
+    source = reels(seed % 5)
+    episode = compose(
+        np.random.default_rng(seed), source, length, replace(SceneRecipe(), blink=0.5)
+    )
+    shown = [unit for reel in source for unit in pictured(reel.there, reel.things)]
+    here = pictured(episode.there, episode.things)
+    assert len(here) == len(episode.units) == length
+    assert here == [shown[row] for row in episode.units]
+    assert list(dict.fromkeys(k for k in episode.there.ravel() if k >= 0)) == list(
+        range(len(episode.things))
+    )
+    assert (np.diff(episode.times) >= 1).all()
+
+
+def pictured(there: np.ndarray, things: tuple[Thing, ...]) -> list[list]:
+    return [
+        [None if k < 0 else (things[k].shape, things[k].color) for k in unit.ravel()]
+        for unit in there
+    ]
+
+
+def test_streams_have_all_that_the_world_has() -> None:
+    """Things that follow each other within a unit, two beside each other, long waits, long stays, a
+    shape again in another colour, and one that is unseen for a moment."""
+    rng, recipe = np.random.default_rng(0), SceneRecipe(blink=0.3)
+    found = dict.fromkeys(("touching", "beside", "waits", "stays", "again", "unseen"), 0)
+    for number in range(60):
+        scene = make_scene(rng, reels(number % 7), recipe, 80)
+        there = scene.episode.there
+        first, second = there[:, 0, 0], there[:, 1, 0]
+        found["touching"] += int(((first >= 0) & (second >= 0) & (first != second)).sum())
+        found["beside"] += int((there[..., 1] >= 0).any(1).sum())
+        nothing = longest_run((there == -1).all((1, 2)))
+        found["waits"] += 5 <= nothing <= 60 + 10
+        shows = [(there == k).any((1, 2)) for k in range(len(scene.episode.things))]
+        found["stays"] += any(longest_run(units) >= 18 for units in shows)
+        found["unseen"] += any(has_hole(units) for units in shows)
+        shapes = [thing.shape for thing in scene.episode.things]
+        found["again"] += len(set(shapes)) < len(shapes)
+    assert min(found.values()) >= 3, found
+
+
+def longest_run(marks: np.ndarray) -> int:
+    return max(len(part) for part in "".join("x" if each else " " for each in marks).split(" "))
+
+
+def has_hole(marks: np.ndarray) -> bool:
+    return len("".join("x" if each else " " for each in marks).split()) > 1
+
+
+def test_a_batch_has_streams_of_one_length_and_its_number_of_units() -> None:
+    for seed in range(12):
+        scenes = make_scenes(np.random.default_rng(seed), reels(seed), SceneRecipe(units=100))
+        lengths = {len(scene.silent) for scene in scenes}
+        assert len(lengths) == 1
+        assert 50 < len(scenes) * lengths.pop() <= 100
+
+
 @given(st.integers(0, 10**6))
 @settings(max_examples=examples(30))
 def test_layout(seed: int) -> None:
-    """Behind the last token of each unit stands the decision; positions go on from time and text
+    """After the last token of each unit comes the decision; positions go on from time and text
     alike; nobody sees what comes."""
     rng = np.random.default_rng(seed)
-    scene = make_scene(rng, reels(seed % 5), SceneRecipe(spurious=0.0, missed=0.0))
+    scene = make_scene(rng, reels(seed % 5), SceneRecipe(spurious=0.0, missed=0.0), 20)
     cells, end, tokenizer = (
         SceneLayout().cells(rng, scene),
         VOCABULARY.index("<|im_end|>"),
@@ -143,12 +228,12 @@ def test_layout(seed: int) -> None:
     t = cells["positions"][0]
     assert (np.diff(t[visual[:, 0]]) >= np.diff(scene.episode.times)).all()
     for place in range(1, len(t)):
-        text, behind_text = cells["feature"][place] < 0, cells["feature"][place - 1] < 0
+        text, after_text = cells["feature"][place] < 0, cells["feature"][place - 1] < 0
         if text:
             assert (
                 cells["positions"][:, place] == max(1, cells["positions"][:, :place].max() + 1)
             ).all()
-        elif behind_text and place > 2:
+        elif after_text and place > 2:
             assert t[place] >= t[place - 1] + 1
     assert not np.triu(cells["mask"], 1).any()
 
@@ -162,8 +247,9 @@ def test_the_adapter_begins_as_nothing_and_its_files_hold_what_was_trained(tmp_p
     }
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).logits, plain(**inputs).logits)
-        for parameter in trained:
-            parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(2))
+        generator = torch.Generator().manual_seed(2)
+        for parameter in trained:  # to what bf16 can hold
+            parameter.copy_(torch.randn(parameter.shape, generator=generator).bfloat16() / 16)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == {
         name for name, _ in model.named_parameters() if "lora_" in name
     }
@@ -171,70 +257,163 @@ def test_the_adapter_begins_as_nothing_and_its_files_hold_what_was_trained(tmp_p
     held = load_file(tmp_path / "adapter_model.safetensors")
     assert held.keys() == adapter_state(model).keys()
     assert "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight" in held
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
     with torch.no_grad():
         ours = merged(plain, read_adapter(tmp_path))(**inputs).logits
         torch.testing.assert_close(ours, model(**inputs).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_a_training_step_is_the_same_each_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint beside which a short run trains on reels of random features."""
+
+    def extend(self, model, device, pool) -> None:
+        generator = torch.Generator().manual_seed(0)
+        for reel in reels(1):
+            rows = np.arange(self._rows, self._rows + len(reel.there))
+            self.reels.append(replace(reel, units=rows))
+            features = torch.randn((len(rows), 16, 128), generator=generator)
+            self._features.append(features.bfloat16())
+            self._rows += len(rows)
+
+    monkeypatch.setattr(train_live.EncodedPool, "extend", extend)
     monkeypatch.setattr(
-        train_live.EncodedReels, "draw", lambda self, rng, count: reels_of_features()
+        train_live, "ASKED", replace(train_live.ASKED, streams=1, questions=2, reels=2)
     )
-    monkeypatch.setattr(train_live, "ASKED", replace(train_live.ASKED, streams=1, questions=2))
-    monkeypatch.setattr(
-        train_live, "STAGES", ((2, SceneRecipe(streams=1, longest=4), (1e-3, 1e-3)),)
+    short = SceneRecipe(units=8, length=(4, 4))
+    monkeypatch.setattr(train_live, "STAGES", (train_live.LiveStage(1.0, short, (1e-3, 1e-3)),))
+    save_checkpoint(new_model(0), tmp_path / "base")
+    return tmp_path
+
+
+def test_training_is_the_same_each_time_and_goes_on_where_it_stopped(small_run: Path) -> None:
+    base = small_run / "base"
+    train_live.train(small_run, small_run / "whole", base, steps=3)
+    train_live.train(small_run, small_run / "parts", base, steps=1)
+    train_live.train(small_run, small_run / "parts", base, steps=3)
+    one, other = (
+        load_file(small_run / name / "adapter" / "adapter_model.safetensors")
+        for name in ("whole", "parts")
     )
-
-    def stepped() -> list[torch.Tensor]:
-        run = train_live.start_or_resume(tmp_path)
-        eyes = train_live.EncodedReels(run.model, tmp_path, tmp_path / "eyes")
-        train_live.train_step(run, eyes, SceneLayout(), train_live.Composer(train_live.ASKED))
-        return [parameter.detach().clone() for parameter in run.trained]
-
-    assert all(torch.equal(one, other) for one, other in zip(stepped(), stepped(), strict=True))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert any(one[name].any() for name in one if "lora_B" in name)
 
 
-def reels_of_features() -> list[Reel]:
-    random = np.random.default_rng(0)
-    return [
-        Reel(random.standard_normal((len(r.there), 16, 128)).astype(np.float32), r.there, r.things)
-        for r in reels(1)
-    ]
+def test_a_run_does_not_go_on_beside_another_checkpoint(small_run: Path) -> None:
+    train_live.train(small_run, small_run / "run", small_run / "base", steps=1)
+    save_checkpoint(new_model(1), small_run / "other")
+    with pytest.raises(ValueError, match=r"other.*--base"):
+        train_live.start_or_resume(small_run / "run", small_run / "other")
 
 
-def test_score() -> None:
-    things = make_stream(3, 4, gap=(3.0, 3.0)).things
-    target = Target("", shape=things[1].shape)
-    right = f"{things[1].color} {things[1].shape}"
-    begin, gone = Fraction(str(things[1].start)), Fraction(str(things[1].end))
-    score = Score(seconds=120)
-    score.add(
-        things,
-        target,
-        [Said(begin + 1, right), Said(begin + Fraction(3, 2), right), Said(gone + 2, right)],
+def test_stages_follow_each_other_over_any_number_of_steps() -> None:
+    for steps in (100, 4000):
+        recipes = [train_live.stage_at(step, steps)[0] for step in range(steps)]
+        assert list(dict.fromkeys(recipes)) == [stage.recipe for stage in train_live.STAGES]
+        rates = [train_live.stage_at(step, steps)[1] for step in range(30, steps)]
+        assert rates == sorted(rates, reverse=True)
+    assert sum(stage.share for stage in train_live.STAGES) == pytest.approx(1)
+
+
+def star(start: float, end: float, color: str = "red") -> Thing:
+    return Thing("star", color, start, end, 0.3, 0, 0, "nowhere", 0, 0)
+
+
+A_STAR = Target("a star", shape="star")
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ([], (0, 0, 0, 0)),
+        ([(3, "red star")], (1, 1, 1, 0)),
+        ([(4, "red star")], (1, 0, 1, 0)),  # late
+        ([(3, "red cross")], (1, 1, 0, 0)),  # its words are wrong
+        ([(3, "red star"), (4, "red star")], (1, 1, 1, 1)),  # reported twice
+        ([(2, "red star")], (0, 0, 0, 1)),  # it was not there yet
+        ([(9, "red star")], (0, 0, 0, 1)),  # it was gone
+        ([(13, "white star and blue star")], (2, 2, 2, 0)),
+        ([(13, "blue star")], (1, 1, 1, 0)),
+        ([(13, "blue star"), (14, "blue star")], (2, 1, 1, 0)),
+        ([(13, "white star and blue star and red star")], (2, 2, 2, 1)),
+    ],
+)
+def test_score(said: list[tuple[int, str]], found: tuple[int, ...]) -> None:
+    things = (
+        star(2.2, 7.0),
+        replace(star(2.2, 7.0), shape="cross"),
+        star(12.1, 15.0, "white"),
+        star(12.6, 15.0, "blue"),
     )
-    score.add(things, target, [Said(begin - 1, right), Said(begin + Fraction(1, 2), "red shoe")])
-    score.add(things, target, [])
-    assert score.report() == {
-        "minutes": 2.0,
-        "appearances": 3,
-        "missed": 1,
-        "right_words": 1,
-        "time_diff_s": 0.75,
-        "false_alarms": 3,
-        "false_alarms_a_minute": 1.5,
+    score = Score()
+    score.add(things, A_STAR, [Said(Fraction(at), text) for at, text in said])
+    assert score.appearances == 3
+    assert (score.reported, score.in_time, score.worded, score.false_alarms) == found
+
+
+def test_report_has_the_intervals_of_its_sums() -> None:
+    one = Score(600, 50, 49, 48, 47, 24.5, 0)
+    report = total([one, replace(one, false_alarms=2)]).report()
+    assert report["minutes"] == 20
+    assert report["in_time_share"] == 0.96
+    assert report["delay_s"] == 0.5
+    assert report["false_alarms_in_10_minutes"] == 1
+    assert report["in_time_interval"] == [0.9016, 0.9843]
+    assert report["false_alarms_interval"] == [0.1211, 3.6123]
+    assert Score(seconds=60).report()["in_time_interval"] is None
+
+
+@pytest.mark.parametrize(
+    ("count", "low", "high"),  # of published tables
+    [(0, 0.0, 3.6889), (1, 0.0253, 5.5716), (10, 4.7954, 18.3904), (100, 81.3640, 121.6274)],
+)
+def test_interval_of_a_count(count: int, low: float, high: float) -> None:
+    assert poisson_interval(count) == pytest.approx((low, high), abs=1e-3)
+
+
+def test_interval_of_a_share() -> None:
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert wilson(0, 0) is None
+
+
+def test_the_threshold_is_that_of_the_lowest_cost() -> None:
+    minutes = Score(600, 100, 100, 100, 100, 50.0, 0)
+    scores = {
+        0.2: replace(minutes, in_time=85),  # three times the goal
+        0.5: replace(minutes, in_time=95, false_alarms=1),  # both goals
+        0.9: replace(minutes, false_alarms=4),
     }
+    assert evaluate_live.chosen(scores) == 0.5
+    assert evaluate_live.chosen(dict.fromkeys((0.5, 0.8, 0.95), minutes)) == 0.8
 
 
-def test_streams_of_the_score_hold_their_silence_between_the_things() -> None:
-    setting = next(setting for setting in evaluate_live.SETTINGS if setting.empties)
-    stream = evaluate_live.stream_of(setting, HELD_OUT)
-    gaps = np.diff([edge for thing in stream.things for edge in (thing.start, thing.end)])[1::2]
-    assert len(stream.things) == 7
-    assert sorted(gaps)[-1] >= setting.empties > sorted(gaps)[-2]
-    assert stream.duration > stream.things[-1].end
+def test_streams_of_the_score_have_what_the_world_has_and_training_never_saw() -> None:
+    streams = {
+        setting.name: [evaluation_stream(setting, HELD_OUT + k)[0] for k in range(6)]
+        for setting in SETTINGS
+    }
+    assert len(streams) == len(SETTINGS)
+    waits = [gap for stream in streams["held-out, waits"] for gap in gaps_of(stream.things)]
+    assert max(waits) > 20
+    assert min(gap for gap in waits if gap > 0) > 4.9
+    assert any(thing.end - thing.start > 10 for s in streams["known, waits"] for thing in s.things)
+    assert all(not stream.things for stream in streams["held-out, a minute of nothing"])
+    assert streams["known, a minute of nothing"][0].duration > 60
+    touching = [gap for stream in streams["known, touching"] for gap in gaps_of(stream.things)]
+    assert max(touching) == 0
+    assert min(touching) < 0  # beside each other
+    for setting in SETTINGS:
+        drawn = [setting.look(np.random.default_rng(k), 20.0) for k in range(20)]
+        held_out = {look.finish in HELD_OUT_FINISHES for look in drawn}
+        assert held_out == {setting.name.startswith("held-out")}
+    assert all(setting.name.startswith("known") for setting in evaluate_live.CHOSEN_ON)
+    assert VALIDATION + 10_000 < HELD_OUT
+
+
+def gaps_of(things: tuple[Thing, ...]) -> list[float]:
+    """Seconds of nothing before each thing but the first; less than 0 beside another."""
+    return [new.start - max(thing.end for thing in things[:k]) for k, new in enumerate(things) if k]
 
 
 def test_the_embedded_adapter_is_small_and_says_what_it_is() -> None:
@@ -246,32 +425,26 @@ def test_the_embedded_adapter_is_small_and_says_what_it_is() -> None:
     assert json.loads((ADAPTER / "adapter_config.json").read_text())["peft_type"] == "LORA"
 
 
-def test_the_embedded_adapter_tells_most_of_what_it_was_asked_for() -> None:
+def test_the_embedded_adapter_reports_what_it_was_asked_for() -> None:
     model, score = merged(load_model(), read_adapter(ADAPTER)), Score()
+    tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
     for seed in range(HELD_OUT + 500, HELD_OUT + 503):
         stream = make_stream(seed, 5, lead=1.3, tail=2.0)
-        times = [Fraction(index, 2) for index in range(2 * int(stream.duration))]
-        painter = Painter(stream, 112, 112)
-        frames = np.stack([letterbox(painter.frame(float(time))) for time in times]).reshape(
-            -1, 2, 112, 112, 3
-        )
+        times = [Fraction(index, 2) for index in range(4 * int(stream.duration / 2))]
+        painter = Painter(stream, 112, 112, Look(camera=Camera(strength=4.0)))
+        frames = np.stack([letterbox(painter.frame(float(time))) for time in times])
         with torch.inference_mode():
-            features = encode_units(model, torch.from_numpy(frames))
+            features = encode_units(model, torch.from_numpy(frames.reshape(-1, 2, 112, 112, 3)))
         for thing in stream.things:
             target = Target(f"a {thing.shape}", shape=thing.shape)
-            score.add(
-                stream.things,
-                target,
-                watch(LiveSpeaker(model, train_live.THRESHOLD), target, features, times),
-            )
+            speaker = LiveSpeaker(model, tokenizer, train_live.THRESHOLD)
+            score.add(stream.things, target, watch(speaker, target, features, times))
             score.seconds += stream.duration
-    # It is not a good one: held-out files gave 18 of 22, and one false alarm a minute
-    # (export/tiny/README.md).
+    # The figures of held-out files are in export/tiny/README.md.
     assert score.appearances == 15
-    assert score.reported >= 10, score
+    assert score.in_time >= 13, score
     assert score.worded >= score.reported - 1
-    assert score.false_alarms <= score.seconds / 60 * 3, score
-    assert score.late / score.reported < 1.5
+    assert score.false_alarms <= 2, score
 
 
 def test_turns_are_in_the_order_of_the_stream() -> None:
@@ -280,6 +453,7 @@ def test_turns_are_in_the_order_of_the_stream() -> None:
             np.random.default_rng(seed),
             reels(seed % 5),
             SceneRecipe(questions=1.0, twice=1.0, late=1.0),
+            20,
         )
         keys = [(turn.unit, bool(turn.question)) for turn in scene.turns]
         assert keys == sorted(keys)

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from support.sizes import examples
+from support.tiny_reels import MIXED, mixed_reel, reel_of
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
 from vicort.export.tiny.batches import BatchRecipe, Composer, gather
 from vicort.export.tiny.evaluate import ReferenceReader, load_model
-from vicort.export.tiny.model import CHECKPOINT, encode_units, faster_attention, new_model, patches
-from vicort.export.tiny.reels import Reel, labels
-from vicort.export.tiny.tokenizer import PROMPT, VOCABULARY
+from vicort.export.tiny.model import (
+    CHECKPOINT,
+    encode_units,
+    faster_attention,
+    new_model,
+    patches,
+    save_checkpoint,
+)
+from vicort.export.tiny.reels import Reel
+from vicort.export.tiny.tokenizer import PROMPT, VOCABULARY, make_tokenizer
 from vicort.export.tiny.train import STAGES, forward, stage_at
-from vicort.export.tiny.video import letterbox, read_units
-from vicort.export.tiny.world import SHAPES, Painter, ThingStream, make_stream
+from vicort.export.tiny.video import read_units
+from vicort.export.tiny.world import MOST, SHAPES, make_stream
+from vicort.export.tiny.world_questions import all_questions
 
 torch.set_num_threads(1)
 FILES = (
@@ -36,19 +43,19 @@ FILES = (
 )
 
 
-def drawn_units(stream: ThingStream, side: int = 112) -> tuple[np.ndarray, list[Fraction]]:
-    """A stream as units of letterboxed frames, two a second, and the time of each frame, without a
-    file between."""
-    painter = Painter(stream, round(side * stream.aspect), side)
-    times = [Fraction(index, 2) for index in range(2 * int(stream.duration + 1))]
-    return np.stack([letterbox(painter.frame(float(time))) for time in times]).reshape(
-        -1, 2, 112, 112, 3
-    ), times
-
-
 @pytest.fixture(scope="module")
 def model() -> Qwen2_5_VLForConditionalGeneration:
     return load_model()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+
+
+def unit_times(reel: Reel) -> list[Fraction]:
+    """Seconds of the first frame of each unit."""
+    return [Fraction(time) for time in reel.times[:, 0].tolist()]
 
 
 def test_checkpoint_is_complete_and_small() -> None:
@@ -98,6 +105,31 @@ def test_words_survive_the_tokenizer(words: list[str]) -> None:
     assert tokenizer.decode(ids) == " ".join(words)
 
 
+@given(seed=st.integers(0, 10**6), objects=st.integers(0, MOST))
+def test_questions_and_answers_are_in_words_that_the_tokenizer_knows(
+    seed: int, objects: int
+) -> None:
+    known = make_tokenizer()
+    stream = make_stream(seed, objects, plan=MIXED)
+    now = stream.at(stream.things[-1].start) if objects else ()
+    for asked in all_questions(stream.things, now):
+        question = known.encode(asked.question)
+        assert "<|unknown|>" not in question.tokens
+        assert question.tokens == asked.question.rstrip("?").split()
+        assert known.decode(known.encode(asked.answer).ids) == asked.answer
+
+
+def test_a_saved_checkpoint_loads_as_it_was(tmp_path: Path) -> None:
+    made = new_model(seed=3)
+    save_checkpoint(made, tmp_path)
+    loaded = load_model(tmp_path).state_dict()
+    for name, tensor in made.state_dict().items():
+        torch.testing.assert_close(loaded[name], tensor, rtol=2**-8, atol=0)
+    known = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(known) == len(VOCABULARY) == made.config.text_config.vocab_size
+    assert {*FILES, "preprocessor_config.json"} == {path.name for path in tmp_path.iterdir()}
+
+
 def test_unknown_words_are_one_token_each() -> None:
     tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
     assert tokenizer.encode("what is a zebra").tokens == ["what", "is", "a", "<|unknown|>"]
@@ -139,9 +171,7 @@ def test_faster_attention_changes_nothing() -> None:
     """Vision in equal windows at once, and causal attention in blocks, against transformers'
     own."""
     rng = np.random.default_rng(0)
-    stream = make_stream(1, 3, lead=1.0, tail=1.0)
-    units, times = drawn_units(stream)
-    reel = Reel(units, labels(stream, [float(time) for time in times]), stream.things)
+    reel = mixed_reel(1, objects=3, drawn=True)
     recipe = BatchRecipe(
         streams=3,
         questions=4,
@@ -166,46 +196,6 @@ def test_faster_attention_changes_nothing() -> None:
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 
 
-@given(seed=st.integers(0, 10**6))
-@settings(max_examples=examples(15))
-def test_batches_keep_the_contract_of_positions_and_forks(seed: int) -> None:
-    """t rises with the unit, rows and columns come from the grid, text goes on behind the maximum,
-    and forks do not see each other."""
-    rng = np.random.default_rng(seed)
-    stream = make_stream(seed, 4, lead=2.0, tail=2.0)
-    times = np.arange(2 * int(stream.duration)) / 2
-    reel = Reel(
-        np.zeros((len(times) // 2, 2, 112, 112, 3), np.uint8),
-        labels(stream, list(times)),
-        stream.things,
-    )
-    recipe = BatchRecipe(streams=2, questions=5, things=(0, 4), far=0.0, bounded=0.5, drops=0.5)
-    units, episodes = gather(rng, [reel], recipe)
-    batch = Composer(recipe).compose(
-        rng, episodes, rng.standard_normal((len(units), 16, 8)).astype(np.float32)
-    )
-    for row in range(2):
-        vision = np.flatnonzero(batch.feature[row] >= 0)
-        t, h, w = batch.positions[:, row]
-        cell = batch.feature[row][vision] % 16
-        np.testing.assert_array_equal(h[vision], 2 + cell // 4)
-        np.testing.assert_array_equal(w[vision], 2 + cell % 4)
-        assert (np.diff(t[vision]) >= 0).all()
-        assert (t[vision] >= 2).all()
-        end = VOCABULARY.index("<|vision_end|>")
-        starts = np.flatnonzero(batch.tokens[row] == end)
-        assert len(starts)
-        assert (
-            batch.positions[:, row, starts]
-            == max(t[vision].max(), h[vision].max(), w[vision].max()) + 1
-        ).all()
-        mask = batch.mask[row, 0]
-        assert not np.triu(mask, 1).any()
-        for one, other in pairwise(starts):
-            assert not mask[other:, one : one + 1].any()
-        assert mask[starts][:, vision].any(1).all()
-
-
 def test_stages_follow_each_other() -> None:
     total = sum(stage.steps for stage in STAGES)
     assert stage_at(0) == (STAGES[0], 0.0)
@@ -214,40 +204,41 @@ def test_stages_follow_each_other() -> None:
     assert stage_at(total) is None
 
 
-def test_reading_in_pieces_changes_nothing(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    units, times = drawn_units(make_stream(10_000_001, 2))
-    whole, pieces = ReferenceReader(model), ReferenceReader(model)
-    whole.watch(units, times[::2])
-    for index in range(len(units)):
-        pieces.watch(units[index : index + 1], times[2 * index : 2 * index + 1])
+def test_reading_in_pieces_changes_nothing(
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: Tokenizer
+) -> None:
+    reel = mixed_reel(10_000_001, objects=2, drawn=True)
+    whole, pieces = ReferenceReader(model, tokenizer), ReferenceReader(model, tokenizer)
+    whole.watch(reel.units, unit_times(reel))
+    for index, time in enumerate(unit_times(reel)):
+        pieces.watch(reel.units[index : index + 1], [time])
     questions = [f"what color was the {shape}?" for shape in SHAPES]
     assert whole.answer(questions) == pieces.answer(questions)
     assert whole.answer(questions[:1]) == whole.answer(questions)[:1]
 
 
 def test_the_model_answers_on_streams_it_never_saw(
-    model: Qwen2_5_VLForConditionalGeneration,
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: Tokenizer
 ) -> None:
     right = []
     for seed in range(10_100_000, 10_100_006):
-        stream = make_stream(seed, 6, aspect=4 / 3)
-        units, times = drawn_units(stream)
-        reader = ReferenceReader(model)
-        reader.watch(units, times[::2])
-        answers = reader.answer([f"what color was the {thing.shape}?" for thing in stream.things])
-        right += [
-            answer == thing.color for answer, thing in zip(answers, stream.things, strict=True)
-        ]
+        reel = reel_of(make_stream(seed, 6, aspect=4 / 3), drawn=True)
+        reader = ReferenceReader(model, tokenizer)
+        reader.watch(reel.units, unit_times(reel))
+        answers = reader.answer([f"what color was the {thing.shape}?" for thing in reel.things])
+        right += [answer == thing.color for answer, thing in zip(answers, reel.things, strict=True)]
     assert len(right) == 36
     assert np.mean(right) >= 0.9
 
 
-def test_demo_clip_is_what_its_sidecar_says(model: Qwen2_5_VLForConditionalGeneration) -> None:
+def test_demo_clip_is_what_its_sidecar_says(
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: Tokenizer
+) -> None:
     folder = Path(__file__).parents[1] / "fixtures"
     sidecar = json.loads((folder / "shapes.json").read_text())
     assert (folder / "shapes.mp4").stat().st_size <= 200_000
     units, times = read_units(folder / "shapes.mp4")
-    reader = ReferenceReader(model)
+    reader = ReferenceReader(model, tokenizer)
     reader.watch(units, times[::2])
     asked = [each for each in sidecar["questions"] if each["at"] is None]
     answers = reader.answer([each["question"] for each in asked])

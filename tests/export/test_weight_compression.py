@@ -351,10 +351,10 @@ def test_an_engine_set_of_integers_equals_the_model_that_has_them(weights, tmp_p
 def test_matrices_may_keep_the_type_of_the_checkpoint():
     folder = resolve(built_model())
     config = read_configuration(folder)
-    model = load_language(folder, config, torch.bfloat16, as_stored=True)
-    assert model.layers[0].mlp.up_proj.weight.dtype == torch.float32
-    assert model.norm.weight.dtype == torch.bfloat16
-    assert model.embed_tokens.weight.dtype == torch.float32
+    model = load_language(folder, config, torch.float32, as_stored=True)
+    assert model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    assert model.norm.weight.dtype == torch.float32
+    assert model.embed_tokens.weight.dtype == torch.bfloat16
 
 
 def language() -> nn.Module:

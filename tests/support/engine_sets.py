@@ -7,6 +7,7 @@ they are those of a random checkpoint: other sizes, frames that are not square, 
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -90,7 +91,9 @@ def talking_checkpoint() -> Path:
 
     def write(folder: Path) -> None:
         folder.mkdir()
-        write_random_checkpoint(folder, "tiny", seed=3, vision=VISION)
+        embedded = json.loads((TOKENIZER.parent / "config.json").read_text())["text_config"]
+        text = {key: embedded[key] for key in ("num_hidden_layers", "intermediate_size")}
+        write_random_checkpoint(folder, "tiny", seed=3, vision=VISION, text=text)
         for name in ("tokenizer.json", "chat_template.jinja", "tokenizer_config.json"):
             shutil.copy(TOKENIZER.parent / name, folder)
 
@@ -163,7 +166,9 @@ def graph_of(
         if name == "llm":  # which has neither the embedding nor the head
             weights = {key: weights[key] for key in weights if key.startswith(("layers.", "norm."))}
         for key, weight in weights.items():
-            model.graph.initializers[key].const_value = onnx_ir.tensor(weight.detach().numpy())
+            model.graph.initializers[key].const_value = onnx_ir.tensor(
+                weight.detach().float().numpy()
+            )
     return model, graph.attention_layers
 
 

@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 from support.videos import write_image
 
+from vicort.export.tiny.painter import Painter
 from vicort.export.tiny.video import write_video
-from vicort.export.tiny.world import Painter, ThingStream, make_stream
+from vicort.export.tiny.world import StreamPlan, ThingStream, make_stream
 
 SIZE, FPS = (160, 120), 4
 COLORS = ["red", "green", "blue", "yellow", "white", "purple"]
 SEED = 10_000_123  # never trained on
+PLAN = StreamPlan(stay=(3, 3), gap=(1, 1))
 
 
 def make_film(path: Path, number: int = 0, things: int = 3) -> ThingStream:
     """A file with `things` things, each there for 3 seconds, a second apart, then 2.5 of nothing:
     58 frames, of which 29 are taken."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    stream = make_stream(
-        SEED + number, things, SIZE[0] / SIZE[1], lead=1, tail=2.5, stay=(3, 3), gap=(1, 1)
-    )
+    stream = make_stream(SEED + number, things, SIZE[0] / SIZE[1], lead=1, tail=2.5, plan=PLAN)
     write_video(path, stream, SIZE, FPS)
     return stream
 
@@ -159,7 +159,7 @@ def rvs(folder: Path, form: str = "seconds") -> tuple[Path, ThingStream]:
     """Open questions that the embedded model can answer. form: seconds (of the source, RVS-Ego),
     frames (RVS-Movie) or rekv."""
     if form == "frames":
-        stream = make_stream(SEED, 3, SIZE[0] / SIZE[1], lead=1, tail=2.5, stay=(3, 3), gap=(1, 1))
+        stream = make_stream(SEED, 3, SIZE[0] / SIZE[1], lead=1, tail=2.5, plan=PLAN)
         write_frames(folder / "frames" / "film", stream)
     else:
         stream = make_film(folder / "frames" / "film.mp4")

@@ -14,8 +14,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vicort.export.qwen2_5_vl.adapter import CONFIG_FILE, PREFIX, WEIGHTS_FILE
 
-RANK = 16  # ours: the paper's 128 is a width of this model
-ALPHA = 32.0  # paper: twice the rank
+RANK = 24  # ours: the paper's 128 is a width of this model
+ALPHA = 48.0  # paper: twice the rank
 # paper: every linear layer of the language model
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -48,16 +48,24 @@ def wrap(model: Qwen2_5_VLForConditionalGeneration, seed: int) -> list[nn.Parame
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def trained_state(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, Tensor]:
+    """The trained matrices."""
+    return {name: value for name, value in model.state_dict().items() if ".lora_" in name}
+
+
 def adapter_state(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, Tensor]:
-    """The trained matrices under the names that PEFT gives them."""
-    held = {name: value for name, value in model.state_dict().items() if ".lora_" in name}
-    return {PREFIX + name: value.detach().contiguous() for name, value in held.items()}
+    """The trained matrices in bf16, under the names that PEFT gives them."""
+    return {
+        PREFIX + name: value.detach().bfloat16().contiguous()
+        for name, value in trained_state(model).items()
+    }
 
 
 def save_adapter(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
     """Writes adapter_config.json and adapter_model.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(adapter_state(model), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors makes it readable for the owner alone
     config = {
         "base_model_name_or_path": "tiny",
         "bias": "none",

@@ -351,7 +351,7 @@ def test_accuracy_by_age(tiny_engines, tmp_path):
             for name, system in systems.items()
             for row in ages.rows_of(name, video, Candidate.of(engines, system))
         ]
-    assert len(rows) == 3 * (1 + 2 * shapestream.THINGS)
+    assert len(rows) == 3 * 3 * shapestream.THINGS
     full = [row for row in rows if row.system == "full"]
     assert [row.key for row in full] == [row.key for row in rows if row.system == "latest"]
     assert sum(row.right for row in full) >= 14

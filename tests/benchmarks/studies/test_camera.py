@@ -32,7 +32,7 @@ class Slow:
 
 def test_every_frame_has_its_moment():
     session, seen = Slow(0), []
-    filmed = camera.Camera(speed=20)
+    filmed = camera.TimedCamera(speed=20)
     start = time.monotonic()
     filmed.film(session, 4, seen.append)
     assert time.monotonic() - start >= 3.96 / 20
@@ -42,11 +42,11 @@ def test_every_frame_has_its_moment():
 
 
 def test_a_session_that_does_not_keep_up_makes_frames_late():
-    assert camera.Camera(speed=20).film(Slow(0.3), 2, lambda at: None) > 10
+    assert camera.TimedCamera(speed=20).film(Slow(0.3), 2, lambda at: None) > 10
 
 
 def test_lag_counts_from_the_moment_of_the_last_frame():
-    filmed = camera.Camera(speed=10)
+    filmed = camera.TimedCamera(speed=10)
     filmed.film(Slow(0), 1, lambda at: None)
     record = camera.Record(filmed, 10, rows=10)
     time.sleep(0.2)

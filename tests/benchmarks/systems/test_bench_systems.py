@@ -230,7 +230,7 @@ def test_a_failing_system_costs_its_row(tiny_engines, tmp_path, monkeypatch):
         if name != "no-such":
             assert "error" not in row, row
             assert {task: cell["asked"] for task, cell in row["accuracy"].items()} == {
-                "now": 1,
+                "now": 7,
                 "0 units": 7,
                 "2 units": 7,
             }

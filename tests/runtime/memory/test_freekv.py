@@ -272,7 +272,7 @@ def test_the_embedded_model_reads_what_the_plain_statement_says_run_by_run(
     video = [type(frame)(picture[i // 6 % 12], Fraction(i, 2), i) for i in range(16 * 6)]
     with EngineSet.open(tiny_engines) as engines:
         answers, _, _, (pages, _, reruns) = watch(
-            video, freekv("budget: 32", host_mb=4, device_mb=64), engines, questions=(30, 41, None)
+            video, freekv("budget: 32", host_mb=6, device_mb=64), engines, questions=(30, 41, None)
         )
     assert set(answers) == {"30", "41", "None"}
     assert pages["host"] == len(witness.pages) > 100

@@ -130,7 +130,7 @@ def test_so_does_a_stream_of_the_real_engines(calls, tiny_engines):
         video = [
             frame for number, frame in enumerate(source.frames(lambda at: True)) if not number % 15
         ]
-        watch(engines, resv(1.6, frames=8, hash_bits=128), video, [8, None], overlap=False)
+        watch(engines, resv(2.4, frames=8, hash_bits=128), video, [8, None], overlap=False)
     assert check_choices(calls) > 40
 
 

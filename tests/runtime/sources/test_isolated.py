@@ -78,7 +78,7 @@ def test_the_frames_are_those_of_a_source_in_this_process(motion, expected, rate
     (about, frames, warnings), (about_here, here, warnings_here) = found
     assert about == about_here
     assert warnings == warnings_here
-    assert len(frames) == len(here) > 70
+    assert len(frames) == len(here) > 3 * 20  # a clip of 23 s
     for frame, other in zip(frames, here, strict=True):
         assert (frame.time, frame.index) == (other.time, other.index)
         assert np.array_equal(frame.image, other.image)
