@@ -8,7 +8,6 @@ Files are made once and kept.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -128,16 +127,20 @@ def _item(setting: str, number: int, index: int, at: float, asked: Asked) -> Ite
     )
 
 
+def file_name(setting: EvaluationSetting, seed: int) -> str:
+    """The same in every process, as long as the file of the seed would show the same."""
+    said = vars(setting) | {"look": setting.look.__name__}
+    drawn = hashlib.sha256(repr([drawing_sources(), said, seed]).encode()).hexdigest()[:16]
+    return f"held-out-{drawn}.{setting.container}"
+
+
 def _file(
     setting: EvaluationSetting, seed: int, cache: Path, progress: Callable[[str], None]
 ) -> tuple[Path, Any]:
     """The file of a seed, made if it is not there, and its stream."""
     from vicort.export.tiny.evaluation_files import evaluation_stream, write_evaluation_file
 
-    drawn = hashlib.sha256(
-        json.dumps([drawing_sources(), repr(setting), seed]).encode()
-    ).hexdigest()[:16]
-    path = cache / f"held-out-{drawn}.{setting.container}"
+    path = cache / file_name(setting, seed)
     if path.exists():
         return path, evaluation_stream(setting, seed)[0]
     cache.mkdir(parents=True, exist_ok=True)

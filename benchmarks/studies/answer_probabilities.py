@@ -141,13 +141,15 @@ def repeated(
             for shape, yes in said.items():
                 answer = session.ask(f"was there a {shape}?")
                 if answer.text == "yes":
-                    came = any(
-                        thing.shape == shape and thing.start <= answer.seen_until
-                        for thing in stream.things
-                    )
+                    came = has_come(stream, shape, answer.seen_until)
                     yes.append(Yes(came, answer.first_probability))
     shown = {thing.shape for thing in stream.things}
     return [RepeatedQuestion(shape in shown, tuple(yes)) for shape, yes in said.items()]
+
+
+def has_come(stream: ThingStream, shape: str, time: Fraction) -> bool:
+    """Whether a thing of this shape came until `time`, in seconds."""
+    return any(thing.shape == shape and thing.start <= time for thing in stream.things)
 
 
 def below(answers: Sequence[Rated]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Trains the tiny model in stages, resumable, on all reels in the pool.
 
-    python -m vicort.export.tiny.reels POOL --count 1300 &
+    python -m vicort.export.tiny.reels POOL --count 4000 &
     python -m vicort.export.tiny.train POOL RUN --threads 2
     python -m vicort.export.tiny.train POOL RUN --longer --device cuda --minutes 8
 

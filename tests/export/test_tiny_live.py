@@ -42,6 +42,7 @@ from vicort.export.tiny.reels import MIXED, Reel, labels
 from vicort.export.tiny.tokenizer import VOCABULARY, make_tokenizer
 from vicort.export.tiny.video import letterbox
 from vicort.export.tiny.world import COLORS, SHAPES, StreamPlan, Thing, make_stream
+from vicort.runtime.policies.system import load_system
 
 torch.set_num_threads(1)
 PLAIN = SceneRecipe(missed=0, spurious=0, questions=0, twice=0, late=0, unasked=0, bounded=0)
@@ -425,6 +426,17 @@ def test_the_embedded_adapter_is_small_and_says_what_it_is() -> None:
     assert json.loads((ADAPTER / "adapter_config.json").read_text())["peft_type"] == "LORA"
 
 
+def threshold_in_use() -> float:
+    speech = load_system("videollm-online").speaks.by_itself
+    assert speech is not None
+    return speech.threshold
+
+
+def test_the_system_has_the_threshold_that_was_chosen_for_the_adapter() -> None:
+    measured = json.loads((Path(evaluate_live.__file__).parent / "evaluation.json").read_text())
+    assert threshold_in_use() == measured["threshold"]["silence"]
+
+
 def test_the_embedded_adapter_reports_what_it_was_asked_for() -> None:
     model, score = merged(load_model(), read_adapter(ADAPTER)), Score()
     tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
@@ -437,7 +449,7 @@ def test_the_embedded_adapter_reports_what_it_was_asked_for() -> None:
             features = encode_units(model, torch.from_numpy(frames.reshape(-1, 2, 112, 112, 3)))
         for thing in stream.things:
             target = Target(f"a {thing.shape}", shape=thing.shape)
-            speaker = LiveSpeaker(model, tokenizer, train_live.THRESHOLD)
+            speaker = LiveSpeaker(model, tokenizer, threshold_in_use())
             score.add(stream.things, target, watch(speaker, target, features, times))
             score.seconds += stream.duration
     # The figures of held-out files are in export/tiny/README.md.

@@ -14,7 +14,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -211,13 +211,66 @@ def chosen(by_threshold: dict[float, Score]) -> float:
     )
 
 
+@dataclass
+class Results:
+    """What was measured, in sections; each result is printed, and written to `out` if it is
+    given."""
+
+    out: Path | None
+    sections: dict[str, dict[str, object]] = field(default_factory=dict)
+
+    def note(self, section: str, name: str, result: object) -> None:
+        self.sections.setdefault(section, {})[name] = result
+        print(section, name, json.dumps(result), flush=True)
+        if self.out:
+            self.out.write_text(json.dumps(self.sections, indent=1) + "\n")
+
+
+def choose_threshold(
+    results: Results,
+    model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: Tokenizer,
+    streams: int,
+) -> float:
+    """The one of the lowest cost on `streams` streams of each setting of CHOSEN_ON."""
+    seeds = range(VALIDATION, VALIDATION + streams)
+    watched = [film for setting in CHOSEN_ON for film in films(model, setting, seeds)]
+    scores: dict[float, Score] = {}
+    for each in THRESHOLDS:
+        scores[each] = measure(model, tokenizer, watched, TARGETS, each)
+        results.note("validation", f"threshold {each}", scores[each].report())
+    return chosen(scores)
+
+
+def measure_speech(
+    results: Results,
+    model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: Tokenizer,
+    streams: int,
+    threshold: float,
+) -> None:
+    """What is reported of the streams of all settings."""
+    by_setting: dict[str, Score] = {}
+    for setting in SETTINGS:
+        count = max(1, streams // (1 if setting.objects == CROWDED else SPARSE))
+        watched = list(films(model, setting, range(HELD_OUT, HELD_OUT + count)))
+        by_setting[setting.name] = measure(model, tokenizer, watched, TARGETS, threshold)
+        results.note("say when a SHAPE appears", setting.name, by_setting[setting.name].report())
+        if setting.name == f"{UNKNOWN}, gaps":
+            score = measure(model, tokenizer, watched, COLORFUL, threshold)
+            results.note("say when something COLOR appears", setting.name, score.report())
+    for looks in (KNOWN, UNKNOWN, ""):
+        of_these = [score for name, score in by_setting.items() if name.startswith(looks)]
+        results.note("say when a SHAPE appears", f"all {looks}".strip(), total(of_these).report())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--base", type=Path, default=CHECKPOINT, help="checkpoint folder")
     parser.add_argument("--adapter", type=Path, default=ADAPTER)
-    parser.add_argument("--streams", type=int, default=12, help="streams a setting")
+    parser.add_argument("--streams", type=int, default=20, help="streams a setting")
     parser.add_argument("--threshold", type=float, help="of silence (default: it is chosen)")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -225,41 +278,16 @@ def main() -> None:
     base = load_model(arguments.base)
     model = merged(load_model(arguments.base), read_adapter(arguments.adapter))
     tokenizer = Tokenizer.from_file(str(arguments.base / "tokenizer.json"))
-    results: dict[str, dict] = {}
-
-    def note(section: str, name: str, result: object) -> None:
-        results.setdefault(section, {})[name] = result
-        print(section, name, json.dumps(result), flush=True)
-        if arguments.out:
-            arguments.out.write_text(json.dumps(results, indent=1) + "\n")
-
-    threshold = arguments.threshold
+    results, threshold = Results(arguments.out), arguments.threshold
     if threshold is None:
-        seeds = range(VALIDATION, VALIDATION + max(1, 2 * arguments.streams // 3))
-        watched = [film for setting in CHOSEN_ON for film in films(model, setting, seeds)]
-        scores: dict[float, Score] = {}
-        for each in THRESHOLDS:
-            scores[each] = measure(model, tokenizer, watched, TARGETS, each)
-            note("validation", f"threshold {each}", scores[each].report())
-        threshold = chosen(scores)
-    note("threshold", "silence", threshold)
-
-    by_setting: dict[str, Score] = {}
-    for setting in SETTINGS:
-        count = max(1, arguments.streams // (1 if setting.objects == CROWDED else SPARSE))
-        watched = list(films(model, setting, range(HELD_OUT, HELD_OUT + count)))
-        by_setting[setting.name] = measure(model, tokenizer, watched, TARGETS, threshold)
-        note("say when a SHAPE appears", setting.name, by_setting[setting.name].report())
-        if setting.name == f"{UNKNOWN}, gaps":
-            score = measure(model, tokenizer, watched, COLORFUL, threshold)
-            note("say when something COLOR appears", setting.name, score.report())
-    for looks in (KNOWN, UNKNOWN, ""):
-        of_these = [score for name, score in by_setting.items() if name.startswith(looks)]
-        note("say when a SHAPE appears", f"all {looks}".strip(), total(of_these).report())
+        streams = max(1, 2 * arguments.streams // 3)
+        threshold = choose_threshold(results, model, tokenizer, streams)
+    results.note("threshold", "silence", threshold)
+    measure_speech(results, model, tokenizer, arguments.streams, threshold)
     for setting in ORDINARY:
         for name, which in (("base", base), ("with the adapter", model)):
             answers = evaluate.measure(which, tokenizer, setting, max(1, arguments.streams // 2))
-            note("ordinary questions", f"{setting.name}, {name}", answers)
+            results.note("ordinary questions", f"{setting.name}, {name}", answers)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -65,6 +67,18 @@ def test_one_command_draws_files_asks_and_states_intervals(
     assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "files").iterdir())] == times
     again = json.loads((tmp_path / "out" / "report.json").read_text())
     assert again["accuracy"] == report["accuracy"]
+
+
+def test_another_process_finds_the_files():
+    names = [held_out.file_name(setting, HELD_OUT) for setting in SETTINGS]
+    assert len(set(names)) == len(SETTINGS)
+    code = (
+        "from vicort.benchmarks.evaluation.held_out import file_name\n"
+        "from vicort.export.tiny.evaluation_files import HELD_OUT, SETTINGS\n"
+        "print(*(file_name(setting, HELD_OUT) for setting in SETTINGS))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == names
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 
 from vicort.benchmarks.studies import answer_probabilities
 from vicort.benchmarks.studies.answer_probabilities import (
@@ -11,7 +12,9 @@ from vicort.benchmarks.studies.answer_probabilities import (
     Yes,
     below,
     ended,
+    has_come,
 )
+from vicort.export.tiny.world import make_stream
 
 
 def test_right_and_wrong_answers_are_counted_below_each_probability():
@@ -32,6 +35,17 @@ def test_the_first_yes_that_is_sure_enough_ends_a_run():
         "ended rightly": {"0.0": 0, "0.8": 1, "0.9": 1, "0.98": 1},
         "ended wrongly": {"0.0": 2, "0.8": 1, "0.9": 1, "0.98": 0},
     }
+
+
+def test_a_shape_has_come_once_it_is_there():
+    stream = make_stream(3, 2, lead=2.0)
+    first, last = stream.things
+    assert not has_come(stream, first.shape, Fraction(1))
+    assert has_come(stream, first.shape, Fraction(3))
+    assert not has_come(stream, last.shape, Fraction(3))
+    assert has_come(stream, last.shape, Fraction(60))
+    assert "star" not in {first.shape, last.shape}
+    assert not has_come(stream, "star", Fraction(60))
 
 
 def test_a_quick_run_leaves_a_whole_result(tiny_engines, tmp_path, capsys):
