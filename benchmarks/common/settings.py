@@ -49,11 +49,11 @@ class Settings:
     system_questions: int = 60  # idle
     system_loaded_questions: int = 40  # while frames come as fast as they are taken
     replay_s: float = 8.0  # of 1x replay
-    # of one system's streams, after which a slow one has watched enough
-    answer_seconds: float = 240.0
+    # of one system's streams, after which a slow one has watched enough: none is that slow here
+    answer_seconds: float = 3000.0
     system_seconds: float = 8.0  # of measuring a rate, after which a slow system's is enough
     # timeout of one system for one kind of measurement
-    system_minutes: float = 15.0
+    system_minutes: float = 90.0
     twins_timed: bool = True
     side_by_side: bool = False  # whether two systems may be timed at once: only to see that it runs
     # so that the largest scope has that many chunks to choose from

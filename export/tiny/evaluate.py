@@ -137,12 +137,13 @@ class ReferenceReader:
 
 
 def ask_about(
-    reader: ReferenceReader, setting: EvaluationSetting, seed: int, folder: Path
+    reader: ReferenceReader, setting: EvaluationSetting, seed: int, folder: Path, fps: float
 ) -> list[tuple[Asked, str]]:
-    """One stream of a setting, through a file: every question with the model's answer."""
+    """One stream of a setting, through a file of which `fps` frames a second are seen: every
+    question with the model's answer."""
     path = folder / f"stream.{setting.container}"
     stream = write_evaluation_file(path, setting, seed)
-    units, times = read_units(path)
+    units, times = read_units(path, fps)
     answered, seen = [], 0
     for at, asked in questions_about_now(stream):
         complete = sum(time <= at for time in times) // UNIT_FRAMES
@@ -167,14 +168,15 @@ def measure(
     tokenizer: Tokenizer,
     setting: EvaluationSetting,
     streams: int,
+    fps: float = 2.0,
 ) -> dict[str, dict[str, float | int]]:
-    """Accuracy per kind of question. Questions about absent things are counted separately, as
-    "… (none)"."""
+    """Accuracy per kind of question. fps: frames a second that are seen. Questions about absent
+    things are counted separately, as "… (none)"."""
     right: dict[str, list[bool]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         for index in range(streams):
             reader = ReferenceReader(model, tokenizer)
-            for asked, answer in ask_about(reader, setting, HELD_OUT + index, Path(folder)):
+            for asked, answer in ask_about(reader, setting, HELD_OUT + index, Path(folder), fps):
                 absent = asked.about is None and asked.kind in ("color", "shape", "any")
                 right[asked.kind + (" (none)" if absent else "")].append(answer == asked.answer)
     return {

@@ -432,8 +432,9 @@ def threshold_in_use() -> float:
     return speech.threshold
 
 
-def test_the_system_has_the_threshold_that_was_chosen_for_the_adapter() -> None:
-    measured = json.loads((Path(evaluate_live.__file__).parent / "evaluation.json").read_text())
+@pytest.mark.parametrize("name", ["evaluation.json", "evaluation_4_fps.json"])
+def test_the_system_has_the_threshold_that_was_chosen_for_the_adapter(name: str) -> None:
+    measured = json.loads((Path(evaluate_live.__file__).parent / name).read_text())
     assert threshold_in_use() == measured["threshold"]["silence"]
 
 

@@ -141,6 +141,7 @@ def test_an_error_that_is_raised_again_and_again_takes_no_memory():
     with opened(engines) as session:
         breaks(engines, "vision")
         push_until_it_fails(session)
+        assert failed([session.submit(question())])  # the queue has the error too, from now on
         for use in (lambda: session.wants(Fraction(600)), lambda: session.ask(ASK)):
             depths = []
             for _ in range(20):

@@ -373,7 +373,20 @@ def test_defect_1_stages_of_different_chunks_run_at_the_same_time():
         def span(self, track, name, start_ns, end_ns, **args):
             spans.append((name, start_ns, end_ns, args))
 
-    run(frames(80), trace=Trace())
+    engines, second_chunk = FakeEngineSet(), threading.Event()
+    see, read = engines.vision.function, engines.llm.function
+
+    def seen(**bindings):
+        if len(engines.vision.runs) > 1:
+            second_chunk.set()
+        return see(**bindings)
+
+    def read_slowly(**bindings):
+        second_chunk.wait(timeout=10)  # however busy the machine is
+        return read(**bindings)
+
+    engines.vision.function, engines.llm.function = seen, read_slowly
+    run(frames(80), engines=engines, trace=Trace())
     by_stage = {stage: [s for s in spans if s[0] == stage] for stage in ("vision", "prefill")}
     together = [
         (v[3]["chunk"], p[3]["chunk"])

@@ -2,6 +2,8 @@
 what its ordinary answers lost.
 
     python -m vicort.export.tiny.live.evaluate_live --out export/tiny/live/evaluation.json
+    python -m vicort.export.tiny.live.evaluate_live --fps 4 \\
+        --out export/tiny/live/evaluation_4_fps.json
 
 The threshold of silence is chosen first, on streams of their own in the looks of training. Then
 every stream is watched once for every target. Runs transformers' own class with the adapter merged,
@@ -166,14 +168,17 @@ def watch(
 
 
 def films(
-    model: Qwen2_5_VLForConditionalGeneration, setting: EvaluationSetting, seeds: range
+    model: Qwen2_5_VLForConditionalGeneration,
+    setting: EvaluationSetting,
+    seeds: range,
+    fps: float,
 ) -> Iterator[Film]:
-    """Streams of the setting, through files."""
+    """Streams of the setting, through files, of which `fps` frames a second are seen."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"stream.{setting.container}"
         for seed in seeds:
             stream = write_evaluation_file(path, setting, seed)
-            frames, times = read_units(path)
+            frames, times = read_units(path, fps)
             with torch.inference_mode():
                 pieces = torch.from_numpy(frames).split(MAX_ENCODED_UNITS)
                 features = torch.cat([encode_units(model, piece) for piece in pieces])
@@ -231,10 +236,11 @@ def choose_threshold(
     model: Qwen2_5_VLForConditionalGeneration,
     tokenizer: Tokenizer,
     streams: int,
+    fps: float,
 ) -> float:
     """The one of the lowest cost on `streams` streams of each setting of CHOSEN_ON."""
     seeds = range(VALIDATION, VALIDATION + streams)
-    watched = [film for setting in CHOSEN_ON for film in films(model, setting, seeds)]
+    watched = [film for setting in CHOSEN_ON for film in films(model, setting, seeds, fps)]
     scores: dict[float, Score] = {}
     for each in THRESHOLDS:
         scores[each] = measure(model, tokenizer, watched, TARGETS, each)
@@ -248,12 +254,13 @@ def measure_speech(
     tokenizer: Tokenizer,
     streams: int,
     threshold: float,
+    fps: float,
 ) -> None:
     """What is reported of the streams of all settings."""
     by_setting: dict[str, Score] = {}
     for setting in SETTINGS:
         count = max(1, streams // (1 if setting.objects == CROWDED else SPARSE))
-        watched = list(films(model, setting, range(HELD_OUT, HELD_OUT + count)))
+        watched = list(films(model, setting, range(HELD_OUT, HELD_OUT + count), fps))
         by_setting[setting.name] = measure(model, tokenizer, watched, TARGETS, threshold)
         results.note("say when a SHAPE appears", setting.name, by_setting[setting.name].report())
         if setting.name == f"{UNKNOWN}, gaps":
@@ -271,6 +278,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=CHECKPOINT, help="checkpoint folder")
     parser.add_argument("--adapter", type=Path, default=ADAPTER)
     parser.add_argument("--streams", type=int, default=20, help="streams a setting")
+    parser.add_argument("--fps", type=float, default=2.0, help="frames a second that are seen")
     parser.add_argument("--threshold", type=float, help="of silence (default: it is chosen)")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -281,12 +289,13 @@ def main() -> None:
     results, threshold = Results(arguments.out), arguments.threshold
     if threshold is None:
         streams = max(1, 2 * arguments.streams // 3)
-        threshold = choose_threshold(results, model, tokenizer, streams)
+        threshold = choose_threshold(results, model, tokenizer, streams, arguments.fps)
     results.note("threshold", "silence", threshold)
-    measure_speech(results, model, tokenizer, arguments.streams, threshold)
+    measure_speech(results, model, tokenizer, arguments.streams, threshold, arguments.fps)
     for setting in ORDINARY:
         for name, which in (("base", base), ("with the adapter", model)):
-            answers = evaluate.measure(which, tokenizer, setting, max(1, arguments.streams // 2))
+            count = max(1, arguments.streams // 2)
+            answers = evaluate.measure(which, tokenizer, setting, count, arguments.fps)
             results.note("ordinary questions", f"{setting.name}, {name}", answers)
 
 
