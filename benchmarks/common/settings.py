@@ -1,4 +1,4 @@
-"""Amounts of the measurements: the default takes most of an hour, `--quick` about two minutes."""
+"""Amounts of the measurements: the default takes about an hour, `--quick` about two minutes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Settings:
     system_streams: int = 30  # of seven things each, that every system watches
     # units since the last thing disappeared; 512 are 64 chunks of 16 frames
     system_ages: tuple[int, ...] = (0, 8, 64, 250, 512, 1000)
-    # of pages, for every system: 849 whole units of the tiny model, so 512 fit however they are
+    # of pages, for every system: 851 whole units of the tiny model, so 512 fit however they are
     # kept, 1,000 do not
     store_mb: float = 42.0
     # before a system is timed: as long as the stream of the oldest question
