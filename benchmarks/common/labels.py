@@ -59,13 +59,21 @@ def place_labels(figure: Any) -> None:
 
 def line_points(axis: Any) -> np.ndarray:
     """Points [n, 2] in pixels on the lines, error bars and markers of a panel; not on its grid."""
-    paths = [line.get_transform().transform_path(line.get_path()) for line in axis.lines]
+    paths, markers = [], []
+    for line in axis.lines:
+        joined = line.get_linestyle() != "None"  # markers alone: the caps of error bars
+        (paths if joined else markers).append(line.get_transform().transform_path(line.get_path()))
     for collection in axis.collections:
         if hasattr(collection, "get_segments"):  # error bars
             place = collection.get_transform()
             paths += [place.transform_path(path) for path in collection.get_paths()]
-    found = [_samples(path.vertices[np.isfinite(path.vertices).all(axis=1)]) for path in paths]
+    found = [_samples(_finite(path)) for path in paths] + [_finite(path) for path in markers]
     return np.concatenate(found) if found else np.empty((0, 2))
+
+
+def _finite(path: Any) -> np.ndarray:
+    """Vertices [n, 2] of a path without the gaps."""
+    return path.vertices[np.isfinite(path.vertices).all(axis=1)]
 
 
 def _samples(vertices: np.ndarray) -> np.ndarray:

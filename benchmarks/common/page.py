@@ -24,7 +24,7 @@ STAGE_COLORS = {
 OURS, THEIRS, PALE, MIDDLE = "#3a7cc9", "#cc6244", "#9fb3cc", "#6f9fd8"
 LEVEL_COLORS = {"p50": OURS, "p95": MIDDLE, "p99": PALE, "max": PALE}
 # characters in an inch: of a panel's title and of the names of its axes, of the conditions
-TITLE_CHARACTERS, NAME_CHARACTERS, CONDITION_CHARACTERS = 12.0, 15.5, 18.3
+TITLE_CHARACTERS, NAME_CHARACTERS, CONDITION_CHARACTERS = 10.5, 15.5, 18.3
 THEMES = {
     "": {"paper": "#ffffff", "ink": "#1f2328", "quiet": "#59636e", "grid": "#e6e9ed"},
     "-dark": {"paper": "#0d1117", "ink": "#e6edf3", "quiet": "#9198a1", "grid": "#262c35"},
