@@ -35,8 +35,9 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     else:
         takes = f"the keys are {keys}" if model is root else f"{path[0]} takes {keys}"
     if kind in UNKNOWN_POLICY and policies:
-        found = value.get("policy") if isinstance(value, dict) else value
-        return f"{where} policy {shown(found)} is unknown: {choose}"
+        if not isinstance(value, dict):
+            return f"{where} is {shown(value)}: name its policy as {where}.policy; {choose}"
+        return f"{where} policy {shown(value.get('policy'))} is unknown: {choose}"
     if kind in UNKNOWN_KEY:
         return f"{section}unknown key {shown(first['loc'][-1])}: {takes}"
     if kind == "missing":

@@ -35,7 +35,7 @@ def test_a_preset_changes_the_file_of_its_system():
     assert fast.memory_share == SHARE / 2
     system = fast.chosen_system
     assert system.name == "distinct (preset fast)"
-    assert (system.drop.threshold, system.retrieval.units) == (0.25, 24)
+    assert (system.drop.threshold, system.retrieval.units) == (0.5, 24)
     assert (system.ingest, system.memory) == (plain.ingest, plain.memory)
     assert system.retrieval.relevance == plain.retrieval.relevance
 
@@ -72,7 +72,7 @@ def test_a_dry_run_shows_what_a_preset_sets(built, tiny_engines, capsys, monkeyp
 
     assert shown() == []
     assert shown("--preset", "fast") == [
-        "preset      fast: --fps 1; system distinct with drop.threshold 0.25, retrieval.units 24; "
+        "preset      fast: --fps 1; system distinct with drop.threshold 0.5, retrieval.units 24; "
         "at most 0.125 of the machine's memory"
     ]
     assert shown("--preset", "best", "--system", "uniform", "--fps", "2") == [

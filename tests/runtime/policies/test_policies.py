@@ -264,7 +264,7 @@ memory: {device_mb: 1, when_full: drop-oldest}
         (("policy: none", "policy: none, keep: 1"), "policy none takes no parameters"),
         (("policy: none", "policy: chunk-intra"), "drop: set either threshold or keep; policy"),
         (("retrieval: {policy: all}", ""), "key 'retrieval' is missing"),
-        (("retrieval: {policy: all}", "retrieval:"), "retrieval policy None is unknown"),
+        (("retrieval: {policy: all}", "retrieval:"), "retrieval is None: name its policy as retrieval.policy"),
         (("name: x", "name: 5"), "name is 5: give at most 100"),
         (("device_mb: 1", "device_mb: 0x" + "f" * 6000), "an integer of more than 1000 digits"),
         (("name: x", ""), "'name' is missing"),
