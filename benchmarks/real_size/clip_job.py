@@ -15,6 +15,7 @@ from vicort.runtime.sources import open_source
 from vicort.runtime.sources.sampler import Sampler
 
 QUESTION = "What happens in this video?"
+SYSTEM = "vicostream"  # of every side that streams
 ANSWER_TOKENS = 16  # greedy
 BLOCK = 1 << 24  # bytes that are read at once
 

@@ -10,6 +10,7 @@ from vicort.benchmarks.common.transformers_stream import TransformersStream, Var
 from vicort.benchmarks.real_size.clip_job import (
     ANSWER_TOKENS,
     QUESTION,
+    SYSTEM,
     ClipJob,
     RunTimes,
     read_files,
@@ -61,7 +62,7 @@ def run_in_chunks(job: ClipJob, checkpoint: Path, variant: Variant) -> dict[str,
     read_files(checkpoint)
     with MemoryPeak() as memory:
         start = time.perf_counter()
-        stream = TransformersStream(checkpoint, load_system("vicostream"), variant, *job.size)
+        stream = TransformersStream(checkpoint, load_system(SYSTEM), variant, *job.size)
         opened = memory.note_loaded()
         for first in range(0, len(streamed), job.chunk_frames):
             stream.push(resized(streamed[first : first + job.chunk_frames], job.size))

@@ -10,6 +10,7 @@ from vicort.benchmarks.common.vicort_stream import StreamRecorder
 from vicort.benchmarks.real_size.clip_job import (
     ANSWER_TOKENS,
     QUESTION,
+    SYSTEM,
     ClipJob,
     RunTimes,
     read_files,
@@ -32,6 +33,7 @@ def run_vicort(job: ClipJob, folder: Path) -> dict[str, Any]:
         start = time.perf_counter()
         with Session.open(
             folder,
+            SYSTEM,
             threads=job.threads,
             fps="source",
             memory=MemoryRequest(DEVICE_MB),
