@@ -59,7 +59,8 @@ def place_labels(figure: Any) -> None:
 
 def line_points(axis: Any) -> np.ndarray:
     """Points [n, 2] in pixels on the lines, error bars and markers of a panel; not on its grid."""
-    paths, markers = [], []
+    paths: list[Any] = []
+    markers: list[Any] = []
     for line in axis.lines:
         joined = line.get_linestyle() != "None"  # markers alone: the caps of error bars
         (paths if joined else markers).append(line.get_transform().transform_path(line.get_path()))
