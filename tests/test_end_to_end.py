@@ -2,6 +2,7 @@
 without torch."""
 
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -238,3 +239,32 @@ def test_the_embedded_model_answers_about_the_fixture(tiny_engines, system):
         session.finish()
     right = [case["answer"] == answer.result().text for case, answer in asked]
     assert sum(right) >= 0.9 * len(right)
+
+
+def plain_shapes() -> dict[str, np.ndarray]:
+    """Masks [120, 160] of shapes in the middle of a frame."""
+    y, x = (np.mgrid[:120, :160] - np.array([60, 80]).reshape(2, 1, 1)) / 40
+    distance = np.hypot(x, y)
+    return {
+        "circle": distance < 0.8,
+        "square": np.maximum(abs(x), abs(y)) < 0.7,
+        "ring": abs(distance - 0.62) < 0.2,
+        "diamond": abs(x) + abs(y) < 0.95,
+    }
+
+
+@pytest.mark.parametrize("shapes", list(itertools.permutations(plain_shapes(), 3))[::3])
+def test_the_default_system_loses_nothing_that_follows_directly(build_tiny, shapes):
+    """One second each, on a plain background that stands still: the vision encoder's tokens of one
+    thing are much like those of the next."""
+    colors = {"green": (40, 160, 60), "blue": (50, 80, 210), "white": (235, 235, 235)}
+    drawn = []
+    for shape, color in zip(shapes, colors.values(), strict=True):
+        image = np.full((120, 160, 3), 45, np.uint8)
+        image[plain_shapes()[shape]] = color
+        drawn += [image, image]
+    with Session.open(build_tiny("onnxruntime"), fps="source") as session:
+        for index, image in enumerate(drawn):
+            session.push(Frame(image, Fraction(index, 2), index))
+        said = [session.ask(f"what color was the {shape}?").text for shape in shapes]
+    assert said == list(colors)

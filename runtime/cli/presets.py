@@ -41,7 +41,7 @@ PRESETS: Mapping[str, Preset] = {
     # RVS-Ego. units: twice distinct's.
     "best": Preset(
         changes={
-            "drop": {"threshold": 0.9},
+            "drop": {"threshold": 0.95},
             "ingest": {"chunks": 16},
             "retrieval": {"units": 64},
         },
