@@ -89,8 +89,6 @@ class AnswerRun:
         units = snapshot.deferred
         if not units:
             return np.empty((0, 3), np.int32), snapshot.first_text
-        if (fork := units[-1]).positions is not None:
-            return fork.positions, fork.first_text
         timeline = Timeline(
             self._model, len(self._shared.prompt.prefix), self._memory.timeline.text_tokens
         )

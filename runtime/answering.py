@@ -114,7 +114,7 @@ class Answerer:
         """Retrieve units for a question, and lease them. Runs in the prefill stream's own work.
 
         newest_chunk: done when the chunks that the question sees are in memory. forked: whether it
-        also sees the half unit that was forked before.
+        also sees the chunk that is being filled, which was forked before.
         """
         memory, prefill = self.memory, self._prefill
         if newest_chunk:
@@ -124,13 +124,14 @@ class Answerer:
             memory.keep_text_in_range(needed, prefill.stream)
         words = np.asarray(self.prompt.words(question.text), np.int32)
         digest = self.engines.embedding[words].mean(axis=0)
-        units = memory.system.retrieval.choose(digest, memory.chunks)
+        fork = memory.fork() if forked else None
+        units = memory.choose(digest, fork)
         deferred = tuple(prefill.deferred)
-        seen_until = prefill.seen_until
-        if forked and (half := prefill.forked):
-            deferred = (*deferred, half)[-max(1, memory.system.ingest.deferred_units) :]
-            seen_until = half.end
-        memory_from = None if memory.system.ingest.deferred_units else memory.oldest()
+        if forked:
+            deferred = (*deferred, *prefill.forked_units)[-memory.system.ingest.deferred_units :]
+        memory_from = memory.oldest()
+        if memory_from is None and fork:
+            memory_from = fork.start
         if memory_from is None and deferred:
             memory_from = deferred[0].start
         logger.debug(
@@ -140,10 +141,10 @@ class Answerer:
             len(memory.chunks),
         )
         return Snapshot(
-            lease=memory.lease(units),
+            lease=memory.lease(units, fork),
             view=memory.view(),
-            first_text=memory.timeline.next_text,
-            seen_until=seen_until,
+            first_text=fork.next_text if fork else memory.timeline.next_text,
+            seen_until=prefill.forked_until if forked else prefill.seen_until,
             deferred=deferred,
             memory_from=memory_from,
             ready=prefill.stream.record(),

@@ -137,7 +137,7 @@ def _vision_stages(
             PrunedTokens(device, tokens, model.width),
         )
     return (
-        Vision(vision, encoder, device.urgency, cut_in),
+        Vision(vision, encoder, device, model, cut_in),
         TokenControl(tokens, engines.tokens, system.drop, device),
     )
 

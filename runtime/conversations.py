@@ -32,6 +32,7 @@ class Conversation:
     turns: list[Turn] = field(default_factory=list)
     # the questions of it that are not answered yet: turns follow one another
     running: list[AskedQuestion] = field(default_factory=list)
+    forked: int = -1  # the newest chunk that a turn saw while it was being filled
 
 
 class Conversations:
@@ -54,10 +55,11 @@ class Conversations:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def enter(self, asked: AskedQuestion, now: Fraction) -> AskedQuestion | None:
+    def enter(self, asked: AskedQuestion, now: Fraction, forked: int) -> AskedQuestion | None:
         """Enter a question into its conversation; returns the question that it has to wait for.
 
-        now: seconds, the stream's time.
+        now: seconds, the stream's time; forked: the chunk that it sees while it is being filled, -1
+        = none.
         """
         name = asked.question.conversation
         if name is None:
@@ -66,6 +68,7 @@ class Conversations:
             self._forget_before(now - FORGOTTEN_AFTER)
             conversation = self._kept.pop(name, None) or Conversation(now)
             conversation.used = now
+            conversation.forked = max(conversation.forked, forked)
             self._kept[name] = conversation
             before = conversation.running[-1] if conversation.running else None
             conversation.running.append(asked)
@@ -82,6 +85,12 @@ class Conversations:
                 conversation.running.remove(asked)
                 if not conversation.running and not conversation.turns:
                     del self._kept[name]
+
+    def forked(self, name: str | None) -> int:
+        """The newest chunk that a turn of a conversation saw while it was being filled, or -1."""
+        with self._lock:
+            conversation = self._kept.get(name) if name is not None else None
+            return conversation.forked if conversation else -1
 
     def turns(self, question: Question) -> list[Turn]:
         """The earlier turns of its conversation that are still cached; none where they are part of

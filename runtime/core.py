@@ -111,6 +111,7 @@ class Chunk:
     grid: Grid  # of the visual tokens of each of its frames
     repeated: int = 0  # number of repeats
     forked: bool = False  # seen by questions alone: the stream stores nothing of it
+    encoded: int = 0  # leading units that the vision encoder has encoded for a fork of this chunk
 
     @property
     def units(self) -> int:
@@ -135,7 +136,7 @@ SourceState = Literal["connected", "lost", "reconnecting", "resized", "ended", "
 class Page:
     """Keys and values of up to T tokens, of one temporal unit or of one run of text."""
 
-    id: int  # unique in a session, rising in transcript order
+    id: int  # unique in a session, rising in transcript order; -1 = not kept by the stream
     kind: PageKind
     tokens: int  # filled cells, at most T
     chunk: int = -1  # of kind vision: index of its chunk

@@ -217,14 +217,16 @@ class Session:
         self.rate = None if rate is None else float(rate)
         self._freshness = freshness
         self._sampler = Sampler(rate)
-        self._chunker = Chunker(self._chunk_frames, model.grid)
+        # patches that move are chosen with the whole chunk
+        encodes_once = system.drop.pruning is None
+        self._chunker = Chunker(self._chunk_frames, model.grid, encodes_once)
         self._lag = lag_policy(on_lag, self._pipeline)
         self._drivers: Executor = (
             ThreadPoolExecutor(ANSWERS_AT_ONCE, "answer") if overlap else _InlineExecutor()
         )
         self._pushed: Fraction | None = None  # time of the newest frame that was pushed
         self._said_both: Fraction | None = None  # where `wants` last said so
-        self._forked: Frame | None = None  # of the newest half unit that a question saw
+        self._forked: tuple[int, int] | None = None  # moment of the newest fork
         self._ordinary = _OrdinarySnapshots()
         self._asked = itertools.count(1)  # gives questions without an id one
         self._finished = False
@@ -586,12 +588,12 @@ class Session:
         if asked.question.at is None:
             asked.question = replace(asked.question, at=self.now)
         stream = self._prefill.stream
-        now = self._freshness == "now" and self._prefill.began
-        newest, forked = (None, False) if now else self._cut(asked.question)
+        turn = _STREAM if self.system.text.joins else asked.question.conversation
+        now = self._freshness == "now" and self._sees_enough(turn)
+        newest, forked = (None, False) if now else self._enter_until(asked.question)
         take: Callable[[], Snapshot] = partial(
             self._answerer.snapshot_in_stream, asked.question, newest, forked
         )
-        turn = _STREAM if self.system.text.joins else asked.question.conversation
         if now and turn not in self._ordinary:
             run = stream.run_first
         else:
@@ -599,25 +601,34 @@ class Session:
         if self.system.text.joins:  # the answer becomes part of the stream: chunks wait for it
             run(self._answer, asked, take, None)
             return
-        before = self._answerer.conversations.enter(asked, self.now)
+        seen = self._chunker.moment[0] if forked else -1
+        before = self._answerer.conversations.enter(asked, self.now, seen)
         snapshot = run(take)
         self._drivers.submit(self._answer, asked, snapshot.enqueued, before)
 
-    def _cut(self, question: Question) -> tuple[StreamEvent | None, bool]:
-        """Hand every frame until the question's time to the pipeline, and end the chunk that is
-        being filled.
+    def _sees_enough(self, turn: str | None) -> bool:
+        """Whether what is in memory is anything, and no less than the turn before saw."""
+        newest = self._prefill.newest_chunk
+        if self.system.text.joins:
+            return newest >= 0
+        waits = turn in self._ordinary or newest < self._answerer.conversations.forked(turn)
+        return newest >= 0 and not waits
 
-        Returns when all of them are in memory, and whether half a unit was forked. What is stored
-        is what the next frame or the end of the stream would store.
+    def _enter_until(self, question: Question) -> tuple[StreamEvent | None, bool]:
+        """Hand every frame until the question's time to the pipeline: the chunk that is being
+        filled as a fork, which the stream does not store.
+
+        Returns when all of them are in memory, and whether there is a fork. A question that becomes
+        part of the stream ends the chunk instead, and sees whole units alone.
         """
         at = max(question.at or self.now, self.now)
         self._take(self._sampler.stayed_by(at))
         if self._sampler.has_missed(at):
             self._hold()
-        if chunk := self._chunker.cut():
+        if self.system.text.joins and (chunk := self._chunker.cut()):
             self._lag.enter(chunk)
         self._lag.flush()
-        forked = self._fork()
+        forked = not self.system.text.joins and self._fork()
         return self._pipeline.newest, forked
 
     def _hold(self) -> None:
@@ -626,14 +637,14 @@ class Session:
             self._lag.enter(chunk)
 
     def _fork(self) -> bool:
-        """Let the next question see half a unit, if there is one. The stream stores nothing of it,
-        and questions about the same half unit share it. A question that joins the stream sees
-        whole units alone."""
-        fork = None if self.system.text.joins else self._chunker.fork()
-        if fork and self._forked is not fork.frames[0]:
+        """Let the next question see the chunk that is being filled, if there is one. Questions at
+        the same moment share the fork."""
+        if not self._chunker.pending:
+            return False
+        if self._forked != self._chunker.moment and (fork := self._chunker.fork()):
             self._pipeline.enter(fork)
-            self._forked = fork.frames[0]
-        return fork is not None
+            self._forked = self._chunker.moment
+        return True
 
     def _answer(
         self, asked: AskedQuestion, snapshot: Callable[[], Snapshot], before: AskedQuestion | None

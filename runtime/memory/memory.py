@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -23,6 +23,7 @@ from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.engines.buckets import padded_slots
 from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.memory.chunk_fork import ChunkFork
 from vicort.runtime.memory.lease import Lease
 from vicort.runtime.memory.long_term.factory import long_term_size, open_long_term
 from vicort.runtime.memory.long_term.protocols import LongTerm, Reader, StreamReader, View
@@ -32,7 +33,7 @@ from vicort.runtime.memory.page_tables import concat_tables, pad_table
 from vicort.runtime.memory.tiers import PageLocation, Tiers
 from vicort.runtime.memory.timeline import Timeline
 from vicort.runtime.memory.window import RecentWindow
-from vicort.runtime.policies.chunk_index import ChunkEntry, ChunkIndex
+from vicort.runtime.policies.chunk_index import ChunkEntry, ChunkIndex, WithOpenChunk
 from vicort.runtime.policies.system import System
 
 
@@ -80,6 +81,7 @@ class Memory:
         self._texts: deque[list[PageLocation]] = deque()  # appended runs of text, oldest first
         self._reader_bytes = 0  # that readers of questions moved, and chunks that left the window
         self._stream_reader = self._new_stream_reader()
+        self._fork: ChunkFork | None = None
 
     # ---- what the stream writes ----
 
@@ -116,6 +118,35 @@ class Memory:
             self.chunks.add(ChunkEntry(chunk.index, units, pages, last, queries), digest)
         self._leave_window(last)
 
+    def write_fork(
+        self,
+        chunk: Chunk,
+        tokens_of_unit: Sequence[int],
+        written: tuple[Array, Array] | None,
+        positions: np.ndarray,
+        digest: np.ndarray,
+        next_text: int,
+        stream: Stream,
+    ) -> None:
+        """Keep a chunk that is still being filled, for the questions that come before the next one
+        is written; what the stream remembers does not change.
+
+        As `write_chunk`; written: k and v, None = no token is kept; next_text: position of the
+        first text token after it.
+        """
+        locations = (
+            self.tiers.write_fork(unit_pages(chunk), tokens_of_unit, *written, positions, stream)
+            if written
+            else []
+        )
+        last = chunk.first_unit + chunk.units - 1
+        self._fork = ChunkFork(chunk.index, chunk.start, last, tuple(locations), digest, next_text)
+
+    def drop_fork(self) -> None:
+        """The next chunk comes."""
+        self.tiers.drop_fork()
+        self._fork = None
+
     def append_text(
         self, pages: Sequence[Page], slots: Sequence[int], end: int, stream: Stream
     ) -> None:
@@ -148,14 +179,16 @@ class Memory:
 
     # ---- what a run of the language graph reads ----
 
-    def ingest_table(self, besides: Sequence[int] = ()) -> PageTable:
+    def ingest_table(self, besides: Sequence[int] = (), without: Collection[int] = ()) -> PageTable:
         """What the next chunk attends to: the prompt, appended text, and the chunks that the
         system's ingest policy shows it.
 
-        besides: further slots that are read, those of what is being said.
+        besides: further slots that are read, those of what is being said. without: chunks that are
+        not.
         """
         window = None if self._window.holds_all_pages else self.system.ingest.window
         latest = list(itertools.islice(reversed(self.chunks), window))
+        latest = [chunk for chunk in latest if chunk.chunk not in without]
         held = [
             location
             for chunk in reversed(latest)
@@ -167,6 +200,12 @@ class Memory:
         slots = [*(location.slot for location in shared), *besides]
         table = self.table(slots, self._stream_reader.table if self._stream_reader else None)
         return PageTable(table, tuple(location.page for location in shared))
+
+    def fork_table(self, chunk: Chunk) -> np.ndarray:
+        """The table of a chunk that is still being filled, as a question sees it: `ingest_table`,
+        without the chunks that this one would displace before it is run."""
+        gone = self._displaced(chunk.first_unit + chunk.units - 1)
+        return self.ingest_table(without=gone if self.system.ingest.anchor_rule else ()).slots
 
     def table_before(self, unit: int) -> np.ndarray:
         """The table of what came before a unit of the window: the prompt, appended text, and
@@ -300,10 +339,33 @@ class Memory:
 
     # ---- for questions ----
 
-    def lease(self, units: Iterable[int]) -> Lease:
-        """Keep the prompt, appended text and these units in place until the lease is released."""
-        held = [location for unit in units for location in self.tiers.locations(unit)]
-        return Lease(self.tiers, [*self._prompt, *itertools.chain(*self._texts), *held])
+    def fork(self) -> ChunkFork | None:
+        """The chunk that is being filled, if a question has asked for it."""
+        return self._fork
+
+    def choose(self, question: np.ndarray, fork: ChunkFork | None) -> list[int]:
+        """The units that the system's retrieval policy reads, ascending.
+
+        question: [width] float32, the mean embedding of its tokens; fork: a chunk that it sees
+        besides those that are remembered.
+        """
+        policy = self.system.retrieval
+        if fork is None or not fork.locations:
+            return policy.choose(question, self.chunks)
+        units = policy.choose(question, WithOpenChunk(self.chunks, fork.entry(), fork.digest))
+        gone = {unit for index in self._displaced(fork.last) for unit in self.chunks[index].units}
+        return [unit for unit in units if unit not in gone]
+
+    def lease(self, units: Sequence[int], fork: ChunkFork | None = None) -> Lease:
+        """Keep the prompt, appended text and these units, some of which may be of the fork, in
+        place until the lease is released."""
+        forked = fork.locations_of(units) if fork else []
+        own = {location.page.unit for location in forked}
+        held = [
+            location for unit in units if unit not in own for location in self.tiers.locations(unit)
+        ]
+        texts = itertools.chain(*self._texts)
+        return Lease(self.tiers, [*self._prompt, *texts, *held, *forked])
 
     def view(self) -> View | None:
         """Long-term memory as it is now, leased; None where the system has none."""
@@ -331,6 +393,10 @@ class Memory:
             return self.long_term.oldest
         unit = self.tiers.oldest_unit()
         return None if unit is None else self.tiers.locations(unit)[0].page.start
+
+    def _displaced(self, newest: int) -> list[int]:
+        """Chunks that a sliding window evicts once unit `newest` is there."""
+        return self._window.leaving(newest) if self.system.ingest.slides else []
 
     # ---- accounting ----
 

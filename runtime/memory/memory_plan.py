@@ -11,8 +11,9 @@ from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term.protocols import LongTermSize
 from vicort.runtime.policies.system import System
 
-# Chunks that the stream can write while a question leases the pages that they would replace.
-SPARE_CHUNKS = 4
+# Chunks that the stream can write while a question leases the pages that they would replace, and
+# the one that is being filled, as questions see it.
+SPARE_CHUNKS = 5
 QUESTIONS_AT_ONCE = 4  # questions whose text fits in the scratch pages at the same time
 ANSWER_TOKENS = 512  # longest answer
 CONVERSATION_TOKENS = 1024  # text of earlier turns that is kept for the next one
@@ -53,9 +54,9 @@ class LeastPages:
             readers = 2 if long_term.reads_in_prefill else 1  # one question, and the stream itself
             recalled = long_term.max_cells * long_term.recall_sets * readers
             recalled_least = recalled
-        # a unit that is half there when a question comes, or all that wait for a question
-        visual = unit_pages(model) if prefills else chunk_pages
-        question = pages(model.max_rows) + pages(ANSWER_TOKENS) + visual
+        question = pages(model.max_rows) + pages(ANSWER_TOKENS)
+        if not prefills:
+            question += system.ingest.deferred_units * unit_pages(model)
         # Where the window is counted in units, one more chunk may be there in pieces.
         pieces = 1 if long_term or system.ingest.slides else 0
         window = 1 + pieces + (system.ingest.window or 0)

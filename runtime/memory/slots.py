@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class Slots:
@@ -11,7 +11,8 @@ class Slots:
 
     A slot is *live* from `allocate` to `free`. A running question *leases* slots: a slot that is
     freed under a lease is allocated again only after the lease ends, and `allocate` waits for that.
-    So what the stream remembers never depends on timing. Thread-safe.
+    So what the stream remembers never depends on timing. Spare slots, which are not live, may be
+    borrowed. Thread-safe.
     """
 
     def __init__(self, first: int, count: int, spare: int = 0) -> None:
@@ -31,16 +32,27 @@ class Slots:
     def allocate(self, count: int) -> list[int]:
         """Returns free slots; waits until running questions have released enough of them."""
         with self._changed:
+            slots = self.borrow(count)
+            self.live += count
+            return slots
+
+    def free(self, slots: Collection[int]) -> None:
+        with self._changed:
+            self.live -= len(slots)
+            self.give_back(slots)
+
+    def borrow(self, count: int) -> list[int]:
+        """As `allocate`, but the slots are not live: what may be live besides stays the same."""
+        with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._free) >= count)
             if self._closed:
                 raise RuntimeError("the memory is closed")
-            self.live += count
             return [self._free.pop() for _ in range(count)]
 
-    def free(self, slots: Iterable[int]) -> None:
+    def give_back(self, slots: Iterable[int]) -> None:
+        """Free slots that were borrowed; those under a lease once it ends."""
         with self._changed:
             for slot in slots:
-                self.live -= 1
                 if slot in self._leases:
                     self._freed_under_lease.add(slot)
                 else:

@@ -69,6 +69,7 @@ class Tiers:
         self._overflow = overflow
         self._chunks = chunks
         self._ids = itertools.count()
+        self._fork_slots: list[int] = []  # of the newest fork
         self._units: dict[int, _Unit] = {}  # in the order of the stream
         # Units by tier, oldest first: the keys are used as a set that keeps its order.
         self._on_device: dict[int, None] = {}
@@ -95,10 +96,30 @@ class Tiers:
         slots = self.stream_slots.allocate(len(layout.tokens))
         self.pool.clear(slots, stream)
         self.pool.write(np.asarray(slots)[layout.page], layout.cell, k, v, positions, stream)
-        return [
-            PageLocation(page, True, slot)
-            for page, slot in zip(pages_of(layout, templates, self._ids), slots, strict=True)
-        ]
+        return _located(pages_of(layout, templates, self._ids), slots)
+
+    def write_fork(
+        self,
+        templates: Sequence[Page],
+        lengths: Sequence[int],
+        k: Array,
+        v: Array,
+        positions: np.ndarray,
+        stream: Stream,
+    ) -> list[PageLocation]:
+        """As `write`, to pages that only questions read, in spare slots: what the stream holds does
+        not change. They stay until the next chunk or fork is written, or their leases end."""
+        self.drop_fork()
+        layout = Layout.of(lengths, self._page_tokens)
+        self._fork_slots = self.stream_slots.borrow(len(layout.tokens))
+        self.pool.clear(self._fork_slots, stream)
+        slots = np.asarray(self._fork_slots, np.int64)[layout.page]
+        self.pool.write(slots, layout.cell, k, v, positions, stream)
+        return _located(pages_of(layout, templates, itertools.repeat(-1)), self._fork_slots)
+
+    def drop_fork(self) -> None:
+        self.stream_slots.give_back(self._fork_slots)
+        self._fork_slots = []
 
     def write_units(
         self,
@@ -227,6 +248,10 @@ class Tiers:
         slots = (self.stream_slots, self.scratch_slots, self.conversation_slots, self.host_slots)
         for each in slots:
             each.close()
+
+
+def _located(pages: Sequence[Page], slots: Sequence[int]) -> list[PageLocation]:
+    return [PageLocation(page, True, slot) for page, slot in zip(pages, slots, strict=True)]
 
 
 def pages_of(layout: Layout, templates: Sequence[Page], ids: Iterator[int]) -> list[Page]:

@@ -90,16 +90,15 @@ class Timeline:
         places = np.indices((grid.rows, grid.columns), np.int32).reshape(2, -1).T + self.first
         return np.column_stack([np.full(grid.tokens, step, np.int32), places]).astype(np.int32)
 
-    def fork(self, start: Fraction, grid: Grid) -> tuple[np.ndarray, int]:
-        """[P, 3] int32 positions of a unit that does not become part of the stream, and the
-        position of the first text token after it. Changes no state.
+    def fork(self, newest: Fraction) -> Timeline:
+        """The positions of units that do not become part of the stream, of which the last one
+        starts at `newest` seconds. This timeline does not change.
 
-        Where the unit would leave the trained range, it gets the last position in it.
+        Where they would leave the trained range, the last unit gets the last position in it.
         """
         fork = copy(self)
-        fork.begin(start)
-        fork.rebase(fork.excess(start))
-        return fork.unit(start, grid), fork.next_text
+        fork.rebase(fork.excess(newest))
+        return fork
 
     @property
     def next_text(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +22,25 @@ class ChunkEntry:
     last: int  # number of the chunk's last unit, in memory or not
     # [L, R, Hq, D] float32 queries of its last rows; None without long-term memory
     queries: np.ndarray | None = None
+
+
+class IndexedChunks(Protocol):
+    """Chunks in the order of the stream, as a retrieval policy sees them."""
+
+    unit_pages: int  # pages of a unit whose tokens are all kept
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[ChunkEntry]: ...
+
+    def cosines(self, vector: np.ndarray) -> np.ndarray:
+        """[n] float32: cosine of each digest with a vector [width]; 0 where one of them is 0."""
+        ...
+
+    def likeness(self, index: int) -> np.ndarray:
+        """[n] float32: cosine of each digest with that of the chunk at `index` in the order of the
+        stream."""
+        ...
 
 
 class ChunkIndex:
@@ -83,12 +103,9 @@ class ChunkIndex:
         return self._chunks[chunk]
 
     def cosines(self, vector: np.ndarray) -> np.ndarray:
-        """[n] float32: cosine of each digest with a vector [width]; 0 where one of them is 0."""
         return (self._directions @ direction(vector)).take(self._rows())
 
     def likeness(self, index: int) -> np.ndarray:
-        """[n] float32: cosine of each digest with that of the chunk at `index` in the order of the
-        stream."""
         rows = self._rows()
         if self._likeness is None:
             return (self._directions @ self._directions[rows[index]]).take(rows)
@@ -109,6 +126,35 @@ class ChunkIndex:
                 np.pad(self._likeness, (0, more)) if rows + more <= MAX_COMPARED else None
             )
         self._free.extend(reversed(range(rows, rows + more)))
+
+
+class WithOpenChunk:
+    """The chunks of an index, and after them one that is still being filled. The index does not
+    change."""
+
+    def __init__(self, index: ChunkIndex, entry: ChunkEntry, digest: np.ndarray) -> None:
+        self.unit_pages = index.unit_pages
+        self._index = index
+        self._entry = entry
+        self._direction = direction(digest)
+        itself = self._direction @ self._direction
+        self._likeness = np.append(index.cosines(digest), np.float32(itself))
+
+    def __len__(self) -> int:
+        return len(self._index) + 1
+
+    def __iter__(self) -> Iterator[ChunkEntry]:
+        yield from self._index
+        yield self._entry
+
+    def cosines(self, vector: np.ndarray) -> np.ndarray:
+        own = np.float32(self._direction @ direction(vector))
+        return np.append(self._index.cosines(vector), own)
+
+    def likeness(self, index: int) -> np.ndarray:
+        if index == len(self._index):
+            return self._likeness.copy()
+        return np.append(self._index.likeness(index), self._likeness[index])
 
 
 def direction(vector: np.ndarray) -> np.ndarray:

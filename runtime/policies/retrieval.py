@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.policies.chunk_index import ChunkIndex
+from vicort.runtime.policies.chunk_index import IndexedChunks
 from vicort.runtime.policies.policy import MAX_COUNT, Policy
 
 
@@ -18,7 +18,7 @@ class Retrieval(Policy):
     reads_everything: ClassVar[bool] = False
     compares: ClassVar[bool] = False  # whether it uses the cosines between chunks
 
-    def choose(self, question: np.ndarray, memory: ChunkIndex) -> list[int]:
+    def choose(self, question: np.ndarray, memory: IndexedChunks) -> list[int]:
         """The units to read, ascending.
 
         question: [width] float32, the mean embedding of its tokens.
@@ -49,7 +49,7 @@ class AllUnits(Retrieval):
     policy: Literal["all"] = "all"
     reads_everything: ClassVar[bool] = True
 
-    def choose(self, question: np.ndarray, memory: ChunkIndex) -> list[int]:
+    def choose(self, question: np.ndarray, memory: IndexedChunks) -> list[int]:
         return [unit for chunk in memory for unit in chunk.units]
 
     def max_units(self, chunk_units: int) -> int | None:
@@ -68,7 +68,7 @@ class SimilarChunks(Retrieval):
     top: int = Field(ge=0, le=MAX_COUNT)
     recent: int = Field(default=0, ge=0, le=MAX_COUNT)
 
-    def choose(self, question: np.ndarray, memory: ChunkIndex) -> list[int]:
+    def choose(self, question: np.ndarray, memory: IndexedChunks) -> list[int]:
         best = set(np.argsort(-memory.cosines(question), kind="stable")[: self.top].tolist())
         best |= set(range(max(len(memory) - self.recent, 0), len(memory)))
         return _units(memory, best)
@@ -103,7 +103,7 @@ class DistinctChunks(Retrieval):
     recent: int = Field(default=1, ge=0, le=MAX_COUNT)
     relevance: float = Field(default=0.5, ge=0, lt=1)
 
-    def choose(self, question: np.ndarray, memory: ChunkIndex) -> list[int]:
+    def choose(self, question: np.ndarray, memory: IndexedChunks) -> list[int]:
         pages = np.array([chunk.pages for chunk in memory], int)
         worth = memory.cosines(question) * (self.relevance / (1 - self.relevance))
         gain = worth + 1  # nothing is chosen yet: as if the largest cosine were -1
@@ -147,7 +147,7 @@ class EvenUnits(Retrieval):
     policy: Literal["even-units"] = "even-units"
     units: int = Field(ge=2, le=MAX_COUNT)
 
-    def choose(self, question: np.ndarray, memory: ChunkIndex) -> list[int]:
+    def choose(self, question: np.ndarray, memory: IndexedChunks) -> list[int]:
         held = [unit for chunk in memory for unit in chunk.units]
         if len(held) <= self.units:
             return held
@@ -169,6 +169,6 @@ AnyRetrieval = Annotated[
 ]
 
 
-def _units(memory: ChunkIndex, indices: Collection[int]) -> list[int]:
+def _units(memory: IndexedChunks, indices: Collection[int]) -> list[int]:
     """Units of the chunks at these indices, ascending."""
     return [unit for index, chunk in enumerate(memory) if index in indices for unit in chunk.units]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from vicort.runtime.core import UNIT_FRAMES, Chunk, Frame
@@ -14,8 +15,11 @@ class Chunker:
     """Collects frames into chunks of `chunk_frames`; a chunk may be cut short between any two
     units. All frames of a chunk have the same grid of visual tokens."""
 
-    def __init__(self, chunk_frames: int, grid_of: Callable[[int, int], Grid]) -> None:
-        """grid_of: the grid of a frame of that height and width in pixels."""
+    def __init__(
+        self, chunk_frames: int, grid_of: Callable[[int, int], Grid], encodes_once: bool = True
+    ) -> None:
+        """grid_of: the grid of a frame of that height and width in pixels. encodes_once: whether
+        units that were encoded for a fork are not encoded again."""
         if chunk_frames < UNIT_FRAMES or chunk_frames % UNIT_FRAMES:
             raise ConfigError(
                 f"a chunk of {chunk_frames} frames: it must hold whole units of {UNIT_FRAMES} "
@@ -23,9 +27,11 @@ class Chunker:
             )
         self.chunk_frames = chunk_frames
         self._grid_of = grid_of
+        self._encodes_once = encodes_once
         self._grid: Grid | None = None  # of the pending frames
         self._frames: list[Frame] = []
         self._chunks = self._units = 0  # that were completed so far
+        self._encoded = 0  # pending units that were whole when the chunk was last forked
 
     @property
     def pending(self) -> int:
@@ -63,28 +69,39 @@ class Chunker:
 
         Returns the chunk that this completes, if any.
         """
-        self._complete()
+        self._frames = self._completed()
         full = len(self._frames) == self.chunk_frames
         return self._take(self.chunk_frames) if full else None
 
+    @property
+    def moment(self) -> tuple[int, int]:
+        """Tells the states of the chunk that is being filled apart: `fork` gives the same frames
+        at the same moment."""
+        return self._chunks, self.pending
+
     def fork(self) -> Chunk | None:
-        """Half a unit as a question sees it, completed by repeating its frame; None if there is
-        none. Call after `cut`. Changes no state."""
-        if not self._frames or self._grid is None:
+        """The chunk that is being filled, as a question sees it: as `flush` would return it. None
+        if no frame waits.
+
+        The chunks of the stream stay as they are. The vision encoder has to encode what this
+        returns: whole units of it are not encoded again.
+        """
+        if not self._frames:
             return None
-        frames = (self._frames[0],) * UNIT_FRAMES
-        return Chunk(self._chunks, self._units, frames, self._grid, UNIT_FRAMES - 1, forked=True)
+        fork = replace(self._chunk(self._completed()), forked=True)
+        self._encoded = self.pending // UNIT_FRAMES if self._encodes_once else 0
+        return fork
 
     def flush(self) -> Chunk | None:
         """At the end of the stream, or of frames of one grid, returns what is left, if anything.
 
         Half a unit is completed by repeating its frame.
         """
-        self._complete()
+        self._frames = self._completed()
         return self._take(len(self._frames))
 
-    def _complete(self) -> None:
-        self._frames += self._frames[-1:] * (-len(self._frames) % UNIT_FRAMES)
+    def _completed(self) -> list[Frame]:
+        return self._frames + self._frames[-1:] * (-len(self._frames) % UNIT_FRAMES)
 
     def _grid_for(self, frame: Frame) -> Grid:
         try:
@@ -93,12 +110,19 @@ class Chunker:
             raise SourceError(f"at {float(frame.time):.3f} s, {error}", error.brief) from error
 
     def _take(self, count: int) -> Chunk | None:
-        if not count or self._grid is None:
+        if not count:
             return None
-        frames = tuple(self._frames[:count])
-        repeated = sum(before is after for before, after in pairwise(frames))
-        chunk = Chunk(self._chunks, self._units, frames, self._grid, repeated)
+        chunk = self._chunk(self._frames[:count])
         del self._frames[:count]
         self._chunks += 1
         self._units += chunk.units
+        self._encoded = 0
         return chunk
+
+    def _chunk(self, frames: Sequence[Frame]) -> Chunk:
+        if self._grid is None:
+            raise ValueError("no frame was added")
+        repeated = sum(before is after for before, after in pairwise(frames))
+        return Chunk(
+            self._chunks, self._units, tuple(frames), self._grid, repeated, encoded=self._encoded
+        )

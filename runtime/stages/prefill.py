@@ -14,7 +14,7 @@ from vicort.runtime.frame_grid import Grid
 from vicort.runtime.language.language_run import LanguageOutput, LanguageRun
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.memory import Memory
-from vicort.runtime.memory.timeline import text_positions
+from vicort.runtime.memory.timeline import Timeline, text_positions
 from vicort.runtime.stages.anchors import Anchors
 from vicort.runtime.stages.job import Job
 from vicort.runtime.stages.speaker import Speaker
@@ -29,10 +29,7 @@ class DeferredUnit:
     number: int
     chunk: int
     grid: Grid
-    rows: Array  # [P, width], or fewer where tokens are dropped
-    # [P, 3] int32, of a forked unit; None = from the prompt on, with the units before it
-    positions: np.ndarray | None = None
-    first_text: int = 0  # position of the first text token after a forked unit
+    rows: Array  # [P, width]
 
 
 class Prefill:
@@ -52,7 +49,7 @@ class Prefill:
         """cut_in: whether questions may cut in: then no chunk is enqueued before the one before it
         is in memory."""
         self.stream = stream
-        self.began = False  # whether a unit is in memory, or was
+        self.newest_chunk = -1  # index of the newest chunk that is in memory, or was
         self.seen_until = Fraction(0)  # seconds, last frame of the newest unit
         self.speaker: Speaker | None = None  # set where the system speaks by itself
         self._cut_in = cut_in
@@ -65,8 +62,10 @@ class Prefill:
         self._anchors = (
             Anchors(ingest.anchor_rule, device, run, memory) if ingest.anchor_rule else None
         )
-        self.forked: DeferredUnit | None = None  # the newest half unit that a question saw
         self.deferred: deque[DeferredUnit] = deque(maxlen=ingest.deferred_units)
+        # of the newest fork, where units are deferred
+        self.forked_units: tuple[DeferredUnit, ...] = ()
+        self.forked_until = Fraction(0)  # seconds, last frame of the newest fork
 
     def cache_prompt_in_stream(self, tokens: np.ndarray) -> None:
         """Prefill the prompt's tokens [n] int32, before any chunk."""
@@ -84,20 +83,20 @@ class Prefill:
         if self._ingest.prefills:
             self._prefill(job)
         else:
-            self._defer(job)
-        self.seen_until, self.began = job.chunk.end, True
+            self.deferred.extend(self._units_of(job))
+        self.seen_until, self.newest_chunk = job.chunk.end, job.chunk.index
         if self._cut_in:
             self._newest = self.stream.record()
 
     def _prefill(self, job: Job) -> None:
         chunk, memory = job.chunk, self._memory
+        memory.drop_fork()
         memory.timeline.begin(chunk.start)
         if self._ingest.slides:
             self._slide(chunk)
         memory.keep_in_range(chunk.frames[-UNIT_FRAMES].time, self.stream)
-        positions = self._positions(chunk)[job.indices]
-        units_of_tokens = job.indices // chunk.grid.tokens
-        tokens_of_unit = np.bincount(units_of_tokens, minlength=chunk.units).tolist()
+        positions = _positions(memory.timeline, chunk)[job.indices]
+        tokens_of_unit = _tokens_of_unit(job)
         if job.kept:
             out = self._attend(job, positions)
             memory.write_chunk(
@@ -115,12 +114,6 @@ class Prefill:
                 self.speaker.decide(chunk, logits[0], job.entered)
         if self._anchors:
             self._anchors.keep(job, tokens_of_unit, self.stream)
-
-    def _positions(self, chunk: Chunk) -> np.ndarray:
-        """[units * P, 3] int32 of all visual tokens of a chunk."""
-        starts = [chunk.frames[UNIT_FRAMES * unit].time for unit in range(chunk.units)]
-        timeline = self._memory.timeline
-        return np.concatenate([timeline.unit(start, chunk.grid) for start in starts])
 
     def _last_queries(self, out: LanguageOutput) -> np.ndarray | None:
         """[L, R, Hq, D] float32 of a run's last rows, where long-term memory needs them."""
@@ -151,30 +144,49 @@ class Prefill:
                 return out
 
     def _fork(self, job: Job) -> None:
-        """Keep a half unit's visual tokens for the questions that see it."""
-        chunk = job.chunk
-        positions, first_text = self._memory.timeline.fork(chunk.start, chunk.grid)
-        rows = self._device.empty((job.kept, self._model.width), job.rows.dtype)
-        self._device.copy(rows, job.rows, self.stream)
-        self.forked = DeferredUnit(
-            chunk.start,
-            chunk.end,
-            chunk.first_unit,
-            chunk.index,
-            chunk.grid,
-            rows,
-            positions[job.indices] if self._ingest.prefills else None,
-            first_text,
+        """A chunk that is still being filled, for the questions that see it. It reads what it would
+        read now if it were full, and changes nothing that the stream reads: a reader of long-term
+        memory does not choose again."""
+        chunk, memory = job.chunk, self._memory
+        self.forked_until = chunk.end
+        if not self._ingest.prefills:
+            self.forked_units = tuple(self._units_of(job))
+            return
+        timeline = memory.timeline.fork(chunk.frames[-UNIT_FRAMES].time)
+        positions = _positions(timeline, chunk)[job.indices]
+        memory.drop_fork()
+        table = memory.fork_table(chunk)
+        out = self._language(None, [job.rows], positions, table, self.stream) if job.kept else None
+        memory.write_fork(
+            chunk,
+            _tokens_of_unit(job),
+            (out.k, out.v) if out else None,
+            positions,
+            job.mean.copy(),
+            timeline.next_text,
+            self.stream,
         )
 
-    def _defer(self, job: Job) -> None:
-        """Keep copies of the latest units' visual tokens until a question prefills them."""
-        tokens, chunk = job.chunk.grid.tokens, job.chunk
+    def _units_of(self, job: Job) -> list[DeferredUnit]:
+        """Copies of a chunk's visual tokens, until a question prefills them."""
+        tokens, chunk, units = job.chunk.grid.tokens, job.chunk, []
         for unit in range(chunk.units):
             first, last = chunk.frames[UNIT_FRAMES * unit : UNIT_FRAMES * (unit + 1)]
             rows = self._device.empty((tokens, self._model.width), job.rows.dtype)
             self._device.copy(rows, job.rows[unit * tokens : (unit + 1) * tokens], self.stream)
             number = chunk.first_unit + unit
-            self.deferred.append(
-                DeferredUnit(first.time, last.time, number, chunk.index, chunk.grid, rows)
-            )
+            units.append(DeferredUnit(first.time, last.time, number, chunk.index, chunk.grid, rows))
+        return units
+
+
+def _positions(timeline: Timeline, chunk: Chunk) -> np.ndarray:
+    """[units * P, 3] int32 of all visual tokens of a chunk."""
+    starts = [chunk.frames[UNIT_FRAMES * unit].time for unit in range(chunk.units)]
+    return np.concatenate([timeline.unit(start, chunk.grid) for start in starts])
+
+
+def _tokens_of_unit(job: Job) -> list[int]:
+    """How many tokens of each unit of a chunk are kept."""
+    units = job.indices // job.chunk.grid.tokens
+    counts: list[int] = np.bincount(units, minlength=job.chunk.units).tolist()
+    return counts

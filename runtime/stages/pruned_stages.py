@@ -89,9 +89,8 @@ class PrunedVision:
             )
 
     def _units(self, chunk: Chunk, images: np.ndarray) -> list[Kept]:
-        if chunk.forked:  # which leaves no trace in the masks
-            return [Kept(np.arange(chunk.grid.tokens), anchor=False)] * chunk.units
-        return self._pruner(chunk, images)
+        pruner = self._pruner.fork() if chunk.forked else self._pruner
+        return pruner(chunk, images)
 
     def _encode(
         self,

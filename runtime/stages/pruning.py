@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -38,6 +39,12 @@ class Pruner:
         self._shape: tuple[int, ...] = ()  # of the source's frame before
         self._refreshed = Fraction(0)  # seconds, of the last whole frame
         self._next_unit = -1
+
+    def fork(self) -> Pruner:
+        """One in the same state, which leaves this one as it is."""
+        fork = copy(self)
+        fork._moved, fork._before = self._moved.copy(), self._before.copy()
+        return fork
 
     def __call__(self, chunk: Chunk, images: np.ndarray) -> list[Kept]:
         """The kept part of each unit. images: [F,H,W,3] uint8, the chunk's frames, resized."""

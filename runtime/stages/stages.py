@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,8 +10,8 @@ import numpy as np
 
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.devices.device import Array, Device, Preprocessing, Stream, StreamEvent
-from vicort.runtime.devices.urgency import Urgency
 from vicort.runtime.engines.engine import Engine
+from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.policies.drop import Drop
 from vicort.runtime.stages.job import Job
 from vicort.runtime.stages.unit_encoder import UnitEncoder
@@ -26,8 +27,9 @@ class Preprocess:
         self._preprocessor = preprocessor
 
     def run_in_stream(self, job: Job) -> None:
-        images = [frame.image for frame in job.chunk.frames]
-        self._preprocessor(images, job.buffers.frames_of(job.chunk), self.stream)
+        first = UNIT_FRAMES * job.chunk.encoded
+        if images := [frame.image for frame in job.chunk.frames[first:]]:
+            self._preprocessor(images, job.buffers.frames_of(job.chunk)[first:], self.stream)
         job.chunk = replace(
             job.chunk, frames=tuple(frame.without_image() for frame in job.chunk.frames)
         )
@@ -43,24 +45,45 @@ class Vision:
     name = "vision"
 
     def __init__(
-        self, stream: Stream, encoder: UnitEncoder, urgency: Urgency, cut_in: bool
+        self,
+        stream: Stream,
+        encoder: UnitEncoder,
+        device: Device,
+        model: ModelSpec,
+        cut_in: bool,
     ) -> None:
         """cut_in: whether questions may cut in: then each unit of a chunk is a run of its own, on
         devices that do not put urgent work first by themselves."""
+        units = model.chunk_frames // UNIT_FRAMES
+        self._feature_values = units * model.unit_tokens * model.width  # of the largest chunk
         self.stream = stream
         self._encoder = encoder
-        self._urgency = urgency
-        self._cut_in = cut_in and urgency.holds_back
+        self._device = device
+        self._urgency = device.urgency
+        self._cut_in = cut_in and device.urgency.holds_back
+        self._forked: Array | None = None  # units of the newest fork, flat
 
     def run_in_stream(self, job: Job) -> None:
         chunk, buffers = job.chunk, job.buffers
         frames, features = buffers.frames_of(chunk), buffers.features_of(chunk)
+        if chunk.encoded:
+            forked = self._forked_units(features)
+            self._device.copy(features[: chunk.encoded], forked[: chunk.encoded], self.stream)
         step = 1 if self._cut_in else chunk.units
-        for unit in range(0, chunk.units, step):
+        for unit in range(chunk.encoded, chunk.units, step):
             if unit:
                 self._urgency.wait_for_urgent_work()
             own = frames[UNIT_FRAMES * unit : UNIT_FRAMES * (unit + step)]
             self._encoder.encode(own, features[unit : unit + step], chunk.grid, self.stream)
+        if chunk.forked and chunk.units > chunk.encoded:
+            forked = self._forked_units(features)
+            self._device.copy(forked[chunk.encoded :], features[chunk.encoded :], self.stream)
+
+    def _forked_units(self, features: Array) -> Array:
+        """[U,P,width] where units that were encoded for a fork stay until their chunk is full."""
+        if self._forked is None:
+            self._forked = self._device.empty((self._feature_values,), features.dtype)
+        return self._forked[: math.prod(features.shape)].reshape(features.shape)
 
 
 class TokenControl:

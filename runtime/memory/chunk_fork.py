@@ -1,0 +1,34 @@
+"""The chunk that is being filled, as questions see it: in memory, and no part of the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from vicort.runtime.memory.tiers import PageLocation
+from vicort.runtime.policies.chunk_index import ChunkEntry
+
+
+@dataclass(frozen=True)
+class ChunkFork:
+    index: int  # that the chunk will have
+    start: Fraction  # seconds
+    last: int  # number of its last unit
+    locations: tuple[PageLocation, ...]  # of its kept tokens
+    digest: np.ndarray  # [width] float32
+    next_text: int  # position of the first text token after it
+
+    @property
+    def units(self) -> list[int]:
+        """Numbers of the units of which anything is kept, ascending."""
+        return sorted({location.page.unit for location in self.locations})
+
+    def locations_of(self, units: Sequence[int]) -> list[PageLocation]:
+        return [location for location in self.locations if location.page.unit in units]
+
+    def entry(self) -> ChunkEntry:
+        """As retrieval sees it."""
+        return ChunkEntry(self.index, self.units, len(self.locations), self.last)

@@ -1,0 +1,97 @@
+"""A question leaves no trace: what the stream remembers and answers later is the same without it.
+
+And a question about a moment gets the answer of a stream that ends then.
+"""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.fake_engines import FakeEngineSet
+from support.remembered import remembered
+from support.sizes import examples
+from support.streams import frames
+from support.systems import FULL, system
+
+from vicort.runtime.core import Question, Sampling
+from vicort.runtime.policies.system import known_systems, load_system
+from vicort.runtime.session import Session
+
+SHORT = Sampling(max_tokens=2)
+ASK = "what color was the circle?"
+DROPPING = "{policy: chunk-intra, threshold: 0.2}"
+SMALL = "{device_mb: 1.1, host_mb: 0.02, when_full: drop-oldest}"
+THINNED = "{device_mb: 1.1, when_full: thin-evenly}"
+SYSTEMS = {
+    name: published for name in known_systems() if not (published := load_system(name)).text.joins
+} | {
+    "full": system(**FULL),
+    "spilling": system(drop=DROPPING, memory=SMALL),
+    "thinned": system(retrieval="{policy: even-units, units: 3}", memory=THINNED),
+    "sliding": system(ingest="{policy: sliding-window, chunks: 2}", retrieval="{policy: all}"),
+    "distinct chunks": system(
+        drop=DROPPING, retrieval="{policy: distinct-chunks, units: 5}", memory=SMALL
+    ),
+}
+# which read the same whether a chunk is full or not, until something is evicted
+ALIKE = ("distinct", "full-history", "simplestream", "uniform", "vicostream", "full")
+TIMES = st.lists(st.integers(0, 70), max_size=6)  # quarters of a second
+
+
+def asked(at: int, conversation: str | None = None) -> Question:
+    return Question(ASK, Fraction(at, 4), conversation=conversation, sampling=SHORT)
+
+
+def engines(**changes) -> FakeEngineSet:
+    return FakeEngineSet(seed=1, layers=2, **changes)
+
+
+def streamed(engines, chosen, count, questions, overlap):
+    """What is remembered at the end of a stream, its last answer, and the answers before."""
+    with Session(engines, chosen, overlap=overlap, sampling=SHORT) as session:
+        futures = [session.submit(each) for each in questions]
+        for frame in frames(count):
+            session.push(frame)
+        session.finish()
+        answers = [each.result() for each in futures]
+        state = remembered(session)
+        last = session.ask(ASK)
+        values = (last.text, last.probability, last.first_probability, last.read, last.tokens_read)
+        return state, values, answers
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@settings(max_examples=examples(18), deadline=None)
+@given(
+    st.integers(1, 36),
+    st.lists(st.tuples(st.integers(0, 70), st.sampled_from([None, "a"])), min_size=1, max_size=6),
+    st.booleans(),
+    st.sampled_from([60, 1 << 20]),
+)
+def test_questions_leave_no_trace(name, count, questions, overlap, positions):
+    """Whatever their number, times and conversations, also where time is re-based."""
+    chosen = SYSTEMS[name]
+    if chosen.overflow.refuses:
+        positions = 1 << 20
+    toy = engines(max_position=positions)
+    plain, with_questions = (
+        streamed(toy, chosen, count, each, overlap)[:2]
+        for each in ([], [asked(*question) for question in questions])
+    )
+    assert with_questions == plain
+
+
+@pytest.mark.parametrize("name", ALIKE)
+@settings(max_examples=examples(18), deadline=None)
+@given(st.integers(2, 30), st.lists(st.integers(0, 60), max_size=3), st.booleans())
+def test_a_question_gets_the_answer_of_a_stream_that_ends_then(name, count, earlier, overlap):
+    chosen, toy = SYSTEMS[name], engines()
+    at = 2 * (count - 1)
+    more = [asked(each) for each in earlier if each <= at]
+    *_, answers = streamed(toy, chosen, count + 9, [*more, asked(at)], overlap)
+    _, (*values, read, tokens_read), _ = streamed(toy, chosen, count, [], overlap)
+    answer = answers[-1]
+    assert [answer.text, answer.probability, answer.first_probability] == values
+    assert (answer.read, answer.tokens_read) == (read, tokens_read)
+    assert answer.seen_until == Fraction(count - 1, 2)
