@@ -82,17 +82,18 @@ def by_load(
             freshness=freshness,
         ) as stream:
             stream.push_chunks(chunks)
-            ask_at_every_cut(stream)
+            ask_at_every_unit(stream)
             result[name] = _under(stream, load, questions)
     return result
 
 
-def ask_at_every_cut(stream: VicortStream) -> None:
-    """Asks after each number of units that a chunk can have: what an engine compiles at a new shape
-    must not fall into a first token that counts."""
+def ask_at_every_unit(stream: VicortStream) -> None:
+    """Asks after each number of units of a chunk, and while it is full: what an engine compiles at
+    a new shape must not fall into a first token that counts. To be called between two chunks."""
     for units in range(1, CHUNK_FRAMES // UNIT_FRAMES + 1):
         stream.push(stream.next_frames(units * UNIT_FRAMES))
         stream.ask(QUESTIONS[units % len(QUESTIONS)])
+        stream.push(stream.next_frames(CHUNK_FRAMES - units * UNIT_FRAMES))
 
 
 def _under(stream: VicortStream, load: Load, questions: int) -> dict[str, Any]:

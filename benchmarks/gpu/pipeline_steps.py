@@ -318,7 +318,7 @@ def _questions(work: PipelineSetup, freshness: Freshness) -> dict[str, Any]:
     )
     with work.stream(overlap=True, freshness=freshness) as stream:
         stream.push_chunks(AMOUNT.filled)
-        first_token.ask_at_every_cut(stream)
+        first_token.ask_at_every_unit(stream)
         idle = between_tokens(stream.session, AMOUNT.answers, AMOUNT.answer_tokens)
         with first_token.running(stream, first_token.at_full_rate):
             loaded = between_tokens(stream.session, AMOUNT.answers, AMOUNT.answer_tokens)

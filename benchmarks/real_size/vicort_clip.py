@@ -51,6 +51,7 @@ def run_vicort(job: ClipJob, folder: Path) -> dict[str, Any]:
             asked = time.perf_counter()
             answer = session.submit(Question(QUESTION, at=session.now)).result()
             ended = time.perf_counter()
+            session.finish()
     times = RunTimes(
         load=opened - start,
         streamed_frames=len(streamed),

@@ -11,6 +11,7 @@ import numpy as np
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.devices.device import Array, Device, Preprocessing, Stream, StreamEvent
 from vicort.runtime.engines.engine import Engine
+from vicort.runtime.frame_grid import Grid
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.policies.drop import Drop
 from vicort.runtime.stages.job import Job
@@ -27,9 +28,10 @@ class Preprocess:
         self._preprocessor = preprocessor
 
     def run_in_stream(self, job: Job) -> None:
-        first = UNIT_FRAMES * job.chunk.encoded
-        if images := [frame.image for frame in job.chunk.frames[first:]]:
-            self._preprocessor(images, job.buffers.frames_of(job.chunk)[first:], self.stream)
+        new = job.chunk.frames[UNIT_FRAMES * job.chunk.encoded :]
+        if images := [frame.image for frame in new]:
+            frames = job.buffers.frames_of(job.chunk)[: len(images)]
+            self._preprocessor(images, frames, self.stream)
         job.chunk = replace(
             job.chunk, frames=tuple(frame.without_image() for frame in job.chunk.frames)
         )
@@ -61,26 +63,32 @@ class Vision:
         self._device = device
         self._urgency = device.urgency
         self._cut_in = cut_in and device.urgency.holds_back
-        self._forked: Array | None = None  # units of the newest fork, flat
+        self._forked: Array | None = None  # see `_forked_units`
 
     def run_in_stream(self, job: Job) -> None:
         chunk, buffers = job.chunk, job.buffers
         frames, features = buffers.frames_of(chunk), buffers.features_of(chunk)
+        new = chunk.units - chunk.encoded
+        # at the start of both, because engines take addresses of a certain alignment
+        self._encode(frames[: UNIT_FRAMES * new], features[:new], chunk.grid)
+        if chunk.forked or chunk.encoded:
+            units = self._forked_units(features)
+            self._device.copy(units[chunk.encoded :], features[:new], self.stream)
         if chunk.encoded:
-            forked = self._forked_units(features)
-            self._device.copy(features[: chunk.encoded], forked[: chunk.encoded], self.stream)
-        step = 1 if self._cut_in else chunk.units
-        for unit in range(chunk.encoded, chunk.units, step):
+            self._device.copy(features, units, self.stream)
+
+    def _encode(self, frames: Array, features: Array, grid: Grid) -> None:
+        units = features.shape[0]
+        step = 1 if self._cut_in else max(units, 1)
+        for unit in range(0, units, step):
             if unit:
                 self._urgency.wait_for_urgent_work()
             own = frames[UNIT_FRAMES * unit : UNIT_FRAMES * (unit + step)]
-            self._encoder.encode(own, features[unit : unit + step], chunk.grid, self.stream)
-        if chunk.forked and chunk.units > chunk.encoded:
-            forked = self._forked_units(features)
-            self._device.copy(forked[chunk.encoded :], features[chunk.encoded :], self.stream)
+            self._encoder.encode(own, features[unit : unit + step], grid, self.stream)
 
     def _forked_units(self, features: Array) -> Array:
-        """[U,P,width] where units that were encoded for a fork stay until their chunk is full."""
+        """[U,P,width], as `features`: units of the chunk that is being filled, which stay here from
+        the first fork that encodes them until the chunk is full."""
         if self._forked is None:
             self._forked = self._device.empty((self._feature_values,), features.dtype)
         return self._forked[: math.prod(features.shape)].reshape(features.shape)

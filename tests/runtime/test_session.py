@@ -189,27 +189,6 @@ def test_a_question_sees_every_frame_that_has_come_and_nothing_later(at, seen):
     assert answer.read == ((Fraction(0), Fraction(seen)),)
 
 
-@pytest.mark.parametrize("overlap", [True, False])
-# the rule of "dropping" is one for chunks, which are cut elsewhere
-@pytest.mark.parametrize("name", [name for name in SYSTEMS if name != "dropping"])
-def test_what_is_stored_does_not_depend_on_questions_about_half_units(name, overlap):
-    """All tokens of a unit are stored at the positions at which they would be without the question;
-    chunks may be cut elsewhere."""
-
-    def stored(asked):
-        with Session(FakeEngineSet(seed=2), SYSTEMS[name], overlap=overlap) as session:
-            for at in asked:
-                session.submit(question(at, id=str(at)))
-            for frame in frames(30):
-                session.push(frame)
-            session.finish()
-            memory = session.inspect().memory
-            return {unit: memory.positions(unit).tolist() for unit in memory.tiers.units}
-
-    halves = stored(["1.2", "5.1", "9.0"])
-    assert halves == stored(["0.6", "4.6", "8.6"])
-
-
 @pytest.mark.parametrize("system_name", ["full", "latest", "even"])
 @pytest.mark.parametrize(
     ("times", "at", "seen"),
@@ -327,13 +306,22 @@ def test_every_frame_at_its_own_rate_is_never_repeated():
     assert sum(each.tokens for each in chunks(events)) == 3 * 4
 
 
-def test_the_chunk_being_filled_is_cut_at_a_question_and_no_frame_is_lost():
-    events, summary = run(frames(20), [question("2.5")], system(**FULL))
-    assert [(c.frames, c.start, c.end) for c in chunks(events)][:2] == [
-        (6, 0, Fraction(5, 2)),
-        (8, 3, Fraction(13, 2)),
+def test_chunks_end_where_they_end_without_questions_and_no_frame_is_lost():
+    events, summary = run(frames(20), [question("2.5"), question("5.25")], system(**FULL))
+    assert [(c.index, c.frames, c.start, c.end) for c in chunks(events)] == [
+        (0, 8, 0, Fraction(7, 2)),
+        (1, 8, 4, Fraction(15, 2)),
+        (2, 4, 8, Fraction(19, 2)),
     ]
-    assert summary.frames == sum(c.frames for c in chunks(events)) == 20
+    assert summary.frames == 20
+
+
+def test_each_unit_is_encoded_once_but_for_half_units_of_questions():
+    """At 1.25 and 3.25 s the newest frame is half a unit: it is encoded again as a whole one."""
+    engines = FakeEngineSet()
+    run(frames(16), [question(at) for at in ("1.25", "1.5", "1.5", "3.25")], system(), engines)
+    assert [run["frames"][0] // 2 for run in engines.vision.runs] == [2, 1, 2, 1, 4]
+    assert [run["features"][0] for run in engines.tokens.runs] == [2, 2, 4, 4, 4]
 
 
 def test_later_frames_never_change_an_earlier_answer():

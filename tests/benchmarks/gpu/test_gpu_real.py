@@ -301,12 +301,24 @@ def test_questions_idle_and_while_ingesting(built: Lab) -> None:
     assert ("complete", loads[2]) not in [(g["freshness"], g["load"]) for g in found["goals"]]
 
 
-def test_every_number_of_units_is_run_before_a_question_counts(built: Lab) -> None:
-    chunks: list[int] = []
+def test_every_number_of_units_is_run_before_a_question_counts(built: Lab, monkeypatch) -> None:
+    units: dict[str, set[int]] = {"vision": set(), "tokens": set()}
+
+    def note(enqueue, graph):
+        def noted(bindings, stream):
+            units[graph].add(bindings["features"].shape[0])
+            return enqueue(bindings, stream)
+
+        return noted
+
     with gpu_real.pipeline_setup(built, "toy", SIDE) as work, work.stream(overlap=True) as stream:
-        first_token.ask_at_every_cut(stream)
-        chunks += [event.frames for event in stream.watch.chunks]
-    assert {frames // 2 for frames in chunks} >= set(range(1, 9))
+        for graph in units:
+            engine = work.engines.engine(graph)
+            monkeypatch.setattr(engine, "enqueue", note(engine.enqueue, graph))
+        first_token.ask_at_every_unit(stream)
+        chunks = [event.frames for event in stream.watch.chunks]
+    assert units == {"vision": set(range(1, 9)), "tokens": set(range(1, 9))}
+    assert set(chunks) == {16}
 
 
 class Talker:
@@ -435,7 +447,7 @@ def test_letterboxing_on_a_device_gives_what_pil_gives() -> None:
 def test_tables_hold_what_passed_and_nothing_else(
     built: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(first_token, "ask_at_every_cut", lambda stream: None)  # which takes long
+    monkeypatch.setattr(first_token, "ask_at_every_unit", lambda stream: None)  # which takes long
     steps = {
         "3b-stages": gpu_real.stages(built, "toy", SIDE),
         "3b-pipeline": gpu_real.pipeline(built, "toy", SIDE),

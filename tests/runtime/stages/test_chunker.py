@@ -1,5 +1,7 @@
 """The chunker: every frame once, in order, units whole, numbering without holes."""
 
+from copy import copy
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -26,8 +28,14 @@ def one_grid(height: int, width: int) -> Grid:
 
 def play(chunker: Chunker, step: str, count: int) -> Chunk | None:
     if step == "fork":
-        half = chunker.fork()
-        assert half is None or (half.forked, half.units, half.repeated) == (True, 1, 1)
+        pending, moment = chunker.pending, chunker.moment
+        fork = chunker.fork()
+        assert (chunker.pending, chunker.moment) == (pending, moment)
+        assert (fork is not None) == (pending > 0)
+        if fork:
+            assert fork.forked
+            assert fork.units == -(-pending // UNIT_FRAMES)
+            assert 0 <= fork.encoded <= fork.units
         return None
     return {"cut": chunker.cut, "hold": chunker.hold}.get(step, lambda: chunker.add(frame(count)))()
 
@@ -71,6 +79,28 @@ def test_every_frame_once_in_whole_numbered_units(chunk_frames: int, steps: list
         assert [chunk.repeated for chunk in chunks[:-1]] == [0] * (len(chunks) - 1)
         assert sum(chunk.repeated for chunk in chunks) == count % UNIT_FRAMES
         assert all(frame.index // UNIT_FRAMES == k // UNIT_FRAMES for k, frame in enumerate(frames))
+
+
+@given(st.integers(1, 5).map(lambda units: units * UNIT_FRAMES), STEPS, st.booleans())
+def test_a_fork_is_what_the_end_of_the_stream_would_give(chunk_frames, steps, encodes_once) -> None:
+    """And each unit is encoded once, but half a unit, which is completed by a repeat."""
+    steps = [step for step in steps if step != "cut"]
+    chunker = Chunker(chunk_frames, one_grid, encodes_once)
+    twin, known = Chunker(chunk_frames, one_grid), 0
+    for count, step in enumerate(steps):
+        if step != "fork":
+            chunk = play(chunker, step, count)
+            assert (chunk.frames if chunk else None) == getattr(
+                play(twin, step, count), "frames", None
+            )
+            if chunk:
+                assert chunk.encoded == known
+                known = 0
+        elif fork := chunker.fork():
+            ended = copy(twin).flush()
+            assert replace(fork, forked=False, encoded=0) == ended
+            assert fork.encoded == known
+            known = chunker.pending // UNIT_FRAMES if encodes_once else 0
 
 
 def test_one_frame_is_completed_by_its_repeat() -> None:
