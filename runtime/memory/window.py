@@ -32,8 +32,9 @@ class RecentWindow:
     def leaving(self, newest: int) -> list[int]:
         """Numbers of the chunks that leave once unit `newest` is there.
 
-        A chunk leaves once a full window of units follows it, so chunks that questions cut short
-        do not shrink the window.
+        A chunk leaves once a full window of units follows it, so short chunks do not shrink the
+        window. A chunk is short at the end of frames of one size, and at a question that joins the
+        stream.
         """
         if self._units is None:
             return []

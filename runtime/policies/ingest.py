@@ -23,7 +23,7 @@ class Ingest(Policy):
         """How many of the latest chunks the next one attends to; None: all that memory holds.
 
         Where chunks that leave the window are evicted or go to long-term memory, the window is
-        counted in units, so that chunks cut short by questions do not shrink it: see `Memory`.
+        counted in units, so that short chunks do not shrink it: see `RecentWindow`.
         """
         raise NotImplementedError
 
