@@ -122,8 +122,7 @@ class Answerer:
         if memory.system.text.joins:
             needed = len(self.prompt.question(question.text)) + question.sampling.max_tokens + 1
             memory.keep_text_in_range(needed, prefill.stream)
-        words = np.asarray(self.prompt.words(question.text), np.int32)
-        digest = self.engines.embedding[words].mean(axis=0)
+        digest = self._query(question)
         fork = memory.fork() if forked else None
         units = memory.choose(digest, fork)
         deferred = tuple(prefill.deferred)
@@ -149,6 +148,14 @@ class Answerer:
             memory_from=memory_from,
             ready=prefill.stream.record(),
         )
+
+    def _query(self, question: Question) -> np.ndarray:
+        """[width] float32: the mean embedding that retrieval compares with chunks."""
+        alone = self.memory.system.retrieval.query_tokens == "question"
+        read = self.prompt.words if alone else self.prompt.question
+        tokens = np.asarray(read(question.text), np.int32)
+        query: np.ndarray = self.engines.embedding[tokens].mean(axis=0)
+        return query
 
     def append_to_stream(self, pages: Sequence[Page], slots: Sequence[int], end: int) -> None:
         """A question and its answer become part of the stream.

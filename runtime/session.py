@@ -157,23 +157,27 @@ class Session:
     ) -> None:
         """Allocate all memory, build the stages, and cache the prompt.
 
-        fps: frames a second to take, None = the rate that the model was trained with, "source" =
-        every frame. threads: of preprocessing, None = all that the process may use. freshness: what
-        a question sees: "complete" = every frame until its time, for which it waits until they are
-        in memory; "now" = what is in memory already, for which it waits for no chunk but the one
-        that is being written. shared_vision: of these engines, whose other sessions' units are
-        encoded in the same runs. on_event gets each ChunkEvent, Answer and Spoken as it happens,
-        from the session's own threads, one at a time; an error that it raises is logged once for
-        each kind, counted in the summary, and does not end the stream. memory: budgets that replace
-        the system's. system_prompt: None = the chat template's own. max_questions: that may wait
-        for their answers. Raises MemoryBudgetError if the budget does not hold one chunk,
-        EngineError for a damaged generation_config.json.
+        fps: frames a second to take, None = the system's, which is that of the model's training
+        where it names none, "source" = every frame. threads: of preprocessing, None = all that the
+        process may use. freshness: what a question sees: "complete" = every frame until its time,
+        for which it waits until they are in memory; "now" = what is in memory already, for which it
+        waits for no chunk but the one that is being written. shared_vision: of these engines, whose
+        other sessions' units are encoded in the same runs. on_event gets each ChunkEvent, Answer
+        and Spoken as it happens, from the session's own threads, one at a time; an error that it
+        raises is logged once for each kind, counted in the summary, and does not end the stream.
+        memory: budgets that replace the system's. system_prompt: None = the chat template's own.
+        max_questions: that may wait for their answers. Raises MemoryBudgetError if the budget does
+        not hold one chunk, EngineError for a damaged generation_config.json.
         """
         check_session(system, fps, sampling, trace, on_event, memory)
         check_freshness(freshness)
         check_shared_vision(shared_vision, engines)
         model = engines.manifest.model
-        rate = None if fps == "source" else as_rate(model.fps if fps is None else fps)
+        rate = (
+            None
+            if fps == "source"
+            else as_rate(system.frame_rate(model.fps) if fps is None else fps)
+        )
         self.model = model
         self._generation = read_generation(engines.folder)
         self._sampling = (sampling or Sampling()).over(self._generation)
@@ -219,7 +223,12 @@ class Session:
         self._sampler = Sampler(rate)
         # patches that move are chosen with the whole chunk
         encodes_once = system.drop.pruning is None
-        self._chunker = Chunker(self._chunk_frames, model.grid, encodes_once)
+        self._chunker = Chunker(
+            self._chunk_frames,
+            model.grid,
+            repeats=system.frames.repeat,
+            encodes_once=encodes_once,
+        )
         self._lag = lag_policy(on_lag, self._pipeline)
         self._drivers: Executor = (
             ThreadPoolExecutor(ANSWERS_AT_ONCE, "answer") if overlap else _InlineExecutor()

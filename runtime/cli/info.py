@@ -213,7 +213,8 @@ def _system(
 ) -> SystemInfo:
     try:
         fitted = check_system(load_system(name), folder, manifest, machine, request)
-        return SystemInfo(fitted.event(manifest.model.fps), fitted.given_up)
+        rate = fitted.system.frame_rate(manifest.model.fps)
+        return SystemInfo(fitted.event(rate), fitted.given_up)
     except VicortError as error:
         return SystemInfo(None, str(error))
 

@@ -205,7 +205,7 @@ def show_plan(options: Options) -> int:
     fitted = check_system(
         system, folder, read_manifest(folder), found.machine, request, options.system_prompt
     )
-    rate = None if options.fps == "source" else float(options.fps or found.fps)
+    rate = None if options.fps == "source" else float(options.fps or system.frame_rate(found.fps))
     if found.missing:
         raise EngineError(f"{folder} does not run here: {found.missing}")
     print_safely(*lines(found))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from numpy.typing import DTypeLike
 
 from vicort.runtime.argument_kinds import checked_real, checked_whole
-from vicort.runtime.core import UNIT_FRAMES, MemoryEvent
+from vicort.runtime.core import MemoryEvent
 from vicort.runtime.devices.machine_memory import MachineMemory
 from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.errors import ConfigError, HostBudgetError, MemoryBudgetError
@@ -26,6 +26,7 @@ from vicort.runtime.memory.long_term.protocols import LongTermSize
 from vicort.runtime.memory.memory_plan import (
     LeastPages,
     MemoryPlan,
+    chunk_units,
     host_tier_pages,
     pages_in,
     too_small,
@@ -83,8 +84,9 @@ class FittedSystem:
 
     def event(self, fps: float | None) -> MemoryEvent:
         """fps: frames a second that are taken; None = not known."""
-        seconds = None if fps is None or self.units is None else self.units * UNIT_FRAMES / fps
-        return MemoryEvent(*self.budget, seconds)
+        if fps is None or self.units is None:
+            return MemoryEvent(*self.budget, None)
+        return MemoryEvent(*self.budget, self.units / self.system.units_a_second(fps))
 
 
 def fit_budget(
@@ -222,9 +224,9 @@ class _Fit:
         if least.least > pages:
             raise too_small(least, self.bytes_of_page, model, system, device_mb)
         units = (pages - least.total + least.recalled) // self._unit_pages
-        chunk_units = (system.chunk_frames or model.chunk_frames) // UNIT_FRAMES
-        retrieval = system.retrieval.limited(max(units, fewest), chunk_units)
-        fewer = retrieval.max_units(chunk_units)
+        of_chunk = chunk_units(system, model)
+        retrieval = system.retrieval.limited(max(units, fewest), of_chunk)
+        fewer = retrieval.max_units(of_chunk)
         return (
             system.with_(retrieval=retrieval),
             f"with {device_mb:g} MB, questions of system {system.name} read at most {fewer} units "
@@ -250,7 +252,7 @@ class _Fit:
 
     @property
     def _chunk_units(self) -> int:
-        return self._model.chunk_frames // UNIT_FRAMES
+        return chunk_units(self._system, self._model)
 
     @property
     def _unit_pages(self) -> int:
@@ -259,7 +261,10 @@ class _Fit:
     @property
     def _history_mb(self) -> float:
         """Of `memory.hours`, nothing dropped."""
-        units = self._system.memory.hours * 3600 * self._model.fps / UNIT_FRAMES
+        system = self._system
+        units = (
+            system.memory.hours * 3600 * system.units_a_second(system.frame_rate(self._model.fps))
+        )
         return units * self._unit_pages * self.bytes_of_page / 1e6
 
     @property

@@ -82,6 +82,7 @@ class Memory:
         self._reader_bytes = 0  # that readers of questions moved, and chunks that left the window
         self._stream_reader = self._new_stream_reader()
         self._fork: ChunkFork | None = None
+        self._newest_chunk = 0  # index of the chunk that has come
 
     # ---- what the stream writes ----
 
@@ -142,10 +143,12 @@ class Memory:
         last = chunk.first_unit + chunk.units - 1
         self._fork = ChunkFork(chunk.index, chunk.start, last, tuple(locations), digest, next_text)
 
-    def drop_fork(self) -> None:
-        """The next chunk comes."""
+    def begin_chunk(self, chunk: Chunk) -> None:
+        """The next chunk comes, or a fork of it: the fork before is over."""
         self.tiers.drop_fork()
         self._fork = None
+        if not chunk.forked:
+            self._newest_chunk = chunk.index
 
     def append_text(
         self, pages: Sequence[Page], slots: Sequence[int], end: int, stream: Stream
@@ -179,13 +182,18 @@ class Memory:
 
     # ---- what a run of the language graph reads ----
 
-    def ingest_table(self, besides: Sequence[int] = (), without: Collection[int] = ()) -> PageTable:
-        """What the next chunk attends to: the prompt, appended text, and the chunks that the
-        system's ingest policy shows it.
+    def ingest_table(self, besides: Sequence[int] = ()) -> PageTable:
+        """What the chunk that has come attends to: the prompt, appended text, and the chunks that
+        the system's ingest policy shows it.
 
-        besides: further slots that are read, those of what is being said. without: chunks that are
-        not.
+        besides: further slots that are read, those of what is being said.
         """
+        return self._ingest_table(self._newest_chunk, besides, ())
+
+    def _ingest_table(
+        self, index: int, besides: Sequence[int], without: Collection[int]
+    ) -> PageTable:
+        """index: of the chunk that reads it. without: chunks that are not read."""
         window = None if self._window.holds_all_pages else self.system.ingest.window
         latest = list(itertools.islice(reversed(self.chunks), window))
         latest = [chunk for chunk in latest if chunk.chunk not in without]
@@ -196,16 +204,17 @@ class Memory:
             for location in self.tiers.locations(unit)
             if location.on_device
         ]
-        shared = [*self._prompt, *itertools.chain(*self._texts), *held]
+        prompt = self._prompt if self.system.ingest.shows_prompt(index) else []
+        shared = [*prompt, *itertools.chain(*self._texts), *held]
         slots = [*(location.slot for location in shared), *besides]
         table = self.table(slots, self._stream_reader.table if self._stream_reader else None)
         return PageTable(table, tuple(location.page for location in shared))
 
     def fork_table(self, chunk: Chunk) -> np.ndarray:
         """The table of a chunk that is still being filled, as a question sees it: `ingest_table`,
-        without the chunks that this one would displace before it is run."""
+        without the chunks that this one would displace."""
         gone = self._displaced(chunk.first_unit + chunk.units - 1)
-        return self.ingest_table(without=gone if self.system.ingest.anchor_rule else ()).slots
+        return self._ingest_table(chunk.index, (), gone).slots
 
     def table_before(self, unit: int) -> np.ndarray:
         """The table of what came before a unit of the window: the prompt, appended text, and
@@ -421,14 +430,13 @@ class Memory:
     # ---- long-term memory ----
 
     def _leave_window(self, newest: int) -> None:
-        """Chunks that the next one does not see go to long-term memory, or are evicted."""
-        if not self._window.holds_all_pages:
+        """Chunks that the next one does not see go to long-term memory."""
+        if self.long_term is None:
             return
         for index in self._window.leaving(newest):
-            if self.long_term:
-                departing = self._window.copy_of(self.chunks[index])
-                self._reader_bytes += departing.k.nbytes + departing.v.nbytes
-                self.long_term.absorb(departing)
+            departing = self._window.copy_of(self.chunks[index])
+            self._reader_bytes += departing.k.nbytes + departing.v.nbytes
+            self.long_term.absorb(departing)
             self.tiers.evict(list(self.chunks[index].units))
         self._renew()
 

@@ -44,7 +44,8 @@ class LeastPages:
         def pages(tokens: int) -> int:
             return math.ceil(tokens / model.page_tokens)
 
-        chunk_pages = model.chunk_frames // UNIT_FRAMES * unit_pages(model)
+        chunk_pages = chunk_units(system, model) * unit_pages(model)
+        engine_chunk_pages = model.chunk_frames // UNIT_FRAMES * unit_pages(model)
         prefills = system.ingest.prefills
         most, fewest = units_read(system, model)
         recalled, recalled_least = (
@@ -66,7 +67,7 @@ class LeastPages:
         return LeastPages(
             stream=pages(prompt_tokens) + window * chunk_pages + text,
             fixed=pages(prompt_tokens) + text,
-            spare=SPARE_CHUNKS * chunk_pages if prefills else 0,
+            spare=SPARE_CHUNKS * engine_chunk_pages if prefills else 0,
             questions=QUESTIONS_AT_ONCE * question,
             recalled=recalled,
             recalled_least=recalled_least,
@@ -135,9 +136,14 @@ def too_small(
 
 def units_read(system: System, model: ModelSpec) -> tuple[int | None, int]:
     """The most units that a question reads, None = all, and the lowest that this can be set to."""
-    chunk_units = (system.chunk_frames or model.chunk_frames) // UNIT_FRAMES
-    most = system.retrieval.max_units(chunk_units)
-    return most, min(system.retrieval.min_units(chunk_units), most or 0)
+    of_chunk = chunk_units(system, model)
+    most = system.retrieval.max_units(of_chunk)
+    return most, min(system.retrieval.min_units(of_chunk), most or 0)
+
+
+def chunk_units(system: System, model: ModelSpec) -> int:
+    """Temporal units of a full chunk."""
+    return (system.chunk_frames or model.chunk_frames) // UNIT_FRAMES
 
 
 def unit_pages(model: ModelSpec) -> int:

@@ -6,10 +6,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.policies.policy import MAX_COUNT, Policy
 
 AnchorRule = Literal["refresh", "reuse"]  # see `SlidingWindow`
+# which chunks attend to the prompt: all; those that follow it so closely that it is one of the
+# forwards they see, as the last `chunks` chunks are; the first one alone
+PromptRule = Literal["always", "recent", "first"]
 
 
 class Ingest(Policy):
@@ -26,6 +28,10 @@ class Ingest(Policy):
         counted in units, so that short chunks do not shrink it: see `RecentWindow`.
         """
         raise NotImplementedError
+
+    def shows_prompt(self, chunk: int) -> bool:
+        """Whether the stream's `chunk`-th chunk, counted from 0, attends to the prompt."""
+        return True
 
     @property
     def anchor_rule(self) -> AnchorRule | None:
@@ -52,6 +58,14 @@ class RecentChunks(Ingest):
 
     policy: Literal["recent-chunks"] = "recent-chunks"
     chunks: int = Field(ge=0, le=MAX_COUNT)
+    sees_prompt: PromptRule = "always"
+
+    def shows_prompt(self, chunk: int) -> bool:
+        return (
+            self.sees_prompt == "always"
+            or chunk == 0
+            or (self.sees_prompt == "recent" and chunk < self.chunks)
+        )
 
     @property
     def window(self) -> int | None:
@@ -60,12 +74,12 @@ class RecentChunks(Ingest):
 
 class SlidingWindow(Ingest):
     """StreamingVLM (arXiv 2510.09608): memory holds only the last `chunks` chunks, at contiguous
-    positions after the prompt and the joined text.
+    positions after the prompt and the joined text. The window slides before a chunk is prefilled,
+    so that the chunk is the last of `chunks`, and a question reads the same window.
 
-    With `anchors` it is CodecFlow's window (arXiv 2604.06036), which slides before a chunk is
-    prefilled, so that the chunk is the last of `chunks`. The keys and values that stay are reused
-    at their new positions. Those of units with an I frame are computed again in the context of the
-    new window ("refresh") or reused like the others ("reuse").
+    With `anchors` it is CodecFlow's window (arXiv 2604.06036). The keys and values that stay are
+    reused at their new positions. Those of units with an I frame are computed again in the context
+    of the new window ("refresh") or reused like the others ("reuse").
     """
 
     policy: Literal["sliding-window"] = "sliding-window"
@@ -82,13 +96,13 @@ class SlidingWindow(Ingest):
         return self.anchors
 
 
-class LatestFrames(Ingest):
-    """SimpleStream (arXiv 2604.02317): only the latest `frames` frames are kept, and they are
+class LatestUnits(Ingest):
+    """SimpleStream (arXiv 2604.02317): only the latest `units` temporal units are kept, which are
     prefilled when a question is asked."""
 
-    policy: Literal["latest-frames"] = "latest-frames"
+    policy: Literal["latest-units"] = "latest-units"
     prefills: ClassVar[bool] = False
-    frames: int = Field(gt=0, le=MAX_COUNT, multiple_of=UNIT_FRAMES)
+    units: int = Field(gt=0, le=MAX_COUNT)
 
     @property
     def window(self) -> int | None:
@@ -96,9 +110,9 @@ class LatestFrames(Ingest):
 
     @property
     def deferred_units(self) -> int:
-        return self.frames // UNIT_FRAMES
+        return self.units
 
 
 AnyIngest = Annotated[
-    AllChunks | RecentChunks | SlidingWindow | LatestFrames, Field(discriminator="policy")
+    AllChunks | RecentChunks | SlidingWindow | LatestUnits, Field(discriminator="policy")
 ]

@@ -12,11 +12,19 @@ from vicort.runtime.errors import ConfigError
 from vicort.runtime.policies.chunk_index import IndexedChunks
 from vicort.runtime.policies.policy import MAX_COUNT, Policy
 
+# the words of a question, or all tokens that are run for it: those of the template after the video
+QueryTokens = Literal["question", "prefilled"]
+
 
 class Retrieval(Policy):
     # True: a question reads every unit, so all of memory must be on the device
     reads_everything: ClassVar[bool] = False
     compares: ClassVar[bool] = False  # whether it uses the cosines between chunks
+
+    @property
+    def query_tokens(self) -> QueryTokens:
+        """Whose mean embedding stands for a question."""
+        return "question"
 
     def choose(self, question: np.ndarray, memory: IndexedChunks) -> list[int]:
         """The units to read, ascending.
@@ -67,6 +75,11 @@ class SimilarChunks(Retrieval):
     policy: Literal["similar-chunks"] = "similar-chunks"
     top: int = Field(ge=0, le=MAX_COUNT)
     recent: int = Field(default=0, ge=0, le=MAX_COUNT)
+    query: QueryTokens = "question"
+
+    @property
+    def query_tokens(self) -> QueryTokens:
+        return self.query
 
     def choose(self, question: np.ndarray, memory: IndexedChunks) -> list[int]:
         best = set(np.argsort(-memory.cosines(question), kind="stable")[: self.top].tolist())

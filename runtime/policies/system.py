@@ -36,6 +36,7 @@ MAX_BYTES = 65_536  # of a system file
 MAX_NAME_LENGTH = 100  # characters
 MAX_MB = 16e6  # of a tier: 16 TB
 MAX_HOURS = 1e6
+MAX_FPS = 1000
 POLICY = "policy"  # the key that names a section's policy
 CHANGED = " (changed)"  # behind the name of a system with other settings
 MAX_DIGITS = 1000  # of an integer: Python converts at most 4,300 digits to text
@@ -48,6 +49,15 @@ class Section(BaseModel):
 class ChunkSize(Section):
     # None: as many as the engines take
     frames: int | None = Field(default=None, ge=UNIT_FRAMES, le=MAX_COUNT, multiple_of=UNIT_FRAMES)
+
+
+class FrameRule(Section):
+    """Which frames are taken, and what makes a temporal unit of them."""
+
+    # a second; None: as many as the model was trained with
+    fps: float | None = Field(default=None, gt=0, le=MAX_FPS)
+    # True: each frame is a unit of its own, doubled; False: two frames are one
+    repeat: bool = False
 
 
 class Text(Section):
@@ -105,6 +115,7 @@ class System(Section):
 
     name: str
     about: Any = None  # a description for readers of the file
+    frames: FrameRule = FrameRule()
     chunk: ChunkSize = ChunkSize()
     drop: AnyDrop
     ingest: AnyIngest
@@ -130,6 +141,14 @@ class System(Section):
     def chunk_frames(self) -> int | None:
         """Frames in a chunk; None: as many as the engines take."""
         return self.chunk.frames
+
+    def frame_rate(self, trained: float) -> float:
+        """Frames a second to take, where the model was trained with `trained`."""
+        return trained if self.frames.fps is None else self.frames.fps
+
+    def units_a_second(self, fps: float) -> float:
+        """Temporal units a second, of `fps` frames a second."""
+        return fps / (1 if self.frames.repeat else UNIT_FRAMES)
 
     @property
     def wants_motion(self) -> bool:

@@ -16,10 +16,16 @@ class Chunker:
     units. All frames of a chunk have the same grid of visual tokens."""
 
     def __init__(
-        self, chunk_frames: int, grid_of: Callable[[int, int], Grid], encodes_once: bool = True
+        self,
+        chunk_frames: int,
+        grid_of: Callable[[int, int], Grid],
+        *,
+        repeats: bool = False,
+        encodes_once: bool = True,
     ) -> None:
-        """grid_of: the grid of a frame of that height and width in pixels. encodes_once: whether
-        units that were encoded for a fork are not encoded again."""
+        """grid_of: the grid of a frame of that height and width in pixels. repeats: whether each
+        frame makes a unit of its own. encodes_once: whether units that were encoded for a fork are
+        not encoded again."""
         if chunk_frames < UNIT_FRAMES or chunk_frames % UNIT_FRAMES:
             raise ConfigError(
                 f"a chunk of {chunk_frames} frames: it must hold whole units of {UNIT_FRAMES} "
@@ -27,6 +33,7 @@ class Chunker:
             )
         self.chunk_frames = chunk_frames
         self._grid_of = grid_of
+        self._times = UNIT_FRAMES if repeats else 1  # that each frame is in its chunk
         self._encodes_once = encodes_once
         self._grid: Grid | None = None  # of the pending frames
         self._frames: list[Frame] = []
@@ -43,7 +50,9 @@ class Chunker:
         raises."""
         if not self._frames:
             return False
-        return self._grid_for(frame) != self._grid or self.pending == self.chunk_frames - 1
+        return (
+            self._grid_for(frame) != self._grid or self.pending + self._times == self.chunk_frames
+        )
 
     def add(self, frame: Frame) -> Chunk | None:
         """Returns the chunk that this frame completes, or that it closes because it has another
@@ -54,7 +63,7 @@ class Chunker:
         grid = self._grid_for(frame)
         closed = self.flush() if grid != self._grid else None
         self._grid = grid
-        self._frames.append(frame)
+        self._frames += [frame] * self._times
         full = len(self._frames) == self.chunk_frames
         return closed or (self._take(self.chunk_frames) if full else None)
 

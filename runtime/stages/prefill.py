@@ -90,7 +90,7 @@ class Prefill:
 
     def _prefill(self, job: Job) -> None:
         chunk, memory = job.chunk, self._memory
-        memory.drop_fork()
+        memory.begin_chunk(chunk)
         memory.timeline.begin(chunk.start)
         if self._ingest.slides:
             self._slide(chunk)
@@ -123,11 +123,9 @@ class Prefill:
         return queries.copy()
 
     def _slide(self, chunk: Chunk) -> None:
-        """Close the gap that evicted chunks leave after the prompt.
-
-        Where the system has anchors, the chunks that this one displaces are evicted first.
-        """
-        evicted = self._anchors is not None and self._memory.slide(chunk)
+        """Evict the chunks that this one displaces, and close the gap that they leave after the
+        prompt."""
+        evicted = self._memory.slide(chunk)
         self._memory.close_gaps(self.stream)
         if self._anchors and evicted:
             self._anchors.refresh(self.stream)
@@ -154,7 +152,7 @@ class Prefill:
             return
         timeline = memory.timeline.fork(chunk.frames[-UNIT_FRAMES].time)
         positions = _positions(timeline, chunk)[job.indices]
-        memory.drop_fork()
+        memory.begin_chunk(chunk)
         table = memory.fork_table(chunk)
         out = self._language(None, [job.rows], positions, table, self.stream) if job.kept else None
         memory.write_fork(

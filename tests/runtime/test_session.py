@@ -158,7 +158,7 @@ SYSTEMS = {
         retrieval="{policy: even-units, units: 3}",
         memory="{device_mb: 0.92, when_full: thin-evenly}",
     ),
-    "latest": system(ingest="{policy: latest-frames, frames: 4}", retrieval="{policy: all}"),
+    "latest": system(ingest="{policy: latest-units, units: 2}", retrieval="{policy: all}"),
 }
 
 

@@ -99,7 +99,7 @@ SYSTEMS = {
     "dropping": system(drop="{policy: chunk-intra, threshold: 0.2}"),
     "ratio": system(drop="{policy: chunk-intra, keep: 0.5}"),
     "spilling": system(memory="{device_mb: 0.95, host_mb: 0.02, when_full: drop-oldest}"),
-    "latest": system(ingest="{policy: latest-frames, frames: 4}", retrieval="{policy: all}"),
+    "latest": system(ingest="{policy: latest-units, units: 2}", retrieval="{policy: all}"),
     "motion": system(drop=MOTION),
 }
 

@@ -54,8 +54,13 @@ class PlainWindow:
 
     def chunk(self, video):
         """Frames of one chunk."""
-        self._move_up()
         m = self.engines.model
+        self.units += len(video) // 2
+        kept = CHUNKS * m.chunk_frames // 2
+        self.runs = [
+            run for run in self.runs if run.kind != "vision" or self.units - run.last < kept
+        ]
+        self._move_up()
         rows = self.engines.vision.function(frames=np.stack([frame.image for frame in video]))[
             "features"
         ].reshape(-1, m.width)
@@ -76,11 +81,7 @@ class PlainWindow:
                 for w in range(m.fixed_grid.columns)
             ]
         self._add("vision", rows, positions)
-        self.runs[-1].last = self.units = self.units + len(video) // 2
-        kept = CHUNKS * m.chunk_frames // 2
-        self.runs = [
-            run for run in self.runs if run.kind != "vision" or self.units - run.last < kept
-        ]
+        self.runs[-1].last = self.units
 
     def ask(self, question):
         """The answer's tokens; it joins."""

@@ -14,7 +14,7 @@ from vicort.runtime.errors import ConfigError, MemoryBudgetError
 from vicort.runtime.policies import chunk_index
 from vicort.runtime.policies.chunk_index import ChunkEntry, ChunkIndex
 from vicort.runtime.policies.drop import ChunkIntra, KeepAll
-from vicort.runtime.policies.ingest import AllChunks, LatestFrames, RecentChunks
+from vicort.runtime.policies.ingest import AllChunks, LatestUnits, RecentChunks
 from vicort.runtime.policies.overflow import DropOldest, Refuse, ThinEvenly
 from vicort.runtime.policies.retrieval import AllUnits, DistinctChunks, EvenUnits, SimilarChunks
 from vicort.runtime.policies.system import known_systems, load_system, parse_system
@@ -172,7 +172,7 @@ def test_all_units_are_all(memory):
 
 
 def test_ingest_windows():
-    assert (RecentChunks(chunks=3).window, AllChunks().window, LatestFrames(frames=4).window) == (
+    assert (RecentChunks(chunks=3).window, AllChunks().window, LatestUnits(units=4).window) == (
         3,
         None,
         0,

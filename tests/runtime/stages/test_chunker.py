@@ -85,7 +85,7 @@ def test_every_frame_once_in_whole_numbered_units(chunk_frames: int, steps: list
 def test_a_fork_is_what_the_end_of_the_stream_would_give(chunk_frames, steps, encodes_once) -> None:
     """And each unit is encoded once, but half a unit, which is completed by a repeat."""
     steps = [step for step in steps if step != "cut"]
-    chunker = Chunker(chunk_frames, one_grid, encodes_once)
+    chunker = Chunker(chunk_frames, one_grid, encodes_once=encodes_once)
     twin, known = Chunker(chunk_frames, one_grid), 0
     for count, step in enumerate(steps):
         if step != "fork":
