@@ -61,9 +61,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 TIMED: dict[str, dict[str, Any]] = {
     "speculative": {"tau_decode": None},
-    "waiting": {"tau_decode": None, "speculative": False},
+    "waiting": {"tau_decode": None, "lookahead": 1},
     "speculative, corrected": {},
-    "waiting, corrected": {"speculative": False},
+    "waiting, corrected": {"lookahead": 1},
 }
 
 
