@@ -533,22 +533,24 @@ def test_metrics_of_a_turn(
 
 
 def test_metrics_are_means_over_turns_of_each_stream_and_then_over_streams() -> None:
-    def turn(*silent: bool, correct: bool = True) -> SpokenTurn:
-        return SpokenTurn(np.array(silent), np.array([True]), np.array([correct]), np.zeros(1))
+    def turn(*silent: bool, correct: bool = True, later: int = 1) -> SpokenTurn:
+        tried = np.ones(later, bool)
+        return SpokenTurn(np.array(silent), tried, np.array([correct]), np.zeros(1))
 
     score = TurnScore()
     score.add([turn(True, False), turn(False, True, True, correct=False)], unit_seconds=0.5)
     score.add([], unit_seconds=0.5)
     other = TurnScore()
-    other.add([turn(True, True, True)], unit_seconds=0.5)
+    other.add([turn(True, True, True), turn(True, later=0)], unit_seconds=0.5)
     score += other
     assert score.report() == {
         "streams": 2,
-        "turns": 3,
+        "turns": 4,
         "too_early": 1,
         "too_late": 1,
-        "time_diff_s": 0.5,  # of (0 + 1) / 2 and 0.5
-        "fluency": round((((3 / 3) + (1 / 4)) / 2 + 2 / 4) / 2, 4),
+        "silent_and_counted_as_right": 1,
+        "time_diff_s": 0.375,  # of (0 + 1) / 2 and (0.5 + 0) / 2
+        "fluency": round((((3 / 3) + (1 / 4)) / 2 + (2 / 4 + 2 / 2) / 2) / 2, 4),
         "lm_correctness": 0.75,
         "lm_ppl": 1.0,
     }

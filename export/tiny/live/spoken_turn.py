@@ -41,6 +41,11 @@ class SpokenTurn:
         return -len(self.later)
 
     @property
+    def was_not_judged(self) -> bool:
+        """It stayed silent and counts as right, because nothing later was tried."""
+        return bool(self.silent.all()) and not len(self.later)
+
+    @property
     def correct_tokens(self) -> int:
         """Tokens before the first wrong one."""
         return len(self.correct) if self.correct.all() else int(np.argmin(self.correct))
@@ -83,6 +88,7 @@ class TurnScore:
     turns: int = 0
     early: int = 0  # turns
     late: int = 0
+    unjudged: int = 0
     streams: list[tuple[float, float, float, float]] = field(default_factory=list)
 
     def add(self, turns: Sequence[SpokenTurn], unit_seconds: float) -> None:
@@ -92,6 +98,7 @@ class TurnScore:
         self.turns += len(turns)
         self.early += sum(turn.difference > 0 for turn in turns)
         self.late += sum(turn.difference < 0 for turn in turns)
+        self.unjudged += sum(turn.was_not_judged for turn in turns)
         each = [
             (abs(turn.difference) * unit_seconds, turn.fluency, turn.correctness, turn.perplexity)
             for turn in turns
@@ -103,6 +110,7 @@ class TurnScore:
         self.turns += other.turns
         self.early += other.early
         self.late += other.late
+        self.unjudged += other.unjudged
         self.streams += other.streams
         return self
 
@@ -115,5 +123,6 @@ class TurnScore:
             "turns": self.turns,
             "too_early": self.early,
             "too_late": self.late,
+            "silent_and_counted_as_right": self.unjudged,
             **{name: mean and round(mean, 4) for name, mean in zip(names, means, strict=True)},
         }
