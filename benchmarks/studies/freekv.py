@@ -58,12 +58,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "freekv, chunks uncorrected": {"tau_prefill": None},
     "freekv, questions only": {"chunks": False},
     "freekv-64, min-max": {"budget": 64, "digest": "min-max"},
+    "freekv-64, mean-score": {"budget": 64, "group_scores": "mean-score"},
+    "freekv-64, max-score": {"budget": 64, "group_scores": "max-score"},
+    "freekv-64, mean-softmax": {"budget": 64, "group_scores": "mean-softmax"},
+    "freekv-64, lookahead 1": {"budget": 64, "lookahead": 1},
+    "freekv-64, corrected by max": {"budget": 64, "group_similarity": "max"},
 }
 TIMED: dict[str, dict[str, Any]] = {
     "speculative": {"tau_decode": None},
-    "waiting": {"tau_decode": None, "speculative": False},
+    "waiting": {"tau_decode": None, "lookahead": 1},
     "speculative, corrected": {},
-    "waiting, corrected": {"speculative": False},
+    "waiting, corrected": {"lookahead": 1},
 }
 
 

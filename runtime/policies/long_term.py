@@ -10,6 +10,18 @@ from pydantic import Field
 from vicort.runtime.policies.policy import MAX_COUNT, Policy
 
 Digest = Literal["mean-radius", "min-max"]  # how a box summarises the keys of a page
+# How the query heads of a KV head choose pages together, see `page_scores`: over what the mean or
+# the maximum of the group is taken.
+GroupScores = Literal[
+    "mean-query",
+    "max-query",
+    "mean-score",
+    "max-score",
+    "mean-softmax",
+    "max-softmax",
+    "mean-scaled-softmax",
+]
+GroupSimilarity = Literal["mean", "max"]  # of the cosines of the query heads of a KV head
 
 
 class LongTermPolicy(Policy):
@@ -41,10 +53,12 @@ class PageRecall(LongTermPolicy):
     # tokens that a KV head reads, besides the prompt and the recent window
     budget: int = Field(default=1024, gt=0, le=MAX_COUNT)
     digest: Digest = "mean-radius"
+    group_scores: GroupScores = "mean-scaled-softmax"
     chunks: bool = True  # whether chunks read long-term memory, or questions only
     tau_prefill: float | None = Field(default=0.8, ge=-1, le=1)  # see `Speculation`
     tau_decode: float | None = Field(default=0.8, ge=-1, le=1)
-    speculative: bool = True  # False: each run waits for the recall
+    group_similarity: GroupSimilarity = "mean"
+    lookahead: Literal[1, 2] = 2  # tokens from the queries that choose to the token that reads
 
 
 class KeyClusters(LongTermPolicy):

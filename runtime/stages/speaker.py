@@ -51,16 +51,18 @@ class Speaker:
         self._layout = Layout.of([policy.longest + 1], model.page_tokens)
 
     def decide(self, chunk: Chunk, logits: np.ndarray, since: int) -> None:
-        """Speak after a chunk that has just been written, unless silence is likely enough.
+        """Speak after a chunk that has just been written, unless the policy says to be silent.
+
+        Tokens that end an answer are no words: one of them is never the first.
 
         logits: [V], of the chunk's last token; since: perf_counter_ns when the chunk came.
         """
-        silence = probability(logits, self._silence)
-        if silence >= self._policy.threshold:
-            return
         words = logits.copy()
         words[self._ends] = -np.inf
         first = int(np.argmax(words))
+        silence = probability(logits, self._silence)
+        if self._policy.is_silent(silence, probability(logits, first)):
+            return
         latency_ms = (time.perf_counter_ns() - since) / 1e6
         tokens = self._say(first)
         text = self._prompt.decode(tokens)

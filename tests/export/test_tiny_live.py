@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from support.sizes import examples
 from tokenizers import Tokenizer
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vicort.export.qwen2_5_vl.adapter import read_adapter
 from vicort.export.tiny.batches import IGNORED
@@ -26,8 +27,11 @@ from vicort.export.tiny.live.evaluate_live import (
     ADAPTER,
     SETTINGS,
     VALIDATION,
+    Film,
     LiveSpeaker,
+    is_silent,
     merged,
+    true_turns,
     watch,
 )
 from vicort.export.tiny.live.lora import adapter_state, save_adapter, wrap
@@ -35,6 +39,7 @@ from vicort.export.tiny.live.scene_layout import FIRST_WORD, SILENCE, SceneLayou
 from vicort.export.tiny.live.scene_streams import SceneRecipe, compose
 from vicort.export.tiny.live.scenes import Scene, SceneTurn, Target, make_scene, make_scenes
 from vicort.export.tiny.live.score import Said, Score, poisson_interval, total, wilson
+from vicort.export.tiny.live.spoken_turn import SpokenTurn, TurnScore, units_tried_later
 from vicort.export.tiny.looks import HELD_OUT_FINISHES, Camera, Look
 from vicort.export.tiny.model import CHECKPOINT, encode_units, new_model, save_checkpoint
 from vicort.export.tiny.painter import Painter
@@ -42,6 +47,7 @@ from vicort.export.tiny.reels import MIXED, Reel, labels
 from vicort.export.tiny.tokenizer import VOCABULARY, make_tokenizer
 from vicort.export.tiny.video import letterbox
 from vicort.export.tiny.world import COLORS, SHAPES, StreamPlan, Thing, make_stream
+from vicort.runtime.policies.speech import StreamingEos
 from vicort.runtime.policies.system import load_system
 
 torch.set_num_threads(1)
@@ -426,38 +432,179 @@ def test_the_embedded_adapter_is_small_and_says_what_it_is() -> None:
     assert json.loads((ADAPTER / "adapter_config.json").read_text())["peft_type"] == "LORA"
 
 
-def threshold_in_use() -> float:
+def speech_in_use() -> StreamingEos:
     speech = load_system("videollm-online").speaks.by_itself
     assert speech is not None
-    return speech.threshold
+    return speech
 
 
 @pytest.mark.parametrize("name", ["evaluation.json", "evaluation_4_fps.json"])
 def test_the_system_has_the_threshold_that_was_chosen_for_the_adapter(name: str) -> None:
     measured = json.loads((Path(evaluate_live.__file__).parent / name).read_text())
-    assert threshold_in_use() == measured["threshold"]["silence"]
+    speech = speech_in_use()
+    assert measured["threshold"] == {"silence": speech.threshold, "rule": speech.rule}
+
+
+def adapted() -> tuple[Qwen2_5_VLForConditionalGeneration, Tokenizer]:
+    tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+    return merged(load_model(), read_adapter(ADAPTER)), tokenizer
+
+
+def film_of(model: Qwen2_5_VLForConditionalGeneration, seed: int) -> Film:
+    stream = make_stream(seed, 5, lead=1.3, tail=2.0)
+    times = [Fraction(index, 2) for index in range(4 * int(stream.duration / 2))]
+    painter = Painter(stream, 112, 112, Look(camera=Camera(strength=4.0)))
+    frames = np.stack([letterbox(painter.frame(float(time))) for time in times])
+    with torch.inference_mode():
+        features = encode_units(model, torch.from_numpy(frames.reshape(-1, 2, 112, 112, 3)))
+    return Film(stream.things, stream.duration, features, times, labels(stream, times))
 
 
 def test_the_embedded_adapter_reports_what_it_was_asked_for() -> None:
-    model, score = merged(load_model(), read_adapter(ADAPTER)), Score()
-    tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+    (model, tokenizer), score, turns = adapted(), Score(), TurnScore()
+    speech = speech_in_use()
     for seed in range(HELD_OUT + 500, HELD_OUT + 503):
-        stream = make_stream(seed, 5, lead=1.3, tail=2.0)
-        times = [Fraction(index, 2) for index in range(4 * int(stream.duration / 2))]
-        painter = Painter(stream, 112, 112, Look(camera=Camera(strength=4.0)))
-        frames = np.stack([letterbox(painter.frame(float(time))) for time in times])
-        with torch.inference_mode():
-            features = encode_units(model, torch.from_numpy(frames.reshape(-1, 2, 112, 112, 3)))
-        for thing in stream.things:
+        film = film_of(model, seed)
+        for thing in film.things:
             target = Target(f"a {thing.shape}", shape=thing.shape)
-            speaker = LiveSpeaker(model, tokenizer, threshold_in_use())
-            score.add(stream.things, target, watch(speaker, target, features, times))
-            score.seconds += stream.duration
+            speakers = [
+                LiveSpeaker(model, tokenizer, speech.threshold, speech.rule) for _ in range(2)
+            ]
+            score.add(film.things, target, watch(speakers[0], target, film))
+            score.seconds += film.seconds
+            turns.add(true_turns(speakers[1], target, film), unit_seconds=1.0)
     # The figures of held-out files are in export/tiny/README.md.
     assert score.appearances == 15
     assert score.in_time >= 13, score
     assert score.worded >= score.reported - 1
     assert score.false_alarms <= 2, score
+    report = turns.report()
+    assert report["turns"] == score.appearances
+    assert 0.8 < report["fluency"] <= 1, report
+    assert report["lm_ppl"] < 1.5, report
+
+
+@given(
+    st.lists(st.floats(-6, 6, width=32), min_size=4, max_size=6),
+    st.floats(0.05, 1),
+    st.sampled_from(["published", "threshold"]),
+)
+@settings(max_examples=examples(100))
+def test_it_is_silent_as_the_runtime_is(logits: list[float], threshold: float, rule: str) -> None:
+    chances = np.exp(logits) / np.exp(logits).sum()
+    silence, word = chances[train_live.END], np.delete(chances, train_live.END).max()
+    assume(min(abs(silence - threshold), abs(silence - word)) > 1e-5)
+    expected = StreamingEos(threshold=threshold, rule=rule).is_silent(silence, word)
+    assert is_silent(torch.tensor(logits), threshold, rule) == expected
+
+
+def plain_turn(
+    silent: list[bool], later: list[bool], correct: list[bool]
+) -> tuple[int, float, float]:
+    """Difference in units, fluency and LM-correctness, one decision and one token at a time."""
+    words = 0
+    while words < len(correct) and correct[words]:
+        words += 1
+    total = len(silent) + len(correct)
+    for unit, quiet in enumerate(silent):
+        if not quiet:
+            early = len(silent) - 1 - unit
+            right = len(silent) - early + (0 if early else words)
+            return early, right / total, words / len(correct)
+    for units, quiet in enumerate(later, start=1):
+        if not quiet:
+            return -units, (len(silent) - 1) / total, words / len(correct)
+    right = len(silent) - 1 if later else len(silent) + words
+    return -len(later), right / total, words / len(correct)
+
+
+BOOLEANS = st.lists(st.booleans(), max_size=6)
+
+
+@given(BOOLEANS.filter(len), BOOLEANS, BOOLEANS.filter(len), st.integers(0, 99))
+@settings(max_examples=examples(200))
+def test_metrics_of_a_turn(
+    silent: list[bool], later: list[bool], correct: list[bool], seed: int
+) -> None:
+    chances = np.random.default_rng(seed).uniform(0.01, 1, len(correct))
+    turn = SpokenTurn(np.array(silent), np.array(later, bool), np.array(correct), np.log(chances))
+    found = turn.difference, turn.fluency, turn.correctness
+    assert found == pytest.approx(plain_turn(silent, later, correct))
+    assert turn.perplexity == pytest.approx(np.prod(chances) ** (-1 / len(chances)))
+
+
+def test_metrics_are_means_over_turns_of_each_stream_and_then_over_streams() -> None:
+    def turn(*silent: bool, correct: bool = True, later: int = 1) -> SpokenTurn:
+        tried = np.ones(later, bool)
+        return SpokenTurn(np.array(silent), tried, np.array([correct]), np.zeros(1))
+
+    score = TurnScore()
+    score.add([turn(True, False), turn(False, True, True, correct=False)], unit_seconds=0.5)
+    score.add([], unit_seconds=0.5)
+    other = TurnScore()
+    other.add([turn(True, True, True), turn(True, later=0)], unit_seconds=0.5)
+    score += other
+    assert score.report() == {
+        "streams": 2,
+        "turns": 4,
+        "too_early": 1,
+        "too_late": 1,
+        "silent_and_counted_as_right": 1,
+        "time_diff_s": 0.375,  # of (0 + 1) / 2 and (0.5 + 0) / 2
+        "fluency": round((((3 / 3) + (1 / 4)) / 2 + (2 / 4 + 2 / 2) / 2) / 2, 4),
+        "lm_correctness": 0.75,
+        "lm_ppl": 1.0,
+    }
+    assert TurnScore().report()["fluency"] is None
+    assert [units_tried_later(4, 9), units_tried_later(4, 2), units_tried_later(1, 3)] == [3, 2, 0]
+
+
+@pytest.mark.parametrize("rule", ["published", "threshold"])
+@torch.inference_mode()
+def test_a_turn_is_what_the_model_would_do_after_the_true_stream(rule: str) -> None:
+    """Each decision and each token by a speaker of its own, which heard what was right before."""
+    model, tokenizer = adapted()
+    film, target, threshold = film_of(model, HELD_OUT + 501), Target("something"), 0.999
+    reports, units = film.reports(target), film.units()
+    ends = [0, *(unit + 1 for unit, _ in reports)]
+    turns = true_turns(LiveSpeaker(model, tokenizer, threshold, rule), target, film)
+
+    def heard(turn: int) -> LiveSpeaker:
+        """After the true stream before a turn."""
+        speaker = LiveSpeaker(model, tokenizer, threshold, rule)
+        speaker.instruct(f"say when {target.words} appears")
+        for number in range(turn):
+            for each in units[ends[number] : ends[number + 1]]:
+                speaker._after_unit(*each)
+            for token in [*tokenizer.encode(reports[number][1]).ids, train_live.END]:
+                speaker._place([token])
+        return speaker
+
+    assert len(turns) == len(reports) > 2
+    for number, turn in enumerate(turns):
+        speaker, length = heard(number), len(turn.silent)
+        assert length == ends[number + 1] - ends[number]
+        after = [speaker._after_unit(*each) for each in units[ends[number] : ends[number + 1]]]
+        assert [speaker._is_silent(logits) for logits in after] == turn.silent.tolist()
+        expected, logits = [], after[-1].clone()
+        logits[train_live.END] = -torch.inf
+        for token in [*tokenizer.encode(reports[number][1]).ids, train_live.END]:
+            expected.append(float(logits.log_softmax(-1)[token]))
+            logits = speaker._place([token])
+        np.testing.assert_allclose(turn.log_probability, expected, atol=1e-4)
+
+
+def test_units_that_are_tried_leave_no_trace() -> None:
+    model, tokenizer = adapted()
+    film, target = film_of(model, HELD_OUT + 501), Target("a star", shape="star")
+    units, found = film.units(), []
+    for later in ([], units[2:5]):
+        speaker = LiveSpeaker(model, tokenizer, 1e-9, "threshold")  # it is always silent
+        speaker.instruct(f"say when {target.words} appears")
+        turns = [speaker.turn(units[:2], "red star", later), speaker.turn(units[2:4], "cross", [])]
+        found.append([turn.log_probability for turn in turns])
+        assert turns[0].later.tolist() == [True] * len(later)
+    np.testing.assert_array_equal(np.concatenate(found[0]), np.concatenate(found[1]))
 
 
 def test_turns_are_in_the_order_of_the_stream() -> None:

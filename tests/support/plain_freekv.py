@@ -17,38 +17,56 @@ def box(keys, digest="mean-radius"):
     return centre - radius, centre + radius
 
 
-def choose(q, pages, budget, digest="mean-radius"):
+def bound(query, keys, digest):
+    """The largest product of a query [D] with a key in the box of keys [T, D]."""
+    low, high = box(keys, digest)
+    return sum(max(x * a, x * b) for x, a, b in zip(query, low, high, strict=True))
+
+
+def softmax(bounds):
+    weights = np.exp(np.array(bounds) - max(bounds))
+    return weights / weights.sum()
+
+
+def group_of_scores(queries, pages, digest, scores):
+    """The score of each page for the queries [G, D] of a group; pages: keys [T, D] of each. As the
+    public code writes it down, policy by policy."""
+    over = {"mean": np.mean, "max": np.max}[scores.split("-")[0]]
+    queries = [[float(x) for x in query] for query in queries]
+    if scores in ("mean-query", "max-query"):  # avgQ, maxQ
+        together = [over(dimension) for dimension in zip(*queries, strict=True)]
+        return np.array([bound(together, keys, digest) for keys in pages])
+    bounds = [np.array([bound(query, keys, digest) for keys in pages]) for query in queries]
+    if scores in ("mean-softmax", "max-softmax"):  # avgSM, maxSM
+        bounds = [softmax(each) for each in bounds]
+    elif scores == "mean-scaled-softmax":  # avgSdM
+        bounds = [softmax(each / len(queries[0]) ** 0.5) for each in bounds]
+    else:
+        assert scores in ("mean-score", "max-score")  # avgS, maxS
+    return np.array([over(page) for page in zip(*bounds, strict=True)])
+
+
+def choose(q, pages, budget, digest="mean-radius", scores="mean-scaled-softmax"):
     """The indices in `pages` of those to read, ascending, of each layer and KV head.
 
     q: [L, Hq, D]; pages: of each its keys [L, T, Hkv, D] -> [L][Hkv] lists
     """
-    layers, _, kv_heads, size = pages[0].shape if pages else (len(q), 0, 1, 1)
+    layers, _, kv_heads, _ = pages[0].shape if pages else (len(q), 0, 1, 1)
     group = q.shape[1] // kv_heads
     chosen = []
     for layer in range(layers):
         chosen.append([])
         for kv in range(kv_heads):
-            scores = np.zeros(len(pages))
-            for head in range(kv * group, (kv + 1) * group):
-                bounds = []
-                for keys in pages:
-                    low, high = box(keys[layer, :, kv], digest)
-                    bounds.append(
-                        sum(
-                            max(x * a, x * b)
-                            for x, a, b in zip(q[layer, head], low, high, strict=True)
-                        )
-                        / size**0.5
-                    )
-                weights = np.exp(np.array(bounds) - max(bounds))
-                scores += weights / weights.sum() / group
-            best = sorted(range(len(pages)), key=lambda page: (-scores[page], page))[:budget]
+            queries = q[layer, kv * group : (kv + 1) * group]
+            found = [page[layer, :, kv] for page in pages]
+            values = group_of_scores(queries, found, digest, scores) if pages else []
+            best = sorted(range(len(pages)), key=lambda page: (-values[page], page))[:budget]
             chosen[-1].append(sorted(best))
     return chosen
 
 
-def cosine(q, other, kv_heads):
-    """C_i: of each layer and KV head, the mean over its query heads."""
+def cosine(q, other, kv_heads, similarity="mean"):
+    """C_i: of each layer and KV head, the mean or the maximum over its query heads."""
     group = q.shape[1] // kv_heads
     similar = [
         [
@@ -57,7 +75,8 @@ def cosine(q, other, kv_heads):
         ]
         for layer, before in zip(q, other, strict=True)
     ]
-    return np.array(similar).reshape(len(q), kv_heads, group).mean(axis=-1)
+    groups = np.array(similar).reshape(len(q), kv_heads, group)
+    return groups.max(axis=-1) if similarity == "max" else groups.mean(axis=-1)
 
 
 class PlainReader:
@@ -65,13 +84,24 @@ class PlainReader:
     numbers of pages), for a layer and head."""
 
     def __init__(
-        self, kv_heads, layers, budget, tau_prefill, tau_decode, ahead=True, digest="mean-radius"
+        self,
+        kv_heads,
+        layers,
+        budget,
+        tau_prefill,
+        tau_decode,
+        lookahead=2,
+        digest="mean-radius",
+        scores="mean-scaled-softmax",
+        similarity="mean",
     ):
         self.heads = [(layer, head) for layer in range(layers) for head in range(kv_heads)]
         self.kv_heads = kv_heads
         self.budget = budget
-        self.ahead = ahead
+        self.lookahead = lookahead
         self.digest = digest
+        self.scores = scores
+        self.similarity = similarity
         self.tau = {True: tau_prefill, False: tau_decode}
         # (layer, head) -> choice: what is read now, and next
         self.reads = {}
@@ -82,7 +112,8 @@ class PlainReader:
     def choose(self, q, pages):
         """pages: {number: keys}"""
         numbers = sorted(pages)
-        chosen = choose(q, [pages[number] for number in numbers], self.budget, self.digest)
+        keys = [pages[number] for number in numbers]
+        chosen = choose(q, keys, self.budget, self.digest, self.scores)
         return {
             (layer, head): (q, [numbers[index] for index in chosen[layer][head]])
             for layer, head in self.heads
@@ -92,11 +123,12 @@ class PlainReader:
         tau = self.tau[prefill]
         if tau is None or len(pages) <= self.budget:
             return set()
-        return {
-            (layer, head)
-            for layer, head in self.heads
-            if cosine(q, self.reads[layer, head][0], self.kv_heads)[layer, head] < tau
-        }
+
+        def alike(layer, head):
+            chose, _ = self.reads[layer, head]
+            return cosine(q, chose, self.kv_heads, self.similarity)[layer, head]
+
+        return {(layer, head) for layer, head in self.heads if alike(layer, head) < tau}
 
     def correct(self, q, pages, wrong):
         again = self.choose(q, pages)
@@ -117,7 +149,7 @@ class PlainQuestion(PlainReader):
         corrected, self.corrected = self.corrected or set(), None
         self.reads |= {pair: choice for pair, choice in self.next.items() if pair not in corrected}
         self.next = self.choose(q, pages)
-        if not self.ahead:
+        if self.lookahead == 1:
             self.reads = self.next
         return False
 

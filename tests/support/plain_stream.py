@@ -12,12 +12,13 @@ from support.plain_freekv import PlainChunks, PlainQuestion
 
 
 class PlainStream:
-    def __init__(self, engines, prompt, window, budget, tau_prefill, tau_decode, ahead=True):
+    def __init__(self, engines, prompt, window, budget, tau_prefill, tau_decode, *rule):
+        """rule: what else `PlainReader` takes."""
         self.engines = engines
         self.model = engines.model
         self.window = window
         m = self.model
-        self.settings = m.kv_heads, m.layers, budget, tau_prefill, tau_decode, ahead
+        self.settings = m.kv_heads, m.layers, budget, tau_prefill, tau_decode, *rule
         self.chunk_reader = PlainChunks(*self.settings)
         self.first = len(prompt)
         self.origin = None

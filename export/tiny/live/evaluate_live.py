@@ -6,19 +6,22 @@ what its ordinary answers lost.
         --out export/tiny/live/evaluation_4_fps.json
 
 The threshold of silence is chosen first, on streams of their own in the looks of training. Then
-every stream is watched once for every target. Runs transformers' own class with the adapter merged,
-the positions of vicort and full history: the reference for what the pipeline reaches.
+every stream is watched once for every target, and once more for VideoLLM-online's own metrics
+(`spoken_turn.py`). Runs transformers' own class with the adapter merged, the positions of vicort
+and full history: the reference for what the pipeline reaches.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -39,14 +42,18 @@ from vicort.export.tiny.evaluation_files import (
 from vicort.export.tiny.live.scene_layout import ScenePositions
 from vicort.export.tiny.live.scenes import Target
 from vicort.export.tiny.live.score import Said, Score, total
+from vicort.export.tiny.live.spoken_turn import SpokenTurn, TurnScore, units_tried_later
 from vicort.export.tiny.live.train_live import END, THRESHOLD
 from vicort.export.tiny.looks import held_out_look, random_look
 from vicort.export.tiny.model import CHECKPOINT, TOKENS_PER_SECOND, encode_units
-from vicort.export.tiny.reels import MIXED
+from vicort.export.tiny.reels import MIXED, labels
 from vicort.export.tiny.video import read_units
 from vicort.export.tiny.world import COLORS, SHAPES, StreamPlan, Thing
+from vicort.export.tiny.world_questions import named
 from vicort.runtime.core import UNIT_FRAMES
 
+Rule = Literal["published", "threshold"]  # as `speaks.rule` of a system
+Part = Literal["speech", "turns", "questions"]  # of what is measured
 ADAPTER = Path(__file__).parent / "adapter"
 VALIDATION = 9_000_000  # seeds from here on are those of streams that the threshold is chosen on
 THRESHOLDS = (0.15, 0.3, 0.45, 0.6, THRESHOLD, 0.8, 0.9)
@@ -91,6 +98,9 @@ ORDINARY = tuple(
 )
 
 
+Stretch = Sequence[tuple[Tensor, int]]  # units: features [16, width], and time in steps
+
+
 @dataclass(frozen=True)
 class Film:
     """A stream as the model sees it."""
@@ -99,6 +109,28 @@ class Film:
     seconds: float
     features: Tensor  # [U, 16, width]
     times: list[Fraction]  # of the 2 U frames
+    there: np.ndarray  # [U, 2, 2] int: the things in each frame from left to right, -1 = none
+
+    def units(self) -> list[tuple[Tensor, int]]:
+        first = self.times[0]
+        starts = self.times[::UNIT_FRAMES]
+        return [
+            (rows, int((start - first) * TOKENS_PER_SECOND))
+            for rows, start in zip(self.features, starts, strict=True)
+        ]
+
+    def reports(self, target: Target) -> list[tuple[int, str]]:
+        """(unit, what is right to say after it), as the adapter was trained: each thing is reported
+        after the first unit that shows it."""
+        reported: set[int] = set()
+        found = []
+        for unit, shown in enumerate(self.there):
+            wanted = [k for k in dict.fromkeys(shown.ravel().tolist()) if k >= 0]
+            due = [k for k in wanted if k not in reported and target.matches(self.things[k])]
+            if due:
+                found.append((unit, named(*(self.things[k] for k in due))))
+                reported.update(due)
+        return found
 
 
 def merged(
@@ -116,10 +148,15 @@ class LiveSpeaker(ReferenceReader):
     """Watches one stream unit by unit, and speaks where it does not choose silence."""
 
     def __init__(
-        self, model: Qwen2_5_VLForConditionalGeneration, tokenizer: Tokenizer, threshold: float
+        self,
+        model: Qwen2_5_VLForConditionalGeneration,
+        tokenizer: Tokenizer,
+        threshold: float,
+        rule: Rule,
     ) -> None:
+        """threshold, rule: as `StreamingEos` of the runtime has them."""
         super().__init__(model, tokenizer)
-        self._places, self._threshold = ScenePositions(self.prompt), threshold
+        self._places, self._threshold, self._rule = ScenePositions(self.prompt), threshold, rule
 
     @torch.inference_mode()
     def instruct(self, instruction: str) -> str:
@@ -130,11 +167,41 @@ class LiveSpeaker(ReferenceReader):
     def sees(self, features: Tensor, time: int) -> str | None:
         """features [16, width] of a unit at `time` in steps -> what is said after it, None =
         nothing."""
-        logits = self._causal(features, self._places.unit(time))
-        if logits.softmax(-1)[END] >= self._threshold:
-            return None
-        logits[END] = -torch.inf
-        return self._say(logits)
+        logits = self._after_unit(features, time)
+        return None if self._is_silent(logits) else self._say(_words(logits))
+
+    @torch.inference_mode()
+    def turn(self, units: Stretch, words: str, later: Stretch) -> SpokenTurn:
+        """Watches units after which `words` are due, and hears them; later: units that are tried
+        without these words if it is silent, and not kept."""
+        silent = []
+        for features, time in units:
+            logits = self._after_unit(features, time)
+            silent.append(self._is_silent(logits))
+        tried = self._tried(later) if all(silent) else []
+        text = [*self.tokenizer.encode(words).ids, END]
+        rows = self._causal(self._embed(text), self._places.text(len(text)), last=len(text))
+        before = torch.cat([_words(logits)[None], rows[:-1]]).log_softmax(-1)
+        return SpokenTurn(
+            np.array(silent),
+            np.array(tried, bool),
+            (before.argmax(-1) == torch.tensor(text)).numpy(),
+            before[range(len(text)), text].numpy(),
+        )
+
+    def _tried(self, units: Stretch) -> list[bool]:
+        past, places = self.cache.get_seq_length(), copy.copy(self._places)
+        silent = [self._is_silent(self._after_unit(features, time)) for features, time in units]
+        if units:
+            self.cache.crop(past - self.cache.get_seq_length())
+        self._places = places
+        return silent
+
+    def _after_unit(self, features: Tensor, time: int) -> Tensor:
+        return self._causal(features, self._places.unit(time))[0]
+
+    def _is_silent(self, logits: Tensor) -> bool:
+        return is_silent(logits, self._threshold, self._rule)
 
     def _say(self, logits: Tensor) -> str:
         tokens: list[int] = []
@@ -145,26 +212,53 @@ class LiveSpeaker(ReferenceReader):
         return self.tokenizer.decode(tokens)
 
     def _place(self, tokens: list[int]) -> Tensor:
-        return self._causal(self._embed(tokens), self._places.text(len(tokens)))
+        return self._causal(self._embed(tokens), self._places.text(len(tokens)))[0]
 
-    def _causal(self, rows: Tensor, positions: np.ndarray) -> Tensor:
-        """The logits after the last row."""
+    def _causal(self, rows: Tensor, positions: np.ndarray, last: int = 1) -> Tensor:
+        """The logits after each of the `last` rows."""
         past = self.cache.get_seq_length()
         mask = np.arange(past + len(rows))[None, :] <= past + np.arange(len(rows))[:, None]
-        return self.model.lm_head(self._run(rows, positions, mask)[-1])
+        return self.model.lm_head(self._run(rows, positions, mask)[-last:])
 
 
-def watch(
-    speaker: LiveSpeaker, target: Target, features: Tensor, times: Sequence[Fraction]
-) -> list[Said]:
-    """One stream from its begin, with the instruction before it; times: of the 2 U frames."""
+def is_silent(logits: Tensor, threshold: float, rule: Rule) -> bool:
+    """Whether the model is silent, by the logits [V] after a unit."""
+    probabilities = logits.softmax(-1)
+    if probabilities[END] < threshold:
+        return False
+    return rule == "threshold" or int(probabilities.argmax()) == END
+
+
+def _words(logits: Tensor) -> Tensor:
+    """Without silence."""
+    words = logits.clone()
+    words[END] = -torch.inf
+    return words
+
+
+def watch(speaker: LiveSpeaker, target: Target, film: Film) -> list[Said]:
+    """One stream from its begin, with the instruction before it."""
     speaker.instruct(f"say when {target.words} appears")
     said = []
-    for unit, rows in enumerate(features):
-        text = speaker.sees(rows, int((times[UNIT_FRAMES * unit] - times[0]) * TOKENS_PER_SECOND))
+    for unit, (rows, time) in enumerate(film.units()):
+        text = speaker.sees(rows, time)
         if text is not None:
-            said.append(Said(times[UNIT_FRAMES * unit + 1], text))
+            said.append(Said(film.times[UNIT_FRAMES * unit + 1], text))
     return said
+
+
+def true_turns(speaker: LiveSpeaker, target: Target, film: Film) -> list[SpokenTurn]:
+    """As `watch`, but the speaker hears what is right to say, and when, instead of itself."""
+    speaker.instruct(f"say when {target.words} appears")
+    units, reports, turns = film.units(), film.reports(target), []
+    ends = [unit + 1 for unit, _ in reports]
+    next_ends = [*ends[1:], *ends[-1:]]
+    start = 0
+    for (_, words), end, next_end in zip(reports, ends, next_ends, strict=True):
+        tried = units_tried_later(end - start, next_end - end)
+        turns.append(speaker.turn(units[start:end], words, units[end : end + tried]))
+        start = end
+    return turns
 
 
 def films(
@@ -182,24 +276,8 @@ def films(
             with torch.inference_mode():
                 pieces = torch.from_numpy(frames).split(MAX_ENCODED_UNITS)
                 features = torch.cat([encode_units(model, piece) for piece in pieces])
-            yield Film(stream.things, stream.duration, features, times)
-
-
-def measure(
-    model: Qwen2_5_VLForConditionalGeneration,
-    tokenizer: Tokenizer,
-    watched: Sequence[Film],
-    targets: Sequence[Target],
-    threshold: float,
-) -> Score:
-    """One pass over each film for every target."""
-    score = Score()
-    for film in watched:
-        for target in targets:
-            speaker = LiveSpeaker(model, tokenizer, threshold)
-            score.add(film.things, target, watch(speaker, target, film.features, film.times))
-            score.seconds += film.seconds
-    return score
+            there = labels(stream, times)
+            yield Film(stream.things, stream.duration, features, times, there)
 
 
 def cost(score: Score) -> float:
@@ -231,47 +309,98 @@ class Results:
             self.out.write_text(json.dumps(self.sections, indent=1) + "\n")
 
 
-def choose_threshold(
-    results: Results,
-    model: Qwen2_5_VLForConditionalGeneration,
-    tokenizer: Tokenizer,
-    streams: int,
-    fps: float,
-) -> float:
-    """The one of the lowest cost on `streams` streams of each setting of CHOSEN_ON."""
-    seeds = range(VALIDATION, VALIDATION + streams)
-    watched = [film for setting in CHOSEN_ON for film in films(model, setting, seeds, fps)]
-    scores: dict[float, Score] = {}
-    for each in THRESHOLDS:
-        scores[each] = measure(model, tokenizer, watched, TARGETS, each)
-        results.note("validation", f"threshold {each}", scores[each].report())
-    return chosen(scores)
+@dataclass(frozen=True)
+class Evaluation:
+    model: Qwen2_5_VLForConditionalGeneration
+    tokenizer: Tokenizer
+    rule: Rule
+    fps: float  # frames a second that are seen
 
+    def films(self, setting: EvaluationSetting, seeds: range) -> list[Film]:
+        return list(films(self.model, setting, seeds, self.fps))
 
-def measure_speech(
-    results: Results,
-    model: Qwen2_5_VLForConditionalGeneration,
-    tokenizer: Tokenizer,
-    streams: int,
-    threshold: float,
-    fps: float,
-) -> None:
-    """What is reported of the streams of all settings."""
-    by_setting: dict[str, Score] = {}
-    for setting in SETTINGS:
-        count = max(1, streams // (1 if setting.objects == CROWDED else SPARSE))
-        watched = list(films(model, setting, range(HELD_OUT, HELD_OUT + count), fps))
-        by_setting[setting.name] = measure(model, tokenizer, watched, TARGETS, threshold)
-        results.note("say when a SHAPE appears", setting.name, by_setting[setting.name].report())
-        if setting.name == f"{UNKNOWN}, gaps":
-            score = measure(model, tokenizer, watched, COLORFUL, threshold)
-            results.note("say when something COLOR appears", setting.name, score.report())
-    for looks in (KNOWN, UNKNOWN, ""):
-        of_these = [score for name, score in by_setting.items() if name.startswith(looks)]
-        results.note("say when a SHAPE appears", f"all {looks}".strip(), total(of_these).report())
+    def choose_threshold(self, results: Results, streams: int) -> float:
+        """The one of the lowest cost on `streams` streams of each setting of CHOSEN_ON."""
+        seeds = range(VALIDATION, VALIDATION + streams)
+        watched = [film for setting in CHOSEN_ON for film in self.films(setting, seeds)]
+        scores: dict[float, Score] = {}
+        for each in THRESHOLDS:
+            scores[each] = self.speech(watched, TARGETS, each)
+            results.note("validation", f"threshold {each}", scores[each].report())
+        return chosen(scores)
+
+    def measure(
+        self, results: Results, streams: int, threshold: float, parts: Sequence[Part]
+    ) -> None:
+        """The streams of all settings."""
+        by_setting: dict[str, Score] = {}
+        turns = TurnScore()
+        for setting in SETTINGS:
+            count = max(1, streams // (1 if setting.objects == CROWDED else SPARSE))
+            watched = self.films(setting, range(HELD_OUT, HELD_OUT + count))
+            if "speech" in parts:
+                score = by_setting[setting.name] = self.speech(watched, TARGETS, threshold)
+                results.note("say when a SHAPE appears", setting.name, score.report())
+                if setting.name == f"{UNKNOWN}, gaps":
+                    score = self.speech(watched, COLORFUL, threshold)
+                    results.note("say when something COLOR appears", setting.name, score.report())
+            if "turns" in parts and setting.objects != (0,):
+                own = self.turns(watched, TARGETS, threshold)
+                results.note("metrics of VideoLLM-online", setting.name, own.report())
+                turns += own
+        for looks in (KNOWN, UNKNOWN, "") if "speech" in parts else ():
+            of_these = total(each for name, each in by_setting.items() if name.startswith(looks))
+            name = f"all {looks}".strip()
+            results.note("say when a SHAPE appears", name, of_these.report())
+        if "turns" in parts:
+            results.note("metrics of VideoLLM-online", "all", turns.report())
+
+    def speech(self, watched: Sequence[Film], targets: Sequence[Target], threshold: float) -> Score:
+        """One pass over each film for every target."""
+        score = Score()
+        for film in watched:
+            for target in targets:
+                speaker = LiveSpeaker(self.model, self.tokenizer, threshold, self.rule)
+                score.add(film.things, target, watch(speaker, target, film))
+                score.seconds += film.seconds
+        return score
+
+    def turns(
+        self, watched: Sequence[Film], targets: Sequence[Target], threshold: float
+    ) -> TurnScore:
+        """Each film and target is a stream of its own."""
+        score = TurnScore()
+        for film in watched:
+            for target in targets:
+                speaker = LiveSpeaker(self.model, self.tokenizer, threshold, self.rule)
+                score.add(true_turns(speaker, target, film), UNIT_FRAMES / self.fps)
+        return score
 
 
 def main() -> None:
+    options = _parser().parse_args()
+    torch.set_num_threads(1)
+    base = load_model(options.base)
+    model = merged(load_model(options.base), read_adapter(options.adapter))
+    tokenizer = Tokenizer.from_file(str(options.base / "tokenizer.json"))
+    results, threshold, parts = Results(options.out), options.threshold, options.part
+    if parts and options.out and options.out.exists():
+        results.sections |= json.loads(options.out.read_text())
+    parts = parts or get_args(Part)
+    evaluation = Evaluation(model, tokenizer, options.rule, options.fps)
+    if threshold is None:
+        threshold = evaluation.choose_threshold(results, max(1, 2 * options.streams // 3))
+    results.note("threshold", "silence", threshold)
+    results.note("threshold", "rule", options.rule)
+    evaluation.measure(results, options.streams, threshold, parts)
+    for setting in ORDINARY if "questions" in parts else ():
+        for name, which in (("base", base), ("with the adapter", model)):
+            count = max(1, options.streams // 2)
+            answers = evaluate.measure(which, tokenizer, setting, count, options.fps)
+            results.note("ordinary questions", f"{setting.name}, {name}", answers)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -280,23 +409,12 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=20, help="streams a setting")
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second that are seen")
     parser.add_argument("--threshold", type=float, help="of silence (default: it is chosen)")
+    words = "what silence needs (default: %(default)s)"
+    parser.add_argument("--rule", choices=get_args(Rule), default="threshold", help=words)
+    words = "measure this alone, and keep the rest of OUT; may be repeated (default: all)"
+    parser.add_argument("--part", choices=get_args(Part), action="append", help=words)
     parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    base = load_model(arguments.base)
-    model = merged(load_model(arguments.base), read_adapter(arguments.adapter))
-    tokenizer = Tokenizer.from_file(str(arguments.base / "tokenizer.json"))
-    results, threshold = Results(arguments.out), arguments.threshold
-    if threshold is None:
-        streams = max(1, 2 * arguments.streams // 3)
-        threshold = choose_threshold(results, model, tokenizer, streams, arguments.fps)
-    results.note("threshold", "silence", threshold)
-    measure_speech(results, model, tokenizer, arguments.streams, threshold, arguments.fps)
-    for setting in ORDINARY:
-        for name, which in (("base", base), ("with the adapter", model)):
-            count = max(1, arguments.streams // 2)
-            answers = evaluate.measure(which, tokenizer, setting, count, arguments.fps)
-            results.note("ordinary questions", f"{setting.name}, {name}", answers)
+    return parser
 
 
 if __name__ == "__main__":

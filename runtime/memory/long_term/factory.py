@@ -11,7 +11,6 @@ from vicort.runtime.memory.long_term.key_clusters import KeyClusterMemory, key_c
 from vicort.runtime.memory.long_term.page_recall import open_page_recall, page_recall_size
 from vicort.runtime.memory.long_term.protocols import LongTerm, LongTermSize
 from vicort.runtime.memory.long_term.sink_buckets import SinkBucketsMemory, sink_buckets_size
-from vicort.runtime.memory.long_term.speculative import Speculation
 from vicort.runtime.policies.long_term import (
     KeyClusters,
     LongTermPolicy,
@@ -30,7 +29,7 @@ def long_term_size(
         case KeyClusters():
             return key_clusters_size(model, host_mb, dtype, policy)
         case PageRecall():
-            return page_recall_size(model, host_mb, dtype, policy.budget, policy.chunks)
+            return page_recall_size(model, host_mb, dtype, policy)
     raise TypeError(f"no long-term memory for policy {policy.policy!r}")
 
 
@@ -53,16 +52,5 @@ def open_long_term(
         case KeyClusters():
             return KeyClusterMemory(model, host_mb, dtype, policy)
         case PageRecall():
-            speculation = Speculation(policy.tau_prefill, policy.tau_decode, policy.speculative)
-            return open_page_recall(
-                device,
-                model,
-                host_mb,
-                dtype,
-                clock,
-                policy.budget,
-                policy.digest,
-                speculation,
-                policy.chunks,
-            )
+            return open_page_recall(device, model, host_mb, dtype, clock, policy)
     raise TypeError(f"no long-term memory for policy {policy.policy!r}")

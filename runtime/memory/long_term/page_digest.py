@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vicort.runtime.policies.long_term import Digest
+from vicort.runtime.policies.long_term import Digest, GroupScores, GroupSimilarity
 
 
 def boxes(k: np.ndarray, page: np.ndarray, digest: Digest) -> np.ndarray:
@@ -43,34 +43,48 @@ def boxes(k: np.ndarray, page: np.ndarray, digest: Digest) -> np.ndarray:
     return np.concatenate([centre, radius], axis=-1).transpose(0, 2, 1, 3)
 
 
-def page_scores(q: np.ndarray, pages: Sequence[np.ndarray]) -> np.ndarray:
-    """Bounds the attention that each page could get: a softmax over a head's pages, then averaged
-    over each group of query heads.
+def page_scores(
+    q: np.ndarray, pages: Sequence[np.ndarray], group_scores: GroupScores
+) -> np.ndarray:
+    """Scores each page for each group of query heads that share a KV head.
 
     q: [L, Hq, D] float32; pages: boxes [L, Hkv, n, 2 D], in one or more parts, in order. Returns
-    [L, Hkv, P] float32, P the sum of the n.
+    [L, Hkv, P] float32, P the sum of the n. group_scores: the mean or the maximum over the heads of
+    a group
 
-    The largest q . k of any k in a box is q . centre + |q| . radius. With q = 2, boxes [1, 3] and
-    [-4, 0] bound it by 6 and 0, so their scores are 1 / (1 + e^-6) and 1 / (1 + e^6).
+    - "mean-query", "max-query": of their queries, dimension by dimension; the score is the bound
+    - "mean-score", "max-score": of their bounds
+    - "mean-softmax", "max-softmax": of the softmax of a head's bounds over its pages
+    - "mean-scaled-softmax": of that softmax with bounds / sqrt(D), as in attention (the paper)
+
+    The bound of a page is the largest q . k of any k in its box, q . centre + |q| . radius. With
+    q = 2, boxes [1, 3] and [-4, 0] bound it by 6 and 0, and their softmax is 1 / (1 + e^-6) and
+    1 / (1 + e^6).
 
     >>> two_boxes = np.array([[2.0, 1.0], [-2.0, 2.0]], np.float32)[None, None]
-    >>> scores = page_scores(np.full((1, 1, 1), 2, np.float32), [two_boxes])
-    >>> [round(score, 4) for score in scores.ravel().tolist()]
+    >>> q = np.full((1, 1, 1), 2, np.float32)
+    >>> page_scores(q, [two_boxes], "mean-score").tolist()
+    [[[6.0, 0.0]]]
+    >>> [round(x, 4) for x in page_scores(q, [two_boxes], "mean-softmax").ravel().tolist()]
     [0.9975, 0.0025]
     """
     layers, query_heads, size = q.shape
     heads = pages[0].shape[1]
-    # one product with both centre and radius
-    both = np.concatenate([q, np.abs(q)], axis=-1).reshape(
-        layers, heads, query_heads // heads, 2 * size
-    ) * np.float32(size**-0.5)
+    combined = np.max if group_scores.startswith("max") else np.mean
+    queries = q.reshape(layers, heads, query_heads // heads, size)
+    if group_scores.endswith("query"):
+        queries = combined(queries, axis=2, keepdims=True)
+    if group_scores == "mean-scaled-softmax":
+        queries = queries * np.float32(size**-0.5)
+    both = np.concatenate([queries, np.abs(queries)], axis=-1)  # one product with centre and radius
     # with few queries, boxes first is five times as fast as queries first
     parts = [part @ both.swapaxes(-1, -2) for part in pages]
-    bounds = np.ascontiguousarray(np.concatenate(parts, axis=-2).swapaxes(-1, -2))
-    bounds -= bounds.max(axis=-1, keepdims=True)
-    weights = np.exp(bounds, out=bounds)
-    weights /= weights.sum(axis=-1, keepdims=True)
-    return weights.mean(axis=2)
+    scores = np.ascontiguousarray(np.concatenate(parts, axis=-2).swapaxes(-1, -2))
+    if group_scores.endswith("softmax"):
+        scores -= scores.max(axis=-1, keepdims=True)
+        np.exp(scores, out=scores)
+        scores /= scores.sum(axis=-1, keepdims=True)
+    return combined(scores, axis=2)
 
 
 def top_pages(scores: np.ndarray, count: int) -> np.ndarray:
@@ -92,11 +106,14 @@ def top_pages(scores: np.ndarray, count: int) -> np.ndarray:
     return np.nonzero(chosen)[2].reshape(*scores.shape[:2], count)
 
 
-def query_similarity(q: np.ndarray, other: np.ndarray, kv_heads: int) -> np.ndarray:
-    """C of FreeKV: the cosine between two queries [L, Hq, D], averaged over each group of query
-    heads -> [L, Hkv]. It is 0 where a query is zero."""
+def query_similarity(
+    q: np.ndarray, other: np.ndarray, kv_heads: int, group_similarity: GroupSimilarity = "mean"
+) -> np.ndarray:
+    """C of FreeKV: the cosine between two queries [L, Hq, D], its mean or maximum over each group
+    of query heads -> [L, Hkv]. It is 0 where a query is zero."""
     product = np.linalg.norm(q, axis=-1) * np.linalg.norm(other, axis=-1)
     cosine = np.divide(
         (q * other).sum(axis=-1), product, out=np.zeros_like(product), where=product > 0
     )
-    return cosine.reshape(len(q), kv_heads, -1).mean(axis=-1)
+    groups = cosine.reshape(len(q), kv_heads, -1)
+    return groups.max(axis=-1) if group_similarity == "max" else groups.mean(axis=-1)

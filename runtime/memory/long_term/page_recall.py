@@ -2,7 +2,8 @@
 each KV head chooses from it.
 
 A page is a cell of the engines' `page_tokens`, with the same tokens in each layer and head. Layer 0
-chooses as the others do: the paper lets it see everything, which no bounded memory can.
+chooses as the others do: the paper lets it see everything, which no bounded memory can. A budget of
+its own would cost the other layers as much (docs/systems.md#variants-of-published-systems).
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.errors import HostBudgetError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.layout import Layout
-from vicort.runtime.memory.long_term.page_digest import Digest, boxes, page_scores, top_pages
+from vicort.runtime.memory.long_term.page_digest import boxes, page_scores, top_pages
 from vicort.runtime.memory.long_term.page_ring import PageRing
 from vicort.runtime.memory.long_term.protocols import Departing, LongTermSize, View
 from vicort.runtime.memory.long_term.recall_streams import RecallStreams
 from vicort.runtime.memory.long_term.selection import Recall, Selection
 from vicort.runtime.memory.long_term.speculative import Speculation, Speculative
 from vicort.runtime.memory.page_tables import NONE
+from vicort.runtime.policies.long_term import Digest, GroupScores, PageRecall
 
 # chunks that the stream can absorb while a question reads the pages that they would overwrite
 SPARE_CHUNKS = 4
@@ -51,6 +53,7 @@ class PageRecallMemory:
         spare: int,
         max_cells: int,
         digest: Digest,
+        group_scores: GroupScores,
         speculation: Speculation,
         of_questions: RecallStreams,
         of_chunks: RecallStreams | None,
@@ -61,6 +64,7 @@ class PageRecallMemory:
         self.pool = pool
         self.max_cells = max_cells
         self._digest = digest
+        self.group_scores = group_scores
         self.reads_in_prefill = of_chunks is not None
         slots = len(pool.data)
         self.ring = PageRing(slots - spare, spare)
@@ -164,7 +168,8 @@ class PageView:
         memory = self._memory
         if not self.count:
             return self.selection(np.empty((*memory.boxes.shape[:2], 0), np.int64))
-        scores = page_scores(q, [memory.boxes[:, :, span] for span in self._spans])
+        boxes_of_spans = [memory.boxes[:, :, span] for span in self._spans]
+        scores = page_scores(q, boxes_of_spans, memory.group_scores)
         index = top_pages(scores, memory.max_cells)  # from the view's first page on
         return self.selection(self.first + index)
 
@@ -200,30 +205,39 @@ def open_page_recall(
     host_mb: float,
     dtype: DTypeLike,
     clock: StageClock,
-    budget: int,
-    digest: Digest,
-    speculation: Speculation,
-    chunks: bool,
+    policy: PageRecall,
 ) -> PageRecallMemory:
     """Opens a memory of as many pages, with their boxes, as `host_mb` MB of 1e6 bytes hold.
 
-    budget: tokens that a KV head reads; chunks: whether chunks read, too. Raises MemoryBudgetError
-    if the pages are fewer than the spare ones and those of one chunk.
+    Raises MemoryBudgetError if the pages are fewer than the spare ones and those of one chunk.
     """
-    size = page_recall_size(model, host_mb, dtype, budget, chunks)
+    size = page_recall_size(model, host_mb, dtype, policy)
     max_cells, spare = size.max_cells, SPARE_CHUNKS * chunk_pages(model)
     pool = HostPool(np.empty, model, size.slots, dtype, by_head=True)
     of_questions = RecallStreams(device, model, dtype, max_cells, clock, urgent=True)
     of_chunks = (
-        RecallStreams(device, model, dtype, max_cells, clock, urgent=False) if chunks else None
+        RecallStreams(device, model, dtype, max_cells, clock, urgent=False)
+        if policy.chunks
+        else None
+    )
+    speculation = Speculation(
+        policy.tau_prefill, policy.tau_decode, policy.lookahead, policy.group_similarity
     )
     return PageRecallMemory(
-        model, pool, spare, max_cells, digest, speculation, of_questions, of_chunks
+        model,
+        pool,
+        spare,
+        max_cells,
+        policy.digest,
+        policy.group_scores,
+        speculation,
+        of_questions,
+        of_chunks,
     )
 
 
 def page_recall_size(
-    model: ModelSpec, host_mb: float, dtype: DTypeLike, budget: int, chunks: bool
+    model: ModelSpec, host_mb: float, dtype: DTypeLike, policy: PageRecall
 ) -> LongTermSize:
     """As `open_page_recall`."""
     box_bytes = model.layers * model.kv_heads * 2 * model.head_dim * np.dtype(np.float32).itemsize
@@ -234,9 +248,9 @@ def page_recall_size(
         raise HostBudgetError(host_mb, min_slots * bytes_of_page, "page-recall with this model")
     return LongTermSize(
         slots=slots,
-        max_cells=max(budget // model.page_tokens, 1),
+        max_cells=max(policy.budget // model.page_tokens, 1),
         recall_sets=PageRecallMemory.recall_sets,
-        reads_in_prefill=chunks,
+        reads_in_prefill=policy.chunks,
     )
 
 

@@ -4,10 +4,14 @@ the next run's pages are chosen and recalled in the background.
 The engine gives the queries of all layers at the end of a run. So these queries choose what a run
 reads:
 
-- A token of an answer reads what the queries of the token *two* before it chose: that choice was
-  made, and its cells copied, while the token before it ran. (In FreeKV, which knows each layer's
-  queries in the middle of a step, it is one.) The first two tokens of an answer read what the
-  question's text chose in a second pass, because there are no queries before them.
+- With a lookahead of 2, a token of an answer reads what the queries of the token *two* before it
+  chose: that choice was made, and its cells copied, while the token before it ran. The first two
+  tokens of an answer read what the question's text chose in a second pass, because there are no
+  queries before them.
+- With a lookahead of 1, a token reads what the queries of the token before it chose. That is
+  FreeKV's rule; but FreeKV knows each layer's queries in the middle of a step, and recalls while
+  the rest of the step runs. Here all layers choose and recall between two tokens, and the next
+  token waits for that.
 - A chunk reads what the queries of the chunk *before* it chose: cells are copied between the two
   runs, while vision encodes later chunks.
 - A KV head is corrected if its queries in a run differ too much from those that chose (cosine below
@@ -33,6 +37,7 @@ from vicort.runtime.memory.long_term.protocols import View
 from vicort.runtime.memory.long_term.recall_streams import Move, RecallStreams
 from vicort.runtime.memory.long_term.selection import Recall
 from vicort.runtime.memory.page_tables import NONE
+from vicort.runtime.policies.long_term import GroupSimilarity
 
 if TYPE_CHECKING:
     from vicort.runtime.memory.long_term.page_recall import (
@@ -47,8 +52,8 @@ class Speculation:
     # lowest cosine at which a head keeps its choice; None = never corrected
     tau_prefill: float | None  # of a chunk or a question's text
     tau_decode: float | None  # of an answer's tokens
-    # False: each recall is waited for at once, and a token reads what the token before it chose
-    ahead: bool
+    lookahead: int  # tokens of an answer from the queries that choose to the one that reads: 1, 2
+    group_similarity: GroupSimilarity
 
 
 class Speculative:
@@ -170,16 +175,23 @@ class Speculative:
         if tau is None or self._max_pages == self._view.count:
             return none
         chose = self._read(self._queries)  # [L, Hkv, G, D]
-        return query_similarity(q, chose.reshape(q.shape), self._read_set.shape[1]) < tau
+        alike = query_similarity(
+            q,
+            chose.reshape(q.shape),
+            self._read_set.shape[1],
+            self._speculation.group_similarity,
+        )
+        return alike < tau
 
     # ---- choice and recall
 
     def _choose_in_background(self, q: np.ndarray) -> None:
-        """Starts to fill the sets that are not read with what q chooses."""
+        """Starts to fill the sets that are not read with what q chooses; with a lookahead of 1, an
+        answer waits for them and reads them."""
         if not self._view.count:
             return
         self._recall = self._choose(1 - self._read_set, np.ones(self._read_set.shape, bool), q)
-        if not self._speculation.ahead:
+        if self._speculation.lookahead == 1 and not self._of_stream:
             self._swap_sets()
 
     def _swap_sets(self, kept: np.ndarray | None = None) -> None:

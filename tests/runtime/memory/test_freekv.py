@@ -79,11 +79,16 @@ def watch(video, system, engines=None, questions=(), **options):
 @pytest.mark.parametrize(
     ("parameters", "settings"),
     [
-        ("budget: 12", (3, 0.8, 0.8, True)),
-        ("budget: 8, tau_prefill: null, tau_decode: 0.95", (2, None, 0.95, True)),
+        ("budget: 12", (3, 0.8, 0.8, 2)),
+        ("budget: 8, tau_prefill: null, tau_decode: 0.95", (2, None, 0.95, 2)),
         (
-            "budget: 8, tau_prefill: 0.99, tau_decode: null, speculative: false",
-            (2, 0.99, None, False),
+            "budget: 8, tau_prefill: 0.99, tau_decode: null, lookahead: 1",
+            (2, 0.99, None, 1),
+        ),
+        (
+            "budget: 8, tau_decode: 0.95, lookahead: 1, group_scores: max-query, "
+            "group_similarity: max",
+            (2, 0.8, 0.95, 1, "mean-radius", "max-query", "max"),
         ),
     ],
 )
@@ -116,7 +121,7 @@ PARAMETERS = [
     "budget: 12",
     "budget: 12, tau_prefill: 0.99, tau_decode: 0.9, digest: min-max",
     "budget: 12, tau_prefill: null, tau_decode: null",
-    "budget: 12, speculative: false",
+    "budget: 12, lookahead: 1",
     "budget: 12, chunks: false",
 ]
 
@@ -368,6 +373,16 @@ def test_the_system_file_says_what_the_paper_says():
         0.8,
     )
     assert policy.chunks
-    assert policy.speculative
-    with pytest.raises(ConfigError, match="tau_decode"):
-        freekv("tau_decode: 2")
+    assert policy.lookahead == 2
+    assert policy.group_scores == "mean-scaled-softmax"
+    assert policy.group_similarity == "mean"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["tau_decode: 2", "group_scores: median", "group_similarity: least", "lookahead: 3"],
+)
+def test_what_is_refused(wrong):
+    with pytest.raises(ConfigError, match=wrong.split(":")[0]) as caught:
+        freekv(wrong)
+    assert "\n" not in str(caught.value)

@@ -4,13 +4,21 @@ readers choose, against a plain statement."""
 import itertools
 import threading
 from fractions import Fraction
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fake_engines import toy_model
-from support.plain_freekv import PlainChunks, PlainQuestion, box, choose, cosine
+from support.plain_freekv import (
+    PlainChunks,
+    PlainQuestion,
+    box,
+    choose,
+    cosine,
+    group_of_scores,
+)
 from support.sizes import examples
 
 from vicort.runtime.core import Page
@@ -31,6 +39,7 @@ from vicort.runtime.memory.long_term.recall_streams import Move, RecallStreams
 from vicort.runtime.memory.long_term.selection import Recall
 from vicort.runtime.memory.long_term.speculative import Speculation
 from vicort.runtime.memory.page_tables import NONE
+from vicort.runtime.policies.long_term import GroupScores
 
 MODEL = toy_model(chunk_frames=4)  # chunks of two units, four tokens and so one page each
 L, HKV, HQ, T, D = (
@@ -41,6 +50,7 @@ L, HKV, HQ, T, D = (
     MODEL.head_dim,
 )
 DIGESTS = ("mean-radius", "min-max")
+SCORES = get_args(GroupScores)
 
 
 # ---- boxes and scores
@@ -78,20 +88,38 @@ def test_no_key_of_a_page_scores_higher_than_its_min_max_bound(seed):
 
 
 @pytest.mark.parametrize("digest", DIGESTS)
+@pytest.mark.parametrize("scores", SCORES)
 @given(
     pages=st.integers(1, 12), budget=st.integers(1, 8), seed=st.integers(0, 99), cut=st.floats(0, 1)
 )
-@settings(max_examples=examples(25))
-def test_the_pages_chosen_are_those_of_the_plain_statement(digest, pages, budget, seed, cut):
+@settings(max_examples=examples(15))
+def test_the_pages_chosen_are_those_of_the_plain_statement(
+    scores, digest, pages, budget, seed, cut
+):
     random = np.random.default_rng(seed)
     q = random.normal(size=(L, HQ, D)).astype(np.float32)
     keys = [random.normal(size=(L, T, HKV, D)).astype(np.float32) for _ in range(pages)]
     all_boxes = boxes(np.concatenate(keys, axis=1), np.repeat(np.arange(pages), T), digest)
     # as in a ring that has come round
     parts = [all_boxes[:, :, : int(cut * pages)], all_boxes[:, :, int(cut * pages) :]]
-    scores = page_scores(q, parts)
-    np.testing.assert_allclose(scores.sum(axis=-1), 1, rtol=1e-5)
-    assert top_pages(scores, budget).tolist() == choose(q, keys, budget, digest)
+    found = page_scores(q, parts, scores)
+    for layer, head in np.ndindex(L, HKV):
+        group = q[layer].reshape(HKV, -1, D)[head]
+        expected = group_of_scores(group, [page[layer, :, head] for page in keys], digest, scores)
+        np.testing.assert_allclose(found[layer, head], expected, rtol=1e-4, atol=1e-5)
+    if scores.startswith("mean") and scores.endswith("softmax"):
+        np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-5)
+    assert top_pages(found, budget).tolist() == choose(q, keys, budget, digest, scores)
+
+
+def test_the_ways_to_score_a_group_differ():
+    """Else names would be tested that do the same."""
+    random = np.random.default_rng(1)
+    q = random.normal(size=(L, HQ, D)).astype(np.float32)
+    keys = random.normal(size=(L, 40 * T, HKV, D)).astype(np.float32)
+    found = [boxes(keys, np.repeat(np.arange(40), T), "min-max")]
+    chosen = {name: top_pages(page_scores(q, found, name), 8).tolist() for name in SCORES}
+    assert all(chosen[a] != chosen[b] for a, b in itertools.combinations(SCORES, 2))
 
 
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5]), max_size=12), st.integers(0, 14))
@@ -101,12 +129,14 @@ def test_of_pages_that_score_alike_the_earlier_are_chosen(scores, count):
     assert top_pages(np.array([[scores]], np.float32), count).tolist() == [[sorted(best)]]
 
 
-def test_similarity_is_the_mean_cosine_of_a_group():
+@pytest.mark.parametrize("similarity", ["mean", "max"])
+def test_similarity_is_the_mean_or_largest_cosine_of_a_group(similarity):
     random = np.random.default_rng(0)
     q, other = random.normal(size=(2, L, HQ, D))
-    np.testing.assert_allclose(query_similarity(q, other, HKV), cosine(q, other, HKV), atol=1e-12)
-    np.testing.assert_allclose(query_similarity(q, 3 * q, HKV), np.ones((L, HKV)))
-    assert query_similarity(q, 0 * q, HKV).tolist() == [[0.0] * HKV] * L
+    found = query_similarity(q, other, HKV, similarity)
+    np.testing.assert_allclose(found, cosine(q, other, HKV, similarity), atol=1e-12)
+    np.testing.assert_allclose(query_similarity(q, 3 * q, HKV, similarity), np.ones((L, HKV)))
+    assert query_similarity(q, 0 * q, HKV, similarity).tolist() == [[0.0] * HKV] * L
 
 
 # ---- the ring
@@ -256,8 +286,10 @@ class Bench:
         seed=0,
         threads=True,
         tau=(0.8, 0.8),
-        ahead=True,
+        lookahead=2,
         digest="mean-radius",
+        scores="mean-scaled-softmax",
+        similarity="mean",
     ):
         self.device = HostDevice(threads)
         self.random = np.random.default_rng(seed)
@@ -271,9 +303,9 @@ class Bench:
             RecallStreams(self.device, MODEL, np.float32, budget, clock, urgent)
             for urgent in (True, False)
         )
-        speculation = Speculation(*tau, ahead)
+        speculation = Speculation(*tau, lookahead, similarity)
         self.memory = PageRecallMemory(
-            MODEL, host, spare, budget, digest, speculation, of_questions, of_chunks
+            MODEL, host, spare, budget, digest, scores, speculation, of_questions, of_chunks
         )
         self.plain = {}  # number of a page -> keys [L, T, Hkv, D]
         self.host_positions = {}  # -> positions [T, 3]
@@ -346,21 +378,25 @@ class Bench:
 
 @pytest.mark.parametrize("threads", [True, False])
 @pytest.mark.parametrize(
-    ("ahead", "digest", "tau"),
-    [(True, "mean-radius", 0.8), (True, "min-max", None), (False, "mean-radius", 0.95)],
+    ("lookahead", "digest", "tau", "scores", "similarity"),
+    [
+        (2, "mean-radius", 0.8, "mean-scaled-softmax", "mean"),
+        (2, "min-max", None, "mean-score", "mean"),
+        (1, "mean-radius", 0.95, "mean-scaled-softmax", "mean"),
+        (1, "min-max", 0.9, "mean-softmax", "max"),
+    ],
 )
 def test_a_question_reads_what_the_plain_statement_says_it_reads_at_every_step(
-    threads, ahead, digest, tau
+    threads, lookahead, digest, tau, scores, similarity
 ):
     for seed in range(4):
-        bench = Bench(
-            slots=22, seed=seed, threads=threads, tau=(0.8, tau), ahead=ahead, digest=digest
-        )
+        bench = Bench(22, 2, 3, seed, threads, (0.8, tau), lookahead, digest, scores, similarity)
         for _ in range(8):
             bench.leave()
         view, held = bench.memory.view(), dict(bench.plain)
         reader = bench.memory.reader(view, bench.recalls())
-        plain = PlainQuestion(HKV, L, bench.budget, 0.8, tau, ahead, digest)
+        rule = lookahead, digest, scores, similarity
+        plain = PlainQuestion(HKV, L, bench.budget, 0.8, tau, *rule)
         q, again, seen = bench.query(), [], set()
         for step in range(12):
             while True:
@@ -381,11 +417,12 @@ def test_a_question_reads_what_the_plain_statement_says_it_reads_at_every_step(
         bench.close()
 
 
-def test_which_queries_chose_what_a_token_reads():
-    """Run 0 is the question, twice. The first token reads what the first of its runs chose, the
-    next what the second chose, and from then on a token reads what the queries of the token two
-    before it chose."""
-    bench = Bench(tau=(None, None))
+@pytest.mark.parametrize("lookahead", [1, 2])
+def test_which_queries_chose_what_a_token_reads(lookahead):
+    """Run 0 is the question, twice. With a lookahead of 2 the first token reads what the first of
+    its runs chose, the next what the second chose, and from then on a token reads what the queries
+    of the token two before it chose. With 1, each reads what the run before it chose."""
+    bench = Bench(tau=(None, None), lookahead=lookahead)
     for _ in range(9):
         bench.leave()
     reader = bench.memory.reader(bench.memory.view(), bench.recalls())
@@ -396,20 +433,21 @@ def test_which_queries_chose_what_a_token_reads():
     for q in queries[2:]:
         read.append(reader.selection.pages.tolist())
         assert not reader.must_rerun(q, prefill=False)
-    assert read == [choose(q, list(bench.plain.values()), bench.budget) for q in queries[:4]]
+    chose = queries[2 - lookahead :][:4]
+    assert read == [choose(q, list(bench.plain.values()), bench.budget) for q in chose]
     reader.release()
     bench.close()
 
 
 @pytest.mark.parametrize("threads", [True, False])
-@pytest.mark.parametrize(("ahead", "tau"), [(True, 0.8), (True, None), (False, 0.9)])
-def test_chunks_read_what_the_chunk_before_chose_from_all_that_had_left(threads, ahead, tau):
+@pytest.mark.parametrize(("lookahead", "tau"), [(2, 0.8), (2, None), (1, 0.9)])
+def test_chunks_read_what_the_chunk_before_chose_from_all_that_had_left(threads, lookahead, tau):
     for seed in range(3):
-        bench = Bench(seed=seed, threads=threads, tau=(tau, 0.8), ahead=ahead)
+        bench = Bench(seed=seed, threads=threads, tau=(tau, 0.8), lookahead=lookahead)
         reader = bench.memory.stream_reader(
             bench.memory.view(leased=False), bench.recalls(of_stream=True)
         )
-        plain, q = PlainChunks(HKV, L, bench.budget, tau, 0.8), bench.query()
+        plain, q = PlainChunks(HKV, L, bench.budget, tau, 0.8, lookahead), bench.query()
         for chunk in range(25):
             while True:
                 bench.assert_reads(reader.table, plain)

@@ -5,11 +5,15 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from support.fake_engines import FakeEngineSet, rotate, toy_model
+from support.sizes import examples
 from support.streams import frames
 
 from vicort.runtime.core import Answer, Frame, Question, Sampling, Spoken
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.policies.speech import StreamingEos
 from vicort.runtime.policies.system import System, load_system, parse_system
 from vicort.runtime.session import Session
 from vicort.runtime.stages.speaker import probability
@@ -25,23 +29,36 @@ def speaking(
     silence: str = "<|im_end|>",
     longest: int = LONGEST,
     text: int = 4096,
+    rule: str = "threshold",
 ) -> System:
     return parse_system(
         "name: speaking\nchunk: {frames: 2}\ndrop: {policy: none}\ningest: {policy: "
         "all}\nretrieval: {policy: all}\n"
         f"text: {{joins: true, tokens: {text}}}\n"
         f'speaks: {{policy: streaming-eos, silence: "{silence}", threshold: {threshold}, '
-        f"longest: {longest}}}\n"
+        f"rule: {rule}, longest: {longest}}}\n"
         f"memory: {{device_mb: {device_mb}, when_full: drop-oldest}}",
         "speaking.yaml",
     )
 
 
+def is_silent(chances, threshold, rule):
+    """The public code: silence below the threshold becomes impossible, then the best token decides;
+    or the threshold alone."""
+    if rule == "threshold":
+        return chances[END] >= threshold
+    left = chances.copy()
+    if left[END] < threshold:
+        left[END] = 0
+    return int(np.argmax(left)) == END
+
+
 class PlainSpeaker:
     """One list of tokens, which all that comes sees; nothing leaves it."""
 
-    def __init__(self, engines, prompt, threshold):
+    def __init__(self, engines, prompt, threshold, rule):
         self.engines = engines
+        self.rule = rule
         self.m = engines.model
         self.prompt = prompt
         self.threshold = threshold
@@ -78,8 +95,9 @@ class PlainSpeaker:
             "features"
         ].reshape(len(grid), -1)
         logits = self._read(rows, grid)
-        chance = np.exp(logits - logits.max())[END] / np.exp(logits - logits.max()).sum()
-        if chance >= self.threshold:
+        chances = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        chance = chances[END]
+        if is_silent(chances, self.threshold, self.rule):
             return chance, []
         logits[END] = -np.inf
         return chance, self._write(logits, LONGEST, ends=True)
@@ -123,7 +141,7 @@ class PlainSpeaker:
                 weight = np.exp(scores - scores.max())
                 out[row, head] = weight @ self.v[layer][seen, kv] / weight.sum()
             x = x + out.reshape(len(x), -1) @ weights["o"]
-        return x[-1] @ self.engines.embedding.T
+        return undecided(x[-1] @ self.engines.embedding.T)
 
 
 def run(engines, system, video, asked=(), overlap=True):
@@ -167,20 +185,32 @@ def paired(video: list[Frame]) -> list[list[Frame]]:
     return units
 
 
+class UndecidedEngines(FakeEngineSet):
+    """Silence and the most probable word are near each other."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed=seed, eos_tokens=(END,))
+        choose = self.head.function
+        self.head.function = lambda **given: {"logits": undecided(choose(**given)["logits"])}
+
+
+def undecided(logits: np.ndarray) -> np.ndarray:
+    flatter = logits / 10
+    flatter[..., END] += 3
+    return flatter
+
+
 @pytest.mark.parametrize("overlap", [True, False])
-@pytest.mark.parametrize("seed", [1, 4])
-def test_decisions_and_words_are_what_the_plain_statement_says(seed, overlap):
-    engines, video, asked = (
-        FakeEngineSet(seed=seed, eos_tokens=(END,)),
-        gaps(24),
-        [(0, ASK), (5, OTHER)],
-    )
-    chances = [each.silence for each in run(engines, speaking(1.0), video, asked)[0]]
-    threshold = float(np.median(chances))
-    spoken, answers, session = run(engines, speaking(threshold), video, asked, overlap)
+@pytest.mark.parametrize("rule", ["published", "threshold"])
+@pytest.mark.parametrize("seed", [0, 10])
+def test_decisions_and_words_are_what_the_plain_statement_says(seed, rule, overlap):
+    engines, threshold = UndecidedEngines(seed), 0.2
+    video, asked = gaps(24), [(0, ASK), (5, OTHER)]
+    system = speaking(threshold, rule=rule)
+    spoken, answers, session = run(engines, system, video, asked, overlap)
     prompt, plain, expected = (
         session.inspect().prompt,
-        PlainSpeaker(engines, session.inspect().prompt, threshold),
+        PlainSpeaker(engines, session.inspect().prompt, threshold, rule),
         [],
     )
     told = {"0": prompt.decode(plain.ask(ASK, LONGEST))}
@@ -197,8 +227,28 @@ def test_decisions_and_words_are_what_the_plain_statement_says(seed, overlap):
         [each.silence for each in spoken], [each[3] for each in expected], rtol=1e-3
     )
     assert 0 < len(spoken) < len(units)  # else one of the two branches was never taken
+    overruled = any(each.silence >= threshold for each in spoken)
+    assert overruled == (rule == "published")  # a word was more probable than that
     timeline = session.inspect().memory.timeline
     assert timeline.next_text == max(max(place) for place in plain.positions) + 1
+
+
+LOGITS = st.lists(st.floats(-6, 6, width=32), min_size=4, max_size=6)
+
+
+@given(LOGITS, st.floats(0.05, 1), st.sampled_from(["published", "threshold"]))
+@settings(max_examples=examples(200))
+def test_the_rule_is_that_of_the_public_code(logits, threshold, rule):
+    chances = np.exp(logits) / np.exp(logits).sum()
+    word = np.delete(chances, END).max()
+    assume(min(abs(chances[END] - word), abs(chances[END] - threshold)) > 1e-9)
+    policy = StreamingEos(threshold=threshold, rule=rule)
+    found = policy.is_silent(probability(np.array(logits), END), word)
+    assert found == is_silent(chances, threshold, rule)
+    if threshold >= 0.5:
+        assert found == StreamingEos(threshold=threshold, rule="threshold").is_silent(
+            chances[END], word
+        )
 
 
 def test_silence_leaves_nothing_in_the_stream():
@@ -289,6 +339,7 @@ def test_memory_is_bounded_and_words_keep_their_order():
         ),
         ("speaks: {policy: streaming-eos, threshold: 0}", "speaks.threshold"),
         ("speaks: {policy: streaming-eos, longest: 100000}", "speaks.longest"),
+        ("speaks: {policy: streaming-eos, rule: loud}", "speaks.rule"),
         ("speaks: {policy: streaming-eos}\ntext: {joins: false}", "set text.joins"),
     ],
 )
