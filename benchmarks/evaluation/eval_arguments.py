@@ -156,7 +156,10 @@ def _add_judge(parser: argparse.ArgumentParser) -> None:
         "writes a verdict for each (default: exact)"
     )
     add("--judge", nargs="+", default=["exact"], metavar=("exact|command", "CMD"), help=words)
-    words = "images a second of folders of frames (default: 1, where frames are named 0.5)"
+    words = (
+        "images a second of folders of frames and of .npy files (default: 1, where frames are "
+        "named 0.5)"
+    )
     add("--image-fps", metavar="N", help=words)
 
 

@@ -59,6 +59,8 @@ def run(options: EvalOptions) -> int:
         )
     manifest = read_manifest(engine_dir)
     dataset = load(options, manifest.model)
+    for remark in dataset.remarks:
+        _say(f"note: {remark}")
     unread = check_videos(dataset, options)
     options.out.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(options.out / RECORD, settings_of(options, dataset, manifest))
@@ -229,6 +231,7 @@ def report(
     head = {
         "conditions": conditions() | settings | dataset.about,
         "judge": options.judge.name if dataset.name == "rvs" else None,
+        "remarks": list(dataset.remarks),
         "videos": {"watched": len(seen), "of": len(dataset.videos), "left out": dict(unread)},
         "systems": {
             name: json.loads(json.dumps(_about(name, seen, ledger, replies[name])))
@@ -294,6 +297,7 @@ def _text(
     ]
     if head["judge"]:
         lines.append(f"judge: {head['judge']}")
+    lines += [f"note: {remark}" for remark in head["remarks"]]
     for name, about in head["systems"].items():
         if about["errors"]:
             lines.append(

@@ -12,11 +12,13 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vicort.benchmarks.evaluation.frame_arrays import SUFFIX
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.safe_text import shown
 
 KINDS = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", "")  # "" = a folder of images
+# "" = a folder of images
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", SUFFIX, "")
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,10 @@ class Item:
 @dataclass(frozen=True)
 class Video:
     name: str  # as the data set calls it
-    path: Path | None  # a file, or a folder of images; None = not there
+    path: Path | None  # a file, an array of frames, or a folder of images; None = not there
     items: tuple[Item, ...]
-    image_fps: Fraction = Fraction(IMAGE_FPS)  # images a second, of a folder
+    # images a second, of a folder or an array
+    image_fps: Fraction = Fraction(IMAGE_FPS)
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Dataset:
     settings: dict[str, Any] = field(default_factory=dict)
     # for the report: where prompts and scoring come from, …
     about: dict[str, Any] = field(default_factory=dict)
+    # what of the data was not taken as it stands, a line each
+    remarks: tuple[str, ...] = ()
     max_tokens: int = 64  # of an answer
     intervals: bool = False  # whether the printed table shows 95 % intervals
 

@@ -135,8 +135,11 @@ FOLDER_OF_SUBSET = {
 
 
 def load(files: Sequence[Path], folders: Sequence[Path]) -> Dataset:
-    """files: JSON and CSV; folders: where videos may lie. Raises ConfigError for data that is not
-    StreamingBench's."""
+    """files: JSON and CSV; folders: where videos may lie.
+
+    Of more than four options the first four are taken as they stand, and the question is named in
+    `remarks`. Raises ConfigError for data that is not StreamingBench's.
+    """
     items: dict[str, list[Item]] = defaultdict(list)
     paths: dict[str, Path | None] = {}
     for file in files:
@@ -149,7 +152,32 @@ def load(files: Sequence[Path], folders: Sequence[Path]) -> Dataset:
             paths[name] = path
             items[name].append(item)
     videos = tuple(Video(name, paths[name], tuple(each)) for name, each in items.items())
-    return Dataset("streamingbench", videos, GROUPS, "questions", {"data": digests(files)}, ABOUT)
+    return Dataset(
+        "streamingbench",
+        videos,
+        GROUPS,
+        "questions",
+        {"data": digests(files)},
+        ABOUT,
+        _remarks(videos),
+    )
+
+
+def _remarks(videos: Sequence[Video]) -> tuple[str, ...]:
+    """Names the questions with options that are not shown. The benchmark's loop prints the first
+    four strings of the list, whatever follows."""
+    more = [
+        f"{item.id} ({item.note['options']} options)"
+        for video in videos
+        for item in video.items
+        if item.note.get("options", len(LETTERS)) > len(LETTERS)
+    ]
+    if not more:
+        return ()
+    return (
+        f"questions with more than {len(LETTERS)} options, of which the first {len(LETTERS)} are "
+        f"shown as they stand, as the benchmark shows them ({len(more)}): {', '.join(more)}",
+    )
 
 
 def _read_entries(file: Path, folders: Sequence[Path]) -> Iterator[tuple[str, Path | None, Item]]:
@@ -229,14 +257,15 @@ def _item(question: Entry, name: str, context: str | None) -> Item:
     else:
         task = SEQUENTIAL_TASK
         text = SEQUENTIAL.format(context=context, question=words, options=options)
-    return Item(name, task, "first-letter", answer, text, (Fraction(at),), {"question": words})
+    note = {"question": words, "options": len(question.texts("options"))}
+    return Item(name, task, "first-letter", answer, text, (Fraction(at),), note)
 
 
 def _options(question: Entry) -> list[str]:
-    """With their letters in front, in the order of the data."""
-    options = question.texts("options")
-    if len(options) != len(LETTERS):
-        raise question.wrong("options", f"{len(LETTERS)} options")
+    """The first four with their letters in front, in the order of the data."""
+    options = question.texts("options")[: len(LETTERS)]
+    if len(options) < len(LETTERS):
+        raise question.wrong("options", f"{len(LETTERS)} options or more")
     lettered = options[0].startswith("A.")
     return (
         options

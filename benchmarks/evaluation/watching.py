@@ -17,6 +17,7 @@ from fractions import Fraction
 from functools import partial
 from typing import Any, Literal, Protocol, get_args
 
+from vicort.benchmarks.evaluation.frame_arrays import FrameArraySource, is_frame_array
 from vicort.benchmarks.evaluation.items import Item, Reply, Video
 from vicort.benchmarks.evaluation.rules import is_settled
 from vicort.runtime.core import Answer, Frame, Question, Sampling, Summary
@@ -25,7 +26,7 @@ from vicort.runtime.errors import SourceError, TruncatedSource, VicortError
 from vicort.runtime.policies.system import System
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source, open_source
-from vicort.runtime.sources.source import Ending, Wanted
+from vicort.runtime.sources.source import Ending, Wanted, Warn
 
 Carry = Literal["state", "restart"]
 CARRIES: tuple[Carry, ...] = get_args(Carry)
@@ -89,8 +90,6 @@ def watch(
     If a session fails with a VicortError, each question that is still open gets a reply with the
     error. Raises SourceError if there is no video in the file.
     """
-    if video.path is None:
-        raise SourceError(f"{video.name} is not there")
     watched = Watched()
     askings = sorted(
         (Asking(at, item) for item in video.items for at in item.times),
@@ -99,13 +98,24 @@ def watch(
     for group in [askings] if carry == "state" else [[asking] for asking in askings]:
         if carry == "restart" and watched.settles(group[0].item):
             continue
-        options: dict[str, Any] = {"image_fps": video.image_fps, "warn": watched.warnings.append}
-        if candidate.motion:
-            options["motion"] = True
         start = Fraction(0) if context is None else max(Fraction(0), group[0].at - context)
-        with open_source(str(video.path), live=False, **options) as source:
+        with open_video(video, watched.warnings.append, candidate.motion) as source:
             _Pass(source, group, start, max_tokens, watched).go(candidate.open_session)
     return watched
+
+
+def open_video(video: Video, warn: Warn, motion: bool = False) -> Source:
+    """motion: whether frames carry the codec's motion data; arrays of frames and images have none.
+
+    Raises SourceError if there is no video in the file.
+    """
+    if video.path is None:
+        raise SourceError(f"{video.name} is not there")
+    if is_frame_array(video.path):
+        return FrameArraySource(video.path, fps=video.image_fps, warn=warn)
+    options: dict[str, Any] = {"motion": True} if motion else {}
+    fps = video.image_fps
+    return open_source(str(video.path), live=False, image_fps=fps, warn=warn, **options)
 
 
 class _Pass:

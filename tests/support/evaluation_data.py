@@ -157,16 +157,20 @@ def ovo_bench(folder: Path) -> tuple[Path, ThingStream]:
 
 def rvs(folder: Path, form: str = "seconds") -> tuple[Path, ThingStream]:
     """Open questions that the embedded model can answer. form: seconds (of the source, RVS-Ego),
-    frames (RVS-Movie) or rekv."""
-    if form == "frames":
+    frames (RVS-Movie), rekv, or rekv-npy (ReKV's RVS-Movie: an array of frames, one a second)."""
+    if form == "rekv-npy":
+        stream = make_stream(SEED, 3, SIZE[0] / SIZE[1], lead=1, tail=2.5, plan=PLAN)
+        write_array(folder / "frames" / "film.npy", stream)
+    elif form == "frames":
         stream = make_stream(SEED, 3, SIZE[0] / SIZE[1], lead=1, tail=2.5, plan=PLAN)
         write_frames(folder / "frames" / "film", stream)
     else:
         stream = make_film(folder / "frames" / "film.mp4")
     asked = []
     for thing, each in enumerate(stream.things):
-        at: Any = {"seconds": 100 + after(stream, thing), "rekv": after(stream, thing)}.get(form)
-        at = at or f"shot_{2 * after(stream, thing):04}_img_0.jpg"
+        at: Any = after(stream, thing) + (100 if form == "seconds" else 0)
+        if form == "frames":
+            at = f"shot_{2 * after(stream, thing):04}_img_0.jpg"
         kind = "color" if thing else "first"
         question = {
             "question": f"what color was the {each.shape}?",
@@ -177,14 +181,15 @@ def rvs(folder: Path, form: str = "seconds") -> tuple[Path, ThingStream]:
             {"id": thing, "video_id": "film", "start_time": at, "end_time": at, "duration": 10}
             | question
         )
-    if form == "rekv":
+    if form.startswith("rekv"):
+        name = "film.npy" if form == "rekv-npy" else "film.mp4"
         turns = [
             {key: value for key, value in each.items() if key not in ("id", "video_id")}
             for each in asked
         ]
         return write_json(
             folder / "ego4d_oe.json",
-            [{"video_id": "film", "video_path": "videos/film.mp4", "conversations": turns}],
+            [{"video_id": "film", "video_path": f"videos/{name}", "conversations": turns}],
         ), stream
     if form == "seconds":
         write_json(
@@ -193,6 +198,13 @@ def rvs(folder: Path, form: str = "seconds") -> tuple[Path, ThingStream]:
     return write_json(
         folder / ("test_qa_ego4d.json" if form == "seconds" else "test_qa_movienet.json"), asked
     ), stream
+
+
+def write_array(path: Path, stream: ThingStream) -> None:
+    """One frame a second."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    painter = Painter(stream, *SIZE)
+    np.save(path, np.stack([painter.frame(second) for second in range(int(stream.duration))]))
 
 
 def write_frames(folder: Path, stream: ThingStream, fps: int = 2) -> None:

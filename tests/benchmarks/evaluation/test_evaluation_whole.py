@@ -43,7 +43,7 @@ def report(out) -> dict:
     return json.loads((out / "report.json").read_text())
 
 
-@pytest.mark.parametrize("form", ["seconds", "frames", "rekv"])
+@pytest.mark.parametrize("form", ["seconds", "frames", "rekv", "rekv-npy"])
 def test_the_embedded_model_answers_open_questions(tiny_engines, tmp_path, capsys, form):
     file, _ = made.rvs(tmp_path, form)
     images = ("--image-fps", "2") if form == "frames" else ()
