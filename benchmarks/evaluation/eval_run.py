@@ -16,9 +16,15 @@ from typing import Any
 from vicort.benchmarks.evaluation import held_out, ovo_bench, rvs, shapestream, streamingbench
 from vicort.benchmarks.evaluation.ages import by_age, row_of
 from vicort.benchmarks.evaluation.eval_arguments import EvalOptions, parse_options
-from vicort.benchmarks.evaluation.items import Dataset, Reply, Video
+from vicort.benchmarks.evaluation.items import Dataset, Reply, Scoring, Video
 from vicort.benchmarks.evaluation.ledger import Ledger
-from vicort.benchmarks.evaluation.score_tables import Table, make_table, print_table, score_all
+from vicort.benchmarks.evaluation.score_tables import (
+    Table,
+    make_table,
+    print_table,
+    score_all,
+    to_json,
+)
 from vicort.benchmarks.evaluation.watching import Candidate, watch
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.entry_points import code_of
@@ -227,6 +233,12 @@ def report(
         for name in systems
     }
     tables = {name: _table(options, dataset, seen, replies[name]) for name in systems}
+    others = {
+        scoring.name: {
+            name: _table(options, dataset, seen, replies[name], scoring) for name in systems
+        }
+        for scoring in dataset.scorings
+    }
     settings = settings_of(options, dataset, manifest) | {"threads": options.threads}
     head = {
         "conditions": conditions() | settings | dataset.about,
@@ -238,10 +250,7 @@ def report(
             for name in systems
         },
     }
-    accuracy: Any = {
-        name: {title: {h: c.to_json() for h, c in cells.items()} for title, cells in t.items()}
-        for name, t in tables.items()
-    }
+    accuracy: Any = {name: to_json(table) for name, table in tables.items()}
     if dataset.name == "shapestream":
         items = dataset.items
         accuracy = by_age(
@@ -249,8 +258,17 @@ def report(
             for name, each in replies.items()
             for reply in each
         )
-    text = _text(options, dataset, settings, tables, head)
-    written = json.dumps(head | {"accuracy": accuracy}, indent=1, ensure_ascii=False)
+    figures: dict[str, Any] = {"accuracy": accuracy}
+    if others:
+        figures["other scorings"] = {
+            scoring.name: {
+                "source": scoring.source,
+                "accuracy": {name: to_json(each) for name, each in others[scoring.name].items()},
+            }
+            for scoring in dataset.scorings
+        }
+    text = _text(dataset, settings, tables, others, head)
+    written = json.dumps(head | figures, indent=1, ensure_ascii=False)
     write_file(options.out / REPORT, written + "\n")
     write_file(options.out / TABLE, text + "\n")
     print(text)
@@ -258,10 +276,14 @@ def report(
 
 
 def _table(
-    options: EvalOptions, dataset: Dataset, seen: Sequence[Video], replies: Sequence[Reply]
+    options: EvalOptions,
+    dataset: Dataset,
+    seen: Sequence[Video],
+    replies: Sequence[Reply],
+    scoring: Scoring | None = None,
 ) -> Table:
     items = {item.id: item for video in seen for item in video.items}
-    return make_table(dataset, score_all(items, replies, options.judge))
+    return make_table(dataset, score_all(items, replies, options.judge, scoring))
 
 
 def _about(
@@ -282,10 +304,10 @@ def _about(
 
 
 def _text(
-    options: EvalOptions,
     dataset: Dataset,
     settings: Mapping[str, Any],
     tables: Mapping[str, Table],
+    others: Mapping[str, Mapping[str, Table]],
     head: Mapping[str, Any],
 ) -> str:
     videos = head["videos"]
@@ -294,6 +316,7 @@ def _text(
         f"{dataset.about['benchmark']}: {videos['watched']} of {videos['of']} videos",
         ", ".join(f"{key} {settings[key]}" for key in shown if settings[key] is not None),
         f"scoring: {dataset.about['scoring']}",
+        *(f"scoring as {each.name}: {each.source}" for each in dataset.scorings),
     ]
     if head["judge"]:
         lines.append(f"judge: {head['judge']}")
@@ -304,7 +327,7 @@ def _text(
                 f"{name}: {len(about['errors'])} of {about['asked']} askings failed and count as "
                 f"wrong; first: {about['errors'][0]}"
             )
-    return "\n".join(lines) + "\n\n" + print_table(tables, dataset.intervals)
+    return "\n".join(lines) + "\n\n" + print_table(tables, dataset.intervals, others)
 
 
 def _say(line: str) -> None:

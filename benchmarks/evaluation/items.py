@@ -48,6 +48,17 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """Another published way to score the same replies."""
+
+    name: str  # whose tables are scored so
+    source: str  # for the report: where it is written down
+    rules: dict[str, str] = field(default_factory=dict)  # an item's rule: the rule instead
+    # whether the questions of one entry of the data (note "entry") count as one question together
+    by_entry: bool = False
+
+
+@dataclass(frozen=True)
 class Dataset:
     name: str
     videos: tuple[Video, ...]
@@ -60,6 +71,7 @@ class Dataset:
     # what of the data was not taken as it stands, a line each
     remarks: tuple[str, ...] = ()
     max_tokens: int = 64  # of an answer
+    scorings: tuple[Scoring, ...] = ()  # besides the benchmark's own
     intervals: bool = False  # whether the printed table shows 95 % intervals
 
     @property

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vicort.benchmarks.evaluation.fields import Entry, digests, entries_of, find_video, read_json
-from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Video
+from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Scoring, Video
 
 # Prompts: github.com/JoeLeelyf/OVO-Bench, constant.py, spelling and white space and all.
 BLANK = " "  # that ends a line of theirs
@@ -74,6 +75,19 @@ ABOUT = {
         "rounded"
     ),
 }
+SCORINGS = (
+    Scoring(
+        "ViCoStream",
+        "github.com/DgntYang/StreamingLLM, ViCoStream/eval/scripts/incremental_ovobench.py: REC, "
+        "SSR and CRR are averaged over entries, not over queries",
+        by_entry=True,
+    ),
+    Scoring(
+        "SimpleStream",
+        "github.com/EvolvingLMMs-Lab/SimpleStream, lib/recent_window_eval.py",
+        {"letter-within": "letter-word", "yes-or-no": "yes-or-no-any-case"},
+    ),
+)
 
 
 def load(files: Sequence[Path], folders: Sequence[Path]) -> Dataset:
@@ -95,7 +109,8 @@ def load(files: Sequence[Path], folders: Sequence[Path]) -> Dataset:
         Video(name, find_video(folders, name), tuple(each)) for name, each in items.items()
     )
     settings = {"data": digests(files), "prompts": "with their white space"}
-    return Dataset("ovo-bench", videos, GROUPS, "groups", settings, ABOUT, tuple(remarks))
+    said = tuple(remarks)
+    return Dataset("ovo-bench", videos, GROUPS, "groups", settings, ABOUT, said, scorings=SCORINGS)
 
 
 class _Ids:
@@ -137,7 +152,8 @@ def _items(entry: Entry, name: str) -> Iterator[Item]:
         yield _choice(entry, task, name)
     elif task in FORWARD:
         for number, query in enumerate(entry.entries("test_info")):
-            yield _forward(entry, query, task, f"{name}.{number}")
+            item = _forward(entry, query, task, f"{name}.{number}")
+            yield replace(item, note={"entry": name})
     else:
         raise entry.wrong("task", f"one of {', '.join((*CHOICES, *FORWARD))}")
 

@@ -23,7 +23,7 @@ from vicort.benchmarks.evaluation.fields import (
     read_csv,
     read_json,
 )
-from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Video
+from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Scoring, Video
 from vicort.benchmarks.evaluation.rules import POLLED
 
 LETTERS = "ABCD"
@@ -127,6 +127,18 @@ ABOUT = {
         "wrong (theirs leaves it out)"
     ),
 }
+SCORINGS = (
+    Scoring(
+        "ViCoStream",
+        "github.com/DgntYang/StreamingLLM, ViCoStream/eval/scripts/incremental_streamingbench.py",
+        {"first-letter": "first-of-letters"},
+    ),
+    Scoring(
+        "SimpleStream",
+        "github.com/EvolvingLMMs-Lab/SimpleStream, lib/recent_window_eval.py",
+        {"first-letter": "letter-word"},
+    ),
+)
 FOLDER_OF_SUBSET = {
     "Real-Time Visual Understanding": "real",
     SEQUENTIAL_TASK: "sqa",
@@ -160,6 +172,7 @@ def load(files: Sequence[Path], folders: Sequence[Path]) -> Dataset:
         {"data": digests(files)},
         ABOUT,
         _remarks(videos),
+        scorings=SCORINGS,
     )
 
 
