@@ -26,6 +26,7 @@ BENCHMARKS = {
     "shapestream": "the synthetic world of the embedded model: accuracy by the age of the event",
 }
 OUT = Path("build/eval")
+FIXED, OWN = SAMPLINGS = ("fixed", "own")
 # default, as of vicort-run; of shapestream all systems
 
 
@@ -43,6 +44,7 @@ class EvalOptions:
     context: Fraction | None = None  # seconds of video before a question; None = all
     # sampled frames a second; None = as the model was trained
     fps: Fraction | Literal["source"] | None = None
+    own_sampling: bool = False  # frames as the benchmark's loader takes them, instead of fps
     max_tokens: int | None = None  # of an answer; None = as the benchmark does
     limit: int | None = None  # videos
     threads: int = 1
@@ -65,6 +67,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> EvalOptions:
             f"--context {typed.context} cuts the video for each question: it needs --protocol "
             "restart"
         )
+    if getattr(typed, "sampling", FIXED) == OWN:
+        _check_own_sampling(typed)
     if typed.limit is not None and typed.limit < 1:
         raise ConfigError(f"--limit {typed.limit}: give 1 video or more")
     chosen = {
@@ -87,6 +91,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> EvalOptions:
         "files": tuple(typed.files),
         "videos": tuple(typed.videos or [typed.files[0].parent]),
         "strict": typed.strict,
+        "own_sampling": typed.sampling == OWN,
     }
     if typed.benchmark == "rvs":
         chosen |= {
@@ -95,6 +100,15 @@ def parse_options(arguments: Sequence[str] | None = None) -> EvalOptions:
         }
         chosen["fps"] = chosen["fps"] or rvs.FPS
     return EvalOptions(**chosen)
+
+
+def _check_own_sampling(typed: argparse.Namespace) -> None:
+    if typed.protocol != "restart":
+        raise ConfigError(
+            "--sampling own chooses other frames for each question: it needs --protocol restart"
+        )
+    if typed.fps is not None:
+        raise ConfigError(f"--sampling own and --fps {typed.fps} exclude each other: leave one out")
 
 
 def _all_systems(typed: argparse.Namespace) -> bool:
@@ -146,6 +160,11 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("files", nargs="+", type=Path, metavar="DATA", help=words)
     words = "folders of its videos (default: that of DATA)"
     add("--videos", action="extend", nargs="+", type=Path, metavar="DIR", help=words)
+    words = (
+        "fixed: frames at the rate of --fps; own: as the benchmark's public loader takes them for "
+        "each question, with --protocol restart (default: %(default)s)"
+    )
+    add("--sampling", choices=SAMPLINGS, default=FIXED, help=words)
     add("--strict", action="store_true", help="stop if a video is missing (default: a warning)")
 
 
@@ -193,7 +212,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--context", metavar="SECONDS", help=words)
     words = "sampled frames a second (default: as the model was trained; rvs: 0.5)"
     add("--fps", metavar="N|source", help=words)
-    words = "maximum tokens of an answer (default: 64; rvs: 256)"
+    words = "maximum tokens of an answer (default: as the benchmark's public code: 128, rvs 256; else 64)"
     add("--max-tokens", type=int, metavar="N", help=words)
     add("--limit", type=int, metavar="N", help="only the first N videos")
     words = "CPU threads for each stage (default: %(default)s)"

@@ -18,6 +18,7 @@ from vicort.benchmarks.evaluation.ages import by_age, row_of
 from vicort.benchmarks.evaluation.eval_arguments import EvalOptions, parse_options
 from vicort.benchmarks.evaluation.items import Dataset, Reply, Scoring, Video
 from vicort.benchmarks.evaluation.ledger import Ledger
+from vicort.benchmarks.evaluation.own_sampling import OwnSampling
 from vicort.benchmarks.evaluation.score_tables import (
     Table,
     make_table,
@@ -71,7 +72,8 @@ def run(options: EvalOptions) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(options.out / RECORD, settings_of(options, dataset, manifest))
     with EngineSet.open(engine_dir, threads=options.threads) as engines:
-        chosen = {"fps": options.fps, "threads": options.threads}
+        fps = "source" if options.own_sampling else options.fps
+        chosen = {"fps": fps, "threads": options.threads}
         systems = runnable(engines, systems, named=bool(options.systems), **chosen)
         candidates = {name: Candidate.of(engines, each, **chosen) for name, each in systems.items()}
         declare(systems, ledger)
@@ -162,6 +164,18 @@ def check_videos(dataset: Dataset, options: EvalOptions) -> dict[str, str]:
     return dict.fromkeys(missing, "not there")
 
 
+def sampling_of(options: EvalOptions, dataset: Dataset) -> OwnSampling | None:
+    """None = the rate of the options. Raises ConfigError if the benchmark's own is not known."""
+    if not options.own_sampling:
+        return None
+    if dataset.own_sampling is None:
+        raise ConfigError(
+            f"--sampling own: no public loader of {dataset.name} chooses frames by the question: "
+            "leave it out"
+        )
+    return dataset.own_sampling
+
+
 def declare(systems: Mapping[str, System], ledger: Ledger) -> None:
     from vicort.benchmarks.common.workload import describe_system
 
@@ -171,12 +185,13 @@ def declare(systems: Mapping[str, System], ledger: Ledger) -> None:
 
 def settings_of(options: EvalOptions, dataset: Dataset, manifest: Manifest) -> dict[str, Any]:
     """What answers depend on, systems apart."""
+    own = sampling_of(options, dataset)
     return {
         "benchmark": dataset.name,
         **dataset.settings,
         "protocol": options.carry,
         "context_s": None if options.context is None else float(options.context),
-        "fps": str(options.fps or manifest.model.fps),
+        "fps": f"own: {own.words}" if own else str(options.fps or manifest.model.fps),
         "max_tokens": options.max_tokens or dataset.max_tokens,
         "model": manifest.model.name,
         "precision": manifest.precision,
@@ -194,6 +209,7 @@ def watch_all(
     """Each video with each system, unless the record has it already; returns the videos that cannot
     be read, and why."""
     unread: dict[str, str] = {}
+    sampling = sampling_of(options, dataset)
     most = options.max_tokens or dataset.max_tokens
     for number, video in enumerate(dataset.videos, 1):
         for name, candidate in candidates.items():
@@ -201,7 +217,7 @@ def watch_all(
                 continue
             started = time.monotonic()
             try:
-                watched = watch(video, candidate, options.carry, options.context, most)
+                watched = watch(video, candidate, options.carry, options.context, most, sampling)
             except SourceError as error:
                 if options.strict:
                     raise
@@ -311,7 +327,7 @@ def _text(
     head: Mapping[str, Any],
 ) -> str:
     videos = head["videos"]
-    shown = ("protocol", "context_s", "fps", "model", "precision", "backend", "image")
+    shown = ("protocol", "context_s", "fps", "max_tokens", "model", "precision", "backend", "image")
     lines = [
         f"{dataset.about['benchmark']}: {videos['watched']} of {videos['of']} videos",
         ", ".join(f"{key} {settings[key]}" for key in shown if settings[key] is not None),

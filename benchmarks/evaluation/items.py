@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+from vicort.benchmarks.evaluation.own_sampling import OwnSampling
 from vicort.runtime.sources.opening import IMAGE_FPS
 
 # over what an average is taken, with equal weights
@@ -72,6 +73,7 @@ class Dataset:
     remarks: tuple[str, ...] = ()
     max_tokens: int = 64  # of an answer
     scorings: tuple[Scoring, ...] = ()  # besides the benchmark's own
+    own_sampling: OwnSampling | None = None  # of the benchmark's public loader; None = unknown
     intervals: bool = False  # whether the printed table shows 95 % intervals
 
     @property

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vicort.benchmarks.evaluation.fields import Entry, digests, entries_of, find_video, read_json
 from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Scoring, Video
+from vicort.benchmarks.evaluation.own_sampling import SpreadCount
 
 # Prompts: github.com/JoeLeelyf/OVO-Bench, constant.py, spelling and white space and all.
 BLANK = " "  # that ends a line of theirs
@@ -54,6 +55,7 @@ Answer only with “Yes” or “No”.
 Do not include any additional text or explanation in your response.
 """
 
+MAX_TOKENS = 128  # of an answer: models/QWen2VL.py, and ViCoStream
 LETTERS = "ABCDE"
 CHOICES = ("OCR", "ACR", "ATR", "STU", "FPD", "OJR", "EPM", "ASI", "HLD")
 FORWARD = ("REC", "SSR", "CRR")
@@ -75,6 +77,7 @@ ABOUT = {
         "rounded"
     ),
 }
+SAMPLING = SpreadCount(64, "64 frames of each clip, spread evenly")  # models/QWen2VL.py
 SCORINGS = (
     Scoring(
         "ViCoStream",

@@ -24,6 +24,7 @@ from vicort.benchmarks.evaluation.fields import (
     read_json,
 )
 from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Scoring, Video
+from vicort.benchmarks.evaluation.own_sampling import SpreadAtRate
 from vicort.benchmarks.evaluation.rules import POLLED
 
 LETTERS = "ABCD"
@@ -116,6 +117,7 @@ GROUPS = (
         },
     ),
 )
+MAX_TOKENS = 128  # of an answer: src/model/Qwen2VL.py, and ViCoStream
 SEQUENTIAL_TASK, PROACTIVE_TASK = "Sequential Question Answering", "Proactive Output"
 ABOUT = {
     "benchmark": "StreamingBench, arXiv 2411.03628",
@@ -127,6 +129,11 @@ ABOUT = {
         "wrong (theirs leaves it out)"
     ),
 }
+SAMPLING = SpreadAtRate(  # src/model/Qwen2VL.py; at 600 s sharp as ViCoStream, not 0.2
+    ((300, Fraction(1)), (600, Fraction(1, 2)), (None, Fraction(1, 5))),
+    768,
+    "1 frame a second of clips up to 300 s, 0.5 up to 600 s, 0.2 of longer ones, spread evenly",
+)
 SCORINGS = (
     Scoring(
         "ViCoStream",
@@ -172,7 +179,9 @@ def load(files: Sequence[Path], folders: Sequence[Path]) -> Dataset:
         {"data": digests(files)},
         ABOUT,
         _remarks(videos),
+        max_tokens=MAX_TOKENS,
         scorings=SCORINGS,
+        own_sampling=SAMPLING,
     )
 
 

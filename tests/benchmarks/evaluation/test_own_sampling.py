@@ -1,0 +1,153 @@
+"""Frames as the public loaders of benchmarks choose them, from the rule to the command line."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import evaluation_data as made
+from support.scripted_session import ScriptedSession, scripted
+from support.sizes import examples
+
+from vicort.benchmarks.evaluation import eval_run, ovo_bench, streamingbench
+from vicort.benchmarks.evaluation.eval_arguments import parse_options
+from vicort.benchmarks.evaluation.items import Item, Video
+from vicort.benchmarks.evaluation.own_sampling import SpreadCount
+from vicort.benchmarks.evaluation.watching import frame_times, watch
+
+RATES = [Fraction(15), Fraction(25), Fraction(30), Fraction(30_000, 1001)]
+
+
+def clip_of(rate: Fraction, seconds: Fraction | int) -> list[Fraction]:
+    """Times of the frames of a file that is cut there."""
+    count = -(-seconds * rate // 1)
+    return [index / rate for index in range(int(count))]
+
+
+def spread(total: int, count: int) -> list[Fraction]:
+    """Where an even spread over the frames lies, the ends included."""
+    return [Fraction(index * (total - 1), count - 1) for index in range(count)]
+
+
+@settings(max_examples=examples(60))
+@given(rate=st.sampled_from(RATES), seconds=st.integers(1, 1300))
+def test_streamingbench_takes_frames_by_the_clips_length(rate, seconds):
+    times = clip_of(rate, seconds)
+    fps = Fraction(1) if seconds <= 300 else Fraction(1, 2) if seconds <= 600 else Fraction(1, 5)
+    count = max(4, int(seconds * fps) // 2 * 2)
+    chosen = streamingbench.SAMPLING.chosen(times, Fraction(seconds))
+    # to the nearest frame; fp32 may take either of two that are almost as near
+    assert len(chosen) == count
+    pairs = zip(chosen, spread(len(times), count), strict=True)
+    assert all(abs(index - place) <= Fraction(51, 100) for index, place in pairs)
+    assert (chosen[0], chosen[-1]) == (0, len(times) - 1)
+
+
+@settings(max_examples=examples(60))
+@given(total=st.integers(6, 4000))
+def test_ovo_bench_takes_64_frames_of_any_clip(total):
+    times = [Fraction(index, 30) for index in range(total)]
+    chosen = ovo_bench.SAMPLING.chosen(times, Fraction(total, 30))
+    count = 2 * round(min(64, total - 2) / 2)
+    assert len(chosen) == count
+    pairs = zip(chosen, spread(total, count), strict=True)
+    assert all(abs(index - place) <= Fraction(51, 100) for index, place in pairs)
+    assert (chosen[0], chosen[-1]) == (0, total - 1)
+
+
+@pytest.mark.parametrize("frames", [0, 1, 2])
+def test_clips_of_few_frames_are_taken_as_they_are(frames):
+    times = [Fraction(index) for index in range(frames)]
+    for sampling in (streamingbench.SAMPLING, ovo_bench.SAMPLING):
+        assert sampling.chosen(times, Fraction(10)) == list(range(frames))
+
+
+def test_a_video_that_ends_before_the_question_is_as_long_as_it_is():
+    times = clip_of(Fraction(25), 40)
+    assert len(streamingbench.SAMPLING.chosen(times, Fraction(100))) == 40
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    return path, made.frame_times(made.make_film(path))
+
+
+def test_the_times_of_a_file_are_those_of_its_frames(film, tmp_path):
+    path, times = film
+    assert frame_times(Video("film", path, ())) == times
+    made.rvs(tmp_path, "frames")
+    images = Video("film", tmp_path / "frames" / "film", ())
+    assert frame_times(images) == [Fraction(index, 2) for index in range(29)]
+
+
+@settings(max_examples=examples(8))
+@given(
+    asked=st.integers(1, 16_000).map(lambda ms: Fraction(ms, 1000)),
+    context=st.none() | st.integers(1, 10).map(Fraction),
+)
+def test_a_question_sees_the_chosen_frames_of_the_clip_before_it_alone(film, asked, context):
+    path, times = film
+    opened: list[ScriptedSession] = []
+    sampling = SpreadCount(6, "six")
+    video = Video("film", path, (Item("q", "task", "same-text", "6", "?", (asked,)),))
+    watch(
+        video,
+        scripted(lambda question, seen: str(len(seen)), opened),
+        "restart",
+        context,
+        sampling=sampling,
+    )
+    start = 0 if context is None else max(Fraction(0), asked - context)
+    clip = [time for time in times if start <= time < asked]
+    assert opened[0].seen == [clip[index] for index in sampling.chosen(clip, asked - start)]
+
+
+def test_a_run_with_own_sampling_says_so(tiny_engines, tmp_path):
+    folder = tmp_path / "streamingbench"
+    (real, *_), _ = made.streamingbench(folder, films=1)
+    arguments = ["streamingbench", real, "--videos", folder, "--sampling", "own"]
+    system = ["--system", "full-history", "--protocol", "restart"]
+    out = ["--engine-dir", tiny_engines, "--out", tmp_path / "out"]
+    assert eval_run.main([str(each) for each in (*arguments, *system, *out)]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    words = "own: 1 frame a second of clips up to 300 s"
+    assert report["conditions"]["fps"].startswith(words)
+    assert words in (tmp_path / "out" / "report.txt").read_text()
+    lines = (tmp_path / "out" / "answers.jsonl").read_text().splitlines()
+    (replies,) = [json.loads(line)["replies"] for line in lines if '"replies"' in line]
+    # 16 tokens a unit of two frames; clips of 3, 7 and 11 s have 4, 6 and 10 frames
+    assert [reply["tokens_read"] for reply in replies] == [32, 48, 80]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--sampling", "own"], "it needs --protocol restart"),
+        (
+            ["--sampling", "own", "--protocol", "restart", "--fps", "2"],
+            "--sampling own and --fps 2 exclude each other",
+        ),
+        (["--sampling", "best"], "invalid choice: 'best'"),
+    ],
+)
+def test_sampling_that_cannot_be_is_refused(capsys, arguments, said):
+    assert eval_run.main(["ovo-bench", "x.json", *arguments]) == 2
+    line = capsys.readouterr().err
+    assert said in line
+    assert line.count("\n") == 1
+
+
+def test_the_default_is_a_fixed_rate():
+    assert not parse_options(["ovo-bench", "x.json"]).own_sampling
+
+
+def test_a_benchmark_without_a_loader_that_chooses_is_named(tiny_engines, tmp_path, capsys):
+    file, _ = made.rvs(tmp_path)
+    arguments = ["rvs", file, "--videos", tmp_path / "frames", "--engine-dir", tiny_engines]
+    own = ["--sampling", "own", "--protocol", "restart", "--out", tmp_path / "out"]
+    assert eval_run.main([str(each) for each in (*arguments, *own)]) == 2
+    assert "--sampling own: no public loader of rvs" in capsys.readouterr().err
