@@ -13,9 +13,18 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from vicort.benchmarks.evaluation import held_out, ovo_bench, rvs, shapestream, streamingbench
+from vicort.benchmarks.evaluation import (
+    etbench,
+    held_out,
+    ovo_bench,
+    rvs,
+    shapestream,
+    streambench,
+    streamingbench,
+    videomme,
+)
 from vicort.benchmarks.evaluation.ages import by_age, row_of
-from vicort.benchmarks.evaluation.eval_arguments import EvalOptions, parse_options
+from vicort.benchmarks.evaluation.eval_arguments import JUDGED, EvalOptions, parse_options
 from vicort.benchmarks.evaluation.items import Dataset, Reply, Scoring, Video
 from vicort.benchmarks.evaluation.ledger import Ledger
 from vicort.benchmarks.evaluation.own_sampling import OwnSampling
@@ -132,6 +141,12 @@ def load(options: EvalOptions, model: ModelSpec) -> Dataset:
         dataset = streamingbench.load(options.files, options.videos)
     elif options.benchmark == "ovo-bench":
         dataset = ovo_bench.load(options.files, options.videos)
+    elif options.benchmark == "streambench":
+        dataset = streambench.load(options.files, options.videos)
+    elif options.benchmark == "etbench":
+        dataset = etbench.load(options.files, options.videos, options.sources)
+    elif options.benchmark == "videomme":
+        dataset = videomme.load(options.files, options.videos)
     else:
         dataset = rvs.load(options.files, options.videos, options.image_fps)
     if len(dataset.items) != sum(len(video.items) for video in dataset.videos):
@@ -258,7 +273,7 @@ def report(
     settings = settings_of(options, dataset, manifest) | {"threads": options.threads}
     head = {
         "conditions": conditions() | settings | dataset.about,
-        "judge": options.judge.name if dataset.name == "rvs" else None,
+        "judge": options.judge.name if dataset.name in JUDGED else None,
         "remarks": list(dataset.remarks),
         "videos": {"watched": len(seen), "of": len(dataset.videos), "left out": dict(unread)},
         "systems": {

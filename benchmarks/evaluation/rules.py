@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
+from vicort.benchmarks.evaluation import event_rules
 from vicort.benchmarks.evaluation.items import Item, Reply
 
 JUDGED = "judge"  # the rule of open answers: decided by a judge, not here
@@ -28,6 +29,14 @@ def first_of_letters(truth: str, replies: Sequence[Reply]) -> bool:
     the other phrases that are removed there none has such a letter."""
     text = re.sub("Best (?:answer|option):", "", replies[-1].text)
     found = re.search("[ABCD]", text)
+    return found is not None and found[0] == truth
+
+
+def first_of_letters_after_answer(truth: str, replies: Sequence[Reply]) -> bool:
+    """Video-MME's eval_your_results.py: the first A, B, C or D in upper case, once "Answer:" is
+    removed, so that the B of "Best answer:" counts. (Two phrases that are joined there by a missing
+    comma are removed in no reply.)"""
+    found = re.search("[ABCD]", replies[-1].text.replace("Answer:", ""))
     return found is not None and found[0] == truth
 
 
@@ -78,6 +87,7 @@ def same_text(truth: str, replies: Sequence[Reply]) -> bool:
 RULES: dict[str, Rule] = {
     "first-letter": first_letter,
     "first-of-letters": first_of_letters,
+    "first-of-letters-after-answer": first_of_letters_after_answer,
     "letter-word": letter_word,
     "letter-within": letter_within,
     "digits": same_digits,
@@ -85,6 +95,11 @@ RULES: dict[str, Rule] = {
     "yes-or-no-any-case": yes_or_no_any_case,
     POLLED: first_yes,
     "same-text": same_text,
+    "first-span": event_rules.first_span,
+    "first-span-of-any": event_rules.first_span_of_any,
+    "all-spans": event_rules.all_spans,
+    "seconds-in-common": event_rules.seconds_in_common,
+    "moment-within": event_rules.moment_within,
 }
 
 

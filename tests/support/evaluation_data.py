@@ -218,3 +218,100 @@ def write_frames(folder: Path, stream: ThingStream, fps: int = 2) -> None:
 def frame_times(stream: ThingStream) -> list[Fraction]:
     """Of each frame of a film's file."""
     return [Fraction(index, FPS) for index in range(round(stream.duration * FPS))]
+
+
+def streambench(folder: Path) -> tuple[Path, ThingStream]:
+    """streaming_bench_v0.3.json about folder/Ego/Ego/film.mp4, and a video that is left out."""
+    stream = make_film(folder / "Ego" / "Ego" / "film.mp4")
+    kinds = ["OS", "LM", "OS"]
+    asked = [
+        {
+            # both forms of a time
+            "time": str(after(stream, thing)) if thing else after(stream, thing),
+            "question": f"what color was the {each.shape}?",
+            "answer": f"The {each.color}.",
+            "class": kinds[thing],
+        }
+        for thing, each in enumerate(stream.things)
+    ]
+    info = {"video_path": "film.mp4", "class_1": "Ego", "class_2": "shapes"}
+    entries = [
+        {"info": info, "breakpoint": asked},
+        {"info": info | {"video_path": "YxXrLCWFxTg.mp4"}, "breakpoint": asked[:1]},
+    ]
+    return write_json(folder / "streaming_bench_v0.3.json", entries), stream
+
+
+def etbench(folder: Path) -> tuple[Path, ThingStream]:
+    """etbench_txt_v1.0.json with an entry of each task that is scored and of one that is not, about
+    folder/videos/shapes/film.mp4."""
+    stream = make_film(folder / "videos" / "shapes" / "film.mp4")
+    spans = [[float(each.start), float(each.end)] for each in stream.things]
+    targets: dict[str, Any] = {
+        "tvg": spans[0],
+        "epm": spans[1],
+        "tal": spans,
+        "evs": spans[:2],
+        "vhd": [spans[:1], spans[1:]],
+        "tem": spans[1:],
+        "dvc": spans,
+    }
+    entries = [
+        {
+            "version": 1.0,
+            "idx": number,
+            "task": task,
+            "source": "charades_sta" if task == "tvg" else "shapes",
+            "video": "shapes/film.mp4",
+            "duration": float(stream.duration),
+            "tgt": target,
+            "q": f"When was it ({task})? Say 'start - end'.",
+        }
+        for number, (task, target) in enumerate(targets.items())
+    ]
+    return write_json(folder / "etbench_txt_v1.0.json", entries), stream
+
+
+def videomme(folder: Path, form: str = "rows") -> tuple[Path, ThingStream]:
+    """Three questions about folder/data/film.mp4. form: rows (of the published table), videos (the
+    benchmark's form for results) or rekv."""
+    stream = make_film(folder / "data" / "film.mp4")
+    questions = []
+    for thing, each in enumerate(stream.things):
+        options, place = options_of(stream, thing)
+        questions.append(
+            {
+                "question_id": f"001-{thing + 1}",
+                "task_type": ["Attribute Perception", "OCR Problems", "Attribute Perception"][
+                    thing
+                ],
+                "question": f"What color was the {each.shape}?",
+                "options": [f"{letter}. {o}." for letter, o in zip("ABCD", options, strict=True)],
+                "answer": "ABCD"[place],
+            }
+        )
+    video = {"video_id": "001", "duration": "short", "domain": "Knowledge", "sub_category": "Law"}
+    if form == "rows":
+        rows = [video | {"url": "", "videoID": "film"} | each for each in questions]
+        return write_json(folder / "videomme.json", rows), stream
+    if form == "videos":
+        return write_json(
+            folder / "videomme.json", [video | {"videoID": "film", "questions": questions}]
+        ), stream
+    turns = [
+        {
+            "question": each["question"],
+            "choices": [option[3:] for option in each["options"]],
+            "answer": each["options"]["ABCD".index(each["answer"])][3:],
+            "question_type": each["task_type"],
+        }
+        for each in questions
+    ]
+    whole = {
+        "video_id": "fFjv93ACGo8",
+        "video_path": "/data/videomme/videos/film.mp4",
+        "duration": 14.5,
+        "duration_category": "short",
+        "conversations": turns,
+    }
+    return write_json(folder / "videomme.json", [whole]), stream
