@@ -61,6 +61,7 @@ class EvalOptions:
     strict: bool = False
     judge: Judge = ExactJudge()  # noqa: RUF009 (has no state)
     image_fps: Fraction | None = None
+    predictions: tuple[Path, ...] = ()  # result files of OVO-Bench, scored instead of a run
     sources: tuple[str, ...] | None = None  # data sets of E.T. Bench; None = all
     streams: int = STREAMS
     ages: tuple[int, ...] = AGES
@@ -109,6 +110,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> EvalOptions:
         chosen["judge"] = make_judge(typed.judge)
     if typed.benchmark == "rvs":
         chosen["image_fps"] = _rate("--image-fps", typed.image_fps)
+    if typed.benchmark == "ovo-bench":
+        chosen["predictions"] = tuple(typed.predictions or ())
     if typed.benchmark == "etbench" and typed.source:
         chosen["sources"] = tuple(dict.fromkeys(typed.source))
     return EvalOptions(**chosen)
@@ -163,6 +166,9 @@ def _parser() -> argparse.ArgumentParser:
             _add_judge(one)
         if name == "rvs":
             _add_image_fps(one)
+        if name == "ovo-bench":
+            words = "score the benchmark's result files, and run no model"
+            one.add_argument("--predictions", nargs="+", type=Path, metavar="FILE", help=words)
         if name == "etbench":
             words = "only this data set, such as charades_sta; may be repeated (default: all)"
             one.add_argument("--source", action="append", metavar="NAME", help=words)

@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -25,16 +26,12 @@ from vicort.benchmarks.evaluation import (
 )
 from vicort.benchmarks.evaluation.ages import by_age, row_of
 from vicort.benchmarks.evaluation.eval_arguments import JUDGED, EvalOptions, parse_options
-from vicort.benchmarks.evaluation.items import Dataset, Reply, Scoring, Video
+from vicort.benchmarks.evaluation.fields import digests
+from vicort.benchmarks.evaluation.figures import Figures
+from vicort.benchmarks.evaluation.items import Dataset, Reply, Video
 from vicort.benchmarks.evaluation.ledger import Ledger
+from vicort.benchmarks.evaluation.ovo_predictions import read_predictions
 from vicort.benchmarks.evaluation.own_sampling import OwnSampling
-from vicort.benchmarks.evaluation.score_tables import (
-    Table,
-    make_table,
-    print_table,
-    score_all,
-    to_json,
-)
 from vicort.benchmarks.evaluation.watching import Candidate, watch
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.entry_points import code_of
@@ -66,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: EvalOptions) -> int:
+    if options.predictions:
+        return score_predictions(options)
     systems = systems_of(options.systems or known_systems())
     engine_dir = options.engine_dir or find_engine_dir("tiny")
     if engine_dir is None:
@@ -263,13 +262,8 @@ def report(
         name: [reply for video in seen for reply in ledger.watched[name, video.name].replies]
         for name in systems
     }
-    tables = {name: _table(options, dataset, seen, replies[name]) for name in systems}
-    others = {
-        scoring.name: {
-            name: _table(options, dataset, seen, replies[name], scoring) for name in systems
-        }
-        for scoring in dataset.scorings
-    }
+    items = {item.id: item for video in seen for item in video.items}
+    figures = Figures.of(dataset, items, replies, options.judge)
     settings = settings_of(options, dataset, manifest) | {"threads": options.threads}
     head = {
         "conditions": conditions() | settings | dataset.about,
@@ -281,40 +275,41 @@ def report(
             for name in systems
         },
     }
-    accuracy: Any = {name: to_json(table) for name, table in tables.items()}
+    written = head | figures.to_json()
     if dataset.name == "shapestream":
-        items = dataset.items
-        accuracy = by_age(
+        written["accuracy"] = by_age(
             row_of(name, items[reply.item], reply)
             for name, each in replies.items()
             for reply in each
         )
-    figures: dict[str, Any] = {"accuracy": accuracy}
-    if others:
-        figures["other scorings"] = {
-            scoring.name: {
-                "source": scoring.source,
-                "accuracy": {name: to_json(each) for name, each in others[scoring.name].items()},
-            }
-            for scoring in dataset.scorings
-        }
-    text = _text(dataset, settings, tables, others, head)
-    written = json.dumps(head | figures, indent=1, ensure_ascii=False)
+    write_report(options, written, _text(figures, settings, head))
+
+
+def score_predictions(options: EvalOptions) -> int:
+    """Scores OVO-Bench's result files; no model runs."""
+    dataset = ovo_bench.load(options.files, options.videos)
+    predictions = read_predictions(dataset.items, options.files, options.predictions)
+    dataset = replace(dataset, remarks=(*dataset.remarks, *predictions.remarks))
+    replies = {"predictions": list(predictions.replies.values())}
+    figures = Figures.of(dataset, dataset.items, replies, options.judge)
+    head = {
+        "conditions": dataset.about | {"predictions": digests(options.predictions)},
+        "remarks": list(dataset.remarks),
+    }
+    said = [f"{dataset.about['benchmark']}: predictions of {len(options.predictions)} files"]
+    text = "\n".join([*said, *figures.head()]) + "\n\n" + figures.printed()
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_report(options, head | figures.to_json(), text)
+    return 0
+
+
+def write_report(options: EvalOptions, content: Mapping[str, Any], text: str) -> None:
+    """Prints the text, and writes both files."""
+    written = json.dumps(content, indent=1, ensure_ascii=False)
     write_file(options.out / REPORT, written + "\n")
     write_file(options.out / TABLE, text + "\n")
     print(text)
     _say(f"written: {options.out / REPORT}, {options.out / TABLE}")
-
-
-def _table(
-    options: EvalOptions,
-    dataset: Dataset,
-    seen: Sequence[Video],
-    replies: Sequence[Reply],
-    scoring: Scoring | None = None,
-) -> Table:
-    items = {item.id: item for video in seen for item in video.items}
-    return make_table(dataset, score_all(items, replies, options.judge, scoring))
 
 
 def _about(
@@ -334,31 +329,24 @@ def _about(
     }
 
 
-def _text(
-    dataset: Dataset,
-    settings: Mapping[str, Any],
-    tables: Mapping[str, Table],
-    others: Mapping[str, Mapping[str, Table]],
-    head: Mapping[str, Any],
-) -> str:
+def _text(figures: Figures, settings: Mapping[str, Any], head: Mapping[str, Any]) -> str:
     videos = head["videos"]
     shown = ("protocol", "context_s", "fps", "max_tokens", "model", "precision", "backend", "image")
+    benchmark = figures.dataset.about["benchmark"]
     lines = [
-        f"{dataset.about['benchmark']}: {videos['watched']} of {videos['of']} videos",
+        f"{benchmark}: {videos['watched']} of {videos['of']} videos",
         ", ".join(f"{key} {settings[key]}" for key in shown if settings[key] is not None),
-        f"scoring: {dataset.about['scoring']}",
-        *(f"scoring as {each.name}: {each.source}" for each in dataset.scorings),
+        *figures.head(),
     ]
     if head["judge"]:
         lines.append(f"judge: {head['judge']}")
-    lines += [f"note: {remark}" for remark in head["remarks"]]
     for name, about in head["systems"].items():
         if about["errors"]:
             lines.append(
                 f"{name}: {len(about['errors'])} of {about['asked']} askings failed and count as "
                 f"wrong; first: {about['errors'][0]}"
             )
-    return "\n".join(lines) + "\n\n" + print_table(tables, dataset.intervals, others)
+    return "\n".join(lines) + "\n\n" + figures.printed()
 
 
 def _say(line: str) -> None:
