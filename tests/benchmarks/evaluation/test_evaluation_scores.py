@@ -54,6 +54,9 @@ def replies(*texts: str, name: str = "x", first: int = 1) -> list[Reply]:
         ("first-of-letters", "C", "The answer is C", True),
         ("first-of-letters", "A", "**A**", True),
         ("first-of-letters", "C", "Best option: C", True),
+        ("first-of-letters", "C", "Best answer: C", True),
+        ("first-of-letters-after-answer", "C", "Answer: C", True),
+        ("first-of-letters-after-answer", "B", "Best answer: C", True),  # as theirs
         ("first-of-letters", "C", "Clearly A", True),  # as theirs: also inside a word
         ("first-of-letters", "A", "a", False),
         ("letter-word", "C", "The answer is (c).", True),

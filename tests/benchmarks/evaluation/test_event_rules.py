@@ -43,6 +43,7 @@ def said(spans) -> str:
         ("from 3 to 7.5 s", [(3, 7.5)]),
         ("3 to 7, or 1 - 2", [(1, 2)]),  # a hyphen goes before a word
         ("It starts at 3 s.\nIt ends at 8 s.", [(3, 8)]),
+        ("It happens from 3.\nIt happens until 8.", [(3, 8)]),
         ("starts at 3, ends at 8", []),  # one sentence has one number
         ("at 3\nat 8", []),  # about no start, end or happening
         ("1..5 - 3", []),

@@ -6,7 +6,7 @@ import json
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support import evaluation_data as made
 from support.scripted_session import ScriptedSession, scripted
@@ -34,6 +34,9 @@ def spread(total: int, count: int) -> list[Fraction]:
 
 @settings(max_examples=examples(60))
 @given(rate=st.sampled_from(RATES), seconds=st.integers(1, 1300))
+@example(rate=Fraction(30), seconds=300)
+@example(rate=Fraction(30), seconds=600)
+@example(rate=Fraction(30), seconds=601)
 def test_streamingbench_takes_frames_by_the_clips_length(rate, seconds):
     times = clip_of(rate, seconds)
     fps = Fraction(1) if seconds <= 300 else Fraction(1, 2) if seconds <= 600 else Fraction(1, 5)
@@ -89,6 +92,8 @@ def test_the_times_of_a_file_are_those_of_its_frames(film, tmp_path):
     asked=st.integers(1, 16_000).map(lambda ms: Fraction(ms, 1000)),
     context=st.none() | st.integers(1, 10).map(Fraction),
 )
+@example(asked=Fraction(5), context=None)  # the time of a frame
+@example(asked=Fraction(57, 4), context=None)  # of the last one
 def test_a_question_sees_the_chosen_frames_of_the_clip_before_it_alone(film, asked, context):
     path, times = film
     opened: list[ScriptedSession] = []
@@ -103,6 +108,7 @@ def test_a_question_sees_the_chosen_frames_of_the_clip_before_it_alone(film, ask
     )
     start = 0 if context is None else max(Fraction(0), asked - context)
     clip = [time for time in times if start <= time < asked]
+    assert opened[0].ending is None, "no frame but those comes at the end"
     assert opened[0].seen == [clip[index] for index in sampling.chosen(clip, asked - start)]
 
 
