@@ -112,8 +112,18 @@ def load(files: Sequence[Path], folders: Sequence[Path]) -> Dataset:
         Video(name, find_video(folders, name), tuple(each)) for name, each in items.items()
     )
     settings = {"data": digests(files), "prompts": "with their white space"}
-    said = tuple(remarks)
-    return Dataset("ovo-bench", videos, GROUPS, "groups", settings, ABOUT, said, scorings=SCORINGS)
+    return Dataset(
+        "ovo-bench",
+        videos,
+        GROUPS,
+        "groups",
+        settings,
+        ABOUT,
+        tuple(remarks),
+        max_tokens=MAX_TOKENS,
+        scorings=SCORINGS,
+        own_sampling=SAMPLING,
+    )
 
 
 class _Ids:

@@ -12,7 +12,15 @@ from support import evaluation_data as made
 from support.scripted_session import ScriptedSession, scripted
 from support.sizes import examples
 
-from vicort.benchmarks.evaluation import eval_run, ovo_bench, streamingbench
+from vicort.benchmarks.evaluation import (
+    etbench,
+    eval_run,
+    ovo_bench,
+    rvs,
+    streambench,
+    streamingbench,
+    videomme,
+)
 from vicort.benchmarks.evaluation.eval_arguments import parse_options
 from vicort.benchmarks.evaluation.items import Item, Video
 from vicort.benchmarks.evaluation.own_sampling import SpreadCount
@@ -110,6 +118,30 @@ def test_a_question_sees_the_chosen_frames_of_the_clip_before_it_alone(film, ask
     clip = [time for time in times if start <= time < asked]
     assert opened[0].ending is None, "no frame but those comes at the end"
     assert opened[0].seen == [clip[index] for index in sampling.chosen(clip, asked - start)]
+
+
+def test_each_benchmark_has_the_settings_of_its_public_code(tmp_path):
+    (real, *_), _ = made.streamingbench(tmp_path / "streamingbench", films=1)
+    files = {
+        streamingbench: real,
+        ovo_bench: made.ovo_bench(tmp_path / "ovo")[0],
+        rvs: made.rvs(tmp_path / "rvs")[0],
+        streambench: made.streambench(tmp_path / "streambench")[0],
+        etbench: made.etbench(tmp_path / "etbench")[0],
+        videomme: made.videomme(tmp_path / "videomme")[0],
+    }
+    settings = {}
+    for benchmark, file in files.items():
+        dataset = benchmark.load([file], [file.parent])
+        settings[dataset.name] = (dataset.max_tokens, dataset.own_sampling)
+    assert settings == {
+        "streamingbench": (128, streamingbench.SAMPLING),
+        "ovo-bench": (128, ovo_bench.SAMPLING),
+        "rvs": (256, None),
+        "streambench": (128, None),
+        "etbench": (128, None),
+        "videomme": (128, videomme.SAMPLING),
+    }
 
 
 def test_a_run_with_own_sampling_says_so(tiny_engines, tmp_path):
