@@ -28,6 +28,9 @@ class Item:
     # seconds; several = the same text until the first yes
     times: tuple[Fraction, ...]
     note: dict[str, Any] = field(default_factory=dict)  # further data for reports
+    # seconds: where the clip starts that the benchmark's own sampling is of, whatever the context;
+    # None = as the context says
+    since: Fraction | None = None
 
 
 @dataclass(frozen=True)

@@ -272,6 +272,7 @@ def _item(question: Entry, name: str, context: str | None) -> Item:
             text,
             polls,
             {"question": words, "asked": str(at)},
+            since=at,
         )
     answer, options = question.one_of("answer", LETTERS), "\n".join(_options(question))
     if context is None:

@@ -90,7 +90,7 @@ def watch(
     seconds before the question.
 
     sampling: which frames before a question are pushed (restart only), to sessions that take every
-    frame; None = all, and the session samples.
+    frame; clips start where the item says. None = all frames, and the session samples.
 
     If a session fails with a VicortError, each question that is still open gets a reply with the
     error. Raises SourceError if there is no video in the file.
@@ -106,7 +106,11 @@ def watch(
             continue
         start = Fraction(0) if context is None else max(Fraction(0), group[0].at - context)
         with open_video(video, watched.warnings.append, candidate.motion) as source:
-            taken = chosen_times(sampling, times, start, group[-1].at) if sampling else None
+            taken = None
+            if sampling:
+                (asking,) = group
+                start = start if asking.item.since is None else asking.item.since
+                taken = chosen_times(sampling, times, start, asking.at)
             _Pass(source, group, start, max_tokens, watched, taken).go(candidate.open_session)
     return watched
 

@@ -120,6 +120,19 @@ def test_a_question_sees_the_chosen_frames_of_the_clip_before_it_alone(film, ask
     assert opened[0].seen == [clip[index] for index in sampling.chosen(clip, asked - start)]
 
 
+@pytest.mark.parametrize("context", [None, Fraction(2)])
+def test_a_proactive_question_sees_the_clip_from_its_ask(tmp_path, context):
+    (_, _, proactive, _), streams = made.streamingbench(tmp_path, films=1)
+    (video,) = streamingbench.load([proactive], [tmp_path]).videos
+    opened: list[ScriptedSession] = []
+    script = scripted(lambda question, seen: "no", opened)
+    watch(video, script, "restart", context, sampling=streamingbench.SAMPLING)
+    asked = int(streams[0].things[1].start) - 3
+    assert [(session.seen[0], int(session.seen[-1])) for session in opened] == [
+        (asked, second) for second in range(asked, asked + 7)
+    ]
+
+
 def test_each_benchmark_has_the_settings_of_its_public_code(tmp_path):
     (real, *_), _ = made.streamingbench(tmp_path / "streamingbench", films=1)
     files = {
