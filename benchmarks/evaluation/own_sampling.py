@@ -1,5 +1,5 @@
-"""Which frames of a clip the public loaders of benchmarks take: they see the clip to its end first,
-and then choose."""
+"""Which frames the public loaders of benchmarks take: they see a video or a clip of it to its end
+first, and then choose."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class OwnSampling(Protocol):
         """What the report says of it."""
         ...
 
-    def chosen(self, times: Sequence[Fraction], seconds: Fraction) -> list[int]:
-        """Indices of the frames that are taken, rising.
+    def chosen(self, times: Sequence[Fraction], start: Fraction, asked: Fraction) -> list[int]:
+        """Indices of the frames that are taken for a question, rising.
 
-        times: of all frames of the clip, in seconds. seconds: from the clip's start to the
-        question.
+        times: of all frames of the video. start: where its clip starts; asked: where it ends. All
+        in seconds.
         """
         ...
 
@@ -39,10 +39,12 @@ class SpreadAtRate:
     words: str
     least: int = 4  # FPS_MIN_FRAMES
 
-    def chosen(self, times: Sequence[Fraction], seconds: Fraction) -> list[int]:
+    def chosen(self, times: Sequence[Fraction], start: Fraction, asked: Fraction) -> list[int]:
+        seconds, clip = asked - start, _clip(times, start, asked)
         rate = next(fps for limit, fps in self.rates if limit is None or seconds <= limit)
-        count = max(int(_length(times, seconds) * rate), self.least)
-        return _spread(len(times), min(count, self.most, len(times)))
+        length = _length([times[index] for index in clip], seconds)
+        count = max(int(length * rate), self.least)
+        return _spread(clip, min(count, self.most, len(clip)))
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,43 @@ class SpreadCount:
     count: int
     words: str
 
-    def chosen(self, times: Sequence[Fraction], seconds: Fraction) -> list[int]:
-        return _spread(len(times), UNIT_FRAMES * round(min(self.count, len(times) - 2) / 2))
+    def chosen(self, times: Sequence[Fraction], start: Fraction, asked: Fraction) -> list[int]:
+        clip = _clip(times, start, asked)
+        return _spread(clip, UNIT_FRAMES * round(min(self.count, len(clip) - 2) / 2))
 
 
-def _spread(total: int, count: int) -> list[int]:
-    """`count` indices of `total`, less one if it is odd; all of them where there are too few."""
+@dataclass(frozen=True)
+class WholeVideo:
+    """Frames of the whole video at a rate, of which a question sees the first ones, as many as the
+    rate gives until its time (ReKV, video_qa/rekv_stream_vqa.py)."""
+
+    rate: Fraction  # frames a second
+    words: str
+
+    def chosen(self, times: Sequence[Fraction], start: Fraction, asked: Fraction) -> list[int]:
+        """A video of one frame a second, as .npy files are, is spread over; of another one each
+        frame is taken whose number is a multiple. start: takes no part."""
+        total = len(times)
+        native = 1 if total < 2 else round((total - 1) / (times[-1] - times[0]))
+        if native <= 1:
+            taken = np.linspace(0, total - 1, int(total * self.rate), dtype=int).tolist()
+        else:
+            taken = list(range(0, total, int(native / self.rate)))
+        return taken[: int(asked * self.rate)]
+
+
+def _clip(times: Sequence[Fraction], start: Fraction, asked: Fraction) -> list[int]:
+    """Indices of the frames from `start` to before the question, as a file that is cut there has
+    them."""
+    return [index for index, time in enumerate(times) if start <= time < asked]
+
+
+def _spread(clip: Sequence[int], count: int) -> list[int]:
+    """`count` frames of a clip, less one if it is odd; all of them where there are too few."""
     count -= count % UNIT_FRAMES
     if count < UNIT_FRAMES:
-        return list(range(min(total, UNIT_FRAMES)))
-    return [int(index) for index in np.rint(_linspace(total - 1, count))]
+        return list(clip[:UNIT_FRAMES])
+    return [clip[int(place)] for place in np.rint(_linspace(len(clip) - 1, count))]
 
 
 def _linspace(last: int, count: int) -> np.ndarray:

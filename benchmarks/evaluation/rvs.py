@@ -24,6 +24,7 @@ from vicort.benchmarks.evaluation.fields import (
     read_json,
 )
 from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Video
+from vicort.benchmarks.evaluation.own_sampling import WholeVideo
 from vicort.benchmarks.evaluation.rules import JUDGED
 from vicort.runtime.sources.images import is_image, natural_order
 
@@ -35,6 +36,7 @@ SECONDS_FPS = Fraction(1)
 # times
 NAMES_FPS = Fraction(1, 2)
 MAX_TOKENS = 256  # of an answer: ReKV's video_qa/rekv_stream_vqa.py
+SAMPLING = WholeVideo(FPS, "0.5 frames a second of the whole video (ReKV)")
 CLIPS = {"test_qa_ego4d.json": "rvs_ego.json"}
 ABOUT = {
     "benchmark": "RVS-Ego and RVS-Movie of VStream-QA, arXiv 2406.08085",
@@ -69,6 +71,7 @@ def load(
         settings,
         ABOUT,
         max_tokens=MAX_TOKENS,
+        own_sampling=SAMPLING,
     )
 
 

