@@ -92,7 +92,8 @@ def _check_sources(sources: Sequence[str] | None, known: set[str], files: Sequen
     for source in sources or ():
         if source not in known:
             raise ConfigError(
-                f"--source {source}: {', '.join(map(str, files))} has {', '.join(sorted(known))}"
+                f"--source {source}: {', '.join(map(str, files))} has {', '.join(sorted(known))}: "
+                "give one of these"
             )
 
 
