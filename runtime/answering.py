@@ -134,10 +134,11 @@ class Answerer:
         if memory_from is None and deferred:
             memory_from = deferred[0].start
         logger.debug(
-            "question %s reads units %s of %d chunks in memory",
+            "question %s reads units %s of %d chunks in memory%s",
             question.id,
             units,
             len(memory.chunks),
+            " and one that is being filled" if fork else "",
         )
         return Snapshot(
             lease=memory.lease(units, fork),

@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from vicort.benchmarks.evaluation import held_out, rvs
+from vicort.benchmarks.evaluation import etbench, held_out, rvs, streambench, videomme
 from vicort.benchmarks.evaluation.judge import ExactJudge, Judge, make_judge
 from vicort.benchmarks.evaluation.shapestream import AGE_UNITS, AGES, CACHE, STREAMS, AgeIn
 from vicort.benchmarks.evaluation.watching import CARRIES, Carry
@@ -23,9 +23,20 @@ BENCHMARKS = {
     "streamingbench": "StreamingBench: JSON files, or Real_Time_Visual_Understanding.csv",
     "ovo-bench": "OVO-Bench: ovo_bench_new.json and the source videos, uncut",
     "rvs": "RVS-Ego and RVS-Movie: test_qa_ego4d.json, test_qa_movienet.json",
+    "streambench": "StreamBench v0.3: streaming_bench_v0.3.json",
+    "etbench": "E.T. Bench, the tasks that ask for times: etbench_txt_v1.0.json",
+    "videomme": "Video-MME without subtitles, asked at the end of each video: JSON",
     "shapestream": "the synthetic world of the embedded model: accuracy by the age of the event",
 }
+JUDGED = ("rvs", "streambench")  # whose answers are open
+FPS = {
+    "rvs": rvs.FPS,
+    "streambench": streambench.FPS,
+    "etbench": etbench.FPS,
+    "videomme": videomme.FPS,
+}
 OUT = Path("build/eval")
+FIXED, OWN = SAMPLINGS = ("fixed", "own")
 # default, as of vicort-run; of shapestream all systems
 
 
@@ -43,12 +54,15 @@ class EvalOptions:
     context: Fraction | None = None  # seconds of video before a question; None = all
     # sampled frames a second; None = as the model was trained
     fps: Fraction | Literal["source"] | None = None
+    own_sampling: bool = False  # frames as the benchmark's loader takes them, instead of fps
     max_tokens: int | None = None  # of an answer; None = as the benchmark does
     limit: int | None = None  # videos
     threads: int = 1
     strict: bool = False
     judge: Judge = ExactJudge()  # noqa: RUF009 (has no state)
     image_fps: Fraction | None = None
+    predictions: tuple[Path, ...] = ()  # result files of OVO-Bench, scored instead of a run
+    sources: tuple[str, ...] | None = None  # data sets of E.T. Bench; None = all
     streams: int = STREAMS
     ages: tuple[int, ...] = AGES
     age_in: AgeIn = "units"
@@ -65,6 +79,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> EvalOptions:
             f"--context {typed.context} cuts the video for each question: it needs --protocol "
             "restart"
         )
+    if getattr(typed, "sampling", FIXED) == OWN:
+        _check_own_sampling(typed)
     if typed.limit is not None and typed.limit < 1:
         raise ConfigError(f"--limit {typed.limit}: give 1 video or more")
     chosen = {
@@ -87,14 +103,27 @@ def parse_options(arguments: Sequence[str] | None = None) -> EvalOptions:
         "files": tuple(typed.files),
         "videos": tuple(typed.videos or [typed.files[0].parent]),
         "strict": typed.strict,
+        "own_sampling": typed.sampling == OWN,
     }
+    chosen["fps"] = chosen["fps"] or FPS.get(typed.benchmark)
+    if typed.benchmark in JUDGED:
+        chosen["judge"] = make_judge(typed.judge)
     if typed.benchmark == "rvs":
-        chosen |= {
-            "judge": make_judge(typed.judge),
-            "image_fps": _rate("--image-fps", typed.image_fps),
-        }
-        chosen["fps"] = chosen["fps"] or rvs.FPS
+        chosen["image_fps"] = _rate("--image-fps", typed.image_fps)
+    if typed.benchmark == "ovo-bench":
+        chosen["predictions"] = tuple(typed.predictions or ())
+    if typed.benchmark == "etbench" and typed.source:
+        chosen["sources"] = tuple(dict.fromkeys(typed.source))
     return EvalOptions(**chosen)
+
+
+def _check_own_sampling(typed: argparse.Namespace) -> None:
+    if typed.protocol != "restart":
+        raise ConfigError(
+            "--sampling own chooses other frames for each question: it needs --protocol restart"
+        )
+    if typed.fps is not None:
+        raise ConfigError(f"--sampling own and --fps {typed.fps} exclude each other: leave one out")
 
 
 def _all_systems(typed: argparse.Namespace) -> bool:
@@ -133,8 +162,16 @@ def _parser() -> argparse.ArgumentParser:
             _add_world(one)
         else:
             _add_data(one)
-        if name == "rvs":
+        if name in JUDGED:
             _add_judge(one)
+        if name == "rvs":
+            _add_image_fps(one)
+        if name == "ovo-bench":
+            words = "score the benchmark's result files, and run no model"
+            one.add_argument("--predictions", nargs="+", type=Path, metavar="FILE", help=words)
+        if name == "etbench":
+            words = "only this data set, such as charades_sta; may be repeated (default: all)"
+            one.add_argument("--source", action="append", metavar="NAME", help=words)
         _add_common(one)
     add_completion_option(parser)
     return parser
@@ -146,6 +183,11 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("files", nargs="+", type=Path, metavar="DATA", help=words)
     words = "folders of its videos (default: that of DATA)"
     add("--videos", action="extend", nargs="+", type=Path, metavar="DIR", help=words)
+    words = (
+        "fixed: frames at the rate of --fps; own: as the benchmark's public loader takes them for "
+        "each question, with --protocol restart (default: %(default)s)"
+    )
+    add("--sampling", choices=SAMPLINGS, default=FIXED, help=words)
     add("--strict", action="store_true", help="stop if a video is missing (default: a warning)")
 
 
@@ -156,8 +198,14 @@ def _add_judge(parser: argparse.ArgumentParser) -> None:
         "writes a verdict for each (default: exact)"
     )
     add("--judge", nargs="+", default=["exact"], metavar=("exact|command", "CMD"), help=words)
-    words = "images a second of folders of frames (default: 1, where frames are named 0.5)"
-    add("--image-fps", metavar="N", help=words)
+
+
+def _add_image_fps(parser: argparse.ArgumentParser) -> None:
+    words = (
+        "images a second of folders of frames and of .npy files (default: 1, where frames are "
+        "named 0.5)"
+    )
+    parser.add_argument("--image-fps", metavar="N", help=words)
 
 
 def _add_world(parser: argparse.ArgumentParser) -> None:
@@ -188,9 +236,12 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--protocol", choices=CARRIES, default="state", help=words)
     words = "with restart: seconds of video before a question (StreamingBench: 60)"
     add("--context", metavar="SECONDS", help=words)
-    words = "sampled frames a second (default: as the model was trained; rvs: 0.5)"
+    words = (
+        "sampled frames a second (default: as the model was trained; rvs: 0.5; streambench, "
+        "etbench, videomme: 1)"
+    )
     add("--fps", metavar="N|source", help=words)
-    words = "maximum tokens of an answer (default: 64; rvs: 256)"
+    words = "maximum tokens of an answer (default: 128; rvs: 256; shapestream: 64)"
     add("--max-tokens", type=int, metavar="N", help=words)
     add("--limit", type=int, metavar="N", help="only the first N videos")
     words = "CPU threads for each stage (default: %(default)s)"

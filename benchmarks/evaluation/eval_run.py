@@ -10,15 +10,28 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from vicort.benchmarks.evaluation import held_out, ovo_bench, rvs, shapestream, streamingbench
+from vicort.benchmarks.evaluation import (
+    etbench,
+    held_out,
+    ovo_bench,
+    rvs,
+    shapestream,
+    streambench,
+    streamingbench,
+    videomme,
+)
 from vicort.benchmarks.evaluation.ages import by_age, row_of
-from vicort.benchmarks.evaluation.eval_arguments import EvalOptions, parse_options
+from vicort.benchmarks.evaluation.eval_arguments import JUDGED, EvalOptions, parse_options
+from vicort.benchmarks.evaluation.fields import digests
+from vicort.benchmarks.evaluation.figures import Figures
 from vicort.benchmarks.evaluation.items import Dataset, Reply, Video
 from vicort.benchmarks.evaluation.ledger import Ledger
-from vicort.benchmarks.evaluation.score_tables import Table, make_table, print_table, score_all
+from vicort.benchmarks.evaluation.ovo_predictions import read_predictions
+from vicort.benchmarks.evaluation.own_sampling import OwnSampling
 from vicort.benchmarks.evaluation.watching import Candidate, watch
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.entry_points import code_of
@@ -50,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: EvalOptions) -> int:
+    if options.predictions:
+        return score_predictions(options)
     systems = systems_of(options.systems or known_systems())
     engine_dir = options.engine_dir or find_engine_dir("tiny")
     if engine_dir is None:
@@ -59,11 +74,14 @@ def run(options: EvalOptions) -> int:
         )
     manifest = read_manifest(engine_dir)
     dataset = load(options, manifest.model)
+    for remark in dataset.remarks:
+        _say(f"note: {remark}")
     unread = check_videos(dataset, options)
     options.out.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(options.out / RECORD, settings_of(options, dataset, manifest))
     with EngineSet.open(engine_dir, threads=options.threads) as engines:
-        chosen = {"fps": options.fps, "threads": options.threads}
+        fps = "source" if options.own_sampling else options.fps
+        chosen = {"fps": fps, "threads": options.threads}
         systems = runnable(engines, systems, named=bool(options.systems), **chosen)
         candidates = {name: Candidate.of(engines, each, **chosen) for name, each in systems.items()}
         declare(systems, ledger)
@@ -122,6 +140,12 @@ def load(options: EvalOptions, model: ModelSpec) -> Dataset:
         dataset = streamingbench.load(options.files, options.videos)
     elif options.benchmark == "ovo-bench":
         dataset = ovo_bench.load(options.files, options.videos)
+    elif options.benchmark == "streambench":
+        dataset = streambench.load(options.files, options.videos)
+    elif options.benchmark == "etbench":
+        dataset = etbench.load(options.files, options.videos, options.sources)
+    elif options.benchmark == "videomme":
+        dataset = videomme.load(options.files, options.videos)
     else:
         dataset = rvs.load(options.files, options.videos, options.image_fps)
     if len(dataset.items) != sum(len(video.items) for video in dataset.videos):
@@ -154,6 +178,18 @@ def check_videos(dataset: Dataset, options: EvalOptions) -> dict[str, str]:
     return dict.fromkeys(missing, "not there")
 
 
+def sampling_of(options: EvalOptions, dataset: Dataset) -> OwnSampling | None:
+    """None = the rate of the options. Raises ConfigError if the benchmark's own is not known."""
+    if not options.own_sampling:
+        return None
+    if dataset.own_sampling is None:
+        raise ConfigError(
+            f"--sampling own: no public loader of {dataset.name} chooses frames by the question: "
+            "leave it out"
+        )
+    return dataset.own_sampling
+
+
 def declare(systems: Mapping[str, System], ledger: Ledger) -> None:
     from vicort.benchmarks.common.workload import describe_system
 
@@ -163,12 +199,13 @@ def declare(systems: Mapping[str, System], ledger: Ledger) -> None:
 
 def settings_of(options: EvalOptions, dataset: Dataset, manifest: Manifest) -> dict[str, Any]:
     """What answers depend on, systems apart."""
+    own = sampling_of(options, dataset)
     return {
         "benchmark": dataset.name,
         **dataset.settings,
         "protocol": options.carry,
         "context_s": None if options.context is None else float(options.context),
-        "fps": str(options.fps or manifest.model.fps),
+        "fps": f"own: {own.words}" if own else str(options.fps or manifest.model.fps),
         "max_tokens": options.max_tokens or dataset.max_tokens,
         "model": manifest.model.name,
         "precision": manifest.precision,
@@ -186,6 +223,7 @@ def watch_all(
     """Each video with each system, unless the record has it already; returns the videos that cannot
     be read, and why."""
     unread: dict[str, str] = {}
+    sampling = sampling_of(options, dataset)
     most = options.max_tokens or dataset.max_tokens
     for number, video in enumerate(dataset.videos, 1):
         for name, candidate in candidates.items():
@@ -193,7 +231,7 @@ def watch_all(
                 continue
             started = time.monotonic()
             try:
-                watched = watch(video, candidate, options.carry, options.context, most)
+                watched = watch(video, candidate, options.carry, options.context, most, sampling)
             except SourceError as error:
                 if options.strict:
                     raise
@@ -224,41 +262,54 @@ def report(
         name: [reply for video in seen for reply in ledger.watched[name, video.name].replies]
         for name in systems
     }
-    tables = {name: _table(options, dataset, seen, replies[name]) for name in systems}
+    items = {item.id: item for video in seen for item in video.items}
+    figures = Figures.of(dataset, items, replies, options.judge)
     settings = settings_of(options, dataset, manifest) | {"threads": options.threads}
     head = {
         "conditions": conditions() | settings | dataset.about,
-        "judge": options.judge.name if dataset.name == "rvs" else None,
+        "judge": options.judge.name if dataset.name in JUDGED else None,
+        "remarks": list(dataset.remarks),
         "videos": {"watched": len(seen), "of": len(dataset.videos), "left out": dict(unread)},
         "systems": {
             name: json.loads(json.dumps(_about(name, seen, ledger, replies[name])))
             for name in systems
         },
     }
-    accuracy: Any = {
-        name: {title: {h: c.to_json() for h, c in cells.items()} for title, cells in t.items()}
-        for name, t in tables.items()
-    }
+    written = head | figures.to_json()
     if dataset.name == "shapestream":
-        items = dataset.items
-        accuracy = by_age(
+        written["accuracy"] = by_age(
             row_of(name, items[reply.item], reply)
             for name, each in replies.items()
             for reply in each
         )
-    text = _text(options, dataset, settings, tables, head)
-    written = json.dumps(head | {"accuracy": accuracy}, indent=1, ensure_ascii=False)
+    write_report(options, written, _text(figures, settings, head))
+
+
+def score_predictions(options: EvalOptions) -> int:
+    """Scores OVO-Bench's result files; no model runs."""
+    dataset = ovo_bench.load(options.files, options.videos)
+    predictions = read_predictions(dataset.items, options.files, options.predictions)
+    dataset = replace(dataset, remarks=(*dataset.remarks, *predictions.remarks))
+    replies = {"predictions": list(predictions.replies.values())}
+    figures = Figures.of(dataset, dataset.items, replies, options.judge)
+    head = {
+        "conditions": dataset.about | {"predictions": digests(options.predictions)},
+        "remarks": list(dataset.remarks),
+    }
+    said = [f"{dataset.about['benchmark']}: predictions of {len(options.predictions)} files"]
+    text = "\n".join([*said, *figures.head()]) + "\n\n" + figures.printed()
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_report(options, head | figures.to_json(), text)
+    return 0
+
+
+def write_report(options: EvalOptions, content: Mapping[str, Any], text: str) -> None:
+    """Prints the text, and writes both files."""
+    written = json.dumps(content, indent=1, ensure_ascii=False)
     write_file(options.out / REPORT, written + "\n")
     write_file(options.out / TABLE, text + "\n")
     print(text)
     _say(f"written: {options.out / REPORT}, {options.out / TABLE}")
-
-
-def _table(
-    options: EvalOptions, dataset: Dataset, seen: Sequence[Video], replies: Sequence[Reply]
-) -> Table:
-    items = {item.id: item for video in seen for item in video.items}
-    return make_table(dataset, score_all(items, replies, options.judge))
 
 
 def _about(
@@ -278,19 +329,14 @@ def _about(
     }
 
 
-def _text(
-    options: EvalOptions,
-    dataset: Dataset,
-    settings: Mapping[str, Any],
-    tables: Mapping[str, Table],
-    head: Mapping[str, Any],
-) -> str:
+def _text(figures: Figures, settings: Mapping[str, Any], head: Mapping[str, Any]) -> str:
     videos = head["videos"]
-    shown = ("protocol", "context_s", "fps", "model", "precision", "backend", "image")
+    shown = ("protocol", "context_s", "fps", "max_tokens", "model", "precision", "backend", "image")
+    benchmark = figures.dataset.about["benchmark"]
     lines = [
-        f"{dataset.about['benchmark']}: {videos['watched']} of {videos['of']} videos",
+        f"{benchmark}: {videos['watched']} of {videos['of']} videos",
         ", ".join(f"{key} {settings[key]}" for key in shown if settings[key] is not None),
-        f"scoring: {dataset.about['scoring']}",
+        *figures.head(),
     ]
     if head["judge"]:
         lines.append(f"judge: {head['judge']}")
@@ -300,7 +346,7 @@ def _text(
                 f"{name}: {len(about['errors'])} of {about['asked']} askings failed and count as "
                 f"wrong; first: {about['errors'][0]}"
             )
-    return "\n".join(lines) + "\n\n" + print_table(tables, dataset.intervals)
+    return "\n".join(lines) + "\n\n" + figures.printed()
 
 
 def _say(line: str) -> None:

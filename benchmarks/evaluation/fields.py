@@ -6,17 +6,20 @@ import ast
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vicort.benchmarks.evaluation.frame_arrays import SUFFIX
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.safe_text import shown
 
 KINDS = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", "")  # "" = a folder of images
+# "" = a folder of images
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", SUFFIX, "")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ class Entry:
             raise self.wrong(key, "text that is not empty")
         return value
 
+    def any_text(self, key: str) -> str:
+        """Any value as text; "" if it is missing."""
+        return str(self.content.get(key, ""))
+
     def whole(self, key: str) -> int:
         return self._of_kind(key, int)
 
@@ -52,6 +59,13 @@ class Entry:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
             raise self.wrong(key, "a number of seconds")
         return Fraction(str(value))
+
+    def seconds_or_text(self, key: str) -> Fraction:
+        """The same, or such a number as text."""
+        value = self.content.get(key)
+        if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,9}(\.[0-9]+)?\s*", value):
+            return Fraction(value.strip())
+        return self.seconds(key)
 
     def clock(self, key: str) -> Fraction:
         """Seconds of HH:MM:SS, MM:SS or SS; seconds may have decimals."""
@@ -86,6 +100,10 @@ class Entry:
         ):
             raise self.wrong(key, "a list of texts")
         return [str(each) for each in value]
+
+    def inside(self, key: str) -> Entry:
+        """The object in it."""
+        return Entry(self._of_kind(key, dict), f"{self.where}, {key}")
 
     def entries(self, key: str) -> list[Entry]:
         """The objects of a list in it."""

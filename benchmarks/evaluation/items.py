@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+from vicort.benchmarks.evaluation.own_sampling import OwnSampling
 from vicort.runtime.sources.opening import IMAGE_FPS
 
 # over what an average is taken, with equal weights
@@ -27,14 +28,18 @@ class Item:
     # seconds; several = the same text until the first yes
     times: tuple[Fraction, ...]
     note: dict[str, Any] = field(default_factory=dict)  # further data for reports
+    # seconds: where the clip starts that the benchmark's own sampling is of, whatever the context;
+    # None = as the context says
+    since: Fraction | None = None
 
 
 @dataclass(frozen=True)
 class Video:
     name: str  # as the data set calls it
-    path: Path | None  # a file, or a folder of images; None = not there
+    path: Path | None  # a file, an array of frames, or a folder of images; None = not there
     items: tuple[Item, ...]
-    image_fps: Fraction = Fraction(IMAGE_FPS)  # images a second, of a folder
+    # images a second, of a folder or an array
+    image_fps: Fraction = Fraction(IMAGE_FPS)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,17 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """Another published way to score the same replies."""
+
+    name: str  # whose tables are scored so
+    source: str  # for the report: where it is written down
+    rules: dict[str, str] = field(default_factory=dict)  # an item's rule: the rule instead
+    # whether the questions of one entry of the data (note "entry") count as one question together
+    by_entry: bool = False
+
+
+@dataclass(frozen=True)
 class Dataset:
     name: str
     videos: tuple[Video, ...]
@@ -56,7 +72,11 @@ class Dataset:
     settings: dict[str, Any] = field(default_factory=dict)
     # for the report: where prompts and scoring come from, …
     about: dict[str, Any] = field(default_factory=dict)
+    # what of the data was not taken as it stands, a line each
+    remarks: tuple[str, ...] = ()
     max_tokens: int = 64  # of an answer
+    scorings: tuple[Scoring, ...] = ()  # besides the benchmark's own
+    own_sampling: OwnSampling | None = None  # of the benchmark's public loader; None = unknown
     intervals: bool = False  # whether the printed table shows 95 % intervals
 
     @property

@@ -68,7 +68,12 @@ class CommandJudge:
     def __call__(self, answers: Sequence[tuple[Item, str]]) -> list[Verdict]:
         """Raises ConfigError if the program fails, or says something else than verdicts."""
         asked = [
-            {"id": item.id, "question": item.text, "answer": item.truth, "prediction": text}
+            {
+                "id": item.id,
+                "question": item.note.get("question", item.text),  # without a prompt around it
+                "answer": item.truth,
+                "prediction": text,
+            }
             for item, text in answers
         ]
         lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in asked)

@@ -10,40 +10,52 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vicort.benchmarks.evaluation.fields import Entry, digests, entries_of, find_video, read_json
-from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Video
+from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Scoring, Video
+from vicort.benchmarks.evaluation.own_sampling import SpreadCount
 
-# Prompts: github.com/JoeLeelyf/OVO-Bench, utils/OVOBench.py, without the indentation that they have
-# there, spelling and all.
-CHOICE = """Question: {question}
+# Prompts: github.com/JoeLeelyf/OVO-Bench, constant.py, spelling and white space and all.
+BLANK = " "  # that ends a line of theirs
+CHOICE = f"""
+Question: {{question}}
 Options:
-{options}
-Respond only with the letter corresponding to your chosen option (e.g., A, B, C).
-Do not include any additional text or explanation in your response."""
-COUNT = """You're watching a video in which people may perform a certain type of action repetively.
+{{options}}
+
+Respond only with the letter corresponding to your chosen option (e.g., A, B, C).{BLANK}
+Do not include any additional text or explanation in your response.
+"""
+COUNT = f"""
+You're watching a video in which people may perform a certain type of action repetively.{BLANK}
 The person performing this kind of action are referred to as 'they' in the following statement.
 You're task is to count how many times have different people in the video perform this kind of \
 action in total.
-One complete motion counts as one.
-Now, answer the following question: How many times did they {activity}?
+One complete motion counts as one.{BLANK}
+Now, answer the following question: How many times did they {{activity}}?
 Provide your answer as a single number (e.g., 0, 1, 2, 3…) indicating the total count.
-Do not include any additional text or explanation in your response."""
-STEP = """You're watching a tutorial video which contain a sequential of steps.
-The following is one step from the whole procedures:
-{step}
+Do not include any additional text or explanation in your response.
+"""
+STEP = f"""
+You're watching a tutorial video which contain a sequential of steps.{BLANK}
+The following is one step from the whole procedures:{BLANK}
+{{step}}
 Your task is to determine if the man or woman in the video is currently performing this step.
 Answer only with “Yes” or “No”.
-Do not include any additional text or explanation in your response."""
-CLUE = """You're responsible of answering questions based on the video content.
+Do not include any additional text or explanation in your response.
+"""
+CLUE = f"""
+You're responsible of answering questions based on the video content.{BLANK}
 The following question are relevant to the latest frames, i.e. the end of the video.
-{question}
+{{question}}
 Decide whether existing visual content, especially latest frames, i.e. frames that near the end \
 of the video, provide enough information for answering the question.
 Answer only with “Yes” or “No”.
-Do not include any additional text or explanation in your response."""
+Do not include any additional text or explanation in your response.
+"""
 
+MAX_TOKENS = 128  # of an answer: models/QWen2VL.py, and ViCoStream
 LETTERS = "ABCDE"
 CHOICES = ("OCR", "ACR", "ATR", "STU", "FPD", "OJR", "EPM", "ASI", "HLD")
 FORWARD = ("REC", "SSR", "CRR")
@@ -57,7 +69,7 @@ GROUPS = tuple(  # in the order of the paper's table
 )
 ABOUT = {
     "benchmark": "OVO-Bench, arXiv 2501.05510",
-    "prompts": "github.com/JoeLeelyf/OVO-Bench, utils/OVOBench.py",
+    "prompts": "github.com/JoeLeelyf/OVO-Bench, constant.py, to the byte",
     "scoring": (
         "utils/OVOBenchScore.py: the letter within the reply; REC: equal digits; SSR, CRR: Yes "
         "or No within the reply. Category: "
@@ -65,32 +77,96 @@ ABOUT = {
         "rounded"
     ),
 }
+SAMPLING = SpreadCount(64, "64 frames of each clip, spread evenly")  # models/QWen2VL.py
+SCORINGS = (
+    Scoring(
+        "ViCoStream",
+        "github.com/DgntYang/StreamingLLM, ViCoStream/eval/scripts/incremental_ovobench.py: REC, "
+        "SSR and CRR are averaged over entries, not over queries",
+        by_entry=True,
+    ),
+    Scoring(
+        "SimpleStream",
+        "github.com/EvolvingLMMs-Lab/SimpleStream, lib/recent_window_eval.py",
+        {"letter-within": "letter-word", "yes-or-no": "yes-or-no-any-case"},
+    ),
+)
 
 
 def load(files: Sequence[Path], folders: Sequence[Path]) -> Dataset:
-    """files: JSON; folders: where videos may lie. Raises ConfigError for data that is not
-    OVO-Bench's."""
+    """files: JSON; folders: where videos may lie.
+
+    Entries count by their id: of several with one id the first is asked, and `remarks` name the
+    others. An entry without an id is asked under its place. Raises ConfigError for data that is not
+    OVO-Bench's.
+    """
     items: dict[str, list[Item]] = defaultdict(list)
+    remarks: list[str] = []
     for file in files:
-        known: set[int] = set()
-        for entry in entries_of(read_json(file), str(file)):
-            if entry.whole("id") in known:
-                raise entry.wrong("id", "each entry an id of its own")
-            known.add(entry.whole("id"))
-            items[entry.text("video")] += _items(entry, f"{file.stem}/")
+        ids = _Ids()
+        for place, entry in enumerate(entries_of(read_json(file), str(file))):
+            if name := ids.take(place, entry):
+                items[entry.text("video")] += _items(entry, f"{file.stem}/{name}")
+        remarks += ids.remarks(file.name)
     videos = tuple(
         Video(name, find_video(folders, name), tuple(each)) for name, each in items.items()
     )
-    return Dataset("ovo-bench", videos, GROUPS, "groups", {"data": digests(files)}, ABOUT)
+    settings = {"data": digests(files), "prompts": "with their white space"}
+    return Dataset(
+        "ovo-bench",
+        videos,
+        GROUPS,
+        "groups",
+        settings,
+        ABOUT,
+        tuple(remarks),
+        max_tokens=MAX_TOKENS,
+        scorings=SCORINGS,
+        own_sampling=SAMPLING,
+    )
 
 
-def _items(entry: Entry, prefix: str) -> Iterator[Item]:
-    task, name = entry.text("task"), f"{prefix}{entry.whole('id')}"
+class _Ids:
+    """Which entries of a file are asked, and under which names."""
+
+    def __init__(self) -> None:
+        self._places: dict[int, int] = {}  # of the first entry with an id
+        self._doubles: list[str] = []
+        self._without: list[int] = []
+
+    def take(self, place: int, entry: Entry) -> str | None:
+        """The entry's name in its file; None = its id came before."""
+        if entry.content.get("id") is None:
+            self._without.append(place)
+            return f"entry-{place}"
+        number = entry.whole("id")
+        if number in self._places:
+            first = self._places[number]
+            self._doubles.append(f"{number} (entry {place}, first as entry {first})")
+            return None
+        self._places[number] = place
+        return str(number)
+
+    def remarks(self, file: str) -> list[str]:
+        named = {
+            "entries whose id came before, not asked again": self._doubles,
+            "entries without an id": [str(place) for place in self._without],
+        }
+        return [
+            f"{file}: {what} ({len(which)}): {', '.join(which)}"
+            for what, which in named.items()
+            if which
+        ]
+
+
+def _items(entry: Entry, name: str) -> Iterator[Item]:
+    task = entry.text("task")
     if task in CHOICES:
         yield _choice(entry, task, name)
     elif task in FORWARD:
         for number, query in enumerate(entry.entries("test_info")):
-            yield _forward(entry, query, task, f"{name}.{number}")
+            item = _forward(entry, query, task, f"{name}.{number}")
+            yield replace(item, note={"entry": name})
     else:
         raise entry.wrong("task", f"one of {', '.join((*CHOICES, *FORWARD))}")
 

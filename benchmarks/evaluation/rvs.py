@@ -4,7 +4,8 @@ of video.
 test_qa_ego4d.json, test_qa_movienet.json: a list of {id, video_id, question, answer, answer_type,
 start_time, end_time}. A question comes at end_time: seconds of the *source* video, where the clip
 starts as rvs_ego.json beside the file says, or the name of a frame. ReKV's form (video_id,
-conversations: [{question, answer, start_time, end_time}], seconds of the clip) is read too.
+conversations: [{question, answer, start_time, end_time}], seconds of the clip) is read too; its
+RVS-Movie names .npy files, arrays of frames [N, height, width, 3] uint8, one a second.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ from vicort.benchmarks.evaluation.fields import (
     read_json,
 )
 from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Video
+from vicort.benchmarks.evaluation.own_sampling import WholeVideo
 from vicort.benchmarks.evaluation.rules import JUDGED
 from vicort.runtime.sources.images import is_image, natural_order
 
 FPS = Fraction(1, 2)  # frames a second that are taken (paper of ReKV, arXiv 2503.00540: 0.5)
-# images a second of folders whose questions come at seconds: RVS-Ego's frames are one a second
+# images a second of folders whose questions come at seconds, and of arrays of frames: RVS-Ego's
+# folders and RVS-Movie's .npy files hold one a second (ReKV's video_qa/rekv_stream_vqa.py)
 SECONDS_FPS = Fraction(1)
 # of folders whose questions come at frames: ours, so that each is taken, as shots of films have no
 # times
 NAMES_FPS = Fraction(1, 2)
 MAX_TOKENS = 256  # of an answer: ReKV's video_qa/rekv_stream_vqa.py
+SAMPLING = WholeVideo(FPS, "0.5 frames a second of the whole video (ReKV)")
 CLIPS = {"test_qa_ego4d.json": "rvs_ego.json"}
 ABOUT = {
     "benchmark": "RVS-Ego and RVS-Movie of VStream-QA, arXiv 2406.08085",
@@ -47,8 +51,8 @@ ABOUT = {
 def load(
     files: Sequence[Path], folders: Sequence[Path], image_fps: Fraction | None = None
 ) -> Dataset:
-    """files: JSON; folders: where videos, or folders of frames, may lie. image_fps: images a second
-    of such folders.
+    """files: JSON; folders: where videos, .npy files or folders of frames may lie. image_fps:
+    images a second of such folders and .npy files.
 
     Raises ConfigError for data that is not RVS.
     """
@@ -66,7 +70,8 @@ def load(
         "questions",
         settings,
         ABOUT,
-        MAX_TOKENS,
+        max_tokens=MAX_TOKENS,
+        own_sampling=SAMPLING,
     )
 
 

@@ -3,18 +3,19 @@ each benchmark defines them."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from vicort.benchmarks.evaluation.ages import wilson
-from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Reply
+from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Reply, Scoring
 from vicort.benchmarks.evaluation.judge import Judge, Verdict
-from vicort.benchmarks.evaluation.rules import JUDGED, is_right
+from vicort.benchmarks.evaluation.rules import JUDGED, credit_of
 
 AVERAGE, OVERALL = "Avg", "overall"
+OWN = "own"  # the benchmark's own scoring
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,9 @@ class Scored:
     """An item, and what came of it."""
 
     item: Item
-    right: bool
+    credit: float  # 0 to 1; 1 = right
     score: float | None = None  # of a judge
+    weight: float = 1.0  # in averages over questions
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,14 @@ class Cell:
 Table = dict[str, dict[str, Cell]]  # of one system: by the group's title, by heading
 
 
-def score_all(items: Mapping[str, Item], replies: Iterable[Reply], judge: Judge) -> list[Scored]:
+def score_all(
+    items: Mapping[str, Item],
+    replies: Iterable[Reply],
+    judge: Judge,
+    scoring: Scoring | None = None,
+) -> list[Scored]:
     """Every item, scored. One without a reply, or whose reply is an error, is wrong without a
-    judge."""
+    judge. scoring: None = the benchmark's own."""
     of_item: dict[str, list[Reply]] = defaultdict(list)
     for reply in replies:
         of_item[reply.item].append(reply)
@@ -66,14 +73,29 @@ def score_all(items: Mapping[str, Item], replies: Iterable[Reply], judge: Judge)
     ]
     verdicts = judge([(item, of_item[item.id][-1].text) for item in judged]) if judged else []
     by_id = {item.id: verdict for item, verdict in zip(judged, verdicts, strict=True)}
-    return [_scored(item, of_item[item.id], by_id) for item in items.values()]
+    scored = [_scored(item, of_item[item.id], by_id, scoring) for item in items.values()]
+    return _weighted_by_entry(scored) if scoring and scoring.by_entry else scored
 
 
-def _scored(item: Item, replies: Sequence[Reply], verdicts: Mapping[str, Verdict]) -> Scored:
+def _scored(
+    item: Item,
+    replies: Sequence[Reply],
+    verdicts: Mapping[str, Verdict],
+    scoring: Scoring | None,
+) -> Scored:
     if item.rule != JUDGED:
-        return Scored(item, is_right(item, replies))
+        rule = scoring.rules.get(item.rule) if scoring else None
+        return Scored(item, credit_of(item, replies, rule))
     verdict = verdicts.get(item.id, Verdict(False, 0))
-    return Scored(item, verdict.yes, verdict.score)
+    return Scored(item, float(verdict.yes), verdict.score)
+
+
+def _weighted_by_entry(scored: Sequence[Scored]) -> list[Scored]:
+    entries = [each.item.note.get("entry", each.item.id) for each in scored]
+    sizes = Counter(entries)
+    return [
+        replace(each, weight=1 / sizes[entry]) for each, entry in zip(scored, entries, strict=True)
+    ]
 
 
 def make_table(dataset: Dataset, scored: Sequence[Scored]) -> Table:
@@ -99,6 +121,13 @@ def make_table(dataset: Dataset, scored: Sequence[Scored]) -> Table:
     return table
 
 
+def to_json(table: Table) -> dict[str, Any]:
+    return {
+        title: {heading: cell.to_json() for heading, cell in cells.items()}
+        for title, cells in table.items()
+    }
+
+
 def mean_of(cells: Sequence[Cell]) -> Cell:
     """Each counts the same, however many questions it holds."""
     return Cell(fmean(cell.accuracy for cell in cells), sum(cell.asked for cell in cells))
@@ -107,37 +136,84 @@ def mean_of(cells: Sequence[Cell]) -> Cell:
 def _cell(scored: Sequence[Scored]) -> Cell:
     scores = [each.score for each in scored if each.score is not None]
     return Cell(
-        fmean(each.right for each in scored),
+        fmean([each.credit for each in scored], [each.weight for each in scored]),
         len(scored),
         fmean(scores) if scores else None,
-        wilson(sum(each.right for each in scored), len(scored)),
+        _wilson(scored),
     )
 
 
-def print_table(tables: Mapping[str, Table], intervals: bool = False) -> str:
+def _wilson(scored: Sequence[Scored]) -> tuple[float, float] | None:
+    """None = not a share: there is part credit, or questions do not count the same."""
+    if any(each.credit not in (0, 1) or each.weight != 1 for each in scored):
+        return None
+    return wilson(int(sum(each.credit for each in scored)), len(scored))
+
+
+def print_table(
+    tables: Mapping[str, Table],
+    intervals: bool = False,
+    others: Mapping[str, Mapping[str, Table]] | None = None,
+) -> str:
     """The tables of all systems, a block a group; percent, and a judge's mean score after a slash.
 
-    intervals: a line with the 95 % intervals below each system."""
-    blocks = []
-    width = max(map(len, tables), default=0)
-    for title in dict.fromkeys(title for table in tables.values() for title in table):
-        headings = list(
-            dict.fromkeys(heading for table in tables.values() for heading in table.get(title, {}))
-        )
-        headings.sort(key=lambda heading: heading == AVERAGE)
-        least = 10 if _judged(tables, title) else 11 if intervals else 6
-        widths = [max(len(heading), least) for heading in headings]
-        asked = _row(
-            "", ["n=" + str(_most(tables, title, heading)) for heading in headings], widths, width
-        )
-        lines = [title, _row("system", headings, widths, width), asked]
-        for name, table in tables.items():
-            cells = [table.get(title, {}).get(each) for each in headings]
-            lines.append(_row(name, [_shown(cell) for cell in cells], widths, width))
-            if intervals:
-                lines.append(_row("  95 %", [_interval(cell) for cell in cells], widths, width))
-        blocks.append("\n".join(lines))
+    intervals: a line with the 95 % intervals below each system. others: the same systems' tables
+    under other scorings, by the scoring's name: a line each below each system, and the averages
+    side by side at the end.
+    """
+    others = others or {}
+    width = max([*map(len, tables), *(len(name) + 2 for name in others)], default=0)
+    titles = list(dict.fromkeys(title for table in tables.values() for title in table))
+    blocks = [_block(tables, title, width, intervals, others) for title in titles]
+    if others:
+        blocks += [
+            _rules_block(tables, title, width, others)
+            for title in titles
+            if any(AVERAGE in table.get(title, {}) for table in tables.values())
+        ]
     return "\n\n".join(blocks)
+
+
+def _block(
+    tables: Mapping[str, Table],
+    title: str,
+    width: int,
+    intervals: bool,
+    others: Mapping[str, Mapping[str, Table]],
+) -> str:
+    headings = list(
+        dict.fromkeys(heading for table in tables.values() for heading in table.get(title, {}))
+    )
+    headings.sort(key=lambda heading: heading == AVERAGE)
+    least = 10 if _judged(tables, title) else 11 if intervals else 6
+    widths = [max(len(heading), least) for heading in headings]
+    asked = ["n=" + str(_most(tables, title, heading)) for heading in headings]
+    lines = [title, _row("system", headings, widths, width), _row("", asked, widths, width)]
+    for name, table in tables.items():
+        cells = [table.get(title, {}).get(each) for each in headings]
+        lines.append(_row(name, [_shown(cell) for cell in cells], widths, width))
+        if intervals:
+            lines.append(_row("  95 %", [_interval(cell) for cell in cells], widths, width))
+        for rule, theirs in others.items():
+            cells = [theirs[name].get(title, {}).get(each) for each in headings]
+            lines.append(_row(f"  {rule}", [_shown(cell) for cell in cells], widths, width))
+    return "\n".join(lines)
+
+
+def _rules_block(
+    tables: Mapping[str, Table],
+    title: str,
+    width: int,
+    others: Mapping[str, Mapping[str, Table]],
+) -> str:
+    """A group's average under each scoring, side by side."""
+    rules = {OWN: tables, **others}
+    widths = [max(len(rule), 6) for rule in rules]
+    lines = [f"{title}: {AVERAGE} by scoring rule", _row("system", list(rules), widths, width)]
+    for name in tables:
+        cells = [each[name].get(title, {}).get(AVERAGE) for each in rules.values()]
+        lines.append(_row(name, [_shown(cell) for cell in cells], widths, width))
+    return "\n".join(lines)
 
 
 def _row(name: str, values: Sequence[str], widths: Sequence[int], first: int) -> str:

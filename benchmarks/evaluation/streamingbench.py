@@ -23,7 +23,8 @@ from vicort.benchmarks.evaluation.fields import (
     read_csv,
     read_json,
 )
-from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Video
+from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Scoring, Video
+from vicort.benchmarks.evaluation.own_sampling import SpreadAtRate
 from vicort.benchmarks.evaluation.rules import POLLED
 
 LETTERS = "ABCD"
@@ -116,6 +117,7 @@ GROUPS = (
         },
     ),
 )
+MAX_TOKENS = 128  # of an answer: src/model/Qwen2VL.py, and ViCoStream
 SEQUENTIAL_TASK, PROACTIVE_TASK = "Sequential Question Answering", "Proactive Output"
 ABOUT = {
     "benchmark": "StreamingBench, arXiv 2411.03628",
@@ -127,6 +129,23 @@ ABOUT = {
         "wrong (theirs leaves it out)"
     ),
 }
+SAMPLING = SpreadAtRate(  # src/model/Qwen2VL.py; at 600 s sharp as ViCoStream, not 0.2
+    ((300, Fraction(1)), (600, Fraction(1, 2)), (None, Fraction(1, 5))),
+    768,
+    "1 frame a second of clips up to 300 s, 0.5 up to 600 s, 0.2 of longer ones, spread evenly",
+)
+SCORINGS = (
+    Scoring(
+        "ViCoStream",
+        "github.com/DgntYang/StreamingLLM, ViCoStream/eval/scripts/incremental_streamingbench.py",
+        {"first-letter": "first-of-letters"},
+    ),
+    Scoring(
+        "SimpleStream",
+        "github.com/EvolvingLMMs-Lab/SimpleStream, lib/recent_window_eval.py",
+        {"first-letter": "letter-word"},
+    ),
+)
 FOLDER_OF_SUBSET = {
     "Real-Time Visual Understanding": "real",
     SEQUENTIAL_TASK: "sqa",
@@ -135,8 +154,11 @@ FOLDER_OF_SUBSET = {
 
 
 def load(files: Sequence[Path], folders: Sequence[Path]) -> Dataset:
-    """files: JSON and CSV; folders: where videos may lie. Raises ConfigError for data that is not
-    StreamingBench's."""
+    """files: JSON and CSV; folders: where videos may lie.
+
+    Of more than four options the first four are taken as they stand, and the question is named in
+    `remarks`. Raises ConfigError for data that is not StreamingBench's.
+    """
     items: dict[str, list[Item]] = defaultdict(list)
     paths: dict[str, Path | None] = {}
     for file in files:
@@ -149,7 +171,35 @@ def load(files: Sequence[Path], folders: Sequence[Path]) -> Dataset:
             paths[name] = path
             items[name].append(item)
     videos = tuple(Video(name, paths[name], tuple(each)) for name, each in items.items())
-    return Dataset("streamingbench", videos, GROUPS, "questions", {"data": digests(files)}, ABOUT)
+    return Dataset(
+        "streamingbench",
+        videos,
+        GROUPS,
+        "questions",
+        {"data": digests(files)},
+        ABOUT,
+        _remarks(videos),
+        max_tokens=MAX_TOKENS,
+        scorings=SCORINGS,
+        own_sampling=SAMPLING,
+    )
+
+
+def _remarks(videos: Sequence[Video]) -> tuple[str, ...]:
+    """Names the questions with options that are not shown. The benchmark's loop prints the first
+    four strings of the list, whatever follows."""
+    more = [
+        f"{item.id} ({item.note['options']} options)"
+        for video in videos
+        for item in video.items
+        if item.note.get("options", len(LETTERS)) > len(LETTERS)
+    ]
+    if not more:
+        return ()
+    return (
+        f"questions with more than {len(LETTERS)} options, of which the first {len(LETTERS)} are "
+        f"shown as they stand, as the benchmark shows them ({len(more)}): {', '.join(more)}",
+    )
 
 
 def _read_entries(file: Path, folders: Sequence[Path]) -> Iterator[tuple[str, Path | None, Item]]:
@@ -222,6 +272,7 @@ def _item(question: Entry, name: str, context: str | None) -> Item:
             text,
             polls,
             {"question": words, "asked": str(at)},
+            since=at,
         )
     answer, options = question.one_of("answer", LETTERS), "\n".join(_options(question))
     if context is None:
@@ -229,14 +280,15 @@ def _item(question: Entry, name: str, context: str | None) -> Item:
     else:
         task = SEQUENTIAL_TASK
         text = SEQUENTIAL.format(context=context, question=words, options=options)
-    return Item(name, task, "first-letter", answer, text, (Fraction(at),), {"question": words})
+    note = {"question": words, "options": len(question.texts("options"))}
+    return Item(name, task, "first-letter", answer, text, (Fraction(at),), note)
 
 
 def _options(question: Entry) -> list[str]:
-    """With their letters in front, in the order of the data."""
-    options = question.texts("options")
-    if len(options) != len(LETTERS):
-        raise question.wrong("options", f"{len(LETTERS)} options")
+    """The first four with their letters in front, in the order of the data."""
+    options = question.texts("options")[: len(LETTERS)]
+    if len(options) < len(LETTERS):
+        raise question.wrong("options", f"{len(LETTERS)} options or more")
     lettered = options[0].startswith("A.")
     return (
         options

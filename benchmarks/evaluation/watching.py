@@ -9,15 +9,17 @@ holds no other question's.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from typing import Any, Literal, Protocol, get_args
 
+from vicort.benchmarks.evaluation.frame_arrays import FrameArraySource, is_frame_array
 from vicort.benchmarks.evaluation.items import Item, Reply, Video
+from vicort.benchmarks.evaluation.own_sampling import OwnSampling
 from vicort.benchmarks.evaluation.rules import is_settled
 from vicort.runtime.core import Answer, Frame, Question, Sampling, Summary
 from vicort.runtime.engines.engine_set import EngineSet
@@ -25,7 +27,7 @@ from vicort.runtime.errors import SourceError, TruncatedSource, VicortError
 from vicort.runtime.policies.system import System
 from vicort.runtime.session import Session
 from vicort.runtime.sources import Source, open_source
-from vicort.runtime.sources.source import Ending, Wanted
+from vicort.runtime.sources.source import Ending, Wanted, Warn
 
 Carry = Literal["state", "restart"]
 CARRIES: tuple[Carry, ...] = get_args(Carry)
@@ -82,30 +84,64 @@ def watch(
     carry: Carry = "state",
     context: Fraction | None = None,
     max_tokens: int = 64,
+    sampling: OwnSampling | None = None,
 ) -> Watched:
     """Ask all items of a video, of sessions that see it from its start, or (restart) from `context`
     seconds before the question.
 
+    sampling: which frames before a question are pushed (restart only), to sessions that take every
+    frame; clips start where the item says. None = all frames, and the session samples.
+
     If a session fails with a VicortError, each question that is still open gets a reply with the
     error. Raises SourceError if there is no video in the file.
     """
-    if video.path is None:
-        raise SourceError(f"{video.name} is not there")
     watched = Watched()
     askings = sorted(
         (Asking(at, item) for item in video.items for at in item.times),
         key=lambda asking: asking.at,
     )
+    times = frame_times(video) if sampling else []
     for group in [askings] if carry == "state" else [[asking] for asking in askings]:
         if carry == "restart" and watched.settles(group[0].item):
             continue
-        options: dict[str, Any] = {"image_fps": video.image_fps, "warn": watched.warnings.append}
-        if candidate.motion:
-            options["motion"] = True
         start = Fraction(0) if context is None else max(Fraction(0), group[0].at - context)
-        with open_source(str(video.path), live=False, **options) as source:
-            _Pass(source, group, start, max_tokens, watched).go(candidate.open_session)
+        with open_video(video, watched.warnings.append, candidate.motion) as source:
+            taken = None
+            if sampling:
+                (asking,) = group
+                start = start if asking.item.since is None else asking.item.since
+                chosen = sampling.chosen(times, start, asking.at)
+                taken = frozenset(times[index] for index in chosen)
+            _Pass(source, group, start, max_tokens, watched, taken).go(candidate.open_session)
     return watched
+
+
+def frame_times(video: Video) -> list[Fraction]:
+    """Of all frames of a video, in seconds. Raises SourceError if there is no video in the file."""
+    times: list[Fraction] = []
+
+    def first_alone(at: Fraction) -> bool:
+        times.append(at)
+        return len(times) == 1
+
+    with open_video(video, lambda line: None) as source, suppress(TruncatedSource):
+        for _ in source.frames(first_alone):
+            pass
+    return times
+
+
+def open_video(video: Video, warn: Warn, motion: bool = False) -> Source:
+    """motion: whether frames carry the codec's motion data; arrays of frames and images have none.
+
+    Raises SourceError if there is no video in the file.
+    """
+    if video.path is None:
+        raise SourceError(f"{video.name} is not there")
+    if is_frame_array(video.path):
+        return FrameArraySource(video.path, fps=video.image_fps, warn=warn)
+    options: dict[str, Any] = {"motion": True} if motion else {}
+    fps = video.image_fps
+    return open_source(str(video.path), live=False, image_fps=fps, warn=warn, **options)
 
 
 class _Pass:
@@ -118,8 +154,11 @@ class _Pass:
         start: Fraction,
         max_tokens: int,
         watched: Watched,
+        taken: Collection[Fraction] | None,
     ) -> None:
+        """taken: times of the frames that are pushed if the session wants them; None = all."""
         self._source = source
+        self._taken = taken
         self._start = start
         self._watched = watched
         self._sampling = Sampling(max_tokens=max_tokens)
@@ -145,7 +184,7 @@ class _Pass:
         def wants(at: Fraction) -> Wanted | bool:
             if self._ask_until(at, session, session.wants) == Wanted.BOTH:
                 return Wanted.BOTH  # asked when it is here
-            return not self._open or (at >= self._start and session.wants(at))
+            return not self._open or (self._takes(at) and session.wants(at))
 
         def reach(at: Fraction) -> Wanted:
             return session.wants(at) if session.wants(at) == Wanted.BOTH else Wanted.YES
@@ -158,6 +197,9 @@ class _Pass:
                 session.push(frame)
         except TruncatedSource as error:  # the questions are asked about the part that was read
             self._watched.warnings.append(str(error))
+
+    def _takes(self, at: Fraction) -> bool:
+        return at >= self._start and (self._taken is None or at in self._taken)
 
     def _ask_until(
         self, at: Fraction, session: AskedSession, reach: Callable[[Fraction], Wanted]
@@ -176,7 +218,7 @@ class _Pass:
         while self._open and self._open[0].at <= session.now:
             self._ask(session)
         if self._open:
-            session.finish(self._source.ending)
+            session.finish(self._source.ending if self._taken is None else None)
         while self._open:
             self._ask(session)
 

@@ -157,16 +157,20 @@ def ovo_bench(folder: Path) -> tuple[Path, ThingStream]:
 
 def rvs(folder: Path, form: str = "seconds") -> tuple[Path, ThingStream]:
     """Open questions that the embedded model can answer. form: seconds (of the source, RVS-Ego),
-    frames (RVS-Movie) or rekv."""
-    if form == "frames":
+    frames (RVS-Movie), rekv, or rekv-npy (ReKV's RVS-Movie: an array of frames, one a second)."""
+    if form == "rekv-npy":
+        stream = make_stream(SEED, 3, SIZE[0] / SIZE[1], lead=1, tail=2.5, plan=PLAN)
+        write_array(folder / "frames" / "film.npy", stream)
+    elif form == "frames":
         stream = make_stream(SEED, 3, SIZE[0] / SIZE[1], lead=1, tail=2.5, plan=PLAN)
         write_frames(folder / "frames" / "film", stream)
     else:
         stream = make_film(folder / "frames" / "film.mp4")
     asked = []
     for thing, each in enumerate(stream.things):
-        at: Any = {"seconds": 100 + after(stream, thing), "rekv": after(stream, thing)}.get(form)
-        at = at or f"shot_{2 * after(stream, thing):04}_img_0.jpg"
+        at: Any = after(stream, thing) + (100 if form == "seconds" else 0)
+        if form == "frames":
+            at = f"shot_{2 * after(stream, thing):04}_img_0.jpg"
         kind = "color" if thing else "first"
         question = {
             "question": f"what color was the {each.shape}?",
@@ -177,14 +181,15 @@ def rvs(folder: Path, form: str = "seconds") -> tuple[Path, ThingStream]:
             {"id": thing, "video_id": "film", "start_time": at, "end_time": at, "duration": 10}
             | question
         )
-    if form == "rekv":
+    if form.startswith("rekv"):
+        name = "film.npy" if form == "rekv-npy" else "film.mp4"
         turns = [
             {key: value for key, value in each.items() if key not in ("id", "video_id")}
             for each in asked
         ]
         return write_json(
             folder / "ego4d_oe.json",
-            [{"video_id": "film", "video_path": "videos/film.mp4", "conversations": turns}],
+            [{"video_id": "film", "video_path": f"videos/{name}", "conversations": turns}],
         ), stream
     if form == "seconds":
         write_json(
@@ -193,6 +198,13 @@ def rvs(folder: Path, form: str = "seconds") -> tuple[Path, ThingStream]:
     return write_json(
         folder / ("test_qa_ego4d.json" if form == "seconds" else "test_qa_movienet.json"), asked
     ), stream
+
+
+def write_array(path: Path, stream: ThingStream) -> None:
+    """One frame a second."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    painter = Painter(stream, *SIZE)
+    np.save(path, np.stack([painter.frame(second) for second in range(int(stream.duration))]))
 
 
 def write_frames(folder: Path, stream: ThingStream, fps: int = 2) -> None:
@@ -206,3 +218,100 @@ def write_frames(folder: Path, stream: ThingStream, fps: int = 2) -> None:
 def frame_times(stream: ThingStream) -> list[Fraction]:
     """Of each frame of a film's file."""
     return [Fraction(index, FPS) for index in range(round(stream.duration * FPS))]
+
+
+def streambench(folder: Path) -> tuple[Path, ThingStream]:
+    """streaming_bench_v0.3.json about folder/Ego/Ego/film.mp4, and a video that is left out."""
+    stream = make_film(folder / "Ego" / "Ego" / "film.mp4")
+    kinds = ["OS", "LM", "OS"]
+    asked = [
+        {
+            # both forms of a time
+            "time": str(after(stream, thing)) if thing else after(stream, thing),
+            "question": f"what color was the {each.shape}?",
+            "answer": f"The {each.color}.",
+            "class": kinds[thing],
+        }
+        for thing, each in enumerate(stream.things)
+    ]
+    info = {"video_path": "film.mp4", "class_1": "Ego", "class_2": "shapes"}
+    entries = [
+        {"info": info, "breakpoint": asked},
+        {"info": info | {"video_path": "YxXrLCWFxTg.mp4"}, "breakpoint": asked[:1]},
+    ]
+    return write_json(folder / "streaming_bench_v0.3.json", entries), stream
+
+
+def etbench(folder: Path) -> tuple[Path, ThingStream]:
+    """etbench_txt_v1.0.json with an entry of each task that is scored and of one that is not, about
+    folder/videos/shapes/film.mp4."""
+    stream = make_film(folder / "videos" / "shapes" / "film.mp4")
+    spans = [[float(each.start), float(each.end)] for each in stream.things]
+    targets: dict[str, Any] = {
+        "tvg": spans[0],
+        "epm": spans[1],
+        "tal": spans,
+        "evs": spans[:2],
+        "vhd": [spans[:1], spans[1:]],
+        "tem": spans[1:],
+        "dvc": spans,
+    }
+    entries = [
+        {
+            "version": 1.0,
+            "idx": number,
+            "task": task,
+            "source": "charades_sta" if task == "tvg" else "shapes",
+            "video": "shapes/film.mp4",
+            "duration": float(stream.duration),
+            "tgt": target,
+            "q": f"When was it ({task})? Say 'start - end'.",
+        }
+        for number, (task, target) in enumerate(targets.items())
+    ]
+    return write_json(folder / "etbench_txt_v1.0.json", entries), stream
+
+
+def videomme(folder: Path, form: str = "rows") -> tuple[Path, ThingStream]:
+    """Three questions about folder/data/film.mp4. form: rows (of the published table), videos (the
+    benchmark's form for results) or rekv."""
+    stream = make_film(folder / "data" / "film.mp4")
+    questions = []
+    for thing, each in enumerate(stream.things):
+        options, place = options_of(stream, thing)
+        questions.append(
+            {
+                "question_id": f"001-{thing + 1}",
+                "task_type": ["Attribute Perception", "OCR Problems", "Attribute Perception"][
+                    thing
+                ],
+                "question": f"What color was the {each.shape}?",
+                "options": [f"{letter}. {o}." for letter, o in zip("ABCD", options, strict=True)],
+                "answer": "ABCD"[place],
+            }
+        )
+    video = {"video_id": "001", "duration": "short", "domain": "Knowledge", "sub_category": "Law"}
+    if form == "rows":
+        rows = [video | {"url": "", "videoID": "film"} | each for each in questions]
+        return write_json(folder / "videomme.json", rows), stream
+    if form == "videos":
+        return write_json(
+            folder / "videomme.json", [video | {"videoID": "film", "questions": questions}]
+        ), stream
+    turns = [
+        {
+            "question": each["question"],
+            "choices": [option[3:] for option in each["options"]],
+            "answer": each["options"]["ABCD".index(each["answer"])][3:],
+            "question_type": each["task_type"],
+        }
+        for each in questions
+    ]
+    whole = {
+        "video_id": "fFjv93ACGo8",
+        "video_path": "/data/videomme/videos/film.mp4",
+        "duration": 14.5,
+        "duration_category": "short",
+        "conversations": turns,
+    }
+    return write_json(folder / "videomme.json", [whole]), stream

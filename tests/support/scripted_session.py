@@ -37,6 +37,7 @@ class ScriptedSession:
         self.asked: list[tuple[Question, int]] = []  # each with how many frames were seen then
         self.now = Fraction(0)
         self.finished = self.closed = self.told_motion = False
+        self.ending: Any = None  # that `finish` was given
         if opened is not None:
             opened.append(self)
 
@@ -76,7 +77,7 @@ class ScriptedSession:
         return answer
 
     def finish(self, ending: Any = None) -> None:
-        self.finished = True
+        self.finished, self.ending = True, ending
 
     def summary(self) -> Summary:
         frames = len(self.seen)

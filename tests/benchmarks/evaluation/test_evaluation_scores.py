@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vicort.benchmarks.evaluation import ovo_bench, streamingbench
 from vicort.benchmarks.evaluation.ages import wilson
@@ -48,12 +51,62 @@ def replies(*texts: str, name: str = "x", first: int = 1) -> list[Reply]:
         ("yes-or-no", "No", "N", True),
         ("yes-or-no", "No", "Not yet", True),
         ("yes-or-no", "No", "Yes", False),
+        ("first-of-letters", "C", "The answer is C", True),
+        ("first-of-letters", "A", "**A**", True),
+        ("first-of-letters", "C", "Best option: C", True),
+        ("first-of-letters", "C", "Best answer: C", True),
+        ("first-of-letters-after-answer", "C", "Answer: C", True),
+        ("first-of-letters-after-answer", "B", "Best answer: C", True),  # as theirs
+        ("first-of-letters", "C", "Clearly A", True),  # as theirs: also inside a word
+        ("first-of-letters", "A", "a", False),
+        ("letter-word", "C", "The answer is (c).", True),
+        ("letter-word", "C", "Clearly A", False),
+        ("letter-word", "A", "a bus: B", True),  # as theirs: the article is an A
+        ("letter-word", "B", "option 2", True),
+        ("letter-word", "E", "E", False),
+        ("yes-or-no-any-case", "Yes", "yes", True),
+        ("yes-or-no-any-case", "No", " n ", True),
+        ("yes-or-no-any-case", "No", "I do not know", True),  # as theirs: NO is in it
+        ("yes-or-no-any-case", "No", "Yes", False),
         ("same-text", "red circle", "red circle", True),
         ("same-text", "red circle", "red", False),
     ],
 )
 def test_rules_decide_as_the_benchmarks_do(rule, truth, text, right):
     assert RULES[rule](truth, replies(text)) is right
+
+
+PIECES = [
+    "A",
+    "b",
+    "C",
+    "D",
+    "E",
+    "5",
+    "2",
+    "the ",
+    "Best option:",
+    "Best answer:",
+    "(",
+    ")",
+    " ",
+    "_",
+]
+REPLY = st.lists(st.sampled_from([*PIECES, "The answer is ", "Because ", "\n"])).map("".join)
+
+
+@given(text=REPLY, truth=st.sampled_from("ABCD"))
+def test_the_rules_of_two_papers_find_a_letter_anywhere(text, truth):
+    """Both in plain words: the first of four letters that is left; and the first word that is one
+    of four letters, or else one of four digits."""
+    left = text.replace("Best answer:", "").replace("Best option:", "")
+    upper = [each for each in left if each in "ABCD"]
+    assert RULES["first-of-letters"](truth, replies(text)) == (upper[:1] == [truth])
+    apart = "".join(each if each.isalnum() or each == "_" else " " for each in text).upper()
+    words = apart.split()
+    said = [word for word in words if word in ("A", "B", "C", "D")]
+    said = said or ["ABCD"[int(word) - 1] for word in words if word in ("1", "2", "3", "4")]
+    assert RULES["letter-word"](truth, replies(text)) == (said[:1] == [truth])
 
 
 @pytest.mark.parametrize(
@@ -119,6 +172,58 @@ def test_ovo_bench_averages_tasks_and_then_categories():
     assert "overall" not in table_of(dataset, {"EPM": [True], "OCR": [True]}), (
         "two categories are no overall figure"
     )
+
+
+def test_vicostream_averages_the_queries_of_an_entry_first():
+    """Three queries of one entry, one right; one query of another entry, right: (1/3 + 1) / 2
+    instead of 2 / 4."""
+    items, given_ = {}, []
+    for entry, verdicts in (("e", [True, False, False]), ("f", [True])):
+        for number, right in enumerate(verdicts):
+            name = f"{entry}.{number}"
+            made = item("digits", "1", name, "REC")
+            items[name] = replace(made, note={"entry": entry})
+            given_ += replies("1" if right else "2", name=name)
+    dataset = Dataset("ovo-bench", (), ovo_bench.GROUPS, "groups")
+    vicostream, _ = ovo_bench.SCORINGS
+    own, theirs = (
+        make_table(dataset, score_all(items, given_, ExactJudge(), scoring))[
+            "Forward Active Responding"
+        ]["REC"]
+        for scoring in (None, vicostream)
+    )
+    assert (own.accuracy, theirs.accuracy) == (0.5, pytest.approx(2 / 3))
+    assert own.interval is not None
+    assert theirs.interval is None
+
+
+def test_a_printed_table_has_the_scorings_side_by_side():
+    dataset = Dataset("streamingbench", (), streamingbench.GROUPS, scorings=streamingbench.SCORINGS)
+    items = {
+        name: item("first-letter", "C", name, "Counting") for name in ("said", "explained", "a")
+    }
+    given_ = [
+        *replies("C", name="said"),
+        *replies("The answer is C", name="explained"),
+        *replies("a cat: C", name="a"),
+    ]
+    table, *others = (
+        {"one": make_table(dataset, score_all(items, given_, ExactJudge(), scoring))}
+        for scoring in (None, *dataset.scorings)
+    )
+    names = [scoring.name for scoring in dataset.scorings]
+    assert print_table(table, others=dict(zip(names, others, strict=True))).splitlines() == [
+        "Real-Time Visual Understanding",
+        "system              CT     Avg",
+        "                   n=3     n=3",
+        "one              33.33   33.33",
+        "  ViCoStream    100.00  100.00",
+        "  SimpleStream   66.67   66.67",
+        "",
+        "Real-Time Visual Understanding: Avg by scoring rule",
+        "system             own  ViCoStream  SimpleStream",
+        "one              33.33      100.00         66.67",
+    ]
 
 
 def test_streamingbench_averages_questions():
@@ -204,7 +309,7 @@ def test_a_judge_of_the_users_is_a_program(tmp_path):
         ],
         judge,
     )
-    assert [(each.right, each.score) for each in scored] == [(True, 4), (False, 2), (False, 0)], (
+    assert [(each.credit, each.score) for each in scored] == [(1, 4), (0, 2), (0, 0)], (
         "no judge for what failed: no, and 0"
     )
     table = make_table(Dataset("rvs", (), (Group("RVS", {"color": "color"}),)), scored)

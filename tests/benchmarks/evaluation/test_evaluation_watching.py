@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 
+import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support import evaluation_data as made
 from support.fake_engines import FakeEngineSet
@@ -15,6 +16,7 @@ from support.sizes import examples
 from support.systems import FULL, system
 from support.videos import cut
 
+from vicort.benchmarks.evaluation.frame_arrays import FrameArraySource
 from vicort.benchmarks.evaluation.items import Item, Video
 from vicort.benchmarks.evaluation.watching import Candidate, watch
 from vicort.runtime.errors import SourceError
@@ -190,6 +192,41 @@ def test_a_file_that_breaks_off_is_asked_about_as_far_as_it_goes(film, tmp_path)
     )
     assert watched.replies[0].text == str(sum(frame <= 1 for frame in frames))
     assert 0 < int(watched.replies[1].text) < len(frames)
+
+
+@settings(max_examples=examples(10), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    frames=st.integers(1, 9),
+    fps=st.sampled_from([Fraction(1), Fraction(2)]),
+    ms=st.integers(0, 9999),
+)
+def test_an_array_is_a_video_of_its_frames(tmp_path, frames, fps, ms):
+    pixels = np.arange(frames * 4 * 6 * 3, dtype=np.uint64).reshape(frames, 4, 6, 3)
+    array = (pixels * 7 % 251).astype(np.uint8)
+    np.save(tmp_path / "film.npy", array)
+    with FrameArraySource(tmp_path / "film.npy", fps=fps) as source:
+        read = list(source.frames())
+    assert [(frame.time, frame.index) for frame in read] == [(n / fps, n) for n in range(frames)]
+    assert all((frame.image == array[frame.index]).all() for frame in read)
+    video = replace(asked_at(tmp_path / "film.npy", Fraction(ms, 1000)), image_fps=fps)
+    (reply,) = watch(video, scripted(count)).replies
+    assert reply.text == str(sum(n / fps <= Fraction(ms, 1000) for n in range(frames)))
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.zeros((3, 4, 4, 4), np.uint8), r"an array \[3, 4, 4, 4\] of uint8: give frames"),
+        (np.zeros((3, 4, 4, 3), np.float32), "of float32: give frames"),
+        (np.zeros((0, 4, 4, 3), np.uint8), r"an array \[0, 4, 4, 3\] of uint8"),
+        (np.array([{}], object), "is no NumPy array"),
+    ],
+)
+def test_an_array_that_is_no_video_is_refused(tmp_path, array, said):
+    np.save(tmp_path / "film.npy", array, allow_pickle=True)
+    with pytest.raises(SourceError, match=said) as refusal:
+        watch(asked_at(tmp_path / "film.npy", Fraction(1)), scripted(count))
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_file_that_is_no_video_is_named(tmp_path):

@@ -43,7 +43,7 @@ def report(out) -> dict:
     return json.loads((out / "report.json").read_text())
 
 
-@pytest.mark.parametrize("form", ["seconds", "frames", "rekv"])
+@pytest.mark.parametrize("form", ["seconds", "frames", "rekv", "rekv-npy"])
 def test_the_embedded_model_answers_open_questions(tiny_engines, tmp_path, capsys, form):
     file, _ = made.rvs(tmp_path, form)
     images = ("--image-fps", "2") if form == "frames" else ()
@@ -83,6 +83,10 @@ def test_each_benchmark_goes_through_the_embedded_model(tiny_engines, streaming,
         assert evaluate(tiny_engines, tmp_path / name, name, *arguments, *SYSTEMS[2:]) == 0
         written = report(tmp_path / name)
         assert written["videos"]["left out"] == {}
+        assert written["remarks"] == []
+        assert list(written["other scorings"]) == ["ViCoStream", "SimpleStream"]
+        for scoring in written["other scorings"].values():
+            assert scoring["accuracy"].keys() == written["accuracy"].keys()
         assert all(not each["errors"] for each in written["systems"].values())
         lines = [
             json.loads(line)

@@ -121,7 +121,7 @@ def test_a_dry_run_tells_the_budget_and_opens_nothing(dry_run):
     code, out, err = dry_run("--system", "simplestream")
     assert (code, err) == (0, "")
     assert "  system      simplestream\n" in out
-    assert "  budget      --memory 14MB --host-memory 0MB, room for 2 s\n" in out
+    assert "  budget      --memory 14MB --host-memory 0MB, room for 4 s\n" in out
     assert (
         "  budget      --memory 50MB --host-memory 7MB, "
         in dry_run("--memory", "50MB", "--host-memory", "7MB")[1]
