@@ -113,7 +113,10 @@ class Memory:
         units = [chunk.first_unit + u for u, tokens in enumerate(tokens_of_unit) if tokens]
         if units:
             pages = sum(len(self.tiers.locations(unit)) for unit in units)
-            self.chunks.add(ChunkEntry(chunk.index, units, pages, last, queries), digest)
+            entry = ChunkEntry(chunk.index, units, pages, last, queries)
+            self.chunks.add(entry, digest)
+            if self.long_term and self.long_term.holds_window:
+                self._absorb(entry, self.long_term)
         self._leave_window(last)
 
     def append_text(
@@ -301,7 +304,12 @@ class Memory:
     # ---- for questions ----
 
     def lease(self, units: Iterable[int]) -> Lease:
-        """Keep the prompt, appended text and these units in place until the lease is released."""
+        """Keep the prompt, appended text and these units in place until the lease is released.
+
+        Where long-term memory holds the window too, questions read units from there alone.
+        """
+        if self.long_term and self.long_term.holds_window:
+            units = ()
         held = [location for unit in units for location in self.tiers.locations(unit)]
         return Lease(self.tiers, [*self._prompt, *itertools.chain(*self._texts), *held])
 
@@ -359,12 +367,15 @@ class Memory:
         if not self._window.holds_all_pages:
             return
         for index in self._window.leaving(newest):
-            if self.long_term:
-                departing = self._window.copy_of(self.chunks[index])
-                self._reader_bytes += departing.k.nbytes + departing.v.nbytes
-                self.long_term.absorb(departing)
+            if self.long_term and not self.long_term.holds_window:
+                self._absorb(self.chunks[index], self.long_term)
             self.tiers.evict(list(self.chunks[index].units))
         self._renew()
+
+    def _absorb(self, chunk: ChunkEntry, long_term: LongTerm) -> None:
+        departing = self._window.copy_of(chunk)
+        self._reader_bytes += departing.k.nbytes + departing.v.nbytes
+        long_term.absorb(departing)
 
     def _new_stream_reader(self) -> StreamReader | None:
         if not self.long_term or not self.long_term.reads_in_prefill:

@@ -7,12 +7,14 @@ from numpy.typing import DTypeLike
 from vicort.runtime.devices.device import Device
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.memory.long_term.frame_recall import FrameRecallMemory, frame_recall_size
 from vicort.runtime.memory.long_term.key_clusters import KeyClusterMemory, key_clusters_size
 from vicort.runtime.memory.long_term.page_recall import open_page_recall, page_recall_size
 from vicort.runtime.memory.long_term.protocols import LongTerm, LongTermSize
 from vicort.runtime.memory.long_term.sink_buckets import SinkBucketsMemory, sink_buckets_size
 from vicort.runtime.memory.long_term.speculative import Speculation
 from vicort.runtime.policies.long_term import (
+    FrameRecall,
     KeyClusters,
     LongTermPolicy,
     PageRecall,
@@ -31,6 +33,8 @@ def long_term_size(
             return key_clusters_size(model, host_mb, dtype, policy)
         case PageRecall():
             return page_recall_size(model, host_mb, dtype, policy.budget, policy.chunks)
+        case FrameRecall():
+            return frame_recall_size(model, policy, host_mb, dtype)
     raise TypeError(f"no long-term memory for policy {policy.policy!r}")
 
 
@@ -65,4 +69,6 @@ def open_long_term(
                 speculation,
                 policy.chunks,
             )
+        case FrameRecall():
+            return FrameRecallMemory(model, policy, host_mb, dtype)
     raise TypeError(f"no long-term memory for policy {policy.policy!r}")

@@ -15,6 +15,8 @@ from vicort.runtime.memory.long_term.selection import Recall, Selection
 class CellReader:
     """Base of the readers: chooses cells with a query, and copies them to the device."""
 
+    by_words = False
+
     def __init__(self, model: ModelSpec, view: View, source: HostPool, recall: Recall) -> None:
         """source: the pool of the long-term memory."""
         self._view = view
