@@ -127,12 +127,19 @@ class FrameRecallMemory:
         self.floor = floor
 
     @property
+    def first_page(self) -> int:
+        """Number of the oldest unit's first page."""
+        if self.first == self.units.last:
+            return self.pages.last
+        return int(self.first_pages[self.first % self.units.slots])
+
+    @property
     def oldest(self) -> Fraction | None:
         held = self.held[self.first % self.units.slots] if self.first < self.units.last else None
         return held.start if held else None
 
     def cells_in_use(self) -> float:
-        return self.pages.last - self.pages.first
+        return self.pages.last - self.first_page
 
     def close(self) -> None:
         self.pages.close()

@@ -42,7 +42,7 @@ class FrameView:
         self.first, self.last = memory.first, memory.units.last
         self._spans = memory.units.spans(self.first, self.last)
         self._newest_time, self._floor = memory.newest_time, memory.floor
-        self._first_page = int(memory.first_pages[self.first % memory.units.slots])
+        self._first_page = memory.first_page
         if leased:
             memory.units.lease(self.first)
             memory.pages.lease(self._first_page)
@@ -156,4 +156,3 @@ class WordsFirst(CellReader):
             self.release()  # what it reads lies on the device
         self.reruns += 1
         return True
-

@@ -119,8 +119,8 @@ class LongTerm(Protocol):
     # sets of device slots that a reader needs: 2 where one is filled while the other is read
     recall_sets: int
     reads_in_prefill: bool  # whether chunks attend to it, and not questions only
-    # Whether chunks are absorbed as they are written, not when they leave the window: then questions
-    # read the window from here alone.
+    # Whether chunks are absorbed as they are written, not when they leave the window: then
+    # questions read the window from here alone.
     holds_window: bool
 
     @property

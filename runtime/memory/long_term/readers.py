@@ -15,8 +15,6 @@ from vicort.runtime.memory.long_term.selection import Recall, Selection
 class CellReader:
     """Base of the readers: chooses cells with a query, and copies them to the device."""
 
-    by_words = False
-
     def __init__(self, model: ModelSpec, view: View, source: HostPool, recall: Recall) -> None:
         """source: the pool of the long-term memory."""
         self._view = view
@@ -26,6 +24,10 @@ class CellReader:
         self.selection = Selection.nothing(model)
         self.table = self.selection.cells
         self.reruns = 0
+
+    @property
+    def by_words(self) -> bool:
+        return False
 
     @property
     def bytes_moved(self) -> int:

@@ -165,7 +165,7 @@ def test_int8_pages_are_said_and_long_term_memory_over_them_is_refused(tiny_engi
     heads = model.layers * model.kv_heads
     assert found.bytes_a_token == heads * 2 * (model.head_dim + 4) + 12
     assert found.systems["vicostream"].budget
-    for name in ("livevlm", "resv", "freekv"):
+    for name in ("livevlm", "resv", "freekv", "rekv"):
         assert "built without --kv int8" in found.systems[name].note
         assert "\n" not in found.systems[name].note
 
