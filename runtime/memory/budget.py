@@ -5,7 +5,7 @@ limit of its cgroup, and a quarter of that of a GPU, or what engines and their r
 that is less, divided by the number of sessions. All are totals, so that the same machine and
 engines always give the same budget. Within that, a system takes what it
 can use: those that keep a window and nothing else the pages of that window; the others room for
-`memory.hours` of a stream of which nothing is dropped.
+`memory.hours` of a stream of which nothing is dropped, or for `memory.tokens`.
 """
 
 from __future__ import annotations
@@ -258,7 +258,11 @@ class _Fit:
 
     @property
     def _history_mb(self) -> float:
-        """Of `memory.hours`, nothing dropped."""
+        """Of `memory.tokens`, or of `memory.hours`, nothing dropped."""
+        if (tokens := self._system.memory.tokens) is not None:
+            # one chunk is there in any case
+            pages = math.ceil(tokens / self._model.page_tokens) - self._chunk_units * self._unit_pages
+            return max(pages, 0) * self.bytes_of_page / 1e6
         units = self._system.memory.hours * 3600 * self._model.fps / UNIT_FRAMES
         return units * self._unit_pages * self.bytes_of_page / 1e6
 

@@ -89,6 +89,8 @@ class MemoryLimits(Section):
     host_mb: Megabytes = 0
     # the longest stream, nothing dropped, for which an automatic budget has room
     hours: float = Field(default=12, gt=0, le=MAX_HOURS)
+    # the same in visual tokens, in whole MB; None: `hours` says it
+    tokens: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     when_full: AnyOverflow
 
 

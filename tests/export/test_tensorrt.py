@@ -544,7 +544,7 @@ def test_tensorrt_for_rtx_does_list_its_plans(tmp_path, monkeypatch):
     tensorrt_plans.build(job(tmp_path, "tokens"), lambda phase, done: None)
     (listing,) = seen
     assert {spec.name for side in listed_tensors(listing) for spec in side} == {
-        "features", "threshold", "positions", "kept", "count", "compact", "mean"
+        "features", "threshold", "positions", "before", "mode", "kept", "count", "compact", "mean"
     }  # fmt: skip
 
 

@@ -249,11 +249,11 @@ memory: {device_mb: 1, when_full: drop-oldest}
     ("change", "words"),
     [
         (("drop:", "drip:"), "unknown key 'drip'"),
-        (("policy: none", "policy: maybe"), "chunk-intra, few-tokens, motion, none"),
+        (("policy: none", "policy: maybe"), "chunk-intra, differential, few-tokens, motion, none"),
         (("chunks: 2", "chunk: 2"), "takes chunks"),
         (("chunks: 2", "chunk: 2"), "ingest: unknown key 'chunk'"),
         (("chunks: 2", "chunks: -2"), "ingest.chunks is -2: it should be greater than or equal"),
-        (("device_mb: 1", "device_gb: 1"), "device_mb, host_mb, hours, when_full"),
+        (("device_mb: 1", "device_gb: 1"), "device_mb, host_mb, hours, tokens, when_full"),
         (("device_mb: 1", "device_mb: lots"), "memory.device_mb"),
         (("device_mb: 1", "device_mb: 1, host_mb: 5"), "reads every page on the device"),
         (("when_full: drop-oldest", "when_full: panic"), "drop-oldest, refuse, thin-evenly"),
