@@ -216,7 +216,9 @@ def test_a_whole_run_works_with_torch_unimportable(tiny_engines):
     assert [event["event"] for event in events] == ["answer", "summary"]
 
 
-@pytest.mark.parametrize("system", ["full-history", "vicostream", "uniform"])
+@pytest.mark.parametrize(
+    "system", ["full-history", "vicostream", "uniform", "rekv", "timechat-online"]
+)
 def test_the_embedded_model_answers_about_the_fixture(tiny_engines, system):
     sidecar = json.loads((FIXTURES / "shapes.json").read_text())
     with (

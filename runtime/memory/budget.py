@@ -261,9 +261,9 @@ class _Fit:
         """Of `memory.tokens`, or of `memory.hours`, nothing dropped."""
         if (tokens := self._system.memory.tokens) is not None:
             # one chunk is there in any case
-            pages = math.ceil(tokens / self._model.page_tokens) - self._chunk_units * self._unit_pages
-            return max(pages, 0) * self.bytes_of_page / 1e6
-        units = self._system.memory.hours * 3600 * self._model.fps / UNIT_FRAMES
+            units = max(tokens / self._model.unit_tokens - self._chunk_units, 0)
+        else:
+            units = self._system.memory.hours * 3600 * self._model.fps / UNIT_FRAMES
         return units * self._unit_pages * self.bytes_of_page / 1e6
 
     @property

@@ -19,9 +19,10 @@ ABOVE_EVERY_SCORE = math.inf  # a threshold that makes every position hot
 class DropRule(NamedTuple):
     """Inputs of the token control graph for one chunk.
 
-    With `from_before`, tokens above the threshold are dropped. Otherwise the score of a position is its lowest cosine between one unit and the next. The first unit of a
-    chunk is kept whole, the later ones at hot positions: those with a score below the threshold,
-    and the `hot_positions` positions with the lowest scores.
+    With `from_before`, tokens above the threshold are dropped. Otherwise the score of a position is
+    its lowest cosine between one unit and the next. The first unit of a chunk is kept whole, the
+    later ones at hot positions: those with a score below the threshold, and the `hot_positions`
+    positions with the lowest scores.
     """
 
     threshold: float
@@ -86,8 +87,8 @@ class ChunkIntra(Drop):
 
 
 class Differential(Drop):
-    """Differential Token Drop of TimeChat-Online (arXiv 2504.17343 and its code): a token is dropped
-    if its cosine to the token at the same position of the unit before is above `threshold`.
+    """Differential Token Drop of TimeChat-Online (arXiv 2504.17343 and its code): a token is
+    dropped if its cosine to the token at the same position of the unit before is above `threshold`.
 
     The unit before is the one that came before, whatever was kept of it, also across chunks. The
     first unit, and the first of another grid, is kept whole.
