@@ -769,8 +769,8 @@ def test_the_set_holds_what_the_model_computes_for_machines_without_pytorch():
     manifest = read_manifest(folder)
     runs = stored_runs(folder)
     names = [run.name.split()[0] for run in runs]
-    assert names == ["vision", "tokens", "head", "llm", "llm"]
-    for run in runs[3:]:
+    assert names == ["vision", "tokens", "tokens", "head", "llm", "llm"]
+    for run in runs[4:]:
         rows = len(run.inputs["pos"])
         bound = arrays_of(graph, run.inputs, C=rows)
         engine.enqueue(bound, InlineStream("test"))
