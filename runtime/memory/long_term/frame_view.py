@@ -108,7 +108,7 @@ class FrameView:
         them.
         """
         leads = self._memory.leads[self._memory.units.slot(units)]
-        after = leads[:, ::-1].cumsum(axis=1)[:, ::-1] - leads  # of the units behind each
+        after = leads[:, ::-1].cumsum(axis=1)[:, ::-1] - leads  # of the units that follow each
         return np.maximum(self._newest_time - after, self._floor)
 
     def pages(self, selection: Selection) -> list[Page]:
