@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -33,6 +33,8 @@ KEEP_ALL_TOKENS = DropRule(ABOVE_EVERY_SCORE, 0)
 
 
 class Drop(Policy):
+    drops: ClassVar[bool] = True  # whether any token is dropped
+
     @property
     def pruning(self) -> MotionPruning | None:
         """The rule, where tokens are pruned before the vision encoder; else None."""
@@ -56,6 +58,7 @@ class Drop(Policy):
 
 class KeepAll(Drop):
     policy: Literal["none"] = "none"
+    drops: ClassVar[bool] = False
 
 
 class ChunkIntra(Drop):
@@ -135,6 +138,7 @@ class FewTokens(Drop):
     """
 
     policy: Literal["few-tokens"] = "few-tokens"
+    drops: ClassVar[bool] = False
     a_frame: int = Field(default=10, ge=1, le=MAX_COUNT)
 
     def check(self, system: str, model: ModelSpec) -> None:

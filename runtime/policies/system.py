@@ -213,6 +213,11 @@ class System(Section):
             raise ValueError(
                 "with long_term, ingest needs a window that chunks leave: take policy recent-chunks"
             )
+        if self.drop.drops and not self.ingest.prefills:
+            raise ValueError(
+                f"ingest {self.ingest.policy} keeps the latest units whole, and drop "
+                f"{self.drop.policy} drops tokens of them: set drop to none"
+            )
         if self.ingest.anchor_rule and not self.drop.pruning:
             raise ValueError(
                 "ingest.anchors are units with an I frame, which only drop policy motion knows: "
