@@ -111,7 +111,7 @@ def model_runs(
     inputs = feature_inputs(model, floats, random)
     yield run("tokens", "tokens", TokenControlGraph(), inputs)
     inputs = inputs | {"mode": np.array([TokenMode.FROM_BEFORE], np.int32)}
-    yield run("tokens from before", "tokens", TokenControlGraph(), inputs)
+    yield run("tokens since", "tokens", TokenControlGraph(), inputs)
     del vision
     language = _language(checkpoint, manifest, adapter, choices)
     yield run("head", "head", OutputHead(language), head_inputs(model, floats, random))
