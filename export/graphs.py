@@ -101,6 +101,8 @@ def signatures(
             _spec("features", kind, "U", sized.tokens, width),
             _spec("threshold", "float32", 1),
             _spec("positions", "int32", 1),
+            _spec("before", kind, sized.tokens, width),
+            _spec("mode", "int32", 1),
         ),
         outputs=(
             _spec("kept", "int32", "U*P"),

@@ -23,7 +23,7 @@ from vicort.export.qwen2_5_vl.pruned_vision import pruned
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision_of
 from vicort.export.token_control import TokenControlGraph
 from vicort.export.weight_compression import Scheme, dequantise_parameters
-from vicort.runtime.core import UNIT_FRAMES
+from vicort.runtime.core import UNIT_FRAMES, TokenMode
 from vicort.runtime.devices.int8_vectors import quantised
 from vicort.runtime.engines.engine_run import Arrays
 from vicort.runtime.engines.engine_set import EngineSet, feature_dtype
@@ -108,7 +108,10 @@ def model_runs(
         if "vision_pruned" in manifest.graphs:
             inputs = pruned_inputs(model, units, random, grid)
             yield run(f"pruned{shape}", "vision_pruned", pruned(vision), inputs)
-    yield run("tokens", "tokens", TokenControlGraph(), feature_inputs(model, floats, random))
+    inputs = feature_inputs(model, floats, random)
+    yield run("tokens", "tokens", TokenControlGraph(), inputs)
+    inputs = inputs | {"mode": np.array([TokenMode.FROM_BEFORE], np.int32)}
+    yield run("tokens since", "tokens", TokenControlGraph(), inputs)
     del vision
     language = _language(checkpoint, manifest, adapter, choices)
     yield run("head", "head", OutputHead(language), head_inputs(model, floats, random))
@@ -271,6 +274,8 @@ def feature_inputs(model: ModelSpec, dtype: np.dtype, random: np.random.Generato
     bounds = {
         "threshold": np.array([0.2], np.float32),
         "positions": np.array([model.unit_tokens // 3], np.int32),
+        "before": np.roll(features[0], 1, axis=0).astype(dtype),
+        "mode": np.array([TokenMode.WITHIN_CHUNK], np.int32),
     }
     return {"features": features.astype(dtype), **bounds}
 

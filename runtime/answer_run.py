@@ -161,11 +161,22 @@ class AnswerRun:
         text = text_positions(self._first_text, len(self._suffix))
         while True:
             self._stream.run(self._begin_pass_in_stream).enqueued()
+            if self._reader and self._reader.by_words:
+                self._choose_by_words(run)
+                continue
             for unit_rows, tokens, positions in self._runs(self._vision, text):
                 self._asked.check_wanted()
                 q = self._step(run, tokens, unit_rows, positions)
             if q is None or not self._stream.run(self._must_rerun_in_stream, q, True).done():
                 return self._stream.run(self._logits_in_stream, run).done()
+
+    def _choose_by_words(self, run: LanguageRun) -> None:
+        """Run the question's words alone, so that their queries choose what is read next."""
+        self._asked.check_wanted()
+        words = np.asarray(self._shared.prompt.words(self._question.text), np.int32)
+        q = self._step(run, words, [], text_positions(self._first_text, len(words)))
+        if q is not None:
+            self._stream.run(self._must_rerun_in_stream, q, True).done()
 
     def _begin_pass_in_stream(self) -> None:
         """Clear the question's pages, which a pass before may have written."""

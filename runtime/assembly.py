@@ -138,7 +138,7 @@ def _vision_stages(
         )
     return (
         Vision(vision, encoder, device, model, cut_in),
-        TokenControl(tokens, engines.tokens, system.drop, device),
+        TokenControl(tokens, engines.tokens, system.drop, device, model, engines.dtype),
     )
 
 

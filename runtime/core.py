@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from enum import IntEnum
 from fractions import Fraction
 from numbers import Rational
 from typing import Any, Literal, Self
@@ -28,6 +29,14 @@ MAX_SECONDS = 10**12  # of a time in a stream: 31,700 years
 # probability below which an answer is a guess. Of the embedded model's answers about streams of its
 # own world, 35 of 48 wrong ones and 11 of 331 right ones lie below; docs/confidence.md
 DOUBTFUL = 0.5
+
+
+class TokenMode(IntEnum):
+    """By which rule the token control graph keeps visual tokens, see `export/token_control.py`."""
+
+    WITHIN_CHUNK = 0
+    FROM_FIRST = 1  # no unit came before
+    FROM_BEFORE = 2
 
 
 @dataclass(frozen=True)
@@ -225,6 +234,12 @@ class ChunkEvent(Event):
     tokens: int  # visual tokens that left the vision encoder
     kept: int  # visual tokens that were written to pages
     wall_ms: float  # from submission to the first stage until its last page was written
+
+    @property
+    def drop_ratio(self) -> float:
+        """The share of its visual tokens that was dropped, 0 to 1. TimeChat-Online (arXiv
+        2504.17343) takes a low one for a new scene."""
+        return 1 - self.kept / self.tokens
 
 
 @dataclass(frozen=True)

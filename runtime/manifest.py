@@ -27,7 +27,7 @@ from vicort.runtime.errors import EngineError
 from vicort.runtime.frame_grid import MIN_TOKENS, Grid, fit_grid
 from vicort.runtime.safe_text import brief, printable, read_text, shown
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 FILE_NAME = "manifest.json"
 Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 # the module that builds and runs plans: TensorRT, or TensorRT for RTX

@@ -19,7 +19,7 @@ THINGS = 7
 EMPTY = 64  # different pictures of nothing, over and over
 # full-history ends where its memory ends (test_endless.py); videollm-online is asked otherwise.
 # with the budgets of their YAML files and the embedded model
-REMEMBERS_A_DAY = {"vicostream", "distinct", "livevlm"}
+REMEMBERS_A_DAY = {"vicostream", "distinct", "livevlm", "timechat-online"}
 # but a question reads a unit in five minutes or so: it may be none of that minute
 HOLDS_A_DAY = {"uniform"}
 

@@ -19,8 +19,8 @@ from vicort.runtime.devices.urgency import Urgency
 from vicort.runtime.manifest import ModelSpec
 
 ON_CPU_ONLY = (
-    "memory that differs by layer and head (systems livevlm, resv, freekv) runs on CPU engines "
-    "only so far: take --system distinct, or an engine set of --backend openvino"
+    "memory that differs by layer and head (systems livevlm, resv, freekv, rekv) runs on CPU "
+    "engines only so far: take --system distinct, or an engine set of --backend openvino"
 )
 
 

@@ -5,7 +5,7 @@ limit of its cgroup, and a quarter of that of a GPU, or what engines and their r
 that is less, divided by the number of sessions. All are totals, so that the same machine and
 engines always give the same budget. Within that, a system takes what it
 can use: those that keep a window and nothing else the pages of that window; the others room for
-`memory.hours` of a stream of which nothing is dropped.
+`memory.hours` of a stream of which nothing is dropped, or for `memory.tokens`.
 """
 
 from __future__ import annotations
@@ -260,11 +260,14 @@ class _Fit:
 
     @property
     def _history_mb(self) -> float:
-        """Of `memory.hours`, nothing dropped."""
-        system = self._system
-        units = (
-            system.memory.hours * 3600 * system.units_a_second(system.frame_rate(self._model.fps))
-        )
+        """Of `memory.tokens`, or of `memory.hours`, nothing dropped."""
+        system, model = self._system, self._model
+        if (tokens := system.memory.tokens) is not None:
+            # one chunk is there in any case
+            units = max(tokens / model.unit_tokens - self._chunk_units, 0)
+        else:
+            rate = system.units_a_second(system.frame_rate(model.fps))
+            units = system.memory.hours * 3600 * rate
         return units * self._unit_pages * self.bytes_of_page / 1e6
 
     @property

@@ -116,7 +116,10 @@ class Memory:
         units = [chunk.first_unit + u for u, tokens in enumerate(tokens_of_unit) if tokens]
         if units:
             pages = sum(len(self.tiers.locations(unit)) for unit in units)
-            self.chunks.add(ChunkEntry(chunk.index, units, pages, last, queries), digest)
+            entry = ChunkEntry(chunk.index, units, pages, last, queries)
+            self.chunks.add(entry, digest)
+            if self.long_term and self.long_term.holds_window:
+                self._absorb(entry, self.long_term)
         self._leave_window(last)
 
     def write_fork(
@@ -367,12 +370,17 @@ class Memory:
 
     def lease(self, units: Sequence[int], fork: ChunkFork | None = None) -> Lease:
         """Keep the prompt, appended text and these units, some of which may be of the fork, in
-        place until the lease is released."""
+        place until the lease is released.
+
+        Where long-term memory holds the window too, questions read its units from there alone.
+        """
         forked = fork.locations_of(units) if fork else []
         own = {location.page.unit for location in forked}
         held = [
             location for unit in units if unit not in own for location in self.tiers.locations(unit)
         ]
+        if self.long_term and self.long_term.holds_window:
+            held = []
         texts = itertools.chain(*self._texts)
         return Lease(self.tiers, [*self._prompt, *texts, *held, *forked])
 
@@ -434,11 +442,15 @@ class Memory:
         if self.long_term is None:
             return
         for index in self._window.leaving(newest):
-            departing = self._window.copy_of(self.chunks[index])
-            self._reader_bytes += departing.k.nbytes + departing.v.nbytes
-            self.long_term.absorb(departing)
+            if not self.long_term.holds_window:
+                self._absorb(self.chunks[index], self.long_term)
             self.tiers.evict(list(self.chunks[index].units))
         self._renew()
+
+    def _absorb(self, chunk: ChunkEntry, long_term: LongTerm) -> None:
+        departing = self._window.copy_of(chunk)
+        self._reader_bytes += departing.k.nbytes + departing.v.nbytes
+        long_term.absorb(departing)
 
     def _new_stream_reader(self) -> StreamReader | None:
         if not self.long_term or not self.long_term.reads_in_prefill:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -19,9 +19,10 @@ ABOVE_EVERY_SCORE = math.inf  # a threshold that makes every position hot
 class DropRule(NamedTuple):
     """Inputs of the token control graph for one chunk.
 
-    The score of a position is its lowest cosine between one unit and the next. The first unit of a
-    chunk is kept whole, the later ones at hot positions: those with a score below the threshold,
-    and the `hot_positions` positions with the lowest scores.
+    With `from_before`, tokens above the threshold are dropped. Otherwise the score of a position is
+    its lowest cosine between one unit and the next. The first unit of a chunk is kept whole, the
+    later ones at hot positions: those with a score below the threshold, and the `hot_positions`
+    positions with the lowest scores.
     """
 
     threshold: float
@@ -32,10 +33,18 @@ KEEP_ALL_TOKENS = DropRule(ABOVE_EVERY_SCORE, 0)
 
 
 class Drop(Policy):
+    drops: ClassVar[bool] = True  # whether any token is dropped
+
     @property
     def pruning(self) -> MotionPruning | None:
         """The rule, where tokens are pruned before the vision encoder; else None."""
         return None
+
+    @property
+    def from_before(self) -> bool:
+        """Whether each unit is compared with the one before it, also with that of an earlier chunk,
+        and not within its chunk alone."""
+        return False
 
     def rule(self, units: int, unit_tokens: int) -> DropRule:
         """What the token control graph drops from a chunk of `units` units of `unit_tokens`
@@ -49,6 +58,7 @@ class Drop(Policy):
 
 class KeepAll(Drop):
     policy: Literal["none"] = "none"
+    drops: ClassVar[bool] = False
 
 
 class ChunkIntra(Drop):
@@ -77,6 +87,25 @@ class ChunkIntra(Drop):
             return DropRule(BELOW_EVERY_COSINE, 0)
         hot = round((self.keep * units - 1) * unit_tokens / (units - 1))
         return DropRule(BELOW_EVERY_COSINE, min(max(hot, 0), unit_tokens))
+
+
+class Differential(Drop):
+    """Differential Token Drop of TimeChat-Online (arXiv 2504.17343 and its code): a token is
+    dropped if its cosine to the token at the same position of the unit before is above `threshold`.
+
+    The unit before is the one that came before, whatever was kept of it, also across chunks. The
+    first unit, and the first of another grid, is kept whole.
+    """
+
+    policy: Literal["differential"] = "differential"
+    threshold: float = Field(ge=-1, le=1)
+
+    @property
+    def from_before(self) -> bool:
+        return True
+
+    def rule(self, units: int, unit_tokens: int) -> DropRule:
+        return DropRule(self.threshold, 0)
 
 
 class MotionPruning(Drop):
@@ -109,6 +138,7 @@ class FewTokens(Drop):
     """
 
     policy: Literal["few-tokens"] = "few-tokens"
+    drops: ClassVar[bool] = False
     a_frame: int = Field(default=10, ge=1, le=MAX_COUNT)
 
     def check(self, system: str, model: ModelSpec) -> None:
@@ -121,4 +151,6 @@ class FewTokens(Drop):
             )
 
 
-AnyDrop = Annotated[KeepAll | ChunkIntra | MotionPruning | FewTokens, Field(discriminator="policy")]
+AnyDrop = Annotated[
+    KeepAll | ChunkIntra | Differential | MotionPruning | FewTokens, Field(discriminator="policy")
+]

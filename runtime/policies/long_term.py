@@ -22,6 +22,8 @@ GroupScores = Literal[
     "mean-scaled-softmax",
 ]
 GroupSimilarity = Literal["mean", "max"]  # of the cosines of the query heads of a KV head
+# Time positions of recalled units: closed up to the newest unit, or those of the stream
+RecalledPositions = Literal["consecutive", "kept"]
 
 
 class LongTermPolicy(Policy):
@@ -79,4 +81,20 @@ class KeyClusters(LongTermPolicy):
     seed: int = Field(default=0, ge=0, le=MAX_COUNT)  # random seed of the hyperplanes
 
 
-AnyLongTerm = Annotated[SinkBuckets | KeyClusters | PageRecall, Field(discriminator="policy")]
+class FrameRecall(LongTermPolicy):
+    """ReKV (arXiv 2503.00540): every temporal unit goes to the host as it is written. In each layer
+    a question reads the units whose mean key is nearest to the mean query of its words, the same
+    for all heads; see `memory/long_term/frame_recall.py`."""
+
+    policy: Literal["frame-recall"] = "frame-recall"
+    top: int = Field(default=64, gt=0, le=MAX_COUNT)  # units that a layer reads
+    positions: RecalledPositions = "consecutive"
+    # False: units of the recent window are recalled like older ones, and not read otherwise
+    window: bool = False
+    # runs of the question's words that choose, each over what the one before it chose
+    passes: int = Field(default=1, gt=0, le=MAX_COUNT)
+
+
+AnyLongTerm = Annotated[
+    SinkBuckets | KeyClusters | PageRecall | FrameRecall, Field(discriminator="policy")
+]

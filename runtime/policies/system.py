@@ -99,6 +99,8 @@ class MemoryLimits(Section):
     host_mb: Megabytes = 0
     # the longest stream, nothing dropped, for which an automatic budget has room
     hours: float = Field(default=12, gt=0, le=MAX_HOURS)
+    # the same in visual tokens, in whole MB; None: `hours` says it
+    tokens: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     when_full: AnyOverflow
 
 
@@ -229,6 +231,11 @@ class System(Section):
         if self.long_term and self.ingest.window is None:
             raise ValueError(
                 "with long_term, ingest needs a window that chunks leave: take policy recent-chunks"
+            )
+        if self.drop.drops and not self.ingest.prefills:
+            raise ValueError(
+                f"ingest {self.ingest.policy} keeps the latest units whole, and drop "
+                f"{self.drop.policy} drops tokens of them: set drop to none"
             )
         if self.ingest.anchor_rule and not self.drop.pruning:
             raise ValueError(

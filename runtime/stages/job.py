@@ -29,6 +29,7 @@ class Buffers:
         self.features = device.empty((tokens * model.width,), feature_dtype)
         self.threshold = device.empty((1,), np.float32)
         self.positions = device.empty((1,), np.int32)
+        self.mode = device.empty((1,), np.int32)
         self.kept = device.empty((tokens,), np.int32)
         self.count = device.empty((1,), np.int32)
         self.compact = device.empty((tokens, model.width), feature_dtype)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vicort.runtime.core import UNIT_FRAMES
+from vicort.runtime.core import UNIT_FRAMES, Chunk, TokenMode
 from vicort.runtime.devices.device import Array, Device, Preprocessing, Stream, StreamEvent
 from vicort.runtime.engines.engine import Engine
 from vicort.runtime.frame_grid import Grid
@@ -99,31 +99,55 @@ class TokenControl:
 
     name = "tokens"
 
-    def __init__(self, stream: Stream, engine: Engine, drop: Drop, device: Device) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        engine: Engine,
+        drop: Drop,
+        device: Device,
+        model: ModelSpec,
+        feature_dtype: np.dtype,
+    ) -> None:
         self.stream = stream
         self._engine = engine
         self._drop = drop
         self._device = device
+        # the newest unit that became part of the stream, and its grid; None: there is none
+        self._before = device.empty((model.unit_tokens * model.width,), feature_dtype)
+        self._grid: Grid | None = None
 
     def run_in_stream(self, job: Job) -> None:
         buffers, device = job.buffers, self._device
         features = buffers.features_of(job.chunk)
-        units, tokens, _ = features.shape
+        units, tokens, width = features.shape
         threshold, positions = self._drop.rule(units, tokens)
+        before = self._before[: tokens * width]
         device.upload(buffers.threshold, np.array([threshold], np.float32), self.stream)
         device.upload(buffers.positions, np.array([positions], np.int32), self.stream)
+        device.upload(buffers.mode, np.array([self._mode(job.chunk)], np.int32), self.stream)
         bindings = {
             "features": features,
             "threshold": buffers.threshold,
             "positions": buffers.positions,
+            "before": before.reshape((tokens, width)),
+            "mode": buffers.mode,
             "kept": buffers.kept[: units * tokens],
             "count": buffers.count,
             "compact": buffers.compact[: units * tokens],
             "mean": buffers.mean,
         }
         self._engine.enqueue(bindings, self.stream)
+        if self._drop.from_before and not job.chunk.forked:
+            last = features[units - 1 :]
+            device.copy(before.reshape((1, tokens, width)), last, self.stream)
+            self._grid = job.chunk.grid
         # The only time that the host waits between stages: the count decides what is prefilled.
         count, kept, job.mean = device.read(self.stream, buffers.count, buffers.kept, buffers.mean)
         job.kept = int(count[0])
         job.rows = buffers.compact[: job.kept]
         job.indices = kept[: job.kept]
+
+    def _mode(self, chunk: Chunk) -> TokenMode:
+        if not self._drop.from_before:
+            return TokenMode.WITHIN_CHUNK
+        return TokenMode.FROM_BEFORE if chunk.grid == self._grid else TokenMode.FROM_FIRST

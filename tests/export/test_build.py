@@ -117,6 +117,7 @@ def test_engines_equal_the_pytorch_model(backend):
         "vision",
         "pruned",
         "tokens",
+        "tokens since",
         "head",
         "llm prefill",
         "llm decode",
@@ -128,7 +129,7 @@ def test_engines_equal_the_pytorch_model(backend):
 def test_verify_prints_differences_and_passes(capfd):
     command = [built_model(), "--out", str(chosen_set()), *built_options(), "--verify"]
     assert build.main(command) == 0
-    assert capfd.readouterr().out.count(" ok") == 17
+    assert capfd.readouterr().out.count(" ok") == 21
 
 
 def test_verify_fails_on_engines_of_other_weights(tmp_path, capfd):

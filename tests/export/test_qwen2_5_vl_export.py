@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch.export import Dim, export
 from vicort.export.qwen2_5_vl.configuration import read_configuration
 from vicort.export.qwen2_5_vl.weights import load_language, load_vision
 from vicort.export.token_control import TokenControlGraph
+from vicort.runtime.core import TokenMode
 
 
 @pytest.fixture(scope="module")
@@ -94,19 +96,21 @@ def test_language(tiny):
 
 
 def test_token_control():
-    inputs = lambda units: (
+    inputs = lambda units, mode=0: (
         torch.randn(units, 6, 8),
         torch.tensor([0.2]),
         torch.tensor([2], dtype=torch.int32),
+        torch.randn(6, 8),
+        torch.tensor([mode], dtype=torch.int32),
     )
     program = export(
         TokenControlGraph(),
         inputs(3),
-        dynamic_shapes=({0: Dim("units", min=1, max=64)}, None, None),
+        dynamic_shapes=({0: Dim("units", min=1, max=64)}, None, None, None, None),
     )
     # nothing whose shape, or layer, depends on data
     assert not any("nonzero" in op or "sort" in op for op in used_ops(program))
-    for units in (1, 2, 7):
-        case = inputs(units)
+    for units, mode in itertools.product((1, 2, 7), TokenMode):
+        case = inputs(units, mode)
         for exported, eager in zip(run(program, *case), TokenControlGraph()(*case), strict=True):
             torch.testing.assert_close(exported, eager)

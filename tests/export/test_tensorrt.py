@@ -544,7 +544,7 @@ def test_tensorrt_for_rtx_does_list_its_plans(tmp_path, monkeypatch):
     tensorrt_plans.build(job(tmp_path, "tokens"), lambda phase, done: None)
     (listing,) = seen
     assert {spec.name for side in listed_tensors(listing) for spec in side} == {
-        "features", "threshold", "positions", "kept", "count", "compact", "mean"
+        "features", "threshold", "positions", "before", "mode", "kept", "count", "compact", "mean"
     }  # fmt: skip
 
 
@@ -769,8 +769,8 @@ def test_the_set_holds_what_the_model_computes_for_machines_without_pytorch():
     manifest = read_manifest(folder)
     runs = stored_runs(folder)
     names = [run.name.split()[0] for run in runs]
-    assert names == ["vision", "tokens", "head", "llm", "llm"]
-    for run in runs[3:]:
+    assert names == ["vision", "tokens", "tokens", "head", "llm", "llm"]
+    for run in runs[4:]:
         rows = len(run.inputs["pos"])
         bound = arrays_of(graph, run.inputs, C=rows)
         engine.enqueue(bound, InlineStream("test"))

@@ -148,7 +148,9 @@ def test_a_question_that_was_cancelled_before_it_began_is_not_run():
         assert len(engines.llm.runs) - before <= 4 * (1 + SHORT.max_tokens) + 2
 
 
-@pytest.mark.parametrize("name", ["vicostream", "simplestream", "livevlm", "videollm-online"])
+@pytest.mark.parametrize(
+    "name", ["vicostream", "simplestream", "livevlm", "rekv", "videollm-online"]
+)
 def test_an_answer_that_is_no_longer_wanted_ends_at_its_next_token(name):
     first, gate, engines = threading.Event(), threading.Event(), FakeEngineSet()
     runs_at = []
@@ -635,7 +637,14 @@ def talked(name, gaps, max_position, turns, tokens) -> tuple[int, int]:
     return max(largest), refused
 
 
-SYSTEMS_THAT_PLACE_TEXT = ["distinct", "simplestream", "livevlm", "videollm-online", "full-history"]
+SYSTEMS_THAT_PLACE_TEXT = [
+    "distinct",
+    "simplestream",
+    "livevlm",
+    "rekv",
+    "videollm-online",
+    "full-history",
+]
 
 
 @pytest.mark.parametrize("name", SYSTEMS_THAT_PLACE_TEXT)

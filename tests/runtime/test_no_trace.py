@@ -31,6 +31,7 @@ SMALLER = {  # so that long-term memory is full soon, and read in parts
     "livevlm": load_system("livevlm").with_(
         ingest=ONE_CHUNK, long_term={"tokens": 80, "keep": 0.9}
     ),
+    "rekv": load_system("rekv").with_(ingest=ONE_CHUNK, long_term={"top": 2}),
     "resv": load_system("resv").with_(ingest=ONE_CHUNK, long_term={"most_tokens": 4}),
 }
 THINNED = "{device_mb: 1.1, when_full: thin-evenly}"
@@ -48,7 +49,15 @@ SYSTEMS = {
     ),
 }
 # which read the same whether a chunk is full or not, until something is evicted
-ALIKE = ("distinct", "full-history", "simplestream", "uniform", "vicostream", "full")
+ALIKE = (
+    "timechat-online",
+    "distinct",
+    "full-history",
+    "simplestream",
+    "uniform",
+    "vicostream",
+    "full",
+)
 
 
 def asked(at: int, conversation: str | None = None) -> Question:

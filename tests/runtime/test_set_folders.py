@@ -27,7 +27,7 @@ def write_set(folder: Path, text: str = "weights", files=("llm.bin", "llm.onnx")
     for name in files:
         (folder / name).write_text(text)
     manifest = {
-        "schema_version": 4,
+        "schema_version": 5,
         "backend": "openvino",
         "precision": "fp32",
         "model": {"name": "tiny"},

@@ -252,8 +252,8 @@ def _rotary_axes(half, sections, theta):
     return np.repeat(np.arange(3), sections), theta ** -(np.arange(half) / half)
 
 
-def control_tokens(features, threshold, positions, kept, **_):
-    """ViCoStream's chunk-intra rule, in words: SEEDS 1.5."""
+def control_tokens(features, threshold, positions, kept, before=None, mode=(0,), **_):
+    """ViCoStream's chunk-intra rule, or TimeChat-Online's from unit to unit, in words."""
     units, tokens, width = features.shape
     norm = features / np.linalg.norm(features, axis=-1, keepdims=True)
     least = (norm[1:] * norm[:-1]).sum(-1).min(axis=0) if units > 1 else np.full(tokens, 2.0)
@@ -261,6 +261,11 @@ def control_tokens(features, threshold, positions, kept, **_):
     hot[np.argsort(least, kind="stable")[: positions[0]]] = True
     keep = np.tile(hot, (units, 1))
     keep[0] = True
+    if mode[0]:
+        whole = norm if mode[0] == 1 else np.concatenate([[before], features])
+        whole = whole / np.linalg.norm(whole, axis=-1, keepdims=True)
+        changed = (whole[1:] * whole[:-1]).sum(-1) <= threshold[0]
+        keep = np.concatenate([[np.ones(tokens, bool)], changed]) if mode[0] == 1 else changed
     chosen = np.flatnonzero(keep.reshape(-1))
     rows = features.reshape(-1, width)[chosen]
     padding = units * tokens - len(chosen)
@@ -268,7 +273,7 @@ def control_tokens(features, threshold, positions, kept, **_):
         "kept": np.concatenate([chosen, np.full(padding, -1)]).astype(np.int32),
         "count": np.array([len(chosen)], np.int32),
         "compact": np.concatenate([rows, np.zeros((padding, width), np.float32)]),
-        "mean": rows.mean(axis=0),
+        "mean": rows.sum(axis=0) / max(len(chosen), 1),
     }
 
 

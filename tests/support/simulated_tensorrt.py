@@ -50,6 +50,8 @@ def graph_specs(model) -> dict[str, GraphSpec]:
                 "features": ("float32", "U", tokens, m.width),
                 "threshold": ("float32", 1),
                 "positions": ("int32", 1),
+                "before": ("float32", tokens, m.width),
+                "mode": ("int32", 1),
             },
             {
                 "kept": ("int32", "U*P"),

@@ -7,11 +7,13 @@ from numpy.typing import DTypeLike
 from vicort.runtime.devices.device import Device
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.manifest import ModelSpec
+from vicort.runtime.memory.long_term.frame_recall import FrameRecallMemory, frame_recall_size
 from vicort.runtime.memory.long_term.key_clusters import KeyClusterMemory, key_clusters_size
 from vicort.runtime.memory.long_term.page_recall import open_page_recall, page_recall_size
 from vicort.runtime.memory.long_term.protocols import LongTerm, LongTermSize
 from vicort.runtime.memory.long_term.sink_buckets import SinkBucketsMemory, sink_buckets_size
 from vicort.runtime.policies.long_term import (
+    FrameRecall,
     KeyClusters,
     LongTermPolicy,
     PageRecall,
@@ -30,6 +32,8 @@ def long_term_size(
             return key_clusters_size(model, host_mb, dtype, policy)
         case PageRecall():
             return page_recall_size(model, host_mb, dtype, policy)
+        case FrameRecall():
+            return frame_recall_size(model, policy, host_mb, dtype)
     raise TypeError(f"no long-term memory for policy {policy.policy!r}")
 
 
@@ -53,4 +57,6 @@ def open_long_term(
             return KeyClusterMemory(model, host_mb, dtype, policy)
         case PageRecall():
             return open_page_recall(device, model, host_mb, dtype, clock, policy)
+        case FrameRecall():
+            return FrameRecallMemory(model, policy, host_mb, dtype)
     raise TypeError(f"no long-term memory for policy {policy.policy!r}")

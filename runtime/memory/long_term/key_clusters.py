@@ -47,6 +47,7 @@ class KeyClusterMemory:
     """
 
     recall_sets = 1
+    holds_window = False
     reads_in_prefill = True
 
     def __init__(

@@ -45,6 +45,7 @@ class PageRecallMemory:
     """The newest pages in the host's memory, each with a box around its keys."""
 
     recall_sets = 2  # one is filled while the other is read
+    holds_window = False
 
     def __init__(
         self,

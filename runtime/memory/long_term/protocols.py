@@ -67,6 +67,12 @@ class Reader(Protocol):
     reruns: int  # how often the same rows had to be run again
 
     @property
+    def by_words(self) -> bool:
+        """Whether the next pass of a question runs its words alone, without template and visual
+        rows: then `must_rerun` is asked with their queries, and the question's rows run after."""
+        ...
+
+    @property
     def bytes_moved(self) -> int:
         """Bytes copied from this memory to the device."""
         ...
@@ -113,6 +119,9 @@ class LongTerm(Protocol):
     # sets of device slots that a reader needs: 2 where one is filled while the other is read
     recall_sets: int
     reads_in_prefill: bool  # whether chunks attend to it, and not questions only
+    # Whether chunks are absorbed as they are written, not when they leave the window: then
+    # questions read the window from here alone.
+    holds_window: bool
 
     @property
     def oldest(self) -> Fraction | None:
@@ -121,7 +130,8 @@ class LongTerm(Protocol):
         ...
 
     def absorb(self, departing: Departing) -> None:
-        """Keeps what leaves the window; compresses or evicts to stay within the pool."""
+        """Keeps what leaves the window, or with `holds_window` what enters it; compresses or evicts
+        to stay within the pool."""
         ...
 
     def view(self, leased: bool = True) -> View:

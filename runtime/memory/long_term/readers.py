@@ -26,6 +26,10 @@ class CellReader:
         self.reruns = 0
 
     @property
+    def by_words(self) -> bool:
+        return False
+
+    @property
     def bytes_moved(self) -> int:
         return self._recall.bytes_moved
 

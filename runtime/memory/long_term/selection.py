@@ -37,6 +37,14 @@ class Selection:
         """N"""
         return self.cells.shape[2]
 
+    def placed(self, positions: np.ndarray, where: tuple[np.ndarray, ...]) -> np.ndarray:
+        """The positions at which tokens are read: their own, unless a memory says otherwise.
+
+        positions: [n, T, 3] of n cells in the pool; where: layer, head and column of each cell,
+        [n] each.
+        """
+        return positions
+
 
 class Recall:
     """Device slots of one reader: the i-th cell of a layer and head is copied to that layer and
@@ -54,6 +62,7 @@ class Recall:
         source_cells = cells[layer, head, column], layer, head
         target_cells = self.slots[column], layer, head
         positions = source.cell_positions[source_cells]  # [n, T, 3]
+        positions = selection.placed(positions, (layer, head, column))
         filled = selection.filled[layer, head, column]
         is_unread = np.arange(positions.shape[1]) >= filled[:, None]  # [n, T]
         as_numpy(self.pool.data)[target_cells] = source.data[source_cells]

@@ -40,6 +40,7 @@ class SinkBucketsMemory:
 
     reads_in_prefill = False
     recall_sets = 1
+    holds_window = False
 
     def __init__(
         self, model: ModelSpec, settings: SinkBuckets, host_mb: float, dtype: DTypeLike

@@ -59,6 +59,8 @@ class Speculation:
 class Speculative:
     """The reader of one question, or of the stream's chunks. One thread at a time may call it."""
 
+    by_words = False
+
     def __init__(
         self,
         memory: PageRecallMemory,

@@ -97,11 +97,11 @@ def test_each_benchmark_goes_through_the_embedded_model(tiny_engines, streaming,
             Fraction(reply["seen_until"]) <= Fraction(reply["at"]) and reply["ttft_ms"] > 0
             for reply in replies
         )
-        if name == "ovo-bench":  # simplestream reads two units of 16 tokens
+        if name == "ovo-bench":  # simplestream reads up to four units of 16 tokens
             simple = next(
                 line for line in lines if line.get("system") == "simplestream" and "replies" in line
             )
-            assert {reply["tokens_read"] for reply in simple["replies"]} == {32}
+            assert {reply["tokens_read"] for reply in simple["replies"]} == {48, 64}
             assert "Backward Tracing" in capsys.readouterr().out
     assert (
         evaluate(
@@ -368,7 +368,7 @@ def test_accuracy_by_age(tiny_engines, tmp_path):
     table = ages.by_age(rows)
     assert list(table["full"]) == ["now", "0 units", "3 units"]
     assert (table["full"]["3 units"]["accuracy"], table["full"]["3 units"]["asked"]) == (1.0, 7)
-    assert table["latest"]["3 units"]["accuracy"] <= 1 / 7
+    assert table["latest"]["3 units"]["accuracy"] < 0.2
     assert table["full"]["3 units"]["tokens_read"] > 10 * table["latest"]["3 units"]["tokens_read"]
     assert table["too small"]["0 units"] == {
         "accuracy": 0.0,

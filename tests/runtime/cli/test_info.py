@@ -121,7 +121,7 @@ def test_a_dry_run_tells_the_budget_and_opens_nothing(dry_run):
     code, out, err = dry_run("--system", "simplestream")
     assert (code, err) == (0, "")
     assert "  system      simplestream\n" in out
-    assert "  budget      --memory 14MB --host-memory 0MB, room for 4 s\n" in out
+    assert "  budget      --memory 13MB --host-memory 0MB, room for 4 s\n" in out
     assert (
         "  budget      --memory 50MB --host-memory 7MB, "
         in dry_run("--memory", "50MB", "--host-memory", "7MB")[1]
@@ -165,7 +165,7 @@ def test_int8_pages_are_said_and_long_term_memory_over_them_is_refused(tiny_engi
     heads = model.layers * model.kv_heads
     assert found.bytes_a_token == heads * 2 * (model.head_dim + 4) + 12
     assert found.systems["vicostream"].budget
-    for name in ("livevlm", "resv", "freekv"):
+    for name in ("livevlm", "resv", "freekv", "rekv"):
         assert "built without --kv int8" in found.systems[name].note
         assert "\n" not in found.systems[name].note
 

@@ -134,9 +134,9 @@ def with_entry(**changes):
         {"0.out.features": None},
         {"0.out.features": np.zeros((0, 16, 128), np.float32)},
         {"0.out.features": np.zeros((1, 16, 1), np.float32)},
-        {"4.rows.k": np.zeros(13, bool)},
-        {"4.rows.k": np.ones(3, bool)},
-        {"4.rows.k": np.zeros(13, np.int64)},
+        {"5.rows.k": np.zeros(13, bool)},
+        {"5.rows.k": np.ones(3, bool)},
+        {"5.rows.k": np.zeros(13, np.int64)},
     ],
 )
 def test_a_reference_of_other_engines_or_of_nothing_is_refused_in_one_line(

@@ -186,6 +186,15 @@ def test_a_small_model_does_not_take_a_share_of_the_machine_that_it_never_fills(
     assert sum(found.budget) * 1e6 < 1.2 * 12 * 3600 * unit
 
 
+@pytest.mark.parametrize("model", [REAL, toy_model()], ids=["real", "toy"])
+def test_a_system_with_a_number_of_tokens_remembers_about_so_many(model):
+    """In whole MB, and one chunk more where that is larger."""
+    found = fitted("timechat-online", 1000, model, np.float32)
+    of_mb = 1e6 / page_bytes(model, np.float32) * model.page_tokens
+    assert abs(found.units * model.unit_tokens - 6000) <= of_mb + model.unit_tokens
+    assert found.budget.host_mb == 0
+
+
 def test_a_number_of_a_file_or_a_caller_changes_nothing_in_the_other_tier():
     machine = MachineMemory(16 * GB)
     device_mb, host_mb = fitted("vicostream").budget

@@ -249,11 +249,11 @@ memory: {device_mb: 1, when_full: drop-oldest}
     ("change", "words"),
     [
         (("drop:", "drip:"), "unknown key 'drip'"),
-        (("policy: none", "policy: maybe"), "chunk-intra, few-tokens, motion, none"),
+        (("policy: none", "policy: maybe"), "chunk-intra, differential, few-tokens, motion, none"),
         (("chunks: 2", "chunk: 2"), "takes chunks"),
         (("chunks: 2", "chunk: 2"), "ingest: unknown key 'chunk'"),
         (("chunks: 2", "chunks: -2"), "ingest.chunks is -2: it should be greater than or equal"),
-        (("device_mb: 1", "device_gb: 1"), "device_mb, host_mb, hours, when_full"),
+        (("device_mb: 1", "device_gb: 1"), "device_mb, host_mb, hours, tokens, when_full"),
         (("device_mb: 1", "device_mb: lots"), "memory.device_mb"),
         (("device_mb: 1", "device_mb: 1, host_mb: 5"), "reads every page on the device"),
         (("when_full: drop-oldest", "when_full: panic"), "drop-oldest, refuse, thin-evenly"),
@@ -271,6 +271,8 @@ memory: {device_mb: 1, when_full: drop-oldest}
         (("name: x", ""), "'name' is missing"),
         (("memory: {", "memory: 5 #"), "memory is 5"),
         (("name: x", "name: ["), "is not YAML"),
+        (("policy: none", "policy: differential"), "drop: key 'threshold' is missing"),
+        (("policy: none", "policy: differential, threshold: 2"), "drop.threshold is 2: it should"),
     ],
 )
 def test_a_wrong_yaml_is_refused_in_one_line_that_says_what_is_allowed(change, words):
@@ -281,6 +283,13 @@ def test_a_wrong_yaml_is_refused_in_one_line_that_says_what_is_allowed(change, w
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "mine.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize("drop", ["chunk-intra", "differential"])
+def test_tokens_are_not_dropped_from_units_that_wait_for_a_question(drop):
+    settings = [f"drop.policy={drop}", "drop.threshold=0.5"]
+    with pytest.raises(ConfigError, match=r"latest-units keeps .* whole.*set drop to none$"):
+        load_system("simplestream").with_settings(settings)
 
 
 def test_an_unknown_system_lists_the_known(tmp_path):
