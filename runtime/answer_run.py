@@ -352,6 +352,8 @@ class AnswerRun:
             memory_from=snapshot.memory_from,
             probability=math.exp(float(np.mean(self._log_probabilities[: max(1, len(tokens))]))),
             first_probability=math.exp(self._log_probabilities[0]),
+            since=question.since,
+            until=question.until,
         )
 
 

@@ -107,6 +107,7 @@ class Answerer:
             raise QuestionError(
                 f"the question's time {float(question.at):g} s is negative: the stream starts at 0"
             )
+        check_range(question)
 
     def snapshot_in_stream(
         self, question: Question, newest_chunk: StreamEvent | None, forked: bool = False
@@ -123,8 +124,8 @@ class Answerer:
             needed = len(self.prompt.question(question.text)) + question.sampling.max_tokens + 1
             memory.keep_text_in_range(needed, prefill.stream)
         digest = self._query(question)
-        fork = memory.fork() if forked else None
-        units = memory.choose(digest, fork)
+        fork, within = memory.fork() if forked else None, question.within
+        units = memory.choose(digest, fork, within)
         deferred = tuple(prefill.deferred)
         if forked:
             deferred = (*deferred, *prefill.forked_units)[-memory.system.ingest.deferred_units :]
@@ -133,6 +134,8 @@ class Answerer:
             memory_from = fork.start
         if memory_from is None and deferred:
             memory_from = deferred[0].start
+        if within:
+            deferred = tuple(unit for unit in deferred if within.overlaps(unit.start, unit.end))
         logger.debug(
             "question %s reads units %s of %d chunks in memory%s",
             question.id,
@@ -142,7 +145,7 @@ class Answerer:
         )
         return Snapshot(
             lease=memory.lease(units, fork),
-            view=memory.view(),
+            view=memory.view(within),
             first_text=fork.next_text if fork else memory.timeline.next_text,
             seen_until=prefill.forked_until if forked else prefill.seen_until,
             deferred=deferred,
@@ -178,3 +181,19 @@ class Answerer:
     def give_back(self, run: LanguageRun) -> None:
         with self._lock:
             self._idle_runs.append(run)
+
+
+def check_range(question: Question) -> None:
+    """Raises QuestionError for a part of the stream that begins before 0, or ends before it
+    begins."""
+    since, until = question.since, question.until
+    for name, time in (("since", since), ("until", until)):
+        if time is not None and time < 0:
+            raise QuestionError(
+                f"the question's {name} {float(time):g} s is negative: the stream starts at 0"
+            )
+    if since is not None and until is not None and since > until:
+        raise QuestionError(
+            f"the question's since {float(since):g} s is after its until {float(until):g} s: give "
+            "the earlier time as since"
+        )

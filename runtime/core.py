@@ -5,18 +5,22 @@ This module does not depend on engines, devices or files.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import IntEnum
 from fractions import Fraction
 from numbers import Rational
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.frame_grid import Grid
 from vicort.runtime.safe_text import is_real, shown
+
+T = TypeVar("T")
 
 # DLPack device types that the CPU can read: CPU, pinned by CUDA or ROCm, and CUDA managed memory
 HOST_MEMORY = (1, 3, 11, 13)
@@ -188,6 +192,39 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class TimeRange:
+    """A part of the stream, both ends included; None = open on that side."""
+
+    since: Fraction | None  # seconds
+    until: Fraction | None  # seconds
+
+    def overlaps(self, start: Fraction, end: Fraction) -> bool:
+        """Whether a temporal unit from `start` to `end`, in seconds, lies in it, if only in part.
+
+        >>> TimeRange(Fraction(4), None).overlaps(Fraction(3), Fraction(4))
+        True
+        >>> TimeRange(None, Fraction(2)).overlaps(Fraction(3), Fraction(4))
+        False
+        """
+        return (self.since is None or end >= self.since) and (
+            self.until is None or start <= self.until
+        )
+
+    def slice_of(self, units: Sequence[T], page: Callable[[T], Page]) -> slice:
+        """Which of these temporal units overlap it: units that follow one another, as both their
+        starts and their ends rise.
+
+        page: gives a page of a unit.
+        """
+        first, last = 0, len(units)
+        if self.since is not None:
+            first = bisect_left(units, self.since, key=lambda unit: page(unit).end)
+        if self.until is not None:
+            last = bisect_right(units, self.until, key=lambda unit: page(unit).start)
+        return slice(first, max(first, last))
+
+
+@dataclass(frozen=True)
 class Question:
     text: str
     at: Fraction | None = None  # seconds since the stream's start; None = at its end
@@ -195,6 +232,16 @@ class Question:
     # questions of one conversation see each other; None = the question is evicted after its answer
     conversation: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    # seconds: only temporal units that overlap [since, until] are read; None = no limit
+    since: Fraction | None = None
+    until: Fraction | None = None
+
+    @property
+    def within(self) -> TimeRange | None:
+        """The part of the stream that is read; None = all that is remembered."""
+        if self.since is None and self.until is None:
+            return None
+        return TimeRange(self.since, self.until)
 
 
 @dataclass(frozen=True)
@@ -251,7 +298,8 @@ class Answer(Event):
     text: str
     ttft_ms: float  # from the question to the first token, including all waiting
     tokens: int  # tokens in the answer
-    # time ranges, in seconds, whose pages the question could see
+    # time ranges, in seconds, whose pages the question could see; empty where nothing is
+    # remembered, or nothing in the range of the question
     read: tuple[tuple[Fraction, Fraction], ...]
     # vision pages that it could see; the maximum over layers and heads
     pages: int
@@ -263,11 +311,25 @@ class Answer(Event):
     # end not counted unless it is all there is
     probability: float = 1.0
     first_probability: float = 1.0  # of the answer's first token, which decides between yes and no
+    # seconds, the range that the question asked for; left out of the JSON where both are None
+    since: Fraction | None = None
+    until: Fraction | None = None
 
     @property
     def doubtful(self) -> bool:
         """Whether the model itself gave the answer little probability."""
         return self.probability < DOUBTFUL
+
+    @property
+    def limited(self) -> bool:
+        """Whether the question asked for a part of the stream alone."""
+        return self.since is not None or self.until is not None
+
+    def to_json(self) -> dict[str, Any]:
+        written = super().to_json()
+        if not self.limited:
+            del written["since"], written["until"]
+        return written
 
 
 @dataclass(frozen=True)

@@ -197,16 +197,26 @@ def _order(entry: Entry) -> tuple[Fraction, int]:
     return entry[:2]
 
 
-def checked_time(question: Question) -> Fraction | None:
-    """The time of a question, exact. Raises QuestionError for what is no time."""
-    if question.at is None:
+def with_exact_times(question: Question) -> Question:
+    """The question with exact times. Raises QuestionError for what is no time."""
+    return replace(
+        question,
+        at=_exact(question.at, "time", "the end of the stream"),
+        since=_exact(question.since, "since", "no limit"),
+        until=_exact(question.until, "until", "no limit"),
+    )
+
+
+def _exact(time: Any, name: str, none: str) -> Fraction | None:
+    """none: what None means."""
+    if time is None:
         return None
     try:
-        return exact_seconds(question.at)
+        return exact_seconds(time)
     except (ValueError, ArithmeticError) as error:
         raise QuestionError(
-            f"the question's time {shown(question.at)} is no number of seconds: give 0 to "
-            f"{MAX_SECONDS}, or None for the end of the stream"
+            f"the question's {name} {shown(time)} is no number of seconds: give 0 to "
+            f"{MAX_SECONDS}, or None for {none}"
         ) from error
 
 

@@ -55,7 +55,12 @@ from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.memory.memory import Memory
 from vicort.runtime.owning_process import OwningProcess
 from vicort.runtime.policies.system import DEFAULT_SYSTEM, System, load_system
-from vicort.runtime.question_queue import MAX_OPEN_QUESTIONS, QuestionQueue, checked_time, closed
+from vicort.runtime.question_queue import (
+    MAX_OPEN_QUESTIONS,
+    QuestionQueue,
+    closed,
+    with_exact_times,
+)
 from vicort.runtime.session_arguments import (
     check_frame,
     check_freshness,
@@ -411,22 +416,29 @@ class Session:
         text: str,
         *,
         at: Fraction | None = None,
+        since: Fraction | None = None,
+        until: Fraction | None = None,
         conversation: str | None = None,
         sampling: Sampling | None = None,
         on_token: Callable[[str], None] | None = None,
     ) -> Answer:
         """Ask now, or at a later time, and wait for the answer.
 
-        Raises what `submit` raises, and what the answer failed with.
+        since, until: seconds; of the stream only temporal units that overlap [since, until] are
+        read, and None is no limit. Where nothing is remembered of that time, `read` of the answer
+        is empty. Raises what `submit` raises, and what the answer failed with.
         """
         self._callbacks.refuse("ask")
-        return self.submit(self._question(text, at, conversation, sampling), on_token).result()
+        question = self._question(text, at, conversation, sampling)
+        return self.submit(replace(question, since=since, until=until), on_token).result()
 
     async def ask_stream(
         self,
         text: str,
         *,
         at: Fraction | None = None,
+        since: Fraction | None = None,
+        until: Fraction | None = None,
         conversation: str | None = None,
         sampling: Sampling | None = None,
     ) -> AsyncIterator[str]:
@@ -442,7 +454,7 @@ class Session:
         pieces: asyncio.Queue[str | Future] = asyncio.Queue()
         put = partial(_put_from_thread, asyncio.get_running_loop(), pieces)
         question = self._question(text, at, conversation, sampling)
-        answer = self._enter(question, put)
+        answer = self._enter(replace(question, since=since, until=until), put)
         try:
             await asyncio.to_thread(self._launch_ready)
             answer.add_done_callback(put)
@@ -518,8 +530,7 @@ class Session:
         self._check_open("submit")
         check_question(question, on_token)
         question = replace(
-            question,
-            at=checked_time(question),
+            with_exact_times(question),
             id=question.id or f"q{next(self._asked)}",
             sampling=question.sampling.over(self._generation),
         )

@@ -16,7 +16,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import DTypeLike
 
-from vicort.runtime.core import UNIT_FRAMES, Chunk, Page, PageTable
+from vicort.runtime.core import UNIT_FRAMES, Chunk, Page, PageTable, TimeRange
 from vicort.runtime.devices.device import Array, Device, Stream
 from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.devices.stage_clock import StageClock
@@ -33,7 +33,13 @@ from vicort.runtime.memory.page_tables import concat_tables, pad_table
 from vicort.runtime.memory.tiers import PageLocation, Tiers
 from vicort.runtime.memory.timeline import Timeline
 from vicort.runtime.memory.window import RecentWindow
-from vicort.runtime.policies.chunk_index import ChunkEntry, ChunkIndex, WithOpenChunk
+from vicort.runtime.policies.chunk_index import (
+    ChunkEntry,
+    ChunkIndex,
+    ChunksWithin,
+    IndexedChunks,
+    WithOpenChunk,
+)
 from vicort.runtime.policies.system import System
 
 
@@ -355,18 +361,39 @@ class Memory:
         """The chunk that is being filled, if a question has asked for it."""
         return self._fork
 
-    def choose(self, question: np.ndarray, fork: ChunkFork | None) -> list[int]:
+    def choose(
+        self, question: np.ndarray, fork: ChunkFork | None, within: TimeRange | None = None
+    ) -> list[int]:
         """The units that the system's retrieval policy reads, ascending.
 
         question: [width] float32, the mean embedding of its tokens; fork: a chunk that it sees
-        besides those that are remembered.
+        besides those that are remembered; within: where the units lie that the policy chooses
+        among.
         """
-        policy = self.system.retrieval
+        policy, chunks = self.system.retrieval, self._seen_chunks(fork)
+        if within:
+            chunks = ChunksWithin(chunks, self._pages_within(within, fork))
+        units = policy.choose(question, chunks)
         if fork is None or not fork.locations:
-            return policy.choose(question, self.chunks)
-        units = policy.choose(question, WithOpenChunk(self.chunks, fork.entry(), fork.digest))
+            return units
         gone = {unit for index in self._displaced(fork.last) for unit in self.chunks[index].units}
         return [unit for unit in units if unit not in gone]
+
+    def _seen_chunks(self, fork: ChunkFork | None) -> IndexedChunks:
+        if fork is None or not fork.locations:
+            return self.chunks
+        return WithOpenChunk(self.chunks, fork.entry(), fork.digest)
+
+    def _pages_within(self, within: TimeRange, fork: ChunkFork | None) -> dict[int, int]:
+        """How many pages each unit has that lies in the range."""
+        tiers, units = self.tiers, self.tiers.units
+        inside = units[within.slice_of(units, lambda unit: tiers.locations(unit)[0].page)]
+        pages = {unit: len(tiers.locations(unit)) for unit in inside}
+        for location in fork.locations if fork else ():
+            page = location.page
+            if within.overlaps(page.start, page.end):
+                pages[page.unit] = pages.get(page.unit, 0) + 1
+        return pages
 
     def lease(self, units: Sequence[int], fork: ChunkFork | None = None) -> Lease:
         """Keep the prompt, appended text and these units, some of which may be of the fork, in
@@ -384,9 +411,10 @@ class Memory:
         texts = itertools.chain(*self._texts)
         return Lease(self.tiers, [*self._prompt, *texts, *held, *forked])
 
-    def view(self) -> View | None:
-        """Long-term memory as it is now, leased; None where the system has none."""
-        return self.long_term.view() if self.long_term else None
+    def view(self, within: TimeRange | None = None) -> View | None:
+        """Long-term memory as it is now, leased; None where the system has none. within: the part
+        of the stream whose tokens are read."""
+        return self.long_term.view(within=within) if self.long_term else None
 
     def reader(self, view: View, slots: Sequence[int]) -> Reader:
         """What reads long-term memory for a question. slots: `recall_slots` scratch slots."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -155,6 +155,39 @@ class WithOpenChunk:
         if index == len(self._index):
             return self._likeness.copy()
         return np.append(self._index.likeness(index), self._likeness[index])
+
+
+class ChunksWithin:
+    """The chunks of an index reduced to some of their units, as if no other unit were in memory.
+    The index does not change.
+
+    A chunk of which some units are left keeps its digest, which is the mean of all its tokens.
+    """
+
+    def __init__(self, index: IndexedChunks, pages: Mapping[int, int]) -> None:
+        """pages: of each unit that is left."""
+        self.unit_pages = index.unit_pages
+        self._index = index
+        self._entries: list[ChunkEntry] = []
+        places = []  # of these chunks in the index
+        for place, entry in enumerate(index):
+            if units := [unit for unit in entry.units if unit in pages]:
+                count = sum(pages[unit] for unit in units)
+                self._entries.append(replace(entry, units=units, pages=count))
+                places.append(place)
+        self._places = np.array(places, int)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[ChunkEntry]:
+        return iter(self._entries)
+
+    def cosines(self, vector: np.ndarray) -> np.ndarray:
+        return self._index.cosines(vector)[self._places]
+
+    def likeness(self, index: int) -> np.ndarray:
+        return self._index.likeness(int(self._places[index]))[self._places]
 
 
 def direction(vector: np.ndarray) -> np.ndarray:

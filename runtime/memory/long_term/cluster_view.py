@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from vicort.runtime.core import Page
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term.cluster_cells import ClusterCells
-from vicort.runtime.memory.long_term.selection import Selection
+from vicort.runtime.memory.long_term.selection import MaskedSelection, Selection
 from vicort.runtime.memory.long_term.sorted_groups import pack_rows, rank_in_group
 from vicort.runtime.memory.long_term.wicsum import wicsum
 from vicort.runtime.memory.page_tables import NONE
@@ -39,6 +40,8 @@ class ClusterSnapshot:
     used_slots: int
     first_serials: list[int]  # of each unit in `pages`
     pages: list[Page]
+    # serial of the first token that may be read, and one more than that of the last; None = all
+    within: tuple[int, int] | None = None
 
 
 class ClusterView:
@@ -56,14 +59,17 @@ class ClusterView:
 
         If these are more than `max_cells` cells, the KV head reads those of the clusters to which
         one of its query heads gives the largest share a token.
+
+        With a range, a cluster is what it has there: it weighs as many tokens, and no other token
+        is read. Its score is that of its mean key all the same, which is the mean of all its keys.
         """
         snapshot = self.snapshot
         model, clusters = snapshot.model, snapshot.clusters.shape[1]
-        if not clusters:
+        if not self._tokens.any():
             return Selection.nothing(model)
         heads = model.query_heads // model.kv_heads
         scores = self._scores(q.reshape(-1, heads, q.shape[-1]))  # [G, heads, C]
-        tokens = np.repeat(snapshot.tokens, heads, axis=0)  # [G x heads, C]
+        tokens = np.repeat(self._tokens, heads, axis=0)  # [G x heads, C]
         by_head = wicsum(scores.reshape(-1, clusters), tokens, snapshot.share)
         chosen = np.logical_or.reduce(by_head.reshape(scores.shape), axis=1)
         return self._select(chosen, scores)
@@ -73,8 +79,7 @@ class ClusterView:
         layer, head, column = np.nonzero(selection.filled)
         group = layer * snapshot.model.kv_heads + head
         slot = selection.cells[layer, head, column]
-        filled = selection.filled[layer, head, column]
-        is_read = np.arange(snapshot.model.page_tokens) < filled[:, None]  # [cells, T]
+        is_read = selection.read((layer, head, column), snapshot.model.page_tokens)  # [cells, T]
         serials = snapshot.serials[slot, group][is_read]
         units = np.searchsorted(snapshot.first_serials, serials, "right") - 1
         return [snapshot.pages[unit] for unit in np.unique(units)]
@@ -84,6 +89,32 @@ class ClusterView:
         moment, self._lease = self._lease, None
         if moment is not None:
             self.snapshot.cells.release(moment)
+
+    @cached_property
+    def _tokens(self) -> np.ndarray:
+        """[G, C] tokens of each cluster that may be read."""
+        snapshot = self.snapshot
+        if snapshot.within is None:
+            return snapshot.tokens
+        owner, kept = self._kept
+        by_slot = np.zeros(owner.shape, snapshot.tokens.dtype)
+        group, slot = np.nonzero(kept.any(axis=2))
+        np.add.at(by_slot, (group, owner[group, slot]), kept[group, slot].sum(axis=1))
+        groups = np.arange(len(by_slot))[:, None]
+        return np.where(snapshot.tokens > 0, by_slot[groups, snapshot.clusters], 0)
+
+    @cached_property
+    def _kept(self) -> tuple[np.ndarray, np.ndarray]:
+        """With a range: the cluster of each cell, [G, S], and which of its tokens may be read,
+        [G, S, T] bool."""
+        snapshot, page_tokens = self.snapshot, self.snapshot.model.page_tokens
+        first, end = snapshot.within or (0, 0)
+        tokens = self._by_slot(snapshot.tokens, 0, np.int32)
+        owner, filled = snapshot.cells.filled(tokens, page_tokens)
+        serials = snapshot.serials[: snapshot.used_slots].swapaxes(0, 1)
+        kept = (serials >= first) & (serials < end)
+        kept &= np.arange(page_tokens) < filled[:, :, None]
+        return owner, kept
 
     def _scores(self, q: np.ndarray) -> np.ndarray:
         """q . mean / sqrt(D). [G, heads, D] -> [G, heads, C]"""
@@ -100,6 +131,8 @@ class ClusterView:
         snapshot = self.snapshot
         tokens = self._by_slot(np.where(chosen, snapshot.tokens, 0), 0, np.int32)
         owner, filled = snapshot.cells.filled(tokens, snapshot.model.page_tokens)
+        if snapshot.within:
+            filled = np.where(self._kept[1].any(axis=2), filled, 0)
         serials = snapshot.serials[: snapshot.used_slots, :, 0].T  # [G, S] of cells' first tokens
         is_capped = np.count_nonzero(filled, axis=1) > snapshot.max_cells
         if is_capped.any():
@@ -109,13 +142,18 @@ class ClusterView:
             filled = keep_largest(filled, share_of_cell, serials, snapshot.max_cells)
         cells, cell_tokens = in_stream_order(filled, serials)
         shape = snapshot.model.layers, snapshot.model.kv_heads, cells.shape[1]
-        return Selection(cells.reshape(shape), cell_tokens.reshape(shape))
+        selected = cells.reshape(shape), cell_tokens.reshape(shape)
+        if snapshot.within is None:
+            return Selection(*selected)
+        groups = np.arange(len(cells))[:, None]
+        kept = self._kept[1][groups, cells] & (cells != NONE)[:, :, None]
+        return MaskedSelection(*selected, kept.reshape(*shape, kept.shape[2]))
 
     def _shares(self, scores: np.ndarray) -> np.ndarray:
         """The logarithm of the attention that a token of each cluster gets, of the query head that
         gives it the most. scores: [G, heads, C] -> [G, C]
         """
-        tokens = self.snapshot.tokens[:, None]
+        tokens = self._tokens[:, None]
         weights = np.where(tokens > 0, scores + np.log(np.maximum(tokens, 1)), -np.inf)
         return (scores - np.logaddexp.reduce(weights, axis=2, keepdims=True)).max(axis=1)
 

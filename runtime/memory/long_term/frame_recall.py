@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import DTypeLike
 
-from vicort.runtime.core import UNIT_FRAMES, Page
+from vicort.runtime.core import UNIT_FRAMES, Page, TimeRange
 from vicort.runtime.devices.pages import EMPTY, HostPool, page_bytes, shifted
 from vicort.runtime.errors import HostBudgetError
 from vicort.runtime.manifest import ModelSpec
@@ -129,9 +129,13 @@ class FrameRecallMemory:
     @property
     def first_page(self) -> int:
         """Number of the oldest unit's first page."""
-        if self.first == self.units.last:
+        return self.first_page_of(self.first)
+
+    def first_page_of(self, unit: int) -> int:
+        """Number of a unit's first page; of the unit to come, the page to come."""
+        if unit == self.units.last:
             return self.pages.last
-        return int(self.first_pages[self.first % self.units.slots])
+        return int(self.first_pages[unit % self.units.slots])
 
     @property
     def oldest(self) -> Fraction | None:
@@ -147,8 +151,8 @@ class FrameRecallMemory:
 
     # ---- views and readers
 
-    def view(self, leased: bool = True) -> FrameView:
-        return FrameView(self, leased)
+    def view(self, leased: bool = True, within: TimeRange | None = None) -> FrameView:
+        return FrameView(self, leased, within)
 
     def reader(self, view: View, recalls: Sequence[Recall]) -> WordsFirst:
         if not isinstance(view, FrameView):

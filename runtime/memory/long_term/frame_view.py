@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vicort.runtime.core import Page
+from vicort.runtime.core import Page, TimeRange
 from vicort.runtime.devices.pages import HostPool
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.long_term.page_digest import top_pages
+from vicort.runtime.memory.long_term.page_ring import numbers_within
 from vicort.runtime.memory.long_term.readers import CellReader
 from vicort.runtime.memory.long_term.selection import Recall, Selection
 from vicort.runtime.memory.page_tables import NONE
@@ -37,12 +38,15 @@ class FrameSelection(Selection):
 class FrameView:
     """The units first, …, last - 1 of one moment. If it is leased, they stay until `release`."""
 
-    def __init__(self, memory: FrameRecallMemory, leased: bool) -> None:
+    def __init__(
+        self, memory: FrameRecallMemory, leased: bool, within: TimeRange | None = None
+    ) -> None:
+        """within: only units that overlap it."""
         self._memory, self._leased = memory, leased
-        self.first, self.last = memory.first, memory.units.last
+        self.first, self.last = numbers_within(within, memory.held, memory.first, memory.units.last)
         self._spans = memory.units.spans(self.first, self.last)
         self._newest_time, self._floor = memory.newest_time, memory.floor
-        self._first_page = memory.first_page
+        self._first_page = memory.first_page_of(self.first)
         if leased:
             memory.units.lease(self.first)
             memory.pages.lease(self._first_page)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import DTypeLike
 
-from vicort.runtime.core import Page
+from vicort.runtime.core import Page, TimeRange
 from vicort.runtime.devices.pages import EMPTY, HostPool, page_bytes, shifted
 from vicort.runtime.errors import HostBudgetError
 from vicort.runtime.manifest import ModelSpec
@@ -102,11 +102,12 @@ class KeyClusterMemory:
             self._write_unit(k[:, start:end], v[:, start:end], departing.positions[start:end])
             self._next_serial += end - start
 
-    def view(self, leased: bool = True) -> ClusterView:
-        return ClusterView(self.snapshot(leased), self.count_capped)
+    def view(self, leased: bool = True, within: TimeRange | None = None) -> ClusterView:
+        return ClusterView(self.snapshot(leased, within), self.count_capped)
 
-    def snapshot(self, leased: bool) -> ClusterSnapshot:
-        """The clusters as they are now."""
+    def snapshot(self, leased: bool, within: TimeRange | None = None) -> ClusterSnapshot:
+        """The clusters as they are now. within: only their tokens of units that overlap this
+        range."""
         groups = np.arange(len(self._counts))[:, None]
         moment = self._cells.lease() if leased else None
         count = int(self._counts.max())
@@ -128,7 +129,15 @@ class KeyClusterMemory:
             used_slots=self._cells.used,
             first_serials=self._first_serials,
             pages=self._pages,
+            within=self._serials_within(within) if within else None,
         )
+
+    def _serials_within(self, within: TimeRange) -> tuple[int, int]:
+        """The serial of the first token of the units that overlap a range, and one more than that
+        of their last; the same twice if there is none."""
+        inside = within.slice_of(self._pages, lambda page: page)
+        bounds = [*self._first_serials, self._next_serial]
+        return bounds[inside.start], bounds[inside.stop]
 
     def shift(self, steps: int, floor: int) -> None:
         self._cells.wait_unleased()

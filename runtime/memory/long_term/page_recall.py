@@ -16,7 +16,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import DTypeLike
 
-from vicort.runtime.core import Page
+from vicort.runtime.core import Page, TimeRange
 from vicort.runtime.devices.device import Device
 from vicort.runtime.devices.pages import EMPTY, HostPool, page_bytes, shifted
 from vicort.runtime.devices.stage_clock import StageClock
@@ -24,7 +24,7 @@ from vicort.runtime.errors import HostBudgetError
 from vicort.runtime.manifest import ModelSpec
 from vicort.runtime.memory.layout import Layout
 from vicort.runtime.memory.long_term.page_digest import boxes, page_scores, top_pages
-from vicort.runtime.memory.long_term.page_ring import PageRing
+from vicort.runtime.memory.long_term.page_ring import PageRing, numbers_within
 from vicort.runtime.memory.long_term.protocols import Departing, LongTermSize, View
 from vicort.runtime.memory.long_term.recall_streams import RecallStreams
 from vicort.runtime.memory.long_term.selection import Recall, Selection
@@ -100,8 +100,8 @@ class PageRecallMemory:
         for slot, run in zip(slots.tolist(), layout.run, strict=True):
             self.units[slot] = departing.pages[run]
 
-    def view(self, leased: bool = True) -> PageView:
-        return PageView(self, leased)
+    def view(self, leased: bool = True, within: TimeRange | None = None) -> PageView:
+        return PageView(self, leased, within)
 
     def shift(self, steps: int, floor: int) -> None:
         self.ring.wait_unleased()
@@ -151,10 +151,14 @@ class PageRecallMemory:
 class PageView:
     """The pages first, …, last - 1 of one moment. If it is leased, they stay until `release`."""
 
-    def __init__(self, memory: PageRecallMemory, leased: bool) -> None:
+    def __init__(
+        self, memory: PageRecallMemory, leased: bool, within: TimeRange | None = None
+    ) -> None:
+        """within: only pages of units that overlap it."""
         self._memory, self._leased = memory, leased
-        self.first = memory.ring.first
-        self.last = memory.ring.last
+        self.first, self.last = numbers_within(
+            within, memory.units, memory.ring.first, memory.ring.last
+        )
         self.shifts = memory.shifts
         self._spans = memory.ring.spans(self.first, self.last)
         self._units = [unit for span in self._spans for unit in memory.units[span] if unit]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
+
+from vicort.runtime.core import Page, TimeRange
 
 
 class PageRing:
@@ -75,3 +78,24 @@ class PageRing:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+
+def numbers_within(
+    within: TimeRange | None, units: Sequence[Page | None], first: int, last: int
+) -> tuple[int, int]:
+    """Of the numbers first, …, last - 1 in a ring those whose temporal unit overlaps a range: the
+    first of them, and one more than the last.
+
+    units: the unit in each slot of the ring; within: None = all of them.
+    """
+    if within is None:
+        return first, last
+
+    def unit(number: int) -> Page:
+        page = units[number % len(units)]
+        if page is None:
+            raise ValueError(f"number {number} of the ring has no unit")
+        return page
+
+    inside = range(first, last)[within.slice_of(range(first, last), unit)]
+    return inside.start, inside.stop

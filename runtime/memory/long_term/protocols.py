@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vicort.runtime.core import Page
+from vicort.runtime.core import Page, TimeRange
 from vicort.runtime.devices.pages import HostPool
 from vicort.runtime.memory.long_term.selection import Recall, Selection
 
@@ -134,9 +134,10 @@ class LongTerm(Protocol):
         to stay within the pool."""
         ...
 
-    def view(self, leased: bool = True) -> View:
+    def view(self, leased: bool = True, within: TimeRange | None = None) -> View:
         """Takes a view. leased=False: for the stream's reader, which is renewed before anything
-        changes."""
+        changes. within: the view chooses among tokens of units that overlap this range, and reads
+        no other."""
         ...
 
     def shift(self, steps: int, floor: int) -> None:

@@ -32,6 +32,11 @@ class Selection:
         """The mean number of tokens over layers and heads."""
         return round(float(np.where(self.cells == NONE, 0, self.filled).sum(2).mean()))
 
+    def read(self, where: tuple[np.ndarray, ...], page_tokens: int) -> np.ndarray:
+        """Which tokens of n cells are read, [n, T] bool. where: layer, head and column of each
+        cell, [n] each."""
+        return np.arange(page_tokens) < self.filled[where][:, None]
+
     @property
     def max_cells(self) -> int:
         """N"""
@@ -44,6 +49,21 @@ class Selection:
         [n] each.
         """
         return positions
+
+
+@dataclass(frozen=True)
+class MaskedSelection(Selection):
+    """Cells of which some tokens alone are read."""
+
+    kept: np.ndarray  # [L, Hkv, N, T] bool, False in cells that are NONE
+
+    @property
+    def tokens(self) -> int:
+        return round(float(self.kept.sum(axis=(2, 3)).mean()))
+
+    def read(self, where: tuple[np.ndarray, ...], page_tokens: int) -> np.ndarray:
+        kept: np.ndarray = self.kept[where]
+        return kept
 
 
 class Recall:
@@ -63,8 +83,7 @@ class Recall:
         target_cells = self.slots[column], layer, head
         positions = source.cell_positions[source_cells]  # [n, T, 3]
         positions = selection.placed(positions, (layer, head, column))
-        filled = selection.filled[layer, head, column]
-        is_unread = np.arange(positions.shape[1]) >= filled[:, None]  # [n, T]
+        is_unread = ~selection.read((layer, head, column), positions.shape[1])  # [n, T]
         as_numpy(self.pool.data)[target_cells] = source.data[source_cells]
         as_numpy(self.pool.cell_positions)[target_cells] = np.where(
             is_unread[..., None], EMPTY, positions

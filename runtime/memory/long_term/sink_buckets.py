@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import DTypeLike
 
-from vicort.runtime.core import Page
+from vicort.runtime.core import Page, TimeRange
 from vicort.runtime.devices.pages import HostPool, page_bytes, shifted
 from vicort.runtime.errors import HostBudgetError, MemoryBudgetError
 from vicort.runtime.manifest import ModelSpec
@@ -165,11 +165,11 @@ class SinkBucketsMemory:
 
     # ---- views and readers
 
-    def view(self, leased: bool = True) -> BucketView:
-        return BucketView(self.snapshot(), self._leases if leased else None)
+    def view(self, leased: bool = True, within: TimeRange | None = None) -> BucketView:
+        return BucketView(self.snapshot(within), self._leases if leased else None)
 
-    def snapshot(self) -> BucketSnapshot:
-        """The memory as it is now."""
+    def snapshot(self, within: TimeRange | None = None) -> BucketSnapshot:
+        """The memory as it is now. within: only its tokens of units that overlap this range."""
         tokens = self._buckets.tokens
         pages = math.ceil(tokens / (self.page_cells * self.model.page_tokens))
         return BucketSnapshot(
@@ -181,7 +181,16 @@ class SinkBucketsMemory:
             last_digest=self._digests[:, max(pages - 1, 0)].copy(),
             units=self._units,
             pages=self._pages,
+            within=self._units_within(within) if within else None,
         )
+
+    def _units_within(self, within: TimeRange) -> tuple[int, int]:
+        """Numbers of the first and the last unit that overlap a range; last < first: there is
+        none."""
+        units = [
+            page.unit for page in self._pages.values() if within.overlaps(page.start, page.end)
+        ]
+        return (min(units), max(units)) if units else (0, -1)
 
     def reader(self, view: View, recalls: Sequence[Recall]) -> ReadOnce:
         return ReadOnce(self.model, view, self.pool, recalls[0])
