@@ -4,50 +4,18 @@ And a question about a moment gets the answer of a stream that ends then.
 """
 
 from fractions import Fraction
-from functools import cache
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.fake_engines import FakeEngineSet
+from support.every_system import ASK, RANGES, SHORT, SYSTEMS, asked, engines, pictures
 from support.remembered import remembered
 from support.sizes import examples
-from support.streams import frames
-from support.systems import FULL, system
 
-from vicort.runtime.core import Frame, Question, Sampling
 from vicort.runtime.engines.engine_set import EngineSet
-from vicort.runtime.policies.system import known_systems, load_system
+from vicort.runtime.policies.system import load_system
 from vicort.runtime.session import Session
 
-SHORT = Sampling(max_tokens=2)
-ASK = "what color was the circle?"
-DROPPING = "{policy: chunk-intra, threshold: 0.2}"
-SMALL = "{device_mb: 1.1, host_mb: 0.02, when_full: drop-oldest}"
-ONE_CHUNK = {"chunks": 1}
-SMALLER = {  # so that long-term memory is full soon, and read in parts
-    "freekv": load_system("freekv").with_(ingest=ONE_CHUNK, long_term={"budget": 8}),
-    "livevlm": load_system("livevlm").with_(
-        ingest=ONE_CHUNK, long_term={"tokens": 80, "keep": 0.9}
-    ),
-    "rekv": load_system("rekv").with_(ingest=ONE_CHUNK, long_term={"top": 2}),
-    "resv": load_system("resv").with_(ingest=ONE_CHUNK, long_term={"most_tokens": 4}),
-}
-THINNED = "{device_mb: 1.1, when_full: thin-evenly}"
-SYSTEMS = {
-    name: SMALLER.get(name, published)
-    for name in known_systems()
-    if not (published := load_system(name)).text.joins
-} | {
-    "full": system(**FULL),
-    "spilling": system(drop=DROPPING, memory=SMALL),
-    "thinned": system(retrieval="{policy: even-units, units: 3}", memory=THINNED),
-    "sliding": system(ingest="{policy: sliding-window, chunks: 2}", retrieval="{policy: all}"),
-    "distinct chunks": system(
-        drop=DROPPING, retrieval="{policy: distinct-chunks, units: 5}", memory=SMALL
-    ),
-}
 # which read the same whether a chunk is full or not, until something is evicted
 ALIKE = (
     "timechat-online",
@@ -58,28 +26,6 @@ ALIKE = (
     "vicostream",
     "full",
 )
-
-
-def asked(at: int, conversation: str | None = None) -> Question:
-    return Question(ASK, Fraction(at, 4), conversation=conversation, sampling=SHORT)
-
-
-@cache
-def pictures(count: int) -> list[Frame]:
-    """Random pictures of which a quarter changes from one to the next, or nothing."""
-    random, image = np.random.default_rng(5), frames(1)[0].image
-    shown = []
-    for number in range(count):
-        row, column = 4 * random.integers(0, 2, 2)
-        if random.random() < 0.6:
-            image = image.copy()
-            image[row : row + 4, column : column + 4] = random.integers(0, 256, (4, 4, 3), np.uint8)
-        shown.append(Frame(image, Fraction(number, 2), number))
-    return shown
-
-
-def engines(**changes) -> FakeEngineSet:
-    return FakeEngineSet(seed=1, layers=2, **changes)
 
 
 def streamed(engines, chosen, count, questions, overlap, fps=None):
@@ -100,13 +46,15 @@ def streamed(engines, chosen, count, questions, overlap, fps=None):
 @settings(max_examples=examples(30), deadline=None)
 @given(
     st.integers(1, 36),
-    st.lists(st.tuples(st.integers(0, 70), st.sampled_from([None, "a"])), min_size=1, max_size=6),
+    st.lists(
+        st.tuples(st.integers(0, 70), st.sampled_from([None, "a"]), RANGES), min_size=1, max_size=6
+    ),
     st.booleans(),
     st.sampled_from([60, 1 << 20]),
 )
 def test_questions_leave_no_trace(name, count, questions, overlap, positions):
-    """Whatever their number, times and conversations, also where time is re-based. A question after
-    the end is left out: until then the last picture stays on the screen."""
+    """Whatever their number, times, ranges and conversations, also where time is re-based. A
+    question after the end is left out: until then the last picture stays on the screen."""
     chosen, questions = SYSTEMS[name], [each for each in questions if each[0] <= 2 * (count - 1)]
     if chosen.overflow.refuses:
         positions = 1 << 20

@@ -73,8 +73,8 @@ def calls(monkeypatch):
         absorb(self, departing)
         calls.append((self, departing, None))
 
-    def recorded_view(self, leased=True):
-        view = take_view(self, leased)
+    def recorded_view(self, leased=True, within=None):
+        view = take_view(self, leased, within)
         choose = view.choose
 
         def recorded_choose(q):
