@@ -27,6 +27,7 @@ from vicort.benchmarks.common.study import finish, study_parser, with_budget
 from vicort.benchmarks.evaluation.rules import is_right
 from vicort.benchmarks.evaluation.shapestream import NOW, THINGS, load
 from vicort.benchmarks.evaluation.watching import Candidate, watch
+from vicort.runtime.core import TimeRange
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.memory.long_term import factory
@@ -67,13 +68,13 @@ class WatchedMemory(KeyClusterMemory):
         with RECORD.timed("clustering a chunk"):
             super().absorb(departing)
 
-    def view(self, leased: bool = True) -> ClusterView:
-        return WatchedView(self, leased)
+    def view(self, leased: bool = True, within: TimeRange | None = None) -> ClusterView:
+        return WatchedView(self, leased, within)
 
 
 class WatchedView(ClusterView):
-    def __init__(self, memory: WatchedMemory, leased: bool) -> None:
-        super().__init__(memory.snapshot(leased), memory.count_capped)
+    def __init__(self, memory: WatchedMemory, leased: bool, within: TimeRange | None) -> None:
+        super().__init__(memory.snapshot(leased, within), memory.count_capped)
         self._reader = "questions" if leased else "chunks"
 
     def choose(self, q: np.ndarray) -> Selection:

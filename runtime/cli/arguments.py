@@ -6,14 +6,21 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from vicort.runtime.cli.moments import Moment, parse_moment
 from vicort.runtime.cli.presets import PRESETS, preset_text
-from vicort.runtime.cli.questions import checked_words, parse_ask, read_questions, with_ids
+from vicort.runtime.cli.questions import (
+    checked_words,
+    limited,
+    parse_ask,
+    read_questions,
+    with_ids,
+)
 from vicort.runtime.cli.recurring import (
     UNTIL_PROBABILITY,
     UNTIL_SECONDS,
@@ -411,11 +418,22 @@ def _add_questions(group: argparse._ArgumentGroup) -> None:
         help="ask at this stream time, or at the end if no time is given; repeatable",
     )
     group.add_argument(
+        "--read-since",
+        metavar="TIME",
+        help="questions of --ask read nothing that was seen before: seconds of the stream, H:MM:SS "
+        "of a file, or of a live source the time of day (10:05) or 2026-11-30T10:05",
+    )
+    group.add_argument(
+        "--read-until",
+        metavar="TIME",
+        help="questions of --ask read nothing that was seen after, TIME as above",
+    )
+    group.add_argument(
         "--questions",
         type=Path,
         metavar="FILE.jsonl|-",
         help='read questions from a file with lines of {"at": seconds|null, "question": "…", '
-        '"id": "…"}, or from stdin (-) while the stream runs',
+        '"id": "…", "since": TIME, "until": TIME}, or from stdin (-) while the stream runs',
     )
     group.add_argument(
         "--every",
@@ -639,12 +657,26 @@ def _limits(typed: argparse.Namespace) -> Limits:
 
 
 def _questions(typed: argparse.Namespace, sampling: Sampling) -> tuple[Question, ...]:
-    asked = [parse_ask(text) for text in typed.ask]
+    first, last = _range(typed)
+    asked = [limited(parse_ask(text), first, last, "--ask") for text in typed.ask]
     if typed.questions and str(typed.questions) != STDIN:
         asked += read_questions(typed.questions)
-    return with_ids(
-        [Question(item.text, item.at, item.id, item.conversation, sampling) for item in asked]
+    return with_ids([replace(question, sampling=sampling) for question in asked])
+
+
+def _range(typed: argparse.Namespace) -> tuple[Moment | None, Moment | None]:
+    """The part of the stream that the questions of --ask are about."""
+    given = {"--read-since": typed.read_since, "--read-until": typed.read_until}
+    first, last = (
+        None if text is None else parse_moment(text, option) for option, text in given.items()
     )
+    if (first is not None or last is not None) and not typed.ask:
+        option = next(option for option, text in given.items() if text is not None)
+        raise ConfigError(
+            f"{option} is about the questions of --ask, and none is given: ask one, or give since "
+            "and until with each question of a file or socket"
+        )
+    return first, last
 
 
 def _recurring(typed: argparse.Namespace, sampling: Sampling) -> tuple[RecurringQuestion, ...]:

@@ -12,13 +12,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vicort.runtime.cli.moments import MOMENT_FORMS, Moment, WrittenQuestion, parse_moment
 from vicort.runtime.core import MAX_SECONDS, Answer, Question
 from vicort.runtime.errors import QuestionError
 from vicort.runtime.safe_text import is_text, lines_of, read_text, shown
 
 ASK_FORM = '--ask "[@SECONDS] QUESTION", such as --ask "@12.5 what color was the circle?"'
 LINE_FORM = '{"at": 12.5, "question": "what color was the circle?", "id": "a"}'
-KEYS = ("at", "question", "id", "conversation")
+KEYS = ("at", "question", "id", "conversation", "since", "until")
 MAX_LINE = 65_536  # bytes from a socket, characters elsewhere
 MAX_FILE_BYTES = 64 << 20  # of a questions file
 MAX_DIGITS = 40  # of a number of seconds
@@ -36,8 +37,8 @@ def parse_ask(text: str) -> Question:
 
 
 def read_questions(path: Path | str) -> list[Question]:
-    """Read a JSONL file with one object per line: question, and optionally at (seconds), id and
-    conversation.
+    """Read a JSONL file with one object per line: question, and optionally at (seconds), id,
+    conversation, since and until (moments).
 
     Raises QuestionError, which names the line, also for a file without a question.
     """
@@ -142,10 +143,44 @@ def _parse_line(line: str, source_name: str) -> Question:
             f"{source_name}: at is {_plain(at)}: give at most {MAX_SECONDS} seconds, or null for "
             "the end of the stream"
         )
-    time = None if at is None else Fraction(at)
-    return Question(
-        content["question"].strip(), time, content.get("id", ""), content.get("conversation")
+    question = Question(
+        content["question"].strip(),
+        None if at is None else Fraction(at),
+        content.get("id", ""),
+        content.get("conversation"),
     )
+    first, last = (_moment(content.get(key), f"{source_name}: {key}") for key in ("since", "until"))
+    return limited(question, first, last, source_name)
+
+
+def _moment(written: Any, source_name: str) -> Moment | None:
+    """written: seconds, or a text in one of MOMENT_FORMS. Raises QuestionError."""
+    if written is None:
+        return None
+    if isinstance(written, str):
+        return parse_moment(written, source_name)
+    if isinstance(written, bool) or not isinstance(written, int | Fraction):
+        raise QuestionError(f"{source_name} {shown(written)} is no moment: give {MOMENT_FORMS}")
+    if not 0 <= written <= MAX_SECONDS:
+        raise QuestionError(
+            f"{source_name} is {_plain(written)}: give 0 to {MAX_SECONDS} seconds of the stream"
+        )
+    return Fraction(written)
+
+
+def limited(
+    question: Question, first: Moment | None, last: Moment | None, source_name: str
+) -> Question:
+    """The question about the part of the stream from one moment to another. Raises QuestionError if
+    it ends before it begins, as far as that is known without the source."""
+    if first is None and last is None:
+        return question
+    if isinstance(first, Fraction) and isinstance(last, Fraction) and first > last:
+        raise QuestionError(
+            f"{source_name}: since {_plain(first)} is after until {_plain(last)}: give the earlier "
+            "moment as since"
+        )
+    return WrittenQuestion(**vars(question) | {"first": first, "last": last})
 
 
 def _seconds(text: str, source_name: str, form: str) -> Fraction:

@@ -20,6 +20,7 @@ from vicort.runtime.child_command import run_child
 from vicort.runtime.cli.arguments import Options, parse_options
 from vicort.runtime.cli.info import budget_text, info, lines
 from vicort.runtime.cli.loading_bar import loading_bar
+from vicort.runtime.cli.moments import check_moments
 from vicort.runtime.cli.other_versions import outdated_text, refuse_other_schema
 from vicort.runtime.cli.output import Output
 from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
@@ -40,7 +41,13 @@ from vicort.runtime.entry_points import (
     TerminatedLikeInterrupted,
     code_of,
 )
-from vicort.runtime.errors import ConfigError, EngineError, SourceError, VicortError
+from vicort.runtime.errors import (
+    ConfigError,
+    EngineError,
+    QuestionError,
+    SourceError,
+    VicortError,
+)
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.log_options import log_to_stderr
 from vicort.runtime.manifest import (
@@ -369,6 +376,12 @@ def _open(spec: str | tuple[str, ...], options: Options, output: Output, label: 
 
         source.close()
         raise cannot_be_read_twice(source.name)
+    try:
+        for question in options.questions:
+            check_moments(question, source)
+    except QuestionError:
+        source.close()
+        raise
     if source.live and options.on_lag is None:
         output.warn(
             f"{source.name} looks live, and its frames wait while the pipeline is full: use "

@@ -10,11 +10,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 from vicort.runtime.cli.arguments import Options
 from vicort.runtime.cli.doubts import Doubts
 from vicort.runtime.cli.lag import LagMeter
+from vicort.runtime.cli.moments import WrittenQuestion
 from vicort.runtime.cli.output import Output
 from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
 from vicort.runtime.cli.recurring import RecurringAsker
@@ -22,7 +23,7 @@ from vicort.runtime.cli.service_status import ServiceStatus
 from vicort.runtime.core import Answer, Event, Question
 from vicort.runtime.devices.stage_clock import SpanSink
 from vicort.runtime.engines.engine_set import EngineSet
-from vicort.runtime.errors import TruncatedSource
+from vicort.runtime.errors import QuestionError, TruncatedSource
 from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.rendering.notes import Notes
 from vicort.runtime.session import Session
@@ -64,6 +65,8 @@ class Watch:
         self._pace = Pace() if options.realtime else None
         self._doubts = Doubts(partial(context.output.warn, source=label))
         self._askers: list[RecurringAsker] = []
+        # questions that need to know when the stream began
+        self._held: list[WrittenQuestion] = []
         self.said_yes = False
         self._failed: BaseException | None = None  # why the first question has no answer
 
@@ -114,7 +117,10 @@ class Watch:
         context = self._context
         submit = partial(self._submit_own, session)
         for question in context.options.questions:
-            submit(question)
+            if self._must_wait(question):
+                self._held.append(question)
+            else:
+                submit(question)
         self._askers = [
             RecurringAsker(each, submit, waits=self._on_lag == "wait")
             for each in context.options.recurring
@@ -122,6 +128,7 @@ class Watch:
         context.router.enter(self.label, partial(self._ask_now, session), self.source.name)
         with self._output.progress_of(self.source, shown=not self.label):
             code = self._feed(session)
+            self._submit_held(session, at_end=True)
             session.finish(self.source.ending)
             if context.typed_questions and not context.stopping.is_set():
                 self._wait_for_typed(context.typed_questions)
@@ -157,6 +164,8 @@ class Watch:
             self._context.notes.frame(at)
         for each in self._askers:
             each.advance(at)
+        if self._held and self.source.began:
+            self._submit_held(session, at_end=False)
         wanted = session.wants(at)
         if wanted and self._meter:
             self._meter.captured(at, captured)
@@ -183,6 +192,25 @@ class Watch:
             session, replace(question, at=session.now) if question.at is None else question
         )
 
+    def _must_wait(self, question: Question) -> TypeGuard[WrittenQuestion]:
+        """Whether a question of the command line is about a time of the wall clock: its stream must
+        have begun, and one without a time must know when it is asked."""
+        if not self.source.keeps_wall_clock or not isinstance(question, WrittenQuestion):
+            return False
+        return question.needs_start
+
+    def _submit_held(self, session: Session, at_end: bool) -> None:
+        """Submit the held questions: those with a time, and `at_end` the others, too."""
+        held, self._held = self._held, []
+        for question in held:
+            if question.at is None and not at_end:
+                self._held.append(question)
+                continue
+            try:
+                self._submit_own(session, question)
+            except QuestionError as error:  # the stream goes on for the others
+                self._failed = self._failed or error
+
     def _submit_own(self, session: Session, question: Question) -> Future:
         """A question of the command line: that it has no answer fails the run at its end."""
         answer = self._submit(session, question)
@@ -194,6 +222,8 @@ class Watch:
             self._failed = self._failed or error
 
     def _submit(self, session: Session, question: Question) -> Future:
+        if isinstance(question, WrittenQuestion):
+            question = question.of_source(self.source, session.now)
         answer = session.submit(question, partial(self._token, question.id, question.text))
         self._doubts.asked(session, question)
         return answer

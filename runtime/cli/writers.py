@@ -217,7 +217,24 @@ def _lag(summary: Summary) -> str:
 def _when(answer: Answer) -> str:
     times = f"asked at {float(answer.at):.3f} s, seen until {float(answer.seen_until):.3f} s"
     doubt = f", a guess (probability {answer.probability:.2f})" if answer.doubtful else ""
-    return f"[{times}, first token after {answer.ttft_ms:.1f} ms{doubt}]"
+    return f"[{times}{_unread(answer)}, first token after {answer.ttft_ms:.1f} ms{doubt}]"
+
+
+def _unread(answer: Answer) -> str:
+    """That nothing was read of the part of the stream that a question was about."""
+    if not answer.limited or answer.read:
+        return ""
+    sides = [
+        f"{word} {float(time):.3f} s"
+        for word, time in (("from", answer.since), ("until", answer.until))
+        if time is not None
+    ]
+    oldest = (
+        ""
+        if answer.memory_from is None
+        else f" (memory begins at {float(answer.memory_from):.3f} s)"
+    )
+    return f", nothing is remembered {' '.join(sides)}{oldest}"
 
 
 def _span(event: Answer | Spoken, point: str) -> str:

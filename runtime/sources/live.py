@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from fractions import Fraction
 from functools import partial
 
@@ -59,6 +60,8 @@ class LiveSource(Source):
     Frame times rise over all connections. A gap between two connections has its length in wall
     time.
     """
+
+    keeps_wall_clock = True
 
     def __init__(
         self,
@@ -183,6 +186,7 @@ class LiveSource(Source):
 
     def _next_time(self, stamp: Fraction, now: int) -> Fraction:
         if self._time is None:
+            self.began = datetime.now(UTC)
             return Fraction(0)
         passed = max(MIN_STEP, Fraction((now - self._wall) // 1000, 10**6))
         if self._stamp is None or getattr(self._source, "untimed", False):

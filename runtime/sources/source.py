@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from enum import IntEnum
 from fractions import Fraction
 from types import TracebackType
@@ -39,6 +40,8 @@ class Ending:
 class Source(ABC):
     """An iterable of frames with rising times. It can be read once."""
 
+    keeps_wall_clock = False  # whether its times go on as the wall clock does, from `began` on
+
     def __init__(
         self,
         name: str,
@@ -53,6 +56,8 @@ class Source(ABC):
         self.frames_total = frames_total  # an estimate; None = unknown
         self.duration = duration  # seconds, an estimate; None = unknown
         self.ending: Ending | None = None  # after the last frame; None = unknown
+        # when time 0 was, of a source that keeps the wall clock; None before its first frame
+        self.began: datetime | None = None
         self.warnings: list[str] = []  # repairs and skipped data, one line each
         self._warn = warn or (lambda line: None)
 

@@ -18,6 +18,7 @@ class PlainClusters:
         self.capacity = capacity  # cells
         self.clusters = []  # in the order they were opened: lists of (serial, key)
         self.serial = 0
+        self.counted = None  # serials of the tokens that a limited view reads; None = all
 
     def bits(self, key):
         return [float(key @ normal) > 0 for normal in self.normals.T]
@@ -59,15 +60,24 @@ class PlainClusters:
                 found, least = cluster, distance
         return found
 
+    def read_of(self, cluster):
+        """Serials of its tokens that may be read."""
+        serials = [serial for serial, _ in cluster]
+        return serials if self.counted is None else [s for s in serials if s in self.counted]
+
     def choose(self, queries):
         """Serials of the tokens that a KV head reads. queries: [heads, D]"""
         chosen = set()
+        clusters = [cluster for cluster in self.clusters if self.read_of(cluster)]
+        if not clusters:
+            return chosen
         for query in queries:
-            means = [np.mean([key for _, key in cluster], axis=0) for cluster in self.clusters]
+            means = [np.mean([key for _, key in cluster], axis=0) for cluster in clusters]
             exponents = [float(query @ mean) / len(query) ** 0.5 for mean in means]
             scores = [np.exp(exponent - max(exponents)) for exponent in exponents]
             total = sum(
-                score * len(cluster) for score, cluster in zip(scores, self.clusters, strict=True)
+                score * len(self.read_of(cluster))
+                for score, cluster in zip(scores, clusters, strict=True)
             )
             running = 0.0
             for score, index in sorted(
@@ -75,8 +85,8 @@ class PlainClusters:
             ):
                 if running > self.settings.share * total:
                     break
-                running += score * len(self.clusters[index])
-                chosen |= {serial for serial, _ in self.clusters[index]}
+                running += score * len(self.read_of(clusters[index]))
+                chosen |= set(self.read_of(clusters[index]))
         return chosen
 
 

@@ -12,7 +12,7 @@ from support.fake_engines import toy_model
 from support.plain_rekv import nearest
 from support.sizes import examples
 
-from vicort.runtime.core import Page
+from vicort.runtime.core import Page, TimeRange
 from vicort.runtime.devices.host import HostDevice
 from vicort.runtime.devices.pages import EMPTY
 from vicort.runtime.errors import MemoryBudgetError
@@ -255,3 +255,43 @@ def test_a_closed_memory_keeps_nobody_waiting():
     stream.memory.close()
     assert failed.wait(5)
     thread.join()
+
+
+@given(
+    chunks=LENGTHS,
+    top=st.integers(1, 9),
+    seed=st.integers(0, 99),
+    since=st.none() | st.integers(0, 40),
+    seconds=st.none() | st.integers(0, 20),
+)
+@settings(max_examples=examples(40))
+def test_a_limited_view_chooses_among_the_units_of_its_range(chunks, top, seed, since, seconds):
+    """Unit n lasts from n to n + 1/2 seconds. Nothing else is read, whatever is nearer."""
+    stream = Stream(seed, top=top, positions="kept")
+    for lengths in chunks:
+        stream.absorb(lengths)
+    memory, q = stream.memory, stream.query()
+    until = None if seconds is None else (since or 0) + seconds
+    within = TimeRange(*(None if each is None else Fraction(each) for each in (since, until)))
+    held = [
+        unit
+        for unit in range(memory.first, len(stream.plain))
+        if (since is None or unit + 0.5 >= since) and (until is None or unit <= until)
+    ]
+    view = memory.view(within=within)
+    selection = view.choose(q)
+    seen = stream.loaded(selection)
+    assert view.count == len(held)
+    for layer in range(L):
+        keys = [stream.plain[unit][0][layer] for unit in held]
+        chosen = [held[index] for index in nearest(q[layer], keys, top)] if held else []
+        assert selection.units[layer].tolist() == chosen
+        expected = [stream.plain[unit][1][layer] for unit in chosen]
+        for head in range(HKV):
+            values = [each[:, head] for each in expected]
+            read = np.concatenate(values) if values else np.empty((0, D))
+            np.testing.assert_array_equal(seen(layer, head)[1], read)
+    assert {page.unit for page in view.pages(selection)} <= set(held)
+    view.release()
+    assert not memory.units._leased
+    assert not memory.pages._leased

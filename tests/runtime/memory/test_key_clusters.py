@@ -11,7 +11,7 @@ from support.fake_engines import toy_model
 from support.key_clusters import PlainMemory, clusters_of, groups_of, read
 from support.sizes import examples
 
-from vicort.runtime.core import Page
+from vicort.runtime.core import Page, TimeRange
 from vicort.runtime.errors import MemoryBudgetError
 from vicort.runtime.memory.long_term.key_clusters import KeyClusterMemory, bytes_of_slot
 from vicort.runtime.memory.long_term.protocols import Departing
@@ -300,3 +300,50 @@ def test_a_memory_of_a_thousand_chunks_holds_and_lists_no_more():
     assert held._cells.used <= 100
     view = held.view()
     assert min(page.unit for page in view.pages(view.choose(queries(0)))) > 0
+
+
+@settings(max_examples=examples(25))
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 25),
+    st.sampled_from([0.05, 0.3, 1.0]),
+    st.sampled_from([12, 40, 300]),
+    st.none() | st.integers(0, 50),
+    st.none() | st.integers(0, 12),
+)
+def test_a_limited_view_reads_tokens_of_its_range_alone(
+    seed, chunks, spread, cells, since, seconds
+):
+    """A cluster weighs as many tokens as it has there. Unit n is at n seconds, and has tokens 4 n
+    to 4 n + 3, named by their numbers."""
+    held = memory(cells)
+    plain = PlainMemory(held)
+    for index in range(chunks):
+        held.absorb(chunk(index, seed, spread=spread))
+        plain.absorb(chunk(index, seed, spread=spread))
+    until = None if seconds is None else (since or 0) + seconds
+    within = TimeRange(*(None if each is None else Fraction(each) for each in (since, until)))
+    first = 0 if since is None else 4 * since
+    end = 8 * chunks if until is None else 4 * until + 4
+    for group in plain.groups.values():
+        group.counted = range(first, end)
+    q, view = queries(seed), held.view(within=within)
+    selection = view.choose(q)
+    wanted = {name: sorted(serials) for name, serials in plain.choose(q).items()}
+    assert {name: sorted(tokens) for name, tokens in read(held, selection).items()} == wanted
+    assert selection.tokens == round(float(np.mean([len(each) for each in wanted.values()])))
+    units = {serial // 4 for each in wanted.values() for serial in each}
+    assert [page.unit for page in view.pages(selection)] == sorted(units)
+    view.release()
+
+
+def test_a_limited_view_stays_what_it_was_while_the_stream_goes_on():
+    """Also where later chunks overlap its range."""
+    held, q = memory(60), queries(3)
+    for index in range(4):
+        held.absorb(chunk(index))
+    view = held.view(within=TimeRange(Fraction(2), Fraction(100)))
+    held.absorb(chunk(4))
+    for tokens in read(held, view.choose(q)).values():  # unit 8 came later, with token 32
+        assert all(8 <= token < 32 for token in tokens)
+    view.release()

@@ -21,7 +21,7 @@ from support.plain_freekv import (
 )
 from support.sizes import examples
 
-from vicort.runtime.core import Page
+from vicort.runtime.core import Page, TimeRange
 from vicort.runtime.devices.host import HostDevice
 from vicort.runtime.devices.pages import EMPTY
 from vicort.runtime.devices.stage_clock import StageClock
@@ -603,4 +603,43 @@ def test_tokens_of_a_unit_fill_pages_of_their_own():
     assert bench.memory.cells_in_use() == 4
     assert bench.memory.oldest == 0
     view.release()
+    bench.close()
+
+
+@pytest.mark.parametrize(("since", "until"), [(3, 5), (6, None), (None, 2), (2.5, 2.75), (90, 99)])
+def test_a_limited_question_reads_pages_of_its_range_alone(since, until):
+    """At every step of its answer, as the plain statement does of these pages alone; page n lasts
+    from second n to n + 1."""
+    rule = 2, "mean-radius", "mean-scaled-softmax", "mean"
+    bench = Bench(22, 2, 3, 5, False, (0.8, 0.8), *rule)
+    for _ in range(9):
+        bench.leave()
+    within = TimeRange(*(None if each is None else Fraction(each) for each in (since, until)))
+    view = bench.memory.view(within=within)
+    held = {
+        number: keys
+        for number, keys in bench.plain.items()
+        if (since is None or number + 1 >= since) and (until is None or number <= until)
+    }
+    reader, plain = (
+        bench.memory.reader(view, bench.recalls()),
+        PlainQuestion(HKV, L, bench.budget, 0.8, 0.8, *rule),
+    )
+    q, seen = bench.query(), set()
+    for step in range(8):
+        while True:
+            if held:
+                bench.assert_reads(reader.table, plain, held)
+                seen |= {number for _, numbers in plain.reads.values() for number in numbers}
+            else:
+                assert not reader.selection.max_cells
+            rerun = reader.must_rerun(q, prefill=step == 0)
+            assert rerun == (bool(held) and plain.must_rerun(q, held, prefill=step == 0))
+            if not rerun:
+                break
+        q = bench.near(q, [0.1, 0.5, 1.5][step % 3])
+        bench.leave()
+    assert {page.unit for page in reader.pages()} == seen <= set(held)
+    reader.release()
+    assert not bench.memory.ring._leased
     bench.close()

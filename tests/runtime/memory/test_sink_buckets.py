@@ -16,9 +16,11 @@ from support.fake_engines import toy_model
 from support.sink_buckets import PlainMemory, attention_shares, page_scores, sink_buckets_system
 from support.sizes import examples
 
-from vicort.runtime.core import Page, Sampling
+from vicort.runtime.core import Page, Sampling, TimeRange
+from vicort.runtime.devices.pages import EMPTY, HostPool
 from vicort.runtime.errors import ConfigError, MemoryBudgetError
 from vicort.runtime.memory.long_term.protocols import Departing
+from vicort.runtime.memory.long_term.selection import Recall
 from vicort.runtime.memory.long_term.sink_buckets import SinkBucketsMemory
 from vicort.runtime.memory.page_tables import NONE
 from vicort.runtime.policies.long_term import SinkBuckets
@@ -253,3 +255,58 @@ def test_the_yaml_file_says_what_the_paper_does():
     policy = load_system("livevlm").long_term
     assert isinstance(policy, SinkBuckets)
     assert (policy.capacity, policy.share, policy.tokens) == (1, 0.4, 12288)
+
+
+@settings(max_examples=examples(40))
+@given(
+    chunks=st.integers(0, 20),
+    share=st.sampled_from([0.1, 0.4, 1.0]),
+    page=st.sampled_from([4, 8, 16]),
+    since=st.integers(0, 2100),
+    seconds=st.integers(0, 600),
+)
+def test_a_limited_view_reads_tokens_of_its_range_alone(chunks, share, page, since, seconds):
+    """As many pages as without a range, of those that have a token there. Unit n lasts from n to
+    n + 1/2 seconds, and units of chunk c are 100 c, 100 c + 1, ..."""
+    held, until = memory(share=share, page=page), since + seconds
+    for number in range(chunks):
+        held.absorb(departing(number, 13))
+    k, v, _ = kept(held)
+    rounded = math.ceil(page / MODEL.page_tokens) * MODEL.page_tokens
+    view = held.view(within=TimeRange(Fraction(since), Fraction(until)))
+    selection = view.choose(random_q(1))
+    pool = HostPool(np.zeros, MODEL, 100, np.float32, by_head=True)
+    table = Recall(pool, range(100)).load(held.pool, selection)
+
+    def is_inside(name):
+        unit = 100 * (int(name) // 1000) + int(name) % 1000 // 4
+        return unit + 0.5 >= since and unit <= until
+
+    seen, counts = set(), []
+    for layer in range(MODEL.layers):
+        names = v[layer, :, 0, 0]
+        pages = [names[start : start + rounded] for start in range(0, len(names), rounded)]
+        means = [p for p, each in enumerate(pages) if any(map(is_inside, each))]
+        keys = [k[layer, p * rounded : (p + 1) * rounded].mean(axis=0) for p in means]
+        scores = shares_of_means(keys, random_q(1)[layer])
+        best = sorted(range(len(means)), key=lambda i: (-scores[i], i))
+        best = sorted(means[i] for i in best[: math.ceil(share * len(pages))])
+        expected = [name for p in best for name in pages[p] if is_inside(name)]
+        for head in range(MODEL.kv_heads):
+            slots = table[layer, head][table[layer, head] != NONE]
+            there = pool.cell_positions[slots, layer, head, :, 0] != EMPTY
+            assert pool.data[slots, layer, head, 1, :, 0][there].tolist() == expected
+        seen |= {100 * (int(name) // 1000) + int(name) % 1000 // 4 for name in expected}
+        counts.append(len(expected))
+    assert [page.unit for page in view.pages(selection)] == sorted(seen)
+    assert selection.tokens == round(float(np.mean(counts)))
+
+
+def shares_of_means(keys, q):
+    """The attention of each query head over mean keys [Hkv, D], averaged over the heads."""
+    group, shares = len(q) // MODEL.kv_heads, np.zeros(len(keys))
+    for head, query in enumerate(q.astype(np.float64)):
+        scores = [query @ key[head // group] / MODEL.head_dim**0.5 for key in keys]
+        weights = np.exp(np.array(scores))
+        shares += weights / weights.sum() / len(q) if len(keys) else 0
+    return shares
