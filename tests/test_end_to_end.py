@@ -276,3 +276,28 @@ def test_the_default_system_loses_nothing_that_follows_directly(build_tiny, shap
             session.push(Frame(image, Fraction(index, 2), index))
         said = [session.ask(f"what color was the {shape}?").text for shape in shapes]
     assert said == list(colors)
+
+
+@pytest.mark.parametrize(
+    "system", ["distinct", "full-history", "uniform", "freekv", "livevlm", "rekv", "resv"]
+)
+def test_a_question_about_a_part_of_the_stream_sees_that_part(tiny_engines, system):
+    """A green circle in the first four seconds, and a blue one from second 16 to 20."""
+    green, blue, none = (40, 160, 60), (50, 80, 210), (45, 45, 45)
+    shown = [green] * 8 + [none] * 24 + [blue] * 8 + [none] * 8
+    with Session.open(tiny_engines, system, fps=2) as session:
+        for index, color in enumerate(shown):
+            image = np.full((120, 160, 3), 45, np.uint8)
+            image[plain_shapes()["circle"]] = color
+            session.push(Frame(image, Fraction(index, 2), index))
+        what, whether = "what color was the circle?", "was there a circle?"
+        first = session.ask(what, until=Fraction(10))
+        second = session.ask(what, since=Fraction(12))
+        between = session.ask(whether, since=Fraction(6), until=Fraction(14))
+        over = session.ask(whether, since=Fraction(24))
+        whole = session.ask(whether)
+    assert [each.text for each in (first, second, between, whole)] == ["green", "blue", "no", "yes"]
+    assert over.read == ()
+    for answer, since, until in ((first, 0, 10), (second, 12, 99), (between, 6, 14)):
+        # a unit that overlaps the range may begin half a second before, or end as much after
+        assert all(since - 0.5 <= start and end <= until + 0.5 for start, end in answer.read)

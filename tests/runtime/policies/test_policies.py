@@ -12,7 +12,7 @@ from support.fake_engines import control_tokens
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError, MemoryBudgetError
 from vicort.runtime.policies import chunk_index
-from vicort.runtime.policies.chunk_index import ChunkEntry, ChunkIndex
+from vicort.runtime.policies.chunk_index import ChunkEntry, ChunkIndex, ChunksWithin
 from vicort.runtime.policies.drop import ChunkIntra, KeepAll
 from vicort.runtime.policies.ingest import AllChunks, LatestUnits, RecentChunks
 from vicort.runtime.policies.overflow import DropOldest, Refuse, ThinEvenly
@@ -113,6 +113,43 @@ class Spied:
     def likeness(self, index):
         self._choices.append(index)
         return self._held.likeness(index)
+
+
+@given(
+    vectors,
+    memories(),
+    st.integers(0, 48),
+    st.integers(0, 48),
+    st.sampled_from(
+        [
+            AllUnits(),
+            SimilarChunks(top=1, recent=1),
+            SimilarChunks(top=3, recent=0),
+            EvenUnits(units=3),
+            DistinctChunks(units=4, recent=1),
+            DistinctChunks(units=6, recent=0, relevance=0.25),
+        ]
+    ),
+)
+def test_within_a_range_policies_choose_as_if_nothing_else_were_in_memory(
+    question, memory, first, last, policy
+):
+    held, digests = memory
+    pages = {unit: 1 + unit % 2 for chunk in held for unit in chunk.units if first <= unit <= last}
+    alone = ChunkIndex(width=6, unit_pages=2, compares=True)
+    for chunk in held:
+        if units := [unit for unit in chunk.units if first <= unit <= last]:
+            entry = ChunkEntry(chunk.chunk, units, sum(pages[unit] for unit in units), chunk.last)
+            alone.add(entry, digests[chunk.chunk])
+    within = ChunksWithin(held, pages)
+    assert list(within) == list(alone)
+    assert len(within) == len(alone)
+    np.testing.assert_allclose(within.cosines(question), alone.cosines(question), atol=1e-6)
+    for place in range(len(alone)):
+        np.testing.assert_allclose(within.likeness(place), alone.likeness(place), atol=1e-6)
+    # the rows of a matrix may be rounded in another way, so that what is equal may not be
+    if len(set(np.round(alone.cosines(question), 5).tolist())) == len(alone):
+        assert policy.choose(question, within) == policy.choose(question, alone)
 
 
 @given(vectors, memories())
