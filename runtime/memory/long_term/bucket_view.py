@@ -84,7 +84,8 @@ class BucketView:
         tokens alone."""
         snapshot, model = self._snapshot, self._snapshot.model
         kept = snapshot.kept()
-        has_tokens: np.ndarray = kept.reshape(model.layers, snapshot.page_count, -1).any(axis=2)
+        # [L, P] bool
+        has_tokens = np.any(kept.reshape(model.layers, snapshot.page_count, -1), axis=2)
         count = min(
             math.ceil(snapshot.share * snapshot.page_count), int(has_tokens.sum(axis=1).max())
         )
