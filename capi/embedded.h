@@ -14,6 +14,8 @@ extern int embedded_ask(char *error, vicort_session *session, const char *questi
                         vicort_answer *answer);
 extern int embedded_ask_stream(char *error, vicort_session *session, const char *question, vicort_token_callback on_token,
                                void *user_data, vicort_answer *answer);
+extern int embedded_ask_between(char *error, vicort_session *session, const char *question, int64_t since_us, int64_t until_us,
+                                vicort_token_callback on_token, void *user_data, vicort_answer *answer);
 extern int embedded_get_stats(char *error, vicort_session *session, vicort_stats *stats);
 extern int embedded_close(char *error, vicort_session *session);
 extern int embedded_close_all(char *error);

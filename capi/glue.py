@@ -355,11 +355,34 @@ def ask(
 
 @embedded
 def ask_stream(handle: Any, question: Any, on_token: Any, user_data: Any, facts: Any) -> None:
+    ask_in_pieces(handle, question, on_token, user_data, facts)
+
+
+@embedded
+def ask_between(
+    handle: Any,
+    question: Any,
+    since_us: int,
+    until_us: int,
+    on_token: Any,
+    user_data: Any,
+    facts: Any,
+) -> None:
+    limits = {
+        "since_us": None if since_us == -(2**63) else since_us,
+        "until_us": None if until_us == 2**63 - 1 else until_us,
+    }
+    ask_in_pieces(handle, question, on_token, user_data, facts, **limits)
+
+
+def ask_in_pieces(
+    handle: Any, question: Any, on_token: Any, user_data: Any, facts: Any, **limits: int | None
+) -> None:
     def give(piece: str) -> bool:
         whole = piece.encode(errors="replace")
         return on_token(user_data, ffi.from_buffer(whole + b"\0"), len(whole)) == 0
 
-    write_facts(facts, session_of(handle).ask(read_text(question, "question"), give))
+    write_facts(facts, session_of(handle).ask(read_text(question, "question"), give, **limits))
 
 
 def write_facts(facts: Any, timed: shared.TimedAnswer) -> None:

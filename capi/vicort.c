@@ -313,6 +313,14 @@ int vicort_ask_stream(vicort_session *session, const char *question, vicort_toke
     HAND_OVER(embedded_ask_stream, session, question, on_token, user_data, answer);
 }
 
+int vicort_ask_between(vicort_session *session, const char *question, int64_t since_us, int64_t until_us,
+                       vicort_token_callback on_token, void *user_data, vicort_answer *answer) {
+    NEED_SESSION(session);
+    NEED(question);
+    NEED(on_token);
+    HAND_OVER(embedded_ask_between, session, question, since_us, until_us, on_token, user_data, answer);
+}
+
 int vicort_get_stats(vicort_session *session, vicort_stats *stats) {
     NEED_SESSION(session);
     NEED(stats);

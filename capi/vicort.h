@@ -197,6 +197,13 @@ int vicort_ask(vicort_session *session, const char *question, char *text, size_t
 int vicort_ask_stream(vicort_session *session, const char *question, vicort_token_callback on_token, void *user_data,
                       vicort_answer *answer);
 
+/* Ask as vicort_ask_stream does, about a part of the stream: of the video only pairs of frames that overlap [since_us, until_us] are
+ * read, microseconds on the clock of the frames. INT64_MIN and INT64_MAX are no limits; a `since_us` before the first frame is none
+ * either. `answer->pages` is 0 if nothing is remembered of that time. The errors of vicort_ask_stream; QUESTION also for a range that
+ * ends before it begins, or before the first frame. */
+int vicort_ask_between(vicort_session *session, const char *question, int64_t since_us, int64_t until_us,
+                       vicort_token_callback on_token, void *user_data, vicort_answer *answer);
+
 /* Statistics of the stream so far. NULL, CLOSED. */
 int vicort_get_stats(vicort_session *session, vicort_stats *stats);
 

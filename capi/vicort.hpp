@@ -8,6 +8,7 @@
 #ifndef VICORT_HPP
 #define VICORT_HPP
 
+#include <cstdint>
 #include <exception>
 #include <stdexcept>
 #include <string>
@@ -96,8 +97,18 @@ public:
     /// on_token(std::string_view) is called with each piece on this thread. If it returns a bool, false stops the call. Its exceptions
     /// are rethrown.
     template <class OnToken> Answer ask(const std::string &question, OnToken &&on_token) {
+        return ask(question, INT64_MIN, INT64_MAX, std::forward<OnToken>(on_token));
+    }
+
+    /// About what was seen from since_us to until_us, as vicort_ask_between.
+    Answer ask(const std::string &question, std::int64_t since_us, std::int64_t until_us) {
+        return ask(question, since_us, until_us, [](std::string_view) {});
+    }
+
+    template <class OnToken> Answer ask(const std::string &question, std::int64_t since_us, std::int64_t until_us, OnToken &&on_token) {
         Call<std::remove_reference_t<OnToken>> call{on_token, {}, nullptr};
-        const int code = vicort_ask_stream(session_, question.c_str(), &decltype(call)::token, &call, &call.answer.facts);
+        const int code = vicort_ask_between(session_, question.c_str(), since_us, until_us, &decltype(call)::token, &call,
+                                            &call.answer.facts);
         if (call.thrown) std::rethrow_exception(call.thrown);
         call.answer.stopped = code == VICORT_E_STOPPED;
         if (!call.answer.stopped) check(code);

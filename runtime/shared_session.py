@@ -189,9 +189,16 @@ class SharedSession:
                     self._finished = True
                 self._session.finish(self._source_ending)
 
-    def ask(self, text: str, on_token: Callable[[str], bool]) -> TimedAnswer:
+    def ask(
+        self,
+        text: str,
+        on_token: Callable[[str], bool],
+        since_us: int | None = None,
+        until_us: int | None = None,
+    ) -> TimedAnswer:
         """Ask now and wait for the answer. on_token is called with each piece on this thread; if it
-        returns False, the call ends.
+        returns False, the call ends. since_us, until_us: only what was seen from one to the other
+        is read, on the clock of the frames; None = no limit.
 
         Raises QuestionError, SessionClosed, AnswerStopped (the answer ends at its next token), and
         the error of the answer.
@@ -200,9 +207,15 @@ class SharedSession:
             raise QuestionError("the question is empty: ask something")
         with self._inside():
             pieces: SimpleQueue[str | None] = SimpleQueue()
-            answer = self._session.submit(
-                Question(text.strip(), self._session.now, sampling=self._sampling), pieces.put
+            since, until = self._seconds(since_us), self._seconds(until_us)
+            question = Question(
+                text.strip(),
+                self._session.now,
+                sampling=self._sampling,
+                since=None if since is None else max(since, Fraction(0)),
+                until=until,
             )
+            answer = self._session.submit(question, pieces.put)
             answer.add_done_callback(lambda _: pieces.put(None))
             try:
                 while (piece := pieces.get()) is not None:
@@ -212,6 +225,12 @@ class SharedSession:
                 answer.cancel()  # no effect on an answer that was given
             self._check_open()  # on_token may have closed it after the last piece
             return self._timed(answer)
+
+    def _seconds(self, time_us: int | None) -> Fraction | None:
+        """Seconds of the stream."""
+        if time_us is None:
+            return None
+        return Fraction(time_us - (self._origin_us or 0), MICROSECONDS)
 
     def summary(self) -> Summary:
         """Statistics of the stream so far."""

@@ -36,6 +36,13 @@ void callbacks(vicort::Session &session) {
     CHECK(heard == answer.text && !answer.stopped && answer.facts.tokens > 0 && !heard.empty());
     CHECK(session.ask("what is there now?").text == answer.text);
 
+    const std::int64_t second = 1000000;
+    CHECK(session.ask("what is there now?", -second, INT64_MAX).text == answer.text);
+    CHECK(session.ask("what is there now?", 0, second / 25).facts.pages > 0);
+    CHECK(session.ask("what is there now?", 10 * second, 20 * second).facts.pages == 0);
+    CHECK(code_of([&] { session.ask("what is there now?", second, 0); }) == VICORT_E_QUESTION);
+    CHECK(code_of([&] { session.ask("what is there now?", INT64_MIN, -1); }) == VICORT_E_QUESTION);
+
     struct Own {};
     bool caught = false;
     try {

@@ -156,6 +156,9 @@ static void questions(vicort_session *session) {
     GIVES(VICORT_E_NULL, vicort_ask(session, NULL, text, sizeof text, NULL, NULL));
     GIVES(VICORT_E_NULL, vicort_ask(session, "what?", NULL, 1, NULL, NULL));
     GIVES(VICORT_E_NULL, vicort_ask_stream(session, "what?", NULL, NULL, NULL));
+    GIVES(VICORT_E_NULL, vicort_ask_between(session, "what?", 0, 1, NULL, NULL, NULL));
+    GIVES(VICORT_E_QUESTION, vicort_ask_between(session, "what?", INT64_MIN + 2, INT64_MIN + 1, never, &calls, NULL));
+    GIVES(VICORT_E_QUESTION, vicort_ask_between(session, "what?", 0, 1, never, &calls, NULL)); /* in 292,000 years */
     GIVES(VICORT_E_QUESTION, vicort_ask(session, " \n", text, sizeof text, NULL, NULL));
     GIVES(VICORT_E_QUESTION, vicort_ask(session, longest, text, sizeof text, NULL, NULL));
     GIVES(VICORT_E_ARGUMENT, vicort_ask_stream(session, "\xc3(", never, &calls, NULL));

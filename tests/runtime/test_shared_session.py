@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.fake_engines import FakeEngineSet
 from support.sizes import examples
 from support.streams import frames
-from support.systems import system
+from support.systems import FULL, system
 
 from vicort.runtime.core import Question, Sampling
 from vicort.runtime.errors import (
@@ -37,12 +37,10 @@ PICTURE = np.zeros((8, 8, 3), np.uint8)
 ASK = "what color was the circle?"
 
 
-def shared(engines=None, **options) -> SharedSession:
+def shared(engines=None, system=system(), **options) -> SharedSession:  # noqa: B008 (frozen)
+    options = {"fps": "source"} | options
     return SharedSession(
-        Session(
-            engines or FakeEngineSet(), system(), sampling=SHORT, **({"fps": "source"} | options)
-        ),
-        SHORT,
+        Session(engines or FakeEngineSet(), system, sampling=SHORT, **options), SHORT
     )
 
 
@@ -102,6 +100,32 @@ def test_answers_are_those_of_the_session():
     heard = hear(session)
     assert (heard.answer.text, heard.answer.seen_until) == (expected.text, expected.seen_until)
     assert heard.seen_until_us == 7 + expected.seen_until * MICROSECONDS
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "read"),
+    [
+        (None, None, (0, 11)),
+        (3_000_000, None, (2, 11)),
+        (-5, 1_500_000, (0, 1)),
+        (4_000_000, 7_000_000, (4, 7)),
+        (50_000_000, 60_000_000, None),
+    ],
+)
+def test_a_range_is_on_the_clock_of_the_frames(since, until, read):
+    """A frame each second, two of them a unit."""
+    session, origin = shared(system=system(**FULL)), 10**15
+    for second in range(12):
+        session.push(origin + second * MICROSECONDS, lambda: PICTURE)
+    limits = {
+        name: None if time is None else origin + time
+        for name, time in (("since_us", since), ("until_us", until))
+    }
+    heard = hear(session, **limits)
+    assert heard.answer.read == ((read,) if read else ())
+    with pytest.raises(QuestionError):
+        hear(session, since_us=None, until_us=origin - 1)
     session.close()
 
 
