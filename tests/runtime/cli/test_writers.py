@@ -303,3 +303,25 @@ def test_in_a_pipe_only_whole_answers_come() -> None:
     writer = TextWriter(file)
     give(writer, answer(), "re", "d")
     assert file.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("limits", "read", "memory_from", "says"),
+    [
+        ({"since": Fraction(600), "until": Fraction(900)}, (), Fraction(1200),
+         ", nothing is remembered from 600.000 s until 900.000 s (memory begins at 1200.000 s)"),
+        ({"until": Fraction(9)}, (), None, ", nothing is remembered until 9.000 s"),
+        ({"since": Fraction(9)}, ((Fraction(9), Fraction(10)),), Fraction(0), ""),
+        ({}, (), None, ""),
+    ],
+)  # fmt: skip
+def test_text_says_where_nothing_of_a_range_is_remembered(limits, read, memory_from, says):
+    given = replace(answer(), read=read, memory_from=memory_from, **limits)
+    times = "[asked at 12.500 s, seen until 12.000 s"
+    assert f"red   {times}{says}, first token after 4.2 ms]" in written("text", given)
+    event = json.loads(written("jsonl", given))
+    assert {key: event[key] for key in ("since", "until") if key in event} == (
+        {"since": None, "until": None} | {key: float(value) for key, value in limits.items()}
+        if limits
+        else {}
+    )

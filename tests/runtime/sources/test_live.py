@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 import traceback
+from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
 
@@ -530,6 +531,26 @@ def test_time_rises_over_any_connections_and_never_runs_ahead_of_the_wall(connec
     assert len(frames) == sum(map(len, connections))
     assert one_clock(frames)
     assert all(b.time - a.time <= JUMP + 5 for a, b in itertools.pairwise(frames))
+
+
+def test_it_began_when_its_first_frame_came():
+    """Whatever connections follow."""
+    queue = iter([Plays([Fraction(5), Fraction(6)]), Plays([Fraction(0)])])
+
+    def again():
+        try:
+            return next(queue)
+        except StopIteration:
+            raise SourceError("no more") from None
+
+    patience = Patience(first_delay=0, max_delay=0, attempts=1)
+    source, began = LiveSource("plays", again, patience=patience), []
+    assert source.began is None
+    before = datetime.now(UTC)
+    with pytest.raises(TruncatedSource):
+        began.extend(source.began for _ in source.frames())
+    assert before <= began[0] <= datetime.now(UTC)
+    assert began == [began[0]] * 3
 
 
 @given(
