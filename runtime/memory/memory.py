@@ -72,7 +72,12 @@ class Memory:
         )
         plan = MemoryPlan.of(model, system, size, timeline.first, page_bytes(model, dtype, by_head))
         unit_pages = math.ceil(model.unit_tokens / model.page_tokens)
-        self.chunks = ChunkIndex(model.width, unit_pages, system.retrieval.compares)
+        self.chunks = ChunkIndex(
+            model.width,
+            unit_pages,
+            compares=system.retrieval.compares,
+            finds_alike=system.overflow.compares,
+        )
         self.tiers = Tiers(device, model, plan, dtype, by_head, system.overflow, self.chunks)
         self.pool = self.tiers.pool
         self.reruns = 0  # runs of the language graph that were repeated over another choice
