@@ -134,7 +134,7 @@ class ChunkIndex:
         rows = np.array([self._row[chunk] for chunk in chunks])
         found = int(self._nearest.cosine[rows].argmax())
         twins = np.flatnonzero(rows == self._nearest.row[rows[found]])
-        pair = [chunks[found], *(chunks[twin] for twin in twins)]
+        pair = [chunks[found], *(chunks[twin] for twin in twins.tolist())]
         return min(sorted(pair), key=self._gap)
 
     def _gap(self, chunk: int) -> int:
