@@ -22,7 +22,6 @@ from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.errors import SessionClosed
 from vicort.runtime.stages.job import Buffers, Job, Stage
 
-
 FORK = "fork "  # before the name of a stage: its time for chunks that only questions see
 
 
