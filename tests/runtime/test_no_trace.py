@@ -136,6 +136,18 @@ def test_a_question_gets_the_answer_of_a_stream_that_ends_then(name, count, earl
     assert answer.seen_until == Fraction(count - 1, 2)
 
 
+@pytest.mark.parametrize("name", known_systems())
+def test_every_system_sees_the_newest_frame(name):
+    """Also where it is half a unit, and again after a question at the same moment."""
+    with Session(engines(), load_system(name), fps="source", sampling=SHORT) as session:
+        for number, frame in enumerate(pictures(11)):
+            session.push(frame)
+            answers = [session.ask(ASK) for _ in range(1 + number % 2)]
+            assert {answer.seen_until for answer in answers} == {frame.time}
+            if name != "timechat-online":  # which keeps nothing of a picture that has not changed
+                assert answers[-1].read[-1][1] == frame.time
+
+
 @pytest.mark.parametrize("name", ["distinct", "codecflow"])
 def test_questions_leave_no_trace_in_the_embedded_model(name, tiny_engines):
     """Units that the vision engine encodes alone, for questions, are those of the whole chunk."""
