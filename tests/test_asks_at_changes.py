@@ -1,5 +1,5 @@
-"""The embedded model is asked whenever the scene changes: `--at-changes` from a clip to answers, how
-soon changes are seen, and how surely."""
+"""The embedded model is asked whenever the scene changes: how soon and how surely changes are seen,
+and `--at-changes` from a clip to its answers."""
 
 import json
 from fractions import Fraction
