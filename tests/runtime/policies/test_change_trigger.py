@@ -12,7 +12,12 @@ from vicort.runtime.policies.drop import ChunkIntra, Differential, FewTokens, Ke
 
 # seconds since the chunk before, tokens, and how many of them are kept
 CHUNKS = st.lists(
-    st.tuples(st.fractions(Fraction(1, 10), 3), st.integers(1, 64), st.floats(0, 1)), max_size=40
+    st.tuples(
+        st.sampled_from([Fraction(1, 2), Fraction(1), Fraction(7, 3)]),
+        st.integers(1, 64),
+        st.floats(0, 1),
+    ),
+    max_size=40,
 )
 
 
@@ -21,7 +26,7 @@ def triggered(chunks, kept, apart):
     return [number for number, chunk in enumerate(chunks) if trigger.changed(*chunk)]
 
 
-@given(CHUNKS, st.floats(0, 0.99), st.fractions(0, 8))
+@given(CHUNKS, st.floats(0, 0.99), st.fractions(0, 8) | st.integers(0, 8).map(Fraction))
 def test_a_change_is_a_chunk_above_the_share_and_apart_from_the_change_before(drawn, kept, apart):
     times = accumulate(gap for gap, _, _ in drawn)
     chunks = [
@@ -38,7 +43,8 @@ def test_a_change_is_a_chunk_above_the_share_and_apart_from_the_change_before(dr
 def test_without_a_distance_every_chunk_above_the_share_is_a_change():
     chunks = [(Fraction(at), kept, 10) for at, kept in enumerate((10, 4, 5, 9, 0, 10))]
     assert triggered(chunks, 0.4, Fraction(0)) == [2, 3, 5]  # four of ten are not above 0.4
-    assert triggered(chunks, 0.4, Fraction(2)) == [2, 5]
+    assert triggered(chunks, 0.4, Fraction(3)) == [2, 5]  # just far enough
+    assert triggered(chunks, 0.4, Fraction(31, 10)) == [2]
 
 
 @pytest.mark.parametrize(
