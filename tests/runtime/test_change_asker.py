@@ -12,7 +12,7 @@ from support.sizes import examples
 
 from vicort.runtime.change_asker import ChangeAsker
 from vicort.runtime.core import ChunkEvent, Frame, Question, Sampling
-from vicort.runtime.errors import ConfigError, SessionClosed
+from vicort.runtime.errors import ConfigError, SessionClosed, VicortError
 from vicort.runtime.policies.system import known_systems, load_system
 from vicort.runtime.session import Session
 
@@ -114,3 +114,21 @@ def test_one_that_waits_raises_what_the_answer_before_failed_with():
 def chunk(index):
     """All of its tokens are kept."""
     return ChunkEvent(index, 2, Fraction(index), Fraction(index), 16, 16, 1.0)
+
+
+def test_settle_waits_until_the_events_of_all_full_chunks_are_there_and_refuses_to_wait_for_itself():
+    ends, refused = [], []
+
+    def event(event):
+        with pytest.raises(VicortError, match="settle") as error:
+            session.settle()
+        refused.append(error)
+        ends.append(event.end)
+
+    with Session(FakeEngineSet(3, **ENGINES), SYSTEM, fps="source", on_event=event) as session:
+        for number, frame in enumerate(scenes([3, 3]), 1):
+            session.push(frame)
+            session.settle()
+            assert len(ends) == len(refused) == number // 2
+    with pytest.raises(SessionClosed):
+        session.settle()
