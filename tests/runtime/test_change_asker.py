@@ -116,7 +116,7 @@ def chunk(index):
     return ChunkEvent(index, 2, Fraction(index), Fraction(index), 16, 16, 1.0)
 
 
-def test_settle_waits_until_the_events_of_all_full_chunks_are_there_and_refuses_to_wait_for_itself():
+def test_settle_waits_for_the_events_of_all_full_chunks_and_is_refused_in_a_callback():
     ends, refused = [], []
 
     def event(event):
