@@ -325,6 +325,16 @@ class Session:
             self._check_stream()
             self.step(frame)
 
+    @_known_device_errors
+    def settle(self) -> None:
+        """Wait until every chunk that is full is in memory, and `on_event` has returned from its
+        ChunkEvent.
+
+        Raises what a chunk failed with, and SessionClosed after `close`.
+        """
+        self._check_usable("settle")
+        self._pipeline.drain()
+
     def _comes_late(self, at: Fraction) -> bool:
         """Whether a pushed frame is not later than the one before."""
         if self._pushed is not None and at <= self._pushed:
