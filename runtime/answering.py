@@ -122,9 +122,9 @@ class Answerer:
             prefill.stream.wait(newest_chunk)
         if memory.system.text.joins:
             needed = len(self.prompt.question(question.text)) + question.sampling.max_tokens + 1
-            memory.keep_text_in_range(needed, prefill.stream)
+            memory.keep_text_in_range(needed, forked, prefill.stream)
         digest = self._query(question)
-        fork, within = memory.fork() if forked else None, question.within
+        fork, within = memory.fork if forked else None, question.within
         units = memory.choose(digest, fork, within)
         deferred = tuple(prefill.deferred)
         if forked:

@@ -365,6 +365,8 @@ class Summary(Event):
     # for live sources and --realtime: the result of `LagMeter.summary`
     realtime: dict[str, Any] | None = None
     event_failures: int = 0  # calls of on_event that raised; left out of the JSON where it is 0
+    # as `stage_ms`, of chunks that questions saw while they were being filled
+    fork_ms: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         written = super().to_json()

@@ -330,6 +330,16 @@ class Session:
             self._check_stream()
             self.step(frame)
 
+    @_known_device_errors
+    def settle(self) -> None:
+        """Wait until every chunk that is full is in memory, and `on_event` has returned from its
+        ChunkEvent.
+
+        Raises what a chunk failed with, and SessionClosed after `close`.
+        """
+        self._check_usable("settle")
+        self._pipeline.drain()
+
     def _comes_late(self, at: Fraction) -> bool:
         """Whether a pushed frame is not later than the one before."""
         if self._pushed is not None and at <= self._pushed:
@@ -639,7 +649,7 @@ class Session:
         filled as a fork, which the stream does not store.
 
         Returns when all of them are in memory, and whether there is a fork. A question that becomes
-        part of the stream ends the chunk instead, and sees whole units alone.
+        part of the stream ends the chunk after its last whole unit; the fork is half a unit then.
         """
         at = max(question.at or self.now, self.now)
         self._take(self._sampler.stayed_by(at))
@@ -648,7 +658,7 @@ class Session:
         if self.system.text.joins and (chunk := self._chunker.cut()):
             self._lag.enter(chunk)
         self._lag.flush()
-        forked = not self.system.text.joins and self._fork()
+        forked = self._fork()
         return self._pipeline.newest, forked
 
     def _hold(self) -> None:
@@ -658,10 +668,11 @@ class Session:
 
     def _fork(self) -> bool:
         """Let the next question see the chunk that is being filled, if there is one. Questions at
-        the same moment share the fork."""
+        the same moment share the fork, unless text of one comes before the next."""
         if not self._chunker.pending:
             return False
-        if self._forked != self._chunker.moment and (fork := self._chunker.fork()):
+        shared = self._forked == self._chunker.moment and not self.system.text.joins
+        if not shared and (fork := self._chunker.fork()):
             self._pipeline.enter(fork)
             self._forked = self._chunker.moment
         return True

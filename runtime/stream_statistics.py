@@ -14,6 +14,7 @@ from vicort.runtime.core import Summary
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.memory.memory import Memory
 from vicort.runtime.policies.system import System
+from vicort.runtime.stages.pipeline import FORK
 
 STAGES = ("preprocess", "vision", "tokens", "prefill")
 MAX_TTFTS = 10_000  # the latest, over which the summary's percentiles are taken
@@ -46,6 +47,7 @@ class StreamStatistics:
         """dropped: frames that the lag policy dropped."""
         seconds = max(self.last_ns - self.first_ns, 0) / 1e9 if self.last_ns else 0.0
         stage_ms = {stage: clock.totals.get(stage, 0) / 1e6 for stage in STAGES}
+        fork_ms = {stage: clock.totals.get(f"{FORK}{stage}", 0) / 1e6 for stage in STAGES}
         return Summary(
             system=system.name,
             frames=self.frames,
@@ -63,6 +65,7 @@ class StreamStatistics:
             late=self.late,
             peak_rss_mb=_peak_rss_mb(),
             event_failures=self.event_failures,
+            fork_ms=fork_ms,
         )
 
 

@@ -66,7 +66,7 @@ FLOORS = {
     "stages": 4,
     # The heads of the two journeys, in the order in which they call each other.
     **dict.fromkeys(("answering", "answer_run", "assembly", "session", "stream_statistics"), 5),
-    **dict.fromkeys(("asked_question", "question_queue", "conversations"), 5),
+    **dict.fromkeys(("asked_question", "question_queue", "conversations", "change_asker"), 5),
     "known_failures": 5,
     "owning_process": 5,
     "session_arguments": 5,

@@ -150,6 +150,8 @@ def film(engines: EngineSet, seconds: float, speed: float, plan: Plan) -> dict[s
         "asked": len(record.asked),
         "answered": sum(bool(answer.text) for answer in answers),
         "ttft_ms": percentiles([answer.ttft_ms for answer in answers]),
+        "stage_ms": {stage: round(ms, 1) for stage, ms in summary.stage_ms.items()},
+        "fork_ms": {stage: round(ms, 1) for stage, ms in summary.fork_ms.items()},
         "lag_ms": percentiles([lag for lags in record.lags.values() for lag in lags], 1),
         "tenths": _tenths(record, rows, plan.rows),
         "load_average_before": before["load_average"],

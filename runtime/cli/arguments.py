@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from vicort.runtime.change_asker import SHOWS_CHANGES, check_shows_changes
 from vicort.runtime.cli.moments import Moment, parse_moment
 from vicort.runtime.cli.presets import PRESETS, preset_text
 from vicort.runtime.cli.questions import (
@@ -80,6 +81,7 @@ class Options:
     limits: Limits = Limits()  # noqa: RUF009 (frozen)
     questions: tuple[Question, ...] = ()
     recurring: tuple[RecurringQuestion, ...] = ()
+    at_changes: tuple[Question, ...] = ()
     typed_questions: bool = False  # whether stdin brings more questions
     serve_socket: Path | None = None
     sampling: Sampling = Sampling()  # noqa: RUF009 (frozen)
@@ -152,7 +154,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         )
     if typed.input_format is not None:
         check_input_format(typed.input_format)
-    return Options(
+    options = Options(
         sources=tuple(typed.sources),
         engine_dir=typed.engine_dir,
         verify_engines=typed.verify_engines,
@@ -174,6 +176,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         limits=_limits(typed),
         questions=_questions(typed, sampling),
         recurring=_recurring(typed, sampling),
+        at_changes=_at_changes(typed, sampling),
         typed_questions=str(typed.questions) == STDIN,
         serve_socket=typed.serve_socket,
         sampling=sampling,
@@ -188,6 +191,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         log_level=typed.log_level,
         **defaults | _with_settings(defaults["system"], typed.set),
     )
+    if options.at_changes:
+        check_shows_changes(options.chosen_system)
+    return options
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -442,6 +448,14 @@ def _add_questions(group: argparse._ArgumentGroup) -> None:
         nargs=2,
         metavar=("SECONDS", "QUESTION"),
         help="ask again every SECONDS of the stream; repeatable",
+    )
+    group.add_argument(
+        "--at-changes",
+        action="append",
+        default=[],
+        metavar="QUESTION",
+        help="ask again whenever the scene changes, with a system that drops tokens, such as "
+        f"{SHOWS_CHANGES}; `changes` of the system says what a change is; repeatable",
     )
     group.add_argument(
         "--until",
@@ -713,6 +727,13 @@ def _recurring(typed: argparse.Namespace, sampling: Sampling) -> tuple[Recurring
             )
         )
     return tuple(found)
+
+
+def _at_changes(typed: argparse.Namespace, sampling: Sampling) -> tuple[Question, ...]:
+    return tuple(
+        Question(_words(text, "--at-changes"), None, f"change{number}", None, sampling)
+        for number, text in enumerate(typed.at_changes, 1)
+    )
 
 
 def _words(text: str, flag: str) -> str:

@@ -12,6 +12,7 @@ from fractions import Fraction
 from functools import partial
 from typing import Any, TypeGuard
 
+from vicort.runtime.change_asker import SHOWS_CHANGES, ChangeAsker
 from vicort.runtime.cli.arguments import Options
 from vicort.runtime.cli.doubts import Doubts
 from vicort.runtime.cli.lag import LagMeter
@@ -20,7 +21,7 @@ from vicort.runtime.cli.output import Output
 from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
 from vicort.runtime.cli.recurring import RecurringAsker
 from vicort.runtime.cli.service_status import ServiceStatus
-from vicort.runtime.core import Answer, Event, Question
+from vicort.runtime.core import UNIT_FRAMES, Answer, Event, Question
 from vicort.runtime.devices.stage_clock import SpanSink
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import QuestionError, TruncatedSource
@@ -67,6 +68,7 @@ class Watch:
         self._askers: list[RecurringAsker] = []
         # questions that need to know when the stream began
         self._held: list[WrittenQuestion] = []
+        self._change_askers: list[ChangeAsker] = []
         self.said_yes = False
         self._failed: BaseException | None = None  # why the first question has no answer
 
@@ -113,6 +115,11 @@ class Watch:
     def _on_lag(self) -> str:
         return self._context.options.on_lag or "wait"
 
+    @property
+    def _waits(self) -> bool:
+        """Whether frames wait for what is asked before them."""
+        return self._on_lag == "wait"
+
     def _watch(self, session: Session) -> int:
         context = self._context
         submit = partial(self._submit_own, session)
@@ -122,14 +129,17 @@ class Watch:
             else:
                 submit(question)
         self._askers = [
-            RecurringAsker(each, submit, waits=self._on_lag == "wait")
-            for each in context.options.recurring
+            RecurringAsker(each, submit, waits=self._waits) for each in context.options.recurring
         ]
+        self._change_askers = self._make_change_askers(session)
         context.router.enter(self.label, partial(self._ask_now, session), self.source.name)
         with self._output.progress_of(self.source, shown=not self.label):
             code = self._feed(session)
             self._submit_held(session, at_end=True)
             session.finish(self.source.ending)
+            if self._change_askers:  # the last chunks may show a change
+                self._ask_at_changes(session)
+                session.finish()
             if context.typed_questions and not context.stopping.is_set():
                 self._wait_for_typed(context.typed_questions)
                 session.finish()
@@ -147,6 +157,7 @@ class Watch:
             for frame in self.source.frames(partial(self._wants, session)):
                 with self.source.named_in_errors() if not self.label else nullcontext():
                     session.push(frame)
+                self._ask_at_changes(session)
                 self._context.status.frame(frame.time, self.label)
                 self._output.progress(frame.index + 1)
                 self._output.check()
@@ -167,9 +178,33 @@ class Watch:
         if self._held and self.source.began:
             self._submit_held(session, at_end=False)
         wanted = session.wants(at)
+        self._ask_at_changes(session)
         if wanted and self._meter:
             self._meter.captured(at, captured)
         return wanted
+
+    def _make_change_askers(self, session: Session) -> list[ChangeAsker]:
+        questions = self._context.options.at_changes
+        if not questions:
+            return []
+        frames, system = session.inspect().chunk_frames, session.fitted.system
+        if frames > UNIT_FRAMES:
+            self._output.warn(
+                f"--at-changes sees a change when its chunk of {frames} frames is full: "
+                f"--system {SHOWS_CHANGES} has chunks of {UNIT_FRAMES}",
+                self.label,
+            )
+        return [
+            ChangeAsker(each, system, waits=self._waits, chunk_frames=frames) for each in questions
+        ]
+
+    def _ask_at_changes(self, session: Session) -> None:
+        """Ask about changes that are in memory; where frames wait, first let all chunks get
+        there."""
+        if self._change_askers and self._waits:
+            session.settle()
+        for each in self._change_askers:
+            each.advance(partial(self._submit_own, session))
 
     def _stop_if_satisfied(self) -> None:
         if any(each.satisfied for each in self._askers):
@@ -238,19 +273,19 @@ class Watch:
         if self._meter:
             self._meter.event(event)
         self._output.event(event, self.label)
+        for each in self._change_askers:
+            each.event(event)
         if self._context.notes:
             self._context.notes.event(event)
         if isinstance(event, Answer):
             self._doubts.answered(event)
 
     def _summarise(self, session: Session) -> None:
-        for recurring, asker in zip(self._context.options.recurring, self._askers, strict=False):
-            if asker.skipped:
-                self._output.warn(
-                    f"{recurring.question.text!r} was skipped {asker.skipped} times, because its "
-                    "previous answer was not complete",
-                    self.label,
-                )
+        options = self._context.options
+        for question, changes in zip(options.at_changes, self._change_askers, strict=False):
+            self._warn_skipped(question, changes.skipped)
+        for recurring, asker in zip(options.recurring, self._askers, strict=False):
+            self._warn_skipped(recurring.question, asker.skipped)
             if asker.unsure:
                 self._output.warn(
                     f"{recurring.question.text!r} was answered with yes {asker.unsure} times with "
@@ -262,6 +297,14 @@ class Watch:
         self._output.event(
             replace(summary, realtime=self._meter.summary()) if self._meter else summary, self.label
         )
+
+    def _warn_skipped(self, question: Question, times: int) -> None:
+        if times:
+            self._output.warn(
+                f"{question.text!r} was skipped {times} times, because its previous answer was not "
+                "complete",
+                self.label,
+            )
 
 
 class _LabelledSpans:

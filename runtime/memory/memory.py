@@ -11,6 +11,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -78,7 +79,12 @@ class Memory:
         )
         plan = MemoryPlan.of(model, system, size, timeline.first, page_bytes(model, dtype, by_head))
         unit_pages = math.ceil(model.unit_tokens / model.page_tokens)
-        self.chunks = ChunkIndex(model.width, unit_pages, system.retrieval.compares)
+        self.chunks = ChunkIndex(
+            model.width,
+            unit_pages,
+            compares=system.retrieval.compares,
+            finds_alike=system.overflow.compares,
+        )
         self.tiers = Tiers(device, model, plan, dtype, by_head, system.overflow, self.chunks)
         self.pool = self.tiers.pool
         self.reruns = 0  # runs of the language graph that were repeated over another choice
@@ -87,7 +93,8 @@ class Memory:
         self._texts: deque[list[PageLocation]] = deque()  # appended runs of text, oldest first
         self._reader_bytes = 0  # that readers of questions moved, and chunks that left the window
         self._stream_reader = self._new_stream_reader()
-        self._fork: ChunkFork | None = None
+        # the chunk that is being filled, if a question has asked for it
+        self.fork: ChunkFork | None = None
         self._newest_chunk = 0  # index of the chunk that has come
 
     # ---- what the stream writes ----
@@ -150,12 +157,12 @@ class Memory:
             else []
         )
         last = chunk.first_unit + chunk.units - 1
-        self._fork = ChunkFork(chunk.index, chunk.start, last, tuple(locations), digest, next_text)
+        self.fork = ChunkFork(chunk.index, chunk.start, last, tuple(locations), digest, next_text)
 
     def begin_chunk(self, chunk: Chunk) -> None:
         """The next chunk comes, or a fork of it: the fork before is over."""
         self.tiers.drop_fork()
-        self._fork = None
+        self.fork = None
         if not chunk.forked:
             self._newest_chunk = chunk.index
 
@@ -294,12 +301,14 @@ class Memory:
             age = int(self.tiers.first_position(oldest)[0]) - timeline.first
         self.rebase(max(excess, age, timeline.range // 2), stream)
 
-    def keep_text_in_range(self, needed: int, stream: Stream) -> None:
+    def keep_text_in_range(self, needed: int, forked: bool, stream: Stream) -> None:
         """Re-base time when text that becomes part of the stream would leave the trained range.
 
-        needed: positions of that text. Waits until no question reads cached pages.
+        needed: positions of that text; forked: whether it comes after the fork. Waits until no
+        question reads cached pages.
         """
-        excess = self.timeline.next_text + needed - self.model.max_position
+        first = self.fork.next_text if forked and self.fork else self.timeline.next_text
+        excess = first + needed - self.model.max_position
         if excess > 0:
             self.rebase(max(excess, self.timeline.range // 4), stream)
 
@@ -319,6 +328,15 @@ class Memory:
         self.timeline.rebase(steps)
         if self._texts:
             self.timeline.stay_behind(self._last_position(self._texts[-1]))
+        if self.fork:
+            self._rebase_fork(self.fork, time_only, floor, stream)
+
+    def _rebase_fork(self, fork: ChunkFork, step: np.ndarray, floor: int, stream: Stream) -> None:
+        slots = _slots(fork.locations)
+        self.pool.shift(slots, step, floor, stream)
+        positions = self.pool.host_positions[slots]
+        last = int(positions.max()) if positions.size else floor
+        self.fork = replace(fork, next_text=max(last + 1, self.timeline.next_text))
 
     def close_gaps(self, stream: Stream) -> None:
         """Renumber positions so that the window starts right after the prompt: first text that is
@@ -356,10 +374,6 @@ class Memory:
         return int(self.pool.host_positions[last.slot, 0, 0, last.page.tokens - 1, 0])
 
     # ---- for questions ----
-
-    def fork(self) -> ChunkFork | None:
-        """The chunk that is being filled, if a question has asked for it."""
-        return self._fork
 
     def choose(
         self, question: np.ndarray, fork: ChunkFork | None, within: TimeRange | None = None

@@ -217,12 +217,12 @@ class Tiers:
             if self.host_slots.count:
                 self._move_to_host(next(iter(self._on_device)), stream)
             else:
-                self.evict(self._overflow.victims(self._on_device.keys()))
+                self.evict(self._overflow.victims(self._on_device.keys(), self._chunks))
 
     def _move_to_host(self, unit: int, stream: Stream) -> None:
         locations = self._units[unit].locations
         while self.host_slots.live + len(locations) > self.host_slots.count:
-            self.evict(self._overflow.victims(self._on_host.keys()))
+            self.evict(self._overflow.victims(self._on_host.keys(), self._chunks))
         device_slots = [location.slot for location in locations]
         host_slots = self.host_slots.allocate(len(locations))
         self.count_moved(len(locations))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+
+from vicort.runtime.policies.nearest_rows import NearestRows
 
 # Up to this many chunks, all pairwise cosines are kept (67 MB); above it, they are computed on use.
 MAX_COMPARED = 4096
@@ -51,11 +54,14 @@ class ChunkIndex:
     chunks in one matrix product.
     """
 
-    def __init__(self, width: int, unit_pages: int, compares: bool) -> None:
+    def __init__(
+        self, width: int, unit_pages: int, *, compares: bool = False, finds_alike: bool = False
+    ) -> None:
         """
         width: length of a digest.
         unit_pages: pages of a unit whose tokens are all kept.
         compares: whether the cosines between chunks are computed when a chunk is added.
+        finds_alike: whether `most_alike` is asked for.
         """
         self.unit_pages = unit_pages
         self._chunks: dict[int, ChunkEntry] = {}
@@ -64,6 +70,7 @@ class ChunkIndex:
         # [rows, width] digests of length 1, or 0
         self._directions = np.empty((0, width), np.float32)
         self._likeness = np.empty((0, 0), np.float32) if compares else None  # [rows, rows] cosines
+        self._nearest = NearestRows() if finds_alike else None
         # [n] rows in the order of the stream; None: computed on use
         self._order: np.ndarray | None = None
 
@@ -76,11 +83,16 @@ class ChunkIndex:
         self._directions[row] = direction(digest)
         if self._likeness is not None:
             self._likeness[row] = self._likeness[:, row] = self._directions @ self._directions[row]
+        if self._nearest:
+            self._nearest.add(row, self._rows(), self._directions)
 
     def forget(self, chunk: int) -> None:
         del self._chunks[chunk]
-        self._free.append(self._row.pop(chunk))
+        row = self._row.pop(chunk)
+        self._free.append(row)
         self._order = None
+        if self._nearest:
+            self._nearest.forget(row, self._rows(), self._directions)
 
     def remove_unit(self, chunk: int, unit: int, pages: int) -> None:
         """Remove an evicted unit, which had `pages` pages; a chunk without units is forgotten."""
@@ -111,6 +123,29 @@ class ChunkIndex:
             return (self._directions @ self._directions[rows[index]]).take(rows)
         return self._likeness[rows[index]].take(rows)
 
+    def most_alike(self, chunks: Sequence[int]) -> int:
+        """Of these chunks, the one that is most like another chunk in memory.
+
+        If that one is among these too, and its neighbours in time are closer to each other, it is
+        that one. Of equals, the earlier.
+        """
+        if self._nearest is None:
+            raise ValueError("this index does not look for chunks that are alike")
+        rows = np.array([self._row[chunk] for chunk in chunks])
+        found = int(self._nearest.cosine[rows].argmax())
+        twins = np.flatnonzero(rows == self._nearest.row[rows[found]])
+        pair = [chunks[found], *(chunks[twin] for twin in twins.tolist())]
+        return min(sorted(pair), key=self._gap)
+
+    def _gap(self, chunk: int) -> int:
+        """Chunks between the neighbours of a chunk in memory; the first and the last have only one,
+        which counts as far."""
+        order = list(self._row)
+        place = order.index(chunk)
+        if place in (0, len(order) - 1):
+            return sys.maxsize
+        return order[place + 1] - order[place - 1]
+
     def _rows(self) -> np.ndarray:
         if self._order is None:
             self._order = np.fromiter(self._row.values(), int, len(self._row))
@@ -120,6 +155,8 @@ class ChunkIndex:
         """Double the number of rows."""
         rows = len(self._directions)
         more = max(rows, 16)
+        if self._nearest:
+            self._nearest.grow(rows + more)
         self._directions = np.pad(self._directions, ((0, more), (0, 0)))
         if self._likeness is not None:
             self._likeness = (

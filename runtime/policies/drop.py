@@ -46,6 +46,11 @@ class Drop(Policy):
         and not within its chunk alone."""
         return False
 
+    def shows_changes(self, units: int) -> bool:
+        """Whether the share that is kept of a chunk of `units` units grows with what changes in
+        it."""
+        return self.drops
+
     def rule(self, units: int, unit_tokens: int) -> DropRule:
         """What the token control graph drops from a chunk of `units` units of `unit_tokens`
         tokens."""
@@ -79,6 +84,10 @@ class ChunkIntra(Drop):
         if (self.threshold is None) == (self.keep is None):
             raise ValueError("set either threshold or keep")
         return self
+
+    def shows_changes(self, units: int) -> bool:
+        """`keep` is the same share of every chunk, and a single unit is kept whole."""
+        return self.threshold is not None and units > 1
 
     def rule(self, units: int, unit_tokens: int) -> DropRule:
         if self.threshold is not None:

@@ -5,24 +5,30 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Collection
+from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
 from vicort.runtime.errors import MemoryBudgetError
+from vicort.runtime.policies.chunk_index import ChunkIndex
 from vicort.runtime.policies.policy import Policy
 
+LATEST = 8  # chunks that DropAlike keeps, whatever they are like
 EVICTED_SHARE = 64  # ThinEvenly evicts one unit in 64 of those in the tier at a time
 
 
 class Overflow(Policy):
     refuses: ClassVar[bool] = False  # whether a full memory ends the stream with an error
 
-    def victims(self, units: Collection[int]) -> list[int]:
+    # whether it asks for `ChunkIndex.most_alike`
+    compares: ClassVar[bool] = False
+
+    def victims(self, units: Collection[int], chunks: ChunkIndex) -> list[int]:
         """The units to evict now, at least one.
 
-        units: all units in the full tier, ascending, at least one. Raises MemoryBudgetError if the
-        policy evicts nothing.
+        units: all units in the full tier, ascending, at least one. chunks: all that are remembered.
+        Raises MemoryBudgetError if the policy evicts nothing.
         """
         raise NotImplementedError
 
@@ -31,7 +37,7 @@ class Refuse(Overflow):
     policy: Literal["refuse"] = "refuse"
     refuses: ClassVar[bool] = True
 
-    def victims(self, units: Collection[int]) -> list[int]:
+    def victims(self, units: Collection[int], chunks: ChunkIndex) -> list[int]:
         raise MemoryBudgetError(
             f"memory is full with {len(units)} units and this system forgets nothing: "
             "give more with --memory or memory.device_mb, or take a bounded one with --system "
@@ -42,8 +48,31 @@ class Refuse(Overflow):
 class DropOldest(Overflow):
     policy: Literal["drop-oldest"] = "drop-oldest"
 
-    def victims(self, units: Collection[int]) -> list[int]:
+    def victims(self, units: Collection[int], chunks: ChunkIndex) -> list[int]:
         return [next(iter(units))]
+
+
+class DropAlike(Overflow):
+    """Evicts the chunk that is most like another one in memory, by the cosine of their digests.
+
+    Of two chunks that are most alike, the one goes whose neighbours in time are closer to each
+    other, so that what stays of an unchanging scene is spread over time. The LATEST chunks stay,
+    because new chunks attend to them; where a tier holds no others, its oldest unit goes.
+    """
+
+    policy: Literal["drop-alike"] = "drop-alike"
+    compares: ClassVar[bool] = True
+
+    def victims(self, units: Collection[int], chunks: ChunkIndex) -> list[int]:
+        evictable = [
+            chunk.chunk
+            for chunk in islice(chunks, max(len(chunks) - LATEST, 0))
+            if any(unit in units for unit in chunk.units)
+        ]
+        if not evictable:
+            return [next(iter(units))]
+        victim = chunks[chunks.most_alike(evictable)]
+        return [unit for unit in victim.units if unit in units]
 
 
 class ThinEvenly(Overflow):
@@ -57,7 +86,7 @@ class ThinEvenly(Overflow):
 
     policy: Literal["thin-evenly"] = "thin-evenly"
 
-    def victims(self, units: Collection[int]) -> list[int]:
+    def victims(self, units: Collection[int], chunks: ChunkIndex) -> list[int]:
         return heapq.nsmallest(
             max(len(units) // EVICTED_SHARE, 1),
             units,
@@ -71,7 +100,7 @@ def _by_name(value: Any) -> Any:
 
 
 AnyOverflow = Annotated[
-    Refuse | DropOldest | ThinEvenly,
+    Refuse | DropOldest | DropAlike | ThinEvenly,
     Field(discriminator="policy"),
     BeforeValidator(_by_name),
     PlainSerializer(lambda overflow: overflow.policy, return_type=str),

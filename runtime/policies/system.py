@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from vicort.runtime.argument_kinds import checked_name
-from vicort.runtime.core import UNIT_FRAMES
+from vicort.runtime.core import MAX_SECONDS, UNIT_FRAMES
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.policies.drop import AnyDrop
 from vicort.runtime.policies.ingest import AnyIngest
@@ -66,6 +66,16 @@ class Text(Section):
 
     joins: bool = False
     tokens: int = Field(default=512, ge=1, le=MAX_COUNT)  # the latest tokens of text that stay
+
+
+class ChangeRule(Section):
+    """When the scene of a stream has changed, see `ChangeTrigger`: what a question at changes
+    waits for."""
+
+    # a chunk of which a larger share of the tokens is kept shows a change
+    kept: float = Field(default=0.4, ge=0, lt=1)
+    # seconds from one change to the next, at least
+    apart: float = Field(default=0, ge=0, le=MAX_SECONDS)
 
 
 AUTO = "auto"
@@ -126,6 +136,7 @@ class System(Section):
     long_term: AnyLongTerm | None = None
     text: Text = Text()
     speaks: AnySpeech = WhenAsked()
+    changes: ChangeRule = ChangeRule()
     memory: MemoryLimits
 
     @property

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
 from typing import Protocol
@@ -20,6 +21,8 @@ from vicort.runtime.devices.device import StreamEvent
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.errors import SessionClosed
 from vicort.runtime.stages.job import Buffers, Job, Stage
+
+FORK = "fork "  # before the name of a stage: its time for chunks that only questions see
 
 
 class Pipeline(Protocol):
@@ -73,6 +76,11 @@ class ChunkFailure:
         return self._error if self.chunk <= chunk.index else None
 
 
+def _measured(clock: StageClock, stage: Stage, job: Job) -> AbstractContextManager[None]:
+    name = f"{FORK}{stage.name}" if job.chunk.forked else stage.name
+    return clock.measure(name, stage.stream, chunk=job.chunk.index, **job.notes)
+
+
 class SequentialPipeline:
     """One chunk at a time through all stages, on the caller's thread."""
 
@@ -105,7 +113,7 @@ class SequentialPipeline:
         self._done(job)
 
     def _run(self, stage: Stage, job: Job) -> None:
-        with self._clock.measure(stage.name, stage.stream, chunk=job.chunk.index, **job.notes):
+        with _measured(self._clock, stage, job):
             stage.run_in_stream(job)
 
     def try_enter(self, chunk: Chunk) -> bool:
@@ -218,7 +226,7 @@ class OverlappedPipeline:
                 stage.stream.wait(before, first=True)  # nothing of this chunk has begun
             if self._failure.chunk < job.chunk.index:
                 self.check()
-            with self._clock.measure(stage.name, stage.stream, chunk=job.chunk.index, **job.notes):
+            with _measured(self._clock, stage, job):
                 stage.run_in_stream(job)
         except BaseException as error:
             self._failure.note(job.chunk, error)

@@ -150,9 +150,13 @@ class Prefill:
         if not self._ingest.prefills:
             self.forked_units = tuple(self._units_of(job))
             return
-        timeline = memory.timeline.fork(chunk.frames[-UNIT_FRAMES].time)
-        positions = _positions(timeline, chunk)[job.indices]
         memory.begin_chunk(chunk)
+        newest = chunk.frames[-UNIT_FRAMES].time
+        if memory.system.text.joins:  # the question becomes part of the stream, and needs room
+            memory.timeline.begin(chunk.start)
+            memory.keep_in_range(newest, self.stream)
+        timeline = memory.timeline.fork(newest)
+        positions = _positions(timeline, chunk)[job.indices]
         table = memory.fork_table(chunk)
         out = self._language(None, [job.rows], positions, table, self.stream) if job.kept else None
         memory.write_fork(

@@ -13,7 +13,7 @@ from support.remembered import remembered
 from support.sizes import examples
 
 from vicort.runtime.engines.engine_set import EngineSet
-from vicort.runtime.policies.system import load_system
+from vicort.runtime.policies.system import known_systems, load_system
 from vicort.runtime.session import Session
 
 # which read the same whether a chunk is full or not, until something is evicted
@@ -79,6 +79,18 @@ def test_a_question_gets_the_answer_of_a_stream_that_ends_then(name, count, earl
     assert [answer.text, answer.probability, answer.first_probability] == values
     assert (answer.read, answer.tokens_read) == (read, tokens_read)
     assert answer.seen_until == Fraction(count - 1, 2)
+
+
+@pytest.mark.parametrize("name", known_systems())
+def test_every_system_sees_the_newest_frame(name):
+    """Also where it is half a unit, and again after a question at the same moment."""
+    with Session(engines(), load_system(name), fps="source", sampling=SHORT) as session:
+        for number, frame in enumerate(pictures(11)):
+            session.push(frame)
+            answers = [session.ask(ASK) for _ in range(1 + number % 2)]
+            assert {answer.seen_until for answer in answers} == {frame.time}
+            if name != "timechat-online":  # which keeps nothing of a picture that has not changed
+                assert answers[-1].read[-1][1] == frame.time
 
 
 @pytest.mark.parametrize("name", ["distinct", "codecflow"])

@@ -324,6 +324,14 @@ def test_each_unit_is_encoded_once_but_for_half_units_of_questions():
     assert [run["features"][0] for run in engines.tokens.runs] == [2, 2, 4, 4, 4]
 
 
+def test_the_work_for_questions_is_reported_apart():
+    _, plain = run(frames(16))
+    assert set(plain.fork_ms.values()) == {0}
+    _, asked = run(frames(16), [question("1.5")])
+    assert min(asked.fork_ms.values()) > 0
+    assert asked.fork_ms.keys() == asked.stage_ms.keys()
+
+
 def test_later_frames_never_change_an_earlier_answer():
     short, _ = run(frames(12), [question(4)], system(**FULL))
     long, _ = run(frames(12) + frames(20, seed=9, start=12), [question(4)], system(**FULL))

@@ -35,6 +35,9 @@ SYSTEMS = {
 } | {
     "full": system(**FULL),
     "spilling": system(drop=DROPPING, memory=SMALL),
+    "alike": load_system("distinct").with_(
+        memory={"device_mb": 1.3, "host_mb": 0.02, "when_full": "drop-alike"}
+    ),
     "thinned": system(retrieval="{policy: even-units, units: 3}", memory=THINNED),
     "sliding": system(ingest="{policy: sliding-window, chunks: 2}", retrieval="{policy: all}"),
     "distinct chunks": system(

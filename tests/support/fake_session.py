@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 from vicort.runtime.core import Answer, ChunkEvent, Frame, Question, Summary
@@ -89,6 +90,12 @@ class FakeSession:
         )
         if trace := self.options["trace"]:
             trace.span("vision", "chunk", 1000 * len(self.times), 1000 * len(self.times) + 500)
+
+    def settle(self) -> None:
+        self.calls.append("settle")
+
+    def inspect(self) -> SimpleNamespace:
+        return SimpleNamespace(chunk_frames=16)
 
     def finish(self, ending: Any = None) -> None:
         self.calls.append("finish")

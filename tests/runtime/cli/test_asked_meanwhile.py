@@ -195,6 +195,48 @@ def test_a_live_stream_waits_for_no_answer_and_counts_what_it_leaves_out():
     assert (len(open_answers), each.skipped) == (2, 4)
 
 
+# ---- questions at changes of the scene ----
+
+
+@pytest.mark.parametrize(("options", "settles"), [([], True), (["--on-lag", "drop-oldest"], False)])
+def test_at_changes_asks_at_each_chunk_of_which_much_is_kept(capsys, options, settles):
+    """Of each chunk of a fake session half is kept; the first one is no change."""
+    asking = ["--system", "timechat-online", "--at-changes", "what now?", "--at-changes", "and?"]
+    code, events, err = ran(capsys, CLIP, *asking, *options)
+    (session,) = FakeSession.opened
+    found = [(event["id"], event["at"]) for event in events if event["event"] == "answer"]
+    times = [float(at) for at in session.times[1:]]
+    assert code == 0
+    assert found == [(f"change{number}@{at:g}", at) for at in times for number in (1, 2)]
+    assert ("settle" in session.calls) is settles
+    assert err.count("\n") == err.count("chunk of 16 frames is full: --system timechat-online") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--system", "full-history"], "system full-history keeps the same share of every chunk ("),
+        (
+            ["--set", "chunk.frames=2"],
+            "keeps the same share of every chunk of 2 frames (drop chunk",
+        ),
+        (["--system", "timechat-online", "--set", "changes.kept=1"], "changes.kept"),
+        (["--system", "timechat-online", "--set", "changes.apart=-1"], "changes.apart"),
+    ],
+)
+def test_at_changes_refuses_systems_that_show_none_before_the_video_is_opened(capsys, options, why):
+    code, _, err = ran(capsys, "nowhere.mp4", "--at-changes", "what now?", *options)
+    assert (code, err.count("\n")) == (2, 1)
+    assert why in err
+    assert not FakeSession.opened
+
+
+def test_at_changes_needs_a_question(capsys):
+    code, _, err = ran(capsys, CLIP, "--system", "timechat-online", "--at-changes", " ")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--at-changes ' ' contains no question" in err
+
+
 # ---- typed questions ----
 
 

@@ -147,6 +147,7 @@ def test_jsonl_is_the_contract() -> None:
             "reruns": 0,
             "peak_rss_mb": 250.0,
             "late": 0,
+            "fork_ms": {},
         },
     ]
     assert "où?" in lines[1]

@@ -64,7 +64,11 @@ class PlainWindow:
         rows = self.engines.vision.function(frames=np.stack([frame.image for frame in video]))[
             "features"
         ].reshape(-1, m.width)
-        positions = []
+        self._add("vision", rows, self._positions(video))
+        self.runs[-1].last = self.units
+
+    def _positions(self, video):
+        m, positions = self.engines.model, []
         for frame in video[::2]:
             step = (
                 self.first
@@ -80,11 +84,33 @@ class PlainWindow:
                 for h in range(m.fixed_grid.rows)
                 for w in range(m.fixed_grid.columns)
             ]
-        self._add("vision", rows, positions)
-        self.runs[-1].last = self.units
+        return positions
 
-    def ask(self, question):
-        """The answer's tokens; it joins."""
+    def ask(self, question, half=None):
+        """The answer's tokens; it joins. half: a frame without its second one, which is seen twice,
+        and not kept."""
+        before = list(self.runs)
+        if half:
+            self._see(half)
+        tokens = self._answer(question)
+        if half:
+            after = [run for run in self.runs if run not in before and run.kind != "half"]
+            texts = [run for run in before if run in self.runs or run.kind == "vision"]
+            self.runs = texts + after
+        return tokens
+
+    def _see(self, half):
+        m = self.engines.model
+        kept = CHUNKS * m.chunk_frames // 2
+        self.runs = [
+            run for run in self.runs if run.kind != "vision" or self.units + 1 - run.last < kept
+        ]
+        rows = self.engines.vision.function(frames=np.stack([half.image] * 2))["features"]
+        last, origin = self.last, self.origin
+        self._add("half", rows.reshape(-1, m.width), self._positions([half, half]))
+        self.last, self.origin = last, origin
+
+    def _answer(self, question):
         suffix = self.prompt.question(question)
         place = max(int(run.positions.max()) for run in self.runs) + 1
         hidden = self._add(
@@ -163,8 +189,8 @@ def turned(keys, positions):
 @pytest.mark.parametrize("overlap", [True, False])
 def test_a_stream_with_questions_is_what_the_plain_statement_says(overlap):
     engines, video = FakeEngineSet(seed=5), frames(24)
-    # seconds; units of a second, chunks of two units
-    asked = [(1, ASK), (3, OTHER), (8, ASK), (10, OTHER), (12, ASK)]
+    # seconds; units of a second, chunks of four units; half a unit is there at 3.5, 6.5 and 10.5
+    asked = [(1, ASK), (3.5, OTHER), (6.5, ASK), (8, ASK), (10.5, OTHER), (12, ASK)]
     events = []
     with Session(engines, WINDOW, on_event=events.append, overlap=overlap) as session:
         prompt, memory = session.inspect().prompt, session.inspect().memory
@@ -192,14 +218,14 @@ def test_a_stream_with_questions_is_what_the_plain_statement_says(overlap):
                 if ready:
                     plain.chunk(waiting[:ready])
                     del waiting[:ready]
-                said[str(at)] = plain.ask(text)
+                said[str(at)] = plain.ask(text, *waiting)
         waiting.append(frame)
         if len(waiting) == engines.model.chunk_frames or number == len(video) - 1:
             plain.chunk(waiting)
             waiting = []
     for at, text in asked:
         if str(at) not in said:
-            said[str(at)] = plain.ask(text)
+            said[str(at)] = plain.ask(text, *waiting)
     answers = {event.id: event.text for event in events if isinstance(event, Answer)}
     assert answers == {at: prompt.decode(tokens) for at, tokens in said.items()}
     assert [sum(run) for run in texts] == [

@@ -12,21 +12,27 @@ from support.fake_engines import control_tokens
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError, MemoryBudgetError
 from vicort.runtime.policies import chunk_index
-from vicort.runtime.policies.chunk_index import ChunkEntry, ChunkIndex, ChunksWithin
+from vicort.runtime.policies.chunk_index import (
+    ChunkEntry,
+    ChunkIndex,
+    ChunksWithin,
+    WithOpenChunk,
+)
 from vicort.runtime.policies.drop import ChunkIntra, KeepAll
 from vicort.runtime.policies.ingest import AllChunks, LatestUnits, RecentChunks
-from vicort.runtime.policies.overflow import DropOldest, Refuse, ThinEvenly
+from vicort.runtime.policies.overflow import LATEST, DropAlike, DropOldest, Refuse, ThinEvenly
 from vicort.runtime.policies.retrieval import AllUnits, DistinctChunks, EvenUnits, SimilarChunks
 from vicort.runtime.policies.system import known_systems, load_system, parse_system
 from vicort.runtime.session import Session
 
+NOTHING = ChunkIndex(width=6, unit_pages=2)
 vectors = arrays(np.float32, 6, elements=st.floats(-1, 1, width=16))
 
 
 @st.composite
 def memories(draw):
     """Chunks with rising units, some already forgotten, and their digests."""
-    held, digests = ChunkIndex(width=6, unit_pages=2, compares=True), {}
+    held, digests = ChunkIndex(width=6, unit_pages=2, compares=True, finds_alike=True), {}
     for chunk in range(draw(st.integers(0, 12))):
         units = [unit for unit in range(4 * chunk, 4 * chunk + 4) if draw(st.booleans())]
         if units:
@@ -166,6 +172,77 @@ def test_a_chunk_index_compares_the_digests_of_the_chunks_it_holds(question, mem
         )
 
 
+@given(memories(), st.data())
+def test_what_is_most_like_another_chunk_goes_first(memory, data):
+    """Of the two, the one whose neighbours in time are closer to each other."""
+    held, digests = memory
+    if len(digests) < 2:
+        return
+    order = list(digests)
+    chosen = data.draw(st.lists(st.sampled_from(order), min_size=1, unique=True).map(sorted))
+    largest = {
+        chunk: max(cosine(digest, digests[other]) for other in order if other != chunk)
+        for chunk, digest in digests.items()
+    }
+    victim, most = held.most_alike(chosen), max(largest[chunk] for chunk in chosen)
+    assert victim in chosen
+    assert largest[victim] == pytest.approx(most, abs=1e-5)
+    twins = [
+        other
+        for other in order
+        if other != victim and cosine(digests[victim], digests[other]) > most - 1e-5
+    ]
+    if len(twins) == 1 and twins[0] in chosen and largest[twins[0]] > most - 1e-5:
+
+        def gap(chunk):
+            place = order.index(chunk)
+            inside = 0 < place < len(order) - 1
+            return order[place + 1] - order[place - 1] if inside else np.inf
+
+        assert gap(victim) <= gap(twins[0])
+
+
+def test_an_unchanging_scene_is_forgotten_before_what_happened_in_it():
+    """Ten things in 2,000 chunks of nothing: all ten stay in a memory of 60 chunks, and what stays
+    of the rest is spread over time."""
+    random, held = np.random.default_rng(0), ChunkIndex(width=32, unit_pages=1, finds_alike=True)
+    scene, things = random.normal(size=32), range(50, 550, 50)
+    for chunk in range(2000):
+        seen = random.normal(size=32) if chunk in things else 0.02 * random.normal(size=32)
+        held.add(ChunkEntry(chunk, [chunk], 1, chunk), (scene + seen).astype(np.float32))
+        while len(held) > 60:
+            units = [unit for each in held for unit in each.units]
+            for unit in DropAlike().victims(units, held):
+                held.remove_unit(unit, unit, 1)
+    kept = [each.chunk for each in held]
+    assert set(things) <= set(kept)
+    assert kept[-LATEST:] == list(range(2000 - LATEST, 2000))
+    assert max(np.diff(kept)) < 2000 / 4
+
+
+def test_a_tier_that_holds_only_the_latest_chunks_loses_its_oldest_unit():
+    held = ChunkIndex(width=6, unit_pages=1, finds_alike=True)
+    for chunk in range(LATEST):
+        held.add(ChunkEntry(chunk, [2 * chunk, 2 * chunk + 1], 2, chunk), np.ones(6, np.float32))
+    assert DropAlike().victims(range(4, 2 * LATEST), held) == [4]
+
+
+@given(vectors, memories(), vectors)
+def test_a_chunk_that_is_being_filled_is_seen_as_if_it_were_added(question, memory, digest):
+    held, digests = memory
+    entry = ChunkEntry(99, [400], 2, 400)
+    view = WithOpenChunk(held, entry, digest)
+    every = [*digests.values(), digest]
+    assert [each.chunk for each in view] == [*digests, 99]
+    assert len(view) == len(every)
+    expected = [cosine(each, question) for each in every]
+    np.testing.assert_allclose(view.cosines(question), expected, atol=1e-6)
+    for place, each in enumerate(every):
+        expected = [cosine(each, other) for other in every]
+        np.testing.assert_allclose(view.likeness(place), expected, atol=1e-6)
+    assert [each.chunk for each in held] == list(digests)
+
+
 def test_many_chunks_are_compared_when_it_is_asked_for(monkeypatch):
     monkeypatch.setattr(chunk_index, "MAX_COMPARED", 16)
     digests = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
@@ -252,7 +329,7 @@ def test_thinning_keeps_every_s_th_unit_and_every_second_of_them_in_the_older_pa
     held: list[int] = []
     for unit in range(room + extra):
         while len(held) >= room:
-            for victim in ThinEvenly().victims(held):
+            for victim in ThinEvenly().victims(held, NOTHING):
                 held.remove(victim)
         held.append(unit)
     steps = np.diff(held[:-1])  # the newest stands where it stands
@@ -263,9 +340,9 @@ def test_thinning_keeps_every_s_th_unit_and_every_second_of_them_in_the_older_pa
 
 
 def test_the_other_overflows():
-    assert DropOldest().victims([3, 5, 9]) == [3]
+    assert DropOldest().victims([3, 5, 9], NOTHING) == [3]
     with pytest.raises(MemoryBudgetError, match="--system distinct"):
-        Refuse().victims([1])
+        Refuse().victims([1], NOTHING)
 
 
 @pytest.mark.parametrize("name", known_systems())
