@@ -369,16 +369,19 @@ def test_defect_1_stages_of_different_chunks_run_at_the_same_time():
         def span(self, track, name, start_ns, end_ns, **args):
             spans.append((name, start_ns, end_ns, args))
 
-    engines, second_chunk = FakeEngineSet(), threading.Event()
+    engines, second_chunk, reading = FakeEngineSet(), threading.Event(), threading.Event()
     see, read = engines.vision.function, engines.llm.function
 
     def seen(**bindings):
         if len(engines.vision.runs) > 1:
             second_chunk.set()
+            reading.wait(timeout=10)  # however busy the machine is
         return see(**bindings)
 
     def read_slowly(**bindings):
-        second_chunk.wait(timeout=10)  # however busy the machine is
+        if engines.vision.runs:  # not the prompt
+            reading.set()
+            second_chunk.wait(timeout=10)
         return read(**bindings)
 
     engines.vision.function, engines.llm.function = seen, read_slowly
