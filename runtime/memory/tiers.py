@@ -94,8 +94,7 @@ class Tiers:
         layout = Layout.of(lengths, self._page_tokens)
         self._make_room(len(layout.tokens), stream)
         slots = self.stream_slots.allocate(len(layout.tokens))
-        self.pool.clear(slots, stream)
-        self.pool.write(np.asarray(slots)[layout.page], layout.cell, k, v, positions, stream)
+        self._fill(slots, layout, k, v, positions, stream)
         return _located(pages_of(layout, templates, self._ids), slots)
 
     def write_fork(
@@ -112,14 +111,25 @@ class Tiers:
         self.drop_fork()
         layout = Layout.of(lengths, self._page_tokens)
         self._fork_slots = self.stream_slots.borrow(len(layout.tokens))
-        self.pool.clear(self._fork_slots, stream)
-        slots = np.asarray(self._fork_slots, np.int64)[layout.page]
-        self.pool.write(slots, layout.cell, k, v, positions, stream)
+        self._fill(self._fork_slots, layout, k, v, positions, stream)
         return _located(pages_of(layout, templates, itertools.repeat(-1)), self._fork_slots)
 
     def drop_fork(self) -> None:
+        """Questions that lease its pages go on reading them."""
         self.stream_slots.give_back(self._fork_slots)
         self._fork_slots = []
+
+    def _fill(
+        self,
+        slots: Sequence[int],
+        layout: Layout,
+        k: Array,
+        v: Array,
+        positions: np.ndarray,
+        stream: Stream,
+    ) -> None:
+        self.pool.clear(slots, stream)
+        self.pool.write(np.asarray(slots)[layout.page], layout.cell, k, v, positions, stream)
 
     def write_units(
         self,
