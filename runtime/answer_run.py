@@ -40,6 +40,7 @@ class AnswerRun:
         self._stream = shared.stream
         self._question = question
         self._snapshot = snapshot
+        self._lease = snapshot.lease  # what is read
         self._asked = asked
         self._vision, after_video = self._place_deferred()
         self._place_text(after_video)
@@ -57,8 +58,10 @@ class AnswerRun:
 
     def answer(self) -> Answer:
         shared, slots = self._shared, self._memory.tiers.scratch_slots
-        recalls = self._snapshot.lease.recalls + self._memory.recall_slots
-        scratch = slots.allocate(recalls + len(self._layout.tokens))
+        self._recalls = self._most_recalls()
+        scratch = slots.allocate(
+            self._recalls + self._memory.recall_slots + len(self._layout.tokens)
+        )
         run = None
         try:
             # Borrowed in the stream's own work, so that its buffers are used in the stream's order.
@@ -66,6 +69,10 @@ class AnswerRun:
             with self._device.urgency.urgent_work():
                 self._stream.run(self._prepare_in_stream, scratch).enqueued()
                 logits = self._prefill(run)
+                if self._snapshot.wider and self._is_doubtful(logits):
+                    self._lease = self._snapshot.wider
+                    self._stream.run(self._prepare_in_stream, scratch).enqueued()
+                    logits = self._prefill(run)
                 token = self._choice.choose(logits, ())
                 ttft = time.perf_counter_ns() - self._asked.since
             self._log_probabilities.append(log_probability(logits, token))
@@ -82,6 +89,20 @@ class AnswerRun:
             if run:
                 shared.give_back(run)
             slots.free(scratch)
+
+    def _most_recalls(self) -> int:
+        """Pages on the host that either run reads."""
+        snapshot = self._snapshot
+        wider = snapshot.wider.recalls if snapshot.wider else 0
+        return max(snapshot.lease.recalls, wider)
+
+    def _is_doubtful(self, logits: np.ndarray) -> bool:
+        """Whether the question has to be run again: its most probable first token, logits [V],
+        has too low a probability."""
+        again = self._memory.system.retrieval.ask_again
+        if again is None:
+            return False
+        return math.exp(log_probability(logits, int(logits.argmax()))) < again.below
 
     def _place_deferred(self) -> tuple[np.ndarray, int]:
         """Positions [n, 3] of the rows of deferred units, and the first one behind all video."""
@@ -125,9 +146,9 @@ class AnswerRun:
 
     def _prepare_in_stream(self, scratch: Sequence[int]) -> None:
         """Find the question's pages, and make its table."""
-        lease = self._snapshot.lease
+        lease = self._lease
         self._stream.wait(self._snapshot.ready)
-        recalls = lease.recalls + self._memory.recall_slots
+        recalls = self._recalls + self._memory.recall_slots
         self._own = scratch[recalls:]
         self._earlier = [slot for turn in self._turns for slot in turn.slots]
         self._slots = np.asarray(self._own)[self._layout.page]
@@ -135,7 +156,7 @@ class AnswerRun:
         self._table = [*leased, *self._earlier, *self._own]
         if self._snapshot.view:
             self._reader = self._memory.reader(
-                self._snapshot.view, scratch[lease.recalls : recalls]
+                self._snapshot.view, scratch[self._recalls : recalls]
             )
 
     def _append_to_stream(self) -> None:
@@ -331,7 +352,7 @@ class AnswerRun:
             Page(-1, "vision", unit.rows.shape[0], unit.chunk, unit.number, unit.start, unit.end)
             for unit in snapshot.deferred
         ]
-        leased = [page for page in snapshot.lease.pages if page.kind == "vision"]
+        leased = [page for page in self._lease.pages if page.kind == "vision"]
         recalled = self._reader.pages() if self._reader else []
         pages = len(leased) + sum(run < len(deferred) for run in self._layout.run)
         tokens_read = sum(page.tokens for page in [*leased, *deferred])
@@ -354,6 +375,7 @@ class AnswerRun:
             first_probability=math.exp(self._log_probabilities[0]),
             since=question.since,
             until=question.until,
+            asked_again=self._lease is snapshot.wider,
         )
 
 

@@ -36,6 +36,7 @@ class Snapshot:
     """The stream as it was when a question came, kept by a lease."""
 
     lease: Lease
+    wider: Lease | None  # of what is read if the question is run again; None: it never is
     view: View | None  # of long-term memory by layer and head, where the system has it
     first_text: int  # position of the question's first token
     seen_until: Fraction  # seconds
@@ -45,6 +46,8 @@ class Snapshot:
 
     def release(self) -> None:
         self.lease.release()
+        if self.wider:
+            self.wider.release()
         if self.view:
             self.view.release()
 
@@ -125,7 +128,9 @@ class Answerer:
             memory.keep_text_in_range(needed, forked, prefill.stream)
         digest = self._query(question)
         fork, within = memory.fork if forked else None, question.within
-        units = memory.choose(digest, fork, within)
+        policy = memory.system.retrieval
+        units = memory.choose(policy, digest, fork, within)
+        more = memory.choose(policy.wider(), digest, fork, within) if policy.ask_again else units
         deferred = tuple(prefill.deferred)
         if forked:
             deferred = (*deferred, *prefill.forked_units)[-memory.system.ingest.deferred_units :]
@@ -145,6 +150,7 @@ class Answerer:
         )
         return Snapshot(
             lease=memory.lease(units, fork),
+            wider=memory.lease(more, fork) if more != units else None,
             view=memory.view(within),
             first_text=fork.next_text if fork else memory.timeline.next_text,
             seen_until=prefill.forked_until if forked else prefill.seen_until,

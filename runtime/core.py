@@ -314,6 +314,9 @@ class Answer(Event):
     # seconds, the range that the question asked for; left out of the JSON where both are None
     since: Fraction | None = None
     until: Fraction | None = None
+    # whether it was run again over more of memory, see `retrieval.again`; left out of the JSON
+    # where it was not
+    asked_again: bool = False
 
     @property
     def doubtful(self) -> bool:
@@ -329,6 +332,8 @@ class Answer(Event):
         written = super().to_json()
         if not self.limited:
             del written["since"], written["until"]
+        if not self.asked_again:
+            del written["asked_again"]
         return written
 
 

@@ -30,7 +30,8 @@ class Preset:
 
 
 PRESETS: Mapping[str, Preset] = {
-    # threshold: the highest of ViCoStream's public scripts. units: 24 of distinct's 32.
+    # threshold: the highest of ViCoStream's public scripts. units: three chunks
+    # of distinct's five.
     "fast": Preset(
         changes={"drop": {"threshold": 0.5}, "retrieval": {"units": 24}},
         fps=Fraction(1),
@@ -38,7 +39,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "balanced": Preset(),
     # threshold: ours, what stands still and nothing else. chunks: ViCoStream's public script for
-    # RVS-Ego. units: twice distinct's.
+    # RVS-Ego. units: eight chunks.
     "best": Preset(
         changes={
             "drop": {"threshold": 0.95},

@@ -41,6 +41,7 @@ from vicort.runtime.policies.chunk_index import (
     IndexedChunks,
     WithOpenChunk,
 )
+from vicort.runtime.policies.retrieval import Retrieval
 from vicort.runtime.policies.system import System
 
 
@@ -376,15 +377,19 @@ class Memory:
     # ---- for questions ----
 
     def choose(
-        self, question: np.ndarray, fork: ChunkFork | None, within: TimeRange | None = None
+        self,
+        policy: Retrieval,
+        question: np.ndarray,
+        fork: ChunkFork | None,
+        within: TimeRange | None = None,
     ) -> list[int]:
-        """The units that the system's retrieval policy reads, ascending.
+        """The units that a retrieval policy reads, ascending.
 
         question: [width] float32, the mean embedding of its tokens; fork: a chunk that it sees
         besides those that are remembered; within: where the units lie that the policy chooses
         among.
         """
-        policy, chunks = self.system.retrieval, self._seen_chunks(fork)
+        chunks = self._seen_chunks(fork)
         if within:
             chunks = ChunksWithin(chunks, self._pages_within(within, fork))
         units = policy.choose(question, chunks)

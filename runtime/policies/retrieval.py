@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.policies.chunk_index import IndexedChunks
@@ -14,6 +14,16 @@ from vicort.runtime.policies.policy import MAX_COUNT, Policy
 
 # the words of a question, or all tokens that are run for it: those of the template after the video
 QueryTokens = Literal["question", "prefilled"]
+
+
+class AskAgain(BaseModel):
+    """A question whose first token is improbable is run again over more of memory, before anything
+    of its answer is given out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    units: int = Field(ge=1, le=MAX_COUNT)  # the second run reads at most as many
+    # the second run takes place where the most probable first token has less than this
+    below: float = Field(gt=0, le=1)
 
 
 class Retrieval(Policy):
@@ -33,12 +43,21 @@ class Retrieval(Policy):
         """
         raise NotImplementedError
 
+    @property
+    def ask_again(self) -> AskAgain | None:
+        """When a question is run again, with what `wider` chooses; None: never."""
+        return None
+
+    def wider(self) -> Self:
+        """The policy by which a question that is run again chooses."""
+        return self
+
     def check(self, system: str, chunk_units: int) -> None:
         """Raises ConfigError if the policy cannot work with chunks of `chunk_units` units."""
         return None
 
     def max_units(self, chunk_units: int) -> int | None:
-        """The maximum number of units that `choose` returns; None: no maximum.
+        """The maximum number of units that `choose` returns, and that of `wider`; None: no maximum.
 
         It bounds how many pages one question recalls from the host.
         """
@@ -115,6 +134,24 @@ class DistinctChunks(Retrieval):
     units: int = Field(ge=1, le=MAX_COUNT)
     recent: int = Field(default=1, ge=0, le=MAX_COUNT)
     relevance: float = Field(default=0.5, ge=0, lt=1)
+    again: AskAgain | None = None
+
+    @model_validator(mode="after")
+    def _again_reads_more(self) -> Self:
+        if self.again and self.again.units <= self.units:
+            raise ValueError(
+                f"again.units {self.again.units} is not more than the {self.units} units of the "
+                "first run: set it higher, or leave again out"
+            )
+        return self
+
+    @property
+    def ask_again(self) -> AskAgain | None:
+        return self.again
+
+    def wider(self) -> Self:
+        units = self.again.units if self.again else self.units
+        return self.model_copy(update={"units": units, "again": None})
 
     def choose(self, question: np.ndarray, memory: IndexedChunks) -> list[int]:
         pages = np.array([chunk.pages for chunk in memory], int)
@@ -136,13 +173,17 @@ class DistinctChunks(Retrieval):
         return _units(memory, chosen)
 
     def max_units(self, chunk_units: int) -> int | None:
-        return self.units
+        return self.wider().units
 
     def min_units(self, chunk_units: int) -> int:
         return max(self.recent * chunk_units, 1)
 
     def limited(self, units: int, chunk_units: int) -> Self:
-        return self.model_copy(update={"units": min(self.units, units)})
+        again = self.again
+        if again:
+            more = again.model_copy(update={"units": min(again.units, units)})
+            again = more if more.units > self.units else None
+        return self.model_copy(update={"units": min(self.units, units), "again": again})
 
     def check(self, system: str, chunk_units: int) -> None:
         if self.units < self.recent * chunk_units:
