@@ -54,8 +54,7 @@ class QuestionLauncher:
         self._ordinary = OrdinarySnapshots()
 
     def launch_all(self, due: Sequence[AskedQuestion]) -> None:
-        """Launch these questions, in this order. What one cannot be launched with is its answer's
-        failure."""
+        """Launch these questions, in this order. If one cannot be launched, its future fails."""
         for asked in due:
             try:
                 asked.check_wanted()
@@ -67,7 +66,7 @@ class QuestionLauncher:
                     raise
 
     def give_up(self, left: Sequence[AskedQuestion], error: BaseException) -> None:
-        """These questions will not be launched: their answers fail with this error."""
+        """These questions are not launched: their futures fail with this error."""
         for asked in left:
             asked.fail(error)
             self._end(asked)

@@ -104,7 +104,10 @@ class Session:
     """
 
     def step(self, frame: Frame) -> None:
-        """frame -> sampler -> chunker -> preprocess -> vision -> tokens -> prefill -> pages"""
+        """frame -> sampler -> chunker -> preprocess -> vision -> tokens -> prefill -> pages
+
+        Before it go the frame that stayed on the screen until now, and the questions that are due.
+        """
         self._intake.take_stayed(frame.time)
         self._advance(frame.time)
         self._intake.take(frame)
@@ -159,6 +162,9 @@ class Session:
         self._known = KnownFailures()
         self._events = EventEmitter(on_event, self._statistics, self._callbacks)
         self._questions = QuestionQueue(max_questions)
+        self._asked = itertools.count(1)  # gives questions without an id one
+        self._finished = False
+        self._closed = False
         parts = assemble(
             engines,
             system,
@@ -187,7 +193,7 @@ class Session:
         freshness: Freshness,
         overlap: bool,
     ) -> None:
-        """Lead frames and questions to the parts that were assembled."""
+        """Put the parts to work: build the ways of frames and of questions to them."""
         self.fitted = parts.fitted
         self.system = parts.fitted.system
         self._device = parts.device
@@ -210,9 +216,6 @@ class Session:
             self._drivers,
             freshness,
         )
-        self._asked = itertools.count(1)  # gives questions without an id one
-        self._finished = False
-        self._closed = False
 
     @classmethod
     def open(
@@ -473,7 +476,7 @@ class Session:
         self._known.note(error)  # of a source on the same GPU, say
         self.close()
 
-    # ---- how a question gets in between the chunks ----
+    # ---- what the methods share ----
 
     def _question(
         self,
