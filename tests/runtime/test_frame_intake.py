@@ -86,6 +86,15 @@ def test_a_question_sees_the_picture_on_the_screen_and_leaves_no_trace(steps, ha
         assert kept[0] == kept[1]
 
 
+def test_the_last_picture_of_a_burst_is_stored_where_no_question_asks_for_it():
+    times = ["0", "0.1", "3"]  # the second one is on the screen at 0.5
+    with Session(FakeEngineSet(layers=1), system(**FULL), overlap=False) as session:
+        for picture, time in zip(frames(3), times, strict=True):
+            session.push(Frame(picture.image, Fraction(time), picture.index))
+        session.finish()
+        assert session.summary().frames == 3
+
+
 @pytest.mark.parametrize("isolate", [True, False])
 @pytest.mark.parametrize("ahead", [True, False])
 def test_a_burst_of_a_file_is_seen_to_its_end(tmp_path, isolate, ahead):
