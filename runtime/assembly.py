@@ -6,7 +6,9 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from vicort.runtime.devices.machine_memory import MachineMemory
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.engines.engine_set import EngineSet, pool_dtype
 from vicort.runtime.errors import ConfigError, DeviceError
+from vicort.runtime.frame_intake import FrameIntake
 from vicort.runtime.language.generation_config import read_generation
 from vicort.runtime.language.language_run import LanguageRun
 from vicort.runtime.language.prompt import Prompt
@@ -25,8 +28,11 @@ from vicort.runtime.memory.budget import FittedSystem, MemoryRequest, fit_budget
 from vicort.runtime.memory.memory import Memory
 from vicort.runtime.memory.timeline import Timeline
 from vicort.runtime.policies.system import System
+from vicort.runtime.sources.sampler import Sampler, as_rate
+from vicort.runtime.stages.chunker import Chunker
 from vicort.runtime.stages.frame_reducer import FrameReducer
 from vicort.runtime.stages.job import Buffers, Job, Stage
+from vicort.runtime.stages.lag_policy import OnLag
 from vicort.runtime.stages.pipeline import OverlappedPipeline, Pipeline, SequentialPipeline
 from vicort.runtime.stages.prefill import Prefill
 from vicort.runtime.stages.pruned_stages import PrunedTokens, PrunedVision, check_pruned_graph
@@ -34,6 +40,7 @@ from vicort.runtime.stages.shared_vision import SharedVision
 from vicort.runtime.stages.speaker import Speaker, silence_token
 from vicort.runtime.stages.stages import Preprocess, TokenControl, Vision
 from vicort.runtime.stages.unit_encoder import OwnEncoder, UnitEncoder
+from vicort.runtime.stream_statistics import StreamStatistics
 
 logger = logging.getLogger(__name__)
 
@@ -180,6 +187,38 @@ def _pipeline(
     return SequentialPipeline(stages, buffers[0], clock, on_chunk, on_failure)
 
 
+def sampling_rate(
+    fps: float | Fraction | Literal["source"] | None, system: System, model: ModelSpec
+) -> Fraction | None:
+    """Frames a second to take; None takes every frame. fps: as `Session` takes it."""
+    if fps == "source":
+        return None
+    return as_rate(system.frame_rate(model.fps) if fps is None else fps)
+
+
+def build_intake(
+    parts: Parts, rate: Fraction | None, on_lag: OnLag, statistics: StreamStatistics
+) -> FrameIntake:
+    """From frames to the pipeline. Raises ConfigError for another on_lag than there is."""
+    system, model = parts.fitted.system, parts.memory.model
+    chunker = Chunker(
+        chunk_frames(system, model),
+        model.grid,
+        repeats=system.frames.repeat,
+        # patches that move are chosen with the whole chunk
+        encodes_once=system.drop.pruning is None,
+    )
+    return FrameIntake(
+        Sampler(rate),
+        parts.reducer,
+        chunker,
+        parts.pipeline,
+        on_lag,
+        statistics,
+        text_joins=system.text.joins,
+    )
+
+
 def open_prompt(folder: Path, model: ModelSpec, system_prompt: str | None) -> Prompt:
     """Raises ConfigError for a system prompt that is too long, or that the model does not take."""
     prompt = Prompt(folder, model.video_token, system_prompt)
@@ -205,9 +244,7 @@ def check_system(
     damaged generation_config.json, and MemoryBudgetError with budgets that work.
     """
     model = manifest.model
-    frames = chunk_frames(system, model)
-    system.drop.check(system.name, model)
-    system.retrieval.check(system.name, frames // UNIT_FRAMES)
+    check_policies(system, model)
     if system.long_term and manifest.backend == "tensorrt":
         raise DeviceError(ON_CPU_ONLY)
     check_long_term(system, manifest)
@@ -219,6 +256,13 @@ def check_system(
         silence_token(speech, prompt, system.name)
     prompt_tokens = len(prompt.prefix)
     return fit_budget(system, model, pool_dtype(manifest), prompt_tokens, machine, request)
+
+
+def check_policies(system: System, model: ModelSpec) -> None:
+    """Raises ConfigError if these engines cannot do what the system's policies need."""
+    frames = chunk_frames(system, model)
+    system.drop.check(system.name, model)
+    system.retrieval.check(system.name, frames // UNIT_FRAMES)
 
 
 def check_long_term(system: System, manifest: Manifest) -> None:

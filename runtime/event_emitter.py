@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from vicort.runtime.callback_threads import CallbackThreads
-from vicort.runtime.core import ChunkEvent, Event
+from vicort.runtime.core import Answer, ChunkEvent, Event
 from vicort.runtime.stages.job import Job
 from vicort.runtime.stream_statistics import StreamStatistics
 
@@ -18,7 +18,7 @@ MAX_KINDS = 100  # kinds of errors that are told apart
 
 
 class EventEmitter:
-    """Calls the caller's function with one event at a time, and counts chunks.
+    """Calls the caller's function with one event at a time, and counts chunks and answers.
 
     The pipeline refers to this object and not to the session: so a session that is closed is freed
     with the last reference to it, without the garbage collector.
@@ -87,3 +87,8 @@ class EventEmitter:
             event.wall_ms,
         )
         self.emit(event)
+
+    def answered(self, answer: Answer) -> None:
+        """Called when an answer is complete, before its asker has it."""
+        self._statistics.answered(answer.ttft_ms)
+        self.emit(answer)

@@ -9,26 +9,29 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-import time
 import weakref
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar
+from typing import Any, Literal, Self
 
-from vicort.runtime.answer_run import answer as answer_question
-from vicort.runtime.answering import Snapshot
+from vicort.runtime.answer_pieces import AnswerPieces
+from vicort.runtime.answer_threads import answer_threads
 from vicort.runtime.argument_kinds import checked_path
 from vicort.runtime.asked_question import AskedQuestion
-from vicort.runtime.assembly import assemble, check_system, chunk_frames
+from vicort.runtime.assembly import (
+    Parts,
+    assemble,
+    build_intake,
+    check_policies,
+    check_system,
+    sampling_rate,
+)
 from vicort.runtime.callback_threads import CallbackThreads
 from vicort.runtime.core import (
-    UNIT_FRAMES,
     Answer,
     Event,
     Frame,
@@ -39,7 +42,6 @@ from vicort.runtime.core import (
     check_picture,
     checked_frame_time,
 )
-from vicort.runtime.devices.device import StreamEvent
 from vicort.runtime.devices.forked_children import leave_to_parent
 from vicort.runtime.devices.machine_cores import checked_threads
 from vicort.runtime.devices.machine_memory import give_back_memory
@@ -48,13 +50,14 @@ from vicort.runtime.devices.stage_clock import SpanSink, StageClock
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import DeviceError, VicortError
 from vicort.runtime.event_emitter import EventEmitter
-from vicort.runtime.known_failures import KnownFailures
+from vicort.runtime.known_failures import KnownFailures, known_device_errors
 from vicort.runtime.language.generation_config import read_generation
 from vicort.runtime.language.prompt import Prompt
 from vicort.runtime.memory.budget import MemoryRequest
 from vicort.runtime.memory.memory import Memory
 from vicort.runtime.owning_process import OwningProcess
 from vicort.runtime.policies.system import DEFAULT_SYSTEM, System, load_system
+from vicort.runtime.question_launcher import QuestionLauncher
 from vicort.runtime.question_queue import (
     MAX_OPEN_QUESTIONS,
     QuestionQueue,
@@ -70,39 +73,14 @@ from vicort.runtime.session_arguments import (
     check_shared_vision,
     check_words,
 )
-from vicort.runtime.sources.sampler import Sampler, as_rate
 from vicort.runtime.sources.source import Ending, Wanted
-from vicort.runtime.stages.chunker import Chunker
-from vicort.runtime.stages.lag_policy import OnLag, lag_policy
+from vicort.runtime.stages.lag_policy import OnLag
 from vicort.runtime.stages.pipeline import Pipeline
 from vicort.runtime.stages.shared_vision import SharedVision
+from vicort.runtime.stream_health import StreamHealth
 from vicort.runtime.stream_statistics import StreamStatistics
 
-if TYPE_CHECKING:
-    import asyncio
-
 logger = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-ANSWERS_AT_ONCE = 4
-
-
-def _known_device_errors(
-    method: Callable[Concatenate[Session, P], R],
-) -> Callable[Concatenate[Session, P], R]:
-    """A method of a session by whose DeviceError the caller knows that the device failed."""
-
-    @wraps(method)
-    def call(self: Session, *args: P.args, **options: P.kwargs) -> R:
-        try:
-            return method(self, *args, **options)
-        except DeviceError as error:
-            self._known.note(error)
-            raise
-
-    return call
 
 
 @dataclass(frozen=True)
@@ -126,21 +104,13 @@ class Session:
     """
 
     def step(self, frame: Frame) -> None:
-        """frame -> sampler -> chunker -> preprocess -> vision -> tokens -> prefill -> pages"""
-        self._take(self._sampler.stayed(frame.time))
-        self._advance(frame.time)
-        if self._comes_late(frame.time):
-            self._statistics.late += 1
-        else:
-            self._take(self._sampler.sample(frame))
+        """frame -> sampler -> chunker -> preprocess -> vision -> tokens -> prefill -> pages
 
-    def _take(self, sampled: Frame | None) -> None:
-        if sampled:
-            self._statistics.frame_entered()
-            if self._sampler.missed:
-                self._hold()
-            if chunk := self._chunker.add(self._reducer(sampled)):
-                self._lag.enter(chunk)
+        Before it go the frame that stayed on the screen until now, and the questions that are due.
+        """
+        self._intake.take_stayed(frame.time)
+        self._advance(frame.time)
+        self._intake.take(frame)
 
     def __init__(
         self,
@@ -178,26 +148,23 @@ class Session:
         check_freshness(freshness)
         check_shared_vision(shared_vision, engines)
         model = engines.manifest.model
-        rate = (
-            None
-            if fps == "source"
-            else as_rate(system.frame_rate(model.fps) if fps is None else fps)
-        )
+        rate = sampling_rate(fps, system, model)
         self.model = model
         self._generation = read_generation(engines.folder)
         self._sampling = (sampling or Sampling()).over(self._generation)
         self._process = OwningProcess()
         leave_to_parent(self)
         self._lock = threading.Lock()  # held by whoever moves the stream
-        self._chunk_frames = chunk_frames(system, model)
-        system.drop.check(system.name, model)
-        system.retrieval.check(system.name, self._chunk_frames // UNIT_FRAMES)
+        check_policies(system, model)
         self._clock = StageClock(trace)
         self._statistics = StreamStatistics()
         self._callbacks = CallbackThreads()
         self._known = KnownFailures()
         self._events = EventEmitter(on_event, self._statistics, self._callbacks)
         self._questions = QuestionQueue(max_questions)
+        self._asked = itertools.count(1)  # gives questions without an id one
+        self._finished = False
+        self._closed = False
         parts = assemble(
             engines,
             system,
@@ -213,41 +180,42 @@ class Session:
             on_failure=self._questions.fail,
             on_spoken=self._events.emit,
         )
+        self._connect(parts, rate, on_lag, freshness, overlap)
+        # The last attribute is freed last: then what the others held goes back to the system.
+        self._freed_last = _FreedLast()
+        weakref.finalize(self._freed_last, give_back_memory).atexit = False
+
+    def _connect(
+        self,
+        parts: Parts,
+        rate: Fraction | None,
+        on_lag: OnLag,
+        freshness: Freshness,
+        overlap: bool,
+    ) -> None:
+        """Put the parts to work: build the ways of frames and of questions to them."""
         self.fitted = parts.fitted
         self.system = parts.fitted.system
         self._device = parts.device
         self._prompt = parts.prompt
         self._memory = parts.memory
-        self._prefill = parts.prefill
         self._pipeline = parts.pipeline
-        self._reducer = parts.reducer
         self._answerer = parts.answerer
         # frames a second that are taken; None: all, whatever their rate
         self.rate = None if rate is None else float(rate)
-        self._freshness = freshness
-        self._sampler = Sampler(rate)
-        # patches that move are chosen with the whole chunk
-        encodes_once = system.drop.pruning is None
-        self._chunker = Chunker(
-            self._chunk_frames,
-            model.grid,
-            repeats=system.frames.repeat,
-            encodes_once=encodes_once,
+        self._health = StreamHealth(self._pipeline, self._device, self._questions)
+        self._intake = build_intake(parts, rate, on_lag, self._statistics)
+        self._drivers = answer_threads(overlap)
+        self._launcher = QuestionLauncher(
+            self._answerer,
+            parts.prefill,
+            self._intake,
+            self._questions,
+            self._health,
+            self._events,
+            self._drivers,
+            freshness,
         )
-        self._lag = lag_policy(on_lag, self._pipeline)
-        self._drivers: Executor = (
-            ThreadPoolExecutor(ANSWERS_AT_ONCE, "answer") if overlap else _InlineExecutor()
-        )
-        self._pushed: Fraction | None = None  # time of the newest frame that was pushed
-        self._said_both: Fraction | None = None  # where `wants` last said so
-        self._forked: tuple[int, int] | None = None  # moment of the newest fork
-        self._ordinary = _OrdinarySnapshots()
-        self._asked = itertools.count(1)  # gives questions without an id one
-        self._finished = False
-        self._closed = False
-        # The last attribute is freed last: then what the others held goes back to the system.
-        self._freed_last = _FreedLast()
-        weakref.finalize(self._freed_last, give_back_memory).atexit = False
 
     @classmethod
     def open(
@@ -289,7 +257,7 @@ class Session:
 
     # ---- frames ----
 
-    @_known_device_errors
+    @known_device_errors
     def wants(self, at: Fraction) -> Wanted:
         """Whether a frame of that time will be taken; others need not be converted to pixels.
 
@@ -299,15 +267,14 @@ class Session:
         """
         at = checked_frame_time(at)
         with self._moving("wants"):
-            self._check_stream()
-            self._take(self._sampler.stayed(at))
-            if self._sampler.stays(at) and self._said_both != at:
-                self._said_both = at
+            self._health.check()
+            self._intake.take_stayed(at)
+            if self._intake.wants_both(at):
                 return Wanted.BOTH
             self._advance(at)
-            return Wanted(self._sampler.wants(at))
+            return Wanted(self._intake.wants(at))
 
-    @_known_device_errors
+    @known_device_errors
     def push(self, frame: Frame) -> None:
         """Give the stream its next frame; with on_lag "wait", wait while the pipeline is full. A
         frame that is not later than the one before is left out, and counted in the summary.
@@ -322,15 +289,14 @@ class Session:
         if at is not frame.time:
             frame = replace(frame, time=at)
         check_picture(frame.image)
-        if self._sampler.wants(frame.time) and self._chunker.closes(frame):
-            self._lag.wait_for_room()  # before the lock is taken
+        self._intake.wait_for_room(frame)  # before the lock is taken
         with self._moving("push"):
             if self._finished:
                 raise VicortError("this stream was finished: open a new session for more frames")
-            self._check_stream()
+            self._health.check()
             self.step(frame)
 
-    @_known_device_errors
+    @known_device_errors
     def settle(self) -> None:
         """Wait until every chunk that is full is in memory, and `on_event` has returned from its
         ChunkEvent.
@@ -340,14 +306,7 @@ class Session:
         self._check_usable("settle")
         self._pipeline.drain()
 
-    def _comes_late(self, at: Fraction) -> bool:
-        """Whether a pushed frame is not later than the one before."""
-        if self._pushed is not None and at <= self._pushed:
-            return True
-        self._pushed = at
-        return False
-
-    @_known_device_errors
+    @known_device_errors
     def finish(self, ending: Ending | None = None) -> None:
         """End the stream: complete a half unit, ask the questions that are left, and wait until no
         question is open.
@@ -363,23 +322,20 @@ class Session:
             self.push(ending.frame)
         with self._moving("finish"):
             if not self._finished:
-                self._launch_all(self._questions.take_due())
+                self._launcher.launch_all(self._questions.take_due())
                 left = self._questions.finish()
                 try:
-                    self._take(self._sampler.stayed_by(self._last_moment(left, ending)))
-                    if chunk := self._chunker.flush():
-                        self._lag.enter(chunk)
+                    self._intake.end(self._last_moment(left, ending))
                 except BaseException as error:  # nobody would ask what is left
-                    for asked in left:
-                        asked.fail(error)
-                        self._end(asked)
+                    self._launcher.give_up(left, error)
                     raise
-                self._freshness = "complete"  # from here on there is nothing newer to wait for
-                self._launch_all(left)
-                self._lag.flush()
+                # from here on there is nothing newer to wait for
+                self._launcher.freshness = "complete"
+                self._launcher.launch_all(left)
+                self._intake.flush()
                 self._finished = True
         self._pipeline.drain()
-        self._check_device()
+        self._health.check_device()
         self._questions.wait_ended()
         if self._closed:
             raise closed()
@@ -389,14 +345,11 @@ class Session:
         asked = [each.question.at for each in left if each.question.at is not None]
         return max(self.now, *asked, ending.time if ending else self.now)
 
-    @_known_device_errors
+    @known_device_errors
     def change_lag_policy(self, on_lag: OnLag) -> None:
         """From now on, use another policy for frames that come faster than they are taken."""
         with self._moving("change_lag_policy"):
-            self._lag.flush()
-            dropped = self._lag.dropped
-            self._lag = lag_policy(on_lag, self._pipeline)
-            self._lag.dropped = dropped
+            self._intake.change_lag_policy(on_lag)
 
     # ---- questions ----
 
@@ -461,13 +414,12 @@ class Session:
         """
         import asyncio  # late: it takes as long as half of NumPy
 
-        pieces: asyncio.Queue[str | Future] = asyncio.Queue()
-        put = partial(_put_from_thread, asyncio.get_running_loop(), pieces)
+        pieces = AnswerPieces()
         question = self._question(text, at, conversation, sampling)
-        answer = self._enter(replace(question, since=since, until=until), put)
+        answer = self._enter(replace(question, since=since, until=until), pieces.put)
         try:
             await asyncio.to_thread(self._launch_ready)
-            answer.add_done_callback(put)
+            answer.add_done_callback(pieces.put)
             while isinstance(piece := await pieces.get(), str):
                 yield piece
             piece.result()
@@ -484,11 +436,13 @@ class Session:
 
     def summary(self) -> Summary:
         """Counts and times of the stream so far."""
-        return self._statistics.summary(self.system, self._lag.dropped, self._clock, self._memory)
+        return self._statistics.summary(
+            self.system, self._intake.dropped, self._clock, self._memory
+        )
 
     def inspect(self) -> Inspection:
         """The parts of the session, for tests and measurements."""
-        return Inspection(self._prompt, self._memory, self._pipeline, self._chunk_frames)
+        return Inspection(self._prompt, self._memory, self._pipeline, self._intake.chunk_frames)
 
     def cancel(self) -> None:
         """Stop now: chunks in flight are lost, and open answers fail."""
@@ -522,7 +476,7 @@ class Session:
         self._known.note(error)  # of a source on the same GPU, say
         self.close()
 
-    # ---- how a question gets in between the chunks ----
+    # ---- what the methods share ----
 
     def _question(
         self,
@@ -551,19 +505,6 @@ class Session:
         )
         return answer
 
-    def _check_stream(self) -> None:
-        """Raises what ended the stream: what a chunk failed with, or that the device is lost."""
-        self._pipeline.check()
-        self._check_device()
-
-    def _check_device(self) -> None:
-        """Raises DeviceError if the device is lost, which ends the stream."""
-        try:
-            self._device.check()
-        except DeviceError as error:
-            self._questions.fail(error)
-            raise
-
     def _check_open(self, method: str) -> None:
         self._process.check(method)
         if self._closed:
@@ -589,7 +530,7 @@ class Session:
         """Ask the questions that are ready, unless another thread moves the stream, which will."""
         while self._questions.has_ready and self._lock.acquire(blocking=False):
             try:
-                self._launch_all(self._questions.take_ready())
+                self._launcher.launch_all(self._questions.take_ready())
             finally:
                 self._lock.release()
 
@@ -598,170 +539,8 @@ class Session:
 
         So these see what was complete then.
         """
-        self._launch_all(self._questions.advance(at))
-
-    def _launch_all(self, due: Sequence[AskedQuestion]) -> None:
-        for asked in due:
-            try:
-                asked.check_wanted()
-                self._launch(asked)
-            except BaseException as error:
-                asked.fail(error)
-                self._end(asked)
-                if not isinstance(error, Exception):
-                    raise
-
-    def _launch(self, asked: AskedQuestion) -> None:
-        """Take the question's snapshot: of what is in memory now, or after all frames until its
-        time; never before the snapshot of the turn that it follows."""
-        asked.since = time.perf_counter_ns()
-        if asked.question.at is None:
-            asked.question = replace(asked.question, at=self.now)
-        stream = self._prefill.stream
-        turn = _STREAM if self.system.text.joins else asked.question.conversation
-        now = self._freshness == "now" and self._sees_enough(turn)
-        newest, forked = (None, False) if now else self._enter_until(asked.question)
-        take: Callable[[], Snapshot] = partial(
-            self._answerer.snapshot_in_stream, asked.question, newest, forked
-        )
-        if now and turn not in self._ordinary:
-            run = stream.run_first
-        else:
-            run, take = stream.run, self._ordinary.counted(turn, take)
-        if self.system.text.joins:  # the answer becomes part of the stream: chunks wait for it
-            run(self._answer, asked, take, None)
-            return
-        seen = self._chunker.moment[0] if forked else -1
-        before = self._answerer.conversations.enter(asked, self.now, seen)
-        snapshot = run(take)
-        self._drivers.submit(self._answer, asked, snapshot.enqueued, before)
-
-    def _sees_enough(self, turn: str | None) -> bool:
-        """Whether what is in memory is anything, and no less than the turn before saw."""
-        newest = self._prefill.newest_chunk
-        if self.system.text.joins:
-            return newest >= 0
-        waits = turn in self._ordinary or newest < self._answerer.conversations.forked(turn)
-        return newest >= 0 and not waits
-
-    def _enter_until(self, question: Question) -> tuple[StreamEvent | None, bool]:
-        """Hand every frame until the question's time to the pipeline: the chunk that is being
-        filled as a fork, which the stream does not store.
-
-        Returns when all of them are in memory, and whether there is a fork. A question that becomes
-        part of the stream ends the chunk after its last whole unit; the fork is half a unit then.
-        """
-        at = max(question.at or self.now, self.now)
-        self._take(self._sampler.stayed_by(at))
-        if self._sampler.has_missed(at):
-            self._hold()
-        if self.system.text.joins and (chunk := self._chunker.cut()):
-            self._lag.enter(chunk)
-        self._lag.flush()
-        forked = self._fork()
-        return self._pipeline.newest, forked
-
-    def _hold(self) -> None:
-        """The newest frame stays on the screen where another one was due."""
-        if chunk := self._chunker.hold():
-            self._lag.enter(chunk)
-
-    def _fork(self) -> bool:
-        """Let the next question see the chunk that is being filled, if there is one. Questions at
-        the same moment share the fork, unless text of one comes before the next."""
-        if not self._chunker.pending:
-            return False
-        shared = self._forked == self._chunker.moment and not self.system.text.joins
-        if not shared and (fork := self._chunker.fork()):
-            self._pipeline.enter(fork)
-            self._forked = self._chunker.moment
-        return True
-
-    def _answer(
-        self, asked: AskedQuestion, snapshot: Callable[[], Snapshot], before: AskedQuestion | None
-    ) -> None:
-        """One answer from its snapshot to its event.
-
-        before: the question before in the same conversation. Runs on a thread of the drivers, or in
-        the prefill stream's own work where the answer becomes part of the stream.
-        """
-        try:
-            taken = snapshot()
-            if before:
-                before.ended.wait()
-            answer = answer_question(self._answerer, asked, taken)
-            self._statistics.answered(answer.ttft_ms)
-            self._events.emit(answer)
-            self._questions.make_room(asked)
-            asked.give(answer)
-        except BaseException as error:
-            self._questions.make_room(asked)
-            asked.fail(error)
-            with suppress(DeviceError):  # which all open questions get
-                self._check_device()
-            if not isinstance(error, Exception):
-                raise
-        finally:
-            self._end(asked)
-
-    def _end(self, asked: AskedQuestion) -> None:
-        self._answerer.conversations.leave(asked)
-        self._questions.end(asked)
-
-
-_STREAM = ""  # the conversation of all questions that become part of the stream
-
-
-class _OrdinarySnapshots:
-    """Which conversations have snapshots that wait for their turn in the prefill stream: one that
-    is taken first would be older than that of the turn before it. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._waiting: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def __contains__(self, conversation: str | None) -> bool:
-        with self._lock:
-            return conversation is not None and self._waiting[conversation] > 0
-
-    def counted(
-        self, conversation: str | None, take: Callable[[], Snapshot]
-    ) -> Callable[[], Snapshot]:
-        """`take`, whose conversation is among these until it returns."""
-        if conversation is None:
-            return take
-        self._count(conversation, 1)
-
-        def taken() -> Snapshot:
-            try:
-                return take()
-            finally:
-                self._count(conversation, -1)
-
-        return taken
-
-    def _count(self, conversation: str, change: int) -> None:
-        with self._lock:
-            self._waiting[conversation] += change
-            if not self._waiting[conversation]:
-                del self._waiting[conversation]
+        self._launcher.launch_all(self._questions.advance(at))
 
 
 class _FreedLast:
     """Nothing but a lifetime."""
-
-
-class _InlineExecutor(Executor):
-    """Runs work in the thread that submits it."""
-
-    def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        done: Future = Future()
-        done.set_result(work(*args, **kwargs))
-        return done
-
-
-def _put_from_thread(
-    loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue, piece: str | Future
-) -> None:
-    with suppress(RuntimeError):  # the loop has ended
-        loop.call_soon_threadsafe(pieces.put_nowait, piece)

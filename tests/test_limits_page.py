@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from vicort.runtime import answering, conversations, core, question_queue, session
+from vicort.runtime import answer_threads, answering, conversations, core, question_queue
 from vicort.runtime.cli import lag, question_socket, questions, recurring, socket_client, watch
 from vicort.runtime.rendering import canvas, notes, screens
 from vicort.runtime.sources import (
@@ -31,7 +31,7 @@ NUMBERS = {
     "questions of a session that are not answered yet (`max_questions`)": (
         question_queue.MAX_OPEN_QUESTIONS
     ),
-    "answers of a session at a time": session.ANSWERS_AT_ONCE,
+    "answers of a session at a time": answer_threads.ANSWERS_AT_ONCE,
     "seconds of the stream after which a conversation is forgotten": conversations.FORGOTTEN_AFTER,
     "seconds between two questions of `--until` without a period": recurring.UNTIL_SECONDS,
     "seconds that a terminal is waited for after the last frame": watch.TYPED_SECONDS,

@@ -153,12 +153,21 @@ def test_while_memory_is_empty_an_answer_now_waits_for_the_frames_there_are(over
 
 @pytest.mark.parametrize("overlap", [True, False])
 def test_a_question_at_the_end_sees_all(overlap):
-    video, events = frames(21), []
+    """Also of a chunk that is not in memory yet."""
+    engines, video, events = FakeEngineSet(), frames(21), []
+    see = engines.vision.function
+
+    def seen_slowly(**bindings):
+        time.sleep(0.1)
+        return see(**bindings)
+
     options = {"freshness": "now", "overlap": overlap, "sampling": SHORT}
-    with Session(FakeEngineSet(), system(), on_event=events.append, **options) as session:
+    with Session(engines, system(), on_event=events.append, **options) as session:
         session.submit(Question(ASK, None, sampling=SHORT))
         for frame in video:
             session.push(frame)
+        session.settle()
+        engines.vision.function = seen_slowly
         session.finish()
     (answer,) = (each for each in events if isinstance(each, Answer))
     assert answer.seen_until == video[-1].time

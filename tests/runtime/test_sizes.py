@@ -14,7 +14,8 @@ from support import videos
 from support.fake_engines import FakeEngineSet
 from support.streams import frames
 from support.systems import FULL, system
-from test_session import ASK, Transcript, answers, chunks, question, run
+from support.transcript import Transcript
+from support.whole_streams import ASK, answers, chunks, question, run
 
 from vicort.runtime.errors import SourceError
 from vicort.runtime.frame_grid import Grid

@@ -20,3 +20,16 @@ FULL = {
     "retrieval": "{policy: all}",
     "memory": "{device_mb: 4, when_full: refuse}",
 }
+
+
+SYSTEMS = {
+    "full": system(**FULL),
+    "dropping": system(drop="{policy: chunk-intra, threshold: 0.2}"),
+    "ratio": system(drop="{policy: chunk-intra, keep: 0.5}"),
+    "spilling": system(memory="{device_mb: 0.92, host_mb: 0.02, when_full: drop-oldest}"),
+    "even": system(
+        retrieval="{policy: even-units, units: 3}",
+        memory="{device_mb: 0.92, when_full: thin-evenly}",
+    ),
+    "latest": system(ingest="{policy: latest-units, units: 2}", retrieval="{policy: all}"),
+}

@@ -282,7 +282,7 @@ def test_anchors_come_closer_to_the_window_computed_anew_than_what_is_reused():
 def test_positions_stay_small_and_memory_flat_however_long_it_runs():
     engines, video = FakeEngineSet(seed=3), stream(400, seed=2)
     with Session(engines, window("refresh"), fps="source") as session:
-        memory, prefill = session.inspect().memory, session._prefill
+        memory, prefill = session.inspect().memory, session._launcher._prefill
         for frame in video:
             session.push(frame)
         session.finish()
