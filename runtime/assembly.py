@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from vicort.runtime.answering import Answerer
 from vicort.runtime.core import UNIT_FRAMES, Spoken
 from vicort.runtime.devices.device import ON_CPU_ONLY, Device, Stream
 from vicort.runtime.devices.machine_memory import MachineMemory
+from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.engines.engine_set import EngineSet, pool_dtype
-from vicort.runtime.errors import ConfigError, DeviceError
+from vicort.runtime.errors import ConfigError, DeviceError, HostBudgetError
 from vicort.runtime.language.generation_config import read_generation
 from vicort.runtime.language.language_run import LanguageRun
 from vicort.runtime.language.prompt import Prompt
 from vicort.runtime.manifest import Manifest, ModelSpec
 from vicort.runtime.memory.budget import FittedSystem, MemoryRequest, fit_budget
+from vicort.runtime.memory.long_term.factory import long_term_size
 from vicort.runtime.memory.memory import Memory
+from vicort.runtime.memory.memory_plan import chunk_units, unit_pages
 from vicort.runtime.memory.timeline import Timeline
-from vicort.runtime.policies.system import System
+from vicort.runtime.policies.system import FrameRule, System
 from vicort.runtime.stages.frame_reducer import FrameReducer
 from vicort.runtime.stages.job import Buffers, Job, Stage
 from vicort.runtime.stages.pipeline import OverlappedPipeline, Pipeline, SequentialPipeline
@@ -60,6 +66,7 @@ def assemble(
     system: System,
     clock: StageClock,
     *,
+    fps: Fraction | None,
     request: MemoryRequest,
     system_prompt: str | None,
     overlap: bool,
@@ -73,7 +80,7 @@ def assemble(
 ) -> Parts:
     """Build the stages on streams of a new device, and cache the prompt.
 
-    request: for budgets of memory. overlap: whether chunks overlap, each stage on its own stream.
+    fps: frames a second that are taken, None = not known. request: for budgets of memory. overlap: whether chunks overlap, each stage on its own stream.
     cut_in: whether questions may cut in between chunks and units. shared_vision: that other
     sessions use too, None = a vision encoder of its own. threads: of preprocessing.
     answer_tokens: length of an answer for which positions are kept free. on_chunk is called when a
@@ -88,7 +95,9 @@ def assemble(
         text_tokens = min(model.max_rows + answer_tokens, model.max_position // 8)
         timeline = Timeline(model, len(prompt.prefix), text_tokens)
         prompt_tokens, machine = len(prompt.prefix), device.memory()
-        fitted = fit_budget(system, model, engines.pool_dtype, prompt_tokens, machine, request)
+        fitted = fit_at_rate(
+            system, fps, model, engines.pool_dtype, prompt_tokens, machine, request
+        )
         _log_choices(fitted, model, overlap, threads)
         memory = Memory(device, model, fitted.system, timeline, engines.pool_dtype, clock)
         preprocessor = device.preprocessor(model.fixed_size, threads)
@@ -198,10 +207,11 @@ def check_system(
     machine: MachineMemory,
     request: MemoryRequest,
     system_prompt: str | None = None,
+    fps: Fraction | None = None,
 ) -> FittedSystem:
     """Refuse a system that a session of these engines would refuse, before they are loaded.
 
-    Raises ConfigError, DeviceError for a system that needs engines of the CPU, EngineError for a
+    fps: frames a second that are taken, None = the system's rate. Raises ConfigError, DeviceError for a system that needs engines of the CPU, EngineError for a
     damaged generation_config.json, and MemoryBudgetError with budgets that work.
     """
     model = manifest.model
@@ -218,7 +228,70 @@ def check_system(
     if speech := system.speaks.by_itself:
         silence_token(speech, prompt, system.name)
     prompt_tokens = len(prompt.prefix)
-    return fit_budget(system, model, pool_dtype(manifest), prompt_tokens, machine, request)
+    dtype = pool_dtype(manifest)
+    return fit_at_rate(system, fps, model, dtype, prompt_tokens, machine, request)
+
+
+def fit_at_rate(
+    system: System,
+    fps: Fraction | None,
+    model: ModelSpec,
+    dtype: DTypeLike,
+    prompt_tokens: int,
+    machine: MachineMemory,
+    request: MemoryRequest,
+) -> FittedSystem:
+    """As `fit_budget`, where `memory.hours` are hours at the rate that is taken.
+
+    fps: frames a second, None = the system's rate. Raises ConfigError too, for `memory.tokens` that
+    are fewer than memory holds in any case.
+    """
+    _check_tokens(system, model, dtype, request)
+    rate = system.frame_rate(model.fps) if fps is None else float(fps)
+    if rate == system.frame_rate(model.fps):
+        return fit_budget(system, model, dtype, prompt_tokens, machine, request)
+    fitted = fit_budget(
+        _with_frames(system, system.frames.model_copy(update={"fps": rate})),
+        model,
+        dtype,
+        prompt_tokens,
+        machine,
+        request,
+    )
+    return replace(fitted, system=_with_frames(fitted.system, system.frames))
+
+
+def _with_frames(system: System, frames: FrameRule) -> System:
+    return system.model_copy(update={"frames": frames})
+
+
+def _check_tokens(
+    system: System, model: ModelSpec, dtype: DTypeLike, request: MemoryRequest
+) -> None:
+    """Raises ConfigError where an automatic budget would hold more than `memory.tokens`: memory
+    always has room for the chunks that a new one attends to and that chunk, and a long-term memory
+    has a smallest size."""
+    own, ingest = system.memory, system.ingest
+    automatic = (request.device_mb is None and own.device_mb is None) or (
+        request.host_mb is None and own.host_mb is None
+    )
+    if own.tokens is None or not automatic or ingest.slides or not ingest.prefills:
+        return
+    chunk = chunk_units(system, model)
+    units: float = chunk
+    if system.long_term:
+        try:
+            long_term_size(system.long_term, model, 0, dtype)
+        except HostBudgetError as error:
+            units += error.smallest_mb * 1e6 / unit_pages(model) / page_bytes(model, dtype, True)
+    else:
+        units += chunk * (ingest.window or 0)
+    smallest = math.ceil(units * model.unit_tokens)
+    if own.tokens < smallest:
+        raise ConfigError(
+            f"system {system.name} has memory.tokens {own.tokens}, and its memory holds {smallest} "
+            f"tokens of these engines at least: set memory.tokens to {smallest} or more"
+        )
 
 
 def check_long_term(system: System, manifest: Manifest) -> None:

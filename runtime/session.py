@@ -70,7 +70,7 @@ from vicort.runtime.session_arguments import (
     check_shared_vision,
     check_words,
 )
-from vicort.runtime.sources.sampler import Sampler, as_rate
+from vicort.runtime.sources.sampler import Sampler, as_rate, known_rate
 from vicort.runtime.sources.source import Ending, Wanted
 from vicort.runtime.stages.chunker import Chunker
 from vicort.runtime.stages.lag_policy import OnLag, lag_policy
@@ -202,6 +202,7 @@ class Session:
             engines,
             system,
             self._clock,
+            fps=rate,
             request=memory,
             system_prompt=system_prompt,
             overlap=overlap,
@@ -274,7 +275,13 @@ class Session:
                 folder,
                 threads=threads,
                 check=lambda manifest, machine: check_system(
-                    chosen, folder, manifest, machine, memory, options.get("system_prompt")
+                    chosen,
+                    folder,
+                    manifest,
+                    machine,
+                    memory,
+                    options.get("system_prompt"),
+                    known_rate(options.get("fps")),
                 ),
                 meanwhile=import_dali,
             )
