@@ -80,12 +80,13 @@ def assemble(
 ) -> Parts:
     """Build the stages on streams of a new device, and cache the prompt.
 
-    fps: frames a second that are taken, None = not known. request: for budgets of memory. overlap: whether chunks overlap, each stage on its own stream.
-    cut_in: whether questions may cut in between chunks and units. shared_vision: that other
-    sessions use too, None = a vision encoder of its own. threads: of preprocessing.
-    answer_tokens: length of an answer for which positions are kept free. on_chunk is called when a
-    chunk has left the pipeline, on_failure when one has failed, on_spoken when the model has spoken
-    by itself. Raises MemoryBudgetError if the system's budget does not hold one chunk.
+    fps: frames a second that are taken, None = not known. request: for budgets of memory. overlap:
+    whether chunks overlap, each stage on its own stream. cut_in: whether questions may cut in
+    between chunks and units. shared_vision: that other sessions use too, None = a vision encoder of
+    its own. threads: of preprocessing. answer_tokens: length of an answer for which positions are
+    kept free. on_chunk is called when a chunk has left the pipeline, on_failure when one has
+    failed, on_spoken when the model has spoken by itself. Raises MemoryBudgetError if the system's
+    budget does not hold one chunk.
     """
     model = engines.manifest.model
     check_long_term(system, engines.manifest)
@@ -211,7 +212,9 @@ def check_system(
 ) -> FittedSystem:
     """Refuse a system that a session of these engines would refuse, before they are loaded.
 
-    fps: frames a second that are taken, None = the system's rate. Raises ConfigError, DeviceError for a system that needs engines of the CPU, EngineError for a
+    fps: frames a second that are taken, None = the system's rate.
+
+    Raises ConfigError, DeviceError for a system that needs engines of the CPU, EngineError for a
     damaged generation_config.json, and MemoryBudgetError with budgets that work.
     """
     model = manifest.model

@@ -75,7 +75,7 @@ def _without_user(word: str) -> str:
 
 def _shown_value(found: re.Match[str]) -> str:
     """`name=value`, the value hidden where the name is that of a secret."""
-    name, equals, value = found.groups()
+    name, equals = found[1], found[2]
     if not _SECRET.search(name[-MAX_NAME:]) or _is_setting(found):
         return found[0]
     return f"{name}{equals}…"

@@ -62,7 +62,11 @@ class Entry:
     def seconds(self, key: str) -> Fraction:
         """A number of seconds, exact as it is written."""
         value = self.content.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < MAX_SECONDS:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 <= value < MAX_SECONDS
+        ):
             raise self.wrong(key, "a number of seconds")
         return Fraction(str(value))
 
@@ -137,9 +141,7 @@ def read_json(path: Path, allowed: str = DATA_FILE) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error.strerror}): name {allowed}"
-        ) from error
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): name {allowed}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON ({brief(error)}): name {allowed}") from error
 

@@ -37,9 +37,7 @@ class Predictions:
         """Raises ConfigError for a file that holds no results."""
         content = read_json(file, RESULTS)
         if not isinstance(content, dict) or not any(key in content for key in SECTIONS):
-            raise ConfigError(
-                f"{file} has none of {', '.join(SECTIONS)}: name {RESULTS}"
-            )
+            raise ConfigError(f"{file} has none of {', '.join(SECTIONS)}: name {RESULTS}")
         for key in SECTIONS:
             for entry in entries_of(content.get(key, []), f"{file}, {key}"):
                 for name, reply in _replies(entry):

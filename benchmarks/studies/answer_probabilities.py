@@ -150,7 +150,9 @@ def repeated(
 def has_come(stream: ThingStream, shape: str, time: Fraction | None) -> bool:
     """Whether a thing of this shape came until `time`, in seconds; None = before the first
     frame."""
-    return time is not None and any(thing.shape == shape and thing.start <= time for thing in stream.things)
+    return time is not None and any(
+        thing.shape == shape and thing.start <= time for thing in stream.things
+    )
 
 
 def below(answers: Sequence[Rated]) -> dict[str, Any]:

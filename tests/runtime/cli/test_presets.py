@@ -83,7 +83,7 @@ def test_the_rate_that_a_system_names_wins_over_a_preset():
 
 @pytest.mark.parametrize("preset", [(), ("--preset", "fast")])
 @pytest.mark.parametrize(
-    "fps, setting",
+    ("fps", "setting"),
     [("3", "frames.fps=4"), ("source", "frames.fps=4"), ("3", "frames.fps="), ("3", "frames={}")],
 )
 def test_two_rates_are_refused(fps, setting, preset):
@@ -96,7 +96,7 @@ def test_two_rates_are_refused(fps, setting, preset):
         options(*words)
 
 
-@pytest.mark.parametrize("fps, value", [("4", "4"), ("29.97", "29.97"), ("5/2", "2.5")])
+@pytest.mark.parametrize(("fps", "value"), [("4", "4"), ("29.97", "29.97"), ("5/2", "2.5")])
 def test_the_same_rate_twice_is_one(fps, value):
     assert options("--fps", fps, "--set", f"frames.fps={value}").fps == Fraction(fps)
 
