@@ -263,8 +263,8 @@ def _parser(takes_sources: bool) -> ArgumentParser:
     parser.add_argument(
         "--preset",
         choices=tuple(PRESETS),
-        help="defaults for the frame rate, the system and its share of memory; an option that is "
-        "given wins, and --dry-run shows them (default: none)",
+        help="defaults for the frame rate, the system and its share of memory; what is given, also "
+        "by --set, wins, and --dry-run shows them (default: none)",
     )
     parser.add_argument(
         "--memory",
@@ -303,8 +303,8 @@ def _add_video(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--fps",
         metavar="N|source",
-        help="frames per second to sample, or `source` for every frame (default: the rate that "
-        "the model was trained with)",
+        help="frames per second to sample, or `source` for every frame (default: that of the "
+        "system or of --preset, or else the rate that the model was trained with)",
     )
     group.add_argument(
         "--stream",

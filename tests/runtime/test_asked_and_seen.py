@@ -75,6 +75,19 @@ def test_what_saw_nothing_says_so():
     assert (first.seen_until, first.read) == (0, ((0, 0),))
 
 
+def test_a_question_before_the_first_frame_sees_none():
+    """Which comes at 1 s here."""
+    with Session(FakeEngineSet(), system(), overlap=False) as session:
+        futures = [session.submit(asked(quarters)) for quarters in (0, 3, 4)]
+        for frame in frames(4, start=2):
+            session.push(frame)
+        session.finish()
+        answers = [each.result() for each in futures]
+    assert [each.at for each in answers] == [0, Fraction(3, 4), 1]
+    assert [each.seen_until for each in answers] == [None, None, 1]
+    assert [each.read for each in answers] == [(), (), ((1, 1),)]
+
+
 @pytest.mark.parametrize("why", ["ended-at-once", "stop-text", "no-text", None])
 def test_an_empty_answer_says_why(why, monkeypatch):
     with Session(FakeEngineSet(eos_tokens=(3,)), system(), overlap=False) as session:

@@ -67,21 +67,3 @@ def test_a_question_about_time_0_sees_the_first_frame(source, seen, tiny_engines
     ]
     assert (answer["at"], answer["seen_until"], answer["read"]) == (0, seen, [[0, 0]])
     assert "requested" not in answer
-
-
-def test_a_question_before_the_first_frame_sees_nothing(tiny_engines, capsys, tmp_path):
-    """A video whose first picture comes a second after its start."""
-    from support import videos
-
-    path = tmp_path / "late.mkv"
-    videos.write_video(path, [Fraction(1) + Fraction(number, 4) for number in range(8)])
-    asked = [word for at in ("0", "0.5", "1.5") for word in ("--ask", f"@{at} {NOW}")]
-    words = (*asked, "--engine-dir", str(tiny_engines), "--format", "jsonl")
-    assert run.main([str(path), *words]) == 0
-    found = [
-        (event["at"], event["seen_until"], event["read"])
-        for event in map(json.loads, capsys.readouterr().out.splitlines())
-        if event["event"] == "answer"
-    ]
-    assert sorted(found)[:2] in ([(0, None, []), (0.5, None, [])], sorted(found)[:2])
-    assert found
