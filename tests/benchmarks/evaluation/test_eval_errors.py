@@ -15,7 +15,7 @@ from vicort.benchmarks.evaluation.rules import credit_of
 from vicort.runtime.errors import ConfigError
 
 NUMBERS = ["1e300", "-1e300", "1e999", "NaN", "9" * 400, '"' + "9" * 5000 + '"', '"9999999:99:99"']
-NUMBERS += ['"٣"', '"00:00:٣"', "true", "null", '"²"']
+NUMBERS += ['"40:00:00"', '"٣"', '"00:00:٣"', "true", "null", '"²"']
 
 
 def refused(capsys, *words):
