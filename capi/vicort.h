@@ -93,7 +93,7 @@ typedef struct vicort_params {
 
 typedef struct vicort_answer {
     int64_t at_us;         /* time of the question: that of the newest pushed frame, on the caller's clock */
-    int64_t seen_until_us; /* time of the newest frame that the answer could see */
+    int64_t seen_until_us; /* time of the newest frame that the answer could see; 0 before the first one */
     double ttft_ms;        /* from the question to the first token */
     int32_t tokens;
     int32_t pages;         /* video pages that the answer could see */

@@ -11,7 +11,7 @@ import numpy as np
 
 from vicort.runtime.answering import Answerer, Snapshot
 from vicort.runtime.asked_question import AskedQuestion
-from vicort.runtime.core import Answer, Page
+from vicort.runtime.core import Answer, Page, WhyEmpty
 from vicort.runtime.devices.device import Array
 from vicort.runtime.errors import QuestionError
 from vicort.runtime.language.language_run import FEATURE_ROW, LanguageOutput, LanguageRun
@@ -53,6 +53,7 @@ class AnswerRun:
         self._layout = Layout.of([*unit_lengths, text_length], shared.model.page_tokens)
         self._log_probabilities: list[float] = []  # of the tokens so far
         self._rows = 0  # written so far
+        self._stopped = False  # whether a stop text was found
         self._reader: Reader | None = None  # of long-term memory by layer and head
         self._appends = shared.memory.system.text.joins  # whether the answer stays in the stream
 
@@ -246,6 +247,7 @@ class AnswerRun:
             if piece := stop.add(text.add(token)):
                 self._asked.token(piece)
             if stop.found:
+                self._stopped = True
                 break
             is_last = (
                 len(tokens) == self._question.sampling.max_tokens
@@ -361,7 +363,7 @@ class AnswerRun:
             tokens_read += self._reader.selection.tokens
         return Answer(
             id=question.id,
-            at=snapshot.seen_until if question.at is None else question.at,
+            at=snapshot.seen_until or Fraction(0) if question.at is None else question.at,
             seen_until=snapshot.seen_until,
             question=question.text,
             text=text,
@@ -376,7 +378,15 @@ class AnswerRun:
             since=question.since,
             until=question.until,
             asked_again=self._lease is snapshot.wider,
+            requested=self._asked.requested,
+            empty=None if text else self._why_empty(len(tokens)),
         )
+
+    def _why_empty(self, tokens: int) -> WhyEmpty:
+        """tokens: of the answer, of which no text is left."""
+        if not tokens:
+            return "ended-at-once"
+        return "stop-text" if self._stopped else "no-text"
 
 
 def answer(shared: Answerer, asked: AskedQuestion, snapshot: Snapshot) -> Answer:

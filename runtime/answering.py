@@ -39,7 +39,7 @@ class Snapshot:
     wider: Lease | None  # of what is read if the question is run again; None: it never is
     view: View | None  # of long-term memory by layer and head, where the system has it
     first_text: int  # position of the question's first token
-    seen_until: Fraction  # seconds
+    seen_until: Fraction | None  # seconds; None = nothing was seen
     deferred: tuple[DeferredUnit, ...]  # units that the question has to prefill itself
     memory_from: Fraction | None  # seconds, start of the oldest unit that is remembered
     ready: StreamEvent  # done when all of it is in memory

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError
+from fractions import Fraction
 
 from vicort.runtime.callback_threads import CallbackThreads
 from vicort.runtime.core import Answer, Question
@@ -31,6 +32,7 @@ class AskedQuestion:
         known: KnownFailures,
     ) -> None:
         self.question = question
+        self.requested: Fraction | None = None  # seconds, its own time, if that had passed
         self.since = 0  # perf_counter_ns when its work began
         self.ended = threading.Event()  # the session does nothing for it any more
         self._unanswered: Future[Answer] | None = future

@@ -67,6 +67,7 @@ def assemble(
     system: System,
     clock: StageClock,
     *,
+    fps: Fraction | None,
     request: MemoryRequest,
     system_prompt: str | None,
     overlap: bool,
@@ -80,12 +81,13 @@ def assemble(
 ) -> Parts:
     """Build the stages on streams of a new device, and cache the prompt.
 
-    request: for budgets of memory. overlap: whether chunks overlap, each stage on its own stream.
-    cut_in: whether questions may cut in between chunks and units. shared_vision: that other
-    sessions use too, None = a vision encoder of its own. threads: of preprocessing.
-    answer_tokens: length of an answer for which positions are kept free. on_chunk is called when a
-    chunk has left the pipeline, on_failure when one has failed, on_spoken when the model has spoken
-    by itself. Raises MemoryBudgetError if the system's budget does not hold one chunk.
+    fps: frames a second that are taken, None = not known. request: for budgets of memory. overlap:
+    whether chunks overlap, each stage on its own stream. cut_in: whether questions may cut in
+    between chunks and units. shared_vision: that other sessions use too, None = a vision encoder of
+    its own. threads: of preprocessing. answer_tokens: length of an answer for which positions are
+    kept free. on_chunk is called when a chunk has left the pipeline, on_failure when one has
+    failed, on_spoken when the model has spoken by itself. Raises MemoryBudgetError if the system's
+    budget does not hold one chunk.
     """
     model = engines.manifest.model
     check_long_term(system, engines.manifest)
@@ -95,7 +97,7 @@ def assemble(
         text_tokens = min(model.max_rows + answer_tokens, model.max_position // 8)
         timeline = Timeline(model, len(prompt.prefix), text_tokens)
         prompt_tokens, machine = len(prompt.prefix), device.memory()
-        fitted = fit_budget(system, model, engines.pool_dtype, prompt_tokens, machine, request)
+        fitted = fit_budget(system, model, engines.pool_dtype, prompt_tokens, machine, request, fps)
         _log_choices(fitted, model, overlap, threads)
         memory = Memory(device, model, fitted.system, timeline, engines.pool_dtype, clock)
         preprocessor = device.preprocessor(model.fixed_size, threads)
@@ -237,8 +239,11 @@ def check_system(
     machine: MachineMemory,
     request: MemoryRequest,
     system_prompt: str | None = None,
+    fps: Fraction | None = None,
 ) -> FittedSystem:
     """Refuse a system that a session of these engines would refuse, before they are loaded.
+
+    fps: frames a second that are taken, None = the system's rate.
 
     Raises ConfigError, DeviceError for a system that needs engines of the CPU, EngineError for a
     damaged generation_config.json, and MemoryBudgetError with budgets that work.
@@ -255,7 +260,8 @@ def check_system(
     if speech := system.speaks.by_itself:
         silence_token(speech, prompt, system.name)
     prompt_tokens = len(prompt.prefix)
-    return fit_budget(system, model, pool_dtype(manifest), prompt_tokens, machine, request)
+    dtype = pool_dtype(manifest)
+    return fit_budget(system, model, dtype, prompt_tokens, machine, request, fps)
 
 
 def check_policies(system: System, model: ModelSpec) -> None:

@@ -26,14 +26,26 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         option = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        owners = self._owners_of(option[1]) if option else []
         near = difflib.get_close_matches(option[1], self._options(), 1) if option else []
-        advice = (
-            f"did you mean {near[0]}? `{self.prog} --help` lists all"
-            if near
-            else (f"see `{self.prog} --help`")
-        )
+        if option and owners:
+            advice = f"{option[1]} is an option of {', '.join(owners)}: leave it out"
+        elif near:
+            advice = f"did you mean {near[0]}? `{self.prog} --help` lists all"
+        else:
+            advice = f"see `{self.prog} --help`"
         quoted = message[:MAX_MESSAGE] + "…" * (len(message) > MAX_MESSAGE)
         raise ConfigError(f"{quoted}: {advice}")
+
+    def _owners_of(self, option: str) -> list[str]:
+        """The subcommands that have this option."""
+        return [
+            name
+            for action in self._actions
+            if isinstance(action, argparse._SubParsersAction)
+            for name, child in action.choices.items()
+            if option in child._option_string_actions
+        ]
 
     def _options(self) -> list[str]:
         """Those of subcommands too."""

@@ -142,6 +142,9 @@ class Chunk:
 PageKind = Literal["prompt", "vision", "text"]
 # what a question sees: every frame until its time, or what is in memory when it is asked
 Freshness = Literal["complete", "now"]
+# why an answer has no text: the model ended it with its first token, its text begins with a stop
+# text, or its tokens stand for no text
+WhyEmpty = Literal["ended-at-once", "stop-text", "no-text"]
 SourceState = Literal["connected", "lost", "reconnecting", "resized", "ended", "given-up"]
 
 
@@ -292,8 +295,9 @@ class ChunkEvent(Event):
 @dataclass(frozen=True)
 class Answer(Event):
     id: str
-    at: Fraction  # seconds, when it was asked
-    seen_until: Fraction  # seconds, the newest frame that it could see
+    at: Fraction  # seconds, when it was asked: never before seen_until
+    # seconds, the newest frame that it could see; None = none: it was asked before the first one
+    seen_until: Fraction | None
     question: str
     text: str
     ttft_ms: float  # from the question to the first token, including all waiting
@@ -317,6 +321,10 @@ class Answer(Event):
     # whether it was run again over more of memory, see `retrieval.again`; left out of the JSON
     # where it was not
     asked_again: bool = False
+    # seconds, the question's own time where the stream had passed it already, so that it was asked
+    # at `at`; left out of the JSON where it is None
+    requested: Fraction | None = None
+    empty: WhyEmpty | None = None  # of an answer without text; left out of the JSON of others
 
     @property
     def doubtful(self) -> bool:
@@ -334,6 +342,9 @@ class Answer(Event):
             del written["since"], written["until"]
         if not self.asked_again:
             del written["asked_again"]
+        for key in ("requested", "empty"):
+            if written[key] is None:
+                del written[key]
         return written
 
 

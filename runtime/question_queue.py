@@ -79,8 +79,8 @@ class QuestionQueue:
             )
         at, entry = asked.question.at, None
         if self._finished or (at is not None and at <= self.now):
-            if at is not None and not self._finished:  # a time that has passed means now
-                asked.question = replace(asked.question, at=self.now)
+            if at is not None and at < self.now:
+                asked.requested = at
             self._ready.append(asked)
         elif at is None:
             self._last[asked] = None
@@ -103,9 +103,14 @@ class QuestionQueue:
             return self._take(bisect_left(self._times, (self.now, float("inf")), key=_order))
 
     def take_ready(self) -> list[AskedQuestion]:
+        """The questions that may be asked now, in the order in which they came. A time that has
+        passed means now."""
         with self._lock:
             ready = list(self._ready)
             self._ready.clear()
+            for asked in ready:
+                if asked.question.at is not None and asked.question.at < self.now:
+                    asked.question = replace(asked.question, at=self.now)
             return ready
 
     def finish(self) -> list[AskedQuestion]:

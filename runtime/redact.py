@@ -19,6 +19,14 @@ _VALUE = re.compile(rf"(?<!\w)(\w+)([{EQUALS}])([^\s&﹠＆;'\"]+)")
 _SECRET = re.compile(
     "pass|pwd|token|secret|key|auth|credential|^sig|^user|login|session", re.IGNORECASE
 )
+# Settings of a system, whose values are shown: behind `--set`, and by their whole name.
+_SET = re.compile(r"(?:^|\s)--set\s+(?:\w+\.)*$")
+_SECTION = re.compile(r"(?:^|[^\w.])(?:--)?(\w+\.)$")
+OWN_SETTINGS = frozenset(
+    {"memory.tokens", "text.tokens"}
+    | {"long_term.tokens", "long_term.most_tokens", "long_term.passes"}
+)
+MAX_PATH = 80  # characters of what stands before the last key of a setting
 _HEADER = re.compile(r"(?<!\w)((?:proxy-)?authorization\s*[:=])[^\r\n]+", re.IGNORECASE)
 MAX_NAME = 64  # characters of the name of a value
 
@@ -35,10 +43,11 @@ def redact_url(url: str) -> str:
 
 def redact(text: str) -> str:
     """Redact every URL in a text, and what looks like credentials without one: `name:word@`, as
-    Python quotes the host part of a URL, and `password=word`. A URL ends at white space."""
+    Python quotes the host part of a URL, and `password=word`. A URL ends at white space. Settings
+    of a system, such as `--set memory.tokens=6000`, stay."""
     text = _URL.sub(lambda url: url[1] + _bare(url[2]), text)
     text = _WORD.sub(lambda word: _without_user(word[0]), text)
-    text = _VALUE.sub(lambda found: found[1] + found[2] + _value(found[1], found[3]), text)
+    text = _VALUE.sub(_shown_value, text)
     return _HEADER.sub(r"\1 …", text)
 
 
@@ -64,5 +73,15 @@ def _without_user(word: str) -> str:
     return f"{quotes}…{parts[-1]}"
 
 
-def _value(name: str, value: str) -> str:
-    return "…" if _SECRET.search(name[-MAX_NAME:]) else value
+def _shown_value(found: re.Match[str]) -> str:
+    """`name=value`, the value hidden where the name is that of a secret."""
+    name, equals = found[1], found[2]
+    if not _SECRET.search(name[-MAX_NAME:]) or _is_setting(found):
+        return found[0]
+    return f"{name}{equals}…"
+
+
+def _is_setting(found: re.Match[str]) -> bool:
+    before = found.string[max(0, found.start() - MAX_PATH) : found.start()]
+    section = _SECTION.search(before)
+    return bool(_SET.search(before) or (section and section[1] + found[1] in OWN_SETTINGS))

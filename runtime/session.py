@@ -73,6 +73,7 @@ from vicort.runtime.session_arguments import (
     check_shared_vision,
     check_words,
 )
+from vicort.runtime.sources.sampler import known_rate
 from vicort.runtime.sources.source import Ending, Wanted
 from vicort.runtime.stages.lag_policy import OnLag
 from vicort.runtime.stages.pipeline import Pipeline
@@ -169,6 +170,7 @@ class Session:
             engines,
             system,
             self._clock,
+            fps=rate,
             request=memory,
             system_prompt=system_prompt,
             overlap=overlap,
@@ -242,7 +244,13 @@ class Session:
                 folder,
                 threads=threads,
                 check=lambda manifest, machine: check_system(
-                    chosen, folder, manifest, machine, memory, options.get("system_prompt")
+                    chosen,
+                    folder,
+                    manifest,
+                    machine,
+                    memory,
+                    options.get("system_prompt"),
+                    known_rate(options.get("fps")),
                 ),
                 meanwhile=import_dali,
             )
@@ -360,12 +368,12 @@ class Session:
         pipeline is full.
 
         A question is asked at its time, or at the end if it has none; a time that has passed means
-        now. on_token gets each piece of the answer; what it raises becomes the answer's failure.
-        Cancelling the future removes a question that has not begun, and ends one that runs at its
-        next token. A chunk that fails, or a device that is lost, ends the stream: the futures of
-        all open questions, and of later ones, fail with its error. Raises QuestionError for a
-        question that cannot be asked, or if max_questions are open, and SessionClosed after
-        `close`.
+        now, and is `requested` of the answer. on_token gets each piece of the answer; what it
+        raises becomes the answer's failure. Cancelling the future removes a question that has not
+        begun, and ends one that runs at its next token. A chunk that fails, or a device that is
+        lost, ends the stream: the futures of all open questions, and of later ones, fail with its
+        error. Raises QuestionError for a question that cannot be asked, or if max_questions are
+        open, and SessionClosed after `close`.
         """
         answer = self._enter(question, on_token)
         if self._callbacks.here:  # the stream may have to wait for what this thread does next

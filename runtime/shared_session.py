@@ -46,7 +46,8 @@ class TimedAnswer:
 
     answer: Answer
     at_us: int  # time of the question
-    seen_until_us: int  # time of the newest frame that it could see
+    # time of the newest frame that it could see; 0 before the first one
+    seen_until_us: int
 
 
 class SharedSession:
@@ -316,7 +317,7 @@ class SharedSession:
         return TimedAnswer(
             answer,
             origin + round(answer.at * MICROSECONDS),
-            origin + round(answer.seen_until * MICROSECONDS),
+            origin + round((answer.seen_until or 0) * MICROSECONDS),
         )
 
 

@@ -101,7 +101,7 @@ def _under(stream: VicortStream, load: Load, questions: int) -> dict[str, Any]:
     alone = _rate_of(stream, load, RATE_S)
     with running(stream, load):
         answers, rate = stream.ask_with_pauses(questions)
-    unseen = [float((each.at - each.seen_until) * stream.workload.fps) for each in answers]
+    unseen = [float((each.at - (each.seen_until or 0)) * stream.workload.fps) for each in answers]
     return {
         "ttft_ms": percentiles([each.ttft_ms for each in answers]),
         "unseen_frames": percentiles(unseen),  # that came before the question

@@ -34,7 +34,7 @@ class Row:
     tokens_read: int  # cached visual tokens that it could see
     pages: int  # vision pages that it could see
     at: float  # seconds
-    seen_until: float  # seconds
+    seen_until: float | None  # seconds; None = it saw nothing
     # seconds, start of the oldest unit of which memory still held something
     memory_from: float | None
     error: str = ""
@@ -64,7 +64,7 @@ def row_of(system: str, item: Item, reply: Reply) -> Row:
         tokens_read=reply.tokens_read,
         pages=reply.pages,
         at=float(reply.at),
-        seen_until=float(reply.seen_until),
+        seen_until=None if reply.seen_until is None else float(reply.seen_until),
         memory_from=None if reply.memory_from is None else float(reply.memory_from),
         error=reply.error,
     )

@@ -14,7 +14,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from vicort.benchmarks.evaluation.fields import Entry, digests, entries_of, find_video, read_json
+from vicort.benchmarks.evaluation.fields import (
+    MAX_SECONDS,
+    Entry,
+    digests,
+    entries_of,
+    find_video,
+    read_json,
+)
 from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Video
 from vicort.runtime.errors import ConfigError
 
@@ -146,4 +153,5 @@ def _is_span(value: Any) -> bool:
         isinstance(value, list)
         and len(value) == 2
         and all(isinstance(each, int | float) and not isinstance(each, bool) for each in value)
+        and all(abs(each) < MAX_SECONDS for each in value)  # not for NaN
     )

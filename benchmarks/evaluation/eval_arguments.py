@@ -74,6 +74,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> EvalOptions:
     """Parse and check, without loading anything heavy. Raises ConfigError; leaves with SystemExit
     after --help."""
     typed = _parser().parse_args(arguments)
+    if getattr(typed, "predictions", None):
+        _check_predictions(typed)
     if typed.context is not None and typed.protocol != "restart":
         raise ConfigError(
             f"--context {typed.context} cuts the video for each question: it needs --protocol "
@@ -124,6 +126,28 @@ def _check_own_sampling(typed: argparse.Namespace) -> None:
         )
     if typed.fps is not None:
         raise ConfigError(f"--sampling own and --fps {typed.fps} exclude each other: leave one out")
+
+
+def _check_predictions(typed: argparse.Namespace) -> None:
+    """Raises ConfigError for an option that says how a model runs."""
+    for name, default in (
+        ("system", None),
+        ("engine_dir", None),
+        ("videos", None),
+        ("protocol", "state"),
+        ("context", None),
+        ("sampling", FIXED),
+        ("fps", None),
+        ("max_tokens", None),
+        ("limit", None),
+        ("threads", 1),
+        ("strict", False),
+    ):
+        if getattr(typed, name) != default:
+            raise ConfigError(
+                f"--predictions are scored and no model runs, so --{name.replace('_', '-')} has "
+                "no meaning: leave one of them out"
+            )
 
 
 def _all_systems(typed: argparse.Namespace) -> bool:

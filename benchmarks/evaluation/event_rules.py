@@ -21,6 +21,7 @@ NUMBER = r"(\d+\.*\d*)"
 SIGNED = re.compile(r"[-+]?\d*\.\d+|[-+]?\d+")
 
 Span = tuple[float, float]  # seconds
+FARTHEST = 1e9  # seconds: larger numbers of a reply count as this, which is after any video
 
 
 def spans_of(text: str) -> list[Span]:
@@ -40,7 +41,7 @@ def spans_of(text: str) -> list[Span]:
         said = [match[0] for match in first if match]
         found = list(zip(said[::2], said[1::2], strict=False))
     try:
-        pairs = [(float(one), float(other)) for one, other in found]
+        pairs = [(min(float(one), FARTHEST), min(float(other), FARTHEST)) for one, other in found]
     except ValueError:
         return []
     return [(min(pair), max(pair)) for pair in pairs]

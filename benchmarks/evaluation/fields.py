@@ -15,11 +15,17 @@ from typing import Any
 
 from vicort.benchmarks.evaluation.frame_arrays import SUFFIX
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.safe_text import shown
+from vicort.runtime.safe_text import brief, shown
 
 KINDS = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
 # "" = a folder of images
+DATA_FILE = "the benchmark's data file"
+MAX_SECONDS = 1e9  # of a time in data
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", SUFFIX, "")
+
+
+# digits of a time, with decimals
+CLOCK_PART = re.compile(r"[0-9]{1,9}\.?[0-9]{0,12}|\.[0-9]{1,12}")
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,11 @@ class Entry:
     def seconds(self, key: str) -> Fraction:
         """A number of seconds, exact as it is written."""
         value = self.content.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 <= value < MAX_SECONDS
+        ):
             raise self.wrong(key, "a number of seconds")
         return Fraction(str(value))
 
@@ -70,13 +80,14 @@ class Entry:
     def clock(self, key: str) -> Fraction:
         """Seconds of HH:MM:SS, MM:SS or SS; seconds may have decimals."""
         parts = self.text(key).split(":")
-        if len(parts) > 3 or not all(
-            part.replace(".", "", 1).isdecimal() and part.isascii() for part in parts
-        ):
+        if len(parts) > 3 or not all(map(CLOCK_PART.fullmatch, parts)):
             raise self.wrong(key, "a time as HH:MM:SS")
-        return sum(
+        found = sum(
             (Fraction(part) * 60**power for power, part in enumerate(reversed(parts))), Fraction(0)
         )
+        if found >= MAX_SECONDS:
+            raise self.wrong(key, f"a time below {MAX_SECONDS:g} seconds")
+        return found
 
     def one_of(self, key: str, allowed: str) -> str:
         """A single letter out of `allowed`."""
@@ -125,17 +136,14 @@ def entries_of(content: Any, where: str) -> list[Entry]:
     return [Entry(each, f"{where}, entry {number}") for number, each in enumerate(content)]
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, allowed: str = DATA_FILE) -> Any:
+    """allowed: what to name instead. Raises ConfigError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error.strerror}): name the benchmark's data file"
-        ) from error
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): name {allowed}") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{path} is not JSON ({error}): name the benchmark's data file"
-        ) from error
+        raise ConfigError(f"{path} is not JSON ({brief(error)}): name {allowed}") from error
 
 
 def read_csv(path: Path) -> list[Entry]:
@@ -185,4 +193,11 @@ def find_any(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
 
 
 def first_there(paths: Iterable[Path]) -> Path | None:
-    return next((path for path in paths if path.exists()), None)
+    return next(filter(_is_there, paths), None)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # no name of a file, such as one that is too long
+        return False

@@ -103,7 +103,8 @@ class Reply:
     item: str  # its id
     at: Fraction  # seconds, when it was asked
     text: str = ""
-    seen_until: Fraction = Fraction(0)  # seconds, newest frame that it could know of
+    # seconds, newest frame that it could know of; None = it saw none
+    seen_until: Fraction | None = Fraction(0)
     ttft_ms: float = 0.0
     tokens_read: int = 0  # cached visual tokens that it could see
     pages: int = 0  # vision pages that it could see

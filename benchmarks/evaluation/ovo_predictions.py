@@ -15,8 +15,10 @@ from typing import Any
 from vicort.benchmarks.evaluation.fields import Entry, entries_of, read_json
 from vicort.benchmarks.evaluation.items import Item, Reply
 from vicort.runtime.errors import ConfigError
+from vicort.runtime.safe_text import shown
 
 SECTIONS = ("backward", "realtime", "forward")
+RESULTS = "the benchmark's result files"
 
 
 class Predictions:
@@ -33,11 +35,9 @@ class Predictions:
 
     def read(self, file: Path) -> None:
         """Raises ConfigError for a file that holds no results."""
-        content = read_json(file)
+        content = read_json(file, RESULTS)
         if not isinstance(content, dict) or not any(key in content for key in SECTIONS):
-            raise ConfigError(
-                f"{file} has none of {', '.join(SECTIONS)}: name the benchmark's result files"
-            )
+            raise ConfigError(f"{file} has none of {', '.join(SECTIONS)}: name {RESULTS}")
         for key in SECTIONS:
             for entry in entries_of(content.get(key, []), f"{file}, {key}"):
                 for name, reply in _replies(entry):
@@ -53,6 +53,19 @@ class Predictions:
             if entry.content.get("ground_truth", item.truth) != item.truth:
                 self._other_truths.append(name)
             self.replies[name] = _reply(item, reply)
+
+    def check(self, files: Sequence[Path]) -> None:
+        """Raises ConfigError if none of the replies in these files counts."""
+        if self.replies:
+            return
+        named = ", ".join(map(str, files))
+        if not self._unknown:
+            raise ConfigError(f"{named}: no reply is in there: name {RESULTS}")
+        raise ConfigError(
+            f"{named}: none of its {len(self._unknown)} replies is to a question of the data file "
+            f"{self._data}, the first is to {shown(self._unknown[0])}: give the data file that "
+            "they are of"
+        )
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -97,7 +110,7 @@ def _reply(item: Item, said: Any) -> Reply:
 def read_predictions(
     items: Mapping[str, Item], data: Sequence[Path], files: Sequence[Path]
 ) -> Predictions:
-    """Raises ConfigError unless there is one data file."""
+    """Raises ConfigError unless there is one data file, and a reply to one of its questions."""
     if len(data) != 1:
         raise ConfigError(
             f"--predictions are of one data file, not of {len(data)}: give ovo_bench_new.json alone"
@@ -105,4 +118,5 @@ def read_predictions(
     predictions = Predictions(items, data[0])
     for file in files:
         predictions.read(file)
+    predictions.check(files)
     return predictions

@@ -31,6 +31,7 @@ LETTERS = "ABCD"
 # seconds after the right moment until which a proactive question is asked
 # (StreamingBenchProactive.py)
 POLL_AFTER = 4
+MAX_WAIT = 86_400  # seconds in which an event may come: it is asked about in each
 
 # Prompts: github.com/THUNLP-MT/StreamingBench, src/benchmark/StreamingBench.py,
 # StreamingBenchSQA.py, StreamingBenchProactive.py.
@@ -262,6 +263,10 @@ def _item(question: Entry, name: str, context: str | None) -> Item:
         right = question.clock("ground_truth_time_stamp")
         if right + POLL_AFTER < at + 1:
             raise question.wrong("ground_truth_time_stamp", "a time that is not before time_stamp")
+        if right - at > MAX_WAIT:
+            raise question.wrong(
+                "ground_truth_time_stamp", f"a time at most {MAX_WAIT} seconds after time_stamp"
+            )
         polls = tuple(at + second for second in range(1, int(right - at) + POLL_AFTER + 1))
         text = PROACTIVE.format(question=words, output=question.text("ground_truth_output"))
         return Item(

@@ -147,9 +147,12 @@ def repeated(
     return [RepeatedQuestion(shape in shown, tuple(yes)) for shape, yes in said.items()]
 
 
-def has_come(stream: ThingStream, shape: str, time: Fraction) -> bool:
-    """Whether a thing of this shape came until `time`, in seconds."""
-    return any(thing.shape == shape and thing.start <= time for thing in stream.things)
+def has_come(stream: ThingStream, shape: str, time: Fraction | None) -> bool:
+    """Whether a thing of this shape came until `time`, in seconds; None = before the first
+    frame."""
+    return time is not None and any(
+        thing.shape == shape and thing.start <= time for thing in stream.things
+    )
 
 
 def below(answers: Sequence[Rated]) -> dict[str, Any]:

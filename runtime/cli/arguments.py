@@ -35,7 +35,7 @@ from vicort.runtime.errors import ConfigError, QuestionError
 from vicort.runtime.language.token_choice import TokenChoice
 from vicort.runtime.log_options import add_log_options
 from vicort.runtime.memory.budget import SHARE
-from vicort.runtime.policies.system import DEFAULT_SYSTEM, MAX_MB, System, load_system
+from vicort.runtime.policies.system import DEFAULT_SYSTEM, MAX_MB, System, load_system, sets
 from vicort.runtime.safe_text import shown
 from vicort.runtime.shell_completion import add_completion_option
 from vicort.runtime.sources.images import grouped
@@ -191,6 +191,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         log_level=typed.log_level,
         **defaults | _with_settings(defaults["system"], typed.set),
     )
+    _check_rates(options, typed.set)
     if options.at_changes:
         check_shows_changes(options.chosen_system)
     return options
@@ -262,8 +263,8 @@ def _parser(takes_sources: bool) -> ArgumentParser:
     parser.add_argument(
         "--preset",
         choices=tuple(PRESETS),
-        help="defaults for the frame rate, the system and its share of memory; an option that is "
-        "given wins, and --dry-run shows them (default: none)",
+        help="defaults for the frame rate, the system and its share of memory; what is given, also "
+        "by --set, wins, and --dry-run shows them (default: none)",
     )
     parser.add_argument(
         "--memory",
@@ -302,8 +303,8 @@ def _add_video(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--fps",
         metavar="N|source",
-        help="frames per second to sample, or `source` for every frame (default: the rate that "
-        "the model was trained with)",
+        help="frames per second to sample, or `source` for every frame (default: that of the "
+        "system or of --preset, or else the rate that the model was trained with)",
     )
     group.add_argument(
         "--stream",
@@ -581,20 +582,22 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 
 def _preset_defaults(typed: argparse.Namespace) -> dict[str, Any]:
-    """The fields of Options that a preset may set; an option that is given wins."""
+    """The fields of Options that a preset may set; what is given wins."""
     fps, system = _fps(typed.fps), typed.system
-    if system is not None:
-        load_system(system)
+    named = None if system is None else load_system(system)
     if typed.preset is None:
         return {"fps": fps, "system": Options.system if system is None else system}
     preset = PRESETS[typed.preset]
+    rate = "--fps" if fps is not None else "--set frames.fps" * sets(typed.set, "frames", "fps")
+    if not rate and named and named.frames.fps is not None:
+        rate = f"frames.fps of {named.name}"
     given = {
-        "fps": fps is not None,
-        "system": system is not None,
-        "memory": typed.memory is not None and typed.host_memory is not None,
+        "fps": rate,
+        "system": "--system" * (system is not None),
+        "memory": "--memory" * (typed.memory is not None and typed.host_memory is not None),
     }
     return {
-        "fps": preset.fps if fps is None else fps,
+        "fps": fps if rate else preset.fps,
         "system": preset.load(typed.preset) if system is None else system,
         "memory_share": preset.memory_share,
         "preset": preset_text(typed.preset, given),
@@ -607,6 +610,19 @@ def _with_settings(system: str | System, settings: Sequence[str]) -> dict[str, S
         return {}
     chosen = system if isinstance(system, System) else load_system(system)
     return {"system": chosen.with_settings(settings)}
+
+
+def _check_rates(options: Options, settings: Sequence[str]) -> None:
+    """Raises ConfigError if --fps and --set name two rates."""
+    own, fps = options.chosen_system.frames.fps, options.fps
+    if fps is None or not sets(settings, "frames", "fps"):
+        return
+    if fps != "source" and own == float(fps):
+        return
+    raise ConfigError(
+        f"--fps {fps} and --set frames.fps={'' if own is None else f'{own:g}'} are two "
+        "rates: leave one of them out"
+    )
 
 
 def _fps(text: str | None) -> Fraction | Literal["source"] | None:

@@ -1,4 +1,4 @@
-"""Warns of answers that mean little: to words that the model cannot read, and guesses."""
+"""Warns of answers that mean little: to words that the model cannot read, guesses, and none."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Doubts:
         self._warn = warn
         self._unread: set[str] = set()
         self._guessed: set[str] = set()
+        self._empty: set[str] = set()
 
     def asked(self, session: Session, question: Question) -> None:
         """Warn if the model cannot read a word of the question."""
@@ -31,7 +32,13 @@ class Doubts:
             )
 
     def answered(self, answer: Answer) -> None:
-        """Warn if the model itself found its answer unlikely."""
+        """Warn if the model itself found its answer unlikely, or gave none."""
+        if answer.empty == "ended-at-once" and _is_new(answer.question, self._empty):
+            self._warn(
+                f"the answer to {shown(answer.question)} is empty: the model ended it with its "
+                f"first token (probability {answer.first_probability:.2f}), which it may do where "
+                "the question, or the turns before it, are not like those of its training"
+            )
         if answer.doubtful and _is_new(answer.question, self._guessed):
             self._warn(
                 f"{shown(answer.text)} to {shown(answer.question)} is a guess: the model gave it a "

@@ -51,9 +51,9 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
-def preset_text(name: str, given: Mapping[str, bool]) -> str:
-    """What a preset sets. given: for `fps`, `system` and `memory`, whether an option sets it
-    instead."""
+def preset_text(name: str, given: Mapping[str, str]) -> str:
+    """What a preset sets. given: for `fps`, `system` and `memory`, the option or the value of a
+    system that sets it instead, or ""."""
     preset = PRESETS[name]
     values = [
         f"{section}.{key} {value}"
@@ -67,7 +67,7 @@ def preset_text(name: str, given: Mapping[str, bool]) -> str:
         "memory": f"at most {preset.memory_share:g} of the machine's memory",
     }
     kept = [text for key, text in parts.items() if not given[key]]
-    instead = [f"--{key}" for key in parts if given[key]]
+    instead = [given[key] for key in parts if given[key]]
     return (
         f"{name}: {'; '.join(kept) or 'nothing'}"
         f"{'; given instead: ' * bool(instead)}{', '.join(instead)}"

@@ -66,6 +66,7 @@ from vicort.runtime.session import Session
 from vicort.runtime.sources import Source, open_source
 from vicort.runtime.sources.images import name_of
 from vicort.runtime.sources.opening import Decode
+from vicort.runtime.sources.sampler import known_rate
 from vicort.runtime.standard_streams import (
     READER_GONE,
     exit_at_once,
@@ -210,7 +211,13 @@ def show_plan(options: Options) -> int:
     found = info(folder, (), request)
     system = options.chosen_system
     fitted = check_system(
-        system, folder, read_manifest(folder), found.machine, request, options.system_prompt
+        system,
+        folder,
+        read_manifest(folder),
+        found.machine,
+        request,
+        options.system_prompt,
+        known_rate(options.fps),
     )
     rate = None if options.fps == "source" else float(options.fps or system.frame_rate(found.fps))
     if found.missing:
@@ -253,7 +260,8 @@ def _open_engines(
     def check(manifest: Manifest, machine: MachineMemory) -> None:
         if doubt := _speech_doubt(options, manifest.build_command):
             output.warn(doubt)
-        check_system(system, folder, manifest, machine, request, options.system_prompt)
+        prompt, fps = options.system_prompt, known_rate(options.fps)
+        check_system(system, folder, manifest, machine, request, prompt, fps)
 
     with loading_bar(sys.stderr) as progress:
         engines = EngineSet.open(

@@ -68,6 +68,8 @@ class Watch:
         self._askers: list[RecurringAsker] = []
         # questions that need to know when the stream began
         self._held: list[WrittenQuestion] = []
+        # questions about time 0, where there is a frame as soon as it is pushed
+        self._at_start: list[Question] = []
         self._change_askers: list[ChangeAsker] = []
         self.said_yes = False
         self._failed: BaseException | None = None  # why the first question has no answer
@@ -126,6 +128,8 @@ class Watch:
         for question in context.options.questions:
             if self._must_wait(question):
                 self._held.append(question)
+            elif question.at == 0:
+                self._at_start.append(question)
             else:
                 submit(question)
         self._askers = [
@@ -135,6 +139,7 @@ class Watch:
         context.router.enter(self.label, partial(self._ask_now, session), self.source.name)
         with self._output.progress_of(self.source, shown=not self.label):
             code = self._feed(session)
+            self._ask_at_start(session)
             self._submit_held(session, at_end=True)
             session.finish(self.source.ending)
             if self._change_askers:  # the last chunks may show a change
@@ -157,6 +162,7 @@ class Watch:
             for frame in self.source.frames(partial(self._wants, session)):
                 with self.source.named_in_errors() if not self.label else nullcontext():
                     session.push(frame)
+                self._ask_at_start(session)
                 self._ask_at_changes(session)
                 self._context.status.frame(frame.time, self.label)
                 self._output.progress(frame.index + 1)
@@ -177,11 +183,18 @@ class Watch:
             each.advance(at)
         if self._held and self.source.began:
             self._submit_held(session, at_end=False)
+        if at > 0:  # there is no frame at time 0
+            self._ask_at_start(session)
         wanted = session.wants(at)
         self._ask_at_changes(session)
         if wanted and self._meter:
             self._meter.captured(at, captured)
         return wanted
+
+    def _ask_at_start(self, session: Session) -> None:
+        asked, self._at_start = self._at_start, []
+        for question in asked:
+            self._submit_own(session, question)
 
     def _make_change_askers(self, session: Session) -> list[ChangeAsker]:
         questions = self._context.options.at_changes

@@ -9,11 +9,25 @@ from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any, TextIO
 
-from vicort.runtime.core import Answer, ChunkEvent, Event, MemoryEvent, SourceEvent, Spoken, Summary
+from vicort.runtime.core import (
+    Answer,
+    ChunkEvent,
+    Event,
+    MemoryEvent,
+    SourceEvent,
+    Spoken,
+    Summary,
+    WhyEmpty,
+)
 from vicort.runtime.safe_text import printable, without_controls
 
 # how long a cue stays on the screen: the time of the next one is not known when it is written
 CUE_SECONDS = Fraction(4)
+WHY_EMPTY: dict[WhyEmpty, str] = {
+    "ended-at-once": "the model ended it at once",
+    "stop-text": "it begins with a stop text",
+    "no-text": "its tokens stand for none",
+}
 
 
 class Writer(ABC):
@@ -215,9 +229,16 @@ def _lag(summary: Summary) -> str:
 
 
 def _when(answer: Answer) -> str:
-    times = f"asked at {float(answer.at):.3f} s, seen until {float(answer.seen_until):.3f} s"
+    requested = "" if answer.requested is None else f" for {float(answer.requested):.3f} s"
+    seen = (
+        "nothing seen"
+        if answer.seen_until is None
+        else f"seen until {float(answer.seen_until):.3f} s"
+    )
+    times = f"asked at {float(answer.at):.3f} s{requested}, {seen}"
+    empty = f", no text: {WHY_EMPTY[answer.empty]}" if answer.empty else ""
     doubt = f", a guess (probability {answer.probability:.2f})" if answer.doubtful else ""
-    return f"[{times}{_unread(answer)}, first token after {answer.ttft_ms:.1f} ms{doubt}]"
+    return f"[{times}{_unread(answer)}{empty}, first token after {answer.ttft_ms:.1f} ms{doubt}]"
 
 
 def _unread(answer: Answer) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from numpy.typing import DTypeLike
 
@@ -96,13 +97,15 @@ def fit_budget(
     prompt_tokens: int,
     machine: MachineMemory,
     request: MemoryRequest = MemoryRequest(),
+    fps: Fraction | None = None,
 ) -> FittedSystem:
     """Replace automatic budgets by numbers, and both by those that the caller asks for.
 
+    fps: frames a second that are taken, at which `memory.hours` are hours; None = the system's.
     A number in a system's file is kept as it is. Where the device budget is automatic or the
     caller's, and too small for what a question may read, questions read less. Raises
     MemoryBudgetError, with budgets that work, if that is not enough, or if the machine has less
-    memory than both.
+    memory than both; ConfigError for `memory.tokens` that are fewer than memory holds in any case.
     """
     own = system.memory
     if request.host_mb and not _can_spill(system):
@@ -112,7 +115,9 @@ def fit_budget(
         )
     host_mb = own.host_mb if request.host_mb is None else request.host_mb
     device_mb = own.device_mb if request.device_mb is None else request.device_mb
-    fit = _Fit(system, model, dtype, prompt_tokens, machine, request)
+    fit = _Fit(system, model, dtype, prompt_tokens, machine, request, fps)
+    if device_mb is None or host_mb is None:
+        fit.check_tokens()
     if device_mb is None or host_mb is None:
         automatic = fit.automatic(with_host=host_mb is None or host_mb > 0)
         device_mb = automatic.device_mb if device_mb is None else device_mb
@@ -159,7 +164,9 @@ class _Fit:
         prompt_tokens: int,
         machine: MachineMemory,
         request: MemoryRequest,
+        fps: Fraction | None,
     ) -> None:
+        self._rate = system.units_a_second(float(fps or system.frame_rate(model.fps)))
         self._system, self._model, self._dtype = system, model, dtype
         self._prompt_tokens, self._sessions = prompt_tokens, request.sessions
         self._shared = machine.device is None
@@ -169,6 +176,23 @@ class _Fit:
         device_share = (machine.device or machine.host) * share
         self._device_share = min(device_share, machine.left_on_device(sessions)) / sessions / 1e6
         self.bytes_of_page = page_bytes(model, dtype, system.long_term is not None)
+
+    def check_tokens(self) -> None:
+        """Raises ConfigError where automatic budgets hold more than `memory.tokens`: there is
+        always room for a new chunk and those that it attends to, and a long-term memory has a
+        smallest size."""
+        system, given = self._system, self._system.memory.tokens
+        if given is None or self._keeps_window_only:
+            return
+        seen = 0 if system.long_term else system.ingest.window or 0  # chunks
+        units: float = self._chunk_units * (1 + seen)
+        units += self._least_host_mb * 1e6 / self._unit_pages / self.bytes_of_page
+        smallest = math.ceil(units * self._model.unit_tokens)
+        if given < smallest:
+            raise ConfigError(
+                f"system {system.name} has memory.tokens {given}, and its memory holds {smallest} "
+                f"tokens of these engines at least: set memory.tokens to {smallest} or more"
+            )
 
     def automatic(self, with_host: bool) -> Budget:
         """Both budgets in whole MB. Raises MemoryBudgetError for a long-term memory that the share
@@ -266,8 +290,7 @@ class _Fit:
             # one chunk is there in any case
             units = max(tokens / model.unit_tokens - self._chunk_units, 0)
         else:
-            rate = system.units_a_second(system.frame_rate(model.fps))
-            units = system.memory.hours * 3600 * rate
+            units = system.memory.hours * 3600 * self._rate
         return units * self._unit_pages * self.bytes_of_page / 1e6
 
     @property

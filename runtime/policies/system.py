@@ -270,6 +270,24 @@ class System(Section):
 KEYS = tuple(System.model_fields)
 
 
+def sets(settings: Sequence[str], *keys: str) -> bool:
+    """Whether one of these settings is about the value of these keys, such as "frames", "fps".
+    Raises ConfigError for one that is not KEY=VALUE.
+
+    >>> sets(["frames.fps=4"], "frames", "fps"), sets(["frames={repeat: true}"], "frames", "fps")
+    (True, False)
+    """
+    for path, value in map(_setting, settings):
+        left = list(keys)
+        while path and left and path[0] == left[0]:
+            path, left = path[1:], left[1:]
+        while left and not path and isinstance(value, dict) and left[0] in value:
+            value, left = value[left[0]], left[1:]
+        if not path and not left:
+            return True
+    return False
+
+
 def _setting(text: str) -> tuple[list[str], Any]:
     """The keys and the value of KEY=VALUE. Raises ConfigError."""
     path, equals, value = text.partition("=")

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import replace
 from fractions import Fraction
 from numbers import Rational, Real
+from typing import Literal
 
 from vicort.runtime.core import Frame, Motion
 from vicort.runtime.errors import ConfigError
@@ -40,6 +41,11 @@ def as_rate(fps: float | Fraction) -> Fraction:
     if isinstance(fps, Rational):  # those of NumPy would overflow
         return Fraction(int(fps.numerator), int(fps.denominator))
     return Fraction(str(fps))
+
+
+def known_rate(fps: float | Fraction | Literal["source"] | None) -> Fraction | None:
+    """As `as_rate`; None for "source", whose rate is not known before, and for None."""
+    return None if fps is None or fps == "source" else as_rate(fps)
 
 
 class Sampler:

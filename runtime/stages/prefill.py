@@ -50,7 +50,8 @@ class Prefill:
         is in memory."""
         self.stream = stream
         self.newest_chunk = -1  # index of the newest chunk that is in memory, or was
-        self.seen_until = Fraction(0)  # seconds, last frame of the newest unit
+        # seconds, last frame of the newest unit; None = there was none
+        self.seen_until: Fraction | None = None
         self.speaker: Speaker | None = None  # set where the system speaks by itself
         self._cut_in = cut_in
         self._newest: StreamEvent | None = None  # after the chunk before

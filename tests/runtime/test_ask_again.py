@@ -34,7 +34,10 @@ def answers(chosen, count, questions):
         for frame in pictures(count):
             session.push(frame)
         session.finish()
-        return [(future.result(), "".join(pieces)) for future, pieces in zip(futures, given)]
+        return [
+            (future.result(), "".join(pieces))
+            for future, pieces in zip(futures, given, strict=True)
+        ]
 
 
 def shown(answer):
@@ -47,7 +50,9 @@ QUESTIONS = st.lists(
 
 
 @settings(max_examples=examples(40), deadline=None)
-@given(st.integers(9, 60), st.lists(st.integers(0, 110), min_size=1, max_size=4), st.floats(0.01, 1))
+@given(
+    st.integers(9, 60), st.lists(st.integers(0, 110), min_size=1, max_size=4), st.floats(0.01, 1)
+)
 def test_only_a_doubtful_question_is_answered_from_more(count, times, below):
     questions = [(at,) for at in times if at <= 2 * (count - 1)]
     narrow, wide, again = (

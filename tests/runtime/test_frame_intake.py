@@ -78,7 +78,7 @@ def test_a_question_sees_the_picture_on_the_screen_and_leaves_no_trace(steps, ha
             memory = session.inspect().memory
             kept.append([memory.positions(unit).tolist() for unit in memory.tiers.units])
     shown = max(time for time in times if time <= at)
-    seen = answer[0].result().seen_until
+    seen = answer[0].result().seen_until or Fraction(0)  # None: before the first frame
     assert shown - 1 < seen <= shown
     if at >= shown + 1:
         assert seen == shown

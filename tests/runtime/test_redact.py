@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vicort.runtime.policies.system import System
+from vicort.runtime.policies.validation import _models
 from vicort.runtime.redact import redact, redact_exception, redact_url
 
 SIGNS = st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Z"))
@@ -42,6 +44,29 @@ def test_no_value_of_a_query_is_shown(key, value):
 def test_what_holds_no_secret_stays_as_it_is(path):
     assert redact_url(f"http://host/{path}") == f"http://host/{path}"
     assert redact(f"no such file {path}: give another") == f"no such file {path}: give another"
+
+
+def own_settings(model=System, path=""):
+    """The whole names of the settings of a system."""
+    for key, field in model.model_fields.items():
+        inner = _models(field.annotation)
+        yield f"{path}{key}"
+        for each in inner:
+            yield from own_settings(each, f"{path}{key}.")
+
+
+@pytest.mark.parametrize("name", sorted(set(own_settings())))
+def test_settings_of_a_system_are_shown(name):
+    text = f"--set {name}=0: {name}=0 is too little, --set {name}=1&password={SECRET}"
+    assert redact(text) == text.replace(SECRET, "…")
+
+
+@given(
+    before=st.sampled_from(["", "?", "&", "x.", "/", "--set x ", "--set x=1 ", "'"]),
+    name=st.sampled_from(["tokens", "token", "login.tokens", "memory.token", "query_tokens"]),
+)
+def test_what_is_like_a_setting_is_hidden(before, name):
+    assert SECRET not in redact(f"GET {before}{name}={SECRET}")
 
 
 @given(st.text(), st.text())

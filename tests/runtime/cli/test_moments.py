@@ -248,3 +248,19 @@ def test_a_range_before_the_camera_began_fails_the_run_at_its_end(
     out, err = capsys.readouterr()
     assert "distinct: " in out
     assert "until 2026-11-30T08:00 is before the stream began, at 2026-11-30 09:00:00" in err
+
+
+DIGITS = st.text(st.characters(categories=["Nd"]), min_size=1, max_size=6)
+
+
+@given(DIGITS, st.none() | DIGITS, st.none() | DIGITS)
+def test_digits_of_any_script_are_read_or_refused(hours, minutes, seconds):
+    """Python reads each of them as its digit."""
+    text = ":".join(part for part in (hours, minutes, seconds) if part is not None)
+    plain = ":".join(str(int(part)).zfill(len(part)) for part in text.split(":"))
+    try:
+        found = parse_moment(text, "--read-since")
+    except QuestionError:
+        return
+    expected = parse_moment(plain, "--read-since")
+    assert getattr(found, "seconds", found) == getattr(expected, "seconds", expected)

@@ -9,6 +9,7 @@ from vicort.runtime.cli import run
 from vicort.runtime.cli.arguments import Options, parse_options
 from vicort.runtime.cli.presets import PRESETS
 from vicort.runtime.devices.machine_memory import MachineMemory
+from vicort.runtime.errors import ConfigError
 from vicort.runtime.manifest import read_manifest
 from vicort.runtime.memory.budget import SHARE, MemoryRequest, fit_budget
 from vicort.runtime.policies.system import load_system
@@ -58,6 +59,46 @@ def test_options_win_over_a_preset():
     chosen = options("--preset", "best", "--system", "simplestream")
     assert chosen.chosen_system == load_system("simplestream")
     assert options("--preset", "best", "--memory", "50MB").device_mb == 50
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("setting", ["frames.fps=4", "frames={fps: 4}", "frames.fps=0.5"])
+def test_a_rate_that_is_set_wins_over_a_preset(preset, setting):
+    chosen = options("--preset", preset, "--set", setting)
+    assert chosen.fps is None
+    assert chosen.chosen_system.frames.fps == (0.5 if "0.5" in setting else 4)
+    assert "given instead: --set frames.fps" in chosen.preset
+
+
+def test_other_settings_leave_the_presets_rate():
+    assert options("--preset", "fast", "--set", "frames.repeat=true").fps == 1
+    assert options("--preset", "fast", "--system", "uniform").fps == 1
+
+
+def test_the_rate_that_a_system_names_wins_over_a_preset():
+    chosen = options("--preset", "fast", "--system", "simplestream")
+    assert chosen.fps is None
+    assert "given instead: frames.fps of simplestream, --system" in chosen.preset
+
+
+@pytest.mark.parametrize("preset", [(), ("--preset", "fast")])
+@pytest.mark.parametrize(
+    ("fps", "setting"),
+    [("3", "frames.fps=4"), ("source", "frames.fps=4"), ("3", "frames.fps="), ("3", "frames={}")],
+)
+def test_two_rates_are_refused(fps, setting, preset):
+    words = (*preset, "--fps", fps, "--set", setting)
+    if setting == "frames={}":  # which says nothing about the rate
+        assert options(*words).fps == 3
+        return
+    value = setting.partition("=")[2]
+    with pytest.raises(ConfigError, match=f"--fps {fps} and --set frames.fps={value} are two"):
+        options(*words)
+
+
+@pytest.mark.parametrize(("fps", "value"), [("4", "4"), ("29.97", "29.97"), ("5/2", "2.5")])
+def test_the_same_rate_twice_is_one(fps, value):
+    assert options("--fps", fps, "--set", f"frames.fps={value}").fps == Fraction(fps)
 
 
 @pytest.mark.parametrize("built", [True, False])
