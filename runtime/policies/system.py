@@ -304,7 +304,9 @@ def _change(content: dict[str, Any], keys: Sequence[str], value: Any, where: str
     """Change one value of a file's content. Raises ConfigError."""
     *path, last = keys
     for number, key in enumerate(path, 1):
-        if not isinstance(inner := content.setdefault(key, {}), dict):
+        if content.get(key) is None:
+            content[key] = {}
+        if not isinstance(inner := content[key], dict):
             raise ConfigError(
                 f"{where}: {'.'.join(keys[:number])} is {shown(inner)}, which has no keys"
             )

@@ -106,3 +106,9 @@ def test_what_is_shown_is_a_file_for_system(capsys, tmp_path, preset):
     assert yaml.safe_load(again) == yaml.safe_load(shown)
     content = yaml.safe_load(shown)
     assert (content["drop"]["threshold"], content["memory"]["device_mb"]) == (0.4, 2000)
+
+
+def test_values_of_a_section_that_is_left_out_can_be_set_one_by_one():
+    settings = ["retrieval.again.units=96", "retrieval.again.below=0.9"]
+    changed = load_system("distinct").with_settings(settings)
+    assert changed.retrieval.again.model_dump() == {"units": 96, "below": 0.9}
