@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -71,28 +72,32 @@ class ChunkIndex:
         self._directions = np.empty((0, width), np.float32)
         self._likeness = np.empty((0, 0), np.float32) if compares else None  # [rows, rows] cosines
         self._nearest = NearestRows() if finds_alike else None
-        # [n] rows in the order of the stream; None: computed on use
-        self._order: np.ndarray | None = None
+        # in the order of the stream, which is ascending: [n] chunks, and their rows
+        self._numbers = np.empty(0, np.int64)
+        self._rows = np.empty(0, np.int64)
 
     def add(self, entry: ChunkEntry, digest: np.ndarray) -> None:
         if not self._free:
             self._grow()
         self._chunks[entry.chunk] = entry
         self._row[entry.chunk] = row = self._free.pop()
-        self._order = None
+        self._numbers = np.append(self._numbers, entry.chunk)
+        self._rows = np.append(self._rows, row)
         self._directions[row] = direction(digest)
         if self._likeness is not None:
             self._likeness[row] = self._likeness[:, row] = self._directions @ self._directions[row]
         if self._nearest:
-            self._nearest.add(row, self._rows(), self._directions)
+            self._nearest.add(row, self._rows, self._cosines_of(row))
 
     def forget(self, chunk: int) -> None:
         del self._chunks[chunk]
         row = self._row.pop(chunk)
         self._free.append(row)
-        self._order = None
+        place = self._place(chunk)
+        self._numbers = np.delete(self._numbers, place)
+        self._rows = np.delete(self._rows, place)
         if self._nearest:
-            self._nearest.forget(row, self._rows(), self._directions)
+            self._nearest.forget(row)
 
     def remove_unit(self, chunk: int, unit: int, pages: int) -> None:
         """Remove an evicted unit, which had `pages` pages; a chunk without units is forgotten."""
@@ -115,41 +120,50 @@ class ChunkIndex:
         return self._chunks[chunk]
 
     def cosines(self, vector: np.ndarray) -> np.ndarray:
-        return (self._directions @ direction(vector)).take(self._rows())
+        return (self._directions @ direction(vector)).take(self._rows)
 
     def likeness(self, index: int) -> np.ndarray:
-        rows = self._rows()
-        if self._likeness is None:
-            return (self._directions @ self._directions[rows[index]]).take(rows)
-        return self._likeness[rows[index]].take(rows)
+        return self._cosines_of(int(self._rows[index])).take(self._rows)
 
-    def most_alike(self, chunks: Sequence[int]) -> int:
-        """Of these chunks, the one that is most like another chunk in memory.
+    def until(self, unit: int) -> int:
+        """How many of the oldest chunks begin at this unit or before it."""
+        return bisect_right(range(len(self)), unit, key=lambda place: self._at(place).units[0])
+
+    def most_alike(self, count: int) -> ChunkEntry:
+        """Of the `count` oldest chunks, at least one, the one that is most like another chunk in
+        memory.
 
         If that one is among these too, and its neighbours in time are closer to each other, it is
         that one. Of equals, the earlier.
         """
         if self._nearest is None:
             raise ValueError("this index does not look for chunks that are alike")
-        rows = np.array([self._row[chunk] for chunk in chunks])
-        found = int(self._nearest.cosine[rows].argmax())
-        twins = np.flatnonzero(rows == self._nearest.row[rows[found]])
-        pair = [chunks[found], *(chunks[twin] for twin in twins.tolist())]
-        return min(sorted(pair), key=self._gap)
+        rows = self._rows[:count]
+        places = [
+            place
+            for row in self._nearest.most_alike(rows, self._rows, self._cosines_of)
+            for place in np.flatnonzero(rows == row).tolist()
+        ]
+        return self._at(min(sorted(places), key=self._gap))
 
-    def _gap(self, chunk: int) -> int:
+    def _gap(self, place: int) -> int:
         """Chunks between the neighbours of a chunk in memory; the first and the last have only one,
         which counts as far."""
-        order = list(self._row)
-        place = order.index(chunk)
-        if place in (0, len(order) - 1):
+        if place in (0, len(self) - 1):
             return sys.maxsize
-        return order[place + 1] - order[place - 1]
+        return int(self._numbers[place + 1] - self._numbers[place - 1])
 
-    def _rows(self) -> np.ndarray:
-        if self._order is None:
-            self._order = np.fromiter(self._row.values(), int, len(self._row))
-        return self._order
+    def _at(self, place: int) -> ChunkEntry:
+        return self._chunks[int(self._numbers[place])]
+
+    def _place(self, chunk: int) -> int:
+        return int(np.searchsorted(self._numbers, chunk))
+
+    def _cosines_of(self, row: int) -> np.ndarray:
+        """[rows] cosines of a row with each row, those that are not in use too."""
+        if self._likeness is not None:
+            return self._likeness[row]
+        return self._directions @ self._directions[row]
 
     def _grow(self) -> None:
         """Double the number of rows."""

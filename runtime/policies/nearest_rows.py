@@ -2,41 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+
+UNKNOWN = -1  # in place of a nearest row that has gone, until the next one is looked for
 
 
 class NearestRows:
-    """Kept up to date while rows come and go: each change costs one product of the matrix with a
-    vector, and one for each row whose nearest one has gone."""
+    """Kept up to date while rows come and go.
+
+    A row that goes leaves those to which it was the nearest with a cosine that is too high, if
+    anything. The next nearest one of these is looked for when a search finds them first, so that a
+    change costs about one product of the matrix with a vector, however many they are.
+    """
 
     def __init__(self) -> None:
-        self.cosine = np.empty(0, np.float32)  # [rows], -inf = there is no other row
-        self.row = np.empty(0, np.int64)  # [rows]
+        self._cosine = np.empty(0, np.float32)  # [rows], -inf = there is no other row
+        self._row = np.empty(0, np.int64)  # [rows]
 
     def grow(self, rows: int) -> None:
-        more = rows - len(self.cosine)
-        self.cosine = np.pad(self.cosine, (0, more), constant_values=-np.inf)
-        self.row = np.pad(self.row, (0, more))
+        more = rows - len(self._cosine)
+        self._cosine = np.pad(self._cosine, (0, more), constant_values=-np.inf)
+        self._row = np.pad(self._row, (0, more))
 
-    def add(self, row: int, held: np.ndarray, directions: np.ndarray) -> None:
-        """held: [n] rows that are in use, this one included; directions: [rows, width], of length 1
-        or 0."""
-        others = held[held != row]
-        cosines = directions[others] @ directions[row]
-        self._set(row, others, cosines)
-        closer = cosines > self.cosine[others]
-        self.cosine[others[closer]] = cosines[closer]
-        self.row[others[closer]] = row
+    def add(self, row: int, held: np.ndarray, cosines: np.ndarray) -> None:
+        """held: [n] rows that are in use, this one included; cosines: [rows], of the row with each
+        row."""
+        near = self._others(row, held, cosines)
+        self._set(row, held, near)
+        closer = near > self._cosine[held]
+        self._cosine[held[closer]] = near[closer]
+        self._row[held[closer]] = row
 
-    def forget(self, row: int, held: np.ndarray, directions: np.ndarray) -> None:
-        """held: [n] rows that are in use, without this one."""
-        for orphan in held[self.row[held] == row]:
-            others = held[held != orphan]
-            self._set(int(orphan), others, directions[others] @ directions[orphan])
+    def forget(self, row: int) -> None:
+        self._row[self._row == row] = UNKNOWN
 
-    def _set(self, row: int, others: np.ndarray, cosines: np.ndarray) -> None:
-        if not others.size:
-            self.cosine[row], self.row[row] = -np.inf, row
-            return
-        best = int(cosines.argmax())
-        self.cosine[row], self.row[row] = cosines[best], others[best]
+    def most_alike(
+        self, rows: np.ndarray, held: np.ndarray, cosines: Callable[[int], np.ndarray]
+    ) -> tuple[int, int]:
+        """Of these rows, the one that is nearest to another row, and that row; of equals, the
+        first.
+
+        rows: [m] in use, at least one; held: [n] that are in use; cosines: gives [rows], of a row
+        with each row.
+        """
+        while True:
+            found = int(rows[self._cosine[rows].argmax()])
+            if self._row[found] != UNKNOWN:
+                return found, int(self._row[found])
+            self._set(found, held, self._others(found, held, cosines(found)))
+
+    @staticmethod
+    def _others(row: int, held: np.ndarray, cosines: np.ndarray) -> np.ndarray:
+        """[n] cosines of a row with the rows that are in use, -inf with itself."""
+        near: np.ndarray = cosines[held]
+        near[held == row] = -np.inf
+        return near
+
+    def _set(self, row: int, held: np.ndarray, near: np.ndarray) -> None:
+        best = int(near.argmax())  # where it is the only one, itself
+        self._cosine[row], self._row[row] = near[best], held[best]

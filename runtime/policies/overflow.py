@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Collection
-from itertools import islice
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Collection, Reversible
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
@@ -18,17 +17,21 @@ LATEST = 8  # chunks that DropAlike keeps, whatever they are like
 EVICTED_SHARE = 64  # ThinEvenly evicts one unit in 64 of those in the tier at a time
 
 
+class UnitNumbers(Collection[int], Reversible[int], Protocol):
+    """Ascending."""
+
+
 class Overflow(Policy):
     refuses: ClassVar[bool] = False  # whether a full memory ends the stream with an error
 
     # whether it asks for `ChunkIndex.most_alike`
     compares: ClassVar[bool] = False
 
-    def victims(self, units: Collection[int], chunks: ChunkIndex) -> list[int]:
+    def victims(self, units: UnitNumbers, chunks: ChunkIndex) -> list[int]:
         """The units to evict now, at least one.
 
-        units: all units in the full tier, ascending, at least one. chunks: all that are remembered.
-        Raises MemoryBudgetError if the policy evicts nothing.
+        units: all units in the full tier, at least one; no unit in memory is older. chunks: all
+        that are remembered. Raises MemoryBudgetError if the policy evicts nothing.
         """
         raise NotImplementedError
 
@@ -37,7 +40,7 @@ class Refuse(Overflow):
     policy: Literal["refuse"] = "refuse"
     refuses: ClassVar[bool] = True
 
-    def victims(self, units: Collection[int], chunks: ChunkIndex) -> list[int]:
+    def victims(self, units: UnitNumbers, chunks: ChunkIndex) -> list[int]:
         raise MemoryBudgetError(
             f"memory is full with {len(units)} units and this system forgets nothing: "
             "give more with --memory or memory.device_mb, or take a bounded one with --system "
@@ -48,7 +51,7 @@ class Refuse(Overflow):
 class DropOldest(Overflow):
     policy: Literal["drop-oldest"] = "drop-oldest"
 
-    def victims(self, units: Collection[int], chunks: ChunkIndex) -> list[int]:
+    def victims(self, units: UnitNumbers, chunks: ChunkIndex) -> list[int]:
         return [next(iter(units))]
 
 
@@ -63,16 +66,11 @@ class DropAlike(Overflow):
     policy: Literal["drop-alike"] = "drop-alike"
     compares: ClassVar[bool] = True
 
-    def victims(self, units: Collection[int], chunks: ChunkIndex) -> list[int]:
-        evictable = [
-            chunk.chunk
-            for chunk in islice(chunks, max(len(chunks) - LATEST, 0))
-            if any(unit in units for unit in chunk.units)
-        ]
-        if not evictable:
+    def victims(self, units: UnitNumbers, chunks: ChunkIndex) -> list[int]:
+        evictable = min(chunks.until(next(reversed(units))), len(chunks) - LATEST)
+        if evictable < 1:
             return [next(iter(units))]
-        victim = chunks[chunks.most_alike(evictable)]
-        return [unit for unit in victim.units if unit in units]
+        return [unit for unit in chunks.most_alike(evictable).units if unit in units]
 
 
 class ThinEvenly(Overflow):
@@ -86,7 +84,7 @@ class ThinEvenly(Overflow):
 
     policy: Literal["thin-evenly"] = "thin-evenly"
 
-    def victims(self, units: Collection[int], chunks: ChunkIndex) -> list[int]:
+    def victims(self, units: UnitNumbers, chunks: ChunkIndex) -> list[int]:
         return heapq.nsmallest(
             max(len(units) // EVICTED_SHARE, 1),
             units,

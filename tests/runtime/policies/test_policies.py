@@ -179,12 +179,12 @@ def test_what_is_most_like_another_chunk_goes_first(memory, data):
     if len(digests) < 2:
         return
     order = list(digests)
-    chosen = data.draw(st.lists(st.sampled_from(order), min_size=1, unique=True).map(sorted))
+    chosen = order[: data.draw(st.integers(1, len(order)))]
     largest = {
         chunk: max(cosine(digest, digests[other]) for other in order if other != chunk)
         for chunk, digest in digests.items()
     }
-    victim, most = held.most_alike(chosen), max(largest[chunk] for chunk in chosen)
+    victim, most = held.most_alike(len(chosen)).chunk, max(largest[chunk] for chunk in chosen)
     assert victim in chosen
     assert largest[victim] == pytest.approx(most, abs=1e-5)
     twins = [
@@ -200,6 +200,25 @@ def test_what_is_most_like_another_chunk_goes_first(memory, data):
             return order[place + 1] - order[place - 1] if inside else np.inf
 
         assert gap(victim) <= gap(twins[0])
+
+
+@given(st.lists(vectors, min_size=3, max_size=40), st.integers(2, 6), st.booleans())
+def test_a_full_memory_always_loses_what_is_most_like_another_chunk(stream, size, compares):
+    held = ChunkIndex(width=6, unit_pages=1, compares=compares, finds_alike=True)
+    digests = {}
+    for chunk, digest in enumerate(stream):
+        held.add(ChunkEntry(chunk, [chunk], 1, chunk), digest)
+        digests[chunk] = digest
+        if len(digests) > size:
+            victim = held.most_alike(len(digests) - 1).chunk
+            largest = {
+                one: max(cosine(digests[one], digests[other]) for other in digests if other != one)
+                for one in list(digests)[:-1]
+            }
+            assert largest[victim] == pytest.approx(max(largest.values()), abs=1e-5)
+            held.forget(victim)
+            del digests[victim]
+    assert [each.chunk for each in held] == list(digests)
 
 
 def test_an_unchanging_scene_is_forgotten_before_what_happened_in_it():
