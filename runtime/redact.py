@@ -19,7 +19,7 @@ _VALUE = re.compile(rf"(?<!\w)(\w+)([{EQUALS}])([^\s&﹠＆;'\"]+)")
 _SECRET = re.compile(
     "pass|pwd|token|secret|key|auth|credential|^sig|^user|login|session", re.IGNORECASE
 )
-# Settings of a system, whose values are shown: behind `--set`, and by their whole name.
+# Settings of a system, whose values are shown: after `--set`, and by their whole name.
 _SET = re.compile(r"(?:^|\s)--set\s+(?:\w+\.)*$")
 _SECTION = re.compile(r"(?:^|[^\w.])(?:--)?(\w+\.)$")
 OWN_SETTINGS = frozenset(
