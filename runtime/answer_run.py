@@ -363,7 +363,7 @@ class AnswerRun:
             tokens_read += self._reader.selection.tokens
         return Answer(
             id=question.id,
-            at=snapshot.seen_until or Fraction(0) if question.at is None else question.at,
+            at=(snapshot.seen_until or Fraction(0)) if question.at is None else question.at,
             seen_until=snapshot.seen_until,
             question=question.text,
             text=text,

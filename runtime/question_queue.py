@@ -79,8 +79,6 @@ class QuestionQueue:
             )
         at, entry = asked.question.at, None
         if self._finished or (at is not None and at <= self.now):
-            if at is not None and at < self.now:
-                asked.requested = at
             self._ready.append(asked)
         elif at is None:
             self._last[asked] = None
@@ -110,6 +108,7 @@ class QuestionQueue:
             self._ready.clear()
             for asked in ready:
                 if asked.question.at is not None and asked.question.at < self.now:
+                    asked.requested = asked.question.at
                     asked.question = replace(asked.question, at=self.now)
             return ready
 

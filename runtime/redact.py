@@ -19,7 +19,8 @@ _VALUE = re.compile(rf"(?<!\w)(\w+)([{EQUALS}])([^\s&﹠＆;'\"]+)")
 _SECRET = re.compile(
     "pass|pwd|token|secret|key|auth|credential|^sig|^user|login|session", re.IGNORECASE
 )
-# Settings of a system, whose values are shown: after `--set`, and by their whole name.
+# Settings of a system, whose values are shown: by their last key after `--set`, and by their whole
+# name.
 _SET = re.compile(r"(?:^|\s)--set\s+(?:\w+\.)*$")
 _SECTION = re.compile(r"(?:^|[^\w.])(?:--)?(\w+\.)$")
 OWN_SETTINGS = frozenset(
@@ -83,5 +84,7 @@ def _shown_value(found: re.Match[str]) -> str:
 
 def _is_setting(found: re.Match[str]) -> bool:
     before = found.string[max(0, found.start() - MAX_PATH) : found.start()]
+    if _SET.search(before):
+        return any(setting.endswith(f".{found[1]}") for setting in OWN_SETTINGS)
     section = _SECTION.search(before)
-    return bool(_SET.search(before) or (section and section[1] + found[1] in OWN_SETTINGS))
+    return bool(section and section[1] + found[1] in OWN_SETTINGS)

@@ -313,11 +313,11 @@ class SharedSession:
 
     def _timed(self, future: Future[Answer]) -> TimedAnswer:
         answer = future.result()
-        origin = self._origin_us or 0
+        origin, seen = self._origin_us or 0, answer.seen_until
         return TimedAnswer(
             answer,
             origin + round(answer.at * MICROSECONDS),
-            origin + round((answer.seen_until or 0) * MICROSECONDS),
+            0 if seen is None else origin + round(seen * MICROSECONDS),
         )
 
 

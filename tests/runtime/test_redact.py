@@ -154,3 +154,8 @@ def test_a_long_text_takes_no_long_time(word):
     began = time.perf_counter()
     redact(word * (100_000 // len(word)))
     assert time.perf_counter() - began < 1
+
+
+@pytest.mark.parametrize("name", ["password", "camera.api_key", "memory.token"])
+def test_a_secret_that_is_set_by_mistake_is_hidden(name):
+    assert redact(f"--set {name}={SECRET} names no key") == f"--set {name}=… names no key"
