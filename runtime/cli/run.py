@@ -301,9 +301,9 @@ def watch_together(watches: Sequence[Watch], context: RunContext) -> int:
         threading.Thread(target=run_one, args=(watch,), name=watch.label, daemon=True)
         for watch in watches
     ]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         while any(thread.is_alive() for thread in threads):
             if context.stopping.wait(POLL):
                 _stop(watches, threads)
@@ -324,7 +324,8 @@ def _stop(watches: Sequence[Watch], threads: Sequence[threading.Thread]) -> None
         watch.source.stop()
     limit = time.monotonic() + STOP_SECONDS
     for thread in threads:
-        thread.join(max(0.0, limit - time.monotonic()))
+        if thread.ident is not None:  # it was started
+            thread.join(max(0.0, limit - time.monotonic()))
 
 
 def _labels(specs: Sequence[str | tuple[str, ...]]) -> list[str]:
